@@ -1,0 +1,89 @@
+"""The front door: one line a command, each room opened only when somebody walks in.
+
+    prepare → train → evaluate → export → search → serve
+
+A command's module is imported when the command is called, so `diptych serve` starts where torch is not installed.
+"""
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+import typer
+
+from retrieval.errors import DiptychError
+
+
+class Room(NamedTuple):
+    """Where a command lives, what it is for, and the extras that bring the packages it needs."""
+
+    module: str
+    help: str
+    extras: str
+
+
+COMMANDS = {
+    "prepare": Room("training.commands", "Turn queries, labels and clicks into a dataset.", "train"),
+    "train": Room("training.commands", "Train the unified model on a dataset.", "train"),
+    "evaluate": Room("training.commands", "Measure a checkpoint on one split of a dataset.", "train"),
+    "export": Room("export.commands", "Build a verified bundle from a checkpoint.", "export,cpu"),
+    "bundles": Room("retrieval.commands", "List, show and activate the bundles of a store.", "cpu"),
+    "search": Room("retrieval.commands", "Ask a bundle from the command line.", "cpu"),
+    "serve": Room("service.commands", "Answer POST /predict from a store's active bundle.", "serve,cpu"),
+}
+
+
+def front_door(called: str | None) -> typer.Typer:
+    """The whole command line, with only the called command's module imported; the others show their help line."""
+    app = typer.Typer(
+        name="diptych",
+        help="Answer short queries with the few best of millions of short texts: prepare → train → export → serve.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    app.callback()(lambda: None)
+    opened = COMMANDS[called].module if called in COMMANDS else None
+    for name, room in COMMANDS.items():
+        if room.module != opened:
+            app.command(name, help=room.help)(lambda: None)
+    if called in COMMANDS:
+        app.add_typer(import_room(called).app)
+    return app
+
+
+def import_room(command: str):  # type: ignore[no-untyped-def]  # a module, whose `app` mypy checks where it is written
+    """Import the module of `command`; DiptychError with the extra to install when a package is missing."""
+    try:
+        return import_module(COMMANDS[command].module)
+    except ModuleNotFoundError as missing:
+        raise missing_package(command, missing) from missing
+
+
+def missing_package(command: str, missing: ModuleNotFoundError) -> DiptychError:
+    return DiptychError(
+        f"`diptych {command}` needs the package '{missing.name}', which is not installed here. "
+        f"Install it with: pip install 'diptych[{COMMANDS[command].extras}]'"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code. An error meant for a person is one sentence on stderr and code 1."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    called = args[0] if args else None
+    try:
+        front_door(called)(args, prog_name="diptych")
+    except DiptychError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except ModuleNotFoundError as missing:
+        if called not in COMMANDS or missing.name is None:
+            raise
+        print(f"error: {missing_package(called, missing)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
