@@ -1,0 +1,26 @@
+"""The bundle as a Python library: open one and search it, without torch and without a server.
+
+    from retrieval import Retriever
+    Retriever.open("store").search(["cheap running shoes"], k=10)
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from retrieval.retriever import GoldenReport, Hit, Retriever
+    from retrieval.store import Store
+
+__all__ = ["GoldenReport", "Hit", "Retriever", "Store"]
+
+
+def __getattr__(name: str) -> Any:
+    # Imported on first use: training takes only retrieval.index and retrieval.metrics, and has no ONNX Runtime.
+    if name == "Store":
+        from retrieval.store import Store
+
+        return Store
+    if name in __all__:
+        from retrieval import retriever
+
+        return getattr(retriever, name)
+    raise AttributeError(f"module 'retrieval' has no attribute {name!r}")

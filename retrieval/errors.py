@@ -1,0 +1,29 @@
+"""Every error a caller can catch: each message is a sentence or two for a person, naming the thing and the way out."""
+
+
+class DiptychError(Exception):
+    """The root of all errors of this project; the command line prints the message and ends with code 1."""
+
+
+class BadInput(DiptychError):
+    """A value that the caller gave cannot be used: an empty query, k below 1, a vector of the wrong width."""
+
+
+class DatasetError(DiptychError):
+    """A source or a prepared dataset does not hold what it should."""
+
+
+class RecipeError(DiptychError):
+    """A recipe has an unknown key, or a value outside its range."""
+
+
+class CheckpointError(DiptychError):
+    """A checkpoint is missing, damaged or of another version."""
+
+
+class BundleError(DiptychError):
+    """A bundle or a store is missing, damaged or of a version this release cannot read."""
+
+
+class GateError(DiptychError):
+    """A bundle did not prove what it must before it gets its name."""

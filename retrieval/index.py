@@ -1,0 +1,240 @@
+"""Nearest labels by inner product: exact, and approximate through hnswlib, behind one protocol.
+
+Suffixes: Q queries, L labels, B a block of labels, D vector width, K results of a query (best first).
+"""
+
+import math
+import os
+import struct
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.errors import BadInput, BundleError
+
+Vectors = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Progress = Callable[[int, int], object]  # called with (labels added, labels in all)
+
+QUERIES_A_PASS = 256
+LABELS_A_BLOCK = 65_536  # 256 × 65,536 float32 scores: 64 MB a thread, whatever the number of labels
+LABELS_AN_INSERTION = 8_192
+
+
+class VectorIndex(Protocol):
+    """Anything that finds the rows of greatest inner product; one contract-test suite holds every implementation."""
+
+    @property
+    def size(self) -> int:
+        """Number of vectors."""
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+
+    def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
+        """Rows and inner products of min(k, size) vectors for each query, best first. Raises BadInput."""
+
+
+class ExactIndex:
+    """Every inner product is computed: blocked, so memory does not grow with the number of labels."""
+
+    def __init__(self, vectors_LD: Vectors, threads: int | None = None) -> None:
+        if vectors_LD.ndim != 2 or not vectors_LD.size:
+            raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
+        self._vectors_LD = vectors_LD
+        self._threads = threads or available_cores()
+
+    @property
+    def size(self) -> int:
+        return int(self._vectors_LD.shape[0])
+
+    @property
+    def dim(self) -> int:
+        return int(self._vectors_LD.shape[1])
+
+    def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
+        """Rows and inner products of the min(k, size) best vectors for each query, best first. Raises BadInput."""
+        return _search_blocks(_checked(query_QD, k, self.dim), min(k, self.size), self._blocks, self._threads)
+
+    def _blocks(self) -> Iterator[tuple[int, Vectors]]:
+        for start in range(0, self.size, LABELS_A_BLOCK):
+            yield start, np.asarray(self._vectors_LD[start : start + LABELS_A_BLOCK], np.float32)
+
+
+class HnswIndex:
+    """hnswlib's graph. `ef` is fixed when the index is made: changing it would change it under other searches."""
+
+    def __init__(self, index: Any, ef: int, threads: int | None) -> None:
+        """Wrap a filled hnswlib.Index; callers use `build` or `load`."""
+        index.set_ef(ef)
+        self._index = index
+        self._threads = threads or available_cores()
+        self.ef = ef
+
+    @classmethod
+    def build(
+        cls,
+        vectors_LD: Vectors,
+        *,
+        m: int = 16,
+        ef_construction: int = 200,
+        ef: int = 64,
+        threads: int | None = None,
+        seed: int = 100,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Insert every vector; `m` links a node and `ef_construction` candidates trade build time for recall."""
+        if vectors_LD.ndim != 2 or not vectors_LD.size:
+            raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
+        size, dim = vectors_LD.shape
+        index = hnswlib.Index(space="ip", dim=dim)
+        index.init_index(max_elements=size, M=m, ef_construction=ef_construction, random_seed=seed)
+        for start in range(0, size, LABELS_AN_INSERTION):
+            stop = min(start + LABELS_AN_INSERTION, size)
+            block_BD = np.ascontiguousarray(vectors_LD[start:stop], np.float32)
+            index.add_items(block_BD, np.arange(start, stop), num_threads=threads or available_cores())
+            if progress is not None:
+                progress(stop, size)
+        return cls(index, ef, threads)
+
+    @classmethod
+    def load(cls, path: Path, dim: int, size: int, ef: int, threads: int | None = None) -> Self:
+        """Read an index file of `size` vectors of width `dim`; raises BundleError when its header says otherwise."""
+        check_index_file(path, dim, size)
+        index = hnswlib.Index(space="ip", dim=dim)  # a fresh object: loading into a used one leaks and mixes its state
+        try:
+            index.load_index(str(path), max_elements=size)
+        except RuntimeError as error:
+            raise BundleError(f"{path}: hnswlib cannot read this index ({error}). Export the bundle again.") from error
+        return cls(index, ef, threads)
+
+    @property
+    def size(self) -> int:
+        return int(self._index.get_current_count())
+
+    @property
+    def dim(self) -> int:
+        return int(self._index.dim)
+
+    def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
+        """Rows and inner products of min(k, size) near vectors for each query, best first. Raises BadInput.
+
+        hnswlib keeps max(ef, k) candidates, so asking for a greater k also searches harder.
+        """
+        query_QD, k = _checked(query_QD, k, self.dim), min(k, self.size)
+        try:
+            rows_QK, distance_QK = self._index.knn_query(query_QD, k=k, num_threads=self._threads)
+        except RuntimeError:
+            # One query found fewer than k (a part of the graph cannot be reached) and hnswlib gives up the whole batch.
+            return _search_blocks(query_QD, k, self._blocks, self._threads)
+        return rows_QK.astype(np.int64), 1.0 - distance_QK
+
+    def save(self, path: Path) -> None:
+        """Write the index file; raises BundleError when it is not whole, which hnswlib does not notice itself."""
+        try:
+            self._index.save_index(str(path))
+        except RuntimeError as error:
+            raise BundleError(f"{path}: the index could not be written ({error}).") from error
+        written, expected = path.stat().st_size, self._index.index_file_size()
+        if written != expected:
+            raise BundleError(f"{path}: {written} of {expected} bytes were written. Is the disk full?")
+
+    def _blocks(self) -> Iterator[tuple[int, Vectors]]:
+        for start in range(0, self.size, LABELS_A_BLOCK):
+            stop = min(start + LABELS_A_BLOCK, self.size)
+            yield start, np.asarray(self._index.get_items(np.arange(start, stop)), np.float32)
+
+
+def available_cores() -> int:
+    """Cores this process may run on, which a container's limit can make fewer than the machine has."""
+    return len(os.sched_getaffinity(0))
+
+
+# hnswlib 0.8.0, HierarchicalNSW::saveIndex: the fields before the vectors, in order.
+_HEADER = struct.Struct("<6QiI3QdQ")
+
+
+def check_index_file(path: Path, dim: int, size: int) -> None:
+    """Raise BundleError unless the header fits `size` vectors of width `dim`; hnswlib trusts it and would crash."""
+    with path.open("rb") as file:
+        head = file.read(_HEADER.size)
+        length = os.fstat(file.fileno()).st_size
+    if len(head) < _HEADER.size:
+        raise BundleError(f"{path}: {length} bytes are too few for an index. Export the bundle again.")
+    (offset_level0, max_elements, count, element_bytes, label_offset, data_offset, top_level, entry, *rest) = (
+        _HEADER.unpack(head)
+    )
+    max_m, max_m0, m, multiplier, ef_construction = rest
+    vector_bytes, links_bytes = 4 * dim, 4 + 4 * max_m0
+    required = {
+        "number of vectors": (count, size),
+        "capacity": (max(max_elements, count), max_elements),
+        "bytes a vector": (label_offset - data_offset, vector_bytes),
+        "bytes an element": (element_bytes, links_bytes + vector_bytes + 8),
+        "offset of the links": (offset_level0, 0),
+        "offset of a vector": (data_offset, links_bytes),
+        "links a node": (max_m, m),
+        "links a node on the ground level": (max_m0, 2 * m),
+        "entry point": (entry, min(entry, max(count, 1) - 1)),
+        "top level": (top_level, min(max(top_level, 0), 64)),
+        "ef_construction": (ef_construction, max(ef_construction, m)),
+    }
+    for name, (found, wanted) in required.items():
+        if found != wanted:
+            raise BundleError(f"{path}: the {name} is {found} where {wanted} is needed. Export the bundle again.")
+    if m < 2 or not math.isclose(multiplier, 1 / math.log(m), rel_tol=1e-6):
+        raise BundleError(f"{path}: {m} links a node and level factor {multiplier} disagree. Export the bundle again.")
+    if length < _HEADER.size + count * (element_bytes + 4):
+        raise BundleError(f"{path}: {length} bytes are too few for {count} vectors. Export the bundle again.")
+
+
+def _checked(query_QD: Vectors, k: int, dim: int) -> Vectors:
+    if k < 1:
+        raise BadInput(f"k is {k}; it must be at least 1")
+    if query_QD.ndim != 2 or query_QD.shape[1] != dim:
+        raise BadInput(f"queries of shape {query_QD.shape} do not fit an index of width {dim}")
+    return np.ascontiguousarray(query_QD, np.float32)
+
+
+def _search_blocks(
+    query_QD: Vectors, k: int, blocks: Callable[[], Iterable[tuple[int, Vectors]]], threads: int
+) -> tuple[Rows, Vectors]:
+    passes = [query_QD[start : start + QUERIES_A_PASS] for start in range(0, len(query_QD), QUERIES_A_PASS)]
+    if len(passes) < 2 or threads < 2:
+        found = [_search_pass(part_QD, k, blocks()) for part_QD in passes]
+    else:
+        with ThreadPoolExecutor(min(threads, len(passes))) as pool:
+            found = list(pool.map(lambda part_QD: _search_pass(part_QD, k, blocks()), passes))
+    if not found:
+        return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
+    return np.concatenate([rows for rows, _ in found]), np.concatenate([scores for _, scores in found])
+
+
+def _search_pass(query_QD: Vectors, k: int, blocks: Iterable[tuple[int, Vectors]]) -> tuple[Rows, Vectors]:
+    best_rows_QK = np.empty((len(query_QD), 0), np.int64)
+    best_scores_QK = np.empty((len(query_QD), 0), np.float32)
+    for start, block_BD in blocks:
+        scores_QB = query_QD @ block_BD.T
+        columns_QK = _top_columns(scores_QB, k)
+        best_rows_QK = np.concatenate([best_rows_QK, columns_QK + start], axis=1)
+        best_scores_QK = np.concatenate([best_scores_QK, np.take_along_axis(scores_QB, columns_QK, 1)], axis=1)
+        if best_rows_QK.shape[1] > k:
+            keep_QK = _top_columns(best_scores_QK, k)
+            best_rows_QK = np.take_along_axis(best_rows_QK, keep_QK, 1)
+            best_scores_QK = np.take_along_axis(best_scores_QK, keep_QK, 1)
+    order_QK = np.lexsort((best_rows_QK, -best_scores_QK))
+    return np.take_along_axis(best_rows_QK, order_QK, 1), np.take_along_axis(best_scores_QK, order_QK, 1)
+
+
+def _top_columns(scores_QB: Vectors, k: int) -> Rows:
+    """Columns of the min(k, B) greatest scores of each row, in no order."""
+    n_queries, n_columns = scores_QB.shape
+    if k >= n_columns:
+        return np.tile(np.arange(n_columns), (n_queries, 1))
+    return np.argpartition(scores_QB, -k, axis=1)[:, -k:]

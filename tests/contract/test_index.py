@@ -1,0 +1,97 @@
+"""What every VectorIndex must do; a new implementation joins by adding itself to `INDEXES`."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from retrieval.errors import BadInput
+from retrieval.index import ExactIndex, HnswIndex, VectorIndex, Vectors
+
+INDEXES: dict[str, Callable[[Vectors], VectorIndex]] = {
+    "exact": lambda vectors_LD: ExactIndex(vectors_LD, threads=1),
+    "hnsw": lambda vectors_LD: HnswIndex.build(vectors_LD, ef=200, threads=2),
+}
+
+
+@pytest.fixture(params=sorted(INDEXES))
+def make(request: pytest.FixtureRequest) -> Callable[[Vectors], VectorIndex]:
+    return INDEXES[request.param]
+
+
+def clustered(n_labels: int, dim: int = 24, seed: int = 0) -> Vectors:
+    """Vectors of unequal length around a few centres, as label vectors are."""
+    draw = np.random.default_rng(seed)
+    centres = draw.standard_normal((12, dim))
+    vectors = centres[draw.integers(0, 12, n_labels)] + 0.4 * draw.standard_normal((n_labels, dim))
+    lengths = draw.choice([1.0, 0.7], n_labels)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * lengths[:, None], np.float32)
+
+
+def test_finds_the_greatest_inner_products(make: Callable[[Vectors], VectorIndex]) -> None:
+    """If it fails, searches miss labels that a plain matrix product finds."""
+    vectors_LD, query_QD = clustered(3000), clustered(40, seed=1)
+    rows_QK, scores_QK = make(vectors_LD).search(query_QD, 10)
+    best_QK = np.argsort(-(query_QD @ vectors_LD.T), axis=1)[:, :10]
+    recall = np.mean([len(set(found) & set(best)) / 10 for found, best in zip(rows_QK, best_QK, strict=True)])
+    assert recall >= 0.99
+    true_QK = np.take_along_axis(query_QD @ vectors_LD.T, rows_QK, 1)
+    np.testing.assert_allclose(scores_QK, true_QK, atol=1e-5)
+
+
+def test_answers_come_best_first_and_once(make: Callable[[Vectors], VectorIndex]) -> None:
+    """If it fails, a caller that cuts a ranking off loses good labels, or shows one twice."""
+    rows_QK, scores_QK = make(clustered(500)).search(clustered(9, seed=2), 50)
+    assert (np.diff(scores_QK, axis=1) <= 1e-6).all()
+    assert all(len(set(row)) == 50 for row in rows_QK)
+    assert rows_QK.dtype == np.int64
+    assert scores_QK.dtype == np.float32
+
+
+@pytest.mark.parametrize("k", [1, 5, 6, 1000])
+def test_a_small_index_gives_all_it_has(make: Callable[[Vectors], VectorIndex], k: int) -> None:
+    """If it fails, asking for more labels than exist raises or pads instead of giving them all."""
+    index = make(clustered(6))
+    rows_QK, scores_QK = index.search(clustered(3, seed=3), k)
+    assert rows_QK.shape == scores_QK.shape == (3, min(k, 6))
+    assert (index.size, index.dim) == (6, 24)
+
+
+def test_one_vector_is_an_index(make: Callable[[Vectors], VectorIndex]) -> None:
+    """If it fails, a catalogue with a single label cannot be served."""
+    rows_QK, _ = make(clustered(1)).search(clustered(2), 3)
+    assert rows_QK.tolist() == [[0], [0]]
+
+
+def test_no_queries_give_no_answers(make: Callable[[Vectors], VectorIndex]) -> None:
+    """If it fails, an empty batch crashes the caller that assembled it."""
+    rows_QK, scores_QK = make(clustered(10)).search(np.empty((0, 24), np.float32), 4)
+    assert rows_QK.shape == scores_QK.shape == (0, 4)
+
+
+def test_many_queries_equal_single_ones(make: Callable[[Vectors], VectorIndex]) -> None:
+    """If it fails, an answer depends on which other queries share its batch."""
+    index, query_QD = make(clustered(800)), clustered(600, seed=4)
+    rows_QK, _ = index.search(query_QD, 5)
+    for query in (0, 255, 256, 599):
+        assert index.search(query_QD[query : query + 1], 5)[0].tolist() == [rows_QK[query].tolist()]
+
+
+def test_a_column_major_query_of_doubles_is_understood(make: Callable[[Vectors], VectorIndex]) -> None:
+    """If it fails, vectors in another layout are read as other numbers."""
+    index, query_QD = make(clustered(100)), clustered(7, seed=5)
+    odd_QD = np.asfortranarray(query_QD.astype(np.float64))
+    assert index.search(odd_QD, 3)[0].tolist() == index.search(query_QD, 3)[0].tolist()  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("shape", "k"), [((1, 23), 1), ((24,), 1), ((1, 24), 0)])
+def test_a_bad_question_is_refused(make: Callable[[Vectors], VectorIndex], shape: tuple[int, ...], k: int) -> None:
+    """If it fails, a vector of the wrong width reaches native code, which reads past its end."""
+    with pytest.raises(BadInput):
+        make(clustered(10)).search(np.zeros(shape, np.float32), k)
+
+
+def test_no_vectors_are_refused(make: Callable[[Vectors], VectorIndex]) -> None:
+    """If it fails, an empty index is built and every later search fails obscurely."""
+    with pytest.raises(BadInput, match="needs vectors"):
+        make(np.empty((0, 4), np.float32))

@@ -1,0 +1,84 @@
+"""The metrics against values computed by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from retrieval.errors import BadInput
+from retrieval.metrics import evaluate, paired_interval, per_query_precision, propensities
+
+TOP_QK = np.array([[3, 1, 0], [2, 4, -1]])
+TRUTH = [np.array([3, 0]), np.array([4])]
+INVERSE_L = np.array([2.0, 1.0, 1.0, 4.0, 3.0])
+
+
+def test_hand_computed_figures() -> None:
+    """If it fails, every figure that this project reports is wrong."""
+    figures = evaluate(TOP_QK, TRUTH, INVERSE_L, ks=(1, 3))
+    discount = [1.0, 1 / math.log2(3), 0.5]
+    assert figures["P@1"] == pytest.approx(50.0)
+    assert figures["P@3"] == pytest.approx(100 * (2 / 3 + 1 / 3) / 2)
+    assert figures["nDCG@1"] == pytest.approx(50.0)
+    ideal = discount[0] + discount[1]
+    assert figures["nDCG@3"] == pytest.approx(100 * ((discount[0] + discount[2]) / ideal + discount[1]) / 2)
+    assert figures["PSP@1"] == pytest.approx(100 * 4 / (4 + 3))
+    assert figures["PSP@3"] == pytest.approx(100 * (4 + 2 + 3) / (4 + 2 + 3))
+    assert figures["R@1"] == pytest.approx(100 * (0.5 + 0.0) / 2)
+    assert figures["R@3"] == pytest.approx(100.0)
+    assert figures["C@1"] == pytest.approx(100 * 1 / 3)
+    assert figures["C@3"] == pytest.approx(100.0)
+
+
+def test_psp_is_a_ratio_of_sums_and_takes_the_best_possible_first() -> None:
+    """If it fails, PSP@k is averaged per query, or its ideal is not the greatest gain first, unlike all of XMC."""
+    truth = [np.array([0, 1, 2]), np.array([3])]
+    figures = evaluate(np.array([[0], [3]]), truth, np.array([1.0, 5.0, 2.0, 10.0]), ks=(1,))
+    assert figures["PSP@1"] == pytest.approx(100 * (1 + 10) / (5 + 10))
+
+
+def test_queries_without_truth_are_not_scored() -> None:
+    """If it fails, queries that no answer could satisfy pull every figure down."""
+    top_QK = np.concatenate([TOP_QK, [[0, 1, 2]]])
+    truth = [*TRUTH, np.array([], np.int64)]
+    assert evaluate(top_QK, truth, INVERSE_L, ks=(1, 3)) == evaluate(TOP_QK, TRUTH, INVERSE_L, ks=(1, 3))
+    assert per_query_precision(top_QK, truth, 1).tolist() == [1.0, 0.0]
+
+
+def test_a_truth_that_repeats_a_label_counts_it_once() -> None:
+    """If it fails, a doubled click raises the best possible gain and lowers the figures."""
+    doubled = [np.array([3, 0, 3]), np.array([4, 4])]
+    assert evaluate(TOP_QK, doubled, INVERSE_L) == evaluate(TOP_QK, TRUTH, INVERSE_L)
+
+
+def test_propensities_follow_the_published_formula() -> None:
+    """If it fails, PSP figures cannot be compared with any paper's."""
+    scale = (math.log(1000) - 1) * 2.5**0.55
+    expected = [1 + scale * (count + 1.5) ** -0.55 for count in (0, 1, 50)]
+    np.testing.assert_allclose(propensities(np.array([0, 1, 50]), 1000), expected)
+    assert propensities(np.array([0]), 1000, a=0.5, b=0.4)[0] == pytest.approx(
+        1 + (math.log(1000) - 1) * 1.4**0.5 * 0.4**-0.5
+    )
+
+
+def test_paired_interval_by_hand() -> None:
+    """If it fails, a gap between two models is called certain when it is not."""
+    mean, low, high = paired_interval(np.array([1.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 0.0]))
+    width = 1.959964 * math.sqrt(1 / 3) / 2
+    assert (mean, low, high) == pytest.approx((0.5, 0.5 - width, 0.5 + width))
+
+
+@pytest.mark.parametrize(
+    ("top", "truth", "said"),
+    [
+        ([[1, 1]], [[0]], "twice"),
+        ([[0]], [[]], "no query"),
+        ([[0]], [[0], [1]], "do not match"),
+        ([[9]], [[0]], "between 0 and 4"),
+        ([[0]], [[-1]], "between 0 and 4"),
+    ],
+)
+def test_impossible_rankings_are_refused(top: list[list[int]], truth: list[list[int]], said: str) -> None:
+    """If it fails, a mistake upstream turns into a figure that looks real."""
+    with pytest.raises(BadInput, match=said):
+        evaluate(np.array(top), [np.array(labels, np.int64) for labels in truth], INVERSE_L, ks=(1, 3))
