@@ -1,0 +1,106 @@
+"""Rows of different length in two flat arrays, so that a million label lists cost no Python object each.
+
+Shapes: R rows, V values in all of them, N rows taken.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class Ragged(Sequence[IntArray]):
+    """R integer lists: row r is `values[offsets[r]:offsets[r + 1]]`.
+
+    values: V int32 or int64; offsets: R + 1 int64, rising from 0 to V.
+    """
+
+    values: IntArray
+    offsets: npt.NDArray[np.int64]
+
+    @classmethod
+    def from_lists(cls, rows: Iterable[Sequence[int] | IntArray]) -> "Ragged":
+        """Build from R sequences of integers."""
+        arrays = [np.asarray(row, dtype=np.int32) for row in rows]
+        lengths_R = np.fromiter((len(array) for array in arrays), dtype=np.int64, count=len(arrays))
+        values_V = np.concatenate(arrays) if arrays else np.empty(0, np.int32)
+        return cls.from_lengths(values_V, lengths_R)
+
+    @classmethod
+    def from_lengths(cls, values_V: IntArray, lengths_R: IntArray) -> "Ragged":
+        """Build from V values in row order and R row lengths that add up to V."""
+        offsets = np.zeros(len(lengths_R) + 1, dtype=np.int64)
+        np.cumsum(lengths_R, out=offsets[1:])
+        return cls(values_V, offsets)
+
+    @classmethod
+    def from_arrow(cls, column: Any) -> "Ragged":
+        """Build from an Arrow list column without nulls (plain, large or fixed-size lists; chunked or not)."""
+        lengths_R = np.asarray(pc.list_value_length(column)).astype(np.int64)
+        return cls.from_lengths(np.asarray(pc.list_flatten(column)).astype(np.int32, copy=False), lengths_R)
+
+    @classmethod
+    def empty(cls, n_rows: int) -> "Ragged":
+        """R rows of nothing."""
+        return cls(np.empty(0, np.int32), np.zeros(n_rows + 1, np.int64))
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @overload
+    def __getitem__(self, row: int) -> IntArray: ...
+    @overload
+    def __getitem__(self, row: slice) -> "Ragged": ...
+    def __getitem__(self, row: int | slice) -> "IntArray | Ragged":
+        if isinstance(row, slice):
+            return self.take(np.arange(len(self))[row])
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        row %= len(self)
+        return self.values[self.offsets[row] : self.offsets[row + 1]]
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """R row lengths."""
+        return np.diff(self.offsets)
+
+    @property
+    def row_of_value(self) -> npt.NDArray[np.int64]:
+        """V row numbers: the row in which each value stands."""
+        return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
+
+    def take(self, rows_N: IntArray) -> "Ragged":
+        """N rows by number, in the order given."""
+        lengths_N = self.lengths[rows_N]
+        taken = Ragged.from_lengths(self.values[:0], lengths_N)
+        within_V = np.arange(taken.offsets[-1]) - np.repeat(taken.offsets[:-1], lengths_N)
+        return Ragged(self.values[np.repeat(self.offsets[:-1][rows_N], lengths_N) + within_V], taken.offsets)
+
+    def keep(self, kept_V: npt.NDArray[np.bool_]) -> "Ragged":
+        """The same rows with only the values where `kept_V` is true."""
+        lengths_R = np.bincount(self.row_of_value[kept_V], minlength=len(self))
+        return Ragged.from_lengths(self.values[kept_V], lengths_R)
+
+    def keys(self, base: int) -> npt.NDArray[np.int64]:
+        """V numbers `row * base + value`, one for each distinct (row, value) when all values are in 0..base-1."""
+        return self.row_of_value * base + self.values
+
+    def overlap(self, other: "Ragged") -> npt.NDArray[np.bool_]:
+        """V booleans: the value also stands in the same row of `other` (as many rows; no negative values)."""
+        if not len(self.values) or not len(other.values):
+            return np.zeros(len(self.values), np.bool_)
+        base = int(max(self.values.max(), other.values.max())) + 1
+        return np.isin(self.keys(base), other.keys(base))
+
+    def to_arrow(self) -> Any:
+        """An Arrow column of list<int32>."""
+        return pa.ListArray.from_arrays(
+            pa.array(self.offsets.astype(np.int32)), pa.array(self.values.astype(np.int32, copy=False))
+        )
