@@ -1,16 +1,16 @@
 """The bundle as a Python library: open one and search it, without torch and without a server.
 
-    from retrieval import Retriever
-    Retriever.open("store").search(["cheap running shoes"], k=10)
+from retrieval import Retriever
+Retriever.open("store").search(["cheap running shoes"], k=10)
 """
 
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from retrieval.retriever import GoldenReport, Hit, Retriever
+    from retrieval.retriever import Hit, Retriever
     from retrieval.store import Store
 
-__all__ = ["GoldenReport", "Hit", "Retriever", "Store"]
+__all__ = ["Hit", "Retriever", "Store"]
 
 
 def __getattr__(name: str) -> Any:

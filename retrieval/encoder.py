@@ -1,0 +1,126 @@
+"""Text to vectors: a tokenizer and an ONNX Runtime session.
+
+Suffixes: B texts of a batch, T tokens, D output width.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from retrieval.errors import BadInput, BundleError
+from retrieval.index import available_cores
+from retrieval.manifest import ModelFacts
+
+TEXTS_A_RUN = 64
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """Vectors of some texts, in their order, and the seconds that tokenizing and encoding took."""
+
+    vectors_BD: NDArray[np.float32]
+    tokenize_seconds: float
+    encode_seconds: float
+
+
+class TextEncoder:
+    """One ONNX encoder of a bundle with its tokenizer; safe to use from several threads."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, session: onnxruntime.InferenceSession, facts: ModelFacts, dim: int
+    ) -> None:
+        """Join parts that `open` has checked."""
+        self._tokenizer = tokenizer
+        self._session = session
+        self._facts = facts
+        self.dim = dim
+
+    @classmethod
+    def open(
+        cls,
+        tokenizer: Path,
+        model: Path,
+        facts: ModelFacts,
+        dim: int,
+        *,
+        threads: int | None = None,
+        provider: str = "cpu",
+    ) -> Self:
+        """Load both files; `dim` is the width the model must give. Raises BundleError, or BadInput for a provider."""
+        try:
+            loaded = Tokenizer.from_file(str(tokenizer))
+        except Exception as error:  # tokenizers raises Exception itself for every kind of bad file
+            raise BundleError(f"{tokenizer} is not a tokenizer ({error}). Export the bundle again.") from error
+        loaded.no_padding()  # padding is ours: to the longest text of the batch
+        return cls(loaded, _open_session(model, dim, threads or available_cores(), provider), facts, dim)
+
+    def encode(self, texts: Sequence[str]) -> Encoded:
+        """Encode texts in runs of similar length, so that a long one does not make every other one long."""
+        started = time.perf_counter()
+        ids = self.tokenize(texts)
+        tokenized = time.perf_counter()
+        vectors_BD = np.empty((len(ids), self.dim), np.float32)
+        if len(ids) <= TEXTS_A_RUN:
+            runs = [np.arange(len(ids))] if ids else []
+        else:
+            order_B = np.argsort([len(one) for one in ids], kind="stable")
+            runs = [order_B[start : start + TEXTS_A_RUN] for start in range(0, len(ids), TEXTS_A_RUN)]
+        for run in runs:
+            vectors_BD[run] = self._run([ids[place] for place in run])
+        return Encoded(vectors_BD, tokenized - started, time.perf_counter() - tokenized)
+
+    def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text, at least one each."""
+        # encode_batch releases the GIL, encode does not; a cap on characters bounds the work of one text.
+        cap = self._facts.max_characters
+        encodings = self._tokenizer.encode_batch_fast([text[:cap] for text in texts])
+        return [encoding.ids or [self._facts.unknown_id] for encoding in encodings]
+
+    def _run(self, ids: list[list[int]]) -> NDArray[np.float32]:
+        longest = max(len(one) for one in ids)
+        ids_BT = np.full((len(ids), longest), self._facts.pad_id, np.int64)
+        mask_BT = np.zeros((len(ids), longest), np.int64)
+        for row, one in enumerate(ids):
+            ids_BT[row, : len(one)] = one
+            mask_BT[row, : len(one)] = 1
+        vectors_BD: NDArray[np.float32] = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})[0]
+        return vectors_BD
+
+
+def _open_session(model: Path, dim: int, threads: int, provider: str) -> onnxruntime.InferenceSession:
+    wanted = _provider(provider)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn whole cores
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(str(model), options, providers=[wanted])
+    except Exception as error:  # ONNX Runtime's errors share no narrower class
+        raise BundleError(f"{model} is not a model that ONNX Runtime can read ({error}). Export it again.") from error
+    if session.get_providers()[0] != wanted:
+        raise BadInput(f"ONNX Runtime could not start {provider!r} and fell back to {session.get_providers()[0]}.")
+    inputs = {one.name: one.type for one in session.get_inputs()}
+    outputs = [(one.type, one.shape[-1]) for one in session.get_outputs()]
+    if inputs != dict.fromkeys(("input_ids", "attention_mask"), "tensor(int64)") or outputs != [("tensor(float)", dim)]:
+        raise BundleError(
+            f"{model} takes {inputs} and gives {outputs}; token ids and mask must go in and {dim} floats come out. "
+            "Export the bundle again."
+        )
+    return session
+
+
+def _provider(name: str) -> str:
+    if name not in PROVIDERS:
+        raise BadInput(f"provider {name!r} is unknown. Choose one of: {', '.join(PROVIDERS)}.")
+    if PROVIDERS[name] not in onnxruntime.get_available_providers():
+        raise BadInput(f"provider {name!r} is not in the installed ONNX Runtime. Install 'diptych[gpu]', or use 'cpu'.")
+    return PROVIDERS[name]

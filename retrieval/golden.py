@@ -1,0 +1,90 @@
+"""Golden answers: what a bundle answered when it was built, so that a copy of it can prove itself anywhere."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from retrieval.errors import BundleError
+from retrieval.manifest import GOLDEN
+
+if TYPE_CHECKING:
+    from retrieval.retriever import Ranking, Retriever
+
+K = 10
+
+
+class GoldenAnswer(BaseModel):
+    """One query's answer: label ids, best first, and their scores."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    query: str
+    ids: tuple[str, ...]
+    scores: tuple[float, ...]
+
+
+class Golden(BaseModel):
+    """golden.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    weight: float
+    answers: tuple[GoldenAnswer, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GoldenReport:
+    """How today's answers compare with the golden ones; the deviation is the greatest over labels found both times."""
+
+    queries: int
+    overlap_at_10: float
+    score_deviation: float
+    passed: bool
+
+
+def record_golden(retriever: "Retriever", queries: Sequence[str]) -> Golden:
+    """The retriever's own answers to some queries."""
+    weight = retriever.manifest.classifier_weight
+    ranking = retriever.search_rows(queries, K, weight=weight)
+    return Golden(weight=weight, answers=_answers(retriever, queries, ranking))
+
+
+def write_golden(folder: Path, golden: Golden) -> None:
+    """Write golden.json."""
+    (folder / GOLDEN).write_text(golden.model_dump_json(indent=1), encoding="utf-8")
+
+
+def read_golden(folder: Path) -> Golden:
+    """Read golden.json; raises BundleError."""
+    path = folder / GOLDEN
+    try:
+        return Golden.model_validate_json(path.read_bytes())
+    except (ValidationError, OSError) as error:
+        raise BundleError(f"{path} does not hold golden answers ({error}). Export the bundle again.") from error
+
+
+def check_golden(retriever: "Retriever") -> GoldenReport:
+    """Ask the golden queries again; `passed` says whether the manifest's tolerances are met."""
+    golden, facts = read_golden(retriever.folder), retriever.manifest.golden
+    queries = [answer.query for answer in golden.answers]
+    ranking = retriever.search_rows(queries, K, weight=golden.weight)
+    overlaps, deviation = [], 0.0
+    for before, now in zip(golden.answers, _answers(retriever, queries, ranking), strict=True):
+        expected, found = (dict(zip(one.ids, one.scores, strict=True)) for one in (before, now))
+        common = expected.keys() & found.keys()
+        overlaps.append(len(common) / max(len(expected), 1))
+        deviation = max([deviation, *(abs(expected[label] - found[label]) for label in common)])
+    overlap = float(np.mean(overlaps)) if overlaps else 1.0
+    passed = overlap >= facts.overlap_at_10 and deviation <= facts.score_tolerance
+    return GoldenReport(len(overlaps), overlap, deviation, passed)
+
+
+def _answers(retriever: "Retriever", queries: Sequence[str], ranking: "Ranking") -> tuple[GoldenAnswer, ...]:
+    return tuple(
+        GoldenAnswer(query=query, ids=tuple(retriever.labels.ids(rows_K)), scores=tuple(scores_K.tolist()))
+        for query, rows_K, scores_K in zip(queries, ranking.rows_QK, ranking.scores_QK, strict=True)
+    )

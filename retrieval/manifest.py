@@ -1,0 +1,217 @@
+"""The contract of a bundle: which files it has, what they must be, and what it proved when it was built.
+
+Nothing in a bundle is opened before `verify_bundle` has compared every file with the manifest.
+"""
+
+import hashlib
+import json
+import re
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from retrieval.errors import BundleError
+from retrieval.index import available_cores
+
+FORMAT_VERSION: Literal[1] = 1
+MANIFEST = "manifest.json"
+UNLISTED = {MANIFEST, "manifest.sig"}  # a manifest cannot hold its own hash
+MANIFEST_LIMIT = 1 << 20  # bytes; a manifest lists a dozen files, more is an attack on the reader's memory
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+TOKENIZER, QUERY_ENCODER, LABEL_ENCODER = "tokenizer.json", "query_encoder.onnx", "label_encoder.onnx"
+INDEX, VECTORS, LABELS, GOLDEN = "index.hnsw", "vectors.npy", "labels.arrow", "golden.json"
+REQUIRED = (TOKENIZER, QUERY_ENCODER, LABEL_ENCODER, INDEX, VECTORS, LABELS, GOLDEN)
+
+Count = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class FileEntry(_Part):
+    """What one file must be."""
+
+    bytes: Annotated[int, Field(ge=0)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class Source(_Part):
+    """Where the bundle comes from."""
+
+    dataset: str
+    dataset_fingerprint: str
+    recipe: str
+    diptych_version: str
+
+
+class ModelFacts(_Part):
+    """What the encoders expect and give; widths in numbers, lengths in tokens or characters."""
+
+    encoder: Literal["static", "transformer"]
+    dual_dim: Count
+    classifier_dim: Count
+    max_tokens: Count
+    max_characters: Count
+    pad_id: Annotated[int, Field(ge=0)]
+    unknown_id: Annotated[int, Field(ge=0)]
+    bytes_per_token: Annotated[float, Field(gt=0.0)]
+
+    @property
+    def dim(self) -> int:
+        """Width of a label vector: both halves."""
+        return self.dual_dim + self.classifier_dim
+
+
+class Effort(_Part):
+    """How hard to search at one weight: `ef` candidates, or None for exact search; and the recall@10 that gave."""
+
+    weight: Share
+    ef: Count | None
+    recall_at_10: Share
+
+
+class IndexFacts(_Part):
+    """The graph's settings and its measured recall@10 against exact search, in order of weight from 0 to 1."""
+
+    m: Count
+    ef_construction: Count
+    recall_target: Share
+    recall_queries: Annotated[int, Field(ge=0)]
+    efforts: tuple[Effort, ...]
+
+    @model_validator(mode="after")
+    def _weights_span_the_unit_interval(self) -> Self:
+        weights = [effort.weight for effort in self.efforts]
+        if not weights or weights != sorted(set(weights)) or (weights[0], weights[-1]) != (0.0, 1.0):
+            raise ValueError(f"efforts must rise from weight 0 to weight 1, not {weights}")
+        return self
+
+    def effort(self, weight: float) -> int | None:
+        """Candidates to ask for at `weight`, None for exact search; between measured weights the harder one counts."""
+        below = max((one for one in self.efforts if one.weight <= weight), key=lambda one: one.weight)
+        above = min((one for one in self.efforts if one.weight >= weight), key=lambda one: one.weight)
+        return None if below.ef is None or above.ef is None else max(below.ef, above.ef)
+
+
+class Parity(_Part):
+    """The least cosine between the checkpoint's vectors and the ONNX encoders', over real texts."""
+
+    queries: Annotated[int, Field(ge=0)]
+    query_cosine: Annotated[float, Field(ge=-1.0, le=1.001)]
+    labels: Annotated[int, Field(ge=0)]
+    label_cosine: Annotated[float, Field(ge=-1.0, le=1.001)]
+
+
+class Quality(_Part):
+    """Figures in percent over the checkpoint's validation queries: its own, and the bundle's end to end."""
+
+    queries: Count
+    checkpoint: dict[str, float]
+    bundle: dict[str, float]
+
+
+class GoldenFacts(_Part):
+    """What the golden answers must still show on another processor."""
+
+    queries: Annotated[int, Field(ge=0)]
+    overlap_at_10: Share
+    score_tolerance: Annotated[float, Field(gt=0.0)]
+
+
+class Manifest(_Part):
+    """manifest.json: everything a reader must know before it opens a file of the bundle."""
+
+    format_version: Literal[1]
+    created: str
+    source: Source
+    labels: Count
+    trained_labels: Annotated[int, Field(ge=0)]
+    precision: Literal["float32"]
+    classifier_weight: Share
+    model: ModelFacts
+    index: IndexFacts
+    parity: Parity
+    quality: Quality | None
+    golden: GoldenFacts
+    files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _files_are_those_of_a_bundle(self) -> Self:
+        if missing := [name for name in REQUIRED if name not in self.files]:
+            raise ValueError(f"files lists no {', '.join(missing)}")
+        if hostile := [name for name in self.files if not NAME.fullmatch(name) or name in UNLISTED]:
+            raise ValueError(f"{hostile[0]!r} is not a plain file name")
+        return self
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(bytes=file.tell(), sha256=digest)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Read and validate a bundle's manifest; raises BundleError."""
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.")
+    if path.stat().st_size > MANIFEST_LIMIT:
+        raise BundleError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {MANIFEST_LIMIT}.")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not JSON ({error}). Export the bundle again.") from error
+    version = content.get("format_version") if isinstance(content, dict) else None
+    if isinstance(version, int) and version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path} has format version {version}; this release reads version {FORMAT_VERSION}. "
+            f"{'Install a newer release' if version > FORMAT_VERSION else 'Export the bundle again'}."
+        )
+    try:
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "the manifest"
+        raise BundleError(f"{path}: {place}: {first['msg']}. Export the bundle again.") from error
+
+
+def seal(folder: Path, **facts: Any) -> Manifest:
+    """Write the manifest of a finished folder; `facts` are all its fields but the version and the files."""
+    files = {item.name: describe_file(item) for item in sorted(folder.iterdir()) if item.name not in UNLISTED}
+    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def verify_bundle(folder: Path) -> Manifest:
+    """Compare every file of a bundle with its manifest, byte for byte; raises BundleError at the first difference."""
+    manifest = read_manifest(folder)
+    if extra := sorted(item.name for item in folder.iterdir() if item.name not in manifest.files.keys() | UNLISTED):
+        raise BundleError(f"{folder / extra[0]} is not listed in {MANIFEST}. Remove it, or export the bundle again.")
+    for name, entry in manifest.files.items():
+        _check_size(folder / name, entry)
+    with ThreadPoolExecutor(available_cores()) as pool:
+        found = list(pool.map(lambda name: describe_file(folder / name), manifest.files))
+    for (name, entry), seen in zip(manifest.files.items(), found, strict=True):
+        if seen != entry:
+            raise BundleError(f"{folder / name} is damaged: its SHA-256 is not the one in {MANIFEST}. Copy it again.")
+    return manifest
+
+
+def _check_size(path: Path, entry: FileEntry) -> None:
+    try:
+        status = path.lstat()
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing though {MANIFEST} lists it. Copy the bundle again.") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise BundleError(f"{path} is not a regular file; a bundle holds no links and no folders. Copy it again.")
+    if status.st_size != entry.bytes:
+        raise BundleError(f"{path} has {status.st_size} bytes where {entry.bytes} are listed. Copy it again.")

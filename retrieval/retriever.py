@@ -1,0 +1,253 @@
+"""One opened bundle: verified, immutable, searched from as many threads as you like.
+
+Suffixes: Q queries, K results, C candidates (at least K), D vector width, L labels.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.encoder import TextEncoder
+from retrieval.errors import BadInput, BundleError
+from retrieval.golden import GoldenReport, check_golden
+from retrieval.index import ExactIndex, HnswIndex, VectorIndex
+from retrieval.labels import LabelTable
+from retrieval.manifest import INDEX, LABELS, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest, verify_bundle
+from retrieval.store import Store
+
+QUERIES_A_PASS = 256
+RESCORED_BEYOND_K = 16  # equal scores around place k must all be seen to be ordered by row
+SQRT2 = 2.0**0.5
+
+# rows, scores, dual-encoder shares, classifier shares
+Scored = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """One answer; score = dual_encoder + classifier, the shares of the two halves at the weight searched with."""
+
+    id: str
+    text: str
+    score: float
+    dual_encoder: float
+    classifier: float
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds spent in each stage of one search."""
+
+    tokenize: float
+    encode: float
+    search: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """Answers as label rows, best first, with exact scores; `dual_QK` + `classifier_QK` = `scores_QK`."""
+
+    rows_QK: NDArray[np.int64]
+    scores_QK: NDArray[np.float64]
+    dual_QK: NDArray[np.float64]
+    classifier_QK: NDArray[np.float64]
+    timings: Timings
+
+
+class Retriever:
+    """Search the labels of one bundle. Use `Retriever.open`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        encoder: TextEncoder,
+        labels: LabelTable,
+        vectors_LD: NDArray[np.float32],
+        index: VectorIndex,
+        threads: int | None,
+    ) -> None:
+        """Join parts that `open` has checked against each other."""
+        self.folder = folder
+        self.manifest = manifest
+        self.labels = labels
+        self._encoder: TextEncoder | None = encoder
+        self._vectors_LD = vectors_LD
+        self._index = index
+        self._exact = ExactIndex(vectors_LD, threads)
+
+    @classmethod
+    def open(cls, path: Path | str, *, threads: int | None = None, provider: str = "cpu") -> Self:
+        """Open a store's active bundle, or one bundle's folder, after comparing every file with its manifest.
+
+        `threads` bounds each native pool (default: all cores); `provider` is "cpu" or "cuda". Raises BundleError, and
+        BadInput for a provider that is not there.
+        """
+        folder = _bundle_folder(Path(path)).resolve()
+        manifest = verify_bundle(folder)
+        model, size = manifest.model, manifest.labels
+        labels = LabelTable.open(folder / LABELS)
+        if len(labels) != size:
+            raise BundleError(f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again.")
+        vectors_LD = _map_vectors(folder / VECTORS, (size, model.dim))
+        ef = min((effort.ef for effort in manifest.index.efforts if effort.ef is not None), default=10)
+        index = HnswIndex.load(folder / INDEX, model.dim, size, ef, threads)
+        encoder = TextEncoder.open(
+            folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=threads, provider=provider
+        )
+        return cls(folder, manifest, encoder, labels, vectors_LD, index, threads)
+
+    @property
+    def name(self) -> str:
+        """The bundle's name: that of its folder."""
+        return self.folder.name
+
+    @property
+    def dim(self) -> int:
+        """Width of a label vector: both halves."""
+        return self.manifest.model.dim
+
+    def search(
+        self, queries: Sequence[str], k: int = 10, *, weight: float | None = None, exact: bool = False
+    ) -> list[list[Hit]]:
+        """The k best labels for each query, best first (fewer when the bundle has fewer). Raises BadInput.
+
+        `weight` is the classifier's share of the score, from 0 to 1; by default the one chosen in training.
+        `exact` compares with every label instead of asking the index.
+        """
+        return self.hits(self.search_rows(queries, k, weight=weight, exact=exact))
+
+    def search_rows(
+        self, queries: Sequence[str], k: int = 10, *, weight: float | None = None, exact: bool = False
+    ) -> Ranking:
+        """As `search`, with label rows instead of hits, and the time each stage took. Raises BadInput."""
+        weight = self.manifest.classifier_weight if weight is None else weight
+        _check_search(k, weight)
+        encoder = self._open_encoder()
+        _check_queries(queries)
+        encoded = encoder.encode(queries)
+        started = time.perf_counter()
+        ranking = self._rank(encoded.vectors_BD, k, weight, exact)
+        timings = Timings(encoded.tokenize_seconds, encoded.encode_seconds, time.perf_counter() - started)
+        return Ranking(*ranking, timings)
+
+    def hits(self, ranking: Ranking) -> list[list[Hit]]:
+        """The label table's rows for a ranking."""
+        found = iter(self.labels.take(ranking.rows_QK.ravel()))
+        shares = zip(ranking.scores_QK.tolist(), ranking.dual_QK.tolist(), ranking.classifier_QK.tolist(), strict=True)
+        return [
+            [
+                Hit(label.pop("id"), label.pop("text"), score, dual, classifier, label)
+                for score, dual, classifier, label in zip(*shares_K, found)  # noqa: B905  # `found` runs through all rows
+            ]
+            for shares_K in shares
+        ]
+
+    def encode(self, queries: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """The dual-encoder and the classifier half of each query, each of unit length. Raises BadInput."""
+        _check_queries(queries)
+        vectors_QD = self._open_encoder().encode(queries).vectors_BD
+        return vectors_QD[:, : self.manifest.model.dual_dim], vectors_QD[:, self.manifest.model.dual_dim :]
+
+    def check_golden(self) -> GoldenReport:
+        """Ask the golden queries and compare; `passed` says whether the manifest's tolerances are met."""
+        return check_golden(self)
+
+    def close(self) -> None:
+        """Let go of the encoder and the index; a later search raises BundleError."""
+        self._encoder = None
+        self._index = self._exact
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _open_encoder(self) -> TextEncoder:
+        if self._encoder is None:
+            raise BundleError(f"the retriever of bundle {self.name!r} is closed. Open it again.")
+        return self._encoder
+
+    def _rank(self, vectors_QD: NDArray[np.float32], k: int, weight: float, exact: bool) -> Scored:
+        k = min(k, self.manifest.labels)
+        effort = None if exact else self.manifest.index.effort(weight)
+        index, wanted = (self._exact, k + RESCORED_BEYOND_K) if effort is None else (self._index, max(k, effort))
+        # ⟨[√2(1−w)·q ; √2·w·c], √½·[d ; ψ]⟩ = (1−w)⟨q, d⟩ + w⟨c, ψ⟩: the weight goes to the query, the index stays.
+        halves = np.repeat([SQRT2 * (1 - weight), SQRT2 * weight], self._half_widths()).astype(np.float32)
+        parts = []
+        for start in range(0, max(len(vectors_QD), 1), QUERIES_A_PASS):
+            query_QD = vectors_QD[start : start + QUERIES_A_PASS] * halves
+            rows_QC, _ = index.search(query_QD, wanted)
+            parts.append(self._rescore(query_QD, rows_QC[:, : k + RESCORED_BEYOND_K], k))
+        rows, scores, dual, classifier = zip(*parts, strict=True)
+        return np.concatenate(rows), np.concatenate(scores), np.concatenate(dual), np.concatenate(classifier)
+
+    def _rescore(self, query_QD: NDArray[np.float32], rows_QC: NDArray[np.int64], k: int) -> Scored:
+        """The k best candidates by exact score, equal scores in the order of their rows; and the two shares of each."""
+        dual_dim = self.manifest.model.dual_dim
+        label_QCD = self._vectors_LD[rows_QC]
+        dual_QC = np.matmul(label_QCD[:, :, :dual_dim], query_QD[:, :dual_dim, None])[:, :, 0].astype(np.float64)
+        classifier_QC = np.matmul(label_QCD[:, :, dual_dim:], query_QD[:, dual_dim:, None])[:, :, 0].astype(np.float64)
+        scores_QC = dual_QC + classifier_QC
+        order_QK = np.lexsort((rows_QC, -scores_QC))[:, :k]
+        return (
+            np.take_along_axis(rows_QC, order_QK, 1),
+            np.take_along_axis(scores_QC, order_QK, 1),
+            np.take_along_axis(dual_QC, order_QK, 1),
+            np.take_along_axis(classifier_QC, order_QK, 1),
+        )
+
+    def _half_widths(self) -> list[int]:
+        return [self.manifest.model.dual_dim, self.manifest.model.classifier_dim]
+
+
+def _bundle_folder(path: Path) -> Path:
+    if (path / "manifest.json").is_file() or not (path / "bundles").is_dir():
+        return path
+    store = Store(path)
+    name = store.active()
+    if name is None:
+        known = ", ".join(store.bundles()) or "none yet"
+        raise BundleError(f"{path} has no active bundle; it has: {known}. Activate one of them.")
+    return store.bundle_path(name)
+
+
+def _map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
+    try:
+        vectors_LD: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise BundleError(f"{path} is not an array of numbers ({error}). Export the bundle again.") from error
+    if vectors_LD.shape != shape or vectors_LD.dtype != np.float32 or not vectors_LD.flags.c_contiguous:
+        raise BundleError(f"{path} holds {vectors_LD.dtype} of shape {vectors_LD.shape}, not float32 of {shape}.")
+    return vectors_LD
+
+
+def _check_search(k: int, weight: float) -> None:
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise BadInput(f"k is {k!r}; it must be a whole number of at least 1")
+    if not isinstance(weight, int | float | np.number) or not 0.0 <= weight <= 1.0:
+        raise BadInput(f"weight is {weight!r}; it must lie between 0 (dual encoder alone) and 1 (classifier alone)")
+
+
+def _check_queries(queries: Sequence[str]) -> None:
+    if isinstance(queries, str):
+        raise BadInput("queries is a single text; give a list of texts")
+    for place, query in enumerate(queries):
+        if not isinstance(query, str):
+            raise BadInput(f"query {place} is {type(query).__name__}, not text")
+        if not query.strip():
+            raise BadInput(f"query {place} is empty")
+        try:
+            query.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadInput(f"query {place} is not valid Unicode at character {error.start}") from error

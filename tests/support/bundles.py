@@ -1,0 +1,156 @@
+"""Small real bundles without any training: a tokenizer, an ONNX encoder of a few operators, vectors and an index.
+
+The encoder is a mean of token vectors, projected twice; a label's classifier row is its own text's classifier half, so
+a query finds the labels that share its words. Everything a reader does with a bundle is done here for real.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pyarrow as pa
+from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+
+from retrieval.encoder import TextEncoder
+from retrieval.golden import Golden, record_golden, write_golden
+from retrieval.index import HnswIndex
+from retrieval.labels import write_labels
+from retrieval.manifest import (
+    INDEX,
+    LABEL_ENCODER,
+    LABELS,
+    QUERY_ENCODER,
+    TOKENIZER,
+    VECTORS,
+    Effort,
+    GoldenFacts,
+    IndexFacts,
+    ModelFacts,
+    Parity,
+    Source,
+    seal,
+)
+from retrieval.retriever import Retriever
+from retrieval.store import Store
+
+WORDS = ["cheap", "running", "shoes", "red", "blue", "trail", "city", "rain", "winter", "summer", "kids", "light"]
+GOLDEN_QUERIES = ("cheap running shoes", "red winter city", "light rain")
+
+
+def label_texts(n_labels: int = 200, seed: int = 0) -> list[str]:
+    """Distinct texts of two to four words."""
+    draw = np.random.default_rng(seed)
+    texts: dict[str, None] = {}
+    while len(texts) < n_labels:
+        texts[" ".join(draw.choice(WORDS, draw.integers(2, 5), replace=False))] = None
+    return list(texts)
+
+
+def make_bundle(
+    folder: Path,
+    texts: Sequence[str] | None = None,
+    *,
+    seed: int = 0,
+    prefix: str = "label",
+    efforts: Sequence[int | None] = (32, 32, 32),
+    weight: float = 0.5,
+) -> Path:
+    """Write a bundle of `texts` into `folder`; bundles of different `seed` or `prefix` answer differently.
+
+    `efforts` are those at weights 0, ½ and 1. Label ids are `{prefix}-{row}`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = label_texts() if texts is None else texts
+    dual_dim, classifier_dim = 24, 16
+    model = ModelFacts(
+        encoder="static", dual_dim=dual_dim, classifier_dim=classifier_dim, max_tokens=16, max_characters=512,
+        pad_id=0, unknown_id=1, bytes_per_token=5.0,
+    )  # fmt: skip
+    _write_tokenizer(folder / TOKENIZER)
+    _write_encoder(folder / QUERY_ENCODER, [dual_dim, classifier_dim], seed)
+    _write_encoder(folder / LABEL_ENCODER, [dual_dim], seed)
+    encoder = TextEncoder.open(folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=1)
+    vectors_LD = encoder.encode(texts).vectors_BD * np.float32(0.5**0.5)
+    np.save(folder / VECTORS, vectors_LD)
+    HnswIndex.build(vectors_LD, threads=1).save(folder / INDEX)
+    rows = range(len(texts))
+    attributes = {"market": [("US", "CA")[row % 2] for row in rows], "year": [2020 + row % 3 for row in rows]}
+    write_labels(
+        folder / LABELS, pa.table({"id": [f"{prefix}-{row}" for row in rows], "text": list(texts), **attributes})
+    )
+    index = IndexFacts(
+        m=16, ef_construction=200, recall_target=0.99, recall_queries=0,
+        efforts=tuple(Effort(weight=at, ef=ef, recall_at_10=1.0) for at, ef in zip((0, 0.5, 1), efforts, strict=True)),
+    )  # fmt: skip
+    write_golden(folder, Golden(weight=weight, answers=()))
+    for queries in ((), GOLDEN_QUERIES):
+        if queries:
+            write_golden(folder, record_golden(Retriever.open(folder, threads=1), queries))
+        seal(
+            folder,
+            created="2026-11-22T00:00:00Z",
+            source=Source(dataset="words", dataset_fingerprint="0" * 8, recipe="default", diptych_version="0.1.0"),
+            labels=len(texts),
+            trained_labels=len(texts),
+            precision="float32",
+            classifier_weight=weight,
+            model=model,
+            index=index,
+            parity=Parity(queries=0, query_cosine=1.0, labels=0, label_cosine=1.0),
+            quality=None,
+            golden=GoldenFacts(queries=len(queries), overlap_at_10=0.99, score_tolerance=1e-4),
+        )
+    return folder
+
+
+def make_store(path: Path, *names: str) -> Store:
+    """A store with one bundle a name, the first one active; each bundle's label ids begin with its name."""
+    store = Store(path)
+    for seed, name in enumerate(names):
+        with store.incoming() as folder:
+            store.publish(make_bundle(folder, seed=seed, prefix=name), name)
+    store.activate(names[0])
+    return store
+
+
+def _write_tokenizer(path: Path) -> None:
+    vocabulary = {word: place for place, word in enumerate(["[PAD]", "[UNK]", *WORDS])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.enable_truncation(16)
+    path.write_text(tokenizer.to_str(), encoding="utf-8")
+
+
+def _write_encoder(path: Path, dims: list[int], seed: int) -> None:
+    """Token vectors → masked mean → one projection a half, each half of unit length, side by side."""
+    draw = np.random.default_rng(seed)
+    tables: dict[str, NDArray[np.float32]] = {"tokens": draw.standard_normal((len(WORDS) + 2, 32)).astype(np.float32)}
+    nodes = [
+        helper.make_node("Gather", ["tokens", "input_ids"], ["token_vectors"]),
+        helper.make_node("Cast", ["attention_mask"], ["mask"], to=TensorProto.FLOAT),
+        helper.make_node("Unsqueeze", ["mask", "last"], ["mask3"]),
+        helper.make_node("Mul", ["token_vectors", "mask3"], ["masked"]),
+        helper.make_node("ReduceSum", ["masked", "one"], ["total"], keepdims=0),
+        helper.make_node("ReduceSum", ["mask", "one"], ["count"], keepdims=1),
+        helper.make_node("Div", ["total", "count"], ["mean"]),
+    ]
+    for half, dim in enumerate(dims):
+        tables[f"w{half}"] = draw.standard_normal((32, dim)).astype(np.float32)
+        nodes += [
+            helper.make_node("MatMul", ["mean", f"w{half}"], [f"half{half}"]),
+            helper.make_node("LpNormalization", [f"half{half}"], [f"unit{half}"], axis=-1, p=2),
+        ]
+    nodes.append(helper.make_node("Concat", [f"unit{half}" for half in range(len(dims))], ["vectors"], axis=-1))
+    initializers = [numpy_helper.from_array(table, name) for name, table in tables.items()]
+    initializers += [numpy_helper.from_array(np.array([value]), name) for name, value in (("last", -1), ("one", 1))]
+    inputs = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens_a_text"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    output = helper.make_tensor_value_info("vectors", TensorProto.FLOAT, ["batch", sum(dims)])
+    graph = helper.make_graph(nodes, "encoder", inputs, [output], initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
