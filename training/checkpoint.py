@@ -1,0 +1,267 @@
+"""Contract 2, the checkpoint: a folder that export needs nothing beside, and that training can go on from exactly.
+
+    checkpoint.json            recipe, dataset fingerprint, weight between the halves, figures, history
+    model.safetensors          the best epoch's weights, which labels were trained, inverse propensities
+    tokenizer.json             truncation inside
+    encoder/config.json        a transformer's shape
+    labels.parquet             id, text, attributes
+    validation.parquet         up to 2,000 validation queries with truth and excludes
+    state.safetensors          where training stands: weights, optimiser, clusters, hard negatives, cursor
+
+safetensors and JSON only, no pickle. Every file is written aside and renamed, so each is whole or absent; the state is
+one file, so what it holds belongs together.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import safetensors
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from retrieval.errors import CheckpointError
+from training.data.dataset import Split
+from training.model import TransformerEncoder, UnifiedModel, empty_model
+from training.recipe import Recipe
+from training.tokens import special_ids
+
+FORMAT_VERSION = 1
+OPTIMIZER_STATE = (".second_moment", ".steps")  # of row tables: part of the state, not of the model
+Figures = dict[str, dict[str, float]]
+
+
+class Record(BaseModel):
+    """One validated epoch: what it cost and what it reached."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int
+    loss: float
+    seconds: float
+    score: float
+    classifier_weight: float
+    figures: Figures
+
+
+class Cursor(BaseModel):
+    """Where a run stands: the next step to take, and the best epoch so far."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    seconds: float = 0.0
+    best: Record | None = None
+    history: tuple[Record, ...] = ()
+
+
+class CheckpointFacts(BaseModel):
+    """checkpoint.json."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format_version: int = FORMAT_VERSION
+    recipe: Recipe
+    dataset_name: str
+    dataset_fingerprint: str
+    n_labels: int
+    vocabulary: int
+    classifier_weight: float
+    finished: bool
+    best: Record
+    history: tuple[Record, ...]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: the best epoch's model on the CPU in evaluation mode, and what export needs beside it."""
+
+    folder: Path
+    facts: CheckpointFacts
+    model: UnifiedModel
+    labels: pa.Table
+    validation: Split
+    trained_L: NDArray[np.bool_]
+    inverse_propensity_L: NDArray[np.float64]
+    tokenizer: Tokenizer
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe it was trained with."""
+        return self.facts.recipe
+
+    @property
+    def encoder_kind(self) -> str:
+        """`static` or `transformer`."""
+        return self.recipe.encoder.kind
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """tokenizer.json, with truncation inside and padding off."""
+        return self.folder / "tokenizer.json"
+
+    @property
+    def pad_id(self) -> int:
+        """Token id that fills a batch."""
+        return special_ids(self.tokenizer)[0]
+
+    @property
+    def max_tokens(self) -> int:
+        """Tokens after which a text is cut."""
+        return self.recipe.encoder.max_tokens
+
+    @property
+    def classifier_weight(self) -> float:
+        """w, the classifier's share of the score, chosen on validation."""
+        return self.facts.classifier_weight
+
+    @property
+    def dataset_name(self) -> str:
+        """The prepared dataset's name."""
+        return self.facts.dataset_name
+
+    @property
+    def dataset_fingerprint(self) -> str:
+        """The prepared dataset's content hash."""
+        return self.facts.dataset_fingerprint
+
+    @property
+    def metrics(self) -> Figures:
+        """Validation figures of the best epoch, percent: unified, dual_encoder, classifier."""
+        return self.facts.best.figures
+
+
+def load_checkpoint(folder: Path | str) -> Checkpoint:
+    """Open a checkpoint; raises CheckpointError naming the file and the way out."""
+    folder = Path(folder)
+    facts = read_facts(folder)
+    tensors, _ = read_tensors(folder / "model.safetensors")
+    model = empty_model(facts.recipe, facts.n_labels, facts.vocabulary, folder / "encoder")
+    trained_L = tensors.pop("trained").numpy().astype(bool)
+    inverse_propensity_L = tensors.pop("inverse_propensity").numpy()
+    fill_model(model, tensors, folder / "model.safetensors")
+    return Checkpoint(
+        folder=folder,
+        facts=facts,
+        model=model.eval(),
+        labels=_read_parquet(folder / "labels.parquet"),
+        validation=Split.from_table(_read_parquet(folder / "validation.parquet")),
+        trained_L=trained_L,
+        inverse_propensity_L=inverse_propensity_L,
+        tokenizer=read_tokenizer(folder / "tokenizer.json"),
+    )
+
+
+def read_facts(folder: Path) -> CheckpointFacts:
+    """checkpoint.json of a folder; CheckpointError when there is none or it is of another version."""
+    path = folder / "checkpoint.json"
+    if not path.is_file():
+        raise CheckpointError(f"{folder} holds no checkpoint (no checkpoint.json). Make one with `diptych train`.")
+    try:
+        return CheckpointFacts.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the file"
+        raise CheckpointError(f"{path}: {where}: {first['msg']}. Train again.") from error
+
+
+def save_best(
+    folder: Path,
+    model: UnifiedModel,
+    trained_L: NDArray[np.bool_],
+    inverse_propensity_L: NDArray[np.float64],
+) -> None:
+    """Write the model as it is now as the checkpoint's weights."""
+    tensors = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if not n.endswith(OPTIMIZER_STATE)}
+    tensors["trained"] = torch.from_numpy(trained_L.astype(np.uint8))
+    tensors["inverse_propensity"] = torch.from_numpy(inverse_propensity_L)
+    write_tensors(folder / "model.safetensors", tensors, {})
+
+
+def save_facts(folder: Path, facts: CheckpointFacts) -> None:
+    """Write checkpoint.json."""
+    write_text(folder / "checkpoint.json", facts.model_dump_json(indent=2))
+
+
+def save_surroundings(
+    folder: Path, model: UnifiedModel, tokenizer: Tokenizer, labels: pa.Table, validation: Split
+) -> None:
+    """Write what does not change while training: tokenizer, encoder config, label table, validation queries."""
+    write_text(folder / "tokenizer.json", tokenizer.to_str())
+    if isinstance(model.encoder, TransformerEncoder):
+        model.encoder.transformer.config.save_pretrained(folder / "encoder")  # type: ignore[union-attr, operator]
+    for name, table in (("labels", labels), ("validation", validation.table())):
+        aside = folder / f".{name}.partial.parquet"
+        pq.write_table(table, aside)
+        aside.replace(folder / f"{name}.parquet")
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """Open a tokenizer.json; CheckpointError when it is missing or broken."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing. Train again.")
+    try:
+        return Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception for a malformed file
+        raise CheckpointError(f"{path} is no tokenizer: {error}. Train again.") from error
+
+
+def fill_model(model: UnifiedModel, tensors: Mapping[str, Tensor], source: Path) -> None:
+    """Load weights by name, all of them and nothing else; CheckpointError names what does not fit."""
+    try:
+        missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source} does not fit its recipe: {str(error).splitlines()[-1].strip()}") from error
+    missing = [name for name in missing if not name.endswith(OPTIMIZER_STATE)]
+    if missing or unexpected:
+        raise CheckpointError(f"{source}: missing tensors {missing[:3]}, unexpected {list(unexpected)[:3]}. Train again.")
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    """One safetensors file with JSON facts in its header, written aside, flushed to disk, renamed."""
+    aside = path.with_name(f".{path.name}.partial")
+    save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
+    _settle(aside, path)
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and facts of a file that `write_tensors` wrote; CheckpointError when it is missing or broken."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing. Train again.")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118
+    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}). Delete the folder and train again.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """A text file, whole or not at all."""
+    aside = path.with_name(f".{path.name}.partial")
+    aside.write_text(text, encoding="utf-8")
+    _settle(aside, path)
+
+
+def _settle(aside: Path, path: Path) -> None:
+    with aside.open("rb+") as file:
+        os.fsync(file.fileno())
+    aside.replace(path)
+
+
+def _read_parquet(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}). Train again.") from error

@@ -1,0 +1,90 @@
+"""`diptych prepare | train | evaluate`: thin commands; what is heavy is imported when a command runs."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Event
+from typing import Annotated
+
+import typer
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    dataset: Annotated[Path, typer.Option(help="Folder that `diptych prepare` made.")],
+    out: Annotated[Path, typer.Option(help="Folder that holds the checkpoint afterwards.")],
+    recipe: Annotated[str, typer.Option(help="A shipped recipe by name, or a YAML file.")] = "default",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. batching.batch_size=512."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, or cuda.")] = "auto",
+    restart: Annotated[bool, typer.Option("--restart", help="Throw away what --out holds of an earlier run.")] = False,
+) -> None:
+    """Train the unified model on a dataset; interrupted, the same command goes on where it stopped."""
+    from training import console
+    from training.data.dataset import Dataset
+    from training.recipe import load_recipe
+    from training.run import train as run
+    from training.trainer import Stopped
+
+    chosen = load_recipe(recipe, set_ or [])
+    opened = Dataset.open(dataset)
+    with console.ConsoleListener() as listener, _interruptible() as stop:
+        try:
+            facts = run(opened, chosen, out, listener, device=device, restart=restart, should_stop=stop.is_set)
+        except Stopped:
+            listener.console.print(f"Stopped; {out} holds the run. The same command goes on from here.")
+            raise typer.Exit(130) from None
+    best = facts.best
+    title = f"{facts.dataset_name}, validation, epoch {best.epoch}, classifier weight {facts.classifier_weight:g}"
+    console.Console().print(
+        console.figures_table(title, best.figures, chosen.propensity.a, chosen.propensity.b),
+        f"Trained in {best.seconds if facts.history == () else facts.history[-1].seconds:.0f} s. Checkpoint: {out}",
+    )
+
+
+@app.command()
+def evaluate(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder that `diptych train` made.")],
+    dataset: Annotated[Path, typer.Option(help="The prepared dataset it was trained on.")],
+    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    weight: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Classifier's share of the score; default: the checkpoint's own.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+) -> None:
+    """Measure a checkpoint on one split of a dataset: the unified model and each head alone."""
+    from training import console
+    from training.data.dataset import Dataset
+    from training.measure import measure
+
+    measured = measure(checkpoint, Dataset.open(dataset), split, weight)
+    if json:
+        print(console.as_json(measured.figures))
+        return
+    title = f"{measured.dataset_name}, {split}, {measured.queries:,} queries, classifier weight {measured.weight:g}"
+    a, b = measured.propensity
+    console.Console().print(console.figures_table(title, measured.figures, a, b))
+    for line in console.gap_lines(measured.gaps):
+        print(line)
+
+
+@contextmanager
+def _interruptible() -> Iterator[Event]:
+    """The first Ctrl-C or SIGTERM asks the run to stop after its step; a second one ends it at once."""
+    stop = Event()
+
+    def ask(number: int, _frame: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

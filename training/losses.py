@@ -1,0 +1,133 @@
+"""The PSL reduction and the losses it can carry: pure functions of scores and masks (UniDEC, section 3.2).
+
+PSL, Pick-Some-Labels: for each query, the mean over its in-batch positives of a multi-class loss against the label pool.
+Every function works on one direction; the other one is the same function on the transposed scores and mask.
+
+Shapes: Q rows (queries), P columns (labels of the pool), M positive pairs. Masks are −inf, never a large number:
+scores are divided by the temperature and may well lie below −100.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from training.recipe import LossRecipe
+
+INFINITY = float("inf")
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Which of Q×P pairs are positive and which are to be left out altogether.
+
+    `positive_QP` and `ignored_QP` are bool [Q, P] (ignored: neither positive nor negative; None when there is none);
+    `row_M`, `column_M` are the coordinates of the positives, int64.
+    """
+
+    positive_QP: Tensor
+    row_M: Tensor
+    column_M: Tensor
+    ignored_QP: Tensor | None = None
+
+    def transposed(self) -> "Targets":
+        """The same pairs seen from the labels: label→query."""
+        ignored_PQ = None if self.ignored_QP is None else self.ignored_QP.T
+        return Targets(self.positive_QP.T, self.column_M, self.row_M, ignored_PQ)
+
+
+def head_loss(scores_QP: Tensor, targets: Targets, terms: LossRecipe) -> Tensor:
+    """One head's loss: the λ-weighted sum of its two directions.
+
+    Shapes: scores_QP float [Q, P], not yet divided by the temperature. Returns a scalar.
+    Equations: UniDEC (5)–(7); `terms.query_to_label` is λ_D (λ_C).
+    """
+    scaled_QP = scores_QP / terms.temperature
+    share = terms.query_to_label
+    loss = scores_QP.new_zeros(())
+    if share > 0:
+        loss = loss + share * _one_direction(scaled_QP, targets, terms)
+    if share < 1:
+        loss = loss + (1 - share) * _one_direction(scaled_QP.T, targets.transposed(), terms)
+    return loss
+
+
+def _one_direction(scores_QP: Tensor, targets: Targets, terms: LossRecipe) -> Tensor:
+    loss = scores_QP.new_zeros(())
+    if terms.decoupled_softmax > 0:
+        loss = loss + terms.decoupled_softmax * decoupled_softmax(scores_QP, targets)
+    if terms.supcon > 0:
+        loss = loss + terms.supcon * supcon(scores_QP, targets)
+    if terms.bce > 0:
+        loss = loss + terms.bce * binary_cross_entropy(scores_QP, targets)
+    return loss
+
+
+def decoupled_softmax(scores_QP: Tensor, targets: Targets) -> Tensor:
+    """Softmax of each positive against the negatives alone: no other positive in the denominator.
+
+    Shapes: scores_QP [Q, P] → scalar. A row without a negative or without a positive contributes 0.
+    """
+    left_out_QP = _union(targets.positive_QP, targets.ignored_QP)
+    has_negative_Q = ~left_out_QP.all(dim=1)
+    against_Q = _logsumexp(scores_QP, left_out_QP)
+    positive_M = scores_QP[targets.row_M, targets.column_M]
+    loss_M = F.softplus(against_Q[targets.row_M] - positive_M)  # −log(e^s / (e^s + Σ e^negatives))
+    return pick_some_labels(loss_M, targets.row_M, has_negative_Q)
+
+
+def supcon(scores_QP: Tensor, targets: Targets) -> Tensor:
+    """Softmax of each positive against all of the pool, the other positives included (Khosla et al. 2020, L_out).
+
+    Shapes: scores_QP [Q, P] → scalar. A row without a negative or without a positive contributes 0.
+    """
+    has_negative_Q = ~_union(targets.positive_QP, targets.ignored_QP).all(dim=1)
+    against_Q = _logsumexp(scores_QP, targets.ignored_QP)
+    loss_M = against_Q[targets.row_M] - scores_QP[targets.row_M, targets.column_M]
+    return pick_some_labels(loss_M, targets.row_M, has_negative_Q)
+
+
+def binary_cross_entropy(scores_QP: Tensor, targets: Targets) -> Tensor:
+    """Sum over the pool of the logistic loss of each label on its own, mean over the rows that have a positive.
+
+    Shapes: scores_QP [Q, P] → scalar.
+    """
+    every_QP = F.softplus(scores_QP)
+    if targets.ignored_QP is not None:
+        every_QP = every_QP.masked_fill(targets.ignored_QP, 0.0)
+    row_Q = every_QP.sum(dim=1)
+    row_Q = row_Q.index_add(0, targets.row_M, -scores_QP[targets.row_M, targets.column_M])
+    has_positive_Q = _positives_a_row(targets.row_M, len(row_Q)) > 0
+    return (row_Q * has_positive_Q).sum() / has_positive_Q.sum().clamp(min=1)
+
+
+def pick_some_labels(loss_M: Tensor, row_M: Tensor, counted_Q: Tensor) -> Tensor:
+    """PSL: the mean over each row's positives, then the mean over the rows that have any (UniDEC, equation 4).
+
+    Shapes: loss_M [M] one loss a positive pair; row_M int64 [M]; counted_Q bool [Q], rows whose loss is defined → scalar.
+    """
+    positives_Q = _positives_a_row(row_M, len(counted_Q))
+    defined_M = counted_Q[row_M]
+    weight_M = defined_M / positives_Q[row_M]
+    rows_with_a_loss = (counted_Q & (positives_Q > 0)).sum().clamp(min=1)
+    return (torch.where(defined_M, loss_M, 0.0) * weight_M).sum() / rows_with_a_loss
+
+
+def _positives_a_row(row_M: Tensor, rows: int) -> Tensor:
+    return torch.bincount(row_M, minlength=rows)
+
+
+def _union(left_QP: Tensor, right_QP: Tensor | None) -> Tensor:
+    return left_QP if right_QP is None else left_QP | right_QP
+
+
+def _logsumexp(scores_QP: Tensor, left_out_QP: Tensor | None) -> Tensor:
+    """logsumexp over what is not left out; a row with nothing left gives a finite value whose gradient is not used.
+
+    The gradient of logsumexp over −inf alone is NaN, so such a row keeps its scores; its callers give it no weight.
+    """
+    if left_out_QP is None:
+        return torch.logsumexp(scores_QP, dim=1)
+    empty_Q = left_out_QP.all(dim=1, keepdim=True)
+    return torch.logsumexp(scores_QP.masked_fill(left_out_QP & ~empty_Q, -INFINITY), dim=1)

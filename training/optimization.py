@@ -1,0 +1,89 @@
+"""What moves the weights: AdamW for what every batch touches, row tables for the rest, one schedule for both."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from training.model import UnifiedModel
+from training.recipe import OptimizerRecipe, Recipe
+
+
+def schedule(step: int, total: int, warmup: float) -> float:
+    """Share of the peak rate at `step` of `total`: rises linearly over the first `warmup` share, then a cosine to 0."""
+    rising = max(1, round(total * warmup))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
+
+
+def dense_optimizer(model: UnifiedModel, recipe: OptimizerRecipe) -> torch.optim.AdamW:
+    """AdamW over encoder and heads; biases and norms are not decayed. Each group keeps its peak rate in `peak`."""
+    encoder = list(model.encoder.parameters())
+    heads = [*model.dual_head.parameters(), *model.classifier_head.parameters()]
+    groups = [
+        {"params": chosen, "weight_decay": decay, "lr": rate, "peak": rate}
+        for parameters, rate in ((encoder, recipe.encoder_lr), (heads, recipe.heads_lr))
+        for chosen, decay in (_matrices(parameters, recipe.weight_decay), _vectors(parameters))
+        if chosen
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.999))
+
+
+def row_rates(model: UnifiedModel, recipe: OptimizerRecipe) -> dict[str, float]:
+    """Peak rate of each row table by its name."""
+    rates = {"classifier": recipe.classifier_lr, "token": recipe.token_lr, "token_weight": recipe.token_lr}
+    return {name: rates[name] for name in model.row_tables()}
+
+
+def apply_step(
+    model: UnifiedModel, dense: torch.optim.AdamW, rates: dict[str, float], scale: float, clip_norm: float
+) -> None:
+    """Move everything along its gradients at `scale` times its peak rate, and clear the gradients."""
+    nn.utils.clip_grad_norm_([p for group in dense.param_groups for p in group["params"]], clip_norm)
+    for group in dense.param_groups:
+        group["lr"] = group["peak"] * scale
+    dense.step()
+    dense.zero_grad(set_to_none=True)
+    for name, table in model.row_tables().items():
+        table.step(rates[name] * scale)
+
+
+def dense_state(model: UnifiedModel, dense: torch.optim.AdamW) -> dict[str, Tensor]:
+    """AdamW's moments and step counts by parameter name, for a checkpoint."""
+    return {
+        f"{name}.{key}": value.detach().cpu().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in dense.state.get(parameter, {}).items()
+    }
+
+
+def restore_dense_state(model: UnifiedModel, dense: torch.optim.AdamW, saved: dict[str, Tensor]) -> None:
+    """Put back what `dense_state` gave."""
+    for name, parameter in model.named_parameters():
+        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in saved]
+        if keys:
+            # AdamW keeps its step count on the CPU whatever the parameter's device.
+            dense.state[parameter] = {
+                key: saved[f"{name}.{key}"].to("cpu" if key == "step" else parameter.device) for key in keys
+            }
+
+
+def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
+    """Whether the encoder runs under bf16 autocast: when asked to, or a transformer where the processor is good at it."""
+    if recipe.precision != "auto":
+        return recipe.precision == "bfloat16"
+    if recipe.encoder.kind == "static":
+        return False
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _matrices(parameters: list[nn.Parameter], decay: float) -> tuple[list[nn.Parameter], float]:
+    return [p for p in parameters if p.ndim > 1], decay
+
+
+def _vectors(parameters: list[nn.Parameter]) -> tuple[list[nn.Parameter], float]:
+    return [p for p in parameters if p.ndim <= 1], 0.0

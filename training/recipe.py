@@ -1,0 +1,264 @@
+"""The recipe: every choice of a training run, frozen, validated once, overridable by dotted keys.
+
+A recipe is data: the files beside this module in `recipes/` are the published runs and our presets, one file each. A key
+that a file leaves out has the default written here; a key that does not exist is an error.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from retrieval.errors import RecipeError
+
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0.0, le=10.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+class Section(BaseModel):
+    """Base of every part of a recipe: immutable, and a misspelt key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class StaticEncoderRecipe(Section):
+    """One learned vector and one learned weight a token; the tokenizer is learned from the dataset's own texts."""
+
+    kind: Literal["static"] = "static"
+    dim: Positive = 256
+    vocabulary_size: Annotated[int, Field(ge=64)] = 30_000
+    max_tokens: Positive = 64
+
+
+class TransformerEncoderRecipe(Section):
+    """Any Hugging Face encoder by name or folder, mean-pooled over its tokens; `layers` keeps only the first few."""
+
+    kind: Literal["transformer"] = "transformer"
+    model: str
+    layers: Positive | None = None
+    max_tokens: Positive = 32
+
+
+EncoderRecipe = Annotated[StaticEncoderRecipe | TransformerEncoderRecipe, Field(discriminator="kind")]
+
+
+class HeadRecipe(Section):
+    """One head (g1 or g2): its output width (the encoder's own when null) and its dropout."""
+
+    dim: Positive | None = None
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+class HeadsRecipe(Section):
+    """g1 (dual encoder) and g2 (classifier)."""
+
+    dual_encoder: HeadRecipe = HeadRecipe()
+    classifier: HeadRecipe = HeadRecipe()
+
+
+class BatchingRecipe(Section):
+    """Which queries share a batch and which labels share its pool (Algorithm 1's inner lines)."""
+
+    batch_size: Annotated[int, Field(ge=2)] = 512
+    clustered: bool = True
+    positives: Positive = Field(default=3, description="β: positives sampled a query, without replacement")
+    hard_negatives: Count = Field(default=6, description="η: mined negatives drawn a query and epoch")
+    refresh_epochs: Positive = Field(default=5, description="τ of the paper: epochs between two minings and clusterings")
+    pool_size: Positive = Field(default=3000, description="most labels a batch is compared with")
+
+
+class LossRecipe(Section):
+    """One head's loss: a weighted sum of terms on scores divided by `temperature`.
+
+    `query_to_label` is λ_D (λ_C): the share of the query→label direction; the rest goes to label→query.
+    """
+
+    decoupled_softmax: Weight = 1.0
+    supcon: Weight = 0.0
+    bce: Weight = Field(default=0.0, description="on the sum over the pool, a query")
+    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    query_to_label: Share = 0.5
+
+    @model_validator(mode="after")
+    def _has_a_term(self) -> "LossRecipe":
+        if self.decoupled_softmax + self.supcon + self.bce == 0:
+            raise ValueError("all of decoupled_softmax, supcon and bce are 0: give one of them a weight")
+        return self
+
+
+class LossesRecipe(Section):
+    """L = λ·L_D + (1−λ)·L_C; `dual_encoder_share` is λ."""
+
+    dual_encoder_share: Share = 0.5
+    dual_encoder: LossRecipe = LossRecipe(temperature=0.05)
+    classifier: LossRecipe = LossRecipe()
+
+
+class OptimizerRecipe(Section):
+    """AdamW for what every batch touches, the row-wise optimiser for ψ and the static token table."""
+
+    epochs: Positive = 30
+    encoder_lr: Rate = Field(default=1e-4, description="transformer layers; AdamW")
+    heads_lr: Rate = Field(default=1e-3, description="g1 and g2; AdamW")
+    classifier_lr: Rate = Field(default=1e-3, description="rows of ψ; row-wise")
+    token_lr: Rate = Field(default=1e-2, description="rows of the static token table; row-wise")
+    weight_decay: Weight = 0.01
+    warmup: Share = Field(default=0.05, description="share of all steps in which the rate rises to its peak")
+    clip_norm: Annotated[float, Field(gt=0.0)] = Field(default=1.0, description="for the AdamW part")
+
+
+class ValidationRecipe(Section):
+    """What chooses the best epoch and the weight between the halves: the mean of `metrics` on validation queries."""
+
+    metrics: tuple[str, ...] = ("P@1", "P@5")
+    every_epochs: Positive = 1
+    max_queries: Positive = 2000
+    weights: tuple[Share, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class PropensityRecipe(Section):
+    """Constants of the propensity model behind PSP@k (Jain et al. 2016)."""
+
+    a: float = 0.55
+    b: float = 1.5
+
+
+class ProvenanceRecipe(Section):
+    """Dotted keys that a paper prints, and those that follow from what it prints; every other key is ours."""
+
+    paper: str = ""
+    published: tuple[str, ...] = ()
+    derived: tuple[str, ...] = ()
+
+
+class Recipe(Section):
+    """Everything that decides what a run learns. Two runs with one recipe and one dataset end with the same weights."""
+
+    name: str
+    description: str = ""
+    encoder: EncoderRecipe = StaticEncoderRecipe()
+    heads: HeadsRecipe = HeadsRecipe()
+    batching: BatchingRecipe = BatchingRecipe()
+    loss: LossesRecipe = LossesRecipe()
+    optimizer: OptimizerRecipe = OptimizerRecipe()
+    validation: ValidationRecipe = ValidationRecipe()
+    propensity: PropensityRecipe = PropensityRecipe()
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    checkpoint_minutes: Annotated[float, Field(gt=0.0)] = 10.0
+    seed: Count = 0
+    provenance: ProvenanceRecipe = ProvenanceRecipe()
+
+    @model_validator(mode="after")
+    def _provenance_names_real_keys(self) -> "Recipe":
+        known = set(self.origins(marked=False))
+        for key in (*self.provenance.published, *self.provenance.derived):
+            if key not in known:
+                raise ValueError(f"provenance names '{key}', which is no key of the recipe")
+        return self
+
+    def origins(self, *, marked: bool = True) -> dict[str, str]:
+        """Every dotted key and where its value comes from: `published`, `derived` or `ours`."""
+        keys = _dotted(self.model_dump(exclude={"name", "description", "provenance"}))
+        if not marked:
+            return dict.fromkeys(keys, "ours")
+        published, derived = set(self.provenance.published), set(self.provenance.derived)
+        return {key: "published" if key in published else "derived" if key in derived else "ours" for key in keys}
+
+    def differences(self, other: "Recipe") -> list[str]:
+        """One phrase for each key whose value differs, `key: here → there`; what decides no weight is left out."""
+        kept = {"name", "description", "provenance", "checkpoint_minutes"}
+        mine, theirs = _dotted(self.model_dump(exclude=kept)), _dotted(other.model_dump(exclude=kept))
+        keys = sorted(mine.keys() | theirs.keys())
+        return [f"{k}: {mine.get(k)} → {theirs.get(k)}" for k in keys if mine.get(k) != theirs.get(k)]
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a shipped recipe by name or a YAML file by path, with `dotted.key=value` overrides laid over it.
+
+    Raises RecipeError naming the key, the value and what was expected.
+    """
+    data = _read(name_or_path)
+    for override in overrides:
+        _lay_over(data, override)
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        raise RecipeError(f"recipe '{name_or_path}': {_sentence(error)}") from error
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = files("training") / "recipes"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def _read(name_or_path: str) -> dict[str, Any]:
+    if name_or_path in shipped_recipes():
+        text = (files("training") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
+    elif Path(name_or_path).is_file():
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    else:
+        known = ", ".join(shipped_recipes())
+        raise RecipeError(f"recipe '{name_or_path}' is neither a shipped recipe ({known}) nor a file")
+    try:
+        data = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"recipe '{name_or_path}' is not valid YAML: {error}") from error
+    if not isinstance(data, dict):
+        raise RecipeError(f"recipe '{name_or_path}' holds {type(data).__name__}, expected a mapping of keys")
+    return data
+
+
+def _lay_over(data: dict[str, Any], override: str) -> None:
+    key, equals, raw = override.partition("=")
+    if not equals or not key.strip():
+        raise RecipeError(f"override '{override}' has no form key=value, for example batching.batch_size=512")
+    try:
+        value = yaml.safe_load(raw)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"override '{override}': '{raw}' is not a YAML value: {error}") from error
+    # YAML 1.1 reads 1e-3 as a string; a person who writes it means the number.
+    if isinstance(value, str):
+        value = _number(value)
+    *parents, last = key.strip().split(".")
+    node = data
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise RecipeError(f"override '{override}': '{parent}' is a value, not a section")
+    node[last] = value
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _sentence(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if part not in ("static", "transformer")) or "the whole"
+    if first["type"] == "extra_forbidden":
+        return f"'{where}' is no key of a recipe (value {first['input']!r})"
+    given = "" if isinstance(first["input"], dict) else f" (given {first['input']!r})"
+    more = f"; {error.error_count() - 1} more like this" if error.error_count() > 1 else ""
+    return f"'{where}': {first['msg'].removeprefix('Value error, ')}{given}{more}"
+
+
+def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return dict(_walk(tree, prefix))
+
+
+def _walk(tree: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _walk(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

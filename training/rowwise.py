@@ -1,0 +1,76 @@
+"""Tables of which a batch touches a few rows: ψ, and the static encoder's tokens, with their optimiser.
+
+A step gathers the rows, learns on them and scatters them back: O(rows·d) whatever the table's length. A dense AdamW would
+also decay and move all the rows that had no data. State: one second moment and one step count a row.
+
+Shapes: N rows of the table, D its width, R rows that a batch touches.
+"""
+
+import torch
+from torch import Tensor, nn
+
+DECAY = 0.99  # of the second moment; rows are seen tens of times, so a longer memory would never fill
+EPSILON = 1e-12
+
+
+class RowTable(nn.Module):
+    """N rows of width D that are learned row by row.
+
+    `take` hands out rows as a leaf that collects gradients; `step` moves every row handed out since the last step.
+    """
+
+    def __init__(self, weight_ND: Tensor) -> None:
+        super().__init__()
+        self.weight: Tensor
+        self.second_moment: Tensor
+        self.steps: Tensor
+        self.register_buffer("weight", weight_ND)
+        self.register_buffer("second_moment", torch.zeros(len(weight_ND)))
+        self.register_buffer("steps", torch.zeros(len(weight_ND), dtype=torch.int32))
+        self._taken: list[tuple[Tensor, Tensor]] = []
+
+    def __len__(self) -> int:
+        return len(self.weight)
+
+    @property
+    def width(self) -> int:
+        """D, the width of a row."""
+        return self.weight.shape[1]
+
+    def take(self, rows_R: Tensor) -> Tensor:
+        """Rows [R, D] as a leaf; `rows_R` int64 holds no row twice. Outside of training it is a plain gather."""
+        leaf_RD = self.weight.index_select(0, rows_R)
+        if self.training and torch.is_grad_enabled():
+            leaf_RD.requires_grad_(True)
+            self._taken.append((rows_R, leaf_RD))
+        return leaf_RD
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """Move the rows taken since the last step along their gradients, and forget them.
+
+        RMSprop with one second moment a row, corrected for its start: v ← βv + (1−β)·mean(g²), row −= lr·g/√v̂.
+        """
+        taken = [(rows_R, leaf.grad) for rows_R, leaf in self._taken if leaf.grad is not None]
+        self._taken.clear()
+        if not taken:
+            return
+        rows_R, gradient_RD = _merged(taken)
+        steps_R = self.steps.index_select(0, rows_R) + 1
+        moment_R = self.second_moment.index_select(0, rows_R)
+        moment_R = DECAY * moment_R + (1 - DECAY) * gradient_RD.square().mean(dim=1)
+        unbiased_R = moment_R / (1 - DECAY ** steps_R.to(moment_R.dtype))
+        update_RD = gradient_RD * (learning_rate / (unbiased_R.sqrt() + EPSILON)).unsqueeze(1)
+        self.weight.index_copy_(0, rows_R, self.weight.index_select(0, rows_R) - update_RD)
+        self.second_moment.index_copy_(0, rows_R, moment_R)
+        self.steps.index_copy_(0, rows_R, steps_R)
+
+
+def _merged(taken: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Gradients of all takes, summed where two takes share a row."""
+    if len(taken) == 1:
+        return taken[0]
+    rows_R, place = torch.unique(torch.cat([rows for rows, _ in taken]), return_inverse=True)
+    gradient = torch.cat([gradient for _, gradient in taken])
+    summed_RD = gradient.new_zeros(len(rows_R), gradient.shape[1]).index_add_(0, place, gradient)
+    return rows_R, summed_RD

@@ -1,0 +1,160 @@
+"""Text → token ids once; memory-mapped afterwards, so an epoch never tokenizes.
+
+Shapes: S tokens of all texts, one after the other; N texts; B texts of a batch, T tokens of the longest of them.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from torch import Tensor
+
+from retrieval.errors import RecipeError
+from training.recipe import Recipe, StaticEncoderRecipe, TransformerEncoderRecipe
+
+PAD, UNKNOWN = "[PAD]", "[UNK]"
+CHUNK = 10_000
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Texts as the encoder takes them: ids and mask int64 [B, T], padded to the longest of the batch."""
+
+    input_ids_BT: Tensor
+    attention_mask_BT: Tensor
+
+    def to(self, device: torch.device) -> "TokenBatch":
+        """The same batch on another device."""
+        return TokenBatch(self.input_ids_BT.to(device), self.attention_mask_BT.to(device))
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Token ids of N texts, flat: text n is `ids_S[offsets_N1[n]:offsets_N1[n+1]]`."""
+
+    ids_S: NDArray[np.int32]
+    offsets_N1: NDArray[np.int64]
+    pad_id: int
+
+    def __len__(self) -> int:
+        return len(self.offsets_N1) - 1
+
+    @property
+    def lengths_N(self) -> NDArray[np.int64]:
+        """Tokens of each text."""
+        return np.diff(self.offsets_N1)
+
+    def batch(self, rows_B: NDArray[np.int64]) -> TokenBatch:
+        """The texts `rows_B`, in that order, padded to the longest of them."""
+        starts_B = self.offsets_N1[rows_B]
+        lengths_B = self.offsets_N1[rows_B + 1] - starts_B
+        position_T = np.arange(lengths_B.max(initial=1))
+        mask_BT = position_T < lengths_B[:, None]
+        last = max(len(self.ids_S) - 1, 0)
+        ids_BT = self.ids_S[np.minimum(starts_B[:, None] + position_T, last)]
+        ids_BT = np.where(mask_BT, ids_BT, self.pad_id).astype(np.int64)
+        return TokenBatch(torch.from_numpy(ids_BT), torch.from_numpy(mask_BT.astype(np.int64)))
+
+    def batches_by_length(self, size: int) -> Iterator[tuple[NDArray[np.int64], TokenBatch]]:
+        """All texts, `size` at a time, similar lengths together; with each batch the rows it holds."""
+        order_N = np.argsort(self.lengths_N, kind="stable")
+        for start in range(0, len(order_N), size):
+            rows_B = order_N[start : start + size]
+            yield rows_B, self.batch(rows_B)
+
+
+def tokenize(texts: Sequence[str], tokenizer: Tokenizer, folder: Path, name: str) -> TokenizedTexts:
+    """Token ids of `texts`, written to `folder` once and memory-mapped; a text without a token becomes [UNK].
+
+    The caller names a folder that belongs to one tokenizer and one dataset; what stands there is taken as it is.
+    """
+    ids_path, offsets_path = folder / f"{name}.ids.npy", folder / f"{name}.offsets.npy"
+    pad_id, unknown_id = special_ids(tokenizer)
+    if not (ids_path.is_file() and offsets_path.is_file()):
+        folder.mkdir(parents=True, exist_ok=True)
+        ids_S, offsets_N1 = _encode(texts, tokenizer, unknown_id)
+        _save(ids_path, ids_S)
+        _save(offsets_path, offsets_N1)
+    ids_S = np.load(ids_path, mmap_mode="r", allow_pickle=False)
+    return TokenizedTexts(ids_S, np.load(offsets_path, allow_pickle=False), pad_id)
+
+
+def tokenize_in_memory(texts: Sequence[str], tokenizer: Tokenizer) -> TokenizedTexts:
+    """The same for a few texts, without a file."""
+    pad_id, unknown_id = special_ids(tokenizer)
+    ids_S, offsets_N1 = _encode(texts, tokenizer, unknown_id)
+    return TokenizedTexts(ids_S, offsets_N1, pad_id)
+
+
+def special_ids(tokenizer: Tokenizer) -> tuple[int, int]:
+    """Ids of padding and of the unknown token, under whichever of their usual names the tokenizer has them."""
+    pad = next((i for t in (PAD, "<pad>") if (i := tokenizer.token_to_id(t)) is not None), 0)
+    unknown = next((i for t in (UNKNOWN, "<unk>") if (i := tokenizer.token_to_id(t)) is not None), pad)
+    return pad, unknown
+
+
+def make_tokenizer(recipe: Recipe, texts: Iterator[str]) -> Tokenizer:
+    """The run's tokenizer: learned from `texts` for a static encoder, the transformer's own otherwise.
+
+    Truncation stands inside the tokenizer, so that training, export and service cut alike; padding is off.
+    Raises RecipeError when the transformer has no fast tokenizer.
+    """
+    match recipe.encoder:
+        case StaticEncoderRecipe(vocabulary_size=size, max_tokens=max_tokens):
+            tokenizer = learn_wordpiece(texts, size)
+        case TransformerEncoderRecipe(model=model, max_tokens=max_tokens):
+            tokenizer = _pretrained(model)
+    tokenizer.no_padding()
+    tokenizer.enable_truncation(max_length=max_tokens)
+    return tokenizer
+
+
+def learn_wordpiece(texts: Iterator[str], size: int) -> Tokenizer:
+    """A lower-casing, accent-stripping WordPiece vocabulary of at most `size` tokens; whole words where they recur."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=200))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, min_frequency=2, special_tokens=[PAD, UNKNOWN], show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def _pretrained(model: str) -> Tokenizer:
+    from transformers import AutoTokenizer
+
+    try:
+        fast = AutoTokenizer.from_pretrained(model, use_fast=True)
+    except (OSError, ValueError) as error:
+        raise RecipeError(f"encoder.model '{model}': its tokenizer cannot be loaded: {error}") from error
+    backend = getattr(fast, "backend_tokenizer", None)
+    if backend is None:
+        raise RecipeError(f"encoder.model '{model}' has no fast tokenizer; choose a model that ships a tokenizer.json")
+    return Tokenizer.from_str(backend.to_str())
+
+
+def _encode(
+    texts: Sequence[str], tokenizer: Tokenizer, unknown_id: int
+) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    ids: list[NDArray[np.int32]] = []
+    lengths: list[int] = []
+    for start in range(0, len(texts), CHUNK):
+        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + CHUNK])):
+            found = encoding.ids or [unknown_id]
+            lengths.append(len(found))
+            ids.append(np.array(found, dtype=np.int32))
+    flat_S = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32)
+    return flat_S, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+
+
+def _save(path: Path, array: NDArray[np.int32] | NDArray[np.int64]) -> None:
+    """Whole or not at all: a half-written file must never pass for a token cache."""
+    aside = path.with_name(f".{path.name}.partial.npy")
+    np.save(aside, array, allow_pickle=False)
+    aside.replace(path)

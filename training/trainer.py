@@ -1,0 +1,277 @@
+"""Algorithm 1's outer lines: epochs, clusters and mining, the schedule, validation, checkpoints, resume (UniDEC, 3.4).
+
+All randomness is drawn from (seed, purpose, epoch, step), never from a generator that runs along. A run that goes on from
+any saved state therefore draws what the uninterrupted run would have drawn, and ends with the same weights.
+
+Shapes: N training queries, Q queries of a batch, P labels of its pool, L labels.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training import checkpoint as ck
+from training import evaluation, optimization
+from training.batches import Batch, make_batch
+from training.checkpoint import Cursor, Record
+from training.clustering import balanced_clusters, random_clusters
+from training.data.dataset import Split
+from training.data.ragged import Ragged
+from training.losses import Targets, head_loss
+from training.model import UnifiedModel
+from training.negatives import mine_hard_negatives
+from training.recipe import Recipe
+from training.tokens import TokenizedTexts
+
+CLUSTERS, ORDER, BATCH, DROPOUT = range(4)  # purposes of random numbers
+
+
+class Listener(Protocol):
+    """Who is told how a run goes; the console is one."""
+
+    def stage(self, name: str) -> AbstractContextManager[Callable[[int, int], object]]:
+        """A long stage outside the steps; yields a function to call with (done, total)."""
+        ...
+
+    def stepped(self, epoch: int, done: int, total: int, loss: float) -> None:
+        """A step was taken: `done` of `total`, mean loss of the epoch so far."""
+        ...
+
+    def validated(self, record: Record, best: Record) -> None:
+        """An epoch was validated."""
+        ...
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from, in memory: the training split, the validation queries, the labels, all tokenized."""
+
+    train: Split
+    train_tokens: TokenizedTexts
+    validation: Split
+    validation_tokens: TokenizedTexts
+    label_tokens: TokenizedTexts
+    trained_L: NDArray[np.bool_]
+    inverse_propensity_L: NDArray[np.float64]
+
+
+class Stopped(Exception):
+    """The run was asked to stop; its state is saved."""
+
+
+class Trainer:
+    """One run of Algorithm 1 over `material`, writing to `folder`.
+
+    `should_stop` is asked after every step: true saves the state and raises Stopped.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        material: Material,
+        model: UnifiedModel,
+        folder: Path,
+        device: torch.device,
+        listener: Listener,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.recipe, self.material, self.folder, self.device = recipe, material, folder, device
+        self.listener, self.should_stop = listener, should_stop
+        self.model = model.to(device)
+        self.dense = optimization.dense_optimizer(model, recipe.optimizer)
+        self.rates = optimization.row_rates(model, recipe.optimizer)
+        self.bfloat16 = optimization.uses_bfloat16(recipe, device)
+        self.cursor = Cursor()
+        self.clusters = Ragged.empty(0)
+        self.hard_negative_NH: NDArray[np.int32] | None = None
+        self._saved_at = time.monotonic()
+
+    def run(self) -> Cursor:
+        """Train from the cursor to the end; returns the final cursor. Raises Stopped when asked to stop."""
+        while self.cursor.epoch < self.recipe.optimizer.epochs:
+            self._epoch(self.cursor.epoch)
+        self.save_state()
+        return self.cursor
+
+    def _epoch(self, epoch: int) -> None:
+        if self.cursor.step == 0 and epoch % self.recipe.batching.refresh_epochs == 0:
+            self._refresh(epoch)
+        batches = self._batches(epoch)
+        total = len(batches) * self.recipe.optimizer.epochs
+        while self.cursor.step < len(batches):
+            started, at = time.perf_counter(), self.cursor.step
+            loss = self._step(epoch, at, batches[at], epoch * len(batches) + at, total)
+            self._advance(step=at + 1, loss_sum=self.cursor.loss_sum + loss, since=started)
+            self.listener.stepped(epoch, epoch * len(batches) + at + 1, total, self.cursor.loss_sum / (at + 1))
+            self._pause_if_due()
+        self._finish_epoch(epoch, len(batches))
+
+    def _finish_epoch(self, epoch: int, steps: int) -> None:
+        every, last = self.recipe.validation.every_epochs, epoch + 1 == self.recipe.optimizer.epochs
+        if (epoch + 1) % every == 0 or last:
+            self._validate(epoch, self.cursor.loss_sum / steps)
+        self._advance(epoch=epoch + 1, step=0, loss_sum=0.0)
+
+    def _advance(self, since: float | None = None, **changes: object) -> None:
+        spent = 0.0 if since is None else time.perf_counter() - since
+        self.cursor = self.cursor.model_copy(update={**changes, "seconds": self.cursor.seconds + spent})
+
+    def _pause_if_due(self) -> None:
+        stop = self.should_stop()
+        if stop or time.monotonic() - self._saved_at > 60 * self.recipe.checkpoint_minutes:
+            self.save_state()
+        if stop:
+            raise Stopped
+
+    # ---- clusters and hard negatives
+
+    def _refresh(self, epoch: int) -> None:
+        """Cluster the queries and mine their hard negatives with the dual encoder as it is now."""
+        started, batching = time.perf_counter(), self.recipe.batching
+        if not (batching.clustered or batching.hard_negatives):
+            return
+        self.model.eval()
+        with self.listener.stage("clustering and mining") as progress:
+            query_ND = self._dual_vectors(self.material.train_tokens)
+            if batching.clustered:
+                generator = self._random(CLUSTERS, epoch)
+                self.clusters = Ragged.from_lists(balanced_clusters(query_ND, batching.batch_size, generator))
+            if batching.hard_negatives:
+                label_LD = self._dual_vectors(self.material.label_tokens)
+                mined = batching.hard_negatives * batching.refresh_epochs
+                not_negative = _joined(self.material.train.labels, self.material.train.exclude)
+                self.hard_negative_NH = mine_hard_negatives(query_ND, label_LD, not_negative, mined, progress)
+        self._advance(since=started)
+
+    @torch.inference_mode()
+    def _dual_vectors(self, tokens: TokenizedTexts) -> NDArray[np.float32]:
+        vectors = np.empty((len(tokens), self.model.dual_dim), np.float32)
+        for rows, batch in tokens.batches_by_length(evaluation.TEXTS_A_BATCH):
+            batch = batch.to(self.device)
+            with self._autocast():
+                found = self.model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT)
+            vectors[rows] = found.float().cpu().numpy()
+        return vectors
+
+    def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """The epoch's batches of queries, in a new order."""
+        generator = self._random(ORDER, epoch)
+        if self.recipe.batching.clustered:
+            batches = [self.clusters[row].astype(np.int64) for row in range(len(self.clusters))]
+        else:
+            batches = random_clusters(len(self.material.train), self.recipe.batching.batch_size, generator)
+        return [batches[place] for place in generator.permutation(len(batches))]
+
+    # ---- one step
+
+    def _step(self, epoch: int, at: int, query_Q: NDArray[np.int64], step: int, total: int) -> float:
+        train = self.material.train
+        batch = make_batch(
+            query_Q, train.labels, train.exclude, self.hard_negative_NH, self.recipe.batching,
+            self._random(BATCH, epoch, at),
+        )  # fmt: skip
+        self.model.train()
+        torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
+        loss = self._loss(batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        scale = optimization.schedule(step, total, self.recipe.optimizer.warmup)
+        optimization.apply_step(self.model, self.dense, self.rates, scale, self.recipe.optimizer.clip_norm)
+        return loss.item()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        """L = λ·L_D + (1−λ)·L_C over the batch and its pool (UniDEC, equation 8)."""
+        queries = self.material.train_tokens.batch(batch.query_Q).to(self.device)
+        labels = self.material.label_tokens.batch(batch.pool_P).to(self.device)
+        with self._autocast():
+            query_QE = self.model.encoder(queries.input_ids_BT, queries.attention_mask_BT)
+            label_PE = self.model.encoder(labels.input_ids_BT, labels.attention_mask_BT)
+        dual_QD, classifier_QC = self.model.training_vectors(query_QE.float())
+        dual_PD = self.model.dual_vectors(label_PE.float())
+        row_PC = self.model.classifier.take(torch.from_numpy(batch.pool_P).to(self.device))
+        targets, losses = self._targets(batch), self.recipe.loss
+        share = losses.dual_encoder_share
+        dual = head_loss(dual_QD @ dual_PD.T, targets, losses.dual_encoder)
+        classifier = head_loss(classifier_QC @ row_PC.T, targets, losses.classifier)
+        return share * dual + (1 - share) * classifier
+
+    def _targets(self, batch: Batch) -> Targets:
+        shape = (len(batch.query_Q), len(batch.pool_P))
+        row_M, column_M = (torch.from_numpy(a).to(self.device) for a in (batch.positive_row_M, batch.positive_column_M))
+        positive_QP = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        positive_QP[row_M, column_M] = True
+        if not len(batch.ignored_row):
+            return Targets(positive_QP, row_M, column_M)
+        ignored_QP = torch.zeros(shape, dtype=torch.bool, device=self.device)
+        ignored_QP[torch.from_numpy(batch.ignored_row), torch.from_numpy(batch.ignored_column)] = True
+        return Targets(positive_QP, row_M, column_M, ignored_QP)
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
+
+    def _random(self, purpose: int, *counters: int) -> np.random.Generator:
+        return np.random.default_rng([self.recipe.seed, purpose, *counters])
+
+    # ---- validation and state
+
+    def _validate(self, epoch: int, loss: float) -> None:
+        """Measure the model on the validation queries, choose w, and keep the weights when they are the best so far."""
+        material = self.material
+        self.model.eval()
+        queries = evaluation.encode_queries(self.model, material.validation_tokens, self.device)
+        labels = evaluation.encode_labels(self.model, material.label_tokens, material.trained_L, self.device)
+        weights = sorted({0.0, 1.0, *self.recipe.validation.weights})
+        rankings = evaluation.rank(queries, labels, weights, material.validation.exclude, max(evaluation.KS))
+        truth, inverse = material.validation.labels, material.inverse_propensity_L
+        weight, score = evaluation.choose_weight(rankings, truth, inverse, self.recipe.validation.metrics)
+        record = Record(
+            epoch=epoch + 1, loss=loss, seconds=self.cursor.seconds, score=score, classifier_weight=weight,
+            figures=evaluation.figures_by_head(rankings, weight, truth, inverse),
+        )  # fmt: skip
+        best = self.cursor.best
+        if best is None or record.score > best.score:
+            ck.save_best(self.folder, self.model, material.trained_L, inverse)
+            best = record
+        self._advance(best=best, history=(*self.cursor.history, record))
+        self.listener.validated(record, best)
+
+    def save_state(self) -> None:
+        """Write everything needed to go on exactly from here, as one file."""
+        tensors = {f"model.{n}": t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
+        tensors |= {f"dense.{n}": t for n, t in optimization.dense_state(self.model, self.dense).items()}
+        tensors |= {
+            "clusters.values": torch.from_numpy(self.clusters.values),
+            "clusters.offsets": torch.from_numpy(self.clusters.offsets),
+        }
+        if self.hard_negative_NH is not None:
+            tensors["hard_negatives"] = torch.from_numpy(self.hard_negative_NH)
+        ck.write_tensors(self.folder / "state.safetensors", tensors, self.cursor.model_dump())
+        self._saved_at = time.monotonic()
+
+    def restore_state(self) -> None:
+        """Go back to where `save_state` left off; CheckpointError when the file does not fit."""
+        path = self.folder / "state.safetensors"
+        tensors, facts = ck.read_tensors(path)
+        ck.fill_model(self.model, _under("model.", tensors), path)
+        optimization.restore_dense_state(self.model, self.dense, _under("dense.", tensors))
+        self.clusters = Ragged(tensors["clusters.values"].numpy(), tensors["clusters.offsets"].numpy())
+        mined = tensors.get("hard_negatives")
+        self.hard_negative_NH = None if mined is None else mined.numpy()
+        self.cursor = Cursor.model_validate(facts)
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _joined(left: Ragged, right: Ragged) -> Ragged:
+    """The values of both in each row."""
+    order = np.argsort(np.concatenate([left.row_of_value, right.row_of_value]), kind="stable")
+    return Ragged.from_lengths(np.concatenate([left.values, right.values])[order], left.lengths + right.lengths)
