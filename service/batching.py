@@ -1,0 +1,247 @@
+"""Bounded admission and work-conserving batches.
+
+There is no delay timer: an idle engine gets what waits at once, and while it works the next batch forms. Requests take
+turns, a piece at a time, so a large one cannot block small ones, and the first in line always goes. Whoever has been
+answered, has passed the deadline or has hung up leaves the queue on the spot.
+"""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import NamedTuple
+
+from service import errors
+from service.errors import Refusal
+from service.frames import Answers, Asked, Outcome, Stages, pack_batch
+from service.metrics import Metrics
+from service.settings import Settings
+
+SPECIAL_TOKENS = 2  # most tokenizers add one at each end
+DEATHS_ALLOWED = 1
+
+
+class Ticket:
+    """One admitted request, from admission to its answer. Await `answer`: the results' JSON, or a Refusal is raised."""
+
+    def __init__(self, asked: Asked, tokens: Sequence[int], loop: asyncio.AbstractEventLoop) -> None:
+        self.asked = asked
+        self.tokens = tokens
+        self.answer: asyncio.Future[bytes] = loop.create_future()
+        self.timer: asyncio.TimerHandle | None = None
+        self.arrived = self.sent = perf_counter()  # a loop's own clock may tick in milliseconds
+        self.stages: Stages | None = None
+        self.todo = [(0, len(asked.queries))]  # spans of queries that no engine is working on
+        self.parts: list[bytes | None] = [None] * len(asked.queries)
+        self.missing = len(asked.queries)
+        self.deaths = 0
+
+    @property
+    def waits(self) -> bool:
+        """Whether some of it has not reached an engine."""
+        return bool(self.todo)
+
+    def cut(self, queries: int, tokens: int) -> tuple[int, int]:
+        """Take the next span, of at most `queries` and `tokens`; empty when not even one fits."""
+        start, stop = self.todo[0]
+        end = start
+        while end < min(stop, start + queries) and self.tokens[end] <= tokens:
+            tokens -= self.tokens[end]
+            end += 1
+        if end == stop:
+            del self.todo[0]
+        else:
+            self.todo[0] = (end, stop)
+        return start, end
+
+
+class Piece(NamedTuple):
+    """A span of one request's texts, inside a batch."""
+
+    ticket: Ticket
+    start: int
+    stop: int
+
+    def asked(self) -> Asked:
+        return self.ticket.asked._replace(queries=self.ticket.asked.queries[self.start : self.stop])
+
+
+class Batcher:
+    """The requests of one generation: those that wait, and those an engine is working on."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, tokens_per_byte: float) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self._tokens_per_byte = tokens_per_byte
+        self._loop = asyncio.get_running_loop()
+        self._waiting: OrderedDict[int, Ticket] = OrderedDict()  # by id(), since a ticket may leave from the middle
+        self._in_flight: deque[list[Piece]] = deque()
+        self._send: Callable[[bytes], None] | None = None
+        self._number = 0  # of the last batch sent
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.unfinished = 0
+        self.waiting_queries = 0
+        self.waiting_tokens = 0
+
+    @property
+    def in_flight(self) -> int:
+        """Batches sent and not answered."""
+        return len(self._in_flight)
+
+    def admit(self, asked: Asked) -> Ticket:
+        """Queue a request; it is sent at once when the engine has room. Raises Refusal 429."""
+        tokens = [SPECIAL_TOKENS + int(self._tokens_per_byte * len(query.encode())) for query in asked.queries]
+        self._refuse_overload(len(tokens), sum(tokens))
+        ticket = Ticket(asked, tokens, self._loop)
+        ticket.timer = self._loop.call_later(self._settings.deadline_seconds, self._too_late, ticket)
+        self.unfinished += 1
+        self._idle.clear()
+        self._waiting[id(ticket)] = ticket
+        self._waits(ticket, 0, len(tokens), +1)
+        self._feed()
+        return ticket
+
+    def abandon(self, ticket: Ticket) -> None:
+        """Nobody waits for this answer any more: its client has gone."""
+        self._metrics.rejections.labels("abandoned").inc()
+        self._finish(ticket, Refusal(499, "abandoned", "The client closed the connection."))
+
+    def attach(self, send: Callable[[bytes], None]) -> None:
+        """An engine is ready: give it what waits."""
+        self._send = send
+        self._feed()
+
+    def lost(self) -> None:
+        """The engine died: what it had goes back to the head of the queue, for its replacement.
+
+        Only the oldest batch can be the cause, because an engine reads the next one after answering the last. Its
+        requests are sent alone from then on, so that a request which kills engines takes no other down with it.
+        """
+        self._send = None
+        if not self._in_flight:
+            return
+        suspects = {id(piece.ticket): piece.ticket for piece in self._in_flight[0]}
+        for batch in reversed(self._in_flight):
+            for piece in reversed(batch):
+                self._put_back(piece)
+        self._in_flight.clear()
+        for ticket in suspects.values():
+            ticket.deaths += 1
+            if ticket.deaths > DEATHS_ALLOWED:
+                self._finish(ticket, errors.broken())
+
+    def answered(self, answers: Answers) -> None:
+        """Hand a batch's answers to its requests. Raises ValueError when the engine answers out of turn."""
+        expected = self._number - len(self._in_flight) + 1
+        if not self._in_flight or answers.number != expected or len(answers.pieces) != len(self._in_flight[0]):
+            raise ValueError(f"the engine answered batch {answers.number} where {expected} was due")
+        batch = self._in_flight.popleft()
+        self._feed()  # first of all, so the engine works while the answers go out
+        self._metrics.batch(sum(piece.stop - piece.start for piece in batch), answers.stages)
+        for piece, (outcome, body) in zip(batch, answers.pieces, strict=True):
+            self._deliver(piece, outcome, body, answers.stages)
+
+    async def drained(self) -> None:
+        """Return when no admitted request is unanswered; each has a deadline, so this ends."""
+        await self._idle.wait()
+
+    def give_up(self, why: Refusal) -> None:
+        """Answer every unfinished request with `why`."""
+        flying = [piece.ticket for batch in self._in_flight for piece in batch]
+        for ticket in [*self._waiting.values(), *flying]:
+            self._finish(ticket, why)
+
+    def take(self) -> list[Piece]:
+        """The next batch: a piece of each request in turn until it is full. Empty when nothing waits."""
+        settings = self._settings
+        pieces: list[Piece] = []
+        queries, tokens = settings.max_batch_queries, settings.max_batch_tokens
+        while self._waiting and queries:
+            ticket = next(iter(self._waiting.values()))
+            if ticket.deaths and pieces:
+                break
+            start, stop = ticket.cut(min(queries, settings.max_piece_queries), tokens)
+            if start == stop and pieces:
+                break
+            if start == stop:
+                start, stop = ticket.cut(1, ticket.tokens[start])  # a text larger than a whole batch goes by itself
+            pieces.append(Piece(ticket, start, stop))
+            queries -= stop - start
+            tokens -= self._waits(ticket, start, stop, -1)
+            if ticket.todo:
+                self._waiting.move_to_end(id(ticket))
+            else:
+                del self._waiting[id(ticket)]
+            if ticket.deaths:
+                break
+        return pieces
+
+    def _feed(self) -> None:
+        while self._send and len(self._in_flight) < self._settings.batches_in_flight and (pieces := self.take()):
+            self._number += 1
+            self._in_flight.append(pieces)
+            now = perf_counter()
+            for piece in pieces:
+                piece.ticket.sent = now
+            self._send(pack_batch(self._number, [piece.asked() for piece in pieces]))
+
+    def _deliver(self, piece: Piece, outcome: Outcome, body: bytes, stages: Stages) -> None:
+        ticket = piece.ticket
+        if outcome is Outcome.REFUSED:
+            self._finish(ticket, Refusal(422, "bad_query", body.decode()))
+        elif outcome is Outcome.BROKEN:
+            self._finish(ticket, errors.broken())
+        else:
+            ticket.parts[piece.start] = body
+            ticket.missing -= piece.stop - piece.start
+            ticket.stages = stages
+            if not ticket.missing:
+                self._finish(ticket, None)
+
+    def _finish(self, ticket: Ticket, refusal: Refusal | None) -> None:
+        if ticket.answer.done():
+            return
+        if refusal:
+            ticket.answer.set_exception(refusal)
+        else:
+            ticket.answer.set_result(b",".join(part for part in ticket.parts if part is not None))
+        if ticket.timer:
+            ticket.timer.cancel()
+        for start, stop in ticket.todo:
+            self._waits(ticket, start, stop, -1)
+        ticket.todo.clear()
+        self._waiting.pop(id(ticket), None)
+        self.unfinished -= 1
+        if not self.unfinished:
+            self._idle.set()
+
+    def _too_late(self, ticket: Ticket) -> None:
+        if not ticket.answer.done():
+            self._metrics.rejections.labels("too_late").inc()
+            self._finish(ticket, errors.too_late(self._settings.deadline_seconds))
+
+    def _put_back(self, piece: Piece) -> None:
+        ticket = piece.ticket
+        if ticket.answer.done():
+            return
+        ticket.todo.insert(0, (piece.start, piece.stop))
+        self._waits(ticket, piece.start, piece.stop, +1)
+        self._waiting[id(ticket)] = ticket
+        self._waiting.move_to_end(id(ticket), last=False)
+
+    def _waits(self, ticket: Ticket, start: int, stop: int, sign: int) -> int:
+        """Count a span in or out of what waits; return its tokens."""
+        tokens = sum(ticket.tokens[start:stop])
+        self.waiting_queries += sign * (stop - start)
+        self.waiting_tokens += sign * tokens
+        return tokens
+
+    def _refuse_overload(self, queries: int, tokens: int) -> None:
+        settings = self._settings
+        if self.waiting_queries + queries > settings.max_waiting_queries:
+            self._metrics.rejections.labels("queue_full").inc()
+            raise errors.overloaded(f"{self.waiting_queries} texts")
+        if self.waiting_queries and self.waiting_tokens + tokens > settings.max_waiting_tokens:
+            self._metrics.rejections.labels("queue_full").inc()
+            raise errors.overloaded(f"{self.waiting_tokens} tokens")

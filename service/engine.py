@@ -1,0 +1,169 @@
+"""The engine process: one bundle, one pipe. It tokenizes, encodes, searches and writes each answer's JSON once.
+
+It runs beside the front because loading an index holds the interpreter's lock for seconds, because a crash in native
+code then costs one engine and not the service, and because its memory returns to the system when it ends. The front
+starts it as `python -m service.engine FD FOLDER THREADS LARGEST_BATCH`; it ends when its pipe is closed.
+"""
+
+import faulthandler
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from pydantic_core import to_json
+
+from retrieval import Retriever
+from retrieval.errors import BadInput, BundleError, DiptychError
+from retrieval.retriever import Ranking
+from service.frames import (
+    Answers,
+    Asked,
+    Kind,
+    Outcome,
+    Stages,
+    frame,
+    pack_answers,
+    pack_json,
+    read_frame,
+    unpack_batch,
+)
+
+LOG = logging.getLogger("diptych.engine")
+REMEMBERED_LABELS = 1 << 16
+
+
+class Engine:
+    """Answers batches from one opened bundle."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+        self._written: dict[int, str] = {}  # label row → its JSON without the scores
+
+    def warm(self, largest_batch: int) -> None:
+        """Run every length bucket and one full batch once, so that no request pays for first use."""
+        lengths = [1 << power for power in range(self._retriever.manifest.model.max_tokens.bit_length())]
+        for length in lengths:
+            self._retriever.search([" ".join(["a"] * length)])
+        self._retriever.search(["warm up"] * largest_batch)
+
+    def answer(self, number: int, asked: Sequence[Asked]) -> Answers:
+        """Every piece's results as JSON; pieces that ask for the same k and weight are searched together."""
+        started = time.perf_counter()
+        bodies: list[tuple[Outcome, bytes]] = [(Outcome.BROKEN, b"")] * len(asked)
+        seconds = [0.0] * len(Stages._fields)
+        alike: dict[tuple[int, float | None], list[int]] = {}
+        for place, piece in enumerate(asked):
+            alike.setdefault((piece.k, piece.weight), []).append(place)
+        for places in alike.values():
+            for place, body in zip(places, self._together([asked[place] for place in places], seconds), strict=True):
+                bodies[place] = body
+        seconds[-1] = time.perf_counter() - started
+        return Answers(number, Stages._make(seconds), bodies)
+
+    def _together(self, asked: Sequence[Asked], seconds: list[float]) -> list[tuple[Outcome, bytes]]:
+        try:
+            return [(Outcome.ANSWERED, body) for body in self._search(asked, seconds)]
+        except Exception as error:
+            if len(asked) > 1:  # so that only the piece at fault fails
+                return [outcome for piece in asked for outcome in self._together([piece], seconds)]
+            if isinstance(error, BadInput):
+                return [(Outcome.REFUSED, str(error).encode())]
+            LOG.exception("a search failed")
+            return [(Outcome.BROKEN, b"")]
+
+    def _search(self, asked: Sequence[Asked], seconds: list[float]) -> list[bytes]:
+        queries = [query for piece in asked for query in piece.queries]
+        ranking = self._retriever.search_rows(queries, asked[0].k, weight=asked[0].weight)
+        searched = time.perf_counter()
+        results = iter(self._write(queries, ranking))
+        bodies = [",".join([next(results) for _ in piece.queries]).encode() for piece in asked]
+        timings = ranking.timings
+        spent = (timings.tokenize, timings.encode, timings.search, time.perf_counter() - searched)
+        for stage, more in enumerate(spent):
+            seconds[stage] += more
+        return bodies
+
+    def _write(self, queries: Sequence[str], ranking: Ranking) -> list[str]:
+        rows_QK = ranking.rows_QK.tolist()
+        self._remember({row for rows_K in rows_QK for row in rows_K})
+        written = self._written
+        shares = (ranking.scores_QK.tolist(), ranking.dual_QK.tolist(), ranking.classifier_QK.tolist())
+        results = []
+        for query, rows_K, *shares_K in zip(queries, rows_QK, *shares, strict=True):
+            hits = [
+                f'{{{written[row]},"score":{score!r},"dual_encoder":{dual!r},"classifier":{classifier!r}}}'
+                for row, score, dual, classifier in zip(rows_K, *shares_K, strict=True)
+            ]
+            results.append(f'{{"query":{to_json(query).decode()},"hits":[{",".join(hits)}]}}')
+        return results
+
+    def _remember(self, rows: set[int]) -> None:
+        if len(self._written) > REMEMBERED_LABELS:
+            self._written.clear()
+        if missing := [row for row in rows if row not in self._written]:
+            for row, label in zip(missing, self._retriever.labels.take(np.array(missing)), strict=True):
+                core = {"id": label.pop("id"), "text": label.pop("text"), "attributes": label}
+                self._written[row] = to_json(core, inf_nan_mode="null").decode()[1:-1]
+
+
+def open_engine(folder: Path, threads: int | None, largest_batch: int) -> tuple[Engine, bytes]:
+    """Verify, load, warm and check a bundle; return its engine and what to tell the front. Raises BundleError."""
+    started = time.perf_counter()
+    retriever = Retriever.open(folder, threads=threads)
+    engine = Engine(retriever)
+    engine.warm(largest_batch)
+    golden = retriever.check_golden()
+    if not golden.passed:
+        raise BundleError(
+            f"{folder.name} does not give its golden answers here: overlap@10 is {golden.overlap_at_10:.3f} and a "
+            f"score is off by {golden.score_deviation:.2g}. Export it on this kind of machine."
+        )
+    manifest = retriever.manifest
+    opened = (manifest.labels, retriever.dim, manifest.model.bytes_per_token, time.perf_counter() - started)
+    return engine, pack_json(Kind.READY, opened)
+
+
+def serve(engine: Engine, stream: BinaryIO, pipe: socket.socket) -> None:
+    """Answer batch after batch until the front closes the pipe."""
+    while received := read_frame(stream):
+        kind, payload = received
+        if kind is not Kind.BATCH:
+            raise ValueError(f"the front sent a frame of kind {kind.name}")
+        pipe.sendall(pack_answers(engine.answer(*unpack_batch(payload))))
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Open the bundle, say so or say why not, and answer until the front has gone."""
+    faulthandler.enable()
+    # A stop is sent to the whole group, but the front needs answers while it drains.
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    descriptor, folder, threads, largest_batch = arguments
+    pipe = socket.socket(fileno=int(descriptor))
+    try:
+        engine, ready = open_engine(Path(folder), int(threads) or None, int(largest_batch))
+    except DiptychError as error:
+        pipe.sendall(frame(Kind.FAILED, str(error).encode()))
+        return 1
+    except Exception as error:
+        LOG.exception("%s could not be opened", folder)
+        pipe.sendall(frame(Kind.FAILED, f"{Path(folder).name} cannot be opened ({type(error).__name__}).".encode()))
+        return 1
+    try:
+        pipe.sendall(ready)
+        with pipe.makefile("rb") as stream:
+            serve(engine, stream, pipe)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the front has gone, and with it whoever waited
+    return 0
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,91 @@
+"""Every answer that is not a success, in one shape: {"error": {"code": ..., "message": ...}}."""
+
+from collections.abc import Mapping
+
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails, to_json
+from starlette.responses import Response
+
+SHOWN_CHARS = 60  # of a caller's own text in a sentence about it
+
+
+class Refusal(Exception):
+    """An answer with an error status: a code for programs and one sentence for a person."""
+
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.message = message
+        self.headers = headers
+
+    def response(self) -> Response:
+        body = to_json({"error": {"code": self.code, "message": self.message}})
+        return Response(body, self.status, self.headers, media_type="application/json")
+
+
+def overloaded(what: str) -> Refusal:
+    message = f"The service is busy: {what} already wait. Try again in a second."
+    return Refusal(429, "overloaded", message, {"Retry-After": "1"})
+
+
+def unavailable(why: str) -> Refusal:
+    return Refusal(503, "unavailable", why, {"Retry-After": "1"})
+
+
+def too_late(seconds: float) -> Refusal:
+    return Refusal(504, "too_late", f"No answer was ready within {seconds:g} s.")
+
+
+def broken() -> Refusal:
+    return Refusal(500, "internal", "The service failed on this request; its log says how.")
+
+
+# pydantic's error type → (code, sentence). {where} is the field, {value} what was sent; the rest is pydantic's context.
+SENTENCES = {
+    "model_type": ("wrong_type", "The body must be a JSON object with the fields of this request."),
+    "missing": ("missing_field", "{where} is missing."),
+    "extra_forbidden": ("unknown_field", "{where} is not a field of this request; leave it out."),
+    "list_type": ("wrong_type", "{where} must be a list of texts."),
+    "too_short": ("no_queries", "{where} is empty; send at least one text."),
+    "too_long": ("too_many_queries", "{where} has more than {max_length} texts; send them in several requests."),
+    "string_type": ("wrong_type", "{where} must be a text."),
+    "string_too_short": ("empty_text", "{where} is empty; give it text or leave it out."),
+    "string_too_long": ("text_too_long", "{where} is longer than {max_length} characters; shorten it."),
+    "int_type": ("wrong_type", "{where} must be a whole number."),
+    "int_parsing_size": ("out_of_range", "{where} is out of range."),
+    "float_type": ("wrong_type", "{where} must be a number."),
+    "finite_number": ("out_of_range", "{where} must be a finite number."),
+    "greater_than_equal": ("out_of_range", "{where} is {value}; the least is {ge}."),
+    "less_than_equal": ("out_of_range", "{where} is {value}; the most is {le}."),
+}
+PATTERNS = {
+    "queries": ("blank_text", "{where} is blank; give it text or leave it out."),
+    "bundle": ("bad_name", "{where} is no bundle name: letters, digits, dot, dash and underscore, at most 64 of them."),
+}
+
+
+def refusal(error: ValidationError) -> Refusal:
+    """The first thing wrong with a body, as one sentence. 400 when it is not JSON, else 422."""
+    first = error.errors(include_url=False)[0]
+    if first["type"] == "json_invalid":
+        return Refusal(400, "not_json", f"The body is not JSON: {first['ctx']['error']}.")
+    code, sentence = _template(first)
+    context = {"where": _where(first), "value": _shown(first["input"]), **first.get("ctx", {})}
+    return Refusal(422, code, sentence.format(**context))
+
+
+def _template(error: ErrorDetails) -> tuple[str, str]:
+    if error["type"] == "string_pattern_mismatch":
+        return PATTERNS[str(error["loc"][0])]
+    return SENTENCES.get(error["type"], ("bad_value", "{where} cannot be used."))
+
+
+def _where(error: ErrorDetails) -> str:
+    field, *inside = error["loc"] or ("the body",)
+    return _shown(field) + "".join(f"[{position}]" for position in inside)
+
+
+def _shown(value: object) -> str:
+    text = str(value)
+    return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"

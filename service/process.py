@@ -1,0 +1,142 @@
+"""The front's end of one engine process: start it, wait until it is ready, exchange frames, end it."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self, cast
+
+from pydantic_core import from_json
+
+from retrieval.errors import BundleError
+from service.frames import Answers, Kind, Splitter, unpack_answers
+from service.settings import PREFIX, Settings
+
+END_SECONDS = 5.0  # an engine that has been told to end and has not by then is killed
+
+
+class Opened(NamedTuple):
+    """What a ready engine says of its bundle."""
+
+    labels: int
+    dim: int
+    bytes_per_token: float
+    seconds: float
+
+
+class EngineProcess(asyncio.Protocol):
+    """One running engine. `on_answers` gets each batch's answers; `on_death` is called once if it ends unasked."""
+
+    def __init__(self, folder: Path, on_answers: Callable[[Answers], None], on_death: Callable[[], None]) -> None:
+        self._folder = folder
+        self._on_answers = on_answers
+        self._on_death = on_death
+        self._frames = Splitter()
+        self._ready: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
+        self._ending = False
+        self._transport: asyncio.WriteTransport | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @classmethod
+    async def start(
+        cls, folder: Path, settings: Settings, on_answers: Callable[[Answers], None], on_death: Callable[[], None]
+    ) -> Self:
+        """Start an engine on a bundle's folder and wait until it can answer. Raises BundleError."""
+        engine = cls(folder, on_answers, on_death)
+        ours, theirs = socket.socketpair()
+        try:
+            engine._process = _spawn(folder, settings, theirs)
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        try:
+            await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
+            async with asyncio.timeout(settings.load_seconds):
+                await asyncio.shield(engine._ready)
+        except TimeoutError as error:
+            await engine.end()
+            raise BundleError(f"{folder.name} was not ready within {settings.load_seconds:g} s.") from error
+        except BaseException:
+            await engine.end()
+            raise
+        return engine
+
+    @property
+    def opened(self) -> Opened:
+        return self._ready.result()
+
+    @property
+    def pid(self) -> int:
+        return cast(subprocess.Popen[bytes], self._process).pid
+
+    def send(self, frame: bytes) -> None:
+        """Pass a frame on; lost without a word when the engine is dying, which `on_death` then tells."""
+        if self._transport and not self._transport.is_closing():
+            self._transport.write(frame)
+
+    def kill(self) -> None:
+        """End a process that does not listen; `on_death` follows."""
+        if self._process:
+            self._process.kill()
+
+    async def end(self) -> None:
+        """Let the engine finish what it does, then wait until it is gone."""
+        self._ending = True
+        if not self._ready.done():
+            self._ready.cancel()
+            self.kill()  # it may be loading for minutes, and would look at its pipe only then
+        if self._transport:
+            self._transport.close()
+        if self._process:
+            await asyncio.to_thread(_reap, self._process)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.WriteTransport, transport)
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            for kind, payload in self._frames.feed(data):
+                self._received(kind, payload)
+        except ValueError:
+            self.kill()  # whatever it says from here on cannot be trusted
+            raise
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._ending:
+            return
+        if self._ready.done() and not self._ready.cancelled() and self._ready.exception() is None:
+            self._on_death()
+        elif not self._ready.done():
+            self._ready.set_exception(BundleError(f"The engine for {self._folder.name} ended while it was loading."))
+
+    def _received(self, kind: Kind, payload: bytes) -> None:
+        if kind is Kind.ANSWERS:
+            self._on_answers(unpack_answers(payload))
+        elif kind is Kind.READY:
+            self._ready.set_result(Opened(*from_json(payload)))
+        elif kind is Kind.FAILED:
+            self._ready.set_exception(BundleError(payload.decode()))
+        else:
+            raise ValueError(f"an engine sent a frame of kind {kind.name}")
+
+
+def _spawn(folder: Path, settings: Settings, theirs: socket.socket) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-P", "-m", "service.engine", str(theirs.fileno()), str(folder)]
+    command += [str(settings.threads or 0), str(settings.max_batch_queries)]
+    # The engine imports from where the front does, and gets no secret it has no use for.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[theirs.fileno()])
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

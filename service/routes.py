@@ -1,0 +1,141 @@
+"""Thin handlers: parse, ask the generation of this moment, pass its bytes on."""
+
+import asyncio
+from time import perf_counter
+from typing import Any
+
+from fastapi import APIRouter, Request
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.responses import JSONResponse, Response
+
+from service.batching import Ticket
+from service.frames import Asked
+from service.generations import Generations
+from service.metrics import Metrics
+from service.schemas import (
+    ActivateRequest,
+    ActivateResponse,
+    ErrorResponse,
+    PredictResponse,
+    Readiness,
+    parse,
+    predict_request,
+)
+from service.security import ADMIN_HEADER, check_admin
+from service.settings import Settings
+
+REFUSALS = {
+    400: "The body is not JSON.",
+    401: "The administrator's key is missing or wrong.",
+    403: "Administration is off.",
+    404: "There is no such bundle.",
+    409: "Another change of bundle is under way.",
+    413: "The body is too large.",
+    422: "A field is missing, unknown or has a value that cannot be used.",
+    429: "Too much is waiting; try again after Retry-After seconds.",
+    500: "The service failed on this request.",
+    503: "The service is loading a bundle, replacing an engine or stopping.",
+    504: "No answer was ready before the deadline.",
+}
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorResponse, "description": REFUSALS[status]} for status in statuses}
+
+
+def _body(model: type[Any]) -> dict[str, Any]:
+    """OpenAPI for a body that the handler parses from its bytes, which FastAPI cannot see."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+def create_router(settings: Settings, generations: Generations, metrics: Metrics) -> APIRouter:
+    """All routes, wired to their parts."""
+    router = APIRouter()
+    _add_predict(router, settings, generations, metrics)
+    _add_probes(router, generations, metrics)
+    _add_admin(router, settings, generations)
+    return router
+
+
+def _add_predict(router: APIRouter, settings: Settings, generations: Generations, metrics: Metrics) -> None:
+    model = predict_request(settings)
+
+    @router.post(
+        "/predict",
+        summary="The best labels for each text",
+        response_model=PredictResponse,
+        responses=_refusals(400, 413, 422, 429, 500, 503, 504),
+        openapi_extra=_body(model),
+    )
+    async def predict(request: Request) -> Response:
+        asked = parse(model, await request.body())
+        generation, ticket = generations.admit(Asked(asked.queries, asked.k, asked.weight))
+        leaving = asyncio.ensure_future(_client_gone(request)) if ticket.waits else None
+        if leaving:
+            leaving.add_done_callback(lambda gone: None if gone.cancelled() else generation.batcher.abandon(ticket))
+        try:
+            results = await ticket.answer
+        finally:
+            if leaving:
+                leaving.cancel()
+        headers = {"X-Bundle": generation.name, "Server-Timing": _timing(ticket, metrics)}
+        body = b'{"bundle":"%b","results":[%b]}' % (generation.name.encode(), results)
+        return Response(body, headers=headers, media_type="application/json")
+
+
+def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -> None:
+    @router.get("/", summary="Where to go from here")
+    async def index() -> dict[str, str]:
+        return {"service": "diptych", "ask": "POST /predict", "describe": "/openapi.json", "ready": "/readyz"}
+
+    @router.get("/livez", summary="Whether the process answers at all")
+    async def livez() -> dict[str, bool]:
+        return {"live": True}
+
+    @router.get(
+        "/readyz",
+        summary="Whether requests are answered, and from which bundle",
+        response_model=Readiness,
+        responses={503: {"model": Readiness, "description": REFUSALS[503]}},
+    )
+    async def readyz() -> Response:
+        readiness = generations.readiness()
+        return JSONResponse(readiness.model_dump(), 200 if readiness.ready else 503)
+
+    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    async def prometheus() -> Response:
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_admin(router: APIRouter, settings: Settings, generations: Generations) -> None:
+    @router.post(
+        "/admin/activate",
+        summary="Serve another bundle of the store, without a gap",
+        description=f"Needs the administrator's key in the header `{ADMIN_HEADER}`.",
+        response_model=ActivateResponse,
+        responses=_refusals(400, 401, 403, 404, 409, 413, 422),
+        openapi_extra=_body(ActivateRequest),
+    )
+    async def activate(request: Request) -> Response:
+        check_admin(settings.admin_key, request.headers.get(ADMIN_HEADER))
+        asked = parse(ActivateRequest, await request.body())
+        return JSONResponse((await generations.activate(asked.bundle)).model_dump())
+
+
+async def _client_gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _timing(ticket: Ticket, metrics: Metrics) -> str:
+    """The Server-Timing header, in milliseconds; the engine's stages are those of the batch that came last."""
+    queue = ticket.sent - ticket.arrived
+    total = perf_counter() - ticket.arrived
+    metrics.queue_seconds.observe(queue)
+    metrics.total_seconds.observe(total)
+    tokenize, encode, search, serialize, _ = ticket.stages or (0.0, 0.0, 0.0, 0.0, 0.0)
+    return (
+        f"queue;dur={queue * 1e3:.3f}, tokenize;dur={tokenize * 1e3:.3f}, encode;dur={encode * 1e3:.3f}, "
+        f"search;dur={search * 1e3:.3f}, serialize;dur={serialize * 1e3:.3f}, total;dur={total * 1e3:.3f}"
+    )

@@ -1,0 +1,133 @@
+"""What goes over the wire, each with an example; the request's limits are the settings', and OpenAPI shows them."""
+
+from typing import Annotated, Any, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
+
+from service.errors import refusal
+from service.settings import Settings
+
+BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Body = TypeVar("Body", bound=BaseModel)
+NOT_BLANK = r"[^\s\x1c-\x1f]"  # what Python calls white space, which is what the retriever goes by
+HIT = {
+    "id": "shopping-cart",
+    "text": "shopping cart",
+    "attributes": {"market": "en"},
+    "score": 0.8125,
+    "dual_encoder": 0.4375,
+    "classifier": 0.375,
+}
+READY = {"ready": True, "bundle": "keywords-1", "detail": "serving"}
+
+
+def _example(example: dict[str, Any]) -> ConfigDict:
+    return ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra={"examples": [example]})
+
+
+class PredictRequest(BaseModel):
+    """Texts to find labels for."""
+
+    model_config = _example({"queries": ["cheap running shoes", "credit card"], "k": 10})
+
+    queries: list[str] = Field(description="One answer comes back for each text, in this order.")
+    k: int = Field(10, description="Hits for each text.")
+    weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
+        None, description="The classifier's share of the score; the bundle's own choice when left out."
+    )
+
+
+class Hit(BaseModel):
+    """One label: `dual_encoder` and `classifier` are the two shares of `score` and add up to it."""
+
+    model_config = _example(HIT)
+
+    id: str
+    text: str
+    attributes: dict[str, Any]
+    score: float
+    dual_encoder: float
+    classifier: float
+
+
+class Result(BaseModel):
+    """One text and its hits, best first."""
+
+    model_config = _example({"query": "cart", "hits": [HIT]})
+
+    query: str
+    hits: list[Hit]
+
+
+class PredictResponse(BaseModel):
+    """Every text's hits, all from one bundle."""
+
+    model_config = _example({"bundle": "keywords-1", "results": [{"query": "cart", "hits": [HIT]}]})
+
+    bundle: str
+    results: list[Result]
+
+
+class ActivateRequest(BaseModel):
+    """The bundle to serve from now on."""
+
+    model_config = _example({"bundle": "keywords-2"})
+
+    bundle: str = Field(pattern=BUNDLE_NAME)
+
+
+class ActivateResponse(BaseModel):
+    """What is served now, what was before, and how long the change took."""
+
+    model_config = _example({"bundle": "keywords-2", "previous": "keywords-1", "seconds": 1.6})
+
+    bundle: str
+    previous: str | None
+    seconds: float
+
+
+class Readiness(BaseModel):
+    """Whether requests are answered, from which bundle, and what an operator should know."""
+
+    model_config = _example(READY)
+
+    ready: bool
+    bundle: str | None
+    detail: str
+
+
+class Error(BaseModel):
+    """A code for programs and one sentence for a person."""
+
+    code: str
+    message: str
+
+
+class ErrorResponse(BaseModel):
+    """The one shape of every answer that is not a success."""
+
+    model_config = _example({"error": {"code": "out_of_range", "message": "k is 1000; the most is 100."}})
+
+    error: Error
+
+
+def predict_request(settings: Settings) -> type[PredictRequest]:
+    """PredictRequest under the limits of `settings`, so that they are checked while the JSON is parsed."""
+    text = Annotated[str, StringConstraints(min_length=1, max_length=settings.max_query_chars, pattern=NOT_BLANK)]
+    # fail_fast: a body of a thousand bad texts is answered for the first of them
+    queries = Annotated[list[text], Field(min_length=1, max_length=settings.max_queries, fail_fast=True)]
+    k = Annotated[int, Field(ge=1, le=settings.max_k)]
+    plain = PredictRequest.model_fields
+    fields: dict[str, Any] = {
+        "queries": (queries, Field(description=plain["queries"].description)),
+        "k": (k, Field(min(plain["k"].default, settings.max_k), description=plain["k"].description)),
+    }
+    return create_model("PredictRequest", __base__=PredictRequest, __doc__=PredictRequest.__doc__, **fields)
+
+
+def parse(model: type[Body], body: bytes) -> Body:
+    """A request's body as `model`. Raises Refusal with one sentence."""
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        raise refusal(error) from error

@@ -1,0 +1,103 @@
+"""One running service: the listening socket, the loop, and an orderly end on SIGTERM."""
+
+import asyncio
+import logging
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+import uvloop
+
+from retrieval.errors import BadInput, DiptychError
+from service.app import create_app
+from service.generations import Generation, Generations
+from service.settings import Settings
+
+LOG = logging.getLogger("diptych")
+BACKLOG = 2048
+
+
+class Server(uvicorn.Server):
+    """uvicorn, except that a signal first makes the service not ready, and that an asked-for end is exit code 0."""
+
+    def __init__(self, config: uvicorn.Config, generations: Generations) -> None:
+        super().__init__(config)
+        self._generations = generations
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        loop = asyncio.get_running_loop()
+        signals = (signal.SIGINT, signal.SIGTERM)
+        for one in signals:
+            loop.add_signal_handler(one, self.stop)
+        try:
+            yield
+        finally:
+            for one in signals:
+                loop.remove_signal_handler(one)
+
+    def stop(self) -> None:
+        """Not ready → no new connections → finish what was begun; asked twice, do not wait for that."""
+        self.force_exit = self.should_exit
+        self._generations.stopping = True
+        self.should_exit = True
+
+
+def run(settings: Settings) -> None:
+    """Serve until a signal says stop. Raises DiptychError when the address or the bundle cannot be had."""
+    listener = _listen(settings.host, settings.port)
+    try:
+        uvloop.run(_serve(settings, listener))
+    finally:
+        listener.close()
+
+
+async def _serve(settings: Settings, listener: socket.socket) -> None:
+    failures: list[DiptychError] = []
+
+    def opened(outcome: Generation | DiptychError) -> None:
+        if isinstance(outcome, Generation):
+            _announce(outcome, listener)
+        else:
+            failures.append(outcome)
+            server.should_exit = True
+
+    app = create_app(settings, opened)
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=settings.keep_alive_seconds,
+        timeout_graceful_shutdown=round(settings.drain_seconds),
+        backlog=BACKLOG,
+    )
+    server = Server(config, app.state.generations)
+    await server.serve(sockets=[listener])
+    if failures:
+        raise failures[0]
+    LOG.info("stopped")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        why = f"cannot listen on {host}:{port} ({error.strerror})"
+        raise BadInput(f"{why}. Choose another with --host or --port.") from error
+
+
+def _announce(generation: Generation, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if opened := generation.opened:
+        LOG.info(
+            "serving bundle %s (%s labels, %d dimensions, loaded in %.1f s) on %s",
+            generation.name, f"{opened.labels:,}", opened.dim, opened.seconds, address,
+        )  # fmt: skip
+    LOG.info("""ask: curl -s %s/predict -d '{"queries": ["your query"], "k": 5}'""", address)
