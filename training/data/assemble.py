@@ -1,0 +1,102 @@
+"""From what was read to what is written: splits cut, excluded labels out of the truth, rare labels left out.
+
+Everything left out is counted in the report. Shapes: L labels, R rows.
+"""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from training.data.dataset import SplitName
+from training.data.intake import UNSPLIT, Raw
+from training.data.ragged import Ragged
+
+TRAIN, VALIDATION, TEST = range(3)
+CODES: Mapping[SplitName, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+_HASHES = 2.0**64
+
+
+def assemble(
+    raw: Raw, test: float, validation: float, min_label_count: int, report: Counter[str]
+) -> tuple[Any, dict[SplitName, Any]]:
+    """The label table and each split's table of a prepared dataset.
+
+    test: share of the queries cut off where the source names no splits; validation: share of the training queries cut
+    off where the source has no validation rows. A query's text alone decides its side.
+    """
+    excluded = raw.labels.overlap(raw.exclude)
+    report["excluded labels taken out of their row's labels"] += int(np.count_nonzero(excluded))
+    labels = raw.labels.keep(~excluded)
+    split_R = cut(raw.split_R, raw.hash_R2[:, 0], UNSPLIT, test, TEST, TRAIN)
+    keep_L = frequent(raw, labels, split_R != TEST, min_label_count, report)
+    number_L = np.cumsum(keep_L, dtype=np.int32) - 1
+    labels, exclude = (_renumbered(lists, keep_L, number_L) for lists in (labels, raw.exclude))
+    bare_R = (labels.lengths == 0) & (split_R == TRAIN)
+    report["training rows left out because no label is left"] += int(np.count_nonzero(bare_R))
+    split_R[bare_R] = UNSPLIT
+    if not np.any(split_R == VALIDATION):
+        split_R = cut(split_R, raw.hash_R2[:, 1], TRAIN, validation, VALIDATION, TRAIN)
+    _count_repeated_queries(raw.hash_R2[:, 0], split_R, report)
+    tables = {name: _table(raw, labels, exclude, split_R == code) for name, code in CODES.items()}
+    kept = pa.array(keep_L)
+    columns = {"id": raw.label_ids, "text": raw.label_texts, **raw.attributes}
+    return pa.table({name: column.filter(kept) for name, column in columns.items()}), tables
+
+
+def cut(
+    split_R: npt.NDArray[np.int8], hash_R: npt.NDArray[np.uint64], of: int, share: float, chosen: int, rest: int
+) -> npt.NDArray[np.int8]:
+    """Give the rows of split `of` a new one: `chosen` for about `share` of the query texts, `rest` for the others."""
+    split_R = split_R.copy()
+    among = split_R == of
+    split_R[among] = np.where(hash_R[among].astype(np.float64) < share * _HASHES, chosen, rest)
+    return split_R
+
+
+def frequent(
+    raw: Raw, labels: Ragged, learn_R: npt.NDArray[np.bool_], minimum: int, report: Counter[str]
+) -> npt.NDArray[np.bool_]:
+    """L booleans: texts that are labels at all and positives of at least `minimum` rows outside the test split."""
+    learned = labels.values[np.repeat(learn_R, labels.lengths)]
+    count_L = np.bincount(learned, minlength=len(raw.is_label_L))
+    keep_L = raw.is_label_L & (count_L >= minimum)
+    gone = raw.is_label_L & ~keep_L
+    report[f"labels below --min-label-count {minimum}"] += int(np.count_nonzero(gone))
+    report["positives lost with those labels"] += int(np.count_nonzero(gone[labels.values]))
+    stray = ~raw.is_label_L
+    report["excluded labels that are no label of any row"] += int(np.count_nonzero(stray[raw.exclude.values]))
+    return keep_L
+
+
+def _renumbered(lists: Ragged, keep_L: npt.NDArray[np.bool_], number_L: npt.NDArray[np.int32]) -> Ragged:
+    kept = lists.keep(keep_L[lists.values])
+    return Ragged(number_L[kept.values], kept.offsets)
+
+
+def _count_repeated_queries(
+    hash_R: npt.NDArray[np.uint64], split_R: npt.NDArray[np.int8], report: Counter[str]
+) -> None:
+    learned, tested = (
+        np.unique(hash_R[(split_R == TRAIN) | (split_R == VALIDATION)]),
+        np.unique(hash_R[split_R == TEST]),
+    )
+    report["test queries whose text is a training query too"] += len(
+        np.intersect1d(learned, tested, assume_unique=True)
+    )
+
+
+def _table(raw: Raw, labels: Ragged, exclude: Ragged, rows_R: npt.NDArray[np.bool_]) -> Any:
+    # filter and not take: take joins a column's chunks, which overflows above 2 GB of text
+    mask, rows = pa.array(rows_R), np.flatnonzero(rows_R)
+    return pa.table(
+        {
+            "id": raw.ids.filter(mask),
+            "text": raw.texts.filter(mask),
+            "labels": labels.take(rows).to_arrow(),
+            "exclude": exclude.take(rows).to_arrow(),
+        }
+    )

@@ -1,0 +1,57 @@
+"""`diptych prepare`: the command that turns a source into a dataset."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def prepare(
+    source: Annotated[Path, typer.Argument(help="JSONL, CSV, TSV or Parquet file, folder with one, or LF-* folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write the dataset to.")],
+    query_column: Annotated[str | None, typer.Option(help="Column of the query. [default: query]")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels. [default: labels, else label]")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Column of the split. [default: split, if any]")] = None,
+    count_column: Annotated[str | None, typer.Option(help="Column that says how often a pair occurred.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Label table (CSV, TSV, Parquet, JSONL) with attributes.")] = None,
+    label_key: Annotated[
+        str | None, typer.Option(help="Its column that the source names labels by. [default: id, else text]")
+    ] = None,
+    min_count: Annotated[int, typer.Option(min=0, help="Leave out (query, label) pairs that occur less often.")] = 0,
+    min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer non-test rows.")] = 0,
+    text: Annotated[Literal["title", "title+content"], typer.Option(help="LF-* only: what a text is.")] = "title",
+    test: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of queries cut as test, where the source has no splits.")
+    ] = 0.1,
+    validation: Annotated[
+        float, typer.Option(min=0, max=0.99, help="Share of training queries cut as validation, where it has none.")
+    ] = 0.1,
+    max_characters: Annotated[int, typer.Option(min=1, help="Longest text that is no mistake.")] = 1_000_000,
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, counted and listed.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="The dataset's name. [default: the source's]")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace another dataset in the folder.")] = False,
+) -> None:  # fmt: skip
+    """Turn queries, labels and clicks into a dataset, every row checked.
+
+    Reads JSON lines {"query", "labels", "split"?, "exclude"?, "id"?} or {"query", "label"}; tables of (query, label)
+    pairs, or with a list of labels a row; and the raw LF-* sets of the XMC repository. The cuts depend on the query's
+    text alone: a query met twice falls on one side, and every run cuts alike.
+    """
+    from rich.console import Console
+
+    from training.data.prepare import PrepareSettings
+    from training.data.prepare import prepare as run
+    from training.data.report import show
+
+    settings = PrepareSettings(
+        query_column=query_column, label_column=label_column, split_column=split_column, count_column=count_column,
+        label_key=label_key, text=text, test=test, validation=validation, min_count=min_count,
+        min_label_count=min_label_count, max_characters=max_characters, skip_bad_rows=skip_bad_rows,
+    )  # fmt: skip
+    dataset, written = run(source, out, settings, labels=labels, name=name, force=force)
+    console = Console()
+    state = "written to" if written else "is up to date in"
+    console.print(f"dataset {dataset.meta.name!r} {state} {out}\n", markup=False, highlight=False, soft_wrap=True)
+    show(dataset, console)

@@ -1,0 +1,170 @@
+"""A source becomes a prepared dataset: found, read, assembled, written; or left alone when nothing has changed."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from retrieval.errors import DatasetError
+from training.data.assemble import assemble
+from training.data.catalogue import Catalogue, read_catalogue
+from training.data.dataset import Dataset, DatasetMeta
+from training.data.files import Meter, kind, require_file, sha256, stem
+from training.data.intake import Raw
+from training.data.lf import Text, is_lf, lf_files, read_lf
+from training.data.rows import LISTED, Problems
+from training.data.sources import Columns, read_source
+from training.data.tables import KINDS
+from training.data.writing import refuse_to_overwrite, write_dataset
+
+PREPARE_VERSION = 1  # raised when the same source and settings would give another dataset
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class PrepareSettings(BaseModel):
+    """Every choice of `diptych prepare` that changes what is written."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    query_column: str | None = None
+    label_column: str | None = None
+    split_column: str | None = None
+    count_column: str | None = None
+    label_key: str | None = None
+    text: Text = "title"
+    test: Share = 0.1
+    validation: Share = 0.1
+    min_count: Count = 0
+    min_label_count: Count = 0
+    max_characters: Annotated[int, Field(ge=1)] = 1_000_000
+    skip_bad_rows: bool = False
+
+
+class Source(BaseModel):
+    """The files a dataset is made from: one file of rows, or the parts of an LF-* folder; and the label file."""
+
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
+
+    path: Path
+    parts: dict[str, Path]
+    labels: Path | None = None
+
+    @property
+    def is_lf(self) -> bool:
+        """Whether this is an LF-* folder."""
+        return "lbl" in self.parts
+
+    @property
+    def files(self) -> list[Path]:
+        """All files that are read."""
+        return [*self.parts.values(), *([self.labels] if self.labels else [])]
+
+
+def prepare(
+    source: Path, out: Path, settings: PrepareSettings, *, labels: Path | None = None, name: str | None = None,
+    force: bool = False,
+) -> tuple[Dataset, bool]:  # fmt: skip
+    """Write the dataset of `source` to `out`; also tell whether that was needed (False: `out` already holds it).
+
+    Raises DatasetError, with `out` as it was, for a source that cannot be used, for bad rows unless they are to be
+    skipped, and when `out` holds something else.
+    """
+    found = find_source(source, labels, settings)
+    recorded = settings.model_dump(mode="json") | {
+        "prepare_version": PREPARE_VERSION,
+        "files": {path.name: sha256(path) for path in found.files},
+    }
+    if (kept := up_to_date(out, recorded)) is not None:
+        return kept, False
+    refuse_to_overwrite(out, force)
+    problems, report = Problems(keep=settings.skip_bad_rows), Counter[str]()
+    with Meter(sum(path.stat().st_size for path in found.files)) as meter:
+        raw = _read(found, settings, problems, report, meter)
+    problems.stop_if_any(str(source))
+    table, splits = assemble(raw, settings.test, settings.validation, settings.min_label_count, report)
+    require_rows(splits, source, settings)
+    meta = DatasetMeta(
+        name=name or (source.resolve().name if found.is_lf else stem(next(iter(found.parts.values())))),
+        source=source.name,
+        settings=recorded,
+        report={what: count for what, count in report.items() if count},
+        skipped=problems.total,
+        skipped_first=tuple(problems.sentences[:LISTED]),
+    )
+    notes = {"skipped-rows.txt": "\n".join(problems.sentences) + "\n"} if problems.total else {}
+    return write_dataset(out, table, splits, meta, replace=force, notes=notes), True
+
+
+def up_to_date(out: Path, recorded: dict[str, Any]) -> Dataset | None:
+    """The dataset in `out` when it was made from the same files with the same settings and still is what it was."""
+    if not (out / "dataset.json").is_file():
+        return None
+    dataset = Dataset.open(out)
+    if dataset.meta.settings != recorded:
+        return None
+    return dataset if dataset.fingerprint else None
+
+
+def find_source(source: Path, labels: Path | None, settings: PrepareSettings) -> Source:
+    """The files to read; DatasetError when there are none, more than one would do, or options do not go with them."""
+    if not source.exists():
+        raise DatasetError(f"{source} does not exist. Check the path.")
+    lf = source.is_dir() and is_lf(source)
+    parts = lf_files(source) if lf else {"rows": _only_file(source)}
+    if lf:
+        _refuse_options(source, labels, settings)
+    elif settings.text != "title":
+        raise DatasetError(f"--text is for LF-* folders, and {source} is none. Leave it out.")
+    for path in (*parts.values(), *([labels] if labels else [])):
+        require_file(path)
+    return Source(path=source, parts=parts, labels=labels)
+
+
+def _only_file(source: Path) -> Path:
+    if not source.is_dir():
+        return source
+    found = sorted(path for path in source.iterdir() if path.is_file() and kind(path) in KINDS)
+    if len(found) != 1:
+        what = ", ".join(path.name for path in found) or "none"
+        raise DatasetError(
+            f"{source} should hold one data file ({', '.join(KINDS)}) or an LF-* set; found: {what}. "
+            "Name the file itself."
+        )
+    return found[0]
+
+
+def _refuse_options(source: Path, labels: Path | None, settings: PrepareSettings) -> None:
+    chosen = {
+        "--labels": labels,
+        "--query-column": settings.query_column,
+        "--label-column": settings.label_column,
+        "--split-column": settings.split_column,
+        "--count-column": settings.count_column,
+        "--label-key": settings.label_key,
+        "--min-count": settings.min_count,
+    }
+    for option, value in chosen.items():
+        if value:
+            raise DatasetError(f"{option} does not go with {source}, an LF-* set with labels of its own. Leave it out.")
+
+
+def _read(found: Source, settings: PrepareSettings, problems: Problems, report: Counter[str], meter: Meter) -> Raw:
+    limit = settings.max_characters
+    if found.is_lf:
+        return read_lf(found.parts, settings.text, limit, problems, report, meter)
+    catalogue = Catalogue()
+    if found.labels is not None:
+        catalogue = read_catalogue(found.labels, settings.label_key, limit, problems, meter)
+    columns = Columns(settings.query_column, settings.label_column, settings.split_column, settings.count_column)
+    return read_source(found.parts["rows"], columns, catalogue, settings.min_count, limit, problems, report, meter)
+
+
+def require_rows(splits: dict[Any, Any], source: Path, settings: PrepareSettings) -> None:
+    """DatasetError when nothing is left to learn from."""
+    if splits["train"].num_rows == 0:
+        raise DatasetError(
+            f"{source} leaves no training row (test share {settings.test}, validation share {settings.validation}, "
+            f"--min-count {settings.min_count}, --min-label-count {settings.min_label_count}). Lower them or add rows."
+        )

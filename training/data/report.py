@@ -1,0 +1,62 @@
+"""What prepare did, as a table for a person."""
+
+from typing import Any
+
+import numpy as np
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from training.data.dataset import SPLITS, Dataset
+from training.data.rows import LISTED
+
+
+def show(dataset: Dataset, console: Console) -> None:
+    """Print rows, labels and what was left out; everything not zero in the report is named."""
+    console.print(Group(_splits(dataset), Text(), _labels(dataset)))
+    left_out = {what: count for what, count in dataset.meta.report.items() if count}
+    if left_out:
+        console.print("\nworth knowing")
+        for what, count in left_out.items():
+            console.print(f"  {count:>12,}  {what}", markup=False, highlight=False, soft_wrap=True)
+    if dataset.meta.skipped:
+        console.print(
+            f"\n{dataset.meta.skipped:,} bad rows skipped, all listed in {dataset.folder / 'skipped-rows.txt'}:"
+        )
+        for sentence in dataset.meta.skipped_first[:LISTED]:
+            console.print(f"  {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _splits(dataset: Dataset) -> Table:
+    table = Table("split", box=None, padding=(0, 2, 0, 0))
+    for heading in ("rows", "positives", "labels a row", "rows without label", "excluded"):
+        table.add_column(heading, justify="right")
+    for name in SPLITS:
+        split = dataset.split(name)
+        counts = split.counts()
+        scored = max(counts.rows - counts.rows_without_labels, 1)
+        table.add_row(
+            name, f"{counts.rows:,}", f"{counts.positives:,}", f"{counts.positives / scored:.2f}",
+            f"{counts.rows_without_labels:,}", f"{len(split.exclude.values):,}",
+        )  # fmt: skip
+    return table
+
+
+def _labels(dataset: Dataset) -> Table:
+    count_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
+    figures: list[tuple[str, Any]] = [
+        ("labels", dataset.n_labels),
+        ("never a training positive", int(np.count_nonzero(count_L == 0))),
+        ("once", int(np.count_nonzero(count_L == 1))),
+        ("2 to 5 times", int(np.count_nonzero((count_L >= 2) & (count_L <= 5)))),
+        ("more often", int(np.count_nonzero(count_L > 5))),
+    ]
+    attributes = dataset.label_table.column_names[2:]
+    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    for name, count in figures:
+        table.add_row(name, f"{count:,}")
+    if attributes:
+        table.add_row("attributes", ", ".join(attributes))
+    return table
