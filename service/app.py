@@ -18,7 +18,7 @@ from service import errors
 from service.errors import Refusal
 from service.generations import Generation, Generations
 from service.metrics import Count, Metrics
-from service.routes import create_router
+from service.routes import add_routes
 from service.security import BodyLimit
 from service.settings import Settings
 
@@ -57,7 +57,7 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.generations = generations
-    app.include_router(create_router(settings, generations, metrics))
+    add_routes(app.router, settings, generations, metrics)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _unexpected)

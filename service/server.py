@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import signal
 import socket
 from collections.abc import Iterator
@@ -72,6 +73,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         log_level="warning",
         access_log=False,
         server_header=False,
+        proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_seconds,
         timeout_graceful_shutdown=round(settings.drain_seconds),
         backlog=BACKLOG,
@@ -88,7 +90,7 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
-        why = f"cannot listen on {host}:{port} ({error.strerror})"
+        why = f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)})"
         raise BadInput(f"{why}. Choose another with --host or --port.") from error
 
 

@@ -61,6 +61,11 @@ class Client:
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         self._socket.sendall("\r\n".join([*lines, "", ""]).encode() + body)
 
+    def begin_chunked(self, path: str, chunks: list[bytes]) -> None:
+        """A body whose length nobody is told, without its end."""
+        self._socket.sendall(f"POST {path} HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n".encode())
+        self._socket.sendall(b"".join(chunks))
+
     def finish(self) -> Reply:
         status = int(self._stream.readline().split()[1])
         headers = {}
@@ -131,11 +136,11 @@ def wait_until(condition: Any) -> Any:
     return found
 
 
-def start(store: Path, log: Path, **settings: object) -> "subprocess.Popen[bytes]":
-    """`diptych serve` on a free port, its settings as the environment gives them."""
+def start(store: Path, log: Path, port: int = 0, **settings: object) -> "subprocess.Popen[bytes]":
+    """`diptych serve`, by default on a free port; its settings as the environment gives them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIPTYCH_ADMIN_KEY": ADMIN_KEY}
     environment |= {f"DIPTYCH_{name.upper()}": str(value) for name, value in settings.items()}
-    command = [sys.executable, "-m", "diptych", "serve", "--store", str(store), "--port", "0"]
+    command = [sys.executable, "-m", "diptych", "serve", "--store", str(store), "--port", str(port)]
     with log.open("wb") as output:
         return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 

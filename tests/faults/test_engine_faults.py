@@ -1,0 +1,136 @@
+"""Engines that die, hang or cannot open their bundle, while clients ask."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from retrieval.manifest import describe_file
+from retrieval.store import Store
+from tests.support.bundles import make_store
+from tests.support.service import Load, Service, serving, wait_until
+
+BODIES = [json.dumps({"queries": queries}).encode() for queries in (["red winter"], ["light rain", "blue city"])]
+KILLS = 3
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path / "store", "good", "other")
+
+
+def ready(service: Service) -> bool:
+    return service.ask("GET", "/readyz").status == 200
+
+
+def strike(service: Service, number: int) -> int:
+    """Send a signal to the only engine; return its process id."""
+    (engine,) = service.engines()
+    os.kill(engine, number)
+    return engine
+
+
+def test_no_client_notices_a_killed_engine(store: Store) -> None:
+    """A crash in native code would be an error for everybody it was working for, and the end of the service."""
+    with serving(store.path) as service, Load(service, BODIES, clients=3) as load:
+        for _ in range(KILLS):
+            answered = len(load.replies)
+            wait_until(lambda answered=answered: len(load.replies) > answered + 10 or load.errors)
+            dead = strike(service, signal.SIGKILL)
+            wait_until(lambda dead=dead: (now := service.engines()) and dead not in now and ready(service))
+        after = len(load.replies)
+        wait_until(lambda: len(load.replies) > after + 10 or load.errors)
+        restarts = service.ask("GET", "/metrics").body.decode()
+    assert not load.errors
+    assert {reply.status for _, reply in load.replies} == {200}
+    assert f"diptych_engine_restarts_total {KILLS}.0" in restarts
+
+
+def test_a_hanging_engine_is_replaced(store: Store) -> None:
+    """One endless search would hold up every request after it, for ever."""
+    with serving(store.path, silence_seconds=0.3) as service:
+        stopped = strike(service, signal.SIGSTOP)
+        assert service.ask("POST", "/predict", BODIES[0]).status == 200
+        assert stopped not in service.engines()
+
+
+def flip_a_byte(folder: Path) -> None:
+    path = folder / "vectors.npy"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def remove_a_file(folder: Path) -> None:
+    (folder / "golden.json").unlink()
+
+
+def spoil_the_manifest(folder: Path) -> None:
+    (folder / "manifest.json").write_text("{")
+
+
+def empty_it(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+def spoil_the_answers(folder: Path) -> None:
+    """Golden answers that the bundle does not give, honestly listed in the manifest."""
+    golden = json.loads((folder / "golden.json").read_bytes())
+    for answer in golden["answers"]:
+        answer["ids"] = [f"absent-{place}" for place, _ in enumerate(answer["ids"])]
+    (folder / "golden.json").write_text(json.dumps(golden))
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"]["golden.json"] = describe_file(folder / "golden.json").model_dump()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "flipped": (flip_a_byte, "vectors.npy is damaged"),
+    "partial": (remove_a_file, "golden.json is missing"),
+    "spoiled": (spoil_the_manifest, "manifest.json is not JSON"),
+    "empty": (empty_it, "no manifest.json"),
+    "strange": (spoil_the_answers, "does not give its golden answers here"),
+}
+
+
+def test_a_damaged_bundle_is_not_activated(tmp_path: Path) -> None:
+    """A bad copy would end a service that was doing well, or the operator would not learn what is wrong with it."""
+    store = make_store(tmp_path / "store", "good", *DAMAGES)
+    with serving(store.path) as service, Load(service, BODIES, clients=1) as load:
+        for name, (damage, reason) in DAMAGES.items():
+            damage(store.bundle_path(name))
+            reply = service.activate(name)
+            assert (reply.status, reply.json()["error"]["code"]) == (422, "not_activated")
+            message = reply.json()["error"]["message"]
+            assert message.startswith(f"Bundle {name} was not activated: ")
+            assert reason in message
+            assert str(tmp_path) not in message
+            readiness = service.ask("GET", "/readyz").json()
+            assert (readiness["ready"], readiness["bundle"]) == (True, "good")
+            assert reason in readiness["detail"]
+            assert store.active() == "good"
+        assert len(service.engines()) == 1
+        figures = service.ask("GET", "/metrics").body.decode()
+        assert f'diptych_switches_total{{result="failed"}} {len(DAMAGES)}.0' in figures
+    assert not load.errors
+    assert {(reply.status, reply.headers.get("x-bundle")) for _, reply in load.replies} == {(200, "good")}
+
+
+def test_an_engine_that_cannot_come_back_says_why(store: Store) -> None:
+    """Requests would wait in vain, and nobody would learn that the bundle on disk has been damaged meanwhile."""
+    index = store.bundle_path("good") / "index.hnsw"
+    whole = index.read_bytes()
+    with serving(store.path) as service:
+        index.write_bytes(whole[:-1])
+        strike(service, signal.SIGKILL)
+        wait_until(lambda: service.ask("GET", "/readyz").json()["detail"].startswith("bundles/good/index.hnsw"))
+        reply = service.ask("POST", "/predict", BODIES[0])
+        assert (reply.status, reply.json()["error"]["code"]) == (503, "unavailable")
+        index.write_bytes(whole)
+        wait_until(lambda: ready(service))
+        assert service.ask("POST", "/predict", BODIES[0]).status == 200

@@ -1,0 +1,218 @@
+"""Start, overload, drain and end of `diptych serve`; a stopped engine (SIGSTOP) holds requests in their place."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from retrieval.store import Store
+from tests.support.bundles import make_store
+from tests.support.service import PATIENCE, Client, Service, serving, start, wait_until
+
+RED = {"queries": ["red"]}
+
+
+@pytest.fixture(scope="module")
+def words_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("lifecycle") / "store", "first").path
+
+
+@contextmanager
+def engine_stopped(service: Service) -> Iterator[None]:
+    (engine,) = service.engines()
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(engine, signal.SIGCONT)
+
+
+def figure(service: Service, name: str) -> float:
+    lines = service.ask("GET", "/metrics").body.decode().splitlines()
+    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.rsplit(" ", 1)[0] == name), 0.0)
+
+
+def asking(service: Service, clients: int) -> list[Client]:
+    """Clients whose requests have been admitted and not answered."""
+    before = figure(service, "diptych_unfinished_requests")
+    waiting = [service.client() for _ in range(clients)]
+    for client in waiting:
+        client.begin("POST", "/predict", b'{"queries": ["red"]}')
+    wait_until(lambda: figure(service, "diptych_unfinished_requests") == before + clients)
+    return waiting
+
+
+def test_sigterm_answers_what_was_admitted(words_store: Path) -> None:
+    """Every deployment would break the requests that were under way."""
+    with serving(words_store) as service:
+        with engine_stopped(service):
+            waiting = asking(service, 5)
+            service.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: not listens(service.port))
+            assert service.process.poll() is None
+        replies = [client.finish() for client in waiting]
+        assert [reply.status for reply in replies] == [200] * 5
+        assert service.process.wait(PATIENCE) == 0
+
+
+def listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_a_stopped_service_leaves_no_process_behind(words_store: Path) -> None:
+    """Engines would go on holding their bundle's memory after the service has ended, or been killed."""
+    with serving(words_store) as service:
+        engines = service.engines()
+        assert service.stop() == 0
+        assert not any(Path(f"/proc/{pid}").exists() for pid in engines)
+    with serving(words_store) as service:
+        (engine,) = service.engines()
+        service.process.kill()
+        wait_until(lambda: not Path(f"/proc/{engine}").exists())
+
+
+def test_sigint_ends_as_sigterm_does(words_store: Path) -> None:
+    """Ctrl-C, which reaches the engines too, would end in tracebacks and an error code."""
+    with serving(words_store) as service:
+        for pid in [*service.engines(), service.process.pid]:
+            os.kill(pid, signal.SIGINT)
+        assert service.process.wait(PATIENCE) == 0
+        assert "Traceback" not in service.log
+
+
+def test_a_full_queue_is_refused_at_once(words_store: Path) -> None:
+    """Overload would grow the queue without bound, and health probes would fail with it."""
+    with serving(words_store, max_queries=2, max_waiting_queries=2, batches_in_flight=1) as service:
+        with engine_stopped(service):
+            waiting = asking(service, 3)
+            reply = service.ask("POST", "/predict", RED)
+            assert (reply.status, reply.json()["error"]["code"]) == (429, "overloaded")
+            assert reply.headers["retry-after"] == "1"
+            assert service.ask("GET", "/livez").status == service.ask("GET", "/readyz").status == 200
+        assert [client.finish().status for client in waiting] == [200] * 3
+        assert service.ask("POST", "/predict", RED).status == 200
+
+
+def test_a_deadline_ends_the_wait(words_store: Path) -> None:
+    """A client would wait for an engine for ever."""
+    with serving(words_store, deadline_seconds=0.2) as service:
+        with engine_stopped(service):
+            reply = service.ask("POST", "/predict", RED)
+            assert (reply.status, reply.json()["error"]["code"]) == (504, "too_late")
+        wait_until(lambda: service.ask("POST", "/predict", RED).status == 200)
+
+
+def test_a_client_that_hangs_up_costs_the_engine_nothing(words_store: Path) -> None:
+    """Abandoned work would be done all the same, while clients who still wait stand behind it."""
+    with serving(words_store, batches_in_flight=1) as service:
+        with engine_stopped(service):
+            first = asking(service, 1)
+            for client in asking(service, 3):
+                client.close()
+            wait_until(lambda: figure(service, 'diptych_rejections_total{reason="abandoned"}') == 3)
+            assert figure(service, "diptych_waiting_queries") == 0
+        assert first[0].finish().status == 200
+        wait_until(lambda: figure(service, "diptych_batch_queries_sum") == 1)
+
+
+def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An orchestrator would kill a service that is loading a large bundle, or send it requests too early."""
+    gate = tmp_path / "gate"
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\n"
+        f"while 'service.engine' in sys.orig_argv and not os.path.exists({str(gate)!r}):\n"
+        "    time.sleep(0.01)\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    for opens in (True, False):
+        process = start(words_store, tmp_path / "log", port=port)
+        try:
+            wait_until(lambda: listens(port))
+            client = Client(port)
+            assert client.get("/livez").status == 200
+            reply = client.get("/readyz")
+            assert (reply.status, reply.json()["detail"]) == (503, "the bundle is being loaded")
+            reply = client.post("/predict", RED)
+            assert (reply.status, reply.json()["error"]["code"]) == (503, "unavailable")
+            if opens:
+                gate.touch()
+                wait_until(lambda client=client: client.get("/readyz").status == 200)
+                gate.unlink()
+        finally:
+            process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+def refused_start(store: Path, log: Path, **settings: object) -> tuple[int, str]:
+    process = start(store, log, **settings)
+    return process.wait(PATIENCE), log.read_text()
+
+
+def test_a_store_without_an_active_bundle_is_one_sentence(tmp_path: Path) -> None:
+    """A newcomer who forgot `--activate` would meet a traceback, or a service that is never ready."""
+    code, log = refused_start(tmp_path / "absent", tmp_path / "log")
+    assert code == 1
+    assert "error:" in log
+    assert "has no active bundle (bundles: none yet)" in log
+    assert "Traceback" not in log
+
+
+def test_a_damaged_active_bundle_is_one_sentence(tmp_path: Path) -> None:
+    """A service would start on a damaged index, which crashes or answers nonsense."""
+    store = make_store(tmp_path / "store", "only")
+    index = store.bundle_path("only") / "index.hnsw"
+    index.write_bytes(index.read_bytes()[:-1] + b"?")
+    code, log = refused_start(store.path, tmp_path / "log")
+    assert code == 1
+    assert "index.hnsw is damaged" in log
+    assert "Traceback" not in log
+
+
+def test_a_taken_port_is_one_sentence(words_store: Path, tmp_path: Path) -> None:
+    """Starting a second service on the same port would end in a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "diptych", "serve", "--store", str(words_store), "--port", str(port)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"error: cannot listen on 127.0.0.1:{port} (Address already in use). Choose another with --host or --port.\n"
+    )
+
+
+def test_administration_is_off_without_a_key(words_store: Path) -> None:
+    """A service whose operator set no key would let anybody change what is served."""
+    with serving(words_store, admin_key="") as service:
+        for headers in ({}, {"X_Admin_Key": ""}):
+            reply = service.ask("POST", "/admin/activate", {"bundle": "first"}, **headers)
+            assert (reply.status, reply.json()["error"]["code"]) == (403, "admin_off")
+
+
+def test_it_serves_where_torch_cannot_be_imported(
+    words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A server image without the training packages would fail to start."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\nfor name in ('torch', 'transformers', 'training', 'export'):\n    sys.modules[name] = None\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with serving(words_store) as service:
+        assert service.ask("POST", "/predict", RED).status == 200
+
+
+def test_the_store_is_left_as_it_was(words_store: Path) -> None:
+    """Serving alone would rewrite the store, which may be mounted read-only."""
+    store = Store(words_store)
+    before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
+    with serving(words_store) as service:
+        assert service.ask("POST", "/predict", RED).status == 200
+    assert {path: path.stat().st_mtime_ns for path in store.path.rglob("*")} == before

@@ -1,0 +1,100 @@
+"""Changing the bundle while clients ask: every answer is whole, and wholly one bundle's."""
+
+import json
+from typing import Any
+
+import pytest
+
+from retrieval import Retriever
+from retrieval.store import Store
+from tests.support.bundles import make_store
+from tests.support.service import Load, Service, serving, wait_until
+
+SWITCHES = 20
+REQUESTS = [
+    {"queries": ["cheap running shoes"], "k": 5},
+    {"queries": ["red winter city", "light rain", "kids blue trail"], "k": 3},
+    {"queries": [f"summer {word}" for word in ("red", "blue", "cheap", "kids")] * 5, "k": 10, "weight": 0.2},
+]
+BODIES = [json.dumps(request).encode() for request in REQUESTS]
+Answer = list[list[tuple[str, str, float]]]  # id, text and score of each hit of each query
+
+
+@pytest.fixture(scope="module")
+def words_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_store(tmp_path_factory.mktemp("switching") / "store", "left", "right")
+
+
+def own_answers(store: Store, bundle: str) -> dict[bytes, Answer]:
+    """What the bundle answers when nobody else is there."""
+    with Retriever.open(store.bundle_path(bundle)) as retriever:
+        return {
+            body: [
+                [(hit.id, hit.text, hit.score) for hit in hits]
+                for hits in retriever.search(request["queries"], request["k"], weight=request.get("weight"))
+            ]
+            for body, request in zip(BODIES, REQUESTS, strict=True)
+        }
+
+
+def heard(answer: dict[str, Any]) -> Answer:
+    return [[(hit["id"], hit["text"], hit["score"]) for hit in one["hits"]] for one in answer["results"]]
+
+
+def assert_equal(found: Answer, wanted: Answer) -> None:
+    # A text's company in its batch may change the last bits of its score, never which labels it gets.
+    assert [[hit[:2] for hit in hits] for hits in found] == [[hit[:2] for hit in hits] for hits in wanted]
+    for hits, same in zip(found, wanted, strict=True):
+        assert [hit[2] for hit in hits] == pytest.approx([hit[2] for hit in same], abs=1e-5)
+
+
+def test_twenty_switches_under_load(words_store: Store) -> None:
+    """A switch would fail requests, or give one request the results of two bundles."""
+    wanted = {bundle: own_answers(words_store, bundle) for bundle in ("left", "right")}
+    with serving(words_store.path) as service:
+        with Load(service, BODIES, clients=3) as load:
+            for number in range(SWITCHES):
+                answered = len(load.replies)
+                reply = service.activate(("right", "left")[number % 2])
+                assert (reply.status, reply.json()["bundle"]) == (200, ("right", "left")[number % 2])
+                wait_until(lambda answered=answered: len(load.replies) > answered + 8 or load.errors)
+        assert not load.errors
+        assert {reply.status for _, reply in load.replies} == {200}
+        for body, reply in load.replies:
+            answer = reply.json()
+            assert answer["bundle"] == reply.headers["x-bundle"]
+            assert_equal(heard(answer), wanted[answer["bundle"]][body])
+        served = [reply.headers["x-bundle"] for _, reply in load.replies]
+        assert {"left", "right"} == set(served)
+        wait_until(lambda: len(service.engines()) == 1)
+        assert f'diptych_switches_total{{result="done"}} {SWITCHES}.0' in metrics(service)
+
+
+def metrics(service: Service) -> str:
+    return service.ask("GET", "/metrics").body.decode()
+
+
+def test_a_switch_outlives_the_service(words_store: Store) -> None:
+    """After a restart the service would fall back to the bundle from before the switch."""
+    words_store.activate("left")
+    with serving(words_store.path) as service:
+        assert service.activate("right").json()["previous"] == "left"
+        assert words_store.active() == "right"
+        assert service.activate("right").json() | {"seconds": 0} == {
+            "bundle": "right",
+            "previous": "right",
+            "seconds": 0,
+        }
+    with serving(words_store.path) as service:
+        assert service.ask("POST", "/predict", REQUESTS[0]).headers["x-bundle"] == "right"
+
+
+def test_the_store_changes_only_when_the_new_bundle_can_answer(words_store: Store) -> None:
+    """A bundle that cannot be opened would be the active one at the next start."""
+    words_store.activate("left")
+    with serving(words_store.path) as service:
+        assert service.activate("absent").status == 404
+        assert words_store.active() == "left"
+        assert service.ask("GET", "/readyz").json()["detail"].startswith("bundle absent was not activated")
+        assert service.activate("right").status == 200
+        assert service.ask("GET", "/readyz").json() == {"ready": True, "bundle": "right", "detail": "serving"}

@@ -1,0 +1,78 @@
+"""Any order of arrivals, answers, deaths and departures."""
+
+import asyncio
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry
+
+from service.batching import Batcher
+from service.frames import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
+from service.metrics import Metrics
+from service.settings import Settings
+
+EVENTS = st.lists(
+    st.one_of(
+        st.tuples(st.just("ask"), st.integers(1, 12)),
+        st.tuples(st.sampled_from(["answer", "die", "attach", "abandon"]), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+class Play:
+    """One run: every request's texts are numbered, so that a mixed-up answer shows."""
+
+    def __init__(self) -> None:
+        limits = {"max_queries": 12, "max_waiting_queries": 10_000, "max_batch_queries": 5, "max_piece_queries": 2}
+        self.batcher = Batcher(Settings(store="unused", **limits), Metrics(CollectorRegistry()), 1.0)
+        self.tickets = []
+        self.sent: list[tuple[int, list[Asked]]] = []
+        self.abandoned = set()
+
+    def ask(self, texts: int) -> None:
+        queries = [f"{len(self.tickets)}.{number}" for number in range(texts)]
+        self.tickets.append(self.batcher.admit(Asked(queries, 10, None)))
+
+    def answer(self, _: int) -> None:
+        if self.sent:
+            number, pieces = self.sent.pop(0)
+            bodies = [(Outcome.ANSWERED, ",".join(piece.queries).encode()) for piece in pieces]
+            self.batcher.answered(Answers(number, Stages(0, 0, 0, 0, 0), bodies))
+
+    def die(self, _: int) -> None:
+        self.sent.clear()
+        self.batcher.lost()
+
+    def attach(self, _: int) -> None:
+        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])))
+
+    def abandon(self, _: int) -> None:
+        if self.tickets:
+            self.abandoned.add(len(self.tickets) - 1)
+            self.batcher.abandon(self.tickets[-1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(EVENTS)
+def test_every_request_is_settled_once_and_with_its_own_answer(events: list[tuple[str, int]]) -> None:
+    """Some order of events would lose a request, answer it with another's results, or leak its place in the queue."""
+
+    async def run() -> None:
+        play = Play()
+        for name, argument in events:
+            getattr(play, name)(argument)
+        play.attach(0)
+        while play.sent:
+            play.answer(0)
+        for number, ticket in enumerate(play.tickets):
+            assert ticket.answer.done()
+            if ticket.answer.exception() is None:
+                whole = ",".join(f"{number}.{text}" for text in range(len(ticket.tokens)))
+                assert ticket.answer.result() == whole.encode()
+            else:
+                assert number in play.abandoned or ticket.deaths == 2
+        assert (play.batcher.unfinished, play.batcher.waiting_queries, play.batcher.waiting_tokens) == (0, 0, 0)
+        await play.batcher.drained()
+
+    asyncio.run(run())

@@ -1,0 +1,235 @@
+"""The batcher against an engine played by the test: frames go out through `send`, answers are handed back."""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.batching import Batcher, Ticket
+from service.errors import Refusal
+from service.frames import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
+from service.metrics import Metrics
+from service.settings import Settings
+
+NO_TIME = Stages(0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class Bench:
+    """A batcher, what it sent, and the means to answer it."""
+
+    def __init__(self, **limits: Any) -> None:
+        settings = Settings(store="unused", **{"max_queries": 1, **limits})
+        self.batcher = Batcher(settings, Metrics(CollectorRegistry()), tokens_per_byte=1.0)
+        self.sent: list[list[Asked]] = []
+        self.answered = 0
+
+    def attach(self) -> "Bench":
+        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])[1]))
+        return self
+
+    def ask(self, *queries: str) -> Ticket:
+        return self.batcher.admit(Asked(queries, 10, None))
+
+    def answer(self, outcome: Outcome = Outcome.ANSWERED) -> None:
+        """Answer the oldest batch: each text's result is the text itself."""
+        self.answered += 1
+        bodies = [(outcome, ",".join(piece.queries).encode()) for piece in self.sent[self.answered - 1]]
+        self.batcher.answered(Answers(self.answered, NO_TIME, bodies))
+
+    def texts(self) -> list[list[str]]:
+        """The texts of each batch sent so far."""
+        return [[query for piece in batch for query in piece.queries] for batch in self.sent]
+
+
+def played(**limits: Any) -> Callable[[Callable[[Bench], Any]], None]:
+    """Run a test's body inside a loop, on a bench with these limits."""
+
+    def run(body: Callable[[Bench], Any]) -> None:
+        async def inside() -> None:
+            await body(Bench(**limits))
+
+        asyncio.run(inside())
+
+    return run
+
+
+def test_an_idle_engine_gets_work_at_once() -> None:
+    """A delay timer before the engine would add its length to every answer of a calm server."""
+
+    @played(batches_in_flight=1)
+    async def _(bench: Bench) -> None:
+        ticket = bench.attach().ask("one")
+        assert bench.texts() == [["one"]]
+        bench.answer()
+        assert await ticket.answer == b"one"
+
+
+def test_what_waits_forms_the_next_batch() -> None:
+    """If waiting requests were sent one by one, a busy engine would never profit from batches."""
+
+    @played(batches_in_flight=1)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        tickets = [bench.ask(text) for text in "abcd"]
+        assert bench.texts() == [["a"]]
+        bench.answer()
+        assert bench.texts()[1:] == [["b", "c", "d"]]
+        bench.answer()
+        assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c", b"d"]
+
+
+def test_admission_is_bounded_in_texts_and_freed_by_answers() -> None:
+    """Without the bound, overload would grow memory and every answer would come too late."""
+
+    @played(max_waiting_queries=2)
+    async def _(bench: Bench) -> None:
+        bench.ask("a"), bench.ask("b")
+        with pytest.raises(Refusal) as refused:
+            bench.ask("c")
+        assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "1"})
+        bench.attach()
+        assert bench.batcher.waiting_queries == bench.batcher.waiting_tokens == 0
+        bench.ask("c")
+
+
+def test_admission_is_bounded_in_tokens() -> None:
+    """A few long texts cost the engine as much as many short ones, so the number of texts alone bounds nothing."""
+
+    @played(max_waiting_tokens=100)
+    async def _(bench: Bench) -> None:
+        bench.ask("x" * 90)
+        with pytest.raises(Refusal, match="tokens already wait"):
+            bench.ask("y" * 20)
+
+
+def test_a_request_past_its_deadline_is_answered_and_never_sent() -> None:
+    """An engine that works for clients who no longer listen falls ever further behind."""
+
+    @played(deadline_seconds=0.01)
+    async def _(bench: Bench) -> None:
+        ticket = bench.ask("late")
+        with pytest.raises(Refusal) as refused:
+            await ticket.answer
+        assert refused.value.status == 504
+        assert bench.attach().sent == []
+        assert bench.batcher.unfinished == bench.batcher.waiting_queries == 0
+
+
+def test_an_abandoned_request_leaves_the_queue() -> None:
+    """A client that hangs up must not keep its place, nor cost the engine any work."""
+
+    @played()
+    async def _(bench: Bench) -> None:
+        gone, stays = bench.ask("gone"), bench.ask("stays")
+        bench.batcher.abandon(gone)
+        assert bench.batcher.waiting_queries == 1
+        assert bench.attach().texts() == [["stays"]]
+        bench.answer()
+        assert await stays.answer == b"stays"
+        assert isinstance(gone.answer.exception(), Refusal)
+
+
+def test_a_large_request_cannot_block_small_ones() -> None:
+    """Single queries behind a client's bulk request would wait until all of it is done."""
+
+    @played(max_queries=100, max_batch_queries=4, max_piece_queries=2, batches_in_flight=1)
+    async def _(bench: Bench) -> None:
+        bench.ask("busy")
+        bulk = bench.ask(*(f"bulk{number}" for number in range(9)))
+        single = bench.ask("single")
+        bench.attach()
+        assert bench.texts() == [["busy", "bulk0", "bulk1", "single"]]
+        bench.answer()
+        assert single.answer.done()
+        while not bulk.answer.done():
+            bench.answer()
+        assert await bulk.answer == b",".join(b"bulk%d" % number for number in range(9))
+
+
+def test_the_oldest_always_goes() -> None:
+    """A text that no batch has room for, or a stream of newcomers, would keep a request waiting for ever."""
+
+    @played(max_batch_tokens=20, batches_in_flight=1)
+    async def _(bench: Bench) -> None:
+        bench.ask("first")
+        giant = bench.ask("g" * 100)
+        bench.attach()
+        for number in range(3):
+            bench.ask(f"newcomer{number}")
+        bench.answer()
+        assert bench.texts()[1] == ["g" * 100]
+        bench.answer()
+        assert giant.answer.done()
+
+
+def test_a_replacement_gets_what_the_dead_engine_had() -> None:
+    """An engine's death would otherwise be an error for every client it was working for."""
+
+    @played(batches_in_flight=2, max_batch_queries=1)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        tickets = [bench.ask(text) for text in "abc"]
+        bench.batcher.lost()
+        assert bench.batcher.waiting_queries == 3
+        bench.attach()
+        bench.answered = 2  # the numbers of the two lost batches are not used again
+        for _ in range(3):
+            bench.answer()
+        assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c"]
+
+
+def test_a_request_present_at_two_deaths_is_refused_and_its_neighbours_are_not() -> None:
+    """One request that crashes engines would be replayed for ever, or take down all that happen to share its batch."""
+
+    @played(batches_in_flight=1, max_batch_queries=3)
+    async def _(bench: Bench) -> None:
+        poison, neighbour, later = bench.ask("poison"), bench.ask("neighbour"), bench.ask("later")
+        bench.attach()
+        assert bench.texts()[-1] == ["poison", "neighbour", "later"]
+        bench.batcher.lost()
+        bench.attach()
+        assert bench.texts()[-1] == ["poison"]
+        bench.batcher.lost()
+        refusal = poison.answer.exception()
+        assert isinstance(refusal, Refusal)
+        assert refusal.status == 500
+        bench.attach()
+        bench.answered = 2
+        bench.answer(), bench.answer()
+        assert [await neighbour.answer, await later.answer] == [b"neighbour", b"later"]
+
+
+def test_only_the_oldest_batch_is_suspected() -> None:
+    """A batch that still lay in the pipe cannot have killed the engine, and must not lose its one replay for it."""
+
+    @played(batches_in_flight=2, max_batch_queries=1)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        first, second = bench.ask("first"), bench.ask("second")
+        bench.batcher.lost()
+        assert (first.deaths, second.deaths) == (1, 0)
+
+
+def test_an_answer_out_of_turn_is_an_error() -> None:
+    """Answers matched to the wrong batch would hand one client the results of another."""
+
+    @played()
+    async def _(bench: Bench) -> None:
+        bench.attach().ask("a")
+        with pytest.raises(ValueError, match="answered batch 7 where 1 was due"):
+            bench.batcher.answered(Answers(7, NO_TIME, [(Outcome.ANSWERED, b"a")]))
+
+
+@pytest.mark.parametrize(("outcome", "status"), [(Outcome.REFUSED, 422), (Outcome.BROKEN, 500)])
+def test_a_failed_piece_is_a_refusal(outcome: Outcome, status: int) -> None:
+    """What the engine cannot answer would otherwise reach the client as broken JSON in a 200."""
+
+    @played()
+    async def _(bench: Bench) -> None:
+        ticket = bench.attach().ask("a")
+        bench.answer(outcome)
+        with pytest.raises(Refusal) as refused:
+            await ticket.answer
+        assert refused.value.status == status

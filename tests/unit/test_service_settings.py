@@ -1,0 +1,56 @@
+"""Settings and request limits."""
+
+from pathlib import Path
+
+import pytest
+
+from retrieval.errors import BadInput
+from service.errors import Refusal
+from service.schemas import parse, predict_request
+from service.settings import Settings
+
+
+def test_the_command_line_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--port` would be ignored where DIPTYCH_PORT is set."""
+    monkeypatch.setenv("DIPTYCH_PORT", "9001")
+    monkeypatch.setenv("DIPTYCH_MAX_K", "7")
+    settings = Settings.load(store=Path("s"), port=9002, host=None)
+    assert (settings.port, settings.max_k, settings.host) == (9002, 7, "127.0.0.1")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("DIPTYCH_PORT", "http", "DIPTYCH_PORT: Input should be a valid integer"),
+        ("DIPTYCH_MAX_K", "0", "DIPTYCH_MAX_K: Input should be greater than or equal to 1"),
+        ("DIPTYCH_MAX_WAITING_QUERIES", "3", "could never be admitted"),
+    ],
+)
+def test_a_bad_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str) -> None:
+    """An operator would read a validation traceback instead of the variable's name."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(BadInput, match=sentence):
+        Settings.load(store=Path("s"))
+
+
+def test_a_missing_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`diptych serve` without a store would fail without saying what is missing."""
+    monkeypatch.delenv("DIPTYCH_STORE", raising=False)
+    with pytest.raises(BadInput, match="DIPTYCH_STORE"):
+        Settings.load()
+
+
+def test_the_administrators_key_is_not_shown() -> None:
+    """Printing the settings, in a log or an error, would give the key away."""
+    assert "hunter2" not in repr(Settings(store="s", admin_key="hunter2"))
+
+
+def test_limits_of_a_request_are_the_settings() -> None:
+    """A limit that an operator set would not hold, or OpenAPI would promise another one."""
+    model = predict_request(Settings(store="s", max_k=5, max_queries=2, max_query_chars=3))
+    fields = model.model_json_schema()["properties"]
+    assert (fields["k"]["maximum"], fields["k"]["default"], fields["queries"]["maxItems"]) == (5, 5, 2)
+    assert fields["queries"]["items"]["maxLength"] == 3
+    for body in (b'{"queries":["a"],"k":6}', b'{"queries":["a","b","c"]}', b'{"queries":["abcd"]}'):
+        with pytest.raises(Refusal):
+            parse(model, body)
