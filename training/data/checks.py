@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieval.errors import DatasetError
-from training.data.ragged import Ragged
+from training.data.ragged import ROWS_AT_ONCE, Ragged
 
 SPLIT_SCHEMA = pa.schema(
     [("id", pa.string()), ("text", pa.string()), ("labels", pa.list_(pa.int32())), ("exclude", pa.list_(pa.int32()))]
@@ -91,10 +91,12 @@ def _label_rows(table: Any, name: str, file: str, n_labels: int) -> Any:
 
 
 def _no_repeats(lists: Ragged, name: str, file: str, n_labels: int) -> None:
-    repeat = first_repeat(lists.keys(n_labels))
-    if repeat is not None:
-        row, label = divmod(int(lists.keys(n_labels)[repeat]), n_labels)
-        raise DatasetError(f"{file} row {row}: {name} names label row {label} twice. Remove one.")
+    for start in range(0, len(lists), ROWS_AT_ONCE):
+        keys = lists[start : start + ROWS_AT_ONCE].keys(n_labels)
+        repeat = first_repeat(keys)
+        if repeat is not None:
+            row, label = divmod(int(keys[repeat]), n_labels)
+            raise DatasetError(f"{file} row {start + row}: {name} names label row {label} twice. Remove one.")
 
 
 def _ids_unique(ids: Any, file: str) -> None:
@@ -124,6 +126,9 @@ def _first(flags: Any) -> int:
 
 def first_repeat(codes_N: npt.NDArray[np.integer[Any]]) -> int | None:
     """The first position whose value already stood before it; None where all N differ."""
+    sorted_N = np.sort(codes_N)
+    if not np.any(sorted_N[1:] == sorted_N[:-1]):
+        return None
     order_N = np.argsort(codes_N, kind="stable")
     same = np.flatnonzero(codes_N[order_N][1:] == codes_N[order_N][:-1])
-    return int(order_N[same + 1].min()) if len(same) else None
+    return int(order_N[same + 1].min())

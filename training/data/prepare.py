@@ -14,7 +14,7 @@ from training.data.files import Meter, kind, require_file, sha256, stem
 from training.data.intake import Raw
 from training.data.lf import Text, is_lf, lf_files, read_lf
 from training.data.rows import LISTED, Problems
-from training.data.sources import Columns, read_source
+from training.data.sources import Columns, Reader, read_source
 from training.data.tables import KINDS
 from training.data.writing import refuse_to_overwrite, write_dataset
 
@@ -57,9 +57,9 @@ class Source(BaseModel):
         return "lbl" in self.parts
 
     @property
-    def files(self) -> list[Path]:
-        """All files that are read."""
-        return [*self.parts.values(), *([self.labels] if self.labels else [])]
+    def files(self) -> dict[str, Path]:
+        """All files that are read, by their part."""
+        return self.parts | ({"labels": self.labels} if self.labels else {})
 
 
 def prepare(
@@ -72,54 +72,61 @@ def prepare(
     skipped, and when `out` holds something else.
     """
     found = find_source(source, labels, settings)
+    name = name or (source.resolve().name if found.is_lf else stem(found.parts["rows"]))
     recorded = settings.model_dump(mode="json") | {
         "prepare_version": PREPARE_VERSION,
-        "files": {path.name: sha256(path) for path in found.files},
+        "files": {part: f"{path.name} {sha256(path)}" for part, path in found.files.items()},
     }
-    if (kept := up_to_date(out, recorded)) is not None:
+    if (kept := up_to_date(out, name, recorded)) is not None:
         return kept, False
     refuse_to_overwrite(out, force)
     problems, report = Problems(keep=settings.skip_bad_rows), Counter[str]()
-    with Meter(sum(path.stat().st_size for path in found.files)) as meter:
+    with Meter(sum(path.stat().st_size for path in found.files.values())) as meter:
         raw = _read(found, settings, problems, report, meter)
     problems.stop_if_any(str(source))
     table, splits = assemble(raw, settings.test, settings.validation, settings.min_label_count, report)
-    require_rows(splits, source, settings)
+    require_rows(splits, source, settings, problems)
     meta = DatasetMeta(
-        name=name or (source.resolve().name if found.is_lf else stem(next(iter(found.parts.values())))),
-        source=source.name,
+        name=name,
+        source=source.resolve().name,
         settings=recorded,
         report={what: count for what, count in report.items() if count},
         skipped=problems.total,
         skipped_first=tuple(problems.sentences[:LISTED]),
     )
-    notes = {"skipped-rows.txt": "\n".join(problems.sentences) + "\n"} if problems.total else {}
-    return write_dataset(out, table, splits, meta, replace=force, notes=notes), True
+    return write_dataset(out, table, splits, meta, replace=force, skipped=problems.sentences), True
 
 
-def up_to_date(out: Path, recorded: dict[str, Any]) -> Dataset | None:
+def up_to_date(out: Path, name: str, recorded: dict[str, Any]) -> Dataset | None:
     """The dataset in `out` when it was made from the same files with the same settings and still is what it was."""
     if not (out / "dataset.json").is_file():
         return None
-    dataset = Dataset.open(out)
-    if dataset.meta.settings != recorded:
+    try:
+        dataset = Dataset.open(out)
+        same = (dataset.meta.name, dataset.meta.settings) == (name, recorded) and dataset.fingerprint != ""
+    except DatasetError:  # damaged, so not what would be written; --force replaces it
         return None
-    return dataset if dataset.fingerprint else None
+    return dataset if same else None
 
 
 def find_source(source: Path, labels: Path | None, settings: PrepareSettings) -> Source:
     """The files to read; DatasetError when there are none, more than one would do, or options do not go with them."""
     if not source.exists():
         raise DatasetError(f"{source} does not exist. Check the path.")
+    if (source / "dataset.json").is_file():
+        raise DatasetError(f"{source} is a prepared dataset already. Name what it was made from, or train on it.")
     lf = source.is_dir() and is_lf(source)
     parts = lf_files(source) if lf else {"rows": _only_file(source)}
     if lf:
         _refuse_options(source, labels, settings)
     elif settings.text != "title":
         raise DatasetError(f"--text is for LF-* folders, and {source} is none. Leave it out.")
-    for path in (*parts.values(), *([labels] if labels else [])):
+    elif settings.label_key and labels is None:
+        raise DatasetError("--label-key names a column of the label table. Give that with --labels.")
+    found = Source(path=source, parts=parts, labels=labels)
+    for path in found.files.values():
         require_file(path)
-    return Source(path=source, parts=parts, labels=labels)
+    return found
 
 
 def _only_file(source: Path) -> Path:
@@ -158,13 +165,16 @@ def _read(found: Source, settings: PrepareSettings, problems: Problems, report: 
     if found.labels is not None:
         catalogue = read_catalogue(found.labels, settings.label_key, limit, problems, meter)
     columns = Columns(settings.query_column, settings.label_column, settings.split_column, settings.count_column)
-    return read_source(found.parts["rows"], columns, catalogue, settings.min_count, limit, problems, report, meter)
+    reader = Reader(columns, limit, catalogue, report, settings.min_count)
+    return read_source(found.parts["rows"], reader, problems, meter)
 
 
-def require_rows(splits: dict[Any, Any], source: Path, settings: PrepareSettings) -> None:
+def require_rows(splits: dict[Any, Any], source: Path, settings: PrepareSettings, problems: Problems) -> None:
     """DatasetError when nothing is left to learn from."""
     if splits["train"].num_rows == 0:
         raise DatasetError(
-            f"{source} leaves no training row (test share {settings.test}, validation share {settings.validation}, "
-            f"--min-count {settings.min_count}, --min-label-count {settings.min_label_count}). Lower them or add rows."
+            f"{source} leaves no training row ({problems.total:,} bad rows skipped, --test {settings.test}, "
+            f"--validation {settings.validation}, --min-count {settings.min_count}, "
+            f"--min-label-count {settings.min_label_count}). "
+            "Lower these or add rows."
         )

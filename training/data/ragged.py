@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 IntArray = npt.NDArray[np.integer[Any]]
+ROWS_AT_ONCE = 262_144
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,11 @@ class Ragged(Sequence[IntArray]):
     def __getitem__(self, row: slice) -> "Ragged": ...
     def __getitem__(self, row: int | slice) -> "IntArray | Ragged":
         if isinstance(row, slice):
-            return self.take(np.arange(len(self))[row])
+            start, stop, step = row.indices(len(self))
+            if step != 1:
+                return self.take(np.arange(start, stop, step))
+            offsets = self.offsets[start : max(start, stop) + 1]
+            return Ragged(self.values[offsets[0] : offsets[-1]], offsets - offsets[0])
         if not -len(self) <= row < len(self):
             raise IndexError(f"row {row} of {len(self)}")
         row %= len(self)
@@ -85,8 +90,8 @@ class Ragged(Sequence[IntArray]):
 
     def keep(self, kept_V: npt.NDArray[np.bool_]) -> "Ragged":
         """The same rows with only the values where `kept_V` is true."""
-        lengths_R = np.bincount(self.row_of_value[kept_V], minlength=len(self))
-        return Ragged.from_lengths(self.values[kept_V], lengths_R)
+        before = np.concatenate([[0], np.cumsum(kept_V, dtype=np.int64)])
+        return Ragged(self.values[kept_V], before[self.offsets])
 
     def keys(self, base: int) -> npt.NDArray[np.int64]:
         """V numbers `row * base + value`, one for each distinct (row, value) when all values are in 0..base-1."""
@@ -94,10 +99,15 @@ class Ragged(Sequence[IntArray]):
 
     def overlap(self, other: "Ragged") -> npt.NDArray[np.bool_]:
         """V booleans: the value also stands in the same row of `other` (as many rows; no negative values)."""
+        found_V = np.zeros(len(self.values), np.bool_)
         if not len(self.values) or not len(other.values):
-            return np.zeros(len(self.values), np.bool_)
+            return found_V
         base = int(max(self.values.max(), other.values.max())) + 1
-        return np.isin(self.keys(base), other.keys(base))
+        for start in range(0, len(self), ROWS_AT_ONCE):
+            mine, theirs = self[start : start + ROWS_AT_ONCE], other[start : start + ROWS_AT_ONCE]
+            first = self.offsets[start]
+            found_V[first : first + len(mine.values)] = np.isin(mine.keys(base), theirs.keys(base))
+        return found_V
 
     def to_arrow(self) -> Any:
         """An Arrow column of list<int32>."""

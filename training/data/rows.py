@@ -85,13 +85,6 @@ def not_utf8(byte: int, name: str) -> BadRow:
     return BadRow(f"{name} holds the byte 0x{byte:02x}, which is not UTF-8. Convert the file, for example with iconv.")
 
 
-def texts_of(value: Any, name: str, limit: int) -> list[str]:
-    """The value as a list of texts; BadRow when it is no list or one of its items is no text."""
-    if not isinstance(value, list):
-        raise BadRow(f"{name} is {shown(value)}, not a list of texts. Give it a list or remove the row.")
-    return [text_of(item, f"{name}[{position}]", limit) for position, item in enumerate(value)]
-
-
 def split_code(value: Any) -> int:
     """0 train, 1 validation, 2 test; BadRow for any other value."""
     code = SPLIT_CODES.get(value.strip().lower()) if isinstance(value, str) else None

@@ -17,7 +17,7 @@ from retrieval.errors import DatasetError
 from training.data.catalogue import Catalogue, key_of
 from training.data.files import Meter, kind
 from training.data.intake import UNSPLIT, Pairs, Raw, Rows
-from training.data.rows import BadRow, Problems, count_of, shown, split_code, text_of, texts_of
+from training.data.rows import BadRow, Problems, count_of, shown, split_code, text_of
 from training.data.tables import records
 
 
@@ -39,6 +39,7 @@ class Reader:
     limit: int
     catalogue: Catalogue
     report: Counter[str]
+    min_count: int = 0
     rows: Rows = field(default_factory=Rows)
     pairs: Pairs = field(default_factory=Pairs)
     lists: bool | None = None
@@ -51,9 +52,9 @@ class Reader:
         value = _cell(record, label_column)
         split = self._split(record)
         if self._is_list(value, label_column):
-            self._take_row(record, query, texts_of(value, label_column, self.limit), split)
+            self._take_row(record, query, self._keys(value, label_column), split)
         else:
-            label = self.catalogue.row(key_of(value, label_column, self.limit))
+            label = self.catalogue.row(self._key(value, label_column))
             times = 1 if self.columns.count is None else count_of(_cell(record, self.columns.count), self.columns.count)
             self.pairs.append(split, query, label, times)
         used = {self.columns.query or "query", label_column, self.columns.split or "split", self.columns.count}
@@ -63,7 +64,7 @@ class Reader:
     def _take_row(self, record: Mapping[str, Any], query: str, labels: list[str], split: int) -> None:
         row_id = record.get("id")
         name = None if row_id is None else key_of(row_id, "id", self.limit)
-        exclude = texts_of(record.get("exclude") or [], "exclude", self.limit)
+        exclude = self._keys(record.get("exclude") or [], "exclude")
         found = [self.catalogue.find(text) for text in exclude]
         known = [row for row in found if row is not None]
         self.report["excluded labels that are in no label table"] += len(found) - len(known)
@@ -71,7 +72,7 @@ class Reader:
 
     def _split(self, record: Mapping[str, Any]) -> int:
         column = self.columns.split or "split"
-        value = record.get(column)
+        value = record.get(column) if self.columns.split is None else _cell(record, column)
         if self.has_split is None:
             self.has_split = value is not None
         if (value is not None) != self.has_split:
@@ -85,10 +86,27 @@ class Reader:
         lists = isinstance(value, list)
         if self.lists is None and isinstance(value, str | int | list):
             self.lists = lists
+            self._refuse_counts()
         if lists != self.lists and isinstance(value, str | list):
             wanted = "a list of labels" if self.lists else "one label"
             raise BadRow(f"{column} is {shown(value)}, but the first row holds {wanted}. Keep to one form.")
         return lists
+
+    def _refuse_counts(self) -> None:
+        if self.lists and (self.min_count > 1 or self.columns.count):
+            raise DatasetError(
+                "--min-count and --count-column are for (query, label) pairs, and this source lists labels by query. "
+                "Leave them out."
+            )
+
+    def _keys(self, value: Any, name: str) -> list[str]:
+        if not isinstance(value, list):
+            raise BadRow(f"{name} is {shown(value)}, not a list of labels. Give it a list or remove the row.")
+        return [self._key(item, f"{name}[{position}]") for position, item in enumerate(value)]
+
+    def _key(self, value: Any, name: str) -> str:
+        # a number can name a label of a table; as a label's text it is more likely the wrong column
+        return (key_of if self.catalogue.closed else text_of)(value, name, self.limit)
 
 
 def _cell(record: Mapping[str, Any], name: str) -> Any:
@@ -97,27 +115,25 @@ def _cell(record: Mapping[str, Any], name: str) -> Any:
     return record[name]
 
 
-def read_source(
-    path: Path, columns: Columns, catalogue: Catalogue, min_count: int, limit: int, problems: Problems,
-    report: Counter[str], meter: Meter,
-) -> Raw:  # fmt: skip
+def read_source(path: Path, reader: Reader, problems: Problems, meter: Meter) -> Raw:
     """All rows of a JSON Lines, CSV, TSV or Parquet file; bad ones go to `problems`.
 
     Raises DatasetError when the file or its columns will not do at all.
     """
     names, located = records(path, meter)
     if kind(path) not in (".jsonl", ".ndjson"):
-        _require_columns(path, names, columns)
-    reader = Reader(columns, limit, catalogue, report)
+        _require_columns(path, names, reader.columns)
+    where = None
     for where, record in located:
         with problems.at(where):
             if isinstance(record, BadRow):
                 raise record
             reader.take(record)
-    if min_count > 1 and reader.lists:
-        raise DatasetError(f"--min-count counts (query, label) pairs, but {path} lists labels by query. Leave it out.")
-    reader.pairs.into_rows(reader.rows, min_count, report)
-    return raw_of(catalogue, reader.rows)
+    if where is None:
+        raise DatasetError(f"{path} has a header and no rows. Give a file with rows.")
+    if not reader.lists:
+        reader.pairs.into_rows(reader.rows, reader.min_count, reader.report)
+    return raw_of(reader.catalogue, reader.rows)
 
 
 def _require_columns(path: Path, names: list[str], columns: Columns) -> None:

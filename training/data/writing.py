@@ -3,7 +3,7 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ import pyarrow.parquet as pq
 
 from retrieval.errors import DatasetError
 from training.data import checks
-from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName, read_meta
+from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName
 from training.data.fingerprint import fingerprint
+
+SKIPPED = "skipped-rows.txt"
+FILES = {"dataset.json", "labels.parquet", SKIPPED, *(f"{name}.parquet" for name in SPLITS)}
 
 
 def write_dataset(
@@ -23,13 +26,14 @@ def write_dataset(
     meta: DatasetMeta,
     *,
     replace: bool = False,
-    notes: Mapping[str, str] | None = None,
+    skipped: Sequence[str] = (),
 ) -> Dataset:
     """Write a prepared dataset and open it; on any failure what stood there before still stands.
 
     labels: table of id, text, attributes; splits: one table a split (id, text, labels, and exclude unless nothing is
     excluded; a split left out is empty). `meta` gives everything but the counts and the fingerprint, which are taken
-    from the data. `notes` are further text files by name. `replace` allows an earlier prepared dataset to be replaced.
+    from the data. `skipped` are sentences for skipped-rows.txt, one a line. `replace` allows an earlier prepared
+    dataset to be replaced.
     Raises DatasetError for the first bad row, and when `folder` exists and may not be replaced.
     """
     folder = Path(folder)
@@ -44,14 +48,13 @@ def write_dataset(
         }
     )
     tables = {"labels": labels} | {str(name): split.table() for name, split in checked.items()}
-    texts = {**(notes or {}), "dataset.json": meta.model_dump_json(indent=2) + "\n"}
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    texts = {"dataset.json": meta.model_dump_json(indent=2) + "\n"}
+    if skipped:
+        texts[SKIPPED] = "\n".join(skipped) + "\n"
     try:
-        _write_files(aside, tables, texts)
-        _move_into_place(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        _publish(folder, tables, texts)
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be written: {error.strerror or error}. Nothing was changed.") from error
     return Dataset.open(folder)
 
 
@@ -66,10 +69,10 @@ def refuse_to_overwrite(folder: Path, replace: bool) -> None:
             f"{folder} exists and is not a prepared dataset, so it is left alone. Choose another folder."
         )
     if not replace:
-        raise DatasetError(
-            f"{folder} already holds the dataset {read_meta(folder).name!r}. "
-            "Choose another folder, or add --force to replace it."
-        )
+        raise DatasetError(f"{folder} holds another dataset. Choose another folder, or add --force to replace it.")
+    others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
+    if others:
+        raise DatasetError(f"{folder} also holds {others[0]!r}, which would be lost. Move it or choose another folder.")
 
 
 def _checked_split(table: Any, name: SplitName, n_labels: int) -> Split:
@@ -82,6 +85,16 @@ def _checked_split(table: Any, name: SplitName, n_labels: int) -> Split:
     if name == "train":
         checks.every_row_has_a_positive(split.labels, file)
     return split
+
+
+def _publish(folder: Path, tables: Mapping[str, Any], texts: Mapping[str, str]) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    try:
+        _write_files(aside, tables, texts)
+        _move_into_place(aside, folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_files(folder: Path, tables: Mapping[str, Any], texts: Mapping[str, str]) -> None:
