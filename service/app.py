@@ -40,7 +40,7 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         opening = asyncio.create_task(_open(generations, opened))
         yield
-        generations.stopping = True
+        generations.stop()
         opening.cancel()
         with suppress(asyncio.CancelledError):
             await opening
@@ -71,10 +71,11 @@ async def _open(generations: Generations, opened: Callable[[Generation | Diptych
     try:
         outcome: Generation | DiptychError = await generations.open_active()
     except DiptychError as error:
-        LOG.error("%s", error)
         outcome = error
     if opened:
         opened(outcome)
+    elif isinstance(outcome, DiptychError):
+        LOG.error("%s", outcome)
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -150,6 +150,7 @@ class Generations:
         self._store = Store(settings.store.resolve())
         self._numbers = 0
         self._preparing: str | None = None
+        self._change: asyncio.Task[Generation] | None = None
         self._failed: str | None = None  # why the last change of bundle did not happen
         self._closing: set[asyncio.Task[None]] = set()
         metrics.watch(lambda: self._depth("waiting_queries"), lambda: self._depth("unfinished"))
@@ -185,12 +186,17 @@ class Generations:
             raise Refusal(409, "busy_switching", f"Bundle {name} was not activated: {why}.")
         before = self.current
         self._preparing = name
+        self._change = asyncio.create_task(self._change_to(name))
         try:
-            generation = await self._change(name)
+            generation = await self._change
         except (DiptychError, OSError) as error:
             raise self._not_activated(name, error) from error
+        except asyncio.CancelledError as error:
+            raise Refusal(
+                409, "busy_switching", f"Bundle {name} was not activated: the service is stopping."
+            ) from error
         finally:
-            self._preparing = None
+            self._preparing = self._change = None
         self._failed = None
         self._metrics.switches.labels("done").inc()
         seconds = time.perf_counter() - started
@@ -207,9 +213,14 @@ class Generations:
         detail = "; ".join(self._public(note) for note in obstacles + notes) or "serving"
         return Readiness(ready=not obstacles, bundle=self.current.name if self.current else None, detail=detail)
 
+    def stop(self) -> None:
+        """From now on not ready, and no change of bundle; requests are still answered."""
+        self.stopping = True
+        if self._change:
+            self._change.cancel()
+
     async def close(self) -> None:
         """Answer what was admitted, then end every engine."""
-        self.stopping = True
         if self.current:
             self._retire(self.current)
         if self._closing:
@@ -225,7 +236,7 @@ class Generations:
             return [self.current.trouble]
         return [] if self.current.opened else ["the engine ended and is being replaced"]
 
-    async def _change(self, name: str) -> Generation:
+    async def _change_to(self, name: str) -> Generation:
         current = self.current
         if current and current.name == name and current.opened and not current.trouble:
             await asyncio.to_thread(self._store.activate, name)

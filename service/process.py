@@ -36,7 +36,7 @@ class EngineProcess(asyncio.Protocol):
         self._on_death = on_death
         self._frames = Splitter()
         self._ready: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
-        self._ending = False
+        self._ending = self._started = self._lost = False
         self._transport: asyncio.WriteTransport | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -58,12 +58,15 @@ class EngineProcess(asyncio.Protocol):
             await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
             async with asyncio.timeout(settings.load_seconds):
                 await asyncio.shield(engine._ready)
+            if engine._lost:
+                raise engine._ended_early()
         except TimeoutError as error:
             await engine.end()
             raise BundleError(f"{folder.name} was not ready within {settings.load_seconds:g} s.") from error
         except BaseException:
             await engine.end()
             raise
+        engine._started = True
         return engine
 
     @property
@@ -107,12 +110,14 @@ class EngineProcess(asyncio.Protocol):
             raise
 
     def connection_lost(self, error: Exception | None) -> None:
-        if self._ending:
-            return
-        if self._ready.done() and not self._ready.cancelled() and self._ready.exception() is None:
+        self._lost = True
+        if not self._ready.done():
+            self._ready.set_exception(self._ended_early())
+        elif self._started and not self._ending:
             self._on_death()
-        elif not self._ready.done():
-            self._ready.set_exception(BundleError(f"The engine for {self._folder.name} ended while it was loading."))
+
+    def _ended_early(self) -> BundleError:
+        return BundleError(f"the engine for {self._folder.name} ended while it was being started")
 
     def _received(self, kind: Kind, payload: bytes) -> None:
         if kind is Kind.ANSWERS:
@@ -131,7 +136,10 @@ def _spawn(folder: Path, settings: Settings, theirs: socket.socket) -> subproces
     # The engine imports from where the front does, and gets no secret it has no use for.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[theirs.fileno()])
+    # A group of its own: Ctrl-C in a terminal is for the front, which then lets the engine finish.
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[theirs.fileno()], process_group=0
+    )
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import os
 import signal
 import socket
@@ -42,7 +43,7 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         """Not ready → no new connections → finish what was begun; asked twice, do not wait for that."""
         self.force_exit = self.should_exit
-        self._generations.stopping = True
+        self._generations.stop()
         self.should_exit = True
 
 
@@ -75,7 +76,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         server_header=False,
         proxy_headers=False,
         timeout_keep_alive=settings.keep_alive_seconds,
-        timeout_graceful_shutdown=round(settings.drain_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         backlog=BACKLOG,
     )
     server = Server(config, app.state.generations)

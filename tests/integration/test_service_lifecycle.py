@@ -13,14 +13,14 @@ import pytest
 
 from retrieval.store import Store
 from tests.support.bundles import make_store
-from tests.support.service import PATIENCE, Client, Service, serving, start, wait_until
+from tests.support.service import ADMIN_KEY, PATIENCE, Client, Service, serving, start, wait_until
 
 RED = {"queries": ["red"]}
 
 
 @pytest.fixture(scope="module")
 def words_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("lifecycle") / "store", "first").path
+    return make_store(tmp_path_factory.mktemp("lifecycle") / "store", "first", "second").path
 
 
 @contextmanager
@@ -122,8 +122,9 @@ def test_a_client_that_hangs_up_costs_the_engine_nothing(words_store: Path) -> N
         wait_until(lambda: figure(service, "diptych_batch_queries_sum") == 1)
 
 
-def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An orchestrator would kill a service that is loading a large bundle, or send it requests too early."""
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """While this file does not exist, engines stop short of loading."""
     gate = tmp_path / "gate"
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, time\n"
@@ -131,25 +132,46 @@ def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, monke
         "    time.sleep(0.01)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return gate
+
+
+@pytest.mark.parametrize("opens", [True, False])
+def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, gate: Path, opens: bool) -> None:
+    """An orchestrator would kill a service that is loading a large bundle, or send it requests too early."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    for opens in (True, False):
-        process = start(words_store, tmp_path / "log", port=port)
-        try:
-            wait_until(lambda: listens(port))
-            client = Client(port)
-            assert client.get("/livez").status == 200
-            reply = client.get("/readyz")
-            assert (reply.status, reply.json()["detail"]) == (503, "the bundle is being loaded")
-            reply = client.post("/predict", RED)
-            assert (reply.status, reply.json()["error"]["code"]) == (503, "unavailable")
-            if opens:
-                gate.touch()
-                wait_until(lambda client=client: client.get("/readyz").status == 200)
-                gate.unlink()
-        finally:
-            process.terminate()
-        assert process.wait(PATIENCE) == 0
+    process = start(words_store, tmp_path / "log", port=port)
+    try:
+        wait_until(lambda: listens(port))
+        client = Client(port)
+        assert client.get("/livez").status == 200
+        reply = client.get("/readyz")
+        assert (reply.status, reply.json()["detail"]) == (503, "the bundle is being loaded")
+        reply = client.post("/predict", RED)
+        assert (reply.status, reply.json()["error"]["code"]) == (503, "unavailable")
+        if opens:
+            gate.touch()
+            wait_until(lambda: client.get("/readyz").status == 200)
+    finally:
+        process.terminate()
+    assert process.wait(PATIENCE) == 0
+
+
+def test_a_stop_does_not_wait_for_a_bundle_that_is_being_prepared(words_store: Path, gate: Path) -> None:
+    """A deployment during a switch would hang until a large bundle is loaded for nothing."""
+    gate.touch()
+    with serving(words_store, drain_seconds=PATIENCE) as service:
+        gate.unlink()
+        client = service.client()
+        client.begin("POST", "/admin/activate", b'{"bundle": "second"}', X_Admin_Key=ADMIN_KEY)
+        wait_until(lambda: "second is being prepared" in service.ask("GET", "/readyz").json()["detail"])
+        assert service.activate("second").json()["error"]["code"] == "busy_switching"
+        assert service.ask("POST", "/predict", RED).headers["x-bundle"] == "first"
+        service.process.send_signal(signal.SIGTERM)
+        reply = client.finish()
+        assert (reply.status, reply.json()["error"]["code"]) == (409, "busy_switching")
+        assert service.process.wait(PATIENCE) == 0
+        assert Store(words_store).active() == "first"
 
 
 def refused_start(store: Path, log: Path, **settings: object) -> tuple[int, str]:
