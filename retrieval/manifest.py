@@ -11,6 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retrieval.errors import BundleError
@@ -51,11 +53,16 @@ class Source(_Part):
 
 
 class ModelFacts(_Part):
-    """What the encoders expect and give; widths in numbers, lengths in tokens or characters."""
+    """What the encoders expect and give; widths in numbers, lengths in tokens or characters.
+
+    `balance` b is the classifier's share in the geometry of the label vectors, [√(1−b)·d ; √b·ψ] of unit-length halves;
+    it decides which weight the index is best at, and changes no score.
+    """
 
     encoder: Literal["static", "transformer"]
     dual_dim: Count
     classifier_dim: Count
+    balance: Annotated[float, Field(gt=0.0, lt=1.0)]
     max_tokens: Count
     max_characters: Count
     pad_id: Annotated[int, Field(ge=0)]
@@ -67,17 +74,37 @@ class ModelFacts(_Part):
         """Width of a label vector: both halves."""
         return self.dual_dim + self.classifier_dim
 
+    def query_scale(self, weight: float) -> NDArray[np.float32]:
+        """What a query's unit-length halves are multiplied with, number by number [D], to search at `weight`.
+
+        ⟨[(1−w)/√(1−b)·q ; w/√b·c], [√(1−b)·d ; √b·ψ]⟩ = (1−w)⟨q, d⟩ + w⟨c, ψ⟩: the weight goes to the query, so one
+        index serves every weight.
+        """
+        return np.array([1.0 - weight, weight], np.float32).repeat(self._widths) / self.label_scale()
+
+    def label_scale(self) -> NDArray[np.float32]:
+        """What a label's unit-length halves are multiplied with, number by number [D]."""
+        return np.sqrt([1.0 - self.balance, self.balance]).astype(np.float32).repeat(self._widths)
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        return self.dual_dim, self.classifier_dim
+
 
 class Effort(_Part):
-    """How hard to search at one weight: `ef` candidates, or None for exact search; and the recall@10 that gave."""
+    """How hard to search at one weight: `ef` candidates, or None for exact search.
+
+    The recalls are what the index reached, with `ef` or, where exact search is needed, at the most it was tried with.
+    """
 
     weight: Share
     ef: Count | None
     recall_at_10: Share
+    recall_at_1: Share
 
 
 class IndexFacts(_Part):
-    """The graph's settings and its measured recall@10 against exact search, in order of weight from 0 to 1."""
+    """The graph's settings and its measured recall against exact search, in order of weight from 0 to 1."""
 
     m: Count
     ef_construction: Count

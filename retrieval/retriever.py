@@ -18,12 +18,11 @@ from retrieval.errors import BadInput, BundleError
 from retrieval.golden import GoldenReport, check_golden
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex
 from retrieval.labels import LabelTable
-from retrieval.manifest import INDEX, LABELS, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest, verify_bundle
+from retrieval.manifest import INDEX, LABELS, MANIFEST, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest, verify_bundle
 from retrieval.store import Store
 
 QUERIES_A_PASS = 256
 RESCORED_BEYOND_K = 16  # equal scores around place k must all be seen to be ordered by row
-SQRT2 = 2.0**0.5
 
 # rows, scores, dual-encoder shares, classifier shares
 Scored = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -79,7 +78,7 @@ class Retriever:
         self.manifest = manifest
         self.labels = labels
         self._encoder: TextEncoder | None = encoder
-        self._vectors_LD = vectors_LD
+        self.vectors_LD = vectors_LD
         self._index = index
         self._exact = ExactIndex(vectors_LD, threads)
 
@@ -182,11 +181,10 @@ class Retriever:
         k = min(k, self.manifest.labels)
         effort = None if exact else self.manifest.index.effort(weight)
         index, wanted = (self._exact, k + RESCORED_BEYOND_K) if effort is None else (self._index, max(k, effort))
-        # ⟨[√2(1−w)·q ; √2·w·c], √½·[d ; ψ]⟩ = (1−w)⟨q, d⟩ + w⟨c, ψ⟩: the weight goes to the query, the index stays.
-        halves = np.repeat([SQRT2 * (1 - weight), SQRT2 * weight], self._half_widths()).astype(np.float32)
+        scale_D = self.manifest.model.query_scale(weight)
         parts = []
         for start in range(0, max(len(vectors_QD), 1), QUERIES_A_PASS):
-            query_QD = vectors_QD[start : start + QUERIES_A_PASS] * halves
+            query_QD = vectors_QD[start : start + QUERIES_A_PASS] * scale_D
             rows_QC, _ = index.search(query_QD, wanted)
             parts.append(self._rescore(query_QD, rows_QC[:, : k + RESCORED_BEYOND_K], k))
         rows, scores, dual, classifier = zip(*parts, strict=True)
@@ -195,7 +193,7 @@ class Retriever:
     def _rescore(self, query_QD: NDArray[np.float32], rows_QC: NDArray[np.int64], k: int) -> Scored:
         """The k best candidates by exact score, equal scores in the order of their rows; and the two shares of each."""
         dual_dim = self.manifest.model.dual_dim
-        label_QCD = self._vectors_LD[rows_QC]
+        label_QCD = self.vectors_LD[rows_QC]
         dual_QC = np.matmul(label_QCD[:, :, :dual_dim], query_QD[:, :dual_dim, None])[:, :, 0].astype(np.float64)
         classifier_QC = np.matmul(label_QCD[:, :, dual_dim:], query_QD[:, dual_dim:, None])[:, :, 0].astype(np.float64)
         scores_QC = dual_QC + classifier_QC
@@ -207,13 +205,12 @@ class Retriever:
             np.take_along_axis(classifier_QC, order_QK, 1),
         )
 
-    def _half_widths(self) -> list[int]:
-        return [self.manifest.model.dual_dim, self.manifest.model.classifier_dim]
-
 
 def _bundle_folder(path: Path) -> Path:
-    if (path / "manifest.json").is_file() or not (path / "bundles").is_dir():
+    if (path / MANIFEST).is_file():
         return path
+    if not (path / "bundles").is_dir():
+        raise BundleError(f"{path} is neither a store (no folder bundles) nor a bundle (no {MANIFEST}).")
     store = Store(path)
     name = store.active()
     if name is None:

@@ -67,13 +67,13 @@ def make_bundle(
     dual_dim, classifier_dim = 24, 16
     model = ModelFacts(
         encoder="static", dual_dim=dual_dim, classifier_dim=classifier_dim, max_tokens=16, max_characters=512,
-        pad_id=0, unknown_id=1, bytes_per_token=5.0,
+        balance=0.5, pad_id=0, unknown_id=1, bytes_per_token=5.0,
     )  # fmt: skip
     _write_tokenizer(folder / TOKENIZER)
     _write_encoder(folder / QUERY_ENCODER, [dual_dim, classifier_dim], seed)
     _write_encoder(folder / LABEL_ENCODER, [dual_dim], seed)
     encoder = TextEncoder.open(folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=1)
-    vectors_LD = encoder.encode(texts).vectors_BD * np.float32(0.5**0.5)
+    vectors_LD = encoder.encode(texts).vectors_BD * model.label_scale()
     np.save(folder / VECTORS, vectors_LD)
     HnswIndex.build(vectors_LD, threads=1).save(folder / INDEX)
     rows = range(len(texts))
@@ -81,10 +81,10 @@ def make_bundle(
     write_labels(
         folder / LABELS, pa.table({"id": [f"{prefix}-{row}" for row in rows], "text": list(texts), **attributes})
     )
-    index = IndexFacts(
-        m=16, ef_construction=200, recall_target=0.99, recall_queries=0,
-        efforts=tuple(Effort(weight=at, ef=ef, recall_at_10=1.0) for at, ef in zip((0, 0.5, 1), efforts, strict=True)),
-    )  # fmt: skip
+    measured = tuple(
+        Effort(weight=at, ef=ef, recall_at_10=1.0, recall_at_1=1.0) for at, ef in zip((0, 0.5, 1), efforts, strict=True)
+    )
+    index = IndexFacts(m=16, ef_construction=200, recall_target=0.995, recall_queries=0, efforts=measured)
     write_golden(folder, Golden(weight=weight, answers=()))
     for queries in ((), GOLDEN_QUERIES):
         if queries:

@@ -1,0 +1,1 @@
+"""Checkpoint → bundle: the last place that needs torch."""

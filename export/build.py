@@ -1,0 +1,203 @@
+"""Checkpoint → bundle: written aside, put to the proof, reopened, and only then given its name."""
+
+import re
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from export.encoders import write_encoders
+from export.gates import (
+    QUERIES,
+    RECALL_TARGET,
+    choose_efforts,
+    measure_quality,
+    prove_parity,
+    sample,
+)
+from export.progress import Stage, silent
+from export.vectors import write_vectors
+from retrieval.encoder import TextEncoder
+from retrieval.errors import BundleError, GateError
+from retrieval.golden import Golden, GoldenReport, record_golden, write_golden
+from retrieval.index import HnswIndex
+from retrieval.labels import write_labels
+from retrieval.manifest import (
+    INDEX,
+    LABEL_ENCODER,
+    LABELS,
+    QUERY_ENCODER,
+    TOKENIZER,
+    VECTORS,
+    GoldenFacts,
+    IndexFacts,
+    Manifest,
+    ModelFacts,
+    Source,
+    read_manifest,
+    seal,
+)
+from retrieval.retriever import Retriever
+from retrieval.store import Store
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.tokens import special_ids, tokenize_in_memory
+
+GOLDEN_QUERIES = 100
+LEAST_BALANCE = 0.2  # a half of no length in the label vectors could not be searched for
+GOLDEN_OVERLAP = 0.99
+FLOAT32_SCORE_TOLERANCE = 1e-4  # processors sum in different orders; measured deviations stay below 1e-6
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The graph's `m` links a node and `ef_construction` candidates, and native threads (None: all cores)."""
+
+    m: int = 32
+    ef_construction: int = 200
+    threads: int | None = None
+
+
+@dataclass(frozen=True)
+class Built:
+    """A published bundle and what it proved."""
+
+    name: str
+    path: Path
+    manifest: Manifest
+    golden: GoldenReport
+
+
+def export(
+    checkpoint: Path, store: Store, *, name: str | None = None, settings: Settings | None = None, stage: Stage = silent
+) -> Built:
+    """Build, prove and publish a bundle; does not activate it.
+
+    Raises CheckpointError, GateError with the figures when a gate refuses (the store is then as before), BundleError
+    when the name is taken or the store cannot be written.
+    """
+    if name is not None and name in store.bundles():
+        raise BundleError(f"{store.path} already has a bundle {name!r}. Choose another name.")
+    opened = load_checkpoint(checkpoint)
+    try:
+        with store.incoming() as folder:
+            golden = _build(opened, folder, settings or Settings(), stage)
+            name = name or _free_name(opened, store)
+            with stage("publish"):
+                path = store.publish(folder, name)
+    except OSError as error:
+        raise BundleError(
+            f"{store.path}: the bundle cannot be written ({error}). Free space, or name another."
+        ) from error
+    return Built(name, path, read_manifest(path), golden)
+
+
+def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stage) -> GoldenReport:
+    queries = _real_queries(checkpoint)
+    model = _model_facts(checkpoint, queries)
+    shutil.copyfile(checkpoint.tokenizer_path, folder / TOKENIZER)
+    write_labels(folder / LABELS, checkpoint.labels)
+    with stage("ONNX encoders"):
+        write_encoders(checkpoint.model, folder)
+    encoder, label_encoder = (
+        TextEncoder.open(folder / TOKENIZER, folder / file, model, dim, threads=settings.threads)
+        for file, dim in ((QUERY_ENCODER, model.dim), (LABEL_ENCODER, model.dual_dim))
+    )
+    with stage("parity with the checkpoint"):
+        parity = prove_parity(checkpoint, queries, encoder, label_encoder)
+    with stage("label vectors") as progress:
+        vectors_LD = write_vectors(checkpoint, label_encoder, model, folder / VECTORS, progress)
+    with stage("index") as progress:
+        HnswIndex.build(
+            vectors_LD,
+            m=settings.m,
+            ef_construction=settings.ef_construction,
+            threads=settings.threads,
+            progress=progress,
+        ).save(folder / INDEX)
+    with stage("recall") as progress:
+        index = HnswIndex.load(folder / INDEX, model.dim, len(vectors_LD), ef=1, threads=settings.threads)
+        weight = checkpoint.classifier_weight
+        efforts = choose_efforts(encoder, model, index, vectors_LD, queries, weight, progress)
+    index_facts = IndexFacts(
+        m=settings.m,
+        ef_construction=settings.ef_construction,
+        recall_target=RECALL_TARGET,
+        recall_queries=len(queries),
+        efforts=efforts,
+    )
+    facts = _facts(checkpoint) | {"model": model, "parity": parity, "index": index_facts}
+    return _prove_end_to_end(checkpoint, folder, facts, queries, stage)
+
+
+def _prove_end_to_end(
+    checkpoint: Checkpoint, folder: Path, facts: dict[str, Any], queries: Sequence[str], stage: Stage
+) -> GoldenReport:
+    """Open the bundle as a reader will, measure it, record its golden answers; a second reader must agree."""
+    with stage("quality"):
+        write_golden(folder, Golden(weight=checkpoint.classifier_weight, answers=()))
+        seal(folder, **facts, quality=None, golden=_golden_facts(0))
+        with Retriever.open(folder) as retriever:
+            quality = measure_quality(checkpoint, retriever)
+            write_golden(folder, record_golden(retriever, queries[:GOLDEN_QUERIES]))
+        seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES])))
+    with stage("golden answers"), Retriever.open(folder) as reader:
+        report = reader.check_golden()
+    if not report.passed:
+        raise GateError(
+            f"golden answers: the reopened bundle has overlap@10 {report.overlap_at_10:.4f} and scores that differ by "
+            f"{report.score_deviation:.1e}; {GOLDEN_OVERLAP} and {FLOAT32_SCORE_TOLERANCE} are needed. Export again."
+        )
+    return report
+
+
+def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "source": Source(
+            dataset=checkpoint.dataset_name,
+            dataset_fingerprint=checkpoint.dataset_fingerprint,
+            recipe=checkpoint.recipe.name,
+            diptych_version=version("diptych"),
+        ),
+        "labels": checkpoint.labels.num_rows,
+        "trained_labels": int(checkpoint.trained_L.sum()),
+        "precision": "float32",
+        "classifier_weight": checkpoint.classifier_weight,
+    }
+
+
+def _model_facts(checkpoint: Checkpoint, queries: Sequence[str]) -> ModelFacts:
+    pad_id, unknown_id = special_ids(checkpoint.tokenizer)
+    n_tokens = len(tokenize_in_memory(queries, checkpoint.tokenizer).ids_S)
+    return ModelFacts(
+        encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str there, one of two words here: checked
+        dual_dim=checkpoint.model.dual_dim,
+        classifier_dim=checkpoint.model.classifier_dim,
+        balance=min(max(checkpoint.classifier_weight, LEAST_BALANCE), 1.0 - LEAST_BALANCE),
+        max_tokens=checkpoint.max_tokens,
+        max_characters=max(1_024, 64 * checkpoint.max_tokens),
+        pad_id=pad_id,
+        unknown_id=unknown_id,
+        bytes_per_token=sum(len(query.encode()) for query in queries) / n_tokens,
+    )
+
+
+def _golden_facts(queries: int) -> GoldenFacts:
+    return GoldenFacts(queries=queries, overlap_at_10=GOLDEN_OVERLAP, score_tolerance=FLOAT32_SCORE_TOLERANCE)
+
+
+def _real_queries(checkpoint: Checkpoint) -> list[str]:
+    """Validation queries; label texts stand in for a checkpoint that has none."""
+    asked = checkpoint.validation.texts_column
+    return sample(asked if len(asked) else checkpoint.labels.column("text"), QUERIES)
+
+
+def _free_name(checkpoint: Checkpoint, store: Store) -> str:
+    words = dict.fromkeys([checkpoint.dataset_name, checkpoint.recipe.name])  # once, if they are the same
+    readable = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(words)).strip("-")[:40] or "bundle"
+    stamped = f"{readable}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
+    taken = set(store.bundles())
+    return next(name for name in (stamped, *(f"{stamped}-{n}" for n in range(2, 1000))) if name not in taken)

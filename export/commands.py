@@ -1,0 +1,68 @@
+"""`diptych export`: build a verified bundle from a checkpoint."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from export.build import Built
+
+app = typer.Typer()
+
+
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Folder that `diptych train` made.")],
+    store: Annotated[Path, typer.Option(help="Folder of the store; made when it is not there.")],
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: dataset, recipe and time.")] = None,
+    activate: Annotated[bool, typer.Option("--activate", help="Make it the store's active bundle.")] = False,
+    m: Annotated[int, typer.Option("--m", min=2, max=256, help="Links of a node of the index graph.")] = 32,
+    ef_construction: Annotated[int, typer.Option(min=8, help="Candidates when a node is linked.")] = 200,
+    threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
+) -> None:
+    """Build a bundle (encoders, vectors, index) and prove it against its checkpoint before it is published."""
+    from rich.console import Console
+
+    from export.build import Settings
+    from export.build import export as build
+    from retrieval.store import Store
+    from training.console import ConsoleListener
+
+    opened = Store(store)
+    settings = Settings(m=m, ef_construction=ef_construction, threads=threads)
+    with ConsoleListener() as listener:
+        built = build(checkpoint, opened, name=name, settings=settings, stage=listener.stage)
+    if activate:
+        opened.activate(built.name)
+    Console().print(_table(built), f"{'Active' if activate else 'Published'}: {built.path}", soft_wrap=True)
+
+
+def _table(built: "Built") -> "Table":
+    from rich.table import Table
+
+    manifest = built.manifest
+    table = Table("what", "figure", "over", title=built.name, title_justify="left")
+    queries = f"{manifest.parity.queries:,} queries"
+    table.add_row("parity, least cosine of a query", f"{manifest.parity.query_cosine:.6f}", queries)
+    table.add_row(
+        "parity, least cosine of a label", f"{manifest.parity.label_cosine:.6f}", f"{manifest.parity.labels:,} labels"
+    )
+    for effort in manifest.index.efforts:
+        how = "exact search" if effort.ef is None else f"ef {effort.ef}"
+        chosen = ", the default" if effort.weight == manifest.classifier_weight else ""
+        recall = f"{effort.recall_at_10:.4f}, {effort.recall_at_1:.4f}"
+        table.add_row(f"recall@10, @1 at weight {effort.weight:g}{chosen}", recall, f"{queries}, {how}")
+    if manifest.quality is not None:
+        own, bundle = manifest.quality.checkpoint, manifest.quality.bundle
+        for figure in ("P@1", "P@5", "PSP@5"):
+            figures = f"{bundle[figure]:.2f} ({own[figure]:.2f})"
+            table.add_row(f"{figure}, bundle (checkpoint)", figures, f"{manifest.quality.queries:,} queries")
+    table.add_row(
+        "golden answers, overlap@10", f"{built.golden.overlap_at_10:.4f}", f"{built.golden.queries:,} queries"
+    )
+    table.add_row("labels (trained)", f"{manifest.labels:,} ({manifest.trained_labels:,})", "")
+    table.add_row("size", f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:,.1f} MB", "")
+    return table

@@ -1,0 +1,81 @@
+"""The two ONNX encoders of a bundle, from the model's own forward passes.
+
+Shapes: B texts, T tokens of the longest of them.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from retrieval.manifest import LABEL_ENCODER, QUERY_ENCODER
+from training.model import UnifiedModel
+
+OPSET = 20
+INLINE_LIMIT = 1_900_000_000  # bytes; a protobuf file ends at 2 GiB, beyond it weights go into a file beside it
+
+
+class QueryEncoder(nn.Module):
+    """Token ids and mask → [dual half ; classifier half], each of unit length."""
+
+    def __init__(self, model: UnifiedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return torch.cat(self.model.query_vectors(input_ids, attention_mask), dim=-1)
+
+
+class LabelEncoder(nn.Module):
+    """Token ids and mask of label texts → dual half of unit length."""
+
+    def __init__(self, model: UnifiedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model.label_vectors(input_ids, attention_mask)
+
+
+def write_encoders(model: UnifiedModel, folder: Path) -> None:
+    """Write query_encoder.onnx and label_encoder.onnx; batch and length stay free."""
+    _write(QueryEncoder(model), folder / QUERY_ENCODER)
+    _write(LabelEncoder(model), folder / LABEL_ENCODER)
+
+
+def _write(encoder: QueryEncoder | LabelEncoder, path: Path) -> None:
+    # Sizes above one, and unlike: torch.export takes a 0 or 1, or two equal sizes, for constants of the model.
+    ids_BT = torch.ones(3, 5, dtype=torch.int64)
+    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
+    weights = encoder.model.encoder.state_dict().values()
+    with _quiet():
+        torch.onnx.export(
+            encoder.eval(),
+            (ids_BT, torch.ones_like(ids_BT)),
+            path,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=["input_ids", "attention_mask"],
+            output_names=["vectors"],
+            dynamic_shapes={"input_ids": free, "attention_mask": free},
+            external_data=sum(one.nbytes for one in weights) > INLINE_LIMIT,
+            verbose=False,
+        )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter tells its own story in warnings and logs; the parity gate judges the result."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,158 @@
+"""What a bundle must prove before it exists: parity with the checkpoint, recall of its index, the quality it keeps.
+
+Suffixes: N texts, Q queries, K ranks, D vector width, L labels.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export.progress import Progress
+from retrieval.encoder import TextEncoder
+from retrieval.errors import GateError
+from retrieval.index import ExactIndex, HnswIndex, Rows, Vectors
+from retrieval.manifest import Effort, ModelFacts, Parity, Quality
+from retrieval.metrics import evaluate
+from retrieval.retriever import Retriever
+from training.checkpoint import Checkpoint
+from training.evaluation import encode_queries
+from training.tokens import tokenize_in_memory
+
+COSINE_TARGET = 0.9999
+RECALL_TARGET = 0.995  # of the first place and of the first ten: what is missed are good answers, not random ones
+RECALL_REQUIRED = 0.99  # of the first ten
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+QUERIES, LABELS = 1_000, 1_000
+EQUAL_SCORE = 1e-6  # a label that ties with the tenth best is as good an answer as it
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Unit-length halves of queries as the checkpoint itself computes them, each [Q, width]."""
+
+    dual: Vectors
+    classifier: Vectors
+
+
+def torch_halves(checkpoint: Checkpoint, texts: Sequence[str]) -> Halves:
+    """Both halves of some texts, from the checkpoint's model."""
+    vectors = encode_queries(checkpoint.model, tokenize_in_memory(texts, checkpoint.tokenizer), CPU)
+    return Halves(vectors.dual.numpy(), vectors.classifier.numpy())
+
+
+def prove_parity(
+    checkpoint: Checkpoint, queries: Sequence[str], query_encoder: TextEncoder, label_encoder: TextEncoder
+) -> Parity:
+    """Compare both ONNX encoders with the checkpoint over real queries and label texts; raises GateError."""
+    labels = sample(checkpoint.labels.column("text"), LABELS)
+    query, label = torch_halves(checkpoint, queries), torch_halves(checkpoint, labels)
+    query_ND, label_ND = query_encoder.encode(queries).vectors_BD, label_encoder.encode(labels).vectors_BD
+    dual_dim = checkpoint.model.dual_dim
+    parity = Parity(
+        queries=len(queries),
+        query_cosine=min(
+            _least_cosine(query.dual, query_ND[:, :dual_dim]), _least_cosine(query.classifier, query_ND[:, dual_dim:])
+        ),
+        labels=len(labels),
+        label_cosine=_least_cosine(label.dual, label_ND),
+    )
+    for name, cosine in (("query", parity.query_cosine), ("label", parity.label_cosine)):
+        if not cosine >= COSINE_TARGET:
+            raise GateError(
+                f"parity: the ONNX {name} encoder and the checkpoint differ, least cosine {cosine:.6f} where "
+                f"{COSINE_TARGET} is needed. Try the PyTorch version that constraints.txt names."
+            )
+    return parity
+
+
+def choose_efforts(
+    encoder: TextEncoder, facts: ModelFacts, index: HnswIndex, vectors_LD: Vectors, queries: Sequence[str],
+    default_weight: float, progress: Progress,
+) -> tuple[Effort, ...]:  # fmt: skip
+    """The smallest effort that reaches the recall target at each weight; None is exact search, as the last resort.
+
+    Raises GateError when the default weight would need exact search.
+    """
+    unit_QD, exact = encoder.encode(queries).vectors_BD, ExactIndex(vectors_LD)
+    weights = sorted({*WEIGHTS, default_weight})
+    efforts = []
+    for done, weight in enumerate(weights):
+        query_QD = unit_QD * facts.query_scale(weight)
+        efforts.append(_effort(query_QD, weight, index, exact))
+        progress(done + 1, len(weights))
+    refused = next((one for one in efforts if one.weight == default_weight and one.ef is None), None)
+    if refused is not None:
+        raise GateError(
+            f"recall: at the default weight {default_weight:g} and ef {EF_LADDER[-1]} the index reaches recall@10 "
+            f"{refused.recall_at_10:.4f} where {RECALL_REQUIRED} is needed. Raise --m or --ef-construction."
+        )
+    return tuple(efforts)
+
+
+def measure_quality(checkpoint: Checkpoint, retriever: Retriever) -> Quality | None:
+    """P@1 and P@5 on the checkpoint's validation queries: its own by exact search, and the bundle's end to end."""
+    asked = checkpoint.validation
+    truth = [asked.labels[row] for row in range(len(asked))]
+    if not any(len(labels) for labels in truth):
+        return None
+    exclude = [asked.exclude[row] for row in range(len(asked))]
+    # Filtered labels must not cost a place, so as many more are asked for.
+    k = 5 + max(len(labels) for labels in exclude)
+    halves = torch_halves(checkpoint, asked.texts)
+    scale_D = retriever.manifest.model.query_scale(checkpoint.classifier_weight)
+    exact_QK, _ = ExactIndex(retriever.vectors_LD).search(
+        np.concatenate([halves.dual, halves.classifier], axis=1) * scale_D, k
+    )
+    bundle_QK = retriever.search_rows(asked.texts, k).rows_QK
+
+    def figures(rows_QK: Rows) -> dict[str, float]:
+        kept_QK = _without(rows_QK, exclude, 5)
+        return evaluate(kept_QK, truth, checkpoint.inverse_propensity_L, ks=(1, 5))
+
+    return Quality(
+        queries=sum(len(labels) > 0 for labels in truth), checkpoint=figures(exact_QK), bundle=figures(bundle_QK)
+    )
+
+
+def recall_at(k: int, found_scores_QK: Vectors, best_scores_QK: Vectors) -> float:
+    """Share of the k best that were found; a found label counts when its score is one of the k best scores."""
+    k = min(k, best_scores_QK.shape[1])
+    threshold_Q1 = best_scores_QK[:, k - 1 : k] - EQUAL_SCORE
+    return float((found_scores_QK[:, :k] >= threshold_Q1).mean())
+
+
+def _effort(query_QD: Vectors, weight: float, index: HnswIndex, exact: ExactIndex) -> Effort:
+    _, best_QK = exact.search(query_QD, 10)
+    at_10 = at_1 = 0.0
+    for ef in EF_LADDER:
+        # Asking for ef candidates is searching with that ef, as the retriever does it.
+        _, found_QK = index.search(query_QD, ef)
+        at_10, at_1 = recall_at(10, found_QK, best_QK), recall_at(1, found_QK, best_QK)
+        if min(at_10, at_1) >= RECALL_TARGET or ef >= index.size:
+            break
+    return Effort(weight=weight, ef=ef if at_10 >= RECALL_REQUIRED else None, recall_at_10=at_10, recall_at_1=at_1)
+
+
+def _least_cosine(one_ND: Vectors, other_ND: Vectors) -> float:
+    return float(np.min(np.einsum("nd,nd->n", one_ND, other_ND, dtype=np.float64))) if len(one_ND) else 1.0
+
+
+def _without(rows_QK: Rows, exclude: Sequence[NDArray[Any]], k: int) -> Rows:
+    kept_QK = np.full((len(rows_QK), k), -1, np.int64)
+    for query, (rows_K, excluded) in enumerate(zip(rows_QK, exclude, strict=True)):
+        kept = rows_K[~np.isin(rows_K, excluded)][:k]
+        kept_QK[query, : len(kept)] = kept
+    return kept_QK
+
+
+def sample(column: Any, n: int) -> list[str]:
+    """At most `n` texts, spread evenly."""
+    rows = np.unique(np.linspace(0, len(column) - 1, min(n, len(column))).astype(np.int64))
+    texts: list[str] = column.take(rows).to_pylist()
+    return texts

@@ -1,0 +1,13 @@
+"""How a long stage says how far it is: `with stage("Index") as progress: progress(done, total)`."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+Progress = Callable[[int, int], object]
+Stage = Callable[[str], AbstractContextManager[Progress]]
+
+
+@contextmanager
+def silent(name: str) -> Iterator[Progress]:
+    """A stage that nobody watches."""
+    yield lambda done, total: None

@@ -1,0 +1,127 @@
+"""`diptych search` and `diptych bundles`: a bundle from the command line."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from retrieval.retriever import Hit
+
+app = typer.Typer()
+bundles = typer.Typer(help="List, show, verify and activate the bundles of a store.", no_args_is_help=True)
+app.add_typer(bundles, name="bundles")
+
+StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
+NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a bundle, as `bundles list` shows it.")]
+
+
+@app.command()
+def search(
+    store: Annotated[Path, typer.Argument(metavar="STORE", help="A store (its active bundle) or one bundle's folder.")],
+    queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="One or more queries.")],
+    k: Annotated[int, typer.Option("-k", min=1, help="Labels for each query.")] = 10,
+    weight: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The classifier's share of the score; default: from training.")
+    ] = None,
+    exact: Annotated[bool, typer.Option("--exact", help="Compare with every label, not through the index.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Ask a bundle for the best labels of one or more queries."""
+    from retrieval.retriever import Retriever
+
+    with Retriever.open(store) as retriever:
+        answers = retriever.search(queries, k, weight=weight, exact=exact)
+        name = retriever.name
+    if as_json:
+        _print_json({"bundle": name, "results": [_as_json(*answer) for answer in zip(queries, answers, strict=True)]})
+        return
+    from rich.console import Console
+
+    console = Console()
+    for query, hits in zip(queries, answers, strict=True):
+        console.print(_table(query, hits, name))
+
+
+@bundles.command("list")
+def list_bundles(store: StoreArgument) -> None:
+    """Name the bundles of a store, oldest first; a star marks the active one."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from retrieval.manifest import read_manifest
+    from retrieval.store import Store
+
+    opened = Store(store)
+    active = opened.active()
+    table = Table("", "bundle", "created", "labels", "dataset", box=None)
+    for name in opened.bundles():
+        manifest = read_manifest(opened.bundle_path(name))
+        table.add_row("*" * (name == active), name, manifest.created, f"{manifest.labels:,}", manifest.source.dataset)
+    Console().print(table)
+
+
+@bundles.command()
+def show(store: StoreArgument, name: NameArgument) -> None:
+    """Print a bundle's manifest."""
+    from retrieval.manifest import read_manifest
+    from retrieval.store import Store
+
+    _print_json(read_manifest(Store(store).bundle_path(name)).model_dump(mode="json"))
+
+
+@bundles.command()
+def verify(store: StoreArgument, name: NameArgument) -> None:
+    """Compare a bundle's files with its manifest, and its answers with its golden ones."""
+    from retrieval.errors import BundleError
+    from retrieval.retriever import Retriever
+    from retrieval.store import Store
+
+    with Retriever.open(Store(store).bundle_path(name)) as retriever:
+        report = retriever.check_golden()
+    figures = (
+        f"{report.queries} golden queries, overlap@10 {report.overlap_at_10:.3f}, "
+        f"greatest deviation of a score {report.score_deviation:.1e}"
+    )
+    if not report.passed:
+        raise BundleError(f"{name} is whole but answers differently here: {figures}. Export it again on this machine.")
+    typer.echo(f"{name} is whole: {figures}.")
+
+
+@bundles.command()
+def activate(store: StoreArgument, name: NameArgument) -> None:
+    """Verify a bundle and make it the active one."""
+    from retrieval.store import Store
+
+    Store(store).activate(name)
+    typer.echo(f"{name} is active.")
+
+
+def _table(query: str, hits: "list[Hit]", bundle: str) -> "Table":
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(query), caption=escape(f"bundle {bundle}"), title_justify="left", caption_justify="left")
+    for column in ("score", "dual encoder", "classifier"):
+        table.add_column(column, justify="right")
+    table.add_column("label", overflow="fold")
+    attributes = list(hits[0].attributes) if hits else []
+    for column in attributes:
+        table.add_column(escape(column), overflow="fold")
+    for hit in hits:
+        figures = (f"{value:.3f}" for value in (hit.score, hit.dual_encoder, hit.classifier))
+        table.add_row(*figures, escape(hit.text), *(escape(str(hit.attributes[name])) for name in attributes))
+    return table
+
+
+def _as_json(query: str, hits: "list[Hit]") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {"query": query, "hits": [asdict(hit) for hit in hits]}
+
+
+def _print_json(content: Any) -> None:
+    typer.echo(json.dumps(content, ensure_ascii=False, indent=2, default=str))
