@@ -1,0 +1,191 @@
+"""The prepared dataset: what is written is read back, and no table that breaks a guarantee is read or written."""
+
+import resource
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retrieval.errors import DatasetError
+from training.data import Dataset, DatasetMeta, Ragged, Split, write_dataset
+
+LABELS = pa.table({"id": ["a", "b", "c"], "text": ["apple", "bread", "cheese"], "market": ["uk", None, "fr"]})
+META = DatasetMeta(name="food")
+
+
+def split_table(**columns: Any) -> Any:
+    """A table of two good rows, with columns replaced."""
+    good = {"id": ["1", "2"], "text": ["fruit", "loaf"], "labels": [[0, 2], [1]], "exclude": [[2], []]}
+    chosen = {**good, **columns}
+    return pa.table({name: values for name, values in chosen.items() if values is not None})
+
+
+def written(folder: Path) -> Dataset:
+    """A small dataset in `folder`."""
+    return write_dataset(folder, LABELS, {"train": split_table(), "test": split_table(labels=[[1], [2]])}, META)
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    """If this failed, training and export would see other texts, labels or attributes than were prepared."""
+    dataset = written(tmp_path / "food")
+    train = dataset.split("train")
+    assert (train.ids, train.texts) == (["1", "2"], ["fruit", "loaf"])
+    assert dataset.label_texts == ["apple", "bread", "cheese"]
+    assert dataset.label_table["market"].to_pylist() == ["uk", None, "fr"]
+    assert len(dataset.split("validation")) == 0
+    assert dataset.meta.splits["train"].positives == 2
+
+
+def test_excluded_labels_are_out_of_the_truth(tmp_path: Path) -> None:
+    """If this failed, a label that may never be answered would be taught and would count as an answer."""
+    train = written(tmp_path / "food").split("train")
+    assert [list(row) for row in train.labels] == [[0], [1]]
+    assert [list(row) for row in train.exclude] == [[2], []]
+
+
+@pytest.mark.parametrize(
+    ("columns", "sentence"),
+    [
+        ({"id": ["1", "1"]}, "train.parquet row 1: id '1' stands in row 0 too. Give each row its own id."),
+        ({"id": ["1", None]}, "train.parquet row 1: id is null. Remove the row or fill it."),
+        ({"text": ["fruit", " "]}, "train.parquet row 1: text is empty. Remove the row or give it text."),
+        ({"text": ["fruit", None]}, "train.parquet row 1: text is null. Remove the row or fill it."),
+        ({"text": None}, "train.parquet needs one column text; it has id, labels, exclude."),
+        ({"text": [True, False]}, "train.parquet: column text is bool, not text. Store it as strings."),
+        (
+            {"labels": [[0], [3]]},
+            "train.parquet row 1: labels names label row 3, but labels.parquet has rows 0 to 2. "
+            "Remove the number or add the label.",
+        ),
+        ({"labels": [[-1], [1]]}, "train.parquet row 0: labels names label row -1, but"),
+        ({"labels": [[0], [1, 1]]}, "train.parquet row 1: labels names label row 1 twice. Remove one."),
+        ({"labels": [[0], None]}, "train.parquet row 1: labels is null. Remove the row or fill it."),
+        ({"labels": [[0], [None]]}, "train.parquet row 1: labels holds a null. Remove it."),
+        ({"labels": ["0", "1"]}, "train.parquet: column labels is string, not lists of row numbers."),
+        ({"labels": [[2], [1]]}, "train.parquet row 0: labels is empty once the excluded ones are taken out."),
+        (
+            {"exclude": [[0], [9]]},
+            "train.parquet row 1: exclude names label row 9, but labels.parquet has rows 0 to 2.",
+        ),
+    ],
+)
+def test_a_foreign_file_with_a_bad_row_is_refused_where_it_is_bad(
+    tmp_path: Path, columns: dict[str, Any], sentence: str
+) -> None:
+    """If this failed, a broken dataset of somebody else's making would train on wrong labels or end in a traceback."""
+    folder = written(tmp_path / "food").folder
+    pq.write_table(split_table(**columns), folder / "train.parquet")
+    with pytest.raises(DatasetError) as caught:
+        Dataset.open(folder).split("train")
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "sentence"),
+    [
+        ({"id": ["a", "a"], "text": ["x", "y"]}, "labels.parquet row 1: id 'a' stands in row 0 too."),
+        ({"id": ["a", "b"], "text": ["x", ""]}, "labels.parquet row 1: text is empty. Remove the row or give it text."),
+        ({"id": ["a"]}, "labels.parquet needs one column text; it has id."),
+        ({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}, "labels.parquet has no rows."),
+    ],
+)
+def test_a_bad_label_table_is_refused(tmp_path: Path, labels: dict[str, Any], sentence: str) -> None:
+    """If this failed, two labels could answer by one id, or a label without text would be served."""
+    with pytest.raises(DatasetError, match=sentence.replace(".", r"\.")):
+        write_dataset(tmp_path / "food", pa.table(labels), {}, META)
+
+
+def test_a_refused_write_leaves_what_was_there(tmp_path: Path) -> None:
+    """If this failed, a bad second run would cost the user the dataset of the first."""
+    dataset = written(tmp_path / "food")
+    with pytest.raises(DatasetError, match="labels names label row 7"):
+        write_dataset(dataset.folder, LABELS, {"train": split_table(labels=[[7], [0]])}, META, replace=True)
+    assert Dataset.open(dataset.folder).fingerprint == dataset.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["food"]
+
+
+def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
+    """If this failed, a full disk would leave half a dataset in the place of a whole one."""
+    dataset = written(tmp_path / "food")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))  # the kernel refuses longer files, as a full disk does
+    try:
+        with pytest.raises(DatasetError, match=r"cannot be written: File too large\. Nothing was changed\."):
+            write_dataset(dataset.folder, LABELS, {"train": split_table()}, META, replace=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert Dataset.open(dataset.folder).fingerprint == dataset.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["food"]
+
+
+@pytest.mark.parametrize(
+    ("name", "replace", "sentence"),
+    [
+        ("food", False, "holds another dataset. Choose another folder, or add --force to replace it."),
+        ("notes", True, "exists and is not a prepared dataset, so it is left alone."),
+        ("notes/mine.txt", True, "is a file. Choose a folder"),
+    ],
+)
+def test_nothing_of_the_users_is_overwritten(tmp_path: Path, name: str, replace: bool, sentence: str) -> None:
+    """If this failed, a mistyped --out would destroy a folder."""
+    written(tmp_path / "food")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").write_text("keep")
+    with pytest.raises(DatasetError, match=sentence.replace(".", r"\.")):
+        write_dataset(tmp_path / name, LABELS, {"train": split_table()}, META, replace=replace)
+    assert (tmp_path / "notes" / "mine.txt").read_text() == "keep"
+
+
+def test_a_dataset_with_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
+    """If this failed, --force would delete what the user keeps beside the dataset."""
+    folder = written(tmp_path / "food").folder
+    (folder / "notes.txt").write_text("keep")
+    with pytest.raises(DatasetError, match=r"also holds 'notes\.txt', which would be lost"):
+        write_dataset(folder, LABELS, {"train": split_table()}, META, replace=True)
+
+
+def test_the_fingerprint_depends_on_content_and_not_on_the_parquet_writer(tmp_path: Path) -> None:
+    """If this failed, a resumed run would be refused on the same data, or go on with other data."""
+    dataset = written(tmp_path / "food")
+    path = dataset.folder / "train.parquet"
+    pq.write_table(pq.read_table(path), path, compression="gzip", row_group_size=1)
+    assert Dataset.open(dataset.folder).fingerprint == dataset.fingerprint
+    pq.write_table(split_table(text=["fruits", "loaf"]), path)
+    with pytest.raises(DatasetError, match=r"does not hold what dataset\.json records"):
+        _ = Dataset.open(dataset.folder).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "sentence"),
+    [
+        ("dataset.json", None, "is not a prepared dataset: it has no dataset.json"),
+        ("dataset.json", b'{"name": "x", "format_version": 2}', "format_version: Input should be 1"),
+        ("dataset.json", b"{", "Invalid JSON"),
+        ("test.parquet", None, "has no test.parquet. Make it again with `diptych prepare`."),
+        ("test.parquet", b"no parquet", "cannot be read as Parquet"),
+    ],
+)
+def test_a_damaged_folder_says_what_is_missing(tmp_path: Path, file: str, content: bytes | None, sentence: str) -> None:
+    """If this failed, a half-copied dataset would end in a traceback."""
+    folder = written(tmp_path / "food").folder
+    (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
+    with pytest.raises(DatasetError, match=sentence.replace(".", r"\.")):
+        Dataset.open(folder).split("test")
+
+
+def test_an_unknown_split_is_named_with_the_known_ones(tmp_path: Path) -> None:
+    """If this failed, `--split tset` would end in a KeyError."""
+    with pytest.raises(DatasetError, match=r"there is no split 'tset'\. Choose one of train, validation, test"):
+        written(tmp_path / "food").split("tset")  # type: ignore[arg-type]
+
+
+def test_a_split_can_be_taken_apart_and_built_from_lists() -> None:
+    """If this failed, a checkpoint's validation queries would lose or swap their labels."""
+    labels, exclude = Ragged.from_lists([[0], [], [1, 2]]), Ragged.from_lists([[], [4], []])
+    split = Split.from_lists(["x", "y", "z"], ["1", "2", "3"], labels, exclude).take(np.array([2, 1]))
+    assert (split.ids, split.texts) == (["z", "y"], ["3", "2"])
+    assert [list(row) for row in split.labels] == [[1, 2], []]
+    assert [list(row) for row in split.exclude] == [[], [4]]
