@@ -55,7 +55,7 @@ def make_batch(
 
 
 def sample_positives(positives_Q: Ragged, most: int, generator: np.random.Generator) -> Rows:
-    """At most `most` (β) positives of each query, without replacement, uniformly: all label rows drawn, with repeats."""
+    """At most `most` (β) positives of each query, without replacement, uniformly: the label rows drawn, repeats too."""
     row_of_value = positives_Q.row_of_value
     # Sorting random keys within each row is a shuffle of every row at once; the first β of each are the sample.
     order = np.lexsort((generator.random(len(row_of_value)), row_of_value))

@@ -183,8 +183,14 @@ def save_best(
     trained_L: NDArray[np.bool_],
     inverse_propensity_L: NDArray[np.float64],
 ) -> None:
-    """Write the model as it is now as the checkpoint's weights."""
-    tensors = {n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if not n.endswith(OPTIMIZER_STATE)}
+    """Write the model as it is now as the checkpoint's weights.
+
+    A label whose row has never moved (its positives were never sampled) counts as not trained.
+    """
+    trained_L = trained_L & model.classifier_rows().any(dim=1).cpu().numpy()
+    tensors = {
+        n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if not n.endswith(OPTIMIZER_STATE)
+    }
     tensors["trained"] = torch.from_numpy(trained_L.astype(np.uint8))
     tensors["inverse_propensity"] = torch.from_numpy(inverse_propensity_L)
     write_tensors(folder / "model.safetensors", tensors, {})
@@ -214,7 +220,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise CheckpointError(f"{path} is missing. Train again.")
     try:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
-    except Exception as error:  # noqa: BLE001  tokenizers raises bare Exception for a malformed file
+    except Exception as error:
         raise CheckpointError(f"{path} is no tokenizer: {error}. Train again.") from error
 
 
@@ -226,7 +232,9 @@ def fill_model(model: UnifiedModel, tensors: Mapping[str, Tensor], source: Path)
         raise CheckpointError(f"{source} does not fit its recipe: {str(error).splitlines()[-1].strip()}") from error
     missing = [name for name in missing if not name.endswith(OPTIMIZER_STATE)]
     if missing or unexpected:
-        raise CheckpointError(f"{source}: missing tensors {missing[:3]}, unexpected {list(unexpected)[:3]}. Train again.")
+        raise CheckpointError(
+            f"{source}: missing tensors {missing[:3]}, unexpected {list(unexpected)[:3]}. Train again."
+        )
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:

@@ -9,7 +9,10 @@ from typing import Annotated
 
 import typer
 
+from training.data.commands import prepare
+
 app = typer.Typer()
+app.command()(prepare)
 
 
 @app.command()
@@ -25,6 +28,8 @@ def train(
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what --out holds of an earlier run.")] = False,
 ) -> None:
     """Train the unified model on a dataset; interrupted, the same command goes on where it stopped."""
+    from rich.console import Console
+
     from training import console
     from training.data.dataset import Dataset
     from training.recipe import load_recipe
@@ -41,9 +46,9 @@ def train(
             raise typer.Exit(130) from None
     best = facts.best
     title = f"{facts.dataset_name}, validation, epoch {best.epoch}, classifier weight {facts.classifier_weight:g}"
-    console.Console().print(
+    Console().print(
         console.figures_table(title, best.figures, chosen.propensity.a, chosen.propensity.b),
-        f"Trained in {best.seconds if facts.history == () else facts.history[-1].seconds:.0f} s. Checkpoint: {out}",
+        f"Trained in {facts.history[-1].seconds:.0f} s. Checkpoint: {out}",
     )
 
 
@@ -58,6 +63,8 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
     """Measure a checkpoint on one split of a dataset: the unified model and each head alone."""
+    from rich.console import Console
+
     from training import console
     from training.data.dataset import Dataset
     from training.measure import measure
@@ -68,7 +75,7 @@ def evaluate(
         return
     title = f"{measured.dataset_name}, {split}, {measured.queries:,} queries, classifier weight {measured.weight:g}"
     a, b = measured.propensity
-    console.Console().print(console.figures_table(title, measured.figures, a, b))
+    Console().print(console.figures_table(title, measured.figures, a, b))
     for line in console.gap_lines(measured.gaps):
         print(line)
 

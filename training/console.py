@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,7 +21,7 @@ from rich.table import Table
 from training.checkpoint import Record
 
 SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
-NAMES = {"unified": "unified", "dual_encoder": "dual encoder alone", "classifier": "classifier alone"}
+NAMES = {"unified": "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}
 Figures = Mapping[str, Mapping[str, float]]
 Gaps = Mapping[str, tuple[float, float, float]]
 
@@ -69,21 +70,23 @@ class ConsoleListener:
         )
 
     def validated(self, record: Record, best: Record) -> None:
-        """One line an epoch; a star marks the best so far."""
+        """One line an epoch; w is the classifier's weight that suits it best, a star marks the best epoch so far."""
         figures = record.figures["unified"]
         mark = "★" if record is best else " "
         self.console.print(
             f"{mark} epoch {record.epoch:>3}  loss {record.loss:6.3f}  "
             + "  ".join(f"{name} {figures[name]:5.2f}" for name in ("P@1", "P@5", "PSP@5", "R@10"))
-            + f"  classifier weight {record.classifier_weight:.1f}  {record.seconds:5.0f} s",
+            + f"  w {record.classifier_weight:.1f}  {record.seconds:4.0f} s",
             highlight=False,
+            soft_wrap=True,
         )
 
 
 def figures_table(title: str, figures: Figures, a: float, b: float) -> Table:
     """A table of the figures people compare, a line each head; PSP with its constants."""
-    table = Table(title=title, caption=f"percent; PSP with A={a:g}, B={b:g}", title_justify="left")
-    table.add_column("")
+    caption = f"percent; each head alone below; PSP with A={a:g}, B={b:g}"
+    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE)
+    table.add_column("", no_wrap=True)
     for name in SHOWN:
         table.add_column(name, justify="right")
     for head, name in NAMES.items():

@@ -21,7 +21,8 @@ from training.model import UnifiedModel
 from training.tokens import TokenizedTexts
 
 KS = (1, 3, 5, 10)
-DEPTH = 100  # ranks kept of each query
+DEPTH = max(KS)
+TIES = 32  # looked at beyond the depth, so that equal scores at its edge are cut by row number
 TEXTS_A_BATCH = 1024
 SCORES_A_BLOCK = 1 << 25
 HEADS = ("unified", "dual_encoder", "classifier")
@@ -88,17 +89,25 @@ def rank(
         dual_QL = queries.dual[rows] @ labels.dual.T
         classifier_QL = queries.classifier[rows] @ labels.classifier.T
         left_out = exclude.take(np.arange(start, min(start + block, len(queries.dual))))
-        dual_QL[torch.from_numpy(left_out.row_of_value), torch.from_numpy(left_out.values.astype(np.int64))] = -torch.inf
+        dual_QL[
+            torch.from_numpy(left_out.row_of_value), torch.from_numpy(left_out.values.astype(np.int64))
+        ] = -torch.inf
         for weight in weights:
             found[weight].append(_best(torch.lerp(dual_QL, classifier_QL, weight), dual_QL, depth))
     return {weight: np.concatenate(blocks) for weight, blocks in found.items()}
 
 
 def _best(scores_QL: Tensor, dual_QL: Tensor, depth: int) -> NDArray[np.int64]:
-    """Top rows; lerp turns −∞ into NaN at weight 1, so the excluded ones are set again from the dual half."""
+    """Top rows, equal scores by row number as in the served index: labels of the same tokens have equal halves.
+
+    lerp turns −∞ into NaN at weight 1, so the excluded ones are set again from the dual half.
+    """
     scores_QL.masked_fill_(dual_QL.isneginf(), -torch.inf)
-    top = torch.topk(scores_QL, depth, dim=1)
-    return torch.where(top.values.isneginf(), -1, top.indices).cpu().numpy()
+    top = torch.topk(scores_QL, min(depth + TIES, scores_QL.shape[1]), dim=1)
+    row_QK = torch.where(top.values.isneginf(), -1, top.indices)
+    by_row_QK = row_QK.argsort(dim=1)
+    by_score_QK = top.values.gather(1, by_row_QK).argsort(dim=1, descending=True, stable=True)
+    return row_QK.gather(1, by_row_QK).gather(1, by_score_QK)[:, :depth].cpu().numpy()
 
 
 def figures_by_head(
@@ -107,9 +116,7 @@ def figures_by_head(
     """Every metric in percent for the unified model at `weight` and for each head alone."""
     labels = [truth[row] for row in range(len(truth))]
     at = {"unified": weight, "dual_encoder": 0.0, "classifier": 1.0}
-    return {
-        head: metrics.evaluate(rankings[at[head]], labels, inverse_propensity_L, KS) for head in HEADS
-    }
+    return {head: metrics.evaluate(rankings[at[head]], labels, inverse_propensity_L, KS) for head in HEADS}
 
 
 def choose_weight(

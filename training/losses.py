@@ -1,7 +1,7 @@
 """The PSL reduction and the losses it can carry: pure functions of scores and masks (UniDEC, section 3.2).
 
-PSL, Pick-Some-Labels: for each query, the mean over its in-batch positives of a multi-class loss against the label pool.
-Every function works on one direction; the other one is the same function on the transposed scores and mask.
+PSL, Pick-Some-Labels: for each query, the mean over its in-batch positives of a multi-class loss against the label
+pool. Every function works on one direction; the other one is the same function on the transposed scores and mask.
 
 Shapes: Q rows (queries), P columns (labels of the pool), M positive pairs. Masks are −inf, never a large number:
 scores are divided by the temperature and may well lie below −100.
@@ -105,7 +105,7 @@ def binary_cross_entropy(scores_QP: Tensor, targets: Targets) -> Tensor:
 def pick_some_labels(loss_M: Tensor, row_M: Tensor, counted_Q: Tensor) -> Tensor:
     """PSL: the mean over each row's positives, then the mean over the rows that have any (UniDEC, equation 4).
 
-    Shapes: loss_M [M] one loss a positive pair; row_M int64 [M]; counted_Q bool [Q], rows whose loss is defined → scalar.
+    Shapes: loss_M [M], one a positive pair; row_M int64 [M]; counted_Q bool [Q], rows whose loss is defined → scalar.
     """
     positives_Q = _positives_a_row(row_M, len(counted_Q))
     defined_M = counted_Q[row_M]

@@ -39,7 +39,7 @@ def measure(checkpoint: Path, dataset: Dataset, split: str, weight: float | None
             f"{checkpoint} was trained on another dataset than {dataset.folder} (its label rows would not match). "
             "Give the dataset it was trained on, or train again."
         )
-    asked = dataset.split(split)  # type: ignore[arg-type]  # narrowed by the check above
+    asked = dataset.split(split)
     asked = asked.take(np.flatnonzero(asked.labels.lengths > 0))
     if not len(asked):
         raise DatasetError(f"{dataset.folder}: the split '{split}' has no query with a true label to measure on.")

@@ -8,7 +8,7 @@ encoder, L labels, V tokens of the vocabulary.
 """
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -61,9 +61,7 @@ class StaticEncoder(nn.Module):
         total_B = weights_S.new_zeros(len(lengths_B)).index_add(0, text_S, weights_S)
         share_S = weights_S / total_B.index_select(0, text_S)
         starts_B = lengths_B.cumsum(0) - lengths_B
-        return F.embedding_bag(
-            place_S, self.vectors.take(tokens_U), starts_B, mode="sum", per_sample_weights=share_S
-        )
+        return F.embedding_bag(place_S, self.vectors.take(tokens_U), starts_B, mode="sum", per_sample_weights=share_S)
 
 
 class TransformerEncoder(nn.Module):
@@ -138,7 +136,7 @@ class UnifiedModel(nn.Module):
         return self.classifier.weight
 
     def row_tables(self) -> dict[str, RowTable]:
-        """The tables that the row-wise optimiser moves, by their name in the recipe: classifier, and token if static."""
+        """The tables that the row-wise optimiser moves, by name: classifier, and the tokens of a static encoder."""
         tables = {"classifier": self.classifier}
         if isinstance(self.encoder, StaticEncoder):
             tables |= {"token": self.encoder.vectors, "token_weight": self.encoder.weights}
@@ -174,22 +172,24 @@ def empty_model(recipe: Recipe, n_labels: int, vocabulary: int, config_folder: P
                 config = AutoConfig.from_pretrained(config_folder, local_files_only=True)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{config_folder}: the encoder's config cannot be read: {error}") from error
-            encoder = TransformerEncoder(AutoModel.from_config(config))
+            encoder = TransformerEncoder(AutoModel.from_config(config, **_no_pooler(config)))  # type: ignore[no-untyped-call]
     return UnifiedModel(encoder, recipe, n_labels)
 
 
 def _pretrained(choice: TransformerEncoderRecipe) -> nn.Module:
     """The transformer with its first `layers` layers, in float32, without its unused pooler."""
-    from transformers import AutoConfig, AutoModel
+    from transformers import AutoConfig, AutoModel, logging
 
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would list of the layers and pooler that we left out on purpose
     try:
         config = AutoConfig.from_pretrained(choice.model)
         depth = config.num_hidden_layers
         if choice.layers is not None and choice.layers > depth:
             raise RecipeError(f"encoder.layers is {choice.layers}, but '{choice.model}' has {depth}: give at most that")
         config.num_hidden_layers = choice.layers or depth
-        pooler = {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta") else {}
-        model: nn.Module = AutoModel.from_pretrained(choice.model, config=config, dtype=torch.float32, **pooler)
+        model: nn.Module = AutoModel.from_pretrained(
+            choice.model, config=config, dtype=torch.float32, **_no_pooler(config)
+        )
     except (OSError, ValueError) as error:
         first_line = str(error).strip().splitlines()[0]
         raise RecipeError(
@@ -197,3 +197,8 @@ def _pretrained(choice: TransformerEncoderRecipe) -> nn.Module:
             "or a name that the Hugging Face hub knows and this machine can reach."
         ) from error
     return model
+
+
+def _no_pooler(config: Any) -> dict[str, bool]:
+    """Mean pooling has no use for the pooler that some architectures add; unused weights would never learn."""
+    return {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert") else {}

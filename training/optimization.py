@@ -70,13 +70,13 @@ def restore_dense_state(model: UnifiedModel, dense: torch.optim.AdamW, saved: di
 
 
 def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:
-    """Whether the encoder runs under bf16 autocast: when asked to, or a transformer where the processor is good at it."""
+    """Whether the encoder runs under bf16 autocast: asked for, or a transformer where the processor is good at it."""
     if recipe.precision != "auto":
         return recipe.precision == "bfloat16"
     if recipe.encoder.kind == "static":
         return False
     if device.type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return bool(torch.cuda.is_bf16_supported())
     capabilities = torch.cpu.get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 

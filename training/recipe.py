@@ -1,7 +1,7 @@
 """The recipe: every choice of a training run, frozen, validated once, overridable by dotted keys.
 
-A recipe is data: the files beside this module in `recipes/` are the published runs and our presets, one file each. A key
-that a file leaves out has the default written here; a key that does not exist is an error.
+A recipe is data: the files beside this module in `recipes/` are the published runs and our presets, one file each. A
+key that a file leaves out has the default written here; a key that does not exist is an error.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -69,7 +69,9 @@ class BatchingRecipe(Section):
     clustered: bool = True
     positives: Positive = Field(default=3, description="β: positives sampled a query, without replacement")
     hard_negatives: Count = Field(default=6, description="η: mined negatives drawn a query and epoch")
-    refresh_epochs: Positive = Field(default=5, description="τ of the paper: epochs between two minings and clusterings")
+    refresh_epochs: Positive = Field(
+        default=5, description="τ of the paper: epochs between two minings and clusterings"
+    )
     pool_size: Positive = Field(default=3000, description="most labels a batch is compared with")
 
 
@@ -113,10 +115,13 @@ class OptimizerRecipe(Section):
     clip_norm: Annotated[float, Field(gt=0.0)] = Field(default=1.0, description="for the AdamW part")
 
 
+Metric = Annotated[str, Field(pattern=r"^(P|nDCG|PSP|R|C)@(1|3|5|10)$")]
+
+
 class ValidationRecipe(Section):
     """What chooses the best epoch and the weight between the halves: the mean of `metrics` on validation queries."""
 
-    metrics: tuple[str, ...] = ("P@1", "P@5")
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("P@1", "P@5")
     every_epochs: Positive = 1
     max_queries: Positive = 2000
     weights: tuple[Share, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

@@ -1,7 +1,7 @@
 """Tables of which a batch touches a few rows: ψ, and the static encoder's tokens, with their optimiser.
 
-A step gathers the rows, learns on them and scatters them back: O(rows·d) whatever the table's length. A dense AdamW would
-also decay and move all the rows that had no data. State: one second moment and one step count a row.
+A step gathers the rows, learns on them and scatters them back: O(rows·d) whatever the table's length. A dense AdamW
+would also decay and move all the rows that had no data. State: one second moment and one step count a row.
 
 Shapes: N rows of the table, D its width, R rows that a batch touches.
 """

@@ -1,4 +1,4 @@
-"""`diptych train` without the console: from a prepared dataset and a recipe to a checkpoint, anew or where it stopped."""
+"""`diptych train` without the console: prepared dataset and recipe → checkpoint, anew or from where it stopped."""
 
 import shutil
 from collections.abc import Callable
@@ -40,8 +40,9 @@ def train(
 ) -> ck.CheckpointFacts:
     """Train `recipe` on `dataset`; `folder` holds the checkpoint afterwards.
 
-    A folder that holds the same run is gone on with, or left as it is when that run has finished; one that holds another
-    run is refused unless `restart`. Raises DatasetError, RecipeError, CheckpointError; trainer.Stopped when asked to stop.
+    A folder that holds the same run is gone on with, or left as it is when that run has finished; one that holds
+    another run is refused unless `restart`. Raises DatasetError, RecipeError, CheckpointError, and trainer.Stopped
+    when asked to stop.
     """
     chosen = choose_device(device)
     _claim(folder, RunFacts(recipe=recipe, dataset_fingerprint=dataset.fingerprint), restart)
@@ -129,12 +130,11 @@ def _same_run(path: Path, facts: RunFacts) -> None:
 
 
 def _tokenizer(folder: Path, dataset: Dataset, recipe: Recipe) -> Tokenizer:
-    """The run's tokenizer, from the folder once it is there: learning one again might break ties otherwise."""
+    """The run's tokenizer, from the folder once it is there."""
     path = folder / "tokenizer.json"
     if path.is_file():
         return ck.read_tokenizer(path)
-    texts = (text for source in (dataset.split("train").texts, dataset.label_texts) for text in source)
-    tokenizer = make_tokenizer(recipe, texts)
+    tokenizer = make_tokenizer(recipe, [*dataset.split("train").texts, *dataset.label_texts])
     ck.write_text(path, tokenizer.to_str())
     return tokenizer
 

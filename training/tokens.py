@@ -97,7 +97,7 @@ def special_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     return pad, unknown
 
 
-def make_tokenizer(recipe: Recipe, texts: Iterator[str]) -> Tokenizer:
+def make_tokenizer(recipe: Recipe, texts: Sequence[str]) -> Tokenizer:
     """The run's tokenizer: learned from `texts` for a static encoder, the transformer's own otherwise.
 
     Truncation stands inside the tokenizer, so that training, export and service cut alike; padding is off.
@@ -113,16 +113,31 @@ def make_tokenizer(recipe: Recipe, texts: Iterator[str]) -> Tokenizer:
     return tokenizer
 
 
-def learn_wordpiece(texts: Iterator[str], size: int) -> Tokenizer:
-    """A lower-casing, accent-stripping WordPiece vocabulary of at most `size` tokens; whole words where they recur."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token=UNKNOWN, max_input_chars_per_word=200))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True, strip_accents=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=size, min_frequency=2, special_tokens=[PAD, UNKNOWN], show_progress=False
+def learn_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
+    """A lower-casing, accent-stripping WordPiece vocabulary of at most `size` tokens; whole words where they recur.
+
+    The same texts always give the same vocabulary. The library's trainer alone does not: it numbers the `##x` pieces in
+    hash order and breaks ties by number (huggingface/tokenizers#1794). So every `##x` is numbered before it starts.
+    """
+    normalizer, splitter = (
+        normalizers.BertNormalizer(lowercase=True, strip_accents=True),
+        pre_tokenizers.BertPreTokenizer(),
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    letters = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
+    learner = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
+    learner.normalizer, learner.pre_tokenizer = normalizer, splitter
+    numbered = [PAD, UNKNOWN, *(f"##{letter}" for letter in letters)]
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=size, min_frequency=2, special_tokens=numbered, limit_alphabet=len(letters), show_progress=False
+    )
+    learner.train_from_iterator(texts, trainer)
+    vocabulary = [PAD, UNKNOWN, *sorted(set(learner.get_vocab()) - {PAD, UNKNOWN})]
+    model = models.WordPiece(
+        vocab={token: place for place, token in enumerate(vocabulary)}, unk_token=UNKNOWN, max_input_chars_per_word=200
+    )
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
+    tokenizer.decoder = decoders.WordPiece()
     return tokenizer
 
 
@@ -139,9 +154,7 @@ def _pretrained(model: str) -> Tokenizer:
     return Tokenizer.from_str(backend.to_str())
 
 
-def _encode(
-    texts: Sequence[str], tokenizer: Tokenizer, unknown_id: int
-) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+def _encode(texts: Sequence[str], tokenizer: Tokenizer, unknown_id: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
     ids: list[NDArray[np.int32]] = []
     lengths: list[int] = []
     for start in range(0, len(texts), CHUNK):

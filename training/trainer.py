@@ -1,7 +1,7 @@
 """Algorithm 1's outer lines: epochs, clusters and mining, the schedule, validation, checkpoints, resume (UniDEC, 3.4).
 
-All randomness is drawn from (seed, purpose, epoch, step), never from a generator that runs along. A run that goes on from
-any saved state therefore draws what the uninterrupted run would have drawn, and ends with the same weights.
+All randomness is drawn from (seed, purpose, epoch, step), never from a generator that runs along. A run that goes on
+from any saved state therefore draws what the uninterrupted run would have drawn, and ends with the same weights.
 
 Shapes: N training queries, Q queries of a batch, P labels of its pool, L labels.
 """

@@ -1,0 +1,42 @@
+"""The real chain, once a session: examples/keywords → dataset → checkpoint → store. Tests must not write to these."""
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The example's dataset, prepared."""
+    from training.data.prepare import PrepareSettings, prepare
+
+    folder = tmp_path_factory.mktemp("chain") / "dataset"
+    prepare(ROOT / "examples" / "keywords", folder, PrepareSettings())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoint(dataset_folder: Path) -> Path:
+    """The example's recipe, trained for three epochs: enough to be far better than chance."""
+    from tests.support.listener import Kept
+    from training.data.dataset import Dataset
+    from training.recipe import load_recipe
+    from training.run import train
+
+    folder = dataset_folder.parent / "checkpoint"
+    train(Dataset.open(dataset_folder), load_recipe("keywords", ["optimizer.epochs=3"]), folder, Kept())
+    return folder
+
+
+@pytest.fixture(scope="session")
+def store(checkpoint: Path) -> Path:
+    """A store whose one bundle, exported from `checkpoint`, is active."""
+    from export.build import export
+    from retrieval.store import Store
+
+    folder = checkpoint.parent / "store"
+    opened = Store(folder)
+    opened.activate(export(checkpoint, opened).name)
+    return folder

@@ -1,0 +1,312 @@
+"""Training runs on a small real dataset: learning, stopping, going on, refusing."""
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+
+from retrieval.errors import CheckpointError, RecipeError
+from tests.support.listener import Kept
+from training.checkpoint import load_checkpoint, read_facts
+from training.data.dataset import Dataset, DatasetMeta
+from training.data.writing import write_dataset
+from training.measure import measure
+from training.recipe import Recipe, load_recipe
+from training.run import train
+from training.trainer import Stopped
+
+SMALL = [
+    "batching.batch_size=64",
+    "batching.hard_negatives=2",
+    "batching.refresh_epochs=2",
+    "optimizer.epochs=4",
+    "encoder={kind: static, dim: 32, vocabulary_size: 3000}",
+    "heads.dual_encoder.dropout=0.1",
+    "heads.classifier.dropout=0.1",
+]
+
+
+def small_recipe(*overrides: str) -> Recipe:
+    return load_recipe("default", [*SMALL, *overrides])
+
+
+def stop_after(steps: int) -> Callable[[], bool]:
+    calls = iter(range(10**9))
+    return lambda: next(calls) + 1 >= steps
+
+
+def weights_hash(folder: Path) -> str:
+    """One hash over the checkpoint's weights and the whole training state, bit for bit."""
+    digest = hashlib.sha256()
+    for file in ("model.safetensors", "state.safetensors"):
+        for name, tensor in sorted(load_file(folder / file).items()):
+            digest.update(name.encode())
+            digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+@pytest.fixture(scope="module")
+def small(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The first queries of the example, with all of its labels."""
+    whole = Dataset.open(dataset_folder)
+    splits = {
+        name: whole.split(name).take(np.arange(rows)).table()
+        for name, rows in (("train", 600), ("validation", 150), ("test", 150))
+    }
+    folder = tmp_path_factory.mktemp("small") / "dataset"
+    return write_dataset(folder, whole.label_table, splits, DatasetMeta(name="small"))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(small, small_recipe(), folder, Kept())
+    return folder
+
+
+@pytest.mark.parametrize("stops", [[1], [16, 3], [5, 20, 17]])
+def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
+    small: Dataset, finished: Path, tmp_path: Path, stops: list[int]
+) -> None:
+    """If this failed, an interrupted run would end elsewhere: lost optimiser state, other batches, other dropout."""
+    folder = tmp_path / "run"
+    for steps in stops:
+        with pytest.raises(Stopped):
+            train(small, small_recipe(), folder, Kept(), should_stop=stop_after(steps))
+    train(small, small_recipe(), folder, Kept())
+    assert weights_hash(folder) == weights_hash(finished)
+    assert [r.loss for r in read_facts(folder).history] == [r.loss for r in read_facts(finished).history]
+
+
+def test_a_killed_run_goes_on_from_its_last_saved_state(small: Dataset, finished: Path, tmp_path: Path) -> None:
+    """If this failed, a crash between two saves would change the result or leave a folder that cannot go on."""
+    folder = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(small, small_recipe(), folder, Kept(), should_stop=stop_after(18))
+
+    class Crash(Exception):
+        pass
+
+    def crash() -> bool:
+        raise Crash
+
+    with pytest.raises(Crash):
+        train(small, small_recipe(), folder, Kept(), should_stop=crash)
+    (folder / ".state.safetensors.partial").write_bytes(b"half a file")
+    train(small, small_recipe(), folder, Kept())
+    assert weights_hash(folder) == weights_hash(finished)
+
+
+def test_another_seed_ends_with_other_weights(small: Dataset, finished: Path, tmp_path: Path) -> None:
+    """If this failed, the bit-for-bit tests would pass for a trainer that does nothing."""
+    train(small, small_recipe("seed=1"), tmp_path / "run", Kept())
+    assert weights_hash(tmp_path / "run") != weights_hash(finished)
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(
+    dataset_folder: Path, small: Dataset, finished: Path, tmp_path: Path
+) -> None:
+    """If this failed, an interrupted `diptych train` would lose its work or end in a traceback."""
+    command = [sys.executable, "-m", "diptych", "train", "--dataset", str(small.folder), "--out", str(tmp_path / "run")]
+    command += [part for override in SMALL for part in ("--set", override)]
+    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "run" / "tokens" / "labels.offsets.npy").is_file():  # handlers are in place before this
+        assert time.monotonic() < deadline, "the run never began"
+        assert first.poll() is None, first.communicate()
+        time.sleep(0.01)
+    os.kill(first.pid, signal.SIGINT)
+    _, told = first.communicate(timeout=120)
+    assert first.returncode == 130, told
+    assert "The same command goes on from here" in told
+    assert "Traceback" not in told
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "dual encoder" in again.stdout
+    assert weights_hash(tmp_path / "run") == weights_hash(finished)
+
+
+def test_a_finished_run_is_left_as_it_is(small: Dataset, finished: Path) -> None:
+    """If this failed, repeating the command would train again or change a finished checkpoint."""
+    before, kept = weights_hash(finished), Kept()
+    train(small, small_recipe(), finished, kept)
+    assert kept.steps == []
+    assert weights_hash(finished) == before
+
+
+def test_another_run_in_the_same_folder_is_refused_and_restart_begins_anew(
+    small: Dataset, finished: Path, tmp_path: Path
+) -> None:
+    """If this failed, a checkpoint could be overwritten or mixed with another recipe's."""
+    with pytest.raises(CheckpointError, match=r"another recipe \(optimizer.epochs: 4 → 2\).*--restart"):
+        train(small, small_recipe("optimizer.epochs=2"), finished, Kept())
+    (tmp_path / "thesis.txt").write_text("not yours")
+    with pytest.raises(CheckpointError, match="not empty"):
+        train(small, small_recipe(), tmp_path, Kept(), restart=True)
+    assert (tmp_path / "thesis.txt").read_text() == "not yours"
+    run = tmp_path / "run"
+    train(small, small_recipe("optimizer.epochs=1"), run, Kept())
+    train(small, small_recipe("optimizer.epochs=2"), run, Kept(), restart=True)
+    assert read_facts(run).recipe.optimizer.epochs == 2
+
+
+def test_training_learns_and_the_unified_model_is_better_than_either_head(
+    checkpoint: Path, dataset_folder: Path
+) -> None:
+    """If this failed, the model would not learn, or concatenating the heads would not pay."""
+    figures = measure(checkpoint, Dataset.open(dataset_folder), "validation").figures
+    assert figures["unified"]["P@1"] > 50
+    assert figures["unified"]["P@1"] > figures["dual_encoder"]["P@1"]
+    assert figures["unified"]["P@1"] > figures["classifier"]["P@1"]
+
+
+def test_a_checkpoint_answers_as_the_run_that_made_it(finished: Path, small: Dataset) -> None:
+    """If this failed, what was saved would not be the epoch whose figures stand beside it."""
+    facts = read_facts(finished)
+    again = measure(finished, small, "validation").figures
+    for head, figures in facts.best.figures.items():
+        assert again[head] == pytest.approx(figures)
+
+
+def test_labels_never_trained_are_marked(finished: Path, small: Dataset) -> None:
+    """If this failed, export would give labels without data a classifier half made of noise."""
+    opened = load_checkpoint(finished)
+    positives = np.zeros(small.n_labels, bool)
+    positives[small.split("train").labels.values] = True
+    moved = opened.model.classifier_rows().norm(dim=1).numpy() > 0
+    assert opened.trained_L.tolist() == (positives & moved).tolist()
+    assert 0.5 * positives.sum() < opened.trained_L.sum() < small.n_labels
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "labels.parquet", "checkpoint.json"])
+def test_a_damaged_checkpoint_is_one_sentence(finished: Path, tmp_path: Path, file: str) -> None:
+    """If this failed, a truncated file would end in a traceback or, worse, load."""
+    for source in finished.iterdir():
+        if source.is_file():
+            (tmp_path / source.name).write_bytes(source.read_bytes())
+    whole = (tmp_path / file).read_bytes()
+    (tmp_path / file).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=file):
+        load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["loss.classifier.bce=0.1"],
+        ["loss.dual_encoder.supcon=1", "loss.dual_encoder.decoupled_softmax=0", "loss.classifier.supcon=1"],
+        ["batching.clustered=false", "batching.hard_negatives=0"],
+        ["loss.dual_encoder.query_to_label=1", "loss.classifier.query_to_label=1"],
+        ["batching.pool_size=50", "heads.dual_encoder.dim=16", "heads.classifier.dim=24"],
+        ["loss.dual_encoder_share=1"],
+    ],
+    ids=["bce", "supcon", "random, no mining", "one direction", "tiny pool, uneven heads", "encoder only"],
+)
+def test_every_kind_of_recipe_trains(small: Dataset, tmp_path: Path, overrides: list[str]) -> None:
+    """If this failed, a combination that the recipe's schema allows would crash, or lose itself in NaN."""
+    kept = Kept()
+    train(small, small_recipe("optimizer.epochs=2", *overrides), tmp_path / "run", kept)
+    assert kept.records[1].loss < kept.records[0].loss
+
+
+@pytest.fixture(scope="module")
+def tiny_transformer(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real BERT with its tokenizer in a folder, as the hub would give it."""
+    folder = tmp_path_factory.mktemp("models") / "tiny-bert"
+    words = sorted({word for text in small.split("train").texts + small.label_texts for word in text.split()})[:800]
+    vocabulary = {t: i for i, t in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+    torch.manual_seed(0)
+    BertModel(
+        BertConfig(
+            vocab_size=len(vocabulary),
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=40,
+        )  # fmt: skip
+    ).save_pretrained(folder)
+    return folder
+
+
+def test_a_transformer_trains_resumes_and_loads_without_its_folder(
+    small: Dataset, tiny_transformer: Path, tmp_path: Path
+) -> None:
+    """If this failed, transformer checkpoints would need the original model, or not resume exactly."""
+    recipe = load_recipe(
+        "default",
+        ["batching.batch_size=64", "optimizer.epochs=2", "batching.hard_negatives=2", "optimizer.encoder_lr=1e-3",
+         f"encoder={{kind: transformer, model: '{tiny_transformer}', layers: 1, max_tokens: 12}}"],
+    )  # fmt: skip
+    kept = Kept()
+    train(small, recipe, tmp_path / "whole", kept)
+    assert kept.records[1].loss < kept.records[0].loss
+    with pytest.raises(Stopped):
+        train(small, recipe, tmp_path / "parts", Kept(), should_stop=stop_after(13))
+    train(small, recipe, tmp_path / "parts", Kept())
+    assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
+    opened = load_checkpoint(tmp_path / "whole")
+    assert opened.encoder_kind == "transformer"
+    assert opened.tokenizer.encode("a " * 50).ids.__len__() == 12
+
+
+def test_excluded_labels_are_neither_taught_nor_predicted(tmp_path: Path) -> None:
+    """If this failed, a query's own text would be learned as its answer, or count against it."""
+    labels = pa.table({"id": [f"l{i}" for i in range(8)], "text": [f"word{i}" for i in range(8)]})
+    rows = [(f"word{i}", [(i + 1) % 8, (i + 2) % 8], [i]) for i in range(8)]
+
+    def table(name: str) -> pa.Table:
+        return pa.table(
+            {
+                "id": [f"{name}{i}" for i in range(8)],
+                "text": [text for text, _, _ in rows],
+                "labels": pa.array([truth for _, truth, _ in rows], pa.list_(pa.int32())),
+                "exclude": pa.array([exclude for _, _, exclude in rows], pa.list_(pa.int32())),
+            }
+        )
+
+    data = write_dataset(
+        tmp_path / "d",
+        labels,
+        {name: table(name) for name in ("train", "validation", "test")},
+        DatasetMeta(name="ring"),
+    )
+    recipe = load_recipe("default", [*SMALL, "batching.batch_size=4", "optimizer.epochs=40"])
+    train(data, recipe, tmp_path / "run", Kept())
+    assert measure(tmp_path / "run", data, "test").figures["unified"]["P@1"] > 90
+
+
+def test_a_device_that_is_not_there_is_an_error(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, asking for CUDA on a machine without one would silently train on the CPU."""
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(RecipeError, match="no CUDA device"):
+        train(small, small_recipe(), tmp_path / "run", Kept(), device="cuda")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_training_runs_on_cuda(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, a tensor would have been left on the CPU."""
+    kept = Kept()
+    train(small, small_recipe("loss.classifier.bce=0.1"), tmp_path / "run", kept, device="cuda")
+    assert kept.records[-1].loss < kept.records[0].loss

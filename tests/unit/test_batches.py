@@ -1,0 +1,122 @@
+"""Algorithm 1's inner lines, clusters and mined negatives, on random data."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training import batches
+from training.clustering import balanced_clusters, random_clusters
+from training.data.ragged import Ragged
+from training.negatives import first_allowed, mine_hard_negatives
+from training.recipe import BatchingRecipe
+
+LABELS = 40
+label_lists = st.lists(
+    st.lists(st.integers(0, LABELS - 1), min_size=1, max_size=8, unique=True), min_size=1, max_size=12
+)
+
+
+@given(label_lists, st.integers(1, 5), st.integers(0, 2**32 - 1))
+@settings(deadline=None)
+def test_positives_are_sampled_without_replacement(lists: list[list[int]], most: int, seed: int) -> None:
+    """If this failed, β would not be the number of positives a query, or a query would get another's labels."""
+    positives = Ragged.from_lists(lists)
+    for row in range(len(positives)):
+        alone = positives.take(np.array([row]))
+        sampled = batches.sample_positives(alone, most, np.random.default_rng(seed))
+        assert len(sampled) == min(most, len(lists[row])) == len(set(sampled.tolist()))
+        assert set(sampled.tolist()) <= set(lists[row])
+    together = batches.sample_positives(positives, most, np.random.default_rng(seed))
+    assert len(together) == sum(min(most, len(labels)) for labels in lists)
+
+
+def test_every_positive_is_sampled_equally_often() -> None:
+    """If this failed, sampling would favour some labels of a query, for example those that stand first."""
+    positives, generator = Ragged.from_lists([list(range(6))]), np.random.default_rng(0)
+    drawn = np.concatenate([batches.sample_positives(positives, 2, generator) for _ in range(3000)])
+    assert np.bincount(drawn, minlength=6) == pytest.approx(1000, rel=0.12)
+
+
+@given(label_lists, st.integers(0, 2**32 - 1), st.integers(3, 30))
+@settings(deadline=None)
+def test_the_target_mask_holds_every_true_label_of_the_pool(lists: list[list[int]], seed: int, pool: int) -> None:
+    """If this failed, a true label that came into the pool for another query would be taught as a negative."""
+    generator = np.random.default_rng(seed)
+    mined = generator.integers(-1, LABELS, size=(len(lists), 6)).astype(np.int32)
+    exclude = Ragged.from_lists([[int(generator.integers(LABELS))] for _ in lists])
+    positives = Ragged.from_lists(lists)
+    positives = positives.keep(~positives.overlap(exclude))
+    recipe = BatchingRecipe(positives=2, hard_negatives=3, pool_size=pool)
+    batch = batches.make_batch(np.arange(len(lists)), positives, exclude, mined, recipe, generator)
+    assert len(batch.pool_P) <= pool
+    assert (np.diff(batch.pool_P) > 0).all()
+    found = set(zip(batch.positive_row_M.tolist(), batch.pool_P[batch.positive_column_M].tolist(), strict=True))
+    members = set(batch.pool_P.tolist())
+    assert found == {(r, int(v)) for r in range(len(lists)) for v in positives[r] if int(v) in members}
+    ignored = set(zip(batch.ignored_row.tolist(), batch.pool_P[batch.ignored_column].tolist(), strict=True))
+    assert ignored == {(r, int(v)) for r in range(len(lists)) for v in exclude[r] if int(v) in members}
+    assert not found & ignored
+
+
+def test_over_the_cap_hard_negatives_go_before_positives() -> None:
+    """If this failed, a full pool would lose the labels it has data for."""
+    generator = np.random.default_rng(1)
+    pool = batches.label_pool(np.arange(10), np.arange(5, 40), 14, generator)
+    assert len(pool) == 14
+    assert set(range(10)) <= set(pool.tolist())
+    assert len(batches.label_pool(np.arange(10), np.arange(5, 40), 6, generator)) == 6
+
+
+def test_drawn_hard_negatives_are_mined_ones_and_none_twice() -> None:
+    """If this failed, padding would become label −1, or η draws would repeat."""
+    mined = np.array([[1, 2, 3, 4, -1, -1], [7, -1, -1, -1, -1, -1]], np.int32)
+    drawn = batches.draw_hard_negatives(np.array([0]), mined, 3, np.random.default_rng(0))
+    assert len(set(drawn.tolist())) == 3
+    assert set(drawn.tolist()) <= {1, 2, 3, 4}
+    assert batches.draw_hard_negatives(np.array([1]), mined, 3, np.random.default_rng(0)).tolist() == [7]
+
+
+@given(st.integers(1, 300), st.integers(2, 64))
+@settings(deadline=None, max_examples=40)
+def test_clusters_are_balanced_and_complete(count: int, largest: int) -> None:
+    """If this failed, a batch would be larger than the memory was planned for, or a query would never be trained on."""
+    vectors = np.random.default_rng(count).standard_normal((count, 5)).astype(np.float32)
+    for clusters in (
+        balanced_clusters(vectors, largest, np.random.default_rng(0)),
+        random_clusters(count, largest, np.random.default_rng(0)),
+    ):
+        sizes = [len(cluster) for cluster in clusters]
+        assert max(sizes) <= largest
+        assert max(sizes) - min(sizes) <= 1
+        assert sorted(np.concatenate(clusters).tolist()) == list(range(count))
+        assert len(clusters) == 1 or len(clusters) & (len(clusters) - 1) == 0
+
+
+def test_clusters_hold_what_is_near() -> None:
+    """If this failed, batches would be random and in-batch negatives easy."""
+    generator = np.random.default_rng(3)
+    centres = 10 * generator.standard_normal((4, 16))
+    group = np.repeat(np.arange(4), 32)
+    vectors = (centres[group] + generator.standard_normal((128, 16))).astype(np.float32)
+    for cluster in balanced_clusters(vectors, 32, generator):
+        assert np.bincount(group[cluster], minlength=4).max() >= 28
+
+
+def test_mined_negatives_are_the_nearest_that_are_not_true() -> None:
+    """If this failed, a true or excluded label would be taught as a hard negative."""
+    generator = np.random.default_rng(5)
+    queries, labels = (generator.standard_normal((n, 8)).astype(np.float32) for n in (30, 50))
+    not_negative = Ragged.from_lists(
+        [generator.choice(50, size=int(n), replace=False) for n in generator.integers(0, 12, 30)]
+    )
+    mined = mine_hard_negatives(queries, labels, not_negative, 7)
+    for row in range(30):
+        order = [int(label) for label in np.argsort(-(labels @ queries[row])) if label not in not_negative[row]]
+        assert mined[row].tolist() == order[:7]
+
+
+def test_mined_negatives_are_padded_when_there_are_too_few() -> None:
+    """If this failed, a query that is true of nearly everything would get made-up negatives."""
+    found = np.array([[4, 1, 0], [2, 3, 1]])
+    assert first_allowed(found, Ragged.from_lists([[4, 1], []]), 3).tolist() == [[0, -1, -1], [2, 3, 1]]

@@ -1,0 +1,117 @@
+"""The losses against slow, obvious versions of their equations."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from training import losses
+from training.losses import Targets
+from training.recipe import LossRecipe
+
+
+def make_targets(positive_QP: Tensor, ignored_QP: Tensor | None = None) -> Targets:
+    row_M, column_M = positive_QP.nonzero(as_tuple=True)
+    return Targets(positive_QP, row_M, column_M, ignored_QP)
+
+
+def slow(scores_QP: Tensor, positive_QP: Tensor, ignored_QP: Tensor, *, decoupled: bool) -> float:
+    """The mean over rows of the mean over positives, written as the paper writes it, one exponential at a time."""
+    rows = []
+    for scores, positive, ignored in zip(scores_QP.tolist(), positive_QP.tolist(), ignored_QP.tolist(), strict=True):
+        negatives = [s for s, p, i in zip(scores, positive, ignored, strict=True) if not p and not i]
+        positives = [s for s, p in zip(scores, positive, strict=True) if p]
+        if not negatives or not positives:
+            continue
+        others = 0.0 if decoupled else sum(math.exp(s) for s in positives)
+        below = [sum(math.exp(n) for n in negatives) + (math.exp(s) if decoupled else others) for s in positives]
+        rows.append(sum(-math.log(math.exp(s) / b) for s, b in zip(positives, below, strict=True)) / len(positives))
+    return sum(rows) / len(rows) if rows else 0.0
+
+
+@pytest.fixture
+def example() -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(7)
+    scores_QP = 3 * torch.randn(6, 9, generator=generator)
+    positive_QP = torch.rand(6, 9, generator=generator) < 0.3
+    positive_QP[0], positive_QP[1] = False, True  # a row without a positive, a row without a negative
+    ignored_QP = (torch.rand(6, 9, generator=generator) < 0.2) & ~positive_QP
+    return scores_QP, positive_QP, ignored_QP
+
+
+def test_decoupled_softmax_is_the_equation(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If this failed, another positive or an excluded label would stand in the denominator."""
+    scores_QP, positive_QP, ignored_QP = example
+    found = losses.decoupled_softmax(scores_QP, make_targets(positive_QP, ignored_QP))
+    assert found.item() == pytest.approx(slow(scores_QP, positive_QP, ignored_QP, decoupled=True), rel=1e-5)
+
+
+def test_supcon_is_the_equation(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If this failed, SupCon recipes would train some other loss."""
+    scores_QP, positive_QP, ignored_QP = example
+    found = losses.supcon(scores_QP, make_targets(positive_QP, ignored_QP))
+    assert found.item() == pytest.approx(slow(scores_QP, positive_QP, ignored_QP, decoupled=False), rel=1e-5)
+
+
+def test_bce_is_a_sum_over_the_pool_a_query(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If this failed, the BCE weight of a recipe would mean something else than 'on the sum over the pool'."""
+    scores_QP, positive_QP, ignored_QP = example
+    each_QP = torch.nn.functional.binary_cross_entropy_with_logits(scores_QP, positive_QP.float(), reduction="none")
+    rows_Q = each_QP.masked_fill(ignored_QP, 0).sum(dim=1)
+    expected = rows_Q[positive_QP.any(dim=1)].mean().item()
+    assert losses.binary_cross_entropy(scores_QP, make_targets(positive_QP, ignored_QP)).item() == pytest.approx(
+        expected
+    )
+
+
+def test_rows_without_a_contrast_give_zero_and_finite_gradients() -> None:
+    """If this failed, one query whose whole pool is positive would turn every weight into NaN."""
+    for positive_QP in (torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.bool)):
+        for loss in (losses.decoupled_softmax, losses.supcon):
+            scores_QP = torch.randn(2, 3, requires_grad=True)
+            value = loss(scores_QP, make_targets(positive_QP))
+            assert value.item() == 0
+            value.backward()
+            assert scores_QP.grad is not None
+            assert torch.equal(scores_QP.grad, torch.zeros(2, 3))
+
+
+def test_scores_far_below_minus_100_stay_exact() -> None:
+    """If this failed, a mask of −100 would have crept in: unnormalised scores over a temperature go far below that."""
+    scores_QP = torch.tensor([[-400.0, -401.0, -402.0]])
+    positive_QP = torch.tensor([[False, True, False]])
+    expected = -math.log(math.exp(-1) / (math.exp(-1) + math.exp(0) + math.exp(-2)))
+    assert losses.decoupled_softmax(scores_QP, make_targets(positive_QP)).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_both_directions_and_terms_add_up_with_their_weights(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If this failed, λ_D, λ_C or a term's weight would not do what the recipe says."""
+    scores_QP, positive_QP, ignored_QP = example
+    targets = make_targets(positive_QP, ignored_QP)
+    terms = LossRecipe(decoupled_softmax=0.5, supcon=2.0, bce=0.1, temperature=0.5, query_to_label=0.8)
+
+    def one_way(scores: Tensor, of: Targets) -> Tensor:
+        return (
+            0.5 * losses.decoupled_softmax(scores, of)
+            + 2.0 * losses.supcon(scores, of)
+            + 0.1 * losses.binary_cross_entropy(scores, of)
+        )
+
+    scaled_QP = scores_QP / 0.5
+    expected = 0.8 * one_way(scaled_QP, targets) + 0.2 * one_way(scaled_QP.T, targets.transposed())
+    assert losses.head_loss(scores_QP, targets, terms).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_the_gradient_pulls_positives_up_and_negatives_down(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If this failed, a sign would be wrong or an excluded pair would be taught."""
+    scores_QP, positive_QP, ignored_QP = example
+    scores_QP = scores_QP.clone().requires_grad_(True)
+    targets = make_targets(positive_QP, ignored_QP)
+    losses.head_loss(scores_QP, targets, LossRecipe(query_to_label=1.0)).backward()
+    gradient_QP = scores_QP.grad
+    assert gradient_QP is not None
+    taught_Q = positive_QP.any(dim=1) & ~(positive_QP | ignored_QP).all(dim=1)
+    assert (gradient_QP[positive_QP & taught_Q.unsqueeze(1)] < 0).all()
+    assert (gradient_QP[~positive_QP & ~ignored_QP & taught_Q.unsqueeze(1)] > 0).all()
+    assert (gradient_QP[ignored_QP] == 0).all()

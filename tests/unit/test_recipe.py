@@ -1,0 +1,85 @@
+"""Recipes: data that is validated once."""
+
+from pathlib import Path
+
+import pytest
+
+from retrieval.errors import RecipeError
+from training.recipe import StaticEncoderRecipe, TransformerEncoderRecipe, load_recipe, shipped_recipes
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_every_shipped_recipe_is_valid_and_named_as_its_file(name: str) -> None:
+    """If this failed, `diptych train --recipe NAME` would refuse a recipe of ours."""
+    assert load_recipe(name).name == name
+
+
+def test_overrides_reach_any_key_with_its_type() -> None:
+    """If this failed, --set would leave a value as text or miss the key."""
+    recipe = load_recipe(
+        "default",
+        [
+            "batching.batch_size=64",
+            "optimizer.classifier_lr=3e-2",
+            "batching.clustered=false",
+            "heads.dual_encoder.dim=null",
+            "validation.metrics=[P@1, PSP@5]",
+        ],
+    )
+    assert recipe.batching.batch_size == 64
+    assert recipe.optimizer.classifier_lr == pytest.approx(0.03)
+    assert recipe.batching.clustered is False
+    assert recipe.heads.dual_encoder.dim is None
+    assert recipe.validation.metrics == ("P@1", "PSP@5")
+
+
+def test_the_encoder_is_chosen_by_its_kind() -> None:
+    """If this failed, a transformer recipe would train a static encoder."""
+    assert isinstance(load_recipe("default").encoder, StaticEncoderRecipe)
+    chosen = load_recipe("default", ["encoder={kind: transformer, model: some/model, layers: 2}"]).encoder
+    assert isinstance(chosen, TransformerEncoderRecipe)
+    assert chosen.layers == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("batching.batchsize=3", "'batching.batchsize' is no key of a recipe (value 3)"),
+        ("batching.batch_size=0", "'batching.batch_size': Input should be greater than or equal to 2 (given 0)"),
+        ("batching.batch_size", "has no form key=value"),
+        ("seed.inner=3", "'seed' is a value, not a section"),
+        ("loss.dual_encoder.temperature=0", "'loss.dual_encoder.temperature'"),
+        ("loss.classifier.decoupled_softmax=0", "give one of them a weight"),
+        ("validation.metrics=[P@2]", "P@2"),
+        ("encoder={kind: recurrent}", "recurrent"),
+        ("optimizer.token_lr=.nan", "optimizer.token_lr"),
+    ],
+)
+def test_a_bad_override_is_refused_with_its_key_and_value(override: str, sentence: str) -> None:
+    """If this failed, a misspelt key would train something else than was asked for, or end in a traceback."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("default", ["seed=1", override])
+    assert sentence in str(caught.value)
+
+
+def test_an_unknown_recipe_names_the_known_ones() -> None:
+    """If this failed, a typo in --recipe would leave a person guessing."""
+    with pytest.raises(RecipeError, match="keywords"):
+        load_recipe("keyword")
+
+
+def test_a_file_that_is_no_recipe_is_one_sentence(tmp_path: Path) -> None:
+    """If this failed, a wrong file given as recipe would end in a traceback."""
+    path = tmp_path / "recipe.yaml"
+    for text in ("- a\n- list\n", "a: [\n"):
+        path.write_text(text)
+        with pytest.raises(RecipeError, match=r"recipe\.yaml"):
+            load_recipe(str(path))
+
+
+def test_a_copied_file_is_the_same_recipe(tmp_path: Path) -> None:
+    """If this failed, a user's edited copy of a recipe would not start from what was shipped."""
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nbatching: {batch_size: 128}\n")
+    assert load_recipe(str(path)).differences(load_recipe("default", ["batching.batch_size=128"])) == []
+    assert load_recipe(str(path)).differences(load_recipe("default")) == ["batching.batch_size: 128 → 512"]

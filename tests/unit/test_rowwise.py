@@ -1,0 +1,53 @@
+"""Tables that are learned row by row."""
+
+import torch
+
+from training.rowwise import DECAY, RowTable
+
+
+def taught(table: RowTable, rows: list[int], gradient: torch.Tensor, rate: float = 0.1) -> None:
+    leaf = table.take(torch.tensor(rows))
+    (leaf * gradient).sum().backward()  # type: ignore[no-untyped-call]
+    table.step(rate)
+
+
+def test_only_the_rows_of_the_batch_move() -> None:
+    """If this failed, labels without data would drift or decay, which the row-wise optimiser is there to stop."""
+    before = torch.randn(50, 8)
+    table = RowTable(before.clone())
+    taught(table, [3, 7], torch.randn(2, 8))
+    untouched = [row for row in range(50) if row not in (3, 7)]
+    assert torch.equal(table.weight[untouched], before[untouched])
+    assert not torch.equal(table.weight[[3, 7]], before[[3, 7]])
+    assert table.steps.nonzero().flatten().tolist() == [3, 7]
+
+
+def test_a_step_is_the_written_rule() -> None:
+    """If this failed, the update would not be RMSprop with one second moment a row, corrected for its start."""
+    table = RowTable(torch.zeros(1, 4))
+    moment, expected = 0.0, torch.zeros(4)
+    for count, scale in enumerate((1.0, 3.0, 0.5), start=1):
+        gradient = scale * torch.tensor([1.0, -2.0, 0.5, 0.0])
+        taught(table, [0], gradient.unsqueeze(0))
+        moment = DECAY * moment + (1 - DECAY) * gradient.square().mean().item()
+        expected = expected - 0.1 * gradient / (moment / (1 - DECAY**count)) ** 0.5
+    assert torch.allclose(table.weight[0], expected, atol=1e-5)
+
+
+def test_rows_taken_twice_in_a_step_move_once_by_the_summed_gradient() -> None:
+    """If this failed, a token that stands in queries and labels of one batch would lose one of its two gradients."""
+    once, twice = RowTable(torch.zeros(4, 3)), RowTable(torch.zeros(4, 3))
+    taught(once, [1, 2], torch.tensor([[2.0, 2, 2], [1, 1, 1]]))
+    first, second = twice.take(torch.tensor([1])), twice.take(torch.tensor([2, 1]))
+    (first.sum() + second.sum()).backward()  # type: ignore[no-untyped-call]
+    twice.step(0.1)
+    assert torch.allclose(once.weight, twice.weight)
+
+
+def test_evaluation_takes_leave_nothing_behind() -> None:
+    """If this failed, validating would leak memory or move weights at the next step."""
+    table = RowTable(torch.randn(4, 3)).eval()
+    before = table.weight.clone()
+    assert not table.take(torch.tensor([0, 1])).requires_grad
+    table.step(0.1)
+    assert torch.equal(table.weight, before)
