@@ -79,7 +79,7 @@ class Store:
         verify_bundle(folder)
         target = self.path / "bundles" / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        if folder.stat().st_dev != target.parent.stat().st_dev:
+        if not _same_file_system(folder, target.parent):
             with self.incoming() as copy:
                 shutil.copytree(folder, copy, dirs_exist_ok=True)
                 return self.publish(copy, name)
@@ -161,6 +161,10 @@ def _check_name(name: str) -> None:
             f"{name!r} is not a bundle name: up to 64 letters, digits, dots, dashes and underscores, "
             "beginning with a letter or digit."
         )
+
+
+def _same_file_system(one: Path, other: Path) -> bool:
+    return one.stat().st_dev == other.stat().st_dev
 
 
 def _places(names: list[str], name: str) -> list[int]:

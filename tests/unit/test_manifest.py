@@ -1,0 +1,137 @@
+"""The manifest: what it refuses, and what it says about searching."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retrieval.errors import BundleError
+from retrieval.manifest import Effort, IndexFacts, Manifest, ModelFacts, read_manifest, verify_bundle
+from tests.support.bundles import make_bundle
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "words")
+
+
+def rewritten(bundle: Path, tmp_path: Path, **changes: Any) -> Path:
+    """A folder whose manifest is the bundle's with some fields changed; a field set to ... is left out."""
+    content = json.loads((bundle / "manifest.json").read_text()) | changes
+    folder = tmp_path / "changed"
+    folder.mkdir()
+    kept = {key: value for key, value in content.items() if value is not ...}
+    (folder / "manifest.json").write_text(json.dumps(kept))
+    return folder
+
+
+def facts(balance: float = 0.3) -> ModelFacts:
+    return ModelFacts(
+        encoder="static",
+        dual_dim=3,
+        classifier_dim=2,
+        balance=balance,
+        max_tokens=8,
+        max_characters=80,
+        pad_id=0,
+        unknown_id=1,
+        bytes_per_token=4.0,
+    )
+
+
+def efforts(*efs: int | None) -> IndexFacts:
+    weights = np.linspace(0, 1, len(efs)).tolist()
+    measured = tuple(Effort(weight=w, ef=ef, recall_at_10=1, recall_at_1=1) for w, ef in zip(weights, efs, strict=True))
+    return IndexFacts(m=16, ef_construction=100, recall_target=0.99, recall_queries=10, efforts=measured)
+
+
+def test_a_real_manifest_is_read_as_it_was_written(bundle: Path) -> None:
+    """If it fails, what export recorded is not what a reader sees."""
+    assert read_manifest(bundle) == verify_bundle(bundle)
+    assert read_manifest(bundle).labels == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format_version": 2}, r"version 2; this release reads version 1. Install a newer"),
+        ({"format_version": 0}, r"version 0; this release reads version 1. Export"),
+        ({"format_version": "1"}, "format_version"),
+        ({"format_version": ...}, "format_version: Field required"),
+        ({"surprise": 1}, "surprise: Extra inputs"),
+        ({"labels": 0}, "labels"),
+        ({"classifier_weight": 1.5}, "classifier_weight"),
+        ({"classifier_weight": float("nan")}, "classifier_weight"),
+        ({"precision": "int4"}, "precision"),
+        ({"files": {}}, "tokenizer.json"),
+        ({"files": []}, "files"),
+    ],
+)
+def test_a_bad_field_is_named(bundle: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
+    """If it fails, a manifest that this release cannot honour is trusted, or refused without saying why."""
+    with pytest.raises(BundleError, match=said):
+        read_manifest(rewritten(bundle, tmp_path, **changes))
+
+
+@pytest.mark.parametrize("name", ["../vectors.npy", "/etc/passwd", "a/b", "..", ".hidden", "manifest.json", "", "a\n"])
+def test_a_file_name_cannot_leave_the_bundle(bundle: Path, tmp_path: Path, name: str) -> None:
+    """If it fails, a manifest from elsewhere makes the reader open any file of this machine."""
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    folder = rewritten(bundle, tmp_path, files=files | {name: files["vectors.npy"]})
+    with pytest.raises(BundleError, match="not a plain file name"):
+        read_manifest(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
+def test_what_is_not_a_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+    """If it fails, a truncated manifest ends in a traceback."""
+    (tmp_path / "manifest.json").write_bytes(content)
+    with pytest.raises(BundleError, match=r"manifest\.json"):
+        read_manifest(tmp_path)
+
+
+def test_an_oversized_manifest_is_not_read(tmp_path: Path) -> None:
+    """If it fails, a huge manifest fills the memory of whoever opens the bundle."""
+    (tmp_path / "manifest.json").write_bytes(b" " * ((1 << 20) + 1))
+    with pytest.raises(BundleError, match="at most"):
+        read_manifest(tmp_path)
+
+
+def test_a_weight_between_two_measured_ones_takes_the_harder_effort() -> None:
+    """If it fails, a request at its own weight gets less recall than the manifest promises."""
+    index = efforts(64, 32, 128)
+    assert [index.effort(weight) for weight in (0.0, 0.2, 0.5, 0.7, 1.0)] == [64, 64, 32, 128, 128]
+
+
+def test_exact_search_spreads_to_the_neighbourhood_of_its_weight() -> None:
+    """If it fails, a weight where the index is known to miss labels is searched with the index."""
+    index = efforts(None, 32, 64)
+    assert [index.effort(weight) for weight in (0.0, 0.3, 0.5, 0.8)] == [None, None, 32, 64]
+
+
+@pytest.mark.parametrize("weights", [[], [0.0], [0.0, 0.5], [0.5, 1.0], [1.0, 0.0], [0.0, 0.0, 1.0]])
+def test_efforts_must_cover_every_weight(weights: list[float]) -> None:
+    """If it fails, some weight between 0 and 1 has no measured effort and its search fails."""
+    measured = tuple(Effort(weight=weight, ef=10, recall_at_10=1, recall_at_1=1) for weight in weights)
+    with pytest.raises(ValueError, match="weight 0 to weight 1"):
+        IndexFacts(m=16, ef_construction=100, recall_target=0.99, recall_queries=10, efforts=measured)
+
+
+@pytest.mark.parametrize("balance", [0.2, 0.5, 0.8])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 1.0])
+def test_scaled_halves_give_the_weighted_score(balance: float, weight: float) -> None:
+    """If it fails, scores are not (1−w)·s_DE + w·s_CLF."""
+    model = facts(balance)
+    query_D, label_D = np.random.default_rng(0).standard_normal((2, 5)).astype(np.float32)
+    score = (query_D * model.query_scale(weight)) @ (label_D * model.label_scale())
+    expected = (1 - weight) * query_D[:3] @ label_D[:3] + weight * query_D[3:] @ label_D[3:]
+    assert score == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_manifest_is_frozen(bundle: Path) -> None:
+    """If it fails, a reader can change what a bundle says about itself while it serves."""
+    manifest: Manifest = read_manifest(bundle)
+    with pytest.raises(ValueError, match="frozen"):
+        manifest.labels = 3  # type: ignore[misc]

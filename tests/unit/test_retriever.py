@@ -1,0 +1,204 @@
+"""Searching an opened bundle: scores and their shares, weights, exactness, refusals, threads."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from retrieval import Hit, Retriever
+from retrieval.errors import BadInput, BundleError
+from tests.support.bundles import label_texts, make_bundle
+
+QUERIES = ["cheap running shoes", "red city", "light rain", "blue trail winter kids"]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "words", efforts=(200, 200, 200))
+
+
+@pytest.fixture(scope="module")
+def retriever(bundle: Path) -> Retriever:
+    return Retriever.open(bundle, threads=1)
+
+
+def unit_label_halves(retriever: Retriever) -> tuple[Any, Any]:
+    vectors_LD = retriever.vectors_LD / retriever.manifest.model.label_scale()
+    return vectors_LD[:, :24], vectors_LD[:, 24:]
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
+@pytest.mark.parametrize("exact", [False, True])
+def test_scores_are_the_weighted_sum_of_the_halves(retriever: Retriever, weight: float, exact: bool) -> None:
+    """If it fails, hits are not ranked by (1−w)·s_DE + w·s_CLF, or their shares are not those of the two halves."""
+    dual_QD, classifier_QC = retriever.encode(QUERIES)
+    dual_LD, classifier_LC = unit_label_halves(retriever)
+    scores_QL = (1 - weight) * dual_QD @ dual_LD.T + weight * classifier_QC @ classifier_LC.T
+    for query, hits in enumerate(retriever.search(QUERIES, 10, weight=weight, exact=exact)):
+        rows = [int(hit.id.removeprefix("label-")) for hit in hits]
+        np.testing.assert_allclose([hit.score for hit in hits], np.sort(scores_QL[query])[::-1][:10], atol=1e-5)
+        np.testing.assert_allclose(
+            [hit.dual_encoder for hit in hits], (1 - weight) * dual_LD[rows] @ dual_QD[query], atol=1e-5
+        )
+        assert all(hit.score == hit.dual_encoder + hit.classifier for hit in hits)
+
+
+def test_the_weight_of_training_is_the_default(bundle: Path, tmp_path: Path) -> None:
+    """If it fails, every search that names no weight uses another one than training chose."""
+    other = Retriever.open(make_bundle(tmp_path / "other", weight=0.25))
+    assert other.search(QUERIES, 5) == other.search(QUERIES, 5, weight=0.25)
+    assert other.search(QUERIES, 5) != other.search(QUERIES, 5, weight=0.75)
+
+
+def test_hits_carry_the_label_table(retriever: Retriever) -> None:
+    """If it fails, an answer shows another label's text or attributes."""
+    texts = label_texts()
+    for hit in retriever.search(["shoes"], 20)[0]:
+        row = int(hit.id.removeprefix("label-"))
+        assert isinstance(hit, Hit)
+        assert (hit.text, hit.attributes) == (texts[row], {"market": ("US", "CA")[row % 2], "year": 2020 + row % 3})
+
+
+def test_a_text_finds_itself_first(retriever: Retriever) -> None:
+    """If it fails, queries and labels are not encoded the same way."""
+    texts = label_texts()[:50]
+    for text, hits in zip(texts, retriever.search(texts, 1), strict=True):
+        assert sorted(hits[0].text.split()) == sorted(text.split())
+        assert hits[0].score == pytest.approx(1.0, abs=1e-5)
+
+
+def test_equal_labels_come_in_row_order(tmp_path: Path) -> None:
+    """If it fails, labels of the same text change places between runs, builds or index kinds."""
+    retriever = Retriever.open(make_bundle(tmp_path / "twins", ["red shoes"] * 12 + ["rain"] * 3))
+    for exact in (False, True):
+        hits = retriever.search(["red shoes"], 12, exact=exact)[0]
+        assert [hit.id for hit in hits] == [f"label-{row}" for row in range(12)]
+
+
+@pytest.mark.parametrize("k", [1, 199, 200, 10_000])
+def test_k_beyond_the_labels_gives_all_of_them(retriever: Retriever, k: int) -> None:
+    """If it fails, asking for more labels than exist raises instead of giving all."""
+    assert [len(hits) for hits in retriever.search(["red", "blue"], k)] == [min(k, 200)] * 2
+
+
+def test_an_answer_does_not_depend_on_its_batch(retriever: Retriever) -> None:
+    """If it fails, batching in the service changes what a client gets."""
+    queries = (QUERIES * 100)[:300]
+    together = retriever.search_rows(queries, 10)
+    for place in (0, 1, 63, 64, 255, 256, 299):
+        alone = retriever.search_rows([queries[place]], 10)
+        assert alone.rows_QK.tolist() == [together.rows_QK[place].tolist()]
+        np.testing.assert_allclose(alone.scores_QK[0], together.scores_QK[place], atol=1e-6)
+
+
+def test_a_weight_that_needs_exact_search_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a weight whose recall is known to be too low is still searched through the index."""
+    retriever = Retriever.open(make_bundle(tmp_path / "half", efforts=(32, 32, None)))
+    asked: list[float] = []
+    search = retriever._index.search
+    monkeypatch.setattr(retriever._index, "search", lambda query, k: asked.append(k) or search(query, k))
+    retriever.search(QUERIES, 5, weight=0.9)
+    assert asked == []
+    retriever.search(QUERIES, 5, weight=0.2)
+    assert asked == [32]
+
+
+def test_many_threads_get_the_same_answers(retriever: Retriever) -> None:
+    """If it fails, concurrent searches see each other's state."""
+    expected = [retriever.search([query], 10) for query in QUERIES]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(5):
+            answers = list(pool.map(lambda query: retriever.search([query], 10), QUERIES * 4))
+            assert answers == expected * 4
+
+
+def test_unknown_words_still_get_an_answer(retriever: Retriever) -> None:
+    """If it fails, a query without any known token divides by zero."""
+    for hits in retriever.search(["!!!", "xyzzy", "\u200b", "🛒"], 3):
+        assert len(hits) == 3
+        assert all(np.isfinite(hit.score) for hit in hits)
+
+
+def test_a_very_long_query_is_cut(retriever: Retriever) -> None:
+    """If it fails, one megabyte of text occupies the encoder for all others."""
+    long = "red shoes " * 200_000
+    assert retriever.search([long], 3) == retriever.search([long[:512]], 3)
+
+
+def test_timings_cover_each_stage(retriever: Retriever) -> None:
+    """If it fails, the service's stage metrics are empty."""
+    timings = retriever.search_rows(QUERIES, 3).timings
+    assert min(timings.tokenize, timings.encode, timings.search) > 0
+
+
+def test_no_queries_give_no_answers(retriever: Retriever) -> None:
+    """If it fails, an empty batch is an error."""
+    assert retriever.search([]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ({"queries": ["red", ""]}, "query 1 is empty"),
+        ({"queries": [" \t\n"]}, "query 0 is empty"),
+        ({"queries": "red"}, "single text"),
+        ({"queries": ["red", 3]}, "query 1 is int"),
+        ({"queries": [None]}, "query 0 is NoneType"),
+        ({"queries": ["half \ud83d"]}, "query 0 is not valid Unicode at character 5"),
+        ({"queries": ["red"], "k": 0}, "k is 0"),
+        ({"queries": ["red"], "k": 2.5}, "k is 2.5"),
+        ({"queries": ["red"], "k": True}, "k is True"),
+        ({"queries": ["red"], "weight": -0.1}, "weight is -0.1"),
+        ({"queries": ["red"], "weight": float("nan")}, "weight is nan"),
+        ({"queries": ["red"], "weight": "half"}, "weight is 'half'"),
+    ],
+)
+def test_bad_input_is_named(retriever: Retriever, arguments: dict[str, Any], said: str) -> None:
+    """If it fails, a caller's mistake ends in a traceback from native code."""
+    with pytest.raises(BadInput, match=said):
+        retriever.search(**arguments)
+
+
+@pytest.mark.parametrize("provider", ["cuda", "npu"])
+def test_a_provider_that_is_not_there_is_an_error(bundle: Path, provider: str) -> None:
+    """If it fails, a service asked to use a GPU silently runs on the CPU."""
+    import onnxruntime
+
+    if provider == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has a CUDA build of ONNX Runtime")
+    with pytest.raises(BadInput, match=f"provider '{provider}'"):
+        Retriever.open(bundle, provider=provider)
+
+
+def test_a_closed_retriever_says_so(bundle: Path) -> None:
+    """If it fails, searching a closed retriever crashes in native code."""
+    with Retriever.open(bundle) as retriever:
+        retriever.search(["red"])
+    with pytest.raises(BundleError, match="'words' is closed"):
+        retriever.search(["red"])
+
+
+def test_golden_answers_are_given_again(retriever: Retriever) -> None:
+    """If it fails, a whole bundle is refused, or the check compares nothing."""
+    report = retriever.check_golden()
+    assert (report.queries, report.overlap_at_10, report.passed) == (3, 1.0, True)
+    assert report.score_deviation <= 1e-6
+
+
+def test_other_answers_fail_the_golden_check(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a processor that computes something else passes for one that does not."""
+    retriever = Retriever.open(bundle)
+    encode = retriever._encoder.encode
+    rng = np.random.default_rng(0)
+
+    def disturbed(texts: list[str]) -> Any:
+        encoded = encode(texts)
+        encoded.vectors_BD[:] += 0.05 * rng.standard_normal(encoded.vectors_BD.shape).astype(np.float32)
+        return encoded
+
+    monkeypatch.setattr(retriever._encoder, "encode", disturbed)
+    report = retriever.check_golden()
+    assert not report.passed
+    assert report.score_deviation > 1e-4

@@ -1,0 +1,138 @@
+"""The store: publish, activate, roll back, prune; and what it refuses."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from retrieval.errors import BundleError
+from retrieval.retriever import Retriever
+from retrieval.store import Store
+from tests.support.bundles import make_bundle, make_store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path / "store", "one", "two", "three")
+
+
+def test_an_activated_bundle_answers(store: Store) -> None:
+    """If it fails, activating a bundle does not change what a reader of the store gets."""
+    assert Retriever.open(store.path).search(["red shoes"], 1)[0][0].id.startswith("one-")
+    store.activate("two")
+    assert Retriever.open(store.path).name == "two"
+    assert Retriever.open(store.path).search(["red shoes"], 1)[0][0].id.startswith("two-")
+
+
+def test_rolling_back_retraces_the_activations(store: Store) -> None:
+    """If it fails, rolling back lands on a bundle that was not the one before."""
+    store.activate("two")
+    store.activate("three")
+    assert (store.previous(), store.rollback(), store.active()) == ("two", "two", "two")
+    assert (store.previous(), store.rollback(), store.active()) == ("one", "one", "one")
+    with pytest.raises(BundleError, match="no earlier bundle"):
+        store.rollback()
+    store.activate("three")
+    assert store.previous() == "one"
+
+
+def test_a_crash_between_the_two_writes_of_an_activation_changes_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a machine that dies while activating forgets which bundle to roll back to."""
+    store.activate("two")
+    replace = Store._replace
+
+    def dying(self: Store, name: str, content: str) -> None:
+        if name == "CURRENT":
+            raise KeyboardInterrupt
+        replace(self, name, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_replace", dying)
+        with pytest.raises(KeyboardInterrupt):
+            store.activate("three")
+    assert (store.active(), store.previous()) == ("two", "one")
+
+
+def test_a_removed_predecessor_is_passed_over(store: Store) -> None:
+    """If it fails, rolling back activates a bundle that is no longer there."""
+    store.activate("two")
+    store.activate("three")
+    shutil.rmtree(store.bundle_path("two"))
+    assert store.rollback() == "one"
+
+
+def test_pruning_keeps_what_is_needed(store: Store) -> None:
+    """If it fails, pruning removes the active bundle, or the one to roll back to."""
+    store.activate("three")
+    assert store.prune(0) == ["two"]
+    assert sorted(store.bundles()) == ["one", "three"]
+    assert store.rollback() == "one"
+
+
+def test_pruning_keeps_the_newest(store: Store) -> None:
+    """If it fails, pruning removes more bundles than it was told to."""
+    assert store.prune(3) == []
+    newest = store.bundles()[-1]
+    store.prune(1)
+    assert newest in store.bundles()
+
+
+def test_a_taken_name_is_refused_and_what_stands_there_stays(store: Store) -> None:
+    """If it fails, publishing overwrites a bundle that is being served."""
+    before = Retriever.open(store.bundle_path("two")).search(["red"], 3)
+    with store.incoming() as folder:
+        make_bundle(folder, seed=9, prefix="other")
+        with pytest.raises(BundleError, match="already has a bundle 'two'"):
+            store.publish(folder, "two")
+    assert Retriever.open(store.bundle_path("two")).search(["red"], 3) == before
+    assert list((store.path / ".incoming").iterdir()) == []
+
+
+def test_a_damaged_bundle_is_neither_published_nor_activated(store: Store) -> None:
+    """If it fails, a bundle that a service cannot open becomes the active one."""
+    with store.incoming() as folder:
+        make_bundle(folder)
+        (folder / "labels.arrow").write_bytes(b"not this")
+        with pytest.raises(BundleError, match=r"labels\.arrow"):
+            store.publish(folder, "four")
+    (store.bundle_path("two") / "golden.json").unlink()
+    with pytest.raises(BundleError, match=r"golden\.json is missing"):
+        store.activate("two")
+    assert store.active() == "one"
+
+
+@pytest.mark.parametrize("name", ["", "..", "../one", "a/b", "-x", ".x", "a" * 65, "a b", "one\n"])
+def test_a_hostile_name_is_refused(store: Store, name: str) -> None:
+    """If it fails, a bundle name reaches outside of the store's folder."""
+    for act in (store.activate, store.bundle_path, store.verify):
+        with pytest.raises(BundleError, match="not a bundle name"):
+            act(name)
+
+
+def test_a_store_names_what_it_has(tmp_path: Path, store: Store) -> None:
+    """If it fails, a mistyped name leaves the user guessing."""
+    with pytest.raises(BundleError, match=r"no bundle 'tow'. It has: .*one"):
+        store.activate("tow")
+    with pytest.raises(BundleError, match="neither a store"):
+        Retriever.open(tmp_path / "nothing")
+
+
+def test_a_store_without_an_active_bundle_says_so(tmp_path: Path) -> None:
+    """If it fails, opening a store before the first activation ends in a traceback."""
+    store = Store(tmp_path / "store")
+    assert (store.active(), store.previous(), store.bundles()) == (None, None, [])
+    with store.incoming() as folder:
+        store.publish(make_bundle(folder), "one")
+    with pytest.raises(BundleError, match="no active bundle; it has: one"):
+        Retriever.open(store.path)
+
+
+def test_a_bundle_elsewhere_is_copied_in(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a bundle built on another file system cannot be published."""
+    folder = make_bundle(tmp_path / "elsewhere")
+    monkeypatch.setattr("retrieval.store._same_file_system", lambda one, _: one.parent.name == ".incoming")
+    assert store.publish(folder, "four") == store.path / "bundles" / "four"
+    assert folder.is_dir()
+    store.activate("four")
