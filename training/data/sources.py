@@ -50,25 +50,24 @@ class Reader:
         query = text_of(_cell(record, self.columns.query or "query"), "query", self.limit)
         label_column = self.columns.label or ("labels" if "labels" in record else "label")
         value = _cell(record, label_column)
-        split = self._split(record)
         if self._is_list(value, label_column):
-            self._take_row(record, query, self._keys(value, label_column), split)
+            self._take_row(record, query, self._keys(value, label_column))
         else:
-            label = self.catalogue.row(self._key(value, label_column))
+            key = self._key(value, label_column)
             times = 1 if self.columns.count is None else count_of(_cell(record, self.columns.count), self.columns.count)
-            self.pairs.append(split, query, label, times)
+            self.pairs.append(self._split(record), query, self.catalogue.row(key), times)
         used = {self.columns.query or "query", label_column, self.columns.split or "split", self.columns.count}
         for name in record.keys() - used - ({"id", "exclude"} if self.lists else set()):
             self.report[f"rows with the column {name!r}, which is not used"] += 1
 
-    def _take_row(self, record: Mapping[str, Any], query: str, labels: list[str], split: int) -> None:
+    def _take_row(self, record: Mapping[str, Any], query: str, labels: list[str]) -> None:
         row_id = record.get("id")
         name = None if row_id is None else key_of(row_id, "id", self.limit)
         exclude = self._keys(record.get("exclude") or [], "exclude")
         found = [self.catalogue.find(text) for text in exclude]
         known = [row for row in found if row is not None]
         self.report["excluded labels that are in no label table"] += len(found) - len(known)
-        self.rows.append(split, name, query, [self.catalogue.row(text) for text in labels], known)
+        self.rows.append(self._split(record), name, query, [self.catalogue.row(text) for text in labels], known)
 
     def _split(self, record: Mapping[str, Any]) -> int:
         column = self.columns.split or "split"
