@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
-from retrieval.errors import DiptychError
+from retrieval.errors import BundleError, DiptychError
 from service import errors
 from service.errors import Refusal
 from service.generations import Generation, Generations
@@ -72,6 +72,8 @@ async def _open(generations: Generations, opened: Callable[[Generation | Diptych
         outcome: Generation | DiptychError = await generations.open_active()
     except DiptychError as error:
         outcome = error
+    except OSError as error:
+        outcome = BundleError(f"the store cannot be read ({error})")
     if opened:
         opened(outcome)
     elif isinstance(outcome, DiptychError):

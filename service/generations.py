@@ -52,10 +52,6 @@ class Generation:
         return self._engine.opened if self._engine else None
 
     @property
-    def engine_pid(self) -> int | None:
-        return self._engine.pid if self._engine else None
-
-    @property
     def batcher(self) -> Batcher:
         if self._batcher is None:
             raise RuntimeError(f"generation {self.number} is asked before it is open")
@@ -157,18 +153,21 @@ class Generations:
 
     async def open_active(self) -> Generation:
         """Serve the store's active bundle. Raises BundleError."""
-        name = await asyncio.to_thread(self._store.active)
+        name = self._store.active()
         if name is None:
             known = ", ".join(self._store.bundles()) or "none yet"
             raise BundleError(
                 f"{self._settings.store} has no active bundle (bundles: {known}). "
                 "Export one with `diptych export CKPT --store STORE --activate`."
             )
+        self._preparing = name
         try:
             generation = await self._prepare(name)
         except DiptychError as error:
             self._failed = f"bundle {name} could not be opened: {error}"
             raise
+        finally:
+            self._preparing = None
         self._serve(generation)
         return generation
 
@@ -231,7 +230,7 @@ class Generations:
         if self.stopping:
             return ["the service is stopping"]
         if self.current is None:
-            return ["no bundle is open" if self._failed else "the bundle is being loaded"]
+            return ["no bundle is open yet"]
         if self.current.trouble:
             return [self.current.trouble]
         return [] if self.current.opened else ["the engine ended and is being replaced"]
@@ -266,7 +265,7 @@ class Generations:
         task.add_done_callback(self._closing.discard)
 
     def _not_activated(self, name: str, error: Exception) -> Refusal:
-        why = str(error) if isinstance(error, DiptychError) else f"the store cannot be written ({error})"
+        why = str(error) if isinstance(error, DiptychError) else f"the store cannot be used ({error})"
         self._failed = f"bundle {name} was not activated: {why}"
         self._metrics.switches.labels("failed").inc()
         LOG.error("%s", self._failed)

@@ -49,9 +49,9 @@ class EngineProcess(asyncio.Protocol):
         ours, theirs = socket.socketpair()
         try:
             engine._process = _spawn(folder, settings, theirs)
-        except BaseException:
+        except OSError as error:
             ours.close()
-            raise
+            raise BundleError(f"no process can be started for bundle {folder.name} ({error.strerror})") from error
         finally:
             theirs.close()
         try:

@@ -19,7 +19,7 @@ KILLS = 3
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
+def two_bundles(tmp_path: Path) -> Store:
     return make_store(tmp_path / "store", "good", "other")
 
 
@@ -34,9 +34,9 @@ def strike(service: Service, number: int) -> int:
     return engine
 
 
-def test_no_client_notices_a_killed_engine(store: Store) -> None:
+def test_no_client_notices_a_killed_engine(two_bundles: Store) -> None:
     """A crash in native code would be an error for everybody it was working for, and the end of the service."""
-    with serving(store.path) as service, Load(service, BODIES, clients=3) as load:
+    with serving(two_bundles.path) as service, Load(service, BODIES, clients=3) as load:
         for _ in range(KILLS):
             answered = len(load.replies)
             wait_until(lambda answered=answered: len(load.replies) > answered + 10 or load.errors)
@@ -50,9 +50,9 @@ def test_no_client_notices_a_killed_engine(store: Store) -> None:
     assert f"diptych_engine_restarts_total {KILLS}.0" in restarts
 
 
-def test_a_hanging_engine_is_replaced(store: Store) -> None:
+def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
     """One endless search would hold up every request after it, for ever."""
-    with serving(store.path, silence_seconds=0.3) as service:
+    with serving(two_bundles.path, silence_seconds=0.3) as service:
         stopped = strike(service, signal.SIGSTOP)
         assert service.ask("POST", "/predict", BODIES[0]).status == 200
         assert stopped not in service.engines()
@@ -121,11 +121,11 @@ def test_a_damaged_bundle_is_not_activated(tmp_path: Path) -> None:
     assert {(reply.status, reply.headers.get("x-bundle")) for _, reply in load.replies} == {(200, "good")}
 
 
-def test_an_engine_that_cannot_come_back_says_why(store: Store) -> None:
+def test_an_engine_that_cannot_come_back_says_why(two_bundles: Store) -> None:
     """Requests would wait in vain, and nobody would learn that the bundle on disk has been damaged meanwhile."""
-    index = store.bundle_path("good") / "index.hnsw"
+    index = two_bundles.bundle_path("good") / "index.hnsw"
     whole = index.read_bytes()
-    with serving(store.path) as service:
+    with serving(two_bundles.path) as service:
         index.write_bytes(whole[:-1])
         strike(service, signal.SIGKILL)
         wait_until(lambda: service.ask("GET", "/readyz").json()["detail"].startswith("bundles/good/index.hnsw"))

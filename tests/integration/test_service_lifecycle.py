@@ -146,7 +146,7 @@ def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, gate:
         client = Client(port)
         assert client.get("/livez").status == 200
         reply = client.get("/readyz")
-        assert (reply.status, reply.json()["detail"]) == (503, "the bundle is being loaded")
+        assert (reply.status, reply.json()["detail"]) == (503, "no bundle is open yet; bundle first is being prepared")
         reply = client.post("/predict", RED)
         assert (reply.status, reply.json()["error"]["code"]) == (503, "unavailable")
         if opens:

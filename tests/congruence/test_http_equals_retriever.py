@@ -1,0 +1,25 @@
+"""A really trained bundle over HTTP and through the library: the same labels, scores and shares."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from retrieval import Retriever
+from tests.support.service import serving
+from training.data.dataset import Dataset
+
+QUERIES = 500
+
+
+def test_real_queries_get_the_same_answers(store: Path, dataset_folder: Path) -> None:
+    """What an evaluation found with the library would not be what clients of the service get."""
+    queries = Dataset.open(dataset_folder).split("test").texts[:QUERIES]
+    assert len(queries) == QUERIES
+    with serving(store) as service, Retriever.open(store) as retriever:
+        client = service.client()
+        for query in queries:
+            reply = client.post("/predict", {"queries": [query]})
+            assert reply.status == 200
+            (hits,) = retriever.search([query])
+            wanted = {"query": query, "hits": [asdict(hit) for hit in hits]}
+            assert reply.json() == {"bundle": retriever.name, "results": [wanted]}
+        client.close()
