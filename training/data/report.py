@@ -9,6 +9,7 @@ from rich.text import Text
 
 from training.data.dataset import SPLITS, Dataset
 from training.data.rows import LISTED
+from training.data.writing import SKIPPED
 
 
 def show(dataset: Dataset, console: Console) -> None:
@@ -20,9 +21,9 @@ def show(dataset: Dataset, console: Console) -> None:
         for what, count in left_out.items():
             console.print(f"  {count:>12,}  {what}", markup=False, highlight=False, soft_wrap=True)
     if dataset.meta.skipped:
-        console.print(
-            f"\n{dataset.meta.skipped:,} bad rows skipped, all listed in {dataset.folder / 'skipped-rows.txt'}:"
-        )
+        rows = "1 bad row" if dataset.meta.skipped == 1 else f"{dataset.meta.skipped:,} bad rows"
+        where = dataset.folder / SKIPPED
+        console.print(f"\n{rows} skipped, listed in {where}:", markup=False, highlight=False, soft_wrap=True)
         for sentence in dataset.meta.skipped_first[:LISTED]:
             console.print(f"  {sentence}", markup=False, highlight=False, soft_wrap=True)
 

@@ -1,0 +1,123 @@
+"""`diptych prepare` as a person uses it: through the front door, on the example and on files of one's own."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import diptych
+from training.data import Dataset
+
+KEYWORDS = Path(__file__).parents[2] / "examples" / "keywords"
+ROWS = [{"query": f"thing {n}", "labels": [f"kind {n % 7}"]} for n in range(200)]
+
+
+def run(*args: str) -> int:
+    """`diptych prepare` with these arguments; its exit code."""
+    try:
+        return diptych.main(["prepare", *args])
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A small source of 200 queries."""
+    path = tmp_path / "things.jsonl"
+    path.write_text("\n".join(map(json.dumps, ROWS)))
+    return path
+
+
+def test_the_example_is_prepared_with_its_own_split(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If this failed, the quick start would stop at its first step, or measure on concepts it trained on."""
+    assert run(str(KEYWORDS), "--out", str(tmp_path / "d")) == 0
+    dataset = Dataset.open(tmp_path / "d")
+    table = pq.read_table(KEYWORDS / "keywords.parquet").to_pylist()
+    held_out = [row["query"] for row in table if row["split"] == "test"]
+    assert dataset.split("test").texts == held_out
+    assert sorted(dataset.split("train").texts + dataset.split("validation").texts + held_out) == sorted(
+        row["query"] for row in table
+    )
+    assert dataset.n_labels == 16_480
+    printed = capsys.readouterr().out
+    assert "dataset 'keywords' written to" in printed
+    for figure in ("8,665", "999", "1,054", "16,480", "81  excluded labels taken out of their row's labels"):
+        assert figure in printed
+
+
+def test_a_slice_of_the_example_reads_the_same_as_json_lines(tmp_path: Path) -> None:
+    """If this failed, the two forms of the example's data would give two datasets."""
+    table = pq.read_table(KEYWORDS / "keywords.parquet").slice(0, 500)
+    (tmp_path / "a").mkdir()
+    pq.write_table(table, tmp_path / "a" / "slice.parquet")
+    (tmp_path / "slice.jsonl").write_text("\n".join(map(json.dumps, table.to_pylist())))
+    for name, path in {"parquet": tmp_path / "a", "jsonl": tmp_path / "slice.jsonl"}.items():
+        assert run(str(path), "--out", str(tmp_path / name)) == 0
+    assert Dataset.open(tmp_path / "parquet").fingerprint == Dataset.open(tmp_path / "jsonl").fingerprint
+
+
+def test_the_same_again_is_up_to_date(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If this failed, `make demo` twice would fail, or prepare anew each time."""
+    command = [str(source), "--out", str(tmp_path / "d")]
+    assert run(*command) == 0
+    before = (tmp_path / "d" / "train.parquet").stat().st_mtime_ns
+    capsys.readouterr()
+    assert run(*command) == 0
+    assert "dataset 'things' is up to date in" in capsys.readouterr().out
+    assert (tmp_path / "d" / "train.parquet").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("change", ["settings", "source", "damage"])
+def test_another_dataset_is_replaced_only_when_forced(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str
+) -> None:
+    """If this failed, --out on an old folder would lose it, or a damaged one would pass as up to date."""
+    out = tmp_path / "d"
+    command = [str(source), "--out", str(out)]
+    assert run(*command) == 0
+    if change == "settings":
+        command += ["--test", "0.3"]
+    elif change == "source":
+        source.write_text(json.dumps(ROWS[0]))
+        command += ["--test", "0", "--validation", "0"]
+    else:
+        shutil.copy(out / "test.parquet", out / "train.parquet")
+    assert run(*command) == 1
+    assert "holds another dataset. Choose another folder, or add --force" in capsys.readouterr().err
+    assert run(*command, "--force") == 0
+    assert Dataset.open(out).fingerprint
+
+
+def test_bad_rows_end_with_code_1_and_no_traceback(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If this failed, a script would take a failed preparation for a good one."""
+    with source.open("a") as file:
+        file.write('\n{"query": 1, "labels": []}')
+    command = [str(source), "--out", str(tmp_path / "d")]
+    assert run(*command) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {source} has 1 bad row, so nothing was written.")
+    assert "things.jsonl line 201: query is 1, not text" in said
+    assert run(*command, "--skip-bad-rows") == 0
+    assert "1 bad row skipped, listed in" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("files", "found"), [([], "none"), (["a.csv", "b.parquet"], r"a\.csv, b\.parquet")])
+def test_a_folder_needs_exactly_one_data_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: list[str], found: str
+) -> None:
+    """If this failed, prepare would pick one of several files by chance."""
+    for name in [*files, "README.md"]:
+        (tmp_path / name).write_text("x")
+    assert run(str(tmp_path), "--out", str(tmp_path / "d")) == 1
+    assert f"or an LF-* set; found: {found}. Name the file itself.".replace("\\", "") in capsys.readouterr().err
+
+
+def test_a_prepared_dataset_is_no_source(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If this failed, naming the wrong folder would be answered with a riddle about four Parquet files."""
+    assert run(str(source), "--out", str(tmp_path / "d")) == 0
+    assert run(str(tmp_path / "d"), "--out", str(tmp_path / "e")) == 1
+    assert "is a prepared dataset already" in capsys.readouterr().err

@@ -1,0 +1,125 @@
+"""The attribute table of `--labels`: matched by text or id, every label of it kept, every attribute carried along."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from retrieval.errors import DatasetError
+from training.data import Dataset
+from training.data.prepare import PrepareSettings, prepare
+
+
+def prepared(folder: Path, clicks: str, labels: Path, **choices: Any) -> Dataset:
+    """The dataset of some clicks and a label table, with nothing cut."""
+    source = folder / "clicks.csv"
+    source.write_text(clicks)
+    settings = PrepareSettings(**{"test": 0.0, "validation": 0.0, **choices})
+    return prepare(source, folder / "out", settings, labels=labels)[0]
+
+
+def write(path: Path, content: str) -> Path:
+    """A file with this content."""
+    path.write_text(content)
+    return path
+
+
+def table(dataset: Dataset) -> list[dict[str, Any]]:
+    """The label table row by row."""
+    return list(dataset.label_table.to_pylist())
+
+
+def test_labels_are_matched_by_text_and_new_ones_have_no_attributes(tmp_path: Path) -> None:
+    """If this failed, markets would be attached to the wrong labels, or labels without clicks lost."""
+    labels = write(tmp_path / "labels.csv", "text,market\nshoes,uk\nboots,\nhats,fr\n")
+    dataset = prepared(tmp_path, "query,label\nfootwear,boots\nfootwear,sandals\n", labels)
+    assert table(dataset) == [
+        {"id": "shoes", "text": "shoes", "market": "uk"},
+        {"id": "boots", "text": "boots", "market": None},
+        {"id": "hats", "text": "hats", "market": "fr"},
+        {"id": "sandals", "text": "sandals", "market": None},
+    ]
+    assert list(dataset.split("train").labels[0]) == [1, 3]
+
+
+@pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
+def test_labels_are_matched_by_id(tmp_path: Path, form: str) -> None:
+    """If this failed, a click log of product numbers would train on numbers and not on the products' texts."""
+    labels = tmp_path / f"labels.{form}"
+    columns = {"id": ["7", "8"], "text": ["shoes", "boots"], "brand": ["x", "y"]}
+    if form == "parquet":
+        pq.write_table(pa.table({**columns, "id": [7, 8]}), labels)
+    elif form == "jsonl":
+        labels.write_text(
+            "\n".join(json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+        )
+    else:
+        delimiter = "," if form == "csv" else "\t"
+        labels.write_text(
+            "\n".join(delimiter.join(cells) for cells in [tuple(columns), *zip(*columns.values(), strict=True)])
+        )
+    dataset = prepared(tmp_path, "query,label\nfootwear,8\n", labels)
+    assert table(dataset) == [
+        {"id": "7", "text": "shoes", "brand": "x"},
+        {"id": "8", "text": "boots", "brand": "y"},
+    ]
+    assert list(dataset.split("train").labels[0]) == [1]
+
+
+def test_another_column_can_be_the_key(tmp_path: Path) -> None:
+    """If this failed, a table whose keys are called otherwise would have to be rewritten first."""
+    labels = write(tmp_path / "labels.csv", "sku,text,price\nS1,shoes,9\nS2,boots,8\n")
+    dataset = prepared(tmp_path, "query,label\nfootwear,S2\n", labels, label_key="sku")
+    assert table(dataset)[1] == {"id": "S2", "text": "boots", "price": "8"}
+
+
+def test_a_table_with_ids_can_be_matched_by_text(tmp_path: Path) -> None:
+    """If this failed, --label-key text could not be used as the error for an unknown id advises."""
+    labels = write(tmp_path / "labels.csv", "id,text\n7,shoes\n8,boots\n")
+    dataset = prepared(tmp_path, "query,label\nfootwear,boots\n", labels, label_key="text")
+    assert [row["id"] for row in table(dataset)] == ["7", "8"]
+    assert list(dataset.split("train").labels[0]) == [1]
+
+
+def test_typed_attributes_keep_their_types(tmp_path: Path) -> None:
+    """If this failed, numbers and dates would reach the answers in another form, or as NaN that no JSON can hold."""
+    labels = tmp_path / "labels.parquet"
+    columns = {"price": [1.5, float("nan")], "tags": [["a"], []], "since": pa.array([1, 2], pa.date32())}
+    pq.write_table(pa.table({"text": ["shoes", "boots"], **columns}), labels)
+    dataset = prepared(tmp_path, "query,label\nfootwear,boots\n", labels)
+    assert table(dataset) == [
+        {"id": "shoes", "text": "shoes", "price": 1.5, "tags": ["a"], "since": "1970-01-02"},
+        {"id": "boots", "text": "boots", "price": None, "tags": [], "since": "1970-01-03"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        (
+            "l.csv",
+            "id,text\n7,shoes\n7,boots\n",
+            'l.csv line 3: id "7" stands in an earlier row too. Keep one of them.',
+        ),
+        ("l.csv", "id,text\n7,shoes\n8,\n", "l.csv line 3: text is null, not text."),
+        ("l.csv", "id,text\n7,shoes\n", 'clicks.csv line 2: label "8" is no id of l.csv. Add it there'),
+        ("l.csv", "name,market\nshoes,uk\n", "has no column 'text'. It has: name, market. Choose with --label-key."),
+        ("l.jsonl", '{"text": "a", "n": 1}\n{"text": "b", "n": "x"}', "column 'n' holds values of different types"),
+        ("l.jsonl", '{"text": "a"}\n{"text": "b", "n": 1}', 'l.jsonl line 2: column "n" is not in the first row.'),
+        ("l.txt", "shoes\n", "l.txt is none of .jsonl, .ndjson, .csv, .tsv, .parquet"),
+    ],
+)
+def test_a_bad_label_table_is_named(tmp_path: Path, name: str, content: str, sentence: str) -> None:
+    """If this failed, a wrong label table would give wrong attributes or a traceback."""
+    with pytest.raises(DatasetError) as caught:
+        prepared(tmp_path, "query,label\nfootwear,8\n", write(tmp_path / name, content))
+    assert sentence in str(caught.value)
+
+
+def test_a_missing_label_table_is_named(tmp_path: Path) -> None:
+    """If this failed, a mistyped --labels would end in a traceback."""
+    with pytest.raises(DatasetError, match=r"nowhere\.csv does not exist\. Check the path\."):
+        prepared(tmp_path, "query,label\na,b\n", tmp_path / "nowhere.csv")
