@@ -95,7 +95,7 @@ def export(
 
 
 def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stage) -> GoldenReport:
-    queries = _real_queries(checkpoint)
+    queries = sample(checkpoint.validation.texts_column, QUERIES)
     model = _model_facts(checkpoint, queries)
     shutil.copyfile(checkpoint.tokenizer_path, folder / TOKENIZER)
     write_labels(folder / LABELS, checkpoint.labels)
@@ -187,12 +187,6 @@ def _model_facts(checkpoint: Checkpoint, queries: Sequence[str]) -> ModelFacts:
 
 def _golden_facts(queries: int) -> GoldenFacts:
     return GoldenFacts(queries=queries, overlap_at_10=GOLDEN_OVERLAP, score_tolerance=FLOAT32_SCORE_TOLERANCE)
-
-
-def _real_queries(checkpoint: Checkpoint) -> list[str]:
-    """Validation queries; label texts stand in for a checkpoint that has none."""
-    asked = checkpoint.validation.texts_column
-    return sample(asked if len(asked) else checkpoint.labels.column("text"), QUERIES)
 
 
 def _free_name(checkpoint: Checkpoint, store: Store) -> str:

@@ -95,12 +95,10 @@ def choose_efforts(
     return tuple(efforts)
 
 
-def measure_quality(checkpoint: Checkpoint, retriever: Retriever) -> Quality | None:
+def measure_quality(checkpoint: Checkpoint, retriever: Retriever) -> Quality:
     """P@1 and P@5 on the checkpoint's validation queries: its own by exact search, and the bundle's end to end."""
     asked = checkpoint.validation
     truth = [asked.labels[row] for row in range(len(asked))]
-    if not any(len(labels) for labels in truth):
-        return None
     exclude = [asked.exclude[row] for row in range(len(asked))]
     # Filtered labels must not cost a place, so as many more are asked for.
     k = 5 + max(len(labels) for labels in exclude)
@@ -112,7 +110,7 @@ def measure_quality(checkpoint: Checkpoint, retriever: Retriever) -> Quality | N
     bundle_QK = retriever.search_rows(asked.texts, k).rows_QK
 
     def figures(rows_QK: Rows) -> dict[str, float]:
-        kept_QK = _without(rows_QK, exclude, 5)
+        kept_QK = without_excluded(rows_QK, exclude, 5)
         return evaluate(kept_QK, truth, checkpoint.inverse_propensity_L, ks=(1, 5))
 
     return Quality(
@@ -143,7 +141,7 @@ def _least_cosine(one_ND: Vectors, other_ND: Vectors) -> float:
     return float(np.min(np.einsum("nd,nd->n", one_ND, other_ND, dtype=np.float64))) if len(one_ND) else 1.0
 
 
-def _without(rows_QK: Rows, exclude: Sequence[NDArray[Any]], k: int) -> Rows:
+def without_excluded(rows_QK: Rows, exclude: Sequence[NDArray[Any]], k: int) -> Rows:
     kept_QK = np.full((len(rows_QK), k), -1, np.int64)
     for query, (rows_K, excluded) in enumerate(zip(rows_QK, exclude, strict=True)):
         kept = rows_K[~np.isin(rows_K, excluded)][:k]

@@ -52,6 +52,7 @@ def list_bundles(store: StoreArgument) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from retrieval.errors import BundleError
     from retrieval.manifest import read_manifest
     from retrieval.store import Store
 
@@ -59,8 +60,12 @@ def list_bundles(store: StoreArgument) -> None:
     active = opened.active()
     table = Table("", "bundle", "created", "labels", "dataset", box=None)
     for name in opened.bundles():
-        manifest = read_manifest(opened.bundle_path(name))
-        table.add_row("*" * (name == active), name, manifest.created, f"{manifest.labels:,}", manifest.source.dataset)
+        try:
+            manifest = read_manifest(opened.bundle_path(name))
+            facts = (manifest.created, f"{manifest.labels:,}", manifest.source.dataset)
+        except BundleError:
+            facts = ("unreadable", "", "")  # `bundles verify` says why
+        table.add_row("*" * (name == active), name, *facts)
     Console().print(table)
 
 

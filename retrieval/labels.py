@@ -15,7 +15,6 @@ class LabelTable:
 
     def __init__(self, table: pa.Table) -> None:
         self.table = table
-        self.attribute_names = [name for name in table.column_names if name not in ("id", "text")]
 
     @classmethod
     def open(cls, path: Path) -> "LabelTable":

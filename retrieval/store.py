@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from retrieval.errors import BundleError
-from retrieval.manifest import NAME, Manifest, read_manifest, verify_bundle
+from retrieval.manifest import NAME, Manifest, verify_bundle
 
 REMEMBERED = 50
 
@@ -27,12 +27,12 @@ class Store:
         self.path = Path(path)
 
     def bundles(self) -> list[str]:
-        """Names of the published bundles, oldest first."""
+        """Names of the published bundles, oldest first. They are not opened: one may be of a newer release."""
         folder = self.path / "bundles"
         if not folder.is_dir():
             return []
-        names = [item.name for item in folder.iterdir() if item.is_dir() and NAME.fullmatch(item.name)]
-        return sorted(names, key=lambda name: (read_manifest(folder / name).created, name))
+        found = [item for item in folder.iterdir() if item.is_dir() and NAME.fullmatch(item.name)]
+        return [item.name for item in sorted(found, key=lambda item: (item.stat().st_mtime_ns, item.name))]
 
     def bundle_path(self, name: str) -> Path:
         """Folder of a published bundle."""
@@ -124,6 +124,8 @@ class Store:
         names = self.bundles()
         kept = {*names[max(len(names) - keep, 0) :], self.active(), self.previous()}
         removed = [name for name in names if name not in kept]
+        if not removed:
+            return []
         with self._lock():
             for name in removed:
                 with self.incoming() as trash:

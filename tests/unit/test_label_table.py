@@ -18,7 +18,6 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
     write_labels(tmp_path / "labels.arrow", table)
     labels = LabelTable.open(tmp_path / "labels.arrow")
     assert len(labels) == 3
-    assert labels.attribute_names == ["tags", "price"]
     assert labels.take(np.array([2, 0, 2])) == [table.to_pylist()[row] for row in (2, 0, 2)]
     assert labels.ids(np.array([1, 0])) == ["b", "a"]
 

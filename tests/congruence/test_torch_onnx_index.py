@@ -1,0 +1,81 @@
+"""One set of real queries through torch, ONNX with exact search, and the index: the same answers each time."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from retrieval.retriever import Retriever
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.data.dataset import Dataset
+from training.evaluation import encode_labels, encode_queries
+from training.tokens import tokenize_in_memory
+
+QUERIES = 500
+EQUAL = 1e-4
+WEIGHTS = [None, 0.0, 0.25, 0.5, 0.75, 1.0]
+
+
+@pytest.fixture(scope="module")
+def opened(checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(checkpoint)
+
+
+@pytest.fixture(scope="module")
+def retriever(store: Path) -> Retriever:
+    return Retriever.open(store)
+
+
+@pytest.fixture(scope="module")
+def queries(dataset_folder: Path) -> list[str]:
+    return Dataset.open(dataset_folder).split("test").texts[:QUERIES]
+
+
+@pytest.fixture(scope="module")
+def torch_scores(opened: Checkpoint, queries: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines [Q, L] of each half, by the model itself."""
+    cpu = torch.device("cpu")
+    asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
+    texts = opened.labels["text"].to_pylist()
+    labels = encode_labels(opened.model, tokenize_in_memory(texts, opened.tokenizer), opened.trained_L, cpu)
+    return (asked.dual @ labels.dual.T).numpy(), (asked.classifier @ labels.classifier.T).numpy()
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_torch_and_onnx_agree_on_the_ten_best(
+    retriever: Retriever, opened: Checkpoint, queries: list[str], torch_scores: tuple[np.ndarray, np.ndarray],
+    weight: float | None,
+) -> None:  # fmt: skip
+    """If it fails, the bundle answers differently from the model that was trained and measured."""
+    at = opened.classifier_weight if weight is None else weight
+    scores_QL = (1 - at) * torch_scores[0] + at * torch_scores[1]
+    ranking = retriever.search_rows(queries, 10, weight=weight, exact=True)
+    best_QK = -np.partition(-scores_QL, 9, axis=1)[:, :10]
+    best_QK.sort(axis=1)
+    # Each label found must have, by torch, the score that belongs to its place: only equal scores may change places.
+    found_QK = np.take_along_axis(scores_QL, ranking.rows_QK, 1)
+    np.testing.assert_allclose(found_QK, best_QK[:, ::-1], atol=EQUAL)
+    np.testing.assert_allclose(ranking.scores_QK, found_QK, atol=EQUAL)
+    dual_QK = (1 - at) * np.take_along_axis(torch_scores[0], ranking.rows_QK, 1)
+    np.testing.assert_allclose(ranking.dual_QK, dual_QK, atol=EQUAL)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_the_index_finds_what_exact_search_finds(
+    retriever: Retriever, queries: list[str], weight: float | None
+) -> None:
+    """If it fails, queries that export never saw lose more answers to the index than the manifest says."""
+    exact = retriever.search_rows(queries, 10, weight=weight, exact=True)
+    found = retriever.search_rows(queries, 10, weight=weight)
+    recall = (found.scores_QK >= exact.scores_QK[:, -1:] - 1e-6).mean()
+    assert recall >= 0.99
+    same_QK = found.rows_QK == exact.rows_QK
+    np.testing.assert_allclose(found.scores_QK[same_QK], exact.scores_QK[same_QK], atol=1e-6)
+
+
+def test_a_copy_gives_the_golden_answers(retriever: Retriever) -> None:
+    """If it fails, the bundle does not answer as it did when it was built."""
+    report = retriever.check_golden()
+    assert report.passed
+    assert report.queries >= 50

@@ -1,0 +1,46 @@
+"""What each room must not bring with it, asked of a fresh process."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ["torch", "transformers", "safetensors", "onnx", "onnxscript"]
+
+
+def modules_after(statement: str) -> set[str]:
+    """Top-level names of all modules that a new interpreter has loaded after a statement."""
+    program = (
+        f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from retrieval import Retriever, Hit, Store",
+        "import retrieval.commands",
+        "import retrieval.encoder, retrieval.golden, retrieval.index, retrieval.metrics",
+        "import service.app, service.process, service.commands",
+    ],
+)
+def test_answering_needs_no_torch(statement: str) -> None:
+    """If it fails, a server image needs gigabytes of training packages to start."""
+    assert not modules_after(statement) & set(HEAVY)
+
+
+@pytest.mark.parametrize(
+    "statement", ["import retrieval", "import retrieval.metrics, retrieval.errors, retrieval.index"]
+)
+def test_the_light_rooms_stay_light(statement: str) -> None:
+    """If it fails, training needs ONNX Runtime, or importing a metric costs a second."""
+    assert not modules_after(statement) & {*HEAVY, "onnxruntime", "tokenizers", "pyarrow", "pydantic"}
+
+
+@pytest.mark.parametrize("module", ["retrieval.commands", "export.commands"])
+def test_help_is_quick(module: str) -> None:
+    """If it fails, `--help` loads numerical packages before it prints a line."""
+    assert not modules_after(f"import {module}") & {*HEAVY, "onnxruntime", "numpy", "pyarrow", "pydantic"}

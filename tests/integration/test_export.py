@@ -1,0 +1,131 @@
+"""`diptych export` on a small trained checkpoint: what the bundle holds, and what a refusal leaves behind."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import export.gates
+from export.build import Settings
+from export.build import export as build
+from retrieval.errors import BundleError, CheckpointError, GateError
+from retrieval.retriever import Retriever
+from retrieval.store import Store
+from tests.support.checkpoints import N_LABELS, make_checkpoint
+from tests.support.command import run
+from training.checkpoint import Checkpoint, load_checkpoint
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("small"))
+
+
+@pytest.fixture(scope="module")
+def opened(small: Path) -> Checkpoint:
+    return load_checkpoint(small)
+
+
+@pytest.fixture(scope="module")
+def store(small: Path) -> Store:
+    store = Store(small.parent / "store")
+    assert run("export", small, "--store", store.path, "--activate") == 0
+    return store
+
+
+@pytest.fixture(scope="module")
+def retriever(store: Store) -> Retriever:
+    return Retriever.open(store.path)
+
+
+def test_the_manifest_says_what_was_proved(retriever: Retriever, opened: Checkpoint) -> None:
+    """If it fails, a bundle exists without the proofs that its manifest should record."""
+    manifest = retriever.manifest
+    assert (manifest.labels, manifest.trained_labels) == (N_LABELS, int(opened.trained_L.sum()))
+    assert manifest.classifier_weight == opened.classifier_weight
+    assert min(manifest.parity.query_cosine, manifest.parity.label_cosine) >= 0.9999
+    assert (manifest.parity.queries, manifest.parity.labels) == (120, N_LABELS)
+    assert {0.0, 0.25, 0.5, 0.75, 1.0, opened.classifier_weight} == {one.weight for one in manifest.index.efforts}
+    assert all(one.recall_at_10 >= 0.99 for one in manifest.index.efforts if one.ef is not None)
+    assert manifest.quality is not None
+    for figure in ("P@1", "P@5"):
+        assert manifest.quality.checkpoint[figure] == pytest.approx(opened.metrics["unified"][figure], abs=1e-6)
+        assert manifest.quality.bundle[figure] == pytest.approx(manifest.quality.checkpoint[figure], abs=1.0)
+    assert retriever.check_golden().queries == manifest.golden.queries == 100
+
+
+def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: Checkpoint) -> None:
+    """If it fails, a label is found by another label's vector, or an untrained one by noise."""
+    dual_dim = opened.model.dual_dim
+    halves_LD = retriever.vectors_LD / retriever.manifest.model.label_scale()
+    psi_LC = opened.model.classifier_rows().numpy()
+    unit_LC = psi_LC / np.maximum(np.linalg.norm(psi_LC, axis=1, keepdims=True), 1e-12)
+    np.testing.assert_allclose(np.linalg.norm(halves_LD[:, :dual_dim], axis=1), 1.0, atol=1e-5)
+    np.testing.assert_allclose(halves_LD[:, dual_dim:], unit_LC * opened.trained_L[:, None], atol=1e-5)
+    assert not opened.trained_L.all()
+
+
+def test_the_label_table_comes_along(retriever: Retriever, opened: Checkpoint) -> None:
+    """If it fails, answers lose the ids or attributes that the dataset had."""
+    assert retriever.labels.table.equals(opened.labels.combine_chunks())
+    assert retriever.search(["cheap red shoes"], 1)[0][0].attributes == {"market": "US"}
+
+
+def test_the_default_name_is_readable(store: Store) -> None:
+    """If it fails, a store's bundles cannot be told apart, or a dataset's name breaks the bundle's."""
+    assert str(store.active()).startswith("words-more-default-20")
+
+
+def test_a_second_export_has_a_name_of_its_own(small: Path, store: Store) -> None:
+    """If it fails, exporting twice fails, or replaces a bundle that is being served."""
+    before = store.active()
+    second = build(small, store, settings=Settings(m=8, ef_construction=50))
+    assert second.name != before
+    assert second.manifest.index.m == 8
+    assert store.active() == before
+    assert len(store.bundles()) == 2
+
+
+def test_a_taken_name_is_refused_before_any_work(small: Path, store: Store) -> None:
+    """If it fails, a long export ends only to find that its name is taken."""
+    stages: list[str] = []
+    name = str(store.active())
+
+    def stage(title: str) -> object:
+        stages.append(title)
+        return export.progress.silent(title)
+
+    with pytest.raises(BundleError, match=f"already has a bundle '{name}'"):
+        build(small, store, name=name, stage=stage)  # type: ignore[arg-type]
+    assert stages == []
+
+
+@pytest.mark.parametrize(
+    ("gate", "value", "said"),
+    [("COSINE_TARGET", 1.5, r"parity: .* 1\.5 is needed"), ("RECALL_REQUIRED", 1.5, r"recall: .*Raise --m")],
+)
+def test_a_refused_bundle_leaves_nothing(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: str, value: float, said: str
+) -> None:
+    """If it fails, a bundle that did not pass its gates can be activated, or fills the disk."""
+    monkeypatch.setattr(export.gates, gate, value)
+    store = Store(tmp_path / "store")
+    with pytest.raises(GateError, match=said):
+        build(small, store)
+    assert store.bundles() == []
+    assert list((store.path / ".incoming").iterdir()) == []
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If it fails, a mistyped folder ends in a traceback."""
+    with pytest.raises(CheckpointError, match="no checkpoint"):
+        build(tmp_path, Store(tmp_path / "store"))
+    assert run("export", tmp_path, "--store", tmp_path / "store") == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no checkpoint")
+
+
+def test_a_store_that_cannot_be_written_is_named(small: Path, tmp_path: Path) -> None:
+    """If it fails, a full or read-only disk ends in a traceback."""
+    (tmp_path / "store").write_text("a file where the store should be")
+    with pytest.raises(BundleError, match="cannot be written"):
+        build(small, Store(tmp_path / "store"))

@@ -1,0 +1,42 @@
+"""A small checkpoint that is really trained, in seconds: word queries that should find the labels sharing two words."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from tests.support.bundles import WORDS, label_texts
+from tests.support.listener import Kept
+from training.data.dataset import DatasetMeta
+from training.data.writing import write_dataset
+from training.recipe import load_recipe
+from training.run import train
+
+N_LABELS = 300
+SETTINGS = ["optimizer.epochs=3", "encoder.dim=32", "encoder.vocabulary_size=64", "batching.batch_size=64"]
+
+
+def make_checkpoint(folder: Path) -> Path:
+    """Prepare and train in `folder`; returns the checkpoint. Some labels have no positive."""
+    texts = label_texts(N_LABELS)
+    draw = np.random.default_rng(1)
+    splits = {}
+    for name, size in (("train", 400), ("validation", 120), ("test", 20)):
+        queries, truths = [], []
+        while len(queries) < size:
+            words = set(draw.choice(WORDS, 3, replace=False))
+            truth = [row for row, text in enumerate(texts) if len(words & set(text.split())) >= 2 and row % 10]
+            if truth:
+                queries.append(" ".join(words))
+                truths.append(truth)
+        ids = [f"{name}-{row}" for row in range(size)]
+        excludes: list[list[int]] = [[0, 5]] * size
+        splits[name] = pa.table({"id": ids, "text": queries, "labels": _lists(truths), "exclude": _lists(excludes)})
+    labels = pa.table({"id": [f"w{row}" for row in range(N_LABELS)], "text": texts, "market": ["US"] * N_LABELS})
+    dataset = write_dataset(folder / "dataset", labels, splits, DatasetMeta(name="words & more"))
+    train(dataset, load_recipe("default", SETTINGS), folder / "checkpoint", Kept())
+    return folder / "checkpoint"
+
+
+def _lists(rows: list[list[int]]) -> pa.Array:
+    return pa.array(rows, pa.list_(pa.int32()))

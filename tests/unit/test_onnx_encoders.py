@@ -1,0 +1,51 @@
+"""The ONNX encoders against the model they come from, at every batch and length, for both kinds of encoder."""
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from transformers import AutoModel, DistilBertConfig
+
+from export.encoders import write_encoders
+from training.model import StaticEncoder, TransformerEncoder, UnifiedModel
+from training.recipe import Recipe
+
+VOCABULARY = 200
+SHAPES = [(1, 1), (1, 9), (5, 5), (2, 1), (33, 12)]
+
+
+def static() -> StaticEncoder:
+    encoder = StaticEncoder.fresh(VOCABULARY, 24, torch.Generator().manual_seed(0))
+    encoder.weights.weight.normal_(generator=torch.Generator().manual_seed(1))
+    return encoder
+
+
+def transformer() -> TransformerEncoder:
+    config = DistilBertConfig(vocab_size=VOCABULARY, dim=24, n_layers=2, n_heads=2, hidden_dim=48)
+    return TransformerEncoder(AutoModel.from_config(config))
+
+
+@pytest.mark.parametrize("make", [static, transformer])
+def test_onnx_equals_torch(make: type, tmp_path: Path) -> None:
+    """If it fails, queries or labels get other vectors in a bundle than the model was trained to give."""
+    torch.manual_seed(0)
+    recipe = Recipe.model_validate({"name": "small", "heads": {"dual_encoder": {"dim": 16}, "classifier": {"dim": 8}}})
+    model = UnifiedModel(make(), recipe, n_labels=1000).eval()
+    write_encoders(model, tmp_path)
+    query, label = (onnxruntime.InferenceSession(str(tmp_path / f"{name}_encoder.onnx")) for name in ("query", "label"))
+    for batch, length in SHAPES:
+        ids_BT = torch.randint(1, VOCABULARY, (batch, length))
+        lengths_B1 = torch.randint(1, length + 1, (batch, 1))
+        mask_BT = (torch.arange(length) < lengths_B1).long()
+        inputs = {"input_ids": (ids_BT * mask_BT).numpy(), "attention_mask": mask_BT.numpy()}
+        with torch.inference_mode():
+            dual, classifier = model.query_vectors(ids_BT * mask_BT, mask_BT)
+            labels = model.label_vectors(ids_BT * mask_BT, mask_BT)
+        np.testing.assert_allclose(query.run(None, inputs)[0], np.concatenate([dual, classifier], 1), atol=1e-5)
+        np.testing.assert_allclose(label.run(None, inputs)[0], labels, atol=1e-5)
+    # ψ has a row a label: it belongs to vectors.npy, and would make the encoder grow with the catalogue.
+    assert (tmp_path / "query_encoder.onnx").stat().st_size < 4 * sum(
+        one.numel() for one in [*model.encoder.state_dict().values(), *model.parameters()]
+    ) + 200_000
