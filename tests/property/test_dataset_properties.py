@@ -111,6 +111,8 @@ def test_ragged_rows_behave_like_lists(lists: list[list[int]], others: list[list
     assert [list(row) for row in ragged[start:stop:step]] == lists[start:stop:step]
     rows = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=8)) if lists else []
     assert [list(row) for row in ragged.take(np.array(rows, np.int64))] == [lists[row] for row in rows]
+    chosen = [bool(len(row) % 2) for row in lists]
+    assert [list(row) for row in ragged.select(np.array(chosen, np.bool_))] == [row for row in lists if len(row) % 2]
     padded = (others + [[]] * len(lists))[: len(lists)]
     kept = ragged.keep(~ragged.overlap(Ragged.from_lists(padded)))
     assert [list(row) for row in kept] == [

@@ -91,12 +91,12 @@ def _count_repeated_queries(
 
 def _table(raw: Raw, labels: Ragged, exclude: Ragged, rows_R: npt.NDArray[np.bool_]) -> Any:
     # filter and not take: take joins a column's chunks, which overflows above 2 GB of text
-    mask, rows = pa.array(rows_R), np.flatnonzero(rows_R)
+    mask = pa.array(rows_R)
     return pa.table(
         {
             "id": raw.ids.filter(mask),
             "text": raw.texts.filter(mask),
-            "labels": labels.take(rows).to_arrow(),
-            "exclude": exclude.take(rows).to_arrow(),
+            "labels": labels.select(rows_R).to_arrow(),
+            "exclude": exclude.select(rows_R).to_arrow(),
         }
     )

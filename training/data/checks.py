@@ -77,14 +77,18 @@ def _label_rows(table: Any, name: str, file: str, n_labels: int) -> Any:
         pa.types.is_integer(kind.value_type) or pa.types.is_null(kind.value_type)
     ):
         raise DatasetError(f"{file}: column {name} is {kind}, not lists of row numbers. Store it as list<int32>.")
-    flat, parents = pc.list_flatten(column), np.asarray(pc.list_parent_indices(column))
+    flat = pc.list_flatten(column)
     if flat.null_count:
-        raise DatasetError(f"{file} row {parents[_first(pc.is_null(flat))]}: {name} holds a null. Remove it.")
-    values = np.asarray(flat).astype(np.int64)
+        row = pc.list_parent_indices(column)[_first(pc.is_null(flat))]
+        raise DatasetError(f"{file} row {row}: {name} holds a null. Remove it.")
+    values = np.asarray(flat)
+    if values.dtype != np.int32:
+        values = values.astype(np.int64)
     outside = np.flatnonzero((values < 0) | (values >= n_labels))
     if len(outside):
+        row = pc.list_parent_indices(column)[int(outside[0])]
         raise DatasetError(
-            f"{file} row {parents[outside[0]]}: {name} names label row {values[outside[0]]}, but labels.parquet has "
+            f"{file} row {row}: {name} names label row {values[outside[0]]}, but labels.parquet has "
             f"rows 0 to {n_labels - 1}. Remove the number or add the label."
         )
     _no_repeats(Ragged.from_lengths(values, np.asarray(pc.list_value_length(column))), name, file, n_labels)

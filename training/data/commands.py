@@ -9,13 +9,13 @@ import typer
 def prepare(
     source: Annotated[Path, typer.Argument(help="JSONL, CSV, TSV or Parquet file, folder with one, or LF-* folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write the dataset to.")],
-    query_column: Annotated[str | None, typer.Option(help="Column of the query. [default: query]")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of labels. [default: labels, else label]")] = None,
-    split_column: Annotated[str | None, typer.Option(help="Column of the split. [default: split, if any]")] = None,
+    query_column: Annotated[str | None, typer.Option(help="Column of the query; query unless named.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels; labels or label unless named.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Column of the split; split, if any, unless named.")] = None,
     count_column: Annotated[str | None, typer.Option(help="Column that says how often a pair occurred.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Label table (CSV, TSV, Parquet, JSONL) with attributes.")] = None,
     label_key: Annotated[
-        str | None, typer.Option(help="Its column that the source names labels by. [default: id, else text]")
+        str | None, typer.Option(help="Its column that the source names labels by; id or else text unless named.")
     ] = None,
     min_count: Annotated[int, typer.Option(min=0, help="Leave out (query, label) pairs that occur less often.")] = 0,
     min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer non-test rows.")] = 0,
@@ -30,14 +30,18 @@ def prepare(
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, counted and listed.")
     ] = False,
-    name: Annotated[str | None, typer.Option(help="The dataset's name. [default: the source's]")] = None,
+    name: Annotated[str | None, typer.Option(help="The dataset's name; the source's unless given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another dataset in the folder.")] = False,
 ) -> None:  # fmt: skip
     """Turn queries, labels and clicks into a dataset, every row checked.
 
-    Reads JSON lines {"query", "labels", "split"?, "exclude"?, "id"?} or {"query", "label"}; tables of (query, label)
-    pairs, or with a list of labels a row; and the raw LF-* sets of the XMC repository. The cuts depend on the query's
-    text alone: a query met twice falls on one side, and every run cuts alike.
+    Reads JSON lines {"query", "labels"} (also "split", "exclude", "id") and {"query", "label"};
+
+    CSV, TSV and Parquet tables of (query, label) pairs, or of queries with a list of labels;
+
+    and the raw LF-* sets of the XMC repository, a folder each.
+
+    The cuts depend on the query's text alone: a query met twice falls on one side, and every run cuts alike.
     """
     from rich.console import Console
 

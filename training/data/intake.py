@@ -77,7 +77,7 @@ class RaggedColumn:
 
     def finish(self) -> Ragged:
         """The lists so far."""
-        return Ragged.from_lengths(np.array(self._values, np.int32), np.array(self._lengths, np.int64))
+        return Ragged.from_lengths(np.asarray(self._values, np.int32), np.asarray(self._lengths, np.int64))
 
 
 @dataclass
@@ -134,7 +134,7 @@ class Pairs:
 
     def into_rows(self, rows: Rows, min_count: int, report: Counter[str]) -> None:
         """Add a row a query: its labels clicked at least `min_count` times, in the order first met."""
-        query_P, label_P = np.array(self.query_of_pair, np.int64), np.array(self.label_of_pair, np.int64)
+        query_P, label_P = np.asarray(self.query_of_pair, np.int64), np.asarray(self.label_of_pair, np.int64)
         base = int(label_P.max(initial=0)) + 1
         keys_U, first_U, pair_P = np.unique(query_P * base + label_P, return_index=True, return_inverse=True)
         times_U = np.bincount(pair_P, weights=np.array(self.times, np.float64), minlength=len(keys_U))

@@ -98,7 +98,7 @@ def read_lf(
             row_of_line.append(-1)
             with problems.at(where):
                 record = json_record(line)
-                targets = targets_of(record, number_of_line, report)
+                targets = targets_of(record, labels.number_of_line, report)
                 rows.append(split, key_of(record.get("uid"), "uid", limit), record_text(record, text, limit), targets)
                 row_of_line[-1] = len(rows) - 1
         path = files.get(f"filter {part}")
@@ -113,10 +113,10 @@ def located(path: Path, meter: Meter) -> Iterator[tuple[str, bytes]]:
         yield f"{path.name} line {number}", line
 
 
-def targets_of(record: dict[str, Any], number_of_line: Any, report: Counter[str]) -> list[int]:
+def targets_of(record: dict[str, Any], number_of_line: list[int], report: Counter[str]) -> list[int]:
     """The row's label numbers; those of relevance 0 and those of skipped labels are counted in `report`."""
     targets, relevance = record.get("target_ind"), record.get("target_rel")
-    if not isinstance(targets, list) or not all(type(target) is int for target in targets):
+    if not isinstance(targets, list) or not {*map(type, targets)} <= {int}:
         raise BadRow(f"target_ind is {shown(targets)}, not a list of label lines. Give it whole numbers.")
     if relevance is None:
         relevance = [1.0] * len(targets)
@@ -124,13 +124,13 @@ def targets_of(record: dict[str, Any], number_of_line: Any, report: Counter[str]
         raise BadRow(
             f"target_rel is {shown(relevance)}, not one number for each of {len(targets)} targets. Match them."
         )
-    outside = [target for target in targets if not 0 <= target < len(number_of_line)]
-    if outside:
+    if targets and not 0 <= min(targets) <= max(targets) < len(number_of_line):
+        outside = next(target for target in targets if not 0 <= target < len(number_of_line))
         raise BadRow(
-            f"target_ind names label {outside[0]}, but lbl.json has lines 0 to {len(number_of_line) - 1}. Remove it."
+            f"target_ind names label {outside}, but lbl.json has lines 0 to {len(number_of_line) - 1}. Remove it."
         )
     positive = [target for target, weight in zip(targets, relevance, strict=True) if weight]
-    numbers = [int(number_of_line[target]) for target in positive]
+    numbers = [number_of_line[target] for target in positive]
     kept = [number for number in numbers if number >= 0]
     report["targets of relevance 0"] += len(targets) - len(positive)
     report["targets that name a skipped label"] += len(numbers) - len(kept)

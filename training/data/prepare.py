@@ -15,7 +15,7 @@ from training.data.intake import Raw
 from training.data.lf import Text, is_lf, lf_files, read_lf
 from training.data.rows import LISTED, Problems
 from training.data.sources import Columns, Reader, read_source
-from training.data.tables import KINDS
+from training.data.tables import KINDS, require_kind
 from training.data.writing import refuse_to_overwrite, write_dataset
 
 PREPARE_VERSION = 1  # raised when the same source and settings would give another dataset
@@ -83,18 +83,19 @@ def prepare(
     problems, report = Problems(keep=settings.skip_bad_rows), Counter[str]()
     with Meter(sum(path.stat().st_size for path in found.files.values())) as meter:
         raw = _read(found, settings, problems, report, meter)
-    problems.stop_if_any(str(source))
-    table, splits = assemble(raw, settings.test, settings.validation, settings.min_label_count, report)
-    require_rows(splits, source, settings, problems)
-    meta = DatasetMeta(
-        name=name,
-        source=source.resolve().name,
-        settings=recorded,
-        report={what: count for what, count in report.items() if count},
-        skipped=problems.total,
-        skipped_first=tuple(problems.sentences[:LISTED]),
-    )
-    return write_dataset(out, table, splits, meta, replace=force, skipped=problems.sentences), True
+        problems.stop_if_any(str(source))
+        meter.at("checking and writing", 0)
+        table, splits = assemble(raw, settings.test, settings.validation, settings.min_label_count, report)
+        require_rows(splits, source, settings, problems)
+        meta = DatasetMeta(
+            name=name,
+            source=source.resolve().name,
+            settings=recorded,
+            report={what: count for what, count in report.items() if count},
+            skipped=problems.total,
+            skipped_first=tuple(problems.sentences[:LISTED]),
+        )
+        return write_dataset(out, table, splits, meta, replace=force, skipped=problems.sentences), True
 
 
 def up_to_date(out: Path, name: str, recorded: dict[str, Any]) -> Dataset | None:
@@ -126,6 +127,8 @@ def find_source(source: Path, labels: Path | None, settings: PrepareSettings) ->
     found = Source(path=source, parts=parts, labels=labels)
     for path in found.files.values():
         require_file(path)
+        if not lf:
+            require_kind(path)
     return found
 
 

@@ -7,14 +7,22 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from training.data.dataset import SPLITS, Dataset
+from training.data.dataset import SPLITS, Dataset, SplitName
 from training.data.rows import LISTED
 from training.data.writing import SKIPPED
+
+MISSED: dict[SplitName, str] = {
+    "train": "Nothing can be learned from it.",
+    "validation": "Training chooses its best epoch there: raise --validation or add rows.",
+    "test": "There will be no figures on unseen queries: raise --test or add rows.",
+}
 
 
 def show(dataset: Dataset, console: Console) -> None:
     """Print rows, labels and what was left out; everything not zero in the report is named."""
     console.print(Group(_splits(dataset), Text(), _labels(dataset)))
+    for name in (name for name in SPLITS if not dataset.meta.splits[name].rows):
+        console.print(f"\n{name} has no rows. {MISSED[name]}", markup=False, highlight=False, soft_wrap=True)
     left_out = {what: count for what, count in dataset.meta.report.items() if count}
     if left_out:
         console.print("\nworth knowing")
@@ -47,10 +55,10 @@ def _labels(dataset: Dataset) -> Table:
     count_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
     figures: list[tuple[str, Any]] = [
         ("labels", dataset.n_labels),
-        ("never a training positive", int(np.count_nonzero(count_L == 0))),
-        ("once", int(np.count_nonzero(count_L == 1))),
-        ("2 to 5 times", int(np.count_nonzero((count_L >= 2) & (count_L <= 5)))),
-        ("more often", int(np.count_nonzero(count_L > 5))),
+        ("  in no training row", int(np.count_nonzero(count_L == 0))),
+        ("  in one", int(np.count_nonzero(count_L == 1))),
+        ("  in 2 to 5", int(np.count_nonzero((count_L >= 2) & (count_L <= 5)))),
+        ("  in more", int(np.count_nonzero(count_L > 5))),
     ]
     attributes = dataset.label_table.column_names[2:]
     table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)

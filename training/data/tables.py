@@ -28,14 +28,19 @@ def records(path: Path, meter: Meter) -> tuple[list[str], Iterator[Located]]:
     Empty cells of a CSV or TSV come as None, its other cells as text. JSON Lines have the columns of the first
     record. Raises DatasetError for a file that is missing, empty, of another kind, or has no header.
     """
+    require_kind(path)
     form = kind(path)
     if form in DELIMITERS:
         return _delimited(path, meter)
     if form == ".parquet":
         return _parquet(path, meter)
-    if form in KINDS:
-        return _json_lines(path, meter)
-    raise DatasetError(f"{path} is none of {', '.join(KINDS)} (.gz and .xz too). Convert it to one of them.")
+    return _json_lines(path, meter)
+
+
+def require_kind(path: Path) -> None:
+    """DatasetError when the file's name does not tell a format that can be read."""
+    if kind(path) not in KINDS:
+        raise DatasetError(f"{path} is none of {', '.join(KINDS)} (.gz and .xz too). Convert it to one of them.")
 
 
 def json_record(line: bytes) -> Record:
