@@ -101,18 +101,19 @@ class Store:
         """Verify a bundle, then make it the active one."""
         self.verify(name)
         with self._lock():
+            if name == self.active():
+                return
             # HISTORY first: after a crash between the two, CURRENT is still found in it with its true predecessor.
             self._replace("HISTORY", "\n".join([*self._history(), name][-REMEMBERED:]))
             self._replace("CURRENT", name)
 
     def rollback(self) -> str:
         """Make the previously active bundle active again; returns its name."""
-        name = self.previous()
-        if name is None:
-            raise BundleError(f"{self.path} has no earlier bundle to go back to. Activate one by name.")
-        self.verify(name)
         with self._lock():
-            history = self._history()
+            name, history = self.previous(), self._history()
+            if name is None:
+                raise BundleError(f"{self.path} has no earlier bundle to go back to. Activate one by name.")
+            self.verify(name)
             self._replace("CURRENT", name)
             self._replace("HISTORY", "\n".join(history[: max(_places(history[:-1], name)) + 1]))
         return name
@@ -121,12 +122,10 @@ class Store:
         """Remove all but the newest `keep` bundles, the active one and its predecessor; returns the removed names."""
         if keep < 0:
             raise BundleError(f"prune cannot keep {keep} bundles. Keep 0 or more.")
-        names = self.bundles()
-        kept = {*names[max(len(names) - keep, 0) :], self.active(), self.previous()}
-        removed = [name for name in names if name not in kept]
-        if not removed:
-            return []
         with self._lock():
+            names = self.bundles()
+            kept = {*names[max(len(names) - keep, 0) :], self.active(), self.previous()}
+            removed = [name for name in names if name not in kept]
             for name in removed:
                 with self.incoming() as trash:
                     (self.path / "bundles" / name).rename(trash / name)
@@ -152,9 +151,14 @@ class Store:
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """One writer at a time, across processes; the system releases it if the holder dies."""
-        with (self.path / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        try:
+            with (self.path / ".lock").open("w") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield
+        except OSError as error:
+            raise BundleError(
+                f"{self.path} cannot be changed ({error}). Check its path, rights and free space."
+            ) from error
 
 
 def _check_name(name: str) -> None:

@@ -96,6 +96,7 @@ def test_rolling_back_is_the_reverse_of_activating(bundle: Path, activated: list
             run(store, bundle, "publish", name)
         for name in activated:
             store.activate(name)
-        for name in reversed(activated[:-1]):
+        steps = [name for place, name in enumerate(activated) if not place or name != activated[place - 1]]
+        for name in reversed(steps[:-1]):
             assert store.rollback() == name
         assert store.previous() is None

@@ -136,3 +136,20 @@ def test_a_bundle_elsewhere_is_copied_in(tmp_path: Path, store: Store, monkeypat
     assert store.publish(folder, "four") == store.path / "bundles" / "four"
     assert folder.is_dir()
     store.activate("four")
+
+
+def test_a_store_that_cannot_be_written_says_so(store: Store) -> None:
+    """If it fails, a read-only or full disk ends in a traceback."""
+    (store.path / ".lock").unlink()
+    (store.path / ".lock").mkdir()  # also root, who may write anywhere, cannot open a folder for writing
+    for act in (lambda: store.activate("two"), store.rollback, lambda: store.prune(0)):
+        with pytest.raises(BundleError, match="cannot be changed"):
+            act()
+    assert store.active() == "one"
+
+
+def test_activating_the_active_bundle_changes_nothing(store: Store) -> None:
+    """If it fails, a repeated deployment makes the bundle its own predecessor, and rolling back does nothing."""
+    store.activate("two")
+    store.activate("two")
+    assert store.rollback() == "one"
