@@ -29,7 +29,7 @@ def test_split_and_excludes_follow_from_the_labels(build: ModuleType) -> None:
 
 
 def test_variants_of_a_style_are_one_concept(build: ModuleType) -> None:
-    """If this failed, "heart", "heart-outline" and "heart-box" would be three queries, and one could leak into the test."""
+    """If this failed, "heart" and "heart-outline" would be two queries, and one could be trained, the other tested."""
     icons = [
         ("heart", ["love"]),
         ("heart-outline", ["Heart Outline", "like"]),
