@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export.encoders import write_encoders
 from export.gates import (
     QUERIES,
@@ -78,8 +80,8 @@ def export(
     Raises CheckpointError, GateError with the figures when a gate refuses (the store is then as before), BundleError
     when the name is taken or the store cannot be written.
     """
-    if name is not None and name in store.bundles():
-        raise BundleError(f"{store.path} already has a bundle {name!r}. Choose another name.")
+    if name is not None:
+        store.check_free(name)
     opened = load_checkpoint(checkpoint)
     try:
         with store.incoming() as folder:
@@ -108,42 +110,52 @@ def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stag
     with stage("parity with the checkpoint"):
         parity = prove_parity(checkpoint, queries, encoder, label_encoder)
     with stage("label vectors") as progress:
-        vectors_LD = write_vectors(checkpoint, label_encoder, model, folder / VECTORS, progress)
+        write_vectors(checkpoint, label_encoder, model, folder / VECTORS, progress)
+    index = _build_index(checkpoint, folder, model, encoder, queries, settings, stage)
+    facts = _facts(checkpoint) | {"model": model, "parity": parity, "index": index}
+    return _prove_end_to_end(checkpoint, folder, facts, queries, settings, stage)
+
+
+def _build_index(
+    checkpoint: Checkpoint, folder: Path, model: ModelFacts, encoder: TextEncoder, queries: Sequence[str],
+    settings: Settings, stage: Stage,
+) -> IndexFacts:  # fmt: skip
+    m, ef_construction, threads = settings.m, settings.ef_construction, settings.threads
+    vectors_LD = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     with stage("index") as progress:
-        HnswIndex.build(
-            vectors_LD,
-            m=settings.m,
-            ef_construction=settings.ef_construction,
-            threads=settings.threads,
-            progress=progress,
-        ).save(folder / INDEX)
+        built = HnswIndex.build(vectors_LD, m=m, ef_construction=ef_construction, threads=threads, progress=progress)
+        built.save(folder / INDEX)
+        del built  # what is measured is the file, and two graphs need twice the memory
     with stage("recall") as progress:
-        index = HnswIndex.load(folder / INDEX, model.dim, len(vectors_LD), ef=1, threads=settings.threads)
+        index = HnswIndex.load(folder / INDEX, model.dim, len(vectors_LD), ef=1, threads=threads)
         weight = checkpoint.classifier_weight
         efforts = choose_efforts(encoder, model, index, vectors_LD, queries, weight, progress)
-    index_facts = IndexFacts(
-        m=settings.m,
-        ef_construction=settings.ef_construction,
+    return IndexFacts(
+        m=m,
+        ef_construction=ef_construction,
         recall_target=RECALL_TARGET,
         recall_queries=len(queries),
         efforts=efforts,
     )
-    facts = _facts(checkpoint) | {"model": model, "parity": parity, "index": index_facts}
-    return _prove_end_to_end(checkpoint, folder, facts, queries, stage)
 
 
 def _prove_end_to_end(
-    checkpoint: Checkpoint, folder: Path, facts: dict[str, Any], queries: Sequence[str], stage: Stage
+    checkpoint: Checkpoint,
+    folder: Path,
+    facts: dict[str, Any],
+    queries: Sequence[str],
+    settings: Settings,
+    stage: Stage,
 ) -> GoldenReport:
     """Open the bundle as a reader will, measure it, record its golden answers; a second reader must agree."""
     with stage("quality"):
         write_golden(folder, Golden(weight=checkpoint.classifier_weight, answers=()))
         seal(folder, **facts, quality=None, golden=_golden_facts(0))
-        with Retriever.open(folder) as retriever:
+        with Retriever.open(folder, threads=settings.threads) as retriever:
             quality = measure_quality(checkpoint, retriever)
             write_golden(folder, record_golden(retriever, queries[:GOLDEN_QUERIES]))
         seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES])))
-    with stage("golden answers"), Retriever.open(folder) as reader:
+    with stage("golden answers"), Retriever.open(folder, threads=settings.threads) as reader:
         report = reader.check_golden()
     if not report.passed:
         raise GateError(

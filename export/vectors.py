@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 from export.progress import Progress
 from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
-from retrieval.index import Vectors
 from retrieval.manifest import ModelFacts
 from training.checkpoint import Checkpoint
 
@@ -22,8 +21,8 @@ LABELS_A_CHUNK = 8_192
 
 def write_vectors(
     checkpoint: Checkpoint, encoder: TextEncoder, facts: ModelFacts, path: Path, progress: Progress
-) -> Vectors:
-    """Encode the label texts with the bundle's own label encoder; returns the file, memory-mapped.
+) -> None:
+    """Encode the label texts with the bundle's own label encoder.
 
     Memory is that of one chunk, whatever the number of labels. A label without a training positive, or whose row ψ is
     zero, has a zero classifier half. Raises GateError for a vector that is not finite.
@@ -45,7 +44,6 @@ def write_vectors(
             )
         progress(stop, n_labels)
     vectors_LD.flush()
-    return vectors_LD
 
 
 def _classifier_half(checkpoint: Checkpoint, start: int, stop: int) -> NDArray[np.float32]:

@@ -73,9 +73,15 @@ class Store:
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
+    def check_free(self, name: str) -> None:
+        """Raise BundleError unless `name` can be given to a new bundle."""
+        _check_name(name)
+        if (self.path / "bundles" / name).exists():
+            raise BundleError(f"{self.path} already has a bundle {name!r}. Choose another name.")
+
     def publish(self, folder: Path, name: str) -> Path:
         """Verify a finished bundle and move it into the store under `name`; returns its place. Does not activate it."""
-        _check_name(name)
+        self.check_free(name)
         verify_bundle(folder)
         target = self.path / "bundles" / name
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -91,9 +97,8 @@ class Store:
                 # A bundle's folder is never empty, so the rename cannot replace one that is already there.
                 folder.rename(target)
             except OSError as error:
-                if target.exists():
-                    raise BundleError(f"{self.path} already has a bundle {name!r}. Choose another name.") from error
-                raise
+                self.check_free(name)  # another publisher may have taken the name meanwhile
+                raise BundleError(f"{target} cannot be made ({error}). Check rights and free space.") from error
             _sync(target.parent)
         return target
 

@@ -95,8 +95,9 @@ def test_a_taken_name_is_refused_before_any_work(small: Path, store: Store) -> N
         stages.append(title)
         return export.progress.silent(title)
 
-    with pytest.raises(BundleError, match=f"already has a bundle '{name}'"):
-        build(small, store, name=name, stage=stage)  # type: ignore[arg-type]
+    for refused, said in ((name, f"already has a bundle '{name}'"), ("../away", "not a bundle name")):
+        with pytest.raises(BundleError, match=said):
+            build(small, store, name=refused, stage=stage)  # type: ignore[arg-type]
     assert stages == []
 
 
