@@ -28,7 +28,7 @@ COMMANDS = {
     "train": Room("training.commands", "Train the unified model on a dataset.", "train"),
     "evaluate": Room("training.commands", "Measure a checkpoint on one split of a dataset.", "train"),
     "export": Room("export.commands", "Build a verified bundle from a checkpoint.", "export,cpu"),
-    "bundles": Room("retrieval.commands", "List, show and activate the bundles of a store.", "cpu"),
+    "bundles": Room("retrieval.commands", "List, show, verify and activate the bundles of a store.", "cpu"),
     "search": Room("retrieval.commands", "Ask a bundle from the command line.", "cpu"),
     "serve": Room("service.commands", "Answer POST /predict from a store's active bundle.", "serve,cpu"),
 }
@@ -74,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     called = args[0] if args else None
     try:
         front_door(called)(args, prog_name="diptych")
+    except SystemExit as ended:  # how Typer reports every outcome, success included
+        return int(ended.code or 0)
     except DiptychError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -1,4 +1,4 @@
-"""Algorithm 1's inner lines: sampled positives, drawn hard negatives, the label pool and the target mask (UniDEC, 3.3).
+"""Algorithm 1's inner lines: sampled positives, drawn negatives, label pool, target mask (UniDEC, section 3).
 
 Everything here is numpy on row numbers and depends on nothing but its arguments, the random generator included.
 Shapes: N training queries, Q queries of the batch, P labels of its pool, M positive pairs in Q×P, η drawn negatives,

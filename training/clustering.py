@@ -1,4 +1,4 @@
-"""Balanced recursive 2-means: which queries share a batch (UniDEC, section 3.3; as in NGAME).
+"""Balanced recursive 2-means: which queries share a batch (UniDEC, section 3; as in NGAME).
 
 Queries of one cluster are each other's hard negatives: their labels meet in one pool.
 Shapes: N queries, D their width, B queries of one node.

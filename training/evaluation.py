@@ -21,8 +21,8 @@ from training.model import UnifiedModel
 from training.tokens import TokenizedTexts
 
 KS = (1, 3, 5, 10)
-DEPTH = max(KS)
-TIES = 32  # looked at beyond the depth, so that equal scores at its edge are cut by row number
+DEPTH = max(KS)  # ranks kept of each query
+SHORTLIST = 100  # far more than the depth, so that equal scores at its edge are cut by row number
 TEXTS_A_BATCH = 1024
 SCORES_A_BLOCK = 1 << 25
 HEADS = ("unified", "dual_encoder", "classifier")
@@ -75,39 +75,57 @@ def encode_labels(
 
 @torch.inference_mode()
 def rank(
-    queries: Vectors, labels: Vectors, weights: Sequence[float], exclude: Ragged, depth: int = DEPTH
+    queries: Vectors,
+    labels: Vectors,
+    weights: Sequence[float],
+    exclude: Ragged,
+    searched: Sequence[float] = (0.0, 0.5, 1.0),
 ) -> dict[float, NDArray[np.int64]]:
-    """The `depth` best label rows [Q, K] of each query, best first, at each weight between the halves.
+    """The best label rows [Q, K] of each query, best first, at each weight between the halves.
 
-    An excluded label scores −∞; where fewer than `depth` labels are left the row ends in −1.
+    Every label is looked at for the weights in `searched`, and those rankings are exact; the other weights rank what
+    was found there, SHORTLIST labels each, which makes a fine grid of weights as cheap as three. Equal scores go by
+    row number, as in the served index. An excluded label never appears; a row with too few labels left ends in −1.
     """
-    depth = min(depth, len(labels.dual))
     found: dict[float, list[NDArray[np.int64]]] = {weight: [] for weight in weights}
     block = max(1, SCORES_A_BLOCK // len(labels.dual))
     for start in range(0, len(queries.dual), block):
-        rows = slice(start, start + block)
-        dual_QL = queries.dual[rows] @ labels.dual.T
-        classifier_QL = queries.classifier[rows] @ labels.classifier.T
-        left_out = exclude.take(np.arange(start, min(start + block, len(queries.dual))))
-        dual_QL[
-            torch.from_numpy(left_out.row_of_value), torch.from_numpy(left_out.values.astype(np.int64))
-        ] = -torch.inf
+        stop = min(start + block, len(queries.dual))
+        dual_QL = queries.dual[start:stop] @ labels.dual.T
+        classifier_QL = queries.classifier[start:stop] @ labels.classifier.T
+        left_out = exclude.take(np.arange(start, stop))
+        excluded = torch.from_numpy(left_out.row_of_value), torch.from_numpy(left_out.values.astype(np.int64))
+        row_QS = _shortlist(dual_QL, classifier_QL, excluded, searched)
+        dual_QS, classifier_QS = dual_QL.gather(1, row_QS), classifier_QL.gather(1, row_QS)
+        # Rows rise along a shortlist, so a row that stands there twice stands beside itself.
+        gone_QS = F.pad(row_QS[:, 1:] == row_QS[:, :-1], (1, 0))
+        excluded_QL = torch.zeros_like(dual_QL, dtype=torch.bool)
+        excluded_QL[excluded] = True
+        gone_QS |= excluded_QL.gather(1, row_QS)
         for weight in weights:
-            found[weight].append(_best(torch.lerp(dual_QL, classifier_QL, weight), dual_QL, depth))
+            scores_QS = torch.lerp(dual_QS, classifier_QS, weight).masked_fill_(gone_QS, -torch.inf)
+            found[weight].append(_best(row_QS, scores_QS))
     return {weight: np.concatenate(blocks) for weight, blocks in found.items()}
 
 
-def _best(scores_QL: Tensor, dual_QL: Tensor, depth: int) -> NDArray[np.int64]:
-    """Top rows, equal scores by row number as in the served index: labels of the same tokens have equal halves.
+def _shortlist(
+    dual_QL: Tensor, classifier_QL: Tensor, excluded: tuple[Tensor, Tensor], searched: Sequence[float]
+) -> Tensor:
+    """Rows [Q, S] of the best SHORTLIST labels at each searched weight, rising; a row may stand there twice."""
+    size = min(SHORTLIST, dual_QL.shape[1])
+    tops = []
+    for weight in searched:
+        scores_QL = torch.lerp(dual_QL, classifier_QL, weight)
+        scores_QL[excluded] = -torch.inf
+        tops.append(torch.topk(scores_QL, size, dim=1, sorted=False).indices)
+    return torch.cat(tops, dim=1).sort(dim=1).values
 
-    lerp turns −∞ into NaN at weight 1, so the excluded ones are set again from the dual half.
-    """
-    scores_QL.masked_fill_(dual_QL.isneginf(), -torch.inf)
-    top = torch.topk(scores_QL, min(depth + TIES, scores_QL.shape[1]), dim=1)
-    row_QK = torch.where(top.values.isneginf(), -1, top.indices)
-    by_row_QK = row_QK.argsort(dim=1)
-    by_score_QK = top.values.gather(1, by_row_QK).argsort(dim=1, descending=True, stable=True)
-    return row_QK.gather(1, by_row_QK).gather(1, by_score_QK)[:, :depth].cpu().numpy()
+
+def _best(row_QS: Tensor, scores_QS: Tensor) -> NDArray[np.int64]:
+    """The first DEPTH rows by score; a stable sort keeps equal scores in the order of rows."""
+    order_QK = scores_QS.argsort(dim=1, descending=True, stable=True)[:, :DEPTH]
+    row_QK = row_QS.gather(1, order_QK).masked_fill(scores_QS.gather(1, order_QK).isneginf(), -1)
+    return row_QK.cpu().numpy()
 
 
 def figures_by_head(

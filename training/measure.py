@@ -49,7 +49,8 @@ def measure(checkpoint: Path, dataset: Dataset, split: str, weight: float | None
     label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
     labels = evaluation.encode_labels(model, label_tokens, opened.trained_L, device)
     at = opened.classifier_weight if weight is None else weight
-    rankings = evaluation.rank(queries, labels, sorted({0.0, at, 1.0}), asked.exclude)
+    weights = sorted({0.0, at, 1.0})
+    rankings = evaluation.rank(queries, labels, weights, asked.exclude, searched=weights)
     constants = opened.recipe.propensity
     return Measurement(
         dataset_name=dataset.meta.name,

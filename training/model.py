@@ -1,4 +1,4 @@
-"""The unified model: encoder Φ, heads g1 and g2, classifier rows ψ (UniDEC, section 3.1).
+"""The unified model: encoder Φ, heads g1 and g2, classifier rows ψ (UniDEC, section 3).
 
     Φ_D(x) = N(dropout(tanh(W1 Φ(x))))      the dual encoder's side, of queries and of label texts alike
     Φ_C(x) = dropout(W2 Φ(x))               the classifier's side, of queries; one row ψ_l a label

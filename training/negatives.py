@@ -1,4 +1,4 @@
-"""Hard negatives: for each training query, the nearest labels that are not true (ANCE; UniDEC, section 3.3).
+"""Hard negatives: for each training query, the nearest labels that are not true (ANCE; UniDEC, section 3).
 
 Shapes: N training queries, L labels, D width of the dual encoder's half, H mined negatives of a query.
 """

@@ -1,7 +1,8 @@
 """The recipe: every choice of a training run, frozen, validated once, overridable by dotted keys.
 
 A recipe is data: the files beside this module in `recipes/` are the published runs and our presets, one file each. A
-key that a file leaves out has the default written here; a key that does not exist is an error.
+key that a file leaves out has the default written here, which is the recipe `default`; a key that does not exist is an
+error.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,12 +68,12 @@ class BatchingRecipe(Section):
 
     batch_size: Annotated[int, Field(ge=2)] = 512
     clustered: bool = True
-    positives: Positive = Field(default=3, description="β: positives sampled a query, without replacement")
-    hard_negatives: Count = Field(default=6, description="η: mined negatives drawn a query and epoch")
+    positives: Positive = Field(default=5, description="β: positives sampled a query, without replacement")
+    hard_negatives: Count = Field(default=0, description="η: mined negatives drawn a query and epoch")
     refresh_epochs: Positive = Field(
-        default=5, description="τ of the paper: epochs between two minings and clusterings"
+        default=2, description="τ of the paper: epochs between two minings and clusterings"
     )
-    pool_size: Positive = Field(default=3000, description="most labels a batch is compared with")
+    pool_size: Positive = Field(default=4000, description="most labels a batch is compared with")
 
 
 class LossRecipe(Section):
@@ -94,21 +95,33 @@ class LossRecipe(Section):
         return self
 
 
+class DualEncoderLossRecipe(LossRecipe):
+    """The dual encoder's loss, on cosines."""
+
+    temperature: Annotated[float, Field(gt=0.0)] = 0.07
+
+
+class ClassifierLossRecipe(LossRecipe):
+    """The classifier's loss, on inner products that are not normalised; the BCE term lets it learn popularity."""
+
+    bce: Weight = 0.05
+
+
 class LossesRecipe(Section):
     """L = λ·L_D + (1−λ)·L_C; `dual_encoder_share` is λ."""
 
     dual_encoder_share: Share = 0.5
-    dual_encoder: LossRecipe = LossRecipe(temperature=0.05)
-    classifier: LossRecipe = LossRecipe()
+    dual_encoder: DualEncoderLossRecipe = DualEncoderLossRecipe()
+    classifier: ClassifierLossRecipe = ClassifierLossRecipe()
 
 
 class OptimizerRecipe(Section):
     """AdamW for what every batch touches, the row-wise optimiser for ψ and the static token table."""
 
-    epochs: Positive = 30
+    epochs: Positive = 20
     encoder_lr: Rate = Field(default=1e-4, description="transformer layers; AdamW")
     heads_lr: Rate = Field(default=1e-3, description="g1 and g2; AdamW")
-    classifier_lr: Rate = Field(default=1e-3, description="rows of ψ; row-wise")
+    classifier_lr: Rate = Field(default=1e-1, description="rows of ψ; row-wise")
     token_lr: Rate = Field(default=1e-2, description="rows of the static token table; row-wise")
     weight_decay: Weight = 0.01
     warmup: Share = Field(default=0.05, description="share of all steps in which the rate rises to its peak")
@@ -121,7 +134,7 @@ Metric = Annotated[str, Field(pattern=r"^(P|nDCG|PSP|R|C)@(1|3|5|10)$")]
 class ValidationRecipe(Section):
     """What chooses the best epoch and the weight between the halves: the mean of `metrics` on validation queries."""
 
-    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("P@1", "P@5")
+    metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("P@1", "P@5", "R@10", "PSP@5")
     every_epochs: Positive = 1
     max_queries: Positive = 2000
     weights: tuple[Share, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)

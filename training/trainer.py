@@ -1,4 +1,4 @@
-"""Algorithm 1's outer lines: epochs, clusters and mining, the schedule, validation, checkpoints, resume (UniDEC, 3.4).
+"""Algorithm 1's outer lines: epochs, clusters, mining, schedule, validation, checkpoints (UniDEC, section 3).
 
 All randomness is drawn from (seed, purpose, epoch, step), never from a generator that runs along. A run that goes on
 from any saved state therefore draws what the uninterrupted run would have drawn, and ends with the same weights.
@@ -187,7 +187,7 @@ class Trainer:
         return loss.item()
 
     def _loss(self, batch: Batch) -> Tensor:
-        """L = λ·L_D + (1−λ)·L_C over the batch and its pool (UniDEC, equation 8)."""
+        """L = λ·L_D + (1−λ)·L_C over the batch and its pool (UniDEC, section 3)."""
         queries = self.material.train_tokens.batch(batch.query_Q).to(self.device)
         labels = self.material.label_tokens.batch(batch.pool_P).to(self.device)
         with self._autocast():
@@ -228,7 +228,7 @@ class Trainer:
         queries = evaluation.encode_queries(self.model, material.validation_tokens, self.device)
         labels = evaluation.encode_labels(self.model, material.label_tokens, material.trained_L, self.device)
         weights = sorted({0.0, 1.0, *self.recipe.validation.weights})
-        rankings = evaluation.rank(queries, labels, weights, material.validation.exclude, max(evaluation.KS))
+        rankings = evaluation.rank(queries, labels, weights, material.validation.exclude)
         truth, inverse = material.validation.labels, material.inverse_propensity_L
         weight, score = evaluation.choose_weight(rankings, truth, inverse, self.recipe.validation.metrics)
         record = Record(

@@ -31,20 +31,41 @@ def test_rankings_are_those_of_the_weighted_score(
     """If this failed, the reported figures would not be the model's; small blocks must change nothing."""
     queries, labels = halves
     monkeypatch.setattr(evaluation, "SCORES_A_BLOCK", 70)
-    rankings = evaluation.rank(queries, labels, [0.0, 0.3, 1.0], EMPTY, depth=5)
-    for weight, ranking in rankings.items():
+    weights = [0.0, 0.3, 1.0]
+    for weight, ranking in evaluation.rank(queries, labels, weights, EMPTY, searched=weights).items():
         scores = (1 - weight) * queries.dual @ labels.dual.T + weight * queries.classifier @ labels.classifier.T
-        assert ranking.tolist() == scores.topk(5).indices.tolist()
+        assert ranking.tolist() == scores.topk(10).indices.tolist()
+
+
+def test_weights_between_the_searched_ones_rank_what_those_found(
+    halves: tuple[Vectors, Vectors], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this failed, the weight would be chosen on rankings that miss what both halves put first."""
+    queries, labels = halves
+    monkeypatch.setattr(evaluation, "SHORTLIST", 12)
+    exact = evaluation.rank(queries, labels, [0.3, 0.5], EMPTY, searched=[0.3, 0.5])
+    listed = evaluation.rank(queries, labels, [0.3, 0.5], EMPTY)
+    assert listed[0.5].tolist() == exact[0.5].tolist()
+    assert (listed[0.3][:, :3] == exact[0.3][:, :3]).all()
+
+
+def test_equal_scores_go_by_row_number() -> None:
+    """If this failed, labels of the same tokens would be ranked by chance, and differently from the served index."""
+    queries = Vectors(F.normalize(torch.ones(1, 4), dim=-1), F.normalize(torch.ones(1, 4), dim=-1))
+    labels = Vectors(queries.dual.repeat(300, 1), queries.classifier.repeat(300, 1))
+    ranking = evaluation.rank(queries, labels, [0.2], Ragged.from_lists([[0]]), searched=[0.2])[0.2]
+    assert (np.diff(ranking[0]) > 0).all()
 
 
 def test_excluded_labels_never_appear_and_what_is_missing_is_padded(halves: tuple[Vectors, Vectors]) -> None:
     """If this failed, a query's own text would count as a prediction, at some weight or in a full ranking."""
     queries, labels = halves
+    few = Vectors(labels.dual[:11], labels.classifier[:11])
     exclude = Ragged.from_lists([[1, 2, 3]] * 9)
-    for ranking in evaluation.rank(queries, labels, [0.0, 0.5, 1.0], exclude, depth=30).values():
+    for ranking in evaluation.rank(queries, few, [0.0, 0.4, 1.0], exclude).values():
         assert not np.isin(ranking, [1, 2, 3]).any()
-        assert (ranking[:, -3:] == -1).all()
-        assert (ranking[:, :-3] >= 0).all()
+        assert (ranking[:, -2:] == -1).all()
+        assert (ranking[:, :-2] >= 0).all()
 
 
 def test_the_weight_is_the_best_on_validation_and_half_among_equals() -> None:

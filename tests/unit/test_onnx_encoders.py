@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModel, DistilBertConfig
 
 from export.encoders import write_encoders
+from export.geometry import Cone
 from training.model import StaticEncoder, TransformerEncoder, UnifiedModel
 from training.recipe import Recipe
 
@@ -33,7 +34,8 @@ def test_onnx_equals_torch(make: type, tmp_path: Path) -> None:
     torch.manual_seed(0)
     recipe = Recipe.model_validate({"name": "small", "heads": {"dual_encoder": {"dim": 16}, "classifier": {"dim": 8}}})
     model = UnifiedModel(make(), recipe, n_labels=1000).eval()
-    write_encoders(model, tmp_path)
+    cone = Cone(np.full(8, 8**-0.5, np.float32), 0.5)
+    write_encoders(model, cone, tmp_path)
     query, label = (onnxruntime.InferenceSession(str(tmp_path / f"{name}_encoder.onnx")) for name in ("query", "label"))
     for batch, length in SHAPES:
         ids_BT = torch.randint(1, VOCABULARY, (batch, length))
@@ -43,7 +45,8 @@ def test_onnx_equals_torch(make: type, tmp_path: Path) -> None:
         with torch.inference_mode():
             dual, classifier = model.query_vectors(ids_BT * mask_BT, mask_BT)
             labels = model.label_vectors(ids_BT * mask_BT, mask_BT)
-        np.testing.assert_allclose(query.run(None, inputs)[0], np.concatenate([dual, classifier], 1), atol=1e-5)
+        expected = np.concatenate([dual, cone.stretch_queries(classifier.numpy())], 1)
+        np.testing.assert_allclose(query.run(None, inputs)[0], expected, atol=1e-5)
         np.testing.assert_allclose(label.run(None, inputs)[0], labels, atol=1e-5)
     # ψ has a row a label: it belongs to vectors.npy, and would make the encoder grow with the catalogue.
     assert (tmp_path / "query_encoder.onnx").stat().st_size < 4 * sum(

@@ -41,6 +41,15 @@ def test_the_encoder_is_chosen_by_its_kind() -> None:
     assert chosen.layers == 2
 
 
+def test_an_override_changes_its_own_key_and_no_other() -> None:
+    """If this failed, setting one term of a loss would silently reset its temperature."""
+    changed = load_recipe("default", ["loss.dual_encoder.supcon=0.5", "loss.classifier.query_to_label=1"])
+    assert changed.differences(load_recipe("default")) == [
+        "loss.classifier.query_to_label: 1.0 → 0.5",
+        "loss.dual_encoder.supcon: 0.5 → 0.0",
+    ]
+
+
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
@@ -49,7 +58,7 @@ def test_the_encoder_is_chosen_by_its_kind() -> None:
         ("batching.batch_size", "has no form key=value"),
         ("seed.inner=3", "'seed' is a value, not a section"),
         ("loss.dual_encoder.temperature=0", "'loss.dual_encoder.temperature'"),
-        ("loss.classifier.decoupled_softmax=0", "give one of them a weight"),
+        ("loss.dual_encoder.decoupled_softmax=0", "give one of them a weight"),
         ("validation.metrics=[P@2]", "P@2"),
         ("encoder={kind: recurrent}", "recurrent"),
         ("optimizer.token_lr=.nan", "optimizer.token_lr"),

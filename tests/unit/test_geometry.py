@@ -1,0 +1,119 @@
+"""The geometry that labels are indexed in: scores do not depend on it."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from export.gates import _least_cosine
+from export.geometry import CONE_SHRINK, LEAST_ROWS, Cone, balance_for, classifier_halves, find_cone
+from retrieval.manifest import ModelFacts
+from tests.support.checkpoints import make_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint
+
+D, C = 6, 5
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    return load_checkpoint(make_checkpoint(tmp_path_factory.mktemp("geometry")))
+
+
+@pytest.fixture
+def with_rows(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> "object":
+    """The checkpoint with other classifier rows."""
+
+    def change(rows_LC: torch.Tensor, trained: int) -> Checkpoint:
+        monkeypatch.setattr(opened.model, "classifier_rows", lambda: rows_LC)
+        return dataclasses.replace(opened, trained_L=np.arange(len(rows_LC)) < trained)
+
+    return change
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def cone(shrink: float = 0.5) -> Cone:
+    return Cone(unit(np.arange(1.0, C + 1)[None])[0], shrink)
+
+
+@pytest.mark.parametrize("shrink", [0.25, 0.5, 1.0])
+@pytest.mark.parametrize("weight", [0.0, 0.3, 0.8, 1.0])
+def test_the_geometry_changes_no_score(weight: float, shrink: float) -> None:
+    """If it fails, answers depend on how the index was built and not on the model alone."""
+    draw = np.random.default_rng(0)
+    dual_QD, dual_LD = (unit(draw.standard_normal((n, D))) for n in (7, 9))
+    classifier_QC, classifier_LC = (unit(draw.standard_normal((n, C)) + 1) for n in (7, 9))
+    classifier_LC[3] = 0
+    facts = ModelFacts(
+        encoder="static", dual_dim=D, classifier_dim=C, max_tokens=8, max_characters=80, pad_id=0, unknown_id=1,
+        bytes_per_token=4.0, balance=balance_for(weight), cone_shrink=shrink,
+    )  # fmt: skip
+    label_LD = np.hstack([dual_LD, cone(shrink).shrink_labels(classifier_LC)]) * facts.label_scale()
+    query_QD = np.hstack([dual_QD, cone(shrink).stretch_queries(classifier_QC)]) * facts.query_scale(weight)
+    expected_QL = (1 - weight) * dual_QD @ dual_LD.T + weight * classifier_QC @ classifier_LC.T
+    np.testing.assert_allclose(query_QD @ label_LD.T, expected_QL, atol=1e-6)
+
+
+def test_shrinking_undoes_stretching_and_touches_one_direction() -> None:
+    """If it fails, parity compares vectors of different spaces, or labels lose what tells them apart."""
+    rows_NC = unit(np.random.default_rng(1).standard_normal((20, C)))
+    one = cone(0.25)
+    np.testing.assert_allclose(one.shrink_labels(one.stretch_queries(rows_NC)), rows_NC, atol=1e-6)
+    across_NC = rows_NC - np.outer(rows_NC @ one.direction_C, one.direction_C)
+    np.testing.assert_allclose(one.shrink_labels(across_NC), across_NC, atol=1e-6)
+    np.testing.assert_allclose(one.shrink_labels(one.direction_C[None])[0], 0.25 * one.direction_C, atol=1e-6)
+
+
+def test_the_cone_is_that_of_the_trained_rows(with_rows: "object") -> None:
+    """If it fails, the direction that hinders the graph is not the one that is shrunk."""
+    draw = torch.Generator().manual_seed(0)
+    shared_C = torch.nn.functional.normalize(torch.randn(32, generator=draw), dim=0)
+    rows_LC = 3 * (shared_C + 0.1 * torch.randn(300, 32, generator=draw))
+    rows_LC[200:] = -rows_LC[200:]  # never trained: these must not count
+    found = find_cone(with_rows(rows_LC, 200))  # type: ignore[operator]
+    assert found.shrink == CONE_SHRINK
+    assert found.direction_C @ shared_C.numpy() > 0.99
+    assert np.linalg.norm(found.direction_C) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_rows_that_share_no_direction_are_left_alone(with_rows: "object") -> None:
+    """If it fails, a direction that is mere chance, or no number at all, is built into every vector."""
+    opposite_LC = torch.ones(300, 32) * (1 - 2 * (torch.arange(300) % 2))[:, None]
+    for rows_LC, trained in (
+        (opposite_LC, 300),
+        (torch.ones(300, 32), LEAST_ROWS - 1),
+        (torch.ones(300, 32), 0),
+        (torch.full((300, 32), torch.nan), 300),
+    ):
+        found = find_cone(with_rows(rows_LC, trained))  # type: ignore[operator]
+        assert found.shrink == 1.0
+        halves_NC = np.eye(32, dtype=np.float32)
+        assert (found.shrink_labels(halves_NC) == halves_NC).all()
+        assert (found.stretch_queries(halves_NC) == halves_NC).all()
+
+
+def test_a_chunk_at_a_time_gives_the_mean_of_all(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, the direction of a large catalogue is that of a part of it."""
+    whole_C = classifier_halves(opened, 0, opened.labels.num_rows)[opened.trained_L].mean(axis=0)
+    monkeypatch.setattr("export.geometry.LABELS_A_CHUNK", 7)
+    found = find_cone(opened)
+    assert found.shrink == CONE_SHRINK
+    np.testing.assert_allclose(found.direction_C, whole_C / np.linalg.norm(whole_C), atol=1e-5)
+
+
+def test_parity_sees_a_wrong_length() -> None:
+    """If it fails, an encoder whose vectors point right but are too long or too short passes for equal."""
+    rows_NC = unit(np.random.default_rng(2).standard_normal((5, C)))
+    assert _least_cosine(rows_NC, rows_NC) == 1.0
+    assert _least_cosine(rows_NC, 1.1 * rows_NC) == pytest.approx(0.995, abs=1e-6)
+    turned_NC = np.array([[0.6, 0.8]], np.float32)
+    assert _least_cosine(np.array([[1.0, 0.0]], np.float32), turned_NC) == pytest.approx(0.6, abs=1e-6)
+
+
+@pytest.mark.parametrize(("weight", "balance"), [(0.0, 0.2), (0.3, 0.3), (0.5, 0.5), (0.8, 0.5), (1.0, 0.5)])
+def test_the_balance_keeps_both_halves_searchable(weight: float, balance: float) -> None:
+    """If it fails, an index at the edge of the weights links labels by one half alone."""
+    assert balance_for(weight) == balance
