@@ -64,6 +64,7 @@ def report(options: argparse.Namespace, runs: list[Measurement], seconds: list[f
         f"# {runs[0].dataset_name}, recipe {options.recipe}, test split ({runs[0].queries:,} queries)",
         "",
         f"`python benchmarks/quality.py {options.source.name} --recipe {options.recipe} --seeds {options.seeds}`",
+        "",
         f"Percent; PSP with A={a:g}, B={b:g}; {platform.machine()}, Python {platform.python_version()}.",
         "",
         "| seed | head | " + " | ".join(FIGURES) + " | training s | wall s |",
