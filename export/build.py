@@ -20,6 +20,7 @@ from export.gates import (
     prove_parity,
     sample,
 )
+from export.geometry import Cone, balance_for, find_cone
 from export.progress import Stage, silent
 from export.vectors import write_vectors
 from retrieval.encoder import TextEncoder
@@ -48,7 +49,6 @@ from training.checkpoint import Checkpoint, load_checkpoint
 from training.tokens import special_ids, tokenize_in_memory
 
 GOLDEN_QUERIES = 100
-LEAST_BALANCE = 0.2  # a half of no length in the label vectors could not be searched for
 GOLDEN_OVERLAP = 0.99
 FLOAT32_SCORE_TOLERANCE = 1e-4  # processors sum in different orders; measured deviations stay below 1e-6
 
@@ -98,22 +98,23 @@ def export(
 
 def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stage) -> GoldenReport:
     queries = sample(checkpoint.validation.texts_column, QUERIES)
-    model = _model_facts(checkpoint, queries)
+    cone = find_cone(checkpoint)
+    model = _model_facts(checkpoint, queries, cone)
     shutil.copyfile(checkpoint.tokenizer_path, folder / TOKENIZER)
     write_labels(folder / LABELS, checkpoint.labels)
     with stage("ONNX encoders"):
-        write_encoders(checkpoint.model, folder)
+        write_encoders(checkpoint.model, cone, folder)
     encoder, label_encoder = (
         TextEncoder.open(folder / TOKENIZER, folder / file, model, dim, threads=settings.threads)
         for file, dim in ((QUERY_ENCODER, model.dim), (LABEL_ENCODER, model.dual_dim))
     )
     with stage("parity with the checkpoint"):
-        parity = prove_parity(checkpoint, queries, encoder, label_encoder)
+        parity = prove_parity(checkpoint, queries, encoder, label_encoder, cone)
     with stage("label vectors") as progress:
-        write_vectors(checkpoint, label_encoder, model, folder / VECTORS, progress)
+        write_vectors(checkpoint, label_encoder, model, cone, folder / VECTORS, progress)
     index = _build_index(checkpoint, folder, model, encoder, queries, settings, stage)
     facts = _facts(checkpoint) | {"model": model, "parity": parity, "index": index}
-    return _prove_end_to_end(checkpoint, folder, facts, queries, settings, stage)
+    return _prove_end_to_end(checkpoint, folder, facts, cone, queries, settings, stage)
 
 
 def _build_index(
@@ -143,6 +144,7 @@ def _prove_end_to_end(
     checkpoint: Checkpoint,
     folder: Path,
     facts: dict[str, Any],
+    cone: Cone,
     queries: Sequence[str],
     settings: Settings,
     stage: Stage,
@@ -152,7 +154,7 @@ def _prove_end_to_end(
         write_golden(folder, Golden(weight=checkpoint.classifier_weight, answers=()))
         seal(folder, **facts, quality=None, golden=_golden_facts(0))
         with Retriever.open(folder, threads=settings.threads) as retriever:
-            quality = measure_quality(checkpoint, retriever)
+            quality = measure_quality(checkpoint, retriever, cone)
             write_golden(folder, record_golden(retriever, queries[:GOLDEN_QUERIES]))
         seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES])))
     with stage("golden answers"), Retriever.open(folder, threads=settings.threads) as reader:
@@ -181,14 +183,15 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _model_facts(checkpoint: Checkpoint, queries: Sequence[str]) -> ModelFacts:
+def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> ModelFacts:
     pad_id, unknown_id = special_ids(checkpoint.tokenizer)
     n_tokens = len(tokenize_in_memory(queries, checkpoint.tokenizer).ids_S)
     return ModelFacts(
         encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str there, one of two words here: checked
         dual_dim=checkpoint.model.dual_dim,
         classifier_dim=checkpoint.model.classifier_dim,
-        balance=min(max(checkpoint.classifier_weight, LEAST_BALANCE), 1.0 - LEAST_BALANCE),
+        balance=balance_for(checkpoint.classifier_weight),
+        cone_shrink=cone.shrink,
         max_tokens=checkpoint.max_tokens,
         max_characters=max(1_024, 64 * checkpoint.max_tokens),
         pad_id=pad_id,

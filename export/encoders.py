@@ -1,6 +1,6 @@
 """The two ONNX encoders of a bundle, from the model's own forward passes.
 
-Shapes: B texts, T tokens of the longest of them.
+Shapes: B texts, T tokens of the longest of them, C width of the classifier half.
 """
 
 import logging
@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from export.geometry import Cone
 from retrieval.manifest import LABEL_ENCODER, QUERY_ENCODER
 from training.model import UnifiedModel
 
@@ -20,14 +21,20 @@ INLINE_LIMIT = 1_900_000_000  # bytes; a protobuf file ends at 2 GiB, beyond it 
 
 
 class QueryEncoder(nn.Module):
-    """Token ids and mask → [dual half ; classifier half], each of unit length."""
+    """Token ids and mask → [dual half of unit length ; classifier half stretched along the labels' cone]."""
 
-    def __init__(self, model: UnifiedModel) -> None:
+    direction_C1: Tensor
+
+    def __init__(self, model: UnifiedModel, cone: Cone) -> None:
         super().__init__()
         self.model = model
+        self.register_buffer("direction_C1", torch.from_numpy(cone.direction_C)[:, None])
+        self.stretch = 1.0 / cone.shrink - 1.0
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return torch.cat(self.model.query_vectors(input_ids, attention_mask), dim=-1)
+        dual_BD, classifier_BC = self.model.query_vectors(input_ids, attention_mask)
+        along_B1 = classifier_BC @ self.direction_C1
+        return torch.cat([dual_BD, classifier_BC + self.stretch * along_B1 * self.direction_C1.T], dim=-1)
 
 
 class LabelEncoder(nn.Module):
@@ -41,9 +48,9 @@ class LabelEncoder(nn.Module):
         return self.model.label_vectors(input_ids, attention_mask)
 
 
-def write_encoders(model: UnifiedModel, folder: Path) -> None:
+def write_encoders(model: UnifiedModel, cone: Cone, folder: Path) -> None:
     """Write query_encoder.onnx and label_encoder.onnx; batch and length stay free."""
-    _write(QueryEncoder(model), folder / QUERY_ENCODER)
+    _write(QueryEncoder(model, cone), folder / QUERY_ENCODER)
     _write(LabelEncoder(model), folder / LABEL_ENCODER)
 
 

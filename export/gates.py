@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from export.geometry import Cone
 from export.progress import Progress
 from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
@@ -28,7 +29,7 @@ RECALL_REQUIRED = 0.99  # of the first ten
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 QUERIES, LABELS = 1_000, 1_000
-EQUAL_SCORE = 1e-6  # a label that ties with the tenth best is as good an answer as it
+EQUAL_SCORE = 1e-6
 CPU = torch.device("cpu")
 
 
@@ -47,17 +48,20 @@ def torch_halves(checkpoint: Checkpoint, texts: Sequence[str]) -> Halves:
 
 
 def prove_parity(
-    checkpoint: Checkpoint, queries: Sequence[str], query_encoder: TextEncoder, label_encoder: TextEncoder
+    checkpoint: Checkpoint, queries: Sequence[str], query_encoder: TextEncoder, label_encoder: TextEncoder, cone: Cone
 ) -> Parity:
-    """Compare both ONNX encoders with the checkpoint over real queries and label texts; raises GateError."""
+    """Compare both ONNX encoders with the checkpoint over real queries and label texts; raises GateError.
+
+    The checkpoint knows nothing of the cone, so the query encoder's stretch is undone before the comparison.
+    """
     labels = sample(checkpoint.labels.column("text"), LABELS)
     query, label = torch_halves(checkpoint, queries), torch_halves(checkpoint, labels)
     query_ND, label_ND = query_encoder.encode(queries).vectors_BD, label_encoder.encode(labels).vectors_BD
-    dual_dim = checkpoint.model.dual_dim
+    dual_ND, classifier_ND = np.split(query_ND, [checkpoint.model.dual_dim], axis=1)
     parity = Parity(
         queries=len(queries),
         query_cosine=min(
-            _least_cosine(query.dual, query_ND[:, :dual_dim]), _least_cosine(query.classifier, query_ND[:, dual_dim:])
+            _least_cosine(query.dual, dual_ND), _least_cosine(query.classifier, cone.shrink_labels(classifier_ND))
         ),
         labels=len(labels),
         label_cosine=_least_cosine(label.dual, label_ND),
@@ -79,12 +83,11 @@ def choose_efforts(
 
     Raises GateError when the default weight would need exact search.
     """
-    unit_QD, exact = encoder.encode(queries).vectors_BD, ExactIndex(vectors_LD)
+    encoded_QD = encoder.encode(queries).vectors_BD
     weights = sorted({*WEIGHTS, default_weight})
     efforts = []
     for done, weight in enumerate(weights):
-        query_QD = unit_QD * facts.query_scale(weight)
-        efforts.append(_effort(query_QD, weight, index, exact))
+        efforts.append(_effort(encoded_QD * facts.query_scale(weight), weight, index, vectors_LD))
         progress(done + 1, len(weights))
     refused = next((one for one in efforts if one.weight == default_weight and one.ef is None), None)
     if refused is not None:
@@ -95,7 +98,7 @@ def choose_efforts(
     return tuple(efforts)
 
 
-def measure_quality(checkpoint: Checkpoint, retriever: Retriever) -> Quality:
+def measure_quality(checkpoint: Checkpoint, retriever: Retriever, cone: Cone) -> Quality:
     """P@1 and P@5 on the checkpoint's validation queries: its own by exact search, and the bundle's end to end."""
     asked = checkpoint.validation
     truth = [asked.labels[row] for row in range(len(asked))]
@@ -105,7 +108,7 @@ def measure_quality(checkpoint: Checkpoint, retriever: Retriever) -> Quality:
     halves = torch_halves(checkpoint, asked.texts)
     scale_D = retriever.manifest.model.query_scale(checkpoint.classifier_weight)
     exact_QK, _ = ExactIndex(retriever.vectors_LD).search(
-        np.concatenate([halves.dual, halves.classifier], axis=1) * scale_D, k
+        np.concatenate([halves.dual, cone.stretch_queries(halves.classifier)], axis=1) * scale_D, k
     )
     bundle_QK = retriever.search_rows(asked.texts, k).rows_QK
 
@@ -118,27 +121,40 @@ def measure_quality(checkpoint: Checkpoint, retriever: Retriever) -> Quality:
     )
 
 
-def recall_at(k: int, found_scores_QK: Vectors, best_scores_QK: Vectors) -> float:
-    """Share of the k best that were found; a found label counts when its score is one of the k best scores."""
+def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDArray[np.floating]) -> float:
+    """Share of the k best that were found; a found label counts when its score reaches the k-th best within 1e-6.
+
+    Which of several equal labels stand among the k best is chance, and equal they often are: those of the same tokens,
+    and at weight 1 all that were never trained, whose score is 0. Both sides best first, by scores computed alike.
+    """
     k = min(k, best_scores_QK.shape[1])
     threshold_Q1 = best_scores_QK[:, k - 1 : k] - EQUAL_SCORE
     return float((found_scores_QK[:, :k] >= threshold_Q1).mean())
 
 
-def _effort(query_QD: Vectors, weight: float, index: HnswIndex, exact: ExactIndex) -> Effort:
-    _, best_QK = exact.search(query_QD, 10)
+def _effort(query_QD: Vectors, weight: float, index: HnswIndex, vectors_LD: Vectors) -> Effort:
+    best_QK = _scores(query_QD, ExactIndex(vectors_LD).search(query_QD, 10)[0], vectors_LD)
     at_10 = at_1 = 0.0
     for ef in EF_LADDER:
         # Asking for ef candidates is searching with that ef, as the retriever does it.
-        _, found_QK = index.search(query_QD, ef)
+        found_QK = _scores(query_QD, index.search(query_QD, ef)[0][:, :10], vectors_LD)
         at_10, at_1 = recall_at(10, found_QK, best_QK), recall_at(1, found_QK, best_QK)
         if min(at_10, at_1) >= RECALL_TARGET or ef >= index.size:
             break
     return Effort(weight=weight, ef=ef if at_10 >= RECALL_REQUIRED else None, recall_at_10=at_10, recall_at_1=at_1)
 
 
-def _least_cosine(one_ND: Vectors, other_ND: Vectors) -> float:
-    return float(np.min(np.einsum("nd,nd->n", one_ND, other_ND, dtype=np.float64))) if len(one_ND) else 1.0
+def _scores(query_QD: Vectors, rows_QK: Rows, vectors_LD: Vectors) -> NDArray[np.float64]:
+    """Scores of some rows, best first, summed in one way: BLAS and hnswlib each have their own, and last digits."""
+    scores_QK = np.einsum("qd,qkd->qk", query_QD, vectors_LD[rows_QK], dtype=np.float64)
+    return -np.sort(-scores_QK, axis=1)
+
+
+def _least_cosine(unit_ND: Vectors, other_ND: Vectors) -> float:
+    """1 − ½‖a − b‖² at its least: the cosine of unit vectors, and less when the other's length is wrong, down to −1."""
+    distance_N = np.linalg.norm(unit_ND.astype(np.float64) - other_ND, axis=1)
+    greatest = float(np.nan_to_num(distance_N, nan=2.0).max(initial=0.0))
+    return 1.0 - min(greatest, 2.0) ** 2 / 2
 
 
 def without_excluded(rows_QK: Rows, exclude: Sequence[NDArray[Any]], k: int) -> Rows:

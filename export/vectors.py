@@ -1,26 +1,23 @@
-"""[√(1−b)·N(g1 Φ(z)) ; √b·N(ψ)] for every label, written to vectors.npy a chunk at a time.
+"""[√(1−b)·N(g1 Φ(z)) ; √b·N(ψ)] for every label, the latter shrunk along its cone, written a chunk at a time.
 
-Shapes: L labels, B labels of a chunk, C width of the classifier half.
+Shapes: L labels, B labels of a chunk, D vector width.
 """
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
+from export.geometry import LABELS_A_CHUNK, Cone, classifier_halves
 from export.progress import Progress
 from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
 from retrieval.manifest import ModelFacts
 from training.checkpoint import Checkpoint
 
-LABELS_A_CHUNK = 8_192
-
 
 def write_vectors(
-    checkpoint: Checkpoint, encoder: TextEncoder, facts: ModelFacts, path: Path, progress: Progress
+    checkpoint: Checkpoint, encoder: TextEncoder, facts: ModelFacts, cone: Cone, path: Path, progress: Progress
 ) -> None:
     """Encode the label texts with the bundle's own label encoder.
 
@@ -33,7 +30,7 @@ def write_vectors(
     for start in range(0, n_labels, LABELS_A_CHUNK):
         stop = min(start + LABELS_A_CHUNK, n_labels)
         texts = checkpoint.labels.column("text").slice(start, stop - start).to_pylist()
-        halves = (encoder.encode(texts).vectors_BD, _classifier_half(checkpoint, start, stop))
+        halves = (encoder.encode(texts).vectors_BD, cone.shrink_labels(classifier_halves(checkpoint, start, stop)))
         vectors_LD[start:stop] = np.concatenate(halves, axis=1) * scale_D
         finite_B = np.isfinite(vectors_LD[start:stop]).all(axis=1)
         if not finite_B.all():
@@ -44,9 +41,3 @@ def write_vectors(
             )
         progress(stop, n_labels)
     vectors_LD.flush()
-
-
-def _classifier_half(checkpoint: Checkpoint, start: int, stop: int) -> NDArray[np.float32]:
-    rows_BC = checkpoint.model.classifier_rows()[start:stop].detach().float()
-    unit_BC: NDArray[np.float32] = torch.nn.functional.normalize(rows_BC, dim=-1).numpy()
-    return unit_BC * checkpoint.trained_L[start:stop, None]

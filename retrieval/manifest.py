@@ -55,14 +55,17 @@ class Source(_Part):
 class ModelFacts(_Part):
     """What the encoders expect and give; widths in numbers, lengths in tokens or characters.
 
-    `balance` b is the classifier's share in the geometry of the label vectors, [√(1−b)·d ; √b·ψ] of unit-length halves;
-    it decides which weight the index is best at, and changes no score.
+    `balance` b is the classifier's share in the geometry of the label vectors, [√(1−b)·d ; √b·ψ]; it decides which
+    weight the index is best at, and changes no score. d and ψ have unit length, save that ψ is shrunk by `cone_shrink`
+    ε along the direction that trained labels share; the query encoder stretches its classifier half by 1/ε along it,
+    which leaves every score as it was. ε = 1: nothing is shrunk.
     """
 
     encoder: Literal["static", "transformer"]
     dual_dim: Count
     classifier_dim: Count
     balance: Annotated[float, Field(gt=0.0, lt=1.0)]
+    cone_shrink: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_tokens: Count
     max_characters: Count
     pad_id: Annotated[int, Field(ge=0)]
@@ -75,7 +78,7 @@ class ModelFacts(_Part):
         return self.dual_dim + self.classifier_dim
 
     def query_scale(self, weight: float) -> NDArray[np.float32]:
-        """What a query's unit-length halves are multiplied with, number by number [D], to search at `weight`.
+        """What the query encoder's halves are multiplied with, number by number [D], to search at `weight`.
 
         ⟨[(1−w)/√(1−b)·q ; w/√b·c], [√(1−b)·d ; √b·ψ]⟩ = (1−w)⟨q, d⟩ + w⟨c, ψ⟩: the weight goes to the query, so one
         index serves every weight.
@@ -83,7 +86,7 @@ class ModelFacts(_Part):
         return np.array([1.0 - weight, weight], np.float32).repeat(self._widths) / self.label_scale()
 
     def label_scale(self) -> NDArray[np.float32]:
-        """What a label's unit-length halves are multiplied with, number by number [D]."""
+        """What a label's halves are multiplied with, number by number [D]."""
         return np.sqrt([1.0 - self.balance, self.balance]).astype(np.float32).repeat(self._widths)
 
     @property

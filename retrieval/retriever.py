@@ -150,7 +150,11 @@ class Retriever:
         ]
 
     def encode(self, queries: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """The dual-encoder and the classifier half of each query, each of unit length. Raises BadInput."""
+        """The dual-encoder half of each query, of unit length, and its classifier half. Raises BadInput.
+
+        The classifier half has unit length too, save along the direction that `cone_shrink` in the manifest is about;
+        its inner product with a label's, as the bundle holds it, is their cosine.
+        """
         _check_queries(queries)
         vectors_QD = self._open_encoder().encode(queries).vectors_BD
         return vectors_QD[:, : self.manifest.model.dual_dim], vectors_QD[:, self.manifest.model.dual_dim :]

@@ -61,8 +61,13 @@ def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: C
     psi_LC = opened.model.classifier_rows().numpy()
     unit_LC = psi_LC / np.maximum(np.linalg.norm(psi_LC, axis=1, keepdims=True), 1e-12)
     np.testing.assert_allclose(np.linalg.norm(halves_LD[:, :dual_dim], axis=1), 1.0, atol=1e-5)
-    np.testing.assert_allclose(halves_LD[:, dual_dim:], unit_LC * opened.trained_L[:, None], atol=1e-5)
+    unit_LC *= opened.trained_L[:, None]
+    mean_C = unit_LC[opened.trained_L].mean(axis=0)
+    direction_C = mean_C / np.linalg.norm(mean_C)
+    shrunk_LC = unit_LC - (1 - retriever.manifest.model.cone_shrink) * np.outer(unit_LC @ direction_C, direction_C)
+    np.testing.assert_allclose(halves_LD[:, dual_dim:], shrunk_LC, atol=1e-5)
     assert not opened.trained_L.all()
+    assert retriever.manifest.model.cone_shrink < 1, "the checkpoint has no cone: nothing was put to the test"
 
 
 def test_the_label_table_comes_along(retriever: Retriever, opened: Checkpoint) -> None:

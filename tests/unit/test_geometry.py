@@ -1,6 +1,7 @@
 """The geometry that labels are indexed in: scores do not depend on it."""
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.support.checkpoints import make_checkpoint
 from training.checkpoint import Checkpoint, load_checkpoint
 
 D, C = 6, 5
+Change = Callable[[torch.Tensor, int], Checkpoint]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +23,7 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 
 @pytest.fixture
-def with_rows(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> "object":
+def with_rows(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Change:
     """The checkpoint with other classifier rows."""
 
     def change(rows_LC: torch.Tensor, trained: int) -> Checkpoint:
@@ -67,19 +69,19 @@ def test_shrinking_undoes_stretching_and_touches_one_direction() -> None:
     np.testing.assert_allclose(one.shrink_labels(one.direction_C[None])[0], 0.25 * one.direction_C, atol=1e-6)
 
 
-def test_the_cone_is_that_of_the_trained_rows(with_rows: "object") -> None:
+def test_the_cone_is_that_of_the_trained_rows(with_rows: Change) -> None:
     """If it fails, the direction that hinders the graph is not the one that is shrunk."""
     draw = torch.Generator().manual_seed(0)
     shared_C = torch.nn.functional.normalize(torch.randn(32, generator=draw), dim=0)
     rows_LC = 3 * (shared_C + 0.1 * torch.randn(300, 32, generator=draw))
     rows_LC[200:] = -rows_LC[200:]  # never trained: these must not count
-    found = find_cone(with_rows(rows_LC, 200))  # type: ignore[operator]
+    found = find_cone(with_rows(rows_LC, 200))
     assert found.shrink == CONE_SHRINK
     assert found.direction_C @ shared_C.numpy() > 0.99
     assert np.linalg.norm(found.direction_C) == pytest.approx(1.0, abs=1e-6)
 
 
-def test_rows_that_share_no_direction_are_left_alone(with_rows: "object") -> None:
+def test_rows_that_share_no_direction_are_left_alone(with_rows: Change) -> None:
     """If it fails, a direction that is mere chance, or no number at all, is built into every vector."""
     opposite_LC = torch.ones(300, 32) * (1 - 2 * (torch.arange(300) % 2))[:, None]
     for rows_LC, trained in (
@@ -88,7 +90,7 @@ def test_rows_that_share_no_direction_are_left_alone(with_rows: "object") -> Non
         (torch.ones(300, 32), 0),
         (torch.full((300, 32), torch.nan), 300),
     ):
-        found = find_cone(with_rows(rows_LC, trained))  # type: ignore[operator]
+        found = find_cone(with_rows(rows_LC, trained))
         assert found.shrink == 1.0
         halves_NC = np.eye(32, dtype=np.float32)
         assert (found.shrink_labels(halves_NC) == halves_NC).all()
@@ -109,6 +111,8 @@ def test_parity_sees_a_wrong_length() -> None:
     rows_NC = unit(np.random.default_rng(2).standard_normal((5, C)))
     assert _least_cosine(rows_NC, rows_NC) == 1.0
     assert _least_cosine(rows_NC, 1.1 * rows_NC) == pytest.approx(0.995, abs=1e-6)
+    for broken in (0.0, 9.0, np.nan, np.inf):
+        assert _least_cosine(rows_NC, np.float32(broken) * rows_NC) <= 0.5
     turned_NC = np.array([[0.6, 0.8]], np.float32)
     assert _least_cosine(np.array([[1.0, 0.0]], np.float32), turned_NC) == pytest.approx(0.6, abs=1e-6)
 
