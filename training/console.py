@@ -20,7 +20,7 @@ from rich.table import Table
 
 from training.checkpoint import Record
 
-SHOWN = ("P@1", "P@3", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
+SHOWN = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
 NAMES = {"unified": "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}
 Figures = Mapping[str, Mapping[str, float]]
 Gaps = Mapping[str, tuple[float, float, float]]

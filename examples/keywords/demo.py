@@ -7,8 +7,10 @@ Every stage is the command that a person would type, and is printed before it ru
 
 import argparse
 import json
+import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -17,8 +19,8 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).resolve().parent
-QUERIES = ["credit card", "rainy day", "shopping basket", "delete a file", "electric car", "loud music"]
+HERE = Path(os.path.relpath(Path(__file__).parent))
+QUERIES = ["credit card", "rainy day", "shopping basket", "delete file", "electric car", "loud music"]
 START_SECONDS = 120
 
 
@@ -26,12 +28,11 @@ def main() -> int:
     """Run the stages, ask, and either end (--once) or leave the server running until Ctrl-C."""
     options = arguments()
     folder, seconds = options.folder, {}
-    for stage, command in stages(folder).items():
-        seconds[stage] = timed(command)
-    command = diptych("serve", "--store", folder / "store", "--port", options.port)
-    print(f"\n$ {shlex.join(command)}", flush=True)
+    refuse_a_taken_port(options.port)
+    for stage, parts in stages(folder).items():
+        seconds[stage] = timed(*parts)
     started = time.perf_counter()
-    with subprocess.Popen(command) as server:
+    with subprocess.Popen(announced("serve", "--store", folder / "store", "--port", options.port)) as server:
         try:
             url = f"http://127.0.0.1:{options.port}"
             wait_until_ready(server, url)
@@ -56,27 +57,35 @@ def arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def stages(folder: Path) -> dict[str, list[str]]:
+def refuse_a_taken_port(port: int) -> None:
+    """End the demo before its long part when another server would answer in place of ours."""
+    with socket.socket() as probe:
+        if probe.connect_ex(("127.0.0.1", port)) == 0:
+            sys.exit(f"error: port {port} is taken. Choose another one: make demo PORT={port + 1}")
+
+
+def stages(folder: Path) -> dict[str, tuple[object, ...]]:
     """The commands of each stage before serving."""
     dataset, checkpoint, store = folder / "dataset", folder / "checkpoint", folder / "store"
     return {
-        "prepare": diptych("prepare", HERE, "--out", dataset),
-        "train": diptych("train", "--dataset", dataset, "--recipe", "keywords", "--out", checkpoint),
-        "evaluate": diptych("evaluate", checkpoint, "--dataset", dataset),
-        "export": diptych("export", checkpoint, "--store", store, "--activate"),
+        "prepare": ("prepare", HERE, "--out", dataset),
+        "train": ("train", "--dataset", dataset, "--recipe", "keywords", "--out", checkpoint),
+        "evaluate": ("evaluate", checkpoint, "--dataset", dataset),
+        "export": ("export", checkpoint, "--store", store, "--activate"),
     }
 
 
-def diptych(*parts: object) -> list[str]:
-    """`diptych` with `parts`, run by this Python."""
-    return [sys.executable, "-m", "diptych", *(str(part) for part in parts)]
+def announced(*parts: object) -> list[str]:
+    """The command `diptych` with `parts`, printed as a person would type it, for this Python to run."""
+    words = [str(part) for part in parts]
+    print(f"\n$ diptych {shlex.join(words)}", flush=True)
+    return [sys.executable, "-m", "diptych", *words]
 
 
-def timed(command: list[str]) -> float:
+def timed(*parts: object) -> float:
     """Seconds that a command took; ends the demo when it fails."""
-    print(f"\n$ {shlex.join(command)}", flush=True)
     started = time.perf_counter()
-    code = subprocess.run(command, check=False).returncode
+    code = subprocess.run(announced(*parts), check=False).returncode
     if code:
         sys.exit(code)
     return time.perf_counter() - started
