@@ -74,6 +74,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     called = args[0] if args else None
     try:
         front_door(called)(args, prog_name="diptych")
+    except OSError as error:  # a path or a disk that cannot be used, wherever it was met
+        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        return 1
     except SystemExit as ended:  # how Typer reports every outcome, success included
         return int(ended.code or 0)
     except DiptychError as error:

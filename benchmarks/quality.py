@@ -58,12 +58,12 @@ def one_seed(dataset: Dataset, options: argparse.Namespace, seed: int) -> tuple[
 
 
 def report(options: argparse.Namespace, runs: list[Measurement], seconds: list[float], wall: list[float]) -> str:
-    """Markdown: a line a seed, medians, and the gaps of the median run by P@1."""
+    """Markdown: a line a seed, medians, and every seed's gaps."""
     a, b = runs[0].propensity
     lines = [
         f"# {runs[0].dataset_name}, recipe {options.recipe}, test split ({runs[0].queries:,} queries)",
         "",
-        f"`python benchmarks/quality.py {options.source.name} --recipe {options.recipe} --seeds {options.seeds}`",
+        f"`python benchmarks/quality.py {options.source} --recipe {options.recipe} --out FOLDER --seeds {len(runs)}`",
         "",
         f"Percent; PSP with A={a:g}, B={b:g}; {platform.machine()}, Python {platform.python_version()}.",
         "",

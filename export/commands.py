@@ -41,10 +41,11 @@ def export(
 
 
 def _table(built: "Built") -> "Table":
+    from rich.box import SIMPLE
     from rich.table import Table
 
     manifest = built.manifest
-    table = Table("what", "figure", "over", title=built.name, title_justify="left")
+    table = Table("what", "figure", "over", title=built.name, title_justify="left", box=SIMPLE)
     queries = f"{manifest.parity.queries:,} queries"
     table.add_row("parity, least cosine of a query", f"{manifest.parity.query_cosine:.6f}", queries)
     table.add_row(

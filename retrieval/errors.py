@@ -17,6 +17,10 @@ class RecipeError(DiptychError):
     """A recipe has an unknown key, or a value outside its range."""
 
 
+class TrainingError(DiptychError):
+    """A run cannot go on: its loss is no number any more."""
+
+
 class CheckpointError(DiptychError):
     """A checkpoint is missing, damaged or of another version."""
 

@@ -32,13 +32,13 @@ from torch import Tensor
 
 from retrieval.errors import CheckpointError
 from training.data.dataset import Split
+from training.evaluation import Figures
 from training.model import TransformerEncoder, UnifiedModel, empty_model
 from training.recipe import Recipe
 from training.tokens import special_ids
 
 FORMAT_VERSION = 1
 OPTIMIZER_STATE = (".second_moment", ".steps")  # of row tables: part of the state, not of the model
-Figures = dict[str, dict[str, float]]
 
 
 class Record(BaseModel):
@@ -79,7 +79,6 @@ class CheckpointFacts(BaseModel):
     n_labels: int
     vocabulary: int
     classifier_weight: float
-    finished: bool
     best: Record
     history: tuple[Record, ...]
 
@@ -207,11 +206,12 @@ def save_surroundings(
     """Write what does not change while training: tokenizer, encoder config, label table, validation queries."""
     write_text(folder / "tokenizer.json", tokenizer.to_str())
     if isinstance(model.encoder, TransformerEncoder):
-        model.encoder.transformer.config.save_pretrained(folder / "encoder")  # type: ignore[union-attr, operator]
+        (folder / "encoder").mkdir(exist_ok=True)
+        write_text(folder / "encoder" / "config.json", model.encoder.transformer.config.to_json_string())  # type: ignore[union-attr, operator]
     for name, table in (("labels", labels), ("validation", validation.table())):
-        aside = folder / f".{name}.partial.parquet"
+        aside = folder / f".{name}.parquet.partial"
         pq.write_table(table, aside)
-        aside.replace(folder / f"{name}.parquet")
+        _settle(aside, folder / f"{name}.parquet")
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -240,7 +240,10 @@ def fill_model(model: UnifiedModel, tensors: Mapping[str, Tensor], source: Path)
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
     """One safetensors file with JSON facts in its header, written aside, flushed to disk, renamed."""
     aside = path.with_name(f".{path.name}.partial")
-    save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
+    try:
+        save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
+    except safetensors.SafetensorError as error:
+        raise CheckpointError(f"{path} could not be written ({error}). Is the disk full?") from error
     _settle(aside, path)
 
 
@@ -263,8 +266,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _settle(aside: Path, path: Path) -> None:
+    """On disk before it has its name; readable by whoever may read other new files (safetensors writes 0600)."""
     with aside.open("rb+") as file:
         os.fsync(file.fileno())
+    mask = os.umask(0)
+    os.umask(mask)
+    aside.chmod(0o666 & ~mask)
     aside.replace(path)
 
 

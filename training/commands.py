@@ -60,6 +60,7 @@ def evaluate(
     weight: Annotated[
         float | None, typer.Option(min=0, max=1, help="Classifier's share of the score; default: the checkpoint's own.")
     ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, or cuda.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
 ) -> None:
     """Measure a checkpoint on one split of a dataset: the unified model and each head alone."""
@@ -69,7 +70,7 @@ def evaluate(
     from training.data.dataset import Dataset
     from training.measure import measure
 
-    measured = measure(checkpoint, Dataset.open(dataset), split, weight)
+    measured = measure(checkpoint, Dataset.open(dataset), split, weight, device)
     if json:
         print(console.as_json(measured.figures))
         return

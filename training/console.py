@@ -19,10 +19,10 @@ from rich.progress import (
 from rich.table import Table
 
 from training.checkpoint import Record
+from training.evaluation import Figures
 
 SHOWN = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
 NAMES = {"unified": "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}
-Figures = Mapping[str, Mapping[str, float]]
 Gaps = Mapping[str, tuple[float, float, float]]
 
 
@@ -64,7 +64,7 @@ class ConsoleListener:
     def stepped(self, epoch: int, done: int, total: int, loss: float) -> None:
         """Move the bar of steps."""
         if self.steps is None:
-            self.steps = self.progress.add_task("training", total=total, note="")
+            self.steps = self.progress.add_task("training", total=total, completed=done - 1, note="")
         self.progress.update(
             self.steps, completed=done, description=f"training, epoch {epoch + 1}", note=f"loss {loss:.3f}"
         )

@@ -7,6 +7,8 @@ Shapes: B texts, T tokens of the longest of them, D width of the dual encoder's 
 encoder, L labels, V tokens of the vocabulary.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -172,7 +174,7 @@ def empty_model(recipe: Recipe, n_labels: int, vocabulary: int, config_folder: P
                 config = AutoConfig.from_pretrained(config_folder, local_files_only=True)
             except (OSError, ValueError) as error:
                 raise CheckpointError(f"{config_folder}: the encoder's config cannot be read: {error}") from error
-            encoder = TransformerEncoder(AutoModel.from_config(config, **_no_pooler(config)))  # type: ignore[no-untyped-call]
+            encoder = TransformerEncoder(_encoder_half(AutoModel.from_config(config, **_no_pooler(config))))  # type: ignore[no-untyped-call]
     return UnifiedModel(encoder, recipe, n_labels)
 
 
@@ -180,23 +182,59 @@ def _pretrained(choice: TransformerEncoderRecipe) -> nn.Module:
     """The transformer with its first `layers` layers, in float32, without its unused pooler."""
     from transformers import AutoConfig, AutoModel, logging
 
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would list of the layers and pooler that we left out on purpose
-    try:
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would list the layers left out on purpose
+    with loading(choice.model):
         config = AutoConfig.from_pretrained(choice.model)
-        depth = config.num_hidden_layers
-        if choice.layers is not None and choice.layers > depth:
-            raise RecipeError(f"encoder.layers is {choice.layers}, but '{choice.model}' has {depth}: give at most that")
-        config.num_hidden_layers = choice.layers or depth
-        model: nn.Module = AutoModel.from_pretrained(
-            choice.model, config=config, dtype=torch.float32, **_no_pooler(config)
-        )
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
+        _keep_layers(config, choice)
+        _check_length(config, choice)
+        model = AutoModel.from_pretrained(choice.model, config=config, dtype=torch.float32, **_no_pooler(config))
+        encoder: nn.Module = _encoder_half(model)
+        return encoder
+
+
+@contextmanager
+def loading(model: str) -> Iterator[None]:
+    """Whatever a third party's loading code raises becomes one sentence that names the model."""
+    looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
+    if looks_local and not Path(model).is_dir():
+        raise RecipeError(f"encoder.model '{model}': there is no such folder. Give a folder that holds a model.")
+    try:
+        yield
+    except RecipeError:
+        raise
+    except Exception as error:  # transformers and what it calls raise anything
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(
-            f"encoder.model '{choice.model}' cannot be loaded: {first_line} Give a folder that holds the model, "
+            f"encoder.model '{model}' cannot be loaded: {reason} Give a folder that holds the model, "
             "or a name that the Hugging Face hub knows and this machine can reach."
         ) from error
-    return model
+
+
+def _keep_layers(config: Any, choice: TransformerEncoderRecipe) -> None:
+    depth = config.num_hidden_layers
+    kept = choice.layers or depth
+    if kept > depth:
+        raise RecipeError(f"encoder.layers is {kept}, but '{choice.model}' has {depth}: give at most that")
+    config.num_hidden_layers = kept
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:kept]
+
+
+def _check_length(config: Any, choice: TransformerEncoderRecipe) -> None:
+    """RoBERTa's kind counts positions from behind the padding id, so it has that many fewer."""
+    reserved = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    most = getattr(config, "max_position_embeddings", None)
+    if isinstance(most, int) and choice.max_tokens > most - reserved > 0:
+        raise RecipeError(
+            f"encoder.max_tokens is {choice.max_tokens}, but '{choice.model}' reads {most - reserved} tokens: "
+            "give at most that"
+        )
+
+
+def _encoder_half(model: Any) -> Any:
+    """Of an encoder-decoder (T5, BART) only the encoder: mean pooling has no use for a decoder."""
+    return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def _no_pooler(config: Any) -> dict[str, bool]:

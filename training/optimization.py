@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from retrieval.errors import RecipeError
 from training.model import UnifiedModel
 from training.recipe import OptimizerRecipe, Recipe
 
@@ -67,6 +68,24 @@ def restore_dense_state(model: UnifiedModel, dense: torch.optim.AdamW, saved: di
             dense.state[parameter] = {
                 key: saved[f"{name}.{key}"].to("cpu" if key == "step" else parameter.device) for key in keys
             }
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one, else the CPU; a device that was asked for and is not there is an error."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise RecipeError(f"device '{name}' is unknown; choose auto, cpu or cuda") from error
+    if device.type not in ("cpu", "cuda"):
+        raise RecipeError(f"device '{name}' is not supported; choose auto, cpu or cuda")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise RecipeError(
+            f"device '{name}' was asked for, but torch sees {torch.cuda.device_count()} CUDA devices here; "
+            "choose cpu or auto"
+        )
+    return device
 
 
 def uses_bfloat16(recipe: Recipe, device: torch.device) -> bool:

@@ -20,6 +20,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0, le=10.0)]
 Weight = Annotated[float, Field(ge=0.0)]
+Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
 class Section(BaseModel):
@@ -85,7 +86,7 @@ class LossRecipe(Section):
     decoupled_softmax: Weight = 1.0
     supcon: Weight = 0.0
     bce: Weight = Field(default=0.0, description="on the sum over the pool, a query")
-    temperature: Annotated[float, Field(gt=0.0)] = 1.0
+    temperature: Temperature = 1.0
     query_to_label: Share = 0.5
 
     @model_validator(mode="after")
@@ -98,7 +99,7 @@ class LossRecipe(Section):
 class DualEncoderLossRecipe(LossRecipe):
     """The dual encoder's loss, on cosines."""
 
-    temperature: Annotated[float, Field(gt=0.0)] = 0.07
+    temperature: Temperature = 0.07
 
 
 class ClassifierLossRecipe(LossRecipe):
@@ -143,8 +144,8 @@ class ValidationRecipe(Section):
 class PropensityRecipe(Section):
     """Constants of the propensity model behind PSP@k (Jain et al. 2016)."""
 
-    a: float = 0.55
-    b: float = 1.5
+    a: Annotated[float, Field(gt=0.0, le=5.0)] = 0.55
+    b: Annotated[float, Field(gt=0.0, le=100.0)] = 1.5
 
 
 class ProvenanceRecipe(Section):
@@ -171,6 +172,14 @@ class Recipe(Section):
     checkpoint_minutes: Annotated[float, Field(gt=0.0)] = 10.0
     seed: Count = 0
     provenance: ProvenanceRecipe = ProvenanceRecipe()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _encoder_without_a_kind_is_static(cls, data: Any) -> Any:
+        encoder = data.get("encoder") if isinstance(data, dict) else None
+        if isinstance(encoder, dict) and "kind" not in encoder:
+            return {**data, "encoder": {"kind": "transformer" if "model" in encoder else "static", **encoder}}
+        return data
 
     @model_validator(mode="after")
     def _provenance_names_real_keys(self) -> "Recipe":
@@ -220,7 +229,7 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if name_or_path in shipped_recipes():
         text = (files("training") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
     elif Path(name_or_path).is_file():
-        text = Path(name_or_path).read_text(encoding="utf-8")
+        text = _text(Path(name_or_path))
     else:
         known = ", ".join(shipped_recipes())
         raise RecipeError(f"recipe '{name_or_path}' is neither a shipped recipe ({known}) nor a file")
@@ -231,6 +240,13 @@ def _read(name_or_path: str) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise RecipeError(f"recipe '{name_or_path}' holds {type(data).__name__}, expected a mapping of keys")
     return data
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"recipe '{path}' is no text file ({error.reason})") from error
 
 
 def _lay_over(data: dict[str, Any], override: str) -> None:
@@ -247,7 +263,9 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
     *parents, last = key.strip().split(".")
     node = data
     for parent in parents:
-        node = node.setdefault(parent, {})
+        if node.get(parent) is None:
+            node[parent] = {}
+        node = node[parent]
         if not isinstance(node, dict):
             raise RecipeError(f"override '{override}': '{parent}' is a value, not a section")
     node[last] = value

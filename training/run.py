@@ -1,7 +1,9 @@
 """`diptych train` without the console: prepared dataset and recipe → checkpoint, anew or from where it stopped."""
 
+import fcntl
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +12,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
 from retrieval import metrics
-from retrieval.errors import CheckpointError, DatasetError, RecipeError
+from retrieval.errors import CheckpointError, DatasetError
 from training import checkpoint as ck
 from training.data.dataset import Dataset, Split
-from training.model import fresh_model
+from training.model import empty_model, fresh_model
+from training.optimization import choose_device
 from training.recipe import Recipe
 from training.tokens import make_tokenizer, tokenize
 from training.trainer import Listener, Material, Trainer
+
+LOCK = ".lock"
+WRITTEN = (
+    "run.json", "checkpoint.json", "model.safetensors", "state.safetensors", "tokenizer.json", "labels.parquet",
+    "validation.parquet",
+)  # fmt: skip
 
 
 class RunFacts(BaseModel):
@@ -45,47 +54,55 @@ def train(
     when asked to stop.
     """
     chosen = choose_device(device)
-    _claim(folder, RunFacts(recipe=recipe, dataset_fingerprint=dataset.fingerprint), restart)
-    if (folder / "checkpoint.json").is_file() and (facts := ck.read_facts(folder)).finished:
-        return facts
     validation = validation_queries(dataset, recipe)
-    with listener.stage("tokenizing"):
-        tokenizer = _tokenizer(folder, dataset, recipe)
-        material = _material(dataset, recipe, validation, tokenizer, folder / "tokens")
-    model = fresh_model(recipe, dataset.n_labels, tokenizer.get_vocab_size())
-    ck.save_surroundings(folder, model, tokenizer, dataset.label_table, validation)
-    trainer = Trainer(recipe, material, model, folder, chosen, listener, should_stop)
-    if (folder / "state.safetensors").is_file():
+    with _claimed(folder, RunFacts(recipe=recipe, dataset_fingerprint=dataset.fingerprint), restart):
+        if (folder / "checkpoint.json").is_file():
+            return ck.read_facts(folder)
+        with listener.stage("tokenizing"):
+            tokenizer = _tokenizer(folder, dataset, recipe)
+            material = _material(dataset, recipe, validation, tokenizer, folder / "tokens")
+        trainer = _trainer(dataset, recipe, material, tokenizer, folder, chosen, listener, should_stop)
+        facts = _facts(trainer.run(), dataset, recipe, tokenizer)
+        ck.save_facts(folder, facts)
+    return facts
+
+
+def _trainer(
+    dataset: Dataset,
+    recipe: Recipe,
+    material: Material,
+    tokenizer: Tokenizer,
+    folder: Path,
+    device: torch.device,
+    listener: Listener,
+    should_stop: Callable[[], bool],
+) -> Trainer:
+    """A trainer at the beginning, or where the folder's state left off, which needs no pretrained model any more."""
+    begun = (folder / "state.safetensors").is_file()
+    vocabulary = tokenizer.get_vocab_size()
+    if begun:
+        model = empty_model(recipe, dataset.n_labels, vocabulary, folder / "encoder")
+    else:
+        model = fresh_model(recipe, dataset.n_labels, vocabulary)
+        ck.save_surroundings(folder, model, tokenizer, dataset.label_table, material.validation)
+    trainer = Trainer(recipe, material, model, folder, device, listener, should_stop)
+    if begun:
         trainer.restore_state()
-    cursor = trainer.run()
-    if cursor.best is None:
-        raise CheckpointError(f"{folder}: the run ended without a validated epoch. Start it again with --restart.")
-    facts = ck.CheckpointFacts(
+    return trainer
+
+
+def _facts(cursor: ck.Cursor, dataset: Dataset, recipe: Recipe, tokenizer: Tokenizer) -> ck.CheckpointFacts:
+    assert cursor.best is not None, "the last epoch is always validated"
+    return ck.CheckpointFacts(
         recipe=recipe,
         dataset_name=dataset.meta.name,
         dataset_fingerprint=dataset.fingerprint,
         n_labels=dataset.n_labels,
         vocabulary=tokenizer.get_vocab_size(),
         classifier_weight=cursor.best.classifier_weight,
-        finished=True,
         best=cursor.best,
         history=cursor.history,
     )
-    ck.save_facts(folder, facts)
-    return facts
-
-
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one, else the CPU; a device that was asked for and is not there is an error."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise RecipeError(f"device '{name}' is unknown; choose auto, cpu or cuda") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RecipeError(f"device '{name}' was asked for, but torch sees no CUDA device here; choose cpu or auto")
-    return device
 
 
 def validation_queries(dataset: Dataset, recipe: Recipe) -> Split:
@@ -103,30 +120,52 @@ def validation_queries(dataset: Dataset, recipe: Recipe) -> Split:
     return split.take(scored)
 
 
-def _claim(folder: Path, facts: RunFacts, restart: bool) -> None:
-    """Make `folder` this run's, or see that it already is."""
+@contextmanager
+def _claimed(folder: Path, facts: RunFacts, restart: bool) -> Iterator[None]:
+    """Make `folder` this run's, or see that it already is; nobody else trains in it meanwhile."""
     path = folder / "run.json"
-    if restart and path.is_file():
-        shutil.rmtree(folder)
-    if path.is_file():
-        return _same_run(path, facts)
-    if folder.exists() and any(folder.iterdir()):
+    if not path.is_file() and folder.exists() and any(item.name != LOCK for item in folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty and holds no training run. Give --out a new folder.")
     folder.mkdir(parents=True, exist_ok=True)
-    ck.write_text(path, facts.model_dump_json(indent=2))
-    return None
+    with (folder / LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(
+                f"another process is training in {folder}. Wait for it, or give another --out."
+            ) from error
+        if path.is_file():
+            there = _facts_of(path)
+            learned = any((folder / name).is_file() for name in ("state.safetensors", "model.safetensors"))
+            if learned and not restart:
+                _same_run(folder, there, facts)
+            elif restart or there != facts:
+                _clear(folder)
+        ck.write_text(path, facts.model_dump_json(indent=2))
+        yield
 
 
-def _same_run(path: Path, facts: RunFacts) -> None:
+def _clear(folder: Path) -> None:
+    """Remove what a run writes, and nothing else."""
+    for name in ("tokens", "encoder"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in WRITTEN:
+        (folder / name).unlink(missing_ok=True)
+
+
+def _facts_of(path: Path) -> RunFacts:
     try:
-        there = RunFacts.model_validate_json(path.read_bytes())
+        return RunFacts.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        raise CheckpointError(f"{path} is damaged. Give another --out, or --restart to begin anew.") from error
+        raise CheckpointError(f"{path} is no training run of this version. Give --out a new folder.") from error
+
+
+def _same_run(folder: Path, there: RunFacts, facts: RunFacts) -> None:
     way_out = "Give another --out, or --restart to throw that run away."
     if there.dataset_fingerprint != facts.dataset_fingerprint:
-        raise CheckpointError(f"{path.parent} holds a run on another dataset. {way_out}")
+        raise CheckpointError(f"{folder} holds a run on another dataset. {way_out}")
     if changed := there.recipe.differences(facts.recipe):
-        raise CheckpointError(f"{path.parent} holds a run with another recipe ({'; '.join(changed[:3])}). {way_out}")
+        raise CheckpointError(f"{folder} holds a run with another recipe ({'; '.join(changed[:3])}). {way_out}")
 
 
 def _tokenizer(folder: Path, dataset: Dataset, recipe: Recipe) -> Tokenizer:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import Tensor
 
 from retrieval.errors import RecipeError
+from training.model import loading
 from training.recipe import Recipe, StaticEncoderRecipe, TransformerEncoderRecipe
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
@@ -74,13 +75,23 @@ def tokenize(texts: Sequence[str], tokenizer: Tokenizer, folder: Path, name: str
     """
     ids_path, offsets_path = folder / f"{name}.ids.npy", folder / f"{name}.offsets.npy"
     pad_id, unknown_id = special_ids(tokenizer)
-    if not (ids_path.is_file() and offsets_path.is_file()):
+    if (cached := _cached(ids_path, offsets_path)) is None:
         folder.mkdir(parents=True, exist_ok=True)
         ids_S, offsets_N1 = _encode(texts, tokenizer, unknown_id)
         _save(ids_path, ids_S)
         _save(offsets_path, offsets_N1)
-    ids_S = np.load(ids_path, mmap_mode="r", allow_pickle=False)
-    return TokenizedTexts(ids_S, np.load(offsets_path, allow_pickle=False), pad_id)
+        cached = np.load(ids_path, mmap_mode="r", allow_pickle=False), offsets_N1
+    return TokenizedTexts(*cached, pad_id)
+
+
+def _cached(ids_path: Path, offsets_path: Path) -> tuple[NDArray[np.int32], NDArray[np.int64]] | None:
+    """What an earlier call wrote, or None when there is nothing whole to read."""
+    try:
+        ids_S = np.load(ids_path, mmap_mode="r", allow_pickle=False)
+        offsets_N1 = np.load(offsets_path, allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return (ids_S, offsets_N1) if len(offsets_N1) and offsets_N1[-1] == len(ids_S) else None
 
 
 def tokenize_in_memory(texts: Sequence[str], tokenizer: Tokenizer) -> TokenizedTexts:
@@ -108,13 +119,18 @@ def make_tokenizer(recipe: Recipe, texts: Sequence[str]) -> Tokenizer:
             tokenizer = learn_wordpiece(texts, size)
         case TransformerEncoderRecipe(model=model, max_tokens=max_tokens):
             tokenizer = _pretrained(model)
+    special = tokenizer.num_special_tokens_to_add(False)
+    if max_tokens <= special:
+        raise RecipeError(f"encoder.max_tokens is {max_tokens}, but the tokenizer adds {special} of its own: give more")
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length=max_tokens)
     return tokenizer
 
 
 def learn_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
-    """A lower-casing, accent-stripping WordPiece vocabulary of at most `size` tokens; whole words where they recur.
+    """A lower-casing, accent-stripping WordPiece vocabulary of about `size` tokens; whole words where they recur.
+
+    More than `size` only where the texts have more distinct letters than that.
 
     The same texts always give the same vocabulary. The library's trainer alone does not: it numbers the `##x` pieces in
     hash order and breaks ties by number (huggingface/tokenizers#1794). So every `##x` is numbered before it starts.
@@ -144,10 +160,8 @@ def learn_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
 def _pretrained(model: str) -> Tokenizer:
     from transformers import AutoTokenizer
 
-    try:
+    with loading(model):
         fast = AutoTokenizer.from_pretrained(model, use_fast=True)
-    except (OSError, ValueError) as error:
-        raise RecipeError(f"encoder.model '{model}': its tokenizer cannot be loaded: {error}") from error
     backend = getattr(fast, "backend_tokenizer", None)
     if backend is None:
         raise RecipeError(f"encoder.model '{model}' has no fast tokenizer; choose a model that ships a tokenizer.json")

@@ -6,6 +6,7 @@ from any saved state therefore draws what the uninterrupted run would have drawn
 Shapes: N training queries, Q queries of a batch, P labels of its pool, L labels.
 """
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retrieval.errors import TrainingError
 from training import checkpoint as ck
 from training import evaluation, optimization
 from training.batches import Batch, make_batch
@@ -181,6 +183,11 @@ class Trainer:
         self.model.train()
         torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
         loss = self._loss(batch)
+        if not math.isfinite(loss.item()):
+            raise TrainingError(
+                f"the loss became {loss.item()} in epoch {epoch + 1}, step {at + 1}. Lower the rates (optimizer.*_lr) "
+                "or raise loss.*.temperature; what was saved before is kept."
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         scale = optimization.schedule(step, total, self.recipe.optimizer.warmup)
         optimization.apply_step(self.model, self.dense, self.rates, scale, self.recipe.optimizer.clip_norm)

@@ -14,7 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
         try:
             with urllib.request.urlopen(f"{url}/readyz", timeout=5):
                 return
-        except (urllib.error.URLError, TimeoutError):
+        except OSError:
             time.sleep(0.1)
     sys.exit(server.poll() or 1)
 

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-from retrieval.errors import CheckpointError, RecipeError
+from retrieval.errors import CheckpointError, RecipeError, TrainingError
 from tests.support.listener import Kept
 from training.checkpoint import load_checkpoint, read_facts
 from training.data.dataset import Dataset, DatasetMeta
@@ -153,14 +153,56 @@ def test_another_run_in_the_same_folder_is_refused_and_restart_begins_anew(
     """If this failed, a checkpoint could be overwritten or mixed with another recipe's."""
     with pytest.raises(CheckpointError, match=r"another recipe \(optimizer.epochs: 4 → 2\).*--restart"):
         train(small, small_recipe("optimizer.epochs=2"), finished, Kept())
-    (tmp_path / "thesis.txt").write_text("not yours")
-    with pytest.raises(CheckpointError, match="not empty"):
-        train(small, small_recipe(), tmp_path, Kept(), restart=True)
-    assert (tmp_path / "thesis.txt").read_text() == "not yours"
     run = tmp_path / "run"
     train(small, small_recipe("optimizer.epochs=1"), run, Kept())
+    (run / "notes.txt").write_text("mine")
     train(small, small_recipe("optimizer.epochs=2"), run, Kept(), restart=True)
     assert read_facts(run).recipe.optimizer.epochs == 2
+    assert (run / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("also", [{}, {"run.json": '{"wandb": 1}'}], ids=["a file", "another program's run.json"])
+def test_a_folder_that_is_not_ours_keeps_everything(small: Dataset, tmp_path: Path, also: dict[str, str]) -> None:
+    """If this failed, a mistyped --out with --restart would delete somebody's work."""
+    files = {"thesis.txt": "not yours", **also}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match="new folder"):
+        train(small, small_recipe(), tmp_path, Kept(), restart=True)
+    assert {name: (tmp_path / name).read_text() for name in files} == files
+
+
+def test_a_run_that_never_began_does_not_hold_its_folder(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, correcting a mistyped model name would need another --out."""
+    wrong = f"encoder={{kind: transformer, model: '{tmp_path / 'nowhere'}'}}"
+    with pytest.raises(RecipeError, match="there is no such folder"):
+        train(small, load_recipe("default", [wrong]), tmp_path / "run", Kept())
+    train(small, small_recipe("optimizer.epochs=1"), tmp_path / "run", Kept())
+    assert read_facts(tmp_path / "run").recipe.encoder.kind == "static"
+
+
+def test_two_runs_cannot_share_a_folder(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, a retraining that overlaps the last one would mix two runs' files."""
+    refused: list[str] = []
+
+    def start_another() -> bool:
+        if not refused:
+            with pytest.raises(CheckpointError) as caught:
+                train(small, small_recipe(), tmp_path / "run", Kept())
+            refused.append(str(caught.value))
+        return False
+
+    train(small, small_recipe("optimizer.epochs=1"), tmp_path / "run", Kept(), should_stop=start_another)
+    assert "another process is training" in refused[0]
+
+
+def test_a_loss_that_is_no_number_ends_the_run(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, a diverged run would save NaN as its best epoch and look finished."""
+    recipe = small_recipe("loss.classifier.temperature=0.001", "optimizer.classifier_lr=10", "optimizer.heads_lr=10")
+    huge = recipe.model_copy(update={"loss": recipe.loss.model_copy(update={"dual_encoder_share": float("inf")})})
+    with pytest.raises(TrainingError, match=r"epoch 1, step 1.*Lower the rates"):
+        train(small, huge, tmp_path / "run", Kept())
+    assert not (tmp_path / "run" / "checkpoint.json").exists()
 
 
 def test_training_learns_and_the_unified_model_is_better_than_either_head(
@@ -262,6 +304,7 @@ def test_a_transformer_trains_resumes_and_loads_without_its_folder(
     assert kept.records[1].loss < kept.records[0].loss
     with pytest.raises(Stopped):
         train(small, recipe, tmp_path / "parts", Kept(), should_stop=stop_after(13))
+    tiny_transformer.rename(tmp_path / "gone")
     train(small, recipe, tmp_path / "parts", Kept())
     assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
     opened = load_checkpoint(tmp_path / "whole")
@@ -299,7 +342,7 @@ def test_a_device_that_is_not_there_is_an_error(small: Dataset, tmp_path: Path) 
     """If this failed, asking for CUDA on a machine without one would silently train on the CPU."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
-    with pytest.raises(RecipeError, match="no CUDA device"):
+    with pytest.raises(RecipeError, match="sees 0 CUDA devices"):
         train(small, small_recipe(), tmp_path / "run", Kept(), device="cuda")
     assert not (tmp_path / "run").exists()
 

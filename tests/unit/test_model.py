@@ -5,7 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import BertConfig, BertModel
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    T5Config,
+    T5Model,
+)
 
 from retrieval.errors import RecipeError
 from training.model import StaticEncoder, TransformerEncoder, UnifiedModel, empty_model, fresh_model
@@ -104,8 +114,60 @@ def test_only_the_first_layers_are_kept_and_more_than_there_are_is_refused(tiny_
 
 def test_a_model_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     """If this failed, a wrong path would end in a traceback of another library."""
-    with pytest.raises(RecipeError, match="cannot be loaded"):
+    with pytest.raises(RecipeError, match="there is no such folder"):
         fresh_model(transformer(tmp_path / "nowhere"), n_labels=3, vocabulary=40)
+
+
+@pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
+def test_a_damaged_model_folder_is_one_sentence(tiny_bert: Path, damage: str) -> None:
+    """If this failed, a half-copied model would end in a traceback of another library."""
+    whole = (tiny_bert / damage).read_bytes()
+    (tiny_bert / damage).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RecipeError, match="cannot be loaded"):
+        fresh_model(transformer(tiny_bert), n_labels=3, vocabulary=40)
+
+
+def test_more_tokens_than_the_model_reads_are_refused(tiny_bert: Path) -> None:
+    """If this failed, the first long text would end a run hours in."""
+    with pytest.raises(RecipeError, match="reads 32 tokens"):
+        fresh_model(transformer(tiny_bert, max_tokens=33), n_labels=3, vocabulary=40)
+
+
+@pytest.mark.parametrize("architecture", ["t5", "modernbert", "distilbert"])
+def test_other_architectures_encode_and_reload(tmp_path: Path, architecture: str) -> None:
+    """If this failed, "any Hugging Face encoder" would mean BERT: decoders, per-layer settings, other names."""
+    torch.manual_seed(0)
+    made = {
+        "t5": lambda: T5Model(T5Config(vocab_size=40, d_model=16, d_ff=32, num_layers=2, num_heads=2, d_kv=8)),
+        "modernbert": lambda: ModernBertModel(
+            ModernBertConfig(
+                vocab_size=40,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=4,
+                num_attention_heads=2,
+                pad_token_id=0,
+                bos_token_id=1,
+                eos_token_id=2,
+                cls_token_id=1,
+                sep_token_id=2,
+            )
+        ),
+        "distilbert": lambda: DistilBertModel(
+            DistilBertConfig(vocab_size=40, dim=16, hidden_dim=32, n_layers=2, n_heads=2)
+        ),
+    }
+    made[architecture]().save_pretrained(tmp_path / "model")
+    recipe = transformer(tmp_path / "model", layers=1)
+    model = fresh_model(recipe, n_labels=3, vocabulary=40)
+    assert isinstance(model.encoder, TransformerEncoder)
+    (tmp_path / "again").mkdir()
+    (tmp_path / "again" / "config.json").write_text(model.encoder.transformer.config.to_json_string())  # type: ignore[union-attr, operator]
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    empty = empty_model(recipe, 3, 40, tmp_path / "again")
+    empty.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    with torch.no_grad():
+        assert torch.equal(empty.eval().encoder(IDS, MASK), model.eval().encoder(IDS, MASK))
 
 
 def test_an_empty_model_takes_exactly_the_weights_of_a_fresh_one(tiny_bert: Path) -> None:

@@ -1,5 +1,6 @@
 """Recipes: data that is validated once."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,17 @@ def test_overrides_reach_any_key_with_its_type() -> None:
     assert recipe.batching.clustered is False
     assert recipe.heads.dual_encoder.dim is None
     assert recipe.validation.metrics == ("P@1", "PSP@5")
+
+
+@pytest.mark.parametrize("name", ["default", "keywords", "lf_amazontitles_131k"])
+def test_every_key_of_a_recipe_can_be_set(name: str) -> None:
+    """If this failed, some field could not be overridden from the command line."""
+    recipe = load_recipe(name)
+    for key in recipe.origins():
+        value: object = recipe.model_dump(mode="json")
+        for part in key.split("."):
+            value = value[part]  # type: ignore[index]
+        assert load_recipe(name, [f"{key}={json.dumps(value)}"]).differences(recipe) == []
 
 
 def test_the_encoder_is_chosen_by_its_kind() -> None:
