@@ -53,7 +53,7 @@ def _table(built: "Built") -> "Table":
     )
     for effort in manifest.index.efforts:
         how = "exact search" if effort.ef is None else f"ef {effort.ef}"
-        chosen = ", the default" if effort.weight == manifest.classifier_weight else ""
+        chosen = " (default)" if effort.weight == manifest.classifier_weight else ""
         recall = f"{effort.recall_at_10:.4f}, {effort.recall_at_1:.4f}"
         table.add_row(f"recall@10, @1 at weight {effort.weight:g}{chosen}", recall, f"{queries}, {how}")
     if manifest.quality is not None:
