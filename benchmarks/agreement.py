@@ -1,0 +1,117 @@
+"""Do torch, ONNX with exact search, the HNSW index and HTTP give the same answers? Figures over real test queries.
+
+    python benchmarks/agreement.py CHECKPOINT STORE DATASET [--queries 500]
+
+The tests in tests/congruence assert this on a briefly trained model; here it is measured on the one you mean.
+"""
+
+import argparse
+import json
+import re
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from retrieval import Retriever
+from training.checkpoint import load_checkpoint
+from training.data.dataset import Dataset
+from training.evaluation import encode_labels, encode_queries
+from training.tokens import tokenize_in_memory
+
+K = 10
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+
+
+def main() -> None:
+    """Print one line a comparison."""
+    parser = argparse.ArgumentParser(description="Agreement of torch, ONNX, index and HTTP.")
+    for name in ("checkpoint", "store", "dataset"):
+        parser.add_argument(name, type=Path)
+    parser.add_argument("--queries", type=int, default=500)
+    options = parser.parse_args()
+    queries = Dataset.open(options.dataset).split("test").texts[: options.queries]
+    with Retriever.open(options.store) as retriever:
+        torch_and_onnx(options.checkpoint, retriever, queries)
+        index_and_exact(retriever, queries)
+        http_and_library(options.store, retriever, queries)
+        latency(retriever, queries)
+
+
+def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -> None:
+    """How far the exact top 10 of the bundle is from the model's own, in score and in labels."""
+    opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
+    asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
+    label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
+    labels = encode_labels(opened.model, label_tokens, opened.trained_L, cpu)
+    weight = opened.classifier_weight
+    scores_QL = torch.lerp(asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, weight).numpy()
+    best_QK = -np.sort(np.partition(-scores_QL, K - 1, axis=1)[:, :K], axis=1)
+    ranking = retriever.search_rows(queries, K, exact=True)
+    found_QK = np.take_along_axis(scores_QL, ranking.rows_QK, axis=1)
+    print(
+        f"torch ↔ ONNX, exact, weight {weight:g}: "
+        f"largest score difference {np.abs(ranking.scores_QK - found_QK).max():.1e}; "
+        f"largest shortfall against the model's own top {K}: {(best_QK - found_QK).max():.1e} ({len(queries)} queries)"
+    )
+
+
+def index_and_exact(retriever: Retriever, queries: list[str]) -> None:
+    """Recall@10 by score of the index against exact search, at each weight and the default."""
+    for weight in (None, *WEIGHTS):
+        exact = retriever.search_rows(queries, K, weight=weight, exact=True)
+        found = retriever.search_rows(queries, K, weight=weight)
+        recall = (found.scores_QK >= exact.scores_QK[:, -1:] - 1e-6).mean()
+        shown = "default" if weight is None else f"{weight:g}"
+        print(f"HNSW ↔ exact, weight {shown}: recall@{K} {recall:.4f}")
+
+
+def http_and_library(store: Path, retriever: Retriever, queries: list[str]) -> None:
+    """How many of the queries a live server answers otherwise than the library, to the last digit."""
+    command = [sys.executable, "-m", "diptych", "serve", "--store", str(store), "--port", "0"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as server:
+        assert server.stderr is not None
+        try:
+            url = next(
+                found.group() for line in server.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line))
+            )
+            differing = sum(asked(url, query) != own(retriever, query) for query in queries)
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+    print(f"HTTP ↔ Retriever: {differing} of {len(queries)} answers differ")
+
+
+def asked(url: str, query: str) -> list[tuple[str, float]]:
+    """Ids and scores over HTTP."""
+    body = json.dumps({"queries": [query], "k": K}).encode()
+    with urllib.request.urlopen(urllib.request.Request(f"{url}/predict", body), timeout=30) as response:
+        return [(hit["id"], hit["score"]) for hit in json.load(response)["results"][0]["hits"]]
+
+
+def own(retriever: Retriever, query: str) -> list[tuple[str, float]]:
+    """Ids and scores from the library."""
+    return [(hit.id, hit.score) for hit in retriever.search([query], k=K)[0]]
+
+
+def latency(retriever: Retriever, queries: list[str]) -> None:
+    """Milliseconds of one query at a time, in this process."""
+    seconds = []
+    for query in queries:
+        started = time.perf_counter()
+        retriever.search([query], k=K)
+        seconds.append(time.perf_counter() - started)
+    ordered = sorted(seconds)
+    print(
+        f"one query, in process: median {1e3 * statistics.median(seconds):.2f} ms, "
+        f"p99 {1e3 * ordered[int(0.99 * len(ordered))]:.2f} ms"
+    )
+
+
+if __name__ == "__main__":
+    main()
