@@ -11,6 +11,7 @@ import json
 import statistics
 import time
 from pathlib import Path
+from typing import Any
 
 from retrieval import Retriever
 from retrieval.store import Store
@@ -60,7 +61,7 @@ def own_answers(store: Store, bundle: str, queries: list[str]) -> list[tuple[lis
         return [([hit.id for hit in hits], [hit.score for hit in hits]) for hits in retriever.search(queries, k=K)]
 
 
-def own_answer(own: tuple[list[str], list[float]], answer: dict[str, list[dict[str, list[dict[str, float]]]]]) -> bool:
+def own_answer(own: tuple[list[str], list[float]], answer: dict[str, Any]) -> bool:
     """Whether the answer's scores are the bundle's own, and its ids wherever scores do not tie."""
     hits = answer["results"][0]["hits"]
     near = all(abs(hit["score"] - score) < TOLERANCE for hit, score in zip(hits, own[1], strict=True))
