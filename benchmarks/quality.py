@@ -1,6 +1,6 @@
 """Quality of a recipe on one source: median over seeds on the test split, with the paired gaps between the heads.
 
-    python benchmarks/quality.py examples/keywords --recipe keywords --out /tmp/quality [--seeds 3]
+    python benchmarks/quality.py examples/keywords --recipe keywords --out FOLDER [--seeds 3]
 
 Nothing here chooses anything: a seed's run picks its epoch and weight on validation, and the test split is read once at
 the end. Training seconds exclude validation. `--markdown FILE` keeps the tables.
