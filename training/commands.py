@@ -48,7 +48,7 @@ def train(
     title = f"{facts.dataset_name}, validation, epoch {best.epoch}, classifier weight {facts.classifier_weight:g}"
     Console().print(
         console.figures_table(title, best.figures, chosen.propensity.a, chosen.propensity.b),
-        f"Trained in {facts.history[-1].seconds:.0f} s. Checkpoint: {out}",
+        f"Trained in {facts.history[-1].seconds:.0f} s, validation not counted. Checkpoint: {out}",
     )
 
 
