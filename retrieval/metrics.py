@@ -1,9 +1,13 @@
 """Ranking metrics of extreme classification: P@k, nDCG@k, PSP@k, R@k and C@k, in numpy.
 
+All but C@k are one sum over queries divided by another, which `ratios` keeps apart by query: a part of the queries is
+measured, and a figure resampled, without ranking again.
+
 Suffixes: Q queries, K ranks (best first), L labels, P (query, true label) pairs.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +16,30 @@ from retrieval.errors import BadInput
 
 IntArray = NDArray[np.integer]
 FloatArray = NDArray[np.float64]
+KS = (1, 3, 5, 10)
+
+
+@dataclass(frozen=True, eq=False)
+class Ratio:
+    """A figure that is Σ gain_Q / Σ base_Q; a query that does not count has 0 in both."""
+
+    gain_Q: FloatArray
+    base_Q: FloatArray
+
+    @property
+    def percent(self) -> float:
+        """The figure; NaN when no query counts."""
+        base = float(self.base_Q.sum())
+        return 100.0 * float(self.gain_Q.sum()) / base if base else float("nan")
+
+    @property
+    def queries(self) -> int:
+        """How many queries count."""
+        return int(np.count_nonzero(self.base_Q))
+
+    def within(self, chosen_Q: NDArray[np.bool_]) -> "Ratio":
+        """The same figure over the chosen queries alone."""
+        return Ratio(self.gain_Q * chosen_Q, self.base_Q * chosen_Q)
 
 
 def propensities(label_counts_L: IntArray, n_queries: int, a: float = 0.55, b: float = 1.5) -> FloatArray:
@@ -26,10 +54,7 @@ def propensities(label_counts_L: IntArray, n_queries: int, a: float = 0.55, b: f
 
 
 def evaluate(
-    top_rows_QK: IntArray,
-    truth: Sequence[IntArray],
-    inverse_propensity_L: FloatArray,
-    ks: Sequence[int] = (1, 3, 5, 10),
+    top_rows_QK: IntArray, truth: Sequence[IntArray], inverse_propensity_L: FloatArray, ks: Sequence[int] = KS
 ) -> dict[str, float]:
     """P@k, nDCG@k, PSP@k, R@k and C@k in percent, for each k, over the queries that have a true label.
 
@@ -37,31 +62,43 @@ def evaluate(
     divided by the best possible sum. C@k is the share of the labels in the truth that the first k of some query found.
     Raises BadInput for a ranking that repeats a label, for unequal lengths and where no query has a true label.
     """
-    ranked_QK, hit_QK, pair_query_P, pair_label_P = _match(top_rows_QK, truth, max(ks), len(inverse_propensity_L))
-    n_queries = len(ranked_QK)
-    n_true_Q = np.bincount(pair_query_P, minlength=n_queries)
-    gain_QK = np.where(hit_QK, inverse_propensity_L[ranked_QK], 0.0)
-    rank_P = _rank_by_gain(pair_query_P, inverse_propensity_L[pair_label_P])
-    discount_K = 1.0 / np.log2(np.arange(max(ks)) + 2.0)
-    ideal_K = np.concatenate([[0.0], np.cumsum(discount_K)])
+    figures = {name: r.percent for name, r in ratios(top_rows_QK, truth, inverse_propensity_L, ks).items()}
+    ranked_QK, hit_QK, _, pair_label_P = match(top_rows_QK, truth, max(ks), len(inverse_propensity_L))
     n_distinct = len(np.unique(pair_label_P))
-    figures: dict[str, float] = {}
+    for k in ks:
+        figures[f"C@{k}"] = 100.0 * len(np.unique(ranked_QK[:, :k][hit_QK[:, :k]])) / n_distinct
+    return figures
+
+
+def ratios(
+    top_rows_QK: IntArray, truth: Sequence[IntArray], inverse_propensity_L: FloatArray, ks: Sequence[int] = KS
+) -> dict[str, Ratio]:
+    """P@k, nDCG@k, PSP@k and R@k for each k as what every query adds to them; raises as `evaluate` does."""
+    ranked_QK, hit_QK, pair_query_P, pair_label_P = match(top_rows_QK, truth, max(ks), len(inverse_propensity_L))
+    n_true_Q = np.bincount(pair_query_P, minlength=len(ranked_QK))
+    one_Q = (n_true_Q > 0).astype(np.float64)
+    gain_QK = np.where(hit_QK, inverse_propensity_L[ranked_QK], 0.0)
+    gain_P = inverse_propensity_L[pair_label_P]
+    rank_P = _rank_by_gain(pair_query_P, gain_P)
+    discount_K = 1.0 / np.log2(np.arange(max(ks)) + 2.0)
+    ideal_K = np.concatenate([[1.0], np.cumsum(discount_K)])
+    found: dict[str, Ratio] = {}
     for k in ks:
         hit_Qk = hit_QK[:, :k]
-        figures[f"P@{k}"] = float(hit_Qk.sum() / (n_queries * k))
-        figures[f"nDCG@{k}"] = float(np.mean(hit_Qk @ discount_K[:k] / ideal_K[np.minimum(n_true_Q, k)]))
-        best = inverse_propensity_L[pair_label_P[rank_P < k]].sum()
-        figures[f"PSP@{k}"] = float(gain_QK[:, :k].sum() / best)
-        figures[f"R@{k}"] = float(np.mean(hit_Qk.sum(axis=1) / n_true_Q))
-        figures[f"C@{k}"] = len(np.unique(ranked_QK[:, :k][hit_Qk])) / n_distinct
-    return {name: 100.0 * value for name, value in figures.items()}
+        best_Q = np.asarray(np.bincount(pair_query_P, gain_P * (rank_P < k), len(ranked_QK)), np.float64)
+        found[f"P@{k}"] = Ratio(hit_Qk.sum(axis=1) / k, one_Q)
+        found[f"nDCG@{k}"] = Ratio(hit_Qk @ discount_K[:k] / ideal_K[np.minimum(n_true_Q, k)], one_Q)
+        found[f"PSP@{k}"] = Ratio(gain_QK[:, :k].sum(axis=1), best_Q)
+        found[f"R@{k}"] = Ratio(hit_Qk.sum(axis=1) / np.maximum(n_true_Q, 1), one_Q)
+    return found
 
 
 def per_query_precision(top_rows_QK: IntArray, truth: Sequence[IntArray], k: int) -> FloatArray:
     """The share of each query's first k that is true, in [0, 1], for the queries with a true label, in their order."""
     n_labels = 1 + max((int(labels.max()) for labels in truth if len(labels)), default=-1)
-    _, hit_QK, _, _ = _match(top_rows_QK, truth, k, max(n_labels, int(np.max(top_rows_QK, initial=-1)) + 1))
-    return np.asarray(hit_QK.sum(axis=1) / k, np.float64)
+    _, hit_QK, _, _ = match(top_rows_QK, truth, k, max(n_labels, int(np.max(top_rows_QK, initial=-1)) + 1))
+    scored_Q = np.array([len(labels) > 0 for labels in truth])
+    return np.asarray(hit_QK[scored_Q].sum(axis=1) / k, np.float64)
 
 
 def paired_interval(a_Q: FloatArray, b_Q: FloatArray) -> tuple[float, float, float]:
@@ -74,28 +111,30 @@ def paired_interval(a_Q: FloatArray, b_Q: FloatArray) -> tuple[float, float, flo
     return mean, mean - half_width, mean + half_width
 
 
-def _match(
+def match(
     top_rows_QK: IntArray, truth: Sequence[IntArray], k: int, n_labels: int
 ) -> tuple[IntArray, NDArray[np.bool_], IntArray, IntArray]:
-    """Rankings and hits of the queries with truth, cut or padded to k, and their (query, label) pairs, each once."""
+    """Rankings cut or padded to k [Q, K], which of them are hits [Q, K], and the (query, true label) pairs, each once.
+
+    Raises as `evaluate` does.
+    """
     top_rows_QK = np.asarray(top_rows_QK, np.int64)
     if top_rows_QK.ndim != 2 or len(top_rows_QK) != len(truth):
         raise BadInput(f"rankings of shape {top_rows_QK.shape} do not match the truth of {len(truth)} queries")
-    scored = [query for query, labels in enumerate(truth) if len(labels)]
-    if not scored:
+    counts_Q = [len(labels) for labels in truth]
+    if not any(counts_Q):
         raise BadInput("no query has a true label, so there is nothing to score")
-    ranked_QK = np.full((len(scored), k), -1, np.int64)
+    ranked_QK = np.full((len(truth), k), -1, np.int64)
     width = min(k, top_rows_QK.shape[1])
-    ranked_QK[:, :width] = top_rows_QK[scored, :width]
+    ranked_QK[:, :width] = top_rows_QK[:, :width]
     _refuse_repeats(ranked_QK)
-    counts_Q = [len(truth[query]) for query in scored]
-    true_label_P = np.concatenate([np.asarray(truth[query], np.int64) for query in scored])
+    true_label_P = np.concatenate([np.asarray(labels, np.int64) for labels in truth])
     lowest, highest = int(true_label_P.min()), max(int(ranked_QK.max()), int(true_label_P.max()))
     if lowest < 0 or highest >= n_labels:
         raise BadInput(f"label rows must lie between 0 and {n_labels - 1}; found {lowest if lowest < 0 else highest}")
     # One integer for a (query, label) pair makes membership a single sorted search instead of a loop over queries.
-    keys_P = np.unique(np.repeat(np.arange(len(scored)), counts_Q) * n_labels + true_label_P)
-    keys_QK = np.arange(len(scored))[:, None] * n_labels + ranked_QK
+    keys_P = np.unique(np.repeat(np.arange(len(truth)), counts_Q) * n_labels + true_label_P)
+    keys_QK = np.arange(len(truth))[:, None] * n_labels + ranked_QK
     hit_QK = (ranked_QK >= 0) & np.isin(keys_QK, keys_P)
     return ranked_QK, hit_QK, keys_P // n_labels, keys_P % n_labels
 

@@ -1,0 +1,168 @@
+"""Where a model is good and where it is not: by label frequency, by query length, and the queries it gets most wrong.
+
+Pure functions of rankings and truth. Suffixes: Q queries, K ranks (best first, −1 where a ranking is shorter), L
+labels, V distinct counts, P (query, true label) pairs, T true labels of one query.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.metrics import KS, FloatArray, IntArray, Ratio, match, ratios
+from training.data.ragged import Ragged
+
+BoolArray = NDArray[np.bool_]
+LENGTHS = {"1 word": (1, 1), "2 words": (2, 2), "3–4 words": (3, 4), "5–8 words": (5, 8), "9+ words": (9, None)}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One label in a ranking or in the truth; `positives` counts its training positives.
+
+    An answer is `hit` when it is true, a true label when it is among the answers shown.
+    """
+
+    label: str
+    positives: int
+    hit: bool
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One query with its answers, best first, beside its true labels, the most frequent first."""
+
+    query: str
+    answers: tuple[Answer, ...]
+    truth: tuple[Answer, ...]
+
+
+def frequency_groups(counts_L: IntArray) -> dict[str, BoolArray]:
+    """Head, torso and tail, each about a third of all training positives, and the labels that had none.
+
+    `counts_L` are each label's training positives. Labels of equal count stay together, in the third where the middle
+    of what they hold lies, so that a group is a range of counts; one may be empty when many labels are as frequent.
+    """
+    counts_L = np.asarray(counts_L, np.int64)
+    value_V, at_L = np.unique(counts_L, return_inverse=True)
+    held_V = np.bincount(at_L, counts_L, len(value_V))[::-1]
+    middle_L = (np.cumsum(held_V) - held_V / 2)[::-1][at_L] / max(int(counts_L.sum()), 1)
+    seen_L = counts_L > 0
+    return {
+        "head": seen_L & (middle_L <= 1 / 3),
+        "torso": seen_L & (middle_L > 1 / 3) & (middle_L <= 2 / 3),
+        "tail": seen_L & (middle_L > 2 / 3),
+        "unseen": ~seen_L,
+    }
+
+
+def by_label_frequency(
+    ranking_QK: IntArray, truth: Ragged, groups: Mapping[str, BoolArray], ks: Sequence[int] = KS
+) -> dict[str, dict[str, float]]:
+    """P@k and R@k of each group of labels in percent; a group that no query has a true label in is left out.
+
+    P@k is the group's part of P@k: over groups that share out all labels it sums to the whole. R@k is the recall of
+    the group's true labels, over the queries that have one.
+    """
+    return _percent(label_frequency_ratios(ranking_QK, truth, groups, ks))
+
+
+def label_frequency_ratios(
+    ranking_QK: IntArray, truth: Ragged, groups: Mapping[str, BoolArray], ks: Sequence[int] = KS
+) -> dict[str, dict[str, Ratio]]:
+    """The figures of `by_label_frequency` as what every query adds to them."""
+    n_labels = len(next(iter(groups.values())))
+    ranked_QK, hit_QK, pair_query_P, pair_label_P = match(ranking_QK, truth, max(ks), n_labels)
+    scored_Q = (truth.lengths > 0).astype(np.float64)
+    found: dict[str, dict[str, Ratio]] = {}
+    for name, member_L in groups.items():
+        n_true_Q = np.bincount(pair_query_P[member_L[pair_label_P]], minlength=len(truth))
+        if not n_true_Q.any():
+            continue
+        hits_QK = np.cumsum(hit_QK & member_L[ranked_QK], axis=1)
+        has_Q = (n_true_Q > 0).astype(np.float64)
+        found[name] = {f"P@{k}": Ratio(hits_QK[:, k - 1] / k, scored_Q) for k in ks}
+        found[name] |= {f"R@{k}": Ratio(hits_QK[:, k - 1] / np.maximum(n_true_Q, 1), has_Q) for k in ks}
+    return found
+
+
+def length_groups(query_texts: Sequence[str]) -> dict[str, BoolArray]:
+    """Which of Q queries have 1, 2, 3–4, 5–8, 9 or more words; a query without a word counts as one word."""
+    words_Q = np.maximum([len(text.split()) for text in query_texts], 1)
+    return {
+        name: (words_Q >= least) & (words_Q <= (words_Q if most is None else most))
+        for name, (least, most) in LENGTHS.items()
+    }
+
+
+def by_query_length(
+    ranking_QK: IntArray,
+    truth: Ragged,
+    query_texts: Sequence[str],
+    inverse_propensity_L: FloatArray,
+    ks: Sequence[int] = KS,
+) -> dict[str, dict[str, float]]:
+    """P@k, nDCG@k, PSP@k and R@k in percent by the query's words; lengths that no scored query has are left out."""
+    return _percent(query_length_ratios(ranking_QK, truth, query_texts, inverse_propensity_L, ks))
+
+
+def query_length_ratios(
+    ranking_QK: IntArray,
+    truth: Ragged,
+    query_texts: Sequence[str],
+    inverse_propensity_L: FloatArray,
+    ks: Sequence[int] = KS,
+) -> dict[str, dict[str, Ratio]]:
+    """The figures of `by_query_length` as what every query adds to them."""
+    whole = ratios(ranking_QK, truth, inverse_propensity_L, ks)
+    return {
+        name: {metric: ratio.within(chosen_Q) for metric, ratio in whole.items()}
+        for name, chosen_Q in length_groups(query_texts).items()
+        if (chosen_Q & (truth.lengths > 0)).any()
+    }
+
+
+def worst_queries(ranking_QK: IntArray, truth: Ragged, count: int) -> NDArray[np.int64]:
+    """Up to `count` query rows that the ranking gets most wrong, the worst first; queries without truth never.
+
+    Ordered by the share found of what K answers could have found, then by how many true labels were missed, then by
+    row.
+    """
+    n_labels = 1 + max(int(np.max(ranking_QK, initial=0)), int(np.max(truth.values, initial=0)))
+    _, hit_QK, pair_query_P, _ = match(ranking_QK, truth, ranking_QK.shape[1], n_labels)
+    n_true_Q = np.bincount(pair_query_P, minlength=len(truth))
+    hits_Q = hit_QK.sum(axis=1)
+    found_Q = hits_Q / np.clip(n_true_Q, 1, ranking_QK.shape[1])
+    order_Q = np.lexsort((hits_Q - n_true_Q, found_Q))
+    return order_Q[(n_true_Q > 0)[order_Q]][:count]
+
+
+def example(
+    query: str,
+    ranking_K: IntArray,
+    truth_T: NDArray[np.integer[Any]],
+    label_texts: Sequence[str],
+    counts_L: IntArray,
+    scores_K: NDArray[np.floating[Any]] | None = None,
+) -> Example:
+    """One query's answers beside its truth; `counts_L` are the labels' training positives."""
+    answered_K = [int(row) for row in ranking_K if row >= 0]
+    true = {int(row) for row in truth_T}
+    return Example(
+        query=query,
+        answers=tuple(
+            Answer(label_texts[row], int(counts_L[row]), row in true, None if scores_K is None else float(scores_K[at]))
+            for at, row in enumerate(answered_K)
+        ),
+        truth=tuple(
+            Answer(label_texts[row], int(counts_L[row]), row in answered_K)
+            for row in sorted(true, key=lambda row: (-int(counts_L[row]), row))
+        ),
+    )
+
+
+def _percent(by_group: Mapping[str, Mapping[str, Ratio]]) -> dict[str, dict[str, float]]:
+    return {name: {metric: ratio.percent for metric, ratio in of.items()} for name, of in by_group.items()}
