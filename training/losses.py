@@ -7,6 +7,7 @@ Shapes: Q rows (queries), P columns (labels of the pool), M positive pairs. Mask
 scores are divided by the temperature and may well lie below −100.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -37,31 +38,24 @@ class Targets:
         return Targets(self.positive_QP.T, self.column_M, self.row_M, ignored_PQ)
 
 
-def head_loss(scores_QP: Tensor, targets: Targets, terms: LossRecipe) -> Tensor:
-    """One head's loss: the λ-weighted sum of its two directions.
+def head_loss(scores_QP: Tensor, targets: Targets, terms: LossRecipe) -> dict[str, Tensor]:
+    """One head's loss by its parts, `direction/term`; their sum is the loss.
 
-    Shapes: scores_QP float [Q, P], not yet divided by the temperature. Returns a scalar.
+    Shapes: scores_QP float [Q, P], not yet divided by the temperature. Each part is a scalar, already times its weights.
     UniDEC, section 3; `terms.query_to_label` is λ_D (λ_C).
     """
     scaled_QP = scores_QP / terms.temperature
-    share = terms.query_to_label
-    loss = scores_QP.new_zeros(())
-    if share > 0:
-        loss = loss + share * _one_direction(scaled_QP, targets, terms)
-    if share < 1:
-        loss = loss + (1 - share) * _one_direction(scaled_QP.T, targets.transposed(), terms)
-    return loss
-
-
-def _one_direction(scores_QP: Tensor, targets: Targets, terms: LossRecipe) -> Tensor:
-    loss = scores_QP.new_zeros(())
-    if terms.decoupled_softmax > 0:
-        loss = loss + terms.decoupled_softmax * decoupled_softmax(scores_QP, targets)
-    if terms.supcon > 0:
-        loss = loss + terms.supcon * supcon(scores_QP, targets)
-    if terms.bce > 0:
-        loss = loss + terms.bce * binary_cross_entropy(scores_QP, targets)
-    return loss
+    directions = {
+        "query_to_label": (terms.query_to_label, scaled_QP, targets),
+        "label_to_query": (1 - terms.query_to_label, scaled_QP.T, targets.transposed()),
+    }
+    weights = {name: getattr(terms, name) for name in TERMS}
+    return {
+        f"{direction}/{term}": share * weights[term] * TERMS[term](seen_from, pairs)
+        for direction, (share, seen_from, pairs) in directions.items()
+        for term in TERMS
+        if share * weights[term] > 0
+    }
 
 
 def decoupled_softmax(scores_QP: Tensor, targets: Targets) -> Tensor:
@@ -133,3 +127,10 @@ def _logsumexp(scores_QP: Tensor, left_out_QP: Tensor | None) -> Tensor:
         return torch.logsumexp(scores_QP, dim=1)
     empty_Q = left_out_QP.all(dim=1, keepdim=True)
     return torch.logsumexp(scores_QP.masked_fill(left_out_QP & ~empty_Q, -INFINITY), dim=1)
+
+
+TERMS: dict[str, Callable[[Tensor, Targets], Tensor]] = {
+    "decoupled_softmax": decoupled_softmax,
+    "supcon": supcon,
+    "bce": binary_cross_entropy,
+}

@@ -182,7 +182,7 @@ class Trainer:
         )  # fmt: skip
         self.model.train()
         torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
-        loss = self._loss(batch)
+        loss = torch.stack(list(self._loss(batch).values())).sum()
         if not math.isfinite(loss.item()):
             raise TrainingError(
                 f"the loss became {loss.item()} in epoch {epoch + 1}, step {at + 1}. Lower the rates (optimizer.*_lr) "
@@ -193,8 +193,8 @@ class Trainer:
         optimization.apply_step(self.model, self.dense, self.rates, scale, self.recipe.optimizer.clip_norm)
         return loss.item()
 
-    def _loss(self, batch: Batch) -> Tensor:
-        """L = λ·L_D + (1−λ)·L_C over the batch and its pool (UniDEC, section 3)."""
+    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+        """The parts, `head/direction/term`, that add up to L = λ·L_D + (1−λ)·L_C (UniDEC, section 3)."""
         queries = self.material.train_tokens.batch(batch.query_Q).to(self.device)
         labels = self.material.label_tokens.batch(batch.pool_P).to(self.device)
         with self._autocast():
@@ -207,7 +207,10 @@ class Trainer:
         share = losses.dual_encoder_share
         dual = head_loss(dual_QD @ dual_PD.T, targets, losses.dual_encoder)
         classifier = head_loss(classifier_QC @ row_PC.T, targets, losses.classifier)
-        return share * dual + (1 - share) * classifier
+        return {
+            **{f"dual_encoder/{name}": share * part for name, part in dual.items()},
+            **{f"classifier/{name}": (1 - share) * part for name, part in classifier.items()},
+        }
 
     def _targets(self, batch: Batch) -> Targets:
         shape = (len(batch.query_Q), len(batch.pool_P))

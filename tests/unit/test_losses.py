@@ -100,7 +100,7 @@ def test_both_directions_and_terms_add_up_with_their_weights(example: tuple[Tens
 
     scaled_QP = scores_QP / 0.5
     expected = 0.8 * one_way(scaled_QP, targets) + 0.2 * one_way(scaled_QP.T, targets.transposed())
-    assert losses.head_loss(scores_QP, targets, terms).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert sum(losses.head_loss(scores_QP, targets, terms).values()).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
 def test_the_gradient_pulls_positives_up_and_negatives_down(example: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -108,7 +108,7 @@ def test_the_gradient_pulls_positives_up_and_negatives_down(example: tuple[Tenso
     scores_QP, positive_QP, ignored_QP = example
     scores_QP = scores_QP.clone().requires_grad_(True)
     targets = make_targets(positive_QP, ignored_QP)
-    losses.head_loss(scores_QP, targets, LossRecipe(query_to_label=1.0)).backward()
+    sum(losses.head_loss(scores_QP, targets, LossRecipe(query_to_label=1.0)).values()).backward()
     gradient_QP = scores_QP.grad
     assert gradient_QP is not None
     taught_Q = positive_QP.any(dim=1) & ~(positive_QP | ignored_QP).all(dim=1)
