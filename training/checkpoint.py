@@ -1,7 +1,7 @@
 """Contract 2, the checkpoint: a folder that export needs nothing beside, and that training can go on from exactly.
 
     checkpoint.json            recipe, dataset fingerprint, weight between the halves, figures, history
-    model.safetensors          the best epoch's weights, which labels were trained, inverse propensities
+    model.safetensors          the best epoch's weights, which labels were trained on how many positives, propensities
     tokenizer.json             truncation inside
     encoder/config.json        a transformer's shape
     labels.parquet             id, text, attributes
@@ -35,6 +35,7 @@ from training.data.dataset import Split
 from training.evaluation import Figures
 from training.model import TransformerEncoder, UnifiedModel, empty_model
 from training.recipe import Recipe
+from training.tally import Tally
 from training.tokens import special_ids
 
 FORMAT_VERSION = 1
@@ -42,7 +43,7 @@ OPTIMIZER_STATE = (".second_moment", ".steps")  # of row tables: part of the sta
 
 
 class Record(BaseModel):
-    """One validated epoch: what it cost and what it reached."""
+    """One validated epoch: what it cost, what its steps added up to, and what it reached."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,6 +53,7 @@ class Record(BaseModel):
     score: float
     classifier_weight: float
     figures: Figures
+    tally: Tally = Tally()
 
 
 class Cursor(BaseModel):
@@ -61,7 +63,7 @@ class Cursor(BaseModel):
 
     epoch: int = 0
     step: int = 0
-    loss_sum: float = 0.0
+    tally: Tally = Tally()
     seconds: float = 0.0
     best: Record | None = None
     history: tuple[Record, ...] = ()
@@ -93,6 +95,7 @@ class Checkpoint:
     labels: pa.Table
     validation: Split
     trained_L: NDArray[np.bool_]
+    positives_L: NDArray[np.int64] | None  # None: written before checkpoints kept each label's training positives
     inverse_propensity_L: NDArray[np.float64]
     tokenizer: Tokenizer
 
@@ -149,6 +152,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     tensors, _ = read_tensors(folder / "model.safetensors")
     model = empty_model(facts.recipe, facts.n_labels, facts.vocabulary, folder / "encoder")
     trained_L = tensors.pop("trained").numpy().astype(bool)
+    positives = tensors.pop("positives", None)
     inverse_propensity_L = tensors.pop("inverse_propensity").numpy()
     fill_model(model, tensors, folder / "model.safetensors")
     return Checkpoint(
@@ -158,6 +162,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         labels=_read_parquet(folder / "labels.parquet"),
         validation=Split.from_table(_read_parquet(folder / "validation.parquet")),
         trained_L=trained_L,
+        positives_L=None if positives is None else positives.numpy(),
         inverse_propensity_L=inverse_propensity_L,
         tokenizer=read_tokenizer(folder / "tokenizer.json"),
     )
@@ -179,20 +184,32 @@ def read_facts(folder: Path) -> CheckpointFacts:
 def save_best(
     folder: Path,
     model: UnifiedModel,
-    trained_L: NDArray[np.bool_],
+    positives_L: NDArray[np.int64],
     inverse_propensity_L: NDArray[np.float64],
 ) -> None:
     """Write the model as it is now as the checkpoint's weights.
 
-    A label whose row has never moved (its positives were never sampled) counts as not trained.
+    `positives_L` counts each label's training positives. A label whose row has never moved (its positives were never
+    sampled) counts as not trained.
     """
-    trained_L = trained_L & model.classifier_rows().any(dim=1).cpu().numpy()
+    trained_L = (positives_L > 0) & model.classifier_rows().any(dim=1).cpu().numpy()
     tensors = {
         n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if not n.endswith(OPTIMIZER_STATE)
     }
     tensors["trained"] = torch.from_numpy(trained_L.astype(np.uint8))
+    tensors["positives"] = torch.from_numpy(positives_L)
     tensors["inverse_propensity"] = torch.from_numpy(inverse_propensity_L)
     write_tensors(folder / "model.safetensors", tensors, {})
+
+
+def cursor_of(facts: Mapping[str, Any], source: Path) -> Cursor:
+    """The cursor in a saved state; CheckpointError when another version wrote it."""
+    try:
+        return Cursor.model_validate(facts)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{source} was saved by another version ({error.errors()[0]['msg']}). Train again with --restart."
+        ) from error
 
 
 def save_facts(folder: Path, facts: CheckpointFacts) -> None:

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from training.checkpoint import Record
 from training.evaluation import Figures
+from training.tally import Step, Tally
 
 SHOWN = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
 NAMES = {"unified": "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}
@@ -61,12 +62,12 @@ class ConsoleListener:
         finally:
             self.progress.remove_task(task)
 
-    def stepped(self, epoch: int, done: int, total: int, loss: float) -> None:
+    def stepped(self, step: Step, epoch: Tally) -> None:
         """Move the bar of steps."""
         if self.steps is None:
-            self.steps = self.progress.add_task("training", total=total, completed=done - 1, note="")
+            self.steps = self.progress.add_task("training", total=step.total, completed=step.done - 1, note="")
         self.progress.update(
-            self.steps, completed=done, description=f"training, epoch {epoch + 1}", note=f"loss {loss:.3f}"
+            self.steps, completed=step.done, description=f"training, epoch {step.epoch}", note=f"loss {epoch.loss:.3f}"
         )
 
     def validated(self, record: Record, best: Record) -> None:

@@ -41,7 +41,7 @@ class Targets:
 def head_loss(scores_QP: Tensor, targets: Targets, terms: LossRecipe) -> dict[str, Tensor]:
     """One head's loss by its parts, `direction/term`; their sum is the loss.
 
-    Shapes: scores_QP float [Q, P], not yet divided by the temperature. Each part is a scalar, already times its weights.
+    Shapes: scores_QP float [Q, P], not yet divided by the temperature; each part a scalar, its weights multiplied in.
     UniDEC, section 3; `terms.query_to_label` is λ_D (λ_C).
     """
     scaled_QP = scores_QP / terms.temperature

@@ -37,6 +37,13 @@ def row_rates(model: UnifiedModel, recipe: OptimizerRecipe) -> dict[str, float]:
     return {name: rates[name] for name in model.row_tables()}
 
 
+def peak_rates(model: UnifiedModel, recipe: OptimizerRecipe) -> dict[str, float]:
+    """Peak rates to tell a person, by what they move: the encoder where AdamW moves one, heads, tables of rows."""
+    dense = {"encoder": recipe.encoder_lr} if any(True for _ in model.encoder.parameters()) else {}
+    rows = {name: rate for name, rate in row_rates(model, recipe).items() if name != "token_weight"}
+    return {**dense, "heads": recipe.heads_lr, **rows}
+
+
 def apply_step(
     model: UnifiedModel, dense: torch.optim.AdamW, rates: dict[str, float], scale: float, clip_norm: float
 ) -> None:

@@ -190,6 +190,6 @@ def _material(dataset: Dataset, recipe: Recipe, validation: Split, tokenizer: To
         validation=validation,
         validation_tokens=tokenize(validation.texts, tokenizer, tokens, "validation"),
         label_tokens=tokenize(dataset.label_texts, tokenizer, tokens, "labels"),
-        trained_L=counts_L > 0,
+        positives_L=counts_L,
         inverse_propensity_L=metrics.propensities(seen_L, len(train) + len(held_out), constants.a, constants.b),
     )

@@ -31,6 +31,7 @@ from training.losses import Targets, head_loss
 from training.model import UnifiedModel
 from training.negatives import mine_hard_negatives
 from training.recipe import Recipe
+from training.tally import Step, Tally, gpu_bytes, resident_bytes
 from training.tokens import TokenizedTexts
 
 CLUSTERS, ORDER, BATCH, DROPOUT = range(4)  # purposes of random numbers
@@ -43,8 +44,8 @@ class Listener(Protocol):
         """A long stage outside the steps; yields a function to call with (done, total)."""
         ...
 
-    def stepped(self, epoch: int, done: int, total: int, loss: float) -> None:
-        """A step was taken: `done` of `total`, mean loss of the epoch so far."""
+    def stepped(self, step: Step, epoch: Tally) -> None:
+        """A step was taken; `epoch` is its epoch so far, this step included."""
         ...
 
     def validated(self, record: Record, best: Record) -> None:
@@ -54,15 +55,23 @@ class Listener(Protocol):
 
 @dataclass(frozen=True)
 class Material:
-    """What a run learns from, in memory: the training split, the validation queries, the labels, all tokenized."""
+    """What a run learns from, in memory: the training split, the validation queries, the labels, all tokenized.
+
+    `positives_L` counts each label's training positives.
+    """
 
     train: Split
     train_tokens: TokenizedTexts
     validation: Split
     validation_tokens: TokenizedTexts
     label_tokens: TokenizedTexts
-    trained_L: NDArray[np.bool_]
+    positives_L: NDArray[np.int64]
     inverse_propensity_L: NDArray[np.float64]
+
+    @property
+    def trained_L(self) -> NDArray[np.bool_]:
+        """Labels that are a positive of some training query."""
+        return self.positives_L > 0
 
 
 class Stopped(Exception):
@@ -90,6 +99,7 @@ class Trainer:
         self.model = model.to(device)
         self.dense = optimization.dense_optimizer(model, recipe.optimizer)
         self.rates = optimization.row_rates(model, recipe.optimizer)
+        self.peaks = optimization.peak_rates(model, recipe.optimizer)
         self.bfloat16 = optimization.uses_bfloat16(recipe, device)
         self.cursor = Cursor()
         self.clusters = Ragged.empty(0)
@@ -107,24 +117,22 @@ class Trainer:
         if self.cursor.step == 0 and epoch % self.recipe.batching.refresh_epochs == 0:
             self._refresh(epoch)
         batches = self._batches(epoch)
-        total = len(batches) * self.recipe.optimizer.epochs
         while self.cursor.step < len(batches):
-            started, at = time.perf_counter(), self.cursor.step
-            loss = self._step(epoch, at, batches[at], epoch * len(batches) + at, total)
-            self._advance(step=at + 1, loss_sum=self.cursor.loss_sum + loss, since=started)
-            self.listener.stepped(epoch, epoch * len(batches) + at + 1, total, self.cursor.loss_sum / (at + 1))
+            at = self.cursor.step
+            step = self._step(epoch, at, len(batches), batches[at])
+            self._advance(step.seconds, step=at + 1, tally=self.cursor.tally.plus(step))
+            self.listener.stepped(step, self.cursor.tally)
             self._pause_if_due()
-        self._finish_epoch(epoch, len(batches))
+        self._finish_epoch(epoch)
 
-    def _finish_epoch(self, epoch: int, steps: int) -> None:
+    def _finish_epoch(self, epoch: int) -> None:
         every, last = self.recipe.validation.every_epochs, epoch + 1 == self.recipe.optimizer.epochs
         if (epoch + 1) % every == 0 or last:
-            self._validate(epoch, self.cursor.loss_sum / steps)
-        self._advance(epoch=epoch + 1, step=0, loss_sum=0.0)
+            self._validate(epoch)
+        self._advance(epoch=epoch + 1, step=0, tally=Tally())
 
-    def _advance(self, since: float | None = None, **changes: object) -> None:
-        spent = 0.0 if since is None else time.perf_counter() - since
-        self.cursor = self.cursor.model_copy(update={**changes, "seconds": self.cursor.seconds + spent})
+    def _advance(self, seconds: float = 0.0, **changes: object) -> None:
+        self.cursor = self.cursor.model_copy(update={**changes, "seconds": self.cursor.seconds + seconds})
 
     def _pause_if_due(self) -> None:
         stop = self.should_stop()
@@ -151,7 +159,7 @@ class Trainer:
                 mined = batching.hard_negatives * batching.refresh_epochs
                 not_negative = _joined(self.material.train.labels, self.material.train.exclude)
                 self.hard_negative_NH = mine_hard_negatives(query_ND, label_LD, not_negative, mined, progress)
-        self._advance(since=started)
+        self._advance(time.perf_counter() - started)
 
     @torch.inference_mode()
     def _dual_vectors(self, tokens: TokenizedTexts) -> NDArray[np.float32]:
@@ -174,24 +182,28 @@ class Trainer:
 
     # ---- one step
 
-    def _step(self, epoch: int, at: int, query_Q: NDArray[np.int64], step: int, total: int) -> float:
-        train = self.material.train
+    def _step(self, epoch: int, at: int, of: int, query_Q: NDArray[np.int64]) -> Step:
+        started, train, epochs = time.perf_counter(), self.material.train, self.recipe.optimizer.epochs
         batch = make_batch(
             query_Q, train.labels, train.exclude, self.hard_negative_NH, self.recipe.batching,
             self._random(BATCH, epoch, at),
         )  # fmt: skip
         self.model.train()
         torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
-        loss = torch.stack(list(self._loss(batch).values())).sum()
-        if not math.isfinite(loss.item()):
-            raise TrainingError(
-                f"the loss became {loss.item()} in epoch {epoch + 1}, step {at + 1}. Lower the rates (optimizer.*_lr) "
-                "or raise loss.*.temperature; what was saved before is kept."
-            )
-        loss.backward()  # type: ignore[no-untyped-call]
-        scale = optimization.schedule(step, total, self.recipe.optimizer.warmup)
+        parts = self._loss(batch)
+        each = torch.stack(list(parts.values()))
+        found = dict(zip(parts, each.tolist(), strict=True))  # the step's one wait for the device
+        if not math.isfinite(loss := sum(found.values())):
+            raise diverged(f"the loss became {loss} in epoch {epoch + 1}, step {at + 1}")
+        each.sum().backward()  # type: ignore[no-untyped-call]
+        scale = optimization.schedule(epoch * of + at, epochs * of, self.recipe.optimizer.warmup)
         optimization.apply_step(self.model, self.dense, self.rates, scale, self.recipe.optimizer.clip_norm)
-        return loss.item()
+        return Step(
+            epoch=epoch + 1, epochs=epochs, number=at + 1, of=of, parts=found,
+            queries=len(query_Q), labels=len(batch.pool_P), positives=len(batch.positive_row_M),
+            rates={name: peak * scale for name, peak in self.peaks.items()},
+            seconds=time.perf_counter() - started, memory_bytes=resident_bytes(), gpu_bytes=gpu_bytes(self.device),
+        )  # fmt: skip
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         """The parts, `head/direction/term`, that add up to L = λ·L_D + (1−λ)·L_C (UniDEC, section 3)."""
@@ -231,9 +243,10 @@ class Trainer:
 
     # ---- validation and state
 
-    def _validate(self, epoch: int, loss: float) -> None:
+    def _validate(self, epoch: int) -> None:
         """Measure the model on the validation queries, choose w, and keep the weights when they are the best so far."""
-        material = self.material
+        self._refuse_broken_weights()
+        material, tally = self.material, self.cursor.tally
         self.model.eval()
         queries = evaluation.encode_queries(self.model, material.validation_tokens, self.device)
         labels = evaluation.encode_labels(self.model, material.label_tokens, material.trained_L, self.device)
@@ -242,18 +255,19 @@ class Trainer:
         truth, inverse = material.validation.labels, material.inverse_propensity_L
         weight, score = evaluation.choose_weight(rankings, truth, inverse, self.recipe.validation.metrics)
         record = Record(
-            epoch=epoch + 1, loss=loss, seconds=self.cursor.seconds, score=score, classifier_weight=weight,
-            figures=evaluation.figures_by_head(rankings, weight, truth, inverse),
+            epoch=epoch + 1, loss=tally.loss, seconds=self.cursor.seconds, score=score, classifier_weight=weight,
+            figures=evaluation.figures_by_head(rankings, weight, truth, inverse), tally=tally,
         )  # fmt: skip
         best = self.cursor.best
         if best is None or record.score > best.score:
-            ck.save_best(self.folder, self.model, material.trained_L, inverse)
+            ck.save_best(self.folder, self.model, material.positives_L, inverse)
             best = record
         self._advance(best=best, history=(*self.cursor.history, record))
         self.listener.validated(record, best)
 
     def save_state(self) -> None:
         """Write everything needed to go on exactly from here, as one file."""
+        self._refuse_broken_weights()
         tensors = {f"model.{n}": t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
         tensors |= {f"dense.{n}": t for n, t in optimization.dense_state(self.model, self.dense).items()}
         tensors |= {
@@ -265,6 +279,12 @@ class Trainer:
         ck.write_tensors(self.folder / "state.safetensors", tensors, self.cursor.model_dump())
         self._saved_at = time.monotonic()
 
+    def _refuse_broken_weights(self) -> None:
+        """A step may break the weights though its own loss was finite; they must not replace what was saved before."""
+        for name, tensor in self.model.state_dict().items():
+            if not torch.isfinite(tensor.sum()):
+                raise diverged(f"the weights '{name}' are no numbers any more after epoch {self.cursor.epoch + 1}")
+
     def restore_state(self) -> None:
         """Go back to where `save_state` left off; CheckpointError when the file does not fit."""
         path = self.folder / "state.safetensors"
@@ -274,7 +294,15 @@ class Trainer:
         self.clusters = Ragged(tensors["clusters.values"].numpy(), tensors["clusters.offsets"].numpy())
         mined = tensors.get("hard_negatives")
         self.hard_negative_NH = None if mined is None else mined.numpy()
-        self.cursor = Cursor.model_validate(facts)
+        self.cursor = ck.cursor_of(facts, path)
+
+
+def diverged(how: str) -> TrainingError:
+    """The error of a run whose numbers left the range of numbers."""
+    return TrainingError(
+        f"{how}. Train into another --out with lower rates (--set optimizer.token_lr=… and the other optimizer.*_lr) "
+        "or a higher loss.*.temperature; what was saved before is kept."
+    )
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from training.checkpoint import Record
+from training.tally import Step, Tally
 
 
 class Kept:
@@ -11,7 +12,7 @@ class Kept:
 
     def __init__(self) -> None:
         self.stages: list[str] = []
-        self.steps: list[tuple[int, int]] = []
+        self.steps: list[Step] = []
         self.records: list[Record] = []
 
     @contextmanager
@@ -19,8 +20,8 @@ class Kept:
         self.stages.append(name)
         yield lambda done, total: None
 
-    def stepped(self, epoch: int, done: int, total: int, loss: float) -> None:
-        self.steps.append((done, total))
+    def stepped(self, step: Step, epoch: Tally) -> None:
+        self.steps.append(step)
 
     def validated(self, record: Record, best: Record) -> None:
         self.records.append(record)
