@@ -77,16 +77,16 @@ def label_frequency_ratios(
     n_labels = len(next(iter(groups.values())))
     ranked_QK, hit_QK, pair_query_P, pair_label_P = match(ranking_QK, truth, max(ks), n_labels)
     scored_Q = (truth.lengths > 0).astype(np.float64)
-    found: dict[str, dict[str, Ratio]] = {}
+    by_group: dict[str, dict[str, Ratio]] = {}
     for name, member_L in groups.items():
         n_true_Q = np.bincount(pair_query_P[member_L[pair_label_P]], minlength=len(truth))
         if not n_true_Q.any():
             continue
         hits_QK = np.cumsum(hit_QK & member_L[ranked_QK], axis=1)
         has_Q = (n_true_Q > 0).astype(np.float64)
-        found[name] = {f"P@{k}": Ratio(hits_QK[:, k - 1] / k, scored_Q) for k in ks}
-        found[name] |= {f"R@{k}": Ratio(hits_QK[:, k - 1] / np.maximum(n_true_Q, 1), has_Q) for k in ks}
-    return found
+        by_group[name] = {f"P@{k}": Ratio(hits_QK[:, k - 1] / k, scored_Q) for k in ks}
+        by_group[name] |= {f"R@{k}": Ratio(hits_QK[:, k - 1] / np.maximum(n_true_Q, 1), has_Q) for k in ks}
+    return by_group
 
 
 def length_groups(query_texts: Sequence[str]) -> dict[str, BoolArray]:
@@ -125,19 +125,21 @@ def query_length_ratios(
     }
 
 
-def worst_queries(ranking_QK: IntArray, truth: Ragged, count: int) -> NDArray[np.int64]:
-    """Up to `count` query rows that the ranking gets most wrong, the worst first; queries without truth never.
-
-    Ordered by the share found of what K answers could have found, then by how many true labels were missed, then by
-    row.
-    """
+def found(ranking_QK: IntArray, truth: Ragged) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """How many true labels each query's K answers hold [Q], and how many K answers could hold [Q]."""
     n_labels = 1 + max(int(np.max(ranking_QK, initial=0)), int(np.max(truth.values, initial=0)))
     _, hit_QK, pair_query_P, _ = match(ranking_QK, truth, ranking_QK.shape[1], n_labels)
-    n_true_Q = np.bincount(pair_query_P, minlength=len(truth))
-    hits_Q = hit_QK.sum(axis=1)
-    found_Q = hits_Q / np.clip(n_true_Q, 1, ranking_QK.shape[1])
-    order_Q = np.lexsort((hits_Q - n_true_Q, found_Q))
-    return order_Q[(n_true_Q > 0)[order_Q]][:count]
+    return hit_QK.sum(axis=1), np.minimum(np.bincount(pair_query_P, minlength=len(truth)), ranking_QK.shape[1])
+
+
+def worst_queries(ranking_QK: IntArray, truth: Ragged, count: int) -> NDArray[np.int64]:
+    """Up to `count` query rows that the ranking gets most wrong, the worst first; those that miss nothing never.
+
+    Ordered by the share found of what K answers could hold, then by the number of true labels, then by row.
+    """
+    hits_Q, findable_Q = found(ranking_QK, truth)
+    order_Q = np.lexsort((-truth.lengths, hits_Q / np.maximum(findable_Q, 1)))
+    return order_Q[(hits_Q < findable_Q)[order_Q]][:count]
 
 
 def example(

@@ -60,25 +60,29 @@ def evaluate(
     weight: Annotated[
         float | None, typer.Option(min=0, max=1, help="Classifier's share of the score; default: the checkpoint's own.")
     ] = None,
+    compare: Annotated[
+        Path | None,
+        typer.Option(metavar="OTHER", help="Another checkpoint on the same dataset: which is better on which part?"),
+    ] = None,
+    worst: Annotated[int, typer.Option(min=0, help="List this many of the queries it gets most wrong.")] = 3,
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples for the intervals and the test.")] = 10_000,
     device: Annotated[str, typer.Option(help="auto, cpu, or cuda.")] = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print figures as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Measure a checkpoint on one split of a dataset: the unified model and each head alone."""
-    from rich.console import Console
-
-    from training import console
+    """Measure a checkpoint on one split, part by part, with intervals; or compare it with another one."""
+    from training import reading, reading_console
     from training.data.dataset import Dataset
     from training.measure import measure
 
-    measured = measure(checkpoint, Dataset.open(dataset), split, weight, device)
-    if json:
-        print(console.as_json(measured.figures))
+    opened = Dataset.open(dataset)
+    measured = measure(checkpoint, opened, split, weight, device)
+    if compare is None:
+        told = reading.read(measured, worst, resamples)
+        print(reading.as_json(told)) if json else reading_console.print_reading(told)
         return
-    title = f"{measured.dataset_name}, {split}, {measured.queries:,} queries, classifier weight {measured.weight:g}"
-    a, b = measured.propensity
-    Console().print(console.figures_table(title, measured.figures, a, b))
-    for line in console.gap_lines(measured.gaps):
-        print(line)
+    other = measure(compare, opened, split, weight, device, propensities_of=measured)
+    contrasted = reading.contrast(measured, other, worst, resamples)
+    print(reading.as_json(contrasted)) if json else reading_console.print_comparison(contrasted)
 
 
 @contextmanager

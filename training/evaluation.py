@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retrieval import metrics
+from retrieval.metrics import KS
 from training.data.ragged import Ragged
 from training.model import UnifiedModel
 from training.tokens import TokenizedTexts
 
-KS = (1, 3, 5, 10)
 DEPTH = max(KS)  # ranks kept of each query
 SHORTLIST = 100  # far more than the depth, so that equal scores at its edge are cut by row number
 TEXTS_A_BATCH = 1024
@@ -128,6 +128,20 @@ def _best(row_QS: Tensor, scores_QS: Tensor) -> NDArray[np.int64]:
     return row_QK.cpu().numpy()
 
 
+@torch.inference_mode()
+def scores(queries: Vectors, labels: Vectors, row_QK: NDArray[np.int64], weight: float) -> NDArray[np.float32]:
+    """The scores [Q, K] of each query's labels `row_QK` at one weight; −∞ where the row is −1."""
+    found = []
+    for start in range(0, len(row_QK), TEXTS_A_BATCH):
+        at = slice(start, start + TEXTS_A_BATCH)
+        rows_QK = torch.from_numpy(row_QK[at]).to(labels.dual.device)
+        known_QK = rows_QK.clamp(min=0)
+        dual_QK = torch.einsum("qd,qkd->qk", queries.dual[at], labels.dual[known_QK])
+        classifier_QK = torch.einsum("qc,qkc->qk", queries.classifier[at], labels.classifier[known_QK])
+        found.append(torch.lerp(dual_QK, classifier_QK, weight).masked_fill_(rows_QK < 0, -torch.inf).cpu().numpy())
+    return np.concatenate(found)
+
+
 def figures_by_head(
     rankings: Mapping[float, NDArray[np.int64]], weight: float, truth: Ragged, inverse_propensity_L: NDArray[np.float64]
 ) -> Figures:
@@ -151,21 +165,3 @@ def choose_weight(
         scores[weight] = float(np.mean([figures[name] for name in chosen_by]))
     best = max(scores, key=lambda weight: (scores[weight], -abs(weight - 0.5)))
     return best, scores[best]
-
-
-def gaps(
-    rankings: Mapping[float, NDArray[np.int64]], weight: float, truth: Ragged, k: int
-) -> dict[str, tuple[float, float, float]]:
-    """P@k of the unified model minus that of each head alone: mean and 95 % interval in points, paired by query."""
-    labels = [truth[row] for row in range(len(truth))]
-    unified_Q = metrics.per_query_precision(rankings[weight], labels, k)
-    alone = {"dual_encoder": 0.0, "classifier": 1.0}
-    return {
-        head: _points(metrics.paired_interval(unified_Q, metrics.per_query_precision(rankings[at], labels, k)))
-        for head, at in alone.items()
-    }
-
-
-def _points(interval: tuple[float, float, float]) -> tuple[float, float, float]:
-    mean, low, high = interval
-    return 100 * mean, 100 * low, 100 * high

@@ -1,38 +1,91 @@
-"""`diptych evaluate` without the console: a checkpoint against one split of its dataset."""
+"""A checkpoint against one split of its dataset, part by part: what `diptych evaluate` tells, without the console."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
+from retrieval import metrics
 from retrieval.errors import CheckpointError, DatasetError
-from training import evaluation
-from training.checkpoint import load_checkpoint
-from training.data.dataset import SPLITS, Dataset
-from training.evaluation import Figures
+from retrieval.metrics import FloatArray, Ratio
+from training import analysis, evaluation
+from training.analysis import BoolArray, Example
+from training.checkpoint import Checkpoint, load_checkpoint
+from training.data.dataset import SPLITS, Dataset, Split
+from training.evaluation import HEADS, Figures
 from training.optimization import choose_device
 from training.tokens import tokenize_in_memory
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Figures in percent, and what the unified model adds to each head with its paired interval, by k."""
+class Part(NamedTuple):
+    """What a figure is of: a head (`head`), a group of labels (`labels`) or of queries (`queries`), and its metric."""
 
-    dataset_name: str
-    queries: int
+    kind: str
+    name: str
+    metric: str
+
+
+@dataclass(frozen=True, eq=False)
+class Measurement:
+    """One checkpoint's answers to the queries of a split that have a true label, and how good they are, in percent.
+
+    ranking_QK and scores_QK are the unified model's; ratios hold every figure but C@k by query; counts_L are each
+    label's training positives, groups its frequency groups.
+    """
+
+    checkpoint: Path
+    dataset: Dataset
+    split: str
+    asked: Split
     weight: float
     propensity: tuple[float, float]
+    inverse_propensity_L: FloatArray
+    counts_L: NDArray[np.int64]
+    groups: dict[str, BoolArray]
     figures: Figures
-    gaps: dict[int, dict[str, tuple[float, float, float]]]
+    ratios: dict[Part, Ratio]
+    ranking_QK: NDArray[np.int64]
+    scores_QK: NDArray[np.float32]
+
+    @property
+    def dataset_name(self) -> str:
+        """The prepared dataset's name."""
+        return self.dataset.meta.name
+
+    @property
+    def queries(self) -> int:
+        """How many queries were asked."""
+        return len(self.asked)
+
+    def examples(self, rows: NDArray[np.int64]) -> list[Example]:
+        """The queries of these rows, with answers and scores beside the truth."""
+        return [
+            analysis.example(
+                self.asked.texts[row],
+                self.ranking_QK[row],
+                self.asked.labels[int(row)],
+                self.dataset.label_texts,
+                self.counts_L,
+                self.scores_QK[row],
+            )
+            for row in rows
+        ]
 
 
 def measure(
-    checkpoint: Path, dataset: Dataset, split: str, weight: float | None = None, device: str = "auto"
+    checkpoint: Path,
+    dataset: Dataset,
+    split: str,
+    weight: float | None = None,
+    device: str = "auto",
+    propensities_of: Measurement | None = None,
 ) -> Measurement:
     """Rank every label for every query of `split`; raises DatasetError, CheckpointError, RecipeError for the device.
 
-    `weight` is the classifier's share of the score; None takes the one chosen on validation. A gap's interval needs two
-    queries.
+    `weight` is the classifier's share of the score; None takes the one chosen on validation. `propensities_of` lends
+    its propensities, so that two checkpoints with other constants can be compared.
     """
     if split not in SPLITS:
         raise DatasetError(f"there is no split '{split}'. Choose one of {', '.join(SPLITS)}.")
@@ -46,20 +99,59 @@ def measure(
     asked = asked.take(np.flatnonzero(asked.labels.lengths > 0))
     if not len(asked):
         raise DatasetError(f"{dataset.folder}: the split '{split}' has no query with a true label to measure on.")
+    at = opened.classifier_weight if weight is None else weight
+    rankings, scores_QK = _answers(opened, dataset, asked, at, device)
+    lent = propensities_of
+    inverse_L = lent.inverse_propensity_L if lent else opened.inverse_propensity_L
+    constants = opened.recipe.propensity
+    counts_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
+    groups = analysis.frequency_groups(counts_L)
+    return Measurement(
+        checkpoint=checkpoint,
+        dataset=dataset,
+        split=split,
+        asked=asked,
+        weight=at,
+        propensity=lent.propensity if lent else (constants.a, constants.b),
+        inverse_propensity_L=inverse_L,
+        counts_L=counts_L,
+        groups=groups,
+        figures={h: metrics.evaluate(ranking, asked.labels, inverse_L) for h, ranking in rankings.items()},
+        ratios=_ratios(rankings, asked, groups, inverse_L),
+        ranking_QK=rankings["unified"],
+        scores_QK=scores_QK,
+    )
+
+
+def _answers(
+    opened: Checkpoint, dataset: Dataset, asked: Split, weight: float, device: str
+) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.float32]]:
+    """Each head's ranking [Q, K], and the scores [Q, K] of the unified one."""
     chosen = choose_device(device)
     model = opened.model.to(chosen)
     queries = evaluation.encode_queries(model, tokenize_in_memory(asked.texts, opened.tokenizer), chosen)
     label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
     labels = evaluation.encode_labels(model, label_tokens, opened.trained_L, chosen)
-    at = opened.classifier_weight if weight is None else weight
-    weights = sorted({0.0, at, 1.0})
+    weight_of = {"unified": weight, "dual_encoder": 0.0, "classifier": 1.0}
+    weights = sorted(set(weight_of.values()))
     rankings = evaluation.rank(queries, labels, weights, asked.exclude, searched=weights)
-    constants = opened.recipe.propensity
-    return Measurement(
-        dataset_name=dataset.meta.name,
-        queries=len(asked),
-        weight=at,
-        propensity=(constants.a, constants.b),
-        figures=evaluation.figures_by_head(rankings, at, asked.labels, opened.inverse_propensity_L),
-        gaps={k: evaluation.gaps(rankings, at, asked.labels, k) for k in (1, 5) if len(asked) > 1},
-    )
+    scores_QK = evaluation.scores(queries, labels, rankings[weight], weight)
+    return {head: rankings[weight_of[head]] for head in HEADS}, scores_QK
+
+
+def _ratios(
+    rankings: dict[str, NDArray[np.int64]], asked: Split, groups: dict[str, BoolArray], inverse_L: FloatArray
+) -> dict[Part, Ratio]:
+    """Every figure by query: of each head, and of the unified model by label frequency and by query length."""
+    unified_QK = rankings["unified"]
+    named = {
+        "head": {head: metrics.ratios(ranking, asked.labels, inverse_L) for head, ranking in rankings.items()},
+        "labels": analysis.label_frequency_ratios(unified_QK, asked.labels, groups),
+        "queries": analysis.query_length_ratios(unified_QK, asked.labels, asked.texts, inverse_L),
+    }
+    return {
+        Part(kind, name, metric): ratio
+        for kind, by_name in named.items()
+        for name, of in by_name.items()
+        for metric, ratio in of.items()
+    }
