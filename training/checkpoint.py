@@ -57,12 +57,13 @@ class Record(BaseModel):
 
 
 class Cursor(BaseModel):
-    """Where a run stands: the next step to take, and the best epoch so far."""
+    """Where a run stands: the next step of which epoch, how many were taken in all, and the best epoch so far."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epoch: int = 0
     step: int = 0
+    taken: int = 0
     tally: Tally = Tally()
     seconds: float = 0.0
     best: Record | None = None
@@ -79,7 +80,11 @@ class CheckpointFacts(BaseModel):
     dataset_name: str
     dataset_fingerprint: str
     n_labels: int
+    train_queries: int = 0
     vocabulary: int
+    device: str = ""
+    versions: dict[str, str] = {}
+    finished: str = ""
     classifier_weight: float
     best: Record
     history: tuple[Record, ...]
@@ -255,12 +260,12 @@ def fill_model(model: UnifiedModel, tensors: Mapping[str, Tensor], source: Path)
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """One safetensors file with JSON facts in its header, written aside, flushed to disk, renamed."""
+    """One safetensors file with JSON facts in its header, written aside, flushed to disk, renamed.
+
+    Raises SafetensorError or OSError when it cannot be written; what had its name before is kept.
+    """
     aside = path.with_name(f".{path.name}.partial")
-    try:
-        save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
-    except safetensors.SafetensorError as error:
-        raise CheckpointError(f"{path} could not be written ({error}). Is the disk full?") from error
+    save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
     _settle(aside, path)
 
 

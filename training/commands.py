@@ -1,5 +1,6 @@
 """`diptych prepare | train | evaluate`: thin commands; what is heavy is imported when a command runs."""
 
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,26 +31,41 @@ def train(
     """Train the unified model on a dataset; interrupted, the same command goes on where it stopped."""
     from rich.console import Console
 
-    from training import console
+    from training import console, faults
     from training.data.dataset import Dataset
     from training.recipe import load_recipe
+    from training.report import write_report
     from training.run import train as run
     from training.trainer import Stopped
 
     chosen = load_recipe(recipe, set_ or [])
     opened = Dataset.open(dataset)
-    with console.ConsoleListener() as listener, _interruptible() as stop:
+    with faults.told(out), _interruptible() as stop, console.ConsoleListener(stop.is_set) as listener:
         try:
             facts = run(opened, chosen, out, listener, device=device, restart=restart, should_stop=stop.is_set)
         except Stopped:
-            listener.console.print(f"Stopped; {out} holds the run. The same command goes on from here.")
+            # Not the command as it was typed: --restart would throw away what was just saved.
+            again = _command(dataset, out, recipe, set_ or [], device)
+            listener.say(f"Stopped and saved in {out}. Go on with:\n  {again}")
             raise typer.Exit(130) from None
+        page = out / "report.html"
+        if not page.is_file():
+            with listener.stage("writing the report"):
+                write_report(out, device)
     best = facts.best
     title = f"{facts.dataset_name}, validation, epoch {best.epoch}, classifier weight {facts.classifier_weight:g}"
-    Console().print(
-        console.figures_table(title, best.figures, chosen.propensity.a, chosen.propensity.b),
-        f"Trained in {facts.history[-1].seconds:.0f} s, validation not counted. Checkpoint: {out}",
-    )
+    told = Console()
+    told.print(console.figures_table(title, best.figures, chosen.propensity.a, chosen.propensity.b))
+    spent = console.duration(facts.history[-1].seconds)
+    last = f"Trained in {spent}, validation not counted. Checkpoint: {out}\nReport: {page}"
+    told.print(last, markup=False, highlight=False, soft_wrap=True)
+
+
+def _command(dataset: Path, out: Path, recipe: str, overrides: list[str], device: str) -> str:
+    """The command that goes on with a run, ready to paste."""
+    words = ["diptych", "train", "--dataset", str(dataset), "--out", str(out), "--recipe", recipe]
+    words += [word for override in overrides for word in ("--set", override)]
+    return shlex.join([*words, "--device", device] if device != "auto" else words)
 
 
 @app.command()

@@ -1,86 +1,159 @@
-"""What a person sees of a run: a progress bar with ETA, a line an epoch, a table of figures at the end."""
+"""What a person sees of a run: figures that move while it trains, a line an epoch, a table of figures at the end."""
 
-import json
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.box import SIMPLE
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    SpinnerColumn,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from training.checkpoint import Record
 from training.evaluation import Figures
-from training.tally import Step, Tally
+from training.tally import Step, Tally, by_head_and_term
 
 SHOWN = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
 NAMES = {"unified": "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}
-Gaps = Mapping[str, tuple[float, float, float]]
+ONE_WORD = {"dual_encoder": "dual", "classifier": "classifier"}
+TERMS = {"decoupled_softmax": "decoupled softmax", "supcon": "SupCon", "bce": "BCE"}
 
 
 class ConsoleListener:
-    """Listener that draws on stderr; without a terminal it prints the epoch lines and no bars."""
+    """Listener that draws on stderr; without a terminal it prints the epoch lines and nothing that moves.
 
-    def __init__(self) -> None:
+    `stopping` says whether the run was asked to stop.
+    """
+
+    def __init__(self, stopping: Callable[[], bool] = lambda: False) -> None:
         self.console = Console(stderr=True)
-        self.progress = Progress(
-            SpinnerColumn(),
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
+        self.stopping = stopping
+        self.bars = Progress(
+            SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}")
         )
         self.steps: TaskID | None = None
+        self.figures: RenderableType = ""
+        self.remaining = Remaining()
+        self.left = 0.0
+        self.live = Live(get_renderable=self._drawn, console=self.console, transient=True)
 
     def __enter__(self) -> "ConsoleListener":
-        self.progress.start()
+        if self.console.is_terminal:
+            self.live.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.progress.stop()
+        self.live.stop()
+
+    def _drawn(self) -> Group:
+        note = "stopping: the state is saved after this step; Ctrl-C again stops at once" if self.stopping() else ""
+        return Group(self.bars, self.figures, note)
+
+    def say(self, text: str) -> None:
+        """A few lines above what moves, as they are."""
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int, int], object]]:
         """A bar of its own while the stage lasts."""
-        task = self.progress.add_task(name, total=None, note="")
+        task = self.bars.add_task(name, total=None, note="")
+
+        def moved(done: int, total: int) -> None:
+            self.bars.update(task, completed=done, total=total, note=f"{done:,} of {total:,}")
+
         try:
-            yield lambda done, total: self.progress.update(task, completed=done, total=total)
+            yield moved
         finally:
-            self.progress.remove_task(task)
+            self.bars.remove_task(task)
 
     def stepped(self, step: Step, epoch: Tally) -> None:
-        """Move the bar of steps."""
+        """Move the bar of steps and renew the figures under it."""
+        self.left = self.remaining.after(step, epoch, time.monotonic())
+        if not self.live.is_started:
+            return
         if self.steps is None:
-            self.steps = self.progress.add_task("training", total=step.total, completed=step.done - 1, note="")
-        self.progress.update(
-            self.steps, completed=step.done, description=f"training, epoch {step.epoch}", note=f"loss {epoch.loss:.3f}"
-        )
+            self.steps = self.bars.add_task("training", total=step.total, note="")
+        note = f"epoch {step.epoch} of {step.epochs}, step {step.number} of {step.of}, {duration(self.left)} left"
+        self.bars.update(self.steps, completed=step.done, note=note)
+        self.figures = live_figures(step, epoch)
 
     def validated(self, record: Record, best: Record) -> None:
         """One line an epoch; w is the classifier's weight that suits it best, a star marks the best epoch so far."""
-        figures = record.figures["unified"]
-        mark = "★" if record is best else " "
         self.console.print(
-            f"{mark} epoch {record.epoch:>3}  loss {record.loss:6.3f}  "
-            + "  ".join(f"{name} {figures[name]:5.2f}" for name in ("P@1", "P@5", "PSP@5", "R@10"))
-            + f"  w {record.classifier_weight:.1f}  {record.seconds:4.0f} s",
+            epoch_line(record, record is best, self.left, wide=not self.live.is_started),
             highlight=False,
             soft_wrap=True,
         )
+
+
+class Remaining:
+    """How long a run will still take: its steps at this epoch's pace, and what lies between epochs as it was so far."""
+
+    def __init__(self) -> None:
+        self._between: list[float] = []
+        self._at: tuple[int, float] | None = None
+
+    def after(self, step: Step, epoch: Tally, now: float) -> float:
+        """Seconds left after `step`, taken at `now` (any steady clock)."""
+        if self._at is not None and self._at[0] != step.epoch:
+            self._between.append(max(0.0, now - self._at[1] - step.seconds))
+        self._at = step.epoch, now
+        pause = sum(self._between) / max(len(self._between), 1)
+        return (step.total - step.done) * epoch.seconds / epoch.steps + (step.epochs - step.epoch) * pause
+
+
+def live_figures(step: Step, epoch: Tally) -> Table:
+    """The epoch so far: loss by part, what a pool holds, rates, speed and memory."""
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_row("loss", f"{epoch.loss:.3f}")
+    for head in ("dual_encoder", "classifier"):
+        table.add_row(f"  {NAMES[head]}", _head_parts(head, epoch.mean_parts))
+    pool = f"{epoch.positives_a_query:.1f} positives a query among {epoch.labels_a_pool:,.0f} labels"
+    table.add_row("pool", pool)
+    table.add_row("learning rate", ", ".join(f"{name} {rate:.2g}" for name, rate in step.rates.items()))
+    table.add_row("speed", f"{epoch.queries_a_second:,.0f} queries a second")
+    gpu = f", GPU {step.gpu_bytes / 1e9:.1f} GB" if step.gpu_bytes else ""
+    table.add_row("memory", f"{step.memory_bytes / 1e9:.1f} GB{gpu}")
+    return table
+
+
+def _head_parts(head: str, parts: Mapping[str, float]) -> str:
+    """`2.915 = decoupled softmax 2.915 (query→label 1.402, label→query 1.513)`, a head without a part being 0."""
+    terms = {name: value for name, value in by_head_and_term(parts).items() if name.startswith(f"{head}/")}
+    described = []
+    for name, value in terms.items():
+        term = name.split("/")[1]
+        ways = [
+            f"{way.replace('_to_', '→')} {parts[f'{head}/{way}/{term}']:.3f}"
+            for way in ("query_to_label", "label_to_query")
+            if f"{head}/{way}/{term}" in parts
+        ]
+        described.append(f"{TERMS[term]} {value:.3f} ({', '.join(ways)})")
+    return f"{sum(terms.values()):.3f} = {' + '.join(described)}"
+
+
+def epoch_line(record: Record, best: bool, left: float, *, wide: bool) -> str:
+    """One validated epoch on one line; `wide` adds what a terminal shows live: parts, speed, memory, time left."""
+    figures, tally = record.figures["unified"], record.tally
+    heads = {head: sum(v for n, v in tally.mean_parts.items() if n.startswith(f"{head}/")) for head in ONE_WORD}
+    parts = " = " + " + ".join(f"{ONE_WORD[head]} {value:.3f}" for head, value in heads.items())
+    live = (
+        f"  {tally.positives_a_query:.1f} positives  {tally.queries_a_second:,.0f} queries/s"
+        f"  {max(tally.memory_bytes, tally.gpu_bytes) / 1e9:.1f} GB  {duration(left)} left"
+    )
+    return (
+        f"{'★' if best else ' '} epoch {record.epoch:>3}  loss {record.loss:6.3f}{parts if wide else ''}  "
+        + "  ".join(f"{name} {figures[name]:5.2f}" for name in ("P@1", "P@5", "PSP@5", "R@10"))
+        + f"  w {record.classifier_weight:.1f}  {duration(record.seconds)}{live if wide else ''}"
+    )
+
+
+def duration(seconds: float) -> str:
+    """`h:mm:ss`."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
 def figures_table(title: str, figures: Figures, a: float, b: float) -> Table:
@@ -93,18 +166,3 @@ def figures_table(title: str, figures: Figures, a: float, b: float) -> Table:
     for head, name in NAMES.items():
         table.add_row(name, *(f"{figures[head][shown]:.2f}" for shown in SHOWN))
     return table
-
-
-def gap_lines(gaps_at: Mapping[int, Gaps]) -> list[str]:
-    """What the unified model adds to each head, with the paired 95 % interval."""
-    return [
-        f"P@{k}: unified − {NAMES[head]} = {mean:+.2f} points (95 % interval {low:+.2f} … {high:+.2f}, paired by query)"
-        for k, gaps in gaps_at.items()
-        for head, (mean, low, high) in gaps.items()
-    ]
-
-
-def as_json(figures: Figures) -> str:
-    """Figures as one JSON object, percent with four decimals."""
-    rounded = {head: {name: round(value, 4) for name, value in of.items()} for head, of in figures.items()}
-    return json.dumps(rounded, indent=2)

@@ -4,6 +4,8 @@ import fcntl
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +17,17 @@ from retrieval import metrics
 from retrieval.errors import CheckpointError, DatasetError
 from training import checkpoint as ck
 from training.data.dataset import Dataset, Split
+from training.events import Both, Events
 from training.model import empty_model, fresh_model
 from training.optimization import choose_device
 from training.recipe import Recipe
 from training.tokens import make_tokenizer, tokenize
 from training.trainer import Listener, Material, Trainer
 
-LOCK = ".lock"
+LOCK, EVENTS = ".lock", "tensorboard"
 WRITTEN = (
     "run.json", "checkpoint.json", "model.safetensors", "state.safetensors", "tokenizer.json", "labels.parquet",
-    "validation.parquet",
+    "validation.parquet", "report.html",
 )  # fmt: skip
 
 
@@ -62,7 +65,10 @@ def train(
             tokenizer = _tokenizer(folder, dataset, recipe)
             material = _material(dataset, recipe, validation, tokenizer, folder / "tokens")
         trainer = _trainer(dataset, recipe, material, tokenizer, folder, chosen, listener, should_stop)
-        facts = _facts(trainer.run(), dataset, recipe, tokenizer)
+        with Events(folder / EVENTS, trainer.cursor) as events:
+            trainer.listener = Both(listener, events)
+            cursor = trainer.run()
+        facts = _facts(cursor, dataset, recipe, tokenizer, chosen)
         ck.save_facts(folder, facts)
     return facts
 
@@ -91,14 +97,22 @@ def _trainer(
     return trainer
 
 
-def _facts(cursor: ck.Cursor, dataset: Dataset, recipe: Recipe, tokenizer: Tokenizer) -> ck.CheckpointFacts:
+def _facts(
+    cursor: ck.Cursor, dataset: Dataset, recipe: Recipe, tokenizer: Tokenizer, device: torch.device
+) -> ck.CheckpointFacts:
     assert cursor.best is not None, "the last epoch is always validated"
     return ck.CheckpointFacts(
         recipe=recipe,
         dataset_name=dataset.meta.name,
         dataset_fingerprint=dataset.fingerprint,
         n_labels=dataset.n_labels,
+        train_queries=len(dataset.split("train")),
         vocabulary=tokenizer.get_vocab_size(),
+        device=torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"CPU, {torch.get_num_threads()} threads",
+        finished=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        versions={name: version(name) for name in ("diptych", "torch", "transformers", "tokenizers", "numpy")},
         classifier_weight=cursor.best.classifier_weight,
         best=cursor.best,
         history=cursor.history,
@@ -147,7 +161,7 @@ def _claimed(folder: Path, facts: RunFacts, restart: bool) -> Iterator[None]:
 
 def _clear(folder: Path) -> None:
     """Remove what a run writes, and nothing else."""
-    for name in ("tokens", "encoder"):
+    for name in ("tokens", "encoder", EVENTS):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in WRITTEN:
         (folder / name).unlink(missing_ok=True)
@@ -163,7 +177,11 @@ def _facts_of(path: Path) -> RunFacts:
 def _same_run(folder: Path, there: RunFacts, facts: RunFacts) -> None:
     way_out = "Give another --out, or --restart to throw that run away."
     if there.dataset_fingerprint != facts.dataset_fingerprint:
-        raise CheckpointError(f"{folder} holds a run on another dataset. {way_out}")
+        was, now = there.dataset_fingerprint[:12], facts.dataset_fingerprint[:12]
+        raise CheckpointError(
+            f"the dataset is not the one that the run in {folder} began with (fingerprint {now} instead of {was}). "
+            f"{way_out}"
+        )
     if changed := there.recipe.differences(facts.recipe):
         raise CheckpointError(f"{folder} holds a run with another recipe ({'; '.join(changed[:3])}). {way_out}")
 

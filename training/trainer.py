@@ -120,7 +120,7 @@ class Trainer:
         while self.cursor.step < len(batches):
             at = self.cursor.step
             step = self._step(epoch, at, len(batches), batches[at])
-            self._advance(step.seconds, step=at + 1, tally=self.cursor.tally.plus(step))
+            self._advance(step.seconds, step=at + 1, taken=step.done, tally=self.cursor.tally.plus(step))
             self.listener.stepped(step, self.cursor.tally)
             self._pause_if_due()
         self._finish_epoch(epoch)
