@@ -1,95 +1,128 @@
-"""Quality of a recipe on one source: median over seeds on the test split, with the paired gaps between the heads.
+"""Recipes and peers on one dataset: a table of their quality and cost on the test split, and its plots.
 
-    python benchmarks/quality.py examples/keywords --recipe keywords --out FOLDER [--seeds 3]
+    python benchmarks/quality.py SOURCE --out FOLDER [--recipe NAME[:KEY=VALUE…] ...] [--seeds 3] [--peers NAME ...]
 
-Nothing here chooses anything: a seed's run picks its epoch and weight on validation, and the test split is read once at
-the end. Training seconds exclude validation. `--markdown FILE` keeps the tables.
+SOURCE is anything that `diptych prepare` reads, or a prepared dataset. Every system runs in a process of its own; peers
+in environments of their own, made by venv and pip on first use in --environments. What FOLDER holds already is not run
+again, so the same command goes on after an interruption, and makes the table again at the end of a finished one.
+Nothing here chooses anything: a seed's run picks its epoch and weight on validation, and the test split is read once.
 """
 
 import argparse
-import platform
-import statistics
-import time
+import json
+import os
+import shlex
+import sys
 from pathlib import Path
 
-from training.console import ConsoleListener, gap_lines
+from rich.console import Console
+
+from benchmarks.measuring.plots import draw
+from benchmarks.measuring.scoring import Judge, write_task
+from benchmarks.measuring.summary import System, as_json, scored
+from benchmarks.measuring.systems import PEERS, RecipeRun, run_peer, run_recipe
+from benchmarks.measuring.tables import Setting, report
+from retrieval.errors import DiptychError
 from training.data.dataset import Dataset
 from training.data.prepare import PrepareSettings, prepare
-from training.measure import Measurement, measure
-from training.recipe import load_recipe
-from training.run import train
-
-FIGURES = ("P@1", "P@5", "R@10", "PSP@5")
-HEADS = ("unified", "dual_encoder", "classifier")
+from training.recipe import PropensityRecipe
 
 
-def main() -> None:
-    """Prepare once, then train and measure each seed, then print medians."""
+def main() -> int:
+    """Run what is missing, then write report, figures and plots; an error is one sentence and code 1."""
     options = arguments()
-    dataset, _ = prepare(options.source, options.out / "dataset", PrepareSettings())
-    runs = [one_seed(dataset, options, seed) for seed in range(options.seeds)]
-    measured, seconds, wall = (list(column) for column in zip(*runs, strict=True))
-    text = report(options, measured, seconds, wall)
-    print(text)
-    if options.markdown:
-        options.markdown.write_text(text + "\n", encoding="utf-8")
+    console = Console(stderr=True)
+    try:
+        written = measure(options, console)
+    except DiptychError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    console.print(f"wrote {written} and its plots", highlight=False, soft_wrap=True)
+    return 0
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Median quality of a recipe over seeds.")
-    parser.add_argument("source", type=Path, help="anything that `diptych prepare` reads")
-    parser.add_argument("--recipe", default="default")
+    parser = argparse.ArgumentParser(description="Quality and cost of recipes and peers on one dataset.")
+    parser.add_argument("source", type=Path, help="anything that `diptych prepare` reads, or a prepared dataset")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the runs; gone on with when there")
     parser.add_argument(
-        "--out", type=Path, required=True, help="folder for dataset and checkpoints; gone on with when there"
+        "--recipe", nargs="*", default=["default"], metavar="NAME[:KEY=VALUE…]",
+        help="recipes, each with overrides if wanted; none at all: peers only (default: default)",
+    )  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each recipe (default: 3)")
+    parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=[*PEERS], help="default: all; none: recipes")
+    parser.add_argument(
+        "--environments", type=Path, help="folder of the peers' environments (default: OUT/environments)"
     )
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--markdown", type=Path)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads to train with (default: all)")
+    parser.add_argument(
+        "--markdown", type=Path, help="the report; figures (.json) and plots beside it (default: OUT/report.md)"
+    )
     return parser.parse_args()
 
 
-def one_seed(dataset: Dataset, options: argparse.Namespace, seed: int) -> tuple[Measurement, float, float]:
-    """The test figures of one seed, its training seconds, and the wall seconds of the whole command."""
-    started = time.perf_counter()
-    folder = options.out / f"{options.recipe}-seed{seed}"
-    with ConsoleListener() as listener:
-        facts = train(dataset, load_recipe(options.recipe, [f"seed={seed}"]), folder, listener)
-    wall = time.perf_counter() - started
-    return measure(folder, dataset, "test"), facts.history[-1].seconds, wall
+def measure(options: argparse.Namespace, console: Console) -> Path:
+    """Everything `main` does but reporting errors; returns the report's path."""
+    runs = [[RecipeRun(spec, seed) for seed in range(options.seeds)] for spec in options.recipe]
+    for of_recipe in runs:
+        for run in of_recipe:
+            run.check()
+    out = options.out.resolve()
+    dataset = opened(options.source, out / "dataset")
+    constants = PropensityRecipe()
+    judge = Judge(dataset, constants.a, constants.b)
+    systems = []
+    for of_recipe in runs:
+        found = []
+        for run in of_recipe:
+            console.rule(f"{run.title}, seed {run.seed}", align="left")
+            ran = run_recipe(run, dataset.folder.resolve(), dataset.fingerprint, out / run.folder, options.threads)
+            found.append(scored(ran, judge))
+        systems.append(System(of_recipe[0].title, True, tuple(found)))
+    if options.peers:
+        write_task(dataset, out / "task")
+    environments = (options.environments or out / "environments").resolve()
+    for peer in (PEERS[name] for name in options.peers):
+        with console.status(peer.title):
+            ran = run_peer(peer, out / "task", dataset.fingerprint, out / peer.name, environments, options.threads)
+        console.print(f"{peer.title}: trained in {ran.cost['train_seconds']:.0f} s", highlight=False)
+        systems.append(System(peer.title, False, (scored(ran, judge),)))
+    return write(options, judge, systems, options.markdown or out / "report.md")
 
 
-def report(options: argparse.Namespace, runs: list[Measurement], seconds: list[float], wall: list[float]) -> str:
-    """Markdown: a line a seed, medians, and every seed's gaps."""
-    a, b = runs[0].propensity
-    lines = [
-        f"# {runs[0].dataset_name}, recipe {options.recipe}, test split ({runs[0].queries:,} queries)",
-        "",
-        f"`python benchmarks/quality.py {options.source} --recipe {options.recipe} --out FOLDER --seeds {len(runs)}`",
-        "",
-        f"Percent; PSP with A={a:g}, B={b:g}; {platform.machine()}, Python {platform.python_version()}.",
-        "",
-        "| seed | head | " + " | ".join(FIGURES) + " | training s | wall s |",
-        "|---|---|" + "---|" * (len(FIGURES) + 2),
-    ]
-    for seed, run in enumerate(runs):
-        for head in HEADS:
-            figures = " | ".join(f"{run.figures[head][name]:.2f}" for name in FIGURES)
-            lines.append(f"| {seed} | {head} | {figures} | {seconds[seed]:.0f} | {wall[seed]:.0f} |")
-    for head in HEADS:
-        medians = (statistics.median(run.figures[head][name] for run in runs) for name in FIGURES)
-        lines.append(
-            f"| median | **{head}** | "
-            + " | ".join(f"{value:.2f}" for value in medians)
-            + f" | {statistics.median(seconds):.0f} | {statistics.median(wall):.0f} |"
-        )
-    for seed, run in enumerate(runs):
-        lines += [
-            "",
-            f"Seed {seed}, classifier weight {run.weight:g}:",
-            "",
-            *(f"- {line}" for line in gap_lines(run.gaps)),
-        ]
-    return "\n".join(lines)
+def opened(source: Path, folder: Path) -> Dataset:
+    """A prepared dataset as it is; anything else prepared into `folder`."""
+    if (source / "dataset.json").is_file():
+        return Dataset.open(source)
+    return prepare(source, folder, PrepareSettings())[0]
+
+
+def write(options: argparse.Namespace, judge: Judge, systems: list[System], path: Path) -> Path:
+    """Report, figures and plots, side by side under one stem."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    setting = Setting(
+        command=command(options),
+        dataset=judge.dataset,
+        queries=len(judge.asked),
+        constants=(judge.a, judge.b),
+        threads=options.threads,
+    )
+    plots = draw(judge.dataset.meta.name, systems, path.parent, path.stem)
+    path.write_text(report(setting, systems, plots), encoding="utf-8")
+    kept = {"command": setting.command, "dataset_fingerprint": judge.dataset.fingerprint, "systems": as_json(systems)}
+    path.with_suffix(".json").write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def command(options: argparse.Namespace) -> str:
+    """How to make the report again, without the folders of this machine."""
+    words = ["python", "benchmarks/quality.py", options.source.name, "--out", "FOLDER", "--recipe", *options.recipe]
+    words += ["--seeds", str(options.seeds)] if options.recipe else []
+    return shlex.join([*words, "--peers", *options.peers, "--threads", str(options.threads)])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,0 +1,89 @@
+"""One recipe and seed in a process of its own, so that its peak memory is its own: train, then ask the test queries.
+
+    python -m benchmarks.measuring.recipe_process DATASET FOLDER RECIPE [KEY=VALUE ...]
+
+FOLDER/checkpoint is trained by the very command a user calls; rankings.json and cost.json come beside it. Shapes: Q
+queries.
+"""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import diptych
+from benchmarks.measuring.scoring import scored_queries
+from benchmarks.peers.process import TIMED_QUERIES, peak_mib
+from training import evaluation
+from training.checkpoint import Checkpoint, load_checkpoint, read_facts
+from training.data.dataset import Dataset
+from training.data.ragged import Ragged
+from training.tokens import tokenize_in_memory
+
+
+def main() -> int:
+    """Train or go on training, then write rankings and costs; the exit code of `diptych train` when that fails."""
+    dataset_folder, folder, recipe = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    checkpoint, training = folder / "checkpoint", folder / "training.json"
+    untouched, finished = not checkpoint.exists(), (checkpoint / "checkpoint.json").is_file()
+    if untouched:
+        training.unlink(missing_ok=True)  # of a run that somebody removed
+    settings = [part for override in sys.argv[4:] for part in ("--set", override)]
+    where = ["--dataset", str(dataset_folder), "--out", str(checkpoint)]
+    started = time.perf_counter()
+    if code := diptych.main(["train", *where, "--recipe", recipe, *settings]):
+        return code
+    wall = time.perf_counter() - started
+    if not training.is_file():
+        cost = {
+            "train_seconds": read_facts(checkpoint).history[-1].seconds,
+            # What an earlier process did is not known here.
+            "wall_seconds": wall if untouched else None,
+            "peak_mib": None if finished else peak_mib(),
+        }
+        training.write_text(json.dumps(cost), encoding="utf-8")
+    opened, dataset = load_checkpoint(checkpoint), Dataset.open(dataset_folder)
+    asked = Answers(opened, dataset)
+    rankings = asked.rankings()
+    (folder / "rankings.json").write_text(json.dumps(rankings), encoding="utf-8")
+    cost = json.loads(training.read_text(encoding="utf-8"))
+    cost |= {"seconds_per_thousand": asked.seconds_per_thousand(), "classifier_weight": opened.classifier_weight}
+    (folder / "cost.json").write_text(json.dumps(cost), encoding="utf-8")
+    return 0
+
+
+class Answers:
+    """A checkpoint's exact answers to the test queries that have truth."""
+
+    def __init__(self, opened: Checkpoint, dataset: Dataset) -> None:
+        self.opened, self.asked, self.cpu = opened, scored_queries(dataset), torch.device("cpu")
+        label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
+        self.labels = evaluation.encode_labels(opened.model, label_tokens, opened.trained_L, self.cpu)
+
+    def rankings(self) -> dict[str, list[list[int]]]:
+        """Label rows by head, best first, excluded labels left out."""
+        weight_of = {"unified": self.opened.classifier_weight, "dual_encoder": 0.0, "classifier": 1.0}
+        found = self._ask(self.asked.texts, sorted(set(weight_of.values())), self.asked.exclude)
+        return {head: found[weight].tolist() for head, weight in weight_of.items()}
+
+    def seconds_per_thousand(self) -> float:
+        """In one thread: tokenize, encode and look at every label, without the index that a bundle has for this."""
+        texts, threads = self.asked.texts[:TIMED_QUERIES], torch.get_num_threads()
+        torch.set_num_threads(1)
+        started = time.perf_counter()
+        self._ask(texts, [self.opened.classifier_weight], Ragged.empty(len(texts)))
+        spent = time.perf_counter() - started
+        torch.set_num_threads(threads)
+        return 1000 * spent / len(texts)
+
+    def _ask(self, texts: list[str], weights: list[float], exclude: Ragged) -> dict[float, Any]:
+        tokens = tokenize_in_memory(texts, self.opened.tokenizer)
+        queries = evaluation.encode_queries(self.opened.model, tokens, self.cpu)
+        return evaluation.rank(queries, self.labels, weights, exclude, searched=weights)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""Nearest neighbours: a label's score is the sum of similarity^power over the nearest training queries that have it."""
+
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from benchmarks.peers.features import Features
+from benchmarks.peers.process import Peer, Task, best_first, run
+
+QUERIES_A_BLOCK = 256
+
+
+class Neighbours(Peer):
+    """Settings: `neighbours`, how many vote; `power`, how much more the nearer ones count."""
+
+    def fit(self, task: Task) -> None:
+        """Keep the training queries' vectors and labels."""
+        self.features = Features()
+        self.train_FN = self.features.fit(task.train_texts).T.tocsr()
+        self.positives_NL = task.positives_NL
+
+    def rank(self, texts: list[str], depth_Q: Any) -> list[list[int]]:
+        """The labels of the nearest training queries, by their votes."""
+        found: list[list[int]] = []
+        for start in range(0, len(texts), QUERIES_A_BLOCK):
+            similar_QN = self.features.transform(texts[start : start + QUERIES_A_BLOCK]) @ self.train_FN
+            votes_QL = self._nearest(similar_QN) @ self.positives_NL
+            for row, (first, end) in enumerate(zip(votes_QL.indptr, votes_QL.indptr[1:], strict=False)):
+                depth = int(depth_Q[start + row])
+                found.append(best_first(votes_QL.data[first:end], votes_QL.indices[first:end], depth))
+        return found
+
+    def _nearest(self, similar_QN: Any) -> Any:
+        """The same matrix with only each row's nearest, raised to the power."""
+        rows, columns, values, wanted = [], [], [], self.settings["neighbours"]
+        for row, (first, end) in enumerate(zip(similar_QN.indptr, similar_QN.indptr[1:], strict=False)):
+            value, column = similar_QN.data[first:end], similar_QN.indices[first:end]
+            kept = np.argpartition(-value, min(wanted, len(value)) - 1)[:wanted] if len(value) else column
+            rows.append(np.full(len(kept), row))
+            columns.append(column[kept])
+            values.append(value[kept] ** self.settings["power"])
+        where = np.concatenate(rows), np.concatenate(columns)
+        return sp.csr_matrix((np.concatenate(values), where), similar_QN.shape)
+
+
+if __name__ == "__main__":
+    run(Neighbours)

@@ -1,0 +1,36 @@
+"""TF-IDF profiles: a label's vector is its own text's plus the mean direction of its training queries; cosine ranks."""
+
+from typing import Any
+
+from sklearn.preprocessing import normalize
+
+from benchmarks.peers.features import Features
+from benchmarks.peers.process import Peer, Task, best_first, run
+
+QUERIES_A_BLOCK = 256
+
+
+class Profiles(Peer):
+    """One vector a label; no settings."""
+
+    def fit(self, task: Task) -> None:
+        """Add up what is known of each label."""
+        self.features = Features()
+        train_NF = self.features.fit(task.train_texts)
+        text_LF = self.features.transform(task.label_texts)
+        learned_LF = normalize(task.positives_NL.T @ train_NF)
+        self.profile_FL = normalize(text_LF + learned_LF).T.tocsr()
+
+    def rank(self, texts: list[str], depth_Q: Any) -> list[list[int]]:
+        """Labels by cosine with the query."""
+        found: list[list[int]] = []
+        for start in range(0, len(texts), QUERIES_A_BLOCK):
+            scores_QL = self.features.transform(texts[start : start + QUERIES_A_BLOCK]) @ self.profile_FL
+            for row, (first, end) in enumerate(zip(scores_QL.indptr, scores_QL.indptr[1:], strict=False)):
+                depth = int(depth_Q[start + row])
+                found.append(best_first(scores_QL.data[first:end], scores_QL.indices[first:end], depth))
+        return found
+
+
+if __name__ == "__main__":
+    run(Profiles)
