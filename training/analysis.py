@@ -90,7 +90,7 @@ def label_frequency_ratios(
 
 
 def length_groups(query_texts: Sequence[str]) -> dict[str, BoolArray]:
-    """Which of Q queries have 1, 2, 3–4, 5–8, 9 or more words; a query without a word counts as one word."""
+    """Which of Q queries have 1, 2, 3–4, 5–8, 9 or more words, parted by white space; none counts as one."""
     words_Q = np.maximum([len(text.split()) for text in query_texts], 1)
     return {
         name: (words_Q >= least) & (words_Q <= (words_Q if most is None else most))

@@ -80,7 +80,7 @@ def evaluate(
         Path | None,
         typer.Option(metavar="OTHER", help="Another checkpoint on the same dataset: which is better on which part?"),
     ] = None,
-    worst: Annotated[int, typer.Option(min=0, help="List this many of the queries it gets most wrong.")] = 3,
+    worst: Annotated[int, typer.Option(min=0, help="How many of the queries it gets most wrong to list.")] = 3,
     resamples: Annotated[int, typer.Option(min=100, help="Resamples for the intervals and the test.")] = 10_000,
     device: Annotated[str, typer.Option(help="auto, cpu, or cuda.")] = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
@@ -92,13 +92,16 @@ def evaluate(
 
     opened = Dataset.open(dataset)
     measured = measure(checkpoint, opened, split, weight, device)
+    told: reading.Reading | reading.Comparison
     if compare is None:
         told = reading.read(measured, worst, resamples)
-        print(reading.as_json(told)) if json else reading_console.print_reading(told)
-        return
-    other = measure(compare, opened, split, weight, device, propensities_of=measured)
-    contrasted = reading.contrast(measured, other, worst, resamples)
-    print(reading.as_json(contrasted)) if json else reading_console.print_comparison(contrasted)
+    else:
+        other = measure(compare, opened, split, weight, device, propensities_of=measured)
+        told = reading.contrast(measured, other, worst, resamples)
+    if json:
+        print(reading.as_json(told))
+    else:
+        reading_console.show(told)
 
 
 @contextmanager

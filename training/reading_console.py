@@ -18,10 +18,18 @@ TRUE_LABELS_SHOWN = 8
 ANSWERS_SHOWN = 5
 
 
-def print_reading(told: Reading) -> None:
-    """Headline, label frequency, query length, and the queries it gets most wrong."""
+def show(told: Reading | Comparison) -> None:
+    """Print one checkpoint's reading, or the comparison of two."""
     console = Console(highlight=False, markup=False)
     console.print(_about(told.subject))
+    if isinstance(told, Reading):
+        _show_reading(console, told)
+    else:
+        _show_comparison(console, told)
+
+
+def _show_reading(console: Console, told: Reading) -> None:
+    """Headline, label frequency, query length, and the queries it gets most wrong."""
     console.print(f"{told.checkpoint}, classifier weight {told.classifier_weight:g}", soft_wrap=True)
     console.print(_headline(told), _by_label_frequency(told), _by_query_length(told))
     console.print(
@@ -30,30 +38,29 @@ def print_reading(told: Reading) -> None:
         f"repeats queries, so it covers fewer labels. {_constants(told.subject)}."
     )
     if told.worst:
-        console.print(f"\nThe {len(told.worst)} queries it gets most wrong (✓ right, ×n training positives, score):")
+        console.print("\nMost wrong (✓ right, ×n training positives of the label, score in brackets):")
     for number, example in enumerate(told.worst, 1):
         _print_query(console, number, example.query, example.truth, {"answers": example.answers})
 
 
-def print_comparison(told: Comparison) -> None:
-    """The verdict, every part with its test, and the queries on which each falls furthest behind."""
-    console = Console(highlight=False, markup=False)
-    console.print(_about(told.subject))
+def _show_comparison(console: Console, told: Comparison) -> None:
+    """Every part with its test, the queries on which each falls furthest behind, and last the verdict."""
     for side, checkpoint, weight in zip("AB", told.checkpoints, told.classifier_weights, strict=True):
         console.print(f"{side}  {checkpoint}, classifier weight {weight:g}", soft_wrap=True)
     console.print(_contrasts(told.parts))
-    for line in _verdict(told.parts):
-        console.print(line)
     console.print(
-        f"\nPercent; P@5 of labels is their part of P@5. Intervals: paired bootstrap, not\n"
+        f"Percent; P@5 of labels is their part of P@5. Intervals: paired bootstrap, not\n"
         f"corrected. p: paired permutation test, corrected for {len(told.parts)} tests (maxT); better:\n"
         f"p < {ALPHA:g}. Each with {_resamples(told.subject)}. {_constants(told.subject)}."
     )
     for side, other, pairs in (("A", "B", told.first_behind), ("B", "A", told.second_behind)):
         if pairs:
-            console.print(f"\n{side} is furthest behind {other} here (✓ right, ×n training positives, score):")
+            console.print(f"\n{side} is furthest behind {other} (✓ right, ×n training positives, score in brackets):")
         for number, (first, second) in enumerate(pairs, 1):
             _print_query(console, number, first.query, first.truth, {"A": first.answers, "B": second.answers})
+    console.print()
+    for line in _verdict(told.parts):
+        console.print(line)
 
 
 def _about(subject: Subject) -> Text:
@@ -80,11 +87,11 @@ def _headline(told: Reading) -> Table:
 
 
 def _by_label_frequency(told: Reading) -> Table:
-    table = _table("labels", "training positives", "labels", "true here", "R@10", "part of P@5")
+    table = _table("labels (training positives)", "number", "in truth", "R@10", "part of P@5")
     for name, group in told.label_frequency.items():
         counts = f"{group.least:,}" if group.least == group.most else f"{group.least:,}–{group.most:,}"
         figures = (_margin(group.estimates[metric], 1) for metric in BY_KIND["labels"])
-        table.add_row(name, counts, f"{group.labels:,}", f"{group.true_labels:,}", *figures)
+        table.add_row(f"{name} ({counts})", f"{group.labels:,}", f"{group.true_labels:,}", *figures)
     return table
 
 
@@ -175,7 +182,7 @@ def _margin(estimate: Estimate, digits: int, sign: str = "") -> str:
 
 def _table(*columns: str) -> Table:
     """The first column to the left, figures to the right."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for at, column in enumerate(columns):
         table.add_column(column, justify="right" if at else "left", no_wrap=True)
     return table

@@ -78,14 +78,12 @@ def test_the_weight_is_the_best_on_validation_and_half_among_equals() -> None:
     assert evaluation.choose_weight({0.0: right, 0.5: wrong}, truth, inverse, ["P@1"])[0] == 0.0
 
 
-def test_gaps_are_differences_of_precision_in_points() -> None:
-    """If this failed, the interval beside a gap would belong to something else."""
-    truth = Ragged.from_lists([[0]] * 100)
-    right, wrong = np.zeros((100, 1), np.int64), np.ones((100, 1), np.int64)
-    mixed = np.where(np.arange(100)[:, None] < 50, right, wrong)
-    found = evaluation.gaps({0.0: mixed, 0.5: right, 1.0: wrong}, 0.5, truth, 1)
-    assert found["classifier"][0] == pytest.approx(100)
-    mean, low, high = found["dual_encoder"]
-    assert mean == pytest.approx(50)
-    assert low < 50 < high
-    assert high - low == pytest.approx(2 * 1.96 * 100 * 0.5 / 100**0.5, rel=0.02)
+def test_scores_are_those_that_the_ranking_was_made_by(halves: tuple[Vectors, Vectors]) -> None:
+    """If this failed, an answer would be shown with another label's score, or a missing one with a real score."""
+    queries, labels = halves
+    ranking = evaluation.rank(queries, labels, [0.3], EMPTY, searched=[0.3])[0.3]
+    expected = (0.7 * queries.dual @ labels.dual.T + 0.3 * queries.classifier @ labels.classifier.T).numpy()
+    found = evaluation.scores(queries, labels, ranking, 0.3)
+    np.testing.assert_allclose(found, np.take_along_axis(expected, ranking, axis=1), atol=1e-6)
+    ranking[:, -1] = -1
+    assert np.isneginf(evaluation.scores(queries, labels, ranking, 0.3)[:, -1]).all()
