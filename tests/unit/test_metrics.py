@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval.errors import BadInput
-from retrieval.metrics import evaluate, paired_interval, per_query_precision, propensities
+from retrieval.metrics import evaluate, paired_interval, per_query_precision, propensities, ratios
 
 TOP_QK = np.array([[3, 1, 0], [2, 4, -1]])
 TRUTH = [np.array([3, 0]), np.array([4])]
@@ -43,6 +43,18 @@ def test_queries_without_truth_are_not_scored() -> None:
     truth = [*TRUTH, np.array([], np.int64)]
     assert evaluate(top_QK, truth, INVERSE_L, ks=(1, 3)) == evaluate(TOP_QK, TRUTH, INVERSE_L, ks=(1, 3))
     assert per_query_precision(top_QK, truth, 1).tolist() == [1.0, 0.0]
+
+
+def test_ratios_keep_the_rows_of_the_queries() -> None:
+    """If it fails, a part of the queries is measured on other queries' answers."""
+    truth = [TRUTH[0], np.array([], np.int64), TRUTH[1]]
+    found = ratios(TOP_QK[[0, 0, 1]], truth, INVERSE_L, ks=(3,))
+    assert found["R@3"].gain_Q.tolist() == [1, 0, 1]
+    assert found["PSP@3"].base_Q.tolist() == [6, 0, 3]
+    assert all(ratio.queries == 2 for ratio in found.values())
+    last = found["P@3"].within(np.array([False, True, True]))
+    assert (last.percent, last.queries) == (pytest.approx(100 / 3), 1)
+    assert math.isnan(last.within(np.array([True, True, False])).percent)
 
 
 def test_a_truth_that_repeats_a_label_counts_it_once() -> None:
