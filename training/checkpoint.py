@@ -14,7 +14,8 @@ one file, so what it holds belongs together.
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,9 +232,8 @@ def save_surroundings(
         (folder / "encoder").mkdir(exist_ok=True)
         write_text(folder / "encoder" / "config.json", model.encoder.transformer.config.to_json_string())  # type: ignore[union-attr, operator]
     for name, table in (("labels", labels), ("validation", validation.table())):
-        aside = folder / f".{name}.parquet.partial"
-        pq.write_table(table, aside)
-        _settle(aside, folder / f"{name}.parquet")
+        with _written(folder / f"{name}.parquet") as aside:
+            pq.write_table(table, aside)
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -264,9 +264,8 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any])
 
     Raises SafetensorError or OSError when it cannot be written; what had its name before is kept.
     """
-    aside = path.with_name(f".{path.name}.partial")
-    save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
-    _settle(aside, path)
+    with _written(path) as aside:
+        save_file(tensors, aside, metadata={"facts": json.dumps(facts)})
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -282,19 +281,27 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
+    with _written(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def _written(path: Path) -> Iterator[Path]:
+    """The name to write to; what stands there is on disk before it becomes `path`, and gone when writing failed.
+
+    Readable by whoever may read other new files (safetensors writes 0600).
+    """
     aside = path.with_name(f".{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    _settle(aside, path)
-
-
-def _settle(aside: Path, path: Path) -> None:
-    """On disk before it has its name; readable by whoever may read other new files (safetensors writes 0600)."""
-    with aside.open("rb+") as file:
-        os.fsync(file.fileno())
-    mask = os.umask(0)
-    os.umask(mask)
-    aside.chmod(0o666 & ~mask)
-    aside.replace(path)
+    try:
+        yield aside
+        with aside.open("rb+") as file:
+            os.fsync(file.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        aside.chmod(0o666 & ~mask)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)  # a full disk needs the room
 
 
 def _read_parquet(path: Path) -> pa.Table:

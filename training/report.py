@@ -6,6 +6,7 @@ labels are data of strangers; the template escapes all of them.
 Shapes: Q validation queries, L labels, K ranks.
 """
 
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -127,7 +128,7 @@ def _loss_chart(facts: ck.CheckpointFacts) -> Chart:
     curves = {"total": [(r.epoch, r.loss) for r in facts.history]}
     for name in by_head_and_term(facts.history[-1].tally.parts):
         curves[name] = [(r.epoch, by_head_and_term(r.tally.mean_parts).get(name, 0.0)) for r in facts.history]
-    return line_chart("Mean loss of a step", curves, "epoch", mark=facts.best.epoch)
+    return line_chart("Loss by part, mean of a step", curves, "epoch", mark=facts.best.epoch)
 
 
 def _figure_charts(facts: ck.CheckpointFacts) -> list[Chart]:
@@ -234,7 +235,9 @@ def _shown(tree: Mapping[str, Any], key: str) -> str:
         value = reduce(lambda node, part: node[part], key.split("."), tree)
     except KeyError:  # of another kind of encoder
         return "—"
-    return ", ".join(str(item) for item in value) if isinstance(value, tuple | list) else str(value)
+    if isinstance(value, tuple | list):
+        return ", ".join(str(item) for item in value)
+    return value if isinstance(value, str) else json.dumps(value)  # null and true, as in the recipe's file
 
 
 def _named_parts(parts: Mapping[str, float]) -> dict[str, tuple[str, float]]:

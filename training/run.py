@@ -110,7 +110,7 @@ def _facts(
         vocabulary=tokenizer.get_vocab_size(),
         device=torch.cuda.get_device_name(device)
         if device.type == "cuda"
-        else f"CPU, {torch.get_num_threads()} threads",
+        else f"CPU, threads: {torch.get_num_threads()}",
         finished=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         versions={name: version(name) for name in ("diptych", "torch", "transformers", "tokenizers", "numpy")},
         classifier_weight=cursor.best.classifier_weight,

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from tests.support.bundles import WORDS, label_texts
 from tests.support.listener import Kept
-from training.data.dataset import DatasetMeta
+from training.data.dataset import Dataset, DatasetMeta
 from training.data.writing import write_dataset
 from training.recipe import load_recipe
 from training.run import train
@@ -24,6 +24,13 @@ SETTINGS = [
 
 def make_checkpoint(folder: Path) -> Path:
     """Prepare and train in `folder`; returns the checkpoint. Some labels have no positive."""
+    dataset = write_words(folder / "dataset")
+    train(dataset, load_recipe("default", SETTINGS), folder / "checkpoint", Kept())
+    return folder / "checkpoint"
+
+
+def write_words(folder: Path) -> Dataset:
+    """The dataset that `make_checkpoint` trains on."""
     texts = label_texts(N_LABELS)
     draw = np.random.default_rng(1)
     splits = {}
@@ -39,9 +46,7 @@ def make_checkpoint(folder: Path) -> Path:
         excludes: list[list[int]] = [[0, 5]] * size
         splits[name] = pa.table({"id": ids, "text": queries, "labels": _lists(truths), "exclude": _lists(excludes)})
     labels = pa.table({"id": [f"w{row}" for row in range(N_LABELS)], "text": texts, "market": ["US"] * N_LABELS})
-    dataset = write_dataset(folder / "dataset", labels, splits, DatasetMeta(name="words & more"))
-    train(dataset, load_recipe("default", SETTINGS), folder / "checkpoint", Kept())
-    return folder / "checkpoint"
+    return write_dataset(folder, labels, splits, DatasetMeta(name="words & more"))
 
 
 def _lists(rows: list[list[int]]) -> pa.Array:

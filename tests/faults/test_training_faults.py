@@ -1,0 +1,217 @@
+"""A run that meets a full disk, too little memory, numbers out of range or other data: one sentence, nothing lost."""
+
+import hashlib
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from retrieval.errors import TrainingError
+from tests.support.checkpoints import write_words
+from tests.support.listener import Kept
+from training.checkpoint import read_tensors
+from training.data.dataset import Dataset, DatasetMeta
+from training.data.writing import write_dataset
+from training.recipe import load_recipe
+from training.run import train
+from training.trainer import Stopped
+
+ROOT = Path(__file__).parents[2]
+SMALL = ["optimizer.epochs=2", "encoder.dim=32", "encoder.vocabulary_size=64", "batching.batch_size=64"]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_words(tmp_path_factory.mktemp("words") / "dataset").folder
+
+
+@pytest.fixture(scope="module")
+def begun_once(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped, and saved, after its first validation."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    steps = iter(range(1000))
+    with pytest.raises(Stopped):
+        train(Dataset.open(words), load_recipe("default", SMALL), folder, Kept(), should_stop=lambda: next(steps) >= 9)
+    assert (folder / "model.safetensors").is_file()
+    return folder
+
+
+@pytest.fixture
+def begun(begun_once: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(begun_once, tmp_path / "run")
+
+
+def saved(folder: Path) -> dict[str, str]:
+    """A hash of each file that a run saves, events aside."""
+    files = ("state.safetensors", "model.safetensors", "labels.parquet", "tokenizer.json", "validation.parquet")
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
+
+
+def command(dataset: Path, out: Path, *overrides: str) -> list[str]:
+    words = [sys.executable, "-m", "diptych", "train", "--dataset", str(dataset), "--out", str(out)]
+    return words + [word for override in overrides for word in ("--set", override)]
+
+
+def told(arguments: list[str], **limits: object) -> str:
+    """What a failing command says on stderr; it must be one error in one line."""
+    ended = subprocess.run(arguments, cwd=ROOT, capture_output=True, text=True, timeout=300, **limits)  # type: ignore[call-overload]
+    assert ended.returncode == 1, ended.stderr
+    assert "Traceback" not in ended.stderr, ended.stderr
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, ended.stderr
+    assert ended.stderr.endswith(errors[0] + "\n"), ended.stderr
+    return str(errors[0])
+
+
+# What each file needs, a little less than that: the first tokens, the label table, the tokenizer and events, the state.
+@pytest.mark.parametrize("most_bytes", [300, 3_000, 20_000, 60_000])
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
+    words: Path, tmp_path: Path, most_bytes: int
+) -> None:
+    """If this failed, a full disk would end in a traceback, or leave half a file that stops the run for good."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
+
+    out = tmp_path / "run"
+    sentence = told(command(words, out, *SMALL), preexec_fn=limit)
+    assert "no space is left" in sentence
+    assert str(out) in sentence
+    assert "repeat the command" in sentence
+    train(Dataset.open(words), load_recipe("default", SMALL), out, Kept())
+    assert (out / "checkpoint.json").is_file()
+
+
+def test_a_full_disk_keeps_what_was_saved(words: Path, begun: Path) -> None:
+    """If this failed, hours of training would be lost to the disk filling up."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
+
+    before = saved(begun)
+    assert "no space is left" in told(command(words, begun, *SMALL), preexec_fn=limit)
+    assert saved(begun) == before
+    train(Dataset.open(words), load_recipe("default", SMALL), begun, Kept())
+
+
+def test_too_little_memory_from_the_start_is_one_sentence(words: Path, tmp_path: Path) -> None:
+    """If this failed, a model that cannot fit would end in an allocator's stack of numbers."""
+    absurd = "heads.classifier.dim=1000000000000"
+    sentence = told(command(words, tmp_path / "run", *SMALL, absurd))
+    assert "the memory ran out" in sentence
+    assert "batching.batch_size" in sentence
+
+
+STARVED = """
+import resource, sys
+from pathlib import Path
+import psutil
+from retrieval.errors import DiptychError
+from tests.support.listener import Kept
+from training import faults
+from training.data.dataset import Dataset
+from training.recipe import load_recipe
+from training.run import train
+
+def starve():
+    held = psutil.Process().memory_info().vms
+    resource.setrlimit(resource.RLIMIT_AS, (held, held))
+    return False
+
+dataset, out, *overrides = sys.argv[1:]
+try:
+    with faults.told(Path(out)):
+        train(Dataset.open(dataset), load_recipe("default", overrides), Path(out), Kept(), should_stop=starve)
+except DiptychError as error:
+    print(error)
+"""
+
+
+def test_memory_that_runs_out_in_the_middle_keeps_what_was_saved(words: Path, tmp_path: Path) -> None:
+    """If this failed, a run that outgrows its machine would say nothing useful or spoil its state."""
+    big = [*SMALL, "encoder.dim=2048", "heads.classifier.dim=30000"]
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(Dataset.open(words), load_recipe("default", big), out, Kept(), should_stop=lambda: True)
+    before = (out / "state.safetensors").read_bytes()
+    starved = subprocess.run(
+        [sys.executable, "-c", STARVED, str(words), str(out), *big],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert "the memory ran out (the process holds" in starved.stdout, starved.stderr
+    assert (out / "state.safetensors").read_bytes() == before
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_that_is_too_small_is_one_sentence(words: Path, tmp_path: Path) -> None:
+    """If this failed, CUDA's out-of-memory error would reach the user as a traceback."""
+    absurd = "heads.classifier.dim=100000000"
+    sentence = told([*command(words, tmp_path / "run", *SMALL, absurd), "--device", "cuda"])
+    assert "memory ran out" in sentence
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(words: Path, tmp_path: Path) -> None:
+    """If this failed, a diverged run would save NaN over its last good state and look finished."""
+    absurd = load_recipe("default", [*SMALL, "optimizer.weight_decay=1e18"])  # every step multiplies the heads by 1e15
+    out = tmp_path / "run"
+    with pytest.raises(Stopped):
+        train(Dataset.open(words), absurd, out, Kept(), should_stop=lambda: True)
+    with pytest.raises(TrainingError, match=r"(the loss became|are no numbers).*lower rates .*is kept\."):
+        train(Dataset.open(words), absurd, out, Kept())
+    tensors, facts = read_tensors(out / "state.safetensors")
+    assert facts["taken"] == 1
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    assert not (out / "checkpoint.json").exists()
+
+
+def test_a_dataset_that_changed_since_the_checkpoint_is_one_sentence(words: Path, begun: Path, tmp_path: Path) -> None:
+    """If this failed, a run would go on with labels whose rows mean something else."""
+    whole = Dataset.open(words)
+    table = whole.label_table
+    texts = table["text"].to_pylist()
+    table = table.set_column(table.column_names.index("text"), "text", [["another word", *texts[1:]]])
+    splits = {name: whole.split(name).table() for name in ("train", "validation", "test")}
+    changed = write_dataset(tmp_path / "changed", table, splits, DatasetMeta(name="words"))  # type: ignore[arg-type]
+    before = saved(begun)
+    sentence = told(command(changed.folder, begun, *SMALL))
+    assert f"the dataset is not the one that the run in {begun} began with" in sentence
+    assert "--restart" in sentence
+    assert saved(begun) == before
+
+
+def test_ctrl_c_gives_the_very_command_that_goes_on(words: Path, tmp_path: Path) -> None:
+    """If this failed, the command a user repeats would not go on, or --restart would throw away what was saved."""
+    out = tmp_path / "a run"  # a space, so that the command needs its quotes
+    long = [*SMALL, "optimizer.epochs=400"]
+    running = subprocess.Popen(
+        [*command(words, out, *long), "--restart"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not (out / "model.safetensors").is_file():
+        assert time.monotonic() < deadline, "the run never validated"
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.01)
+    os.kill(running.pid, signal.SIGINT)
+    _, said = running.communicate(timeout=120)
+    assert running.returncode == 130, said
+    assert "Stopped and saved" in said
+    given = said.splitlines()[-1].strip()
+    assert given.startswith("diptych train ")
+    assert "--restart" not in given
+    _, facts = read_tensors(out / "state.safetensors")
+    again = subprocess.Popen(
+        given.replace("diptych", f"{sys.executable} -m diptych", 1), shell=True, cwd=ROOT, start_new_session=True,
+        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    first = again.stderr.readline() if again.stderr else ""
+    os.killpg(again.pid, signal.SIGINT)
+    again.communicate(timeout=120)
+    assert f"epoch {len(facts['history']) + 1:>3}" in first, first
