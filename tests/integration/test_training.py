@@ -131,7 +131,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     os.kill(first.pid, signal.SIGINT)
     _, told = first.communicate(timeout=120)
     assert first.returncode == 130, told
-    assert "The same command goes on from here" in told
+    assert "Stopped and saved in" in told
     assert "Traceback" not in told
     again = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr

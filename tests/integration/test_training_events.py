@@ -1,0 +1,98 @@
+"""TensorBoard events: what an uninterrupted and an interrupted run leave to be looked at."""
+
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.support.checkpoints import write_words
+from tests.support.listener import Kept
+from training.checkpoint import read_facts
+from training.data.dataset import Dataset
+from training.recipe import load_recipe
+from training.run import train
+from training.trainer import Stopped
+
+RECIPE = load_recipe(
+    "default", ["optimizer.epochs=3", "encoder.dim=32", "encoder.vocabulary_size=64", "batching.batch_size=64"]
+)
+MEASURED = ("machine/", "validation_")  # by the clock; and ties in C@k may be broken by memory layout
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_words(tmp_path_factory.mktemp("words") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def finished(words: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(words, RECIPE, folder, Kept())
+    return folder
+
+
+def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Every curve as TensorBoard would draw it: (step, value) by tag."""
+    read = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0}).Reload()
+    return {tag: [(point.step, point.value) for point in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
+
+
+def test_every_figure_has_its_curve(finished: Path) -> None:
+    """If this failed, a user of TensorBoard would miss a part of the loss, a rate or a figure."""
+    drawn = curves(finished)
+    steps = len(drawn["loss/total"])
+    assert [step for step, _ in drawn["loss/total"]] == list(range(steps))
+    parts = [tag for tag in drawn if tag.startswith("loss/") and tag != "loss/total"]
+    assert {tag.split("/")[1] for tag in parts} == {"dual_encoder", "classifier"}
+    assert {tag.split("/")[2] for tag in parts} == {"query_to_label", "label_to_query"}
+    assert sum(drawn[tag][5][1] for tag in parts) == pytest.approx(drawn["loss/total"][5][1], rel=1e-5)
+    assert {"learning_rate/heads", "learning_rate/classifier", "learning_rate/token"} <= drawn.keys()
+    assert drawn["batch/positives_a_query"][0][1] >= 1
+    assert drawn["machine/queries_a_second"][0][1] > 0
+    assert drawn["machine/memory_GB"][0][1] > 0
+    expected = [record.figures["dual_encoder"]["P@1"] for record in read_facts(finished).history]
+    assert [value for _, value in drawn["validation_dual_encoder/P@1"]] == pytest.approx(expected)
+    assert [step for step, _ in drawn["validation_dual_encoder/P@1"]] == [steps // 3, 2 * steps // 3, steps]
+
+
+# In the middle of an epoch; after an epoch's last step, before its validation; after the crash of a run that had got
+# further than what it saved.
+@pytest.mark.parametrize(("stops", "crash"), [([4, 5], 0), ([8], 0), ([16, 1], 0), ([4], 3), ([8], 5)])
+def test_a_resumed_run_goes_on_with_the_same_curves(
+    words: Dataset, finished: Path, tmp_path: Path, stops: list[int], crash: int
+) -> None:
+    """If this failed, a resumed curve would have a gap, a step twice, or a zigzag of two runs."""
+    folder = tmp_path / "run"
+    for steps in stops:
+        counted = iter(range(steps - 1))
+        with pytest.raises(Stopped):
+            train(words, RECIPE, folder, Kept(), should_stop=lambda counted=counted: next(counted, None) is None)
+    if crash:
+        counted = iter(range(crash))
+        with pytest.raises(StopIteration):
+            train(words, RECIPE, folder, Kept(), should_stop=lambda: bool(next(counted) < 0))
+    train(words, RECIPE, folder, Kept())
+    mine, whole = curves(folder), curves(finished)
+    assert mine.keys() == whole.keys()
+    for tag, points in whole.items():
+        assert [step for step, _ in mine[tag]] == [step for step, _ in points], tag
+        if not tag.startswith(MEASURED):
+            assert mine[tag] == points, tag
+
+
+def test_a_resumed_run_keeps_the_same_history(words: Dataset, finished: Path, tmp_path: Path) -> None:
+    """If this failed, the epoch in which a run was interrupted would report only what came after."""
+    counted = iter(range(4))
+    with pytest.raises(Stopped):
+        train(words, RECIPE, tmp_path / "run", Kept(), should_stop=lambda: next(counted, None) is None)
+    train(words, RECIPE, tmp_path / "run", Kept())
+    by_clock = {"seconds", "memory_bytes", "gpu_bytes"}
+    mine, whole = (
+        [record.tally.model_dump(exclude=by_clock) for record in read_facts(folder).history]
+        for folder in (tmp_path / "run", finished)
+    )
+    assert mine == whole
+    assert whole[0]["queries"] == len(words.split("train"))
+    assert all(
+        record.loss == pytest.approx(sum(record.tally.mean_parts.values())) for record in read_facts(finished).history
+    )

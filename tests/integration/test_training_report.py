@@ -1,0 +1,128 @@
+"""report.html of a real run: what it says, that it asks nobody for anything, and that it can be made again."""
+
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from tests.support.checkpoints import SETTINGS, write_words
+from tests.support.command import run
+from training.checkpoint import read_facts
+from training.data.dataset import Dataset, DatasetMeta
+from training.data.writing import write_dataset
+from training.recipe import load_recipe
+from training.report import settings, write_report
+
+HOSTILE = "<img src=http://example.org/x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The words dataset, where every label's and query's text and the dataset's name try to be HTML."""
+    plain = write_words(tmp_path_factory.mktemp("words") / "dataset")
+
+    def spoilt(table: pa.Table) -> pa.Table:
+        texts = [f"{text} {HOSTILE}" for text in table["text"].to_pylist()]
+        return table.set_column(table.column_names.index("text"), "text", [texts])
+
+    splits = {name: spoilt(plain.split(name).table()) for name in ("train", "validation", "test")}
+    folder = tmp_path_factory.mktemp("hostile") / "dataset"
+    return write_dataset(folder, spoilt(plain.label_table), splits, DatasetMeta(name=HOSTILE))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def trained(hostile: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint folder as `diptych train` leaves it."""
+    out = tmp_path_factory.mktemp("trained") / "run"
+    overrides = [word for setting in SETTINGS for word in ("--set", setting)]
+    assert run("train", "--dataset", hostile.folder, "--out", out, *overrides) == 0
+    return out
+
+
+class Page(HTMLParser):
+    """The elements of a page, and the text outside of its style."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.style = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.elements and self.elements[-1][0] == "style" and not self.style:
+            self.style = data
+        else:
+            self.words.append(data)
+
+
+@pytest.fixture(scope="module")
+def page(trained: Path) -> Page:
+    return Page((trained / "report.html").read_text())
+
+
+def test_the_page_asks_nobody_for_anything_and_runs_nothing(page: Page) -> None:
+    """If this failed, opening a report would need a network, tell somebody, or run what a label text says."""
+    assert not {"script", "img", "link", "iframe", "object", "base", "form"} & {tag for tag, _ in page.elements}
+    attributes = {name for _, found in page.elements for name in found}
+    assert not {"src", "href", "srcset", "action", "data"} & attributes
+    assert not [name for name in attributes if name.startswith("on")]
+    assert "url(" not in page.style
+    assert "@import" not in page.style
+    assert HOSTILE in "".join(page.words)  # as text, where everybody can see it
+
+
+def test_the_page_says_what_the_run_reached_and_with_what(page: Page, trained: Path) -> None:
+    """If this failed, the page would leave out, or misstate, what a reader needs to trust the model."""
+    facts, words = read_facts(trained), " ".join(" ".join(page.words).split())
+    for head in ("unified", "dual_encoder", "classifier"):
+        assert f"{facts.best.figures[head]['PSP@5']:.2f}" in words
+    for heading in ("Curves", "Precision or tail", "By label frequency", "By query length", "Most wrong", "Settings"):
+        assert heading in words
+    assert facts.dataset_fingerprint in words
+    assert f"torch {facts.versions['torch']}" in words
+    for group in ("head", "torso", "tail"):
+        assert f" {group} " in words
+    curves = [found["class"] for tag, found in page.elements if tag == "polyline" and "points" in found]
+    assert len([c for c in curves if c == "line unified"]) >= len(facts.recipe.validation.metrics)
+    assert "line classifier bce" in curves
+
+
+def test_the_page_can_be_made_again_from_the_folder_alone(trained: Path, tmp_path: Path) -> None:
+    """If this failed, a report could not be made on another machine, or would say something else there."""
+    copy = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("tokens", "report.html", "state*"))
+    assert write_report(copy, "cpu").read_text() == (trained / "report.html").read_text()
+
+
+def test_repeating_the_command_writes_a_missing_page(hostile: Dataset, trained: Path, tmp_path: Path) -> None:
+    """If this failed, a run whose report met a full disk would never get one."""
+    copy = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("report.html"))
+    overrides = [word for setting in SETTINGS for word in ("--set", setting)]
+    assert run("train", "--dataset", hostile.folder, "--out", copy, *overrides) == 0
+    assert (copy / "report.html").read_text() == (trained / "report.html").read_text()
+
+
+def test_a_run_of_one_epoch_with_a_single_validation_query_has_a_page(tmp_path: Path) -> None:
+    """If this failed, the shortest runs would end in an error after the training was done."""
+    words = write_words(tmp_path / "words")
+    splits = {name: words.split(name).table() for name in ("train", "validation", "test")}
+    splits["validation"] = words.split("validation").take(np.arange(1)).table()
+    small = write_dataset(tmp_path / "small", words.label_table, splits, DatasetMeta(name="one"))  # type: ignore[arg-type]
+    overrides = [word for s in (*SETTINGS, "optimizer.epochs=1") for word in ("--set", s)]
+    assert run("train", "--dataset", small.folder, "--out", tmp_path / "run", *overrides) == 0
+    assert "<polyline" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_settings_stand_beside_the_default_with_their_origin() -> None:
+    """If this failed, a reader could not tell what was changed, or what a paper prints."""
+    found = {one.key: one for one in settings(load_recipe("lf_amazontitles_131k", ["seed=3"]))}
+    assert (found["seed"].value, found["seed"].default, found["seed"].changed) == ("3", "0", True)
+    assert found["batching.positives"].origin == "published"
+    assert found["encoder.model"].default == "—"
+    assert not found["optimizer.warmup"].changed

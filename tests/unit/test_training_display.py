@@ -1,0 +1,117 @@
+"""What a person sees of a run while it trains: figures of an epoch, time left, lines, charts."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from training.charts import line_chart, ticks
+from training.checkpoint import Record
+from training.console import Remaining, duration, epoch_line, live_figures
+from training.tally import Step, Tally, by_head_and_term
+
+PARTS = {
+    "dual_encoder/query_to_label/decoupled_softmax": 1.0,
+    "dual_encoder/label_to_query/decoupled_softmax": 2.0,
+    "classifier/query_to_label/bce": 0.5,
+}
+
+
+def step(number: int, *, epoch: int = 1, seconds: float = 2.0) -> Step:
+    return Step(
+        epoch=epoch, epochs=3, number=number, of=10, parts=PARTS, queries=100, labels=400, positives=250,
+        rates={"heads": 1e-3}, seconds=seconds, memory_bytes=10**9 + number, gpu_bytes=0,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def tally() -> Tally:
+    return Tally().plus(step(1)).plus(step(2))
+
+
+def test_an_epoch_adds_up(tally: Tally) -> None:
+    """If this failed, a mean would be a sum, or the reverse, in everything that is shown."""
+    assert tally.loss == pytest.approx(3.5)
+    assert tally.positives_a_query == pytest.approx(2.5)
+    assert tally.labels_a_pool == pytest.approx(400)
+    assert tally.queries_a_second == pytest.approx(50)
+    assert tally.memory_bytes == 10**9 + 2
+    assert by_head_and_term(tally.mean_parts) == {"dual_encoder/decoupled_softmax": 3.0, "classifier/bce": 0.5}
+
+
+def test_the_time_left_counts_steps_and_what_lies_between_epochs() -> None:
+    """If this failed, the ETA would leave out validation, or count a first mining in every step."""
+    remaining, tally = Remaining(), Tally().plus(step(10))
+    assert remaining.after(step(10), tally, 100.0) == pytest.approx(20 * 2.0)
+    # the next epoch's first step ends 32 s later, 2 of which it took itself
+    assert remaining.after(step(1, epoch=2), tally, 132.0) == pytest.approx(19 * 2.0 + 30.0)
+    assert remaining.after(step(10, epoch=3), tally, 200.0) == pytest.approx(0.0)
+
+
+def test_live_figures_show_every_part(tally: Tally) -> None:
+    """If this failed, somebody watching would not see which part of the loss moves."""
+    console = Console(file=io.StringIO(), width=120)
+    console.print(live_figures(step(2), tally))
+    drawn = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "3.000 = decoupled softmax 3.000 (query→label 1.000, label→query 2.000)" in drawn
+    assert "0.500 = BCE 0.500 (query→label 0.500)" in drawn
+    assert "2.5 positives a query among 400 labels" in drawn
+    assert "heads 0.001" in drawn
+    assert "50 queries a second" in drawn
+    assert "1.0 GB" in drawn
+
+
+def test_an_epoch_is_one_line(tally: Tally) -> None:
+    """If this failed, a log without a terminal would not say how the run goes."""
+    figures = {"P@1": 61.5, "P@5": 40.0, "PSP@5": 30.0, "R@10": 45.0}
+    record = Record(
+        epoch=2,
+        loss=tally.loss,
+        seconds=75.0,
+        score=1.0,
+        classifier_weight=0.3,
+        figures={"unified": figures},
+        tally=tally,
+    )
+    line = epoch_line(record, True, 3700.0, wide=True)
+    assert line == (
+        "★ epoch   2  loss  3.500 = dual 3.000 + classifier 0.500  P@1 61.50  P@5 40.00  PSP@5 30.00  R@10 45.00  w 0.3"
+        "  0:01:15  2.5 positives  50 queries/s  1.0 GB  1:01:40 left"
+    )
+    assert "queries/s" not in epoch_line(record, False, 0.0, wide=False)
+
+
+def test_durations_read_as_a_clock() -> None:
+    """If this failed, two hours would read as two minutes."""
+    assert [duration(s) for s in (0.4, 61, 7322)] == ["0:00:00", "0:01:01", "2:02:02"]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([3.2, 97.0], [0, 20, 40, 60, 80, 100]),
+        ([0.11, 0.19], [0.1, 0.12, 0.14, 0.16, 0.18, 0.2]),
+        ([5.0, 5.0], [4, 5, 6]),
+        ([-1.5, 1.5], [-2, -1, 0, 1, 2]),
+    ],
+)
+def test_ticks_are_round_and_span_the_values(values: list[float], expected: list[float]) -> None:
+    """If this failed, a curve would leave its chart or stand beside numbers nobody can read."""
+    assert ticks(values) == pytest.approx(expected)
+
+
+def test_epochs_are_counted_in_whole_numbers() -> None:
+    """If this failed, the axis would speak of epoch 1.5."""
+    assert ticks([1, 3], whole=True) == [1, 2, 3]
+    assert ticks([1, 100], whole=True) == [20, 40, 60, 80, 100]
+
+
+def test_every_point_lies_within_its_chart() -> None:
+    """If this failed, the curve of a run of one epoch, or a flat one, would not be seen."""
+    for curve in ([(1.0, 5.0)], [(1.0, 5.0), (2.0, 5.0)], [(1.0, -3.0), (20.0, 99.9)]):
+        drawn = line_chart("P@1", {"unified": curve}, "epoch", mark=curve[-1][0])
+        for x, y in drawn.lines[0].dots:
+            assert drawn.left <= x <= drawn.right
+            assert drawn.top <= y <= drawn.bottom
+        assert drawn.mark is not None
+        assert drawn.left <= drawn.mark <= drawn.right
