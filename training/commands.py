@@ -88,9 +88,11 @@ def evaluate(
     """Measure a checkpoint on one split, part by part, with intervals; or compare it with another one."""
     from training import reading, reading_console
     from training.data.dataset import Dataset
-    from training.measure import measure
+    from training.measure import measure, require_trained_on
 
     opened = Dataset.open(dataset)
+    if compare is not None:
+        require_trained_on(compare, opened)
     measured = measure(checkpoint, opened, split, weight, device)
     told: reading.Reading | reading.Comparison
     if compare is None:

@@ -12,7 +12,7 @@ from retrieval.errors import CheckpointError, DatasetError
 from retrieval.metrics import FloatArray, Ratio
 from training import analysis, evaluation
 from training.analysis import BoolArray, Example
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint import Checkpoint, load_checkpoint, read_facts
 from training.data.dataset import SPLITS, Dataset, Split
 from training.evaluation import HEADS, Figures
 from training.optimization import choose_device
@@ -89,12 +89,8 @@ def measure(
     """
     if split not in SPLITS:
         raise DatasetError(f"there is no split '{split}'. Choose one of {', '.join(SPLITS)}.")
+    require_trained_on(checkpoint, dataset)
     opened = load_checkpoint(checkpoint)
-    if opened.dataset_fingerprint != dataset.fingerprint:
-        raise CheckpointError(
-            f"{checkpoint} was trained on another dataset than {dataset.folder} (its label rows would not match). "
-            "Give the dataset it was trained on, or train again."
-        )
     asked = dataset.split(split)
     asked = asked.take(np.flatnonzero(asked.labels.lengths > 0))
     if not len(asked):
@@ -121,6 +117,15 @@ def measure(
         ranking_QK=rankings["unified"],
         scores_QK=scores_QK,
     )
+
+
+def require_trained_on(checkpoint: Path, dataset: Dataset) -> None:
+    """CheckpointError unless the checkpoint was trained on this dataset; takes no time, so ask before long work."""
+    if read_facts(checkpoint).dataset_fingerprint != dataset.fingerprint:
+        raise CheckpointError(
+            f"{checkpoint} was trained on another dataset than {dataset.folder} (its label rows would not match). "
+            "Give the dataset it was trained on, or train again."
+        )
 
 
 def _answers(

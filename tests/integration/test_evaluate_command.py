@@ -123,3 +123,15 @@ def test_a_checkpoint_is_as_good_as_itself(
     assert "furthest behind" not in shown
     assert "classifier weight 0.2" in shown
     assert "validation" in shown
+
+
+def test_a_checkpoint_of_another_dataset_is_refused_in_one_sentence(
+    checkpoint: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it failed, rows of another label table would be compared as if they meant the same labels."""
+    facts = json.loads((checkpoint / "checkpoint.json").read_text())
+    (tmp_path / "checkpoint.json").write_text(json.dumps({**facts, "dataset_fingerprint": "0" * 64}))
+    assert run("evaluate", checkpoint, "--dataset", dataset_folder, "--compare", tmp_path) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith(f"error: {tmp_path} was trained on another dataset than {dataset_folder}")
