@@ -33,15 +33,16 @@ def main() -> int:
         training.unlink(missing_ok=True)  # of a run that somebody removed
     settings = [part for override in sys.argv[4:] for part in ("--set", override)]
     where = ["--dataset", str(dataset_folder), "--out", str(checkpoint)]
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     if code := diptych.main(["train", *where, "--recipe", recipe, *settings]):
         return code
-    wall = time.perf_counter() - started
+    wall, cpu = time.perf_counter() - started, time.process_time() - started_cpu
     if not training.is_file():
         cost = {
             "train_seconds": read_facts(checkpoint).history[-1].seconds,
             # What an earlier process did is not known here.
             "wall_seconds": wall if untouched else None,
+            "train_cpu_seconds": cpu if untouched else None,
             "peak_mib": None if finished else peak_mib(),
         }
         training.write_text(json.dumps(cost), encoding="utf-8")
@@ -70,12 +71,12 @@ class Answers:
         return {head: found[weight].tolist() for head, weight in weight_of.items()}
 
     def seconds_per_thousand(self) -> float:
-        """In one thread: tokenize, encode and look at every label, without the index that a bundle has for this."""
+        """Processor time of one thread that tokenizes, encodes and looks at every label (no index is built here)."""
         texts, threads = self.asked.texts[:TIMED_QUERIES], torch.get_num_threads()
         torch.set_num_threads(1)
-        started = time.perf_counter()
+        started = time.process_time()
         self._ask(texts, [self.opened.classifier_weight], Ragged.empty(len(texts)))
-        spent = time.perf_counter() - started
+        spent = time.process_time() - started
         torch.set_num_threads(threads)
         return 1000 * spent / len(texts)
 

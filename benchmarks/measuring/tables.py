@@ -13,6 +13,7 @@ GROUPS = [f"{group} R@{max(KS)}" for group in ("head", "torso", "tail", "unseen"
 COSTS = {
     "train_seconds": ("training, s", "{:.1f}"),
     "wall_seconds": ("with tokenizing and validation, s", "{:.1f}"),
+    "train_cpu_seconds": ("processor time of it, s", "{:.1f}"),
     "peak_mib": ("peak memory, MiB", "{:,.0f}"),
     "seconds_per_thousand": ("a thousand queries, s", "{:.2f}"),
 }
@@ -72,7 +73,7 @@ def notes(setting: Setting, systems: Sequence[System]) -> list[str]:
     paragraphs.append(
         f"Trained with {setting.threads} thread{'s' if setting.threads > 1 else ''} "
         f"({platform.machine()}, Python {platform.python_version()}); peak memory is the resident memory of the "
-        "process that trains and answers. A thousand queries: text in, ten labels out, in one thread"
+        "process that trains and answers. A thousand queries: text in, ten labels out, processor time of one thread"
         + ("; ours look at every label, as no index is built here." if ours else ".")
     )
     return "\n\n".join(paragraphs).split("\n")

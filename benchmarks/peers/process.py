@@ -69,16 +69,16 @@ def run(kind: type[Peer]) -> None:
     """The whole life of a peer's process; `kind` is what to run."""
     task_folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     task, peer = Task.read(task_folder), kind(json.loads(sys.argv[3]), int(sys.argv[4]))
-    started = time.perf_counter()
+    started, started_cpu = time.perf_counter(), time.process_time()
     peer.fit(task)
-    train_seconds = time.perf_counter() - started
+    cost = {"train_seconds": time.perf_counter() - started, "train_cpu_seconds": time.process_time() - started_cpu}
     timed = task.test_texts[:TIMED_QUERIES]
-    started = time.perf_counter()
+    started_cpu = time.process_time()
     peer.rank(timed, np.full(len(timed), TIMED_DEPTH))
-    per_thousand = 1000 * (time.perf_counter() - started) / len(timed)
+    cost["seconds_per_thousand"] = 1000 * (time.process_time() - started_cpu) / len(timed)
     rankings = peer.rank(task.test_texts, task.depth_Q)
     (out / "rankings.json").write_text(json.dumps({"unified": rankings}), encoding="utf-8")
-    cost = {"train_seconds": train_seconds, "peak_mib": peak_mib(), "seconds_per_thousand": per_thousand}
+    cost["peak_mib"] = peak_mib()
     (out / "cost.json").write_text(json.dumps(cost), encoding="utf-8")
 
 
