@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from training.data import reciprocal
 from training.data.dataset import SplitName
 from training.data.intake import UNSPLIT, Raw
 from training.data.ragged import Ragged
@@ -40,6 +41,7 @@ def assemble(
     split_R[bare_R] = UNSPLIT
     if not np.any(split_R == VALIDATION):
         split_R = cut(split_R, raw.hash_R2[:, 1], TRAIN, validation, VALIDATION, TRAIN)
+        labels, exclude = without_reciprocal_pairs(raw, labels, exclude, split_R, keep_L, report)
     _count_repeated_queries(raw.hash_R2[:, 0], split_R, report)
     tables = {name: _table(raw, labels, exclude, split_R == code) for name, code in CODES.items()}
     kept = pa.array(keep_L)
@@ -55,6 +57,29 @@ def cut(
     among = split_R == of
     split_R[among] = np.where(hash_R[among].astype(np.float64) < share * _HASHES, chosen, rest)
     return split_R
+
+
+def without_reciprocal_pairs(
+    raw: Raw,
+    labels: Ragged,
+    exclude: Ragged,
+    split_R: npt.NDArray[np.int8],
+    keep_L: npt.NDArray[np.bool_],
+    report: Counter[str],
+) -> tuple[Ragged, Ragged]:
+    """Labels and excludes with the validation rows' reciprocal pairs left out, if the test rows leave out theirs."""
+    test_R, validation_R = split_R == TEST, split_R == VALIDATION
+    excluded_N = exclude.select(test_R)
+    if not len(excluded_N.values):
+        return labels, exclude
+    own_R = reciprocal.label_of_text(raw.texts, raw.label_texts.filter(pa.array(keep_L)))
+    tested = reciprocal.reversed_pairs(own_R, labels, (split_R == TRAIN) | validation_R).select(test_R)
+    if not reciprocal.left_out(tested, labels.select(test_R), excluded_N):
+        return labels, exclude
+    known = reciprocal.reversed_pairs(own_R, labels, split_R == TRAIN)
+    gone = labels.overlap(known) & validation_R[labels.row_of_value]
+    report["reciprocal pairs left out of the validation rows, as the test rows leave out theirs"] += int(gone.sum())
+    return labels.keep(~gone), reciprocal.joined(exclude, labels.keep(gone))
 
 
 def frequent(
