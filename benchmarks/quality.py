@@ -23,7 +23,7 @@ from benchmarks.measuring.summary import System, as_json, scored
 from benchmarks.measuring.systems import PEERS, RecipeRun, run_peer, run_recipe
 from benchmarks.measuring.tables import Setting, report
 from retrieval.errors import DiptychError
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, read_meta
 from training.data.prepare import PrepareSettings, prepare
 from training.recipe import PropensityRecipe
 
@@ -94,10 +94,11 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
 
 
 def opened(source: Path, folder: Path) -> Dataset:
-    """A prepared dataset as it is; anything else prepared into `folder`."""
+    """A prepared dataset as it is; anything else prepared into `folder`, again when its source has changed."""
     if (source / "dataset.json").is_file():
         return Dataset.open(source)
-    return prepare(source, folder, PrepareSettings())[0]
+    same_source = (folder / "dataset.json").is_file() and read_meta(folder).source == source.resolve().name
+    return prepare(source, folder, PrepareSettings(), force=same_source)[0]
 
 
 def write(options: argparse.Namespace, judge: Judge, systems: list[System], path: Path) -> Path:
