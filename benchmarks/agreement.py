@@ -48,9 +48,11 @@ def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -
     opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
     asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
-    labels = encode_labels(opened.model, label_tokens, opened.trained_L, cpu)
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu)
     weight = opened.classifier_weight
-    scores_QL = torch.lerp(asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, weight).numpy()
+    scores_QL = opened.blend.of(
+        asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, labels.popularity
+    ).numpy()
     best_QK = -np.sort(np.partition(-scores_QL, K - 1, axis=1)[:, :K], axis=1)
     ranking = retriever.search_rows(queries, K, exact=True)
     found_QK = np.take_along_axis(scores_QL, ranking.rows_QK, axis=1)

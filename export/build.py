@@ -20,7 +20,7 @@ from export.gates import (
     prove_parity,
     sample,
 )
-from export.geometry import Cone, balance_for, find_cone
+from export.geometry import Cone, balance_for, bias, find_cone
 from export.progress import Stage, silent
 from export.vectors import write_vectors
 from retrieval.encoder import TextEncoder
@@ -103,7 +103,7 @@ def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stag
     shutil.copyfile(checkpoint.tokenizer_path, folder / TOKENIZER)
     write_labels(folder / LABELS, checkpoint.labels)
     with stage("ONNX encoders"):
-        write_encoders(checkpoint.model, cone, folder)
+        write_encoders(checkpoint.model, cone, bias(checkpoint), folder)
     encoder, label_encoder = (
         TextEncoder.open(folder / TOKENIZER, folder / file, model, dim, threads=settings.threads)
         for file, dim in ((QUERY_ENCODER, model.dim), (LABEL_ENCODER, model.dual_dim))
@@ -189,7 +189,7 @@ def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> 
     return ModelFacts(
         encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str there, one of two words here: checked
         dual_dim=checkpoint.model.dual_dim,
-        classifier_dim=checkpoint.model.classifier_dim,
+        classifier_dim=checkpoint.model.classifier_dim + 1,  # the bias
         balance=balance_for(checkpoint.classifier_weight),
         cone_shrink=cone.shrink,
         max_tokens=checkpoint.max_tokens,

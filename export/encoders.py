@@ -1,6 +1,6 @@
 """The two ONNX encoders of a bundle, from the model's own forward passes.
 
-Shapes: B texts, T tokens of the longest of them, C width of the classifier half.
+Shapes: B texts, T tokens of the longest of them, C width of the classifier half (its bias included).
 """
 
 import logging
@@ -21,18 +21,21 @@ INLINE_LIMIT = 1_900_000_000  # bytes; a protobuf file ends at 2 GiB, beyond it 
 
 
 class QueryEncoder(nn.Module):
-    """Token ids and mask → [dual half of unit length ; classifier half stretched along the labels' cone]."""
+    """Token ids and mask → [dual half of unit length ; classifier half and bias, stretched along the labels' cone]."""
 
     direction_C1: Tensor
+    bias_11: Tensor
 
-    def __init__(self, model: UnifiedModel, cone: Cone) -> None:
+    def __init__(self, model: UnifiedModel, cone: Cone, bias: float) -> None:
         super().__init__()
+        self.register_buffer("bias_11", torch.full((1, 1), bias))
         self.model = model
         self.register_buffer("direction_C1", torch.from_numpy(cone.direction_C)[:, None])
         self.stretch = 1.0 / cone.shrink - 1.0
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        dual_BD, classifier_BC = self.model.query_vectors(input_ids, attention_mask)
+        dual_BD, unit_BC = self.model.query_vectors(input_ids, attention_mask)
+        classifier_BC = torch.cat([unit_BC, self.bias_11.expand(len(unit_BC), 1)], dim=-1)
         along_B1 = classifier_BC @ self.direction_C1
         return torch.cat([dual_BD, classifier_BC + self.stretch * along_B1 * self.direction_C1.T], dim=-1)
 
@@ -48,9 +51,9 @@ class LabelEncoder(nn.Module):
         return self.model.label_vectors(input_ids, attention_mask)
 
 
-def write_encoders(model: UnifiedModel, cone: Cone, folder: Path) -> None:
+def write_encoders(model: UnifiedModel, cone: Cone, bias: float, folder: Path) -> None:
     """Write query_encoder.onnx and label_encoder.onnx; batch and length stay free."""
-    _write(QueryEncoder(model, cone), folder / QUERY_ENCODER)
+    _write(QueryEncoder(model, cone, bias), folder / QUERY_ENCODER)
     _write(LabelEncoder(model), folder / LABEL_ENCODER)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from export.geometry import Cone
+from export.geometry import Cone, bias
 from export.progress import Progress
 from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
@@ -42,9 +42,10 @@ class Halves:
 
 
 def torch_halves(checkpoint: Checkpoint, texts: Sequence[str]) -> Halves:
-    """Both halves of some texts, from the checkpoint's model."""
+    """Both halves of some texts, from the checkpoint's model; the bias stands behind the classifier's."""
     vectors = encode_queries(checkpoint.model, tokenize_in_memory(texts, checkpoint.tokenizer), CPU)
-    return Halves(vectors.dual.numpy(), vectors.classifier.numpy())
+    bias_N1 = np.full((len(texts), 1), bias(checkpoint), np.float32)
+    return Halves(vectors.dual.numpy(), np.concatenate([vectors.classifier.numpy(), bias_N1], axis=1))
 
 
 def prove_parity(

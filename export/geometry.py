@@ -1,8 +1,12 @@
 """How a score is split between label and query: every split gives the same scores, some let a graph find them sooner.
 
-Suffixes: N texts or labels, C width of the classifier half.
+A classifier half is [N(Φ_C(x)) ; √b] of a query and [N(ψ) ; √b·p] of a label, so that their inner product is the
+classifier's score with the worth of popularity, b·p, in it.
+
+Suffixes: N texts or labels, C width of the classifier half, one more than the classifier's own.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from training.checkpoint import Checkpoint
+from training.evaluation import popularity
 
 LEAST_BALANCE, MOST_BALANCE = 0.2, 0.5  # measured in docs/decisions/0022
 CONE_SHRINK = 0.5
@@ -47,7 +52,7 @@ class Cone:
 
 def find_cone(checkpoint: Checkpoint) -> Cone:
     """The cone of a checkpoint's trained labels; ε = 1 changes nothing: their rows share no direction."""
-    total_C = np.zeros(checkpoint.model.classifier_dim)
+    total_C = np.zeros(checkpoint.model.classifier_dim + 1)
     for start in range(0, checkpoint.labels.num_rows, LABELS_A_CHUNK):
         total_C += classifier_halves(checkpoint, start, start + LABELS_A_CHUNK).sum(axis=0, dtype=np.float64)
     trained, length = int(checkpoint.trained_L.sum()), float(np.linalg.norm(total_C))
@@ -58,10 +63,17 @@ def find_cone(checkpoint: Checkpoint) -> Cone:
 
 
 def classifier_halves(checkpoint: Checkpoint, start: int, stop: int) -> Halves:
-    """N(ψ) of the labels from `start` to `stop`, zero for one without a training positive."""
+    """[N(ψ) ; √b·p] of the labels from `start` to `stop`, zero for one without a training positive."""
     rows_NC = checkpoint.model.classifier_rows()[start:stop].detach().float()
     unit_NC: Halves = torch.nn.functional.normalize(rows_NC, dim=-1).numpy()
-    return unit_NC * checkpoint.trained_L[start:stop, None]
+    unit_NC = unit_NC * checkpoint.trained_L[start:stop, None]
+    bias_N = bias(checkpoint) * popularity(checkpoint.positives_L)[start:stop]
+    return np.concatenate([unit_NC, bias_N[:, None].astype(np.float32)], axis=1)
+
+
+def bias(checkpoint: Checkpoint) -> float:
+    """√b, the last entry of every query's classifier half."""
+    return math.sqrt(checkpoint.blend.popularity)
 
 
 def balance_for(weight: float) -> float:

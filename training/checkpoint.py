@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,13 +33,13 @@ from torch import Tensor
 
 from retrieval.errors import CheckpointError
 from training.data.dataset import Split
-from training.evaluation import Figures
+from training.evaluation import Blend, Figures
 from training.model import TransformerEncoder, UnifiedModel, empty_model
 from training.recipe import Recipe
 from training.tally import Tally
 from training.tokens import special_ids
 
-FORMAT_VERSION = 1
+FORMAT_VERSION: Literal[2] = 2
 OPTIMIZER_STATE = (".second_moment", ".steps")  # of row tables: part of the state, not of the model
 
 
@@ -53,6 +53,7 @@ class Record(BaseModel):
     seconds: float
     score: float
     classifier_weight: float
+    popularity: float = 0.0
     figures: Figures
     tally: Tally = Tally()
 
@@ -76,7 +77,7 @@ class CheckpointFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: int = FORMAT_VERSION
+    format_version: Literal[2] = FORMAT_VERSION
     recipe: Recipe
     dataset_name: str
     dataset_fingerprint: str
@@ -93,7 +94,10 @@ class CheckpointFacts(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """An opened checkpoint: the best epoch's model on the CPU in evaluation mode, and what export needs beside it."""
+    """An opened checkpoint: the best epoch's model on the CPU in evaluation mode, and what export needs beside it.
+
+    `positives_L` counts each label's training positives; `trained_L` are those whose classifier row has learned.
+    """
 
     folder: Path
     facts: CheckpointFacts
@@ -101,7 +105,7 @@ class Checkpoint:
     labels: pa.Table
     validation: Split
     trained_L: NDArray[np.bool_]
-    positives_L: NDArray[np.int64] | None  # None: written before checkpoints kept each label's training positives
+    positives_L: NDArray[np.int64]
     inverse_propensity_L: NDArray[np.float64]
     tokenizer: Tokenizer
 
@@ -131,6 +135,11 @@ class Checkpoint:
         return self.recipe.encoder.max_tokens
 
     @property
+    def blend(self) -> Blend:
+        """How the halves are mixed: w and the worth of popularity, chosen on validation."""
+        return Blend(self.facts.classifier_weight, self.facts.best.popularity)
+
+    @property
     def classifier_weight(self) -> float:
         """w, the classifier's share of the score, chosen on validation."""
         return self.facts.classifier_weight
@@ -158,7 +167,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     tensors, _ = read_tensors(folder / "model.safetensors")
     model = empty_model(facts.recipe, facts.n_labels, facts.vocabulary, folder / "encoder")
     trained_L = tensors.pop("trained").numpy().astype(bool)
-    positives = tensors.pop("positives", None)
+    positives_L = tensors.pop("positives").numpy()
     inverse_propensity_L = tensors.pop("inverse_propensity").numpy()
     fill_model(model, tensors, folder / "model.safetensors")
     return Checkpoint(
@@ -168,7 +177,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         labels=_read_parquet(folder / "labels.parquet"),
         validation=Split.from_table(_read_parquet(folder / "validation.parquet")),
         trained_L=trained_L,
-        positives_L=None if positives is None else positives.numpy(),
+        positives_L=positives_L,
         inverse_propensity_L=inverse_propensity_L,
         tokenizer=read_tokenizer(folder / "tokenizer.json"),
     )

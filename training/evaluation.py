@@ -1,13 +1,17 @@
 """A model against queries with known answers: the unified model and each head alone.
 
-    score = (1−w)·⟨N(Φ_D(x)), N(Φ_D(z))⟩ + w·⟨N(Φ_C(x)), N(ψ)⟩
+    score = (1−w)·⟨N(Φ_D(x)), N(Φ_D(z))⟩ + w·(⟨N(Φ_C(x)), N(ψ)⟩ + b·p)
 
-w = 0 is the dual encoder alone, w = 1 the classifier alone. Search is exact: these are the model's figures, not an
-index's. Shapes: Q queries, L labels, D and C widths of the halves, K ranks.
+p ∈ [0, 1] is the label's popularity and b its worth, the classifier's bias: a cosine alone ranks a label that is
+nearly always right no higher than one that was right once. w = 0 is the dual encoder alone, w = 1 the classifier alone.
+Search is exact: these are the model's figures, not an index's.
+
+Shapes: Q queries, L labels, D and C widths of the halves, S rows of a shortlist, K ranks.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +43,33 @@ class Vectors:
 
 
 @dataclass(frozen=True)
+class LabelVectors(Vectors):
+    """The halves of L labels, and how popular each is, [L] in [0, 1]."""
+
+    popularity: Tensor
+
+
+class Blend(NamedTuple):
+    """How the halves are mixed: w, the classifier's share of the score, and b, the worth of popularity within it."""
+
+    weight: float
+    popularity: float
+
+    def of(self, dual: Tensor, classifier: Tensor, popularity: Tensor) -> Tensor:
+        """Scores from the halves' cosines and the labels' popularities, all of one shape or broadcast to it."""
+        return torch.lerp(dual, classifier + self.popularity * popularity, self.weight)
+
+
+SEARCHED = (Blend(0.0, 0.0), Blend(0.5, 0.0), Blend(1.0, 0.0), Blend(0.5, 0.2), Blend(1.0, 0.2))
+
+
+def popularity(positives_L: NDArray[np.int64]) -> NDArray[np.float32]:
+    """How popular each of L labels is, in [0, 1]: log(1 + n) of its n training positives over the greatest such."""
+    log_L = np.log1p(positives_L).astype(np.float32)
+    return log_L / max(float(log_L.max(initial=0.0)), 1e-6)
+
+
+@dataclass(frozen=True)
 class Truth:
     """What Q queries should find, and what counts neither as prediction nor as truth."""
 
@@ -61,33 +92,34 @@ def encode_queries(model: UnifiedModel, tokens: TokenizedTexts, device: torch.de
 
 @torch.inference_mode()
 def encode_labels(
-    model: UnifiedModel, tokens: TokenizedTexts, trained_L: NDArray[np.bool_], device: torch.device
-) -> Vectors:
+    model: UnifiedModel, tokens: TokenizedTexts, positives_L: NDArray[np.int64], device: torch.device
+) -> LabelVectors:
     """Dual half of every label text and N(ψ); a label that was never a training positive has a zero classifier half."""
     dual_LD = torch.empty(len(tokens), model.dual_dim, device=device)
     for rows, batch in tokens.batches_by_length(TEXTS_A_BATCH):
         batch = batch.to(device)
         at = torch.from_numpy(rows).to(device)
         dual_LD[at] = model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT).float()
-    known_L1 = torch.from_numpy(trained_L).to(device).unsqueeze(1)
-    return Vectors(dual_LD, F.normalize(model.classifier_rows().float(), dim=-1) * known_L1)
+    known_L1 = torch.from_numpy(positives_L > 0).to(device).unsqueeze(1)
+    classifier_LC = F.normalize(model.classifier_rows().float(), dim=-1) * known_L1
+    return LabelVectors(dual_LD, classifier_LC, torch.from_numpy(popularity(positives_L)).to(device))
 
 
 @torch.inference_mode()
 def rank(
     queries: Vectors,
-    labels: Vectors,
-    weights: Sequence[float],
+    labels: LabelVectors,
+    blends: Sequence[Blend],
     exclude: Ragged,
-    searched: Sequence[float] = (0.0, 0.5, 1.0),
-) -> dict[float, NDArray[np.int64]]:
-    """The best label rows [Q, K] of each query, best first, at each weight between the halves.
+    searched: Sequence[Blend] = SEARCHED,
+) -> dict[Blend, NDArray[np.int64]]:
+    """The best label rows [Q, K] of each query, best first, at each blend of the halves.
 
-    Every label is looked at for the weights in `searched`, and those rankings are exact; the other weights rank what
-    was found there, SHORTLIST labels each, which makes a fine grid of weights as cheap as three. Equal scores go by
-    row number, as in the served index. An excluded label never appears; a row with too few labels left ends in −1.
+    Every label is looked at for the blends in `searched`, and those rankings are exact; the other blends rank what was
+    found there, SHORTLIST labels each, which makes a fine grid as cheap as five. Equal scores go by row number, as in
+    the served index. An excluded label never appears; a row with too few labels left ends in −1.
     """
-    found: dict[float, list[NDArray[np.int64]]] = {weight: [] for weight in weights}
+    found: dict[Blend, list[NDArray[np.int64]]] = {blend: [] for blend in blends}
     block = max(1, SCORES_A_BLOCK // len(labels.dual))
     for start in range(0, len(queries.dual), block):
         stop = min(start + block, len(queries.dual))
@@ -95,27 +127,32 @@ def rank(
         classifier_QL = queries.classifier[start:stop] @ labels.classifier.T
         left_out = exclude.take(np.arange(start, stop))
         excluded = torch.from_numpy(left_out.row_of_value), torch.from_numpy(left_out.values.astype(np.int64))
-        row_QS = _shortlist(dual_QL, classifier_QL, excluded, searched)
+        row_QS = _shortlist(dual_QL, classifier_QL, labels.popularity, excluded, searched)
         dual_QS, classifier_QS = dual_QL.gather(1, row_QS), classifier_QL.gather(1, row_QS)
+        popularity_QS = labels.popularity[row_QS]
         # Rows rise along a shortlist, so a row that stands there twice stands beside itself.
         gone_QS = F.pad(row_QS[:, 1:] == row_QS[:, :-1], (1, 0))
         excluded_QL = torch.zeros_like(dual_QL, dtype=torch.bool)
         excluded_QL[excluded] = True
         gone_QS |= excluded_QL.gather(1, row_QS)
-        for weight in weights:
-            scores_QS = torch.lerp(dual_QS, classifier_QS, weight).masked_fill_(gone_QS, -torch.inf)
-            found[weight].append(_best(row_QS, scores_QS))
-    return {weight: np.concatenate(blocks) for weight, blocks in found.items()}
+        for blend in found:
+            scores_QS = blend.of(dual_QS, classifier_QS, popularity_QS).masked_fill_(gone_QS, -torch.inf)
+            found[blend].append(_best(row_QS, scores_QS))
+    return {blend: np.concatenate(blocks) for blend, blocks in found.items()}
 
 
 def _shortlist(
-    dual_QL: Tensor, classifier_QL: Tensor, excluded: tuple[Tensor, Tensor], searched: Sequence[float]
+    dual_QL: Tensor,
+    classifier_QL: Tensor,
+    popularity_L: Tensor,
+    excluded: tuple[Tensor, Tensor],
+    searched: Sequence[Blend],
 ) -> Tensor:
-    """Rows [Q, S] of the best SHORTLIST labels at each searched weight, rising; a row may stand there twice."""
+    """Rows [Q, S] of the best SHORTLIST labels at each searched blend, rising; a row may stand there twice."""
     size = min(SHORTLIST, dual_QL.shape[1])
     tops = []
-    for weight in searched:
-        scores_QL = torch.lerp(dual_QL, classifier_QL, weight)
+    for blend in searched:
+        scores_QL = blend.of(dual_QL, classifier_QL, popularity_L)
         scores_QL[excluded] = -torch.inf
         tops.append(torch.topk(scores_QL, size, dim=1, sorted=False).indices)
     return torch.cat(tops, dim=1).sort(dim=1).values
@@ -129,8 +166,8 @@ def _best(row_QS: Tensor, scores_QS: Tensor) -> NDArray[np.int64]:
 
 
 @torch.inference_mode()
-def scores(queries: Vectors, labels: Vectors, row_QK: NDArray[np.int64], weight: float) -> NDArray[np.float32]:
-    """The scores [Q, K] of each query's labels `row_QK` at one weight; −∞ where the row is −1."""
+def scores(queries: Vectors, labels: LabelVectors, row_QK: NDArray[np.int64], blend: Blend) -> NDArray[np.float32]:
+    """The scores [Q, K] of each query's labels `row_QK` at one blend; −∞ where the row is −1."""
     found = []
     for start in range(0, len(row_QK), TEXTS_A_BATCH):
         at = slice(start, start + TEXTS_A_BATCH)
@@ -138,30 +175,40 @@ def scores(queries: Vectors, labels: Vectors, row_QK: NDArray[np.int64], weight:
         known_QK = rows_QK.clamp(min=0)
         dual_QK = torch.einsum("qd,qkd->qk", queries.dual[at], labels.dual[known_QK])
         classifier_QK = torch.einsum("qc,qkc->qk", queries.classifier[at], labels.classifier[known_QK])
-        found.append(torch.lerp(dual_QK, classifier_QK, weight).masked_fill_(rows_QK < 0, -torch.inf).cpu().numpy())
+        scores_QK = blend.of(dual_QK, classifier_QK, labels.popularity[known_QK])
+        found.append(scores_QK.masked_fill_(rows_QK < 0, -torch.inf).cpu().numpy())
     return np.concatenate(found)
 
 
+def by_head(blend: Blend) -> dict[str, Blend]:
+    """The blend of the unified model, and what it is at either end: the dual encoder alone, the classifier alone."""
+    return {"unified": blend, "dual_encoder": Blend(0.0, blend.popularity), "classifier": Blend(1.0, blend.popularity)}
+
+
 def figures_by_head(
-    rankings: Mapping[float, NDArray[np.int64]], weight: float, truth: Ragged, inverse_propensity_L: NDArray[np.float64]
+    rankings: Mapping[Blend, NDArray[np.int64]],
+    blend: Blend,
+    truth: Ragged,
+    inverse_propensity_L: NDArray[np.float64],
 ) -> Figures:
-    """Every metric in percent for the unified model at `weight` and for each head alone."""
+    """Every metric in percent for the unified model at `blend` and for each head alone."""
     labels = [truth[row] for row in range(len(truth))]
-    at = {"unified": weight, "dual_encoder": 0.0, "classifier": 1.0}
-    return {head: metrics.evaluate(rankings[at[head]], labels, inverse_propensity_L, KS) for head in HEADS}
+    return {
+        head: metrics.evaluate(rankings[at], labels, inverse_propensity_L, KS) for head, at in by_head(blend).items()
+    }
 
 
-def choose_weight(
-    rankings: Mapping[float, NDArray[np.int64]],
+def choose_blend(
+    rankings: Mapping[Blend, NDArray[np.int64]],
     truth: Ragged,
     inverse_propensity_L: NDArray[np.float64],
     chosen_by: Sequence[str],
-) -> tuple[float, float]:
-    """The weight whose mean of `chosen_by` is greatest, and that mean; the nearest to ½ among equals."""
+) -> tuple[Blend, float]:
+    """The blend whose mean of `chosen_by` is greatest, and that mean; of equals the nearest to w = ½, b = 0."""
     labels = [truth[row] for row in range(len(truth))]
-    scores: dict[float, float] = {}
-    for weight, ranking in rankings.items():
+    scores: dict[Blend, float] = {}
+    for blend, ranking in rankings.items():
         figures = metrics.evaluate(ranking, labels, inverse_propensity_L, KS)
-        scores[weight] = float(np.mean([figures[name] for name in chosen_by]))
-    best = max(scores, key=lambda weight: (scores[weight], -abs(weight - 0.5)))
+        scores[blend] = float(np.mean([figures[name] for name in chosen_by]))
+    best = max(scores, key=lambda blend: (scores[blend], -abs(blend.weight - 0.5), -blend.popularity))
     return best, scores[best]

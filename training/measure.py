@@ -14,7 +14,7 @@ from training import analysis, evaluation
 from training.analysis import BoolArray, Example
 from training.checkpoint import Checkpoint, load_checkpoint, read_facts
 from training.data.dataset import SPLITS, Dataset, Split
-from training.evaluation import HEADS, Figures
+from training.evaluation import Blend, Figures
 from training.optimization import choose_device
 from training.tokens import tokenize_in_memory
 
@@ -95,19 +95,19 @@ def measure(
     asked = asked.take(np.flatnonzero(asked.labels.lengths > 0))
     if not len(asked):
         raise DatasetError(f"{dataset.folder}: the split '{split}' has no query with a true label to measure on.")
-    at = opened.classifier_weight if weight is None else weight
-    rankings, scores_QK = _answers(opened, dataset, asked, at, device)
+    blend = opened.blend if weight is None else opened.blend._replace(weight=weight)
+    counts_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
+    rankings, scores_QK = _answers(opened, dataset, asked, blend, device)
     lent = propensities_of
     inverse_L = lent.inverse_propensity_L if lent else opened.inverse_propensity_L
     constants = opened.recipe.propensity
-    counts_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
     groups = analysis.frequency_groups(counts_L)
     return Measurement(
         checkpoint=checkpoint,
         dataset=dataset,
         split=split,
         asked=asked,
-        weight=at,
+        weight=blend.weight,
         propensity=lent.propensity if lent else (constants.a, constants.b),
         inverse_propensity_L=inverse_L,
         counts_L=counts_L,
@@ -129,19 +129,19 @@ def require_trained_on(checkpoint: Path, dataset: Dataset) -> None:
 
 
 def _answers(
-    opened: Checkpoint, dataset: Dataset, asked: Split, weight: float, device: str
+    opened: Checkpoint, dataset: Dataset, asked: Split, blend: Blend, device: str
 ) -> tuple[dict[str, NDArray[np.int64]], NDArray[np.float32]]:
     """Each head's ranking [Q, K], and the scores [Q, K] of the unified one."""
     chosen = choose_device(device)
     model = opened.model.to(chosen)
     queries = evaluation.encode_queries(model, tokenize_in_memory(asked.texts, opened.tokenizer), chosen)
     label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
-    labels = evaluation.encode_labels(model, label_tokens, opened.trained_L, chosen)
-    weight_of = {"unified": weight, "dual_encoder": 0.0, "classifier": 1.0}
-    weights = sorted(set(weight_of.values()))
-    rankings = evaluation.rank(queries, labels, weights, asked.exclude, searched=weights)
-    scores_QK = evaluation.scores(queries, labels, rankings[weight], weight)
-    return {head: rankings[weight_of[head]] for head in HEADS}, scores_QK
+    labels = evaluation.encode_labels(model, label_tokens, opened.positives_L, chosen)
+    heads = evaluation.by_head(blend)
+    exact = list(dict.fromkeys(heads.values()))
+    rankings = evaluation.rank(queries, labels, exact, asked.exclude, searched=exact)
+    scores_QK = evaluation.scores(queries, labels, rankings[blend], blend)
+    return {head: rankings[at] for head, at in heads.items()}, scores_QK
 
 
 def _ratios(

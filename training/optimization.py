@@ -33,14 +33,13 @@ def dense_optimizer(model: UnifiedModel, recipe: OptimizerRecipe) -> torch.optim
 
 def row_rates(model: UnifiedModel, recipe: OptimizerRecipe) -> dict[str, float]:
     """Peak rate of each row table by its name."""
-    rates = {"classifier": recipe.classifier_lr, "token": recipe.token_lr, "token_weight": recipe.token_lr}
-    return {name: rates[name] for name in model.row_tables()}
+    return {name: recipe.classifier_lr if name == "classifier" else recipe.token_lr for name in model.row_tables()}
 
 
 def peak_rates(model: UnifiedModel, recipe: OptimizerRecipe) -> dict[str, float]:
     """Peak rates to tell a person, by what they move: the encoder where AdamW moves one, heads, tables of rows."""
     dense = {"encoder": recipe.encoder_lr} if any(True for _ in model.encoder.parameters()) else {}
-    rows = {name: rate for name, rate in row_rates(model, recipe).items() if name != "token_weight"}
+    rows = {name: rate for name, rate in row_rates(model, recipe).items() if name in ("classifier", "token")}
     return {**dense, "heads": recipe.heads_lr, **rows}
 
 

@@ -30,11 +30,22 @@ class Section(BaseModel):
 
 
 class StaticEncoderRecipe(Section):
-    """One learned vector and one learned weight a token; the tokenizer is learned from the dataset's own texts."""
+    """A learned vector and weight a token, a learned vector a pair of neighbours; see `training.static_encoder`.
+
+    The tokenizer is learned from the dataset's own texts, or comes with the token vectors of the transformer that
+    `start_from` names.
+    """
 
     kind: Literal["static"] = "static"
     dim: Positive = 256
     vocabulary_size: Annotated[int, Field(ge=64)] = 30_000
+    pair_rows: Count = Field(
+        default=50_000, description="rows that pairs of neighbouring tokens share by hash; 0: none"
+    )
+    pair_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.5, description="share of training texts that go without their pairs"
+    )
+    start_from: str | None = None
     max_tokens: Positive = 64
 
 
@@ -64,6 +75,16 @@ class HeadsRecipe(Section):
     classifier: HeadRecipe = HeadRecipe()
 
 
+class LabelQueriesRecipe(Section):
+    """Label texts as extra queries; their positives are labels that share training queries with them (Gandalf)."""
+
+    share: Annotated[float, Field(ge=0.0)] | None = Field(
+        default=None, description="drawn an epoch, a training query; null: the share of queries that are label texts"
+    )
+    most: Positive = Field(default=30, description="positives of a label query")
+    threshold: Share = Field(default=0.1, description="least cosine of two labels' sets of queries")
+
+
 class BatchingRecipe(Section):
     """Which queries share a batch and which labels share its pool (Algorithm 1's inner lines)."""
 
@@ -75,6 +96,7 @@ class BatchingRecipe(Section):
         default=2, description="τ of the paper: epochs between two minings and clusterings"
     )
     pool_size: Positive = Field(default=4000, description="most labels a batch is compared with")
+    label_queries: LabelQueriesRecipe = LabelQueriesRecipe()
 
 
 class LossRecipe(Section):
@@ -133,12 +155,13 @@ Metric = Annotated[str, Field(pattern=r"^(P|nDCG|PSP|R|C)@(1|3|5|10)$")]
 
 
 class ValidationRecipe(Section):
-    """What chooses the best epoch and the weight between the halves: the mean of `metrics` on validation queries."""
+    """What chooses the best epoch, the weight between the halves and the worth of popularity: the mean of `metrics`."""
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("P@1", "P@5", "R@10", "PSP@5")
     every_epochs: Positive = 1
     max_queries: Positive = 2000
-    weights: tuple[Share, ...] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    weights: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    popularities: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 
 class PropensityRecipe(Section):
@@ -156,11 +179,32 @@ class ProvenanceRecipe(Section):
     derived: tuple[str, ...] = ()
 
 
+Objective = Literal["precision", "balanced", "tail"]
+
+# The dial: three points between the labels that are mostly right and those that are rarely seen. Each is what stands
+# here laid under what a recipe says itself; measured in docs/decisions/0051.
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "precision": {"validation": {"metrics": ["P@1", "P@5"]}, "loss": {"classifier": {"bce": 0.2}}},
+    "balanced": {},
+    "tail": {
+        "validation": {"metrics": ["PSP@1", "PSP@5"]},
+        "loss": {"classifier": {"bce": 0.0}},
+        "batching": {"hard_negatives": 2},
+    },
+}
+
+
 class Recipe(Section):
-    """Everything that decides what a run learns. Two runs with one recipe and one dataset end with the same weights."""
+    """Everything that decides what a run learns. Two runs with one recipe and one dataset end with the same weights.
+
+    `objective` chooses a point between precision and tail: `precision` gives the classifier more of its binary loss and
+    chooses epoch, weight and popularity by P@1 and P@5; `tail` gives it none, compares with mined negatives and chooses
+    by PSP@1 and PSP@5; `balanced` stands between them.
+    """
 
     name: str
     description: str = ""
+    objective: Objective = "balanced"
     encoder: EncoderRecipe = StaticEncoderRecipe()
     heads: HeadsRecipe = HeadsRecipe()
     batching: BatchingRecipe = BatchingRecipe()
@@ -180,6 +224,12 @@ class Recipe(Section):
         if isinstance(encoder, dict) and "kind" not in encoder:
             return {**data, "encoder": {"kind": "transformer" if "model" in encoder else "static", **encoder}}
         return data
+
+    @model_validator(mode="before")
+    @classmethod
+    def _objective_fills_what_is_not_said(cls, data: Any) -> Any:
+        objective = data.get("objective") if isinstance(data, dict) else None
+        return _laid_under(OBJECTIVES.get(str(objective), {}), data)
 
     @model_validator(mode="after")
     def _provenance_names_real_keys(self) -> "Recipe":
@@ -269,6 +319,16 @@ def _lay_over(data: dict[str, Any], override: str) -> None:
         if not isinstance(node, dict):
             raise RecipeError(f"override '{override}': '{parent}' is a value, not a section")
     node[last] = value
+
+
+def _laid_under(base: Mapping[str, Any], over: Any) -> Any:
+    """`over` with what it leaves out taken from `base`, section by section."""
+    if not isinstance(over, Mapping):
+        return over
+    return {
+        **base,
+        **{key: _laid_under(base[key], of) if isinstance(base.get(key), Mapping) else of for key, of in over.items()},
+    }
 
 
 def _number(text: str) -> float | str:

@@ -94,13 +94,14 @@ def write_report(folder: Path, device: str = "auto") -> Path:
 
 def answers(opened: ck.Checkpoint, device: torch.device) -> Answers:
     """Rank every label for every validation query, at the model's weight and along the whole curve."""
-    model, weight = opened.model.to(device), opened.classifier_weight
+    model, blend = opened.model.to(device), opened.blend
     texts = opened.labels["text"].to_pylist()
     queries = evaluation.encode_queries(model, tokenize_in_memory(opened.validation.texts, opened.tokenizer), device)
-    labels = evaluation.encode_labels(model, tokenize_in_memory(texts, opened.tokenizer), opened.trained_L, device)
-    weights = sorted({*WEIGHTS, weight})
-    ranking_QK = evaluation.rank(queries, labels, weights, opened.validation.exclude)
-    return Answers(ranking_QK, evaluation.scores(queries, labels, ranking_QK[weight], weight))
+    labels = evaluation.encode_labels(model, tokenize_in_memory(texts, opened.tokenizer), opened.positives_L, device)
+    blends = {weight: blend._replace(weight=weight) for weight in sorted({*WEIGHTS, blend.weight})}
+    found = evaluation.rank(queries, labels, list(blends.values()), opened.validation.exclude)
+    ranking_QK = {weight: found[at] for weight, at in blends.items()}
+    return Answers(ranking_QK, evaluation.scores(queries, labels, found[blend], blend))
 
 
 def render(opened: ck.Checkpoint, found: Answers) -> str:
@@ -161,9 +162,7 @@ def _dial(opened: ck.Checkpoint, found: Answers) -> Dial:
 
 
 def _frequency_groups(opened: ck.Checkpoint, found: Answers) -> list[Group]:
-    """Head, torso, tail and unseen labels; nothing for a checkpoint that did not keep its labels' positives."""
-    if opened.positives_L is None:
-        return []
+    """Head, torso, tail and unseen labels."""
     members = analysis.frequency_groups(opened.positives_L)
     weights = {"unified": opened.classifier_weight, "dual_encoder": 0.0, "classifier": 1.0}
     by_head = {
@@ -209,7 +208,7 @@ def _example_rows(opened: ck.Checkpoint, found: Answers) -> tuple[NDArray[np.int
 
 def _examples(opened: ck.Checkpoint, found: Answers, rows: Iterable[int]) -> list[Example]:
     asked, texts = opened.validation, opened.labels["text"].to_pylist()
-    counts_L = opened.positives_L if opened.positives_L is not None else opened.trained_L.astype(np.int64)
+    counts_L = opened.positives_L
     top_QK = found.ranking_QK[opened.classifier_weight][:, :ANSWERS]
     return [
         analysis.example(asked.texts[row], top_QK[row], asked.labels[row], texts, counts_L, found.scores_QK[row])

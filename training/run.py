@@ -18,10 +18,11 @@ from retrieval.errors import CheckpointError, DatasetError
 from training import checkpoint as ck
 from training.data.dataset import Dataset, Split
 from training.events import Both, Events
+from training.gandalf import label_queries
 from training.model import empty_model, fresh_model
 from training.optimization import choose_device
 from training.recipe import Recipe
-from training.tokens import make_tokenizer, tokenize
+from training.tokens import inverse_document_frequency, make_tokenizer, tokenize, tokenize_in_memory
 from training.trainer import Listener, Material, Trainer
 
 LOCK, EVENTS = ".lock", "tensorboard"
@@ -89,7 +90,8 @@ def _trainer(
     if begun:
         model = empty_model(recipe, dataset.n_labels, vocabulary, folder / "encoder")
     else:
-        model = fresh_model(recipe, dataset.n_labels, vocabulary)
+        rarity_V = inverse_document_frequency(vocabulary, material.train_tokens, material.label_tokens)
+        model = fresh_model(recipe, dataset.n_labels, rarity_V)
         ck.save_surroundings(folder, model, tokenizer, dataset.label_table, material.validation)
     trainer = Trainer(recipe, material, model, folder, device, listener, should_stop)
     if begun:
@@ -202,9 +204,15 @@ def _material(dataset: Dataset, recipe: Recipe, validation: Split, tokenizer: To
     held_out = dataset.split("validation").labels
     seen_L = counts_L + np.bincount(held_out.values, minlength=dataset.n_labels)
     constants = recipe.propensity
+    extra, drawn = label_queries(train, dataset.label_texts, recipe.batching.label_queries)
+    query_tokens = tokenize(train.texts, tokenizer, tokens, "train")
     return Material(
-        train=train,
-        train_tokens=tokenize(train.texts, tokenizer, tokens, "train"),
+        train=train.followed_by(extra) if len(extra) else train,
+        train_tokens=query_tokens.followed_by(tokenize_in_memory(extra.texts, tokenizer))
+        if len(extra)
+        else query_tokens,
+        queries=len(train),
+        label_queries=min(drawn, len(extra)),
         validation=validation,
         validation_tokens=tokenize(validation.texts, tokenizer, tokens, "validation"),
         label_tokens=tokenize(dataset.label_texts, tokenizer, tokens, "labels"),

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from torch import Tensor
 
 from retrieval.errors import RecipeError
-from training.model import loading
+from training import pretrained
 from training.recipe import Recipe, StaticEncoderRecipe, TransformerEncoderRecipe
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
@@ -60,12 +60,25 @@ class TokenizedTexts:
         ids_BT = np.where(mask_BT, ids_BT, self.pad_id).astype(np.int64)
         return TokenBatch(torch.from_numpy(ids_BT), torch.from_numpy(mask_BT.astype(np.int64)))
 
-    def batches_by_length(self, size: int) -> Iterator[tuple[NDArray[np.int64], TokenBatch]]:
-        """All texts, `size` at a time, similar lengths together; with each batch the rows it holds."""
-        order_N = np.argsort(self.lengths_N, kind="stable")
-        for start in range(0, len(order_N), size):
-            rows_B = order_N[start : start + size]
-            yield rows_B, self.batch(rows_B)
+    def batches_by_length(
+        self, size: int, rows_R: NDArray[np.int64] | None = None
+    ) -> Iterator[tuple[NDArray[np.int64], TokenBatch]]:
+        """The texts `rows_R` (all of them when None), `size` at a time, similar lengths together.
+
+        With each batch the places in `rows_R` that it holds.
+        """
+        lengths_R = self.lengths_N if rows_R is None else self.lengths_N[rows_R]
+        order_R = np.argsort(lengths_R, kind="stable")
+        for start in range(0, len(order_R), size):
+            places_B = order_R[start : start + size]
+            yield places_B, self.batch(places_B if rows_R is None else rows_R[places_B])
+
+    def followed_by(self, other: "TokenizedTexts") -> "TokenizedTexts":
+        """These texts and then those of `other`, which the same tokenizer made."""
+        ids_S = np.concatenate([self.ids_S, other.ids_S])
+        return TokenizedTexts(
+            ids_S, np.concatenate([self.offsets_N1, self.offsets_N1[-1] + other.offsets_N1[1:]]), self.pad_id
+        )
 
 
 def tokenize(texts: Sequence[str], tokenizer: Tokenizer, folder: Path, name: str) -> TokenizedTexts:
@@ -101,6 +114,17 @@ def tokenize_in_memory(texts: Sequence[str], tokenizer: Tokenizer) -> TokenizedT
     return TokenizedTexts(ids_S, offsets_N1, pad_id)
 
 
+def inverse_document_frequency(vocabulary: int, *tokenized: TokenizedTexts) -> Tensor:
+    """How rare each token is, float [V]: log of all texts over the texts it stands in, at least 0."""
+    texts_with_token_V, total = np.zeros(vocabulary, np.int64), 0
+    for texts in tokenized:
+        total += len(texts)
+        text_S = np.repeat(np.arange(len(texts), dtype=np.int64), texts.lengths_N)
+        pairs = np.unique(text_S * vocabulary + texts.ids_S)
+        texts_with_token_V += np.bincount(pairs % vocabulary, minlength=vocabulary)
+    return torch.from_numpy(np.log(np.maximum(total, 1) / (texts_with_token_V + 1.0)).clip(min=0.0))
+
+
 def special_ids(tokenizer: Tokenizer) -> tuple[int, int]:
     """Ids of padding and of the unknown token, under whichever of their usual names the tokenizer has them."""
     pad = next((i for t in (PAD, "<pad>") if (i := tokenizer.token_to_id(t)) is not None), 0)
@@ -115,10 +139,15 @@ def make_tokenizer(recipe: Recipe, texts: Sequence[str]) -> Tokenizer:
     Raises RecipeError when the transformer has no fast tokenizer.
     """
     match recipe.encoder:
-        case StaticEncoderRecipe(vocabulary_size=size, max_tokens=max_tokens):
+        case StaticEncoderRecipe(start_from=None, vocabulary_size=size):
             tokenizer = learn_wordpiece(texts, size)
-        case TransformerEncoderRecipe(model=model, max_tokens=max_tokens):
-            tokenizer = _pretrained(model)
+        case StaticEncoderRecipe(start_from=str(source)):
+            tokenizer = pretrained.tokenizer("encoder.start_from", source)
+            # Averaged in, a start or an end token would be the same in every text.
+            tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
+        case TransformerEncoderRecipe(model=source):
+            tokenizer = pretrained.tokenizer("encoder.model", source)
+    max_tokens = recipe.encoder.max_tokens
     special = tokenizer.num_special_tokens_to_add(False)
     if max_tokens <= special:
         raise RecipeError(f"encoder.max_tokens is {max_tokens}, but the tokenizer adds {special} of its own: give more")
@@ -155,17 +184,6 @@ def learn_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
     tokenizer.decoder = decoders.WordPiece()
     return tokenizer
-
-
-def _pretrained(model: str) -> Tokenizer:
-    from transformers import AutoTokenizer
-
-    with loading(model):
-        fast = AutoTokenizer.from_pretrained(model, use_fast=True)
-    backend = getattr(fast, "backend_tokenizer", None)
-    if backend is None:
-        raise RecipeError(f"encoder.model '{model}' has no fast tokenizer; choose a model that ships a tokenizer.json")
-    return Tokenizer.from_str(backend.to_str())
 
 
 def _encode(texts: Sequence[str], tokenizer: Tokenizer, unknown_id: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:

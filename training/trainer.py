@@ -34,7 +34,7 @@ from training.recipe import Recipe
 from training.tally import Step, Tally, gpu_bytes, resident_bytes
 from training.tokens import TokenizedTexts
 
-CLUSTERS, ORDER, BATCH, DROPOUT = range(4)  # purposes of random numbers
+CLUSTERS, ORDER, BATCH, DROPOUT, LABEL_QUERIES = range(5)  # purposes of random numbers
 
 
 class Listener(Protocol):
@@ -57,11 +57,14 @@ class Listener(Protocol):
 class Material:
     """What a run learns from, in memory: the training split, the validation queries, the labels, all tokenized.
 
-    `positives_L` counts each label's training positives.
+    The first `queries` rows of `train` are the training queries; label queries follow, and `label_queries` of them are
+    drawn for each stretch between two refreshes. `positives_L` counts each label's positives among training queries.
     """
 
     train: Split
     train_tokens: TokenizedTexts
+    queries: int
+    label_queries: int
     validation: Split
     validation_tokens: TokenizedTexts
     label_tokens: TokenizedTexts
@@ -149,27 +152,45 @@ class Trainer:
         if not (batching.clustered or batching.hard_negatives):
             return
         self.model.eval()
+        rows_R = self._rows(epoch)
         with self.listener.stage("clustering and mining") as progress:
-            query_ND = self._dual_vectors(self.material.train_tokens)
+            query_RD = self._dual_vectors(self.material.train_tokens, rows_R)
             if batching.clustered:
                 generator = self._random(CLUSTERS, epoch)
-                self.clusters = Ragged.from_lists(balanced_clusters(query_ND, batching.batch_size, generator))
+                places = balanced_clusters(query_RD, batching.batch_size, generator)
+                self.clusters = Ragged.from_lists([rows_R[place] for place in places])
             if batching.hard_negatives:
-                label_LD = self._dual_vectors(self.material.label_tokens)
-                mined = batching.hard_negatives * batching.refresh_epochs
-                not_negative = _joined(self.material.train.labels, self.material.train.exclude)
-                self.hard_negative_NH = mine_hard_negatives(query_ND, label_LD, not_negative, mined, progress)
+                self.hard_negative_NH = self._hard_negatives(rows_R, query_RD, progress)
         self._advance(time.perf_counter() - started)
 
+    def _rows(self, epoch: int) -> NDArray[np.int64]:
+        """R rows to learn from: every training query, and label queries drawn anew for this stretch of epochs."""
+        queries, extra = self.material.queries, len(self.material.train) - self.material.queries
+        stretch = epoch - epoch % self.recipe.batching.refresh_epochs
+        drawn = self._random(LABEL_QUERIES, stretch).choice(extra, size=self.material.label_queries, replace=False)
+        return np.concatenate([np.arange(queries), queries + np.sort(drawn)])
+
+    def _hard_negatives(
+        self, rows_R: NDArray[np.int64], query_RD: NDArray[np.float32], progress: Callable[[int, int], object]
+    ) -> NDArray[np.int32]:
+        """The nearest labels [N, H] that are no positives; −1 throughout for the rows that are not learned from."""
+        train, batching = self.material.train, self.recipe.batching
+        label_LD = self._dual_vectors(self.material.label_tokens)
+        mined = batching.hard_negatives * batching.refresh_epochs
+        not_negative = _joined(train.labels.take(rows_R), train.exclude.take(rows_R))
+        found_NH = np.full((len(train), mined), -1, np.int32)
+        found_NH[rows_R] = mine_hard_negatives(query_RD, label_LD, not_negative, mined, progress)
+        return found_NH
+
     @torch.inference_mode()
-    def _dual_vectors(self, tokens: TokenizedTexts) -> NDArray[np.float32]:
-        vectors = np.empty((len(tokens), self.model.dual_dim), np.float32)
-        for rows, batch in tokens.batches_by_length(evaluation.TEXTS_A_BATCH):
+    def _dual_vectors(self, tokens: TokenizedTexts, rows_R: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        vectors_RD = np.empty((len(tokens) if rows_R is None else len(rows_R), self.model.dual_dim), np.float32)
+        for places, batch in tokens.batches_by_length(evaluation.TEXTS_A_BATCH, rows_R):
             batch = batch.to(self.device)
             with self._autocast():
                 found = self.model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT)
-            vectors[rows] = found.float().cpu().numpy()
-        return vectors
+            vectors_RD[places] = found.float().cpu().numpy()
+        return vectors_RD
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
         """The epoch's batches of queries, in a new order."""
@@ -177,7 +198,10 @@ class Trainer:
         if self.recipe.batching.clustered:
             batches = [self.clusters[row].astype(np.int64) for row in range(len(self.clusters))]
         else:
-            batches = random_clusters(len(self.material.train), self.recipe.batching.batch_size, generator)
+            rows_R = self._rows(epoch)
+            batches = [
+                rows_R[places] for places in random_clusters(len(rows_R), self.recipe.batching.batch_size, generator)
+            ]
         return [batches[place] for place in generator.permutation(len(batches))]
 
     # ---- one step
@@ -249,14 +273,19 @@ class Trainer:
         material, tally = self.material, self.cursor.tally
         self.model.eval()
         queries = evaluation.encode_queries(self.model, material.validation_tokens, self.device)
-        labels = evaluation.encode_labels(self.model, material.label_tokens, material.trained_L, self.device)
-        weights = sorted({0.0, 1.0, *self.recipe.validation.weights})
-        rankings = evaluation.rank(queries, labels, weights, material.validation.exclude)
+        labels = evaluation.encode_labels(self.model, material.label_tokens, material.positives_L, self.device)
+        chosen_by, exclude = self.recipe.validation, material.validation.exclude
         truth, inverse = material.validation.labels, material.inverse_propensity_L
-        weight, score = evaluation.choose_weight(rankings, truth, inverse, self.recipe.validation.metrics)
+        grid = [evaluation.Blend(w, b) for w in chosen_by.weights for b in (chosen_by.popularities if w else (0.0,))]
+        blend, score = evaluation.choose_blend(
+            evaluation.rank(queries, labels, grid, exclude), truth, inverse, chosen_by.metrics
+        )
+        exact = list(evaluation.by_head(blend).values())
+        rankings = evaluation.rank(queries, labels, exact, exclude, searched=exact)
         record = Record(
-            epoch=epoch + 1, loss=tally.loss, seconds=self.cursor.seconds, score=score, classifier_weight=weight,
-            figures=evaluation.figures_by_head(rankings, weight, truth, inverse), tally=tally,
+            epoch=epoch + 1, loss=tally.loss, seconds=self.cursor.seconds, score=score,
+            classifier_weight=blend.weight, popularity=blend.popularity,
+            figures=evaluation.figures_by_head(rankings, blend, truth, inverse), tally=tally,
         )  # fmt: skip
         best = self.cursor.best
         if best is None or record.score > best.score:

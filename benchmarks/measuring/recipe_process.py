@@ -62,28 +62,28 @@ class Answers:
     def __init__(self, opened: Checkpoint, dataset: Dataset) -> None:
         self.opened, self.asked, self.cpu = opened, scored_queries(dataset), torch.device("cpu")
         label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
-        self.labels = evaluation.encode_labels(opened.model, label_tokens, opened.trained_L, self.cpu)
+        self.labels = evaluation.encode_labels(opened.model, label_tokens, opened.positives_L, self.cpu)
 
     def rankings(self) -> dict[str, list[list[int]]]:
         """Label rows by head, best first, excluded labels left out."""
-        weight_of = {"unified": self.opened.classifier_weight, "dual_encoder": 0.0, "classifier": 1.0}
-        found = self._ask(self.asked.texts, sorted(set(weight_of.values())), self.asked.exclude)
-        return {head: found[weight].tolist() for head, weight in weight_of.items()}
+        heads = evaluation.by_head(self.opened.blend)
+        found = self._ask(self.asked.texts, list(dict.fromkeys(heads.values())), self.asked.exclude)
+        return {head: found[blend].tolist() for head, blend in heads.items()}
 
     def seconds_per_thousand(self) -> float:
         """Processor time of one thread that tokenizes, encodes and looks at every label (no index is built here)."""
         texts, threads = self.asked.texts[:TIMED_QUERIES], torch.get_num_threads()
         torch.set_num_threads(1)
         started = time.process_time()
-        self._ask(texts, [self.opened.classifier_weight], Ragged.empty(len(texts)))
+        self._ask(texts, [self.opened.blend], Ragged.empty(len(texts)))
         spent = time.process_time() - started
         torch.set_num_threads(threads)
         return 1000 * spent / len(texts)
 
-    def _ask(self, texts: list[str], weights: list[float], exclude: Ragged) -> dict[float, Any]:
+    def _ask(self, texts: list[str], blends: list[evaluation.Blend], exclude: Ragged) -> dict[evaluation.Blend, Any]:
         tokens = tokenize_in_memory(texts, self.opened.tokenizer)
         queries = evaluation.encode_queries(self.opened.model, tokens, self.cpu)
-        return evaluation.rank(queries, self.labels, weights, exclude, searched=weights)
+        return evaluation.rank(queries, self.labels, blends, exclude, searched=blends)
 
 
 if __name__ == "__main__":
