@@ -35,7 +35,7 @@ class QueryEncoder(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         dual_BD, unit_BC = self.model.query_vectors(input_ids, attention_mask)
-        classifier_BC = torch.cat([unit_BC, self.bias_11.expand(len(unit_BC), 1)], dim=-1)
+        classifier_BC = torch.cat([unit_BC, self.bias_11.expand(unit_BC.shape[0], 1)], dim=-1)
         along_B1 = classifier_BC @ self.direction_C1
         return torch.cat([dual_BD, classifier_BC + self.stretch * along_B1 * self.direction_C1.T], dim=-1)
 
