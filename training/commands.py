@@ -53,7 +53,8 @@ def train(
             with listener.stage("writing the report"):
                 write_report(out, device)
     best = facts.best
-    title = f"{facts.dataset_name}, validation, epoch {best.epoch}, classifier weight {facts.classifier_weight:g}"
+    blend = f"classifier weight {best.classifier_weight:g}, popularity {best.popularity:g}"
+    title = f"{facts.dataset_name}, validation, epoch {best.epoch}, {blend}"
     told = Console()
     told.print(console.figures_table(title, best.figures, chosen.propensity.a, chosen.propensity.b))
     spent = console.duration(facts.history[-1].seconds)

@@ -141,7 +141,7 @@ class LossesRecipe(Section):
 class OptimizerRecipe(Section):
     """AdamW for what every batch touches, the row-wise optimiser for ψ and the static token table."""
 
-    epochs: Positive = 20
+    epochs: Positive = 30
     encoder_lr: Rate = Field(default=1e-4, description="transformer layers; AdamW")
     heads_lr: Rate = Field(default=1e-3, description="g1 and g2; AdamW")
     classifier_lr: Rate = Field(default=1e-1, description="rows of ψ; row-wise")
@@ -158,7 +158,7 @@ class ValidationRecipe(Section):
     """What chooses the best epoch, the weight between the halves and the worth of popularity: the mean of `metrics`."""
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("P@1", "P@5", "R@10", "PSP@5")
-    every_epochs: Positive = 1
+    every_epochs: Positive = 5
     max_queries: Positive = 2000
     weights: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     popularities: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)

@@ -9,6 +9,7 @@ import pytest
 
 import diptych
 from training.data import Dataset
+from training.data.prepare import PrepareSettings, prepare
 
 KEYWORDS = Path(__file__).parents[2] / "examples" / "keywords"
 ROWS = [{"query": f"thing {n}", "labels": [f"kind {n % 7}"]} for n in range(200)]
@@ -121,3 +122,12 @@ def test_a_prepared_dataset_is_no_source(source: Path, tmp_path: Path, capsys: p
     assert run(str(source), "--out", str(tmp_path / "d")) == 0
     assert run(str(tmp_path / "d"), "--out", str(tmp_path / "e")) == 1
     assert "is a prepared dataset already" in capsys.readouterr().err
+
+
+def test_validation_takes_no_more_of_a_large_set_than_training_looks_at(tmp_path: Path) -> None:
+    """If this failed, a tenth of a large set would be lost to training and used for nothing."""
+    source = tmp_path / "clicks.csv"
+    source.write_text("query,label\n" + "".join(f"query {n},label {n % 7}\n" for n in range(40_000)))
+    counts = prepare(source, tmp_path / "out", PrepareSettings(test=0.0))[0].meta.splits
+    assert counts["train"].rows + counts["validation"].rows == 40_000
+    assert 1_800 <= counts["validation"].rows <= 2_200

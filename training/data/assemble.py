@@ -18,6 +18,7 @@ from training.data.ragged import Ragged
 
 TRAIN, VALIDATION, TEST = range(3)
 CODES: Mapping[SplitName, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+MOST_VALIDATION = 2_000  # rows, about: training looks at no more of them, so any beyond would only be lost to it
 _HASHES = 2.0**64
 
 
@@ -27,7 +28,7 @@ def assemble(
     """The label table and each split's table of a prepared dataset.
 
     test: share of the queries cut off where the source names no splits; validation: share of the training queries cut
-    off where the source has no validation rows. A query's text alone decides its side.
+    off where the source has no validation rows, about MOST_VALIDATION at most. A query's text alone decides its side.
     """
     excluded = raw.labels.overlap(raw.exclude)
     report["excluded labels taken out of their row's labels"] += int(np.count_nonzero(excluded))
@@ -40,7 +41,8 @@ def assemble(
     report["training rows left out because no label is left"] += int(np.count_nonzero(bare_R))
     split_R[bare_R] = UNSPLIT
     if not np.any(split_R == VALIDATION):
-        split_R = cut(split_R, raw.hash_R2[:, 1], TRAIN, validation, VALIDATION, TRAIN)
+        share = min(validation, MOST_VALIDATION / max(1, int(np.count_nonzero(split_R == TRAIN))))
+        split_R = cut(split_R, raw.hash_R2[:, 1], TRAIN, share, VALIDATION, TRAIN)
         labels, exclude = without_reciprocal_pairs(raw, labels, exclude, split_R, keep_L, report)
     _count_repeated_queries(raw.hash_R2[:, 0], split_R, report)
     tables = {name: _table(raw, labels, exclude, split_R == code) for name, code in CODES.items()}

@@ -24,7 +24,7 @@ def prepare(
         float, typer.Option(min=0, max=0.99, help="Share of queries cut as test, where the source has no splits.")
     ] = 0.1,
     validation: Annotated[
-        float, typer.Option(min=0, max=0.99, help="Share of training queries cut as validation, where it has none.")
+        float, typer.Option(min=0, max=0.99, help="Share of training queries cut as validation, about 2,000 at most.")
     ] = 0.1,
     max_characters: Annotated[int, typer.Option(min=1, help="Longest text that is no mistake.")] = 1_000_000,
     skip_bad_rows: Annotated[

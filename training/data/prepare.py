@@ -18,7 +18,7 @@ from training.data.sources import Columns, Reader, read_source
 from training.data.tables import KINDS, require_kind
 from training.data.writing import refuse_to_overwrite, write_dataset
 
-PREPARE_VERSION = 2  # raised when the same source and settings would give another dataset
+PREPARE_VERSION = 3  # raised when the same source and settings would give another dataset
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=0)]
 
