@@ -182,24 +182,20 @@ class ProvenanceRecipe(Section):
 Objective = Literal["precision", "balanced", "tail"]
 
 # The dial: three points between the labels that are mostly right and those that are rarely seen. Each is what stands
-# here laid under what a recipe says itself; measured in docs/decisions/0051.
+# here, laid under what a recipe says itself; figures in docs/decisions/0011.
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "precision": {"validation": {"metrics": ["P@1", "P@5"]}, "loss": {"classifier": {"bce": 0.2}}},
+    "precision": {"validation": {"metrics": ["P@1", "P@5"]}},
     "balanced": {},
-    "tail": {
-        "validation": {"metrics": ["PSP@1", "PSP@5"]},
-        "loss": {"classifier": {"bce": 0.0}},
-        "batching": {"hard_negatives": 2},
-    },
+    "tail": {"validation": {"metrics": ["PSP@1", "PSP@5"]}, "loss": {"classifier": {"bce": 0.02}}},
 }
 
 
 class Recipe(Section):
     """Everything that decides what a run learns. Two runs with one recipe and one dataset end with the same weights.
 
-    `objective` chooses a point between precision and tail: `precision` gives the classifier more of its binary loss and
-    chooses epoch, weight and popularity by P@1 and P@5; `tail` gives it none, compares with mined negatives and chooses
-    by PSP@1 and PSP@5; `balanced` stands between them.
+    `objective` chooses a point between precision and tail. `precision` chooses epoch, weight and popularity by P@1 and
+    P@5, so that the classifier and often chosen labels count for more; `tail` chooses them by PSP@1 and PSP@5 and gives
+    the binary loss, by which the classifier learns popularity, less than half its weight; `balanced` stands between.
     """
 
     name: str

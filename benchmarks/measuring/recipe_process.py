@@ -67,7 +67,7 @@ class Answers:
     def rankings(self) -> dict[str, list[list[int]]]:
         """Label rows by head, best first, excluded labels left out."""
         heads = evaluation.by_head(self.opened.blend)
-        found = self._ask(self.asked.texts, list(dict.fromkeys(heads.values())), self.asked.exclude)
+        found = self.ask(self.asked.texts, list(dict.fromkeys(heads.values())), self.asked.exclude)
         return {head: found[blend].tolist() for head, blend in heads.items()}
 
     def seconds_per_thousand(self) -> float:
@@ -75,12 +75,13 @@ class Answers:
         texts, threads = self.asked.texts[:TIMED_QUERIES], torch.get_num_threads()
         torch.set_num_threads(1)
         started = time.process_time()
-        self._ask(texts, [self.opened.blend], Ragged.empty(len(texts)))
+        self.ask(texts, [self.opened.blend], Ragged.empty(len(texts)))
         spent = time.process_time() - started
         torch.set_num_threads(threads)
         return 1000 * spent / len(texts)
 
-    def _ask(self, texts: list[str], blends: list[evaluation.Blend], exclude: Ragged) -> dict[evaluation.Blend, Any]:
+    def ask(self, texts: list[str], blends: list[evaluation.Blend], exclude: Ragged) -> dict[evaluation.Blend, Any]:
+        """Exact rankings [Q, K] of any texts, by blend."""
         tokens = tokenize_in_memory(texts, self.opened.tokenizer)
         queries = evaluation.encode_queries(self.opened.model, tokens, self.cpu)
         return evaluation.rank(queries, self.labels, blends, exclude, searched=blends)
