@@ -34,12 +34,15 @@ def queries(dataset_folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def torch_scores(opened: Checkpoint, queries: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines [Q, L] of each half, by the model itself."""
+    """Cosines [Q, L] of the dual encoder, and scores [Q, L] of the classifier, by the model itself."""
     cpu = torch.device("cpu")
     asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     texts = opened.labels["text"].to_pylist()
-    labels = encode_labels(opened.model, tokenize_in_memory(texts, opened.tokenizer), opened.trained_L, cpu)
-    return (asked.dual @ labels.dual.T).numpy(), (asked.classifier @ labels.classifier.T).numpy()
+    labels = encode_labels(opened.model, tokenize_in_memory(texts, opened.tokenizer), opened.positives_L, cpu)
+    assert opened.blend.popularity > 0, "popularity counts for nothing here: it was not put to the test"
+    dual_QL, classifier_QL = asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T
+    classifier_only = opened.blend._replace(weight=1.0)
+    return dual_QL.numpy(), classifier_only.of(dual_QL, classifier_QL, labels.popularity).numpy()
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)
@@ -57,8 +60,9 @@ def test_torch_and_onnx_agree_on_the_ten_best(
     found_QK = np.take_along_axis(scores_QL, ranking.rows_QK, 1)
     np.testing.assert_allclose(found_QK, best_QK[:, ::-1], atol=EQUAL)
     np.testing.assert_allclose(ranking.scores_QK, found_QK, atol=EQUAL)
-    dual_QK = (1 - at) * np.take_along_axis(torch_scores[0], ranking.rows_QK, 1)
-    np.testing.assert_allclose(ranking.dual_QK, dual_QK, atol=EQUAL)
+    for share, share_QK, scores in ((1 - at, ranking.dual_QK, torch_scores[0]),
+                                    (at, ranking.classifier_QK, torch_scores[1])):  # fmt: skip
+        np.testing.assert_allclose(share_QK, share * np.take_along_axis(scores, ranking.rows_QK, 1), atol=EQUAL)
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)

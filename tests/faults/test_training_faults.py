@@ -24,7 +24,13 @@ from training.run import train
 from training.trainer import Stopped
 
 ROOT = Path(__file__).parents[2]
-SMALL = ["optimizer.epochs=2", "encoder.dim=32", "encoder.vocabulary_size=64", "batching.batch_size=64"]
+SMALL = [
+    "optimizer.epochs=2",
+    "validation.every_epochs=1",
+    "encoder.dim=32",
+    "encoder.vocabulary_size=64",
+    "batching.batch_size=64",
+]
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +142,7 @@ except DiptychError as error:
 
 def test_memory_that_runs_out_in_the_middle_keeps_what_was_saved(words: Path, tmp_path: Path) -> None:
     """If this failed, a run that outgrows its machine would say nothing useful or spoil its state."""
-    big = [*SMALL, "encoder.dim=2048", "heads.classifier.dim=30000"]
+    big = [*SMALL, "encoder.dim=2048", "heads.classifier.dim=30000", "encoder.pair_rows=100"]
     out = tmp_path / "run"
     with pytest.raises(Stopped):
         train(Dataset.open(words), load_recipe("default", big), out, Kept(), should_stop=lambda: True)

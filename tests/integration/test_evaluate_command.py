@@ -111,6 +111,16 @@ def test_both_sides_are_scored_with_the_same_propensities(checkpoint: Path, weak
     )
 
 
+def test_another_weight_keeps_the_worth_of_popularity(checkpoint: Path, dataset_folder: Path) -> None:
+    """If it failed, `--weight` would measure other scores than the bundle gives at that weight."""
+    dataset = Dataset.open(dataset_folder)
+    chosen = measure(checkpoint, dataset, "validation")
+    for weight, head in ((0.0, "dual_encoder"), (1.0, "classifier")):
+        at_end = measure(checkpoint, dataset, "validation", weight=weight)
+        assert at_end.weight == weight
+        assert at_end.figures["unified"] == at_end.figures[head] == pytest.approx(chosen.figures[head])
+
+
 def test_a_checkpoint_is_as_good_as_itself(
     checkpoint: Path, dataset_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

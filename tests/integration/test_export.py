@@ -62,10 +62,13 @@ def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: C
     unit_LC = psi_LC / np.maximum(np.linalg.norm(psi_LC, axis=1, keepdims=True), 1e-12)
     np.testing.assert_allclose(np.linalg.norm(halves_LD[:, :dual_dim], axis=1), 1.0, atol=1e-5)
     unit_LC *= opened.trained_L[:, None]
-    mean_C = unit_LC[opened.trained_L].mean(axis=0)
-    direction_C = mean_C / np.linalg.norm(mean_C)
-    shrunk_LC = unit_LC - (1 - retriever.manifest.model.cone_shrink) * np.outer(unit_LC @ direction_C, direction_C)
+    popularity_L = np.log1p(opened.positives_L) / np.log1p(opened.positives_L.max())
+    half_LC = np.column_stack([unit_LC, np.sqrt(opened.blend.popularity) * popularity_L])
+    direction_C = half_LC.sum(axis=0) / np.linalg.norm(half_LC.sum(axis=0))
+    shrunk_LC = half_LC - (1 - retriever.manifest.model.cone_shrink) * np.outer(half_LC @ direction_C, direction_C)
     np.testing.assert_allclose(halves_LD[:, dual_dim:], shrunk_LC, atol=1e-5)
+    assert retriever.manifest.model.classifier_dim == opened.model.classifier_dim + 1
+    assert opened.blend.popularity > 0
     assert not opened.trained_L.all()
     assert retriever.manifest.model.cone_shrink < 1, "the checkpoint has no cone: nothing was put to the test"
 

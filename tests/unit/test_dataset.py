@@ -189,3 +189,22 @@ def test_a_split_can_be_taken_apart_and_built_from_lists() -> None:
     assert (split.ids, split.texts) == (["z", "y"], ["3", "2"])
     assert [list(row) for row in split.labels] == [[1, 2], []]
     assert [list(row) for row in split.exclude] == [[], [4]]
+
+
+def test_a_split_followed_by_another_holds_both() -> None:
+    """If this failed, a label query would be taught with a training query's answers."""
+    splits = [
+        Split.from_lists(ids, texts, Ragged.from_lists(labels), Ragged.from_lists(exclude))
+        for ids, texts, labels, exclude in (
+            (["a", "b"], ["tea", "fish"], [[0, 2], [1]], [[], [2]]),
+            (["c"], ["milk"], [[2]], [[0, 1]]),
+            ([], [], [], []),
+        )
+    ]
+    first, second, nothing = splits
+    joined = first.take(np.array([1, 0])).followed_by(second)
+    assert (joined.ids, joined.texts) == (["b", "a", "c"], ["fish", "tea", "milk"])
+    assert [row.tolist() for row in joined.labels] == [[1], [0, 2], [2]]
+    assert [row.tolist() for row in joined.exclude] == [[2], [], [0, 1]]
+    for alone in (second.followed_by(nothing), nothing.followed_by(second)):
+        assert alone.table().equals(second.table())

@@ -7,14 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from export.gates import _least_cosine
+from export.gates import _least_cosine, torch_halves
 from export.geometry import CONE_SHRINK, LEAST_ROWS, Cone, balance_for, classifier_halves, find_cone
 from retrieval.manifest import ModelFacts
 from tests.support.checkpoints import make_checkpoint
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.evaluation import encode_labels, encode_queries
+from training.tokens import tokenize_in_memory
 
 D, C = 6, 5
-Change = Callable[[torch.Tensor, int], Checkpoint]
+Change = Callable[..., Checkpoint]
 
 
 @pytest.fixture(scope="module")
@@ -24,11 +26,14 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
 
 @pytest.fixture
 def with_rows(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Change:
-    """The checkpoint with other classifier rows."""
+    """The checkpoint with other classifier rows; the first `trained` labels have three positives each."""
 
-    def change(rows_LC: torch.Tensor, trained: int) -> Checkpoint:
+    def change(rows_LC: torch.Tensor, trained: int, popularity: float = 0.0) -> Checkpoint:
         monkeypatch.setattr(opened.model, "classifier_rows", lambda: rows_LC)
-        return dataclasses.replace(opened, trained_L=np.arange(len(rows_LC)) < trained)
+        trained_L = np.arange(len(rows_LC)) < trained
+        best = opened.facts.best.model_copy(update={"popularity": popularity})
+        facts = opened.facts.model_copy(update={"best": best})
+        return dataclasses.replace(opened, trained_L=trained_L, positives_L=3 * trained_L, facts=facts)
 
     return change
 
@@ -75,10 +80,26 @@ def test_the_cone_is_that_of_the_trained_rows(with_rows: Change) -> None:
     shared_C = torch.nn.functional.normalize(torch.randn(32, generator=draw), dim=0)
     rows_LC = 3 * (shared_C + 0.1 * torch.randn(300, 32, generator=draw))
     rows_LC[200:] = -rows_LC[200:]  # never trained: these must not count
-    found = find_cone(with_rows(rows_LC, 200))
-    assert found.shrink == CONE_SHRINK
-    assert found.direction_C @ shared_C.numpy() > 0.99
-    assert np.linalg.norm(found.direction_C) == pytest.approx(1.0, abs=1e-6)
+    for popularity in (0.0, 0.2):
+        found = find_cone(with_rows(rows_LC, 200, popularity))
+        assert found.shrink == CONE_SHRINK
+        along, of_bias = found.direction_C[:-1] @ shared_C.numpy(), found.direction_C[-1]
+        assert along**2 + of_bias**2 > 0.99
+        assert of_bias == pytest.approx(along * popularity**0.5, rel=0.2)
+        assert np.linalg.norm(found.direction_C) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_classifier_half_holds_the_worth_of_popularity(opened: Checkpoint) -> None:
+    """If it fails, the index ranks by another score than the one that validation chose."""
+    assert opened.blend.popularity > 0
+    cpu, texts = torch.device("cpu"), opened.validation.texts
+    label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
+    queries = encode_queries(opened.model, tokenize_in_memory(texts, opened.tokenizer), cpu)
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu)
+    expected_QL = queries.classifier @ labels.classifier.T + opened.blend.popularity * labels.popularity
+    half_LC = classifier_halves(opened, 0, opened.labels.num_rows)
+    np.testing.assert_allclose(torch_halves(opened, texts).classifier @ half_LC.T, expected_QL, atol=1e-5)
+    assert not half_LC[opened.positives_L == 0].any()
 
 
 def test_rows_that_share_no_direction_are_left_alone(with_rows: Change) -> None:
@@ -92,14 +113,14 @@ def test_rows_that_share_no_direction_are_left_alone(with_rows: Change) -> None:
     ):
         found = find_cone(with_rows(rows_LC, trained))
         assert found.shrink == 1.0
-        halves_NC = np.eye(32, dtype=np.float32)
+        halves_NC = np.eye(33, dtype=np.float32)
         assert (found.shrink_labels(halves_NC) == halves_NC).all()
         assert (found.stretch_queries(halves_NC) == halves_NC).all()
 
 
 def test_a_chunk_at_a_time_gives_the_mean_of_all(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, the direction of a large catalogue is that of a part of it."""
-    whole_C = classifier_halves(opened, 0, opened.labels.num_rows)[opened.trained_L].mean(axis=0)
+    whole_C = classifier_halves(opened, 0, opened.labels.num_rows).sum(axis=0)
     monkeypatch.setattr("export.geometry.LABELS_A_CHUNK", 7)
     found = find_cone(opened)
     assert found.shrink == CONE_SHRINK

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -18,7 +17,7 @@ from transformers import (
 )
 
 from retrieval.errors import RecipeError
-from training.model import StaticEncoder, TransformerEncoder, UnifiedModel, empty_model, fresh_model
+from training.model import TransformerEncoder, UnifiedModel, empty_model, fresh_model
 from training.optimization import dense_optimizer, uses_bfloat16
 from training.recipe import Recipe, load_recipe
 
@@ -30,45 +29,9 @@ def small(**sections: object) -> Recipe:
     return Recipe.model_validate({"name": "small", "encoder": {"kind": "static", "dim": 8}, **sections})
 
 
-def test_learning_and_answering_encode_alike() -> None:
-    """If this failed, what is trained would not be what is exported and served."""
-    encoder = StaticEncoder(torch.randn(12, 8), torch.randn(12, 1))
-    learned = encoder.train()(IDS, MASK)
-    with torch.no_grad():
-        answered = encoder.eval()(IDS, MASK)
-    assert torch.allclose(learned, answered, atol=1e-6)
-
-
-def test_the_static_encoder_is_a_weighted_mean_without_the_padding() -> None:
-    """If this failed, a text's vector would depend on which longer text shares its batch."""
-    vectors, weights = torch.randn(12, 8), torch.randn(12, 1)
-    encoder = StaticEncoder(vectors, weights).eval()
-    w = F.softplus(weights[[5, 6, 7]])
-    assert torch.allclose(encoder(IDS, MASK)[0], (w * vectors[[5, 6, 7]]).sum(0) / w.sum(), atol=1e-6)
-    assert torch.allclose(encoder(IDS, MASK)[1], vectors[8], atol=1e-6)
-
-
-def test_both_row_tables_of_the_static_encoder_get_the_true_gradient() -> None:
-    """If this failed, token vectors or token weights would not learn from both places a token stands in."""
-    vectors, weights = torch.randn(12, 8), torch.randn(12, 1)
-    encoder = StaticEncoder(vectors.clone(), weights.clone()).train()
-    direction = torch.randn(3, 8)
-    (encoder(IDS, MASK) * direction).sum().backward()
-    found = {rows.tolist()[0]: leaf.grad for rows, leaf in encoder.vectors._taken}
-    reference_v, reference_w = vectors.clone().requires_grad_(), weights.clone().requires_grad_()
-    w = F.softplus(reference_w[IDS].squeeze(-1)) * MASK
-    mean = (reference_v[IDS] * (w / w.sum(1, keepdim=True)).unsqueeze(-1)).sum(1)
-    (mean * direction).sum().backward()
-    assert reference_v.grad is not None
-    assert reference_w.grad is not None
-    assert torch.allclose(found[5], reference_v.grad[[5, 6, 7, 8]], atol=1e-6)
-    (_, weight_leaf), = encoder.weights._taken  # fmt: skip
-    assert torch.allclose(weight_leaf.grad, reference_w.grad[[5, 6, 7, 8]], atol=1e-6)
-
-
 def test_what_is_searched_with_has_unit_length_and_training_leaves_the_classifier_raw() -> None:
     """If this failed, the score would not be a mean of two cosines, or training would normalise Φ_C."""
-    model = fresh_model(small(heads={"classifier": {"dim": 5}}), n_labels=4, vocabulary=12).eval()
+    model = fresh_model(small(heads={"classifier": {"dim": 5}}), n_labels=4, rarity_V=torch.ones(12)).eval()
     dual_BD, classifier_BC = model.query_vectors(IDS, MASK)
     assert dual_BD.shape == (3, 8)
     assert classifier_BC.shape == (3, 5)
@@ -96,7 +59,7 @@ def transformer(folder: Path, **encoder: object) -> Recipe:
 
 def test_a_transformer_is_mean_pooled_and_blind_to_padding(tiny_bert: Path) -> None:
     """If this failed, a query's vector would depend on its batch."""
-    model = fresh_model(transformer(tiny_bert), n_labels=3, vocabulary=40).eval()
+    model = fresh_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40)).eval()
     together = model.encoder(IDS, MASK)
     alone = model.encoder(IDS[1:2, :1], MASK[1:2, :1])
     assert torch.allclose(together[1], alone[0], atol=1e-5)
@@ -104,18 +67,18 @@ def test_a_transformer_is_mean_pooled_and_blind_to_padding(tiny_bert: Path) -> N
 
 def test_only_the_first_layers_are_kept_and_more_than_there_are_is_refused(tiny_bert: Path) -> None:
     """If this failed, `encoder.layers` would be ignored."""
-    model = fresh_model(transformer(tiny_bert, layers=1), n_labels=3, vocabulary=40)
+    model = fresh_model(transformer(tiny_bert, layers=1), n_labels=3, rarity_V=torch.ones(40))
     assert isinstance(model.encoder, TransformerEncoder)
     assert model.encoder.transformer.config.num_hidden_layers == 1  # type: ignore[union-attr]
     assert not any("layer.1." in name for name in model.state_dict())
     with pytest.raises(RecipeError, match="has 2: give at most that"):
-        fresh_model(transformer(tiny_bert, layers=3), n_labels=3, vocabulary=40)
+        fresh_model(transformer(tiny_bert, layers=3), n_labels=3, rarity_V=torch.ones(40))
 
 
 def test_a_model_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     """If this failed, a wrong path would end in a traceback of another library."""
     with pytest.raises(RecipeError, match="there is no such folder"):
-        fresh_model(transformer(tmp_path / "nowhere"), n_labels=3, vocabulary=40)
+        fresh_model(transformer(tmp_path / "nowhere"), n_labels=3, rarity_V=torch.ones(40))
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
@@ -124,13 +87,13 @@ def test_a_damaged_model_folder_is_one_sentence(tiny_bert: Path, damage: str) ->
     whole = (tiny_bert / damage).read_bytes()
     (tiny_bert / damage).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RecipeError, match="cannot be loaded"):
-        fresh_model(transformer(tiny_bert), n_labels=3, vocabulary=40)
+        fresh_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40))
 
 
 def test_more_tokens_than_the_model_reads_are_refused(tiny_bert: Path) -> None:
     """If this failed, the first long text would end a run hours in."""
     with pytest.raises(RecipeError, match="reads 32 tokens"):
-        fresh_model(transformer(tiny_bert, max_tokens=33), n_labels=3, vocabulary=40)
+        fresh_model(transformer(tiny_bert, max_tokens=33), n_labels=3, rarity_V=torch.ones(40))
 
 
 @pytest.mark.parametrize("architecture", ["t5", "modernbert", "distilbert"])
@@ -159,7 +122,7 @@ def test_other_architectures_encode_and_reload(tmp_path: Path, architecture: str
     }
     made[architecture]().save_pretrained(tmp_path / "model")
     recipe = transformer(tmp_path / "model", layers=1)
-    model = fresh_model(recipe, n_labels=3, vocabulary=40)
+    model = fresh_model(recipe, n_labels=3, rarity_V=torch.ones(40))
     assert isinstance(model.encoder, TransformerEncoder)
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "config.json").write_text(model.encoder.transformer.config.to_json_string())  # type: ignore[union-attr, operator]
@@ -173,7 +136,7 @@ def test_other_architectures_encode_and_reload(tmp_path: Path, architecture: str
 def test_an_empty_model_takes_exactly_the_weights_of_a_fresh_one(tiny_bert: Path) -> None:
     """If this failed, a checkpoint could not be loaded without the files it was made from."""
     recipe = transformer(tiny_bert, layers=1)
-    model = fresh_model(recipe, n_labels=3, vocabulary=40)
+    model = fresh_model(recipe, n_labels=3, rarity_V=torch.ones(40))
     assert isinstance(model.encoder, TransformerEncoder)
     model.encoder.transformer.config.save_pretrained(tiny_bert / "again")  # type: ignore[union-attr, operator]
     empty = empty_model(recipe, 3, 40, tiny_bert / "again")
@@ -184,12 +147,18 @@ def test_an_empty_model_takes_exactly_the_weights_of_a_fresh_one(tiny_bert: Path
 
 def test_every_dense_weight_has_one_optimizer_and_rows_have_theirs(tiny_bert: Path) -> None:
     """If this failed, a part of the model would never learn, or ψ would be decayed by AdamW."""
-    model = fresh_model(transformer(tiny_bert), n_labels=3, vocabulary=40)
+    model = fresh_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40))
     dense = dense_optimizer(model, transformer(tiny_bert).optimizer)
     held = [id(parameter) for group in dense.param_groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
     assert list(model.row_tables()) == ["classifier"]
-    assert list(fresh_model(small(), 3, 12).row_tables()) == ["classifier", "token", "token_weight"]
+    assert list(fresh_model(small(), 3, torch.ones(12)).row_tables()) == [
+        "classifier",
+        "token",
+        "token_weight",
+        "place",
+        "pair",
+    ]
 
 
 def test_bfloat16_is_chosen_by_encoder_and_processor_or_by_the_recipe() -> None:
@@ -202,4 +171,4 @@ def test_bfloat16_is_chosen_by_encoder_and_processor_or_by_the_recipe() -> None:
 
 def test_the_default_recipe_builds_a_model() -> None:
     """If this failed, `diptych train` without --recipe would not start."""
-    assert isinstance(fresh_model(load_recipe("default"), 10, 100), UnifiedModel)
+    assert isinstance(fresh_model(load_recipe("default"), 10, torch.ones(100)), UnifiedModel)

@@ -15,12 +15,15 @@ from training.model import StaticEncoder, TransformerEncoder, UnifiedModel
 from training.recipe import Recipe
 
 VOCABULARY, N_LABELS = 200, 1000
-SHAPES = [(1, 1), (1, 9), (5, 5), (2, 1), (33, 12)]
+BIAS = 0.4
+SHAPES = [(1, 1), (1, 9), (5, 5), (2, 1), (33, 12), (4, 40)]
 
 
 def static() -> StaticEncoder:
-    encoder = StaticEncoder.fresh(VOCABULARY, 24, torch.Generator().manual_seed(0))
-    encoder.weights.weight.normal_(generator=torch.Generator().manual_seed(1))
+    encoder = StaticEncoder(torch.randn(VOCABULARY, 24), torch.zeros(VOCABULARY, 1), 50)
+    assert encoder.pairs is not None
+    for table in (encoder.weights, encoder.places, encoder.pairs):
+        table.weight.normal_(generator=torch.Generator().manual_seed(1))
     return encoder
 
 
@@ -35,8 +38,8 @@ def test_onnx_equals_torch(make: type, tmp_path: Path) -> None:
     torch.manual_seed(0)
     recipe = Recipe.model_validate({"name": "small", "heads": {"dual_encoder": {"dim": 16}, "classifier": {"dim": 8}}})
     model = UnifiedModel(make(), recipe, n_labels=N_LABELS).eval()
-    cone = Cone(np.full(8, 8**-0.5, np.float32), 0.5)
-    write_encoders(model, cone, tmp_path)
+    cone = Cone(np.full(9, 9**-0.5, np.float32), 0.5)
+    write_encoders(model, cone, BIAS, tmp_path)
     query, label = (onnxruntime.InferenceSession(str(tmp_path / f"{name}_encoder.onnx")) for name in ("query", "label"))
     for batch, length in SHAPES:
         ids_BT = torch.randint(1, VOCABULARY, (batch, length))
@@ -46,7 +49,8 @@ def test_onnx_equals_torch(make: type, tmp_path: Path) -> None:
         with torch.inference_mode():
             dual, classifier = model.query_vectors(ids_BT * mask_BT, mask_BT)
             labels = model.label_vectors(ids_BT * mask_BT, mask_BT)
-        expected = np.concatenate([dual, cone.stretch_queries(classifier.numpy())], 1)
+        with_bias = np.concatenate([classifier, np.full((batch, 1), BIAS, np.float32)], 1)
+        expected = np.concatenate([dual, cone.stretch_queries(with_bias)], 1)
         np.testing.assert_allclose(query.run(None, inputs)[0], expected, atol=1e-5)
         np.testing.assert_allclose(label.run(None, inputs)[0], labels, atol=1e-5)
     # ψ has a row a label: it belongs to vectors.npy, and would make the encoder grow with the catalogue.

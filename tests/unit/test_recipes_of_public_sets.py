@@ -38,6 +38,8 @@ def test_printed_settings_are_kept_as_printed(name: str) -> None:
     assert recipe.optimizer.encoder_lr in {1e-4, 2e-4, 1e-3}
     assert isinstance(recipe.encoder, TransformerEncoderRecipe)
     assert recipe.encoder.layers == 6
+    assert batching.label_queries.share == 0.0  # queries alone
+    assert recipe.validation.popularities == (0.0,)  # two cosines and nothing else
 
 
 @pytest.mark.parametrize("name", PUBLIC_SETS)

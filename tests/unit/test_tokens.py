@@ -1,10 +1,19 @@
 """Text → token ids."""
 
+import math
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-from training.tokens import UNKNOWN, learn_wordpiece, special_ids, tokenize, tokenize_in_memory
+from training.tokens import (
+    UNKNOWN,
+    inverse_document_frequency,
+    learn_wordpiece,
+    special_ids,
+    tokenize,
+    tokenize_in_memory,
+)
 
 TEXTS = ["credit card", "credit union", "card game", "Café au lait", "cafe latte", "playing cards", "naïve bayes"] * 2
 
@@ -52,3 +61,45 @@ def test_the_cache_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     again = tokenize(["never read: the cache stands"], tokenizer, tmp_path, "texts")
     assert again.ids_S.tolist() == first.ids_S.tolist() == tokenize_in_memory(TEXTS, tokenizer).ids_S.tolist()
     assert again.offsets_N1.tolist() == first.offsets_N1.tolist()
+
+
+def test_batches_of_some_texts_say_which_of_them_they_hold() -> None:
+    """If this failed, a vector of one query would be kept as another's when only some queries are encoded."""
+    tokens = tokenize_in_memory(TEXTS, learn_wordpiece(TEXTS, 1000))
+    rows_R = np.array([9, 2, 6, 3, 0])
+    seen = []
+    for places, batch in tokens.batches_by_length(2, rows_R):
+        assert len(places) <= 2
+        for place, ids_T, mask_T in zip(places, batch.input_ids_BT, batch.attention_mask_BT, strict=True):
+            assert ids_T[mask_T.bool()].tolist() == tokens.batch(rows_R[[place]]).input_ids_BT[0].tolist()
+        seen += places.tolist()
+    assert sorted(seen) == list(range(5))
+    assert list(tokens.batches_by_length(2, np.zeros(0, np.int64))) == []
+
+
+def test_texts_that_follow_others_keep_their_tokens() -> None:
+    """If this failed, label queries would be trained with the tokens of other texts."""
+    tokenizer = learn_wordpiece(TEXTS, 1000)
+    first, second = (tokenize_in_memory(texts, tokenizer) for texts in (TEXTS[:3], TEXTS[3:]))
+    joined, whole = first.followed_by(second), tokenize_in_memory(TEXTS, tokenizer)
+    assert joined.ids_S.tolist() == whole.ids_S.tolist()
+    assert joined.offsets_N1.tolist() == whole.offsets_N1.tolist()
+    assert joined.pad_id == whole.pad_id
+    nothing = tokenize_in_memory([], tokenizer)
+    for alone in (first.followed_by(nothing), nothing.followed_by(first)):
+        assert alone.offsets_N1.tolist() == first.offsets_N1.tolist()
+
+
+def test_rarity_counts_the_texts_that_a_token_stands_in() -> None:
+    """If this failed, a word said twice in a text would count as common, or the labels' words as never seen."""
+    tokenizer = learn_wordpiece(TEXTS, 1000)
+    vocabulary = tokenizer.get_vocab_size()
+    first = tokenize_in_memory(["card card card", "credit card", "union"], tokenizer)
+    second = tokenize_in_memory(["card", "credit union card"], tokenizer)
+    rarity = inverse_document_frequency(vocabulary, first, second)
+    found = {token: float(rarity[tokenizer.token_to_id(token)]) for token in ("card", "credit", "union", "latte")}
+    expected = {"card": 0.0, "credit": math.log(5 / 3), "union": math.log(5 / 3), "latte": math.log(5)}
+    assert found == pytest.approx(expected)
+    assert rarity.shape == (vocabulary,)
+    everywhere = tokenize_in_memory(["card"] * 3, tokenizer)
+    assert float(inverse_document_frequency(vocabulary, everywhere)[tokenizer.token_to_id("card")]) == 0.0  # never less

@@ -1,0 +1,107 @@
+"""Label texts as training queries: which labels are neighbours, and which of them become queries."""
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from training import gandalf
+from training.data.dataset import Split
+from training.data.ragged import Ragged
+from training.gandalf import label_queries, neighbouring_labels, share_of_labels
+from training.recipe import LabelQueriesRecipe
+
+N_LABELS = 7
+ROWS = st.lists(st.sets(st.integers(0, N_LABELS - 1), min_size=1), min_size=1, max_size=25)
+THRESHOLDS = st.sampled_from([0.0, 0.31, 0.57, 0.83])  # none of them is the cosine of two small sets
+
+
+def cosine(label: int, other: int, rows: list[set[int]]) -> float:
+    """Of the sets of queries that two labels are positives of; 0 when no two queries are in both."""
+    mine, theirs = ({q for q, row in enumerate(rows) if one in row} for one in (label, other))
+    shared = len(mine & theirs)
+    return shared / math.sqrt(len(mine) * len(theirs)) if shared >= 2 else 0.0
+
+
+@given(ROWS, st.integers(1, N_LABELS), THRESHOLDS, st.integers(1, N_LABELS + 1))
+@settings(deadline=None)
+def test_neighbours_are_the_nearest_by_their_queries(
+    rows: list[set[int]], most: int, threshold: float, block: int
+) -> None:
+    """If this failed, a label's text would be taught labels that have nothing to do with it; blocks change nothing."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(gandalf, "LABELS_A_BLOCK", block)
+        found = neighbouring_labels(Ragged.from_lists([sorted(row) for row in rows]), N_LABELS, most, threshold)
+    assert len(found) == N_LABELS
+    for label in range(N_LABELS):
+        neighbours = found[label].tolist()
+        allowed = {other: cosine(label, other, rows) for other in range(N_LABELS) if other != label}
+        expected = sorted((near for near in allowed.values() if near and near >= threshold), reverse=True)[:most]
+        assert [allowed[other] for other in neighbours] == pytest.approx(expected)
+        assert len(set(neighbours)) == len(neighbours)
+
+
+@pytest.mark.parametrize("block", [1, 2, 1000])
+def test_neighbours_come_nearest_first_and_equal_ones_by_row(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this failed, `most` would keep other labels than the nearest, or others in each run."""
+    monkeypatch.setattr(gandalf, "LABELS_A_BLOCK", block)
+    shared = [[0, 3, 4, 1]] * 2 + [[0, 3, 4]] * 2 + [[0, 2]] * 2 + [[5], [6, 0]]  # 6 shares one query: chance
+    positives = Ragged.from_lists(shared)
+    assert neighbouring_labels(positives, N_LABELS, 30, 0.0)[0].tolist() == [3, 4, 1, 2]
+    assert neighbouring_labels(positives, N_LABELS, 3, 0.0)[0].tolist() == [3, 4, 1]
+    assert neighbouring_labels(positives, N_LABELS, 30, 0.6)[0].tolist() == [3, 4]
+    assert neighbouring_labels(positives, N_LABELS, 30, 0.0).lengths.tolist() == [4, 3, 1, 3, 3, 0, 0]
+
+
+LABEL_TEXTS = ["first", "second", "third", "fourth", "alone"]
+
+
+@pytest.fixture
+def train() -> Split:
+    """Labels 0 and 1 share two queries, 2 and 3 two others; one of the five queries is the text of label 0."""
+    rows = [("x", [0, 1]), ("y", [1, 0]), ("first", [2, 3]), ("z", [3, 2]), ("w", [4])]
+    return Split.from_lists(
+        [f"q{row}" for row in range(5)], [text for text, _ in rows], Ragged.from_lists(r for _, r in rows),
+        Ragged.from_lists([[], [], [0], [], []]),
+    )  # fmt: skip
+
+
+def test_label_queries_are_label_texts_with_their_neighbours(train: Split) -> None:
+    """If this failed, a label's text would be taught twice, with itself as its answer, or without any."""
+    extra, _ = label_queries(train, LABEL_TEXTS, LabelQueriesRecipe(share=1.0))
+    # No row for "first", which is a training query, nor for "alone", which shares queries with no other label.
+    assert extra.texts == ["second", "third", "fourth"]
+    assert [labels.tolist() for labels in extra.labels] == [[0], [3], [2]]
+    assert [own.tolist() for own in extra.exclude] == [[1], [2], [3]]
+    assert not set(extra.ids) & set(train.ids)
+    assert len(set(extra.ids)) == 3
+
+
+@pytest.mark.parametrize(("share", "drawn"), [(None, 1), (0.4, 2), (1.0, 5), (3.0, 15)])
+def test_as_many_are_drawn_as_the_share_of_the_training_queries(train: Split, share: float | None, drawn: int) -> None:
+    """If this failed, label texts would crowd out the queries, or none would be learned from."""
+    assert label_queries(train, LABEL_TEXTS, LabelQueriesRecipe(share=share))[1] == drawn
+
+
+@pytest.mark.parametrize(("share", "texts"), [(0.0, LABEL_TEXTS), (None, ["no", "query", "is", "a", "label"])])
+def test_without_a_share_there_are_none(train: Split, share: float | None, texts: list[str]) -> None:
+    """If this failed, queries that look nothing like labels would be mixed with texts of another task."""
+    extra, drawn = label_queries(train, texts, LabelQueriesRecipe(share=share))
+    assert (len(extra), drawn) == (0, 0)
+
+
+def test_most_and_threshold_are_the_recipes(train: Split) -> None:
+    """If this failed, the recipe's keys would be ignored."""
+    tripled = Split.from_lists(
+        [f"{n}" for n in range(6)], list("uvwxyz"), Ragged.from_lists([[0, 1, 2]] * 3 + [[0, 1]] * 3), Ragged.empty(6)
+    )
+    for most, threshold, expected in ((1, 0.0, [1]), (5, 0.0, [1, 2]), (5, 0.9, [1])):
+        recipe = LabelQueriesRecipe(share=1.0, most=most, threshold=threshold)
+        assert label_queries(tripled, LABEL_TEXTS, recipe)[0].labels[0].tolist() == expected
+
+
+def test_the_share_of_queries_that_are_labels() -> None:
+    """If this failed, the default number of label queries would be another one than the dataset asks for."""
+    assert share_of_labels(["a", "b", "b", "c"], ["b", "c", "d"]) == 0.75
+    assert share_of_labels([], ["b"]) == 0.0
