@@ -63,7 +63,10 @@ def find_cone(checkpoint: Checkpoint) -> Cone:
 
 
 def classifier_halves(checkpoint: Checkpoint, start: int, stop: int) -> Halves:
-    """[N(ψ) ; √b·p] of the labels from `start` to `stop`, zero for one without a training positive."""
+    """[N(ψ) ; √b·p] of the labels from `start` to `stop`.
+
+    N(ψ) is zero where the row never moved, p where there is no training positive.
+    """
     rows_NC = checkpoint.model.classifier_rows()[start:stop].detach().float()
     unit_NC: Halves = torch.nn.functional.normalize(rows_NC, dim=-1).numpy()
     unit_NC = unit_NC * checkpoint.trained_L[start:stop, None]

@@ -1,4 +1,4 @@
-"""[√(1−b)·N(g1 Φ(z)) ; √b·N(ψ)] for every label, the latter shrunk along its cone, written a chunk at a time.
+"""[√(1−b)·N(g1 Φ(z)) ; √b·classifier half] for every label, the latter shrunk along its cone, a chunk at a time.
 
 Shapes: L labels, B labels of a chunk, D vector width.
 """
@@ -21,8 +21,8 @@ def write_vectors(
 ) -> None:
     """Encode the label texts with the bundle's own label encoder.
 
-    Memory is that of one chunk, whatever the number of labels. A label without a training positive, or whose row ψ is
-    zero, has a zero classifier half. Raises GateError for a vector that is not finite.
+    Memory is that of one chunk, whatever the number of labels. A label without a training positive has a zero
+    classifier half. Raises GateError for a vector that is not finite.
     """
     n_labels, scale_D = checkpoint.labels.num_rows, facts.label_scale()
     vectors_LD: np.memmap[Any, np.dtype[np.float32]]

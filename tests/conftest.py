@@ -26,7 +26,7 @@ def checkpoint(dataset_folder: Path) -> Path:
     from training.run import train
 
     folder = dataset_folder.parent / "checkpoint"
-    recipe = load_recipe("keywords", ["optimizer.epochs=3", "validation.popularities=[0.15]"])
+    recipe = load_recipe("default", ["optimizer.epochs=3", "validation.popularities=[0.15]"])
     train(Dataset.open(dataset_folder), recipe, folder, Kept())
     return folder
 

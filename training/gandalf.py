@@ -56,13 +56,14 @@ def neighbouring_labels(labels: Ragged, n_labels: int, most: int, threshold: flo
     ones = np.ones(len(labels.values), np.float32)
     clicked_NL = csr_array((ones, labels.values, labels.offsets), shape=(len(labels), n_labels))
     clicked_LN = clicked_NL.T.tocsr()
-    length_L = np.sqrt(np.maximum(np.bincount(labels.values, minlength=n_labels), 1))
+    count_L = np.maximum(np.bincount(labels.values, minlength=n_labels), 1).astype(np.float64)
     found: list[NDArray[np.int32]] = []
     lengths_L = np.zeros(n_labels, np.int64)
     for start in range(0, n_labels, LABELS_A_BLOCK):
         shared = (clicked_LN[start : start + LABELS_A_BLOCK] @ clicked_NL).tocoo()
         label, other = shared.coords[0] + start, shared.coords[1]
-        cosine = shared.data / (length_L[label] * length_L[other])
+        # One root of the exact product: of two, a cosine that is just the threshold would fall below it.
+        cosine = shared.data / np.sqrt(count_L[label] * count_L[other])
         kept = (cosine >= threshold) & (shared.data >= LEAST_SHARED) & (label != other)
         label, other, cosine = label[kept], other[kept], cosine[kept]
         order = np.lexsort((other, -cosine, label))  # by label, nearest first, equal ones by row

@@ -68,8 +68,8 @@ def stages(folder: Path) -> dict[str, tuple[object, ...]]:
     dataset, checkpoint, store = folder / "dataset", folder / "checkpoint", folder / "store"
     return {
         "prepare": ("prepare", HERE, "--out", dataset),
-        "train": ("train", "--dataset", dataset, "--recipe", "keywords", "--out", checkpoint),
-        "evaluate": ("evaluate", checkpoint, "--dataset", dataset),
+        "train": ("train", "--dataset", dataset, "--out", checkpoint),
+        "evaluate": ("evaluate", checkpoint, "--dataset", dataset, "--worst", "1"),
         "export": ("export", checkpoint, "--store", store, "--activate"),
     }
 

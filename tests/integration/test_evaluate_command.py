@@ -21,7 +21,7 @@ OTHER = ["optimizer.epochs=1", "encoder.dim=32", "encoder.vocabulary_size=2000",
 def weaker(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch of a smaller model on the same dataset."""
     folder = tmp_path_factory.mktemp("weaker") / "checkpoint"
-    train(Dataset.open(dataset_folder), load_recipe("keywords", OTHER), folder, Kept())
+    train(Dataset.open(dataset_folder), load_recipe("default", OTHER), folder, Kept())
     return folder
 
 

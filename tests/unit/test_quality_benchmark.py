@@ -132,7 +132,7 @@ def test_a_finished_command_makes_its_report_again_without_training(tiny: Datase
     """An interrupted evening of runs would begin anew, or a table could not be made again from what was kept."""
     out = tmp_path / "runs"
     command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(tiny.folder), "--out", str(out)]
-    command += ["--recipe", "keywords:optimizer.epochs=1", "--seeds", "1", "--peers", "--threads", "1"]
+    command += ["--recipe", "default:optimizer.epochs=1", "--seeds", "1", "--peers", "--threads", "1"]
     subprocess.run(command, check=True, capture_output=True)
     report = (out / "report.md").read_text(encoding="utf-8")
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*seed0/**/*") if path.is_file()}
@@ -143,7 +143,7 @@ def test_a_finished_command_makes_its_report_again_without_training(tiny: Datase
     assert "| seed | head |" in report, "each head beside the unified model"
     assert "unified − classifier" in report, "paired gaps"
     assert "Peers" not in report
-    kept = json.loads((out / "report.json").read_text(encoding="utf-8"))["systems"]["keywords optimizer.epochs=1"][0]
+    kept = json.loads((out / "report.json").read_text(encoding="utf-8"))["systems"]["default optimizer.epochs=1"][0]
     assert kept["cost"]["peak_mib"] > 10
     assert kept["cost"]["wall_seconds"] >= kept["cost"]["train_seconds"] > 0
 
