@@ -177,7 +177,7 @@ class Trainer:
         train, batching = self.material.train, self.recipe.batching
         label_LD = self._dual_vectors(self.material.label_tokens)
         mined = batching.hard_negatives * batching.refresh_epochs
-        not_negative = _joined(train.labels.take(rows_R), train.exclude.take(rows_R))
+        not_negative = train.labels.take(rows_R).joined(train.exclude.take(rows_R))
         found_NH = np.full((len(train), mined), -1, np.int32)
         found_NH[rows_R] = mine_hard_negatives(query_RD, label_LD, not_negative, mined, progress)
         return found_NH
@@ -336,9 +336,3 @@ def diverged(how: str) -> TrainingError:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _joined(left: Ragged, right: Ragged) -> Ragged:
-    """The values of both in each row."""
-    order = np.argsort(np.concatenate([left.row_of_value, right.row_of_value]), kind="stable")
-    return Ragged.from_lengths(np.concatenate([left.values, right.values])[order], left.lengths + right.lengths)

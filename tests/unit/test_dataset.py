@@ -208,3 +208,12 @@ def test_a_split_followed_by_another_holds_both() -> None:
     assert [row.tolist() for row in joined.exclude] == [[2], [], [0, 1]]
     for alone in (second.followed_by(nothing), nothing.followed_by(second)):
         assert alone.table().equals(second.table())
+
+
+def test_two_ragged_lists_are_joined_row_by_row_or_one_behind_the_other() -> None:
+    """If this failed, a query would be given another query's labels or excludes."""
+    rows, more = [[3, 1], [], [7]], [[2], [5, 5], []]
+    left, right = Ragged.from_lists(rows), Ragged.from_lists(more)
+    joined, behind = left.joined(right), left.followed_by(right)
+    assert [joined[row].tolist() for row in range(3)] == [a + b for a, b in zip(rows, more, strict=True)]
+    assert [behind[row].tolist() for row in range(6)] == rows + more

@@ -81,7 +81,7 @@ def without_reciprocal_pairs(
     known = reciprocal.reversed_pairs(own_R, labels, split_R == TRAIN)
     gone = labels.overlap(known) & validation_R[labels.row_of_value]
     report["reciprocal pairs left out of the validation rows, as the test rows leave out theirs"] += int(gone.sum())
-    return labels.keep(~gone), reciprocal.joined(exclude, labels.keep(gone))
+    return labels.keep(~gone), exclude.joined(labels.keep(gone))
 
 
 def frequent(

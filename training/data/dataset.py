@@ -106,17 +106,11 @@ class Split:
 
     def followed_by(self, other: "Split") -> "Split":
         """These rows and then those of `other`."""
-        joined = [
-            Ragged.from_lengths(
-                np.concatenate([mine.values, more.values]), np.concatenate([mine.lengths, more.lengths])
-            )
-            for mine, more in ((self.labels, other.labels), (self.exclude, other.exclude))
-        ]
         ids, texts = (
             pa.chunked_array([*mine.chunks, *more.chunks], pa.string())
             for mine, more in ((self.ids_column, other.ids_column), (self.texts_column, other.texts_column))
         )
-        return Split(ids, texts, *joined)
+        return Split(ids, texts, self.labels.followed_by(other.labels), self.exclude.followed_by(other.exclude))
 
     def table(self) -> Any:
         """The four columns of the split's file."""

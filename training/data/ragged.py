@@ -97,6 +97,17 @@ class Ragged(Sequence[IntArray]):
         before = np.concatenate([[0], np.cumsum(kept_V, dtype=np.int64)])
         return Ragged(self.values[kept_V], before[self.offsets])
 
+    def joined(self, other: "Ragged") -> "Ragged":
+        """In each row the values of both, those of `other` (as many rows) behind."""
+        order_V = np.argsort(np.concatenate([self.row_of_value, other.row_of_value]), kind="stable")
+        return Ragged.from_lengths(np.concatenate([self.values, other.values])[order_V], self.lengths + other.lengths)
+
+    def followed_by(self, other: "Ragged") -> "Ragged":
+        """These rows and then those of `other`."""
+        return Ragged.from_lengths(
+            np.concatenate([self.values, other.values]), np.concatenate([self.lengths, other.lengths])
+        )
+
     def keys(self, base: int) -> npt.NDArray[np.int64]:
         """V numbers `row * base + value`, one for each distinct (row, value) when all values are in 0..base-1."""
         return self.row_of_value * base + self.values

@@ -40,10 +40,3 @@ def reversed_pairs(own_R: npt.NDArray[np.int64], labels: Ragged, learned_R: npt.
 def left_out(reversed_N: Ragged, labels_N: Ragged, exclude_N: Ragged) -> bool:
     """Whether these rows leave out their reciprocal pairs: `exclude` names some, and none is left among the labels."""
     return bool(reversed_N.overlap(exclude_N).any()) and not reversed_N.overlap(labels_N).any()
-
-
-def joined(left: Ragged, right: Ragged) -> Ragged:
-    """The distinct values of both in each row, rising."""
-    base = int(max(left.values.max(initial=0), right.values.max(initial=0))) + 1
-    row, value = np.divmod(np.unique(np.concatenate([left.keys(base), right.keys(base)])), base)
-    return Ragged.from_lengths(value.astype(np.int32), np.bincount(row, minlength=len(left)))
