@@ -209,7 +209,7 @@ def save_best(
     """
     trained_L = (positives_L > 0) & model.classifier_rows().any(dim=1).cpu().numpy()
     tensors = {
-        n: t.detach().cpu().contiguous() for n, t in model.state_dict().items() if not n.endswith(OPTIMIZER_STATE)
+        n: t.detach().cpu().contiguous() for n, t in model.answering_state().items() if not n.endswith(OPTIMIZER_STATE)
     }
     tensors["trained"] = torch.from_numpy(trained_L.astype(np.uint8))
     tensors["positives"] = torch.from_numpy(positives_L)

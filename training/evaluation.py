@@ -29,6 +29,7 @@ DEPTH = max(KS)  # ranks kept of each query
 SHORTLIST = 100  # far more than the depth, so that equal scores at its edge are cut by row number
 TEXTS_A_BATCH = 1024
 SCORES_A_BLOCK = 1 << 25
+FAR_BELOW = -1e4  # any sum of cosines; unlike −∞ it survives a mixture with weight 0
 HEADS = ("unified", "dual_encoder", "classifier")
 
 Figures = dict[str, dict[str, float]]
@@ -56,8 +57,19 @@ class Blend(NamedTuple):
     popularity: float
 
     def of(self, dual: Tensor, classifier: Tensor, popularity: Tensor) -> Tensor:
-        """Scores from the halves' cosines and the labels' popularities, all of one shape or broadcast to it."""
-        return torch.lerp(dual, classifier + self.popularity * popularity, self.weight)
+        """Scores from the halves' cosines and the labels' popularities, all of one shape or broadcast to it.
+
+        One half alone is given back as it is, not copied.
+        """
+        match self.weight:
+            case 0.0:
+                mixed = dual
+            case 1.0:
+                mixed = classifier
+            case _:
+                mixed = torch.lerp(dual, classifier, self.weight)
+        bonus = self.weight * self.popularity
+        return torch.add(mixed, popularity, alpha=bonus) if bonus else mixed
 
 
 SEARCHED = (Blend(0.0, 0.0), Blend(0.5, 0.0), Blend(1.0, 0.0), Blend(0.5, 0.2), Blend(1.0, 0.2))
@@ -127,7 +139,8 @@ def rank(
         classifier_QL = queries.classifier[start:stop] @ labels.classifier.T
         left_out = exclude.take(np.arange(start, stop))
         excluded = torch.from_numpy(left_out.row_of_value), torch.from_numpy(left_out.values.astype(np.int64))
-        row_QS = _shortlist(dual_QL, classifier_QL, labels.popularity, excluded, searched)
+        dual_QL[excluded] = classifier_QL[excluded] = FAR_BELOW
+        row_QS = _shortlist(dual_QL, classifier_QL, labels.popularity, searched)
         dual_QS, classifier_QS = dual_QL.gather(1, row_QS), classifier_QL.gather(1, row_QS)
         popularity_QS = labels.popularity[row_QS]
         # Rows rise along a shortlist, so a row that stands there twice stands beside itself.
@@ -136,7 +149,7 @@ def rank(
         excluded_QL[excluded] = True
         gone_QS |= excluded_QL.gather(1, row_QS)
         for blend in found:
-            scores_QS = blend.of(dual_QS, classifier_QS, popularity_QS).masked_fill_(gone_QS, -torch.inf)
+            scores_QS = blend.of(dual_QS, classifier_QS, popularity_QS).masked_fill(gone_QS, -torch.inf)
             found[blend].append(_best(row_QS, scores_QS))
     return {blend: np.concatenate(blocks) for blend, blocks in found.items()}
 
@@ -145,7 +158,6 @@ def _shortlist(
     dual_QL: Tensor,
     classifier_QL: Tensor,
     popularity_L: Tensor,
-    excluded: tuple[Tensor, Tensor],
     searched: Sequence[Blend],
 ) -> Tensor:
     """Rows [Q, S] of the best SHORTLIST labels at each searched blend, rising; a row may stand there twice."""
@@ -153,7 +165,6 @@ def _shortlist(
     tops = []
     for blend in searched:
         scores_QL = blend.of(dual_QL, classifier_QL, popularity_L)
-        scores_QL[excluded] = -torch.inf
         tops.append(torch.topk(scores_QL, size, dim=1, sorted=False).indices)
     return torch.cat(tops, dim=1).sort(dim=1).values
 
@@ -176,7 +187,7 @@ def scores(queries: Vectors, labels: LabelVectors, row_QK: NDArray[np.int64], bl
         dual_QK = torch.einsum("qd,qkd->qk", queries.dual[at], labels.dual[known_QK])
         classifier_QK = torch.einsum("qc,qkc->qk", queries.classifier[at], labels.classifier[known_QK])
         scores_QK = blend.of(dual_QK, classifier_QK, labels.popularity[known_QK])
-        found.append(scores_QK.masked_fill_(rows_QK < 0, -torch.inf).cpu().numpy())
+        found.append(scores_QK.masked_fill(rows_QK < 0, -torch.inf).cpu().numpy())
     return np.concatenate(found)
 
 

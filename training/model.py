@@ -7,6 +7,7 @@ Shapes: B texts, T tokens of the longest of them, D width of the dual encoder's 
 encoder, L labels, V tokens of the vocabulary.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from training import pretrained
 from training.recipe import HeadRecipe, Recipe, StaticEncoderRecipe, TransformerEncoderRecipe
 from training.rowwise import RowTable
+from training.spelling import SpelledVectors, shared_pieces, spelled
 from training.static_encoder import StaticEncoder, pretrained_vectors, random_vectors, rarity_weights
 
 
@@ -105,17 +107,30 @@ class UnifiedModel(nn.Module):
         """The tables that the row-wise optimiser moves, by name: classifier, and the tokens of a static encoder."""
         tables = {"classifier": self.classifier}
         if isinstance(self.encoder, StaticEncoder):
-            tables |= {"token": self.encoder.vectors, "token_weight": self.encoder.weights}
-            tables |= {"place": self.encoder.places}
+            match self.encoder.vectors:
+                case SpelledVectors() as spelt:
+                    tables |= {"token": spelt.own, "piece": spelt.pieces}
+                case RowTable() as vectors:
+                    tables |= {"token": vectors}
+            tables |= {"token_weight": self.encoder.weights, "place": self.encoder.places}
             if self.encoder.pairs is not None:
                 tables |= {"pair": self.encoder.pairs}
         return tables
 
+    def answering_state(self) -> dict[str, Tensor]:
+        """Every tensor by name, with spelled tokens added up to the plain table that answering needs."""
+        state = self.state_dict()
+        if isinstance(self.encoder, StaticEncoder) and isinstance(self.encoder.vectors, SpelledVectors):
+            state = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.vectors.")}
+            state["encoder.vectors.weight"] = self.encoder.vectors.weight
+        return state
 
-def fresh_model(recipe: Recipe, n_labels: int, rarity_V: Tensor) -> UnifiedModel:
+
+def fresh_model(recipe: Recipe, n_labels: int, rarity_V: Tensor, tokens: Sequence[str] = ()) -> UnifiedModel:
     """A model to train: weights from the recipe's seed, or a pretrained transformer with fresh heads.
 
-    `rarity_V` float [V]: inverse document frequency of each token, for a static encoder.
+    For a static encoder, `rarity_V` float [V] is each token's inverse document frequency, `tokens` are how they are
+    spelt (without them none shares anything).
     Raises RecipeError when what a recipe starts from cannot be loaded.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -123,23 +138,38 @@ def fresh_model(recipe: Recipe, n_labels: int, rarity_V: Tensor) -> UnifiedModel
     encoder: StaticEncoder | TransformerEncoder
     match recipe.encoder:
         case StaticEncoderRecipe(start_from=source) as choice:
-            vectors_VE = (
-                random_vectors(len(rarity_V), choice.dim, generator)
-                if source is None
-                else pretrained_vectors(pretrained.token_vectors(source, len(rarity_V)), choice.dim)
-            )
-            encoder = StaticEncoder(vectors_VE, rarity_weights(rarity_V), choice.pair_rows, choice.pair_dropout)
+            if source is None:
+                start_VE = random_vectors(len(rarity_V), choice.dim, generator)
+                vectors = _vectors(choice, start_VE, tokens, generator)
+            else:
+                start_VE = pretrained_vectors(pretrained.token_vectors(source, len(rarity_V)), choice.dim)
+                vectors = _vectors(choice, start_VE, tokens, None)
+            encoder = StaticEncoder(vectors, rarity_weights(rarity_V), choice.pair_rows, choice.pair_dropout)
         case TransformerEncoderRecipe() as choice:
             encoder = TransformerEncoder(pretrained.transformer(choice))
     return UnifiedModel(encoder, recipe, n_labels)
 
 
-def empty_model(recipe: Recipe, n_labels: int, vocabulary: int, config_folder: Path) -> UnifiedModel:
-    """A model whose weights a checkpoint is about to fill; a transformer's shape comes from its saved config."""
+def empty_model(
+    recipe: Recipe, n_labels: int, vocabulary: int, config_folder: Path, tokens: Sequence[str] = ()
+) -> UnifiedModel:
+    """A model whose weights a checkpoint is about to fill; a transformer's shape comes from its saved config.
+
+    `tokens` are those that a run which goes on began with; to answer, a static encoder's vectors are one plain table.
+    """
     encoder: StaticEncoder | TransformerEncoder
     match recipe.encoder:
-        case StaticEncoderRecipe(dim=dim, pair_rows=pairs, pair_dropout=dropout):
-            encoder = StaticEncoder(torch.zeros(vocabulary, dim), torch.zeros(vocabulary, 1), pairs, dropout)
+        case StaticEncoderRecipe() as choice:
+            empty_VE = torch.zeros(vocabulary, choice.dim)
+            vectors = _vectors(choice, empty_VE, tokens, None)
+            encoder = StaticEncoder(vectors, torch.zeros(vocabulary, 1), choice.pair_rows, choice.pair_dropout)
         case TransformerEncoderRecipe():
             encoder = TransformerEncoder(pretrained.empty_transformer(config_folder))
     return UnifiedModel(encoder, recipe, n_labels)
+
+
+def _vectors(
+    choice: StaticEncoderRecipe, start_VE: Tensor, tokens: Sequence[str], generator: torch.Generator | None
+) -> RowTable | SpelledVectors:
+    spelling = shared_pieces(tokens, choice.spelling_rows)
+    return spelled(start_VE, spelling, generator) if spelling.pieces else RowTable(start_VE)

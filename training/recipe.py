@@ -30,7 +30,7 @@ class Section(BaseModel):
 
 
 class StaticEncoderRecipe(Section):
-    """A learned vector and weight a token, a learned vector a pair of neighbours; see `training.static_encoder`.
+    """A learned vector and weight a token, learned vectors of pairs and of spelling; see `training.static_encoder`.
 
     The tokenizer is learned from the dataset's own texts, or comes with the token vectors of the transformer that
     `start_from` names.
@@ -39,6 +39,7 @@ class StaticEncoderRecipe(Section):
     kind: Literal["static"] = "static"
     dim: Positive = 256
     vocabulary_size: Annotated[int, Field(ge=64)] = 30_000
+    spelling_rows: Count = Field(default=50_000, description="runs of letters that tokens share, at most; 0: none")
     pair_rows: Count = Field(
         default=50_000, description="rows that pairs of neighbouring tokens share by hash; 0: none"
     )

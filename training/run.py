@@ -22,7 +22,7 @@ from training.gandalf import label_queries
 from training.model import empty_model, fresh_model
 from training.optimization import choose_device
 from training.recipe import Recipe
-from training.tokens import inverse_document_frequency, make_tokenizer, tokenize, tokenize_in_memory
+from training.tokens import inverse_document_frequency, make_tokenizer, tokenize
 from training.trainer import Listener, Material, Trainer
 
 LOCK, EVENTS = ".lock", "tensorboard"
@@ -86,12 +86,12 @@ def _trainer(
 ) -> Trainer:
     """A trainer at the beginning, or where the folder's state left off, which needs no pretrained model any more."""
     begun = (folder / "state.safetensors").is_file()
-    vocabulary = tokenizer.get_vocab_size()
+    tokens = [tokenizer.id_to_token(place) or "" for place in range(tokenizer.get_vocab_size())]
     if begun:
-        model = empty_model(recipe, dataset.n_labels, vocabulary, folder / "encoder")
+        model = empty_model(recipe, dataset.n_labels, len(tokens), folder / "encoder", tokens)
     else:
-        rarity_V = inverse_document_frequency(vocabulary, material.train_tokens, material.label_tokens)
-        model = fresh_model(recipe, dataset.n_labels, rarity_V)
+        rarity_V = inverse_document_frequency(len(tokens), material.train_tokens, material.label_tokens)
+        model = fresh_model(recipe, dataset.n_labels, rarity_V, tokens)
         ck.save_surroundings(folder, model, tokenizer, dataset.label_table, material.validation)
     trainer = Trainer(recipe, material, model, folder, device, listener, should_stop)
     if begun:
@@ -206,16 +206,16 @@ def _material(dataset: Dataset, recipe: Recipe, validation: Split, tokenizer: To
     constants = recipe.propensity
     extra, drawn = label_queries(train, dataset.label_texts, recipe.batching.label_queries)
     query_tokens = tokenize(train.texts, tokenizer, tokens, "train")
+    label_tokens = tokenize(dataset.label_texts, tokenizer, tokens, "labels")
     return Material(
         train=train.followed_by(extra) if len(extra) else train,
-        train_tokens=query_tokens.followed_by(tokenize_in_memory(extra.texts, tokenizer))
-        if len(extra)
-        else query_tokens,
+        # A label query excludes the one label whose text it is.
+        train_tokens=query_tokens.followed_by(label_tokens.take(extra.exclude.values)) if len(extra) else query_tokens,
         queries=len(train),
         label_queries=min(drawn, len(extra)),
         validation=validation,
         validation_tokens=tokenize(validation.texts, tokenizer, tokens, "validation"),
-        label_tokens=tokenize(dataset.label_texts, tokenizer, tokens, "labels"),
+        label_tokens=label_tokens,
         positives_L=counts_L,
         inverse_propensity_L=metrics.propensities(seen_L, len(train) + len(held_out), constants.a, constants.b),
     )

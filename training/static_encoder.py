@@ -3,9 +3,10 @@
     Φ(x) = Σ_t a_t·v[t] / Σ_t a_t  +  mean_t u[h(t, t+1)]        a_t = softplus(w[t]) · e^(front[i] + back[j])
 
 A token counts by how telling it is (w starts from how rare the token is) and by where it stands: i places from the
-front, j from the back. Pairs share rows of `u` by a hash, start at zero and bring in word order; in training a share of
-the texts goes without them, or the classifier would learn training queries by heart from their pairs. All of it is one
-graph of gathers and sums, so it exports as it is.
+front, j from the back. While it learns, v[t] is a vector of its own and those of what it shares with other tokens'
+spelling (`training.spelling`). Pairs share rows of `u` by a hash, start at zero and bring in word order; in training a
+share of the texts goes without them, or the classifier would learn training queries by heart from their pairs. All of
+it is one graph of gathers and sums, so it exports as it is.
 
 Shapes: B texts, T tokens of the longest of them, S tokens without padding, V tokens of the vocabulary, U distinct ones
 of a batch, H rows for pairs, E width.
@@ -18,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.rowwise import RowTable
+from training.spelling import SpelledVectors
 
 PLACES = 8  # told apart at either end of a text; those farther in share the last
 MULTIPLIERS = 1_000_003, 7_919  # of the hash of a pair; primes, and small enough for int64 at any vocabulary
@@ -28,9 +30,11 @@ USUAL_WEIGHT = 0.7
 class StaticEncoder(nn.Module):
     """Weighted mean of one learned vector a token, plus the mean of one a neighbouring pair."""
 
-    def __init__(self, vectors_VE: Tensor, weights_V1: Tensor, pairs: int = 0, pair_dropout: float = 0.0) -> None:
+    def __init__(
+        self, vectors: RowTable | SpelledVectors, weights_V1: Tensor, pairs: int = 0, pair_dropout: float = 0.0
+    ) -> None:
         super().__init__()
-        self.vectors = RowTable(vectors_VE)
+        self.vectors = vectors
         self.weights = RowTable(weights_V1)
         self.width = self.vectors.width
         self.places = RowTable(torch.zeros(2 * PLACES, 1))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from retrieval.errors import RecipeError
 from training import pretrained
+from training.data.ragged import IntArray, Ragged
 from training.recipe import Recipe, StaticEncoderRecipe, TransformerEncoderRecipe
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
@@ -72,6 +73,11 @@ class TokenizedTexts:
         for start in range(0, len(order_R), size):
             places_B = order_R[start : start + size]
             yield places_B, self.batch(places_B if rows_R is None else rows_R[places_B])
+
+    def take(self, rows_B: IntArray) -> "TokenizedTexts":
+        """The texts `rows_B`, in that order."""
+        taken = Ragged(self.ids_S, self.offsets_N1).take(rows_B)
+        return TokenizedTexts(taken.values.astype(np.int32, copy=False), taken.offsets, self.pad_id)
 
     def followed_by(self, other: "TokenizedTexts") -> "TokenizedTexts":
         """These texts and then those of `other`, which the same tokenizer made."""
@@ -168,7 +174,10 @@ def learn_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
         normalizers.BertNormalizer(lowercase=True, strip_accents=True),
         pre_tokenizers.BertPreTokenizer(),
     )
-    letters = sorted({letter for text in texts for letter in normalizer.normalize_str(text) if not letter.isspace()})
+    seen: set[str] = set()
+    for start in range(0, len(texts), CHUNK):
+        seen.update(normalizer.normalize_str("\n".join(texts[start : start + CHUNK])))
+    letters = sorted(letter for letter in seen if not letter.isspace())
     learner = Tokenizer(models.WordPiece(unk_token=UNKNOWN))
     learner.normalizer, learner.pre_tokenizer = normalizer, splitter
     numbered = [PAD, UNKNOWN, *(f"##{letter}" for letter in letters)]

@@ -29,7 +29,7 @@ def main() -> int:
     folder, seconds = options.folder, {}
     refuse_a_taken_port(options.port)
     for stage, parts in stages(folder).items():
-        seconds[stage] = timed(*parts)
+        seconds[stage] = timed(folder, *parts)
     started = time.perf_counter()
     with subprocess.Popen(announced("serve", "--store", folder / "store", "--port", options.port)) as server:
         try:
@@ -81,11 +81,12 @@ def announced(*parts: object) -> list[str]:
     return [sys.executable, "-m", "diptych", *words]
 
 
-def timed(*parts: object) -> float:
+def timed(folder: Path, *parts: object) -> float:
     """Seconds that a command took; ends the demo when it fails."""
     started = time.perf_counter()
     code = subprocess.run(announced(*parts), check=False).returncode
     if code:
+        print(f"If {folder}/ was made by another version of Diptych, remove it and start anew.", file=sys.stderr)
         sys.exit(code)
     return time.perf_counter() - started
 

@@ -13,6 +13,7 @@ from export.encoders import write_encoders
 from export.geometry import Cone
 from training.model import StaticEncoder, TransformerEncoder, UnifiedModel
 from training.recipe import Recipe
+from training.rowwise import RowTable
 
 VOCABULARY, N_LABELS = 200, 1000
 BIAS = 0.4
@@ -20,7 +21,7 @@ SHAPES = [(1, 1), (1, 9), (5, 5), (2, 1), (33, 12), (4, 40)]
 
 
 def static() -> StaticEncoder:
-    encoder = StaticEncoder(torch.randn(VOCABULARY, 24), torch.zeros(VOCABULARY, 1), 50)
+    encoder = StaticEncoder(RowTable(torch.randn(VOCABULARY, 24)), torch.zeros(VOCABULARY, 1), 50)
     assert encoder.pairs is not None
     for table in (encoder.weights, encoder.places, encoder.pairs):
         table.weight.normal_(generator=torch.Generator().manual_seed(1))

@@ -14,6 +14,7 @@ from retrieval.errors import RecipeError
 from tests.support.pretrained import HIDDEN, SPECIAL, save_tiny_bert
 from training.model import fresh_model
 from training.recipe import Recipe
+from training.rowwise import RowTable
 from training.static_encoder import MULTIPLIERS, PLACES, StaticEncoder, pretrained_vectors, rarity_weights
 from training.tokens import make_tokenizer
 
@@ -33,7 +34,7 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def encoder(pairs: int = PAIRS) -> StaticEncoder:
-    made = StaticEncoder(torch.randn(21, 8), torch.randn(21, 1), pairs)
+    made = StaticEncoder(RowTable(torch.randn(21, 8)), torch.randn(21, 1), pairs)
     made.places.weight.normal_()
     if made.pairs is not None:
         made.pairs.weight.normal_()
@@ -100,7 +101,7 @@ def test_every_table_gets_the_true_gradient() -> None:
 def test_word_order_counts_only_through_places_and_pairs() -> None:
     """If this failed, "dog bites man" and "man bites dog" would be one text, or plain means would not be plain."""
     ids, mask = torch.tensor([[5, 6, 7], [7, 6, 5]]), torch.ones(2, 3, dtype=torch.int64)
-    ordered, plain = encoder().eval(), StaticEncoder(torch.randn(21, 8), torch.randn(21, 1)).eval()
+    ordered, plain = encoder().eval(), StaticEncoder(RowTable(torch.randn(21, 8)), torch.randn(21, 1)).eval()
     assert not torch.allclose(*ordered(ids, mask))
     assert torch.allclose(*plain(ids, mask), atol=1e-6)
 
