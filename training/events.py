@@ -8,7 +8,8 @@
     validation_HEAD/…   by validated epoch: every figure in percent
 
 The horizontal axis counts the steps taken before: a run's first step stands at 0, its first validation at the steps of
-an epoch. A resumed run tells TensorBoard to forget what stands at or beyond the step it goes on from.
+an epoch. A run tells TensorBoard to forget what stands at or beyond the step it goes on from, which is 0 where an earlier
+one ended before it saved anything.
 """
 
 import time
@@ -40,8 +41,7 @@ class Events:
         self.file = (folder / f"events.out.tfevents.{time.time_ns()}").open("wb")
         self.writer = RecordWriter(self.file)
         self._add(Event(file_version="brain.Event:2"))
-        if cursor.taken:
-            self._add(Event(step=cursor.taken, session_log=SessionLog(status=SessionLog.START)))
+        self._add(Event(step=cursor.taken, session_log=SessionLog(status=SessionLog.START)))
         if cursor.step == 0 and cursor.history:  # this validation stands where the forgotten part begins
             self.validated(cursor.history[-1], cursor.history[-1])
 

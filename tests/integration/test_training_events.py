@@ -58,8 +58,10 @@ def test_every_figure_has_its_curve(finished: Path) -> None:
 
 
 # In the middle of an epoch; after an epoch's last step, before its validation; after the crash of a run that had got
-# further than what it saved.
-@pytest.mark.parametrize(("stops", "crash"), [([4, 5], 0), ([8], 0), ([16, 1], 0), ([4], 3), ([8], 5)])
+# further than what it saved, or that had saved nothing yet, before and after its first validation.
+@pytest.mark.parametrize(
+    ("stops", "crash"), [([4, 5], 0), ([8], 0), ([16, 1], 0), ([4], 3), ([8], 5), ([], 4), ([], 10)]
+)
 def test_a_resumed_run_goes_on_with_the_same_curves(
     words: Dataset, finished: Path, tmp_path: Path, stops: list[int], crash: int
 ) -> None:
