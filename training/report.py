@@ -93,13 +93,17 @@ def write_report(folder: Path, device: str = "auto") -> Path:
 
 
 def answers(opened: ck.Checkpoint, device: torch.device) -> Answers:
-    """Rank every label for every validation query, at the model's weight and along the whole curve."""
+    """Rank every label for every validation query, at the model's weight and along the whole curve.
+
+    The rankings at the model's weight and of each head alone are exact, as those that chose the epoch were.
+    """
     model, blend = opened.model.to(device), opened.blend
     texts = opened.labels["text"].to_pylist()
     queries = evaluation.encode_queries(model, tokenize_in_memory(opened.validation.texts, opened.tokenizer), device)
     labels = evaluation.encode_labels(model, tokenize_in_memory(texts, opened.tokenizer), opened.positives_L, device)
     blends = {weight: blend._replace(weight=weight) for weight in sorted({*WEIGHTS, blend.weight})}
-    found = evaluation.rank(queries, labels, list(blends.values()), opened.validation.exclude)
+    exact = [*evaluation.SEARCHED, *evaluation.by_head(blend).values()]
+    found = evaluation.rank(queries, labels, list(blends.values()), opened.validation.exclude, searched=exact)
     ranking_QK = {weight: found[at] for weight, at in blends.items()}
     return Answers(ranking_QK, evaluation.scores(queries, labels, found[blend], blend))
 

@@ -7,14 +7,17 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.command import run
-from training.checkpoint import read_facts
+from retrieval import metrics
+from training import evaluation
+from training.checkpoint import load_checkpoint, read_facts
 from training.data.dataset import Dataset, DatasetMeta
 from training.data.writing import write_dataset
 from training.recipe import load_recipe
-from training.report import settings, write_report
+from training.report import answers, settings, write_report
 
 HOSTILE = "<img src=http://example.org/x onerror=alert(1)>"
 
@@ -92,6 +95,17 @@ def test_the_page_says_what_the_run_reached_and_with_what(page: Page, trained: P
     curves = [found["class"] for tag, found in page.elements if tag == "polyline" and "points" in found]
     assert len([c for c in curves if c == "line unified"]) >= len(facts.recipe.validation.metrics)
     assert "line classifier bce" in curves
+
+
+def test_its_figures_are_those_that_the_run_was_chosen_by(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this failed, two figures of one model would stand on one page, the second from what other weights had found."""
+    monkeypatch.setattr(evaluation, "SHORTLIST", evaluation.DEPTH)  # a shortlist hides what it lacks until it is short
+    opened = load_checkpoint(trained)
+    found = answers(opened, torch.device("cpu"))
+    for head, blend in evaluation.by_head(opened.blend).items():
+        truth = [opened.validation.labels[row] for row in range(len(opened.validation))]
+        figures = metrics.evaluate(found.ranking_QK[blend.weight], truth, opened.inverse_propensity_L)
+        assert figures == pytest.approx(opened.metrics[head], abs=1e-6), head
 
 
 def test_the_page_can_be_made_again_from_the_folder_alone(trained: Path, tmp_path: Path) -> None:
