@@ -93,24 +93,6 @@ def ratios(
     return found
 
 
-def per_query_precision(top_rows_QK: IntArray, truth: Sequence[IntArray], k: int) -> FloatArray:
-    """The share of each query's first k that is true, in [0, 1], for the queries with a true label, in their order."""
-    n_labels = 1 + max((int(labels.max()) for labels in truth if len(labels)), default=-1)
-    _, hit_QK, _, _ = match(top_rows_QK, truth, k, max(n_labels, int(np.max(top_rows_QK, initial=-1)) + 1))
-    scored_Q = np.array([len(labels) > 0 for labels in truth])
-    return np.asarray(hit_QK[scored_Q].sum(axis=1) / k, np.float64)
-
-
-def paired_interval(a_Q: FloatArray, b_Q: FloatArray) -> tuple[float, float, float]:
-    """Mean of a − b over the same queries and the ends of its 95 % interval (normal approximation)."""
-    difference_Q = np.asarray(a_Q, np.float64) - np.asarray(b_Q, np.float64)
-    if difference_Q.size < 2:
-        raise BadInput(f"a paired interval needs at least two queries, not {difference_Q.size}")
-    mean = float(difference_Q.mean())
-    half_width = 1.959964 * float(difference_Q.std(ddof=1)) / difference_Q.size**0.5
-    return mean, mean - half_width, mean + half_width
-
-
 def match(
     top_rows_QK: IntArray, truth: Sequence[IntArray], k: int, n_labels: int
 ) -> tuple[IntArray, NDArray[np.bool_], IntArray, IntArray]:

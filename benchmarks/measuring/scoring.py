@@ -4,7 +4,7 @@ Suffixes: Q test queries with a true label, K ranks, L labels.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 
 from retrieval import metrics
 from training import analysis
+from training.comparison import Bootstrap, Estimate
 from training.data.dataset import Dataset, Split
 from training.data.ragged import Ragged
 
 DEPTH = max(metrics.KS)
 Figures = dict[str, float]
-Gap = tuple[float, float, float]
 
 
 def scored_queries(dataset: Dataset) -> Split:
@@ -83,12 +83,19 @@ class Judge:
         parts = analysis.by_label_frequency(ranking_QK, self.asked.labels, self.groups)
         return figures | {f"{group} R@{DEPTH}": of[f"R@{DEPTH}"] for group, of in parts.items()}
 
-    def gap(self, ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]], k: int) -> Gap:
-        """P@k of ours minus theirs in points: mean and 95 % interval, paired by query."""
-        pair = (without_excluded(answers, self.asked.exclude) for answers in (ours, theirs))
-        ours_Q, theirs_Q = (metrics.per_query_precision(ranking, self.asked.labels, k) for ranking in pair)
-        mean, low, high = metrics.paired_interval(ours_Q, theirs_Q)
-        return 100 * mean, 100 * low, 100 * high
+    def gaps(self, answers: Mapping[str, Sequence[Sequence[int]]], ks: Sequence[int]) -> dict[str, dict[int, Estimate]]:
+        """P@k of the unified answers minus each head's alone, in points, by head and k: paired by query."""
+        alone = [head for head in answers if head != "unified"]
+        if not alone:  # a peer
+            return {}
+        found = {
+            head: metrics.ratios(
+                without_excluded(of, self.asked.exclude), self.asked.labels, self.inverse_propensity_L, ks
+            )
+            for head, of in answers.items()
+        }
+        drawn = Bootstrap({(head, k): found[head][f"P@{k}"] for head in answers for k in ks})
+        return {head: {k: drawn.difference(("unified", k), (head, k)) for k in ks} for head in alone}
 
 
 def without_excluded(answers: Sequence[Sequence[int]], exclude: Ragged) -> NDArray[np.int64]:

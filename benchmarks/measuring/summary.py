@@ -5,8 +5,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from benchmarks.measuring.scoring import Figures, Gap, Judge
+from benchmarks.measuring.scoring import Figures, Judge
 from benchmarks.measuring.systems import Ran
+from training.comparison import Estimate
 
 HEADLINE = ("P@1", "P@5", "R@10", "PSP@5")
 GAPS_AT = (1, 5)
@@ -27,7 +28,7 @@ class Scored:
     seed: int | None
     figures: dict[str, Figures]
     cost: Mapping[str, float | None]
-    gaps: dict[str, dict[int, Gap]]
+    gaps: dict[str, dict[int, Estimate]]
 
 
 @dataclass(frozen=True)
@@ -55,15 +56,11 @@ def spread(values: Iterable[float | None]) -> Spread | None:
 
 def scored(ran: Ran, judge: Judge) -> Scored:
     """Figures and gaps of one run."""
-    alone = {head: answers for head, answers in ran.rankings.items() if head != "unified"}
     return Scored(
         seed=ran.seed,
         figures={head: judge.figures(answers) for head, answers in ran.rankings.items()},
         cost=ran.cost,
-        gaps={
-            head: {k: judge.gap(ran.rankings["unified"], answers, k) for k in GAPS_AT}
-            for head, answers in alone.items()
-        },
+        gaps=judge.gaps(ran.rankings, GAPS_AT),
     )
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from benchmarks.measuring.summary import HEADLINE, Spread, System
 from retrieval.metrics import KS
+from training.comparison import Estimate
 from training.data.dataset import Dataset
 
 METRICS = [f"{metric}@{k}" for metric in ("P", "PSP", "nDCG", "R", "C") for k in KS]
@@ -128,9 +129,14 @@ def halves(system: System) -> list[str]:
     for run in system.runs:
         lines += ["", f"Seed {run.seed}, classifier weight {run.cost['classifier_weight']:g}:", ""]
         lines += [
-            f"- P@{k}: unified − {HEADS[head]} = {mean:+.2f} points "
-            f"(95 % interval {low:+.2f} … {high:+.2f}, paired by query)"
+            f"- P@{k}: unified − {HEADS[head]} = {gap.value:+.2f} points ({_interval(gap)})"
             for head, at in run.gaps.items()
-            for k, (mean, low, high) in at.items()
+            for k, gap in at.items()
         ]
     return lines
+
+
+def _interval(gap: Estimate) -> str:
+    if gap.low is None or gap.high is None:
+        return "one query has no interval"
+    return f"95 % interval {gap.low:+.2f} … {gap.high:+.2f}, paired bootstrap"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval.errors import BadInput
-from retrieval.metrics import evaluate, paired_interval, per_query_precision, propensities, ratios
+from retrieval.metrics import evaluate, propensities, ratios
 
 TOP_QK = np.array([[3, 1, 0], [2, 4, -1]])
 TRUTH = [np.array([3, 0]), np.array([4])]
@@ -42,7 +42,6 @@ def test_queries_without_truth_are_not_scored() -> None:
     top_QK = np.concatenate([TOP_QK, [[0, 1, 2]]])
     truth = [*TRUTH, np.array([], np.int64)]
     assert evaluate(top_QK, truth, INVERSE_L, ks=(1, 3)) == evaluate(TOP_QK, TRUTH, INVERSE_L, ks=(1, 3))
-    assert per_query_precision(top_QK, truth, 1).tolist() == [1.0, 0.0]
 
 
 def test_ratios_keep_the_rows_of_the_queries() -> None:
@@ -71,13 +70,6 @@ def test_propensities_follow_the_published_formula() -> None:
     assert propensities(np.array([0]), 1000, a=0.5, b=0.4)[0] == pytest.approx(
         1 + (math.log(1000) - 1) * 1.4**0.5 * 0.4**-0.5
     )
-
-
-def test_paired_interval_by_hand() -> None:
-    """If it fails, a gap between two models is called certain when it is not."""
-    mean, low, high = paired_interval(np.array([1.0, 0.0, 1.0, 1.0]), np.array([0.0, 0.0, 1.0, 0.0]))
-    width = 1.959964 * math.sqrt(1 / 3) / 2
-    assert (mean, low, high) == pytest.approx((0.5, 0.5 - width, 0.5 + width))
 
 
 @pytest.mark.parametrize(

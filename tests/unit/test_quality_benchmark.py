@@ -17,6 +17,7 @@ from benchmarks.measuring.tables import row, table
 from retrieval import metrics
 from retrieval.errors import RecipeError
 from training.checkpoint import load_checkpoint
+from training.comparison import Estimate
 from training.data.dataset import Dataset
 from training.data.prepare import PrepareSettings, prepare
 from training.data.ragged import Ragged
@@ -113,6 +114,18 @@ def test_groups_by_frequency_share_out_the_hits(tiny: Dataset) -> None:
     figures = judge.figures([label_rows(tiny, "running shoes"), []])
     assert figures["head R@10"] == 100.0
     assert figures["unseen R@10"] == 0.0, "parkas have a validation positive only"
+
+
+def test_gaps_are_those_of_the_figures_and_paired_by_query(tiny: Dataset) -> None:
+    """A half would look useless, or the interval would be that of two models on different queries."""
+    judge = Judge(tiny, 0.55, 1.5)
+    (shoes, sneakers, parkas), nothing = label_rows(tiny, "running shoes", "sneakers", "parkas"), [[], []]
+    both = [[sneakers, shoes], [parkas]]  # the sneakers are excluded
+    gaps = judge.gaps({"unified": both, "dual_encoder": [[shoes], []], "classifier": both}, (1, 5))
+    assert gaps["dual_encoder"][1] == Estimate(50.0, 0.0, 100.0)
+    assert gaps["dual_encoder"][5].value == judge.figures(both)["P@5"] - judge.figures([[shoes], []])["P@5"]
+    assert gaps["classifier"] == dict.fromkeys((1, 5), Estimate(0.0, 0.0, 0.0))
+    assert judge.gaps({"unified": nothing}, (1, 5)) == {}, "a peer has no halves"
 
 
 def test_a_recipe_takes_overrides_and_its_folder_tells_them_apart() -> None:
