@@ -8,8 +8,8 @@
     validation_HEAD/…   by validated epoch: every figure in percent
 
 The horizontal axis counts the steps taken before: a run's first step stands at 0, its first validation at the steps of
-an epoch. A run tells TensorBoard to forget what stands at or beyond the step it goes on from, which is 0 where an earlier
-one ended before it saved anything.
+an epoch. A run tells TensorBoard to forget what stands at or beyond the step it goes on from, which is 0 where an
+earlier one ended before it saved anything.
 """
 
 import time

@@ -9,9 +9,9 @@ import pyarrow as pa
 import pytest
 import torch
 
+from retrieval import metrics
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.command import run
-from retrieval import metrics
 from training import evaluation
 from training.checkpoint import load_checkpoint, read_facts
 from training.data.dataset import Dataset, DatasetMeta
@@ -98,7 +98,7 @@ def test_the_page_says_what_the_run_reached_and_with_what(page: Page, trained: P
 
 
 def test_its_figures_are_those_that_the_run_was_chosen_by(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this failed, two figures of one model would stand on one page, the second from what other weights had found."""
+    """If this failed, one model's figure would stand on the page twice, with two values."""
     monkeypatch.setattr(evaluation, "SHORTLIST", evaluation.DEPTH)  # a shortlist hides what it lacks until it is short
     opened = load_checkpoint(trained)
     found = answers(opened, torch.device("cpu"))
