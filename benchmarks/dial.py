@@ -46,6 +46,7 @@ def main() -> int:
             )
             for folder, panel in zip(options.folders, panels[0], strict=True):
                 draw(panel, folder)
+            options.svg.parent.mkdir(parents=True, exist_ok=True)
             figure.savefig(options.svg, metadata={"Date": None})
     except DiptychError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -52,16 +52,25 @@ def arguments() -> argparse.Namespace:
         "--recipe", nargs="*", default=["default"], metavar="NAME[:KEY=VALUE…]",
         help="recipes, each with overrides if wanted; none at all: peers only (default: default)",
     )  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, … of each recipe (default: 3)")
+    parser.add_argument("--seeds", type=count, default=3, help="seeds 0, 1, … of each recipe (default: 3)")
     parser.add_argument("--peers", nargs="*", default=list(PEERS), choices=[*PEERS], help="default: all; none: recipes")
     parser.add_argument(
         "--environments", type=Path, help="folder of the peers' environments (default: OUT/environments)"
     )
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="threads to train with (default: all)")
+    parser.add_argument(
+        "--threads", type=count, default=os.cpu_count() or 1, help="threads to train with (default: all)"
+    )
     parser.add_argument(
         "--markdown", type=Path, help="the report; figures (.json) and plots beside it (default: OUT/report.md)"
     )
     return parser.parse_args()
+
+
+def count(text: str) -> int:
+    """A number from 1; ValueError, which argparse tells with the option and the text."""
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
 
 def measure(options: argparse.Namespace, console: Console) -> Path:
@@ -74,6 +83,8 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
     dataset = opened(options.source, out / "dataset")
     constants = PropensityRecipe()
     judge = Judge(dataset, constants.a, constants.b)
+    asked = len(judge.asked)  # refuses a test split without truth before the long part
+    console.print(f"{dataset.meta.name}: {asked:,} test queries with a true label", highlight=False)
     systems = []
     for of_recipe in runs:
         found = []

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval import metrics
-from retrieval.errors import CheckpointError, DatasetError
+from retrieval.errors import CheckpointError
 from retrieval.metrics import FloatArray, Ratio
 from training import analysis, evaluation
 from training.analysis import BoolArray, Example
 from training.checkpoint import Checkpoint, load_checkpoint, read_facts
-from training.data.dataset import SPLITS, Dataset, Split
+from training.data.dataset import Dataset, Split
 from training.evaluation import Blend, Figures
 from training.optimization import choose_device
 from training.tokens import tokenize_in_memory
@@ -87,14 +87,9 @@ def measure(
     `weight` is the classifier's share of the score; None takes the one chosen on validation. `propensities_of` lends
     its propensities, so that two checkpoints with other constants can be compared.
     """
-    if split not in SPLITS:
-        raise DatasetError(f"there is no split '{split}'. Choose one of {', '.join(SPLITS)}.")
+    asked = dataset.scored(split)
     require_trained_on(checkpoint, dataset)
     opened = load_checkpoint(checkpoint)
-    asked = dataset.split(split)
-    asked = asked.take(np.flatnonzero(asked.labels.lengths > 0))
-    if not len(asked):
-        raise DatasetError(f"{dataset.folder}: the split '{split}' has no query with a true label to measure on.")
     blend = opened.blend if weight is None else opened.blend._replace(weight=weight)
     counts_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
     rankings, scores_QK = _answers(opened, dataset, asked, blend, device)

@@ -33,7 +33,7 @@ STYLE: Any = {
 
 
 def draw(name: str, systems: Sequence[System], folder: Path, stem: str) -> list[str]:
-    """Write the three SVG files; return their names, without the one on time when no training time is known."""
+    """Write the three SVG files; return their names."""
     groups = [group for group in GROUPS if any(system.figure(group) for system in systems)]
     made = []
     with plt.rc_context(STYLE):

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 import diptych
-from benchmarks.measuring.scoring import scored_queries
 from benchmarks.peers.process import TIMED_QUERIES, peak_mib
 from training import evaluation
 from training.checkpoint import Checkpoint, load_checkpoint, read_facts
@@ -60,7 +59,7 @@ class Answers:
     """A checkpoint's exact answers to the test queries that have truth."""
 
     def __init__(self, opened: Checkpoint, dataset: Dataset) -> None:
-        self.opened, self.asked, self.cpu = opened, scored_queries(dataset), torch.device("cpu")
+        self.opened, self.asked, self.cpu = opened, dataset.scored("test"), torch.device("cpu")
         label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
         self.labels = evaluation.encode_labels(opened.model, label_tokens, opened.positives_L, self.cpu)
 

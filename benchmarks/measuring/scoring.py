@@ -22,19 +22,13 @@ DEPTH = max(metrics.KS)
 Figures = dict[str, float]
 
 
-def scored_queries(dataset: Dataset) -> Split:
-    """The test queries that have a true label; the others are not asked."""
-    asked = dataset.split("test")
-    return asked.take(np.flatnonzero(asked.labels.lengths > 0))
-
-
 def write_task(dataset: Dataset, folder: Path) -> None:
     """What a peer's process needs, in files that need only numpy: see benchmarks/peers/process.py.
 
     Peers learn from train and validation together, since they choose nothing on validation.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    splits, asked = [dataset.split("train"), dataset.split("validation")], scored_queries(dataset)
+    splits, asked = [dataset.split("train"), dataset.split("validation")], dataset.scored("test")
     texts = {
         "train": [text for split in splits for text in split.texts],
         "labels": dataset.label_texts,
@@ -60,8 +54,8 @@ class Judge:
 
     @cached_property
     def asked(self) -> Split:
-        """The queries a ranking answers, in order."""
-        return scored_queries(self.dataset)
+        """The queries a ranking answers, in order; DatasetError when none has a true label."""
+        return self.dataset.scored("test")
 
     @cached_property
     def inverse_propensity_L(self) -> NDArray[np.float64]:

@@ -38,7 +38,7 @@ class Task:
 
     @classmethod
     def read(cls, folder: Path) -> "Task":
-        """Read what tasks.write_task wrote."""
+        """Read what measuring.scoring.write_task wrote."""
         texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
         with np.load(folder / "positives.npz", allow_pickle=False) as arrays:
             values, offsets, depth_Q = arrays["values"], arrays["offsets"], arrays["depth_Q"]

@@ -179,7 +179,16 @@ def test_a_damaged_folder_says_what_is_missing(tmp_path: Path, file: str, conten
 def test_an_unknown_split_is_named_with_the_known_ones(tmp_path: Path) -> None:
     """If this failed, `--split tset` would end in a KeyError."""
     with pytest.raises(DatasetError, match=r"there is no split 'tset'\. Choose one of train, validation, test"):
-        written(tmp_path / "food").split("tset")  # type: ignore[arg-type]
+        written(tmp_path / "food").split("tset")
+
+
+def test_only_queries_with_a_true_label_are_scored(tmp_path: Path) -> None:
+    """If this failed, queries that no answer could satisfy would be asked, or a set without truth end in NaN."""
+    tables = {"train": split_table(), "test": split_table(labels=[[2], [1]])}  # the first excludes its only label
+    dataset = write_dataset(tmp_path / "food", LABELS, tables, META)
+    assert dataset.scored("test").ids == ["2"]
+    with pytest.raises(DatasetError, match=r"food: the split 'validation' has no query with a true label"):
+        dataset.scored("validation")
 
 
 def test_a_split_can_be_taken_apart_and_built_from_lists() -> None:

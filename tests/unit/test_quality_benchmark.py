@@ -170,6 +170,23 @@ def test_a_recipe_that_does_not_exist_is_one_sentence(tiny: Dataset, tmp_path: P
     assert not (tmp_path / "x").exists()
 
 
+def test_what_could_never_be_measured_is_refused_before_the_long_part(tmp_path: Path) -> None:
+    """Hours of training would end in a division by zero, or a typo in a traceback."""
+    source = tmp_path / "tiny.jsonl"
+    source.write_text(
+        "".join(json.dumps(row | {"split": row["split"].replace("test", "train")}) + "\n" for row in ROWS)
+    )
+    prepare(source, tmp_path / "dataset", PrepareSettings())
+    command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(tmp_path / "dataset"), "--out"]
+    ended = subprocess.run([*command, str(tmp_path / "x")], check=False, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert "the split 'test' has no query with a true label" in ended.stderr
+    assert not list(tmp_path.glob("x/*seed*"))
+    none = subprocess.run([*command, "x", "--seeds", "0"], check=False, capture_output=True, text=True)
+    assert none.returncode == 2
+    assert "argument --seeds: invalid count value: '0'" in none.stderr
+
+
 def run_of(seed: int, value: float) -> Scored:
     figures = dict.fromkeys([f"{name}@{k}" for name in ("P", "PSP", "nDCG", "R", "C") for k in metrics.KS], value)
     cost = {"train_seconds": 10 * value, "peak_mib": None, "seconds_per_thousand": 0.5}

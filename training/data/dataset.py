@@ -160,13 +160,21 @@ class Dataset:
         """L."""
         return int(self.label_table.num_rows)
 
-    def split(self, name: SplitName) -> Split:
-        """One split, each row checked; DatasetError names the first bad row."""
+    def split(self, name: str) -> Split:
+        """One split, each row checked; DatasetError names the first bad row, or the splits that there are."""
         if name not in SPLITS:
             raise DatasetError(f"there is no split {name!r}. Choose one of {', '.join(SPLITS)}.")
         if name not in self._splits:
             self._splits[name] = self._checked(name)
         return self._splits[name]
+
+    def scored(self, name: str) -> Split:
+        """The queries of a split that have a true label, in their order; DatasetError when there is none."""
+        split = self.split(name)
+        scored = split.take(np.flatnonzero(split.labels.lengths > 0))
+        if not len(scored):
+            raise DatasetError(f"{self.folder}: the split '{name}' has no query with a true label to measure on.")
+        return scored
 
     @cached_property
     def fingerprint(self) -> str:
