@@ -29,12 +29,10 @@ def train(
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what --out holds of an earlier run.")] = False,
 ) -> None:
     """Train the unified model on a dataset; interrupted, the same command goes on where it stopped."""
-    from rich.console import Console
-
     from training import console, faults
     from training.data.dataset import Dataset
     from training.recipe import load_recipe
-    from training.report import write_report
+    from training.report import REPORT, write_report
     from training.run import train as run
     from training.trainer import Stopped
 
@@ -48,18 +46,11 @@ def train(
             again = _command(dataset, out, recipe, set_ or [], device)
             listener.say(f"Stopped and saved in {out}. Go on with:\n  {again}")
             raise typer.Exit(130) from None
-        page = out / "report.html"
+        page = out / REPORT
         if not page.is_file():
             with listener.stage("writing the report"):
                 write_report(out, device)
-    best = facts.best
-    blend = f"classifier weight {best.classifier_weight:g}, popularity {best.popularity:g}"
-    title = f"{facts.dataset_name}, validation, epoch {best.epoch}, {blend}"
-    told = Console()
-    told.print(console.figures_table(title, best.figures, chosen.propensity.a, chosen.propensity.b))
-    spent = console.duration(facts.history[-1].seconds)
-    last = f"Trained in {spent}, validation not counted. Checkpoint: {out}\nReport: {page}"
-    told.print(last, markup=False, highlight=False, soft_wrap=True)
+    console.finished(facts, out, page)
 
 
 def _command(dataset: Path, out: Path, recipe: str, overrides: list[str], device: str) -> str:

@@ -3,19 +3,20 @@
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.box import SIMPLE
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
+from rich.text import Text
 
-from training.checkpoint import Record
-from training.evaluation import Figures
+from training.checkpoint import CheckpointFacts, Record
+from training.evaluation import HEADS, Figures
 from training.tally import Step, Tally, by_head_and_term
 
 SHOWN = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
-NAMES = {"unified": "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}
 ONE_WORD = {"dual_encoder": "dual", "classifier": "classifier"}
 TERMS = {"decoupled_softmax": "decoupled softmax", "supcon": "SupCon", "bce": "BCE"}
 
@@ -109,7 +110,7 @@ def live_figures(step: Step, epoch: Tally) -> Table:
     table.add_column(style="dim", no_wrap=True)
     table.add_row("loss", f"{epoch.loss:.3f}")
     for head in ("dual_encoder", "classifier"):
-        table.add_row(f"  {NAMES[head]}", _head_parts(head, epoch.mean_parts))
+        table.add_row(f"  {HEADS[head]}", _head_parts(head, epoch.mean_parts))
     pool = f"{epoch.positives_a_query:.1f} positives a query among {epoch.labels_a_pool:,.0f} labels"
     table.add_row("pool", pool)
     table.add_row("learning rate", ", ".join(f"{name} {rate:.2g}" for name, rate in step.rates.items()))
@@ -156,13 +157,24 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"
 
 
+def finished(facts: CheckpointFacts, out: Path, page: Path) -> None:
+    """Print what a run reached, how long it took, and where its checkpoint and report are."""
+    best, propensity, told = facts.best, facts.recipe.propensity, Console()
+    blend = f"classifier weight {best.classifier_weight:g}, popularity {best.popularity:g}"
+    title = f"{facts.dataset_name}, validation, epoch {best.epoch}, {blend}"
+    told.print(figures_table(title, best.figures, propensity.a, propensity.b))
+    spent = duration(facts.history[-1].seconds)
+    last = f"Trained in {spent}, validation not counted. Checkpoint: {out}\nReport: {page}"
+    told.print(last, markup=False, highlight=False, soft_wrap=True)
+
+
 def figures_table(title: str, figures: Figures, a: float, b: float) -> Table:
     """A table of the figures people compare, a line each head; PSP with its constants."""
     caption = f"percent; each head alone below; PSP with A={a:g}, B={b:g}"
-    table = Table(title=title, caption=caption, title_justify="left", caption_justify="left", box=SIMPLE)
+    table = Table(title=Text(title), caption=caption, title_justify="left", caption_justify="left", box=SIMPLE)
     table.add_column("", no_wrap=True)
     for name in SHOWN:
         table.add_column(name, justify="right")
-    for head, name in NAMES.items():
+    for head, name in HEADS.items():
         table.add_row(name, *(f"{figures[head][shown]:.2f}" for shown in SHOWN))
     return table

@@ -30,7 +30,7 @@ SHORTLIST = 100  # far more than the depth, so that equal scores at its edge are
 TEXTS_A_BATCH = 1024
 SCORES_A_BLOCK = 1 << 25
 FAR_BELOW = -1e4  # any sum of cosines; unlike −∞ it survives a mixture with weight 0
-HEADS = ("unified", "dual_encoder", "classifier")
+HEADS = {"unified": "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}  # as people read them
 
 Figures = dict[str, dict[str, float]]
 

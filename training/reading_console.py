@@ -10,10 +10,10 @@ from rich.text import Text
 
 from training.analysis import Answer
 from training.comparison import ALPHA, Contrast, Estimate
+from training.evaluation import HEADS
 from training.measure import Part
 from training.reading import BY_KIND, HEADLINE, Comparison, Reading, Subject
 
-HEADS = {"unified": "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}
 TRUE_LABELS_SHOWN = 8
 ANSWERS_SHOWN = 5
 

@@ -24,7 +24,8 @@ from training import analysis, evaluation
 from training import checkpoint as ck
 from training.analysis import Example
 from training.charts import Chart, line_chart
-from training.console import NAMES, SHOWN, TERMS, duration
+from training.console import SHOWN, TERMS, duration
+from training.evaluation import HEADS
 from training.optimization import choose_device
 from training.recipe import Recipe, load_recipe
 from training.tally import by_head_and_term
@@ -116,7 +117,7 @@ def render(opened: ck.Checkpoint, found: Answers) -> str:
     template = environment.from_string((files("training") / "templates" / REPORT).read_text(encoding="utf-8"))
     drawn, worst = _example_rows(opened, found)
     return template.render(
-        facts=facts, best=facts.best, heads=NAMES, shown=SHOWN, chosen_by=facts.recipe.validation.metrics,
+        facts=facts, best=facts.best, heads=HEADS, shown=SHOWN, chosen_by=facts.recipe.validation.metrics,
         figure_charts=_figure_charts(facts), loss_chart=_loss_chart(facts), named_parts=_named_parts,
         dial=_dial(opened, found),
         groups=_frequency_groups(opened, found), lengths=_lengths(opened, found), length_figures=FEW,
@@ -140,7 +141,7 @@ def _figure_charts(facts: ck.CheckpointFacts) -> list[Chart]:
     return [
         line_chart(
             metric,
-            {head: [(r.epoch, r.figures[head][metric]) for r in facts.history] for head in NAMES},
+            {head: [(r.epoch, r.figures[head][metric]) for r in facts.history] for head in HEADS},
             "epoch",
             mark=facts.best.epoch,
         )
@@ -248,5 +249,5 @@ def _named_parts(parts: Mapping[str, float]) -> dict[str, tuple[str, float]]:
     named = {}
     for name, value in by_head_and_term(parts).items():
         head, term = name.split("/")
-        named[name] = (f"{NAMES[head]}, {TERMS[term]}", value)
+        named[name] = (f"{HEADS[head]}, {TERMS[term]}", value)
     return named

@@ -7,7 +7,8 @@ from rich.console import Console
 
 from training.charts import line_chart, ticks
 from training.checkpoint import Record
-from training.console import Remaining, duration, epoch_line, live_figures
+from training.console import SHOWN, Remaining, duration, epoch_line, figures_table, live_figures
+from training.evaluation import HEADS
 from training.tally import Step, Tally, by_head_and_term
 
 PARTS = {
@@ -79,6 +80,14 @@ def test_an_epoch_is_one_line(tally: Tally) -> None:
         "  0:01:15  2.5 positives  50 queries/s  1.0 GB  1:01:40 left"
     )
     assert "queries/s" not in epoch_line(record, False, 0.0, wide=False)
+
+
+def test_a_title_is_shown_as_it_is() -> None:
+    """If this failed, a dataset called "clicks [/old]" would end its training in a traceback, or lose its name."""
+    console = Console(file=io.StringIO(), width=120)
+    of_head = dict.fromkeys(SHOWN, 12.5)
+    console.print(figures_table("clicks [/old] [red]", dict.fromkeys(HEADS, of_head), 0.55, 1.5))
+    assert "clicks [/old] [red]" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_durations_read_as_a_clock() -> None:
