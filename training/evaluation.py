@@ -81,14 +81,6 @@ def popularity(positives_L: NDArray[np.int64]) -> NDArray[np.float32]:
     return log_L / max(float(log_L.max(initial=0.0)), 1e-6)
 
 
-@dataclass(frozen=True)
-class Truth:
-    """What Q queries should find, and what counts neither as prediction nor as truth."""
-
-    labels: Ragged
-    exclude: Ragged
-
-
 @torch.inference_mode()
 def encode_queries(model: UnifiedModel, tokens: TokenizedTexts, device: torch.device) -> Vectors:
     """Both halves of every text, in the order of the texts, float32."""

@@ -9,7 +9,6 @@ encoder, L labels, V tokens of the vocabulary.
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +21,6 @@ from training.spelling import SpelledVectors, shared_pieces, spelled
 from training.static_encoder import StaticEncoder, pretrained_vectors, random_vectors, rarity_weights
 
 
-class Encoder(Protocol):
-    """Φ: token ids and mask, both int64 [B, T] → float [B, E]."""
-
-    width: int
-
-    def __call__(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """Encode a batch of texts."""
-        ...
-
-
 class TransformerEncoder(nn.Module):
     """A Hugging Face encoder, mean-pooled over its tokens."""
 
@@ -41,7 +30,7 @@ class TransformerEncoder(nn.Module):
         self.width = int(transformer.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """Mean of the last hidden states over the tokens that are no padding."""
+        """Token ids and mask, int64 [B, T] → float [B, E]: the mean of the last hidden states, padding left out."""
         hidden_BTE = self.transformer(input_ids=input_ids_BT, attention_mask=attention_mask_BT).last_hidden_state
         mask_BT1 = attention_mask_BT.unsqueeze(-1).to(hidden_BTE.dtype)
         mean_BE: Tensor = (hidden_BTE * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
