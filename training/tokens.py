@@ -5,6 +5,7 @@ Shapes: S tokens of all texts, one after the other; N texts; B texts of a batch,
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -198,15 +199,12 @@ def learn_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:
 
 
 def _encode(texts: Sequence[str], tokenizer: Tokenizer, unknown_id: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    ids: list[NDArray[np.int32]] = []
-    lengths: list[int] = []
+    ids, lengths = [np.zeros(0, np.int32)], [np.zeros(1, np.int64)]
     for start in range(0, len(texts), CHUNK):
-        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + CHUNK])):
-            found = encoding.ids or [unknown_id]
-            lengths.append(len(found))
-            ids.append(np.array(found, dtype=np.int32))
-    flat_S = np.concatenate(ids) if ids else np.zeros(0, dtype=np.int32)
-    return flat_S, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).astype(np.int64)
+        found = [one.ids or [unknown_id] for one in tokenizer.encode_batch_fast(list(texts[start : start + CHUNK]))]
+        ids.append(np.fromiter(chain.from_iterable(found), np.int32))
+        lengths.append(np.fromiter(map(len, found), np.int64))
+    return np.concatenate(ids), np.cumsum(np.concatenate(lengths))
 
 
 def _save(path: Path, array: NDArray[np.int32] | NDArray[np.int64]) -> None:

@@ -12,7 +12,7 @@ import torch
 from retrieval import metrics
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.command import run
-from training import evaluation
+from training import analysis, evaluation
 from training.checkpoint import load_checkpoint, read_facts
 from training.data.dataset import Dataset, DatasetMeta
 from training.data.writing import write_dataset
@@ -90,8 +90,9 @@ def test_the_page_says_what_the_run_reached_and_with_what(page: Page, trained: P
         assert heading in words
     assert facts.dataset_fingerprint in words
     assert f"torch {facts.versions['torch']}" in words
+    groups = analysis.frequency_groups(load_checkpoint(trained).positives_L)
     for group in ("head", "torso", "tail"):
-        assert f" {group} " in words
+        assert f" {group} {groups[group].sum()} " in words
     curves = [found["class"] for tag, found in page.elements if tag == "polyline" and "points" in found]
     assert len([c for c in curves if c == "line unified"]) >= len(facts.recipe.validation.metrics)
     assert "line classifier bce" in curves
