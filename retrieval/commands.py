@@ -41,7 +41,7 @@ def search(
         return
     from rich.console import Console
 
-    console = Console()
+    console = Console(markup=False)
     for query, hits in zip(queries, answers, strict=True):
         console.print(_table(query, hits, name))
 
@@ -66,7 +66,7 @@ def list_bundles(store: StoreArgument) -> None:
         except BundleError:
             facts = ("unreadable", "", "")  # `bundles verify` says why
         table.add_row("*" * (name == active), name, *facts)
-    Console().print(table)
+    Console(markup=False).print(table)
 
 
 @bundles.command()
@@ -106,19 +106,18 @@ def activate(store: StoreArgument, name: NameArgument) -> None:
 
 
 def _table(query: str, hits: "list[Hit]", bundle: str) -> "Table":
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(query), caption=escape(f"bundle {bundle}"), title_justify="left", caption_justify="left")
+    table = Table(title=query, caption=f"bundle {bundle}", title_justify="left", caption_justify="left")
     for column in ("score", "dual encoder", "classifier"):
         table.add_column(column, justify="right")
     table.add_column("label", overflow="fold")
     attributes = list(hits[0].attributes) if hits else []
     for column in attributes:
-        table.add_column(escape(column), overflow="fold")
+        table.add_column(column, overflow="fold")
     for hit in hits:
         figures = (f"{value:.3f}" for value in (hit.score, hit.dual_encoder, hit.classifier))
-        table.add_row(*figures, escape(hit.text), *(escape(str(hit.attributes[name])) for name in attributes))
+        table.add_row(*figures, hit.text, *(str(hit.attributes[name]) for name in attributes))
     return table
 
 

@@ -21,7 +21,7 @@ LEAST_SHARED = 2  # one query in common is chance
 
 
 def label_queries(train: Split, label_texts: Sequence[str], recipe: LabelQueriesRecipe) -> tuple[Split, int]:
-    """Rows to learn from beside the training queries, and how many of them an epoch draws.
+    """Rows to learn from beside the training queries, and how many of them an epoch learns from.
 
     A label whose text is a training query has better positives already; one that shares queries with no other label
     has none. The label itself is excluded: neither positive nor negative of its own text.

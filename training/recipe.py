@@ -80,7 +80,8 @@ class LabelQueriesRecipe(Section):
     """Label texts as extra queries; their positives are labels that share training queries with them (Gandalf)."""
 
     share: Annotated[float, Field(ge=0.0)] | None = Field(
-        default=None, description="drawn an epoch, a training query; null: the share of queries that are label texts"
+        default=None,
+        description="in an epoch, a training query; null: the share of queries that are label texts",
     )
     most: Positive = Field(default=30, description="positives of a label query")
     threshold: Share = Field(default=0.1, description="least cosine of two labels' sets of queries")

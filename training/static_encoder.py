@@ -97,8 +97,9 @@ def rarity_weights(rarity_V: Tensor) -> Tensor:
 
     Without this start "a", "of" and "the" count as much as any word until training has found out.
     """
-    weight_V = (USUAL_WEIGHT * rarity_V / rarity_V.median().clamp(min=1e-6)).clamp(min=LEAST_WEIGHT)
-    raw_V1: Tensor = torch.log(torch.expm1(weight_V)).float().unsqueeze(1)
+    usual = rarity_V[rarity_V > 0].median() if (rarity_V > 0).any() else rarity_V.new_ones(())
+    weight_V = (USUAL_WEIGHT * rarity_V / usual).clamp(min=LEAST_WEIGHT)
+    raw_V1: Tensor = (weight_V + torch.log(-torch.expm1(-weight_V))).float().unsqueeze(1)  # softplus, undone
     return raw_V1
 
 

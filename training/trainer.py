@@ -71,11 +71,6 @@ class Material:
     positives_L: NDArray[np.int64]
     inverse_propensity_L: NDArray[np.float64]
 
-    @property
-    def trained_L(self) -> NDArray[np.bool_]:
-        """Labels that are a positive of some training query."""
-        return self.positives_L > 0
-
 
 class Stopped(Exception):
     """The run was asked to stop; its state is saved."""

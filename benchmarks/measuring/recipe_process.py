@@ -51,6 +51,8 @@ def main() -> int:
     (folder / "rankings.json").write_text(json.dumps(rankings), encoding="utf-8")
     cost = json.loads(training.read_text(encoding="utf-8"))
     cost |= {"seconds_per_thousand": asked.seconds_per_thousand(), "classifier_weight": opened.classifier_weight}
+    if cost["peak_mib"] is not None:
+        cost["peak_mib"] = peak_mib()  # answering may have needed more
     (folder / "cost.json").write_text(json.dumps(cost), encoding="utf-8")
     return 0
 

@@ -4,6 +4,7 @@ A system's folder holds what its run left: rankings.json and cost.json from the 
 was run. A folder whose run.json says the same is not run again.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import training
 from benchmarks.peers.environments import ENVIRONMENTS, python_of
 from retrieval.errors import DiptychError, RecipeError
 from training.recipe import load_recipe
@@ -113,13 +115,25 @@ def run_peer(peer: Peer, task: Path, fingerprint: str, folder: Path, environment
 def run_recipe(run: RecipeRun, dataset: Path, fingerprint: str, folder: Path, threads: int) -> Ran:
     """Train and ask one recipe and seed unless `folder` holds that very run; an unfinished one is gone on with."""
     recipe = load_recipe(run.recipe, run.overrides).model_dump(mode="json")
-    same = {"recipe": recipe, "dataset_fingerprint": fingerprint}
+    same = {"recipe": recipe, "dataset_fingerprint": fingerprint, "code": code_hash()}
     if not _is_there(folder, same):
+        if (folder / "run.json").is_file():
+            raise DiptychError(
+                f"{folder} holds a run of other data, recipe or code. Remove it, or give another --out, to run it anew."
+            )
         module = "benchmarks.measuring.recipe_process"
         command = [sys.executable, "-m", module, str(dataset), str(folder), run.recipe, *run.overrides]
         _run(command, f"{run.title}, seed {run.seed}", folder, threads, quiet=False)
         _record(folder, same)
     return _ran(run.title, run.seed, folder)
+
+
+def code_hash() -> str:
+    """What decides a run beside recipe and data: one hash over the code that learns."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(training.__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
 
 
 def _run(command: Sequence[str], title: str, folder: Path, threads: int, *, quiet: bool) -> None:

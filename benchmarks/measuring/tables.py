@@ -69,7 +69,8 @@ def notes(setting: Setting, systems: Sequence[System]) -> list[str]:
         paragraphs.append(
             "Peers see TF-IDF of words and of character 3- to 5-grams, and learn from training and validation queries "
             "together, since they choose nothing on validation: an advantage, as recipes learn from the training "
-            "queries alone and choose their epoch and weight on validation."
+            "queries alone and choose their epoch and weight on validation. Where a dataset's validation rows leave "
+            "out their reciprocal pairs, as its test rows do, peers do not learn those."
         )
     paragraphs.append(
         f"Trained with {setting.threads} thread{'s' if setting.threads > 1 else ''} "

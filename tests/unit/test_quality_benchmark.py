@@ -12,10 +12,10 @@ from benchmarks.measuring.plots import draw
 from benchmarks.measuring.recipe_process import Answers
 from benchmarks.measuring.scoring import Judge, without_excluded, write_task
 from benchmarks.measuring.summary import Scored, System
-from benchmarks.measuring.systems import PEERS, RecipeRun
+from benchmarks.measuring.systems import PEERS, RecipeRun, run_recipe
 from benchmarks.measuring.tables import row, table
 from retrieval import metrics
-from retrieval.errors import RecipeError
+from retrieval.errors import DiptychError, RecipeError
 from training.checkpoint import load_checkpoint
 from training.comparison import Estimate
 from training.data.dataset import Dataset
@@ -159,6 +159,14 @@ def test_a_finished_command_makes_its_report_again_without_training(tiny: Datase
     kept = json.loads((out / "report.json").read_text(encoding="utf-8"))["systems"]["default optimizer.epochs=1"][0]
     assert kept["cost"]["peak_mib"] > 10
     assert kept["cost"]["wall_seconds"] >= kept["cost"]["train_seconds"] > 0
+
+
+def test_a_run_of_other_code_is_refused(tiny: Dataset, tmp_path: Path) -> None:
+    """Figures of a model that the code no longer makes would be quoted as its own."""
+    run = RecipeRun("default", 0)
+    (tmp_path / "run.json").write_text(json.dumps({"code": "of last week"}), encoding="utf-8")
+    with pytest.raises(DiptychError, match="holds a run of other data, recipe or code"):
+        run_recipe(run, tiny.folder, tiny.fingerprint, tmp_path, 1)
 
 
 def test_a_recipe_that_does_not_exist_is_one_sentence(tiny: Dataset, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def prepare(
         min_label_count=min_label_count, max_characters=max_characters, skip_bad_rows=skip_bad_rows,
     )  # fmt: skip
     dataset, written = run(source, out, settings, labels=labels, name=name, force=force)
-    console = Console()
+    console = Console(markup=False)
     state = "written to" if written else "is up to date in"
-    console.print(f"dataset {dataset.meta.name!r} {state} {out}\n", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"dataset {dataset.meta.name!r} {state} {out}\n", highlight=False, soft_wrap=True)
     show(dataset, console)
