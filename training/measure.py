@@ -39,7 +39,7 @@ class Measurement:
     dataset: Dataset
     split: str
     asked: Split
-    weight: float
+    blend: Blend
     propensity: tuple[float, float]
     inverse_propensity_L: FloatArray
     counts_L: NDArray[np.int64]
@@ -102,7 +102,7 @@ def measure(
         dataset=dataset,
         split=split,
         asked=asked,
-        weight=blend.weight,
+        blend=blend,
         propensity=lent.propensity if lent else (constants.a, constants.b),
         inverse_propensity_L=inverse_L,
         counts_L=counts_L,

@@ -11,7 +11,7 @@ from retrieval.metrics import Ratio
 from training import analysis
 from training.analysis import Example
 from training.comparison import RESAMPLES, SEED, Bootstrap, Contrast, Estimate, compare
-from training.evaluation import HEADS, Figures
+from training.evaluation import HEADS, Blend, Figures
 from training.measure import Measurement, Part
 
 HEADLINE = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10")
@@ -59,7 +59,7 @@ class Reading:
 
     subject: Subject
     checkpoint: str
-    classifier_weight: float
+    blend: Blend
     figures: Figures
     estimates: dict[str, dict[str, Estimate]]
     unified_minus: dict[str, dict[str, Estimate]]
@@ -77,7 +77,7 @@ class Comparison:
 
     subject: Subject
     checkpoints: tuple[str, str]
-    classifier_weights: tuple[float, float]
+    blends: tuple[Blend, Blend]
     figures: tuple[Figures, Figures]
     parts: list[Contrast[Part]]
     first_behind: list[tuple[Example, Example]]
@@ -96,7 +96,7 @@ def read(measured: Measurement, worst: int, resamples: int = RESAMPLES, seed: in
     return Reading(
         subject=_subject(measured, resamples, seed),
         checkpoint=str(measured.checkpoint),
-        classifier_weight=measured.weight,
+        blend=measured.blend,
         figures=measured.figures,
         estimates={head: estimates["head", head] for head in HEADS},
         unified_minus={
@@ -118,7 +118,7 @@ def contrast(
     return Comparison(
         subject=_subject(first, resamples, seed),
         checkpoints=(str(first.checkpoint), str(second.checkpoint)),
-        classifier_weights=(first.weight, second.weight),
+        blends=(first.blend, second.blend),
         figures=(first.figures, second.figures),
         parts=compare(chosen[0], chosen[1], resamples, seed),
         first_behind=_side_by_side(first, second, _greatest(others_Q - hits_Q, worst)),

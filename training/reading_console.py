@@ -10,7 +10,7 @@ from rich.text import Text
 
 from training.analysis import Answer
 from training.comparison import ALPHA, Contrast, Estimate
-from training.evaluation import HEADS
+from training.evaluation import HEADS, Blend
 from training.measure import Part
 from training.reading import BY_KIND, HEADLINE, Comparison, Reading, Subject
 
@@ -30,7 +30,7 @@ def show(told: Reading | Comparison) -> None:
 
 def _show_reading(console: Console, told: Reading) -> None:
     """Headline, label frequency, query length, and the queries it gets most wrong."""
-    console.print(f"{told.checkpoint}, classifier weight {told.classifier_weight:g}", soft_wrap=True)
+    console.print(f"{told.checkpoint}\n{_mixed(told.blend)}", soft_wrap=True)
     console.print(_headline(told), _by_label_frequency(told), _by_query_length(told))
     console.print(
         f"Percent. ±: half the 95 % bootstrap interval, {_resamples(told.subject)}.\n"
@@ -43,10 +43,14 @@ def _show_reading(console: Console, told: Reading) -> None:
         _print_query(console, number, example.query, example.truth, {"answers": example.answers})
 
 
+def _mixed(blend: Blend) -> str:
+    return f"classifier weight {blend.weight:g}, popularity {blend.popularity:g}"
+
+
 def _show_comparison(console: Console, told: Comparison) -> None:
     """Every part with its test, the queries on which each falls furthest behind, and last the verdict."""
-    for side, checkpoint, weight in zip("AB", told.checkpoints, told.classifier_weights, strict=True):
-        console.print(f"{side}  {checkpoint}, classifier weight {weight:g}", soft_wrap=True)
+    for side, checkpoint, blend in zip("AB", told.checkpoints, told.blends, strict=True):
+        console.print(f"{side}  {checkpoint}, {_mixed(blend)}", soft_wrap=True)
     console.print(_contrasts(told.parts))
     console.print(
         f"Percent; P@5 of labels is their part of P@5. Intervals: paired bootstrap, not\n"

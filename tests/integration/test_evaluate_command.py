@@ -117,7 +117,7 @@ def test_another_weight_keeps_the_worth_of_popularity(checkpoint: Path, dataset_
     chosen = measure(checkpoint, dataset, "validation")
     for weight, head in ((0.0, "dual_encoder"), (1.0, "classifier")):
         at_end = measure(checkpoint, dataset, "validation", weight=weight)
-        assert at_end.weight == weight
+        assert at_end.blend.weight == weight
         assert at_end.figures["unified"] == at_end.figures[head] == pytest.approx(chosen.figures[head])
 
 
