@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.ragged import Ragged
+from training.data.ragged import IntArray, Ragged
 from training.recipe import BatchingRecipe
 
 Rows = NDArray[np.int64]
@@ -90,7 +90,7 @@ def label_pool(sampled: Rows, drawn: Rows, most: int, generator: np.random.Gener
     return np.sort(np.concatenate([positive, negative]))
 
 
-def pairs_in_pool(labels_Q: Ragged, pool_P: Rows) -> tuple[Rows, Rows]:
+def pairs_in_pool(labels_Q: Ragged, pool_P: IntArray) -> tuple[Rows, Rows]:
     """Coordinates (row, column) in Q×P of each query's labels that are in the pool (rising label rows)."""
     place = np.searchsorted(pool_P, labels_Q.values)
     found = place < len(pool_P)

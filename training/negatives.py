@@ -1,62 +1,74 @@
 """Hard negatives: for each training query, the nearest labels that are not true (ANCE; UniDEC, section 3).
 
-Shapes: N training queries, L labels, D width of the dual encoder's half, H mined negatives of a query.
+Every query against every label would be the dearest part of a training on many labels. Queries are clustered already,
+so only the labels near a cluster are looked at for its queries: docs/decisions/0013 has what that costs and saves.
+
+Shapes: N training queries, B of them in a cluster, K clusters, L labels, P labels near a cluster, D width of the dual
+encoder's half, H mined negatives of a query.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.index import ExactIndex, HnswIndex, VectorIndex
-from training.data.ragged import Ragged
+from training.batches import pairs_in_pool
+from training.data.ragged import IntArray, Ragged
 
-EXACT_LABELS = 200_000  # above this many labels the graph is quicker to build than the products are to compute
-QUERIES_A_BLOCK = 2048
+CLUSTERS_A_LABEL = 32  # for whose queries a label is looked at
+LABELS_A_BLOCK = 1 << 16
 
 
 def mine_hard_negatives(
     query_ND: NDArray[np.float32],
     label_LD: NDArray[np.float32],
+    clusters: Sequence[NDArray[np.int64]],
     not_negative: Ragged,
     count: int,
     progress: Callable[[int, int], object] | None = None,
 ) -> NDArray[np.int32]:
     """The `count` nearest labels of each query that do not stand in `not_negative` (its true and excluded labels).
 
-    Returns [N, count] int32, best first; −1 pads a query for which fewer exist.
+    Looked at are the labels to which the query's cluster is one of the CLUSTERS_A_LABEL nearest; with no more clusters
+    than that, all of them. `clusters` are rows of `query_ND`, each row in one cluster. Returns [N, count] int32, best
+    first; −1 pads a query for which fewer were found.
     """
-    index = nearest_labels(label_LD)
     mined_NH = np.full((len(query_ND), count), -1, np.int32)
-    # Queries with about as many labels to pass over go together, so that few are asked for more than they need.
-    order = np.argsort(not_negative.lengths, kind="stable")
-    for start in range(0, len(order), QUERIES_A_BLOCK):
-        rows = order[start : start + QUERIES_A_BLOCK]
-        passed_over = not_negative.take(rows)
-        found, _ = index.search(query_ND[rows], count + int(passed_over.lengths.max(initial=0)))
-        mined_NH[rows] = first_allowed(found, passed_over, count)
+    centre_KD = np.stack([query_ND[rows].mean(axis=0) for rows in clusters])
+    near = labels_near(centre_KD, label_LD)
+    done = 0
+    for rows_B, near_P in zip(clusters, near, strict=True):
+        scores_BP = query_ND[rows_B] @ label_LD[near_P].T
+        scores_BP[pairs_in_pool(not_negative.take(rows_B), near_P)] = -np.inf
+        mined_NH[rows_B] = _best(scores_BP, near_P, count)
+        done += len(rows_B)
         if progress is not None:
-            progress(start + len(rows), len(order))
+            progress(done, len(query_ND))
     return mined_NH
 
 
-def nearest_labels(label_LD: NDArray[np.float32]) -> VectorIndex:
-    """Exact search up to a size, HNSW beyond."""
-    if len(label_LD) <= EXACT_LABELS:
-        return ExactIndex(label_LD)
-    return HnswIndex.build(label_LD, m=16, ef_construction=100, ef=100)
+def labels_near(centre_KD: NDArray[np.float32], label_LD: NDArray[np.float32]) -> Ragged:
+    """For each of K clusters the labels, rising, to which it is one of the nearest few."""
+    clusters = len(centre_KD)
+    few = min(CLUSTERS_A_LABEL, clusters)
+    cluster_LF = np.empty((len(label_LD), few), np.int64)
+    for start in range(0, len(label_LD), LABELS_A_BLOCK):
+        scores_LK = label_LD[start : start + LABELS_A_BLOCK] @ centre_KD.T
+        cluster_LF[start : start + LABELS_A_BLOCK] = np.argpartition(scores_LK, clusters - few, axis=1)[:, -few:]
+    cluster = cluster_LF.ravel()
+    order = np.argsort(cluster, kind="stable")  # which keeps labels rising within a cluster
+    return Ragged.from_lengths(order // few, np.bincount(cluster, minlength=clusters))
 
 
-def first_allowed(found_QK: NDArray[np.int64], passed_over: Ragged, count: int) -> NDArray[np.int32]:
-    """The first `count` of each row that do not stand in the same row of `passed_over`, padded with −1."""
-    shape = found_QK.shape
-    found = Ragged(found_QK.ravel(), np.arange(shape[0] + 1, dtype=np.int64) * shape[1])
-    forbidden_QK = found.overlap(passed_over).reshape(shape)
-    # A stable sort on the flag alone moves the allowed ones to the front and keeps their order.
-    order_QK = np.argsort(forbidden_QK, axis=1, kind="stable")[:, :count]
-    kept_QH = np.where(
-        np.take_along_axis(forbidden_QK, order_QK, axis=1), -1, np.take_along_axis(found_QK, order_QK, axis=1)
-    )
-    padded_QH = np.full((shape[0], count), -1, np.int32)
-    padded_QH[:, : kept_QH.shape[1]] = kept_QH
-    return padded_QH
+def _best(scores_BP: NDArray[np.float32], label_P: IntArray, count: int) -> NDArray[np.int32]:
+    """Labels of the `count` greatest scores of each row, greatest first; −1 for −∞ and for what is not there."""
+    kept = min(count, scores_BP.shape[1])
+    best_BH = np.full((len(scores_BP), count), -1, np.int32)
+    if not kept:
+        return best_BH
+    place_BH = np.argpartition(scores_BP, scores_BP.shape[1] - kept, axis=1)[:, -kept:]
+    order_BH = np.argsort(-np.take_along_axis(scores_BP, place_BH, axis=1), axis=1, kind="stable")
+    place_BH = np.take_along_axis(place_BH, order_BH, axis=1)
+    forbidden_BH = np.isneginf(np.take_along_axis(scores_BP, place_BH, axis=1))
+    best_BH[:, :kept] = np.where(forbidden_BH, -1, label_P[place_BH])
+    return best_BH

@@ -93,9 +93,9 @@ class BatchingRecipe(Section):
     batch_size: Annotated[int, Field(ge=2)] = 512
     clustered: bool = True
     positives: Positive = Field(default=5, description="β: positives sampled a query, without replacement")
-    hard_negatives: Count = Field(default=0, description="η: mined negatives drawn a query and epoch")
+    hard_negatives: Count = Field(default=1, description="η: mined negatives drawn a query and epoch")
     refresh_epochs: Positive = Field(
-        default=2, description="τ of the paper: epochs between two minings and clusterings"
+        default=3, description="τ of the paper: epochs between two minings and clusterings"
     )
     pool_size: Positive = Field(default=4000, description="most labels a batch is compared with")
     label_queries: LabelQueriesRecipe = LabelQueriesRecipe()

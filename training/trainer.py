@@ -150,12 +150,11 @@ class Trainer:
         rows_R = self._rows(epoch)
         with self.listener.stage("clustering and mining") as progress:
             query_RD = self._dual_vectors(self.material.train_tokens, rows_R)
+            clusters = balanced_clusters(query_RD, batching.batch_size, self._random(CLUSTERS, epoch))
             if batching.clustered:
-                generator = self._random(CLUSTERS, epoch)
-                places = balanced_clusters(query_RD, batching.batch_size, generator)
-                self.clusters = Ragged.from_lists([rows_R[place] for place in places])
+                self.clusters = Ragged.from_lists([rows_R[cluster] for cluster in clusters])
             if batching.hard_negatives:
-                self.hard_negative_NH = self._hard_negatives(rows_R, query_RD, progress)
+                self.hard_negative_NH = self._hard_negatives(rows_R, query_RD, clusters, progress)
         self._advance(time.perf_counter() - started)
 
     def _rows(self, epoch: int) -> NDArray[np.int64]:
@@ -166,7 +165,11 @@ class Trainer:
         return np.concatenate([np.arange(queries), queries + np.sort(drawn)])
 
     def _hard_negatives(
-        self, rows_R: NDArray[np.int64], query_RD: NDArray[np.float32], progress: Callable[[int, int], object]
+        self,
+        rows_R: NDArray[np.int64],
+        query_RD: NDArray[np.float32],
+        clusters: list[NDArray[np.int64]],
+        progress: Callable[[int, int], object],
     ) -> NDArray[np.int32]:
         """The nearest labels [N, H] that are no positives; −1 throughout for the rows that are not learned from."""
         train, batching = self.material.train, self.recipe.batching
@@ -174,7 +177,7 @@ class Trainer:
         mined = batching.hard_negatives * batching.refresh_epochs
         not_negative = train.labels.take(rows_R).joined(train.exclude.take(rows_R))
         found_NH = np.full((len(train), mined), -1, np.int32)
-        found_NH[rows_R] = mine_hard_negatives(query_RD, label_LD, not_negative, mined, progress)
+        found_NH[rows_R] = mine_hard_negatives(query_RD, label_LD, clusters, not_negative, mined, progress)
         return found_NH
 
     @torch.inference_mode()

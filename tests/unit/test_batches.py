@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from training import batches
 from training.clustering import balanced_clusters, random_clusters
 from training.data.ragged import Ragged
-from training.negatives import first_allowed, mine_hard_negatives
+from training.negatives import CLUSTERS_A_LABEL, labels_near, mine_hard_negatives
 from training.recipe import BatchingRecipe
 
 LABELS = 40
@@ -110,7 +110,8 @@ def test_mined_negatives_are_the_nearest_that_are_not_true() -> None:
     not_negative = Ragged.from_lists(
         [generator.choice(50, size=int(n), replace=False) for n in generator.integers(0, 12, 30)]
     )
-    mined = mine_hard_negatives(queries, labels, not_negative, 7)
+    clusters = np.array_split(generator.permutation(30), 5)  # fewer than CLUSTERS_A_LABEL: every label is looked at
+    mined = mine_hard_negatives(queries, labels, clusters, not_negative, 7)
     for row in range(30):
         order = [int(label) for label in np.argsort(-(labels @ queries[row])) if label not in not_negative[row]]
         assert mined[row].tolist() == order[:7]
@@ -118,5 +119,25 @@ def test_mined_negatives_are_the_nearest_that_are_not_true() -> None:
 
 def test_mined_negatives_are_padded_when_there_are_too_few() -> None:
     """If this failed, a query that is true of nearly everything would get made-up negatives."""
-    found = np.array([[4, 1, 0], [2, 3, 1]])
-    assert first_allowed(found, Ragged.from_lists([[4, 1], []]), 3).tolist() == [[0, -1, -1], [2, 3, 1]]
+    ones, both = np.ones((3, 2), np.float32), [np.array([1]), np.array([0])]
+    mined = mine_hard_negatives(ones[:2], ones, both, Ragged.from_lists([[2, 0, 1], [1]]), 4)
+    assert mined[0].tolist() == [-1] * 4
+    assert sorted(mined[1].tolist()) == [-1, -1, 0, 2]
+    assert mine_hard_negatives(ones[:2], ones[:0], both, Ragged.empty(2), 1).tolist() == [[-1], [-1]]
+
+
+def test_with_many_clusters_mined_negatives_come_from_near_them() -> None:
+    """If this failed, mining would cost every query against every label, or find labels of another subject."""
+    generator = np.random.default_rng(6)
+    subjects = generator.standard_normal((2 * CLUSTERS_A_LABEL, 128)).astype(np.float32)
+    subjects /= np.linalg.norm(subjects, axis=1, keepdims=True)
+    own_N, own_L = np.repeat(np.arange(len(subjects)), 5), generator.permutation(np.repeat(np.arange(len(subjects)), 9))
+    queries, labels = (
+        subjects[own] + 0.02 * generator.standard_normal((len(own), 128)).astype(np.float32) for own in (own_N, own_L)
+    )
+    clusters = np.split(np.arange(len(own_N)), len(subjects))
+    near = labels_near(np.stack([queries[rows].mean(axis=0) for rows in clusters]), labels)
+    assert len(near.values) == CLUSTERS_A_LABEL * len(labels)
+    assert all((np.diff(rows) > 0).all() for rows in near)
+    mined = mine_hard_negatives(queries, labels, clusters, Ragged.empty(len(queries)), 9)
+    assert (own_L[mined] == own_N[:, None]).all()
