@@ -3,8 +3,8 @@
     Φ_D(x) = N(dropout(tanh(W1 Φ(x))))      the dual encoder's side, of queries and of label texts alike
     Φ_C(x) = dropout(W2 Φ(x))               the classifier's side, of queries; one row ψ_l a label
 
-Shapes: B texts, T tokens of the longest of them, D width of the dual encoder's half, C of the classifier's, E of the
-encoder, L labels, V tokens of the vocabulary.
+Shapes: B texts, G of like length, T tokens of the longest of them, D width of the dual encoder's half, C of the
+classifier's, E of the encoder, L labels, V tokens of the vocabulary.
 """
 
 from collections.abc import Sequence
@@ -20,6 +20,8 @@ from training.rowwise import RowTable
 from training.spelling import SpelledVectors, shared_pieces, spelled
 from training.static_encoder import StaticEncoder, pretrained_vectors, random_vectors, rarity_weights
 
+TEXTS_AT_ONCE = 256  # of like length, while learning
+
 
 class TransformerEncoder(nn.Module):
     """A Hugging Face encoder, mean-pooled over its tokens."""
@@ -31,6 +33,22 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Token ids and mask, int64 [B, T] → float [B, E]: the mean of the last hidden states, padding left out."""
+        if self.training and torch.is_grad_enabled():
+            return self._by_length(input_ids_BT, attention_mask_BT)
+        return self._mean(input_ids_BT, attention_mask_BT)
+
+    def _by_length(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
+        """The same, texts of like length together: of a batch of short texts more than half is padding."""
+        order_B = attention_mask_BT.sum(dim=1).argsort(stable=True)
+        groups = [order_B[start : start + TEXTS_AT_ONCE] for start in range(0, len(order_B), TEXTS_AT_ONCE)]
+        longest = attention_mask_BT[torch.stack([rows_G[-1] for rows_G in groups])].sum(dim=1).tolist()
+        means = [
+            self._mean(input_ids_BT[rows_G, :length], attention_mask_BT[rows_G, :length])
+            for rows_G, length in zip(groups, longest, strict=True)
+        ]
+        return torch.cat(means)[order_B.argsort()]
+
+    def _mean(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         hidden_BTE = self.transformer(input_ids=input_ids_BT, attention_mask=attention_mask_BT).last_hidden_state
         mask_BT1 = attention_mask_BT.unsqueeze(-1).to(hidden_BTE.dtype)
         mean_BE: Tensor = (hidden_BTE * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)

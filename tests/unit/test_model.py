@@ -65,6 +65,24 @@ def test_a_transformer_is_mean_pooled_and_blind_to_padding(tiny_bert: Path) -> N
     assert torch.allclose(together[1], alone[0], atol=1e-5)
 
 
+def test_learning_sorts_texts_by_length_and_encodes_them_alike(
+    tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If this failed, a text would be learned with another's vector, be cut short, or get no gradient."""
+    monkeypatch.setattr("training.model.TEXTS_AT_ONCE", 3)
+    silent = BertConfig.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    silent.save_pretrained(tiny_bert)
+    model = fresh_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40)).eval()
+    lengths_B = torch.tensor([4, 1, 7, 2, 7, 3, 1, 5])
+    ids_BT, mask_BT = torch.randint(1, 40, (8, 7)), (torch.arange(7) < lengths_B[:, None]).long()
+    with torch.no_grad():
+        expected_BE = model.encoder(ids_BT, mask_BT)
+    learned_BE = model.train().encoder(ids_BT, mask_BT)
+    assert torch.allclose(learned_BE, expected_BE, atol=1e-5)
+    learned_BE.sum().backward()
+    assert all(parameter.grad is not None for parameter in model.encoder.transformer.encoder.parameters())  # type: ignore[union-attr]
+
+
 def test_only_the_first_layers_are_kept_and_more_than_there_are_is_refused(tiny_bert: Path) -> None:
     """If this failed, `encoder.layers` would be ignored."""
     model = fresh_model(transformer(tiny_bert, layers=1), n_labels=3, rarity_V=torch.ones(40))
