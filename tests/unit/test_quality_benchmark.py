@@ -1,6 +1,7 @@
 """benchmarks/quality.py: every system is scored alike, peers run in their own processes, reports can be made again."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -221,3 +222,21 @@ def test_plots_are_written_alike_twice_and_name_every_system(tmp_path: Path) -> 
     assert all(b">ours<" in picture and b">peer<" in picture for picture in first)
     draw("tiny", systems, tmp_path, "report")
     assert [(tmp_path / name).read_bytes() for name in names] == first
+
+
+def test_the_dial_is_drawn_from_finished_runs(tiny: Dataset, tmp_path: Path) -> None:
+    """The picture of the three objectives could not be made again, or would leave one of them out."""
+    out, svg = tmp_path / "runs", tmp_path / "pictures" / "dial.svg"
+    source = tiny.folder.parent / "tiny.jsonl"
+    draw_dial = [sys.executable, str(ROOT / "benchmarks" / "dial.py"), str(out), "--svg", str(svg)]
+    objectives = ["default", "default:objective=precision", "default:objective=tail"]
+    measure_them = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(source), "--out", str(out)]
+    measure_them += ["--recipe", *objectives, "--seeds", "1", "--peers", "--threads", "1"]
+    subprocess.run(measure_them, check=True, capture_output=True)
+    subprocess.run(draw_dial, check=True, capture_output=True)
+    assert svg.read_text(encoding="utf-8").count("<path") > 10
+    shutil.rmtree(out / RecipeRun(objectives[2], 0).folder)
+    missing = subprocess.run(draw_dial, check=False, capture_output=True, text=True)
+    assert missing.returncode == 1
+    assert missing.stderr.startswith("error: ")
+    assert "objective" in missing.stderr, "which run is missing"
