@@ -9,6 +9,7 @@ Shapes: V tokens, U of them in a batch, H pieces, S pieces of all tokens one aft
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from training.rowwise import RowTable
 
 LETTERS = 3, 5  # least and most in a piece
 JOINED = "##"  # how WordPiece marks a token that goes on a word
+BEGUN = "▁", "Ġ"  # how SentencePiece and byte-level tokenizers mark one that begins a word
+SPECIAL = re.compile(r"\[.*\]|<.*>")
 OWN_LENGTH = 0.5  # of a token's own random vector, beside pieces that start with a length of 1 together
 
 
@@ -35,7 +38,8 @@ class Spelling:
 
 def shared_pieces(tokens: Sequence[str], most: int) -> Spelling:
     """The pieces that at least two tokens share, the most shared `most` of them (equals in the order of letters)."""
-    found = [_pieces(token) for token in tokens]
+    marks_begin = any(map(_begun, tokens)) and not any(token.startswith(JOINED) for token in tokens)
+    found = [_pieces(token, marks_begin) for token in tokens]
     counts = Counter(piece for of_token in found for piece in of_token)
     shared = sorted((piece for piece, count in counts.items() if count > 1), key=lambda piece: (-counts[piece], piece))
     row = {piece: place for place, piece in enumerate(shared[:most])}
@@ -45,14 +49,20 @@ def shared_pieces(tokens: Sequence[str], most: int) -> Spelling:
     return Spelling(piece_S, offset_V1, len(row))
 
 
-def _pieces(token: str) -> list[str]:
-    """The distinct runs of a few letters of a token, its whole left out; none of a token such as [PAD]."""
-    if token.startswith("[") and token.endswith("]"):
+def _pieces(token: str, marks_begin: bool) -> list[str]:
+    """The distinct runs of a few letters of a token, its whole left out; none of a special one such as [PAD] or <s>."""
+    if SPECIAL.fullmatch(token):
         return []
-    word = f"{token.removeprefix(JOINED)}>" if token.startswith(JOINED) else f"<{token}>"
+    joined = not _begun(token) if marks_begin else token.startswith(JOINED)
+    letters = token.removeprefix(JOINED).lstrip("".join(BEGUN))
+    word = f"{letters}>" if joined else f"<{letters}>"
     least, most = LETTERS
     runs = {word[at : at + n] for n in range(least, most + 1) for at in range(len(word) - n + 1)}
     return sorted(runs - {word})
+
+
+def _begun(token: str) -> bool:
+    return token.startswith(BEGUN)
 
 
 class SpelledVectors(nn.Module):

@@ -37,6 +37,14 @@ def test_pieces_are_the_runs_of_letters_that_two_tokens_share() -> None:
     }
 
 
+@pytest.mark.parametrize("begun", ["▁", "Ġ"])
+def test_tokens_that_mark_a_beginning_are_spelt_as_those_that_mark_a_continuation(begun: str) -> None:
+    """If this failed, a start from another kind of tokenizer would take pieces of words for words, and <s> for one."""
+    marked = by_name(shared_pieces(["<s>", f"{begun}cat", f"{begun}cats", "ats", "</s>"], 100))
+    assert marked == by_name(shared_pieces(["[PAD]", "cat", "cats", "##ats", "[SEP]"], 100))
+    assert [len(rows) for rows in marked] == [0, 3, 5, 2, 0]
+
+
 def test_of_too_many_pieces_the_most_shared_are_kept() -> None:
     """If this failed, the cap on rows would be no cap, or would keep pieces that hardly anything shares."""
     spelling = shared_pieces(["hatch", "batch", "bat", "bats"], 3)
