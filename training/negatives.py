@@ -16,7 +16,7 @@ from training.batches import pairs_in_pool
 from training.data.ragged import IntArray, Ragged
 
 CLUSTERS_A_LABEL = 32  # for whose queries a label is looked at
-LABELS_A_BLOCK = 1 << 16
+SCORES_A_BLOCK = 1 << 24  # a few clusters and a million labels would need gigabytes at once
 
 
 def mine_hard_negatives(
@@ -38,9 +38,11 @@ def mine_hard_negatives(
     near = labels_near(centre_KD, label_LD)
     done = 0
     for rows_B, near_P in zip(clusters, near, strict=True):
-        scores_BP = query_ND[rows_B] @ label_LD[near_P].T
-        scores_BP[pairs_in_pool(not_negative.take(rows_B), near_P)] = -np.inf
-        mined_NH[rows_B] = _best(scores_BP, near_P, count)
+        near_PD, some = label_LD[near_P], max(1, SCORES_A_BLOCK // max(1, len(near_P)))
+        for rows in (rows_B[start : start + some] for start in range(0, len(rows_B), some)):
+            scores_BP = query_ND[rows] @ near_PD.T
+            scores_BP[pairs_in_pool(not_negative.take(rows), near_P)] = -np.inf
+            mined_NH[rows] = _best(scores_BP, near_P, count)
         done += len(rows_B)
         if progress is not None:
             progress(done, len(query_ND))
@@ -52,9 +54,10 @@ def labels_near(centre_KD: NDArray[np.float32], label_LD: NDArray[np.float32]) -
     clusters = len(centre_KD)
     few = min(CLUSTERS_A_LABEL, clusters)
     cluster_LF = np.empty((len(label_LD), few), np.int64)
-    for start in range(0, len(label_LD), LABELS_A_BLOCK):
-        scores_LK = label_LD[start : start + LABELS_A_BLOCK] @ centre_KD.T
-        cluster_LF[start : start + LABELS_A_BLOCK] = np.argpartition(scores_LK, clusters - few, axis=1)[:, -few:]
+    some = max(1, SCORES_A_BLOCK // clusters)
+    for start in range(0, len(label_LD), some):
+        scores_LK = label_LD[start : start + some] @ centre_KD.T
+        cluster_LF[start : start + some] = np.argpartition(scores_LK, clusters - few, axis=1)[:, -few:]
     cluster = cluster_LF.ravel()
     order = np.argsort(cluster, kind="stable")  # which keeps labels rising within a cluster
     return Ragged.from_lengths(order // few, np.bincount(cluster, minlength=clusters))
