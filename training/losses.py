@@ -9,6 +9,7 @@ scores are divided by the temperature and may well lie below −100.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -32,10 +33,21 @@ class Targets:
     column_M: Tensor
     ignored_QP: Tensor | None = None
 
+    @cached_property
     def transposed(self) -> "Targets":
         """The same pairs seen from the labels: label→query."""
         ignored_PQ = None if self.ignored_QP is None else self.ignored_QP.T
         return Targets(self.positive_QP.T, self.column_M, self.row_M, ignored_PQ)
+
+    @cached_property
+    def not_negative_QP(self) -> Tensor:
+        """What is positive or left out, bool [Q, P]."""
+        return self.positive_QP if self.ignored_QP is None else self.positive_QP | self.ignored_QP
+
+    @cached_property
+    def has_negative_Q(self) -> Tensor:
+        """Rows that have something to be told from, bool [Q]."""
+        return ~self.not_negative_QP.all(dim=1)
 
 
 def head_loss(scores_QP: Tensor, targets: Targets, terms: LossRecipe) -> dict[str, Tensor]:
@@ -47,7 +59,7 @@ def head_loss(scores_QP: Tensor, targets: Targets, terms: LossRecipe) -> dict[st
     scaled_QP = scores_QP / terms.temperature
     directions = {
         "query_to_label": (terms.query_to_label, scaled_QP, targets),
-        "label_to_query": (1 - terms.query_to_label, scaled_QP.T, targets.transposed()),
+        "label_to_query": (1 - terms.query_to_label, scaled_QP.T, targets.transposed),
     }
     weights = {name: getattr(terms, name) for name in TERMS}
     return {
@@ -63,12 +75,10 @@ def decoupled_softmax(scores_QP: Tensor, targets: Targets) -> Tensor:
 
     Shapes: scores_QP [Q, P] → scalar. A row without a negative or without a positive contributes 0.
     """
-    left_out_QP = _union(targets.positive_QP, targets.ignored_QP)
-    has_negative_Q = ~left_out_QP.all(dim=1)
-    against_Q = _logsumexp(scores_QP, left_out_QP)
+    against_Q = _logsumexp(scores_QP, targets.not_negative_QP, targets.has_negative_Q)
     positive_M = scores_QP[targets.row_M, targets.column_M]
     loss_M = F.softplus(against_Q[targets.row_M] - positive_M)  # −log(e^s / (e^s + Σ e^negatives))
-    return pick_some_labels(loss_M, targets.row_M, has_negative_Q)
+    return pick_some_labels(loss_M, targets.row_M, targets.has_negative_Q)
 
 
 def supcon(scores_QP: Tensor, targets: Targets) -> Tensor:
@@ -76,10 +86,9 @@ def supcon(scores_QP: Tensor, targets: Targets) -> Tensor:
 
     Shapes: scores_QP [Q, P] → scalar. A row without a negative or without a positive contributes 0.
     """
-    has_negative_Q = ~_union(targets.positive_QP, targets.ignored_QP).all(dim=1)
-    against_Q = _logsumexp(scores_QP, targets.ignored_QP)
+    against_Q = _logsumexp(scores_QP, targets.ignored_QP, targets.has_negative_Q)
     loss_M = against_Q[targets.row_M] - scores_QP[targets.row_M, targets.column_M]
-    return pick_some_labels(loss_M, targets.row_M, has_negative_Q)
+    return pick_some_labels(loss_M, targets.row_M, targets.has_negative_Q)
 
 
 def binary_cross_entropy(scores_QP: Tensor, targets: Targets) -> Tensor:
@@ -114,19 +123,14 @@ def _positives_a_row(row_M: Tensor, rows: int) -> Tensor:
     return torch.bincount(row_M, minlength=rows)
 
 
-def _union(left_QP: Tensor, right_QP: Tensor | None) -> Tensor:
-    return left_QP if right_QP is None else left_QP | right_QP
+def _logsumexp(scores_QP: Tensor, left_out_QP: Tensor | None, defined_Q: Tensor) -> Tensor:
+    """logsumexp over what is not left out, in the rows that are defined.
 
-
-def _logsumexp(scores_QP: Tensor, left_out_QP: Tensor | None) -> Tensor:
-    """logsumexp over what is not left out; a row with nothing left gives a finite value whose gradient is not used.
-
-    The gradient of logsumexp over −inf alone is NaN, so such a row keeps its scores; its callers give it no weight.
+    The gradient of logsumexp over −inf alone is NaN, so the other rows keep their scores; callers give them no weight.
     """
     if left_out_QP is None:
         return torch.logsumexp(scores_QP, dim=1)
-    empty_Q = left_out_QP.all(dim=1, keepdim=True)
-    return torch.logsumexp(scores_QP.masked_fill(left_out_QP & ~empty_Q, -INFINITY), dim=1)
+    return torch.logsumexp(scores_QP.masked_fill(left_out_QP & defined_Q.unsqueeze(1), -INFINITY), dim=1)
 
 
 TERMS: dict[str, Callable[[Tensor, Targets], Tensor]] = {

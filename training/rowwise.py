@@ -58,10 +58,11 @@ class RowTable(nn.Module):
         rows_R, gradient_RD = _merged(taken)
         steps_R = self.steps.index_select(0, rows_R) + 1
         moment_R = self.second_moment.index_select(0, rows_R)
-        moment_R = DECAY * moment_R + (1 - DECAY) * gradient_RD.square().mean(dim=1)
+        mean_square_R = torch.linalg.vector_norm(gradient_RD, dim=1).square() / self.width
+        moment_R = DECAY * moment_R + (1 - DECAY) * mean_square_R
         unbiased_R = moment_R / (1 - DECAY ** steps_R.to(moment_R.dtype))
-        update_RD = gradient_RD * (learning_rate / (unbiased_R.sqrt() + EPSILON)).unsqueeze(1)
-        self.weight.index_copy_(0, rows_R, self.weight.index_select(0, rows_R) - update_RD)
+        scale_R1 = (-learning_rate / (unbiased_R.sqrt() + EPSILON)).unsqueeze(1)
+        self.weight.index_add_(0, rows_R, gradient_RD * scale_R1)
         self.second_moment.index_copy_(0, rows_R, moment_R)
         self.steps.index_copy_(0, rows_R, steps_R)
 

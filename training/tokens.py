@@ -63,6 +63,10 @@ class TokenizedTexts:
         ids_BT = np.where(mask_BT, ids_BT, self.pad_id).astype(np.int64)
         return TokenBatch(torch.from_numpy(ids_BT), torch.from_numpy(mask_BT.astype(np.int64)))
 
+    def padded(self) -> TokenBatch:
+        """All the texts as one batch."""
+        return self.batch(np.arange(len(self)))
+
     def batches_by_length(
         self, size: int, rows_R: NDArray[np.int64] | None = None
     ) -> Iterator[tuple[NDArray[np.int64], TokenBatch]]:

@@ -229,11 +229,11 @@ class Trainer:
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
         """The parts, `head/direction/term`, that add up to L = λ·L_D + (1−λ)·L_C (UniDEC, section 3)."""
-        queries = self.material.train_tokens.batch(batch.query_Q).to(self.device)
-        labels = self.material.label_tokens.batch(batch.pool_P).to(self.device)
+        queries, labels = self.material.train_tokens.take(batch.query_Q), self.material.label_tokens.take(batch.pool_P)
+        texts = queries.followed_by(labels).padded().to(self.device)
         with self._autocast():
-            query_QE = self.model.encoder(queries.input_ids_BT, queries.attention_mask_BT)
-            label_PE = self.model.encoder(labels.input_ids_BT, labels.attention_mask_BT)
+            encoded_BE = self.model.encoder(texts.input_ids_BT, texts.attention_mask_BT)
+        query_QE, label_PE = encoded_BE.split((len(queries), len(labels)))
         dual_QD, classifier_QC = self.model.training_vectors(query_QE.float())
         dual_PD = self.model.dual_vectors(label_PE.float())
         row_PC = self.model.classifier.take(torch.from_numpy(batch.pool_P).to(self.device))

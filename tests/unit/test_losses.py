@@ -99,7 +99,7 @@ def test_both_directions_and_terms_add_up_with_their_weights(example: tuple[Tens
         )
 
     scaled_QP = scores_QP / 0.5
-    expected = 0.8 * one_way(scaled_QP, targets) + 0.2 * one_way(scaled_QP.T, targets.transposed())
+    expected = 0.8 * one_way(scaled_QP, targets) + 0.2 * one_way(scaled_QP.T, targets.transposed)
     assert sum(losses.head_loss(scores_QP, targets, terms).values()).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
