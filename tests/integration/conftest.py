@@ -1,0 +1,32 @@
+"""A small part of the example and an uninterrupted run on it, once a session. Tests must not write to these."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.support.listener import Kept
+from tests.support.small_run import small_recipe
+from training.data.dataset import Dataset, DatasetMeta
+from training.data.writing import write_dataset
+from training.run import train
+
+
+@pytest.fixture(scope="session")
+def small(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """The first queries of the example, with all of its labels."""
+    whole = Dataset.open(dataset_folder)
+    splits = {
+        name: whole.split(name).take(np.arange(rows)).table()
+        for name, rows in (("train", 600), ("validation", 150), ("test", 150))
+    }
+    folder = tmp_path_factory.mktemp("small") / "dataset"
+    return write_dataset(folder, whole.label_table, splits, DatasetMeta(name="small"))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def finished(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    train(small, small_recipe(), folder, Kept())
+    return folder
