@@ -2,7 +2,7 @@
 
 Everything here is numpy on row numbers and depends on nothing but its arguments, the random generator included.
 Shapes: N training queries, Q queries of the batch, P labels of its pool, M positive pairs in Q×P, η drawn negatives,
-H mined negatives of a query.
+O pairs of which each query has one, H mined negatives of a query.
 """
 
 from dataclasses import dataclass
@@ -18,16 +18,19 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Batch:
-    """Queries, the labels they are compared with, and which pairs are positive or left out.
+    """Queries, the labels they are compared with, and which pairs are positive, picked or left out.
 
     `query_Q` are rows of the training split, `pool_P` rising rows of the label table; `positive_row_M`,
-    `positive_column_M` and `ignored_row`, `ignored_column` are coordinates in Q×P.
+    `positive_column_M` and `ignored_row`, `ignored_column` are coordinates in Q×P; so are `picked_row_O` and
+    `picked_column_O`: of each query the one positive that was drawn for it first, where the pool still holds it.
     """
 
     query_Q: Rows
     pool_P: Rows
     positive_row_M: Rows
     positive_column_M: Rows
+    picked_row_O: Rows
+    picked_column_O: Rows
     ignored_row: Rows
     ignored_column: Rows
 
@@ -37,30 +40,43 @@ def make_batch(
     positives: Ragged,
     exclude: Ragged,
     hard_negative_NH: NDArray[np.int32] | None,
+    n_labels: int,
     recipe: BatchingRecipe,
     generator: np.random.Generator,
 ) -> Batch:
-    """One batch of Algorithm 1 for the queries `query_Q`.
+    """One batch of Algorithm 1 for the queries `query_Q`, of `n_labels` labels in all.
 
     P^B holds every true label of a query that is in the pool, however it got there; excluded pairs are left out of the
     comparison altogether.
     """
     positives_Q = positives.take(query_Q)
     sampled = sample_positives(positives_Q, recipe.positives, generator)
-    drawn = draw_hard_negatives(query_Q, hard_negative_NH, recipe.hard_negatives, generator)
-    pool_P = label_pool(sampled, drawn, recipe.pool_size, generator)
-    row_M, column_M = pairs_in_pool(positives_Q, pool_P)
-    ignored_row, ignored_column = pairs_in_pool(exclude.take(query_Q), pool_P)
-    return Batch(query_Q, pool_P, row_M, column_M, ignored_row, ignored_column)
+    if recipe.pool_size == "all":
+        pool_P = np.arange(n_labels)
+    else:
+        drawn = draw_hard_negatives(query_Q, hard_negative_NH, recipe.hard_negatives, generator)
+        pool_P = label_pool(sampled.values.astype(np.int64, copy=False), drawn, recipe.pool_size, generator)
+    return Batch(
+        query_Q,
+        pool_P,
+        *pairs_in_pool(positives_Q, pool_P),
+        *pairs_in_pool(first_of_each(sampled), pool_P),
+        *pairs_in_pool(exclude.take(query_Q), pool_P),
+    )
 
 
-def sample_positives(positives_Q: Ragged, most: int, generator: np.random.Generator) -> Rows:
-    """At most `most` (β) positives of each query, without replacement, uniformly: the label rows drawn, repeats too."""
+def sample_positives(positives_Q: Ragged, most: int, generator: np.random.Generator) -> Ragged:
+    """At most `most` (β) positives of each query, without replacement, uniformly, in the order they were drawn."""
     row_of_value = positives_Q.row_of_value
     # Sorting random keys within each row is a shuffle of every row at once; the first β of each are the sample.
     order = np.lexsort((generator.random(len(row_of_value)), row_of_value))
     rank = np.arange(len(order)) - positives_Q.offsets[:-1][row_of_value]
-    return positives_Q.values[order[rank < most]].astype(np.int64)
+    return Ragged(positives_Q.values[order], positives_Q.offsets).keep(rank < most)
+
+
+def first_of_each(lists: Ragged) -> Ragged:
+    """Each list cut off after its first value."""
+    return lists.keep(np.arange(len(lists.values)) == lists.offsets[:-1][lists.row_of_value])
 
 
 def draw_hard_negatives(

@@ -1,14 +1,15 @@
 """The PSL reduction and the losses it can carry: pure functions of scores and masks (UniDEC, section 3).
 
 PSL, Pick-Some-Labels: for each query, the mean over its in-batch positives of a multi-class loss against the label
-pool. Every function works on one direction; the other one is the same function on the transposed scores and mask.
+pool; POL, Pick-One-Label: the same loss for the one positive that was drawn for the query. Every function works on one
+direction; the other one is the same function on the transposed scores and mask.
 
-Shapes: Q rows (queries), P columns (labels of the pool), M positive pairs. Masks are −inf, never a large number:
-scores are divided by the temperature and may well lie below −100.
+Shapes: Q rows (queries), P columns (labels of the pool), M positive pairs, O picked ones. Masks are −inf, never a
+large number: scores are divided by the temperature and may well lie below −100.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -25,13 +26,17 @@ class Targets:
     """Which of Q×P pairs are positive and which are to be left out altogether.
 
     `positive_QP` and `ignored_QP` are bool [Q, P] (ignored: neither positive nor negative; None when there is none);
-    `row_M`, `column_M` are the coordinates of the positives, int64.
+    `row_M`, `column_M` are the coordinates of the positives that a loss is taken of, int64.
     """
 
     positive_QP: Tensor
     row_M: Tensor
     column_M: Tensor
     ignored_QP: Tensor | None = None
+
+    def of(self, row_O: Tensor, column_O: Tensor) -> "Targets":
+        """The same, the loss taken of some of the positives alone; the others are still no negatives."""
+        return replace(self, row_M=row_O, column_M=column_O)
 
     @cached_property
     def transposed(self) -> "Targets":
@@ -50,24 +55,34 @@ class Targets:
         return ~self.not_negative_QP.all(dim=1)
 
 
-def head_loss(scores_QP: Tensor, targets: Targets, terms: LossRecipe) -> dict[str, Tensor]:
+def head_loss(scores_QP: Tensor, targets: Targets, picked: Targets, terms: LossRecipe) -> dict[str, Tensor]:
     """One head's loss by its parts, `direction/term`; their sum is the loss.
 
     Shapes: scores_QP float [Q, P], not yet divided by the temperature; each part a scalar, its weights multiplied in.
-    UniDEC, section 3; `terms.query_to_label` is λ_D (λ_C).
+    `picked` is `targets` of the one positive that was drawn for each query. UniDEC, section 3; `terms.query_to_label`
+    is λ_D (λ_C).
     """
     scaled_QP = scores_QP / terms.temperature
-    directions = {
-        "query_to_label": (terms.query_to_label, scaled_QP, targets),
-        "label_to_query": (1 - terms.query_to_label, scaled_QP.T, targets.transposed),
-    }
-    weights = {name: getattr(terms, name) for name in TERMS}
+    pairs = picked if terms.positives == "one" else targets
+    share = terms.query_to_label
     return {
-        f"{direction}/{term}": share * weights[term] * TERMS[term](seen_from, pairs)
-        for direction, (share, seen_from, pairs) in directions.items()
-        for term in TERMS
-        if share * weights[term] > 0
+        **_direction("query_to_label", share, scaled_QP, targets, pairs, terms),
+        **_direction("label_to_query", 1 - share, scaled_QP.T, targets.transposed, pairs.transposed, terms),
     }
+
+
+def _direction(
+    name: str, share: float, scores_QP: Tensor, targets: Targets, pairs: Targets, terms: LossRecipe
+) -> dict[str, Tensor]:
+    """One direction's parts that have a weight: the contrastive ones of `pairs`, the binary one of all positives."""
+    losses: dict[str, tuple[float, Callable[[], Tensor]]] = {
+        "decoupled_softmax": (terms.decoupled_softmax, lambda: decoupled_softmax(scores_QP, pairs)),
+        "supcon": (terms.supcon, lambda: supcon(scores_QP, pairs)),
+        "triplet": (terms.triplet, lambda: triplet(scores_QP, pairs, terms.margin)),
+        "bce": (terms.bce, lambda: binary_cross_entropy(scores_QP, targets)),
+    }
+    weighted = {term: (share * weight, loss) for term, (weight, loss) in losses.items()}
+    return {f"{name}/{term}": weight * loss() for term, (weight, loss) in weighted.items() if weight > 0}
 
 
 def decoupled_softmax(scores_QP: Tensor, targets: Targets) -> Tensor:
@@ -88,6 +103,18 @@ def supcon(scores_QP: Tensor, targets: Targets) -> Tensor:
     """
     against_Q = _logsumexp(scores_QP, targets.ignored_QP, targets.has_negative_Q)
     loss_M = against_Q[targets.row_M] - scores_QP[targets.row_M, targets.column_M]
+    return pick_some_labels(loss_M, targets.row_M, targets.has_negative_Q)
+
+
+def triplet(scores_QP: Tensor, targets: Targets, margin: float) -> Tensor:
+    """How far negatives come within `margin` of a positive: the mean over those that do (NGAME, Dahiya et al. 2023).
+
+    Shapes: scores_QP [Q, P] → scalar. A row without a negative or without a positive contributes 0.
+    """
+    positive_M = scores_QP[targets.row_M, targets.column_M]
+    within_MP = F.relu(scores_QP[targets.row_M] - positive_M.unsqueeze(1) + margin)
+    within_MP = within_MP.masked_fill(targets.not_negative_QP[targets.row_M], 0.0)
+    loss_M = within_MP.sum(dim=1) / (within_MP > 0).sum(dim=1).clamp(min=1)
     return pick_some_labels(loss_M, targets.row_M, targets.has_negative_Q)
 
 
@@ -131,10 +158,3 @@ def _logsumexp(scores_QP: Tensor, left_out_QP: Tensor | None, defined_Q: Tensor)
     if left_out_QP is None:
         return torch.logsumexp(scores_QP, dim=1)
     return torch.logsumexp(scores_QP.masked_fill(left_out_QP & defined_Q.unsqueeze(1), -INFINITY), dim=1)
-
-
-TERMS: dict[str, Callable[[Tensor, Targets], Tensor]] = {
-    "decoupled_softmax": decoupled_softmax,
-    "supcon": supcon,
-    "bce": binary_cross_entropy,
-}

@@ -97,26 +97,33 @@ class BatchingRecipe(Section):
     refresh_epochs: Positive = Field(
         default=3, description="τ of the paper: epochs between two minings and clusterings"
     )
-    pool_size: Positive = Field(default=4000, description="most labels a batch is compared with")
+    pool_size: Positive | Literal["all"] = Field(
+        default=4000, description="most labels a batch is compared with; all: the whole label space, in every step"
+    )
     label_queries: LabelQueriesRecipe = LabelQueriesRecipe()
 
 
 class LossRecipe(Section):
     """One head's loss: a weighted sum of terms on scores divided by `temperature`.
 
-    `query_to_label` is λ_D (λ_C): the share of the query→label direction; the rest goes to label→query.
+    `positives` says over which pairs a term's mean is taken: `all` of a query's positives in the pool (PSL), or the
+    `one` drawn for it (POL); the binary loss always sees all. `query_to_label` is λ_D (λ_C): the share of the
+    query→label direction; the rest goes to label→query.
     """
 
     decoupled_softmax: Weight = 1.0
     supcon: Weight = 0.0
+    triplet: Weight = Field(default=0.0, description="mean over the negatives within `margin` of the positive")
     bce: Weight = Field(default=0.0, description="on the sum over the pool, a query")
+    positives: Literal["all", "one"] = "all"
+    margin: Weight = 0.3
     temperature: Temperature = 1.0
     query_to_label: Share = 0.5
 
     @model_validator(mode="after")
     def _has_a_term(self) -> "LossRecipe":
-        if self.decoupled_softmax + self.supcon + self.bce == 0:
-            raise ValueError("all of decoupled_softmax, supcon and bce are 0: give one of them a weight")
+        if self.decoupled_softmax + self.supcon + self.triplet + self.bce == 0:
+            raise ValueError("all of decoupled_softmax, supcon, triplet and bce are 0: give one of them a weight")
         return self
 
 
@@ -244,6 +251,17 @@ class Recipe(Section):
             return dict.fromkeys(keys, "ours")
         published, derived = set(self.provenance.published), set(self.provenance.derived)
         return {key: "published" if key in published else "derived" if key in derived else "ours" for key in keys}
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """Weights of the classifier to choose among: with one head learned, its own alone."""
+        match self.loss.dual_encoder_share:
+            case 1.0:
+                return (0.0,)
+            case 0.0:
+                return (1.0,)
+            case _:
+                return self.validation.weights
 
     def differences(self, other: "Recipe") -> list[str]:
         """One phrase for each key whose value differs, `key: here → there`; what decides no weight is left out."""

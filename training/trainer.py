@@ -207,8 +207,8 @@ class Trainer:
     def _step(self, epoch: int, at: int, of: int, query_Q: NDArray[np.int64]) -> Step:
         started, train, epochs = time.perf_counter(), self.material.train, self.recipe.optimizer.epochs
         batch = make_batch(
-            query_Q, train.labels, train.exclude, self.hard_negative_NH, self.recipe.batching,
-            self._random(BATCH, epoch, at),
+            query_Q, train.labels, train.exclude, self.hard_negative_NH, len(self.material.label_tokens),
+            self.recipe.batching, self._random(BATCH, epoch, at),
         )  # fmt: skip
         self.model.train()
         torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
@@ -228,34 +228,46 @@ class Trainer:
         )  # fmt: skip
 
     def _loss(self, batch: Batch) -> dict[str, Tensor]:
-        """The parts, `head/direction/term`, that add up to L = λ·L_D + (1−λ)·L_C (UniDEC, section 3)."""
-        queries, labels = self.material.train_tokens.take(batch.query_Q), self.material.label_tokens.take(batch.pool_P)
-        texts = queries.followed_by(labels).padded().to(self.device)
-        with self._autocast():
-            encoded_BE = self.model.encoder(texts.input_ids_BT, texts.attention_mask_BT)
-        query_QE, label_PE = encoded_BE.split((len(queries), len(labels)))
-        dual_QD, classifier_QC = self.model.training_vectors(query_QE.float())
-        dual_PD = self.model.dual_vectors(label_PE.float())
-        row_PC = self.model.classifier.take(torch.from_numpy(batch.pool_P).to(self.device))
-        targets, losses = self._targets(batch), self.recipe.loss
-        share = losses.dual_encoder_share
-        dual = head_loss(dual_QD @ dual_PD.T, targets, losses.dual_encoder)
-        classifier = head_loss(classifier_QC @ row_PC.T, targets, losses.classifier)
-        return {
-            **{f"dual_encoder/{name}": share * part for name, part in dual.items()},
-            **{f"classifier/{name}": (1 - share) * part for name, part in classifier.items()},
-        }
+        """The parts, `head/direction/term`, that add up to L = λ·L_D + (1−λ)·L_C (UniDEC, section 3).
 
-    def _targets(self, batch: Batch) -> Targets:
+        A head whose share is 0 costs nothing: without the dual encoder's no label is encoded.
+        """
+        losses, share = self.recipe.loss, self.recipe.loss.dual_encoder_share
+        texts = self.material.train_tokens.take(batch.query_Q)
+        if share > 0:
+            texts = texts.followed_by(self.material.label_tokens.take(batch.pool_P))
+        tokens = texts.padded().to(self.device)
+        with self._autocast():
+            encoded_BE = self.model.encoder(tokens.input_ids_BT, tokens.attention_mask_BT).float()
+        queries, (targets, picked) = len(batch.query_Q), self._targets(batch)
+        parts: dict[str, Tensor] = {}
+        if share > 0:
+            dual_BD = self.model.dual_vectors(encoded_BE)
+            scores_QP = dual_BD[:queries] @ dual_BD[queries:].T
+            dual = head_loss(scores_QP, targets, picked, losses.dual_encoder)
+            parts |= {f"dual_encoder/{name}": share * part for name, part in dual.items()}
+        if share < 1:
+            row_PC = self.model.classifier.take(torch.from_numpy(batch.pool_P).to(self.device))
+            scores_QP = self.model.classifier_head(encoded_BE[:queries]) @ row_PC.T
+            classifier = head_loss(scores_QP, targets, picked, losses.classifier)
+            parts |= {f"classifier/{name}": (1 - share) * part for name, part in classifier.items()}
+        return parts
+
+    def _targets(self, batch: Batch) -> tuple[Targets, Targets]:
+        """Every positive of the batch, and the one picked for each query."""
         shape = (len(batch.query_Q), len(batch.pool_P))
-        row_M, column_M = (torch.from_numpy(a).to(self.device) for a in (batch.positive_row_M, batch.positive_column_M))
+        row_M, column_M = self._on_device(batch.positive_row_M, batch.positive_column_M)
         positive_QP = torch.zeros(shape, dtype=torch.bool, device=self.device)
         positive_QP[row_M, column_M] = True
-        if not len(batch.ignored_row):
-            return Targets(positive_QP, row_M, column_M)
-        ignored_QP = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        ignored_QP[torch.from_numpy(batch.ignored_row), torch.from_numpy(batch.ignored_column)] = True
-        return Targets(positive_QP, row_M, column_M, ignored_QP)
+        ignored_QP = None
+        if len(batch.ignored_row):
+            ignored_QP = torch.zeros(shape, dtype=torch.bool, device=self.device)
+            ignored_QP[self._on_device(batch.ignored_row, batch.ignored_column)] = True
+        targets = Targets(positive_QP, row_M, column_M, ignored_QP)
+        return targets, targets.of(*self._on_device(batch.picked_row_O, batch.picked_column_O))
+
+    def _on_device(self, *arrays: NDArray[np.int64]) -> tuple[Tensor, ...]:
+        return tuple(torch.from_numpy(array).to(self.device) for array in arrays)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.bfloat16)
@@ -274,7 +286,7 @@ class Trainer:
         labels = evaluation.encode_labels(self.model, material.label_tokens, material.positives_L, self.device)
         chosen_by, exclude = self.recipe.validation, material.validation.exclude
         truth, inverse = material.validation.labels, material.inverse_propensity_L
-        grid = [evaluation.Blend(w, b) for w in chosen_by.weights for b in (chosen_by.popularities if w else (0.0,))]
+        grid = [evaluation.Blend(w, b) for w in self.recipe.weights for b in (chosen_by.popularities if w else (0.0,))]
         blend, score = evaluation.choose_blend(
             evaluation.rank(queries, labels, grid, exclude), truth, inverse, chosen_by.metrics
         )

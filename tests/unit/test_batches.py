@@ -25,16 +25,28 @@ def test_positives_are_sampled_without_replacement(lists: list[list[int]], most:
     for row in range(len(positives)):
         alone = positives.take(np.array([row]))
         sampled = batches.sample_positives(alone, most, np.random.default_rng(seed))
-        assert len(sampled) == min(most, len(lists[row])) == len(set(sampled.tolist()))
-        assert set(sampled.tolist()) <= set(lists[row])
+        assert len(sampled[0]) == min(most, len(lists[row])) == len(set(sampled.values.tolist()))
+        assert set(sampled.values.tolist()) <= set(lists[row])
     together = batches.sample_positives(positives, most, np.random.default_rng(seed))
-    assert len(together) == sum(min(most, len(labels)) for labels in lists)
+    assert len(together.values) == sum(min(most, len(labels)) for labels in lists)
+
+
+def test_the_whole_label_space_is_a_pool() -> None:
+    """If this failed, DEXML's and Renee's comparison with every label would leave some out."""
+    positives = Ragged.from_lists([[3, 5], [7]])
+    recipe = BatchingRecipe(pool_size="all")
+    generator = np.random.default_rng(0)
+    batch = batches.make_batch(np.arange(2), positives, Ragged.empty(2), None, LABELS, recipe, generator)
+    assert batch.pool_P.tolist() == list(range(LABELS))
+    assert batch.positive_column_M.tolist() == [3, 5, 7]
+    assert batch.picked_column_O[0] in (3, 5)
+    assert batch.picked_column_O[1] == 7
 
 
 def test_every_positive_is_sampled_equally_often() -> None:
     """If this failed, sampling would favour some labels of a query, for example those that stand first."""
     positives, generator = Ragged.from_lists([list(range(6))]), np.random.default_rng(0)
-    drawn = np.concatenate([batches.sample_positives(positives, 2, generator) for _ in range(3000)])
+    drawn = np.concatenate([batches.sample_positives(positives, 2, generator).values for _ in range(3000)])
     assert np.bincount(drawn, minlength=6) == pytest.approx(1000, rel=0.12)
 
 
@@ -48,7 +60,7 @@ def test_the_target_mask_holds_every_true_label_of_the_pool(lists: list[list[int
     positives = Ragged.from_lists(lists)
     positives = positives.keep(~positives.overlap(exclude))
     recipe = BatchingRecipe(positives=2, hard_negatives=3, pool_size=pool)
-    batch = batches.make_batch(np.arange(len(lists)), positives, exclude, mined, recipe, generator)
+    batch = batches.make_batch(np.arange(len(lists)), positives, exclude, mined, LABELS, recipe, generator)
     assert len(batch.pool_P) <= pool
     assert (np.diff(batch.pool_P) > 0).all()
     found = set(zip(batch.positive_row_M.tolist(), batch.pool_P[batch.positive_column_M].tolist(), strict=True))
@@ -57,6 +69,9 @@ def test_the_target_mask_holds_every_true_label_of_the_pool(lists: list[list[int
     ignored = set(zip(batch.ignored_row.tolist(), batch.pool_P[batch.ignored_column].tolist(), strict=True))
     assert ignored == {(r, int(v)) for r in range(len(lists)) for v in exclude[r] if int(v) in members}
     assert not found & ignored
+    picked = list(zip(batch.picked_row_O.tolist(), batch.pool_P[batch.picked_column_O].tolist(), strict=True))
+    assert set(picked) <= found
+    assert len({row for row, _ in picked}) == len(picked)
 
 
 def test_over_the_cap_hard_negatives_go_before_positives() -> None:

@@ -1,6 +1,7 @@
 """The losses against slow, obvious versions of their equations."""
 
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -65,10 +66,41 @@ def test_bce_is_a_sum_over_the_pool_a_query(example: tuple[Tensor, Tensor, Tenso
     )
 
 
+def test_triplet_is_the_mean_over_the_negatives_within_the_margin(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If this failed, NGAME recipes would train some other loss."""
+    scores_QP, positive_QP, ignored_QP = example
+    rows = []
+    for scores, positive, left_out in zip(scores_QP, positive_QP, positive_QP | ignored_QP, strict=True):
+        if not positive.any() or left_out.all():
+            continue
+        short = [(scores[~left_out] - best + 0.3).clamp(min=0) for best in scores[positive]]
+        rows.append(sum(each.sum().item() / max(1, int((each > 0).sum())) for each in short) / len(short))
+    found = losses.triplet(scores_QP, make_targets(positive_QP, ignored_QP), 0.3)
+    assert found.item() == pytest.approx(sum(rows) / len(rows), rel=1e-5)
+
+
+def test_pick_one_label_takes_the_loss_of_the_picked_pairs_alone(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If this failed, POL would be PSL, or would push a query away from its other true labels."""
+    scores_QP, positive_QP, ignored_QP = example
+    targets = make_targets(positive_QP, ignored_QP)
+    rows = [row for row in range(len(positive_QP)) if positive_QP[row].any()]
+    columns = [int(positive_QP[row].nonzero()[-1]) for row in rows]
+    picked = targets.of(torch.tensor(rows), torch.tensor(columns))
+    each = []
+    for row, column in zip(rows, columns, strict=True):
+        negative_P = ~(positive_QP[row] | ignored_QP[row])
+        if negative_P.any():
+            against = torch.cat([scores_QP[row, column].unsqueeze(0), scores_QP[row, negative_P]])
+            each.append((against.logsumexp(0) - scores_QP[row, column]).item())
+    terms = LossRecipe(positives="one", query_to_label=1.0)
+    (found,) = losses.head_loss(scores_QP, targets, picked, terms).values()
+    assert found.item() == pytest.approx(sum(each) / len(each), rel=1e-5)
+
+
 def test_rows_without_a_contrast_give_zero_and_finite_gradients() -> None:
     """If this failed, one query whose whole pool is positive would turn every weight into NaN."""
     for positive_QP in (torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.bool)):
-        for loss in (losses.decoupled_softmax, losses.supcon):
+        for loss in (losses.decoupled_softmax, losses.supcon, partial(losses.triplet, margin=0.3)):
             scores_QP = torch.randn(2, 3, requires_grad=True)
             value = loss(scores_QP, make_targets(positive_QP))
             assert value.item() == 0
@@ -100,7 +132,9 @@ def test_both_directions_and_terms_add_up_with_their_weights(example: tuple[Tens
 
     scaled_QP = scores_QP / 0.5
     expected = 0.8 * one_way(scaled_QP, targets) + 0.2 * one_way(scaled_QP.T, targets.transposed)
-    assert sum(losses.head_loss(scores_QP, targets, terms).values()).item() == pytest.approx(expected.item(), rel=1e-6)
+    assert sum(losses.head_loss(scores_QP, targets, targets, terms).values()).item() == pytest.approx(
+        expected.item(), rel=1e-6
+    )
 
 
 def test_the_gradient_pulls_positives_up_and_negatives_down(example: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -108,7 +142,7 @@ def test_the_gradient_pulls_positives_up_and_negatives_down(example: tuple[Tenso
     scores_QP, positive_QP, ignored_QP = example
     scores_QP = scores_QP.clone().requires_grad_(True)
     targets = make_targets(positive_QP, ignored_QP)
-    sum(losses.head_loss(scores_QP, targets, LossRecipe(query_to_label=1.0)).values()).backward()
+    sum(losses.head_loss(scores_QP, targets, targets, LossRecipe(query_to_label=1.0)).values()).backward()
     gradient_QP = scores_QP.grad
     assert gradient_QP is not None
     taught_Q = positive_QP.any(dim=1) & ~(positive_QP | ignored_QP).all(dim=1)
