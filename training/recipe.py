@@ -210,6 +210,7 @@ class Recipe(Section):
     name: str
     description: str = ""
     objective: Objective = "balanced"
+    warm_start: str | None = Field(default=None, description="a checkpoint whose encoder and heads the run begins with")
     encoder: EncoderRecipe = StaticEncoderRecipe()
     heads: HeadsRecipe = HeadsRecipe()
     batching: BatchingRecipe = BatchingRecipe()
@@ -288,7 +289,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
 def shipped_recipes() -> list[str]:
     """Names of the recipes that come with the package."""
     folder = files("training") / "recipes"
-    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+    found = [("", item) for item in folder.iterdir()] + [("systems/", item) for item in (folder / "systems").iterdir()]
+    return sorted(room + item.name.removesuffix(".yaml") for room, item in found if item.name.endswith(".yaml"))
 
 
 def _read(name_or_path: str) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from training.optimization import choose_device
 from training.recipe import Recipe
 from training.tokens import inverse_document_frequency, make_tokenizer, tokenize
 from training.trainer import Listener, Material, Trainer
+from training.warm_start import warm_start
 
 LOCK, EVENTS = ".lock", "tensorboard"
 WRITTEN = (
@@ -92,6 +93,8 @@ def _trainer(
     else:
         rarity_V = inverse_document_frequency(len(tokens), material.train_tokens, material.label_tokens)
         model = fresh_model(recipe, dataset.n_labels, rarity_V, tokens)
+        if recipe.warm_start is not None:
+            warm_start(model, Path(recipe.warm_start))
         ck.save_surroundings(folder, model, tokenizer, dataset.label_table, material.validation)
     trainer = Trainer(recipe, material, model, folder, device, listener, should_stop)
     if begun:
@@ -189,11 +192,14 @@ def _same_run(folder: Path, there: RunFacts, facts: RunFacts) -> None:
 
 
 def _tokenizer(folder: Path, dataset: Dataset, recipe: Recipe) -> Tokenizer:
-    """The run's tokenizer, from the folder once it is there."""
+    """The run's tokenizer: from the folder once it is there, from where a warm start begins, or made."""
     path = folder / "tokenizer.json"
     if path.is_file():
         return ck.read_tokenizer(path)
-    tokenizer = make_tokenizer(recipe, [*dataset.split("train").texts, *dataset.label_texts])
+    if recipe.warm_start is not None:
+        tokenizer = ck.load_checkpoint(recipe.warm_start).tokenizer
+    else:
+        tokenizer = make_tokenizer(recipe, [*dataset.split("train").texts, *dataset.label_texts])
     ck.write_text(path, tokenizer.to_str())
     return tokenizer
 

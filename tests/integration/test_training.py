@@ -12,12 +12,12 @@ import torch
 from retrieval.errors import CheckpointError, RecipeError
 from tests.support.listener import Kept
 from tests.support.pretrained import save_tiny_bert
-from tests.support.small_run import small_recipe, stop_after, weights_hash
+from tests.support.small_run import SMALL, small_recipe, stop_after, weights_hash
 from training.checkpoint import load_checkpoint, read_facts
 from training.data.dataset import Dataset, DatasetMeta
 from training.data.writing import write_dataset
 from training.measure import measure
-from training.recipe import load_recipe
+from training.recipe import load_recipe, shipped_recipes
 from training.run import train
 from training.trainer import Stopped
 
@@ -96,6 +96,33 @@ def test_every_kind_of_recipe_trains(small: Dataset, tmp_path: Path, overrides: 
     kept = Kept()
     train(small, small_recipe("optimizer.epochs=2", *overrides), tmp_path / "run", kept)
     assert kept.records[1].loss < kept.records[0].loss
+
+
+SYSTEMS = [name for name in shipped_recipes() if name.startswith("systems/")]
+
+
+@pytest.mark.parametrize("name", SYSTEMS)
+def test_every_system_of_the_literature_learns(small: Dataset, finished: Path, tmp_path: Path, name: str) -> None:
+    """If this failed, a recipe that a comparison rests on would not train, or would train nothing."""
+    kept = Kept()
+    start = [f"warm_start={finished}"] if name == "systems/renee" else []
+    train(small, load_recipe(name, [*SMALL, "optimizer.epochs=2", *start]), tmp_path / "run", kept)
+    assert kept.records[1].loss < 0.95 * kept.records[0].loss
+
+
+def test_a_warm_start_answers_as_the_run_before_until_it_learns(finished: Path, small: Dataset, tmp_path: Path) -> None:
+    """If this failed, a retraining or Renee would begin from another encoder than the one it names."""
+    before = measure(finished, small, "validation").figures["dual_encoder"]
+    still = ["optimizer.epochs=1", *(f"optimizer.{rate}=1e-30" for rate in ("token_lr", "heads_lr", "classifier_lr"))]
+    recipe = small_recipe(*still, f"warm_start={finished}")
+    facts = train(small, recipe, tmp_path / "run", Kept())
+    assert facts.best.figures["dual_encoder"] == pytest.approx(before, abs=0.2)
+
+
+def test_a_warm_start_of_another_shape_is_one_sentence(finished: Path, small: Dataset, tmp_path: Path) -> None:
+    """If this failed, a run would begin with half of another encoder, or end in a traceback."""
+    with pytest.raises(RecipeError, match=r"another shape: classifier_head.* is \[32\] there and \[16\]"):
+        train(small, small_recipe("heads.classifier.dim=16", f"warm_start={finished}"), tmp_path / "run", Kept())
 
 
 def test_epochs_are_validated_as_often_as_asked_for_and_the_last_one_always(small: Dataset, tmp_path: Path) -> None:
