@@ -18,7 +18,7 @@ from training.tally import Step, Tally, by_head_and_term
 
 SHOWN = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
 ONE_WORD = {"dual_encoder": "dual", "classifier": "classifier"}
-TERMS = {"decoupled_softmax": "decoupled softmax", "supcon": "SupCon", "bce": "BCE"}
+TERMS = {"decoupled_softmax": "decoupled softmax", "supcon": "SupCon", "triplet": "triplet", "bce": "BCE"}
 
 
 class ConsoleListener:

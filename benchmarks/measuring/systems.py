@@ -54,10 +54,11 @@ PEERS = {
 
 @dataclass(frozen=True)
 class RecipeRun:
-    """One recipe with overrides and one seed; written NAME[:KEY=VALUE…]."""
+    """One recipe with overrides and one seed; written NAME[:KEY=VALUE…]. `also` are overrides outside of its title."""
 
     spec: str
     seed: int
+    also: tuple[str, ...] = ()
 
     @property
     def recipe(self) -> str:
@@ -67,7 +68,7 @@ class RecipeRun:
     @property
     def overrides(self) -> list[str]:
         """KEY=VALUE, the seed last."""
-        return [*self.spec.split(":")[1:], f"seed={self.seed}"]
+        return [*self.spec.split(":")[1:], *self.also, f"seed={self.seed}"]
 
     @property
     def title(self) -> str:
