@@ -23,12 +23,14 @@ class Batch:
     `query_Q` are rows of the training split, `pool_P` rising rows of the label table; `positive_row_M`,
     `positive_column_M` and `ignored_row`, `ignored_column` are coordinates in Q×P; so are `picked_row_O` and
     `picked_column_O`: of each query the one positive that was drawn for it first, where the pool still holds it.
+    `target_M` says how true each positive is, in (0, 1]; None when all are true.
     """
 
     query_Q: Rows
     pool_P: Rows
     positive_row_M: Rows
     positive_column_M: Rows
+    target_M: NDArray[np.float32] | None
     picked_row_O: Rows
     picked_column_O: Rows
     ignored_row: Rows
@@ -38,6 +40,7 @@ class Batch:
 def make_batch(
     query_Q: Rows,
     positives: Ragged,
+    target_V: NDArray[np.float32] | None,
     exclude: Ragged,
     hard_negative_NH: NDArray[np.int32] | None,
     n_labels: int,
@@ -45,6 +48,8 @@ def make_batch(
     generator: np.random.Generator,
 ) -> Batch:
     """One batch of Algorithm 1 for the queries `query_Q`, of `n_labels` labels in all.
+
+    `target_V` stands beside the values of `positives`: how true each is, None when all are.
 
     P^B holds every true label of a query that is in the pool, however it got there; excluded pairs are left out of the
     comparison altogether.
@@ -56,12 +61,19 @@ def make_batch(
     else:
         drawn = draw_hard_negatives(query_Q, hard_negative_NH, recipe.hard_negatives, generator)
         pool_P = label_pool(sampled.values.astype(np.int64, copy=False), drawn, recipe.pool_size, generator)
+    row_M, column_M, found = pairs_in_pool(positives_Q, pool_P)
+    picked_row_O, picked_column_O, _ = pairs_in_pool(first_of_each(sampled), pool_P)
+    ignored_row, ignored_column, _ = pairs_in_pool(exclude.take(query_Q), pool_P)
     return Batch(
-        query_Q,
-        pool_P,
-        *pairs_in_pool(positives_Q, pool_P),
-        *pairs_in_pool(first_of_each(sampled), pool_P),
-        *pairs_in_pool(exclude.take(query_Q), pool_P),
+        query_Q=query_Q,
+        pool_P=pool_P,
+        positive_row_M=row_M,
+        positive_column_M=column_M,
+        target_M=None if target_V is None else target_V[positives.places(query_Q)[found]],
+        picked_row_O=picked_row_O,
+        picked_column_O=picked_column_O,
+        ignored_row=ignored_row,
+        ignored_column=ignored_column,
     )
 
 
@@ -106,9 +118,9 @@ def label_pool(sampled: Rows, drawn: Rows, most: int, generator: np.random.Gener
     return np.sort(np.concatenate([positive, negative]))
 
 
-def pairs_in_pool(labels_Q: Ragged, pool_P: IntArray) -> tuple[Rows, Rows]:
-    """Coordinates (row, column) in Q×P of each query's labels that are in the pool (rising label rows)."""
+def pairs_in_pool(labels_Q: Ragged, pool_P: IntArray) -> tuple[Rows, Rows, NDArray[np.bool_]]:
+    """Coordinates (row, column) in Q×P of each query's labels that are in the pool (rising label rows), and which."""
     place = np.searchsorted(pool_P, labels_Q.values)
     found = place < len(pool_P)
     found[found] = pool_P[place[found]] == labels_Q.values[found]
-    return labels_Q.row_of_value[found], place[found].astype(np.int64)
+    return labels_Q.row_of_value[found], place[found].astype(np.int64), found

@@ -26,23 +26,25 @@ class Targets:
     """Which of Q×P pairs are positive and which are to be left out altogether.
 
     `positive_QP` and `ignored_QP` are bool [Q, P] (ignored: neither positive nor negative; None when there is none);
-    `row_M`, `column_M` are the coordinates of the positives that a loss is taken of, int64.
+    `row_M`, `column_M` are the coordinates of the positives that a loss is taken of, int64; `target_M` float says how
+    true each of them is, in (0, 1], None when all are.
     """
 
     positive_QP: Tensor
     row_M: Tensor
     column_M: Tensor
     ignored_QP: Tensor | None = None
+    target_M: Tensor | None = None
 
     def of(self, row_O: Tensor, column_O: Tensor) -> "Targets":
-        """The same, the loss taken of some of the positives alone; the others are still no negatives."""
-        return replace(self, row_M=row_O, column_M=column_O)
+        """The same, the loss taken of some of the positives alone, as true; the others are still no negatives."""
+        return replace(self, row_M=row_O, column_M=column_O, target_M=None)
 
     @cached_property
     def transposed(self) -> "Targets":
         """The same pairs seen from the labels: label→query."""
         ignored_PQ = None if self.ignored_QP is None else self.ignored_QP.T
-        return Targets(self.positive_QP.T, self.column_M, self.row_M, ignored_PQ)
+        return Targets(self.positive_QP.T, self.column_M, self.row_M, ignored_PQ, self.target_M)
 
     @cached_property
     def not_negative_QP(self) -> Tensor:
@@ -93,7 +95,7 @@ def decoupled_softmax(scores_QP: Tensor, targets: Targets) -> Tensor:
     against_Q = _logsumexp(scores_QP, targets.not_negative_QP, targets.has_negative_Q)
     positive_M = scores_QP[targets.row_M, targets.column_M]
     loss_M = F.softplus(against_Q[targets.row_M] - positive_M)  # −log(e^s / (e^s + Σ e^negatives))
-    return pick_some_labels(loss_M, targets.row_M, targets.has_negative_Q)
+    return pick_some_labels(loss_M, targets)
 
 
 def supcon(scores_QP: Tensor, targets: Targets) -> Tensor:
@@ -103,7 +105,7 @@ def supcon(scores_QP: Tensor, targets: Targets) -> Tensor:
     """
     against_Q = _logsumexp(scores_QP, targets.ignored_QP, targets.has_negative_Q)
     loss_M = against_Q[targets.row_M] - scores_QP[targets.row_M, targets.column_M]
-    return pick_some_labels(loss_M, targets.row_M, targets.has_negative_Q)
+    return pick_some_labels(loss_M, targets)
 
 
 def triplet(scores_QP: Tensor, targets: Targets, margin: float) -> Tensor:
@@ -115,7 +117,7 @@ def triplet(scores_QP: Tensor, targets: Targets, margin: float) -> Tensor:
     within_MP = F.relu(scores_QP[targets.row_M] - positive_M.unsqueeze(1) + margin)
     within_MP = within_MP.masked_fill(targets.not_negative_QP[targets.row_M], 0.0)
     loss_M = within_MP.sum(dim=1) / (within_MP > 0).sum(dim=1).clamp(min=1)
-    return pick_some_labels(loss_M, targets.row_M, targets.has_negative_Q)
+    return pick_some_labels(loss_M, targets)
 
 
 def binary_cross_entropy(scores_QP: Tensor, targets: Targets) -> Tensor:
@@ -129,20 +131,25 @@ def binary_cross_entropy(scores_QP: Tensor, targets: Targets) -> Tensor:
     if targets.ignored_QP is not None:
         every_QP = every_QP.masked_fill(targets.ignored_QP, 0.0)
     row_Q = every_QP.sum(dim=1)
-    row_Q = row_Q.index_add(0, targets.row_M, -scores_QP[targets.row_M, targets.column_M])
+    positive_M = scores_QP[targets.row_M, targets.column_M]
+    row_Q = row_Q.index_add(
+        0, targets.row_M, -positive_M if targets.target_M is None else -targets.target_M * positive_M
+    )
     has_positive_Q = _positives_a_row(targets.row_M, len(row_Q)) > 0
     return (row_Q * has_positive_Q).sum() / has_positive_Q.sum().clamp(min=1)
 
 
-def pick_some_labels(loss_M: Tensor, row_M: Tensor, counted_Q: Tensor) -> Tensor:
+def pick_some_labels(loss_M: Tensor, targets: Targets) -> Tensor:
     """PSL: the mean over each row's positives, then the mean over the rows that have any (UniDEC, section 3).
 
-    Shapes: loss_M [M], one a positive pair; row_M int64 [M]; counted_Q bool [Q], rows whose loss is defined → scalar.
+    Shapes: loss_M [M], one a positive pair → scalar. Rows without a negative do not count. A positive that is not
+    wholly true weighs as much as it is true (Gandalf).
     """
-    positives_Q = _positives_a_row(row_M, len(counted_Q))
-    defined_M = counted_Q[row_M]
-    weight_M = defined_M / positives_Q[row_M]
-    rows_with_a_loss = (counted_Q & (positives_Q > 0)).sum().clamp(min=1)
+    true_M = torch.ones_like(loss_M) if targets.target_M is None else targets.target_M
+    true_Q = true_M.new_zeros(len(targets.has_negative_Q)).index_add(0, targets.row_M, true_M)
+    defined_M = targets.has_negative_Q[targets.row_M]
+    weight_M = defined_M * true_M / true_Q[targets.row_M]
+    rows_with_a_loss = (targets.has_negative_Q & (true_Q > 0)).sum().clamp(min=1)
     return (torch.where(defined_M, loss_M, 0.0) * weight_M).sum() / rows_with_a_loss
 
 

@@ -41,7 +41,8 @@ def mine_hard_negatives(
         near_PD, some = label_LD[near_P], max(1, SCORES_A_BLOCK // max(1, len(near_P)))
         for rows in (rows_B[start : start + some] for start in range(0, len(rows_B), some)):
             scores_BP = query_ND[rows] @ near_PD.T
-            scores_BP[pairs_in_pool(not_negative.take(rows), near_P)] = -np.inf
+            row, column, _ = pairs_in_pool(not_negative.take(rows), near_P)
+            scores_BP[row, column] = -np.inf
             mined_NH[rows] = _best(scores_BP, near_P, count)
         done += len(rows_B)
         if progress is not None:

@@ -77,14 +77,18 @@ class HeadsRecipe(Section):
 
 
 class LabelQueriesRecipe(Section):
-    """Label texts as extra queries; their positives are labels that share training queries with them (Gandalf)."""
+    """Label texts as extra queries; their positives are labels that share training queries with them (Gandalf).
+
+    What `targets` may be stands in `training.gandalf`.
+    """
 
     share: Annotated[float, Field(ge=0.0)] | None = Field(
         default=None,
         description="in an epoch, a training query; null: the share of queries that are label texts",
     )
+    targets: Literal["neighbours", "gandalf", "glas", "one_hot"] = "neighbours"
     most: Positive = Field(default=30, description="positives of a label query")
-    threshold: Share = Field(default=0.1, description="least cosine of two labels' sets of queries")
+    threshold: Share = Field(default=0.1, description="least cosine of two labels' sets of queries, or least target")
 
 
 class BatchingRecipe(Section):

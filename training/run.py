@@ -210,15 +210,16 @@ def _material(dataset: Dataset, recipe: Recipe, validation: Split, tokenizer: To
     held_out = dataset.split("validation").labels
     seen_L = counts_L + np.bincount(held_out.values, minlength=dataset.n_labels)
     constants = recipe.propensity
-    extra, drawn = label_queries(train, dataset.label_texts, recipe.batching.label_queries)
+    extra = label_queries(train, dataset.label_texts, recipe.batching.label_queries)
     query_tokens = tokenize(train.texts, tokenizer, tokens, "train")
     label_tokens = tokenize(dataset.label_texts, tokenizer, tokens, "labels")
+    hard_V = np.ones(len(train.labels.values), np.float32)
     return Material(
-        train=train.followed_by(extra) if len(extra) else train,
-        # A label query excludes the one label whose text it is.
-        train_tokens=query_tokens.followed_by(label_tokens.take(extra.exclude.values)) if len(extra) else query_tokens,
+        train=train.followed_by(extra.split) if len(extra) else train,
+        train_tokens=query_tokens.followed_by(label_tokens.take(extra.label_G)) if len(extra) else query_tokens,
+        target_V=np.concatenate([hard_V, extra.target_V]) if (extra.target_V < 1).any() else None,
         queries=len(train),
-        label_queries=min(drawn, len(extra)),
+        label_queries=extra.drawn,
         validation=validation,
         validation_tokens=tokenize(validation.texts, tokenizer, tokens, "validation"),
         label_tokens=label_tokens,

@@ -58,11 +58,13 @@ class Material:
     """What a run learns from, in memory: the training split, the validation queries, the labels, all tokenized.
 
     The first `queries` rows of `train` are the training queries; label queries follow, and `label_queries` of them are
-    drawn for each stretch between two refreshes. `positives_L` counts each label's positives among training queries.
+    drawn for each stretch between two refreshes. `target_V` float32 says how true each of `train`'s labels is, None
+    when all are true. `positives_L` counts each label's positives among training queries.
     """
 
     train: Split
     train_tokens: TokenizedTexts
+    target_V: NDArray[np.float32] | None
     queries: int
     label_queries: int
     validation: Split
@@ -207,8 +209,8 @@ class Trainer:
     def _step(self, epoch: int, at: int, of: int, query_Q: NDArray[np.int64]) -> Step:
         started, train, epochs = time.perf_counter(), self.material.train, self.recipe.optimizer.epochs
         batch = make_batch(
-            query_Q, train.labels, train.exclude, self.hard_negative_NH, len(self.material.label_tokens),
-            self.recipe.batching, self._random(BATCH, epoch, at),
+            query_Q, train.labels, self.material.target_V, train.exclude, self.hard_negative_NH,
+            len(self.material.label_tokens), self.recipe.batching, self._random(BATCH, epoch, at),
         )  # fmt: skip
         self.model.train()
         torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
@@ -263,7 +265,8 @@ class Trainer:
         if len(batch.ignored_row):
             ignored_QP = torch.zeros(shape, dtype=torch.bool, device=self.device)
             ignored_QP[self._on_device(batch.ignored_row, batch.ignored_column)] = True
-        targets = Targets(positive_QP, row_M, column_M, ignored_QP)
+        target_M = None if batch.target_M is None else torch.from_numpy(batch.target_M).to(self.device)
+        targets = Targets(positive_QP, row_M, column_M, ignored_QP, target_M)
         return targets, targets.of(*self._on_device(batch.picked_row_O, batch.picked_column_O))
 
     def _on_device(self, *arrays: NDArray[np.int64]) -> tuple[Tensor, ...]:

@@ -18,7 +18,7 @@ from training.comparison import Bootstrap, Estimate
 UNIFIED = "systems/unidec_ds_dsbce"
 PICK_ONE = "loss.dual_encoder.positives=one:loss.classifier.positives=one"
 ONE_WAY = "loss.dual_encoder.query_to_label=1:loss.classifier.query_to_label=1"
-GANDALF = "batching.label_queries.share=1"
+GANDALF = "batching.label_queries.share=1:batching.label_queries.targets=gandalf"
 
 POOLED, FULL = "DePSL, pool ≤ L/30", "DEXML-full"
 

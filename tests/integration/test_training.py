@@ -78,6 +78,8 @@ KINDS = {
     "tiny pool, uneven heads": ["batching.pool_size=50", "heads.dual_encoder.dim=16", "heads.classifier.dim=24"],
     "encoder only": ["loss.dual_encoder_share=1"],
     "classifier only": ["loss.dual_encoder_share=0", "batching.hard_negatives=0"],
+    "gandalf": ["batching.label_queries={share: 1, targets: gandalf}"],
+    "one-hot label queries": ["batching.label_queries={share: 1, targets: one_hot}"],
     "pick one label": ["loss.dual_encoder.positives=one", "loss.classifier.positives=one"],
     "triplet": ["loss.dual_encoder={decoupled_softmax: 0, triplet: 1, temperature: 1}"],
     "the whole label space": ["batching.pool_size=all", "optimizer.epochs=2"],

@@ -36,7 +36,7 @@ def test_the_whole_label_space_is_a_pool() -> None:
     positives = Ragged.from_lists([[3, 5], [7]])
     recipe = BatchingRecipe(pool_size="all")
     generator = np.random.default_rng(0)
-    batch = batches.make_batch(np.arange(2), positives, Ragged.empty(2), None, LABELS, recipe, generator)
+    batch = batches.make_batch(np.arange(2), positives, None, Ragged.empty(2), None, LABELS, recipe, generator)
     assert batch.pool_P.tolist() == list(range(LABELS))
     assert batch.positive_column_M.tolist() == [3, 5, 7]
     assert batch.picked_column_O[0] in (3, 5)
@@ -60,7 +60,8 @@ def test_the_target_mask_holds_every_true_label_of_the_pool(lists: list[list[int
     positives = Ragged.from_lists(lists)
     positives = positives.keep(~positives.overlap(exclude))
     recipe = BatchingRecipe(positives=2, hard_negatives=3, pool_size=pool)
-    batch = batches.make_batch(np.arange(len(lists)), positives, exclude, mined, LABELS, recipe, generator)
+    true_V = generator.random(len(positives.values)).astype(np.float32)
+    batch = batches.make_batch(np.arange(len(lists)), positives, true_V, exclude, mined, LABELS, recipe, generator)
     assert len(batch.pool_P) <= pool
     assert (np.diff(batch.pool_P) > 0).all()
     found = set(zip(batch.positive_row_M.tolist(), batch.pool_P[batch.positive_column_M].tolist(), strict=True))
@@ -69,6 +70,10 @@ def test_the_target_mask_holds_every_true_label_of_the_pool(lists: list[list[int
     ignored = set(zip(batch.ignored_row.tolist(), batch.pool_P[batch.ignored_column].tolist(), strict=True))
     assert ignored == {(r, int(v)) for r in range(len(lists)) for v in exclude[r] if int(v) in members}
     assert not found & ignored
+    how_true = {(r, int(v)): t for r, v, t in zip(positives.row_of_value, positives.values, true_V, strict=True)}
+    assert batch.target_M is not None
+    of_pairs = zip(batch.positive_row_M, batch.pool_P[batch.positive_column_M], batch.target_M, strict=True)
+    assert all(how_true[int(row), int(label)] == target for row, label, target in of_pairs)
     picked = list(zip(batch.picked_row_O.tolist(), batch.pool_P[batch.picked_column_O].tolist(), strict=True))
     assert set(picked) <= found
     assert len({row for row, _ in picked}) == len(picked)

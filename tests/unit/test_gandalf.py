@@ -9,12 +9,18 @@ from hypothesis import strategies as st
 from training import gandalf
 from training.data.dataset import Split
 from training.data.ragged import Ragged
-from training.gandalf import label_queries, neighbouring_labels, share_of_labels
+from training.gandalf import label_queries, related_labels, share_of_labels
 from training.recipe import LabelQueriesRecipe
 
 N_LABELS = 7
 ROWS = st.lists(st.sets(st.integers(0, N_LABELS - 1), min_size=1), min_size=1, max_size=25)
 THRESHOLDS = st.sampled_from([0.0, 0.31, 0.57, 0.83])  # none of them is the cosine of two small sets
+
+
+def neighbouring_labels(labels: Ragged, n_labels: int, most: int, threshold: float) -> Ragged:
+    related, target_V = related_labels(labels, n_labels, LabelQueriesRecipe(most=most, threshold=threshold))
+    assert target_V.tolist() == [1.0] * len(related.values)
+    return related
 
 
 def cosine(label: int, other: int, rows: list[set[int]]) -> float:
@@ -69,7 +75,7 @@ def train() -> Split:
 
 def test_label_queries_are_label_texts_with_their_neighbours(train: Split) -> None:
     """If this failed, a label's text would be taught twice, with itself as its answer, or without any."""
-    extra, _ = label_queries(train, LABEL_TEXTS, LabelQueriesRecipe(share=1.0))
+    extra = label_queries(train, LABEL_TEXTS, LabelQueriesRecipe(share=1.0)).split
     # No row for "first", which is a training query, nor for "alone", which shares queries with no other label.
     assert extra.texts == ["second", "third", "fourth"]
     assert [labels.tolist() for labels in extra.labels] == [[0], [3], [2]]
@@ -78,17 +84,17 @@ def test_label_queries_are_label_texts_with_their_neighbours(train: Split) -> No
     assert len(set(extra.ids)) == 3
 
 
-@pytest.mark.parametrize(("share", "drawn"), [(None, 1), (0.4, 2), (1.0, 5), (3.0, 15)])
+@pytest.mark.parametrize(("share", "drawn"), [(None, 1), (0.4, 2), (1.0, 3), (3.0, 3)])
 def test_as_many_are_drawn_as_the_share_of_the_training_queries(train: Split, share: float | None, drawn: int) -> None:
-    """If this failed, label texts would crowd out the queries, or none would be learned from."""
-    assert label_queries(train, LABEL_TEXTS, LabelQueriesRecipe(share=share))[1] == drawn
+    """If this failed, label texts would crowd out the queries, or none would be learned from; there are three."""
+    assert label_queries(train, LABEL_TEXTS, LabelQueriesRecipe(share=share)).drawn == drawn
 
 
 @pytest.mark.parametrize(("share", "texts"), [(0.0, LABEL_TEXTS), (None, ["no", "query", "is", "a", "label"])])
 def test_without_a_share_there_are_none(train: Split, share: float | None, texts: list[str]) -> None:
     """If this failed, queries that look nothing like labels would be mixed with texts of another task."""
-    extra, drawn = label_queries(train, texts, LabelQueriesRecipe(share=share))
-    assert (len(extra), drawn) == (0, 0)
+    extra = label_queries(train, texts, LabelQueriesRecipe(share=share))
+    assert (len(extra), len(extra.split), extra.drawn) == (0, 0, 0)
 
 
 def test_most_and_threshold_are_the_recipes(train: Split) -> None:
@@ -98,10 +104,32 @@ def test_most_and_threshold_are_the_recipes(train: Split) -> None:
     )
     for most, threshold, expected in ((1, 0.0, [1]), (5, 0.0, [1, 2]), (5, 0.9, [1])):
         recipe = LabelQueriesRecipe(share=1.0, most=most, threshold=threshold)
-        assert label_queries(tripled, LABEL_TEXTS, recipe)[0].labels[0].tolist() == expected
+        assert label_queries(tripled, LABEL_TEXTS, recipe).split.labels[0].tolist() == expected
 
 
 def test_the_share_of_queries_that_are_labels() -> None:
     """If this failed, the default number of label queries would be another one than the dataset asks for."""
     assert share_of_labels(["a", "b", "b", "c"], ["b", "c", "d"]) == 0.75
     assert share_of_labels([], ["b"]) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("targets", "of_first"),
+    [
+        ("gandalf", {0: 1.0, 1: 2 / 4, 2: 1 / 4}),
+        ("glas", {0: 1.0, 1: (2 / 4 + 2 / 2) / 2, 2: (1 / 4 + 1 / 1) / 2}),
+        ("one_hot", {0: 1.0}),
+    ],
+)
+def test_soft_targets_are_the_papers(targets: str, of_first: dict[int, float]) -> None:
+    """If this failed, a label's text would be taught its neighbours as truer, or less true, than the paper says."""
+    clicks = Ragged.from_lists([[0, 1], [0, 1], [0, 2], [0], [3]])
+    train = Split.from_lists(list("abcde"), ["first", "v", "w", "x", "y"], clicks, Ragged.empty(5))
+    recipe = LabelQueriesRecipe(share=1.0, targets=targets)
+    extra = label_queries(train, LABEL_TEXTS, recipe)
+    begin, end = extra.split.labels.offsets[:2]
+    assert extra.label_G[0] == 0, "a label that is a query's text too has a row of its own"
+    assert dict(zip(extra.split.labels[0].tolist(), extra.target_V[begin:end].tolist(), strict=True)) == pytest.approx(
+        of_first
+    )
+    assert not extra.split.exclude.lengths.any()

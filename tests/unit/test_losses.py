@@ -97,6 +97,30 @@ def test_pick_one_label_takes_the_loss_of_the_picked_pairs_alone(example: tuple[
     assert found.item() == pytest.approx(sum(each) / len(each), rel=1e-5)
 
 
+def test_a_positive_weighs_as_much_as_it_is_true(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If this failed, Gandalf's soft targets would be taught as plain truth."""
+    scores_QP, positive_QP, ignored_QP = example
+    hard = make_targets(positive_QP, ignored_QP)
+    target_M = torch.linspace(0.1, 1, len(hard.row_M))
+    soft = Targets(hard.positive_QP, hard.row_M, hard.column_M, hard.ignored_QP, target_M)
+    rows = []
+    for row in hard.row_M.unique().tolist():
+        of_row = (hard.row_M == row).nonzero().squeeze(1)
+        alone = [
+            losses.decoupled_softmax(scores_QP, hard.of(hard.row_M[at : at + 1], hard.column_M[at : at + 1])).item()
+            for at in of_row.tolist()
+        ]
+        if hard.has_negative_Q[row]:
+            weight = target_M[of_row] / target_M[of_row].sum()
+            rows.append(sum(w * loss for w, loss in zip(weight.tolist(), alone, strict=True)))
+    assert losses.decoupled_softmax(scores_QP, soft).item() == pytest.approx(sum(rows) / len(rows), rel=1e-5)
+
+    how_true_QP = torch.zeros(scores_QP.shape).index_put((hard.row_M, hard.column_M), target_M)
+    each_QP = torch.nn.functional.binary_cross_entropy_with_logits(scores_QP, how_true_QP, reduction="none")
+    expected = each_QP.masked_fill(ignored_QP, 0).sum(dim=1)[positive_QP.any(dim=1)].mean()
+    assert losses.binary_cross_entropy(scores_QP, soft).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
 def test_rows_without_a_contrast_give_zero_and_finite_gradients() -> None:
     """If this failed, one query whose whole pool is positive would turn every weight into NaN."""
     for positive_QP in (torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.bool)):

@@ -83,10 +83,14 @@ class Ragged(Sequence[IntArray]):
 
     def take(self, rows_N: IntArray) -> "Ragged":
         """N rows by number, in the order given."""
+        return Ragged.from_lengths(self.values[self.places(rows_N)], self.lengths[rows_N])
+
+    def places(self, rows_N: IntArray) -> npt.NDArray[np.int64]:
+        """Where in `values` each value of `take(rows_N)` stands."""
         lengths_N = self.lengths[rows_N]
-        taken = Ragged.from_lengths(self.values[:0], lengths_N)
-        within_V = np.arange(taken.offsets[-1]) - np.repeat(taken.offsets[:-1], lengths_N)
-        return Ragged(self.values[np.repeat(self.offsets[:-1][rows_N], lengths_N) + within_V], taken.offsets)
+        begin_N: npt.NDArray[np.int64] = np.cumsum(lengths_N) - lengths_N
+        shift_V: npt.NDArray[np.int64] = np.repeat(self.offsets[:-1][rows_N] - begin_N, lengths_N)
+        return np.arange(len(shift_V)) + shift_V
 
     def select(self, chosen_R: npt.NDArray[np.bool_]) -> "Ragged":
         """The rows where `chosen_R` is true; needs less memory than `take`."""
