@@ -85,7 +85,8 @@ class UnifiedModel(nn.Module):
         self.encoder = encoder
         self.dual_head = Head(encoder.width, recipe.heads.dual_encoder, tanh=True)
         self.classifier_head = Head(encoder.width, recipe.heads.classifier, tanh=False)
-        self.classifier = RowTable(torch.zeros(n_labels, self.classifier_head.dim))
+        dtype = getattr(torch, recipe.optimizer.classifier_rows)
+        self.classifier = RowTable(torch.zeros(n_labels, self.classifier_head.dim, dtype=dtype))
         self.dual_dim = self.dual_head.dim
         self.classifier_dim = self.classifier_head.dim
 

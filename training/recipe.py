@@ -159,6 +159,9 @@ class OptimizerRecipe(Section):
     heads_lr: Rate = Field(default=1e-3, description="g1 and g2; AdamW")
     classifier_lr: Rate = Field(default=1e-1, description="rows of ψ; row-wise")
     token_lr: Rate = Field(default=1e-2, description="rows of the static token table; row-wise")
+    classifier_rows: Literal["float32", "bfloat16"] = Field(
+        default="float32", description="how ψ stands in memory; bfloat16 halves it and is rounded at random"
+    )
     weight_decay: Weight = 0.01
     warmup: Share = Field(default=0.05, description="share of all steps in which the rate rises to its peak")
     clip_norm: Annotated[float, Field(gt=0.0)] = Field(default=1.0, description="for the AdamW part")

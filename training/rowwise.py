@@ -1,7 +1,8 @@
 """Tables of which a batch touches a few rows: ψ, and the static encoder's tokens, with their optimiser.
 
 A step gathers the rows, learns on them and scatters them back: O(rows·d) whatever the table's length. A dense AdamW
-would also decay and move all the rows that had no data. State: one second moment and one step count a row.
+would also decay and move all the rows that had no data. State: one second moment and one step count a row, so a row
+takes 4·D + 8 bytes, or 2·D + 8 in bfloat16.
 
 Shapes: N rows of the table, D its width, R rows that a batch touches.
 """
@@ -16,7 +17,8 @@ EPSILON = 1e-12
 class RowTable(nn.Module):
     """N rows of width D that are learned row by row.
 
-    `take` hands out rows as a leaf that collects gradients; `step` moves every row handed out since the last step.
+    `take` hands out rows as a float32 leaf that collects gradients; `step` moves every row handed out since the last
+    step. A bfloat16 table rounds at random, or steps smaller than its 8 bits would be lost.
     """
 
     def __init__(self, weight_ND: Tensor) -> None:
@@ -39,7 +41,7 @@ class RowTable(nn.Module):
 
     def take(self, rows_R: Tensor) -> Tensor:
         """Rows [R, D] as a leaf; `rows_R` int64 holds no row twice. Outside of training it is a plain gather."""
-        leaf_RD = self.weight.index_select(0, rows_R)
+        leaf_RD = self.weight.index_select(0, rows_R).float()
         if self.training and torch.is_grad_enabled():
             leaf_RD.requires_grad_(True)
             self._taken.append((rows_R, leaf_RD))
@@ -62,9 +64,24 @@ class RowTable(nn.Module):
         moment_R = DECAY * moment_R + (1 - DECAY) * mean_square_R
         unbiased_R = moment_R / (1 - DECAY ** steps_R.to(moment_R.dtype))
         scale_R1 = (-learning_rate / (unbiased_R.sqrt() + EPSILON)).unsqueeze(1)
-        self.weight.index_add_(0, rows_R, gradient_RD * scale_R1)
+        if self.weight.dtype == torch.bfloat16:
+            moved_RD = self.weight.index_select(0, rows_R).float().addcmul_(gradient_RD, scale_R1)
+            self.weight.index_copy_(0, rows_R, rounded_at_random(moved_RD))
+        else:
+            self.weight.index_add_(0, rows_R, gradient_RD * scale_R1)
         self.second_moment.index_copy_(0, rows_R, moment_R)
         self.steps.index_copy_(0, rows_R, steps_R)
+
+
+def rounded_at_random(values: Tensor) -> Tensor:
+    """float32 → bfloat16 of the same shape, to either neighbour with the odds of its nearness: right on average.
+
+    bfloat16 is the upper half of a float32's bits, and those order magnitudes as integers do: a random lower half
+    carries into the upper one exactly as often as it should.
+    """
+    bits = values.view(torch.int32)
+    noise = torch.randint_like(bits, 1 << 16)
+    return ((bits + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
 
 def _merged(taken: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:

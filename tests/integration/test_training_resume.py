@@ -38,6 +38,16 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     assert measured(folder) == measured(finished)
 
 
+def test_rows_in_bfloat16_resume_bit_for_bit(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, rounding at random would draw other numbers after a stop, or the state would lose its format."""
+    recipe = small_recipe("optimizer.classifier_rows=bfloat16", "optimizer.epochs=2")
+    train(small, recipe, tmp_path / "whole", Kept())
+    with pytest.raises(Stopped):
+        train(small, recipe, tmp_path / "stopped", Kept(), should_stop=stop_after(7))
+    train(small, recipe, tmp_path / "stopped", Kept())
+    assert weights_hash(tmp_path / "stopped") == weights_hash(tmp_path / "whole")
+
+
 @pytest.fixture
 def learned(monkeypatch: pytest.MonkeyPatch) -> list[set[int]]:
     """The rows of each batch that is made from here on."""

@@ -2,7 +2,7 @@
 
 import torch
 
-from training.rowwise import DECAY, RowTable
+from training.rowwise import DECAY, RowTable, rounded_at_random
 
 
 def taught(table: RowTable, rows: list[int], gradient: torch.Tensor, rate: float = 0.1) -> None:
@@ -51,3 +51,40 @@ def test_evaluation_takes_leave_nothing_behind() -> None:
     assert not table.take(torch.tensor([0, 1])).requires_grad
     table.step(0.1)
     assert torch.equal(table.weight, before)
+
+
+def test_rounding_at_random_is_right_on_average_and_leaves_what_fits() -> None:
+    """If this failed, ψ in bfloat16 would drift, or change without a step."""
+    torch.manual_seed(0)
+    exact = torch.tensor([0.0, 1.0, -2.5, 3e-20, -1e30]).bfloat16()
+    assert torch.equal(rounded_at_random(exact.float()), exact)
+    between = torch.tensor([1.001, -1.001, 0.3337, -7.77e-9]).repeat(200_000, 1)
+    rounded = rounded_at_random(between)
+    assert all(len(rounded[:, column].unique()) == 2 for column in range(4)), "its two neighbours and nothing else"
+    mean = rounded.double().mean(dim=0)
+    assert torch.allclose(mean, between[0].double(), rtol=1e-4, atol=0)
+
+
+def test_a_bfloat16_table_follows_a_float32_one() -> None:
+    """If this failed, steps smaller than a bfloat16 can tell would be lost, as rounding to the nearest loses them."""
+    torch.manual_seed(0)
+    start = torch.randn(400, 16).bfloat16()
+    whole, half = RowTable(start.float()), RowTable(start.clone())
+    nearest, rows, rate, steps = start.clone(), list(range(400)), 2e-4, 300
+    for _ in range(steps):
+        gradient = torch.randn(400, 16) + 1.0
+        before = whole.weight.clone()
+        taught(whole, rows, gradient, rate)
+        taught(half, rows, gradient, rate)
+        nearest = (nearest.float() + whole.weight - before).bfloat16()
+    went = (whole.weight - start.float()).mean()
+    assert abs((half.weight.float() - start.float()).mean() / went - 1) < 0.02
+    assert abs((nearest.float() - start.float()).mean() / went - 1) > 0.2, "the test would pass without random rounding"
+
+
+def test_a_row_takes_as_many_bytes_as_it_says() -> None:
+    """If this failed, ψ of millions of labels would need more memory than is planned for."""
+    for dtype, each in ((torch.float32, 4), (torch.bfloat16, 2)):
+        table = RowTable(torch.zeros(10, 32, dtype=dtype))
+        taught(table, [1, 2], torch.ones(2, 32))
+        assert sum(tensor.nbytes for tensor in table.state_dict().values()) == 10 * (each * 32 + 8)
