@@ -33,7 +33,7 @@ class TransformerEncoder(nn.Module):
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Token ids and mask, int64 [B, T] → float [B, E]: the mean of the last hidden states, padding left out."""
-        if self.training and torch.is_grad_enabled():
+        if self.training:
             return self._by_length(input_ids_BT, attention_mask_BT)
         return self._mean(input_ids_BT, attention_mask_BT)
 

@@ -104,6 +104,9 @@ class BatchingRecipe(Section):
     pool_size: Positive | Literal["all"] = Field(
         default=4000, description="most labels a batch is compared with; all: the whole label space, in every step"
     )
+    texts_at_once: Positive | None = Field(
+        default=None, description="texts of a step held in memory while learning, each encoded twice; null: all of them"
+    )
     label_queries: LabelQueriesRecipe = LabelQueriesRecipe()
 
 

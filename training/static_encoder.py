@@ -43,7 +43,7 @@ class StaticEncoder(nn.Module):
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """Token ids and mask, int64 [B, T] → float [B, E]."""
-        if self.training and torch.is_grad_enabled():
+        if self.training:
             return self._learn(input_ids_BT, attention_mask_BT)
         weights_BT = F.softplus(self.weights.weight[input_ids_BT].squeeze(-1)) * attention_mask_BT
         weights_BT = weights_BT * self._place_factor(self.places.weight, attention_mask_BT)

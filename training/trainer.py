@@ -24,6 +24,7 @@ from training import checkpoint as ck
 from training import evaluation, optimization
 from training.batches import Batch, make_batch
 from training.checkpoint import Cursor, Record
+from training.chunked import ChunkedEncoding
 from training.clustering import balanced_clusters, random_clusters
 from training.data.dataset import Split
 from training.data.ragged import Ragged
@@ -32,7 +33,7 @@ from training.model import UnifiedModel
 from training.negatives import mine_hard_negatives
 from training.recipe import Recipe
 from training.tally import Step, Tally, gpu_bytes, resident_bytes
-from training.tokens import TokenizedTexts
+from training.tokens import TokenBatch, TokenizedTexts
 
 CLUSTERS, ORDER, BATCH, DROPOUT, LABEL_QUERIES = range(5)  # purposes of random numbers
 
@@ -214,12 +215,14 @@ class Trainer:
         )  # fmt: skip
         self.model.train()
         torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
-        parts = self._loss(batch)
+        encoded_BE, carry_on = self._encoded(batch)
+        parts = self._loss(batch, encoded_BE)
         each = torch.stack(list(parts.values()))
         found = dict(zip(parts, each.tolist(), strict=True))  # the step's one wait for the device
         if not math.isfinite(loss := sum(found.values())):
             raise diverged(f"the loss became {loss} in epoch {epoch + 1}, step {at + 1}")
         each.sum().backward()  # type: ignore[no-untyped-call]
+        carry_on()
         scale = optimization.schedule(epoch * of + at, epochs * of, self.recipe.optimizer.warmup)
         optimization.apply_step(self.model, self.dense, self.rates, scale, self.recipe.optimizer.clip_norm)
         return Step(
@@ -229,18 +232,30 @@ class Trainer:
             seconds=time.perf_counter() - started, memory_bytes=resident_bytes(), gpu_bytes=gpu_bytes(self.device),
         )  # fmt: skip
 
-    def _loss(self, batch: Batch) -> dict[str, Tensor]:
+    def _encoded(self, batch: Batch) -> tuple[Tensor, Callable[[], None]]:
+        """Φ of the queries and then of the pool's labels [B, E], and what carries its gradients into the encoder.
+
+        Without a share of the dual encoder's no label is encoded.
+        """
+        texts = self.material.train_tokens.take(batch.query_Q)
+        if self.recipe.loss.dual_encoder_share > 0:
+            texts = texts.followed_by(self.material.label_tokens.take(batch.pool_P))
+        if at_once := self.recipe.batching.texts_at_once:
+            chunked = ChunkedEncoding(self._encode, texts, at_once, self.device)
+            return chunked.vectors_BE, chunked.backward
+        return self._encode(texts.padded().to(self.device)), lambda: None
+
+    def _encode(self, tokens: TokenBatch) -> Tensor:
+        with self._autocast():
+            encoded_BE: Tensor = self.model.encoder(tokens.input_ids_BT, tokens.attention_mask_BT)
+        return encoded_BE.float()
+
+    def _loss(self, batch: Batch, encoded_BE: Tensor) -> dict[str, Tensor]:
         """The parts, `head/direction/term`, that add up to L = λ·L_D + (1−λ)·L_C (UniDEC, section 3).
 
-        A head whose share is 0 costs nothing: without the dual encoder's no label is encoded.
+        A head whose share is 0 costs nothing.
         """
         losses, share = self.recipe.loss, self.recipe.loss.dual_encoder_share
-        texts = self.material.train_tokens.take(batch.query_Q)
-        if share > 0:
-            texts = texts.followed_by(self.material.label_tokens.take(batch.pool_P))
-        tokens = texts.padded().to(self.device)
-        with self._autocast():
-            encoded_BE = self.model.encoder(tokens.input_ids_BT, tokens.attention_mask_BT).float()
         queries, (targets, picked) = len(batch.query_Q), self._targets(batch)
         parts: dict[str, Tensor] = {}
         if share > 0:

@@ -78,6 +78,7 @@ KINDS = {
     "tiny pool, uneven heads": ["batching.pool_size=50", "heads.dual_encoder.dim=16", "heads.classifier.dim=24"],
     "encoder only": ["loss.dual_encoder_share=1"],
     "classifier only": ["loss.dual_encoder_share=0", "batching.hard_negatives=0"],
+    "a few texts at once": ["batching.texts_at_once=50"],
     "half the memory for ψ": ["optimizer.classifier_rows=bfloat16"],
     "gandalf": ["batching.label_queries={share: 1, targets: gandalf}"],
     "one-hot label queries": ["batching.label_queries={share: 1, targets: one_hot}"],

@@ -1,0 +1,86 @@
+"""Encoding in two passes gives the gradients of one."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tests.support.pretrained import save_tiny_bert
+from training.chunked import ChunkedEncoding
+from training.model import TransformerEncoder
+from training.pretrained import transformer
+from training.recipe import TransformerEncoderRecipe
+from training.rowwise import RowTable
+from training.static_encoder import StaticEncoder
+from training.tokens import TokenBatch, TokenizedTexts
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def texts() -> TokenizedTexts:
+    """Thirteen texts of one to six tokens."""
+    generator = np.random.default_rng(0)
+    lengths = generator.integers(1, 7, 13)
+    ids = generator.integers(5, 60, lengths.sum()).astype(np.int32)
+    return TokenizedTexts(ids, np.concatenate([[0], np.cumsum(lengths)]), pad_id=0)
+
+
+@pytest.fixture(params=["static", "transformer"])
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
+    """Either encoder, learning, with dropout."""
+    torch.manual_seed(0)
+    if request.param == "static":
+        pairs = StaticEncoder(RowTable(torch.randn(64, 8)), torch.zeros(64, 1), pairs=40, pair_dropout=0.5)
+        assert pairs.pairs is not None
+        pairs.pairs.weight.normal_()
+        return pairs.train()
+    folder = tmp_path_factory.mktemp("bert")
+    save_tiny_bert(folder, map(str, range(60)))
+    return TransformerEncoder(transformer(TransformerEncoderRecipe(model=str(folder)))).train()
+
+
+def loss_of(vectors_BE: Tensor) -> Tensor:
+    """A loss in which every text meets every other."""
+    return (vectors_BE @ vectors_BE.T).logsumexp(dim=1).sum()
+
+
+def gradients(encoder: nn.Module) -> dict[str, Tensor]:
+    """By parameter or table; those of a table added up by row."""
+    found = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
+    for name, table in encoder.named_modules():
+        if isinstance(table, RowTable):
+            summed = torch.zeros(table.weight.shape)
+            for rows, leaf in table._taken:
+                if leaf.grad is not None:
+                    summed.index_add_(0, rows, leaf.grad)
+            found[name] = summed
+            table._taken.clear()
+    return found
+
+
+@pytest.mark.parametrize("at_once", [1, 4, 13, 50])
+def test_two_passes_give_the_gradients_of_one(encoder: nn.Module, texts: TokenizedTexts, at_once: int) -> None:
+    """If this failed, a batch that does not fit into memory at once would teach something else than one that does."""
+
+    def encode(tokens: TokenBatch) -> Tensor:
+        vectors_BE: Tensor = encoder(tokens.input_ids_BT, tokens.attention_mask_BT)
+        return vectors_BE
+
+    torch.manual_seed(1)
+    chunks = list(texts.batches_by_length(at_once))
+    whole_BE = torch.cat([encode(tokens) for _, tokens in chunks])
+    order = np.argsort(np.concatenate([places for places, _ in chunks]))
+    loss_of(whole_BE[torch.from_numpy(order)]).backward()  # type: ignore[no-untyped-call]
+    expected = gradients(encoder)
+    encoder.zero_grad()
+
+    torch.manual_seed(1)
+    chunked = ChunkedEncoding(encode, texts, at_once, CPU)
+    loss_of(chunked.vectors_BE).backward()  # type: ignore[no-untyped-call]
+    chunked.backward()
+    found = gradients(encoder)
+    assert found.keys() == expected.keys()
+    assert sum(gradient.abs().sum() for gradient in found.values()) > 1
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-5)
