@@ -20,7 +20,7 @@ from training.rowwise import RowTable
 from training.spelling import SpelledVectors, shared_pieces, spelled
 from training.static_encoder import StaticEncoder, pretrained_vectors, random_vectors, rarity_weights
 
-TEXTS_AT_ONCE = 256  # of like length, while learning
+TEXTS_AT_ONCE = 128  # of like length, while learning: at 256 a fifth of a batch of keywords is padding, at 128 a tenth
 
 
 class TransformerEncoder(nn.Module):
