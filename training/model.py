@@ -40,7 +40,7 @@ class TransformerEncoder(nn.Module):
     def _by_length(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """The same, texts of like length together: of a batch of short texts more than half is padding."""
         order_B = attention_mask_BT.sum(dim=1).argsort(stable=True)
-        groups = [order_B[start : start + TEXTS_AT_ONCE] for start in range(0, len(order_B), TEXTS_AT_ONCE)]
+        groups = torch.split(order_B, TEXTS_AT_ONCE)
         longest = attention_mask_BT[torch.stack([rows_G[-1] for rows_G in groups])].sum(dim=1).tolist()
         means = [
             self._mean(input_ids_BT[rows_G, :length], attention_mask_BT[rows_G, :length])

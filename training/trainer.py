@@ -75,6 +75,17 @@ class Material:
     inverse_propensity_L: NDArray[np.float64]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A batch on the device: the texts of its queries and then of its pool's labels, and which pairs are positive."""
+
+    queries: int
+    pool_P: Tensor
+    texts: TokenizedTexts
+    targets: Targets
+    picked: Targets
+
+
 class Stopped(Exception):
     """The run was asked to stop; its state is saved."""
 
@@ -120,7 +131,7 @@ class Trainer:
         batches = self._batches(epoch)
         while self.cursor.step < len(batches):
             at = self.cursor.step
-            step = self._step(epoch, at, len(batches), batches[at])
+            step = self.step(epoch, at, len(batches), batches[at])
             self._advance(step.seconds, step=at + 1, taken=step.done, tally=self.cursor.tally.plus(step))
             self.listener.stepped(step, self.cursor.tally)
             self._pause_if_due()
@@ -207,16 +218,14 @@ class Trainer:
 
     # ---- one step
 
-    def _step(self, epoch: int, at: int, of: int, query_Q: NDArray[np.int64]) -> Step:
-        started, train, epochs = time.perf_counter(), self.material.train, self.recipe.optimizer.epochs
-        batch = make_batch(
-            query_Q, train.labels, self.material.target_V, train.exclude, self.hard_negative_NH,
-            len(self.material.label_tokens), self.recipe.batching, self._random(BATCH, epoch, at),
-        )  # fmt: skip
+    def step(self, epoch: int, at: int, of: int, query_Q: NDArray[np.int64]) -> Step:
+        """Learn from the batch of these training rows, step `at` of the `of` of its epoch."""
+        started, epochs = time.perf_counter(), self.recipe.optimizer.epochs
+        prepared = self.prepare(epoch, at, query_Q)
         self.model.train()
         torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
-        encoded_BE, carry_on = self._encoded(batch)
-        parts = self._loss(batch, encoded_BE)
+        encoded_BE, carry_on = self._encoded(prepared)
+        parts = self._loss(prepared, encoded_BE)
         each = torch.stack(list(parts.values()))
         found = dict(zip(parts, each.tolist(), strict=True))  # the step's one wait for the device
         if not math.isfinite(loss := sum(found.values())):
@@ -227,36 +236,46 @@ class Trainer:
         optimization.apply_step(self.model, self.dense, self.rates, scale, self.recipe.optimizer.clip_norm)
         return Step(
             epoch=epoch + 1, epochs=epochs, number=at + 1, of=of, parts=found,
-            queries=len(query_Q), labels=len(batch.pool_P), positives=len(batch.positive_row_M),
+            queries=len(query_Q), labels=len(prepared.pool_P), positives=len(prepared.targets.row_M),
             rates={name: peak * scale for name, peak in self.peaks.items()},
             seconds=time.perf_counter() - started, memory_bytes=resident_bytes(), gpu_bytes=gpu_bytes(self.device),
         )  # fmt: skip
 
-    def _encoded(self, batch: Batch) -> tuple[Tensor, Callable[[], None]]:
-        """Φ of the queries and then of the pool's labels [B, E], and what carries its gradients into the encoder.
+    def prepare(self, epoch: int, at: int, query_Q: NDArray[np.int64]) -> Prepared:
+        """Everything that a step needs before it computes: the pool, the texts, which pairs are positive.
 
-        Without a share of the dual encoder's no label is encoded.
+        Without a share of the dual encoder's no label is to be encoded.
         """
+        train, labels = self.material.train, self.material.label_tokens
+        batch = make_batch(
+            query_Q, train.labels, self.material.target_V, train.exclude, self.hard_negative_NH, len(labels),
+            self.recipe.batching, self._random(BATCH, epoch, at),
+        )  # fmt: skip
         texts = self.material.train_tokens.take(batch.query_Q)
         if self.recipe.loss.dual_encoder_share > 0:
-            texts = texts.followed_by(self.material.label_tokens.take(batch.pool_P))
+            texts = texts.followed_by(labels.take(batch.pool_P))
+        targets, picked = self._targets(batch)
+        return Prepared(len(query_Q), torch.from_numpy(batch.pool_P).to(self.device), texts, targets, picked)
+
+    def _encoded(self, prepared: Prepared) -> tuple[Tensor, Callable[[], None]]:
+        """Φ of all texts [B, E], and what carries its gradients into the encoder."""
         if at_once := self.recipe.batching.texts_at_once:
-            chunked = ChunkedEncoding(self._encode, texts, at_once, self.device)
+            chunked = ChunkedEncoding(self._encode, prepared.texts, at_once, self.device)
             return chunked.vectors_BE, chunked.backward
-        return self._encode(texts.padded().to(self.device)), lambda: None
+        return self._encode(prepared.texts.padded().to(self.device)), lambda: None
 
     def _encode(self, tokens: TokenBatch) -> Tensor:
         with self._autocast():
             encoded_BE: Tensor = self.model.encoder(tokens.input_ids_BT, tokens.attention_mask_BT)
         return encoded_BE.float()
 
-    def _loss(self, batch: Batch, encoded_BE: Tensor) -> dict[str, Tensor]:
+    def _loss(self, prepared: Prepared, encoded_BE: Tensor) -> dict[str, Tensor]:
         """The parts, `head/direction/term`, that add up to L = λ·L_D + (1−λ)·L_C (UniDEC, section 3).
 
         A head whose share is 0 costs nothing.
         """
-        losses, share = self.recipe.loss, self.recipe.loss.dual_encoder_share
-        queries, (targets, picked) = len(batch.query_Q), self._targets(batch)
+        losses, share, queries = self.recipe.loss, self.recipe.loss.dual_encoder_share, prepared.queries
+        targets, picked = prepared.targets, prepared.picked
         parts: dict[str, Tensor] = {}
         if share > 0:
             dual_BD = self.model.dual_vectors(encoded_BE)
@@ -264,7 +283,7 @@ class Trainer:
             dual = head_loss(scores_QP, targets, picked, losses.dual_encoder)
             parts |= {f"dual_encoder/{name}": share * part for name, part in dual.items()}
         if share < 1:
-            row_PC = self.model.classifier.take(torch.from_numpy(batch.pool_P).to(self.device))
+            row_PC = self.model.classifier.take(prepared.pool_P)
             scores_QP = self.model.classifier_head(encoded_BE[:queries]) @ row_PC.T
             classifier = head_loss(scores_QP, targets, picked, losses.classifier)
             parts |= {f"classifier/{name}": (1 - share) * part for name, part in classifier.items()}
