@@ -1,8 +1,9 @@
 """Label texts as extra training queries, their positives labels that share training queries with them (Gandalf, 2024).
 
 Where queries are themselves labels, as in a thesaurus or among related products, this tells the model what a text
-means that it has only seen from the label's side. Where queries look nothing like labels it would teach another task,
-so by default there are as many of them as the share of training queries that are label texts.
+means that it has only seen from the label's side. Where most queries are no labels it would teach another task, so by
+default there are as many of them as the share of training queries that are label texts, or none when that is the
+smaller part.
 
 G counts common queries: G_ij those of labels i and j, G_jj all of label j's. For the text of label j the targets are
 
@@ -25,6 +26,7 @@ from training.data.ragged import Ragged
 from training.recipe import LabelQueriesRecipe
 
 LABELS_A_BLOCK = 2_000
+MOST = 0.5  # at a share of 0.18 label queries cost a point of P@5
 LEAST_SHARED = 2  # of neighbours, whose target is 1: one query in common is chance
 
 Floats = NDArray[np.float64]
@@ -52,7 +54,7 @@ def label_queries(train: Split, label_texts: Sequence[str], recipe: LabelQueries
     As `neighbours`, a label whose text is a training query has better positives already and gets no row, nor does one
     that shares queries with no other; the others exclude themselves: neither positive nor negative of their own text.
     """
-    share = recipe.share if recipe.share is not None else share_of_labels(train.texts, label_texts)
+    share = recipe.share if recipe.share is not None else usual_share(train.texts, label_texts)
     drawn = round(share * len(train))
     if not drawn:
         nothing = np.zeros(0, np.int64)
@@ -70,10 +72,11 @@ def label_queries(train: Split, label_texts: Sequence[str], recipe: LabelQueries
     return LabelQueries(split, label_G, target_V[chosen_L[related.row_of_value]], min(drawn, len(label_G)))
 
 
-def share_of_labels(query_texts: Sequence[str], label_texts: Sequence[str]) -> float:
-    """Share of the queries whose text is a label's."""
+def usual_share(query_texts: Sequence[str], label_texts: Sequence[str]) -> float:
+    """Share of the queries whose text is a label's; 0 where that is not more than half of them."""
     known = set(label_texts)
-    return sum(text in known for text in query_texts) / max(1, len(query_texts))
+    share = sum(text in known for text in query_texts) / max(1, len(query_texts))
+    return share if share > MOST else 0.0
 
 
 def related_labels(labels: Ragged, n_labels: int, recipe: LabelQueriesRecipe) -> tuple[Ragged, NDArray[np.float32]]:

@@ -84,7 +84,8 @@ class LabelQueriesRecipe(Section):
 
     share: Annotated[float, Field(ge=0.0)] | None = Field(
         default=None,
-        description="in an epoch, a training query; null: the share of queries that are label texts",
+        description="in an epoch, a training query; null: the share of queries that are label texts, "
+        "where those are most of them, else 0",
     )
     targets: Literal["neighbours", "gandalf", "glas", "one_hot"] = "neighbours"
     most: Positive = Field(default=30, description="positives of a label query")
