@@ -92,7 +92,7 @@ def test_as_many_are_drawn_as_the_share_of_the_training_queries(train: Split, sh
 
 @pytest.mark.parametrize(("share", "texts"), [(0.0, LABEL_TEXTS), (None, LABEL_TEXTS)])
 def test_without_a_share_there_are_none(train: Split, share: float | None, texts: list[str]) -> None:
-    """If this failed, queries that are mostly no labels (one of five here) would be mixed with texts of another task."""
+    """If this failed, queries that are mostly no labels (one of five here) would learn another task."""
     extra = label_queries(train, texts, LabelQueriesRecipe(share=share))
     assert (len(extra), len(extra.split), extra.drawn) == (0, 0, 0)
 
