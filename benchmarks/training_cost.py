@@ -1,6 +1,6 @@
 """What a training step costs: whatever the tables' size, on preparing instead of computing, and on padding.
 
-    python -m benchmarks.training [DATASET] [--labels 20000 2000000] [--dim 256] [--steps 60] [--threads 1]
+    python benchmarks/training_cost.py [DATASET] [--labels 20000 2000000] [--dim 256] [--steps 60] [--threads 1]
 
 The tables' part is synthetic: trainers whose ψ and token table differ in length alone, so that every step touches as
 many rows, take steps in turn. The other parts look at the steps of the recipe `default` on a prepared DATASET. Nothing

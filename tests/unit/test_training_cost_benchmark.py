@@ -1,4 +1,4 @@
-"""benchmarks/training.py: what a step costs can be measured again."""
+"""benchmarks/training_cost.py: what a step costs can be measured again."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_tables_bytes_preparing_and_padding_are_told(tmp_path: Path) -> None:
     """If this failed, the cost table of a note could not be made again, or would miss one of its figures."""
     write_words(tmp_path / "dataset")
-    command = [sys.executable, "-m", "benchmarks.training", str(tmp_path / "dataset")]
+    command = [sys.executable, str(ROOT / "benchmarks" / "training_cost.py"), str(tmp_path / "dataset")]
     command += ["--labels", "300", "900", "--dim", "16", "--steps", "3"]
     told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert "900 labels and tokens" in told
@@ -24,7 +24,15 @@ def test_tables_bytes_preparing_and_padding_are_told(tmp_path: Path) -> None:
 
 def test_a_dataset_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     """If this failed, a mistyped folder would end in a traceback after the long part."""
-    command = [sys.executable, "-m", "benchmarks.training", str(tmp_path / "no"), "--labels", "300", "--steps", "1"]
+    command = [
+        sys.executable,
+        str(ROOT / "benchmarks" / "training_cost.py"),
+        str(tmp_path / "no"),
+        "--labels",
+        "300",
+        "--steps",
+        "1",
+    ]
     ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
     assert ended.returncode == 1
     assert ended.stderr.startswith("error: ")
