@@ -19,11 +19,11 @@ from rich.console import Console
 
 from benchmarks.measuring.claims import CLAIMS, FULL, POOLED, WARM, Finding, findings, ratios, systems
 from benchmarks.measuring.plots import draw
+from benchmarks.measuring.running import count, ended, opened
 from benchmarks.measuring.scoring import Judge
 from benchmarks.measuring.summary import System, as_json, scored
 from benchmarks.measuring.systems import Ran, RecipeRun, run_recipe
-from benchmarks.quality import count, opened
-from retrieval.errors import BadInput, DiptychError
+from retrieval.errors import BadInput
 from training.checkpoint import read_facts
 from training.comparison import Bootstrap
 from training.recipe import PropensityRecipe
@@ -33,19 +33,8 @@ Runs = dict[str, list[Ran]]
 
 
 def main() -> int:
-    """Run what is missing, then write the page and its plots; an error is one sentence and code 1."""
-    options = arguments()
-    console = Console(stderr=True)
-    try:
-        written = measure(options, console)
-    except DiptychError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
-    console.print(f"wrote {written} and its plots", highlight=False, soft_wrap=True)
-    return 0
+    """Run what is missing, then write the page, its figures and plots."""
+    return ended(measure, arguments())
 
 
 def arguments() -> argparse.Namespace:

@@ -18,30 +18,17 @@ from pathlib import Path
 from rich.console import Console
 
 from benchmarks.measuring.plots import draw
+from benchmarks.measuring.running import count, ended, opened
 from benchmarks.measuring.scoring import Judge, write_task
 from benchmarks.measuring.summary import System, as_json, scored
 from benchmarks.measuring.systems import PEERS, RecipeRun, run_peer, run_recipe
 from benchmarks.measuring.tables import Setting, report
-from retrieval.errors import DiptychError
-from training.data.dataset import Dataset, read_meta
-from training.data.prepare import PrepareSettings, prepare
 from training.recipe import PropensityRecipe
 
 
 def main() -> int:
-    """Run what is missing, then write report, figures and plots; an error is one sentence and code 1."""
-    options = arguments()
-    console = Console(stderr=True)
-    try:
-        written = measure(options, console)
-    except DiptychError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
-    console.print(f"wrote {written} and its plots", highlight=False, soft_wrap=True)
-    return 0
+    """Run what is missing, then write report, figures and plots."""
+    return ended(measure, arguments())
 
 
 def arguments() -> argparse.Namespace:
@@ -64,13 +51,6 @@ def arguments() -> argparse.Namespace:
         "--markdown", type=Path, help="the report; figures (.json) and plots beside it (default: OUT/report.md)"
     )
     return parser.parse_args()
-
-
-def count(text: str) -> int:
-    """A number from 1; ValueError, which argparse tells with the option and the text."""
-    if (number := int(text)) < 1:
-        raise ValueError
-    return number
 
 
 def measure(options: argparse.Namespace, console: Console) -> Path:
@@ -102,14 +82,6 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
         console.print(f"{peer.title}: trained in {ran.cost['train_seconds']:.0f} s", highlight=False)
         systems.append(System(peer.title, False, (scored(ran, judge),)))
     return write(options, judge, systems, options.markdown or out / "report.md")
-
-
-def opened(source: Path, folder: Path) -> Dataset:
-    """A prepared dataset as it is; anything else prepared into `folder`, again when its source has changed."""
-    if (source / "dataset.json").is_file():
-        return Dataset.open(source)
-    same_source = (folder / "dataset.json").is_file() and read_meta(folder).source == source.resolve().name
-    return prepare(source, folder, PrepareSettings(), force=same_source)[0]
 
 
 def write(options: argparse.Namespace, judge: Judge, systems: list[System], path: Path) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from benchmarks.quality import count
+from benchmarks.measuring.running import count
 from retrieval.errors import DiptychError
 from training.checkpoint import Record
 from training.data.dataset import Dataset, Split
