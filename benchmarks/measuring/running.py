@@ -13,7 +13,7 @@ from training.data.prepare import PrepareSettings, prepare
 
 
 def ended(measure: Callable[[argparse.Namespace, Console], Path], options: argparse.Namespace) -> int:
-    """Run `measure`, which returns the page it wrote: the exit code. An error is one sentence; Ctrl-C says how to go on."""
+    """Run `measure`, which returns the page it wrote: the exit code. An error is one sentence, Ctrl-C goes on later."""
     console = Console(stderr=True)
     try:
         written = measure(options, console)
