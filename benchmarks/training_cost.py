@@ -11,8 +11,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,9 +24,9 @@ from rich.console import Console
 
 from benchmarks.measuring.running import count
 from retrieval.errors import DiptychError
-from training.checkpoint import Record
 from training.data.dataset import Dataset, Split
 from training.data.ragged import Ragged
+from training.listener import Nobody
 from training.model import TEXTS_AT_ONCE, UnifiedModel
 from training.recipe import Recipe, load_recipe
 from training.rowwise import RowTable
@@ -40,18 +40,6 @@ QUERIES, LABELS, TOKENS = 20_000, 20_000, 15_000  # that a table's rows are touc
 TOKENS_A_TEXT, POSITIVES = 4, 5
 WARM = 5  # steps before the measured ones
 CPU = torch.device("cpu")
-
-
-class Silent:
-    """Nobody is told how the runs go."""
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[int, int], object]]:
-        yield lambda done, total: None
-
-    def stepped(self, step: Step, epoch: Tally) -> None: ...
-
-    def validated(self, record: Record, best: Record) -> None: ...
 
 
 def main() -> int:
@@ -120,7 +108,7 @@ def synthetic_trainer(recipe: Recipe, length: int, dim: int, folder: Path) -> Tr
     )
     encoder = StaticEncoder(RowTable(torch.randn(length, dim) / dim**0.5), torch.zeros(length, 1), 50_000, 0.5)
     model = UnifiedModel(encoder, recipe, length)
-    return Trainer(recipe, material, model, folder, CPU, Silent())
+    return Trainer(recipe, material, model, folder, CPU, Nobody())
 
 
 def _spread(rows: int, length: int) -> np.ndarray:
@@ -147,7 +135,7 @@ def preparing(console: Console, dataset: Dataset, steps: int) -> None:
     )
 
 
-class Watched(Silent):
+class Watched(Nobody):
     """A listener that measures a run's first steps."""
 
     def __init__(self, steps: int) -> None:

@@ -14,7 +14,7 @@ earlier one ended before it saved anything.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -23,7 +23,6 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from training.checkpoint import Cursor, Record
 from training.tally import Step, Tally
-from training.trainer import Listener
 
 POINTS = 1000  # of a curve by step: TensorBoard itself shows a sample of that many
 
@@ -89,24 +88,3 @@ class Events:
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
         self.writer.write(event.SerializeToString())
-
-
-class Both:
-    """Listener that tells two others; a long stage shows on the first alone."""
-
-    def __init__(self, first: Listener, second: Listener) -> None:
-        self.first, self.second = first, second
-
-    def stage(self, name: str) -> AbstractContextManager[Callable[[int, int], object]]:
-        """The first one's stage."""
-        return self.first.stage(name)
-
-    def stepped(self, step: Step, epoch: Tally) -> None:
-        """Tell both."""
-        self.first.stepped(step, epoch)
-        self.second.stepped(step, epoch)
-
-    def validated(self, record: Record, best: Record) -> None:
-        """Tell both."""
-        self.first.validated(record, best)
-        self.second.validated(record, best)

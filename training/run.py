@@ -17,13 +17,14 @@ from retrieval import metrics
 from retrieval.errors import CheckpointError, DatasetError
 from training import checkpoint as ck
 from training.data.dataset import Dataset, Split
-from training.events import Both, Events
+from training.events import Events
 from training.gandalf import label_queries
+from training.listener import Both, Listener
 from training.model import empty_model, fresh_model
 from training.optimization import choose_device
 from training.recipe import Recipe
 from training.tokens import inverse_document_frequency, make_tokenizer, tokenize
-from training.trainer import Listener, Material, Trainer
+from training.trainer import Material, Trainer
 from training.warm_start import warm_start
 
 LOCK, EVENTS = ".lock", "tensorboard"

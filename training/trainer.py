@@ -9,10 +9,8 @@ Shapes: N training queries, Q queries of a batch, P labels of its pool, L labels
 import math
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,6 +26,7 @@ from training.chunked import ChunkedEncoding
 from training.clustering import balanced_clusters, random_clusters
 from training.data.dataset import Split
 from training.data.ragged import Ragged
+from training.listener import Listener
 from training.losses import Targets, head_loss
 from training.model import UnifiedModel
 from training.negatives import mine_hard_negatives
@@ -36,22 +35,6 @@ from training.tally import Step, Tally, gpu_bytes, resident_bytes
 from training.tokens import TokenBatch, TokenizedTexts
 
 CLUSTERS, ORDER, BATCH, DROPOUT, LABEL_QUERIES = range(5)  # purposes of random numbers
-
-
-class Listener(Protocol):
-    """Who is told how a run goes; the console is one."""
-
-    def stage(self, name: str) -> AbstractContextManager[Callable[[int, int], object]]:
-        """A long stage outside the steps; yields a function to call with (done, total)."""
-        ...
-
-    def stepped(self, step: Step, epoch: Tally) -> None:
-        """A step was taken; `epoch` is its epoch so far, this step included."""
-        ...
-
-    def validated(self, record: Record, best: Record) -> None:
-        """An epoch was validated."""
-        ...
 
 
 @dataclass(frozen=True)
