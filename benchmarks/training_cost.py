@@ -27,6 +27,7 @@ from retrieval.errors import DiptychError
 from training.data.dataset import Dataset, Split
 from training.data.ragged import Ragged
 from training.listener import Nobody
+from training.material import Material
 from training.model import TEXTS_AT_ONCE, UnifiedModel
 from training.recipe import Recipe, load_recipe
 from training.rowwise import RowTable
@@ -34,7 +35,7 @@ from training.run import train
 from training.static_encoder import StaticEncoder
 from training.tally import Step, Tally
 from training.tokens import TokenizedTexts
-from training.trainer import Material, Prepared, Stopped, Trainer
+from training.trainer import Prepared, Stopped, Trainer
 
 QUERIES, LABELS, TOKENS = 20_000, 20_000, 15_000  # that a table's rows are touched for, whatever its length
 TOKENS_A_TEXT, POSITIVES = 4, 5

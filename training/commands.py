@@ -28,9 +28,13 @@ def train(
     device: Annotated[str, typer.Option(help="auto, cpu, or cuda.")] = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what --out holds of an earlier run.")] = False,
 ) -> None:
-    """Train the unified model on a dataset; interrupted, the same command goes on where it stopped."""
+    """Train the unified model on a dataset; interrupted, the same command goes on where it stopped.
+
+    On several GPUs: torchrun --nproc-per-node GPUS -m diptych train …; the batch is shared, so a run learns the same.
+    """
     from training import console, faults
     from training.data.dataset import Dataset
+    from training.parallel import processes_of_torchrun
     from training.recipe import load_recipe
     from training.report import REPORT, write_report
     from training.run import train as run
@@ -38,19 +42,28 @@ def train(
 
     chosen = load_recipe(recipe, set_ or [])
     opened = Dataset.open(dataset)
-    with faults.told(out), _interruptible() as stop, console.ConsoleListener(stop.is_set) as listener:
+    with (
+        faults.told(out),
+        _interruptible() as stop,
+        processes_of_torchrun() as processes,
+        console.ConsoleListener(stop.is_set, quiet=not processes.first) as listener,
+    ):
         try:
-            facts = run(opened, chosen, out, listener, device=device, restart=restart, should_stop=stop.is_set)
+            facts = run(
+                opened, chosen, out, listener, device=device, restart=restart, should_stop=stop.is_set,
+                processes=processes,
+            )  # fmt: skip
         except Stopped:
             # Not the command as it was typed: --restart would throw away what was just saved.
             again = _command(dataset, out, recipe, set_ or [], device)
             listener.say(f"Stopped and saved in {out}. Go on with:\n  {again}")
             raise typer.Exit(130) from None
         page = out / REPORT
-        if not page.is_file():
+        if processes.first and not page.is_file():
             with listener.stage("writing the report"):
                 write_report(out, device)
-    console.finished(facts, out, page)
+    if processes.first:
+        console.finished(facts, out, page)
 
 
 def _command(dataset: Path, out: Path, recipe: str, overrides: list[str], device: str) -> str:

@@ -24,11 +24,11 @@ TERMS = {"decoupled_softmax": "decoupled softmax", "supcon": "SupCon", "triplet"
 class ConsoleListener:
     """Listener that draws on stderr; without a terminal it prints the epoch lines and nothing that moves.
 
-    `stopping` says whether the run was asked to stop.
+    `stopping` says whether the run was asked to stop; a `quiet` one draws and prints nothing.
     """
 
-    def __init__(self, stopping: Callable[[], bool] = lambda: False) -> None:
-        self.console = Console(stderr=True)
+    def __init__(self, stopping: Callable[[], bool] = lambda: False, *, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, quiet=quiet)
         self.stopping = stopping
         self.bars = Progress(
             SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}")
@@ -40,7 +40,7 @@ class ConsoleListener:
         self.live = Live(get_renderable=self._drawn, console=self.console, transient=True)
 
     def __enter__(self) -> "ConsoleListener":
-        if self.console.is_terminal:
+        if self.console.is_terminal and not self.console.quiet:
             self.live.start()
         return self
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from retrieval.errors import RecipeError
 from training.model import UnifiedModel
+from training.parallel import ALONE, Processes
 from training.recipe import OptimizerRecipe, Recipe
 
 
@@ -44,16 +45,28 @@ def peak_rates(model: UnifiedModel, recipe: OptimizerRecipe) -> dict[str, float]
 
 
 def apply_step(
-    model: UnifiedModel, dense: torch.optim.AdamW, rates: dict[str, float], scale: float, clip_norm: float
+    model: UnifiedModel,
+    dense: torch.optim.AdamW,
+    rates: dict[str, float],
+    scale: float,
+    clip_norm: float,
+    processes: Processes = ALONE,
 ) -> None:
-    """Move everything along its gradients at `scale` times its peak rate, and clear the gradients."""
+    """Move everything along its gradients at `scale` times its peak rate, and clear the gradients.
+
+    Each of `processes` encoded other texts, so the encoder's gradients are added up first; heads and ψ saw them all.
+    """
+    processes.sum_gradients(model.encoder.parameters())
     nn.utils.clip_grad_norm_([p for group in dense.param_groups for p in group["params"]], clip_norm)
     for group in dense.param_groups:
         group["lr"] = group["peak"] * scale
     dense.step()
     dense.zero_grad(set_to_none=True)
     for name, table in model.row_tables().items():
-        table.step(rates[name] * scale)
+        rows_R, gradient_RD = table.gradient()
+        if name != "classifier":
+            rows_R, gradient_RD = processes.sum_rows(rows_R, gradient_RD)
+        table.move(rows_R, gradient_RD, rates[name] * scale)
 
 
 def dense_state(model: UnifiedModel, dense: torch.optim.AdamW) -> dict[str, Tensor]:

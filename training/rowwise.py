@@ -47,17 +47,27 @@ class RowTable(nn.Module):
             self._taken.append((rows_R, leaf_RD))
         return leaf_RD
 
-    @torch.no_grad()
     def step(self, learning_rate: float) -> None:
-        """Move the rows taken since the last step along their gradients, and forget them.
+        """Move the rows taken since the last step along their gradients, and forget them."""
+        self.move(*self.gradient(), learning_rate)
+
+    def gradient(self) -> tuple[Tensor, Tensor]:
+        """Rows [R] taken since the last step and their gradients [R, D], each row once; they are forgotten here."""
+        taken = [(rows_R, leaf.grad) for rows_R, leaf in self._taken if leaf.grad is not None]
+        self._taken.clear()
+        if taken:
+            return merged(taken)
+        device = self.weight.device
+        return torch.empty(0, dtype=torch.int64, device=device), torch.empty(0, self.width, device=device)
+
+    @torch.no_grad()
+    def move(self, rows_R: Tensor, gradient_RD: Tensor, learning_rate: float) -> None:
+        """Move these rows, none of them twice, along their gradients.
 
         RMSprop with one second moment a row, corrected for its start: v ← βv + (1−β)·mean(g²), row −= lr·g/√v̂.
         """
-        taken = [(rows_R, leaf.grad) for rows_R, leaf in self._taken if leaf.grad is not None]
-        self._taken.clear()
-        if not taken:
+        if not len(rows_R):
             return
-        rows_R, gradient_RD = _merged(taken)
         steps_R = self.steps.index_select(0, rows_R) + 1
         moment_R = self.second_moment.index_select(0, rows_R)
         mean_square_R = torch.linalg.vector_norm(gradient_RD, dim=1).square() / self.width
@@ -84,8 +94,8 @@ def rounded_at_random(values: Tensor) -> Tensor:
     return ((bits + noise) & -(1 << 16)).view(torch.float32).to(torch.bfloat16)
 
 
-def _merged(taken: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    """Gradients of all takes, summed where two takes share a row."""
+def merged(taken: list[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Rows [R] and gradients [R, D] of several takes as one, gradients summed where two takes share a row."""
     if len(taken) == 1:
         return taken[0]
     rows_R, place = torch.unique(torch.cat([rows for rows, _ in taken]), return_inverse=True)

@@ -3,28 +3,27 @@
 import fcntl
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
-from retrieval import metrics
-from retrieval.errors import CheckpointError, DatasetError
+from retrieval.errors import CheckpointError
 from training import checkpoint as ck
-from training.data.dataset import Dataset, Split
+from training.data.dataset import Dataset
 from training.events import Events
-from training.gandalf import label_queries
 from training.listener import Both, Listener
+from training.material import Material, material_of, validation_queries
 from training.model import empty_model, fresh_model
 from training.optimization import choose_device
+from training.parallel import ALONE, Processes
 from training.recipe import Recipe
-from training.tokens import inverse_document_frequency, make_tokenizer, tokenize
-from training.trainer import Material, Trainer
+from training.tokens import inverse_document_frequency, make_tokenizer
+from training.trainer import Trainer
 from training.warm_start import warm_start
 
 LOCK, EVENTS = ".lock", "tensorboard"
@@ -52,28 +51,38 @@ def train(
     device: str = "auto",
     restart: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
+    processes: Processes = ALONE,
 ) -> ck.CheckpointFacts:
     """Train `recipe` on `dataset`; `folder` holds the checkpoint afterwards.
 
     A folder that holds the same run is gone on with, or left as it is when that run has finished; one that holds
-    another run is refused unless `restart`. Raises DatasetError, RecipeError, CheckpointError, and trainer.Stopped
-    when asked to stop.
+    another run is refused unless `restart`. Of several `processes` each calls this with the same arguments; the first
+    one alone is heard by its listener. Raises DatasetError, RecipeError, CheckpointError, TrainingError, and
+    trainer.Stopped when asked to stop.
     """
+    processes.refuse_small_batches(recipe.batching.batch_size)
     chosen = choose_device(device)
     validation = validation_queries(dataset, recipe)
-    with _claimed(folder, RunFacts(recipe=recipe, dataset_fingerprint=dataset.fingerprint), restart):
-        if (folder / "checkpoint.json").is_file():
+    run = RunFacts(recipe=recipe, dataset_fingerprint=dataset.fingerprint)
+    with _claimed(folder, run, restart) if processes.first else nullcontext():
+        if processes.any(processes.first and (folder / "checkpoint.json").is_file()):
             return ck.read_facts(folder)
-        with listener.stage("tokenizing"):
+        with processes.first_ahead(), listener.stage("tokenizing"):
             tokenizer = _tokenizer(folder, dataset, recipe)
-            material = _material(dataset, recipe, validation, tokenizer, folder / "tokens")
-        trainer = _trainer(dataset, recipe, material, tokenizer, folder, chosen, listener, should_stop)
-        with Events(folder / EVENTS, trainer.cursor) as events:
-            trainer.listener = Both(listener, events)
-            cursor = trainer.run()
-        facts = _facts(cursor, dataset, recipe, tokenizer, chosen)
-        ck.save_facts(folder, facts)
-    return facts
+            material = material_of(dataset, recipe, validation, tokenizer, folder / "tokens")
+        trainer = _trainer(dataset, recipe, material, tokenizer, folder, chosen, listener, should_stop, processes)
+        cursor = _heard(trainer, listener) if processes.first else trainer.run()
+        with processes.first_ahead():
+            if processes.first:
+                ck.save_facts(folder, _facts(cursor, dataset, recipe, tokenizer, chosen))
+    return ck.read_facts(folder)
+
+
+def _heard(trainer: Trainer, listener: Listener) -> ck.Cursor:
+    """Run to the end, told to `listener` and to TensorBoard."""
+    with Events(trainer.folder / EVENTS, trainer.cursor) as events:
+        trainer.listener = Both(listener, events)
+        return trainer.run()
 
 
 def _trainer(
@@ -85,6 +94,7 @@ def _trainer(
     device: torch.device,
     listener: Listener,
     should_stop: Callable[[], bool],
+    processes: Processes,
 ) -> Trainer:
     """A trainer at the beginning, or where the folder's state left off, which needs no pretrained model any more."""
     begun = (folder / "state.safetensors").is_file()
@@ -96,8 +106,9 @@ def _trainer(
         model = fresh_model(recipe, dataset.n_labels, rarity_V, tokens)
         if recipe.warm_start is not None:
             warm_start(model, Path(recipe.warm_start))
-        ck.save_surroundings(folder, model, tokenizer, dataset.label_table, material.validation)
-    trainer = Trainer(recipe, material, model, folder, device, listener, should_stop)
+        if processes.first:
+            ck.save_surroundings(folder, model, tokenizer, dataset.label_table, material.validation)
+    trainer = Trainer(recipe, material, model, folder, device, listener, should_stop, processes)
     if begun:
         trainer.restore_state()
     return trainer
@@ -123,21 +134,6 @@ def _facts(
         best=cursor.best,
         history=cursor.history,
     )
-
-
-def validation_queries(dataset: Dataset, recipe: Recipe) -> Split:
-    """Up to `validation.max_queries` validation queries that have truth, the same ones each time."""
-    split = dataset.split("validation")
-    scored = np.flatnonzero(split.labels.lengths > 0)
-    if not len(scored):
-        raise DatasetError(
-            f"{dataset.folder} has no validation query with a true label, and the best epoch is chosen on them. "
-            "Prepare the dataset with a greater --validation."
-        )
-    most = recipe.validation.max_queries
-    if len(scored) > most:
-        scored = np.sort(np.random.default_rng(recipe.seed).choice(scored, size=most, replace=False))
-    return split.take(scored)
 
 
 @contextmanager
@@ -203,27 +199,3 @@ def _tokenizer(folder: Path, dataset: Dataset, recipe: Recipe) -> Tokenizer:
         tokenizer = make_tokenizer(recipe, [*dataset.split("train").texts, *dataset.label_texts])
     ck.write_text(path, tokenizer.to_str())
     return tokenizer
-
-
-def _material(dataset: Dataset, recipe: Recipe, validation: Split, tokenizer: Tokenizer, tokens: Path) -> Material:
-    train = dataset.split("train")
-    counts_L = np.bincount(train.labels.values, minlength=dataset.n_labels)
-    held_out = dataset.split("validation").labels
-    seen_L = counts_L + np.bincount(held_out.values, minlength=dataset.n_labels)
-    constants = recipe.propensity
-    extra = label_queries(train, dataset.label_texts, recipe.batching.label_queries)
-    query_tokens = tokenize(train.texts, tokenizer, tokens, "train")
-    label_tokens = tokenize(dataset.label_texts, tokenizer, tokens, "labels")
-    hard_V = np.ones(len(train.labels.values), np.float32)
-    return Material(
-        train=train.followed_by(extra.split) if len(extra) else train,
-        train_tokens=query_tokens.followed_by(label_tokens.take(extra.label_G)) if len(extra) else query_tokens,
-        target_V=np.concatenate([hard_V, extra.target_V]) if (extra.target_V < 1).any() else None,
-        queries=len(train),
-        label_queries=extra.drawn,
-        validation=validation,
-        validation_tokens=tokenize(validation.texts, tokenizer, tokens, "validation"),
-        label_tokens=label_tokens,
-        positives_L=counts_L,
-        inverse_propensity_L=metrics.propensities(seen_L, len(train) + len(held_out), constants.a, constants.b),
-    )

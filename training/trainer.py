@@ -22,40 +22,20 @@ from training import checkpoint as ck
 from training import evaluation, optimization
 from training.batches import Batch, make_batch
 from training.checkpoint import Cursor, Record
-from training.chunked import ChunkedEncoding
 from training.clustering import balanced_clusters, random_clusters
-from training.data.dataset import Split
 from training.data.ragged import Ragged
+from training.encoding import ChunkedEncoding, Encoding, WholeEncoding
 from training.listener import Listener
 from training.losses import Targets, head_loss
+from training.material import Material
 from training.model import UnifiedModel
 from training.negatives import mine_hard_negatives
+from training.parallel import ALONE, Processes
 from training.recipe import Recipe
 from training.tally import Step, Tally, gpu_bytes, resident_bytes
 from training.tokens import TokenBatch, TokenizedTexts
 
 CLUSTERS, ORDER, BATCH, DROPOUT, LABEL_QUERIES = range(5)  # purposes of random numbers
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a run learns from, in memory: the training split, the validation queries, the labels, all tokenized.
-
-    The first `queries` rows of `train` are the training queries; label queries follow, and `label_queries` of them are
-    drawn for each stretch between two refreshes. `target_V` float32 says how true each of `train`'s labels is, None
-    when all are true. `positives_L` counts each label's positives among training queries.
-    """
-
-    train: Split
-    train_tokens: TokenizedTexts
-    target_V: NDArray[np.float32] | None
-    queries: int
-    label_queries: int
-    validation: Split
-    validation_tokens: TokenizedTexts
-    label_tokens: TokenizedTexts
-    positives_L: NDArray[np.int64]
-    inverse_propensity_L: NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -88,9 +68,10 @@ class Trainer:
         device: torch.device,
         listener: Listener,
         should_stop: Callable[[], bool] = lambda: False,
+        processes: Processes = ALONE,
     ) -> None:
         self.recipe, self.material, self.folder, self.device = recipe, material, folder, device
-        self.listener, self.should_stop = listener, should_stop
+        self.listener, self.should_stop, self.processes = listener, should_stop, processes
         self.model = model.to(device)
         self.dense = optimization.dense_optimizer(model, recipe.optimizer)
         self.rates = optimization.row_rates(model, recipe.optimizer)
@@ -130,7 +111,7 @@ class Trainer:
         self.cursor = self.cursor.model_copy(update={**changes, "seconds": self.cursor.seconds + seconds})
 
     def _pause_if_due(self) -> None:
-        stop = self.should_stop()
+        stop = self.processes.any(self.should_stop())
         if stop or time.monotonic() - self._saved_at > 60 * self.recipe.checkpoint_minutes:
             self.save_state()
         if stop:
@@ -141,18 +122,43 @@ class Trainer:
     def _refresh(self, epoch: int) -> None:
         """Cluster the queries and mine their hard negatives with the dual encoder as it is now."""
         started, batching = time.perf_counter(), self.recipe.batching
+        # On a GPU sums are taken in any order, so the weights of several processes part in their last bits.
+        self.processes.agree(tensor.detach() for tensor in self.model.state_dict().values())
         if not (batching.clustered or batching.hard_negatives):
             return
         self.model.eval()
         rows_R = self._rows(epoch)
         with self.listener.stage("clustering and mining") as progress:
             query_RD = self._dual_vectors(self.material.train_tokens, rows_R)
-            clusters = balanced_clusters(query_RD, batching.batch_size, self._random(CLUSTERS, epoch))
-            if batching.clustered:
-                self.clusters = Ragged.from_lists([rows_R[cluster] for cluster in clusters])
-            if batching.hard_negatives:
-                self.hard_negative_NH = self._hard_negatives(rows_R, query_RD, clusters, progress)
+            label_LD = self._dual_vectors(self.material.label_tokens) if batching.hard_negatives else None
+            if self.processes.first:
+                self._cluster_and_mine(epoch, rows_R, query_RD, label_LD, progress)
+            self._take_over_from_first()
         self._advance(time.perf_counter() - started)
+
+    def _cluster_and_mine(
+        self,
+        epoch: int,
+        rows_R: NDArray[np.int64],
+        query_RD: NDArray[np.float32],
+        label_LD: NDArray[np.float32] | None,
+        progress: Callable[[int, int], object],
+    ) -> None:
+        batching = self.recipe.batching
+        clusters = balanced_clusters(query_RD, batching.batch_size, self._random(CLUSTERS, epoch))
+        if batching.clustered:
+            self.clusters = Ragged.from_lists([rows_R[cluster] for cluster in clusters])
+        if label_LD is not None:
+            self.hard_negative_NH = self._hard_negatives(rows_R, query_RD, label_LD, clusters, progress)
+
+    def _take_over_from_first(self) -> None:
+        """The batches and hard negatives of process 0: found by each alike, one bit could part them."""
+        batching, from_first = self.recipe.batching, self.processes.from_first
+        if batching.clustered:
+            self.clusters = Ragged(from_first(self.clusters.values), from_first(self.clusters.offsets))
+        if batching.hard_negatives:
+            mined = self.hard_negative_NH
+            self.hard_negative_NH = from_first(np.empty((0, 0), np.int32) if mined is None else mined)
 
     def _rows(self, epoch: int) -> NDArray[np.int64]:
         """R rows to learn from: every training query, and label queries drawn anew for this stretch of epochs."""
@@ -165,12 +171,12 @@ class Trainer:
         self,
         rows_R: NDArray[np.int64],
         query_RD: NDArray[np.float32],
+        label_LD: NDArray[np.float32],
         clusters: list[NDArray[np.int64]],
         progress: Callable[[int, int], object],
     ) -> NDArray[np.int32]:
         """The nearest labels [N, H] that are no positives; −1 throughout for the rows that are not learned from."""
         train, batching = self.material.train, self.recipe.batching
-        label_LD = self._dual_vectors(self.material.label_tokens)
         mined = batching.hard_negatives * batching.refresh_epochs
         not_negative = train.labels.take(rows_R).joined(train.exclude.take(rows_R))
         found_NH = np.full((len(train), mined), -1, np.int32)
@@ -179,12 +185,18 @@ class Trainer:
 
     @torch.inference_mode()
     def _dual_vectors(self, tokens: TokenizedTexts, rows_R: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        vectors_RD = np.empty((len(tokens) if rows_R is None else len(rows_R), self.model.dual_dim), np.float32)
-        for places, batch in tokens.batches_by_length(evaluation.TEXTS_A_BATCH, rows_R):
+        """N(g1 Φ) of the texts `rows_R`, of all when None: every process encodes its share."""
+        rows_R = np.arange(len(tokens)) if rows_R is None else rows_R
+        order_R = np.argsort(tokens.lengths_N[rows_R], kind="stable")
+        own_S = self.processes.own(order_R)
+        vectors_SD = np.empty((len(own_S), self.model.dual_dim), np.float32)
+        for places, batch in tokens.batches_by_length(evaluation.TEXTS_A_BATCH, rows_R[own_S]):
             batch = batch.to(self.device)
             with self._autocast():
                 found = self.model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT)
-            vectors_RD[places] = found.float().cpu().numpy()
+            vectors_SD[places] = found.float().cpu().numpy()
+        vectors_RD = np.empty((len(rows_R), self.model.dual_dim), np.float32)
+        vectors_RD[order_R] = self.processes.joined(torch.from_numpy(vectors_SD), len(rows_R)).numpy()
         return vectors_RD
 
     def _batches(self, epoch: int) -> list[NDArray[np.int64]]:
@@ -207,16 +219,18 @@ class Trainer:
         prepared = self.prepare(epoch, at, query_Q)
         self.model.train()
         torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
-        encoded_BE, carry_on = self._encoded(prepared)
-        parts = self._loss(prepared, encoded_BE)
+        encoding = self.processes.encoding(self._encoding, prepared.texts)
+        parts = self._loss(prepared, encoding.vectors_BE)
         each = torch.stack(list(parts.values()))
         found = dict(zip(parts, each.tolist(), strict=True))  # the step's one wait for the device
         if not math.isfinite(loss := sum(found.values())):
             raise diverged(f"the loss became {loss} in epoch {epoch + 1}, step {at + 1}")
         each.sum().backward()  # type: ignore[no-untyped-call]
-        carry_on()
+        encoding.backward()
         scale = optimization.schedule(epoch * of + at, epochs * of, self.recipe.optimizer.warmup)
-        optimization.apply_step(self.model, self.dense, self.rates, scale, self.recipe.optimizer.clip_norm)
+        optimization.apply_step(
+            self.model, self.dense, self.rates, scale, self.recipe.optimizer.clip_norm, self.processes
+        )
         return Step(
             epoch=epoch + 1, epochs=epochs, number=at + 1, of=of, parts=found,
             queries=len(query_Q), labels=len(prepared.pool_P), positives=len(prepared.targets.row_M),
@@ -240,12 +254,10 @@ class Trainer:
         targets, picked = self._targets(batch)
         return Prepared(len(query_Q), torch.from_numpy(batch.pool_P).to(self.device), texts, targets, picked)
 
-    def _encoded(self, prepared: Prepared) -> tuple[Tensor, Callable[[], None]]:
-        """Φ of all texts [B, E], and what carries its gradients into the encoder."""
+    def _encoding(self, texts: TokenizedTexts) -> Encoding:
         if at_once := self.recipe.batching.texts_at_once:
-            chunked = ChunkedEncoding(self._encode, prepared.texts, at_once, self.device)
-            return chunked.vectors_BE, chunked.backward
-        return self._encode(prepared.texts.padded().to(self.device)), lambda: None
+            return ChunkedEncoding(self._encode, texts, at_once, self.device)
+        return WholeEncoding(self._encode, texts, self.device)
 
     def _encode(self, tokens: TokenBatch) -> Tensor:
         with self._autocast():
@@ -299,6 +311,8 @@ class Trainer:
 
     def _validate(self, epoch: int) -> None:
         """Measure the model on the validation queries, choose w, and keep the weights when they are the best so far."""
+        if not self.processes.first:
+            return
         self._refuse_broken_weights()
         material, tally = self.material, self.cursor.tally
         self.model.eval()
@@ -325,7 +339,9 @@ class Trainer:
         self.listener.validated(record, best)
 
     def save_state(self) -> None:
-        """Write everything needed to go on exactly from here, as one file."""
+        """Write everything needed to go on exactly from here, as one file; process 0 does."""
+        if not self.processes.first:
+            return
         self._refuse_broken_weights()
         tensors = {f"model.{n}": t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
         tensors |= {f"dense.{n}": t for n, t in optimization.dense_state(self.model, self.dense).items()}

@@ -32,6 +32,19 @@ ENVIRONMENTS = {
         Environment("omikuji", ("omikuji==0.5.2", SCIKIT_LEARN, "numpy==2.4.6", "scipy==1.17.1")),
         # libpecos also depends on torch and transformers, six gigabytes that XR-Linear never imports.
         Environment("pecos", (SCIKIT_LEARN, "numpy==1.26.4", "scipy==1.13.1"), alone=("libpecos==1.2.8",)),
+        # torch, transformers and tokenizers as in constraints.txt: what is compared is the trainers.
+        Environment(
+            "sentence-transformers",
+            (
+                "sentence-transformers==6.2.0",
+                "accelerate==1.15.0",
+                "datasets==5.2.0",
+                "numpy==2.4.6",
+                "tokenizers==0.23.3",
+                "torch==2.13.0",
+                "transformers==5.23.0",
+            ),
+        ),
     )
 }
 

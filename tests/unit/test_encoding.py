@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.pretrained import save_tiny_bert
-from training.chunked import ChunkedEncoding
+from training.encoding import ChunkedEncoding
 from training.model import TransformerEncoder
 from training.pretrained import transformer
 from training.recipe import TransformerEncoderRecipe

@@ -1,13 +1,14 @@
-"""Large batches on small memory: texts are encoded twice, and only a few of them are held with what learning needs
-(GradCache, Gao et al. 2021).
+"""How a batch's texts become vectors that the loss sends gradients back through: at once, or a few at a time.
 
-The first time nothing is kept but the vectors, on which the loss of the whole batch is computed; the second time, a
-few texts after another, each vector's gradient goes on into the encoder. Dropout is drawn alike both times.
+A few at a time puts large batches on small memory (GradCache, Gao et al. 2021): texts are encoded twice. The first time
+nothing is kept but the vectors, on which the loss of the whole batch is computed; the second time, a few texts after
+another, each vector's gradient goes on into the encoder. Dropout is drawn alike both times.
 
 Shapes: B texts, E width of the encoder.
 """
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -15,6 +16,26 @@ from torch import Tensor
 from training.tokens import TokenBatch, TokenizedTexts
 
 Encode = Callable[[TokenBatch], Tensor]
+
+
+class Encoding(Protocol):
+    """Vectors of texts [B, E]; `backward` comes once after the loss's own and carries on what that left undone."""
+
+    vectors_BE: Tensor
+
+    def backward(self) -> None:
+        """Carry the gradients of `vectors_BE` into the encoder where the loss's backward did not."""
+        ...
+
+
+class WholeEncoding:
+    """The vectors of all `texts` at once, a part of the loss's own graph."""
+
+    def __init__(self, encode: Encode, texts: TokenizedTexts, device: torch.device) -> None:
+        self.vectors_BE = encode(texts.padded().to(device))
+
+    def backward(self) -> None:
+        """Nothing is left to do."""
 
 
 class ChunkedEncoding:

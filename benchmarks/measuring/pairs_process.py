@@ -1,0 +1,91 @@
+"""Pairs learned by our trainer, for pairs_a_second.py, in a process of its own.
+
+    python -m benchmarks.measuring.pairs_process TASK OUT
+
+The recipe systems/dpr with a transformer: one positive a query, softmax over the positives of the batch, AdamW over the
+whole encoder, float32. `training.run.train` runs as it does for a user, and is left after the last measured step.
+"""
+
+import json
+import sys
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.peers.watched_steps import Task, Watch
+from retrieval.errors import DiptychError
+from training import pretrained
+from training.data.dataset import Dataset
+from training.listener import Nobody
+from training.recipe import Recipe, TransformerEncoderRecipe, load_recipe
+from training.run import train
+from training.tally import Step, Tally
+
+
+class Enough(Exception):
+    """The last measured step has been taken."""
+
+
+class Steps(Nobody):
+    """Tells the watch of every step; ends the run after the last one, without the state that a stop would save."""
+
+    def __init__(self, watch: Watch, enough: int) -> None:
+        self.watch, self.enough = watch, enough
+
+    def stepped(self, step: Step, epoch: Tally) -> None:
+        """Note the step."""
+        self.watch.step_ended()
+        if step.done >= self.enough:
+            raise Enough
+
+
+def recipe_of(task: Task) -> Recipe:
+    """systems/dpr with the task's encoder and batches; RecipeError when they do not go together."""
+    return load_recipe(
+        "systems/dpr",
+        [
+            "encoder.kind=transformer",
+            f"encoder.model={json.dumps(task.model)}",
+            f"encoder.max_tokens={task.max_tokens}",
+            f"batching.batch_size={task.batch}",
+            "precision=float32",
+            f"seed={task.seed}",
+        ],
+    )
+
+
+def learn(folder: Path, task: Task) -> Watch:
+    """Take the task's steps on folder/dataset."""
+    watch, load = Watch(), pretrained.transformer
+
+    def watched(choice: TransformerEncoderRecipe) -> Any:
+        encoder: Any = load(choice)
+        encoder.get_input_embeddings().register_forward_pre_hook(watch.reads)
+        return encoder
+
+    listener, dataset = Steps(watch, task.warm + task.steps), Dataset.open(folder / "dataset")
+    with TemporaryDirectory() as run, patch.object(pretrained, "transformer", watched), suppress(Enough):
+        train(dataset, recipe_of(task), Path(run) / "run", listener, device="cpu")
+    return watch
+
+
+def main() -> int:
+    """Learn the task's steps and write what they took to OUT; an error is one sentence and code 1."""
+    folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+    task = Task.read(folder)
+    torch.set_num_threads(task.threads)
+    try:
+        watch = learn(folder, task)
+    except DiptychError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    watch.write(out, task, ("diptych", "torch", "transformers", "tokenizers"))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Two processes that learn as one, as `torchrun` starts them, over gloo."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieval.errors import RecipeError
+from tests.support.listener import Kept
+from tests.support.pretrained import save_tiny_bert
+from tests.support.small_run import SMALL, measured, small_recipe
+from training.checkpoint import read_facts
+from training.data.dataset import Dataset
+from training.parallel import Processes
+from training.run import train
+
+NO_DROPOUT = ["heads.dual_encoder.dropout=0", "heads.classifier.dropout=0"]
+STATIC = "encoder={kind: static, dim: 32, vocabulary_size: 3000, pair_dropout: 0}"
+# In bfloat16 a text's vector hangs on the texts beside it; mined again, a near tie may fall either way.
+SHORT = ["optimizer.epochs=2", "batching.refresh_epochs=2", "precision=float32"]
+
+
+def started(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
+    """`module` in two processes, on one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", module]
+    return subprocess.Popen(
+        [*command, *map(str, arguments)], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+
+
+def run_of_two(dataset: Dataset, folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    """What each of two processes tells of the run: its losses and its weights' hash."""
+    folder.mkdir()
+    running = started("tests.support.parallel_run", dataset.folder.resolve(), folder / "run", folder, *overrides)
+    told, _ = running.communicate(timeout=300)
+    assert running.returncode == 0, told
+    return [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
+
+
+def until_validated(folder: Path, running: subprocess.Popen[str]) -> None:
+    """Wait until an epoch of the run in `folder` was validated."""
+    deadline = time.monotonic() + 120
+    while not (folder / "model.safetensors").is_file():
+        assert time.monotonic() < deadline, "the run never began"
+        assert running.poll() is None, running.communicate()
+        time.sleep(0.05)
+
+
+@pytest.fixture
+def transformer(small: Dataset, tmp_path: Path) -> str:
+    """The recipe's line for a tiny transformer that draws no dropout."""
+    words = sorted({word for text in small.split("train").texts + small.label_texts for word in text.split()})
+    folder = save_tiny_bert(tmp_path / "tiny", words)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return f"encoder={{kind: transformer, model: '{folder}'}}"
+
+
+@pytest.mark.parametrize(("kind", "at_once"), [("static", "null"), ("transformer", "null"), ("transformer", "50")])
+def test_two_processes_learn_what_one_learns(
+    small: Dataset, tmp_path: Path, request: pytest.FixtureRequest, kind: str, at_once: str
+) -> None:
+    """If this failed, a run on two GPUs would be another run: other batches, gradients lost or counted twice."""
+    encoder = STATIC if kind == "static" else request.getfixturevalue("transformer")
+    recipe = [*NO_DROPOUT, *SHORT, encoder, f"batching.texts_at_once={at_once}"]
+    both, alone = run_of_two(small, tmp_path / "two", *recipe), Kept()
+    train(small, small_recipe(*recipe), tmp_path / "one", alone)
+    assert len(alone.steps) > 10
+    for told in both:
+        assert told["losses"] == pytest.approx([step.loss for step in alone.steps], rel=1e-3)
+    one, two = (measured(tmp_path / run)[-1]["figures"]["unified"] for run in ("one", "two/run"))
+    assert two["P@5"] == pytest.approx(one["P@5"], abs=0.5)
+
+
+def test_two_processes_hold_the_same_weights(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, processes that draw dropout of their own would draw heads' or rows' alike no more, and part."""
+    overrides = ["batching.refresh_epochs=1", "optimizer.epochs=2", "optimizer.classifier_rows=bfloat16"]
+    one, two = run_of_two(small, tmp_path / "two", *overrides)
+    assert one["losses"] == two["losses"]
+    assert one["weights"] == two["weights"]
+
+
+def test_two_processes_stop_and_one_goes_on(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, ending a run of several processes would lose it, or leave some of them waiting for ever."""
+    arguments = ["train", "--dataset", str(small.folder.resolve()), "--out", str(tmp_path / "run")]
+    arguments += [part for override in [*SMALL, "optimizer.epochs=12"] for part in ("--set", override)]
+    running = started("diptych", *arguments)
+    until_validated(tmp_path / "run", running)
+    running.send_signal(signal.SIGTERM)
+    told, _ = running.communicate(timeout=120)
+    assert "Stopped and saved in" in told
+    again = subprocess.run([sys.executable, "-m", "diptych", *arguments], capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert [record.epoch for record in read_facts(tmp_path / "run").history] == list(range(1, 13))
+
+
+def test_one_process_tells_that_another_has_ended(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, the loss of one machine would leave the others waiting for hours, or with a traceback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "diptych", "train", "--dataset", str(small.folder), "--out", str(tmp_path / "run")]
+    command += [part for override in [*SMALL, "optimizer.epochs=200"] for part in ("--set", override)]
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    first, second = (
+        subprocess.Popen(command, env=os.environ | group | {"RANK": rank}, stderr=subprocess.PIPE, text=True)
+        for rank in "01"
+    )
+    until_validated(tmp_path / "run", first)
+    second.kill()
+    second.communicate()
+    _, told = first.communicate(timeout=120)
+    assert first.returncode == 1
+    assert "another process of this run has ended" in told
+    assert "Traceback" not in told
+
+
+def test_more_processes_than_a_batch_feeds_are_refused(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, a process without a text would break the run in the middle with a traceback."""
+    with pytest.raises(RecipeError, match=r"3 processes cannot share batches of 4 queries.*to 6"):
+        train(small, small_recipe("batching.batch_size=4"), tmp_path / "run", Kept(), processes=Processes(0, 3))
