@@ -1,18 +1,21 @@
 """What a training step costs: whatever the tables' size, on preparing instead of computing, and on padding.
 
     python benchmarks/training_cost.py [DATASET] [--labels 20000 2000000] [--dim 256] [--steps 60] [--threads 1]
+                                       [--model FOLDER [--batch-size 1024]]
 
 The tables' part is synthetic: trainers whose ψ and token table differ in length alone, so that every step touches as
-many rows, take steps in turn. The other parts look at the steps of the recipe `default` on a prepared DATASET. Nothing
-is written.
+many rows, take steps in turn. The other parts look at the steps of the recipe `default` on a prepared DATASET, and with
+`--model`, a transformer, at a large batch of the recipe `minilm` at once and in two passes. Nothing is written.
 """
 
 import argparse
+import json
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,6 +26,7 @@ import torch
 from rich.console import Console
 
 from benchmarks.measuring.running import count
+from benchmarks.measuring.systems import ROOT
 from retrieval.errors import DiptychError
 from training.data.dataset import Dataset, Split
 from training.data.ragged import Ragged
@@ -51,7 +55,11 @@ def main() -> int:
     parser.add_argument("--dim", type=count, default=256)
     parser.add_argument("--steps", type=count, default=60)
     parser.add_argument("--threads", type=count, default=1)
+    parser.add_argument("--model", type=Path, help="a transformer's folder: also the memory of a large batch")
+    parser.add_argument("--batch-size", type=count, default=1024, help="queries of that batch")
     options = parser.parse_args()
+    if options.model and not options.dataset:
+        parser.error("--model needs a DATASET to take texts from")
     torch.set_num_threads(options.threads)
     console = Console(highlight=False)
     try:
@@ -59,6 +67,8 @@ def main() -> int:
         tables(console, options.labels, options.dim, options.steps)
         if dataset is not None:
             preparing(console, dataset, options.steps)
+        if options.model:
+            large_batch(console, options)
     except DiptychError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -131,16 +141,34 @@ def preparing(console: Console, dataset: Dataset, steps: int) -> None:
     whole, part = (statistics.median(taken[WARM:]) for taken in (watched.whole, watched.preparing))
     console.print(f"[bold]{dataset.meta.name}, recipe default[/bold], median of {steps} steps")
     console.print(f"  a step takes {1000 * whole:.1f} ms, of which preparing its batch {100 * part / whole:.1f} %")
+    refresh, steps_between = watched.refresh_seconds, recipe.batching.refresh_epochs * watched.steps_an_epoch
+    share = refresh / (refresh + steps_between * whole)
+    console.print(
+        f"  clustering and mining take {refresh:.2f} s every {steps_between} steps, {100 * share:.1f} % of the time"
+    )
     console.print(
         f"  padding of these texts as a transformer learns them: {100 * statistics.median(watched.padding):.1f} %"
     )
 
 
+def large_batch(console: Console, options: argparse.Namespace) -> None:
+    """Time and memory of a transformer's step, all texts at once and in two passes of a few texts each."""
+    console.print(f"[bold]A batch of {options.batch_size:,} queries, recipe minilm[/bold], each in its own process")
+    for at_once in ("null", "256", "64"):
+        command = [sys.executable, "-m", "benchmarks.measuring.large_batch", str(options.dataset.resolve())]
+        command += [str(options.model.resolve()), str(options.batch_size), at_once, "3", str(options.threads)]
+        told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+        found = json.loads(told)
+        named = "all texts at once" if at_once == "null" else f"{at_once} texts at once, two passes"
+        console.print(f"  {named:<30} {found['step_seconds']:6.1f} s a step  {found['peak_mib']:7,.0f} MiB at most")
+
+
 class Watched(Nobody):
-    """A listener that measures a run's first steps."""
+    """A listener that measures a run's first steps, and clustering and mining before them."""
 
     def __init__(self, steps: int) -> None:
         self.steps, self.original = steps, Trainer.prepare
+        self.steps_an_epoch, self.refresh_seconds = 1, 0.0
         self.whole: list[float] = []
         self.preparing: list[float] = []
         self.padding: list[float] = []
@@ -157,8 +185,16 @@ class Watched(Nobody):
 
         return prepare
 
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Callable[[int, int], object]]:
+        started = time.perf_counter()
+        yield lambda done, total: None
+        if name == "clustering and mining":
+            self.refresh_seconds = time.perf_counter() - started
+
     def stepped(self, step: Step, epoch: Tally) -> None:
         self.whole.append(step.seconds)
+        self.steps_an_epoch = step.of
 
     def enough(self) -> bool:
         return len(self.whole) >= self.steps

@@ -1,0 +1,56 @@
+"""What a step of a large batch needs, in a process of its own so that its peak memory is its own.
+
+    python -m benchmarks.measuring.large_batch DATASET MODEL BATCH_SIZE TEXTS_AT_ONCE STEPS THREADS
+
+TEXTS_AT_ONCE is a number or `null`, which encodes all texts at once. Prints JSON: the median step in seconds and the
+most memory held, in MiB, of which loading torch and the model is a part.
+"""
+
+import json
+import statistics
+import sys
+from contextlib import suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+
+from benchmarks.peers.process import peak_mib
+from training.data.dataset import Dataset
+from training.listener import Nobody
+from training.recipe import load_recipe
+from training.run import train
+from training.tally import Step, Tally
+from training.trainer import Stopped
+
+
+class Steps(Nobody):
+    """The seconds of each step."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+
+    def stepped(self, step: Step, epoch: Tally) -> None:
+        self.seconds.append(step.seconds)
+
+
+def main() -> None:
+    """Take the steps and print what they needed."""
+    dataset, model, batch, at_once, steps, threads = sys.argv[1:]
+    torch.set_num_threads(int(threads))
+    recipe = load_recipe(
+        "minilm",
+        [
+            f"encoder.model={model}", f"batching.batch_size={batch}", f"batching.texts_at_once={at_once}",
+            "batching.clustered=false", "batching.hard_negatives=0", f"optimizer.epochs={steps}",
+        ],
+    )  # fmt: skip
+    told = Steps()
+    with TemporaryDirectory() as folder, suppress(Stopped):
+        train(Dataset.open(Path(dataset)), recipe, Path(folder) / "run", told,
+              should_stop=lambda: len(told.seconds) >= int(steps))  # fmt: skip
+    print(json.dumps({"step_seconds": statistics.median(told.seconds), "peak_mib": peak_mib()}))
+
+
+if __name__ == "__main__":
+    main()
