@@ -100,6 +100,8 @@ def arguments() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, console: Console) -> list[str]:
     """Everything `main` does but printing; returns the page's lines."""
+    if options.markdown and not options.markdown.resolve().parent.is_dir():
+        raise BadInput(f"--markdown '{options.markdown}': there is no such folder to write to.")
     dataset = Dataset.open(options.dataset)
     task = Task(
         model=options.model, max_tokens=options.max_tokens, batch=options.batch, warm=WARM, steps=options.steps,
@@ -159,15 +161,15 @@ def in_turn(
     for seed in range(rounds):
         replace(task, seed=seed).write(folder)
         for side, command in commands.items():
-            taken = run(side, command, task, folder)
+            taken = run(side, command, folder)
             found[side].append(taken)
             told(f"round {seed + 1} of {rounds}: {taken.pairs / taken.wall:,.0f} pairs a second, {side}")
     return found
 
 
-def run(side: str, command: Sequence[str], task: Task, folder: Path) -> Round:
-    """One round of one side in a process of its own; DiptychError with its last line when it fails."""
-    out = folder / "round.json"
+def run(side: str, command: Sequence[str], folder: Path) -> Round:
+    """The task in `folder`, in a process of its own; DiptychError with its last line when it fails."""
+    task, out = Task.read(folder), folder / "round.json"
     names = (*THREAD_VARIABLES, "RAYON_NUM_THREADS")
     variables = {name: str(task.threads) for name in names} | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(

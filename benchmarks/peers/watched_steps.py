@@ -5,6 +5,7 @@ Standard library alone, since one side runs in an environment of its own.
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -61,11 +62,18 @@ class Watch:
         self.texts.append(self.texts_read)
         self.tokens.append(self.tokens_read)
 
-    def write(self, path: Path, task: Task, packages: tuple[str, ...]) -> None:
-        """What the measured steps took together, and the versions of what ran them, as JSON."""
+    def spent(self, task: Task) -> dict[str, float]:
+        """What the measured steps took together."""
         first, last = task.warm - 1, task.warm + task.steps - 1
-        spent = {
-            name: getattr(self, name)[last] - getattr(self, name)[first] for name in ("wall", "cpu", "texts", "tokens")
+        noted: dict[str, Sequence[float]] = {
+            "wall": self.wall,
+            "cpu": self.cpu,
+            "texts": self.texts,
+            "tokens": self.tokens,
         }
+        return {name: at[last] - at[first] for name, at in noted.items()}
+
+    def write(self, path: Path, task: Task, packages: tuple[str, ...]) -> None:
+        """That and the versions of what took the steps, as JSON."""
         versions = {name: version(name) for name in packages}
-        path.write_text(json.dumps({**spent, "versions": versions}), encoding="utf-8")
+        path.write_text(json.dumps({**self.spent(task), "versions": versions}), encoding="utf-8")
