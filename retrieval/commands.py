@@ -27,6 +27,11 @@ def search(
     weight: Annotated[
         float | None, typer.Option(min=0, max=1, help="The classifier's share of the score; default: from training.")
     ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="NAME=VALUE,…", help="Only labels with one of these values; repeatable."),
+    ] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out labels that score less.")] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every label, not through the index.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -34,7 +39,8 @@ def search(
     from retrieval.retriever import Retriever
 
     with Retriever.open(store) as retriever:
-        answers = retriever.search(queries, k, weight=weight, exact=exact)
+        wanted = retriever.filter_of(filters or [])
+        answers = retriever.search(queries, k, weight=weight, filter=wanted, min_score=min_score, exact=exact)
         name = retriever.name
     if as_json:
         _print_json({"bundle": name, "results": [_as_json(*answer) for answer in zip(queries, answers, strict=True)]})

@@ -58,13 +58,26 @@ class ExactIndex:
     def dim(self) -> int:
         return int(self._vectors_LD.shape[1])
 
-    def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
-        """Rows and inner products of the min(k, size) best vectors for each query, best first. Raises BadInput."""
-        return _search_blocks(_checked(query_QD, k, self.dim), min(k, self.size), self._blocks, self._threads)
+    def search(self, query_QD: Vectors, k: int, among_S: Rows | None = None) -> tuple[Rows, Vectors]:
+        """Rows and inner products of the min(k, size) best vectors for each query, best first. Raises BadInput.
+
+        Only the rows `among_S`, rising, are looked at where they are given.
+        """
+        query_QD = _checked(query_QD, k, self.dim)
+        if among_S is None:
+            return _search_blocks(query_QD, min(k, self.size), self._blocks, self._threads)
+        places_QK, scores_QK = _search_blocks(
+            query_QD, min(k, len(among_S)), lambda: self._blocks_of(among_S), self._threads
+        )
+        return among_S[places_QK], scores_QK
 
     def _blocks(self) -> Iterator[tuple[int, Vectors]]:
         for start in range(0, self.size, LABELS_A_BLOCK):
             yield start, np.asarray(self._vectors_LD[start : start + LABELS_A_BLOCK], np.float32)
+
+    def _blocks_of(self, among_S: Rows) -> Iterator[tuple[int, Vectors]]:
+        for start in range(0, len(among_S), LABELS_A_BLOCK):
+            yield start, np.asarray(self._vectors_LD[among_S[start : start + LABELS_A_BLOCK]], np.float32)
 
 
 class HnswIndex:

@@ -1,11 +1,13 @@
 """One opened bundle: verified, immutable, searched from as many threads as you like.
 
-Suffixes: Q queries, K results, C candidates (at least K), D vector width, L labels.
+Suffixes: Q queries, K results, C candidates (at least K where there are as many), D vector width, L labels.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,8 +15,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.attributes import Allowed, Attributes
+from retrieval.candidates import Candidates
 from retrieval.encoder import TextEncoder
 from retrieval.errors import BadInput, BundleError
+from retrieval.filters import Filter
 from retrieval.golden import GoldenReport, check_golden
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex
 from retrieval.labels import LabelTable
@@ -22,6 +27,7 @@ from retrieval.manifest import INDEX, LABELS, MANIFEST, QUERY_ENCODER, TOKENIZER
 from retrieval.store import Store
 
 QUERIES_A_PASS = 256
+NO_ROW = -1  # behind the last answer of a query that has fewer than K
 RESCORED_BEYOND_K = 16  # equal scores around place k must all be seen to be ordered by row
 
 # rows, scores, dual-encoder shares, classifier shares
@@ -51,7 +57,10 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Answers as label rows, best first, with exact scores; `dual_QK` + `classifier_QK` = `scores_QK`."""
+    """Answers as label rows, best first, with exact scores; `dual_QK` + `classifier_QK` = `scores_QK`.
+
+    Behind the answers of a query that has fewer than K stand rows of −1.
+    """
 
     rows_QK: NDArray[np.int64]
     scores_QK: NDArray[np.float64]
@@ -79,8 +88,8 @@ class Retriever:
         self.labels = labels
         self._encoder: TextEncoder | None = encoder
         self.vectors_LD = vectors_LD
-        self._index = index
-        self._exact = ExactIndex(vectors_LD, threads)
+        self._attributes = Attributes(labels.table)
+        self._candidates: Candidates | None = Candidates(index, ExactIndex(vectors_LD, threads))
 
     @classmethod
     def open(cls, path: Path | str, *, threads: int | None = None, provider: str = "cpu") -> Self:
@@ -114,39 +123,64 @@ class Retriever:
         return self.manifest.model.dim
 
     def search(
-        self, queries: Sequence[str], k: int = 10, *, weight: float | None = None, exact: bool = False
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        weight: float | None = None,
+        filter: Filter | None = None,  # what everybody calls it
+        min_score: float | None = None,
+        exact: bool = False,
     ) -> list[list[Hit]]:
-        """The k best labels for each query, best first (fewer when the bundle has fewer). Raises BadInput.
+        """The k best labels for each query, best first; fewer only where there are no more. Raises BadInput.
 
         `weight` is the classifier's share of the score, from 0 to 1; by default the one chosen in training.
-        `exact` compares with every label instead of asking the index.
+        `filter` allows labels by their attributes, `{"market": ["US", "CA"]}`: every attribute must have one of its
+        values. `min_score` leaves out what scores less. `exact` compares with every label instead of asking the index.
         """
-        return self.hits(self.search_rows(queries, k, weight=weight, exact=exact))
+        return self.hits(self.search_rows(queries, k, weight=weight, filter=filter, min_score=min_score, exact=exact))
+
+    def filter_of(self, texts: Sequence[str]) -> Filter:
+        """`["market=US,CA", "year=2025"]` as a filter, its values of the attributes' types. Raises BadInput."""
+        return self._attributes.filter_of(texts)
 
     def search_rows(
-        self, queries: Sequence[str], k: int = 10, *, weight: float | None = None, exact: bool = False
+        self,
+        queries: Sequence[str],
+        k: int = 10,
+        *,
+        weight: float | None = None,
+        filter: Filter | None = None,
+        min_score: float | None = None,
+        exact: bool = False,
     ) -> Ranking:
         """As `search`, with label rows instead of hits, and the time each stage took. Raises BadInput."""
         weight = self.manifest.classifier_weight if weight is None else weight
-        _check_search(k, weight)
+        _check_search(k, weight, min_score)
         encoder = self._open_encoder()
         _check_queries(queries)
+        allowed = self._attributes.allowed(filter) if filter else None
         encoded = encoder.encode(queries)
         started = time.perf_counter()
-        ranking = self._rank(encoded.vectors_BD, k, weight, exact)
+        ranking = self._rank(encoded.vectors_BD, k, weight, allowed, exact)
+        if min_score is not None:
+            ranking[0][ranking[1] < min_score] = NO_ROW
         timings = Timings(encoded.tokenize_seconds, encoded.encode_seconds, time.perf_counter() - started)
         return Ranking(*ranking, timings)
 
     def hits(self, ranking: Ranking) -> list[list[Hit]]:
         """The label table's rows for a ranking."""
-        found = iter(self.labels.take(ranking.rows_QK.ravel()))
-        shares = zip(ranking.scores_QK.tolist(), ranking.dual_QK.tolist(), ranking.classifier_QK.tolist(), strict=True)
+        found = iter(self.labels.take(ranking.rows_QK[ranking.rows_QK != NO_ROW]))
+        shares = zip(
+            (ranking.rows_QK != NO_ROW).sum(axis=1).tolist(), ranking.scores_QK.tolist(), ranking.dual_QK.tolist(),
+            ranking.classifier_QK.tolist(), strict=True,
+        )  # fmt: skip
         return [
             [
                 Hit(label.pop("id"), label.pop("text"), score, dual, classifier, label)
-                for score, dual, classifier, label in zip(*shares_K, found)  # noqa: B905  # `found` runs through all rows
+                for label, score, dual, classifier in zip(islice(found, count), *shares_K)  # noqa: B905  # to the shortest
             ]
-            for shares_K in shares
+            for count, *shares_K in shares
         ]
 
     def encode(self, queries: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -165,8 +199,7 @@ class Retriever:
 
     def close(self) -> None:
         """Let go of the encoder and the index; a later search raises BundleError."""
-        self._encoder = None
-        self._index = self._exact
+        self._encoder = self._candidates = None
 
     def __enter__(self) -> Self:
         return self
@@ -181,16 +214,18 @@ class Retriever:
             raise BundleError(f"the retriever of bundle {self.name!r} is closed. Open it again.")
         return self._encoder
 
-    def _rank(self, vectors_QD: NDArray[np.float32], k: int, weight: float, exact: bool) -> Scored:
-        k = min(k, self.manifest.labels)
+    def _rank(
+        self, vectors_QD: NDArray[np.float32], k: int, weight: float, allowed: Allowed | None, exact: bool
+    ) -> Scored:
+        assert self._candidates is not None, "the encoder was open"
+        k = min(k, self.manifest.labels if allowed is None else allowed.count)
         effort = None if exact else self.manifest.index.effort(weight)
-        index, wanted = (self._exact, k + RESCORED_BEYOND_K) if effort is None else (self._index, max(k, effort))
         scale_D = self.manifest.model.query_scale(weight)
         parts = []
         for start in range(0, max(len(vectors_QD), 1), QUERIES_A_PASS):
             query_QD = vectors_QD[start : start + QUERIES_A_PASS] * scale_D
-            rows_QC, _ = index.search(query_QD, wanted)
-            parts.append(self._rescore(query_QD, rows_QC[:, : k + RESCORED_BEYOND_K], k))
+            rows_QC = self._candidates.find(query_QD, k + RESCORED_BEYOND_K, effort, allowed)
+            parts.append(self._rescore(query_QD, rows_QC, k))
         rows, scores, dual, classifier = zip(*parts, strict=True)
         return np.concatenate(rows), np.concatenate(scores), np.concatenate(dual), np.concatenate(classifier)
 
@@ -233,11 +268,13 @@ def _map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
     return vectors_LD
 
 
-def _check_search(k: int, weight: float) -> None:
+def _check_search(k: int, weight: float, min_score: float | None) -> None:
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
         raise BadInput(f"k is {k!r}; it must be a whole number of at least 1")
     if not isinstance(weight, int | float | np.number) or not 0.0 <= weight <= 1.0:
         raise BadInput(f"weight is {weight!r}; it must lie between 0 (dual encoder alone) and 1 (classifier alone)")
+    if min_score is not None and not (isinstance(min_score, int | float | np.number) and math.isfinite(min_score)):
+        raise BadInput(f"min_score is {min_score!r}; it must be a number")
 
 
 def _check_queries(queries: Sequence[str]) -> None:

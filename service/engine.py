@@ -20,7 +20,7 @@ from pydantic_core import to_json
 
 from retrieval import Retriever
 from retrieval.errors import BadInput, BundleError, DiptychError
-from retrieval.retriever import Ranking
+from retrieval.retriever import NO_ROW, Ranking
 from service.frames import (
     Answers,
     Asked,
@@ -53,13 +53,13 @@ class Engine:
         self._retriever.search(["warm up"] * largest_batch)
 
     def answer(self, number: int, asked: Sequence[Asked]) -> Answers:
-        """Every piece's results as JSON; pieces that ask for the same k and weight are searched together."""
+        """Every piece's results as JSON; pieces that ask for the same are searched together."""
         started = time.perf_counter()
         bodies: list[tuple[Outcome, bytes]] = [(Outcome.BROKEN, b"")] * len(asked)
         seconds = [0.0] * len(Stages._fields)
-        alike: dict[tuple[int, float | None], list[int]] = {}
+        alike: dict[bytes, list[int]] = {}
         for place, piece in enumerate(asked):
-            alike.setdefault((piece.k, piece.weight), []).append(place)
+            alike.setdefault(to_json(piece[1:]), []).append(place)
         for places in alike.values():
             for place, body in zip(places, self._together([asked[place] for place in places], seconds), strict=True):
                 bodies[place] = body
@@ -79,7 +79,10 @@ class Engine:
 
     def _search(self, asked: Sequence[Asked], seconds: list[float]) -> list[bytes]:
         queries = [query for piece in asked for query in piece.queries]
-        ranking = self._retriever.search_rows(queries, asked[0].k, weight=asked[0].weight)
+        one = asked[0]
+        ranking = self._retriever.search_rows(
+            queries, one.k, weight=one.weight, filter=one.filter, min_score=one.min_score
+        )
         searched = time.perf_counter()
         results = iter(self._write(queries, ranking))
         bodies = [",".join([next(results) for _ in piece.queries]).encode() for piece in asked]
@@ -90,7 +93,7 @@ class Engine:
         return bodies
 
     def _write(self, queries: Sequence[str], ranking: Ranking) -> list[str]:
-        rows_QK = ranking.rows_QK.tolist()
+        rows_QK = [rows_K[rows_K != NO_ROW].tolist() for rows_K in ranking.rows_QK]
         self._remember({row for rows_K in rows_QK for row in rows_K})
         written = self._written
         shares = (ranking.scores_QK.tolist(), ranking.dual_QK.tolist(), ranking.classifier_QK.tolist())
@@ -98,7 +101,7 @@ class Engine:
         for query, rows_K, *shares_K in zip(queries, rows_QK, *shares, strict=True):
             hits = [
                 f'{{{written[row]},"score":{score!r},"dual_encoder":{dual!r},"classifier":{classifier!r}}}'
-                for row, score, dual, classifier in zip(rows_K, *shares_K, strict=True)
+                for row, score, dual, classifier in zip(rows_K, *shares_K)  # noqa: B905  # rows may be fewer
             ]
             results.append(f'{{"query":{to_json(query).decode()},"hits":[{",".join(hits)}]}}')
         return results

@@ -64,6 +64,13 @@ PATTERNS = {
     "bundle": ("bad_name", "{where} is no bundle name: letters, digits, dot, dash and underscore, at most 64 of them."),
 }
 
+FILTER = {
+    "dict_type": "{where} must be an object: attributes, each with a list of values.",
+    "list_type": "{where} must be a list of values.",
+    "too_short": "{where} is empty; give it a value or leave it out.",
+    "too_long": "{where} has more than {max_length} entries.",
+}
+
 
 def refusal(error: ValidationError) -> Refusal:
     """The first thing wrong with a body, as one sentence. 400 when it is not JSON, else 422."""
@@ -76,13 +83,16 @@ def refusal(error: ValidationError) -> Refusal:
 
 
 def _template(error: ErrorDetails) -> tuple[str, str]:
+    if error["loc"][:1] == ("filter",):
+        return "bad_filter", FILTER.get(error["type"], "{where} must be a text, a number, true or false.")
     if error["type"] == "string_pattern_mismatch":
         return PATTERNS[str(error["loc"][0])]
     return SENTENCES.get(error["type"], ("bad_value", "{where} cannot be used."))
 
 
 def _where(error: ErrorDetails) -> str:
-    field, *inside = error["loc"] or ("the body",)
+    # Behind attribute and place stands the type that the value of a filter was held against.
+    field, *inside = error["loc"][: 3 if error["loc"][:1] == ("filter",) else None] or ("the body",)
     return _shown(field) + "".join(f"[{position}]" for position in inside)
 
 

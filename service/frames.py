@@ -35,7 +35,9 @@ class Asked(NamedTuple):
 
     queries: Sequence[str]
     k: int
-    weight: float | None
+    weight: float | None = None
+    filter: dict[str, list[Any]] | None = None
+    min_score: float | None = None
 
 
 class Stages(NamedTuple):

@@ -74,7 +74,9 @@ def _add_predict(router: APIRouter, settings: Settings, generations: Generations
 
     async def predict(request: Request) -> Response:
         asked = parse(model, await request.body())
-        generation, ticket = generations.admit(Asked(asked.queries, asked.k, asked.weight))
+        generation, ticket = generations.admit(
+            Asked(asked.queries, asked.k, asked.weight, asked.filter, asked.min_score)
+        )
         leaving = asyncio.ensure_future(_client_gone(request)) if ticket.waits else None
         if leaving:
             leaving.add_done_callback(lambda gone: None if gone.cancelled() else generation.batcher.abandon(ticket))

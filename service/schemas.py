@@ -4,10 +4,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 
+from retrieval.filters import NAMES, VALUES
 from service.errors import refusal
 from service.settings import Settings
 
 BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Value = str | int | float | bool
 Body = TypeVar("Body", bound=BaseModel)
 NOT_BLANK = r"[^\s\x1c-\x1f]"  # what Python calls white space, which is what the retriever goes by
 HIT = {
@@ -28,12 +30,21 @@ def _example(example: dict[str, Any]) -> ConfigDict:
 class PredictRequest(BaseModel):
     """Texts to find labels for."""
 
-    model_config = _example({"queries": ["cheap running shoes", "credit card"], "k": 10})
+    model_config = _example(
+        {"queries": ["cheap running shoes", "credit card"], "k": 10, "filter": {"market": ["en"]}, "min_score": 0.2}
+    )
 
     queries: list[str] = Field(description="One answer comes back for each text, in this order.")
     k: int = Field(10, description="Hits for each text.")
     weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
         None, description="The classifier's share of the score; the bundle's own choice when left out."
+    )
+    filter: (
+        Annotated[dict[str, Annotated[list[Value], Field(min_length=1, max_length=VALUES)]], Field(max_length=NAMES)]
+        | None
+    ) = Field(None, description="Attributes, and the values of each that a label may have: it must fit all of them.")
+    min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        None, description="Labels that score less are left out."
     )
 
 

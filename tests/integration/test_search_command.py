@@ -28,6 +28,19 @@ def test_json_is_what_the_library_answers(store: Store, capsys: pytest.CaptureFi
         assert result["hits"][0]["attributes"] == hits[0].attributes
 
 
+def test_filters_are_read_as_their_attributes_types(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """If it fails, a number cannot be filtered by from the command line, or a market is shown another's labels."""
+    asked = ("search", store.path, "red shoes", "--filter", "market=US", "--filter", "year=2020,2021")
+    assert run(*asked, "--min-score", "0.1", "--json") == 0
+    hits = json.loads(capsys.readouterr().out)["results"][0]["hits"]
+    assert hits
+    assert all(hit["attributes"]["market"] == "US" and hit["attributes"]["year"] < 2022 for hit in hits)
+    assert all(hit["score"] >= 0.1 for hit in hits)
+    for wrong, why in (("year=soon", "'soon' is none"), ("market", "names no values"), ("city=NY", "no attribute")):
+        assert run("search", store.path, "red", "--filter", wrong) == 1
+        assert why in capsys.readouterr().err
+
+
 def test_the_table_shows_both_shares(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """If it fails, a person cannot see which half found a label."""
     assert run("search", store.path / "bundles" / "two", "[red] shoes", "-k", "2") == 0

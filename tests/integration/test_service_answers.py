@@ -77,6 +77,25 @@ def test_an_answer_names_its_bundle_and_its_stages(client: Client) -> None:
     assert stages == ["queue", "tokenize", "encode", "search", "serialize", "total"]
 
 
+def test_filters_and_least_scores_equal_the_retriever(client: Client, retriever: Retriever) -> None:
+    """A market would be shown another's labels, or requests in one batch would get each other's filters."""
+    for wanted, least in (({"market": ["CA"]}, None), ({"market": ["US"], "year": [2020, 2021]}, 0.3), ({}, 0.9)):
+        for query in QUERIES:
+            body = {"queries": [query], "k": 20, "filter": wanted, "min_score": least}
+            found = retriever.search([query], 20, filter=wanted, min_score=least)
+            assert client.post("/predict", body).json()["results"][0]["hits"] == [asdict(hit) for hit in found[0]]
+    nothing = client.post("/predict", {"queries": ["red"], "filter": {"market": ["ZZ"]}})
+    assert nothing.json()["results"] == [{"query": "red", "hits": []}]
+
+
+def test_a_filter_on_what_labels_do_not_have_is_refused(client: Client) -> None:
+    """A misspelt attribute would look like a market without ads."""
+    for wanted, why in (({"country": ["US"]}, "It has: market, year"), ({"year": ["2020"]}, "holds int64")):
+        reply = client.post("/predict", {"queries": ["red"], "filter": wanted})
+        assert reply.status == 422
+        assert why in reply.json()["error"]["message"]
+
+
 DEEP = b'{"queries":' + b"[" * 5000 + b"]" * 5000 + b"}"
 BAD_BODIES = [
     (b"", 400, "not_json"),
@@ -105,6 +124,15 @@ BAD_BODIES = [
     (b'{"queries": ["a"], "k": "10"}', 422, "wrong_type"),
     (b'{"queries": ["a"], "k": true}', 422, "wrong_type"),
     (b'{"queries": ["a"], "k": null}', 422, "wrong_type"),
+    (b'{"queries": ["a"], "filter": []}', 422, "bad_filter"),
+    (b'{"queries": ["a"], "filter": {"market": "US"}}', 422, "bad_filter"),
+    (b'{"queries": ["a"], "filter": {"market": []}}', 422, "bad_filter"),
+    (b'{"queries": ["a"], "filter": {"market": [null]}}', 422, "bad_filter"),
+    (b'{"queries": ["a"], "filter": {"market": [{"a": 1}]}}', 422, "bad_filter"),
+    (json.dumps({"queries": ["a"], "filter": {"market": ["US"] * 1001}}).encode(), 422, "bad_filter"),
+    (json.dumps({"queries": ["a"], "filter": {f"m{n}": [1] for n in range(17)}}).encode(), 422, "bad_filter"),
+    (b'{"queries": ["a"], "min_score": NaN}', 422, "out_of_range"),
+    (b'{"queries": ["a"], "min_score": "1"}', 422, "wrong_type"),
     (b'{"queries": ["a"], "weight": NaN}', 422, "out_of_range"),
     (b'{"queries": ["a"], "weight": Infinity}', 422, "out_of_range"),
     (b'{"queries": ["a"], "weight": 1.5}', 422, "out_of_range"),

@@ -97,8 +97,9 @@ def test_a_weight_that_needs_exact_search_gets_it(tmp_path: Path, monkeypatch: p
     """If it fails, a weight whose recall is known to be too low is still searched through the index."""
     retriever = Retriever.open(make_bundle(tmp_path / "half", efforts=(32, 32, None)))
     asked: list[float] = []
-    search = retriever._index.search
-    monkeypatch.setattr(retriever._index, "search", lambda query, k: asked.append(k) or search(query, k))
+    index = retriever._candidates._index  # type: ignore[union-attr]
+    search = index.search
+    monkeypatch.setattr(index, "search", lambda query, k: asked.append(k) or search(query, k))
     retriever.search(QUERIES, 5, weight=0.9)
     assert asked == []
     retriever.search(QUERIES, 5, weight=0.2)

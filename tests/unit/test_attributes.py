@@ -1,0 +1,99 @@
+"""Filters on attributes, compiled: what they allow, what they refuse, what is remembered."""
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from retrieval.attributes import Attributes
+from retrieval.errors import BadInput
+
+TABLE = pa.table(
+    {
+        "id": ["a", "b", "c", "d"],
+        "text": ["red", "green", "blue", "grey"],
+        "market": ["US", "CA", None, "US"],
+        "year": [2020, 2021, 2022, 2020],
+        "price": [0.5, 1.0, 2.0, None],
+        "live": [True, False, True, None],
+        "tags": [["warm", "new"], [], None, ["new"]],
+        "brand": pa.array(["x", "y", "x", None]).dictionary_encode(),
+        "since": pa.array([0, 1, 2, 3], pa.date32()),
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "rows"),
+    [
+        ({"market": ["US"]}, [0, 3]),
+        ({"market": ["CA", "US"]}, [0, 1, 3]),
+        ({"market": ["US"], "year": [2020], "live": [True]}, [0]),
+        ({"market": ["MX"]}, []),
+        ({"price": [1, 0.5]}, [0, 1]),
+        ({"live": [False]}, [1]),
+        ({"tags": ["new"]}, [0, 3]),
+        ({"tags": ["new", "warm"], "market": ["US"]}, [0, 3]),
+        ({"brand": ["x"]}, [0, 2]),
+        ({}, [0, 1, 2, 3]),
+    ],
+)
+def test_a_filter_allows_what_fits_all_of_its_attributes(wanted: dict[str, Any], rows: list[int]) -> None:
+    """If it fails, a market is shown another market's ads, or misses its own."""
+    allowed = Attributes(TABLE).allowed(wanted)
+    assert allowed.rows_R.tolist() == rows
+    assert allowed.count == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "why"),
+    [
+        ({"country": ["US"]}, "no attribute 'country'. It has: market, year, price, live, tags, brand, since"),
+        ({"id": ["a"]}, "no attribute 'id'"),
+        ({"year": ["2020"]}, "'year' holds int64; '2020' is none"),
+        ({"year": [True]}, "'year' holds int64; True is none"),
+        ({"live": [1]}, "'live' holds bool; 1 is none"),
+        ({"market": "US"}, "must be a list"),
+        ({"market": []}, "give from 1 to 1000"),
+        ({"market": [None]}, "no text, number or truth value"),
+        ({"market": ["US"] * 1001}, "give from 1 to 1000"),
+        ({f"m{n}": ["US"] for n in range(17)}, "at most 16"),
+        ({"since": ["1970-01-01"]}, "date32.*cannot be filtered by"),
+        (["market"], "give attributes"),
+    ],
+)
+def test_a_filter_that_no_label_can_be_asked_is_one_sentence(wanted: Any, why: str) -> None:
+    """If it fails, a misspelt attribute silently gives no hits, or a traceback."""
+    with pytest.raises(BadInput, match=why):
+        Attributes(TABLE).allowed(wanted)
+
+
+def test_a_table_without_attributes_says_so() -> None:
+    """If it fails, the sentence about a filter names an empty list."""
+    with pytest.raises(BadInput, match="It has none"):
+        Attributes(TABLE.select(["id", "text"])).allowed({"market": ["US"]})
+
+
+def test_equal_filters_are_compiled_once_and_unlike_types_are_not_mixed_up() -> None:
+    """If it fails, every request pays for its filter, or 1 is taken for True because it came first."""
+    attributes = Attributes(TABLE)
+    first = attributes.allowed({"market": ["US", "CA"], "year": [2020]})
+    assert attributes.allowed({"year": [2020], "market": ["CA", "US", "CA"]}) is first
+    attributes.allowed({"live": [True]})
+    with pytest.raises(BadInput, match="1 is none"):
+        attributes.allowed({"live": [1]})
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a client that asks for ever new filters fills the memory."""
+    monkeypatch.setattr("retrieval.attributes.REMEMBERED_BYTES", 8)
+    attributes = Attributes(TABLE)
+    for year in range(100):
+        attributes.allowed({"year": [year]})
+    assert len(attributes._compiled) == 2
+
+
+def test_several_batches_of_labels_are_one_table() -> None:
+    """If it fails, a label table of two record batches is filtered by the rows of its first."""
+    twice = pa.concat_tables([TABLE, TABLE])
+    assert Attributes(twice).allowed({"tags": ["new"], "brand": ["x"]}).rows_R.tolist() == [0, 4]

@@ -1,0 +1,82 @@
+"""Filtered search: as many labels as there are, the best ones, whichever way they are looked for."""
+
+import numpy as np
+import pytest
+
+from retrieval.attributes import Allowed
+from retrieval.candidates import Candidates
+from retrieval.index import ExactIndex, HnswIndex, Rows, Vectors
+from tests.contract.test_index import clustered
+
+LABELS = 4_000
+
+
+@pytest.fixture(scope="module")
+def vectors_LD() -> Vectors:
+    return clustered(LABELS)
+
+
+@pytest.fixture(scope="module")
+def candidates(vectors_LD: Vectors) -> Candidates:
+    return Candidates(HnswIndex.build(vectors_LD, ef=64, threads=2), ExactIndex(vectors_LD, threads=1))
+
+
+def best(query_QD: Vectors, vectors_LD: Vectors, mask_L: np.ndarray, k: int) -> Rows:
+    scores_QL = np.where(mask_L, query_QD @ vectors_LD.T, -np.inf)
+    return np.argsort(-scores_QL, axis=1)[:, : min(k, int(mask_L.sum()))]
+
+
+@pytest.mark.parametrize("each", [True, False])
+@pytest.mark.parametrize("share", [0.5, 0.1, 0.01, 0.001])
+def test_the_best_allowed_labels_are_found_either_way(
+    candidates: Candidates, vectors_LD: Vectors, monkeypatch: pytest.MonkeyPatch, share: float, each: bool
+) -> None:
+    """If it fails, a filter costs answers: too few, forbidden ones, or not the best."""
+    monkeypatch.setattr(Candidates, "compares_each", lambda *_: each)
+    mask_L = np.random.default_rng(7).random(LABELS) < share
+    query_QD = clustered(60, seed=8)
+    found_QC = candidates.find(query_QD, 10, 64, Allowed(mask_L))
+    best_QK = best(query_QD, vectors_LD, mask_L, 10)
+    assert found_QC.shape == best_QK.shape
+    assert mask_L[found_QC].all()
+    assert all(len(set(row)) == len(row) for row in found_QC.tolist())
+    assert np.mean([np.isin(row, top).mean() for row, top in zip(found_QC, best_QK, strict=True)]) >= 0.99
+
+
+def test_labels_far_from_the_query_are_found_as_well(
+    candidates: Candidates, vectors_LD: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a filter that allows only unlikely labels gives fewer than k though k exist."""
+    monkeypatch.setattr(Candidates, "compares_each", lambda *_: False)
+    query_QD = clustered(20, seed=9)
+    scores_L = query_QD.mean(axis=0) @ vectors_LD.T
+    mask_L = scores_L < np.quantile(scores_L, 0.1)
+    found_QC = candidates.find(query_QD, 10, 64, Allowed(mask_L))
+    assert mask_L[found_QC].all()
+    assert found_QC.shape == (20, 10)
+
+
+def test_no_python_code_runs_for_a_candidate(
+    candidates: Candidates, vectors_LD: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, hnswlib calls back for every candidate, which is slower by an order of magnitude."""
+    monkeypatch.setattr(Candidates, "compares_each", lambda *_: False)
+    asked: list[int] = []
+    search = candidates._index.search
+    monkeypatch.setattr(candidates._index, "search", lambda query_QD, k: asked.append(k) or search(query_QD, k))
+    candidates.find(clustered(2), 10, 64, Allowed(np.arange(LABELS) % 10 == 0))
+    assert asked == [640]  # an effort of 64, for a tenth
+
+
+def test_a_filter_that_allows_everything_or_nothing(candidates: Candidates) -> None:
+    """If it fails, a filter that fits all labels costs recall, or one that fits none raises."""
+    query_QD = clustered(5, seed=10)
+    everything, nothing = Allowed(np.ones(LABELS, np.bool_)), Allowed(np.zeros(LABELS, np.bool_))
+    assert candidates.find(query_QD, 10, 64, everything).tolist() == candidates.find(query_QD, 10, 64).tolist()
+    assert candidates.find(query_QD, 10, 64, nothing).shape == (5, 0)
+
+
+def test_small_subsets_are_compared_and_large_ones_asked_for() -> None:
+    """If it fails, the planner has its costs the wrong way round."""
+    assert Candidates.compares_each(queries=1, asked=2_600, rows=1_000)
+    assert not Candidates.compares_each(queries=1, asked=100, rows=500_000)
