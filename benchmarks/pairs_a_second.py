@@ -241,7 +241,7 @@ def notes(rounds: Rounds, texts: Texts) -> list[str]:
     fast = statistics.median(_tokens_a_second(a) / _tokens_a_second(b) for a, b in zip(ours, theirs, strict=True))
     return [
         f"A pair's two texts have {texts.tokens_a_pair:.1f} tokens. Ours computes a step's distinct texts, those of "
-        "like length together, so that little is padding; theirs computes every pair's two texts, queries and "
+        "like length together, which leaves less padding; theirs computes every pair's two texts, queries and "
         f"positives each padded to the longest of the batch. So theirs computes {less:.2f} times our tokens for as "
         f"many pairs, and ours {fast:.2f} times theirs in a second of processor time; the ratio is the product. "
         "sentence-transformers has no option that groups pairs by length, and leaves padding out with flash attention "
