@@ -32,7 +32,7 @@ from training.data.dataset import Dataset, Split
 from training.data.ragged import Ragged
 from training.listener import Nobody
 from training.material import Material
-from training.model import TEXTS_AT_ONCE, UnifiedModel
+from training.model import LEAST_TOKENS, UnifiedModel, groups_of_like_length
 from training.recipe import Recipe, load_recipe
 from training.rowwise import RowTable
 from training.run import train
@@ -201,9 +201,12 @@ class Watched(Nobody):
 
 
 def _padding(lengths_B: np.ndarray) -> float:
-    """Share of a batch that is padding when texts of like length are learned together."""
-    groups = np.split(np.sort(lengths_B), range(TEXTS_AT_ONCE, len(lengths_B), TEXTS_AT_ONCE))
-    return 1 - float(lengths_B.sum()) / sum(len(group) * int(group[-1]) for group in groups)
+    """Share of a batch that is padding when a transformer learns it on a CPU."""
+    sorted_B = np.sort(lengths_B).tolist()
+    computed = sum(
+        (stop - at) * sorted_B[stop - 1] for at, stop in groups_of_like_length(sorted_B, LEAST_TOKENS["cpu"])
+    )
+    return 1 - sum(sorted_B) / computed
 
 
 if __name__ == "__main__":

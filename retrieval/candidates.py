@@ -16,7 +16,7 @@ from retrieval.index import ExactIndex, Rows, VectorIndex, Vectors
 
 # Costs in units of one inner product with a row that is in the processor's cache; measured in docs/decisions/0023.
 COST_OF_A_ROW = 10  # to fetch it, once for all queries
-COST_OF_A_CANDIDATE = 60  # of the graph: its neighbours are looked at, all over the memory
+COST_OF_A_CANDIDATE = 150  # of the graph: its neighbours are looked at, all over the memory
 SLACK = 2  # allowed ones do not lie evenly
 
 

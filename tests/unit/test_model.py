@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
@@ -17,7 +19,14 @@ from transformers import (
 )
 
 from retrieval.errors import RecipeError
-from training.model import TransformerEncoder, UnifiedModel, empty_model, fresh_model
+from training.model import (
+    LEAST_TOKENS,
+    TransformerEncoder,
+    UnifiedModel,
+    empty_model,
+    fresh_model,
+    groups_of_like_length,
+)
 from training.optimization import dense_optimizer, uses_bfloat16
 from training.recipe import Recipe, load_recipe
 
@@ -69,7 +78,7 @@ def test_learning_sorts_texts_by_length_and_encodes_them_alike(
     tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If this failed, a text would be learned with another's vector, be cut short, or get no gradient."""
-    monkeypatch.setattr("training.model.TEXTS_AT_ONCE", 3)
+    monkeypatch.setitem(LEAST_TOKENS, "cpu", 6)
     silent = BertConfig.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     silent.save_pretrained(tiny_bert)
     model = fresh_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40)).eval()
@@ -81,6 +90,18 @@ def test_learning_sorts_texts_by_length_and_encodes_them_alike(
     assert torch.allclose(learned_BE, expected_BE, atol=1e-5)
     learned_BE.sum().backward()
     assert all(parameter.grad is not None for parameter in model.encoder.transformer.encoder.parameters())  # type: ignore[union-attr]
+
+
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=60).map(sorted), st.integers(1, 100))
+def test_groups_of_like_length_hold_whole_lengths(sorted_B: list[int], least: int) -> None:
+    """If this failed, texts would be left out, padded for nothing, or learned in more calls than they are worth."""
+    groups = groups_of_like_length(sorted_B, least)
+    assert [place for start, stop in groups for place in range(start, stop)] == list(range(len(sorted_B)))
+    for start, stop in groups[:-1]:
+        assert sorted_B[stop - 1] < sorted_B[stop]
+        assert (stop - start) * sorted_B[stop - 1] >= least
+        shorter = [at for at in range(start + 1, stop) if sorted_B[at] > sorted_B[at - 1]]
+        assert all((at - start) * sorted_B[at - 1] < least for at in shorter)
 
 
 def test_only_the_first_layers_are_kept_and_more_than_there_are_is_refused(tiny_bert: Path) -> None:
