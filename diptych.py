@@ -30,6 +30,7 @@ COMMANDS = {
     "export": Room("export.commands", "Build a verified bundle from a checkpoint.", "export,cpu"),
     "bundles": Room("retrieval.commands", "List, show, verify and activate the bundles of a store.", "cpu"),
     "search": Room("retrieval.commands", "Ask a bundle from the command line.", "cpu"),
+    "predict": Room("retrieval.commands", "Match a whole file of queries offline.", "cpu"),
     "serve": Room("service.commands", "Answer POST /predict from a store's active bundle.", "serve,cpu"),
 }
 

@@ -52,6 +52,45 @@ def search(
         console.print(_table(query, hits, name))
 
 
+@app.command()
+def predict(
+    bundle: Annotated[Path, typer.Option(help="A store (its active bundle) or one bundle's folder.")],
+    source: Annotated[Path, typer.Option("--input", help="Queries: .parquet, .csv or .jsonl.")],
+    output: Annotated[Path, typer.Option(help="Matches, a row a hit: .parquet, .csv or .jsonl.")],
+    column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Labels for each query.")] = 10,
+    weight: Annotated[
+        float | None, typer.Option(min=0, max=1, help="The classifier's share of the score; default: from training.")
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option("--filter", metavar="NAME=VALUE,…", help="Only labels with one of these values; repeatable."),
+    ] = None,
+    min_score: Annotated[float | None, typer.Option(help="Leave out labels that score less.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
+) -> None:
+    """Match a whole file of queries; interrupted, the same command goes on where it stopped."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from retrieval.matching import Wanted, match
+    from retrieval.retriever import Retriever
+
+    with Retriever.open(bundle, threads=threads) as retriever, Progress(console=Console(stderr=True)) as bars:
+        bar = bars.add_task("matching", total=None)
+        wanted = Wanted(k, weight, retriever.filter_of(filters or []) or None, min_score)
+        try:
+            found = match(
+                retriever, source, output, column, wanted,
+                lambda done, total: bars.update(bar, completed=done, total=total),
+            )  # fmt: skip
+        except KeyboardInterrupt:
+            typer.echo("Stopped. The same command goes on from here.", err=True)
+            raise typer.Exit(130) from None
+        blank = f", {found.blank:,} without text" if found.blank else ""
+        typer.echo(f"{found.matches:,} matches of {found.queries:,} queries{blank}, bundle {retriever.name}: {output}")
+
+
 @bundles.command("list")
 def list_bundles(store: StoreArgument) -> None:
     """Name the bundles of a store, oldest first; a star marks the active one."""

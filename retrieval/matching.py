@@ -1,0 +1,255 @@
+"""Offline matching: a file of queries → a file of matches, a row a hit.
+
+Queries are answered a part at a time, so memory does not grow with their number. Each part is a file of its own until
+all are there; a run that was interrupted finds the parts it has written and goes on behind them.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from retrieval.errors import BadInput
+from retrieval.filters import Filter
+from retrieval.manifest import MANIFEST
+from retrieval.retriever import NO_ROW, Ranking, Retriever
+
+QUERIES_A_PART = 8_192
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json"}
+COLUMNS = ("query", "text")  # that hold the queries unless somebody says otherwise
+MATCHES = pa.schema(
+    [
+        ("row", pa.int64()),
+        ("query", pa.string()),
+        ("rank", pa.int32()),
+        ("id", pa.string()),
+        ("text", pa.string()),
+        ("score", pa.float32()),
+        ("dual_encoder", pa.float32()),
+        ("classifier", pa.float32()),
+    ]
+)
+
+Progress = Callable[[int, int], object]  # called with (queries answered, queries in all)
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How the queries are to be answered; see `Retriever.search`."""
+
+    k: int = 10
+    weight: float | None = None
+    filter: Filter | None = None
+    min_score: float | None = None
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What a run found: queries of the file, those of them without text, which have no matches, and matches in all."""
+
+    queries: int
+    blank: int
+    matches: int
+
+
+def match(
+    retriever: Retriever, source: Path, target: Path, column: str | None, wanted: Wanted, progress: Progress
+) -> Matched:
+    """Answer every query of `source` and write `target`, Parquet, CSV or JSON Lines by their names.
+
+    `column` holds the queries; None takes `query`, or `text`. Goes on with what an interrupted run of the same
+    question left beside `target`; another one's parts are begun anew. Raises BadInput.
+    """
+    queries = Queries(source, column)
+    format_of(target)
+    if target.exists():
+        raise BadInput(f"{target} is there already. Remove it, or give another --output.")
+    parts = Parts(target, _question(retriever, queries, wanted))
+    for number, texts in enumerate(queries.parts()):
+        if not parts.has(number):
+            parts.write(number, _matches(retriever, texts, number * QUERIES_A_PART, wanted))
+        progress(min((number + 1) * QUERIES_A_PART, queries.count), queries.count)
+    matches = parts.join()
+    return Matched(queries.count, queries.blank, matches)
+
+
+class Queries:
+    """The queries of a file, read a part at a time."""
+
+    def __init__(self, path: Path, column: str | None) -> None:
+        """Open `path`; BadInput when it cannot be read or has no such column of text."""
+        self.path, self.blank = path, 0
+        if not path.is_file():
+            raise BadInput(f"{path} is not a file of queries.")
+        try:
+            names = _opened(path, None).schema.names
+            self.column = column or next((name for name in COLUMNS if name in names), COLUMNS[0])
+            if self.column not in names:
+                raise BadInput(
+                    f"{path} has no column {self.column!r}; it has {', '.join(names)}. Name it with --column."
+                )
+            self._data = _opened(path, self.column)
+            self.count = self._data.count_rows()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise BadInput(f"{path} cannot be read ({_first_line(error)}).") from error
+        kind = self._data.schema.field(self.column).type
+        if not _is_text(kind):
+            raise BadInput(f"{path}: the column {self.column!r} holds {kind}, no text.")
+
+    def parts(self) -> Iterator[list[str]]:
+        """QUERIES_A_PART texts at a time, the last part less; a missing one is an empty text."""
+        waiting: list[str] = []
+        try:
+            for batch in self._data.to_batches(columns=[self.column], batch_size=QUERIES_A_PART):
+                waiting += batch.column(0).cast(pa.string()).fill_null("").to_pylist()
+                while len(waiting) >= QUERIES_A_PART:
+                    yield self._counted(waiting[:QUERIES_A_PART])
+                    waiting = waiting[QUERIES_A_PART:]
+        except pa.ArrowInvalid as error:
+            raise BadInput(f"{self.path} cannot be read to its end ({_first_line(error)}).") from error
+        if waiting:
+            yield self._counted(waiting)
+
+    def _counted(self, texts: list[str]) -> list[str]:
+        self.blank += sum(not text.strip() for text in texts)
+        return texts
+
+
+class Parts:
+    """The parts of a run, in a folder beside its target; each is whole or not there."""
+
+    def __init__(self, target: Path, question: dict[str, Any]) -> None:
+        self.target, self.folder = target, target.with_name(f".{target.name}.parts")
+        asked = self.folder / "question.json"
+        if not asked.is_file() or json.loads(asked.read_text(encoding="utf-8")) != question:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            asked.write_text(json.dumps(question), encoding="utf-8")
+
+    def has(self, number: int) -> bool:
+        """Whether an earlier run wrote it."""
+        return self._path(number).is_file()
+
+    def write(self, number: int, matches: pa.Table) -> None:
+        """Write a part aside, then give it its name."""
+        aside = self.folder / "half"
+        pq.write_table(matches, aside)
+        aside.replace(self._path(number))
+
+    def join(self) -> int:
+        """Write the target from all parts, remove them, and say how many matches there are."""
+        aside, matches = self.target.with_name(f".{self.target.name}.half"), 0
+        with _writer(aside, format_of(self.target)) as write:
+            for path in sorted(self.folder.glob("part-*")):
+                part = pq.read_table(path)
+                write(part)
+                matches += part.num_rows
+        aside.replace(self.target)
+        shutil.rmtree(self.folder)
+        return matches
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"part-{number:08}"
+
+
+class _writer:  # reads as a function where it is used
+    """Writes tables one behind the other into one file of a format."""
+
+    def __init__(self, path: Path, format_: str) -> None:
+        self._write: Callable[[pa.Table], object]
+        self._file: Any
+        if format_ == "parquet":
+            self._file = pq.ParquetWriter(path, MATCHES)
+            self._write = self._file.write_table
+        elif format_ == "csv":
+            self._file = pyarrow.csv.CSVWriter(path, MATCHES)
+            self._write = self._file.write_table
+        else:
+            self._file = path.open("w", encoding="utf-8")
+            self._write = self._write_lines
+
+    def _write_lines(self, table: pa.Table) -> None:
+        for record in table.to_pylist():
+            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def __enter__(self) -> Callable[[pa.Table], object]:
+        return self._write
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+def _matches(retriever: Retriever, texts: Sequence[str], first: int, wanted: Wanted) -> pa.Table:
+    """The matches of some queries, of which the first is row `first` of the file."""
+    asked = [place for place, text in enumerate(texts) if text.strip()]
+    if not asked:
+        return MATCHES.empty_table()
+    ranking = retriever.search_rows(
+        [texts[place] for place in asked],
+        wanted.k,
+        weight=wanted.weight,
+        filter=wanted.filter,
+        min_score=wanted.min_score,
+    )
+    return _table(retriever, ranking, np.array(asked), pa.array(texts, pa.string()), first)
+
+
+def _table(retriever: Retriever, ranking: Ranking, asked: np.ndarray, texts: pa.Array, first: int) -> pa.Table:
+    query_M, rank_M = np.nonzero(ranking.rows_QK != NO_ROW)
+    labels = retriever.labels.table.select(["id", "text"]).take(pa.array(ranking.rows_QK[query_M, rank_M]))
+    shares = (ranking.scores_QK, ranking.dual_QK, ranking.classifier_QK)
+    columns = [
+        pa.array(first + asked[query_M]),
+        texts.take(pa.array(asked[query_M])),
+        pa.array(rank_M + 1, pa.int32()),
+        pc.cast(labels.column("id"), pa.string()),
+        pc.cast(labels.column("text"), pa.string()),
+        *(pa.array(share_QK[query_M, rank_M].astype(np.float32)) for share_QK in shares),
+    ]
+    return pa.table(columns, schema=MATCHES)
+
+
+def _opened(path: Path, column: str | None) -> pyarrow.dataset.Dataset:
+    """A file as Arrow reads it; in CSV `column` is text whatever it looks like, and may hold line breaks."""
+    if format_of(path) != "csv":
+        return pyarrow.dataset.dataset(path, format=format_of(path))
+    types = {} if column is None else {column: pa.string()}
+    layout = pyarrow.dataset.CsvFileFormat(
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(column_types=types),
+    )
+    return pyarrow.dataset.dataset(path, format=layout)
+
+
+def format_of(path: Path) -> str:
+    """Arrow's name for the format that a file's ending says; BadInput."""
+    if path.suffix not in FORMATS:
+        raise BadInput(f"{path}: the ending {path.suffix!r} is none of {', '.join(FORMATS)}.")
+    return FORMATS[path.suffix]
+
+
+def _question(retriever: Retriever, queries: Queries, wanted: Wanted) -> dict[str, Any]:
+    """What parts must have been asked to be gone on with."""
+    status = queries.path.stat()
+    manifest = hashlib.sha256((retriever.folder / MANIFEST).read_bytes()).hexdigest()
+    source = [str(queries.path.resolve()), status.st_size, status.st_mtime_ns, queries.column]
+    asked: dict[str, Any] = json.loads(json.dumps(asdict(wanted)))
+    return {"bundle": manifest, "source": source, "wanted": asked, "part": QUERIES_A_PART}
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

@@ -1,0 +1,181 @@
+"""`diptych predict`: every query of a file gets what a search gives it, whatever happens in between."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet as pq
+import pytest
+
+from retrieval import Retriever
+from retrieval import matching as module
+from retrieval.errors import BadInput
+from retrieval.matching import Matched, Wanted, match
+from tests.support.bundles import WORDS, make_bundle
+from tests.support.command import run
+
+QUERIES = [f"{one} {other}" for one in WORDS for other in WORDS][:30]
+READERS: dict[str, Callable[[Path], pa.Table]] = {
+    ".parquet": pq.read_table,
+    ".csv": pyarrow.csv.read_csv,
+    ".jsonl": pyarrow.json.read_json,
+}
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "words")
+
+
+@pytest.fixture(scope="module")
+def retriever(bundle: Path) -> Retriever:
+    return Retriever.open(bundle, threads=1)
+
+
+@pytest.fixture(autouse=True)
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts of seven queries, so that thirty are five."""
+    monkeypatch.setattr(module, "QUERIES_A_PART", 7)
+
+
+def written(folder: Path, ending: str, queries: list[str | None], column: str = "query") -> Path:
+    """A file of queries."""
+    path, table = folder / f"queries{ending}", pa.table({"day": list(range(len(queries))), column: queries})
+    if ending == ".parquet":
+        pq.write_table(table, path, row_group_size=4)
+    elif ending == ".csv":
+        pyarrow.csv.write_csv(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    return path
+
+
+def expected(retriever: Retriever, queries: list[str | None], k: int, **wanted: Any) -> list[tuple[Any, ...]]:
+    """Row, query, rank, label and text of every hit."""
+    return [
+        (row, query, rank + 1, hit.id, hit.text)
+        for row, query in enumerate(queries)
+        if query and query.strip()
+        for rank, hit in enumerate(retriever.search([query], k, **wanted)[0])
+    ]
+
+
+def found(path: Path) -> list[tuple[Any, ...]]:
+    rows = READERS[path.suffix](path).to_pylist()
+    return [(row["row"], row["query"], row["rank"], row["id"], row["text"]) for row in rows]
+
+
+def ignore(done: int, total: int) -> None: ...
+
+
+@pytest.mark.parametrize("out", [".parquet", ".csv", ".jsonl"])
+@pytest.mark.parametrize("source", [".parquet", ".csv", ".jsonl"])
+def test_every_format_gives_what_a_search_gives(tmp_path: Path, retriever: Retriever, source: str, out: str) -> None:
+    """If it fails, a nightly job loses, doubles or mixes up queries, or ranks otherwise than the service."""
+    target = tmp_path / f"matches{out}"
+    told = match(retriever, written(tmp_path, source, list(QUERIES)), target, None, Wanted(k=3), ignore)
+    assert found(target) == expected(retriever, list(QUERIES), 3)
+    assert told == Matched(queries=30, blank=0, matches=90)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"matches{out}", f"queries{source}"])
+
+
+def test_scores_and_shares_are_those_of_the_search(tmp_path: Path, retriever: Retriever) -> None:
+    """If it fails, a threshold that was set on the service's scores cuts elsewhere offline."""
+    target = tmp_path / "matches.parquet"
+    match(retriever, written(tmp_path, ".csv", ["red city"]), target, None, Wanted(k=4, weight=0.3), ignore)
+    hits = retriever.search(["red city"], 4, weight=0.3)[0]
+    for row, hit in zip(pq.read_table(target).to_pylist(), hits, strict=True):
+        shares = (hit.score, hit.dual_encoder, hit.classifier)
+        assert (row["score"], row["dual_encoder"], row["classifier"]) == pytest.approx(shares, abs=1e-6)
+
+
+@pytest.mark.parametrize("ending", [".parquet", ".csv", ".jsonl"])
+def test_queries_without_text_have_no_matches_and_are_counted(
+    tmp_path: Path, retriever: Retriever, ending: str
+) -> None:
+    """If it fails, one blank line among a million ends the night's run, or shifts every row behind it."""
+    queries = ["red", None, "  ", "rain", "two\nlines of red", *[""] * 15, "blue"]
+    target = tmp_path / "matches.jsonl"
+    told = match(retriever, written(tmp_path, ending, queries), target, None, Wanted(k=2), ignore)
+    assert found(target) == expected(retriever, queries, 2)
+    assert (told.queries, told.blank) == (21, 17)
+
+
+def test_an_interrupted_run_goes_on_and_ends_alike(
+    tmp_path: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a run that was stopped begins again, or leaves a hole where it was stopped."""
+    source, target = written(tmp_path, ".jsonl", list(QUERIES)), tmp_path / "matches.csv"
+
+    def stop(done: int, total: int) -> None:
+        if done > 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        match(retriever, source, target, None, Wanted(k=3), stop)
+    assert not target.exists()
+    asked: list[int] = []
+    search = retriever.search_rows
+    monkeypatch.setattr(
+        retriever, "search_rows", lambda texts, *a, **b: asked.append(len(texts)) or search(texts, *a, **b)
+    )
+    match(retriever, source, target, None, Wanted(k=3), ignore)
+    assert asked == [7, 2]
+    monkeypatch.undo()
+    assert found(target) == expected(retriever, list(QUERIES), 3)
+
+
+def test_parts_of_another_question_are_begun_anew(tmp_path: Path, retriever: Retriever) -> None:
+    """If it fails, half of a file holds three matches a query and half five, or those of yesterday's queries."""
+    source, target = written(tmp_path, ".csv", list(QUERIES)), tmp_path / "matches.parquet"
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    for queries, wanted in ((QUERIES, Wanted(k=5)), (QUERIES[::-1], Wanted(k=3))):
+        written(tmp_path, ".csv", list(queries))
+        with pytest.raises(KeyboardInterrupt):
+            match(retriever, source, target, None, wanted, stop)
+    written(tmp_path, ".csv", list(QUERIES))
+    match(retriever, source, target, None, Wanted(k=3), ignore)
+    assert found(target) == expected(retriever, list(QUERIES), 3)
+
+
+def test_the_command_filters_and_names_what_it_wrote(
+    tmp_path: Path, bundle: Path, retriever: Retriever, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it fails, the command line does not pass on what it was asked, or says nothing of what it did."""
+    source, target = written(tmp_path, ".csv", ["red", "12"], column="ask"), tmp_path / "matches.csv"
+    asked = ("predict", "--bundle", bundle, "--input", source, "--output", target, "--column", "ask", "-k", "4")
+    assert run(*asked, "--filter", "market=US", "--min-score", "0.01") == 0
+    assert found(target) == expected(retriever, ["red", "12"], 4, filter={"market": ["US"]}, min_score=0.01)
+    assert "of 2 queries, bundle words" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "column", "output", "why"),
+    [
+        ("queries.csv", "query\nred\n", None, "matches.xlsx", "'.xlsx' is none of"),
+        ("queries.txt", "red\n", None, "matches.csv", "'.txt' is none of"),
+        ("queries.csv", "q\nred\n", None, "matches.csv", "has no column 'query'; it has q"),
+        ("queries.csv", "q\nred\n", "x", "matches.csv", "has no column 'x'"),
+        ("queries.jsonl", '{"query": 1}\n', None, "matches.csv", "holds int64, no text"),
+        ("queries.jsonl", "red\n", None, "matches.csv", "cannot be read"),
+        ("queries.parquet", "red\n", None, "matches.csv", "cannot be read"),
+        ("queries.csv", None, None, "matches.csv", "is not a file of queries"),
+        ("queries.csv", "query\nred\n", None, "queries.csv", "is there already"),
+    ],
+)
+def test_what_cannot_be_matched_is_one_sentence(
+    tmp_path: Path, retriever: Retriever, name: str, content: str | None, column: str | None, output: str, why: str
+) -> None:
+    """If it fails, a wrong path or column ends in a traceback, or overwrites somebody's file."""
+    if content is not None:
+        (tmp_path / name).write_text(content)
+    with pytest.raises(BadInput, match=why):
+        match(retriever, tmp_path / name, tmp_path / output, column, Wanted(), ignore)
+    assert content is None or (tmp_path / name).read_text() == content
