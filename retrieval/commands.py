@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from retrieval.retriever import Hit
 
 app = typer.Typer()
-bundles = typer.Typer(help="List, show, verify and activate the bundles of a store.", no_args_is_help=True)
+bundles = typer.Typer(help="Look after the bundles of a store.", no_args_is_help=True)
 app.add_typer(bundles, name="bundles")
 
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
@@ -148,6 +148,52 @@ def activate(store: StoreArgument, name: NameArgument) -> None:
 
     Store(store).activate(name)
     typer.echo(f"{name} is active.")
+
+
+@bundles.command()
+def rollback(store: StoreArgument) -> None:
+    """Make the bundle active again that was active before the present one."""
+    from retrieval.store import Store
+
+    typer.echo(f"{Store(store).rollback()} is active again.")
+
+
+@bundles.command()
+def prune(
+    store: StoreArgument,
+    keep: Annotated[int, typer.Option(min=0, help="How many of the newest bundles to keep beside those in use.")] = 3,
+) -> None:
+    """Remove old bundles; the active one, its predecessor and those that a process has opened stay."""
+    from retrieval.store import Store
+
+    removed = Store(store).prune(keep)
+    typer.echo(f"Removed {', '.join(removed)}." if removed else "There was nothing to remove.")
+
+
+@bundles.command()
+def diff(
+    store: StoreArgument,
+    one: Annotated[str, typer.Argument(metavar="A", help="Name of a bundle.")],
+    other: Annotated[str, typer.Argument(metavar="B", help="Name of another one.")],
+    queries: Annotated[
+        Path, typer.Option(help="Queries to ask both: .parquet, .csv or .jsonl; a column labels holds true ids.")
+    ],
+    column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Labels for each query.")] = 10,
+    most: Annotated[int, typer.Option(min=1, help="Queries to ask at most, from the beginning.")] = 10_000,
+    show_moved: Annotated[int, typer.Option("--moved", min=0, help="How many changed queries to show.")] = 10,
+) -> None:
+    """Ask two bundles the same queries: how far they agree, what moved, and which is better where truths are known."""
+    from retrieval.difference import difference
+    from retrieval.difference_console import show as show_difference
+    from retrieval.queries import Queries
+    from retrieval.retriever import Retriever
+    from retrieval.store import Store
+
+    opened, asked = Store(store), Queries(queries, column)
+    texts, truths = asked.first(most)
+    with Retriever.open(opened.bundle_path(one)) as before, Retriever.open(opened.bundle_path(other)) as after:
+        show_difference(difference(before, after, texts, truths, k), show_moved)
 
 
 def _table(query: str, hits: "list[Hit]", bundle: str) -> "Table":

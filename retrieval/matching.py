@@ -7,7 +7,7 @@ all are there; a run that was interrupted finds the parts it has written and goe
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
-import pyarrow.dataset
 import pyarrow.parquet as pq
 
 from retrieval.errors import BadInput
 from retrieval.filters import Filter
 from retrieval.manifest import MANIFEST
+from retrieval.queries import Queries, format_of
 from retrieval.retriever import NO_ROW, Ranking, Retriever
 
 QUERIES_A_PART = 8_192
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json"}
-COLUMNS = ("query", "text")  # that hold the queries unless somebody says otherwise
 MATCHES = pa.schema(
     [
         ("row", pa.int64()),
@@ -75,54 +73,12 @@ def match(
     if target.exists():
         raise BadInput(f"{target} is there already. Remove it, or give another --output.")
     parts = Parts(target, _question(retriever, queries, wanted))
-    for number, texts in enumerate(queries.parts()):
+    for number, texts in enumerate(queries.parts(QUERIES_A_PART)):
         if not parts.has(number):
             parts.write(number, _matches(retriever, texts, number * QUERIES_A_PART, wanted))
         progress(min((number + 1) * QUERIES_A_PART, queries.count), queries.count)
     matches = parts.join()
     return Matched(queries.count, queries.blank, matches)
-
-
-class Queries:
-    """The queries of a file, read a part at a time."""
-
-    def __init__(self, path: Path, column: str | None) -> None:
-        """Open `path`; BadInput when it cannot be read or has no such column of text."""
-        self.path, self.blank = path, 0
-        if not path.is_file():
-            raise BadInput(f"{path} is not a file of queries.")
-        try:
-            names = _opened(path, None).schema.names
-            self.column = column or next((name for name in COLUMNS if name in names), COLUMNS[0])
-            if self.column not in names:
-                raise BadInput(
-                    f"{path} has no column {self.column!r}; it has {', '.join(names)}. Name it with --column."
-                )
-            self._data = _opened(path, self.column)
-            self.count = self._data.count_rows()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise BadInput(f"{path} cannot be read ({_first_line(error)}).") from error
-        kind = self._data.schema.field(self.column).type
-        if not _is_text(kind):
-            raise BadInput(f"{path}: the column {self.column!r} holds {kind}, no text.")
-
-    def parts(self) -> Iterator[list[str]]:
-        """QUERIES_A_PART texts at a time, the last part less; a missing one is an empty text."""
-        waiting: list[str] = []
-        try:
-            for batch in self._data.to_batches(columns=[self.column], batch_size=QUERIES_A_PART):
-                waiting += batch.column(0).cast(pa.string()).fill_null("").to_pylist()
-                while len(waiting) >= QUERIES_A_PART:
-                    yield self._counted(waiting[:QUERIES_A_PART])
-                    waiting = waiting[QUERIES_A_PART:]
-        except pa.ArrowInvalid as error:
-            raise BadInput(f"{self.path} cannot be read to its end ({_first_line(error)}).") from error
-        if waiting:
-            yield self._counted(waiting)
-
-    def _counted(self, texts: list[str]) -> list[str]:
-        self.blank += sum(not text.strip() for text in texts)
-        return texts
 
 
 class Parts:
@@ -219,25 +175,6 @@ def _table(retriever: Retriever, ranking: Ranking, asked: np.ndarray, texts: pa.
     return pa.table(columns, schema=MATCHES)
 
 
-def _opened(path: Path, column: str | None) -> pyarrow.dataset.Dataset:
-    """A file as Arrow reads it; in CSV `column` is text whatever it looks like, and may hold line breaks."""
-    if format_of(path) != "csv":
-        return pyarrow.dataset.dataset(path, format=format_of(path))
-    types = {} if column is None else {column: pa.string()}
-    layout = pyarrow.dataset.CsvFileFormat(
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=types),
-    )
-    return pyarrow.dataset.dataset(path, format=layout)
-
-
-def format_of(path: Path) -> str:
-    """Arrow's name for the format that a file's ending says; BadInput."""
-    if path.suffix not in FORMATS:
-        raise BadInput(f"{path}: the ending {path.suffix!r} is none of {', '.join(FORMATS)}.")
-    return FORMATS[path.suffix]
-
-
 def _question(retriever: Retriever, queries: Queries, wanted: Wanted) -> dict[str, Any]:
     """What parts must have been asked to be gone on with."""
     status = queries.path.stat()
@@ -245,11 +182,3 @@ def _question(retriever: Retriever, queries: Queries, wanted: Wanted) -> dict[st
     source = [str(queries.path.resolve()), status.st_size, status.st_mtime_ns, queries.column]
     asked: dict[str, Any] = json.loads(json.dumps(asdict(wanted)))
     return {"bundle": manifest, "source": source, "wanted": asked, "part": QUERIES_A_PART}
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]

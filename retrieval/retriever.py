@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from retrieval.golden import GoldenReport, check_golden
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex
 from retrieval.labels import LabelTable
 from retrieval.manifest import INDEX, LABELS, MANIFEST, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest, verify_bundle
-from retrieval.store import Store
+from retrieval.store import Store, lease
 
 QUERIES_A_PASS = 256
 NO_ROW = -1  # behind the last answer of a query that has fewer than K
@@ -80,6 +80,7 @@ class Retriever:
         labels: LabelTable,
         vectors_LD: NDArray[np.float32],
         index: VectorIndex,
+        held: IO[bytes],
         threads: int | None,
     ) -> None:
         """Join parts that `open` has checked against each other."""
@@ -88,6 +89,7 @@ class Retriever:
         self.labels = labels
         self._encoder: TextEncoder | None = encoder
         self.vectors_LD = vectors_LD
+        self._held = held
         self._attributes = Attributes(labels.table)
         self._candidates: Candidates | None = Candidates(index, ExactIndex(vectors_LD, threads))
 
@@ -99,6 +101,7 @@ class Retriever:
         BadInput for a provider that is not there.
         """
         folder = _bundle_folder(Path(path)).resolve()
+        held = lease(folder)
         manifest = verify_bundle(folder)
         model, size = manifest.model, manifest.labels
         labels = LabelTable.open(folder / LABELS)
@@ -110,7 +113,7 @@ class Retriever:
         encoder = TextEncoder.open(
             folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=threads, provider=provider
         )
-        return cls(folder, manifest, encoder, labels, vectors_LD, index, threads)
+        return cls(folder, manifest, encoder, labels, vectors_LD, index, held, threads)
 
     @property
     def name(self) -> str:
@@ -200,6 +203,7 @@ class Retriever:
     def close(self) -> None:
         """Let go of the encoder and the index; a later search raises BundleError."""
         self._encoder = self._candidates = None
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self

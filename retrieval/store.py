@@ -13,9 +13,10 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from retrieval.errors import BundleError
-from retrieval.manifest import NAME, Manifest, verify_bundle
+from retrieval.manifest import MANIFEST, NAME, Manifest, verify_bundle
 
 REMEMBERED = 50
 
@@ -124,16 +125,23 @@ class Store:
         return name
 
     def prune(self, keep: int) -> list[str]:
-        """Remove all but the newest `keep` bundles, the active one and its predecessor; returns the removed names."""
+        """Remove all but the newest `keep` bundles, the active one, its predecessor and what a reader holds open.
+
+        Returns the removed names.
+        """
         if keep < 0:
             raise BundleError(f"prune cannot keep {keep} bundles. Keep 0 or more.")
         with self._lock():
             names = self.bundles()
             kept = {*names[max(len(names) - keep, 0) :], self.active(), self.previous()}
-            removed = [name for name in names if name not in kept]
-            for name in removed:
+            removed: list[str] = []
+            for name in names:
+                folder = self.path / "bundles" / name
+                if name in kept or _in_use(folder):
+                    continue
                 with self.incoming() as trash:
-                    (self.path / "bundles" / name).rename(trash / name)
+                    folder.rename(trash / name)
+                removed.append(name)
         return removed
 
     def _history(self) -> list[str]:
@@ -164,6 +172,27 @@ class Store:
             raise BundleError(
                 f"{self.path} cannot be changed ({error}). Check its path, rights and free space."
             ) from error
+
+
+def lease(folder: Path) -> IO[bytes]:
+    """A handle on a bundle's manifest that keeps `prune` away until it is closed, or its process has ended."""
+    if not (folder / MANIFEST).is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.")
+    handle = (folder / MANIFEST).open("rb")
+    fcntl.flock(handle, fcntl.LOCK_SH)
+    return handle
+
+
+def _in_use(folder: Path) -> bool:
+    """Whether some process holds a lease on a bundle; one without a manifest has no readers."""
+    try:
+        with (folder / MANIFEST).open("rb") as handle:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _check_name(name: str) -> None:

@@ -57,10 +57,11 @@ def make_bundle(
     prefix: str = "label",
     efforts: Sequence[int | None] = (32, 32, 32),
     weight: float = 0.5,
+    ids: Sequence[str] | None = None,
 ) -> Path:
     """Write a bundle of `texts` into `folder`; bundles of different `seed` or `prefix` answer differently.
 
-    `efforts` are those at weights 0, ½ and 1. Label ids are `{prefix}-{row}`.
+    `efforts` are those at weights 0, ½ and 1. Label ids are `{prefix}-{row}`, or `ids`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = label_texts() if texts is None else texts
@@ -79,7 +80,7 @@ def make_bundle(
     rows = range(len(texts))
     attributes = {"market": [("US", "CA")[row % 2] for row in rows], "year": [2020 + row % 3 for row in rows]}
     write_labels(
-        folder / LABELS, pa.table({"id": [f"{prefix}-{row}" for row in rows], "text": list(texts), **attributes})
+        folder / LABELS, pa.table({"id": ids or [f"{prefix}-{row}" for row in rows], "text": list(texts), **attributes})
     )
     measured = tuple(
         Effort(weight=at, ef=ef, recall_at_10=1.0, recall_at_1=1.0) for at, ef in zip((0, 0.5, 1), efforts, strict=True)

@@ -1,6 +1,8 @@
 """The store: publish, activate, roll back, prune; and what it refuses."""
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -153,3 +155,26 @@ def test_activating_the_active_bundle_changes_nothing(store: Store) -> None:
     store.activate("two")
     store.activate("two")
     assert store.rollback() == "one"
+
+
+def test_pruning_leaves_what_a_reader_holds_open(tmp_path: Path) -> None:
+    """If it fails, a service that still answers from an older bundle loses its files, or nothing is ever removed."""
+    store = make_store(tmp_path / "store", "one", "two", "three", "four")
+    with Retriever.open(store.bundle_path("two")):
+        assert store.prune(0) == ["three", "four"]
+    assert store.prune(0) == ["two"]
+    assert store.bundles() == ["one"]
+
+
+def test_a_reader_that_died_holds_nothing(tmp_path: Path) -> None:
+    """If it fails, a crashed engine keeps its bundle in the store for ever."""
+    store = make_store(tmp_path / "store", "one", "two")
+    program = "import sys, time\nfrom retrieval import Retriever\nheld = Retriever.open(sys.argv[1])\n"
+    program += "print('open', flush=True)\ntime.sleep(60)"
+    command = [sys.executable, "-c", program, str(store.bundle_path("two"))]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
+        assert reader.stdout is not None
+        reader.stdout.readline()
+        assert store.prune(0) == []
+        reader.kill()
+    assert store.prune(0) == ["two"]
