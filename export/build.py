@@ -18,6 +18,7 @@ from export.gates import (
     choose_efforts,
     measure_quality,
     prove_parity,
+    prove_quality,
     sample,
 )
 from export.geometry import Cone, balance_for, bias, find_cone
@@ -155,6 +156,7 @@ def _prove_end_to_end(
         seal(folder, **facts, quality=None, golden=_golden_facts(0))
         with Retriever.open(folder, threads=settings.threads) as retriever:
             quality = measure_quality(checkpoint, retriever, cone)
+            prove_quality(quality)
             write_golden(folder, record_golden(retriever, queries[:GOLDEN_QUERIES]))
         seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES])))
     with stage("golden answers"), Retriever.open(folder, threads=settings.threads) as reader:

@@ -26,6 +26,7 @@ from training.tokens import tokenize_in_memory
 COSINE_TARGET = 0.9999
 RECALL_TARGET = 0.995  # of the first place and of the first ten: what is missed are good answers, not random ones
 RECALL_REQUIRED = 0.99  # of the first ten
+QUALITY_LOSS = 0.2  # points of P@1 and P@5 that a bundle may stay behind its checkpoint
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 QUERIES, LABELS = 1_000, 1_000
@@ -120,6 +121,20 @@ def measure_quality(checkpoint: Checkpoint, retriever: Retriever, cone: Cone) ->
     return Quality(
         queries=sum(len(labels) > 0 for labels in truth), checkpoint=figures(exact_QK), bundle=figures(bundle_QK)
     )
+
+
+def prove_quality(quality: Quality) -> None:
+    """Raise GateError when the bundle answers worse than its checkpoint, by more than QUALITY_LOSS points.
+
+    One hit is always forgiven: over a few hundred queries it moves a figure by more than that.
+    """
+    for figure, hits in (("P@1", 1), ("P@5", 5)):
+        own, bundle = quality.checkpoint[figure], quality.bundle[figure]
+        if own - bundle > max(QUALITY_LOSS, 100 / (hits * quality.queries)) + 1e-9:
+            raise GateError(
+                f"quality: the bundle reaches {figure} {bundle:.2f} where its checkpoint reaches {own:.2f}; "
+                f"{QUALITY_LOSS} less is allowed, over {quality.queries} queries. Raise --m or --ef-construction."
+            )
 
 
 def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDArray[np.floating]) -> float:

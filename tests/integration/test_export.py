@@ -8,7 +8,10 @@ import pytest
 import export.gates
 from export.build import Settings
 from export.build import export as build
+from export.gates import measure_quality
+from export.geometry import Cone
 from retrieval.errors import BundleError, CheckpointError, GateError
+from retrieval.manifest import Quality
 from retrieval.retriever import Retriever
 from retrieval.store import Store
 from tests.support.checkpoints import N_LABELS, make_checkpoint
@@ -123,6 +126,22 @@ def test_a_refused_bundle_leaves_nothing(
         build(small, store)
     assert store.bundles() == []
     assert list((store.path / ".incoming").iterdir()) == []
+
+
+def test_a_bundle_that_answers_worse_than_its_checkpoint_is_refused(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, an encoder or index that lost something on the way is served, and nobody knows why clicks fell."""
+
+    def worse(checkpoint: Checkpoint, retriever: Retriever, cone: Cone) -> Quality:
+        quality = measure_quality(checkpoint, retriever, cone)
+        figures = {figure: value - 5 for figure, value in quality.bundle.items()}
+        return quality.model_copy(update={"bundle": figures})
+
+    monkeypatch.setattr("export.build.measure_quality", worse)
+    with pytest.raises(GateError, match=r"quality: the bundle reaches P@1"):
+        build(small, Store(tmp_path / "store"))
+    assert Store(tmp_path / "store").bundles() == []
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,9 +1,13 @@
 """The export gates on cases worked out by hand."""
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 
-from export.gates import recall_at, sample, without_excluded
+from export.gates import prove_quality, recall_at, sample, without_excluded
+from retrieval.errors import GateError
+from retrieval.manifest import Quality
 
 
 def test_recall_counts_scores_and_so_accepts_ties() -> None:
@@ -21,6 +25,23 @@ def test_excluded_labels_do_not_cost_a_place() -> None:
     kept_QK = without_excluded(rows_QK, [np.array([1, 4]), np.array([], np.int32)], 2)
     assert kept_QK.tolist() == [[2, 3], [1, 2]]
     assert without_excluded(rows_QK, [np.arange(9), np.arange(9)], 2).tolist() == [[-1, -1], [-1, -1]]
+
+
+@pytest.mark.parametrize(
+    ("queries", "own", "bundle", "passes"),
+    [
+        (1000, 50.0, 49.8, True),
+        (1000, 50.0, 49.7, False),
+        (1000, 50.0, 53.0, True),
+        (120, 50.0, 50.0 - 100 / 120, True),
+        (120, 50.0, 50.0 - 200 / 120, False),
+    ],
+)
+def test_a_bundle_may_lose_a_fifth_of_a_point_or_one_hit(queries: int, own: float, bundle: float, passes: bool) -> None:
+    """If it fails, a bundle that answers worse than its checkpoint is served, or a good one is refused for one tie."""
+    quality = Quality(queries=queries, checkpoint={"P@1": own, "P@5": 30.0}, bundle={"P@1": bundle, "P@5": 30.0})
+    with nullcontext() if passes else pytest.raises(GateError, match=r"P@1 .* Raise --m"):
+        prove_quality(quality)
 
 
 @pytest.mark.parametrize(("length", "asked", "given"), [(10, 3, 3), (3, 10, 3), (1, 1, 1), (100, 100, 100)])
