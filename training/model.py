@@ -37,21 +37,29 @@ class TransformerEncoder(nn.Module):
         """Token ids and mask, int64 [B, T] → float [B, E]: the mean of the last hidden states, padding left out."""
         if self.training:
             return self._by_length(input_ids_BT, attention_mask_BT)
-        return self._mean(input_ids_BT, attention_mask_BT)
+        return self._mean(attention_mask_BT, input_ids=input_ids_BT)
 
     def _by_length(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
         """The same, texts of like length together: of a batch of short texts more than half is padding."""
         lengths_B = attention_mask_BT.sum(dim=1)
         order_B = lengths_B.argsort(stable=True)
         sorted_B = lengths_B[order_B].tolist()
+        groups = groups_of_like_length(sorted_B, LEAST_TOKENS[input_ids_BT.device.type])
+        cuts = [(order_B[start:stop], sorted_B[stop - 1]) for start, stop in groups]
+        # Looked up once for all groups: each look-up's gradient is as large as the whole table.
+        embedded_SE = self.transformer.get_input_embeddings()(  # type: ignore[operator]
+            torch.cat([input_ids_BT[rows_G, :longest].flatten() for rows_G, longest in cuts])
+        )
         means = []
-        for start, stop in groups_of_like_length(sorted_B, LEAST_TOKENS[input_ids_BT.device.type]):
-            rows_G, longest = order_B[start:stop], sorted_B[stop - 1]
-            means.append(self._mean(input_ids_BT[rows_G, :longest], attention_mask_BT[rows_G, :longest]))
+        for (rows_G, longest), group_SE in zip(
+            cuts, embedded_SE.split([len(rows_G) * longest for rows_G, longest in cuts]), strict=True
+        ):
+            group_GTE = group_SE.view(len(rows_G), longest, -1)
+            means.append(self._mean(attention_mask_BT[rows_G, :longest], inputs_embeds=group_GTE))
         return torch.cat(means)[order_B.argsort()]
 
-    def _mean(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        hidden_BTE = self.transformer(input_ids=input_ids_BT, attention_mask=attention_mask_BT).last_hidden_state
+    def _mean(self, attention_mask_BT: Tensor, **inputs: Tensor) -> Tensor:
+        hidden_BTE = self.transformer(attention_mask=attention_mask_BT, **inputs).last_hidden_state
         mask_BT1 = attention_mask_BT.unsqueeze(-1).to(hidden_BTE.dtype)
         mean_BE: Tensor = (hidden_BTE * mask_BT1).sum(dim=1) / mask_BT1.sum(dim=1)
         return mean_BE

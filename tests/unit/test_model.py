@@ -169,7 +169,18 @@ def test_other_architectures_encode_and_reload(tmp_path: Path, architecture: str
     empty = empty_model(recipe, 3, 40, tmp_path / "again")
     empty.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     with torch.no_grad():
-        assert torch.equal(empty.eval().encoder(IDS, MASK), model.eval().encoder(IDS, MASK))
+        answering_BE = model.eval().encoder(IDS, MASK)
+        assert torch.equal(empty.eval().encoder(IDS, MASK), answering_BE)
+    for module in model.encoder.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if hasattr(module, "dropout") and isinstance(module.dropout, float):
+            module.dropout = 0.0
+    learning_BE = model.train().encoder(IDS, MASK)
+    assert torch.allclose(learning_BE, answering_BE, atol=1e-5)
+    (learning_BE * torch.randn_like(learning_BE)).sum().backward()  # a plain sum of normalised numbers teaches nothing
+    words = model.encoder.transformer.get_input_embeddings().weight.grad  # type: ignore[union-attr, operator]
+    assert words.abs().sum(dim=1).nonzero().flatten().tolist() == sorted(IDS[MASK.bool()].unique().tolist())
 
 
 def test_an_empty_model_takes_exactly_the_weights_of_a_fresh_one(tiny_bert: Path) -> None:
