@@ -37,8 +37,9 @@ def search(
 ) -> None:
     """Ask a bundle for the best labels of one or more queries."""
     from retrieval.retriever import Retriever
+    from retrieval.signatures import trusted_keys
 
-    with Retriever.open(store) as retriever:
+    with Retriever.open(store, trusted=trusted_keys()) as retriever:
         wanted = retriever.filter_of(filters or [])
         answers = retriever.search(queries, k, weight=weight, filter=wanted, min_score=min_score, exact=exact)
         name = retriever.name
@@ -75,8 +76,12 @@ def predict(
 
     from retrieval.matching import Wanted, match
     from retrieval.retriever import Retriever
+    from retrieval.signatures import trusted_keys
 
-    with Retriever.open(bundle, threads=threads) as retriever, Progress(console=Console(stderr=True)) as bars:
+    with (
+        Retriever.open(bundle, threads=threads, trusted=trusted_keys()) as retriever,
+        Progress(console=Console(stderr=True)) as bars,
+    ):
         bar = bars.add_task("matching", total=None)
         wanted = Wanted(k, weight, retriever.filter_of(filters or []) or None, min_score)
         try:
@@ -128,9 +133,10 @@ def verify(store: StoreArgument, name: NameArgument) -> None:
     """Compare a bundle's files with its manifest, and its answers with its golden ones."""
     from retrieval.errors import BundleError
     from retrieval.retriever import Retriever
+    from retrieval.signatures import trusted_keys
     from retrieval.store import Store
 
-    with Retriever.open(Store(store).bundle_path(name)) as retriever:
+    with Retriever.open(Store(store).bundle_path(name), trusted=trusted_keys()) as retriever:
         report = retriever.check_golden()
     figures = (
         f"{report.queries} golden queries, overlap@10 {report.overlap_at_10:.3f}, "
@@ -171,6 +177,25 @@ def prune(
 
 
 @bundles.command()
+def keygen() -> None:
+    """Print a new pair of keys: one to sign with, which is a secret, and one for those who shall trust it."""
+    from retrieval.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
+
+    keys = new_keys()
+    typer.echo(f"{SIGNING_KEY}={keys.signing}\n{TRUSTED_KEYS}={keys.trusted}")
+
+
+@bundles.command()
+def sign(store: StoreArgument, name: NameArgument) -> None:
+    """Verify a bundle and sign it with the key in DIPTYCH_SIGNING_KEY."""
+    from retrieval.signatures import signing_key
+    from retrieval.store import Store
+
+    Store(store).sign(name, signing_key())
+    typer.echo(f"{name} is signed.")
+
+
+@bundles.command()
 def diff(
     store: StoreArgument,
     one: Annotated[str, typer.Argument(metavar="A", help="Name of a bundle.")],
@@ -188,11 +213,13 @@ def diff(
     from retrieval.difference_console import show as show_difference
     from retrieval.queries import Queries
     from retrieval.retriever import Retriever
+    from retrieval.signatures import trusted_keys
     from retrieval.store import Store
 
     opened, asked = Store(store), Queries(queries, column)
     texts, truths = asked.first(most)
-    with Retriever.open(opened.bundle_path(one)) as before, Retriever.open(opened.bundle_path(other)) as after:
+    both = (Retriever.open(opened.bundle_path(name), trusted=trusted_keys()) for name in (one, other))
+    with next(both) as before, next(both) as after:
         show_difference(difference(before, after, texts, truths, k), show_moved)
 
 

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import stat
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -17,10 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from retrieval.errors import BundleError
 from retrieval.index import available_cores
+from retrieval.signatures import SIGNATURE, check_signature
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
-UNLISTED = {MANIFEST, "manifest.sig"}  # a manifest cannot hold its own hash
+UNLISTED = {MANIFEST, SIGNATURE}  # a manifest cannot hold its own hash
 MANIFEST_LIMIT = 1 << 20  # bytes; a manifest lists a dozen files, more is an attack on the reader's memory
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -187,15 +189,17 @@ def describe_file(path: Path) -> FileEntry:
         return FileEntry(bytes=file.tell(), sha256=digest)
 
 
-def read_manifest(folder: Path) -> Manifest:
-    """Read and validate a bundle's manifest; raises BundleError."""
+def read_manifest(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
+    """Read and validate a bundle's manifest; with `trusted` keys one must have signed it. Raises BundleError."""
     path = folder / MANIFEST
     if not path.is_file():
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.")
     if path.stat().st_size > MANIFEST_LIMIT:
         raise BundleError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {MANIFEST_LIMIT}.")
+    written = path.read_bytes()
+    check_signature(folder, written, trusted)
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(written)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({error}). Export the bundle again.") from error
     version = content.get("format_version") if isinstance(content, dict) else None
@@ -221,9 +225,12 @@ def seal(folder: Path, **facts: Any) -> Manifest:
     return manifest
 
 
-def verify_bundle(folder: Path) -> Manifest:
-    """Compare every file of a bundle with its manifest, byte for byte; raises BundleError at the first difference."""
-    manifest = read_manifest(folder)
+def verify_bundle(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
+    """Compare every file of a bundle with its manifest, byte for byte; raises BundleError at the first difference.
+
+    With `trusted` keys the manifest must be signed by one of them.
+    """
+    manifest = read_manifest(folder, trusted)
     if extra := sorted(item.name for item in folder.iterdir() if item.name not in manifest.files.keys() | UNLISTED):
         raise BundleError(f"{folder / extra[0]} is not listed in {MANIFEST}. Remove it, or export the bundle again.")
     for name, entry in manifest.files.items():

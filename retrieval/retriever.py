@@ -94,15 +94,17 @@ class Retriever:
         self._candidates: Candidates | None = Candidates(index, ExactIndex(vectors_LD, threads))
 
     @classmethod
-    def open(cls, path: Path | str, *, threads: int | None = None, provider: str = "cpu") -> Self:
+    def open(
+        cls, path: Path | str, *, threads: int | None = None, provider: str = "cpu", trusted: Sequence[str] = ()
+    ) -> Self:
         """Open a store's active bundle, or one bundle's folder, after comparing every file with its manifest.
 
-        `threads` bounds each native pool (default: all cores); `provider` is "cpu" or "cuda". Raises BundleError, and
-        BadInput for a provider that is not there.
+        `threads` bounds each native pool (default: all cores); `provider` is "cpu" or "cuda"; with `trusted` keys the
+        bundle must be signed by one of them. Raises BundleError, and BadInput for a provider that is not there.
         """
         folder = _bundle_folder(Path(path)).resolve()
         held = lease(folder)
-        manifest = verify_bundle(folder)
+        manifest = verify_bundle(folder, trusted)
         model, size = manifest.model, manifest.labels
         labels = LabelTable.open(folder / LABELS)
         if len(labels) != size:

@@ -17,6 +17,7 @@ from typing import IO
 
 from retrieval.errors import BundleError
 from retrieval.manifest import MANIFEST, NAME, Manifest, verify_bundle
+from retrieval.signatures import SIGNATURE, signed
 
 REMEMBERED = 50
 
@@ -63,6 +64,14 @@ class Store:
     def verify(self, name: str) -> Manifest:
         """Compare every file of a bundle with its manifest, byte for byte."""
         return verify_bundle(self.bundle_path(name))
+
+    def sign(self, name: str, signing: str) -> None:
+        """Verify a bundle, then sign its manifest with the key `signing`. Raises BadInput for what is no key."""
+        self.verify(name)
+        folder = self.bundle_path(name)
+        text = signed((folder / MANIFEST).read_bytes(), signing)
+        with self._lock():
+            _replace(folder / SIGNATURE, text, self.path)  # a bundle's folder holds nothing that is not listed
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
@@ -155,11 +164,7 @@ class Store:
         return names[: places[-1] + 1] if places else [active]
 
     def _replace(self, name: str, content: str) -> None:
-        aside = self.path / f".{name}.{uuid.uuid4().hex}"
-        aside.write_text(content + "\n", encoding="utf-8")
-        _sync(aside)
-        aside.replace(self.path / name)
-        _sync(self.path)
+        _replace(self.path / name, content + "\n", self.path)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
@@ -193,6 +198,15 @@ def _in_use(folder: Path) -> bool:
     except BlockingIOError:
         return True
     return False
+
+
+def _replace(path: Path, content: str, aside_in: Path) -> None:
+    """Write a file whole or not at all; it is made in `aside_in`, on the same file system."""
+    aside = aside_in / f".{path.name}.{uuid.uuid4().hex}"
+    aside.write_text(content, encoding="utf-8")
+    _sync(aside)
+    aside.replace(path)
+    _sync(path.parent)
 
 
 def _check_name(name: str) -> None:

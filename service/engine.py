@@ -2,7 +2,7 @@
 
 It runs beside the front because loading an index holds the interpreter's lock for seconds, because a crash in native
 code then costs one engine and not the service, and because its memory returns to the system when it ends. The front
-starts it as `python -m service.engine FD FOLDER THREADS LARGEST_BATCH`; it ends when its pipe is closed.
+starts it as `python -m service.engine FD FOLDER THREADS LARGEST_BATCH TRUSTED_KEYS`; it ends when its pipe is closed.
 """
 
 import faulthandler
@@ -21,6 +21,7 @@ from pydantic_core import to_json
 from retrieval import Retriever
 from retrieval.errors import BadInput, BundleError, DiptychError
 from retrieval.retriever import NO_ROW, Ranking
+from retrieval.signatures import trusted_keys
 from service.frames import (
     Answers,
     Asked,
@@ -115,10 +116,12 @@ class Engine:
                 self._written[row] = to_json(core, inf_nan_mode="null").decode()[1:-1]
 
 
-def open_engine(folder: Path, threads: int | None, largest_batch: int) -> tuple[Engine, bytes]:
+def open_engine(
+    folder: Path, threads: int | None, largest_batch: int, trusted: Sequence[str] = ()
+) -> tuple[Engine, bytes]:
     """Verify, load, warm and check a bundle; return its engine and what to tell the front. Raises BundleError."""
     started = time.perf_counter()
-    retriever = Retriever.open(folder, threads=threads)
+    retriever = Retriever.open(folder, threads=threads, trusted=trusted)
     engine = Engine(retriever)
     engine.warm(largest_batch)
     golden = retriever.check_golden()
@@ -147,10 +150,10 @@ def main(arguments: Sequence[str]) -> int:
     # A stop is sent to the whole group, but the front needs answers while it drains.
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
-    descriptor, folder, threads, largest_batch = arguments
+    descriptor, folder, threads, largest_batch, trusted = arguments
     pipe = socket.socket(fileno=int(descriptor))
     try:
-        engine, ready = open_engine(Path(folder), int(threads) or None, int(largest_batch))
+        engine, ready = open_engine(Path(folder), int(threads) or None, int(largest_batch), trusted_keys(trusted))
     except DiptychError as error:
         pipe.sendall(frame(Kind.FAILED, str(error).encode()))
         return 1

@@ -3,10 +3,11 @@
 from pathlib import Path
 from typing import Any, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.errors import BadInput
+from retrieval.signatures import trusted_keys
 
 PREFIX = "DIPTYCH_"
 
@@ -20,6 +21,10 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0 takes any free port")
     admin_key: SecretStr | None = Field(None, description="key of the admin routes; they are off without one")
+
+    trusted_keys: str = Field(
+        "", description="keys, by commas; with any, only bundles that one of them signed are served"
+    )
 
     max_queries: int = Field(256, ge=1, description="texts in one request")
     max_query_chars: int = Field(512, ge=1, description="characters of one text")
@@ -39,6 +44,14 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30, gt=0, description="longest time unfinished requests hold up a stop or a switch")
     keep_alive_seconds: int = Field(75, ge=1, description="an idle connection is closed after this")
     threads: int | None = Field(None, ge=1, description="threads of one engine; the cores it may use by default")
+
+    @field_validator("trusted_keys")
+    @classmethod
+    def _keys_are_keys(cls, written: str) -> str:
+        try:
+            return ",".join(trusted_keys(written))
+        except BadInput as error:
+            raise ValueError(str(error)) from error
 
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:

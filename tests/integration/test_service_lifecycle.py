@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieval.signatures import new_keys
 from retrieval.store import Store
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, PATIENCE, Client, Service, serving, start, wait_until
@@ -64,6 +65,20 @@ def test_sigterm_answers_what_was_admitted(words_store: Path) -> None:
 def listens(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_only_signed_bundles_are_served_where_keys_are_trusted(tmp_path: Path) -> None:
+    """Whoever can write to the store, or reach the admin route, would decide what is answered."""
+    store, keys = make_store(tmp_path / "store", "first", "second"), new_keys()
+    store.sign("first", keys.signing)
+    with serving(store.path, trusted_keys=keys.trusted) as service:
+        refused = service.activate("second")
+        assert refused.status != 200
+        assert "second is not signed" in refused.body.decode()
+        assert service.ask("POST", "/predict", b'{"queries": ["red"]}').json()["bundle"] == "first"
+        assert store.active() == "first"
+        store.sign("second", keys.signing)
+        assert service.activate("second").status == 200
 
 
 def test_a_stopped_service_leaves_no_process_behind(words_store: Path) -> None:
