@@ -3,9 +3,7 @@
 Suffixes: Q queries, L labels, B a block of labels, D vector width, K results of a query (best first).
 """
 
-import math
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import BadInput, BundleError
+from retrieval.index_file import check_index_file
 
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -118,7 +117,7 @@ class HnswIndex:
 
     @classmethod
     def load(cls, path: Path, dim: int, size: int, ef: int, threads: int | None = None) -> Self:
-        """Read an index file of `size` vectors of width `dim`; raises BundleError when its header says otherwise."""
+        """Read an index file of `size` vectors of width `dim`; raises BundleError when it is none."""
         check_index_file(path, dim, size)
         index = hnswlib.Index(space="ip", dim=dim)  # a fresh object: loading into a used one leaks and mixes its state
         try:
@@ -167,44 +166,6 @@ class HnswIndex:
 def available_cores() -> int:
     """Cores this process may run on, which a container's limit can make fewer than the machine has."""
     return len(os.sched_getaffinity(0))
-
-
-# hnswlib 0.8.0, HierarchicalNSW::saveIndex: the fields before the vectors, in order.
-_HEADER = struct.Struct("<6QiI3QdQ")
-
-
-def check_index_file(path: Path, dim: int, size: int) -> None:
-    """Raise BundleError unless the header fits `size` vectors of width `dim`; hnswlib trusts it and would crash."""
-    with path.open("rb") as file:
-        head = file.read(_HEADER.size)
-        length = os.fstat(file.fileno()).st_size
-    if len(head) < _HEADER.size:
-        raise BundleError(f"{path}: {length} bytes are too few for an index. Export the bundle again.")
-    (offset_level0, max_elements, count, element_bytes, label_offset, data_offset, top_level, entry, *rest) = (
-        _HEADER.unpack(head)
-    )
-    max_m, max_m0, m, multiplier, ef_construction = rest
-    vector_bytes, links_bytes = 4 * dim, 4 + 4 * max_m0
-    required = {
-        "number of vectors": (count, size),
-        "capacity": (max(max_elements, count), max_elements),
-        "bytes a vector": (label_offset - data_offset, vector_bytes),
-        "bytes an element": (element_bytes, links_bytes + vector_bytes + 8),
-        "offset of the links": (offset_level0, 0),
-        "offset of a vector": (data_offset, links_bytes),
-        "links a node": (max_m, m),
-        "links a node on the ground level": (max_m0, 2 * m),
-        "entry point": (entry, min(entry, max(count, 1) - 1)),
-        "top level": (top_level, min(max(top_level, 0), 64)),
-        "ef_construction": (ef_construction, max(ef_construction, m)),
-    }
-    for name, (found, wanted) in required.items():
-        if found != wanted:
-            raise BundleError(f"{path}: the {name} is {found} where {wanted} is needed. Export the bundle again.")
-    if m < 2 or not math.isclose(multiplier, 1 / math.log(m), rel_tol=1e-6):
-        raise BundleError(f"{path}: {m} links a node and level factor {multiplier} disagree. Export the bundle again.")
-    if length < _HEADER.size + count * (element_bytes + 4):
-        raise BundleError(f"{path}: {length} bytes are too few for {count} vectors. Export the bundle again.")
 
 
 def _checked(query_QD: Vectors, k: int, dim: int) -> Vectors:

@@ -1,6 +1,9 @@
 """What each index does beyond the common contract: files, blocks, progress, unreachable nodes."""
 
 import struct
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +11,8 @@ import pytest
 
 import retrieval.index as index_module
 from retrieval.errors import BundleError
-from retrieval.index import ExactIndex, HnswIndex, Vectors, check_index_file
+from retrieval.index import ExactIndex, HnswIndex, Vectors
+from retrieval.index_file import HEADER, check_index_file
 
 
 def some(n_labels: int, dim: int = 8, seed: int = 0) -> Vectors:
@@ -107,3 +111,97 @@ def test_an_index_of_another_shape_is_refused(tmp_path: Path, dim: int, size: in
     HnswIndex.build(some(50), threads=1).save(tmp_path / "index.hnsw")
     with pytest.raises(BundleError, match="is needed"):
         HnswIndex.load(tmp_path / "index.hnsw", dim=dim, size=size, ef=10)
+
+
+ELEMENTS, M, DIM = 400, 4, 8
+ELEMENT_BYTES = 4 + 4 * 2 * M + 4 * DIM + 8
+ABOVE = HEADER.size + ELEMENTS * ELEMENT_BYTES
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    """A graph with several levels."""
+    path = tmp_path / "index.hnsw"
+    HnswIndex.build(some(ELEMENTS, DIM), m=M, threads=1).save(path)
+    check_index_file(path, DIM, ELEMENTS)
+    return path
+
+
+def first_above(content: bytearray) -> int:
+    """Where the links above the ground of the first element that has any begin: behind their bytes."""
+    place = ABOVE
+    while struct.unpack_from("<I", content, place)[0] == 0:
+        place += 4
+    return place + 4
+
+
+def lowest(content: bytearray) -> int:
+    """An element on the ground level alone."""
+    place = ABOVE
+    for element in range(ELEMENTS):
+        length = struct.unpack_from("<I", content, place)[0]
+        if length == 0:
+            return element
+        place += 4 + length
+    raise AssertionError("every element stands above the ground")
+
+
+# where, format, value: each is something that hnswlib would follow
+LINKS: dict[str, Callable[[bytearray], tuple[int, str, float]]] = {
+    "a link leads beyond": lambda content: (HEADER.size + 4, "<I", ELEMENTS),
+    "links where 8 have room": lambda content: (HEADER.size, "<H", 9),
+    "marked as deleted": lambda content: (HEADER.size + 2, "<B", 1),
+    "not finite": lambda content: (HEADER.size + 4 + 4 * 2 * M, "<f", float("nan")),
+    "a label lies beyond": lambda content: (HEADER.size + ELEMENT_BYTES - 8, "<Q", ELEMENTS),
+    "label . is not in it": lambda content: (HEADER.size + ELEMENT_BYTES - 8, "<Q", ELEMENTS - 1),
+    "links of 21 bytes": lambda content: (first_above(content) - 4, "<I", 21),
+    "links of 2000 bytes": lambda content: (first_above(content) - 4, "<I", 2000),
+    "links where 4 have room": lambda content: (first_above(content), "<H", 5),
+    "does not stand on its level": lambda content: (first_above(content) + 4, "<I", lowest(content)),
+    "entry point does not stand": lambda content: (52, "<I", lowest(content)),
+}
+
+
+@pytest.mark.parametrize("said", sorted(LINKS))
+def test_links_that_lead_nowhere_are_refused(graph: Path, said: str) -> None:
+    """If it fails, hnswlib follows a link out of its memory, and a hostile index ends the process or reads others'."""
+    content = bytearray(graph.read_bytes())
+    place, layout, value = LINKS[said](content)
+    struct.pack_into(layout, content, place, value)
+    graph.write_bytes(content)
+    with pytest.raises(BundleError, match=said):
+        HnswIndex.load(graph, dim=DIM, size=ELEMENTS, ef=10)
+
+
+@pytest.mark.parametrize("cut", [-4, -3, 4, 3])
+def test_an_end_that_is_not_the_end_is_refused(graph: Path, cut: int) -> None:
+    """If it fails, a file with its last links missing, or with something behind them, is loaded."""
+    content = graph.read_bytes()
+    graph.write_bytes(content[:cut] if cut < 0 else content + bytes(cut))
+    with pytest.raises(BundleError, match=r"index\.hnsw"):
+        HnswIndex.load(graph, dim=DIM, size=ELEMENTS, ef=10)
+
+
+def test_no_change_of_a_byte_ends_the_process(graph: Path, tmp_path: Path) -> None:
+    """If it fails, some damage passes the checks and hnswlib dies of it: here in a child, else in the service."""
+    program = """
+import sys, numpy as np
+from pathlib import Path
+from retrieval.errors import BundleError
+from retrieval.index import HnswIndex
+path, refused = Path(sys.argv[1]), 0
+content, draw = path.read_bytes(), np.random.default_rng(0)
+for _ in range(400):
+    changed = bytearray(content)
+    for place in draw.integers(0, len(content), draw.integers(1, 4)):
+        changed[place] ^= 1 << draw.integers(8)
+    path.write_bytes(changed)
+    try:
+        HnswIndex.load(path, 8, 400, ef=50, threads=1).search(np.ones((3, 8), np.float32), 10)
+    except BundleError:
+        refused += 1
+print(refused)
+"""
+    ended = subprocess.run([sys.executable, "-c", program, str(graph)], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0, ended.stderr
+    assert 100 < int(ended.stdout) < 400  # a bit of a vector may change
