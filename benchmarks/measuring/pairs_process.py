@@ -64,7 +64,10 @@ def learn(folder: Path, task: Task) -> Watch:
 
     def watched(choice: TransformerEncoderRecipe) -> Any:
         encoder: Any = load(choice)
-        encoder.get_input_embeddings().register_forward_pre_hook(watch.reads)
+        # Its tokens are looked up beforehand, for all groups of a batch at once; the mask has a group's own shape.
+        encoder.register_forward_pre_hook(
+            lambda module, arguments, named: watch.reads(module, (named["attention_mask"],)), with_kwargs=True
+        )
         return encoder
 
     listener, dataset = Steps(watch, task.warm + task.steps), Dataset.open(folder / "dataset")

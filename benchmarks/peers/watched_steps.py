@@ -49,11 +49,11 @@ class Watch:
     texts_read: int = 0
     tokens_read: int = 0
 
-    def reads(self, embeddings: Any, arguments: tuple[Any, ...]) -> None:
-        """A forward pre-hook for the token embeddings; the transformer's own hooks are not always called."""
-        ids_BT = arguments[0]
-        self.texts_read += ids_BT.shape[0]
-        self.tokens_read += ids_BT.numel()
+    def reads(self, module: Any, arguments: tuple[Any, ...]) -> None:
+        """A forward pre-hook for what is first given a batch's tokens [B, T], or their mask."""
+        tokens_BT = arguments[0]
+        self.texts_read += tokens_BT.shape[0]
+        self.tokens_read += tokens_BT.numel()
 
     def step_ended(self) -> None:
         """Note the end of a step."""
