@@ -18,20 +18,25 @@ app.add_typer(bundles, name="bundles")
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a bundle, as `bundles list` shows it.")]
 
+CountOption = Annotated[int, typer.Option("-k", min=1, help="Labels for each query.")]
+WeightOption = Annotated[
+    float | None, typer.Option(min=0, max=1, help="The classifier's share of the score; default: from training.")
+]
+FilterOption = Annotated[
+    list[str] | None,
+    typer.Option("--filter", metavar="NAME=VALUE,…", help="Only labels with one of these values; repeatable."),
+]
+MinScoreOption = Annotated[float | None, typer.Option(help="Leave out labels that score less.")]
+
 
 @app.command()
 def search(
     store: Annotated[Path, typer.Argument(metavar="STORE", help="A store (its active bundle) or one bundle's folder.")],
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="One or more queries.")],
-    k: Annotated[int, typer.Option("-k", min=1, help="Labels for each query.")] = 10,
-    weight: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The classifier's share of the score; default: from training.")
-    ] = None,
-    filters: Annotated[
-        list[str] | None,
-        typer.Option("--filter", metavar="NAME=VALUE,…", help="Only labels with one of these values; repeatable."),
-    ] = None,
-    min_score: Annotated[float | None, typer.Option(help="Leave out labels that score less.")] = None,
+    k: CountOption = 10,
+    weight: WeightOption = None,
+    filters: FilterOption = None,
+    min_score: MinScoreOption = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every label, not through the index.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -59,15 +64,10 @@ def predict(
     source: Annotated[Path, typer.Option("--input", help="Queries: .parquet, .csv or .jsonl.")],
     output: Annotated[Path, typer.Option(help="Matches, a row a hit: .parquet, .csv or .jsonl.")],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Labels for each query.")] = 10,
-    weight: Annotated[
-        float | None, typer.Option(min=0, max=1, help="The classifier's share of the score; default: from training.")
-    ] = None,
-    filters: Annotated[
-        list[str] | None,
-        typer.Option("--filter", metavar="NAME=VALUE,…", help="Only labels with one of these values; repeatable."),
-    ] = None,
-    min_score: Annotated[float | None, typer.Option(help="Leave out labels that score less.")] = None,
+    k: CountOption = 10,
+    weight: WeightOption = None,
+    filters: FilterOption = None,
+    min_score: MinScoreOption = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
 ) -> None:
     """Match a whole file of queries; interrupted, the same command goes on where it stopped."""
@@ -204,7 +204,7 @@ def diff(
         Path, typer.Option(help="Queries to ask both: .parquet, .csv or .jsonl; a column labels holds true ids.")
     ],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="Labels for each query.")] = 10,
+    k: CountOption = 10,
     most: Annotated[int, typer.Option(min=1, help="Queries to ask at most, from the beginning.")] = 10_000,
     show_moved: Annotated[int, typer.Option("--moved", min=0, help="How many changed queries to show.")] = 10,
 ) -> None:
