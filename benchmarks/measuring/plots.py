@@ -14,7 +14,7 @@ from benchmarks.measuring.summary import HEADLINE, System
 from benchmarks.measuring.tables import GROUPS
 
 OURS, THEIRS, INK = "#c2410c", "#94a3b8", "#1e293b"
-NAME_HEIGHT = 0.06  # of a panel's height
+NAME_INCHES, AROUND_INCHES = 0.17, 1.0  # of a line of text, and of what stands above and below a panel
 STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "diptych",  # the same figures give the same file
@@ -78,7 +78,12 @@ def bars(title: str, systems: Sequence[System], metrics: Sequence[str]) -> Any:
 
 def against_time(title: str, systems: Sequence[System], metrics: Sequence[str]) -> Any:
     """A panel a metric: training seconds to the right (logarithmic), quality upwards, a point a system."""
-    figure, panels = plt.subplots(1, len(metrics), squeeze=False, figsize=(4.6 * len(metrics), 3.6))
+    figure, panels = plt.subplots(
+        1,
+        len(metrics),
+        squeeze=False,
+        figsize=(4.6 * len(metrics), max(3.6, NAME_INCHES * len(systems) + AROUND_INCHES)),
+    )
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     for metric, panel in zip(metrics, panels[0], strict=True):
         points = []
@@ -100,14 +105,24 @@ def against_time(title: str, systems: Sequence[System], metrics: Sequence[str]) 
 def name_points(panel: Any, points: Sequence[tuple[float, float, System]]) -> None:
     """Names in a column beside the panel, each with a line to its point, far enough apart to be read."""
     low, high = panel.get_ylim()
-    place = 0.0
-    for quality, seconds, system in sorted(points, key=lambda point: point[0]):
-        place = max(place, (quality - low) / (high - low))
+    points = sorted(points, key=lambda point: point[0])
+    gap = NAME_INCHES / (panel.figure.get_figheight() - AROUND_INCHES)
+    places = spread([(quality - low) / (high - low) for quality, _, _ in points], gap)
+    for (quality, seconds, system), place in zip(points, places, strict=True):
         panel.annotate(
             system.title, (seconds, quality), (1.04, place), textcoords="axes fraction", va="center", fontsize=8,
             arrowprops={"arrowstyle": "-", "color": "#cbd5e1", "linewidth": 0.7},
         )  # fmt: skip
-        place += NAME_HEIGHT
+
+
+def spread(wanted: Sequence[float], gap: float) -> list[float]:
+    """Rising places at least `gap` apart and not above 1, as near to the `wanted` rising ones as that allows."""
+    places: list[float] = []
+    for place in wanted:
+        places.append(max(place, places[-1] + gap) if places else place)
+    for at in range(len(places) - 1, -1, -1):
+        places[at] = min(places[at], 1.0 - gap * (len(places) - 1 - at))
+    return places
 
 
 def colour_of(system: System) -> str:

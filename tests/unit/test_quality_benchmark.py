@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.measuring.plots import draw
+from benchmarks.measuring.plots import draw, spread
 from benchmarks.measuring.recipe_process import Answers
 from benchmarks.measuring.scoring import Judge, without_excluded, write_task
 from benchmarks.measuring.summary import Scored, System
@@ -240,3 +240,10 @@ def test_the_dial_is_drawn_from_finished_runs(tiny: Dataset, tmp_path: Path) -> 
     assert missing.returncode == 1
     assert missing.stderr.startswith("error: ")
     assert "objective" in missing.stderr, "which run is missing"
+
+
+def test_names_of_points_stay_apart_and_inside_their_panel() -> None:
+    """If this failed, the names of many systems would stand on each other, or run out of the picture."""
+    assert spread([0.2, 0.21, 0.9], 0.1) == pytest.approx([0.2, 0.3, 0.9])
+    assert spread([0.95, 0.96, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
+    assert spread([0.0, 0.0, 0.0, 1.0], 0.3) == pytest.approx([0.0, 0.3, 0.6, 1.0])
