@@ -28,7 +28,7 @@ class Queries:
                 raise BadInput(
                     f"{path} has no column {self.column!r}; it has {', '.join(names)}. Name it with --column."
                 )
-            self._data = _opened(path, self.column)
+            self._data = _opened(path, self.column, alone=len(names) == 1)
             self.count = self._data.count_rows()
         except (pa.ArrowInvalid, OSError) as error:
             raise BadInput(f"{path} cannot be read ({_first_line(error)}).") from error
@@ -72,13 +72,16 @@ class Queries:
         return texts
 
 
-def _opened(path: Path, column: str | None) -> pyarrow.dataset.Dataset:
-    """A file as Arrow reads it; in CSV `column` is text whatever it looks like, and may hold line breaks."""
+def _opened(path: Path, column: str | None, *, alone: bool = False) -> pyarrow.dataset.Dataset:
+    """A file as Arrow reads it; in CSV `column` is text whatever it looks like, and may hold line breaks.
+
+    Where it stands `alone`, an empty line is a query without text: leaving it out would shift every row behind it.
+    """
     if format_of(path) != "csv":
         return pyarrow.dataset.dataset(path, format=format_of(path))
     types = {} if column is None else {column: pa.string()}
     layout = pyarrow.dataset.CsvFileFormat(
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=not alone),
         convert_options=pyarrow.csv.ConvertOptions(column_types=types),
     )
     return pyarrow.dataset.dataset(path, format=layout)

@@ -105,6 +105,15 @@ def test_queries_without_text_have_no_matches_and_are_counted(
     assert (told.queries, told.blank) == (21, 17)
 
 
+def test_an_empty_line_of_a_list_of_queries_keeps_its_place(tmp_path: Path, retriever: Retriever) -> None:
+    """If it fails, the matches of a plain list are joined to the queries one line above."""
+    source, target = tmp_path / "queries.csv", tmp_path / "matches.csv"
+    source.write_text("query\nred\n\nrain\n")
+    told = match(retriever, source, target, None, Wanted(k=1), ignore)
+    assert [row[:2] for row in found(target)] == [(0, "red"), (2, "rain")]
+    assert (told.queries, told.blank) == (3, 1)
+
+
 def test_an_interrupted_run_goes_on_and_ends_alike(
     tmp_path: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
 ) -> None:
