@@ -45,6 +45,12 @@ class GoldenReport:
     score_deviation: float
     passed: bool
 
+    def __str__(self) -> str:
+        return (
+            f"{self.queries} golden queries, overlap@10 {self.overlap_at_10:.3f}, "
+            f"greatest deviation of a score {self.score_deviation:.1e}"
+        )
+
 
 def record_golden(retriever: "Retriever", queries: Sequence[str]) -> Golden:
     """The retriever's own answers to some queries."""

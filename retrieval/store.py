@@ -3,30 +3,36 @@
 store/CURRENT           the active bundle's name
 store/HISTORY           names in the order they were activated, for rolling back
 store/bundles/<name>/   the bundles
-store/.incoming/        what is being written or removed
+store/.incoming/        what is being written or removed; what a process that died left there goes with the next change
 """
 
 import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from retrieval.errors import BundleError
 from retrieval.manifest import MANIFEST, NAME, Manifest, verify_bundle
+from retrieval.probe import prove_aside
 from retrieval.signatures import SIGNATURE, signed
 
 REMEMBERED = 50
+ASIDE = ".incoming"
 
 
 class Store:
-    """Publish, activate, roll back and prune bundles. All methods raise BundleError with the cause and the way out."""
+    """Publish, activate, roll back and prune bundles. All methods raise BundleError with the cause and the way out.
 
-    def __init__(self, path: Path | str) -> None:
+    `prove` opens a bundle before it is published or activated: by default in a process of its own, see retrieval/probe.
+    """
+
+    def __init__(self, path: Path | str, prove: Callable[[Path], object] = prove_aside) -> None:
         self.path = Path(path)
+        self._prove = prove
 
     def bundles(self) -> list[str]:
         """Names of the published bundles, oldest first. They are not opened: one may be of a newer release."""
@@ -71,17 +77,20 @@ class Store:
         folder = self.bundle_path(name)
         text = signed((folder / MANIFEST).read_bytes(), signing)
         with self._lock():
-            _replace(folder / SIGNATURE, text, self.path)  # a bundle's folder holds nothing that is not listed
+            self._replace(folder / SIGNATURE, text)
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
         """A new empty folder on the store's own file system; removed at the end unless it was published."""
-        folder = self.path / ".incoming" / uuid.uuid4().hex
-        folder.mkdir(parents=True)
+        with self._changing():
+            self.path.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            folder, held = self._new_folder()
         try:
             yield folder
         finally:
             shutil.rmtree(folder, ignore_errors=True)
+            os.close(held)
 
     def check_free(self, name: str) -> None:
         """Raise BundleError unless `name` can be given to a new bundle."""
@@ -90,37 +99,43 @@ class Store:
             raise BundleError(f"{self.path} already has a bundle {name!r}. Choose another name.")
 
     def publish(self, folder: Path, name: str) -> Path:
-        """Verify a finished bundle and move it into the store under `name`; returns its place. Does not activate it."""
+        """Prove a finished bundle and move it into the store under `name`; returns its place. Does not activate it."""
         self.check_free(name)
-        verify_bundle(folder)
         target = self.path / "bundles" / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if not _same_file_system(folder, target.parent):
-            with self.incoming() as copy:
-                shutil.copytree(folder, copy, dirs_exist_ok=True)
-                return self.publish(copy, name)
-        for item in sorted(folder.iterdir()):
-            _sync(item)
-        _sync(folder)
+        with self._changing():
+            target.parent.mkdir(parents=True, exist_ok=True)
+        if folder.is_dir() and not _same_file_system(folder, target.parent):
+            return self._publish_copy(folder, name)
+        self._prove(folder)
+        with self._changing():
+            for item in [*folder.iterdir(), folder]:
+                _sync(item)
         with self._lock():
-            try:
-                # A bundle's folder is never empty, so the rename cannot replace one that is already there.
-                folder.rename(target)
-            except OSError as error:
-                self.check_free(name)  # another publisher may have taken the name meanwhile
-                raise BundleError(f"{target} cannot be made ({error}). Check rights and free space.") from error
+            self.check_free(name)  # another publisher may have taken the name meanwhile
+            folder.rename(target)
             _sync(target.parent)
         return target
 
+    def _publish_copy(self, folder: Path, name: str) -> Path:
+        verify_bundle(folder)  # so that nothing but a bundle's files is copied
+        with self.incoming() as copy:
+            with self._changing():
+                for item in folder.iterdir():
+                    shutil.copyfile(item, copy / item.name)
+            return self.publish(copy, name)
+
     def activate(self, name: str) -> None:
-        """Verify a bundle, then make it the active one."""
-        self.verify(name)
-        with self._lock():
-            if name == self.active():
-                return
-            # HISTORY first: after a crash between the two, CURRENT is still found in it with its true predecessor.
-            self._replace("HISTORY", "\n".join([*self._history(), name][-REMEMBERED:]))
-            self._replace("CURRENT", name)
+        """Prove a bundle, then make it the active one."""
+        folder = self.bundle_path(name)
+        with lease(folder):
+            self._prove(folder)
+            with self._lock():
+                self.bundle_path(name)  # raises where prune was faster than the lease
+                if name == self.active():
+                    return
+                # HISTORY first: after a crash between the two, CURRENT is still found in it with its true predecessor.
+                self._replace(self.path / "HISTORY", "\n".join([*self._history(), name][-REMEMBERED:]) + "\n")
+                self._replace(self.path / "CURRENT", name + "\n")
 
     def rollback(self) -> str:
         """Make the previously active bundle active again; returns its name."""
@@ -129,8 +144,8 @@ class Store:
             if name is None:
                 raise BundleError(f"{self.path} has no earlier bundle to go back to. Activate one by name.")
             self.verify(name)
-            self._replace("CURRENT", name)
-            self._replace("HISTORY", "\n".join(history[: max(_places(history[:-1], name)) + 1]))
+            self._replace(self.path / "CURRENT", name + "\n")
+            self._replace(self.path / "HISTORY", "\n".join(history[: max(_places(history[:-1], name)) + 1]) + "\n")
         return name
 
     def prune(self, keep: int) -> list[str]:
@@ -148,8 +163,10 @@ class Store:
                 folder = self.path / "bundles" / name
                 if name in kept or _in_use(folder):
                     continue
-                with self.incoming() as trash:
-                    folder.rename(trash / name)
+                trash, held = self._new_folder()
+                folder.rename(trash / name)
+                shutil.rmtree(trash)
+                os.close(held)
                 removed.append(name)
         return removed
 
@@ -163,19 +180,47 @@ class Store:
         places = _places(names, active)
         return names[: places[-1] + 1] if places else [active]
 
-    def _replace(self, name: str, content: str) -> None:
-        _replace(self.path / name, content + "\n", self.path)
+    def _new_folder(self) -> tuple[Path, int]:
+        """A folder aside, and the handle that keeps it from being swept away while this process lives."""
+        folder = self.path / ASIDE / uuid.uuid4().hex
+        folder.mkdir(parents=True)
+        held = os.open(folder, os.O_RDONLY)
+        fcntl.flock(held, fcntl.LOCK_SH)
+        return folder, held
+
+    def _replace(self, path: Path, content: str) -> None:
+        """Write a file whole or not at all; it is made aside, on the same file system."""
+        aside = self.path / ASIDE / uuid.uuid4().hex
+        aside.parent.mkdir(exist_ok=True)
+        aside.write_text(content, encoding="utf-8")
+        _sync(aside)
+        aside.replace(path)
+        _sync(path.parent)
 
     @contextmanager
     def _lock(self) -> Iterator[None]:
         """One writer at a time, across processes; the system releases it if the holder dies."""
+        with self._changing(), (self.path / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            self._sweep()
+            yield
+
+    def _sweep(self) -> None:
+        """Remove what commands that died left aside: files are written there under the lock alone, folders are held."""
+        if (self.path / ASIDE).is_dir():
+            for item in (self.path / ASIDE).iterdir():
+                if not item.is_dir():
+                    item.unlink()
+                elif not _held(item):
+                    shutil.rmtree(item)
+
+    @contextmanager
+    def _changing(self) -> Iterator[None]:
         try:
-            with (self.path / ".lock").open("w") as file:
-                fcntl.flock(file, fcntl.LOCK_EX)
-                yield
+            yield
         except OSError as error:
             raise BundleError(
-                f"{self.path} cannot be changed ({error}). Check its path, rights and free space."
+                f"{self.path} cannot be changed ({error.strerror or error}). Check its path, rights and free space."
             ) from error
 
 
@@ -190,23 +235,19 @@ def lease(folder: Path) -> IO[bytes]:
 
 def _in_use(folder: Path) -> bool:
     """Whether some process holds a lease on a bundle; one without a manifest has no readers."""
+    return (folder / MANIFEST).is_file() and _held(folder / MANIFEST)
+
+
+def _held(path: Path) -> bool:
+    """Whether a living process holds a lock on a file or folder."""
+    handle = os.open(path, os.O_RDONLY)
     try:
-        with (folder / MANIFEST).open("rb") as handle:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return False
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
+    finally:
+        os.close(handle)
     return False
-
-
-def _replace(path: Path, content: str, aside_in: Path) -> None:
-    """Write a file whole or not at all; it is made in `aside_in`, on the same file system."""
-    aside = aside_in / f".{path.name}.{uuid.uuid4().hex}"
-    aside.write_text(content, encoding="utf-8")
-    _sync(aside)
-    aside.replace(path)
-    _sync(path.parent)
 
 
 def _check_name(name: str) -> None:

@@ -33,6 +33,7 @@ from retrieval.manifest import (
     Source,
     seal,
 )
+from retrieval.probe import prove
 from retrieval.retriever import Retriever
 from retrieval.store import Store
 
@@ -108,8 +109,11 @@ def make_bundle(
 
 
 def make_store(path: Path, *names: str) -> Store:
-    """A store with one bundle a name, the first one active; each bundle's label ids begin with its name."""
-    store = Store(path)
+    """A store with one bundle a name, the first one active; each bundle's label ids begin with its name.
+
+    It opens bundles in this process to prove them: half a second less than in one of their own.
+    """
+    store = Store(path, prove)
     for seed, name in enumerate(names):
         with store.incoming() as folder:
             store.publish(make_bundle(folder, seed=seed, prefix=name), name)

@@ -45,10 +45,10 @@ def test_a_crash_between_the_two_writes_of_an_activation_changes_nothing(
     store.activate("two")
     replace = Store._replace
 
-    def dying(self: Store, name: str, content: str) -> None:
-        if name == "CURRENT":
+    def dying(self: Store, path: Path, content: str) -> None:
+        if path.name == "CURRENT":
             raise KeyboardInterrupt
-        replace(self, name, content)
+        replace(self, path, content)
 
     with monkeypatch.context() as patch:
         patch.setattr(Store, "_replace", dying)
