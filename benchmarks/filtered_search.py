@@ -61,7 +61,9 @@ def measure(retriever: Retriever, texts: list[str], threads: int) -> Table:
     exact, candidates = ExactIndex(retriever.vectors_LD, threads), retriever._candidates
     assert candidates is not None
     effort = manifest.index.effort(weight)
-    table = Table(title=f"{retriever.name}, {manifest.labels:,} labels, weight {weight:g}, effort {effort}", box=None)
+    table = Table(
+        title=f"{retriever.name}, {manifest.labels.count:,} labels, weight {weight:g}, effort {effort}", box=None
+    )
     for column in ("allowed", "where", "recall@10", "ms alone", "each", "index", "ms of 64", "each", "index"):
         table.add_column(column, justify="right")
     without = _times(candidates, query_QD, effort, None)

@@ -23,7 +23,7 @@ from export.gates import (
 )
 from export.geometry import Cone, balance_for, bias, find_cone
 from export.progress import Stage, silent
-from export.vectors import write_vectors
+from export.vectors import count_zeros, impute, write_vectors
 from retrieval.encoder import TextEncoder
 from retrieval.errors import BundleError, GateError
 from retrieval.golden import Golden, GoldenReport, record_golden, write_golden
@@ -38,6 +38,7 @@ from retrieval.manifest import (
     VECTORS,
     GoldenFacts,
     IndexFacts,
+    LabelFacts,
     Manifest,
     ModelFacts,
     Source,
@@ -113,8 +114,11 @@ def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stag
         parity = prove_parity(checkpoint, queries, encoder, label_encoder, cone)
     with stage("label vectors") as progress:
         write_vectors(checkpoint, label_encoder, model, cone, folder / VECTORS, progress)
+    with stage("labels that were not trained") as progress:
+        impute(checkpoint, model, cone, folder / VECTORS, settings.threads, progress)
     index = _build_index(checkpoint, folder, model, encoder, queries, settings, stage)
-    facts = _facts(checkpoint) | {"model": model, "parity": parity, "index": index}
+    labels = _label_facts(checkpoint, folder)
+    facts = _facts(checkpoint) | {"labels": labels, "model": model, "parity": parity, "index": index}
     return _prove_end_to_end(checkpoint, folder, facts, cone, queries, settings, stage)
 
 
@@ -178,11 +182,20 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
             recipe=checkpoint.recipe.name,
             diptych_version=version("diptych"),
         ),
-        "labels": checkpoint.labels.num_rows,
-        "trained_labels": int(checkpoint.trained_L.sum()),
         "precision": "float32",
         "classifier_weight": checkpoint.classifier_weight,
     }
+
+
+def _label_facts(checkpoint: Checkpoint, folder: Path) -> LabelFacts:
+    texts, trained = checkpoint.labels.column("text"), int(checkpoint.trained_L.sum())
+    return LabelFacts(
+        count=len(texts),
+        trained=trained,
+        imputed=len(texts) - trained if trained else 0,
+        duplicates=len(texts) - len(texts.unique()),
+        zeros=count_zeros(folder / VECTORS),
+    )
 
 
 def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> ModelFacts:

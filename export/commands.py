@@ -46,16 +46,14 @@ def _table(built: "Built") -> "Table":
 
     manifest = built.manifest
     table = Table("what", "figure", "over", title=built.name, title_justify="left", box=SIMPLE)
-    queries = f"{manifest.parity.queries:,} queries"
-    table.add_row("parity, least cosine of a query", f"{manifest.parity.query_cosine:.6f}", queries)
-    table.add_row(
-        "parity, least cosine of a label", f"{manifest.parity.label_cosine:.6f}", f"{manifest.parity.labels:,} labels"
-    )
+    parity, queries = manifest.parity, f"{manifest.index.recall_queries:,} queries"
+    over = f"{parity.queries:,} queries of up to {parity.longest_tokens:,} tokens"
+    table.add_row("parity, least cosine of a query", f"{parity.query_cosine:.6f}", over)
+    table.add_row("parity, least cosine of a label", f"{parity.label_cosine:.6f}", f"{parity.labels:,} labels")
     for effort in manifest.index.efforts:
-        how = "exact search" if effort.ef is None else f"ef {effort.ef}"
         chosen = " (default)" if effort.weight == manifest.classifier_weight else ""
         recall = f"{effort.recall_at_10:.4f}, {effort.recall_at_1:.4f}"
-        table.add_row(f"recall@10, @1 at weight {effort.weight:g}{chosen}", recall, f"{queries}, {how}")
+        table.add_row(f"recall@10, @1 at weight {effort.weight:g}{chosen}", recall, f"{queries}, ef {effort.ef}")
     if manifest.quality is not None:
         own, bundle = manifest.quality.checkpoint, manifest.quality.bundle
         for figure in ("P@1", "P@5", "PSP@5"):
@@ -64,6 +62,12 @@ def _table(built: "Built") -> "Table":
     table.add_row(
         "golden answers, overlap@10", f"{built.golden.overlap_at_10:.4f}", f"{built.golden.queries:,} queries"
     )
-    table.add_row("labels (trained)", f"{manifest.labels:,} ({manifest.trained_labels:,})", "")
+    labels = manifest.labels
+    table.add_row(
+        "labels", f"{labels.count:,}", f"{labels.trained:,} trained, {labels.imputed:,} from their neighbours"
+    )
+    for kind, many in (("text of an earlier label", labels.duplicates), ("vector of length zero", labels.zeros)):
+        if many:
+            table.add_row(f"labels with the {kind}", f"{many:,}", "")
     table.add_row("size", f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:,.1f} MB", "")
     return table

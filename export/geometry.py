@@ -65,13 +65,18 @@ def find_cone(checkpoint: Checkpoint) -> Cone:
 def classifier_halves(checkpoint: Checkpoint, start: int, stop: int) -> Halves:
     """[N(ψ) ; √b·p] of the labels from `start` to `stop`.
 
-    N(ψ) is zero where the row never moved, p where there is no training positive.
+    N(ψ) is zero where the row was not trained, p where there is no training positive.
     """
     rows_NC = checkpoint.model.classifier_rows()[start:stop].detach().float()
     unit_NC: Halves = torch.nn.functional.normalize(rows_NC, dim=-1).numpy()
     unit_NC = unit_NC * checkpoint.trained_L[start:stop, None]
-    bias_N = bias(checkpoint) * popularity(checkpoint.positives_L)[start:stop]
-    return np.concatenate([unit_NC, bias_N[:, None].astype(np.float32)], axis=1)
+    return with_bias(checkpoint, unit_NC, np.arange(start, min(stop, checkpoint.labels.num_rows)))
+
+
+def with_bias(checkpoint: Checkpoint, rows_NC: Halves, label_N: NDArray[np.int64]) -> Halves:
+    """Rows of the classifier's own width, those of the labels `label_N`, with √b·p behind each."""
+    bias_N = bias(checkpoint) * popularity(checkpoint.positives_L)[label_N]
+    return np.concatenate([rows_NC, bias_N[:, None].astype(np.float32)], axis=1)
 
 
 def bias(checkpoint: Checkpoint) -> float:

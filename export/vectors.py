@@ -1,19 +1,23 @@
 """[√(1−b)·N(g1 Φ(z)) ; √b·classifier half] for every label, the latter shrunk along its cone, a chunk at a time.
 
-Shapes: L labels, B labels of a chunk, D vector width.
+Shapes: L labels, U untrained ones, B labels of a chunk, D vector width, C width of the classifier half.
 """
 
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from export.geometry import LABELS_A_CHUNK, Cone, classifier_halves
+from export.geometry import LABELS_A_CHUNK, Cone, classifier_halves, with_bias
 from export.progress import Progress
 from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
 from retrieval.manifest import ModelFacts
 from training.checkpoint import Checkpoint
+from training.imputation import imputed_rows
+
+Vectors = NDArray[np.float32]
 
 
 def write_vectors(
@@ -21,8 +25,8 @@ def write_vectors(
 ) -> None:
     """Encode the label texts with the bundle's own label encoder.
 
-    Memory is that of one chunk, whatever the number of labels. A label without a training positive has a zero
-    classifier half. Raises GateError for a vector that is not finite.
+    Memory is that of one chunk, whatever the number of labels. A label that was not trained has a zero classifier half,
+    until `impute` gives it one. Raises GateError for a vector that is not finite.
     """
     n_labels, scale_D = checkpoint.labels.num_rows, facts.label_scale()
     vectors_LD: np.memmap[Any, np.dtype[np.float32]]
@@ -41,3 +45,27 @@ def write_vectors(
             )
         progress(stop, n_labels)
     vectors_LD.flush()
+
+
+def impute(
+    checkpoint: Checkpoint, facts: ModelFacts, cone: Cone, path: Path, threads: int | None, progress: Progress
+) -> None:
+    """Give each label that was not trained the classifier half that `training.imputation` takes from its neighbours."""
+    vectors_LD: Vectors = np.load(path, mmap_mode="r+", allow_pickle=False)
+    dual_dim, scale_C = facts.dual_dim, facts.label_scale()[facts.dual_dim :]
+    label_U = np.flatnonzero(~checkpoint.trained_L)
+    rows_UC = imputed_rows(
+        vectors_LD[:, :dual_dim], checkpoint.model.classifier_rows(), checkpoint.trained_L, threads, progress
+    ).numpy()
+    for start in range(0, len(label_U), LABELS_A_CHUNK):
+        label_B = label_U[start : start + LABELS_A_CHUNK]
+        half_BC = with_bias(checkpoint, rows_UC[start : start + LABELS_A_CHUNK], label_B)
+        vectors_LD[label_B, dual_dim:] = cone.shrink_labels(half_BC) * scale_C
+    vectors_LD.flush()  # type: ignore[attr-defined]  # a memmap
+
+
+def count_zeros(path: Path) -> int:
+    """How many labels have a vector of length zero: nothing is known of them, and every query gives them score 0."""
+    vectors_LD: Vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+    chunks = range(0, len(vectors_LD), LABELS_A_CHUNK)
+    return sum(int((~vectors_LD[start : start + LABELS_A_CHUNK].any(axis=1)).sum()) for start in chunks)

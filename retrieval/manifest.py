@@ -45,6 +45,21 @@ class FileEntry(_Part):
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
+class LabelFacts(_Part):
+    """How many labels there are, and how many of them are of the kinds that are easily handled by accident.
+
+    The classifier learned `trained` ones; to `imputed` ones it was extended from their nearest trained neighbours. The
+    texts of `duplicates` stand in an earlier row as well: they are found together, equal scores in the order of rows.
+    `zeros` have a vector of length zero: every query gives them score 0.
+    """
+
+    count: Count
+    trained: Annotated[int, Field(ge=0)]
+    imputed: Annotated[int, Field(ge=0)]
+    duplicates: Annotated[int, Field(ge=0)]
+    zeros: Annotated[int, Field(ge=0)]
+
+
 class Source(_Part):
     """Where the bundle comes from."""
 
@@ -97,13 +112,10 @@ class ModelFacts(_Part):
 
 
 class Effort(_Part):
-    """How hard to search at one weight: `ef` candidates, or None for exact search.
-
-    The recalls are what the index reached, with `ef` or, where exact search is needed, at the most it was tried with.
-    """
+    """How hard to search at one weight: `ef` candidates, and the recalls that the index reached with them."""
 
     weight: Share
-    ef: Count | None
+    ef: Count
     recall_at_10: Share
     recall_at_1: Share
 
@@ -124,20 +136,21 @@ class IndexFacts(_Part):
             raise ValueError(f"efforts must rise from weight 0 to weight 1, not {weights}")
         return self
 
-    def effort(self, weight: float) -> int | None:
-        """Candidates to ask for at `weight`, None for exact search; between measured weights the harder one counts."""
+    def effort(self, weight: float) -> int:
+        """Candidates to ask for at `weight`; between measured weights the harder one counts."""
         below = max((one for one in self.efforts if one.weight <= weight), key=lambda one: one.weight)
         above = min((one for one in self.efforts if one.weight >= weight), key=lambda one: one.weight)
-        return None if below.ef is None or above.ef is None else max(below.ef, above.ef)
+        return max(below.ef, above.ef)
 
 
 class Parity(_Part):
-    """The least cosine between the checkpoint's vectors and the ONNX encoders', over real texts."""
+    """The least cosine between the checkpoint's vectors and the ONNX encoders', over real texts of up to so many tokens."""
 
     queries: Annotated[int, Field(ge=0)]
     query_cosine: Annotated[float, Field(ge=-1.0, le=1.001)]
     labels: Annotated[int, Field(ge=0)]
     label_cosine: Annotated[float, Field(ge=-1.0, le=1.001)]
+    longest_tokens: Count
 
 
 class Quality(_Part):
@@ -162,8 +175,7 @@ class Manifest(_Part):
     format_version: Literal[1]
     created: str
     source: Source
-    labels: Count
-    trained_labels: Annotated[int, Field(ge=0)]
+    labels: LabelFacts
     precision: Literal["float32"]
     classifier_weight: Share
     model: ModelFacts

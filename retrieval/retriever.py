@@ -7,7 +7,8 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from functools import lru_cache
+from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -28,6 +29,7 @@ from retrieval.store import Store, lease
 
 QUERIES_A_PASS = 256
 NO_ROW = -1  # behind the last answer of a query that has fewer than K
+WEIGHTS_REMEMBERED = 64
 RESCORED_BEYOND_K = 16  # equal scores around place k must all be seen to be ordered by row
 
 # rows, scores, dual-encoder shares, classifier shares
@@ -91,6 +93,9 @@ class Retriever:
         self.vectors_LD = vectors_LD
         self._held = held
         self._attributes = Attributes(labels.table)
+        self._question = lru_cache(WEIGHTS_REMEMBERED)(
+            lambda weight: (manifest.model.query_scale(weight), manifest.index.effort(weight))
+        )
         self._candidates: Candidates | None = Candidates(index, ExactIndex(vectors_LD, threads))
 
     @classmethod
@@ -105,12 +110,12 @@ class Retriever:
         folder = _bundle_folder(Path(path)).resolve()
         held = lease(folder)
         manifest = verify_bundle(folder, trusted)
-        model, size = manifest.model, manifest.labels
+        model, size = manifest.model, manifest.labels.count
         labels = LabelTable.open(folder / LABELS)
         if len(labels) != size:
             raise BundleError(f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again.")
         vectors_LD = _map_vectors(folder / VECTORS, (size, model.dim))
-        ef = min((effort.ef for effort in manifest.index.efforts if effort.ef is not None), default=10)
+        ef = min(effort.ef for effort in manifest.index.efforts)
         index = HnswIndex.load(folder / INDEX, model.dim, size, ef, threads)
         encoder = TextEncoder.open(
             folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=threads, provider=provider
@@ -175,17 +180,15 @@ class Retriever:
 
     def hits(self, ranking: Ranking) -> list[list[Hit]]:
         """The label table's rows for a ranking."""
-        found = iter(self.labels.take(ranking.rows_QK[ranking.rows_QK != NO_ROW]))
-        shares = zip(
-            (ranking.rows_QK != NO_ROW).sum(axis=1).tolist(), ranking.scores_QK.tolist(), ranking.dual_QK.tolist(),
-            ranking.classifier_QK.tolist(), strict=True,
-        )  # fmt: skip
+        rows_QK = [[row for row in rows_K if row != NO_ROW] for rows_K in ranking.rows_QK.tolist()]
+        labels = self.labels.records(list(chain.from_iterable(rows_QK)))
+        shares = (ranking.scores_QK.tolist(), ranking.dual_QK.tolist(), ranking.classifier_QK.tolist())
         return [
             [
-                Hit(label.pop("id"), label.pop("text"), score, dual, classifier, label)
-                for label, score, dual, classifier in zip(islice(found, count), *shares_K)  # noqa: B905  # to the shortest
+                Hit(id_, text, score, dual, classifier, attributes)
+                for (id_, text, attributes), score, dual, classifier in zip(islice(labels, len(rows_K)), *shares_K)  # noqa: B905  # rows may be fewer
             ]
-            for count, *shares_K in shares
+            for rows_K, *shares_K in zip(rows_QK, *shares, strict=True)
         ]
 
     def encode(self, queries: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -224,31 +227,27 @@ class Retriever:
         self, vectors_QD: NDArray[np.float32], k: int, weight: float, allowed: Allowed | None, exact: bool
     ) -> Scored:
         assert self._candidates is not None, "the encoder was open"
-        k = min(k, self.manifest.labels if allowed is None else allowed.count)
-        effort = None if exact else self.manifest.index.effort(weight)
-        scale_D = self.manifest.model.query_scale(weight)
+        k = min(k, self.manifest.labels.count if allowed is None else allowed.count)
+        scale_D, effort = self._question(weight)
         parts = []
         for start in range(0, max(len(vectors_QD), 1), QUERIES_A_PASS):
             query_QD = vectors_QD[start : start + QUERIES_A_PASS] * scale_D
-            rows_QC = self._candidates.find(query_QD, k + RESCORED_BEYOND_K, effort, allowed)
+            rows_QC = self._candidates.find(query_QD, k + RESCORED_BEYOND_K, None if exact else effort, allowed)
             parts.append(self._rescore(query_QD, rows_QC, k))
+        if len(parts) == 1:
+            return parts[0]
         rows, scores, dual, classifier = zip(*parts, strict=True)
         return np.concatenate(rows), np.concatenate(scores), np.concatenate(dual), np.concatenate(classifier)
 
     def _rescore(self, query_QD: NDArray[np.float32], rows_QC: NDArray[np.int64], k: int) -> Scored:
         """The k best candidates by exact score, equal scores in the order of their rows; and the two shares of each."""
         dual_dim = self.manifest.model.dual_dim
-        label_QCD = self.vectors_LD[rows_QC]
-        dual_QC = np.matmul(label_QCD[:, :, :dual_dim], query_QD[:, :dual_dim, None])[:, :, 0].astype(np.float64)
-        classifier_QC = np.matmul(label_QCD[:, :, dual_dim:], query_QD[:, dual_dim:, None])[:, :, 0].astype(np.float64)
-        scores_QC = dual_QC + classifier_QC
-        order_QK = np.lexsort((rows_QC, -scores_QC))[:, :k]
-        return (
-            np.take_along_axis(rows_QC, order_QK, 1),
-            np.take_along_axis(scores_QC, order_QK, 1),
-            np.take_along_axis(dual_QC, order_QK, 1),
-            np.take_along_axis(classifier_QC, order_QK, 1),
-        )
+        label_QCD, shares_2QC = self.vectors_LD[rows_QC], np.empty((2, *rows_QC.shape))
+        for share_QC, half in zip(shares_2QC, (slice(None, dual_dim), slice(dual_dim, None)), strict=True):
+            np.matmul(label_QCD[:, :, half], query_QD[:, half, None], out=share_QC[:, :, None])
+        scores_QC = shares_2QC[0] + shares_2QC[1]
+        best_QK = (np.arange(len(rows_QC))[:, None], np.lexsort((rows_QC, -scores_QC))[:, :k])
+        return rows_QC[best_QK], scores_QC[best_QK], *shares_2QC[:, *best_QK]
 
 
 def _bundle_folder(path: Path) -> Path:
@@ -271,7 +270,7 @@ def _map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
         raise BundleError(f"{path} is not an array of numbers ({error}). Export the bundle again.") from error
     if vectors_LD.shape != shape or vectors_LD.dtype != np.float32 or not vectors_LD.flags.c_contiguous:
         raise BundleError(f"{path} holds {vectors_LD.dtype} of shape {vectors_LD.shape}, not float32 of {shape}.")
-    return vectors_LD
+    return np.asarray(vectors_LD)  # still the mapped file; numpy's class for it makes every look-up dearer
 
 
 def _check_search(k: int, weight: float, min_score: float | None) -> None:

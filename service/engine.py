@@ -131,7 +131,7 @@ def open_engine(
             f"score is off by {golden.score_deviation:.2g}. Export it on this kind of machine."
         )
     manifest = retriever.manifest
-    opened = (manifest.labels, retriever.dim, manifest.model.bytes_per_token, time.perf_counter() - started)
+    opened = (manifest.labels.count, retriever.dim, manifest.model.bytes_per_token, time.perf_counter() - started)
     return engine, pack_json(Kind.READY, opened)
 
 

@@ -33,7 +33,7 @@ from torch import Tensor
 
 from retrieval.errors import CheckpointError
 from training.data.dataset import Split
-from training.evaluation import Blend, Figures
+from training.evaluation import Blend, Figures, learned
 from training.model import TransformerEncoder, UnifiedModel, empty_model
 from training.recipe import Recipe
 from training.tally import Tally
@@ -207,7 +207,7 @@ def save_best(
     `positives_L` counts each label's training positives. A label whose row has never moved (its positives were never
     sampled) counts as not trained.
     """
-    trained_L = (positives_L > 0) & model.classifier_rows().any(dim=1).cpu().numpy()
+    trained_L = learned(model.classifier_rows(), positives_L)
     tensors = {
         n: t.detach().cpu().contiguous() for n, t in model.answering_state().items() if not n.endswith(OPTIMIZER_STATE)
     }

@@ -22,6 +22,7 @@ from torch import Tensor
 from retrieval import metrics
 from retrieval.metrics import KS
 from training.data.ragged import Ragged
+from training.imputation import imputed_rows
 from training.model import UnifiedModel
 from training.tokens import TokenizedTexts
 
@@ -37,7 +38,7 @@ Figures = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Vectors:
-    """Unit-length halves of queries or labels: dual [·, D], classifier [·, C] (zero for a label never trained)."""
+    """Halves of queries or labels, dual [·, D] and classifier [·, C], of unit length; an imputed one is shorter."""
 
     dual: Tensor
     classifier: Tensor
@@ -81,6 +82,12 @@ def popularity(positives_L: NDArray[np.int64]) -> NDArray[np.float32]:
     return log_L / max(float(log_L.max(initial=0.0)), 1e-6)
 
 
+def learned(classifier_LC: Tensor, positives_L: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of L labels had a training positive and a row ψ that moved: some positives are never sampled."""
+    moved_L: NDArray[np.bool_] = classifier_LC.any(dim=1).cpu().numpy()
+    return moved_L & (positives_L > 0)
+
+
 @torch.inference_mode()
 def encode_queries(model: UnifiedModel, tokens: TokenizedTexts, device: torch.device) -> Vectors:
     """Both halves of every text, in the order of the texts, float32."""
@@ -98,14 +105,17 @@ def encode_queries(model: UnifiedModel, tokens: TokenizedTexts, device: torch.de
 def encode_labels(
     model: UnifiedModel, tokens: TokenizedTexts, positives_L: NDArray[np.int64], device: torch.device
 ) -> LabelVectors:
-    """Dual half of every label text and N(ψ); a label that was never a training positive has a zero classifier half."""
+    """Dual half of every label text, and N(ψ); of labels that were never learned what `imputation` says instead."""
     dual_LD = torch.empty(len(tokens), model.dual_dim, device=device)
     for rows, batch in tokens.batches_by_length(TEXTS_A_BATCH):
         batch = batch.to(device)
         at = torch.from_numpy(rows).to(device)
         dual_LD[at] = model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT).float()
-    known_L1 = torch.from_numpy(positives_L > 0).to(device).unsqueeze(1)
-    classifier_LC = F.normalize(model.classifier_rows().float(), dim=-1) * known_L1
+    rows_LC = model.classifier_rows()
+    trained_L = learned(rows_LC, positives_L)
+    classifier_LC = F.normalize(rows_LC.float(), dim=-1)
+    untrained_U = torch.from_numpy(np.flatnonzero(~trained_L)).to(device)
+    classifier_LC[untrained_U] = imputed_rows(dual_LD.cpu().numpy(), rows_LC, trained_L, torch.get_num_threads())
     return LabelVectors(dual_LD, classifier_LC, torch.from_numpy(popularity(positives_L)).to(device))
 
 

@@ -11,12 +11,13 @@ from export.build import export as build
 from export.gates import measure_quality
 from export.geometry import Cone
 from retrieval.errors import BundleError, CheckpointError, GateError
-from retrieval.manifest import Quality
+from retrieval.manifest import LabelFacts, Quality
 from retrieval.retriever import Retriever
 from retrieval.store import Store
 from tests.support.checkpoints import N_LABELS, make_checkpoint
 from tests.support.command import run
 from training.checkpoint import Checkpoint, load_checkpoint
+from training.imputation import imputed_rows
 
 
 @pytest.fixture(scope="module")
@@ -44,12 +45,17 @@ def retriever(store: Store) -> Retriever:
 def test_the_manifest_says_what_was_proved(retriever: Retriever, opened: Checkpoint) -> None:
     """If it fails, a bundle exists without the proofs that its manifest should record."""
     manifest = retriever.manifest
-    assert (manifest.labels, manifest.trained_labels) == (N_LABELS, int(opened.trained_L.sum()))
+    trained = int(opened.trained_L.sum())
+    assert manifest.labels == LabelFacts(
+        count=N_LABELS, trained=trained, imputed=N_LABELS - trained, duplicates=0, zeros=0
+    )
     assert manifest.classifier_weight == opened.classifier_weight
     assert min(manifest.parity.query_cosine, manifest.parity.label_cosine) >= 0.9999
-    assert (manifest.parity.queries, manifest.parity.labels) == (120, N_LABELS)
+    assert (manifest.index.recall_queries, manifest.parity.labels) == (120, N_LABELS)
+    assert manifest.parity.queries > 120, "no query was as long as a query may be"
+    assert manifest.parity.longest_tokens == opened.max_tokens
     assert {0.0, 0.25, 0.5, 0.75, 1.0, opened.classifier_weight} == {one.weight for one in manifest.index.efforts}
-    assert all(one.recall_at_10 >= 0.99 for one in manifest.index.efforts if one.ef is not None)
+    assert all(one.recall_at_10 >= 0.99 for one in manifest.index.efforts)
     assert manifest.quality is not None
     for figure in ("P@1", "P@5"):
         assert manifest.quality.checkpoint[figure] == pytest.approx(opened.metrics["unified"][figure], abs=1e-6)
@@ -58,7 +64,7 @@ def test_the_manifest_says_what_was_proved(retriever: Retriever, opened: Checkpo
 
 
 def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: Checkpoint) -> None:
-    """If it fails, a label is found by another label's vector, or an untrained one by noise."""
+    """If it fails, a label is found by another label's vector, or an untrained one by none or by noise."""
     dual_dim = opened.model.dual_dim
     halves_LD = retriever.vectors_LD / retriever.manifest.model.label_scale()
     psi_LC = opened.model.classifier_rows().numpy()
@@ -68,6 +74,9 @@ def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: C
     popularity_L = np.log1p(opened.positives_L) / np.log1p(opened.positives_L.max())
     half_LC = np.column_stack([unit_LC, np.sqrt(opened.blend.popularity) * popularity_L])
     direction_C = half_LC.sum(axis=0) / np.linalg.norm(half_LC.sum(axis=0))
+    half_LC[~opened.trained_L, :-1] = imputed_rows(
+        halves_LD[:, :dual_dim], opened.model.classifier_rows(), opened.trained_L
+    )
     shrunk_LC = half_LC - (1 - retriever.manifest.model.cone_shrink) * np.outer(half_LC @ direction_C, direction_C)
     np.testing.assert_allclose(halves_LD[:, dual_dim:], shrunk_LC, atol=1e-5)
     assert retriever.manifest.model.classifier_dim == opened.model.classifier_dim + 1

@@ -93,19 +93,6 @@ def test_an_answer_does_not_depend_on_its_batch(retriever: Retriever) -> None:
         np.testing.assert_allclose(alone.scores_QK[0], together.scores_QK[place], atol=1e-6)
 
 
-def test_a_weight_that_needs_exact_search_gets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, a weight whose recall is known to be too low is still searched through the index."""
-    retriever = Retriever.open(make_bundle(tmp_path / "half", efforts=(32, 32, None)))
-    asked: list[float] = []
-    index = retriever._candidates._index  # type: ignore[union-attr]
-    search = index.search
-    monkeypatch.setattr(index, "search", lambda query, k: asked.append(k) or search(query, k))
-    retriever.search(QUERIES, 5, weight=0.9)
-    assert asked == []
-    retriever.search(QUERIES, 5, weight=0.2)
-    assert asked == [32]
-
-
 def test_many_threads_get_the_same_answers(retriever: Retriever) -> None:
     """If it fails, concurrent searches see each other's state."""
     expected = [retriever.search([query], 10) for query in QUERIES]
