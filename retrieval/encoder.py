@@ -67,14 +67,7 @@ class TextEncoder:
         started = time.perf_counter()
         ids = self.tokenize(texts)
         tokenized = time.perf_counter()
-        vectors_BD = np.empty((len(ids), self.dim), np.float32)
-        if len(ids) <= TEXTS_A_RUN:
-            runs = [np.arange(len(ids))] if ids else []
-        else:
-            order_B = np.argsort([len(one) for one in ids], kind="stable")
-            runs = [order_B[start : start + TEXTS_A_RUN] for start in range(0, len(ids), TEXTS_A_RUN)]
-        for run in runs:
-            vectors_BD[run] = self._run([ids[place] for place in run])
+        vectors_BD = self._run(ids) if 0 < len(ids) <= TEXTS_A_RUN else self._in_runs(ids)
         return Encoded(vectors_BD, tokenized - started, time.perf_counter() - tokenized)
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
@@ -84,13 +77,19 @@ class TextEncoder:
         encodings = self._tokenizer.encode_batch_fast([text[:cap] for text in texts])
         return [encoding.ids or [self._facts.unknown_id] for encoding in encodings]
 
+    def _in_runs(self, ids: list[list[int]]) -> NDArray[np.float32]:
+        vectors_BD = np.empty((len(ids), self.dim), np.float32)
+        order_B = np.argsort([len(one) for one in ids], kind="stable")
+        for start in range(0, len(ids), TEXTS_A_RUN):
+            run = order_B[start : start + TEXTS_A_RUN]
+            vectors_BD[run] = self._run([ids[place] for place in run])
+        return vectors_BD
+
     def _run(self, ids: list[list[int]]) -> NDArray[np.float32]:
-        longest = max(len(one) for one in ids)
-        ids_BT = np.full((len(ids), longest), self._facts.pad_id, np.int64)
-        mask_BT = np.zeros((len(ids), longest), np.int64)
-        for row, one in enumerate(ids):
-            ids_BT[row, : len(one)] = one
-            mask_BT[row, : len(one)] = 1
+        length_B = [len(one) for one in ids]
+        longest, pad = max(length_B), [self._facts.pad_id]
+        ids_BT = np.array([one + pad * (longest - len(one)) for one in ids], np.int64)
+        mask_BT = (np.arange(longest) < np.array(length_B)[:, None]).astype(np.int64)
         vectors_BD: NDArray[np.float32] = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})[0]
         return vectors_BD
 

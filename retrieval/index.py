@@ -86,6 +86,7 @@ class HnswIndex:
         """Wrap a filled hnswlib.Index; callers use `build` or `load`."""
         index.set_ef(ef)
         self._index = index
+        self.size, self.dim = int(index.get_current_count()), int(index.dim)
         self._threads = threads or available_cores()
         self.ef = ef
 
@@ -126,14 +127,6 @@ class HnswIndex:
             raise BundleError(f"{path}: hnswlib cannot read this index ({error}). Export the bundle again.") from error
         return cls(index, ef, threads)
 
-    @property
-    def size(self) -> int:
-        return int(self._index.get_current_count())
-
-    @property
-    def dim(self) -> int:
-        return int(self._index.dim)
-
     def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
         """Rows and inner products of min(k, size) near vectors for each query, best first. Raises BadInput.
 
@@ -145,7 +138,7 @@ class HnswIndex:
         except RuntimeError:
             # One query found fewer than k (a part of the graph cannot be reached) and hnswlib gives up the whole batch.
             return _search_blocks(query_QD, k, self._blocks, self._threads)
-        return rows_QK.astype(np.int64), 1.0 - distance_QK
+        return rows_QK.view(np.int64), 1.0 - distance_QK
 
     def save(self, path: Path) -> None:
         """Write the index file; raises BundleError when it is not whole, which hnswlib does not notice itself."""

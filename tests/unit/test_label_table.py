@@ -22,6 +22,24 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
     assert labels.ids(np.array([1, 0])) == ["b", "a"]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
+def test_texts_of_any_alphabet_and_length_come_back_whole(tmp_path: Path, kind: pa.DataType) -> None:
+    """If it fails, a text is cut within a letter, or takes the beginning of the next label's."""
+    texts = ["Zürich", "", "靴", "a" * 1000, "🥾 shoes"]
+    table = pa.table({"id": pa.array(["b", "a", "", "d", "e"], kind), "text": pa.array(texts, kind)})
+    write_labels(tmp_path / "labels.arrow", table)
+    labels = LabelTable.open(tmp_path / "labels.arrow")
+    assert labels.take(np.arange(5)) == table.to_pylist()
+    assert list(labels.records([4, 1])) == [("e", "🥾 shoes", {}), ("a", "", {})]
+    assert LabelTable(labels.table.slice(1, 3)).take(np.array([2, 0])) == table.slice(1, 3).take([2, 0]).to_pylist()
+
+
+def test_no_rows_give_no_labels(tmp_path: Path) -> None:
+    """If it fails, a search that finds nothing ends in a traceback where labels have attributes."""
+    table = pa.table({"id": ["a"], "text": ["A"], "year": [2020], "tags": [["x"]]})
+    assert LabelTable(table).take(np.array([], np.int64)) == []
+
+
 def test_a_table_of_many_chunks_is_read_alike(tmp_path: Path) -> None:
     """If it fails, label tables that were written in pieces answer with the wrong rows."""
     pieces = [pa.table({"id": [f"{n}"], "text": [f"text {n}"]}) for n in range(20)]
