@@ -7,16 +7,17 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Self, cast
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
-from retrieval.errors import BadInput, BundleError
+from retrieval.errors import BadInput, BundleError, in_a_line
 from retrieval.index import available_cores
 from retrieval.manifest import ModelFacts
+from retrieval.model_file import check_model_file
 
 TEXTS_A_RUN = 64
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -35,11 +36,17 @@ class TextEncoder:
     """One ONNX encoder of a bundle with its tokenizer; safe to use from several threads."""
 
     def __init__(
-        self, tokenizer: Tokenizer, session: onnxruntime.InferenceSession, facts: ModelFacts, dim: int
+        self,
+        tokenizer: Tokenizer,
+        session: onnxruntime.InferenceSession,
+        facts: ModelFacts,
+        dim: int,
+        files: tuple[Path, Path],
     ) -> None:
-        """Join parts that `open` has checked."""
+        """Join parts that `open` has checked; `files` are those of the tokenizer and the model."""
         self._tokenizer = tokenizer
         self._session = session
+        self._files = files
         self._facts = facts
         self.dim = dim
 
@@ -58,9 +65,12 @@ class TextEncoder:
         try:
             loaded = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # tokenizers raises Exception itself for every kind of bad file
-            raise BundleError(f"{tokenizer} is not a tokenizer ({error}). Export the bundle again.") from error
+            raise BundleError(
+                f"{tokenizer} is not a tokenizer ({in_a_line(error)}). Export the bundle again."
+            ) from error
         loaded.no_padding()  # padding is ours: to the longest text of the batch
-        return cls(loaded, _open_session(model, dim, threads or available_cores(), provider), facts, dim)
+        session = _open_session(model, dim, threads or available_cores(), provider)
+        return cls(loaded, session, facts, dim, (tokenizer, model))
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Encode texts in runs of similar length, so that a long one does not make every other one long."""
@@ -74,7 +84,12 @@ class TextEncoder:
         """Token ids of each text, at least one each."""
         # encode_batch releases the GIL, encode does not; a cap on characters bounds the work of one text.
         cap = self._facts.max_characters
-        encodings = self._tokenizer.encode_batch_fast([text[:cap] for text in texts])
+        try:
+            encodings = self._tokenizer.encode_batch_fast([text[:cap] for text in texts])
+        except Exception as error:  # as in `open`
+            raise BundleError(
+                f"{self._files[0]} fails on a text ({in_a_line(error)}). Export the bundle again."
+            ) from error
         return [encoding.ids or [self._facts.unknown_id] for encoding in encodings]
 
     def _in_runs(self, ids: list[list[int]]) -> NDArray[np.float32]:
@@ -90,8 +105,17 @@ class TextEncoder:
         longest, pad = max(length_B), [self._facts.pad_id]
         ids_BT = np.array([one + pad * (longest - len(one)) for one in ids], np.int64)
         mask_BT = (np.arange(longest) < np.array(length_B)[:, None]).astype(np.int64)
-        vectors_BD: NDArray[np.float32] = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})[0]
-        return vectors_BD
+        try:
+            vectors_BD = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})[0]
+        except Exception as error:  # ONNX Runtime's errors share no narrower class
+            raise BundleError(
+                f"{self._files[1]} fails on a text ({in_a_line(error)}). Export the bundle again."
+            ) from error
+        if vectors_BD.shape != (len(ids), self.dim):
+            raise BundleError(
+                f"{self._files[1]} gives {vectors_BD.shape} where {len(ids), self.dim} is needed. Export it again."
+            )
+        return cast(NDArray[np.float32], vectors_BD)
 
 
 def _open_session(model: Path, dim: int, threads: int, provider: str) -> onnxruntime.InferenceSession:
@@ -101,10 +125,13 @@ def _open_session(model: Path, dim: int, threads: int, provider: str) -> onnxrun
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn whole cores
     options.log_severity_level = 3
+    check_model_file(model)
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's errors share no narrower class
-        raise BundleError(f"{model} is not a model that ONNX Runtime can read ({error}). Export it again.") from error
+        raise BundleError(
+            f"{model} is not a model that ONNX Runtime can read ({in_a_line(error)}). Export it again."
+        ) from error
     if session.get_providers()[0] != wanted:
         raise BadInput(f"ONNX Runtime could not start {provider!r} and fell back to {session.get_providers()[0]}.")
     inputs = {one.name: one.type for one in session.get_inputs()}

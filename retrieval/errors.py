@@ -31,3 +31,8 @@ class BundleError(DiptychError):
 
 class GateError(DiptychError):
     """A bundle did not prove what it must before it gets its name."""
+
+
+def in_a_line(said: object) -> str:
+    """What a library says of an error, without its line breaks and its full stop: to stand inside a sentence."""
+    return " ".join(str(said).split()).rstrip(".")

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from retrieval.errors import BundleError
-from retrieval.manifest import GOLDEN
+from retrieval.errors import BadInput, BundleError, in_a_line
+from retrieval.manifest import GOLDEN, Share, first_fault
 
 if TYPE_CHECKING:
     from retrieval.retriever import Ranking, Retriever
@@ -20,19 +20,25 @@ K = 10
 class GoldenAnswer(BaseModel):
     """One query's answer: label ids, best first, and their scores."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     query: str
-    ids: tuple[str, ...]
+    ids: Annotated[tuple[str, ...], Field(max_length=K)]
     scores: tuple[float, ...]
+
+    @model_validator(mode="after")
+    def _a_score_for_each_label(self) -> Self:
+        if len(self.ids) != len(self.scores):
+            raise ValueError(f"{len(self.ids)} labels have {len(self.scores)} scores")
+        return self
 
 
 class Golden(BaseModel):
     """golden.json."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    weight: float
+    weight: Share
     answers: tuple[GoldenAnswer, ...]
 
 
@@ -69,28 +75,37 @@ def read_golden(folder: Path) -> Golden:
     path = folder / GOLDEN
     try:
         return Golden.model_validate_json(path.read_bytes())
-    except (ValidationError, OSError) as error:
-        raise BundleError(f"{path} does not hold golden answers ({error}). Export the bundle again.") from error
+    except ValidationError as error:
+        raise BundleError(
+            f"{path} does not hold golden answers ({first_fault(error)}). Export the bundle again."
+        ) from error
 
 
 def check_golden(retriever: "Retriever") -> GoldenReport:
     """Ask the golden queries again; `passed` says whether the manifest's tolerances are met."""
     golden, facts = read_golden(retriever.folder), retriever.manifest.golden
     queries = [answer.query for answer in golden.answers]
-    ranking = retriever.search_rows(queries, K, weight=golden.weight)
-    overlaps, deviation = [], 0.0
+    path = retriever.folder / GOLDEN
+    if len(queries) != facts.queries:
+        raise BundleError(f"{path} holds {len(queries)} answers, the manifest {facts.queries}. Export it again.")
+    try:
+        ranking = retriever.search_rows(queries, K, weight=golden.weight)
+    except BadInput as error:
+        raise BundleError(f"{path} cannot be asked ({in_a_line(error)}). Export the bundle again.") from error
+    overlaps, deviations = [], [0.0]
     for before, now in zip(golden.answers, _answers(retriever, queries, ranking), strict=True):
         expected, found = (dict(zip(one.ids, one.scores, strict=True)) for one in (before, now))
         common = expected.keys() & found.keys()
         overlaps.append(len(common) / max(len(expected), 1))
-        deviation = max([deviation, *(abs(expected[label] - found[label]) for label in common)])
+        deviations += [abs(expected[label] - found[label]) for label in common]
     overlap = float(np.mean(overlaps)) if overlaps else 1.0
+    deviation = float(np.max(deviations))  # NaN where a score is none, which passes no comparison
     passed = overlap >= facts.overlap_at_10 and deviation <= facts.score_tolerance
     return GoldenReport(len(overlaps), overlap, deviation, passed)
 
 
 def _answers(retriever: "Retriever", queries: Sequence[str], ranking: "Ranking") -> tuple[GoldenAnswer, ...]:
     return tuple(
-        GoldenAnswer(query=query, ids=tuple(retriever.labels.ids(rows_K)), scores=tuple(scores_K.tolist()))
-        for query, rows_K, scores_K in zip(queries, ranking.rows_QK, ranking.scores_QK, strict=True)
+        GoldenAnswer.model_construct(query=query, ids=tuple(retriever.labels.ids(rows_K)), scores=tuple(scores_K))
+        for query, rows_K, scores_K in zip(queries, ranking.rows_QK, ranking.scores_QK.tolist(), strict=True)
     )

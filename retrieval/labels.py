@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from retrieval.errors import BundleError
+from retrieval.errors import BundleError, in_a_line
 
 
 class LabelTable:
@@ -24,8 +24,9 @@ class LabelTable:
         try:
             # The mapping stays alive as long as the table refers to it.
             table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise BundleError(f"{path} is not an Arrow file ({error}). Export the bundle again.") from error
+            table.validate(full=True)  # Arrow trusts every offset of a text or list in what it reads
+        except (pa.ArrowException, OSError) as error:
+            raise BundleError(f"{path} is not an Arrow file ({in_a_line(error)}). Export the bundle again.") from error
         for name in ("id", "text"):
             column = table.schema.get_field_index(name)
             if column < 0 or not _is_text(table.schema.field(column).type) or table.column(column).null_count:

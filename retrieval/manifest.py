@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from retrieval.errors import BundleError
+from retrieval.errors import BundleError, in_a_line
 from retrieval.index import available_cores
 from retrieval.signatures import SIGNATURE, check_signature
 
@@ -30,7 +30,9 @@ TOKENIZER, QUERY_ENCODER, LABEL_ENCODER = "tokenizer.json", "query_encoder.onnx"
 INDEX, VECTORS, LABELS, GOLDEN = "index.hnsw", "vectors.npy", "labels.arrow", "golden.json"
 REQUIRED = (TOKENIZER, QUERY_ENCODER, LABEL_ENCODER, INDEX, VECTORS, LABELS, GOLDEN)
 
-Count = Annotated[int, Field(ge=1)]
+MOST = (1 << 31) - 1  # of anything that is counted: what a reader allocates or loops over must have a bound
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Whole = Annotated[int, Field(ge=0, le=MOST)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
@@ -41,7 +43,7 @@ class _Part(BaseModel):
 class FileEntry(_Part):
     """What one file must be."""
 
-    bytes: Annotated[int, Field(ge=0)]
+    bytes: Annotated[int, Field(ge=0, lt=1 << 63)]
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -54,10 +56,10 @@ class LabelFacts(_Part):
     """
 
     count: Count
-    trained: Annotated[int, Field(ge=0)]
-    imputed: Annotated[int, Field(ge=0)]
-    duplicates: Annotated[int, Field(ge=0)]
-    zeros: Annotated[int, Field(ge=0)]
+    trained: Whole
+    imputed: Whole
+    duplicates: Whole
+    zeros: Whole
 
 
 class Source(_Part):
@@ -83,11 +85,11 @@ class ModelFacts(_Part):
     classifier_dim: Count
     balance: Annotated[float, Field(gt=0.0, lt=1.0)]
     cone_shrink: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
-    max_tokens: Count
-    max_characters: Count
-    pad_id: Annotated[int, Field(ge=0)]
-    unknown_id: Annotated[int, Field(ge=0)]
-    bytes_per_token: Annotated[float, Field(gt=0.0)]
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 16)]
+    max_characters: Annotated[int, Field(ge=1, le=1 << 24)]
+    pad_id: Whole
+    unknown_id: Whole
+    bytes_per_token: Annotated[float, Field(ge=1e-3, le=1e6)]
 
     @property
     def dim(self) -> int:
@@ -126,7 +128,7 @@ class IndexFacts(_Part):
     m: Count
     ef_construction: Count
     recall_target: Share
-    recall_queries: Annotated[int, Field(ge=0)]
+    recall_queries: Whole
     efforts: tuple[Effort, ...]
 
     @model_validator(mode="after")
@@ -144,11 +146,11 @@ class IndexFacts(_Part):
 
 
 class Parity(_Part):
-    """The least cosine between the checkpoint's vectors and the ONNX encoders', over real texts of up to so many tokens."""
+    """The least cosine between the vectors of checkpoint and ONNX encoders, over real texts of up to so many tokens."""
 
-    queries: Annotated[int, Field(ge=0)]
+    queries: Whole
     query_cosine: Annotated[float, Field(ge=-1.0, le=1.001)]
-    labels: Annotated[int, Field(ge=0)]
+    labels: Whole
     label_cosine: Annotated[float, Field(ge=-1.0, le=1.001)]
     longest_tokens: Count
 
@@ -164,9 +166,9 @@ class Quality(_Part):
 class GoldenFacts(_Part):
     """What the golden answers must still show on another processor."""
 
-    queries: Annotated[int, Field(ge=0)]
+    queries: Whole
     overlap_at_10: Share
-    score_tolerance: Annotated[float, Field(gt=0.0)]
+    score_tolerance: Annotated[float, Field(gt=0.0, le=1.0)]
 
 
 class Manifest(_Part):
@@ -213,7 +215,7 @@ def read_manifest(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
     try:
         content = json.loads(written)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not JSON ({error}). Export the bundle again.") from error
+        raise BundleError(f"{path} is not JSON ({in_a_line(error)}). Export the bundle again.") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version != FORMAT_VERSION:
         raise BundleError(
@@ -221,11 +223,16 @@ def read_manifest(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
             f"{'Install a newer release' if version > FORMAT_VERSION else 'Export the bundle again'}."
         )
     try:
-        return Manifest.model_validate(content)
+        return Manifest.model_validate_json(written, strict=True)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the manifest"
-        raise BundleError(f"{path}: {place}: {first['msg']}. Export the bundle again.") from error
+        raise BundleError(f"{path}: {first_fault(error)}. Export the bundle again.") from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """Where the first fault lies that a model found, and which it is."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"]) or "the whole"
+    return f"{place}: {in_a_line(first['msg'])}"
 
 
 def seal(folder: Path, **facts: Any) -> Manifest:

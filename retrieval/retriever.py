@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from retrieval.attributes import Allowed, Attributes
 from retrieval.candidates import Candidates
 from retrieval.encoder import TextEncoder
-from retrieval.errors import BadInput, BundleError
+from retrieval.errors import BadInput, BundleError, in_a_line
 from retrieval.filters import Filter
 from retrieval.golden import GoldenReport, check_golden
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex
@@ -265,9 +265,11 @@ def _bundle_folder(path: Path) -> Path:
 
 def _map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
     try:
-        vectors_LD: NDArray[np.float32] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise BundleError(f"{path} is not an array of numbers ({error}). Export the bundle again.") from error
+        vectors_LD: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError, EOFError, OverflowError) as error:
+        raise BundleError(
+            f"{path} is not an array of numbers ({in_a_line(error)}). Export the bundle again."
+        ) from error
     if vectors_LD.shape != shape or vectors_LD.dtype != np.float32 or not vectors_LD.flags.c_contiguous:
         raise BundleError(f"{path} holds {vectors_LD.dtype} of shape {vectors_LD.shape}, not float32 of {shape}.")
     return np.asarray(vectors_LD)  # still the mapped file; numpy's class for it makes every look-up dearer

@@ -165,6 +165,6 @@ def test_a_rehashed_file_of_nonsense_is_refused(bundle: Path, name: str) -> None
 def test_a_manifest_of_another_index_size_is_refused(bundle: Path) -> None:
     """If it fails, hnswlib is told a size that its file does not have."""
     content = json.loads((bundle / "manifest.json").read_text())
-    content["labels"] = 100
+    content["labels"]["count"] = 100
     (bundle / "manifest.json").write_text(json.dumps(content))
     refused(bundle, "100")
