@@ -125,11 +125,11 @@ def write(options: argparse.Namespace, judge: Judge, runs: Runs, pools: Mapping[
 
 def table(columns: Sequence[System], pools: Mapping[str, float]) -> list[str]:
     """A row a system."""
-    heads = [*COLUMNS, "pool", "training, s", "memory, MiB"]
+    heads = [*COLUMNS, "pool", "processor, s", "memory, MiB"]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for system in columns:
         figures = [system.figure(metric) for metric in COLUMNS]
-        seconds, memory = system.cost("train_seconds"), system.cost("peak_mib")
+        seconds, memory = system.cost("train_cpu_seconds"), system.cost("peak_mib")
         cells = [f"{figure.median:.1f}" if figure else "–" for figure in figures]
         cells += [f"{pools[system.title]:,.0f}", f"{seconds.median:,.0f}" if seconds else "–"]
         cells += [f"{memory.median:,.0f}" if memory else "–"]
@@ -174,7 +174,7 @@ def cost_of_the_whole_space(runs: Runs, columns: Sequence[System], judge: Judge)
     sides = {name: ratios(runs[name], "unified", judge) for name in (POOLED, FULL)}
     drawn = Bootstrap({(name, metric): of[metric] for name, of in sides.items() for metric in ("P@1", "P@5", "PSP@5")})
     gaps = {metric: drawn.difference((POOLED, metric), (FULL, metric)) for metric in ("P@1", "P@5", "PSP@5")}
-    pooled, full = (by_name[name].cost("train_seconds") for name in (POOLED, FULL))
+    pooled, full = (by_name[name].cost("train_cpu_seconds") for name in (POOLED, FULL))
     share = f"{pooled.median / full.median:.2f}" if pooled and full else "–"
     return [
         "",
@@ -183,7 +183,7 @@ def cost_of_the_whole_space(runs: Runs, columns: Sequence[System], judge: Judge)
         "The papers: within one point, at a quarter of the cost or less. Ours, the same loss and encoder, pool minus "
         "whole space: "
         + ", ".join(f"{metric} {gap.value:+.1f} ({gap.low:+.1f} … {gap.high:+.1f})" for metric, gap in gaps.items())
-        + f"; training time {share} of the whole space's.",
+        + f"; processor time {share} of the whole space's.",
     ]
 
 

@@ -155,11 +155,11 @@ def _prove_end_to_end(
     stage: Stage,
 ) -> GoldenReport:
     """Open the bundle as a reader will, measure it, record its golden answers; a second reader must agree."""
-    with stage("quality"):
+    with stage("quality") as progress:
         write_golden(folder, Golden(weight=checkpoint.classifier_weight, answers=()))
         seal(folder, **facts, quality=None, golden=_golden_facts(0))
         with Retriever.open(folder, threads=settings.threads) as retriever:
-            quality = measure_quality(checkpoint, retriever, cone)
+            quality = measure_quality(checkpoint, retriever, cone, progress)
             prove_quality(quality)
             write_golden(folder, record_golden(retriever, queries[:GOLDEN_QUERIES]))
         seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES])))

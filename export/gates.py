@@ -31,6 +31,7 @@ QUALITY_LOSS = 0.2  # points of P@1 and P@5 that a bundle may stay behind its ch
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 QUERIES, LABELS = 1_000, 1_000
+QUERIES_A_BLOCK = 256
 EQUAL_SCORE = 1e-6
 CPU = torch.device("cpu")
 
@@ -101,27 +102,29 @@ def choose_efforts(
     return tuple(efforts)
 
 
-def measure_quality(checkpoint: Checkpoint, retriever: Retriever, cone: Cone) -> Quality:
+def measure_quality(checkpoint: Checkpoint, retriever: Retriever, cone: Cone, progress: Progress) -> Quality:
     """P@1 and P@5 on the checkpoint's validation queries: its own by exact search, and the bundle's end to end."""
     asked = checkpoint.validation
     truth = [asked.labels[row] for row in range(len(asked))]
     exclude = [asked.exclude[row] for row in range(len(asked))]
     # Filtered labels must not cost a place, so as many more are asked for.
     k = 5 + max(len(labels) for labels in exclude)
-    halves = torch_halves(checkpoint, asked.texts)
+    texts, exact = asked.texts, ExactIndex(retriever.vectors_LD)
     scale_D = retriever.manifest.model.query_scale(checkpoint.classifier_weight)
-    exact_QK, _ = ExactIndex(retriever.vectors_LD).search(
-        np.concatenate([halves.dual, cone.stretch_queries(halves.classifier)], axis=1) * scale_D, k
-    )
-    bundle_QK = retriever.search_rows(asked.texts, k).rows_QK
+    own, bundle = [], []
+    for start in range(0, len(texts), QUERIES_A_BLOCK):
+        block = texts[start : start + QUERIES_A_BLOCK]
+        halves = torch_halves(checkpoint, block)
+        query_BD = np.concatenate([halves.dual, cone.stretch_queries(halves.classifier)], axis=1) * scale_D
+        own.append(exact.search(query_BD, k)[0])
+        bundle.append(retriever.search_rows(block, k).rows_QK)
+        progress(start + len(block), len(texts))
 
-    def figures(rows_QK: Rows) -> dict[str, float]:
-        kept_QK = without_excluded(rows_QK, exclude, 5)
+    def figures(found: Sequence[Rows]) -> dict[str, float]:
+        kept_QK = without_excluded(np.concatenate(found), exclude, 5)
         return evaluate(kept_QK, truth, checkpoint.inverse_propensity_L, ks=(1, 5))
 
-    return Quality(
-        queries=sum(len(labels) > 0 for labels in truth), checkpoint=figures(exact_QK), bundle=figures(bundle_QK)
-    )
+    return Quality(queries=sum(len(labels) > 0 for labels in truth), checkpoint=figures(own), bundle=figures(bundle))
 
 
 def prove_quality(quality: Quality) -> None:

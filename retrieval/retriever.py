@@ -5,7 +5,7 @@ Suffixes: Q queries, K results, C candidates (at least K where there are as many
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain, islice
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.attributes import Allowed, Attributes
+from retrieval.cache import at_hand
 from retrieval.candidates import Candidates
 from retrieval.encoder import TextEncoder
 from retrieval.errors import BadInput, BundleError, in_a_line
@@ -26,6 +27,7 @@ from retrieval.index import ExactIndex, HnswIndex, VectorIndex
 from retrieval.labels import LabelTable
 from retrieval.manifest import INDEX, LABELS, MANIFEST, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest, verify_bundle
 from retrieval.store import Store, lease
+from retrieval.urls import as_url
 
 QUERIES_A_PASS = 256
 NO_ROW = -1  # behind the last answer of a query that has fewer than K
@@ -46,6 +48,14 @@ class Hit:
     dual_encoder: float
     classifier: float
     attributes: dict[str, Any]
+
+
+class Answers(list[list[Hit]]):
+    """The hits of each query, and `generation`, the bundle that gave them all, whatever was activated meanwhile."""
+
+    def __init__(self, hits: Iterable[list[Hit]], generation: str) -> None:
+        super().__init__(hits)
+        self.generation = generation
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,14 +110,22 @@ class Retriever:
 
     @classmethod
     def open(
-        cls, path: Path | str, *, threads: int | None = None, provider: str = "cpu", trusted: Sequence[str] = ()
+        cls,
+        path: Path | str,
+        *,
+        threads: int | None = None,
+        provider: str = "cpu",
+        trusted: Sequence[str] = (),
+        cache: Path | str | None = None,
     ) -> Self:
         """Open a store's active bundle, or one bundle's folder, after comparing every file with its manifest.
+
+        A URL (s3://, gs://, az://, …) is fetched into `cache` first, where that has it not; see retrieval/cache.
 
         `threads` bounds each native pool (default: all cores); `provider` is "cpu" or "cuda"; with `trusted` keys the
         bundle must be signed by one of them. Raises BundleError, and BadInput for a provider that is not there.
         """
-        folder = _bundle_folder(Path(path)).resolve()
+        folder = _bundle_folder(path, cache, trusted).resolve()
         held = lease(folder)
         manifest = verify_bundle(folder, trusted)
         model, size = manifest.model, manifest.labels.count
@@ -141,14 +159,15 @@ class Retriever:
         filter: Filter | None = None,  # what everybody calls it
         min_score: float | None = None,
         exact: bool = False,
-    ) -> list[list[Hit]]:
+    ) -> Answers:
         """The k best labels for each query, best first; fewer only where there are no more. Raises BadInput.
 
         `weight` is the classifier's share of the score, from 0 to 1; by default the one chosen in training.
         `filter` allows labels by their attributes, `{"market": ["US", "CA"]}`: every attribute must have one of its
         values. `min_score` leaves out what scores less. `exact` compares with every label instead of asking the index.
         """
-        return self.hits(self.search_rows(queries, k, weight=weight, filter=filter, min_score=min_score, exact=exact))
+        ranking = self.search_rows(queries, k, weight=weight, filter=filter, min_score=min_score, exact=exact)
+        return Answers(self.hits(ranking), self.name)
 
     def filter_of(self, texts: Sequence[str]) -> Filter:
         """`["market=US,CA", "year=2025"]` as a filter, its values of the attributes' types. Raises BadInput."""
@@ -250,7 +269,10 @@ class Retriever:
         return rows_QC[best_QK], scores_QC[best_QK], *shares_2QC[:, *best_QK]
 
 
-def _bundle_folder(path: Path) -> Path:
+def _bundle_folder(place: Path | str, cache: Path | str | None, trusted: Sequence[str]) -> Path:
+    if (url := as_url(place)) is not None:
+        return at_hand(url, cache=cache, trusted=trusted)
+    path = Path(place)
     if (path / MANIFEST).is_file():
         return path
     if not (path / "bundles").is_dir():

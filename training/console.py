@@ -57,11 +57,12 @@ class ConsoleListener:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Callable[[int, int], object]]:
-        """A bar of its own while the stage lasts."""
-        task = self.bars.add_task(name, total=None, note="")
+        """A bar of its own while the stage lasts, with what is left of it, by what has passed."""
+        task, began = self.bars.add_task(name, total=None, note=""), time.monotonic()
 
         def moved(done: int, total: int) -> None:
-            self.bars.update(task, completed=done, total=total, note=f"{done:,} of {total:,}")
+            left = duration((time.monotonic() - began) * (total - done) / max(done, 1))
+            self.bars.update(task, completed=done, total=total, note=f"{done:,} of {total:,}, {left} left")
 
         try:
             yield moved

@@ -10,6 +10,7 @@ from export.build import Settings
 from export.build import export as build
 from export.gates import measure_quality
 from export.geometry import Cone
+from export.progress import Progress
 from retrieval.errors import BundleError, CheckpointError, GateError
 from retrieval.manifest import LabelFacts, Quality
 from retrieval.retriever import Retriever
@@ -142,8 +143,8 @@ def test_a_bundle_that_answers_worse_than_its_checkpoint_is_refused(
 ) -> None:
     """If it fails, an encoder or index that lost something on the way is served, and nobody knows why clicks fell."""
 
-    def worse(checkpoint: Checkpoint, retriever: Retriever, cone: Cone) -> Quality:
-        quality = measure_quality(checkpoint, retriever, cone)
+    def worse(checkpoint: Checkpoint, retriever: Retriever, cone: Cone, progress: Progress) -> Quality:
+        quality = measure_quality(checkpoint, retriever, cone, progress)
         figures = {figure: value - 5 for figure, value in quality.bundle.items()}
         return quality.model_copy(update={"bundle": figures})
 
@@ -164,5 +165,5 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.Capture
 def test_a_store_that_cannot_be_written_is_named(small: Path, tmp_path: Path) -> None:
     """If it fails, a full or read-only disk ends in a traceback."""
     (tmp_path / "store").write_text("a file where the store should be")
-    with pytest.raises(BundleError, match="cannot be written"):
+    with pytest.raises(BundleError, match="cannot be changed"):
         build(small, Store(tmp_path / "store"))

@@ -9,6 +9,7 @@ import pytest
 
 from retrieval import Hit, Retriever
 from retrieval.errors import BadInput, BundleError
+from retrieval.store import Store
 from tests.support.bundles import label_texts, make_bundle
 
 QUERIES = ["cheap running shoes", "red city", "light rain", "blue trail winter kids"]
@@ -50,6 +51,19 @@ def test_the_weight_of_training_is_the_default(bundle: Path, tmp_path: Path) -> 
     other = Retriever.open(make_bundle(tmp_path / "other", weight=0.25))
     assert other.search(QUERIES, 5) == other.search(QUERIES, 5, weight=0.25)
     assert other.search(QUERIES, 5) != other.search(QUERIES, 5, weight=0.75)
+
+
+def test_answers_name_the_bundle_that_gave_them(tmp_path: Path) -> None:
+    """If it fails, after a switch nobody can tell which model an answer came from."""
+    store = Store(tmp_path / "store")
+    for name in ("monday", "tuesday"):
+        with store.incoming() as folder:
+            store.publish(make_bundle(folder), name)
+    store.activate("monday")
+    retriever = Retriever.open(store.path)
+    store.activate("tuesday")
+    assert retriever.search(QUERIES, 3).generation == "monday"
+    assert Retriever.open(store.path).search(QUERIES, 3).generation == "tuesday"
 
 
 def test_hits_carry_the_label_table(retriever: Retriever) -> None:
