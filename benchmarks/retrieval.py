@@ -1,0 +1,144 @@
+"""What `retrieval` costs beside its parts, by the number of labels, and offline.
+
+    python benchmarks/retrieval.py DATASET STORE [STORE …] --work FOLDER --markdown FILE [--only parts scale offline]
+        [--labels-of STORE DATASET] [--sizes 10000 100000 1000000] [--offline 100000 1000000] [--threads 1]
+
+parts: `Retriever.search` beside the sum of tokenizer, ONNX Runtime and hnswlib, for every STORE, on DATASET's test
+queries. scale: HNSW beside exact search, on the label vectors of --labels-of (default: the first STORE's), extended
+with jittered copies. offline: `diptych predict` of the first STORE on variations of the queries. What was measured
+stays in the work folder, with the indexes that were built, and on the page until its part is measured again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from benchmarks.measuring import bare_parts, label_scale, offline
+from benchmarks.measuring.retrieval_page import page
+from benchmarks.measuring.running import count, ended
+from retrieval import Retriever
+from retrieval.errors import BadInput
+from training.data.dataset import Dataset
+
+BATCHES = {1: 300, 64: 8}  # batches of a round, by their size
+SCALE_QUERIES = 1_000
+
+
+def main() -> int:
+    """Measure and write the page; an error is one sentence and code 1."""
+    return ended(measure, arguments())
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="What retrieval costs.")
+    parser.add_argument("dataset", type=Path, help="a prepared dataset, whose test queries are asked")
+    parser.add_argument("stores", type=Path, nargs="+", metavar="STORE", help="a store, or one bundle's folder")
+    parser.add_argument("--work", type=Path, required=True, help="folder for what is built and measured")
+    parser.add_argument("--markdown", type=Path, required=True, help="the page")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="measure these again")
+    parser.add_argument("--labels-of", type=Path, nargs=2, metavar=("STORE", "DATASET"), help="label vectors to extend")
+    parser.add_argument(
+        "--sizes", type=count, nargs="+", default=[10_000, 100_000, 1_000_000], help="numbers of labels"
+    )
+    parser.add_argument("--offline", type=count, nargs="+", default=[100_000, 1_000_000], help="numbers of queries")
+    parser.add_argument("--weight", type=float, help="the classifier's share, offline (default: the bundle's)")
+    parser.add_argument("--rounds", type=count, default=7, help="that parts are measured in")
+    parser.add_argument("--threads", type=count, default=1, help="threads of a search, and of building an index")
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, console: Console) -> Path:
+    """Everything `main` does but ending; returns the page."""
+    if not options.markdown.resolve().parent.is_dir():
+        raise BadInput(f"--markdown '{options.markdown}': there is no such folder to write to.")
+    options.work.mkdir(parents=True, exist_ok=True)
+    for name in options.only:
+        found = PARTS[name](options, lambda line: console.print(line, markup=False, highlight=False))
+        facts = {"command": _command(options, name), "machine": _machine(), "load": os.getloadavg()[1], **found}
+        (options.work / f"{name}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    measured = {name: options.work / f"{name}.json" for name in PARTS}
+    facts = {name: json.loads(path.read_text("utf-8")) for name, path in measured.items() if path.is_file()}
+    options.markdown.write_text("\n".join(page(facts)) + "\n", encoding="utf-8")
+    written: Path = options.markdown
+    return written
+
+
+def parts(options: argparse.Namespace, told: Callable[[str], object]) -> dict[str, Any]:
+    """A bundle after the other, both sizes of batches."""
+    texts, rows = _queries(options.dataset), []
+    for store in options.stores:
+        with Retriever.open(store, threads=options.threads) as retriever:
+            manifest = retriever.manifest
+            for batch, batches in BATCHES.items():
+                told(f"{retriever.name}: batches of {batch}")
+                rounds = bare_parts.rounds(retriever, texts, batch, batches, options.rounds)
+                rows.append(
+                    {
+                        "encoder": manifest.model.encoder, "labels": manifest.labels.count, "dim": retriever.dim,
+                        "effort": manifest.index.effort(manifest.classifier_weight), "batch": batch,
+                        "rounds": [asdict(one) | {"ratios": one.ratios(), "sums": one.sums()} for one in rounds],
+                    }
+                )  # fmt: skip
+    return {"rows": rows}
+
+
+def scale(options: argparse.Namespace, told: Callable[[str], object]) -> dict[str, Any]:
+    """On one bundle's label vectors, at its default weight."""
+    store, dataset = options.labels_of or (options.stores[0], options.dataset)
+    texts = _queries(dataset)[:SCALE_QUERIES]
+    with Retriever.open(store, threads=options.threads) as retriever:
+        model, weight = retriever.manifest.model, retriever.manifest.classifier_weight
+        query_QD = np.concatenate(retriever.encode(texts), axis=1) * model.query_scale(weight)
+        scales = label_scale.measure(
+            retriever.vectors_LD, model.dual_dim, query_QD, sorted(options.sizes), options.work, options.threads, told
+        )
+        return {
+            "rows": [asdict(one) for one in scales], "dataset": Dataset.open(dataset).meta.name, "dim": retriever.dim,
+            "real": len(retriever.vectors_LD), "weight": weight, "queries": len(texts),
+        }  # fmt: skip
+
+
+def predict(options: argparse.Namespace, told: Callable[[str], object]) -> dict[str, Any]:
+    """Each number of queries, then a stop and a restart with the least."""
+    texts, rows = _queries(options.dataset), []
+    for queries in sorted(options.offline):
+        told(f"diptych predict of {queries:,} queries")
+        rows.append(asdict(offline.measure(options.stores[0], texts, queries, options.work, options.weight)))
+    told("diptych predict, stopped and started again")
+    found, same = offline.goes_on(options.stores[0], texts, min(options.offline), options.work, options.weight)
+    return {"rows": rows, "parts_found": found, "same": same, "weight": options.weight}
+
+
+def _queries(dataset: Path) -> Sequence[str]:
+    return Dataset.open(dataset).scored("test").texts
+
+
+def _command(options: argparse.Namespace, name: str) -> str:
+    words = ["python benchmarks/retrieval.py DATASET STORE … --work FOLDER --markdown FILE --only", name]
+    numbers = {"parts": [options.rounds], "scale": options.sizes, "offline": options.offline}[name]
+    words += [{"parts": "--rounds", "scale": "--sizes", "offline": "--offline"}[name], *map(str, numbers)]
+    return " ".join([*words, "--threads", str(options.threads)])
+
+
+def _machine() -> str:
+    return f"Python {platform.python_version()}, {platform.machine()}, {os.cpu_count()} processors"
+
+
+PARTS: dict[str, Callable[[argparse.Namespace, Callable[[str], object]], dict[str, Any]]] = {
+    "parts": parts,
+    "scale": scale,
+    "offline": predict,
+}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
