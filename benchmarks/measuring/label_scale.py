@@ -1,8 +1,8 @@
 """HNSW against exact search by the number of labels: real label vectors, extended with jittered copies.
 
 A copy is its label moved by as much as labels lie from their nearest neighbours, along what real labels differ in, each
-half then given its old length. The sets are nested: the smaller ones are the first rows of the largest. What is built
-stays in a folder, so that the same command goes on.
+half then given its old length. The sets are nested: the smaller ones are the first rows of the largest, and so one
+index is built and kept at each size. What is built stays in a folder, so that the same command goes on.
 
 Suffixes: L labels, B a block of them, N sampled ones, D vector width, Q queries, K results.
 """
@@ -16,12 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
 from export.build import Settings
 from export.gates import recall_at
-from retrieval.index import ExactIndex, HnswIndex, Rows, Vectors
+from retrieval.index import LABELS_AN_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
 from retrieval.index_file import check_index_file
 
 K = 10
@@ -32,6 +33,7 @@ LABELS_A_BLOCK = 16_384
 QUERIES_IN_TURN = 100  # a set's vectors are in the cache as they would be, not as another set leaves it
 EXACT_QUERIES = 20
 WARM = 20
+LABELS_BETWEEN = 100_000  # a build that is stopped loses no more
 
 Told = Callable[[str], object]
 
@@ -46,7 +48,6 @@ class Scale:
     milliseconds: float
     exact_milliseconds: float
     build_seconds: float
-    build_threads: int
     build_processor_seconds: float
     file_bytes: float
     memory_bytes: float
@@ -60,7 +61,8 @@ def measure(
     """Build what is not built yet, then measure every size in turn; `query_QD` are weighted as the labels are."""
     folder.mkdir(parents=True, exist_ok=True)
     all_LD = extended(vectors_LD, dual_dim, max(sizes), folder / f"vectors-{max(sizes)}.npy", told)
-    built = [_built(all_LD[:size], folder / f"index-{size}", threads, told) for size in sizes]
+    _grow(all_LD, sizes, folder, threads, told)
+    built = [_cost(folder, size) for size in sizes]
     opened = [_opened(folder / f"index-{size}", all_LD.shape[1], size) for size in sizes]
     chosen, exact = [], []
     for size, (index, _) in zip(sizes, opened, strict=True):
@@ -172,23 +174,44 @@ def _seconds(search: Callable[[Vectors], object], query_QD: Vectors) -> list[flo
     return seconds[min(WARM, len(seconds) // 2) :]
 
 
-def _built(vectors_LD: Vectors, path: Path, threads: int, told: Told) -> dict[str, Any]:
-    """What building cost, when it was built; with the settings of `diptych export`."""
-    facts = path.with_suffix(".json")
-    if not facts.is_file():
-        told(f"{len(vectors_LD):,} labels: building the index")
-        settings = Settings()
-        wall, processor = time.perf_counter(), time.process_time()
-        built = HnswIndex.build(vectors_LD, m=settings.m, ef_construction=settings.ef_construction, threads=threads)
-        cost = {
-            "build_seconds": time.perf_counter() - wall,
-            "build_processor_seconds": time.process_time() - processor,
-            "build_threads": threads,
-        }
-        built.save(path)
-        facts.write_text(json.dumps(cost), encoding="utf-8")
-    kept: dict[str, Any] = json.loads(facts.read_text(encoding="utf-8"))
-    return kept
+def _grow(vectors_LD: Vectors, sizes: list[int], folder: Path, threads: int, told: Told) -> None:
+    """One index that grows, with the settings of `diptych export`, kept at each size and now and then between them.
+
+    What building cost so far stands beside each file.
+    """
+    before = 0
+    for size in sorted({*sizes, *range(LABELS_BETWEEN, max(sizes), LABELS_BETWEEN)}):
+        path = folder / f"index-{size}"
+        if not path.with_suffix(".json").is_file():
+            told(f"{size:,} labels: building the index")
+            cost = _cost(folder, before) if before else {"build_seconds": 0.0, "build_processor_seconds": 0.0}
+            index = _room_for(size, vectors_LD.shape[1], folder / f"index-{before}" if before else None)
+            wall, processor = time.perf_counter(), time.process_time()
+            for start in range(before, size, LABELS_AN_INSERTION):
+                stop = min(start + LABELS_AN_INSERTION, size)
+                index.add_items(np.asarray(vectors_LD[start:stop]), np.arange(start, stop), num_threads=threads)
+            cost["build_seconds"] += time.perf_counter() - wall
+            cost["build_processor_seconds"] += time.process_time() - processor
+            HnswIndex(index, K, threads).save(path)
+            path.with_suffix(".json").write_text(json.dumps(cost), encoding="utf-8")
+        if before and before not in sizes:
+            (folder / f"index-{before}").unlink(missing_ok=True)
+        before = size
+
+
+def _room_for(size: int, dim: int, path: Path | None) -> Any:
+    """hnswlib's index of a file, or an empty one."""
+    index, settings = hnswlib.Index(space="ip", dim=dim), Settings()
+    if path is None:
+        index.init_index(size, M=settings.m, ef_construction=settings.ef_construction)
+    else:
+        index.load_index(str(path), max_elements=size)
+    return index
+
+
+def _cost(folder: Path, size: int) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / f"index-{size}.json").read_text(encoding="utf-8"))
+    return found
 
 
 def _opened(path: Path, dim: int, size: int) -> tuple[HnswIndex, dict[str, float]]:

@@ -91,13 +91,18 @@ def test_the_least_ef_that_reaches_the_recall_is_taken() -> None:
     assert recall_of(ef) >= label_scale.RECALL > recall_of(ef - 1)
 
 
-def test_indexes_that_are_built_are_not_built_again(retriever: Retriever, tmp_path: Path) -> None:
+def test_indexes_that_are_built_are_not_built_again(
+    retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """If it fails, an interrupted run of an hour begins anew, or the page mixes up sizes."""
+    monkeypatch.setattr(label_scale, "LABELS_BETWEEN", 150)
     query_QD = np.concatenate(retriever.encode(QUERIES), axis=1) * retriever.manifest.model.query_scale(0.5)
     told: list[str] = []
     vectors_LD, dual_dim = retriever.vectors_LD, retriever.manifest.model.dual_dim
     first = label_scale.measure(vectors_LD, dual_dim, query_QD, [50, 400], tmp_path / "work", 1, told.append)
-    assert sum("building" in line for line in told) == 2
+    assert [line.split()[0] for line in told if "building" in line] == ["50", "150", "300", "400"]
+    kept = sorted(path.name for path in (tmp_path / "work").glob("index-*") if not path.suffix)
+    assert kept == ["index-400", "index-50"]
     told.clear()
     again = label_scale.measure(vectors_LD, dual_dim, query_QD, [50, 400], tmp_path / "work", 1, told.append)
     assert not [line for line in told if "building" in line]
