@@ -7,9 +7,7 @@ everything and opened nothing, so that a case costs a hundredth of a second and 
 
 import json
 import os
-import resource
 import shutil
-import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -17,10 +15,9 @@ from pathlib import Path
 from retrieval.errors import BundleError
 from retrieval.retriever import Retriever
 from tests.support.bundles import make_bundle
+from tests.support.forked import forked
 from tests.support.mutations import GROUPS, cases, damaged
 
-SECONDS_A_CASE = 20
-MEMORY = 8 << 30  # bytes of addresses: damage that asks for more must not disturb its neighbours on the machine
 QUERIES = ["red winter city", "light rain", "cheap"]
 
 
@@ -37,28 +34,6 @@ def verdict(folder: Path) -> tuple[str, str]:
     return ("accepted" if report.passed else "different"), str(report)
 
 
-def in_a_process(folder: Path) -> tuple[str, str]:
-    """The verdict of a forked process, or how it ended."""
-    ours, theirs = os.pipe()
-    child = os.fork()
-    if not child:
-        signal.alarm(SECONDS_A_CASE)
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        os.write(theirs, json.dumps(verdict(folder)).encode())
-        os._exit(0)
-    os.close(theirs)
-    with open(ours, "rb") as pipe:
-        said = pipe.read()
-    number = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if number == -signal.SIGALRM:
-        return "hung", f"more than {SECONDS_A_CASE} s"
-    if number:
-        return "died", signal.Signals(-number).name if number < 0 else f"code {number}"
-    outcome, how = json.loads(said)
-    return outcome, how
-
-
 def main(arguments: list[str]) -> None:
     counts, seed = [int(one) for one in arguments[:-1]], int(arguments[-1])
     with tempfile.TemporaryDirectory() as scratch:
@@ -70,7 +45,7 @@ def main(arguments: list[str]) -> None:
         for group, count in zip(GROUPS, counts, strict=True):
             for number, case in enumerate(cases(group, count, seed)):
                 folder = damaged(Path(scratch) / "whole", Path(scratch) / f"{number}", case)
-                outcome, how = in_a_process(folder)
+                outcome, how = forked(lambda folder=folder: verdict(folder))
                 line = {"group": group, "number": number, "kind": case.kind, "files": case.files}
                 print(json.dumps(line | {"outcome": outcome, "how": how.replace(scratch, "")}), flush=True)
                 shutil.rmtree(folder)

@@ -178,3 +178,25 @@ def test_a_reader_that_died_holds_nothing(tmp_path: Path) -> None:
         assert store.prune(0) == []
         reader.kill()
     assert store.prune(0) == ["two"]
+
+
+def test_what_a_dead_command_left_goes_with_the_next_change(store: Store) -> None:
+    """If it fails, every interrupted publication costs the size of a bundle for ever, or one that still runs loses it."""
+    left = store.path / ".incoming"
+    (left / "dead" / "one").mkdir(parents=True)
+    (left / "dead" / "one" / "index.hnsw").write_bytes(b"half")
+    (left / "CURRENT").write_text("tw")
+    with store.incoming() as folder:
+        store.activate("two")
+        assert list(left.iterdir()) == [folder]
+    assert list(left.iterdir()) == []
+
+
+def test_a_bundle_that_is_being_proved_is_not_pruned(store: Store) -> None:
+    """If it fails, a bundle can be removed between its proof and its activation, and the active one is not there."""
+
+    def meanwhile(folder: Path) -> None:
+        assert store.prune(0) == ["two"]
+
+    Store(store.path, meanwhile).activate("three")
+    assert store.active() == "three"
