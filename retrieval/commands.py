@@ -9,13 +9,17 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from retrieval.remote import Remote
     from retrieval.retriever import Hit
+    from retrieval.store import Store
 
 app = typer.Typer()
 bundles = typer.Typer(help="Look after the bundles of a store.", no_args_is_help=True)
 app.add_typer(bundles, name="bundles")
 
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
+ReadArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the store.")]
+ANY_BUNDLE = "A store (its active bundle) or one bundle: a folder, or a URL such as s3://bucket/store."
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a bundle, as `bundles list` shows it.")]
 
 CountOption = Annotated[int, typer.Option("-k", min=1, help="Labels for each query.")]
@@ -31,7 +35,7 @@ MinScoreOption = Annotated[float | None, typer.Option(help="Leave out labels tha
 
 @app.command()
 def search(
-    store: Annotated[Path, typer.Argument(metavar="STORE", help="A store (its active bundle) or one bundle's folder.")],
+    store: Annotated[str, typer.Argument(metavar="STORE", help=ANY_BUNDLE)],
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="One or more queries.")],
     k: CountOption = 10,
     weight: WeightOption = None,
@@ -44,7 +48,7 @@ def search(
     from retrieval.retriever import Retriever
     from retrieval.signatures import trusted_keys
 
-    with Retriever.open(store, trusted=trusted_keys()) as retriever:
+    with Retriever.open(_folder(store), trusted=trusted_keys()) as retriever:
         wanted = retriever.filter_of(filters or [])
         answers = retriever.search(queries, k, weight=weight, filter=wanted, min_score=min_score, exact=exact)
         name = retriever.name
@@ -60,7 +64,7 @@ def search(
 
 @app.command()
 def predict(
-    bundle: Annotated[Path, typer.Option(help="A store (its active bundle) or one bundle's folder.")],
+    bundle: Annotated[str, typer.Option(help=ANY_BUNDLE)],
     source: Annotated[Path, typer.Option("--input", help="Queries: .parquet, .csv or .jsonl.")],
     output: Annotated[Path, typer.Option(help="Matches, a row a hit: .parquet, .csv or .jsonl.")],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
@@ -79,7 +83,7 @@ def predict(
     from retrieval.signatures import trusted_keys
 
     with (
-        Retriever.open(bundle, threads=threads, trusted=trusted_keys()) as retriever,
+        Retriever.open(_folder(bundle), threads=threads, trusted=trusted_keys()) as retriever,
         Progress(console=Console(stderr=True)) as bars,
     ):
         bar = bars.add_task("matching", total=None)
@@ -97,22 +101,22 @@ def predict(
 
 
 @bundles.command("list")
-def list_bundles(store: StoreArgument) -> None:
-    """Name the bundles of a store, oldest first; a star marks the active one."""
+def list_bundles(store: ReadArgument) -> None:
+    """Name the bundles of a store, oldest first (behind a URL: by name); a star marks the active one."""
     from rich.console import Console
     from rich.table import Table
 
-    from retrieval.errors import BundleError
-    from retrieval.manifest import read_manifest
-    from retrieval.store import Store
+    from retrieval.errors import BundleError, Unreachable
 
-    opened = Store(store)
+    opened = _opened(store)
     active = opened.active()
     table = Table("", "bundle", "created", "labels", "dataset", box=None)
     for name in opened.bundles():
         try:
-            manifest = read_manifest(opened.bundle_path(name))
-            facts = (manifest.created, f"{manifest.labels:,}", manifest.source.dataset)
+            manifest = opened.manifest(name)
+            facts = (manifest.created, f"{manifest.labels.count:,}", manifest.source.dataset)
+        except Unreachable:
+            raise
         except BundleError:
             facts = ("unreadable", "", "")  # `bundles verify` says why
         table.add_row("*" * (name == active), name, *facts)
@@ -120,23 +124,48 @@ def list_bundles(store: StoreArgument) -> None:
 
 
 @bundles.command()
-def show(store: StoreArgument, name: NameArgument) -> None:
+def show(store: ReadArgument, name: NameArgument) -> None:
     """Print a bundle's manifest."""
-    from retrieval.manifest import read_manifest
-    from retrieval.store import Store
-
-    _print_json(read_manifest(Store(store).bundle_path(name)).model_dump(mode="json"))
+    _print_json(_opened(store).manifest(name).model_dump(mode="json"))
 
 
 @bundles.command()
-def verify(store: StoreArgument, name: NameArgument) -> None:
+def verify(store: ReadArgument, name: NameArgument) -> None:
     """Compare a bundle's files with its manifest, and its answers with its golden ones."""
     from retrieval.probe import prove_aside
     from retrieval.signatures import trusted_keys
+
+    report = prove_aside(_folder(store, name), trusted_keys())
+    typer.echo(f"{name} is whole: {report}.")
+
+
+@bundles.command("pull")
+def pull_bundle(
+    url: Annotated[str, typer.Argument(metavar="URL", help="A store, or one bundle, such as s3://bucket/store.")],
+    name: Annotated[str | None, typer.Option(help="Name of a bundle; default: the active one.")] = None,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of the store to bring it into; default: the cache.")
+    ] = None,
+    activate: Annotated[bool, typer.Option("--activate", help="Make it the active bundle of --store.")] = False,
+) -> None:
+    """Bring a bundle from a URL into a local store, unless it is there."""
+    from retrieval.cache import fetch, pull
+    from retrieval.errors import BadInput
+    from retrieval.remote_console import download_bar
+    from retrieval.signatures import trusted_keys
     from retrieval.store import Store
 
-    report = prove_aside(Store(store).bundle_path(name), trusted_keys())
-    typer.echo(f"{name} is whole: {report}.")
+    if activate and store is None:
+        raise BadInput("--activate needs --store: in the cache the bundle is active that is active at the URL.")
+    with download_bar() as progress:
+        if store is None:
+            folder = fetch(url, name, trusted=trusted_keys(), progress=progress)
+        else:
+            opened = Store(store)
+            folder = opened.bundle_path(pull(url, opened, name, trusted=trusted_keys(), progress=progress))
+    if activate:
+        opened.activate(folder.name)
+    typer.echo(f"{'Active' if activate else 'Here'}: {folder}")
 
 
 @bundles.command()
@@ -189,7 +218,7 @@ def sign(store: StoreArgument, name: NameArgument) -> None:
 
 @bundles.command()
 def diff(
-    store: StoreArgument,
+    store: ReadArgument,
     one: Annotated[str, typer.Argument(metavar="A", help="Name of a bundle.")],
     other: Annotated[str, typer.Argument(metavar="B", help="Name of another one.")],
     queries: Annotated[
@@ -206,13 +235,45 @@ def diff(
     from retrieval.queries import Queries
     from retrieval.retriever import Retriever
     from retrieval.signatures import trusted_keys
-    from retrieval.store import Store
 
-    opened, asked = Store(store), Queries(queries, column)
+    asked = Queries(queries, column)
     texts, truths = asked.first(most)
-    both = (Retriever.open(opened.bundle_path(name), trusted=trusted_keys()) for name in (one, other))
+    both = (Retriever.open(_folder(store, name), trusted=trusted_keys()) for name in (one, other))
     with next(both) as before, next(both) as after:
         show_difference(difference(before, after, texts, truths, k), show_moved)
+
+
+def _opened(store: str) -> "Store | Remote":
+    """A store to look at, in a folder or behind a URL."""
+    from retrieval.urls import as_url
+
+    if as_url(store) is not None:
+        from retrieval.remote import Remote
+
+        return Remote(store)
+    from retrieval.store import Store
+
+    return Store(store)
+
+
+def _folder(place: str, name: str | None = None) -> Path:
+    """What `Retriever.open` opens: a store's bundle `name`, or the place itself; fetched first where it is a URL."""
+    from retrieval.urls import as_url
+
+    if as_url(place) is not None:
+        from retrieval.cache import at_hand
+        from retrieval.remote_console import download_bar
+        from retrieval.signatures import trusted_keys
+
+        with download_bar() as progress:
+            return at_hand(place, name, trusted=trusted_keys(), progress=progress, tell=_warn)
+    from retrieval.store import Store
+
+    return Path(place) if name is None else Store(place).bundle_path(name)
+
+
+def _warn(said: str) -> None:
+    typer.echo(f"warning: {said}", err=True)
 
 
 def _table(query: str, hits: "list[Hit]", bundle: str) -> "Table":

@@ -29,6 +29,10 @@ class BundleError(DiptychError):
     """A bundle or a store is missing, damaged or of a version this release cannot read."""
 
 
+class Unreachable(BundleError):
+    """Nothing answers at the URL of a store: the network, the server or the credentials; later it may."""
+
+
 class GateError(DiptychError):
     """A bundle did not prove what it must before it gets its name."""
 

@@ -15,10 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from retrieval.errors import BundleError
-from retrieval.manifest import MANIFEST, NAME, Manifest, verify_bundle
+from retrieval.errors import BadInput, BundleError
+from retrieval.manifest import MANIFEST, NAME, Manifest, read_manifest, verify_bundle
 from retrieval.probe import prove_aside
 from retrieval.signatures import SIGNATURE, signed
+from retrieval.urls import as_url
 
 REMEMBERED = 50
 ASIDE = ".incoming"
@@ -31,6 +32,8 @@ class Store:
     """
 
     def __init__(self, path: Path | str, prove: Callable[[Path], object] = prove_aside) -> None:
+        if (url := as_url(path)) is not None:
+            raise BadInput(f"{url} can be read, not changed: `diptych bundles pull` brings its bundles into a folder.")
         self.path = Path(path)
         self._prove = prove
 
@@ -67,6 +70,10 @@ class Store:
         earlier = [name for name in self._history()[:-1] if (self.path / "bundles" / name).is_dir()]
         return earlier[-1] if earlier else None
 
+    def manifest(self, name: str) -> Manifest:
+        """A bundle's manifest; its files are not compared with it."""
+        return read_manifest(self.bundle_path(name))
+
     def verify(self, name: str) -> Manifest:
         """Compare every file of a bundle with its manifest, byte for byte."""
         return verify_bundle(self.bundle_path(name))
@@ -74,10 +81,12 @@ class Store:
     def sign(self, name: str, signing: str) -> None:
         """Verify a bundle, then sign its manifest with the key `signing`. Raises BadInput for what is no key."""
         self.verify(name)
-        folder = self.bundle_path(name)
-        text = signed((folder / MANIFEST).read_bytes(), signing)
+        self.attach_signature(name, signed((self.bundle_path(name) / MANIFEST).read_bytes(), signing))
+
+    def attach_signature(self, name: str, text: str) -> None:
+        """Put a signature into a bundle's folder, in the place of an earlier one."""
         with self._lock():
-            self._replace(folder / SIGNATURE, text)
+            self._replace(self.bundle_path(name) / SIGNATURE, text)
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:

@@ -1,0 +1,201 @@
+"""What can be read of a store, or of one bundle, behind a URL: s3://, gs://, az://, whatever fsspec has a driver for.
+
+Nothing that comes from there is believed: every length is limited before it is read. Credentials are found by the
+drivers, in the environment. How a bundle comes from there into a local store is told in retrieval/cache.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from urllib.parse import urlsplit
+
+from retrieval.errors import BadInput, BundleError, Unreachable
+from retrieval.manifest import MANIFEST, MANIFEST_LIMIT, NAME, Manifest, read_manifest
+from retrieval.signatures import LIMIT as SIGNATURE_LIMIT
+from retrieval.signatures import SIGNATURE
+from retrieval.urls import as_url
+
+CURRENT = "CURRENT"
+CURRENT_LIMIT = 256  # bytes; a name has at most 64
+CHUNK = 16 << 20  # bytes asked for at once
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
+
+
+class Missing(BundleError):
+    """The store answers that it has no such file."""
+
+
+class Remote:
+    """A store, or one bundle, behind a URL. All methods raise BundleError, and Unreachable where nothing answers.
+
+    A bundle's folder is named by its path below the URL: "bundles/NAME/", or "" where the URL is that of the bundle.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = checked_url(url)
+        self._files, self._root = _driver(self.url)
+        self._files.invalidate_cache()  # listings that the driver remembers would hide what was published since
+
+    def active(self) -> str | None:
+        """Name of the store's active bundle, None where there is no store, or none active."""
+        try:
+            name = self.read(CURRENT, CURRENT_LIMIT).decode("utf-8", "replace").strip()
+        except Missing:
+            return None
+        if not NAME.fullmatch(name):
+            raise BundleError(f"{self.url}/{CURRENT} holds {name!r}, which is no bundle name. Activate a bundle there.")
+        return name
+
+    def bundles(self) -> list[str]:
+        """Names of the store's bundles in alphabetical order: object stores know no date of a folder."""
+        try:
+            with self._asking("bundles"):
+                found = self._files.ls(f"{self._root}/bundles", detail=False)
+        except Missing as missing:
+            raise BundleError(f"{self.url} is no store: it has no folder bundles. Check the URL.") from missing
+        names = {path.rstrip("/").rpartition("/")[2] for path in found}
+        return sorted(name for name in names if NAME.fullmatch(name))
+
+    def manifest(self, name: str) -> Manifest:
+        """A bundle's manifest; none of its other files is read."""
+        name, folder = self.find(name)
+        with TemporaryDirectory() as here, blaming(self.place(folder), here):
+            Path(here, MANIFEST).write_bytes(self.manifest_bytes(folder))
+            return read_manifest(Path(here))
+
+    def find(self, name: str | None) -> tuple[str, str]:
+        """Name and folder of a bundle: of the active one where `name` is None, or of the one that the URL leads to."""
+        if name is None and (name := self.active()) is None:
+            name = self._root.rpartition("/")[2]
+            if not NAME.fullmatch(name):
+                raise BundleError(f"{self.url} has no active bundle, and {name!r} is no bundle's name. Check the URL.")
+            return name, ""
+        if not NAME.fullmatch(name):
+            raise BundleError(f"{name!r} is not a bundle name. `diptych bundles list {self.url}` shows what there is.")
+        return name, f"bundles/{name}/"
+
+    def place(self, folder: str) -> str:
+        """The URL of a bundle's folder, or of a file, as errors show it."""
+        return f"{self.url}/{folder}".rstrip("/")
+
+    def manifest_bytes(self, folder: str) -> bytes:
+        """The bytes of a bundle's manifest.json."""
+        try:
+            return self.read(f"{folder}{MANIFEST}", MANIFEST_LIMIT)
+        except Missing as missing:
+            if not folder:
+                why = f"is neither a store with an active bundle (no {CURRENT}) nor a bundle (no {MANIFEST})"
+                raise BundleError(f"{self.url} {why}. Check the URL, or activate a bundle there.") from missing
+            known = ", ".join(self.bundles()) or "none yet"
+            raise BundleError(f"{missing} The bundles of {self.url} are: {known}.") from missing
+
+    def signature(self, folder: str) -> bytes | None:
+        """The bytes of a bundle's manifest.sig, None where it has none."""
+        try:
+            return self.read(f"{folder}{SIGNATURE}", SIGNATURE_LIMIT)
+        except Missing:
+            return None
+
+    def read(self, path: str, limit: int) -> bytes:
+        """A small file, whole; one of more than `limit` bytes is refused."""
+        content = b"".join(self.chunks(path, limit))
+        if len(content) > limit:
+            raise BundleError(f"{self.place(path)} has more than the {limit:,} bytes that such a file has at most.")
+        return content
+
+    def chunks(self, path: str, size: int) -> Iterator[bytes]:
+        """The bytes of a file, and one byte more than `size` at most, which shows that there are more."""
+        left = size + 1
+        with (
+            self._asking(path),
+            self._files.open(f"{self._root}/{path}", "rb", block_size=min(left, CHUNK)) as source,
+        ):
+            while left and (chunk := source.read(min(left, CHUNK))):
+                left -= len(chunk)
+                yield chunk
+
+    @contextmanager
+    def _asking(self, path: str) -> Iterator[None]:
+        """Drivers raise whatever their servers' clients raise: three kinds are told apart, with the words kept."""
+        try:
+            yield
+        except FileNotFoundError as error:
+            if (outage := _outage_behind(error)) is not None:
+                raise _unreachable(self.place(path), outage) from error
+            raise Missing(f"{self.place(path)} is not there.") from error
+        except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+            raise BundleError(
+                f"{self.place(path)} cannot be read ({_words(error)}). "
+                "Check the URL, and the credentials in the environment."
+            ) from error
+        except Exception as error:
+            raise _unreachable(self.place(path), error) from error
+
+
+@contextmanager
+def blaming(place: str, here: Path | str) -> Iterator[None]:
+    """Errors about a copy name the place that it came from: its folder `here` is gone when they are read."""
+    try:
+        yield
+    except BundleError as error:
+        said = str(error).replace(str(Path(here).resolve()), place).replace(str(here), place)
+        raise type(error)(said) from error
+
+
+def checked_url(url: str) -> str:
+    """A URL as it is used. Raises BadInput for what is none, and for a URL that holds a password."""
+    whole = (as_url(url) or "").rstrip("/")
+    try:
+        secret = urlsplit(whole).password
+    except ValueError as error:
+        raise BadInput(f"{url} is not a URL ({error}).") from error
+    if secret is not None:
+        raise BadInput("The URL holds a password. Leave it out, and give it to the driver through the environment.")
+    if as_url(whole) is None:
+        raise BadInput(f"{url} is not the URL of a store, such as s3://bucket/store.")
+    return whole
+
+
+def _driver(url: str) -> tuple[Any, str]:
+    """The fsspec file system for a URL, and the path in it. Imported here: a local store never needs it."""
+    schemes = re.findall(r"([A-Za-z0-9+.-]+)://", url)
+    extra = next((EXTRAS[scheme] for scheme in schemes if scheme in EXTRAS), None)
+    try:
+        from fsspec import available_protocols
+        from fsspec.core import url_to_fs
+
+        if schemes[0] not in available_protocols():
+            raise BadInput(f"{url}: {schemes[0]}:// is no kind of store that fsspec knows. Take s3://, gs:// or az://.")
+        files, root = url_to_fs(url)
+    except ImportError as error:
+        if error.name == "fsspec":
+            extra = extra or "remote"
+        way_out = f" Install it with: pip install 'diptych[{extra}]'." if extra else ""
+        raise BadInput(f"{url} needs a package that is not installed here ({_words(error)}).{way_out}") from error
+    except BadInput:
+        raise
+    except Exception as error:
+        raise _unreachable(url, error) from error
+    return files, root.rstrip("/")
+
+
+def _outage_behind(error: FileNotFoundError) -> BaseException | None:
+    """What was the matter, where the HTTP driver says "not found" of a server that does not answer, or has failed."""
+    cause = error.__cause__
+    failed = getattr(cause, "status", 0) >= 500
+    silent = type(cause).__module__.startswith("aiohttp") and not hasattr(cause, "status")
+    return cause if failed or silent or isinstance(cause, TimeoutError) else None
+
+
+def _unreachable(place: str, error: BaseException) -> Unreachable:
+    return Unreachable(
+        f"{place} cannot be reached ({_words(error)}). Check the network, and the credentials in the environment."
+    )
+
+
+def _words(error: BaseException) -> str:
+    """What an error says, on one line; drivers pass on whole pages of a server's."""
+    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

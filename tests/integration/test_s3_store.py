@@ -1,0 +1,64 @@
+"""A store in S3, through s3fs, against a server that speaks S3 on the loopback."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import s3fs
+from moto.server import ThreadedMotoServer
+
+from retrieval.cache import cache_store
+from retrieval.errors import BundleError, Unreachable
+from retrieval.retriever import Retriever
+from tests.support.bundles import make_store
+from tests.support.command import run
+
+URL = "s3://bucket/shop/store"
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
+    """S3 on a free port, which s3fs finds through the environment, as it finds the credentials."""
+    running = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    running.start()
+    host, port = running.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    yield running
+    running.stop()
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_store_in_s3_answers_is_kept_and_followed(
+    server: ThreadedMotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it fails, a store that works in a folder does not work in a bucket, or its changes and its end go unseen."""
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    made = make_store(tmp_path / "store", "one", "two")
+    files = s3fs.S3FileSystem()
+    files.mkdir("bucket")
+    files.put(str(made.path), "bucket/shop/store", recursive=True)
+
+    with Retriever.open(URL) as fetched, Retriever.open(made.path) as there:
+        assert fetched.search(["red shoes", "light rain"], 5) == there.search(["red shoes", "light rain"], 5)
+    assert run("bundles", "list", URL) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["*", "one"]
+    files.pipe("bucket/shop/store/CURRENT", b"two\n")
+    with Retriever.open(URL) as retriever:
+        assert retriever.name == "two"
+    for url, said in (("s3://bucket/shop/stoer", "is neither a store"), ("s3://elsewhere/store", "is neither a store")):
+        with pytest.raises(BundleError, match=said):
+            Retriever.open(url)
+
+    server.stop()
+    with pytest.warns(RuntimeWarning, match="Going on with bundle 'two'"), Retriever.open(URL) as retriever:
+        assert retriever.name == cache_store(URL).active() == "two"
+    with pytest.raises(Unreachable, match=rf"{URL}/CURRENT cannot be reached"):
+        Retriever.open(URL, cache=tmp_path / "cold")

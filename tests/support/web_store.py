@@ -1,0 +1,100 @@
+"""A folder behind a real HTTP server on the loopback, which can be told to misbehave at a path.
+
+with web_store(folder) as web:
+    web.instead["/CURRENT"] = endless
+    Retriever.open(web.url, cache=cache)
+"""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import BinaryIO
+
+Instead = Callable[["Handler"], None]
+
+
+@dataclass
+class WebStore:
+    """Where the store is, what was asked of it so far, and what it does instead of answering as it should."""
+
+    url: str = ""
+    asked: list[str] = field(default_factory=list)
+    sent: int = 0  # bytes of answers that were made up
+    instead: dict[str, Instead] = field(default_factory=dict)
+
+
+class Handler(SimpleHTTPRequestHandler):
+    """Files of one folder; no ranges, so that a file comes as one stream."""
+
+    def __init__(self, *arguments: object, web: WebStore, directory: Path) -> None:
+        self.web = web
+        super().__init__(*arguments, directory=str(directory))  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        self.web.asked.append(self.path)
+        self.web.instead.get(self.path, Handler.as_it_is)(self)
+
+    def as_it_is(self) -> None:
+        super().do_GET()
+
+    def do_HEAD(self) -> None:
+        if self.web.instead.get(self.path) is failing:
+            failing(self)
+        else:
+            super().do_HEAD()
+
+    def end_headers(self) -> None:
+        self.send_header("Accept-Ranges", "none")
+        super().end_headers()
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+    def begin(self, length: int | None = None) -> BinaryIO:
+        """Send the head of an answer that says it has `length` bytes, or does not say; returns where its body goes."""
+        self.send_response(200)
+        if length is not None:
+            self.send_header("Content-Length", str(length))
+        self.end_headers()
+        return self.wfile  # type: ignore[return-value]
+
+
+def endless(handler: Handler) -> None:
+    """Digits for as long as somebody reads them."""
+    body = handler.begin()
+    try:
+        while True:
+            handler.web.sent += body.write(b"0123456789" * 6_553)
+    except OSError:
+        handler.close_connection = True
+
+
+def cut_off(handler: Handler) -> None:
+    """Some bytes of many that were promised, then the connection ends."""
+    handler.begin(1_000_000).write(b"begun")
+    handler.close_connection = True
+
+
+def failing(handler: Handler) -> None:
+    """What a server says that has troubles of its own."""
+    handler.send_error(503)
+
+
+@contextmanager
+def web_store(folder: Path) -> Iterator[WebStore]:
+    """Serve a folder until the block ends."""
+    web = WebStore()
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, web=web, directory=folder)) as server:
+        server.daemon_threads = True
+        web.url = f"http://127.0.0.1:{server.server_port}"
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+        thread.start()
+        try:
+            yield web
+        finally:
+            server.shutdown()
+            thread.join()
