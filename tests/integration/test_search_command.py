@@ -59,7 +59,7 @@ def test_bundles_are_listed_verified_and_activated(store: Store, capsys: pytest.
     listed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["*", "two"] in [line[:2] for line in listed]
     assert run("bundles", "show", store.path, "one") == 0
-    assert json.loads(capsys.readouterr().out)["labels"] == 200
+    assert json.loads(capsys.readouterr().out)["labels"]["count"] == 200
     store.activate("one")
 
 
