@@ -167,8 +167,8 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     tensors, _ = read_tensors(folder / "model.safetensors")
     model = empty_model(facts.recipe, facts.n_labels, facts.vocabulary, folder / "encoder")
     trained_L = tensors.pop("trained").numpy().astype(bool)
-    positives_L = tensors.pop("positives").numpy()
-    inverse_propensity_L = tensors.pop("inverse_propensity").numpy()
+    positives_L = tensors.pop("positives").numpy().copy()  # a view would hold the whole mapped file
+    inverse_propensity_L = tensors.pop("inverse_propensity").numpy().copy()
     fill_model(model, tensors, folder / "model.safetensors")
     return Checkpoint(
         folder=folder,
