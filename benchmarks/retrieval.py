@@ -1,12 +1,14 @@
 """What `retrieval` costs beside its parts, by the number of labels, and offline.
 
-    python benchmarks/retrieval.py DATASET STORE [STORE …] --work FOLDER --markdown FILE [--only parts scale offline]
+    python -m benchmarks.retrieval --of STORE DATASET [--of …] --work FOLDER --markdown FILE [--only PART …]
         [--labels-of STORE DATASET] [--sizes 10000 100000 1000000] [--offline 100000 1000000] [--threads 1]
 
-parts: `Retriever.search` beside the sum of tokenizer, ONNX Runtime and hnswlib, for every STORE, on DATASET's test
-queries. scale: HNSW beside exact search, on the label vectors of --labels-of (default: the first STORE's), extended
-with jittered copies. offline: `diptych predict` of the first STORE on variations of the queries. What was measured
-stays in the work folder, with the indexes that were built, and on the page until its part is measured again.
+parts: `Retriever.search` beside the sum of tokenizer, ONNX Runtime and hnswlib, for every STORE, on the test
+queries of its DATASET. scale: HNSW beside exact search, on the label vectors of --labels-of (default: the first STORE),
+extended with jittered copies. offline: `diptych predict` of the first STORE on variations of its queries. What was
+measured stays in the work folder, with the indexes that were built, and on the page until its part is measured again.
+
+Started by its path, this file would be imported in place of the package whose name it has.
 """
 
 import argparse
@@ -40,12 +42,13 @@ def main() -> int:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="What retrieval costs.")
-    parser.add_argument("dataset", type=Path, help="a prepared dataset, whose test queries are asked")
-    parser.add_argument("stores", type=Path, nargs="+", metavar="STORE", help="a store, or one bundle's folder")
+    pair: dict[str, Any] = {"type": Path, "nargs": 2, "metavar": ("STORE", "DATASET")}
+    asked = "a store or a bundle's folder, and the prepared dataset whose test queries it is asked"
+    parser.add_argument("--of", action="append", required=True, help=asked, **pair)
     parser.add_argument("--work", type=Path, required=True, help="folder for what is built and measured")
     parser.add_argument("--markdown", type=Path, required=True, help="the page")
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="measure these again")
-    parser.add_argument("--labels-of", type=Path, nargs=2, metavar=("STORE", "DATASET"), help="label vectors to extend")
+    parser.add_argument("--labels-of", help="whose label vectors are extended (default: the first)", **pair)
     parser.add_argument(
         "--sizes", type=count, nargs="+", default=[10_000, 100_000, 1_000_000], help="numbers of labels"
     )
@@ -74,8 +77,9 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
 
 def parts(options: argparse.Namespace, told: Callable[[str], object]) -> dict[str, Any]:
     """A bundle after the other, both sizes of batches."""
-    texts, rows = _queries(options.dataset), []
-    for store in options.stores:
+    rows = []
+    for store, dataset in options.of:
+        texts = _queries(dataset)
         with Retriever.open(store, threads=options.threads) as retriever:
             manifest = retriever.manifest
             for batch, batches in BATCHES.items():
@@ -93,7 +97,7 @@ def parts(options: argparse.Namespace, told: Callable[[str], object]) -> dict[st
 
 def scale(options: argparse.Namespace, told: Callable[[str], object]) -> dict[str, Any]:
     """On one bundle's label vectors, at its default weight."""
-    store, dataset = options.labels_of or (options.stores[0], options.dataset)
+    store, dataset = options.labels_of or options.of[0]
     texts = _queries(dataset)[:SCALE_QUERIES]
     with Retriever.open(store, threads=options.threads) as retriever:
         model, weight = retriever.manifest.model, retriever.manifest.classifier_weight
@@ -109,12 +113,13 @@ def scale(options: argparse.Namespace, told: Callable[[str], object]) -> dict[st
 
 def predict(options: argparse.Namespace, told: Callable[[str], object]) -> dict[str, Any]:
     """Each number of queries, then a stop and a restart with the least."""
-    texts, rows = _queries(options.dataset), []
+    (store, dataset), rows = options.of[0], []
+    texts = _queries(dataset)
     for queries in sorted(options.offline):
         told(f"diptych predict of {queries:,} queries")
-        rows.append(asdict(offline.measure(options.stores[0], texts, queries, options.work, options.weight)))
+        rows.append(asdict(offline.measure(store, texts, queries, options.work, options.weight)))
     told("diptych predict, stopped and started again")
-    found, same = offline.goes_on(options.stores[0], texts, min(options.offline), options.work, options.weight)
+    found, same = offline.goes_on(store, texts, min(options.offline), options.work, options.weight)
     return {"rows": rows, "parts_found": found, "same": same, "weight": options.weight}
 
 
@@ -123,7 +128,7 @@ def _queries(dataset: Path) -> Sequence[str]:
 
 
 def _command(options: argparse.Namespace, name: str) -> str:
-    words = ["python benchmarks/retrieval.py DATASET STORE … --work FOLDER --markdown FILE --only", name]
+    words = ["python -m benchmarks.retrieval --of STORE DATASET … --work FOLDER --markdown FILE --only", name]
     numbers = {"parts": [options.rounds], "scale": options.sizes, "offline": options.offline}[name]
     words += [{"parts": "--rounds", "scale": "--sizes", "offline": "--offline"}[name], *map(str, numbers)]
     return " ".join([*words, "--threads", str(options.threads)])
