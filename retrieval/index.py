@@ -23,6 +23,7 @@ Progress = Callable[[int, int], object]  # called with (labels added, labels in 
 QUERIES_A_PASS = 256
 LABELS_A_BLOCK = 65_536  # 256 × 65,536 float32 scores: 64 MB a thread, whatever the number of labels
 LABELS_AN_INSERTION = 8_192
+MOVED = 1e-4  # of a vector's length; the same recall from 1e-4 to 3e-2
 
 
 class VectorIndex(Protocol):
@@ -102,15 +103,21 @@ class HnswIndex:
         seed: int = 100,
         progress: Progress | None = None,
     ) -> Self:
-        """Insert every vector; `m` links a node and `ef_construction` candidates trade build time for recall."""
+        """Insert every vector; `m` links a node and `ef_construction` candidates trade build time for recall.
+
+        A vector that equals an earlier one is moved by ten-thousandths: equal ones would link to each other alone, and
+        many of them make an island that no search leaves or finds.
+        """
         if vectors_LD.ndim != 2 or not vectors_LD.size:
             raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
         size, dim = vectors_LD.shape
         index = hnswlib.Index(space="ip", dim=dim)
         index.init_index(max_elements=size, M=m, ef_construction=ef_construction, random_seed=seed)
+        repeated_L = _repeated(vectors_LD)
         for start in range(0, size, LABELS_AN_INSERTION):
             stop = min(start + LABELS_AN_INSERTION, size)
-            block_BD = np.ascontiguousarray(vectors_LD[start:stop], np.float32)
+            block_BD = np.array(vectors_LD[start:stop], np.float32, order="C")
+            block_BD += _moves(block_BD, repeated_L[start:stop], np.random.default_rng([seed, start]))
             index.add_items(block_BD, np.arange(start, stop), num_threads=threads or available_cores())
             if progress is not None:
                 progress(stop, size)
@@ -154,6 +161,27 @@ class HnswIndex:
         for start in range(0, self.size, LABELS_A_BLOCK):
             stop = min(start + LABELS_A_BLOCK, self.size)
             yield start, np.asarray(self._index.get_items(np.arange(start, stop)), np.float32)
+
+
+def _repeated(vectors_LD: Vectors) -> NDArray[np.bool_]:
+    """Which vectors equal an earlier one, by a hash of their bits: two that only share it do no harm."""
+    size, dim = vectors_LD.shape
+    factors_D = np.random.default_rng(0).integers(0, 1 << 64, dim, np.uint64) | np.uint64(1)
+    hash_L = np.empty(size, np.uint64)
+    for start in range(0, size, LABELS_AN_INSERTION):
+        block_BD = np.ascontiguousarray(vectors_LD[start : start + LABELS_AN_INSERTION], np.float32)
+        hash_L[start : start + len(block_BD)] = block_BD.view(np.uint32) @ factors_D
+    repeated_L = np.ones(size, np.bool_)
+    repeated_L[np.unique(hash_L, return_index=True)[1]] = False
+    return repeated_L
+
+
+def _moves(block_BD: Vectors, repeated_B: NDArray[np.bool_], draw: np.random.Generator) -> Vectors:
+    """What is added to the vectors of a block: MOVED of their usual length in some direction where one is repeated."""
+    scale = MOVED * float(np.sqrt(np.mean(block_BD**2)))
+    moves_BD = np.zeros_like(block_BD)
+    moves_BD[repeated_B] = scale * draw.standard_normal((int(repeated_B.sum()), block_BD.shape[1]), np.float32)
+    return moves_BD
 
 
 def available_cores() -> int:

@@ -48,6 +48,20 @@ def test_answers_come_best_first_and_once(make: Callable[[Vectors], VectorIndex]
     assert scores_QK.dtype == np.float32
 
 
+def test_many_equal_vectors_hide_nothing(make: Callable[[Vectors], VectorIndex]) -> None:
+    """If it fails, a text that a catalogue holds a thousand times makes labels around it, or itself, unfindable."""
+    draw = np.random.default_rng(0)
+    vectors_LD = np.asarray(draw.standard_normal((5000, 24)), np.float32)
+    vectors_LD[draw.permutation(5000)[:2000]] = vectors_LD[0]
+    vectors_LD[draw.permutation(5000)[:200]] = 0
+    query_QD = np.asarray(vectors_LD[::25] + 0.1 * draw.standard_normal((200, 24)), np.float32)
+    scores_QL = query_QD @ vectors_LD.T
+    rows_QK, _ = make(vectors_LD).search(query_QD, 10)
+    assert all(len(set(row)) == 10 for row in rows_QK)
+    tenth_Q1 = np.partition(scores_QL, -10, axis=1)[:, -10, None]
+    assert (np.take_along_axis(scores_QL, rows_QK, 1) >= tenth_Q1 - 1e-4).mean() >= 0.99
+
+
 @pytest.mark.parametrize("k", [1, 5, 6, 1000])
 def test_a_small_index_gives_all_it_has(make: Callable[[Vectors], VectorIndex], k: int) -> None:
     """If it fails, asking for more labels than exist raises or pads instead of giving them all."""

@@ -1,0 +1,39 @@
+"""Labels that are easily handled by accident: of one text, and of no vector."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from export import vectors
+from export.build import _label_facts
+from export.vectors import count_zeros
+from retrieval.manifest import VECTORS
+from tests.support.checkpoints import make_checkpoint
+from training.checkpoint import load_checkpoint
+
+
+def test_zeros_are_counted_in_every_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a manifest says nothing of labels that no query can find."""
+    monkeypatch.setattr(vectors, "LABELS_A_CHUNK", 4)
+    vectors_LD = np.eye(11, 16, dtype=np.float32)
+    vectors_LD[[0, 5, 10]] = 0
+    np.save(tmp_path / VECTORS, vectors_LD)
+    assert count_zeros(tmp_path / VECTORS) == 3
+
+
+def test_the_manifest_counts_kinds_of_labels(tmp_path: Path) -> None:
+    """If it fails, nobody learns that a catalogue holds the same text many times, or what the classifier never saw."""
+    opened = load_checkpoint(make_checkpoint(tmp_path))
+    texts = opened.labels["text"].to_pylist()
+    texts[7] = texts[8] = texts[2]
+    at = opened.labels.schema.get_field_index("text")
+    labels = opened.labels.set_column(at, "text", pa.array(texts))
+    np.save(tmp_path / VECTORS, np.ones((len(texts), 3), np.float32))
+    trained_L = np.arange(len(texts)) < 250
+    facts = _label_facts(dataclasses.replace(opened, labels=labels, trained_L=trained_L), tmp_path)
+    assert facts.model_dump() == {"count": 300, "trained": 250, "imputed": 50, "duplicates": 2, "zeros": 0}
+    nothing = _label_facts(dataclasses.replace(opened, trained_L=np.zeros(300, bool)), tmp_path)
+    assert (nothing.trained, nothing.imputed) == (0, 0), "there was nobody to take after"
