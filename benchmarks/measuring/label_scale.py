@@ -33,7 +33,7 @@ LABELS_A_BLOCK = 16_384
 QUERIES_IN_TURN = 100  # a set's vectors are in the cache as they would be, not as another set leaves it
 EXACT_QUERIES = 20
 WARM = 20
-LABELS_BETWEEN = 100_000  # a build that is stopped loses no more
+LABELS_BETWEEN = 50_000  # a build that is stopped loses no more
 
 Told = Callable[[str], object]
 
@@ -179,8 +179,9 @@ def _grow(vectors_LD: Vectors, sizes: list[int], folder: Path, threads: int, tol
 
     What building cost so far stands beside each file.
     """
-    before = 0
-    for size in sorted({*sizes, *range(LABELS_BETWEEN, max(sizes), LABELS_BETWEEN)}):
+    before, between = 0, range(LABELS_BETWEEN, max(sizes), LABELS_BETWEEN)
+    reached = max((size for size in (*sizes, *between) if (folder / f"index-{size}").is_file()), default=0)
+    for size in sorted({*sizes, *(size for size in between if size >= reached)}):
         path = folder / f"index-{size}"
         if not path.with_suffix(".json").is_file():
             told(f"{size:,} labels: building the index")
