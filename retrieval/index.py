@@ -124,9 +124,15 @@ class HnswIndex:
         return cls(index, ef, threads)
 
     @classmethod
-    def load(cls, path: Path, dim: int, size: int, ef: int, threads: int | None = None) -> Self:
-        """Read an index file of `size` vectors of width `dim`; raises BundleError when it is none."""
-        check_index_file(path, dim, size)
+    def load(
+        cls, path: Path, dim: int, size: int, ef: int, threads: int | None = None, *, verified: bool = False
+    ) -> Self:
+        """Read an index file of `size` vectors of width `dim`; raises BundleError when it is none.
+
+        `verified`: the bundle was, and its index checked with it; it is not read once more.
+        """
+        if not verified:
+            check_index_file(path, dim, size)
         index = hnswlib.Index(space="ip", dim=dim)  # a fresh object: loading into a used one leaks and mixes its state
         try:
             index.load_index(str(path), max_elements=size)

@@ -10,7 +10,10 @@ Suffixes: N elements, B of a block, M links of a list, W words of the last part,
 import math
 import os
 import struct
+from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -20,10 +23,11 @@ from retrieval.errors import BundleError
 
 HEADER = struct.Struct("<6QiI3QdQ")
 MOST_LEVELS = 64
-ELEMENTS_A_BLOCK = 1_024  # which fit into the processor's cache
+ELEMENTS_A_BLOCK = 512  # which fit into the processor's cache
 COUNT = 0xFFFF  # the lower half of a list's first word
 
 Words = NDArray[np.uint32]
+Buffer = bytes | memoryview
 
 
 @dataclass(frozen=True)
@@ -41,19 +45,28 @@ class Header:
 
 
 def check_index_file(path: Path, dim: int, size: int) -> None:
-    """Raise BundleError unless `path` holds a graph of `size` finite vectors of width `dim` that can be searched.
+    """Raise BundleError unless `path` holds a graph of `size` vectors of width `dim` that can be searched.
 
     Every link leads to an element that is there, on its own level; every label stands once.
     """
+    for _ in read_checked(path, dim, size):
+        pass
+
+
+def read_checked(path: Path, dim: int, size: int) -> Iterator[Buffer]:
+    """The file's bytes, block by block, each checked as in `check_index_file` before it is given out.
+
+    Whoever hashes the file reads all of it anyway, and to check a block in the processor's cache costs little.
+    """
     header = check_header(path, dim, size)
-    if not size:
-        return
-    ground_ends = HEADER.size + header.count * header.element_bytes
-    _check_ground(path, header)
-    if (os.stat(path).st_size - ground_ends) % 4:
-        raise _broken(path, "its last part is no whole number of words")
-    words_W: Words = np.memmap(path, np.uint32, "r", offset=ground_ends)
-    _check_above(path, header, words_W)
+    with path.open("rb", buffering=0) as file:
+        yield file.read(HEADER.size)
+        yield from _ground(path, file, header)
+        above = file.read()
+        if len(above) % 4:
+            raise _broken(path, "its last part is no whole number of words")
+        _check_above(path, header, np.frombuffer(above, np.uint32))
+        yield above
 
 
 def check_header(path: Path, dim: int, size: int) -> Header:
@@ -91,23 +104,21 @@ def check_header(path: Path, dim: int, size: int) -> Header:
     return Header(count, element_bytes, data_offset, label_offset, m, max_m0, top_level, entry)
 
 
-def _check_ground(path: Path, header: Header) -> None:
-    """Links, vectors and labels of every element."""
-    shape = header.count, header.element_bytes // 4
-    words_NX: Words = np.memmap(path, np.uint32, "r", offset=HEADER.size, shape=shape)
+def _ground(path: Path, file: FileIO, header: Header) -> Iterator[Buffer]:
+    """Links and labels of every element; a vector is only a number that leads nowhere."""
+    buffer_BX = np.empty((ELEMENTS_A_BLOCK, header.element_bytes // 4), np.uint32)
     vector, label = header.data_offset // 4, header.label_offset // 4
     seen_N = np.zeros(header.count, np.bool_)
     for start in range(0, header.count, ELEMENTS_A_BLOCK):
-        words_BX = words_NX[start : start + ELEMENTS_A_BLOCK]
+        words_BX = buffer_BX[: header.count - start]
+        if file.readinto(words_BX.data.cast("B")) != words_BX.nbytes:
+            raise _broken(path, "it became shorter while it was read")
         _check_links(path, words_BX[:, 0], words_BX[:, 1:vector], header.count)
-        with np.errstate(all="ignore"):  # a sum of finite numbers is finite, or they are too large to be vectors
-            sums_B = words_BX[:, vector:label].view(np.float32).sum(axis=1)
-        if not np.isfinite(sums_B).all():
-            raise _broken(path, "a vector is not finite")
         low_B, high_B = words_BX[:, label], words_BX[:, label + 1]
         if high_B.any() or int(low_B.max()) >= header.count:
             raise _broken(path, "a label lies beyond the labels")
         seen_N[low_B] = True
+        yield words_BX.data
     if not seen_N.all():
         raise _broken(path, f"label {int(seen_N.argmin())} is not in it")
 
@@ -122,7 +133,7 @@ def _check_above(path: Path, header: Header, words_W: Words) -> None:
         raise _broken(path, f"its entry point does not stand on the top level, {header.top_level}")
     if not len(element_E):
         return
-    level_K = np.concatenate([np.arange(1, levels + 1) for levels in levels_E])
+    level_K = np.arange(levels_E.sum()) - np.repeat(np.cumsum(levels_E) - levels_E, levels_E) + 1
     begin_K = np.repeat(begin_E, levels_E) + (level_K - 1) * list_words
     lists_KX = words_W[begin_K[:, None] + np.arange(list_words)]
     first_K, linked_KM = lists_KX[:, 0], lists_KX[:, 1:]
@@ -137,22 +148,24 @@ def _elements_above(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
     """Elements above the ground, where the links of each begin, and its levels. Those between them say 0 and are
     skipped together."""
-    filled, found = np.flatnonzero(words_W), []
-    element = place = 0
+    # Views give Python's own numbers one at a time; a list of all of them would cost more than the loop.
+    word_W, filled_F, found = words_W.data, np.flatnonzero(words_W).data, []
+    element = place = at = words = 0
     while element < count:
-        at = int(np.searchsorted(filled, place))
-        following = int(filled[at]) if at < len(filled) else len(words_W)
+        at = bisect_left(filled_F, place, at, min(at + words, len(filled_F)))
+        following = filled_F[at] if at < len(filled_F) else len(word_W)
         skipped = min(following - place, count - element)
         element, place = element + skipped, place + skipped
         if element == count:
             break
-        if place == len(words_W):
+        if place == len(word_W):
             raise _broken(path, f"the levels of element {element} are missing")
-        levels, rest = divmod(int(words_W[place]), 4 * list_words)
-        if rest or levels > MOST_LEVELS or place + 1 + levels * list_words > len(words_W):
-            raise _broken(path, f"element {element} has links of {int(words_W[place])} bytes above the ground")
+        levels, rest = divmod(word_W[place], 4 * list_words)
+        words = 1 + levels * list_words
+        if rest or levels > MOST_LEVELS or place + words > len(word_W):
+            raise _broken(path, f"element {element} has links of {word_W[place]} bytes above the ground")
         found.append((element, place + 1, levels))
-        element, place = element + 1, place + 1 + levels * list_words
+        element, place = element + 1, place + words
     if place != len(words_W):
         raise _broken(path, f"{4 * (len(words_W) - place)} bytes stand behind its end")
     elements = np.array(found, np.int64).reshape(-1, 3)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -18,7 +18,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from retrieval.errors import BundleError, in_a_line
 from retrieval.index import available_cores
+from retrieval.index_file import Buffer, read_checked
 from retrieval.signatures import SIGNATURE, check_signature
+from retrieval.vector_file import read_finite
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -203,6 +205,14 @@ def describe_file(path: Path) -> FileEntry:
         return FileEntry(bytes=file.tell(), sha256=digest)
 
 
+def _describe(blocks: Iterable[Buffer]) -> FileEntry:
+    digest, size = hashlib.sha256(), 0
+    for block in blocks:
+        digest.update(block)
+        size += memoryview(block).nbytes
+    return FileEntry(bytes=size, sha256=digest.hexdigest())
+
+
 def read_manifest(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
     """Read and validate a bundle's manifest; with `trusted` keys one must have signed it. Raises BundleError."""
     path = folder / MANIFEST
@@ -247,6 +257,7 @@ def seal(folder: Path, **facts: Any) -> Manifest:
 def verify_bundle(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
     """Compare every file of a bundle with its manifest, byte for byte; raises BundleError at the first difference.
 
+    Index and vectors are checked on the way: they are safe to load, and their scores are numbers.
     With `trusted` keys the manifest must be signed by one of them.
     """
     manifest = read_manifest(folder, trusted)
@@ -255,11 +266,25 @@ def verify_bundle(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
     for name, entry in manifest.files.items():
         _check_size(folder / name, entry)
     with ThreadPoolExecutor(available_cores()) as pool:
-        found = list(pool.map(lambda name: describe_file(folder / name), manifest.files))
+        found = list(pool.map(lambda name: _seen(folder / name, manifest), manifest.files))
     for (name, entry), seen in zip(manifest.files.items(), found, strict=True):
         if seen != entry:
             raise BundleError(f"{folder / name} is damaged: its SHA-256 is not the one in {MANIFEST}. Copy it again.")
     return manifest
+
+
+def _seen(path: Path, manifest: Manifest) -> FileEntry:
+    """What a file is. Numbers that native code follows, or that become scores, are checked while they are read."""
+    size, dim = manifest.labels.count, manifest.model.dim
+    try:
+        if path.name == INDEX:
+            return _describe(read_checked(path, dim, size))
+        if path.name == VECTORS:
+            return _describe(read_finite(path, dim, size))
+    except BundleError:
+        if describe_file(path) == manifest.files[path.name]:
+            raise
+    return describe_file(path)
 
 
 def _check_size(path: Path, entry: FileEntry) -> None:

@@ -134,7 +134,7 @@ class Retriever:
             raise BundleError(f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again.")
         vectors_LD = _map_vectors(folder / VECTORS, (size, model.dim))
         ef = min(effort.ef for effort in manifest.index.efforts)
-        index = HnswIndex.load(folder / INDEX, model.dim, size, ef, threads)
+        index = HnswIndex.load(folder / INDEX, model.dim, size, ef, threads, verified=True)
         encoder = TextEncoder.open(
             folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=threads, provider=provider
         )

@@ -127,6 +127,24 @@ def test_vectors_of_another_shape_are_refused(bundle: Path, array: np.ndarray) -
     refused(bundle, "vectors.npy")
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e30])
+def test_vectors_that_give_no_scores_are_refused(bundle: Path, number: float) -> None:
+    """If it fails, an answer holds a score that is no number, and its JSON cannot be read."""
+    vectors_LD = np.load(bundle / "vectors.npy")
+    vectors_LD[150, 7] = number
+    np.save(bundle / "vectors.npy", vectors_LD)
+    rehash(bundle, "vectors.npy")
+    refused(bundle, "vectors.npy holds a vector that is not finite")
+
+
+def test_an_index_that_became_another_is_called_damaged(bundle: Path) -> None:
+    """If it fails, whoever copied a bundle badly is told to export it again, which does not help."""
+    content = bytearray((bundle / "index.hnsw").read_bytes())
+    content[8:16] = bytes(8)  # the capacity, which the index's own check would refuse as well
+    (bundle / "index.hnsw").write_bytes(content)
+    refused(bundle, "index.hnsw is damaged")
+
+
 def test_pickled_vectors_are_refused(bundle: Path) -> None:
     """If it fails, opening a bundle runs code that somebody put into it."""
     np.save(bundle / "vectors.npy", np.array([{}], object), allow_pickle=True)

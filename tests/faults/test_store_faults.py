@@ -1,4 +1,4 @@
-"""A store on a disk that is full, read-only or another one, or that is somebody else's: a sentence, and nothing lost."""
+"""A store on a disk that is full, read-only or another one, or that is somebody else's: a sentence, no loss."""
 
 import os
 import resource

@@ -151,7 +151,6 @@ LINKS: dict[str, Callable[[bytearray], tuple[int, str, float]]] = {
     "a link leads beyond": lambda content: (HEADER.size + 4, "<I", ELEMENTS),
     "links where 8 have room": lambda content: (HEADER.size, "<H", 9),
     "marked as deleted": lambda content: (HEADER.size + 2, "<B", 1),
-    "not finite": lambda content: (HEADER.size + 4 + 4 * 2 * M, "<f", float("nan")),
     "a label lies beyond": lambda content: (HEADER.size + ELEMENT_BYTES - 8, "<Q", ELEMENTS),
     "label . is not in it": lambda content: (HEADER.size + ELEMENT_BYTES - 8, "<Q", ELEMENTS - 1),
     "links of 21 bytes": lambda content: (first_above(content) - 4, "<I", 21),

@@ -181,7 +181,7 @@ def test_a_reader_that_died_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_dead_command_left_goes_with_the_next_change(store: Store) -> None:
-    """If it fails, every interrupted publication costs the size of a bundle for ever, or one that still runs loses it."""
+    """If it fails, every interrupted publication costs the size of a bundle for ever, or loses what still runs."""
     left = store.path / ".incoming"
     (left / "dead" / "one").mkdir(parents=True)
     (left / "dead" / "one" / "index.hnsw").write_bytes(b"half")
