@@ -7,7 +7,9 @@ all are there; a run that was interrupted finds the parts it has written and goe
 import hashlib
 import json
 import shutil
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from retrieval.queries import Queries, format_of
 from retrieval.retriever import NO_ROW, Ranking, Retriever
 
 QUERIES_A_PART = 8_192
+PARTS_AT_ONCE = 2  # while one is scored and written, which takes one core, the other is looked for with all of them
 MATCHES = pa.schema(
     [
         ("row", pa.int64()),
@@ -73,12 +76,30 @@ def match(
     if target.exists():
         raise BadInput(f"{target} is there already. Remove it, or give another --output.")
     parts = Parts(target, _question(retriever, queries, wanted))
-    for number, texts in enumerate(queries.parts(QUERIES_A_PART)):
-        if not parts.has(number):
-            parts.write(number, _matches(retriever, texts, number * QUERIES_A_PART, wanted))
-        progress(min((number + 1) * QUERIES_A_PART, queries.count), queries.count)
-    matches = parts.join()
-    return Matched(queries.count, queries.blank, matches)
+
+    def answer(number: int, texts: Sequence[str]) -> None:
+        parts.write(number, _matches(retriever, texts, number * QUERIES_A_PART, wanted))
+
+    pool = ThreadPoolExecutor(PARTS_AT_ONCE)
+    try:
+        written: deque[Future[None] | None] = deque()  # in the order of the queries; None by an earlier run
+        for number, texts in enumerate(queries.parts(QUERIES_A_PART)):
+            written.append(None if parts.has(number) else pool.submit(answer, number, texts))
+            if len(written) > PARTS_AT_ONCE:
+                _await(written)
+                progress((number + 1 - PARTS_AT_ONCE) * QUERIES_A_PART, queries.count)
+        while written:
+            _await(written)
+            progress(max(0, queries.count - len(written) * QUERIES_A_PART), queries.count)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return Matched(queries.count, queries.blank, parts.join())
+
+
+def _await(written: deque[Future[None] | None]) -> None:
+    """Until the first of them is; raises what it raised."""
+    if (first := written.popleft()) is not None:
+        first.result()
 
 
 class Parts:
@@ -98,7 +119,7 @@ class Parts:
 
     def write(self, number: int, matches: pa.Table) -> None:
         """Write a part aside, then give it its name."""
-        aside = self.folder / "half"
+        aside = self.folder / f"half-{number:08}"
         pq.write_table(matches, aside)
         aside.replace(self._path(number))
 
