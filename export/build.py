@@ -13,6 +13,7 @@ import numpy as np
 
 from export.encoders import write_encoders
 from export.gates import (
+    QUALITY_LOSS,
     QUERIES,
     RECALL_TARGET,
     choose_efforts,
@@ -22,6 +23,7 @@ from export.gates import (
     sample,
 )
 from export.geometry import Cone, balance_for, bias, find_cone
+from export.precision import PRECISION_LOSS, reduce_precision
 from export.progress import Stage, silent
 from export.vectors import count_zeros, impute, write_vectors
 from retrieval.encoder import TextEncoder
@@ -41,6 +43,7 @@ from retrieval.manifest import (
     LabelFacts,
     Manifest,
     ModelFacts,
+    Precision,
     Source,
     read_manifest,
     seal,
@@ -52,16 +55,19 @@ from training.tokens import special_ids, tokenize_in_memory
 
 GOLDEN_QUERIES = 100
 GOLDEN_OVERLAP = 0.99
-FLOAT32_SCORE_TOLERANCE = 1e-4  # processors sum in different orders; measured deviations stay below 1e-6
+# Processors sum in different orders, and where they round to less precision, a last digit may fall to the other side.
+# Measured deviations stay below 1e-6 with float32 and below 1e-3 with the others.
+SCORE_TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "float16": 5e-3, "int8": 5e-3}
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The graph's `m` links a node and `ef_construction` candidates, and native threads (None: all cores)."""
+    """The graph's `m` links a node and `ef_construction` candidates, native threads (None: all cores), precision."""
 
     m: int = 32
     ef_construction: int = 200
     threads: int | None = None
+    precision: Precision = "float32"
 
 
 @dataclass(frozen=True)
@@ -116,9 +122,16 @@ def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stag
         write_vectors(checkpoint, label_encoder, model, cone, folder / VECTORS, progress)
     with stage("labels that were not trained") as progress:
         impute(checkpoint, model, cone, folder / VECTORS, settings.threads, progress)
+    reduced = None
+    if settings.precision != "float32":
+        with stage(f"query encoder in {settings.precision}"):
+            reduced = reduce_precision(checkpoint, model, cone, settings.precision, queries, folder)
+        encoder = TextEncoder.open(
+            folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=settings.threads
+        )
     index = _build_index(checkpoint, folder, model, encoder, queries, settings, stage)
-    labels = _label_facts(checkpoint, folder)
-    facts = _facts(checkpoint) | {"labels": labels, "model": model, "parity": parity, "index": index}
+    proved = {"model": model, "parity": parity, "reduced": reduced, "index": index}
+    facts = _facts(checkpoint, settings) | {"labels": _label_facts(checkpoint, folder)} | proved
     return _prove_end_to_end(checkpoint, folder, facts, cone, queries, settings, stage)
 
 
@@ -157,23 +170,24 @@ def _prove_end_to_end(
     """Open the bundle as a reader will, measure it, record its golden answers; a second reader must agree."""
     with stage("quality") as progress:
         write_golden(folder, Golden(weight=checkpoint.classifier_weight, answers=()))
-        seal(folder, **facts, quality=None, golden=_golden_facts(0))
+        seal(folder, **facts, quality=None, golden=_golden_facts(0, settings))
         with Retriever.open(folder, threads=settings.threads) as retriever:
             quality = measure_quality(checkpoint, retriever, cone, progress)
-            prove_quality(quality)
+            prove_quality(quality, QUALITY_LOSS if settings.precision == "float32" else PRECISION_LOSS)
             write_golden(folder, record_golden(retriever, queries[:GOLDEN_QUERIES]))
-        seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES])))
+        seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES]), settings))
     with stage("golden answers"), Retriever.open(folder, threads=settings.threads) as reader:
         report = reader.check_golden()
     if not report.passed:
         raise GateError(
             f"golden answers: the reopened bundle has overlap@10 {report.overlap_at_10:.4f} and scores that differ by "
-            f"{report.score_deviation:.1e}; {GOLDEN_OVERLAP} and {FLOAT32_SCORE_TOLERANCE} are needed. Export again."
+            f"{report.score_deviation:.1e}; {GOLDEN_OVERLAP} and {SCORE_TOLERANCE[settings.precision]} are needed. "
+            "Export again."
         )
     return report
 
 
-def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
+def _facts(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "source": Source(
@@ -182,7 +196,7 @@ def _facts(checkpoint: Checkpoint) -> dict[str, Any]:
             recipe=checkpoint.recipe.name,
             diptych_version=version("diptych"),
         ),
-        "precision": "float32",
+        "precision": settings.precision,
         "classifier_weight": checkpoint.classifier_weight,
     }
 
@@ -215,8 +229,9 @@ def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> 
     )
 
 
-def _golden_facts(queries: int) -> GoldenFacts:
-    return GoldenFacts(queries=queries, overlap_at_10=GOLDEN_OVERLAP, score_tolerance=FLOAT32_SCORE_TOLERANCE)
+def _golden_facts(queries: int, settings: Settings) -> GoldenFacts:
+    tolerance = SCORE_TOLERANCE[settings.precision]
+    return GoldenFacts(queries=queries, overlap_at_10=GOLDEN_OVERLAP, score_tolerance=tolerance)
 
 
 def _free_name(checkpoint: Checkpoint, store: Store) -> str:

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from retrieval.manifest import Precision
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -21,6 +23,7 @@ def export(
     activate: Annotated[bool, typer.Option("--activate", help="Make it the store's active bundle.")] = False,
     m: Annotated[int, typer.Option("--m", min=2, max=256, help="Links of a node of the index graph.")] = 32,
     ef_construction: Annotated[int, typer.Option(min=8, help="Candidates when a node is linked.")] = 200,
+    precision: Annotated[Precision, typer.Option(help="Of the query encoder; float16 is for GPUs.")] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
 ) -> None:
     """Build a bundle (encoders, vectors, index) and prove it against its checkpoint before it is published."""
@@ -32,7 +35,7 @@ def export(
     from training.console import ConsoleListener
 
     opened = Store(store)
-    settings = Settings(m=m, ef_construction=ef_construction, threads=threads)
+    settings = Settings(m=m, ef_construction=ef_construction, threads=threads, precision=precision)
     with ConsoleListener() as listener:
         built = build(checkpoint, opened, name=name, settings=settings, stage=listener.stage)
     if activate:
@@ -50,6 +53,16 @@ def _table(built: "Built") -> "Table":
     over = f"{parity.queries:,} queries of up to {parity.longest_tokens:,} tokens"
     table.add_row("parity, least cosine of a query", f"{parity.query_cosine:.6f}", over)
     table.add_row("parity, least cosine of a label", f"{parity.label_cosine:.6f}", f"{parity.labels:,} labels")
+    if (reduced := manifest.reduced) is not None:
+        over = f"{reduced.queries:,} queries, exact search"
+        table.add_row(
+            f"P@1, {manifest.precision} (float32)", f"{reduced.p_at_1:.2f} ({reduced.float32_p_at_1:.2f})", over
+        )
+        for speed in reduced.speeds:
+            figures = f"{speed.reduced:,.0f} ({speed.float32:,.0f})"
+            table.add_row(
+                f"queries a second, {manifest.precision} (float32)", figures, f"1 thread, batches of {speed.batch}"
+            )
     for effort in manifest.index.efforts:
         chosen = " (default)" if effort.weight == manifest.classifier_weight else ""
         recall = f"{effort.recall_at_10:.4f}, {effort.recall_at_1:.4f}"

@@ -53,8 +53,13 @@ class LabelEncoder(nn.Module):
 
 def write_encoders(model: UnifiedModel, cone: Cone, bias: float, folder: Path) -> None:
     """Write query_encoder.onnx and label_encoder.onnx; batch and length stay free."""
-    _write(QueryEncoder(model, cone, bias), folder / QUERY_ENCODER)
+    write_query_encoder(model, cone, bias, folder / QUERY_ENCODER)
     _write(LabelEncoder(model), folder / LABEL_ENCODER)
+
+
+def write_query_encoder(model: UnifiedModel, cone: Cone, bias: float, path: Path) -> None:
+    """Write the query encoder alone."""
+    _write(QueryEncoder(model, cone, bias), path)
 
 
 def _write(encoder: QueryEncoder | LabelEncoder, path: Path) -> None:
@@ -62,7 +67,7 @@ def _write(encoder: QueryEncoder | LabelEncoder, path: Path) -> None:
     ids_BT = torch.ones(3, 5, dtype=torch.int64)
     free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     weights = encoder.model.encoder.state_dict().values()
-    with _quiet():
+    with quiet("torch.onnx"):
         torch.onnx.export(
             encoder.eval(),
             (ids_BT, torch.ones_like(ids_BT)),
@@ -78,9 +83,9 @@ def _write(encoder: QueryEncoder | LabelEncoder, path: Path) -> None:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The exporter tells its own story in warnings and logs; the parity gate judges the result."""
-    logger = logging.getLogger("torch.onnx")
+def quiet(name: str | None) -> Iterator[None]:
+    """Exporters tell their own story in warnings and to a logger (None: the root's); the gates judge the result."""
+    logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:

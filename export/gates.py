@@ -127,17 +127,17 @@ def measure_quality(checkpoint: Checkpoint, retriever: Retriever, cone: Cone, pr
     return Quality(queries=sum(len(labels) > 0 for labels in truth), checkpoint=figures(own), bundle=figures(bundle))
 
 
-def prove_quality(quality: Quality) -> None:
-    """Raise GateError when the bundle answers worse than its checkpoint, by more than QUALITY_LOSS points.
+def prove_quality(quality: Quality, allowed: float = QUALITY_LOSS) -> None:
+    """Raise GateError when the bundle answers worse than its checkpoint, by more than `allowed` points.
 
     One hit is always forgiven: over a few hundred queries it moves a figure by more than that.
     """
     for figure, hits in (("P@1", 1), ("P@5", 5)):
         own, bundle = quality.checkpoint[figure], quality.bundle[figure]
-        if own - bundle > max(QUALITY_LOSS, 100 / (hits * quality.queries)) + 1e-9:
+        if own - bundle > max(allowed, 100 / (hits * quality.queries)) + 1e-9:
             raise GateError(
                 f"quality: the bundle reaches {figure} {bundle:.2f} where its checkpoint reaches {own:.2f}; "
-                f"{QUALITY_LOSS} less is allowed, over {quality.queries} queries. Raise --m or --ef-construction."
+                f"{allowed} less is allowed, over {quality.queries} queries. Raise --m or --ef-construction."
             )
 
 

@@ -36,6 +36,8 @@ MOST = (1 << 31) - 1  # of anything that is counted: what a reader allocates or 
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Whole = Annotated[int, Field(ge=0, le=MOST)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Percent = Annotated[float, Field(ge=0.0, le=100.0)]
+Precision = Literal["float32", "float16", "int8"]  # of the query encoder; labels are encoded in float32
 
 
 class _Part(BaseModel):
@@ -157,6 +159,34 @@ class Parity(_Part):
     longest_tokens: Count
 
 
+class Speed(_Part):
+    """Queries a second that one thread encodes in batches of so many, with the float32 encoder and the bundle's own."""
+
+    batch: Count
+    float32: Annotated[float, Field(gt=0.0)]
+    reduced: Annotated[float, Field(gt=0.0)]
+
+    @property
+    def times(self) -> float:
+        """How many times as fast the bundle's own encoder is."""
+        return self.reduced / self.float32
+
+
+class Reduced(_Part):
+    """What a query encoder of less precision was measured at beside the float32 one, over validation queries.
+
+    Cosines are between their query vectors at the default weight; P@1 in percent is of exact search, so that nothing
+    but precision differs.
+    """
+
+    queries: Count
+    least_cosine: Annotated[float, Field(ge=-1.001, le=1.001)]
+    mean_cosine: Annotated[float, Field(ge=-1.001, le=1.001)]
+    float32_p_at_1: Percent
+    p_at_1: Percent
+    speeds: tuple[Speed, ...]
+
+
 class Quality(_Part):
     """Figures in percent over the checkpoint's validation queries: its own, and the bundle's end to end."""
 
@@ -180,11 +210,12 @@ class Manifest(_Part):
     created: str
     source: Source
     labels: LabelFacts
-    precision: Literal["float32"]
+    precision: Precision
     classifier_weight: Share
     model: ModelFacts
     index: IndexFacts
     parity: Parity
+    reduced: Reduced | None = None
     quality: Quality | None
     golden: GoldenFacts
     files: dict[str, FileEntry]
