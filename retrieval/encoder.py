@@ -25,11 +25,13 @@ PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Vectors of some texts, in their order, and the seconds that tokenizing and encoding took."""
+    """Vectors of some texts, in their order, and what they cost: seconds, the texts' tokens, the padding among them."""
 
     vectors_BD: NDArray[np.float32]
     tokenize_seconds: float
     encode_seconds: float
+    tokens: int
+    padding: int
 
 
 class TextEncoder:
@@ -78,7 +80,8 @@ class TextEncoder:
         ids = self.tokenize(texts)
         tokenized = time.perf_counter()
         vectors_BD = self._run(ids) if 0 < len(ids) <= TEXTS_A_RUN else self._in_runs(ids)
-        return Encoded(vectors_BD, tokenized - started, time.perf_counter() - tokenized)
+        seconds = (tokenized - started, time.perf_counter() - tokenized)
+        return Encoded(vectors_BD, *seconds, *_tokens_and_padding([len(one) for one in ids]))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, at least one each."""
@@ -116,6 +119,12 @@ class TextEncoder:
                 f"{self._files[1]} gives {vectors_BD.shape} where {len(ids), self.dim} is needed. Export it again."
             )
         return cast(NDArray[np.float32], vectors_BD)
+
+
+def _tokens_and_padding(length_B: list[int]) -> tuple[int, int]:
+    ordered, tokens = sorted(length_B), sum(length_B)
+    runs = [ordered[start : start + TEXTS_A_RUN] for start in range(0, len(ordered), TEXTS_A_RUN)]
+    return tokens, sum(len(run) * run[-1] for run in runs) - tokens
 
 
 def _open_session(model: Path, dim: int, threads: int, provider: str) -> onnxruntime.InferenceSession:

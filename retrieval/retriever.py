@@ -60,11 +60,13 @@ class Answers(list[list[Hit]]):
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """Seconds spent in each stage of one search."""
+    """Seconds spent in each stage of one search; the tokens that were encoded, and the padding among them."""
 
     tokenize: float
     encode: float
     search: float
+    tokens: int
+    padding: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,8 +196,8 @@ class Retriever:
         ranking = self._rank(encoded.vectors_BD, k, weight, allowed, exact)
         if min_score is not None:
             ranking[0][ranking[1] < min_score] = NO_ROW
-        timings = Timings(encoded.tokenize_seconds, encoded.encode_seconds, time.perf_counter() - started)
-        return Ranking(*ranking, timings)
+        seconds = (encoded.tokenize_seconds, encoded.encode_seconds, time.perf_counter() - started)
+        return Ranking(*ranking, Timings(*seconds, encoded.tokens, encoded.padding))
 
     def hits(self, ranking: Ranking) -> list[list[Hit]]:
         """The label table's rows for a ranking."""

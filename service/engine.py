@@ -57,28 +57,29 @@ class Engine:
         """Every piece's results as JSON; pieces that ask for the same are searched together."""
         started = time.perf_counter()
         bodies: list[tuple[Outcome, bytes]] = [(Outcome.BROKEN, b"")] * len(asked)
-        seconds = [0.0] * len(Stages._fields)
+        spent = [0.0] * 4 + [0, 0]  # seconds of each stage, tokens, padding
         alike: dict[bytes, list[int]] = {}
         for place, piece in enumerate(asked):
             alike.setdefault(to_json(piece[1:]), []).append(place)
         for places in alike.values():
-            for place, body in zip(places, self._together([asked[place] for place in places], seconds), strict=True):
+            for place, body in zip(places, self._together([asked[place] for place in places], spent), strict=True):
                 bodies[place] = body
-        seconds[-1] = time.perf_counter() - started
-        return Answers(number, Stages._make(seconds), bodies)
+        *seconds, tokens, padding = spent
+        stages = Stages(*seconds, time.perf_counter() - started, int(tokens), int(padding))
+        return Answers(number, stages, bodies)
 
-    def _together(self, asked: Sequence[Asked], seconds: list[float]) -> list[tuple[Outcome, bytes]]:
+    def _together(self, asked: Sequence[Asked], spent: list[float]) -> list[tuple[Outcome, bytes]]:
         try:
-            return [(Outcome.ANSWERED, body) for body in self._search(asked, seconds)]
+            return [(Outcome.ANSWERED, body) for body in self._search(asked, spent)]
         except Exception as error:
             if len(asked) > 1:  # so that only the piece at fault fails
-                return [outcome for piece in asked for outcome in self._together([piece], seconds)]
+                return [outcome for piece in asked for outcome in self._together([piece], spent)]
             if isinstance(error, BadInput):
                 return [(Outcome.REFUSED, str(error).encode())]
             LOG.exception("a search failed")
             return [(Outcome.BROKEN, b"")]
 
-    def _search(self, asked: Sequence[Asked], seconds: list[float]) -> list[bytes]:
+    def _search(self, asked: Sequence[Asked], spent: list[float]) -> list[bytes]:
         queries = [query for piece in asked for query in piece.queries]
         one = asked[0]
         ranking = self._retriever.search_rows(
@@ -87,10 +88,10 @@ class Engine:
         searched = time.perf_counter()
         results = iter(self._write(queries, ranking))
         bodies = [",".join([next(results) for _ in piece.queries]).encode() for piece in asked]
-        timings = ranking.timings
-        spent = (timings.tokenize, timings.encode, timings.search, time.perf_counter() - searched)
-        for stage, more in enumerate(spent):
-            seconds[stage] += more
+        cost = ranking.timings
+        seconds = (cost.tokenize, cost.encode, cost.search, time.perf_counter() - searched)
+        for place, more in enumerate((*seconds, cost.tokens, cost.padding)):
+            spent[place] += more
         return bodies
 
     def _write(self, queries: Sequence[str], ranking: Ranking) -> list[str]:

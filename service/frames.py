@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, NamedTuple
 from pydantic_core import from_json, to_json
 
 HEAD = struct.Struct("<IB")  # payload bytes, kind
-ANSWERS = struct.Struct("<IH5f")  # batch number, pieces, seconds of each stage
+ANSWERS = struct.Struct("<IH5f2I")  # batch number, pieces, its Stages
 PIECE = struct.Struct("<BI")  # outcome, bytes
 MAX_PAYLOAD = 1 << 28  # far above any batch; a larger length means that the stream is out of step
 
@@ -41,13 +41,15 @@ class Asked(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """Seconds the engine spent on one batch."""
+    """Seconds the engine spent on one batch; the tokens it encoded, and the padding among them."""
 
     tokenize: float
     encode: float
     search: float
     serialize: float
     total: float
+    tokens: int
+    padding: int
 
 
 class Answers(NamedTuple):
@@ -108,13 +110,13 @@ def pack_answers(answers: Answers) -> bytes:
 
 
 def unpack_answers(payload: bytes) -> Answers:
-    number, count, *seconds = ANSWERS.unpack_from(payload)
+    number, count, *stages = ANSWERS.unpack_from(payload)
     bodies_at = ANSWERS.size + count * PIECE.size
     pieces = []
     for outcome, size in PIECE.iter_unpack(payload[ANSWERS.size : bodies_at]):
         pieces.append((Outcome(outcome), payload[bodies_at : bodies_at + size]))
         bodies_at += size
-    return Answers(number, Stages(*seconds), pieces)
+    return Answers(number, Stages(*stages), pieces)
 
 
 def pack_json(kind: Kind, value: Any) -> bytes:

@@ -10,6 +10,8 @@ from service.frames import Stages
 SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 LOAD_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900)
 BATCH_QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+BATCH_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 ENGINE_STAGES = ("tokenize", "encode", "search", "serialize")
 ROUTES = frozenset({"/", "/predict", "/livez", "/readyz", "/metrics", "/openapi.json", "/admin/activate"})
 
@@ -30,6 +32,12 @@ class Metrics:
         self.batch_queries = Histogram(
             "diptych_batch_queries", "Texts in one batch of the engine", buckets=BATCH_QUERIES, registry=registry
         )
+        self.batch_tokens = Histogram(
+            "diptych_batch_tokens", "Tokens in one batch, without padding", buckets=BATCH_TOKENS, registry=registry
+        )
+        self.padding = Histogram(
+            "diptych_padding_ratio", "Padding's share of what a batch encodes", buckets=SHARES, registry=registry
+        )
         self.waiting = Gauge("diptych_waiting_queries", "Texts that no engine has yet", registry=registry)
         self.unfinished = Gauge("diptych_unfinished_requests", "Requests admitted, not yet answered", registry=registry)
         self.rejections = Counter(
@@ -47,6 +55,9 @@ class Metrics:
     def batch(self, queries: int, stages: Stages) -> None:
         """Count one answered batch."""
         self.batch_queries.observe(queries)
+        if encoded := stages.tokens + stages.padding:
+            self.batch_tokens.observe(stages.tokens)
+            self.padding.observe(stages.padding / encoded)
         for histogram, seconds in zip(self._engine_seconds, stages, strict=False):
             histogram.observe(seconds)
 

@@ -152,7 +152,7 @@ def _timing(ticket: Ticket, metrics: Metrics) -> str:
     total = perf_counter() - ticket.arrived
     metrics.queue_seconds.observe(queue)
     metrics.total_seconds.observe(total)
-    tokenize, encode, search, serialize, _ = ticket.stages or (0.0, 0.0, 0.0, 0.0, 0.0)
+    tokenize, encode, search, serialize = ticket.stages[:4] if ticket.stages else (0.0, 0.0, 0.0, 0.0)
     return (
         f"queue;dur={queue * 1e3:.3f}, tokenize;dur={tokenize * 1e3:.3f}, encode;dur={encode * 1e3:.3f}, "
         f"search;dur={search * 1e3:.3f}, serialize;dur={serialize * 1e3:.3f}, total;dur={total * 1e3:.3f}"

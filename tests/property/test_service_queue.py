@@ -38,7 +38,7 @@ class Play:
         if self.sent:
             number, pieces = self.sent.pop(0)
             bodies = [(Outcome.ANSWERED, ",".join(piece.queries).encode()) for piece in pieces]
-            self.batcher.answered(Answers(number, Stages(0, 0, 0, 0, 0), bodies))
+            self.batcher.answered(Answers(number, Stages(0, 0, 0, 0, 0, 0, 0), bodies))
 
     def die(self, _: int) -> None:
         self.sent.clear()

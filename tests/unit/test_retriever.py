@@ -135,6 +135,15 @@ def test_timings_cover_each_stage(retriever: Retriever) -> None:
     assert min(timings.tokenize, timings.encode, timings.search) > 0
 
 
+def test_padding_is_what_shorter_texts_are_filled_with(retriever: Retriever) -> None:
+    """Operators would not see how much of the encoder's work is spent on nothing."""
+    timings = retriever.search_rows(["red", "red red red"] * 40, 3).timings
+    alone = [retriever.search_rows([text], 3).timings for text in ("red", "red red red")]
+    assert [one.padding for one in alone] == [0, 0]
+    short, long = (one.tokens for one in alone)
+    assert timings.tokens == 40 * (short + long)
+    assert timings.padding == 40 * (long - short)  # of 80 texts by length, the first 64 go together: 40 short, 24 long
+
 def test_no_queries_give_no_answers(retriever: Retriever) -> None:
     """If it fails, an empty batch is an error."""
     assert retriever.search([]) == []

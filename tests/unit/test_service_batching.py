@@ -13,7 +13,7 @@ from service.frames import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
 from service.metrics import Metrics
 from service.settings import Settings
 
-NO_TIME = Stages(0.0, 0.0, 0.0, 0.0, 0.0)
+NO_TIME = Stages(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
 
 
 class Bench:
