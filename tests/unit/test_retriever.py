@@ -144,6 +144,7 @@ def test_padding_is_what_shorter_texts_are_filled_with(retriever: Retriever) -> 
     assert timings.tokens == 40 * (short + long)
     assert timings.padding == 40 * (long - short)  # of 80 texts by length, the first 64 go together: 40 short, 24 long
 
+
 def test_no_queries_give_no_answers(retriever: Retriever) -> None:
     """If it fails, an empty batch is an error."""
     assert retriever.search([]) == []
