@@ -1,0 +1,32 @@
+"""How a golden bundle is made, once for each format version: `python -m tests.golden.make tests/golden/v1`.
+
+A checkpoint of 300 labels is really trained, in seconds, and really exported. What is made is committed and never made
+again: a release that cannot open it, or answers differently, has broken its promise to everybody's bundles.
+"""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from export.build import Settings, export
+from retrieval.store import Store
+from tests.support.checkpoints import SETTINGS, write_words
+from tests.support.listener import Kept
+from training.recipe import load_recipe
+from training.run import train
+
+SMALL = ["encoder.dim=12", "encoder.pair_rows=64"]  # a fiftieth of the bytes of the defaults
+
+
+def main(target: Path) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        train(write_words(folder / "dataset"), load_recipe("default", [*SETTINGS, *SMALL]), folder / "run", Kept())
+        built = export(folder / "run", Store(folder / "store"), name="golden", settings=Settings(m=8))
+        shutil.copytree(built.path, target)
+    print(f"{target}: {sum(item.stat().st_size for item in target.iterdir()):,} bytes, {built.golden}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
