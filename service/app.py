@@ -16,7 +16,8 @@ from starlette.responses import Response
 from retrieval.errors import BundleError, DiptychError
 from service import errors
 from service.errors import Refusal
-from service.generations import Generation, Generations
+from service.generation import Generation
+from service.generations import Generations
 from service.metrics import Count, Metrics
 from service.routes import add_routes
 from service.security import BodyLimit

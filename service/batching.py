@@ -1,13 +1,15 @@
 """Bounded admission and work-conserving batches.
 
 There is no delay timer: an idle engine gets what waits at once, and while it works the next batch forms. Requests take
-turns, a piece at a time, so a large one cannot block small ones, and the first in line always goes. Whoever has been
-answered, has passed the deadline or has hung up leaves the queue on the spot.
+turns, a piece at a time, so a large one cannot block small ones, and the first in line always goes; where an encoder
+pads texts to the longest of a batch, only texts of its length go with it. Whoever has been answered, has passed the
+deadline or has hung up leaves the queue on the spot.
 """
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from time import perf_counter
 from typing import NamedTuple
 
@@ -19,33 +21,65 @@ from service.settings import Settings
 
 SPECIAL_TOKENS = 2  # most tokenizers add one at each end
 DEATHS_ALLOWED = 1
+SHORT = 8  # tokens; below, padding costs next to nothing
+LOOKED_AT = 256  # requests in line, for texts of one length
+
+
+class Lengths(NamedTuple):
+    """What a bundle's encoder makes of texts: tokens of a byte, the most of a text, whether a batch is padded."""
+
+    tokens_per_byte: float
+    most: int
+    padded: bool
+
+    def tokens(self, query: str) -> int:
+        """About how many tokens a text has."""
+        return min(SPECIAL_TOKENS + int(self.tokens_per_byte * len(query.encode())), self.most)
 
 
 class Ticket:
     """One admitted request, from admission to its answer. Await `answer`: the results' JSON, or a Refusal is raised."""
 
-    def __init__(self, asked: Asked, tokens: Sequence[int], loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, asked: Asked, seconds: float, batcher: "Batcher", loop: asyncio.AbstractEventLoop) -> None:
         self.asked = asked
-        self.tokens = tokens
+        self.seconds = seconds
         self.answer: asyncio.Future[bytes] = loop.create_future()
-        self.timer: asyncio.TimerHandle | None = None
         self.arrived = self.sent = perf_counter()  # a loop's own clock may tick in milliseconds
         self.stages: Stages | None = None
-        self.todo = [(0, len(asked.queries))]  # spans of queries that no engine is working on
-        self.parts: list[bytes | None] = [None] * len(asked.queries)
-        self.missing = len(asked.queries)
         self.deaths = 0
+        self.begin(batcher)
+        self.timer = loop.call_later(seconds, lambda: self.batcher.too_late(self))
+
+    def begin(self, batcher: "Batcher") -> None:
+        """Start, or start anew with another bundle: what the former one answered is forgotten."""
+        count = len(self.asked.queries)
+        self.batcher = batcher
+        self.tokens = [batcher.lengths.tokens(query) for query in self.asked.queries]
+        self.todo = [(0, count)]  # spans of queries that no engine is working on
+        self.parts: list[bytes | None] = [None] * count
+        self.missing = count
+
+    @property
+    def bundle(self) -> str:
+        """The bundle that answers it, the whole of it."""
+        return self.batcher.bundle
+
+    def abandon(self) -> None:
+        """Nobody waits for this answer any more."""
+        self.batcher.abandon(self)
 
     @property
     def waits(self) -> bool:
         """Whether some of it has not reached an engine."""
         return bool(self.todo)
 
-    def cut(self, queries: int, tokens: int) -> tuple[int, int]:
-        """Take the next span, of at most `queries` and `tokens`; empty when not even one fits."""
+    def cut(self, queries: int, tokens: int, length: int | None = None) -> tuple[int, int]:
+        """Take the next span, of at most `queries` and `tokens`, all of one `length` class; empty when none fits."""
         start, stop = self.todo[0]
         end = start
         while end < min(stop, start + queries) and self.tokens[end] <= tokens:
+            if length is not None and _class(self.tokens[end]) != length:
+                break
             tokens -= self.tokens[end]
             end += 1
         if end == stop:
@@ -69,10 +103,11 @@ class Piece(NamedTuple):
 class Batcher:
     """The requests of one generation: those that wait, and those an engine is working on."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, tokens_per_byte: float) -> None:
+    def __init__(self, bundle: str, settings: Settings, metrics: Metrics, lengths: Lengths) -> None:
+        self.bundle = bundle
+        self.lengths = lengths
         self._settings = settings
         self._metrics = metrics
-        self._tokens_per_byte = tokens_per_byte
         self._loop = asyncio.get_running_loop()
         self._waiting: OrderedDict[int, Ticket] = OrderedDict()  # by id(), since a ticket may leave from the middle
         self._in_flight: deque[list[Piece]] = deque()
@@ -89,23 +124,40 @@ class Batcher:
         """Batches sent and not answered."""
         return len(self._in_flight)
 
-    def admit(self, asked: Asked) -> Ticket:
+    def admit(self, asked: Asked, seconds: float | None = None) -> Ticket:
         """Queue a request; it is sent at once when the engine has room. Raises Refusal 429."""
-        tokens = [SPECIAL_TOKENS + int(self._tokens_per_byte * len(query.encode())) for query in asked.queries]
-        self._refuse_overload(len(tokens), sum(tokens))
-        ticket = Ticket(asked, tokens, self._loop)
-        ticket.timer = self._loop.call_later(self._settings.deadline_seconds, self._too_late, ticket)
-        self.unfinished += 1
-        self._idle.clear()
-        self._waiting[id(ticket)] = ticket
-        self._waits(ticket, 0, len(tokens), +1)
+        self._refuse_overload(asked.queries)
+        deadline = self._settings.deadline_seconds
+        ticket = Ticket(asked, min(seconds or deadline, deadline), self, self._loop)
+        self._queue(ticket)
         self._feed()
         return ticket
+
+    def hand_over(self) -> list[Ticket]:
+        """Give every unfinished request away, the first in line first."""
+        flying = [piece.ticket for batch in self._in_flight for piece in batch if self._mine(piece)]
+        tickets = list({id(ticket): ticket for ticket in [*flying, *self._waiting.values()]}.values())
+        for ticket in tickets:
+            self._forget(ticket)
+        return tickets
+
+    def take_over(self, tickets: Iterable[Ticket]) -> None:
+        """Answer another bundle's unfinished requests, from their beginning: no answer mixes two bundles."""
+        for ticket in tickets:
+            ticket.begin(self)
+            self._queue(ticket)
+        self._feed()
 
     def abandon(self, ticket: Ticket) -> None:
         """Nobody waits for this answer any more: its client has gone."""
         self._metrics.rejections.labels("abandoned").inc()
         self._finish(ticket, Refusal(499, "abandoned", "The client closed the connection."))
+
+    def too_late(self, ticket: Ticket) -> None:
+        """The deadline has passed."""
+        if not ticket.answer.done():
+            self._metrics.rejections.labels("too_late").inc()
+            self._finish(ticket, errors.too_late(ticket.seconds))
 
     def attach(self, send: Callable[[bytes], None]) -> None:
         """An engine is ready: give it what waits."""
@@ -121,7 +173,7 @@ class Batcher:
         self._send = None
         if not self._in_flight:
             return
-        suspects = {id(piece.ticket): piece.ticket for piece in self._in_flight[0]}
+        suspects = {id(piece.ticket): piece.ticket for piece in self._in_flight[0] if self._mine(piece)}
         for batch in reversed(self._in_flight):
             for piece in reversed(batch):
                 self._put_back(piece)
@@ -140,7 +192,8 @@ class Batcher:
         self._feed()  # first of all, so the engine works while the answers go out
         self._metrics.batch(sum(piece.stop - piece.start for piece in batch), answers.stages)
         for piece, (outcome, body) in zip(batch, answers.pieces, strict=True):
-            self._deliver(piece, outcome, body, answers.stages)
+            if self._mine(piece):
+                self._deliver(piece, outcome, body, answers.stages)
 
     async def drained(self) -> None:
         """Return when no admitted request is unanswered; each has a deadline, so this ends."""
@@ -148,34 +201,48 @@ class Batcher:
 
     def give_up(self, why: Refusal) -> None:
         """Answer every unfinished request with `why`."""
-        flying = [piece.ticket for batch in self._in_flight for piece in batch]
-        for ticket in [*self._waiting.values(), *flying]:
-            self._finish(ticket, why)
+        for ticket in self.hand_over():
+            self._settle(ticket, why)
 
     def take(self) -> list[Piece]:
         """The next batch: a piece of each request in turn until it is full. Empty when nothing waits."""
-        settings = self._settings
+        if not self._waiting:
+            return []
+        first = next(iter(self._waiting.values()))
+        length = _class(first.tokens[first.todo[0][0]]) if self.lengths.padded else None
         pieces: list[Piece] = []
-        queries, tokens = settings.max_batch_queries, settings.max_batch_tokens
-        while self._waiting and queries:
-            ticket = next(iter(self._waiting.values()))
-            if ticket.deaths and pieces:
-                break
-            start, stop = ticket.cut(min(queries, settings.max_piece_queries), tokens)
-            if start == stop and pieces:
-                break
-            if start == stop:
-                start, stop = ticket.cut(1, ticket.tokens[start])  # a text larger than a whole batch goes by itself
-            pieces.append(Piece(ticket, start, stop))
-            queries -= stop - start
-            tokens -= self._waits(ticket, start, stop, -1)
-            if ticket.todo:
-                self._waiting.move_to_end(id(ticket))
-            else:
-                del self._waiting[id(ticket)]
-            if ticket.deaths:
-                break
+        queries, tokens = self._settings.max_batch_queries, self._settings.max_batch_tokens
+        looking = True
+        while looking and queries:  # once around the line, and again while it gave something
+            looking = False
+            for ticket in list(islice(self._waiting.values(), LOOKED_AT)):
+                if ticket.deaths and pieces:
+                    return pieces
+                piece = self._cut(ticket, queries, tokens, length, first=not pieces)
+                if piece is None and length is None:
+                    return pieces
+                if piece is None:
+                    continue
+                looking = True
+                pieces.append(piece)
+                queries -= piece.stop - piece.start
+                tokens -= self._waits(ticket, piece.start, piece.stop, -1)
+                if ticket.deaths or not queries:
+                    return pieces
         return pieces
+
+    def _cut(self, ticket: Ticket, queries: int, tokens: int, length: int | None, first: bool) -> Piece | None:
+        """A request's next piece, if it fits; what is left of the request goes to the end of the line."""
+        start, stop = ticket.cut(min(queries, self._settings.max_piece_queries), tokens, length)
+        if start == stop and not first:
+            return None
+        if start == stop:
+            start, stop = ticket.cut(1, ticket.tokens[start])  # a text larger than a whole batch goes by itself
+        if ticket.todo:
+            self._waiting.move_to_end(id(ticket))
+        else:
+            del self._waiting[id(ticket)]
+        return Piece(ticket, start, stop)
 
     def _feed(self) -> None:
         while self._send and len(self._in_flight) < self._settings.batches_in_flight and (pieces := self.take()):
@@ -200,14 +267,25 @@ class Batcher:
                 self._finish(ticket, None)
 
     def _finish(self, ticket: Ticket, refusal: Refusal | None) -> None:
-        if ticket.answer.done():
-            return
+        if not ticket.answer.done():
+            self._forget(ticket)
+            self._settle(ticket, refusal)
+
+    @staticmethod
+    def _settle(ticket: Ticket, refusal: Refusal | None) -> None:
+        ticket.timer.cancel()
         if refusal:
             ticket.answer.set_exception(refusal)
         else:
             ticket.answer.set_result(b",".join(part for part in ticket.parts if part is not None))
-        if ticket.timer:
-            ticket.timer.cancel()
+
+    def _queue(self, ticket: Ticket) -> None:
+        self.unfinished += 1
+        self._idle.clear()
+        self._waiting[id(ticket)] = ticket
+        self._waits(ticket, 0, len(ticket.tokens), +1)
+
+    def _forget(self, ticket: Ticket) -> None:
         for start, stop in ticket.todo:
             self._waits(ticket, start, stop, -1)
         ticket.todo.clear()
@@ -216,14 +294,13 @@ class Batcher:
         if not self.unfinished:
             self._idle.set()
 
-    def _too_late(self, ticket: Ticket) -> None:
-        if not ticket.answer.done():
-            self._metrics.rejections.labels("too_late").inc()
-            self._finish(ticket, errors.too_late(self._settings.deadline_seconds))
+    def _mine(self, piece: Piece) -> bool:
+        """Whether a piece's request still waits, and for this bundle."""
+        return piece.ticket.batcher is self and not piece.ticket.answer.done()
 
     def _put_back(self, piece: Piece) -> None:
         ticket = piece.ticket
-        if ticket.answer.done():
+        if not self._mine(piece):
             return
         ticket.todo.insert(0, (piece.start, piece.stop))
         self._waits(ticket, piece.start, piece.stop, +1)
@@ -237,11 +314,19 @@ class Batcher:
         self.waiting_tokens += sign * tokens
         return tokens
 
-    def _refuse_overload(self, queries: int, tokens: int) -> None:
+    def _refuse_overload(self, texts: Sequence[str]) -> None:
         settings = self._settings
-        if self.waiting_queries + queries > settings.max_waiting_queries:
+        if self.waiting_queries + len(texts) > settings.max_waiting_queries:
             self._metrics.rejections.labels("queue_full").inc()
             raise errors.overloaded(f"{self.waiting_queries} texts")
-        if self.waiting_queries and self.waiting_tokens + tokens > settings.max_waiting_tokens:
+        if not self.waiting_queries:
+            return
+        tokens = sum(map(self.lengths.tokens, texts))
+        if self.waiting_tokens + tokens > settings.max_waiting_tokens:
             self._metrics.rejections.labels("queue_full").inc()
             raise errors.overloaded(f"{self.waiting_tokens} tokens")
+
+
+def _class(tokens: int) -> int:
+    """Texts of one class are alike in length: the longest of them is less than twice as long as the shortest."""
+    return max(tokens, SHORT).bit_length()

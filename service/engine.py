@@ -65,7 +65,7 @@ class Engine:
             for place, body in zip(places, self._together([asked[place] for place in places], spent), strict=True):
                 bodies[place] = body
         *seconds, tokens, padding = spent
-        stages = Stages(*seconds, time.perf_counter() - started, int(tokens), int(padding))
+        stages = Stages._make([*seconds, time.perf_counter() - started, int(tokens), int(padding)])
         return Answers(number, stages, bodies)
 
     def _together(self, asked: Sequence[Asked], spent: list[float]) -> list[tuple[Outcome, bytes]]:
@@ -131,8 +131,9 @@ def open_engine(
             f"{folder.name} does not give its golden answers here: overlap@10 is {golden.overlap_at_10:.3f} and a "
             f"score is off by {golden.score_deviation:.2g}. Export it on this kind of machine."
         )
-    manifest = retriever.manifest
-    opened = (manifest.labels.count, retriever.dim, manifest.model.bytes_per_token, time.perf_counter() - started)
+    model, seconds = retriever.manifest.model, time.perf_counter() - started
+    padded = model.encoder == "transformer"  # a static encoder's work on padding is nothing beside the rest
+    opened = (len(retriever.labels), retriever.dim, model.bytes_per_token, model.max_tokens, padded, seconds)
     return engine, pack_json(Kind.READY, opened)
 
 

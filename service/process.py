@@ -12,6 +12,7 @@ from typing import NamedTuple, Self, cast
 from pydantic_core import from_json
 
 from retrieval.errors import BundleError
+from service.batching import Lengths
 from service.frames import Answers, Kind, Splitter, unpack_answers
 from service.settings import PREFIX, Settings
 
@@ -24,7 +25,14 @@ class Opened(NamedTuple):
     labels: int
     dim: int
     bytes_per_token: float
+    max_tokens: int
+    padded: bool
     seconds: float
+
+    @property
+    def lengths(self) -> Lengths:
+        """What becomes of texts in it."""
+        return Lengths(1 / self.bytes_per_token, self.max_tokens, self.padded)
 
 
 class EngineProcess(asyncio.Protocol):

@@ -12,7 +12,9 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
+from service import deadlines
 from service.batching import Ticket
+from service.deadlines import deadline_seconds
 from service.frames import Asked
 from service.generations import Generations
 from service.metrics import Metrics
@@ -74,19 +76,20 @@ def _add_predict(router: APIRouter, settings: Settings, generations: Generations
 
     async def predict(request: Request) -> Response:
         asked = parse(model, await request.body())
-        generation, ticket = generations.admit(
-            Asked(asked.queries, asked.k, asked.weight, asked.filter, asked.min_score)
+        ticket = generations.admit(
+            Asked(asked.queries, asked.k, asked.weight, asked.filter, asked.min_score),
+            deadline_seconds(request.headers.get(deadlines.HEADER)),
         )
         leaving = asyncio.ensure_future(_client_gone(request)) if ticket.waits else None
         if leaving:
-            leaving.add_done_callback(lambda gone: None if gone.cancelled() else generation.batcher.abandon(ticket))
+            leaving.add_done_callback(lambda gone: None if gone.cancelled() else ticket.abandon())
         try:
             results = await ticket.answer
         finally:
             if leaving:
                 leaving.cancel()
-        headers = {"X-Bundle": generation.name, "Server-Timing": _timing(ticket, metrics)}
-        body = b'{"bundle":"%b","results":[%b]}' % (generation.name.encode(), results)
+        headers = {"X-Bundle": ticket.bundle, "Server-Timing": _timing(ticket, metrics)}
+        body = b'{"bundle":"%b","results":[%b]}' % (ticket.bundle.encode(), results)
         return Response(body, headers=headers, media_type="application/json")
 
     router.add_api_route(
@@ -96,7 +99,7 @@ def _add_predict(router: APIRouter, settings: Settings, generations: Generations
         summary="The best labels for each text",
         response_model=PredictResponse,
         responses=_refusals(400, 413, 422, 429, 500, 503, 504),
-        openapi_extra=_body(model),
+        openapi_extra={**_body(model), "parameters": [deadlines.PARAMETER]},
         route_class_override=Direct,
     )
 

@@ -14,7 +14,8 @@ import uvloop
 
 from retrieval.errors import BadInput, DiptychError
 from service.app import create_app
-from service.generations import Generation, Generations
+from service.generation import Generation
+from service.generations import Generations
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from service.batching import Batcher
+from service.batching import Batcher, Lengths
 from service.frames import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
 from service.metrics import Metrics
 from service.settings import Settings
@@ -14,7 +14,7 @@ from service.settings import Settings
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.integers(1, 12)),
-        st.tuples(st.sampled_from(["answer", "die", "attach", "abandon"]), st.just(0)),
+        st.tuples(st.sampled_from(["answer", "die", "attach", "abandon", "give_up"]), st.just(0)),
     ),
     max_size=60,
 )
@@ -23,15 +23,19 @@ EVENTS = st.lists(
 class Play:
     """One run: every request's texts are numbered, so that a mixed-up answer shows."""
 
-    def __init__(self) -> None:
+    def __init__(self, padded: bool) -> None:
         limits = {"max_queries": 12, "max_waiting_queries": 10_000, "max_batch_queries": 5, "max_piece_queries": 2}
-        self.batcher = Batcher(Settings(store="unused", **limits), Metrics(CollectorRegistry()), 1.0)
+        self.settings, self.padded = Settings(store="unused", **limits), padded
+        self.batcher = self.new_batcher()
         self.tickets = []
         self.sent: list[tuple[int, list[Asked]]] = []
         self.abandoned = set()
 
+    def new_batcher(self) -> Batcher:
+        return Batcher("words", self.settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, self.padded))
+
     def ask(self, texts: int) -> None:
-        queries = [f"{len(self.tickets)}.{number}" for number in range(texts)]
+        queries = [f"{len(self.tickets)}.{'0' * (number % 4 * 8)}{number}" for number in range(texts)]
         self.tickets.append(self.batcher.admit(Asked(queries, 10, None)))
 
     def answer(self, _: int) -> None:
@@ -50,16 +54,23 @@ class Play:
     def abandon(self, _: int) -> None:
         if self.tickets:
             self.abandoned.add(len(self.tickets) - 1)
-            self.batcher.abandon(self.tickets[-1])
+            self.tickets[-1].abandon()
+
+    def give_up(self, _: int) -> None:
+        """Another bundle takes over, whatever its predecessor was doing."""
+        former, self.batcher = self.batcher, self.new_batcher()
+        self.batcher.take_over(former.hand_over())
+        self.sent.clear()
+        assert (former.unfinished, former.waiting_queries, former.waiting_tokens) == (0, 0, 0)
 
 
 @settings(max_examples=150, deadline=None)
-@given(EVENTS)
-def test_every_request_is_settled_once_and_with_its_own_answer(events: list[tuple[str, int]]) -> None:
+@given(EVENTS, st.booleans())
+def test_every_request_is_settled_once_and_with_its_own_answer(events: list[tuple[str, int]], padded: bool) -> None:
     """Some order of events would lose a request, answer it with another's results, or leak its place in the queue."""
 
     async def run() -> None:
-        play = Play()
+        play = Play(padded)
         for name, argument in events:
             getattr(play, name)(argument)
         play.attach(0)
@@ -68,7 +79,7 @@ def test_every_request_is_settled_once_and_with_its_own_answer(events: list[tupl
         for number, ticket in enumerate(play.tickets):
             assert ticket.answer.done()
             if ticket.answer.exception() is None:
-                whole = ",".join(f"{number}.{text}" for text in range(len(ticket.tokens)))
+                whole = ",".join(ticket.asked.queries)
                 assert ticket.answer.result() == whole.encode()
             else:
                 assert number in play.abandoned or ticket.deaths == 2

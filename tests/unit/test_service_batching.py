@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.batching import Batcher, Ticket
+from service.batching import Batcher, Lengths, Ticket
 from service.errors import Refusal
 from service.frames import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
 from service.metrics import Metrics
@@ -19,9 +19,9 @@ NO_TIME = Stages(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
 class Bench:
     """A batcher, what it sent, and the means to answer it."""
 
-    def __init__(self, **limits: Any) -> None:
+    def __init__(self, padded: bool = False, **limits: Any) -> None:
         settings = Settings(store="unused", **{"max_queries": 1, **limits})
-        self.batcher = Batcher(settings, Metrics(CollectorRegistry()), tokens_per_byte=1.0)
+        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded))
         self.sent: list[list[Asked]] = []
         self.answered = 0
 
@@ -162,6 +162,54 @@ def test_the_oldest_always_goes() -> None:
         assert bench.texts()[1] == ["g" * 100]
         bench.answer()
         assert giant.answer.done()
+
+
+def test_texts_of_one_length_go_together_and_none_waits_for_ever() -> None:
+    """Short texts would be padded to long ones; or, sorted by length alone, a long one would never get its turn."""
+
+    @played(padded=True, max_queries=4, batches_in_flight=1)
+    async def _(bench: Bench) -> None:
+        bench.attach().ask("first")
+        bench.ask("a", "b" * 40, "c")
+        bench.ask("d"), bench.ask("e" * 50), bench.ask("f")
+        bench.answer()
+        assert bench.texts()[1:] == [["a", "d", "f"]]
+        bench.ask("newcomer")
+        bench.answer()
+        assert bench.texts()[2:] == [["e" * 50, "b" * 40]]
+        bench.answer()
+        assert bench.texts()[3:] == [["newcomer", "c"]]
+
+
+def test_a_client_may_wait_less_than_the_service_would() -> None:
+    """An engine would work for a client that said how soon the answer is of no use; or wait longer than it may."""
+
+    @played(deadline_seconds=0.02)
+    async def _(bench: Bench) -> None:
+        for wish, most in ((0.001, "0.001"), (60.0, "0.02")):
+            ticket = bench.batcher.admit(Asked(["late"], 10), wish)
+            with pytest.raises(Refusal, match=f"within {most} s"):
+                await ticket.answer
+
+
+def test_another_bundle_answers_the_whole_of_what_was_begun() -> None:
+    """A bundle that is given up would take its requests with it, or two bundles would share one answer."""
+
+    @played(max_queries=4, max_batch_queries=2, max_piece_queries=2, batches_in_flight=2)
+    async def _(bench: Bench) -> None:
+        whole, single = bench.attach().ask("a", "b", "c", "d"), bench.ask("e")
+        bench.answer()
+        other = Bench(max_queries=4)
+        other.batcher.bundle = "other"
+        other.batcher.take_over(bench.batcher.hand_over())
+        assert (bench.batcher.unfinished, bench.batcher.waiting_queries, bench.batcher.waiting_tokens) == (0, 0, 0)
+        bench.answer()  # the engine that was given up still has it
+        bench.batcher.lost()
+        assert not whole.answer.done()
+        other.attach().answer()
+        assert other.texts() == [["a", "b", "c", "d", "e"]]
+        assert (await whole.answer, whole.bundle) == (b"a,b,c,d", "other")
+        assert (await single.answer, other.batcher.unfinished) == (b"e", 0)
 
 
 def test_a_replacement_gets_what_the_dead_engine_had() -> None:
