@@ -5,7 +5,7 @@ Suffixes: L labels, V values of all labels in one attribute, U distinct ones, R 
 
 import json
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from threading import Lock
@@ -49,7 +49,23 @@ class Attributes:
         self._table = table
         self._attributes: dict[str, _Attribute] = {}
         self._compiled: OrderedDict[Key, Allowed] = OrderedDict()
+        self._shown_L: NDArray[np.bool_] | None = None  # None while nothing is paused
         self._lock = Lock()
+
+    def pause(self, ids: Iterable[str]) -> list[str]:
+        """From now on no filter allows these labels, and those of an earlier call again; returns the ids of none."""
+        wanted, column = list(dict.fromkeys(ids)), self._table.column("id")
+        paused_L = pc.is_in(column, value_set=pa.array(wanted, column.type))
+        found = set(column.filter(paused_L).to_pylist())
+        with self._lock:
+            self._shown_L = ~paused_L.to_numpy(zero_copy_only=False) if found else None
+            self._compiled.clear()
+        return [one for one in wanted if one not in found]
+
+    @property
+    def paused(self) -> bool:
+        """Whether there are labels that no filter allows."""
+        return self._shown_L is not None
 
     def allowed(self, wanted: Filter) -> Allowed:
         """The labels that `wanted` allows; raises BadInput for what no label can be asked."""
@@ -58,7 +74,7 @@ class Attributes:
             if (known := self._compiled.get(key)) is not None:
                 self._compiled.move_to_end(key)
                 return known
-            mask_L = np.ones(self._table.num_rows, np.bool_)
+            mask_L = np.ones(self._table.num_rows, np.bool_) if self._shown_L is None else self._shown_L.copy()
             for name, values in key:
                 mask_L &= self._attribute(name).having([value for _, value in values])
             found = self._compiled[key] = Allowed(mask_L)

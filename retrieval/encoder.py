@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from retrieval.errors import BadInput, BundleError, in_a_line
-from retrieval.index import available_cores
+from retrieval.limits import available_cores
 from retrieval.manifest import ModelFacts
 from retrieval.model_file import check_model_file
 

@@ -3,7 +3,6 @@
 Suffixes: Q queries, L labels, B a block of labels, D vector width, K results of a query (best first).
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from retrieval.errors import BadInput, BundleError
 from retrieval.index_file import check_index_file
+from retrieval.limits import available_cores
 
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -188,11 +188,6 @@ def _moves(block_BD: Vectors, repeated_B: NDArray[np.bool_], draw: np.random.Gen
     moves_BD = np.zeros_like(block_BD)
     moves_BD[repeated_B] = scale * draw.standard_normal((int(repeated_B.sum()), block_BD.shape[1]), np.float32)
     return moves_BD
-
-
-def available_cores() -> int:
-    """Cores this process may run on, which a container's limit can make fewer than the machine has."""
-    return len(os.sched_getaffinity(0))
 
 
 def _checked(query_QD: Vectors, k: int, dim: int) -> Vectors:

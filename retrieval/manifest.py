@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retrieval.errors import BundleError, in_a_line
-from retrieval.index import available_cores
 from retrieval.index_file import Buffer, read_checked
+from retrieval.limits import available_cores
 from retrieval.signatures import SIGNATURE, check_signature
 from retrieval.vector_file import read_finite
 

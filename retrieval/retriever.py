@@ -1,4 +1,4 @@
-"""One opened bundle: verified, immutable, searched from as many threads as you like.
+"""One opened bundle: verified, immutable but for what is paused, searched from as many threads as you like.
 
 Suffixes: Q queries, K results, C candidates (at least K where there are as many), D vector width, L labels.
 """
@@ -175,6 +175,13 @@ class Retriever:
         """`["market=US,CA", "year=2025"]` as a filter, its values of the attributes' types. Raises BadInput."""
         return self._attributes.filter_of(texts)
 
+    def pause(self, ids: Iterable[str]) -> list[str]:
+        """Leave these labels out of every answer from now on, in the place of those of an earlier call.
+
+        Returns the ids that no label of this bundle has.
+        """
+        return self._attributes.pause(ids)
+
     def search_rows(
         self,
         queries: Sequence[str],
@@ -190,7 +197,7 @@ class Retriever:
         _check_search(k, weight, min_score)
         encoder = self._open_encoder()
         _check_queries(queries)
-        allowed = self._attributes.allowed(filter) if filter else None
+        allowed = self._attributes.allowed(filter or {}) if filter or self._attributes.paused else None
         encoded = encoder.encode(queries)
         started = time.perf_counter()
         ranking = self._rank(encoded.vectors_BD, k, weight, allowed, exact)

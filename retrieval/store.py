@@ -2,6 +2,7 @@
 
 store/CURRENT           the active bundle's name
 store/HISTORY           names in the order they were activated, for rolling back
+store/PAUSED.json       ids of labels that a service leaves out, written by service/pausing
 store/bundles/<name>/   the bundles
 store/.incoming/        what is being written or removed; what a process that died left there goes with the next change
 """
@@ -146,13 +147,26 @@ class Store:
                 self._replace(self.path / "HISTORY", "\n".join([*self._history(), name][-REMEMBERED:]) + "\n")
                 self._replace(self.path / "CURRENT", name + "\n")
 
-    def rollback(self) -> str:
-        """Make the previously active bundle active again; returns its name."""
+    def amend(self, name: str, change: Callable[[str | None], str]) -> None:
+        """Replace a small file beside CURRENT by what `change` makes of its content, None where there is none.
+
+        One writer at a time; a reader finds it whole, before or after.
+        """
+        with self._lock():
+            path = self.path / name
+            self._replace(path, change(path.read_text(encoding="utf-8") if path.exists() else None))
+
+    def rollback(self, proved: str | None = None) -> str:
+        """Make the previously active bundle active again; returns its name.
+
+        Its files are compared with the manifest, unless it is `proved`: one that the caller has open.
+        """
         with self._lock():
             name, history = self.previous(), self._history()
             if name is None:
                 raise BundleError(f"{self.path} has no earlier bundle to go back to. Activate one by name.")
-            self.verify(name)
+            if name != proved:
+                self.verify(name)
             self._replace(self.path / "CURRENT", name + "\n")
             self._replace(self.path / "HISTORY", "\n".join(history[: max(_places(history[:-1], name)) + 1]) + "\n")
         return name

@@ -97,3 +97,18 @@ def test_several_batches_of_labels_are_one_table() -> None:
     """If it fails, a label table of two record batches is filtered by the rows of its first."""
     twice = pa.concat_tables([TABLE, TABLE])
     assert Attributes(twice).allowed({"tags": ["new"], "brand": ["x"]}).rows_R.tolist() == [0, 4]
+
+
+def test_what_is_paused_is_allowed_by_no_filter_until_it_is_not_paused() -> None:
+    """A paused campaign would still be shown where a filter was remembered, or never come back."""
+    attributes = Attributes(TABLE)
+    assert attributes.allowed({"market": ["US"]}).rows_R.tolist() == [0, 3]
+    assert attributes.pause(["d", "none", "c", "d"]) == ["none"]
+    assert attributes.paused
+    assert attributes.allowed({"market": ["US"]}).rows_R.tolist() == [0]
+    assert attributes.allowed({}).rows_R.tolist() == [0, 1]
+    assert attributes.pause(["a"]) == []
+    assert attributes.allowed({"market": ["US"]}).rows_R.tolist() == [3]
+    assert attributes.pause(["none"]) == ["none"]
+    assert not attributes.paused
+    assert attributes.allowed({"market": ["US"]}).rows_R.tolist() == [0, 3]

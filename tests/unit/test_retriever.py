@@ -214,3 +214,18 @@ def test_other_answers_fail_the_golden_check(bundle: Path, monkeypatch: pytest.M
     report = retriever.check_golden()
     assert not report.passed
     assert report.score_deviation > 1e-4
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_paused_labels_make_room_for_the_next_ones(tmp_path: Path, exact: bool) -> None:
+    """Labels that must not be shown would be shown, or leave holes in an answer of k."""
+    with Retriever.open(make_bundle(tmp_path / "words")) as retriever:
+        (before,) = retriever.search(["red winter city"], 30, exact=exact)
+        paused = {hit.id for hit in before[:20:2]}
+        assert retriever.pause([*paused, "label-of-another-bundle"]) == ["label-of-another-bundle"]
+        (after,) = retriever.search(["red winter city"], 20, exact=exact)
+        assert [hit.id for hit in after] == [hit.id for hit in before if hit.id not in paused]
+        assert retriever.pause(f"label-{row}" for row in range(200)) == []
+        assert list(retriever.search(["red"], 5, exact=exact)) == [[]]
+        retriever.pause([])
+        assert retriever.search(["red winter city"], 30, exact=exact)[0] == before

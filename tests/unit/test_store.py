@@ -200,3 +200,22 @@ def test_a_bundle_that_is_being_proved_is_not_pruned(store: Store) -> None:
 
     Store(store.path, meanwhile).activate("three")
     assert store.active() == "three"
+
+
+def test_a_small_file_is_replaced_whole_and_from_what_it_was(store: Store) -> None:
+    """Two writers of one file would lose a change, or a reader would meet half of it."""
+    asked: list[str | None] = []
+    for content in ("first", "second"):
+        store.amend("PAUSED.json", lambda now, content=content: (asked.append(now), content)[1])
+    assert asked == [None, "first"]
+    assert (store.path / "PAUSED.json").read_text() == "second"
+
+
+def test_rolling_back_compares_all_but_what_the_caller_has_open(store: Store) -> None:
+    """Going back would take as long as reading the bundle, or a damaged one would become active."""
+    store.activate("two")
+    index = store.bundle_path("one") / "index.hnsw"
+    index.write_bytes(index.read_bytes()[:-1] + b"?")
+    with pytest.raises(BundleError, match="damaged"):
+        store.rollback("three")
+    assert store.rollback("one") == store.active() == "one"
