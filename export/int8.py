@@ -29,18 +29,18 @@ LEAST = 1e-5  # keeps a column that is never used from being divided by zero
 
 
 class SmoothedLinear(nn.Module):
-    """A linear map of the same result, which reads each column divided by its size."""
+    """A linear map of the same result, which reads each column times a factor."""
 
-    size_E: Tensor
+    factor_E: Tensor
 
-    def __init__(self, linear: nn.Linear, size_E: Tensor) -> None:
+    def __init__(self, linear: nn.Linear, factor_E: Tensor) -> None:
         super().__init__()
-        self.register_buffer("size_E", size_E)
-        self.weight = nn.Parameter(linear.weight.detach() * size_E, requires_grad=False)
+        self.register_buffer("factor_E", factor_E)
+        self.weight = nn.Parameter(linear.weight.detach() / factor_E, requires_grad=False)
         self.bias = linear.bias
 
     def forward(self, read: Tensor) -> Tensor:
-        return nn.functional.linear(read / self.size_E, self.weight, self.bias)
+        return nn.functional.linear(read * self.factor_E, self.weight, self.bias)
 
 
 def smoothed(encoder: TransformerEncoder, tokens: TokenizedTexts) -> TransformerEncoder:
@@ -50,13 +50,15 @@ def smoothed(encoder: TransformerEncoder, tokens: TokenizedTexts) -> Transformer
     would leave the others hardly a digit. So each column is divided by its size, and its weights multiplied by it.
     """
     copied = copy.deepcopy(encoder).eval()
+    copied.transformer.set_attn_implementation("eager")  # type: ignore[operator]  # the same sums, as fewer ONNX nodes
     groups, peaks = _what_they_read(copied, tokens)
     for names in groups:
         linears = [copied.get_submodule(name) for name in names]
         weight_E = torch.stack([one.weight.abs().amax(0) for one in linears]).amax(0).clamp(min=LEAST)  # type: ignore[operator]
-        size_E = (peaks[names[0]].clamp(min=LEAST) ** SMOOTHING / weight_E ** (1.0 - SMOOTHING)).detach()
+        # One tensor for all that read the same: the exporter then multiplies once for them all.
+        factor_E = (weight_E ** (1.0 - SMOOTHING) / peaks[names[0]].clamp(min=LEAST) ** SMOOTHING).detach()
         for name, linear in zip(names, linears, strict=True):
-            copied.set_submodule(name, SmoothedLinear(linear, size_E))  # type: ignore[arg-type]
+            copied.set_submodule(name, SmoothedLinear(linear, factor_E))  # type: ignore[arg-type]
     return copied
 
 

@@ -134,10 +134,9 @@ def _open_session(model: Path, dim: int, threads: int, provider: str) -> onnxrun
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn whole cores
     options.log_severity_level = 3
-    if (
-        provider == "cpu"
-    ):  # its fused kernel takes longer than the two it replaces: a tenth of float32's time, 1/4 of int8's
-        options.add_session_config_entry("optimization.disable_specified_optimizers", "SkipLayerNormFusion")
+    if provider == "cpu":  # these fused kernels take longer than what they replace; docs/decisions/0026 has the figures
+        fusions = "SkipLayerNormFusion;BiasGeluFusion"
+        options.add_session_config_entry("optimization.disable_specified_optimizers", fusions)
     check_model_file(model)
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=[wanted])

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
@@ -185,6 +186,11 @@ class Reduced(_Part):
     float32_p_at_1: Percent
     p_at_1: Percent
     speeds: tuple[Speed, ...]
+
+    @property
+    def times(self) -> float | None:
+        """The geometric mean of how many times as fast it is; None where no speed was measured."""
+        return geometric_mean([one.times for one in self.speeds]) if self.speeds else None
 
 
 class Quality(_Part):

@@ -1,5 +1,6 @@
 """`diptych export` on a small trained checkpoint: what the bundle holds, and what a refusal leaves behind."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from retrieval.store import Store
 from tests.support.checkpoints import N_LABELS, make_checkpoint
 from tests.support.command import run
 from training.checkpoint import Checkpoint, load_checkpoint
-from training.imputation import imputed_rows
+from training.imputation import impute
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +76,9 @@ def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: C
     popularity_L = np.log1p(opened.positives_L) / np.log1p(opened.positives_L.max())
     half_LC = np.column_stack([unit_LC, np.sqrt(opened.blend.popularity) * popularity_L])
     direction_C = half_LC.sum(axis=0) / np.linalg.norm(half_LC.sum(axis=0))
-    half_LC[~opened.trained_L, :-1] = imputed_rows(
+    half_LC[~opened.trained_L, :-1] = impute(
         halves_LD[:, :dual_dim], opened.model.classifier_rows(), opened.trained_L
-    )
+    ).rows(opened.kept)
     shrunk_LC = half_LC - (1 - retriever.manifest.model.cone_shrink) * np.outer(half_LC @ direction_C, direction_C)
     np.testing.assert_allclose(halves_LD[:, dual_dim:], shrunk_LC, atol=1e-5)
     assert retriever.manifest.model.classifier_dim == opened.model.classifier_dim + 1
@@ -167,3 +168,35 @@ def test_a_store_that_cannot_be_written_is_named(small: Path, tmp_path: Path) ->
     (tmp_path / "store").write_text("a file where the store should be")
     with pytest.raises(BundleError, match="cannot be changed"):
         build(small, Store(tmp_path / "store"))
+
+
+def test_int8_of_a_static_encoder_is_refused_with_its_figures(
+    small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it fails, an int8 bundle that is no faster takes the place of an exact one, or a refusal does not say why."""
+    store = Store(tmp_path / "store")
+    assert run("export", small, "--store", store.path, "--name", "small", "--precision", "int8") == 1
+    said = capsys.readouterr().err
+    figures = (
+        r"P@1 is (\d+\.\d\d) where float32 has \1 .* batches of 1, float32 .* batches of 64, float32 .* times as fast"
+    )
+    assert re.search(rf"error: int8 is not worth it here: {figures}.*Export with --precision float32\.\n$", said)
+    assert store.bundles() == []
+    assert list((store.path / ".incoming").iterdir()) == []
+
+
+def test_float16_answers_as_float32_and_the_manifest_says_what_it_cost(small: Path, retriever: Retriever) -> None:
+    """If it fails, a bundle for GPUs answers otherwise, or nobody can see what its precision cost."""
+    store = Store(small.parent / "half")
+    built = build(small, store, settings=Settings(precision="float16"))
+    reduced = built.manifest.reduced
+    assert reduced is not None
+    assert (built.manifest.precision, reduced.speeds) == ("float16", ())
+    assert reduced.least_cosine > 0.9999
+    assert abs(reduced.float32_p_at_1 - reduced.p_at_1) <= 100 / reduced.queries + 1e-9
+    assert (retriever.manifest.precision, retriever.manifest.reduced) == ("float32", None)
+    assert built.manifest.golden.score_tolerance > retriever.manifest.golden.score_tolerance
+    files = built.manifest.files.keys()
+    assert files == retriever.manifest.files.keys(), "something was left in the folder"
+    with Retriever.open(built.path) as half:
+        assert np.array_equal(half.vectors_LD, retriever.vectors_LD), "labels are encoded in float32"

@@ -1,0 +1,177 @@
+"""Query encoders of less precision: what they answer, what is left as it was, and what is refused."""
+
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from export.encoders import write_query_encoder
+from export.geometry import Cone
+from export.int8 import SmoothedLinear, quantize, smoothed
+from export.precision import HalfEncoder, _answering_through, prove_worth
+from retrieval.encoder import TextEncoder
+from retrieval.errors import GateError
+from retrieval.manifest import ModelFacts, Reduced, Speed
+from tests.support.pretrained import HIDDEN, save_tiny_bert
+from training.checkpoint import read_tokenizer
+from training.model import TransformerEncoder, UnifiedModel
+from training.pretrained import transformer
+from training.recipe import Recipe, TransformerEncoderRecipe
+from training.tokens import TokenizedTexts, tokenize_in_memory
+
+WORDS = [f"w{number}" for number in range(60)]
+TEXTS = [" ".join(WORDS[(3 * start + step) % 60] for step in range(1 + start % 7)) for start in range(90)]
+CONE = Cone(np.zeros(HIDDEN + 1, np.float32), 1.0)
+FACTS = ModelFacts(
+    encoder="transformer", dual_dim=HIDDEN, classifier_dim=HIDDEN + 1, balance=0.5, max_tokens=16, max_characters=1024,
+    pad_id=0, unknown_id=1, bytes_per_token=3.0,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_bert(tmp_path_factory.mktemp("bert"), WORDS)
+
+
+@pytest.fixture(scope="module")
+def model(bert: Path) -> UnifiedModel:
+    """A BERT with a few columns that are many times larger than the others, as trained ones have."""
+    recipe = Recipe.model_validate({"name": "small", "encoder": {"kind": "transformer", "model": str(bert)}})
+    assert isinstance(recipe.encoder, TransformerEncoderRecipe)
+    torch.manual_seed(0)
+    made = UnifiedModel(TransformerEncoder(transformer(recipe.encoder)), recipe, n_labels=10).eval()
+    with torch.no_grad():
+        for name, weight in made.encoder.named_parameters():
+            if name.endswith("LayerNorm.weight"):
+                weight[:2] *= 30
+    return made
+
+
+@pytest.fixture(scope="module")
+def tokens(bert: Path) -> TokenizedTexts:
+    return tokenize_in_memory(TEXTS, read_tokenizer(bert / "tokenizer.json"))
+
+
+def encoded(bert: Path, path: Path, texts: list[str]) -> np.ndarray:
+    return TextEncoder.open(bert / "tokenizer.json", path, FACTS, FACTS.dim, threads=1).encode(texts).vectors_BD
+
+
+def least_cosine(one_ND: np.ndarray, other_ND: np.ndarray) -> float:
+    lengths_N = np.linalg.norm(one_ND, axis=1) * np.linalg.norm(other_ND, axis=1)
+    return float(((one_ND * other_ND).sum(axis=1) / lengths_N).min())
+
+
+def test_smoothing_changes_no_vector(model: UnifiedModel, tokens: TokenizedTexts) -> None:
+    """If it fails, a model is another one before it is even quantised."""
+    assert isinstance(model.encoder, TransformerEncoder)
+    even, batch = smoothed(model.encoder, tokens), tokens.padded()
+    smooth = [one for one in even.modules() if isinstance(one, SmoothedLinear)]
+    assert len(smooth) == 2 * 6, "two layers, each query, key, value, output, up and down"
+    assert len({id(one.factor_E) for one in smooth}) == 2 * 4, "query, key and value read the same"
+    with torch.no_grad():
+        before_BE, after_BE = (one(batch.input_ids_BT, batch.attention_mask_BT) for one in (model.encoder, even))
+    torch.testing.assert_close(after_BE, before_BE, atol=1e-4, rtol=1e-4)
+    assert not [one for one in model.encoder.modules() if isinstance(one, SmoothedLinear)], "the model itself changed"
+
+
+def test_int8_answers_nearly_as_float32(
+    model: UnifiedModel, tokens: TokenizedTexts, bert: Path, tmp_path: Path
+) -> None:
+    """If it fails, int8 costs quality that it need not, or a query's vector depends on its neighbours in the batch."""
+    assert isinstance(model.encoder, TransformerEncoder)
+    plain, even, own, rough = (tmp_path / f"{name}.onnx" for name in ("plain", "even", "own", "rough"))
+    write_query_encoder(model, CONE, 0.1, plain)
+    with _answering_through(smoothed(model.encoder, tokens), model):
+        write_query_encoder(model, CONE, 0.1, even)
+    quantize(even, own, tokens)
+    quantize(plain, rough, tokens)
+    exact_ND = encoded(bert, plain, TEXTS)
+    own_ND = encoded(bert, own, TEXTS)
+    assert least_cosine(exact_ND, own_ND) > 0.995
+    assert least_cosine(exact_ND, own_ND) > least_cosine(exact_ND, encoded(bert, rough, TEXTS)), (
+        "smoothing does nothing"
+    )
+    alone_ND = np.concatenate([encoded(bert, own, [text]) for text in TEXTS[:20]])
+    np.testing.assert_allclose(alone_ND, own_ND[:20], atol=2e-3)
+
+
+def test_only_the_layers_linear_maps_become_int8(model: UnifiedModel, tokens: TokenizedTexts, tmp_path: Path) -> None:
+    """If it fails, heads, embeddings or attention scores lose precision that their few sums are not worth."""
+    write_query_encoder(model, CONE, 0.1, tmp_path / "plain.onnx")
+    quantize(tmp_path / "plain.onnx", tmp_path / "own.onnx", tokens)
+    graph = onnx.load(tmp_path / "own.onnx").graph
+    bytes_ = [one for one in graph.initializer if one.data_type == onnx.TensorProto.INT8 and len(one.dims) == 2]
+    assert len(bytes_) == 2 * 6
+    scales = {one.name: one for one in graph.initializer}
+    widths = [
+        len(onnx.numpy_helper.to_array(scales[node.input[1]]))
+        for node in graph.node
+        if node.op_type == "DequantizeLinear" and node.input[0] in {one.name for one in bytes_}
+    ]
+    assert sorted(widths) == sorted(one.dims[1] for one in bytes_), "one scale for all columns, not one for each"
+
+
+def test_float16_keeps_what_goes_in_and_out(model: UnifiedModel, bert: Path, tmp_path: Path) -> None:
+    """If it fails, a float16 bundle cannot be opened, or its answers are others."""
+    write_query_encoder(model, CONE, 0.1, tmp_path / "plain.onnx")
+    own = model.encoder
+    with _answering_through(HalfEncoder(own), model):
+        write_query_encoder(model, CONE, 0.1, tmp_path / "half.onnx")
+    assert model.encoder is own
+    assert {one.dtype for one in own.parameters()} == {torch.float32}, "the model itself was halved"
+    kinds = {one.data_type for one in onnx.load(tmp_path / "half.onnx").graph.initializer if len(one.dims) == 2}
+    assert onnx.TensorProto.FLOAT16 in kinds
+    exact_ND, half_ND = (encoded(bert, tmp_path / name, TEXTS) for name in ("plain.onnx", "half.onnx"))
+    assert half_ND.dtype == np.float32
+    assert least_cosine(exact_ND, half_ND) > 0.9999
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 pays on a GPU only, and there is none here")
+def test_float16_opens_on_a_gpu(model: UnifiedModel, bert: Path, tmp_path: Path) -> None:
+    """If it fails, the precision that is meant for GPUs does not run there."""
+    with _answering_through(HalfEncoder(model.encoder), model):
+        write_query_encoder(model, CONE, 0.1, tmp_path / "half.onnx")
+    on = {
+        provider: TextEncoder.open(
+            bert / "tokenizer.json", tmp_path / "half.onnx", FACTS, FACTS.dim, provider=provider
+        ).encode(TEXTS)
+        for provider in ("cpu", "cuda")
+    }
+    assert least_cosine(on["cpu"].vectors_BD, on["cuda"].vectors_BD) > 0.999
+
+
+@pytest.mark.parametrize(
+    ("p_at_1", "alone", "together", "queries", "accepted"),
+    [
+        (79.6, 250.0, 2500.0, 1000, True),
+        (79.4, 250.0, 2500.0, 1000, False),
+        (79.2, 250.0, 2500.0, 120, True),
+        (79.0, 250.0, 2500.0, 120, False),
+        (80.0, 290.0, 1900.0, 1000, True),
+        (80.0, 210.0, 1800.0, 1000, False),
+        (80.0, 100.0, 1000.0, 1000, False),
+    ],
+)
+def test_int8_must_be_as_good_and_pay(
+    p_at_1: float, alone: float, together: float, queries: int, accepted: bool
+) -> None:
+    """If it fails, a bundle that answers worse or hardly faster is published, or a good one is refused."""
+    speeds = (Speed(batch=1, float32=100, reduced=alone), Speed(batch=64, float32=1000, reduced=together))
+    reduced = Reduced(
+        queries=queries, least_cosine=0.99, mean_cosine=0.995, float32_p_at_1=80.0, p_at_1=p_at_1, speeds=speeds
+    )
+    said = rf"int8 .* is {p_at_1:.2f} where float32 has 80\.00 .* {alone:.0f} .* 100; .* {together:,.0f} .* 1,000; .* times"
+    with nullcontext() if accepted else pytest.raises(GateError, match=said):
+        prove_worth(reduced, "int8")
+
+
+def test_float16_is_judged_by_its_answers_alone() -> None:
+    """If it fails, float16 is refused for being slow on a machine that it is not meant for."""
+    kept = Reduced(queries=999, least_cosine=1.0, mean_cosine=1.0, float32_p_at_1=80.0, p_at_1=79.9, speeds=())
+    prove_worth(kept, "float16")
+    with pytest.raises(GateError, match=r"^float16 is not worth it here: P@1 is 70\.00 .* Export with --precision"):
+        prove_worth(kept.model_copy(update={"p_at_1": 70.0}), "float16")
