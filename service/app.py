@@ -7,21 +7,22 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
 from retrieval.errors import BundleError, DiptychError
-from service import errors
 from service.errors import Refusal
+from service.exchange import Exchanges, exchange_of
 from service.generation import Generation
 from service.generations import Generations
-from service.metrics import Count, Metrics
+from service.metrics import Metrics
 from service.routes import add_routes
-from service.security import BodyLimit
+from service.security import PREDICT_HEADER, BodyGuard
 from service.settings import Settings
+from service.tracing import Tracing
 
 LOG = logging.getLogger("diptych")
 CODES = {404: "not_found", 405: "wrong_method"}
@@ -33,8 +34,9 @@ SENTENCES = {
 
 def create_app(settings: Settings, opened: Callable[[Generation | DiptychError], None] | None = None) -> FastAPI:
     """The service as an ASGI application. It answers at once and is ready when its bundle is; `opened` then hears of
-    the first generation, or of the error why there is none."""
+    the first generation, or of the error why there is none. Raises BadInput when traces are asked for in vain."""
     metrics = Metrics(CollectorRegistry())
+    tracing = Tracing.from_environment()
     generations = Generations(settings, metrics)
 
     @asynccontextmanager
@@ -46,6 +48,8 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
         with suppress(asyncio.CancelledError):
             await opening
         await generations.close()
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(
         title="Diptych",
@@ -58,14 +62,26 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.generations = generations
+    app.state.metrics = metrics
     add_routes(app.router, settings, generations, metrics)
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(RequestValidationError, _unexpected)
-    app.add_exception_handler(Exception, _unexpected)
-    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
-    app.add_middleware(Count, metrics=metrics)
+    app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)  # the last that is added is the outermost
+    if settings.origins:
+        _open_to(app, settings.origins)
+    app.add_middleware(Exchanges, settings=settings, metrics=metrics, tracing=tracing)
     return app
+
+
+def _open_to(app: FastAPI, origins: list[str]) -> None:
+    """Let pages of these origins ask; administration is not for pages of others, so its header is not allowed."""
+    app.add_middleware(
+        CORSMiddleware,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        allow_headers=["Content-Type", PREDICT_HEADER, "X-Request-ID"],
+        expose_headers=["X-Bundle", "X-Request-ID", "Server-Timing", "Retry-After"],
+    )
 
 
 async def _open(generations: Generations, opened: Callable[[Generation | DiptychError], None] | None) -> None:
@@ -81,16 +97,13 @@ async def _open(generations: Generations, opened: Callable[[Generation | Diptych
         LOG.error("%s", outcome)
 
 
-async def _refused(_: Request, error: Exception) -> Response:
+async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    return error.response()
+    return exchange_of(request.scope).refused(error)
 
 
-async def _http_error(_: Request, error: Exception) -> Response:
+async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = CODES.get(error.status_code, "refused")
-    return Refusal(error.status_code, code, SENTENCES.get(error.status_code, error.detail), error.headers).response()
-
-
-async def _unexpected(_: Request, __: Exception) -> Response:
-    return errors.broken().response()
+    sentence = SENTENCES.get(error.status_code, error.detail)
+    return exchange_of(request.scope).refused(Refusal(error.status_code, code, sentence, error.headers))

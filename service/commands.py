@@ -19,10 +19,7 @@ def serve(
     Every limit is an environment variable (DIPTYCH_MAX_K, DIPTYCH_DEADLINE_SECONDS …); DIPTYCH_ADMIN_KEY turns
     administration on. SIGTERM finishes what was begun and ends with exit code 0.
     """
-    import logging
-
     from service.server import run
     from service.settings import Settings
 
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     run(Settings.load(store=store, host=host, port=port))

@@ -7,13 +7,14 @@ starts it as `python -m service.engine FD FOLDER THREADS LARGEST_BATCH TRUSTED_K
 
 import faulthandler
 import logging
+import os
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 from pydantic_core import to_json
@@ -22,6 +23,7 @@ from retrieval import Retriever
 from retrieval.errors import BadInput, BundleError, DiptychError
 from retrieval.retriever import NO_ROW, Ranking
 from retrieval.signatures import trusted_keys
+from service import logs
 from service.frames import (
     Answers,
     Asked,
@@ -173,5 +175,5 @@ def main(arguments: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(cast(logs.Form, os.environ.get(logs.FORMAT, "auto")))
     sys.exit(main(sys.argv[1:]))

@@ -38,12 +38,22 @@ class Generation:
         self._engine = await self._start_engine()
         self._batcher = Batcher(self.name, self._settings, self._metrics, self._engine.opened.lengths)
         self._batcher.attach(self._send)
+        self._metrics.begins(self)
         return self
 
     @property
     def opened(self) -> Opened | None:
         """What the engine said of the bundle; None while there is no engine."""
         return self._engine.opened if self._engine else None
+
+    @property
+    def engine(self) -> int | None:
+        """The engine's process id; None while there is no engine."""
+        return self._engine.pid if self._engine else None
+
+    @property
+    def unfinished(self) -> int:
+        return self.batcher.unfinished
 
     @property
     def batcher(self) -> Batcher:
@@ -65,6 +75,7 @@ class Generation:
         except TimeoutError:
             LOG.warning("%d requests of bundle %s were still unfinished", self.batcher.unfinished, self.name)
             self.batcher.give_up(errors.unavailable("The service stopped before this request was answered."))
+        self._metrics.ends(self)
         self._closed = True
         if self._replacing:
             self._replacing.cancel()

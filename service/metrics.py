@@ -1,9 +1,12 @@
 """Every metric and every bucket; the registry is passed in, so two services in one process do not share figures."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 from service.frames import Stages
 
@@ -14,6 +17,21 @@ BATCH_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 ENGINE_STAGES = ("tokenize", "encode", "search", "serialize")
 ROUTES = frozenset({"/", "/predict", "/livez", "/readyz", "/metrics", "/openapi.json", "/admin/activate"})
+
+
+class Watched(Protocol):
+    """What the figures of a generation are read from."""
+
+    name: str
+    number: int
+
+    @property
+    def unfinished(self) -> int:
+        """Requests admitted and not answered."""
+
+    @property
+    def engine(self) -> int | None:
+        """Process id of its engine, if it has one just now."""
 
 
 class Metrics:
@@ -43,6 +61,9 @@ class Metrics:
         self.rejections = Counter(
             "diptych_rejections", "Requests turned away or given up", ["reason"], registry=registry
         )
+        self.connections = Gauge("diptych_connections", "Open connections", registry=registry)
+        self._generations = _Generations()
+        registry.register(self._generations)
         self.generation = Gauge(
             "diptych_generation_info", "1 for the bundle that is served", ["bundle", "generation"], registry=registry
         )
@@ -66,28 +87,44 @@ class Metrics:
         self.generation.clear()
         self.generation.labels(bundle, str(generation)).set(1)
 
+    def begins(self, generation: Watched) -> None:
+        """A generation has opened: its figures are shown until it `ends`."""
+        self._generations.living.append(generation)
+
+    def ends(self, generation: Watched) -> None:
+        if generation in self._generations.living:
+            self._generations.living.remove(generation)
+
     def watch(self, waiting: Callable[[], int], unfinished: Callable[[], int]) -> None:
         """Read the two depths when somebody asks for them, not on every request."""
         self.waiting.set_function(waiting)
         self.unfinished.set_function(unfinished)
 
 
-class Count:
-    """ASGI middleware that counts every answer by route and status; the unknown paths share one name."""
+class _Generations(Collector):
+    """Figures that are read when somebody asks for them, for as long as a generation lives."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._requests = metrics.requests
+    def __init__(self) -> None:
+        self.living: list[Watched] = []
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        route = scope["path"] if scope["path"] in ROUTES else "other"
+    def collect(self) -> Iterator[Metric]:
+        labels = ["bundle", "generation"]
+        flying = GaugeMetricFamily("diptych_in_flight", "Requests admitted, not yet answered", labels=labels)
+        memory = GaugeMetricFamily("diptych_engine_resident_bytes", "Memory that an engine occupies", labels=labels)
+        for one in self.living:
+            values = [one.name, str(one.number)]
+            flying.add_metric(values, one.unfinished)
+            if one.engine and (occupied := resident_bytes(one.engine)):
+                memory.add_metric(values, occupied)
+        yield flying
+        yield memory
 
-        async def counted(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                self._requests.labels(route, str(message["status"])).inc()
-            await send(message)
 
-        await self._app(scope, receive, counted)
+def resident_bytes(pid: int) -> int | None:
+    """What a process occupies of the memory; None when it has gone."""
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    kilobytes = next((line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")), None)
+    return int(kilobytes) * 1024 if kilobytes else None  # a process that has just ended has no such line

@@ -12,6 +12,7 @@ from typing import NamedTuple, Self, cast
 from pydantic_core import from_json
 
 from retrieval.errors import BundleError
+from service import logs
 from service.batching import Lengths
 from service.frames import Answers, Kind, Splitter, unpack_answers
 from service.settings import PREFIX, Settings
@@ -143,6 +144,7 @@ def _spawn(folder: Path, settings: Settings, theirs: socket.socket) -> subproces
     command += [str(settings.threads or 0), str(settings.max_batch_queries), settings.trusted_keys]
     # The engine imports from where the front does, and gets no secret it has no use for.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environment[logs.FORMAT] = settings.log_format
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     # A group of its own: Ctrl-C in a terminal is for the front, which then lets the engine finish.
     return subprocess.Popen(

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from time import perf_counter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Request
@@ -13,8 +12,8 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from service import deadlines
-from service.batching import Ticket
 from service.deadlines import deadline_seconds
+from service.exchange import exchange_of
 from service.frames import Asked
 from service.generations import Generations
 from service.metrics import Metrics
@@ -27,18 +26,21 @@ from service.schemas import (
     parse,
     predict_request,
 )
-from service.security import ADMIN_HEADER, check_admin
+from service.security import ADMIN_HEADER, PREDICT_HEADER, PredictKeys, RateLimit, check_admin
 from service.settings import Settings
 
 REFUSALS = {
     400: "The body is not JSON.",
-    401: "The administrator's key is missing or wrong.",
+    401: "The key is missing or wrong.",
     403: "Administration is off.",
     404: "There is no such bundle.",
+    408: "The request did not arrive in time.",
     409: "Another change of bundle is under way.",
     413: "The body is too large.",
+    415: "The body is compressed.",
     422: "A field is missing, unknown or has a value that cannot be used.",
-    429: "Too much is waiting; try again after Retry-After seconds.",
+    429: "Too much is waiting, or the caller asks too much; try again after Retry-After seconds.",
+    431: "The request's head is too large.",
     500: "The service failed on this request.",
     503: "The service is loading a bundle, replacing an engine or stopping.",
     504: "No answer was ready before the deadline.",
@@ -66,20 +68,27 @@ class Direct(APIRoute):
 
 def add_routes(router: APIRouter, settings: Settings, generations: Generations, metrics: Metrics) -> None:
     """All routes, wired to their parts; the busiest first, since they are tried in order."""
-    _add_predict(router, settings, generations, metrics)
+    _add_predict(router, settings, generations)
     _add_probes(router, generations, metrics)
     _add_admin(router, settings, generations)
 
 
-def _add_predict(router: APIRouter, settings: Settings, generations: Generations, metrics: Metrics) -> None:
+def _add_predict(router: APIRouter, settings: Settings, generations: Generations) -> None:
     model = predict_request(settings)
+    keys = PredictKeys(settings.predict_key)
+    limit = RateLimit(settings.rate_limit, settings.burst) if settings.rate_limit else None
 
     async def predict(request: Request) -> Response:
+        exchange = exchange_of(request.scope)
+        caller = keys.check(exchange.headers)
         asked = parse(model, await request.body())
+        if limit:
+            limit.take(caller or exchange.address.encode(), len(asked.queries))
         ticket = generations.admit(
             Asked(asked.queries, asked.k, asked.weight, asked.filter, asked.min_score),
             deadline_seconds(request.headers.get(deadlines.HEADER)),
         )
+        exchange.ticket = ticket
         leaving = asyncio.ensure_future(_client_gone(request)) if ticket.waits else None
         if leaving:
             leaving.add_done_callback(lambda gone: None if gone.cancelled() else ticket.abandon())
@@ -88,9 +97,8 @@ def _add_predict(router: APIRouter, settings: Settings, generations: Generations
         finally:
             if leaving:
                 leaving.cancel()
-        headers = {"X-Bundle": ticket.bundle, "Server-Timing": _timing(ticket, metrics)}
         body = b'{"bundle":"%b","results":[%b]}' % (ticket.bundle.encode(), results)
-        return Response(body, headers=headers, media_type="application/json")
+        return Response(body, media_type="application/json")
 
     router.add_api_route(
         "/predict",
@@ -98,8 +106,9 @@ def _add_predict(router: APIRouter, settings: Settings, generations: Generations
         methods=["POST"],
         summary="The best labels for each text",
         response_model=PredictResponse,
-        responses=_refusals(400, 413, 422, 429, 500, 503, 504),
+        responses=_refusals(400, *([401] if keys else []), 408, 413, 415, 422, 429, 431, 500, 503, 504),
         openapi_extra={**_body(model), "parameters": [deadlines.PARAMETER]},
+        dependencies=[Depends(APIKeyHeader(name=PREDICT_HEADER, auto_error=False))] if keys else None,  # for OpenAPI
         route_class_override=Direct,
     )
 
@@ -135,7 +144,7 @@ def _add_admin(router: APIRouter, settings: Settings, generations: Generations) 
         "/admin/activate",
         summary="Serve another bundle of the store, without a gap",
         response_model=ActivateResponse,
-        responses=_refusals(400, 401, 403, 404, 409, 413, 422),
+        responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 431, 500),
         openapi_extra=_body(ActivateRequest),
     )
     async def activate(request: Request, key: Annotated[str | None, Depends(given_key)]) -> Response:
@@ -147,16 +156,3 @@ def _add_admin(router: APIRouter, settings: Settings, generations: Generations) 
 async def _client_gone(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _timing(ticket: Ticket, metrics: Metrics) -> str:
-    """The Server-Timing header, in milliseconds; the engine's stages are those of the batch that came last."""
-    queue = ticket.sent - ticket.arrived
-    total = perf_counter() - ticket.arrived
-    metrics.queue_seconds.observe(queue)
-    metrics.total_seconds.observe(total)
-    tokenize, encode, search, serialize = ticket.stages[:4] if ticket.stages else (0.0, 0.0, 0.0, 0.0)
-    return (
-        f"queue;dur={queue * 1e3:.3f}, tokenize;dur={tokenize * 1e3:.3f}, encode;dur={encode * 1e3:.3f}, "
-        f"search;dur={search * 1e3:.3f}, serialize;dur={serialize * 1e3:.3f}, total;dur={total * 1e3:.3f}"
-    )

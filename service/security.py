@@ -1,6 +1,11 @@
-"""Who may administer, and how large a body may be."""
+"""Who may ask and who may administer, how much, and which bodies are read at all."""
 
+import hashlib
 import hmac
+import math
+from collections import OrderedDict
+from collections.abc import Mapping
+from time import monotonic
 
 from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -8,6 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.errors import Refusal
 
 ADMIN_HEADER = "X-Admin-Key"
+PREDICT_HEADER = "X-Api-Key"
+REMEMBERED_CALLERS = 10_000
 
 
 def check_admin(key: SecretStr | None, given: str | None) -> None:
@@ -15,12 +22,57 @@ def check_admin(key: SecretStr | None, given: str | None) -> None:
     if key is None or not key.get_secret_value():
         raise Refusal(403, "admin_off", "Administration is off: the service was started without DIPTYCH_ADMIN_KEY.")
     # bytes, because compare_digest refuses text beyond ASCII
-    if not hmac.compare_digest(key.get_secret_value().encode(), (given or "").encode()):
+    if not hmac.compare_digest(key.get_secret_value().encode(), (given or "").encode("latin-1")):
         raise Refusal(401, "wrong_key", f"This needs the administrator's key in the header {ADMIN_HEADER}.")
 
 
-class BodyLimit:
-    """ASGI middleware that answers 413 to a body above the limit, by its declared length or as it streams in."""
+class PredictKeys:
+    """The keys that may ask; without any, everybody may."""
+
+    def __init__(self, written: SecretStr | None) -> None:
+        keys = written.get_secret_value().split(",") if written else []
+        self._digests = [_digest(key.strip().encode()) for key in keys if key.strip()]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def check(self, headers: Mapping[bytes, bytes]) -> bytes | None:
+        """The caller's key as a digest; None where nobody needs one. Raises Refusal 401."""
+        if not self._digests:
+            return None
+        given = _digest(headers.get(PREDICT_HEADER.lower().encode(), b""))
+        # Every key is compared, each in constant time, so that the time tells nothing of any.
+        if not sum(hmac.compare_digest(given, digest) for digest in self._digests):
+            raise Refusal(401, "wrong_key", f"This needs a key in the header {PREDICT_HEADER}.")
+        return given
+
+
+class RateLimit:
+    """A token bucket for each caller: `rate` texts a second in the long run, `burst` of them at once."""
+
+    def __init__(self, rate: float, burst: int) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._callers: OrderedDict[bytes, tuple[float, float]] = OrderedDict()  # texts left, and when that was so
+
+    def take(self, caller: bytes, texts: int, now: float | None = None) -> None:
+        """Count a request of so many texts. Raises Refusal 429 that says when there is room for it."""
+        now = monotonic() if now is None else now
+        left, since = self._callers.pop(caller, (float(self._burst), now))
+        left = min(self._burst, left + (now - since) * self._rate)
+        enough = left >= texts
+        self._callers[caller] = (left - texts if enough else left, now)
+        if len(self._callers) > REMEMBERED_CALLERS:
+            self._callers.popitem(last=False)
+        if not enough:
+            seconds = max(1, math.ceil((texts - left) / self._rate))
+            message = f"This caller may ask {self._rate:g} texts a second. Try again in {seconds} s."
+            raise Refusal(429, "rate_limited", message, {"Retry-After": str(seconds)})
+
+
+class BodyGuard:
+    """ASGI middleware that refuses what no handler should read: a body above the limit (413), by its declared length or
+    as it streams in, and a compressed one (415), which could be a thousand times larger than it looks."""
 
     def __init__(self, app: ASGIApp, max_bytes: int) -> None:
         self._app = app
@@ -30,9 +82,13 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-        if int(length) > self._max_bytes:  # the HTTP parser lets only digits through
-            await self._too_large().response()(scope, receive, send)
+        headers: Mapping[bytes, bytes] = scope["exchange"].headers
+        if int(headers.get(b"content-length", b"0")) > self._max_bytes:  # the HTTP parser lets only digits through
+            await self._refuse(self._too_large(), scope, receive, send)
+            return
+        if (coding := headers.get(b"content-encoding")) and coding.strip().lower() != b"identity":
+            message = "A compressed body is not read; send it as plain JSON, without Content-Encoding."
+            await self._refuse(Refusal(415, "compressed_body", message), scope, receive, send)
             return
         received = 0
 
@@ -46,6 +102,13 @@ class BodyLimit:
 
         await self._app(scope, limited, send)
 
+    async def _refuse(self, refusal: Refusal, scope: Scope, receive: Receive, send: Send) -> None:
+        await scope["exchange"].refused(refusal)(scope, receive, send)
+
     def _too_large(self, headers: dict[str, str] | None = None) -> Refusal:
         message = f"The body is larger than {self._max_bytes} bytes; send the texts in several requests."
         return Refusal(413, "body_too_large", message, headers)
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

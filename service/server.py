@@ -4,6 +4,7 @@ import asyncio
 import logging
 import math
 import os
+import resource
 import signal
 import socket
 from collections.abc import Iterator
@@ -13,13 +14,16 @@ import uvicorn
 import uvloop
 
 from retrieval.errors import BadInput, DiptychError
+from service import logs
 from service.app import create_app
+from service.connections import Connections
 from service.generation import Generation
 from service.generations import Generations
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
 BACKLOG = 2048
+OTHER_FILES = 256  # beside connections: the store, engines, the log
 
 
 class Server(uvicorn.Server):
@@ -50,6 +54,8 @@ class Server(uvicorn.Server):
 
 def run(settings: Settings) -> None:
     """Serve until a signal says stop. Raises DiptychError when the address or the bundle cannot be had."""
+    logs.configure(settings.log_format)
+    _allow_files(settings.max_connections + OTHER_FILES)
     listener = _listen(settings.host, settings.port)
     try:
         uvloop.run(_serve(settings, listener))
@@ -68,11 +74,13 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             server.should_exit = True
 
     app = create_app(settings, opened)
+    connections = Connections(settings, app.state.metrics)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=connections.protocol,  # type: ignore[arg-type]  # it calls it as it would a class
+        ws="none",
         log_config=None,
-        log_level="warning",
+        log_level="error",  # its warnings are a line for each malformed request, which the metrics count
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -81,10 +89,24 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         backlog=BACKLOG,
     )
     server = Server(config, app.state.generations)
+    watch = asyncio.create_task(connections.watch())
     await server.serve(sockets=[listener])
+    watch.cancel()
     if failures:
         raise failures[0]
     LOG.info("stopped")
+
+
+def _allow_files(needed: int) -> None:
+    """Raise the soft limit of open files so far that no connection fails for want of one. Raises BadInput."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard != resource.RLIM_INFINITY and hard < needed:
+        raise BadInput(
+            f"DIPTYCH_MAX_CONNECTIONS is {needed - OTHER_FILES}, but this process may open only {hard} files. "
+            f"Set it to {max(1, hard - OTHER_FILES)} or less, or raise the limit (ulimit -n)."
+        )
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _listen(host: str, port: int) -> socket.socket:

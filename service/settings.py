@@ -1,15 +1,19 @@
 """Environment → typed settings: every limit of the service stands here, once."""
 
+import math
+import re
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.errors import BadInput
 from retrieval.signatures import trusted_keys
+from service.logs import Form
 
 PREFIX = "DIPTYCH_"
+ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
 class Settings(BaseSettings):
@@ -21,6 +25,17 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0 takes any free port")
     admin_key: SecretStr | None = Field(None, description="key of the admin routes; they are off without one")
+
+    predict_key: SecretStr | None = Field(None, description="keys that may ask, by commas; anybody may without one")
+    rate_limit: float | None = Field(
+        None,
+        gt=0,
+        description="texts a second for each key, or each address where no key is needed; unlimited unset",
+    )
+    rate_burst: int | None = Field(
+        None, ge=1, description="texts at once under the limit; by default a second's, or the largest request"
+    )
+    cors_origins: str = Field("", description="origins whose pages may ask, by commas; * for all, none unless set")
 
     trusted_keys: str = Field(
         "", description="keys, by commas; with any, only bundles that one of them signed are served"
@@ -42,7 +57,16 @@ class Settings(BaseSettings):
     load_seconds: float = Field(900, gt=0, description="longest time an engine may take to open and warm a bundle")
     silence_seconds: float = Field(10, gt=0, description="an engine this long at one batch is replaced")
     drain_seconds: float = Field(30, gt=0, description="longest time unfinished requests hold up a stop or a switch")
+    receive_seconds: float = Field(10, gt=0, description="a request not complete after this is answered 408")
+    send_seconds: float = Field(30, gt=0, description="a client that has not read on for this long is cut off")
+    max_connections: int = Field(4096, ge=1, description="open connections; beyond it an idle one makes room, else 503")
+    max_head_bytes: int = Field(32_768, ge=1024, description="a request's line and headers; beyond it 431")
     keep_alive_seconds: int = Field(75, ge=1, description="an idle connection is closed after this")
+    log_format: Form = Field("auto", description="json or text; auto is text on a terminal only")
+    log_requests: Literal["all", "failures", "none"] = Field(
+        "failures", description="requests with a line in the log; failures: those answered 5xx"
+    )
+    log_queries: bool = Field(False, description="whether the lines of requests show their texts")
     threads: int | None = Field(None, ge=1, description="threads of one engine; the cores it may use by default")
 
     @field_validator("trusted_keys")
@@ -53,11 +77,34 @@ class Settings(BaseSettings):
         except BadInput as error:
             raise ValueError(str(error)) from error
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins_are_origins(cls, written: str) -> str:
+        for origin in _listed(written):
+            if origin != "*" and not ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin!r} is not an origin; write them as https://shop.example, without a path")
+        return written
+
+    @property
+    def origins(self) -> list[str]:
+        """The origins whose pages may ask."""
+        return _listed(self.cors_origins)
+
+    @property
+    def burst(self) -> int:
+        """Texts that one caller may ask at once under the rate limit."""
+        return self.rate_burst or max(self.max_queries, math.ceil(self.rate_limit or 0))
+
     @model_validator(mode="after")
     def _one_request_fits(self) -> Self:
         if self.max_waiting_queries < self.max_queries:
             raise ValueError(
                 f"max_waiting_queries ({self.max_waiting_queries}) is below max_queries ({self.max_queries}), "
+                "so the largest request could never be admitted"
+            )
+        if self.rate_limit and self.burst < self.max_queries:
+            raise ValueError(
+                f"rate_burst ({self.burst}) is below max_queries ({self.max_queries}), "
                 "so the largest request could never be admitted"
             )
         return self
@@ -72,3 +119,7 @@ class Settings(BaseSettings):
             name = str(first["loc"][0]) if first["loc"] else ""
             about = f"{PREFIX}{name.upper()}: " if name else ""
             raise BadInput(f"{about}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+def _listed(written: str) -> list[str]:
+    return [one.strip() for one in written.split(",") if one.strip()]

@@ -1,0 +1,178 @@
+"""Connections that cost something and bring nothing: bounded in number, in patience and in the size of a head.
+
+uvicorn bounds how long an answered connection may idle, and nothing else. Here every connection is looked at once a
+second, so that a request in time pays three assignments and no timer.
+"""
+
+import asyncio
+import http
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.errors import Refusal
+from service.exchange import new_id
+from service.metrics import Metrics
+from service.settings import Settings
+
+LONGEST_PAUSE = 1.0  # seconds between two looks
+LOOKS = 4  # in the shortest patience
+
+
+class Connections:
+    """Every open connection of one service."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self._open: dict[Connection, None] = {}  # in the order of their opening
+        self._unasked: dict[Connection, None] = {}  # those of them that have not sent a whole request yet
+        metrics.connections.set_function(lambda: len(self._open))
+
+    @property
+    def protocol(self) -> Callable[..., asyncio.Protocol]:
+        """What uvicorn makes for each connection."""
+        return partial(Connection, self)
+
+    def opened(self, connection: "Connection") -> Refusal | None:
+        """Take a connection in; in a full house an idle one makes room for it. The refusal when none is idle."""
+        if len(self._open) >= self.settings.max_connections:
+            victim = next(iter(self._unasked), None) or next((one for one in self._open if one.idle), None)
+            if victim is None:
+                self.metrics.rejections.labels("too_many_connections").inc()
+                message = "The service has no room for another connection. Try again in a second."
+                return Refusal(503, "too_many_connections", message, {"Retry-After": "1"})
+            self.metrics.rejections.labels("made_room").inc()
+            self.closed(victim)
+            victim.transport.abort()
+        self._open[connection] = self._unasked[connection] = None
+        return None
+
+    def asked(self, connection: "Connection") -> None:
+        """It has sent a whole request: it is somebody's who means it."""
+        self._unasked.pop(connection, None)
+
+    def closed(self, connection: "Connection") -> None:
+        self._open.pop(connection, None)
+        self._unasked.pop(connection, None)
+
+    async def watch(self) -> None:
+        """Look at every connection, again and again."""
+        settings = self.settings
+        shortest = min(settings.receive_seconds, settings.send_seconds, settings.keep_alive_seconds)
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(min(LONGEST_PAUSE, shortest / LOOKS))
+            now = loop.time()
+            for connection in list(self._open):
+                connection.look(now)
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's connection with an eye on what it is waiting for."""
+
+    def __init__(self, connections: Connections, **given: Any) -> None:
+        super().__init__(**given)
+        self._house = connections
+        self._opened = self.loop.time()
+        self._asking = 0.0  # since when a request has been coming in; 0: none is
+        self._stuck = 0.0  # since when the client has not been reading its answer; 0: it is
+        self._in_head = False
+        self._asked = False
+        self._head_bytes = 0
+
+    @property
+    def idle(self) -> bool:
+        return not self._asking and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+
+    def look(self, now: float) -> None:
+        """Close the connection when what it waits for is overdue."""
+        settings = self._house.settings
+        if self._stuck and now - self._stuck > settings.send_seconds:
+            self._house.metrics.rejections.labels("slow_reader").inc()
+            self.transport.abort()
+        elif self._asking and now - self._asking > settings.receive_seconds:
+            self._overdue(now)
+        elif not self._asked and not self._asking and now - self._opened > settings.keep_alive_seconds:
+            self.transport.close()
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
+        super().connection_made(transport)
+        if refusal := self._house.opened(self):
+            self._end_with(refusal)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._house.closed(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.transport.is_closing():
+            return  # the parser may have been left in the middle of what was refused
+        super().data_received(data)
+        if self._in_head:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._house.settings.max_head_bytes:
+                self._house.metrics.rejections.labels("head_too_large").inc()
+                limit = self._house.settings.max_head_bytes
+                self._end_with(Refusal(431, "head_too_large", f"The request's head is larger than {limit} bytes."))
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._asking = self.loop.time()
+        self._in_head = True
+        self._head_bytes = 0
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._in_head = False
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._asking = 0.0
+        if not self._asked:
+            self._asked = True
+            self._house.asked(self)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = self.loop.time()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stuck = 0.0
+
+    def send_400_response(self, msg: str) -> None:
+        """uvicorn's own answer to what is not HTTP, in the shape of all the others."""
+        self._house.metrics.rejections.labels("not_http").inc()
+        self._end_with(Refusal(400, "not_http", "This is not a request in HTTP/1.1."))
+
+    def _overdue(self, now: float) -> None:
+        if self.pipeline:  # it was we who stopped reading
+            self._asking = now
+            return
+        self._house.metrics.rejections.labels("slow_sender").inc()
+        seconds = self._house.settings.receive_seconds
+        self._end_with(Refusal(408, "too_slow", f"The request was not complete within {seconds:g} s."))
+
+    def _end_with(self, refusal: Refusal) -> None:
+        """Answer without the application, which may not have heard of the request yet, and close."""
+        cycle = self.cycle
+        unheard = cycle is None or cycle.response_complete
+        waiting = self._asking and not self._in_head and not (unheard or cycle.response_started)
+        if unheard or waiting:
+            self.transport.write(_plain(refusal, self.loop.time() - (self._asking or self._opened)))
+        if unheard:  # else the application's layer counts the request as one whose client has gone
+            self._house.metrics.requests.labels("other", str(refusal.status)).inc()
+        self.transport.close()
+
+
+def _plain(refusal: Refusal, seconds: float) -> bytes:
+    response = refusal.response()
+    phrase = http.HTTPStatus(refusal.status).phrase
+    response.headers["X-Request-ID"] = new_id().decode()
+    response.headers["Server-Timing"] = f"total;dur={seconds * 1e3:.3f}"
+    headers = [*response.raw_headers, (b"connection", b"close")]
+    lines = [f"HTTP/1.1 {refusal.status} {phrase}".encode(), *(b"%b: %b" % header for header in headers)]
+    return b"\r\n".join([*lines, b"", bytes(response.body)])

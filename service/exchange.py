@@ -1,0 +1,193 @@
+"""What every request gets, whatever answers it: an id, a time, a count, a line in the log, a trace; and no stack trace.
+
+One layer of plain ASGI does all of it, because each layer costs every request about a microsecond.
+"""
+
+import hashlib
+import logging
+import re
+import secrets
+from time import perf_counter
+from typing import Any, cast
+
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service import errors
+from service.batching import Ticket
+from service.errors import Refusal
+from service.logs import REQUEST_ID
+from service.metrics import ROUTES, Metrics
+from service.security import ADMIN_HEADER
+from service.settings import Settings
+from service.tracing import Tracing
+
+LOG = logging.getLogger("diptych.request")
+AUDIT = logging.getLogger("diptych.audit")
+VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+LOGGED_FROM = {"all": 0, "failures": 500, "none": 1000}  # the least status that gets a line
+SHOWN = 300  # of a path or an administrator's body in a line
+GUARDED = frozenset({"body_too_large", "compressed_body", "rate_limited", "wrong_key"})  # also counted as rejections
+GONE = 499  # the client closed the connection before its answer
+
+
+def new_id() -> bytes:
+    return secrets.token_hex(8).encode()
+
+
+class Exchange:
+    """One request, and what becomes known of it on its way."""
+
+    __slots__ = ("headers", "id", "refusal", "scope", "started", "status", "ticket")
+
+    def __init__(self, scope: Scope) -> None:
+        self.started = perf_counter()
+        self.scope = scope
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        given = self.headers.get(b"x-request-id", b"")
+        self.id = given if VALID_ID.fullmatch(given) else new_id()
+        self.ticket: Ticket | None = None
+        self.refusal: str | None = None
+        self.status = 0  # none yet
+
+    @property
+    def route(self) -> str:
+        """The path where it is one of ours: the unknown ones share a name."""
+        path: str = self.scope["path"]
+        return path if path in ROUTES else "other"
+
+    @property
+    def address(self) -> str:
+        client = self.scope.get("client")
+        return str(client[0]) if client else "unknown"
+
+    def refused(self, refusal: Refusal) -> Response:
+        """The answer that a refusal is."""
+        self.refusal = refusal.code
+        return refusal.response()
+
+    def begin(self, status: int, metrics: Metrics) -> list[tuple[bytes, bytes]]:
+        """The answer starts: count it, and give the headers that every answer has."""
+        self.status = status
+        metrics.requests.labels(self.route, str(status)).inc()
+        total = perf_counter() - self.started
+        own = [(b"x-request-id", self.id)]
+        ticket = self.ticket
+        if ticket is None:
+            return [*own, (b"server-timing", b"total;dur=%.3f" % (total * 1e3))]
+        if status == 200:
+            metrics.queue_seconds.observe(ticket.sent - ticket.arrived)
+            metrics.total_seconds.observe(total)
+        return [*own, (b"server-timing", _timing(ticket, total)), (b"x-bundle", ticket.bundle.encode())]
+
+
+def exchange_of(scope: Scope) -> Exchange:
+    """The exchange that a handler's request is part of."""
+    return cast(Exchange, scope["exchange"])
+
+
+class Exchanges:
+    """The ASGI layer outside all others."""
+
+    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._tracing = tracing
+        self._logged_from = LOGGED_FROM[settings.log_requests]
+        self._log_queries = settings.log_queries
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        scope["exchange"] = exchange = Exchange(scope)
+        REQUEST_ID.set(exchange.id.decode())
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].extend(exchange.begin(message["status"], self._metrics))
+            await send(message)
+
+        administrative = scope["path"].startswith("/admin/")
+        heard = _Heard(receive) if administrative else None
+        try:
+            await self._answer(exchange, heard or receive, sending)
+        finally:
+            if exchange.refusal in GUARDED:
+                self._metrics.rejections.labels(exchange.refusal).inc()
+            if heard:
+                _audit(exchange, heard.body)
+            if exchange.status >= self._logged_from:
+                self._log(exchange)
+            if self._tracing:
+                self._tracing.record(exchange)
+
+    async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
+        try:
+            await self._app(exchange.scope, receive, send)
+        except ClientDisconnect:
+            exchange.status = GONE
+            self._metrics.requests.labels(exchange.route, str(GONE)).inc()
+        except Exception:
+            if exchange.status:  # part of an answer has gone out: only the connection's end can tell the client
+                raise
+            LOG.exception("%s %s failed", exchange.scope["method"], exchange.route)
+            await exchange.refused(errors.broken())(exchange.scope, receive, send)
+
+    def _log(self, exchange: Exchange) -> None:
+        scope, ticket = exchange.scope, exchange.ticket
+        about: dict[str, Any] = {
+            "method": scope["method"],
+            "path": scope["path"][:SHOWN],
+            "status": exchange.status,
+            "milliseconds": round((perf_counter() - exchange.started) * 1e3, 3),
+            "address": exchange.address,
+        }
+        if exchange.refusal:
+            about["refusal"] = exchange.refusal
+        if ticket:
+            about |= {"bundle": ticket.bundle, "texts": len(ticket.asked.queries)}
+            if self._log_queries:
+                about["queries"] = list(ticket.asked.queries)
+        LOG.log(logging.WARNING if exchange.status >= 500 else logging.INFO, "request", extra=about)
+
+
+class _Heard:
+    """`receive` that keeps the beginning of the body, for the audit."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self.body = b""
+
+    async def __call__(self) -> Message:
+        message = await self._receive()
+        if len(self.body) < SHOWN:
+            self.body += message.get("body", b"")[:SHOWN]
+        return message
+
+
+def _audit(exchange: Exchange, body: bytes) -> None:
+    """One line for every administrative act, done or refused: who, from where, what, and what became of it."""
+    method = exchange.scope["method"]
+    if method == "GET" and exchange.status == 200:
+        return  # looking is no act
+    key = exchange.headers.get(ADMIN_HEADER.lower().encode())
+    about = {
+        "key": hashlib.sha256(key).hexdigest()[:8] if key else None,
+        "address": exchange.address,
+        "act": f"{method} {exchange.scope['path'][:SHOWN]}",
+        "body": body[:SHOWN].decode(errors="replace"),
+        "status": exchange.status or None,
+        "refusal": exchange.refusal,
+    }
+    AUDIT.info("administration", extra=about)
+
+
+def _timing(ticket: Ticket, total: float) -> bytes:
+    """The Server-Timing of an answer from a bundle, in milliseconds; the engine's stages are its last batch's."""
+    tokenize, encode, search, serialize = ticket.stages[:4] if ticket.stages else (0.0, 0.0, 0.0, 0.0)
+    return (
+        b"queue;dur=%.3f, tokenize;dur=%.3f, encode;dur=%.3f, search;dur=%.3f, serialize;dur=%.3f, total;dur=%.3f"
+        % tuple(1e3 * s for s in (ticket.sent - ticket.arrived, tokenize, encode, search, serialize, total))
+    )
