@@ -48,7 +48,7 @@ def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -
     opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
     asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu)
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
     weight = opened.classifier_weight
     scores_QL = opened.blend.of(
         asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, labels.popularity

@@ -25,7 +25,7 @@ from export.gates import (
 from export.geometry import Cone, balance_for, bias, find_cone
 from export.precision import PRECISION_LOSS, reduce_precision
 from export.progress import Stage, silent
-from export.vectors import count_zeros, impute, write_vectors
+from export.vectors import count_zeros, write_imputed, write_vectors
 from retrieval.encoder import TextEncoder
 from retrieval.errors import BundleError, GateError
 from retrieval.golden import Golden, GoldenReport, record_golden, write_golden
@@ -121,7 +121,7 @@ def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stag
     with stage("label vectors") as progress:
         write_vectors(checkpoint, label_encoder, model, cone, folder / VECTORS, progress)
     with stage("labels that were not trained") as progress:
-        impute(checkpoint, model, cone, folder / VECTORS, settings.threads, progress)
+        write_imputed(checkpoint, model, cone, folder / VECTORS, settings.threads, progress)
     reduced = None
     if settings.precision != "float32":
         with stage(f"query encoder in {settings.precision}"):

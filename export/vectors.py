@@ -15,7 +15,7 @@ from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
 from retrieval.manifest import ModelFacts
 from training.checkpoint import Checkpoint
-from training.imputation import imputed_rows
+from training.imputation import impute
 
 Vectors = NDArray[np.float32]
 
@@ -26,7 +26,7 @@ def write_vectors(
     """Encode the label texts with the bundle's own label encoder.
 
     Memory is that of one chunk, whatever the number of labels. A label that was not trained has a zero classifier half,
-    until `impute` gives it one. Raises GateError for a vector that is not finite.
+    until `write_imputed` gives it one. Raises GateError for a vector that is not finite.
     """
     n_labels, scale_D = checkpoint.labels.num_rows, facts.label_scale()
     vectors_LD: np.memmap[Any, np.dtype[np.float32]]
@@ -47,19 +47,19 @@ def write_vectors(
     vectors_LD.flush()
 
 
-def impute(
+def write_imputed(
     checkpoint: Checkpoint, facts: ModelFacts, cone: Cone, path: Path, threads: int | None, progress: Progress
 ) -> None:
     """Give each label that was not trained the classifier half that `training.imputation` takes from its neighbours."""
     vectors_LD: Vectors = np.load(path, mmap_mode="r+", allow_pickle=False)
     dual_dim, scale_C = facts.dual_dim, facts.label_scale()[facts.dual_dim :]
-    label_U = np.flatnonzero(~checkpoint.trained_L)
-    rows_UC = imputed_rows(
+    found = impute(
         vectors_LD[:, :dual_dim], checkpoint.model.classifier_rows(), checkpoint.trained_L, threads, progress
-    ).numpy()
-    for start in range(0, len(label_U), LABELS_A_CHUNK):
-        label_B = label_U[start : start + LABELS_A_CHUNK]
-        half_BC = with_bias(checkpoint, rows_UC[start : start + LABELS_A_CHUNK], label_B)
+    )
+    for start in range(0, len(found.label_U), LABELS_A_CHUNK):
+        stop = start + LABELS_A_CHUNK
+        label_B = found.label_U[start:stop]
+        half_BC = with_bias(checkpoint, found.rows(checkpoint.kept, start, stop).numpy(), label_B)
         vectors_LD[label_B, dual_dim:] = cone.shrink_labels(half_BC) * scale_C
     vectors_LD.flush()  # type: ignore[attr-defined]  # a memmap
 

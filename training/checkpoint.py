@@ -34,6 +34,7 @@ from torch import Tensor
 from retrieval.errors import CheckpointError
 from training.data.dataset import Split
 from training.evaluation import Blend, Figures, learned
+from training.imputation import KEPT
 from training.model import TransformerEncoder, UnifiedModel, empty_model
 from training.recipe import Recipe
 from training.tally import Tally
@@ -54,6 +55,7 @@ class Record(BaseModel):
     score: float
     classifier_weight: float
     popularity: float = 0.0
+    kept: float = KEPT[0]
     figures: Figures
     tally: Tally = Tally()
 
@@ -138,6 +140,11 @@ class Checkpoint:
     def blend(self) -> Blend:
         """How the halves are mixed: w and the worth of popularity, chosen on validation."""
         return Blend(self.facts.classifier_weight, self.facts.best.popularity)
+
+    @property
+    def kept(self) -> float:
+        """κ, how much of "no" a label that was never learned takes over from its neighbours, chosen on validation."""
+        return self.facts.best.kept
 
     @property
     def classifier_weight(self) -> float:

@@ -22,7 +22,7 @@ from torch import Tensor
 from retrieval import metrics
 from retrieval.metrics import KS
 from training.data.ragged import Ragged
-from training.imputation import imputed_rows
+from training.imputation import KEPT, Imputed, impute
 from training.model import UnifiedModel
 from training.tokens import TokenizedTexts
 
@@ -46,9 +46,15 @@ class Vectors:
 
 @dataclass(frozen=True)
 class LabelVectors(Vectors):
-    """The halves of L labels, and how popular each is, [L] in [0, 1]."""
+    """The halves of L labels, how popular each is, [L] in [0, 1], and what is known of those never learned."""
 
     popularity: Tensor
+    imputed: Imputed
+
+    @torch.inference_mode()
+    def keep(self, kept: float) -> None:
+        """Give the labels that were never learned the classifier half that `imputation` has for κ = `kept`."""
+        self.classifier[torch.from_numpy(self.imputed.label_U).to(self.classifier.device)] = self.imputed.rows(kept)
 
 
 class Blend(NamedTuple):
@@ -103,9 +109,9 @@ def encode_queries(model: UnifiedModel, tokens: TokenizedTexts, device: torch.de
 
 @torch.inference_mode()
 def encode_labels(
-    model: UnifiedModel, tokens: TokenizedTexts, positives_L: NDArray[np.int64], device: torch.device
+    model: UnifiedModel, tokens: TokenizedTexts, positives_L: NDArray[np.int64], device: torch.device, kept: float
 ) -> LabelVectors:
-    """Dual half of every label text, and N(ψ); of labels that were never learned what `imputation` says instead."""
+    """Dual half of every label text, and N(ψ); of labels never learned what `imputation` has for κ = `kept`."""
     dual_LD = torch.empty(len(tokens), model.dual_dim, device=device)
     for rows, batch in tokens.batches_by_length(TEXTS_A_BATCH):
         batch = batch.to(device)
@@ -113,10 +119,11 @@ def encode_labels(
         dual_LD[at] = model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT).float()
     rows_LC = model.classifier_rows()
     trained_L = learned(rows_LC, positives_L)
-    classifier_LC = F.normalize(rows_LC.float(), dim=-1)
-    untrained_U = torch.from_numpy(np.flatnonzero(~trained_L)).to(device)
-    classifier_LC[untrained_U] = imputed_rows(dual_LD.cpu().numpy(), rows_LC, trained_L, torch.get_num_threads())
-    return LabelVectors(dual_LD, classifier_LC, torch.from_numpy(popularity(positives_L)).to(device))
+    found = impute(dual_LD.cpu().numpy(), rows_LC, trained_L, torch.get_num_threads())
+    popularity_L = torch.from_numpy(popularity(positives_L)).to(device)
+    labels = LabelVectors(dual_LD, F.normalize(rows_LC.float(), dim=-1), popularity_L, found)
+    labels.keep(kept)
+    return labels
 
 
 @torch.inference_mode()
@@ -224,4 +231,19 @@ def choose_blend(
         figures = metrics.evaluate(ranking, labels, inverse_propensity_L, KS)
         scores[blend] = float(np.mean([figures[name] for name in chosen_by]))
     best = max(scores, key=lambda blend: (scores[blend], -abs(blend.weight - 0.5), -blend.popularity))
+    return best, scores[best]
+
+
+def choose_kept(
+    queries: Vectors, labels: LabelVectors, blend: Blend, exclude: Ragged, truth: Ragged,
+    inverse_propensity_L: NDArray[np.float64], chosen_by: Sequence[str],
+) -> tuple[float, float]:  # fmt: skip
+    """κ of the labels that were never learned, chosen as `choose_blend` chooses, and the score; `labels` keep it."""
+    scores = {}
+    for kept in KEPT if blend.weight and len(labels.imputed.label_U) else KEPT[:1]:
+        labels.keep(kept)
+        found = rank(queries, labels, [blend], exclude, searched=[blend])
+        scores[kept] = choose_blend(found, truth, inverse_propensity_L, chosen_by)[1]
+    best = max(scores, key=lambda kept: scores[kept])
+    labels.keep(best)
     return best, scores[best]

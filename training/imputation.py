@@ -1,14 +1,16 @@
 """What the classifier may be taken to say of a label that no query taught it: what it says of the nearest labels.
 
-    ψ̂ = m − ½⟨m, c⟩c,    m the mean of N(ψ) over the NEIGHBOURS trained labels nearest by ⟨Φ_D(z), Φ_D(z')⟩
+    ψ̂ = m − (1−κ)⟨m, c⟩c,    m the mean of N(ψ) over the NEIGHBOURS trained labels nearest by ⟨Φ_D(z), Φ_D(z')⟩
 
 c is the direction of the mean trained row. A binary loss tells every trained row "no" along it far more often than
-"yes"; nobody said so to an untrained one, and taking over all of it would put that label behind all others.
+"yes"; nobody said so to an untrained one. κ is how much of that is taken over: the more, the farther behind the
+trained labels it stands. Validation chooses κ, as it chooses the weight.
 
 Shapes: L labels, T trained, U untrained, B of a block, D and C widths of the halves, K neighbours.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,38 +21,50 @@ from torch import Tensor
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex
 
 NEIGHBOURS = 5
-CONE_KEPT = 0.5  # of the part along c; measured in docs/decisions/0030
+KEPT = (0.5, 1.0, 0.25)  # values of κ that are tried; of equals the first (docs/decisions/0030)
 MOST_PAIRS = 1 << 32  # of trained and untrained labels that are compared one by one; beyond, a graph is asked
 LABELS_A_BLOCK = 8_192
 
 Progress = Callable[[int, int], object]  # called with (labels done, labels in all)
 
 
+@dataclass(frozen=True)
+class Imputed:
+    """The untrained labels [U], what their neighbours say in the mean [U, C], and c [C], of unit length or zero."""
+
+    label_U: NDArray[np.int64]
+    mean_UC: Tensor
+    direction_C: Tensor
+
+    def rows(self, kept: float, start: int = 0, stop: int | None = None) -> Tensor:
+        """ψ̂ of the untrained labels from place `start` to `stop`, float32, with `kept` (κ) of the part along c."""
+        mean_BC = self.mean_UC[start:stop]
+        return mean_BC - (1 - kept) * (mean_BC @ self.direction_C)[:, None] * self.direction_C
+
+
 @torch.inference_mode()
-def imputed_rows(
+def impute(
     dual_LD: NDArray[np.float32],
     classifier_LC: Tensor,
     trained_L: NDArray[np.bool_],
     threads: int | None = None,
     progress: Progress = lambda done, total: None,
-) -> Tensor:
-    """ψ̂ of every untrained label, float32 [U, C], in the order of their rows; zero where no label is trained.
+) -> Imputed:
+    """Ask the neighbours of every untrained label; they say nothing, zeros, where no label is trained.
 
     `dual_LD` are the labels' dual halves, of one length; `classifier_LC` the raw rows ψ, on any device.
     """
     trained_T, untrained_U = np.flatnonzero(trained_L), np.flatnonzero(~trained_L)
-    rows_UC = torch.zeros(len(untrained_U), classifier_LC.shape[1], device=classifier_LC.device)
+    mean_UC = torch.zeros(len(untrained_U), classifier_LC.shape[1], device=classifier_LC.device)
     if not len(trained_T) or not len(untrained_U):
-        return rows_UC
+        return Imputed(untrained_U, mean_UC, mean_UC.new_zeros(mean_UC.shape[1]))
     nearest = _searched(np.ascontiguousarray(dual_LD[trained_T]), len(untrained_U), threads)
-    direction_C = F.normalize(_sum_of_units(classifier_LC, trained_T), dim=0)
     for start in range(0, len(untrained_U), LABELS_A_BLOCK):
         block = slice(start, start + LABELS_A_BLOCK)
         places_BK, _ = nearest.search(dual_LD[untrained_U[block]], NEIGHBOURS)
-        mean_BC = _units(classifier_LC, trained_T[places_BK]).mean(dim=1)
-        rows_UC[block] = mean_BC - (1 - CONE_KEPT) * (mean_BC @ direction_C)[:, None] * direction_C
+        mean_UC[block] = _units(classifier_LC, trained_T[places_BK]).mean(dim=1)
         progress(min(block.stop, len(untrained_U)), len(untrained_U))
-    return rows_UC
+    return Imputed(untrained_U, mean_UC, F.normalize(_sum_of_units(classifier_LC, trained_T), dim=0))
 
 
 def _searched(trained_TD: NDArray[np.float32], untrained: int, threads: int | None) -> VectorIndex:

@@ -131,7 +131,7 @@ def _answers(
     model = opened.model.to(chosen)
     queries = evaluation.encode_queries(model, tokenize_in_memory(asked.texts, opened.tokenizer), chosen)
     label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
-    labels = evaluation.encode_labels(model, label_tokens, opened.positives_L, chosen)
+    labels = evaluation.encode_labels(model, label_tokens, opened.positives_L, chosen, opened.kept)
     heads = evaluation.by_head(blend)
     exact = list(dict.fromkeys(heads.values()))
     rankings = evaluation.rank(queries, labels, exact, asked.exclude, searched=exact)

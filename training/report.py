@@ -101,7 +101,8 @@ def answers(opened: ck.Checkpoint, device: torch.device) -> Answers:
     model, blend = opened.model.to(device), opened.blend
     texts = opened.labels["text"].to_pylist()
     queries = evaluation.encode_queries(model, tokenize_in_memory(opened.validation.texts, opened.tokenizer), device)
-    labels = evaluation.encode_labels(model, tokenize_in_memory(texts, opened.tokenizer), opened.positives_L, device)
+    label_tokens = tokenize_in_memory(texts, opened.tokenizer)
+    labels = evaluation.encode_labels(model, label_tokens, opened.positives_L, device, opened.kept)
     blends = {weight: blend._replace(weight=weight) for weight in sorted({*WEIGHTS, blend.weight})}
     exact = [*evaluation.SEARCHED, *evaluation.by_head(blend).values()]
     found = evaluation.rank(queries, labels, list(blends.values()), opened.validation.exclude, searched=exact)

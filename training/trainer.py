@@ -25,6 +25,7 @@ from training.checkpoint import Cursor, Record
 from training.clustering import balanced_clusters, random_clusters
 from training.data.ragged import Ragged
 from training.encoding import ChunkedEncoding, Encoding, WholeEncoding
+from training.imputation import KEPT
 from training.listener import Listener
 from training.losses import Targets, head_loss
 from training.material import Material
@@ -317,18 +318,19 @@ class Trainer:
         material, tally = self.material, self.cursor.tally
         self.model.eval()
         queries = evaluation.encode_queries(self.model, material.validation_tokens, self.device)
-        labels = evaluation.encode_labels(self.model, material.label_tokens, material.positives_L, self.device)
+        labels = evaluation.encode_labels(self.model, material.label_tokens, material.positives_L, self.device, KEPT[0])
         chosen_by, exclude = self.recipe.validation, material.validation.exclude
         truth, inverse = material.validation.labels, material.inverse_propensity_L
         grid = [evaluation.Blend(w, b) for w in self.recipe.weights for b in (chosen_by.popularities if w else (0.0,))]
-        blend, score = evaluation.choose_blend(
+        blend, _ = evaluation.choose_blend(
             evaluation.rank(queries, labels, grid, exclude), truth, inverse, chosen_by.metrics
         )
+        kept, score = evaluation.choose_kept(queries, labels, blend, exclude, truth, inverse, chosen_by.metrics)
         exact = list(evaluation.by_head(blend).values())
         rankings = evaluation.rank(queries, labels, exact, exclude, searched=exact)
         record = Record(
             epoch=epoch + 1, loss=tally.loss, seconds=self.cursor.seconds, score=score,
-            classifier_weight=blend.weight, popularity=blend.popularity,
+            classifier_weight=blend.weight, popularity=blend.popularity, kept=kept,
             figures=evaluation.figures_by_head(rankings, blend, truth, inverse), tally=tally,
         )  # fmt: skip
         best = self.cursor.best

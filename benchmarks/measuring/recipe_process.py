@@ -63,7 +63,7 @@ class Answers:
     def __init__(self, opened: Checkpoint, dataset: Dataset) -> None:
         self.opened, self.asked, self.cpu = opened, dataset.scored("test"), torch.device("cpu")
         label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
-        self.labels = evaluation.encode_labels(opened.model, label_tokens, opened.positives_L, self.cpu)
+        self.labels = evaluation.encode_labels(opened.model, label_tokens, opened.positives_L, self.cpu, opened.kept)
 
     def rankings(self) -> dict[str, list[list[int]]]:
         """Label rows by head, best first, excluded labels left out."""

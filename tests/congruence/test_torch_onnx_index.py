@@ -38,7 +38,8 @@ def torch_scores(opened: Checkpoint, queries: list[str]) -> tuple[np.ndarray, np
     cpu = torch.device("cpu")
     asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     texts = opened.labels["text"].to_pylist()
-    labels = encode_labels(opened.model, tokenize_in_memory(texts, opened.tokenizer), opened.positives_L, cpu)
+    label_tokens = tokenize_in_memory(texts, opened.tokenizer)
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
     assert opened.blend.popularity > 0, "popularity counts for nothing here: it was not put to the test"
     dual_QL, classifier_QL = asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T
     classifier_only = opened.blend._replace(weight=1.0)

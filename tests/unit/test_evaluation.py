@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from training import evaluation
 from training.data.ragged import Ragged
 from training.evaluation import Blend, LabelVectors, Vectors
+from training.imputation import Imputed
 
 EMPTY = Ragged.from_lists([[] for _ in range(9)])
 BLENDS = [Blend(0.0, 0.0), Blend(0.0, 0.2), Blend(0.3, 0.0), Blend(0.3, 0.6), Blend(1.0, 0.1)]
@@ -22,12 +23,15 @@ def unit(generator: torch.Generator, *shape: int) -> torch.Tensor:
     return F.normalize(torch.randn(*shape, generator=generator), dim=-1)
 
 
+ALL_LEARNED = Imputed(np.empty(0, np.int64), torch.zeros(0, 4), torch.zeros(4))
+
+
 @pytest.fixture
 def halves() -> Halves:
     generator = torch.Generator().manual_seed(2)
     return (
         Vectors(unit(generator, 9, 6), unit(generator, 9, 4)),
-        LabelVectors(unit(generator, 30, 6), unit(generator, 30, 4), torch.rand(30, generator=generator)),
+        LabelVectors(unit(generator, 30, 6), unit(generator, 30, 4), torch.rand(30, generator=generator), ALL_LEARNED),
     )
 
 
@@ -35,7 +39,9 @@ def halves() -> Halves:
 def alike() -> Halves:
     """One query, and 300 labels that only their popularity tells apart: it rises with the row, to 1."""
     one = F.normalize(torch.ones(1, 4), dim=-1)
-    return Vectors(one, one), LabelVectors(one.repeat(300, 1), one.repeat(300, 1), torch.arange(1, 301) / 300)
+    return Vectors(one, one), LabelVectors(
+        one.repeat(300, 1), one.repeat(300, 1), torch.arange(1, 301) / 300, ALL_LEARNED
+    )
 
 
 def by_definition(halves: Halves, blend: Blend) -> torch.Tensor:
@@ -92,7 +98,7 @@ def test_of_labels_that_look_alike_the_popular_one_comes_first(alike: Halves) ->
 def test_excluded_labels_never_appear_and_what_is_missing_is_padded(halves: Halves) -> None:
     """If this failed, a query's own text would count as a prediction, at some blend or in a full ranking."""
     queries, labels = halves
-    few = LabelVectors(labels.dual[:11], labels.classifier[:11], labels.popularity[:11])
+    few = LabelVectors(labels.dual[:11], labels.classifier[:11], labels.popularity[:11], ALL_LEARNED)
     exclude = Ragged.from_lists([[1, 2, 3]] * 9)
     for ranking in evaluation.rank(queries, few, BLENDS, exclude).values():
         assert not np.isin(ranking, [1, 2, 3]).any()
@@ -122,6 +128,22 @@ def test_the_blend_is_chosen_by_the_mean_of_its_metrics() -> None:
     best, score = evaluation.choose_blend(rankings, truth, inverse, ["P@1", "PSP@1"])
     assert best == Blend(0.5, 0.0)
     assert score == pytest.approx((100 / 3 + 100 * 9 / 11) / 2)
+
+
+@pytest.mark.parametrize(("right", "learned", "kept"), [(1, 0.3, 1.0), (0, 0.39, 0.25), (0, 0.3, 0.5), (1, 0.4, 0.5)])
+def test_how_far_behind_a_new_label_stands_is_chosen_by_the_metrics(right: int, learned: float, kept: float) -> None:
+    """If it fails, labels nobody has seen stand before the right answers, or behind all of them, whatever the data."""
+    # The new label's score is 0.48 − 0.24 κ.
+    labels = LabelVectors(
+        torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [learned / 0.6, 0.0]]), torch.zeros(2),
+        Imputed(np.array([0]), torch.tensor([[0.8, -0.3]]), torch.tensor([0.0, 1.0])),
+    )  # fmt: skip
+    found = evaluation.choose_kept(
+        Vectors(torch.zeros(1, 2), torch.tensor([[0.6, 0.8]])), labels, Blend(1.0, 0.0), Ragged.from_lists([[]]),
+        Ragged.from_lists([[right]]), np.ones(2), ["P@1"],
+    )  # fmt: skip
+    assert found == (kept, 100.0)
+    torch.testing.assert_close(labels.classifier[0], torch.tensor([0.8, -0.3 * kept]))
 
 
 def test_scores_are_those_that_the_ranking_was_made_by(halves: Halves, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -95,7 +95,7 @@ def test_a_classifier_half_holds_the_worth_of_popularity(opened: Checkpoint) -> 
     cpu, texts = torch.device("cpu"), opened.validation.texts
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
     queries = encode_queries(opened.model, tokenize_in_memory(texts, opened.tokenizer), cpu)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu)
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
     expected_QL = queries.classifier @ labels.classifier.T + opened.blend.popularity * labels.popularity
     half_LC = classifier_halves(opened, 0, opened.labels.num_rows)
     scores_QL = torch_halves(opened, texts).classifier @ half_LC.T

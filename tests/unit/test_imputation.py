@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from training import imputation
-from training.imputation import NEIGHBOURS, imputed_rows
+from training.imputation import KEPT, NEIGHBOURS, impute
 
 L, D, C = 60, 8, 6
 
@@ -26,14 +26,14 @@ def trained_L() -> np.ndarray:
     return np.arange(L) % 4 > 0
 
 
-def by_definition(dual_LD: np.ndarray, rows_LC: torch.Tensor, trained_L: np.ndarray) -> np.ndarray:
+def by_definition(dual_LD: np.ndarray, rows_LC: torch.Tensor, trained_L: np.ndarray, kept: float = 0.5) -> np.ndarray:
     unit_LC = (rows_LC / rows_LC.norm(dim=1, keepdim=True)).numpy().astype(np.float64)
     mean_C = unit_LC[trained_L].mean(axis=0)
     found = []
     for label in np.flatnonzero(~trained_L):
         order = sorted(np.flatnonzero(trained_L), key=lambda other: -float(dual_LD[label] @ dual_LD[other]))
         near_C = unit_LC[order[:NEIGHBOURS]].mean(axis=0)
-        found.append(near_C - 0.5 * (near_C @ mean_C) / (mean_C @ mean_C) * mean_C)
+        found.append(near_C - (1 - kept) * (near_C @ mean_C) / (mean_C @ mean_C) * mean_C)
     return np.array(found)
 
 
@@ -43,8 +43,11 @@ def test_an_untrained_label_takes_after_its_nearest_trained_ones(
 ) -> None:
     """If it fails, new labels are scored by labels that have nothing to do with them."""
     monkeypatch.setattr(imputation, "LABELS_A_BLOCK", block)
-    expected_UC = by_definition(dual_LD, rows_LC, trained_L)
-    np.testing.assert_allclose(imputed_rows(dual_LD, rows_LC, trained_L).numpy(), expected_UC, atol=1e-5)
+    found = impute(dual_LD, rows_LC, trained_L)
+    for kept in KEPT:
+        expected_UC = by_definition(dual_LD, rows_LC, trained_L, kept)
+        np.testing.assert_allclose(found.rows(kept).numpy(), expected_UC, atol=1e-5)
+    torch.testing.assert_close(found.rows(0.5, 3, 7), found.rows(0.5)[3:7])
 
 
 def test_a_scaled_view_of_half_a_vector_will_do(
@@ -52,9 +55,9 @@ def test_a_scaled_view_of_half_a_vector_will_do(
 ) -> None:
     """If it fails, export and validation give an untrained label different rows."""
     wide_LD = 0.7 * np.concatenate([dual_LD, np.ones((L, 3), np.float32)], axis=1)
-    expected_UC = imputed_rows(dual_LD, rows_LC, trained_L)
+    expected_UC = impute(dual_LD, rows_LC, trained_L).rows(0.5)
     torch.testing.assert_close(
-        imputed_rows(wide_LD[:, :D], rows_LC.bfloat16(), trained_L), expected_UC, atol=0.02, rtol=0
+        impute(wide_LD[:, :D], rows_LC.bfloat16(), trained_L).rows(0.5), expected_UC, atol=0.02, rtol=0
     )
 
 
@@ -62,20 +65,20 @@ def test_a_graph_finds_the_neighbours_of_many(
     dual_LD: np.ndarray, rows_LC: torch.Tensor, trained_L: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it fails, a catalogue of millions gets other rows than a small one, or an export of days."""
-    expected_UC = imputed_rows(dual_LD, rows_LC, trained_L)
+    expected_UC = impute(dual_LD, rows_LC, trained_L).rows(0.5)
     monkeypatch.setattr(imputation, "MOST_PAIRS", 1)
     monkeypatch.setattr(imputation, "ExactIndex", None)
-    torch.testing.assert_close(imputed_rows(dual_LD, rows_LC, trained_L), expected_UC)
+    torch.testing.assert_close(impute(dual_LD, rows_LC, trained_L).rows(0.5), expected_UC)
 
 
 def test_fewer_trained_labels_than_neighbours(dual_LD: np.ndarray, rows_LC: torch.Tensor) -> None:
     """If it fails, a dataset of few clicks cannot be validated or exported."""
     two_L = np.arange(L) < 2
     np.testing.assert_allclose(
-        imputed_rows(dual_LD, rows_LC, two_L).numpy(), by_definition(dual_LD, rows_LC, two_L), atol=1e-5
+        impute(dual_LD, rows_LC, two_L).rows(0.5).numpy(), by_definition(dual_LD, rows_LC, two_L), atol=1e-5
     )
-    assert not imputed_rows(dual_LD, rows_LC, np.zeros(L, bool)).any()
-    assert imputed_rows(dual_LD, rows_LC, np.ones(L, bool)).shape == (0, C)
+    assert not impute(dual_LD, rows_LC, np.zeros(L, bool)).rows(0.5).any()
+    assert impute(dual_LD, rows_LC, np.ones(L, bool)).rows(0.5).shape == (0, C)
 
 
 def test_progress_ends_at_the_last_label(
@@ -84,5 +87,5 @@ def test_progress_ends_at_the_last_label(
     """If it fails, a person watches a bar that never ends."""
     monkeypatch.setattr(imputation, "LABELS_A_BLOCK", 4)
     seen: list[tuple[int, int]] = []
-    imputed_rows(dual_LD, rows_LC, trained_L, progress=lambda done, total: seen.append((done, total)))
+    impute(dual_LD, rows_LC, trained_L, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(4, 15), (8, 15), (12, 15), (15, 15)]
