@@ -32,6 +32,7 @@ COMMANDS = {
     "search": Room("retrieval.commands", "Ask a bundle from the command line.", "cpu"),
     "predict": Room("retrieval.commands", "Match a whole file of queries offline.", "cpu"),
     "serve": Room("service.commands", "Answer POST /predict from a store's active bundle.", "serve,cpu"),
+    "loadtest": Room("service.commands", "Measure a running service under load.", "serve,cpu"),
 }
 
 

@@ -1,0 +1,84 @@
+"""`diptych loadtest`: from options to a run or a sweep, its report, and an exit code."""
+
+import asyncio
+import os
+import signal
+import sys
+from pathlib import Path
+
+import uvloop
+from rich.console import Console
+
+from retrieval.errors import BadInput
+from service.loadtest import page
+from service.loadtest.console import Ticker, print_run, print_sweep
+from service.loadtest.plan import Plan, bodies
+from service.loadtest.report import Report, SweepReport
+from service.loadtest.run import run
+from service.loadtest.sweep import sweep
+from service.loadtest.switching import Switcher
+from service.loadtest.target import Target
+
+ADMIN_KEY = "DIPTYCH_ADMIN_KEY"
+INVALID, INTERRUPTED = 1, 130
+
+
+def main(
+    url: str, plan: Plan, *, queries: Path | None, column: str | None, rising: bool, bundles: tuple[str, str] | None,
+    mine: bool, as_json: bool, html: Path | None,
+) -> int:  # fmt: skip
+    """Run, report, and return the exit code: 1 for figures that are not valid, 130 when a person ended the run.
+
+    Raises BadInput for a target or a query that cannot be used.
+    """
+    if rising and plan.switch_every:
+        raise BadInput("--sweep and --switch-every ask different questions; run them one after the other.")
+    asked = bodies(queries, column, plan.k)
+    target = Target.find(url, mine=mine)
+    switcher = _switcher(target, plan, bundles)
+    if html:
+        html.touch()  # rather now than after an hour
+    report = uvloop.run(_measure(target, plan, asked, switcher, rising=rising))
+    if html:
+        drawn = page.sweep_page(report) if isinstance(report, SweepReport) else page.run_page(report)
+        html.write_text(drawn, encoding="utf-8")
+    if as_json:
+        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+    elif isinstance(report, SweepReport):
+        print_sweep(report, _console())
+    else:
+        print_run(report, _console())
+    return INTERRUPTED if report.interrupted else INVALID if report.invalid else 0
+
+
+async def _measure(
+    target: Target, plan: Plan, asked: list[bytes], switcher: Switcher | None, *, rising: bool
+) -> Report | SweepReport:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    await target.check(asked[0])
+    if switcher:
+        await switcher.check()
+
+    async def one(step: Plan) -> Report:
+        with Ticker(step.rate, step.duration) as ticker:
+            return await run(target, asked, step, stop, ticker, switcher)
+
+    return await sweep(plan, one) if rising else await one(plan)
+
+
+def _switcher(target: Target, plan: Plan, bundles: tuple[str, str] | None) -> Switcher | None:
+    if not plan.switch_every:
+        if bundles:
+            raise BadInput("--bundles says what to switch between; say how often with --switch-every.")
+        return None
+    if not bundles:
+        raise BadInput("--switch-every needs two bundles of the service's store: --bundles FIRST SECOND.")
+    if not (key := os.environ.get(ADMIN_KEY)):
+        raise BadInput(f"--switch-every needs the administrator's key in {ADMIN_KEY}.")
+    return Switcher(target, bundles, key, plan.switch_every)
+
+
+def _console() -> Console:
+    console = Console(markup=False, highlight=False, soft_wrap=True)
+    return console if console.is_terminal else Console(markup=False, highlight=False, soft_wrap=True, width=160)

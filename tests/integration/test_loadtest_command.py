@@ -1,0 +1,245 @@
+"""`diptych loadtest` against a real service, at small rates and for a second or two; no test asserts a time."""
+
+import itertools
+import json
+import os
+import re
+import signal
+import socket
+import socketserver
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.bundles import make_store
+from tests.support.command import run
+from tests.support.service import ADMIN_KEY, PATIENCE, Service, serving, wait_until
+
+CALM = ["--rate", "40", "--duration", "1s", "--max-lag", "1h"]  # whatever else this machine has to do just then
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    with serving(make_store(tmp_path_factory.mktemp("loadtest") / "store", "first", "second").path) as service:
+        yield service
+
+
+@pytest.fixture
+def url(service: Service) -> str:
+    return f"http://127.0.0.1:{service.port}"
+
+
+def measured(capsys: pytest.CaptureFixture[str], code: int, *arguments: str | Path) -> Any:
+    """The JSON report of a run that ends with `code`."""
+    capsys.readouterr()
+    assert run("loadtest", *arguments, "--json") == code
+    return json.loads(capsys.readouterr().out)
+
+
+def test_a_run_reports_every_request(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Requests would be lost between schedule and report, or stages, bundles and rates would not be told."""
+    report = measured(capsys, 0, url, *CALM)
+    assert (report["sent"], report["latency"]["count"], report["offered"]) == (40, 40, 40.0)
+    assert list(report["outcomes"]) == ["200"]
+    assert {"queue", "tokenize", "encode", "search", "serialize", "total"} <= set(report["stages"])
+    assert report["stages"]["search"]["count"] == 40
+    assert sum(report["bundles"].values()) == 40
+    assert (report["invalid"], report["interrupted"], report["switching"]) == ([], False, None)
+    assert report["latency"]["p50_ms"] <= report["latency"]["p99_ms"] <= report["latency"]["max_ms"]
+    width = report["moments"][1]["at_seconds"] if len(report["moments"]) > 1 else report["seconds"]
+    assert sum(one["sent_per_second"] for one in report["moments"]) * width >= 40
+
+
+def test_the_service_gets_what_was_sent(service: Service, url: str, tmp_path: Path) -> None:
+    """Queries would not be those of the file, or the count would not be the service's own."""
+    (tmp_path / "queries.jsonl").write_text('{"text": "red shoes"}\n{"text": "light rain"}\n')
+    before = answers(service)
+    assert run("loadtest", url, *CALM, "--queries", tmp_path / "queries.jsonl", "-k", "3") == 0
+    assert answers(service) - before == 41  # and one to see that it answers at all
+
+
+def answers(service: Service) -> int:
+    """How many requests the service says it has answered."""
+    text = service.ask("GET", "/metrics").body.decode()
+    return sum(int(float(one)) for one in re.findall(r'diptych_requests_total\{[^}]*"/predict"[^}]*\} (\S+)', text))
+
+
+def test_tables_and_page_are_written(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A person would see no figures at the end, or find no page."""
+    assert run("loadtest", url, *CALM, "--arrivals", "constant", "--html", tmp_path / "page.html") == 0
+    shown = capsys.readouterr().out
+    assert f"{url}: 40/s asked for (constant" in shown
+    assert re.search(r"answered, 200 +40 ", shown)
+    assert "the generator's lag" in shown
+    assert "service: search" in shown
+    assert (tmp_path / "page.html").read_text().count("<svg") == 2
+
+
+def test_a_generator_that_lags_ends_with_code_1(url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A script would take the generator's slowness for the service's, and go on."""
+    report = measured(capsys, 1, url, "--rate", "40", "--duration", "1s", "--max-lag", "0.0001ms")
+    assert "The generator was the bottleneck" in report["invalid"][0]
+
+
+def test_switches_are_made_and_told_apart(
+    service: Service, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Switching would not happen, or nobody could compare its latencies with the steady ones."""
+    monkeypatch.setenv("DIPTYCH_ADMIN_KEY", ADMIN_KEY)
+    report = measured(
+        capsys, 0, url, "--rate", "50", "--duration", "4s", "--max-lag", "1h", "--switch-every", "1s",
+        "--bundles", "first", "second", "--html", tmp_path / "page.html",
+    )  # fmt: skip
+    switching = report["switching"]
+    made = [one["bundle"] for one in switching["switches"]]
+    assert made == (["second", "first"] * len(made))[: len(made)]
+    assert made
+    assert all(one["failure"] is None for one in switching["switches"])
+    assert set(report["bundles"]) == {"first", "second"}
+    assert list(report["outcomes"]) == ["200"]
+    assert switching["during"]["count"] + switching["steady"]["count"] == 200
+    assert switching["during"]["count"] > 0
+    assert 'class="span"' in (tmp_path / "page.html").read_text()
+
+
+def test_a_sweep_finds_where_the_service_falls_behind(
+    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """A sweep would not rise, not end, or draw no curve."""
+    report = measured(
+        capsys, 0, url, "--sweep", "--rate", "100", "--duration", "300ms", "--max-lag", "1h",
+        "--html", tmp_path / "page.html",
+    )  # fmt: skip
+    rates = [step["rate"] for step in report["steps"]]
+    assert rates == [round(100 * 2 ** (number / 2), 1) for number in range(len(rates))]
+    assert report["knee"] in [None, *(step["offered"] for step in report["steps"])]
+    assert report["saturation"] == max(step["achieved"] for step in report["steps"])
+    assert "did not keep up" in report["ended"] or len(rates) == 24 or "more than one run may send" in report["ended"]
+    assert (tmp_path / "page.html").read_text().count("<svg") == 1
+
+
+def test_a_service_that_stands_still_does_not_slow_its_test_down(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The generator would wait for the service, and what was never sent would be missing from the latencies."""
+    store = make_store(tmp_path / "store", "only").path
+    with serving(store) as service:
+        address, stopping = f"http://127.0.0.1:{service.port}", threading.Thread(target=stop_when_asked, args=[service])
+        stopping.start()
+        try:
+            report = measured(
+                capsys, 0, address, "--rate", "100", "--duration", "3s", "--timeout", "300ms", "--max-lag", "1h"
+            )
+        finally:
+            stopping.join(PATIENCE)
+            os.kill(service.process.pid, signal.SIGCONT)
+    assert report["sent"] == 300  # on schedule all the same
+    assert report["outcomes"]["time-out"]["count"] > 0
+    assert sum(found["count"] for found in report["outcomes"].values()) == 300
+    assert sum(moment["failed"] for moment in report["moments"]) == 300 - report["outcomes"]["200"]["count"]
+
+
+def stop_when_asked(service: Service) -> None:
+    """Stop the service's clock once it has answered a few requests."""
+    wait_until(lambda: answers(service) > 20)
+    os.kill(service.process.pid, signal.SIGSTOP)
+
+
+def test_an_end_by_ctrl_c_reports_what_was_measured(service: Service, url: str) -> None:
+    """An hour's measurement would be lost by ending it a minute early."""
+    before = answers(service)
+    command = [sys.executable, "-m", "diptych", "loadtest", url, "--rate", "50", "--duration", "10m", "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        wait_until(lambda: answers(service) > before + 20)
+        process.send_signal(signal.SIGINT)
+        shown, told = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert (process.returncode, told) == (130, b"")
+    report = json.loads(shown)
+    assert report["interrupted"]
+    assert sum(found["count"] for found in report["outcomes"].values()) == report["sent"] > 10
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["-k", "1000"], "answered POST /predict with 422: k is 1000; the most is 100."),
+        (["--sweep", "--switch-every", "1s"], "--sweep and --switch-every ask different questions"),
+        (["--switch-every", "1s"], "--bundles FIRST SECOND"),
+        (["--bundles", "first", "second"], "say how often with --switch-every"),
+        (["--switch-every", "1s", "--bundles", "nowhere", "second"], "does not change to bundle nowhere: "),
+        (["--queries", "nowhere.csv"], "nowhere.csv is not a file of queries."),
+        (["--html", "nowhere/page.html"], "nowhere/page.html: No such file or directory"),
+    ],
+)
+def test_what_cannot_be_run_is_told_in_a_sentence(
+    url: str, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run would begin that cannot end well, or end in a traceback."""
+    monkeypatch.setenv("DIPTYCH_ADMIN_KEY", ADMIN_KEY)
+    assert run("loadtest", url, *arguments) == 1
+    told = capsys.readouterr().err
+    assert sentence in told
+    assert told.startswith("error: ")
+    assert told.count("\n") == 1
+
+
+def test_a_wrong_address_is_told_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Forgetting to start the service would look like a slow one."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    assert run("loadtest", f"http://127.0.0.1:{port}") == 1
+    assert capsys.readouterr().err == (
+        f"error: Nothing answers at http://127.0.0.1:{port} (Connection refused). "
+        "Start it with `diptych serve`, or give another URL.\n"
+    )
+
+
+@contextmanager
+def peer(first: bytes, then: bytes) -> Iterator[str]:
+    """A server that answers the first request, and then every other one, with these bytes, and hangs up each time."""
+    answers = itertools.chain([first], itertools.repeat(then))
+
+    class Handler(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            if self.request.recv(65_536):
+                self.request.sendall(next(answers))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.01])
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join(PATIENCE)
+
+
+GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (GOOD, "200"),
+        (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\nconnection: close\r\n\r\n", "503"),
+        (b"this is not HTTP\r\n\r\n", "not HTTP"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\ncut", "connection lost"),
+    ],
+)
+def test_every_kind_of_end_is_counted_as_what_it_is(
+    answer: bytes, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A service that breaks the protocol or hangs up would be counted as answering, or hang the generator."""
+    with peer(GOOD, answer) as url:
+        report = measured(capsys, 0 if kind == "200" else 1, url, "--rate", "20", "--duration", "1s", "--max-lag", "1h")
+    assert report["outcomes"][kind]["count"] == sum(found["count"] for found in report["outcomes"].values())
+    assert report["sent"] == 20
