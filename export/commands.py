@@ -1,11 +1,9 @@
 """`diptych export`: build a verified bundle from a checkpoint."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-
-from retrieval.manifest import Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -23,7 +21,9 @@ def export(
     activate: Annotated[bool, typer.Option("--activate", help="Make it the store's active bundle.")] = False,
     m: Annotated[int, typer.Option("--m", min=2, max=256, help="Links of a node of the index graph.")] = 32,
     ef_construction: Annotated[int, typer.Option(min=8, help="Candidates when a node is linked.")] = 200,
-    precision: Annotated[Precision, typer.Option(help="Of the query encoder; float16 is for GPUs.")] = "float32",
+    precision: Annotated[
+        Literal["float32", "float16", "int8"], typer.Option(help="Of the query encoder; float16 is for GPUs.")
+    ] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
 ) -> None:
     """Build a bundle (encoders, vectors, index) and prove it against its checkpoint before it is published."""
