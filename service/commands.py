@@ -49,8 +49,8 @@ def loadtest(
     """Measure a running service: rates, latencies, errors, and where its knee is.
 
     Requests leave on schedule whether or not the service keeps up, and latencies count from when each was due. Exit
-    code 1: the generator was the bottleneck, so the figures are not valid. Ctrl-C ends early and reports. For
-    --switch-every the administrator's key stands in DIPTYCH_ADMIN_KEY.
+    code 1: the generator was the bottleneck, so the figures are not valid. Ctrl-C ends early and reports. Keys stand
+    where the service has them: DIPTYCH_PREDICT_KEY, and DIPTYCH_ADMIN_KEY for --switch-every.
     """
     from service.loadtest.entry import main
     from service.loadtest.plan import Plan, seconds

@@ -11,6 +11,7 @@ from service.loadtest.alarm import now
 from service.loadtest.target import Target
 
 TIMED_OUT, LOST, NO_HTTP, UNFINISHED = "time-out", "connection lost", "not HTTP", "unfinished"
+LONGEST_IDLE = 4.0  # seconds; many servers hang up after five, and a request just then would be lost
 
 
 class Ended(NamedTuple):
@@ -43,6 +44,7 @@ class Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._timing = self._bundle = b""
         self.exchange: Exchange | None = None
+        self.idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass
@@ -121,10 +123,12 @@ class Client:
             self._waiting.append(exchange)
 
     def expire(self) -> None:
-        """Give up what has waited too long."""
-        oldest = now() - self._timeout
-        while self.in_flight and (exchange := next(iter(self.in_flight))).due < oldest:
+        """Give up requests that have waited too long, and hang up before a server does."""
+        present = now()
+        while self.in_flight and (exchange := next(iter(self.in_flight))).due < present - self._timeout:
             self._give_up(exchange, TIMED_OUT)
+        while self._idle and self._idle[0].idle_since < present - LONGEST_IDLE:
+            self._idle.pop(0).drop()
 
     async def close(self) -> None:
         """Give up what is unfinished, and hang up."""
@@ -197,6 +201,7 @@ class Client:
         elif self._waiting:
             connection.ask(self._waiting.popleft())
         else:
+            connection.idle_since = now()
             self._idle.append(connection)
 
     def _replace(self) -> None:

@@ -19,7 +19,7 @@ from service.loadtest.sweep import sweep
 from service.loadtest.switching import Switcher
 from service.loadtest.target import Target
 
-ADMIN_KEY = "DIPTYCH_ADMIN_KEY"
+ADMIN_KEY, PREDICT_KEYS = "DIPTYCH_ADMIN_KEY", "DIPTYCH_PREDICT_KEY"  # as the service itself is given them
 INVALID, INTERRUPTED = 1, 130
 
 
@@ -34,7 +34,8 @@ def main(
     if rising and plan.switch_every:
         raise BadInput("--sweep and --switch-every ask different questions; run them one after the other.")
     asked = bodies(queries, column, plan.k)
-    target = Target.find(url, mine=mine)
+    key = os.environ.get(PREDICT_KEYS, "").partition(",")[0].strip()
+    target = Target.find(url, mine=mine, key=key or None)
     switcher = _switcher(target, plan, bundles)
     if html:
         html.touch()  # rather now than after an hour

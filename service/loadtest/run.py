@@ -70,7 +70,8 @@ class _Run:
             if self._switcher:
                 switching = asyncio.create_task(self._switcher.run(self._start, self._plan.duration))
             with Alarm(self._due) as self._alarm:
-                self._advance()
+                self._next = next(self._times)
+                self._set_alarm()
                 await self._until_sent(progress)
             busy += time.process_time()
             elapsed = max(now() - self._start, 1e-9)
@@ -98,10 +99,6 @@ class _Run:
             self._next = next(self._times, None)
         self._set_alarm()
 
-    def _advance(self) -> None:
-        self._next = next(self._times, None)
-        self._set_alarm()
-
     def _set_alarm(self) -> None:
         if self._next is not None:
             self._alarm.set(self._start + self._next)
@@ -123,7 +120,7 @@ class _Run:
                 progress(Snapshot(shown - self._start, self._tally, len(self._client.in_flight)))
 
     async def _until_answered(self, grace: float | None, switching: "asyncio.Task[None] | None") -> None:
-        """Until each request has its answer or none any more; a change of bundle under way may end meanwhile too."""
+        """Until every request has ended, and a change of bundle that was under way."""
         last = now() + (self._plan.timeout if grace is None else grace)
         while now() < last and (self._client.in_flight or (switching and not switching.done())):
             await asyncio.sleep(0.01)
@@ -154,7 +151,7 @@ def _allow_files(connections: int) -> None:
     """As many open files as there may be connections. Raises BadInput when the system refuses."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = connections + SPARE_FILES
-    if hard not in (resource.RLIM_INFINITY,) and hard < wanted:
+    if hard != resource.RLIM_INFINITY and hard < wanted:
         raise BadInput(f"--connections is {connections:,}; this process may have {hard:,} open files (ulimit -Hn).")
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 import httptools
 
 from retrieval.errors import BadInput, in_a_line
+from service.security import PREDICT_HEADER
 
 PATIENCE = 10.0  # seconds for one call outside the measurement
 
@@ -24,9 +25,10 @@ class Target(NamedTuple):
     port: int
     tls: ssl.SSLContext | None
     prefix: str
+    key: str | None  # to ask with, where the service wants one
 
     @classmethod
-    def find(cls, url: str, *, mine: bool = False) -> "Target":
+    def find(cls, url: str, *, mine: bool = False, key: str | None = None) -> "Target":
         """Look `url` up and try to connect.
 
         Raises BadInput when it is no URL, when nobody listens, and when it may be somebody else's.
@@ -44,7 +46,7 @@ class Target(NamedTuple):
             raise BadInput(f"{url} is not on this machine. If it is your own, say so with --target-is-mine.")
         address = _that_listens(url, addresses, port)
         tls = ssl.create_default_context() if parts.scheme == "https" else None
-        return cls(url.rstrip("/"), parts.netloc, address, port, tls, parts.path.rstrip("/"))
+        return cls(url.rstrip("/"), parts.netloc, address, port, tls, parts.path.rstrip("/"), key)
 
     @property
     def host(self) -> str | None:
@@ -54,6 +56,8 @@ class Target(NamedTuple):
     def request(self, path: str, body: bytes, headers: str = "") -> bytes:
         """A whole HTTP request; `headers` are lines with their ends."""
         head = f"POST {self.prefix}{path} HTTP/1.1\r\nHost: {self.name}\r\nContent-Type: application/json\r\n"
+        if self.key:
+            head += f"{PREDICT_HEADER}: {self.key}\r\n"
         return f"{head}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     async def call(self, path: str, body: bytes, headers: str = "", patience: float = PATIENCE) -> tuple[int, Any]:

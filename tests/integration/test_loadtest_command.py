@@ -7,16 +7,23 @@ import re
 import signal
 import socket
 import socketserver
+import ssl
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
 
+from service.loadtest.run import WARM
 from tests.support.bundles import make_store
 from tests.support.command import run
 from tests.support.service import ADMIN_KEY, PATIENCE, Service, serving, wait_until
@@ -204,20 +211,21 @@ def test_a_wrong_address_is_told_in_a_sentence(capsys: pytest.CaptureFixture[str
 
 
 @contextmanager
-def peer(first: bytes, then: bytes) -> Iterator[str]:
-    """A server that answers the first request, and then every other one, with these bytes, and hangs up each time."""
+def peer(first: bytes, then: bytes, tls: ssl.SSLContext | None = None) -> Iterator[int]:
+    """The port of a server that answers the first request, and then every other one, with these bytes, and hangs up."""
     answers = itertools.chain([first], itertools.repeat(then))
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
-            if self.request.recv(65_536):
-                self.request.sendall(next(answers))
+            with suppress(ssl.SSLError), tls.wrap_socket(self.request, True) if tls else self.request as connection:
+                if connection.recv(65_536):
+                    connection.sendall(next(answers))
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield server.server_address[1]
         finally:
             server.shutdown()
             thread.join(PATIENCE)
@@ -239,7 +247,65 @@ def test_every_kind_of_end_is_counted_as_what_it_is(
     answer: bytes, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A service that breaks the protocol or hangs up would be counted as answering, or hang the generator."""
-    with peer(GOOD, answer) as url:
-        report = measured(capsys, 0 if kind == "200" else 1, url, "--rate", "20", "--duration", "1s", "--max-lag", "1h")
+    with peer(GOOD, answer) as port:
+        code = 0 if kind == "200" else 1
+        report = measured(capsys, code, f"127.0.0.1:{port}", "--rate", "20", "--duration", "1s", "--max-lag", "1h")
     assert report["outcomes"][kind]["count"] == sum(found["count"] for found in report["outcomes"].values())
     assert report["sent"] == 20
+
+
+def test_a_target_behind_tls_is_asked_if_its_certificate_is_good(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service behind TLS could not be measured, or one that only claims to be it would get the keys."""
+    certificate = self_signed(tmp_path / "certificate.pem")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate)
+    with peer(GOOD, GOOD, tls) as port:
+        assert run("loadtest", f"https://localhost:{port}") == 1
+        assert "certificate verify failed" in capsys.readouterr().err
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        report = measured(capsys, 0, f"https://localhost:{port}", "--rate", "10", "--duration", "1s", "--max-lag", "1h")
+    assert report["outcomes"]["200"]["count"] == 10
+
+
+def self_signed(path: Path) -> Path:
+    """A key, and a certificate of its own for localhost."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
+    start, end = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    certificate = (
+        builder.serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(end)
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    secret = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    path.write_bytes(secret + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+def test_a_service_that_wants_a_key_is_asked_with_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service with keys could not be measured, or a missing key would look like a slow service."""
+    with serving(make_store(tmp_path / "store", "only").path, predict_key="one key, another") as service:
+        address = f"http://127.0.0.1:{service.port}"
+        assert run("loadtest", address, *CALM) == 1
+        assert "answered POST /predict with 401: This needs a key" in capsys.readouterr().err
+        monkeypatch.setenv("DIPTYCH_PREDICT_KEY", "one key, another")
+        assert measured(capsys, 0, address, *CALM)["outcomes"]["200"]["count"] == 40
+
+
+def test_idle_connections_are_hung_up_before_the_service_does(
+    url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request would now and then go out on a connection that its server is just closing, and count as failed."""
+    monkeypatch.setattr("service.loadtest.client.LONGEST_IDLE", 0.05)
+    report = measured(capsys, 0, url, "--rate", "4", "--duration", "2s", "--arrivals", "constant", "--max-lag", "1h")
+    assert report["connections"] > WARM
+    assert report["outcomes"]["200"]["count"] == 8
