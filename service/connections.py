@@ -164,7 +164,7 @@ class Connection(HttpToolsProtocol):
         if unheard or waiting:
             self.transport.write(_plain(refusal, self.loop.time() - (self._asking or self._opened)))
         if unheard:  # else the application's layer counts the request as one whose client has gone
-            self._house.metrics.requests.labels("other", str(refusal.status)).inc()
+            self._house.metrics.answered("other", refusal.status)
         self.transport.close()
 
 

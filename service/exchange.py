@@ -7,6 +7,7 @@ import hashlib
 import logging
 import re
 import secrets
+from itertools import count
 from time import perf_counter
 from typing import Any, cast
 
@@ -29,11 +30,13 @@ VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 LOGGED_FROM = {"all": 0, "failures": 500, "none": 1000}  # the least status that gets a line
 SHOWN = 300  # of a path or an administrator's body in a line
 GUARDED = frozenset({"body_too_large", "compressed_body", "rate_limited", "wrong_key"})  # also counted as rejections
+PROCESS, NUMBERS = secrets.token_hex(6).encode(), count(1)
 GONE = 499  # the client closed the connection before its answer
 
 
 def new_id() -> bytes:
-    return secrets.token_hex(8).encode()
+    """One that no other request has: this process' random beginning, and a number."""
+    return b"%b-%x" % (PROCESS, next(NUMBERS))
 
 
 class Exchange:
@@ -62,6 +65,10 @@ class Exchange:
         client = self.scope.get("client")
         return str(client[0]) if client else "unknown"
 
+    def header(self, name: str) -> str | None:
+        value = self.headers.get(name.lower().encode())
+        return None if value is None else value.decode("latin-1")
+
     def refused(self, refusal: Refusal) -> Response:
         """The answer that a refusal is."""
         self.refusal = refusal.code
@@ -70,16 +77,16 @@ class Exchange:
     def begin(self, status: int, metrics: Metrics) -> list[tuple[bytes, bytes]]:
         """The answer starts: count it, and give the headers that every answer has."""
         self.status = status
-        metrics.requests.labels(self.route, str(status)).inc()
+        metrics.answered(self.route, status)
         total = perf_counter() - self.started
-        own = [(b"x-request-id", self.id)]
         ticket = self.ticket
         if ticket is None:
-            return [*own, (b"server-timing", b"total;dur=%.3f" % (total * 1e3))]
+            return [(b"x-request-id", self.id), (b"server-timing", b"total;dur=%.3f" % (total * 1e3))]
         if status == 200:
             metrics.queue_seconds.observe(ticket.sent - ticket.arrived)
             metrics.total_seconds.observe(total)
-        return [*own, (b"server-timing", _timing(ticket, total)), (b"x-bundle", ticket.bundle.encode())]
+        timing = _timing(ticket, total)
+        return [(b"x-request-id", self.id), (b"server-timing", timing), (b"x-bundle", ticket.bundle.encode())]
 
 
 def exchange_of(scope: Scope) -> Exchange:
@@ -128,7 +135,7 @@ class Exchanges:
             await self._app(exchange.scope, receive, send)
         except ClientDisconnect:
             exchange.status = GONE
-            self._metrics.requests.labels(exchange.route, str(GONE)).inc()
+            self._metrics.answered(exchange.route, GONE)
         except Exception:
             if exchange.status:  # part of an answer has gone out: only the connection's end can tell the client
                 raise
@@ -188,6 +195,7 @@ def _timing(ticket: Ticket, total: float) -> bytes:
     """The Server-Timing of an answer from a bundle, in milliseconds; the engine's stages are its last batch's."""
     tokenize, encode, search, serialize = ticket.stages[:4] if ticket.stages else (0.0, 0.0, 0.0, 0.0)
     return (
-        b"queue;dur=%.3f, tokenize;dur=%.3f, encode;dur=%.3f, search;dur=%.3f, serialize;dur=%.3f, total;dur=%.3f"
-        % tuple(1e3 * s for s in (ticket.sent - ticket.arrived, tokenize, encode, search, serialize, total))
-    )
+        f"queue;dur={(ticket.sent - ticket.arrived) * 1e3:.3f}, tokenize;dur={tokenize * 1e3:.3f}, "
+        f"encode;dur={encode * 1e3:.3f}, search;dur={search * 1e3:.3f}, serialize;dur={serialize * 1e3:.3f}, "
+        f"total;dur={total * 1e3:.3f}"
+    ).encode()

@@ -40,7 +40,9 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
         ProcessCollector(registry=registry)
-        self.requests = Counter("diptych_requests", "Answers by route and status", ["route", "code"], registry=registry)
+        labels = ["route", "code"]
+        self._requests = Counter("diptych_requests", "Answers by route and status", labels, registry=registry)
+        self._answers: dict[tuple[str, int], Counter] = {}
         stage = Histogram(
             "diptych_stage_seconds", "Seconds in each stage", ["stage"], buckets=SECONDS, registry=registry
         )
@@ -72,6 +74,13 @@ class Metrics:
             "diptych_switch_seconds", "Seconds a change of bundle took", buckets=LOAD_SECONDS, registry=registry
         )
         self.restarts = Counter("diptych_engine_restarts", "Engines that died and were replaced", registry=registry)
+
+    def answered(self, route: str, status: int) -> None:
+        """Count one answer."""
+        counter = self._answers.get((route, status))
+        if counter is None:  # looking labels up costs more than counting
+            counter = self._answers[route, status] = self._requests.labels(route, str(status))
+        counter.inc()
 
     def batch(self, queries: int, stages: Stages) -> None:
         """Count one answered batch."""

@@ -56,6 +56,10 @@ def _body(model: type[Any]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
 
 
+def _key_in(header: str, name: str) -> APIKeyHeader:
+    return APIKeyHeader(name=header, scheme_name=name, auto_error=False)  # two of one name would be one in OpenAPI
+
+
 class Direct(APIRoute):
     """A route that FastAPI documents and does not touch: its handler takes the request and gives the response.
 
@@ -86,7 +90,7 @@ def _add_predict(router: APIRouter, settings: Settings, generations: Generations
             limit.take(caller or exchange.address.encode(), len(asked.queries))
         ticket = generations.admit(
             Asked(asked.queries, asked.k, asked.weight, asked.filter, asked.min_score),
-            deadline_seconds(request.headers.get(deadlines.HEADER)),
+            deadline_seconds(exchange.header(deadlines.HEADER)),
         )
         exchange.ticket = ticket
         leaving = asyncio.ensure_future(_client_gone(request)) if ticket.waits else None
@@ -108,7 +112,7 @@ def _add_predict(router: APIRouter, settings: Settings, generations: Generations
         response_model=PredictResponse,
         responses=_refusals(400, *([401] if keys else []), 408, 413, 415, 422, 429, 431, 500, 503, 504),
         openapi_extra={**_body(model), "parameters": [deadlines.PARAMETER]},
-        dependencies=[Depends(APIKeyHeader(name=PREDICT_HEADER, auto_error=False))] if keys else None,  # for OpenAPI
+        dependencies=[Depends(_key_in(PREDICT_HEADER, "predicting"))] if keys else None,  # OpenAPI alone reads it
         route_class_override=Direct,
     )
 
@@ -138,7 +142,7 @@ def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -
 
 
 def _add_admin(router: APIRouter, settings: Settings, generations: Generations) -> None:
-    given_key = APIKeyHeader(name=ADMIN_HEADER, auto_error=False)
+    given_key = _key_in(ADMIN_HEADER, "administration")
 
     @router.post(
         "/admin/activate",

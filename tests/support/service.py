@@ -136,6 +136,12 @@ def wait_until(condition: Any) -> Any:
     return found
 
 
+def figures(service: Service) -> dict[str, float]:
+    """Every figure of /metrics by its name with labels."""
+    lines = service.ask("GET", "/metrics").body.decode().splitlines()
+    return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
+
+
 def start(store: Path, log: Path, port: int = 0, **settings: object) -> "subprocess.Popen[bytes]":
     """`diptych serve`, by default on a free port; its settings as the environment gives them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIPTYCH_ADMIN_KEY": ADMIN_KEY}

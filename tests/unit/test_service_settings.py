@@ -7,6 +7,7 @@ import pytest
 from retrieval.errors import BadInput
 from service.errors import Refusal
 from service.schemas import parse, predict_request
+from service.security import REMEMBERED_CALLERS, RateLimit
 from service.settings import Settings
 
 
@@ -24,6 +25,9 @@ def test_the_command_line_comes_before_the_environment(monkeypatch: pytest.Monke
         ("DIPTYCH_PORT", "http", "DIPTYCH_PORT: Input should be a valid integer"),
         ("DIPTYCH_MAX_K", "0", "DIPTYCH_MAX_K: Input should be greater than or equal to 1"),
         ("DIPTYCH_MAX_WAITING_QUERIES", "3", "could never be admitted"),
+        ("DIPTYCH_CORS_ORIGINS", "https://a.example, shop.example", "'shop.example' is not an origin"),
+        ("DIPTYCH_CORS_ORIGINS", "https://a.example/", "is not an origin"),
+        ("DIPTYCH_LOG_FORMAT", "xml", "DIPTYCH_LOG_FORMAT: Input should be 'auto', 'json' or 'text'"),
     ],
 )
 def test_a_bad_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: str, value: str, sentence: str) -> None:
@@ -40,9 +44,41 @@ def test_a_missing_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         Settings.load()
 
 
-def test_the_administrators_key_is_not_shown() -> None:
-    """Printing the settings, in a log or an error, would give the key away."""
-    assert "hunter2" not in repr(Settings(store="s", admin_key="hunter2"))
+def test_keys_are_not_shown() -> None:
+    """Printing the settings, in a log or an error, would give the keys away."""
+    assert "hunter2" not in repr(Settings(store="s", admin_key="hunter2", predict_key="hunter2"))
+
+
+def test_a_rate_limit_admits_the_largest_request() -> None:
+    """A request that is allowed by its size could never be asked."""
+    assert Settings(store="s", rate_limit=1).burst == 256
+    assert Settings(store="s", rate_limit=1000.5).burst == 1001
+    with pytest.raises(BadInput, match=r"rate_burst \(9\) is below max_queries \(256\)"):
+        Settings.load(store=Path("s"), rate_limit=1, rate_burst=9)
+
+
+def test_a_caller_gets_its_rate_and_no_more() -> None:
+    """A limit would forget the burst, let a caller save up for ever, or promise a time at which it still refuses."""
+    limit = RateLimit(rate=2, burst=4)
+    limit.take(b"a", 4, now=100)
+    limit.take(b"b", 4, now=100)
+    with pytest.raises(Refusal) as refused:
+        limit.take(b"a", 3, now=100.5)
+    assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "1"})
+    limit.take(b"a", 3, now=101.5)
+    limit.take(b"a", 4, now=10_000)
+    with pytest.raises(Refusal):
+        limit.take(b"a", 1, now=10_000)
+
+
+def test_callers_are_forgotten_in_turn() -> None:
+    """Made-up addresses would fill the memory; or forgetting would spare the caller who asks most."""
+    limit = RateLimit(rate=1, burst=1)
+    for number in range(2 * REMEMBERED_CALLERS):
+        limit.take(b"%d" % number, 1, now=0)
+    assert len(limit._callers) == REMEMBERED_CALLERS
+    with pytest.raises(Refusal):
+        limit.take(b"%d" % number, 1, now=0)
 
 
 def test_limits_of_a_request_are_the_settings() -> None:
