@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from retrieval import Retriever
 from retrieval.errors import BadInput, BundleError, DiptychError
@@ -54,6 +54,10 @@ class Engine:
         for length in lengths:
             self._retriever.search([" ".join(["a"] * length)])
         self._retriever.search(["warm up"] * largest_batch)
+
+    def pause(self, ids: Sequence[str]) -> list[str]:
+        """Leave labels out of every answer from now on; returns the ids that the bundle has not."""
+        return self._retriever.pause(ids)
 
     def answer(self, number: int, asked: Sequence[Asked]) -> Answers:
         """Every piece's results as JSON; pieces that ask for the same are searched together."""
@@ -143,9 +147,12 @@ def serve(engine: Engine, stream: BinaryIO, pipe: socket.socket) -> None:
     """Answer batch after batch until the front closes the pipe."""
     while received := read_frame(stream):
         kind, payload = received
-        if kind is not Kind.BATCH:
+        if kind is Kind.BATCH:
+            pipe.sendall(pack_answers(engine.answer(*unpack_batch(payload))))
+        elif kind is Kind.PAUSED:
+            pipe.sendall(pack_json(Kind.PAUSED, engine.pause(from_json(payload))))
+        else:
             raise ValueError(f"the front sent a frame of kind {kind.name}")
-        pipe.sendall(pack_answers(engine.answer(*unpack_batch(payload))))
 
 
 def main(arguments: Sequence[str]) -> int:

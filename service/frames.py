@@ -20,6 +20,7 @@ class Kind(IntEnum):
     FAILED = 2  # engine → front: a sentence, why nothing was opened
     BATCH = 3  # front → engine: JSON, texts to answer
     ANSWERS = 4  # engine → front: stage times and each piece's bytes
+    PAUSED = 5  # front → engine: JSON, ids of labels not to be shown; and back: those that the bundle has not
 
 
 class Outcome(IntEnum):

@@ -2,42 +2,63 @@
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Self
 
 from retrieval.errors import DiptychError
-from retrieval.store import Store
 from service import errors
 from service.batching import Batcher, Ticket
-from service.frames import Answers, Asked
+from service.frames import Answers, Asked, Kind, pack_json
 from service.metrics import Metrics
 from service.process import EngineProcess, Opened
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
-FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between attempts to replace an engine
+FIRST_PAUSE = 0.1  # seconds before the third engine; the second is started at once, later ones wait twice as long each
+PAUSE_AFTER_DEATH, PAUSE_AFTER_FAILURE = 0.8, 5.0  # the longest pause: an engine that opened is missed by somebody
 
 
 class Generation:
-    """One bundle being served: its engine, its requests, and the replacement of the engine when it dies."""
+    """One bundle being served: its engine, its requests, and the replacement of the engine when it dies.
 
-    def __init__(self, number: int, name: str, store: Store, settings: Settings, metrics: Metrics) -> None:
+    `paused` gives the labels that must not be shown. `crashes` is called whenever engines have ended so often, and so
+    fast, that the bundle itself must be suspected.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        folder: Path,
+        settings: Settings,
+        metrics: Metrics,
+        paused: Callable[[], Sequence[str]],
+        crashes: "Callable[[Generation], None]",
+    ) -> None:
         self.number = number
-        self.name = name
+        self.name = folder.name
         self.trouble: str | None = None  # why no engine can be had; None while there is one or one is on its way
-        self._folder = store.bundle_path(name)
+        self.unknown: list[str] | None = None  # paused ids that the bundle has not; None until the engine has said so
+        self._folder = folder
         self._settings = settings
         self._metrics = metrics
+        self._paused = paused
+        self._crashes = crashes
         self._engine: EngineProcess | None = None
         self._batcher: Batcher | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._replacing: asyncio.Task[None] | None = None
+        self._ends: deque[float] = deque()  # when engines ended, or could not be started
+        self._untold = 0  # lists of paused labels that the engine has not answered
+        self._told = asyncio.Event()
         self._closed = False
 
     async def open(self) -> Self:
         """Start the engine and wait until it can answer. Raises BundleError."""
-        self._engine = await self._start_engine()
-        self._batcher = Batcher(self.name, self._settings, self._metrics, self._engine.opened.lengths)
-        self._batcher.attach(self._send)
+        engine = await self._start_engine()
+        self._batcher = Batcher(self.name, self._settings, self._metrics, engine.opened.lengths)
+        self._attach(engine)
         self._metrics.begins(self)
         return self
 
@@ -56,6 +77,11 @@ class Generation:
         return self.batcher.unfinished
 
     @property
+    def healthy(self) -> bool:
+        """Whether there is an engine to answer."""
+        return self.opened is not None and self.trouble is None
+
+    @property
     def batcher(self) -> Batcher:
         if self._batcher is None:
             raise RuntimeError(f"generation {self.number} is asked before it is open")
@@ -66,6 +92,26 @@ class Generation:
         if self.trouble:
             raise errors.unavailable(f"Bundle {self.name} cannot be served just now; /readyz says why.")
         return self.batcher.admit(asked, seconds)
+
+    def tell_paused(self) -> None:
+        """Send the paused labels; whatever is sent after it is answered without them."""
+        if self._engine:
+            self._untold += 1
+            self._told.clear()
+            self._engine.send(pack_json(Kind.PAUSED, self._paused()))
+
+    async def told_paused(self, seconds: float) -> list[str] | None:
+        """The paused ids that the bundle has not; None where the engine does not say so in time."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._told.wait()
+        except TimeoutError:
+            return None
+        return self.unknown
+
+    def hand_over(self, successor: "Generation") -> None:
+        """Let another bundle answer what this one has not."""
+        successor.batcher.take_over(self.batcher.hand_over())
 
     async def close(self) -> None:
         """Finish what was admitted, then end the engine."""
@@ -80,13 +126,20 @@ class Generation:
         if self._replacing:
             self._replacing.cancel()
             await asyncio.wait([self._replacing])
-        if self._watchdog:
-            self._watchdog.cancel()
+        self._unwatch()
         if self._engine:
             await self._engine.end()
 
     async def _start_engine(self) -> EngineProcess:
-        return await EngineProcess.start(self._folder, self._settings, self._answered, self._died)
+        return await EngineProcess.start(
+            self._folder, self._settings, self._answered, self._died, self._answered_paused
+        )
+
+    def _attach(self, engine: EngineProcess) -> None:
+        self._engine = engine
+        self._untold = 0
+        self.tell_paused()  # before the first batch
+        self.batcher.attach(self._send)
 
     def _send(self, batch: bytes) -> None:
         if self._engine:
@@ -99,6 +152,12 @@ class Generation:
         self._unwatch()
         if self.batcher.in_flight:
             self._watch()
+
+    def _answered_paused(self, unknown: list[str]) -> None:
+        self._untold -= 1
+        if not self._untold:
+            self.unknown = unknown
+            self._told.set()
 
     def _watch(self) -> None:
         loop = asyncio.get_running_loop()
@@ -123,18 +182,29 @@ class Generation:
         self.batcher.lost()
 
     async def _replace(self, dead: EngineProcess | None) -> None:
-        pause = FIRST_PAUSE
         if dead:
             await dead.end()
+        longest = PAUSE_AFTER_DEATH
         while not self._closed:
+            ended = self._ended()
+            if ended >= self._settings.crashes:
+                self._crashes(self)
+            if ended > 1:
+                await asyncio.sleep(min(FIRST_PAUSE * 2 ** (ended - 2), longest))
             try:
-                self._engine = await self._start_engine()
+                engine = await self._start_engine()
             except DiptychError as error:
-                self.trouble = str(error)
+                self.trouble, longest = str(error), PAUSE_AFTER_FAILURE
                 LOG.error("bundle %s: %s", self.name, error)
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, LONGEST_PAUSE)
             else:
                 self.trouble = None
-                self.batcher.attach(self._send)
+                self._attach(engine)
                 return
+
+    def _ended(self) -> int:
+        """Count one more end of an engine; returns how many there were of late."""
+        now = asyncio.get_running_loop().time()
+        self._ends.append(now)
+        while self._ends[0] < now - self._settings.crash_seconds:
+            self._ends.popleft()
+        return len(self._ends)

@@ -37,12 +37,20 @@ class Opened(NamedTuple):
 
 
 class EngineProcess(asyncio.Protocol):
-    """One running engine. `on_answers` gets each batch's answers; `on_death` is called once if it ends unasked."""
+    """One running engine. `on_answers` gets each batch's answers, `on_paused` the paused ids that the bundle has not;
+    `on_death` is called once if it ends unasked."""
 
-    def __init__(self, folder: Path, on_answers: Callable[[Answers], None], on_death: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        on_answers: Callable[[Answers], None],
+        on_death: Callable[[], None],
+        on_paused: Callable[[list[str]], None],
+    ) -> None:
         self._folder = folder
         self._on_answers = on_answers
         self._on_death = on_death
+        self._on_paused = on_paused
         self._frames = Splitter()
         self._ready: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         self._ending = self._started = self._lost = False
@@ -51,10 +59,15 @@ class EngineProcess(asyncio.Protocol):
 
     @classmethod
     async def start(
-        cls, folder: Path, settings: Settings, on_answers: Callable[[Answers], None], on_death: Callable[[], None]
+        cls,
+        folder: Path,
+        settings: Settings,
+        on_answers: Callable[[Answers], None],
+        on_death: Callable[[], None],
+        on_paused: Callable[[list[str]], None],
     ) -> Self:
         """Start an engine on a bundle's folder and wait until it can answer. Raises BundleError."""
-        engine = cls(folder, on_answers, on_death)
+        engine = cls(folder, on_answers, on_death, on_paused)
         ours, theirs = socket.socketpair()
         try:
             engine._process = _spawn(folder, settings, theirs)
@@ -131,6 +144,8 @@ class EngineProcess(asyncio.Protocol):
     def _received(self, kind: Kind, payload: bytes) -> None:
         if kind is Kind.ANSWERS:
             self._on_answers(unpack_answers(payload))
+        elif kind is Kind.PAUSED:
+            self._on_paused(from_json(payload))
         elif kind is Kind.READY:
             self._ready.set_result(Opened(*from_json(payload)))
         elif kind is Kind.FAILED:

@@ -16,14 +16,18 @@ from service.deadlines import deadline_seconds
 from service.exchange import exchange_of
 from service.frames import Asked
 from service.generations import Generations
+from service.listing import list_bundles
 from service.metrics import Metrics
 from service.schemas import (
     ActivateRequest,
     ActivateResponse,
+    BundlesResponse,
     ErrorResponse,
+    PausedResponse,
     PredictResponse,
     Readiness,
     parse,
+    paused_request,
     predict_request,
 )
 from service.security import ADMIN_HEADER, PREDICT_HEADER, PredictKeys, RateLimit, check_admin
@@ -75,6 +79,7 @@ def add_routes(router: APIRouter, settings: Settings, generations: Generations, 
     _add_predict(router, settings, generations)
     _add_probes(router, generations, metrics)
     _add_admin(router, settings, generations)
+    _add_pausing(router, settings, generations)
 
 
 def _add_predict(router: APIRouter, settings: Settings, generations: Generations) -> None:
@@ -155,6 +160,55 @@ def _add_admin(router: APIRouter, settings: Settings, generations: Generations) 
         check_admin(settings.admin_key, key)
         asked = parse(ActivateRequest, await request.body())
         return JSONResponse((await generations.activate(asked.bundle)).model_dump())
+
+    @router.post(
+        "/admin/rollback",
+        summary="Serve the bundle that was active before; at once, if it was kept",
+        response_model=ActivateResponse,
+        responses=_refusals(401, 403, 404, 408, 409, 413, 415, 422, 431, 500),
+    )
+    async def rollback(key: Annotated[str | None, Depends(given_key)]) -> Response:
+        check_admin(settings.admin_key, key)
+        return JSONResponse((await generations.rollback()).model_dump())
+
+    @router.get(
+        "/admin/bundles",
+        summary="The store's bundles, and what is opened of them",
+        response_model=BundlesResponse,
+        responses=_refusals(401, 403, 408, 422, 431, 500),
+    )
+    async def bundles(key: Annotated[str | None, Depends(given_key)]) -> Response:
+        check_admin(settings.admin_key, key)
+        return JSONResponse((await list_bundles(generations)).model_dump())
+
+
+def _add_pausing(router: APIRouter, settings: Settings, generations: Generations) -> None:
+    given_key = APIKeyHeader(name=ADMIN_HEADER, auto_error=False)
+    model = paused_request(settings)
+
+    @router.get(
+        "/admin/paused",
+        summary="The labels that are not shown",
+        response_model=PausedResponse,
+        responses=_refusals(401, 403, 408, 431, 500),
+    )
+    async def list_paused(key: Annotated[str | None, Depends(given_key)]) -> Response:
+        check_admin(settings.admin_key, key)
+        unknown = generations.current.unknown if generations.current else None
+        return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())
+
+    @router.post(
+        "/admin/paused",
+        summary="Leave labels out of every answer, from the next request on",
+        response_model=PausedResponse,
+        responses=_refusals(400, 401, 403, 408, 413, 415, 422, 431, 500),
+        openapi_extra=_body(model),
+    )
+    async def pause(request: Request, key: Annotated[str | None, Depends(given_key)]) -> Response:
+        check_admin(settings.admin_key, key)
+        asked = parse(model, await request.body())
+        unknown = await generations.pause(asked.add, asked.remove)
+        return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())
 
 
 async def _client_gone(request: Request) -> None:

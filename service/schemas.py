@@ -1,6 +1,6 @@
 """What goes over the wire, each with an example; the request's limits are the settings', and OpenAPI shows them."""
 
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 
@@ -10,7 +10,9 @@ from service.settings import Settings
 
 BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Value = str | int | float | bool
+State = Literal["serving", "kept", "draining"]
 Body = TypeVar("Body", bound=BaseModel)
+MAX_ID_CHARS = 1024
 NOT_BLANK = r"[^\s\x1c-\x1f]"  # what Python calls white space, which is what the retriever goes by
 HIT = {
     "id": "shopping-cart",
@@ -20,6 +22,15 @@ HIT = {
     "dual_encoder": 0.4375,
     "classifier": 0.375,
 }
+STORED = {
+    "name": "keywords-1",
+    "active": True,
+    "created": "2026-11-22T12:00:00Z",
+    "labels": 16480,
+    "bytes": 192_000_000,
+    "trouble": None,
+}
+GENERATION = {"number": 1, "bundle": "keywords-1", "state": "serving", "labels": 16480, "unfinished": 3}
 READY = {"ready": True, "bundle": "keywords-1", "detail": "serving"}
 
 
@@ -97,6 +108,59 @@ class ActivateResponse(BaseModel):
     seconds: float
 
 
+class StoredBundle(BaseModel):
+    """One bundle of the store; of one that cannot be read, or is not here yet, only the name is told, and `trouble`."""
+
+    model_config = _example(STORED)
+
+    name: str
+    active: bool
+    created: str | None = None
+    labels: int | None = None
+    bytes: int | None = None
+    trouble: str | None = None
+
+
+class ServedGeneration(BaseModel):
+    """One opened bundle: `serving`, `kept` for the way back, or `draining` until its requests are answered."""
+
+    model_config = _example(GENERATION)
+
+    number: int
+    bundle: str
+    state: State
+    labels: int | None
+    unfinished: int
+
+
+class BundlesResponse(BaseModel):
+    """The store's bundles, oldest first (behind a URL: by name), what is opened of them, and what is being prepared."""
+
+    model_config = _example({"bundles": [STORED], "generations": [GENERATION], "preparing": None})
+
+    bundles: list[StoredBundle]
+    generations: list[ServedGeneration]
+    preparing: str | None
+
+
+class PausedRequest(BaseModel):
+    """Ids of labels to leave out of every answer, and of labels to show again; an id in both is shown."""
+
+    model_config = _example({"add": ["shopping-cart"], "remove": []})
+
+    add: list[str] = Field([], description="Labels not to be shown from now on, known to the bundle or not.")
+    remove: list[str] = Field([], description="Labels to be shown again.")
+
+
+class PausedResponse(BaseModel):
+    """The paused labels, and which of them the served bundle has not (null: its engine has not said yet)."""
+
+    model_config = _example({"paused": ["shopping-cart", "old-campaign"], "unknown": ["old-campaign"]})
+
+    paused: list[str]
+    unknown: list[str] | None
+
+
 class Readiness(BaseModel):
     """Whether requests are answered, from which bundle, and what an operator should know."""
 
@@ -134,6 +198,17 @@ def predict_request(settings: Settings) -> type[PredictRequest]:
         "k": (k, Field(min(plain["k"].default, settings.max_k), description=plain["k"].description)),
     }
     return create_model("PredictRequest", __base__=PredictRequest, __doc__=PredictRequest.__doc__, **fields)
+
+
+def paused_request(settings: Settings) -> type[PausedRequest]:
+    """PausedRequest under the limits of `settings`."""
+    label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
+    ids = Annotated[list[label], Field(max_length=settings.max_paused, fail_fast=True)]
+    plain = PausedRequest.model_fields
+    fields: dict[str, Any] = {
+        name: (ids, Field(default_factory=list, description=plain[name].description)) for name in ("add", "remove")
+    }
+    return create_model("PausedRequest", __base__=PausedRequest, __doc__=PausedRequest.__doc__, **fields)
 
 
 def parse(model: type[Body], body: bytes) -> Body:

@@ -29,9 +29,10 @@ OTHER_FILES = 256  # beside connections: the store, engines, the log
 class Server(uvicorn.Server):
     """uvicorn, except that a signal first makes the service not ready, and that an asked-for end is exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, generations: Generations) -> None:
+    def __init__(self, config: uvicorn.Config, generations: Generations, grace_seconds: float) -> None:
         super().__init__(config)
         self._generations = generations
+        self._grace_seconds = grace_seconds
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -46,9 +47,15 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(one)
 
     def stop(self) -> None:
-        """Not ready → no new connections → finish what was begun; asked twice, do not wait for that."""
+        """Not ready → grace → no new connections → finish what was begun; asked again, skip what is waited for."""
         self.force_exit = self.should_exit
+        if self._grace_seconds and not self._generations.stopping:
+            asyncio.get_running_loop().call_later(self._grace_seconds, self._end)
+        else:
+            self._end()
         self._generations.stop()
+
+    def _end(self) -> None:
         self.should_exit = True
 
 
@@ -88,7 +95,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         backlog=BACKLOG,
     )
-    server = Server(config, app.state.generations)
+    server = Server(config, app.state.generations, settings.grace_seconds)
     watch = asyncio.create_task(connections.watch())
     await server.serve(sockets=[listener])
     watch.cancel()

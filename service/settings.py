@@ -67,6 +67,18 @@ class Settings(BaseSettings):
         "failures", description="requests with a line in the log; failures: those answered 5xx"
     )
     log_queries: bool = Field(False, description="whether the lines of requests show their texts")
+    grace_seconds: float = Field(
+        0, ge=0, description="after SIGTERM, not ready yet answering, until load balancers have noticed"
+    )
+    watch_seconds: float = Field(
+        5, ge=0, description="between looks at the store's active bundle, which is served at once; 0: do not look"
+    )
+    keep_previous: bool = Field(False, description="keep the bundle before in memory, so that going back is instant")
+    memory_check: bool = Field(True, description="refuse to load a bundle that does not fit into free memory")
+    cgroups: Path = Field(Path("/sys/fs/cgroup"), description="where the container's limits are read")
+    crashes: int = Field(5, ge=1, description="engines that may end in crash_seconds before the bundle is given up")
+    crash_seconds: float = Field(60, gt=0, description="time in which ends of engines are counted")
+    max_paused: int = Field(10_000, ge=1, description="labels that may be paused")
     threads: int | None = Field(None, ge=1, description="threads of one engine; the cores it may use by default")
 
     @field_validator("trusted_keys")

@@ -58,6 +58,38 @@ def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
         assert stopped not in service.engines()
 
 
+def test_a_bundle_whose_engines_keep_ending_gives_way_to_the_one_before(two_bundles: Store) -> None:
+    """A bundle that crashes on some request would be started over and over, and its clients would wait in vain."""
+    with serving(two_bundles.path, crashes=3, watch_seconds=0.05) as service:
+        assert service.activate("other").status == 200
+        wait_until(lambda: len(service.engines()) == 1)
+        with Load(service, BODIES, clients=3) as load:
+            for _ in range(3):
+                answered = len(load.replies)
+                wait_until(lambda answered=answered: len(load.replies) > answered + 10 or load.errors)
+                dead = strike(service, signal.SIGKILL)
+                wait_until(lambda dead=dead: (now := service.engines()) and dead not in now and ready(service))
+            wait_until(lambda: service.ask("GET", "/readyz").json()["bundle"] == "good")
+            answered = len(load.replies)
+            wait_until(lambda: len(load.replies) > answered + 10 or load.errors)
+        detail = service.ask("GET", "/readyz").json()["detail"]
+        assert detail.startswith("bundle other was given up: 3 engines ended in 60 s; bundle good is served")
+        figures = service.ask("GET", "/metrics").body.decode()
+        assert 'diptych_switches_total{result="fallback"} 1.0' in figures
+        assert two_bundles.active() == "other"
+        assert service.activate("good").status == 200
+        assert service.ask("GET", "/readyz").json() == {"ready": True, "bundle": "good", "detail": "serving"}
+        assert two_bundles.active() == "good"
+    assert not load.errors
+    assert {reply.status for _, reply in load.replies} == {200}
+    for _, reply in load.replies:
+        bundle = reply.headers["x-bundle"]
+        hits = [hit["id"] for result in reply.json()["results"] for hit in result["hits"]]
+        assert reply.json()["bundle"] == bundle
+        assert hits
+        assert all(id_.startswith(bundle) for id_ in hits)
+
+
 def flip_a_byte(folder: Path) -> None:
     path = folder / "vectors.npy"
     content = bytearray(path.read_bytes())

@@ -124,6 +124,30 @@ def test_a_deadline_ends_the_wait(words_store: Path) -> None:
         wait_until(lambda: service.ask("POST", "/predict", RED).status == 200)
 
 
+def test_a_client_says_how_long_its_answer_is_of_use(words_store: Path) -> None:
+    """The engine would work for clients that have long shown something else; or a nonsensical wish would be obeyed."""
+    with serving(words_store) as service:
+        client = service.client()
+        assert client.post("/predict", RED, X_Deadline_Ms="60000").status == 200
+        with engine_stopped(service):
+            reply = client.post("/predict", RED, X_Deadline_Ms="40")
+            assert (reply.status, reply.json()["error"]["message"]) == (504, "No answer was ready within 0.04 s.")
+        for wish in ("0", "-1", "soon", "1.5", "9" * 10, ""):
+            reply = client.post("/predict", RED, X_Deadline_Ms=wish)
+            assert (reply.status, reply.json()["error"]["code"]) == (422, "bad_deadline")
+
+
+def test_after_sigterm_it_answers_until_load_balancers_have_noticed(words_store: Path) -> None:
+    """Requests that are still sent there for a moment would find nobody listening."""
+    with serving(words_store, grace_seconds=PATIENCE) as service:
+        service.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: service.ask("GET", "/readyz").status == 503)
+        assert service.ask("POST", "/predict", RED).status == 200
+        assert service.activate("second").json()["error"]["code"] == "busy_switching"
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(PATIENCE) == 0
+
+
 def test_a_client_that_hangs_up_costs_the_engine_nothing(words_store: Path) -> None:
     """Abandoned work would be done all the same, while clients who still wait stand behind it."""
     with serving(words_store, batches_in_flight=1) as service:
@@ -160,6 +184,7 @@ def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, gate:
         wait_until(lambda: listens(port))
         client = Client(port)
         assert client.get("/livez").status == 200
+        wait_until(lambda: client.get("/readyz").json()["detail"] != "no bundle is open yet")
         reply = client.get("/readyz")
         assert (reply.status, reply.json()["detail"]) == (503, "no bundle is open yet; bundle first is being prepared")
         reply = client.post("/predict", RED)

@@ -1,0 +1,60 @@
+"""What an administrator may choose from: the store's bundles, and those that are opened."""
+
+import asyncio
+
+from retrieval.errors import BundleError, Unreachable
+from retrieval.store import Store
+from service.errors import Refusal
+from service.generation import Generation
+from service.generations import Generations
+from service.schemas import BundlesResponse, ServedGeneration, State, StoredBundle
+from service.source import Source
+
+
+async def list_bundles(generations: Generations) -> BundlesResponse:
+    """Look at the store and at the engines. Raises Refusal 422 when the store cannot be read."""
+    try:
+        stored = await asyncio.to_thread(_stored, generations.source)
+    except (BundleError, OSError) as error:
+        raise Refusal(422, "bad_store", generations.public(f"The store cannot be listed: {error}")) from error
+    opened: list[tuple[State, Generation | None]] = [("serving", generations.current), ("kept", generations.kept)]
+    opened += [("draining", generation) for generation in generations.draining]
+    return BundlesResponse(
+        bundles=[one.model_copy(update={"trouble": one.trouble and generations.public(one.trouble)}) for one in stored],
+        generations=[
+            ServedGeneration(
+                number=generation.number,
+                bundle=generation.name,
+                state=state,
+                labels=generation.opened.labels if generation.opened else None,
+                unfinished=generation.batcher.unfinished,
+            )
+            for state, generation in opened
+            if generation
+        ],
+        preparing=generations.preparing,
+    )
+
+
+def _stored(source: Source) -> list[StoredBundle]:
+    names = source.names()
+    try:
+        active = source.active()
+    except Unreachable:
+        active = source.store.active()
+    here = set(source.store.bundles())
+    return [
+        _described(source.store, name, name == active)
+        if name in here
+        else StoredBundle(name=name, active=name == active, trouble="not fetched yet; activating it does that")
+        for name in names
+    ]
+
+
+def _described(store: Store, name: str, active: bool) -> StoredBundle:
+    try:
+        manifest = store.manifest(name)
+    except BundleError as error:
+        return StoredBundle(name=name, active=active, trouble=str(error))
+    size = sum(entry.bytes for entry in manifest.files.values())
+    return StoredBundle(name=name, active=active, created=manifest.created, labels=manifest.labels.count, bytes=size)

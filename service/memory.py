@@ -1,0 +1,35 @@
+"""Whether a bundle fits into memory beside what is there, before it is loaded: when memory is short, the kernel may end
+the engine that serves.
+"""
+
+from pathlib import Path
+
+from retrieval.errors import BundleError
+from retrieval.limits import free_memory
+from retrieval.manifest import INDEX, QUERY_ENCODER, TOKENIZER, Manifest
+
+# Measured with the example's bundles, rounded up: an engine's own memory beside each file's, see docs/decisions/0045.
+ENGINE_BYTES = 96 << 20
+ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # of the last, weights are kept in float32 too
+TOKENIZER_TIMES = 10
+
+
+def needed_memory(manifest: Manifest) -> int:
+    """Bytes that an engine takes for a bundle; vectors and labels are mapped files, which take none for good."""
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    encoder = ENCODER_TIMES[manifest.precision] * sizes[QUERY_ENCODER]
+    return int(ENGINE_BYTES + sizes[INDEX] + encoder + TOKENIZER_TIMES * sizes[TOKENIZER])
+
+
+def check_memory(name: str, manifest: Manifest, groups: Path) -> None:
+    """Raise BundleError with the figures when a bundle does not fit into what machine and container have left."""
+    needed, room = needed_memory(manifest), free_memory(groups)
+    if needed > room.free:
+        raise BundleError(
+            f"{name} takes about {_megabytes(needed)} of memory and {_megabytes(room.free)} are free ({room.bound}). "
+            "Give the service more, or set DIPTYCH_MEMORY_CHECK=false to try all the same."
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{-(-size >> 20):,} MB"

@@ -1,0 +1,149 @@
+"""What other processes do to the store, going back, and what an administrator is shown of both."""
+
+from pathlib import Path
+
+import pytest
+
+from retrieval.store import Store
+from tests.support.bundles import make_store
+from tests.support.command import run
+from tests.support.service import ADMIN_KEY, Reply, Service, serving, wait_until
+
+RED = {"queries": ["red winter city"]}
+MB = 1 << 20
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path / "store", "one", "two", "three")
+
+
+def served(service: Service) -> str:
+    return service.ask("POST", "/predict", RED).headers["x-bundle"]
+
+
+def detail(service: Service) -> str:
+    return str(service.ask("GET", "/readyz").json()["detail"])
+
+
+def switches(service: Service, result: str) -> float:
+    lines = service.ask("GET", "/metrics").body.decode().splitlines()
+    wanted = f'diptych_switches_total{{result="{result}"}}'
+    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(wanted)), 0.0)
+
+
+def admin(service: Service, method: str, path: str) -> Reply:
+    return service.ask(method, f"/admin/{path}", X_Admin_Key=ADMIN_KEY)
+
+
+def states(service: Service) -> dict[str, str]:
+    return {one["bundle"]: one["state"] for one in admin(service, "GET", "bundles").json()["generations"]}
+
+
+def test_what_another_process_activates_is_served(store: Store) -> None:
+    """A training job that ends with `export --activate` would change nothing until somebody restarts the service."""
+    with serving(store.path, watch_seconds=0.05) as service:
+        assert served(service) == "one"
+        assert run("bundles", "activate", store.path, "two") == 0
+        wait_until(lambda: served(service) == "two")
+        assert run("bundles", "rollback", store.path) == 0
+        wait_until(lambda: served(service) == "one")
+        assert service.activate("three").status == 200
+        assert (store.active(), served(service), switches(service, "done")) == ("three", "three", 3)
+
+
+def test_a_broken_bundle_is_tried_once_and_the_old_one_stays(store: Store) -> None:
+    """One bad activation would end a service that was doing well, or load its bundle again and again."""
+    index = store.bundle_path("two") / "index.hnsw"
+    index.write_bytes(index.read_bytes()[:-1] + b"?")
+    with serving(store.path, watch_seconds=0.05) as service:
+        (store.path / "CURRENT").write_text("two\n")
+        wait_until(lambda: "bundle two was not activated: bundles/two/index.hnsw is damaged" in detail(service))
+        assert served(service) == "one"
+        (store.path / "CURRENT").write_bytes(b"\xff")
+        wait_until(lambda: "the store cannot be looked at (CURRENT cannot be read" in detail(service))
+        assert service.ask("GET", "/readyz").status == 200
+        (store.path / "CURRENT").write_text("three\n")
+        wait_until(lambda: served(service) == "three")
+        assert (switches(service, "failed"), detail(service)) == (1, "serving")
+
+
+def test_a_store_behind_a_url_is_followed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Services that share a bucket would never see a new bundle, or could not start while the bucket is away."""
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    url = store.path.as_uri()
+    with serving(Path(url), watch_seconds=0.05) as service:
+        assert served(service) == "one"
+        shown = admin(service, "GET", "bundles").json()["bundles"]
+        assert [(one["name"], one["active"], one["labels"]) for one in shown] == [
+            ("one", True, 200),
+            ("three", False, None),
+            ("two", False, None),
+        ]
+        store.activate("two")
+        wait_until(lambda: served(service) == "two")
+        assert admin(service, "POST", "rollback").json()["bundle"] == served(service) == "one"
+        assert service.activate("absent").status == 404
+        assert service.activate("three").json()["bundle"] == served(service) == "three"
+    assert store.active() == "two"
+
+
+def test_going_back_to_a_kept_bundle_starts_no_engine(store: Store) -> None:
+    """Going back from a bad bundle would take as long as loading the good one."""
+    with serving(store.path, keep_previous=True) as service:
+        assert service.activate("two").status == 200
+        (kept, serves), before = sorted(service.engines()), service.engines()
+        assert (kept, serves) == tuple(sorted(before))
+        assert states(service) == {"two": "serving", "one": "kept"}
+        assert admin(service, "POST", "rollback").json()["bundle"] == served(service) == store.active() == "one"
+        assert states(service) == {"one": "serving", "two": "kept"}
+        assert service.engines() == before
+        assert service.activate("three").status == 200
+        wait_until(lambda: states(service) == {"three": "serving", "one": "kept"})
+        wait_until(lambda: len(service.engines()) == 2)
+    assert service.process.returncode == 0
+
+
+def test_going_back_without_a_kept_bundle_loads_it(store: Store) -> None:
+    """An administrator could not undo an activation, or would be told nothing where there is none."""
+    with serving(store.path) as service:
+        reply = admin(service, "POST", "rollback")
+        assert (reply.status, reply.json()["error"]["code"]) == (409, "no_earlier_bundle")
+        service.activate("two")
+        assert admin(service, "POST", "rollback").json()["previous"] == "two"
+        assert served(service) == store.active() == "one"
+        wait_until(lambda: states(service) == {"one": "serving"})
+
+
+def test_an_administrator_sees_what_there_is(store: Store) -> None:
+    """Whoever chooses a bundle would have to log in to the machine to see its name."""
+    (store.bundle_path("three") / "manifest.json").write_text("{")
+    with serving(store.path) as service:
+        assert service.ask("GET", "/admin/bundles").status == 401
+        shown = admin(service, "GET", "bundles").json()
+        assert [one["name"] for one in shown["bundles"]] == ["one", "two", "three"]
+        first, _, broken = shown["bundles"]
+        assert (first["active"], first["labels"], first["trouble"]) == (True, 200, None)
+        assert first["bytes"] > 10_000
+        assert broken["trouble"].startswith("bundles/three/manifest.json")
+        assert shown["generations"] == [
+            {"number": 1, "bundle": "one", "state": "serving", "labels": 200, "unfinished": 0}
+        ]
+        assert shown["preparing"] is None
+
+
+def test_a_bundle_that_does_not_fit_into_memory_is_not_loaded(store: Store, tmp_path: Path) -> None:
+    """The kernel would end the service, or one of its engines, in the middle of a switch."""
+    groups = tmp_path / "groups"
+    groups.mkdir()
+    (groups / "memory.current").write_text(f"{100 * MB}")
+    (groups / "memory.max").write_text(f"{1000 * MB}")
+    with serving(store.path, cgroups=groups, watch_seconds=0.05) as service:
+        (groups / "memory.max").write_text(f"{150 * MB}")
+        reply = service.activate("two")
+        assert (reply.status, reply.json()["error"]["code"]) == (422, "not_activated")
+        assert "50 MB are free (the container's limit is 150 MB)" in reply.json()["error"]["message"]
+        assert "50 MB are free" in detail(service)
+        assert (served(service), len(service.engines())) == ("one", 1)
+        (groups / "memory.max").write_text(f"{1000 * MB}")
+        assert service.activate("two").status == 200
