@@ -12,19 +12,18 @@ from typing import Any
 import numpy as np
 
 from export.encoders import write_encoders
-from export.gates import (
-    QUALITY_LOSS,
-    QUERIES,
-    RECALL_TARGET,
-    choose_efforts,
-    measure_quality,
-    prove_parity,
-    prove_quality,
-    sample,
-)
+from export.gates import QUERIES, RECALL_TARGET, KeepsQuality, choose_efforts, prove_parity, sample
 from export.geometry import Cone, balance_for, bias, find_cone
 from export.precision import PRECISION_LOSS, reduce_precision
 from export.progress import Stage, silent
+from export.quality import (
+    QUALITY_LOSS,
+    Figures,
+    Validation,
+    bundle_quality,
+    checkpoint_quality,
+    prove_quality,
+)
 from export.vectors import count_zeros, write_imputed, write_vectors
 from retrieval.encoder import TextEncoder
 from retrieval.errors import BundleError, GateError
@@ -44,6 +43,7 @@ from retrieval.manifest import (
     Manifest,
     ModelFacts,
     Precision,
+    Quality,
     Source,
     read_manifest,
     seal,
@@ -129,15 +129,18 @@ def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stag
         encoder = TextEncoder.open(
             folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=settings.threads
         )
-    index = _build_index(checkpoint, folder, model, encoder, queries, settings, stage)
+    asked, vectors_LD = Validation(checkpoint), np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+    with stage("quality of the checkpoint") as progress:
+        own = checkpoint_quality(checkpoint, model, cone, vectors_LD, asked, progress)
+    index = _build_index(checkpoint, folder, model, encoder, queries, asked, own, settings, stage)
     proved = {"model": model, "parity": parity, "reduced": reduced, "index": index}
     facts = _facts(checkpoint, settings) | {"labels": _label_facts(checkpoint, folder)} | proved
-    return _prove_end_to_end(checkpoint, folder, facts, cone, queries, settings, stage)
+    return _prove_end_to_end(checkpoint, folder, facts, asked, own, queries, settings, stage)
 
 
 def _build_index(
     checkpoint: Checkpoint, folder: Path, model: ModelFacts, encoder: TextEncoder, queries: Sequence[str],
-    settings: Settings, stage: Stage,
+    asked: Validation, own: Figures, settings: Settings, stage: Stage,
 ) -> IndexFacts:  # fmt: skip
     m, ef_construction, threads = settings.m, settings.ef_construction, settings.threads
     vectors_LD = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
@@ -148,7 +151,8 @@ def _build_index(
     with stage("recall") as progress:
         index = HnswIndex.load(folder / INDEX, model.dim, len(vectors_LD), ef=1, threads=threads)
         weight = checkpoint.classifier_weight
-        efforts = choose_efforts(encoder, model, index, vectors_LD, queries, weight, progress)
+        keeps_quality = KeepsQuality(encoder, model, index, asked, own, weight, _allowed(settings))
+        efforts = choose_efforts(encoder, model, index, vectors_LD, queries, weight, keeps_quality, progress)
     return IndexFacts(
         m=m,
         ef_construction=ef_construction,
@@ -162,18 +166,19 @@ def _prove_end_to_end(
     checkpoint: Checkpoint,
     folder: Path,
     facts: dict[str, Any],
-    cone: Cone,
+    asked: Validation,
+    own: Figures,
     queries: Sequence[str],
     settings: Settings,
     stage: Stage,
 ) -> GoldenReport:
     """Open the bundle as a reader will, measure it, record its golden answers; a second reader must agree."""
-    with stage("quality") as progress:
+    with stage("quality of the bundle") as progress:
         write_golden(folder, Golden(weight=checkpoint.classifier_weight, answers=()))
         seal(folder, **facts, quality=None, golden=_golden_facts(0, settings))
         with Retriever.open(folder, threads=settings.threads) as retriever:
-            quality = measure_quality(checkpoint, retriever, cone, progress)
-            prove_quality(quality, QUALITY_LOSS if settings.precision == "float32" else PRECISION_LOSS)
+            quality = Quality(queries=asked.scored, checkpoint=own, bundle=bundle_quality(retriever, asked, progress))
+            prove_quality(quality, _allowed(settings))
             write_golden(folder, record_golden(retriever, queries[:GOLDEN_QUERIES]))
         seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES]), settings))
     with stage("golden answers"), Retriever.open(folder, threads=settings.threads) as reader:
@@ -185,6 +190,10 @@ def _prove_end_to_end(
             "Export again."
         )
     return report
+
+
+def _allowed(settings: Settings) -> float:
+    return QUALITY_LOSS if settings.precision == "float32" else PRECISION_LOSS
 
 
 def _facts(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:

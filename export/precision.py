@@ -18,14 +18,14 @@ import numpy as np
 from torch import Tensor, nn
 
 from export.encoders import write_query_encoder
-from export.gates import LABELS, sample, without_excluded
+from export.gates import LABELS, sample
 from export.geometry import Cone, bias
 from export.int8 import quantize, smoothed
+from export.quality import Validation
 from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
 from retrieval.index import ExactIndex, Vectors
 from retrieval.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, ModelFacts, Precision, Reduced, Speed
-from retrieval.metrics import evaluate
 from training.checkpoint import Checkpoint
 from training.model import TransformerEncoder, UnifiedModel
 from training.tokens import tokenize_in_memory
@@ -124,28 +124,20 @@ def _measure(
     *, timed: bool,
 ) -> Reduced:  # fmt: skip
     """Cosines, P@1 by exact search and, where `timed`, speeds of two encoders, on the validation queries."""
-    texts = checkpoint.validation.texts
+    asked, exact = Validation(checkpoint), ExactIndex(vectors_LD)
     scale_D = model.query_scale(checkpoint.classifier_weight)
-    exact_ND, own_ND = (one.encode(texts).vectors_BD * scale_D for one in (float32, reduced))
+    exact_ND, own_ND = (one.encode(asked.texts).vectors_BD * scale_D for one in (float32, reduced))
+    p_at_1 = [asked.figures(exact.search(query_ND, asked.k)[0])["P@1"] for query_ND in (exact_ND, own_ND)]
     lengths_N = np.linalg.norm(exact_ND, axis=1) * np.linalg.norm(own_ND, axis=1)
     cosine_N = np.einsum("nd,nd->n", exact_ND, own_ND) / lengths_N
     return Reduced(
-        queries=sum(len(checkpoint.validation.labels[row]) > 0 for row in range(len(texts))),
+        queries=asked.scored,
         least_cosine=float(cosine_N.min()),
         mean_cosine=float(cosine_N.mean()),
-        float32_p_at_1=_p_at_1(checkpoint, exact_ND, vectors_LD),
-        p_at_1=_p_at_1(checkpoint, own_ND, vectors_LD),
-        speeds=tuple(_speed(float32, reduced, texts, batch) for batch in BATCHES) if timed else (),
+        float32_p_at_1=p_at_1[0],
+        p_at_1=p_at_1[1],
+        speeds=tuple(_speed(float32, reduced, asked.texts, batch) for batch in BATCHES) if timed else (),
     )
-
-
-def _p_at_1(checkpoint: Checkpoint, query_ND: Vectors, vectors_LD: Vectors) -> float:
-    asked = checkpoint.validation
-    truth, exclude = ([column[row] for row in range(len(asked))] for column in (asked.labels, asked.exclude))
-    # Filtered labels must not cost a place, so as many more are asked for.
-    rows_NK, _ = ExactIndex(vectors_LD).search(query_ND, 1 + max(len(labels) for labels in exclude))
-    kept_N1 = without_excluded(rows_NK, exclude, 1)
-    return evaluate(kept_N1, truth, checkpoint.inverse_propensity_L, ks=(1,))["P@1"]
 
 
 def _speed(float32: TextEncoder, reduced: TextEncoder, texts: Sequence[str], batch: int) -> Speed:

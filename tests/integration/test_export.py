@@ -9,11 +9,9 @@ import pytest
 import export.gates
 from export.build import Settings
 from export.build import export as build
-from export.gates import measure_quality
-from export.geometry import Cone
-from export.progress import Progress
+from export.quality import bundle_quality
 from retrieval.errors import BundleError, CheckpointError, GateError
-from retrieval.manifest import LabelFacts, Quality
+from retrieval.manifest import LabelFacts
 from retrieval.retriever import Retriever
 from retrieval.store import Store
 from tests.support.checkpoints import N_LABELS, make_checkpoint
@@ -144,12 +142,10 @@ def test_a_bundle_that_answers_worse_than_its_checkpoint_is_refused(
 ) -> None:
     """If it fails, an encoder or index that lost something on the way is served, and nobody knows why clicks fell."""
 
-    def worse(checkpoint: Checkpoint, retriever: Retriever, cone: Cone, progress: Progress) -> Quality:
-        quality = measure_quality(checkpoint, retriever, cone, progress)
-        figures = {figure: value - 5 for figure, value in quality.bundle.items()}
-        return quality.model_copy(update={"bundle": figures})
+    def worse(*asked: object) -> dict[str, float]:
+        return {figure: value - 5 for figure, value in bundle_quality(*asked).items()}  # type: ignore[arg-type]
 
-    monkeypatch.setattr("export.build.measure_quality", worse)
+    monkeypatch.setattr("export.build.bundle_quality", worse)
     with pytest.raises(GateError, match=r"quality: the bundle reaches P@1"):
         build(small, Store(tmp_path / "store"))
     assert Store(tmp_path / "store").bundles() == []

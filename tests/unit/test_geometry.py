@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from export.gates import _least_cosine, torch_halves
+from export.gates import _least_cosine
 from export.geometry import CONE_SHRINK, LEAST_ROWS, Cone, balance_for, classifier_halves, find_cone
+from export.quality import torch_halves
 from retrieval.manifest import ModelFacts
 from tests.support.checkpoints import make_checkpoint
 from training.checkpoint import Checkpoint, load_checkpoint
@@ -98,7 +99,7 @@ def test_a_classifier_half_holds_the_worth_of_popularity(opened: Checkpoint) -> 
     labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
     expected_QL = queries.classifier @ labels.classifier.T + opened.blend.popularity * labels.popularity
     half_LC = classifier_halves(opened, 0, opened.labels.num_rows)
-    scores_QL = torch_halves(opened, texts).classifier @ half_LC.T
+    scores_QL = torch_halves(opened, texts)[1] @ half_LC.T
     np.testing.assert_allclose(scores_QL[:, opened.trained_L], expected_QL[:, opened.trained_L], atol=1e-5)
     assert not half_LC[opened.positives_L == 0].any()
 
