@@ -98,7 +98,7 @@ def falls_short(own: Figures, bundle: Figures, queries: int, allowed: float) -> 
 
 
 def torch_halves(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[Vectors, Vectors]:
-    """Both halves of some queries as the checkpoint computes them, of unit length; the bias stands behind the second."""
+    """Both halves of some queries as the checkpoint has them, of unit length; the bias stands behind the second."""
     vectors = encode_queries(checkpoint.model, tokenize_in_memory(texts, checkpoint.tokenizer), CPU)
     bias_Q1 = np.full((len(texts), 1), bias(checkpoint), np.float32)
     return vectors.dual.numpy(), np.concatenate([vectors.classifier.numpy(), bias_Q1], axis=1)
