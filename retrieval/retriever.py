@@ -116,6 +116,7 @@ class Retriever:
         path: Path | str,
         *,
         threads: int | None = None,
+        search_threads: int | None = None,
         provider: str = "cpu",
         trusted: Sequence[str] = (),
         cache: Path | str | None = None,
@@ -124,8 +125,9 @@ class Retriever:
 
         A URL (s3://, gs://, az://, …) is fetched into `cache` first, where that has it not; see retrieval/cache.
 
-        `threads` bounds each native pool (default: all cores); `provider` is "cpu" or "cuda"; with `trusted` keys the
-        bundle must be signed by one of them. Raises BundleError, and BadInput for a provider that is not there.
+        `threads` bounds each native pool (default: all cores), `search_threads` that of the indexes (default: as the
+        encoder's); `provider` is "cpu" or "cuda"; with `trusted` keys the bundle must be signed by one of them. Raises
+        BundleError, and BadInput for a provider that is not there.
         """
         folder = _bundle_folder(path, cache, trusted).resolve()
         held = lease(folder)
@@ -136,11 +138,12 @@ class Retriever:
             raise BundleError(f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again.")
         vectors_LD = _map_vectors(folder / VECTORS, (size, model.dim))
         ef = min(effort.ef for effort in manifest.index.efforts)
-        index = HnswIndex.load(folder / INDEX, model.dim, size, ef, threads, verified=True)
+        search_threads = search_threads or threads
+        index = HnswIndex.load(folder / INDEX, model.dim, size, ef, search_threads, verified=True)
         encoder = TextEncoder.open(
             folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=threads, provider=provider
         )
-        return cls(folder, manifest, encoder, labels, vectors_LD, index, held, threads)
+        return cls(folder, manifest, encoder, labels, vectors_LD, index, held, search_threads)
 
     @property
     def name(self) -> str:

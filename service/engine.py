@@ -2,7 +2,8 @@
 
 It runs beside the front because loading an index holds the interpreter's lock for seconds, because a crash in native
 code then costs one engine and not the service, and because its memory returns to the system when it ends. The front
-starts it as `python -m service.engine FD FOLDER THREADS LARGEST_BATCH TRUSTED_KEYS`; it ends when its pipe is closed.
+starts it as `python -m service.engine FD FOLDER THREADS SEARCH_THREADS LARGEST_BATCH TRUSTED_KEYS`; it ends when its
+pipe is closed.
 """
 
 import faulthandler
@@ -124,11 +125,15 @@ class Engine:
 
 
 def open_engine(
-    folder: Path, threads: int | None, largest_batch: int, trusted: Sequence[str] = ()
+    folder: Path,
+    threads: int | None,
+    search_threads: int | None,
+    largest_batch: int,
+    trusted: Sequence[str] = (),
 ) -> tuple[Engine, bytes]:
     """Verify, load, warm and check a bundle; return its engine and what to tell the front. Raises BundleError."""
     started = time.perf_counter()
-    retriever = Retriever.open(folder, threads=threads, trusted=trusted)
+    retriever = Retriever.open(folder, threads=threads, search_threads=search_threads, trusted=trusted)
     engine = Engine(retriever)
     engine.warm(largest_batch)
     golden = retriever.check_golden()
@@ -161,10 +166,13 @@ def main(arguments: Sequence[str]) -> int:
     # A stop is sent to the whole group, but the front needs answers while it drains.
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
-    descriptor, folder, threads, largest_batch, trusted = arguments
+    descriptor, folder, *numbers, trusted = arguments
+    threads, search_threads, largest_batch = map(int, numbers)
     pipe = socket.socket(fileno=int(descriptor))
     try:
-        engine, ready = open_engine(Path(folder), int(threads) or None, int(largest_batch), trusted_keys(trusted))
+        engine, ready = open_engine(
+            Path(folder), threads or None, search_threads or None, largest_batch, trusted_keys(trusted)
+        )
     except DiptychError as error:
         pipe.sendall(frame(Kind.FAILED, str(error).encode()))
         return 1

@@ -156,7 +156,8 @@ class EngineProcess(asyncio.Protocol):
 
 def _spawn(folder: Path, settings: Settings, theirs: socket.socket) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "service.engine", str(theirs.fileno()), str(folder)]
-    command += [str(settings.threads or 0), str(settings.max_batch_queries), settings.trusted_keys]
+    numbers = (settings.threads or 0, settings.search_threads or 0, settings.max_batch_queries)
+    command += [*map(str, numbers), settings.trusted_keys]
     # The engine imports from where the front does, and gets no secret it has no use for.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environment[logs.FORMAT] = settings.log_format

@@ -79,7 +79,10 @@ class Settings(BaseSettings):
     crashes: int = Field(5, ge=1, description="engines that may end in crash_seconds before the bundle is given up")
     crash_seconds: float = Field(60, gt=0, description="time in which ends of engines are counted")
     max_paused: int = Field(10_000, ge=1, description="labels that may be paused")
-    threads: int | None = Field(None, ge=1, description="threads of one engine; the cores it may use by default")
+    threads: int | None = Field(
+        None, ge=1, description="threads of an engine's encoder; by default the cores that the container may use"
+    )
+    search_threads: int | None = Field(None, ge=1, description="threads of its index; by default as many")
 
     @field_validator("trusted_keys")
     @classmethod

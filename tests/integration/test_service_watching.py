@@ -147,3 +147,18 @@ def test_a_bundle_that_does_not_fit_into_memory_is_not_loaded(store: Store, tmp_
         assert (served(service), len(service.engines())) == ("one", 1)
         (groups / "memory.max").write_text(f"{1000 * MB}")
         assert service.activate("two").status == 200
+
+
+def test_a_kept_bundle_makes_room_for_a_new_one(store: Store, tmp_path: Path) -> None:
+    """The way back would be dearer than the way forward: no new bundle could be loaded any more."""
+    groups = tmp_path / "groups"
+    groups.mkdir()
+    (groups / "memory.current").write_text(f"{100 * MB}")
+    (groups / "memory.max").write_text(f"{1000 * MB}")
+    with serving(store.path, cgroups=groups, keep_previous=True) as service:
+        assert service.activate("two").status == 200
+        (groups / "memory.max").write_text(f"{150 * MB}")
+        assert service.activate("three").status == 422
+        assert states(service) == {"two": "serving"}
+        wait_until(lambda: len(service.engines()) == 1)
+        assert served(service) == "two"

@@ -9,6 +9,7 @@ import pytest
 
 from retrieval import Hit, Retriever
 from retrieval.errors import BadInput, BundleError
+from retrieval.index import HnswIndex
 from retrieval.store import Store
 from tests.support.bundles import label_texts, make_bundle
 
@@ -214,6 +215,18 @@ def test_other_answers_fail_the_golden_check(bundle: Path, monkeypatch: pytest.M
     report = retriever.check_golden()
     assert not report.passed
     assert report.score_deviation > 1e-4
+
+
+@pytest.mark.parametrize(("given", "used"), [({"threads": 1}, 1), ({"threads": 1, "search_threads": 2}, 2)])
+def test_the_index_may_have_other_threads_than_the_encoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], used: int
+) -> None:
+    """On a machine with many cores one of the two would slow the other down, with no way to part them."""
+    folder, load, seen = make_bundle(tmp_path / "words"), HnswIndex.load, []
+    monkeypatch.setattr(HnswIndex, "load", lambda *args, **more: (seen.append(args[4]), load(*args, **more))[1])
+    with Retriever.open(folder, **given) as retriever:
+        assert len(retriever.search(["red shoes"] * 30, 3)) == 30
+    assert seen == [used]
 
 
 @pytest.mark.parametrize("exact", [True, False])
