@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from retrieval.errors import BundleError, DiptychError
 from service.errors import Refusal
@@ -74,7 +75,8 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)  # the last that is added is the outermost
     if settings.origins:
         _open_to(app, settings.origins)
-    app.add_middleware(Exchanges, settings=settings, metrics=metrics, tracing=tracing)
+    routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
+    app.add_middleware(Exchanges, settings=settings, metrics=metrics, tracing=tracing, routes=routes)
     return app
 
 

@@ -6,6 +6,7 @@ second, so that a request in time pays three assignments and no timer.
 
 import asyncio
 import http
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -17,6 +18,7 @@ from service.exchange import new_id
 from service.metrics import Metrics
 from service.settings import Settings
 
+LOG = logging.getLogger("diptych")
 LONGEST_PAUSE = 1.0  # seconds between two looks
 LOOKS = 4  # in the shortest patience
 
@@ -67,7 +69,11 @@ class Connections:
             await asyncio.sleep(min(LONGEST_PAUSE, shortest / LOOKS))
             now = loop.time()
             for connection in list(self._open):
-                connection.look(now)
+                try:
+                    connection.look(now)
+                except Exception:  # else one connection's fault would leave all the others unwatched
+                    LOG.exception("a connection was cut off, since it could not be judged")
+                    connection.transport.abort()
 
 
 class Connection(HttpToolsProtocol):

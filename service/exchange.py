@@ -19,7 +19,7 @@ from service import errors
 from service.batching import Ticket
 from service.errors import Refusal
 from service.logs import REQUEST_ID
-from service.metrics import ROUTES, Metrics
+from service.metrics import Metrics
 from service.security import ADMIN_HEADER
 from service.settings import Settings
 from service.tracing import Tracing
@@ -42,23 +42,18 @@ def new_id() -> bytes:
 class Exchange:
     """One request, and what becomes known of it on its way."""
 
-    __slots__ = ("headers", "id", "refusal", "scope", "started", "status", "ticket")
+    __slots__ = ("headers", "id", "refusal", "route", "scope", "started", "status", "ticket")
 
-    def __init__(self, scope: Scope) -> None:
+    def __init__(self, scope: Scope, routes: frozenset[str]) -> None:
         self.started = perf_counter()
         self.scope = scope
+        self.route = scope["path"] if scope["path"] in routes else "other"  # the unknown paths share a name
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
         given = self.headers.get(b"x-request-id", b"")
         self.id = given if VALID_ID.fullmatch(given) else new_id()
         self.ticket: Ticket | None = None
         self.refusal: str | None = None
         self.status = 0  # none yet
-
-    @property
-    def route(self) -> str:
-        """The path where it is one of ours: the unknown ones share a name."""
-        path: str = self.scope["path"]
-        return path if path in ROUTES else "other"
 
     @property
     def address(self) -> str:
@@ -95,10 +90,13 @@ def exchange_of(scope: Scope) -> Exchange:
 
 
 class Exchanges:
-    """The ASGI layer outside all others."""
+    """The ASGI layer outside all others; `routes` are the paths that figures and traces may name."""
 
-    def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
+    def __init__(
+        self, app: ASGIApp, settings: Settings, metrics: Metrics, tracing: Tracing | None, routes: frozenset[str]
+    ) -> None:
         self._app = app
+        self._routes = routes
         self._metrics = metrics
         self._tracing = tracing
         self._logged_from = LOGGED_FROM[settings.log_requests]
@@ -108,7 +106,7 @@ class Exchanges:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["exchange"] = exchange = Exchange(scope)
+        scope["exchange"] = exchange = Exchange(scope, self._routes)
         REQUEST_ID.set(exchange.id.decode())
 
         async def sending(message: Message) -> None:

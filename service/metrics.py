@@ -16,8 +16,6 @@ BATCH_QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BATCH_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 ENGINE_STAGES = ("tokenize", "encode", "search", "serialize")
-ADMIN_ROUTES = frozenset(f"/admin/{what}" for what in ("activate", "bundles", "paused", "rollback"))
-ROUTES = ADMIN_ROUTES | {"/", "/predict", "/livez", "/readyz", "/metrics", "/openapi.json"}
 
 
 class Watched(Protocol):

@@ -183,7 +183,7 @@ def _add_admin(router: APIRouter, settings: Settings, generations: Generations) 
 
 
 def _add_pausing(router: APIRouter, settings: Settings, generations: Generations) -> None:
-    given_key = APIKeyHeader(name=ADMIN_HEADER, auto_error=False)
+    given_key = _key_in(ADMIN_HEADER, "administration")
     model = paused_request(settings)
 
     @router.get(
