@@ -113,4 +113,11 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = CODES.get(error.status_code, "refused")
     sentence = SENTENCES.get(error.status_code, error.detail)
-    return exchange_of(request.scope).refused(Refusal(error.status_code, code, sentence, error.headers))
+    headers = _allowed(request) if error.status_code == 405 else error.headers
+    return exchange_of(request.scope).refused(Refusal(error.status_code, code, sentence, headers))
+
+
+def _allowed(request: Request) -> dict[str, str]:
+    """The methods of this path, of which each route names only its own."""
+    here = [route for route in request.app.routes if isinstance(route, Route) and route.path == request.url.path]
+    return {"Allow": ", ".join(sorted({method for route in here for method in route.methods or ()}))}

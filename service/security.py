@@ -109,7 +109,7 @@ class BodyGuard:
         await scope["exchange"].refused(refusal)(scope, receive, send)
 
     def _too_large(self, headers: dict[str, str] | None = None) -> Refusal:
-        message = f"The body is larger than {self._max_bytes} bytes; send the texts in several requests."
+        message = f"The body is larger than {self._max_bytes} bytes; split it into several requests."
         return Refusal(413, "body_too_large", message, headers)
 
 

@@ -185,6 +185,13 @@ def test_a_wrong_path_or_method_has_the_same_shape(
     assert_refused(client.send(method, path, b""), status, code)
 
 
+@pytest.mark.parametrize(("path", "methods"), [("/predict", "POST"), ("/admin/paused", "GET, POST"), ("/livez", "GET")])
+def test_a_wrong_method_is_told_the_right_ones(client: Client, path: str, methods: str) -> None:
+    """A path of several routes would name the methods of its first alone."""
+    reply = client.send("PATCH", path, b"")
+    assert (reply.status, reply.headers["allow"]) == (405, methods)
+
+
 def test_a_streamed_body_is_bounded_too(service: Service) -> None:
     """A body without a declared length would be read into memory whole."""
     client = service.client()
