@@ -15,6 +15,7 @@ from retrieval.errors import BundleError, DiptychError
 from retrieval.manifest import read_manifest
 from retrieval.signatures import trusted_keys
 from service import errors
+from service.aside import aside
 from service.batching import Ticket
 from service.errors import Refusal
 from service.frames import Asked
@@ -67,7 +68,7 @@ class Generations:
     async def open_active(self) -> Generation:
         """Serve the store's active bundle, and from then on what becomes active. Raises BundleError."""
         await asyncio.to_thread(self.paused.read)
-        name = await asyncio.to_thread(self.source.bring, None)
+        name = await aside(partial(self.source.bring, None))
         self._preparing = name
         try:
             generation = await self._prepare(name)
@@ -210,7 +211,7 @@ class Generations:
         """A generation that can answer: the kept one, if it is that. Raises BundleError."""
         if self.kept and self.kept.name == name and self.kept.healthy:
             return self.kept
-        await asyncio.to_thread(self.source.bring, name)
+        await aside(partial(self.source.bring, name))
         folder = self.source.store.bundle_path(name)
         if self._settings.memory_check:
             await self._make_room(name)
@@ -267,7 +268,7 @@ class Generations:
         None when the service has changed its bundle, and CURRENT, while this was looked up.
         """
         served = self.current
-        name = await asyncio.to_thread(self.source.active)
+        name = await aside(self.source.active)
         async with self._pausing:
             if await asyncio.to_thread(self.paused.read):
                 self._tell_paused()

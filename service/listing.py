@@ -1,9 +1,10 @@
 """What an administrator may choose from: the store's bundles, and those that are opened."""
 
-import asyncio
+from functools import partial
 
 from retrieval.errors import BundleError, Unreachable
 from retrieval.store import Store
+from service.aside import aside
 from service.errors import Refusal
 from service.generation import Generation
 from service.generations import Generations
@@ -14,7 +15,7 @@ from service.source import Source
 async def list_bundles(generations: Generations) -> BundlesResponse:
     """Look at the store and at the engines. Raises Refusal 422 when the store cannot be read."""
     try:
-        stored = await asyncio.to_thread(_stored, generations.source)
+        stored = await aside(partial(_stored, generations.source))
     except (BundleError, OSError) as error:
         raise Refusal(422, "bad_store", generations.public(f"The store cannot be listed: {error}")) from error
     opened: list[tuple[State, Generation | None]] = [("serving", generations.current), ("kept", generations.kept)]

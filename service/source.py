@@ -1,7 +1,7 @@
 """Where bundles come from: a store's folder, or a store behind a URL, read through the cache's local one.
 
 Nothing is proved here: each bundle is verified, loaded and asked its golden queries by the engine that will serve it,
-and the store's notes are made when that has gone well. All methods may take long; call them in a thread.
+and the store's notes are made when that has gone well. All methods may take long; call them aside.
 """
 
 import logging

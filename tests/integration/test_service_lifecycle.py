@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from retrieval.signatures import new_keys
 from retrieval.store import Store
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, PATIENCE, Client, Service, serving, start, wait_until
+from tests.support.web_store import Handler, web_store
 
 RED = {"queries": ["red"]}
 
@@ -212,6 +214,33 @@ def test_a_stop_does_not_wait_for_a_bundle_that_is_being_prepared(words_store: P
         assert (reply.status, reply.json()["error"]["code"]) == (409, "busy_switching")
         assert service.process.wait(PATIENCE) == 0
         assert Store(words_store).active() == "first"
+
+
+def test_a_stop_does_not_wait_for_a_silent_store(
+    words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deployment would hang for minutes because a bucket does not answer, or until a large bundle has come."""
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    silent = threading.Event()
+
+    def say_nothing(handler: Handler) -> None:
+        handler.begin(1_000_000)
+        silent.set()
+        handler.rfile.read(1)
+
+    for path, activated in (("/CURRENT", None), ("/bundles/second/index.hnsw", "second")):
+        with web_store(words_store) as web, serving(Path(web.url), watch_seconds=0.05) as service:
+            client = service.client()
+            silent.clear()
+            web.instead[path] = say_nothing
+            if activated:
+                client.begin("POST", "/admin/activate", b'{"bundle": "second"}', X_Admin_Key=ADMIN_KEY)
+            assert silent.wait(PATIENCE)
+            assert service.ask("POST", "/predict", RED).headers["x-bundle"] == "first"
+            service.process.send_signal(signal.SIGTERM)
+            if activated:
+                assert client.finish().json()["error"]["code"] == "busy_switching"
+            assert service.process.wait(PATIENCE) == 0
 
 
 def refused_start(store: Path, log: Path, **settings: object) -> tuple[int, str]:
