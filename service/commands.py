@@ -38,7 +38,7 @@ def loadtest(
     k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 10,
     sweep: Annotated[bool, typer.Option("--sweep", help="Raise the rate until the service falls behind.")] = False,
     switch_every: Annotated[str | None, typer.Option(help="Change the bundle this often, such as 5s.")] = None,
-    bundles: Annotated[tuple[str, str] | None, typer.Option(help="The two bundles that take turns.")] = None,
+    bundles: Annotated[tuple[str, str] | None, typer.Option(help="The two that take turns. [the newest]")] = None,
     timeout: Annotated[str, typer.Option(help="An answer later than this has failed.")] = "15s",
     connections: Annotated[int, typer.Option(help="How many there may be at once.")] = 1024,
     max_lag: Annotated[str | None, typer.Option(help="Largest p99 of the generator's own lag. [p99 / 4]")] = None,

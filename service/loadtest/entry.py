@@ -59,13 +59,17 @@ async def _measure(
     asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
     await target.check(asked[0])
     if switcher:
-        await switcher.check()
+        await switcher.prepare()
 
     async def one(step: Plan) -> Report:
         with Ticker(step.rate, step.duration) as ticker:
             return await run(target, asked, step, stop, ticker, switcher)
 
-    return await sweep(plan, one) if rising else await one(plan)
+    try:
+        return await sweep(plan, one) if rising else await one(plan)
+    finally:
+        if switcher and (failure := await switcher.restore()):
+            print(failure, file=sys.stderr)
 
 
 def _switcher(target: Target, plan: Plan, bundles: tuple[str, str] | None) -> Switcher | None:
@@ -73,8 +77,6 @@ def _switcher(target: Target, plan: Plan, bundles: tuple[str, str] | None) -> Sw
         if bundles:
             raise BadInput("--bundles says what to switch between; say how often with --switch-every.")
         return None
-    if not bundles:
-        raise BadInput("--switch-every needs two bundles of the service's store: --bundles FIRST SECOND.")
     if not (key := os.environ.get(ADMIN_KEY)):
         raise BadInput(f"--switch-every needs the administrator's key in {ADMIN_KEY}.")
     return Switcher(target, bundles, key, plan.switch_every)

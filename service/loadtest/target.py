@@ -53,15 +53,20 @@ class Target(NamedTuple):
         """The name without the port, which a certificate must be for."""
         return urlsplit(f"//{self.name}").hostname
 
-    def request(self, path: str, body: bytes, headers: str = "") -> bytes:
-        """A whole HTTP request; `headers` are lines with their ends."""
-        head = f"POST {self.prefix}{path} HTTP/1.1\r\nHost: {self.name}\r\nContent-Type: application/json\r\n"
+    def request(self, path: str, body: bytes | None, headers: str = "") -> bytes:
+        """A whole HTTP request, a GET without a body; `headers` are lines with their ends."""
+        method = "GET" if body is None else "POST"
+        head = f"{method} {self.prefix}{path} HTTP/1.1\r\nHost: {self.name}\r\nContent-Type: application/json\r\n"
         if self.key:
             head += f"{PREDICT_HEADER}: {self.key}\r\n"
+        if body is None:
+            return f"{head}{headers}\r\n".encode()
         return f"{head}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
-    async def call(self, path: str, body: bytes, headers: str = "", patience: float = PATIENCE) -> tuple[int, Any]:
-        """One POST on a connection of its own: the status and the parsed answer, None unless it is JSON.
+    async def call(
+        self, path: str, body: bytes | None, headers: str = "", patience: float = PATIENCE
+    ) -> tuple[int, Any]:
+        """One request on a connection of its own: the status and the parsed answer, None unless it is JSON.
 
         Raises OSError when there is no answer within `patience` seconds.
         """

@@ -1,5 +1,6 @@
 """`diptych loadtest` against a real service, at small rates and for a second or two; no test asserts a time."""
 
+import asyncio
 import itertools
 import json
 import os
@@ -23,7 +24,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from service.loadtest.run import WARM
+from service.loadtest.alarm import now
+from service.loadtest.plan import Plan, bodies
+from service.loadtest.run import WARM, Snapshot
+from service.loadtest.run import run as measure
+from service.loadtest.target import Target
 from tests.support.bundles import make_store
 from tests.support.command import run
 from tests.support.service import ADMIN_KEY, PATIENCE, Service, serving, wait_until
@@ -73,8 +78,13 @@ def test_the_service_gets_what_was_sent(service: Service, url: str, tmp_path: Pa
 
 def answers(service: Service) -> int:
     """How many requests the service says it has answered."""
+    return count(service, "diptych_requests_total", '"/predict"')
+
+
+def count(service: Service, name: str, label: str) -> int:
+    """The sum of a counter of the service's, over what has this value of a label."""
     text = service.ask("GET", "/metrics").body.decode()
-    return sum(int(float(one)) for one in re.findall(r'diptych_requests_total\{[^}]*"/predict"[^}]*\} (\S+)', text))
+    return sum(int(float(one)) for one in re.findall(rf"{name}\{{[^}}]*{label}[^}}]*\}} (\S+)", text))
 
 
 def test_tables_and_page_are_written(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -99,20 +109,35 @@ def test_switches_are_made_and_told_apart(
 ) -> None:
     """Switching would not happen, or nobody could compare its latencies with the steady ones."""
     monkeypatch.setenv("DIPTYCH_ADMIN_KEY", ADMIN_KEY)
+    before = count(service, "diptych_switches_total", '"done"')
     report = measured(
         capsys, 0, url, "--rate", "50", "--duration", "4s", "--max-lag", "1h", "--switch-every", "1s",
-        "--bundles", "first", "second", "--html", tmp_path / "page.html",
+        "--timeout", "1m", "--html", tmp_path / "page.html",
     )  # fmt: skip
     switching = report["switching"]
     made = [one["bundle"] for one in switching["switches"]]
     assert made == (["second", "first"] * len(made))[: len(made)]
     assert made
     assert all(one["failure"] is None for one in switching["switches"])
-    assert set(report["bundles"]) == {"first", "second"}
+    assert count(service, "diptych_switches_total", '"done"') - before == len(made) + 1  # and back to the first
     assert list(report["outcomes"]) == ["200"]
     assert switching["during"]["count"] + switching["steady"]["count"] == 200
     assert switching["during"]["count"] > 0
     assert 'class="span"' in (tmp_path / "page.html").read_text()
+    assert service.ask("GET", "/readyz").json()["bundle"] == "first"  # as before
+
+
+def test_a_store_with_one_bundle_is_not_switched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run would measure switches from a bundle to itself, or end in a traceback."""
+    monkeypatch.setenv("DIPTYCH_ADMIN_KEY", ADMIN_KEY)
+    with serving(make_store(tmp_path / "store", "only").path) as service:
+        assert run("loadtest", f"http://127.0.0.1:{service.port}", "--switch-every", "1s") == 1
+        assert "has fewer than two bundles to switch between" in capsys.readouterr().err
+        monkeypatch.setenv("DIPTYCH_ADMIN_KEY", "another")
+        assert run("loadtest", f"http://127.0.0.1:{service.port}", "--switch-every", "1s") == 1
+        assert "does not list its bundles: This needs the administrator's key" in capsys.readouterr().err
 
 
 def test_a_sweep_finds_where_the_service_falls_behind(
@@ -158,6 +183,23 @@ def stop_when_asked(service: Service) -> None:
     os.kill(service.process.pid, signal.SIGSTOP)
 
 
+def test_latency_counts_from_when_a_request_was_due(service: Service) -> None:
+    """Requests that went out late would look as quick as the others, and hide that they had to wait."""
+    target, plan = Target.find(f"http://127.0.0.1:{service.port}"), Plan(rate=100, duration=2)
+
+    def hold_up(at: Snapshot) -> None:
+        """Keep the generator from sending for a while."""
+        until = now() + 0.3
+        while now() < until:
+            pass
+
+    report = asyncio.run(measure(target, bodies(None, None, 1), plan, asyncio.Event(), hold_up))
+    assert report.late
+    assert report.latency.count == report.sent == 200
+    assert report.latency.p99_ms >= report.lag.p99_ms
+    assert report.latency.max_ms >= report.lag.max_ms
+
+
 def test_an_end_by_ctrl_c_reports_what_was_measured(service: Service, url: str) -> None:
     """An hour's measurement would be lost by ending it a minute early."""
     before = answers(service)
@@ -180,9 +222,11 @@ def test_an_end_by_ctrl_c_reports_what_was_measured(service: Service, url: str) 
     [
         (["-k", "1000"], "answered POST /predict with 422: k is 1000; the most is 100."),
         (["--sweep", "--switch-every", "1s"], "--sweep and --switch-every ask different questions"),
-        (["--switch-every", "1s"], "--bundles FIRST SECOND"),
         (["--bundles", "first", "second"], "say how often with --switch-every"),
-        (["--switch-every", "1s", "--bundles", "nowhere", "second"], "does not change to bundle nowhere: "),
+        (
+            ["--switch-every", "1s", "--bundles", "nowhere", "second"],
+            "store has no bundle nowhere; it has first, second.",
+        ),
         (["--queries", "nowhere.csv"], "nowhere.csv is not a file of queries."),
         (["--html", "nowhere/page.html"], "nowhere/page.html: No such file or directory"),
     ],
@@ -212,14 +256,16 @@ def test_a_wrong_address_is_told_in_a_sentence(capsys: pytest.CaptureFixture[str
 
 @contextmanager
 def peer(first: bytes, then: bytes, tls: ssl.SSLContext | None = None) -> Iterator[int]:
-    """The port of a server that answers the first request, and then every other one, with these bytes, and hangs up."""
+    """The port of a server that answers the first request, and then every other one, with these bytes, and ends."""
     answers = itertools.chain([first], itertools.repeat(then))
 
     class Handler(socketserver.BaseRequestHandler):
         def handle(self) -> None:
             with suppress(ssl.SSLError), tls.wrap_socket(self.request, True) if tls else self.request as connection:
                 if connection.recv(65_536):
-                    connection.sendall(next(answers))
+                    connection.sendall(answer := next(answers))
+                    if b"connection: close" in answer:
+                        connection.recv(1)  # whoever was told so hangs up first, and asks no more
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])
