@@ -92,6 +92,14 @@ class Settings(BaseSettings):
         except BadInput as error:
             raise ValueError(str(error)) from error
 
+    @field_validator("predict_key")
+    @classmethod
+    def _a_key_is_there(cls, written: SecretStr | None) -> SecretStr | None:
+        text = written.get_secret_value() if written else ""
+        if text and not _listed(text):
+            raise ValueError("there is no key in it, so anybody might ask; unset it if that is meant")
+        return written
+
     @field_validator("cors_origins")
     @classmethod
     def _origins_are_origins(cls, written: str) -> str:

@@ -27,6 +27,7 @@ def test_the_command_line_comes_before_the_environment(monkeypatch: pytest.Monke
         ("DIPTYCH_MAX_WAITING_QUERIES", "3", "could never be admitted"),
         ("DIPTYCH_CORS_ORIGINS", "https://a.example, shop.example", "'shop.example' is not an origin"),
         ("DIPTYCH_CORS_ORIGINS", "https://a.example/", "is not an origin"),
+        ("DIPTYCH_PREDICT_KEY", " , ", "DIPTYCH_PREDICT_KEY: there is no key in it"),
         ("DIPTYCH_LOG_FORMAT", "xml", "DIPTYCH_LOG_FORMAT: Input should be 'auto', 'json' or 'text'"),
     ],
 )
