@@ -38,19 +38,25 @@ def loadtest(
     k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 10,
     sweep: Annotated[bool, typer.Option("--sweep", help="Raise the rate until the service falls behind.")] = False,
     switch_every: Annotated[str | None, typer.Option(help="Change the bundle this often, such as 5s.")] = None,
-    bundles: Annotated[tuple[str, str] | None, typer.Option(help="The two that take turns. [the newest]")] = None,
+    bundles: Annotated[
+        tuple[str, str] | None, typer.Option(help="The two that take turns; default: the newest.")
+    ] = None,
     timeout: Annotated[str, typer.Option(help="An answer later than this has failed.")] = "15s",
     connections: Annotated[int, typer.Option(help="How many there may be at once.")] = 1024,
-    max_lag: Annotated[str | None, typer.Option(help="Largest p99 of the generator's own lag. [p99 / 4]")] = None,
+    max_lag: Annotated[
+        str | None, typer.Option(help="Largest p99 of its own lag; default: a quarter of the p99.")
+    ] = None,
     mine: Annotated[bool, typer.Option("--target-is-mine", help="Needed beyond this machine.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report as an HTML page too.")] = None,
 ) -> None:
     """Measure a running service: rates, latencies, errors, and where its knee is.
 
-    Requests leave on schedule whether or not the service keeps up, and latencies count from when each was due. Exit
-    code 1: the generator was the bottleneck, so the figures are not valid. Ctrl-C ends early and reports. Keys stand
-    where the service has them: DIPTYCH_PREDICT_KEY, and DIPTYCH_ADMIN_KEY for --switch-every.
+    Requests leave on schedule whether or not the service keeps up,
+    and latencies count from when each was due. Ctrl-C ends early and reports.
+    Exit code 1: the generator was the bottleneck; its figures are not valid.
+    Keys stand where the service has them, in DIPTYCH_PREDICT_KEY and,
+    for --switch-every, in DIPTYCH_ADMIN_KEY.
     """
     from service.loadtest.entry import main
     from service.loadtest.plan import Plan, seconds
