@@ -16,7 +16,7 @@ from service.process import EngineProcess, Opened
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
-FIRST_PAUSE = 0.1  # seconds before the third engine; the second is started at once, later ones wait twice as long each
+FIRST_PAUSE = 0.1  # seconds from the second engine to the third, if that was all it lived; then twice as long each
 PAUSE_AFTER_DEATH, PAUSE_AFTER_FAILURE = 0.8, 5.0  # the longest pause: an engine that opened is missed by somebody
 
 
@@ -49,6 +49,7 @@ class Generation:
         self._batcher: Batcher | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._replacing: asyncio.Task[None] | None = None
+        self._opened_at = 0.0  # when the last engine did, by the loop's clock
         self._ends: deque[float] = deque()  # when engines ended, or could not be started
         self._untold = 0  # lists of paused labels that the engine has not answered
         self._told = asyncio.Event()
@@ -137,6 +138,7 @@ class Generation:
 
     def _attach(self, engine: EngineProcess) -> None:
         self._engine = engine
+        self._opened_at = asyncio.get_running_loop().time()
         self._untold = 0
         self.tell_paused()  # before the first batch
         self.batcher.attach(self._send)
@@ -182,19 +184,19 @@ class Generation:
         self.batcher.lost()
 
     async def _replace(self, dead: EngineProcess | None) -> None:
+        longest, lived = PAUSE_AFTER_DEATH, asyncio.get_running_loop().time() - self._opened_at
         if dead:
             await dead.end()
-        longest = PAUSE_AFTER_DEATH
         while not self._closed:
             ended = self._ended()
             if ended >= self._settings.crashes:
                 self._crashes(self)
             if ended > 1:
-                await asyncio.sleep(min(FIRST_PAUSE * 2 ** (ended - 2), longest))
+                await asyncio.sleep(max(min(FIRST_PAUSE * 2 ** (ended - 2), longest) - lived, 0))
             try:
                 engine = await self._start_engine()
             except DiptychError as error:
-                self.trouble, longest = str(error), PAUSE_AFTER_FAILURE
+                self.trouble, longest, lived = str(error), PAUSE_AFTER_FAILURE, 0.0
                 LOG.error("bundle %s: %s", self.name, error)
             else:
                 self.trouble = None
