@@ -130,6 +130,12 @@ def test_an_administrator_sees_what_there_is(store: Store) -> None:
             {"number": 1, "bundle": "one", "state": "serving", "labels": 200, "unfinished": 0}
         ]
         assert shown["preparing"] is None
+        paths = service.ask("GET", "/openapi.json").json()["paths"]
+        for path, method in (("bundles", "get"), ("rollback", "post"), ("paused", "get"), ("paused", "post")):
+            answers = paths[f"/admin/{path}"][method]["responses"]
+            assert {"200", "401", "403"} <= answers.keys()
+            assert answers["200"]["content"]["application/json"]["schema"]
+            assert service.ask(method.upper(), f"/admin/{path}").json()["error"]["code"] == "wrong_key"
 
 
 def test_a_bundle_that_does_not_fit_into_memory_is_not_loaded(store: Store, tmp_path: Path) -> None:
