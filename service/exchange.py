@@ -119,6 +119,7 @@ class Exchanges:
         try:
             await self._answer(exchange, heard or receive, sending)
         finally:
+            del scope["exchange"]  # the two know each other, and would wait for the garbage collector together
             if exchange.refusal in GUARDED:
                 self._metrics.rejections.labels(exchange.refusal).inc()
             if heard:
