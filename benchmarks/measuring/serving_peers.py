@@ -1,0 +1,72 @@
+"""Other services, each a process of its own: what they are, how they are started, and that they end."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from benchmarks.measuring.systems import ROOT
+from benchmarks.peers.environments import Environment
+from retrieval.errors import DiptychError
+
+SLOWEST_START = 600.0  # seconds: the peer encodes every label before it listens
+ENDING = 10.0
+STACK = ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0")  # the service's, constraints.txt
+NAIVE = Environment(
+    "sentence-transformers-service",
+    (
+        *STACK,
+        "sentence-transformers==6.2.0",
+        "hnswlib==0.8.0",
+        "numpy==2.4.6",
+        "tokenizers==0.23.3",
+        "torch==2.13.0",
+        "transformers==5.23.0",
+    ),
+)
+SCHEMATHESIS = Environment("schemathesis", ("schemathesis==4.32.5",))
+
+
+def ready_command(answer: Path, *, by_hand: bool) -> list[str]:
+    """The FastAPI route that returns the bytes of `answer`."""
+    return [sys.executable, "-m", "benchmarks.peers.ready_service", str(answer), *(["--by-hand"] if by_hand else [])]
+
+
+@contextmanager
+def peer(command: Sequence[str], log: Path) -> Iterator[int]:
+    """The port of a peer that listens, given to it as its last argument; DiptychError when it ends instead."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = int(free.getsockname()[1])
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [*command, str(port)], stdout=output, stderr=subprocess.STDOUT, cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    try:
+        _listens(process, port, log)
+        yield port
+    finally:
+        process.terminate()
+        try:
+            process.wait(ENDING)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _listens(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    deadline = time.monotonic() + SLOWEST_START
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise DiptychError(f"a peer ended with code {process.returncode} before it listened; {log} says why.")
+        try:
+            socket.create_connection(("127.0.0.1", port), 1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise DiptychError(f"a peer did not listen within {SLOWEST_START:.0f} s; {log} says why.")

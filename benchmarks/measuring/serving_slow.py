@@ -1,0 +1,62 @@
+"""Slow-loris clients: connections that begin a request's head, go on a byte at a time and never come to its end."""
+
+import asyncio
+import threading
+from contextlib import suppress
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: slow\r\nX-Slow: "
+BETWEEN = 2.0  # seconds between two bytes of a connection
+
+
+class SlowClients:
+    """So many slow connections in a thread of their own until the block ends; one that is cut off begins anew."""
+
+    def __init__(self, port: int, number: int) -> None:
+        self._port, self._number = port, number
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), daemon=True)
+        self._ready = threading.Event()
+        self.open = 0
+        self.cut_off = 0
+
+    def __enter__(self) -> "SlowClients":
+        self._thread.start()
+        self._ready.wait()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._end.set)
+        self._thread.join(30)
+
+    async def _all(self) -> None:
+        self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
+        self._ready.set()
+        clients = [asyncio.create_task(self._one(BETWEEN * place / self._number)) for place in range(self._number)]
+        await self._end.wait()
+        for client in clients:
+            client.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
+
+    async def _one(self, offset: float) -> None:
+        await asyncio.sleep(offset)  # so that they do not all send at the same moment
+        while True:
+            with suppress(OSError):
+                reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
+                self.open += 1
+                try:
+                    await self._trickle(reader, writer)
+                finally:
+                    self.open -= 1
+                    writer.close()
+                self.cut_off += 1
+            await asyncio.sleep(0.1)
+
+    async def _trickle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Until the service has had enough of it."""
+        ended = asyncio.ensure_future(reader.read())
+        try:
+            writer.write(HEAD)
+            while not (await asyncio.wait([ended], timeout=BETWEEN))[0]:
+                writer.write(b"a")
+                await writer.drain()
+        finally:
+            ended.cancel()
