@@ -9,6 +9,7 @@ Shapes: B texts of a batch, S of them encoded here, E width of the encoder, N ro
 process touched, D width.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -178,8 +179,14 @@ def processes_of_torchrun() -> Iterator[Processes]:
     dist.init_process_group(backend, timeout=PATIENCE)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size())
-    finally:
+    except TrainingError:
+        # A group whose processes are gone may end this one with a signal when it is taken apart, here or at exit.
+        atexit.register(os._exit, 1)
+        raise
+    except BaseException:
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The page that `benchmarks/retrieval.py` writes, from what its parts measured."""
+"""The page that `benchmarks/retrieval_cost.py` writes, from what its parts measured."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence

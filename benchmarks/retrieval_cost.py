@@ -1,6 +1,6 @@
 """What `retrieval` costs beside its parts, by the number of labels, and offline.
 
-    python -m benchmarks.retrieval --of STORE DATASET [--of …] --work FOLDER --markdown FILE [--only PART …]
+    python benchmarks/retrieval_cost.py --of STORE DATASET [--of …] --work FOLDER --markdown FILE [--only PART …]
         [--labels-of STORE DATASET] [--sizes 10000 100000 1000000] [--offline 100000 1000000] [--threads 1]
 
 parts: `Retriever.search` beside the sum of tokenizer, ONNX Runtime and hnswlib, for every STORE, on the test
@@ -128,7 +128,7 @@ def _queries(dataset: Path) -> Sequence[str]:
 
 
 def _command(options: argparse.Namespace, name: str) -> str:
-    words = ["python -m benchmarks.retrieval --of STORE DATASET … --work FOLDER --markdown FILE --only", name]
+    words = ["python benchmarks/retrieval_cost.py --of STORE DATASET … --work FOLDER --markdown FILE --only", name]
     numbers = {"parts": [options.rounds], "scale": options.sizes, "offline": options.offline}[name]
     words += [{"parts": "--rounds", "scale": "--sizes", "offline": "--offline"}[name], *map(str, numbers)]
     return " ".join([*words, "--threads", str(options.threads)])
