@@ -89,10 +89,10 @@ def _swept(port: int, queries: Queries, seconds: float) -> Saturated:
     """The highest rate of 200s that a sweep saw, and the latencies at that step."""
     with Load(port, queries, rate=200, seconds=seconds, options=["--sweep"]) as load:
         printed = load.printed()
-    steps = SweepReport.model_validate_json(printed).steps
-    if not steps:
-        raise DiptychError("the sweep found no rate that could be measured, so there is nothing to compare.")
-    best = max(steps, key=lambda step: step.achieved)
+    found = SweepReport.model_validate_json(printed)
+    if found.invalid or not found.steps:
+        raise DiptychError(f"the sweep did not reach saturation: {found.ended}. Install wrk, or stop other work.")
+    best = max(found.steps, key=lambda step: step.achieved)
     return Saturated(best.achieved, best.latency.p50_ms, best.latency.p99_ms, best.failed)
 
 

@@ -13,6 +13,7 @@ from benchmarks.measuring.serving_record import Bar, Bench, Figure, doubts, no_f
 from benchmarks.peers.environments import python_of
 from retrieval import Retriever
 from retrieval.errors import DiptychError
+from service.loadtest.report import Report
 from tests.support.service import serving
 from training.data.dataset import Dataset
 
@@ -110,8 +111,13 @@ def evenly_at_half(bench: Bench) -> Figure:
             Bar("ms, the longest `Server-Timing` total", total.max_ms, 50, beside=f"its p99 {total.p99_ms:.2f} ms"),
             no_failures(report, failures(report)),
         ],
-        doubts(report, "this run"),
+        [f"Server-Timing, p50 and p99 in ms: {stages(report)}.", *doubts(report, "this run")],
     )  # fmt: skip
+
+
+def stages(report: Report) -> str:
+    """Where an answer's time goes, as the service says; an engine's stages are those of its whole batch."""
+    return ", ".join(f"{name} {one.p50_ms:.2f} and {one.p99_ms:.2f}" for name, one in report.stages.items())
 
 
 def in_turn(sides: dict[str, Opener], bench: Bench, clients: Sequence[int]) -> Rounds:

@@ -20,6 +20,7 @@ from tests.support.service import Service, serving, wait_until
 DEADLINE_MS = 10_000.0  # the service's default
 LARGE = 500 * 10**6  # bytes of a bundle
 GRACE = 3.0  # seconds between SIGTERM and no new connections, as a load balancer needs
+WAITING = ["--connections", "4000"]  # many wait while there is no engine; the service allows 4,096
 CROWD = 8_000  # connections under too much load: more than texts may wait
 
 
@@ -61,7 +62,7 @@ def killed_engines(bench: Bench) -> Figure:
     with serving(bench.store, **QUIET) as service:
         load_seconds = float(service.wait_for_log(r"loaded in ([\d.]+) s"))
         rate = half_of_saturation(service, bench)
-        with Load(service.port, bench.queries, rate, (kills + 0.5) * between) as load:
+        with Load(service.port, bench.queries, rate, (kills + 0.5) * between, WAITING) as load:
             away = [killed(service, bench, due) for due in _every(between, kills)]
             report = load.report()
     return Figure(
