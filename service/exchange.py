@@ -31,6 +31,7 @@ LOGGED_FROM = {"all": 0, "failures": 500, "none": 1000}  # the least status that
 SHOWN = 300  # of a path or an administrator's body in a line
 GUARDED = frozenset({"body_too_large", "compressed_body", "rate_limited", "wrong_key"})  # also counted as rejections
 PROCESS, NUMBERS = secrets.token_hex(6).encode(), count(1)
+NOT_READY = (503, "/readyz")  # what whoever asks whether it is ready wants to know: no failure
 GONE = 499  # the client closed the connection before its answer
 
 
@@ -54,6 +55,11 @@ class Exchange:
         self.ticket: Ticket | None = None
         self.refusal: str | None = None
         self.status = 0  # none yet
+
+    @property
+    def asked(self) -> tuple[int, str]:
+        """What was answered to what."""
+        return self.status, self.route
 
     @property
     def address(self) -> str:
@@ -124,7 +130,7 @@ class Exchanges:
                 self._metrics.rejections.labels(exchange.refusal).inc()
             if heard:
                 _audit(exchange, heard.body)
-            if exchange.status >= self._logged_from:
+            if exchange.status >= self._logged_from and (not self._logged_from or exchange.asked != NOT_READY):
                 self._log(exchange)
             if self._tracing:
                 self._tracing.record(exchange)
