@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from export.directions import principal_directions, write_narrowed
 from export.encoders import write_encoders
-from export.gates import QUERIES, RECALL_TARGET, KeepsQuality, choose_efforts, prove_parity, sample
+from export.gates import QUERIES, RECALL_TARGET, KeepsQuality, Ranked, choose_efforts, prove_parity, sample
 from export.geometry import Cone, balance_for, bias, find_cone
 from export.precision import PRECISION_LOSS, reduce_precision
 from export.progress import Stage, silent
@@ -31,6 +32,7 @@ from retrieval.golden import Golden, GoldenReport, record_golden, write_golden
 from retrieval.index import HnswIndex
 from retrieval.labels import write_labels
 from retrieval.manifest import (
+    DIRECTIONS,
     INDEX,
     LABEL_ENCODER,
     LABELS,
@@ -48,11 +50,13 @@ from retrieval.manifest import (
     read_manifest,
     seal,
 )
+from retrieval.narrow import NarrowIndex
 from retrieval.retriever import Retriever
 from retrieval.store import Store
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.tokens import special_ids, tokenize_in_memory
 
+NARROWED = "narrowed.npy"  # what the index is built from, and not part of the bundle
 GOLDEN_QUERIES = 100
 GOLDEN_OVERLAP = 0.99
 # Processors sum in different orders, and where they round to less precision, a last digit may fall to the other side.
@@ -144,16 +148,25 @@ def _build_index(
 ) -> IndexFacts:  # fmt: skip
     m, ef_construction, threads = settings.m, settings.ef_construction, settings.threads
     vectors_LD = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+    with stage("principal directions"):
+        directions_DW, energy = principal_directions(vectors_LD)
+        width = directions_DW.shape[1]
+        narrow_LW = write_narrowed(vectors_LD, directions_DW, folder / NARROWED)
     with stage("index") as progress:
-        built = HnswIndex.build(vectors_LD, m=m, ef_construction=ef_construction, threads=threads, progress=progress)
+        built = HnswIndex.build(narrow_LW, m=m, ef_construction=ef_construction, threads=threads, progress=progress)
         built.save(folder / INDEX)
-        del built  # what is measured is the file, and two graphs need twice the memory
+        del built, narrow_LW  # what is measured is the file, and two graphs need twice the memory
+        (folder / NARROWED).unlink()
+        np.save(folder / DIRECTIONS, directions_DW)
     with stage("recall") as progress:
-        index = HnswIndex.load(folder / INDEX, model.dim, len(vectors_LD), ef=1, threads=threads)
+        graph = HnswIndex.load(folder / INDEX, width, len(vectors_LD), ef=1, threads=threads)
+        index = Ranked(NarrowIndex(graph, directions_DW), vectors_LD, model.dual_dim)
         weight = checkpoint.classifier_weight
         keeps_quality = KeepsQuality(encoder, model, index, asked, own, weight, _allowed(settings))
-        efforts = choose_efforts(encoder, model, index, vectors_LD, queries, weight, keeps_quality, progress)
+        efforts = choose_efforts(encoder, model, index, queries, weight, keeps_quality, progress)
     return IndexFacts(
+        width=width,
+        energy=energy,
         m=m,
         ef_construction=ef_construction,
         recall_target=RECALL_TARGET,

@@ -13,10 +13,12 @@ from numpy.typing import NDArray
 from export.geometry import Cone
 from export.progress import Progress
 from export.quality import Figures, Validation, falls_short, torch_halves
+from retrieval.candidates import Candidates
 from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
-from retrieval.index import ExactIndex, HnswIndex, Rows, Vectors
+from retrieval.index import QUERIES_A_PASS, ExactIndex, Rows, VectorIndex, Vectors
 from retrieval.manifest import Effort, ModelFacts, Parity
+from retrieval.narrow import rescore, to_rescore
 from training.checkpoint import Checkpoint
 from training.tokens import tokenize_in_memory
 
@@ -25,6 +27,7 @@ RECALL_TARGET = 0.995  # of the first place and of the first ten: what is missed
 RECALL_REQUIRED = 0.99  # of the first ten, at every weight
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+EF_STEPS = 4  # parts of a rung, the cheapest of which is looked for
 QUERIES, LABELS = 1_000, 1_000
 EQUAL_SCORE = 1e-6
 
@@ -58,8 +61,26 @@ def prove_parity(
     return parity
 
 
+class Ranked:
+    """An index asked as a reader asks it: `ef` candidates, the best of them by their whole vectors."""
+
+    def __init__(self, index: VectorIndex, vectors_LD: Vectors, dual_dim: int) -> None:
+        self.vectors_LD, self.size = vectors_LD, index.size
+        self._index, self._dual_dim = index, dual_dim
+        self._candidates = Candidates(index, ExactIndex(vectors_LD))
+
+    def search(self, query_QD: Vectors, k: int, ef: int) -> Rows:
+        """The k best rows [Q, K] that are found with this effort."""
+        parts = []
+        for start in range(0, len(query_QD), QUERIES_A_PASS):
+            part_QD = query_QD[start : start + QUERIES_A_PASS]
+            rows_QC = self._candidates.find(part_QD, to_rescore(k, self._index), ef)
+            parts.append(rescore(part_QD, rows_QC, self.vectors_LD, self._dual_dim, k)[0])
+        return np.concatenate(parts)
+
+
 def choose_efforts(
-    encoder: TextEncoder, facts: ModelFacts, index: HnswIndex, vectors_LD: Vectors, queries: Sequence[str],
+    encoder: TextEncoder, facts: ModelFacts, index: Ranked, queries: Sequence[str],
     default_weight: float, keeps_quality: Callable[[int], bool], progress: Progress,
 ) -> tuple[Effort, ...]:  # fmt: skip
     """The smallest effort that reaches the recall target at each weight; at the default one it keeps quality as well.
@@ -71,7 +92,7 @@ def choose_efforts(
     efforts = []
     for done, weight in enumerate(weights):
         enough = keeps_quality if weight == default_weight else _anything
-        efforts.append(_effort(encoded_QD * facts.query_scale(weight), weight, index, vectors_LD, enough))
+        efforts.append(_effort(encoded_QD * facts.query_scale(weight), weight, index, enough))
         progress(done + 1, len(weights))
     worst = min(efforts, key=lambda one: one.recall_at_10)
     if worst.recall_at_10 < RECALL_REQUIRED:
@@ -93,15 +114,14 @@ class KeepsQuality:
     """
 
     def __init__(
-        self, encoder: TextEncoder, facts: ModelFacts, index: HnswIndex, asked: Validation, own: Figures, weight: float,
+        self, encoder: TextEncoder, facts: ModelFacts, index: Ranked, asked: Validation, own: Figures, weight: float,
         allowed: float,
     ) -> None:  # fmt: skip
         self._query_QD = encoder.encode(asked.texts).vectors_BD * facts.query_scale(weight)
         self._index, self._asked, self._own, self._allowed = index, asked, own, allowed
 
     def __call__(self, ef: int) -> bool:
-        k = self._asked.k
-        rows_QK = self._index.search(self._query_QD, max(ef, k))[0][:, :k]
+        rows_QK = self._index.search(self._query_QD, self._asked.k, ef)
         return falls_short(self._own, self._asked.figures(rows_QK), self._asked.scored, self._allowed) is None
 
 
@@ -116,18 +136,28 @@ def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDA
     return float((found_scores_QK[:, :k] >= threshold_Q1).mean())
 
 
-def _effort(
-    query_QD: Vectors, weight: float, index: HnswIndex, vectors_LD: Vectors, enough: Callable[[int], bool]
-) -> Effort:
-    best_QK = _scores(query_QD, ExactIndex(vectors_LD).search(query_QD, 10)[0], vectors_LD)
-    at_10 = at_1 = 0.0
-    for ef in EF_LADDER:
-        # Asking for ef candidates is searching with that ef, as the retriever does it.
-        found_QK = _scores(query_QD, index.search(query_QD, ef)[0][:, :10], vectors_LD)
+def _effort(query_QD: Vectors, weight: float, index: Ranked, enough: Callable[[int], bool]) -> Effort:
+    """The least effort of the ladder that is enough, then the least between it and the rung below."""
+    best_QK = _scores(query_QD, ExactIndex(index.vectors_LD).search(query_QD, 10)[0], index.vectors_LD)
+
+    def at(ef: int) -> tuple[Effort, bool]:
+        found_QK = _scores(query_QD, index.search(query_QD, 10, ef), index.vectors_LD)
         at_10, at_1 = recall_at(10, found_QK, best_QK), recall_at(1, found_QK, best_QK)
-        if (min(at_10, at_1) >= RECALL_TARGET and enough(ef)) or ef >= index.size:
+        effort = Effort(weight=weight, ef=ef, recall_at_10=at_10, recall_at_1=at_1)
+        return effort, min(at_10, at_1) >= RECALL_TARGET and enough(ef)
+
+    below = 0
+    for rung in EF_LADDER:
+        effort, reached = at(rung)
+        if reached or rung >= index.size:
             break
-    return Effort(weight=weight, ef=ef, recall_at_10=at_10, recall_at_1=at_1)
+        below = rung
+    if reached and below:
+        for ef in range(below + (rung - below) // EF_STEPS, rung, max(1, (rung - below) // EF_STEPS)):
+            less, reached = at(ef)
+            if reached:
+                return less
+    return effort
 
 
 def _scores(query_QD: Vectors, rows_QK: Rows, vectors_LD: Vectors) -> NDArray[np.float64]:

@@ -71,7 +71,7 @@ class TextEncoder:
                 f"{tokenizer} is not a tokenizer ({in_a_line(error)}). Export the bundle again."
             ) from error
         loaded.no_padding()  # padding is ours: to the longest text of the batch
-        session = _open_session(model, dim, threads or available_cores(), provider)
+        session = _open_session(model, dim, threads or _fitting_threads(facts), provider)
         return cls(loaded, session, facts, dim, (tokenizer, model))
 
     def encode(self, texts: Sequence[str]) -> Encoded:
@@ -125,6 +125,10 @@ def _tokens_and_padding(length_B: list[int]) -> tuple[int, int]:
     ordered, tokens = sorted(length_B), sum(length_B)
     runs = [ordered[start : start + TEXTS_A_RUN] for start in range(0, len(ordered), TEXTS_A_RUN)]
     return tokens, sum(len(run) * run[-1] for run in runs) - tokens
+
+
+def _fitting_threads(facts: ModelFacts) -> int:
+    return 1 if facts.encoder == "static" else available_cores()  # to wake a thread takes longer than a static encoder
 
 
 def _open_session(model: Path, dim: int, threads: int, provider: str) -> onnxruntime.InferenceSession:

@@ -63,7 +63,7 @@ class ExactIndex:
 
         Only the rows `among_S`, rising, are looked at where they are given.
         """
-        query_QD = _checked(query_QD, k, self.dim)
+        query_QD = checked(query_QD, k, self.dim)
         if among_S is None:
             return _search_blocks(query_QD, min(k, self.size), self._blocks, self._threads)
         places_QK, scores_QK = _search_blocks(
@@ -145,7 +145,7 @@ class HnswIndex:
 
         hnswlib keeps max(ef, k) candidates, so asking for a greater k also searches harder.
         """
-        query_QD, k = _checked(query_QD, k, self.dim), min(k, self.size)
+        query_QD, k = checked(query_QD, k, self.dim), min(k, self.size)
         try:
             rows_QK, distance_QK = self._index.knn_query(query_QD, k=k, num_threads=self._threads)
         except RuntimeError:
@@ -190,7 +190,8 @@ def _moves(block_BD: Vectors, repeated_B: NDArray[np.bool_], draw: np.random.Gen
     return moves_BD
 
 
-def _checked(query_QD: Vectors, k: int, dim: int) -> Vectors:
+def checked(query_QD: Vectors, k: int, dim: int) -> Vectors:
+    """Queries as an index of width `dim` takes them. Raises BadInput."""
     if k < 1:
         raise BadInput(f"k is {k}; it must be at least 1")
     if query_QD.ndim != 2 or query_QD.shape[1] != dim:

@@ -23,7 +23,8 @@ from retrieval.limits import available_cores
 from retrieval.signatures import SIGNATURE, check_signature
 from retrieval.vector_file import read_finite
 
-FORMAT_VERSION: Literal[1] = 1
+FORMAT_VERSION: Literal[2] = 2  # that is written; version 1 had no directions
+READABLE = (1, 2)
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, SIGNATURE}  # a manifest cannot hold its own hash
 MANIFEST_LIMIT = 1 << 20  # bytes; a manifest lists a dozen files, more is an attack on the reader's memory
@@ -31,6 +32,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 TOKENIZER, QUERY_ENCODER, LABEL_ENCODER = "tokenizer.json", "query_encoder.onnx", "label_encoder.onnx"
 INDEX, VECTORS, LABELS, GOLDEN = "index.hnsw", "vectors.npy", "labels.arrow", "golden.json"
+DIRECTIONS = "directions.npy"
 REQUIRED = (TOKENIZER, QUERY_ENCODER, LABEL_ENCODER, INDEX, VECTORS, LABELS, GOLDEN)
 
 MOST = (1 << 31) - 1  # of anything that is counted: what a reader allocates or loops over must have a bound
@@ -128,8 +130,13 @@ class Effort(_Part):
 
 
 class IndexFacts(_Part):
-    """The graph's settings and its measured recall against exact search, in order of weight from 0 to 1."""
+    """The graph's settings and its measured recall against exact search, in order of weight from 0 to 1.
 
+    It holds the label vectors along `width` principal directions, `energy` of their squared length; None: whole ones.
+    """
+
+    width: Count | None = None
+    energy: Share | None = None
     m: Count
     ef_construction: Count
     recall_target: Share
@@ -212,7 +219,7 @@ class GoldenFacts(_Part):
 class Manifest(_Part):
     """manifest.json: everything a reader must know before it opens a file of the bundle."""
 
-    format_version: Literal[1]
+    format_version: Literal[1, 2]
     created: str
     source: Source
     labels: LabelFacts
@@ -232,7 +239,16 @@ class Manifest(_Part):
             raise ValueError(f"files lists no {', '.join(missing)}")
         if hostile := [name for name in self.files if not NAME.fullmatch(name) or name in UNLISTED]:
             raise ValueError(f"{hostile[0]!r} is not a plain file name")
+        if (self.index.width is None) == (DIRECTIONS in self.files):
+            raise ValueError(f"index.width and {DIRECTIONS} go together, and only one of them is there")
+        if self.index_dim > self.model.dim:
+            raise ValueError(f"the index has {self.index_dim} numbers a label, more than a whole vector")
         return self
+
+    @property
+    def index_dim(self) -> int:
+        """Numbers that the index holds of a label."""
+        return self.model.dim if self.index.width is None else self.index.width
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -264,9 +280,9 @@ def read_manifest(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path} is not JSON ({in_a_line(error)}). Export the bundle again.") from error
     version = content.get("format_version") if isinstance(content, dict) else None
-    if isinstance(version, int) and version != FORMAT_VERSION:
+    if isinstance(version, int) and version not in READABLE:
         raise BundleError(
-            f"{path} has format version {version}; this release reads version {FORMAT_VERSION}. "
+            f"{path} has format version {version}; this release reads versions {READABLE[0]} to {READABLE[-1]}. "
             f"{'Install a newer release' if version > FORMAT_VERSION else 'Export the bundle again'}."
         )
     try:
@@ -315,7 +331,9 @@ def _seen(path: Path, manifest: Manifest) -> FileEntry:
     size, dim = manifest.labels.count, manifest.model.dim
     try:
         if path.name == INDEX:
-            return _describe(read_checked(path, dim, size))
+            return _describe(read_checked(path, manifest.index_dim, size))
+        if path.name == DIRECTIONS:
+            return _describe(read_finite(path, manifest.index_dim, dim))
         if path.name == VECTORS:
             return _describe(read_finite(path, dim, size))
     except BundleError:

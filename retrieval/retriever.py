@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
@@ -20,22 +20,30 @@ from retrieval.attributes import Allowed, Attributes
 from retrieval.cache import at_hand
 from retrieval.candidates import Candidates
 from retrieval.encoder import TextEncoder
-from retrieval.errors import BadInput, BundleError, in_a_line
+from retrieval.errors import BadInput, BundleError
 from retrieval.filters import Filter
 from retrieval.golden import GoldenReport, check_golden
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex
 from retrieval.labels import LabelTable
-from retrieval.manifest import INDEX, LABELS, MANIFEST, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest, verify_bundle
+from retrieval.manifest import (
+    DIRECTIONS,
+    INDEX,
+    LABELS,
+    MANIFEST,
+    QUERY_ENCODER,
+    TOKENIZER,
+    VECTORS,
+    Manifest,
+    verify_bundle,
+)
+from retrieval.narrow import NarrowIndex, Scored, rescore, to_rescore
 from retrieval.store import Store, lease
 from retrieval.urls import as_url
+from retrieval.vector_file import map_vectors
 
 QUERIES_A_PASS = 256
 NO_ROW = -1  # behind the last answer of a query that has fewer than K
 WEIGHTS_REMEMBERED = 64
-RESCORED_BEYOND_K = 16  # equal scores around place k must all be seen to be ordered by row
-
-# rows, scores, dual-encoder shares, classifier shares
-Scored = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,7 @@ class Retriever:
         self._question = lru_cache(WEIGHTS_REMEMBERED)(
             lambda weight: (manifest.model.query_scale(weight), manifest.index.effort(weight))
         )
+        self._rescored = partial(to_rescore, index=index)
         self._candidates: Candidates | None = Candidates(index, ExactIndex(vectors_LD, threads))
 
     @classmethod
@@ -136,10 +145,9 @@ class Retriever:
         labels = LabelTable.open(folder / LABELS)
         if len(labels) != size:
             raise BundleError(f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again.")
-        vectors_LD = _map_vectors(folder / VECTORS, (size, model.dim))
-        ef = min(effort.ef for effort in manifest.index.efforts)
+        vectors_LD = map_vectors(folder / VECTORS, (size, model.dim))
         search_threads = search_threads or threads
-        index = HnswIndex.load(folder / INDEX, model.dim, size, ef, search_threads, verified=True)
+        index = _open_index(folder, manifest, search_threads)
         encoder = TextEncoder.open(
             folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=threads, provider=provider
         )
@@ -263,22 +271,12 @@ class Retriever:
         parts = []
         for start in range(0, max(len(vectors_QD), 1), QUERIES_A_PASS):
             query_QD = vectors_QD[start : start + QUERIES_A_PASS] * scale_D
-            rows_QC = self._candidates.find(query_QD, k + RESCORED_BEYOND_K, None if exact else effort, allowed)
-            parts.append(self._rescore(query_QD, rows_QC, k))
+            rows_QC = self._candidates.find(query_QD, self._rescored(k), None if exact else effort, allowed)
+            parts.append(rescore(query_QD, rows_QC, self.vectors_LD, self.manifest.model.dual_dim, k))
         if len(parts) == 1:
             return parts[0]
         rows, scores, dual, classifier = zip(*parts, strict=True)
         return np.concatenate(rows), np.concatenate(scores), np.concatenate(dual), np.concatenate(classifier)
-
-    def _rescore(self, query_QD: NDArray[np.float32], rows_QC: NDArray[np.int64], k: int) -> Scored:
-        """The k best candidates by exact score, equal scores in the order of their rows; and the two shares of each."""
-        dual_dim = self.manifest.model.dual_dim
-        label_QCD, shares_2QC = self.vectors_LD[rows_QC], np.empty((2, *rows_QC.shape))
-        for share_QC, half in zip(shares_2QC, (slice(None, dual_dim), slice(dual_dim, None)), strict=True):
-            np.matmul(label_QCD[:, :, half], query_QD[:, half, None], out=share_QC[:, :, None])
-        scores_QC = shares_2QC[0] + shares_2QC[1]
-        best_QK = (np.arange(len(rows_QC))[:, None], np.lexsort((rows_QC, -scores_QC))[:, :k])
-        return rows_QC[best_QK], scores_QC[best_QK], *shares_2QC[:, *best_QK]
 
 
 def _bundle_folder(place: Path | str, cache: Path | str | None, trusted: Sequence[str]) -> Path:
@@ -297,16 +295,12 @@ def _bundle_folder(place: Path | str, cache: Path | str | None, trusted: Sequenc
     return store.bundle_path(name)
 
 
-def _map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
-    try:
-        vectors_LD: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, EOFError, OverflowError) as error:
-        raise BundleError(
-            f"{path} is not an array of numbers ({in_a_line(error)}). Export the bundle again."
-        ) from error
-    if vectors_LD.shape != shape or vectors_LD.dtype != np.float32 or not vectors_LD.flags.c_contiguous:
-        raise BundleError(f"{path} holds {vectors_LD.dtype} of shape {vectors_LD.shape}, not float32 of {shape}.")
-    return np.asarray(vectors_LD)  # still the mapped file; numpy's class for it makes every look-up dearer
+def _open_index(folder: Path, manifest: Manifest, threads: int | None) -> VectorIndex:
+    ef = min(effort.ef for effort in manifest.index.efforts)
+    index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.labels.count, ef, threads, verified=True)
+    if manifest.index.width is None:
+        return index
+    return NarrowIndex(index, map_vectors(folder / DIRECTIONS, (manifest.model.dim, manifest.index_dim)))
 
 
 def _check_search(k: int, weight: float, min_score: float | None) -> None:

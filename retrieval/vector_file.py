@@ -1,4 +1,4 @@
-"""The file of the label vectors, checked while it is read: what is no number in it would be a score in an answer.
+"""Files of vectors, checked while they are read: what is no number in one would be a score in an answer.
 
 Suffixes: L labels, B of a block, D vector width.
 """
@@ -7,8 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from retrieval.errors import BundleError
+from retrieval.errors import BundleError, in_a_line
 from retrieval.index_file import Buffer
 
 LARGEST = 1e6  # of a number in a vector of length one or less; scores of such are finite
@@ -33,3 +34,16 @@ def read_finite(path: Path, dim: int, size: int) -> Iterator[Buffer]:
             if not (vectors_BD.max() <= LARGEST and vectors_BD.min() >= -LARGEST):  # so written, NaN is caught as well
                 raise BundleError(f"{path} holds a vector that is not finite. Export the bundle again.")
             yield vectors_BD.data
+
+
+def map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """The array [L, D] of a verified bundle's file, memory-mapped. Raises BundleError when it is another."""
+    try:
+        vectors_LD: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, OSError, EOFError, OverflowError) as error:
+        raise BundleError(
+            f"{path} is not an array of numbers ({in_a_line(error)}). Export the bundle again."
+        ) from error
+    if vectors_LD.shape != shape or vectors_LD.dtype != np.float32 or not vectors_LD.flags.c_contiguous:
+        raise BundleError(f"{path} holds {vectors_LD.dtype} of shape {vectors_LD.shape}, not float32 of {shape}.")
+    return np.asarray(vectors_LD)  # still the mapped file; numpy's class for it makes every look-up dearer

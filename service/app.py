@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Any
@@ -14,6 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retrieval.errors import BundleError, DiptychError
 from service.errors import Refusal
@@ -21,6 +22,8 @@ from service.exchange import Exchanges, exchange_of
 from service.generation import Generation
 from service.generations import Generations
 from service.metrics import Metrics
+from service.predicting import PATH as PREDICT_PATH
+from service.predicting import Predict
 from service.routes import add_routes
 from service.security import PREDICT_HEADER, BodyGuard
 from service.settings import Settings
@@ -35,7 +38,19 @@ SENTENCES = {
 }
 
 
-def create_app(settings: Settings, opened: Callable[[Generation | DiptychError], None] | None = None) -> FastAPI:
+class Service(FastAPI):
+    """FastAPI, and the one `busy` route that is answered before FastAPI's own layers."""
+
+    busy: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == PREDICT_PATH and scope["method"] == "POST":
+            await self.busy(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
+
+
+def create_app(settings: Settings, opened: Callable[[Generation | DiptychError], None] | None = None) -> Service:
     """The service as an ASGI application. It answers at once and is ready when its bundle is; `opened` then hears of
     the first generation, or of the error why there is none. Raises BadInput when traces are asked for in vain."""
     metrics = Metrics(CollectorRegistry())
@@ -54,7 +69,7 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
         if tracing:
             await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(
+    app = Service(
         title="Diptych",
         version=version("diptych"),
         summary="Short queries to the few best of millions of short texts",
@@ -67,31 +82,34 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     )
     app.state.generations = generations
     app.state.metrics = metrics
-    add_routes(app.router, settings, generations, metrics)
-    _add_layers(app, settings, metrics, tracing)
+    app.add_exception_handler(Refusal, _refused)
+    app.add_exception_handler(HTTPException, _http_error)
+    predict = Predict(settings, generations)
+    add_routes(app.router, settings, generations, metrics, predict)
+    app.busy = predict
+    for layer, options in _layers(app, settings, metrics, tracing):
+        app.add_middleware(layer, **options)
+        app.busy = layer(app.busy, **options)
     return app
 
 
-def _add_layers(app: FastAPI, settings: Settings, metrics: Metrics, tracing: Tracing | None) -> None:
-    """What stands around the routes; the layer that is added last is the outermost."""
-    app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_middleware(BodyGuard, max_bytes=settings.max_body_bytes)
-    if settings.origins:
-        _open_to(app, settings.origins)
+def _layers(
+    app: FastAPI, settings: Settings, metrics: Metrics, tracing: Tracing | None
+) -> Iterator[tuple[Callable[..., ASGIApp], dict[str, Any]]]:
+    """What stands around every route, the outermost last."""
+    yield BodyGuard, {"max_bytes": settings.max_body_bytes}
+    if settings.origins:  # administration is not for pages of others, so its header is not allowed
+        yield (
+            CORSMiddleware,
+            {
+                "allow_origins": settings.origins,
+                "allow_methods": ["GET", "POST"],
+                "allow_headers": ["Content-Type", PREDICT_HEADER, "X-Request-ID"],
+                "expose_headers": ["X-Bundle", "X-Request-ID", "Server-Timing", "Retry-After"],
+            },
+        )
     routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
-    app.add_middleware(Exchanges, settings=settings, metrics=metrics, tracing=tracing, routes=routes)
-
-
-def _open_to(app: FastAPI, origins: list[str]) -> None:
-    """Let pages of these origins ask; administration is not for pages of others, so its header is not allowed."""
-    app.add_middleware(
-        CORSMiddleware,
-        allow_origins=origins,
-        allow_methods=["GET", "POST"],
-        allow_headers=["Content-Type", PREDICT_HEADER, "X-Request-ID"],
-        expose_headers=["X-Bundle", "X-Request-ID", "Server-Timing", "Retry-After"],
-    )
+    yield Exchanges, {"settings": settings, "metrics": metrics, "tracing": tracing, "routes": routes}
 
 
 async def _open(generations: Generations, opened: Callable[[Generation | DiptychError], None] | None) -> None:

@@ -68,11 +68,6 @@ class Ticket:
         """Nobody waits for this answer any more."""
         self.batcher.abandon(self)
 
-    @property
-    def waits(self) -> bool:
-        """Whether some of it has not reached an engine."""
-        return bool(self.todo)
-
     def cut(self, queries: int, tokens: int, length: int | None = None) -> tuple[int, int]:
         """Take the next span, of at most `queries` and `tokens`, all of one `length` class; empty when none fits."""
         start, stop = self.todo[0]

@@ -9,12 +9,12 @@ import http
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.errors import Refusal
-from service.exchange import new_id
+from service.exchange import Exchange, new_id
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -111,6 +111,8 @@ class Connection(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._house.closed(self)
+        if self.cycle is not None and (exchange := cast(Exchange | None, self.cycle.scope.get("exchange"))):
+            exchange.left()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
 from retrieval import Retriever
@@ -37,6 +38,7 @@ from service.frames import (
     read_frame,
     unpack_batch,
 )
+from service.pauses import settle
 
 LOG = logging.getLogger("diptych.engine")
 REMEMBERED_LABELS = 1 << 16
@@ -105,11 +107,11 @@ class Engine:
         rows_QK = [rows_K[rows_K != NO_ROW].tolist() for rows_K in ranking.rows_QK]
         self._remember({row for rows_K in rows_QK for row in rows_K})
         written = self._written
-        shares = (ranking.scores_QK.tolist(), ranking.dual_QK.tolist(), ranking.classifier_QK.tolist())
+        shares = zip(*map(_numbers, (ranking.scores_QK, ranking.dual_QK, ranking.classifier_QK)), strict=True)
         results = []
-        for query, rows_K, *shares_K in zip(queries, rows_QK, *shares, strict=True):
+        for query, rows_K, shares_K in zip(queries, rows_QK, shares, strict=True):
             hits = [
-                f'{{{written[row]},"score":{score!r},"dual_encoder":{dual!r},"classifier":{classifier!r}}}'
+                f'{{{written[row]},"score":{score},"dual_encoder":{dual},"classifier":{classifier}}}'
                 for row, score, dual, classifier in zip(rows_K, *shares_K)  # noqa: B905  # rows may be fewer
             ]
             results.append(f'{{"query":{to_json(query).decode()},"hits":[{",".join(hits)}]}}')
@@ -122,6 +124,11 @@ class Engine:
             for row, label in zip(missing, self._retriever.labels.take(np.array(missing)), strict=True):
                 core = {"id": label.pop("id"), "text": label.pop("text"), "attributes": label}
                 self._written[row] = to_json(core, inf_nan_mode="null").decode()[1:-1]
+
+
+def _numbers(values_QK: NDArray[np.float64]) -> list[list[str]]:
+    """Numbers as JSON has them; written all at once, which takes a sixth of the time of one by one."""
+    return [to_json(values_K).decode()[1:-1].split(",") for values_K in values_QK.tolist()]
 
 
 def open_engine(
@@ -180,6 +187,7 @@ def main(arguments: Sequence[str]) -> int:
         LOG.exception("%s could not be opened", folder)
         pipe.sendall(frame(Kind.FAILED, f"{Path(folder).name} cannot be opened ({type(error).__name__}).".encode()))
         return 1
+    settle()
     try:
         pipe.sendall(ready)
         with pipe.makefile("rb") as stream:

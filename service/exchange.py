@@ -75,6 +75,11 @@ class Exchange:
         self.refusal = refusal.code
         return refusal.response()
 
+    def left(self) -> None:
+        """The client has closed the connection: nobody waits for the answer."""
+        if self.ticket and not self.ticket.answer.done():
+            self.ticket.abandon()
+
     def begin(self, status: int, metrics: Metrics) -> list[tuple[bytes, bytes]]:
         """The answer starts: count it, and give the headers that every answer has."""
         self.status = status

@@ -17,6 +17,8 @@ from service.batching import Lengths
 from service.frames import Answers, Kind, Splitter, unpack_answers
 from service.settings import PREFIX, Settings
 
+# Batches are small: a second core for their tokens, or for a product of thin matrices, costs more than it gives.
+SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
 END_SECONDS = 5.0  # an engine that has been told to end and has not by then is killed
 
 
@@ -160,6 +162,7 @@ def _spawn(folder: Path, settings: Settings, theirs: socket.socket) -> subproces
     command += [*map(str, numbers), settings.trusted_keys]
     # The engine imports from where the front does, and gets no secret it has no use for.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
+    environment |= SINGLE_THREADED
     environment[logs.FORMAT] = settings.log_format
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     # A group of its own: Ctrl-C in a terminal is for the front, which then lets the engine finish.

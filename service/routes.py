@@ -1,6 +1,5 @@
-"""Thin handlers: parse, ask the generation of this moment, pass its bytes on."""
+"""Thin handlers: check, parse, ask the part whose work it is, and what OpenAPI says of each."""
 
-import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -12,12 +11,12 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from service import deadlines
-from service.deadlines import deadline_seconds
 from service.exchange import exchange_of
-from service.frames import Asked
 from service.generations import Generations
 from service.listing import list_bundles
 from service.metrics import Metrics
+from service.predicting import PATH as PREDICT_PATH
+from service.predicting import Predict
 from service.schemas import (
     ActivateRequest,
     ActivateResponse,
@@ -28,9 +27,8 @@ from service.schemas import (
     Readiness,
     parse,
     paused_request,
-    predict_request,
 )
-from service.security import ADMIN_HEADER, PREDICT_HEADER, PredictKeys, RateLimit, check_admin
+from service.security import ADMIN_HEADER, PREDICT_HEADER, check_admin
 from service.settings import Settings
 
 REFUSALS = {
@@ -74,50 +72,32 @@ class Direct(APIRoute):
         return self.endpoint
 
 
-def add_routes(router: APIRouter, settings: Settings, generations: Generations, metrics: Metrics) -> None:
-    """All routes, wired to their parts; the busiest first, since they are tried in order."""
-    _add_predict(router, settings, generations)
+def add_routes(
+    router: APIRouter, settings: Settings, generations: Generations, metrics: Metrics, predict: Predict
+) -> None:
+    """All routes, wired to their parts."""
+    _add_predict(router, predict)
     _add_probes(router, generations, metrics)
     _add_admin(router, settings, generations)
     _add_pausing(router, settings, generations)
 
 
-def _add_predict(router: APIRouter, settings: Settings, generations: Generations) -> None:
-    model = predict_request(settings)
-    keys = PredictKeys(settings.predict_key)
-    limit = RateLimit(settings.rate_limit, settings.burst) if settings.rate_limit else None
-
-    async def predict(request: Request) -> Response:
-        exchange = exchange_of(request.scope)
-        caller = keys.check(exchange.headers)
-        asked = parse(model, await request.body())
-        if limit:
-            limit.take(caller or exchange.address.encode(), len(asked.queries))
-        ticket = generations.admit(
-            Asked(asked.queries, asked.k, asked.weight, asked.filter, asked.min_score),
-            deadline_seconds(exchange.header(deadlines.HEADER)),
-        )
-        exchange.ticket = ticket
-        leaving = asyncio.ensure_future(_client_gone(request)) if ticket.waits else None
-        if leaving:
-            leaving.add_done_callback(lambda gone: None if gone.cancelled() else ticket.abandon())
-        try:
-            results = await ticket.answer
-        finally:
-            if leaving:
-                leaving.cancel()
-        body = b'{"bundle":"%b","results":[%b]}' % (ticket.bundle.encode(), results)
+def _add_predict(router: APIRouter, predict: Predict) -> None:
+    async def answered_by_itself(request: Request) -> Response:
+        body = await predict.answer(exchange_of(request.scope), request.receive)
         return Response(body, media_type="application/json")
 
     router.add_api_route(
-        "/predict",
-        predict,
+        PREDICT_PATH,
+        answered_by_itself,
+        name="predict",
         methods=["POST"],
         summary="The best labels for each text",
         response_model=PredictResponse,
-        responses=_refusals(400, *([401] if keys else []), 408, 413, 415, 422, 429, 431, 500, 503, 504),
-        openapi_extra={**_body(model), "parameters": [deadlines.PARAMETER]},
-        dependencies=[Depends(_key_in(PREDICT_HEADER, "predicting"))] if keys else None,  # OpenAPI alone reads it
+        responses=_refusals(400, *([401] if predict.keys else []), 408, 413, 415, 422, 429, 431, 500, 503, 504),
+        openapi_extra={**_body(predict.model), "parameters": [deadlines.PARAMETER]},
+        # OpenAPI alone reads it
+        dependencies=[Depends(_key_in(PREDICT_HEADER, "predicting"))] if predict.keys else None,
         route_class_override=Direct,
     )
 
@@ -209,8 +189,3 @@ def _add_pausing(router: APIRouter, settings: Settings, generations: Generations
         asked = parse(model, await request.body())
         unknown = await generations.pause(asked.add, asked.remove)
         return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())
-
-
-async def _client_gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

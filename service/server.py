@@ -19,6 +19,7 @@ from service.app import create_app
 from service.connections import Connections
 from service.generation import Generation
 from service.generations import Generations
+from service.pauses import settle
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
@@ -75,6 +76,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
     def opened(outcome: Generation | DiptychError) -> None:
         if isinstance(outcome, Generation):
+            settle()
             _announce(outcome, listener)
         else:
             failures.append(outcome)

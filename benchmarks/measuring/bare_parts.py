@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from retrieval import Retriever
-from retrieval.index import HnswIndex
+from retrieval.index import HnswIndex, VectorIndex, Vectors
+from retrieval.narrow import NarrowIndex
 
 K = 10
 PARTS = ("encode_batch", "ONNX Runtime", "hnswlib")
@@ -68,8 +69,12 @@ class Bare:
     def __init__(self, retriever: Retriever) -> None:
         self._encoder, candidates = retriever._open_encoder(), retriever._candidates
         assert candidates is not None
-        assert isinstance(candidates._index, HnswIndex)
-        self._index = candidates._index
+        index: VectorIndex = candidates._index
+        self._directions_DW: Vectors | None = None
+        if isinstance(index, NarrowIndex):
+            self._directions_DW, index = index.directions_DW, index.index
+        assert isinstance(index, HnswIndex)
+        self._index = index
         weight = retriever.manifest.classifier_weight
         self._scale_D, self._model = retriever.manifest.model.query_scale(weight), retriever.manifest.model
         effort = retriever.manifest.index.effort(weight)
@@ -83,6 +88,8 @@ class Bare:
         encodings = self._timed(PARTS[0], lambda: tokenizer.encode_batch_fast(list(batch)))
         inputs = self._padded([encoding.ids for encoding in encodings])
         vectors_QD = self._timed(PARTS[1], lambda: session.run(None, inputs)[0]) * self._scale_D
+        if self._directions_DW is not None:
+            vectors_QD = vectors_QD @ self._directions_DW
         index.set_ef(self.effort)
         self._timed(PARTS[2], lambda: index.knn_query(vectors_QD, k=K, num_threads=self._index._threads))
         index.set_ef(self._index.ef)

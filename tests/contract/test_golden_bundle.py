@@ -53,6 +53,6 @@ def test_a_newer_version_is_refused_with_both_numbers(tmp_path: Path) -> None:
     folder = shutil.copytree(KEPT / VERSIONS[-1], tmp_path / "newer")
     content = json.loads((folder / "manifest.json").read_text())
     (folder / "manifest.json").write_text(json.dumps(content | {"format_version": FORMAT_VERSION + 1}))
-    said = f"format version {FORMAT_VERSION + 1}; this release reads version {FORMAT_VERSION}. Install a newer release"
+    said = f"version {FORMAT_VERSION + 1}; this release reads versions 1 to {FORMAT_VERSION}. Install a newer release"
     with pytest.raises(BundleError, match=said):
         Retriever.open(folder)

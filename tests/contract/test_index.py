@@ -7,11 +7,22 @@ import pytest
 
 from retrieval.errors import BadInput
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex, Vectors
+from retrieval.narrow import NarrowIndex
 
 INDEXES: dict[str, Callable[[Vectors], VectorIndex]] = {
     "exact": lambda vectors_LD: ExactIndex(vectors_LD, threads=1),
     "hnsw": lambda vectors_LD: HnswIndex.build(vectors_LD, ef=200, threads=2),
 }
+
+
+def turned(vectors_LD: Vectors) -> VectorIndex:
+    """As many directions as numbers: another point of view, and the same inner products."""
+    directions_DD = np.linalg.qr(np.random.default_rng(3).standard_normal((vectors_LD.shape[1],) * 2))[0]
+    directions_DD = directions_DD.astype(np.float32)
+    return NarrowIndex(HnswIndex.build(vectors_LD @ directions_DD, ef=200, threads=2), directions_DD)
+
+
+INDEXES["narrow"] = turned
 
 
 @pytest.fixture(params=sorted(INDEXES))

@@ -19,6 +19,7 @@ from retrieval.golden import Golden, record_golden, write_golden
 from retrieval.index import HnswIndex
 from retrieval.labels import write_labels
 from retrieval.manifest import (
+    DIRECTIONS,
     INDEX,
     LABEL_ENCODER,
     LABELS,
@@ -39,6 +40,7 @@ from retrieval.retriever import Retriever
 from retrieval.store import Store
 
 WORDS = ["cheap", "running", "shoes", "red", "blue", "trail", "city", "rain", "winter", "summer", "kids", "light"]
+WIDTH = 20  # directions that the index is about
 GOLDEN_QUERIES = ("cheap running shoes", "red winter city", "light rain")
 
 
@@ -78,7 +80,9 @@ def make_bundle(
     encoder = TextEncoder.open(folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=1)
     vectors_LD = encoder.encode(texts).vectors_BD * model.label_scale()
     np.save(folder / VECTORS, vectors_LD)
-    HnswIndex.build(vectors_LD, threads=1).save(folder / INDEX)
+    directions_DW = np.ascontiguousarray(np.linalg.eigh(vectors_LD.T @ vectors_LD)[1][:, -WIDTH:])
+    np.save(folder / DIRECTIONS, directions_DW)
+    HnswIndex.build(vectors_LD @ directions_DW, threads=1).save(folder / INDEX)
     rows = range(len(texts))
     attributes = {"market": [("US", "CA")[row % 2] for row in rows], "year": [2020 + row % 3 for row in rows]}
     write_labels(
@@ -87,7 +91,9 @@ def make_bundle(
     measured = tuple(
         Effort(weight=at, ef=ef, recall_at_10=1.0, recall_at_1=1.0) for at, ef in zip((0, 0.5, 1), efforts, strict=True)
     )
-    index = IndexFacts(m=16, ef_construction=200, recall_target=0.995, recall_queries=0, efforts=measured)
+    index = IndexFacts(
+        width=WIDTH, energy=0.9, m=16, ef_construction=200, recall_target=0.995, recall_queries=0, efforts=measured
+    )
     write_golden(folder, Golden(weight=weight, answers=()))
     for queries in ((), GOLDEN_QUERIES):
         if queries:

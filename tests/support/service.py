@@ -89,7 +89,8 @@ class Service:
 
     @property
     def log(self) -> str:
-        return self._log.read_text()
+        """What it has logged so far, in whole lines: the last one may still be on its way into the file."""
+        return "".join(line for line in self._log.read_text().splitlines(True) if line.endswith("\n"))
 
     def client(self) -> Client:
         return Client(self.port)

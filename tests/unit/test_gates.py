@@ -5,7 +5,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 
-from export.gates import EF_LADDER, _effort, recall_at, sample
+from export.gates import EF_LADDER, Ranked, _effort, recall_at, sample
 from export.quality import prove_quality, without_excluded
 from retrieval.errors import GateError
 from retrieval.index import HnswIndex
@@ -49,12 +49,19 @@ def test_a_bundle_may_lose_a_fifth_of_a_point_or_one_hit(queries: int, own: floa
 def test_effort_grows_until_quality_is_kept_too() -> None:
     """If it fails, an index whose recall is good enough loses the very answers that were right, and export refuses."""
     vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((2000, 8)), np.float32)
-    index = HnswIndex.build(vectors_LD, threads=1)
-    least = _effort(vectors_LD[:50], 0.5, index, vectors_LD, lambda ef: True)
+    index = Ranked(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
+    least = _effort(vectors_LD[:50], 0.5, index, lambda ef: True)
     assert least.ef < 64
-    harder = _effort(vectors_LD[:50], 0.5, index, vectors_LD, lambda ef: ef >= 64)
+    harder = _effort(vectors_LD[:50], 0.5, index, lambda ef: ef >= 64)
     assert (harder.ef, harder.recall_at_10 >= least.recall_at_10) == (64, True)
-    assert _effort(vectors_LD[:50], 0.5, index, vectors_LD, lambda ef: False).ef == EF_LADDER[-1]
+    assert _effort(vectors_LD[:50], 0.5, index, lambda ef: False).ef == EF_LADDER[-1]
+
+
+def test_effort_is_looked_for_between_the_rungs() -> None:
+    """If it fails, every search costs up to a half more than its recall needs."""
+    vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((500, 8)), np.float32)
+    index = Ranked(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
+    assert _effort(vectors_LD[:50], 0.5, index, lambda ef: ef >= 70).ef == 72
 
 
 @pytest.mark.parametrize(("length", "asked", "given"), [(10, 3, 3), (3, 10, 3), (1, 1, 1), (100, 100, 100)])

@@ -56,9 +56,9 @@ def test_a_real_manifest_is_read_as_it_was_written(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format_version": 2}, r"version 2; this release reads version 1. Install a newer"),
-        ({"format_version": 0}, r"version 0; this release reads version 1. Export"),
-        ({"format_version": "1"}, "format_version"),
+        ({"format_version": 3}, r"version 3; this release reads versions 1 to 2. Install a newer"),
+        ({"format_version": 0}, r"version 0; this release reads versions 1 to 2. Export"),
+        ({"format_version": "2"}, "format_version"),
         ({"format_version": ...}, "format_version: Field required"),
         ({"surprise": 1}, "surprise: Extra inputs"),
         ({"labels": 0}, "labels"),
@@ -129,3 +129,21 @@ def test_the_manifest_is_frozen(bundle: Path) -> None:
     manifest: Manifest = read_manifest(bundle)
     with pytest.raises(ValueError, match="frozen"):
         manifest.labels = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("width", "dropped", "said"),
+    [
+        (None, False, "index.width and directions.npy go together"),
+        (20, True, "index.width and directions.npy go together"),
+        (41, False, "the index has 41 numbers a label, more than a whole vector"),
+    ],
+)
+def test_the_index_and_its_directions_go_together(
+    bundle: Path, tmp_path: Path, width: int | None, dropped: bool, said: str
+) -> None:
+    """If it fails, hnswlib is given queries of another width than its vectors', and reads beyond them."""
+    content = json.loads((bundle / "manifest.json").read_text())
+    files = {name: entry for name, entry in content["files"].items() if not (dropped and name == "directions.npy")}
+    with pytest.raises(BundleError, match=said):
+        read_manifest(rewritten(bundle, tmp_path, index=content["index"] | {"width": width}, files=files))

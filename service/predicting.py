@@ -1,0 +1,65 @@
+"""`POST /predict`, from a body's bytes to the answer's: parse, ask the generation of this moment, pass its bytes on.
+
+FastAPI documents it and does not answer it: it stands before FastAPI's layers, which cost more than all the rest of the
+front (docs/decisions/0042).
+"""
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive, Scope, Send
+
+from service import deadlines
+from service.deadlines import deadline_seconds
+from service.errors import Refusal
+from service.exchange import Exchange, exchange_of
+from service.frames import Asked
+from service.generations import Generations
+from service.schemas import parse, predict_request
+from service.security import PredictKeys, RateLimit
+from service.settings import Settings
+
+PATH = "/predict"
+
+
+class Predict:
+    """The one busy route, as an ASGI application."""
+
+    def __init__(self, settings: Settings, generations: Generations) -> None:
+        self.model = predict_request(settings)
+        self.keys = PredictKeys(settings.predict_key)
+        self._limit = RateLimit(settings.rate_limit, settings.burst) if settings.rate_limit else None
+        self._generations = generations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchange_of(scope)
+        try:
+            body = await self.answer(exchange, receive)
+        except Refusal as refusal:
+            await exchange.refused(refusal)(scope, receive, send)
+            return
+        headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    async def answer(self, exchange: Exchange, receive: Receive) -> bytes:
+        """The JSON that answers one request. Raises Refusal, and ClientDisconnect when nobody wants it any more."""
+        caller = self.keys.check(exchange.headers)
+        asked = parse(self.model, await _body(receive))
+        if self._limit:
+            self._limit.take(caller or exchange.address.encode(), len(asked.queries))
+        exchange.ticket = ticket = self._generations.admit(
+            Asked(asked.queries, asked.k, asked.weight, asked.filter, asked.min_score),
+            deadline_seconds(exchange.header(deadlines.HEADER)),
+        )
+        results = await ticket.answer
+        return b'{"bundle":"%b","results":[%b]}' % (ticket.bundle.encode(), results)
+
+
+async def _body(receive: Receive) -> bytes:
+    parts = []
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body", False):
+            return b"".join(parts)
