@@ -84,7 +84,7 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     app.state.metrics = metrics
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
-    predict = Predict(settings, generations)
+    predict = Predict(settings, generations, metrics)
     add_routes(app.router, settings, generations, metrics, predict)
     app.busy = predict
     for layer, options in _layers(app, settings, metrics, tracing):

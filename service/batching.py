@@ -309,6 +309,11 @@ class Batcher:
         self.waiting_tokens += sign * tokens
         return tokens
 
+    @property
+    def full(self) -> bool:
+        """Whether no text at all can be admitted."""
+        return self.waiting_queries >= self._settings.max_waiting_queries
+
     def _refuse_overload(self, texts: Sequence[str]) -> None:
         settings = self._settings
         if self.waiting_queries + len(texts) > settings.max_waiting_queries:

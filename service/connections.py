@@ -1,7 +1,9 @@
 """Connections that cost something and bring nothing: bounded in number, in patience and in the size of a head.
 
 uvicorn bounds how long an answered connection may idle, and nothing else. Here every connection is looked at once a
-second, so that a request in time pays three assignments and no timer.
+second, so that a request in time pays three assignments and no timer. What comes while the queue is full is answered
+here as well, before anything is made of it: under three times the load that can be answered, refusing must cost a
+fraction of answering, or there is no time left for either.
 """
 
 import asyncio
@@ -13,12 +15,16 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from service import errors
 from service.errors import Refusal
-from service.exchange import Exchange, new_id
+from service.exchange import Exchange, given_or_new_id, new_id
 from service.metrics import Metrics
+from service.predicting import PATH
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
+PATH_BYTES = PATH.encode()
+CLOSE = b"connection: close\r\n\r\n"
 LONGEST_PAUSE = 1.0  # seconds between two looks
 LOOKS = 4  # in the shortest patience
 
@@ -26,9 +32,15 @@ LOOKS = 4  # in the shortest patience
 class Connections:
     """Every open connection of one service."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, full: Callable[[], bool]) -> None:
+        """`full` says at any moment whether no request at all can be admitted, for want of room in the queue."""
         self.settings = settings
         self.metrics = metrics
+        # a line in the log is made of a request that was heard
+        self.full = full if settings.log_requests != "all" else _never
+        refusal = errors.overloaded(f"{settings.max_waiting_queries} texts")
+        self.full_head, self.full_body = _head(refusal), bytes(refusal.response().body)
+        self.full_count = metrics.rejections.labels("queue_full")
         self._open: dict[Connection, None] = {}  # in the order of their opening
         self._unasked: dict[Connection, None] = {}  # those of them that have not sent a whole request yet
         metrics.connections.set_function(lambda: len(self._open))
@@ -87,11 +99,17 @@ class Connection(HttpToolsProtocol):
         self._stuck = 0.0  # since when the client has not been reading its answer; 0: it is
         self._in_head = False
         self._asked = False
+        self._turned_away = False  # what is coming in will be answered without being heard
         self._head_bytes = 0
 
     @property
     def idle(self) -> bool:
-        return not self._asking and not self.pipeline and (self.cycle is None or self.cycle.response_complete)
+        return not self._asking and self._free
+
+    @property
+    def _free(self) -> bool:
+        """Whether no earlier request of it is unanswered."""
+        return not self.pipeline and (self.cycle is None or self.cycle.response_complete)
 
     def look(self, now: float) -> None:
         """Close the connection when what it waits for is overdue."""
@@ -133,11 +151,21 @@ class Connection(HttpToolsProtocol):
         self._head_bytes = 0
 
     def on_headers_complete(self) -> None:
-        super().on_headers_complete()
         self._in_head = False
+        if self.url == PATH_BYTES and self._free and self.parser.get_method() == b"POST":
+            self._turned_away = self._house.full()
+        if not self._turned_away:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if not self._turned_away:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        super().on_message_complete()
+        if self._turned_away:
+            self._turn_away()
+        else:
+            super().on_message_complete()
         self._asking = 0.0
         if not self._asked:
             self._asked = True
@@ -155,6 +183,19 @@ class Connection(HttpToolsProtocol):
         """uvicorn's own answer to what is not HTTP, in the shape of all the others."""
         self._house.metrics.rejections.labels("not_http").inc()
         self._end_with(Refusal(400, "not_http", "This is not a request in HTTP/1.1."))
+
+    def _turn_away(self) -> None:
+        """Answer 429 to what was never heard; all that is kept of it is a count."""
+        self._turned_away = False
+        house, keep = self._house, self.parser.should_keep_alive()
+        house.full_count.inc()
+        house.metrics.answered(PATH, 429)
+        about = _about(given_or_new_id(dict(self.headers)), self.loop.time() - self._asking)
+        self.transport.write(house.full_head + about + (b"\r\n" if keep else CLOSE) + house.full_body)
+        if keep:
+            self.on_response_complete()  # uvicorn's: from now on it idles
+        else:
+            self.transport.close()
 
     def _overdue(self, now: float) -> None:
         if self.pipeline:  # it was we who stopped reading
@@ -176,11 +217,20 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
+def _never() -> bool:
+    return False
+
+
 def _plain(refusal: Refusal, seconds: float) -> bytes:
-    response = refusal.response()
+    return _head(refusal) + _about(new_id(), seconds) + CLOSE + bytes(refusal.response().body)
+
+
+def _head(refusal: Refusal) -> bytes:
     phrase = http.HTTPStatus(refusal.status).phrase
-    response.headers["X-Request-ID"] = new_id().decode()
-    response.headers["Server-Timing"] = f"total;dur={seconds * 1e3:.3f}"
-    headers = [*response.raw_headers, (b"connection", b"close")]
-    lines = [f"HTTP/1.1 {refusal.status} {phrase}".encode(), *(b"%b: %b" % header for header in headers)]
-    return b"\r\n".join([*lines, b"", bytes(response.body)])
+    lines = [f"HTTP/1.1 {refusal.status} {phrase}".encode()]
+    lines += [b"%b: %b" % header for header in refusal.response().raw_headers]
+    return b"".join(line + b"\r\n" for line in lines)
+
+
+def _about(request_id: bytes, seconds: float) -> bytes:
+    return b"x-request-id: %b\r\nserver-timing: total;dur=%.3f\r\n" % (request_id, seconds * 1e3)

@@ -42,6 +42,7 @@ from service.pauses import settle
 
 LOG = logging.getLogger("diptych.engine")
 REMEMBERED_LABELS = 1 << 16
+BEHIND_THE_FRONT = 5  # where cores are short the front goes first: it must still refuse what an engine cannot do
 
 
 class Engine:
@@ -170,6 +171,7 @@ def serve(engine: Engine, stream: BinaryIO, pipe: socket.socket) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Open the bundle, say so or say why not, and answer until the front has gone."""
     faulthandler.enable()
+    os.nice(BEHIND_THE_FRONT)
     # A stop is sent to the whole group, but the front needs answers while it drains.
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)

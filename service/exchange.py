@@ -7,6 +7,7 @@ import hashlib
 import logging
 import re
 import secrets
+from collections.abc import Mapping
 from itertools import count
 from time import perf_counter
 from typing import Any, cast
@@ -40,19 +41,25 @@ def new_id() -> bytes:
     return b"%b-%x" % (PROCESS, next(NUMBERS))
 
 
+def given_or_new_id(headers: Mapping[bytes, bytes]) -> bytes:
+    """The client's own, if it gives a valid one."""
+    given = headers.get(b"x-request-id", b"")
+    return given if VALID_ID.fullmatch(given) else new_id()
+
+
 class Exchange:
     """One request, and what becomes known of it on its way."""
 
-    __slots__ = ("headers", "id", "refusal", "route", "scope", "started", "status", "ticket")
+    __slots__ = ("bundle", "headers", "id", "refusal", "route", "scope", "started", "status", "ticket")
 
     def __init__(self, scope: Scope, routes: frozenset[str]) -> None:
         self.started = perf_counter()
         self.scope = scope
         self.route = scope["path"] if scope["path"] in routes else "other"  # the unknown paths share a name
         self.headers: dict[bytes, bytes] = dict(scope["headers"])
-        given = self.headers.get(b"x-request-id", b"")
-        self.id = given if VALID_ID.fullmatch(given) else new_id()
+        self.id = given_or_new_id(self.headers)
         self.ticket: Ticket | None = None
+        self.bundle: str | None = None  # that answered it
         self.refusal: str | None = None
         self.status = 0  # none yet
 
@@ -87,7 +94,8 @@ class Exchange:
         total = perf_counter() - self.started
         ticket = self.ticket
         if ticket is None:
-            return [(b"x-request-id", self.id), (b"server-timing", b"total;dur=%.3f" % (total * 1e3))]
+            headers = [(b"x-request-id", self.id), (b"server-timing", b"total;dur=%.3f" % (total * 1e3))]
+            return [*headers, (b"x-bundle", self.bundle.encode())] if self.bundle else headers
         if status == 200:
             metrics.queue_seconds.observe(ticket.sent - ticket.arrived)
             metrics.total_seconds.observe(total)

@@ -51,6 +51,7 @@ class Generation:
         self._replacing: asyncio.Task[None] | None = None
         self._opened_at = 0.0  # when the last engine did, by the loop's clock
         self._ends: deque[float] = deque()  # when engines ended, or could not be started
+        self.told = 0  # lists of paused labels that were sent; what is sent after one is answered by it
         self._untold = 0  # lists of paused labels that the engine has not answered
         self._told = asyncio.Event()
         self._closed = False
@@ -96,6 +97,7 @@ class Generation:
 
     def tell_paused(self) -> None:
         """Send the paused labels; whatever is sent after it is answered without them."""
+        self.told += 1
         if self._engine:
             self._untold += 1
             self._told.clear()

@@ -90,6 +90,20 @@ class Generations:
             raise errors.unavailable(f"The service is not ready: {self.readiness().detail}.")
         return self.current.admit(asked, seconds)
 
+    @property
+    def serving(self) -> str | None:
+        """The bundle that takes the requests."""
+        return self.current.name if self.current else None
+
+    @property
+    def state(self) -> tuple[int, int] | None:
+        """What an answer depends on beside its request: the generation, and how often it was told what is paused."""
+        return (self.current.number, self.current.told) if self.current else None
+
+    def full(self) -> bool:
+        """Whether no request can be admitted at this moment for want of room in the queue."""
+        return self.current is not None and self.current.batcher.full
+
     async def activate(self, name: str) -> ActivateResponse:
         """Serve another bundle, without a gap. On any failure the old one stays; raises Refusal saying why."""
         try:

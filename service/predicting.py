@@ -8,11 +8,13 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from service import deadlines
+from service.answers import Answers, key_of
 from service.deadlines import deadline_seconds
 from service.errors import Refusal
 from service.exchange import Exchange, exchange_of
 from service.frames import Asked
 from service.generations import Generations
+from service.metrics import Metrics
 from service.schemas import parse, predict_request
 from service.security import PredictKeys, RateLimit
 from service.settings import Settings
@@ -23,11 +25,12 @@ PATH = "/predict"
 class Predict:
     """The one busy route, as an ASGI application."""
 
-    def __init__(self, settings: Settings, generations: Generations) -> None:
+    def __init__(self, settings: Settings, generations: Generations, metrics: Metrics) -> None:
         self.model = predict_request(settings)
         self.keys = PredictKeys(settings.predict_key)
         self._limit = RateLimit(settings.rate_limit, settings.burst) if settings.rate_limit else None
         self._generations = generations
+        self._answers = Answers(settings.cache_bytes, metrics) if settings.cache_bytes else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = exchange_of(scope)
@@ -46,11 +49,24 @@ class Predict:
         asked = parse(self.model, await _body(receive))
         if self._limit:
             self._limit.take(caller or exchange.address.encode(), len(asked.queries))
-        exchange.ticket = ticket = self._generations.admit(
-            Asked(asked.queries, asked.k, asked.weight, asked.filter, asked.min_score),
-            deadline_seconds(exchange.header(deadlines.HEADER)),
-        )
+        wanted = Asked(asked.queries, asked.k, asked.weight, asked.filter, asked.min_score)
+        seconds = deadline_seconds(exchange.header(deadlines.HEADER))
+        state = self._generations.state if self._answers else None
+        if not self._answers or not state:
+            return await self._asked(exchange, wanted, seconds)
+        key = key_of(state, wanted)
+        if found := self._answers.get(key):
+            exchange.bundle = self._generations.serving
+            return found
+        body = await self._asked(exchange, wanted, seconds)
+        if exchange.bundle == self._generations.serving and state == self._generations.state:
+            self._answers.keep(key, body)
+        return body
+
+    async def _asked(self, exchange: Exchange, asked: Asked, seconds: float | None) -> bytes:
+        exchange.ticket = ticket = self._generations.admit(asked, seconds)
         results = await ticket.answer
+        exchange.bundle = ticket.bundle  # another than at admission, if that one was given up
         return b'{"bundle":"%b","results":[%b]}' % (ticket.bundle.encode(), results)
 
 

@@ -12,6 +12,7 @@ from typing import NamedTuple, Self, cast
 from pydantic_core import from_json
 
 from retrieval.errors import BundleError
+from retrieval.limits import available_cores
 from service import logs
 from service.batching import Lengths
 from service.frames import Answers, Kind, Splitter, unpack_answers
@@ -158,7 +159,9 @@ class EngineProcess(asyncio.Protocol):
 
 def _spawn(folder: Path, settings: Settings, theirs: socket.socket) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "service.engine", str(theirs.fileno()), str(folder)]
-    numbers = (settings.threads or 0, settings.search_threads or 0, settings.max_batch_queries)
+    # The front wants a core for itself, and a search is over before a second thread has begun.
+    search_threads = settings.search_threads or max(available_cores() - 1, 1)
+    numbers = (settings.threads or 0, search_threads, settings.max_batch_queries)
     command += [*map(str, numbers), settings.trusted_keys]
     # The engine imports from where the front does, and gets no secret it has no use for.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}

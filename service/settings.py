@@ -46,6 +46,8 @@ class Settings(BaseSettings):
     max_k: int = Field(100, ge=1, description="hits for one text")
     max_body_bytes: int = Field(1 << 20, ge=1024)
 
+    cache_bytes: int = Field(0, ge=0, description="memory for answers given before; 0 keeps none")
+
     max_waiting_queries: int = Field(4096, ge=1, description="texts that wait for the engine before 429")
     max_waiting_tokens: int = Field(131_072, ge=1, description="estimated tokens that wait for the engine before 429")
     max_batch_queries: int = Field(32, ge=1, description="texts the engine takes at once")
@@ -82,7 +84,9 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, description="threads of an engine's encoder; by default the cores that the container may use"
     )
-    search_threads: int | None = Field(None, ge=1, description="threads of its index; by default as many")
+    search_threads: int | None = Field(
+        None, ge=1, description="threads of its index; by default the cores but one, which the front needs"
+    )
 
     @field_validator("trusted_keys")
     @classmethod

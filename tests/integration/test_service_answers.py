@@ -10,7 +10,7 @@ import pytest
 
 from retrieval import Retriever
 from tests.support.bundles import WORDS, make_store
-from tests.support.service import ADMIN_KEY, Client, Service, serving
+from tests.support.service import ADMIN_KEY, Client, Reply, Service, figures, serving
 
 QUERIES = ["cheap running shoes", "red winter city", "light rain", 'unknown "words" \\ 北京 🛒', *WORDS]
 
@@ -270,3 +270,45 @@ def test_openapi_examples_work_and_every_answer_is_documented(client: Client) ->
     assert models["PredictResponse"]["examples"][0]["results"][0]["hits"]
     assert models["ErrorResponse"]["examples"]
     assert {"/livez", "/readyz", "/metrics", "/admin/activate"} <= document["paths"].keys()
+
+
+def test_an_answer_is_given_again_only_while_it_is_true(tmp_path: Path) -> None:
+    """A cache that outlives a switch or a pause would show another bundle's answers, or a campaign that has stopped."""
+    store = make_store(tmp_path / "store", "one", "two")
+    asked = {"queries": ["red winter city", "light rain"], "k": 7}
+    with serving(store.path, cache_bytes=1_000_000) as service:
+
+        def ask(**more: Any) -> Reply:
+            reply = service.ask("POST", "/predict", asked | more)
+            assert reply.status == 200
+            return reply
+
+        def hits() -> float:
+            return figures(service).get('diptych_cache_requests_total{result="hit"}', 0.0)
+
+        first, again = ask(), ask()
+        assert (first.body, hits()) == (again.body, 1)
+        assert (again.headers["x-bundle"], again.headers["server-timing"][:5]) == ("one", "total")
+        others = ({"k": 6}, {"weight": 0.25}, {"min_score": 0.1}, {"filter": {"market": ["US"]}}, {"queries": ["red"]})
+        for other in others:
+            ask(**other)
+        assert hits() == 1
+        shown = first.json()["results"][0]["hits"][0]["id"]
+        service.ask("POST", "/admin/paused", {"add": [shown]}, X_Admin_Key=ADMIN_KEY)
+        assert shown.encode() not in ask().body
+        service.ask("POST", "/admin/paused", {"remove": [shown]}, X_Admin_Key=ADMIN_KEY)
+        assert ask().body == first.body
+        service.activate("two")
+        switched = ask()
+        assert (switched.json()["bundle"], switched.headers["x-bundle"], hits()) == ("two", "two", 1)
+        assert (ask().body, hits()) == (switched.body, 2)
+
+
+def test_the_cache_is_bounded_in_bytes(words_store: Path) -> None:
+    """Distinct queries are without end: the service would grow until the container is killed."""
+    with serving(words_store, cache_bytes=100_000) as service:
+        for number in range(400):
+            service.ask("POST", "/predict", {"queries": [f"red shoes {number}"], "k": 3})
+        found = figures(service)
+        assert 50_000 < found["diptych_cache_bytes"] <= 100_000
+        assert found['diptych_cache_requests_total{result="miss"}'] == 400

@@ -1,5 +1,6 @@
 """Start, overload, drain and end of `diptych serve`; a stopped engine (SIGSTOP) holds requests in their place."""
 
+import json
 import os
 import signal
 import socket
@@ -15,7 +16,7 @@ import pytest
 from retrieval.signatures import new_keys
 from retrieval.store import Store
 from tests.support.bundles import make_store
-from tests.support.service import ADMIN_KEY, PATIENCE, Client, Service, serving, start, wait_until
+from tests.support.service import ADMIN_KEY, PATIENCE, Client, Service, figures, serving, start, wait_until
 from tests.support.web_store import Handler, web_store
 
 RED = {"queries": ["red"]}
@@ -112,6 +113,16 @@ def test_a_full_queue_is_refused_at_once(words_store: Path) -> None:
             reply = service.ask("POST", "/predict", RED)
             assert (reply.status, reply.json()["error"]["code"]) == (429, "overloaded")
             assert reply.headers["retry-after"] == "1"
+            client = service.client()  # refused before it is heard: on one connection, whatever comes with it
+            for body in (b"{", b"x" * 100_000, json.dumps(RED).encode()):
+                refused = client.post("/predict", body, X_Request_ID="mine")
+                assert (refused.status, refused.headers["x-request-id"]) == (429, "mine")
+                assert refused.headers["server-timing"].startswith("total;dur=")
+            last = client.post("/predict", RED, Connection="close")
+            assert (last.status, last.headers["connection"]) == (429, "close")
+            found = figures(service)
+            assert found['diptych_rejections_total{reason="queue_full"}'] == 5
+            assert found['diptych_requests_total{code="429",route="/predict"}'] == 5
             assert service.ask("GET", "/livez").status == service.ask("GET", "/readyz").status == 200
         assert [client.finish().status for client in waiting] == [200] * 3
         assert service.ask("POST", "/predict", RED).status == 200

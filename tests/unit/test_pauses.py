@@ -7,6 +7,7 @@ from service.pauses import settle
 
 def test_full_collections_look_only_at_what_came_after() -> None:
     """If it fails, every full collection looks at all that was ever imported, and stops all answers for 50 ms."""
+    before = gc.get_threshold()
     try:
         settle()
         later: list[object] = []
@@ -15,3 +16,4 @@ def test_full_collections_look_only_at_what_came_after() -> None:
         assert len(looked_at) < gc.get_freeze_count() / 10
     finally:
         gc.unfreeze()
+        gc.set_threshold(*before)
