@@ -149,7 +149,7 @@ def _build_index(
     m, ef_construction, threads = settings.m, settings.ef_construction, settings.threads
     vectors_LD = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     with stage("principal directions"):
-        directions_DW, energy = principal_directions(vectors_LD)
+        directions_DW, energy = principal_directions(vectors_LD, model.dual_dim)
         width = directions_DW.shape[1]
         narrow_LW = write_narrowed(vectors_LD, directions_DW, folder / NARROWED)
     with stage("index") as progress:

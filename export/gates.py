@@ -74,7 +74,7 @@ class Ranked:
         parts = []
         for start in range(0, len(query_QD), QUERIES_A_PASS):
             part_QD = query_QD[start : start + QUERIES_A_PASS]
-            rows_QC = self._candidates.find(part_QD, to_rescore(k, self._index), ef)
+            rows_QC = self._candidates.find(part_QD, to_rescore(k, self._index, ef), ef)
             parts.append(rescore(part_QD, rows_QC, self.vectors_LD, self._dual_dim, k)[0])
         return np.concatenate(parts)
 

@@ -28,10 +28,10 @@ class NarrowIndex:
         return self.index.search(checked(query_QD, k, self.dim) @ self.directions_DW, k)
 
 
-def to_rescore(k: int, index: VectorIndex) -> int:
-    """How many candidates have to be compared in full so that the k best are among them."""
-    if isinstance(index, NarrowIndex):
-        return 3 * k + 18  # docs/decisions/0031 has the figures
+def to_rescore(k: int, index: VectorIndex, effort: int | None) -> int:
+    """How many candidates have to be compared in full so that the k best are among them; docs/decisions/0031."""
+    if isinstance(index, NarrowIndex) and effort is not None:
+        return max(3 * k + 18, effort // 3)
     return k + 16  # equal scores around place k must all be seen to be ordered by row
 
 

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
@@ -116,7 +116,7 @@ class Retriever:
         self._question = lru_cache(WEIGHTS_REMEMBERED)(
             lambda weight: (manifest.model.query_scale(weight), manifest.index.effort(weight))
         )
-        self._rescored = partial(to_rescore, index=index)
+        self._index = index
         self._candidates: Candidates | None = Candidates(index, ExactIndex(vectors_LD, threads))
 
     @classmethod
@@ -267,11 +267,13 @@ class Retriever:
     ) -> Scored:
         assert self._candidates is not None, "the encoder was open"
         k = min(k, self.manifest.labels.count if allowed is None else allowed.count)
-        scale_D, effort = self._question(weight)
+        scale_D, measured = self._question(weight)
+        effort = None if exact else measured
+        wanted = to_rescore(k, self._index, effort)
         parts = []
         for start in range(0, max(len(vectors_QD), 1), QUERIES_A_PASS):
             query_QD = vectors_QD[start : start + QUERIES_A_PASS] * scale_D
-            rows_QC = self._candidates.find(query_QD, self._rescored(k), None if exact else effort, allowed)
+            rows_QC = self._candidates.find(query_QD, wanted, effort, allowed)
             parts.append(rescore(query_QD, rows_QC, self.vectors_LD, self.manifest.model.dual_dim, k))
         if len(parts) == 1:
             return parts[0]
