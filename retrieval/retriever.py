@@ -22,6 +22,7 @@ from retrieval.candidates import Candidates
 from retrieval.encoder import TextEncoder
 from retrieval.errors import BadInput, BundleError
 from retrieval.filters import Filter
+from retrieval.gently import at_once, gently
 from retrieval.golden import GoldenReport, check_golden
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex
 from retrieval.labels import LabelTable
@@ -129,25 +130,28 @@ class Retriever:
         provider: str = "cpu",
         trusted: Sequence[str] = (),
         cache: Path | str | None = None,
+        behind: bool = False,
     ) -> Self:
         """Open a store's active bundle, or one bundle's folder, after comparing every file with its manifest.
 
         A URL (s3://, gs://, az://, …) is fetched into `cache` first, where that has it not; see retrieval/cache.
 
         `threads` bounds each native pool (default: all cores), `search_threads` that of the indexes (default: as the
-        encoder's); `provider` is "cpu" or "cuda"; with `trusted` keys the bundle must be signed by one of them. Raises
-        BundleError, and BadInput for a provider that is not there.
+        encoder's); `provider` is "cpu" or "cuda"; with `trusted` keys the bundle must be signed by one of them. With
+        `behind` files are compared and the index is read when nobody else wants the processor. Raises BundleError, and
+        BadInput for a provider that is not there.
         """
         folder = _bundle_folder(path, cache, trusted).resolve()
         held = lease(folder)
-        manifest = verify_bundle(folder, trusted)
+        run = gently if behind else at_once
+        manifest = run(lambda: verify_bundle(folder, trusted))
         model, size = manifest.model, manifest.labels.count
         labels = LabelTable.open(folder / LABELS)
         if len(labels) != size:
             raise BundleError(f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again.")
         vectors_LD = map_vectors(folder / VECTORS, (size, model.dim))
         search_threads = search_threads or threads
-        index = _open_index(folder, manifest, search_threads)
+        index = run(lambda: _open_index(folder, manifest, search_threads))
         encoder = TextEncoder.open(
             folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=threads, provider=provider
         )

@@ -2,7 +2,7 @@
 
 It runs beside the front because loading an index holds the interpreter's lock for seconds, because a crash in native
 code then costs one engine and not the service, and because its memory returns to the system when it ends. The front
-starts it as `python -m service.engine FD FOLDER THREADS SEARCH_THREADS LARGEST_BATCH TRUSTED_KEYS`; it ends when its
+starts it as `service.engine_start` with FD FOLDER THREADS SEARCH_THREADS LARGEST_BATCH TRUSTED_KEYS; it ends when its
 pipe is closed.
 """
 
@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import socket
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from pydantic_core import from_json, to_json
 
 from retrieval import Retriever
 from retrieval.errors import BadInput, BundleError, DiptychError
+from retrieval.gently import gently
 from retrieval.retriever import NO_ROW, Ranking
 from retrieval.signatures import trusted_keys
 from service import logs
@@ -42,7 +42,6 @@ from service.pauses import settle
 
 LOG = logging.getLogger("diptych.engine")
 REMEMBERED_LABELS = 1 << 16
-BEHIND_THE_FRONT = 5  # where cores are short the front goes first: it must still refuse what an engine cannot do
 
 
 class Engine:
@@ -141,10 +140,10 @@ def open_engine(
 ) -> tuple[Engine, bytes]:
     """Verify, load, warm and check a bundle; return its engine and what to tell the front. Raises BundleError."""
     started = time.perf_counter()
-    retriever = Retriever.open(folder, threads=threads, search_threads=search_threads, trusted=trusted)
+    retriever = Retriever.open(folder, threads=threads, search_threads=search_threads, trusted=trusted, behind=True)
     engine = Engine(retriever)
-    engine.warm(largest_batch)
-    golden = retriever.check_golden()
+    gently(lambda: engine.warm(largest_batch))
+    golden = gently(retriever.check_golden)
     if not golden.passed:
         raise BundleError(
             f"{folder.name} does not give its golden answers here: overlap@10 is {golden.overlap_at_10:.3f} and a "
@@ -170,8 +169,8 @@ def serve(engine: Engine, stream: BinaryIO, pipe: socket.socket) -> None:
 
 def main(arguments: Sequence[str]) -> int:
     """Open the bundle, say so or say why not, and answer until the front has gone."""
+    logs.configure(cast(logs.Form, os.environ.get(logs.FORMAT, "auto")))
     faulthandler.enable()
-    os.nice(BEHIND_THE_FRONT)
     # A stop is sent to the whole group, but the front needs answers while it drains.
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
@@ -197,8 +196,3 @@ def main(arguments: Sequence[str]) -> int:
     except (BrokenPipeError, ConnectionResetError):
         pass  # the front has gone, and with it whoever waited
     return 0
-
-
-if __name__ == "__main__":
-    logs.configure(cast(logs.Form, os.environ.get(logs.FORMAT, "auto")))
-    sys.exit(main(sys.argv[1:]))

@@ -158,7 +158,7 @@ class EngineProcess(asyncio.Protocol):
 
 
 def _spawn(folder: Path, settings: Settings, theirs: socket.socket) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "service.engine", str(theirs.fileno()), str(folder)]
+    command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder)]
     # The front wants a core for itself, and a search is over before a second thread has begun.
     search_threads = settings.search_threads or max(available_cores() - 1, 1)
     numbers = (settings.threads or 0, search_threads, settings.max_batch_queries)

@@ -180,7 +180,7 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     gate = tmp_path / "gate"
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, time\n"
-        f"while 'service.engine' in sys.orig_argv and not os.path.exists({str(gate)!r}):\n"
+        f"while 'service.engine_start' in sys.orig_argv and not os.path.exists({str(gate)!r}):\n"
         "    time.sleep(0.01)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
