@@ -307,18 +307,18 @@ def seal(folder: Path, **facts: Any) -> Manifest:
     return manifest
 
 
-def verify_bundle(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
+def verify_bundle(folder: Path, trusted: Sequence[str] = (), threads: int | None = None) -> Manifest:
     """Compare every file of a bundle with its manifest, byte for byte; raises BundleError at the first difference.
 
     Index and vectors are checked on the way: they are safe to load, and their scores are numbers.
-    With `trusted` keys the manifest must be signed by one of them.
+    With `trusted` keys the manifest must be signed by one of them. `threads` read files, by default one a core.
     """
     manifest = read_manifest(folder, trusted)
     if extra := sorted(item.name for item in folder.iterdir() if item.name not in manifest.files.keys() | UNLISTED):
         raise BundleError(f"{folder / extra[0]} is not listed in {MANIFEST}. Remove it, or export the bundle again.")
     for name, entry in manifest.files.items():
         _check_size(folder / name, entry)
-    with ThreadPoolExecutor(available_cores()) as pool:
+    with ThreadPoolExecutor(threads or available_cores()) as pool:
         found = list(pool.map(lambda name: _seen(folder / name, manifest), manifest.files))
     for (name, entry), seen in zip(manifest.files.items(), found, strict=True):
         if seen != entry:

@@ -144,7 +144,7 @@ class Retriever:
         folder = _bundle_folder(path, cache, trusted).resolve()
         held = lease(folder)
         run = gently if behind else at_once
-        manifest = run(lambda: verify_bundle(folder, trusted))
+        manifest = run(lambda: verify_bundle(folder, trusted, 1 if behind else None))
         model, size = manifest.model, manifest.labels.count
         labels = LabelTable.open(folder / LABELS)
         if len(labels) != size:
