@@ -36,8 +36,8 @@ class Connections:
         """`full` says at any moment whether no request at all can be admitted, for want of room in the queue."""
         self.settings = settings
         self.metrics = metrics
-        # a line in the log is made of a request that was heard
-        self.full = full if settings.log_requests != "all" else _never
+        # a line in the log, and the headers without which a page of others sees no answer, are for what was heard
+        self.full = _never if settings.log_requests == "all" or settings.origins else full
         refusal = errors.overloaded(f"{settings.max_waiting_queries} texts")
         self.full_head, self.full_body = _head(refusal), bytes(refusal.response().body)
         self.full_count = metrics.rejections.labels("queue_full")
@@ -152,7 +152,8 @@ class Connection(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._in_head = False
-        if self.url == PATH_BYTES and self._free and self.parser.get_method() == b"POST":
+        waits = self.expect_100_continue  # with its body, which is therefore not on its way
+        if self.url == PATH_BYTES and self._free and not waits and self.parser.get_method() == b"POST":
             self._turned_away = self._house.full()
         if not self._turned_away:
             super().on_headers_complete()

@@ -2,9 +2,7 @@
 
 import gc
 
-YOUNG = (
-    50_000  # objects more than there were before anything is looked at; thousands of waiting requests are no garbage
-)
+YOUNG = 50_000  # new objects before anything is looked at: thousands of waiting requests are no garbage
 
 
 def settle() -> None:
