@@ -132,7 +132,7 @@ class Effort(_Part):
 class IndexFacts(_Part):
     """The graph's settings and its measured recall against exact search, in order of weight from 0 to 1.
 
-    It holds the label vectors along `width` directions, which keep `energy` of what tells labels apart; None: whole ones.
+    It holds label vectors along `width` directions, which keep `energy` of what tells labels apart; None: all of it.
     """
 
     width: Count | None = None

@@ -13,9 +13,9 @@ def page(figures: Mapping[int, Figure]) -> list[str]:
         "# The service under load",
         "",
         f"Saturation by {BY}; loads at a rate by `diptych loadtest`, an open loop whose latencies count from when a "
-        "request was due. Both share all processors with the service, and nothing is pinned. Distinct queries of a "
-        "prepared dataset in turn, one a request, k = 10; the service's default settings unless a line says otherwise. "
-        "It has no answer cache.",
+        "request was due. Both share all processors with the service, unless a figure says otherwise. Distinct queries "
+        "of a prepared dataset in turn, one a request, k = 10; the service's default settings unless a line says otherwise. "
+        "Its answer cache is off.",
         "",
         "| figure | | measured | bar | |",
         "|---|---|---:|---:|---|",
