@@ -14,7 +14,7 @@ def page(figures: Mapping[int, Figure]) -> list[str]:
         "",
         f"Saturation by {BY}; loads at a rate by `diptych loadtest`, an open loop whose latencies count from when a "
         "request was due. Both share all processors with the service, unless a figure says otherwise. Distinct queries "
-        "of a prepared dataset in turn, one a request, k = 10; the service's default settings unless a line says otherwise. "
+        "of a prepared dataset in turn, one a request, k = 10; the service's default settings. "
         "Its answer cache is off.",
         "",
         "| figure | | measured | bar | |",
