@@ -22,7 +22,7 @@ from pydantic_core import from_json, to_json
 
 from retrieval import Retriever
 from retrieval.errors import BadInput, BundleError, DiptychError
-from retrieval.gently import gently
+from retrieval.gently import at_once, gently
 from retrieval.retriever import NO_ROW, Ranking
 from retrieval.signatures import trusted_keys
 from service import logs
@@ -137,13 +137,15 @@ def open_engine(
     search_threads: int | None,
     largest_batch: int,
     trusted: Sequence[str] = (),
+    behind: bool = False,
 ) -> tuple[Engine, bytes]:
-    """Verify, load, warm and check a bundle; return its engine and what to tell the front. Raises BundleError."""
-    started = time.perf_counter()
-    retriever = Retriever.open(folder, threads=threads, search_threads=search_threads, trusted=trusted, behind=True)
+    """Verify, load, warm and check a bundle, if need be `behind` other work; return its engine and what to tell the
+    front. Raises BundleError."""
+    started, run = time.perf_counter(), gently if behind else at_once
+    retriever = Retriever.open(folder, threads=threads, search_threads=search_threads, trusted=trusted, behind=behind)
     engine = Engine(retriever)
-    gently(lambda: engine.warm(largest_batch))
-    golden = gently(retriever.check_golden)
+    run(lambda: engine.warm(largest_batch))
+    golden = run(retriever.check_golden)
     if not golden.passed:
         raise BundleError(
             f"{folder.name} does not give its golden answers here: overlap@10 is {golden.overlap_at_10:.3f} and a "
@@ -167,19 +169,19 @@ def serve(engine: Engine, stream: BinaryIO, pipe: socket.socket) -> None:
             raise ValueError(f"the front sent a frame of kind {kind.name}")
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(descriptor: str, folder: str, behind: bool, rest: Sequence[str]) -> int:
     """Open the bundle, say so or say why not, and answer until the front has gone."""
     logs.configure(cast(logs.Form, os.environ.get(logs.FORMAT, "auto")))
     faulthandler.enable()
     # A stop is sent to the whole group, but the front needs answers while it drains.
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
-    descriptor, folder, *numbers, trusted = arguments
+    *numbers, trusted = rest
     threads, search_threads, largest_batch = map(int, numbers)
     pipe = socket.socket(fileno=int(descriptor))
     try:
         engine, ready = open_engine(
-            Path(folder), threads or None, search_threads or None, largest_batch, trusted_keys(trusted)
+            Path(folder), threads or None, search_threads or None, largest_batch, trusted_keys(trusted), behind
         )
     except DiptychError as error:
         pipe.sendall(frame(Kind.FAILED, str(error).encode()))

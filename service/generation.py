@@ -24,7 +24,8 @@ class Generation:
     """One bundle being served: its engine, its requests, and the replacement of the engine when it dies.
 
     `paused` gives the labels that must not be shown. `crashes` is called whenever engines have ended so often, and so
-    fast, that the bundle itself must be suspected.
+    fast, that the bundle itself must be suspected. `beside` says whether another generation answers: loading an engine
+    must not be felt there, and should be over soon where there is none.
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class Generation:
         metrics: Metrics,
         paused: Callable[[], Sequence[str]],
         crashes: "Callable[[Generation], None]",
+        beside: "Callable[[Generation], bool]",
     ) -> None:
         self.number = number
         self.name = folder.name
@@ -45,6 +47,7 @@ class Generation:
         self._metrics = metrics
         self._paused = paused
         self._crashes = crashes
+        self._beside = beside
         self._engine: EngineProcess | None = None
         self._batcher: Batcher | None = None
         self._watchdog: asyncio.TimerHandle | None = None
@@ -135,7 +138,7 @@ class Generation:
 
     async def _start_engine(self) -> EngineProcess:
         return await EngineProcess.start(
-            self._folder, self._settings, self._answered, self._died, self._answered_paused
+            self._folder, self._settings, self._answered, self._died, self._answered_paused, self._beside(self)
         )
 
     def _attach(self, engine: EngineProcess) -> None:

@@ -231,9 +231,13 @@ class Generations:
             await self._make_room(name)
         self._numbers += 1
         generation = Generation(
-            self._numbers, folder, self._settings, self._metrics, lambda: self.paused.ids, self._crashes
+            self._numbers, folder, self._settings, self._metrics, lambda: self.paused.ids, self._crashes, self._beside
         )
         return await generation.open()
+
+    def _beside(self, generation: Generation) -> bool:
+        """Whether another generation answers."""
+        return self.current is not None and self.current is not generation and self.current.healthy
 
     async def _make_room(self, name: str) -> None:
         """See that a bundle fits into memory, if need be in the place of the kept one. Raises BundleError."""

@@ -68,12 +68,16 @@ class EngineProcess(asyncio.Protocol):
         on_answers: Callable[[Answers], None],
         on_death: Callable[[], None],
         on_paused: Callable[[list[str]], None],
+        behind: bool = False,
     ) -> Self:
-        """Start an engine on a bundle's folder and wait until it can answer. Raises BundleError."""
+        """Start an engine on a bundle's folder and wait until it can answer. Raises BundleError.
+
+        With `behind` it loads when nobody else wants the processor.
+        """
         engine = cls(folder, on_answers, on_death, on_paused)
         ours, theirs = socket.socketpair()
         try:
-            engine._process = _spawn(folder, settings, theirs)
+            engine._process = _spawn(folder, settings, theirs, behind)
         except OSError as error:
             ours.close()
             raise BundleError(f"no process can be started for bundle {folder.name} ({error.strerror})") from error
@@ -157,8 +161,9 @@ class EngineProcess(asyncio.Protocol):
             raise ValueError(f"an engine sent a frame of kind {kind.name}")
 
 
-def _spawn(folder: Path, settings: Settings, theirs: socket.socket) -> subprocess.Popen[bytes]:
+def _spawn(folder: Path, settings: Settings, theirs: socket.socket, behind: bool) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder)]
+    command.append("behind" if behind else "at-once")
     # The front wants a core for itself, and a search is over before a second thread has begun.
     search_threads = settings.search_threads or max(available_cores() - 1, 1)
     numbers = (settings.threads or 0, search_threads, settings.max_batch_queries)

@@ -1,6 +1,9 @@
 """Changing the bundle while clients ask: every answer is whole, and wholly one bundle's."""
 
 import json
+import os
+import signal
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,3 +101,25 @@ def test_the_store_changes_only_when_the_new_bundle_can_answer(words_store: Stor
         assert service.ask("GET", "/readyz").json()["detail"].startswith("bundle absent was not activated")
         assert service.activate("right").status == 200
         assert service.ask("GET", "/readyz").json() == {"ready": True, "bundle": "right", "detail": "serving"}
+
+
+def test_an_engine_gives_way_only_to_another_bundles(words_store: Store) -> None:
+    """A bundle that is loaded would slow the one that is served, or the replacement of a dead engine would give way to
+    whatever else runs, while every client waits for it."""
+    words_store.activate("left")
+    with serving(words_store.path) as service:
+        (first,) = wait_until(service.engines)
+        assert pace(first) == "at-once"
+        assert service.activate("right").status == 200
+        wait_until(lambda: len(service.engines()) == 1)
+        (second,) = service.engines()
+        assert pace(second) == "behind"
+        os.kill(second, signal.SIGKILL)
+        wait_until(lambda: service.engines() not in ([], [second]))
+        assert pace(service.engines()[0]) == "at-once"
+
+
+def pace(engine: int) -> str:
+    """How its front told this process to load."""
+    words = Path(f"/proc/{engine}/cmdline").read_bytes().decode().split("\0")
+    return words[words.index("service.engine_start") + 3]
