@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+from benchmarks.measuring.serving_cores import apart, sharing
 from benchmarks.measuring.serving_load import Queries, Saturated, failures, loaded, saturate
 from benchmarks.measuring.serving_peers import NAIVE, peer, ready_command
 from benchmarks.measuring.serving_record import Bar, Bench, Figure, doubts, no_failures
@@ -14,7 +15,7 @@ from benchmarks.peers.environments import python_of
 from retrieval import Retriever
 from retrieval.errors import DiptychError
 from service.loadtest.report import Report
-from tests.support.service import serving
+from tests.support.service import Service, serving
 from training.data.dataset import Dataset
 
 CLIENTS = (64, 16, 1)  # the first saturates
@@ -98,21 +99,37 @@ def beside_sentence_transformers(bench: Bench) -> Figure:
 def evenly_at_half(bench: Bench) -> Figure:
     """3: p99 beside p50 at half of saturation, and the longest time the service itself names."""
     with serving(bench.store, **QUIET) as service:
-        most = saturate(service.port, bench.queries, bench.lengths.saturation, CLIENTS[0])
-        report = loaded(service.port, bench.queries, most.rate / 2, bench.lengths.calm)
+        together, most_together = _half(service, bench)
+    with apart(serving(bench.store, **QUIET)) as service:
+        report, most = _half(service, bench)
     found, total = report.latency, report.stages["total"]
     return Figure(
         "At half of saturation",
         [
-            Bar(
-                "p99 in p50s", found.p99_ms / found.p50_ms, 3,
-                beside=f"{found.p99_ms:.2f} ms and {found.p50_ms:.2f} ms at {report.rate:,.0f}/s of {most.rate:,.0f}/s",
-            ),
+            Bar("p99 in p50s", found.p99_ms / found.p50_ms, 3, beside=_spread_of(report, most)),
             Bar("ms, the longest `Server-Timing` total", total.max_ms, 50, beside=f"its p99 {total.p99_ms:.2f} ms"),
             no_failures(report, failures(report)),
         ],
-        [f"Server-Timing, p50 and p99 in ms: {stages(report)}.", *doubts(report, "this run")],
-    )  # fmt: skip
+        [
+            f"{sharing()} With all cores free to both: p99 in p50s "
+            f"{together.latency.p99_ms / together.latency.p50_ms:.1f} ({_spread_of(together, most_together)}), the "
+            f"longest total {together.stages['total'].max_ms:.0f} ms.",
+            f"Server-Timing, p50 and p99 in ms: {stages(report)}.",
+            *doubts(report, "the run on separate cores"),
+            *doubts(together, "the run on shared cores"),
+        ],
+    )
+
+
+def _half(service: Service, bench: Bench) -> tuple[Report, float]:
+    """A run at half of what the service answers, and what it answers."""
+    most = saturate(service.port, bench.queries, bench.lengths.saturation, CLIENTS[0]).rate
+    return loaded(service.port, bench.queries, most / 2, bench.lengths.calm), most
+
+
+def _spread_of(report: Report, most: float) -> str:
+    found = report.latency
+    return f"{found.p99_ms:.2f} ms and {found.p50_ms:.2f} ms at {report.rate:,.0f}/s of {most:,.0f}/s"
 
 
 def stages(report: Report) -> str:

@@ -5,9 +5,9 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 
+from benchmarks.measuring.serving_cores import apart, sharing
 from benchmarks.measuring.serving_load import Load, failures, loaded, saturate
 from benchmarks.measuring.serving_record import Bar, Bench, Figure, doubts, no_failures
 from benchmarks.measuring.serving_slow import SlowClients
@@ -126,29 +126,6 @@ def overload(bench: Bench) -> Figure:
             *doubts(report, "this run"),
         ],
     )  # fmt: skip
-
-
-@contextmanager
-def apart(starting: AbstractContextManager[Service]) -> Iterator[Service]:
-    """A service on the first core, and all that this process starts later on the others.
-
-    A generator of three times the load that can be answered takes a core itself; on the service's own, what is measured
-    is who of the two is given it.
-    """
-    cores = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, cores[:1])
-    try:
-        with starting as service:
-            os.sched_setaffinity(0, cores[1:] or cores)
-            yield service
-    finally:
-        os.sched_setaffinity(0, cores)
-
-
-def sharing() -> str:
-    """How `apart` shares the cores."""
-    most = len(os.sched_getaffinity(0))
-    return "The service had one core, the generator the others." if most > 1 else "There is one core for all."
 
 
 def overload_bars(report: Report, before: int, most: int, back: float | None) -> list[Bar]:
