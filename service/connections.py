@@ -168,9 +168,14 @@ class Connection(HttpToolsProtocol):
         else:
             super().on_message_complete()
         self._asking = 0.0
+        self._forget()
         if not self._asked:
             self._asked = True
             self._house.asked(self)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._forget()
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -184,6 +189,11 @@ class Connection(HttpToolsProtocol):
         """uvicorn's own answer to what is not HTTP, in the shape of all the others."""
         self._house.metrics.rejections.labels("not_http").inc()
         self._end_with(Refusal(400, "not_http", "This is not a request in HTTP/1.1."))
+
+    def _forget(self) -> None:
+        """Keep nothing of what was asked on a connection that idles: it is 9 kB, and there may be thousands."""
+        if self.idle:
+            self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as before its first request
 
     def _turn_away(self) -> None:
         """Answer 429 to what was never heard; all that is kept of it is a count."""
