@@ -152,7 +152,7 @@ class Batcher:
         """The deadline has passed."""
         if not ticket.answer.done():
             self._metrics.rejections.labels("too_late").inc()
-            self._finish(ticket, errors.too_late(ticket.seconds))
+            self._finish(ticket, errors.too_late(ticket.seconds, ticket.seconds < self._settings.deadline_seconds))
 
     def attach(self, send: Callable[[bytes], None]) -> None:
         """An engine is ready: give it what waits."""

@@ -33,8 +33,9 @@ def unavailable(why: str) -> Refusal:
     return Refusal(503, "unavailable", why, {"Retry-After": "1"})
 
 
-def too_late(seconds: float) -> Refusal:
-    return Refusal(504, "too_late", f"No answer was ready within {seconds:g} s.")
+def too_late(seconds: float, wish: bool) -> Refusal:
+    """After so many seconds; 408 where that was the client's own wish, since then the service has not failed."""
+    return Refusal(408 if wish else 504, "too_late", f"No answer was ready within {seconds:g} s.")
 
 
 def broken() -> Refusal:

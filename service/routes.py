@@ -36,7 +36,7 @@ REFUSALS = {
     401: "The key is missing or wrong.",
     403: "Administration is off.",
     404: "There is no such bundle.",
-    408: "The request did not arrive in time.",
+    408: "The request did not arrive in time, or no answer was ready within X-Deadline-Ms.",
     409: "Another change of bundle is under way.",
     413: "The body is too large.",
     415: "The body is compressed.",
@@ -45,7 +45,7 @@ REFUSALS = {
     431: "The request's head is too large.",
     500: "The service failed on this request.",
     503: "The service is loading a bundle, replacing an engine or stopping.",
-    504: "No answer was ready before the deadline.",
+    504: "No answer was ready before the service's own deadline.",
 }
 
 

@@ -41,9 +41,8 @@ def _example(example: dict[str, Any]) -> ConfigDict:
 class PredictRequest(BaseModel):
     """Texts to find labels for."""
 
-    model_config = _example(
-        {"queries": ["cheap running shoes", "credit card"], "k": 10, "filter": {"market": ["en"]}, "min_score": 0.2}
-    )
+    # without a filter: which attributes there are is the bundle's affair, and an example should be answered by any
+    model_config = _example({"queries": ["cheap running shoes", "credit card"], "k": 10, "min_score": 0.2})
 
     queries: list[str] = Field(description="One answer comes back for each text, in this order.")
     k: int = Field(10, description="Hits for each text.")
