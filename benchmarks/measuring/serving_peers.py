@@ -28,6 +28,10 @@ NAIVE = Environment(
         "transformers==5.23.0",
     ),
 )
+INFINITY = Environment(  # it wants an older numpy, transformers and uvicorn
+    "infinity",
+    ("infinity-emb[server,torch]==0.0.78", "hnswlib==0.8.0", "numpy==1.26.4", "torch==2.13.0", "transformers==4.57.6"),
+)
 SCHEMATHESIS = Environment("schemathesis", ("schemathesis==4.32.5",))
 
 
