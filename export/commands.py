@@ -13,16 +13,28 @@ if TYPE_CHECKING:
 app = typer.Typer()
 
 
-@app.command()
+@app.command(
+    epilog="Example:\n"
+    "  diptych export checkpoint --store store --activate\n"
+    "  diptych export checkpoint --store store --precision int8"
+)
 def export(
     checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Folder that `diptych train` made.")],
     store: Annotated[Path, typer.Option(help="Folder of the store; made when it is not there.")],
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: dataset, recipe and time.")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Make it the store's active bundle.")] = False,
-    m: Annotated[int, typer.Option("--m", min=2, max=256, help="Links of a node of the index graph.")] = 32,
-    ef_construction: Annotated[int, typer.Option(min=8, help="Candidates when a node is linked.")] = 200,
+    m: Annotated[
+        int,
+        typer.Option(
+            "--m", min=2, max=256, help="Links of a node of the index graph; more find better and take memory."
+        ),
+    ] = 32,
+    ef_construction: Annotated[
+        int, typer.Option(min=8, help="Candidates when a node is linked; more find better and build slower.")
+    ] = 200,
     precision: Annotated[
-        Literal["float32", "float16", "int8"], typer.Option(help="Of the query encoder; float16 is for GPUs.")
+        Literal["float32", "float16", "int8"],
+        typer.Option(help="Of the query encoder's numbers: int8 for CPUs, float16 for GPUs."),
     ] = "float32",
     threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
 ) -> None:

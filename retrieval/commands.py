@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from retrieval.completion import bundle_names
+
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -14,13 +16,21 @@ if TYPE_CHECKING:
     from retrieval.store import Store
 
 app = typer.Typer()
-bundles = typer.Typer(help="Look after the bundles of a store.", no_args_is_help=True)
+bundles = typer.Typer(
+    help="Look after the bundles of a store.",
+    no_args_is_help=True,
+    epilog="Example:\n  diptych bundles list store\n  diptych bundles activate store NAME",
+)
 app.add_typer(bundles, name="bundles")
 
 StoreArgument = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of the store.")]
 ReadArgument = Annotated[str, typer.Argument(metavar="STORE", help="Folder or URL of the store.")]
 ANY_BUNDLE = "A store (its active bundle) or one bundle: a folder, or a URL such as s3://bucket/store."
-NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of a bundle, as `bundles list` shows it.")]
+NameArgument = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="Name of a bundle, as `bundles list` shows it.", autocompletion=bundle_names),
+]
+LOOK, CHANGE, TRUST = "Look", "Change", "Trust"
 
 CountOption = Annotated[int, typer.Option("-k", min=1, help="Labels for each query.")]
 WeightOption = Annotated[
@@ -33,7 +43,11 @@ FilterOption = Annotated[
 MinScoreOption = Annotated[float | None, typer.Option(help="Leave out labels that score less.")]
 
 
-@app.command()
+@app.command(
+    epilog="Example:\n"
+    '  diptych search store "cheap flights" -k 5\n'
+    '  diptych search store "cheap flights" --filter market=US,CA --min-score 0.3'
+)
 def search(
     store: Annotated[str, typer.Argument(metavar="STORE", help=ANY_BUNDLE)],
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="One or more queries.")],
@@ -62,7 +76,7 @@ def search(
         console.print(_table(query, hits, name))
 
 
-@app.command()
+@app.command(epilog="Example:\n  diptych predict --bundle store --input queries.parquet --output matches.parquet -k 10")
 def predict(
     bundle: Annotated[str, typer.Option(help=ANY_BUNDLE)],
     source: Annotated[Path, typer.Option("--input", help="Queries: .parquet, .csv or .jsonl.")],
@@ -100,7 +114,7 @@ def predict(
         typer.echo(f"{found.matches:,} matches of {found.queries:,} queries{blank}, bundle {retriever.name}: {output}")
 
 
-@bundles.command("list")
+@bundles.command("list", rich_help_panel=LOOK)
 def list_bundles(store: ReadArgument) -> None:
     """Name the bundles of a store, oldest first (behind a URL: by name); a star marks the active one."""
     from rich.console import Console
@@ -123,13 +137,13 @@ def list_bundles(store: ReadArgument) -> None:
     Console(markup=False).print(table)
 
 
-@bundles.command()
+@bundles.command(rich_help_panel=LOOK)
 def show(store: ReadArgument, name: NameArgument) -> None:
     """Print a bundle's manifest."""
     _print_json(_opened(store).manifest(name).model_dump(mode="json"))
 
 
-@bundles.command()
+@bundles.command(rich_help_panel=LOOK)
 def verify(store: ReadArgument, name: NameArgument) -> None:
     """Compare a bundle's files with its manifest, and its answers with its golden ones."""
     from retrieval.probe import prove_aside
@@ -139,7 +153,11 @@ def verify(store: ReadArgument, name: NameArgument) -> None:
     typer.echo(f"{name} is whole: {report}.")
 
 
-@bundles.command("pull")
+@bundles.command(
+    "pull",
+    rich_help_panel=CHANGE,
+    epilog="Example:\n  diptych bundles pull s3://bucket/store --store store --activate",
+)
 def pull_bundle(
     url: Annotated[str, typer.Argument(metavar="URL", help="A store, or one bundle, such as s3://bucket/store.")],
     name: Annotated[str | None, typer.Option(help="Name of a bundle; default: the active one.")] = None,
@@ -168,7 +186,7 @@ def pull_bundle(
     typer.echo(f"{'Active' if activate else 'Here'}: {folder}")
 
 
-@bundles.command()
+@bundles.command(rich_help_panel=CHANGE)
 def activate(store: StoreArgument, name: NameArgument) -> None:
     """Verify a bundle and make it the active one."""
     from retrieval.store import Store
@@ -177,7 +195,7 @@ def activate(store: StoreArgument, name: NameArgument) -> None:
     typer.echo(f"{name} is active.")
 
 
-@bundles.command()
+@bundles.command(rich_help_panel=CHANGE)
 def rollback(store: StoreArgument) -> None:
     """Make the bundle active again that was active before the present one."""
     from retrieval.store import Store
@@ -185,7 +203,7 @@ def rollback(store: StoreArgument) -> None:
     typer.echo(f"{Store(store).rollback()} is active again.")
 
 
-@bundles.command()
+@bundles.command(rich_help_panel=CHANGE, epilog="Example:\n  diptych bundles prune store --keep 2")
 def prune(
     store: StoreArgument,
     keep: Annotated[int, typer.Option(min=0, help="How many of the newest bundles to keep beside those in use.")] = 3,
@@ -197,7 +215,7 @@ def prune(
     typer.echo(f"Removed {', '.join(removed)}." if removed else "There was nothing to remove.")
 
 
-@bundles.command()
+@bundles.command(rich_help_panel=TRUST)
 def keygen() -> None:
     """Print a new pair of keys: one to sign with, which is a secret, and one for those who shall trust it."""
     from retrieval.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
@@ -206,7 +224,7 @@ def keygen() -> None:
     typer.echo(f"{SIGNING_KEY}={keys.signing}\n{TRUSTED_KEYS}={keys.trusted}")
 
 
-@bundles.command()
+@bundles.command(rich_help_panel=TRUST)
 def sign(store: StoreArgument, name: NameArgument) -> None:
     """Verify a bundle and sign it with the key in DIPTYCH_SIGNING_KEY."""
     from retrieval.signatures import signing_key
@@ -216,11 +234,13 @@ def sign(store: StoreArgument, name: NameArgument) -> None:
     typer.echo(f"{name} is signed.")
 
 
-@bundles.command()
+@bundles.command(
+    rich_help_panel=LOOK, epilog="Example:\n  diptych bundles diff store OLD NEW --queries queries.csv --moved 20"
+)
 def diff(
     store: ReadArgument,
-    one: Annotated[str, typer.Argument(metavar="A", help="Name of a bundle.")],
-    other: Annotated[str, typer.Argument(metavar="B", help="Name of another one.")],
+    one: Annotated[str, typer.Argument(metavar="A", help="Name of a bundle.", autocompletion=bundle_names)],
+    other: Annotated[str, typer.Argument(metavar="B", help="Name of another one.", autocompletion=bundle_names)],
     queries: Annotated[
         Path, typer.Option(help="Queries to ask both: .parquet, .csv or .jsonl; a column labels holds true ids.")
     ],

@@ -8,9 +8,9 @@ import typer
 app = typer.Typer()
 
 
-@app.command()
+@app.command(epilog="Example:\n  diptych serve --store store --port 8000")
 def serve(
-    store: Annotated[Path | None, typer.Option(help="Folder of bundles. [DIPTYCH_STORE]")] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder or URL of the store. [DIPTYCH_STORE]")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. [DIPTYCH_HOST, else 127.0.0.1]")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 takes a free one. [DIPTYCH_PORT, else 8000]")] = None,
 ) -> None:
@@ -25,12 +25,21 @@ def serve(
     run(Settings.load(store=store, host=host, port=port))
 
 
-@app.command()
+@app.command(
+    epilog="Example:\n"
+    "  diptych loadtest http://127.0.0.1:8000 --rate 500 --duration 30s --queries queries.csv --html report.html\n"
+    "  diptych loadtest http://127.0.0.1:8000 --sweep"
+)
 def loadtest(
     url: Annotated[str, typer.Argument(metavar="URL", help="The service, such as http://127.0.0.1:8000.")],
     rate: Annotated[float, typer.Option(help="Requests a second; with --sweep, of the first step.")] = 100,
     duration: Annotated[str | None, typer.Option(help="Such as 30s or 5m; 30s by default, 5s a step.")] = None,
-    arrivals: Annotated[str, typer.Option(help="poisson: as from many users; constant: evenly.")] = "poisson",
+    arrivals: Annotated[
+        str,
+        typer.Option(
+            help="poisson: as from many users; constant: evenly.", autocompletion=lambda: ["poisson", "constant"]
+        ),
+    ] = "poisson",
     queries: Annotated[
         Path | None, typer.Option(help="Queries: .parquet, .csv or .jsonl; plain words if none.")
     ] = None,
@@ -46,8 +55,13 @@ def loadtest(
     max_lag: Annotated[
         str | None, typer.Option(help="Largest p99 of its own lag; default: a quarter of the p99.")
     ] = None,
-    mine: Annotated[bool, typer.Option("--target-is-mine", help="Needed beyond this machine.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    mine: Annotated[
+        bool,
+        typer.Option(
+            "--target-is-mine", help="Say so where the service runs on another machine: load is for one's own."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False,
     html: Annotated[Path | None, typer.Option(help="Write the report as an HTML page too.")] = None,
 ) -> None:
     """Measure a running service: rates, latencies, errors, and where its knee is.

@@ -13,19 +13,38 @@ import typer
 from training.data.commands import prepare
 
 app = typer.Typer()
-app.command()(prepare)
+app.command(
+    epilog="Example:\n"
+    "  diptych prepare clicks.csv --query-column q --label-column ad --labels ads.csv --out dataset\n"
+    "  diptych prepare LF-AmazonTitles-131K --out dataset"
+)(prepare)
 
 
-@app.command()
+def _recipes(incomplete: str) -> list[str]:
+    from training.recipe import shipped_recipes
+
+    return [name for name in shipped_recipes() if name.startswith(incomplete)]
+
+
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, or cuda.", autocompletion=lambda: ["auto", "cpu", "cuda"])]
+
+
+@app.command(
+    epilog="Example:\n"
+    "  diptych train --dataset dataset --out checkpoint\n"
+    "  diptych train --dataset dataset --out checkpoint --recipe minilm --set optimizer.epochs=20"
+)
 def train(
     dataset: Annotated[Path, typer.Option(help="Folder that `diptych prepare` made.")],
     out: Annotated[Path, typer.Option(help="Folder that holds the checkpoint afterwards.")],
-    recipe: Annotated[str, typer.Option(help="A shipped recipe by name, or a YAML file.")] = "default",
+    recipe: Annotated[
+        str, typer.Option(help="A shipped recipe by name, or a YAML file.", autocompletion=_recipes)
+    ] = "default",
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. batching.batch_size=512."),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     restart: Annotated[bool, typer.Option("--restart", help="Throw away what --out holds of an earlier run.")] = False,
 ) -> None:
     """Train the unified model on a dataset; interrupted, the same command goes on where it stopped.
@@ -73,11 +92,17 @@ def _command(dataset: Path, out: Path, recipe: str, overrides: list[str], device
     return shlex.join([*words, "--device", device] if device != "auto" else words)
 
 
-@app.command()
+@app.command(
+    epilog="Example:\n"
+    "  diptych evaluate checkpoint --dataset dataset\n"
+    "  diptych evaluate checkpoint --dataset dataset --compare other-checkpoint"
+)
 def evaluate(
     checkpoint: Annotated[Path, typer.Argument(help="Folder that `diptych train` made.")],
     dataset: Annotated[Path, typer.Option(help="The prepared dataset it was trained on.")],
-    split: Annotated[str, typer.Option(help="test, validation or train.")] = "test",
+    split: Annotated[
+        str, typer.Option(help="test, validation or train.", autocompletion=lambda: ["test", "validation", "train"])
+    ] = "test",
     weight: Annotated[
         float | None, typer.Option(min=0, max=1, help="Classifier's share of the score; default: the checkpoint's own.")
     ] = None,
@@ -87,7 +112,7 @@ def evaluate(
     ] = None,
     worst: Annotated[int, typer.Option(min=0, help="How many of the queries it gets most wrong to list.")] = 3,
     resamples: Annotated[int, typer.Option(min=100, help="Resamples for the intervals and the test.")] = 10_000,
-    device: Annotated[str, typer.Option(help="auto, cpu, or cuda.")] = "auto",
+    device: DeviceOption = "auto",
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Measure a checkpoint on one split, part by part, with intervals; or compare it with another one."""

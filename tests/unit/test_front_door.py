@@ -1,7 +1,9 @@
 """`diptych`: one command a line, each room opened only when somebody walks in."""
 
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -19,11 +21,31 @@ def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert [name for name in COMMANDS if name in shown] == list(COMMANDS)
 
 
+def test_alone_it_shows_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    """If this failed, whoever types the name alone would be scolded instead of shown the way."""
+    diptych.main([])
+    shown = capsys.readouterr()
+    assert "diptych export checkpoint --store store --activate" in shown.out + shown.err
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_its_own_help(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """If this failed, a line of the front door would lead nowhere."""
-    assert diptych.main([command, "--help"]) == 0
-    assert f"diptych {command}" in capsys.readouterr().out
+    """If this failed, a line of the front door would lead nowhere, or a command would come without an example."""
+    assert diptych.main([command, "-h"]) == 0
+    shown = capsys.readouterr().out
+    assert f"Usage: diptych {command}" in shown
+    assert f"diptych {command}" in shown.partition("Example:")[2]
+
+
+def test_the_version_stands_in_one_place(capsys: pytest.CaptureFixture[str]) -> None:
+    """If this failed, the command, the citation, the chart or the change log would name another release."""
+    kept = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert diptych.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"diptych {kept}\n"
+    for path in (ROOT / "CITATION.cff", *ROOT.glob("*/helm/**/Chart.yaml")):
+        if path.is_file():
+            found = re.findall(r"^(?:version|appVersion): *[\"']?([^\"'\s]+)", path.read_text(), re.MULTILINE)
+            assert set(found) == {kept}, path
 
 
 def test_only_the_called_room_is_opened() -> None:

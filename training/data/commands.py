@@ -15,7 +15,7 @@ def prepare(
     count_column: Annotated[str | None, typer.Option(help="Column that says how often a pair occurred.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Label table (CSV, TSV, Parquet, JSONL) with attributes.")] = None,
     label_key: Annotated[
-        str | None, typer.Option(help="Its column that the source names labels by; id or else text unless named.")
+        str | None, typer.Option(help="Column of --labels that the source names labels by; id, else text.")
     ] = None,
     min_count: Annotated[int, typer.Option(min=0, help="Leave out (query, label) pairs that occur less often.")] = 0,
     min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer non-test rows.")] = 0,
@@ -26,7 +26,7 @@ def prepare(
     validation: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of training queries cut as validation, about 2,000 at most.")
     ] = 0.1,
-    max_characters: Annotated[int, typer.Option(min=1, help="Longest text that is no mistake.")] = 1_000_000,
+    max_characters: Annotated[int, typer.Option(min=1, help="A longer text is taken for a mistake.")] = 1_000_000,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, counted and listed.")
     ] = False,
