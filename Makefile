@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV ?= .venv
 PORT ?= 8000
 ONCE ?=
+TESTS ?= tests
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test lint clean
+.PHONY: help install demo test coverage lint hooks wheel clean
 
-help:  ## what can be made
+help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
 
 install: $(INSTALLED)  ## the environment in .venv, with the exact versions of constraints.txt
@@ -18,11 +19,18 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[export,serve,cpu,dev]'
 	@touch $@
 
-demo: install  ## prepare → train → export → serve on 127.0.0.1:$(PORT) with the example's data; ONCE=1 ends after a few answers
+demo: install  ## prepare → train → export → serve the example on port 8000 (PORT=…); ONCE=1 ends after a few answers
 	$(BIN)/python examples/keywords/demo.py --folder demo --port $(PORT) $(if $(ONCE),--once)
 
-test: install  ## the whole test suite
-	$(BIN)/python -m pytest
+test: install  ## the whole test suite; TESTS=tests/unit runs a part
+	$(BIN)/python -m pytest $(TESTS)
+
+coverage: install  ## the same tests, and which lines they reach, commands and engines included; fails below the floor
+	@rm -rf .coverage
+	@mkdir .coverage
+	$(BIN)/coverage run -m pytest $(TESTS)
+	$(BIN)/coverage combine --quiet .coverage
+	$(BIN)/coverage report
 
 lint: install  ## style, types, and the direction of imports
 	$(BIN)/ruff check .
@@ -30,5 +38,13 @@ lint: install  ## style, types, and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-clean:  ## remove the demo and the environment
-	rm -rf demo $(VENV)
+hooks: install  ## have git run what `make lint` runs before every commit
+	$(BIN)/pre-commit install
+
+wheel: install  ## sdist and wheel in dist/, the wheel tried in a fresh environment without this folder
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python .ci/try_wheel.py dist --constraints constraints.txt
+
+clean:  ## remove what was made: the demo, dist, measurements, the environment
+	rm -rf demo dist .coverage $(VENV)
