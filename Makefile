@@ -23,14 +23,17 @@ demo: install  ## prepare → train → export → serve the example on port 800
 	$(BIN)/python examples/keywords/demo.py --folder demo --port $(PORT) $(if $(ONCE),--once)
 
 test: install  ## the whole test suite; TESTS=tests/unit runs a part
-	$(BIN)/python -m pytest $(TESTS)
-
-coverage: install  ## the same tests, and which lines they reach, commands and engines included; fails below the floor
-	@rm -rf .coverage
-	@mkdir .coverage
+ifdef COVERAGE
+	@rm -rf .coverage && mkdir .coverage
 	$(BIN)/coverage run -m pytest $(TESTS)
 	$(BIN)/coverage combine --quiet .coverage
 	$(BIN)/coverage report
+else
+	$(BIN)/python -m pytest $(TESTS)
+endif
+
+coverage:  ## the same, and which lines it reached, commands and engines included; fails below the floor
+	@$(MAKE) --no-print-directory test COVERAGE=1
 
 lint: install  ## style, types, and the direction of imports
 	$(BIN)/ruff check .

@@ -7,7 +7,7 @@ import pyarrow as pa
 
 from tests.support.bundles import WORDS, label_texts
 from tests.support.listener import Kept
-from training.data.dataset import Dataset, DatasetMeta
+from training.data.dataset import Dataset, DatasetMeta, SplitName
 from training.data.writing import write_dataset
 from training.recipe import load_recipe
 from training.run import train
@@ -36,9 +36,11 @@ def write_words(folder: Path) -> Dataset:
     """The dataset that `make_checkpoint` trains on."""
     texts = label_texts(N_LABELS)
     draw = np.random.default_rng(1)
-    splits = {}
-    for name, size in (("train", 400), ("validation", 120), ("test", 20)):
-        queries, truths = [], []
+    splits: dict[SplitName, pa.Table] = {}
+    sizes: dict[SplitName, int] = {"train": 400, "validation": 120, "test": 20}
+    for name, size in sizes.items():
+        queries: list[str] = []
+        truths: list[list[int]] = []
         while len(queries) < size:
             words = draw.choice(WORDS, 3, replace=False).tolist()
             truth = [row for row, text in enumerate(texts) if len({*words} & {*text.split()}) >= 2 and row % 10]

@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from retrieval.errors import BundleError
@@ -45,7 +46,7 @@ def main(arguments: list[str]) -> None:
         for group, count in zip(GROUPS, counts, strict=True):
             for number, case in enumerate(cases(group, count, seed)):
                 folder = damaged(Path(scratch) / "whole", Path(scratch) / f"{number}", case)
-                outcome, how = forked(lambda folder=folder: verdict(folder))
+                outcome, how = forked(partial(verdict, folder))
                 line = {"group": group, "number": number, "kind": case.kind, "files": case.files}
                 print(json.dumps(line | {"outcome": outcome, "how": how.replace(scratch, "")}), flush=True)
                 shutil.rmtree(folder)

@@ -116,7 +116,7 @@ class Service:
         found = wait_until(lambda: re.search(pattern, self.log) or self._ended())
         if not isinstance(found, re.Match):
             raise AssertionError(f"the service ended with {self.process.returncode}: {self.log}")
-        return found[1] if found.re.groups else found[0]
+        return str(found[1] if found.re.groups else found[0])
 
     def stop(self) -> int:
         """SIGTERM, then the exit code."""
@@ -143,7 +143,7 @@ def figures(service: Service) -> dict[str, float]:
     return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines if line[0] != "#")}
 
 
-def start(store: Path, log: Path, port: int = 0, **settings: object) -> "subprocess.Popen[bytes]":
+def start(store: Path, log: Path, port: object = 0, **settings: object) -> "subprocess.Popen[bytes]":
     """`diptych serve`, by default on a free port; its settings as the environment gives them."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "DIPTYCH_ADMIN_KEY": ADMIN_KEY}
     environment |= {f"DIPTYCH_{name.upper()}": str(value) for name, value in settings.items()}
