@@ -115,7 +115,7 @@ class _Attribute:
             self.label_V = pc.list_parent_indices(column).to_numpy()
             column = pc.list_flatten(column)
         self.type = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-        self.kinds = _kinds(self.type)
+        self.kinds = kinds(self.type)
         if not self.kinds:
             raise BadInput(f"filter: the attribute {name!r} holds {self.type}, which cannot be filtered by.")
         numbered = column.cast(self.type).dictionary_encode()
@@ -147,7 +147,7 @@ class _Attribute:
         return cast(Value, value)
 
 
-def _kinds(kind: pa.DataType) -> tuple[type, ...]:
+def kinds(kind: pa.DataType) -> tuple[type, ...]:
     """Python's types for the values of an Arrow type; none for one that JSON cannot ask for."""
     if pa.types.is_boolean(kind):
         return (bool,)

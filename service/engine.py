@@ -26,6 +26,7 @@ from retrieval.gently import at_once, gently
 from retrieval.retriever import NO_ROW, Ranking
 from retrieval.signatures import trusted_keys
 from service import logs
+from service.facets import facets
 from service.frames import (
     Answers,
     Asked,
@@ -151,9 +152,11 @@ def open_engine(
             f"{folder.name} does not give its golden answers here: overlap@10 is {golden.overlap_at_10:.3f} and a "
             f"score is off by {golden.score_deviation:.2g}. Export it on this kind of machine."
         )
+    shown_attributes = run(lambda: facets(retriever.labels.table))
     model, seconds = retriever.manifest.model, time.perf_counter() - started
     padded = model.encoder == "transformer"  # a static encoder's work on padding is nothing beside the rest
-    opened = (len(retriever.labels), retriever.dim, model.bytes_per_token, model.max_tokens, padded, seconds)
+    about = (retriever.manifest.classifier_weight, shown_attributes)
+    opened = (len(retriever.labels), retriever.dim, model.bytes_per_token, model.max_tokens, padded, seconds, *about)
     return engine, pack_json(Kind.READY, opened)
 
 

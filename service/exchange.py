@@ -32,6 +32,7 @@ LOGGED_FROM = {"all": 0, "failures": 500, "none": 1000}  # the least status that
 SHOWN = 300  # of a path or an administrator's body in a line
 GUARDED = frozenset({"body_too_large", "compressed_body", "rate_limited", "wrong_key"})  # also counted as rejections
 PROCESS, NUMBERS = secrets.token_hex(6).encode(), count(1)
+COMPARE = "/admin/compare"  # asks a question, whose texts are not an administrative act's to keep
 NOT_READY = (503, "/readyz")  # what whoever asks whether it is ready wants to know: no failure
 GONE = 499  # the client closed the connection before its answer
 
@@ -195,14 +196,15 @@ class _Heard:
 def _audit(exchange: Exchange, body: bytes) -> None:
     """One line for every administrative act, done or refused: who, from where, what, and what became of it."""
     method = exchange.scope["method"]
-    if method == "GET" and exchange.status == 200:
+    asks = exchange.route == COMPARE
+    if (method == "GET" or asks) and exchange.status == 200:
         return  # looking is no act
     key = exchange.headers.get(ADMIN_HEADER.lower().encode())
     about = {
         "key": hashlib.sha256(key).hexdigest()[:8] if key else None,
         "address": exchange.address,
         "act": f"{method} {exchange.scope['path'][:SHOWN]}",
-        "body": body[:SHOWN].decode(errors="replace"),
+        "body": None if asks else body[:SHOWN].decode(errors="replace"),
         "status": exchange.status or None,
         "refusal": exchange.refusal,
     }

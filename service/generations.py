@@ -9,14 +9,18 @@ import logging
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from retrieval.errors import BundleError, DiptychError
-from retrieval.manifest import read_manifest
+from retrieval.manifest import Manifest, read_manifest
 from retrieval.signatures import trusted_keys
 from service import errors
 from service.aside import aside
 from service.batching import Ticket
+from service.comparing import Compared
 from service.errors import Refusal
 from service.frames import Asked
 from service.generation import Generation
@@ -42,6 +46,7 @@ class Generations:
         self.stopping = False
         self.source = Source(settings.store, trusted_keys(settings.trusted_keys))
         self.paused = Paused(self.source.store, settings.max_paused)
+        self.compared = Compared(self._open_compared, metrics, settings.compare_seconds)
         self._settings = settings
         self._metrics = metrics
         self._watch = Watch(self._look, self._follow, settings.watch_seconds)
@@ -122,6 +127,20 @@ class Generations:
         except (DiptychError, OSError) as error:
             raise self._not_activated(name or "of before", error) from error
 
+    async def compare(self, name: str, asked: Asked, seconds: float | None = None) -> Ticket:
+        """Queue a request with any bundle of the store, opened for it if need be. Raises Refusal."""
+        for one in (self.current, self.kept):
+            if one and one.name == name:
+                return one.admit(asked, seconds)
+        if self._preparing or self.stopping:
+            why = f"bundle {self._preparing} is being prepared" if self._preparing else "the service is stopping"
+            raise Refusal(409, "busy_switching", f"Bundle {name} was not opened for comparison: {why}.")
+        try:
+            return (await self.compared.open(name)).admit(asked, seconds)
+        except (DiptychError, OSError) as error:
+            status, why = self._status_without(name), f"Bundle {name} was not opened for comparison: {_reason(error)}"
+            raise Refusal(status, "not_compared", self.public(why)) from error
+
     async def pause(self, add: Sequence[str], remove: Sequence[str]) -> list[str] | None:
         """Change the list of paused labels, for every request from now on; returns the ids that the bundle has not.
 
@@ -146,6 +165,7 @@ class Generations:
     def stop(self) -> None:
         """From now on not ready, and no change of bundle; requests are still answered."""
         self.stopping = True
+        self.compared.cancel()
         for task in self._tasks:
             task.cancel()
         if self._change:
@@ -153,6 +173,7 @@ class Generations:
 
     async def close(self) -> None:
         """Answer what was admitted, then end every engine."""
+        await self.compared.close()
         for generation in (self.current, self.kept):
             if generation:
                 self._retire(generation)
@@ -225,6 +246,7 @@ class Generations:
         """A generation that can answer: the kept one, if it is that. Raises BundleError."""
         if self.kept and self.kept.name == name and self.kept.healthy:
             return self.kept
+        await self.compared.close()  # its memory, and its share of the processor, are this one's
         await aside(partial(self.source.bring, name))
         folder = self.source.store.bundle_path(name)
         if self._settings.memory_check:
@@ -235,6 +257,23 @@ class Generations:
         )
         return await generation.open()
 
+    async def _open_compared(self, name: str, crashes: Callable[[Generation], None]) -> Generation:
+        """A generation for questions beside the traffic: one thread, figures of its own. Raises BundleError."""
+        await aside(partial(self.source.bring, name))
+        folder = self.source.store.bundle_path(name)
+        if self._settings.memory_check:
+            check_memory(name, await self._manifest(folder), self._settings.cgroups)
+        self._numbers += 1
+        settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1})
+        apart = Metrics(CollectorRegistry())  # live figures are of live traffic
+        generation = Generation(
+            self._numbers, folder, settings, apart, lambda: self.paused.ids, crashes, lambda _: True
+        )
+        return await generation.open()
+
+    async def _manifest(self, folder: Path) -> Manifest:
+        return await asyncio.to_thread(read_manifest, folder, trusted_keys(self._settings.trusted_keys))
+
     def _beside(self, generation: Generation) -> bool:
         """Whether another generation answers."""
         return self.current is not None and self.current is not generation and self.current.healthy
@@ -242,7 +281,7 @@ class Generations:
     async def _make_room(self, name: str) -> None:
         """See that a bundle fits into memory, if need be in the place of the kept one. Raises BundleError."""
         folder = self.source.store.bundle_path(name)
-        manifest = await asyncio.to_thread(read_manifest, folder, trusted_keys(self._settings.trusted_keys))
+        manifest = await self._manifest(folder)
         try:
             check_memory(name, manifest, self._settings.cgroups)
         except BundleError:
@@ -332,7 +371,7 @@ class Generations:
         return next((name for name in candidates if name in known and name != than), None)
 
     def _tell_paused(self) -> None:
-        for generation in (self.current, self.kept):
+        for generation in (self.current, self.kept, self.compared.generation):
             if generation:
                 generation.tell_paused()
 
@@ -342,8 +381,14 @@ class Generations:
         LOG.error("%s", self._failed)
 
     def _not_activated(self, name: str, error: Exception) -> Refusal:
-        status = 422 if (self.source.store.path / "bundles" / name).is_dir() else 404
-        return Refusal(status, "not_activated", self.public(f"Bundle {name} was not activated: {_reason(error)}"))
+        return Refusal(
+            self._status_without(name),
+            "not_activated",
+            self.public(f"Bundle {name} was not activated: {_reason(error)}"),
+        )
+
+    def _status_without(self, name: str) -> int:
+        return 422 if (self.source.store.path / "bundles" / name).is_dir() else 404
 
     def _depth(self, of: str) -> int:
         return getattr(self.current.batcher, of) if self.current else 0

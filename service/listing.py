@@ -1,15 +1,32 @@
-"""What an administrator may choose from: the store's bundles, and those that are opened."""
+"""What there is: to ask of the served bundle, and, for an administrator, in the store and opened of it."""
 
 from functools import partial
 
 from retrieval.errors import BundleError, Unreachable
 from retrieval.store import Store
 from service.aside import aside
-from service.errors import Refusal
+from service.errors import Refusal, unavailable
 from service.generation import Generation
 from service.generations import Generations
-from service.schemas import BundlesResponse, ServedGeneration, State, StoredBundle
+from service.schemas import About, Attribute, BundlesResponse, ServedGeneration, State, StoredBundle
+from service.settings import Settings
 from service.source import Source
+
+
+def about(generations: Generations, settings: Settings) -> About:
+    """What there is to ask the served bundle. Raises Refusal 503 while there is no engine to say so."""
+    served = generations.current
+    if served is None or (opened := served.opened) is None:
+        raise unavailable(f"The service is not ready: {generations.readiness().detail}.")
+    return About(
+        bundle=served.name,
+        labels=opened.labels,
+        weight=opened.weight,
+        attributes=[Attribute(**one) for one in opened.attributes],
+        max_k=settings.max_k,
+        max_query_chars=settings.max_query_chars,
+        administration=bool(settings.admin_key and settings.admin_key.get_secret_value()),
+    )
 
 
 async def list_bundles(generations: Generations) -> BundlesResponse:
@@ -19,6 +36,7 @@ async def list_bundles(generations: Generations) -> BundlesResponse:
     except (BundleError, OSError) as error:
         raise Refusal(422, "bad_store", generations.public(f"The store cannot be listed: {error}")) from error
     opened: list[tuple[State, Generation | None]] = [("serving", generations.current), ("kept", generations.kept)]
+    opened.append(("compared", generations.compared.generation))
     opened += [("draining", generation) for generation in generations.draining]
     return BundlesResponse(
         bundles=[one.model_copy(update={"trouble": one.trouble and generations.public(one.trouble)}) for one in stored],

@@ -49,7 +49,7 @@ class Predict:
         asked = parse(self.model, await _body(receive))
         if self._limit:
             self._limit.take(caller or exchange.address.encode(), len(asked.queries))
-        wanted = Asked(asked.queries, asked.k, asked.weight, asked.filter, asked.min_score)
+        wanted = asked.wanted
         seconds = deadline_seconds(exchange.header(deadlines.HEADER))
         state = self._generations.state if self._answers else None
         if not self._answers or not state:
@@ -67,7 +67,12 @@ class Predict:
         exchange.ticket = ticket = self._generations.admit(asked, seconds)
         results = await ticket.answer
         exchange.bundle = ticket.bundle  # another than at admission, if that one was given up
-        return b'{"bundle":"%b","results":[%b]}' % (ticket.bundle.encode(), results)
+        return answer_body(ticket.bundle, results)
+
+
+def answer_body(bundle: str, results: bytes) -> bytes:
+    """A PredictResponse around what the engine wrote."""
+    return b'{"bundle":"%b","results":[%b]}' % (bundle.encode(), results)
 
 
 async def _body(receive: Receive) -> bytes:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, Self, cast
+from typing import Any, NamedTuple, Self, cast
 
 from pydantic_core import from_json
 
@@ -32,6 +32,8 @@ class Opened(NamedTuple):
     max_tokens: int
     padded: bool
     seconds: float
+    weight: float  # of the classifier, where a request does not say
+    attributes: list[dict[str, Any]]  # what labels can be filtered by, see facets.py
 
     @property
     def lengths(self) -> Lengths:

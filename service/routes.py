@@ -11,13 +11,15 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
 from service import deadlines
-from service.exchange import exchange_of
+from service.console import add_front_page
+from service.exchange import COMPARE, exchange_of
 from service.generations import Generations
-from service.listing import list_bundles
+from service.listing import about, list_bundles
 from service.metrics import Metrics
 from service.predicting import PATH as PREDICT_PATH
-from service.predicting import Predict
+from service.predicting import Predict, answer_body
 from service.schemas import (
+    About,
     ActivateRequest,
     ActivateResponse,
     BundlesResponse,
@@ -25,6 +27,7 @@ from service.schemas import (
     PausedResponse,
     PredictResponse,
     Readiness,
+    compare_request,
     parse,
     paused_request,
 )
@@ -34,7 +37,7 @@ from service.settings import Settings
 REFUSALS = {
     400: "The body is not JSON.",
     401: "The key is missing or wrong.",
-    403: "Administration is off.",
+    403: "Administration, or opening bundles for comparison, is off.",
     404: "There is no such bundle.",
     408: "The request did not arrive in time, or no answer was ready within X-Deadline-Ms.",
     409: "Another change of bundle is under way.",
@@ -77,8 +80,11 @@ def add_routes(
 ) -> None:
     """All routes, wired to their parts."""
     _add_predict(router, predict)
+    add_front_page(router, settings.console)
+    _add_about(router, settings, generations, predict)
     _add_probes(router, generations, metrics)
     _add_admin(router, settings, generations)
+    _add_comparing(router, settings, generations, predict)
     _add_pausing(router, settings, generations)
 
 
@@ -102,11 +108,45 @@ def _add_predict(router: APIRouter, predict: Predict) -> None:
     )
 
 
-def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -> None:
-    @router.get("/", summary="Where to go from here")
-    async def index() -> dict[str, str]:
-        return {"service": "diptych", "ask": "POST /predict", "describe": "/openapi.json", "ready": "/readyz"}
+def _add_about(router: APIRouter, settings: Settings, generations: Generations, predict: Predict) -> None:
+    async def answered_about(request: Request) -> Response:
+        predict.keys.check(exchange_of(request.scope).headers)  # what labels are filtered by tells of them
+        return JSONResponse(about(generations, settings).model_dump())
 
+    router.add_api_route(
+        "/about",
+        answered_about,
+        name="about",
+        summary="The bundle that is served, and what its labels can be filtered by",
+        response_model=About,
+        responses=_refusals(*([401] if predict.keys else []), 408, 431, 500, 503),
+        dependencies=[Depends(_key_in(PREDICT_HEADER, "predicting"))] if predict.keys else None,
+        route_class_override=Direct,
+    )
+
+
+def _add_comparing(router: APIRouter, settings: Settings, generations: Generations, predict: Predict) -> None:
+    given_key = _key_in(ADMIN_HEADER, "administration")
+    model = compare_request(predict.model)
+
+    @router.post(
+        COMPARE,
+        summary="The same question to another bundle, which is opened for it",
+        response_model=PredictResponse,
+        responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500, 503, 504),
+        openapi_extra={**_body(model), "parameters": [deadlines.PARAMETER]},
+    )
+    async def compare(request: Request, key: Annotated[str | None, Depends(given_key)]) -> Response:
+        check_admin(settings.admin_key, key)
+        asked = parse(model, await request.body())
+        seconds = deadlines.deadline_seconds(request.headers.get(deadlines.HEADER))
+        ticket = await generations.compare(asked.bundle, asked.wanted, seconds)
+        results = await ticket.answer  # no ticket of the exchange's, whose times are those of live traffic
+        exchange_of(request.scope).bundle = ticket.bundle
+        return Response(answer_body(ticket.bundle, results), media_type="application/json")
+
+
+def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -> None:
     @router.get("/livez", summary="Whether the process answers at all")
     async def livez() -> dict[str, bool]:
         return {"live": True}

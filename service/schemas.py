@@ -6,11 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from retrieval.filters import NAMES, VALUES
 from service.errors import refusal
+from service.frames import Asked
 from service.settings import Settings
 
 BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Value = str | int | float | bool
-State = Literal["serving", "kept", "draining"]
+State = Literal["serving", "kept", "compared", "draining"]
 Body = TypeVar("Body", bound=BaseModel)
 MAX_ID_CHARS = 1024
 NOT_BLANK = r"[^\s\x1c-\x1f]"  # what Python calls white space, which is what the retriever goes by
@@ -31,6 +32,16 @@ STORED = {
     "trouble": None,
 }
 GENERATION = {"number": 1, "bundle": "keywords-1", "state": "serving", "labels": 16480, "unfinished": 3}
+ATTRIBUTE = {"name": "market", "values": ["US", "CA"], "more": False}
+ABOUT = {
+    "bundle": "keywords-1",
+    "labels": 16480,
+    "weight": 0.5,
+    "attributes": [ATTRIBUTE],
+    "max_k": 100,
+    "max_query_chars": 512,
+    "administration": True,
+}
 READY = {"ready": True, "bundle": "keywords-1", "detail": "serving"}
 
 
@@ -56,6 +67,11 @@ class PredictRequest(BaseModel):
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         None, description="Labels that score less are left out."
     )
+
+    @property
+    def wanted(self) -> Asked:
+        """What the engine is asked."""
+        return Asked(self.queries, self.k, self.weight, self.filter, self.min_score)
 
 
 class Hit(BaseModel):
@@ -121,7 +137,7 @@ class StoredBundle(BaseModel):
 
 
 class ServedGeneration(BaseModel):
-    """One opened bundle: `serving`, `kept` for the way back, or `draining` until its requests are answered."""
+    """One opened bundle: `serving`, `kept` for the way back, `compared`, or `draining` until it has answered."""
 
     model_config = _example(GENERATION)
 
@@ -170,6 +186,30 @@ class Readiness(BaseModel):
     detail: str
 
 
+class Attribute(BaseModel):
+    """One attribute that a filter may name: its most frequent values, and whether there are more of them."""
+
+    model_config = _example(ATTRIBUTE)
+
+    name: str
+    values: list[Value]
+    more: bool
+
+
+class About(BaseModel):
+    """The bundle that is served, its weight where a request names none, what to filter by, and what may be asked."""
+
+    model_config = _example(ABOUT)
+
+    bundle: str
+    labels: int
+    weight: float
+    attributes: list[Attribute]
+    max_k: int
+    max_query_chars: int
+    administration: bool
+
+
 class Error(BaseModel):
     """A code for programs and one sentence for a person."""
 
@@ -197,6 +237,23 @@ def predict_request(settings: Settings) -> type[PredictRequest]:
         "k": (k, Field(min(plain["k"].default, settings.max_k), description=plain["k"].description)),
     }
     return create_model("PredictRequest", __base__=PredictRequest, __doc__=PredictRequest.__doc__, **fields)
+
+
+class CompareRequest(PredictRequest):
+    """Texts to ask of another bundle, which is opened beside the one that is served."""
+
+    model_config = _example({"bundle": "keywords-2", "queries": ["cheap running shoes"], "k": 10})
+
+    bundle: str
+
+
+def compare_request(model: type[PredictRequest]) -> type[CompareRequest]:
+    """CompareRequest under the limits of `model`, which is `predict_request`'s."""
+    fields: dict[str, Any] = {
+        "bundle": (str, Field(pattern=BUNDLE_NAME, description="The bundle to ask.")),
+        **{name: (model.model_fields[name].annotation, model.model_fields[name]) for name in ("queries", "k")},
+    }
+    return create_model("CompareRequest", __base__=CompareRequest, __doc__=CompareRequest.__doc__, **fields)
 
 
 def paused_request(settings: Settings) -> type[PausedRequest]:

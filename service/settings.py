@@ -72,6 +72,10 @@ class Settings(BaseSettings):
     grace_seconds: float = Field(
         0, ge=0, description="after SIGTERM, not ready yet answering, until load balancers have noticed"
     )
+    console: bool = Field(True, description="a browser that opens / gets the console")
+    compare_seconds: float = Field(
+        120, ge=0, description="a bundle opened for comparison is closed after this long unasked; 0: none is opened"
+    )
     watch_seconds: float = Field(
         5, ge=0, description="between looks at the store's active bundle, which is served at once; 0: do not look"
     )

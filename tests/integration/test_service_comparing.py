@@ -1,0 +1,176 @@
+"""What the console stands on: the front page, what a bundle says of itself, and another bundle asked beside it."""
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from retrieval import Retriever
+from tests.support.bundles import make_store
+from tests.support.service import ADMIN_KEY, Reply, Service, figures, serving, wait_until
+
+QUESTION = {"queries": ["cheap running shoes", "red winter city"], "k": 5}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("comparing") / "store", "first", "second", "third").path
+
+
+@pytest.fixture(scope="module")
+def service(store: Path) -> Iterator[Service]:
+    with serving(store) as service:
+        yield service
+
+
+def compare(service: Service, key: str = ADMIN_KEY, **body: object) -> Reply:
+    return service.ask("POST", "/admin/compare", {**QUESTION, **body}, X_Admin_Key=key)
+
+
+def opened(service: Service) -> dict[str, str]:
+    """The state of each bundle that is open."""
+    answer = service.ask("GET", "/admin/bundles", X_Admin_Key=ADMIN_KEY).json()
+    return {one["bundle"]: one["state"] for one in answer["generations"]}
+
+
+def test_the_bundle_says_what_to_filter_by(service: Service) -> None:
+    """Nobody could tell from outside which filters a bundle takes, nor which weight it answers with."""
+    about = service.ask("GET", "/about").json()
+    assert (about["bundle"], about["labels"], about["weight"]) == ("first", 200, 0.5)
+    assert about["attributes"] == [
+        {"name": "market", "values": ["US", "CA"], "more": False},
+        {"name": "year", "values": [2020, 2021, 2022], "more": False},
+    ]
+    assert about["administration"] is True
+
+
+def test_what_a_bundle_is_filtered_by_is_for_those_who_may_ask(store: Path) -> None:
+    """Attributes of labels would be told to anybody, where asking needs a key."""
+    with serving(store, predict_key="sesame") as service:
+        assert service.ask("GET", "/about").status == 401
+        assert service.ask("GET", "/about", X_Api_Key="sesame").json()["bundle"] == "first"
+
+
+def test_another_bundle_answers_as_it_would_alone(service: Service, store: Path) -> None:
+    """A comparison would show other answers than those that activating the bundle gives."""
+    reply = compare(service, bundle="second", weight=0.25, filter={"market": ["US"]})
+    with Retriever.open(store / "bundles" / "second") as alone:
+        found = alone.search(QUESTION["queries"], 5, weight=0.25, filter={"market": ["US"]})
+    assert reply.headers["x-bundle"] == "second"
+    assert reply.json() == {
+        "bundle": "second",
+        "results": [
+            {"query": query, "hits": [asdict(hit) for hit in hits]}
+            for query, hits in zip(QUESTION["queries"], found, strict=True)
+        ],
+    }
+
+
+def test_one_bundle_is_compared_at_a_time_and_the_served_one_goes_on(service: Service) -> None:
+    """Every bundle that was ever compared would stay in memory, or the served one would change."""
+    for name in ("second", "third"):
+        assert compare(service, bundle=name).status == 200
+        assert opened(service) == {"first": "serving", name: "compared"}
+    assert compare(service, bundle="first").json()["bundle"] == "first"
+    assert service.ask("POST", "/predict", QUESTION).json()["bundle"] == "first"
+
+
+def test_comparing_is_not_counted_as_traffic(service: Service) -> None:
+    """Charts and alarms would show an administrator's questions to a bundle that nobody is served from."""
+    compare(service, bundle="second")
+    before = figures(service)
+    compare(service, bundle="second")
+    after = figures(service)
+    for name in ("diptych_batch_queries_sum", 'diptych_stage_seconds_count{stage="total"}'):
+        assert after.get(name, 0) == before.get(name, 0)
+    assert any('bundle="second"' in name for name in after if name.startswith("diptych_engine_resident_bytes"))
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        ({"bundle": "nowhere"}, 404, "not_compared"),
+        ({"bundle": "../first"}, 422, "bad_name"),
+        ({}, 422, "missing_field"),
+        ({"bundle": "second", "k": 1000}, 422, "out_of_range"),
+        ({"bundle": "second", "filter": {"colour": ["red"]}}, 422, "bad_query"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_a_sentence(
+    service: Service, body: dict[str, object], status: int, code: str
+) -> None:
+    """A wrong request would end in a traceback, or in an answer of something else."""
+    reply = compare(service, **body)
+    assert (reply.status, reply.json()["error"]["code"]) == (status, code)
+    assert reply.json()["error"]["message"].endswith(".")
+
+
+def test_comparing_needs_the_administrators_key(service: Service) -> None:
+    """Anybody could have bundles loaded beside the live one."""
+    assert compare(service, key="guessed", bundle="second").status == 401
+
+
+def test_a_bundle_that_is_not_asked_any_longer_is_closed(store: Path) -> None:
+    """One look at another bundle would cost its memory for ever."""
+    with serving(store, compare_seconds=0.2) as service:
+        assert compare(service, bundle="second").status == 200
+        wait_until(lambda: opened(service) == {"first": "serving"})
+        wait_until(lambda: len(service.engines()) == 1)
+
+
+def test_activating_comes_before_comparing(store: Path) -> None:
+    """A switch would find the memory taken by a bundle that is only looked at."""
+    with serving(store) as service:
+        compare(service, bundle="second")
+        assert service.activate("third").status == 200
+        assert opened(service)["third"] == "serving"
+        assert "second" not in opened(service)
+        service.activate("first")
+
+
+def test_comparing_can_be_off(store: Path) -> None:
+    """An operator without memory to spare could not keep a second bundle out."""
+    with serving(store, compare_seconds=0) as service:
+        reply = compare(service, bundle="second")
+        assert (reply.status, reply.json()["error"]["code"]) == (403, "compare_off")
+        assert compare(service, bundle="first").status == 200
+
+
+def test_a_paused_label_is_missing_in_both(service: Service) -> None:
+    """A stopped campaign would look alive in a comparison."""
+    first = compare(service, bundle="second").json()["results"][0]["hits"][0]["id"]
+    service.ask("POST", "/admin/paused", {"add": [first]}, X_Admin_Key=ADMIN_KEY)
+    try:
+        hits = compare(service, bundle="second").json()["results"][0]["hits"]
+        assert first not in [hit["id"] for hit in hits]
+    finally:
+        service.ask("POST", "/admin/paused", {"remove": [first]}, X_Admin_Key=ADMIN_KEY)
+
+
+def test_a_comparison_leaves_no_text_in_the_log(service: Service) -> None:
+    """Texts would be kept although DIPTYCH_LOG_QUERIES is off."""
+    compare(service, bundle="second", queries=["a secret question"])
+    compare(service, key="guessed", bundle="second", queries=["a secret question"])
+    service.wait_for_log(r"/admin/compare")
+    assert "secret" not in service.log
+
+
+def test_a_browser_gets_the_console_and_everybody_else_json(service: Service) -> None:
+    """A person would see JSON at `/`, or a script a page."""
+    page = service.ask("GET", "/", Accept="text/html,application/xhtml+xml")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    assert "unsafe" not in page.headers["content-security-policy"]
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["referrer-policy"] == "no-referrer"
+    assert service.ask("GET", "/").json()["ask"] == "POST /predict"
+    again = service.ask("GET", "/", Accept="text/html", If_None_Match=page.headers["etag"])
+    assert (again.status, again.body) == (304, b"")
+
+
+def test_the_console_can_be_off(store: Path) -> None:
+    """A service on the open net could not do without a page."""
+    with serving(store, console=False) as service:
+        assert service.ask("GET", "/", Accept="text/html").json()["ask"] == "POST /predict"
+        assert service.ask("GET", "/console/console.css").status == 404
