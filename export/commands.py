@@ -78,7 +78,8 @@ def _table(built: "Built") -> "Table":
     for effort in manifest.index.efforts:
         chosen = " (default)" if effort.weight == manifest.classifier_weight else ""
         recall = f"{effort.recall_at_10:.4f}, {effort.recall_at_1:.4f}"
-        table.add_row(f"recall@10, @1 at weight {effort.weight:g}{chosen}", recall, f"{queries}, ef {effort.ef}")
+        how = f"ef {effort.ef}" if effort.ef else "every label is compared: the index does not find enough"
+        table.add_row(f"recall@10, @1 at weight {effort.weight:g}{chosen}", recall, f"{queries}, {how}")
     if manifest.quality is not None:
         own, bundle = manifest.quality.checkpoint, manifest.quality.bundle
         for figure in ("P@1", "P@5", "PSP@5"):

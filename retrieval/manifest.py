@@ -121,10 +121,13 @@ class ModelFacts(_Part):
 
 
 class Effort(_Part):
-    """How hard to search at one weight: `ef` candidates, and the recalls that the index reached with them."""
+    """How hard to search at one weight: `ef` candidates, and the recalls that the index reached with them.
+
+    None where the index does not find enough with any number of them: every label is compared.
+    """
 
     weight: Share
-    ef: Count
+    ef: Count | None
     recall_at_10: Share
     recall_at_1: Share
 
@@ -150,11 +153,11 @@ class IndexFacts(_Part):
             raise ValueError(f"efforts must rise from weight 0 to weight 1, not {weights}")
         return self
 
-    def effort(self, weight: float) -> int:
-        """Candidates to ask for at `weight`; between measured weights the harder one counts."""
+    def effort(self, weight: float) -> int | None:
+        """Candidates to ask for at `weight`, None for all labels; between measured weights the harder one counts."""
         below = max((one for one in self.efforts if one.weight <= weight), key=lambda one: one.weight)
         above = min((one for one in self.efforts if one.weight >= weight), key=lambda one: one.weight)
-        return max(below.ef, above.ef)
+        return None if below.ef is None or above.ef is None else max(below.ef, above.ef)
 
 
 class Parity(_Part):

@@ -302,7 +302,7 @@ def _bundle_folder(place: Path | str, cache: Path | str | None, trusted: Sequenc
 
 
 def _open_index(folder: Path, manifest: Manifest, threads: int | None) -> VectorIndex:
-    ef = min(effort.ef for effort in manifest.index.efforts)
+    ef = min((effort.ef for effort in manifest.index.efforts if effort.ef), default=1)
     index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.labels.count, ef, threads, verified=True)
     if manifest.index.width is None:
         return index

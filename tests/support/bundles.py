@@ -59,7 +59,7 @@ def make_bundle(
     *,
     seed: int = 0,
     prefix: str = "label",
-    efforts: Sequence[int] = (32, 32, 32),
+    efforts: Sequence[int | None] = (32, 32, 32),
     weight: float = 0.5,
     ids: Sequence[str] | None = None,
 ) -> Path:

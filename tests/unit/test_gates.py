@@ -1,15 +1,19 @@
 """The export gates on cases worked out by hand."""
 
 from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from export.gates import EF_LADDER, Ranked, _effort, recall_at, sample
+from export.gates import EF_LADDER, Ranked, _effort, choose_efforts, recall_at, sample
+from export.progress import unwatched
 from export.quality import prove_quality, without_excluded
+from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
 from retrieval.index import HnswIndex
-from retrieval.manifest import Quality
+from retrieval.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, Quality, read_manifest
+from tests.support.bundles import label_texts, make_bundle
 
 
 def test_recall_counts_scores_and_so_accepts_ties() -> None:
@@ -72,3 +76,23 @@ def test_a_sample_is_spread_and_never_repeats(length: int, asked: int, given: in
     texts = sample(pa.chunked_array([[str(row) for row in range(length)]]), asked)
     assert len(texts) == len(set(texts)) == given
     assert {texts[0], texts[-1]} == {"0", str(length - 1)} or given == 1
+
+
+def test_a_weight_that_the_index_cannot_serve_compares_every_label_unless_it_is_the_default(tmp_path: Path) -> None:
+    """A young classifier, which nobody asks alone, would keep a good bundle from being published; or every search would
+    be slow, or miss what it should find."""
+    bundle = make_bundle(tmp_path / "bundle")
+    facts, vectors_LD = read_manifest(bundle).model, np.load(bundle / VECTORS)
+    encoder = TextEncoder.open(bundle / TOKENIZER, bundle / QUERY_ENCODER, facts, facts.dim, threads=1)
+    noise_LC = np.random.default_rng(0).standard_normal((len(vectors_LD), facts.classifier_dim)).astype(np.float32)
+    wrong_LD = np.concatenate([vectors_LD[:, : facts.dual_dim], noise_LC], axis=1)
+    index = Ranked(HnswIndex.build(wrong_LD, threads=1), vectors_LD, facts.dual_dim)
+
+    def chosen(default: float) -> list[tuple[float, int | None]]:
+        efforts = choose_efforts(encoder, facts, index, label_texts()[:50], default, lambda ef: True, unwatched)
+        return [(one.weight, one.ef) for one in efforts]
+
+    at = dict(chosen(0.0))
+    assert (at[0.0] is not None, at[1.0]) == (True, None)
+    with pytest.raises(GateError, match=r"at weight 1, the default, .* Raise --m"):
+        chosen(1.0)

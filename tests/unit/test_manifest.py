@@ -41,7 +41,7 @@ def facts(balance: float = 0.3) -> ModelFacts:
     )
 
 
-def efforts(*efs: int) -> IndexFacts:
+def efforts(*efs: int | None) -> IndexFacts:
     weights = np.linspace(0, 1, len(efs)).tolist()
     measured = tuple(Effort(weight=w, ef=ef, recall_at_10=1, recall_at_1=1) for w, ef in zip(weights, efs, strict=True))
     return IndexFacts(m=16, ef_construction=100, recall_target=0.99, recall_queries=10, efforts=measured)
@@ -103,6 +103,8 @@ def test_a_weight_between_two_measured_ones_takes_the_harder_effort() -> None:
     """If it fails, a request at its own weight gets less recall than the manifest promises."""
     index = efforts(64, 32, 128)
     assert [index.effort(weight) for weight in (0.0, 0.2, 0.5, 0.7, 1.0)] == [64, 64, 32, 128, 128]
+    index = efforts(64, 32, None)
+    assert [index.effort(weight) for weight in (0.2, 0.5, 0.7, 1.0)] == [64, 32, None, None]
 
 
 @pytest.mark.parametrize("weights", [[], [0.0], [0.0, 0.5], [0.5, 1.0], [1.0, 0.0], [0.0, 0.0, 1.0]])

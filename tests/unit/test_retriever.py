@@ -242,3 +242,11 @@ def test_paused_labels_make_room_for_the_next_ones(tmp_path: Path, exact: bool) 
         assert list(retriever.search(["red"], 5, exact=exact)) == [[]]
         retriever.pause([])
         assert retriever.search(["red winter city"], 30, exact=exact)[0] == before
+
+
+def test_a_weight_whose_index_misses_too_much_compares_every_label(tmp_path: Path) -> None:
+    """A search at a weight that the index does not serve would miss labels, or fail."""
+    with Retriever.open(make_bundle(tmp_path / "bundle", efforts=(32, 32, None))) as retriever:
+        texts = label_texts()[:20]
+        found = retriever.search_rows(texts, 5, weight=1.0)
+        assert (found.rows_QK == retriever.search_rows(texts, 5, weight=1.0, exact=True).rows_QK).all()
