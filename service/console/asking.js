@@ -74,7 +74,7 @@ async function compared(body, hits, signal) {
 
 function failed(trouble, body) {
   say(byId("notice"), sentence(trouble));
-  unanswered = [0, 500, 503, 504].includes(trouble.status) && trouble.code !== "bad_key";
+  unanswered = trouble.code !== "bad_key" && [0, 503].includes(trouble.status);
   if (trouble.status === 429) waiting = setTimeout(() => askNow(body), Math.max(trouble.retryAfter, 1) * 1000);
 }
 

@@ -33,34 +33,38 @@ export async function lookAgain() {
 }
 
 function drawn(chart) {
-  const picture = document.createElementNS(NAMESPACE, "svg");
-  picture.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
-  picture.setAttribute("preserveAspectRatio", "none");
-  picture.setAttribute("role", "img");
-  chart.paths = chart.lines.map((_, place) => {
-    const path = document.createElementNS(NAMESPACE, "path");
-    if (chart.lines.length > 1 && place === 0) path.setAttribute("class", "second");
-    picture.append(path);
-    return path;
-  });
-  chart.figure = make("span", "", "–");
-  chart.picture = picture;
+  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
   picture.setAttribute("aria-label", `${chart.name}: nothing yet`);
-  return make("figure", "", make("figcaption", "", make("span", "name", chart.name), chart.figure), picture);
+  chart.paths = chart.lines.map((_, place) => svg("path", { class: place < chart.lines.length - 1 ? "lesser" : "main" }));
+  picture.append(...chart.paths);
+  chart.figure = make("span", "", "–");
+  chart.most = make("span", "most");
+  chart.picture = picture;
+  const name = make("span", "name", chart.name, " ", chart.most);
+  return make("figure", "", make("figcaption", "", name, chart.figure), picture);
 }
 
 function redrawn(chart) {
   const values = chart.lines.map(([, key]) => looks.map((look) => look[key]));
   const most = Math.max(...values.flat().filter((value) => value !== null), 0);
   chart.paths.forEach((path, place) => path.setAttribute("d", line(values[place], most)));
-  const newest = chart.lines.map(([label, key]) => [label, looks.at(-1)[key]]);
-  const said = newest.map(([label, value]) => {
-    const number = value === null ? "–" : short(value);
-    return newest.length > 1 ? `${label} ${number}` : number;
-  });
-  write(chart.figure, `${said.join(" · ")} ${chart.unit}`);
-  const text = `${chart.name}: ${said.join(", ")} ${chart.unit}; the most of three minutes ${short(most)} ${chart.unit}`;
-  chart.picture.setAttribute("aria-label", text);
+  const said = inWords(chart, looks.at(-1));
+  write(chart.figure, said);
+  write(chart.most, most ? `to ${short(most)}` : "");
+  chart.picture.setAttribute("aria-label", `${chart.name}: ${said}; the most of three minutes ${short(most)} ${chart.unit}`);
+}
+
+function inWords(chart, look) {
+  const known = chart.lines.filter(([, key]) => look[key] !== null);
+  if (!known.length) return "no request";
+  const numbers = known.map(([label, key]) => (chart.lines.length > 1 ? `${label} ${short(look[key])}` : short(look[key])));
+  return `${numbers.join(" · ")} ${chart.unit}`;
+}
+
+function svg(tag, attributes) {
+  const element = document.createElementNS(NAMESPACE, tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  return element;
 }
 
 /** An SVG path through values, the newest at the right; a gap where nothing is known. */

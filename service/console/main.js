@@ -13,7 +13,6 @@ const LOOK = 2000; // milliseconds
 const EXAMPLE = "cheap running shoes";
 let about = null; // of the bundle that is served
 let ownWeight = true;
-let lastReady = null;
 
 /** The request that the controls describe. */
 function request() {
@@ -72,8 +71,7 @@ async function look() {
 function showStatus(ready, text) {
   write(byId("status"), text);
   byId("status").dataset.ready = String(ready);
-  if (ready && lastReady === false && isUnanswered()) changed();
-  lastReady = ready;
+  if (ready && isUnanswered()) changed();
 }
 
 async function keepLooking() {

@@ -25,5 +25,6 @@ export const whole = new Intl.NumberFormat("en");
 
 /** A number with about three digits that count. */
 export function short(value) {
+  if (!value) return "0";
   return value >= 100 ? whole.format(Math.round(value)) : value.toFixed(value >= 10 ? 1 : 2);
 }

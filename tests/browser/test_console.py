@@ -1,0 +1,264 @@
+"""The console at `/` shows what the service says and asks what its controls say, in a real browser."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser.conftest import HOSTILE
+from tests.support.service import Service, serving
+
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
+Page = playwright.Page
+expect = playwright.expect
+
+
+def predicted(service: Service, **body: Any) -> list[dict[str, Any]]:
+    hits: list[dict[str, Any]] = service.ask("POST", "/predict", body).json()["results"][0]["hits"]
+    return hits
+
+
+def shown(page: Page, where: str = "#hits") -> list[str]:
+    return page.locator(f"{where} .text").evaluate_all("all => all.map(one => one.firstChild.data)")
+
+
+def expect_shown(page: Page, hits: list[dict[str, Any]], where: str = "#hits") -> None:
+    """The page shows these texts, scores and shares, and bars as wide as the shares."""
+    rows = page.locator(f"{where} li")
+    expect(page.locator(f"{where} .score")).to_have_text([f"{hit['score']:.3f}" for hit in hits])
+    assert shown(page, where) == [hit["text"] for hit in hits]
+    for place, hit in enumerate(hits):
+        row = rows.nth(place)
+        for half in ("dual_encoder", "classifier"):
+            name = half.split("_")[0]
+            expect(row.locator(f".shares .{name}")).to_have_text(f"{half.replace('_', ' ')} {hit[half]:.3f}")
+            widths = row.locator(f".bar.{name}").evaluate(
+                "bar => bar.getBoundingClientRect().width / bar.parentElement.getBoundingClientRect().width"
+            )
+            assert widths == pytest.approx(max(hit[half], 0), abs=0.005)
+
+
+@contextmanager
+def asks(page: Page, path: str = "/predict") -> Iterator[list[dict[str, Any]]]:
+    """The bodies that the page sends to a path inside the block."""
+    bodies: list[dict[str, Any]] = []
+
+    def note(request: Any) -> None:
+        if request.url.endswith(path):
+            bodies.append(request.post_data_json)
+
+    page.on("request", note)
+    yield bodies
+    page.remove_listener("request", note)
+
+
+def test_answers_as_one_types_are_those_of_the_service(page: Page, service: Service) -> None:
+    """The page would show other labels, scores or shares than POST /predict gives."""
+    page.get_by_label("Query").press_sequentially("red win", delay=30)
+    expect_shown(page, predicted(service, queries=["red win"]))
+    page.get_by_label("Query").press_sequentially("ter city", delay=30)
+    expect_shown(page, predicted(service, queries=["red winter city"]))
+    for stage in ("queue", "tokenize", "encode", "search", "serialize"):
+        expect(page.locator("#timing-stages dt", has_text=stage)).to_be_visible()
+
+
+def test_an_outdated_question_never_replaces_a_newer_answer(page: Page, service: Service) -> None:
+    """A slow answer to what was typed before would overwrite the answer to what stands there now."""
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        if route.request.post_data_json["queries"] == ["red"]:
+            held.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/predict", hold)
+    with page.expect_request("**/predict"):
+        page.get_by_label("Query").fill("red")
+    page.get_by_label("Query").fill("winter")
+    expect_shown(page, predicted(service, queries=["winter"]))
+    assert len(held) == 1
+    page.unroute("**/predict")
+    expect_shown(page, predicted(service, queries=["winter"]))
+
+
+def test_the_slider_sends_its_weight(page: Page, service: Service) -> None:
+    """The weight between the halves would be shown and not asked for."""
+    page.get_by_label("Query").fill("light rain")
+    expect_shown(page, predicted(service, queries=["light rain"]))
+    with asks(page) as bodies:
+        page.get_by_label("Weight of the classifier").press("Home")
+        expect_shown(page, predicted(service, queries=["light rain"], weight=0))
+        page.get_by_role("button", name="Bundle’s own weight").click()
+        expect_shown(page, predicted(service, queries=["light rain"]))
+    assert bodies[0]["weight"] == 0
+    assert "weight" not in bodies[-1]
+
+
+def test_filters_and_least_score_are_asked_for(page: Page, service: Service) -> None:
+    """A filter that was chosen would not hold, or a number would be sent as text."""
+    page.get_by_label("Query").fill("cheap running shoes")
+    page.locator("#filters summary").click()
+    page.get_by_label("CA").check()
+    page.get_by_label("2021").check()
+    filter_ = {"market": ["CA"], "year": [2021]}
+    expect_shown(page, predicted(service, queries=["cheap running shoes"], filter=filter_))
+    page.get_by_label("Least score").fill("0.5")
+    page.get_by_role("spinbutton", name="Answers").fill("3")
+    expected = predicted(service, queries=["cheap running shoes"], filter=filter_, min_score=0.5, k=3)
+    expect_shown(page, expected)
+    expect(page.locator("#filters-count")).to_have_text("(2)")
+
+
+def test_two_bundles_side_by_side(administrator: Page, service: Service) -> None:
+    """The second column would show the served bundle's answers, or ranks that are not so."""
+    page = administrator
+    page.get_by_label("Query").fill("cheap running shoes")
+    page.get_by_label("Compare with").select_option("second")
+    page.wait_for_selector("#other-hits li")
+    reply = service.ask(
+        "POST",
+        "/admin/compare",
+        {"bundle": "second", "queries": ["cheap running shoes"]},
+        X_Admin_Key="the administrator's key",
+    )
+    others = reply.json()["results"][0]["hits"]
+    ours = predicted(service, queries=["cheap running shoes"])
+    expect_shown(page, ours)
+    expect_shown(page, others, "#other-hits")
+    ranks = {hit["id"]: place for place, hit in enumerate(ours)}
+    for place, hit in enumerate(others):
+        before = ranks.get(hit["id"])
+        says = "only here" if before is None else "same place" if before == place else None
+        says = says or (f"↑ {before - place}" if before > place else f"↓ {place - before}")
+        expect(page.locator("#other-hits .moved").nth(place)).to_have_text(says)
+
+
+def test_activating_and_rolling_back(administrator: Page, service: Service) -> None:
+    """The buttons would not change what is served, or the page would go on showing the bundle of before."""
+    page = administrator
+    page.get_by_role("button", name="Activate second").click()
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator("#admin-said")).to_contain_text("Bundle second is served")
+    expect(page.locator("#status")).to_contain_text("second")
+    expect(page.locator("#weight-classifier")).to_have_text("0.25")
+    page.get_by_role("button", name="Roll back").click()
+    page.get_by_role("button", name="Cancel").click()
+    assert service.ask("GET", "/readyz").json()["bundle"] == "second"
+    page.get_by_role("button", name="Roll back").click()
+    page.get_by_role("button", name="Go on").click()
+    expect(page.locator("#status")).to_contain_text("first")
+
+
+def test_a_wrong_key_is_told(page: Page) -> None:
+    """Somebody with a mistyped key would wait for a list that never comes."""
+    page.get_by_label("Administration").fill("guessed")
+    page.get_by_role("button", name="Use", exact=True).click()
+    expect(page.locator("#admin-said")).to_have_text("This needs the administrator's key in the header X-Admin-Key.")
+    expect(page.locator("#bundle-list li")).to_have_count(0)
+    expect(page.get_by_role("button", name="Roll back")).to_be_disabled()
+
+
+def test_keys_are_kept_in_memory_alone(administrator: Page) -> None:
+    """A key would outlive the page on a machine that others use."""
+    kept = administrator.evaluate("[localStorage.length, sessionStorage.length, document.cookie, location.href]")
+    assert kept[:3] == [0, 0, ""]
+    assert "key" not in kept[3]
+
+
+def test_a_label_that_is_markup_stays_text(page: Page, service: Service) -> None:
+    """Whoever writes a label could run programs in the browser of whoever sees it."""
+    page.get_by_label("Query").fill("cheap")
+    page.get_by_role("spinbutton", name="Answers").fill("50")
+    expect_shown(page, predicted(service, queries=["cheap"], k=50))
+    assert HOSTILE in shown(page)
+    page.get_by_label("Query").fill(HOSTILE)
+    expect_shown(page, predicted(service, queries=[HOSTILE], k=50))
+    assert page.locator("main img").count() == 0
+    assert page.title() == "Diptych"
+
+
+@pytest.mark.parametrize("language", ["curl", "python"])
+def test_the_copied_program_gives_the_answers_on_the_page(page: Page, language: str) -> None:
+    """What is copied would not run, or would ask something else than the page does."""
+    page.get_by_label("Query").fill('it\'s "red" $HOME \\ 北京')
+    page.get_by_label("Weight of the classifier").press("End")
+    page.locator("#filters summary").click()
+    page.get_by_label("US").check()
+    page.wait_for_selector("#answers:not(.outdated) #hits li")
+    program = page.locator(f"#{language}").text_content() or ""
+    command = ["bash", "-c", program] if language == "curl" else [sys.executable, "-c", program]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    printed = subprocess.run(command, capture_output=True, check=True, text=True, env=environment, timeout=60).stdout
+    if language == "curl":
+        texts = [hit["text"] for hit in json.loads(printed)["results"][0]["hits"]]
+    else:
+        texts = [line.split("  ", 1)[1] for line in printed.splitlines()]
+    assert texts == shown(page)
+
+
+def test_the_charts_tell_what_the_service_did(page: Page, service: Service) -> None:
+    """Figures of the charts would not be those of /metrics."""
+    for number in range(30):
+        service.ask("POST", "/predict", {"queries": [f"red {number}"]})
+    for name in ("Throughput", "Latency", "Batch size"):
+        expect(page.get_by_role("img", name=re.compile(f"^{name}: .*most of three minutes (?!0 )"))).to_be_visible()
+    percentiles = page.evaluate(
+        """async () => {
+            const { percentile, between, parsed } = await import("/console/figures.js");
+            const buckets = [{bound: 1, count: 50}, {bound: 2, count: 90}, {bound: Infinity, count: 100}];
+            const text = (n) => `# HELP x\\ndiptych_requests_total{code="200",route="/predict"} ${n}\\n`
+                + `diptych_batch_queries_sum ${n * 4}\\ndiptych_batch_queries_count ${n}\\n`;
+            const was = between(parsed(text(10)), parsed(text(30)), 4);
+            const anew = between(parsed(text(10)), parsed(text(4)), 4);
+            return [percentile(buckets, 0.5), percentile(buckets, 0.7), percentile(buckets, 0.99), percentile([], 0.5),
+                    was.throughput, was.batch, anew.throughput];
+        }"""
+    )
+    assert percentiles == [1, pytest.approx(1.5), 2, None, 5, 4, 1]
+
+
+def test_a_service_that_goes_and_comes_back(opened: Callable[..., Page], store: Path) -> None:
+    """The page would stay blank or full of errors after a restart, until somebody loads it anew."""
+    with serving(store) as service:
+        port = service.port
+        page = opened(f"http://127.0.0.1:{port}/")
+    page.get_by_label("Query").fill("red")
+    expect(page.get_by_role("alert")).to_have_text("The service cannot be reached; the page goes on trying.")
+    with serving(store, port=port):
+        expect(page.locator("#hits li")).to_have_count(10, timeout=30_000)
+        expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_a_service_that_wants_a_key(opened: Callable[..., Page], store: Path) -> None:
+    """Somebody who has a key could not tell that one is wanted, nor use it."""
+    with serving(store, predict_key="sesame") as service:
+        page = opened(f"http://127.0.0.1:{service.port}/")
+        page.get_by_label("Query").fill("red")
+        expect(page.get_by_role("alert")).to_contain_text("wants a key")
+        page.get_by_label("Asking").fill("guessed")
+        page.get_by_role("button", name="Use", exact=True).click()
+        expect(page.get_by_role("alert")).to_have_text("The service does not know this key.")
+        page.get_by_label("Asking").fill("sesame")
+        page.get_by_role("button", name="Use", exact=True).click()
+        expect(page.locator("#hits li")).to_have_count(10)
+        expect(page.get_by_role("alert")).to_be_hidden()
+
+
+def test_who_asks_too_much_is_told_and_asked_again(opened: Callable[..., Page], store: Path) -> None:
+    """A refusal would stand on the page for good, or every key would send another request into a limit."""
+    with serving(store, rate_limit=1, rate_burst=2, max_queries=2) as service:
+        page = opened(f"http://127.0.0.1:{service.port}/")
+        for text in ("red", "red city", "red city rain"):
+            with page.expect_response("**/predict"):
+                page.get_by_label("Query").fill(text)
+        expect(page.get_by_role("alert")).to_contain_text("Try again in")
+        expect(page.get_by_role("alert")).to_be_hidden(timeout=10_000)
+        expect(page.locator("#hits li")).to_have_count(10)
