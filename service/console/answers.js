@@ -41,7 +41,8 @@ function moved(place, before) {
 
 function described(hit) {
   const attributes = Object.entries(hit.attributes).filter(([, value]) => value !== null);
-  return [hit.id, ...attributes.map(([name, value]) => `${name} ${[value].flat().join(", ")}`)].join(" · ");
+  const id = hit.id === hit.text ? [] : [hit.id];
+  return [...id, ...attributes.map(([name, value]) => `${name} ${[value].flat().join(", ")}`)].join(" · ");
 }
 
 /** Let the arrow keys move from the query through the answers, and across to the compared ones. */

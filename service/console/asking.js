@@ -74,6 +74,7 @@ async function compared(body, hits, signal) {
 
 function failed(trouble, body) {
   say(byId("notice"), sentence(trouble));
+  if (![0, 429, 503].includes(trouble.status)) clearAnswers(); // they answer another question, and none will follow
   unanswered = trouble.code !== "bad_key" && [0, 503].includes(trouble.status);
   if (trouble.status === 429) waiting = setTimeout(() => askNow(body), Math.max(trouble.retryAfter, 1) * 1000);
 }
@@ -83,12 +84,16 @@ function sentence(trouble) {
   return trouble.message;
 }
 
-function clear() {
-  unanswered = false;
+function clearAnswers() {
   for (const id of ["hits", "other-hits"]) byId(id).replaceChildren();
   byId("second").hidden = byId("timing").hidden = true;
   write(byId("bundle-name"), "Answers");
   write(byId("heard"), "");
+}
+
+function clear() {
+  unanswered = false;
+  clearAnswers();
   say(byId("notice"), null);
   say(byId("empty"), "The best labels appear as you type, each with the two shares of its score.");
 }

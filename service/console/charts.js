@@ -50,7 +50,7 @@ function redrawn(chart) {
   chart.paths.forEach((path, place) => path.setAttribute("d", line(values[place], most)));
   const said = inWords(chart, looks.at(-1));
   write(chart.figure, said);
-  write(chart.most, most ? `to ${short(most)}` : "");
+  write(chart.most, most ? `up to ${short(most)}` : "");
   chart.picture.setAttribute("aria-label", `${chart.name}: ${said}; the most of three minutes ${short(most)} ${chart.unit}`);
 }
 

@@ -50,6 +50,7 @@ async function learnAbout() {
   byId("k").max = String(about.max_k);
   byId("query").maxLength = about.max_query_chars;
   if (ownWeight) takeOwnWeight();
+  byId("administrator").hidden = !about.administration;
   offerFilters(about.attributes, changed);
 }
 

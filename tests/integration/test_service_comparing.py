@@ -1,5 +1,8 @@
 """What the console stands on: the front page, what a bundle says of itself, and another bundle asked beside it."""
 
+import json
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -127,6 +130,45 @@ def test_activating_comes_before_comparing(store: Path) -> None:
         assert opened(service)["third"] == "serving"
         assert "second" not in opened(service)
         service.activate("first")
+
+
+def test_a_switch_does_not_wait_for_a_comparison(store: Path) -> None:
+    """An administrator's switch would wait until a bundle is loaded that somebody only wants to look at."""
+    with serving(store) as service:
+        asking = service.client()
+        body = json.dumps({**QUESTION, "bundle": "second"}).encode()
+        asking.begin("POST", "/admin/compare", body, X_Admin_Key=ADMIN_KEY)
+        wait_until(lambda: len(service.engines()) == 2)
+        assert service.activate("third").status == 200
+        reply = asking.finish()
+        assert reply.status == 200 or reply.json()["error"]["code"] == "busy_switching"
+        wait_until(lambda: opened(service) == {"third": "serving"})
+        assert compare(service, bundle="second").status == 200
+        service.activate("first")
+
+
+def test_a_compared_engine_that_dies_is_nobody_elses_trouble(store: Path) -> None:
+    """A crash in the bundle that is looked at would fail requests to the one that is served."""
+    with serving(store) as service:
+        served = service.engines()
+        before = compare(service, bundle="second").body
+        (second,) = set(service.engines()) - set(served)
+        os.kill(second, signal.SIGKILL)
+        assert service.ask("POST", "/predict", QUESTION).status == 200
+        assert service.ask("GET", "/readyz").json()["detail"] == "serving"
+        assert compare(service, bundle="second").body == before
+
+
+def test_a_bundle_that_does_not_fit_is_not_opened(store: Path, tmp_path: Path) -> None:
+    """The kernel might end the engine that serves, to make room for one that is only looked at."""
+    (tmp_path / "memory.current").write_text(f"{100 << 20}")
+    (tmp_path / "memory.max").write_text(f"{1000 << 20}")
+    with serving(store, cgroups=tmp_path) as service:
+        (tmp_path / "memory.max").write_text(f"{150 << 20}")
+        reply = compare(service, bundle="second")
+        assert (reply.status, reply.json()["error"]["code"]) == (422, "not_compared")
+        assert "50 MB are free" in reply.json()["error"]["message"]
+        assert service.ask("POST", "/predict", QUESTION).status == 200
 
 
 def test_comparing_can_be_off(store: Path) -> None:
