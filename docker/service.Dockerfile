@@ -1,0 +1,35 @@
+# The service: `docker build -f docker/service.Dockerfile -t diptych-service .`
+# For NVIDIA GPUs: `--build-arg VARIANT=gpu`, which brings CUDA and cuDNN as Python packages; start it with DIPTYCH_PROVIDER=cuda.
+ARG PYTHON=3.11.14-slim-bookworm
+
+FROM python:${PYTHON} AS build
+ARG VARIANT=cpu
+# hadolint ignore=DL3008  # a compiler for hnswlib; what is built is pinned, what builds it is Debian's newest
+RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
+# hnswlib for any processor of this kind, not for that of the machine that builds the image
+ENV HNSWLIB_NO_NATIVE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+RUN python -m venv /opt/diptych
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE diptych.py ./
+COPY retrieval retrieval
+COPY service service
+COPY training training
+COPY export export
+RUN /opt/diptych/bin/pip install --constraint constraints.txt ".[serve,s3,otel,${VARIANT}]" \
+    && if [ "${VARIANT}" = gpu ]; then \
+    /opt/diptych/bin/pip install --constraint constraints.txt "onnxruntime-gpu[cuda,cudnn]"; fi \
+    && /opt/diptych/bin/pip uninstall --yes pip
+
+FROM python:${PYTHON}
+# Nothing here is written to but these two folders: run it with a read-only root file system.
+RUN mkdir /store /cache && chown 10001:10001 /store /cache
+COPY --from=build /opt/diptych /opt/diptych
+ENV PATH=/opt/diptych/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    DIPTYCH_HOST=0.0.0.0 DIPTYCH_STORE=/store DIPTYCH_CACHE=/cache DIPTYCH_LOG_FORMAT=json
+USER 10001:10001
+VOLUME ["/store", "/cache"]
+EXPOSE 8000
+HEALTHCHECK --interval=10s --timeout=5s --start-period=15m \
+    CMD ["python", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/readyz', timeout=4)"]
+ENTRYPOINT ["diptych"]
+CMD ["serve"]

