@@ -141,6 +141,8 @@ def _open_session(model: Path, dim: int, threads: int, provider: str) -> onnxrun
     if provider == "cpu":  # these fused kernels take longer than what they replace; docs/decisions/0026 has the figures
         fusions = "SkipLayerNormFusion;BiasGeluFusion"
         options.add_session_config_entry("optimization.disable_specified_optimizers", fusions)
+    else:
+        onnxruntime.preload_dlls()  # CUDA's libraries where they came as Python packages
     check_model_file(model)
     try:
         session = onnxruntime.InferenceSession(str(model), options, providers=[wanted])

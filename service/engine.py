@@ -2,8 +2,7 @@
 
 It runs beside the front because loading an index holds the interpreter's lock for seconds, because a crash in native
 code then costs one engine and not the service, and because its memory returns to the system when it ends. The front
-starts it as `service.engine_start` with FD FOLDER THREADS SEARCH_THREADS LARGEST_BATCH TRUSTED_KEYS; it ends when its
-pipe is closed.
+starts it by `service.engine_start`; it ends when its pipe is closed.
 """
 
 import faulthandler
@@ -23,6 +22,8 @@ from pydantic_core import from_json, to_json
 from retrieval import Retriever
 from retrieval.errors import BadInput, BundleError, DiptychError
 from retrieval.gently import at_once, gently
+from retrieval.limits import available_cores
+from retrieval.manifest import ModelFacts, read_manifest
 from retrieval.retriever import NO_ROW, Ranking
 from retrieval.signatures import trusted_keys
 from service import logs
@@ -39,6 +40,7 @@ from service.frames import (
     read_frame,
     unpack_batch,
 )
+from service.orders import Orders
 from service.pauses import settle
 
 LOG = logging.getLogger("diptych.engine")
@@ -132,20 +134,18 @@ def _numbers(values_QK: NDArray[np.float64]) -> list[list[str]]:
     return [to_json(values_K).decode()[1:-1].split(",") for values_K in values_QK.tolist()]
 
 
-def open_engine(
-    folder: Path,
-    threads: int | None,
-    search_threads: int | None,
-    largest_batch: int,
-    trusted: Sequence[str] = (),
-    behind: bool = False,
-) -> tuple[Engine, bytes]:
-    """Verify, load, warm and check a bundle, if need be `behind` other work; return its engine and what to tell the
-    front. Raises BundleError."""
-    started, run = time.perf_counter(), gently if behind else at_once
-    retriever = Retriever.open(folder, threads=threads, search_threads=search_threads, trusted=trusted, behind=behind)
+def open_engine(folder: Path, orders: Orders) -> tuple[Engine, bytes]:
+    """Verify, load, warm and check a bundle; return its engine and what to tell the front. Raises BundleError, and
+    BadInput for a provider that is not there."""
+    started, run = time.perf_counter(), gently if orders.behind else at_once
+    trusted = trusted_keys(orders.trusted_keys)
+    model = read_manifest(folder, trusted).model
+    retriever = Retriever.open(
+        folder, threads=orders.threads, search_threads=orders.search_threads or _fitting_search_threads(model),
+        provider=orders.provider, trusted=trusted, behind=orders.behind,
+    )  # fmt: skip
     engine = Engine(retriever)
-    run(lambda: engine.warm(largest_batch))
+    run(lambda: engine.warm(orders.largest_batch))
     golden = run(retriever.check_golden)
     if not golden.passed:
         raise BundleError(
@@ -153,11 +153,17 @@ def open_engine(
             f"score is off by {golden.score_deviation:.2g}. Export it on this kind of machine."
         )
     shown_attributes = run(lambda: facets(retriever.labels.table))
-    model, seconds = retriever.manifest.model, time.perf_counter() - started
+    seconds = time.perf_counter() - started
     padded = model.encoder == "transformer"  # a static encoder's work on padding is nothing beside the rest
     about = (retriever.manifest.classifier_weight, shown_attributes)
     opened = (len(retriever.labels), retriever.dim, model.bytes_per_token, model.max_tokens, padded, seconds, *about)
     return engine, pack_json(Kind.READY, opened)
+
+
+def _fitting_search_threads(model: ModelFacts) -> int:
+    """A static encoder lets the front be asked thousands of times a second, for which it wants a core of its own."""
+    cores = available_cores()
+    return max(cores - 1, 1) if model.encoder == "static" else cores
 
 
 def serve(engine: Engine, stream: BinaryIO, pipe: socket.socket) -> None:
@@ -172,20 +178,16 @@ def serve(engine: Engine, stream: BinaryIO, pipe: socket.socket) -> None:
             raise ValueError(f"the front sent a frame of kind {kind.name}")
 
 
-def main(descriptor: str, folder: str, behind: bool, rest: Sequence[str]) -> int:
+def main(descriptor: int, folder: str, orders: Orders) -> int:
     """Open the bundle, say so or say why not, and answer until the front has gone."""
     logs.configure(cast(logs.Form, os.environ.get(logs.FORMAT, "auto")))
     faulthandler.enable()
     # A stop is sent to the whole group, but the front needs answers while it drains.
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, signal.SIG_IGN)
-    *numbers, trusted = rest
-    threads, search_threads, largest_batch = map(int, numbers)
-    pipe = socket.socket(fileno=int(descriptor))
+    pipe = socket.socket(fileno=descriptor)
     try:
-        engine, ready = open_engine(
-            Path(folder), threads or None, search_threads or None, largest_batch, trusted_keys(trusted), behind
-        )
+        engine, ready = open_engine(Path(folder), orders)
     except DiptychError as error:
         pipe.sendall(frame(Kind.FAILED, str(error).encode()))
         return 1

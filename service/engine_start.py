@@ -1,7 +1,6 @@
 """Where an engine's process begins. Beside a bundle that is served, what takes long gives way, its imports too.
 
-`python -m service.engine_start DESCRIPTOR FOLDER PACE THREADS SEARCH_THREADS LARGEST_BATCH TRUSTED_KEYS`, as
-`service.process` starts it; PACE is "behind" or "at-once".
+`python -m service.engine_start DESCRIPTOR FOLDER ORDERS`, as `service.process` starts it.
 """
 
 import importlib
@@ -9,12 +8,13 @@ import os
 import sys
 
 from retrieval.gently import at_once, gently
+from service.orders import Orders
 
 BEHIND_THE_FRONT = 5  # where cores are short the front goes first: it must still refuse what an engine cannot do
 
 if __name__ == "__main__":
     os.nice(BEHIND_THE_FRONT)
-    descriptor, folder, pace, *rest = sys.argv[1:]
-    behind = pace == "behind"
-    engine = (gently if behind else at_once)(lambda: importlib.import_module("service.engine"))
-    sys.exit(engine.main(descriptor, folder, behind, rest))
+    descriptor, folder, written = sys.argv[1:]
+    orders = Orders.read(written)
+    engine = (gently if orders.behind else at_once)(lambda: importlib.import_module("service.engine"))
+    sys.exit(engine.main(int(descriptor), folder, orders))

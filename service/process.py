@@ -12,10 +12,10 @@ from typing import Any, NamedTuple, Self, cast
 from pydantic_core import from_json
 
 from retrieval.errors import BundleError
-from retrieval.limits import available_cores
 from service import logs
 from service.batching import Lengths
 from service.frames import Answers, Kind, Splitter, unpack_answers
+from service.orders import Orders
 from service.settings import PREFIX, Settings
 
 # Batches are small: a second core for their tokens, or for a product of thin matrices, costs more than it gives.
@@ -164,12 +164,11 @@ class EngineProcess(asyncio.Protocol):
 
 
 def _spawn(folder: Path, settings: Settings, theirs: socket.socket, behind: bool) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder)]
-    command.append("behind" if behind else "at-once")
-    # The front wants a core for itself, and a search is over before a second thread has begun.
-    search_threads = settings.search_threads or max(available_cores() - 1, 1)
-    numbers = (settings.threads or 0, search_threads, settings.max_batch_queries)
-    command += [*map(str, numbers), settings.trusted_keys]
+    orders = Orders(
+        behind, settings.provider, settings.threads, settings.search_threads, settings.max_batch_queries,
+        settings.trusted_keys,
+    )  # fmt: skip
+    command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder), orders.written()]
     # The engine imports from where the front does, and gets no secret it has no use for.
     environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     environment |= SINGLE_THREADED

@@ -19,7 +19,7 @@ ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:.
 class Settings(BaseSettings):
     """What `diptych serve` obeys: a field is the environment variable DIPTYCH_<FIELD>; the command line comes first."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     store: Path = Field(description="folder of bundles, written by `diptych export`")
     host: str = "127.0.0.1"
@@ -85,11 +85,14 @@ class Settings(BaseSettings):
     crashes: int = Field(5, ge=1, description="engines that may end in crash_seconds before the bundle is given up")
     crash_seconds: float = Field(60, gt=0, description="time in which ends of engines are counted")
     max_paused: int = Field(10_000, ge=1, description="labels that may be paused")
+    provider: Literal["cpu", "cuda"] = Field("cpu", description="what runs the encoder: ONNX Runtime's name for it")
     threads: int | None = Field(
         None, ge=1, description="threads of an engine's encoder; by default the cores that the container may use"
     )
     search_threads: int | None = Field(
-        None, ge=1, description="threads of its index; by default the cores but one, which the front needs"
+        None,
+        ge=1,
+        description="threads of its index; by default the cores, less one for the front where the encoder is static",
     )
 
     @field_validator("trusted_keys")

@@ -219,7 +219,7 @@ def _rate(found: Sequence[dict[int, Saturated]], clients: int) -> float:
 
 
 def _rates(ours: Saturated, theirs: Saturated) -> str:
-    return f"{ours.rate:,.0f}/s against {theirs.rate:,.0f}/s, 16 clients"
+    return f"{ours.rate:,.0f}/s against {theirs.rate:,.0f}/s, {CLIENTS[0]} clients"
 
 
 def _spread(ratios: Sequence[float]) -> str:

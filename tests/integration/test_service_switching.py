@@ -10,6 +10,7 @@ import pytest
 
 from retrieval import Retriever
 from retrieval.store import Store
+from service.orders import Orders
 from tests.support.bundles import make_store
 from tests.support.service import Load, Service, serving, wait_until
 
@@ -109,17 +110,17 @@ def test_an_engine_gives_way_only_to_another_bundles(words_store: Store) -> None
     words_store.activate("left")
     with serving(words_store.path) as service:
         (first,) = wait_until(service.engines)
-        assert pace(first) == "at-once"
+        assert not gives_way(first)
         assert service.activate("right").status == 200
         wait_until(lambda: len(service.engines()) == 1)
         (second,) = service.engines()
-        assert pace(second) == "behind"
+        assert gives_way(second)
         os.kill(second, signal.SIGKILL)
         wait_until(lambda: service.engines() not in ([], [second]))
-        assert pace(service.engines()[0]) == "at-once"
+        assert not gives_way(service.engines()[0])
 
 
-def pace(engine: int) -> str:
-    """How its front told this process to load."""
+def gives_way(engine: int) -> bool:
+    """Whether its front told this process to load behind everybody else."""
     words = Path(f"/proc/{engine}/cmdline").read_bytes().decode().split("\0")
-    return words[words.index("service.engine_start") + 3]
+    return Orders.read(words[words.index("service.engine_start") + 3]).behind

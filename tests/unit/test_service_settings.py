@@ -91,3 +91,11 @@ def test_limits_of_a_request_are_the_settings() -> None:
     for body in (b'{"queries":["a"],"k":6}', b'{"queries":["a","b","c"]}', b'{"queries":["abcd"]}'):
         with pytest.raises(Refusal):
             parse(model, body)
+
+
+def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What composes containers passes unset variables on as empty: the service would not start, or take "" for a key."""
+    for name in ("DIPTYCH_ADMIN_KEY", "DIPTYCH_PREDICT_KEY", "DIPTYCH_RATE_LIMIT", "DIPTYCH_PROVIDER"):
+        monkeypatch.setenv(name, "")
+    loaded = Settings.load(store=Path("s"))
+    assert (loaded.admin_key, loaded.predict_key, loaded.rate_limit, loaded.provider) == (None, None, None, "cpu")

@@ -1,0 +1,22 @@
+"""What a front tells an engine when it starts it: one argument, in JSON. It imports nothing that takes time."""
+
+import json
+from typing import NamedTuple, Self
+
+
+class Orders(NamedTuple):
+    """How an engine is to open its bundle, and to work."""
+
+    behind: bool  # load when nobody else wants the processor
+    provider: str  # "cpu" or "cuda"
+    threads: int | None  # of the encoder; None: as many as fit it
+    search_threads: int | None  # of the index; None: as many as fit the encoder
+    largest_batch: int
+    trusted_keys: str  # by commas
+
+    @classmethod
+    def read(cls, written: str) -> Self:
+        return cls(**json.loads(written))
+
+    def written(self) -> str:
+        return json.dumps(self._asdict())
