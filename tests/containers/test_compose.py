@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import shutil
 import subprocess
 from pathlib import Path
@@ -20,19 +21,15 @@ DOCKERFILES = sorted((ROOT / "docker").glob("*.Dockerfile"))
 VARIABLES = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
 
 
+instructions = runpy.run_path(str(ROOT / "docker" / "replay.py"))["instructions"]
+
+
 def tool(name: str, how: str) -> str:
     """A program that checks; the test is skipped where it is not installed."""
     found = shutil.which(name)
     if found is None:
         pytest.skip(f"{name} is not installed ({how})")
     return found
-
-
-def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """Its instructions and their words, lines that go on joined and comments left out."""
-    lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
-    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
-    return [(word, rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines()) if word]
 
 
 def test_every_service_is_walled_in() -> None:

@@ -1,0 +1,135 @@
+"""Carry out what an image's recipe installs, without a container engine, and see that it works.
+
+    python docker/replay.py docker/service.Dockerfile [--build-arg VARIANT=cpu] [--keep FOLDER]
+
+The RUN, ENV and COPY steps of the first stage run in a scratch folder that stands for the image's root; apt-get is left
+out, since the compiler is this machine's. What the second stage copies is then tried alone: no pip, for the service no
+torch, the golden bundle opened, served and asked. Takes minutes: it downloads what the image would.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GOLDEN = ROOT / "tests" / "golden" / "v2"
+PATIENCE_SECONDS = 60
+LOOK = """
+import importlib.util, json
+print(json.dumps({name: importlib.util.find_spec(name) is not None for name in ("torch", "fastapi", "pip", "onnx")}))
+"""
+
+
+def main() -> None:
+    """Raise AssertionError, or CalledProcessError, where an image could not be what it is meant to be."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("dockerfile", type=Path)
+    options.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    options.add_argument("--keep", type=Path, help="build here and leave it there")
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        root = (given.keep or Path(scratch)).resolve()
+        built = build(given.dockerfile, root, dict(one.split("=", 1) for one in given.build_arg))
+        found = json.loads(subprocess.run([built / "bin/python", "-c", LOOK], capture_output=True, check=True).stdout)
+        serves = "service" in given.dockerfile.name
+        assert found == {"torch": not serves, "fastapi": serves, "pip": False, "onnx": not serves}, found
+        (try_service if serves else try_training)(built, root)
+    print(f"{given.dockerfile.name}: what it installs works.")
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    """Its instructions and their words, lines that go on joined and comments left out."""
+    lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
+    return [(word, rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines()) if word]
+
+
+def build(dockerfile: Path, root: Path, given: dict[str, str]) -> Path:
+    """Do the first stage's steps below `root`; returns the environment that the image gets."""
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    source, stages = root / "src", 0
+    source.mkdir(parents=True, exist_ok=True)
+    for word, rest in instructions(dockerfile):
+        stages += word == "FROM"
+        if stages > 1:
+            break
+        if word == "ARG" and stages:
+            name, _, default = rest.partition("=")
+            environment[name] = given.get(name, default)
+        elif word == "ENV":
+            environment |= dict(pair.split("=", 1) for pair in rest.split())
+        elif word == "COPY":
+            *names, target = rest.split()
+            for name in names:
+                place = source / name if target == "./" else source / target
+                copy(ROOT / name, place)
+        elif word == "RUN" and "apt-get" not in rest:
+            step = rest.replace("/opt/diptych", str(root / "opt/diptych"))
+            step = re.sub(r"^python ", f"{sys.executable} ", step)
+            print(f"$ {step}", flush=True)
+            subprocess.run(["sh", "-euc", step], cwd=source, env=environment, check=True)
+    return root / "opt/diptych"
+
+
+def copy(source: Path, target: Path) -> None:
+    """As COPY does."""
+    if source.is_dir():
+        shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    else:
+        shutil.copy2(source, target)
+
+
+def try_service(built: Path, root: Path) -> None:
+    """Serve the golden bundle as the image would, ask it, and end it as an orchestrator does."""
+    store = root / "store"
+    shutil.copytree(GOLDEN, store / "bundles" / "golden", dirs_exist_ok=True)
+    diptych, bare = [str(built / "bin/diptych")], {"PATH": str(built / "bin"), "HOME": str(root)}  # no compiler
+    subprocess.run([*diptych, "bundles", "activate", store, "golden"], env=bare, check=True)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    started = time.monotonic()
+    settings = {"DIPTYCH_STORE": str(store), "DIPTYCH_PORT": str(port), "DIPTYCH_LOG_FORMAT": "json"}
+    with subprocess.Popen([*diptych, "serve"], env=bare | settings) as serving:
+        try:
+            while time.monotonic() < started + PATIENCE_SECONDS and not ready(port):
+                assert serving.poll() is None, "the service ended"
+                time.sleep(0.1)
+            body = json.dumps({"queries": ["credit card"], "k": 3}).encode()
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/predict", body, timeout=10) as answer:
+                assert len(json.load(answer)["results"][0]["hits"]) == 3
+            print(f"ready and asked {time.monotonic() - started:.1f} s after its start")
+        finally:
+            serving.terminate()
+        assert serving.wait(PATIENCE_SECONDS) == 0
+
+
+def ready(port: int) -> bool:
+    """As the image's health check asks."""
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=4):
+            return True
+    except OSError:
+        return False
+
+
+def try_training(built: Path, root: Path) -> None:
+    """Prepare the example and train on it for an epoch, then export and activate, by the image's own script."""
+    script = (
+        (ROOT / "docker" / "train.sh").read_text().replace("/work/", f"{root}/work/").replace("/store", f"{root}/store")
+    )
+    bare = {"PATH": f"{built / 'bin'}:/usr/bin:/bin", "HOME": str(root), "DATA": str(ROOT / "examples/keywords")}
+    subprocess.run(["sh", "-c", script], env=bare | {"TRAIN": "--set optimizer.epochs=2"}, check=True)
+    subprocess.run([built / "bin/diptych", "search", root / "store", "credit card", "-k", "3"], env=bare, check=True)
+
+
+if __name__ == "__main__":
+    main()
