@@ -7,7 +7,7 @@ TESTS ?= tests
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test coverage lint hooks wheel clean
+.PHONY: help install demo test coverage lint docs hooks wheel clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -41,6 +41,9 @@ lint: install  ## style, types, and the direction of imports
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: install  ## the site in site/, strictly: a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 hooks: install  ## have git run what `make lint` runs before every commit
 	$(BIN)/pre-commit install
 
@@ -50,4 +53,4 @@ wheel: install  ## sdist and wheel in dist/, the wheel tried in a fresh environm
 	$(BIN)/python .ci/try_wheel.py dist --constraints constraints.txt
 
 clean:  ## remove what was made: the demo, dist, measurements, the environment
-	rm -rf demo dist .coverage $(VENV)
+	rm -rf demo dist site .coverage $(VENV)

@@ -1,0 +1,39 @@
+"""The capacity table, from the formulas of the bundle format and of the service's own check."""
+
+from service.memory import ENCODER_TIMES, ENGINE_BYTES, TOKENIZER_TIMES
+
+LABELS = (100_000, 1_000_000, 3_000_000, 10_000_000)
+LINKS = 32  # `diptych export --m`
+ARROW = 30  # bytes of a label's text and id in the measured bundles
+MARK = "<!-- capacity table -->"
+# dimensions, directions of the index, bytes of the query encoder, the label encoder and the tokenizer
+MODELS = {
+    "static": (513, 240, 83e6, 82e6, 0.5e6),
+    "MiniLM, int8": (769, 192, 61e6, 92e6, 0.5e6),
+}
+
+
+def index_bytes(labels: int, width: int, links: int) -> float:
+    """Bytes of an hnswlib file: vector, links of the lowest level, label, and the few nodes of higher levels."""
+    return labels * (4 * width + 8 * links + 16 + 4 * (links + 1) / (links - 1))
+
+
+def table() -> str:
+    """The Markdown of the table."""
+    rows = [
+        "| labels | encoder | D | W | bundle on disk | memory of an engine | two of them |",
+        "|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for labels in LABELS:
+        for name, (dim, width, query, label, tokenizer) in MODELS.items():
+            index = index_bytes(labels, width, LINKS)
+            disk = labels * (4 * dim + ARROW) + index + query + label + tokenizer
+            memory = ENGINE_BYTES + index + ENCODER_TIMES["float32"] * query + TOKENIZER_TIMES * tokenizer
+            rows.append(
+                f"| {labels:,} | {name} | {dim} | {width} | {_size(disk)} | {_size(memory)} | {_size(2 * memory)} |"
+            )
+    return "\n".join(rows)
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"

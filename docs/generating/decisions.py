@@ -1,0 +1,28 @@
+"""The index of docs/decisions/: every decision by its number and title, in the order of the rooms they belong to."""
+
+from pathlib import Path
+
+DECISIONS = Path(__file__).resolve().parents[1] / "decisions"
+ROOMS = {
+    "Learning": range(1, 20),
+    "Building and searching bundles": range(20, 40),
+    "Answering": range(40, 50),
+    "The console": range(50, 52),
+    "Containers": range(52, 54),
+    "Documents": range(54, 56),
+    "What commits are held to, and help on the spot": range(56, 58),
+}
+
+
+def page() -> str:
+    """The Markdown of the index."""
+    lines = ["# Decisions", "", "Why things are as they are, and what was tried instead. One page a decision.", ""]
+    for room, numbers in ROOMS.items():
+        kept = [path for path in sorted(DECISIONS.glob("[0-9]*.md")) if int(path.name[:4]) in numbers]
+        lines += [f"## {room}", "", *(f"- [{_title(path)}]({path.name})" for path in kept), ""] if kept else []
+    return "\n".join(lines)
+
+
+def _title(path: Path) -> str:
+    with path.open(encoding="utf-8") as file:
+        return file.readline().removeprefix("# ").strip()

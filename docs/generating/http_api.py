@@ -1,0 +1,114 @@
+"""The HTTP API's page, from the OpenAPI document that the service itself gives at /openapi.json."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from service.app import create_app
+from service.settings import Settings
+
+INTRODUCTION = """# HTTP API
+
+A running service describes itself at `/openapi.json`; this page is made from that document, with the default limits.
+Every answer carries `X-Request-ID` (the caller's, if it sent one); those of `/predict` carry `X-Bundle` and
+`Server-Timing` too.
+Whatever is not a success has one shape, a code for programs and a sentence for a person:
+
+```json
+{"error": {"code": "out_of_range", "message": "k is 1000; the most is 100."}}
+```
+
+`X-Api-Key` is asked for only where `DIPTYCH_PREDICT_KEY` is set, and `/admin/` is off until `DIPTYCH_ADMIN_KEY` is
+(see [settings](settings.md)).
+"""
+Schema = dict[str, Any]
+
+
+def page() -> str:
+    """The Markdown of the page."""
+    settings = Settings(store=Path("store"), admin_key="-", predict_key="-")  # type: ignore[arg-type]
+    document = create_app(settings).openapi()
+    parts = [INTRODUCTION]
+    for path, methods in document["paths"].items():
+        for method, operation in methods.items():
+            parts.append(_operation(path, method.upper(), operation, document))
+    return "\n\n".join(parts) + "\n"
+
+
+def _operation(path: str, method: str, operation: Schema, document: Schema) -> str:
+    parts = [f"## {method} {path}", f"{operation['summary']}."]
+    if schemes := [scheme for one in operation.get("security", []) for scheme in one]:
+        parts.append(f"Key in `{document['components']['securitySchemes'][schemes[0]]['name']}`.")
+    if headers := [one for one in operation.get("parameters", []) if one["in"] == "header"]:
+        parts.append("\n".join(f"Header `{one['name']}`: {one.get('description', '')}" for one in headers))
+    if body := operation.get("requestBody"):
+        parts += ["Request:", *_schema(_json(body), document)]
+    for status, answer in operation["responses"].items():
+        if status == "200" and (schema := _json(answer)):
+            parts += ["Answer 200:", *_schema(schema, document)]
+    refusals = {status: one for status, one in operation["responses"].items() if status != "200"}
+    if refusals:
+        rows = [f"| {status} | {one['description']} |" for status, one in sorted(refusals.items())]
+        parts.append("\n".join(["| status | when |", "|---|---|", *rows]))
+    return "\n\n".join(parts)
+
+
+def _json(part: Schema) -> Schema:
+    found: Schema = part.get("content", {}).get("application/json", {}).get("schema", {})
+    return found
+
+
+def _schema(schema: Schema, document: Schema) -> list[str]:
+    """A table of an object's fields, and its example; nothing where it is no described object."""
+    whole = _resolved(schema, document)
+    parts = []
+    if fields := whole.get("properties"):
+        required = whole.get("required", [])
+        rows = [_field(name, field, name in required, document) for name, field in fields.items()]
+        parts.append("\n".join(["| field | type | |", "|---|---|---|", *rows]))
+    for example in whole.get("examples", []):
+        parts.append("\n".join(["```json", json.dumps(example, indent=2, ensure_ascii=False), "```"]))
+    return parts
+
+
+def _field(name: str, field: Schema, required: bool, document: Schema) -> str:
+    says = [field["description"]] if "description" in field else []
+    if not required and field.get("default") is not None:
+        says.append(f"Default {json.dumps(field['default'])}.")
+    elif not required and "default" not in field and "anyOf" not in field:
+        says.append("Optional.")
+    return f"| `{name}` | {_type(field, document)} | {' '.join(says)} |"
+
+
+def _type(field: Schema, document: Schema) -> str:
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(_type(one, document) for one in field["anyOf"]))
+    if "$ref" in field:
+        return str(field["$ref"]).rsplit("/", 1)[-1]
+    if "enum" in field:
+        return ", ".join(f"`{one}`" for one in field["enum"])
+    match field.get("type"):
+        case "array":
+            return f"list of {_type(field['items'], document)}{_bounds(field, 'minItems', 'maxItems')}"
+        case "object":
+            values = field.get("additionalProperties")
+            return f"object of {_type(values, document)}" if isinstance(values, dict) else "object"
+        case "string":
+            return f"string{_bounds(field, 'minLength', 'maxLength')}"
+        case None:
+            return "any"
+        case kind:
+            return f"{kind}{_bounds(field, 'minimum', 'maximum')}"
+
+
+def _bounds(field: Schema, least: str, most: str) -> str:
+    if most in field:
+        return f" ({field.get(least, 0)} to {field[most]})"
+    return f" (at least {field[least]})" if least in field else ""
+
+
+def _resolved(schema: Schema, document: Schema) -> Schema:
+    if "$ref" not in schema:
+        return schema
+    found: Schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
+    return found

@@ -1,0 +1,47 @@
+"""Write a click log and a label table as a shop would have them, from the keywords example.
+
+    python examples/clicks/make.py FOLDER [--queries 1000]
+
+clicks.csv: q, ad, clicks; one row for each (query, label) pair.  ads.csv: id, text, words; one row for each label.
+"""
+
+import argparse
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+
+import pyarrow.parquet as parquet
+
+KEYWORDS = Path(__file__).parent.parent / "keywords" / "keywords.parquet"
+
+
+def main() -> None:
+    """Read the example's training rows and write the two tables."""
+    options = argparse.ArgumentParser(description="A click log and a label table to try the quick start with.")
+    options.add_argument("folder", type=Path)
+    options.add_argument("--queries", type=int, help="only the first so many queries")
+    given = options.parse_args()
+    rows = [row for row in parquet.read_table(KEYWORDS).to_pylist() if row["split"] == "train"][: given.queries]
+    labels = sorted({label for row in rows for label in row["labels"]})
+    numbers = {label: f"ad-{number}" for number, label in enumerate(labels, 1)}
+    pairs = ((row["query"], numbers[label], 1) for row in rows for label in row["labels"])
+    ads = ((numbers[label], label, "one" if len(label.split()) == 1 else "several") for label in labels)
+    given.folder.mkdir(parents=True, exist_ok=True)
+    write(given.folder / "clicks.csv", ("q", "ad", "clicks"), pairs)
+    write(given.folder / "ads.csv", ("id", "text", "words"), ads)
+
+
+def write(path: Path, header: tuple[str, ...], rows: Iterable[tuple[object, ...]]) -> None:
+    """Write one table and say how many rows it has."""
+    count = 0
+    with path.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(header)
+        for row in rows:
+            table.writerow(row)
+            count += 1
+    print(f"{path}: {count:,} rows")
+
+
+if __name__ == "__main__":
+    main()

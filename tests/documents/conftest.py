@@ -1,0 +1,87 @@
+"""What pages need: a small click log, and what the quick start's own commands make of it, once a session."""
+
+import csv
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as parquet
+import pytest
+from pyarrow.csv import write_csv
+
+from tests.support.page_runner import run_page
+from tests.support.pages import ROOT, Block
+
+QUERIES = 300
+CLICKS = ("clicks.csv", "ads.csv", "queries.csv", "queries.parquet")
+PARTS = {"clicks": CLICKS, "dataset": (*CLICKS, "dataset"), "store": (*CLICKS, "dataset", "store")}
+COMMANDS = """
+diptych prepare clicks.csv --query-column q --label-column ad --labels ads.csv --out dataset
+diptych train --dataset dataset --out checkpoint
+diptych export checkpoint --store store --name one --activate
+cp -r store/bundles/one store/bundles/two
+"""
+
+
+@pytest.fixture(scope="session")
+def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """clicks.csv and ads.csv of 300 queries, whose labels have a market too; queries.csv and queries.parquet."""
+    folder = tmp_path_factory.mktemp("clicks")
+    script = ROOT / "examples" / "clicks" / "make.py"
+    subprocess.run([sys.executable, script, folder, "--queries", str(QUERIES)], check=True, capture_output=True)
+    with (folder / "ads.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    with (folder / "ads.csv").open("w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([*row, "market" if n == 0 else ("US", "CA")[n % 2]] for n, row in enumerate(rows))
+    queries = pa.table({"query": ["credit card", "rainy day", "shopping basket"]})
+    parquet.write_table(queries, folder / "queries.parquet")
+    write_csv(queries, folder / "queries.csv")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def made(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dataset, checkpoint and a store with the bundles `one`, active, and `two`."""
+    folder = tmp_path_factory.mktemp("made") / "folder"
+    shutil.copytree(clicks, folder)
+    run_page([Block("tests/documents/conftest.py", 1, "sh", COMMANDS, None)], folder)
+    shutil.rmtree(folder / ".bin")
+    return folder
+
+
+@pytest.fixture
+def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> "Preparer":
+    """Fills a scratch folder with what a page says that it needs."""
+    return Preparer(request, tmp_path / "scratch")
+
+
+class Preparer:
+    """The folder that a page runs in."""
+
+    def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
+        self._request = request
+        self._folder = folder
+
+    def __call__(self, needs: str) -> Path:
+        self._folder.mkdir()
+        match needs:
+            case "nothing":
+                pass
+            case "repository":
+                self._shrunken_examples()
+            case _:
+                source = self._request.getfixturevalue("clicks" if needs == "clicks" else "made")
+                self._take(source, PARTS[needs])
+        return self._folder
+
+    def _take(self, source: Path, names: tuple[str, ...]) -> None:
+        for name in names:
+            (shutil.copytree if (source / name).is_dir() else shutil.copy)(source / name, self._folder / name)
+
+    def _shrunken_examples(self) -> None:
+        shutil.copytree(ROOT / "examples" / "clicks", self._folder / "examples" / "clicks")
+        keywords = Path("examples") / "keywords" / "keywords.parquet"
+        (self._folder / keywords).parent.mkdir()
+        parquet.write_table(parquet.read_table(ROOT / keywords).slice(0, QUERIES), self._folder / keywords)
