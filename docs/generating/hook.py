@@ -34,6 +34,7 @@ TAKEN = {
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
     "benchmarks/README.md": "benchmarks/how.md",
+    "examples/errors/README.md": "errors.md",
 }
 RESULTS = "benchmarks/results"
 # How a link of the repository is written, and what it is on the site, where CONTRIBUTING.md stands beside the pages.

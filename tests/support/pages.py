@@ -31,8 +31,9 @@ class Block:
 
 
 def written_pages() -> list[Path]:
-    """The pages that people write: docs/ with the decisions, README.md, CONTRIBUTING.md."""
-    return [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+    """The pages that people write: docs/ with the decisions, the examples', README.md, CONTRIBUTING.md."""
+    examples = sorted((ROOT / "examples").glob("*/README.md"))
+    return [*sorted((ROOT / "docs").rglob("*.md")), *examples, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
 def needs(page: Path) -> str | None:
