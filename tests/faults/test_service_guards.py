@@ -248,10 +248,11 @@ def test_keys_are_named_in_openapi(locked: Service) -> None:
     """A generated client would send the administrator's key, or none, where a key for predicting is needed."""
     document = locked.ask("GET", "/openapi.json").json()
     schemes = document["components"]["securitySchemes"]
+    keys = {"predict": ["X-Api-Key"], "about": ["X-Api-Key"], "admin": ["X-Admin-Key"]}
     for path, methods in document["paths"].items():
         for method in methods.values():
             named = [schemes[name]["name"] for one in method.get("security", []) for name in one]
-            assert named == {"predict": ["X-Api-Key"], "admin": ["X-Admin-Key"]}.get(path.split("/")[1], [])
+            assert named == keys.get(path.split("/")[1], [])
 
 
 def test_no_answer_shows_a_path_or_a_trace(tmp_path: Path) -> None:
