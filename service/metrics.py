@@ -16,6 +16,7 @@ BATCH_QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 BATCH_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 ENGINE_STAGES = ("tokenize", "encode", "search", "serialize")
+SWITCHES = ("done", "failed", "fallback")
 
 
 class Watched(Protocol):
@@ -71,6 +72,8 @@ class Metrics:
             "diptych_generation_info", "1 for the bundle that is served", ["bundle", "generation"], registry=registry
         )
         self.switches = Counter("diptych_switches", "Changes of bundle by result", ["result"], registry=registry)
+        for result in SWITCHES:  # a series that begins at 1 has not increased: its first event would ring no alert
+            self.switches.labels(result)
         self.switch_seconds = Histogram(
             "diptych_switch_seconds", "Seconds a change of bundle took", buckets=LOAD_SECONDS, registry=registry
         )

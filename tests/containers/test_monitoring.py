@@ -79,6 +79,15 @@ def test_every_query_names_what_the_service_exports(tmp_path: Path) -> None:
         )
 
 
+def test_what_rings_an_alert_is_counted_from_nought(tmp_path: Path) -> None:
+    """The first failed switch would ring nothing: Prometheus sees no increase in a series that begins at 1."""
+    rung = {one for rule in rules("alert") for one in re.findall(r'increase\((\w+\{\w+="\w+"\})', rule["expr"])}
+    assert len(rung) > 2
+    with serving(make_store(tmp_path / "store", "first").path) as service:
+        figures = service.ask("GET", "/metrics").body.decode().splitlines()
+    assert {f"{one} 0.0" for one in rung} <= set(figures)
+
+
 def test_panels_say_what_they_show_and_lie_side_by_side() -> None:
     """A person on call would have to guess what a curve means, or see two panels in one place."""
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
