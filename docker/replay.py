@@ -70,7 +70,7 @@ def build(dockerfile: Path, root: Path, given: dict[str, str]) -> Path:
         elif word == "COPY":
             *names, target = rest.split()
             for name in names:
-                place = source / name if target == "./" else source / target
+                place = source / Path(name).name if target == "./" else source / target
                 copy(ROOT / name, place)
         elif word == "RUN" and "apt-get" not in rest:
             step = rest.replace("/opt/diptych", str(root / "opt/diptych"))

@@ -10,14 +10,14 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -r
 ENV HNSWLIB_NO_NATIVE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/diptych
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE diptych.py ./
+COPY pyproject.toml constraints.txt docker/constraints-gpu.txt README.md LICENSE diptych.py ./
 COPY retrieval retrieval
 COPY service service
 COPY training training
 COPY export export
-RUN /opt/diptych/bin/pip install --constraint constraints.txt ".[serve,s3,otel,${VARIANT}]" \
-    && if [ "${VARIANT}" = gpu ]; then \
-    /opt/diptych/bin/pip install --constraint constraints.txt "onnxruntime-gpu[cuda,cudnn]"; fi \
+RUN /opt/diptych/bin/pip install --constraint constraints.txt --constraint constraints-gpu.txt ".[serve,s3,otel,${VARIANT}]" \
+    && if [ "${VARIANT}" = gpu ]; then /opt/diptych/bin/pip install \
+    --constraint constraints.txt --constraint constraints-gpu.txt "onnxruntime-gpu[cuda,cudnn]"; fi \
     && /opt/diptych/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}
