@@ -89,12 +89,13 @@ def _type(field: Schema, document: Schema) -> str:
         return ", ".join(f"`{one}`" for one in field["enum"])
     match field.get("type"):
         case "array":
-            return f"list of {_type(field['items'], document)}{_bounds(field, 'minItems', 'maxItems')}"
+            return f"list{_bounds(field, 'minItems', 'maxItems')} of {_type(field['items'], document)}"
         case "object":
             values = field.get("additionalProperties")
             return f"object of {_type(values, document)}" if isinstance(values, dict) else "object"
         case "string":
-            return f"string{_bounds(field, 'minLength', 'maxLength')}"
+            bounds = _bounds(field, "minLength", "maxLength")
+            return f"string{bounds.replace(')', ' characters)')}"
         case None:
             return "any"
         case kind:

@@ -43,9 +43,9 @@ def needs(page: Path) -> str | None:
 
 
 def blocks(page: Path) -> list[Block]:
-    """A page's fenced blocks in order; the README's are indented, and told apart by their first word."""
+    """A page's fenced blocks in order; the first README's are indented, and told apart by their first word."""
     text = page.read_text(encoding="utf-8")
-    found = _indented(page, text) if page.name == "README.md" else _fenced(page, text)
+    found = _indented(page, text) if page == ROOT / "README.md" else _fenced(page, text)
     return sorted(found, key=lambda block: block.line)
 
 
