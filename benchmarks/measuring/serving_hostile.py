@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 import subprocess
 import threading
 import time
@@ -68,8 +69,12 @@ class Asker:
 
 def hostile(bench: Bench) -> Figure:
     """9: every operation by schemathesis, then so many hostile bodies, then a good request."""
-    with serving(bench.store, **QUIET) as service:
+    own = bench.folder / "hostile-store"  # it activates and pauses what it likes
+    shutil.rmtree(own, ignore_errors=True)
+    shutil.copytree(bench.store, own)
+    with serving(own, **QUIET) as service:
         code, said = schemathesis(service, bench)
+    shutil.rmtree(own)
     with serving(bench.store, **QUIET) as service:
         askers = [Asker(service) for _ in range(THREADS)]
         began = time.monotonic()
