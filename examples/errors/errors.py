@@ -32,7 +32,9 @@ class Outcome(NamedTuple):
 
     @property
     def kind(self) -> str:
-        if self.found[0] in self.true:
+        if not self.true:
+            return "no validation query, what is true is not known"
+        if set(self.found[:1]) & set(self.true):
             return "right"
         return "a true label is lower" if set(self.found) & set(self.true) else f"none of the {K} is true"
 
@@ -41,7 +43,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("store", type=Path, help="a store with an active bundle")
     options.add_argument("dataset", type=Path, help="the dataset it was trained on")
-    options.add_argument("--explain", nargs="*", default=[], metavar="QUERY", help="validation queries to explain")
+    options.add_argument("--explain", nargs="*", default=[], metavar="QUERY", help="queries to explain; any will do")
     given = options.parse_args()
     dataset = Dataset.open(given.dataset)
     with Retriever.open(given.store) as retriever:
@@ -49,15 +51,15 @@ def main() -> None:
         clicks_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
         tell_kinds(outcomes, clicks_L)
         wrong = [one for one in outcomes if one.kind.startswith("none")]
-        chosen = [one for one in outcomes if one.query in given.explain] or wrong[:2]
-        for one in chosen:
+        for one in looked_up(given.explain, outcomes, retriever) or wrong[:2]:
             explain(one, retriever, dataset, clicks_L)
 
 
 def asked(retriever: Retriever, dataset: Dataset) -> list[Outcome]:
     """Every validation query that has a true label, and what the bundle answers."""
     split = dataset.split("validation")
-    rows_QK = retriever.search_rows(split.texts, K + 50).rows_QK  # what is excluded is taken out afterwards
+    enough = min(K + 50, dataset.n_labels)  # what is excluded is taken out afterwards
+    rows_QK = retriever.search_rows(split.texts, enough).rows_QK
     outcomes = []
     for row, text in enumerate(split.texts):
         true, excluded = set(split.labels[row].tolist()), set(split.exclude[row].tolist())
@@ -67,12 +69,21 @@ def asked(retriever: Retriever, dataset: Dataset) -> list[Outcome]:
     return outcomes
 
 
+def looked_up(queries: list[str], outcomes: list[Outcome], retriever: Retriever) -> list[Outcome]:
+    """The outcome of each query; one that is no validation query has answers, but nothing that is known to be true."""
+    known = {one.query: one for one in outcomes}
+    answers = [retriever.search_rows([query], K).rows_QK[0].tolist() for query in queries]
+    return [known.get(query, Outcome(query, found, [])) for query, found in zip(queries, answers, strict=True)]
+
+
 def tell_kinds(outcomes: list[Outcome], clicks_L: np.ndarray) -> None:
     """How many of each kind, and what those that miss everything have in common."""
     print(f"{len(outcomes):,} validation queries, {K} answers each")
     for kind, count in Counter(one.kind for one in outcomes).most_common():
         print(f"  {count / len(outcomes):6.1%}  {kind}")
     missed = [one for one in outcomes if one.kind.startswith("none")]
+    if not missed:
+        return
     never = sum(1 for one in missed if clicks_L[one.true].max() == 0) / len(missed)
     rare = sum(1 for one in missed if 0 < clicks_L[one.true].max() <= RARE) / len(missed)
     print(f"of the {len(missed):,} of which none is true:")
