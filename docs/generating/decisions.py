@@ -15,12 +15,21 @@ ROOMS = {
 
 
 def page() -> str:
-    """The Markdown of the index."""
+    """The Markdown of the index. ValueError where a decision's number belongs to no room."""
+    found = sorted(DECISIONS.glob("[0-9]*.md"))
+    if homeless := [path.name for path in found if not any(_number(path) in room for room in ROOMS.values())]:
+        raise ValueError(
+            f"{', '.join(homeless)}: no room of the index has this number. Add one to ROOMS in {__file__}."
+        )
     lines = ["# Decisions", "", "Why things are as they are, and what was tried instead. One page a decision.", ""]
     for room, numbers in ROOMS.items():
-        kept = [path for path in sorted(DECISIONS.glob("[0-9]*.md")) if int(path.name[:4]) in numbers]
+        kept = [path for path in found if _number(path) in numbers]
         lines += [f"## {room}", "", *(f"- [{_title(path)}]({path.name})" for path in kept), ""] if kept else []
     return "\n".join(lines)
+
+
+def _number(path: Path) -> int:
+    return int(path.name[:4])
 
 
 def _title(path: Path) -> str:
