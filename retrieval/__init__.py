@@ -4,7 +4,11 @@ from retrieval import Retriever
 Retriever.open("store").search(["cheap running shoes"], k=10)
 """
 
+import os
 from typing import TYPE_CHECKING, Any
+
+# ONNX Runtime reads it when it is imported. Unset, newer builds keep a device id in the home folder and report models.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from retrieval.retriever import Hit, Retriever
