@@ -22,7 +22,8 @@ RUN /opt/diptych/bin/pip install --constraint constraints.txt --constraint const
 
 FROM python:${PYTHON}
 # Nothing here is written to but these two folders: run it with a read-only root file system.
-RUN mkdir /store /cache && chown 10001:10001 /store /cache
+RUN python -m pip uninstall --yes --root-user-action ignore pip setuptools wheel \
+    && mkdir /store /cache && chown 10001:10001 /store /cache
 COPY --from=build /opt/diptych /opt/diptych
 ENV PATH=/opt/diptych/bin:$PATH PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     DIPTYCH_HOST=0.0.0.0 DIPTYCH_STORE=/store DIPTYCH_CACHE=/cache DIPTYCH_LOG_FORMAT=json
