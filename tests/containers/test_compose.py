@@ -1,6 +1,5 @@
-"""The compose file, the images' recipes and the chart, as far as they can be tried without a container engine."""
+"""The compose files and the images' recipes, as far as they can be tried without a container engine."""
 
-import json
 import re
 import runpy
 import shutil
@@ -99,32 +98,13 @@ def test_the_training_script_is_a_shells() -> None:
     assert not subprocess.run(["sh", "-n", str(ROOT / "docker" / "train.sh")], check=False).returncode
 
 
-def test_the_charts_values_fit_its_schema_and_its_templates() -> None:
-    """`helm install` would refuse the chart's own defaults, or a template would read a value that does not exist."""
-    values, schema = (
-        yaml.safe_load((CHART / "values.yaml").read_text()),
-        json.loads((CHART / "values.schema.json").read_text()),
-    )
-    assert set(values) | {"global"} == set(schema["properties"])
-    for name, part in schema["properties"].items():
-        if part.get("additionalProperties") is False:
-            assert set(values[name]) == set(part["properties"]), name
-    for template in (CHART / "templates").iterdir():
-        text = template.read_text()
-        opened = re.findall(r"\{\{-? (?:if|with|range|define)\b", text)
-        assert len(opened) == len(re.findall(r"\{\{-? end\b", text)), template.name
-        for path in re.findall(r"\.Values((?:\.\w+)+)", text):
-            found: Any = values
-            for word in path.strip(".").split("."):
-                assert word in found, f"{template.name}: .Values{path}"
-                found = found[word]
-
-
-def test_helm_accepts_the_chart() -> None:
-    """The chart could not be installed."""
-    helm = tool("helm", "https://helm.sh; no package index that the tests may use has it")
-    done = subprocess.run([helm, "lint", "--set", "store.url=s3://b/s", str(CHART)], capture_output=True, text=True)
-    assert not done.returncode, done.stdout + done.stderr
+@pytest.mark.parametrize("name", ["docker-compose.yml", "docker/gpu.yml"])
+def test_compose_files_fit_composes_schema(name: str) -> None:
+    """`docker compose up` would refuse the file."""
+    check = tool("check-jsonschema", "pip install check-jsonschema")
+    command = [check, "--builtin-schema", "vendor.compose-spec", str(ROOT / name)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stdout
 
 
 def test_compose_itself_accepts_the_file() -> None:
@@ -132,6 +112,7 @@ def test_compose_itself_accepts_the_file() -> None:
     docker = tool("docker", "with its compose plugin")
     if subprocess.run([docker, "compose", "version"], capture_output=True).returncode:
         pytest.skip("docker has no compose plugin here")
-    command = [docker, "compose", "-f", str(ROOT / "docker-compose.yml"), "config", "--quiet"]
+    files = ["-f", str(ROOT / "docker-compose.yml"), "-f", str(ROOT / "docker/gpu.yml")]
+    command = [docker, "compose", *files, "config", "--quiet"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stderr

@@ -88,6 +88,15 @@ def test_what_rings_an_alert_is_counted_from_nought(tmp_path: Path) -> None:
     assert {f"{one} 0.0" for one in rung} <= set(figures)
 
 
+def test_every_query_is_one(tmp_path: Path) -> None:
+    """A panel or an annotation would show an error instead of a curve."""
+    asked = [{"record": f"asked:{place}", "expr": one} for place, one in enumerate(expressions())]
+    (tmp_path / "asked.yml").write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": asked}]}))
+    command = [tool("promtool", HOW), "check", "rules", str(tmp_path / "asked.yml")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert not done.returncode, done.stdout + done.stderr
+
+
 def test_panels_say_what_they_show_and_lie_side_by_side() -> None:
     """A person on call would have to guess what a curve means, or see two panels in one place."""
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
