@@ -22,8 +22,6 @@ from pydantic_core import from_json, to_json
 from retrieval import Retriever
 from retrieval.errors import BadInput, BundleError, DiptychError
 from retrieval.gently import at_once, gently
-from retrieval.limits import available_cores
-from retrieval.manifest import ModelFacts, read_manifest
 from retrieval.retriever import NO_ROW, Ranking
 from retrieval.signatures import trusted_keys
 from service import logs
@@ -139,11 +137,11 @@ def open_engine(folder: Path, orders: Orders) -> tuple[Engine, bytes]:
     BadInput for a provider that is not there."""
     started, run = time.perf_counter(), gently if orders.behind else at_once
     trusted = trusted_keys(orders.trusted_keys)
-    model = read_manifest(folder, trusted).model
     retriever = Retriever.open(
-        folder, threads=orders.threads, search_threads=orders.search_threads or _fitting_search_threads(model),
-        provider=orders.provider, trusted=trusted, behind=orders.behind,
+        folder, threads=orders.threads, search_threads=orders.search_threads, provider=orders.provider,
+        trusted=trusted, behind=orders.behind,
     )  # fmt: skip
+    model = retriever.manifest.model
     engine = Engine(retriever)
     run(lambda: engine.warm(orders.largest_batch))
     golden = run(retriever.check_golden)
@@ -158,12 +156,6 @@ def open_engine(folder: Path, orders: Orders) -> tuple[Engine, bytes]:
     about = (retriever.manifest.classifier_weight, shown_attributes)
     opened = (len(retriever.labels), retriever.dim, model.bytes_per_token, model.max_tokens, padded, seconds, *about)
     return engine, pack_json(Kind.READY, opened)
-
-
-def _fitting_search_threads(model: ModelFacts) -> int:
-    """A static encoder lets the front be asked thousands of times a second, for which it wants a core of its own."""
-    cores = available_cores()
-    return max(cores - 1, 1) if model.encoder == "static" else cores
 
 
 def serve(engine: Engine, stream: BinaryIO, pipe: socket.socket) -> None:

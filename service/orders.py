@@ -9,8 +9,8 @@ class Orders(NamedTuple):
 
     behind: bool  # load when nobody else wants the processor
     provider: str  # "cpu" or "cuda"
-    threads: int | None  # of the encoder; None: as many as fit it
-    search_threads: int | None  # of the index; None: as many as fit the encoder
+    threads: int | None  # of the encoder; None: all cores
+    search_threads: int | None  # of the index; None: as many as of the encoder
     largest_batch: int
     trusted_keys: str  # by commas
 

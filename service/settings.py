@@ -89,11 +89,7 @@ class Settings(BaseSettings):
     threads: int | None = Field(
         None, ge=1, description="threads of an engine's encoder; by default the cores that the container may use"
     )
-    search_threads: int | None = Field(
-        None,
-        ge=1,
-        description="threads of its index; by default the cores, less one for the front where the encoder is static",
-    )
+    search_threads: int | None = Field(None, ge=1, description="threads of its index; by default as many")
 
     @field_validator("trusted_keys")
     @classmethod

@@ -20,7 +20,7 @@ SAYS_FULL = re.compile(rf"os error ({'|'.join(str(number) for number in FULL)})\
 
 @contextmanager
 def told(folder: Path) -> Iterator[None]:
-    """Raise TrainingError where a disk or a memory is full while a run writes to `folder`; all else passes."""
+    """Raise TrainingError where a disk or a memory is full, or tensors cannot be written; all else passes."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -28,8 +28,10 @@ def told(folder: Path) -> Iterator[None]:
     except MemoryError as error:
         raise TrainingError(_memory("the memory", _host())) from error
     except (OSError, SafetensorError) as error:
-        if not is_full(error):
+        if not is_full(error) and isinstance(error, OSError):
             raise
+        if not is_full(error):  # the folder has gone, or may not be written to any more
+            raise TrainingError(f"{folder} cannot be written to ({error}). Is it still there?") from error
         raise TrainingError(
             f"no space is left for {folder}. Free some and repeat the command: it goes on from what was saved before, "
             "and that is kept."

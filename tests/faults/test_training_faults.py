@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ import torch
 from retrieval.errors import TrainingError
 from tests.support.checkpoints import write_words
 from tests.support.listener import Kept
+from training import faults
 from training.checkpoint import read_tensors
 from training.data.dataset import Dataset, DatasetMeta
 from training.data.writing import write_dataset
@@ -109,6 +111,18 @@ def test_a_full_disk_keeps_what_was_saved(words: Path, begun: Path) -> None:
     assert "no space is left" in told(command(words, begun, *SMALL), preexec_fn=limit)
     assert saved(begun) == before
     train(Dataset.open(words), load_recipe("default", SMALL), begun, Kept())
+
+
+def test_a_folder_that_goes_away_is_one_sentence(words: Path, tmp_path: Path) -> None:
+    """If this failed, a run whose folder somebody deleted would end in a traceback."""
+    out = tmp_path / "run"
+
+    def taken_away() -> bool:
+        shutil.rmtree(out)
+        return True  # and stop, which saves
+
+    with pytest.raises(TrainingError, match=re.escape(f"{out} cannot be written to")), faults.told(out):
+        train(Dataset.open(words), load_recipe("default", SMALL), out, Kept(), should_stop=taken_away)
 
 
 def test_too_little_memory_from_the_start_is_one_sentence(words: Path, tmp_path: Path) -> None:
