@@ -1,6 +1,7 @@
 """The HTTP API's page, from the OpenAPI document that the service itself gives at /openapi.json."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,10 @@ def _operation(path: str, method: str, operation: Schema, document: Schema) -> s
     if headers := [one for one in operation.get("parameters", []) if one["in"] == "header"]:
         parts.append("\n".join(f"Header `{one['name']}`: {one.get('description', '')}" for one in headers))
     if body := operation.get("requestBody"):
-        parts += ["Request:", *_schema(_json(body), document)]
+        parts += _described("Request", _json(body), document)
     for status, answer in operation["responses"].items():
         if status == "200" and (schema := _json(answer)):
-            parts += ["Answer 200:", *_schema(schema, document)]
+            parts += _described("Answer 200", schema, document)
     refusals = {status: one for status, one in operation["responses"].items() if status != "200"}
     if refusals:
         rows = [f"| {status} | {one['description']} |" for status, one in sorted(refusals.items())]
@@ -58,17 +59,34 @@ def _json(part: Schema) -> Schema:
     return found
 
 
-def _schema(schema: Schema, document: Schema) -> list[str]:
-    """A table of an object's fields, and its example; nothing where it is no described object."""
-    whole = _resolved(schema, document)
-    parts = []
-    if fields := whole.get("properties"):
-        required = whole.get("required", [])
-        rows = [_field(name, field, name in required, document) for name, field in fields.items()]
-        parts.append("\n".join(["| field | type | |", "|---|---|---|", *rows]))
-    for example in whole.get("examples", []):
+def _described(title: str, schema: Schema, document: Schema) -> list[str]:
+    """An object's fields, its example, and the fields of the objects within it."""
+    parts = _fields(title, schema, document)
+    for example in _resolved(schema, document).get("examples", []):
         parts.append("\n".join(["```json", json.dumps(example, indent=2, ensure_ascii=False), "```"]))
+    for name in _within(schema, document):
+        parts += _fields(f"`{name}`", document["components"]["schemas"][name], document)
     return parts
+
+
+def _fields(title: str, schema: Schema, document: Schema) -> list[str]:
+    """What an object is, and a table of its fields; nothing where it is no object of named ones."""
+    whole = _resolved(schema, document)
+    if not (fields := whole.get("properties")):
+        return []
+    required = whole.get("required", [])
+    rows = [_field(name, field, name in required, document) for name, field in fields.items()]
+    says = f"**{title}.** {' '.join(whole.get('description', '').split())}".rstrip()
+    return [says, "\n".join(["| field | type | |", "|---|---|---|", *rows])]
+
+
+def _within(schema: Schema, document: Schema) -> list[str]:
+    """Names of the objects that an object's fields hold, and of those within them, each once."""
+    names: list[str] = []
+    for field in _resolved(schema, document).get("properties", {}).values():
+        for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(field)):
+            names += [name, *_within(document["components"]["schemas"][name], document)]
+    return list(dict.fromkeys(names))
 
 
 def _field(name: str, field: Schema, required: bool, document: Schema) -> str:
