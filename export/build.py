@@ -53,6 +53,7 @@ from retrieval.manifest import (
 from retrieval.narrow import NarrowIndex
 from retrieval.retriever import Retriever
 from retrieval.store import Store
+from retrieval.workers import Workers
 from training.checkpoint import Checkpoint, load_checkpoint
 from training.tokens import special_ids, tokenize_in_memory
 
@@ -159,7 +160,7 @@ def _build_index(
         (folder / NARROWED).unlink()
         np.save(folder / DIRECTIONS, directions_DW)
     with stage("recall") as progress:
-        graph = HnswIndex.load(folder / INDEX, width, len(vectors_LD), ef=1, threads=threads)
+        graph = HnswIndex.load(folder / INDEX, width, len(vectors_LD), ef=1, workers=Workers(threads))
         index = Ranked(NarrowIndex(graph, directions_DW), vectors_LD, model.dual_dim)
         weight = checkpoint.classifier_weight
         keeps_quality = KeepsQuality(encoder, model, index, asked, own, weight, _allowed(settings))

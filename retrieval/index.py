@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from retrieval.errors import BadInput, BundleError
 from retrieval.index_file import check_index_file
 from retrieval.limits import available_cores
+from retrieval.workers import Workers
 
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
@@ -83,12 +84,12 @@ class ExactIndex:
 class HnswIndex:
     """hnswlib's graph. `ef` is fixed when the index is made: changing it would change it under other searches."""
 
-    def __init__(self, index: Any, ef: int, threads: int | None) -> None:
+    def __init__(self, index: Any, ef: int, workers: Workers) -> None:
         """Wrap a filled hnswlib.Index; callers use `build` or `load`."""
         index.set_ef(ef)
         self._index = index
         self.size, self.dim = int(index.get_current_count()), int(index.dim)
-        self._threads = threads or available_cores()
+        self._workers = workers
         self.ef = ef
 
     @classmethod
@@ -121,11 +122,11 @@ class HnswIndex:
             index.add_items(block_BD, np.arange(start, stop), num_threads=threads or available_cores())
             if progress is not None:
                 progress(stop, size)
-        return cls(index, ef, threads)
+        return cls(index, ef, Workers(threads))
 
     @classmethod
     def load(
-        cls, path: Path, dim: int, size: int, ef: int, threads: int | None = None, *, verified: bool = False
+        cls, path: Path, dim: int, size: int, ef: int, workers: Workers | None = None, *, verified: bool = False
     ) -> Self:
         """Read an index file of `size` vectors of width `dim`; raises BundleError when it is none.
 
@@ -138,7 +139,7 @@ class HnswIndex:
             index.load_index(str(path), max_elements=size)
         except RuntimeError as error:
             raise BundleError(f"{path}: hnswlib cannot read this index ({error}). Export the bundle again.") from error
-        return cls(index, ef, threads)
+        return cls(index, ef, workers or Workers())
 
     def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
         """Rows and inner products of min(k, size) near vectors for each query, best first. Raises BadInput.
@@ -147,11 +148,13 @@ class HnswIndex:
         """
         query_QD, k = checked(query_QD, k, self.dim), min(k, self.size)
         try:
-            rows_QK, distance_QK = self._index.knn_query(query_QD, k=k, num_threads=self._threads)
+            parts = self._workers.share(lambda part_PD: self._index.knn_query(part_PD, k, num_threads=1), query_QD)
         except RuntimeError:
-            # One query found fewer than k (a part of the graph cannot be reached) and hnswlib gives up the whole batch.
-            return _search_blocks(query_QD, k, self._blocks, self._threads)
-        return rows_QK.view(np.int64), 1.0 - distance_QK
+            # One query found fewer than k (a part of the graph cannot be reached) and hnswlib gives up its whole part.
+            return _search_blocks(query_QD, k, self._blocks, self._workers.threads)
+        rows, distances = zip(*parts, strict=True)
+        distance_QK: Vectors = np.concatenate(distances)
+        return np.concatenate(rows).view(np.int64), 1.0 - distance_QK
 
     def save(self, path: Path) -> None:
         """Write the index file; raises BundleError when it is not whole, which hnswlib does not notice itself."""

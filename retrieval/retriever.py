@@ -41,6 +41,7 @@ from retrieval.narrow import NarrowIndex, Scored, rescore, to_rescore
 from retrieval.store import Store, lease
 from retrieval.urls import as_url
 from retrieval.vector_file import map_vectors
+from retrieval.workers import Workers
 
 QUERIES_A_PASS = 256
 NO_ROW = -1  # behind the last answer of a query that has fewer than K
@@ -151,7 +152,8 @@ class Retriever:
             raise BundleError(f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again.")
         vectors_LD = map_vectors(folder / VECTORS, (size, model.dim))
         search_threads = search_threads or threads
-        index = run(lambda: _open_index(folder, manifest, search_threads))
+        workers = Workers(search_threads)  # here, where nothing is gentle
+        index = run(lambda: _open_index(folder, manifest, workers))
         encoder = TextEncoder.open(
             folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=threads, provider=provider
         )
@@ -301,9 +303,9 @@ def _bundle_folder(place: Path | str, cache: Path | str | None, trusted: Sequenc
     return store.bundle_path(name)
 
 
-def _open_index(folder: Path, manifest: Manifest, threads: int | None) -> VectorIndex:
+def _open_index(folder: Path, manifest: Manifest, workers: Workers) -> VectorIndex:
     ef = min((effort.ef for effort in manifest.index.efforts if effort.ef), default=1)
-    index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.labels.count, ef, threads, verified=True)
+    index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.labels.count, ef, workers, verified=True)
     if manifest.index.width is None:
         return index
     return NarrowIndex(index, map_vectors(folder / DIRECTIONS, (manifest.model.dim, manifest.index_dim)))

@@ -91,7 +91,7 @@ class Bare:
         if self._directions_DW is not None:
             vectors_QD = vectors_QD @ self._directions_DW
         index.set_ef(self.effort)
-        self._timed(PARTS[2], lambda: index.knn_query(vectors_QD, k=K, num_threads=self._index._threads))
+        self._timed(PARTS[2], lambda: index.knn_query(vectors_QD, k=K, num_threads=self._index._workers.threads))
         index.set_ef(self._index.ef)
 
     def _padded(self, ids: list[list[int]]) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from export.build import Settings
 from export.gates import recall_at
 from retrieval.index import LABELS_AN_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
 from retrieval.index_file import check_index_file
+from retrieval.workers import Workers
 
 K = 10
 RECALL = 0.99  # that latencies are compared at
@@ -193,7 +194,7 @@ def _grow(vectors_LD: Vectors, sizes: list[int], folder: Path, threads: int, tol
                 index.add_items(np.asarray(vectors_LD[start:stop]), np.arange(start, stop), num_threads=threads)
             cost["build_seconds"] += time.perf_counter() - wall
             cost["build_processor_seconds"] += time.process_time() - processor
-            HnswIndex(index, K, threads).save(path)
+            HnswIndex(index, K, Workers(threads)).save(path)
             path.with_suffix(".json").write_text(json.dumps(cost), encoding="utf-8")
         if before and before not in sizes:
             (folder / f"index-{before}").unlink(missing_ok=True)
@@ -221,7 +222,7 @@ def _opened(path: Path, dim: int, size: int) -> tuple[HnswIndex, dict[str, float
     started = time.perf_counter()
     check_index_file(path, dim, size)
     checked, before = time.perf_counter(), _resident_bytes()
-    index = HnswIndex.load(path, dim, size, ef=1, threads=1)
+    index = HnswIndex.load(path, dim, size, ef=1, workers=Workers(1))
     return index, {
         "check_seconds": checked - started,
         "open_seconds": time.perf_counter() - checked,

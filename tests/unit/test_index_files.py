@@ -188,6 +188,7 @@ import sys, numpy as np
 from pathlib import Path
 from retrieval.errors import BundleError
 from retrieval.index import HnswIndex
+from retrieval.workers import Workers
 path, refused = Path(sys.argv[1]), 0
 content, draw = path.read_bytes(), np.random.default_rng(0)
 for _ in range(400):
@@ -196,7 +197,7 @@ for _ in range(400):
         changed[place] ^= 1 << draw.integers(8)
     path.write_bytes(changed)
     try:
-        HnswIndex.load(path, 8, 400, ef=50, threads=1).search(np.ones((3, 8), np.float32), 10)
+        HnswIndex.load(path, 8, 400, 50, Workers(1)).search(np.ones((3, 8), np.float32), 10)
     except BundleError:
         refused += 1
 print(refused)

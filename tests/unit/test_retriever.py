@@ -223,7 +223,7 @@ def test_the_index_may_have_other_threads_than_the_encoder(
 ) -> None:
     """On a machine with many cores one of the two would slow the other down, with no way to part them."""
     folder, load, seen = make_bundle(tmp_path / "words"), HnswIndex.load, []
-    monkeypatch.setattr(HnswIndex, "load", lambda *args, **more: (seen.append(args[4]), load(*args, **more))[1])
+    monkeypatch.setattr(HnswIndex, "load", lambda *args, **more: (seen.append(args[4].threads), load(*args, **more))[1])
     with Retriever.open(folder, **given) as retriever:
         assert len(retriever.search(["red shoes"] * 30, 3)) == 30
     assert seen == [used]

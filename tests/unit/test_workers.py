@@ -1,0 +1,55 @@
+"""Threads that share out a search."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+
+from retrieval.gently import gently
+from retrieval.workers import Workers
+
+
+@pytest.mark.parametrize("queries", [1, 2, 3, 4, 7, 40])
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_query_is_worked_on_once_and_in_order(queries: int, threads: int) -> None:
+    """If this failed, a client would be given the answers to somebody else's query, or none."""
+    query_QD = np.arange(queries, dtype=np.float32)[:, None]
+    parts = Workers(threads).share(lambda part_PD: part_PD * 2, query_QD)
+    assert np.concatenate(parts)[:, 0].tolist() == [2 * number for number in range(queries)]
+    assert len(parts) <= threads
+
+
+def test_work_is_done_by_as_many_threads_as_asked_for() -> None:
+    """If this failed, a machine's cores would idle while a batch is searched by one of them."""
+    workers, together = Workers(3), threading.Barrier(3, timeout=30)
+
+    def meet(_: np.ndarray) -> int:
+        together.wait()
+        return threading.get_native_id()
+
+    query_QD = np.zeros((6, 1), np.float32)
+    assert len(set(workers.share(meet, query_QD))) == 3
+
+
+def test_an_error_of_any_part_reaches_the_caller() -> None:
+    """If this failed, a part that could not be searched would be answered with nothing."""
+
+    def refuse(part_PD: np.ndarray) -> None:
+        if part_PD[-1, 0] == 5:
+            raise RuntimeError("too few")
+
+    with pytest.raises(RuntimeError, match="too few"):
+        Workers(2).share(refuse, np.arange(6, dtype=np.float32)[:, None])
+
+
+def test_threads_are_not_gentle_because_their_first_work_was() -> None:
+    """If this failed, a bundle warmed behind another's back would be searched behind everybody's back ever after."""
+    workers, own = Workers(2), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    def patience(_: np.ndarray) -> int:
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    query_QD = np.zeros((4, 1), np.float32)
+    first, second = gently(lambda: workers.share(patience, query_QD))
+    assert (first, second) == (19, own)
