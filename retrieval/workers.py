@@ -1,7 +1,7 @@
 """Threads that share out the queries of a search, and stay for the next one.
 
-hnswlib starts threads for every call and only for batches of more than four queries a thread; these are a fifth faster
-where many ask for one text each (docs/decisions/0047).
+hnswlib starts threads for every call and only for batches of more than four queries a thread; these answer a tenth
+more where many ask for one text each (docs/decisions/0047).
 
 Suffixes: Q queries, D vector width, P the queries of a part.
 """

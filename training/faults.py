@@ -28,14 +28,14 @@ def told(folder: Path) -> Iterator[None]:
     except MemoryError as error:
         raise TrainingError(_memory("the memory", _host())) from error
     except (OSError, SafetensorError) as error:
-        if not is_full(error) and isinstance(error, OSError):
+        if is_full(error):
+            raise TrainingError(
+                f"no space is left for {folder}. Free some and repeat the command: it goes on from what was saved "
+                "before, and that is kept."
+            ) from error
+        if isinstance(error, OSError):
             raise
-        if not is_full(error):  # the folder has gone, or may not be written to any more
-            raise TrainingError(f"{folder} cannot be written to ({error}). Is it still there?") from error
-        raise TrainingError(
-            f"no space is left for {folder}. Free some and repeat the command: it goes on from what was saved before, "
-            "and that is kept."
-        ) from error
+        raise TrainingError(f"{folder} cannot be written to ({error}). Is it still there?") from error
     except RuntimeError as error:
         if "can't allocate memory" not in str(error):  # how torch says that the host has no more
             raise
