@@ -1,8 +1,9 @@
 """Text to vectors: a tokenizer and an ONNX Runtime session.
 
-Suffixes: B texts of a batch, T tokens, D output width.
+Suffixes: B texts of a batch, R of a run, T tokens, D output width.
 """
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,11 +16,12 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from retrieval.errors import BadInput, BundleError, in_a_line
-from retrieval.limits import available_cores
 from retrieval.manifest import ModelFacts
 from retrieval.model_file import check_model_file
+from retrieval.workers import Workers
 
 TEXTS_A_RUN = 64
+TEXTS_A_THREAD = 4  # of a transformer on a processor: the products of more do not stay in a core's cache, see 0048
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
@@ -44,12 +46,19 @@ class TextEncoder:
         facts: ModelFacts,
         dim: int,
         files: tuple[Path, Path],
+        workers: Workers,
+        texts_a_run: int,
     ) -> None:
-        """Join parts that `open` has checked; `files` are those of the tokenizer and the model."""
+        """Join parts that `open` has checked; `files` are those of the tokenizer and the model.
+
+        Runs of at most `texts_a_run` texts are shared out among the `workers`.
+        """
         self._tokenizer = tokenizer
         self._session = session
         self._files = files
         self._facts = facts
+        self._workers = workers
+        self._texts_a_run = texts_a_run
         self.dim = dim
 
     @classmethod
@@ -63,7 +72,10 @@ class TextEncoder:
         threads: int | None = None,
         provider: str = "cpu",
     ) -> Self:
-        """Load both files; `dim` is the width the model must give. Raises BundleError, or BadInput for a provider."""
+        """Load both files; `dim` is the width the model must give. Raises BundleError, or BadInput for a provider.
+
+        `threads`, by default the cores, each encode a few texts of a transformer; other models get one.
+        """
         try:
             loaded = Tokenizer.from_file(str(tokenizer))
         except Exception as error:  # tokenizers raises Exception itself for every kind of bad file
@@ -71,17 +83,20 @@ class TextEncoder:
                 f"{tokenizer} is not a tokenizer ({in_a_line(error)}). Export the bundle again."
             ) from error
         loaded.no_padding()  # padding is ours: to the longest text of the batch
-        session = _open_session(model, dim, threads or _fitting_threads(facts), provider)
-        return cls(loaded, session, facts, dim, (tokenizer, model))
+        session = _open_session(model, dim, provider)
+        side_by_side = facts.encoder == "transformer" and provider == "cpu"
+        workers, texts = (Workers(threads), TEXTS_A_THREAD) if side_by_side else (Workers(1), TEXTS_A_RUN)
+        return cls(loaded, session, facts, dim, (tokenizer, model), workers, texts)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Encode texts in runs of similar length, so that a long one does not make every other one long."""
         started = time.perf_counter()
         ids = self.tokenize(texts)
         tokenized = time.perf_counter()
-        vectors_BD = self._run(ids) if 0 < len(ids) <= TEXTS_A_RUN else self._in_runs(ids)
+        size = max(1, min(self._texts_a_run, math.ceil(len(ids) / self._workers.threads)))
+        vectors_BD = self._run(ids) if len(ids) == size else self._in_runs(ids, size)
         seconds = (tokenized - started, time.perf_counter() - tokenized)
-        return Encoded(vectors_BD, *seconds, *_tokens_and_padding([len(one) for one in ids]))
+        return Encoded(vectors_BD, *seconds, *_tokens_and_padding([len(one) for one in ids], size))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Token ids of each text, at least one each."""
@@ -95,12 +110,13 @@ class TextEncoder:
             ) from error
         return [encoding.ids or [self._facts.unknown_id] for encoding in encodings]
 
-    def _in_runs(self, ids: list[list[int]]) -> NDArray[np.float32]:
+    def _in_runs(self, ids: list[list[int]], size: int) -> NDArray[np.float32]:
         vectors_BD = np.empty((len(ids), self.dim), np.float32)
-        order_B = np.argsort([len(one) for one in ids], kind="stable")
-        for start in range(0, len(ids), TEXTS_A_RUN):
-            run = order_B[start : start + TEXTS_A_RUN]
-            vectors_BD[run] = self._run([ids[place] for place in run])
+        order_B = np.argsort([-len(one) for one in ids], kind="stable")  # the longest first: they take the longest
+        runs = [order_B[start : start + size].tolist() for start in range(0, len(ids), size)]
+        found = self._workers.each(lambda run: self._run([ids[place] for place in run]), runs)
+        for run, vectors_RD in zip(runs, found, strict=True):
+            vectors_BD[run] = vectors_RD
         return vectors_BD
 
     def _run(self, ids: list[list[int]]) -> NDArray[np.float32]:
@@ -121,22 +137,17 @@ class TextEncoder:
         return cast(NDArray[np.float32], vectors_BD)
 
 
-def _tokens_and_padding(length_B: list[int]) -> tuple[int, int]:
-    ordered, tokens = sorted(length_B), sum(length_B)
-    runs = [ordered[start : start + TEXTS_A_RUN] for start in range(0, len(ordered), TEXTS_A_RUN)]
-    return tokens, sum(len(run) * run[-1] for run in runs) - tokens
+def _tokens_and_padding(length_B: list[int], size: int) -> tuple[int, int]:
+    ordered, tokens = sorted(length_B, reverse=True), sum(length_B)
+    runs = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    return tokens, sum(len(run) * run[0] for run in runs) - tokens
 
 
-def _fitting_threads(facts: ModelFacts) -> int:
-    return 1 if facts.encoder == "static" else available_cores()  # to wake a thread takes longer than a static encoder
-
-
-def _open_session(model: Path, dim: int, threads: int, provider: str) -> onnxruntime.InferenceSession:
+def _open_session(model: Path, dim: int, provider: str) -> onnxruntime.InferenceSession:
     wanted = _provider(provider)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    options.intra_op_num_threads = 1  # threads are ours, each with texts of its own
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # idle threads would burn whole cores
     options.log_severity_level = 3
     if provider == "cpu":  # these fused kernels take longer than what they replace; docs/decisions/0026 has the figures
         fusions = "SkipLayerNormFusion;BiasGeluFusion"

@@ -137,10 +137,10 @@ class Retriever:
 
         A URL (s3://, gs://, az://, …) is fetched into `cache` first, where that has it not; see retrieval/cache.
 
-        `threads` bounds each native pool (default: all cores), `search_threads` that of the indexes (default: as the
-        encoder's); `provider` is "cpu" or "cuda"; with `trusted` keys the bundle must be signed by one of them. With
-        `behind` files are compared and the index is read when nobody else wants the processor. Raises BundleError, and
-        BadInput for a provider that is not there.
+        `threads` bounds those of the encoder (default: all cores), `search_threads` those of the indexes (default:
+        as the encoder's); `provider` is "cpu" or "cuda"; with `trusted` keys the bundle must be signed by one of them.
+        With `behind` files are compared and the index is read when nobody else wants the processor. Raises BundleError,
+        and BadInput for a provider that is not there.
         """
         folder = _bundle_folder(path, cache, trusted).resolve()
         held = lease(folder)

@@ -1,12 +1,13 @@
-"""Threads that share out the queries of a search, and stay for the next one.
+"""Threads that share out the texts of a call, and stay for the next one.
 
-hnswlib starts threads for every call and only for batches of more than four queries a thread; these answer a tenth
-more where many ask for one text each (docs/decisions/0047).
+hnswlib starts threads for every call and only for batches of more than four queries a thread, ONNX Runtime shares out
+each product of a small model: both cost more than they bring where texts are short (docs/decisions/0047, 0048).
 
 Suffixes: Q queries, D vector width, P the queries of a part.
 """
 
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from typing import TypeVar
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from retrieval.limits import available_cores
 
+Item = TypeVar("Item")
 Found = TypeVar("Found")
 QUERIES_A_PART = 2  # to wake a thread takes about as long as to look for one
 
@@ -30,17 +32,33 @@ class Workers:
         self.threads = threads or available_cores()
         self._pool: ThreadPoolExecutor | None = None
         if self.threads > 1:
-            self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="search")
+            self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="worker")
             started = Barrier(self.threads)
             for _ in range(self.threads - 1):
                 self._pool.submit(started.wait)
             started.wait()
 
+    def each(self, work: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+        """What `work` returns for each item, in their order; whoever is free takes the next. Raises what one raises."""
+        if self._pool is None or len(items) < 2:
+            return [work(item) for item in items]
+        left, found = deque(enumerate(items)), dict[int, Found]()
+
+        def take() -> None:
+            while left:
+                try:
+                    place, item = left.popleft()
+                except IndexError:  # another was faster
+                    return
+                found[place] = work(item)
+
+        others = [self._pool.submit(take) for _ in range(min(self.threads, len(items)) - 1)]
+        take()
+        for other in others:
+            other.result()
+        return [found[place] for place in range(len(items))]
+
     def share(self, work: Callable[[NDArray[np.float32]], Found], query_QD: NDArray[np.float32]) -> list[Found]:
         """What `work` returns for each part [P, D] of the queries, in their order. Raises what one of them raises."""
         parts = min(self.threads, len(query_QD) // QUERIES_A_PART)
-        if self._pool is None or parts < 2:
-            return [work(query_QD)]
-        first_PD, *rest = np.array_split(query_QD, parts)
-        others = [self._pool.submit(work, part_PD) for part_PD in rest]
-        return [work(first_PD), *(other.result() for other in others)]
+        return self.each(work, np.array_split(query_QD, parts)) if parts > 1 else [work(query_QD)]

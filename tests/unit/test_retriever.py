@@ -143,7 +143,7 @@ def test_padding_is_what_shorter_texts_are_filled_with(retriever: Retriever) -> 
     assert [one.padding for one in alone] == [0, 0]
     short, long = (one.tokens for one in alone)
     assert timings.tokens == 40 * (short + long)
-    assert timings.padding == 40 * (long - short)  # of 80 texts by length, the first 64 go together: 40 short, 24 long
+    assert timings.padding == 24 * (long - short)  # of 80 texts by length, the first 64 go together: 40 long, 24 short
 
 
 def test_no_queries_give_no_answers(retriever: Retriever) -> None:
