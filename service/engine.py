@@ -152,7 +152,8 @@ def open_engine(folder: Path, orders: Orders) -> tuple[Engine, bytes]:
         )
     shown_attributes = run(lambda: facets(retriever.labels.table))
     seconds = time.perf_counter() - started
-    padded = model.encoder == "transformer"  # a static encoder's work on padding is nothing beside the rest
+    # On a processor the encoder itself puts texts of like length together, and a static one's padding costs nothing.
+    padded = model.encoder == "transformer" and orders.provider != "cpu"
     about = (retriever.manifest.classifier_weight, shown_attributes)
     opened = (len(retriever.labels), retriever.dim, model.bytes_per_token, model.max_tokens, padded, seconds, *about)
     return engine, pack_json(Kind.READY, opened)
