@@ -129,6 +129,15 @@ def test_float16_keeps_what_goes_in_and_out(model: UnifiedModel, bert: Path, tmp
     assert least_cosine(exact_ND, half_ND) > 0.9999
 
 
+def test_texts_encoded_side_by_side_keep_their_places(model: UnifiedModel, bert: Path, tmp_path: Path) -> None:
+    """If this failed, a batch on several threads would give texts each other's vectors, or others than alone."""
+    write_query_encoder(model, CONE, 0.1, tmp_path / "plain.onnx")
+    files = bert / "tokenizer.json", tmp_path / "plain.onnx"
+    encoder = TextEncoder.open(*files, FACTS, FACTS.dim, threads=3)
+    alone_ND = np.concatenate([encoder.encode([text]).vectors_BD for text in TEXTS])
+    np.testing.assert_allclose(encoder.encode(TEXTS).vectors_BD, alone_ND, atol=1e-5)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 pays on a GPU only, and there is none here")
 def test_float16_opens_on_a_gpu(model: UnifiedModel, bert: Path, tmp_path: Path) -> None:
