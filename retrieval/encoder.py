@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from retrieval.errors import BadInput, BundleError, in_a_line
+from retrieval.gently import at_once, gently
 from retrieval.manifest import ModelFacts
 from retrieval.model_file import check_model_file
 from retrieval.workers import Workers
@@ -71,21 +72,19 @@ class TextEncoder:
         *,
         threads: int | None = None,
         provider: str = "cpu",
+        behind: bool = False,
     ) -> Self:
         """Load both files; `dim` is the width the model must give. Raises BundleError, or BadInput for a provider.
 
-        `threads`, by default the cores, each encode a few texts of a transformer; other models get one.
+        `threads`, by default the cores, each encode a few texts of a transformer; other models get one. With `behind`
+        the files are read when nobody else wants the processor.
         """
-        try:
-            loaded = Tokenizer.from_file(str(tokenizer))
-        except Exception as error:  # tokenizers raises Exception itself for every kind of bad file
-            raise BundleError(
-                f"{tokenizer} is not a tokenizer ({in_a_line(error)}). Export the bundle again."
-            ) from error
-        loaded.no_padding()  # padding is ours: to the longest text of the batch
-        session = _open_session(model, dim, provider)
         side_by_side = facts.encoder == "transformer" and provider == "cpu"
         workers, texts = (Workers(threads), TEXTS_A_THREAD) if side_by_side else (Workers(1), TEXTS_A_RUN)
+        # On CUDA a session starts threads that stay, and they would stay gentle.
+        run = gently if behind and provider == "cpu" else at_once
+        loaded = run(lambda: _open_tokenizer(tokenizer))
+        session = run(lambda: _open_session(model, dim, provider))
         return cls(loaded, session, facts, dim, (tokenizer, model), workers, texts)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
@@ -141,6 +140,15 @@ def _tokens_and_padding(length_B: list[int], size: int) -> tuple[int, int]:
     ordered, tokens = sorted(length_B, reverse=True), sum(length_B)
     runs = [ordered[start : start + size] for start in range(0, len(ordered), size)]
     return tokens, sum(len(run) * run[0] for run in runs) - tokens
+
+
+def _open_tokenizer(path: Path) -> Tokenizer:
+    try:
+        loaded = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises Exception itself for every kind of bad file
+        raise BundleError(f"{path} is not a tokenizer ({in_a_line(error)}). Export the bundle again.") from error
+    loaded.no_padding()  # padding is ours: to the longest text of the batch
+    return loaded
 
 
 def _open_session(model: Path, dim: int, provider: str) -> onnxruntime.InferenceSession:

@@ -139,7 +139,7 @@ class Retriever:
 
         `threads` bounds those of the encoder (default: all cores), `search_threads` those of the indexes (default:
         as the encoder's); `provider` is "cpu" or "cuda"; with `trusted` keys the bundle must be signed by one of them.
-        With `behind` files are compared and the index is read when nobody else wants the processor. Raises BundleError,
+        With `behind` files are compared and read when nobody else wants the processor. Raises BundleError,
         and BadInput for a provider that is not there.
         """
         folder = _bundle_folder(path, cache, trusted).resolve()
@@ -155,8 +155,9 @@ class Retriever:
         workers = Workers(search_threads)  # here, where nothing is gentle
         index = run(lambda: _open_index(folder, manifest, workers))
         encoder = TextEncoder.open(
-            folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=threads, provider=provider
-        )
+            folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
+            threads=threads, provider=provider, behind=behind,
+        )  # fmt: skip
         return cls(folder, manifest, encoder, labels, vectors_LD, index, held, search_threads)
 
     @property

@@ -5,6 +5,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Self
 
 from retrieval.errors import DiptychError
@@ -13,19 +14,23 @@ from service.batching import Batcher, Ticket
 from service.frames import Answers, Asked, Kind, pack_json
 from service.metrics import Metrics
 from service.process import EngineProcess, Opened
+from service.rationing import Traffic
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
 FIRST_PAUSE = 0.1  # seconds from the second engine to the third, if that was all it lived; then twice as long each
 PAUSE_AFTER_DEATH, PAUSE_AFTER_FAILURE = 0.8, 5.0  # the longest pause: an engine that opened is missed by somebody
+LATELY = 0.1  # seconds
+
+Beside = Callable[["Generation"], Traffic | None]
 
 
 class Generation:
     """One bundle being served: its engine, its requests, and the replacement of the engine when it dies.
 
     `paused` gives the labels that must not be shown. `crashes` is called whenever engines have ended so often, and so
-    fast, that the bundle itself must be suspected. `beside` says whether another generation answers: loading an engine
-    must not be felt there, and should be over soon where there is none.
+    fast, that the bundle itself must be suspected. `beside` gives another generation's traffic, in which loading an
+    engine must not be felt, None where no other one answers: it should be over soon then.
     """
 
     def __init__(
@@ -36,7 +41,7 @@ class Generation:
         metrics: Metrics,
         paused: Callable[[], Sequence[str]],
         crashes: "Callable[[Generation], None]",
-        beside: "Callable[[Generation], bool]",
+        beside: Beside,
     ) -> None:
         self.number = number
         self.name = folder.name
@@ -52,6 +57,7 @@ class Generation:
         self._batcher: Batcher | None = None
         self._watchdog: asyncio.TimerHandle | None = None
         self._replacing: asyncio.Task[None] | None = None
+        self._asked_at = 0.0  # when a request was admitted last
         self._opened_at = 0.0  # when the last engine did, by the loop's clock
         self._ends: deque[float] = deque()  # when engines ended, or could not be started
         self.told = 0  # lists of paused labels that were sent; what is sent after one is answered by it
@@ -96,7 +102,12 @@ class Generation:
         """Queue a request that waits `seconds` at most. Raises Refusal 429 or 503."""
         if self.trouble:
             raise errors.unavailable(f"Bundle {self.name} cannot be served just now; /readyz says why.")
+        self._asked_at = perf_counter()
         return self.batcher.admit(asked, seconds)
+
+    def asked_lately(self) -> bool:
+        """Whether it answers requests, or did a moment ago."""
+        return self.healthy and (self.unfinished > 0 or perf_counter() - self._asked_at < LATELY)
 
     def tell_paused(self) -> None:
         """Send the paused labels; whatever is sent after it is answered without them."""

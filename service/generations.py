@@ -7,15 +7,11 @@ generation is given up because its engines keep ending, another one answers its 
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from prometheus_client import CollectorRegistry
-
-from retrieval.errors import BundleError, DiptychError
-from retrieval.manifest import Manifest, read_manifest
+from retrieval.errors import DiptychError
 from retrieval.signatures import trusted_keys
 from service import errors
 from service.aside import aside
@@ -24,9 +20,10 @@ from service.comparing import Compared
 from service.errors import Refusal
 from service.frames import Asked
 from service.generation import Generation
-from service.memory import check_memory
 from service.metrics import Metrics
+from service.opening import Opener
 from service.pausing import Paused
+from service.rationing import Traffic, no_traffic
 from service.schemas import ActivateResponse, Readiness
 from service.settings import Settings
 from service.source import Source
@@ -34,6 +31,15 @@ from service.watching import Watch
 
 LOG = logging.getLogger("diptych")
 PAUSE_PATIENCE = 2.0  # seconds; longer an administrator does not wait to hear which ids are unknown
+
+
+class Change(NamedTuple):
+    """Another bundle to be served, and what writes that into the store."""
+
+    bundle: str
+    note: Callable[[], object] | None
+    given_up: Generation | None = None  # whose requests it is to answer from their beginning
+    hurry: bool = False  # what is served is bad: loading gives way, but takes all the time that is left
 
 
 class Generations:
@@ -50,7 +56,7 @@ class Generations:
         self._settings = settings
         self._metrics = metrics
         self._watch = Watch(self._look, self._follow, settings.watch_seconds)
-        self._numbers = 0
+        self._opener = Opener(settings, metrics, self.source, lambda: self.paused.ids)
         self._preparing: str | None = None
         self._change: asyncio.Task[Generation] | None = None
         self._before: str | None = None  # the bundle that was served before the present one
@@ -76,7 +82,7 @@ class Generations:
         name = await aside(partial(self.source.bring, None))
         self._preparing = name
         try:
-            generation = await self._prepare(name)
+            generation = await self._prepare(Change(name, None))
         except DiptychError as error:
             self._failed = f"bundle {name} could not be opened: {error}"
             raise
@@ -112,7 +118,7 @@ class Generations:
     async def activate(self, name: str) -> ActivateResponse:
         """Serve another bundle, without a gap. On any failure the old one stays; raises Refusal saying why."""
         try:
-            return await self._switch(name, partial(self.source.note, name))
+            return await self._switch(Change(name, partial(self.source.note, name)))
         except (DiptychError, OSError) as error:
             raise self._not_activated(name, error) from error
 
@@ -123,7 +129,7 @@ class Generations:
             name = await asyncio.to_thread(store.previous)
             if name is None:
                 raise Refusal(409, "no_earlier_bundle", "There is no earlier bundle to go back to; activate one.")
-            return await self._switch(name, lambda: store.rollback(proved=name))
+            return await self._switch(Change(name, lambda: store.rollback(proved=name), hurry=True))
         except (DiptychError, OSError) as error:
             raise self._not_activated(name or "of before", error) from error
 
@@ -195,17 +201,16 @@ class Generations:
             return [self.current.trouble]
         return [] if self.current.opened else ["the engine ended and is being replaced"]
 
-    async def _switch(
-        self, name: str, note: Callable[[], object] | None, given_up: Generation | None = None
-    ) -> ActivateResponse:
-        """Serve another bundle and `note` that in the store. Raises DiptychError, OSError or Refusal."""
+    async def _switch(self, change: Change) -> ActivateResponse:
+        """Serve another bundle, and say so in the store. Raises DiptychError, OSError or Refusal."""
+        name = change.bundle
         if self._preparing or self.stopping:
             why = f"bundle {self._preparing} is being prepared" if self._preparing else "the service is stopping"
             raise Refusal(409, "busy_switching", f"Bundle {name} was not activated: {why}.")
         started = time.perf_counter()
         before = self.current
         self._preparing = name
-        self._change = asyncio.create_task(self._change_to(name, note, given_up))
+        self._change = asyncio.create_task(self._change_to(change))
         try:
             generation = await self._change
         except (DiptychError, OSError) as error:
@@ -219,78 +224,58 @@ class Generations:
         finally:
             self._preparing = self._change = None
         self._failed = None
-        self._metrics.switches.labels("fallback" if given_up else "done").inc()
+        self._metrics.switches.labels("fallback" if change.given_up else "done").inc()
         seconds = time.perf_counter() - started
         self._metrics.switch_seconds.observe(seconds)
         LOG.info("bundle %s is served, after %.1f s", generation.name, seconds)
         previous = before.name if before else None
         return ActivateResponse(bundle=generation.name, previous=previous, seconds=round(seconds, 3))
 
-    async def _change_to(self, name: str, note: Callable[[], object] | None, given_up: Generation | None) -> Generation:
-        if self.current and self.current.name == name and self.current.healthy:
-            if note:
-                await asyncio.to_thread(note)
+    async def _change_to(self, change: Change) -> Generation:
+        if self.current and self.current.name == change.bundle and self.current.healthy:
+            if change.note:
+                await asyncio.to_thread(change.note)
             return self.current
-        generation = await self._prepare(name)
+        generation = await self._prepare(change)
         try:
-            if note:
-                await asyncio.to_thread(note)
+            if change.note:
+                await asyncio.to_thread(change.note)
         except BaseException:
             if generation is not self.kept:
                 await generation.close()
             raise
-        self._serve(generation, given_up)
+        self._serve(generation, change.given_up)
         return generation
 
-    async def _prepare(self, name: str) -> Generation:
+    async def _prepare(self, change: Change) -> Generation:
         """A generation that can answer: the kept one, if it is that. Raises BundleError."""
+        name = change.bundle
         if self.kept and self.kept.name == name and self.kept.healthy:
             return self.kept
         await self.compared.close()  # its memory, and its share of the processor, are this one's
-        await aside(partial(self.source.bring, name))
-        folder = self.source.store.bundle_path(name)
-        if self._settings.memory_check:
-            await self._make_room(name)
-        self._numbers += 1
-        generation = Generation(
-            self._numbers, folder, self._settings, self._metrics, lambda: self.paused.ids, self._crashes, self._beside
-        )
-        return await generation.open()
+        beside = partial(self._beside, change.hurry)
+        return await self._opener.open(name, self._crashes, beside, partial(self._make_room, name))
 
-    async def _open_compared(self, name: str, crashes: Callable[[Generation], None]) -> Generation:
-        """A generation for questions beside the traffic: one thread, figures of its own. Raises BundleError."""
-        await aside(partial(self.source.bring, name))
-        folder = self.source.store.bundle_path(name)
-        if self._settings.memory_check:
-            check_memory(name, await self._manifest(folder), self._settings.cgroups)
-        self._numbers += 1
-        settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1})
-        apart = Metrics(CollectorRegistry())  # live figures are of live traffic
-        generation = Generation(
-            self._numbers, folder, settings, apart, lambda: self.paused.ids, crashes, lambda _: True
-        )
-        return await generation.open()
+    def _open_compared(self, name: str, crashes: Callable[[Generation], None]) -> Awaitable[Generation]:
+        return self._opener.open_aside(name, crashes, lambda _: self._asked_lately)
 
-    async def _manifest(self, folder: Path) -> Manifest:
-        return await asyncio.to_thread(read_manifest, folder, trusted_keys(self._settings.trusted_keys))
+    def _beside(self, hurry: bool, generation: Generation) -> Traffic | None:
+        """The traffic that must not feel how a generation's engine is loaded; None where no other one answers."""
+        if self.current is None or self.current is generation or not self.current.healthy:
+            return None
+        return no_traffic if hurry else self._asked_lately
 
-    def _beside(self, generation: Generation) -> bool:
-        """Whether another generation answers."""
-        return self.current is not None and self.current is not generation and self.current.healthy
+    def _asked_lately(self) -> bool:
+        return self.current is not None and self.current.asked_lately()
 
-    async def _make_room(self, name: str) -> None:
-        """See that a bundle fits into memory, if need be in the place of the kept one. Raises BundleError."""
-        folder = self.source.store.bundle_path(name)
-        manifest = await self._manifest(folder)
-        try:
-            check_memory(name, manifest, self._settings.cgroups)
-        except BundleError:
-            if self.kept is None:
-                raise
-            LOG.info("bundle %s is not kept any longer, to make room for %s", self.kept.name, name)
-            kept, self.kept = self.kept, None
-            await kept.close()
-            check_memory(name, manifest, self._settings.cgroups)
+    async def _make_room(self, name: str) -> bool:
+        """Give up the kept generation for another bundle's sake; whether there was one."""
+        kept, self.kept = self.kept, None
+        if kept is None:
+            return False
+        LOG.info("bundle %s is not kept any longer, to make room for %s", kept.name, name)
+        await kept.close()
+        return True
 
     def _serve(self, generation: Generation, given_up: Generation | None = None) -> None:
         former, self.current = self.current, generation
@@ -338,7 +323,7 @@ class Generations:
         LOG.info("the store's active bundle is %s now", name)
         note = partial(self.source.note, name) if self.source.url is not None else None
         try:
-            await self._switch(name, note)
+            await self._switch(Change(name, note, hurry=name == self._before))  # so somebody goes back
         except (DiptychError, OSError, Refusal):
             return  # the reason has been noted, and the present bundle stays
 
@@ -359,7 +344,7 @@ class Generations:
         why = f"bundle {generation.name} was given up: {settings.crashes} engines ended in {settings.crash_seconds:g} s"
         LOG.error("%s; going back to bundle %s", why, name)
         try:
-            await self._switch(name, None, given_up=generation)
+            await self._switch(Change(name, None, given_up=generation, hurry=True))
         except (DiptychError, OSError, Refusal):
             return  # the reason has been noted, and the engine is still being replaced
         self._failed = f"{why}; bundle {name} is served until another is activated"

@@ -16,6 +16,7 @@ from service import logs
 from service.batching import Lengths
 from service.frames import Answers, Kind, Splitter, unpack_answers
 from service.orders import Orders
+from service.rationing import Ration, Traffic, no_traffic
 from service.settings import PREFIX, Settings
 
 # Batches are small: a second core for their tokens, or for a product of thin matrices, costs more than it gives.
@@ -70,16 +71,16 @@ class EngineProcess(asyncio.Protocol):
         on_answers: Callable[[Answers], None],
         on_death: Callable[[], None],
         on_paused: Callable[[list[str]], None],
-        behind: bool = False,
+        beside: Traffic | None = None,
     ) -> Self:
         """Start an engine on a bundle's folder and wait until it can answer. Raises BundleError.
 
-        With `behind` it loads when nobody else wants the processor.
+        Where there is traffic `beside` it, it loads gently, and for a share of the time while anybody asks.
         """
         engine = cls(folder, on_answers, on_death, on_paused)
         ours, theirs = socket.socketpair()
         try:
-            engine._process = _spawn(folder, settings, theirs, behind)
+            engine._process = _spawn(folder, settings, theirs, beside is not None)
         except OSError as error:
             ours.close()
             raise BundleError(f"no process can be started for bundle {folder.name} ({error.strerror})") from error
@@ -87,8 +88,9 @@ class EngineProcess(asyncio.Protocol):
             theirs.close()
         try:
             await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
-            async with asyncio.timeout(settings.load_seconds):
-                await asyncio.shield(engine._ready)
+            with Ration(engine.pid, settings.load_share, beside or no_traffic) as ration:
+                await ration.wait(engine._ready, settings.load_seconds)
+            engine._ready.result()
             if engine._lost:
                 raise engine._ended_early()
         except TimeoutError as error:

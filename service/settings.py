@@ -57,6 +57,9 @@ class Settings(BaseSettings):
 
     deadline_seconds: float = Field(10, gt=0, description="a request older than this is answered 504")
     load_seconds: float = Field(900, gt=0, description="longest time an engine may take to open and warm a bundle")
+    load_share: float = Field(
+        0.1, gt=0, le=1, description="of the time, what a bundle may load in while another one is asked; 1: all of it"
+    )
     silence_seconds: float = Field(10, gt=0, description="an engine this long at one batch is replaced")
     drain_seconds: float = Field(30, gt=0, description="longest time unfinished requests hold up a stop or a switch")
     receive_seconds: float = Field(10, gt=0, description="a request not complete after this is answered 408")

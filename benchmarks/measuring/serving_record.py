@@ -20,7 +20,7 @@ class Lengths:
     calm: float = 60
     rounds: int = 3
     switches: int = 20
-    between_switches: float = 8
+    between_switches: float = 25  # a bundle loads in a tenth of the time while clients ask
     kills: int = 10
     between_kills: float = 20  # three in a minute: five are a crash loop
     overload: float = 60
@@ -34,7 +34,7 @@ class Lengths:
 
 WHOLE = Lengths()
 SMALL = Lengths(
-    saturation=1, calm=2, rounds=1, switches=2, between_switches=3, kills=2, between_kills=3, overload=3,
+    saturation=1, calm=2, rounds=1, switches=2, between_switches=15, kills=2, between_kills=3, overload=3,
     slow_clients=50, soak=20, between_soak_switches=6, examples=2, hostile=500, fuzzing=60,
 )  # fmt: skip
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -56,6 +57,33 @@ def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
         stopped = strike(service, signal.SIGSTOP)
         assert service.ask("POST", "/predict", BODIES[0]).status == 200
         assert stopped not in service.engines()
+
+
+def state(process: int) -> str:
+    """As the system says: T for stopped, Z for ended; empty when nothing is left of it."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
+def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundles: Store) -> None:
+    """A stopped engine would stay for ever, with its memory, and nobody would know of it."""
+    with serving(two_bundles.path, load_share=0.01) as service, Load(service, BODIES, clients=3) as load:
+
+        def switch() -> None:
+            with pytest.raises(IndexError):  # the connection ends without an answer
+                service.activate("other")
+
+        change = threading.Thread(target=switch)
+        change.start()
+        wait_until(lambda: any(state(engine) == "T" for engine in service.engines()) or load.errors)
+        engines = service.engines()
+        service.process.kill()
+        service.process.wait()
+        assert len(engines) == 2
+        wait_until(lambda: all(state(engine) in ("", "Z") for engine in engines))
+        change.join()
 
 
 def test_a_bundle_whose_engines_keep_ending_gives_way_to_the_one_before(two_bundles: Store) -> None:
@@ -133,7 +161,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_a_damaged_bundle_is_not_activated(tmp_path: Path) -> None:
     """A bad copy would end a service that was doing well, or the operator would not learn what is wrong with it."""
     store = make_store(tmp_path / "store", "good", *DAMAGES)
-    with serving(store.path) as service, Load(service, BODIES, clients=1) as load:
+    with serving(store.path, load_share=1) as service, Load(service, BODIES, clients=1) as load:
         for name, (damage, reason) in DAMAGES.items():
             damage(store.bundle_path(name))
             reply = service.activate(name)

@@ -12,7 +12,7 @@ from retrieval import Retriever
 from retrieval.store import Store
 from service.orders import Orders
 from tests.support.bundles import make_store
-from tests.support.service import Load, Service, serving, wait_until
+from tests.support.service import ADMIN_KEY, Load, Service, serving, wait_until
 
 SWITCHES = 20
 REQUESTS = [
@@ -55,7 +55,7 @@ def assert_equal(found: Answer, wanted: Answer) -> None:
 def test_twenty_switches_under_load(words_store: Store) -> None:
     """A switch would fail requests, or give one request the results of two bundles."""
     wanted = {bundle: own_answers(words_store, bundle) for bundle in ("left", "right")}
-    with serving(words_store.path) as service:
+    with serving(words_store.path, load_share=0.5) as service:
         with Load(service, BODIES, clients=3) as load:
             for number in range(SWITCHES):
                 answered = len(load.replies)
@@ -91,6 +91,17 @@ def test_a_switch_outlives_the_service(words_store: Store) -> None:
         }
     with serving(words_store.path) as service:
         assert service.ask("POST", "/predict", REQUESTS[0]).headers["x-bundle"] == "right"
+
+
+def test_going_back_does_not_rest(words_store: Store) -> None:
+    """Whoever goes back has a bad bundle in service, and would have to look at it for ten times as long."""
+    words_store.activate("left")
+    with serving(words_store.path, load_share=0.001) as service:
+        assert service.activate("right").status == 200
+        with Load(service, BODIES, clients=1) as load:
+            wait_until(lambda: load.replies)
+            assert service.ask("POST", "/admin/rollback", X_Admin_Key=ADMIN_KEY).json()["bundle"] == "left"
+        assert not load.errors
 
 
 def test_the_store_changes_only_when_the_new_bundle_can_answer(words_store: Store) -> None:

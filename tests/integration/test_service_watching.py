@@ -42,7 +42,7 @@ def states(service: Service) -> dict[str, str]:
 
 def test_what_another_process_activates_is_served(store: Store) -> None:
     """A training job that ends with `export --activate` would change nothing until somebody restarts the service."""
-    with serving(store.path, watch_seconds=0.05) as service:
+    with serving(store.path, watch_seconds=0.05, load_share=1) as service:
         assert served(service) == "one"
         assert run("bundles", "activate", store.path, "two") == 0
         wait_until(lambda: served(service) == "two")

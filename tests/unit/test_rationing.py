@@ -1,0 +1,97 @@
+"""A share of the time: a process group is stopped and continued in turn."""
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from service.rationing import PERIOD, Ration, Traffic, no_traffic
+
+STOPPED = "T"
+
+
+@pytest.fixture
+def engine() -> Iterator["subprocess.Popen[bytes]"]:
+    """Something that runs, in a group of its own."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
+    yield process
+    process.kill()
+    process.wait()
+
+
+def state(process: "subprocess.Popen[bytes]") -> str:
+    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(PERIOD / 50)
+
+
+def test_it_is_stopped_and_continued_while_there_is_traffic(engine: "subprocess.Popen[bytes]") -> None:
+    """If it fails, loading a bundle slows every answer, or never ends."""
+
+    async def run() -> float:
+        with Ration(engine.pid, 0.5, lambda: True) as ration:
+            for _ in range(3):
+                await until(lambda: state(engine) == STOPPED)
+                await until(lambda: state(engine) != STOPPED)
+            await until(lambda: state(engine) == STOPPED)  # the end must find it stopped
+        await until(lambda: state(engine) != STOPPED)
+        await asyncio.sleep(3 * PERIOD)
+        assert state(engine) != STOPPED
+        return ration.rested
+
+    assert asyncio.run(run()) == pytest.approx(3 * PERIOD / 2)
+
+
+@pytest.mark.parametrize(("share", "traffic"), [(0.1, no_traffic), (1, lambda: True)])
+def test_it_has_all_the_time_when_nobody_asks_or_so_it_is_wanted(
+    engine: "subprocess.Popen[bytes]", share: float, traffic: Traffic
+) -> None:
+    """If it fails, a calm service takes ten times as long to change its bundle, or the setting cannot be turned off."""
+    seen = []
+
+    async def run() -> float:
+        with Ration(engine.pid, share, traffic) as ration:
+            for _ in range(40):
+                await asyncio.sleep(PERIOD / 10)
+                seen.append(state(engine))
+        return ration.rested
+
+    assert asyncio.run(run()) == 0
+    assert STOPPED not in seen
+
+
+def test_a_process_that_has_ended_troubles_nobody(engine: "subprocess.Popen[bytes]") -> None:
+    """If it fails, a bundle that cannot be opened fills the log with errors that are none."""
+    errors: list[dict[str, object]] = []
+
+    async def run() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        with Ration(engine.pid, 0.5, lambda: True):
+            engine.send_signal(signal.SIGKILL)
+            engine.wait()
+            await asyncio.sleep(3 * PERIOD)
+
+    asyncio.run(run())
+    assert not errors
+
+
+def test_rest_does_not_count_as_loading(engine: "subprocess.Popen[bytes]") -> None:
+    """If it fails, a large bundle is never served while clients ask, or an engine that hangs is waited for in vain."""
+
+    async def run() -> None:
+        ready = asyncio.get_running_loop().create_future()
+        with Ration(engine.pid, 0.05, lambda: True) as ration:
+            asyncio.get_running_loop().call_later(8 * PERIOD, ready.set_result, None)
+            await ration.wait(ready, 4 * PERIOD)  # of which it runs a twentieth
+        with Ration(engine.pid, 1, no_traffic) as ration, pytest.raises(TimeoutError):
+            await ration.wait(asyncio.get_running_loop().create_future(), PERIOD)
+
+    asyncio.run(run())
