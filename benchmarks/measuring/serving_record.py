@@ -20,7 +20,7 @@ class Lengths:
     calm: float = 60
     rounds: int = 3
     switches: int = 20
-    between_switches: float = 25  # a bundle loads in a tenth of the time while clients ask
+    between_switches: float = 30  # a bundle loads in a tenth of the time while clients ask
     kills: int = 10
     between_kills: float = 20  # three in a minute: five are a crash loop
     overload: float = 60

@@ -37,7 +37,7 @@ def switches(bench: Bench) -> Figure:
     with serving(bench.switching, **QUIET) as service:
         rate, every = half_of_saturation(service, bench), bench.lengths.between_switches
         options = ["--switch-every", f"{every:g}s"]
-        report = loaded(service.port, bench.queries, rate, every * (bench.lengths.switches + 0.5), options)
+        report = loaded(service.port, bench.queries, rate, every * (bench.lengths.switches + 1.5), options)
     assert report.switching
     made = report.switching.switches
     went_well = sum(1 for one in made if one.ended_seconds is not None and one.failure is None)
