@@ -56,7 +56,9 @@ class Settings(BaseSettings):
     batches_in_flight: int = Field(2, ge=1, description="batches sent before the first is answered")
 
     deadline_seconds: float = Field(10, gt=0, description="a request older than this is answered 504")
-    load_seconds: float = Field(900, gt=0, description="longest time an engine may take to open and warm a bundle")
+    load_seconds: float = Field(
+        900, gt=0, description="longest time an engine may take to open and warm a bundle, without its rests"
+    )
     load_share: float = Field(
         0.1, gt=0, le=1, description="of the time, what a bundle may load in while another one is asked; 1: all of it"
     )

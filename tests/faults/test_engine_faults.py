@@ -13,7 +13,7 @@ import pytest
 from retrieval.manifest import describe_file
 from retrieval.store import Store
 from tests.support.bundles import make_store
-from tests.support.service import Load, Service, serving, wait_until
+from tests.support.service import Load, Service, process_state, serving, wait_until
 
 BODIES = [json.dumps({"queries": queries}).encode() for queries in (["red winter"], ["light rain", "blue city"])]
 KILLS = 3
@@ -59,14 +59,6 @@ def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
         assert stopped not in service.engines()
 
 
-def state(process: int) -> str:
-    """As the system says: T for stopped, Z for ended; empty when nothing is left of it."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return ""
-
-
 def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundles: Store) -> None:
     """A stopped engine would stay for ever, with its memory, and nobody would know of it."""
     with serving(two_bundles.path, load_share=0.01) as service, Load(service, BODIES, clients=3) as load:
@@ -77,12 +69,12 @@ def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundle
 
         change = threading.Thread(target=switch)
         change.start()
-        wait_until(lambda: any(state(engine) == "T" for engine in service.engines()) or load.errors)
+        wait_until(lambda: any(process_state(engine) == "T" for engine in service.engines()) or load.errors)
         engines = service.engines()
         service.process.kill()
         service.process.wait()
         assert len(engines) == 2
-        wait_until(lambda: all(state(engine) in ("", "Z") for engine in engines))
+        wait_until(lambda: all(process_state(engine) in ("", "Z") for engine in engines))
         change.join()
 
 

@@ -93,14 +93,19 @@ def test_a_switch_outlives_the_service(words_store: Store) -> None:
         assert service.ask("POST", "/predict", REQUESTS[0]).headers["x-bundle"] == "right"
 
 
-def test_going_back_does_not_rest(words_store: Store) -> None:
+@pytest.mark.parametrize("asked", ["of the service", "of the store"])
+def test_going_back_does_not_rest(words_store: Store, asked: str) -> None:
     """Whoever goes back has a bad bundle in service, and would have to look at it for ten times as long."""
     words_store.activate("left")
-    with serving(words_store.path, load_share=0.001) as service:
+    with serving(words_store.path, load_share=0.001, watch_seconds=0.05) as service:
         assert service.activate("right").status == 200
         with Load(service, BODIES, clients=1) as load:
             wait_until(lambda: load.replies)
-            assert service.ask("POST", "/admin/rollback", X_Admin_Key=ADMIN_KEY).json()["bundle"] == "left"
+            if asked == "of the service":
+                assert service.ask("POST", "/admin/rollback", X_Admin_Key=ADMIN_KEY).status == 200
+            else:
+                words_store.rollback()
+            wait_until(lambda: service.ask("GET", "/readyz").json()["bundle"] == "left")
         assert not load.errors
 
 

@@ -127,6 +127,14 @@ class Service:
         return self.process.poll() is not None
 
 
+def process_state(pid: int) -> str:
+    """As Linux says: T for stopped, Z for ended; empty when nothing is left of it."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return ""
+
+
 def wait_until(condition: Any) -> Any:
     """What `condition` returns once it is true; fails when it never is."""
     deadline = time.monotonic() + PATIENCE

@@ -5,11 +5,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 
 from service.rationing import PERIOD, Ration, Traffic, no_traffic
+from tests.support.service import process_state
 
 STOPPED = "T"
 
@@ -21,10 +21,6 @@ def engine() -> Iterator["subprocess.Popen[bytes]"]:
     yield process
     process.kill()
     process.wait()
-
-
-def state(process: "subprocess.Popen[bytes]") -> str:
-    return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -39,12 +35,12 @@ def test_it_is_stopped_and_continued_while_there_is_traffic(engine: "subprocess.
     async def run() -> float:
         with Ration(engine.pid, 0.5, lambda: True) as ration:
             for _ in range(3):
-                await until(lambda: state(engine) == STOPPED)
-                await until(lambda: state(engine) != STOPPED)
-            await until(lambda: state(engine) == STOPPED)  # the end must find it stopped
-        await until(lambda: state(engine) != STOPPED)
+                await until(lambda: process_state(engine.pid) == STOPPED)
+                await until(lambda: process_state(engine.pid) != STOPPED)
+            await until(lambda: process_state(engine.pid) == STOPPED)  # the end must find it stopped
+        await until(lambda: process_state(engine.pid) != STOPPED)
         await asyncio.sleep(3 * PERIOD)
-        assert state(engine) != STOPPED
+        assert process_state(engine.pid) != STOPPED
         return ration.rested
 
     assert asyncio.run(run()) == pytest.approx(3 * PERIOD / 2)
@@ -61,7 +57,7 @@ def test_it_has_all_the_time_when_nobody_asks_or_so_it_is_wanted(
         with Ration(engine.pid, share, traffic) as ration:
             for _ in range(40):
                 await asyncio.sleep(PERIOD / 10)
-                seen.append(state(engine))
+                seen.append(process_state(engine.pid))
         return ration.rested
 
     assert asyncio.run(run()) == 0
