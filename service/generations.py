@@ -233,19 +233,23 @@ class Generations:
 
     async def _change_to(self, change: Change) -> Generation:
         if self.current and self.current.name == change.bundle and self.current.healthy:
-            if change.note:
-                await asyncio.to_thread(change.note)
+            await self._note(change)
             return self.current
         generation = await self._prepare(change)
         try:
-            if change.note:
-                await asyncio.to_thread(change.note)
+            await self._note(change)
         except BaseException:
             if generation is not self.kept:
                 await generation.close()
             raise
         self._serve(generation, change.given_up)
         return generation
+
+    async def _note(self, change: Change) -> None:
+        if change.note:
+            await asyncio.to_thread(change.note)
+            if self.source.url is None:  # a store behind a URL still names what it named
+                self._watch.seen = change.bundle
 
     async def _prepare(self, change: Change) -> Generation:
         """A generation that can answer: the kept one, if it is that. Raises BundleError."""

@@ -17,19 +17,20 @@ class Watch:
     ) -> None:
         """`look` reads CURRENT; `seconds` lie between two looks."""
         self.trouble: str | None = None  # why CURRENT cannot be read
+        self.seen: str | None = None  # what CURRENT named last; whoever changes CURRENT itself says so here
         self._look = look
         self._follow = follow
         self._seconds = seconds
-        self._seen: str | None = None
 
     async def run(self, served: str) -> None:
         """Look until cancelled; `served` needs no change."""
-        self._seen = served
+        self.seen = served
         while True:
             await asyncio.sleep(self._seconds)
+            seen = self.seen
             name = await self._named()
-            if name is not None and name != self._seen:
-                self._seen = name
+            if name not in (None, seen) and self.seen == seen:
+                self.seen = name
                 await self._follow(name)
 
     async def _named(self) -> str | None:

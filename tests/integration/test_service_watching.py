@@ -52,6 +52,15 @@ def test_what_another_process_activates_is_served(store: Store) -> None:
         assert (store.active(), served(service), switches(service, "done")) == ("three", "three", 3)
 
 
+def test_going_back_from_what_the_service_itself_activated_is_seen_between_two_looks(store: Store) -> None:
+    """The store would name one bundle and the service serve another, for good: to its watch nothing had changed."""
+    with serving(store.path, watch_seconds=1) as service:
+        assert service.activate("two").status == 200
+        store.rollback()
+        wait_until(lambda: served(service) == "one")
+        assert (store.active(), switches(service, "done")) == ("one", 2)
+
+
 def test_a_broken_bundle_is_tried_once_and_the_old_one_stays(store: Store) -> None:
     """One bad activation would end a service that was doing well, or load its bundle again and again."""
     index = store.bundle_path("two") / "index.hnsw"
