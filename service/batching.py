@@ -17,6 +17,7 @@ from service import errors
 from service.errors import Refusal
 from service.frames import Answers, Asked, Outcome, Stages, pack_batch
 from service.metrics import Metrics
+from service.pace import Pace
 from service.settings import Settings
 
 SPECIAL_TOKENS = 2  # most tokenizers add one at each end
@@ -110,6 +111,8 @@ class Batcher:
         self._number = 0  # of the last batch sent
         self._idle = asyncio.Event()
         self._idle.set()
+        self._pace = Pace()
+        self._room = settings.max_waiting_queries  # texts that may wait at the engine's pace
         self.unfinished = 0
         self.waiting_queries = 0
         self.waiting_tokens = 0
@@ -141,6 +144,7 @@ class Batcher:
         for ticket in tickets:
             ticket.begin(self)
             self._queue(ticket)
+        self._lose_pace()
         self._feed()
 
     def abandon(self, ticket: Ticket) -> None:
@@ -166,6 +170,7 @@ class Batcher:
         requests are sent alone from then on, so that a request which kills engines takes no other down with it.
         """
         self._send = None
+        self._lose_pace()
         if not self._in_flight:
             return
         suspects = {id(piece.ticket): piece.ticket for piece in self._in_flight[0] if self._mine(piece)}
@@ -185,7 +190,10 @@ class Batcher:
             raise ValueError(f"the engine answered batch {answers.number} where {expected} was due")
         batch = self._in_flight.popleft()
         self._feed()  # first of all, so the engine works while the answers go out
-        self._metrics.batch(sum(piece.stop - piece.start for piece in batch), answers.stages)
+        texts = sum(piece.stop - piece.start for piece in batch)
+        self._metrics.batch(texts, answers.stages)
+        if self._pace.answered(texts, bool(self._waiting), perf_counter()):
+            self._make_room()
         for piece, (outcome, body) in zip(batch, answers.pieces, strict=True):
             if self._mine(piece):
                 self._deliver(piece, outcome, body, answers.stages)
@@ -312,11 +320,23 @@ class Batcher:
     @property
     def full(self) -> bool:
         """Whether no text at all can be admitted."""
-        return self.waiting_queries >= self._settings.max_waiting_queries
+        return self.waiting_queries >= self._room
+
+    def _make_room(self) -> None:
+        """As many texts may wait as are answered in the time that they may wait, and the largest request always."""
+        settings = self._settings
+        room = settings.max_waiting_queries
+        if self._pace.rate is not None:
+            room = min(room, max(round(self._pace.rate * settings.max_waiting_seconds), settings.max_queries))
+        self._room = room
+
+    def _lose_pace(self) -> None:
+        self._pace.forget()
+        self._make_room()
 
     def _refuse_overload(self, texts: Sequence[str]) -> None:
         settings = self._settings
-        if self.waiting_queries + len(texts) > settings.max_waiting_queries:
+        if self.waiting_queries + len(texts) > self._room:
             self._metrics.rejections.labels("queue_full").inc()
             raise errors.overloaded(f"{self.waiting_queries} texts")
         if not self.waiting_queries:

@@ -38,7 +38,7 @@ class Connections:
         self.metrics = metrics
         # a line in the log, and the headers without which a page of others sees no answer, are for what was heard
         self.full = _never if settings.log_requests == "all" or settings.origins else full
-        refusal = errors.overloaded(f"{settings.max_waiting_queries} texts")
+        refusal = errors.overloaded("as many texts as can be answered soon")
         self.full_head, self.full_body = _head(refusal), bytes(refusal.response().body)
         self.full_count = metrics.rejections.labels("queue_full")
         self._open: dict[Connection, None] = {}  # in the order of their opening

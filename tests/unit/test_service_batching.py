@@ -104,6 +104,34 @@ def test_admission_is_bounded_in_tokens() -> None:
             bench.ask("y" * 20)
 
 
+def test_admission_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a slow encoder the same queue is a much longer wait, and all of it has to be answered before it is calm
+    again. Behind a dead one it is what keeps requests from being lost."""
+    clock = 0.0
+    monkeypatch.setattr("service.batching.perf_counter", lambda: clock)
+
+    @played(batches_in_flight=1, max_batch_queries=1, max_waiting_queries=30, max_waiting_seconds=1)
+    async def _(bench: Bench) -> None:
+        nonlocal clock
+        bench.attach()
+        for number in range(30):
+            bench.ask(f"{number}")
+        assert not bench.batcher.full
+        for _ in range(8):
+            clock += 0.125
+            bench.answer()
+        with pytest.raises(Refusal, match="21 texts already wait"):
+            bench.ask("one more than is answered in a second")
+        for _ in range(13):
+            bench.answer()
+        assert bench.batcher.full
+        bench.answer()
+        bench.ask("the eighth of eight")
+        bench.batcher.lost()
+        for number in range(21):
+            bench.ask(f"for the next engine {number}")
+
+
 def test_a_request_past_its_deadline_is_answered_and_never_sent() -> None:
     """An engine that works for clients who no longer listen falls ever further behind."""
 
