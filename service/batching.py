@@ -41,6 +41,11 @@ class Lengths(NamedTuple):
 class Ticket:
     """One admitted request, from admission to its answer. Await `answer`: the results' JSON, or a Refusal is raised."""
 
+    __slots__ = (
+        "answer", "arrived", "asked", "batcher", "deaths", "missing", "parts", "seconds", "sent", "stages", "timer",
+        "todo", "tokens",
+    )  # fmt: skip
+
     def __init__(self, asked: Asked, seconds: float, batcher: "Batcher", loop: asyncio.AbstractEventLoop) -> None:
         self.asked = asked
         self.seconds = seconds
@@ -49,7 +54,7 @@ class Ticket:
         self.stages: Stages | None = None
         self.deaths = 0
         self.begin(batcher)
-        self.timer = loop.call_later(seconds, lambda: self.batcher.too_late(self))
+        self.timer = loop.call_later(seconds, self._too_late)
 
     def begin(self, batcher: "Batcher") -> None:
         """Start, or start anew with another bundle: what the former one answered is forgotten."""
@@ -68,6 +73,9 @@ class Ticket:
     def abandon(self) -> None:
         """Nobody waits for this answer any more."""
         self.batcher.abandon(self)
+
+    def _too_late(self) -> None:
+        self.batcher.too_late(self)
 
     def cut(self, queries: int, tokens: int, length: int | None = None) -> tuple[int, int]:
         """Take the next span, of at most `queries` and `tokens`, all of one `length` class; empty when none fits."""

@@ -1,6 +1,6 @@
 """How fast an engine answers while it never lacks work: what a queue's length means in time."""
 
-WINDOW = 0.5  # seconds without an idle moment that are worth a measurement
+WINDOW = 0.2  # seconds without an idle moment: a queue can grow that long before its pace is known
 
 
 class Pace:

@@ -46,10 +46,9 @@ class Predict:
     async def answer(self, exchange: Exchange, receive: Receive) -> bytes:
         """The JSON that answers one request. Raises Refusal, and ClientDisconnect when nobody wants it any more."""
         caller = self.keys.check(exchange.headers)
-        asked = parse(self.model, await _body(receive))
+        wanted = parse(self.model, await _body(receive)).wanted
         if self._limit:
-            self._limit.take(caller or exchange.address.encode(), len(asked.queries))
-        wanted = asked.wanted
+            self._limit.take(caller or exchange.address.encode(), len(wanted.queries))
         seconds = deadline_seconds(exchange.header(deadlines.HEADER))
         state = self._generations.state if self._answers else None
         if not self._answers or not state:

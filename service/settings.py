@@ -51,7 +51,7 @@ class Settings(BaseSettings):
     max_waiting_queries: int = Field(4096, ge=1, description="texts that wait for the engine before 429")
     max_waiting_tokens: int = Field(131_072, ge=1, description="estimated tokens that wait for the engine before 429")
     max_waiting_seconds: float = Field(
-        1.5, gt=0, description="texts that wait are no more than the engine lately answered in this time; beyond it 429"
+        1, gt=0, description="texts that wait are no more than the engine lately answered in this time; beyond it 429"
     )
     max_batch_queries: int = Field(32, ge=1, description="texts the engine takes at once")
     max_batch_tokens: int = Field(4096, ge=1, description="estimated tokens the engine takes at once")
