@@ -12,7 +12,7 @@ from benchmarks.measuring.serving_load import Load, failures, loaded, saturate
 from benchmarks.measuring.serving_record import Bar, Bench, Figure, doubts, no_failures
 from benchmarks.measuring.serving_slow import SlowClients
 from benchmarks.measuring.serving_speed import CLIENTS, QUIET
-from benchmarks.measuring.serving_watch import Memories, Memory, Probes, back_to_normal
+from benchmarks.measuring.serving_watch import PERIOD, Memories, Memory, Probes, back_to_normal
 from retrieval.errors import DiptychError
 from retrieval.store import Store
 from service.loadtest.report import Latencies, Report
@@ -108,6 +108,9 @@ def overload(bench: Bench) -> Figure:
             loaded(service.port, bench.queries, half, bench.lengths.calm / 4)
             # the generator's own start, without which nobody could say when the load ends
             starting = time.monotonic() - began - bench.lengths.calm / 4
+            # as it is without a generator, which shares the interpreter's files and so takes a part of them off it
+            ended = time.monotonic() + PERIOD
+            wait_until(lambda: memories.seen[-1].at > ended)
             before, calm = memories.seen[-1].bytes, sorted(one.seconds for one in probes.seen)
             began = time.monotonic()
             options = ["--connections", str(CROWD)]
