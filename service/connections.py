@@ -27,6 +27,7 @@ PATH_BYTES = PATH.encode()
 CLOSE = b"connection: close\r\n\r\n"
 LONGEST_PAUSE = 1.0  # seconds between two looks
 LOOKS = 4  # in the shortest patience
+AT_ONCE = 8  # connections: cutting one off takes as long as an answer, and thousands may be overdue together
 
 
 class Connections:
@@ -73,19 +74,28 @@ class Connections:
         self._unasked.pop(connection, None)
 
     async def watch(self) -> None:
-        """Look at every connection, again and again."""
+        """Look at every connection, again and again: a few at a time, spread over the pause."""
         settings = self.settings
         shortest = min(settings.receive_seconds, settings.send_seconds, settings.keep_alive_seconds)
+        pause = min(LONGEST_PAUSE, shortest / LOOKS)
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(min(LONGEST_PAUSE, shortest / LOOKS))
-            now = loop.time()
-            for connection in list(self._open):
-                try:
-                    connection.look(now)
-                except Exception:  # else one connection's fault would leave all the others unwatched
-                    LOG.exception("a connection was cut off, since it could not be judged")
-                    connection.transport.abort()
+            everyone = list(self._open)
+            starts = range(0, max(len(everyone), 1), AT_ONCE)
+            for start in starts:
+                await asyncio.sleep(pause / len(starts))
+                now = loop.time()
+                for connection in everyone[start : start + AT_ONCE]:
+                    if connection in self._open:
+                        self._look(connection, now)
+
+    @staticmethod
+    def _look(connection: "Connection", now: float) -> None:
+        try:
+            connection.look(now)
+        except Exception:  # else one connection's fault would leave all the others unwatched
+            LOG.exception("a connection was cut off, since it could not be judged")
+            connection.transport.abort()
 
 
 class Connection(HttpToolsProtocol):
