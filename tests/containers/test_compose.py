@@ -1,9 +1,11 @@
 """The compose files and the images' recipes, as far as they can be tried without a container engine."""
 
+import os
 import re
 import runpy
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +26,8 @@ instructions = runpy.run_path(str(ROOT / "docker" / "replay.py"))["instructions"
 
 
 def tool(name: str, how: str) -> str:
-    """A program that checks; the test is skipped where it is not installed."""
-    found = shutil.which(name)
+    """A program that checks, beside Python's or anywhere; the test is skipped where it is not installed."""
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if found is None:
         pytest.skip(f"{name} is not installed ({how})")
     return found
