@@ -101,7 +101,7 @@ class Connections:
 class Connection(HttpToolsProtocol):
     """uvicorn's connection with an eye on what it is waiting for."""
 
-    # as attributes of a dictionary, beside uvicorn's 27, they cost 1 kB for each connection (docs/decisions/0047)
+    # as attributes of a dictionary, beside uvicorn's 27, they cost 1 kB for each connection (docs/decisions/0058)
     __slots__ = ("_asked", "_asking", "_head_bytes", "_house", "_in_head", "_opened", "_stuck", "_turned_away")
 
     def __init__(self, connections: Connections, **given: Any) -> None:
