@@ -7,9 +7,9 @@ deadline or has hung up leaves the queue on the spot.
 """
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from time import perf_counter
 from typing import NamedTuple
 
@@ -107,14 +107,15 @@ class Piece(NamedTuple):
 class Batcher:
     """The requests of one generation: those that wait, and those an engine is working on."""
 
-    def __init__(self, bundle: str, settings: Settings, metrics: Metrics, lengths: Lengths) -> None:
+    def __init__(self, bundle: str, settings: Settings, metrics: Metrics, lengths: Lengths, lanes: int) -> None:
         self.bundle = bundle
         self.lengths = lengths
+        self._lanes = lanes  # batches that its engine works on at a time
         self._settings = settings
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         self._waiting: OrderedDict[int, Ticket] = OrderedDict()  # by id(), since a ticket may leave from the middle
-        self._in_flight: deque[list[Piece]] = deque()
+        self._in_flight: OrderedDict[int, list[Piece]] = OrderedDict()  # by number, the oldest first
         self._send: Callable[[bytes], None] | None = None
         self._number = 0  # of the last batch sent
         self._idle = asyncio.Event()
@@ -126,9 +127,9 @@ class Batcher:
         self.waiting_tokens = 0
 
     @property
-    def in_flight(self) -> int:
-        """Batches sent and not answered."""
-        return len(self._in_flight)
+    def oldest(self) -> int | None:
+        """The number of the batch whose answer has been due for longest; None when none is."""
+        return next(iter(self._in_flight), None)
 
     def admit(self, asked: Asked, seconds: float | None = None) -> Ticket:
         """Queue a request; it is sent at once when the engine has room. Raises Refusal 429."""
@@ -141,7 +142,7 @@ class Batcher:
 
     def hand_over(self) -> list[Ticket]:
         """Give every unfinished request away, the first in line first."""
-        flying = [piece.ticket for batch in self._in_flight for piece in batch if self._mine(piece)]
+        flying = [piece.ticket for batch in self._in_flight.values() for piece in batch if self._mine(piece)]
         tickets = list({id(ticket): ticket for ticket in [*flying, *self._waiting.values()]}.values())
         for ticket in tickets:
             self._forget(ticket)
@@ -174,15 +175,17 @@ class Batcher:
     def lost(self) -> None:
         """The engine died: what it had goes back to the head of the queue, for its replacement.
 
-        Only the oldest batch can be the cause, because an engine reads the next one after answering the last. Its
-        requests are sent alone from then on, so that a request which kills engines takes no other down with it.
+        Only the oldest batches can be the cause, one for each lane, because a lane reads the next one after answering
+        the last. Their requests are sent alone from then on, with no other batch beside them, so that a request which
+        kills engines takes no other down with it.
         """
         self._send = None
         self._lose_pace()
         if not self._in_flight:
             return
-        suspects = {id(piece.ticket): piece.ticket for piece in self._in_flight[0] if self._mine(piece)}
-        for batch in reversed(self._in_flight):
+        worked_on = chain.from_iterable(islice(self._in_flight.values(), self._lanes))
+        suspects = {id(piece.ticket): piece.ticket for piece in worked_on if self._mine(piece)}
+        for batch in reversed(self._in_flight.values()):
             for piece in reversed(batch):
                 self._put_back(piece)
         self._in_flight.clear()
@@ -193,10 +196,10 @@ class Batcher:
 
     def answered(self, answers: Answers) -> None:
         """Hand a batch's answers to its requests. Raises ValueError when the engine answers out of turn."""
-        expected = self._number - len(self._in_flight) + 1
-        if not self._in_flight or answers.number != expected or len(answers.pieces) != len(self._in_flight[0]):
-            raise ValueError(f"the engine answered batch {answers.number} where {expected} was due")
-        batch = self._in_flight.popleft()
+        due = list(islice(self._in_flight, self._lanes))
+        if answers.number not in due or len(answers.pieces) != len(self._in_flight[answers.number]):
+            raise ValueError(f"the engine answered batch {answers.number} where {_either(due)} was due")
+        batch = self._in_flight.pop(answers.number)
         self._feed()  # first of all, so the engine works while the answers go out
         texts = sum(piece.stop - piece.start for piece in batch)
         self._metrics.batch(texts, answers.stages)
@@ -256,13 +259,22 @@ class Batcher:
         return Piece(ticket, start, stop)
 
     def _feed(self) -> None:
-        while self._send and len(self._in_flight) < self._settings.batches_in_flight and (pieces := self.take()):
+        while self._send and self._may_send() and (pieces := self.take()):
             self._number += 1
-            self._in_flight.append(pieces)
+            self._in_flight[self._number] = pieces
             now = perf_counter()
             for piece in pieces:
                 piece.ticket.sent = now
             self._send(pack_batch(self._number, [piece.asked() for piece in pieces]))
+
+    def _may_send(self) -> bool:
+        """Whether the engine has room for a batch; a suspect is answered with nothing else there to be blamed."""
+        if not self._in_flight or not self._waiting:
+            return True
+        next_in_line, flying = next(iter(self._waiting.values())), next(reversed(self._in_flight.values()))
+        if next_in_line.deaths or flying[0].ticket.deaths:
+            return False
+        return len(self._in_flight) < self._lanes + self._settings.batches_ahead
 
     def _deliver(self, piece: Piece, outcome: Outcome, body: bytes, stages: Stages) -> None:
         ticket = piece.ticket
@@ -353,6 +365,10 @@ class Batcher:
         if self.waiting_tokens + tokens > settings.max_waiting_tokens:
             self._metrics.rejections.labels("queue_full").inc()
             raise errors.overloaded(f"{self.waiting_tokens} tokens")
+
+
+def _either(numbers: Sequence[int]) -> str:
+    return " or ".join(map(str, numbers)) or "none"
 
 
 def _class(tokens: int) -> int:

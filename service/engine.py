@@ -13,7 +13,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +38,7 @@ from service.frames import (
     read_frame,
     unpack_batch,
 )
+from service.lanes import SharedPipe, lanes_for, side_by_side
 from service.orders import Orders
 from service.pauses import settle
 
@@ -46,7 +47,7 @@ REMEMBERED_LABELS = 1 << 16
 
 
 class Engine:
-    """Answers batches from one opened bundle."""
+    """Answers batches from one opened bundle; safe to use from several lanes."""
 
     def __init__(self, retriever: Retriever) -> None:
         self._retriever = retriever
@@ -106,8 +107,7 @@ class Engine:
 
     def _write(self, queries: Sequence[str], ranking: Ranking) -> list[str]:
         rows_QK = [rows_K[rows_K != NO_ROW].tolist() for rows_K in ranking.rows_QK]
-        self._remember({row for rows_K in rows_QK for row in rows_K})
-        written = self._written
+        written = self._known({row for rows_K in rows_QK for row in rows_K})
         shares = zip(*map(_numbers, (ranking.scores_QK, ranking.dual_QK, ranking.classifier_QK)), strict=True)
         results = []
         for query, rows_K, shares_K in zip(queries, rows_QK, shares, strict=True):
@@ -118,13 +118,17 @@ class Engine:
             results.append(f'{{"query":{to_json(query).decode()},"hits":[{",".join(hits)}]}}')
         return results
 
-    def _remember(self, rows: set[int]) -> None:
+    def _known(self, rows: set[int]) -> dict[int, str]:
+        """What is remembered of labels, these among them. Once there are too many, it is begun anew: another lane may
+        still be reading the old ones."""
         if len(self._written) > REMEMBERED_LABELS:
-            self._written.clear()
-        if missing := [row for row in rows if row not in self._written]:
+            self._written = {}
+        written = self._written
+        if missing := [row for row in rows if row not in written]:
             for row, label in zip(missing, self._retriever.labels.take(np.array(missing)), strict=True):
                 core = {"id": label.pop("id"), "text": label.pop("text"), "attributes": label}
-                self._written[row] = to_json(core, inf_nan_mode="null").decode()[1:-1]
+                written[row] = to_json(core, inf_nan_mode="null").decode()[1:-1]
+        return written
 
 
 def _numbers(values_QK: NDArray[np.float64]) -> list[list[str]]:
@@ -132,9 +136,11 @@ def _numbers(values_QK: NDArray[np.float64]) -> list[list[str]]:
     return [to_json(values_K).decode()[1:-1].split(",") for values_K in values_QK.tolist()]
 
 
-def open_engine(folder: Path, orders: Orders) -> tuple[Engine, bytes]:
-    """Verify, load, warm and check a bundle; return its engine and what to tell the front. Raises BundleError, and
-    BadInput for a provider that is not there."""
+def open_engine(folder: Path, orders: Orders) -> tuple[Engine, int, bytes]:
+    """Verify, load, warm and check a bundle; return its engine, its lanes and what to tell the front.
+
+    Raises BundleError, and BadInput for a provider that is not there.
+    """
     started, run = time.perf_counter(), gently if orders.behind else at_once
     trusted = trusted_keys(orders.trusted_keys)
     retriever = Retriever.open(
@@ -154,21 +160,27 @@ def open_engine(folder: Path, orders: Orders) -> tuple[Engine, bytes]:
     seconds = time.perf_counter() - started
     # On a processor the encoder itself puts texts of like length together, and a static one's padding costs nothing.
     padded = model.encoder == "transformer" and orders.provider != "cpu"
+    lanes = orders.lanes or lanes_for(model.encoder, orders.provider, orders.threads)
+    of_texts = (model.bytes_per_token, model.max_tokens, padded)
     about = (retriever.manifest.classifier_weight, shown_attributes)
-    opened = (len(retriever.labels), retriever.dim, model.bytes_per_token, model.max_tokens, padded, seconds, *about)
-    return engine, pack_json(Kind.READY, opened)
+    opened = (len(retriever.labels), retriever.dim, *of_texts, lanes, seconds, *about)
+    return engine, lanes, pack_json(Kind.READY, opened)
 
 
-def serve(engine: Engine, stream: BinaryIO, pipe: socket.socket) -> None:
-    """Answer batch after batch until the front closes the pipe."""
-    while received := read_frame(stream):
-        kind, payload = received
-        if kind is Kind.BATCH:
-            pipe.sendall(pack_answers(engine.answer(*unpack_batch(payload))))
-        elif kind is Kind.PAUSED:
-            pipe.sendall(pack_json(Kind.PAUSED, engine.pause(from_json(payload))))
-        else:
+def serve(engine: Engine, pipe: SharedPipe) -> None:
+    """Answer batch after batch until the front closes the pipe: what one lane does."""
+    while True:
+        with pipe.turn:
+            received = read_frame(pipe)
+            if received is None:
+                return
+            kind, payload = received
+            if kind is Kind.PAUSED:  # in its turn: whatever is read after it, by any lane, is answered without them
+                pipe.send(pack_json(Kind.PAUSED, engine.pause(from_json(payload))))
+                continue
+        if kind is not Kind.BATCH:
             raise ValueError(f"the front sent a frame of kind {kind.name}")
+        pipe.send(pack_answers(engine.answer(*unpack_batch(payload))))
 
 
 def main(descriptor: int, folder: str, orders: Orders) -> int:
@@ -180,7 +192,7 @@ def main(descriptor: int, folder: str, orders: Orders) -> int:
         signal.signal(one, signal.SIG_IGN)
     pipe = socket.socket(fileno=descriptor)
     try:
-        engine, ready = open_engine(Path(folder), orders)
+        engine, lanes, ready = open_engine(Path(folder), orders)
     except DiptychError as error:
         pipe.sendall(frame(Kind.FAILED, str(error).encode()))
         return 1
@@ -191,8 +203,8 @@ def main(descriptor: int, folder: str, orders: Orders) -> int:
     settle()
     try:
         pipe.sendall(ready)
-        with pipe.makefile("rb") as stream:
-            serve(engine, stream, pipe)
+        shared = SharedPipe(pipe, lanes)
+        side_by_side(lanes, lambda: serve(engine, shared), shared.hang_up)
     except (BrokenPipeError, ConnectionResetError):
         pass  # the front has gone, and with it whoever waited
     return 0

@@ -3,7 +3,7 @@
 import struct
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from pydantic_core import from_json, to_json
 
@@ -11,6 +11,12 @@ HEAD = struct.Struct("<IB")  # payload bytes, kind
 ANSWERS = struct.Struct("<IH5f2I")  # batch number, pieces, its Stages
 PIECE = struct.Struct("<BI")  # outcome, bytes
 MAX_PAYLOAD = 1 << 28  # far above any batch; a larger length means that the stream is out of step
+
+
+class Source(Protocol):
+    """What frames are read from: `read` waits for so many bytes, and gives fewer only when there are no more."""
+
+    def read(self, size: int, /) -> bytes: ...
 
 
 class Kind(IntEnum):
@@ -65,13 +71,13 @@ def frame(kind: Kind, payload: bytes) -> bytes:
     return HEAD.pack(len(payload), kind) + payload
 
 
-def read_frame(stream: BinaryIO) -> tuple[Kind, bytes] | None:
-    """The next frame of a blocking stream; None when the other side has gone."""
-    head = stream.read(HEAD.size)
+def read_frame(source: Source) -> tuple[Kind, bytes] | None:
+    """The next frame; None when the other side has gone."""
+    head = source.read(HEAD.size)
     if len(head) < HEAD.size:
         return None
     size, kind = _checked(*HEAD.unpack(head))
-    payload = stream.read(size)
+    payload = source.read(size)
     return (kind, payload) if len(payload) == size else None
 
 

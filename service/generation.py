@@ -16,6 +16,7 @@ from service.metrics import Metrics
 from service.process import EngineProcess, Opened
 from service.rationing import Traffic
 from service.settings import Settings
+from service.watchdog import Watchdog
 
 LOG = logging.getLogger("diptych")
 FIRST_PAUSE = 0.1  # seconds from the second engine to the third, if that was all it lived; then twice as long each
@@ -55,7 +56,7 @@ class Generation:
         self._beside = beside
         self._engine: EngineProcess | None = None
         self._batcher: Batcher | None = None
-        self._watchdog: asyncio.TimerHandle | None = None
+        self._watchdog = Watchdog(settings.silence_seconds, self._silent)
         self._replacing: asyncio.Task[None] | None = None
         self._asked_at = 0.0  # when a request was admitted last
         self._opened_at = 0.0  # when the last engine did, by the loop's clock
@@ -68,7 +69,7 @@ class Generation:
     async def open(self) -> Self:
         """Start the engine and wait until it can answer. Raises BundleError."""
         engine = await self._start_engine()
-        self._batcher = Batcher(self.name, self._settings, self._metrics, engine.opened.lengths)
+        self._batcher = Batcher(self.name, self._settings, self._metrics, engine.opened.lengths, engine.opened.lanes)
         self._attach(engine)
         self._metrics.begins(self)
         return self
@@ -143,7 +144,7 @@ class Generation:
         if self._replacing:
             self._replacing.cancel()
             await asyncio.wait([self._replacing])
-        self._unwatch()
+        self._watchdog.saw(None)
         if self._engine:
             await self._engine.end()
 
@@ -162,29 +163,17 @@ class Generation:
     def _send(self, batch: bytes) -> None:
         if self._engine:
             self._engine.send(batch)
-        if self._watchdog is None:
-            self._watch()
+        self._watchdog.saw(self.batcher.oldest)
 
     def _answered(self, answers: Answers) -> None:
         self.batcher.answered(answers)
-        self._unwatch()
-        if self.batcher.in_flight:
-            self._watch()
+        self._watchdog.saw(self.batcher.oldest)
 
     def _answered_paused(self, unknown: list[str]) -> None:
         self._untold -= 1
         if not self._untold:
             self.unknown = unknown
             self._told.set()
-
-    def _watch(self) -> None:
-        loop = asyncio.get_running_loop()
-        self._watchdog = loop.call_later(self._settings.silence_seconds, self._silent)
-
-    def _unwatch(self) -> None:
-        if self._watchdog:
-            self._watchdog.cancel()
-            self._watchdog = None
 
     def _silent(self) -> None:
         LOG.error("the engine of bundle %s has not answered for %g s", self.name, self._settings.silence_seconds)
@@ -193,7 +182,7 @@ class Generation:
 
     def _died(self) -> None:
         dead, self._engine = self._engine, None
-        self._unwatch()
+        self._watchdog.saw(None)
         self._metrics.restarts.inc()
         LOG.error("the engine of bundle %s (process %s) ended; starting another", self.name, dead and dead.pid)
         self._replacing = asyncio.create_task(self._replace(dead))

@@ -11,6 +11,7 @@ class Orders(NamedTuple):
     provider: str  # "cpu" or "cuda"
     threads: int | None  # of the encoder; None: all cores
     search_threads: int | None  # of the index; None: as many as of the encoder
+    lanes: int | None  # batches answered side by side; None: as many as suit the encoder
     largest_batch: int
     trusted_keys: str  # by commas
 

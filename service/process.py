@@ -32,6 +32,7 @@ class Opened(NamedTuple):
     bytes_per_token: float
     max_tokens: int
     padded: bool
+    lanes: int
     seconds: float
     weight: float  # of the classifier, where a request does not say
     attributes: list[dict[str, Any]]  # what labels can be filtered by, see facets.py
@@ -167,8 +168,8 @@ class EngineProcess(asyncio.Protocol):
 
 def _spawn(folder: Path, settings: Settings, theirs: socket.socket, behind: bool) -> subprocess.Popen[bytes]:
     orders = Orders(
-        behind, settings.provider, settings.threads, settings.search_threads, settings.max_batch_queries,
-        settings.trusted_keys,
+        behind, settings.provider, settings.threads, settings.search_threads, settings.lanes,
+        settings.max_batch_queries, settings.trusted_keys,
     )  # fmt: skip
     command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder), orders.written()]
     # The engine imports from where the front does, and gets no secret it has no use for.

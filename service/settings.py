@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     max_batch_queries: int = Field(32, ge=1, description="texts the engine takes at once")
     max_batch_tokens: int = Field(4096, ge=1, description="estimated tokens the engine takes at once")
     max_piece_queries: int = Field(8, ge=1, description="texts of one request in a row before the next request's turn")
-    batches_in_flight: int = Field(2, ge=1, description="batches sent before the first is answered")
+    batches_ahead: int = Field(1, ge=0, description="batches sent before the engine is free for them")
 
     deadline_seconds: float = Field(10, gt=0, description="a request older than this is answered 504")
     load_seconds: float = Field(
@@ -98,6 +98,9 @@ class Settings(BaseSettings):
         None, ge=1, description="threads of an engine's encoder; by default the cores that the container may use"
     )
     search_threads: int | None = Field(None, ge=1, description="threads of its index; by default as many")
+    lanes: int | None = Field(
+        None, ge=1, le=64, description="batches it answers side by side; by default 2 of a transformer on several cores"
+    )
 
     @field_validator("trusted_keys")
     @classmethod

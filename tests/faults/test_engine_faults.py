@@ -35,9 +35,10 @@ def strike(service: Service, number: int) -> int:
     return engine
 
 
-def test_no_client_notices_a_killed_engine(two_bundles: Store) -> None:
+@pytest.mark.parametrize("lanes", [1, 2])
+def test_no_client_notices_a_killed_engine(two_bundles: Store, lanes: int) -> None:
     """A crash in native code would be an error for everybody it was working for, and the end of the service."""
-    with serving(two_bundles.path) as service, Load(service, BODIES, clients=3) as load:
+    with serving(two_bundles.path, lanes=lanes) as service, Load(service, BODIES, clients=3) as load:
         for _ in range(KILLS):
             answered = len(load.replies)
             wait_until(lambda answered=answered: len(load.replies) > answered + 10 or load.errors)

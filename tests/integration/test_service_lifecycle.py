@@ -107,7 +107,7 @@ def test_sigint_ends_as_sigterm_does(words_store: Path) -> None:
 
 def test_a_full_queue_is_refused_at_once(words_store: Path) -> None:
     """Overload would grow the queue without bound, and health probes would fail with it."""
-    with serving(words_store, max_queries=2, max_waiting_queries=2, batches_in_flight=1) as service:
+    with serving(words_store, max_queries=2, max_waiting_queries=2, batches_ahead=0) as service:
         with engine_stopped(service):
             waiting = asking(service, 3)
             reply = service.ask("POST", "/predict", RED)
@@ -163,7 +163,7 @@ def test_after_sigterm_it_answers_until_load_balancers_have_noticed(words_store:
 
 def test_a_client_that_hangs_up_costs_the_engine_nothing(words_store: Path) -> None:
     """Abandoned work would be done all the same, while clients who still wait stand behind it."""
-    with serving(words_store, batches_in_flight=1) as service:
+    with serving(words_store, batches_ahead=0) as service:
         with engine_stopped(service):
             first = asking(service, 1)
             for client in asking(service, 3):

@@ -14,7 +14,8 @@ from service.settings import Settings
 EVENTS = st.lists(
     st.one_of(
         st.tuples(st.just("ask"), st.integers(1, 12)),
-        st.tuples(st.sampled_from(["answer", "die", "attach", "abandon", "give_up"]), st.just(0)),
+        st.tuples(st.just("answer"), st.integers(0, 2)),
+        st.tuples(st.sampled_from(["die", "attach", "abandon", "give_up"]), st.just(0)),
     ),
     max_size=60,
 )
@@ -23,24 +24,24 @@ EVENTS = st.lists(
 class Play:
     """One run: every request's texts are numbered, so that a mixed-up answer shows."""
 
-    def __init__(self, padded: bool) -> None:
+    def __init__(self, padded: bool, lanes: int) -> None:
         limits = {"max_queries": 12, "max_waiting_queries": 10_000, "max_batch_queries": 5, "max_piece_queries": 2}
-        self.settings, self.padded = Settings(store="unused", **limits), padded
+        self.settings, self.padded, self.lanes = Settings(store="unused", **limits), padded, lanes
         self.batcher = self.new_batcher()
         self.tickets = []
         self.sent: list[tuple[int, list[Asked]]] = []
         self.abandoned = set()
 
     def new_batcher(self) -> Batcher:
-        return Batcher("words", self.settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, self.padded))
+        return Batcher("words", self.settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, self.padded), self.lanes)
 
     def ask(self, texts: int) -> None:
         queries = [f"{len(self.tickets)}.{'0' * (number % 4 * 8)}{number}" for number in range(texts)]
         self.tickets.append(self.batcher.admit(Asked(queries, 10, None)))
 
-    def answer(self, _: int) -> None:
+    def answer(self, lane: int) -> None:
         if self.sent:
-            number, pieces = self.sent.pop(0)
+            number, pieces = self.sent.pop(min(lane % self.lanes, len(self.sent) - 1))
             bodies = [(Outcome.ANSWERED, ",".join(piece.queries).encode()) for piece in pieces]
             self.batcher.answered(Answers(number, Stages(0, 0, 0, 0, 0, 0, 0), bodies))
 
@@ -65,12 +66,14 @@ class Play:
 
 
 @settings(max_examples=150, deadline=None)
-@given(EVENTS, st.booleans())
-def test_every_request_is_settled_once_and_with_its_own_answer(events: list[tuple[str, int]], padded: bool) -> None:
+@given(EVENTS, st.booleans(), st.integers(1, 3))
+def test_every_request_is_settled_once_and_with_its_own_answer(
+    events: list[tuple[str, int]], padded: bool, lanes: int
+) -> None:
     """Some order of events would lose a request, answer it with another's results, or leak its place in the queue."""
 
     async def run() -> None:
-        play = Play(padded)
+        play = Play(padded, lanes)
         for name, argument in events:
             getattr(play, name)(argument)
         play.attach(0)

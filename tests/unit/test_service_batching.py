@@ -19,9 +19,9 @@ NO_TIME = Stages(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
 class Bench:
     """A batcher, what it sent, and the means to answer it."""
 
-    def __init__(self, padded: bool = False, **limits: Any) -> None:
+    def __init__(self, padded: bool = False, lanes: int = 1, **limits: Any) -> None:
         settings = Settings(store="unused", **{"max_queries": 1, **limits})
-        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded))
+        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded), lanes)
         self.sent: list[list[Asked]] = []
         self.answered = 0
 
@@ -58,7 +58,7 @@ def played(**limits: Any) -> Callable[[Callable[[Bench], Any]], None]:
 def test_an_idle_engine_gets_work_at_once() -> None:
     """A delay timer before the engine would add its length to every answer of a calm server."""
 
-    @played(batches_in_flight=1)
+    @played(batches_ahead=0)
     async def _(bench: Bench) -> None:
         ticket = bench.attach().ask("one")
         assert bench.texts() == [["one"]]
@@ -69,7 +69,7 @@ def test_an_idle_engine_gets_work_at_once() -> None:
 def test_what_waits_forms_the_next_batch() -> None:
     """If waiting requests were sent one by one, a busy engine would never profit from batches."""
 
-    @played(batches_in_flight=1)
+    @played(batches_ahead=0)
     async def _(bench: Bench) -> None:
         bench.attach()
         tickets = [bench.ask(text) for text in "abcd"]
@@ -110,7 +110,7 @@ def test_admission_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = 0.0
     monkeypatch.setattr("service.batching.perf_counter", lambda: clock)
 
-    @played(batches_in_flight=1, max_batch_queries=1, max_waiting_queries=30, max_waiting_seconds=1)
+    @played(batches_ahead=0, max_batch_queries=1, max_waiting_queries=30, max_waiting_seconds=1)
     async def _(bench: Bench) -> None:
         nonlocal clock
         bench.attach()
@@ -162,7 +162,7 @@ def test_an_abandoned_request_leaves_the_queue() -> None:
 def test_a_large_request_cannot_block_small_ones() -> None:
     """Single queries behind a client's bulk request would wait until all of it is done."""
 
-    @played(max_queries=100, max_batch_queries=4, max_piece_queries=2, batches_in_flight=1)
+    @played(max_queries=100, max_batch_queries=4, max_piece_queries=2, batches_ahead=0)
     async def _(bench: Bench) -> None:
         bench.ask("busy")
         bulk = bench.ask(*(f"bulk{number}" for number in range(9)))
@@ -179,7 +179,7 @@ def test_a_large_request_cannot_block_small_ones() -> None:
 def test_the_oldest_always_goes() -> None:
     """A text that no batch has room for, or a stream of newcomers, would keep a request waiting for ever."""
 
-    @played(max_batch_tokens=20, batches_in_flight=1)
+    @played(max_batch_tokens=20, batches_ahead=0)
     async def _(bench: Bench) -> None:
         bench.ask("first")
         giant = bench.ask("g" * 100)
@@ -195,7 +195,7 @@ def test_the_oldest_always_goes() -> None:
 def test_texts_of_one_length_go_together_and_none_waits_for_ever() -> None:
     """Short texts would be padded to long ones; or, sorted by length alone, a long one would never get its turn."""
 
-    @played(padded=True, max_queries=4, batches_in_flight=1)
+    @played(padded=True, max_queries=4, batches_ahead=0)
     async def _(bench: Bench) -> None:
         bench.attach().ask("first")
         bench.ask("a", "b" * 40, "c")
@@ -223,7 +223,7 @@ def test_a_client_may_wait_less_than_the_service_would() -> None:
 def test_another_bundle_answers_the_whole_of_what_was_begun() -> None:
     """A bundle that is given up would take its requests with it, or two bundles would share one answer."""
 
-    @played(max_queries=4, max_batch_queries=2, max_piece_queries=2, batches_in_flight=2)
+    @played(max_queries=4, max_batch_queries=2, max_piece_queries=2, batches_ahead=1)
     async def _(bench: Bench) -> None:
         whole, single = bench.attach().ask("a", "b", "c", "d"), bench.ask("e")
         bench.answer()
@@ -243,7 +243,7 @@ def test_another_bundle_answers_the_whole_of_what_was_begun() -> None:
 def test_a_replacement_gets_what_the_dead_engine_had() -> None:
     """An engine's death would otherwise be an error for every client it was working for."""
 
-    @played(batches_in_flight=2, max_batch_queries=1)
+    @played(batches_ahead=1, max_batch_queries=1)
     async def _(bench: Bench) -> None:
         bench.attach()
         tickets = [bench.ask(text) for text in "abc"]
@@ -259,7 +259,7 @@ def test_a_replacement_gets_what_the_dead_engine_had() -> None:
 def test_a_request_present_at_two_deaths_is_refused_and_its_neighbours_are_not() -> None:
     """One request that crashes engines would be replayed for ever, or take down all that happen to share its batch."""
 
-    @played(batches_in_flight=1, max_batch_queries=3)
+    @played(batches_ahead=0, max_batch_queries=3)
     async def _(bench: Bench) -> None:
         poison, neighbour, later = bench.ask("poison"), bench.ask("neighbour"), bench.ask("later")
         bench.attach()
@@ -277,10 +277,48 @@ def test_a_request_present_at_two_deaths_is_refused_and_its_neighbours_are_not()
         assert [await neighbour.answer, await later.answer] == [b"neighbour", b"later"]
 
 
+def test_lanes_answer_in_any_order() -> None:
+    """The second of two lanes would wait for the first, or its answers would be taken for a fault of the engine."""
+
+    @played(lanes=2, max_batch_queries=1)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        tickets = [bench.ask(text) for text in "abcd"]
+        assert bench.texts() == [["a"], ["b"], ["c"]]  # one for each lane, one ahead
+        with pytest.raises(ValueError, match="answered batch 3 where 1 or 2 was due"):
+            bench.batcher.answered(Answers(3, NO_TIME, [(Outcome.ANSWERED, b"c")]))
+        for number, text in ((2, b"b"), (3, b"c"), (1, b"a"), (4, b"d")):
+            bench.batcher.answered(Answers(number, NO_TIME, [(Outcome.ANSWERED, text)]))
+            assert bench.batcher.oldest == {2: 1, 3: 1, 1: 4, 4: None}[number]
+        assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c", b"d"]
+
+
+def test_every_lane_is_suspected_and_then_each_request_alone() -> None:
+    """A request that kills engines would take down, for good, what another lane happened to answer at the time."""
+
+    @played(lanes=2, max_batch_queries=1)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        neighbour, poison, behind = bench.ask("neighbour"), bench.ask("poison"), bench.ask("behind")
+        bench.batcher.lost()
+        assert [ticket.deaths for ticket in (neighbour, poison, behind)] == [1, 1, 0]
+        bench.attach()
+        assert bench.texts()[3:] == [["neighbour"]]
+        bench.answered = 3
+        bench.answer()
+        assert bench.texts()[4:] == [["poison"]]
+        bench.batcher.lost()
+        bench.attach().ask("later")
+        assert bench.texts()[5:] == [["behind"], ["later"]]
+        assert await neighbour.answer == b"neighbour"
+        assert isinstance(poison.answer.exception(), Refusal)
+        assert behind.deaths == 0
+
+
 def test_only_the_oldest_batch_is_suspected() -> None:
     """A batch that still lay in the pipe cannot have killed the engine, and must not lose its one replay for it."""
 
-    @played(batches_in_flight=2, max_batch_queries=1)
+    @played(batches_ahead=1, max_batch_queries=1)
     async def _(bench: Bench) -> None:
         bench.attach()
         first, second = bench.ask("first"), bench.ask("second")
