@@ -42,7 +42,7 @@ class Ticket:
     """One admitted request, from admission to its answer. Await `answer`: the results' JSON, or a Refusal is raised."""
 
     __slots__ = (
-        "answer", "arrived", "asked", "batcher", "deaths", "missing", "parts", "seconds", "sent", "stages", "timer",
+        "answer", "arrived", "asked", "batcher", "begun", "deaths", "missing", "parts", "seconds", "stages", "timer",
         "todo", "tokens",
     )  # fmt: skip
 
@@ -50,7 +50,7 @@ class Ticket:
         self.asked = asked
         self.seconds = seconds
         self.answer: asyncio.Future[bytes] = loop.create_future()
-        self.arrived = self.sent = perf_counter()  # a loop's own clock may tick in milliseconds
+        self.arrived = self.begun = perf_counter()  # a loop's own clock may tick in milliseconds
         self.stages: Stages | None = None
         self.deaths = 0
         self.begin(batcher)
@@ -203,10 +203,12 @@ class Batcher:
         self._feed()  # first of all, so the engine works while the answers go out
         texts = sum(piece.stop - piece.start for piece in batch)
         self._metrics.batch(texts, answers.stages)
-        if self._pace.answered(texts, bool(self._waiting), perf_counter()):
+        now = perf_counter()
+        if self._pace.answered(texts, bool(self._waiting), now):
             self._make_room()
         for piece, (outcome, body) in zip(batch, answers.pieces, strict=True):
             if self._mine(piece):
+                piece.ticket.begun = now - answers.stages.total  # in the pipe it still waited
                 self._deliver(piece, outcome, body, answers.stages)
 
     async def drained(self) -> None:
@@ -262,9 +264,6 @@ class Batcher:
         while self._send and self._may_send() and (pieces := self.take()):
             self._number += 1
             self._in_flight[self._number] = pieces
-            now = perf_counter()
-            for piece in pieces:
-                piece.ticket.sent = now
             self._send(pack_batch(self._number, [piece.asked() for piece in pieces]))
 
     def _may_send(self) -> bool:

@@ -98,7 +98,7 @@ class Exchange:
             headers = [(b"x-request-id", self.id), (b"server-timing", b"total;dur=%.3f" % (total * 1e3))]
             return [*headers, (b"x-bundle", self.bundle.encode())] if self.bundle else headers
         if status == 200:
-            metrics.queue_seconds.observe(ticket.sent - ticket.arrived)
+            metrics.queue_seconds.observe(ticket.begun - ticket.arrived)
             metrics.total_seconds.observe(total)
         timing = _timing(ticket, total)
         return [(b"x-request-id", self.id), (b"server-timing", timing), (b"x-bundle", ticket.bundle.encode())]
@@ -215,7 +215,7 @@ def _timing(ticket: Ticket, total: float) -> bytes:
     """The Server-Timing of an answer from a bundle, in milliseconds; the engine's stages are its last batch's."""
     tokenize, encode, search, serialize = ticket.stages[:4] if ticket.stages else (0.0, 0.0, 0.0, 0.0)
     return (
-        f"queue;dur={(ticket.sent - ticket.arrived) * 1e3:.3f}, tokenize;dur={tokenize * 1e3:.3f}, "
+        f"queue;dur={(ticket.begun - ticket.arrived) * 1e3:.3f}, tokenize;dur={tokenize * 1e3:.3f}, "
         f"encode;dur={encode * 1e3:.3f}, search;dur={search * 1e3:.3f}, serialize;dur={serialize * 1e3:.3f}, "
         f"total;dur={total * 1e3:.3f}"
     ).encode()

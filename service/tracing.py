@@ -116,13 +116,13 @@ def _attributes(exchange: Exchange) -> dict[str, Any]:
 
 
 def _stages(exchange: Exchange) -> Iterator[tuple[str, float, float]]:
-    """Each stage with begin and end. The engine says how long its stages took; they follow each other from `sent`."""
+    """Each stage with begin and end. The engine says how long its stages took; they follow each other from `begun`."""
     ticket = exchange.ticket
     if ticket is None:
         return
-    yield "queue", ticket.arrived, ticket.sent
+    yield "queue", ticket.arrived, ticket.begun
     if ticket.stages:
-        moment = ticket.sent
+        moment = ticket.begun
         for name, seconds in zip(("tokenize", "encode", "search", "serialize"), ticket.stages, strict=False):
             yield name, moment, moment + seconds
             moment += seconds

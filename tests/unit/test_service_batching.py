@@ -277,6 +277,20 @@ def test_a_request_present_at_two_deaths_is_refused_and_its_neighbours_are_not()
         assert [await neighbour.answer, await later.answer] == [b"neighbour", b"later"]
 
 
+def test_waiting_in_the_pipe_is_waiting_in_the_queue() -> None:
+    """The time that a batch sent ahead waits for its engine would be in no stage: a slow answer without a reason."""
+
+    @played(batches_ahead=1, max_batch_queries=1)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        first, ahead = bench.ask("first"), bench.ask("ahead")
+        await asyncio.sleep(0.05)
+        half = Stages(0.0, 0.0, 0.0, 0.0, 0.025, 0, 0)
+        for number, ticket in ((1, first), (2, ahead)):
+            bench.batcher.answered(Answers(number, half, [(Outcome.ANSWERED, b"")]))
+            assert ticket.begun - ticket.arrived >= 0.02
+
+
 def test_lanes_answer_in_any_order() -> None:
     """The second of two lanes would wait for the first, or its answers would be taken for a fault of the engine."""
 
