@@ -6,6 +6,7 @@ import { showPrograms } from "./copy.js";
 import { byId, say, write } from "./page.js";
 import { showTiming } from "./timing.js";
 
+const LISTS = ["hits", "other-hits"];
 const PAUSE = 100; // milliseconds without a key before it is asked
 let waiting = 0;
 let running = null;
@@ -15,7 +16,7 @@ let unanswered = false; // what is shown is not what was asked, and asking again
 export function askSoon(body) {
   clearTimeout(waiting);
   running?.abort();
-  byId("answers").classList.toggle("outdated", Boolean(body));
+  for (const id of LISTS) byId(id).classList.toggle("outdated", Boolean(body));
   if (body) {
     showPrograms(body);
     waiting = setTimeout(() => askNow(body), PAUSE);
@@ -42,12 +43,15 @@ async function askNow(body) {
     if (!(trouble instanceof Trouble)) throw trouble;
     failed(trouble, body);
   } finally {
-    if (running === mine) byId("answers").classList.remove("outdated");
+    if (running === mine) LISTS.forEach(fresh);
   }
 }
 
+const fresh = (list) => byId(list).classList.remove("outdated");
+
 function show(bundle, hits) {
   showHits(byId("hits"), hits);
+  fresh("hits"); // another bundle's may take long, if it has to be opened beside traffic
   write(byId("bundle-name"), `Bundle ${bundle}`);
   say(byId("empty"), hits.length ? null : "No label fits.");
   const best = hits.length ? `, the best is ${hits[0].text}` : "";
@@ -59,7 +63,7 @@ async function compared(body, hits, signal) {
   byId("second").hidden = !bundle;
   if (!bundle) return;
   write(byId("other-name"), `Bundle ${bundle}`);
-  if (!byId("other-hits").children.length) say(byId("other-empty"), "Being opened beside the one that is served …");
+  if (!byId("other-hits").children.length) say(byId("other-empty"), "Being opened beside the one that is served; where many ask, that takes up to a minute …");
   try {
     const { json } = await ask("admin/compare", { body: { bundle, ...body }, signal, admin: true });
     const others = json.results[0].hits;
@@ -85,7 +89,7 @@ function sentence(trouble) {
 }
 
 function clearAnswers() {
-  for (const id of ["hits", "other-hits"]) byId(id).replaceChildren();
+  for (const id of LISTS) byId(id).replaceChildren();
   byId("second").hidden = byId("timing").hidden = true;
   write(byId("bundle-name"), "Answers");
   write(byId("heard"), "");

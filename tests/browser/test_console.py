@@ -141,6 +141,25 @@ def test_two_bundles_side_by_side(administrator: Page, service: Service) -> None
         expect(page.locator("#other-hits .moved").nth(place)).to_have_text(says)
 
 
+def test_answers_do_not_wait_for_the_compared_bundle(administrator: Page) -> None:
+    """The served bundle's answers would look outdated for as long as another one takes to be opened: twenty seconds."""
+    page = administrator
+    held: list[Any] = []
+
+    def hold(route: Any) -> None:
+        held.append(route)
+
+    page.route("**/admin/compare", hold)
+    page.get_by_label("Compare with").select_option("second")
+    with page.expect_request("**/admin/compare"):
+        page.get_by_label("Query").fill("cheap running shoes")
+    page.wait_for_selector("#hits:not(.outdated) li")
+    expect(page.locator("#other-empty")).to_contain_text("Being opened beside the one that is served")
+    page.wait_for_function("document.querySelector('#other-hits').classList.contains('outdated')")
+    held[-1].continue_()
+    page.wait_for_selector("#other-hits:not(.outdated) li")
+
+
 def test_activating_and_rolling_back(administrator: Page, service: Service) -> None:
     """The buttons would not change what is served, or the page would go on showing the bundle of before."""
     page = administrator
@@ -192,7 +211,7 @@ def test_the_copied_program_gives_the_answers_on_the_page(page: Page, language: 
     page.get_by_label("Weight of the classifier").press("End")
     page.locator("#filters summary").click()
     page.get_by_label("US").check()
-    page.wait_for_selector("#answers:not(.outdated) #hits li")
+    page.wait_for_selector("#hits:not(.outdated) li")
     program = page.locator(f"#{language}").text_content() or ""
     command = ["bash", "-c", program] if language == "curl" else [sys.executable, "-c", program]
     environment = {**os.environ, "PYTHONIOENCODING": "utf-8"}

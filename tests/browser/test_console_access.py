@@ -138,7 +138,7 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     """Answers could be reached with a mouse alone."""
     query = page.get_by_label("Query")
     query.fill("red winter city")
-    page.wait_for_selector("#answers:not(.outdated) #hits li")
+    page.wait_for_selector("#hits:not(.outdated) li")
     query.press("ArrowDown")
     rows = page.locator("#hits li")
     expect(rows.nth(0)).to_be_focused()
