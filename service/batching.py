@@ -107,10 +107,10 @@ class Piece(NamedTuple):
 class Batcher:
     """The requests of one generation: those that wait, and those an engine is working on."""
 
-    def __init__(self, bundle: str, settings: Settings, metrics: Metrics, lengths: Lengths, lanes: int) -> None:
+    def __init__(self, bundle: str, settings: Settings, metrics: Metrics, lengths: Lengths) -> None:
         self.bundle = bundle
         self.lengths = lengths
-        self._lanes = lanes  # batches that its engine works on at a time
+        self._lanes = 1  # batches that its engine works on at a time
         self._settings = settings
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
@@ -167,9 +167,9 @@ class Batcher:
             self._metrics.rejections.labels("too_late").inc()
             self._finish(ticket, errors.too_late(ticket.seconds, ticket.seconds < self._settings.deadline_seconds))
 
-    def attach(self, send: Callable[[bytes], None]) -> None:
-        """An engine is ready: give it what waits."""
-        self._send = send
+    def attach(self, send: Callable[[bytes], None], lanes: int) -> None:
+        """An engine is ready, with so many lanes: give it what waits."""
+        self._send, self._lanes = send, lanes
         self._feed()
 
     def lost(self) -> None:
@@ -296,6 +296,8 @@ class Batcher:
     @staticmethod
     def _settle(ticket: Ticket, refusal: Refusal | None) -> None:
         ticket.timer.cancel()
+        if refusal and ticket.stages is None:
+            ticket.begun = perf_counter()  # all that it did was wait
         if refusal:
             ticket.answer.set_exception(refusal)
         else:

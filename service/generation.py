@@ -69,7 +69,7 @@ class Generation:
     async def open(self) -> Self:
         """Start the engine and wait until it can answer. Raises BundleError."""
         engine = await self._start_engine()
-        self._batcher = Batcher(self.name, self._settings, self._metrics, engine.opened.lengths, engine.opened.lanes)
+        self._batcher = Batcher(self.name, self._settings, self._metrics, engine.opened.lengths)
         self._attach(engine)
         self._metrics.begins(self)
         return self
@@ -158,7 +158,7 @@ class Generation:
         self._opened_at = asyncio.get_running_loop().time()
         self._untold = 0
         self.tell_paused()  # before the first batch
-        self.batcher.attach(self._send)
+        self.batcher.attach(self._send, engine.opened.lanes)
 
     def _send(self, batch: bytes) -> None:
         if self._engine:

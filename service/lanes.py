@@ -11,7 +11,7 @@ import select
 import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from threading import Lock
 from types import TracebackType
@@ -23,7 +23,9 @@ SIDE_BY_SIDE = 2  # more were not measured
 
 def lanes_for(encoder: str, provider: str, threads: int | None) -> int:
     """How many lanes suit a bundle's encoder. Those of a static one would wait for each other: it keeps the lock."""
-    return min(SIDE_BY_SIDE, threads or available_cores()) if (encoder, provider) == ("transformer", "cpu") else 1
+    if (encoder, provider) != ("transformer", "cpu"):
+        return 1
+    return min(SIDE_BY_SIDE, available_cores(), threads or SIDE_BY_SIDE)
 
 
 class SharedPipe:
@@ -55,7 +57,10 @@ class SharedPipe:
 
 
 def _read_whole(pipe: socket.socket, size: int) -> bytes:
-    return pipe.recv(size, socket.MSG_WAITALL)
+    found = pipe.recv(size, socket.MSG_WAITALL)
+    while len(found) < size and (more := pipe.recv(size - len(found), socket.MSG_WAITALL)):
+        found += more  # whoever was stopped and continued meanwhile has got a part
+    return found
 
 
 class _Turn(AbstractContextManager[None]):
@@ -82,7 +87,8 @@ def side_by_side(lanes: int, work: Callable[[], None], hang_up: Callable[[], Non
 
     def lane(number: int) -> None:
         if apart:
-            os.sched_setaffinity(0, {cores[number]})  # of this thread alone
+            with suppress(OSError):  # forbidden, or the cores have changed: then the system places it, somewhat worse
+                os.sched_setaffinity(0, {cores[number]})  # of this thread alone
         try:
             work()
         except BaseException:

@@ -53,7 +53,7 @@ class Opener:
         """A generation for questions beside the traffic: one thread, figures of its own. Raises BundleError."""
         folder = await self._bring(name)
         await self._check_memory(folder)
-        settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1})
+        settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1, "lanes": 1})
         apart = Metrics(CollectorRegistry())  # live figures are of live traffic
         return await self._start(folder, settings, apart, crashes, beside)
 

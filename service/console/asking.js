@@ -43,7 +43,7 @@ async function askNow(body) {
     if (!(trouble instanceof Trouble)) throw trouble;
     failed(trouble, body);
   } finally {
-    if (running === mine) LISTS.forEach(fresh);
+    if (running === mine && !mine.signal.aborted) LISTS.forEach(fresh);
   }
 }
 
@@ -63,7 +63,7 @@ async function compared(body, hits, signal) {
   byId("second").hidden = !bundle;
   if (!bundle) return;
   write(byId("other-name"), `Bundle ${bundle}`);
-  if (!byId("other-hits").children.length) say(byId("other-empty"), "Being opened beside the one that is served; where many ask, that takes up to a minute …");
+  if (!byId("other-hits").children.length) say(byId("other-empty"), "Being opened beside the one that is served; where many ask, that can take a minute or more …");
   try {
     const { json } = await ask("admin/compare", { body: { bundle, ...body }, signal, admin: true });
     const others = json.results[0].hits;

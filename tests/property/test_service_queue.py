@@ -33,7 +33,7 @@ class Play:
         self.abandoned = set()
 
     def new_batcher(self) -> Batcher:
-        return Batcher("words", self.settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, self.padded), self.lanes)
+        return Batcher("words", self.settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, self.padded))
 
     def ask(self, texts: int) -> None:
         queries = [f"{len(self.tickets)}.{'0' * (number % 4 * 8)}{number}" for number in range(texts)]
@@ -50,7 +50,7 @@ class Play:
         self.batcher.lost()
 
     def attach(self, _: int) -> None:
-        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])))
+        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])), self.lanes)
 
     def abandon(self, _: int) -> None:
         if self.tickets:

@@ -21,12 +21,13 @@ class Bench:
 
     def __init__(self, padded: bool = False, lanes: int = 1, **limits: Any) -> None:
         settings = Settings(store="unused", **{"max_queries": 1, **limits})
-        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded), lanes)
+        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded))
+        self.lanes = lanes
         self.sent: list[list[Asked]] = []
         self.answered = 0
 
     def attach(self) -> "Bench":
-        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])[1]))
+        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])[1]), self.lanes)
         return self
 
     def ask(self, *queries: str) -> Ticket:
@@ -305,6 +306,35 @@ def test_lanes_answer_in_any_order() -> None:
             bench.batcher.answered(Answers(number, NO_TIME, [(Outcome.ANSWERED, text)]))
             assert bench.batcher.oldest == {2: 1, 3: 1, 1: 4, 4: None}[number]
         assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c", b"d"]
+
+
+def test_a_replacement_may_have_more_lanes() -> None:
+    """A container that is given a second core would lose every engine from then on, for answering out of turn."""
+
+    @played(lanes=1, max_batch_queries=1)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        tickets = [bench.ask(text) for text in "ab"]
+        bench.batcher.lost()
+        bench.lanes = 2
+        bench.attach()
+        assert bench.texts()[2:] == [["a"]]
+        bench.batcher.answered(Answers(3, NO_TIME, [(Outcome.ANSWERED, b"a")]))
+        tickets += [bench.ask(text) for text in "cd"]
+        for number, text in ((5, b"c"), (4, b"b"), (6, b"d")):
+            bench.batcher.answered(Answers(number, NO_TIME, [(Outcome.ANSWERED, text)]))
+        assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c", b"d"]
+
+
+def test_a_request_that_was_never_answered_has_waited() -> None:
+    """The answer 504 would say that it did not wait at all, where waiting is all that it did."""
+
+    @played(deadline_seconds=0.05)
+    async def _(bench: Bench) -> None:
+        ticket = bench.attach().ask("late")
+        with pytest.raises(Refusal):
+            await ticket.answer
+        assert ticket.begun - ticket.arrived >= 0.04
 
 
 def test_every_lane_is_suspected_and_then_each_request_alone() -> None:
