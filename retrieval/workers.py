@@ -55,8 +55,7 @@ class Workers:
         others = [self._pool.submit(take) for _ in range(min(self.threads, len(items)) - 1)]
         take()
         for other in others:
-            if not other.cancel():  # one that another caller keeps busy would find nothing left to do
-                other.result()
+            other.result()
         return [found[place] for place in range(len(items))]
 
     def share(self, work: Callable[[NDArray[np.float32]], Found], query_QD: NDArray[np.float32]) -> list[Found]:
