@@ -210,6 +210,19 @@ def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, gate:
     assert process.wait(PATIENCE) == 0
 
 
+def test_a_bundle_that_never_opens_is_given_up(words_store: Path, gate: Path) -> None:
+    """One bundle that hangs would keep every later one from being activated, until somebody starts the service anew."""
+    gate.touch()
+    with serving(words_store, load_seconds=15) as service:
+        gate.unlink()
+        refused = service.activate("second")
+        assert refused.status == 422
+        assert "second was not ready within 15 s." in refused.json()["error"]["message"]
+        assert service.ask("POST", "/predict", RED).headers["x-bundle"] == "first"
+        assert service.activate("absent").status == 404  # not 409: the next one may try
+        wait_until(lambda: len(service.engines()) == 1)
+
+
 def test_a_stop_does_not_wait_for_a_bundle_that_is_being_prepared(words_store: Path, gate: Path) -> None:
     """A deployment during a switch would hang until a large bundle is loaded for nothing."""
     gate.touch()
