@@ -123,9 +123,11 @@ def list_bundles(store: ReadArgument) -> None:
     from retrieval.errors import BundleError, Unreachable
 
     opened = _opened(store)
-    active = opened.active()
+    active, names = opened.active(), opened.bundles()
+    if not names:
+        raise BundleError(f"{store} holds no bundles. Make one with `diptych export CHECKPOINT --store {store}`.")
     table = Table("", "bundle", "created", "labels", "dataset", box=None)
-    for name in opened.bundles():
+    for name in names:
         try:
             manifest = opened.manifest(name)
             facts = (manifest.created, f"{manifest.labels.count:,}", manifest.source.dataset)

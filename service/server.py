@@ -20,7 +20,7 @@ from service.connections import Connections
 from service.generation import Generation
 from service.generations import Generations
 from service.pauses import settle
-from service.settings import Settings
+from service.settings import Settings, unheard
 
 LOG = logging.getLogger("diptych")
 BACKLOG = 2048
@@ -63,6 +63,8 @@ class Server(uvicorn.Server):
 def run(settings: Settings) -> None:
     """Serve until a signal says stop. Raises DiptychError when the address or the bundle cannot be had."""
     logs.configure(settings.log_format)
+    for sentence in unheard(os.environ):
+        LOG.warning("%s", sentence)
     _allow_files(settings.max_connections + OTHER_FILES)
     listener = _listen(settings.host, settings.port)
     try:

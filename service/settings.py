@@ -2,6 +2,8 @@
 
 import math
 import re
+from collections.abc import Iterable
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -13,6 +15,7 @@ from retrieval.signatures import trusted_keys
 from service.logs import Form
 
 PREFIX = "DIPTYCH_"
+OTHERS = {"CACHE", "SIGNING_KEY"}  # what other commands read, set for all of them perhaps
 ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
@@ -160,6 +163,19 @@ class Settings(BaseSettings):
             name = str(first["loc"][0]) if first["loc"] else ""
             about = f"{PREFIX}{name.upper()}: " if name else ""
             raise BadInput(f"{about}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+def unheard(variables: Iterable[str]) -> list[str]:
+    """A sentence for each variable with our prefix that is no setting: a limit that is misspelt is no limit."""
+    known = sorted({name.upper() for name in Settings.model_fields} | OTHERS)
+    sentences = []
+    for variable in sorted(variables):
+        name = variable.upper().removeprefix(PREFIX)
+        if variable.upper().startswith(PREFIX) and name not in known:
+            alike = get_close_matches(name, known, n=1, cutoff=0.75)
+            meant = f" {PREFIX}{alike[0]} is one." if alike else ""
+            sentences.append(f"{variable} is set and no setting, so nothing obeys it.{meant}")
+    return sentences
 
 
 def _listed(written: str) -> list[str]:

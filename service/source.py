@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from retrieval.cache import Progress, cache_store, pull
-from retrieval.errors import BundleError, Unreachable
+from retrieval.errors import BadInput, BundleError, Unreachable
 from retrieval.remote import Remote
 from retrieval.store import Store
 from retrieval.urls import as_url
@@ -21,8 +21,10 @@ class Source:
     """The store that is served. All methods raise BundleError, and Unreachable where nothing answers at a URL."""
 
     def __init__(self, place: Path, trusted: Sequence[str]) -> None:
-        """Raises BadInput for a URL that cannot be one of a store."""
+        """Raises BadInput for a URL that cannot be one of a store, and for a file."""
         self.url = as_url(place)
+        if self.url is None and place.is_file():
+            raise BadInput(f"{place} is a file. Name the folder that `diptych export --store` wrote to.")
         self.place = str(place) if self.url is None else self.url
         path = place.resolve() if self.url is None else cache_store(self.url).path
         self.store = Store(path, prove=lambda folder: None)

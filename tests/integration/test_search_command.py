@@ -68,6 +68,7 @@ def test_bundles_are_listed_verified_and_activated(store: Store, capsys: pytest.
     [
         (["search", "{store}", " "], "error: query 0 is empty"),
         (["search", "{store}/nowhere", "red"], "error: {store}/nowhere is neither a store"),
+        (["bundles", "list", "{store}/nowhere"], "error: {store}/nowhere holds no bundles. Make one with"),
         (["bundles", "activate", "{store}", "three"], "error: {store} has no bundle 'three'. It has: one, two."),
         (["bundles", "show", "{store}", "../one"], "error: '../one' is not a bundle name"),
     ],

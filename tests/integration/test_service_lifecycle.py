@@ -281,6 +281,19 @@ def test_a_store_without_an_active_bundle_is_one_sentence(tmp_path: Path) -> Non
     assert "Traceback" not in log
 
 
+def test_a_file_for_a_store_and_a_misspelt_setting_are_a_sentence_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever names a bundle's file would read of a list of paused labels; a limit that is misspelt would be none."""
+    monkeypatch.setenv("DIPTYCH_MAX_KK", "3")
+    (tmp_path / "file").touch()
+    code, log = refused_start(tmp_path / "file", tmp_path / "log")
+    assert code == 1
+    assert f"{tmp_path / 'file'} is a file. Name the folder" in log
+    assert "DIPTYCH_MAX_KK is set and no setting, so nothing obeys it. DIPTYCH_MAX_K is one." in log
+    assert "Traceback" not in log
+
+
 def test_a_damaged_active_bundle_is_one_sentence(tmp_path: Path) -> None:
     """A service would start on a damaged index, which crashes or answers nonsense."""
     store = make_store(tmp_path / "store", "only")

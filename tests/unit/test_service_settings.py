@@ -8,7 +8,7 @@ from retrieval.errors import BadInput
 from service.errors import Refusal
 from service.schemas import parse, predict_request
 from service.security import REMEMBERED_CALLERS, RateLimit
-from service.settings import Settings
+from service.settings import Settings, unheard
 
 
 def test_the_command_line_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -36,6 +36,15 @@ def test_a_bad_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: st
     monkeypatch.setenv(name, value)
     with pytest.raises(BadInput, match=sentence):
         Settings.load(store=Path("s"))
+
+
+def test_a_misspelt_setting_is_named() -> None:
+    """An operator would believe in a limit that nothing obeys."""
+    assert unheard(["DIPTYCH_MAX_K", "diptych_port", "DIPTYCH_CACHE", "DIPTYCH_SIGNING_KEY", "PATH"]) == []
+    assert unheard(["DIPTYCH_RATE_LIMITS", "DIPTYCH_COLOUR"]) == [
+        "DIPTYCH_COLOUR is set and no setting, so nothing obeys it.",
+        "DIPTYCH_RATE_LIMITS is set and no setting, so nothing obeys it. DIPTYCH_RATE_LIMIT is one.",
+    ]
 
 
 def test_a_missing_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
