@@ -10,8 +10,8 @@ from service.settings import PREFIX, Settings
 SETTINGS = """# Settings
 
 Every limit of `diptych serve` is an environment variable. What is not set has the default that stands here; a value
-that cannot be used ends the start with one sentence that names it. `--store`, `--host` and `--port` come before the
-environment.
+that cannot be used ends the start with one sentence that names it, and a variable called `DIPTYCH_…` that is no setting
+is named in a warning. `--store`, `--host` and `--port` come before the environment.
 
 | variable | default | what it is |
 |---|---|---|
