@@ -10,15 +10,19 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -r
 ENV HNSWLIB_NO_NATIVE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/diptych
 WORKDIR /src
-COPY pyproject.toml constraints.txt docker/constraints-gpu.txt README.md LICENSE diptych.py ./
+# first what others wrote, a layer that stays as it is while only our own lines change
+COPY pyproject.toml constraints.txt docker/constraints-gpu.txt LICENSE ./
+RUN touch README.md && /opt/diptych/bin/pip install \
+    --constraint constraints.txt --constraint constraints-gpu.txt ".[serve,s3,otel,${VARIANT}]" \
+    && if [ "${VARIANT}" = gpu ]; then /opt/diptych/bin/pip install \
+    --constraint constraints.txt --constraint constraints-gpu.txt "onnxruntime-gpu[cuda,cudnn]"; fi
+COPY README.md diptych.py ./
 COPY retrieval retrieval
 COPY service service
 COPY training training
 COPY export export
-RUN /opt/diptych/bin/pip install --constraint constraints.txt --constraint constraints-gpu.txt ".[serve,s3,otel,${VARIANT}]" \
-    && if [ "${VARIANT}" = gpu ]; then /opt/diptych/bin/pip install \
-    --constraint constraints.txt --constraint constraints-gpu.txt "onnxruntime-gpu[cuda,cudnn]"; fi \
-    && /opt/diptych/bin/pip uninstall --yes pip
+RUN /opt/diptych/bin/pip install --no-deps --force-reinstall . \
+    && /opt/diptych/bin/pip uninstall --yes setuptools pip
 
 FROM python:${PYTHON}
 # Nothing here is written to but these two folders: run it with a read-only root file system.

@@ -9,15 +9,18 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -r
 ENV HNSWLIB_NO_NATIVE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/diptych
 WORKDIR /src
-COPY pyproject.toml constraints.txt README.md LICENSE diptych.py ./
+# first what others wrote, a layer that stays as it is while only our own lines change;
+# of it torch first and from its own index, so that nothing else is ever looked for there
+COPY pyproject.toml constraints.txt LICENSE ./
+RUN touch README.md && /opt/diptych/bin/pip install --constraint constraints.txt --index-url "${TORCH_INDEX}" \
+    --extra-index-url https://pypi.org/simple torch \
+    && /opt/diptych/bin/pip install --constraint constraints.txt ".[export,cpu,s3]"
+COPY README.md diptych.py ./
 COPY retrieval retrieval
 COPY service service
 COPY training training
 COPY export export
-# torch first and from its own index, so that nothing else is ever looked for there
-RUN /opt/diptych/bin/pip install --constraint constraints.txt --index-url "${TORCH_INDEX}" \
-    --extra-index-url https://pypi.org/simple torch \
-    && /opt/diptych/bin/pip install --constraint constraints.txt ".[export,cpu,s3]" \
+RUN /opt/diptych/bin/pip install --no-deps --force-reinstall . \
     && /opt/diptych/bin/pip uninstall --yes pip
 
 FROM python:${PYTHON}
