@@ -184,7 +184,6 @@ class Generation:
         dead, self._engine = self._engine, None
         self._watchdog.saw(None)
         self._metrics.restarts.inc()
-        LOG.error("the engine of bundle %s (process %s) ended; starting another", self.name, dead and dead.pid)
         self._replacing = asyncio.create_task(self._replace(dead))
         self.batcher.lost()
 
@@ -192,6 +191,7 @@ class Generation:
         longest, lived = PAUSE_AFTER_DEATH, asyncio.get_running_loop().time() - self._opened_at
         if dead:
             await dead.end()
+            LOG.error("the engine of bundle %s (process %d) ended %s; starting another", self.name, dead.pid, dead.how)
         while not self._closed:
             ended = self._ended()
             if ended >= self._settings.crashes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -110,6 +111,14 @@ class EngineProcess(asyncio.Protocol):
     @property
     def pid(self) -> int:
         return cast(subprocess.Popen[bytes], self._process).pid
+
+    @property
+    def how(self) -> str:
+        """How the process ended, once it has: by which signal, or with which code."""
+        code = cast(subprocess.Popen[bytes], self._process).returncode
+        if code is None or code >= 0:
+            return f"with exit code {code}"
+        return f"by {signal.Signals(-code).name}"
 
     def send(self, frame: bytes) -> None:
         """Pass a frame on; lost without a word when the engine is dying, which `on_death` then tells."""

@@ -134,6 +134,7 @@ def test_an_engine_gives_way_only_to_another_bundles(words_store: Store) -> None
         os.kill(second, signal.SIGKILL)
         wait_until(lambda: service.engines() not in ([], [second]))
         assert not gives_way(service.engines()[0])
+        assert service.wait_for_log(rf"process {second}\) ended by (\w+);") == "SIGKILL"
 
 
 def gives_way(engine: int) -> bool:
