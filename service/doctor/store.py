@@ -40,18 +40,19 @@ def store(place: str, groups: Path = GROUPS) -> Iterator[Finding]:
 def bundle(folder: Path, trusted: tuple[str, ...], groups: Path = GROUPS) -> Iterator[Finding]:
     """Whether a bundle opens, gives its golden answers, is signed, and fits into memory."""
     try:
-        needed = needed_memory(read_manifest(folder))
+        needed, room = needed_memory(read_manifest(folder)), free_memory(groups)
+        value = f"about {gigabytes(needed)} needed, {gigabytes(room.free)} free ({room.bound})"
+        if needed > room.free:  # opened all the same, the kernel might end an engine that serves it here
+            advice = "It was not opened. Give the service more memory, or serve a smaller bundle."
+            yield Finding("memory for it", "problem", value, advice)
+            return
         report = prove_aside(folder, trusted)
     except DiptychError as error:
         yield _refused("active bundle", error)
         return
     yield Finding("active bundle", "ok", f"{folder.name}: {report}")
     yield _signature(folder, trusted)
-    room = free_memory(groups)
-    value = f"about {gigabytes(needed)} needed, {gigabytes(room.free)} free ({room.bound})"
-    if needed > room.free:
-        yield Finding("memory for it", "problem", value, "Give the service more memory, or serve a smaller bundle.")
-    elif 2 * needed > room.free:
+    if 2 * needed > room.free:
         advice = "While bundles are switched, two are in memory: a switch to another of this size would be refused."
         yield Finding("memory for it", "note", value, advice)
     else:

@@ -125,7 +125,8 @@ def test_a_signature_is_asked_for_where_keys_are_trusted(store: Store, monkeypat
 
 @pytest.mark.parametrize(("limit_mb", "state"), [(64, "problem"), (150, "note"), (4096, "ok")])
 def test_memory_is_the_containers(store: Store, tmp_path: Path, limit_mb: int, state: str) -> None:
-    """If it fails, the kernel ends a service that the doctor had passed, or its first switch is refused."""
+    """If it fails, the kernel ends a service that the doctor had passed, or beside whose engine it opened the bundle
+    again; or the first switch is refused."""
     groups = tmp_path / "groups"
     for folder in (groups, groups / "memory"):  # version 2, version 1
         folder.mkdir()
@@ -133,7 +134,9 @@ def test_memory_is_the_containers(store: Store, tmp_path: Path, limit_mb: int, s
             (folder / name).write_text(str(value << 20))
         for name in ("memory.current", "memory.usage_in_bytes"):
             (folder / name).write_text("0")
-    assert by_topic(store.path, groups)["memory for it"].state == state
+    found = by_topic(store.path, groups)
+    assert found["memory for it"].state == state
+    assert ("active bundle" in found) == (state != "problem")
 
 
 def test_a_processor_without_avx2(tmp_path: Path) -> None:
