@@ -15,9 +15,7 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 def configure(form: Form) -> None:
     """Write every record of this process, whichever library made it, to stderr; `auto` is text on a terminal only."""
-    terminal = sys.stderr.isatty()
-    text = form == "text" or (form == "auto" and terminal)
-    render = [structlog.dev.ConsoleRenderer(colors=terminal)] if text else _as_json()
+    render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())] if as_text(form) else _as_json()
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,
@@ -31,6 +29,11 @@ def configure(form: Form) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(formatter)
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def as_text(form: Form) -> bool:
+    """Whether lines are for a person."""
+    return form == "text" or (form == "auto" and sys.stderr.isatty())
 
 
 def _as_json() -> list[structlog.typing.Processor]:

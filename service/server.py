@@ -79,7 +79,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     def opened(outcome: Generation | DiptychError) -> None:
         if isinstance(outcome, Generation):
             settle()
-            _announce(outcome, listener)
+            _announce(outcome, listener, logs.as_text(settings.log_format))
         else:
             failures.append(outcome)
             server.should_exit = True
@@ -129,7 +129,7 @@ def _listen(host: str, port: int) -> socket.socket:
         raise BadInput(f"{why}. Choose another with --host or --port.") from error
 
 
-def _announce(generation: Generation, listener: socket.socket) -> None:
+def _announce(generation: Generation, listener: socket.socket, how_to_ask: bool) -> None:
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if opened := generation.opened:
@@ -137,4 +137,5 @@ def _announce(generation: Generation, listener: socket.socket) -> None:
             "serving bundle %s (%s labels, %d dimensions, loaded in %.1f s) on %s",
             generation.name, f"{opened.labels:,}", opened.dim, opened.seconds, address,
         )  # fmt: skip
-    LOG.info("""ask: curl -s %s/predict -d '{"queries": ["your query"], "k": 5}'""", address)
+    if how_to_ask:  # JSON would put backslashes before its quotes
+        LOG.info("""ask: curl -s %s/predict -d '{"queries": ["your query"], "k": 5}'""", address)
