@@ -96,7 +96,7 @@ class BatchingRecipe(Section):
     """Which queries share a batch and which labels share its pool (Algorithm 1's inner lines)."""
 
     batch_size: Annotated[int, Field(ge=2)] = 512
-    clustered: bool = Field(default=True, description="queries that are alike share a batch; else chance decides")
+    clustered: bool = Field(default=False, description="queries that are alike share a batch; else chance decides")
     positives: Positive = Field(default=5, description="β: positives sampled a query, without replacement")
     hard_negatives: Count = Field(default=1, description="η: mined negatives drawn a query and epoch")
     refresh_epochs: Positive = Field(

@@ -28,8 +28,9 @@ def test_training_learns_and_the_unified_model_is_better_than_either_head(
     """If this failed, the model would not learn, or concatenating the heads would not pay."""
     figures = measure(checkpoint, Dataset.open(dataset_folder), "validation").figures
     assert figures["unified"]["P@1"] > 50
-    assert figures["unified"]["P@1"] > figures["dual_encoder"]["P@1"]
-    assert figures["unified"]["P@1"] > figures["classifier"]["P@1"]
+    # by what the weight was not chosen by: there the unified model could not lose
+    assert figures["unified"]["nDCG@5"] > figures["dual_encoder"]["nDCG@5"]
+    assert figures["unified"]["nDCG@5"] > figures["classifier"]["nDCG@5"]
 
 
 def test_a_checkpoint_answers_as_the_run_that_made_it(finished: Path, small: Dataset) -> None:
@@ -73,6 +74,7 @@ def test_a_checkpoint_of_another_version_is_one_sentence(finished: Path, tmp_pat
 KINDS = {
     "bce": ["loss.classifier.bce=0.1"],
     "supcon": ["loss.dual_encoder.supcon=1", "loss.dual_encoder.decoupled_softmax=0", "loss.classifier.supcon=1"],
+    "random": ["batching.clustered=false"],
     "random, no mining": ["batching.clustered=false", "batching.hard_negatives=0"],
     "one direction": ["loss.dual_encoder.query_to_label=1", "loss.classifier.query_to_label=1"],
     "tiny pool, uneven heads": ["batching.pool_size=50", "heads.dual_encoder.dim=16", "heads.classifier.dim=24"],

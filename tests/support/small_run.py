@@ -13,6 +13,7 @@ from training.recipe import Recipe, load_recipe
 
 SMALL = [
     "batching.batch_size=64",
+    "batching.clustered=true",
     "batching.hard_negatives=2",
     "batching.refresh_epochs=2",
     "optimizer.epochs=4",

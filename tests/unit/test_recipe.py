@@ -22,14 +22,14 @@ def test_overrides_reach_any_key_with_its_type() -> None:
         [
             "batching.batch_size=64",
             "optimizer.classifier_lr=3e-2",
-            "batching.clustered=false",
+            "batching.clustered=true",
             "heads.dual_encoder.dim=null",
             "validation.metrics=[P@1, PSP@5]",
         ],
     )
     assert recipe.batching.batch_size == 64
     assert recipe.optimizer.classifier_lr == pytest.approx(0.03)
-    assert recipe.batching.clustered is False
+    assert recipe.batching.clustered is True
     assert recipe.heads.dual_encoder.dim is None
     assert recipe.validation.metrics == ("P@1", "PSP@5")
 
