@@ -15,6 +15,7 @@ from training.data.prepare import PrepareSettings, prepare
 
 def prepared(folder: Path, clicks: str, labels: Path, **choices: Any) -> Dataset:
     """The dataset of some clicks and a label table, with nothing cut."""
+    folder.mkdir(exist_ok=True)
     source = folder / "clicks.csv"
     source.write_text(clicks)
     settings = PrepareSettings(**{"test": 0.0, "validation": 0.0, **choices})
@@ -76,6 +77,22 @@ def test_another_column_can_be_the_key(tmp_path: Path) -> None:
     assert table(dataset)[1] == {"id": "S2", "text": "boots", "price": "8"}
 
 
+def test_another_column_can_be_the_text(tmp_path: Path) -> None:
+    """If this failed, a shop's table of products would be learned by their numbers, or would have to be rewritten."""
+    labels = write(tmp_path / "labels.csv", "sku,title,price\nS1,shoes,9\nS2,boots,8\n")
+    clicks = "query,label\nfootwear,S2\n"
+    dataset = prepared(tmp_path, clicks, labels, label_key="sku", label_text="title")
+    assert table(dataset)[1] == {"id": "S2", "text": "boots", "price": "8"}
+    assert not [said for said in dataset.meta.report if "--label-text" in said]
+    by_text = prepared(tmp_path / "by text", "query,label\nfootwear,boots\n", labels, label_text="title")
+    assert table(by_text)[1] == {"id": "boots", "text": "boots", "sku": "S2", "price": "8"}
+    by_number = prepared(tmp_path / "by number", clicks, labels, label_key="sku")
+    assert table(by_number)[1]["text"] == "S2"
+    assert by_number.meta.report["labels whose text is their 'sku'; --label-text names another column"] == 2
+    with pytest.raises(DatasetError, match=r"has no column 'name'\. .* Choose the labels' text with --label-text"):
+        prepared(tmp_path / "absent", clicks, labels, label_key="sku", label_text="name")
+
+
 def test_a_table_with_ids_can_be_matched_by_text(tmp_path: Path) -> None:
     """If this failed, --label-key text could not be used as the error for an unknown id advises."""
     labels = write(tmp_path / "labels.csv", "id,text\n7,shoes\n8,boots\n")
@@ -106,7 +123,7 @@ def test_typed_attributes_keep_their_types(tmp_path: Path) -> None:
         ),
         ("l.csv", "id,text\n7,shoes\n8,\n", "l.csv line 3: text is null, not text."),
         ("l.csv", "id,text\n7,shoes\n", 'clicks.csv line 2: label "8" is no id of l.csv. Add it there'),
-        ("l.csv", "name,market\nshoes,uk\n", "has no column 'text'. It has: name, market. Choose with --label-key."),
+        ("l.csv", "name,market\nshoes,uk\n", "has no column 'text'. It has: name, market. Choose the labels' text"),
         ("l.jsonl", '{"text": "a", "n": 1}\n{"text": "b", "n": "x"}', "column 'n' holds values of different types"),
         ("l.jsonl", '{"text": "a"}\n{"text": "b", "n": 1}', 'l.jsonl line 2: column "n" is not in the first row.'),
         ("l.txt", "shoes\n", "l.txt is none of .jsonl, .ndjson, .csv, .tsv, .parquet"),

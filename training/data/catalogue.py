@@ -3,6 +3,7 @@
 A file of `--labels`: CSV, TSV, Parquet or JSONL with a key column (what stands in the source as label) and any others.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,10 @@ from training.data.rows import BadRow, Problems, shown, text_of
 from training.data.tables import records
 
 RESERVED = ("id", "text")
+_CHOOSE = {
+    "--label-text": "Choose the labels' text with --label-text.",
+    "--label-key": "Choose what the source names labels by with --label-key, and their text with --label-text.",
+}
 
 
 @dataclass
@@ -28,6 +33,7 @@ class Catalogue:
     attributes: dict[str, Any] = field(default_factory=dict)
     closed: bool = False
     name: str = ""
+    text: str = "text"  # the column it is in
     listed: int = 0
 
     def row(self, key: str) -> int:
@@ -37,7 +43,7 @@ class Catalogue:
             if self.closed:
                 raise BadRow(
                     f"label {shown(key)} is no {self.name}. Add it there, "
-                    "or match labels by their text with --label-key text."
+                    f"or match labels by their text with --label-key {self.text}."
                 )
             row = self.rows[key] = len(self.ids)
             self.ids.append(key)
@@ -49,19 +55,23 @@ class Catalogue:
         return self.rows.get(key) if self.closed else self.row(key)
 
 
-def read_catalogue(path: Path, key: str | None, limit: int, problems: Problems, meter: Meter) -> Catalogue:
+def read_catalogue(
+    path: Path, key: str | None, text: str | None, limit: int, problems: Problems, report: Counter[str], meter: Meter
+) -> Catalogue:
     """Read a `--labels` file; DatasetError when its columns will not do, bad rows go to `problems`.
 
-    The key is the column named, else `id` where there is one, else `text`. With a column `text` beside it, the key is
-    the label's id; without one, the key is the label's text and its id too.
+    The text is the column named, else `text` where there is one, else the key. The key is the column named, else `id`
+    where there is one, else the text. A key beside the text is the label's id; one that is the text is its id too.
     """
     columns, rows = records(path, meter)
-    key = key or ("id" if "id" in columns else "text")
-    if key not in columns:
-        raise DatasetError(f"{path} has no column {key!r}. It has: {', '.join(columns)}. Choose with --label-key.")
-    text = "text" if "text" in columns else key
+    keyed_by = key
+    key = key or ("id" if "id" in columns else text or "text")
+    text = text or ("text" if "text" in columns else key)
+    for option, name in (("--label-text", text), ("--label-key", key)):
+        if name not in columns:
+            raise DatasetError(f"{path} has no column {name!r}. It has: {', '.join(columns)}. {_CHOOSE[option]}")
     identity = "id" if "id" in columns else key
-    catalogue = Catalogue(closed=key != text, name=f"{key} of {path.name}")
+    catalogue = Catalogue(closed=key != text, name=f"{key} of {path.name}", text=text)
     others = [name for name in columns if name not in {key, text, *RESERVED}]
     values: dict[str, list[Any]] = {name: [] for name in others}
     known_ids: set[str] = set()
@@ -75,6 +85,8 @@ def read_catalogue(path: Path, key: str | None, limit: int, problems: Problems, 
             for name in others:
                 values[name].append(record.get(name))
     catalogue.listed = len(catalogue.ids)
+    if keyed_by and key == text and others:  # a product's number would be learned as its text
+        report[f"labels whose text is their {key!r}; --label-text names another column"] = catalogue.listed
     catalogue.attributes = {name: attribute(path, name, column) for name, column in values.items()}
     return catalogue
 

@@ -15,7 +15,10 @@ def prepare(
     count_column: Annotated[str | None, typer.Option(help="Column that says how often a pair occurred.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Label table (CSV, TSV, Parquet, JSONL) with attributes.")] = None,
     label_key: Annotated[
-        str | None, typer.Option(help="Column of --labels that the source names labels by; id, else text.")
+        str | None, typer.Option(help="Column of --labels that the source names labels by; id, else their text.")
+    ] = None,
+    label_text: Annotated[
+        str | None, typer.Option(help="Column of --labels with their texts; text unless named.")
     ] = None,
     min_count: Annotated[int, typer.Option(min=0, help="Leave out (query, label) pairs that occur less often.")] = 0,
     min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer non-test rows.")] = 0,
@@ -51,7 +54,7 @@ def prepare(
 
     settings = PrepareSettings(
         query_column=query_column, label_column=label_column, split_column=split_column, count_column=count_column,
-        label_key=label_key, text=text, test=test, validation=validation, min_count=min_count,
+        label_key=label_key, label_text=label_text, text=text, test=test, validation=validation, min_count=min_count,
         min_label_count=min_label_count, max_characters=max_characters, skip_bad_rows=skip_bad_rows,
     )  # fmt: skip
     dataset, written = run(source, out, settings, labels=labels, name=name, force=force)

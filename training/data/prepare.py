@@ -33,6 +33,7 @@ class PrepareSettings(BaseModel):
     split_column: str | None = None
     count_column: str | None = None
     label_key: str | None = None
+    label_text: str | None = None
     text: Text = "title"
     test: Share = 0.1
     validation: Share = 0.1
@@ -122,8 +123,8 @@ def find_source(source: Path, labels: Path | None, settings: PrepareSettings) ->
         _refuse_options(source, labels, settings)
     elif settings.text != "title":
         raise DatasetError(f"--text is for LF-* folders, and {source} is none. Leave it out.")
-    elif settings.label_key and labels is None:
-        raise DatasetError("--label-key names a column of the label table. Give that with --labels.")
+    elif labels is None and (named := "key" if settings.label_key else "text" if settings.label_text else ""):
+        raise DatasetError(f"--label-{named} names a column of the label table. Give that with --labels.")
     found = Source(path=source, parts=parts, labels=labels)
     for path in found.files.values():
         require_file(path)
@@ -153,6 +154,7 @@ def _refuse_options(source: Path, labels: Path | None, settings: PrepareSettings
         "--split-column": settings.split_column,
         "--count-column": settings.count_column,
         "--label-key": settings.label_key,
+        "--label-text": settings.label_text,
         "--min-count": settings.min_count,
     }
     for option, value in chosen.items():
@@ -166,7 +168,8 @@ def _read(found: Source, settings: PrepareSettings, problems: Problems, report: 
         return read_lf(found.parts, settings.text, limit, problems, report, meter)
     catalogue = Catalogue()
     if found.labels is not None:
-        catalogue = read_catalogue(found.labels, settings.label_key, limit, problems, meter)
+        key, text = settings.label_key, settings.label_text
+        catalogue = read_catalogue(found.labels, key, text, limit, problems, report, meter)
     columns = Columns(settings.query_column, settings.label_column, settings.split_column, settings.count_column)
     reader = Reader(columns, limit, catalogue, report, settings.min_count)
     return read_source(found.parts["rows"], reader, problems, meter)
