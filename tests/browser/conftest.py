@@ -14,7 +14,7 @@ import pytest
 from retrieval.probe import prove
 from retrieval.store import Store
 from tests.support.bundles import label_texts, make_bundle
-from tests.support.service import ADMIN_KEY, Service, serving
+from tests.support.service import ADMIN_KEY, PATIENCE, Service, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -48,6 +48,7 @@ def browser() -> Iterator["Browser"]:
     if found is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     as_root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
+    driver.expect.set_options(timeout=1000 * PATIENCE)  # a bundle is opened behind whatever else the machine does
     with driver.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=found, args=as_root)
         yield browser

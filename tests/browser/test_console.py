@@ -258,7 +258,7 @@ def test_a_service_that_goes_and_comes_back(opened: Callable[..., Page], store: 
     page.get_by_label("Query").fill("red")
     expect(page.get_by_role("alert")).to_have_text("The service cannot be reached; the page goes on trying.")
     with serving(store, port=port):
-        expect(page.locator("#hits li")).to_have_count(10, timeout=30_000)
+        expect(page.locator("#hits li")).to_have_count(10)
         expect(page.get_by_role("alert")).to_be_hidden()
 
 
@@ -285,5 +285,5 @@ def test_who_asks_too_much_is_told_and_asked_again(opened: Callable[..., Page], 
             with page.expect_response("**/predict"):
                 page.get_by_label("Query").fill(text)
         expect(page.get_by_role("alert")).to_contain_text("Try again in")
-        expect(page.get_by_role("alert")).to_be_hidden(timeout=10_000)
+        expect(page.get_by_role("alert")).to_be_hidden()
         expect(page.locator("#hits li")).to_have_count(10)
