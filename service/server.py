@@ -90,6 +90,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         app,
         http=connections.protocol,  # type: ignore[arg-type]  # it calls it as it would a class
         ws="none",
+        lifespan="on",  # else a failure of the application's start would leave a service that opens nothing
         log_config=None,
         log_level="error",  # its warnings are a line for each malformed request, which the metrics count
         access_log=False,
@@ -100,11 +101,12 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         backlog=BACKLOG,
     )
     server = Server(config, app.state.generations, settings.grace_seconds)
-    watch = asyncio.create_task(connections.watch())
+    app.state.supervisor.retry("connection_watch", connections.watch)  # ends with the application
     await server.serve(sockets=[listener])
-    watch.cancel()
     if failures:
         raise failures[0]
+    if not server.started:
+        raise DiptychError("the service could not be started; its log says why")
     LOG.info("stopped")
 
 
