@@ -79,16 +79,19 @@ class Following:
 
     async def _follow(self, folder: Path) -> None:
         """Have a bundle served that another process has made the active one, as long as it is that."""
-        current, pause = self._generations.current, FIRST_PAUSE
-        if self._generations.serves(folder) or (current and await self._has_moved(current, folder)):
-            return
+        generations, pause = self._generations, FIRST_PAUSE
+        if generations.current and not generations.serves(folder):
+            await self._move(generations.current, folder)
+        if generations.serves(folder) and not generations.preparing:
+            return  # else what is being prepared is not wanted any longer
         LOG.info("the store's active bundle is %s now", folder.name)
-        urgent = folder.name == self._generations.before  # somebody goes back
+        urgent = folder.name == generations.before  # somebody goes back
         note = self._source.note if self._source.url is not None else None
         while self._watch.seen == folder:
             try:
-                await self._generations.follow(folder, urgent, note)
-            except Refusal:  # another bundle came first: what CURRENT names is looked at again
+                await generations.follow(folder, urgent, note)
+            except Refusal:  # another bundle came first: when that is over, what CURRENT names is looked at again
+                await generations.quiet()
                 self._watch.try_again(folder)
             except (Unreachable, CannotStart, OSError):
                 await asyncio.sleep(pause)
@@ -98,13 +101,11 @@ class Following:
                 pass  # the reason has been noted, and the present bundle stays
             return
 
-    async def _has_moved(self, served: Generation, folder: Path) -> bool:
-        """Whether the served bundle itself lies in this folder now; its next engine is started there then."""
-        if served.name != folder.name or not await self._supervisor.read(partial(_alike, served.folder, folder)):
-            return False
-        LOG.info("bundle %s is served, and lies in another folder of the store now", served.name)
-        served.folder = folder
-        return True
+    async def _move(self, served: Generation, folder: Path) -> None:
+        """Start the next engine of the served bundle in this folder, if that holds the same bundle."""
+        if served.name == folder.name and await self._supervisor.read(partial(_alike, served.folder, folder)):
+            LOG.info("bundle %s is served, and lies in another folder of the store now", served.name)
+            served.folder = folder
 
 
 def _alike(one: Path, other: Path) -> bool:

@@ -102,7 +102,7 @@ class Generations:
             except Refusal:
                 if self.stopping:
                     raise
-                await self._turns.quiet()  # an administrator's order came in between
+                await self.quiet()  # an administrator's order came in between
         if self._settings.watch_seconds and not self.stopping:
             self._following.begin(folder, self._settings.watch_seconds)
         return self.current
@@ -233,6 +233,10 @@ class Generations:
             if generation is self.current:
                 await self.switch(Change(successor, None, given_up=generation, hurry=True))
                 self._failed = f"{why}; bundle {successor} is served until another is activated"
+
+    async def quiet(self) -> None:
+        """Wait until no change of bundle is under way."""
+        await self._turns.quiet()
 
     @property
     def urgent(self) -> bool:
