@@ -56,8 +56,9 @@ class PausedSync:
             raise
         except Exception as error:
             raise BundleError(f"{path / FILE} cannot be read ({described(error)}). Repair it, or remove it.") from error
-        if self._ids and not path.is_dir():  # a store that has gone must not look like one without a list
-            raise BundleError(f"{path} cannot be reached")
+        if self._ids and self._source.url is None and not (path / "CURRENT").exists():
+            # A store that is gone, or a share that is not mounted, must not look like a store without a list.
+            raise BundleError(f"{path} cannot be reached, or has no file CURRENT")
         return paused, path, tuple(paused.ids)
 
     def _change(self, add: Sequence[str], remove: Sequence[str]) -> tuple[Paused, Path, tuple[str, ...]]:

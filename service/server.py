@@ -102,11 +102,12 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     )
     server = Server(config, app.state.generations, settings.grace_seconds)
     app.state.supervisor.retry("connection_watch", connections.watch)  # ends with the application
-    await server.serve(sockets=[listener])
+    try:
+        await server.serve(sockets=[listener])
+    except SystemExit as error:  # uvicorn's way to say that the application did not start
+        raise DiptychError("the service could not be started; its log says why") from error
     if failures:
         raise failures[0]
-    if not server.started:
-        raise DiptychError("the service could not be started; its log says why")
     LOG.info("stopped")
 
 
