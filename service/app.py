@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import Any
 
@@ -17,6 +17,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retrieval.errors import BundleError, DiptychError
+from service.aside import aside
 from service.errors import Refusal
 from service.exchange import Exchanges, exchange_of
 from service.generation import Generation
@@ -27,10 +28,12 @@ from service.predicting import Predict
 from service.routes import add_routes
 from service.security import PREDICT_HEADER, BodyGuard
 from service.settings import Settings
+from service.supervisor import Supervisor, described
 from service.tracing import Tracing
 
 LOG = logging.getLogger("diptych")
 OFF: Any = {"tracing": False, "metrics": False, "logs": False}  # FastAPI's own; asking if it is on costs 7 µs a request
+TRACE_SECONDS = 3.0  # that the end of the service waits for a collector
 CODES = {404: "not_found", 405: "wrong_method"}
 SENTENCES = {
     404: "There is nothing at this path; POST /predict answers queries and /openapi.json describes the rest.",
@@ -55,19 +58,21 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     the first generation, or of the error why there is none. Raises BadInput when traces are asked for in vain."""
     metrics = Metrics(CollectorRegistry())
     tracing = Tracing.from_environment()
-    generations = Generations(settings, metrics)
+    supervisor = Supervisor(metrics)
+    generations = Generations(settings, metrics, supervisor)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        opening = asyncio.create_task(_open(generations, opened))
+        supervisor.watch_loop()
+        opening = supervisor.run("opening", _open(generations, supervisor, opened))
         yield
         generations.stop()
         opening.cancel()
-        with suppress(asyncio.CancelledError):
-            await opening
+        await asyncio.wait([opening])
         await generations.close()
         if tracing:
-            await asyncio.to_thread(tracing.close)
+            await _send_last_traces(tracing, supervisor)
+        await supervisor.close()
 
     app = Service(
         title="Diptych",
@@ -82,6 +87,7 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     )
     app.state.generations = generations
     app.state.metrics = metrics
+    app.state.supervisor = supervisor
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
     predict = Predict(settings, generations, metrics)
@@ -112,17 +118,35 @@ def _layers(
     yield Exchanges, {"settings": settings, "metrics": metrics, "tracing": tracing, "routes": routes}
 
 
-async def _open(generations: Generations, opened: Callable[[Generation | DiptychError], None] | None) -> None:
+async def _open(
+    generations: Generations, supervisor: Supervisor, opened: Callable[[Generation | DiptychError], None] | None
+) -> None:
+    """Open the active bundle. Whatever keeps it from being opened is an outcome: there is no silent end."""
     try:
         outcome: Generation | DiptychError = await generations.open_active()
     except DiptychError as error:
         outcome = error
     except OSError as error:
         outcome = BundleError(f"the store cannot be read ({error})")
+    except Exception as error:  # noqa: BLE001  # of whatever kind
+        if generations.stopping:
+            return
+        supervisor.failed("opening", error)
+        outcome = BundleError(f"the active bundle cannot be opened: unexpected {described(error)}. Please report it.")
+    if generations.stopping and isinstance(outcome, DiptychError):
+        return
     if opened:
         opened(outcome)
     elif isinstance(outcome, DiptychError):
         LOG.error("%s", outcome)
+
+
+async def _send_last_traces(tracing: Tracing, supervisor: Supervisor) -> None:
+    """Send what is left, for a few seconds at most: the collector may be silent."""
+    sending = supervisor.run("trace_export", aside(tracing.close))
+    done, _ = await asyncio.wait([sending], timeout=TRACE_SECONDS)
+    if not done:
+        LOG.warning("the last traces were not sent: the collector has not answered for %g s", TRACE_SECONDS)
 
 
 async def _refused(request: Request, error: Exception) -> Response:

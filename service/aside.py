@@ -1,10 +1,13 @@
 """Work in a thread that the end of the service does not wait for: a server that is silent may be so for minutes."""
 
 import asyncio
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from threading import Thread
 from typing import TypeVar
 
+LOG = logging.getLogger("diptych")
 Result = TypeVar("Result")
 
 
@@ -15,8 +18,11 @@ async def aside(work: Callable[[], Result]) -> Result:
 
     def settle(result: Result | None, error: BaseException | None) -> None:
         if done.cancelled():
-            return
-        if error is not None:
+            if error is not None:
+                LOG.warning("work in a thread failed after its caller had stopped waiting: %s", error)
+        elif isinstance(error, StopIteration):  # a future does not take it, and its caller would wait for ever
+            done.set_exception(RuntimeError(f"work in a thread raised {error!r}"))
+        elif error is not None:
             done.set_exception(error)
         else:
             done.set_result(result)  # type: ignore[arg-type]  # what `work` returned, None included
@@ -28,7 +34,7 @@ async def aside(work: Callable[[], Result]) -> Result:
             result = work()
         except BaseException as error:  # noqa: BLE001  # raised again where the result is waited for
             failure = error
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop has been closed: the service has ended
             loop.call_soon_threadsafe(settle, result, failure)
 
     Thread(target=run, daemon=True).start()

@@ -6,30 +6,36 @@ before another bundle is made ready to be served (docs/decisions/0050).
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from service.errors import Refusal
 from service.generation import Generation
 from service.metrics import Metrics
+from service.supervisor import Supervisor
 
 LOG = logging.getLogger("diptych")
-Make = Callable[[str, Callable[[Generation], None]], Awaitable[Generation]]
+STUCK_SECONDS = 60.0  # an opening that takes longer gives way to that of another bundle
+Make = Callable[[str, Callable[[Generation], None]], Coroutine[Any, Any, Generation]]
 
 
 class Compared:
     """The bundle that is open for comparison, if one is."""
 
-    def __init__(self, make: Make, metrics: Metrics, seconds: float) -> None:
+    def __init__(self, make: Make, metrics: Metrics, seconds: float, supervisor: Supervisor) -> None:
         """`make` opens a bundle's generation; after `seconds` unasked it is closed. 0: none is opened."""
         self.generation: Generation | None = None
         self._make = make
         self._metrics = metrics
         self._seconds = seconds
+        self._supervisor = supervisor
         self._lock = asyncio.Lock()
         self._opening: asyncio.Task[Generation] | None = None
         self._opens: str | None = None  # the bundle that is being opened
         self._rest: asyncio.TimerHandle | None = None
-        self._closing: set[asyncio.Task[None]] = set()
+        self._began = 0.0  # when that opening began, by the loop's clock
+        self._why = ""  # why an opening was given up
+        self._closing: asyncio.Task[None] | None = None
 
     async def open(self, name: str) -> Generation:
         """The bundle's generation, opened if need be, in another's place. Raises BundleError, OSError or Refusal."""
@@ -37,8 +43,10 @@ class Compared:
             message = "No bundle is opened for comparison: the service was started with DIPTYCH_COMPARE_SECONDS=0."
             raise Refusal(403, "compare_off", message)
         if self._opens not in (None, name):
-            message = f"Bundle {self._opens} is just being opened for comparison. Ask again when it is."
-            raise Refusal(409, "busy_comparing", message)
+            if not self._opening or asyncio.get_running_loop().time() - self._began < STUCK_SECONDS:
+                message = f"Bundle {self._opens} is just being opened for comparison. Ask again when it is."
+                raise Refusal(409, "busy_comparing", message)
+            self.cancel(f"it took longer than {STUCK_SECONDS:g} s and bundle {name} was asked for")
         self._opens = name
         try:
             async with self._lock:
@@ -48,11 +56,13 @@ class Compared:
                 self._wait()
                 return generation
         finally:
-            self._opens = None
+            if self._opens == name:
+                self._opens = None
 
-    def cancel(self) -> None:
+    def cancel(self, why: str = "another is to be served, or the service stops") -> None:
         """Give up an opening that is under way."""
         if self._opening:
+            self._why = why
             self._opening.cancel()
 
     async def close(self) -> None:
@@ -63,13 +73,14 @@ class Compared:
 
     async def _instead(self, name: str) -> Generation:
         await self._end()
-        self._opening = asyncio.ensure_future(self._make(name, self._crashes))
+        self._began = asyncio.get_running_loop().time()
+        self._opening = self._supervisor.run("comparison_opening", self._make(name, self._crashes))
         try:
             self.generation = generation = await self._opening
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
-            why = f"Bundle {name} was not opened for comparison: another is to be served, or the service stops."
+            why = f"Bundle {name} was not opened for comparison: {self._why}."
             raise Refusal(409, "busy_switching", why) from error
         finally:
             self._opening = None
@@ -83,8 +94,10 @@ class Compared:
         generation, self.generation = self.generation, None
         if generation:
             self._metrics.ends(generation)
-            await generation.close()
+            self._closing = self._supervisor.retry("comparison_closing", generation.close)
             LOG.info("bundle %s is not open for comparison any longer", generation.name)
+        if self._closing:
+            await asyncio.shield(self._closing)  # whoever waits may be cut short, the closing goes on
 
     def _wait(self) -> None:
         if self._rest:
@@ -96,6 +109,4 @@ class Compared:
         self._close_soon()
 
     def _close_soon(self) -> None:
-        task = asyncio.create_task(self.close())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        self._supervisor.retry("comparison_closing", self.close)

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Self
@@ -16,6 +17,7 @@ from service.metrics import Metrics
 from service.process import EngineProcess, Opened
 from service.rationing import Traffic
 from service.settings import Settings
+from service.supervisor import Supervisor, described
 from service.watchdog import Watchdog
 
 LOG = logging.getLogger("diptych")
@@ -43,17 +45,19 @@ class Generation:
         paused: Callable[[], Sequence[str]],
         crashes: "Callable[[Generation], None]",
         beside: Beside,
+        supervisor: Supervisor,
     ) -> None:
         self.number = number
         self.name = folder.name
         self.trouble: str | None = None  # why no engine can be had; None while there is one or one is on its way
         self.unknown: list[str] | None = None  # paused ids that the bundle has not; None until the engine has said so
-        self._folder = folder
+        self.folder = folder  # the next engine is started on; that of the running one may have been removed meanwhile
         self._settings = settings
         self._metrics = metrics
         self._paused = paused
         self._crashes = crashes
         self._beside = beside
+        self._supervisor = supervisor
         self._engine: EngineProcess | None = None
         self._batcher: Batcher | None = None
         self._watchdog = Watchdog(settings.silence_seconds, self._silent)
@@ -150,7 +154,7 @@ class Generation:
 
     async def _start_engine(self) -> EngineProcess:
         return await EngineProcess.start(
-            self._folder, self._settings, self._answered, self._died, self._answered_paused, self._beside(self)
+            self.folder, self._settings, self._answered, self._died, self._answered_paused, self._beside(self)
         )
 
     def _attach(self, engine: EngineProcess) -> None:
@@ -184,10 +188,11 @@ class Generation:
         dead, self._engine = self._engine, None
         self._watchdog.saw(None)
         self._metrics.restarts.inc()
-        self._replacing = asyncio.create_task(self._replace(dead))
+        self._replacing = self._supervisor.retry("engine_replacement", partial(self._replace, dead))
         self.batcher.lost()
 
     async def _replace(self, dead: EngineProcess | None) -> None:
+        """Start engines until one answers. Called again where it raises what is not expected."""
         longest, lived = PAUSE_AFTER_DEATH, asyncio.get_running_loop().time() - self._opened_at
         if dead:
             await dead.end()
@@ -199,14 +204,25 @@ class Generation:
             if ended > 1:
                 await asyncio.sleep(max(min(FIRST_PAUSE * 2 ** (ended - 2), longest) - lived, 0))
             try:
-                engine = await self._start_engine()
-            except DiptychError as error:
+                await self._attach_another()
+            except (DiptychError, OSError) as error:
                 self.trouble, longest, lived = str(error), PAUSE_AFTER_FAILURE, 0.0
                 LOG.error("bundle %s: %s", self.name, error)
+            except Exception as error:
+                self.trouble = f"no engine can be started for bundle {self.name} ({described(error)})"
+                raise
             else:
                 self.trouble = None
-                self._attach(engine)
                 return
+
+    async def _attach_another(self) -> None:
+        engine = await self._start_engine()
+        try:
+            self._attach(engine)
+        except BaseException:
+            self._engine = None
+            await engine.end()
+            raise
 
     def _ended(self) -> int:
         """Count one more end of an engine; returns how many there were of late."""

@@ -7,37 +7,42 @@ generation is given up because its engines keep ending, another one answers its 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from retrieval.errors import DiptychError
 from retrieval.signatures import trusted_keys
 from service import errors
-from service.aside import aside
 from service.batching import Ticket
 from service.comparing import Compared
 from service.errors import Refusal
+from service.fallback import Fallback
+from service.following import Following
 from service.frames import Asked
 from service.generation import Generation
 from service.metrics import Metrics
 from service.opening import Opener
-from service.pausing import Paused
+from service.paused_sync import PausedSync
 from service.rationing import Traffic, no_traffic
 from service.schemas import ActivateResponse, Readiness
 from service.settings import Settings
 from service.source import Source
-from service.watching import Watch
+from service.supervisor import Supervisor, described
+from service.switching import Turns, refused
 
 LOG = logging.getLogger("diptych")
 PAUSE_PATIENCE = 2.0  # seconds; longer an administrator does not wait to hear which ids are unknown
+SLOW_SECONDS = 30.0  # a step of the start that takes longer has a line in the log
 
 
 class Change(NamedTuple):
     """Another bundle to be served, and what writes that into the store."""
 
     bundle: str
-    note: Callable[[], object] | None
+    note: Callable[[Path], object] | None  # is given the bundle's folder
     given_up: Generation | None = None  # whose requests it is to answer from their beginning
     hurry: bool = False  # what is served is bad: loading gives way, but takes all the time that is left
 
@@ -45,55 +50,74 @@ class Change(NamedTuple):
 class Generations:
     """The generation that is served, the one being prepared, one kept for the way back, and those that are draining."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, supervisor: Supervisor) -> None:
         """Raises BadInput for a URL that cannot be a store's."""
         self.current: Generation | None = None
         self.kept: Generation | None = None
         self.stopping = False
+        self.supervisor = supervisor
         self.source = Source(settings.store, trusted_keys(settings.trusted_keys))
-        self.paused = Paused(self.source.store, settings.max_paused)
-        self.compared = Compared(self._open_compared, metrics, settings.compare_seconds)
+        self.paused = PausedSync(self.source, settings.max_paused, self._tell_paused, supervisor)
+        self.compared = Compared(self._open_compared, metrics, settings.compare_seconds, supervisor)
         self._settings = settings
         self._metrics = metrics
-        self._watch = Watch(self._look, self._follow, settings.watch_seconds)
-        self._opener = Opener(settings, metrics, self.source, lambda: self.paused.ids)
-        self._preparing: str | None = None
-        self._change: asyncio.Task[Generation] | None = None
+        self._following = Following(self, metrics)
+        self._opener = Opener(settings, metrics, self.source, lambda: self.paused.ids, supervisor)
+        self._turns = Turns(supervisor)
+        self._starting: str | None = None  # what the start of the service waits for
         self._before: str | None = None  # the bundle that was served before the present one
         self._failed: str | None = None  # why the last change of bundle did not happen, or happened unasked
-        self._pausing = asyncio.Lock()
         self._closing: dict[asyncio.Task[None], Generation] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._fallback = Fallback(self, settings)
         metrics.watch(lambda: self._depth("waiting_queries"), lambda: self._depth("unfinished"))
 
     @property
     def preparing(self) -> str | None:
         """The bundle that is being prepared."""
-        return self._preparing
+        return self._turns.bundle
 
     @property
     def draining(self) -> list[Generation]:
         """Those that have been replaced and finish what they admitted."""
         return list(self._closing.values())
 
+    @property
+    def before(self) -> str | None:
+        """The bundle that was served before the present one."""
+        return self._before
+
     async def open_active(self) -> Generation:
-        """Serve the store's active bundle, and from then on what becomes active. Raises BundleError."""
-        await asyncio.to_thread(self.paused.read)
-        name = await aside(partial(self.source.bring, None))
-        self._preparing = name
-        try:
-            generation = await self._prepare(Change(name, None))
-        except DiptychError as error:
-            self._failed = f"bundle {name} could not be opened: {error}"
-            raise
-        finally:
-            self._preparing = None
-        self._serve(generation)
-        if self.source.url is not None:
-            await asyncio.to_thread(self.source.note, name)
+        """Serve the store's active bundle, and from then on what becomes active.
+
+        Raises DiptychError or OSError where it cannot be had, and Refusal when the service stops meanwhile.
+        """
+        with self._step("the list of paused labels is being read"):
+            await self.paused.read()
+        while self.current is None:
+            with self._step("the active bundle is being looked up"):
+                folder = await self.supervisor.read(partial(self.source.bring, None))
+            try:
+                with self._step(None, f"bundle {folder.name} is being loaded"):
+                    await self._open_first(folder)
+            except Refusal:
+                if self.stopping:
+                    raise
+                await self.quiet()  # an administrator's order came in between
         if self._settings.watch_seconds and not self.stopping:
-            self._begin(self._watch.run(name))
-        return generation
+            self._following.begin(folder, self._settings.watch_seconds)
+        return self.current
+
+    async def _open_first(self, folder: Path) -> None:
+        name = folder.name
+        async with self._turns.turn(name):
+            try:
+                generation = await self._turns.load(name, self._prepare(Change(name, None)))
+            except DiptychError as error:
+                self._failed = f"bundle {name} could not be opened: {error}"
+                raise
+            self._serve(generation)
+            if self.source.url is not None:
+                await self.supervisor.read(partial(self.source.note, generation.folder))
 
     def admit(self, asked: Asked, seconds: float | None = None) -> Ticket:
         """Queue a request with the generation of this moment; it waits `seconds` at most. Raises Refusal 429 or 503."""
@@ -116,35 +140,48 @@ class Generations:
         return self.current is not None and self.current.batcher.full
 
     async def activate(self, name: str) -> ActivateResponse:
-        """Serve another bundle, without a gap. On any failure the old one stays; raises Refusal saying why."""
+        """Serve another bundle, without a gap. On any failure the old one stays; raises Refusal saying why.
+
+        Another bundle that is just being loaded is given up for it.
+        """
         try:
-            return await self._switch(Change(name, partial(self.source.note, name)))
+            with self._following.ordered():
+                async with self._turns.turn(name):
+                    return await self.switch(Change(name, self.source.note))
         except (DiptychError, OSError) as error:
-            raise self._not_activated(name, error) from error
+            raise await self._not_activated(name, error) from error
 
     async def rollback(self) -> ActivateResponse:
-        """Serve the bundle that was active before; at once, if it was kept. Raises Refusal as `activate` does."""
+        """Serve the bundle that was active before; at once, if it was kept. Raises Refusal as `activate` does.
+
+        A bundle that is just being loaded is given up for it.
+        """
         name, store = None, self.source.store
         try:
-            name = await asyncio.to_thread(store.previous)
+            name = await self.supervisor.read(store.previous)
             if name is None:
-                raise Refusal(409, "no_earlier_bundle", "There is no earlier bundle to go back to; activate one.")
-            return await self._switch(Change(name, lambda: store.rollback(proved=name), hurry=True))
+                message = "There is no earlier bundle to go back to; activate one."
+                raise Refusal(409, "no_earlier_bundle", message)
+            with self._following.ordered():
+                async with self._turns.turn(name, urgent=True):
+                    name = await self.supervisor.read(store.previous) or name  # it may have changed before our turn
+                    return await self.switch(Change(name, lambda _: store.rollback(proved=name), hurry=True))
         except (DiptychError, OSError) as error:
-            raise self._not_activated(name or "of before", error) from error
+            raise await self._not_activated(name or "of before", error) from error
 
     async def compare(self, name: str, asked: Asked, seconds: float | None = None) -> Ticket:
         """Queue a request with any bundle of the store, opened for it if need be. Raises Refusal."""
         for one in (self.current, self.kept):
             if one and one.name == name:
                 return one.admit(asked, seconds)
-        if self._preparing or self.stopping:
-            why = f"bundle {self._preparing} is being prepared" if self._preparing else "the service is stopping"
+        if self.preparing or self.stopping:
+            why = f"bundle {self.preparing} is being prepared" if self.preparing else "the service is stopping"
             raise Refusal(409, "busy_switching", f"Bundle {name} was not opened for comparison: {why}.")
         try:
             return (await self.compared.open(name)).admit(asked, seconds)
         except (DiptychError, OSError) as error:
-            status, why = self._status_without(name), f"Bundle {name} was not opened for comparison: {_reason(error)}"
+            status = await self._status_without(name)
+            why = f"Bundle {name} was not opened for comparison: {_reason(error)}"
             raise Refusal(status, "not_compared", self.public(why)) from error
 
     async def pause(self, add: Sequence[str], remove: Sequence[str]) -> list[str] | None:
@@ -152,44 +189,77 @@ class Generations:
 
         None: the engine has not said yet. Raises Refusal when the list is full or cannot be kept.
         """
-        async with self._pausing:
-            try:
-                await asyncio.to_thread(self.paused.change, add, remove)
-            except (DiptychError, OSError) as error:
-                raise Refusal(422, "not_paused", self.public(f"Nothing was changed: {error}")) from error
-            self._tell_paused()
+        try:
+            await self.paused.change(add, remove)
+        except (DiptychError, OSError) as error:
+            raise Refusal(422, "not_paused", self.public(f"Nothing was changed: {error}")) from error
         return await self.current.told_paused(PAUSE_PATIENCE) if self.current else None
 
     def readiness(self) -> Readiness:
         """Whether requests are answered, and what an operator should know."""
         obstacles = self._obstacles()
-        notes = [f"bundle {self._preparing} is being prepared"] if self._preparing else []
-        notes += [note for note in (self._failed, self._watch.trouble) if note]
-        detail = "; ".join(self.public(note) for note in obstacles + notes) or "serving"
+        notes = [self._starting, f"bundle {self.preparing} is being prepared" if self.preparing else None]
+        notes += [self._failed, *self._following.troubles, *self.supervisor.failing]
+        detail = "; ".join(self.public(note) for note in obstacles + notes if note) or "serving"
         return Readiness(ready=not obstacles, bundle=self.current.name if self.current else None, detail=detail)
 
     def stop(self) -> None:
         """From now on not ready, and no change of bundle; requests are still answered."""
         self.stopping = True
         self.compared.cancel()
-        for task in self._tasks:
-            task.cancel()
-        if self._change:
-            self._change.cancel()
+        self._turns.stop()
+        self._following.stop()
+        self._fallback.stop()
+        self.supervisor.stop_reading()
 
     async def close(self) -> None:
         """Answer what was admitted, then end every engine."""
-        await self.compared.close()
         for generation in (self.current, self.kept):
             if generation:
                 self._retire(generation)
-        if waiting := [*self._closing, *self._tasks]:
-            await asyncio.wait(waiting)
+        await asyncio.wait([*self._closing, self.supervisor.retry("comparison_closing", self.compared.close)])
 
     def public(self, text: object) -> str:
         """A sentence for a client: where the store lies on this machine is not a client's business."""
-        place = str(self.source.store.path)
-        return str(text).replace(f"{place}/", "").replace(place, "the store")
+        return self.source.public(text)
+
+    def serves(self, folder: Path) -> bool:
+        """Whether the bundle in this folder is the one that is served."""
+        return self.current is not None and self.current.folder == folder
+
+    async def give_up(self, generation: Generation, successor: str, why: str) -> None:
+        """Let another bundle answer what a bad one has not. Raises DiptychError, OSError or Refusal."""
+        async with self._turns.turn(successor, urgent=True):
+            if generation is self.current:
+                await self.switch(Change(successor, None, given_up=generation, hurry=True))
+                self._failed = f"{why}; bundle {successor} is served until another is activated"
+
+    async def quiet(self) -> None:
+        """Wait until no change of bundle is under way."""
+        await self._turns.quiet()
+
+    @property
+    def urgent(self) -> bool:
+        """Whether a bundle to go back to is being prepared."""
+        return self._turns.urgent
+
+    async def follow(self, folder: Path, urgent: bool, note: Callable[[Path], object] | None) -> None:
+        """Serve what another process has made the active bundle. Raises DiptychError, OSError or Refusal."""
+        async with self._turns.turn(folder.name, urgent):
+            if not self.serves(folder):
+                await self.switch(Change(folder.name, note, hurry=urgent))
+
+    @contextmanager
+    def _step(self, shown: str | None, logged: str | None = None) -> Iterator[None]:
+        """Show in /readyz what the start of the service waits for, and log what takes long."""
+        self._starting = shown
+        loop = asyncio.get_running_loop()
+        slow = loop.call_later(SLOW_SECONDS, LOG.warning, "for %g s: %s", SLOW_SECONDS, shown or logged)
+        try:
+            yield
+        finally:
+            slow.cancel()
+            self._starting = None
 
     def _obstacles(self) -> list[str]:
         """What keeps requests from being answered."""
@@ -201,28 +271,19 @@ class Generations:
             return [self.current.trouble]
         return [] if self.current.opened else ["the engine ended and is being replaced"]
 
-    async def _switch(self, change: Change) -> ActivateResponse:
-        """Serve another bundle, and say so in the store. Raises DiptychError, OSError or Refusal."""
+    async def switch(self, change: Change) -> ActivateResponse:
+        """Serve another bundle in its turn, and say so in the store. Raises DiptychError, OSError or Refusal."""
         name = change.bundle
-        if self._preparing or self.stopping:
-            why = f"bundle {self._preparing} is being prepared" if self._preparing else "the service is stopping"
-            raise Refusal(409, "busy_switching", f"Bundle {name} was not activated: {why}.")
         started = time.perf_counter()
         before = self.current
-        self._preparing = name
-        self._change = asyncio.create_task(self._change_to(change))
         try:
-            generation = await self._change
-        except (DiptychError, OSError) as error:
+            generation = await self._change_to(change)
+        except Refusal:
+            self._metrics.switches.labels("preempted").inc()
+            raise
+        except Exception as error:
             self._note_failure(name, error)
             raise
-        except asyncio.CancelledError as error:
-            if (task := asyncio.current_task()) and task.cancelling():
-                raise
-            why = f"Bundle {name} was not activated: the service is stopping."
-            raise Refusal(409, "busy_switching", why) from error
-        finally:
-            self._preparing = self._change = None
         self._failed = None
         self._metrics.switches.labels("fallback" if change.given_up else "done").inc()
         seconds = time.perf_counter() - started
@@ -232,35 +293,31 @@ class Generations:
         return ActivateResponse(bundle=generation.name, previous=previous, seconds=round(seconds, 3))
 
     async def _change_to(self, change: Change) -> Generation:
-        if self.current and self.current.name == change.bundle and self.current.healthy:
-            await self._note(change)
-            return self.current
-        generation = await self._prepare(change)
+        generation = await self._turns.load(change.bundle, self._prepare(change))
         try:
-            await self._note(change)
+            if change.note:
+                await self.supervisor.read(partial(change.note, generation.folder))
+                self._following.noted(generation.folder)
         except BaseException:
-            if generation is not self.kept:
-                await generation.close()
+            if generation not in (self.current, self.kept):
+                await asyncio.shield(self._retire(generation))
             raise
-        self._serve(generation, change.given_up)
+        if generation is not self.current:
+            self._serve(generation, change.given_up)
         return generation
 
-    async def _note(self, change: Change) -> None:
-        if change.note:
-            await asyncio.to_thread(change.note)
-            if self.source.url is None:  # a store behind a URL still names what it named
-                self._watch.seen = change.bundle
-
     async def _prepare(self, change: Change) -> Generation:
-        """A generation that can answer: the kept one, if it is that. Raises BundleError."""
+        """A generation that can answer: the present or the kept one, if it is that. Raises BundleError."""
         name = change.bundle
-        if self.kept and self.kept.name == name and self.kept.healthy:
-            return self.kept
+        folder = await self.supervisor.read(partial(self.source.folder, name))
+        for one in (self.current, self.kept):
+            if one and one.folder == folder and one.healthy:
+                return one
         await self.compared.close()  # its memory, and its share of the processor, are this one's
         beside = partial(self._beside, change.hurry)
-        return await self._opener.open(name, self._crashes, beside, partial(self._make_room, name))
+        return await self._opener.open(name, self._fallback.suspect, beside, partial(self._make_room, name))
 
-    def _open_compared(self, name: str, crashes: Callable[[Generation], None]) -> Awaitable[Generation]:
+    def _open_compared(self, name: str, crashes: Callable[[Generation], None]) -> Coroutine[Any, Any, Generation]:
         return self._opener.open_aside(name, crashes, lambda _: self._asked_lately)
 
     def _beside(self, hurry: bool, generation: Generation) -> Traffic | None:
@@ -278,7 +335,7 @@ class Generations:
         if kept is None:
             return False
         LOG.info("bundle %s is not kept any longer, to make room for %s", kept.name, name)
-        await kept.close()
+        await asyncio.shield(self._retire(kept))  # whoever waits may be cut short, the closing goes on
         return True
 
     def _serve(self, generation: Generation, given_up: Generation | None = None) -> None:
@@ -297,67 +354,11 @@ class Generations:
         if former:
             self._retire(former)
 
-    def _retire(self, generation: Generation) -> None:
-        task = asyncio.create_task(generation.close())
+    def _retire(self, generation: Generation) -> asyncio.Task[None]:
+        task = self.supervisor.retry("generation_closing", generation.close)
         self._closing[task] = generation
         task.add_done_callback(self._closing.pop)
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something beside the requests, until the service stops."""
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _look(self) -> str | None:
-        """What the store's CURRENT names now; the list of paused labels is looked at on the way.
-
-        None when the service has changed its bundle, and CURRENT, while this was looked up.
-        """
-        served = self.current
-        name = await aside(self.source.active)
-        async with self._pausing:
-            if await asyncio.to_thread(self.paused.read):
-                self._tell_paused()
-        return None if self._change or self.current is not served else name
-
-    async def _follow(self, name: str) -> None:
-        """Serve what another process has made the active bundle."""
-        if self.current and name == self.current.name:
-            return
-        LOG.info("the store's active bundle is %s now", name)
-        note = partial(self.source.note, name) if self.source.url is not None else None
-        try:
-            await self._switch(Change(name, note, hurry=name == self._before))  # so somebody goes back
-        except (DiptychError, OSError, Refusal):
-            return  # the reason has been noted, and the present bundle stays
-
-    def _crashes(self, generation: Generation) -> None:
-        """A bundle's engines keep ending: go back to the one before, where there is one."""
-        if generation is self.current and not self._preparing and not self.stopping:
-            self._begin(self._fall_back(generation))
-
-    async def _fall_back(self, generation: Generation) -> None:
-        try:
-            name = await asyncio.to_thread(self._earlier, generation.name)
-        except DiptychError as error:
-            LOG.error("the store does not say which bundle is the one before: %s", error)
-            return
-        if name is None or generation is not self.current:
-            return
-        settings = self._settings
-        why = f"bundle {generation.name} was given up: {settings.crashes} engines ended in {settings.crash_seconds:g} s"
-        LOG.error("%s; going back to bundle %s", why, name)
-        try:
-            await self._switch(Change(name, None, given_up=generation, hurry=True))
-        except (DiptychError, OSError, Refusal):
-            return  # the reason has been noted, and the engine is still being replaced
-        self._failed = f"{why}; bundle {name} is served until another is activated"
-
-    def _earlier(self, than: str) -> str | None:
-        """A bundle that was good before this one: kept, or served, or the store's previous one."""
-        known = self.source.store.bundles()
-        candidates = [self.kept.name if self.kept else None, self._before, self.source.store.previous()]
-        return next((name for name in candidates if name in known and name != than), None)
+        return task
 
     def _tell_paused(self) -> None:
         for generation in (self.current, self.kept, self.compared.generation):
@@ -369,19 +370,24 @@ class Generations:
         self._metrics.switches.labels("failed").inc()
         LOG.error("%s", self._failed)
 
-    def _not_activated(self, name: str, error: Exception) -> Refusal:
-        return Refusal(
-            self._status_without(name),
-            "not_activated",
-            self.public(f"Bundle {name} was not activated: {_reason(error)}"),
-        )
+    async def _not_activated(self, name: str, error: Exception) -> Refusal:
+        if self.stopping:
+            return refused(name, "the service is stopping")
+        message = self.public(f"Bundle {name} was not activated: {_reason(error)}")
+        return Refusal(await self._status_without(name), "not_activated", message)
 
-    def _status_without(self, name: str) -> int:
-        return 422 if (self.source.store.path / "bundles" / name).is_dir() else 404
+    async def _status_without(self, name: str) -> int:
+        try:
+            there = await self.supervisor.read(lambda: self.source.folder(name).is_dir())
+        except (DiptychError, OSError):
+            return 422
+        return 422 if there else 404
 
     def _depth(self, of: str) -> int:
         return getattr(self.current.batcher, of) if self.current else 0
 
 
 def _reason(error: Exception) -> str:
-    return str(error) if isinstance(error, DiptychError) else f"the store cannot be used ({error})"
+    if isinstance(error, OSError):
+        return f"the store cannot be used ({error})"
+    return str(error) if isinstance(error, DiptychError) else described(error)

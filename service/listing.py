@@ -2,9 +2,8 @@
 
 from functools import partial
 
-from retrieval.errors import BundleError, Unreachable
+from retrieval.errors import BundleError, DiptychError, Unreachable
 from retrieval.store import Store
-from service.aside import aside
 from service.errors import Refusal, unavailable
 from service.generation import Generation
 from service.generations import Generations
@@ -32,8 +31,8 @@ def about(generations: Generations, settings: Settings) -> About:
 async def list_bundles(generations: Generations) -> BundlesResponse:
     """Look at the store and at the engines. Raises Refusal 422 when the store cannot be read."""
     try:
-        stored = await aside(partial(_stored, generations.source))
-    except (BundleError, OSError) as error:
+        stored = await generations.supervisor.read(partial(_stored, generations.source))
+    except (DiptychError, OSError) as error:
         raise Refusal(422, "bad_store", generations.public(f"The store cannot be listed: {error}")) from error
     opened: list[tuple[State, Generation | None]] = [("serving", generations.current), ("kept", generations.kept)]
     opened.append(("compared", generations.compared.generation))
@@ -56,14 +55,14 @@ async def list_bundles(generations: Generations) -> BundlesResponse:
 
 
 def _stored(source: Source) -> list[StoredBundle]:
-    names = source.names()
+    names, store = source.names(), source.store
     try:
         active = source.active()
     except Unreachable:
-        active = source.store.active()
-    here = set(source.store.bundles())
+        active = store.active()
+    here = set(store.bundles())
     return [
-        _described(source.store, name, name == active)
+        _described(store, name, name == active)
         if name in here
         else StoredBundle(name=name, active=name == active, trouble="not fetched yet; activating it does that")
         for name in names

@@ -1,6 +1,5 @@
 """From a bundle's name to a generation that can answer: brought into the store, within memory, in an engine."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,12 +9,12 @@ from prometheus_client import CollectorRegistry
 from retrieval.errors import BundleError
 from retrieval.manifest import Manifest, read_manifest
 from retrieval.signatures import trusted_keys
-from service.aside import aside
 from service.generation import Beside, Generation
 from service.memory import check_memory
 from service.metrics import Metrics
 from service.settings import Settings
 from service.source import Source
+from service.supervisor import Supervisor
 
 MakeRoom = Callable[[], Awaitable[bool]]
 
@@ -24,13 +23,19 @@ class Opener:
     """Opens bundles of a source, each as a generation with a number of its own."""
 
     def __init__(
-        self, settings: Settings, metrics: Metrics, source: Source, paused: Callable[[], Sequence[str]]
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        source: Source,
+        paused: Callable[[], Sequence[str]],
+        supervisor: Supervisor,
     ) -> None:
         """`paused` gives the labels that must not be shown."""
         self._settings = settings
         self._metrics = metrics
         self._source = source
         self._paused = paused
+        self._supervisor = supervisor
         self._numbers = 0
 
     async def open(
@@ -40,7 +45,7 @@ class Opener:
 
         Raises BundleError.
         """
-        folder = await self._bring(name)
+        folder = await self._supervisor.read(partial(self._source.bring, name))
         try:
             await self._check_memory(folder)
         except BundleError:
@@ -51,19 +56,16 @@ class Opener:
 
     async def open_aside(self, name: str, crashes: Callable[[Generation], None], beside: Beside) -> Generation:
         """A generation for questions beside the traffic: one thread, figures of its own. Raises BundleError."""
-        folder = await self._bring(name)
+        folder = await self._supervisor.read(partial(self._source.bring, name))
         await self._check_memory(folder)
         settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1, "lanes": 1})
         apart = Metrics(CollectorRegistry())  # live figures are of live traffic
         return await self._start(folder, settings, apart, crashes, beside)
 
-    async def _bring(self, name: str) -> Path:
-        await aside(partial(self._source.bring, name))
-        return self._source.store.bundle_path(name)
-
     async def _check_memory(self, folder: Path) -> None:
         if self._settings.memory_check:
-            check_memory(folder.name, await asyncio.to_thread(self._manifest, folder), self._settings.cgroups)
+            manifest = await self._supervisor.read(partial(self._manifest, folder))
+            check_memory(folder.name, manifest, self._settings.cgroups)
 
     def _manifest(self, folder: Path) -> Manifest:
         return read_manifest(folder, trusted_keys(self._settings.trusted_keys))
@@ -72,4 +74,5 @@ class Opener:
         self, folder: Path, settings: Settings, metrics: Metrics, crashes: Callable[[Generation], None], beside: Beside
     ) -> Generation:
         self._numbers += 1
-        return await Generation(self._numbers, folder, settings, metrics, self._paused, crashes, beside).open()
+        parts = (settings, metrics, self._paused, crashes, beside, self._supervisor)
+        return await Generation(self._numbers, folder, *parts).open()

@@ -14,6 +14,7 @@ class Orders(NamedTuple):
     lanes: int | None  # batches answered side by side; None: as many as suit the encoder
     largest_batch: int
     trusted_keys: str  # by commas
+    front: int  # process id of the front: the engine does not outlive it
 
     @classmethod
     def read(cls, written: str) -> Self:

@@ -1,6 +1,7 @@
 """The front's end of one engine process: start it, wait until it is ready, exchange frames, end it."""
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -20,9 +21,15 @@ from service.orders import Orders
 from service.rationing import Ration, Traffic, no_traffic
 from service.settings import PREFIX, Settings
 
+LOG = logging.getLogger("diptych")
 # Batches are small: a second core for their tokens, or for a product of thin matrices, costs more than it gives.
 SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
 END_SECONDS = 5.0  # an engine that has been told to end and has not by then is killed
+POLL_SECONDS = 0.01  # between two looks at whether it has ended; a thread that waits could not be started every time
+
+
+class CannotStart(BundleError):
+    """The system has no process, descriptor or memory for an engine; later it may."""
 
 
 class Opened(NamedTuple):
@@ -80,16 +87,8 @@ class EngineProcess(asyncio.Protocol):
         Where there is traffic `beside` it, it loads gently, and for a share of the time while anybody asks.
         """
         engine = cls(folder, on_answers, on_death, on_paused)
-        ours, theirs = socket.socketpair()
         try:
-            engine._process = _spawn(folder, settings, theirs, beside is not None)
-        except OSError as error:
-            ours.close()
-            raise BundleError(f"no process can be started for bundle {folder.name} ({error.strerror})") from error
-        finally:
-            theirs.close()
-        try:
-            await asyncio.get_running_loop().create_unix_connection(lambda: engine, sock=ours)
+            await engine._spawn_connected(settings, beside is not None)
             with Ration(engine.pid, settings.load_share, beside or no_traffic) as ration:
                 await ration.wait(engine._ready, settings.load_seconds)
             engine._ready.result()
@@ -98,6 +97,10 @@ class EngineProcess(asyncio.Protocol):
         except TimeoutError as error:
             await engine.end()
             raise BundleError(f"{folder.name} was not ready within {settings.load_seconds:g} s.") from error
+        except OSError as error:
+            await engine.end()
+            why = f"no process can be started for bundle {folder.name} ({error.strerror or error})"
+            raise CannotStart(why) from error
         except BaseException:
             await engine.end()
             raise
@@ -118,7 +121,10 @@ class EngineProcess(asyncio.Protocol):
         code = cast(subprocess.Popen[bytes], self._process).returncode
         if code is None or code >= 0:
             return f"with exit code {code}"
-        return f"by {signal.Signals(-code).name}"
+        try:
+            return f"by {signal.Signals(-code).name}"
+        except ValueError:  # real-time signals have no names
+            return f"by signal {-code}"
 
     def send(self, frame: bytes) -> None:
         """Pass a frame on; lost without a word when the engine is dying, which `on_death` then tells."""
@@ -138,8 +144,31 @@ class EngineProcess(asyncio.Protocol):
             self.kill()  # it may be loading for minutes, and would look at its pipe only then
         if self._transport:
             self._transport.close()
-        if self._process:
-            await asyncio.to_thread(_reap, self._process)
+        if self._process and not await self._ended(END_SECONDS):
+            self._process.kill()
+            if not await self._ended(END_SECONDS):
+                LOG.error("process %d of bundle %s was killed and does not end", self.pid, self._folder.name)
+
+    async def _spawn_connected(self, settings: Settings, behind: bool) -> None:
+        """Start the process and connect to its pipe. Raises OSError."""
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                self._process = _spawn(self._folder, settings, theirs, behind)
+            await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+        except BaseException:
+            ours.close()
+            raise
+
+    async def _ended(self, seconds: float) -> bool:
+        """Wait until the process has ended; return whether it has within `seconds`."""
+        process, loop = cast(subprocess.Popen[bytes], self._process), asyncio.get_running_loop()
+        deadline = loop.time() + seconds
+        while process.poll() is None:
+            if loop.time() > deadline:
+                return False
+            await asyncio.sleep(POLL_SECONDS)
+        return True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
@@ -148,7 +177,7 @@ class EngineProcess(asyncio.Protocol):
         try:
             for kind, payload in self._frames.feed(data):
                 self._received(kind, payload)
-        except ValueError:
+        except Exception:
             self.kill()  # whatever it says from here on cannot be trusted
             raise
 
@@ -178,7 +207,7 @@ class EngineProcess(asyncio.Protocol):
 def _spawn(folder: Path, settings: Settings, theirs: socket.socket, behind: bool) -> subprocess.Popen[bytes]:
     orders = Orders(
         behind, settings.provider, settings.threads, settings.search_threads, settings.lanes,
-        settings.max_batch_queries, settings.trusted_keys,
+        settings.max_batch_queries, settings.trusted_keys, os.getpid(),
     )  # fmt: skip
     command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder), orders.written()]
     # The engine imports from where the front does, and gets no secret it has no use for.
@@ -190,11 +219,3 @@ def _spawn(folder: Path, settings: Settings, theirs: socket.socket, behind: bool
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[theirs.fileno()], process_group=0
     )
-
-
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    try:
-        process.wait(END_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -90,6 +90,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         app,
         http=connections.protocol,  # type: ignore[arg-type]  # it calls it as it would a class
         ws="none",
+        lifespan="on",  # else a failure of the application's start would leave a service that opens nothing
         log_config=None,
         log_level="error",  # its warnings are a line for each malformed request, which the metrics count
         access_log=False,
@@ -100,9 +101,11 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         backlog=BACKLOG,
     )
     server = Server(config, app.state.generations, settings.grace_seconds)
-    watch = asyncio.create_task(connections.watch())
-    await server.serve(sockets=[listener])
-    watch.cancel()
+    app.state.supervisor.retry("connection_watch", connections.watch)  # ends with the application
+    try:
+        await server.serve(sockets=[listener])
+    except SystemExit as error:  # uvicorn's way to say that the application did not start
+        raise DiptychError("the service could not be started; its log says why") from error
     if failures:
         raise failures[0]
     LOG.info("stopped")

@@ -58,7 +58,7 @@ class Tracing:
         about = {SERVICE_VERSION: version("diptych")}
         if not os.environ.get("OTEL_SERVICE_NAME"):
             about[SERVICE_NAME] = "diptych"
-        self._provider = TracerProvider(resource=Resource.create(about))
+        self._provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)  # `close` does that
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("diptych")
         self._extract = TraceContextTextMapPropagator().extract

@@ -26,7 +26,7 @@ def store(place: str, groups: Path = GROUPS) -> Iterator[Finding]:
             )
             return
         yield _whole(source)
-        folder = source.store.bundle_path(source.bring(None))
+        folder = source.bring(None)
     except DiptychError as error:
         yield _refused("active bundle", error)
         return

@@ -197,7 +197,7 @@ def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, gate:
         wait_until(lambda: listens(port))
         client = Client(port)
         assert client.get("/livez").status == 200
-        wait_until(lambda: client.get("/readyz").json()["detail"] != "no bundle is open yet")
+        wait_until(lambda: "is being prepared" in client.get("/readyz").json()["detail"])
         reply = client.get("/readyz")
         assert (reply.status, reply.json()["detail"]) == (503, "no bundle is open yet; bundle first is being prepared")
         reply = client.post("/predict", RED)

@@ -108,8 +108,7 @@ class Service:
 
     def engines(self) -> list[int]:
         """Process ids of the engines, which are the service's only children."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        return sorted({int(pid) for one in children for pid in one.read_text().split()})
+        return children(self.process.pid)
 
     def wait_for_log(self, pattern: str) -> str:
         """The first group of `pattern` once the log matches it."""
@@ -125,6 +124,11 @@ class Service:
 
     def _ended(self) -> bool:
         return self.process.poll() is not None
+
+
+def children(pid: int) -> list[int]:
+    """Processes that a living process has started from its main thread; its other threads come and go."""
+    return sorted(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
 
 
 def process_state(pid: int) -> str:

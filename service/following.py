@@ -1,0 +1,116 @@
+"""Serve what other processes make the store's active bundle, wherever the path of the store leads."""
+
+import asyncio
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from retrieval.errors import DiptychError, Unreachable
+from retrieval.manifest import MANIFEST
+from service.errors import Refusal
+from service.generation import Generation
+from service.metrics import Metrics
+from service.process import CannotStart
+from service.watching import Watch
+
+if TYPE_CHECKING:
+    from service.generations import Generations
+
+LOG = logging.getLogger("diptych")
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0  # seconds before a bundle is tried again whose source or system failed
+
+
+class Following:
+    """Watches the store and has what is new there served: a broken bundle is tried once, an outage is waited out."""
+
+    def __init__(self, generations: "Generations", metrics: Metrics) -> None:
+        self._generations = generations
+        self._supervisor = generations.supervisor
+        self._source = generations.source
+        self._watch = Watch(self._look, generations.paused.read, self._begin_following, self._supervisor, metrics)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def troubles(self) -> list[str]:
+        """Return why the store cannot be read, one sentence for each thing."""
+        return self._watch.troubles
+
+    def begin(self, opened: Path, seconds: float) -> None:
+        """Look every `seconds`; `opened` is what CURRENT named when the service opened it."""
+        if self._watch.seen is None:
+            self._watch.seen = opened
+        self._keep(self._supervisor.repeat("store_watch", self._watch.check, seconds))
+
+    def noted(self, folder: Path) -> None:
+        """The service itself has made this bundle the active one. A store behind a URL still names what it named."""
+        if self._source.url is None:
+            self._watch.seen = folder
+
+    @contextmanager
+    def ordered(self) -> Iterator[None]:
+        """While an administrator's order lasts, only what CURRENT names newly is followed."""
+        self._watch.begin_order()
+        try:
+            yield
+        finally:
+            self._watch.end_order()
+
+    def stop(self) -> None:
+        """Look no more, and follow nothing."""
+        for task in self._tasks:
+            task.cancel()
+
+    def _keep(self, task: asyncio.Task[None]) -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _look(self) -> Path | None:
+        """Return the folder that CURRENT names; None when the service has changed its bundle while it was read."""
+        served = self._generations.current
+        folder = await self._supervisor.read(self._source.look)
+        return folder if self._generations.current is served else None
+
+    def _begin_following(self, folder: Path) -> None:
+        if not self._generations.stopping:
+            self._keep(self._supervisor.retry("store_follow", partial(self._follow, folder)))
+
+    async def _follow(self, folder: Path) -> None:
+        """Have a bundle served that another process has made the active one, as long as it is that."""
+        generations, pause = self._generations, FIRST_PAUSE
+        if generations.current and not generations.serves(folder):
+            await self._move(generations.current, folder)
+        if generations.serves(folder) and not generations.preparing:
+            return  # else what is being prepared is not wanted any longer
+        LOG.info("the store's active bundle is %s now", folder.name)
+        urgent = folder.name == generations.before  # somebody goes back
+        note = self._source.note if self._source.url is not None else None
+        while self._watch.seen == folder:
+            try:
+                await generations.follow(folder, urgent, note)
+            except Refusal:  # another bundle came first: when that is over, what CURRENT names is looked at again
+                await generations.quiet()
+                self._watch.try_again(folder)
+            except (Unreachable, CannotStart, OSError):
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE)
+                continue
+            except DiptychError:
+                pass  # the reason has been noted, and the present bundle stays
+            return
+
+    async def _move(self, served: Generation, folder: Path) -> None:
+        """Start the next engine of the served bundle in this folder, if that holds the same bundle."""
+        if served.name == folder.name and await self._supervisor.read(partial(_alike, served.folder, folder)):
+            LOG.info("bundle %s is served, and lies in another folder of the store now", served.name)
+            served.folder = folder
+
+
+def _alike(one: Path, other: Path) -> bool:
+    """Whether two folders hold the same bundle: their manifests list the same files."""
+    try:
+        return (one / MANIFEST).read_bytes() == (other / MANIFEST).read_bytes()
+    except OSError:
+        return False

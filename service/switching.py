@@ -1,0 +1,90 @@
+"""The order of changes of bundle: one at a time, and a later order takes the place of one that still loads.
+
+A bundle that hangs while it is loaded must not keep anybody from going back, or from serving another one.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any
+
+from service.errors import Refusal
+from service.generation import Generation
+from service.supervisor import Supervisor
+
+
+class Turns:
+    """Gives each change of bundle its turn. Only loading is cut short: what is being written into a store is ended."""
+
+    def __init__(self, supervisor: Supervisor) -> None:
+        self.bundle: str | None = None  # that is being prepared
+        self.urgent = False  # whether that is one to go back to
+        self._supervisor = supervisor
+        self._lock = asyncio.Lock()
+        self._last = 0  # number of the last order
+        self._turn = 0  # number of the order whose turn it is
+        self._loading: asyncio.Task[Generation] | None = None
+        self._why = ""  # why an earlier order is given up
+        self._stopping = False
+
+    @asynccontextmanager
+    async def turn(self, bundle: str, urgent: bool = False) -> AsyncIterator[None]:
+        """End the loading of another bundle and wait for the turn of this order.
+
+        Raises Refusal 409 where the same bundle is being prepared, a later order comes, or the service stops.
+        """
+        if self._stopping:
+            raise refused(bundle, "the service is stopping")
+        if self.bundle == bundle and (self.urgent or not urgent):
+            raise refused(bundle, f"bundle {bundle} is being prepared")
+        self._last = mine = self._last + 1
+        self._cut_short(f"bundle {bundle} was asked for meanwhile")
+        async with self._lock:
+            self._turn = mine
+            self._check(bundle)
+            self.bundle, self.urgent = bundle, urgent
+            try:
+                yield
+            finally:
+                self.bundle, self.urgent = None, False
+
+    async def load(self, bundle: str, work: Coroutine[Any, Any, Generation]) -> Generation:
+        """Await `work` in this turn. Raises what it raises, and Refusal 409 when it is cut short."""
+        self._loading = loading = self._supervisor.run("bundle_loading", work)
+        if self._is_late():
+            loading.cancel()
+        try:
+            return await loading
+        except asyncio.CancelledError as error:
+            if (caller := asyncio.current_task()) and caller.cancelling():
+                raise
+            raise refused(bundle, self._why) from error
+        finally:
+            self._loading = None
+
+    async def quiet(self) -> None:
+        """Wait until no change is under way."""
+        async with self._lock:
+            pass
+
+    def stop(self) -> None:
+        """End what is being loaded, and take no more orders."""
+        self._stopping = True
+        self._cut_short("the service is stopping")
+
+    def _cut_short(self, why: str) -> None:
+        self._why = why
+        if self._loading:
+            self._loading.cancel()
+
+    def _is_late(self) -> bool:
+        return self._stopping or self._turn != self._last
+
+    def _check(self, bundle: str) -> None:
+        if self._is_late():
+            raise refused(bundle, self._why)
+
+
+def refused(bundle: str, why: str) -> Refusal:
+    """Return the 409 for a bundle that was not activated."""
+    return Refusal(409, "busy_switching", f"Bundle {bundle} was not activated: {why}.")

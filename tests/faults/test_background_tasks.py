@@ -1,0 +1,320 @@
+"""Background tasks of a real service whose surroundings fail: each says so, goes on with what it has, and recovers."""
+
+import os
+import resource
+import signal
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from retrieval.store import Store
+from tests.support.bundles import make_store
+from tests.support.faults import with_code_before
+from tests.support.service import ADMIN_KEY, PATIENCE, Reply, Service, figures, serving, start, wait_until
+
+RED = {"queries": ["red winter city"], "k": 10}
+BAD_LISTS = {
+    "an invalid byte": b'{"paused": ["one-1\xff"]}',
+    "no JSON": b"{",
+    "another shape": b'["one-1"]',
+    "half a character": b'{"paused": ["\\ud800"]}',
+}
+
+FAIL_ONCE = """
+import {module} as module
+true, left = module.{method}, [1]
+def failing(self, *given):
+    if left and ({condition}):
+        left.pop()
+        raise ZeroDivisionError("injected")
+    return true(self, *given)
+module.{method} = failing
+"""
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return make_store(tmp_path / "store", "one", "two", "three")
+
+
+def detail(service: Service) -> str:
+    return str(service.ask("GET", "/readyz").json()["detail"])
+
+
+def served(service: Service) -> str:
+    return service.ask("POST", "/predict", RED).headers["x-bundle"]
+
+
+def shown(service: Service) -> list[str]:
+    return [hit["id"] for hit in service.ask("POST", "/predict", RED).json()["results"][0]["hits"]]
+
+
+def failures(service: Service, task: str) -> float:
+    return figures(service)[f'diptych_task_failures_total{{task="{task}"}}']
+
+
+def pause(service: Service, **change: Any) -> Reply:
+    return service.ask("POST", "/admin/paused", change, X_Admin_Key=ADMIN_KEY)
+
+
+def ended_with(store: Path, log: Path, **settings: object) -> tuple[int, str]:
+    """Exit code and log of a service that ends by itself."""
+    process = start(store, log, **settings)
+    try:
+        return process.wait(PATIENCE), log.read_text()
+    finally:
+        process.kill()
+
+
+@pytest.mark.parametrize("content", BAD_LISTS.values(), ids=BAD_LISTS.keys())
+def test_a_service_does_not_start_on_a_list_that_cannot_be_read(store: Store, tmp_path: Path, content: bytes) -> None:
+    """It would wait for ever without a word, or show labels that must not be shown."""
+    (store.path / "PAUSED.json").write_bytes(content)
+    code, log = ended_with(store.path, tmp_path / "log")
+    errors = [line for line in log.splitlines() if line.startswith("error: ")]
+    assert (code, len(errors)) == (1, 1)
+    assert "PAUSED.json" in errors[0]
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("content", BAD_LISTS.values(), ids=BAD_LISTS.keys())
+def test_a_list_that_turns_bad_is_told_and_the_watch_goes_on(store: Store, content: bytes) -> None:
+    """One byte would end the watcher: no pause and no new bundle would ever be seen again, in silence."""
+    file = store.path / "PAUSED.json"
+    with serving(store.path, watch_seconds=0.05, load_share=1) as service:
+        gone = shown(service)[0]
+        assert pause(service, add=[gone]).status == 200
+        file.write_bytes(content)
+        wait_until(lambda: "the list of paused labels cannot be read, so the last one holds" in detail(service))
+        assert service.ask("GET", "/readyz").status == 200
+        wait_until(lambda: failures(service, "store_watch") > 2)
+        assert gone not in shown(service)
+        store.activate("two")
+        wait_until(lambda: served(service) == "two")
+        file.write_text(f'{{"paused": ["{shown(service)[0]}"]}}')
+        wait_until(lambda: detail(service) == "serving")
+        assert service.log.count("the list of paused labels cannot be read") == 2  # when it began and when it ended
+
+
+def test_a_list_that_is_removed_pauses_nothing_and_is_told(store: Store) -> None:
+    """Nobody would know why labels that had been taken out are shown again."""
+    with serving(store.path, watch_seconds=0.05) as service:
+        gone = shown(service)[:2]
+        pause(service, add=gone)
+        assert not set(gone) & set(shown(service))
+        (store.path / "PAUSED.json").unlink()
+        wait_until(lambda: shown(service)[:2] == gone)
+        assert service.wait_for_log(r"PAUSED.json is empty or has been removed: (\d+) labels are shown again") == "2"
+        assert service.ask("GET", "/admin/paused", X_Admin_Key=ADMIN_KEY).json()["paused"] == []
+
+
+def test_a_store_that_is_removed_is_told_and_comes_back(store: Store) -> None:
+    """A file share that is gone would look like a service that does well, until its next start; or its paused labels
+    would be shown again."""
+    with serving(store.path, watch_seconds=0.05, load_share=1) as service:
+        gone = shown(service)[0]
+        pause(service, add=[gone])
+        away = store.path.rename(store.path.with_name("away"))
+        wait_until(
+            lambda: "the store cannot be looked at (the store cannot be reached: No such file" in detail(service)
+        )
+        assert service.ask("GET", "/readyz").status == 200
+        wait_until(lambda: failures(service, "store_watch") > 4)
+        assert gone not in shown(service)
+        assert str(store.path) not in detail(service)
+        assert service.log.count("the store cannot be looked at (") == 1
+        store.path.mkdir()  # as where a share is not mounted
+        wait_until(lambda: "has no file CURRENT" in detail(service))
+        assert gone not in shown(service)
+        store.path.rmdir()
+        away.rename(store.path)
+        wait_until(lambda: detail(service) == "serving")
+        store.activate("two")
+        wait_until(lambda: served(service) == "two")
+
+
+def change_link(link: Path, target: Path) -> None:
+    """As git-sync does it: in one step."""
+    new = link.with_name("live.new")
+    new.symlink_to(target)
+    new.replace(link)
+
+
+def test_a_store_behind_a_link_is_followed(tmp_path: Path) -> None:
+    """A release that is put into place by changing a link would never be served."""
+    old, new = make_store(tmp_path / "old", "one", "two"), make_store(tmp_path / "new", "three", "one")
+    link = tmp_path / "live"
+    link.symlink_to(old.path)
+    with serving(link, watch_seconds=0.05, load_share=1) as service:
+        assert served(service) == "one"
+        pause(service, add=["one-1", "three-1"])
+        change_link(link, new.path)
+        wait_until(lambda: served(service) == "three")
+        wait_until(lambda: service.ask("GET", "/admin/paused", X_Admin_Key=ADMIN_KEY).json()["paused"] == [])
+        assert service.activate("one").json()["bundle"] == served(service) == "one"
+        assert (old.active(), new.active()) == ("one", "one")
+        change_link(link, old.path)  # another bundle of the same name
+        wait_until(lambda: engine_folder(service) == old.bundle_path("one"))
+        assert service.ask("GET", "/admin/paused", X_Admin_Key=ADMIN_KEY).json()["paused"] == ["one-1", "three-1"]
+        reply = service.activate("absent")
+        assert (reply.status, str(tmp_path) in reply.body.decode()) == (404, False)
+        link.unlink()
+        wait_until(lambda: "the store cannot be looked at" in detail(service))
+        assert str(tmp_path) not in detail(service)
+        assert served(service) == "one"
+
+
+def engine_folder(service: Service) -> Path | None:
+    """The folder of the only engine's bundle; None where there is more than one engine."""
+    engines = service.engines()
+    if len(engines) != 1:
+        return None
+    words = Path(f"/proc/{engines[0]}/cmdline").read_text().split("\0")
+    return next((Path(word) for word in words if "/bundles/" in word), None)
+
+
+def test_a_copy_of_the_served_bundle_behind_the_link_is_not_loaded_again(tmp_path: Path) -> None:
+    """Every release of a store would load its bundle anew, changed or not; or an engine that dies after it would be
+    looked for in a folder that has been removed."""
+    old, new = make_store(tmp_path / "old", "one"), make_store(tmp_path / "new", "one")
+    link = tmp_path / "live"
+    link.symlink_to(old.path)
+    with serving(link, watch_seconds=0.05) as service:
+        engines = service.engines()
+        change_link(link, new.path)
+        service.wait_for_log("bundle one is served, and lies in another folder of the store now")
+        assert service.engines() == engines
+        old.path.rename(tmp_path / "gone")
+        os.kill(engines[0], signal.SIGKILL)
+        wait_until(lambda: engine_folder(service) == new.bundle_path("one"))
+        assert served(service) == "one"
+
+
+@contextmanager
+def no_descriptors(service: Service) -> Iterator[None]:
+    """The service can open no file and no socket, while this block lasts."""
+    pid = service.process.pid
+    before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
+    try:
+        yield
+    finally:
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+
+
+def test_an_engine_is_replaced_once_there_are_descriptors_again(store: Store) -> None:
+    """EMFILE in the moment when an engine dies would leave the service without one for good."""
+    with serving(store.path, watch_seconds=0.05) as service:
+        client = service.client()
+        assert client.post("/predict", RED).status == 200
+        with no_descriptors(service):
+            for engine in service.engines():
+                os.kill(engine, signal.SIGKILL)
+            told = wait_until(
+                lambda: "Too many open files" in (text := client.get("/readyz").json()["detail"]) and text
+            )
+            assert "no process can be started for bundle one" in told
+            assert client.post("/predict", RED).status == 503
+        wait_until(lambda: client.get("/readyz").json()["detail"] == "serving")
+        assert client.post("/predict", RED).status == 200
+        client.close()
+
+
+def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> None:
+    """What the store named while the service had no descriptor left would never be served."""
+    with serving(store.path, watch_seconds=0.05) as service:
+        client = service.client()
+        with no_descriptors(service):
+            store.activate("two")
+            wait_until(lambda: "Too many open files" in client.get("/readyz").json()["detail"])
+        wait_until(lambda: client.post("/predict", RED).headers["x-bundle"] == "two")
+        client.close()
+
+
+@pytest.mark.parametrize(
+    ("task", "module", "method", "condition"),
+    [
+        ("connection_watch", "service.connections", "Connections.watch", "True"),
+        ("generation_closing", "service.generation", "Generation.close", "self.name == 'one'"),
+        ("engine_replacement", "service.generation", "Generation._start_engine", "self._batcher"),
+        ("store_follow", "service.following", "Following._move", "True"),
+        ("store_watch", "service.source", "Source.look", "True"),
+        ("comparison_closing", "service.comparing", "Compared._end", "self.generation"),
+    ],
+)
+def test_a_task_that_fails_once_is_counted_and_goes_on(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, module: str, method: str, condition: str
+) -> None:
+    """An exception that nobody has thought of would end a task of the service for good, and nobody would see it."""
+    code = FAIL_ONCE.format(module=module, method=method, condition=condition)
+    with_code_before(tmp_path, monkeypatch, "service.server", code)
+    with serving(store.path, watch_seconds=0.05, load_share=1, compare_seconds=0.1, keep_alive_seconds=1) as service:
+        body = {"bundle": "three", "queries": ["red"]}
+        assert service.ask("POST", "/admin/compare", body, X_Admin_Key=ADMIN_KEY).status == 200
+        wait_until(lambda: len(service.engines()) == 1)
+        for engine in service.engines():
+            os.kill(engine, signal.SIGKILL)
+        wait_until(
+            lambda engine=engine: service.ask("GET", "/readyz").status == 200 and engine not in service.engines()
+        )
+        store.activate("two")
+        wait_until(lambda: served(service) == "two")
+        wait_until(lambda: len(service.engines()) == 1)
+        silent = service.client()
+        assert silent._stream.read(1) == b""  # connections are still looked after
+        assert failures(service, task) == 1
+        assert "ZeroDivisionError: injected" in service.log
+        wait_until(lambda: detail(service) == "serving")
+    assert service.process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("where", "sentence"),
+    [
+        ("s.Source.bring", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
+        ("s.Source.folder", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
+    ],
+)
+def test_a_service_that_cannot_open_its_bundle_ends_and_says_why(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, sentence: str
+) -> None:
+    """It would stay at "no bundle is open yet" for ever, and no orchestrator would start another one."""
+    code = f"import service.source as s\ndef fail(*_):\n    raise ZeroDivisionError('injected')\n{where} = fail\n"
+    with_code_before(tmp_path, monkeypatch, "service.server", code)
+    code, log = ended_with(store.path, tmp_path / "log")
+    assert code == 1
+    assert f"error: {sentence}" in log
+    assert "the background task opening failed" in log
+
+
+def test_a_service_whose_application_cannot_start_ends(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would listen, be alive, and never open a bundle."""
+    code = (
+        "import service.supervisor as s\n"
+        "def fail(self):\n"
+        "    raise ZeroDivisionError('injected')\n"
+        "s.Supervisor.watch_loop = fail\n"
+    )
+    with_code_before(tmp_path, monkeypatch, "service.server", code)
+    code, log = ended_with(store.path, tmp_path / "log")
+    assert code == 1
+    assert "ZeroDivisionError: injected" in log
+    assert "error: the service could not be started" in log
+
+
+def test_a_stop_does_not_wait_for_a_silent_collector_of_traces(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A collector that takes connections and says nothing would keep every service from ending."""
+    pytest.importorskip("opentelemetry.sdk")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_TIMEOUT", "600")
+        with serving(store.path) as service:
+            assert service.ask("POST", "/predict", RED).status == 200
+            assert service.stop() == 0
+            assert "the last traces were not sent" in service.log

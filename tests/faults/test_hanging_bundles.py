@@ -1,0 +1,215 @@
+"""A bundle that hangs while it is loaded: it keeps nobody from going back, from another bundle, or from a stop."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from retrieval.store import Store
+from tests.support.bundles import make_store
+from tests.support.faults import with_hanging_bundle
+from tests.support.service import (
+    ADMIN_KEY,
+    PATIENCE,
+    Client,
+    Reply,
+    Service,
+    children,
+    figures,
+    process_state,
+    serving,
+    start,
+    wait_until,
+)
+
+RED = {"queries": ["red winter city"]}
+CALM = {"watch_seconds": 0.05, "load_seconds": 600}
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    """One and two were active; hang never opens."""
+    store = make_store(tmp_path / "store", "one", "two", "three", "hang")
+    store.activate("two")
+    return store
+
+
+@pytest.fixture
+def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Engines of the bundle hang wait for this file."""
+    return with_hanging_bundle(tmp_path, monkeypatch, "hang")
+
+
+def served(service: Service) -> str:
+    return service.ask("POST", "/predict", RED).headers["x-bundle"]
+
+
+def detail(service: Service) -> str:
+    return str(service.ask("GET", "/readyz").json()["detail"])
+
+
+def admin(service: Service, path: str) -> Reply:
+    return service.ask("POST", f"/admin/{path}", X_Admin_Key=ADMIN_KEY)
+
+
+@contextmanager
+def activating(service: Service, name: str) -> Iterator[Client]:
+    """A client that waits for the activation of a bundle, whose engine has been started."""
+    client, engines = service.client(), set(service.engines())
+    client.begin("POST", "/admin/activate", b'{"bundle": "%b"}' % name.encode(), X_Admin_Key=ADMIN_KEY)
+    wait_until(lambda: f"bundle {name} is being prepared" in detail(service) and set(service.engines()) - engines)
+    yield client
+    client.close()
+
+
+def refused(client: Client) -> tuple[int, str, str]:
+    reply = client.finish()
+    return reply.status, reply.json()["error"]["code"], reply.json()["error"]["message"]
+
+
+def test_going_back_does_not_wait_for_it(store: Store, gate: Path) -> None:
+    """Whoever has activated a bad bundle could not go back from it for a quarter of an hour."""
+    with serving(store.path, **CALM) as service, activating(service, "hang") as client:
+        assert admin(service, "rollback").json()["bundle"] == "one"
+        why = "Bundle hang was not activated: bundle one was asked for meanwhile."
+        assert refused(client) == (409, "busy_switching", why)
+        assert (served(service), store.active(), detail(service)) == ("one", "one", "serving")
+        wait_until(lambda: len(service.engines()) == 1)
+        assert figures(service)['diptych_switches_total{result="preempted"}'] == 1
+
+
+def test_another_activation_takes_its_place_and_the_same_is_told_of_it(store: Store, gate: Path) -> None:
+    """One bundle that hangs would keep every later one from being served."""
+    with serving(store.path, **CALM) as service, activating(service, "hang") as client:
+        again = service.activate("hang")
+        assert again.status == 409
+        assert "bundle hang is being prepared" in again.json()["error"]["message"]
+        assert service.activate("three").json()["bundle"] == served(service) == store.active() == "three"
+        assert refused(client)[:2] == (409, "busy_switching")
+        wait_until(lambda: len(service.engines()) == 1)
+
+
+def test_what_the_store_names_next_takes_its_place(store: Store, gate: Path) -> None:
+    """A good bundle after a bad one would not be served although every store command says that it is."""
+    with serving(store.path, **CALM) as service:
+        store.activate("hang")
+        wait_until(lambda: "bundle hang is being prepared" in detail(service) and len(service.engines()) == 2)
+        store.activate("three")
+        wait_until(lambda: served(service) == "three")
+        wait_until(lambda: len(service.engines()) == 1)
+        store.activate("hang")
+        wait_until(lambda: "bundle hang is being prepared" in detail(service))
+        store.rollback()
+        wait_until(lambda: detail(service) == "serving" and len(service.engines()) == 1)
+        assert served(service) == "three"
+
+
+def test_an_order_is_newer_than_what_the_store_named_before(store: Store, gate: Path) -> None:
+    """The service would load again what its administrator has just taken out of its way, and never end."""
+    with serving(store.path, **CALM) as service:
+        store.activate("hang")
+        wait_until(lambda: "bundle hang is being prepared" in detail(service))
+        assert service.activate("three").json()["bundle"] == served(service) == store.active() == "three"
+        wait_until(lambda: detail(service) == "serving" and len(service.engines()) == 1)
+
+
+def test_a_service_that_starts_with_it_takes_orders(store: Store, gate: Path, tmp_path: Path) -> None:
+    """A restart on a bundle that hangs could only be mended by hand, in the store."""
+    store.activate("hang")
+    process = start(store.path, tmp_path / "log", **CALM)
+    try:
+        port = port_of(process.pid)
+        client = Client(port)
+        wait_until(lambda: "bundle hang is being prepared" in client.get("/readyz").json()["detail"])
+        reply = client.post("/admin/rollback", b"", X_Admin_Key=ADMIN_KEY)
+        assert (reply.status, reply.json()["bundle"]) == (200, "two")
+        assert client.post("/predict", RED).headers["x-bundle"] == "two"
+        wait_until(lambda: "serving bundle two" in (tmp_path / "log").read_text())
+        wait_until(lambda: len(children(process.pid)) == 1)
+        client.close()
+    finally:
+        process.terminate()
+        assert process.wait(PATIENCE) == 0
+
+
+def port_of(pid: int) -> int:
+    """The port on which a process listens, from the tables of Linux."""
+
+    def found() -> int:
+        try:
+            links = {os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()}
+        except FileNotFoundError:
+            return 0
+        for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in links:
+                return int(fields[1].partition(":")[2], 16)
+        return 0
+
+    return int(wait_until(found))
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("stage", ["opening", "activating", "comparing", "following", "replacing"])
+def test_the_service_ends_and_leaves_no_engine_behind(
+    store: Store, gate: Path, tmp_path: Path, stage: str, how: signal.Signals
+) -> None:
+    """An engine that hangs would keep its service from ending, or outlive it with all its memory."""
+    log = tmp_path / "log"
+    if stage in ("opening", "replacing"):
+        store.activate("hang")
+    if stage == "replacing":
+        gate.touch()
+    process = start(store.path, log, **CALM)
+    try:
+        port = port_of(process.pid)
+        if stage != "opening":
+            wait_until(lambda: Client(port).get("/readyz").status == 200)
+        before = [] if stage == "opening" else children(process.pid)
+        reach(stage, port, store, gate, before)
+        expected = {"opening": 1, "replacing": 1}.get(stage, 2)
+        engines = wait_until(lambda: len(now := children(process.pid)) == expected and now != before and now)
+        process.send_signal(how)
+        assert process.wait(PATIENCE) == (0 if how is signal.SIGTERM else -how)
+        wait_until(lambda: all(process_state(engine) in ("", "Z") for engine in engines))
+    finally:
+        process.kill()
+        process.wait()
+
+
+def reach(stage: str, port: int, store: Store, gate: Path, engines: list[int]) -> None:
+    """Have an engine of the bundle hang started in one of the ways there are."""
+    if stage in ("activating", "comparing"):
+        path = {"activating": "/admin/activate", "comparing": "/admin/compare"}[stage]
+        body = b'{"bundle": "hang"}' if stage == "activating" else b'{"bundle": "hang", "queries": ["red"]}'
+        Client(port).begin("POST", path, body, X_Admin_Key=ADMIN_KEY)
+    elif stage == "following":
+        store.activate("hang")
+    elif stage == "replacing":
+        gate.unlink()
+        os.kill(engines[0], signal.SIGKILL)
+
+
+def engine_of(service: Service, bundle: str) -> int | None:
+    """The engine of a bundle, if it has one just now."""
+    ending = f"/bundles/{bundle}".encode()
+    commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in service.engines()}
+    return next((pid for pid, path in commands.items() if path.exists() and ending in path.read_bytes()), None)
+
+
+def test_a_bundle_is_given_up_although_another_one_hangs(store: Store, gate: Path) -> None:
+    """A bundle whose engines keep ending would be served on for as long as the next one does not open."""
+    with serving(store.path, crashes=2, **CALM) as service:
+        assert service.activate("three").status == 200
+        store.activate("hang")
+        wait_until(lambda: engine_of(service, "hang"))
+        for _ in range(2):
+            dead = wait_until(lambda: service.ask("GET", "/readyz").status == 200 and engine_of(service, "three"))
+            os.kill(dead, signal.SIGKILL)
+            wait_until(lambda dead=dead: engine_of(service, "three") != dead)
+        wait_until(lambda: service.ask("GET", "/readyz").json()["bundle"] == "two")
+        assert served(service) == "two"
+        wait_until(lambda: engine_of(service, "hang"))  # what the store names is tried again

@@ -1,0 +1,38 @@
+"""Where tasks and threads may be started."""
+
+import ast
+from pathlib import Path
+
+SERVICE = Path(__file__).parents[2] / "service"
+STARTS = {"create_task", "ensure_future", "TaskGroup", "to_thread", "run_in_executor", "Thread", "ThreadPoolExecutor"}
+ALLOWED = {
+    "supervisor.py": "it starts them all",
+    "aside.py": "the thread behind Supervisor.read",
+    "lanes.py": "threads of the engine, which ends when one of them fails",
+}
+SEPARATE = {"loadtest", "doctor"}  # commands of their own, no part of the service
+
+
+def started_in(path: Path) -> set[str]:
+    """Names of functions called in a file that start tasks or threads."""
+    calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+    names = {call.attr if isinstance(call, ast.Attribute) else getattr(call, "id", "") for call in calls}
+    return names & STARTS
+
+
+def test_no_task_and_no_thread_is_started_outside_the_supervisor() -> None:
+    """A background task could fail again without a log line, a metric or a word in /readyz."""
+    found = {
+        str(path.relative_to(SERVICE)): started
+        for path in SERVICE.rglob("*.py")
+        if path.relative_to(SERVICE).parts[0] not in SEPARATE and (started := started_in(path))
+    }
+    assert found.keys() == ALLOWED.keys(), found
+
+
+def test_the_check_sees_each_way_to_start_one(tmp_path: Path) -> None:
+    """The test above would pass whatever the service does."""
+    path = tmp_path / "module.py"
+    for start in STARTS:
+        path.write_text(f"import asyncio\nasyncio.{start}(work)\n")
+        assert started_in(path) == {start}

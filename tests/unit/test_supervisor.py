@@ -1,0 +1,138 @@
+"""Background tasks that fail: seen by everybody, tried again, never silent."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from retrieval.errors import BundleError, DiptychError
+from service import supervisor as module
+from service.aside import aside
+from service.metrics import Metrics
+from service.supervisor import Supervisor
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.002)
+
+
+def with_supervisor(work: Callable[[Supervisor, Metrics], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        metrics = Metrics(CollectorRegistry())
+        supervisor = Supervisor(metrics)
+        async with asyncio.timeout(30):
+            await work(supervisor, metrics)
+            await supervisor.close()
+
+    asyncio.run(main())
+
+
+def failures(metrics: Metrics, task: str) -> float:
+    return metrics.registry.get_sample_value("diptych_task_failures_total", {"task": task}) or 0.0
+
+
+def test_a_failing_task_is_tried_again_until_it_succeeds(caplog: pytest.LogCaptureFixture) -> None:
+    """One unexpected exception would end the watcher of the store, or the replacement of an engine, for good."""
+    attempts, shown = [], []
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        async def work() -> None:
+            attempts.append(1)
+            shown.extend(supervisor.failing)
+            if len(attempts) < 4:
+                raise ZeroDivisionError("the cause\nand more")
+
+        await supervisor.retry("engine_replacement", work)
+        assert (len(attempts), failures(metrics, "engine_replacement"), supervisor.failing) == (4, 3, [])
+
+    with caplog.at_level(logging.ERROR):
+        with_supervisor(check)
+    sentence = "the background task engine_replacement failed (ZeroDivisionError: the cause) and is tried again"
+    assert shown == [sentence] * 3
+    assert [one.getMessage() for one in caplog.records] == [sentence.removesuffix(" and is tried again")] * 3
+    assert all(one.exc_info for one in caplog.records)
+
+
+def test_a_repeated_task_outlives_its_failures() -> None:
+    """A watcher would look no more after the first thing that nobody has thought of."""
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        rounds, enough = [], asyncio.Event()
+
+        async def work() -> None:
+            rounds.append(list(supervisor.failing))
+            if len(rounds) in (2, 3):
+                raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
+            if len(rounds) == 6:
+                enough.set()
+
+        task = supervisor.repeat("store_watch", work, 0.001)
+        await enough.wait()
+        assert [bool(one) for one in rounds] == [False, False, True, True, False, False]
+        assert failures(metrics, "store_watch") == 2
+        task.cancel()
+
+    with_supervisor(check)
+
+
+@pytest.mark.parametrize(("error", "counted"), [(BundleError("damaged"), 0), (OSError("full"), 0), (KeyError("x"), 1)])
+def test_whoever_waits_gets_the_error_and_the_unexpected_is_counted(error: Exception, counted: int) -> None:
+    """An activation would end without an answer, or a bug in it would be counted as a damaged bundle."""
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        async def work() -> None:
+            raise error
+
+        with pytest.raises(type(error)):
+            await supervisor.run("bundle_loading", work())
+        await asyncio.sleep(0)
+        assert failures(metrics, "bundle_loading") == counted
+
+    with_supervisor(check)
+
+
+def test_a_stop_does_not_wait_for_a_thread_that_reads_the_store() -> None:
+    """A dead file server would keep the service from ending."""
+    held = threading.Event()
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        reading = asyncio.ensure_future(supervisor.read(lambda: held.wait(60)))
+        await asyncio.sleep(0.01)
+        supervisor.stop_reading()
+        with pytest.raises(DiptychError, match="stopping"):
+            await reading
+        with pytest.raises(DiptychError, match="stopping"):
+            await supervisor.read(lambda: None)
+
+    with_supervisor(check)
+    held.set()
+
+
+def test_a_thread_that_raises_what_no_future_takes_still_answers() -> None:
+    """Whoever waits for the thread would wait for ever."""
+
+    async def main() -> None:
+        async with asyncio.timeout(30):
+            with pytest.raises(RuntimeError, match="StopIteration"):
+                await aside(lambda: next(iter(())))
+
+    asyncio.run(main())
+
+
+def test_a_failing_callback_of_the_loop_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
+    """A timer or a connection whose code is wrong would fail in silence."""
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        supervisor.watch_loop()
+        asyncio.get_running_loop().call_soon(lambda: {}["missing"])
+        await asyncio.sleep(0.01)
+        assert failures(metrics, "callback") == 1
+
+    with_supervisor(check)
+    assert "a callback of the event loop failed" in caplog.text
