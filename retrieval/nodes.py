@@ -15,7 +15,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.errors import BundleError, in_a_line
+from retrieval.errors import BundleError
+from retrieval.vector_file import map_array
 
 # rows, scores, dual-encoder shares, classifier shares
 Scored = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -101,12 +102,7 @@ def read_nodes(path: Path, labels: int, size: int) -> Nodes:
 
     Nodes are numbered by their first label, so each number is at most one more than the greatest before it.
     """
-    try:
-        node_L = np.asarray(np.lib.format.open_memmap(path, mode="r"))  # maps no more than the file has
-    except (ValueError, OSError, EOFError, OverflowError) as error:
-        raise BundleError(
-            f"{path} is not an array of numbers ({in_a_line(error)}). Export the bundle again."
-        ) from error
+    node_L = map_array(path)  # which takes no more memory than the file has
     if node_L.shape != (labels,) or node_L.dtype != np.int32:
         raise BundleError(
             f"{path} holds {node_L.dtype} of shape {node_L.shape}, not int32 of {(labels,)}. Export the bundle again."

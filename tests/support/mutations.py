@@ -129,7 +129,19 @@ def _spoil_a_field(folder: Path, draw: Draw) -> None:
     elif isinstance(value, bool) or value is None:
         parent[key] = ["text", 3, [], [None]][draw.integers(4)]
     else:
-        wrong: list[Any] = ["text", None, [], {}, True, -2, -(10**40), 10**40, float("nan"), float("inf"), str(value)]
+        wrong: list[Any] = [
+            "text",
+            "null" if key == "ef" else None,
+            [],
+            {},
+            True,
+            -2,
+            -(10**40),
+            10**40,
+            float("nan"),
+            float("inf"),
+            str(value),
+        ]
         parent[key] = wrong[draw.integers(len(wrong))]
     (folder / MANIFEST).write_text(json.dumps(content))
 
