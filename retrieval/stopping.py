@@ -24,9 +24,10 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 class StopRequested(SystemExit):
     """A signal asked this process to stop; the code is 128 plus its number."""
 
+    code: int
+
     def __init__(self, number: int) -> None:
         super().__init__(128 + number)
-        self.number = number
 
 
 class _State:
