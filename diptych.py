@@ -13,6 +13,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
+from retrieval import stopping
 from retrieval.errors import DiptychError
 
 
@@ -111,9 +112,14 @@ def missing_package(command: str, missing: ModuleNotFoundError) -> DiptychError:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code. An error meant for a person is one sentence on stderr and code 1."""
+    """Run one command; return its exit code. An error meant for a person is one sentence on stderr and code 1.
+
+    A signal to stop ends it with 128 plus the signal's number; see retrieval/stopping.py.
+    """
     args = list(sys.argv[1:] if argv is None else argv)
     called = called_command(args)
+    if argv is None and called != "serve":  # which stops in its own way; a caller within Python keeps its own handlers
+        stopping.install()
     try:
         front_door(called)(args, prog_name="diptych")
     except OSError as error:  # a path or a disk that cannot be used, wherever it was met

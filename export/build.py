@@ -13,7 +13,7 @@ import numpy as np
 
 from export.directions import principal_directions, write_narrowed
 from export.encoders import write_encoders
-from export.gates import QUERIES, RECALL_TARGET, KeepsQuality, Ranked, choose_efforts, prove_parity, sample
+from export.gates import QUERIES, prove_parity, sample, sample_label_texts
 from export.geometry import Cone, balance_for, bias, find_cone
 from export.precision import PRECISION_LOSS, reduce_precision
 from export.progress import Stage, silent
@@ -25,6 +25,7 @@ from export.quality import (
     checkpoint_quality,
     prove_quality,
 )
+from export.recall import RECALL_TARGET, KeepsQuality, Ranked, choose_efforts
 from export.vectors import count_zeros, write_imputed, write_vectors
 from retrieval.encoder import TextEncoder
 from retrieval.errors import BundleError, GateError
@@ -36,6 +37,7 @@ from retrieval.manifest import (
     INDEX,
     LABEL_ENCODER,
     LABELS,
+    NODES,
     QUERY_ENCODER,
     TOKENIZER,
     VECTORS,
@@ -51,6 +53,7 @@ from retrieval.manifest import (
     seal,
 )
 from retrieval.narrow import NarrowIndex
+from retrieval.nodes import nodes_of
 from retrieval.retriever import Retriever
 from retrieval.store import Store
 from retrieval.workers import Workers
@@ -152,26 +155,33 @@ def _build_index(
     with stage("principal directions"):
         directions_DW, energy = principal_directions(vectors_LD, model.dual_dim)
         width = directions_DW.shape[1]
-        narrow_LW = write_narrowed(vectors_LD, directions_DW, folder / NARROWED)
+        nodes = nodes_of(vectors_LD)
+        narrow_NW = write_narrowed(vectors_LD, nodes.representatives, directions_DW, folder / NARROWED)
     with stage("index") as progress:
-        built = HnswIndex.build(narrow_LW, m=m, ef_construction=ef_construction, threads=threads, progress=progress)
+        built = HnswIndex.build(narrow_NW, m=m, ef_construction=ef_construction, threads=threads, progress=progress)
         built.save(folder / INDEX)
-        del built, narrow_LW  # what is measured is the file, and two graphs need twice the memory
+        del built, narrow_NW  # what is measured is the file, and two graphs need twice the memory
         (folder / NARROWED).unlink()
         np.save(folder / DIRECTIONS, directions_DW)
+        shared = nodes if nodes.size < len(vectors_LD) else None
+        if shared is not None:
+            np.save(folder / NODES, shared.node_L)
     with stage("recall") as progress:
-        graph = HnswIndex.load(folder / INDEX, width, len(vectors_LD), ef=1, workers=Workers(threads))
-        index = Ranked(NarrowIndex(graph, directions_DW), vectors_LD, model.dual_dim)
+        graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, workers=Workers(threads))
+        index = Ranked(NarrowIndex(graph, directions_DW), vectors_LD, model.dual_dim, shared)
         weight = checkpoint.classifier_weight
         keeps_quality = KeepsQuality(encoder, model, index, asked, own, weight, _allowed(settings))
-        efforts = choose_efforts(encoder, model, index, queries, weight, keeps_quality, progress)
+        label_texts = sample_label_texts(checkpoint.labels.column("text"))
+        efforts = choose_efforts(encoder, model, index, queries, label_texts, weight, keeps_quality, progress)
     return IndexFacts(
         width=width,
         energy=energy,
+        nodes=None if shared is None else shared.size,
         m=m,
         ef_construction=ef_construction,
         recall_target=RECALL_TARGET,
         recall_queries=len(queries),
+        recall_label_texts=len(label_texts),
         efforts=efforts,
     )
 

@@ -59,6 +59,8 @@ def _table(built: "Built") -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
+    from retrieval.manifest import MANY
+
     manifest = built.manifest
     table = Table("what", "figure", "over", title=built.name, title_justify="left", box=SIMPLE)
     parity, queries = manifest.parity, f"{manifest.index.recall_queries:,} queries"
@@ -77,9 +79,14 @@ def _table(built: "Built") -> "Table":
             )
     for effort in manifest.index.efforts:
         chosen = " (default)" if effort.weight == manifest.classifier_weight else ""
-        recall = f"{effort.recall_at_10:.4f}, {effort.recall_at_1:.4f}"
-        how = f"ef {effort.ef}" if effort.ef else "every label is compared: the index does not find enough"
-        table.add_row(f"recall@10, @1 at weight {effort.weight:g}{chosen}", recall, f"{queries}, {how}")
+        where = f"at weight {effort.weight:g}{chosen}"
+        ways = [f"ef {ef}" if ef else "every label is compared" for ef in (effort.ef, effort.at(MANY))]
+        table.add_row(
+            f"recall@1, @10 {where}", f"{effort.recall_at_1:.4f}, {effort.recall_at_10:.4f}", f"{queries}, {ways[0]}"
+        )
+        table.add_row(f"recall@100 {where}", f"{effort.recall_at_100:.4f}", f"{queries}, {ways[1]}")
+        recalls = f"{effort.label_text_recall_at_10:.4f}, {effort.label_text_recall_at_100:.4f}"
+        table.add_row(f"recall@10, @100 {where}", recalls, f"{manifest.index.recall_label_texts:,} label texts")
     if manifest.quality is not None:
         own, bundle = manifest.quality.checkpoint, manifest.quality.bundle
         for figure in ("P@1", "P@5", "PSP@5"):

@@ -1,6 +1,6 @@
 """The label vectors' principal directions: few numbers a label for the index, most of what tells labels apart.
 
-Shapes: L labels, B of a chunk, D vector width, W directions.
+Shapes: L labels, N distinct vectors, B of a chunk, D vector width, W directions.
 """
 
 from pathlib import Path
@@ -46,18 +46,23 @@ def _moments(vectors_LD: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float
         sum_D += chunk_BD.sum(axis=0)
         moment_DD += chunk_BD.T @ chunk_BD
     mean_D = sum_D / len(vectors_LD)
-    return mean_D, moment_DD / len(vectors_LD) - np.outer(mean_D, mean_D)
+    variance_DD = moment_DD / len(vectors_LD) - np.outer(mean_D, mean_D)
+    # Where labels are all alike, what is left of the difference is rounding, and may be negative.
+    rounding_D = 1e-12 * np.diagonal(moment_DD) / len(vectors_LD)
+    variance_DD[np.diagonal(variance_DD) <= rounding_D] = 0.0
+    variance_DD[:, np.diagonal(variance_DD) <= rounding_D] = 0.0
+    return mean_D, variance_DD
 
 
-def write_narrowed(vectors_LD: Vectors, directions_DW: Vectors, path: Path) -> Vectors:
-    """The vectors along the directions [L, W], in a file of their own.
+def write_narrowed(vectors_LD: Vectors, row_N: NDArray[np.int64], directions_DW: Vectors, path: Path) -> Vectors:
+    """Write the vectors `row_N` along the directions [N, W] to a file of their own.
 
-    Summed in float64: equal vectors stay equal, whatever their place in a chunk, and the index knows them as such.
+    Summed in float64: vectors that are equal along the directions stay equal, whatever their place in a chunk.
     """
-    shape = (len(vectors_LD), directions_DW.shape[1])
-    narrow_LW: np.memmap[Any, np.dtype[np.float32]]
-    narrow_LW = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
-    for start in range(0, len(vectors_LD), LABELS_A_CHUNK):
-        chunk_BD = np.asarray(vectors_LD[start : start + LABELS_A_CHUNK], np.float64)
-        narrow_LW[start : start + LABELS_A_CHUNK] = chunk_BD @ directions_DW.astype(np.float64)
-    return narrow_LW
+    shape = (len(row_N), directions_DW.shape[1])
+    narrow_NW: np.memmap[Any, np.dtype[np.float32]]
+    narrow_NW = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+    for start in range(0, len(row_N), LABELS_A_CHUNK):
+        chunk_BD = np.asarray(vectors_LD[row_N[start : start + LABELS_A_CHUNK]], np.float64)
+        narrow_NW[start : start + LABELS_A_CHUNK] = chunk_BD @ directions_DW.astype(np.float64)
+    return narrow_NW

@@ -1,35 +1,26 @@
-"""What a bundle must prove before it exists: parity with the checkpoint, and an index that misses next to nothing.
+"""Parity: a bundle's ONNX encoders must give the vectors that the checkpoint gives.
 
-Suffixes: N texts, Q queries, K ranks, D vector width, L labels.
+Suffixes: N texts, Q queries, D vector width.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from export.geometry import Cone
-from export.progress import Progress
-from export.quality import Figures, Validation, falls_short, torch_halves
-from retrieval.candidates import Candidates
+from export.quality import torch_halves
 from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
-from retrieval.index import QUERIES_A_PASS, ExactIndex, Rows, VectorIndex, Vectors
-from retrieval.manifest import Effort, ModelFacts, Parity
-from retrieval.narrow import rescore, to_rescore
+from retrieval.index import Vectors
+from retrieval.manifest import Parity
 from training.checkpoint import Checkpoint
 from training.tokens import tokenize_in_memory
 
 COSINE_TARGET = 0.9999
-RECALL_TARGET = 0.995  # of the first place and of the first ten: what is missed are good answers, not random ones
-RECALL_REQUIRED = 0.99  # of the first ten, at every weight
-WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-EF_STEPS = 4  # parts of a rung, the cheapest of which is looked for
 QUERIES, LABELS = 1_000, 1_000
-EQUAL_SCORE = 1e-6
+LABEL_TEXTS = 500  # that recall is measured with
 
 
 def prove_parity(
@@ -61,113 +52,6 @@ def prove_parity(
     return parity
 
 
-class Ranked:
-    """An index asked as a reader asks it: `ef` candidates, the best of them by their whole vectors."""
-
-    def __init__(self, index: VectorIndex, vectors_LD: Vectors, dual_dim: int) -> None:
-        self.vectors_LD, self.size = vectors_LD, index.size
-        self._index, self._dual_dim = index, dual_dim
-        self._candidates = Candidates(index, ExactIndex(vectors_LD))
-
-    def search(self, query_QD: Vectors, k: int, ef: int) -> Rows:
-        """The k best rows [Q, K] that are found with this effort."""
-        parts = []
-        for start in range(0, len(query_QD), QUERIES_A_PASS):
-            part_QD = query_QD[start : start + QUERIES_A_PASS]
-            rows_QC = self._candidates.find(part_QD, to_rescore(k, self._index, ef), ef)
-            parts.append(rescore(part_QD, rows_QC, self.vectors_LD, self._dual_dim, k)[0])
-        return np.concatenate(parts)
-
-
-def choose_efforts(
-    encoder: TextEncoder, facts: ModelFacts, index: Ranked, queries: Sequence[str],
-    default_weight: float, keeps_quality: Callable[[int], bool], progress: Progress,
-) -> tuple[Effort, ...]:  # fmt: skip
-    """The smallest effort that reaches the recall target at each weight; at the default one it keeps quality as well.
-
-    At a weight where none on the ladder reaches enough, every label is to be compared. Raises GateError where that is
-    the default one: most searches would be slow.
-    """
-    encoded_QD = encoder.encode(queries).vectors_BD
-    weights = sorted({*WEIGHTS, default_weight})
-    efforts = []
-    for done, weight in enumerate(weights):
-        enough = keeps_quality if weight == default_weight else _anything
-        efforts.append(_effort(encoded_QD * facts.query_scale(weight), weight, index, enough))
-        progress(done + 1, len(weights))
-    missed = {one.weight: one for one in efforts if one.recall_at_10 < RECALL_REQUIRED}
-    if own := missed.get(default_weight):
-        raise GateError(
-            f"recall: at weight {own.weight:g}, the default, and ef {own.ef} the index reaches recall@10 "
-            f"{own.recall_at_10:.4f} where {RECALL_REQUIRED} is needed. Raise --m or --ef-construction."
-        )
-    every_label = {"ef": None, "recall_at_10": 1.0, "recall_at_1": 1.0}
-    return tuple(one.model_copy(update=every_label) if one.weight in missed else one for one in efforts)
-
-
-def _anything(ef: int) -> bool:
-    return True
-
-
-class KeepsQuality:
-    """Whether an index, asked with some ef at the default weight, answers as well as the checkpoint does.
-
-    A recall of 0.995 may cost a fifth of a point of P@5, or not: which answers are missed decides.
-    """
-
-    def __init__(
-        self, encoder: TextEncoder, facts: ModelFacts, index: Ranked, asked: Validation, own: Figures, weight: float,
-        allowed: float,
-    ) -> None:  # fmt: skip
-        self._query_QD = encoder.encode(asked.texts).vectors_BD * facts.query_scale(weight)
-        self._index, self._asked, self._own, self._allowed = index, asked, own, allowed
-
-    def __call__(self, ef: int) -> bool:
-        rows_QK = self._index.search(self._query_QD, self._asked.k, ef)
-        return falls_short(self._own, self._asked.figures(rows_QK), self._asked.scored, self._allowed) is None
-
-
-def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDArray[np.floating]) -> float:
-    """Share of the k best that were found; a found label counts when its score reaches the k-th best within 1e-6.
-
-    Which of several equal labels stand among the k best is chance, and equal they often are: those of the same tokens,
-    and at weight 1 all that were never trained, whose score is 0. Both sides best first, by scores computed alike.
-    """
-    k = min(k, best_scores_QK.shape[1])
-    threshold_Q1 = best_scores_QK[:, k - 1 : k] - EQUAL_SCORE
-    return float((found_scores_QK[:, :k] >= threshold_Q1).mean())
-
-
-def _effort(query_QD: Vectors, weight: float, index: Ranked, enough: Callable[[int], bool]) -> Effort:
-    """The least effort of the ladder that is enough, then the least between it and the rung below."""
-    best_QK = _scores(query_QD, ExactIndex(index.vectors_LD).search(query_QD, 10)[0], index.vectors_LD)
-
-    def at(ef: int) -> tuple[Effort, bool]:
-        found_QK = _scores(query_QD, index.search(query_QD, 10, ef), index.vectors_LD)
-        at_10, at_1 = recall_at(10, found_QK, best_QK), recall_at(1, found_QK, best_QK)
-        effort = Effort(weight=weight, ef=ef, recall_at_10=at_10, recall_at_1=at_1)
-        return effort, min(at_10, at_1) >= RECALL_TARGET and enough(ef)
-
-    below = 0
-    for rung in EF_LADDER:
-        effort, reached = at(rung)
-        if reached or rung >= index.size:
-            break
-        below = rung
-    if reached and below:
-        for ef in range(below + (rung - below) // EF_STEPS, rung, max(1, (rung - below) // EF_STEPS)):
-            less, reached = at(ef)
-            if reached:
-                return less
-    return effort
-
-
-def _scores(query_QD: Vectors, rows_QK: Rows, vectors_LD: Vectors) -> NDArray[np.float64]:
-    """Scores of some rows, best first, summed in one way: BLAS and hnswlib each have their own, and last digits."""
-    scores_QK = np.einsum("qd,qkd->qk", query_QD, vectors_LD[rows_QK], dtype=np.float64)
-    return -np.sort(-scores_QK, axis=1)
-
-
 def _least_cosine(unit_ND: Vectors, other_ND: Vectors) -> float:
     """1 − ½‖a − b‖² at its least: the cosine of unit vectors, and less when the other's length is wrong, down to −1."""
     distance_N = np.linalg.norm(unit_ND.astype(np.float64) - other_ND, axis=1)
@@ -191,3 +75,10 @@ def sample(column: Any, n: int) -> list[str]:
     rows = np.unique(np.linspace(0, len(column) - 1, min(n, len(column))).astype(np.int64))
     texts: list[str] = column.take(rows).to_pylist()
     return texts
+
+
+def sample_label_texts(column: Any) -> list[str]:
+    """About LABEL_TEXTS distinct texts: half evenly over the labels, which favours shared texts, half over texts."""
+    texts = column.unique()
+    half = LABEL_TEXTS // 2  # one more of the others, or both halves would be the same where no text is shared
+    return list(dict.fromkeys([*sample(column, half), *sample(texts, half + 1)]))

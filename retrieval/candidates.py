@@ -4,15 +4,20 @@ A filter is answered in one of two ways, whichever is cheaper. Few allowed label
 the memory-mapped vectors. Of many, the index is asked for so many candidates that enough of them are allowed; a query
 for which there were not enough after all is answered the first way. No code of Python's runs for each candidate.
 
-Suffixes: Q queries, C candidates, S allowed labels, D vector width.
+Where labels share nodes of the index, a candidate stands for its node: it is the node's first allowed label.
+
+Suffixes: Q queries, C candidates, S allowed labels, L labels, N nodes, D vector width.
 """
 
 import math
+from threading import Lock
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
 from retrieval.attributes import Allowed
 from retrieval.index import ExactIndex, Rows, VectorIndex, Vectors
+from retrieval.nodes import Nodes
 
 # Costs in units of one inner product with a row that is in the processor's cache; measured in docs/decisions/0023.
 COST_OF_A_ROW = 10  # to fetch it, once for all queries
@@ -21,37 +26,61 @@ SLACK = 2  # allowed ones do not lie evenly
 
 
 class Candidates:
-    """Finds candidates for queries of one bundle; both indexes hold the same rows."""
+    """Finds candidates for queries of one bundle.
 
-    def __init__(self, index: VectorIndex, exact: ExactIndex) -> None:
-        self._index, self._exact = index, exact
+    The exact index holds every label. The other one holds the same rows, or with `nodes` one vector per node.
+    """
+
+    def __init__(self, index: VectorIndex, exact: ExactIndex, nodes: Nodes | None = None) -> None:
+        self._index, self._exact, self._nodes = index, exact, nodes
+        self._among: WeakKeyDictionary[Allowed, Nodes] = WeakKeyDictionary()  # of the filters that are remembered
+        self._lock = Lock()
+
+    def nodes(self, allowed: Allowed | None = None) -> Nodes | None:
+        """The allowed labels of each node; None where every label is a node of its own."""
+        if self._nodes is None or allowed is None:
+            return self._nodes
+        with self._lock:
+            found = self._among.get(allowed)
+        if found is None:
+            found = self._nodes.among(allowed.mask_L)
+            with self._lock:
+                self._among[allowed] = found
+        return found
 
     def find(self, query_QD: Vectors, wanted: int, effort: int | None, allowed: Allowed | None = None) -> Rows:
         """`wanted` candidate rows of each query [Q, C], best first; C is less where there are no more.
 
         `effort` is how many candidates the index has to look at to be accurate, None where it cannot be.
         """
-        if allowed is not None and allowed.count < self._index.size:
-            return self._among(query_QD, min(wanted, allowed.count), effort, allowed)
+        if allowed is not None and allowed.count < self._exact.size:
+            if not allowed.count:
+                return np.empty((len(query_QD), 0), np.int64)
+            return self._find_among(query_QD, wanted, effort, allowed)
         wanted = min(wanted, self._index.size)
         if effort is None:
-            return self._exact.search(query_QD, wanted)[0]
-        return self._index.search(query_QD, max(wanted, effort))[0][:, :wanted]
+            rows_N = None if self._nodes is None else self._nodes.representatives
+            return self._exact.search(query_QD, wanted, rows_N)[0]
+        place_QC = self._index.search(query_QD, max(wanted, effort))[0][:, :wanted]
+        return place_QC if self._nodes is None else self._nodes.first_rows(place_QC)
 
-    def _among(self, query_QD: Vectors, wanted: int, effort: int | None, allowed: Allowed) -> Rows:
-        if not wanted:
-            return np.empty((len(query_QD), 0), np.int64)
-        share = allowed.count / self._index.size
+    def _find_among(self, query_QD: Vectors, wanted: int, effort: int | None, allowed: Allowed) -> Rows:
+        nodes = self.nodes(allowed)
+        mask_N, rows_S = (allowed.mask_L, allowed.rows_R) if nodes is None else (nodes.used_N, nodes.representatives)
+        wanted, share = min(wanted, len(rows_S)), len(rows_S) / self._index.size
         # The k-th allowed label is the (k/share)-th of all, and so much farther down the index has to be accurate.
         asked = min(self._index.size, math.ceil(max(effort or 0, SLACK * wanted) / share))
-        if effort is None or self.compares_each(len(query_QD), asked, allowed.count):
-            return self._exact.search(query_QD, wanted, allowed.rows_R)[0]
-        rows_QC, _ = self._index.search(query_QD, asked)
-        found_QC, enough_Q = _first(rows_QC, allowed.mask_L[rows_QC], wanted)
-        if not enough_Q.all():
-            short_Q = ~enough_Q
-            found_QC[short_Q] = self._exact.search(query_QD[short_Q], wanted, allowed.rows_R)[0]
-        return found_QC
+        if effort is None or self.compares_each(len(query_QD), asked, len(rows_S)):
+            return self._exact.search(query_QD, wanted, rows_S)[0]
+        place_QC, _ = self._index.search(query_QD, asked)
+        place_QC, enough_Q = _first(place_QC, mask_N[place_QC], wanted)
+        short_Q = ~enough_Q
+        if nodes is not None:
+            place_QC[short_Q] = nodes.node_L[rows_S[0]]  # overwritten below; an unused node has no first label
+            place_QC = nodes.first_rows(place_QC)
+        if short_Q.any():
+            place_QC[short_Q] = self._exact.search(query_QD[short_Q], wanted, rows_S)[0]
+        return place_QC
 
     @staticmethod
     def compares_each(queries: int, asked: int, rows: int) -> bool:
@@ -59,7 +88,7 @@ class Candidates:
         return rows * (COST_OF_A_ROW + queries) <= queries * asked * COST_OF_A_CANDIDATE
 
 
-def _first(rows_QC: Rows, allowed_QC: np.ndarray, wanted: int) -> tuple[Rows, np.ndarray]:
+def _first(place_QC: Rows, allowed_QC: np.ndarray, wanted: int) -> tuple[Rows, np.ndarray]:
     """The first `wanted` allowed candidates of each query, and which queries have as many."""
     order_QC = np.argsort(~allowed_QC, axis=1, kind="stable")[:, :wanted]
-    return np.take_along_axis(rows_QC, order_QC, 1), allowed_QC.sum(axis=1) >= wanted
+    return np.take_along_axis(place_QC, order_QC, 1), allowed_QC.sum(axis=1) >= wanted

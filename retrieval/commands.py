@@ -95,6 +95,7 @@ def predict(
     from retrieval.matching import Wanted, match
     from retrieval.retriever import Retriever
     from retrieval.signatures import trusted_keys
+    from retrieval.stopping import StopRequested
 
     with (
         Retriever.open(_folder(bundle), threads=threads, trusted=trusted_keys()) as retriever,
@@ -107,9 +108,9 @@ def predict(
                 retriever, source, output, column, wanted,
                 lambda done, total: bars.update(bar, completed=done, total=total),
             )  # fmt: skip
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, StopRequested) as stopped:
             typer.echo("Stopped. The same command goes on from here.", err=True)
-            raise typer.Exit(130) from None
+            raise typer.Exit(stopped.code if isinstance(stopped, StopRequested) else 130) from None
         blank = f", {found.blank:,} without text" if found.blank else ""
         typer.echo(f"{found.matches:,} matches of {found.queries:,} queries{blank}, bundle {retriever.name}: {output}")
 

@@ -3,9 +3,11 @@
 Suffixes: Q queries, L labels, B a block of labels, D vector width, K results of a query (best first).
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Lock
 from typing import Any, Protocol, Self
 
 import hnswlib
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 from retrieval.errors import BadInput, BundleError
 from retrieval.index_file import check_index_file
 from retrieval.limits import available_cores
+from retrieval.nodes import first_equal_rows
 from retrieval.workers import Workers
 
 Vectors = NDArray[np.float32]
@@ -23,7 +26,9 @@ Progress = Callable[[int, int], object]  # called with (labels added, labels in 
 
 QUERIES_A_PASS = 256
 LABELS_A_BLOCK = 65_536  # 256 × 65,536 float32 scores: 64 MB a thread, whatever the number of labels
-LABELS_AN_INSERTION = 8_192
+LABELS_AN_INSERTION = 1_024  # between two looks at signals and progress
+TOO_FEW = "Cannot return the results"  # hnswlib's words for a query that found fewer than k
+LOG = logging.getLogger("diptych.index")
 MOVED = 1e-4  # of a vector's length; the same recall from 1e-4 to 3e-2
 
 
@@ -81,6 +86,28 @@ class ExactIndex:
             yield start, np.asarray(self._vectors_LD[among_S[start : start + LABELS_A_BLOCK]], np.float32)
 
 
+class FullScans:
+    """Counts queries for which every vector was compared, as the graph found too few; logs the 1st, 10th, 100th, …."""
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self._logged = 1
+        self._lock = Lock()
+
+    def add(self, queries: int) -> None:
+        """Count some more; safe to call from several threads."""
+        with self._lock:
+            self.queries += queries
+            due = self.queries >= self._logged
+            while self._logged <= self.queries:
+                self._logged *= 10
+        if due:
+            LOG.warning(
+                "the index found too few labels for %d queries so far; every label was compared for them, which is "
+                "slow. Export the bundle with a larger --m or --ef-construction.", self.queries,
+            )  # fmt: skip
+
+
 class HnswIndex:
     """hnswlib's graph. `ef` is fixed when the index is made: changing it would change it under other searches."""
 
@@ -91,6 +118,7 @@ class HnswIndex:
         self.size, self.dim = int(index.get_current_count()), int(index.dim)
         self._workers = workers
         self.ef = ef
+        self.full_scans = FullScans()
 
     @classmethod
     def build(
@@ -107,14 +135,15 @@ class HnswIndex:
         """Insert every vector; `m` links a node and `ef_construction` candidates trade build time for recall.
 
         A vector that equals an earlier one is moved by ten-thousandths: equal ones would link to each other alone, and
-        many of them make an island that no search leaves or finds.
+        many of them make an island that no search leaves or finds. A bundle's labels of equal vectors share a node, but
+        different ones may still be equal along the directions that its index is about.
         """
         if vectors_LD.ndim != 2 or not vectors_LD.size:
             raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
         size, dim = vectors_LD.shape
         index = hnswlib.Index(space="ip", dim=dim)
         index.init_index(max_elements=size, M=m, ef_construction=ef_construction, random_seed=seed)
-        repeated_L = _repeated(vectors_LD)
+        repeated_L = first_equal_rows(vectors_LD) != np.arange(size)
         for start in range(0, size, LABELS_AN_INSERTION):
             stop = min(start + LABELS_AN_INSERTION, size)
             block_BD = np.array(vectors_LD[start:stop], np.float32, order="C")
@@ -149,8 +178,11 @@ class HnswIndex:
         query_QD, k = checked(query_QD, k, self.dim), min(k, self.size)
         try:
             parts = self._workers.share(lambda part_PD: self._index.knn_query(part_PD, k, num_threads=1), query_QD)
-        except RuntimeError:
+        except RuntimeError as error:
+            if TOO_FEW not in str(error):
+                raise
             # One query found fewer than k (a part of the graph cannot be reached) and hnswlib gives up its whole part.
+            self.full_scans.add(len(query_QD))
             return _search_blocks(query_QD, k, self._blocks, self._workers.threads)
         rows, distances = zip(*parts, strict=True)
         distance_QK: Vectors = np.concatenate(distances)
@@ -170,19 +202,6 @@ class HnswIndex:
         for start in range(0, self.size, LABELS_A_BLOCK):
             stop = min(start + LABELS_A_BLOCK, self.size)
             yield start, np.asarray(self._index.get_items(np.arange(start, stop)), np.float32)
-
-
-def _repeated(vectors_LD: Vectors) -> NDArray[np.bool_]:
-    """Which vectors equal an earlier one, by a hash of their bits: two that only share it do no harm."""
-    size, dim = vectors_LD.shape
-    factors_D = np.random.default_rng(0).integers(0, 1 << 64, dim, np.uint64) | np.uint64(1)
-    hash_L = np.empty(size, np.uint64)
-    for start in range(0, size, LABELS_AN_INSERTION):
-        block_BD = np.ascontiguousarray(vectors_LD[start : start + LABELS_AN_INSERTION], np.float32)
-        hash_L[start : start + len(block_BD)] = block_BD.view(np.uint32) @ factors_D
-    repeated_L = np.ones(size, np.bool_)
-    repeated_L[np.unique(hash_L, return_index=True)[1]] = False
-    return repeated_L
 
 
 def _moves(block_BD: Vectors, repeated_B: NDArray[np.bool_], draw: np.random.Generator) -> Vectors:
@@ -210,7 +229,10 @@ def _search_blocks(
         found = [_search_pass(part_QD, k, blocks()) for part_QD in passes]
     else:
         with ThreadPoolExecutor(min(threads, len(passes))) as pool:
-            found = list(pool.map(lambda part_QD: _search_pass(part_QD, k, blocks()), passes))
+            try:
+                found = list(pool.map(lambda part_QD: _search_pass(part_QD, k, blocks()), passes))
+            finally:  # an interrupted search does not wait for the passes that have not begun
+                pool.shutdown(wait=False, cancel_futures=True)
     if not found:
         return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
     return np.concatenate([rows for rows, _ in found]), np.concatenate([scores for _, scores in found])

@@ -23,8 +23,8 @@ from retrieval.limits import available_cores
 from retrieval.signatures import SIGNATURE, check_signature
 from retrieval.vector_file import read_finite
 
-FORMAT_VERSION: Literal[2] = 2  # that is written; version 1 had no directions
-READABLE = (1, 2)
+FORMAT_VERSION: Literal[3] = 3  # that is written; version 1 had no directions, version 2 no nodes
+READABLE = (1, 2, 3)
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, SIGNATURE}  # a manifest cannot hold its own hash
 MANIFEST_LIMIT = 1 << 20  # bytes; a manifest lists a dozen files, more is an attack on the reader's memory
@@ -32,9 +32,10 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 TOKENIZER, QUERY_ENCODER, LABEL_ENCODER = "tokenizer.json", "query_encoder.onnx", "label_encoder.onnx"
 INDEX, VECTORS, LABELS, GOLDEN = "index.hnsw", "vectors.npy", "labels.arrow", "golden.json"
-DIRECTIONS = "directions.npy"
+DIRECTIONS, NODES = "directions.npy", "nodes.npy"
 REQUIRED = (TOKENIZER, QUERY_ENCODER, LABEL_ENCODER, INDEX, VECTORS, LABELS, GOLDEN)
 
+FEW, MANY = 10, 100  # answers that the index's recall is measured at
 MOST = (1 << 31) - 1  # of anything that is counted: what a reader allocates or loops over must have a bound
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Whole = Annotated[int, Field(ge=0, le=MOST)]
@@ -121,29 +122,53 @@ class ModelFacts(_Part):
 
 
 class Effort(_Part):
-    """How hard to search at one weight: `ef` candidates, and the recalls that the index reached with them.
+    """How hard to search at one weight: `ef` candidates for k up to 10, `ef_at_100` for k = 100, and recalls reached.
 
-    None where the index does not find enough with any number of them: every label is compared.
+    None where the index does not find enough with any number of them: every label is compared. The first three recalls
+    are those of validation queries, the others those of label texts; older bundles have only the first two.
     """
 
     weight: Share
     ef: Count | None
+    ef_at_100: Count | None = None
     recall_at_10: Share
     recall_at_1: Share
+    recall_at_100: Share | None = None
+    label_text_recall_at_10: Share | None = None
+    label_text_recall_at_100: Share | None = None
+
+    @model_validator(mode="after")
+    def _recalls_at_100_go_together(self) -> Self:
+        later = (self.recall_at_100, self.label_text_recall_at_10, self.label_text_recall_at_100)
+        if None in later and (any(one is not None for one in later) or self.ef_at_100 is not None):
+            raise ValueError("ef_at_100, recall_at_100 and the recalls of label texts go together")
+        return self
+
+    def at(self, k: int) -> int | None:
+        """Candidates for k answers, on a line through those of 10 and of 100; None for all labels."""
+        if k <= FEW or self.ef is None or self.recall_at_100 is None:
+            return self.ef
+        if self.ef_at_100 is None:
+            return None
+        return self.ef + -(-max(self.ef_at_100 - self.ef, 0) * (k - FEW) // (MANY - FEW))
 
 
 class IndexFacts(_Part):
     """The graph's settings and its measured recall against exact search, in order of weight from 0 to 1.
 
     It holds label vectors along `width` directions, which keep `energy` of what tells labels apart; None: all of it.
+    It holds each distinct vector once, in `nodes` nodes; None: no two labels have the same vector. The recalls are over
+    `recall_queries` validation queries and `recall_label_texts` label texts.
     """
 
     width: Count | None = None
     energy: Share | None = None
+    nodes: Count | None = None
     m: Count
     ef_construction: Count
     recall_target: Share
     recall_queries: Whole
+    recall_label_texts: Whole = 0
     efforts: tuple[Effort, ...]
 
     @model_validator(mode="after")
@@ -153,11 +178,11 @@ class IndexFacts(_Part):
             raise ValueError(f"efforts must rise from weight 0 to weight 1, not {weights}")
         return self
 
-    def effort(self, weight: float) -> int | None:
+    def effort(self, weight: float, k: int = FEW) -> int | None:
         """Candidates to ask for at `weight`, None for all labels; between measured weights the harder one counts."""
-        below = max((one for one in self.efforts if one.weight <= weight), key=lambda one: one.weight)
-        above = min((one for one in self.efforts if one.weight >= weight), key=lambda one: one.weight)
-        return None if below.ef is None or above.ef is None else max(below.ef, above.ef)
+        below = max((one for one in self.efforts if one.weight <= weight), key=lambda one: one.weight).at(k)
+        above = min((one for one in self.efforts if one.weight >= weight), key=lambda one: one.weight).at(k)
+        return None if below is None or above is None else max(below, above)
 
 
 class Parity(_Part):
@@ -222,7 +247,7 @@ class GoldenFacts(_Part):
 class Manifest(_Part):
     """manifest.json: everything a reader must know before it opens a file of the bundle."""
 
-    format_version: Literal[1, 2]
+    format_version: Literal[1, 2, 3]
     created: str
     source: Source
     labels: LabelFacts
@@ -244,6 +269,10 @@ class Manifest(_Part):
             raise ValueError(f"{hostile[0]!r} is not a plain file name")
         if (self.index.width is None) == (DIRECTIONS in self.files):
             raise ValueError(f"index.width and {DIRECTIONS} go together, and only one of them is there")
+        if (self.index.nodes is None) == (NODES in self.files):
+            raise ValueError(f"index.nodes and {NODES} go together, and only one of them is there")
+        if self.index_size > self.labels.count:
+            raise ValueError(f"the index has {self.index_size} nodes, more than there are labels")
         if self.index_dim > self.model.dim:
             raise ValueError(f"the index has {self.index_dim} numbers a label, more than a whole vector")
         return self
@@ -252,6 +281,11 @@ class Manifest(_Part):
     def index_dim(self) -> int:
         """Numbers that the index holds of a label."""
         return self.model.dim if self.index.width is None else self.index.width
+
+    @property
+    def index_size(self) -> int:
+        """Vectors that the index holds."""
+        return self.labels.count if self.index.nodes is None else self.index.nodes
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -334,7 +368,7 @@ def _seen(path: Path, manifest: Manifest) -> FileEntry:
     size, dim = manifest.labels.count, manifest.model.dim
     try:
         if path.name == INDEX:
-            return _describe(read_checked(path, manifest.index_dim, size))
+            return _describe(read_checked(path, manifest.index_dim, manifest.index_size))
         if path.name == DIRECTIONS:
             return _describe(read_finite(path, manifest.index_dim, dim))
         if path.name == VECTORS:

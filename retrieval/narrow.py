@@ -7,12 +7,9 @@ Suffixes: Q queries, K results, C candidates, D width of a vector, W directions.
 """
 
 import numpy as np
-from numpy.typing import NDArray
 
 from retrieval.index import Rows, VectorIndex, Vectors, checked
-
-# rows, scores, dual-encoder shares, classifier shares
-Scored = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+from retrieval.nodes import Scored
 
 
 class NarrowIndex:

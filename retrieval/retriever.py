@@ -31,13 +31,15 @@ from retrieval.manifest import (
     INDEX,
     LABELS,
     MANIFEST,
+    NODES,
     QUERY_ENCODER,
     TOKENIZER,
     VECTORS,
     Manifest,
     verify_bundle,
 )
-from retrieval.narrow import NarrowIndex, Scored, rescore, to_rescore
+from retrieval.narrow import NarrowIndex, rescore, to_rescore
+from retrieval.nodes import Nodes, Scored, expand, read_nodes
 from retrieval.store import Store, lease
 from retrieval.urls import as_url
 from retrieval.vector_file import map_vectors
@@ -104,6 +106,7 @@ class Retriever:
         labels: LabelTable,
         vectors_LD: NDArray[np.float32],
         index: VectorIndex,
+        nodes: Nodes | None,
         held: IO[bytes],
         threads: int | None,
     ) -> None:
@@ -116,10 +119,10 @@ class Retriever:
         self._held = held
         self._attributes = Attributes(labels.table)
         self._question = lru_cache(WEIGHTS_REMEMBERED)(
-            lambda weight: (manifest.model.query_scale(weight), manifest.index.effort(weight))
+            lambda weight, k: (manifest.model.query_scale(weight), manifest.index.effort(weight, k))
         )
         self._index = index
-        self._candidates: Candidates | None = Candidates(index, ExactIndex(vectors_LD, threads))
+        self._candidates: Candidates | None = Candidates(index, ExactIndex(vectors_LD, threads), nodes)
 
     @classmethod
     def open(
@@ -154,11 +157,13 @@ class Retriever:
         search_threads = search_threads or threads
         workers = Workers(search_threads)  # here, where nothing is gentle
         index = run(lambda: _open_index(folder, manifest, workers))
+        shared = manifest.index.nodes
+        nodes = None if shared is None else run(lambda: read_nodes(folder / NODES, size, shared))
         encoder = TextEncoder.open(
             folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
             threads=threads, provider=provider, behind=behind,
         )  # fmt: skip
-        return cls(folder, manifest, encoder, labels, vectors_LD, index, held, search_threads)
+        return cls(folder, manifest, encoder, labels, vectors_LD, index, nodes, held, search_threads)
 
     @property
     def name(self) -> str:
@@ -274,14 +279,15 @@ class Retriever:
     ) -> Scored:
         assert self._candidates is not None, "the encoder was open"
         k = min(k, self.manifest.labels.count if allowed is None else allowed.count)
-        scale_D, measured = self._question(weight)
+        scale_D, measured = self._question(weight, k)
         effort = None if exact else measured
         wanted = to_rescore(k, self._index, effort)
-        parts = []
+        nodes, parts = self._candidates.nodes(allowed), []
         for start in range(0, max(len(vectors_QD), 1), QUERIES_A_PASS):
             query_QD = vectors_QD[start : start + QUERIES_A_PASS] * scale_D
             rows_QC = self._candidates.find(query_QD, wanted, effort, allowed)
-            parts.append(rescore(query_QD, rows_QC, self.vectors_LD, self.manifest.model.dual_dim, k))
+            scored = rescore(query_QD, rows_QC, self.vectors_LD, self.manifest.model.dual_dim, k)
+            parts.append(scored if nodes is None else expand(scored, nodes, k))
         if len(parts) == 1:
             return parts[0]
         rows, scores, dual, classifier = zip(*parts, strict=True)
@@ -306,7 +312,7 @@ def _bundle_folder(place: Path | str, cache: Path | str | None, trusted: Sequenc
 
 def _open_index(folder: Path, manifest: Manifest, workers: Workers) -> VectorIndex:
     ef = min((effort.ef for effort in manifest.index.efforts if effort.ef), default=1)
-    index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.labels.count, ef, workers, verified=True)
+    index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.index_size, ef, workers, verified=True)
     if manifest.index.width is None:
         return index
     return NarrowIndex(index, map_vectors(folder / DIRECTIONS, (manifest.model.dim, manifest.index_dim)))

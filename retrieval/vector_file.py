@@ -5,6 +5,8 @@ Suffixes: L labels, B of a block, D vector width.
 
 from collections.abc import Iterator
 from pathlib import Path
+from tokenize import TokenError  # numpy reads an array's header as Python
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +40,18 @@ def read_finite(path: Path, dim: int, size: int) -> Iterator[Buffer]:
 
 def map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
     """The array [L, D] of a verified bundle's file, memory-mapped. Raises BundleError when it is another."""
+    vectors_LD = map_array(path)
+    if vectors_LD.shape != shape or vectors_LD.dtype != np.float32 or not vectors_LD.flags.c_contiguous:
+        raise BundleError(f"{path} holds {vectors_LD.dtype} of shape {vectors_LD.shape}, not float32 of {shape}.")
+    return vectors_LD
+
+
+def map_array(path: Path) -> NDArray[Any]:
+    """Map any array of a bundle's file. Raises BundleError when it is none."""
     try:
-        vectors_LD: NDArray[np.float32] = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, OSError, EOFError, OverflowError) as error:
+        mapped = np.lib.format.open_memmap(path, mode="r")
+    except (ValueError, TypeError, OSError, EOFError, OverflowError, SyntaxError, TokenError) as error:
         raise BundleError(
             f"{path} is not an array of numbers ({in_a_line(error)}). Export the bundle again."
         ) from error
-    if vectors_LD.shape != shape or vectors_LD.dtype != np.float32 or not vectors_LD.flags.c_contiguous:
-        raise BundleError(f"{path} holds {vectors_LD.dtype} of shape {vectors_LD.shape}, not float32 of {shape}.")
-    return np.asarray(vectors_LD)  # still the mapped file; numpy's class for it makes every look-up dearer
+    return np.asarray(mapped)  # still the mapped file; numpy's class for it makes every look-up dearer

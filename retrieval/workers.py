@@ -53,9 +53,12 @@ class Workers:
                 found[place] = work(item)
 
         others = [self._pool.submit(take) for _ in range(min(self.threads, len(items)) - 1)]
-        take()
-        for other in others:
-            other.result()
+        try:
+            take()
+            for other in others:
+                other.result()
+        finally:
+            left.clear()  # after an error or a signal nobody needs the rest
         return [found[place] for place in range(len(items))]
 
     def share(self, work: Callable[[NDArray[np.float32]], Found], query_QD: NDArray[np.float32]) -> list[Found]:

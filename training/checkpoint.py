@@ -1,12 +1,14 @@
 """Contract 2, the checkpoint: a folder that export needs nothing beside, and that training can go on from exactly.
 
     checkpoint.json            recipe, dataset fingerprint, weight between the halves, figures, history
-    model.safetensors          the best epoch's weights, which labels were trained on how many positives, propensities
+    model.safetensors          the best epoch's weights, which labels were trained on how many positives, propensities;
+                               in its header the record of that epoch
     tokenizer.json             truncation inside
     encoder/config.json        a transformer's shape
     labels.parquet             id, text, attributes
     validation.parquet         up to 2,000 validation queries with truth and excludes
-    state.safetensors          where training stands: weights, optimiser, clusters, hard negatives, cursor
+    state.safetensors          where training stands: weights, optimiser, clusters, hard negatives, cursor; see
+                               training/state.py
 
 safetensors and JSON only, no pickle. Every file is written aside and renamed, so each is whole or absent; the state is
 one file, so what it holds belongs together.
@@ -31,7 +33,8 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from retrieval.errors import CheckpointError
+from retrieval import stopping
+from retrieval.errors import CheckpointError, in_a_line
 from training.data.dataset import Split
 from training.evaluation import Blend, Figures, learned
 from training.imputation import KEPT
@@ -171,7 +174,8 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     """Open a checkpoint; raises CheckpointError naming the file and the way out."""
     folder = Path(folder)
     facts = read_facts(folder)
-    tensors, _ = read_tensors(folder / "model.safetensors")
+    tensors, described = read_tensors(folder / "model.safetensors")
+    _same_epoch(folder, facts, described)
     model = empty_model(facts.recipe, facts.n_labels, facts.vocabulary, folder / "encoder")
     trained_L = tensors.pop("trained").numpy().astype(bool)
     positives_L = tensors.pop("positives").numpy().copy()  # a view would hold the whole mapped file
@@ -208,8 +212,9 @@ def save_best(
     model: UnifiedModel,
     positives_L: NDArray[np.int64],
     inverse_propensity_L: NDArray[np.float64],
+    record: Record,
 ) -> None:
-    """Write the model as it is now as the checkpoint's weights.
+    """Write the model as it is now as the checkpoint's weights, with the record that describes them in the header.
 
     `positives_L` counts each label's training positives. A label whose row has never moved (its positives were never
     sampled) counts as not trained.
@@ -221,7 +226,30 @@ def save_best(
     tensors["trained"] = torch.from_numpy(trained_L.astype(np.uint8))
     tensors["positives"] = torch.from_numpy(positives_L)
     tensors["inverse_propensity"] = torch.from_numpy(inverse_propensity_L)
-    write_tensors(folder / "model.safetensors", tensors, {})
+    with stopping.saving():
+        write_tensors(folder / "model.safetensors", tensors, {"record": record.model_dump()})
+
+
+def read_record(path: Path) -> Record | None:
+    """The record in the header of a weights file; None where there is no file, or an older release wrote it."""
+    if not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["facts"])
+        return Record.model_validate(facts["record"]) if "record" in facts else None
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged ({in_a_line(error)}). Delete the folder and train again.") from error
+
+
+def _same_epoch(folder: Path, facts: CheckpointFacts, described: Mapping[str, Any]) -> None:
+    """Refuse weights that another record describes than the one in checkpoint.json."""
+    epoch = described.get("record", {}).get("epoch", facts.best.epoch)  # older releases wrote no record
+    if epoch != facts.best.epoch:
+        raise CheckpointError(
+            f"{folder / 'model.safetensors'} holds the weights of epoch {epoch}, but checkpoint.json describes those "
+            f"of epoch {facts.best.epoch}. Copy the whole folder again, or train again with --restart."
+        )
 
 
 def cursor_of(facts: Mapping[str, Any], source: Path) -> Cursor:
@@ -262,13 +290,18 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise CheckpointError(f"{path} is no tokenizer: {error}. Train again.") from error
 
 
-def fill_model(model: UnifiedModel, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Load weights by name, all of them and nothing else; CheckpointError names what does not fit."""
+def fill_model(
+    model: UnifiedModel, tensors: Mapping[str, Tensor], source: Path, *, optimizer_state: bool = False
+) -> None:
+    """Load weights by name, all of them and nothing else; CheckpointError names what does not fit.
+
+    The row tables' optimizer state may be missing unless `optimizer_state` is asked for.
+    """
     try:
         missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
     except RuntimeError as error:
         raise CheckpointError(f"{source} does not fit its recipe: {str(error).splitlines()[-1].strip()}") from error
-    missing = [name for name in missing if not name.endswith(OPTIMIZER_STATE)]
+    missing = [name for name in missing if optimizer_state or not name.endswith(OPTIMIZER_STATE)]
     if missing or unexpected:
         raise CheckpointError(
             f"{source}: missing tensors {missing[:3]}, unexpected {list(unexpected)[:3]}. Train again."

@@ -1,15 +1,13 @@
 """`diptych prepare | train | evaluate`: thin commands; what is heavy is imported when a command runs."""
 
 import shlex
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Event
+from signal import SIGINT
 from typing import Annotated
 
 import typer
 
+from retrieval import stopping
 from training.data.commands import prepare
 
 app = typer.Typer()
@@ -60,29 +58,31 @@ def train(
     from training.trainer import Stopped
 
     chosen = load_recipe(recipe, set_ or [])
-    opened = Dataset.open(dataset)
     with (
         faults.told(out),
-        _interruptible() as stop,
         processes_of_torchrun() as processes,
-        console.ConsoleListener(stop.is_set, quiet=not processes.first) as listener,
+        console.ConsoleListener(_stopping, quiet=not processes.first) as listener,
     ):
         try:
             facts = run(
-                opened, chosen, out, listener, device=device, restart=restart, should_stop=stop.is_set,
+                Dataset.open(dataset), chosen, out, listener, device=device, restart=restart, should_stop=_stopping,
                 processes=processes,
             )  # fmt: skip
-        except Stopped:
+            page = out / REPORT
+            if processes.first and not page.is_file():
+                with listener.stage("writing the report"):
+                    write_report(out, device)
+        except (Stopped, stopping.StopRequested, KeyboardInterrupt):
             # Not the command as it was typed: --restart would throw away what was just saved.
             again = _command(dataset, out, recipe, set_ or [], device)
             listener.say(f"Stopped and saved in {out}. Go on with:\n  {again}")
-            raise typer.Exit(130) from None
-        page = out / REPORT
-        if processes.first and not page.is_file():
-            with listener.stage("writing the report"):
-                write_report(out, device)
+            raise typer.Exit(128 + (stopping.requested() or SIGINT)) from None
     if processes.first:
         console.finished(facts, out, page)
+
+
+def _stopping() -> bool:
+    return stopping.requested() is not None
 
 
 def _command(dataset: Path, out: Path, recipe: str, overrides: list[str], device: str) -> str:
@@ -134,20 +134,3 @@ def evaluate(
         print(reading.as_json(told))
     else:
         reading_console.show(told)
-
-
-@contextmanager
-def _interruptible() -> Iterator[Event]:
-    """The first Ctrl-C or SIGTERM asks the run to stop after its step; a second one ends it at once."""
-    stop = Event()
-
-    def ask(number: int, _frame: object) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,7 +6,8 @@ c is the direction of the mean trained row. A binary loss tells every trained ro
 "yes"; nobody said so to an untrained one. κ is how much of that is taken over: the more, the farther behind the
 trained labels it stands. Validation chooses κ, as it chooses the weight.
 
-Shapes: L labels, T trained, U untrained, B of a block, D and C widths of the halves, K neighbours.
+Shapes: L labels, T trained, U untrained, V of distinct dual halves among these, B of a block, D and C widths of the
+halves, K neighbours.
 """
 
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex
+from retrieval.nodes import nodes_of
 
 NEIGHBOURS = 5
 KEPT = (0.5, 1.0, 0.25)  # values of κ that are tried; of equals the first (docs/decisions/0030)
@@ -39,7 +41,9 @@ class Imputed:
     def rows(self, kept: float, start: int = 0, stop: int | None = None) -> Tensor:
         """ψ̂ of the untrained labels from place `start` to `stop`, float32, with `kept` (κ) of the part along c."""
         mean_BC = self.mean_UC[start:stop]
-        return mean_BC - (1 - kept) * (mean_BC @ self.direction_C)[:, None] * self.direction_C
+        # Not by BLAS, which sums a row otherwise at another place: equal rows must stay equal.
+        along_B1 = (mean_BC * self.direction_C).sum(dim=1, keepdim=True)
+        return mean_BC - (1 - kept) * along_B1 * self.direction_C
 
 
 @torch.inference_mode()
@@ -52,19 +56,25 @@ def impute(
 ) -> Imputed:
     """Ask the neighbours of every untrained label; they say nothing, zeros, where no label is trained.
 
+    Labels of the same dual half have the same neighbours, so each half is looked up once.
     `dual_LD` are the labels' dual halves, of one length; `classifier_LC` the raw rows ψ, on any device.
     """
     trained_T, untrained_U = np.flatnonzero(trained_L), np.flatnonzero(~trained_L)
     mean_UC = torch.zeros(len(untrained_U), classifier_LC.shape[1], device=classifier_LC.device)
     if not len(trained_T) or not len(untrained_U):
         return Imputed(untrained_U, mean_UC, mean_UC.new_zeros(mean_UC.shape[1]))
-    nearest = _searched(np.ascontiguousarray(dual_LD[trained_T]), len(untrained_U), threads)
-    for start in range(0, len(untrained_U), LABELS_A_BLOCK):
+    alike = nodes_of(dual_LD[untrained_U])
+    distinct_V = untrained_U[alike.representatives]
+    nearest = _searched(np.ascontiguousarray(dual_LD[trained_T]), len(distinct_V), threads)
+    mean_VC = mean_UC.new_empty(len(distinct_V), mean_UC.shape[1])
+    for start in range(0, len(distinct_V), LABELS_A_BLOCK):
         block = slice(start, start + LABELS_A_BLOCK)
-        places_BK, _ = nearest.search(dual_LD[untrained_U[block]], NEIGHBOURS)
-        mean_UC[block] = _units(classifier_LC, trained_T[places_BK]).mean(dim=1)
-        progress(min(block.stop, len(untrained_U)), len(untrained_U))
-    return Imputed(untrained_U, mean_UC, F.normalize(_sum_of_units(classifier_LC, trained_T), dim=0))
+        places_BK, _ = nearest.search(dual_LD[distinct_V[block]], NEIGHBOURS)
+        mean_VC[block] = _units(classifier_LC, trained_T[places_BK]).mean(dim=1)
+        progress(min(block.stop, len(distinct_V)), len(distinct_V))
+    if len(distinct_V) < len(untrained_U):
+        mean_VC = mean_VC[torch.from_numpy(alike.node_L).to(mean_VC.device).long()]
+    return Imputed(untrained_U, mean_VC, F.normalize(_sum_of_units(classifier_LC, trained_T), dim=0))
 
 
 def _searched(trained_TD: NDArray[np.float32], untrained: int, threads: int | None) -> VectorIndex:

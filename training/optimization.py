@@ -10,6 +10,8 @@ from training.model import UnifiedModel
 from training.parallel import ALONE, Processes
 from training.recipe import OptimizerRecipe, Recipe
 
+MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of a parameter
+
 
 def schedule(step: int, total: int, warmup: float) -> float:
     """Share of the peak rate at `step` of `total`: rises linearly over the first `warmup` share, then a cosine to 0."""
@@ -81,7 +83,7 @@ def dense_state(model: UnifiedModel, dense: torch.optim.AdamW) -> dict[str, Tens
 def restore_dense_state(model: UnifiedModel, dense: torch.optim.AdamW, saved: dict[str, Tensor]) -> None:
     """Put back what `dense_state` gave."""
     for name, parameter in model.named_parameters():
-        keys = [key for key in ("step", "exp_avg", "exp_avg_sq") if f"{name}.{key}" in saved]
+        keys = [key for key in MOMENTS if f"{name}.{key}" in saved]
         if keys:
             dense.state[parameter] = {key: saved[f"{name}.{key}"].to(parameter.device) for key in keys}
 

@@ -11,6 +11,7 @@ process touched, D width.
 
 import atexit
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,12 +24,19 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrieval.errors import RecipeError, TrainingError
+from retrieval import stopping
+from retrieval.errors import RecipeError, TrainingError, in_a_line
 from training.encoding import Encoding
 from training.rowwise import merged
 from training.tokens import TokenizedTexts
 
 Number = TypeVar("Number", bound=np.integer[Any])
+# How gloo and NCCL say that a process is gone. Their error classes are used for other causes too.
+LOST = re.compile(
+    r"connection (closed|reset|refused)|connection was|broken pipe|closed by peer|socket|timed? ?out|remote process|"
+    r"recv(value)? failed|store->get|heartbeat|peer", re.IGNORECASE,
+)  # fmt: skip
+NO_MEMORY = re.compile(r"out of memory|can.?t allocate|cannot allocate|bad_alloc", re.IGNORECASE)
 PATIENCE = timedelta(hours=6)  # the others wait while process 0 clusters, mines and validates
 
 
@@ -70,7 +78,7 @@ class Processes:
         padded = own.new_zeros((-(-total // self.size), *own.shape[1:]))
         padded[: len(own)] = own
         parts = [torch.empty_like(padded) for _ in range(self.size)]
-        with _others_there():
+        with _collective():
             dist.all_gather(parts, padded)
         return torch.stack(parts, dim=1).flatten(0, 1)[:total]
 
@@ -80,7 +88,7 @@ class Processes:
             return
         for parameter in parameters:
             if parameter.grad is not None:
-                with _others_there():
+                with _collective():
                     dist.all_reduce(parameter.grad)
 
     def sum_rows(self, row_R: Tensor, gradient_RD: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +120,7 @@ class Processes:
         """Overwrite these with process 0's."""
         if self.size > 1:
             for tensor in tensors:
-                with _others_there():
+                with _collective():
                     dist.broadcast(tensor, src=0)
 
     def any(self, flag: bool) -> bool:
@@ -120,7 +128,7 @@ class Processes:
         if self.size == 1:
             return flag
         said = torch.tensor([int(flag)])
-        with _others_there():
+        with _collective():
             dist.all_reduce(said, dist.ReduceOp.MAX)
         return bool(said)
 
@@ -197,11 +205,30 @@ def _as_drawn_before() -> Iterator[None]:
 
 
 @contextmanager
-def _others_there() -> Iterator[None]:
+def _collective() -> Iterator[None]:
+    """Name the cause when what all processes do together fails.
+
+    The whole group is told to stop at once, so a lost connection after such a signal is an orderly end.
+    """
     try:
         yield
-    except RuntimeError as error:  # of gloo and NCCL alike
+    except torch.OutOfMemoryError:
+        raise  # `faults.told` names it
+    except RuntimeError as error:  # of gloo and NCCL alike, and what torch finds wrong with the tensors
+        text = in_a_line(error)
+        if NO_MEMORY.search(text):
+            raise TrainingError(
+                f"memory ran out while the processes of this run exchanged data ({text}). Train into another --out "
+                "with a smaller batching.batch_size or batching.pool_size; what was saved before is kept."
+            ) from error
+        if not LOST.search(text):
+            raise TrainingError(
+                f"the processes of this run cannot exchange data ({text}). Start all of them with the same releases of "
+                "diptych and PyTorch, and the same arguments; what was saved before is kept."
+            ) from error
+        if (number := stopping.requested()) is not None:
+            raise stopping.StopRequested(number) from None
         raise TrainingError(
-            "another process of this run has ended, and its message says why. The same command goes on from what was "
-            "saved before."
+            f"another process of this run has ended, and its message says why ({text}). The same command goes on from "
+            "what was saved before."
         ) from error

@@ -22,13 +22,14 @@ from training.model import empty_model, fresh_model
 from training.optimization import choose_device
 from training.parallel import ALONE, Processes
 from training.recipe import Recipe
+from training.state import STATE, WEIGHTS
 from training.tokens import inverse_document_frequency, make_tokenizer
 from training.trainer import Trainer
 from training.warm_start import warm_start
 
 LOCK, EVENTS = ".lock", "tensorboard"
-WRITTEN = (
-    "run.json", "checkpoint.json", "model.safetensors", "state.safetensors", "tokenizer.json", "labels.parquet",
+WRITTEN = (  # in the order in which they are removed; run.json, which says whose folder this is, is written over
+    "checkpoint.json", "state.safetensors", "model.safetensors", "tokenizer.json", "labels.parquet",
     "validation.parquet", "report.html",
 )  # fmt: skip
 
@@ -97,7 +98,7 @@ def _trainer(
     processes: Processes,
 ) -> Trainer:
     """A trainer at the beginning, or where the folder's state left off, which needs no pretrained model any more."""
-    begun = (folder / "state.safetensors").is_file()
+    begun = (folder / STATE).is_file()
     tokens = [tokenizer.id_to_token(place) or "" for place in range(tokenizer.get_vocab_size())]
     if begun:
         model = empty_model(recipe, dataset.n_labels, len(tokens), folder / "encoder", tokens)
@@ -107,6 +108,7 @@ def _trainer(
         if recipe.warm_start is not None:
             warm_start(model, Path(recipe.warm_start))
         if processes.first:
+            (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
             ck.save_surroundings(folder, model, tokenizer, dataset.label_table, material.validation)
     trainer = Trainer(recipe, material, model, folder, device, listener, should_stop, processes)
     if begun:
@@ -163,10 +165,10 @@ def _claimed(folder: Path, facts: RunFacts, restart: bool) -> Iterator[None]:
 
 def _clear(folder: Path) -> None:
     """Remove what a run writes, and nothing else."""
-    for name in ("tokens", "encoder", EVENTS):
-        shutil.rmtree(folder / name, ignore_errors=True)
     for name in WRITTEN:
         (folder / name).unlink(missing_ok=True)
+    for name in ("tokens", "encoder", EVENTS):
+        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _facts_of(path: Path) -> RunFacts:

@@ -9,6 +9,7 @@ Shapes: N training queries, Q queries of a batch, P labels of its pool, L labels
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retrieval import stopping
 from retrieval.errors import TrainingError
 from training import checkpoint as ck
 from training import evaluation, optimization
@@ -33,6 +35,7 @@ from training.model import UnifiedModel
 from training.negatives import mine_hard_negatives
 from training.parallel import ALONE, Processes
 from training.recipe import Recipe
+from training.state import RunState, restore_state, save_state
 from training.tally import Step, Tally, gpu_bytes, resident_bytes
 from training.tokens import TokenBatch, TokenizedTexts
 
@@ -57,7 +60,8 @@ class Stopped(Exception):
 class Trainer:
     """One run of Algorithm 1 over `material`, writing to `folder`.
 
-    `should_stop` is asked after every step: true saves the state and raises Stopped.
+    `should_stop` is asked after every step: true saves the state and raises Stopped. A signal does so at once, wherever
+    the run is: what is interrupted is done again by the run that goes on.
     """
 
     def __init__(
@@ -85,14 +89,21 @@ class Trainer:
 
     def run(self) -> Cursor:
         """Train from the cursor to the end; returns the final cursor. Raises Stopped when asked to stop."""
-        while self.cursor.epoch < self.recipe.optimizer.epochs:
-            self._epoch(self.cursor.epoch)
-        self.save_state()
+        with stopping.deferred():
+            try:
+                while self.cursor.epoch < self.recipe.optimizer.epochs:
+                    self._epoch(self.cursor.epoch)
+            except stopping.StopRequested:
+                # Only what changes nothing of the state is interrupted, so the cursor says where the run stands.
+                self.save_state()
+                raise Stopped from None
+            self.save_state()
         return self.cursor
 
     def _epoch(self, epoch: int) -> None:
         if self.cursor.step == 0 and epoch % self.recipe.batching.refresh_epochs == 0:
-            self._refresh(epoch)
+            with stopping.interruptible():
+                self._refresh(epoch)
         batches = self._batches(epoch)
         while self.cursor.step < len(batches):
             at = self.cursor.step
@@ -104,11 +115,16 @@ class Trainer:
 
     def _finish_epoch(self, epoch: int) -> None:
         every, last = self.recipe.validation.every_epochs, epoch + 1 == self.recipe.optimizer.epochs
-        if (epoch + 1) % every == 0 or last:
-            self._validate(epoch)
-        self._advance(epoch=epoch + 1, step=0, tally=Tally())
+        changes: dict[str, object] = {"epoch": epoch + 1, "step": 0, "tally": Tally()}
+        if ((epoch + 1) % every == 0 or last) and self.processes.first:
+            with stopping.interruptible():
+                record, best = self._validate(epoch)
+            self._advance(**changes, best=best, history=(*self.cursor.history, record))
+            self.listener.validated(record, best)
+        else:
+            self._advance(**changes)
 
-    def _advance(self, seconds: float = 0.0, **changes: object) -> None:
+    def _advance(self, seconds: float = 0.0, /, **changes: object) -> None:
         self.cursor = self.cursor.model_copy(update={**changes, "seconds": self.cursor.seconds + seconds})
 
     def _pause_if_due(self) -> None:
@@ -217,17 +233,10 @@ class Trainer:
     def step(self, epoch: int, at: int, of: int, query_Q: NDArray[np.int64]) -> Step:
         """Learn from the batch of these training rows, step `at` of the `of` of its epoch."""
         started, epochs = time.perf_counter(), self.recipe.optimizer.epochs
-        prepared = self.prepare(epoch, at, query_Q)
-        self.model.train()
-        torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
-        encoding = self.processes.encoding(self._encoding, prepared.texts)
-        parts = self._loss(prepared, encoding.vectors_BE)
-        each = torch.stack(list(parts.values()))
-        found = dict(zip(parts, each.tolist(), strict=True))  # the step's one wait for the device
-        if not math.isfinite(loss := sum(found.values())):
-            raise diverged(f"the loss became {loss} in epoch {epoch + 1}, step {at + 1}")
-        each.sum().backward()  # type: ignore[no-untyped-call]
-        encoding.backward()
+        # Until the weights move, a step may be given up; several processes give up between two steps, together.
+        with stopping.interruptible() if self.processes.size == 1 else nullcontext():
+            prepared = self.prepare(epoch, at, query_Q)
+            found = self._find_gradients(epoch, at, prepared)
         scale = optimization.schedule(epoch * of + at, epochs * of, self.recipe.optimizer.warmup)
         optimization.apply_step(
             self.model, self.dense, self.rates, scale, self.recipe.optimizer.clip_norm, self.processes
@@ -238,6 +247,20 @@ class Trainer:
             rates={name: peak * scale for name, peak in self.peaks.items()},
             seconds=time.perf_counter() - started, memory_bytes=resident_bytes(), gpu_bytes=gpu_bytes(self.device),
         )  # fmt: skip
+
+    def _find_gradients(self, epoch: int, at: int, prepared: Prepared) -> dict[str, float]:
+        """The parts of a step's loss; each parameter has its gradient afterwards."""
+        self.model.train()
+        torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
+        encoding = self.processes.encoding(self._encoding, prepared.texts)
+        parts = self._loss(prepared, encoding.vectors_BE)
+        each = torch.stack(list(parts.values()))
+        found = dict(zip(parts, each.tolist(), strict=True))  # the step's one wait for the device
+        if not math.isfinite(loss := sum(found.values())):
+            raise diverged(f"the loss became {loss} in epoch {epoch + 1}, step {at + 1}")
+        each.sum().backward()  # type: ignore[no-untyped-call]
+        encoding.backward()
+        return found
 
     def prepare(self, epoch: int, at: int, query_Q: NDArray[np.int64]) -> Prepared:
         """Everything that a step needs before it computes: the pool, the texts, which pairs are positive.
@@ -310,10 +333,11 @@ class Trainer:
 
     # ---- validation and state
 
-    def _validate(self, epoch: int) -> None:
-        """Measure the model on the validation queries, choose w, and keep the weights when they are the best so far."""
-        if not self.processes.first:
-            return
+    def _validate(self, epoch: int) -> tuple[Record, Record]:
+        """Measure the model on the validation queries, choose w, and write the weights when they are the best so far.
+
+        Returns the epoch's record and that of the best. The run itself is left as it was.
+        """
         self._refuse_broken_weights()
         material, tally = self.material, self.cursor.tally
         self.model.eval()
@@ -335,25 +359,16 @@ class Trainer:
         )  # fmt: skip
         best = self.cursor.best
         if best is None or record.score > best.score:
-            ck.save_best(self.folder, self.model, material.positives_L, inverse)
+            ck.save_best(self.folder, self.model, material.positives_L, inverse, record)
             best = record
-        self._advance(best=best, history=(*self.cursor.history, record))
-        self.listener.validated(record, best)
+        return record, best
 
     def save_state(self) -> None:
         """Write everything needed to go on exactly from here, as one file; process 0 does."""
         if not self.processes.first:
             return
         self._refuse_broken_weights()
-        tensors = {f"model.{n}": t.detach().cpu().contiguous() for n, t in self.model.state_dict().items()}
-        tensors |= {f"dense.{n}": t for n, t in optimization.dense_state(self.model, self.dense).items()}
-        tensors |= {
-            "clusters.values": torch.from_numpy(self.clusters.values),
-            "clusters.offsets": torch.from_numpy(self.clusters.offsets),
-        }
-        if self.hard_negative_NH is not None:
-            tensors["hard_negatives"] = torch.from_numpy(self.hard_negative_NH)
-        ck.write_tensors(self.folder / "state.safetensors", tensors, self.cursor.model_dump())
+        save_state(self.folder, self.model, self.dense, RunState(self.cursor, self.clusters, self.hard_negative_NH))
         self._saved_at = time.monotonic()
 
     def _refuse_broken_weights(self) -> None:
@@ -364,14 +379,8 @@ class Trainer:
 
     def restore_state(self) -> None:
         """Go back to where `save_state` left off; CheckpointError when the file does not fit."""
-        path = self.folder / "state.safetensors"
-        tensors, facts = ck.read_tensors(path)
-        ck.fill_model(self.model, _under("model.", tensors), path)
-        optimization.restore_dense_state(self.model, self.dense, _under("dense.", tensors))
-        self.clusters = Ragged(tensors["clusters.values"].numpy(), tensors["clusters.offsets"].numpy())
-        mined = tensors.get("hard_negatives")
-        self.hard_negative_NH = None if mined is None else mined.numpy()
-        self.cursor = ck.cursor_of(facts, path)
+        state = restore_state(self.folder, self.model, self.dense, self.recipe, len(self.material.train))
+        self.cursor, self.clusters, self.hard_negative_NH = state.cursor, state.clusters, state.hard_negative_NH
 
 
 def diverged(how: str) -> TrainingError:
@@ -380,7 +389,3 @@ def diverged(how: str) -> TrainingError:
         f"{how}. Train into another --out with lower rates (--set optimizer.token_lr=… and the other optimizer.*_lr) "
         "or a higher loss.*.temperature; what was saved before is kept."
     )
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.build import Settings
-from export.gates import recall_at
+from export.recall import recall_at
 from retrieval.index import LABELS_AN_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
 from retrieval.index_file import check_index_file
 from retrieval.workers import Workers

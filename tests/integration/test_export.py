@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import export.gates
 from export.build import Settings
 from export.build import export as build
+from export.progress import silent
 from export.quality import bundle_quality
 from retrieval.errors import BundleError, CheckpointError, GateError
 from retrieval.manifest import LabelFacts
@@ -113,7 +113,7 @@ def test_a_taken_name_is_refused_before_any_work(small: Path, store: Store) -> N
 
     def stage(title: str) -> object:
         stages.append(title)
-        return export.progress.silent(title)
+        return silent(title)
 
     for refused, said in ((name, f"already has a bundle '{name}'"), ("../away", "not a bundle name")):
         with pytest.raises(BundleError, match=said):
@@ -123,13 +123,16 @@ def test_a_taken_name_is_refused_before_any_work(small: Path, store: Store) -> N
 
 @pytest.mark.parametrize(
     ("gate", "value", "said"),
-    [("COSINE_TARGET", 1.5, r"parity: .* 1\.5 is needed"), ("RECALL_REQUIRED", 1.5, r"recall: .*Raise --m")],
+    [
+        ("gates.COSINE_TARGET", 1.5, r"parity: .* 1\.5 is needed"),
+        ("recall.RECALL_REQUIRED", 1.5, r"recall: .*Raise --m"),
+    ],
 )
 def test_a_refused_bundle_leaves_nothing(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: str, value: float, said: str
 ) -> None:
     """If it fails, a bundle that did not pass its gates can be activated, or fills the disk."""
-    monkeypatch.setattr(export.gates, gate, value)
+    monkeypatch.setattr(f"export.{gate}", value)
     store = Store(tmp_path / "store")
     with pytest.raises(GateError, match=said):
         build(small, store)

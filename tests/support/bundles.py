@@ -23,6 +23,7 @@ from retrieval.manifest import (
     INDEX,
     LABEL_ENCODER,
     LABELS,
+    NODES,
     QUERY_ENCODER,
     TOKENIZER,
     VECTORS,
@@ -35,6 +36,7 @@ from retrieval.manifest import (
     Source,
     seal,
 )
+from retrieval.nodes import nodes_of
 from retrieval.probe import prove
 from retrieval.retriever import Retriever
 from retrieval.store import Store
@@ -82,7 +84,11 @@ def make_bundle(
     np.save(folder / VECTORS, vectors_LD)
     directions_DW = np.ascontiguousarray(np.linalg.eigh(vectors_LD.T @ vectors_LD)[1][:, -WIDTH:])
     np.save(folder / DIRECTIONS, directions_DW)
-    HnswIndex.build(vectors_LD @ directions_DW, threads=1).save(folder / INDEX)
+    nodes = nodes_of(vectors_LD)
+    HnswIndex.build(vectors_LD[nodes.representatives] @ directions_DW, threads=1).save(folder / INDEX)
+    shared = nodes.size < len(texts)
+    if shared:
+        np.save(folder / NODES, nodes.node_L)
     rows = range(len(texts))
     attributes = {"market": [("US", "CA")[row % 2] for row in rows], "year": [2020 + row % 3 for row in rows]}
     write_labels(
@@ -92,8 +98,9 @@ def make_bundle(
         Effort(weight=at, ef=ef, recall_at_10=1.0, recall_at_1=1.0) for at, ef in zip((0, 0.5, 1), efforts, strict=True)
     )
     index = IndexFacts(
-        width=WIDTH, energy=0.9, m=16, ef_construction=200, recall_target=0.995, recall_queries=0, efforts=measured
-    )
+        width=WIDTH, energy=0.9, nodes=nodes.size if shared else None, m=16, ef_construction=200,
+        recall_target=0.995, recall_queries=0, efforts=measured,
+    )  # fmt: skip
     write_golden(folder, Golden(weight=weight, answers=()))
     for queries in ((), GOLDEN_QUERIES):
         if queries:

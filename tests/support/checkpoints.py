@@ -32,9 +32,10 @@ def make_checkpoint(folder: Path) -> Path:
     return folder / "checkpoint"
 
 
-def write_words(folder: Path) -> Dataset:
-    """The dataset that `make_checkpoint` trains on."""
+def write_words(folder: Path, shared: int = 0) -> Dataset:
+    """The dataset that `make_checkpoint` trains on; so many labels without a positive share the first one's text."""
     texts = label_texts(N_LABELS)
+    texts[10 : 10 * shared + 1 : 10] = texts[:1] * shared
     draw = np.random.default_rng(1)
     splits: dict[SplitName, pa.Table] = {}
     sizes: dict[SplitName, int] = {"train": 400, "validation": 120, "test": 20}

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from retrieval.errors import BundleError
 from retrieval.retriever import Retriever
-from tests.support.bundles import make_bundle
+from tests.support.bundles import label_texts, make_bundle
 from tests.support.forked import forked
 from tests.support.mutations import GROUPS, cases, damaged
 
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         maker = os.fork()  # it starts native threads, which forked processes would miss
         if not maker:
-            make_bundle(Path(scratch) / "whole")
+            make_bundle(Path(scratch) / "whole", [*label_texts(), *label_texts(20)])
             os._exit(0)
         assert os.waitpid(maker, 0)[1] == 0
         for group, count in zip(GROUPS, counts, strict=True):

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from retrieval.index_file import HEADER
-from retrieval.manifest import INDEX, LABEL_ENCODER, MANIFEST, REQUIRED, describe_file
+from retrieval.manifest import DIRECTIONS, INDEX, LABEL_ENCODER, MANIFEST, NODES, REQUIRED, describe_file
 
 Draw = np.random.Generator
+FILES = (*REQUIRED, DIRECTIONS, NODES)
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,8 @@ def swapped(folder: Path, one: str, other: str) -> None:
 
 def file_case(draw: Draw) -> Case:
     """A file damaged, its hash left alone."""
-    name = str(draw.choice(REQUIRED))
-    other = str(draw.choice([one for one in REQUIRED if one != name]))
+    name = str(draw.choice(FILES))
+    other = str(draw.choice([one for one in FILES if one != name]))
     extra = str(draw.choice(["query_encoder.onnx.data", ".hidden", "manifest.json.bak", "CURRENT", "a b"]))
     cases = [
         Case("flipped", (name,), lambda folder: rewrite(folder / name, flipped(draw))),
@@ -114,7 +115,7 @@ def manifest_case(draw: Draw) -> Case:
     if draw.random() < 0.1:
         wholes = [b"", b"{}", b"[]", b"null", b"\xff\xfe{}", b"[" * 100_000, b'{"format_version": 1}', b" " * (1 << 21)]
         return Case("manifest", (MANIFEST,), lambda folder: (folder / MANIFEST).write_bytes(wholes[draw.integers(8)]))
-    return Case("manifest field", (MANIFEST, *REQUIRED, "absent"), lambda folder: _spoil_a_field(folder, draw))
+    return Case("manifest field", (MANIFEST, *FILES, "absent"), lambda folder: _spoil_a_field(folder, draw))
 
 
 def _spoil_a_field(folder: Path, draw: Draw) -> None:
@@ -128,7 +129,19 @@ def _spoil_a_field(folder: Path, draw: Draw) -> None:
     elif isinstance(value, bool) or value is None:
         parent[key] = ["text", 3, [], [None]][draw.integers(4)]
     else:
-        wrong: list[Any] = ["text", None, [], {}, True, -2, -(10**40), 10**40, float("nan"), float("inf"), str(value)]
+        wrong: list[Any] = [
+            "text",
+            "null" if key == "ef" else None,
+            [],
+            {},
+            True,
+            -2,
+            -(10**40),
+            10**40,
+            float("nan"),
+            float("inf"),
+            str(value),
+        ]
         parent[key] = wrong[draw.integers(len(wrong))]
     (folder / MANIFEST).write_text(json.dumps(content))
 
@@ -164,7 +177,7 @@ def _leaves(content: Any) -> Iterator[tuple[Any, Any]]:
 
 def rehashed_case(draw: Draw) -> Case:
     """A file damaged, and its hash fixed up."""
-    name = str(draw.choice(REQUIRED))
+    name = str(draw.choice(FILES))
     if name == LABEL_ENCODER or draw.random() < 0.3:
         name = INDEX
     change = (flipped, flipped, overwritten, cut_or_longer)[draw.integers(4)](draw)

@@ -61,7 +61,7 @@ def test_equal_vectors_stay_equal(tmp_path: Path) -> None:
     vectors_LD = flat_and_wide()
     vectors_LD[[5, 700, 2999]] = vectors_LD[42]
     directions_DW, _ = principal_directions(vectors_LD, 40)
-    narrow_LW = write_narrowed(vectors_LD, directions_DW, tmp_path / "narrowed.npy")
+    narrow_LW = write_narrowed(vectors_LD, np.arange(len(vectors_LD)), directions_DW, tmp_path / "narrowed.npy")
     np.testing.assert_allclose(narrow_LW, vectors_LD @ directions_DW, atol=1e-5)
     assert (narrow_LW[[5, 700, 2999]] == narrow_LW[42]).all()
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.gates import EF_LADDER, Ranked, _effort, choose_efforts, recall_at, sample
+from export.gates import sample
 from export.progress import unwatched
 from export.quality import prove_quality, without_excluded
+from export.recall import EF_LADDER, Measured, Ranked, _effort, choose_efforts, recall_at
 from retrieval.encoder import TextEncoder
 from retrieval.errors import GateError
 from retrieval.index import HnswIndex
@@ -54,18 +55,21 @@ def test_effort_grows_until_quality_is_kept_too() -> None:
     """If it fails, an index whose recall is good enough loses the very answers that were right, and export refuses."""
     vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((2000, 8)), np.float32)
     index = Ranked(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
-    least = _effort(vectors_LD[:50], 0.5, index, lambda ef: True)
+    measured = Measured(index, vectors_LD[:50], vectors_LD[50:60])
+    least = _effort(measured, 0.5, index.size, lambda ef: True)
+    assert least.ef is not None
     assert least.ef < 64
-    harder = _effort(vectors_LD[:50], 0.5, index, lambda ef: ef >= 64)
+    harder = _effort(measured, 0.5, index.size, lambda ef: ef >= 64)
     assert (harder.ef, harder.recall_at_10 >= least.recall_at_10) == (64, True)
-    assert _effort(vectors_LD[:50], 0.5, index, lambda ef: False).ef == EF_LADDER[-1]
+    assert _effort(measured, 0.5, index.size, lambda ef: False).ef == EF_LADDER[-1]
 
 
 def test_effort_is_looked_for_between_the_rungs() -> None:
     """If it fails, every search costs up to a half more than its recall needs."""
     vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((500, 8)), np.float32)
     index = Ranked(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
-    assert _effort(vectors_LD[:50], 0.5, index, lambda ef: ef >= 70).ef == 72
+    measured = Measured(index, vectors_LD[:50], vectors_LD[:50])
+    assert _effort(measured, 0.5, index.size, lambda ef: ef >= 70).ef == 72
 
 
 @pytest.mark.parametrize(("length", "asked", "given"), [(10, 3, 3), (3, 10, 3), (1, 1, 1), (100, 100, 100)])
@@ -89,7 +93,8 @@ def test_a_weight_that_the_index_cannot_serve_compares_every_label_unless_it_is_
     index = Ranked(HnswIndex.build(wrong_LD, threads=1), vectors_LD, facts.dual_dim)
 
     def chosen(default: float) -> list[tuple[float, int | None]]:
-        efforts = choose_efforts(encoder, facts, index, label_texts()[:50], default, lambda ef: True, unwatched)
+        texts = label_texts()
+        efforts = choose_efforts(encoder, facts, index, texts[:50], texts[50:90], default, lambda ef: True, unwatched)
         return [(one.weight, one.ef) for one in efforts]
 
     at = dict(chosen(0.0))

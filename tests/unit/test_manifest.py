@@ -56,8 +56,8 @@ def test_a_real_manifest_is_read_as_it_was_written(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format_version": 3}, r"version 3; this release reads versions 1 to 2. Install a newer"),
-        ({"format_version": 0}, r"version 0; this release reads versions 1 to 2. Export"),
+        ({"format_version": 4}, r"version 4; this release reads versions 1 to 3. Install a newer"),
+        ({"format_version": 0}, r"version 0; this release reads versions 1 to 3. Export"),
         ({"format_version": "2"}, "format_version"),
         ({"format_version": ...}, "format_version: Field required"),
         ({"surprise": 1}, "surprise: Extra inputs"),
@@ -131,6 +131,38 @@ def test_the_manifest_is_frozen(bundle: Path) -> None:
     manifest: Manifest = read_manifest(bundle)
     with pytest.raises(ValueError, match="frozen"):
         manifest.labels = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("nodes", "listed", "said"),
+    [
+        (3, False, r"index\.nodes and nodes\.npy go together"),
+        (None, True, r"index\.nodes and nodes\.npy go together"),
+        (201, True, "the index has 201 nodes, more than there are labels"),
+    ],
+)
+def test_nodes_and_their_file_go_together(
+    bundle: Path, tmp_path: Path, nodes: int | None, listed: bool, said: str
+) -> None:
+    """If it fails, labels that share a node are not found, or an index is read as if it held more than it does."""
+    content = json.loads((bundle / "manifest.json").read_text())
+    files = content["files"] | {"nodes.npy": content["files"]["directions.npy"]}
+    files = files if listed else {name: entry for name, entry in files.items() if name != "nodes.npy"}
+    with pytest.raises(BundleError, match=said):
+        read_manifest(rewritten(bundle, tmp_path, index=content["index"] | {"nodes": nodes}, files=files))
+
+
+def test_more_answers_search_harder_and_older_bundles_as_before() -> None:
+    """If it fails, k = 100 finds too little or k = 10 pays for it, or an older bundle is searched in another way."""
+    old = Effort(weight=0.5, ef=100, recall_at_10=1.0, recall_at_1=1.0)
+    new = old.model_copy(update={"ef_at_100": 280, "recall_at_100": 1.0})
+    with pytest.raises(ValueError, match="go together"):
+        Effort(weight=0.5, ef=100, ef_at_100=280, recall_at_10=1.0, recall_at_1=1.0)
+    assert [old.at(k) for k in (1, 10, 100, 1000)] == [100] * 4
+    assert [new.at(k) for k in (1, 10, 11, 55, 100, 190)] == [100, 100, 102, 190, 280, 460]
+    none = new.model_copy(update={"ef_at_100": None})
+    assert [none.at(k) for k in (10, 11)] == [100, None]
+    assert new.model_copy(update={"ef": None}).at(100) is None
 
 
 @pytest.mark.parametrize(

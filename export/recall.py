@@ -1,0 +1,182 @@
+"""Recall: how hard the index has to search at each weight to miss next to nothing.
+
+Measured with two kinds of texts, since users send both: validation queries and label texts. Of each the first 10 and
+the first 100 answers are compared with exact search.
+
+Suffixes: Q queries, K ranks, D vector width, L labels.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export.progress import Progress
+from export.quality import Figures, Validation, falls_short
+from retrieval.candidates import Candidates
+from retrieval.encoder import TextEncoder
+from retrieval.errors import GateError
+from retrieval.index import QUERIES_A_PASS, ExactIndex, Rows, VectorIndex, Vectors
+from retrieval.manifest import FEW, MANY, Effort, ModelFacts
+from retrieval.narrow import rescore, to_rescore
+from retrieval.nodes import Nodes, expand
+
+RECALL_TARGET = 0.995  # of the first place, the first 10 and the first 100: what is missed are good answers
+RECALL_REQUIRED = 0.99  # of the first 10 and the first 100, at every weight
+WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
+EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
+EF_LADDER_OF_MANY = (384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+EF_STEPS = 4  # parts of a rung, the cheapest of which is looked for
+EVERY_LABEL = {
+    "ef_at_100": None, "recall_at_1": 1.0, "recall_at_10": 1.0, "recall_at_100": 1.0, "label_text_recall_at_10": 1.0,
+    "label_text_recall_at_100": 1.0,
+}  # fmt: skip
+QUERIES_A_BLOCK = 64  # of which the vectors of MANY labels are in memory at a time
+EQUAL_SCORE = 1e-6
+
+
+class Ranked:
+    """An index asked as a reader asks it: `ef` candidates, the best of them by their whole vectors."""
+
+    def __init__(self, index: VectorIndex, vectors_LD: Vectors, dual_dim: int, nodes: Nodes | None = None) -> None:
+        self.vectors_LD, self.size = vectors_LD, index.size
+        self._index, self._dual_dim, self._nodes = index, dual_dim, nodes
+        self._candidates = Candidates(index, ExactIndex(vectors_LD), nodes)
+
+    def search(self, query_QD: Vectors, k: int, ef: int) -> Rows:
+        """The k best rows [Q, K] that are found with this effort."""
+        parts, k = [], min(k, len(self.vectors_LD))
+        for start in range(0, len(query_QD), QUERIES_A_PASS):
+            part_QD = query_QD[start : start + QUERIES_A_PASS]
+            rows_QC = self._candidates.find(part_QD, to_rescore(k, self._index, ef), ef)
+            scored = rescore(part_QD, rows_QC, self.vectors_LD, self._dual_dim, k)
+            parts.append(scored[0] if self._nodes is None else expand(scored, self._nodes, k)[0])
+        return np.concatenate(parts)
+
+
+def choose_efforts(
+    encoder: TextEncoder, facts: ModelFacts, index: Ranked, queries: Sequence[str], label_texts: Sequence[str],
+    default_weight: float, keeps_quality: Callable[[int], bool], progress: Progress,
+) -> tuple[Effort, ...]:  # fmt: skip
+    """The smallest efforts that reach the recall target at each weight; at the default one they keep quality as well.
+
+    At a weight where none on the ladder reaches enough, every label is to be compared. Raises GateError where that is
+    the default one and k is 10: most searches would be slow.
+    """
+    query_QD, label_QD = (encoder.encode(texts).vectors_BD for texts in (queries, label_texts))
+    weights = sorted({*WEIGHTS, default_weight})
+    efforts = []
+    for done, weight in enumerate(weights):
+        enough = keeps_quality if weight == default_weight else _anything
+        scale_D = facts.query_scale(weight)
+        effort = _effort(Measured(index, query_QD * scale_D, label_QD * scale_D), weight, index.size, enough)
+        if effort.ef is None and weight == default_weight:
+            raise GateError(
+                f"recall: at weight {weight:g}, the default, and ef {EF_LADDER[-1]} the index reaches recall@10 "
+                f"{effort.recall_at_10:.4f} for queries and {effort.label_text_recall_at_10:.4f} for label texts, "
+                f"where {RECALL_REQUIRED} is needed. Raise --m or --ef-construction."
+            )
+        efforts.append(effort if effort.ef else effort.model_copy(update=EVERY_LABEL))
+        progress(done + 1, len(weights))
+    return tuple(efforts)
+
+
+def _anything(ef: int) -> bool:
+    return True
+
+
+class KeepsQuality:
+    """Whether an index, asked with some ef at the default weight, answers as well as the checkpoint does.
+
+    A recall of 0.995 may cost a fifth of a point of P@5, or not: which answers are missed decides.
+    """
+
+    def __init__(
+        self, encoder: TextEncoder, facts: ModelFacts, index: Ranked, asked: Validation, own: Figures, weight: float,
+        allowed: float,
+    ) -> None:  # fmt: skip
+        self._query_QD = encoder.encode(asked.texts).vectors_BD * facts.query_scale(weight)
+        self._index, self._asked, self._own, self._allowed = index, asked, own, allowed
+
+    def __call__(self, ef: int) -> bool:
+        rows_QK = self._index.search(self._query_QD, self._asked.k, ef)
+        return falls_short(self._own, self._asked.figures(rows_QK), self._asked.scored, self._allowed) is None
+
+
+def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDArray[np.floating]) -> float:
+    """Share of the k best that were found; a found label counts when its score reaches the k-th best within 1e-6.
+
+    Which of several equal labels stand among the k best is chance, and equal they often are: those of the same tokens,
+    and at weight 1 all that were never trained, whose score is 0. Both sides best first, by scores computed alike.
+    """
+    k = min(k, best_scores_QK.shape[1])
+    threshold_Q1 = best_scores_QK[:, k - 1 : k] - EQUAL_SCORE
+    return float((found_scores_QK[:, :k] >= threshold_Q1).mean())
+
+
+class Measured:
+    """Recalls of an index for scaled validation queries and label texts, at any effort."""
+
+    def __init__(self, index: Ranked, query_QD: Vectors, label_QD: Vectors) -> None:
+        self._index, self._asked = index, (query_QD, label_QD)
+        exact = ExactIndex(index.vectors_LD)
+        self._best = [self._scores(one_QD, exact.search(one_QD, MANY)[0]) for one_QD in self._asked]
+
+    def at(self, ef: int, k: int, *places: int) -> list[tuple[float, float]]:
+        """Recalls at each of the places, for queries and for label texts; k answers are found with `ef` candidates."""
+        found = [self._scores(one_QD, self._index.search(one_QD, k, ef)) for one_QD in self._asked]
+        queries, labels = (
+            [recall_at(place, found_QK, best_QK) for place in places]
+            for found_QK, best_QK in zip(found, self._best, strict=True)
+        )
+        return list(zip(queries, labels, strict=True))
+
+    def _scores(self, query_QD: Vectors, rows_QK: Rows) -> NDArray[np.float64]:
+        """Scores of some rows, best first, summed in one way: BLAS and hnswlib each have their own, and last digits."""
+        parts = []
+        for start in range(0, len(query_QD), QUERIES_A_BLOCK):
+            block = slice(start, start + QUERIES_A_BLOCK)
+            label_QKD = self._index.vectors_LD[rows_QK[block]]
+            parts.append(np.einsum("qd,qkd->qk", query_QD[block], label_QKD, dtype=np.float64))
+        return -np.sort(-np.concatenate(parts), axis=1)
+
+
+def _effort(measured: Measured, weight: float, size: int, enough: Callable[[int], bool]) -> Effort:
+    """The least efforts for few and for many answers; None where the best of the ladder is not enough."""
+
+    def few(ef: int) -> bool:
+        at_1, at_10 = measured.at(ef, FEW, 1, FEW)
+        return min(at_1[0], *at_10) >= RECALL_TARGET and enough(ef)
+
+    def many(ef: int) -> bool:
+        return min(*measured.at(ef, MANY, MANY)[0]) >= RECALL_TARGET
+
+    ef = _least(EF_LADDER, size, few)
+    at_1, at_10 = measured.at(ef, FEW, 1, FEW)
+    ef_at_100 = max(ef, _least(EF_LADDER_OF_MANY, size, many))
+    (at_100,) = measured.at(ef_at_100, MANY, MANY)
+    if min(at_100) < RECALL_REQUIRED:
+        ef_at_100, at_100 = 0, (1.0, 1.0)
+    return Effort(
+        weight=weight, ef=ef if min(at_10) >= RECALL_REQUIRED else None, ef_at_100=ef_at_100 or None,
+        recall_at_1=at_1[0], recall_at_10=at_10[0], recall_at_100=at_100[0],
+        label_text_recall_at_10=at_10[1], label_text_recall_at_100=at_100[1],
+    )  # fmt: skip
+
+
+def _least(ladder: Sequence[int], size: int, reached: Callable[[int], bool]) -> int:
+    """The least effort of the ladder that is enough, then the least between it and the rung below; else the last."""
+    below = 0
+    for rung in ladder:
+        if reached(rung):
+            break
+        below = rung
+        if rung >= size:
+            return rung
+    else:
+        return rung
+    if below:
+        for ef in range(below + (rung - below) // EF_STEPS, rung, max(1, (rung - below) // EF_STEPS)):
+            if reached(ef):
+                return ef
+    return rung

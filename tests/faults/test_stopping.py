@@ -1,0 +1,147 @@
+"""SIGTERM at any stage of any command: it ends soon, with code 143 and no traceback, and the rerun gives the same."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from retrieval.store import Store
+from tests.support.bundles import WORDS, make_store
+from tests.support.checkpoints import make_checkpoint, write_words
+from tests.support.command import run
+from tests.support.listener import Kept
+from tests.support.small_run import weights_hash
+from training.data.dataset import Dataset
+from training.recipe import load_recipe
+from training.run import train
+
+ROOT = Path(__file__).parents[2]
+DEADLINE = 60  # seconds; what would not end by itself would need hours
+SMALL = [
+    "optimizer.epochs=2",
+    "validation.every_epochs=1",
+    "encoder.dim=32",
+    "encoder.vocabulary_size=64",
+    "batching.batch_size=64",
+    "batching.clustered=true",
+    "batching.hard_negatives=1",
+]
+
+
+@contextmanager
+def at_stage(stage: str, words: Sequence[str | Path], how: str = "python") -> Iterator[subprocess.Popen[str]]:
+    """A command that has reached a stage and stays there."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
+    command = [sys.executable, "-m", "tests.support.stopped_at", stage, how, *map(str, words)]
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as running:
+        try:
+            assert running.stdout is not None
+            assert any(line == "reached\n" for line in running.stdout), running.communicate()
+            yield running
+        finally:
+            running.kill()
+
+
+def stopped(stage: str, words: Sequence[str | Path], how: str = "python") -> str:
+    """What a command says that gets SIGTERM at a stage."""
+    with at_stage(stage, words, how) as running:
+        running.send_signal(signal.SIGTERM)
+        _, said = running.communicate(timeout=DEADLINE)
+    assert running.returncode == 143, said
+    assert "Traceback" not in said, said
+    return said
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_words(tmp_path_factory.mktemp("words") / "dataset")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return make_store(tmp_path_factory.mktemp("store") / "store", "one")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+def train_words(dataset: Dataset, out: Path) -> list[str]:
+    overrides = [word for override in SMALL for word in ("--set", override)]
+    return ["train", "--dataset", str(dataset.folder), "--out", str(out), *overrides]
+
+
+def test_training_stops_at_every_stage_and_ends_with_the_same_weights(words: Dataset, tmp_path: Path) -> None:
+    """If it fails, a run that is told to stop goes on for minutes outside of its steps, or ends elsewhere after it."""
+    out, command = tmp_path / "run", train_words(words, tmp_path / "run")
+    stages = [
+        ("training.material:tokenize", "python"),
+        ("training.trainer:balanced_clusters", "python"),
+        ("training.trainer:head_loss", "python"),
+        ("training.trainer:Trainer._validate", "python"),
+        ("training.trainer:Trainer._validate", "after"),  # the best weights are written, the state knows nothing of it
+        ("training.report:render", "python"),
+    ]
+    for stage, how in stages:
+        said = stopped(stage, command, how)
+        assert f"Stopped and saved in {out}. Go on with:" in said, stage
+    assert run(*command) == 0
+    train(words, load_recipe("default", SMALL), tmp_path / "whole", Kept())
+    assert weights_hash(out) == weights_hash(tmp_path / "whole")
+    assert (out / "report.html").is_file()
+
+
+def test_native_code_that_hears_no_signal_does_not_hold_a_command(words: Dataset, tmp_path: Path) -> None:
+    """If it fails, a command in a long call of a library is killed by its supervisor, or runs on for minutes."""
+    out = tmp_path / "run"
+    stopped("training.trainer:Trainer._validate", train_words(words, out), "native")
+    assert run(*train_words(words, out)) == 0
+
+
+@pytest.mark.parametrize("stage", ["export.build:write_vectors", "export.build:choose_efforts", "export.build:seal"])
+def test_an_export_that_stops_leaves_nothing(checkpoint: Path, tmp_path: Path, stage: str) -> None:
+    """If it fails, an export runs on after SIGTERM, or leaves half a bundle that fills the disk."""
+    store = Store(tmp_path / "store")
+    stopped(stage, ["export", checkpoint, "--store", store.path])
+    assert store.bundles() == []
+    assert list((store.path / ".incoming").iterdir()) == []
+
+
+def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> None:
+    """If it fails, a long matching job is lost by a restart of its machine, or gives other answers after it."""
+    queries = tmp_path / "queries.csv"
+    queries.write_text("query\n" + "\n".join(f"{one} {other}" for one in WORDS for other in WORDS) + "\n")
+    command = ["predict", "--bundle", store.path, "--input", queries, "--output"]
+    said = stopped("retrieval.matching:Parts.join", [*command, tmp_path / "found.jsonl"])
+    assert "The same command goes on from here." in said
+    assert run(*command, tmp_path / "found.jsonl") == run(*command, tmp_path / "whole.jsonl") == 0
+    assert (tmp_path / "found.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    ("stage", "command"),
+    [
+        ("retrieval.retriever:verify_bundle", ["search", "STORE", "red shoes"]),
+        ("retrieval.store:Store.verify", ["bundles", "verify", "STORE", "one"]),
+        ("training.data.writing:_publish", ["prepare", "CLICKS", "--out", "OUT"]),
+        ("training.measure:load_checkpoint", ["evaluate", "CHECKPOINT", "--dataset", "DATASET"]),
+        ("service.doctor.store:read_manifest", ["doctor", "--store", "STORE"]),
+    ],
+)
+def test_every_other_command_stops(
+    store: Store, words: Dataset, checkpoint: Path, tmp_path: Path, stage: str, command: list[str]
+) -> None:
+    """If it fails, a command ignores SIGTERM, answers with a traceback, or leaves half of what it was writing."""
+    clicks = tmp_path / "clicks.csv"
+    clicks.write_text("query,label\n" + "".join(f"query {row},label {row % 7}\n" for row in range(40)))
+    places = {"STORE": store.path, "CLICKS": clicks, "OUT": tmp_path / "dataset", "DATASET": words.folder}
+    stopped(stage, [str((places | {"CHECKPOINT": checkpoint}).get(word, word)) for word in command])
+    assert [path.name for path in tmp_path.iterdir()] == ["clicks.csv"]

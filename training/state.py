@@ -1,0 +1,141 @@
+"""state.safetensors: where a run stands, whole or refused; and which weights are the best so far.
+
+Everything that a step needs is in the file: weights, the optimizers' moments and step counts, clusters, hard negatives
+and the cursor. There is no state of a random generator or of a schedule to lose: both follow from the cursor.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retrieval import stopping
+from retrieval.errors import CheckpointError
+from training import checkpoint as ck
+from training import optimization
+from training.checkpoint import Cursor
+from training.data.ragged import Ragged
+from training.model import UnifiedModel
+from training.recipe import Recipe
+
+STATE, WEIGHTS = "state.safetensors", "model.safetensors"
+REMEDY = "Put the file back as it was saved, or start again with --restart."
+
+
+@dataclass(frozen=True)
+class RunState:
+    """Where a run stands beside its weights and optimizers."""
+
+    cursor: Cursor
+    clusters: Ragged
+    hard_negative_NH: NDArray[np.int32] | None
+
+
+def save_state(folder: Path, model: UnifiedModel, dense: torch.optim.AdamW, state: RunState) -> None:
+    """Write everything needed to go on exactly from here, as one file that lists its tensors."""
+    tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors |= {f"dense.{name}": tensor for name, tensor in optimization.dense_state(model, dense).items()}
+    tensors |= {
+        "clusters.values": torch.from_numpy(state.clusters.values),
+        "clusters.offsets": torch.from_numpy(state.clusters.offsets),
+    }
+    if state.hard_negative_NH is not None:
+        tensors["hard_negatives"] = torch.from_numpy(state.hard_negative_NH)
+    with stopping.saving():
+        ck.write_tensors(folder / STATE, tensors, state.cursor.model_dump() | {"tensors": sorted(tensors)})
+
+
+def restore_state(folder: Path, model: UnifiedModel, dense: torch.optim.AdamW, recipe: Recipe, rows: int) -> RunState:
+    """Read what `save_state` wrote; weights and moments go to `model` and `dense`. `rows` are those of training.
+
+    Raises CheckpointError when something is missing, does not fit, or the best weights are not those it knows of.
+    """
+    path = folder / STATE
+    tensors, facts = ck.read_tensors(path)
+    listed = facts.pop("tensors", None)  # absent in states of older releases
+    if listed is not None and (missing := sorted(set(listed) - tensors.keys())):
+        raise CheckpointError(f"{path} misses {len(missing)} of its tensors, the first is {missing[0]!r}. {REMEDY}")
+    cursor = ck.cursor_of(facts, path)
+    ck.fill_model(model, _under("model.", tensors), path, optimizer_state=True)
+    _restore_dense(model, dense, _under("dense.", tensors), cursor, path)
+    clusters, mined = _mined(tensors, cursor, recipe, (rows, len(model.classifier)), path)
+    return RunState(reconcile(folder, cursor), clusters, mined)
+
+
+def reconcile(folder: Path, cursor: Cursor) -> Cursor:
+    """The cursor with the record of the weights that model.safetensors holds as its best.
+
+    A run that was killed after it wrote better weights and before it saved its state finds them here. Raises
+    CheckpointError when the file is missing or holds worse weights than the cursor knows of.
+    """
+    path = folder / WEIGHTS
+    record = ck.read_record(path)
+    if cursor.best is None:
+        return cursor.model_copy(update={"best": record})
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, with the best weights, of epoch {cursor.best.epoch}. {REMEDY}")
+    if record is None:  # an older release wrote it
+        return cursor
+    if record.score > cursor.best.score:
+        return cursor.model_copy(update={"best": record})
+    if (record.epoch, record.score) != (cursor.best.epoch, cursor.best.score):
+        raise CheckpointError(
+            f"{path} holds the weights of epoch {record.epoch}, but {STATE} says that those of epoch "
+            f"{cursor.best.epoch} are the best. {REMEDY}"
+        )
+    return cursor
+
+
+def _restore_dense(
+    model: UnifiedModel, dense: torch.optim.AdamW, saved: Mapping[str, Tensor], cursor: Cursor, path: Path
+) -> None:
+    """Put back AdamW's state: all of a parameter's or nothing, of its shape, and something once a step was taken."""
+    if cursor.taken and dense.param_groups and not saved:
+        raise CheckpointError(f"{path} holds no optimizer state after {cursor.taken} steps. {REMEDY}")
+    names = {f"{name}.{key}": parameter for name, parameter in model.named_parameters() for key in optimization.MOMENTS}
+    if unknown := sorted(saved.keys() - names.keys()):
+        raise CheckpointError(f"{path}: the optimizer state {unknown[0]!r} belongs to no parameter. {REMEDY}")
+    for name in saved:
+        parameter = name.rpartition(".")[0]
+        for key in optimization.MOMENTS:
+            if (moment := saved.get(f"{parameter}.{key}")) is None:
+                raise CheckpointError(f"{path}: the optimizer state '{parameter}.{key}' is missing. {REMEDY}")
+            shape = torch.Size() if key == "step" else names[name].shape
+            if moment.shape != shape:
+                raise CheckpointError(
+                    f"{path}: the optimizer state '{parameter}.{key}' has the shape {list(moment.shape)}, not "
+                    f"{list(shape)}. {REMEDY}"
+                )
+    optimization.restore_dense_state(model, dense, dict(saved))
+
+
+def _mined(
+    tensors: Mapping[str, Tensor], cursor: Cursor, recipe: Recipe, sizes: tuple[int, int], path: Path
+) -> tuple[Ragged, NDArray[np.int32] | None]:
+    """Clusters and hard negatives; what the next step needs must be there and name rows and labels that exist."""
+    batching, (rows, labels) = recipe.batching, sizes
+    due = cursor.step == 0 and cursor.epoch % batching.refresh_epochs == 0  # found anew before the next step
+    values, offsets = (tensors.get(f"clusters.{name}") for name in ("values", "offsets"))
+    mined = tensors.get("hard_negatives")
+    if values is None or offsets is None or (mined is None and batching.hard_negatives and not due):
+        lost = "clusters" if values is None or offsets is None else "hard negatives"
+        raise CheckpointError(f"{path} holds no {lost}, which the next step needs. {REMEDY}")
+    value_V, offset_R = values.numpy(), offsets.numpy()
+    whole = offset_R.ndim == 1 and len(offset_R) and offset_R[0] == 0 and offset_R[-1] == len(value_V)
+    if not whole or (np.diff(offset_R) < 0).any() or not _within(value_V, 0, rows):
+        raise CheckpointError(f"{path} holds clusters of other training queries. {REMEDY}")
+    if mined is not None and (mined.ndim != 2 or len(mined) != rows or not _within(mined.numpy(), -1, labels)):
+        raise CheckpointError(f"{path} holds hard negatives of other training queries or labels. {REMEDY}")
+    return Ragged(value_V, offset_R), None if mined is None else mined.numpy()
+
+
+def _within(values: NDArray[np.integer], least: int, beyond: int) -> bool:
+    return not values.size or (int(values.min()) >= least and int(values.max()) < beyond)
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
