@@ -96,7 +96,11 @@ def torch_cpu_hashes(entry: str) -> str:
 
 def write(path: Path, about: str, entries: dict[str, str]) -> None:
     """One file, sorted by name."""
-    lines = [f"# {about}", "# Written by `make lock`: to change a version, edit it here and run that.", *entries.values()]
+    lines = [
+        f"# {about}",
+        "# Written by `make lock`: to change a version, edit it here and run that.",
+        *entries.values(),
+    ]
     path.write_text("\n".join(lines) + "\n")
     print(f"{path.relative_to(ROOT)}: {len(entries)} packages")
 

@@ -27,7 +27,7 @@ Schema = dict[str, Any]
 
 def page() -> str:
     """The Markdown of the page."""
-    settings = Settings(store=Path("store"), admin_key="-", predict_key="-")  # type: ignore[arg-type]
+    settings = Settings(store=Path("store"), admin_key="only for this document", predict_key="-")  # type: ignore[arg-type]
     document = create_app(settings).openapi()
     parts = [INTRODUCTION]
     for path, methods in document["paths"].items():
