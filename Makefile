@@ -8,6 +8,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 HASHED := --quiet --disable-pip-version-check --require-hashes
+TORCH := $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' constraints.txt)
 UPGRADE ?=
 SBOM_PYTHON ?= $(BIN)/python
 
@@ -18,11 +19,13 @@ help:  ## this list
 
 install: $(INSTALLED)  ## the environment in .venv, with the exact versions of constraints.txt, every file's hash checked
 
-# First pip itself, since older ones read no hashes from a constraints file, and what building takes. Nothing is fetched
-# for the last step.
+# First pip itself, since older ones read no hashes from a constraints file, and what building takes. Then PyTorch's CPU
+# build, where pip is told of a place that has it; PyPI's brings 3 GB of CUDA. Nothing is fetched for the last step.
 $(INSTALLED): pyproject.toml constraints.txt docker/constraints-torch-cuda.txt .ci/requirements-build.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(HASHED) --requirement .ci/requirements-build.txt
+	@$(BIN)/python -m pip install $(HASHED) --no-deps --constraint constraints.txt 'torch==$(TORCH)+cpu' || \
+		echo 'This takes the torch of PyPI, with CUDA. For the CPU build: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu'
 	$(BIN)/python .ci/requirements.py export serve cpu dev >$(VENV)/requirements.txt
 	$(BIN)/python -m pip install $(HASHED) --no-build-isolation --constraint constraints.txt \
 		--constraint docker/constraints-torch-cuda.txt --requirement $(VENV)/requirements.txt
