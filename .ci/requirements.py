@@ -2,7 +2,8 @@
 
 python .ci/requirements.py serve s3 cpu
 
-pip checks the hashes of constraints.txt only for what comes from an index, so the project itself is installed apart.
+Reads pyproject.toml in the current folder. pip checks the hashes of constraints.txt only for what comes from an index,
+so the project itself is installed apart.
 """
 
 import re
@@ -11,7 +12,6 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
 OURS = re.compile(r"diptych\[([\w,]+)\]")
 
 
@@ -31,7 +31,5 @@ def requirements(project: dict[str, object], extras: list[str]) -> Iterator[str]
 
 
 if __name__ == "__main__":
-    described = ROOT / "pyproject.toml"
-    if not described.exists():
-        described = Path("pyproject.toml")
-    print("\n".join(sorted(set(requirements(tomllib.loads(described.read_text())["project"], sys.argv[1:])))))
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    print("\n".join(sorted(set(requirements(project, sys.argv[1:])))))
