@@ -7,17 +7,34 @@ TESTS ?= tests
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo test coverage lint docs hooks wheel clean
+HASHED := --quiet --disable-pip-version-check --require-hashes
+TORCH := $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' constraints.txt)
+UPGRADE ?=
+SBOM_PYTHON ?= $(BIN)/python
+
+.PHONY: help install lock demo test coverage lint docs hooks wheel sbom images clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
 
-install: $(INSTALLED)  ## the environment in .venv, with the exact versions of constraints.txt
+install: $(INSTALLED)  ## the environment in .venv, with the exact versions of constraints.txt, every file's hash checked
 
-$(INSTALLED): pyproject.toml constraints.txt
+# First pip itself, since older ones read no hashes from a constraints file, and what building takes. Then PyTorch's CPU
+# build, where pip is told of a place that has it; PyPI's brings 3 GB of CUDA. Nothing is fetched for the last step.
+$(INSTALLED): pyproject.toml constraints.txt docker/constraints-torch-cuda.txt .ci/requirements-build.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[export,serve,cpu,dev]'
+	$(BIN)/python -m pip install $(HASHED) --requirement .ci/requirements-build.txt
+	@$(BIN)/python -m pip install $(HASHED) --no-deps --constraint constraints.txt 'torch==$(TORCH)+cpu' || \
+		echo 'This takes the torch of PyPI, with CUDA. For the CPU build: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu'
+	$(BIN)/python .ci/requirements.py export serve cpu dev >$(VENV)/requirements.txt
+	$(BIN)/python -m pip install $(HASHED) --no-build-isolation --constraint constraints.txt \
+		--constraint docker/constraints-torch-cuda.txt --requirement $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
 	@touch $@
+
+lock:  ## versions and hashes anew, after a change in pyproject.toml; UPGRADE=name or UPGRADE=all takes newer versions
+	@test -x $(BIN)/uv || $(MAKE) --no-print-directory install
+	$(BIN)/python .ci/lock.py $(if $(UPGRADE),--upgrade $(UPGRADE))
 
 demo: install  ## prepare → train → export → serve the example on port 8000 (PORT=…); ONCE=1 ends after a few answers
 	$(BIN)/python examples/keywords/demo.py --folder demo --port $(PORT) $(if $(ONCE),--once)
@@ -49,8 +66,16 @@ hooks: install  ## have git run what `make lint` runs before every commit
 
 wheel: install  ## sdist and wheel in dist/, the wheel tried in a fresh environment without this folder
 	rm -rf dist
-	$(BIN)/python -m build --outdir dist .
+	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python .ci/try_wheel.py dist --constraints constraints.txt
+
+sbom: install  ## dist/sbom.cdx.json, a CycloneDX list of what is installed; SBOM_PYTHON=… lists another environment
+	@mkdir -p dist
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-format JSON \
+		--spec-version 1.6 --output-reproducible --validate --output-file dist/sbom.cdx.json $(SBOM_PYTHON)
+
+images: install  ## write the digests of the base images into the files that name them; needs docker and a network
+	$(BIN)/python docker/pin_images.py
 
 clean:  ## remove what was made: the demo, dist, measurements, the environment
 	rm -rf demo dist site .coverage $(VENV)

@@ -6,6 +6,7 @@ Takes about a minute where hnswlib is compiled, seconds where pip has it.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import re
@@ -45,12 +46,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         venv.create(folder / "env", with_pip=True)
-        wanted = [f"{wheel.resolve()}[serve,cpu]", "--constraint", str(given.constraints.resolve())]
-        run(folder, "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *wanted)
+        install(folder, wheel.resolve(), given.constraints.resolve())
         shutil.copytree(GOLDEN, folder / "store" / "bundles" / "golden")
         try_commands(folder)
         try_service(folder)
     print(f"{wheel.name} serves from a fresh environment.")
+
+
+def install(folder: Path, wheel: Path, constraints: Path) -> None:
+    """Install the wheel with its dependencies, every file's hash checked."""
+    pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
+    run(folder, "python", *pip, "--requirement", str(ROOT / ".ci" / "requirements-build.txt"))
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    wanted = folder / "requirements.txt"
+    wanted.write_text(f"diptych[serve,cpu] @ {wheel.as_uri()} --hash=sha256:{digest}\n")
+    options = ["--no-build-isolation", "--constraint", str(constraints), "--requirement", str(wanted)]
+    run(folder, "python", *pip, *options)
 
 
 def one(folder: Path, pattern: str) -> Path:

@@ -25,7 +25,8 @@ GOLDEN = ROOT / "tests" / "golden" / "v2"
 PATIENCE_SECONDS = 60
 LOOK = """
 import importlib.util, json
-print(json.dumps({name: importlib.util.find_spec(name) is not None for name in ("torch", "fastapi", "pip", "onnx")}))
+names = ("torch", "fastapi", "pip", "onnx", "hatchling")
+print(json.dumps({name: importlib.util.find_spec(name) is not None for name in names}))
 """
 
 
@@ -41,7 +42,16 @@ def main() -> None:
         built = build(given.dockerfile, root, dict(one.split("=", 1) for one in given.build_arg))
         found = json.loads(subprocess.run([built / "bin/python", "-c", LOOK], capture_output=True, check=True).stdout)
         serves = "service" in given.dockerfile.name
-        assert found == {"torch": not serves, "fastapi": serves, "pip": False, "onnx": not serves}, found
+        assert found == {
+            "torch": not serves,
+            "fastapi": serves,
+            "pip": False,
+            "onnx": not serves,
+            "hatchling": False,
+        }, found
+        listed = {one["name"] for one in json.loads((built / "share/sbom.cdx.json").read_text())["components"]}
+        assert "hnswlib" in listed, listed
+        assert "pip" not in listed, listed
         (try_service if serves else try_training)(built, root)
     print(f"{given.dockerfile.name}: what it installs works.")
 
@@ -73,8 +83,8 @@ def build(dockerfile: Path, root: Path, given: dict[str, str]) -> Path:
                 place = source / Path(name).name if target == "./" else source / target
                 copy(ROOT / name, place)
         elif word == "RUN" and "apt-get" not in rest:
-            step = rest.replace("/opt/diptych", str(root / "opt/diptych"))
-            step = re.sub(r"^python ", f"{sys.executable} ", step)
+            step = rest.replace("/opt/", f"{root}/opt/")
+            step = re.sub(r"(^|&& )python ", rf"\1{sys.executable} ", step)
             print(f"$ {step}", flush=True)
             subprocess.run(["sh", "-euc", step], cwd=source, env=environment, check=True)
     return root / "opt/diptych"

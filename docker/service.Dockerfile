@@ -1,6 +1,6 @@
 # The service: `docker build -f docker/service.Dockerfile -t diptych-service .`
 # For NVIDIA GPUs: `--build-arg VARIANT=gpu`, which brings CUDA and cuDNN as Python packages; start it with DIPTYCH_PROVIDER=cuda.
-ARG PYTHON=3.11.14-slim-bookworm
+ARG PYTHON=3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM python:${PYTHON} AS build
 ARG VARIANT=cpu
@@ -8,21 +8,28 @@ ARG VARIANT=cpu
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 # hnswlib for any processor of this kind, not for that of the machine that builds the image
 ENV HNSWLIB_NO_NATIVE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
-RUN python -m venv /opt/diptych
+RUN python -m venv /opt/diptych && python -m venv --without-pip /opt/sbom
 WORKDIR /src
-# first what others wrote, a layer that stays as it is while only our own lines change
-COPY pyproject.toml constraints.txt docker/constraints-gpu.txt LICENSE ./
-RUN touch README.md && /opt/diptych/bin/pip install \
-    --constraint constraints.txt --constraint constraints-gpu.txt ".[serve,s3,otel,${VARIANT}]" \
-    && if [ "${VARIANT}" = gpu ]; then /opt/diptych/bin/pip install \
-    --constraint constraints.txt --constraint constraints-gpu.txt "onnxruntime-gpu[cuda,cudnn]"; fi
-COPY README.md diptych.py ./
+# first what others wrote, every file's hash checked; a layer that stays as it is while only our own lines change
+COPY pyproject.toml constraints.txt docker/constraints-gpu.txt .ci/requirements.py .ci/requirements-build.txt ./
+RUN /opt/diptych/bin/python -m pip install --require-hashes --requirement requirements-build.txt \
+    && /opt/diptych/bin/python requirements.py serve s3 otel "${VARIANT}" >requirements.txt \
+    && if [ "${VARIANT}" = gpu ]; then echo "onnxruntime-gpu[cuda,cudnn]" >>requirements.txt; fi \
+    && /opt/diptych/bin/python -m pip install --require-hashes --no-build-isolation \
+    --constraint constraints.txt --constraint constraints-gpu.txt --requirement requirements.txt \
+    && echo cyclonedx-bom >sbom.txt && /opt/diptych/bin/python -m pip --python /opt/sbom install --require-hashes \
+    --constraint constraints.txt --requirement sbom.txt
+COPY README.md LICENSE diptych.py ./
 COPY retrieval retrieval
 COPY service service
 COPY training training
 COPY export export
-RUN /opt/diptych/bin/pip install --no-deps --force-reinstall . \
-    && /opt/diptych/bin/pip uninstall --yes setuptools pip
+# what only building takes goes again; then the list of what is left, in CycloneDX's form
+RUN /opt/diptych/bin/python -m pip install --no-index --no-deps --no-build-isolation . \
+    && /opt/diptych/bin/python -m pip uninstall --yes editables hatchling pathspec pluggy pybind11 setuptools tomlkit \
+    trove-classifiers wheel pip \
+    && mkdir -p /opt/diptych/share && /opt/sbom/bin/cyclonedx-py environment --pyproject pyproject.toml \
+    --mc-type application --output-reproducible --output-file /opt/diptych/share/sbom.cdx.json /opt/diptych
 
 FROM python:${PYTHON}
 # Nothing here is written to but these two folders: run it with a read-only root file system.

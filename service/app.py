@@ -18,10 +18,13 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retrieval.errors import BundleError, DiptychError
 from service.aside import aside
+from service import audit
 from service.errors import Refusal
 from service.exchange import Exchanges, exchange_of
 from service.generation import Generation
 from service.generations import Generations
+from service.guessing import GuessLimit
+from service.keys import AdminKeys
 from service.metrics import Metrics
 from service.predicting import PATH as PREDICT_PATH
 from service.predicting import Predict
@@ -90,8 +93,10 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     app.state.supervisor = supervisor
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
-    predict = Predict(settings, generations, metrics)
-    add_routes(app.router, settings, generations, metrics, predict)
+    guesses = GuessLimit()  # one for both kinds of keys: who guesses one kind waits for both
+    predict = Predict(settings, generations, metrics, guesses)
+    admin = AdminKeys(settings.administrators, guesses, metrics)
+    add_routes(app.router, settings, generations, metrics, predict, admin)
     app.busy = predict
     for layer, options in _layers(app, settings, metrics, tracing):
         app.add_middleware(layer, **options)
@@ -115,7 +120,8 @@ def _layers(
             },
         )
     routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
-    yield Exchanges, {"settings": settings, "metrics": metrics, "tracing": tracing, "routes": routes}
+    options = {"settings": settings, "metrics": metrics, "tracing": tracing, "routes": routes, "audit": audit.record}
+    yield Exchanges, options
 
 
 async def _open(

@@ -21,7 +21,8 @@ class Refusal(Exception):
 
     def response(self) -> Response:
         body = to_json({"error": {"code": self.code, "message": self.message}})
-        return Response(body, self.status, self.headers, media_type="application/json")
+        headers = {"Cache-Control": "no-store", **(self.headers or {})}
+        return Response(body, self.status, headers, media_type="application/json")
 
 
 def overloaded(what: str) -> Refusal:

@@ -3,11 +3,10 @@
 One layer of plain ASGI does all of it, because each layer costs every request about a microsecond.
 """
 
-import hashlib
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import count
 from time import perf_counter
 from typing import Any, cast
@@ -16,23 +15,31 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service import errors
+from service import errors, repeated_headers
 from service.batching import Ticket
 from service.errors import Refusal
+from service.hosts import AllowedHosts
 from service.logs import REQUEST_ID
 from service.metrics import Metrics
-from service.security import ADMIN_HEADER
 from service.settings import Settings
 from service.tracing import Tracing
 
 LOG = logging.getLogger("diptych.request")
-AUDIT = logging.getLogger("diptych.audit")
 VALID_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 LOGGED_FROM = {"all": 0, "failures": 500, "none": 1000}  # the least status that gets a line
-SHOWN = 300  # of a path or an administrator's body in a line
-GUARDED = frozenset({"body_too_large", "compressed_body", "rate_limited", "wrong_key"})  # also counted as rejections
+SHOWN = 300  # of a path in a line
+# also counted as rejections
+GUARDED = frozenset(
+    {
+        "bad_host", "body_too_large", "compressed_body", "rate_limited", "repeated_header", "too_many_wrong_keys",
+        "wrong_host", "wrong_key",
+    }
+)  # fmt: skip
+BUSY = "/predict"  # a POST, which no cache keeps
+NO_STORE = (b"cache-control", b"no-store")
 PROCESS, NUMBERS = secrets.token_hex(6).encode(), count(1)
-COMPARE = "/admin/compare"  # asks a question, whose texts are not an administrative act's to keep
+ADMIN_PATHS = "/admin/"
+COMPARE = "/admin/compare"  # its body has a user's text, which the audit never shows
 NOT_READY = (503, "/readyz")  # what whoever asks whether it is ready wants to know: no failure
 GONE = 499  # the client closed the connection before its answer
 
@@ -51,7 +58,19 @@ def given_or_new_id(headers: Mapping[bytes, bytes]) -> bytes:
 class Exchange:
     """One request, and what becomes known of it on its way."""
 
-    __slots__ = ("bundle", "headers", "id", "refusal", "route", "scope", "started", "status", "ticket")
+    __slots__ = (
+        "act",
+        "bundle",
+        "headers",
+        "id",
+        "key_name",
+        "refusal",
+        "route",
+        "scope",
+        "started",
+        "status",
+        "ticket",
+    )
 
     def __init__(self, scope: Scope, routes: frozenset[str]) -> None:
         self.started = perf_counter()
@@ -63,6 +82,8 @@ class Exchange:
         self.bundle: str | None = None  # that answered it
         self.refusal: str | None = None
         self.status = 0  # none yet
+        self.key_name: str | None = None  # of the administrator's key that was sent
+        self.act: dict[str, object] = {}  # what an administrator asked for, and what was done, for the audit
 
     @property
     def asked(self) -> tuple[int, str]:
@@ -113,7 +134,13 @@ class Exchanges:
     """The ASGI layer outside all others; `routes` are the paths that figures and traces may name."""
 
     def __init__(
-        self, app: ASGIApp, settings: Settings, metrics: Metrics, tracing: Tracing | None, routes: frozenset[str]
+        self,
+        app: ASGIApp,
+        settings: Settings,
+        metrics: Metrics,
+        tracing: Tracing | None,
+        routes: frozenset[str],
+        audit: Callable[[Exchange], None] | None = None,
     ) -> None:
         self._app = app
         self._routes = routes
@@ -121,6 +148,8 @@ class Exchanges:
         self._tracing = tracing
         self._logged_from = LOGGED_FROM[settings.log_requests]
         self._log_queries = settings.log_queries
+        self._hosts = AllowedHosts(settings.hosts)
+        self._audit = audit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -131,19 +160,20 @@ class Exchanges:
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
-                message["headers"].extend(exchange.begin(message["status"], self._metrics))
+                headers = message["headers"]
+                if exchange.route != BUSY and not any(name == NO_STORE[0] for name, _ in headers):
+                    headers.append(NO_STORE)
+                headers.extend(exchange.begin(message["status"], self._metrics))
             await send(message)
 
-        administrative = scope["path"].startswith("/admin/")
-        heard = _Heard(receive) if administrative else None
         try:
-            await self._answer(exchange, heard or receive, sending)
+            await self._answer(exchange, receive, sending)
         finally:
             del scope["exchange"]  # the two know each other, and would wait for the garbage collector together
             if exchange.refusal in GUARDED:
                 self._metrics.rejections.labels(exchange.refusal).inc()
-            if heard:
-                _audit(exchange, heard.body)
+            if self._audit and scope["path"].startswith(ADMIN_PATHS):
+                self._audit(exchange)
             if exchange.status >= self._logged_from and (not self._logged_from or exchange.asked != NOT_READY):
                 self._log(exchange)
             if self._tracing:
@@ -151,7 +181,10 @@ class Exchanges:
 
     async def _answer(self, exchange: Exchange, receive: Receive, send: Send) -> None:
         try:
-            await self._app(exchange.scope, receive, send)
+            if refusal := self._head_refusal(exchange):
+                await exchange.refused(refusal)(exchange.scope, receive, send)
+            else:
+                await self._app(exchange.scope, receive, send)
         except ClientDisconnect:
             exchange.status = GONE
             self._metrics.answered(exchange.route, GONE)
@@ -160,6 +193,13 @@ class Exchanges:
                 raise
             LOG.exception("%s %s failed", exchange.scope["method"], exchange.route)
             await exchange.refused(errors.broken())(exchange.scope, receive, send)
+
+    def _head_refusal(self, exchange: Exchange) -> Refusal | None:
+        """Return the answer to a request whose head alone is reason to refuse it."""
+        headers, scope = exchange.headers, exchange.scope
+        if len(headers) < len(scope["headers"]) and (refusal := repeated_headers.refusal(scope["headers"])):
+            return refusal
+        return self._hosts.refusal(scope["path"], exchange.header("Host")) if self._hosts else None
 
     def _log(self, exchange: Exchange) -> None:
         scope, ticket = exchange.scope, exchange.ticket
@@ -177,38 +217,6 @@ class Exchanges:
             if self._log_queries:
                 about["queries"] = list(ticket.asked.queries)
         LOG.log(logging.WARNING if exchange.status >= 500 else logging.INFO, "request", extra=about)
-
-
-class _Heard:
-    """`receive` that keeps the beginning of the body, for the audit."""
-
-    def __init__(self, receive: Receive) -> None:
-        self._receive = receive
-        self.body = b""
-
-    async def __call__(self) -> Message:
-        message = await self._receive()
-        if len(self.body) < SHOWN:
-            self.body += message.get("body", b"")[:SHOWN]
-        return message
-
-
-def _audit(exchange: Exchange, body: bytes) -> None:
-    """One line for every administrative act, done or refused: who, from where, what, and what became of it."""
-    method = exchange.scope["method"]
-    asks = exchange.route == COMPARE
-    if (method == "GET" or asks) and exchange.status == 200:
-        return  # looking is no act
-    key = exchange.headers.get(ADMIN_HEADER.lower().encode())
-    about = {
-        "key": hashlib.sha256(key).hexdigest()[:8] if key else None,
-        "address": exchange.address,
-        "act": f"{method} {exchange.scope['path'][:SHOWN]}",
-        "body": None if asks else body[:SHOWN].decode(errors="replace"),
-        "status": exchange.status or None,
-        "refusal": exchange.refusal,
-    }
-    AUDIT.info("administration", extra=about)
 
 
 def _timing(ticket: Ticket, total: float) -> bytes:

@@ -24,7 +24,7 @@ def about(generations: Generations, settings: Settings) -> About:
         attributes=[Attribute(**one) for one in opened.attributes],
         max_k=settings.max_k,
         max_query_chars=settings.max_query_chars,
-        administration=bool(settings.admin_key and settings.admin_key.get_secret_value()),
+        administration=bool(settings.administrators),
     )
 
 

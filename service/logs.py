@@ -1,9 +1,15 @@
-"""Log lines: one JSON object each, or text for a person at a terminal; those of a request carry its id."""
+"""Log lines: one JSON object each, or text for a person at a terminal; those of a request carry its id.
 
+Much of a line comes from clients: paths, queries, messages of exceptions. No character of theirs may begin a line of
+its own or steer the terminal that shows it, so whatever cannot be printed is written as an escape.
+"""
+
+import json
 import logging
 import sys
+import traceback
 from contextvars import ContextVar
-from typing import Literal
+from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, WrappedLogger
@@ -15,7 +21,7 @@ REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 def configure(form: Form) -> None:
     """Write every record of this process, whichever library made it, to stderr; `auto` is text on a terminal only."""
-    render = [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())] if as_text(form) else _as_json()
+    render = _as_text() if as_text(form) else _as_json()
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
             structlog.stdlib.add_log_level,
@@ -36,8 +42,47 @@ def as_text(form: Form) -> bool:
     return form == "text" or (form == "auto" and sys.stderr.isatty())
 
 
+def escaped(text: str) -> str:
+    """Return the text with every character that cannot be printed as an escape of JSON and Python."""
+    if text.isprintable():
+        return text
+    return "".join(one if one.isprintable() else _escape(one) for one in text)
+
+
+def _escape(character: str) -> str:
+    written = json.dumps(character)[1:-1]
+    return f"\\u{ord(character):04x}" if written == character else written  # DEL, which JSON leaves as it is
+
+
 def _as_json() -> list[structlog.typing.Processor]:
-    return [structlog.processors.ExceptionRenderer(), structlog.processors.JSONRenderer(ensure_ascii=False)]
+    return [structlog.processors.ExceptionRenderer(), structlog.processors.JSONRenderer(_json)]
+
+
+def _as_text() -> list[structlog.typing.Processor]:
+    colours = sys.stderr.isatty()
+    return [_escape_values, structlog.dev.ConsoleRenderer(colors=colours, exception_formatter=_write_traceback)]
+
+
+def _json(event: EventDict, **options: Any) -> str:
+    # JSON itself escapes only the first 32: a line separator, a direction mark or half of a pair would get through
+    return escaped(json.dumps(event, ensure_ascii=False, **options))
+
+
+def _escape_values(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    return {escaped(name): value if name == "exc_info" else _escape_value(value) for name, value in event.items()}
+
+
+def _escape_value(value: object) -> object:
+    if isinstance(value, str):
+        return escaped(value)
+    return value if isinstance(value, int | float | None) else escaped(repr(value))
+
+
+def _write_traceback(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
+    """Write it indented, since its messages may have line breaks: none of its lines looks like one of the log."""
+    for part in traceback.format_exception(*exc_info):
+        for line in part.splitlines():
+            stream.write(f"\n    {escaped(line)}")
 
 
 def _name_the_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:

@@ -68,6 +68,9 @@ class Metrics:
         self.rejections = Counter(
             "diptych_rejections", "Requests turned away or given up", ["reason"], registry=registry
         )
+        self.wrong_keys = Counter(
+            "diptych_wrong_keys", "Wrong keys by the header they came in", ["header"], registry=registry
+        )
         self.cache = Counter("diptych_cache_requests", "Requests looked up in the cache", ["result"], registry=registry)
         self.cache_bytes = Gauge("diptych_cache_bytes", "Answers kept in the cache", registry=registry)
         self.connections = Gauge("diptych_connections", "Open connections", registry=registry)

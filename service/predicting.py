@@ -14,9 +14,11 @@ from service.errors import Refusal
 from service.exchange import Exchange, exchange_of
 from service.frames import Asked
 from service.generations import Generations
+from service.guessing import GuessLimit
+from service.keys import PredictKeys
 from service.metrics import Metrics
 from service.schemas import parse, predict_request
-from service.security import PredictKeys, RateLimit
+from service.security import RateLimit
 from service.settings import Settings
 
 PATH = "/predict"
@@ -25,9 +27,9 @@ PATH = "/predict"
 class Predict:
     """The one busy route, as an ASGI application."""
 
-    def __init__(self, settings: Settings, generations: Generations, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, generations: Generations, metrics: Metrics, guesses: GuessLimit) -> None:
         self.model = predict_request(settings)
-        self.keys = PredictKeys(settings.predict_key)
+        self.keys = PredictKeys(settings.predict_keys, guesses, metrics)
         self._limit = RateLimit(settings.rate_limit, settings.burst) if settings.rate_limit else None
         self._generations = generations
         self._answers = Answers(settings.cache_bytes, metrics) if settings.cache_bytes else None
@@ -45,7 +47,7 @@ class Predict:
 
     async def answer(self, exchange: Exchange, receive: Receive) -> bytes:
         """The JSON that answers one request. Raises Refusal, and ClientDisconnect when nobody wants it any more."""
-        caller = self.keys.check(exchange.headers)
+        caller = self.keys.check(exchange)
         wanted = parse(self.model, await _body(receive)).wanted
         if self._limit:
             self._limit.take(caller or exchange.address.encode(), len(wanted.queries))

@@ -1,7 +1,7 @@
 """Thin handlers: check, parse, ask the part whose work it is, and what OpenAPI says of each."""
 
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Any
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.routing import APIRoute
@@ -10,10 +10,11 @@ from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from starlette.responses import JSONResponse, Response
 
-from service import deadlines
+from service import audit, deadlines
 from service.console import add_front_page
 from service.exchange import COMPARE, exchange_of
 from service.generations import Generations
+from service.keys import AdminKeys
 from service.listing import about, list_bundles
 from service.metrics import Metrics
 from service.predicting import PATH as PREDICT_PATH
@@ -31,11 +32,11 @@ from service.schemas import (
     parse,
     paused_request,
 )
-from service.security import ADMIN_HEADER, PREDICT_HEADER, check_admin
+from service.security import ADMIN_HEADER, PREDICT_HEADER
 from service.settings import Settings
 
 REFUSALS = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or a header that is read once is there twice.",
     401: "The key is missing or wrong.",
     403: "Administration, or opening bundles for comparison, is off.",
     404: "There is no such bundle.",
@@ -44,7 +45,8 @@ REFUSALS = {
     413: "The body is too large.",
     415: "The body is compressed.",
     422: "A field is missing, unknown or has a value that cannot be used.",
-    429: "Too much is waiting, or the caller asks too much; try again after Retry-After seconds.",
+    429: "Too much is waiting, the caller asks too much, or too many wrong keys came from its address; "
+    "try again after Retry-After seconds.",
     431: "The request's head is too large.",
     500: "The service failed on this request.",
     503: "The service is loading a bundle, replacing an engine or stopping.",
@@ -76,16 +78,21 @@ class Direct(APIRoute):
 
 
 def add_routes(
-    router: APIRouter, settings: Settings, generations: Generations, metrics: Metrics, predict: Predict
+    router: APIRouter,
+    settings: Settings,
+    generations: Generations,
+    metrics: Metrics,
+    predict: Predict,
+    admin: AdminKeys,
 ) -> None:
     """All routes, wired to their parts."""
     _add_predict(router, predict)
     add_front_page(router, settings.console)
     _add_about(router, settings, generations, predict)
     _add_probes(router, generations, metrics)
-    _add_admin(router, settings, generations)
-    _add_comparing(router, settings, generations, predict)
-    _add_pausing(router, settings, generations)
+    _add_admin(router, generations, admin)
+    _add_comparing(router, generations, predict, admin)
+    _add_pausing(router, settings, generations, admin)
 
 
 def _add_predict(router: APIRouter, predict: Predict) -> None:
@@ -110,7 +117,7 @@ def _add_predict(router: APIRouter, predict: Predict) -> None:
 
 def _add_about(router: APIRouter, settings: Settings, generations: Generations, predict: Predict) -> None:
     async def answered_about(request: Request) -> Response:
-        predict.keys.check(exchange_of(request.scope).headers)  # what labels are filtered by tells of them
+        predict.keys.check(exchange_of(request.scope))  # what labels are filtered by tells of them
         return JSONResponse(about(generations, settings).model_dump())
 
     router.add_api_route(
@@ -119,30 +126,32 @@ def _add_about(router: APIRouter, settings: Settings, generations: Generations, 
         name="about",
         summary="The bundle that is served, and what its labels can be filtered by",
         response_model=About,
-        responses=_refusals(*([401] if predict.keys else []), 408, 431, 500, 503),
+        responses=_refusals(400, *([401, 429] if predict.keys else []), 408, 431, 500, 503),
         dependencies=[Depends(_key_in(PREDICT_HEADER, "predicting"))] if predict.keys else None,
         route_class_override=Direct,
     )
 
 
-def _add_comparing(router: APIRouter, settings: Settings, generations: Generations, predict: Predict) -> None:
-    given_key = _key_in(ADMIN_HEADER, "administration")
+def _add_comparing(router: APIRouter, generations: Generations, predict: Predict, admin: AdminKeys) -> None:
+    keyed = [Depends(_key_in(ADMIN_HEADER, "administration"))]  # OpenAPI alone reads it
     model = compare_request(predict.model)
 
     @router.post(
         COMPARE,
+        dependencies=keyed,
         summary="The same question to another bundle, which is opened for it",
         response_model=PredictResponse,
         responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500, 503, 504),
         openapi_extra={**_body(model), "parameters": [deadlines.PARAMETER]},
     )
-    async def compare(request: Request, key: Annotated[str | None, Depends(given_key)]) -> Response:
-        check_admin(settings.admin_key, key)
+    async def compare(request: Request) -> Response:
+        admin.check(exchange := exchange_of(request.scope))
         asked = parse(model, await request.body())
+        exchange.act = {"bundle": asked.bundle}
         seconds = deadlines.deadline_seconds(request.headers.get(deadlines.HEADER))
         ticket = await generations.compare(asked.bundle, asked.wanted, seconds)
         results = await ticket.answer  # no ticket of the exchange's, whose times are those of live traffic
-        exchange_of(request.scope).bundle = ticket.bundle
+        exchange.bundle = ticket.bundle
         return Response(answer_body(ticket.bundle, results), media_type="application/json")
 
 
@@ -166,66 +175,79 @@ def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_admin(router: APIRouter, settings: Settings, generations: Generations) -> None:
-    given_key = _key_in(ADMIN_HEADER, "administration")
+def _add_admin(router: APIRouter, generations: Generations, admin: AdminKeys) -> None:
+    keyed = [Depends(_key_in(ADMIN_HEADER, "administration"))]  # OpenAPI alone reads it
 
     @router.post(
         "/admin/activate",
+        dependencies=keyed,
         summary="Serve another bundle of the store, without a gap",
         response_model=ActivateResponse,
-        responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 431, 500),
+        responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500),
         openapi_extra=_body(ActivateRequest),
     )
-    async def activate(request: Request, key: Annotated[str | None, Depends(given_key)]) -> Response:
-        check_admin(settings.admin_key, key)
+    async def activate(request: Request) -> Response:
+        admin.check(exchange := exchange_of(request.scope))
         asked = parse(ActivateRequest, await request.body())
-        return JSONResponse((await generations.activate(asked.bundle)).model_dump())
+        exchange.act = {"bundle": asked.bundle}
+        done = await generations.activate(asked.bundle)
+        exchange.act["previous"] = done.previous
+        return JSONResponse(done.model_dump())
 
     @router.post(
         "/admin/rollback",
+        dependencies=keyed,
         summary="Serve the bundle that was active before; at once, if it was kept",
         response_model=ActivateResponse,
-        responses=_refusals(401, 403, 404, 408, 409, 413, 415, 422, 431, 500),
+        responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500),
     )
-    async def rollback(key: Annotated[str | None, Depends(given_key)]) -> Response:
-        check_admin(settings.admin_key, key)
-        return JSONResponse((await generations.rollback()).model_dump())
+    async def rollback(request: Request) -> Response:
+        admin.check(exchange := exchange_of(request.scope))
+        done = await generations.rollback()
+        exchange.act = {"bundle": done.bundle, "previous": done.previous}
+        return JSONResponse(done.model_dump())
 
     @router.get(
         "/admin/bundles",
+        dependencies=keyed,
         summary="The store's bundles, and what is opened of them",
         response_model=BundlesResponse,
-        responses=_refusals(401, 403, 408, 422, 431, 500),
+        responses=_refusals(400, 401, 403, 408, 422, 429, 431, 500),
     )
-    async def bundles(key: Annotated[str | None, Depends(given_key)]) -> Response:
-        check_admin(settings.admin_key, key)
+    async def bundles(request: Request) -> Response:
+        admin.check(exchange_of(request.scope))
         return JSONResponse((await list_bundles(generations)).model_dump())
 
 
-def _add_pausing(router: APIRouter, settings: Settings, generations: Generations) -> None:
-    given_key = _key_in(ADMIN_HEADER, "administration")
+def _add_pausing(router: APIRouter, settings: Settings, generations: Generations, admin: AdminKeys) -> None:
+    keyed = [Depends(_key_in(ADMIN_HEADER, "administration"))]  # OpenAPI alone reads it
     model = paused_request(settings)
 
     @router.get(
         "/admin/paused",
+        dependencies=keyed,
         summary="The labels that are not shown",
         response_model=PausedResponse,
-        responses=_refusals(401, 403, 408, 431, 500),
+        responses=_refusals(400, 401, 403, 408, 429, 431, 500),
     )
-    async def list_paused(key: Annotated[str | None, Depends(given_key)]) -> Response:
-        check_admin(settings.admin_key, key)
+    async def list_paused(request: Request) -> Response:
+        admin.check(exchange_of(request.scope))
         unknown = generations.current.unknown if generations.current else None
         return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())
 
     @router.post(
         "/admin/paused",
+        dependencies=keyed,
         summary="Leave labels out of every answer, from the next request on",
         response_model=PausedResponse,
-        responses=_refusals(400, 401, 403, 408, 413, 415, 422, 431, 500),
+        responses=_refusals(400, 401, 403, 408, 413, 415, 422, 429, 431, 500),
         openapi_extra=_body(model),
     )
-    async def pause(request: Request, key: Annotated[str | None, Depends(given_key)]) -> Response:
-        check_admin(settings.admin_key, key)
+    async def pause(request: Request) -> Response:
+        admin.check(exchange := exchange_of(request.scope))
         asked = parse(model, await request.body())
+        exchange.act = {"add_count": len(asked.add), "remove_count": len(asked.remove)}
+        before = generations.paused.ids
         unknown = await generations.pause(asked.add, asked.remove)
+        exchange.act = audit.paused_ids(before, generations.paused.ids, asked.add, asked.remove)
         return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())

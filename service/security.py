@@ -1,13 +1,10 @@
-"""Who may ask and who may administer, how much, and which bodies are read at all."""
+"""How much a caller may ask, and which bodies are read at all."""
 
-import hashlib
-import hmac
 import math
 from collections import OrderedDict
 from collections.abc import Mapping
 from time import monotonic
 
-from pydantic import SecretStr
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Refusal
@@ -15,36 +12,6 @@ from service.errors import Refusal
 ADMIN_HEADER = "X-Admin-Key"
 PREDICT_HEADER = "X-Api-Key"
 REMEMBERED_CALLERS = 10_000
-
-
-def check_admin(key: SecretStr | None, given: str | None) -> None:
-    """Let an administrator through. Raises Refusal 403 when administration is off, 401 without the right key."""
-    if key is None or not key.get_secret_value():
-        raise Refusal(403, "admin_off", "Administration is off: the service was started without DIPTYCH_ADMIN_KEY.")
-    # bytes, because compare_digest refuses text beyond ASCII
-    if not hmac.compare_digest(key.get_secret_value().encode(), (given or "").encode("latin-1")):
-        raise Refusal(401, "wrong_key", f"This needs the administrator's key in the header {ADMIN_HEADER}.")
-
-
-class PredictKeys:
-    """The keys that may ask; without any, everybody may."""
-
-    def __init__(self, written: SecretStr | None) -> None:
-        keys = written.get_secret_value().split(",") if written else []
-        self._digests = [_digest(key.strip().encode()) for key in keys if key.strip()]
-
-    def __bool__(self) -> bool:
-        return bool(self._digests)
-
-    def check(self, headers: Mapping[bytes, bytes]) -> bytes | None:
-        """The caller's key as a digest; None where nobody needs one. Raises Refusal 401."""
-        if not self._digests:
-            return None
-        given = _digest(headers.get(PREDICT_HEADER.lower().encode(), b""))
-        # Every key is compared, each in constant time, so that the time tells nothing of any.
-        if not sum(hmac.compare_digest(given, digest) for digest in self._digests):
-            raise Refusal(401, "wrong_key", f"This needs a key in the header {PREDICT_HEADER}.")
-        return given
 
 
 class RateLimit:
@@ -111,7 +78,3 @@ class BodyGuard:
     def _too_large(self, headers: dict[str, str] | None = None) -> Refusal:
         message = f"The body is larger than {self._max_bytes} bytes; split it into several requests."
         return Refusal(413, "body_too_large", message, headers)
-
-
-def _digest(key: bytes) -> bytes:
-    return hashlib.sha256(key).digest()

@@ -19,6 +19,7 @@ from service.app import create_app
 from service.connections import Connections
 from service.generation import Generation
 from service.generations import Generations
+from service.key_settings import weak_predict_keys
 from service.pauses import settle
 from service.settings import Settings, unheard
 
@@ -63,7 +64,7 @@ class Server(uvicorn.Server):
 def run(settings: Settings) -> None:
     """Serve until a signal says stop. Raises DiptychError when the address or the bundle cannot be had."""
     logs.configure(settings.log_format)
-    for sentence in unheard(os.environ):
+    for sentence in [*unheard(os.environ), *weak_predict_keys(settings.predict_keys)]:
         LOG.warning("%s", sentence)
     _allow_files(settings.max_connections + OTHER_FILES)
     listener = _listen(settings.host, settings.port)

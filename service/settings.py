@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.errors import BadInput
 from retrieval.signatures import trusted_keys
+from service.hosts import AllowedHosts
+from service.key_settings import SINGLE, checked_admin_key, named_admin_keys
 from service.logs import Form
 
 PREFIX = "DIPTYCH_"
@@ -22,12 +24,26 @@ ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:.
 class Settings(BaseSettings):
     """What `diptych serve` obeys: a field is the environment variable DIPTYCH_<FIELD>; the command line comes first."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
+    )
 
     store: Path = Field(description="folder of bundles, written by `diptych export`")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0 takes any free port")
-    admin_key: SecretStr | None = Field(None, description="key of the admin routes; they are off without one")
+    admin_key: SecretStr | None = Field(
+        None, description="key of the admin routes, at least 16 characters; they are off without one"
+    )
+    admin_keys: SecretStr | None = Field(
+        None,
+        description="more of them, each with a name for the audit: name=key, by commas; two at once change keys "
+        "without a gap. The key above is called admin",
+    )
+    allowed_hosts: str = Field(
+        "",
+        description="names in the Host header that are answered, by commas: shop.example, *.shop.example, 10.0.0.0/8, "
+        "::1; others are refused (421), but for /livez and /readyz. Any name unless set",
+    )
 
     predict_key: SecretStr | None = Field(None, description="keys that may ask, by commas; anybody may without one")
     rate_limit: float | None = Field(
@@ -129,6 +145,42 @@ class Settings(BaseSettings):
                 raise ValueError(f"{origin!r} is not an origin; write them as https://shop.example, without a path")
         return written
 
+    @field_validator("admin_key")
+    @classmethod
+    def _admin_key_is_strong(cls, written: SecretStr | None) -> SecretStr | None:
+        text = written.get_secret_value() if written else ""
+        return SecretStr(checked_admin_key(text)) if text else None
+
+    @field_validator("admin_keys")
+    @classmethod
+    def _admin_keys_are_strong(cls, written: SecretStr | None) -> SecretStr | None:
+        text = written.get_secret_value() if written else ""
+        if text and not named_admin_keys(text):
+            raise ValueError("there is no key in it; unset it if none is meant")
+        return written
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _hosts_are_hosts(cls, written: str) -> str:
+        AllowedHosts(_listed(written))
+        return written
+
+    @property
+    def administrators(self) -> dict[str, str]:
+        """The keys that administer, by name."""
+        named = named_admin_keys(self.admin_keys.get_secret_value()) if self.admin_keys else {}
+        return {**({SINGLE: self.admin_key.get_secret_value()} if self.admin_key else {}), **named}
+
+    @property
+    def predict_keys(self) -> list[str]:
+        """The keys that may ask."""
+        return _listed(self.predict_key.get_secret_value()) if self.predict_key else []
+
+    @property
+    def hosts(self) -> list[str]:
+        """The names that are answered; any where there is none."""
+        return _listed(self.allowed_hosts)
+
     @property
     def origins(self) -> list[str]:
         """The origins whose pages may ask."""
@@ -150,6 +202,23 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"rate_burst ({self.burst}) is below max_queries ({self.max_queries}), "
                 "so the largest request could never be admitted"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _keys_are_different(self) -> Self:
+        single = self.admin_key.get_secret_value() if self.admin_key else None
+        named = named_admin_keys(self.admin_keys.get_secret_value()) if self.admin_keys else {}
+        if single and SINGLE in named:
+            raise ValueError(
+                f"DIPTYCH_ADMIN_KEYS: the name {SINGLE} is that of DIPTYCH_ADMIN_KEY; choose another or unset that"
+            )
+        if single in named.values():
+            raise ValueError("DIPTYCH_ADMIN_KEYS: one of its keys is DIPTYCH_ADMIN_KEY too; list each key once")
+        if not set(self.predict_keys).isdisjoint(self.administrators.values()):
+            raise ValueError(
+                "DIPTYCH_PREDICT_KEY: one of its keys is an administrator's, so whoever asks could administer; "
+                "use different keys"
             )
         return self
 

@@ -19,15 +19,16 @@ Whatever is not a success has one shape, a code for programs and a sentence for 
 {"error": {"code": "out_of_range", "message": "k is 1000; the most is 100."}}
 ```
 
-`X-Api-Key` is asked for only where `DIPTYCH_PREDICT_KEY` is set, and `/admin/` is off until `DIPTYCH_ADMIN_KEY` is
-(see [settings](settings.md)).
+`X-Api-Key` is asked for only where `DIPTYCH_PREDICT_KEY` is set, and `/admin/` is off until `DIPTYCH_ADMIN_KEY` or
+`DIPTYCH_ADMIN_KEYS` is (see [settings](settings.md)). Where `DIPTYCH_ALLOWED_HOSTS` is set, a request with another name
+in its Host header is answered 421 on every path but `/livez` and `/readyz`.
 """
 Schema = dict[str, Any]
 
 
 def page() -> str:
     """The Markdown of the page."""
-    settings = Settings(store=Path("store"), admin_key="-", predict_key="-")  # type: ignore[arg-type]
+    settings = Settings(store=Path("store"), admin_key="only for this document", predict_key="-")  # type: ignore[arg-type]
     document = create_app(settings).openapi()
     parts = [INTRODUCTION]
     for path, methods in document["paths"].items():

@@ -1,6 +1,8 @@
 // The hits of one query: rank, text, score and its two shares as bars on a scale from 0 to 1.
 
-import { byId, make } from "./page.js";
+import { byId, make, nameOf } from "./page.js";
+
+const STEPS = new Map([["ArrowDown", 1], ["ArrowUp", -1]]);
 
 /** Show one result's hits in a list; `before` are another bundle's, to which ranks are compared. */
 export function showHits(list, hits, before) {
@@ -42,12 +44,12 @@ function moved(place, before) {
 function described(hit) {
   const attributes = Object.entries(hit.attributes).filter(([, value]) => value !== null);
   const id = hit.id === hit.text ? [] : [hit.id];
-  return [...id, ...attributes.map(([name, value]) => `${name} ${[value].flat().join(", ")}`)].join(" · ");
+  return [...id, ...attributes.map(([name, value]) => `${nameOf(name)} ${[value].flat().join(", ")}`)].join(" · ");
 }
 
 /** Let the arrow keys move from the query through the answers, and across to the compared ones. */
 export function moveByKeys(event) {
-  const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
+  const step = STEPS.get(event.key);
   const list = document.activeElement.closest?.("ol");
   if (list && ["ArrowLeft", "ArrowRight"].includes(event.key)) {
     const across = byId(event.key === "ArrowRight" ? "other-hits" : "hits");

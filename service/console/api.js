@@ -1,6 +1,7 @@
 // What the page asks of the service, and every way that can go wrong as one sentence.
 
 export const keys = { api: "", admin: "" }; // typed by the person, kept here alone
+const refusals = new Map(); // by kind of key: the key that the service does not know, and its answer
 
 /** Something that kept an answer from coming: a sentence, the status (0: none), and seconds until it is worth asking again. */
 export class Trouble extends Error {
@@ -14,6 +15,10 @@ export class Trouble extends Error {
 
 /** The answer to a request, {json, headers}. Throws Trouble, and AbortError when `signal` says that nobody waits. */
 export async function ask(path, { body, signal, admin = false } = {}) {
+  const kind = admin ? "admin" : "api";
+  const refused = refusals.get(kind);
+  if (refused && refused.key === keys[kind]) throw refused.trouble; // sent again, it would count as another guess
+  const key = keys[kind];
   const headers = {};
   if (body) headers["Content-Type"] = "application/json";
   if (admin) headers["X-Admin-Key"] = header(keys.admin);
@@ -22,8 +27,13 @@ export async function ask(path, { body, signal, admin = false } = {}) {
   if (response.ok) return { json: await response.json(), headers: response.headers };
   const { error } = await response.json().catch(() => ({}));
   const sentence = error?.message ?? `The service answered ${response.status} without saying why.`;
-  throw new Trouble(sentence, response.status, error?.code, Number(response.headers.get("Retry-After")) || 0);
+  const trouble = new Trouble(sentence, response.status, error?.code, Number(response.headers.get("Retry-After")) || 0);
+  if (key && response.status === 401) refusals.set(kind, { key, trouble });
+  throw trouble;
 }
+
+/** Send the keys again, though the service did not know them before. */
+export const forgetRefusals = () => refusals.clear();
 
 /** Whether the service answers requests: {ready, bundle, detail}; it says so with 200 and with 503. */
 export async function readiness() {

@@ -12,9 +12,11 @@ export function showPrograms(body) {
 
 export function asCurl(url, body) {
   const key = keys.api ? ' \\\n  -H "X-Api-Key: $DIPTYCH_PREDICT_KEY"' : "";
-  const data = JSON.stringify(body).replaceAll("'", "'\\''");
-  return `curl -s ${url} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d '${data}'`;
+  return `curl -s ${quoted(url)} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d ${quoted(JSON.stringify(body))}`;
 }
+
+/** A text as a shell takes it, whatever is in it. */
+const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 export function asPython(url, body) {
   const key = keys.api ? ', "X-Api-Key": os.environ["DIPTYCH_PREDICT_KEY"]' : "";

@@ -1,14 +1,14 @@
 // What labels may be chosen by: the bundle's attributes, their frequent values, and a field for the others.
 
-import { byId, make, write } from "./page.js";
+import { byId, make, nameOf, write } from "./page.js";
 
 const OFFERED = 12; // values of one attribute with a box of their own
 
 /** Offer a bundle's attributes; what was chosen stays chosen where the bundle still has it. */
 export function offerFilters(attributes, changed) {
-  const before = chosenFilter() ?? {};
+  const before = chosen();
   byId("filters").hidden = !attributes.length;
-  byId("attributes").replaceChildren(...attributes.map((one) => offered(one, before[one.name] ?? [])));
+  byId("attributes").replaceChildren(...attributes.map((one) => offered(one, before.get(one.name) ?? [])));
   byId("attributes").oninput = () => {
     count();
     changed();
@@ -18,16 +18,22 @@ export function offerFilters(attributes, changed) {
 
 /** The filter as a request has it; undefined when nothing is chosen. */
 export function chosenFilter() {
-  const filter = {};
+  const filter = chosen();
+  return filter.size ? Object.fromEntries(filter) : undefined; // which makes even __proto__ a property like any other
+}
+
+/** The chosen values by attribute; a Map, since an attribute may have any name, also one that every object has. */
+function chosen() {
+  const filter = new Map();
   for (const group of byId("attributes").children) {
     const values = [...group.querySelectorAll("input:checked")].map((box) => JSON.parse(box.value));
     for (const field of group.querySelectorAll("input[type=text]")) {
       const typed = field.value.split(",").map((one) => one.trim()).filter(Boolean);
       values.push(...typed.map((one) => read(one, field.dataset.kind)));
     }
-    if (values.length) filter[group.dataset.name] = values;
+    if (values.length) filter.set(group.dataset.name, values);
   }
-  return Object.keys(filter).length ? filter : undefined;
+  return filter;
 }
 
 function offered(attribute, before) {
@@ -39,7 +45,7 @@ function offered(attribute, before) {
     box.checked = before.includes(value);
     return make("label", "", box, String(value));
   });
-  const group = make("fieldset", "", make("legend", "", attribute.name), ...boxes);
+  const group = make("fieldset", "", make("legend", "", nameOf(attribute.name)), ...boxes);
   group.dataset.name = attribute.name;
   if (attribute.more || attribute.values.length > boxes.length) group.append(others(attribute, exact.slice(0, OFFERED), before));
   return group;
@@ -49,7 +55,7 @@ function others(attribute, offeredValues, before) {
   const field = make("input");
   field.type = "text";
   field.placeholder = "others, by commas";
-  field.setAttribute("aria-label", `Other values of ${attribute.name}, by commas`);
+  field.setAttribute("aria-label", `Other values of ${nameOf(attribute.name)}, by commas`);
   field.dataset.kind = typeof (attribute.values[0] ?? "");
   field.value = before.filter((value) => !offeredValues.includes(value)).join(", ");
   return field;
@@ -60,6 +66,6 @@ function read(text, kind) {
 }
 
 function count() {
-  const attributes = Object.keys(chosenFilter() ?? {}).length;
+  const attributes = chosen().size;
   write(byId("filters-count"), attributes ? `(${attributes})` : "");
 }

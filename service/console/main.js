@@ -1,7 +1,7 @@
 // Wires the page: what the controls say becomes a request, and what the service says becomes the status.
 
 import { moveByKeys } from "./answers.js";
-import { ask, keys, readiness } from "./api.js";
+import { ask, forgetRefusals, keys, readiness } from "./api.js";
 import { askSoon, isUnanswered } from "./asking.js";
 import { drawCharts, lookAgain } from "./charts.js";
 import { copy, showPrograms } from "./copy.js";
@@ -84,6 +84,7 @@ async function useKeys(event) {
   event.preventDefault();
   keys.api = byId("api-key").value;
   keys.admin = byId("admin-key").value;
+  forgetRefusals();
   about = null;
   say(byId("admin-said"), null);
   if (!(await listBundles(look))) byId("other").value = "";

@@ -28,3 +28,6 @@ export function short(value) {
   if (!value) return "0";
   return value >= 100 ? whole.format(Math.round(value)) : value.toFixed(value >= 10 ? 1 : 2);
 }
+
+/** The name of an attribute as it is shown; an empty one would be nothing to see or to hear. */
+export const nameOf = (name) => (name.trim() ? name : "(no name)");

@@ -2,19 +2,21 @@
 
 import { byId, make, short, write } from "./page.js";
 
-/** {stage: milliseconds} of a Server-Timing header, in its order. */
+/** Milliseconds by stage, a Map, of a Server-Timing header, in its order. */
 export function stagesOf(header) {
   const found = [...(header ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)];
-  return Object.fromEntries(found.map(([, name, milliseconds]) => [name, Number(milliseconds)]));
+  return new Map(found.map(([, name, milliseconds]) => [name, Number(milliseconds)]));
 }
 
 /** Show the stages as one bar and in numbers; what they leave of the total is the front's own. */
 export function showTiming(header) {
-  const { total, ...stages } = stagesOf(header);
+  const stages = stagesOf(header);
+  const total = stages.get("total");
+  stages.delete("total");
   byId("timing").hidden = !(total > 0);
   if (!(total > 0)) return;
-  const known = Object.values(stages).reduce((sum, one) => sum + one, 0);
-  const parts = [...Object.entries(stages), ["rest", Math.max(total - known, 0)]];
+  const known = [...stages.values()].reduce((sum, one) => sum + one, 0);
+  const parts = [...stages, ["rest", Math.max(total - known, 0)]];
   const whole = Math.max(total, known); // of an answer in several batches, the stages are the last one's
   byId("timing-bar").replaceChildren(...parts.map(([, milliseconds], place) => {
     const part = make("div");

@@ -76,7 +76,7 @@ def test_images_are_pinned_small_and_nobodys_root(dockerfile: Path) -> None:
     steps = instructions(dockerfile)
     bases = [rest for word, rest in steps if word == "FROM"]
     default = dict(rest.split("=", 1) for word, rest in steps if word == "ARG" and "=" in rest)
-    assert re.fullmatch(r"\d+\.\d+\.\d+-slim-\w+", default["PYTHON"])
+    assert re.fullmatch(r"\d+\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", default["PYTHON"])
     assert [base.split(" ")[0] for base in bases] == ["python:${PYTHON}"] * 2
     last = steps[max(place for place, (word, _) in enumerate(steps) if word == "FROM") :]
     assert not any("apt-get" in rest or "pip install" in rest for word, rest in last if word == "RUN")

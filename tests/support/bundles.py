@@ -4,7 +4,7 @@ The encoder is a mean of token vectors, projected twice; a label's classifier ro
 a query finds the labels that share its words. Everything a reader does with a bundle is done here for real.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,10 +64,12 @@ def make_bundle(
     efforts: Sequence[int | None] = (32, 32, 32),
     weight: float = 0.5,
     ids: Sequence[str] | None = None,
+    attributes: Mapping[str, Sequence[object]] | None = None,
 ) -> Path:
     """Write a bundle of `texts` into `folder`; bundles of different `seed` or `prefix` answer differently.
 
-    `efforts` are those at weights 0, ½ and 1. Label ids are `{prefix}-{row}`, or `ids`.
+    `efforts` are those at weights 0, ½ and 1. Label ids are `{prefix}-{row}`, or `ids`;
+    `attributes` are `market` and `year` unless given.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = label_texts() if texts is None else texts
@@ -90,7 +92,8 @@ def make_bundle(
     if shared:
         np.save(folder / NODES, nodes.node_L)
     rows = range(len(texts))
-    attributes = {"market": [("US", "CA")[row % 2] for row in rows], "year": [2020 + row % 3 for row in rows]}
+    if attributes is None:
+        attributes = {"market": [("US", "CA")[row % 2] for row in rows], "year": [2020 + row % 3 for row in rows]}
     write_labels(
         folder / LABELS, pa.table({"id": ids or [f"{prefix}-{row}" for row in rows], "text": list(texts), **attributes})
     )

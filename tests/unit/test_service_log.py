@@ -1,8 +1,11 @@
-"""Which requests get a line in the log."""
+"""Which requests get a line in the log, and what of a client's text may stand in it."""
 
 import asyncio
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -10,6 +13,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from service.exchange import Exchanges
+from service.logs import configure
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -40,3 +44,38 @@ def test_not_ready_is_no_failure(
             scope = {"type": "http", "method": "GET", "path": path, "headers": [], "client": ("127.0.0.1", 1)}
             asyncio.run(layer(scope, nothing, nobody))  # type: ignore[arg-type]
     assert [record.path for record in caplog.records] == lines  # type: ignore[attr-defined]
+
+
+FORGED = "2026-01-01T00:00:00Z [info     ] administration [diptych.audit] key=admin"
+HOSTILE = [f"a\n{FORGED}", f"a\r{FORGED}", "\x1b[2Jgone\x07", "a\x7fb\x85c\x9b31m", "a\u2028b\u202ec", "\ud800 half"]
+
+
+@pytest.mark.parametrize("form", ["json", "text"])
+@pytest.mark.parametrize("text", HOSTILE)
+def test_no_text_of_a_client_makes_a_line_or_steers_a_terminal(
+    form: Any, text: str, capsys: pytest.CaptureFixture[str], restored_logging: None
+) -> None:
+    """Anybody could write log lines that look like an administrator's, or move the cursor of whoever reads the log."""
+    configure(form)
+    log = logging.getLogger("diptych.request")
+    log.info("path %s", text, extra={"path": text, "queries": [text], text: 1})
+    try:
+        raise ValueError(text)
+    except ValueError:
+        log.exception("failed")
+    written = capsys.readouterr().err
+    lines = written.split("\n")
+    assert all(line.isprintable() for line in lines)
+    assert not any(line.startswith(FORGED[:10]) and FORGED in line[:90] for line in lines)
+    if form == "json":
+        first, second = (json.loads(line) for line in lines[:-1])
+        assert (first["path"], first["queries"], first["event"]) == (text, [text], f"path {text}")
+        assert second["exception"].endswith(f"ValueError: {text}")
+
+
+@pytest.fixture
+def restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:], root.level = handlers, level

@@ -56,7 +56,7 @@ def test_a_missing_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_keys_are_not_shown() -> None:
     """Printing the settings, in a log or an error, would give the keys away."""
-    assert "hunter2" not in repr(Settings(store="s", admin_key="hunter2", predict_key="hunter2"))
+    assert "hunter2" not in repr(Settings(store="s", admin_key="hunter2 of the admin", predict_key="hunter2"))
 
 
 def test_a_rate_limit_admits_the_largest_request() -> None:

@@ -1,0 +1,56 @@
+"""One line in the log for every administrative act, done or refused: whose key, from where, what, and its outcome.
+
+What was done comes from the parsed request, never from the body's bytes: no text of a user's, nothing that was not
+understood.
+"""
+
+import logging
+from collections.abc import Collection, Iterable
+
+from service.exchange import COMPARE, Exchange
+
+LOG = logging.getLogger("diptych.audit")
+SHOWN_CHARS = 300  # of a path or an id
+SHOWN_IDS = 20  # of a list
+ACTIONS = {
+    ("POST", "/admin/activate"): "activate",
+    ("POST", "/admin/rollback"): "rollback",
+    ("POST", "/admin/paused"): "pause",
+    ("POST", COMPARE): "compare",
+    ("GET", "/admin/paused"): "list_paused",
+    ("GET", "/admin/bundles"): "list_bundles",
+}
+
+
+def record(exchange: Exchange) -> None:
+    """Write the line; reading and comparing are acts only where they were refused."""
+    method, path = exchange.scope["method"], exchange.scope["path"]
+    if (method == "GET" or exchange.route == COMPARE) and exchange.status == 200:
+        return
+    about: dict[str, object] = {
+        "key": exchange.key_name,
+        "address": exchange.address,
+        "action": ACTIONS.get((method, path)),
+        **exchange.act,
+        "request": f"{method} {path[:SHOWN_CHARS]}",
+        "status": exchange.status or None,
+        "refusal": exchange.refusal,
+    }
+    LOG.info("administration", extra=about)
+
+
+def paused_ids(
+    before: Collection[str], after: Collection[str], add: Iterable[str], remove: Iterable[str]
+) -> dict[str, object]:
+    """Describe what a change of the paused labels did: those of the asked ids that are paused now and were not, and
+    the other way round; the first few by name, all of them by number."""
+    was, now = set(before), set(after)
+    added = [one for one in dict.fromkeys(add) if one in now and one not in was]
+    removed = [one for one in dict.fromkeys(remove) if one in was and one not in now]
+    return {
+        "added": [one[:SHOWN_CHARS] for one in added[:SHOWN_IDS]],
+        "added_count": len(added),
+        "removed": [one[:SHOWN_CHARS] for one in removed[:SHOWN_IDS]],
+        "removed_count": len(removed),
+        "paused_count": len(now),
+    }

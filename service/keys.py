@@ -1,0 +1,96 @@
+"""Who may administer and who may ask: the key in a request's header."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+
+from service.errors import Refusal
+from service.exchange import Exchange
+from service.guessing import GuessLimit
+from service.key_settings import UNKNOWN
+from service.metrics import Metrics
+from service.security import ADMIN_HEADER, PREDICT_HEADER
+
+
+class KeyRing:
+    """Keys by name; all of them are compared with what was sent, each in constant time."""
+
+    def __init__(self, keys: Mapping[str, str]) -> None:
+        self._digests = [(name, _digest(key.encode())) for name, key in keys.items()]
+
+    def __bool__(self) -> bool:
+        return bool(self._digests)
+
+    def match(self, given: bytes) -> str | None:
+        """Return the name of the key that was sent, or None."""
+        digest, found = _digest(given), None
+        for name, known in self._digests:
+            if hmac.compare_digest(digest, known):
+                found = name
+        return found
+
+
+class _Check:
+    """Match the key in one header against a ring, and slow down who guesses."""
+
+    def __init__(self, ring: KeyRing, header: str, guesses: GuessLimit, metrics: Metrics, whose: str) -> None:
+        self._ring = ring
+        self._header = header.lower().encode()
+        self._guesses = guesses
+        self._sentence = f"This needs {whose} key in the header {header}."
+        self._wrong_keys = metrics.wrong_keys.labels(header)
+
+    def name(self, exchange: Exchange) -> str:
+        """Return the name of the key. Raises Refusal 401 without a right one, 429 after too many wrong ones."""
+        if not (given := exchange.headers.get(self._header, b"")):
+            raise Refusal(401, "wrong_key", self._sentence)
+        name, address = self._ring.match(given), exchange.address
+        if name and self._guesses.knows(address, name):
+            return name
+        exchange.key_name = UNKNOWN
+        self._guesses.admit(address)
+        if name is None:
+            self._guesses.wrong(address)
+            self._wrong_keys.inc()
+            raise Refusal(401, "wrong_key", self._sentence)
+        self._guesses.remember(address, name)
+        return name
+
+
+class AdminKeys:
+    """The keys that administer; administration is off without any."""
+
+    def __init__(self, keys: Mapping[str, str], guesses: GuessLimit, metrics: Metrics) -> None:
+        self._ring = KeyRing(keys)
+        self._check = _Check(self._ring, ADMIN_HEADER, guesses, metrics, "the administrator's")
+
+    def check(self, exchange: Exchange) -> None:
+        """Let an administrator through and note the key's name. Raises Refusal 403 when administration is off,
+        401 without a right key, 429 after too many wrong ones."""
+        if not self._ring:
+            message = "Administration is off: the service was started without DIPTYCH_ADMIN_KEY and DIPTYCH_ADMIN_KEYS."
+            raise Refusal(403, "admin_off", message)
+        exchange.key_name = self._check.name(exchange)
+
+
+class PredictKeys:
+    """The keys that may ask; without any, everybody may."""
+
+    def __init__(self, keys: list[str], guesses: GuessLimit, metrics: Metrics) -> None:
+        # a caller is known by its key's digest, which is no secret and bounds nothing by the key's length
+        self._ring = KeyRing({_digest(key.encode()).hex(): key for key in keys})
+        self._check = _Check(self._ring, PREDICT_HEADER, guesses, metrics, "a")
+
+    def __bool__(self) -> bool:
+        return bool(self._ring)
+
+    def check(self, exchange: Exchange) -> bytes | None:
+        """Return the caller's key as a digest; None where nobody needs one.
+
+        Raises Refusal 401 without a right key, 429 after too many wrong ones.
+        """
+        return self._check.name(exchange).encode() if self._ring else None
+
+
+def _digest(key: bytes) -> bytes:
+    return hashlib.sha256(key).digest()

@@ -1,0 +1,130 @@
+"""Wrong keys make an address wait, longer each time, and nobody else."""
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.errors import Refusal
+from service.exchange import Exchange
+from service.guessing import (
+    BUCKETS,
+    FORGET_SECONDS,
+    FREE_ATTEMPTS,
+    LONGEST_WAIT_SECONDS,
+    REMEMBERED_RIGHT,
+    GuessLimit,
+    network_of,
+)
+from service.keys import AdminKeys, PredictKeys
+from service.metrics import Metrics
+
+KEY, PREDICT_KEY = "k7Qw-92mXz.Lp4Rt", "Zt5!pq8Rw3-uJ6yM"
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def wait_of(limit: GuessLimit, address: str) -> int:
+    """Seconds that an address has to wait, 0 for none."""
+    refused: Refusal | None = None
+    try:
+        limit.admit(address)
+    except Refusal as error:
+        refused = error
+    if refused is None:
+        return 0
+    assert (refused.status, refused.code) == (429, "too_many_wrong_keys")
+    assert refused.headers is not None
+    return int(refused.headers["Retry-After"])
+
+
+def test_the_wait_grows_and_ends() -> None:
+    """A guesser could go on at full speed; or a mistake would lock an administrator out for ever."""
+    clock = Clock()
+    limit = GuessLimit(clock)
+    waits = []
+    for _ in range(FREE_ATTEMPTS + 12):
+        clock.now += wait_of(limit, "10.0.0.1")
+        assert wait_of(limit, "10.0.0.1") == 0
+        limit.wrong("10.0.0.1")
+        waits.append(wait_of(limit, "10.0.0.1"))
+    assert waits[: FREE_ATTEMPTS - 1] == [0] * (FREE_ATTEMPTS - 1)
+    assert waits[FREE_ATTEMPTS - 1 :][:5] == [1, 2, 4, 8, 16]
+    assert waits[-1] == LONGEST_WAIT_SECONDS
+    clock.now += FORGET_SECONDS + 1
+    limit.wrong("10.0.0.1")
+    assert wait_of(limit, "10.0.0.1") == 0
+
+
+@pytest.mark.parametrize(
+    ("guesser", "same", "other"),
+    [
+        ("10.0.0.1", "::ffff:10.0.0.1", "10.0.0.2"),
+        ("2001:db8:1:2::1", "2001:db8:1:2:ffff::9", "2001:db8:1:3::1"),
+        ("fe80::1%eth0", "fe80::2", "fe81::1"),
+        ("unknown", "unknown", "10.0.0.1"),
+    ],
+)
+def test_a_client_is_a_network(guesser: str, same: str, other: str) -> None:
+    """A guesser with an IPv6 network would have 2^64 first attempts; or its neighbour would have to wait."""
+    limit = GuessLimit(Clock())
+    for _ in range(FREE_ATTEMPTS):
+        limit.wrong(guesser)
+    assert wait_of(limit, same)
+    assert not wait_of(limit, other)
+
+
+def test_a_flood_of_guessers_neither_fills_the_memory_nor_frees_one() -> None:
+    """Many addresses would fill the memory, or push the one that has to wait out of it."""
+    limit = GuessLimit(Clock())
+    for _ in range(FREE_ATTEMPTS + 5):
+        limit.wrong("10.0.0.1")
+    for number in range(2 * BUCKETS):
+        limit.wrong(f"2001:db8:{number >> 16:x}:{number & 0xFFFF:x}::1")
+    assert len(limit._wrong) <= BUCKETS
+    assert wait_of(limit, "10.0.0.1") > 10
+    for number in range(2 * REMEMBERED_RIGHT):
+        limit.remember(f"10.1.{number >> 8}.{number & 255}", "ann")
+    assert len(limit._right) == REMEMBERED_RIGHT
+
+
+def test_what_is_no_address_is_a_client_of_its_own() -> None:
+    """A Unix socket's peer, which has no address, would end the request."""
+    assert network_of("") == ""
+    assert network_of("unknown") == "unknown"
+
+
+def exchange(address: str, **headers: str) -> Exchange:
+    written = [(name.replace("_", "-").lower().encode(), value.encode()) for name, value in headers.items()]
+    return Exchange({"path": "/admin/paused", "headers": written, "client": (address, 1)}, frozenset())
+
+
+def test_a_right_key_waits_too_unless_it_was_used_there_before() -> None:
+    """Guessing would not be slowed if right guesses passed; or everybody behind one proxy could be locked out."""
+    clock = Clock()
+    guesses, metrics = GuessLimit(clock), Metrics(CollectorRegistry())
+    admin, predict = AdminKeys({"ann": KEY}, guesses, metrics), PredictKeys([PREDICT_KEY], guesses, metrics)
+    known = exchange("10.0.0.1", X_Admin_Key=KEY)
+    admin.check(known)
+    assert known.key_name == "ann"
+    for address in ("10.0.0.1", "10.0.0.2"):
+        for _ in range(FREE_ATTEMPTS):
+            with pytest.raises(Refusal, match="needs the administrator's key"):
+                admin.check(exchange(address, X_Admin_Key="guess"))
+    admin.check(exchange("10.0.0.1", X_Admin_Key=KEY))
+    admin.check(exchange("10.0.0.3", X_Admin_Key=KEY))
+    unknown = exchange("10.0.0.2", X_Admin_Key=KEY)
+    with pytest.raises(Refusal, match="Too many wrong keys"):
+        admin.check(unknown)
+    assert unknown.key_name == "unknown"  # or the audit would tell that the guess was right
+    with pytest.raises(Refusal, match="Too many wrong keys"):
+        predict.check(exchange("10.0.0.1", X_Api_Key=PREDICT_KEY))  # both kinds share the wait
+    with pytest.raises(Refusal, match="needs a key"):
+        predict.check(exchange("10.0.0.1"))
+    clock.now += LONGEST_WAIT_SECONDS
+    admin.check(exchange("10.0.0.2", X_Admin_Key=KEY))
+    assert predict.check(exchange("10.0.0.1", X_Api_Key=PREDICT_KEY))
