@@ -17,8 +17,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retrieval.errors import BundleError, DiptychError
-from service.aside import aside
 from service import audit
+from service.aside import aside
 from service.errors import Refusal
 from service.exchange import Exchanges, exchange_of
 from service.generation import Generation
