@@ -60,14 +60,17 @@ def _least_cosine(unit_ND: Vectors, other_ND: Vectors) -> float:
 
 
 def of_every_length(queries: Sequence[str], checkpoint: Checkpoint) -> tuple[list[str], int]:
-    """The queries, and some joined to texts of twice as many tokens each time up to the cut; the longest's tokens."""
-    texts, joined, longest = list(queries), 1, 0
-    while True:
-        longest = int(tokenize_in_memory(texts, checkpoint.tokenizer).lengths_N.max())
-        if longest >= checkpoint.max_tokens:
-            return texts, longest
+    """The queries, and some joined to texts of twice as many tokens each time up to the cut; the longest's tokens.
+
+    Texts may have no tokens of their own, so what is joined is bounded, not what comes of it.
+    """
+    texts, joined = list(queries), 1
+    longest = int(tokenize_in_memory(texts, checkpoint.tokenizer).lengths_N.max())
+    while longest < checkpoint.max_tokens and joined < 2 * checkpoint.max_tokens:
         joined *= 2
         texts.append(" ".join(islice(cycle(queries), joined)))
+        longest = max(longest, int(tokenize_in_memory(texts[-1:], checkpoint.tokenizer).lengths_N.max()))
+    return texts, longest
 
 
 def sample(column: Any, n: int) -> list[str]:

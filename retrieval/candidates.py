@@ -32,9 +32,13 @@ class Candidates:
     """
 
     def __init__(self, index: VectorIndex, exact: ExactIndex, nodes: Nodes | None = None) -> None:
-        self._index, self._exact, self._nodes = index, exact, nodes
+        self.index, self._exact, self._nodes = index, exact, nodes
         self._among: WeakKeyDictionary[Allowed, Nodes] = WeakKeyDictionary()  # of the filters that are remembered
         self._lock = Lock()
+
+    def close(self) -> None:
+        """Stop the threads of the index."""
+        self.index.close()
 
     def nodes(self, allowed: Allowed | None = None) -> Nodes | None:
         """The allowed labels of each node; None where every label is a node of its own."""
@@ -57,22 +61,22 @@ class Candidates:
             if not allowed.count:
                 return np.empty((len(query_QD), 0), np.int64)
             return self._find_among(query_QD, wanted, effort, allowed)
-        wanted = min(wanted, self._index.size)
+        wanted = min(wanted, self.index.size)
         if effort is None:
             rows_N = None if self._nodes is None else self._nodes.representatives
             return self._exact.search(query_QD, wanted, rows_N)[0]
-        place_QC = self._index.search(query_QD, max(wanted, effort))[0][:, :wanted]
+        place_QC = self.index.search(query_QD, max(wanted, effort))[0][:, :wanted]
         return place_QC if self._nodes is None else self._nodes.first_rows(place_QC)
 
     def _find_among(self, query_QD: Vectors, wanted: int, effort: int | None, allowed: Allowed) -> Rows:
         nodes = self.nodes(allowed)
         mask_N, rows_S = (allowed.mask_L, allowed.rows_R) if nodes is None else (nodes.used_N, nodes.representatives)
-        wanted, share = min(wanted, len(rows_S)), len(rows_S) / self._index.size
+        wanted, share = min(wanted, len(rows_S)), len(rows_S) / self.index.size
         # The k-th allowed label is the (k/share)-th of all, and so much farther down the index has to be accurate.
-        asked = min(self._index.size, math.ceil(max(effort or 0, SLACK * wanted) / share))
+        asked = min(self.index.size, math.ceil(max(effort or 0, SLACK * wanted) / share))
         if effort is None or self.compares_each(len(query_QD), asked, len(rows_S)):
             return self._exact.search(query_QD, wanted, rows_S)[0]
-        place_QC, _ = self._index.search(query_QD, asked)
+        place_QC, _ = self.index.search(query_QD, asked)
         place_QC, enough_Q = _first(place_QC, mask_N[place_QC], wanted)
         short_Q = ~enough_Q
         if nodes is not None:

@@ -87,6 +87,10 @@ class TextEncoder:
         session = run(lambda: _open_session(model, dim, provider))
         return cls(loaded, session, facts, dim, (tokenizer, model), workers, texts)
 
+    def close(self) -> None:
+        """Stop its threads; what is still being encoded is finished."""
+        self._workers.close()
+
     def encode(self, texts: Sequence[str]) -> Encoded:
         """Encode texts in runs of similar length, so that a long one does not make every other one long."""
         started = time.perf_counter()

@@ -32,8 +32,37 @@ LOG = logging.getLogger("diptych.index")
 MOVED = 1e-4  # of a vector's length; the same recall from 1e-4 to 3e-2
 
 
+class FullScans:
+    """Counts queries for which every vector was compared, as the graph found too few; logs the 1st, 10th, 100th, …."""
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self._logged = 1
+        self._lock = Lock()
+
+    def add(self, queries: int) -> None:
+        """Count some more; safe to call from several threads."""
+        with self._lock:
+            self.queries += queries
+            due = self.queries >= self._logged
+            while self._logged <= self.queries:
+                self._logged *= 10
+        if due:
+            LOG.warning(
+                "the index found too few labels for %d queries so far; every label was compared for them, which is "
+                "slow. Export the bundle with a larger --m or --ef-construction.", self.queries,
+            )  # fmt: skip
+
+
 class VectorIndex(Protocol):
     """Anything that finds the rows of greatest inner product; one contract-test suite holds every implementation."""
+
+    @property
+    def full_scans(self) -> FullScans:
+        """Queries that it could not answer in its own way."""
+
+    def close(self) -> None:
+        """Stop its threads; what is still being searched is finished."""
 
     @property
     def size(self) -> int:
@@ -55,6 +84,10 @@ class ExactIndex:
             raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
         self._vectors_LD = vectors_LD
         self._threads = threads or available_cores()
+        self.full_scans = FullScans()  # none: to compare every vector is its own way
+
+    def close(self) -> None:
+        """Nothing to stop: its threads end with each search."""
 
     @property
     def size(self) -> int:
@@ -84,28 +117,6 @@ class ExactIndex:
     def _blocks_of(self, among_S: Rows) -> Iterator[tuple[int, Vectors]]:
         for start in range(0, len(among_S), LABELS_A_BLOCK):
             yield start, np.asarray(self._vectors_LD[among_S[start : start + LABELS_A_BLOCK]], np.float32)
-
-
-class FullScans:
-    """Counts queries for which every vector was compared, as the graph found too few; logs the 1st, 10th, 100th, …."""
-
-    def __init__(self) -> None:
-        self.queries = 0
-        self._logged = 1
-        self._lock = Lock()
-
-    def add(self, queries: int) -> None:
-        """Count some more; safe to call from several threads."""
-        with self._lock:
-            self.queries += queries
-            due = self.queries >= self._logged
-            while self._logged <= self.queries:
-                self._logged *= 10
-        if due:
-            LOG.warning(
-                "the index found too few labels for %d queries so far; every label was compared for them, which is "
-                "slow. Export the bundle with a larger --m or --ef-construction.", self.queries,
-            )  # fmt: skip
 
 
 class HnswIndex:
@@ -187,6 +198,10 @@ class HnswIndex:
         rows, distances = zip(*parts, strict=True)
         distance_QK: Vectors = np.concatenate(distances)
         return np.concatenate(rows).view(np.int64), 1.0 - distance_QK
+
+    def close(self) -> None:
+        """Stop its threads; what is still being searched is finished."""
+        self._workers.close()
 
     def save(self, path: Path) -> None:
         """Write the index file; raises BundleError when it is not whole, which hnswlib does not notice itself."""

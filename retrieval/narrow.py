@@ -18,7 +18,11 @@ class NarrowIndex:
     def __init__(self, index: VectorIndex, directions_DW: Vectors) -> None:
         """`directions_DW` have unit length and stand at right angles, so that inner products are kept."""
         self.index, self.directions_DW = index, directions_DW
-        self.size, self.dim = index.size, int(directions_DW.shape[0])
+        self.size, self.dim, self.full_scans = index.size, int(directions_DW.shape[0]), index.full_scans
+
+    def close(self) -> None:
+        """Stop the index's threads."""
+        self.index.close()
 
     def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
         """Rows near each query, the nearest first, and inner products along the directions alone. Raises BadInput."""

@@ -4,6 +4,7 @@ Suffixes: Q queries, K results, C candidates (at least K where there are as many
 """
 
 import math
+import os
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from functools import lru_cache
 from itertools import chain, islice
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +49,7 @@ from retrieval.workers import Workers
 QUERIES_A_PASS = 256
 NO_ROW = -1  # behind the last answer of a query that has fewer than K
 WEIGHTS_REMEMBERED = 64
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +115,16 @@ class Retriever:
         """Join parts that `open` has checked against each other."""
         self.folder = folder
         self.manifest = manifest
-        self.labels = labels
+        self._process = os.getpid()
+        self._labels: LabelTable | None = labels
         self._encoder: TextEncoder | None = encoder
-        self.vectors_LD = vectors_LD
+        self._vectors_LD: NDArray[np.float32] | None = vectors_LD
         self._held = held
-        self._attributes = Attributes(labels.table)
+        self._attributes: Attributes | None = Attributes(labels.table)
         self._question = lru_cache(WEIGHTS_REMEMBERED)(
             lambda weight, k: (manifest.model.query_scale(weight), manifest.index.effort(weight, k))
         )
-        self._index = index
+        self._full_scans = index.full_scans
         self._candidates: Candidates | None = Candidates(index, ExactIndex(vectors_LD, threads), nodes)
 
     @classmethod
@@ -175,6 +178,21 @@ class Retriever:
         """Width of a label vector: both halves."""
         return self.manifest.model.dim
 
+    @property
+    def labels(self) -> LabelTable:
+        """The label table."""
+        return self._usable(self._labels)
+
+    @property
+    def vectors_LD(self) -> NDArray[np.float32]:
+        """The label vectors [L, D], memory-mapped."""
+        return self._usable(self._vectors_LD)
+
+    @property
+    def full_scans(self) -> int:
+        """Queries so far for which every label was compared, as the index found fewer than k; each of them is slow."""
+        return self._full_scans.queries
+
     def search(
         self,
         queries: Sequence[str],
@@ -196,14 +214,14 @@ class Retriever:
 
     def filter_of(self, texts: Sequence[str]) -> Filter:
         """`["market=US,CA", "year=2025"]` as a filter, its values of the attributes' types. Raises BadInput."""
-        return self._attributes.filter_of(texts)
+        return self._usable(self._attributes).filter_of(texts)
 
     def pause(self, ids: Iterable[str]) -> list[str]:
         """Leave these labels out of every answer from now on, in the place of those of an earlier call.
 
         Returns the ids that no label of this bundle has.
         """
-        return self._attributes.pause(ids)
+        return self._usable(self._attributes).pause(ids)
 
     def search_rows(
         self,
@@ -218,12 +236,13 @@ class Retriever:
         """As `search`, with label rows instead of hits, and the time each stage took. Raises BadInput."""
         weight = self.manifest.classifier_weight if weight is None else weight
         _check_search(k, weight, min_score)
-        encoder = self._open_encoder()
+        encoder, attributes = self._open_encoder(), self._usable(self._attributes)
+        candidates, vectors_LD = self._usable(self._candidates), self.vectors_LD
         _check_queries(queries)
-        allowed = self._attributes.allowed(filter or {}) if filter or self._attributes.paused else None
+        allowed = attributes.allowed(filter or {}) if filter or attributes.paused else None
         encoded = encoder.encode(queries)
         started = time.perf_counter()
-        ranking = self._rank(encoded.vectors_BD, k, weight, allowed, exact)
+        ranking = self._rank(candidates, vectors_LD, encoded.vectors_BD, k, weight, allowed, exact)
         if min_score is not None:
             ranking[0][ranking[1] < min_score] = NO_ROW
         seconds = (encoded.tokenize_seconds, encoded.encode_seconds, time.perf_counter() - started)
@@ -257,9 +276,14 @@ class Retriever:
         return check_golden(self)
 
     def close(self) -> None:
-        """Let go of the encoder and the index; a later search raises BundleError."""
-        self._encoder = self._candidates = None
+        """Release encoder, index, vectors, labels and all threads; a later search raises BundleError."""
+        encoder, candidates = self._encoder, self._candidates
+        self._encoder = self._candidates = self._labels = self._vectors_LD = self._attributes = None
         self._held.close()
+        if os.getpid() == self._process:  # a forked child has no threads to wait for
+            for part in (encoder, candidates):
+                if part is not None:
+                    part.close()
 
     def __enter__(self) -> Self:
         return self
@@ -270,23 +294,32 @@ class Retriever:
         self.close()
 
     def _open_encoder(self) -> TextEncoder:
-        if self._encoder is None:
+        return self._usable(self._encoder)
+
+    def _usable(self, part: Part | None) -> Part:
+        """The part, unless this retriever is closed, or belongs to the process that this one was forked from."""
+        if part is None:
             raise BundleError(f"the retriever of bundle {self.name!r} is closed. Open it again.")
-        return self._encoder
+        if os.getpid() != self._process:  # its threads and ONNX Runtime's are not here, and a search would hang
+            raise BundleError(
+                f"the retriever of bundle {self.name!r} was opened before this process was forked. "
+                "Open it after the fork."
+            )
+        return part
 
     def _rank(
-        self, vectors_QD: NDArray[np.float32], k: int, weight: float, allowed: Allowed | None, exact: bool
-    ) -> Scored:
-        assert self._candidates is not None, "the encoder was open"
+        self, candidates: Candidates, vectors_LD: NDArray[np.float32], vectors_QD: NDArray[np.float32], k: int,
+        weight: float, allowed: Allowed | None, exact: bool,
+    ) -> Scored:  # fmt: skip
         k = min(k, self.manifest.labels.count if allowed is None else allowed.count)
         scale_D, measured = self._question(weight, k)
         effort = None if exact else measured
-        wanted = to_rescore(k, self._index, effort)
-        nodes, parts = self._candidates.nodes(allowed), []
+        wanted = to_rescore(k, candidates.index, effort)
+        nodes, parts = candidates.nodes(allowed), []
         for start in range(0, max(len(vectors_QD), 1), QUERIES_A_PASS):
             query_QD = vectors_QD[start : start + QUERIES_A_PASS] * scale_D
-            rows_QC = self._candidates.find(query_QD, wanted, effort, allowed)
-            scored = rescore(query_QD, rows_QC, self.vectors_LD, self.manifest.model.dual_dim, k)
+            rows_QC = candidates.find(query_QD, wanted, effort, allowed)
+            scored = rescore(query_QD, rows_QC, vectors_LD, self.manifest.model.dual_dim, k)
             parts.append(scored if nodes is None else expand(scored, nodes, k))
         if len(parts) == 1:
             return parts[0]

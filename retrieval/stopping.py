@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 GRACE_SECONDS = 8.0
+ONE_REQUEST_SECONDS = 1.0  # a terminal and torchrun both send the signal that ends a group
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -32,6 +33,7 @@ class StopRequested(SystemExit):
 
 class _State:
     requested: int | None = None
+    since = 0.0
     deferred = False
     saving = False
 
@@ -54,7 +56,7 @@ def requested() -> int | None:
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Only remember a signal inside; a second one ends the process at once. It is raised again at the end."""
+    """Only remember a signal inside; a later second one ends the process at once. It is raised at the end."""
     before, _State.deferred = _State.deferred, True
     try:
         yield
@@ -93,13 +95,14 @@ def _raise_if_requested() -> None:
 
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
-    if _State.deferred and _State.requested is None:
-        _State.requested = number
+    if _State.requested is not None:
+        if time.monotonic() - _State.since > ONE_REQUEST_SECONDS:  # asked once more: at once
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
         return
-    if _State.deferred:  # asked twice
-        signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), number)
-    _State.requested = number
+    _State.requested, _State.since = number, time.monotonic()
+    if _State.deferred:
+        return
     if number == signal.SIGINT:
         raise KeyboardInterrupt
     raise StopRequested(number)

@@ -9,6 +9,7 @@ Suffixes: Q queries, D vector width, P the queries of a part.
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from threading import Barrier
 from typing import TypeVar
 
@@ -38,9 +39,16 @@ class Workers:
                 self._pool.submit(started.wait)
             started.wait()
 
+    def close(self) -> None:
+        """End the threads, after what they are at; work that comes later is done by the caller's thread alone."""
+        pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+
     def each(self, work: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
         """What `work` returns for each item, in their order; whoever is free takes the next. Raises what one raises."""
-        if self._pool is None or len(items) < 2:
+        pool = self._pool
+        if pool is None or len(items) < 2:
             return [work(item) for item in items]
         left, found = deque(enumerate(items)), dict[int, Found]()
 
@@ -52,8 +60,11 @@ class Workers:
                     return
                 found[place] = work(item)
 
-        others = [self._pool.submit(take) for _ in range(min(self.threads, len(items)) - 1)]
+        others = []
         try:
+            with suppress(RuntimeError):  # closed meanwhile: this thread does it alone
+                for _ in range(min(self.threads, len(items)) - 1):
+                    others.append(pool.submit(take))
             take()
             for other in others:
                 other.result()

@@ -6,19 +6,21 @@ from pathlib import Path
 
 from retrieval.errors import BundleError
 from retrieval.limits import free_memory
-from retrieval.manifest import INDEX, QUERY_ENCODER, TOKENIZER, Manifest
+from retrieval.manifest import INDEX, NODES, QUERY_ENCODER, TOKENIZER, Manifest
 
 # Measured with the example's bundles, rounded up: an engine's own memory beside each file's, see docs/decisions/0045.
 ENGINE_BYTES = 96 << 20
 ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # of the last, weights are kept in float32 too
 TOKENIZER_TIMES = 10
+NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label
 
 
 def needed_memory(manifest: Manifest) -> int:
     """Bytes that an engine takes for a bundle; vectors and labels are mapped files, which take none for good."""
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     encoder = ENCODER_TIMES[manifest.precision] * sizes[QUERY_ENCODER]
-    return int(ENGINE_BYTES + sizes[INDEX] + encoder + TOKENIZER_TIMES * sizes[TOKENIZER])
+    nodes = NODES_TIMES * sizes.get(NODES, 0)
+    return int(ENGINE_BYTES + sizes[INDEX] + nodes + encoder + TOKENIZER_TIMES * sizes[TOKENIZER])
 
 
 def check_memory(name: str, manifest: Manifest, groups: Path) -> None:

@@ -192,7 +192,10 @@ def processes_of_torchrun() -> Iterator[Processes]:
         atexit.register(os._exit, 1)
         raise
     except BaseException:
-        dist.destroy_process_group()
+        if (number := stopping.requested()) is None:
+            dist.destroy_process_group()
+        else:
+            atexit.register(os._exit, 128 + number)  # the others are told to stop as well, and may be gone
         raise
     dist.destroy_process_group()
 

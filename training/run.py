@@ -25,7 +25,7 @@ from training.recipe import Recipe
 from training.state import STATE, WEIGHTS
 from training.tokens import inverse_document_frequency, make_tokenizer
 from training.trainer import Trainer
-from training.warm_start import warm_start
+from training.warm_start import warm_start, warm_start_tokenizer
 
 LOCK, EVENTS = ".lock", "tensorboard"
 WRITTEN = (  # in the order in which they are removed; run.json, which says whose folder this is, is written over
@@ -106,7 +106,7 @@ def _trainer(
         rarity_V = inverse_document_frequency(len(tokens), material.train_tokens, material.label_tokens)
         model = fresh_model(recipe, dataset.n_labels, rarity_V, tokens)
         if recipe.warm_start is not None:
-            warm_start(model, Path(recipe.warm_start))
+            warm_start(model, recipe)
         if processes.first:
             (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
             ck.save_surroundings(folder, model, tokenizer, dataset.label_table, material.validation)
@@ -196,7 +196,7 @@ def _tokenizer(folder: Path, dataset: Dataset, recipe: Recipe) -> Tokenizer:
     if path.is_file():
         return ck.read_tokenizer(path)
     if recipe.warm_start is not None:
-        tokenizer = ck.load_checkpoint(recipe.warm_start).tokenizer
+        tokenizer = warm_start_tokenizer(recipe)
     else:
         tokenizer = make_tokenizer(recipe, [*dataset.split("train").texts, *dataset.label_texts])
     ck.write_text(path, tokenizer.to_str())

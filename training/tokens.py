@@ -160,13 +160,17 @@ def make_tokenizer(recipe: Recipe, texts: Sequence[str]) -> Tokenizer:
             tokenizer.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
         case TransformerEncoderRecipe(model=source):
             tokenizer = pretrained.tokenizer("encoder.model", source)
-    max_tokens = recipe.encoder.max_tokens
+    cut_at(tokenizer, recipe.encoder.max_tokens)
+    return tokenizer
+
+
+def cut_at(tokenizer: Tokenizer, max_tokens: int) -> None:
+    """Make the tokenizer cut a text after so many tokens, and pad none. Raises RecipeError when none are left."""
     special = tokenizer.num_special_tokens_to_add(False)
     if max_tokens <= special:
         raise RecipeError(f"encoder.max_tokens is {max_tokens}, but the tokenizer adds {special} of its own: give more")
     tokenizer.no_padding()
     tokenizer.enable_truncation(max_length=max_tokens)
-    return tokenizer
 
 
 def learn_wordpiece(texts: Sequence[str], size: int) -> Tokenizer:

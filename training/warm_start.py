@@ -3,26 +3,69 @@
 Labels may have come and gone since, so their rows are not taken over.
 """
 
-from pathlib import Path
+import json
 
 import torch
+from tokenizers import Tokenizer
 
 from retrieval.errors import RecipeError
 from training.checkpoint import load_checkpoint
 from training.model import TransformerEncoder, UnifiedModel
+from training.recipe import Recipe
 from training.rowwise import RowTable
 from training.spelling import SpelledVectors
 from training.static_encoder import StaticEncoder
+from training.tokens import cut_at
+
+# What a transformer's config says of itself and not of what it computes.
+NAMES_ONLY = {"_name_or_path", "name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
+
+
+def warm_start_tokenizer(recipe: Recipe) -> Tokenizer:
+    """The tokenizer of the checkpoint that a recipe starts from, cut at the recipe's own max_tokens.
+
+    Raises CheckpointError when there is no checkpoint, RecipeError when the recipe asks for another tokenizer.
+    """
+    source = str(recipe.warm_start)
+    earlier = load_checkpoint(source)
+    _same_settings(source, earlier.recipe, recipe)
+    cut_at(earlier.tokenizer, recipe.encoder.max_tokens)
+    return earlier.tokenizer
+
+
+def _same_settings(source: str, there: Recipe, here: Recipe) -> None:
+    """Refuse settings of the recipe that decide which tokenizer or transformer there is, and would be ignored."""
+    for key in ("kind", "vocabulary_size", "start_from"):
+        before, now = (getattr(one.encoder, key, None) for one in (there, here))
+        if before != now:
+            raise RecipeError(
+                f"warm_start '{source}' was trained with encoder.{key} {before}, and the recipe says {now}. Give the "
+                f"recipe {before}, or another checkpoint."
+            )
+
+
+def _same_transformer(source: str, there: TransformerEncoder, here: TransformerEncoder) -> None:
+    """Refuse a transformer that computes otherwise with weights of the same shapes."""
+    before, now = (one.transformer.config.to_dict() for one in (there, here))  # type: ignore[union-attr, operator]
+    for key in sorted((before.keys() | now.keys()) - NAMES_ONLY):
+        if json.dumps(before.get(key), default=str) != json.dumps(now.get(key), default=str):
+            raise RecipeError(
+                f"warm_start '{source}' holds a transformer whose {key} is {before.get(key)}, and that of the recipe "
+                f"has {now.get(key)}. Give the recipe the same encoder, or another checkpoint."
+            )
 
 
 @torch.no_grad()
-def warm_start(model: UnifiedModel, source: Path) -> None:
-    """Give `model` encoder and heads of the checkpoint in `source`.
+def warm_start(model: UnifiedModel, recipe: Recipe) -> None:
+    """Give `model` encoder and heads of the checkpoint that `recipe` names.
 
     What its tokens share in spelling stands added up in their vectors, so pieces begin at zero. Raises CheckpointError
-    when there is no checkpoint, RecipeError when its encoder or heads have another shape.
+    when there is no checkpoint, RecipeError when its encoder or heads are others.
     """
-    learned = load_checkpoint(source).model
+    source = str(recipe.warm_start)
+    earlier = load_checkpoint(source)
+    _same_settings(source, earlier.recipe, recipe)
+    learned = earlier.model
     mine, theirs = _shapes(model), _shapes(learned)
     if other := sorted(name for name in mine.keys() | theirs.keys() if mine.get(name) != theirs.get(name)):
         name = other[0]
@@ -36,6 +79,7 @@ def warm_start(model: UnifiedModel, source: Path) -> None:
         case StaticEncoder() as encoder, StaticEncoder() as before:
             _take_static(encoder, before)
         case TransformerEncoder() as encoder, TransformerEncoder() as before:
+            _same_transformer(source, before, encoder)
             encoder.load_state_dict(before.state_dict())
 
 

@@ -69,7 +69,7 @@ class Bare:
     def __init__(self, retriever: Retriever) -> None:
         self._encoder, candidates = retriever._open_encoder(), retriever._candidates
         assert candidates is not None
-        index: VectorIndex = candidates._index
+        index: VectorIndex = candidates.index
         self._directions_DW: Vectors | None = None
         if isinstance(index, NarrowIndex):
             self._directions_DW, index = index.directions_DW, index.index

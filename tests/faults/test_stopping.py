@@ -130,7 +130,7 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
     ("stage", "command"),
     [
         ("retrieval.retriever:verify_bundle", ["search", "STORE", "red shoes"]),
-        ("retrieval.store:Store.verify", ["bundles", "verify", "STORE", "one"]),
+        ("retrieval.probe:prove_aside", ["bundles", "verify", "STORE", "one"]),
         ("training.data.writing:_publish", ["prepare", "CLICKS", "--out", "OUT"]),
         ("training.measure:load_checkpoint", ["evaluate", "CHECKPOINT", "--dataset", "DATASET"]),
         ("service.doctor.store:read_manifest", ["doctor", "--store", "STORE"]),

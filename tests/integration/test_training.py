@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from export.gates import of_every_length
 from retrieval.errors import CheckpointError, RecipeError
 from tests.support.listener import Kept
 from tests.support.pretrained import save_tiny_bert
@@ -129,6 +130,37 @@ def test_a_warm_start_of_another_shape_is_one_sentence(finished: Path, small: Da
     """If this failed, a run would begin with half of another encoder, or end in a traceback."""
     with pytest.raises(RecipeError, match=r"another shape: classifier_head.* is \[32\] there and \[16\]"):
         train(small, small_recipe("heads.classifier.dim=16", f"warm_start={finished}"), tmp_path / "run", Kept())
+
+
+def test_a_warm_start_cuts_texts_where_the_new_recipe_says(finished: Path, small: Dataset, tmp_path: Path) -> None:
+    """If this failed, a run would ignore its own max_tokens, and its export would wait for texts of that length."""
+    longer = "encoder={kind: static, dim: 32, vocabulary_size: 3000, max_tokens: 96}"
+    train(small, small_recipe(longer, "optimizer.epochs=1", f"warm_start={finished}"), tmp_path / "run", Kept())
+    opened = load_checkpoint(tmp_path / "run")
+    assert (opened.max_tokens, len(opened.tokenizer.encode("fast car " * 200).ids)) == (96, 96)
+    assert of_every_length(opened.validation.texts, opened)[1] == 96
+
+
+def test_a_warm_start_of_another_tokenizer_is_one_sentence(finished: Path, small: Dataset, tmp_path: Path) -> None:
+    """If this failed, a setting of the recipe would be ignored without a word."""
+    other = "encoder={kind: static, dim: 32, vocabulary_size: 2000}"
+    with pytest.raises(RecipeError, match=r"encoder\.vocabulary_size 3000, and the recipe says 2000\. Give the recipe"):
+        train(small, small_recipe(other, f"warm_start={finished}"), tmp_path / "run", Kept())
+
+
+def test_a_warm_start_of_a_transformer_that_computes_otherwise_is_one_sentence(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, weights would go into a model of the same shapes that makes something else of them."""
+    folder = save_tiny_bert(tmp_path / "tiny", ["fast", "car"])
+    encoder = f"encoder={{kind: transformer, model: '{folder}', max_tokens: 8}}"
+    train(small, small_recipe(encoder, "optimizer.epochs=1"), tmp_path / "first", Kept())
+    start = f"warm_start={tmp_path / 'first'}"
+    longer = encoder.replace("max_tokens: 8", "max_tokens: 12")
+    train(small, small_recipe(longer, "optimizer.epochs=1", start), tmp_path / "second", Kept())
+    assert load_checkpoint(tmp_path / "second").tokenizer.truncation["max_length"] == 12
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    with pytest.raises(RecipeError, match="whose hidden_act is gelu, and that of the recipe has relu"):
+        train(small, small_recipe(encoder, "optimizer.epochs=1", start), tmp_path / "third", Kept())
 
 
 def test_epochs_are_validated_as_often_as_asked_for_and_the_last_one_always(small: Dataset, tmp_path: Path) -> None:

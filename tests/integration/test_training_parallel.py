@@ -103,6 +103,22 @@ def test_two_processes_stop_and_one_goes_on(small: Dataset, tmp_path: Path) -> N
     assert [record.epoch for record in read_facts(tmp_path / "run").history] == list(range(1, 13))
 
 
+def test_two_processes_stop_while_one_validates(small: Dataset, tmp_path: Path) -> None:
+    """If this failed, a run of several processes that is told to stop would run on until its validation has ended."""
+    arguments = ["train", "--dataset", str(small.folder.resolve()), "--out", str(tmp_path / "run")]
+    arguments += [part for override in [*SMALL, "optimizer.epochs=2"] for part in ("--set", override)]
+    running = started("tests.support.stopped_at", "training.trainer:Trainer._validate", "python", *arguments)
+    assert running.stdout is not None
+    assert any("reached" in line for line in running.stdout), "the run never validated"
+    running.send_signal(signal.SIGTERM)
+    told, _ = running.communicate(timeout=120)
+    assert "Stopped and saved in" in told
+    assert "has ended" not in told
+    again = subprocess.run([sys.executable, "-m", "diptych", *arguments], capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert [record.epoch for record in read_facts(tmp_path / "run").history] == [1, 2]
+
+
 def test_one_process_tells_that_another_has_ended(small: Dataset, tmp_path: Path) -> None:
     """If this failed, the loss of one machine would leave the others waiting for hours, or with a traceback."""
     with socket.socket() as free:

@@ -62,8 +62,8 @@ def test_no_python_code_runs_for_a_candidate(
     """If it fails, hnswlib calls back for every candidate, which is slower by an order of magnitude."""
     monkeypatch.setattr(Candidates, "compares_each", lambda *_: False)
     asked: list[int] = []
-    search = candidates._index.search
-    monkeypatch.setattr(candidates._index, "search", lambda query_QD, k: asked.append(k) or search(query_QD, k))
+    search = candidates.index.search
+    monkeypatch.setattr(candidates.index, "search", lambda query_QD, k: asked.append(k) or search(query_QD, k))
     candidates.find(clustered(2), 10, 64, Allowed(np.arange(LABELS) % 10 == 0))
     assert asked == [640]  # an effort of 64, for a tenth
 

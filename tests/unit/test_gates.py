@@ -2,11 +2,13 @@
 
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer, models, normalizers
 
-from export.gates import sample
+from export.gates import of_every_length, sample, sample_label_texts
 from export.progress import unwatched
 from export.quality import prove_quality, without_excluded
 from export.recall import EF_LADDER, Measured, Ranked, _effort, choose_efforts, recall_at
@@ -72,6 +74,15 @@ def test_effort_is_looked_for_between_the_rungs() -> None:
     assert _effort(measured, 0.5, index.size, lambda ef: ef >= 70).ef == 72
 
 
+def test_texts_without_tokens_end_the_search_for_long_ones() -> None:
+    """If it fails, export never ends where no text is as long as the cut."""
+    tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Replace("x", "")
+    texts, longest = of_every_length(["x", "xx"], SimpleNamespace(tokenizer=tokenizer, max_tokens=64))  # type: ignore[arg-type]
+    assert longest == 1
+    assert len(texts) < 12
+
+
 @pytest.mark.parametrize(("length", "asked", "given"), [(10, 3, 3), (3, 10, 3), (1, 1, 1), (100, 100, 100)])
 def test_a_sample_is_spread_and_never_repeats(length: int, asked: int, given: int) -> None:
     """If it fails, a gate looks at one text many times, or only at the start of a sorted table."""
@@ -101,3 +112,15 @@ def test_a_weight_that_the_index_cannot_serve_compares_every_label_unless_it_is_
     assert (at[0.0] is not None, at[1.0]) == (True, None)
     with pytest.raises(GateError, match=r"at weight 1, the default, .* Raise --m"):
         chosen(1.0)
+
+
+def test_label_texts_are_a_spread_in_which_shared_ones_are_likelier() -> None:
+    """If it fails, the gate does not ask the texts that many labels share, where an index misses most."""
+    import pyarrow as pa
+
+    column = pa.chunked_array([[f"text {row}" for row in range(20_000)] + ["shared"] * 1_000])
+    texts = sample_label_texts(column)
+    assert "shared" in texts
+    assert 480 < len(texts) == len(set(texts)) <= 501
+    few = pa.chunked_array([[f"text {row % 40}" for row in range(4_000)]])
+    assert len(sample_label_texts(few)) == 40

@@ -11,7 +11,7 @@ import pytest
 
 import retrieval.index as index_module
 from retrieval.errors import BundleError
-from retrieval.index import ExactIndex, HnswIndex, Vectors
+from retrieval.index import ExactIndex, FullScans, HnswIndex, Vectors
 from retrieval.index_file import HEADER, check_index_file
 
 
@@ -53,6 +53,30 @@ def test_equal_scores_are_ordered_by_row() -> None:
     assert rows_QK.tolist() == [[0, 1, 2, 3, 4, 5]]
 
 
+def test_other_errors_of_the_graph_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, every failure of hnswlib becomes a slow search that nobody notices."""
+    index = HnswIndex.build(some(50), threads=1)
+
+    class Broken:
+        def knn_query(self, *_: object, **__: object) -> None:
+            raise RuntimeError("wrong dimensionality of the vectors")
+
+    monkeypatch.setattr(index, "_index", Broken())
+    with pytest.raises(RuntimeError, match="wrong dimensionality"):
+        index.search(some(1), 1)
+    assert index.full_scans.queries == 0
+
+
+def test_full_scans_are_counted_and_logged_ever_more_rarely(caplog: pytest.LogCaptureFixture) -> None:
+    """If it fails, an index that falls back to comparing everything makes a service slow and nobody learns why."""
+    scans = FullScans()
+    for queries in (1, 3, 5, 2, 50, 100, 1):
+        scans.add(queries)
+    assert scans.queries == 162
+    assert [record.args for record in caplog.records] == [(1,), (11,), (161,)]
+    assert "every label was compared" in caplog.text
+
+
 def test_unreachable_vectors_are_found_exactly(tmp_path: Path) -> None:
     """If it fails, hnswlib's "cannot return the results" reaches the caller and the whole batch has no answer."""
     path = tmp_path / "index.hnsw"
@@ -62,7 +86,9 @@ def test_unreachable_vectors_are_found_exactly(tmp_path: Path) -> None:
     for row in range(50):  # cut every link on the ground level
         struct.pack_into("<I", content, 96 + row * element_bytes, 0)
     path.write_bytes(content)
-    rows_QK, _ = HnswIndex.load(path, dim=8, size=50, ef=64).search(some(3, seed=1), 10)
+    index = HnswIndex.load(path, dim=8, size=50, ef=64)
+    rows_QK, _ = index.search(some(3, seed=1), 10)
+    assert index.full_scans.queries == 3
     assert rows_QK.tolist() == ExactIndex(some(50)).search(some(3, seed=1), 10)[0].tolist()
 
 

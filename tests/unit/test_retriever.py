@@ -1,5 +1,10 @@
 """Searching an opened bundle: scores and their shares, weights, exactness, refusals, threads."""
 
+import gc
+import subprocess
+import sys
+import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -13,6 +18,7 @@ from retrieval.index import HnswIndex
 from retrieval.store import Store
 from tests.support.bundles import label_texts, make_bundle
 
+ROOT = Path(__file__).parents[2]
 QUERIES = ["cheap running shoes", "red city", "light rain", "blue trail winter kids"]
 
 
@@ -191,6 +197,77 @@ def test_a_closed_retriever_says_so(bundle: Path) -> None:
         retriever.search(["red"])
     with pytest.raises(BundleError, match="'words' is closed"):
         retriever.search(["red"])
+
+
+def test_a_closed_retriever_holds_nothing(tmp_path: Path) -> None:
+    """If it fails, a program that opens a new bundle each day keeps the memory and the threads of all earlier ones."""
+    before = set(threading.enumerate())
+    retriever = Retriever.open(make_bundle(tmp_path / "words"), threads=3)
+    retriever.search(QUERIES * 20, 5)
+    parts = [weakref.ref(part) for part in (retriever._candidates.index, retriever._encoder, retriever.labels)]
+    assert "vectors.npy" in Path("/proc/self/maps").read_text()
+    assert set(threading.enumerate()) > before
+    retriever.close()
+    gc.collect()
+    assert [part() for part in parts] == [None] * 3
+    mapped = Path("/proc/self/maps").read_text()
+    assert not [name for name in retriever.manifest.files if f"{tmp_path}/words/{name}" in mapped]
+    assert set(threading.enumerate()) <= before
+    retriever.close()
+    for use in (lambda: retriever.labels, lambda: retriever.vectors_LD, lambda: retriever.pause([])):
+        with pytest.raises(BundleError, match="'words' is closed"):
+            use()
+
+
+def test_closing_beside_searches_ends_them_whole_or_with_one_sentence(tmp_path: Path) -> None:
+    """If it fails, a search that meets the closing ends in an error of a library, or never."""
+    retriever = Retriever.open(make_bundle(tmp_path / "words"), threads=3)
+    expected, ready = retriever.search(QUERIES * 40, 5), threading.Barrier(5)
+
+    def ask() -> list[Any]:
+        ready.wait()
+        try:
+            return [retriever.search(QUERIES * 40, 5) for _ in range(20)]
+        except BundleError as error:
+            return [str(error)]
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(ask) for _ in range(4)]
+        ready.wait()
+        retriever.close()
+        found = [answers for one in asked for answers in one.result()]
+    closed = "the retriever of bundle 'words' is closed. Open it again."
+    assert all(answers in (expected, closed) for answers in found)
+
+
+FORKED = """
+import multiprocessing, sys
+from retrieval import Retriever
+from retrieval.errors import BundleError
+
+retriever = Retriever.open(sys.argv[1], threads=2)
+retriever.search(["red shoes"] * 100, 5)
+
+def ask(how):
+    try:
+        return retriever.close() if how == "close" else len(getattr(retriever, how)(["red shoes"] * 100))
+    except BundleError as error:
+        return str(error)
+
+with multiprocessing.get_context("fork").Pool(2) as pool:
+    print(*pool.map_async(ask, ["search", "encode", "search_rows", "close"], 4).get(60), sep="\\n")
+print(len(retriever.search(["red shoes"] * 100)))
+"""
+
+
+def test_a_forked_retriever_says_so(bundle: Path) -> None:
+    """If it fails, a program that forks its workers after opening a bundle hangs for ever."""
+    ended = subprocess.run(
+        [sys.executable, "-c", FORKED, str(bundle)], capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert ended.returncode == 0, ended.stderr
+    said = "the retriever of bundle 'words' was opened before this process was forked. Open it after the fork."
+    assert ended.stdout.splitlines() == [said] * 3 + ["None", "100"]
 
 
 def test_golden_answers_are_given_again(retriever: Retriever) -> None:

@@ -1,0 +1,212 @@
+"""What a run saves belongs together: after kills at any moment, and where a file lost something or is another one."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from retrieval.errors import CheckpointError
+from tests.support.checkpoints import write_words
+from tests.support.listener import Kept
+from tests.support.small_run import stop_after, weights_hash
+from training.checkpoint import load_checkpoint, read_facts, read_record, read_tensors, write_tensors
+from training.data.dataset import Dataset
+from training.recipe import Recipe, load_recipe
+from training.run import train
+from training.state import STATE, WEIGHTS
+from training.trainer import Stopped
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "optimizer.epochs=3",
+    "validation.every_epochs=1",
+    "encoder.dim=32",
+    "encoder.vocabulary_size=64",
+    "batching.batch_size=64",
+    "batching.clustered=true",
+    "batching.hard_negatives=1",
+    "batching.refresh_epochs=3",
+]
+Tensors = dict[str, torch.Tensor]
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return write_words(tmp_path_factory.mktemp("words") / "dataset")
+
+
+def recipe() -> Recipe:
+    return load_recipe("default", SMALL)
+
+
+@pytest.fixture(scope="module")
+def begun_once(words: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped, and saved, in its second epoch."""
+    folder = tmp_path_factory.mktemp("begun") / "run"
+    with pytest.raises(Stopped):
+        train(words, recipe(), folder, Kept(), should_stop=stop_after(9))
+    return folder
+
+
+@pytest.fixture
+def begun(begun_once: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(begun_once, tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def whole(words: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(words, recipe(), folder, Kept())
+    return folder
+
+
+def test_weights_and_record_agree_after_kills_at_any_moment(tmp_path: Path) -> None:
+    """If it fails, a run that was killed reports figures of other weights than it holds, or cannot go on."""
+    command = [sys.executable, "-m", "tests.support.train_kill_runner", "4", "1", str(tmp_path)]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
+    assert ended.returncode == 0, ended.stderr
+    *kills, last = [json.loads(line) for line in ended.stdout.splitlines()]
+    assert len(kills) == 4
+    assert any(kill["weights"] for kill in kills), "no kill came after the first best epoch"
+    assert last == {"same": True, "best": True}
+
+
+def test_better_weights_than_the_state_knows_of_are_kept_as_the_best(
+    words: Dataset, begun: Path, whole: Path, tmp_path: Path
+) -> None:
+    """If it fails, a kill between the two writes leaves the figures of one epoch beside the weights of another."""
+    tensors, facts = read_tensors(begun / WEIGHTS)
+    record = facts["record"] | {"score": 1e9, "epoch": 2}  # an epoch that the run will not reach as well again
+    write_tensors(begun / WEIGHTS, tensors, {"record": record})
+    train(words, recipe(), begun, Kept())
+    assert read_facts(begun).best.score == 1e9
+    assert read_record(begun / WEIGHTS) == read_facts(begun).best
+    assert load_checkpoint(begun).facts.best.epoch == 2
+
+
+def test_a_run_that_lost_its_best_weights_is_refused(words: Dataset, begun: Path) -> None:
+    """If it fails, a run ends with worse weights than it had, and nobody is told."""
+    tensors, facts = read_tensors(begun / WEIGHTS)
+    write_tensors(begun / WEIGHTS, tensors, {"record": facts["record"] | {"score": -1.0, "epoch": 7}})
+    with pytest.raises(
+        CheckpointError, match=r"holds the weights of epoch 7, but .* those of epoch 1 are the best.*--restart"
+    ):
+        train(words, recipe(), begun, Kept())
+    (begun / WEIGHTS).unlink()
+    with pytest.raises(CheckpointError, match=r"is missing, with the best weights, of epoch 1\..*--restart"):
+        train(words, recipe(), begun, Kept())
+    train(words, recipe(), begun, Kept(), restart=True)
+
+
+def test_a_checkpoint_with_the_weights_of_another_epoch_is_refused(whole: Path, tmp_path: Path) -> None:
+    """If it fails, an export serves weights whose figures nobody measured."""
+    mixed = shutil.copytree(whole, tmp_path / "mixed")
+    tensors, facts = read_tensors(mixed / WEIGHTS)
+    write_tensors(mixed / WEIGHTS, tensors, {"record": facts["record"] | {"epoch": 77}})
+    with pytest.raises(CheckpointError, match=r"holds the weights of epoch 77, but checkpoint.json describes"):
+        load_checkpoint(mixed)
+
+
+def test_files_of_an_older_release_are_read(words: Dataset, begun: Path, whole: Path) -> None:
+    """If it fails, a checkpoint or a stopped run from before the records were written cannot be used any more."""
+    tensors, _ = read_tensors(begun / WEIGHTS)
+    write_tensors(begun / WEIGHTS, tensors, {})
+    tensors, facts = read_tensors(begun / STATE)
+    facts.pop("tensors")
+    write_tensors(begun / STATE, tensors, facts)
+    train(words, recipe(), begun, Kept())
+    assert weights_hash(begun) == weights_hash(whole)
+    tensors, _ = read_tensors(begun / WEIGHTS)
+    write_tensors(begun / WEIGHTS, tensors, {})
+    assert load_checkpoint(begun).facts.best == read_facts(begun).best
+
+
+def _without(part: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {name: tensor for name, tensor in tensors.items() if part not in name}
+
+
+def _changed(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: tensors | {name: change(tensors[name])}
+
+
+MOMENT = "dense.dual_head.linear.weight.exp_avg"
+
+
+@pytest.mark.parametrize("listed", [True, False])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (_without("dense."), "holds no optimizer state after 9 steps"),
+        (_without(MOMENT), r"optimizer state .dual_head\.linear\.weight\.exp_avg. is missing"),
+        (_without(".second_moment"), "second_moment"),
+        (_without(".steps"), "steps"),
+        (_without("clusters."), "holds no clusters"),
+        (_without("hard_negatives"), "holds no hard negatives"),
+        (_without("model.dual_head.linear.weight"), "missing tensors"),
+    ],
+)
+def test_a_state_that_lost_something_is_refused(
+    words: Dataset, begun: Path, change: Callable[[Tensors], Tensors], said: str, listed: bool
+) -> None:
+    """If it fails, a run goes on with part of its state, ends elsewhere, and says nothing of it."""
+    tensors, facts = read_tensors(begun / STATE)
+    if not listed:  # a state that an older release wrote
+        facts.pop("tensors")
+    write_tensors(begun / STATE, change(tensors), facts)
+    with pytest.raises(CheckpointError, match=r"misses .* of its tensors, the first is" if listed else said) as refused:
+        train(words, recipe(), begun, Kept())
+    assert str(begun / STATE) in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            _changed(MOMENT, lambda moment: moment[:1]),
+            r"'dual_head.linear.weight.exp_avg' has the shape \[1, 32\], not",
+        ),
+        (_changed("dense.dual_head.linear.weight.step", lambda step: step.repeat(2)), r"has the shape \[2\], not \[\]"),
+        (lambda tensors: tensors | {"dense.other.step": torch.tensor(1.0)}, "'other.step' belongs to no parameter"),
+        (_changed("clusters.values", lambda rows: rows + 1_000_000), "clusters of other training queries"),
+        (_changed("clusters.offsets", lambda offsets: offsets.flip(0)), "clusters of other training queries"),
+        (_changed("hard_negatives", lambda rows: rows + 1_000_000), "hard negatives of other training queries"),
+        (_changed("hard_negatives", lambda rows: rows[:5]), "hard negatives of other training queries"),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused(
+    words: Dataset, begun: Path, change: Callable[[Tensors], Tensors], said: str
+) -> None:
+    """If it fails, a state of another run ends in a traceback in the middle, or trains on rows that are not there."""
+    tensors, facts = read_tensors(begun / STATE)
+    write_tensors(begun / STATE, {name: one.contiguous() for name, one in change(tensors).items()}, facts)
+    with pytest.raises(CheckpointError, match=said):
+        train(words, recipe(), begun, Kept())
+
+
+def test_a_restart_that_was_killed_can_be_repeated(
+    words: Dataset, begun: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a kill while an old run is removed leaves a folder that nothing can be done with."""
+    removed: list[Path] = []
+    unlink = Path.unlink
+
+    class Killed(BaseException):
+        pass
+
+    def killed(path: Path, **how: Any) -> None:
+        unlink(path, **how)
+        removed.append(path)
+        if len(removed) == 2:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", killed)
+        with pytest.raises(Killed):
+            train(words, recipe(), begun, Kept(), restart=True)
+    train(words, recipe(), begun, Kept())

@@ -1,0 +1,67 @@
+"""Labels that cannot be told apart, from one label to vectors of nothing: they export, and every query is answered."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from export.build import Settings, export
+from export.directions import principal_directions
+from retrieval import Retriever
+from retrieval.index import Vectors
+from retrieval.store import Store
+from tests.support.bundles import WORDS
+from tests.support.listener import Kept
+from training.data.dataset import DatasetMeta
+from training.data.writing import write_dataset
+from training.recipe import load_recipe
+from training.run import train
+
+SMALL = ["optimizer.epochs=1", "encoder.dim=16", "encoder.vocabulary_size=64", "batching.batch_size=16"]
+ONE = np.random.default_rng(0).standard_normal(24).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "vectors_LD",
+    [
+        ONE[None],
+        np.repeat(ONE[None], 2, axis=0),
+        np.repeat(ONE[None], 5_000, axis=0),
+        np.repeat(1e-4 * ONE[None], 333, axis=0),
+        np.repeat(ONE[None], 300, axis=0) * (1 + 1e-7 * np.arange(300)[:, None]).astype(np.float32),
+        np.concatenate([np.repeat(ONE[None, :12], 99, axis=0), np.eye(99, 12, dtype=np.float32)], axis=1),
+        np.concatenate([np.eye(99, 12, dtype=np.float32), np.zeros((99, 12), np.float32)], axis=1),
+        np.zeros((1, 24), np.float32),
+        np.zeros((500, 24), np.float32),
+    ],
+)
+@pytest.mark.filterwarnings("error")
+def test_directions_of_labels_that_are_alike(vectors_LD: Vectors) -> None:
+    """If it fails, variance below zero by rounding becomes NaN, and export ends in a traceback."""
+    directions_DW, energy = principal_directions(np.asarray(vectors_LD, np.float32), 12)
+    assert 0.0 <= energy <= 1.0
+    np.testing.assert_allclose(directions_DW.T @ directions_DW, np.eye(directions_DW.shape[1]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [["red shoes"], ["red shoes"] * 2, ["red shoes"] * 130, ["red shoes", "light rain"], ["\u200b", "\u200b\u200b"]],
+    ids=["one label", "two of one text", "many of one text", "two", "no visible character"],
+)
+def test_every_degenerate_set_of_labels_exports(tmp_path: Path, texts: list[str]) -> None:
+    """If it fails, a catalogue that begins small, or whose texts are placeholders, cannot be served."""
+    queries = [f"{one} {other}" for one in WORDS[:6] for other in WORDS[6:]]
+    truths = pa.array([[row % len(texts)] for row in range(len(queries))], pa.list_(pa.int32()))
+    ids = [f"q{row}" for row in range(len(queries))]
+    split = pa.table({"id": ids, "text": queries, "labels": truths})
+    labels = pa.table({"id": [f"l{row}" for row in range(len(texts))], "text": texts})
+    halves = {"train": split.slice(0, 24), "validation": split.slice(24)}
+    dataset = write_dataset(tmp_path / "dataset", labels, halves, DatasetMeta(name="few"))  # type: ignore[arg-type]
+    train(dataset, load_recipe("default", SMALL), tmp_path / "run", Kept())
+    built = export(tmp_path / "run", Store(tmp_path / "store"), settings=Settings(m=8, threads=1))
+    with Retriever.open(built.path, threads=1) as retriever:
+        for weight in (0.0, 0.5, 1.0):
+            (hits,) = retriever.search(["red shoes"], 200, weight=weight)
+            assert sorted(hit.id for hit in hits) == sorted(labels["id"].to_pylist())
+            assert np.isfinite([hit.score for hit in hits]).all()

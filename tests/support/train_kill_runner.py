@@ -1,0 +1,89 @@
+"""Kills a training run with signal 9 at random moments: `python -m tests.support.train_kill_runner TIMES SEED FOLDER`.
+
+Each time a forked process goes on with the run in FOLDER/run until it is killed. Prints one line of JSON per kill: the
+epochs whose records the weights and the state hold afterwards. Then the run is finished, and a run beside it that
+nobody killed; the last line says whether weights, state and records agree.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tests.support.checkpoints import write_words
+from tests.support.forked import forked
+from tests.support.listener import Kept
+from tests.support.small_run import measured, weights_hash
+from training.checkpoint import cursor_of, load_checkpoint, read_record, read_tensors
+from training.data.dataset import Dataset
+from training.recipe import load_recipe
+from training.run import train
+from training.state import STATE, WEIGHTS, reconcile
+
+MOST_WRITES, LONGEST_SECONDS = 6, 0.03  # after so many writes of weights or state, and then so long, comes the kill
+RECIPE = [
+    "optimizer.epochs=6",
+    "validation.every_epochs=1",
+    "checkpoint_minutes=0.001",
+    "encoder.dim=32",
+    "encoder.vocabulary_size=64",
+    "batching.batch_size=64",
+    "batching.clustered=true",
+    "batching.hard_negatives=1",
+]
+
+
+def trains(folder: Path, run: str) -> tuple[str, str]:
+    train(Dataset.open(folder / "dataset"), load_recipe("default", RECIPE), folder / run, Kept())
+    return weights_hash(folder / run), json.dumps(measured(folder / run))
+
+
+def killed(folder: Path, writes: int, seconds: float) -> None:
+    child = os.fork()
+    if not child:
+        trains(folder, "run")
+        os._exit(0)
+    seen = _written(folder / "run")
+    while writes and not os.waitpid(child, os.WNOHANG)[0]:
+        if (now := _written(folder / "run")) != seen:
+            seen, writes = now, writes - 1
+        time.sleep(0.001)
+    if not writes:
+        time.sleep(seconds)  # the random moment itself, not a wait for anything
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+
+
+def _written(run: Path) -> list[int]:
+    return [(run / name).stat().st_mtime_ns for name in (WEIGHTS, STATE) if (run / name).is_file()]
+
+
+def left_behind(run: Path) -> dict[str, int | None]:
+    """The epochs that a killed run's files speak of. Raises when nobody could go on with them."""
+    record = read_record(run / WEIGHTS)
+    found: dict[str, int | None] = {"weights": None if record is None else record.epoch, "state": None}
+    if (run / STATE).is_file():
+        facts = read_tensors(run / STATE)[1]
+        facts.pop("tensors")
+        cursor = cursor_of(facts, run / STATE)
+        found["state"] = None if cursor.best is None else cursor.best.epoch
+        assert reconcile(run, cursor).best == record
+    return found
+
+
+def main(times: int, seed: int, folder: Path) -> None:
+    draw = random.Random(seed)
+    assert forked(lambda: ("made", write_words(folder / "dataset").meta.name))[0] == "made"
+    for _ in range(times):
+        killed(folder, draw.randint(1, MOST_WRITES), draw.uniform(0, LONGEST_SECONDS))
+        print(json.dumps(left_behind(folder / "run")), flush=True)
+    ours, whole = (forked(lambda name=name: trains(folder, name), 120) for name in ("run", "whole"))  # type: ignore[misc]
+    opened = load_checkpoint(folder / "run")
+    print(json.dumps({"same": ours == whole, "best": read_record(folder / "run" / WEIGHTS) == opened.facts.best}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))
