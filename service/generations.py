@@ -254,7 +254,7 @@ class Generations:
         """Show in /readyz what the start of the service waits for, and log what takes long."""
         self._starting = shown
         loop = asyncio.get_running_loop()
-        slow = loop.call_later(SLOW_SECONDS, LOG.warning, "for %g s: %s", SLOW_SECONDS, shown or logged)
+        slow = loop.call_later(SLOW_SECONDS, LOG.warning, "%s, for %g s by now", shown or logged, SLOW_SECONDS)
         try:
             yield
         finally:

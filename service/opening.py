@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 from prometheus_client import CollectorRegistry
 
@@ -45,7 +46,7 @@ class Opener:
 
         Raises BundleError.
         """
-        folder = await self._supervisor.read(partial(self._source.bring, name))
+        folder = await self._bring(name)
         try:
             await self._check_memory(folder)
         except BundleError:
@@ -56,11 +57,19 @@ class Opener:
 
     async def open_aside(self, name: str, crashes: Callable[[Generation], None], beside: Beside) -> Generation:
         """A generation for questions beside the traffic: one thread, figures of its own. Raises BundleError."""
-        folder = await self._supervisor.read(partial(self._source.bring, name))
+        folder = await self._bring(name)
         await self._check_memory(folder)
         settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1, "lanes": 1})
         apart = Metrics(CollectorRegistry())  # live figures are of live traffic
         return await self._start(folder, settings, apart, crashes, beside)
+
+    async def _bring(self, name: str) -> Path:
+        """The bundle's folder; a download ends when the order for it does."""
+        given_up = Event()
+        try:
+            return await self._supervisor.read(partial(self._source.bring, name, given_up.is_set))
+        finally:
+            given_up.set()
 
     async def _check_memory(self, folder: Path) -> None:
         if self._settings.memory_check:

@@ -6,7 +6,6 @@ Where the list cannot be read, the last one that could be holds: a paused label 
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from retrieval.errors import BundleError, DiptychError
 from service.pausing import FILE, Paused
@@ -22,12 +21,10 @@ class PausedSync:
     def __init__(self, source: Source, most: int, tell: Callable[[], None], supervisor: Supervisor) -> None:
         """`tell` sends the list to the engines."""
         self._source = source
-        self._most = most
+        self._paused = Paused(source, most)
         self._tell = tell
         self._supervisor = supervisor
         self._lock = asyncio.Lock()
-        store = source.store
-        self._paused, self._path = Paused(store, most), store.path
         self._ids: tuple[str, ...] = ()  # of the last list that could be read
         self._told: tuple[str, ...] = ()  # what the engines were told last
 
@@ -39,41 +36,39 @@ class PausedSync:
     async def read(self) -> None:
         """Take over the store's list. Raises BundleError where it cannot be read; then the last one holds."""
         async with self._lock:
-            self._take_over(*await self._supervisor.read(self._read))
+            self._take_over(await self._supervisor.read(self._read))
             self._tell_engines()
 
     async def change(self, add: Sequence[str], remove: Sequence[str]) -> None:
         """Add ids to the store's list and remove others. Raises DiptychError, OSError, and Refusal when it is full."""
         async with self._lock:
-            self._paused, self._path, self._ids = await self._supervisor.read(lambda: self._change(add, remove))
+            self._ids = await self._supervisor.read(lambda: self._change(add, remove))
             self._tell_engines(always=True)
 
-    def _read(self) -> tuple[Paused, Path, tuple[str, ...]]:
-        paused, path = self._reached()
+    def _read(self) -> tuple[str, ...]:
+        self._check_reached()
         try:
-            paused.read()
+            self._paused.read()
         except (DiptychError, OSError):
             raise
         except Exception as error:
-            raise BundleError(f"{path / FILE} cannot be read ({described(error)}). Repair it, or remove it.") from error
+            path = self._source.store.path / FILE
+            raise BundleError(f"{path} cannot be read ({described(error)}). Repair it, or remove it.") from error
+        self._check_reached()  # it may have gone while it was read
+        return tuple(self._paused.ids)
+
+    def _check_reached(self) -> None:
+        """Raise BundleError for a store that is gone: it must not look like a store without a list."""
+        path = self._source.store.path
         if self._ids and self._source.url is None and not (path / "CURRENT").exists():
-            # A store that is gone, or a share that is not mounted, must not look like a store without a list.
             raise BundleError(f"{path} cannot be reached, or has no file CURRENT")
-        return paused, path, tuple(paused.ids)
 
-    def _change(self, add: Sequence[str], remove: Sequence[str]) -> tuple[Paused, Path, tuple[str, ...]]:
-        paused, path = self._reached()
-        paused.change(add, remove)
-        return paused, path, tuple(paused.ids)
+    def _change(self, add: Sequence[str], remove: Sequence[str]) -> tuple[str, ...]:
+        self._paused.change(add, remove)
+        return tuple(self._paused.ids)
 
-    def _reached(self) -> tuple[Paused, Path]:
-        """The list of the store that the path leads to now."""
-        store = self._source.store
-        return (self._paused, self._path) if store.path == self._path else (Paused(store, self._most), store.path)
-
-    def _take_over(self, paused: Paused, path: Path, ids: tuple[str, ...]) -> None:
-        before = self._ids
-        self._paused, self._path, self._ids = paused, path, ids
+    def _take_over(self, ids: tuple[str, ...]) -> None:
+        before, self._ids = self._ids, ids
         if ids == before:
             return
         shown = len(set(before) - set(ids))

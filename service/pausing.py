@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 
 from retrieval.errors import BundleError
-from retrieval.store import Store
 from service.errors import Refusal
+from service.source import Source
 
 FILE = "PAUSED.json"
 
@@ -26,27 +26,29 @@ class _List(BaseModel):
 class Paused:
     """The ids of paused labels, as a store keeps them. Reading and changing take a look at the disk: use a thread."""
 
-    def __init__(self, store: Store, most: int) -> None:
+    def __init__(self, source: Source, most: int) -> None:
         self.ids: tuple[str, ...] = ()
-        self._store = store
-        self._path = store.path / FILE
+        self._source = source
         self._most = most
         self._read_at: tuple[int, ...] | None = None  # what the file system said of the file when it was read
 
     def read(self) -> bool:
         """Take over what the file says; returns whether that differs from before. Raises BundleError."""
-        stamp = _stamp(self._path)
+        path = self._source.store.path / FILE
+        stamp = _stamp(path)
         if stamp == self._read_at:
             return False
-        before, self.ids = self.ids, _ids(self._path.read_text(encoding="utf-8") if stamp else None, self._path)
+        before, self.ids = self.ids, _ids(path.read_text(encoding="utf-8") if stamp else None, path)
         self._read_at = stamp
         return self.ids != before
 
     def change(self, add: Iterable[str], remove: Iterable[str]) -> None:
         """Add ids to the list in the store, and remove others. Raises BundleError, and Refusal 422 when it is full."""
 
+        store = self._source.store
+
         def changed(content: str | None) -> str:
-            ids = dict.fromkeys([*_ids(content, self._path), *add])
+            ids = dict.fromkeys([*_ids(content, store.path / FILE), *add])
             for one in remove:
                 ids.pop(one, None)
             if len(ids) > self._most:
@@ -54,7 +56,7 @@ class Paused:
                 raise Refusal(422, "too_many_paused", message)
             return to_json({"paused": list(ids)}, indent=1).decode() + "\n"
 
-        self._store.amend(FILE, changed)
+        store.amend(FILE, changed)
         self.read()
 
 

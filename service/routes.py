@@ -41,7 +41,7 @@ REFUSALS = {
     403: "Administration, or opening bundles for comparison, is off.",
     404: "There is no such bundle.",
     408: "The request did not arrive in time, or no answer was ready within X-Deadline-Ms.",
-    409: "Another change of bundle is under way.",
+    409: "This bundle is being prepared already, another one was asked for meanwhile, or the service stops.",
     413: "The body is too large.",
     415: "The body is compressed.",
     422: "A field is missing, unknown or has a value that cannot be used.",

@@ -6,7 +6,7 @@ and the store's notes are made when that has gone well. All methods may take lon
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retrieval.cache import Progress, cache_store, pull
@@ -35,7 +35,7 @@ class Source:
         self.place = str(place) if self.url is None else self.url
         self._path = place.absolute() if self.url is None else cache_store(self.url).path
         self._trusted = trusted
-        self._places = {str(self._path): None}
+        self._places: dict[str, None] = {}  # where the path has led lately
 
     @property
     def store(self) -> Store:
@@ -74,7 +74,7 @@ class Source:
     def public(self, text: object) -> str:
         """A sentence for a client: where the store lies on this machine is not a client's business."""
         shown = str(text)
-        for place in sorted(self._places, key=len, reverse=True):
+        for place in sorted({str(self._path), *self._places}, key=len, reverse=True):
             shown = shown.replace(f"{place}/", "").replace(place, "the store")
         return shown
 
@@ -88,13 +88,18 @@ class Source:
             LOG.warning("%s", down)
             return self.store.bundles()
 
-    def bring(self, name: str | None) -> Path:
-        """Have a bundle here: `name`, or the active one; returns its folder. What is here needs no URL that answers."""
+    def bring(self, name: str | None, given_up: Callable[[], bool] = lambda: False) -> Path:
+        """Have a bundle here: `name`, or the active one; returns its folder. What is here needs no URL that answers.
+
+        A download ends when `given_up` says so: it would keep the next one waiting. Raises BundleError then, too.
+        """
         store = self.store
         if self.url is None:
             return store.bundle_path(name or self._active_here(store))
         try:
-            return store.bundle_path(pull(self.url, store, name, trusted=self._trusted, progress=_logged(self.url)))
+            return store.bundle_path(
+                pull(self.url, store, name, trusted=self._trusted, progress=_logged(self.url, given_up))
+            )
         except Unreachable as down:
             known = store.active() if name is None else name
             if known is None or known not in store.bundles():
@@ -117,12 +122,14 @@ class Source:
         return name
 
 
-def _logged(url: str) -> Progress:
-    """Says in the log that something is fetched, each time another quarter has come."""
+def _logged(url: str, given_up: Callable[[], bool]) -> Progress:
+    """Says in the log that something is fetched, each time another quarter has come. Raises BundleError."""
     quarters = 0
 
     def progress(done: int, total: int) -> None:
         nonlocal quarters
+        if given_up():
+            raise BundleError(f"the download from {url} was given up")
         if done * 4 >= total * quarters:
             quarters = done * 4 // total + 1
             LOG.info("fetched %d of %d MB from %s", done >> 20, total >> 20, url)

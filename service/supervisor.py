@@ -1,7 +1,7 @@
 """Run every background task of the service, so that none of them can end or fail without anybody seeing it.
 
 An unexpected exception is logged with the task's name, counted, shown by /readyz and, where nobody waits for the
-result, tried again after a pause. docs/decisions/0060 lists the tasks and what a failure of each does.
+result, tried again after a pause. docs/decisions/0067 lists the tasks and what a failure of each does.
 """
 
 import asyncio

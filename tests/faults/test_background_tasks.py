@@ -273,6 +273,57 @@ def test_a_task_that_fails_once_is_counted_and_goes_on(
 
 
 @pytest.mark.parametrize(
+    ("task", "method", "path", "body"),
+    [
+        ("bundle_loading", "Opener.open", "activate", {"bundle": "two"}),
+        ("comparison_opening", "Opener.open_aside", "compare", {"bundle": "two", "queries": ["red"]}),
+    ],
+)
+def test_an_order_that_fails_unexpectedly_is_answered_and_the_next_one_is_taken(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, method: str, path: str, body: Any
+) -> None:
+    """Whoever gave the order would wait in vain, or no bundle could be opened any more."""
+    condition = "given[0] != 'one'"
+    code = FAIL_ONCE.format(module="service.opening", method=method, condition=condition)
+    code = code.replace("def failing", "async def failing").replace("return true", "return await true")
+    with_code_before(tmp_path, monkeypatch, "service.server", code)
+    with serving(store.path) as service:
+        reply = service.ask("POST", f"/admin/{path}", body, X_Admin_Key=ADMIN_KEY)
+        assert (reply.status, reply.json()["error"]["code"]) == (500, "internal")
+        assert failures(service, task) == 1
+        assert (served(service), len(service.engines())) == ("one", 1)
+        assert service.ask("POST", f"/admin/{path}", body, X_Admin_Key=ADMIN_KEY).status == 200
+        assert detail(service) == "serving"
+
+
+def test_a_way_back_that_fails_once_is_taken_all_the_same(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle whose engines keep ending would be served on because of one error at the wrong moment."""
+    code = FAIL_ONCE.format(module="service.fallback", method="Fallback._earlier", condition="True")
+    with_code_before(tmp_path, monkeypatch, "service.server", code)
+    with serving(store.path, crashes=1) as service:
+        assert service.activate("two").status == 200
+        wait_until(lambda: len(service.engines()) == 1)
+        os.kill(service.engines()[0], signal.SIGKILL)
+        wait_until(lambda: service.ask("GET", "/readyz").json()["bundle"] == "one")
+        assert failures(service, "fall_back") == 1
+
+
+def test_paused_labels_that_could_not_be_sent_are_sent_again(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list would be right in the store and in /admin/paused, and a stopped campaign would be shown on."""
+    code = FAIL_ONCE.format(module="service.generations", method="Generations._tell_paused", condition="True")
+    with_code_before(tmp_path, monkeypatch, "service.server", code)
+    with serving(store.path, watch_seconds=0.05) as service:
+        gone = shown(service)[0]
+        (store.path / "PAUSED.json").write_text(f'{{"paused": ["{gone}"]}}')
+        wait_until(lambda: gone not in shown(service))
+        assert failures(service, "store_watch") == 1
+
+
+@pytest.mark.parametrize(
     ("where", "sentence"),
     [
         ("s.Source.bring", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
@@ -318,3 +369,16 @@ def test_a_stop_does_not_wait_for_a_silent_collector_of_traces(store: Store, mon
             assert service.ask("POST", "/predict", RED).status == 200
             assert service.stop() == 0
             assert "the last traces were not sent" in service.log
+
+
+def test_traces_that_cannot_be_sent_are_counted_and_do_not_keep_it_from_ending(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failing exporter would end the service in a traceback, with its engines still there."""
+    pytest.importorskip("opentelemetry.sdk")
+    code = FAIL_ONCE.format(module="service.tracing", method="Tracing.close", condition="True")
+    with_code_before(tmp_path, monkeypatch, "service.server", code)
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
+    with serving(store.path) as service:
+        assert service.stop() == 0
+        assert "the background task trace_export failed (ZeroDivisionError: injected)" in service.log

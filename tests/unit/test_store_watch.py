@@ -1,0 +1,199 @@
+"""What is read of the store again and again, and whose turn a change of bundle is."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from retrieval.errors import BundleError
+from service.errors import Refusal
+from service.generation import Generation
+from service.metrics import Metrics
+from service.supervisor import Supervisor
+from service.switching import Turns
+from service.watching import StoreRead, Watch
+
+ONE, TWO, THREE = Path("bundles/one"), Path("bundles/two"), Path("bundles/three")
+
+
+def in_loop(work: Callable[[Supervisor, Metrics], Coroutine[Any, Any, None]]) -> None:
+    async def main() -> None:
+        metrics = Metrics(CollectorRegistry())
+        supervisor = Supervisor(metrics)
+        async with asyncio.timeout(60):
+            await work(supervisor, metrics)
+            await supervisor.close()
+
+    asyncio.run(main())
+
+
+def failures(metrics: Metrics) -> float:
+    return metrics.registry.get_sample_value("diptych_task_failures_total", {"task": "store_watch"}) or 0.0
+
+
+def test_each_kind_of_failure_is_trouble_and_none_of_them_ends_the_reading(caplog: pytest.LogCaptureFixture) -> None:
+    """A store that nobody can read would be looked at no more, or fill the log with one line a look."""
+    errors = [BundleError("CURRENT is damaged."), BundleError("CURRENT is damaged."), OSError("gone"), KeyError("bug")]
+    outcomes: list[Exception | str] = [*errors, "found"]
+
+    async def read() -> str:
+        outcome = outcomes.pop(0)
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        reading = StoreRead("it cannot be read", read, supervisor, metrics)
+        troubles = []
+        for _ in errors:
+            assert await reading.read() is None
+            troubles.append(reading.trouble)
+        assert troubles == [
+            "it cannot be read (CURRENT is damaged)",
+            "it cannot be read (CURRENT is damaged)",
+            "it cannot be read (gone)",
+            "it cannot be read (KeyError: 'bug')",
+        ]
+        assert failures(metrics) == 4
+        assert await reading.read() == "found"
+        assert reading.trouble is None
+
+    with caplog.at_level(logging.INFO):
+        in_loop(check)
+    messages = [one.getMessage() for one in caplog.records]
+    assert len(messages) == 4
+    assert messages[-1] == "it is over that it cannot be read"
+
+
+def test_a_store_that_does_not_answer_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """A dead file server would stop the watch in silence: the service would look as if nothing had changed."""
+    held = threading.Event()
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        async def read() -> bool:
+            return await supervisor.read(lambda: held.wait(60))
+
+        reading = StoreRead("it cannot be read", read, supervisor, metrics, patience=0.05)
+        assert await reading.read() is None
+        assert reading.trouble == "it cannot be read (there has been no answer for 0.05 s)"
+        assert await reading.read() is None
+        assert reading.trouble == "it cannot be read (there has been no answer for 0.1 s)"
+        held.set()
+        for _ in range(20):
+            if await reading.read():
+                break
+        assert reading.trouble is None
+
+    in_loop(check)
+
+
+def test_what_the_store_names_is_followed_once_and_again_when_asked() -> None:
+    """A broken bundle would be loaded over and over, or one that was put off never."""
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        named, followed = [ONE], list[Path]()
+
+        async def look() -> Path | None:
+            return named[0]
+
+        async def read_paused() -> None:
+            return None
+
+        watch = Watch(look, read_paused, followed.append, supervisor, metrics)
+        watch.seen = ONE
+        await watch.check()
+        named[0] = TWO
+        await watch.check()
+        await watch.check()
+        assert followed == [TWO]
+        watch.try_again(ONE)  # it is not the one that was followed last
+        await watch.check()
+        assert followed == [TWO]
+        watch.try_again(TWO)
+        await watch.check()
+        assert followed == [TWO, TWO]
+        watch.begin_order()
+        watch.try_again(TWO)
+        await watch.check()  # named before the order
+        assert followed == [TWO, TWO]
+        named[0] = THREE
+        await watch.check()
+        assert followed == [TWO, TWO, THREE]
+        watch.end_order()
+
+    in_loop(check)
+
+
+async def never() -> Generation:
+    await asyncio.Event().wait()
+    raise AssertionError("an event that nobody sets was set")
+
+
+async def at_once() -> Generation:
+    return cast(Generation, "generation")
+
+
+async def change(turns: Turns, bundle: str, work: Coroutine[Any, Any, Generation], urgent: bool = False) -> Generation:
+    async with turns.turn(bundle, urgent):
+        return await turns.load(bundle, work)
+
+
+def test_the_last_order_wins() -> None:
+    """Orders that come while one is loaded would wait for it, or all be loaded one after the other."""
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        turns = Turns(supervisor)
+        first, second, third = (
+            asyncio.ensure_future(change(turns, name, work))
+            for name, work in (("one", never()), ("two", never()), ("three", at_once()))
+        )
+        assert await third == "generation"
+        for earlier in (first, second):
+            with pytest.raises(Refusal, match="bundle three was asked for meanwhile"):
+                await earlier
+        assert turns.bundle is None
+
+    in_loop(check)
+
+
+def test_the_same_bundle_is_not_loaded_twice_unless_it_is_to_go_back_to() -> None:
+    """An impatient administrator would start the load anew with each try."""
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        turns = Turns(supervisor)
+        first = asyncio.ensure_future(change(turns, "one", never()))
+        while turns.bundle is None:
+            await asyncio.sleep(0)
+        unused = never()
+        with pytest.raises(Refusal, match="bundle one is being prepared"):
+            await change(turns, "one", unused)
+        unused.close()
+        assert await change(turns, "one", at_once(), urgent=True) == "generation"
+        with pytest.raises(Refusal):
+            await first
+
+    in_loop(check)
+
+
+def test_a_stop_ends_what_is_loaded_and_takes_no_more() -> None:
+    """A stopping service would begin to load a bundle."""
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        turns = Turns(supervisor)
+        loading = asyncio.ensure_future(change(turns, "one", never()))
+        while turns.bundle is None:
+            await asyncio.sleep(0)
+        turns.stop()
+        with pytest.raises(Refusal, match="the service is stopping"):
+            await loading
+        unused = at_once()
+        with pytest.raises(Refusal, match="the service is stopping"):
+            await change(turns, "two", unused)
+        unused.close()
+
+    in_loop(check)
