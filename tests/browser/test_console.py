@@ -179,6 +179,7 @@ def test_activating_and_rolling_back(administrator: Page, service: Service) -> N
     assert service.ask("GET", "/readyz").json()["bundle"] == "second"
     page.get_by_role("button", name="Roll back").click()
     page.get_by_role("button", name="Go on").click()
+    expect(page.locator("#admin-said")).to_contain_text("Bundle first is served")  # its status names it before that
     expect(page.locator("#status")).to_contain_text("first")
 
 
