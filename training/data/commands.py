@@ -7,7 +7,7 @@ import typer
 
 
 def prepare(
-    source: Annotated[Path, typer.Argument(help="JSONL, CSV, TSV or Parquet file, folder with one, or LF-* folder.")],
+    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet file, folder of part files, or LF-* folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write the dataset to.")],
     query_column: Annotated[str | None, typer.Option(help="Column of the query; query unless named.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels; labels or label unless named.")] = None,
@@ -20,8 +20,18 @@ def prepare(
     label_text: Annotated[
         str | None, typer.Option(help="Column of --labels with their texts; text unless named.")
     ] = None,
-    min_count: Annotated[int, typer.Option(min=0, help="Leave out (query, label) pairs that occur less often.")] = 0,
+    min_count: Annotated[
+        int | None,
+        typer.Option(min=0, help="Leave out (query, label) pairs with a lower count; 1 where counts are named, else 0."),
+    ] = None,
     min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer non-test rows.")] = 0,
+    separator: Annotated[
+        str | None, typer.Option(help="Character between the cells of CSV and TSV; found from the header unless given.")
+    ] = None,
+    quoting: Annotated[
+        Literal["auto", "csv", "none"],
+        typer.Option(help="Quotes in CSV and TSV: csv, they enclose cells; none, they are text; auto, .tsv has none."),
+    ] = "auto",
     text: Annotated[Literal["title", "title+content"], typer.Option(help="LF-* only: what a text is.")] = "title",
     test: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of queries cut as test, where the source has no splits.")
@@ -42,12 +52,12 @@ def prepare(
 
     CSV, TSV and Parquet tables of (query, label) pairs, or of queries with a list of labels;
 
-    and the raw LF-* sets of the XMC repository, a folder each.
+    a folder of such files as one table; and the raw LF-* sets of the XMC repository, a folder each.
 
-    The cuts depend on the query's text alone: a query met twice falls on one side, and every run cuts alike.
+    Every row read is written, or skipped for a reason that is counted and printed. Splits depend on the query's text
+    alone, and not on its case or accents: no query is in two splits, and splits are reproducible.
     """
-    from rich.console import Console
-
+    from retrieval.terminal import Console
     from training.data.prepare import PrepareSettings
     from training.data.prepare import prepare as run
     from training.data.report import show
@@ -55,7 +65,8 @@ def prepare(
     settings = PrepareSettings(
         query_column=query_column, label_column=label_column, split_column=split_column, count_column=count_column,
         label_key=label_key, label_text=label_text, text=text, test=test, validation=validation, min_count=min_count,
-        min_label_count=min_label_count, max_characters=max_characters, skip_bad_rows=skip_bad_rows,
+        min_label_count=min_label_count, separator=separator, quoting=quoting, max_characters=max_characters,
+        skip_bad_rows=skip_bad_rows,
     )  # fmt: skip
     dataset, written = run(source, out, settings, labels=labels, name=name, force=force)
     console = Console(markup=False)

@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from retrieval.errors import DatasetError
+from retrieval.tables.account import RowAccount
 from training.data import checks
 from training.data.ragged import IntArray, Ragged
 
 __all__ = ["FORMAT_VERSION", "SPLITS", "Dataset", "DatasetMeta", "Ragged", "Split", "SplitCounts", "SplitName"]
 
 FORMAT_VERSION = 1
+TEXT = pa.large_string()
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
@@ -51,6 +53,7 @@ class DatasetMeta(BaseModel):
     settings: dict[str, JsonValue] = {}
     labels: int = 0
     splits: dict[SplitName, SplitCounts] = {}
+    accounts: dict[Literal["rows", "labels"], RowAccount] = {}
     report: dict[str, int] = {}
     skipped: int = 0
     skipped_first: tuple[str, ...] = ()
@@ -72,7 +75,7 @@ class Split:
     @classmethod
     def from_lists(cls, ids: Sequence[str], texts: Sequence[str], labels: Ragged, exclude: Ragged) -> "Split":
         """Build from Python strings; all four have R entries."""
-        return cls(pa.chunked_array([pa.array(ids, pa.string())]), pa.chunked_array([pa.array(texts, pa.string())]),
+        return cls(pa.chunked_array([pa.array(ids, TEXT)]), pa.chunked_array([pa.array(texts, TEXT)]),
                    labels, exclude)  # fmt: skip
 
     @classmethod
@@ -107,7 +110,7 @@ class Split:
     def followed_by(self, other: "Split") -> "Split":
         """These rows and then those of `other`."""
         ids, texts = (
-            pa.chunked_array([*mine.chunks, *more.chunks], pa.string())
+            pa.chunked_array([*mine.chunks, *more.chunks], TEXT)
             for mine, more in ((self.ids_column, other.ids_column), (self.texts_column, other.texts_column))
         )
         return Split(ids, texts, self.labels.followed_by(other.labels), self.exclude.followed_by(other.exclude))
