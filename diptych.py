@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple
 import typer
 
 from retrieval.errors import DiptychError
+from retrieval.terminal import echo, replace_unprintable
 
 
 class Room(NamedTuple):
@@ -114,15 +115,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code. An error meant for a person is one sentence on stderr and code 1."""
     args = list(sys.argv[1:] if argv is None else argv)
     called = called_command(args)
+    replace_unprintable()
     try:
         front_door(called)(args, prog_name="diptych")
     except OSError as error:  # a path or a disk that cannot be used, wherever it was met
-        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        echo(f"error: {error.filename or 'the system'}: {error.strerror or error}", err=True)
         return 1
     except SystemExit as ended:  # how Typer reports every outcome, success included
         return int(ended.code or 0)
     except DiptychError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", err=True)
         return 1
     except ModuleNotFoundError as missing:
         if called not in COMMANDS or missing.name is None:

@@ -1,8 +1,7 @@
 """`diptych search` and `diptych bundles`: a bundle from the command line."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -59,9 +58,13 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a bundle for the best labels of one or more queries."""
+    from retrieval.errors import BadInput
+    from retrieval.query_text import is_blank
     from retrieval.retriever import Retriever
     from retrieval.signatures import trusted_keys
 
+    if (empty := next((place for place, query in enumerate(queries) if is_blank(query)), None)) is not None:
+        raise BadInput(f"query {empty} is empty. Give it text.")
     with Retriever.open(_folder(store), trusted=trusted_keys()) as retriever:
         wanted = retriever.filter_of(filters or [])
         answers = retriever.search(queries, k, weight=weight, filter=wanted, min_score=min_score, exact=exact)
@@ -69,7 +72,7 @@ def search(
     if as_json:
         _print_json({"bundle": name, "results": [_as_json(*answer) for answer in zip(queries, answers, strict=True)]})
         return
-    from rich.console import Console
+    from retrieval.console import Console
 
     console = Console(markup=False)
     for query, hits in zip(queries, answers, strict=True):
@@ -79,23 +82,45 @@ def search(
 @app.command(epilog="Example:\n  diptych predict --bundle store --input queries.parquet --output matches.parquet -k 10")
 def predict(
     bundle: Annotated[str, typer.Option(help=ANY_BUNDLE)],
-    source: Annotated[Path, typer.Option("--input", help="Queries: .parquet, .csv or .jsonl.")],
+    source: Annotated[Path, typer.Option("--input", help="Queries: CSV, TSV, JSONL or Parquet, or a folder of these.")],
     output: Annotated[Path, typer.Option(help="Matches, a row a hit: .parquet, .csv or .jsonl.")],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
     k: CountOption = 10,
     weight: WeightOption = None,
     filters: FilterOption = None,
     min_score: MinScoreOption = None,
+    separator: Annotated[
+        str | None, typer.Option(help="Character between the cells of CSV and TSV; found from the header unless given.")
+    ] = None,
+    quoting: Annotated[
+        Literal["auto", "csv", "none"],
+        typer.Option(help="Quotes in CSV and TSV: csv, they enclose cells; none, they are text; auto, .tsv has none."),
+    ] = "auto",
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, counted and listed.")
+    ] = False,
+    guard_formulas: Annotated[
+        bool, typer.Option("--guard-formulas", help="In CSV, put ' before texts that a spreadsheet would run.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
 ) -> None:
-    """Match a whole file of queries; interrupted, the same command goes on where it stopped."""
-    from rich.console import Console
+    """Match a whole table of queries; interrupted, the same command goes on where it stopped.
+
+    Every row read is answered, or skipped for a reason that is counted and printed.
+    """
     from rich.progress import Progress
 
-    from retrieval.matching import Wanted, match
+    from retrieval.console import Console
+    from retrieval.errors import BadInput
+    from retrieval.matching import Reading, Wanted, match
     from retrieval.retriever import Retriever
     from retrieval.signatures import trusted_keys
+    from retrieval.tables.delimited import Layout
+    from retrieval.terminal import echo
 
+    if separator is not None and len(separator) != 1:
+        raise BadInput(f"--separator is {separator!r}; give one character.")
+    reading = Reading(column, Layout(separator, quoting), skip_bad_rows)
     with (
         Retriever.open(_folder(bundle), threads=threads, trusted=trusted_keys()) as retriever,
         Progress(console=Console(stderr=True)) as bars,
@@ -104,22 +129,27 @@ def predict(
         wanted = Wanted(k, weight, retriever.filter_of(filters or []) or None, min_score)
         try:
             found = match(
-                retriever, source, output, column, wanted,
-                lambda done, total: bars.update(bar, completed=done, total=total),
+                retriever, source, output, reading, wanted,
+                lambda done, total: bars.update(bar, completed=done, total=total), guard_formulas=guard_formulas,
             )  # fmt: skip
         except KeyboardInterrupt:
-            typer.echo("Stopped. The same command goes on from here.", err=True)
+            echo("Stopped. The same command goes on from here.", err=True)
             raise typer.Exit(130) from None
-        blank = f", {found.blank:,} without text" if found.blank else ""
-        typer.echo(f"{found.matches:,} matches of {found.queries:,} queries{blank}, bundle {retriever.name}: {output}")
+        name = retriever.name
+    echo(f"{found.matches:,} matches from bundle {name}: {output}")
+    echo(found.account.sentence("answered"))
+    for line in [f"{count:,}  {reason}" for count, reason in found.account.lines()]:
+        echo(f"  {line}")
+    for sentence in (*found.skipped_first, *found.observations):
+        echo(f"  {sentence}")
 
 
 @bundles.command("list", rich_help_panel=LOOK)
 def list_bundles(store: ReadArgument) -> None:
     """Name the bundles of a store, oldest first (behind a URL: by name); a star marks the active one."""
-    from rich.console import Console
     from rich.table import Table
 
+    from retrieval.console import Console
     from retrieval.errors import BundleError, Unreachable
 
     opened = _opened(store)
@@ -244,7 +274,8 @@ def diff(
     one: Annotated[str, typer.Argument(metavar="A", help="Name of a bundle.", autocompletion=bundle_names)],
     other: Annotated[str, typer.Argument(metavar="B", help="Name of another one.", autocompletion=bundle_names)],
     queries: Annotated[
-        Path, typer.Option(help="Queries to ask both: .parquet, .csv or .jsonl; a column labels holds true ids.")
+        Path,
+        typer.Option(help="Queries to ask both, as `predict` reads them; a column labels holds lists of true ids."),
     ],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
     k: CountOption = 10,
@@ -295,7 +326,9 @@ def _folder(place: str, name: str | None = None) -> Path:
 
 
 def _warn(said: str) -> None:
-    typer.echo(f"warning: {said}", err=True)
+    from retrieval.terminal import echo
+
+    echo(f"warning: {said}", err=True)
 
 
 def _table(query: str, hits: "list[Hit]", bundle: str) -> "Table":
@@ -310,8 +343,12 @@ def _table(query: str, hits: "list[Hit]", bundle: str) -> "Table":
         table.add_column(column, overflow="fold")
     for hit in hits:
         figures = (f"{value:.3f}" for value in (hit.score, hit.dual_encoder, hit.classifier))
-        table.add_row(*figures, hit.text, *(str(hit.attributes[name]) for name in attributes))
+        table.add_row(*figures, hit.text, *(_cell(hit.attributes[name]) for name in attributes))
     return table
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _as_json(query: str, hits: "list[Hit]") -> dict[str, Any]:
@@ -321,4 +358,6 @@ def _as_json(query: str, hits: "list[Hit]") -> dict[str, Any]:
 
 
 def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, ensure_ascii=False, indent=2, default=str))
+    from retrieval.terminal import print_json
+
+    print_json(content)

@@ -6,33 +6,15 @@ An escape sequence in a label could otherwise repaint a screen, and a bidirectio
 import json
 import re
 import sys
-from collections.abc import Iterable
 from typing import IO, Any
 
-from rich.console import Console as RichConsole
-from rich.console import ConsoleOptions, RenderableType
-from rich.segment import Segment
-
 # C0 except tab and line feed, DEL and C1; bidirectional marks, overrides and isolates; line and paragraph separators.
-_UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb]")
+UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufff9-\ufffb]")
 
 
 def strip_controls(text: str) -> str:
     """Return `text` without control characters and bidirectional overrides; tabs and line feeds stay."""
-    return _UNSAFE.sub("", text)
-
-
-class Console(RichConsole):
-    """A rich console that prints no control character of the text it is given; its own colours stay."""
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render to segments, each without control characters. They have no width, so tables stay aligned."""
-        for segment in super().render(renderable, options):
-            text, style, control = segment
-            if control or not _UNSAFE.search(text):
-                yield segment
-            else:
-                yield Segment(strip_controls(text), style)
+    return UNSAFE.sub("", text)
 
 
 def echo(text: str, *, err: bool = False) -> None:
@@ -44,7 +26,7 @@ def echo(text: str, *, err: bool = False) -> None:
 def print_json(content: Any) -> None:
     """Print valid JSON: NaN and infinity become null, other types text; unsafe and unencodable characters escapes."""
     text = json.dumps(json_value(content), ensure_ascii=False, indent=2, allow_nan=False)
-    text = _UNSAFE.sub(lambda found: _escaped(found[0]), text)
+    text = UNSAFE.sub(lambda found: _escaped(found[0]), text)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)

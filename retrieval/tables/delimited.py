@@ -73,8 +73,9 @@ class DelimitedFile:
             elif len(cells) <= 1 and not "".join(cells).strip():
                 yield where, None
             else:
-                yield where, BadRow(
-                    f"the row has {len(cells)} fields ({shown(cells)}), the header {width}. Mend the row."
+                yield (
+                    where,
+                    BadRow(f"the row has {len(cells)} fields ({shown(cells)}), the header {width}. Mend the row."),
                 )
 
     def _fits(self, cells: list[str], width: int, most: int) -> bool:
@@ -125,8 +126,9 @@ class DelimitedFile:
             taken = lines.taken
             if not isinstance(cells, BadRow) and len(taken) > 2 and self._is_glued(taken):
                 cells = BadRow(
-                    f"a quote opens here and closes {len(taken) - 1} lines below, and each of these lines looks like a "
-                    "row. Remove or double the quote; --quoting none takes quotes as text, --quoting csv joins the lines."
+                    f"a quote opens here and closes {len(taken) - 1} lines below, and each of these lines looks "
+                    "like a row. Remove or double the quote; --quoting none takes quotes as text, --quoting csv "
+                    "joins the lines."
                 )
             if isinstance(cells, BadRow) and len(taken) > 1:
                 lines.give_back()

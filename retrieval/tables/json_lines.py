@@ -41,7 +41,9 @@ def json_record(line: str) -> Record:
     except json.JSONDecodeError as error:
         if not line.isascii():
             refuse_surrogates(line, "the line")
-        raise BadRow(f"{shown(line)} is not JSON ({error.msg}, column {error.colno}). Write one JSON object a line.") from error
+        raise BadRow(
+            f"{shown(line)} is not JSON ({error.msg}, column {error.colno}). Write one JSON object a line."
+        ) from error
     except RecursionError as error:
         raise BadRow("the JSON is nested too deeply. Write one flat JSON object a line.") from error
     except ValueError:  # an integer of more digits than Python converts; in a column that is not used it does no harm

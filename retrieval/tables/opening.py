@@ -77,7 +77,9 @@ def opened_text(path: Path, newline: str | None = "") -> Iterator[tuple[TextIO, 
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise TableError(f"{path} is cut off or no {how} file ({error}). Fetch or write it again.") from error
     except UnicodeError as error:
-        raise TableError(f"{path} is not the {_named(error)} that it begins as ({error}). Write it as UTF-8.") from error
+        raise TableError(
+            f"{path} is not the {_named(error)} that it begins as ({error}). Write it as UTF-8."
+        ) from error
     except OSError as error:
         why = error.strerror or f"cut off or no {how} file ({error})"
         raise TableError(f"{path} cannot be read: {why}. Fetch or write it again.") from error

@@ -55,7 +55,9 @@ class ParquetTable:
     def _require_plain(self, name: str) -> None:
         kind = self._file.schema_arrow.field(name).type
         if not _is_plain(kind):
-            raise TableError(f"{self.path}: column {name!r} holds {kind}, neither text nor numbers. Name another column.")
+            raise TableError(
+                f"{self.path}: column {name!r} holds {kind}, neither text nor numbers. Name another column."
+            )
 
 
 def _is_plain(kind: Any) -> bool:

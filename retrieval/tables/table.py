@@ -57,7 +57,9 @@ class Table:
         for part in self._parts:
             if name not in part.names:
                 has = ", ".join(one or "(no name)" for one in part.names)
-                raise TableError(f"{part.path} has no column {name!r}. It has: {has}. Choose with {option}.{_hint(part)}")
+                raise TableError(
+                    f"{part.path} has no column {name!r}. It has: {has}. Choose with {option}.{_hint(part)}"
+                )
             if part.names.count(name) > 1:
                 raise TableError(f"{part.path} names column {name!r} twice in its header. Rename one.")
 

@@ -80,10 +80,7 @@ def bodies(path: Path | None, column: str | None, k: int) -> list[bytes]:
     else:
         from retrieval.queries import Queries
 
-        read = itertools.chain.from_iterable(Queries(path, column).parts(4096))
-        texts = [text for text in itertools.islice(read, MOST_QUERIES) if text.strip()]
-        if not texts:
-            raise BadInput(f"{path} holds no query.")
+        texts, _ = Queries(path, column).first(MOST_QUERIES)
     return [json.dumps({"queries": [text], "k": k}).encode() for text in texts]
 
 

@@ -115,7 +115,9 @@ class _Reading:
             rows.attempt(where, record, self._take)
         path, attributes = self.table.path, self.catalogue.attributes
         if self.in_arrow and self.others:
-            columns = self.table.arrow(self.others).take(pa.array(np.array(self.taken, np.int64)))
+            taken_N = np.zeros(self.row + 1, np.bool_)
+            taken_N[self.taken] = True
+            columns = self.table.arrow(self.others).filter(pa.array(taken_N))  # take would join chunks: 2 GB at most
             attributes |= {name: attribute_column(path, name, columns[name]) for name in self.others}
         else:
             attributes |= {name: attribute_column(path, name, cells) for name, cells in self.cells.items()}
@@ -130,9 +132,7 @@ class _Reading:
             cells.append(value)
 
 
-def _add(
-    catalogue: Catalogue, record: Record, columns: Sequence[str], limit: int, known_ids: set[str]
-) -> None:
+def _add(catalogue: Catalogue, record: Record, columns: Sequence[str], limit: int, known_ids: set[str]) -> None:
     key, text, identity = (id_of(record.get(name), name, limit) for name in columns)
     if key in catalogue.rows:
         raise BadRow(f"{columns[0]} {shown(key)} stands in an earlier row too. Keep one of them.")

@@ -16,7 +16,12 @@ from training.data.ragged import ROWS_AT_ONCE, Ragged
 
 SPLIT_SCHEMA = pa.schema(
     # 64-bit offsets: all texts of a split may be more than 2 GB
-    [("id", pa.large_string()), ("text", pa.large_string()), ("labels", pa.list_(pa.int32())), ("exclude", pa.list_(pa.int32()))]
+    [
+        ("id", pa.large_string()),
+        ("text", pa.large_string()),
+        ("labels", pa.list_(pa.int32())),
+        ("exclude", pa.list_(pa.int32())),
+    ]
 )
 
 

@@ -7,7 +7,7 @@ import typer
 
 
 def prepare(
-    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet file, folder of part files, or LF-* folder.")],
+    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet file, folder of parts, or LF-* folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write the dataset to.")],
     query_column: Annotated[str | None, typer.Option(help="Column of the query; query unless named.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels; labels or label unless named.")] = None,
@@ -22,7 +22,7 @@ def prepare(
     ] = None,
     min_count: Annotated[
         int | None,
-        typer.Option(min=0, help="Leave out (query, label) pairs with a lower count; 1 where counts are named, else 0."),
+        typer.Option(min=0, help="Leave out pairs with a lower count; 1 with --count-column, else 0."),
     ] = None,
     min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer non-test rows.")] = 0,
     separator: Annotated[
@@ -57,7 +57,7 @@ def prepare(
     Every row read is written, or skipped for a reason that is counted and printed. Splits depend on the query's text
     alone, and not on its case or accents: no query is in two splits, and splits are reproducible.
     """
-    from retrieval.terminal import Console
+    from retrieval.console import Console
     from training.data.prepare import PrepareSettings
     from training.data.prepare import prepare as run
     from training.data.report import show

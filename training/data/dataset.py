@@ -82,7 +82,7 @@ class Split:
     def from_table(cls, table: Any) -> "Split":
         """Build from a table in canonical form (checks.split_table), taking the excluded labels out of the truth."""
         labels, exclude = Ragged.from_arrow(table["labels"]), Ragged.from_arrow(table["exclude"])
-        return cls(table["id"], table["text"], labels.keep(~labels.overlap(exclude)), exclude)
+        return cls(table["id"].cast(TEXT), table["text"].cast(TEXT), labels.keep(~labels.overlap(exclude)), exclude)
 
     @cached_property
     def ids(self) -> list[str]:

@@ -7,7 +7,7 @@ from types import TracebackType
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from retrieval.terminal import Console
+from retrieval.console import Console
 
 
 class Meter:

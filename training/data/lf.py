@@ -90,23 +90,35 @@ def read_lf(
         label_rows.attempt(where, record, lambda record: labels.add(record, text, limit))
     number_of_line = np.array(labels.number_of_line, np.int64)
     rows, excludes = Rows(), []
-
-    def add(record: dict[str, Any]) -> None:
-        targets = targets_of(record, labels.number_of_line, report)
-        rows.append(split, id_of(record.get("uid"), "uid", limit), record_text(record, text, limit), targets)
-        row_of_line[-1] = len(rows) - 1
-
     for part, split in PARTS.items():
-        # uids are unique within a file; the same product may stand in both
-        rows.known_ids.clear()
-        row_of_line: list[int] = []
+        adder = _RowAdder(rows, split, text, limit, labels.number_of_line, report)
         for where, record in input_rows.filled(json_rows(files[part], meter)):
-            row_of_line.append(-1)
-            input_rows.attempt(where, record, add)
+            adder.row_of_line.append(-1)
+            input_rows.attempt(where, record, adder.add)
         path = files.get(f"filter {part}")
         if path is not None:
-            excludes.append(read_filter(path, np.array(row_of_line), number_of_line, input_rows.problems, meter))
+            row_of_line = np.array(adder.row_of_line)
+            excludes.append(read_filter(path, row_of_line, number_of_line, input_rows.problems, meter))
     return _raw(labels, rows, excludes)
+
+
+class _RowAdder:
+    """Adds the rows of one file, and keeps which row each line became (−1: a bad row)."""
+
+    def __init__(
+        self, rows: Rows, split: int, text: Text, limit: int, number_of_line: list[int], report: Counter[str]
+    ) -> None:
+        self._rows, self._split, self._text, self._limit = rows, split, text, limit
+        self._number_of_line, self._report = number_of_line, report
+        self.row_of_line: list[int] = []
+        rows.known_ids.clear()  # uids are unique within a file; the same product may stand in both
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add the row of the last line; BadRow when it cannot be used."""
+        targets = targets_of(record, self._number_of_line, self._report)
+        uid, text = id_of(record.get("uid"), "uid", self._limit), record_text(record, self._text, self._limit)
+        self._rows.append(self._split, uid, text, targets)
+        self.row_of_line[-1] = len(self._rows) - 1
 
 
 def targets_of(record: dict[str, Any], number_of_line: list[int], report: Counter[str]) -> list[int]:

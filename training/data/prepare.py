@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -98,11 +98,10 @@ def prepare(
         raw = _read(found, settings, rows, label_rows, report, meter)
         problems.stop_if_any(str(source))
         meter.at("checking and writing", 0)
-        assembled = assemble(
-            raw, settings.test, settings.validation, settings.min_label_count, report, rows.skipped
-        )
+        assembled = assemble(raw, settings.test, settings.validation, settings.min_label_count, report, rows.skipped)
         require_rows(assembled.splits, source, settings, problems)
-        accounts = {"rows": RowAccount(read=rows.read, written=assembled.written, skipped=_counted(rows.skipped))}
+        accounts: dict[Literal["rows", "labels"], RowAccount] = {}
+        accounts["rows"] = RowAccount(read=rows.read, written=assembled.written, skipped=_counted(rows.skipped))
         if label_rows.read:
             label_rows.skipped["rare_label"] += raw.listed - assembled.listed
             skipped = _counted(label_rows.skipped)

@@ -7,7 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from retrieval.terminal import Console
+from retrieval.console import Console
 from training.data.dataset import SPLITS, Dataset, SplitName
 from training.data.rows import LISTED
 from training.data.writing import SKIPPED
