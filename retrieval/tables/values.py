@@ -31,10 +31,10 @@ def text_of(value: Any, name: str, limit: int) -> str:
             "Shorten it, or raise --max-characters."
         )
     text = " ".join(value.split())
-    if is_blank(text):
-        raise BadRow(f"{name} is {shown(value)}, which is empty. Give it text or remove the row.")
     if not text.isascii():
         refuse_surrogates(text, name)
+    if is_blank(text):
+        raise BadRow(f"{name} is {shown(value)}, which is empty. Give it text or remove the row.")
     return text
 
 

@@ -123,7 +123,7 @@ class _Reading:
             attributes |= {name: attribute_column(path, name, cells) for name, cells in self.cells.items()}
 
     def _take(self, record: Record) -> None:
-        if self.cells and (more := record.keys() - {*self.columns, *self.cells, *RESERVED}):
+        if not self.table.has_header and (more := record.keys() - {*self.columns, *self.cells, *RESERVED}):
             raise BadRow(f"column {shown(min(more))} is not in the first row. Give all rows the same columns.")
         values = [_checked(record.get(name), name) for name in self.cells]
         _add(self.catalogue, record, self.columns, self.limit, self.known_ids)
