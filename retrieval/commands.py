@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from retrieval.completion import bundle_names
+from retrieval.terminal import echo, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -70,7 +71,7 @@ def search(
         answers = retriever.search(queries, k, weight=weight, filter=wanted, min_score=min_score, exact=exact)
         name = retriever.name
     if as_json:
-        _print_json({"bundle": name, "results": [_as_json(*answer) for answer in zip(queries, answers, strict=True)]})
+        print_json({"bundle": name, "results": [_as_json(*answer) for answer in zip(queries, answers, strict=True)]})
         return
     from retrieval.console import Console
 
@@ -116,7 +117,6 @@ def predict(
     from retrieval.retriever import Retriever
     from retrieval.signatures import trusted_keys
     from retrieval.tables.delimited import Layout
-    from retrieval.terminal import echo
 
     if separator is not None and len(separator) != 1:
         raise BadInput(f"--separator is {separator!r}; give one character.")
@@ -172,7 +172,7 @@ def list_bundles(store: ReadArgument) -> None:
 @bundles.command(rich_help_panel=LOOK)
 def show(store: ReadArgument, name: NameArgument) -> None:
     """Print a bundle's manifest."""
-    _print_json(_opened(store).manifest(name).model_dump(mode="json"))
+    print_json(_opened(store).manifest(name).model_dump(mode="json"))
 
 
 @bundles.command(rich_help_panel=LOOK)
@@ -182,7 +182,7 @@ def verify(store: ReadArgument, name: NameArgument) -> None:
     from retrieval.signatures import trusted_keys
 
     report = prove_aside(_folder(store, name), trusted_keys())
-    typer.echo(f"{name} is whole: {report}.")
+    echo(f"{name} is whole: {report}.")
 
 
 @bundles.command(
@@ -215,7 +215,7 @@ def pull_bundle(
             folder = opened.bundle_path(pull(url, opened, name, trusted=trusted_keys(), progress=progress))
     if activate:
         opened.activate(folder.name)
-    typer.echo(f"{'Active' if activate else 'Here'}: {folder}")
+    echo(f"{'Active' if activate else 'Here'}: {folder}")
 
 
 @bundles.command(rich_help_panel=CHANGE)
@@ -224,7 +224,7 @@ def activate(store: StoreArgument, name: NameArgument) -> None:
     from retrieval.store import Store
 
     Store(store).activate(name)
-    typer.echo(f"{name} is active.")
+    echo(f"{name} is active.")
 
 
 @bundles.command(rich_help_panel=CHANGE)
@@ -232,7 +232,7 @@ def rollback(store: StoreArgument) -> None:
     """Make the bundle active again that was active before the present one."""
     from retrieval.store import Store
 
-    typer.echo(f"{Store(store).rollback()} is active again.")
+    echo(f"{Store(store).rollback()} is active again.")
 
 
 @bundles.command(rich_help_panel=CHANGE, epilog="Example:\n  diptych bundles prune store --keep 2")
@@ -244,7 +244,7 @@ def prune(
     from retrieval.store import Store
 
     removed = Store(store).prune(keep)
-    typer.echo(f"Removed {', '.join(removed)}." if removed else "There was nothing to remove.")
+    echo(f"Removed {', '.join(removed)}." if removed else "There was nothing to remove.")
 
 
 @bundles.command(rich_help_panel=TRUST)
@@ -253,7 +253,7 @@ def keygen() -> None:
     from retrieval.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
 
     keys = new_keys()
-    typer.echo(f"{SIGNING_KEY}={keys.signing}\n{TRUSTED_KEYS}={keys.trusted}")
+    echo(f"{SIGNING_KEY}={keys.signing}\n{TRUSTED_KEYS}={keys.trusted}")
 
 
 @bundles.command(rich_help_panel=TRUST)
@@ -263,7 +263,7 @@ def sign(store: StoreArgument, name: NameArgument) -> None:
     from retrieval.store import Store
 
     Store(store).sign(name, signing_key())
-    typer.echo(f"{name} is signed.")
+    echo(f"{name} is signed.")
 
 
 @bundles.command(
@@ -326,7 +326,6 @@ def _folder(place: str, name: str | None = None) -> Path:
 
 
 def _warn(said: str) -> None:
-    from retrieval.terminal import echo
 
     echo(f"warning: {said}", err=True)
 
@@ -355,9 +354,3 @@ def _as_json(query: str, hits: "list[Hit]") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {"query": query, "hits": [asdict(hit) for hit in hits]}
-
-
-def _print_json(content: Any) -> None:
-    from retrieval.terminal import print_json
-
-    print_json(content)

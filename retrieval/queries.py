@@ -45,15 +45,19 @@ class Queries:
         self.column = column or next((name for name in COLUMNS if name in names), COLUMNS[0])
         if names:
             self.table.require(self.column, "--column")
-        self.count = self.blank = self.blank_lines = self.skipped = 0
+        self.count = self.blank = self.blank_lines = self.skipped = self._missing = 0
         self.problems: list[str] = []
 
     def scan(self) -> None:
         """Read all rows once and count them; BadInput that names the rows that cannot be used, unless skipped."""
-        self.count = self.blank = self.blank_lines = self.skipped = 0
+        self.count = self.blank = self.blank_lines = self.skipped = self._missing = 0
+        self.problems = []
         for text in self._texts(counted=True):
             self.count += 1
             self.blank += text is not None and is_blank(text)
+        if self.count and self._missing == self.count:
+            has = ", ".join(self.table.names)
+            raise BadInput(f"{self.path} has no column {self.column!r}. It has: {has}. Choose with --column.")
         if self.skipped and not self._skip:
             rows = "1 bad row" if self.skipped == 1 else f"{self.skipped:,} bad rows"
             raise BadInput(
@@ -108,6 +112,8 @@ class Queries:
             if record is None and not alone:
                 self.blank_lines += counted
                 continue
+            if isinstance(record, dict) and self.column not in record:
+                self._missing += counted
             try:
                 yield self._text(record)
             except BadRow as bad:

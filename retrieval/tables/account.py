@@ -37,14 +37,14 @@ class RowAccount(BaseModel):
 
 
 REASONS: Mapping[str, str] = {
-    "bad_row": "bad rows",
-    "blank_line": "blank lines",
+    "bad_row": "bad, each named below or in skipped-rows.txt",
+    "blank_line": "blank",
     "blank_query": "without text",
-    "count_zero": "pairs with count 0: shown and not chosen; --min-count 0 keeps them",
-    "repeated_pair": "repeats of an earlier (query, label) pair, counted together with it",
-    "below_min_count": "pairs below --min-count",
-    "below_min_label_count": "pairs whose label is below --min-label-count",
-    "no_label": "training rows whose list of labels is empty",
-    "no_label_left": "training rows with no label left: all excluded, or below --min-label-count",
-    "rare_label": "labels below --min-label-count",
+    "count_zero": "with count 0: shown and not chosen; --min-count 0 keeps them",
+    "repeated_pair": "repeating an earlier (query, label) pair, counted with it",
+    "below_min_count": "with a pair that is below --min-count",
+    "below_min_label_count": "with a label that is below --min-label-count",
+    "no_label": "with an empty list of labels, in training",
+    "no_label_left": "with no label left, in training: all excluded, or below --min-label-count",
+    "rare_label": "with a label that is below --min-label-count",
 }

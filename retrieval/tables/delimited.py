@@ -1,7 +1,7 @@
 """CSV and TSV: the separator is found from the header, and a stray quote costs one line, never its neighbours."""
 
 import csv
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,16 @@ class Layout:
     quoting: Quoting = "auto"
 
 
+@dataclass
+class Seen:
+    """What is worth knowing about the rows that were read: those of several lines, and those with quotes kept."""
+
+    long_rows: int = 0
+    long_lines: int = 0
+    first_long: str = ""
+    quoted_rows: int = 0
+
+
 class DelimitedFile:
     """One CSV or TSV file whose header was read. Without a line it has no columns and no rows."""
 
@@ -52,13 +62,12 @@ class DelimitedFile:
             self.names = self.names[:-1]
         if lines and not self.names:
             raise TableError(f"{path} has no header line. Name the columns in the first line.")
-        self._guessed = layout.separator is None
-        self._long_rows = self._long_lines = self._quoted_cells = 0
-        self._first_long = ""
+        self.seen = Seen()
+        self.unusual = "" if layout.separator or self.separator == self._usual else _name(self.separator)
 
     def rows(self, columns: Sequence[str], meter: Meter) -> Iterator[tuple[str, dict[str, Any] | BadRow | None]]:
         """Yield each row's place and its cells in `columns`, None where empty; BadRow; None for a blank line."""
-        self._long_rows = self._long_lines = self._quoted_cells = 0
+        self.seen = Seen()
         wanted = [(name, self.names.index(name)) for name in columns]
         width, most = len(self.names), max(self._cells, len(self.names))
         for where, cells in self._records(meter):
@@ -96,9 +105,9 @@ class DelimitedFile:
                     continue
                 place = f"line {end}" if start == end else f"lines {start}–{end}"
                 if start != end:
-                    self._first_long = self._first_long or place
-                    self._long_rows += 1
-                    self._long_lines += end - start + 1
+                    self.seen.first_long = self.seen.first_long or f"{self.path.name} {place}"
+                    self.seen.long_rows += 1
+                    self.seen.long_lines += end - start + 1
                 yield f"{self.path.name} {place}", cells
         meter.finish(self.path.stat().st_size)
 
@@ -108,7 +117,7 @@ class DelimitedFile:
             lines.taken.clear()
             cells = line.rstrip("\r\n").split(separator)
             if quote in line and any(len(cell) > 1 and cell[0] == quote == cell[-1] for cell in cells):
-                self._quoted_cells += 1
+                self.seen.quoted_rows += 1
             yield number, number, cells
 
     def _quoted(self, lines: "_Lines") -> Iterator[tuple[int, int, list[str] | BadRow]]:
@@ -143,19 +152,6 @@ class DelimitedFile:
     def _is_glued(self, taken: list[str]) -> bool:
         between = len(self.names) - 1
         return not self._trusts_quotes and between > 0 and all(line.count(self.separator) == between for line in taken)
-
-    def observations(self) -> Counter[str]:
-        """Return what is worth knowing about the rows read, with counts: the separator, long rows, kept quotes."""
-        found, name = Counter[str](), self.path.name
-        if self.separator != self._usual and self._guessed:
-            found[f"files like {name}, read with {_name(self.separator)} between cells"] = 1
-        if self._long_rows:
-            lines = f"{self._long_lines:,} lines in all; the first is {self._first_long}"
-            found[f"rows of {name} that span several lines, {lines}"] = self._long_rows
-        if self._quoted_cells:
-            what = "with cells in quotes, which are kept; --quoting csv removes them"
-            found[f"rows of {name} {what}"] = self._quoted_cells
-        return found
 
     def _uses_quotes(self, lines: list[str]) -> bool:
         """Tell whether quotes enclose cells: in CSV always; in TSV where those of the whole header are in quotes."""

@@ -84,10 +84,18 @@ class Table:
     def observations(self) -> Counter[str]:
         """Return what is worth knowing about the files, as sentences with counts; complete after all rows were read."""
         found = Counter[str]()
+        first_long = ""
         for part in self._parts:
             if isinstance(part, DelimitedFile):
-                found += part.observations()
-        return found
+                if part.unusual:
+                    found[f"files read with {part.unusual} between cells, as their headers show"] += 1
+                found["rows with cells in quotes, which are kept; --quoting csv removes them"] += part.seen.quoted_rows
+                first_long = first_long or part.seen.first_long
+                found["long rows"] += part.seen.long_rows
+                found["lines in rows that span several"] += part.seen.long_lines
+        if rows := found.pop("long rows", 0):
+            found[f"rows that span several lines, because of quotes; the first is {first_long}"] = rows
+        return +found
 
 
 class _JsonFile:

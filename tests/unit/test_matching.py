@@ -178,7 +178,7 @@ def test_the_command_filters_and_names_what_it_wrote(
         ("queries.csv", "q\nred\n", None, "matches.csv", "has no column 'query'. It has: q"),
         ("queries.csv", "q\nred\n", "x", "matches.csv", "has no column 'x'"),
         ("queries.jsonl", '{"query": 1}\n', None, "matches.csv", "line 1: query is 1, not text"),
-        ("queries.jsonl", "red\n", None, "matches.csv", "line 1: \"red\" is not JSON"),
+        ("queries.jsonl", "red\n", None, "matches.csv", 'line 1: "red" is not JSON'),
         ("queries.parquet", "red\n", None, "matches.csv", "cannot be read"),
         ("queries.csv", None, None, "matches.csv", "does not exist"),
         ("queries.csv", "query\nred\n", None, "queries.csv", "is there already"),

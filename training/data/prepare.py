@@ -99,9 +99,9 @@ def prepare(
         problems.stop_if_any(str(source))
         meter.at("checking and writing", 0)
         assembled = assemble(raw, settings.test, settings.validation, settings.min_label_count, report, rows.skipped)
-        require_rows(assembled.splits, source, settings, problems)
-        accounts: dict[Literal["rows", "labels"], RowAccount] = {}
-        accounts["rows"] = RowAccount(read=rows.read, written=assembled.written, skipped=_counted(rows.skipped))
+        account = RowAccount(read=rows.read, written=assembled.written, skipped=_counted(rows.skipped))
+        accounts: dict[Literal["rows", "labels"], RowAccount] = {"rows": account}
+        require_rows(assembled.splits, source, account)
         if label_rows.read:
             label_rows.skipped["rare_label"] += raw.listed - assembled.listed
             skipped = _counted(label_rows.skipped)
@@ -201,16 +201,16 @@ def _read(
     if found.labels is not None:
         key, text = settings.label_key, settings.label_text
         catalogue = read_catalogue(found.labels, key, text, limit, label_rows, report, meter)
+        label_rows.problems.stop_if_any(str(found.labels))  # else each click of a bad label would be bad too
     columns = Columns(settings.query_column, settings.label_column, settings.split_column, settings.count_column)
     return read_source(table, Reader(columns, limit, catalogue, report, rows, settings.least_count), meter)
 
 
-def require_rows(splits: dict[Any, Any], source: Path, settings: PrepareSettings, problems: Problems) -> None:
+def require_rows(splits: dict[Any, Any], source: Path, account: RowAccount) -> None:
     """DatasetError when nothing is left to learn from."""
     if splits["train"].num_rows == 0:
+        why = "".join(f", {count:,} {reason}" for count, reason in account.lines())
         raise DatasetError(
-            f"{source} leaves no training row ({problems.total:,} bad rows skipped, --test {settings.test}, "
-            f"--validation {settings.validation}, --min-count {settings.least_count}, "
-            f"--min-label-count {settings.min_label_count}). "
-            "Lower these or add rows."
+            f"{source} leaves no training row ({account.read:,} rows read{why}). "
+            "Add rows, or lower --test, --validation, --min-count or --min-label-count."
         )
