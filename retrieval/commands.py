@@ -137,9 +137,7 @@ def predict(
             raise typer.Exit(130) from None
         name = retriever.name
     echo(f"{found.matches:,} matches from bundle {name}: {output}")
-    echo(found.account.sentence("answered"))
-    for line in [f"{count:,}  {reason}" for count, reason in found.account.lines()]:
-        echo(f"  {line}")
+    echo("\n".join(found.account.report("answered")))
     for sentence in (*found.skipped_first, *found.observations):
         echo(f"  {sentence}")
 
@@ -291,6 +289,8 @@ def diff(
 
     asked = Queries(queries, column)
     texts, truths = asked.first(most)
+    if asked.account is not None:
+        echo("\n".join(asked.account.report("asked")))
     both = (Retriever.open(_folder(store, name), trusted=trusted_keys()) for name in (one, other))
     with next(both) as before, next(both) as after:
         show_difference(difference(before, after, texts, truths, k), show_moved)

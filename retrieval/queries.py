@@ -1,5 +1,6 @@
 """Queries of a table, read part by part: CSV, TSV, JSON Lines or Parquet, one file or a folder of part files."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 from retrieval.errors import BadInput
 from retrieval.query_text import is_blank
+from retrieval.tables.account import RowAccount
 from retrieval.tables.delimited import Layout
 from retrieval.tables.table import Table
 from retrieval.tables.values import BadRow, id_of, labels_of, refuse_surrogates, shown, written_list
@@ -47,6 +49,7 @@ class Queries:
             self.table.require(self.column, "--column")
         self.count = self.blank = self.blank_lines = self.skipped = self._missing = 0
         self.problems: list[str] = []
+        self.account: RowAccount | None = None
 
     def scan(self) -> None:
         """Read all rows once and count them; BadInput that names the rows that cannot be used, unless skipped."""
@@ -79,30 +82,34 @@ class Queries:
             yield Part(first, texts)
 
     def first(self, most: int) -> tuple[list[str], list[list[str]] | None]:
-        """Return at most so many of the first queries that have text, and their true labels' ids.
+        """Return at most so many of the first queries that have text, and their true labels' ids; set `account`.
 
         The ids are in a column `labels` of lists; None where there is none. Raises BadInput when there is no query, and
         for a row that cannot be used.
         """
         texts: list[str] = []
         truths: list[list[str]] = []
+        skipped = Counter[str]()
         has_labels = "labels" in self.table.names
         if has_labels:
             self.table.require("labels", "another name")
         columns = [self.column, "labels"] if has_labels else [self.column]
-        for where, record in self.table.rows(columns):
+        for where, record in self.table.rows(columns if self.table.names else []):
             if len(texts) == most:
                 break
             try:
                 text = self._text(record)
-                if text is not None and not is_blank(text):
-                    ids = labels_of(written_list(_labels(record)), "labels", _id) if has_labels else []
-                    texts.append(text)
-                    truths.append(ids)
+                if text is None or is_blank(text):
+                    skipped["blank_line" if record is None else "blank_query"] += 1
+                    continue
+                truths.append(labels_of(written_list(_labels(record)), "labels", _id) if has_labels else [])
+                texts.append(text)
             except BadRow as bad:
                 raise BadInput(f"{where}: {bad}") from bad
         if not texts:
             raise BadInput(f"{self.path} holds no query.")
+        read = len(texts) + sum(skipped.values())
+        self.account = RowAccount(read=read, written=len(texts), skipped=dict(skipped)).check(str(self.path))
         return texts, truths if has_labels else None
 
     def _texts(self, *, counted: bool = False) -> Iterator[str | None]:

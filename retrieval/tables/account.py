@@ -31,6 +31,10 @@ class RowAccount(BaseModel):
         skipped = sum(self.skipped.values())
         return f"{total} + {skipped:,} skipped" if skipped else total
 
+    def report(self, written: str) -> list[str]:
+        """Return the sentence, and a line for each reason that was met."""
+        return [self.sentence(written), *(f"  {count:>12,}  {reason}" for count, reason in self.lines())]
+
     def lines(self) -> list[tuple[int, str]]:
         """Return count and reason in words of each reason that was met."""
         return [(count, REASONS.get(reason, reason)) for reason, count in self.skipped.items() if count]

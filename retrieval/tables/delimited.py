@@ -133,10 +133,9 @@ class DelimitedFile:
             except (csv.Error, _TooManyLines) as error:
                 cells = BadRow(f"the quotes do not match ({error}). Double each quote inside a quoted field.")
             taken = lines.taken
-            if not isinstance(cells, BadRow) and len(taken) > 2 and self._is_glued(taken):
+            if not isinstance(cells, BadRow) and len(taken) > 1 and self._is_glued(taken):
                 cells = BadRow(
-                    f"a quote opens here and closes {len(taken) - 1} lines below, and each of these lines looks "
-                    "like a row. Remove or double the quote; --quoting none takes quotes as text, --quoting csv "
+                    f"a quote opens here and closes {_lines(len(taken) - 1)} below, and these lines look like rows. Remove or double the quote; --quoting none takes quotes as text, --quoting csv "
                     "joins the lines."
                 )
             if isinstance(cells, BadRow) and len(taken) > 1:
@@ -150,8 +149,13 @@ class DelimitedFile:
         return csv.reader(lines.feed(), delimiter=self.separator, strict=True)
 
     def _is_glued(self, taken: list[str]) -> bool:
+        """Tell whether the lines of one quoted row look like rows: as many separators in the first, the last and most
+        of the others as the header has. A text of several lines seldom does."""
         between = len(self.names) - 1
-        return not self._trusts_quotes and between > 0 and all(line.count(self.separator) == between for line in taken)
+        if self._trusts_quotes or between == 0:
+            return False
+        alike = [line.count(self.separator) == between for line in taken]
+        return alike[0] and alike[-1] and sum(alike[1:-1]) * 2 >= len(alike) - 2
 
     def _uses_quotes(self, lines: list[str]) -> bool:
         """Tell whether quotes enclose cells: in CSV always; in TSV where those of the whole header are in quotes."""
@@ -240,6 +244,10 @@ def _width(lines: list[str], separator: str) -> int:
     except csv.Error:
         return 0
     return counts.pop() if len(counts) == 1 and counts != {1} else 0
+
+
+def _lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count} lines"
 
 
 def _name(separator: str) -> str:

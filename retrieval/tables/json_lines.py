@@ -1,7 +1,7 @@
 """JSON Lines: one object a line."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from itertools import chain
 from pathlib import Path
@@ -14,11 +14,13 @@ from retrieval.tables.values import BadRow, refuse_surrogates, shown
 Record = dict[str, Any]
 
 
-def json_rows(path: Path, meter: Meter) -> Iterator[tuple[str, Record | BadRow | None]]:
+def json_rows(path: Path, meter: Meter, used: Sequence[str] = ()) -> Iterator[tuple[str, Record | BadRow | None]]:
     """Yield each line's place and its object; BadRow for a line that is none, None for a blank line.
 
-    A file that holds `[]` is an empty list. Raises TableError for any other JSON array.
+    A line that has a key of `used` twice is a BadRow too: it does not say which of the two values counts. A file that
+    holds `[]` is an empty list. Raises TableError for any other JSON array.
     """
+    keys = [json.dumps(name, ensure_ascii=False) for name in used]
     rows = iter(text_lines(path, meter))
     for number, line in rows:
         if not line:
@@ -29,7 +31,11 @@ def json_rows(path: Path, meter: Meter) -> Iterator[tuple[str, Record | BadRow |
         for place, text in chain([(number, line)], rows):
             where = f"{path.name} line {place}"
             try:
-                yield where, json_record(text) if text else None
+                record = json_record(text) if text else None
+                for key in keys:
+                    if text.count(key) > 1:
+                        _refuse_twice(text, key)
+                yield where, record
             except BadRow as bad:
                 yield where, bad
 
@@ -51,6 +57,14 @@ def json_record(line: str) -> Record:
     if not isinstance(value, dict):
         raise BadRow(f'{shown(value)} is no JSON object. Write one object a line, such as {{"query": …}}.')
     return value
+
+
+def _refuse_twice(line: str, key: str) -> None:
+    """Raise BadRow when the object itself has the key twice; the same word may be a value, or a key further inside."""
+    pairs = json.loads(line, object_pairs_hook=list, parse_int=_integer)
+    name = json.loads(key)
+    if sum(one == name for one, _ in pairs) > 1:
+        raise BadRow(f"the key {key} is there twice. Remove one.")
 
 
 def _integer(digits: str) -> int | Decimal:

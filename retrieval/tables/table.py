@@ -108,8 +108,8 @@ class _JsonFile:
         self.names: list[str] = list(first) if isinstance(first, dict) else []
 
     def rows(self, columns: Sequence[str], meter: Meter) -> Iterator[Row]:
-        """Yield all rows; `columns` is not applied, so that keys that nothing uses can be reported."""
-        return json_rows(self.path, meter)
+        """Yield all rows whole, so that keys that nothing uses can be reported; `columns` must not be there twice."""
+        return json_rows(self.path, meter, columns)
 
 
 def _hint(part: Any) -> str:

@@ -139,7 +139,9 @@ GOOD: dict[str, Write] = {
     "csv, an unused cell that is not UTF-8": packed(
         "t.csv", delimited(header=("query", "label", "n"), more=("#", )).encode().replace(b"#", b"\xe9")
     ),
-    "csv, an unused cell with line breaks": text("t.csv", delimited(header=("query", "label", "n"), more=('"a\nb\n"', ))),
+    "csv, an unused cell with line breaks": text(
+        "t.csv", delimited(header=("query", "label", "n"), more=('"a\nb\n"', ))
+    ),
     "csv.gz": packed("t.csv.gz", gzip.compress(CSV.encode())),
     "csv.xz": packed("t.csv.xz", lzma.compress(CSV.encode())),
     "csv.bz2": packed("t.csv.bz2", bz2.compress(CSV.encode())),
@@ -195,10 +197,11 @@ GOOD: dict[str, Write] = {
 REFUSED: dict[str, tuple[Write, str]] = {
     "nothing": (lambda folder: folder / "none.csv", "does not exist. Check the path."),
     "another ending": (text("t.xlsx", CSV), "is none of .jsonl, .ndjson, .csv, .tsv, .parquet, .json"),
-    "a folder of several kinds": (folder_of({"a.csv": b"", "b.parquet": b""}), "holds files of several kinds: a.csv, b"),
+    "a folder of several kinds": (folder_of({"a.csv": b"", "b.parquet": b""}), "several kinds: a.csv, b.parquet"),
     "a folder without data": (folder_of({"README.md": b"x", "_SUCCESS": b""}), "holds no data file"),
     "a folder of two tables": (
-        folder_of({"a.csv": CSV.encode(), "b.csv": b"id,text\n1,x\n"}), "b.csv has no column 'query'. It has: id, text.",
+        folder_of({"a.csv": CSV.encode(), "b.csv": b"id,text\n1,x\n"}),
+        "b.csv has no column 'query'. It has: id, text.",
     ),
     "a zip archive": (packed("t.csv", b"PK\x03\x04" + bytes(99)), "is a zip archive or a spreadsheet; unpack it"),
     "parquet named csv": (packed("t.csv", b"PAR1" + bytes(99)), "is Parquet; give it the ending .parquet"),
@@ -217,7 +220,7 @@ REFUSED: dict[str, tuple[Write, str]] = {
     ),
     "a header without names": (text("t.csv", ",,\na,b,\n"), "has no header line. Name the columns in the first line."),
     "a header with a stray quote": (text("t.csv", '"query"x,label\na,b\n'), "line 1: the quotes do not match"),
-    "a JSON array": (text("t.json", json.dumps([{"query": "a", "label": "b"}])), "holds a JSON array. Write one object"),
+    "a JSON array": (text("t.json", json.dumps([{"query": "a", "label": "b"}])), "a JSON array. Write one object"),
     "a JSON array over lines": (text("t.jsonl", '[\n{"query": "a", "label": "b"}\n]\n'), "holds a JSON array."),
     "times as text": (
         parquet("t.parquet", table(query=pa.array([1] * len(ROWS), pa.timestamp("ns")))),

@@ -117,8 +117,9 @@ class _Reading:
         if self.in_arrow and self.others:
             taken_N = np.zeros(self.row + 1, np.bool_)
             taken_N[self.taken] = True
-            columns = self.table.arrow(self.others).filter(pa.array(taken_N))  # take would join chunks: 2 GB at most
-            attributes |= {name: attribute_column(path, name, columns[name]) for name in self.others}
+            taken, columns = pa.array(taken_N), self.table.arrow(self.others)
+            for name in self.others:  # filter and not take, which joins chunks and so ends at 2 GB
+                attributes[name] = attribute_column(path, name, columns[name]).filter(taken)
         else:
             attributes |= {name: attribute_column(path, name, cells) for name, cells in self.cells.items()}
 

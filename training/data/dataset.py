@@ -99,10 +99,9 @@ class Split:
 
     def take(self, rows_N: IntArray) -> "Split":
         """N rows by number, in the order given."""
-        rows = pa.array(rows_N)
         return Split(
-            self.ids_column.take(rows),
-            self.texts_column.take(rows),
+            take_rows(self.ids_column, rows_N),
+            take_rows(self.texts_column, rows_N),
             self.labels.take(rows_N),
             self.exclude.take(rows_N),
         )
@@ -128,6 +127,25 @@ class Split:
         return SplitCounts(
             rows=len(self), positives=int(lengths.sum()), rows_without_labels=int(np.count_nonzero(lengths == 0))
         )
+
+
+def take_rows(column: Any, rows_N: IntArray) -> Any:
+    """N rows of a chunked column by number, in the order given; only what is taken is copied, never the column."""
+    if column.num_chunks <= 1:
+        return column.take(pa.array(rows_N))
+    order_N = np.argsort(rows_N, kind="stable")
+    sorted_N = np.asarray(rows_N, np.int64)[order_N]
+    starts = np.cumsum([0, *map(len, column.chunks)])
+    bounds = np.searchsorted(sorted_N, starts)
+    pieces = [
+        chunk.take(pa.array(sorted_N[first:last] - start))
+        for chunk, start, first, last in zip(column.chunks, starts[:-1], bounds[:-1], bounds[1:], strict=True)
+        if last > first
+    ]
+    gathered = pa.chunked_array(pieces, column.type)
+    if np.array_equal(order_N, np.arange(len(order_N))):
+        return gathered
+    return gathered.take(pa.array(np.argsort(order_N)))
 
 
 class Dataset:

@@ -43,9 +43,8 @@ def _show_accounts(dataset: Dataset, console: Console) -> None:
     for part, account in dataset.meta.accounts.items():
         written = "written" if part == "rows" else "labels"
         where = "" if part == "rows" else "label table: "
-        console.print(f"\n{where}{account.sentence(written)}", highlight=False, soft_wrap=True)
-        for count, reason in account.lines():
-            console.print(f"  {count:>12,}  {reason}", highlight=False, soft_wrap=True)
+        lines = "\n".join(account.report(written))
+        console.print(f"\n{where}{lines}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _splits(dataset: Dataset) -> Table:
