@@ -135,8 +135,8 @@ class DelimitedFile:
             taken = lines.taken
             if not isinstance(cells, BadRow) and len(taken) > 1 and self._is_glued(taken):
                 cells = BadRow(
-                    f"a quote opens here and closes {_lines(len(taken) - 1)} below, and these lines look like rows. Remove or double the quote; --quoting none takes quotes as text, --quoting csv "
-                    "joins the lines."
+                    f"a quote opens here and closes {_lines(len(taken) - 1)} below, and these lines look like rows. "
+                    "Remove or double the quote; --quoting none takes quotes as text, --quoting csv joins the lines."
                 )
             if isinstance(cells, BadRow) and len(taken) > 1:
                 lines.give_back()

@@ -26,9 +26,15 @@ def json_rows(path: Path, meter: Meter, used: Sequence[str] = ()) -> Iterator[tu
         if not line:
             yield f"{path.name} line {number}", None
             continue
-        if line.startswith("[") and _is_array(path, line, rows):
-            return
-        for place, text in chain([(number, line)], rows):
+        ahead = [(number, line)]
+        if line.startswith("["):
+            _refuse_array(path, line)
+            while (following := next(rows, None)) is not None and not following[1]:
+                ahead.append(following)
+            if following is None and line == "[]":
+                return
+            ahead += [following] if following else []
+        for place, text in chain(ahead, rows):
             where = f"{path.name} line {place}"
             try:
                 record = json_record(text) if text else None
@@ -71,16 +77,13 @@ def _integer(digits: str) -> int | Decimal:
     return int(digits) if len(digits) < 1_000 else Decimal(digits)
 
 
-def _is_array(path: Path, line: str, rest: Iterator[tuple[int, str]]) -> bool:
-    """Tell whether the file is `[]`; TableError when it is another array, spread over lines or in one."""
+def _refuse_array(path: Path, line: str) -> None:
+    """Raise TableError when the file's first line opens an array of objects, on this line or over several."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):
         value = None
-    if value == [] and not any(text for _, text in rest):
-        return True
-    if value is None or (isinstance(value, list) and value and isinstance(value[0], dict)):
+    if value is None or (value and isinstance(value[0], dict)):
         raise TableError(
             f"{path} holds a JSON array. Write one object a line, for example with `jq -c '.[]' {path.name}`."
         )
-    return False
