@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, TextIO
 
-from retrieval.errors import TableError
+from retrieval.errors import BadInput, TableError
 from retrieval.tables.files import ending
 from retrieval.tables.opening import LINES_BETWEEN_TICKS, MAX_LINE, Meter, opened_text, too_long
 from retrieval.tables.values import BadRow, shown
@@ -28,6 +28,14 @@ class Layout:
 
     separator: str | None = None
     quoting: Quoting = "auto"
+
+    @classmethod
+    def of(cls, separator: str | None, quoting: Quoting) -> "Layout":
+        """Build from a command's options; `\\t` and `tab` are a tab. BadInput for what separates nothing."""
+        named = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
+        if named is not None and (len(named) != 1 or named in '"\r\n'):
+            raise BadInput(f"--separator is {separator!r}; give one character that is no quote, or tab.")
+        return cls(named, quoting)
 
 
 @dataclass

@@ -13,6 +13,8 @@ KINDS = {
 }  # fmt: skip
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 READABLE = ", ".join(KINDS)
+# Folders of these formats also hold the files of rows that were deleted or replaced.
+_MANAGED = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"}
 
 
 def compression(path: Path) -> str:
@@ -61,6 +63,10 @@ def table_files(path: Path, without: Path | None = None) -> list[Path]:
     entries = sorted(one for one in path.iterdir() if not one.name.startswith(("_", ".")))
     found = [one for one in entries if one.is_file() and ending(one) in KINDS and not _same(one, without)]
     found = [one for one in found if ending(one) != ".json"] or found  # beside other data, .json describes it
+    if managed := next((what for name, what in _MANAGED.items() if (path / name).is_dir()), None):
+        raise TableError(
+            f"{path} is a table of {managed}, whose folder also holds files of deleted rows. Write it as plain Parquet."
+        )
     partitions = [one.name for one in entries if one.is_dir() and "=" in one.name]
     if partitions:
         raise TableError(

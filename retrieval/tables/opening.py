@@ -140,11 +140,10 @@ def _encoding(path: Path, head: bytes) -> str:
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
             return encoding
-    half = len(head) // 2 or 1
-    zeros = (head[0::2].count(0) / half, head[1::2].count(0) / half)  # Latin text in UTF-16 is zero at every other byte
-    if max(zeros) > 0.4 and min(zeros) < 0.1:
-        return "utf-16-le" if zeros[1] > zeros[0] else "utf-16-be"
-    return "utf-8"
+    zeros = [byte == 0 for byte in head[:4]]  # a header begins with Latin letters: in UTF-16 every other byte is 0
+    if zeros == [False, True, False, True]:
+        return "utf-16-le"
+    return "utf-16-be" if zeros == [True, False, True, False] else "utf-8"
 
 
 def _named(error: UnicodeError) -> str:

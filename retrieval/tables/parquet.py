@@ -45,6 +45,10 @@ class ParquetTable:
             ) from error
         meter.finish(size)
 
+    def is_list(self, name: str) -> bool:
+        """Tell whether a column holds lists."""
+        return _is_list(self._file.schema_arrow.field(self.names.index(name)).type)
+
     def arrow(self, columns: Sequence[str]) -> Any:
         """Return some columns as an Arrow table; TableError when the file is damaged."""
         try:
@@ -53,7 +57,7 @@ class ParquetTable:
             raise TableError(f"{self.path} cannot be read ({_first_line(error)}). Write it again.") from error
 
     def _require_plain(self, name: str) -> None:
-        kind = self._file.schema_arrow.field(name).type
+        kind = self._file.schema_arrow.field(self.names.index(name)).type
         if not _is_plain(kind):
             raise TableError(
                 f"{self.path}: column {name!r} holds {kind}, neither text nor numbers. Name another column."

@@ -7,7 +7,7 @@ from typing import Any
 
 from retrieval.errors import TableError
 from retrieval.tables.delimited import DelimitedFile, Layout
-from retrieval.tables.files import DELIMITED, JSON_LINES, kind_of, table_files
+from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, kind_of, table_files
 from retrieval.tables.json_lines import json_rows
 from retrieval.tables.opening import Meter, NoMeter
 from retrieval.tables.values import BadRow
@@ -62,6 +62,12 @@ class Table:
                 )
             if part.names.count(name) > 1:
                 raise TableError(f"{part.path} names column {name!r} twice in its header. Rename one.")
+
+    def may_hold_lists(self, name: str) -> bool:
+        """Tell whether a column has lists: by its type in Parquet; elsewhere a column called `labels` may."""
+        if self.kind == PARQUET:
+            return any(part.is_list(name) for part in self._parts if name in part.names)
+        return name == "labels"
 
     def rows(self, columns: Sequence[str], meter: Meter | None = None) -> Iterator[Row]:
         """Yield each row's place and its values in `columns`; from JSON Lines, the whole object.

@@ -8,6 +8,8 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from retrieval.queries import Queries
+from service.loadtest.plan import bodies
 from tests.support.bundles import make_bundle
 from tests.support.command import run
 from tests.support.shapes import GOOD, QUERIES, REFUSED, ROWS, Write, packed, text
@@ -98,6 +100,17 @@ def test_predict_answers_every_row_of_every_shape(
     assert run(*asked, "-k", "1") == 0, capsys.readouterr().err
     assert answered(tmp_path / "m.parquet") == QUERIES
     assert "6 rows read = 6 answered\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shape", GOOD)
+def test_loadtest_and_diff_ask_every_row_of_every_shape(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: str
+) -> None:
+    """If this failed, a file that predict reads would be refused, or read in part, by `loadtest` and `bundles diff`."""
+    source = GOOD[shape](tmp_path)
+    assert [json.loads(body)["queries"] for body in bodies(source, None, 1)] == [[query] for query in QUERIES]
+    assert "6 rows read = 6 sent\n" in capsys.readouterr().err
+    assert Queries(source, None).first(4) == (QUERIES[:4], None)
 
 
 @pytest.mark.parametrize("shape", REFUSED)

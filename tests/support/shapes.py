@@ -73,6 +73,7 @@ def folder_of(files: dict[str, Write | bytes]) -> Write:
         target.mkdir()
         for name, content in files.items():
             if isinstance(content, bytes):
+                (target / name).parent.mkdir(exist_ok=True)
                 (target / name).write_bytes(content)
             else:
                 content(target)
@@ -121,6 +122,9 @@ GOOD: dict[str, Write] = {
     "csv, UTF-16 with a mark": text("t.csv", CSV, "utf-16"),
     "csv, UTF-16 little-endian without a mark": text("t.csv", CSV, "utf-16-le"),
     "csv, UTF-16 big-endian without a mark": text("t.csv", CSV, "utf-16-be"),
+    "csv, UTF-16 without a mark and few Latin letters": text(
+        "t.csv", delimited(header=("query", "label", "n"), more=("鞋" * 999, )), "utf-16-le"
+    ),
     "csv, UTF-32": text("t.csv", CSV, "utf-32"),
     "csv, semicolons": text("t.csv", delimited(";")),
     "csv, semicolons and commas inside": text("t.csv", delimited(";", header=("query", "label", "p"), more=("1,5",))),
@@ -198,6 +202,9 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "nothing": (lambda folder: folder / "none.csv", "does not exist. Check the path."),
     "another ending": (text("t.xlsx", CSV), "is none of .jsonl, .ndjson, .csv, .tsv, .parquet, .json"),
     "a folder of several kinds": (folder_of({"a.csv": b"", "b.parquet": b""}), "several kinds: a.csv, b.parquet"),
+    "a folder of Delta Lake": (
+        folder_of({"a.csv": CSV.encode(), "_delta_log/0.json": b"{}"}), "is a table of Delta Lake, whose folder also",
+    ),
     "a folder without data": (folder_of({"README.md": b"x", "_SUCCESS": b""}), "holds no data file"),
     "a folder of two tables": (
         folder_of({"a.csv": CSV.encode(), "b.csv": b"id,text\n1,x\n"}),

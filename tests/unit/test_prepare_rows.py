@@ -113,6 +113,17 @@ def test_parquet_rows_with_lists_are_read(tmp_path: Path) -> None:
     assert (rows(dataset), rows(dataset, "test")) == ({"bike": ["a", "b"]}, {"car": ["b"]})
 
 
+def test_excludes_and_ids_are_read_whatever_the_label_column_is_called(tmp_path: Path) -> None:
+    """If this failed, excluded labels would count as answers where the lists have another name."""
+    source = tmp_path / "things.parquet"
+    table = {"query": ["bike"], "kw": [["a", "b"]], "exclude": [["b"]], "id": [70], "split": ["train"]}
+    pq.write_table(pa.table(table), source)
+    dataset = prepared(source, label_column="kw")
+    assert rows(dataset) == {"bike": ["a"]}
+    assert dataset.split("train").ids == ["70"]
+    assert dataset.meta.report == {"excluded labels taken out of their row's labels": 1}
+
+
 def test_a_split_column_of_clicks_is_kept(tmp_path: Path) -> None:
     """If this failed, clicks marked as test would be trained on."""
     source = tmp_path / "clicks.csv"
@@ -144,6 +155,7 @@ def test_a_split_column_of_clicks_is_kept(tmp_path: Path) -> None:
         (b'{"query": "a", "labels": ["b"], "split": "test", "id": []}', "id is [], not text."),
         (b'{"query": "\\ud83d", "labels": ["b"]}', "query holds half a surrogate pair, \\ud83d"),
         (b'{"query": "' + b"a" * 101 + b'", "labels": ["b"]}', 'query has 101 characters ("aaaa'),
+        (b'{"query": "a", "query": "b", "labels": ["b"]}', 'the key "query" is there twice. Remove one.'),
         (b'{"query": ' + b"[" * 100_000 + b"}", "the JSON is nested too deeply."),
     ],
 )  # fmt: skip

@@ -42,7 +42,7 @@ class PrepareSettings(BaseModel):
     validation: Share = 0.1
     min_count: Count | None = None  # None: 1 where counts are named, so that a pair without a click is no positive
     min_label_count: Count = 0
-    separator: Annotated[str, Field(min_length=1, max_length=1)] | None = None
+    separator: str | None = None
     quoting: Quoting = "auto"
     max_characters: Annotated[int, Field(ge=1)] = 1_000_000
     skip_bad_rows: bool = False
@@ -197,7 +197,7 @@ def _read(
     if found.is_lf:
         return read_lf(found.parts, settings.text, limit, rows, label_rows, report, meter)
     catalogue = Catalogue()
-    table = Table(found.path, Layout(settings.separator, settings.quoting), without=found.labels)
+    table = Table(found.path, Layout.of(settings.separator, settings.quoting), without=found.labels)
     if found.labels is not None:
         key, text = settings.label_key, settings.label_text
         catalogue = read_catalogue(found.labels, key, text, limit, label_rows, report, meter)

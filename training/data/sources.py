@@ -156,7 +156,8 @@ def _required_columns(table: Table, columns: Columns) -> list[str]:
         "--count-column": columns.count,
     }
     wanted = {name: option for option, name in named.items() if name is not None}
-    wanted |= {name: "--label-column" for name in ("id", "exclude") if name in table.names and label == "labels"}
+    if table.may_hold_lists(label):
+        wanted |= {name: "another name" for name in ("id", "exclude") if name in table.names}
     for name, option in wanted.items():
         table.require(name, option)
     return list(wanted)
