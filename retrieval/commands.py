@@ -95,7 +95,7 @@ def predict(
     ] = None,
     quoting: Annotated[
         Literal["auto", "csv", "none"],
-        typer.Option(help="Quotes in CSV and TSV: csv, they enclose cells; none, they are text; auto, .tsv has none."),
+        typer.Option(help="Quotes enclose cells (csv) or are text (none); auto: csv, but none for most .tsv."),
     ] = "auto",
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, counted and listed.")
@@ -112,15 +112,12 @@ def predict(
     from rich.progress import Progress
 
     from retrieval.console import Console
-    from retrieval.errors import BadInput
     from retrieval.matching import Reading, Wanted, match
     from retrieval.retriever import Retriever
     from retrieval.signatures import trusted_keys
     from retrieval.tables.delimited import Layout
 
-    if separator is not None and len(separator) != 1:
-        raise BadInput(f"--separator is {separator!r}; give one character.")
-    reading = Reading(column, Layout(separator, quoting), skip_bad_rows)
+    reading = Reading(column, Layout.of(separator, quoting), skip_bad_rows)
     with (
         Retriever.open(_folder(bundle), threads=threads, trusted=trusted_keys()) as retriever,
         Progress(console=Console(stderr=True)) as bars,

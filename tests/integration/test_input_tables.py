@@ -199,6 +199,7 @@ def test_quotes_are_read_as_asked(tmp_path: Path, bundle: Path, capsys: pytest.C
         ('query\tlabel\n"a ""b"""\tx\n', "t.tsv", ("--quoting", "csv"), ['a "b"']),
         ('query\tlabel\n"a"\tx\n', "t.tsv", (), ['"a"']),
         ("query^label\na^x\n", "t.csv", ("--separator", "^"), ["a"]),
+        ("query\tlabel\na,b\tx\n", "t.csv", ("--separator", "tab"), ["a,b"]),
     ):
         target = tmp_path / "m.parquet"
         (tmp_path / name).write_text(content)
@@ -214,6 +215,20 @@ def test_quotes_are_read_as_asked(tmp_path: Path, bundle: Path, capsys: pytest.C
     assert "1  rows that span several lines, because of quotes; the first is t.csv lines 2–4" in printed
     assert "3  lines in rows that span several" in printed
     assert "1  rows with cells in quotes, which are kept; --quoting csv removes them" in printed
+
+
+@pytest.mark.parametrize("separator", ["", "ab", '"', "\n"])
+def test_a_separator_that_separates_nothing_is_refused(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str], separator: str
+) -> None:
+    """If this failed, a wrong --separator would end in a traceback."""
+    source = text("t.csv", "query,label\na,x\n")(tmp_path)
+    for command in (
+        ("prepare", source, "--out", tmp_path / "out"),
+        ("predict", "--bundle", bundle, "--input", source, "--output", tmp_path / "m.csv"),
+    ):
+        assert run(*command, "--separator", separator) == 1
+        assert "; give one character that is no quote, or tab." in capsys.readouterr().err
 
 
 def test_formulas_are_guarded_when_asked(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,8 +12,8 @@ def prepare(
     query_column: Annotated[str | None, typer.Option(help="Column of the query; query unless named.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels; labels or label unless named.")] = None,
     split_column: Annotated[str | None, typer.Option(help="Column of the split; split, if any, unless named.")] = None,
-    count_column: Annotated[str | None, typer.Option(help="Column that says how often a pair occurred.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Label table (CSV, TSV, Parquet, JSONL) with attributes.")] = None,
+    count_column: Annotated[str | None, typer.Option(help="Column of counts; a pair with count 0 is left out.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Table of labels: ids, texts, attributes; a file or a folder of parts.")] = None,
     label_key: Annotated[
         str | None, typer.Option(help="Column of --labels that the source names labels by; id, else their text.")
     ] = None,
@@ -24,13 +24,13 @@ def prepare(
         int | None,
         typer.Option(min=0, help="Leave out pairs with a lower count; 1 with --count-column, else 0."),
     ] = None,
-    min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer non-test rows.")] = 0,
+    min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels of fewer rows outside the test split.")] = 0,
     separator: Annotated[
         str | None, typer.Option(help="Character between the cells of CSV and TSV; found from the header unless given.")
     ] = None,
     quoting: Annotated[
         Literal["auto", "csv", "none"],
-        typer.Option(help="Quotes in CSV and TSV: csv, they enclose cells; none, they are text; auto, .tsv has none."),
+        typer.Option(help="Quotes enclose cells (csv) or are text (none); auto: csv, but none for most .tsv."),
     ] = "auto",
     text: Annotated[Literal["title", "title+content"], typer.Option(help="LF-* only: what a text is.")] = "title",
     test: Annotated[
@@ -39,23 +39,23 @@ def prepare(
     validation: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of training queries cut as validation, about 2,000 at most.")
     ] = 0.1,
-    max_characters: Annotated[int, typer.Option(min=1, help="A longer text is taken for a mistake.")] = 1_000_000,
+    max_characters: Annotated[int, typer.Option(min=1, help="A longer text is a bad row.")] = 1_000_000,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, counted and listed.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="The dataset's name; the source's unless given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another dataset in the folder.")] = False,
 ) -> None:  # fmt: skip
-    """Turn queries, labels and clicks into a dataset, every row checked.
+    """Turn queries, labels and clicks into a dataset; every row is checked and counted.
 
-    Reads JSON lines {"query", "labels"} (also "split", "exclude", "id") and {"query", "label"};
+    A source is a file or a folder of part files: CSV, TSV or Parquet with a row for each (query, label) pair, or for each
+    query with its list of labels; JSON lines {"query", "label"} or {"query", "labels"}, also with "split", "exclude" and
+    "id". A raw LF-* set of the XMC repository is a folder too.
 
-    CSV, TSV and Parquet tables of (query, label) pairs, or of queries with a list of labels;
+    Rows read = rows written + rows skipped, by reason: this account is checked and printed.
 
-    a folder of such files as one table; and the raw LF-* sets of the XMC repository, a folder each.
-
-    Every row read is written, or skipped for a reason that is counted and printed. Splits depend on the query's text
-    alone, and not on its case or accents: no query is in two splits, and splits are reproducible.
+    Where the source names no splits, they are cut by the query's text as the encoder reads it, whatever its case and
+    accents: no query is in two splits, and splits are reproducible.
     """
     from retrieval.console import Console
     from training.data.prepare import PrepareSettings
