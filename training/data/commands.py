@@ -13,7 +13,7 @@ def prepare(
     label_column: Annotated[str | None, typer.Option(help="Column of labels; labels or label unless named.")] = None,
     split_column: Annotated[str | None, typer.Option(help="Column of the split; split, if any, unless named.")] = None,
     count_column: Annotated[str | None, typer.Option(help="Column of counts; a pair with count 0 is left out.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Table of labels: ids, texts, attributes; a file or a folder of parts.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Table of labels: their ids, texts and attributes.")] = None,
     label_key: Annotated[
         str | None, typer.Option(help="Column of --labels that the source names labels by; id, else their text.")
     ] = None,
@@ -24,7 +24,7 @@ def prepare(
         int | None,
         typer.Option(min=0, help="Leave out pairs with a lower count; 1 with --count-column, else 0."),
     ] = None,
-    min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels of fewer rows outside the test split.")] = 0,
+    min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer rows outside test.")] = 0,
     separator: Annotated[
         str | None, typer.Option(help="Character between the cells of CSV and TSV; found from the header unless given.")
     ] = None,
@@ -48,14 +48,17 @@ def prepare(
 ) -> None:  # fmt: skip
     """Turn queries, labels and clicks into a dataset; every row is checked and counted.
 
-    A source is a file or a folder of part files: CSV, TSV or Parquet with a row for each (query, label) pair, or for each
-    query with its list of labels; JSON lines {"query", "label"} or {"query", "labels"}, also with "split", "exclude" and
-    "id". A raw LF-* set of the XMC repository is a folder too.
+    A source is one file, a folder of part files, or a raw LF-* set of the XMC repository (a folder).
 
-    Rows read = rows written + rows skipped, by reason: this account is checked and printed.
+    CSV, TSV and Parquet have a row for each (query, label) pair, or for each query with a list of labels.
 
-    Where the source names no splits, they are cut by the query's text as the encoder reads it, whatever its case and
-    accents: no query is in two splits, and splits are reproducible.
+    JSON lines are {"query", "label"}, or {"query", "labels"} with "split", "exclude" and "id" where needed.
+
+    Rows read = rows written + rows skipped, by reason. This account is checked and printed.
+
+    Splits that the source does not name are cut by the query's text; case and accents make no difference.
+
+    No query is then in two splits, and splits are reproducible.
     """
     from retrieval.console import Console
     from training.data.prepare import PrepareSettings
