@@ -61,7 +61,8 @@ class Catalogue:
     def _alike(self, key: str) -> str:
         """A hint at an id that is the same number written otherwise, such as 7 for 7.0 or 007."""
         whole = key.removesuffix(".0").lstrip("0") or "0"
-        return f"It has {shown(whole)}: write both alike. " if whole != key and whole in self.rows else ""
+        alike = next((one for one in (whole, f"{whole}.0") if one != key and one in self.rows), None)
+        return "" if alike is None else f"It has {shown(alike)}: write both alike. "
 
 
 def read_catalogue(
