@@ -112,7 +112,8 @@ def test_a_source_of_zeros_says_why_nothing_is_left(tmp_path: Path, capsys: pyte
     """If this failed, the reader would not know that the counts are the reason."""
     source = written(tmp_path / "s.csv", "query,label,n\na,x,0\nb,y,0\n")
     assert run("prepare", source, "--count-column", "n", "--out", tmp_path / "out") == 1
-    assert "leaves no training row (2 rows read, 2 with count 0: shown and not chosen" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "leaves no training row: 2 rows read = 0 written + 2 skipped (2 with count 0: shown and not" in said
 
 
 def test_spellings_of_a_query_are_one_query_on_one_side(tmp_path: Path) -> None:

@@ -261,7 +261,7 @@ def test_a_column_that_is_not_used_is_reported(tmp_path: Path) -> None:
         ("x.csv", b"query,query\na,b\n", {}, "names column 'query' twice in its header. Rename one."),
         ("x.csv", b"query,label\na,b\n", {"text": "title+content"}, "--text is for LF-* folders, and"),
         ("x.csv", b"query,label\na,b\n", {"label_key": "id"}, "--label-key names a column of the label table."),
-        ("x.csv", b"query,label\na,b\n", {"min_count": 2}, "leaves no training row (1 rows read, 1 with a pair"),
+        ("x.csv", b"query,label\na,b\n", {"min_count": 2}, "leaves no training row: 1 row read = 0 written + 1"),
         ("x.jsonl", GOOD, {"min_count": 2}, "--min-count and --count-column are for (query, label) pairs"),
         ("x.jsonl", b"\n\n", {}, "holds only blank lines."),
         ("x.jsonl.gz", gzip.compress(GOOD * 99)[:-9], {}, "is cut off or no gzip file"),

@@ -144,7 +144,7 @@ def _count_repeated_queries(raw: Raw, split_R: npt.NDArray[np.int8], report: Cou
     tested = np.unique(hash_R[split_R == TEST])
     repeated = len(np.intersect1d(learned, tested, assume_unique=True))
     report["test queries whose text is a training query too"] += repeated
-    spellings = pc.count_distinct(raw.texts).as_py() - len(np.unique(hash_R))
+    spellings = len(np.unique(raw.spelling_R)) - len(np.unique(hash_R))
     report["queries spelled like another one for the encoder (case, accents), on the same side of the cut"] += spellings
 
 

@@ -27,7 +27,8 @@ class Raw:
     """All of a source, read and numbered, before anything is cut, filtered or left out.
 
     label_ids, label_texts: Arrow, L; attributes: Arrow columns of L; is_label_L: false for texts met only in `exclude`;
-    ids, texts: Arrow, R; split_R: 0 train, 1 validation, 2 test, −1 not said; hash_R2: text_hashes of the text.
+    ids, texts: Arrow, R; split_R: 0 train, 1 validation, 2 test, −1 not said; hash_R2: text_hashes of the text;
+    spelling_R: a number for the text as it is written, which differs between processes.
     The first `listed` labels come from a label table. `from_pairs`: the input had a row for each (query, label) pair.
     """
 
@@ -39,6 +40,7 @@ class Raw:
     texts: Any
     split_R: npt.NDArray[np.int8]
     hash_R2: npt.NDArray[np.uint64]
+    spelling_R: npt.NDArray[np.int64]
     labels: Ragged
     exclude: Ragged
     listed: int = 0
@@ -101,6 +103,7 @@ class Rows:
     exclude: RaggedColumn = field(default_factory=RaggedColumn)
     split: "array[int]" = field(default_factory=lambda: array("b"))
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    spellings: "array[int]" = field(default_factory=lambda: array("q"))
     known_ids: set[str] = field(default_factory=set)
     repeated_labels: int = 0
 
@@ -123,6 +126,7 @@ class Rows:
         self.exclude.append(list(dict.fromkeys(exclude)))
         self.split.append(split)
         self.hashes.extend(text_hashes(text))
+        self.spellings.append(hash(text))
 
 
 @dataclass

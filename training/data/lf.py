@@ -187,6 +187,7 @@ def _raw(labels: LabelLines, rows: Rows, excludes: list[tuple[Any, Any]]) -> Raw
         texts=rows.texts.finish(),
         split_R=np.array(rows.split, np.int8),
         hash_R2=np.array(rows.hashes, np.uint64).reshape(-1, 2),
+        spelling_R=np.array(rows.spellings, np.int64),
         labels=rows.labels.finish(),
         listed=n_labels,
         exclude=Ragged.from_lengths(label_P.astype(np.int32), np.bincount(row_P, minlength=len(rows))),

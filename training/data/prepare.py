@@ -209,8 +209,8 @@ def _read(
 def require_rows(splits: dict[Any, Any], source: Path, account: RowAccount) -> None:
     """DatasetError when nothing is left to learn from."""
     if splits["train"].num_rows == 0:
-        why = "".join(f", {count:,} {reason}" for count, reason in account.lines())
+        why = "; ".join(f"{count:,} {reason}" for count, reason in account.lines())
         raise DatasetError(
-            f"{source} leaves no training row ({account.read:,} rows read{why}). "
+            f"{source} leaves no training row: {account.sentence('written')}{f' ({why})' if why else ''}. "
             "Add rows, or lower --test, --validation, --min-count or --min-label-count."
         )

@@ -187,6 +187,7 @@ def raw_of(catalogue: Catalogue, rows: Rows, *, from_pairs: bool) -> Raw:
         texts=rows.texts.finish(),
         split_R=np.array(rows.split, np.int8),
         hash_R2=np.array(rows.hashes, np.uint64).reshape(-1, 2),
+        spelling_R=np.array(rows.spellings, np.int64),
         labels=labels,
         exclude=rows.exclude.finish(),
         listed=catalogue.listed,
