@@ -15,6 +15,7 @@ import typer
 
 from retrieval import stopping
 from retrieval.errors import DiptychError
+from retrieval.terminal import echo, replace_unprintable
 
 
 class Room(NamedTuple):
@@ -120,15 +121,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     called = called_command(args)
     if argv is None and called != "serve":  # which stops in its own way; a caller within Python keeps its own handlers
         stopping.install()
+    replace_unprintable()
     try:
         front_door(called)(args, prog_name="diptych")
     except OSError as error:  # a path or a disk that cannot be used, wherever it was met
-        print(f"error: {error.filename or 'the system'}: {error.strerror or error}", file=sys.stderr)
+        echo(f"error: {error.filename or 'the system'}: {error.strerror or error}", err=True)
         return 1
     except SystemExit as ended:  # how Typer reports every outcome, success included
         return int(ended.code or 0)
     except DiptychError as error:
-        print(f"error: {error}", file=sys.stderr)
+        echo(f"error: {error}", err=True)
         return 1
     except ModuleNotFoundError as missing:
         if called not in COMMANDS or missing.name is None:

@@ -39,10 +39,9 @@ def export(
     threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
 ) -> None:
     """Build a bundle (encoders, vectors, index) and prove it against its checkpoint before it is published."""
-    from rich.console import Console
-
     from export.build import Settings
     from export.build import export as build
+    from retrieval.console import Console
     from retrieval.store import Store
     from training.console import ConsoleListener
 

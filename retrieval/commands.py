@@ -1,12 +1,12 @@
 """`diptych search` and `diptych bundles`: a bundle from the command line."""
 
-import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from retrieval.completion import bundle_names
+from retrieval.terminal import echo, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -59,17 +59,21 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a bundle for the best labels of one or more queries."""
+    from retrieval.errors import BadInput
+    from retrieval.query_text import is_blank
     from retrieval.retriever import Retriever
     from retrieval.signatures import trusted_keys
 
+    if (empty := next((place for place, query in enumerate(queries) if is_blank(query)), None)) is not None:
+        raise BadInput(f"query {empty} is empty. Give it text.")
     with Retriever.open(_folder(store), trusted=trusted_keys()) as retriever:
         wanted = retriever.filter_of(filters or [])
         answers = retriever.search(queries, k, weight=weight, filter=wanted, min_score=min_score, exact=exact)
         name = retriever.name
     if as_json:
-        _print_json({"bundle": name, "results": [_as_json(*answer) for answer in zip(queries, answers, strict=True)]})
+        print_json({"bundle": name, "results": [_as_json(*answer) for answer in zip(queries, answers, strict=True)]})
         return
-    from rich.console import Console
+    from retrieval.console import Console
 
     console = Console(markup=False)
     for query, hits in zip(queries, answers, strict=True):
@@ -79,24 +83,42 @@ def search(
 @app.command(epilog="Example:\n  diptych predict --bundle store --input queries.parquet --output matches.parquet -k 10")
 def predict(
     bundle: Annotated[str, typer.Option(help=ANY_BUNDLE)],
-    source: Annotated[Path, typer.Option("--input", help="Queries: .parquet, .csv or .jsonl.")],
+    source: Annotated[Path, typer.Option("--input", help="Queries: CSV, TSV, JSONL or Parquet, or a folder of these.")],
     output: Annotated[Path, typer.Option(help="Matches, a row a hit: .parquet, .csv or .jsonl.")],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
     k: CountOption = 10,
     weight: WeightOption = None,
     filters: FilterOption = None,
     min_score: MinScoreOption = None,
+    separator: Annotated[
+        str | None, typer.Option(help="Character between the cells of CSV and TSV; found from the header unless given.")
+    ] = None,
+    quoting: Annotated[
+        Literal["auto", "csv", "none"],
+        typer.Option(help="Quotes enclose cells (csv) or are text (none); auto: csv, but none for most .tsv."),
+    ] = "auto",
+    skip_bad_rows: Annotated[
+        bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, counted and listed.")
+    ] = False,
+    guard_formulas: Annotated[
+        bool, typer.Option("--guard-formulas", help="In CSV, put ' before texts that a spreadsheet would run.")
+    ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
 ) -> None:
-    """Match a whole file of queries; interrupted, the same command goes on where it stopped."""
-    from rich.console import Console
+    """Match a whole table of queries; interrupted, the same command goes on where it stopped.
+
+    Every row read is answered, or skipped for a reason that is counted and printed.
+    """
     from rich.progress import Progress
 
-    from retrieval.matching import Wanted, match
+    from retrieval.console import Console
+    from retrieval.matching import Reading, Wanted, match
     from retrieval.retriever import Retriever
     from retrieval.signatures import trusted_keys
     from retrieval.stopping import StopRequested
+    from retrieval.tables.delimited import Layout
 
+    reading = Reading(column, Layout.of(separator, quoting), skip_bad_rows)
     with (
         Retriever.open(_folder(bundle), threads=threads, trusted=trusted_keys()) as retriever,
         Progress(console=Console(stderr=True)) as bars,
@@ -105,22 +127,25 @@ def predict(
         wanted = Wanted(k, weight, retriever.filter_of(filters or []) or None, min_score)
         try:
             found = match(
-                retriever, source, output, column, wanted,
-                lambda done, total: bars.update(bar, completed=done, total=total),
+                retriever, source, output, reading, wanted,
+                lambda done, total: bars.update(bar, completed=done, total=total), guard_formulas=guard_formulas,
             )  # fmt: skip
         except (KeyboardInterrupt, StopRequested) as stopped:
-            typer.echo("Stopped. The same command goes on from here.", err=True)
+            echo("Stopped. The same command goes on from here.", err=True)
             raise typer.Exit(stopped.code if isinstance(stopped, StopRequested) else 130) from None
-        blank = f", {found.blank:,} without text" if found.blank else ""
-        typer.echo(f"{found.matches:,} matches of {found.queries:,} queries{blank}, bundle {retriever.name}: {output}")
+        name = retriever.name
+    echo(f"{found.matches:,} matches from bundle {name}: {output}")
+    echo("\n".join(found.account.report("answered")))
+    for sentence in (*found.skipped_first, *found.observations):
+        echo(f"  {sentence}")
 
 
 @bundles.command("list", rich_help_panel=LOOK)
 def list_bundles(store: ReadArgument) -> None:
     """Name the bundles of a store, oldest first (behind a URL: by name); a star marks the active one."""
-    from rich.console import Console
     from rich.table import Table
 
+    from retrieval.console import Console
     from retrieval.errors import BundleError, Unreachable
 
     opened = _opened(store)
@@ -143,7 +168,7 @@ def list_bundles(store: ReadArgument) -> None:
 @bundles.command(rich_help_panel=LOOK)
 def show(store: ReadArgument, name: NameArgument) -> None:
     """Print a bundle's manifest."""
-    _print_json(_opened(store).manifest(name).model_dump(mode="json"))
+    print_json(_opened(store).manifest(name).model_dump(mode="json"))
 
 
 @bundles.command(rich_help_panel=LOOK)
@@ -153,7 +178,7 @@ def verify(store: ReadArgument, name: NameArgument) -> None:
     from retrieval.signatures import trusted_keys
 
     report = prove_aside(_folder(store, name), trusted_keys())
-    typer.echo(f"{name} is whole: {report}.")
+    echo(f"{name} is whole: {report}.")
 
 
 @bundles.command(
@@ -186,7 +211,7 @@ def pull_bundle(
             folder = opened.bundle_path(pull(url, opened, name, trusted=trusted_keys(), progress=progress))
     if activate:
         opened.activate(folder.name)
-    typer.echo(f"{'Active' if activate else 'Here'}: {folder}")
+    echo(f"{'Active' if activate else 'Here'}: {folder}")
 
 
 @bundles.command(rich_help_panel=CHANGE)
@@ -195,7 +220,7 @@ def activate(store: StoreArgument, name: NameArgument) -> None:
     from retrieval.store import Store
 
     Store(store).activate(name)
-    typer.echo(f"{name} is active.")
+    echo(f"{name} is active.")
 
 
 @bundles.command(rich_help_panel=CHANGE)
@@ -203,7 +228,7 @@ def rollback(store: StoreArgument) -> None:
     """Make the bundle active again that was active before the present one."""
     from retrieval.store import Store
 
-    typer.echo(f"{Store(store).rollback()} is active again.")
+    echo(f"{Store(store).rollback()} is active again.")
 
 
 @bundles.command(rich_help_panel=CHANGE, epilog="Example:\n  diptych bundles prune store --keep 2")
@@ -215,7 +240,7 @@ def prune(
     from retrieval.store import Store
 
     removed = Store(store).prune(keep)
-    typer.echo(f"Removed {', '.join(removed)}." if removed else "There was nothing to remove.")
+    echo(f"Removed {', '.join(removed)}." if removed else "There was nothing to remove.")
 
 
 @bundles.command(rich_help_panel=TRUST)
@@ -224,7 +249,7 @@ def keygen() -> None:
     from retrieval.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
 
     keys = new_keys()
-    typer.echo(f"{SIGNING_KEY}={keys.signing}\n{TRUSTED_KEYS}={keys.trusted}")
+    echo(f"{SIGNING_KEY}={keys.signing}\n{TRUSTED_KEYS}={keys.trusted}")
 
 
 @bundles.command(rich_help_panel=TRUST)
@@ -234,7 +259,7 @@ def sign(store: StoreArgument, name: NameArgument) -> None:
     from retrieval.store import Store
 
     Store(store).sign(name, signing_key())
-    typer.echo(f"{name} is signed.")
+    echo(f"{name} is signed.")
 
 
 @bundles.command(
@@ -245,7 +270,8 @@ def diff(
     one: Annotated[str, typer.Argument(metavar="A", help="Name of a bundle.", autocompletion=bundle_names)],
     other: Annotated[str, typer.Argument(metavar="B", help="Name of another one.", autocompletion=bundle_names)],
     queries: Annotated[
-        Path, typer.Option(help="Queries to ask both: .parquet, .csv or .jsonl; a column labels holds true ids.")
+        Path,
+        typer.Option(help="Queries to ask both, as `predict` reads them; a column labels holds lists of true ids."),
     ],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
     k: CountOption = 10,
@@ -261,6 +287,8 @@ def diff(
 
     asked = Queries(queries, column)
     texts, truths = asked.first(most)
+    if asked.account is not None:
+        echo("\n".join(asked.account.report("asked")))
     both = (Retriever.open(_folder(store, name), trusted=trusted_keys()) for name in (one, other))
     with next(both) as before, next(both) as after:
         show_difference(difference(before, after, texts, truths, k), show_moved)
@@ -296,7 +324,8 @@ def _folder(place: str, name: str | None = None) -> Path:
 
 
 def _warn(said: str) -> None:
-    typer.echo(f"warning: {said}", err=True)
+
+    echo(f"warning: {said}", err=True)
 
 
 def _table(query: str, hits: "list[Hit]", bundle: str) -> "Table":
@@ -311,15 +340,15 @@ def _table(query: str, hits: "list[Hit]", bundle: str) -> "Table":
         table.add_column(column, overflow="fold")
     for hit in hits:
         figures = (f"{value:.3f}" for value in (hit.score, hit.dual_encoder, hit.classifier))
-        table.add_row(*figures, hit.text, *(str(hit.attributes[name]) for name in attributes))
+        table.add_row(*figures, hit.text, *(_cell(hit.attributes[name]) for name in attributes))
     return table
+
+
+def _cell(value: Any) -> str:
+    return "" if value is None else str(value)
 
 
 def _as_json(query: str, hits: "list[Hit]") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {"query": query, "hits": [asdict(hit) for hit in hits]}
-
-
-def _print_json(content: Any) -> None:
-    typer.echo(json.dumps(content, ensure_ascii=False, indent=2, default=str))

@@ -1,10 +1,10 @@
 """How two bundles differ, as a person reads it."""
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from retrieval.console import Console
 from retrieval.difference import Difference, Moved
 
 SHOWN = 5  # labels that left or entered

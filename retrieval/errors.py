@@ -13,6 +13,14 @@ class DatasetError(DiptychError):
     """A source or a prepared dataset does not hold what it should."""
 
 
+class TableError(BadInput, DatasetError):
+    """A table of rows cannot be read; `prepare` and `predict` read the same tables, so it is the error of both."""
+
+
+class InternalError(DiptychError):
+    """A check that can only fail through an error in diptych itself, such as rows that no count explains."""
+
+
 class RecipeError(DiptychError):
     """A recipe has an unknown key, or a value outside its range."""
 

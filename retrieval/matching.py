@@ -1,4 +1,4 @@
-"""Offline matching: a file of queries → a file of matches, a row a hit.
+"""Offline matching: a table of queries → a file of matches, a row a hit.
 
 Queries are answered a part at a time, so memory does not grow with their number. Each part is a file of its own until
 all are there; a run that was interrupted finds the parts it has written and goes on behind them.
@@ -10,7 +10,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +23,24 @@ import pyarrow.parquet as pq
 from retrieval.errors import BadInput
 from retrieval.filters import Filter
 from retrieval.manifest import MANIFEST
-from retrieval.queries import Queries, format_of
+from retrieval.queries import Part, Queries
 from retrieval.retriever import NO_ROW, Ranking, Retriever
+from retrieval.tables.account import RowAccount
+from retrieval.tables.delimited import Layout
 
+FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json"}
+FORMULA_STARTS = r"^[=+\-@\t\r\n＝＋－＠]"  # what a spreadsheet takes for a formula, full-width forms included
 QUERIES_A_PART = 8_192
+CHARACTERS_A_PART = 2**25  # of queries, each as often as it has matches
+HITS_AT_ONCE = 65_536  # labels gathered in one Arrow array
 PARTS_AT_ONCE = 2  # while one is scored and written, which takes one core, the other is looked for with all of them
 MATCHES = pa.schema(
     [
         ("row", pa.int64()),
-        ("query", pa.string()),
+        ("query", pa.large_string()),
         ("rank", pa.int32()),
-        ("id", pa.string()),
-        ("text", pa.string()),
+        ("id", pa.large_string()),
+        ("text", pa.large_string()),
         ("score", pa.float32()),
         ("dual_encoder", pa.float32()),
         ("classifier", pa.float32()),
@@ -55,51 +61,84 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Matched:
-    """What a run found: queries of the file, those of them without text, which have no matches, and matches in all."""
+class Reading:
+    """How the queries are read: the column (None: `query`, or `text`), the layout, and whether bad rows are skipped."""
 
-    queries: int
-    blank: int
+    column: str | None = None
+    layout: Layout = field(default_factory=Layout)
+    skip_bad_rows: bool = False
+
+
+@dataclass(frozen=True)
+class Matched:
+    """What a run did: the account of the rows, matches in all, and sentences about the first rows that were skipped."""
+
+    account: RowAccount
     matches: int
+    skipped_first: tuple[str, ...] = ()
+    observations: tuple[str, ...] = ()
 
 
 def match(
-    retriever: Retriever, source: Path, target: Path, column: str | None, wanted: Wanted, progress: Progress
-) -> Matched:
-    """Answer every query of `source` and write `target`, Parquet, CSV or JSON Lines by their names.
+    retriever: Retriever, source: Path, target: Path, reading: Reading, wanted: Wanted, progress: Progress, *,
+    guard_formulas: bool = False,
+) -> Matched:  # fmt: skip
+    """Answer every query of `source` and write `target`, Parquet, CSV or JSON Lines by its name.
 
-    `column` holds the queries; None takes `query`, or `text`. Goes on with what an interrupted run of the same
-    question left beside `target`; another one's parts are begun anew. Raises BadInput.
+    Goes on with what an interrupted run of the same question left beside `target`; another one's parts are begun anew.
+    guard_formulas: in CSV, texts that a spreadsheet would run get a leading apostrophe.
+    Raises BadInput, and InternalError when a row is missing from the account.
     """
-    queries = Queries(source, column)
+    queries = Queries(source, reading.column, layout=reading.layout, skip_bad_rows=reading.skip_bad_rows)
+    if guard_formulas and format_of(target) != "csv":
+        raise BadInput(f"--guard-formulas is for CSV, and {target} is none. Leave it out.")
     format_of(target)
     if target.exists():
         raise BadInput(f"{target} is there already. Remove it, or give another --output.")
-    parts = Parts(target, _question(retriever, queries, wanted))
+    queries.scan()
+    parts = Parts(target, _question(retriever, queries, reading, wanted))
+    asked = 0
 
-    def answer(number: int, texts: Sequence[str]) -> None:
-        parts.write(number, _matches(retriever, texts, number * QUERIES_A_PART, wanted))
+    def answer(number: int, part: Part) -> None:
+        parts.write(number, _matches(retriever, part, wanted))
 
     pool = ThreadPoolExecutor(PARTS_AT_ONCE)
     try:
-        written: deque[Future[None] | None] = deque()  # in the order of the queries; None by an earlier run
-        for number, texts in enumerate(queries.parts(QUERIES_A_PART)):
-            written.append(None if parts.has(number) else pool.submit(answer, number, texts))
+        written: deque[tuple[int, Future[None] | None]] = deque()  # in the order of the queries; None by an earlier run
+        for number, part in enumerate(queries.parts(QUERIES_A_PART, max(1, CHARACTERS_A_PART // wanted.k))):
+            asked += len(part.places)
+            done = part.first + len(part.texts)
+            written.append((done, None if parts.has(number) else pool.submit(answer, number, part)))
             if len(written) > PARTS_AT_ONCE:
-                _await(written)
-                progress((number + 1 - PARTS_AT_ONCE) * QUERIES_A_PART, queries.count)
+                progress(_await(written), queries.count)
         while written:
-            _await(written)
-            progress(max(0, queries.count - len(written) * QUERIES_A_PART), queries.count)
+            progress(_await(written), queries.count)
     finally:
         pool.shutdown(cancel_futures=True)
-    return Matched(queries.count, queries.blank, parts.join())
+    account = _account(queries, asked).check(str(source))
+    observations = tuple(f"{count:,} {what}" for what, count in queries.table.observations().items())
+    return Matched(account, parts.join(guard_formulas), tuple(queries.problems), observations)
 
 
-def _await(written: deque[Future[None] | None]) -> None:
-    """Until the first of them is; raises what it raised."""
-    if (first := written.popleft()) is not None:
+def _account(queries: Queries, asked: int) -> RowAccount:
+    skipped = {"blank_query": queries.blank, "bad_row": queries.skipped, "blank_line": queries.blank_lines}
+    read = queries.count + queries.blank_lines
+    return RowAccount(read=read, written=asked, skipped={why: count for why, count in skipped.items() if count})
+
+
+def format_of(path: Path) -> str:
+    """Return the format that a target's ending names; BadInput."""
+    if path.suffix.lower() not in FORMATS:
+        raise BadInput(f"{path}: the ending {path.suffix!r} is none of {', '.join(FORMATS)}.")
+    return FORMATS[path.suffix.lower()]
+
+
+def _await(written: deque[tuple[int, Future[None] | None]]) -> int:
+    """Wait for the first of them; return how many queries are answered then. Raises what it raised."""
+    done, first = written.popleft()
+    if first is not None:
         first.result()
+    return done
 
 
 class Parts:
@@ -123,13 +162,13 @@ class Parts:
         pq.write_table(matches, aside)
         aside.replace(self._path(number))
 
-    def join(self) -> int:
-        """Write the target from all parts, remove them, and say how many matches there are."""
+    def join(self, guard_formulas: bool) -> int:
+        """Write the target from all parts, remove them, and return how many matches there are."""
         aside, matches = self.target.with_name(f".{self.target.name}.half"), 0
         with _writer(aside, format_of(self.target)) as write:
             for path in sorted(self.folder.glob("part-*")):
                 part = pq.read_table(path)
-                write(part)
+                write(_guarded(part) if guard_formulas else part)
                 matches += part.num_rows
         aside.replace(self.target)
         shutil.rmtree(self.folder)
@@ -166,40 +205,58 @@ class _writer:  # reads as a function where it is used
         self._file.close()
 
 
-def _matches(retriever: Retriever, texts: Sequence[str], first: int, wanted: Wanted) -> pa.Table:
-    """The matches of some queries, of which the first is row `first` of the file."""
-    asked = [place for place, text in enumerate(texts) if text.strip()]
+def _guarded(table: pa.Table) -> pa.Table:
+    """The table with an apostrophe before each text that a spreadsheet would take for a formula."""
+    for place, column_field in enumerate(table.schema):
+        if pa.types.is_large_string(column_field.type):
+            column = pc.replace_substring_regex(table.column(place), FORMULA_STARTS, r"'\0")
+            table = table.set_column(place, column_field, column)
+    return table
+
+
+def _matches(retriever: Retriever, part: Part, wanted: Wanted) -> pa.Table:
+    """The matches of a part's queries."""
+    asked = part.places
     if not asked:
         return MATCHES.empty_table()
+    texts = [part.texts[place] or "" for place in asked]
     ranking = retriever.search_rows(
-        [texts[place] for place in asked],
-        wanted.k,
-        weight=wanted.weight,
-        filter=wanted.filter,
-        min_score=wanted.min_score,
+        texts, wanted.k, weight=wanted.weight, filter=wanted.filter, min_score=wanted.min_score
     )
-    return _table(retriever, ranking, np.array(asked), pa.array(texts, pa.string()), first)
+    return _table(retriever, ranking, np.array(asked) + part.first, texts)
 
 
-def _table(retriever: Retriever, ranking: Ranking, asked: np.ndarray, texts: pa.Array, first: int) -> pa.Table:
+def _table(retriever: Retriever, ranking: Ranking, row_Q: np.ndarray, texts: Sequence[str]) -> pa.Table:
     query_M, rank_M = np.nonzero(ranking.rows_QK != NO_ROW)
-    labels = retriever.labels.table.select(["id", "text"]).take(pa.array(ranking.rows_QK[query_M, rank_M]))
+    labels = _labels(retriever, ranking.rows_QK[query_M, rank_M])
     shares = (ranking.scores_QK, ranking.dual_QK, ranking.classifier_QK)
     columns = [
-        pa.array(first + asked[query_M]),
-        texts.take(pa.array(asked[query_M])),
+        pa.array(row_Q[query_M]),
+        pa.array(texts, pa.large_string()).take(pa.array(query_M)),
         pa.array(rank_M + 1, pa.int32()),
-        pc.cast(labels.column("id"), pa.string()),
-        pc.cast(labels.column("text"), pa.string()),
+        labels.column("id"),
+        labels.column("text"),
         *(pa.array(share_QK[query_M, rank_M].astype(np.float32)) for share_QK in shares),
     ]
     return pa.table(columns, schema=MATCHES)
 
 
-def _question(retriever: Retriever, queries: Queries, wanted: Wanted) -> dict[str, Any]:
+def _labels(retriever: Retriever, row_M: np.ndarray) -> pa.Table:
+    """Ids and texts of labels by row, gathered in pieces: all of them may be more than 2 GB."""
+    table, schema = (
+        retriever.labels.table.select(["id", "text"]),
+        pa.schema([MATCHES.field("id"), MATCHES.field("text")]),
+    )
+    pieces = [
+        table.take(pa.array(row_M[start : start + HITS_AT_ONCE])).cast(schema)
+        for start in range(0, len(row_M), HITS_AT_ONCE)
+    ]
+    return pa.concat_tables(pieces) if pieces else schema.empty_table()
+
+
+def _question(retriever: Retriever, queries: Queries, reading: Reading, wanted: Wanted) -> dict[str, Any]:
     """What parts must have been asked to be gone on with."""
-    status = queries.path.stat()
     manifest = hashlib.sha256((retriever.folder / MANIFEST).read_bytes()).hexdigest()
-    source = [str(queries.path.resolve()), status.st_size, status.st_mtime_ns, queries.column]
-    asked: dict[str, Any] = json.loads(json.dumps(asdict(wanted)))
-    return {"bundle": manifest, "source": source, "wanted": asked, "part": QUERIES_A_PART}
+    files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in queries.table.files]
+    how: dict[str, Any] = json.loads(json.dumps({**asdict(wanted), **asdict(reading), "column": queries.column}))
+    return {"bundle": manifest, "source": files, "wanted": how, "part": [QUERIES_A_PART, CHARACTERS_A_PART]}

@@ -1,102 +1,154 @@
-"""A file of queries, Parquet, CSV or JSON Lines, read a part at a time."""
+"""Queries of a table, read part by part: CSV, TSV, JSON Lines or Parquet, one file or a folder of part files."""
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.dataset
+from typing import Any
 
 from retrieval.errors import BadInput
+from retrieval.query_text import is_blank
+from retrieval.tables.account import RowAccount
+from retrieval.tables.delimited import Layout
+from retrieval.tables.table import Table
+from retrieval.tables.values import BadRow, id_of, labels_of, refuse_surrogates, shown, written_list
 
-FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json"}
-COLUMNS = ("query", "text")  # that hold the queries unless somebody says otherwise
+COLUMNS = ("query", "text")  # that hold the queries unless another is named
+LISTED = 20
+LONGEST = 2**26  # characters of one query
+
+
+@dataclass(frozen=True)
+class Part:
+    """Some queries, one behind the other; `first` is the row of the first of them, None stands for a skipped row."""
+
+    first: int
+    texts: list[str | None]
+
+    @property
+    def places(self) -> list[int]:
+        """The places in `texts` of the queries that have text."""
+        return [place for place, text in enumerate(self.texts) if text is not None and not is_blank(text)]
 
 
 class Queries:
-    """The queries of a file, read a part at a time."""
+    """The queries of a table. Rows are counted from 0; blank lines count only where a row has no other column."""
 
-    def __init__(self, path: Path, column: str | None) -> None:
-        """Open `path`; BadInput when it cannot be read or has no such column of text."""
-        self.path, self.blank = path, 0
-        if not path.is_file():
-            raise BadInput(f"{path} is not a file of queries.")
-        try:
-            names = _opened(path, None).schema.names
-            self.column = column or next((name for name in COLUMNS if name in names), COLUMNS[0])
-            if self.column not in names:
-                raise BadInput(
-                    f"{path} has no column {self.column!r}; it has {', '.join(names)}. Name it with --column."
-                )
-            self._data = _opened(path, self.column, alone=len(names) == 1)
-            self.count = self._data.count_rows()
-        except (pa.ArrowInvalid, OSError) as error:
-            raise BadInput(f"{path} cannot be read ({_first_line(error)}).") from error
-        kind = self._data.schema.field(self.column).type
-        if not _is_text(kind):
-            raise BadInput(f"{path}: the column {self.column!r} holds {kind}, no text.")
+    def __init__(
+        self, path: Path, column: str | None, *, layout: Layout | None = None, skip_bad_rows: bool = False
+    ) -> None:
+        """Open `path`; BadInput when it cannot be read or has no such column.
 
-    def parts(self, size: int) -> Iterator[list[str]]:
-        """`size` texts at a time, the last part less; a missing one is an empty text."""
-        waiting: list[str] = []
-        try:
-            for batch in self._data.to_batches(columns=[self.column], batch_size=size):
-                waiting += batch.column(0).cast(pa.string()).fill_null("").to_pylist()
-                while len(waiting) >= size:
-                    yield self._counted(waiting[:size])
-                    waiting = waiting[size:]
-        except pa.ArrowInvalid as error:
-            raise BadInput(f"{self.path} cannot be read to its end ({_first_line(error)}).") from error
-        if waiting:
-            yield self._counted(waiting)
+        column: None takes `query`, or `text`. skip_bad_rows: leave out rows that cannot be used instead of raising.
+        """
+        self.path, self._skip = path, skip_bad_rows
+        self.table = Table(path, layout)
+        names = self.table.names
+        self.column = column or next((name for name in COLUMNS if name in names), COLUMNS[0])
+        if names:
+            self.table.require(self.column, "--column")
+        self.count = self.blank = self.blank_lines = self.skipped = self._missing = 0
+        self.problems: list[str] = []
+        self.account: RowAccount | None = None
+
+    def scan(self) -> None:
+        """Read all rows once and count them; BadInput that names the rows that cannot be used, unless skipped."""
+        self.count = self.blank = self.blank_lines = self.skipped = self._missing = 0
+        self.problems = []
+        for text in self._texts(counted=True):
+            self.count += 1
+            self.blank += text is not None and is_blank(text)
+        if self.count and self._missing == self.count:
+            has = ", ".join(self.table.names)
+            raise BadInput(f"{self.path} has no column {self.column!r}. It has: {has}. Choose with --column.")
+        if self.skipped and not self._skip:
+            rows = "1 bad row" if self.skipped == 1 else f"{self.skipped:,} bad rows"
+            raise BadInput(
+                f"{self.path} has {rows}. Fix what is named here, or leave such rows out with --skip-bad-rows.\n  "
+                + "\n  ".join(self.problems)
+            )
+
+    def parts(self, size: int, characters: int = LONGEST) -> Iterator[Part]:
+        """Yield parts of at most `size` queries, and of about `characters` in all; the same ones every time."""
+        texts: list[str | None] = []
+        first = length = 0
+        for text in self._texts():
+            texts.append(text)
+            length += len(text or "")
+            if len(texts) == size or length >= characters:
+                yield Part(first, texts)
+                first, texts, length = first + len(texts), [], 0
+        if texts:
+            yield Part(first, texts)
 
     def first(self, most: int) -> tuple[list[str], list[list[str]] | None]:
-        """At most so many of the first queries that have text, and their true labels' ids.
+        """Return at most so many of the first queries that have text, and their true labels' ids; set `account`.
 
-        Those stand in a column `labels` of lists; None where there is none. BadInput when there is no query.
+        The ids are in a column `labels` of lists; None where there is none. Raises BadInput when there is no query, and
+        for a row that cannot be used.
         """
-        truths = "labels" in self._data.schema.names
-        head = self._data.head(most, columns=[self.column, *(["labels"] if truths else [])])
-        labels = head.column("labels") if truths else None
-        if labels is not None and not (pa.types.is_list(labels.type) and _is_text(labels.type.value_type)):
-            raise BadInput(f"{self.path}: the column 'labels' holds {labels.type}; give lists of label ids.")
-        texts = [text or "" for text in head.column(self.column).to_pylist()]
-        asked = [place for place, text in enumerate(texts) if text.strip()]
-        if not asked:
+        texts: list[str] = []
+        truths: list[list[str]] = []
+        skipped = Counter[str]()
+        has_labels = "labels" in self.table.names
+        if has_labels:
+            self.table.require("labels", "another name")
+        columns = [self.column, "labels"] if has_labels else [self.column]
+        for where, record in self.table.rows(columns if self.table.names else []):
+            if len(texts) == most:
+                break
+            try:
+                text = self._text(record)
+                if text is None or is_blank(text):
+                    skipped["blank_line" if record is None else "blank_query"] += 1
+                    continue
+                truths.append(labels_of(written_list(_labels(record)), "labels", _id) if has_labels else [])
+                texts.append(text)
+            except BadRow as bad:
+                raise BadInput(f"{where}: {bad}") from bad
+        if not texts:
             raise BadInput(f"{self.path} holds no query.")
-        ids = None if labels is None else labels.to_pylist()
-        return [texts[place] for place in asked], None if ids is None else [ids[place] or [] for place in asked]
+        read = len(texts) + sum(skipped.values())
+        self.account = RowAccount(read=read, written=len(texts), skipped=dict(skipped)).check(str(self.path))
+        return texts, truths if has_labels else None
 
-    def _counted(self, texts: list[str]) -> list[str]:
-        self.blank += sum(not text.strip() for text in texts)
-        return texts
+    def _texts(self, *, counted: bool = False) -> Iterator[str | None]:
+        """Yield the text of each row, empty where it has none, None where the row cannot be used."""
+        alone = self.table.has_header and len(self.table.names) == 1
+        for where, record in self.table.rows([self.column] if self.table.names else []):
+            if record is None and not alone:
+                self.blank_lines += counted
+                continue
+            if isinstance(record, dict) and self.column not in record:
+                self._missing += counted
+            try:
+                yield self._text(record)
+            except BadRow as bad:
+                if counted:
+                    self.skipped += 1
+                    if len(self.problems) < LISTED:
+                        self.problems.append(f"{where}: {bad}")
+                yield None
+
+    def _text(self, record: dict[str, Any] | BadRow | None) -> str | None:
+        if isinstance(record, BadRow):
+            raise record
+        value = "" if record is None else record.get(self.column)
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise BadRow(f"{self.column} is {shown(value)}, not text. Give it text or remove the row.")
+        if len(value) > LONGEST:
+            raise BadRow(f"{self.column} has {len(value):,} characters, more than {LONGEST:,}. Shorten it.")
+        if not value.isascii():
+            refuse_surrogates(value, self.column)
+        return value
 
 
-def _opened(path: Path, column: str | None, *, alone: bool = False) -> pyarrow.dataset.Dataset:
-    """A file as Arrow reads it; in CSV `column` is text whatever it looks like, and may hold line breaks.
-
-    Where it stands `alone`, an empty line is a query without text: leaving it out would shift every row behind it.
-    """
-    if format_of(path) != "csv":
-        return pyarrow.dataset.dataset(path, format=format_of(path))
-    types = {} if column is None else {column: pa.string()}
-    layout = pyarrow.dataset.CsvFileFormat(
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True, ignore_empty_lines=not alone),
-        convert_options=pyarrow.csv.ConvertOptions(column_types=types),
-    )
-    return pyarrow.dataset.dataset(path, format=layout)
+def _labels(record: Any) -> Any:
+    value = record.get("labels") if isinstance(record, dict) else None
+    return [] if value is None else value
 
 
-def format_of(path: Path) -> str:
-    """Arrow's name for the format that a file's ending says; BadInput."""
-    if path.suffix not in FORMATS:
-        raise BadInput(f"{path}: the ending {path.suffix!r} is none of {', '.join(FORMATS)}.")
-    return FORMATS[path.suffix]
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+def _id(value: Any, name: str) -> str:
+    return id_of(value, name, LONGEST)

@@ -41,7 +41,7 @@ def loadtest(
         ),
     ] = "poisson",
     queries: Annotated[
-        Path | None, typer.Option(help="Queries: .parquet, .csv or .jsonl; plain words if none.")
+        Path | None, typer.Option(help="Queries, in any form that `predict` reads; plain words if none.")
     ] = None,
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
     k: Annotated[int, typer.Option("-k", help="Hits for each query.")] = 10,

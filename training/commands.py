@@ -116,6 +116,7 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Measure a checkpoint on one split, part by part, with intervals; or compare it with another one."""
+    from retrieval.terminal import print_json
     from training import reading, reading_console
     from training.data.dataset import Dataset
     from training.measure import measure, require_trained_on
@@ -131,6 +132,6 @@ def evaluate(
         other = measure(compare, opened, split, weight, device, propensities_of=measured)
         told = reading.contrast(measured, other, worst, resamples)
     if json:
-        print(reading.as_json(told))
+        print_json(reading.plain(told))
     else:
         reading_console.show(told)

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rich.box import SIMPLE
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from retrieval.console import Console
 from training.checkpoint import CheckpointFacts, Record
 from training.evaluation import HEADS, Figures
 from training.tally import Step, Tally, by_head_and_term

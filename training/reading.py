@@ -1,6 +1,5 @@
 """What `diptych evaluate` tells of one checkpoint, or of two side by side: plain facts, for the screen and for JSON."""
 
-import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -126,9 +125,9 @@ def contrast(
     )
 
 
-def as_json(told: Reading | Comparison) -> str:
-    """Everything as one JSON object: percent and points, null where there is no interval."""
-    return json.dumps(_plain(asdict(told)), indent=2, ensure_ascii=False)
+def plain(told: Reading | Comparison) -> Any:
+    """Everything as plain values for JSON: percent and points, null where there is no interval."""
+    return _plain(asdict(told))
 
 
 def _subject(measured: Measurement, resamples: int, seed: int) -> Subject:

@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Sequence
 
 from rich import box
-from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from retrieval.console import Console
 from training.analysis import Answer
 from training.comparison import ALPHA, Contrast, Estimate
 from training.evaluation import HEADS, Blend

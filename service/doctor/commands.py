@@ -1,6 +1,5 @@
 """`diptych doctor`: what stands in the way here, and what to do about it."""
 
-import json
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -33,7 +32,9 @@ def doctor(
     found = [*machine(), *packages(), *(look_at(place) if place else ())]
     problems = sum(one.state == "problem" for one in found)
     if as_json:
-        typer.echo(json.dumps({"ok": not problems, "findings": [one._asdict() for one in found]}, indent=2))
+        from retrieval.terminal import print_json
+
+        print_json({"ok": not problems, "findings": [one._asdict() for one in found]})
     else:
         _show(found, problems)
     if problems:
@@ -41,9 +42,10 @@ def doctor(
 
 
 def _show(found: "Sequence[Finding]", problems: int) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
+    from retrieval.console import Console
 
     table = Table(box=None, show_header=False)
     for column in ("topic", "state"):

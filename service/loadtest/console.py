@@ -4,11 +4,11 @@ from types import TracebackType
 from typing import Self
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from retrieval.console import Console
 from service.loadtest.report import Latencies, Report, SweepReport, Switching
 from service.loadtest.run import Snapshot
 from service.loadtest.sweep import held

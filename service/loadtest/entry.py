@@ -7,9 +7,10 @@ import sys
 from pathlib import Path
 
 import uvloop
-from rich.console import Console
 
+from retrieval.console import Console
 from retrieval.errors import BadInput
+from retrieval.terminal import print_json
 from service.loadtest import page
 from service.loadtest.console import Ticker, print_run, print_sweep
 from service.loadtest.plan import Plan, bodies
@@ -44,7 +45,7 @@ def main(
         drawn = page.sweep_page(report) if isinstance(report, SweepReport) else page.run_page(report)
         html.write_text(drawn, encoding="utf-8")
     if as_json:
-        sys.stdout.write(report.model_dump_json(indent=2) + "\n")
+        print_json(report.model_dump(mode="json"))
     elif isinstance(report, SweepReport):
         print_sweep(report, _console())
     else:

@@ -79,11 +79,12 @@ def bodies(path: Path | None, column: str | None, k: int) -> list[bytes]:
         texts = texts[::7] + [text for place, text in enumerate(texts) if place % 7]  # neighbours share two words
     else:
         from retrieval.queries import Queries
+        from retrieval.terminal import echo
 
-        read = itertools.chain.from_iterable(Queries(path, column).parts(4096))
-        texts = [text for text in itertools.islice(read, MOST_QUERIES) if text.strip()]
-        if not texts:
-            raise BadInput(f"{path} holds no query.")
+        queries = Queries(path, column)
+        texts, _ = queries.first(MOST_QUERIES)
+        if queries.account is not None:
+            echo("\n".join(queries.account.report("sent")), err=True)  # standard output is the report's
     return [json.dumps({"queries": [text], "k": k}).encode() for text in texts]
 
 

@@ -40,6 +40,12 @@ def test_the_light_rooms_stay_light(statement: str) -> None:
     assert not modules_after(statement) & {*HEAVY, "onnxruntime", "tokenizers", "pyarrow", "pydantic"}
 
 
+def test_reading_tables_needs_no_model() -> None:
+    """If it fails, training needs ONNX Runtime to read its sources, or a query file needs a bundle's packages."""
+    statement = "import retrieval.queries, retrieval.tables.table, retrieval.tables.parquet"
+    assert not modules_after(statement) & {*HEAVY, "onnxruntime", "tokenizers", "hnswlib"}
+
+
 @pytest.mark.parametrize("module", ["retrieval.commands", "export.commands"])
 def test_help_is_quick(module: str) -> None:
     """If it fails, `--help` loads numerical packages before it prints a line."""

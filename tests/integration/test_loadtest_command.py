@@ -227,7 +227,7 @@ def test_an_end_by_ctrl_c_reports_what_was_measured(service: Service, url: str) 
             ["--switch-every", "1s", "--bundles", "nowhere", "second"],
             "store has no bundle nowhere; it has first, second.",
         ),
-        (["--queries", "nowhere.csv"], "nowhere.csv is not a file of queries."),
+        (["--queries", "nowhere.csv"], "nowhere.csv does not exist. Check the path."),
         (["--html", "nowhere/page.html"], "nowhere/page.html: No such file or directory"),
     ],
 )

@@ -86,7 +86,8 @@ def test_the_commands_roll_back_prune_and_compare(tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize(
-    ("lines", "why"), [('{"query": " "}\n', "holds no query"), ('{"query": "red", "labels": "a"}\n', "give lists")]
+    ("lines", "why"),
+    [('{"query": " "}\n', "holds no query"), ('{"query": "red", "labels": "a"}\n', "labels is .a., not")],
 )
 def test_a_file_that_cannot_be_asked_is_refused(tmp_path: Path, lines: str, why: str) -> None:
     """If it fails, an empty comparison looks like agreement."""

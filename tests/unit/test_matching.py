@@ -14,7 +14,8 @@ import pytest
 from retrieval import Retriever
 from retrieval import matching as module
 from retrieval.errors import BadInput
-from retrieval.matching import Matched, Wanted, match
+from retrieval.matching import Matched, Reading, Wanted, match
+from retrieval.tables.account import RowAccount
 from tests.support.bundles import WORDS, make_bundle
 from tests.support.command import run
 
@@ -77,16 +78,16 @@ def ignore(done: int, total: int) -> None: ...
 def test_every_format_gives_what_a_search_gives(tmp_path: Path, retriever: Retriever, source: str, out: str) -> None:
     """If it fails, a nightly job loses, doubles or mixes up queries, or ranks otherwise than the service."""
     target = tmp_path / f"matches{out}"
-    told = match(retriever, written(tmp_path, source, list(QUERIES)), target, None, Wanted(k=3), ignore)
+    told = match(retriever, written(tmp_path, source, list(QUERIES)), target, Reading(), Wanted(k=3), ignore)
     assert found(target) == expected(retriever, list(QUERIES), 3)
-    assert told == Matched(queries=30, blank=0, matches=90)
+    assert told == Matched(RowAccount(read=30, written=30), matches=90)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"matches{out}", f"queries{source}"])
 
 
 def test_scores_and_shares_are_those_of_the_search(tmp_path: Path, retriever: Retriever) -> None:
     """If it fails, a threshold that was set on the service's scores cuts elsewhere offline."""
     target = tmp_path / "matches.parquet"
-    match(retriever, written(tmp_path, ".csv", ["red city"]), target, None, Wanted(k=4, weight=0.3), ignore)
+    match(retriever, written(tmp_path, ".csv", ["red city"]), target, Reading(), Wanted(k=4, weight=0.3), ignore)
     hits = retriever.search(["red city"], 4, weight=0.3)[0]
     for row, hit in zip(pq.read_table(target).to_pylist(), hits, strict=True):
         shares = (hit.score, hit.dual_encoder, hit.classifier)
@@ -100,18 +101,18 @@ def test_queries_without_text_have_no_matches_and_are_counted(
     """If it fails, one blank line among a million ends the night's run, or shifts every row behind it."""
     queries = ["red", None, "  ", "rain", "two\nlines of red", *[""] * 15, "blue"]
     target = tmp_path / "matches.jsonl"
-    told = match(retriever, written(tmp_path, ending, queries), target, None, Wanted(k=2), ignore)
+    told = match(retriever, written(tmp_path, ending, queries), target, Reading(), Wanted(k=2), ignore)
     assert found(target) == expected(retriever, queries, 2)
-    assert (told.queries, told.blank) == (21, 17)
+    assert told.account == RowAccount(read=21, written=4, skipped={"blank_query": 17})
 
 
 def test_an_empty_line_of_a_list_of_queries_keeps_its_place(tmp_path: Path, retriever: Retriever) -> None:
     """If it fails, the matches of a plain list are joined to the queries one line above."""
     source, target = tmp_path / "queries.csv", tmp_path / "matches.csv"
     source.write_text("query\nred\n\nrain\n")
-    told = match(retriever, source, target, None, Wanted(k=1), ignore)
+    told = match(retriever, source, target, Reading(), Wanted(k=1), ignore)
     assert [row[:2] for row in found(target)] == [(0, "red"), (2, "rain")]
-    assert (told.queries, told.blank) == (3, 1)
+    assert told.account == RowAccount(read=3, written=2, skipped={"blank_query": 1})
 
 
 def test_an_interrupted_run_goes_on_and_ends_alike(
@@ -125,7 +126,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        match(retriever, source, target, None, Wanted(k=3), stop)
+        match(retriever, source, target, Reading(), Wanted(k=3), stop)
     assert not target.exists()
     answered = len(list(tmp_path.glob(".matches.csv.parts/part-*")))
     assert answered >= 3  # the one that was being answered when it was stopped is kept
@@ -134,7 +135,7 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
     monkeypatch.setattr(
         retriever, "search_rows", lambda texts, *a, **b: asked.append(len(texts)) or search(texts, *a, **b)
     )
-    match(retriever, source, target, None, Wanted(k=3), ignore)
+    match(retriever, source, target, Reading(), Wanted(k=3), ignore)
     assert asked == [7, 7, 7, 7, 2][answered:]
     monkeypatch.undo()
     assert found(target) == expected(retriever, list(QUERIES), 3)
@@ -150,9 +151,9 @@ def test_parts_of_another_question_are_begun_anew(tmp_path: Path, retriever: Ret
     for queries, wanted in ((QUERIES, Wanted(k=5)), (QUERIES[::-1], Wanted(k=3))):
         written(tmp_path, ".csv", list(queries))
         with pytest.raises(KeyboardInterrupt):
-            match(retriever, source, target, None, wanted, stop)
+            match(retriever, source, target, Reading(), wanted, stop)
     written(tmp_path, ".csv", list(QUERIES))
-    match(retriever, source, target, None, Wanted(k=3), ignore)
+    match(retriever, source, target, Reading(), Wanted(k=3), ignore)
     assert found(target) == expected(retriever, list(QUERIES), 3)
 
 
@@ -164,20 +165,22 @@ def test_the_command_filters_and_names_what_it_wrote(
     asked = ("predict", "--bundle", bundle, "--input", source, "--output", target, "--column", "ask", "-k", "4")
     assert run(*asked, "--filter", "market=US", "--min-score", "0.01") == 0
     assert found(target) == expected(retriever, ["red", "12"], 4, filter={"market": ["US"]}, min_score=0.01)
-    assert "of 2 queries, bundle words" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "2 rows read = 2 answered" in printed
+    assert "matches from bundle words: " in printed
 
 
 @pytest.mark.parametrize(
     ("name", "content", "column", "output", "why"),
     [
         ("queries.csv", "query\nred\n", None, "matches.xlsx", "'.xlsx' is none of"),
-        ("queries.txt", "red\n", None, "matches.csv", "'.txt' is none of"),
-        ("queries.csv", "q\nred\n", None, "matches.csv", "has no column 'query'; it has q"),
+        ("queries.txt", "red\n", None, "matches.csv", "queries.txt is none of"),
+        ("queries.csv", "q\nred\n", None, "matches.csv", "has no column 'query'. It has: q"),
         ("queries.csv", "q\nred\n", "x", "matches.csv", "has no column 'x'"),
-        ("queries.jsonl", '{"query": 1}\n', None, "matches.csv", "holds int64, no text"),
-        ("queries.jsonl", "red\n", None, "matches.csv", "cannot be read"),
+        ("queries.jsonl", '{"query": 1}\n', None, "matches.csv", "line 1: query is 1, not text"),
+        ("queries.jsonl", "red\n", None, "matches.csv", 'line 1: "red" is not JSON'),
         ("queries.parquet", "red\n", None, "matches.csv", "cannot be read"),
-        ("queries.csv", None, None, "matches.csv", "is not a file of queries"),
+        ("queries.csv", None, None, "matches.csv", "does not exist"),
         ("queries.csv", "query\nred\n", None, "queries.csv", "is there already"),
     ],
 )
@@ -188,5 +191,5 @@ def test_what_cannot_be_matched_is_one_sentence(
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(BadInput, match=why):
-        match(retriever, tmp_path / name, tmp_path / output, column, Wanted(), ignore)
+        match(retriever, tmp_path / name, tmp_path / output, Reading(column), Wanted(), ignore)
     assert content is None or (tmp_path / name).read_text() == content

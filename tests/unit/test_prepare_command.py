@@ -106,15 +106,23 @@ def test_bad_rows_end_with_code_1_and_no_traceback(
     assert "1 bad row skipped, listed in" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("files", "found"), [([], "none"), (["a.csv", "b.parquet"], r"a\.csv, b\.parquet")])
-def test_a_folder_needs_exactly_one_data_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: list[str], found: str
+@pytest.mark.parametrize(
+    ("files", "said"),
+    [
+        ([], "holds no data file"),
+        (["a.csv", "b.parquet"], "holds files of several kinds: a.csv, b.parquet. Name the file itself"),
+        (["day=1/a.csv"], "is partitioned into folders (day=1), whose names hold values."),
+    ],
+)
+def test_a_folder_needs_data_files_of_one_kind(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], files: list[str], said: str
 ) -> None:
-    """If this failed, prepare would pick one of several files by chance."""
+    """If this failed, prepare would pick one of several files by chance, or lose the values of partitions."""
     for name in [*files, "README.md"]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     assert run(str(tmp_path), "--out", str(tmp_path / "d")) == 1
-    assert f"or an LF-* set; found: {found}. Name the file itself.".replace("\\", "") in capsys.readouterr().err
+    assert said in capsys.readouterr().err
 
 
 def test_a_prepared_dataset_is_no_source(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,8 +68,10 @@ def test_the_public_format_is_read_whole(tmp_path: Path) -> None:
     assert dataset.meta.report == {
         "targets of relevance 0": 1,
         "excluded labels taken out of their row's labels": 1,
-        "training rows left out because no label is left": 1,
     }
+    accounts = dataset.meta.accounts
+    assert (accounts["rows"].read, accounts["rows"].written, accounts["rows"].skipped) == (5, 4, {"no_label": 1})
+    assert (accounts["labels"].read, accounts["labels"].written, accounts["labels"].skipped) == (3, 3, {})
 
 
 def test_title_and_content_are_one_text_when_asked_for(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_pairs_of_one_query_become_one_row(tmp_path: Path, form: str) -> None:
         source.write_text("\n".join(delimiter.join(cells) for cells in [("query", "label"), *pairs]) + "\n")
     dataset = prepared(source)
     assert rows(dataset) == {"cheap flights": ["flight", "airline"], "hotel": ["room"]}
-    assert dataset.meta.report["pairs met again, counted together"] == 1
+    assert dataset.meta.accounts["rows"].skipped == {"repeated_pair": 1}
 
 
 def test_rare_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -82,8 +82,9 @@ def test_rare_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
     dataset = prepared(source, query_column="q", label_column="k", count_column="n", min_count=3)
     assert rows(dataset) == {"bike": ["bicycle"]}
     assert dataset.label_texts == ["bicycle"]
-    assert dataset.meta.report["pairs below --min-count 3"] == 2
-    assert dataset.meta.report["training rows left out because no label is left"] == 1
+    account = dataset.meta.accounts["rows"]
+    assert account.skipped == {"count_zero": 1, "repeated_pair": 1, "below_min_count": 1}
+    assert (account.read, account.written) == (4, 1)
 
 
 def test_rare_labels_are_counted_outside_the_test_split_only(tmp_path: Path) -> None:
@@ -112,6 +113,17 @@ def test_parquet_rows_with_lists_are_read(tmp_path: Path) -> None:
     assert (rows(dataset), rows(dataset, "test")) == ({"bike": ["a", "b"]}, {"car": ["b"]})
 
 
+def test_excludes_and_ids_are_read_whatever_the_label_column_is_called(tmp_path: Path) -> None:
+    """If this failed, excluded labels would count as answers where the lists have another name."""
+    source = tmp_path / "things.parquet"
+    table = {"query": ["bike"], "kw": [["a", "b"]], "exclude": [["b"]], "id": [70], "split": ["train"]}
+    pq.write_table(pa.table(table), source)
+    dataset = prepared(source, label_column="kw")
+    assert rows(dataset) == {"bike": ["a"]}
+    assert dataset.split("train").ids == ["70"]
+    assert dataset.meta.report == {"excluded labels taken out of their row's labels": 1}
+
+
 def test_a_split_column_of_clicks_is_kept(tmp_path: Path) -> None:
     """If this failed, clicks marked as test would be trained on."""
     source = tmp_path / "clicks.csv"
@@ -128,13 +140,12 @@ def test_a_split_column_of_clicks_is_kept(tmp_path: Path) -> None:
     [
         (b"{", '"{" is not JSON (Expecting property name enclosed in double quotes, column 2). Write one'),
         (b"[1]", "[1] is no JSON object. Write one object a line"),
-        (b'{"query": "caf\xe9"}', "the line holds the byte 0xe9, which is not UTF-8. Convert the file"),
+        (b'{"query": "caf\xe9"}', "query holds the byte 0xe9, which is not UTF-8. It may be Latin-1: convert"),
         (b'{"labels": ["a"]}', "there is no 'query'; the row has 'labels'. Add it."),
         (b'{"query": "a"}', "there is no 'label'; the row has 'query'. Add it."),
         (b'{"query": 7, "labels": ["a"]}', "query is 7, not text. Give it text or remove the row."),
         (b'{"query": " ", "labels": ["a"]}', 'query is " ", which is empty. Give it text or remove the row.'),
         (b'{"query": "a", "labels": null}', "labels is null"),
-        (b'{"query": "a", "labels": "b"}', 'labels is "b", but the first row holds a list of labels. Keep'),
         (b'{"query": "a", "labels": ["b", 3]}', "labels[1] is 3, not text. Give it text or remove the row."),
         (b'{"query": "a", "labels": ["b", ""]}', 'labels[1] is "", which is empty.'),
         (b'{"query": "a", "labels": ["b"], "exclude": "c"}', 'exclude is "c", not a list of labels. Give it a list'),
@@ -144,6 +155,7 @@ def test_a_split_column_of_clicks_is_kept(tmp_path: Path) -> None:
         (b'{"query": "a", "labels": ["b"], "split": "test", "id": []}', "id is [], not text."),
         (b'{"query": "\\ud83d", "labels": ["b"]}', "query holds half a surrogate pair, \\ud83d"),
         (b'{"query": "' + b"a" * 101 + b'", "labels": ["b"]}', 'query has 101 characters ("aaaa'),
+        (b'{"query": "a", "query": "b", "labels": ["b"]}', 'the key "query" is there twice. Remove one.'),
         (b'{"query": ' + b"[" * 100_000 + b"}", "the JSON is nested too deeply."),
     ],
 )  # fmt: skip
@@ -167,7 +179,7 @@ def test_each_bad_line_is_named_with_its_value_and_the_way_out(tmp_path: Path, l
         (b"query,label\na,b\nc,\n", "line 3: label is null, not text. Give it text or remove the row."),
         (b"query,label\na,caf\xe9\nc,d\n", "line 2: label holds the byte 0xe9, which is not UTF-8."),
         (b'query,label\na,"b" c\nc,d\n', "line 2: the quotes do not match"),
-        (b'query,label\nc,d\na,"b\nx,y\n', "lines 3–4: the quotes do not match"),
+        (b'query,label\nc,d\na,"b\nx,y\n', "line 3: the quotes do not match"),
     ],
 )
 def test_each_bad_cell_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
@@ -249,14 +261,13 @@ def test_a_column_that_is_not_used_is_reported(tmp_path: Path) -> None:
         ("x.csv", b"query,query\na,b\n", {}, "names column 'query' twice in its header. Rename one."),
         ("x.csv", b"query,label\na,b\n", {"text": "title+content"}, "--text is for LF-* folders, and"),
         ("x.csv", b"query,label\na,b\n", {"label_key": "id"}, "--label-key names a column of the label table."),
-        ("x.csv", b"query,label\na,b\n", {"min_count": 2}, "leaves no training row (0 bad rows skipped"),
+        ("x.csv", b"query,label\na,b\n", {"min_count": 2}, "leaves no training row: 1 row read = 0 written + 1"),
         ("x.jsonl", GOOD, {"min_count": 2}, "--min-count and --count-column are for (query, label) pairs"),
         ("x.jsonl", b"\n\n", {}, "holds only blank lines."),
-        ("x.jsonl.gz", gzip.compress(GOOD * 99)[:-9], {}, "is cut off or no gz file"),
-        ("x.jsonl.gz", GOOD, {}, "is cut off or no gz file"),
+        ("x.jsonl.gz", gzip.compress(GOOD * 99)[:-9], {}, "is cut off or no gzip file"),
         ("x.jsonl.xz", lzma.compress(GOOD * 99)[:-9], {}, "is cut off or no xz file"),
         ("x.parquet", GOOD, {}, "cannot be read as Parquet"),
-        ("x.xlsx", GOOD, {}, "is none of .jsonl, .ndjson, .csv, .tsv, .parquet (.gz and .xz too)."),
+        ("x.xlsx", GOOD, {}, "is none of .jsonl, .ndjson, .csv, .tsv, .parquet, .json (compressed as .gz,"),
     ],
 )  # fmt: skip
 def test_a_file_that_will_not_do_gets_one_sentence(

@@ -5,11 +5,13 @@ Everything left out is counted in the report. Shapes: L labels, R rows.
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from training.data import reciprocal
 from training.data.dataset import SplitName
@@ -22,10 +24,24 @@ MOST_VALIDATION = 2_000  # rows, about: training looks at no more of them, so an
 _HASHES = 2.0**64
 
 
+@dataclass(frozen=True)
+class Assembled:
+    """The label table and each split's table of a prepared dataset, and how many rows of the input they hold.
+
+    `written` counts queries, or (query, label) pairs where the input had a row for each; `listed` counts the labels
+    that came from a label table.
+    """
+
+    labels: Any
+    splits: dict[SplitName, Any]
+    written: int
+    listed: int
+
+
 def assemble(
-    raw: Raw, test: float, validation: float, min_label_count: int, report: Counter[str]
-) -> tuple[Any, dict[SplitName, Any]]:
-    """The label table and each split's table of a prepared dataset.
+    raw: Raw, test: float, validation: float, min_label_count: int, report: Counter[str], skipped: Counter[str]
+) -> Assembled:
+    """Cut the splits and leave out what is not to be learned; rows of the input left out are counted in `skipped`.
 
     test: share of the queries cut off where the source names no splits; validation: share of the training queries cut
     off where the source has no validation rows, about MOST_VALIDATION at most. A query's text alone decides its side.
@@ -36,19 +52,37 @@ def assemble(
     split_R = cut(raw.split_R, raw.hash_R2[:, 0], UNSPLIT, test, TEST, TRAIN)
     keep_L = frequent(raw, labels, split_R != TEST, min_label_count, report)
     number_L = np.cumsum(keep_L, dtype=np.int32) - 1
+    if raw.from_pairs:
+        skipped["below_min_label_count"] += int(np.count_nonzero(~keep_L[labels.values]))
     labels, exclude = (_renumbered(lists, keep_L, number_L) for lists in (labels, raw.exclude))
-    bare_R = (labels.lengths == 0) & (split_R == TRAIN)
-    report["training rows left out because no label is left"] += int(np.count_nonzero(bare_R))
-    split_R[bare_R] = UNSPLIT
+    split_R = _without_bare_rows(raw, labels, split_R, report, skipped)
     if not np.any(split_R == VALIDATION):
         share = min(validation, MOST_VALIDATION / max(1, int(np.count_nonzero(split_R == TRAIN))))
         split_R = cut(split_R, raw.hash_R2[:, 1], TRAIN, share, VALIDATION, TRAIN)
         labels, exclude = without_reciprocal_pairs(raw, labels, exclude, split_R, keep_L, report)
-    _count_repeated_queries(raw.hash_R2[:, 0], split_R, report)
+    _count_repeated_queries(raw, split_R, report)
     tables = {name: _table(raw, labels, exclude, split_R == code) for name, code in CODES.items()}
+    written = [pc.sum(pc.list_value_length(table["labels"])).as_py() or 0 for table in tables.values()]
+    rows = [table.num_rows for table in tables.values()]
     kept = pa.array(keep_L)
     columns = {"id": raw.label_ids, "text": raw.label_texts, **raw.attributes}
-    return pa.table({name: column.filter(kept) for name, column in columns.items()}), tables
+    label_table = pa.table({name: column.filter(kept) for name, column in columns.items()})
+    listed = int(np.count_nonzero(keep_L[: raw.listed]))
+    return Assembled(label_table, tables, sum(written if raw.from_pairs else rows), listed)
+
+
+def _without_bare_rows(
+    raw: Raw, labels: Ragged, split_R: npt.NDArray[np.int8], report: Counter[str], skipped: Counter[str]
+) -> npt.NDArray[np.int8]:
+    """The splits with training rows that have no label given to none: they would teach nothing."""
+    bare_R = (labels.lengths == 0) & (split_R == TRAIN)
+    empty_R = bare_R & (raw.labels.lengths == 0)
+    if raw.from_pairs:
+        report["queries left out of training because no label is left"] += int(np.count_nonzero(bare_R))
+    else:
+        skipped["no_label"] += int(np.count_nonzero(empty_R))
+        skipped["no_label_left"] += int(np.count_nonzero(bare_R & ~empty_R))
+    return np.where(bare_R, np.int8(UNSPLIT), split_R)
 
 
 def cut(
@@ -104,16 +138,14 @@ def _renumbered(lists: Ragged, keep_L: npt.NDArray[np.bool_], number_L: npt.NDAr
     return Ragged(number_L[kept.values], kept.offsets)
 
 
-def _count_repeated_queries(
-    hash_R: npt.NDArray[np.uint64], split_R: npt.NDArray[np.int8], report: Counter[str]
-) -> None:
-    learned, tested = (
-        np.unique(hash_R[(split_R == TRAIN) | (split_R == VALIDATION)]),
-        np.unique(hash_R[split_R == TEST]),
-    )
-    report["test queries whose text is a training query too"] += len(
-        np.intersect1d(learned, tested, assume_unique=True)
-    )
+def _count_repeated_queries(raw: Raw, split_R: npt.NDArray[np.int8], report: Counter[str]) -> None:
+    hash_R = raw.hash_R2[:, 0]
+    learned = np.unique(hash_R[(split_R == TRAIN) | (split_R == VALIDATION)])
+    tested = np.unique(hash_R[split_R == TEST])
+    repeated = len(np.intersect1d(learned, tested, assume_unique=True))
+    report["test queries whose text is a training query too"] += repeated
+    spellings = len(np.unique(raw.spelling_R)) - len(np.unique(hash_R))
+    report["queries spelled like another one for the encoder (case, accents), on the same side of the cut"] += spellings
 
 
 def _table(raw: Raw, labels: Ragged, exclude: Ragged, rows_R: npt.NDArray[np.bool_]) -> Any:

@@ -1,20 +1,24 @@
 """The label table that comes with a source: which labels there are, their ids and their attributes.
 
-A file of `--labels`: CSV, TSV, Parquet or JSONL with a key column (what stands in the source as label) and any others.
+A table of `--labels` with a key column (what the source names labels by) and any others.
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from retrieval.errors import DatasetError
+from retrieval.tables.files import PARQUET
+from retrieval.tables.table import Table
+from retrieval.tables.values import BadRow, id_of, refuse_surrogates, shown
+from training.data.attributes import attribute_column
 from training.data.files import Meter
-from training.data.rows import BadRow, Problems, shown, text_of
-from training.data.tables import records
+from training.data.rows import InputRows, Record
 
 RESERVED = ("id", "text")
 _CHOOSE = {
@@ -42,7 +46,7 @@ class Catalogue:
         if row is None:
             if self.closed:
                 raise BadRow(
-                    f"label {shown(key)} is no {self.name}. Add it there, "
+                    f"label {shown(key)} is no {self.name}. {self._alike(key)}Add it there, "
                     f"or match labels by their text with --label-key {self.text}."
                 )
             row = self.rows[key] = len(self.ids)
@@ -54,47 +58,84 @@ class Catalogue:
         """The number of the label with this key, None where an unknown id can be no label."""
         return self.rows.get(key) if self.closed else self.row(key)
 
+    def _alike(self, key: str) -> str:
+        """A hint at an id that is the same number written otherwise, such as 7 for 7.0 or 007."""
+        whole = key.removesuffix(".0").lstrip("0") or "0"
+        alike = next((one for one in (whole, f"{whole}.0") if one != key and one in self.rows), None)
+        return "" if alike is None else f"It has {shown(alike)}: write both alike. "
+
 
 def read_catalogue(
-    path: Path, key: str | None, text: str | None, limit: int, problems: Problems, report: Counter[str], meter: Meter
+    path: Path, key: str | None, text: str | None, limit: int, rows: InputRows, report: Counter[str], meter: Meter
 ) -> Catalogue:
-    """Read a `--labels` file; DatasetError when its columns will not do, bad rows go to `problems`.
+    """Read a `--labels` table; DatasetError when its columns will not do, bad rows go to `rows`.
 
     The text is the column named, else `text` where there is one, else the key. The key is the column named, else `id`
     where there is one, else the text. A key beside the text is the label's id; one that is the text is its id too.
     """
-    columns, rows = records(path, meter)
+    table = Table(path)
+    if table.is_empty:
+        raise DatasetError(f"{path} is empty. Give a table with the columns id and text, or leave --labels out.")
     keyed_by = key
-    key = key or ("id" if "id" in columns else text or "text")
-    text = text or ("text" if "text" in columns else key)
+    key = key or ("id" if "id" in table.names else text or "text")
+    text = text or ("text" if "text" in table.names else key)
+    identity = "id" if "id" in table.names else key
     for option, name in (("--label-text", text), ("--label-key", key)):
-        if name not in columns:
-            raise DatasetError(f"{path} has no column {name!r}. It has: {', '.join(columns)}. {_CHOOSE[option]}")
-    identity = "id" if "id" in columns else key
+        if name not in table.names:
+            raise DatasetError(f"{path} has no column {name!r}. It has: {', '.join(table.names)}. {_CHOOSE[option]}")
+    others = [name for name in table.names if name not in {key, text, *RESERVED}]
+    for name in dict.fromkeys([text, key, identity, *others]):
+        table.require(name, "--label-text" if name == text else "--label-key")
     catalogue = Catalogue(closed=key != text, name=f"{key} of {path.name}", text=text)
-    others = [name for name in columns if name not in {key, text, *RESERVED}]
-    values: dict[str, list[Any]] = {name: [] for name in others}
-    known_ids: set[str] = set()
-    for where, record in rows:
-        with problems.at(where):
-            if isinstance(record, BadRow):
-                raise record
-            if more := record.keys() - set(columns):
-                raise BadRow(f"column {shown(min(more))} is not in the first row. Give all rows the same columns.")
-            _add(catalogue, record, (key, text, identity), limit, known_ids)
-            for name in others:
-                values[name].append(record.get(name))
+    _Reading(catalogue, table, (key, text, identity), others, limit).read(rows, meter)
     catalogue.listed = len(catalogue.ids)
     if keyed_by and key == text and others:  # a product's number would be learned as its text
         report[f"labels whose text is their {key!r}; --label-text names another column"] = catalogue.listed
-    catalogue.attributes = {name: attribute(path, name, column) for name, column in values.items()}
+    report.update(table.observations())
     return catalogue
 
 
-def _add(
-    catalogue: Catalogue, record: dict[str, Any], columns: tuple[str, str, str], limit: int, known_ids: set[str]
-) -> None:
-    key, text, identity = (key_of(record.get(name), name, limit) for name in columns)
+class _Reading:
+    """One pass over a label table. Attributes of Parquet stay in Arrow; those of other tables are cells."""
+
+    def __init__(
+        self, catalogue: Catalogue, table: Table, columns: tuple[str, str, str], others: list[str], limit: int
+    ) -> None:
+        self.catalogue, self.table, self.columns, self.limit = catalogue, table, columns, limit
+        self.others = others
+        self.in_arrow = table.kind == PARQUET
+        self.cells: dict[str, list[Any]] = {} if self.in_arrow else {name: [] for name in others}
+        self.row, self.taken = -1, list[int]()
+        self.known_ids: set[str] = set()
+
+    def read(self, rows: InputRows, meter: Meter) -> None:
+        """Fill the catalogue with labels and attributes."""
+        wanted = list(dict.fromkeys([*self.columns, *self.cells]))
+        for where, record in rows.filled(self.table.rows(wanted, meter)):
+            self.row += 1
+            rows.attempt(where, record, self._take)
+        path, attributes = self.table.path, self.catalogue.attributes
+        if self.in_arrow and self.others:
+            taken_N = np.zeros(self.row + 1, np.bool_)
+            taken_N[self.taken] = True
+            taken, columns = pa.array(taken_N), self.table.arrow(self.others)
+            for name in self.others:  # filter and not take, which joins chunks and so ends at 2 GB
+                attributes[name] = attribute_column(path, name, columns[name]).filter(taken)
+        else:
+            attributes |= {name: attribute_column(path, name, cells) for name, cells in self.cells.items()}
+
+    def _take(self, record: Record) -> None:
+        if not self.table.has_header and (more := record.keys() - {*self.columns, *self.cells, *RESERVED}):
+            raise BadRow(f"column {shown(min(more))} is not in the first row. Give all rows the same columns.")
+        values = [_checked(record.get(name), name) for name in self.cells]
+        _add(self.catalogue, record, self.columns, self.limit, self.known_ids)
+        self.taken.append(self.row)
+        for cells, value in zip(self.cells.values(), values, strict=True):
+            cells.append(value)
+
+
+def _add(catalogue: Catalogue, record: Record, columns: Sequence[str], limit: int, known_ids: set[str]) -> None:
+    key, text, identity = (id_of(record.get(name), name, limit) for name in columns)
     if key in catalogue.rows:
         raise BadRow(f"{columns[0]} {shown(key)} stands in an earlier row too. Keep one of them.")
     if identity in known_ids:
@@ -105,29 +146,14 @@ def _add(
     catalogue.texts.append(text)
 
 
-def key_of(value: Any, name: str, limit: int) -> str:
-    """A key as text: whole numbers too, since ids often are; BadRow for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return text_of(value, name, limit)
-
-
-def attribute(path: Path, name: str, values: list[Any]) -> Any:
-    """One attribute column in Arrow; DatasetError when its values are of mixed types or JSON cannot carry them."""
-    try:
-        column = pa.array(values)
-    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-        raise DatasetError(
-            f"{path}: column {name!r} holds values of different types ({error}). Use one type."
-        ) from error
-    except UnicodeEncodeError as error:
-        raise DatasetError(f"{path}: column {name!r} holds text that is not UTF-8. Convert the file.") from error
-    if pa.types.is_temporal(column.type) or pa.types.is_decimal(column.type):
-        return column.cast(pa.string())
-    if pa.types.is_floating(column.type):  # JSON has no NaN
-        return pc.if_else(pc.is_finite(column), column, pa.scalar(None, column.type))
-    if pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type):
-        raise DatasetError(
-            f"{path}: column {name!r} holds bytes, which no answer can carry. Leave it out or write text."
-        )
-    return column
+def _checked(value: Any, name: str) -> Any:
+    """An attribute's cell; BadRow where it is not UTF-8, or holds an integer of more than 64 bits."""
+    if isinstance(value, str):
+        if not value.isascii():
+            refuse_surrogates(value, name)
+    elif isinstance(value, list | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            _checked(one, name)
+    elif value is not None and not isinstance(value, float) and not -(2**63) <= value < 2**64:
+        raise BadRow(f"{name} is {shown(value)}, which no 64-bit integer holds. Write it as text.")
+    return value

@@ -11,10 +11,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieval.errors import DatasetError
+from retrieval.query_text import VISIBLE_PATTERN
 from training.data.ragged import ROWS_AT_ONCE, Ragged
 
 SPLIT_SCHEMA = pa.schema(
-    [("id", pa.string()), ("text", pa.string()), ("labels", pa.list_(pa.int32())), ("exclude", pa.list_(pa.int32()))]
+    # 64-bit offsets: all texts of a split may be more than 2 GB
+    [
+        ("id", pa.large_string()),
+        ("text", pa.large_string()),
+        ("labels", pa.list_(pa.int32())),
+        ("exclude", pa.list_(pa.int32())),
+    ]
 )
 
 
@@ -57,7 +64,7 @@ def string_column(table: Any, name: str, file: str) -> Any:
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         # numbers would cast too, but an id that changes its spelling is no id any more
         raise DatasetError(f"{file}: column {name} is {kind}, not text. Store it as strings.")
-    return column.cast(pa.string())
+    return column.cast(pa.large_string())
 
 
 def _column(table: Any, name: str, file: str) -> Any:
@@ -105,7 +112,8 @@ def _no_repeats(lists: Ragged, name: str, file: str, n_labels: int) -> None:
 
 
 def _ids_unique(ids: Any, file: str) -> None:
-    codes = np.asarray(pc.dictionary_encode(ids.combine_chunks()).indices) if len(ids) else np.empty(0, np.int64)
+    chunks = ids.dictionary_encode().chunks  # all with one dictionary
+    codes = np.concatenate([np.empty(0, np.int32), *(np.asarray(chunk.indices) for chunk in chunks)])
     repeat = first_repeat(codes)
     if repeat is not None:
         first = int(np.flatnonzero(codes == codes[repeat])[0])
@@ -116,7 +124,7 @@ def _ids_unique(ids: Any, file: str) -> None:
 
 
 def _not_blank(column: Any, name: str, file: str) -> None:
-    blank = pc.equal(pc.utf8_trim_whitespace(column), "")
+    blank = pc.invert(pc.match_substring_regex(column, VISIBLE_PATTERN))
     if pc.any(blank).as_py():
         raise DatasetError(f"{file} row {_first(blank)}: {name} is empty. Remove the row or give it {_noun(name)}.")
 

@@ -7,21 +7,31 @@ import typer
 
 
 def prepare(
-    source: Annotated[Path, typer.Argument(help="JSONL, CSV, TSV or Parquet file, folder with one, or LF-* folder.")],
+    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet file, folder of parts, or LF-* folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write the dataset to.")],
     query_column: Annotated[str | None, typer.Option(help="Column of the query; query unless named.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of labels; labels or label unless named.")] = None,
     split_column: Annotated[str | None, typer.Option(help="Column of the split; split, if any, unless named.")] = None,
-    count_column: Annotated[str | None, typer.Option(help="Column that says how often a pair occurred.")] = None,
-    labels: Annotated[Path | None, typer.Option(help="Label table (CSV, TSV, Parquet, JSONL) with attributes.")] = None,
+    count_column: Annotated[str | None, typer.Option(help="Column of counts; a pair with count 0 is left out.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="Table of labels: their ids, texts and attributes.")] = None,
     label_key: Annotated[
         str | None, typer.Option(help="Column of --labels that the source names labels by; id, else their text.")
     ] = None,
     label_text: Annotated[
         str | None, typer.Option(help="Column of --labels with their texts; text unless named.")
     ] = None,
-    min_count: Annotated[int, typer.Option(min=0, help="Leave out (query, label) pairs that occur less often.")] = 0,
-    min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer non-test rows.")] = 0,
+    min_count: Annotated[
+        int | None,
+        typer.Option(min=0, help="Leave out pairs with a lower count; 1 with --count-column, else 0."),
+    ] = None,
+    min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer rows outside test.")] = 0,
+    separator: Annotated[
+        str | None, typer.Option(help="Character between the cells of CSV and TSV; found from the header unless given.")
+    ] = None,
+    quoting: Annotated[
+        Literal["auto", "csv", "none"],
+        typer.Option(help="Quotes enclose cells (csv) or are text (none); auto: csv, but none for most .tsv."),
+    ] = "auto",
     text: Annotated[Literal["title", "title+content"], typer.Option(help="LF-* only: what a text is.")] = "title",
     test: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of queries cut as test, where the source has no splits.")
@@ -29,25 +39,28 @@ def prepare(
     validation: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of training queries cut as validation, about 2,000 at most.")
     ] = 0.1,
-    max_characters: Annotated[int, typer.Option(min=1, help="A longer text is taken for a mistake.")] = 1_000_000,
+    max_characters: Annotated[int, typer.Option(min=1, help="A longer text is a bad row.")] = 1_000_000,
     skip_bad_rows: Annotated[
         bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, counted and listed.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="The dataset's name; the source's unless given.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another dataset in the folder.")] = False,
 ) -> None:  # fmt: skip
-    """Turn queries, labels and clicks into a dataset, every row checked.
+    """Turn queries, labels and clicks into a dataset; every row is checked and counted.
 
-    Reads JSON lines {"query", "labels"} (also "split", "exclude", "id") and {"query", "label"};
+    A source is one file, a folder of part files, or a raw LF-* set of the XMC repository (a folder).
 
-    CSV, TSV and Parquet tables of (query, label) pairs, or of queries with a list of labels;
+    CSV, TSV and Parquet have a row for each (query, label) pair, or for each query with a list of labels.
 
-    and the raw LF-* sets of the XMC repository, a folder each.
+    JSON lines are {"query", "label"}, or {"query", "labels"} with "split", "exclude" and "id" where needed.
 
-    The cuts depend on the query's text alone: a query met twice falls on one side, and every run cuts alike.
+    Rows read = rows written + rows skipped, by reason. This account is checked and printed.
+
+    Splits that the source does not name are cut by the query's text; case and accents make no difference.
+
+    No query is then in two splits, and splits are reproducible.
     """
-    from rich.console import Console
-
+    from retrieval.console import Console
     from training.data.prepare import PrepareSettings
     from training.data.prepare import prepare as run
     from training.data.report import show
@@ -55,7 +68,8 @@ def prepare(
     settings = PrepareSettings(
         query_column=query_column, label_column=label_column, split_column=split_column, count_column=count_column,
         label_key=label_key, label_text=label_text, text=text, test=test, validation=validation, min_count=min_count,
-        min_label_count=min_label_count, max_characters=max_characters, skip_bad_rows=skip_bad_rows,
+        min_label_count=min_label_count, separator=separator, quoting=quoting, max_characters=max_characters,
+        skip_bad_rows=skip_bad_rows,
     )  # fmt: skip
     dataset, written = run(source, out, settings, labels=labels, name=name, force=force)
     console = Console(markup=False)

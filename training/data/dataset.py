@@ -20,12 +20,14 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from retrieval.errors import DatasetError
+from retrieval.tables.account import RowAccount
 from training.data import checks
 from training.data.ragged import IntArray, Ragged
 
 __all__ = ["FORMAT_VERSION", "SPLITS", "Dataset", "DatasetMeta", "Ragged", "Split", "SplitCounts", "SplitName"]
 
 FORMAT_VERSION = 1
+TEXT = pa.large_string()
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
@@ -51,6 +53,7 @@ class DatasetMeta(BaseModel):
     settings: dict[str, JsonValue] = {}
     labels: int = 0
     splits: dict[SplitName, SplitCounts] = {}
+    accounts: dict[Literal["rows", "labels"], RowAccount] = {}
     report: dict[str, int] = {}
     skipped: int = 0
     skipped_first: tuple[str, ...] = ()
@@ -72,14 +75,14 @@ class Split:
     @classmethod
     def from_lists(cls, ids: Sequence[str], texts: Sequence[str], labels: Ragged, exclude: Ragged) -> "Split":
         """Build from Python strings; all four have R entries."""
-        return cls(pa.chunked_array([pa.array(ids, pa.string())]), pa.chunked_array([pa.array(texts, pa.string())]),
+        return cls(pa.chunked_array([pa.array(ids, TEXT)]), pa.chunked_array([pa.array(texts, TEXT)]),
                    labels, exclude)  # fmt: skip
 
     @classmethod
     def from_table(cls, table: Any) -> "Split":
         """Build from a table in canonical form (checks.split_table), taking the excluded labels out of the truth."""
         labels, exclude = Ragged.from_arrow(table["labels"]), Ragged.from_arrow(table["exclude"])
-        return cls(table["id"], table["text"], labels.keep(~labels.overlap(exclude)), exclude)
+        return cls(table["id"].cast(TEXT), table["text"].cast(TEXT), labels.keep(~labels.overlap(exclude)), exclude)
 
     @cached_property
     def ids(self) -> list[str]:
@@ -96,10 +99,9 @@ class Split:
 
     def take(self, rows_N: IntArray) -> "Split":
         """N rows by number, in the order given."""
-        rows = pa.array(rows_N)
         return Split(
-            self.ids_column.take(rows),
-            self.texts_column.take(rows),
+            take_rows(self.ids_column, rows_N),
+            take_rows(self.texts_column, rows_N),
             self.labels.take(rows_N),
             self.exclude.take(rows_N),
         )
@@ -107,7 +109,7 @@ class Split:
     def followed_by(self, other: "Split") -> "Split":
         """These rows and then those of `other`."""
         ids, texts = (
-            pa.chunked_array([*mine.chunks, *more.chunks], pa.string())
+            pa.chunked_array([*mine.chunks, *more.chunks], TEXT)
             for mine, more in ((self.ids_column, other.ids_column), (self.texts_column, other.texts_column))
         )
         return Split(ids, texts, self.labels.followed_by(other.labels), self.exclude.followed_by(other.exclude))
@@ -125,6 +127,25 @@ class Split:
         return SplitCounts(
             rows=len(self), positives=int(lengths.sum()), rows_without_labels=int(np.count_nonzero(lengths == 0))
         )
+
+
+def take_rows(column: Any, rows_N: IntArray) -> Any:
+    """N rows of a chunked column by number, in the order given; only what is taken is copied, never the column."""
+    if column.num_chunks <= 1:
+        return column.take(pa.array(rows_N))
+    order_N = np.argsort(rows_N, kind="stable")
+    sorted_N = np.asarray(rows_N, np.int64)[order_N]
+    starts = np.cumsum([0, *map(len, column.chunks)])
+    bounds = np.searchsorted(sorted_N, starts)
+    pieces = [
+        chunk.take(pa.array(sorted_N[first:last] - start))
+        for chunk, start, first, last in zip(column.chunks, starts[:-1], bounds[:-1], bounds[1:], strict=True)
+        if last > first
+    ]
+    gathered = pa.chunked_array(pieces, column.type)
+    if np.array_equal(order_N, np.arange(len(order_N))):
+        return gathered
+    return gathered.take(pa.array(np.argsort(order_N)))
 
 
 class Dataset:

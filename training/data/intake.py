@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from retrieval.query_text import query_identity, split_key
+from retrieval.tables.values import BadRow, shown
 from training.data.ragged import Ragged
-from training.data.rows import BadRow, shown
 
 UNSPLIT = -1
-_CHUNK = 65_536
+_CHUNK, _CHUNK_CHARACTERS = 65_536, 2**26  # texts and characters held as Python strings
 
 
 @dataclass
@@ -26,7 +27,9 @@ class Raw:
     """All of a source, read and numbered, before anything is cut, filtered or left out.
 
     label_ids, label_texts: Arrow, L; attributes: Arrow columns of L; is_label_L: false for texts met only in `exclude`;
-    ids, texts: Arrow, R; split_R: 0 train, 1 validation, 2 test, −1 not said; hash_R2: text_hashes of the text.
+    ids, texts: Arrow, R; split_R: 0 train, 1 validation, 2 test, −1 not said; hash_R2: text_hashes of the text;
+    spelling_R: a number for the text as it is written, which differs between processes.
+    The first `listed` labels come from a label table. `from_pairs`: the input had a row for each (query, label) pair.
     """
 
     label_ids: Any
@@ -37,8 +40,11 @@ class Raw:
     texts: Any
     split_R: npt.NDArray[np.int8]
     hash_R2: npt.NDArray[np.uint64]
+    spelling_R: npt.NDArray[np.int64]
     labels: Ragged
     exclude: Ragged
+    listed: int = 0
+    from_pairs: bool = False
 
 
 class TextColumn:
@@ -47,21 +53,28 @@ class TextColumn:
     def __init__(self) -> None:
         self._chunks: list[Any] = []
         self._pending: list[str] = []
+        self._characters = 0
 
     def append(self, text: str) -> None:
         """Add one text."""
         self._pending.append(text)
-        if len(self._pending) == _CHUNK:
+        self._characters += len(text)
+        if len(self._pending) == _CHUNK or self._characters > _CHUNK_CHARACTERS:
             self._flush()
 
     def finish(self) -> Any:
-        """The column so far."""
+        """The column so far, in chunks; its offsets have 64 bits, since all texts may be more than 2 GB."""
         self._flush()
-        return pa.chunked_array(self._chunks, pa.string())
+        return pa.chunked_array(self._chunks, pa.large_string())
 
     def _flush(self) -> None:
-        self._chunks.append(pa.array(self._pending, pa.string()))
-        self._pending = []
+        self._chunks.append(pa.array(self._pending, pa.large_string()))
+        self._pending, self._characters = [], 0
+
+
+def text_column(texts: Sequence[str]) -> Any:
+    """Texts as an Arrow column."""
+    return pa.chunked_array([pa.array(texts, pa.large_string())])
 
 
 class RaggedColumn:
@@ -90,6 +103,7 @@ class Rows:
     exclude: RaggedColumn = field(default_factory=RaggedColumn)
     split: "array[int]" = field(default_factory=lambda: array("b"))
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))
+    spellings: "array[int]" = field(default_factory=lambda: array("q"))
     known_ids: set[str] = field(default_factory=set)
     repeated_labels: int = 0
 
@@ -112,46 +126,60 @@ class Rows:
         self.exclude.append(list(dict.fromkeys(exclude)))
         self.split.append(split)
         self.hashes.extend(text_hashes(text))
+        self.spellings.append(hash(text))
 
 
 @dataclass
 class Pairs:
-    """Clicks: P (query, label, times), gathered into rows at the end."""
+    """Clicks: P (query, label, times), gathered into rows at the end. Spellings of one query share a row."""
 
-    queries: list[dict[str, int]] = field(default_factory=lambda: [{}, {}, {}, {}])
-    n_queries: int = 0
+    texts: list[str] = field(default_factory=list)  # of each row, as first met
+    splits: "array[int]" = field(default_factory=lambda: array("b"))
     query_of_pair: "array[int]" = field(default_factory=lambda: array("i"))
     label_of_pair: "array[int]" = field(default_factory=lambda: array("i"))
     times: "array[int]" = field(default_factory=lambda: array("q"))
+    _row_of_text: list[dict[str, int]] = field(default_factory=lambda: [{}, {}, {}, {}])
+    _row_of_identity: list[dict[str, int]] = field(default_factory=lambda: [{}, {}, {}, {}])
 
     def append(self, split: int, query: str, label: int, times: int = 1) -> None:
         """Count a pair; pairs of one query and one split share a row."""
-        row = self.queries[split].setdefault(query, self.n_queries)
-        self.n_queries += row == self.n_queries
+        row = self._row_of_text[split].get(query)
+        if row is None:
+            row = self._row_of_text[split][query] = self._row(split, query)
         self.query_of_pair.append(row)
         self.label_of_pair.append(label)
         self.times.append(times)
 
-    def into_rows(self, rows: Rows, min_count: int, report: Counter[str]) -> None:
+    def _row(self, split: int, query: str) -> int:
+        row = self._row_of_identity[split].setdefault(query_identity(query), len(self.texts))
+        if row == len(self.texts):
+            self.texts.append(query)
+            self.splits.append(split)
+        return row
+
+    def into_rows(self, rows: Rows, min_count: int, report: Counter[str], skipped: Counter[str]) -> None:
         """Add a row a query: its labels clicked at least `min_count` times, in the order first met."""
         query_P, label_P = np.asarray(self.query_of_pair, np.int64), np.asarray(self.label_of_pair, np.int64)
         base = int(label_P.max(initial=0)) + 1
         keys_U, first_U, pair_P = np.unique(query_P * base + label_P, return_index=True, return_inverse=True)
         times_U = np.bincount(pair_P, weights=np.array(self.times, np.float64), minlength=len(keys_U))
         kept_U = times_U >= min_count
-        report["pairs read"] += len(query_P)
-        report["pairs met again, counted together"] += len(query_P) - len(keys_U)
-        report[f"pairs below --min-count {min_count}"] += int(np.count_nonzero(~kept_U))
+        skipped["repeated_pair"] += len(query_P) - len(keys_U)
+        skipped["below_min_count"] += int(np.count_nonzero(~kept_U))
+        merged = sum(map(len, self._row_of_text)) - len(self.texts)
+        report["spellings of a query merged with its first one (case, spaces, invisible characters)"] += merged
         query_U, label_U = np.divmod(keys_U[kept_U], base)
         order_U = np.lexsort((first_U[kept_U], query_U))
-        lengths_Q = np.bincount(query_U, minlength=self.n_queries)
+        lengths_Q = np.bincount(query_U, minlength=len(self.texts))
         labels = Ragged.from_lengths(label_U[order_U].astype(np.int32), lengths_Q)
-        named = [(row, text, split) for split, texts in enumerate(self.queries) for text, row in texts.items()]
-        for row, text, split in sorted(named):
+        for row, (text, split) in enumerate(zip(self.texts, self.splits, strict=True)):
             rows.append(split if split < 3 else UNSPLIT, None, text, labels[row].tolist())
 
 
 def text_hashes(text: str) -> tuple[int, int]:
-    """Two independent numbers below 2^64 that depend on the text alone, on every machine and in every version."""
-    digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    """Two independent numbers below 2^64 that depend on the text as the encoder reads it alone, everywhere and always.
+
+    Spellings that the default encoder reads alike have the same numbers, so that no cut parts them.
+    """
+    digest = hashlib.blake2b(split_key(text).encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")

@@ -4,7 +4,6 @@ Labels are told by their line in lbl.json; `target_ind` and the filter files hol
 """
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,12 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from retrieval.errors import DatasetError
-from training.data.catalogue import key_of
-from training.data.files import Meter, lines
+from retrieval.tables.json_lines import json_rows
+from retrieval.tables.opening import text_lines
+from retrieval.tables.values import BadRow, id_of, shown, text_of
+from training.data.files import Meter
 from training.data.intake import Raw, Rows, TextColumn
 from training.data.ragged import Ragged
-from training.data.rows import BadRow, Problems, shown, text_of
-from training.data.tables import json_record
+from training.data.rows import InputRows, Problems
 
 Text = Literal["title", "title+content"]
 PARTS = {"trn": 0, "tst": 2}
@@ -57,7 +57,7 @@ class LabelLines:
 
     def add(self, record: dict[str, Any], text: Text, limit: int) -> None:
         """Add a label; BadRow when its uid is not its own or it has no text."""
-        uid = key_of(record.get("uid"), "uid", limit)
+        uid = id_of(record.get("uid"), "uid", limit)
         if uid in self.known:
             raise BadRow(f"uid {shown(uid)} stands in an earlier row too. Give each label its own uid.")
         words = record_text(record, text, limit)
@@ -80,37 +80,45 @@ def record_text(record: dict[str, Any], text: Text, limit: int) -> str:
 
 
 def read_lf(
-    files: dict[str, Path], text: Text, limit: int, problems: Problems, report: Counter[str], meter: Meter
-) -> Raw:
-    """The whole set; bad rows go to `problems`, and targets that name a skipped label are counted in `report`."""
+    files: dict[str, Path], text: Text, limit: int, input_rows: InputRows, label_rows: InputRows,
+    report: Counter[str], meter: Meter,
+) -> Raw:  # fmt: skip
+    """The whole set; bad rows go to the two inputs, and targets that name a skipped label are counted in `report`."""
     labels = LabelLines()
-    for where, line in located(files["lbl"], meter):
+    for where, record in label_rows.filled(json_rows(files["lbl"], meter)):
         labels.number_of_line.append(-1)
-        with problems.at(where):
-            labels.add(json_record(line), text, limit)
+        label_rows.attempt(where, record, lambda record: labels.add(record, text, limit))
     number_of_line = np.array(labels.number_of_line, np.int64)
     rows, excludes = Rows(), []
     for part, split in PARTS.items():
-        # uids are unique within a file; the same product may stand in both
-        rows.known_ids.clear()
-        row_of_line = []
-        for where, line in located(files[part], meter):
-            row_of_line.append(-1)
-            with problems.at(where):
-                record = json_record(line)
-                targets = targets_of(record, labels.number_of_line, report)
-                rows.append(split, key_of(record.get("uid"), "uid", limit), record_text(record, text, limit), targets)
-                row_of_line[-1] = len(rows) - 1
+        adder = _RowAdder(rows, split, text, limit, labels.number_of_line, report)
+        for where, record in input_rows.filled(json_rows(files[part], meter)):
+            adder.row_of_line.append(-1)
+            input_rows.attempt(where, record, adder.add)
         path = files.get(f"filter {part}")
         if path is not None:
-            excludes.append(read_filter(path, np.array(row_of_line), number_of_line, problems, meter))
+            row_of_line = np.array(adder.row_of_line)
+            excludes.append(read_filter(path, row_of_line, number_of_line, input_rows.problems, meter))
     return _raw(labels, rows, excludes)
 
 
-def located(path: Path, meter: Meter) -> Iterator[tuple[str, bytes]]:
-    """Each line with its place."""
-    for number, line in lines(path, meter):
-        yield f"{path.name} line {number}", line
+class _RowAdder:
+    """Adds the rows of one file, and keeps which row each line became (−1: a bad row)."""
+
+    def __init__(
+        self, rows: Rows, split: int, text: Text, limit: int, number_of_line: list[int], report: Counter[str]
+    ) -> None:
+        self._rows, self._split, self._text, self._limit = rows, split, text, limit
+        self._number_of_line, self._report = number_of_line, report
+        self.row_of_line: list[int] = []
+        rows.known_ids.clear()  # uids are unique within a file; the same product may stand in both
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Add the row of the last line; BadRow when it cannot be used."""
+        targets = targets_of(record, self._number_of_line, self._report)
+        uid, text = id_of(record.get("uid"), "uid", self._limit), record_text(record, self._text, self._limit)
+        self._rows.append(self._split, uid, text, targets)
+        self.row_of_line[-1] = len(self._rows) - 1
 
 
 def targets_of(record: dict[str, Any], number_of_line: list[int], report: Counter[str]) -> list[int]:
@@ -140,20 +148,23 @@ def targets_of(record: dict[str, Any], number_of_line: list[int], report: Counte
 def read_filter(path: Path, row_of_line: Any, number_of_line: Any, problems: Problems, meter: Meter) -> tuple[Any, Any]:
     """Two arrays, row and label, of the pairs to exclude; those of skipped rows or labels are gone with them."""
     pairs: list[tuple[int, int]] = []
-    for where, line in located(path, meter):
-        with problems.at(where):
-            pairs.append(filter_pair(line, len(row_of_line), len(number_of_line)))
+    for number, line in text_lines(path, meter):
+        try:
+            if line:
+                pairs.append(filter_pair(line, len(row_of_line), len(number_of_line)))
+        except BadRow as bad:
+            problems.note(f"{path.name} line {number}", bad)
     pairs_P2 = np.array(pairs, np.int64).reshape(-1, 2)
     row_P, label_P = row_of_line[pairs_P2[:, 0]], number_of_line[pairs_P2[:, 1]]
     kept = (row_P >= 0) & (label_P >= 0)
     return row_P[kept], label_P[kept]
 
 
-def filter_pair(line: bytes, n_rows: int, n_labels: int) -> tuple[int, int]:
+def filter_pair(line: str, n_rows: int, n_labels: int) -> tuple[int, int]:
     """Row and label of one filter line; BadRow when it is no pair of numbers in range."""
     parts = line.split()
-    if len(parts) != 2 or not all(part.isdigit() for part in parts):
-        raise BadRow(f"{shown(line.decode('utf-8', 'replace'))} is no pair of row and label. Write two whole numbers.")
+    if len(parts) != 2 or not all(part.isascii() and part.isdigit() and len(part) < 19 for part in parts):
+        raise BadRow(f"{shown(line)} is no pair of row and label. Write two whole numbers.")
     row, label = int(parts[0]), int(parts[1])
     if row >= n_rows or label >= n_labels:
         raise BadRow(
@@ -176,6 +187,8 @@ def _raw(labels: LabelLines, rows: Rows, excludes: list[tuple[Any, Any]]) -> Raw
         texts=rows.texts.finish(),
         split_R=np.array(rows.split, np.int8),
         hash_R2=np.array(rows.hashes, np.uint64).reshape(-1, 2),
+        spelling_R=np.array(rows.spellings, np.int64),
         labels=rows.labels.finish(),
+        listed=n_labels,
         exclude=Ragged.from_lengths(label_P.astype(np.int32), np.bincount(row_P, minlength=len(rows))),
     )

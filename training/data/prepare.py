@@ -2,23 +2,26 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from retrieval.errors import DatasetError
+from retrieval.tables.account import RowAccount
+from retrieval.tables.delimited import Layout, Quoting
+from retrieval.tables.files import require_file, stem, table_files
+from retrieval.tables.table import Table
 from training.data.assemble import assemble
 from training.data.catalogue import Catalogue, read_catalogue
 from training.data.dataset import Dataset, DatasetMeta
-from training.data.files import Meter, kind, require_file, sha256, stem
+from training.data.files import Meter, sha256
 from training.data.intake import Raw
 from training.data.lf import Text, is_lf, lf_files, read_lf
-from training.data.rows import LISTED, Problems
+from training.data.rows import LISTED, InputRows, Problems
 from training.data.sources import Columns, Reader, read_source
-from training.data.tables import KINDS, require_kind
 from training.data.writing import refuse_to_overwrite, write_dataset
 
-PREPARE_VERSION = 3  # raised when the same source and settings would give another dataset
+PREPARE_VERSION = 4  # raised when the same source and settings would give another dataset
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Count = Annotated[int, Field(ge=0)]
 
@@ -37,20 +40,28 @@ class PrepareSettings(BaseModel):
     text: Text = "title"
     test: Share = 0.1
     validation: Share = 0.1
-    min_count: Count = 0
+    min_count: Count | None = None  # None: 1 where counts are named, so that a pair without a click is no positive
     min_label_count: Count = 0
+    separator: str | None = None
+    quoting: Quoting = "auto"
     max_characters: Annotated[int, Field(ge=1)] = 1_000_000
     skip_bad_rows: bool = False
 
+    @property
+    def least_count(self) -> int:
+        """How often a pair must occur to be a positive."""
+        return self.min_count if self.min_count is not None else 0 if self.count_column is None else 1
+
 
 class Source(BaseModel):
-    """The files a dataset is made from: one file of rows, or the parts of an LF-* folder; and the label file."""
+    """The files a dataset is made from: a table's files, or the parts of an LF-* folder; and those of the labels."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
     path: Path
     parts: dict[str, Path]
     labels: Path | None = None
+    label_parts: dict[str, Path] = {}
 
     @property
     def is_lf(self) -> bool:
@@ -60,7 +71,7 @@ class Source(BaseModel):
     @property
     def files(self) -> dict[str, Path]:
         """All files that are read, by their part."""
-        return self.parts | ({"labels": self.labels} if self.labels else {})
+        return self.parts | self.label_parts
 
 
 def prepare(
@@ -73,7 +84,7 @@ def prepare(
     skipped, and when `out` holds something else.
     """
     found = find_source(source, labels, settings)
-    name = name or (source.resolve().name if found.is_lf else stem(found.parts["rows"]))
+    name = name or _name(source, found)
     recorded = settings.model_dump(mode="json") | {
         "prepare_version": PREPARE_VERSION,
         "files": {part: f"{path.name} {sha256(path)}" for part, path in found.files.items()},
@@ -82,21 +93,41 @@ def prepare(
         return kept, False
     refuse_to_overwrite(out, force)
     problems, report = Problems(keep=settings.skip_bad_rows), Counter[str]()
+    rows, label_rows = InputRows(problems), InputRows(problems)
     with Meter(sum(path.stat().st_size for path in found.files.values())) as meter:
-        raw = _read(found, settings, problems, report, meter)
+        raw = _read(found, settings, rows, label_rows, report, meter)
         problems.stop_if_any(str(source))
         meter.at("checking and writing", 0)
-        table, splits = assemble(raw, settings.test, settings.validation, settings.min_label_count, report)
-        require_rows(splits, source, settings, problems)
+        assembled = assemble(raw, settings.test, settings.validation, settings.min_label_count, report, rows.skipped)
+        account = RowAccount(read=rows.read, written=assembled.written, skipped=_counted(rows.skipped))
+        accounts: dict[Literal["rows", "labels"], RowAccount] = {"rows": account}
+        require_rows(assembled.splits, source, account)
+        if label_rows.read:
+            label_rows.skipped["rare_label"] += raw.listed - assembled.listed
+            skipped = _counted(label_rows.skipped)
+            accounts["labels"] = RowAccount(read=label_rows.read, written=assembled.listed, skipped=skipped)
         meta = DatasetMeta(
             name=name,
             source=source.resolve().name,
             settings=recorded,
-            report={what: count for what, count in report.items() if count},
+            accounts={part: account.check(f"{source}, {part}") for part, account in accounts.items()},
+            report=_counted(report),
             skipped=problems.total,
             skipped_first=tuple(problems.sentences[:LISTED]),
         )
-        return write_dataset(out, table, splits, meta, replace=force, skipped=problems.sentences), True
+        return write_dataset(
+            out, assembled.labels, assembled.splits, meta, replace=force, skipped=problems.sentences
+        ), True
+
+
+def _counted(counts: Counter[str]) -> dict[str, int]:
+    return {what: count for what, count in counts.items() if count}
+
+
+def _name(source: Path, found: Source) -> str:
+    """The dataset's name unless one is given: the file's, or the folder's where it holds several files."""
+    files = list(found.parts.values())
+    return source.resolve().name if found.is_lf or len(files) > 1 else stem(files[0])
 
 
 def up_to_date(out: Path, name: str, recorded: dict[str, Any]) -> Dataset | None:
@@ -118,32 +149,27 @@ def find_source(source: Path, labels: Path | None, settings: PrepareSettings) ->
     if (source / "dataset.json").is_file():
         raise DatasetError(f"{source} is a prepared dataset already. Name what it was made from, or train on it.")
     lf = source.is_dir() and is_lf(source)
-    parts = lf_files(source) if lf else {"rows": _only_file(source)}
+    parts = lf_files(source) if lf else _numbered("rows", table_files(source, without=labels))
     if lf:
         _refuse_options(source, labels, settings)
     elif settings.text != "title":
         raise DatasetError(f"--text is for LF-* folders, and {source} is none. Leave it out.")
     elif labels is None and (named := "key" if settings.label_key else "text" if settings.label_text else ""):
         raise DatasetError(f"--label-{named} names a column of the label table. Give that with --labels.")
-    found = Source(path=source, parts=parts, labels=labels)
-    for path in found.files.values():
+    label_parts = _numbered("labels", table_files(labels)) if labels else {}
+    found = Source(path=source, parts=parts, labels=labels, label_parts=label_parts)
+    for path in parts.values():
         require_file(path)
-        if not lf:
-            require_kind(path)
+    if not sum(path.stat().st_size for path in parts.values()):
+        raise DatasetError(f"{source} is empty. Give a file with rows.")
     return found
 
 
-def _only_file(source: Path) -> Path:
-    if not source.is_dir():
-        return source
-    found = sorted(path for path in source.iterdir() if path.is_file() and kind(path) in KINDS)
-    if len(found) != 1:
-        what = ", ".join(path.name for path in found) or "none"
-        raise DatasetError(
-            f"{source} should hold one data file ({', '.join(KINDS)}) or an LF-* set; found: {what}. "
-            "Name the file itself."
-        )
-    return found[0]
+def _numbered(part: str, files: list[Path]) -> dict[str, Path]:
+    """The files of a table by their part: `rows`, or `rows 1`, `rows 2`, … where there are several."""
+    if len(files) == 1:
+        return {part: files[0]}
+    return {f"{part} {number}": path for number, path in enumerate(files, 1)}
 
 
 def _refuse_options(source: Path, labels: Path | None, settings: PrepareSettings) -> None:
@@ -156,31 +182,35 @@ def _refuse_options(source: Path, labels: Path | None, settings: PrepareSettings
         "--label-key": settings.label_key,
         "--label-text": settings.label_text,
         "--min-count": settings.min_count,
+        "--separator": settings.separator,
+        "--quoting": settings.quoting if settings.quoting != "auto" else None,
     }
     for option, value in chosen.items():
         if value:
             raise DatasetError(f"{option} does not go with {source}, an LF-* set with labels of its own. Leave it out.")
 
 
-def _read(found: Source, settings: PrepareSettings, problems: Problems, report: Counter[str], meter: Meter) -> Raw:
+def _read(
+    found: Source, settings: PrepareSettings, rows: InputRows, label_rows: InputRows, report: Counter[str], meter: Meter
+) -> Raw:
     limit = settings.max_characters
     if found.is_lf:
-        return read_lf(found.parts, settings.text, limit, problems, report, meter)
+        return read_lf(found.parts, settings.text, limit, rows, label_rows, report, meter)
     catalogue = Catalogue()
+    table = Table(found.path, Layout.of(settings.separator, settings.quoting), without=found.labels)
     if found.labels is not None:
         key, text = settings.label_key, settings.label_text
-        catalogue = read_catalogue(found.labels, key, text, limit, problems, report, meter)
+        catalogue = read_catalogue(found.labels, key, text, limit, label_rows, report, meter)
+        label_rows.problems.stop_if_any(str(found.labels))  # else each click of a bad label would be bad too
     columns = Columns(settings.query_column, settings.label_column, settings.split_column, settings.count_column)
-    reader = Reader(columns, limit, catalogue, report, settings.min_count)
-    return read_source(found.parts["rows"], reader, problems, meter)
+    return read_source(table, Reader(columns, limit, catalogue, report, rows, settings.least_count), meter)
 
 
-def require_rows(splits: dict[Any, Any], source: Path, settings: PrepareSettings, problems: Problems) -> None:
+def require_rows(splits: dict[Any, Any], source: Path, account: RowAccount) -> None:
     """DatasetError when nothing is left to learn from."""
     if splits["train"].num_rows == 0:
+        why = "; ".join(f"{count:,} {reason}" for count, reason in account.lines())
         raise DatasetError(
-            f"{source} leaves no training row ({problems.total:,} bad rows skipped, --test {settings.test}, "
-            f"--validation {settings.validation}, --min-count {settings.min_count}, "
-            f"--min-label-count {settings.min_label_count}). "
-            "Lower these or add rows."
+            f"{source} leaves no training row: {account.sentence('written')}{f' ({why})' if why else ''}. "
+            "Add rows, or lower --test, --validation, --min-count or --min-label-count."
         )

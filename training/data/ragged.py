@@ -5,6 +5,7 @@ Shapes: R rows, V values in all of them, N rows taken.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, overload
 
 import numpy as np
@@ -14,6 +15,7 @@ import pyarrow.compute as pc
 
 IntArray = npt.NDArray[np.integer[Any]]
 ROWS_AT_ONCE = 262_144
+MOST_VALUES = 2**31 - 1  # of one Arrow list array
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,11 @@ class Ragged(Sequence[IntArray]):
         return found_V
 
     def to_arrow(self) -> Any:
-        """An Arrow column of list<int32>."""
-        return pa.ListArray.from_arrays(
-            pa.array(self.offsets.astype(np.int32)), pa.array(self.values.astype(np.int32, copy=False))
-        )
+        """An Arrow column of list<int32>, in chunks of at most MOST_VALUES values: its offsets have 32 bits."""
+        starts = [0]
+        while starts[-1] < len(self):
+            last = int(np.searchsorted(self.offsets, self.offsets[starts[-1]] + MOST_VALUES, side="right")) - 1
+            starts.append(max(last, starts[-1] + 1))
+        chunks = [self[start:stop] for start, stop in pairwise(starts)] or [self]
+        return pa.chunked_array([pa.ListArray.from_arrays(pa.array(chunk.offsets.astype(np.int32)),
+                                 pa.array(chunk.values.astype(np.int32, copy=False))) for chunk in chunks])  # fmt: skip

@@ -18,7 +18,8 @@ from training.data.ragged import Ragged
 
 def label_of_text(texts: Any, label_texts: Any) -> npt.NDArray[np.int64]:
     """R label numbers: the label whose text is the row's own, −1 where there is none (Arrow strings in)."""
-    places = pc.index_in(texts, value_set=pa.chunked_array(label_texts).combine_chunks())
+    known = pa.chunked_array(label_texts, pa.large_string()).combine_chunks()
+    places = pc.index_in(texts.cast(pa.large_string()), value_set=known)
     return np.asarray(pc.fill_null(places, -1)).astype(np.int64)
 
 

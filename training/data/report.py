@@ -3,10 +3,11 @@
 from typing import Any
 
 import numpy as np
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from retrieval.console import Console
 from training.data.dataset import SPLITS, Dataset, SplitName
 from training.data.rows import LISTED
 from training.data.writing import SKIPPED
@@ -23,6 +24,7 @@ def show(dataset: Dataset, console: Console) -> None:
     console.print(Group(_splits(dataset), Text(), _labels(dataset)))
     for name in (name for name in SPLITS if not dataset.meta.splits[name].rows):
         console.print(f"\n{name} has no rows. {MISSED[name]}", markup=False, highlight=False, soft_wrap=True)
+    _show_accounts(dataset, console)
     left_out = {what: count for what, count in dataset.meta.report.items() if count}
     if left_out:
         console.print("\nworth knowing")
@@ -34,6 +36,15 @@ def show(dataset: Dataset, console: Console) -> None:
         console.print(f"\n{rows} skipped, listed in {where}:", markup=False, highlight=False, soft_wrap=True)
         for sentence in dataset.meta.skipped_first[:LISTED]:
             console.print(f"  {sentence}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _show_accounts(dataset: Dataset, console: Console) -> None:
+    """Print where every row of the input went."""
+    for part, account in dataset.meta.accounts.items():
+        written = "written" if part == "rows" else "labels"
+        where = "" if part == "rows" else "label table: "
+        lines = "\n".join(account.report(written))
+        console.print(f"\n{where}{lines}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _splits(dataset: Dataset) -> Table:

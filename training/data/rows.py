@@ -1,20 +1,17 @@
-"""What a source's row may hold, and what becomes of the rows that hold something else."""
+"""Rows of an input: each is read, and then written or skipped for a counted reason; bad rows are named."""
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from retrieval.errors import DatasetError
+from retrieval.tables.values import BadRow, shown
 
 LISTED = 20
-SHOWN_CHARACTERS = 60
 SPLIT_CODES = {"train": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "test": 2}
 
-
-class BadRow(Exception):
-    """One row cannot be used: the message tells what is wrong, with its value, and the way out."""
+Record = dict[str, Any]
 
 
 @dataclass
@@ -24,14 +21,6 @@ class Problems:
     keep: bool
     total: int = 0
     sentences: list[str] = field(default_factory=list)
-
-    @contextmanager
-    def at(self, where: str) -> Iterator[None]:
-        """Note a BadRow raised inside as the sentence `where: what. Way out.` and go on."""
-        try:
-            yield
-        except BadRow as bad:
-            self.note(where, bad)
 
     def note(self, where: str, bad: BadRow) -> None:
         """Count a bad row and keep its sentence."""
@@ -51,38 +40,36 @@ class Problems:
         )
 
 
-def text_of(value: Any, name: str, limit: int) -> str:
-    """The value as text with runs of white space made one space; BadRow when it is no text, empty or absurdly long."""
-    if not isinstance(value, str):
-        raise BadRow(f"{name} is {shown(value)}, not text. Give it text or remove the row.")
-    if len(value) > limit:
-        raise BadRow(
-            f"{name} has {len(value):,} characters ({shown(value)}), more than {limit:,}. "
-            "Shorten it, or raise --max-characters."
-        )
-    text = " ".join(value.split())
-    if not text:
-        raise BadRow(f"{name} is {shown(value)}, which is empty. Give it text or remove the row.")
-    if not text.isascii():
-        _refuse_surrogates(text, name)
-    return text
+@dataclass
+class InputRows:
+    """Counts the rows of one input: how many were read, and how many were skipped for which reason."""
 
+    problems: Problems
+    read: int = 0
+    skipped: Counter[str] = field(default_factory=Counter)
 
-def _refuse_surrogates(text: str, name: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        code = ord(text[error.start])
-        if 0xDC80 <= code <= 0xDCFF:  # how `surrogateescape` carries a byte that is not UTF-8
-            raise not_utf8(code - 0xDC00, name) from error
-        raise BadRow(
-            f"{name} holds half a surrogate pair, \\u{code:04x} ({shown(text)}). Write the whole character."
-        ) from error
+    def filled(self, rows: Iterable[tuple[str, Record | BadRow | None]]) -> Iterator[tuple[str, Record | BadRow]]:
+        """Yield the rows that are not blank, counting all."""
+        for where, record in rows:
+            self.read += 1
+            if record is None:
+                self.skipped["blank_line"] += 1
+            else:
+                yield where, record
 
+    def attempt(self, where: str, record: Record | BadRow, use: Callable[[Record], object]) -> None:
+        """Have `use` take a row; a BadRow that it raises, or that the row is, is counted and noted."""
+        try:
+            if isinstance(record, BadRow):
+                raise record
+            use(record)
+        except BadRow as bad:
+            self.bad(where, bad)
 
-def not_utf8(byte: int, name: str) -> BadRow:
-    """The BadRow for a byte that no UTF-8 text can hold."""
-    return BadRow(f"{name} holds the byte 0x{byte:02x}, which is not UTF-8. Convert the file, for example with iconv.")
+    def bad(self, where: str, bad: BadRow) -> None:
+        """Count and note a bad row."""
+        self.skipped["bad_row"] += 1
+        self.problems.note(where, bad)
 
 
 def split_code(value: Any) -> int:
@@ -96,18 +83,10 @@ def split_code(value: Any) -> int:
 def count_of(value: Any, name: str) -> int:
     """A whole number of at least 0, given as a number or as digits; BadRow for anything else."""
     text = value.strip() if isinstance(value, str) else value
-    if isinstance(text, str) and text.isascii() and text.isdigit():
+    if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 20:
+        text = int(text)
+    if isinstance(text, float) and text.is_integer():  # how a column of counts with gaps comes from other tools
         text = int(text)
     if isinstance(text, bool) or not isinstance(text, int) or not 0 <= text < 2**40:
         raise BadRow(f"{name} is {shown(value)}, not a count. Make it a whole number of at least 0.")
     return text
-
-
-def shown(value: Any) -> str:
-    """A value as it may stand in a sentence: JSON where it can be, cut where it is long."""
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = repr(value)
-    text = text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "…"
-    return text.encode("utf-8", "backslashreplace").decode()

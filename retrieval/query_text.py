@@ -1,0 +1,70 @@
+"""Query texts: which are blank, and which are the same query.
+
+One place decides both, for every command: prepare, predict, search, loadtest and bundles diff.
+"""
+
+import unicodedata
+
+# Letters and symbols by category that show nothing: Hangul fillers and the empty Braille pattern.
+_FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+_INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"})
+# The same rule for Arrow's regular expressions (RE2): a text that matches has a visible character.
+VISIBLE_PATTERN = r"[^\p{Cc}\p{Cf}\p{Z}\p{M}\x{115F}\x{1160}\x{3164}\x{FFA0}\x{2800}]"
+_IDEOGRAPHS = (
+    (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
+    (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
+)  # fmt: skip
+
+
+def is_blank(text: str) -> bool:
+    """Tell whether `text` has no visible character: only spaces, controls, zero-width marks or fillers."""
+    if text[:1].isascii() and text[:1].isalnum():  # nearly every query
+        return False
+    return not any(map(_is_visible, text))
+
+
+def query_identity(text: str) -> str:
+    """Return the form that two spellings of one query share.
+
+    Compatibility forms are unified (NFKC), case is folded, invisible characters are removed, and runs of white space
+    become one space.
+    """
+    if text.isascii() and text.isprintable():
+        return " ".join(text.lower().split())
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    kept = (letter for letter in folded if letter.isspace() or unicodedata.category(letter) not in ("Cc", "Cf", "Cs"))
+    return " ".join("".join(kept).split())
+
+
+def split_key(text: str) -> str:
+    """Return the form by which a query is given to a split: the text as the default encoder reads it, or coarser.
+
+    Beyond `query_identity` it drops accents, private characters, and spaces beside Chinese characters, as the default
+    tokenizer does. Texts with one key are on one side of every cut. A lower-case ASCII text is its own key.
+    """
+    if text.isascii():
+        return query_identity(text)
+    bare = _without_accents(query_identity(_without_accents(text)))  # folding can turn an accent into a letter
+    words = "".join(f" {letter} " if _is_ideograph(letter) else letter for letter in bare).split()
+    joined = "".join(
+        word if not place or _is_ideograph(word[0]) or _is_ideograph(words[place - 1][-1]) else f" {word}"
+        for place, word in enumerate(words)
+    )
+    return joined or query_identity(text)
+
+
+def _is_visible(letter: str) -> bool:
+    return unicodedata.category(letter) not in _INVISIBLE and letter not in _FILLERS
+
+
+def _without_accents(text: str) -> str:
+    return "".join(letter for letter in unicodedata.normalize("NFD", text) if _is_read(letter))
+
+
+def _is_read(letter: str) -> bool:
+    return letter.isspace() or (letter != "\ufffd" and unicodedata.category(letter) not in ("Mn", "Co", "Cf", "Cc"))
+
+
+def _is_ideograph(letter: str) -> bool:
+    code = ord(letter)
+    return code >= 0x3400 and any(first <= code <= last for first, last in _IDEOGRAPHS)

@@ -1,0 +1,54 @@
+"""Row counts of a run: rows read = rows written + rows skipped, by reason."""
+
+from collections.abc import Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+from retrieval.errors import InternalError
+
+
+class RowAccount(BaseModel):
+    """Rows of one input: read, written, and skipped by reason (identifiers, see REASONS)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    read: int
+    written: int
+    skipped: dict[str, int] = {}
+
+    def check(self, name: str) -> "RowAccount":
+        """Return itself; InternalError when rows are missing from the account."""
+        if self.read != self.written + sum(self.skipped.values()):
+            raise InternalError(
+                f"{name}: {self.read:,} rows were read, but {self.written:,} written and "
+                f"{sum(self.skipped.values()):,} skipped. This is an error in diptych; please report it."
+            )
+        return self
+
+    def sentence(self, written: str) -> str:
+        """Return `200 rows read = 190 <written> + 10 skipped`."""
+        total = f"{self.read:,} {'row' if self.read == 1 else 'rows'} read = {self.written:,} {written}"
+        skipped = sum(self.skipped.values())
+        return f"{total} + {skipped:,} skipped" if skipped else total
+
+    def report(self, written: str) -> list[str]:
+        """Return the sentence, and a line for each reason that was met."""
+        return [self.sentence(written), *(f"  {count:>12,}  {reason}" for count, reason in self.lines())]
+
+    def lines(self) -> list[tuple[int, str]]:
+        """Return count and reason in words of each reason that was met."""
+        return [(count, REASONS.get(reason, reason)) for reason, count in self.skipped.items() if count]
+
+
+REASONS: Mapping[str, str] = {
+    "bad_row": "bad, each named below or in skipped-rows.txt",
+    "blank_line": "blank",
+    "blank_query": "without text",
+    "count_zero": "with count 0: shown and not chosen; --min-count 0 keeps them",
+    "repeated_pair": "repeating an earlier (query, label) pair, counted with it",
+    "below_min_count": "with a pair that is below --min-count",
+    "below_min_label_count": "with a label that is below --min-label-count",
+    "no_label": "with an empty list of labels, in training",
+    "no_label_left": "with no label left, in training: all excluded, or below --min-label-count",
+    "rare_label": "with a label that is below --min-label-count",
+}

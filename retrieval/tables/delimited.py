@@ -1,0 +1,262 @@
+"""CSV and TSV: the separator is found from the header, and a stray quote costs one line, never its neighbours."""
+
+import csv
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, TextIO
+
+from retrieval.errors import BadInput, TableError
+from retrieval.tables.files import ending
+from retrieval.tables.opening import LINES_BETWEEN_TICKS, MAX_LINE, Meter, opened_text, too_long
+from retrieval.tables.values import BadRow, shown
+
+SEPARATORS = (",", "\t", ";", "|", "\x01")  # the last one is Hive's
+SAMPLE_LINES, SAMPLE_CHARACTERS = 50, 2**20
+MAX_RECORD_LINES = 1_000  # of one quoted row; a quote that is open for longer was never meant to open
+NAMES = {"\t": "tab", "\x01": "character 1"}
+
+Quoting = Literal["auto", "csv", "none"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How the cells of CSV and TSV are separated and quoted; None and `auto`: as the file shows."""
+
+    separator: str | None = None
+    quoting: Quoting = "auto"
+
+    @classmethod
+    def of(cls, separator: str | None, quoting: Quoting) -> "Layout":
+        """Build from a command's options; `\\t` and `tab` are a tab. BadInput for what separates nothing."""
+        named = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
+        if named is not None and (len(named) != 1 or named in '"\r\n'):
+            raise BadInput(f"--separator is {separator!r}; give one character that is no quote, or tab.")
+        return cls(named, quoting)
+
+
+@dataclass
+class Seen:
+    """What is worth knowing about the rows that were read: those of several lines, and those with quotes kept."""
+
+    long_rows: int = 0
+    long_lines: int = 0
+    first_long: str = ""
+    quoted_rows: int = 0
+
+
+class DelimitedFile:
+    """One CSV or TSV file whose header was read. Without a line it has no columns and no rows."""
+
+    def __init__(self, path: Path, layout: Layout) -> None:
+        """Read the header; TableError when there is none or its quotes do not match."""
+        csv.field_size_limit(MAX_LINE)
+        self.path = path
+        self._usual = "\t" if ending(path) == ".tsv" else ","
+        sample = _sample(path)
+        marked = _marked_separator(sample)
+        self._skip = 1 if marked else 0
+        lines = [line for line in sample[self._skip :] if line.strip()]
+        self.separator = layout.separator or marked or _guess(lines, self._usual)
+        self.quoted = layout.quoting == "csv" or (layout.quoting == "auto" and self._uses_quotes(lines))
+        self._trusts_quotes = layout.quoting == "csv"
+        header = self._header(lines)
+        self._cells = len(header)  # of the header line; more than there are names where it ends in separators
+        self.names = header
+        while self.names and not self.names[-1]:
+            self.names = self.names[:-1]
+        if lines and not self.names:
+            raise TableError(f"{path} has no header line. Name the columns in the first line.")
+        self.seen = Seen()
+        self.unusual = "" if layout.separator or self.separator == self._usual else _name(self.separator)
+
+    def rows(self, columns: Sequence[str], meter: Meter) -> Iterator[tuple[str, dict[str, Any] | BadRow | None]]:
+        """Yield each row's place and its cells in `columns`, None where empty; BadRow; None for a blank line."""
+        self.seen = Seen()
+        wanted = [(name, self.names.index(name)) for name in columns]
+        width, most = len(self.names), max(self._cells, len(self.names))
+        for where, cells in self._records(meter):
+            if isinstance(cells, BadRow):
+                yield where, cells
+            elif len(cells) == width or self._fits(cells, width, most):
+                record = {name: cells[place] or None for name, place in wanted}
+                if width > 1 and not any(record.values()) and not any(map(str.strip, cells)):
+                    yield where, None
+                else:
+                    yield where, record
+            elif len(cells) <= 1 and not "".join(cells).strip():
+                yield where, None
+            else:
+                yield (
+                    where,
+                    BadRow(f"the row has {len(cells)} fields ({shown(cells)}), the header {width}. Mend the row."),
+                )
+
+    def _fits(self, cells: list[str], width: int, most: int) -> bool:
+        """Tell whether only cells behind the named columns are too many: those without a name, or empty ones."""
+        return len(cells) > width and not any(map(str.strip, cells[most:]))
+
+    def _records(self, meter: Meter) -> Iterator[tuple[str, list[str] | BadRow]]:
+        with opened_text(self.path) as (text, raw):
+            lines, header = _Lines(self.path, text), True
+            read = self._quoted(lines) if self.quoted else self._plain(lines)
+            for start, end, cells in read:
+                if end % LINES_BETWEEN_TICKS == 0:
+                    meter.at(self.path.name, raw.tell())
+                if start <= self._skip:
+                    continue
+                if header:
+                    header = not (isinstance(cells, BadRow) or "".join(cells).strip())
+                    continue
+                place = f"line {end}" if start == end else f"lines {start}–{end}"
+                if start != end:
+                    self.seen.first_long = self.seen.first_long or f"{self.path.name} {place}"
+                    self.seen.long_rows += 1
+                    self.seen.long_lines += end - start + 1
+                yield f"{self.path.name} {place}", cells
+        meter.finish(self.path.stat().st_size)
+
+    def _plain(self, lines: "_Lines") -> Iterator[tuple[int, int, list[str]]]:
+        separator, quote = self.separator, '"'
+        for number, line in enumerate(lines.feed(), 1):
+            lines.taken.clear()
+            cells = line.rstrip("\r\n").split(separator)
+            if quote in line and any(len(cell) > 1 and cell[0] == quote == cell[-1] for cell in cells):
+                self.seen.quoted_rows += 1
+            yield number, number, cells
+
+    def _quoted(self, lines: "_Lines") -> Iterator[tuple[int, int, list[str] | BadRow]]:
+        """Yield first line, last line and cells of each row. Of a row whose quotes are wrong, only the first line is
+        given up; the lines behind it are read again as rows of their own."""
+        reader, number = self._reader(lines), 1
+        while True:
+            lines.taken.clear()
+            try:
+                cells: list[str] | BadRow = next(reader)
+            except StopIteration:
+                return
+            except (csv.Error, _TooManyLines) as error:
+                cells = BadRow(f"the quotes do not match ({error}). Double each quote inside a quoted field.")
+            taken = lines.taken
+            if not isinstance(cells, BadRow) and len(taken) > 1 and self._is_glued(taken):
+                cells = BadRow(
+                    f"a quote opens here and closes {_lines(len(taken) - 1)} below, and these lines look like rows. "
+                    "Remove or double the quote; --quoting none takes quotes as text, --quoting csv joins the lines."
+                )
+            if isinstance(cells, BadRow) and len(taken) > 1:
+                lines.give_back()
+                reader = self._reader(lines)
+            used = 1 if isinstance(cells, BadRow) else len(taken)
+            yield number, number + used - 1, cells
+            number += used
+
+    def _reader(self, lines: "_Lines") -> "Iterator[list[str]]":
+        return csv.reader(lines.feed(), delimiter=self.separator, strict=True)
+
+    def _is_glued(self, taken: list[str]) -> bool:
+        """Tell whether the lines of one quoted row look like rows: as many separators in the first, the last and most
+        of the others as the header has. A text of several lines seldom does."""
+        between = len(self.names) - 1
+        if self._trusts_quotes or between == 0:
+            return False
+        alike = [line.count(self.separator) == between for line in taken]
+        return alike[0] and alike[-1] and sum(alike[1:-1]) * 2 >= len(alike) - 2
+
+    def _uses_quotes(self, lines: list[str]) -> bool:
+        """Tell whether quotes enclose cells: in CSV always; in TSV where those of the whole header are in quotes."""
+        if self._usual == ",":
+            return True
+        cells = lines[0].strip().split(self.separator) if lines else []
+        return bool(cells) and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
+
+    def _header(self, lines: list[str]) -> list[str]:
+        if not lines:
+            return []
+        if not self.quoted:
+            return [name.strip() for name in lines[0].rstrip("\r\n").split(self.separator)]
+        try:
+            return [name.strip() for name in next(csv.reader(lines, delimiter=self.separator, strict=True))]
+        except csv.Error as error:
+            raise TableError(
+                f"{self.path} line 1: the quotes do not match ({error}). Double each quote inside a quoted field."
+            ) from error
+
+
+class _TooManyLines(Exception):
+    """A quoted row does not end."""
+
+
+class _Lines:
+    """Physical lines of a file; those of the present row, but its first, can be given back to be read again."""
+
+    def __init__(self, path: Path, text: TextIO) -> None:
+        self._path, self._read = path, partial(text.readline, MAX_LINE + 1)
+        self._again: deque[str] = deque()
+        self.taken: list[str] = []
+
+    def feed(self) -> Iterator[str]:
+        """Yield lines; _TooManyLines when one row takes more than MAX_RECORD_LINES."""
+        again, taken, read = self._again, self.taken, self._read
+        while line := again.popleft() if again else read():
+            taken.append(line)
+            if len(line) > MAX_LINE:
+                raise too_long(self._path, len(taken))
+            if len(taken) > MAX_RECORD_LINES:
+                raise _TooManyLines(f"a quote stays open for more than {MAX_RECORD_LINES:,} lines")
+            yield line
+
+    def give_back(self) -> None:
+        """Have all lines of the present row but the first read again."""
+        self._again.extendleft(reversed(self.taken[1:]))
+
+
+def _sample(path: Path) -> list[str]:
+    """Return the first lines, for the header and the separator."""
+    with opened_text(path) as (text, _):
+        first = text.readline(MAX_LINE + 1)
+        if len(first) > MAX_LINE:
+            raise too_long(path, 1)
+        found, length = [first], len(first)
+        for line in islice(iter(partial(text.readline, SAMPLE_CHARACTERS), ""), SAMPLE_LINES):
+            found.append(line)
+            length += len(line)
+            if length > SAMPLE_CHARACTERS:
+                break
+    return [line for line in found if line]
+
+
+def _marked_separator(lines: list[str]) -> str | None:
+    """Return the separator of a first line `sep=;`, as spreadsheets write it."""
+    first = lines[0].strip("\r\n") if lines else ""
+    return first[4] if len(first) == 5 and first.lower().startswith("sep=") else None
+
+
+def _guess(lines: list[str], usual: str) -> str:
+    """Return the usual separator where the header has it; else the one that most often separates its cells."""
+    if not lines:
+        return usual
+    widths = {one: _width(lines, one) for one in SEPARATORS}
+    if usual in lines[0] and (widths[usual] or not any(widths.values())):
+        return usual
+    best = max(SEPARATORS, key=lambda one: (widths[one], lines[0].count(one)))
+    return best if best in lines[0] else usual
+
+
+def _width(lines: list[str], separator: str) -> int:
+    """Return the number of cells in every line, 0 where lines differ or hold only one."""
+    try:
+        counts = {len(cells) for cells in csv.reader(lines, delimiter=separator) if cells}
+    except csv.Error:
+        return 0
+    return counts.pop() if len(counts) == 1 and counts != {1} else 0
+
+
+def _lines(count: int) -> str:
+    return "1 line" if count == 1 else f"{count} lines"
+
+
+def _name(separator: str) -> str:
+    return NAMES.get(separator, repr(separator))

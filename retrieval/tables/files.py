@@ -1,0 +1,93 @@
+"""Files of a table: one file, or a folder of part files of one kind."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from retrieval.errors import TableError
+
+JSON_LINES, DELIMITED, PARQUET = "JSON Lines", "CSV or TSV", "Parquet"
+# JSON Lines are also what Spark writes as .json.
+KINDS = {
+    ".jsonl": JSON_LINES, ".ndjson": JSON_LINES, ".csv": DELIMITED, ".tsv": DELIMITED, ".parquet": PARQUET,
+    ".json": JSON_LINES,
+}  # fmt: skip
+COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
+READABLE = ", ".join(KINDS)
+# Folders of these formats also hold the files of rows that were deleted or replaced.
+_MANAGED = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"}
+
+
+def compression(path: Path) -> str:
+    """Return the suffix that names a compression, in lower case; empty without one."""
+    return path.suffix.lower() if path.suffix.lower() in COMPRESSIONS else ""
+
+
+def ending(path: Path) -> str:
+    """Return the suffix that names the format, in lower case: `.jsonl` of `Keywords.JSONL.xz`."""
+    return Path(path.name[: len(path.name) - len(compression(path))]).suffix.lower()
+
+
+def stem(path: Path) -> str:
+    """Return the file's name without its format and compression suffixes: `keywords` of `keywords.jsonl.xz`."""
+    return path.name[: len(path.name) - len(compression(path))].rsplit(".", 1)[0]
+
+
+def kind_of(path: Path) -> str:
+    """Return the kind of a file; TableError when its name tells none that can be read."""
+    kind = KINDS.get(ending(path))
+    if kind is None:
+        raise TableError(
+            f"{path} is none of {READABLE} (compressed as {', '.join(COMPRESSIONS)} too). Convert it to one of them."
+        )
+    return kind
+
+
+def require_file(path: Path) -> None:
+    """Raise TableError when the file is missing or is no regular file."""
+    if not path.exists():
+        raise TableError(f"{path} does not exist. Check the path.")
+    if not path.is_file():
+        raise TableError(f"{path} is not a file. Name the file itself.")
+
+
+def table_files(path: Path, without: Path | None = None) -> list[Path]:
+    """Return the files of a table in order: `path` itself, or the part files in the folder `path`.
+
+    Names that start with `_` or `.` are ignored, as Spark writes them beside its parts; so is the file `without`.
+    Raises TableError for a folder without data files, with files of several kinds, or partitioned into folders.
+    """
+    if not path.is_dir():
+        require_file(path)
+        kind_of(path)
+        return [path]
+    entries = sorted(one for one in path.iterdir() if not one.name.startswith(("_", ".")))
+    found = [one for one in entries if one.is_file() and ending(one) in KINDS and not _same(one, without)]
+    found = [one for one in found if ending(one) != ".json"] or found  # beside other data, .json describes it
+    if managed := next((what for name, what in _MANAGED.items() if (path / name).is_dir()), None):
+        raise TableError(
+            f"{path} is a table of {managed}, whose folder also holds files of deleted rows. Write it as plain Parquet."
+        )
+    partitions = [one.name for one in entries if one.is_dir() and "=" in one.name]
+    if partitions:
+        raise TableError(
+            f"{path} is partitioned into folders ({_names(partitions)}), whose names hold values. "
+            "Write the table without partitions, or name one folder."
+        )
+    if not found:
+        raise TableError(f"{path} holds no data file ({READABLE}) and is no LF-* set. Name the file itself.")
+    kinds = {KINDS[ending(one)] for one in found}
+    if len(kinds) > 1:
+        raise TableError(
+            f"{path} holds files of several kinds: {_names(one.name for one in found)}. Name the file itself, "
+            "or keep part files of one kind in the folder."
+        )
+    return found
+
+
+def _same(one: Path, other: Path | None) -> bool:
+    return other is not None and other.exists() and one.samefile(other)
+
+
+def _names(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:5]) + (", …" if len(listed) > 5 else "")

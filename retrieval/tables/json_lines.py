@@ -1,0 +1,89 @@
+"""JSON Lines: one object a line."""
+
+import json
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from retrieval.errors import TableError
+from retrieval.tables.opening import Meter, text_lines
+from retrieval.tables.values import BadRow, refuse_surrogates, shown
+
+Record = dict[str, Any]
+
+
+def json_rows(path: Path, meter: Meter, used: Sequence[str] = ()) -> Iterator[tuple[str, Record | BadRow | None]]:
+    """Yield each line's place and its object; BadRow for a line that is none, None for a blank line.
+
+    A line that has a key of `used` twice is a BadRow too: it does not say which of the two values counts. A file that
+    holds `[]` is an empty list. Raises TableError for any other JSON array.
+    """
+    keys = [json.dumps(name, ensure_ascii=False) for name in used]
+    rows = iter(text_lines(path, meter))
+    for number, line in rows:
+        if not line:
+            yield f"{path.name} line {number}", None
+            continue
+        ahead = [(number, line)]
+        if line.startswith("["):
+            _refuse_array(path, line)
+            while (following := next(rows, None)) is not None and not following[1]:
+                ahead.append(following)
+            if following is None and line == "[]":
+                return
+            ahead += [following] if following else []
+        for place, text in chain(ahead, rows):
+            where = f"{path.name} line {place}"
+            try:
+                record = json_record(text) if text else None
+                for key in keys:
+                    if text.count(key) > 1:
+                        _refuse_twice(text, key)
+                yield where, record
+            except BadRow as bad:
+                yield where, bad
+
+
+def json_record(line: str) -> Record:
+    """Return the object of one line; BadRow when it is no JSON object."""
+    try:
+        value = json.loads(line)
+    except json.JSONDecodeError as error:
+        if not line.isascii():
+            refuse_surrogates(line, "the line")
+        raise BadRow(
+            f"{shown(line)} is not JSON ({error.msg}, column {error.colno}). Write one JSON object a line."
+        ) from error
+    except RecursionError as error:
+        raise BadRow("the JSON is nested too deeply. Write one flat JSON object a line.") from error
+    except ValueError:  # an integer of more digits than Python converts; in a column that is not used it does no harm
+        value = json.loads(line, parse_int=_integer)
+    if not isinstance(value, dict):
+        raise BadRow(f'{shown(value)} is no JSON object. Write one object a line, such as {{"query": …}}.')
+    return value
+
+
+def _refuse_twice(line: str, key: str) -> None:
+    """Raise BadRow when the object itself has the key twice; the same word may be a value, or a key further inside."""
+    pairs = json.loads(line, object_pairs_hook=list, parse_int=_integer)
+    name = json.loads(key)
+    if sum(one == name for one, _ in pairs) > 1:
+        raise BadRow(f"the key {key} is there twice. Remove one.")
+
+
+def _integer(digits: str) -> int | Decimal:
+    return int(digits) if len(digits) < 1_000 else Decimal(digits)
+
+
+def _refuse_array(path: Path, line: str) -> None:
+    """Raise TableError when the file's first line opens an array of objects, on this line or over several."""
+    try:
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        value = None
+    if value is None or (value and isinstance(value[0], dict)):
+        raise TableError(
+            f"{path} holds a JSON array. Write one object a line, for example with `jq -c '.[]' {path.name}`."
+        )

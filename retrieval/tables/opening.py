@@ -1,0 +1,150 @@
+"""Text files opened whatever their compression and encoding; both are taken from the content, not from the name."""
+
+import bz2
+import codecs
+import gzip
+import io
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Protocol, TextIO
+
+from retrieval.errors import TableError
+from retrieval.tables.files import require_file
+
+MAX_LINE = 64 * 2**20  # characters
+LINES_BETWEEN_TICKS = 2_000
+_HEAD = 4_096
+_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+_FOREIGN = {
+    b"PAR1": "Parquet; give it the ending .parquet",
+    b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save it as CSV",
+    b"\xd0\xcf\x11\xe0": "a spreadsheet; save it as CSV",
+    b"ARROW1": "an Arrow file; write it as Parquet",
+    b"ORC": "an ORC file; write it as Parquet",
+    b"Obj\x01": "an Avro file; write it as Parquet",
+    b"\x04\x22\x4d\x18": "compressed as lz4; use gzip or zstd",
+    b"7z\xbc\xaf": "a 7z archive; unpack it",
+    b"SQLite format 3\0": "a SQLite database; write the table as CSV",
+}
+_BOMS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
+
+class Meter(Protocol):
+    """What shows how far reading is."""
+
+    def at(self, description: str, bytes_of_file: int) -> None:
+        """Show how many bytes of the present file were read."""
+
+    def finish(self, size: int) -> None:
+        """The present file, `size` bytes long, is read."""
+
+
+class NoMeter:
+    """A meter that shows nothing."""
+
+    def at(self, description: str, bytes_of_file: int) -> None:
+        """Do nothing."""
+
+    def finish(self, size: int) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def opened_text(path: Path, newline: str | None = "") -> Iterator[tuple[TextIO, BinaryIO]]:
+    """Yield the file as text and the raw file below it, whose position tells the progress.
+
+    A byte that is not UTF-8 becomes a lone surrogate, so that only the row that holds it is bad. Raises TableError for
+    a file that is missing, cut off, or no text.
+    """
+    require_file(path)
+    how = ""
+    try:
+        with path.open("rb") as raw:
+            how = _compression(raw.peek(8)) if raw.peek(8) else ""
+            content = _decompressed(raw, how)
+            encoding = _encoding(path, _head(path, how))
+            errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
+            yield io.TextIOWrapper(content, encoding, errors=errors, newline=newline), raw
+    except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
+        raise TableError(f"{path} is cut off or no {how} file ({error}). Fetch or write it again.") from error
+    except UnicodeError as error:
+        raise TableError(
+            f"{path} is not the {_named(error)} that it begins as ({error}). Write it as UTF-8."
+        ) from error
+    except OSError as error:
+        why = error.strerror or f"cut off or no {how} file ({error})"
+        raise TableError(f"{path} cannot be read: {why}. Fetch or write it again.") from error
+
+
+def text_lines(path: Path, meter: Meter) -> Iterator[tuple[int, str]]:
+    """Yield each line, stripped, with its number counted from 1; blank lines are empty texts. Raises TableError."""
+    with opened_text(path, newline=None) as (text, raw):
+        number = 0
+        while line := text.readline(MAX_LINE + 1):
+            number += 1
+            if len(line) > MAX_LINE:
+                raise too_long(path, number)
+            if number % LINES_BETWEEN_TICKS == 1:
+                meter.at(path.name, raw.tell())
+            yield number, line.strip()
+    meter.finish(path.stat().st_size)
+
+
+def too_long(path: Path, number: int) -> TableError:
+    """Return the error for a line beyond MAX_LINE."""
+    return TableError(f"{path} line {number} is longer than {MAX_LINE // 2**20} MB. Write one record a line.")
+
+
+def foreign(head: bytes) -> str | None:
+    """Return what a file's first bytes say it is, with the fix, where that is no text."""
+    return next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), None)
+
+
+def compressed_as(path: Path) -> str:
+    """Return the name of the compression that the content shows; empty for none."""
+    with path.open("rb") as file:
+        return _compression(file.read(8))
+
+
+def _compression(head: bytes) -> str:
+    return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
+
+
+def _decompressed(raw: Any, how: str) -> Any:
+    if how == "zstd":
+        import pyarrow as pa
+
+        return pa.CompressedInputStream(raw, "zstd")
+    openers: dict[str, Callable[[Any], Any]] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open}
+    return openers[how](raw) if how else raw
+
+
+def _head(path: Path, how: str) -> bytes:
+    with path.open("rb") as raw:
+        return bytes(_decompressed(raw, how).read(_HEAD))
+
+
+def _encoding(path: Path, head: bytes) -> str:
+    """Return the encoding that the first bytes show; TableError when they are no text."""
+    if what := foreign(head):
+        raise TableError(f"{path} is {what}.")
+    for bom, encoding in _BOMS.items():
+        if head.startswith(bom):
+            return encoding
+    zeros = [byte == 0 for byte in head[:4]]  # a header begins with Latin letters: in UTF-16 every other byte is 0
+    if zeros == [False, True, False, True]:
+        return "utf-16-le"
+    return "utf-16-be" if zeros == [True, False, True, False] else "utf-8"
+
+
+def _named(error: UnicodeError) -> str:
+    return error.encoding.upper() if isinstance(error, UnicodeDecodeError) else "text"

@@ -1,0 +1,104 @@
+"""Attribute columns of the label table, in types that answers can carry as JSON."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from retrieval.errors import DatasetError
+
+OUT_OF_RANGE = "<value out of range"  # how Arrow writes a date or time that no calendar has
+
+
+def attribute_column(path: Path, name: str, values: Any) -> Any:
+    """Return one attribute as an Arrow column of a type that JSON has: texts, numbers, truth values, lists, objects.
+
+    values: an Arrow column, or a list of Python values. Dates, times, decimals and durations become text, NaN and
+    infinity null. Raises DatasetError for bytes, for values of several types, and for what no type holds.
+    """
+    where = f"{path}: column {name!r}"
+    column = values if isinstance(values, pa.ChunkedArray) else _from_python(where, values)
+    try:
+        column = _as_json(column)
+        column.validate(full=True)  # the file may claim that any bytes are UTF-8
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise DatasetError(f"{where} of type {column.type} cannot be read ({error}). Write it as text.") from error
+    if _holds(column.type, _is_bytes):
+        raise DatasetError(f"{where} holds bytes, which no answer can carry. Leave it out or write text.")
+    return column
+
+
+def _from_python(where: str, values: list[Any]) -> Any:
+    try:
+        column = pa.array(values, pa.large_string() if _only_text(values) else None)
+    except OverflowError:  # beyond 2^63, as far as unsigned integers go
+        try:
+            column = pa.array(values, pa.uint64())
+        except (pa.ArrowException, OverflowError, TypeError) as error:
+            raise DatasetError(f"{where} holds integers that no one type holds ({error}). Write text.") from error
+    except (pa.ArrowException, TypeError) as error:
+        raise DatasetError(f"{where} holds values of different types ({error}). Use one type.") from error
+    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
+
+
+def _only_text(values: list[Any]) -> bool:
+    return any(isinstance(value, str) for value in values) and all(
+        value is None or isinstance(value, str) for value in values
+    )
+
+
+def _as_json(column: Any) -> Any:
+    kind = column.type
+    wanted = _json_type(kind)
+    if wanted != kind:
+        column = column.cast(wanted)
+    if pa.types.is_temporal(kind) and pc.any(pc.starts_with(column, OUT_OF_RANGE)).as_py():
+        raise pa.ArrowInvalid("a value is out of the calendar's range")
+    if not _holds(wanted, pa.types.is_floating):
+        return column
+    return pa.chunked_array([_finite(chunk) for chunk in column.chunks], wanted)
+
+
+def _finite(array: Any) -> Any:
+    """Return an array with null for each NaN and infinity, in lists and objects too: JSON has neither."""
+    kind = array.type
+    if pa.types.is_floating(kind):
+        return pc.if_else(pc.is_finite(array), array, pa.scalar(None, kind))
+    if pa.types.is_list(kind):
+        array = pa.concat_arrays([array])  # an array of its own, since a slice takes no mask
+        return pa.ListArray.from_arrays(array.offsets, _finite(array.values), type=kind, mask=array.is_null())
+    if pa.types.is_struct(kind):
+        children = [_finite(child) for child in array.flatten()]
+        return pa.StructArray.from_arrays(children, fields=list(kind), mask=array.is_null())
+    return array
+
+
+def _json_type(kind: Any) -> Any:
+    """Return the type that a column of type `kind` is cast to."""
+    types = pa.types
+    if types.is_dictionary(kind):
+        return _json_type(kind.value_type)
+    if types.is_float16(kind):
+        return pa.float32()
+    texts = (types.is_string, types.is_string_view, types.is_temporal, types.is_decimal)
+    if any(check(kind) for check in texts):
+        return pa.large_string()
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    if any(check(kind) for check in lists):
+        return pa.list_(_json_type(kind.value_type))
+    if types.is_struct(kind):
+        return pa.struct([pa.field(field.name, _json_type(field.type)) for field in kind])
+    return kind
+
+
+def _is_bytes(kind: Any) -> bool:
+    types = pa.types
+    checks = (types.is_binary, types.is_large_binary, types.is_fixed_size_binary, types.is_binary_view)
+    return any(check(kind) for check in checks)
+
+
+def _holds(kind: Any, check: Callable[[Any], bool]) -> bool:
+    """Tell whether a type, or one inside it, passes the check."""
+    return check(kind) or any(_holds(kind.field(place).type, check) for place in range(kind.num_fields))
