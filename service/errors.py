@@ -98,5 +98,6 @@ def _where(error: ErrorDetails) -> str:
 
 
 def _shown(value: object) -> str:
-    text = str(value)
+    """Show a number or the beginning of a text; writing out a list or object could take milliseconds."""
+    text = str(value) if isinstance(value, str | int | float) else type(value).__name__
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"

@@ -1,0 +1,58 @@
+"""Limit the structure of a JSON body before it is parsed.
+
+Parsing and validating cost time and memory per value, not per byte: 1 MB of empty lists is 350,000 objects. Counting
+bytes costs about 0.4 ms per MB and character, so a body with too many values is refused for less than it costs to
+parse. Characters inside strings do not count.
+"""
+
+from typing import NamedTuple
+
+from service.errors import Refusal
+
+UNCHECKED_BYTES = 2048  # a body this small cannot be expensive
+
+
+class JsonLimits(NamedTuple):
+    """The most that the JSON of a request may contain."""
+
+    members: int  # names in all objects together
+    containers: int  # lists and objects
+    values: int  # list entries and members
+
+
+DEFAULT_LIMITS = JsonLimits(members=64, containers=64, values=1024)
+
+
+def check_structure(body: bytes, limits: JsonLimits) -> None:
+    """Check that a body has no more values than its request can use. Raises Refusal 422."""
+    if len(body) <= UNCHECKED_BYTES or _excess(body, limits) is None:
+        return
+    outside = _outside_strings(body, limits)
+    what = "values" if outside is None else _excess(outside, limits)
+    if what is not None:
+        most = limits.values if what == "values" else limits.members if what == "names" else limits.containers
+        raise Refusal(422, "too_many_values", f"The body has more than {most} {what}; send less in one request.")
+
+
+def _excess(body: bytes, limits: JsonLimits) -> str | None:
+    """Name what a body has too much of, where every character counts as structure."""
+    if body.count(b":") > limits.members:
+        return "names"
+    if body.count(b"[") + body.count(b"{") > limits.containers:
+        return "lists and objects"
+    if body.count(b",") > limits.values or body.count(b'"') > _quotes(limits):
+        return "values"
+    return None
+
+
+def _outside_strings(body: bytes, limits: JsonLimits) -> bytes | None:
+    """Return the body without the content of its strings; None when it has too many strings."""
+    if b"\\" in body:  # pairs first: of an odd run of backslashes the last one escapes what follows
+        body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if body.count(b'"') > _quotes(limits):
+        return None
+    return b"".join(body.split(b'"')[::2])
+
+
+def _quotes(limits: JsonLimits) -> int:
+    return 2 * (limits.values + limits.members)
