@@ -16,6 +16,7 @@ from retrieval.signatures import trusted_keys
 from service import errors
 from service.aside import aside
 from service.batching import Ticket
+from service.callers import ADMINISTRATOR, ANYONE, Caller
 from service.comparing import Compared
 from service.errors import Refusal
 from service.frames import Asked
@@ -95,11 +96,11 @@ class Generations:
             self._begin(self._watch.run(name))
         return generation
 
-    def admit(self, asked: Asked, seconds: float | None = None) -> Ticket:
-        """Queue a request with the generation of this moment; it waits `seconds` at most. Raises Refusal 429 or 503."""
+    def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> Ticket:
+        """Queue a request with the present generation; it waits `seconds` at most. Raises Refusal 422, 429 or 503."""
         if self.current is None:
             raise errors.unavailable(f"The service is not ready: {self.readiness().detail}.")
-        return self.current.admit(asked, seconds)
+        return self.current.admit(asked, seconds, caller)
 
     @property
     def serving(self) -> str | None:
@@ -112,8 +113,12 @@ class Generations:
         return (self.current.number, self.current.told) if self.current else None
 
     def full(self) -> bool:
-        """Whether no request can be admitted at this moment for want of room in the queue."""
+        """Whether no request can be admitted at this moment unless another one is refused for it."""
         return self.current is not None and self.current.batcher.full
+
+    def turns_away(self, caller: Caller) -> bool:
+        """Whether no request of a caller can be admitted at this moment for want of room in the queue."""
+        return self.current is not None and self.current.batcher.turns_away(caller)
 
     async def activate(self, name: str) -> ActivateResponse:
         """Serve another bundle, without a gap. On any failure the old one stays; raises Refusal saying why."""
@@ -137,12 +142,12 @@ class Generations:
         """Queue a request with any bundle of the store, opened for it if need be. Raises Refusal."""
         for one in (self.current, self.kept):
             if one and one.name == name:
-                return one.admit(asked, seconds)
+                return one.admit(asked, seconds, ADMINISTRATOR)
         if self._preparing or self.stopping:
             why = f"bundle {self._preparing} is being prepared" if self._preparing else "the service is stopping"
             raise Refusal(409, "busy_switching", f"Bundle {name} was not opened for comparison: {why}.")
         try:
-            return (await self.compared.open(name)).admit(asked, seconds)
+            return (await self.compared.open(name)).admit(asked, seconds, ADMINISTRATOR)
         except (DiptychError, OSError) as error:
             status, why = self._status_without(name), f"Bundle {name} was not opened for comparison: {_reason(error)}"
             raise Refusal(status, "not_compared", self.public(why)) from error

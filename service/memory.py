@@ -12,13 +12,14 @@ from retrieval.manifest import INDEX, QUERY_ENCODER, TOKENIZER, Manifest
 ENGINE_BYTES = 96 << 20
 ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # of the last, weights are kept in float32 too
 TOKENIZER_TIMES = 10
+LABEL_CACHE_BYTES = 32 << 20  # the JSON of labels that an engine keeps, see label_cache.py
 
 
 def needed_memory(manifest: Manifest) -> int:
     """Bytes that an engine takes for a bundle; vectors and labels are mapped files, which take none for good."""
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     encoder = ENCODER_TIMES[manifest.precision] * sizes[QUERY_ENCODER]
-    return int(ENGINE_BYTES + sizes[INDEX] + encoder + TOKENIZER_TIMES * sizes[TOKENIZER])
+    return int(ENGINE_BYTES + LABEL_CACHE_BYTES + sizes[INDEX] + encoder + TOKENIZER_TIMES * sizes[TOKENIZER])
 
 
 def check_memory(name: str, manifest: Manifest, groups: Path) -> None:

@@ -63,6 +63,9 @@ class Metrics:
         self.rejections = Counter(
             "diptych_rejections", "Requests turned away or given up", ["reason"], registry=registry
         )
+        self.quarantined = Counter(
+            "diptych_quarantined_queries", "Queries put in quarantine because they ended engines", registry=registry
+        )
         self.cache = Counter("diptych_cache_requests", "Requests looked up in the cache", ["result"], registry=registry)
         self.cache_bytes = Gauge("diptych_cache_bytes", "Answers kept in the cache", registry=registry)
         self.connections = Gauge("diptych_connections", "Open connections", registry=registry)
