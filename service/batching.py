@@ -27,6 +27,7 @@ from service.settings import Settings
 
 Ticket = PendingRequest  # as other modules call it
 DEATHS_ALLOWED = 1
+GRAINS = 16  # of a batch: requests whose slices differ by less are answered in the order they came
 SCAN_LIMIT = 256  # requests that are looked at for texts of one length
 
 
@@ -41,7 +42,9 @@ class Batcher:
         self._settings = settings
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._waiting = FairQueue(settings.max_waiting_tokens / settings.max_waiting_queries)
+        places = settings.max_waiting_tokens / settings.max_waiting_queries
+        grain = settings.max_batch_hits // GRAINS
+        self._waiting = FairQueue(places, settings.max_piece_queries, grain)
         self._in_flight: OrderedDict[int, list[RequestSlice]] = OrderedDict()  # by number, the oldest first
         self._send: Callable[[bytes], None] | None = None
         self._number = 0  # of the last batch sent

@@ -92,6 +92,8 @@ class Exchange:
         """The answer starts: count it, and give the headers that every answer has."""
         self.status = status
         metrics.answered(self.route, status)
+        if self.refusal == errors.DEADLINE_EXCEEDED:
+            metrics.client_deadlines.inc()
         total = perf_counter() - self.started
         ticket = self.ticket
         if ticket is None:

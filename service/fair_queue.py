@@ -1,9 +1,10 @@
 """Fair queueing between callers, and between the requests of one caller.
 
-Every caller has a virtual time, which grows by the cost of what the engine is given for it; the caller with the least
-goes next. The queue's own virtual time is what each caller would have been given if all had been served evenly, and a
-caller that returns starts there: it neither saves up what it did not use nor waits for what others used. The same rule
-orders the requests of one caller, so a large one cannot block small ones.
+Weighted fair queueing: every caller has a virtual time, which grows by the cost of what the engine is given for it. The
+caller goes next whose time would be least after its next slice, so a small request goes before large ones. The queue's
+own virtual time is what each caller would have been given if all had been served evenly. A caller that returns starts
+there: it neither saves up what it did not use nor waits for what others used. The same rule orders the requests of one
+caller.
 """
 
 import heapq
@@ -21,29 +22,26 @@ SLACK = 64  # outdated entries of a heap that are always allowed
 
 
 class VirtualTimes(Generic[Flow]):
-    """Flows that wait, the one that has been given least first."""
+    """Flows that wait, in the order of their virtual times after what they are given next."""
 
     def __init__(self) -> None:
         self.times: dict[Flow, float] = {}  # of the waiting flows, in the order in which they joined
-        self._now = 0.0
+        self.now = 0.0  # the queue's own virtual time
+        self._keys: dict[Flow, float] = {}
         self._heap: list[Entry[Flow]] = []
         self._numbers = count()
 
     def __len__(self) -> int:
         return len(self.times)
 
-    @property
-    def now(self) -> float:
-        """The queue's own virtual time."""
-        return self._now
-
-    def join(self, flow: Flow, since: float = 0.0) -> None:
+    def join(self, flow: Flow, next_cost: float, since: float = 0.0) -> None:
         """Add a flow that was last given something at virtual time `since`."""
-        self.times[flow] = max(self._now, since)
-        self._push(flow)
+        self.times[flow] = max(self.now, since)
+        self.expect(flow, next_cost)
 
     def leave(self, flow: Flow) -> float:
         """Remove a flow; return its virtual time."""
+        del self._keys[flow]
         time = self.times.pop(flow)
         if not self.times:
             self._heap.clear()
@@ -52,7 +50,7 @@ class VirtualTimes(Generic[Flow]):
     def first(self) -> Flow | None:
         """Return the next flow; None when none waits."""
         heap = self._heap
-        while heap and self.times.get(heap[0][2]) != heap[0][0]:
+        while heap and self._keys.get(heap[0][2]) != heap[0][0]:
             heapq.heappop(heap)
         return heap[0][2] if heap else None
 
@@ -64,19 +62,20 @@ class VirtualTimes(Generic[Flow]):
         """Undo `set_aside`."""
         heapq.heappush(self._heap, entry)
 
-    def charge(self, flow: Flow, cost: float, leaves: bool) -> float:
-        """Count what the engine was given for a flow, which is removed if it `leaves`; return its virtual time."""
-        self._now += cost / len(self.times)
-        if leaves:
-            return self.leave(flow) + cost
-        self.times[flow] = time = self.times[flow] + cost
-        self._push(flow)
-        return time
+    def charge(self, flow: Flow, cost: float) -> None:
+        """Count what the engine was given for a flow; `expect` or `leave` follows."""
+        self.now += cost / len(self.times)
+        self.times[flow] += cost
 
-    def _push(self, flow: Flow) -> None:
-        heapq.heappush(self._heap, (self.times[flow], next(self._numbers), flow))
+    def expect(self, flow: Flow, next_cost: float) -> None:
+        """Place a flow by what it is given next."""
+        key = self.times[flow] + next_cost
+        if self._keys.get(flow) == key:
+            return
+        self._keys[flow] = key
+        heapq.heappush(self._heap, (key, next(self._numbers), flow))
         if len(self._heap) > 2 * len(self.times) + SLACK:
-            self._heap = [entry for entry in self._heap if self.times.get(entry[2]) == entry[0]]
+            self._heap = [entry for entry in self._heap if self._keys.get(entry[2]) == entry[0]]
             heapq.heapify(self._heap)
 
 
@@ -104,7 +103,10 @@ class FairQueue:
     A place is what a text takes of the queue: one for the text, and one more for each `tokens_per_place` tokens.
     """
 
-    def __init__(self, tokens_per_place: float) -> None:
+    def __init__(self, tokens_per_place: float, slice_texts: int, grain: int) -> None:
+        """`slice_texts` of a request are given to the engine together; costs of less than a `grain` are alike."""
+        self._slice_texts = slice_texts
+        self._grain = max(grain, 1)
         self.texts = 0
         self.tokens = 0
         self._tokens_per_place = tokens_per_place
@@ -137,9 +139,13 @@ class FairQueue:
         """Queue a request behind its caller's others."""
         self.count(request, 0, len(request.tokens), +1)
         queue = self._callers[request.caller]
-        if not queue.requests:
-            self._turns.join(queue, self._past.pop(request.caller, 0.0))
-        queue.requests.join(request)
+        is_new = not queue.requests
+        next_cost = self._next_cost(request)
+        queue.requests.join(request, next_cost)
+        if is_new:
+            self._turns.join(queue, next_cost, self._past.pop(request.caller, 0.0))
+        elif queue.requests.first() is request:
+            self._turns.expect(queue, next_cost)
 
     def add_first(self, request: PendingRequest, start: int, stop: int) -> None:
         """Put texts back that an engine had: they go before all others."""
@@ -203,10 +209,13 @@ class FairQueue:
                 del self._returned[request]
             return self.count(request, start, stop, -1)
         queue, cost = self._callers[request.caller], request.cost(start, stop)
-        queue.requests.charge(request, cost, leaves=not request.todo)
-        time = self._turns.charge(queue, cost, leaves=not queue.requests)
-        if not queue.requests:
-            self._remember(queue.caller, time)
+        queue.requests.charge(request, cost)
+        self._turns.charge(queue, cost)
+        if request.todo:
+            queue.requests.expect(request, self._next_cost(request))
+        else:
+            queue.requests.leave(request)
+        self._place(queue)
         return self.count(request, start, stop, -1)
 
     def all(self) -> Iterator[PendingRequest]:
@@ -254,20 +263,29 @@ class FairQueue:
                 one.most_places = one.places
             heapq.heapify(self._heaviest)
 
+    def _next_cost(self, request: PendingRequest) -> int:
+        """Return the cost of a request's next slice in whole grains, so that small requests keep their order."""
+        cost = request.next_cost(self._slice_texts)
+        return cost - cost % self._grain
+
     def _leave(self, request: PendingRequest) -> None:
         """Take a request out of its caller's turn."""
         queue = self._callers.get(request.caller)
         if queue and request in queue.requests.times:
             queue.requests.leave(request)
-            if not queue.requests:
-                self._remember(queue.caller, self._turns.leave(queue))
+            self._place(queue)
 
-    def _remember(self, caller: Caller, time: float) -> None:
-        """Keep the virtual time of a caller that has nothing waiting and was given more than its share."""
-        now = self._turns.now
+    def _place(self, queue: CallerQueue) -> None:
+        """Place a caller by its next request; remember its virtual time when it has none and is ahead."""
+        if first := queue.requests.first():
+            self._turns.expect(queue, self._next_cost(first))
+            return
+        if queue.requests:  # all of them are set aside for the moment
+            return
+        time, now = self._turns.leave(queue), self._turns.now
         if not self._turns:
             self._past.clear()
         elif time > now:
-            self._past[caller] = time
+            self._past[queue.caller] = time
             if len(self._past) > 2 * len(self._callers) + SLACK:
-                self._past = {one: past for one, past in self._past.items() if past > now}
+                self._past = {caller: past for caller, past in self._past.items() if past > now}

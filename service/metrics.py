@@ -43,6 +43,11 @@ class Metrics:
         labels = ["route", "code"]
         self._requests = Counter("diptych_requests", "Answers by route and status", labels, registry=registry)
         self._answers: dict[tuple[str, int], Counter] = {}
+        self.client_deadlines = Counter(
+            "diptych_client_deadlines",
+            "Answers 504 because the deadline that the client set had passed",
+            registry=registry,
+        )
         stage = Histogram(
             "diptych_stage_seconds", "Seconds in each stage", ["stage"], buckets=SECONDS, registry=registry
         )

@@ -75,6 +75,11 @@ class PendingRequest:
         """Return what some of its texts cost an engine: their hits and their tokens."""
         return (stop - start) * self.asked.k + sum(self.tokens[start:stop])
 
+    def next_cost(self, texts: int) -> int:
+        """Return the cost of its next slice of at most so many texts."""
+        start, stop = self.todo[0]
+        return self.cost(start, min(stop, start + texts))
+
     def abandon(self) -> None:
         """Give up: nobody waits for this answer any more."""
         self.batcher.abandon(self)

@@ -55,7 +55,7 @@ class Predict:
             self._limit.take(caller, charged)
         wanted = parse(self.model, body).wanted
         if self._limit and len(wanted.queries) > charged:
-            self._limit.take(caller, len(wanted.queries) - charged)
+            self._limit.take(caller, len(wanted.queries) - charged, whole=len(wanted.queries))
         seconds = deadline_seconds(exchange.header(deadlines.HEADER))
         state = self._generations.state if self._answers else None
         if not self._answers or not state:

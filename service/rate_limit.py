@@ -27,14 +27,17 @@ class RateLimit:
         self._shared_full_at = 0.0
         self._swept_at = -math.inf
 
-    def take(self, caller: Caller, texts: int, now: float | None = None) -> None:
-        """Charge a caller for some texts. Raises Refusal 429 that says when there is room for them."""
+    def take(self, caller: Caller, texts: int, now: float | None = None, *, whole: int | None = None) -> None:
+        """Charge a caller for some texts. Raises Refusal 429 that says when there is room for them.
+
+        `whole` is what the request is charged when it is sent again, where these texts are only a part of it.
+        """
         now = monotonic() if now is None else now
         own = caller in self._full_at or self._has_room(now)
         full_at = max(self._full_at.get(caller, now) if own else self._shared_full_at, now)
         missing = (full_at - now) * self._rate
         if missing + texts > self._burst + 1e-6:
-            seconds = max(1, math.ceil((missing + texts - self._burst) / self._rate))
+            seconds = max(1, math.ceil((missing + (whole or texts) - self._burst) / self._rate))
             message = f"This caller may send {self._rate:g} texts per second. Try again in {seconds} s."
             raise Refusal(429, "rate_limited", message, retry_after(seconds))
         full_at += texts / self._rate

@@ -215,7 +215,7 @@ def test_each_caller_has_a_rate_of_its_own(locked: Service) -> None:
     assert [locked.ask("POST", "/predict", ask, X_Api_Key="alpha").status for _ in range(2)] == [200, 200]
     reply = locked.ask("POST", "/predict", ask, X_Api_Key="alpha")
     assert refusal(reply) == (429, "rate_limited")
-    assert 1 <= int(reply.headers["retry-after"]) <= 100
+    assert 1 <= int(reply.headers["retry-after"]) <= 300
     assert locked.ask("POST", "/predict", ask, X_Api_Key="beta").status == 200
     assert rejected(locked, "rate_limited") == 1
 
