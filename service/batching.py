@@ -27,6 +27,10 @@ from service.settings import Settings
 
 Ticket = PendingRequest  # as other modules call it
 DEATHS_ALLOWED = 1
+OVER_LIMIT = 2  # times what may wait, where a caller under its share comes
+MIXED_SECONDS = 1.0  # after a small request, large ones leave room for the next
+MIXED_PART = 4  # of a batch, which large requests get while small ones come
+LARGE_PART = 8  # of a batch: a request whose next slice costs more than this is a large one
 GRAINS = 16  # of a batch: requests whose slices differ by less are answered in the order they came
 SCAN_LIMIT = 256  # requests that are looked at for texts of one length
 
@@ -52,6 +56,8 @@ class Batcher:
         self._idle.set()
         self._pace = Pace()
         self._room = settings.max_waiting_queries  # texts that may wait at the engine's pace
+        self._large = settings.max_batch_hits // LARGE_PART
+        self._small_at = -MIXED_SECONDS  # when a small request was admitted last
         self._quarantine = Quarantine()
         self._quiet = False  # whether nothing was answered since a query was put in quarantine
 
@@ -76,6 +82,8 @@ class Batcher:
         self._refuse_overload(asked.queries, caller)
         deadline = self._settings.deadline_seconds
         request = PendingRequest(asked, min(seconds or deadline, deadline), self, self._loop, caller)
+        if not self._is_large(request):
+            self._small_at = request.arrived
         self._queue(request)
         self._feed()
         return request
@@ -176,10 +184,13 @@ class Batcher:
         batch: list[RequestSlice] = []
         settings = self._settings
         queries, tokens, hits = settings.max_batch_queries, settings.max_batch_tokens, settings.max_batch_hits
+        large = self._is_large(first)
+        if large and self._mixed():
+            hits //= MIXED_PART
         with closing(self._waiting.in_turn(SCAN_LIMIT)) as turns:
             for request in turns:
-                if request.deaths and batch:
-                    break
+                if batch and (request.deaths or self._is_large(request) != large):
+                    break  # small requests do not wait for large ones of the same batch
                 start, stop = self._cut(request, min(queries, hits // request.asked.k), tokens, length, not batch)
                 if start == stop and length is None:
                     break
@@ -215,8 +226,18 @@ class Batcher:
             return True
         if len(self._in_flight) >= self._lanes + self._settings.batches_ahead:
             return False
-        next_in_line, flying = self._waiting.first(), next(reversed(self._in_flight.values()))
-        return not (next_in_line and next_in_line.deaths) and not flying[0].request.deaths
+        following, flying = self._waiting.first(), next(reversed(self._in_flight.values()))
+        if following is None or following.deaths or flying[0].request.deaths:
+            return False
+        # what is sent ahead is answered before any small request that comes meanwhile
+        return len(self._in_flight) < self._lanes or not (self._is_large(following) and self._mixed())
+
+    def _is_large(self, request: PendingRequest) -> bool:
+        return request.next_cost(self._settings.max_piece_queries) > self._large
+
+    def _mixed(self) -> bool:
+        """Whether small requests have come lately, so that large ones must leave room for the next."""
+        return perf_counter() - self._small_at < MIXED_SECONDS
 
     def _deliver(self, one: RequestSlice, outcome: Outcome, body: bytes, stages: Stages) -> None:
         request, most = one.request, self._settings.max_answer_bytes
@@ -315,32 +336,40 @@ class Batcher:
             self._metrics.rejections.labels("quarantined").inc()
             raise
 
+    def refuse_early(self, caller: Caller, texts: int) -> None:
+        """Refuse a request of at least so many texts, if it would be refused. Raises Refusal 429."""
+        if waiting := self._overload(texts, 0, self._room):
+            if self._under_share(caller, texts):
+                return
+            self._metrics.rejections.labels("queue_full").inc()
+            raise errors.overloaded(waiting)
+
     def _refuse_overload(self, texts: Sequence[str], caller: Caller) -> None:
-        """Make room in the queue for some texts, if their caller may have it. Raises Refusal 429."""
+        """Make room in the queue for some texts, if their caller may have it. Raises Refusal 429.
+
+        A caller under its share may go over the limit, so that no request that has begun is refused for it; only at
+        twice the limit the newest request of the caller with most goes.
+        """
         tokens = sum(map(self.lengths.tokens, texts)) if self._waiting else 0
-        while waiting := self._overload(len(texts), tokens):
+        waiting, room = self._overload(len(texts), tokens, self._room), self._room
+        if waiting and self._under_share(caller, self._waiting.places(len(texts), tokens)):
+            room = OVER_LIMIT * self._room
+        while waiting := self._overload(len(texts), tokens, room):
             refusal = errors.overloaded(waiting)
             self._metrics.rejections.labels("queue_full").inc()
-            evicted = self._evictable(caller, self._waiting.places(len(texts), tokens))
-            if evicted is None:
+            heaviest = self._waiting.heaviest() if room > self._room else None
+            if heaviest is None or heaviest.newest is None or heaviest.caller == caller:
                 raise refusal
-            self._finish(evicted, refusal)
+            self._finish(heaviest.newest, refusal)
 
-    def _overload(self, texts: int, tokens: int) -> str:
-        """Say how much waits when some texts do not fit into the queue; empty when they do."""
+    def _overload(self, texts: int, tokens: int, room: int) -> str:
+        """Say how much waits when some texts do not fit into a queue of `room` texts; empty when they do."""
         waiting = self._waiting
-        if waiting.texts + texts > self._room:
+        if waiting.texts + texts > room:
             return f"{waiting.texts} texts"
-        if waiting and waiting.tokens + tokens > self._settings.max_waiting_tokens:
+        if waiting and waiting.tokens + tokens > self._settings.max_waiting_tokens * room / self._room:
             return f"{waiting.tokens} tokens"
         return ""
-
-    def _evictable(self, caller: Caller, places: float) -> PendingRequest | None:
-        """Return the newest request of the caller that has most, where this one is under its share; else None."""
-        if not self._under_share(caller, places):
-            return None
-        heaviest = self._waiting.heaviest()
-        return heaviest.newest if heaviest and heaviest.caller != caller else None
 
 
 def _either(numbers: Sequence[int]) -> str:

@@ -17,6 +17,7 @@ from typing import Any, cast
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors
+from service.body_check import UNCHECKED_BYTES
 from service.errors import Refusal
 from service.exchange import Exchange, given_or_new_id, new_id
 from service.metrics import Metrics
@@ -178,7 +179,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         waits = self.expect_100_continue  # with its body, which is therefore not on its way
         if self.url == PATH_BYTES and self._free and not waits and self.parser.get_method() == b"POST":
-            self._turned_away = self._house.full() and self._house.turns_away(self._unheard())
+            self._turned_away = self._house.full() and self._is_small() and self._house.turns_away(self._unheard())
         if not self._turned_away:
             super().on_headers_complete()
 
@@ -213,6 +214,11 @@ class Connection(HttpToolsProtocol):
         """uvicorn's own answer to what is not HTTP, in the shape of all the others."""
         self._house.metrics.rejections.labels("not_http").inc()
         self._end_with(Refusal(400, "not_http", "This is not a request in HTTP/1.1."))
+
+    def _is_small(self) -> bool:
+        """Return whether the body is so small that refusing it costs next to nothing, however often it comes."""
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        return length.isdigit() and int(length) <= UNCHECKED_BYTES
 
     def _unheard(self) -> Exchange:
         """Return as much of a request as its caller is known by."""

@@ -116,6 +116,11 @@ class Generations:
         """Whether no request can be admitted at this moment unless another one is refused for it."""
         return self.current is not None and self.current.batcher.full
 
+    def refuse_early(self, caller: Caller, texts: int) -> None:
+        """Refuse a request of at least so many texts before it is parsed. Raises Refusal 429."""
+        if self.current is not None:
+            self.current.batcher.refuse_early(caller, texts)
+
     def turns_away(self, caller: Caller) -> bool:
         """Whether no request of a caller can be admitted at this moment for want of room in the queue."""
         return self.current is not None and self.current.batcher.turns_away(caller)

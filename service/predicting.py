@@ -4,11 +4,14 @@ FastAPI documents it and does not answer it: it stands before FastAPI's layers, 
 front (docs/decisions/0042).
 """
 
+import asyncio
+
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from service import deadlines
 from service.answers import Answers, key_of
+from service.body_check import UNCHECKED_BYTES, least_texts
 from service.callers import Caller, caller_of
 from service.deadlines import deadline_seconds
 from service.errors import Refusal
@@ -22,6 +25,7 @@ from service.security import PredictKeys
 from service.settings import Settings
 
 PATH = "/predict"
+REFUSAL_SECONDS = 0.1  # until a large request is refused for want of room in the queue
 
 
 class Predict:
@@ -53,6 +57,12 @@ class Predict:
         charged = texts_for_bytes(len(body), self._max_queries)
         if self._limit:  # before parsing, which costs more than refusing
             self._limit.take(caller, charged)
+        try:
+            self._generations.refuse_early(caller, least_texts(body))
+        except Refusal:
+            # a client that repeats a large request at once would keep the service busy with refusing it
+            await asyncio.sleep(REFUSAL_SECONDS if len(body) > UNCHECKED_BYTES else 0)
+            raise
         wanted = parse(self.model, body).wanted
         if self._limit and len(wanted.queries) > charged:
             self._limit.take(caller, len(wanted.queries) - charged, whole=len(wanted.queries))

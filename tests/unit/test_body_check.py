@@ -73,7 +73,11 @@ def test_the_largest_good_requests_pass(make: Callable[[], dict[str, object]]) -
         assert parse(PREDICT, body).queries == make()["queries"]
 
 
-@given(st.recursive(st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    )
+)
 def test_characters_of_strings_do_not_count(value: object) -> None:
     """A text with brackets or quotes, escaped or not, would change what is counted."""
     body = json.dumps(value).encode() + b" " * 3000
@@ -116,5 +120,5 @@ def test_a_filter_is_limited_in_bytes() -> None:
         if accepted:
             parse(PREDICT, body)
             continue
-        with pytest.raises(Refusal, match="filter has .* bytes; the most is 65536"):
+        with pytest.raises(Refusal, match=r"filter has \d+ bytes; the most is 65536"):
             parse(PREDICT, body)
