@@ -65,9 +65,10 @@ class Exchange:
         self.status = 0  # none yet
 
     @property
-    def asked(self) -> tuple[int, str]:
-        """What was answered to what."""
-        return self.status, self.route
+    def failed(self) -> bool:
+        """Whether the answer is a failure of the service."""
+        is_expected = (self.status, self.route) == NOT_READY or self.refusal == errors.DEADLINE_EXCEEDED
+        return self.status >= 500 and not is_expected
 
     @property
     def address(self) -> str:
@@ -146,7 +147,7 @@ class Exchanges:
                 self._metrics.rejections.labels(exchange.refusal).inc()
             if heard:
                 _audit(exchange, heard.body)
-            if exchange.status >= self._logged_from and (not self._logged_from or exchange.asked != NOT_READY):
+            if exchange.status >= self._logged_from and (not self._logged_from or exchange.failed):
                 self._log(exchange)
             if self._tracing:
                 self._tracing.record(exchange)
