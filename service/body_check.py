@@ -19,6 +19,7 @@ class JsonLimits(NamedTuple):
     members: int  # names in all objects together
     containers: int  # lists and objects
     values: int  # list entries and members
+    escapes: int = 1 << 18  # backslashes, which make counting and parsing several times as expensive
 
 
 DEFAULT_LIMITS = JsonLimits(members=64, containers=64, values=1024)
@@ -26,13 +27,16 @@ DEFAULT_LIMITS = JsonLimits(members=64, containers=64, values=1024)
 
 def check_structure(body: bytes, limits: JsonLimits) -> None:
     """Check that a body has no more values than its request can use. Raises Refusal 422."""
-    if len(body) <= UNCHECKED_BYTES or _excess(body, limits) is None:
+    if len(body) <= UNCHECKED_BYTES:
         return
-    outside = _outside_strings(body, limits)
-    what = "values" if outside is None else _excess(outside, limits)
-    if what is not None:
-        most = limits.values if what == "values" else limits.members if what == "names" else limits.containers
-        raise Refusal(422, "too_many_values", f"The body has more than {most} {what}; send less in one request.")
+    escapes = body.count(b"\\")
+    if escapes > limits.escapes:
+        raise _refusal(limits.escapes, "escaped characters")
+    # The quote that begins a string has no backslash before it, so there are at most so many strings.
+    if body.count(b'"') - (body.count(b'\\"') if escapes else 0) > 2 * (limits.values + limits.members):
+        raise _refusal(limits.values, "values")
+    if _excess(body, limits) and (excess := _excess(_outside_strings(body, escapes > 0), limits)):
+        raise _refusal(*excess)
 
 
 def least_texts(body: bytes) -> int:
@@ -43,25 +47,21 @@ def least_texts(body: bytes) -> int:
     return max(1, (quotes - NAMES_QUOTES) // 2)
 
 
-def _excess(body: bytes, limits: JsonLimits) -> str | None:
-    """Name what a body has too much of, where every character counts as structure."""
+def _excess(body: bytes, limits: JsonLimits) -> tuple[int, str] | None:
+    """Return the limit that a body exceeds, and of what, where every character counts as structure."""
     if body.count(b":") > limits.members:
-        return "names"
+        return limits.members, "names"
     if body.count(b"[") + body.count(b"{") > limits.containers:
-        return "lists and objects"
-    if body.count(b",") > limits.values or body.count(b'"') > _quotes(limits):
-        return "values"
-    return None
+        return limits.containers, "lists and objects"
+    return (limits.values, "values") if body.count(b",") > limits.values else None
 
 
-def _outside_strings(body: bytes, limits: JsonLimits) -> bytes | None:
-    """Return the body without the content of its strings; None when it has too many strings."""
-    if b"\\" in body:  # pairs first: of an odd run of backslashes the last one escapes what follows
+def _outside_strings(body: bytes, has_escapes: bool) -> bytes:
+    """Return the body without the content of its strings."""
+    if has_escapes:  # pairs first: of an odd run of backslashes the last one escapes what follows
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
-    if body.count(b'"') > _quotes(limits):
-        return None
     return b"".join(body.split(b'"')[::2])
 
 
-def _quotes(limits: JsonLimits) -> int:
-    return 2 * (limits.values + limits.members)
+def _refusal(most: int, what: str) -> Refusal:
+    return Refusal(422, "too_many_values", f"The body has more than {most} {what}; send less in one request.")

@@ -58,7 +58,7 @@ class Predict:
         if self._limit:  # before parsing, which costs more than refusing
             self._limit.take(caller, charged)
         try:
-            self._generations.refuse_early(caller, least_texts(body))
+            self._generations.refuse_early(caller, min(least_texts(body), self._max_queries))
         except Refusal:
             # a client that repeats a large request at once would keep the service busy with refusing it
             await asyncio.sleep(REFUSAL_SECONDS if len(body) > UNCHECKED_BYTES else 0)

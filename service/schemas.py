@@ -16,6 +16,7 @@ Value = str | int | float | bool
 State = Literal["serving", "kept", "compared", "draining"]
 MAX_ID_CHARS = 1024
 MAX_FILTER_BYTES = 65_536  # of JSON: it goes to the engine with every part of a request
+ESCAPES_PER_CHAR = 2  # a pair of surrogates
 FIELDS = 64  # names that a body may have beside those of its filter, so that unknown ones are named one by one
 NOT_BLANK = r"[^\s\x1c-\x1f]"  # what Python calls white space, which is what the retriever goes by
 HIT = {
@@ -253,7 +254,9 @@ def predict_request(settings: Settings) -> type[PredictRequest]:
         "k": (k, Field(min(plain["k"].default, settings.max_k), description=plain["k"].description)),
     }
     model = create_model("PredictRequest", __base__=PredictRequest, __doc__=PredictRequest.__doc__, **fields)
-    model.json_limits = JsonLimits(FIELDS + NAMES, FIELDS + NAMES, settings.max_queries + NAMES * VALUES + FIELDS)
+    names, values = FIELDS + NAMES, settings.max_queries + NAMES * VALUES + FIELDS
+    escapes = ESCAPES_PER_CHAR * settings.max_queries * settings.max_query_chars
+    model.json_limits = JsonLimits(names, names, values, max(escapes, DEFAULT_LIMITS.escapes))
     return model
 
 

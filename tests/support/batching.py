@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry
@@ -19,7 +20,7 @@ class Bench:
     """A batcher, what it sent, and the means to answer it."""
 
     def __init__(self, padded: bool = False, lanes: int = 1, **limits: Any) -> None:
-        settings = Settings(store="unused", **{"max_queries": 1, **limits})
+        settings = Settings(store=Path("unused"), **{"max_queries": 1, **limits})
         self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded))
         self.lanes = lanes
         self.sent: list[list[Asked]] = []

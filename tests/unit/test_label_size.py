@@ -18,14 +18,22 @@ from service.label_cache import ENTRY_BYTES, LabelCache
 from service.memory import ENGINE_BYTES, LABEL_CACHE_BYTES, needed_memory
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
+LISTS = st.lists(st.none() | TEXTS, max_size=4)
 ROWS = st.lists(
-    st.fixed_dictionaries({
-        "id": TEXTS, "text": TEXTS, "number": st.none() | st.integers(-(2**40), 2**40), "some": st.none() | TEXTS,
-        "list": st.none() | st.lists(st.none() | TEXTS, max_size=4), "deep": st.none() | st.lists(st.lists(TEXTS, max_size=3), max_size=3),
-        "fields": st.none() | st.fixed_dictionaries({"a": TEXTS, "b": st.none() | st.booleans()}),
-    }),
-    min_size=1, max_size=5,
-)  # fmt: skip
+    st.fixed_dictionaries(
+        {
+            "id": TEXTS,
+            "text": TEXTS,
+            "number": st.none() | st.integers(-(2**40), 2**40),
+            "some": st.none() | TEXTS,
+            "list": st.none() | LISTS,
+            "deep": st.none() | st.lists(LISTS, max_size=3),
+            "fields": st.none() | st.fixed_dictionaries({"a": TEXTS, "b": st.none() | st.booleans()}),
+        }
+    ),
+    min_size=1,
+    max_size=5,
+)
 SCHEMA = pa.schema({
     "id": pa.string(), "text": pa.large_string(), "number": pa.int64(), "some": pa.string(),
     "list": pa.list_(pa.string()), "deep": pa.large_list(pa.list_(pa.string())),
