@@ -31,6 +31,7 @@ OVER_LIMIT = 2  # times what may wait, where a caller under its share comes
 MIXED_SECONDS = 1.0  # after a small request, large ones leave room for the next
 MIXED_PART = 4  # of a batch, which large requests get while small ones come
 LARGE_PART = 8  # of a batch: a request whose next slice costs more than this is a large one
+SMOOTHING = 0.05  # of what the engine does per second
 GRAINS = 16  # of a batch: requests whose slices differ by less are answered in the order they came
 SCAN_LIMIT = 256  # requests that are looked at for texts of one length
 
@@ -58,6 +59,7 @@ class Batcher:
         self._room = settings.max_waiting_queries  # texts that may wait at the engine's pace
         self._large = settings.max_batch_hits // LARGE_PART
         self._small_at = -MIXED_SECONDS  # when a small request was admitted last
+        self._cost_per_second = 0.0  # of batches without filters
         self._quarantine = Quarantine()
         self._quiet = False  # whether nothing was answered since a query was put in quarantine
 
@@ -158,6 +160,7 @@ class Batcher:
         self._feed()  # first of all, so the engine works while the answers go out
         texts = sum(one.stop - one.start for one in batch)
         self._metrics.batch(texts, answers.stages)
+        self._charge_filters(batch, answers.stages.total)
         now = perf_counter()
         if self._pace.answered(texts, bool(self._waiting), now):
             self._make_room()
@@ -238,6 +241,17 @@ class Batcher:
     def _mixed(self) -> bool:
         """Whether small requests have come lately, so that large ones must leave room for the next."""
         return perf_counter() - self._small_at < MIXED_SECONDS
+
+    def _charge_filters(self, batch: Sequence[RequestSlice], seconds: float) -> None:
+        """Charge the callers whose filters made a batch take longer: by how much, nobody knows beforehand."""
+        cost = sum(one.request.cost(one.start, one.stop) for one in batch)
+        filtered = [one.request.caller for one in batch if one.request.asked.filter]
+        if not filtered:
+            rate = cost / max(seconds, 1e-6)
+            self._cost_per_second += (rate - self._cost_per_second) * (SMOOTHING if self._cost_per_second else 1)
+        elif (excess := seconds * self._cost_per_second - cost) > 0:
+            for caller in filtered:
+                self._waiting.surcharge(caller, excess / len(filtered))
 
     def _deliver(self, one: RequestSlice, outcome: Outcome, body: bytes, stages: Stages) -> None:
         request, most = one.request, self._settings.max_answer_bytes

@@ -218,6 +218,15 @@ class FairQueue:
         self._place(queue)
         return self.count(request, start, stop, -1)
 
+    def surcharge(self, caller: Caller, cost: float) -> None:
+        """Count what a caller's requests have cost beyond what was expected of them."""
+        queue = self._callers.get(caller)
+        if queue and queue.requests:
+            self._turns.times[queue] += cost
+            self._place(queue)
+        elif self._turns:
+            self._past[caller] = max(self._past.get(caller, 0.0), self._turns.now) + cost
+
     def all(self) -> Iterator[PendingRequest]:
         """Give every request: those put back first, then caller by caller."""
         yield from self._returned

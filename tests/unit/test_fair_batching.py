@@ -159,3 +159,23 @@ def test_a_bundle_that_answers_nothing_is_not_excused() -> None:
             bench.attach()
             excused += [bench.batcher.lost()]
         assert excused == [False, True, False, False, False, False]
+
+
+def test_a_costly_filter_is_charged_to_its_caller() -> None:
+    """A filter that the engine needs a hundred times as long for would cost its caller no more than a plain query."""
+
+    @played(max_batch_queries=1, batches_ahead=0, max_waiting_queries=1000)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        plain, filtered = Asked(["plain"], 10), Asked(["filtered"], 10, filter={"a": [1]})
+        for _ in range(30):
+            bench.batcher.admit(plain, caller=b"plain")
+            bench.batcher.admit(filtered, caller=b"filtered")
+        for _ in range(40):
+            seconds = 0.01 if bench.sent[bench.answered][0].filter else 0.001
+            bench.answered += 1
+            stages = NO_TIME._replace(total=seconds)
+            bench.batcher.answered(Answers(bench.answered, stages, [(Outcome.ANSWERED, b"")]))
+        counted = [batch[0].queries[0] for batch in bench.sent[:40]]
+        assert counted.count("plain") == 30
+        assert counted[:33].count("filtered") <= 5
