@@ -1,4 +1,4 @@
-"""A real service under load, beside its peers: nine figures, each with the bars it is to reach.
+"""A real service under load, beside its peers: figures, each with the bars it is to reach.
 
     python -m benchmarks.serving STORE DATASET --work FOLDER [--only 1 3 5 …] [--markdown FILE]
         [--minilm STORE DATASET --model FOLDER_OR_NAME --environments FOLDER] [--switching STORE] [--small]
@@ -19,6 +19,8 @@ from pathlib import Path
 
 from rich.console import Console
 
+from benchmarks.measuring.serving_body_cost import body_cost
+from benchmarks.measuring.serving_fairness import fairness
 from benchmarks.measuring.serving_hostile import hostile
 from benchmarks.measuring.serving_load import Queries
 from benchmarks.measuring.serving_page import page, section
@@ -43,6 +45,8 @@ FIGURES: dict[int, Callable[[Bench], Figure]] = {
     7: stop_and_slow_clients,
     8: soak,
     9: hostile,
+    11: body_cost,
+    12: fairness,
 }
 ALWAYS = [1, 3, 5, 6, 7]
 NEEDED = {2: ("minilm", "model", "environments"), 4: ("switching",), 8: ("switching",), 9: ("environments",)}

@@ -31,6 +31,7 @@ from retrieval.encoder import TextEncoder
 from retrieval.errors import BundleError, GateError
 from retrieval.golden import Golden, GoldenReport, record_golden, write_golden
 from retrieval.index import HnswIndex
+from retrieval.label_size import check_label_size
 from retrieval.labels import write_labels
 from retrieval.manifest import (
     DIRECTIONS,
@@ -113,6 +114,7 @@ def export(
 
 
 def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stage) -> GoldenReport:
+    check_label_size(checkpoint.labels)
     queries = sample(checkpoint.validation.texts_column, QUERIES)
     cone = find_cone(checkpoint)
     model = _model_facts(checkpoint, queries, cone)

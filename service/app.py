@@ -48,6 +48,7 @@ class Service(FastAPI):
     """FastAPI, and the one `busy` route that is answered before FastAPI's own layers."""
 
     busy: ASGIApp
+    busy_route: Predict
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] == PREDICT_PATH and scope["method"] == "POST":
@@ -97,7 +98,7 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     predict = Predict(settings, generations, metrics, guesses)
     admin = AdminKeys(settings.administrators, guesses, metrics)
     add_routes(app.router, settings, generations, metrics, predict, admin)
-    app.busy = predict
+    app.busy = app.busy_route = predict
     for layer, options in _layers(app, settings, metrics, tracing):
         app.add_middleware(layer, **options)
         app.busy = layer(app.busy, **options)

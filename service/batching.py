@@ -1,107 +1,39 @@
 """Bounded admission and work-conserving batches.
 
-There is no delay timer: an idle engine gets what waits at once, and while it works the next batch forms. Requests take
-turns, a piece at a time, so a large one cannot block small ones, and the first in line always goes; where an encoder
-pads texts to the longest of a batch, only texts of its length go with it. Whoever has been answered, has passed the
-deadline or has hung up leaves the queue on the spot.
+There is no delay timer: an idle engine gets what waits at once, and while it works the next batch forms. Callers take
+turns by what they cost (service/fair_queue.py), and a batch is bounded in texts, tokens and hits, so no caller keeps
+the engine for long. When the queue is full, a caller that has less than its share is admitted and the newest request of
+the caller that has most is refused. A request that has been answered, has passed its deadline or whose client has gone
+leaves the queue at once.
 """
 
 import asyncio
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from itertools import chain, islice
 from time import perf_counter
-from typing import NamedTuple
 
 from service import errors
+from service.callers import ANYONE, Caller
 from service.errors import Refusal
+from service.fair_queue import FairQueue
 from service.frames import Answers, Asked, Outcome, Stages, pack_batch
 from service.metrics import Metrics
 from service.pace import Pace
+from service.pending_request import Lengths, PendingRequest, RequestSlice, length_class
+from service.quarantine import Quarantine
 from service.settings import Settings
 
-SPECIAL_TOKENS = 2  # most tokenizers add one at each end
+Ticket = PendingRequest  # as other modules call it
 DEATHS_ALLOWED = 1
-SHORT = 8  # tokens; below, padding costs next to nothing
-LOOKED_AT = 256  # requests in line, for texts of one length
-
-
-class Lengths(NamedTuple):
-    """What a bundle's encoder makes of texts: tokens of a byte, the most of a text, whether a batch is padded."""
-
-    tokens_per_byte: float
-    most: int
-    padded: bool
-
-    def tokens(self, query: str) -> int:
-        """About how many tokens a text has."""
-        return min(SPECIAL_TOKENS + int(self.tokens_per_byte * len(query.encode())), self.most)
-
-
-class Ticket:
-    """One admitted request, from admission to its answer. Await `answer`: the results' JSON, or a Refusal is raised."""
-
-    __slots__ = (
-        "answer", "arrived", "asked", "batcher", "begun", "deaths", "missing", "parts", "seconds", "stages", "timer",
-        "todo", "tokens",
-    )  # fmt: skip
-
-    def __init__(self, asked: Asked, seconds: float, batcher: "Batcher", loop: asyncio.AbstractEventLoop) -> None:
-        self.asked = asked
-        self.seconds = seconds
-        self.answer: asyncio.Future[bytes] = loop.create_future()
-        self.arrived = self.begun = perf_counter()  # a loop's own clock may tick in milliseconds
-        self.stages: Stages | None = None
-        self.deaths = 0
-        self.begin(batcher)
-        self.timer = loop.call_later(seconds, self._too_late)
-
-    def begin(self, batcher: "Batcher") -> None:
-        """Start, or start anew with another bundle: what the former one answered is forgotten."""
-        count = len(self.asked.queries)
-        self.batcher = batcher
-        self.tokens = [batcher.lengths.tokens(query) for query in self.asked.queries]
-        self.todo = [(0, count)]  # spans of queries that no engine is working on
-        self.parts: list[bytes | None] = [None] * count
-        self.missing = count
-
-    @property
-    def bundle(self) -> str:
-        """The bundle that answers it, the whole of it."""
-        return self.batcher.bundle
-
-    def abandon(self) -> None:
-        """Nobody waits for this answer any more."""
-        self.batcher.abandon(self)
-
-    def _too_late(self) -> None:
-        self.batcher.too_late(self)
-
-    def cut(self, queries: int, tokens: int, length: int | None = None) -> tuple[int, int]:
-        """Take the next span, of at most `queries` and `tokens`, all of one `length` class; empty when none fits."""
-        start, stop = self.todo[0]
-        end = start
-        while end < min(stop, start + queries) and self.tokens[end] <= tokens:
-            if length is not None and _class(self.tokens[end]) != length:
-                break
-            tokens -= self.tokens[end]
-            end += 1
-        if end == stop:
-            del self.todo[0]
-        else:
-            self.todo[0] = (end, stop)
-        return start, end
-
-
-class Piece(NamedTuple):
-    """A span of one request's texts, inside a batch."""
-
-    ticket: Ticket
-    start: int
-    stop: int
-
-    def asked(self) -> Asked:
-        return self.ticket.asked._replace(queries=self.ticket.asked.queries[self.start : self.stop])
+OVER_LIMIT = 2  # times what may wait, where a caller under its share comes
+MIXED_SECONDS = 1.0  # after a small request, large ones leave room for the next
+MIXED_PART = 4  # of a batch, which large requests get while small ones come
+LARGE_PART = 8  # of a batch: a request whose next slice costs more than this is a large one
+SMOOTHING = 0.05  # of what the engine does per second
+GRAINS = 16  # of a batch: requests whose slices differ by less are answered in the order they came
+SCAN_LIMIT = 256  # requests that are looked at for texts of one length
 
 
 class Batcher:
@@ -110,89 +42,113 @@ class Batcher:
     def __init__(self, bundle: str, settings: Settings, metrics: Metrics, lengths: Lengths) -> None:
         self.bundle = bundle
         self.lengths = lengths
+        self.unfinished = 0
         self._lanes = 1  # batches that its engine works on at a time
         self._settings = settings
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
-        self._waiting: OrderedDict[int, Ticket] = OrderedDict()  # by id(), since a ticket may leave from the middle
-        self._in_flight: OrderedDict[int, list[Piece]] = OrderedDict()  # by number, the oldest first
+        places = settings.max_waiting_tokens / settings.max_waiting_queries
+        grain = settings.max_batch_hits // GRAINS
+        self._waiting = FairQueue(places, settings.max_piece_queries, grain)
+        self._in_flight: OrderedDict[int, list[RequestSlice]] = OrderedDict()  # by number, the oldest first
         self._send: Callable[[bytes], None] | None = None
         self._number = 0  # of the last batch sent
         self._idle = asyncio.Event()
         self._idle.set()
         self._pace = Pace()
         self._room = settings.max_waiting_queries  # texts that may wait at the engine's pace
-        self.unfinished = 0
-        self.waiting_queries = 0
-        self.waiting_tokens = 0
+        self._large = settings.max_batch_hits // LARGE_PART
+        self._small_at = -MIXED_SECONDS  # when a small request was admitted last
+        self._cost_per_second = 0.0  # of batches without filters
+        self._quarantine = Quarantine()
+        self._quiet = False  # whether nothing was answered since a query was put in quarantine
 
     @property
     def oldest(self) -> int | None:
         """The number of the batch whose answer has been due for longest; None when none is."""
         return next(iter(self._in_flight), None)
 
-    def admit(self, asked: Asked, seconds: float | None = None) -> Ticket:
-        """Queue a request; it is sent at once when the engine has room. Raises Refusal 429."""
-        self._refuse_overload(asked.queries)
+    @property
+    def waiting_queries(self) -> int:
+        """Texts that no engine has yet."""
+        return self._waiting.texts
+
+    @property
+    def waiting_tokens(self) -> int:
+        """Their tokens."""
+        return self._waiting.tokens
+
+    def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
+        """Queue a request; it is sent at once when the engine has room. Raises Refusal 422 or 429."""
+        self._refuse_quarantined(asked)
+        self._refuse_overload(asked.queries, caller)
         deadline = self._settings.deadline_seconds
-        ticket = Ticket(asked, min(seconds or deadline, deadline), self, self._loop)
-        self._queue(ticket)
+        request = PendingRequest(asked, min(seconds or deadline, deadline), self, self._loop, caller)
+        if not self._is_large(request):
+            self._small_at = request.arrived
+        self._queue(request)
         self._feed()
-        return ticket
+        return request
 
-    def hand_over(self) -> list[Ticket]:
+    def hand_over(self) -> list[PendingRequest]:
         """Give every unfinished request away, the first in line first."""
-        flying = [piece.ticket for batch in self._in_flight.values() for piece in batch if self._mine(piece)]
-        tickets = list({id(ticket): ticket for ticket in [*flying, *self._waiting.values()]}.values())
-        for ticket in tickets:
-            self._forget(ticket)
-        return tickets
+        flying = [one.request for batch in self._in_flight.values() for one in batch if self._mine(one)]
+        requests = list(dict.fromkeys([*flying, *self._waiting.all()]))
+        for request in requests:
+            self._forget(request)
+        return requests
 
-    def take_over(self, tickets: Iterable[Ticket]) -> None:
+    def take_over(self, requests: Iterable[PendingRequest]) -> None:
         """Answer another bundle's unfinished requests, from their beginning: no answer mixes two bundles."""
-        for ticket in tickets:
-            ticket.begin(self)
-            self._queue(ticket)
+        for request in requests:
+            request.begin(self)
+            self._queue(request)
         self._lose_pace()
         self._feed()
 
-    def abandon(self, ticket: Ticket) -> None:
-        """Nobody waits for this answer any more: its client has gone."""
-        self._metrics.rejections.labels("abandoned").inc()
-        self._finish(ticket, Refusal(499, "abandoned", "The client closed the connection."))
+    def abandon(self, request: PendingRequest) -> None:
+        """Drop a request that nobody waits for: its client has gone, or its handler was cancelled."""
+        if not request.settled:
+            self._metrics.rejections.labels("abandoned").inc()
+            self._finish(request, Refusal(499, "abandoned", "The client closed the connection."))
 
-    def too_late(self, ticket: Ticket) -> None:
-        """The deadline has passed."""
-        if not ticket.answer.done():
-            self._metrics.rejections.labels("too_late").inc()
-            self._finish(ticket, errors.too_late(ticket.seconds, ticket.seconds < self._settings.deadline_seconds))
+    def too_late(self, request: PendingRequest) -> None:
+        """Refuse a request whose deadline has passed."""
+        by_client = request.seconds < self._settings.deadline_seconds
+        refusal = errors.too_late(request.seconds, by_client)
+        self._metrics.rejections.labels(refusal.code).inc()
+        self._finish(request, refusal)
 
     def attach(self, send: Callable[[bytes], None], lanes: int) -> None:
         """An engine is ready, with so many lanes: give it what waits."""
         self._send, self._lanes = send, lanes
         self._feed()
 
-    def lost(self) -> None:
-        """The engine died: what it had goes back to the head of the queue, for its replacement.
+    def lost(self) -> bool:
+        """The engine died: what it had goes back to the head of the queue. Return whether a query is to blame.
 
         Only the oldest batches can be the cause, one for each lane, because a lane reads the next one after answering
-        the last. Their requests are sent alone from then on, with no other batch beside them, so that a request which
-        kills engines takes no other down with it.
+        the last. Their requests are sent alone from then on, a text at a time and with no other batch beside them. A
+        text that was there at a second death is put in quarantine. When nothing was answered since the last such
+        text, it is the bundle that is at fault.
         """
         self._send = None
         self._lose_pace()
         if not self._in_flight:
-            return
+            return False
         worked_on = chain.from_iterable(islice(self._in_flight.values(), self._lanes))
-        suspects = {id(piece.ticket): piece.ticket for piece in worked_on if self._mine(piece)}
+        suspects = {one.request: one for one in worked_on if self._mine(one)}
         for batch in reversed(self._in_flight.values()):
-            for piece in reversed(batch):
-                self._put_back(piece)
+            for one in reversed(batch):
+                self._put_back(one)
         self._in_flight.clear()
-        for ticket in suspects.values():
-            ticket.deaths += 1
-            if ticket.deaths > DEATHS_ALLOWED:
-                self._finish(ticket, errors.broken())
+        excused = False
+        for request, one in suspects.items():
+            request.deaths += 1
+            if request.deaths > DEATHS_ALLOWED:
+                excused = not self._quiet
+                self._blame(one)
+        return excused
 
     def answered(self, answers: Answers) -> None:
         """Hand a batch's answers to its requests. Raises ValueError when the engine answers out of turn."""
@@ -200,16 +156,18 @@ class Batcher:
         if answers.number not in due or len(answers.pieces) != len(self._in_flight[answers.number]):
             raise ValueError(f"the engine answered batch {answers.number} where {_either(due)} was due")
         batch = self._in_flight.pop(answers.number)
+        self._quiet = False
         self._feed()  # first of all, so the engine works while the answers go out
-        texts = sum(piece.stop - piece.start for piece in batch)
+        texts = sum(one.stop - one.start for one in batch)
         self._metrics.batch(texts, answers.stages)
+        self._charge_filters(batch, answers.stages.total)
         now = perf_counter()
         if self._pace.answered(texts, bool(self._waiting), now):
             self._make_room()
-        for piece, (outcome, body) in zip(batch, answers.pieces, strict=True):
-            if self._mine(piece):
-                piece.ticket.begun = now - answers.stages.total  # in the pipe it still waited
-                self._deliver(piece, outcome, body, answers.stages)
+        for one, (outcome, body) in zip(batch, answers.pieces, strict=True):
+            if self._mine(one):
+                one.request.begun = now - answers.stages.total  # in the pipe it still waited
+                self._deliver(one, outcome, body, answers.stages)
 
     async def drained(self) -> None:
         """Return when no admitted request is unanswered; each has a deadline, so this ends."""
@@ -217,131 +175,161 @@ class Batcher:
 
     def give_up(self, why: Refusal) -> None:
         """Answer every unfinished request with `why`."""
-        for ticket in self.hand_over():
-            self._settle(ticket, why)
+        for request in self.hand_over():
+            self._settle(request, why)
 
-    def take(self) -> list[Piece]:
-        """The next batch: a piece of each request in turn until it is full. Empty when nothing waits."""
-        if not self._waiting:
+    def take(self) -> list[RequestSlice]:
+        """Return the next batch: a slice of each request in turn until it is full. Empty when nothing waits."""
+        first = self._waiting.first()
+        if first is None:
             return []
-        first = next(iter(self._waiting.values()))
-        length = _class(first.tokens[first.todo[0][0]]) if self.lengths.padded else None
-        pieces: list[Piece] = []
-        queries, tokens = self._settings.max_batch_queries, self._settings.max_batch_tokens
-        looking = True
-        while looking and queries:  # once around the line, and again while it gave something
-            looking = False
-            for ticket in list(islice(self._waiting.values(), LOOKED_AT)):
-                if ticket.deaths and pieces:
-                    return pieces
-                piece = self._cut(ticket, queries, tokens, length, first=not pieces)
-                if piece is None and length is None:
-                    return pieces
-                if piece is None:
+        length = length_class(first.tokens[first.todo[0][0]]) if self.lengths.padded else None
+        batch: list[RequestSlice] = []
+        settings = self._settings
+        queries, tokens, hits = settings.max_batch_queries, settings.max_batch_tokens, settings.max_batch_hits
+        large = self._is_large(first)
+        if large and self._mixed():
+            hits //= MIXED_PART
+        with closing(self._waiting.in_turn(SCAN_LIMIT)) as turns:
+            for request in turns:
+                if batch and (request.deaths or self._is_large(request) != large):
+                    break  # small requests do not wait for large ones of the same batch
+                start, stop = self._cut(request, min(queries, hits // request.asked.k), tokens, length, not batch)
+                if start == stop and length is None:
+                    break
+                if start == stop:
                     continue
-                looking = True
-                pieces.append(piece)
-                queries -= piece.stop - piece.start
-                tokens -= self._waits(ticket, piece.start, piece.stop, -1)
-                if ticket.deaths or not queries:
-                    return pieces
-        return pieces
+                batch.append(RequestSlice(request, start, stop))
+                tokens -= self._waiting.given(request, start, stop)
+                queries -= stop - start
+                hits -= (stop - start) * request.asked.k
+                if request.deaths or not queries:
+                    break
+        return batch
 
-    def _cut(self, ticket: Ticket, queries: int, tokens: int, length: int | None, first: bool) -> Piece | None:
-        """A request's next piece, if it fits; what is left of the request goes to the end of the line."""
-        start, stop = ticket.cut(min(queries, self._settings.max_piece_queries), tokens, length)
-        if start == stop and not first:
-            return None
-        if start == stop:
-            start, stop = ticket.cut(1, ticket.tokens[start])  # a text larger than a whole batch goes by itself
-        if ticket.todo:
-            self._waiting.move_to_end(id(ticket))
-        else:
-            del self._waiting[id(ticket)]
-        return Piece(ticket, start, stop)
+    def _cut(
+        self, request: PendingRequest, texts: int, tokens: int, length: int | None, first: bool
+    ) -> tuple[int, int]:
+        """Cut a request's next span, if it fits; one text always goes first in a batch."""
+        most = 1 if request.deaths else self._settings.max_piece_queries
+        start, stop = request.cut(min(texts, most), tokens, length)
+        if start == stop and first:
+            return request.cut(1, request.tokens[start])  # a text larger than a whole batch goes by itself
+        return start, stop
 
     def _feed(self) -> None:
-        while self._send and self._may_send() and (pieces := self.take()):
+        while self._send and self._may_send() and (batch := self.take()):
             self._number += 1
-            self._in_flight[self._number] = pieces
-            self._send(pack_batch(self._number, [piece.asked() for piece in pieces]))
+            self._in_flight[self._number] = batch
+            self._send(pack_batch(self._number, [one.asked() for one in batch]))
 
     def _may_send(self) -> bool:
         """Whether the engine has room for a batch; a suspect is answered with nothing else there to be blamed."""
-        if not self._in_flight or not self._waiting:
+        if not self._in_flight:
             return True
-        next_in_line, flying = next(iter(self._waiting.values())), next(reversed(self._in_flight.values()))
-        if next_in_line.deaths or flying[0].ticket.deaths:
+        if len(self._in_flight) >= self._lanes + self._settings.batches_ahead:
             return False
-        return len(self._in_flight) < self._lanes + self._settings.batches_ahead
+        following, flying = self._waiting.first(), next(reversed(self._in_flight.values()))
+        if following is None or following.deaths or flying[0].request.deaths:
+            return False
+        # what is sent ahead is answered before any small request that comes meanwhile
+        return len(self._in_flight) < self._lanes or not (self._is_large(following) and self._mixed())
 
-    def _deliver(self, piece: Piece, outcome: Outcome, body: bytes, stages: Stages) -> None:
-        ticket = piece.ticket
-        if outcome is Outcome.REFUSED:
-            self._finish(ticket, Refusal(422, "bad_query", body.decode()))
+    def _is_large(self, request: PendingRequest) -> bool:
+        return request.next_cost(self._settings.max_piece_queries) > self._large
+
+    def _mixed(self) -> bool:
+        """Whether small requests have come lately, so that large ones must leave room for the next."""
+        return perf_counter() - self._small_at < MIXED_SECONDS
+
+    def _charge_filters(self, batch: Sequence[RequestSlice], seconds: float) -> None:
+        """Charge the callers whose filters made a batch take longer: by how much, nobody knows beforehand."""
+        cost = sum(one.request.cost(one.start, one.stop) for one in batch)
+        filtered = [one.request.caller for one in batch if one.request.asked.filter]
+        if not filtered:
+            rate = cost / max(seconds, 1e-6)
+            self._cost_per_second += (rate - self._cost_per_second) * (SMOOTHING if self._cost_per_second else 1)
+        elif (excess := seconds * self._cost_per_second - cost) > 0:
+            for caller in filtered:
+                self._waiting.surcharge(caller, excess / len(filtered))
+
+    def _deliver(self, one: RequestSlice, outcome: Outcome, body: bytes, stages: Stages) -> None:
+        request, most = one.request, self._settings.max_answer_bytes
+        request.answer_bytes += len(body)
+        if outcome is Outcome.TOO_LARGE or request.answer_bytes > most:
+            self._finish(request, errors.answer_too_large(most))
+        elif outcome is Outcome.POSTPONED:
+            self._put_back(one)
+            self._feed()
+        elif outcome is Outcome.REFUSED:
+            self._finish(request, Refusal(422, "bad_query", body.decode()))
         elif outcome is Outcome.BROKEN:
-            self._finish(ticket, errors.broken())
+            self._finish(request, errors.broken())
         else:
-            ticket.parts[piece.start] = body
-            ticket.missing -= piece.stop - piece.start
-            ticket.stages = stages
-            if not ticket.missing:
-                self._finish(ticket, None)
+            request.parts[one.start] = body
+            request.missing -= one.stop - one.start
+            request.stages = stages
+            if not request.missing:
+                self._finish(request, None)
 
-    def _finish(self, ticket: Ticket, refusal: Refusal | None) -> None:
-        if not ticket.answer.done():
-            self._forget(ticket)
-            self._settle(ticket, refusal)
+    def _finish(self, request: PendingRequest, refusal: Refusal | None) -> None:
+        if not request.settled:
+            self._forget(request)
+            self._settle(request, refusal)
 
     @staticmethod
-    def _settle(ticket: Ticket, refusal: Refusal | None) -> None:
-        ticket.timer.cancel()
-        if refusal and ticket.stages is None:
-            ticket.begun = perf_counter()  # all that it did was wait
+    def _settle(request: PendingRequest, refusal: Refusal | None) -> None:
+        request.settled = True
+        request.timer.cancel()
+        if refusal and request.stages is None:
+            request.begun = perf_counter()  # all that it did was wait
+        if request.answer.done():
+            return  # cancelled
         if refusal:
-            ticket.answer.set_exception(refusal)
+            request.answer.set_exception(refusal)
         else:
-            ticket.answer.set_result(b",".join(part for part in ticket.parts if part is not None))
+            request.answer.set_result(b",".join(part for part in request.parts if part is not None))
 
-    def _queue(self, ticket: Ticket) -> None:
+    def _queue(self, request: PendingRequest) -> None:
         self.unfinished += 1
         self._idle.clear()
-        self._waiting[id(ticket)] = ticket
-        self._waits(ticket, 0, len(ticket.tokens), +1)
+        self._waiting.add(request)
 
-    def _forget(self, ticket: Ticket) -> None:
-        for start, stop in ticket.todo:
-            self._waits(ticket, start, stop, -1)
-        ticket.todo.clear()
-        self._waiting.pop(id(ticket), None)
+    def _forget(self, request: PendingRequest) -> None:
+        self._waiting.remove(request)
         self.unfinished -= 1
         if not self.unfinished:
             self._idle.set()
 
-    def _mine(self, piece: Piece) -> bool:
-        """Whether a piece's request still waits, and for this bundle."""
-        return piece.ticket.batcher is self and not piece.ticket.answer.done()
+    def _mine(self, one: RequestSlice) -> bool:
+        """Whether a slice's request still waits, and for this bundle."""
+        return one.request.batcher is self and not one.request.settled
 
-    def _put_back(self, piece: Piece) -> None:
-        ticket = piece.ticket
-        if not self._mine(piece):
-            return
-        ticket.todo.insert(0, (piece.start, piece.stop))
-        self._waits(ticket, piece.start, piece.stop, +1)
-        self._waiting[id(ticket)] = ticket
-        self._waiting.move_to_end(id(ticket), last=False)
+    def _put_back(self, one: RequestSlice) -> None:
+        if self._mine(one):
+            self._waiting.add_first(one.request, one.start, one.stop)
 
-    def _waits(self, ticket: Ticket, start: int, stop: int, sign: int) -> int:
-        """Count a span in or out of what waits; return its tokens."""
-        tokens = sum(ticket.tokens[start:stop])
-        self.waiting_queries += sign * (stop - start)
-        self.waiting_tokens += sign * tokens
-        return tokens
+    def _blame(self, one: RequestSlice) -> None:
+        """Put a text in quarantine that was being answered when two engines died."""
+        texts = one.asked().queries
+        self._quiet = True
+        self._quarantine.add(one.request.asked, texts)
+        self._metrics.quarantined.inc()
+        self._finish(one.request, errors.quarantined(texts[0]))
 
     @property
     def full(self) -> bool:
-        """Whether no text at all can be admitted."""
-        return self.waiting_queries >= self._room
+        """Whether no text can be admitted unless another one goes."""
+        return self._waiting.texts >= self._room
+
+    def turns_away(self, caller: Caller) -> bool:
+        """Whether the queue is full and a caller has its share of it, so that no request of it can be admitted."""
+        return self.full and not self._under_share(caller, 1)
+
+    def _under_share(self, caller: Caller, places: float) -> bool:
+        """Whether a caller has no more than its share of the queue when it takes so many places more."""
+        mine = self._waiting.places_of(caller)
+        return mine + places <= self._room / (self._waiting.callers + (not mine))
 
     def _make_room(self) -> None:
         """As many texts may wait as are answered in the time that they may wait, and the largest request always."""
@@ -355,23 +343,48 @@ class Batcher:
         self._pace.forget()
         self._make_room()
 
-    def _refuse_overload(self, texts: Sequence[str]) -> None:
-        settings = self._settings
-        if self.waiting_queries + len(texts) > self._room:
+    def _refuse_quarantined(self, asked: Asked) -> None:
+        try:
+            self._quarantine.check(asked)
+        except Refusal:
+            self._metrics.rejections.labels("quarantined").inc()
+            raise
+
+    def refuse_early(self, caller: Caller, texts: int) -> None:
+        """Refuse a request of at least so many texts, if it would be refused. Raises Refusal 429."""
+        if waiting := self._overload(texts, 0, self._room):
+            if self._under_share(caller, texts):
+                return
             self._metrics.rejections.labels("queue_full").inc()
-            raise errors.overloaded(f"{self.waiting_queries} texts")
-        if not self.waiting_queries:
-            return
-        tokens = sum(map(self.lengths.tokens, texts))
-        if self.waiting_tokens + tokens > settings.max_waiting_tokens:
+            raise errors.overloaded(waiting)
+
+    def _refuse_overload(self, texts: Sequence[str], caller: Caller) -> None:
+        """Make room in the queue for some texts, if their caller may have it. Raises Refusal 429.
+
+        A caller under its share may go over the limit, so that no request that has begun is refused for it; only at
+        twice the limit the newest request of the caller with most goes.
+        """
+        tokens = sum(map(self.lengths.tokens, texts)) if self._waiting else 0
+        waiting, room = self._overload(len(texts), tokens, self._room), self._room
+        if waiting and self._under_share(caller, self._waiting.places(len(texts), tokens)):
+            room = OVER_LIMIT * self._room
+        while waiting := self._overload(len(texts), tokens, room):
+            refusal = errors.overloaded(waiting)
             self._metrics.rejections.labels("queue_full").inc()
-            raise errors.overloaded(f"{self.waiting_tokens} tokens")
+            heaviest = self._waiting.heaviest() if room > self._room else None
+            if heaviest is None or heaviest.newest is None or heaviest.caller == caller:
+                raise refusal
+            self._finish(heaviest.newest, refusal)
+
+    def _overload(self, texts: int, tokens: int, room: int) -> str:
+        """Say how much waits when some texts do not fit into a queue of `room` texts; empty when they do."""
+        waiting = self._waiting
+        if waiting.texts + texts > room:
+            return f"{waiting.texts} texts"
+        if waiting and waiting.tokens + tokens > self._settings.max_waiting_tokens * room / self._room:
+            return f"{waiting.tokens} tokens"
+        return ""
 
 
 def _either(numbers: Sequence[int]) -> str:
     return " or ".join(map(str, numbers)) or "none"
-
-
-def _class(tokens: int) -> int:
-    """Texts of one class are alike in length: the longest of them is less than twice as long as the shortest."""
-    return max(tokens, SHORT).bit_length()

@@ -11,11 +11,13 @@ import http
 import logging
 from collections.abc import Callable
 from functools import partial
+from itertools import cycle
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors
+from service.body_check import UNCHECKED_BYTES
 from service.errors import Refusal
 from service.exchange import Exchange, given_or_new_id, new_id
 from service.metrics import Metrics
@@ -24,6 +26,7 @@ from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
 PATH_BYTES = PATH.encode()
+SOON = "as many texts as can be answered soon"
 CLOSE = b"connection: close\r\n\r\n"
 LONGEST_PAUSE = 1.0  # seconds between two looks
 LOOKS = 4  # in the shortest patience
@@ -33,14 +36,23 @@ AT_ONCE = 8  # connections: cutting one off takes as long as an answer, and thou
 class Connections:
     """Every open connection of one service."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, full: Callable[[], bool]) -> None:
-        """`full` says at any moment whether no request at all can be admitted, for want of room in the queue."""
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        full: Callable[[], bool],
+        turns_away: Callable[[Exchange], bool],
+    ) -> None:
+        """`full` says whether the queue has no room; `turns_away`, whether a request's caller then has its share."""
         self.settings = settings
         self.metrics = metrics
         # a line in the log, and the headers without which a page of others sees no answer, are for what was heard
         self.full = _never if settings.log_requests == "all" or settings.origins else full
-        refusal = errors.overloaded("as many texts as can be answered soon")
-        self.full_head, self.full_body = _head(refusal), bytes(refusal.response().body)
+        self.turns_away = turns_away
+        # made beforehand, one for each Retry-After, which are given in turn
+        refusals = [errors.overloaded(SOON, seconds) for seconds in range(1, errors.longest_retry() + 1)]
+        self.full_heads = cycle([_head(refusal) for refusal in refusals])
+        self.full_body = bytes(refusals[0].response().body)
         self.full_count = metrics.rejections.labels("queue_full")
         self._open: dict[Connection, None] = {}  # in the order of their opening
         self._unasked: dict[Connection, None] = {}  # those of them that have not sent a whole request yet
@@ -58,7 +70,7 @@ class Connections:
             if victim is None:
                 self.metrics.rejections.labels("too_many_connections").inc()
                 message = "The service has no room for another connection. Try again in a second."
-                return Refusal(503, "too_many_connections", message, {"Retry-After": "1"})
+                return Refusal(503, "too_many_connections", message, errors.retry_after())
             self.metrics.rejections.labels("made_room").inc()
             self.closed(victim)
             victim.transport.abort()
@@ -167,7 +179,7 @@ class Connection(HttpToolsProtocol):
         self._in_head = False
         waits = self.expect_100_continue  # with its body, which is therefore not on its way
         if self.url == PATH_BYTES and self._free and not waits and self.parser.get_method() == b"POST":
-            self._turned_away = self._house.full()
+            self._turned_away = self._house.full() and self._is_small() and self._house.turns_away(self._unheard())
         if not self._turned_away:
             super().on_headers_complete()
 
@@ -203,6 +215,15 @@ class Connection(HttpToolsProtocol):
         self._house.metrics.rejections.labels("not_http").inc()
         self._end_with(Refusal(400, "not_http", "This is not a request in HTTP/1.1."))
 
+    def _is_small(self) -> bool:
+        """Return whether the body is so small that refusing it costs next to nothing, however often it comes."""
+        length = next((value for name, value in self.headers if name == b"content-length"), b"")
+        return length.isdigit() and int(length) <= UNCHECKED_BYTES
+
+    def _unheard(self) -> Exchange:
+        """Return as much of a request as its caller is known by."""
+        return Exchange({"path": PATH, "headers": self.headers, "client": self.client}, frozenset())
+
     def _forget(self) -> None:
         """Keep nothing of what was asked on a connection that idles: it is 9 kB, and there may be thousands."""
         if self.idle:
@@ -215,7 +236,7 @@ class Connection(HttpToolsProtocol):
         house.full_count.inc()
         house.metrics.answered(PATH, 429)
         about = _about(given_or_new_id(dict(self.headers)), self.loop.time() - self._asking)
-        self.transport.write(house.full_head + about + (b"\r\n" if keep else CLOSE) + house.full_body)
+        self.transport.write(next(house.full_heads) + about + (b"\r\n" if keep else CLOSE) + house.full_body)
         if keep:
             self.on_response_complete()  # uvicorn's: from now on it idles
         else:

@@ -22,6 +22,7 @@ from pydantic_core import from_json, to_json
 from retrieval import Retriever
 from retrieval.errors import BadInput, BundleError, DiptychError
 from retrieval.gently import at_once, gently
+from retrieval.label_size import MAX_LABEL_BYTES, label_bytes
 from retrieval.retriever import NO_ROW, Ranking
 from retrieval.signatures import trusted_keys
 from service import logs
@@ -33,25 +34,35 @@ from service.frames import (
     Outcome,
     Stages,
     frame,
-    pack_answers,
     pack_json,
+    pack_parts,
     read_frame,
     unpack_batch,
 )
+from service.label_cache import LabelCache
 from service.lanes import SharedPipe, lanes_for, side_by_side
 from service.orders import Orders
 from service.pauses import settle
 
 LOG = logging.getLogger("diptych.engine")
-REMEMBERED_LABELS = 1 << 16
+BATCH_BYTES = 1 << 27  # answers of one batch in memory; pieces beyond it are asked again
+HIT_BYTES = 96  # of the JSON of a hit beside its label
+
+
+class AnswerTooLarge(Exception):
+    """The results of one piece have more bytes than an answer may have."""
 
 
 class Engine:
     """Answers batches from one opened bundle; safe to use from several lanes."""
 
-    def __init__(self, retriever: Retriever) -> None:
+    def __init__(self, retriever: Retriever, max_answer_bytes: int = BATCH_BYTES) -> None:
         self._retriever = retriever
-        self._written: dict[int, str] = {}  # label row → its JSON without the scores
+        self._max_answer_bytes = max_answer_bytes
+        self._labels = LabelCache(retriever.labels)
+        sizes_L = label_bytes(retriever.labels.table)
+        # old bundles may have labels of any size, which are added up before they are read
+        self._sizes_L = sizes_L if len(sizes_L) and sizes_L.max() > MAX_LABEL_BYTES else None
 
     def warm(self, largest_batch: int) -> None:
         """Run every length bucket and one full batch once, so that no request pays for first use."""
@@ -72,9 +83,15 @@ class Engine:
         alike: dict[bytes, list[int]] = {}
         for place, piece in enumerate(asked):
             alike.setdefault(to_json(piece[1:]), []).append(place)
+        total = 0  # bytes
         for places in alike.values():
+            if total > BATCH_BYTES:
+                for place in places:
+                    bodies[place] = (Outcome.POSTPONED, b"")
+                continue
             for place, body in zip(places, self._together([asked[place] for place in places], spent), strict=True):
                 bodies[place] = body
+                total += len(body[1])
         *seconds, tokens, padding = spent
         stages = Stages._make([*seconds, time.perf_counter() - started, int(tokens), int(padding)])
         return Answers(number, stages, bodies)
@@ -85,6 +102,8 @@ class Engine:
         except Exception as error:
             if len(asked) > 1:  # so that only the piece at fault fails
                 return [outcome for piece in asked for outcome in self._together([piece], spent)]
+            if isinstance(error, AnswerTooLarge):
+                return [(Outcome.TOO_LARGE, b"")]
             if isinstance(error, BadInput):
                 return [(Outcome.REFUSED, str(error).encode())]
             LOG.exception("a search failed")
@@ -107,7 +126,15 @@ class Engine:
 
     def _write(self, queries: Sequence[str], ranking: Ranking) -> list[str]:
         rows_QK = [rows_K[rows_K != NO_ROW].tolist() for rows_K in ranking.rows_QK]
-        written = self._known({row for rows_K in rows_QK for row in rows_K})
+        if (
+            self._sizes_L is not None
+            and sum(int(self._sizes_L[rows_K].sum()) for rows_K in rows_QK) > self._max_answer_bytes
+        ):
+            raise AnswerTooLarge
+        written = self._labels.get({row for rows_K in rows_QK for row in rows_K})
+        size = sum(len(written[row]) + HIT_BYTES for rows_K in rows_QK for row in rows_K)
+        if size > self._max_answer_bytes:
+            raise AnswerTooLarge
         shares = zip(*map(_numbers, (ranking.scores_QK, ranking.dual_QK, ranking.classifier_QK)), strict=True)
         results = []
         for query, rows_K, shares_K in zip(queries, rows_QK, shares, strict=True):
@@ -117,18 +144,6 @@ class Engine:
             ]
             results.append(f'{{"query":{to_json(query).decode()},"hits":[{",".join(hits)}]}}')
         return results
-
-    def _known(self, rows: set[int]) -> dict[int, str]:
-        """What is remembered of labels, these among them. Once there are too many, it is begun anew: another lane may
-        still be reading the old ones."""
-        if len(self._written) > REMEMBERED_LABELS:
-            self._written = {}
-        written = self._written
-        if missing := [row for row in rows if row not in written]:
-            for row, label in zip(missing, self._retriever.labels.take(np.array(missing)), strict=True):
-                core = {"id": label.pop("id"), "text": label.pop("text"), "attributes": label}
-                written[row] = to_json(core, inf_nan_mode="null").decode()[1:-1]
-        return written
 
 
 def _numbers(values_QK: NDArray[np.float64]) -> list[list[str]]:
@@ -148,7 +163,7 @@ def open_engine(folder: Path, orders: Orders) -> tuple[Engine, int, bytes]:
         trusted=trusted, behind=orders.behind,
     )  # fmt: skip
     model = retriever.manifest.model
-    engine = Engine(retriever)
+    engine = Engine(retriever, orders.max_answer_bytes)
     run(lambda: engine.warm(orders.largest_batch))
     golden = run(retriever.check_golden)
     if not golden.passed:
@@ -180,7 +195,8 @@ def serve(engine: Engine, pipe: SharedPipe) -> None:
                 continue
         if kind is not Kind.BATCH:
             raise ValueError(f"the front sent a frame of kind {kind.name}")
-        pipe.send(pack_answers(engine.answer(*unpack_batch(payload))))
+        for part in pack_parts(engine.answer(*unpack_batch(payload))):
+            pipe.send(part)
 
 
 def main(descriptor: int, folder: str, orders: Orders) -> int:

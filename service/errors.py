@@ -1,11 +1,14 @@
 """Every answer that is not a success, in one shape: {"error": {"code": ..., "message": ...}}."""
 
+import random
 from collections.abc import Mapping
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails, to_json
 from starlette.responses import Response
 
+DEADLINE_EXCEEDED = "deadline_exceeded"
+JITTER_SECONDS = 2  # the most that is added to a short Retry-After
 SHOWN_CHARS = 60  # of a caller's own text in a sentence about it
 
 
@@ -25,18 +28,41 @@ class Refusal(Exception):
         return Response(body, self.status, headers, media_type="application/json")
 
 
-def overloaded(what: str) -> Refusal:
+def retry_after(seconds: int = 1) -> dict[str, str]:
+    """Return a Retry-After of `seconds` or a little more, so that refused clients do not return all at once."""
+    return {"Retry-After": str(random.randint(seconds, longest_retry(seconds)))}
+
+
+def longest_retry(seconds: int = 1) -> int:
+    """Return the most seconds that `retry_after` gives for `seconds`."""
+    return seconds + max(JITTER_SECONDS, seconds // 4)
+
+
+def overloaded(what: str, seconds: int | None = None) -> Refusal:
     message = f"The service is busy: {what} already wait. Try again in a second."
-    return Refusal(429, "overloaded", message, {"Retry-After": "1"})
+    return Refusal(429, "overloaded", message, {"Retry-After": str(seconds)} if seconds else retry_after())
 
 
 def unavailable(why: str) -> Refusal:
-    return Refusal(503, "unavailable", why, {"Retry-After": "1"})
+    return Refusal(503, "unavailable", why, retry_after())
 
 
-def too_late(seconds: float, wish: bool) -> Refusal:
-    """After so many seconds; 408 where that was the client's own wish, since then the service has not failed."""
-    return Refusal(408 if wish else 504, "too_late", f"No answer was ready within {seconds:g} s.")
+def too_late(seconds: float, by_client: bool) -> Refusal:
+    """No answer within a deadline: the service's own, or one that the client set, which is no failure of the service.
+
+    Both are 504: a client repeats a request that was answered 408 at once.
+    """
+    return Refusal(504, DEADLINE_EXCEEDED if by_client else "too_late", f"No answer was ready within {seconds:g} s.")
+
+
+def quarantined(text: str) -> Refusal:
+    message = f"The text {_shown(text)!r} was followed by the end of two engines and is not answered for a while."
+    return Refusal(422, "quarantined", message)
+
+
+def answer_too_large(most: int) -> Refusal:
+    message = f"The answer has more than {most} bytes; ask for fewer texts or a smaller k."
+    return Refusal(422, "answer_too_large", message)
 
 
 def broken() -> Refusal:
@@ -99,5 +125,6 @@ def _where(error: ErrorDetails) -> str:
 
 
 def _shown(value: object) -> str:
-    text = str(value)
+    """Show a number or the beginning of a text; writing out a list or object could take milliseconds."""
+    text = str(value) if isinstance(value, str | int | float) else type(value).__name__
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"

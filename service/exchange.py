@@ -86,9 +86,10 @@ class Exchange:
         self.act: dict[str, object] = {}  # what an administrator asked for, and what was done, for the audit
 
     @property
-    def asked(self) -> tuple[int, str]:
-        """What was answered to what."""
-        return self.status, self.route
+    def failed(self) -> bool:
+        """Whether the answer is a failure of the service."""
+        is_expected = (self.status, self.route) == NOT_READY or self.refusal == errors.DEADLINE_EXCEEDED
+        return self.status >= 500 and not is_expected
 
     @property
     def address(self) -> str:
@@ -113,6 +114,8 @@ class Exchange:
         """The answer starts: count it, and give the headers that every answer has."""
         self.status = status
         metrics.answered(self.route, status)
+        if self.refusal == errors.DEADLINE_EXCEEDED:
+            metrics.client_deadlines.inc()
         total = perf_counter() - self.started
         ticket = self.ticket
         if ticket is None:
@@ -174,7 +177,7 @@ class Exchanges:
                 self._metrics.rejections.labels(exchange.refusal).inc()
             if self._audit and scope["path"].startswith(ADMIN_PATHS):
                 self._audit(exchange)
-            if exchange.status >= self._logged_from and (not self._logged_from or exchange.asked != NOT_READY):
+            if exchange.status >= self._logged_from and (not self._logged_from or exchange.failed):
                 self._log(exchange)
             if self._tracing:
                 self._tracing.record(exchange)

@@ -10,6 +10,8 @@ from pydantic_core import from_json, to_json
 HEAD = struct.Struct("<IB")  # payload bytes, kind
 ANSWERS = struct.Struct("<IH5f2I")  # batch number, pieces, its Stages
 PIECE = struct.Struct("<BI")  # outcome, bytes
+PART = struct.Struct("<IH")  # batch number, piece
+PART_BYTES = 1 << 20  # of one piece in one frame; a larger one is sent in several
 MAX_PAYLOAD = 1 << 28  # far above any batch; a larger length means that the stream is out of step
 
 
@@ -27,6 +29,7 @@ class Kind(IntEnum):
     BATCH = 3  # front → engine: JSON, texts to answer
     ANSWERS = 4  # engine → front: stage times and each piece's bytes
     PAUSED = 5  # front → engine: JSON, ids of labels not to be shown; and back: those that the bundle has not
+    PART = 6  # engine → front: the next bytes of a piece's results, whose batch's ANSWERS follow
 
 
 class Outcome(IntEnum):
@@ -35,6 +38,8 @@ class Outcome(IntEnum):
     ANSWERED = 0
     REFUSED = 1
     BROKEN = 2
+    TOO_LARGE = 3  # its results have more bytes than an answer may have
+    POSTPONED = 4  # the answers of its batch have too many bytes together; ask again
 
 
 class Asked(NamedTuple):
@@ -108,6 +113,40 @@ def pack_batch(number: int, pieces: Sequence[Asked]) -> bytes:
 def unpack_batch(payload: bytes) -> tuple[int, list[Asked]]:
     number, pieces = from_json(payload)
     return number, [Asked(*piece) for piece in pieces]
+
+
+class Parts:
+    """Joins the results of pieces that are too large for one frame."""
+
+    def __init__(self) -> None:
+        self._parts: dict[tuple[int, int], list[bytes]] = {}  # by number of the batch and place of the piece
+
+    def add(self, payload: bytes) -> None:
+        """Keep the payload of one PART frame. Raises ValueError when it is too short."""
+        if len(payload) < PART.size:
+            raise ValueError("a part of an answer without its number: the stream is out of step")
+        self._parts.setdefault(PART.unpack_from(payload), []).append(payload[PART.size :])
+
+    def complete(self, answers: Answers) -> Answers:
+        """Return answers with the parts that came before them."""
+        if not self._parts:
+            return answers
+        pieces = []
+        for place, (outcome, body) in enumerate(answers.pieces):
+            parts = self._parts.pop((answers.number, place), None)
+            pieces.append((outcome, b"".join([*parts, body]) if parts else body))
+        return answers._replace(pieces=pieces)
+
+
+def pack_parts(answers: Answers) -> Iterator[bytes]:
+    """Give a frame for each part of a piece that is too large for one, then that of the answers."""
+    pieces = []
+    for place, (outcome, body) in enumerate(answers.pieces):
+        last = max(len(body) - 1, 0) // PART_BYTES * PART_BYTES
+        for start in range(0, last, PART_BYTES):
+            yield frame(Kind.PART, PART.pack(answers.number, place) + body[start : start + PART_BYTES])
+        pieces.append((outcome, body[last:]))
+    yield pack_answers(answers._replace(pieces=pieces))
 
 
 def pack_answers(answers: Answers) -> bytes:

@@ -12,6 +12,7 @@ from typing import Self
 from retrieval.errors import DiptychError
 from service import errors
 from service.batching import Batcher, Ticket
+from service.callers import ANYONE, Caller
 from service.frames import Answers, Asked, Kind, pack_json
 from service.metrics import Metrics
 from service.process import EngineProcess, Opened
@@ -65,6 +66,7 @@ class Generation:
         self._asked_at = 0.0  # when a request was admitted last
         self._opened_at = 0.0  # when the last engine did, by the loop's clock
         self._ends: deque[float] = deque()  # when engines ended, or could not be started
+        self._excused = False  # whether a query is to blame for the last end, and not the bundle
         self.told = 0  # lists of paused labels that were sent; what is sent after one is answered by it
         self._untold = 0  # lists of paused labels that the engine has not answered
         self._told = asyncio.Event()
@@ -103,12 +105,12 @@ class Generation:
             raise RuntimeError(f"generation {self.number} is asked before it is open")
         return self._batcher
 
-    def admit(self, asked: Asked, seconds: float | None = None) -> Ticket:
-        """Queue a request that waits `seconds` at most. Raises Refusal 429 or 503."""
+    def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> Ticket:
+        """Queue a request that waits `seconds` at most. Raises Refusal 422, 429 or 503."""
         if self.trouble:
             raise errors.unavailable(f"Bundle {self.name} cannot be served just now; /readyz says why.")
         self._asked_at = perf_counter()
-        return self.batcher.admit(asked, seconds)
+        return self.batcher.admit(asked, seconds, caller)
 
     def asked_lately(self) -> bool:
         """Whether it answers requests, or did a moment ago."""
@@ -189,7 +191,7 @@ class Generation:
         self._watchdog.saw(None)
         self._metrics.restarts.inc()
         self._replacing = self._supervisor.retry("engine_replacement", partial(self._replace, dead))
-        self.batcher.lost()
+        self._excused = self.batcher.lost()
 
     async def _replace(self, dead: EngineProcess | None) -> None:
         """Start engines until one answers. Called again where it raises what is not expected."""
@@ -227,7 +229,11 @@ class Generation:
     def _ended(self) -> int:
         """Count one more end of an engine; returns how many there were of late."""
         now = asyncio.get_running_loop().time()
-        self._ends.append(now)
-        while self._ends[0] < now - self._settings.crash_seconds:
+        if self._excused and self._ends:
+            self._ends.pop()  # the first end by the same query
+        elif not self._excused:
+            self._ends.append(now)
+        self._excused = False
+        while self._ends and self._ends[0] < now - self._settings.crash_seconds:
             self._ends.popleft()
         return len(self._ends)

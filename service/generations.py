@@ -17,6 +17,7 @@ from retrieval.errors import DiptychError
 from retrieval.signatures import trusted_keys
 from service import errors
 from service.batching import Ticket
+from service.callers import ADMINISTRATOR, ANYONE, Caller
 from service.comparing import Compared
 from service.errors import Refusal
 from service.fallback import Fallback
@@ -119,11 +120,11 @@ class Generations:
             if self.source.url is not None:
                 await self.supervisor.read(partial(self.source.note, generation.folder))
 
-    def admit(self, asked: Asked, seconds: float | None = None) -> Ticket:
-        """Queue a request with the generation of this moment; it waits `seconds` at most. Raises Refusal 429 or 503."""
+    def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> Ticket:
+        """Queue a request with the present generation; it waits `seconds` at most. Raises Refusal 422, 429 or 503."""
         if self.current is None:
             raise errors.unavailable(f"The service is not ready: {self.readiness().detail}.")
-        return self.current.admit(asked, seconds)
+        return self.current.admit(asked, seconds, caller)
 
     @property
     def serving(self) -> str | None:
@@ -136,8 +137,17 @@ class Generations:
         return (self.current.number, self.current.told) if self.current else None
 
     def full(self) -> bool:
-        """Whether no request can be admitted at this moment for want of room in the queue."""
+        """Whether no request can be admitted at this moment unless another one is refused for it."""
         return self.current is not None and self.current.batcher.full
+
+    def refuse_early(self, caller: Caller, texts: int) -> None:
+        """Refuse a request of at least so many texts before it is parsed. Raises Refusal 429."""
+        if self.current is not None:
+            self.current.batcher.refuse_early(caller, texts)
+
+    def turns_away(self, caller: Caller) -> bool:
+        """Whether no request of a caller can be admitted at this moment for want of room in the queue."""
+        return self.current is not None and self.current.batcher.turns_away(caller)
 
     async def activate(self, name: str) -> ActivateResponse:
         """Serve another bundle, without a gap. On any failure the old one stays; raises Refusal saying why.
@@ -173,12 +183,12 @@ class Generations:
         """Queue a request with any bundle of the store, opened for it if need be. Raises Refusal."""
         for one in (self.current, self.kept):
             if one and one.name == name:
-                return one.admit(asked, seconds)
+                return one.admit(asked, seconds, ADMINISTRATOR)
         if self.preparing or self.stopping:
             why = f"bundle {self.preparing} is being prepared" if self.preparing else "the service is stopping"
             raise Refusal(409, "busy_switching", f"Bundle {name} was not opened for comparison: {why}.")
         try:
-            return (await self.compared.open(name)).admit(asked, seconds)
+            return (await self.compared.open(name)).admit(asked, seconds, ADMINISTRATOR)
         except (DiptychError, OSError) as error:
             status = await self._status_without(name)
             why = f"Bundle {name} was not opened for comparison: {_reason(error)}"

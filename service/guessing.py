@@ -3,9 +3,9 @@
 import math
 from collections import OrderedDict
 from collections.abc import Callable
-from ipaddress import ip_address
 from time import monotonic
 
+from service.callers import network_of
 from service.errors import Refusal
 
 FREE_ATTEMPTS = 10  # wrong keys before the first wait
@@ -51,17 +51,6 @@ class GuessLimit:
         bucket, now = _bucket(address), self._clock()
         count, last = self._wrong.get(bucket, (0, now))
         self._wrong[bucket] = (1 if now - last > FORGET_SECONDS else count + 1, now)
-
-
-def network_of(address: str) -> str:
-    """Return what is counted as one client: an IPv4 address, or the /64 of an IPv6 address, which one client owns."""
-    try:
-        parsed = ip_address(address.partition("%")[0])
-    except ValueError:
-        return address
-    if parsed.version == 4:
-        return str(parsed)
-    return str(parsed.ipv4_mapped or parsed.packed[:8].hex())
 
 
 def _bucket(address: str) -> int:

@@ -13,6 +13,7 @@ ENGINE_BYTES = 96 << 20
 ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # of the last, weights are kept in float32 too
 TOKENIZER_TIMES = 10
 NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label
+LABEL_CACHE_BYTES = 32 << 20  # the JSON of labels that an engine keeps, see label_cache.py
 
 
 def needed_memory(manifest: Manifest) -> int:
@@ -20,7 +21,8 @@ def needed_memory(manifest: Manifest) -> int:
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     encoder = ENCODER_TIMES[manifest.precision] * sizes[QUERY_ENCODER]
     nodes = NODES_TIMES * sizes.get(NODES, 0)
-    return int(ENGINE_BYTES + sizes[INDEX] + nodes + encoder + TOKENIZER_TIMES * sizes[TOKENIZER])
+    files = sizes[INDEX] + nodes + encoder + TOKENIZER_TIMES * sizes[TOKENIZER]
+    return int(ENGINE_BYTES + LABEL_CACHE_BYTES + files)
 
 
 def check_memory(name: str, manifest: Manifest, groups: Path) -> None:

@@ -48,6 +48,11 @@ class Metrics:
         labels = ["route", "code"]
         self._requests = Counter("diptych_requests", "Answers by route and status", labels, registry=registry)
         self._answers: dict[tuple[str, int], Counter] = {}
+        self.client_deadlines = Counter(
+            "diptych_client_deadlines",
+            "Answers 504 because the deadline that the client set had passed",
+            registry=registry,
+        )
         stage = Histogram(
             "diptych_stage_seconds", "Seconds in each stage", ["stage"], buckets=SECONDS, registry=registry
         )
@@ -70,6 +75,9 @@ class Metrics:
         )
         self.wrong_keys = Counter(
             "diptych_wrong_keys", "Wrong keys by the header they came in", ["header"], registry=registry
+        )
+        self.quarantined = Counter(
+            "diptych_quarantined_queries", "Queries put in quarantine because they ended engines", registry=registry
         )
         self.cache = Counter("diptych_cache_requests", "Requests looked up in the cache", ["result"], registry=registry)
         self.cache_bytes = Gauge("diptych_cache_bytes", "Answers kept in the cache", registry=registry)

@@ -13,6 +13,7 @@ class Orders(NamedTuple):
     search_threads: int | None  # of the index; None: as many as of the encoder
     lanes: int | None  # batches answered side by side; None: as many as suit the encoder
     largest_batch: int
+    max_answer_bytes: int  # of one request
     trusted_keys: str  # by commas
     front: int  # process id of the front: the engine does not outlive it
 

@@ -4,11 +4,15 @@ FastAPI documents it and does not answer it: it stands before FastAPI's layers, 
 front (docs/decisions/0042).
 """
 
+import asyncio
+
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
 
 from service import deadlines
 from service.answers import Answers, key_of
+from service.body_check import UNCHECKED_BYTES, least_texts
+from service.callers import Caller, caller_of
 from service.deadlines import deadline_seconds
 from service.errors import Refusal
 from service.exchange import Exchange, exchange_of
@@ -17,11 +21,12 @@ from service.generations import Generations
 from service.guessing import GuessLimit
 from service.keys import PredictKeys
 from service.metrics import Metrics
+from service.rate_limit import RateLimit, texts_for_bytes
 from service.schemas import parse, predict_request
-from service.security import RateLimit
 from service.settings import Settings
 
 PATH = "/predict"
+REFUSAL_SECONDS = 0.1  # until a large request is refused for want of room in the queue
 
 
 class Predict:
@@ -29,6 +34,7 @@ class Predict:
 
     def __init__(self, settings: Settings, generations: Generations, metrics: Metrics, guesses: GuessLimit) -> None:
         self.model = predict_request(settings)
+        self._max_queries = settings.max_queries
         self.keys = PredictKeys(settings.predict_keys, guesses, metrics)
         self._limit = RateLimit(settings.rate_limit, settings.burst) if settings.rate_limit else None
         self._generations = generations
@@ -47,25 +53,46 @@ class Predict:
 
     async def answer(self, exchange: Exchange, receive: Receive) -> bytes:
         """The JSON that answers one request. Raises Refusal, and ClientDisconnect when nobody wants it any more."""
-        caller = self.keys.check(exchange)
-        wanted = parse(self.model, await _body(receive)).wanted
-        if self._limit:
-            self._limit.take(caller or exchange.address.encode(), len(wanted.queries))
+        caller = self._caller(exchange)
+        body = await _body(receive)
+        charged = texts_for_bytes(len(body), self._max_queries)
+        if self._limit:  # before parsing, which costs more than refusing
+            self._limit.take(caller, charged)
+        try:
+            self._generations.refuse_early(caller, min(least_texts(body), self._max_queries))
+        except Refusal:
+            # a client that repeats a large request at once would keep the service busy with refusing it
+            await asyncio.sleep(REFUSAL_SECONDS if len(body) > UNCHECKED_BYTES else 0)
+            raise
+        wanted = parse(self.model, body).wanted
+        if self._limit and len(wanted.queries) > charged:
+            self._limit.take(caller, len(wanted.queries) - charged, whole=len(wanted.queries))
         seconds = deadline_seconds(exchange.header(deadlines.HEADER))
         state = self._generations.state if self._answers else None
         if not self._answers or not state:
-            return await self._asked(exchange, wanted, seconds)
+            return await self._asked(exchange, wanted, seconds, caller)
         key = key_of(state, wanted)
         if found := self._answers.get(key):
             exchange.bundle = self._generations.serving
             return found
-        body = await self._asked(exchange, wanted, seconds)
+        body = await self._asked(exchange, wanted, seconds, caller)
         if exchange.bundle == self._generations.serving and state == self._generations.state:
             self._answers.keep(key, body)
         return body
 
-    async def _asked(self, exchange: Exchange, asked: Asked, seconds: float | None) -> bytes:
-        exchange.ticket = ticket = self._generations.admit(asked, seconds)
+    def turns_away(self, exchange: Exchange) -> bool:
+        """Return whether a request is refused for want of room in the queue, whatever its body says."""
+        try:
+            return self._generations.turns_away(self._caller(exchange))
+        except Refusal:
+            return True  # a wrong key has no share of the queue
+
+    def _caller(self, exchange: Exchange) -> Caller:
+        """Name who sent a request. Raises Refusal 401."""
+        return caller_of(self.keys.check(exchange), exchange.address)
+
+    async def _asked(self, exchange: Exchange, asked: Asked, seconds: float | None, caller: Caller) -> bytes:
+        exchange.ticket = ticket = self._generations.admit(asked, seconds, caller)
         results = await ticket.answer
         exchange.bundle = ticket.bundle  # another than at admission, if that one was given up
         return answer_body(ticket.bundle, results)

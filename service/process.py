@@ -15,9 +15,9 @@ from pydantic_core import from_json
 
 from retrieval.errors import BundleError
 from service import logs
-from service.batching import Lengths
-from service.frames import Answers, Kind, Splitter, unpack_answers
+from service.frames import Answers, Kind, Parts, Splitter, unpack_answers
 from service.orders import Orders
+from service.pending_request import Lengths
 from service.rationing import Ration, Traffic, no_traffic
 from service.settings import PREFIX, Settings
 
@@ -67,6 +67,7 @@ class EngineProcess(asyncio.Protocol):
         self._on_death = on_death
         self._on_paused = on_paused
         self._frames = Splitter()
+        self._parts = Parts()
         self._ready: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
         self._ending = self._started = self._lost = False
         self._transport: asyncio.WriteTransport | None = None
@@ -193,7 +194,9 @@ class EngineProcess(asyncio.Protocol):
 
     def _received(self, kind: Kind, payload: bytes) -> None:
         if kind is Kind.ANSWERS:
-            self._on_answers(unpack_answers(payload))
+            self._on_answers(self._parts.complete(unpack_answers(payload)))
+        elif kind is Kind.PART:
+            self._parts.add(payload)
         elif kind is Kind.PAUSED:
             self._on_paused(from_json(payload))
         elif kind is Kind.READY:
@@ -207,7 +210,7 @@ class EngineProcess(asyncio.Protocol):
 def _spawn(folder: Path, settings: Settings, theirs: socket.socket, behind: bool) -> subprocess.Popen[bytes]:
     orders = Orders(
         behind, settings.provider, settings.threads, settings.search_threads, settings.lanes,
-        settings.max_batch_queries, settings.trusted_keys, os.getpid(),
+        settings.max_batch_queries, settings.max_answer_bytes, settings.trusted_keys, os.getpid(),
     )  # fmt: skip
     command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder), orders.written()]
     # The engine imports from where the front does, and gets no secret it has no use for.

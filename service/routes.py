@@ -40,17 +40,17 @@ REFUSALS = {
     401: "The key is missing or wrong.",
     403: "Administration, or opening bundles for comparison, is off.",
     404: "There is no such bundle.",
-    408: "The request did not arrive in time, or no answer was ready within X-Deadline-Ms.",
+    408: "The request did not arrive in time.",
     409: "This bundle is being prepared already, another one was asked for meanwhile, or the service stops.",
     413: "The body is too large.",
     415: "The body is compressed.",
-    422: "A field is missing, unknown or has a value that cannot be used.",
+    422: "A field is missing, unknown or cannot be used; the answer is too large; or the query has ended engines.",
     429: "Too much is waiting, the caller asks too much, or too many wrong keys came from its address; "
     "try again after Retry-After seconds.",
     431: "The request's head is too large.",
     500: "The service failed on this request.",
     503: "The service is loading a bundle, replacing an engine or stopping.",
-    504: "No answer was ready before the service's own deadline.",
+    504: "No answer was ready before the deadline: the service's (`too_late`) or X-Deadline-Ms (`deadline_exceeded`).",
 }
 
 

@@ -1,19 +1,23 @@
 """What goes over the wire, each with an example; the request's limits are the settings', and OpenAPI shows them."""
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
+from pydantic_core import to_json
 
 from retrieval.filters import NAMES, VALUES
-from service.errors import refusal
+from service.body_check import DEFAULT_LIMITS, JsonLimits, check_structure
+from service.errors import Refusal, refusal
 from service.frames import Asked
 from service.settings import Settings
 
 BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Value = str | int | float | bool
 State = Literal["serving", "kept", "compared", "draining"]
-Body = TypeVar("Body", bound=BaseModel)
 MAX_ID_CHARS = 1024
+MAX_FILTER_BYTES = 65_536  # of JSON: it goes to the engine with every part of a request
+ESCAPES_PER_CHAR = 2  # a pair of surrogates
+FIELDS = 64  # names that a body may have beside those of its filter, so that unknown ones are named one by one
 NOT_BLANK = r"[^\s\x1c-\x1f]"  # what Python calls white space, which is what the retriever goes by
 HIT = {
     "id": "shopping-cart",
@@ -49,7 +53,16 @@ def _example(example: dict[str, Any]) -> ConfigDict:
     return ConfigDict(extra="forbid", strict=True, frozen=True, json_schema_extra={"examples": [example]})
 
 
-class PredictRequest(BaseModel):
+class RequestBody(BaseModel):
+    """A request's JSON, with the limits that are checked before it is parsed."""
+
+    json_limits: ClassVar[JsonLimits] = DEFAULT_LIMITS
+
+
+Body = TypeVar("Body", bound=RequestBody)
+
+
+class PredictRequest(RequestBody):
     """Texts to find labels for."""
 
     # without a filter: which attributes there are is the bundle's affair, and an example should be answered by any
@@ -61,7 +74,11 @@ class PredictRequest(BaseModel):
         None, description="The classifier's share of the score; the bundle's own choice when left out."
     )
     filter: (
-        Annotated[dict[str, Annotated[list[Value], Field(min_length=1, max_length=VALUES)]], Field(max_length=NAMES)]
+        Annotated[
+            # fail_fast: the error names the first bad value, and the others cost nothing
+            dict[str, Annotated[list[Value], Field(min_length=1, max_length=VALUES, fail_fast=True)]],
+            Field(max_length=NAMES),
+        ]
         | None
     ) = Field(None, description="Attributes, and the values of each that a label may have: it must fit all of them.")
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
@@ -105,7 +122,7 @@ class PredictResponse(BaseModel):
     results: list[Result]
 
 
-class ActivateRequest(BaseModel):
+class ActivateRequest(RequestBody):
     """The bundle to serve from now on."""
 
     model_config = _example({"bundle": "keywords-2"})
@@ -158,7 +175,7 @@ class BundlesResponse(BaseModel):
     preparing: str | None
 
 
-class PausedRequest(BaseModel):
+class PausedRequest(RequestBody):
     """Ids of labels to leave out of every answer, and of labels to show again; an id in both is shown."""
 
     model_config = _example({"add": ["shopping-cart"], "remove": []})
@@ -236,7 +253,11 @@ def predict_request(settings: Settings) -> type[PredictRequest]:
         "queries": (queries, Field(description=plain["queries"].description)),
         "k": (k, Field(min(plain["k"].default, settings.max_k), description=plain["k"].description)),
     }
-    return create_model("PredictRequest", __base__=PredictRequest, __doc__=PredictRequest.__doc__, **fields)
+    model = create_model("PredictRequest", __base__=PredictRequest, __doc__=PredictRequest.__doc__, **fields)
+    names, values = FIELDS + NAMES, settings.max_queries + NAMES * VALUES + FIELDS
+    escapes = ESCAPES_PER_CHAR * settings.max_queries * settings.max_query_chars
+    model.json_limits = JsonLimits(names, names, values, max(escapes, DEFAULT_LIMITS.escapes))
+    return model
 
 
 class CompareRequest(PredictRequest):
@@ -253,7 +274,9 @@ def compare_request(model: type[PredictRequest]) -> type[CompareRequest]:
         "bundle": (str, Field(pattern=BUNDLE_NAME, description="The bundle to ask.")),
         **{name: (model.model_fields[name].annotation, model.model_fields[name]) for name in ("queries", "k")},
     }
-    return create_model("CompareRequest", __base__=CompareRequest, __doc__=CompareRequest.__doc__, **fields)
+    compared = create_model("CompareRequest", __base__=CompareRequest, __doc__=CompareRequest.__doc__, **fields)
+    compared.json_limits = model.json_limits
+    return compared
 
 
 def paused_request(settings: Settings) -> type[PausedRequest]:
@@ -264,12 +287,24 @@ def paused_request(settings: Settings) -> type[PausedRequest]:
     fields: dict[str, Any] = {
         name: (ids, Field(default_factory=list, description=plain[name].description)) for name in ("add", "remove")
     }
-    return create_model("PausedRequest", __base__=PausedRequest, __doc__=PausedRequest.__doc__, **fields)
+    model = create_model("PausedRequest", __base__=PausedRequest, __doc__=PausedRequest.__doc__, **fields)
+    model.json_limits = DEFAULT_LIMITS._replace(values=2 * settings.max_paused + FIELDS)
+    return model
 
 
 def parse(model: type[Body], body: bytes) -> Body:
-    """A request's body as `model`. Raises Refusal with one sentence."""
+    """Parse a request's body as `model`. Raises Refusal with one sentence."""
+    check_structure(body, model.json_limits)
     try:
-        return model.model_validate_json(body)
+        request = model.model_validate_json(body)
     except ValidationError as error:
         raise refusal(error) from error
+    if isinstance(request, PredictRequest) and len(body) > MAX_FILTER_BYTES:
+        _check_filter_size(request)
+    return request
+
+
+def _check_filter_size(request: PredictRequest) -> None:
+    if request.filter and (size := len(to_json(request.filter))) > MAX_FILTER_BYTES:
+        message = f"filter has {size} bytes; the most is {MAX_FILTER_BYTES}. Leave out values or names."
+        raise Refusal(422, "bad_filter", message)

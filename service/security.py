@@ -1,9 +1,6 @@
-"""How much a caller may ask, and which bodies are read at all."""
+"""Which bodies are read at all."""
 
-import math
-from collections import OrderedDict
 from collections.abc import Mapping
-from time import monotonic
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -11,30 +8,6 @@ from service.errors import Refusal
 
 ADMIN_HEADER = "X-Admin-Key"
 PREDICT_HEADER = "X-Api-Key"
-REMEMBERED_CALLERS = 10_000
-
-
-class RateLimit:
-    """A token bucket for each caller: `rate` texts a second in the long run, `burst` of them at once."""
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._callers: OrderedDict[bytes, tuple[float, float]] = OrderedDict()  # texts left, and when that was so
-
-    def take(self, caller: bytes, texts: int, now: float | None = None) -> None:
-        """Count a request of so many texts. Raises Refusal 429 that says when there is room for it."""
-        now = monotonic() if now is None else now
-        left, since = self._callers.pop(caller, (float(self._burst), now))
-        left = min(self._burst, left + (now - since) * self._rate)
-        enough = left >= texts
-        self._callers[caller] = (left - texts if enough else left, now)
-        if len(self._callers) > REMEMBERED_CALLERS:
-            self._callers.popitem(last=False)
-        if not enough:
-            seconds = max(1, math.ceil((texts - left) / self._rate))
-            message = f"This caller may ask {self._rate:g} texts a second. Try again in {seconds} s."
-            raise Refusal(429, "rate_limited", message, {"Retry-After": str(seconds)})
 
 
 class BodyGuard:

@@ -86,7 +86,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             server.should_exit = True
 
     app = create_app(settings, opened)
-    connections = Connections(settings, app.state.metrics, app.state.generations.full)
+    connections = Connections(settings, app.state.metrics, app.state.generations.full, app.busy_route.turns_away)
     config = uvicorn.Config(
         app,
         http=connections.protocol,  # type: ignore[arg-type]  # it calls it as it would a class

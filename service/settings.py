@@ -74,6 +74,12 @@ class Settings(BaseSettings):
     )
     max_batch_queries: int = Field(32, ge=1, description="texts the engine takes at once")
     max_batch_tokens: int = Field(4096, ge=1, description="estimated tokens the engine takes at once")
+    max_batch_hits: int = Field(
+        1024, ge=1, description="hits the engine finds at once: texts times k; one text with a larger k goes alone"
+    )
+    max_answer_bytes: int = Field(
+        1 << 25, ge=1024, description="one answer; a request with a larger one is refused with 422"
+    )
     max_piece_queries: int = Field(8, ge=1, description="texts of one request in a row before the next request's turn")
     batches_ahead: int = Field(1, ge=0, description="batches sent before the engine is free for them")
 

@@ -88,7 +88,7 @@ class Tracing:
             for name, begin, end in _stages(exchange):
                 stage = self._tracer.start_span(name, context=inside, start_time=offset + round(begin * 1e9))
                 stage.end(offset + round(end * 1e9))
-        if exchange.status >= 500:
+        if exchange.failed:
             span.set_status(self._failed)
         span.end(offset + round(perf_counter() * 1e9))
 

@@ -30,12 +30,15 @@ class Lengths:
     examples: int = 200  # of schemathesis, for each operation
     hostile: int = 100_000
     fuzzing: float = 1800
+    costly_bodies: int = 200  # drawn by chance, beside those that are always the same
+    fairness: float = 10  # seconds of each run
 
 
 WHOLE = Lengths()
 SMALL = Lengths(
     saturation=1, calm=2, rounds=1, switches=2, between_switches=15, kills=2, between_kills=3, overload=3,
-    slow_clients=50, soak=20, between_soak_switches=6, examples=2, hostile=500, fuzzing=60,
+    slow_clients=50, soak=20, between_soak_switches=6, examples=2, hostile=500, fuzzing=60, costly_bodies=5,
+    fairness=1,
 )  # fmt: skip
 
 

@@ -35,8 +35,8 @@ def service(words_store: Path) -> Iterator[Service]:
 @pytest.fixture(scope="module")
 def locked(words_store: Path) -> Iterator[Service]:
     """Predicting needs a key, and no caller may ask much."""
-    limits = {"max_queries": 3, "rate_limit": 0.01, "rate_burst": 5}
-    with serving(words_store, predict_key="alpha, beta", cors_origins="https://shop.example", **limits) as service:
+    limits = {"max_queries": 3, "rate_limit": 0.01, "rate_burst": 5, "cors_origins": "https://shop.example"}
+    with serving(words_store, predict_key="alpha, beta, delta", **limits) as service:
         yield service
 
 
@@ -215,9 +215,15 @@ def test_each_caller_has_a_rate_of_its_own(locked: Service) -> None:
     assert [locked.ask("POST", "/predict", ask, X_Api_Key="alpha").status for _ in range(2)] == [200, 200]
     reply = locked.ask("POST", "/predict", ask, X_Api_Key="alpha")
     assert refusal(reply) == (429, "rate_limited")
-    assert 1 <= int(reply.headers["retry-after"]) <= 100
+    assert 1 <= int(reply.headers["retry-after"]) <= 300
     assert locked.ask("POST", "/predict", ask, X_Api_Key="beta").status == 200
     assert rejected(locked, "rate_limited") == 1
+
+
+def test_a_body_that_is_not_parsed_is_charged(locked: Service) -> None:
+    """A caller over its limit could still keep the service busy with bodies that it has to parse."""
+    replies = [refusal(locked.ask("POST", "/predict", b"{" * 100, X_Api_Key="delta")) for _ in range(7)]
+    assert replies == [(400, "not_json")] * 5 + [(429, "rate_limited")] * 2
 
 
 def test_a_predicting_key_does_not_administer(locked: Service) -> None:

@@ -103,7 +103,7 @@ BAD_BODIES = [
     (b'{"queries": ["a"]', 400, "not_json"),
     (b'\xff\xfe{"queries": ["a"]}', 400, "not_json"),
     (b'{"queries": ["\\ud800"]}', 400, "not_json"),
-    (DEEP, 400, "not_json"),
+    (DEEP, 422, "too_many_values"),
     (b"[]", 422, "wrong_type"),
     (b"null", 422, "wrong_type"),
     (b"{}", 422, "missing_field"),

@@ -1,4 +1,4 @@
-"""Any order of arrivals, answers, deaths and departures."""
+"""Any order of arrivals, answers, deaths, departures and cancellations; and what each caller gets of the engine."""
 
 import asyncio
 
@@ -6,56 +6,95 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from service.batching import Batcher, Lengths
+from service.batching import Batcher
+from service.errors import Refusal
 from service.frames import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
 from service.metrics import Metrics
+from service.pending_request import Lengths
 from service.settings import Settings
 
+CALLERS = (b"a", b"b", b"c")
+KS = (1, 3, 10)
 EVENTS = st.lists(
     st.one_of(
-        st.tuples(st.just("ask"), st.integers(1, 12)),
+        st.tuples(st.just("ask"), st.integers(1, 12), st.sampled_from(CALLERS), st.sampled_from(KS)),
         st.tuples(st.just("answer"), st.integers(0, 2)),
-        st.tuples(st.sampled_from(["die", "attach", "abandon", "give_up"]), st.just(0)),
+        st.tuples(st.sampled_from(["abandon", "cancel"]), st.integers(0, 30)),
+        st.tuples(st.sampled_from(["die", "attach", "give_up", "postpone"]), st.just(0)),
     ),
     max_size=60,
 )
+NO_TIME = Stages(0, 0, 0, 0, 0, 0, 0)
+MAX_HITS = 20
 
 
 class Play:
     """One run: every request's texts are numbered, so that a mixed-up answer shows."""
 
-    def __init__(self, padded: bool, lanes: int) -> None:
-        limits = {"max_queries": 12, "max_waiting_queries": 10_000, "max_batch_queries": 5, "max_piece_queries": 2}
-        self.settings, self.padded, self.lanes = Settings(store="unused", **limits), padded, lanes
+    def __init__(self, padded: bool, lanes: int, room: int) -> None:
+        limits = {"max_queries": 12, "max_batch_queries": 5, "max_piece_queries": 2, "max_batch_hits": MAX_HITS}
+        self.settings = Settings(store="unused", max_waiting_queries=room, max_waiting_tokens=1 << 20, **limits)
+        self.padded, self.lanes = padded, lanes
         self.batcher = self.new_batcher()
-        self.tickets = []
+        self.requests = []
         self.sent: list[tuple[int, list[Asked]]] = []
-        self.abandoned = set()
+        self.gone = set()  # abandoned or cancelled
+        self.admitted = 0
 
     def new_batcher(self) -> Batcher:
         return Batcher("words", self.settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, self.padded))
 
-    def ask(self, texts: int) -> None:
-        queries = [f"{len(self.tickets)}.{'0' * (number % 4 * 8)}{number}" for number in range(texts)]
-        self.tickets.append(self.batcher.admit(Asked(queries, 10, None)))
+    def ask(self, texts: int, caller: bytes, k: int) -> None:
+        queries = [f"{self.admitted}.{'0' * (number % 4 * 8)}{number}" for number in range(texts)]
+        self.admitted += 1
+        waiting = self.waiting_texts()
+        others = len({*waiting, caller})
+        try:
+            self.requests.append(self.batcher.admit(Asked(queries, k, None), caller=caller))
+        except Refusal:
+            tokens = sum(self.batcher.lengths.tokens(query) for query in queries)
+            places = self.batcher._waiting.places(texts, tokens)
+            mine = self.batcher._waiting.places_of(caller) + places
+            assert mine > self.settings.max_waiting_queries / others or set(waiting) == {caller}
 
-    def answer(self, lane: int) -> None:
+    def waiting_texts(self) -> dict[bytes, int]:
+        found: dict[bytes, int] = {}
+        for request in self.requests:
+            texts = sum(stop - start for start, stop in request.todo)
+            if texts and not request.settled:
+                found[request.caller] = found.get(request.caller, 0) + texts
+        return found
+
+    def answer(self, lane: int, outcome: Outcome = Outcome.ANSWERED) -> None:
         if self.sent:
             number, pieces = self.sent.pop(min(lane % self.lanes, len(self.sent) - 1))
             bodies = [(Outcome.ANSWERED, ",".join(piece.queries).encode()) for piece in pieces]
-            self.batcher.answered(Answers(number, Stages(0, 0, 0, 0, 0, 0, 0), bodies))
+            bodies[1:] = [(outcome, body if outcome is Outcome.ANSWERED else b"") for _, body in bodies[1:]]
+            self.batcher.answered(Answers(number, NO_TIME, bodies))
+
+    def postpone(self, _: int) -> None:
+        """The first piece of a batch is answered, the others were too much for the engine."""
+        self.answer(0, Outcome.POSTPONED)
 
     def die(self, _: int) -> None:
         self.sent.clear()
         self.batcher.lost()
 
     def attach(self, _: int) -> None:
+        self.sent.clear()
+        self.batcher.lost()
         self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])), self.lanes)
 
-    def abandon(self, _: int) -> None:
-        if self.tickets:
-            self.abandoned.add(len(self.tickets) - 1)
-            self.tickets[-1].abandon()
+    def abandon(self, number: int) -> None:
+        if number < len(self.requests):
+            self.gone.add(number)
+            self.requests[number].abandon()
+
+    def cancel(self, number: int) -> None:
+        """Whoever awaits the answer is cancelled, which cancels the future and tells the batcher nothing."""
+        if number < len(self.requests):
+            self.gone.add(number)
+            self.requests[number].answer.cancel()
 
     def give_up(self, _: int) -> None:
         """Another bundle takes over, whatever its predecessor was doing."""
@@ -64,29 +103,116 @@ class Play:
         self.sent.clear()
         assert (former.unfinished, former.waiting_queries, former.waiting_tokens) == (0, 0, 0)
 
+    def check(self) -> None:
+        """What must hold after every event."""
+        waiting = self.waiting_texts()
+        assert self.batcher.waiting_queries == sum(waiting.values())
+        assert self.batcher.unfinished == sum(not request.settled for request in self.requests)
+        assert self.batcher._waiting.callers == len(waiting)
+        heaviest = self.batcher._waiting.heaviest()
+        assert (heaviest is None) == (not waiting)
+        if heaviest:
+            assert heaviest.places == max(self.batcher._waiting.places_of(caller) for caller in waiting)
+        for _, pieces in self.sent:
+            hits = sum(len(piece.queries) * piece.k for piece in pieces)
+            assert hits <= MAX_HITS or sum(len(piece.queries) for piece in pieces) == 1
 
-@settings(max_examples=150, deadline=None)
-@given(EVENTS, st.booleans(), st.integers(1, 3))
+
+@settings(max_examples=250, deadline=None)
+@given(EVENTS, st.booleans(), st.integers(1, 3), st.sampled_from([12, 30, 10_000]))
 def test_every_request_is_settled_once_and_with_its_own_answer(
-    events: list[tuple[str, int]], padded: bool, lanes: int
+    events: list[tuple], padded: bool, lanes: int, room: int
 ) -> None:
-    """Some order of events would lose a request, answer it with another's results, or leak its place in the queue."""
+    """Some order of events would lose a request, answer it with another's results, leak its place in the queue, or
+    refuse a caller that is under its share."""
 
     async def run() -> None:
-        play = Play(padded, lanes)
-        for name, argument in events:
-            getattr(play, name)(argument)
+        play = Play(padded, lanes, room)
+        for name, *arguments in events:
+            getattr(play, name)(*arguments)
+            await asyncio.sleep(0)
+            play.check()
         play.attach(0)
         while play.sent:
             play.answer(0)
-        for number, ticket in enumerate(play.tickets):
-            assert ticket.answer.done()
-            if ticket.answer.exception() is None:
-                whole = ",".join(ticket.asked.queries)
-                assert ticket.answer.result() == whole.encode()
+        for number, request in enumerate(play.requests):
+            assert request.answer.done()
+            if request.answer.cancelled():
+                assert number in play.gone
+            elif (refusal := request.answer.exception()) is None:
+                assert request.answer.result() == ",".join(request.asked.queries).encode()
             else:
-                assert number in play.abandoned or ticket.deaths == 2
+                assert number in play.gone or refusal.code == "overloaded" or request.deaths == 2
+        play.check()
         assert (play.batcher.unfinished, play.batcher.waiting_queries, play.batcher.waiting_tokens) == (0, 0, 0)
-        await play.batcher.drained()
+        await asyncio.wait_for(play.batcher.drained(), 60)
+
+    asyncio.run(run())
+
+
+LOADS = st.lists(st.tuples(st.integers(1, 12), st.sampled_from(KS)), min_size=1, max_size=12)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(LOADS, min_size=2, max_size=5), st.booleans())
+def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]], late: bool) -> None:
+    """A caller would get more of the engine for asking more texts, for larger k, for more requests, or for coming
+    later than the others."""
+
+    async def run() -> None:
+        play = Play(padded=False, lanes=1, room=10_000)
+        play.attach(0)
+        given: dict[bytes, int] = {}
+        since: dict[bytes, int] = {}  # what the others had been given when a caller came
+
+        def ask(number: int) -> None:
+            caller = b"caller%d" % number
+            for texts, k in loads[number]:
+                play.ask(texts, caller, k)
+            waiting = play.waiting_texts()
+            since[caller] = min((given.get(one, 0) for one in waiting if one in given), default=0)
+            given[caller] = 0
+
+        for number in range(len(loads) - late):
+            ask(number)
+        slice_cost = 2 * (max(KS) + 40)
+        for turn in range(10_000):
+            if late and turn == 3:
+                ask(len(loads) - 1)
+            before = play.waiting_texts()
+            if not play.sent:
+                break
+            _, pieces = play.sent[0]
+            for piece in pieces:
+                request = next(one for one in play.requests if set(piece.queries) <= set(one.asked.queries))
+                start = list(request.asked.queries).index(piece.queries[0])
+                given[request.caller] += request.cost(start, start + len(piece.queries))
+            play.answer(0)
+            totals = [given[caller] + since[caller] for caller in before]
+            if len(totals) > 1 and not late:
+                # what is in flight has been given, and is counted only when it is answered
+                assert max(totals) - min(totals) <= 2 * slice_cost + 2 * MAX_HITS + 200
+
+    asyncio.run(run())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 16), st.integers(4, 12), st.integers(5, 20))
+def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, requests: int) -> None:
+    """Beside callers that ask much, a caller that asks one text now and then would wait for all that they have."""
+
+    async def run() -> None:
+        play = Play(padded=False, lanes=1, room=10_000)
+        play.attach(0)
+        for number in range(heavy * requests):
+            play.ask(texts, b"heavy%d" % (number % heavy), 10)
+        for _ in range(5):
+            for _ in range(7):
+                play.answer(0)
+            play.ask(1, b"light", 1)
+            light = play.requests[-1]
+            for _ in range(4):  # the one at work, the one that was sent ahead, one of who is behind, and its own
+                play.answer(0)
+            assert light.answer.done()
 
     asyncio.run(run())

@@ -3,6 +3,7 @@
 import pytest
 from prometheus_client import CollectorRegistry
 
+from service.callers import network_of
 from service.errors import Refusal
 from service.exchange import Exchange
 from service.guessing import (
@@ -12,7 +13,6 @@ from service.guessing import (
     LONGEST_WAIT_SECONDS,
     REMEMBERED_RIGHT,
     GuessLimit,
-    network_of,
 )
 from service.keys import AdminKeys, PredictKeys
 from service.metrics import Metrics
@@ -94,8 +94,8 @@ def test_a_flood_of_guessers_neither_fills_the_memory_nor_frees_one() -> None:
 
 def test_what_is_no_address_is_a_client_of_its_own() -> None:
     """A Unix socket's peer, which has no address, would end the request."""
-    assert network_of("") == ""
-    assert network_of("unknown") == "unknown"
+    assert network_of("") == b""
+    assert network_of("unknown") == b"unknown"
 
 
 def exchange(address: str, **headers: str) -> Exchange:

@@ -1,6 +1,7 @@
 """The wire between front and engine."""
 
 import io
+import random
 
 import pytest
 from hypothesis import given
@@ -13,11 +14,13 @@ from service.frames import (
     Asked,
     Kind,
     Outcome,
+    Parts,
     Splitter,
     Stages,
     frame,
     pack_answers,
     pack_batch,
+    pack_parts,
     read_frame,
     unpack_answers,
     unpack_batch,
@@ -59,3 +62,23 @@ def test_a_stream_out_of_step_is_an_error(head: bytes) -> None:
 def test_a_stream_that_ends_is_the_end(cut: int) -> None:
     """An engine whose front has died would fail with a traceback instead of ending."""
     assert read_frame(io.BytesIO(frame(Kind.BATCH, b"[1]")[:cut])) is None
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 7), st.randoms())
+def test_large_pieces_go_in_several_frames(sizes: list[int], most: int, drawing: random.Random) -> None:
+    """An answer of a few megabytes would be one frame above the limit, which ends the engine; or come out mixed up."""
+    pieces = [(Outcome.ANSWERED, drawing.randbytes(size)) for size in sizes]
+    answers = Answers(7, Stages(0, 0, 0, 0, 0, 0, 0), pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.frames.PART_BYTES", most)
+        frames = list(pack_parts(answers))
+    assert max(map(len, frames[:-1]), default=0) <= most + 20
+    assert len(frames) == 1 + sum(max(size - 1, 0) // most for size in sizes)
+    parts, found = Parts(), []
+    for kind, payload in Splitter().feed(b"".join(frames)):
+        if kind is Kind.PART:
+            parts.add(payload)
+        else:
+            found.append(parts.complete(unpack_answers(payload)))
+    assert found == [answers]
+    assert not parts._parts

@@ -7,7 +7,6 @@ import pytest
 from retrieval.errors import BadInput
 from service.errors import Refusal
 from service.schemas import parse, predict_request
-from service.security import REMEMBERED_CALLERS, RateLimit
 from service.settings import Settings, unheard
 
 
@@ -65,30 +64,6 @@ def test_a_rate_limit_admits_the_largest_request() -> None:
     assert Settings(store="s", rate_limit=1000.5).burst == 1001
     with pytest.raises(BadInput, match=r"rate_burst \(9\) is below max_queries \(256\)"):
         Settings.load(store=Path("s"), rate_limit=1, rate_burst=9)
-
-
-def test_a_caller_gets_its_rate_and_no_more() -> None:
-    """A limit would forget the burst, let a caller save up for ever, or promise a time at which it still refuses."""
-    limit = RateLimit(rate=2, burst=4)
-    limit.take(b"a", 4, now=100)
-    limit.take(b"b", 4, now=100)
-    with pytest.raises(Refusal) as refused:
-        limit.take(b"a", 3, now=100.5)
-    assert (refused.value.status, refused.value.headers) == (429, {"Retry-After": "1"})
-    limit.take(b"a", 3, now=101.5)
-    limit.take(b"a", 4, now=10_000)
-    with pytest.raises(Refusal):
-        limit.take(b"a", 1, now=10_000)
-
-
-def test_callers_are_forgotten_in_turn() -> None:
-    """Made-up addresses would fill the memory; or forgetting would spare the caller who asks most."""
-    limit = RateLimit(rate=1, burst=1)
-    for number in range(2 * REMEMBERED_CALLERS):
-        limit.take(b"%d" % number, 1, now=0)
-    assert len(limit._callers) == REMEMBERED_CALLERS
-    with pytest.raises(Refusal):
-        limit.take(b"%d" % number, 1, now=0)
 
 
 def test_limits_of_a_request_are_the_settings() -> None:

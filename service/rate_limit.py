@@ -1,0 +1,59 @@
+"""Limit how many texts per second each caller may send."""
+
+import math
+from time import monotonic
+
+from service.callers import Caller
+from service.errors import Refusal, retry_after
+
+MAX_CALLERS = 10_000
+SWEEP_SECONDS = 1.0  # between two searches for buckets that are full again
+BYTES_PER_TEXT = 8192  # of a body; charged before it is parsed
+
+
+class RateLimit:
+    """A token bucket per caller: `rate` texts per second in the long run, `burst` texts at once.
+
+    A bucket is stored as the moment when it is full again. One that is full has no information and is dropped when
+    there are too many; one that is not is kept, whoever else comes. While there are too many that are not full, new
+    callers share one bucket.
+    """
+
+    def __init__(self, rate: float, burst: int, max_callers: int = MAX_CALLERS) -> None:
+        self._rate = rate
+        self._burst = burst
+        self._max_callers = max_callers
+        self._full_at: dict[Caller, float] = {}
+        self._shared_full_at = 0.0
+        self._swept_at = -math.inf
+
+    def take(self, caller: Caller, texts: int, now: float | None = None, *, whole: int | None = None) -> None:
+        """Charge a caller for some texts. Raises Refusal 429 that says when there is room for them.
+
+        `whole` is what the request is charged when it is sent again, where these texts are only a part of it.
+        """
+        now = monotonic() if now is None else now
+        own = caller in self._full_at or self._has_room(now)
+        full_at = max(self._full_at.get(caller, now) if own else self._shared_full_at, now)
+        missing = (full_at - now) * self._rate
+        if missing + texts > self._burst + 1e-6:
+            seconds = max(1, math.ceil((missing + (whole or texts) - self._burst) / self._rate))
+            message = f"This caller may send {self._rate:g} texts per second. Try again in {seconds} s."
+            raise Refusal(429, "rate_limited", message, retry_after(seconds))
+        full_at += texts / self._rate
+        if own:
+            self._full_at[caller] = full_at
+        else:
+            self._shared_full_at = full_at
+
+    def _has_room(self, now: float) -> bool:
+        """Return whether another bucket can be stored; drop the full ones if that is needed."""
+        if len(self._full_at) >= self._max_callers and now - self._swept_at >= SWEEP_SECONDS:
+            self._swept_at = now
+            self._full_at = {caller: full_at for caller, full_at in self._full_at.items() if full_at > now}
+        return len(self._full_at) < self._max_callers
+
+
+def texts_for_bytes(size: int, most: int) -> int:
+    """Return how many texts a body of `size` bytes counts as before it is parsed: 1 to `most`."""
+    return min(max(1, -(-size // BYTES_PER_TEXT)), most)

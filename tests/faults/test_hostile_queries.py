@@ -1,0 +1,176 @@
+"""Queries that end engines, labels that are too large, and bodies that cost much, against a real service."""
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pyarrow as pa
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from retrieval.label_size import label_bytes
+from retrieval.labels import write_labels
+from retrieval.manifest import LABELS, describe_file
+from retrieval.probe import prove
+from retrieval.store import Store
+from service.errors import longest_retry
+from tests.support import bundles
+from tests.support.bundles import WORDS, label_texts, make_bundle, make_store
+from tests.support.service import Load, Reply, Service, figures, serving, wait_until
+
+POISON = "kids"
+GOOD = [json.dumps({"queries": [text]}).encode() for text in ("red winter", "light rain")]
+
+
+def with_an_endless_word(path: Path, word: str) -> None:
+    """Change an encoder so that it does not return for texts with `word`: a loop of 10¹² steps."""
+    model = onnx.load(path)
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["more"], ["more_out"]),
+            helper.make_node("Add", ["sum", "one_float"], ["sum_out"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("more", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum", TensorProto.FLOAT, []),
+        ],
+        [
+            helper.make_tensor_value_info("more_out", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("sum_out", TensorProto.FLOAT, []),
+        ],
+    )
+    graph = model.graph
+    graph.node[-1].output[0] = "plain_vectors"
+    constants = {
+        "word": np.array(2 + WORDS.index(word)), "steps": np.array(10**12), "no_steps": np.array(0),
+        "start": np.array(True), "zero": np.array(0, np.float32), "one_float": np.array(1, np.float32),
+    }  # fmt: skip
+    graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    graph.node.extend(
+        [
+            helper.make_node("Equal", ["input_ids", "word"], ["is_word"]),
+            helper.make_node("Where", ["is_word", "steps", "no_steps"], ["steps_of_each"]),
+            helper.make_node("ReduceMax", ["steps_of_each"], ["count_of_steps"], keepdims=0),
+            helper.make_node("Loop", ["count_of_steps", "start", "zero"], ["total_steps"], body=body),
+            helper.make_node("Mul", ["total_steps", "zero"], ["nothing"]),
+            helper.make_node("Add", ["plain_vectors", "nothing"], ["vectors"]),
+        ]
+    )
+    onnx.save(model, path)
+
+
+@pytest.fixture
+def poisoned_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+    """Two bundles, of which the active one never answers a query with POISON."""
+    write = bundles._write_encoder
+
+    def write_endless(path: Path, dims: list[int], seed: int) -> None:
+        write(path, dims, seed)
+        with_an_endless_word(path, POISON)
+
+    store = make_store(tmp_path / "store", "earlier")
+    monkeypatch.setattr(bundles, "_write_encoder", write_endless)
+    texts = [text for text in label_texts() if POISON not in text]
+    with store.incoming() as folder:
+        store.publish(make_bundle(folder, texts, prefix="present"), "present")
+    store.activate("present")
+    return store
+
+
+def error_of(reply: Reply) -> tuple[int, str]:
+    return reply.status, reply.json()["error"]["code"]
+
+
+def test_one_caller_cannot_force_a_rollback(poisoned_store: Store) -> None:
+    """Anybody who finds a query that ends engines would choose which bundle is served, by asking it again and again."""
+    with serving(poisoned_store.path, silence_seconds=2, crashes=3) as service, Load(service, GOOD, clients=2) as load:
+        for number in range(2):
+            ask = {"queries": ["red shoes", f"{POISON} shoes" + " red" * number], "k": 5}
+            assert error_of(service.ask("POST", "/predict", ask)) == (422, "quarantined")
+            answered = len(load.replies)
+            wait_until(lambda answered=answered: len(load.replies) > answered + 10 or load.errors)
+            assert error_of(service.ask("POST", "/predict", ask)) == (422, "quarantined")
+        assert service.ask("POST", "/predict", {"queries": ["red shoes"], "k": 5}).status == 200
+        found = figures(service)
+        assert found["diptych_engine_restarts_total"] >= 4
+        assert found["diptych_quarantined_queries_total"] == 2
+        assert found['diptych_rejections_total{reason="quarantined"}'] == 2
+        assert found['diptych_switches_total{result="fallback"}'] == 0
+        assert service.ask("GET", "/readyz").json()["bundle"] == "present"
+    assert not load.errors
+    assert {reply.status for _, reply in load.replies} == {200}
+
+
+def test_a_caller_under_its_share_gets_no_429(tmp_path: Path) -> None:
+    """Whoever fills the queue would lock everybody else out, whether the connection or the queue refuses."""
+    store = make_store(tmp_path / "store", "words")
+    large = json.dumps({"queries": ["red winter"] * 16, "k": 100}).encode()
+    with serving(store.path, predict_key="heavy,light", max_queries=16, max_waiting_queries=64) as service:
+        (engine,) = service.engines()
+        os.kill(engine, signal.SIGSTOP)
+        heavy = [service.client() for _ in range(12)]
+        for client in heavy:
+            client.begin("POST", "/predict", large, X_Api_Key="heavy")
+        # those that the queue has no room for are refused; what the engine has been sent does not wait any longer
+        wait_until(lambda: figures(service).get('diptych_rejections_total{reason="queue_full"}', 0) >= 3)
+        for body in (large, GOOD[0]):
+            reply = service.ask("POST", "/predict", body, X_Api_Key="heavy")
+            if body is large or reply.status == 429:
+                assert error_of(reply) == (429, "overloaded")
+                assert 1 <= int(reply.headers["retry-after"]) <= longest_retry()
+        light = [service.client() for _ in range(8)]
+        for client in light:
+            client.begin("POST", "/predict", GOOD[0], X_Api_Key="light")
+        wait_until(lambda: figures(service)["diptych_unfinished_requests"] >= 8)
+        os.kill(engine, signal.SIGCONT)
+        assert [client.finish().status for client in light] == [200] * 8
+        assert {client.finish().status for client in heavy} == {200, 429}
+
+
+def with_large_labels(folder: Path, characters: int) -> None:
+    """Give a bundle the labels of an exporter without a limit, honestly listed in its manifest."""
+    table = pa.ipc.open_file(pa.memory_map(str(folder / LABELS))).read_all()
+    table = pa.table({name: table.column(name).combine_chunks() for name in table.column_names})
+    table = table.append_column("notes", pa.array(["é" * characters] * table.num_rows))
+    assert label_bytes(table).min() > characters
+    write_labels(folder / LABELS, table)
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    manifest["files"][LABELS] = describe_file(folder / LABELS).model_dump()
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.fixture(scope="module")
+def large_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle whose labels have 200 kB each."""
+    store = Store(tmp_path_factory.mktemp("large") / "store", prove)
+    with store.incoming() as folder:
+        make_bundle(folder)
+        with_large_labels(folder, 100_000)
+        store.publish(folder, "old")
+    store.activate("old")
+    return store.path
+
+
+def survives(service: Service, ask: dict[str, Any]) -> Reply:
+    engines = service.engines()
+    reply = service.ask("POST", "/predict", ask)
+    assert service.engines() == engines
+    return reply
+
+
+def test_old_bundles_with_large_labels_end_no_engine(large_labels: Path) -> None:
+    """A request of two kilobytes would exceed the limit of a frame and end the engine, again and again."""
+    with serving(large_labels) as service:
+        reply = survives(service, {"queries": ["red winter"], "k": 100})  # 20 MB, in many frames
+        assert reply.status == 200
+        assert len(reply.json()["results"][0]["hits"]) == 100
+        for texts, k in ((256, 100), (8, 100), (256, 1), (2, 100)):
+            reply = survives(service, {"queries": [f"red winter {number}" for number in range(texts)], "k": k})
+            assert error_of(reply) == (422, "answer_too_large")
+        assert survives(service, {"queries": ["red winter"], "k": 1}).status == 200

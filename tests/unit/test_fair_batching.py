@@ -1,0 +1,181 @@
+"""What each caller gets of the engine and of the queue, and what no request may take."""
+
+import asyncio
+
+import pytest
+
+from service.errors import Refusal
+from service.frames import Answers, Asked, Outcome
+from service.pending_request import PendingRequest
+from tests.support.batching import NO_TIME, Bench, played
+
+
+def test_a_cancelled_handler_leaves_the_queue() -> None:
+    """A handler that is cancelled would keep its place for ever, and no bundle could drain."""
+
+    @played(batches_ahead=0)
+    async def _(bench: Bench) -> None:
+        async def handler(request: PendingRequest) -> bytes:
+            return await request.answer
+
+        bench.attach()
+        handlers = [asyncio.create_task(handler(bench.ask(text))) for text in "abc"]
+        await asyncio.sleep(0)
+        for one in handlers[:2]:  # one at the engine, one in the queue
+            one.cancel()
+        await asyncio.wait(handlers[:2])
+        await asyncio.sleep(0)
+        assert (bench.batcher.unfinished, bench.batcher.waiting_queries) == (1, 1)
+        bench.answer()
+        assert bench.texts()[1:] == [["c"]]
+        bench.answer()
+        assert await handlers[2] == b"c"
+        await asyncio.wait_for(bench.batcher.drained(), 60)
+
+
+def test_a_batch_is_bounded_in_hits() -> None:
+    """Ten texts with a hundred hits each cost as much as a whole batch of others, and everybody would wait for them."""
+
+    @played(max_queries=8, max_batch_hits=250, batches_ahead=0)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        bench.batcher.admit(Asked([f"{number}" for number in range(5)], 100))
+        bench.batcher.admit(Asked(["a", "b"], 1000))
+        for _ in range(4):
+            bench.answer()
+        assert bench.texts() == [["0", "1"], ["2", "3"], ["4"], ["a"], ["b"]]
+
+
+def test_small_requests_share_no_batch_with_large_ones() -> None:
+    """A single query would be answered only after the hundreds of hits that happened to fill its batch."""
+
+    @played(max_queries=32, batches_ahead=1)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        large = Asked([f"{number}" for number in range(32)], 100)
+        bench.batcher.admit(large, caller=b"heavy")
+        bench.batcher.admit(large, caller=b"heavy")
+        small = bench.batcher.admit(Asked(["small"], 10), caller=b"light")
+        for _ in range(2):  # those that had been sent
+            bench.answer()
+        assert bench.texts()[2] == ["small"]
+        bench.answer()
+        assert small.answer.done()
+        bench.answer()
+        assert len(bench.texts()[-1]) == 2  # and nothing is sent ahead of the next small one
+        assert len(bench.sent) == bench.answered + 1
+
+
+def test_a_caller_under_its_share_is_admitted_to_a_full_queue() -> None:
+    """Who asks one text would be refused because another has filled the queue; or the queue would grow without end."""
+
+    @played(max_queries=8, max_waiting_queries=40)
+    async def _(bench: Bench) -> None:
+        heavy = [bench.batcher.admit(Asked(["h"] * 8, 10), caller=b"heavy") for _ in range(5)]
+        assert bench.batcher.full
+        assert bench.batcher.turns_away(b"heavy")
+        assert not bench.batcher.turns_away(b"light")
+        with pytest.raises(Refusal):
+            bench.batcher.admit(Asked(["h"], 10), caller=b"heavy")
+        with pytest.raises(Refusal):
+            bench.batcher.refuse_early(b"heavy", 1)
+        bench.batcher.refuse_early(b"light", 1)
+        lights = [bench.batcher.admit(Asked(["l"], 10), caller=b"light") for _ in range(15)]
+        assert not any(request.answer.done() for request in heavy)
+        for number in range(25):
+            lights.append(bench.batcher.admit(Asked(["l"], 10), caller=b"light%d" % number))
+        assert [request.answer.done() for request in heavy] == [False] * 5
+        newcomer = bench.batcher.admit(Asked(["n"], 10), caller=b"newcomer")
+        assert [request.answer.done() for request in heavy] == [False] * 4 + [True]  # the newest of who has most
+        refusal = heavy[-1].answer.exception()
+        assert isinstance(refusal, Refusal)
+        assert (refusal.status, refusal.code) == (429, "overloaded")
+        assert bench.batcher.waiting_queries <= 80
+        bench.attach()
+        while bench.batcher.unfinished:
+            bench.answer()
+        assert await newcomer.answer == b"n"
+
+
+def test_a_postponed_piece_is_asked_again() -> None:
+    """What was too much for one batch together would be lost, or answered with an error."""
+
+    @played(max_queries=4, batches_ahead=0)
+    async def _(bench: Bench) -> None:
+        first, second = bench.ask("a", "b"), bench.ask("c", "d")
+        bench.attach()
+        bodies = [(Outcome.ANSWERED, b"a,b"), (Outcome.POSTPONED, b"")]
+        bench.batcher.answered(Answers(1, NO_TIME, bodies))
+        bench.answered = 1
+        bench.answer()
+        assert (await first.answer, await second.answer) == (b"a,b", b"c,d")
+
+
+def test_an_answer_is_bounded_in_bytes() -> None:
+    """A few texts over labels of a megabyte would fill the memory of the service."""
+
+    @played(max_queries=20, max_answer_bytes=1024)
+    async def _(bench: Bench) -> None:
+        request, other = bench.ask(*["x" * 100] * 16), bench.ask("y")
+        bench.attach()
+        while bench.batcher.unfinished:
+            bench.answer()
+        refusal = request.answer.exception()
+        assert isinstance(refusal, Refusal)
+        assert (refusal.status, refusal.code) == (422, "answer_too_large")
+        assert await other.answer == b"y"
+
+
+def test_only_the_text_that_ends_engines_is_in_quarantine() -> None:
+    """A caller could take any text away from everybody by sending it together with one that ends engines."""
+
+    @played(max_queries=4, batches_ahead=0)
+    async def _(bench: Bench) -> None:
+        request = bench.attach().ask("good", "poison", "fine")
+        assert not bench.batcher.lost()  # the first end may be the bundle's fault
+        bench.attach()
+        assert bench.texts()[-1] == ["good"]
+        bench.answered = 1
+        bench.answer()
+        assert bench.texts()[-1] == ["poison"]
+        assert bench.batcher.lost()
+        assert isinstance(refusal := request.answer.exception(), Refusal)
+        assert (refusal.status, refusal.code) == (422, "quarantined")
+        with pytest.raises(Refusal, match="'poison'"):
+            bench.ask("other", "poison")
+        bench.attach().ask("good", "fine")
+        bench.batcher.admit(Asked(["poison"], 5))  # asked otherwise, it may be answered
+
+
+def test_a_bundle_that_answers_nothing_is_not_excused() -> None:
+    """A bundle whose every query ends the engine would never be given up, as each of them would be to blame."""
+
+    @played(batches_ahead=0)
+    async def _(bench: Bench) -> None:
+        excused = []
+        for number in range(3):
+            bench.attach().ask(f"query {number}")
+            excused += [bench.batcher.lost()]
+            bench.attach()
+            excused += [bench.batcher.lost()]
+        assert excused == [False, True, False, False, False, False]
+
+
+def test_a_costly_filter_is_charged_to_its_caller() -> None:
+    """A filter that the engine needs a hundred times as long for would cost its caller no more than a plain query."""
+
+    @played(max_batch_queries=1, batches_ahead=0, max_waiting_queries=1000)
+    async def _(bench: Bench) -> None:
+        bench.attach()
+        plain, filtered = Asked(["plain"], 10), Asked(["filtered"], 10, filter={"a": [1]})
+        for _ in range(30):
+            bench.batcher.admit(plain, caller=b"plain")
+            bench.batcher.admit(filtered, caller=b"filtered")
+        for _ in range(40):
+            seconds = 0.01 if bench.sent[bench.answered][0].filter else 0.001
+            bench.answered += 1
+            stages = NO_TIME._replace(total=seconds)
+            bench.batcher.answered(Answers(bench.answered, stages, [(Outcome.ANSWERED, b"")]))
+        counted = [batch[0].queries[0] for batch in bench.sent[:40]]
+        assert counted.count("plain") == 30
+        assert counted[:33].count("filtered") <= 5
