@@ -18,6 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors
 from service.batching import Ticket
+from service.client_address import UNKNOWN, ClientAddresses
 from service.errors import Refusal
 from service.logs import REQUEST_ID
 from service.metrics import Metrics
@@ -34,6 +35,7 @@ GUARDED = frozenset({"body_too_large", "compressed_body", "rate_limited", "wrong
 PROCESS, NUMBERS = secrets.token_hex(6).encode(), count(1)
 COMPARE = "/admin/compare"  # asks a question, whose texts are not an administrative act's to keep
 NOT_READY = (503, "/readyz")  # what whoever asks whether it is ready wants to know: no failure
+READS = frozenset({"GET", "HEAD", "OPTIONS"})
 GONE = 499  # the client closed the connection before its answer
 
 
@@ -51,9 +53,10 @@ def given_or_new_id(headers: Mapping[bytes, bytes]) -> bytes:
 class Exchange:
     """One request, and what becomes known of it on its way."""
 
-    __slots__ = ("bundle", "headers", "id", "refusal", "route", "scope", "started", "status", "ticket")
+    __slots__ = ("_addresses", "bundle", "headers", "id", "refusal", "route", "scope", "started", "status", "ticket")
 
-    def __init__(self, scope: Scope, routes: frozenset[str]) -> None:
+    def __init__(self, scope: Scope, routes: frozenset[str], addresses: ClientAddresses) -> None:
+        self._addresses = addresses
         self.started = perf_counter()
         self.scope = scope
         self.route = scope["path"] if scope["path"] in routes else "other"  # the unknown paths share a name
@@ -71,8 +74,9 @@ class Exchange:
 
     @property
     def address(self) -> str:
+        """The client's: the peer's, or the one that a trusted proxy reports."""
         client = self.scope.get("client")
-        return str(client[0]) if client else "unknown"
+        return self._addresses.of(str(client[0]), self.scope["headers"]) if client else UNKNOWN
 
     def header(self, name: str) -> str | None:
         value = self.headers.get(name.lower().encode())
@@ -117,6 +121,7 @@ class Exchanges:
     ) -> None:
         self._app = app
         self._routes = routes
+        self._addresses = ClientAddresses(settings.trusted_proxies)
         self._metrics = metrics
         self._tracing = tracing
         self._logged_from = LOGGED_FROM[settings.log_requests]
@@ -126,7 +131,7 @@ class Exchanges:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["exchange"] = exchange = Exchange(scope, self._routes)
+        scope["exchange"] = exchange = Exchange(scope, self._routes, self._addresses)
         REQUEST_ID.set(exchange.id.decode())
 
         async def sending(message: Message) -> None:
@@ -197,7 +202,7 @@ def _audit(exchange: Exchange, body: bytes) -> None:
     """One line for every administrative act, done or refused: who, from where, what, and what became of it."""
     method = exchange.scope["method"]
     asks = exchange.route == COMPARE
-    if (method == "GET" or asks) and exchange.status == 200:
+    if (method in READS or asks) and exchange.status in (200, 204):
         return  # looking is no act
     key = exchange.headers.get(ADMIN_HEADER.lower().encode())
     about = {
