@@ -21,6 +21,7 @@ from rich.console import Console
 
 from benchmarks.measuring.serving_hostile import hostile
 from benchmarks.measuring.serving_load import Queries
+from benchmarks.measuring.serving_memory import hostile_memory
 from benchmarks.measuring.serving_page import page, section
 from benchmarks.measuring.serving_record import SMALL, WHOLE, Bench, Figure, measured
 from benchmarks.measuring.serving_speed import (
@@ -43,6 +44,7 @@ FIGURES: dict[int, Callable[[Bench], Figure]] = {
     7: stop_and_slow_clients,
     8: soak,
     9: hostile,
+    10: hostile_memory,
 }
 ALWAYS = [1, 3, 5, 6, 7]
 NEEDED = {2: ("minilm", "model", "environments"), 4: ("switching",), 8: ("switching",), 9: ("environments",)}

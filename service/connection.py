@@ -1,16 +1,12 @@
-"""One client's connection: reads one request at a time, answers without the application what it cannot serve.
+"""One client's connection: what it may send, hold and leave unread, and how it ends.
 
-uvicorn's protocol parses whatever arrives at once, and bounds only how long an answered connection may idle. Here a
-head is kept as bytes until it is complete, and a request that is pipelined behind another one until that is answered.
-What is kept is counted in one memory budget. The pool looks at every connection once a second, so that a request in
-time sets a few attributes and no timer.
+uvicorn bounds only how long an answered connection may idle. Here what is received and not answered is counted in one
+memory budget, and requests that are sent ahead wait as bytes for their turn. The pool looks at every connection once a
+second, so that a request in time sets a few attributes and no timer.
 """
 
 import select
 from typing import TYPE_CHECKING, Any, cast
-
-import httptools
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import errors
 from service.connection_memory import PER_HEADER, PER_READ
@@ -18,7 +14,7 @@ from service.direct_answers import CLOSE, answer_about, answer_without_applicati
 from service.errors import Refusal
 from service.exchange import Exchange, given_or_new_id
 from service.predicting import PATH
-from service.request_framing import HEAD_END, ChunkedBody, check_beginning, without_upgrade
+from service.request_reader import RequestReader
 from service.response_transport import STATUS_BEGINNING, ReadControl, ResponseTransport
 
 if TYPE_CHECKING:
@@ -27,42 +23,32 @@ if TYPE_CHECKING:
 PATH_BYTES = PATH.encode()
 MAX_AHEAD = 16_384  # bytes of pipelined requests that are read before their turn
 MAX_UNSENT = 8192  # bytes of an answer that wait for the client without being counted
-MAX_LENGTH_DIGITS = 19  # of Content-Length; what has more is no length that any body has
-CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT = b"content-length", b"transfer-encoding", b"expect"
-FRAMING = frozenset({CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT})
-LINGER_SECONDS = 2.0  # what a refused client still sends is read for so long, or it would not read the refusal
+MAX_DISCARDED = 16  # largest bodies: what a client with an answer still sends is read, or it would not read its answer
+LINGER_SECONDS = 2.0  # and for so long after a refusal that closes
 PROBE_SECONDS = 0.05  # until a peer that has gone has said so
 ENDED = select.POLLERR | select.POLLHUP
 
 
-class Connection(HttpToolsProtocol):
+class Connection(RequestReader):
     """uvicorn's connection, which reads no further than it can answer and knows what it waits for."""
 
     # as attributes of a dictionary, beside uvicorn's 27, they cost 1 kB for each connection (docs/decisions/0058)
     __slots__ = (
-        "_ahead", "_answered_once", "_arriving", "_body", "_busy", "_chunked", "_closing", "_discarded", "_done",
-        "_half_closed", "_head", "_held", "_held_since", "_length", "_lingering", "_opened", "_pool",
-        "_started", "_status_begun", "_stuck", "_turned_away", "_unsent", "_upgrade",
+        "_ahead", "_answered_once", "_busy", "_closing", "_discarded", "_half_closed", "_held", "_held_since",
+        "_opened", "_pool", "_status_begun", "_stuck", "_turned_away", "_unsent",
     )  # fmt: skip
 
     def __init__(self, pool: "Connections", **given: Any) -> None:
-        super().__init__(**given)
+        super().__init__(pool.head_limits, **given)
         self._pool = pool
         self._opened = self.loop.time()
-        self._head: bytearray | None = None  # the beginning of a head
-        self._body: int | ChunkedBody | None = None  # bytes that are still to come, or what finds their end
-        self._ahead: bytearray | None = None  # requests that were sent before the last one was answered
-        self._arriving = 0.0  # since when a request has been coming in; 0: none is
-        self._done = False  # the parser has come to the end of a request
+        self._ahead: bytearray | None = None  # what was sent before its turn
         self._busy = False  # a whole request is being answered
-        self._started = False  # the application has been given the request that is coming in or being answered
         self._turned_away = False  # what is coming in will be answered without being heard
-        self._upgrade = False  # the parser takes what follows for another protocol
         self._answered_once = False  # it has sent a whole request
         self._half_closed = False  # the client will send no more
         self._status_begun = False  # the first bytes of the next answer have been sent
         self._stuck = 0.0  # since when the client has not been reading its answer; 0: it is
-        self._lingering = 0.0  # since when everything that comes is thrown away; 0: it is not
         self._closing = 0.0  # when it was first seen closing
         self._discarded = 0  # bytes thrown away
         self._held = self._unsent = 0  # bytes in the memory budget: received, and not taken by the client
@@ -98,8 +84,6 @@ class Connection(HttpToolsProtocol):
         """Whether no earlier request of it is unanswered."""
         return self.cycle is None or self.cycle.response_complete
 
-    # ------------------------------------------------------------------ the transport's events
-
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self.flow: ReadControl = ReadControl(transport)
@@ -125,8 +109,6 @@ class Connection(HttpToolsProtocol):
             self._keep_ahead(data, 0)
         else:
             self._receive(data)
-            if self._arriving:
-                self._keep_arriving(len(data))
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
         """Whether to keep the connection for an answer: the client sends no more, but it may still read."""
@@ -153,8 +135,6 @@ class Connection(HttpToolsProtocol):
         if self._ahead and not self._busy:
             self._pool.take_turn(self)
 
-    # ------------------------------------------------------------------ reading, one request at a time
-
     def take_turn(self) -> None:
         """Read the next of the requests that were sent ahead."""
         if self.flow.write_paused or self._lingering or self.transport.is_closing():
@@ -162,97 +142,13 @@ class Connection(HttpToolsProtocol):
         data, self._ahead = self._ahead, None
         if data is None:
             return
-        self._release_all()
+        self._release(len(data))
         self._unset_keepalive_if_required()
         self.flow.enough = False
         self._receive(bytes(data))
-        if self._arriving:
-            self._keep_arriving(len(data))
         self.flow.resume_reading()
         if self._half_closed and not (self._busy or self._ahead):
             self.transport.close()
-
-    def _receive(self, data: bytes) -> None:
-        """Give the parser what belongs to one request; keep the rest until that is answered."""
-        start, size = 0, len(data)
-        self._done = False
-        try:
-            while start < size and not (self._done or self._lingering):
-                start = self._read_head(data, start) if self._body is None else self._read_body(data, start)
-        except Refusal as refusal:
-            self._refuse(refusal)
-            return
-        except httptools.HttpParserError:
-            self.send_400_response("")
-            return
-        if start < size and not (self._lingering or self.transport.is_closing()):
-            self._keep_ahead(data, start)
-
-    def _read_head(self, data: bytes, start: int) -> int:
-        """Keep a head until it is complete, then parse it. The position behind what was read. Raises Refusal."""
-        if self._head is None:
-            if data[start] in b"\r\n":  # empty lines may stand before a request
-                start = len(data) - len(data[start:].lstrip(b"\r\n"))
-                if start == len(data):
-                    return start
-            end = data.find(HEAD_END, start)
-            if end >= 0:
-                end += len(HEAD_END)
-                self._parse_head(data[start:end])
-                return end
-            self._head = bytearray()
-            self._arriving = self.loop.time()
-        return self._continue_head(self._head, data, start)
-
-    def _continue_head(self, head: bytearray, data: bytes, start: int) -> int:
-        before, limits = len(head), self._pool.head_limits
-        head += data[start : start + limits.max_bytes + len(HEAD_END)]
-        end = head.find(HEAD_END, max(0, before - len(HEAD_END) + 1))
-        if end < 0:
-            check_beginning(head)
-            limits.check(len(head), head.count(b"\n") - 1)  # the first line is no header
-            return len(data)
-        end += len(HEAD_END)
-        complete = bytes(head[:end])
-        self._parse_head(complete)
-        self._head = None
-        return start + end - before
-
-    def _parse_head(self, head: bytes) -> None:
-        lines = head.count(b"\n") - 2  # without the first and the empty one
-        self._pool.head_limits.check(len(head), lines)
-        self._length, self._chunked = 0, False
-        self._feed(head)
-        if self._body is None:
-            return
-        if self._chunked:
-            self._body = ChunkedBody(self._pool.head_limits, len(head), lines)
-        self._hold(PER_HEADER * lines)
-
-    def _read_body(self, data: bytes, start: int) -> int:
-        body = self._body
-        if isinstance(body, ChunkedBody):
-            end = body.end_in(data, start)
-        else:
-            assert body is not None
-            end = min(len(data), start + body)
-            self._body = body - (end - start)
-        self._feed(data[start:end])
-        return end
-
-    def _feed(self, data: bytes) -> None:
-        """Give bytes of one request to the parser. Raises HttpParserError."""
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._upgrade = False
-            method = self.parser.get_method()
-            if method == b"CONNECT":
-                raise httptools.HttpParserError("CONNECT is not supported") from None
-            head = without_upgrade(method, self.url, self.parser.get_http_version(), self.headers)
-            self.parser = httptools.HttpRequestParser(self)
-            self._length, self._chunked = 0, False
-            self.parser.feed_data(head)
 
     def _keep_ahead(self, data: bytes, start: int) -> None:
         """Keep what was sent before its turn; read no more of it than a little."""
@@ -264,38 +160,7 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()
         if not self._busy:
             self._pool.take_turn(self)
-        self._hold(len(data) - start + PER_READ)
-
-    # ------------------------------------------------------------------ the parser's events
-
-    def on_message_begin(self) -> None:
-        if self._done:
-            raise ValueError("another request begins where this one should have ended")
-        super().on_message_begin()
-        self._started = False
-        if not self._arriving:
-            self._arriving = self.loop.time()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._body is not None:
-            return  # a trailer, which nothing here reads
-        name = name.lower()
-        self.headers.append((name, value))
-        if name in FRAMING:
-            self._note_framing(name, value)
-
-    def _note_framing(self, name: bytes, value: bytes) -> None:
-        """Remember how long the body is. Raises ValueError when it cannot be known."""
-        if name == CONTENT_LENGTH:
-            if len(value) > MAX_LENGTH_DIGITS:
-                raise ValueError("Content-Length has too many digits")
-            self._length = int(value)
-        elif name == TRANSFER_ENCODING:
-            if value.strip().lower() != b"chunked" or self.parser.get_http_version() == "1.0":
-                raise ValueError("the only transfer coding is chunked, in HTTP/1.1")
-            self._chunked = True
-        elif value.strip().lower() == b"100-continue":
-            self.expect_100_continue = self.parser.get_http_version() != "1.0"
+        self._hold(len(data) - start)
 
     def on_headers_complete(self) -> None:
         if self.parser.should_upgrade():
@@ -339,7 +204,7 @@ class Connection(HttpToolsProtocol):
         super().on_response_complete()
         self._busy = False
         if self._arriving:
-            self._release_all()  # the rest of the request is thrown away
+            self._release(self._held - (len(self._ahead) if self._ahead else 0))  # the rest is thrown away
         else:
             self._started = False
             if self._held:
@@ -349,8 +214,6 @@ class Connection(HttpToolsProtocol):
         elif self._half_closed:
             self.transport.close()
         self._forget()
-
-    # ------------------------------------------------------------------ refusals and ends
 
     def look(self, now: float) -> None:
         """Close the connection when what it waits for is overdue."""
@@ -426,7 +289,7 @@ class Connection(HttpToolsProtocol):
 
     def _discard(self, size: int) -> None:
         self._discarded += size
-        if self._discarded > self._pool.settings.max_body_bytes:
+        if self._discarded > MAX_DISCARDED * self._pool.settings.max_body_bytes:
             self.transport.abort()
 
     def _turn_away(self) -> None:
@@ -442,8 +305,6 @@ class Connection(HttpToolsProtocol):
             self.on_response_complete()  # uvicorn's: from now on it idles
         else:
             self.transport.close()
-
-    # ------------------------------------------------------------------ clients that have gone
 
     def _probe_peer(self) -> None:
         """Find out whether a client that sends no more still reads: one that has gone rejects the answer's beginning.
@@ -479,14 +340,15 @@ class Connection(HttpToolsProtocol):
             self.cycle.keep_alive = self.parser.should_keep_alive()
         self.transport.write(data)
 
-    # ------------------------------------------------------------------ memory
-
     def _hold(self, size: int) -> None:
         if not self._held:
             self._held_since = self.loop.time()
         self._held += size
         if self._pool.memory.add(size):
             self._relieve()
+
+    def _head_is_read(self, headers: int) -> None:
+        self._hold(PER_HEADER * headers)
 
     def _keep_arriving(self, size: int) -> None:
         """Count what a request that goes on has sent; what is thrown away has a limit instead."""
@@ -510,9 +372,11 @@ class Connection(HttpToolsProtocol):
     def _release_read(self) -> None:
         """Release what the application has read, if that is still what is held."""
         if not self._arriving:
-            kept = len(self._ahead) if self._ahead else 0
-            self._pool.memory.used -= self._held - kept
-            self._held = kept
+            self._release(self._held - (len(self._ahead) if self._ahead else 0))
+
+    def _release(self, size: int) -> None:
+        self._pool.memory.used -= size
+        self._held -= size
 
     def _release_all(self) -> None:
         self._pool.memory.used -= self._held + self._unsent

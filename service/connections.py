@@ -23,6 +23,8 @@ LONGEST_PAUSE = 1.0  # seconds between two checks of a connection
 CHECKS = 4  # in the shortest time limit
 PER_CHECK = 8  # connections: cutting one off takes as long as an answer, and thousands may be overdue together
 
+BETWEEN_TURNS = 0.001  # seconds between two requests that were sent ahead of their turn
+
 
 class Connections:
     """Every open connection of one service."""
@@ -41,6 +43,7 @@ class Connections:
         self._open: dict[Connection, None] = {}  # in the order of their opening
         self._never_used: dict[Connection, None] = {}  # those of them that have not sent a whole request yet
         self._turns: dict[Connection, None] = {}  # those with requests that were sent ahead, the first the next
+        self._next_turn_at = 0.0
         metrics.connections.set_function(lambda: len(self._open))
         metrics.connection_bytes.set_function(lambda: self.memory.used)
 
@@ -80,11 +83,12 @@ class Connections:
     def take_turn(self, connection: Connection) -> None:
         """Read a connection's next request when it is its turn.
 
-        There is one turn in each round of the loop: a client that sends thousands of requests at once delays the
-        requests of others by one of its own, not by all.
+        There are so many turns a second, of all connections together: clients that send thousands of requests at once
+        delay the requests of others by one of theirs now and then, not by all.
         """
         if not self._turns:
-            asyncio.get_running_loop().call_soon(self._next_turn)
+            loop = asyncio.get_running_loop()
+            loop.call_later(max(0.0, self._next_turn_at - loop.time()), self._give_turn)
         self._turns[connection] = None
 
     async def watch(self) -> None:
@@ -103,13 +107,15 @@ class Connections:
                     if connection in self._open:
                         self._look(connection, now)
 
-    def _next_turn(self) -> None:
+    def _give_turn(self) -> None:
         if not self._turns:
             return
         connection = next(iter(self._turns))
         del self._turns[connection]
+        loop = asyncio.get_running_loop()
+        self._next_turn_at = loop.time() + BETWEEN_TURNS
         if self._turns:
-            asyncio.get_running_loop().call_soon(self._next_turn)
+            loop.call_later(BETWEEN_TURNS, self._give_turn)
         connection.take_turn()
 
     def _least_useful(self, now: float) -> Connection | None:

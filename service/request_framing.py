@@ -17,6 +17,7 @@ LINE_END = b"\r\n"
 HEX = re.compile(rb"[0-9A-Fa-f]+")
 METHOD = re.compile(rb"[A-Z][A-Z-]{0,31}(?: |\Z)")
 MAX_CHUNKS = 4096  # per body; each costs a few microseconds, however little it carries
+CHUNKS_PER_TURN = 128  # then other connections are read
 MAX_CHUNK_LINE = 1024  # bytes of a chunk's size and extensions
 HOP_BY_HOP = {b"upgrade", b"http2-settings"}  # what offers another protocol for this connection
 
@@ -55,9 +56,12 @@ class ChunkedBody:
         self._tail: bytes | None = None  # the last bytes of the trailers; None before the last chunk
 
     def end_in(self, data: bytes, start: int) -> int:
-        """The position in `data` behind the body's last byte; its length while the body goes on. Raises Refusal."""
-        size = len(data)
-        while start < size and self._tail is None:
+        """The position in `data` behind the body's last byte, or behind what is to be read in one turn.
+
+        Raises Refusal for too many bytes, lines or chunks around the body.
+        """
+        size, last = len(data), self._chunks + CHUNKS_PER_TURN
+        while start < size and self._tail is None and self._chunks < last:
             if self._skip:
                 step = min(self._skip, size - start)
                 self._skip -= step
