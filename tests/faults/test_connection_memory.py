@@ -91,12 +91,14 @@ def test_answers_that_nobody_reads_are_bounded_together(service: Service) -> Non
 
 def test_who_stalled_longest_makes_room(service: Service) -> None:
     """Stalled uploads would keep the memory, and everybody who sends a large request be refused."""
-    stalled = [pushed(service, HOSTILE["stalled body"]) for _ in range(20)]
-    body = json.dumps(RED).encode() + b" " * 500_000
+    fits = BUDGET % SENT - 100_000  # beside as many whole ones as the budget takes
+    part = POST + b"Content-Length: %d\r\n\r\n" % SENT + b" " * fits
+    stalled = [pushed(service, content) for content in [part, *[HOSTILE["stalled body"]] * 20]]
+    body = json.dumps(RED).encode() + b" " * 950_000
     try:
         wait_until(lambda: service.ask("POST", "/predict", body).status == 200)
         assert figures(service)['diptych_rejections_total{reason="memory_full"}'] >= 1
-        assert (stalled[0].finish().status, stalled[0]._stream.read(1)) == (503, b"")
+        assert (stalled[1].finish().status, stalled[1]._stream.read(1)) == (503, b"")
     finally:
         for client in stalled:
             client.close()
