@@ -174,9 +174,6 @@ class Connection(RequestReader):
         if not self._turned_away:
             super().on_headers_complete()
             self._started = True
-            if waits and self._body is not None:
-                self.cycle.keep_alive = False  # a refusal closes; the body is sent or not, as the client likes
-                self.cycle.transport = cast(Any, ResponseTransport(self))
 
     def on_body(self, body: bytes) -> None:
         if not self._turned_away:
@@ -195,7 +192,8 @@ class Connection(RequestReader):
         self._discarded = 0
         if self._held:  # the application reads the body before anything else happens
             self.loop.call_soon(self._release_read)
-        self._forget()
+        if not self._busy:
+            self._forget()
         if not self._answered_once:
             self._answered_once = True
             self._pool.asked(self)
@@ -347,9 +345,6 @@ class Connection(RequestReader):
         if self._pool.memory.add(size):
             self._relieve()
 
-    def _head_is_read(self, headers: int) -> None:
-        self._hold(PER_HEADER * headers)
-
     def _keep_arriving(self, size: int) -> None:
         """Count what a request that goes on has sent; what is thrown away has a limit instead."""
         if self._turned_away:
@@ -361,8 +356,11 @@ class Connection(RequestReader):
             if self.cycle.response_complete:
                 self._discard(size)
                 return
-            if self.cycle.transport is self.transport:
+            if self.cycle.transport is self.transport:  # its head has just been read
+                size += PER_HEADER * len(self.headers)
                 self.cycle.transport = cast(Any, ResponseTransport(self))
+                if self.cycle.waiting_for_100_continue:  # a refusal closes: the client sends its body or it does not
+                    self.cycle.keep_alive = False
         self._hold(size + PER_READ)
 
     def _relieve(self) -> None:

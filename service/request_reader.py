@@ -49,10 +49,6 @@ class RequestReader(HttpToolsProtocol):
         """Count so many bytes of a request that goes on."""
 
     @abstractmethod
-    def _head_is_read(self, headers: int) -> None:
-        """Note that a head of so many headers is complete, and its body is not."""
-
-    @abstractmethod
     def _refuse(self, refusal: Refusal, reason: str | None = None) -> None:
         """Answer without the application and close."""
 
@@ -105,45 +101,40 @@ class RequestReader(HttpToolsProtocol):
         return start + end - before
 
     def _parse_head(self, head: bytes) -> None:
-        lines = head.count(b"\n") - 2  # without the first and the empty one
-        try:
-            self._head_limits.check(len(head), lines)
-        except Refusal:
+        lines, limits = head.count(b"\n") - 2, self._head_limits  # without the first and the empty one
+        if len(head) > limits.max_bytes or lines > limits.max_headers:
             self._head = bytearray(head)  # the answer to HEAD has no body
-            raise
+            limits.check(len(head), lines)
         self._length, self._chunked = 0, False
-        self._feed(head)
-        if self._body is None:
-            return
-        if self._chunked:
-            self._body = ChunkedBody(self._head_limits, len(head), lines)
-        self._head_is_read(lines)
+        try:
+            self.parser.feed_data(head)
+        except httptools.HttpParserUpgrade:
+            self._ignore_upgrade()
+        if self._chunked and self._body is not None:
+            self._body = ChunkedBody(limits, len(head), lines)
+
+    def _ignore_upgrade(self) -> None:
+        """Parse the head again without the offer; the parser takes all that follows it for another protocol."""
+        self._upgrade = False
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            raise httptools.HttpParserError("CONNECT is not supported")
+        head = without_upgrade(method, self.url, self.parser.get_http_version(), self.headers)
+        self.parser = httptools.HttpRequestParser(self)
+        self._length, self._chunked = 0, False
+        self.parser.feed_data(head)
 
     def _read_body(self, data: bytes, start: int) -> int:
         body = self._body
-        if isinstance(body, ChunkedBody):
-            end = body.end_in(data, start)
-            self._turn_is_over = end < len(data)
-        else:
-            assert body is not None
+        if isinstance(body, int):
             end = min(len(data), start + body)
             self._body = body - (end - start)
-        self._feed(data[start:end])
+        else:
+            assert body is not None
+            end = body.end_in(data, start)
+            self._turn_is_over = end < len(data)
+        self.parser.feed_data(data[start:end])
         return end
-
-    def _feed(self, data: bytes) -> None:
-        """Give bytes of one request to the parser. Raises HttpParserError."""
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade:
-            self._upgrade = False
-            method = self.parser.get_method()
-            if method == b"CONNECT":
-                raise httptools.HttpParserError("CONNECT is not supported") from None
-            head = without_upgrade(method, self.url, self.parser.get_http_version(), self.headers)
-            self.parser = httptools.HttpRequestParser(self)
-            self._length, self._chunked = 0, False
-            self.parser.feed_data(head)
 
     def on_message_begin(self) -> None:
         if self._done:
