@@ -23,6 +23,7 @@ from benchmarks.measuring.serving_body_cost import body_cost
 from benchmarks.measuring.serving_fairness import fairness
 from benchmarks.measuring.serving_hostile import hostile
 from benchmarks.measuring.serving_load import Queries
+from benchmarks.measuring.serving_memory import hostile_memory
 from benchmarks.measuring.serving_page import page, section
 from benchmarks.measuring.serving_record import SMALL, WHOLE, Bench, Figure, measured
 from benchmarks.measuring.serving_speed import (
@@ -45,6 +46,7 @@ FIGURES: dict[int, Callable[[Bench], Figure]] = {
     7: stop_and_slow_clients,
     8: soak,
     9: hostile,
+    10: hostile_memory,
     11: body_cost,
     12: fairness,
 }

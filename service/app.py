@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -25,6 +26,7 @@ from service.generation import Generation
 from service.generations import Generations
 from service.guessing import GuessLimit
 from service.keys import AdminKeys
+from service.methods import HeadAndOptions, allow
 from service.metrics import Metrics
 from service.predicting import PATH as PREDICT_PATH
 from service.predicting import Predict
@@ -99,6 +101,7 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     admin = AdminKeys(settings.administrators, guesses, metrics)
     add_routes(app.router, settings, generations, metrics, predict, admin)
     app.busy = app.busy_route = predict
+    app.add_middleware(HeadAndOptions, methods_of=partial(_methods, app))
     for layer, options in _layers(app, settings, metrics, tracing):
         app.add_middleware(layer, **options)
         app.busy = layer(app.busy, **options)
@@ -165,11 +168,13 @@ async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     code = CODES.get(error.status_code, "refused")
     sentence = SENTENCES.get(error.status_code, error.detail)
-    headers = _allowed(request) if error.status_code == 405 else error.headers
+    headers = error.headers
+    if error.status_code == 405:
+        headers = {"Allow": allow(_methods(request.app, request.url.path))}
     return exchange_of(request.scope).refused(Refusal(error.status_code, code, sentence, headers))
 
 
-def _allowed(request: Request) -> dict[str, str]:
-    """The methods of this path, of which each route names only its own."""
-    here = [route for route in request.app.routes if isinstance(route, Route) and route.path == request.url.path]
-    return {"Allow": ", ".join(sorted({method for route in here for method in route.methods or ()}))}
+def _methods(app: FastAPI, path: str) -> set[str]:
+    """The methods of this path, of which each route names only its own; of all routes for the path *."""
+    here = [route for route in app.routes if isinstance(route, Route) and path in (route.path, "*")]
+    return {method for route in here for method in route.methods or ()}

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable
 from service.exchange import COMPARE, Exchange
 
 LOG = logging.getLogger("diptych.audit")
+READS = frozenset({"GET", "HEAD", "OPTIONS"})
 SHOWN_CHARS = 300  # of a path or an id
 SHOWN_IDS = 20  # of a list
 ACTIONS = {
@@ -25,7 +26,7 @@ ACTIONS = {
 def record(exchange: Exchange) -> None:
     """Write the line; reading and comparing are acts only where they were refused."""
     method, path = exchange.scope["method"], exchange.scope["path"]
-    if (method == "GET" or exchange.route == COMPARE) and exchange.status == 200:
+    if (method in READS or exchange.route == COMPARE) and exchange.status in (200, 204):
         return
     about: dict[str, object] = {
         "key": exchange.key_name,

@@ -204,7 +204,7 @@ def main(descriptor: int, folder: str, orders: Orders) -> int:
     logs.configure(cast(logs.Form, os.environ.get(logs.FORMAT, "auto")))
     faulthandler.enable()
     # A stop is sent to the whole group, but the front needs answers while it drains.
-    for one in (signal.SIGINT, signal.SIGTERM):
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)
     pipe = socket.socket(fileno=descriptor)
     try:

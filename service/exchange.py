@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service import errors, repeated_headers
 from service.batching import Ticket
+from service.client_address import UNKNOWN, ClientAddresses
 from service.errors import Refusal
 from service.hosts import AllowedHosts
 from service.logs import REQUEST_ID
@@ -59,20 +60,12 @@ class Exchange:
     """One request, and what becomes known of it on its way."""
 
     __slots__ = (
-        "act",
-        "bundle",
-        "headers",
-        "id",
-        "key_name",
-        "refusal",
-        "route",
-        "scope",
-        "started",
-        "status",
+        "_addresses", "act", "bundle", "headers", "id", "key_name", "refusal", "route", "scope", "started", "status",
         "ticket",
-    )
+    )  # fmt: skip
 
-    def __init__(self, scope: Scope, routes: frozenset[str]) -> None:
+    def __init__(self, scope: Scope, routes: frozenset[str], addresses: ClientAddresses) -> None:
+        self._addresses = addresses
         self.started = perf_counter()
         self.scope = scope
         self.route = scope["path"] if scope["path"] in routes else "other"  # the unknown paths share a name
@@ -93,8 +86,9 @@ class Exchange:
 
     @property
     def address(self) -> str:
+        """The client's: the peer's, or the one that a trusted proxy reports."""
         client = self.scope.get("client")
-        return str(client[0]) if client else "unknown"
+        return self._addresses.of(str(client[0]), self.scope["headers"]) if client else UNKNOWN
 
     def header(self, name: str) -> str | None:
         value = self.headers.get(name.lower().encode())
@@ -147,6 +141,7 @@ class Exchanges:
     ) -> None:
         self._app = app
         self._routes = routes
+        self._addresses = ClientAddresses(settings.trusted_proxies)
         self._metrics = metrics
         self._tracing = tracing
         self._logged_from = LOGGED_FROM[settings.log_requests]
@@ -158,7 +153,7 @@ class Exchanges:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope["exchange"] = exchange = Exchange(scope, self._routes)
+        scope["exchange"] = exchange = Exchange(scope, self._routes, self._addresses)
         REQUEST_ID.set(exchange.id.decode())
 
         async def sending(message: Message) -> None:

@@ -82,6 +82,9 @@ class Metrics:
         self.cache = Counter("diptych_cache_requests", "Requests looked up in the cache", ["result"], registry=registry)
         self.cache_bytes = Gauge("diptych_cache_bytes", "Answers kept in the cache", registry=registry)
         self.connections = Gauge("diptych_connections", "Open connections", registry=registry)
+        self.connection_bytes = Gauge(
+            "diptych_connection_bytes", "Received and not answered, or not taken by clients", registry=registry
+        )
         self._generations = _Generations()
         registry.register(self._generations)
         self.generation = Gauge(

@@ -25,6 +25,7 @@ from service.settings import Settings, unheard
 
 LOG = logging.getLogger("diptych")
 BACKLOG = 2048
+MAX_UNSENT_IN_SYSTEM = 131_072  # bytes of an answer in the system's buffer that have not been sent
 OTHER_FILES = 256  # beside connections: the store, engines, the log
 
 
@@ -39,9 +40,12 @@ class Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
+        signals = [signal.SIGINT, signal.SIGTERM]
         for one in signals:
             loop.add_signal_handler(one, self.stop)
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+            signals.append(signal.SIGHUP)
+            loop.add_signal_handler(signal.SIGHUP, self.hang_up)
         try:
             yield
         finally:
@@ -57,6 +61,12 @@ class Server(uvicorn.Server):
             self._end()
         self._generations.stop()
 
+    def hang_up(self) -> None:
+        """Stop as on SIGTERM when the terminal or the session ends; after another signal it means nothing more."""
+        if not self._generations.stopping:
+            LOG.info("SIGHUP: stopping as on SIGTERM")
+            self.stop()
+
     def _end(self) -> None:
         self.should_exit = True
 
@@ -66,7 +76,7 @@ def run(settings: Settings) -> None:
     logs.configure(settings.log_format)
     for sentence in [*unheard(os.environ), *weak_predict_keys(settings.predict_keys)]:
         LOG.warning("%s", sentence)
-    _allow_files(settings.max_connections + OTHER_FILES)
+    settings = with_connections_that_fit(settings)
     listener = _listen(settings.host, settings.port)
     try:
         uvloop.run(_serve(settings, listener))
@@ -112,25 +122,38 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     LOG.info("stopped")
 
 
-def _allow_files(needed: int) -> None:
-    """Raise the soft limit of open files so far that no connection fails for want of one. Raises BadInput."""
+def with_connections_that_fit(settings: Settings) -> Settings:
+    """Raise the soft limit of open files so far that no connection fails for want of one; under a low hard limit, allow
+    fewer connections and warn."""
+    needed = settings.max_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
-        raise BadInput(
-            f"DIPTYCH_MAX_CONNECTIONS is {needed - OTHER_FILES}, but this process may open only {hard} files. "
-            f"Set it to {max(1, hard - OTHER_FILES)} or less, or raise the limit (ulimit -n)."
-        )
+        fitting = max(1, hard - min(OTHER_FILES, hard // 2))
+        LOG.warning(
+            "DIPTYCH_MAX_CONNECTIONS is %d, but this process may open only %d files, so %d connections are allowed. "
+            "Raise the limit (ulimit -n) to %d for all of them.",
+            settings.max_connections, hard, fitting, needed,
+        )  # fmt: skip
+        settings = settings.model_copy(update={"max_connections": fitting})
+        needed = hard
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+    return settings
 
 
 def _listen(host: str, port: int) -> socket.socket:
+    """A listening socket; `::` takes IPv4 too. Raises BadInput."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    both = host == "::" and socket.has_dualstack_ipv6()
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
     except OSError as error:
-        why = f"cannot listen on {host}:{port} ({os.strerror(error.errno or 0)})"
+        reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
+        why = f"cannot listen on {host}:{port} ({reason})"
         raise BadInput(f"{why}. Choose another with --host or --port.") from error
+    # What a client does not take stays here, where it is counted, and not in the system's buffers.
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_IN_SYSTEM)
+    return listener
 
 
 def _announce(generation: Generation, listener: socket.socket, how_to_ask: bool) -> None:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.errors import BadInput
 from retrieval.signatures import trusted_keys
+from service.client_address import proxy_networks
 from service.hosts import AllowedHosts
 from service.key_settings import SINGLE, checked_admin_key, named_admin_keys
 from service.logs import Form
@@ -53,6 +54,9 @@ class Settings(BaseSettings):
     )
     rate_burst: int | None = Field(
         None, ge=1, description="texts at once under the limit; by default a second's, or the largest request"
+    )
+    trusted_proxies: str = Field(
+        "", description="addresses and networks, by commas, whose X-Forwarded-For names the client; none unless set"
     )
     cors_origins: str = Field("", description="origins whose pages may ask, by commas; * for all, none unless set")
 
@@ -96,6 +100,10 @@ class Settings(BaseSettings):
     send_seconds: float = Field(30, gt=0, description="a client that has not read on for this long is cut off")
     max_connections: int = Field(4096, ge=1, description="open connections; beyond it an idle one makes room, else 503")
     max_head_bytes: int = Field(32_768, ge=1024, description="a request's line and headers; beyond it 431")
+    max_headers: int = Field(100, ge=10, description="headers and trailers of a request; beyond it 431")
+    connection_bytes: int = Field(
+        1 << 28, ge=1 << 24, description="memory for what clients sent or do not read; beyond it, stalled ones end"
+    )
     keep_alive_seconds: int = Field(75, ge=1, description="an idle connection is closed after this")
     log_format: Form = Field("auto", description="json or text; auto is text on a terminal only")
     log_requests: Literal["all", "failures", "none"] = Field(
@@ -141,6 +149,17 @@ class Settings(BaseSettings):
         text = written.get_secret_value() if written else ""
         if text and not _listed(text):
             raise ValueError("there is no key in it, so anybody might ask; unset it if that is meant")
+        return written
+
+    @field_validator("host")
+    @classmethod
+    def _no_host_is_the_default(cls, written: str) -> str:
+        return written.strip() or "127.0.0.1"
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies_are_addresses(cls, written: str) -> str:
+        proxy_networks(written)
         return written
 
     @field_validator("cors_origins")
@@ -203,6 +222,11 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"max_waiting_queries ({self.max_waiting_queries}) is below max_queries ({self.max_queries}), "
                 "so the largest request could never be admitted"
+            )
+        if self.connection_bytes < 2 * self.max_body_bytes:
+            raise ValueError(
+                f"connection_bytes ({self.connection_bytes}) is below twice max_body_bytes ({self.max_body_bytes}), "
+                "so the largest request might never be received"
             )
         if self.rate_limit and self.burst < self.max_queries:
             raise ValueError(

@@ -185,7 +185,14 @@ def test_a_wrong_path_or_method_has_the_same_shape(
     assert_refused(client.send(method, path, b""), status, code)
 
 
-@pytest.mark.parametrize(("path", "methods"), [("/predict", "POST"), ("/admin/paused", "GET, POST"), ("/livez", "GET")])
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [
+        ("/predict", "OPTIONS, POST"),
+        ("/admin/paused", "GET, HEAD, OPTIONS, POST"),
+        ("/livez", "GET, HEAD, OPTIONS"),
+    ],
+)
 def test_a_wrong_method_is_told_the_right_ones(client: Client, path: str, methods: str) -> None:
     """A path of several routes would name the methods of its first alone."""
     reply = client.send("PATCH", path, b"")

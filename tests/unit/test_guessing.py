@@ -4,6 +4,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.callers import network_of
+from service.client_address import ClientAddresses
 from service.errors import Refusal
 from service.exchange import Exchange
 from service.guessing import (
@@ -100,7 +101,9 @@ def test_what_is_no_address_is_a_client_of_its_own() -> None:
 
 def exchange(address: str, **headers: str) -> Exchange:
     written = [(name.replace("_", "-").lower().encode(), value.encode()) for name, value in headers.items()]
-    return Exchange({"path": "/admin/paused", "headers": written, "client": (address, 1)}, frozenset())
+    return Exchange(
+        {"path": "/admin/paused", "headers": written, "client": (address, 1)}, frozenset(), ClientAddresses("")
+    )
 
 
 def test_a_right_key_waits_too_unless_it_was_used_there_before() -> None:

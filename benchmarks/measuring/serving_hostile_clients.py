@@ -1,0 +1,144 @@
+"""Connections that cost memory and bring nothing: so many of one kind, from a process of their own, until it is ended.
+
+python -m benchmarks.measuring.serving_hostile_clients PORT KIND NUMBER
+
+It prints `open` once as many connections have been made. One that the service closes is made again after a pause. The
+process ends with its standard input, so that it never outlives what started it.
+"""
+
+import asyncio
+import os
+import random
+import resource
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+from typing import Any, Self, cast
+
+import uvloop
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: hostile\r\n"
+CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
+MEGABYTE = 1_000_000
+BETWEEN = 2.0  # seconds between two bytes of a connection
+PAUSE = 2.0  # seconds before a connection that was closed is made again, on average
+OPENING = 32  # connections that are being opened at once
+NICENESS = 10  # the load generator goes first: what it measures is the service
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a connection sends at once, what it sends every two seconds after that, and whether it reads answers."""
+
+    first: bytes
+    more: bytes = b""
+    reads: bool = True
+
+
+KINDS = {
+    "half-sent heads of tiny headers": Kind(HEAD + b"a:b\r\n" * 90, b"c"),
+    "endless heads of tiny headers": Kind(HEAD + b"a:b\r\n" * 20_000, b"a:b\r\n"),
+    "half-sent heads of 32 kB": Kind(HEAD + b"X-Large: " + b"x" * 32_000, b"x"),
+    "endless trailers": Kind(CHUNKED + b"0\r\n" + b"a: b\r\n" * 90, b"a: b\r\n" * 100),
+    "stalled bodies of 1 MB": Kind(HEAD + b"Content-Length: %d\r\n\r\n" % MEGABYTE + b" " * (MEGABYTE - 100), b" "),
+    "chunks of one byte": Kind(CHUNKED + b"1\r\n \r\n" * 3_000, b"1\r\n \r\n"),
+    "endless chunk extensions": Kind(CHUNKED + b"1;" + b"x" * MEGABYTE, b"x"),
+    "pipelined requests": Kind(b"GET /livez HTTP/1.1\r\nHost: hostile\r\n\r\n" * 2_000),
+    "answers that are never read": Kind(b"GET /openapi.json HTTP/1.1\r\nHost: hostile\r\n\r\n" * 400, reads=False),
+    "a byte every two seconds": Kind(HEAD + b"X-Slow: ", b"x"),
+}
+
+
+class HostileClients:
+    """The process, from the block's beginning to its end."""
+
+    def __init__(self, port: int, kind: str, number: int) -> None:
+        self._command = [sys.executable, "-m", __name__, str(port), kind, str(number)]
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self._process.stdout
+        if not self._process.stdout.readline():
+            raise AssertionError(f"the hostile clients ended with code {self._process.wait()}.")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.communicate()  # closes its input
+        self._process.wait(30)
+
+
+class HostileConnection(asyncio.Protocol):
+    """One connection."""
+
+    def __init__(self, kind: Kind, ended: asyncio.Event) -> None:
+        self._kind = kind
+        self._ended = ended
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        if not self._kind.reads:
+            transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            self._transport.pause_reading()
+        self._transport.write(self._kind.first)
+
+    def eof_received(self) -> None:
+        self._ended.set()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended.set()
+
+    def trickle(self) -> None:
+        """Send a little more, if what was sent before has gone."""
+        if self._transport and self._kind.more and not self._transport.get_write_buffer_size():
+            self._transport.write(self._kind.more)
+
+    def close(self) -> None:
+        """End the connection at once."""
+        if self._transport:
+            self._transport.abort()
+
+
+async def _one(port: int, kind: Kind, opening: asyncio.Semaphore, opened: "asyncio.Queue[None]") -> None:
+    """One connection, made again whenever it is closed."""
+    while True:
+        ended = asyncio.Event()
+        connection = HostileConnection(kind, ended)
+        try:
+            async with opening:
+                loop = asyncio.get_running_loop()
+                await loop.create_connection(lambda made=connection: made, "127.0.0.1", port)  # type: ignore[misc]
+            opened.put_nowait(None)
+            while not ended.is_set():
+                await asyncio.sleep(BETWEEN * random.uniform(0.9, 1.1))
+                connection.trickle()
+        except OSError:
+            pass
+        finally:
+            connection.close()
+        await asyncio.sleep(PAUSE * random.uniform(0.5, 1.5))
+
+
+async def _all(port: int, kind: Kind, number: int) -> None:
+    opening, opened = asyncio.Semaphore(OPENING), asyncio.Queue[Any]()
+    clients = [asyncio.create_task(_one(port, kind, opening, opened)) for _ in range(number)]
+    for _ in range(number):
+        await opened.get()
+    print("open", flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    for client in clients:
+        client.cancel()
+    await asyncio.gather(*clients, return_exceptions=True)
+
+
+def main(port: int, kind: str, number: int) -> None:
+    """Open the connections and hold them until standard input ends."""
+    os.nice(NICENESS)
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    uvloop.run(_all(port, KINDS[kind], number))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))

@@ -1,0 +1,92 @@
+"""A client's address: the peer's, or the one that a trusted proxy reports in X-Forwarded-For."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+
+FORWARDED = b"x-forwarded-for"
+UNKNOWN = "unknown"
+MAX_HOPS = 32  # entries that are read, from the right
+LONGEST = 64  # bytes of an entry with brackets and a port
+
+Address = IPv4Address | IPv6Address
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+def proxy_networks(written: str) -> tuple[IPv4Network | IPv6Network, ...]:
+    """The networks of a comma-separated list of addresses and networks. Raises ValueError that names the entry."""
+    networks = []
+    for entry in (one.strip() for one in written.split(",")):
+        if not entry:
+            continue
+        try:
+            networks.append(_plain_network(ip_network(entry)))
+        except ValueError as error:
+            raise ValueError(
+                f"{entry!r} is not an address or a network ({error}); write 10.0.0.5, 10.0.0.0/8 or 2001:db8::/32"
+            ) from error
+    return tuple(networks)
+
+
+class ClientAddresses:
+    """Finds the address that limits, fairness and the audit log use."""
+
+    def __init__(self, trusted: str) -> None:
+        """`trusted` is the comma-separated list of proxies. Raises ValueError."""
+        self._trusted = proxy_networks(trusted)
+        self._is_trusted = lru_cache(maxsize=1024)(self._in_a_network)
+
+    def of(self, peer: str, headers: Headers) -> str:
+        """The right-most forwarded address that is no trusted proxy's, if the peer is a trusted proxy; else the peer's.
+
+        An entry that is no address ends the search: what stands to its left was not written by a proxy we can name.
+        Then, and when every entry is a trusted proxy's, it is the last trusted one's.
+        """
+        address = parse_address(peer)
+        if address is None:
+            return peer or UNKNOWN
+        if self._trusted and self._is_trusted(address):
+            for entry in _from_the_right(headers):
+                hop = parse_address(entry)
+                if hop is None:
+                    break
+                address = hop
+                if not self._is_trusted(hop):
+                    break
+        return str(address)
+
+    def _in_a_network(self, address: Address) -> bool:
+        return any(address in network for network in self._trusted)
+
+
+@lru_cache(maxsize=4096)
+def parse_address(text: str) -> Address | None:
+    """An address without port, brackets, quotes and zone, IPv4 where it is IPv4 mapped to IPv6; None for other text."""
+    text = text.strip().strip('"')
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        address = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def _from_the_right(headers: Headers) -> Iterable[str]:
+    """The entries of all X-Forwarded-For lines, the last first; empty ones are none."""
+    hops = 0
+    for line in reversed([value for name, value in headers if name == FORWARDED]):
+        rest = line
+        while rest and hops < MAX_HOPS:
+            rest, _, entry = rest.rpartition(b",")
+            if entry := entry.strip():
+                hops += 1
+                yield entry[: LONGEST + 1].decode("latin-1")
+
+
+def _plain_network(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
+    """IPv4 for a network of IPv4 addresses that are mapped to IPv6."""
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    return ip_network((mapped, network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network

@@ -1,0 +1,27 @@
+"""Answers that are written to a connection without the application."""
+
+import http
+
+from service.errors import Refusal
+from service.exchange import new_id
+
+CLOSE = b"connection: close\r\n\r\n"
+
+
+def answer_without_application(refusal: Refusal, seconds: float, without_body: bool = False) -> bytes:
+    """A whole answer, `seconds` after its request began; it closes. Without body for HEAD."""
+    body = b"" if without_body else bytes(refusal.response().body)
+    return answer_head(refusal) + answer_about(new_id(), seconds) + CLOSE + body
+
+
+def answer_head(refusal: Refusal) -> bytes:
+    """The status line and headers of a refusal, without the empty line."""
+    phrase = http.HTTPStatus(refusal.status).phrase
+    lines = [f"HTTP/1.1 {refusal.status} {phrase}".encode()]
+    lines += [b"%b: %b" % header for header in refusal.response().raw_headers]
+    return b"".join(line + b"\r\n" for line in lines)
+
+
+def answer_about(request_id: bytes, seconds: float) -> bytes:
+    """The headers that every answer has."""
+    return b"x-request-id: %b\r\nserver-timing: total;dur=%.3f\r\n" % (request_id, seconds * 1e3)

@@ -1,0 +1,135 @@
+"""Clients that send much and finish nothing, or never read: what they hold is bounded, and others are served."""
+
+import json
+import socket
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+
+from service.metrics import resident_bytes
+from tests.support.bundles import make_store
+from tests.support.service import PATIENCE, Client, Service, figures, serving, wait_until
+
+RED = {"queries": ["red"]}
+BUDGET = 1 << 24
+BESIDE = 40_000_000  # bytes of objects, and of what the allocator keeps
+CLIENTS = 60
+SENT = 1_000_000  # bytes by each of them
+POST = b"POST /predict HTTP/1.1\r\nHost: test\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+HOSTILE = {
+    "stalled body": POST + b"Content-Length: %d\r\n\r\n" % (SENT + 10) + b" " * SENT,
+    "stalled chunk": CHUNKED + b"f4240\r\n" + b" " * (SENT - 10),
+    "tiny chunks": CHUNKED + b"1\r\n \r\n" * 4_000,
+    "large chunks": CHUNKED + (b"2000\r\n" + b" " * 0x2000 + b"\r\n") * 120,
+    "trailers": b"GET /livez HTTP/1.1\r\nHost: test\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n" + b"a:b\r\n" * 200_000,
+    "headers": POST + b"a:b\r\n" * 200_000,
+    "one header": POST + b"X: " + b"x" * SENT,
+    "extension": CHUNKED + b"1;" + b"x" * SENT,
+    "pipelined": (b"GET /livez HTTP/1.1\r\nHost: test\r\n\r\n" * 30_000)[:SENT],
+    "empty lines": b"\r\n" * (SENT // 2),
+}
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    store = make_store(tmp_path_factory.mktemp("memory") / "store", "first")
+    with serving(store.path, connection_bytes=BUDGET, receive_seconds=PATIENCE, send_seconds=PATIENCE) as service:
+        assert service.ask("POST", "/predict", RED).status == 200
+        yield service
+
+
+def resident(service: Service) -> int:
+    found = resident_bytes(service.process.pid)
+    assert found
+    return found
+
+
+def pushed(service: Service, content: bytes) -> Client:
+    """A client that has sent as much of it as the service took."""
+    client = service.client()
+    client._socket.settimeout(0.2)
+    with suppress(OSError):  # it is cut off, or the service reads no further
+        client._socket.sendall(content)
+    client._socket.settimeout(PATIENCE)
+    return client
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_what_clients_send_is_bounded_together(service: Service, kind: str) -> None:
+    """Sixty clients would take sixty megabytes, or twenty times as much in objects; thousands of them all memory."""
+    before = resident(service)
+    hostile = [pushed(service, HOSTILE[kind]) for _ in range(CLIENTS)]
+    try:
+        assert service.ask("POST", "/predict", RED).status == 200
+        assert figures(service)["diptych_connection_bytes"] <= BUDGET
+        assert resident(service) - before < BUDGET + BESIDE
+    finally:
+        for client in hostile:
+            client.close()
+    wait_until(lambda: figures(service)["diptych_connection_bytes"] == 0)
+
+
+def test_answers_that_nobody_reads_are_bounded_together(service: Service) -> None:
+    """Clients that ask for large answers and do not take them would fill the memory."""
+    big = json.dumps({"queries": ["red winter city"] * 256, "k": 100}).encode()
+    request = POST + b"Content-Length: %d\r\n\r\n" % len(big) + big
+    before, hostile = resident(service), []
+    for _ in range(CLIENTS):
+        client = service.client()
+        client._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client._socket.sendall(request * 3)
+        hostile.append(client)
+    assert service.ask("POST", "/predict", RED).status == 200
+    assert resident(service) - before < BUDGET + BESIDE
+    for client in hostile:
+        client.close()
+    wait_until(lambda: figures(service)["diptych_connection_bytes"] == 0)
+
+
+def test_who_stalled_longest_makes_room(service: Service) -> None:
+    """Stalled uploads would keep the memory, and everybody who sends a large request be refused."""
+    fits = BUDGET % SENT - 100_000  # beside as many whole ones as the budget takes
+    part = POST + b"Content-Length: %d\r\n\r\n" % SENT + b" " * fits
+    stalled = [pushed(service, content) for content in [part, *[HOSTILE["stalled body"]] * 20]]
+    body = json.dumps(RED).encode() + b" " * 950_000
+    try:
+        wait_until(lambda: service.ask("POST", "/predict", body).status == 200)
+        assert figures(service)['diptych_rejections_total{reason="memory_full"}'] >= 1
+        assert (stalled[1].finish().status, stalled[1]._stream.read(1)) == (503, b"")
+    finally:
+        for client in stalled:
+            client.close()
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+def test_many_headers_are_refused_as_one_large_one_is(service: Service, method: str) -> None:
+    """A head of thousands of tiny headers would pass the limit of its bytes and cost thirty times as much."""
+    for head in (b"a: b\r\n" * 101 + b"\r\n", b"a: b\r\n" * 101):
+        with closing(service.client()) as client:
+            client._socket.sendall(f"{method} /livez HTTP/1.1\r\n".encode() + head)
+            answer = client._stream.read()
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert (b"too_many_headers" in answer) == (method == "GET")
+
+
+def test_a_hundred_headers_are_heard(service: Service) -> None:
+    """A client behind many proxies, each of which adds a header, would be refused."""
+    with closing(service.client()) as client:
+        client._socket.sendall(b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * 100 + b"\r\n")
+        assert client.finish().status == 200
+
+
+def test_connections_that_stall_make_room_for_others(tmp_path: Path) -> None:
+    """Whoever asks once on every connection and then sends half a request would lock everybody else out."""
+    store = make_store(tmp_path / "store", "first")
+    with serving(store.path, max_connections=5, receive_seconds=2) as service:
+        hostile = [service.client() for _ in range(5)]
+        for client in hostile:
+            assert client.get("/livez").status == 200
+            client._socket.sendall(POST)
+        wait_until(lambda: service.ask("POST", "/predict", RED).status == 200)
+        for client in hostile:
+            client.close()
