@@ -54,6 +54,12 @@ def requested() -> int | None:
     return _State.requested
 
 
+def note(number: int) -> None:
+    """Remember a signal that an event loop handled in its own way."""
+    if _State.requested is None:
+        _State.requested, _State.since = number, time.monotonic()
+
+
 @contextmanager
 def deferred() -> Iterator[None]:
     """Only remember a signal inside; a later second one ends the process at once. It is raised at the end."""
@@ -100,7 +106,7 @@ def _on_signal(number: int, _frame: FrameType | None) -> None:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         return
-    _State.requested, _State.since = number, time.monotonic()
+    note(number)
     if _State.deferred:
         return
     if number == signal.SIGINT:

@@ -181,11 +181,17 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     positives_L = tensors.pop("positives").numpy().copy()  # a view would hold the whole mapped file
     inverse_propensity_L = tensors.pop("inverse_propensity").numpy().copy()
     fill_model(model, tensors, folder / "model.safetensors")
+    labels = _read_parquet(folder / "labels.parquet")
+    if {labels.num_rows, len(trained_L), len(positives_L), len(inverse_propensity_L)} != {facts.n_labels}:
+        raise CheckpointError(
+            f"{folder} holds files of different runs: labels.parquet has {labels.num_rows} labels, checkpoint.json "
+            f"{facts.n_labels}, model.safetensors {len(trained_L)}. Copy the whole folder again, or train again."
+        )
     return Checkpoint(
         folder=folder,
         facts=facts,
         model=model.eval(),
-        labels=_read_parquet(folder / "labels.parquet"),
+        labels=labels,
         validation=Split.from_table(_read_parquet(folder / "validation.parquet")),
         trained_L=trained_L,
         positives_L=positives_L,

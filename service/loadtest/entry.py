@@ -8,6 +8,7 @@ from pathlib import Path
 
 import uvloop
 
+from retrieval import stopping
 from retrieval.console import Console
 from retrieval.errors import BadInput
 from retrieval.terminal import print_json
@@ -21,14 +22,14 @@ from service.loadtest.switching import Switcher
 from service.loadtest.target import Target
 
 ADMIN_KEY, PREDICT_KEYS = "DIPTYCH_ADMIN_KEY", "DIPTYCH_PREDICT_KEY"  # as the service itself is given them
-INVALID, INTERRUPTED = 1, 130
+INVALID = 1
 
 
 def main(
     url: str, plan: Plan, *, queries: Path | None, column: str | None, rising: bool, bundles: tuple[str, str] | None,
     mine: bool, as_json: bool, html: Path | None,
 ) -> int:  # fmt: skip
-    """Run, report, and return the exit code: 1 for figures that are not valid, 130 when a person ended the run.
+    """Run, report, and return the exit code: 1 for figures that are not valid, 130 or 143 for a run that was ended.
 
     Raises BadInput for a target or a query that cannot be used.
     """
@@ -50,14 +51,15 @@ def main(
         print_sweep(report, _console())
     else:
         print_run(report, _console())
-    return INTERRUPTED if report.interrupted else INVALID if report.invalid else 0
+    return 128 + (stopping.requested() or signal.SIGINT) if report.interrupted else INVALID if report.invalid else 0
 
 
 async def _measure(
     target: Target, plan: Plan, asked: list[bytes], switcher: Switcher | None, *, rising: bool
 ) -> Report | SweepReport:
     stop = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGINT, stop.set)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, _end, number, stop)
     await target.check(asked[0])
     if switcher:
         await switcher.prepare()
@@ -71,6 +73,11 @@ async def _measure(
     finally:
         if switcher and (failure := await switcher.restore()):
             print(failure, file=sys.stderr)
+
+
+def _end(number: int, stop: asyncio.Event) -> None:
+    stopping.note(number)
+    stop.set()
 
 
 def _switcher(target: Target, plan: Plan, bundles: tuple[str, str] | None) -> Switcher | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -210,3 +211,11 @@ def test_a_restart_that_was_killed_can_be_repeated(
         with pytest.raises(Killed):
             train(words, recipe(), begun, Kept(), restart=True)
     train(words, recipe(), begun, Kept())
+
+
+def test_a_checkpoint_of_files_of_two_runs_is_refused(whole: Path, tmp_path: Path) -> None:
+    """If it fails, an export gives labels the vectors of others, or ends in a traceback."""
+    mixed = shutil.copytree(whole, tmp_path / "mixed")
+    pq.write_table(pq.read_table(mixed / "labels.parquet").slice(0, 299), mixed / "labels.parquet")
+    with pytest.raises(CheckpointError, match=r"labels.parquet has 299 labels, checkpoint.json 300"):
+        load_checkpoint(mixed)

@@ -200,18 +200,19 @@ def test_latency_counts_from_when_a_request_was_due(service: Service) -> None:
     assert report.latency.max_ms >= report.lag.max_ms
 
 
-def test_an_end_by_ctrl_c_reports_what_was_measured(service: Service, url: str) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_end_by_a_signal_reports_what_was_measured(service: Service, url: str, number: signal.Signals) -> None:
     """An hour's measurement would be lost by ending it a minute early."""
     before = answers(service)
     command = [sys.executable, "-m", "diptych", "loadtest", url, "--rate", "50", "--duration", "10m", "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     try:
         wait_until(lambda: answers(service) > before + 20)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         shown, told = process.communicate(timeout=PATIENCE)
     finally:
         process.kill()
-    assert (process.returncode, told) == (130, b"")
+    assert (process.returncode, told) == (128 + number, b"")
     report = json.loads(shown)
     assert report["interrupted"]
     assert sum(found["count"] for found in report["outcomes"].values()) == report["sent"] > 10
