@@ -50,9 +50,10 @@ class Turns:
 
     async def load(self, bundle: str, work: Coroutine[Any, Any, Generation]) -> Generation:
         """Await `work` in this turn. Raises what it raises, and Refusal 409 when it is cut short."""
-        self._loading = loading = self._supervisor.run("bundle_loading", work)
         if self._is_late():
-            loading.cancel()
+            work.close()
+            raise refused(bundle, self._why)
+        self._loading = loading = self._supervisor.run("bundle_loading", work)
         try:
             return await loading
         except asyncio.CancelledError as error:

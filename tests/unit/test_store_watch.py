@@ -138,9 +138,11 @@ async def at_once() -> Generation:
     return cast(Generation, "generation")
 
 
-async def change(turns: Turns, bundle: str, work: Coroutine[Any, Any, Generation], urgent: bool = False) -> Generation:
+async def change(
+    turns: Turns, bundle: str, work: Callable[[], Coroutine[Any, Any, Generation]], urgent: bool = False
+) -> Generation:
     async with turns.turn(bundle, urgent):
-        return await turns.load(bundle, work)
+        return await turns.load(bundle, work())
 
 
 def test_the_last_order_wins() -> None:
@@ -150,7 +152,7 @@ def test_the_last_order_wins() -> None:
         turns = Turns(supervisor)
         first, second, third = (
             asyncio.ensure_future(change(turns, name, work))
-            for name, work in (("one", never()), ("two", never()), ("three", at_once()))
+            for name, work in (("one", never), ("two", never), ("three", at_once))
         )
         assert await third == "generation"
         for earlier in (first, second):
@@ -166,14 +168,12 @@ def test_the_same_bundle_is_not_loaded_twice_unless_it_is_to_go_back_to() -> Non
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         turns = Turns(supervisor)
-        first = asyncio.ensure_future(change(turns, "one", never()))
+        first = asyncio.ensure_future(change(turns, "one", never))
         while turns.bundle is None:
             await asyncio.sleep(0)
-        unused = never()
         with pytest.raises(Refusal, match="bundle one is being prepared"):
-            await change(turns, "one", unused)
-        unused.close()
-        assert await change(turns, "one", at_once(), urgent=True) == "generation"
+            await change(turns, "one", never)
+        assert await change(turns, "one", at_once, urgent=True) == "generation"
         with pytest.raises(Refusal):
             await first
 
@@ -185,15 +185,13 @@ def test_a_stop_ends_what_is_loaded_and_takes_no_more() -> None:
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         turns = Turns(supervisor)
-        loading = asyncio.ensure_future(change(turns, "one", never()))
+        loading = asyncio.ensure_future(change(turns, "one", never))
         while turns.bundle is None:
             await asyncio.sleep(0)
         turns.stop()
         with pytest.raises(Refusal, match="the service is stopping"):
             await loading
-        unused = at_once()
         with pytest.raises(Refusal, match="the service is stopping"):
-            await change(turns, "two", unused)
-        unused.close()
+            await change(turns, "two", at_once)
 
     in_loop(check)
