@@ -190,6 +190,12 @@ def test_a_column_that_no_row_has_is_an_error(tmp_path: Path, bundle: Path, caps
     assert run(*asked, "--column", "q") == 0
 
 
+def test_loadtest_does_not_look_at_labels(tmp_path: Path) -> None:
+    """If this failed, a column that loadtest does not use would stop it."""
+    source = text("t.csv", "query,labels,labels\na,x,y\n")(tmp_path)
+    assert [json.loads(body)["queries"] for body in bodies(source, None, 1)] == [["a"]]
+
+
 def test_files_of_a_folder_that_are_not_read_are_named(
     tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
