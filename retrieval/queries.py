@@ -81,16 +81,16 @@ class Queries:
         if texts:
             yield Part(first, texts)
 
-    def first(self, most: int) -> tuple[list[str], list[list[str]] | None]:
+    def first(self, most: int, *, truths: bool = True) -> tuple[list[str], list[list[str]] | None]:
         """Return at most so many of the first queries that have text, and their true labels' ids; set `account`.
 
-        The ids are in a column `labels` of lists; None where there is none. Raises BadInput when there is no query, and
+        The ids are in a column `labels` of lists; None where there is none, and without `truths`. Raises BadInput when there is no query, and
         for a row that cannot be used.
         """
         texts: list[str] = []
-        truths: list[list[str]] = []
+        labels: list[list[str]] = []
         skipped = Counter[str]()
-        has_labels = "labels" in self.table.names
+        has_labels = truths and "labels" in self.table.names
         if has_labels:
             self.table.require("labels", "another name")
         columns = [self.column, "labels"] if has_labels else [self.column]
@@ -102,7 +102,7 @@ class Queries:
                 if text is None or is_blank(text):
                     skipped["blank_line" if record is None else "blank_query"] += 1
                     continue
-                truths.append(labels_of(written_list(_labels(record)), "labels", _id) if has_labels else [])
+                labels.append(labels_of(written_list(_labels(record)), "labels", _id) if has_labels else [])
                 texts.append(text)
             except BadRow as bad:
                 raise BadInput(f"{where}: {bad}") from bad
@@ -110,7 +110,7 @@ class Queries:
             raise BadInput(f"{self.path} holds no query.")
         read = len(texts) + sum(skipped.values())
         self.account = RowAccount(read=read, written=len(texts), skipped=dict(skipped)).check(str(self.path))
-        return texts, truths if has_labels else None
+        return texts, labels if has_labels else None
 
     def _texts(self, *, counted: bool = False) -> Iterator[str | None]:
         """Yield the text of each row, empty where it has none, None where the row cannot be used."""

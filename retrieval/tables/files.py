@@ -54,25 +54,15 @@ def table_files(path: Path, without: Path | None = None) -> list[Path]:
     """Return the files of a table in order: `path` itself, or the part files in the folder `path`.
 
     Names that start with `_` or `.` are ignored, as Spark writes them beside its parts; so is the file `without`.
-    Raises TableError for a folder without data files, with files of several kinds, or partitioned into folders.
+    Raises TableError for a folder without data files, with files of several kinds, or with data in inner folders.
     """
     if not path.is_dir():
         require_file(path)
         kind_of(path)
         return [path]
-    entries = sorted(one for one in path.iterdir() if not one.name.startswith(("_", ".")))
-    found = [one for one in entries if one.is_file() and ending(one) in KINDS and not _same(one, without)]
+    _refuse_more_than_parts(path)
+    found = [one for one in _visible(path) if one.is_file() and ending(one) in KINDS and not _same(one, without)]
     found = [one for one in found if ending(one) != ".json"] or found  # beside other data, .json describes it
-    if managed := next((what for name, what in _MANAGED.items() if (path / name).is_dir()), None):
-        raise TableError(
-            f"{path} is a table of {managed}, whose folder also holds files of deleted rows. Write it as plain Parquet."
-        )
-    partitions = [one.name for one in entries if one.is_dir() and "=" in one.name]
-    if partitions:
-        raise TableError(
-            f"{path} is partitioned into folders ({_names(partitions)}), whose names hold values. "
-            "Write the table without partitions, or name one folder."
-        )
     if not found:
         raise TableError(f"{path} holds no data file ({READABLE}) and is no LF-* set. Name the file itself.")
     kinds = {KINDS[ending(one)] for one in found}
@@ -82,6 +72,36 @@ def table_files(path: Path, without: Path | None = None) -> list[Path]:
             "or keep part files of one kind in the folder."
         )
     return found
+
+
+def unread_files(path: Path, files: list[Path], without: Path | None = None) -> list[str]:
+    """Return the names of a folder's visible files that are none of `files` and not `without`."""
+    others = _visible(path) if path.is_dir() else []
+    return [one.name for one in others if one.is_file() and one not in files and not _same(one, without)]
+
+
+def _refuse_more_than_parts(path: Path) -> None:
+    """Raise TableError for a folder whose rows are not just those of the files in it."""
+    if managed := next((what for name, what in _MANAGED.items() if (path / name).is_dir()), None):
+        raise TableError(
+            f"{path} is a table of {managed}, whose folder also holds files of deleted rows. Write it as plain Parquet."
+        )
+    inner = [one.name for one in _visible(path) if one.is_dir() and ("=" in one.name or _holds_data(one))]
+    if inner:
+        raise TableError(
+            f"{path} has data in inner folders ({_names(inner)}), which would be left out. Name one of these folders, "
+            "or write the table into one folder without partitions."
+        )
+    if broken := [one.name for one in _visible(path) if ending(one) in KINDS and not one.exists()]:
+        raise TableError(f"{path} holds links to files that do not exist: {_names(broken)}. Fetch them or remove them.")
+
+
+def _visible(path: Path) -> list[Path]:
+    return sorted(one for one in path.iterdir() if not one.name.startswith(("_", ".")))
+
+
+def _holds_data(folder: Path) -> bool:
+    return any(ending(one) in KINDS and ending(one) != ".json" and one.is_file() for one in folder.rglob("*"))
 
 
 def _same(one: Path, other: Path | None) -> bool:

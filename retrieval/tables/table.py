@@ -7,7 +7,7 @@ from typing import Any
 
 from retrieval.errors import TableError
 from retrieval.tables.delimited import DelimitedFile, Layout
-from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, kind_of, table_files
+from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, kind_of, table_files, unread_files
 from retrieval.tables.json_lines import json_rows
 from retrieval.tables.opening import Meter, NoMeter
 from retrieval.tables.values import BadRow
@@ -26,6 +26,7 @@ class Table:
         """
         self.path = path
         self.files = table_files(path, without)
+        self.unread = unread_files(path, self.files, without)
         self.kind = kind_of(self.files[0])
         filled = [one for one in self.files if one.stat().st_size]
         self._parts: list[Any] = []
@@ -101,6 +102,9 @@ class Table:
                 found["lines in rows that span several"] += part.seen.long_lines
         if rows := found.pop("long rows", 0):
             found[f"rows that span several lines, because of quotes; the first is {first_long}"] = rows
+        if self.unread:
+            names = ", ".join(self.unread[:5]) + (", …" if len(self.unread) > 5 else "")
+            found[f"files of the folder that were not read: {names}"] = len(self.unread)
         return +found
 
 

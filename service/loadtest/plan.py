@@ -82,7 +82,7 @@ def bodies(path: Path | None, column: str | None, k: int) -> list[bytes]:
         from retrieval.terminal import echo
 
         queries = Queries(path, column)
-        texts, _ = queries.first(MOST_QUERIES)
+        texts, _ = queries.first(MOST_QUERIES, truths=False)
         if queries.account is not None:
             echo("\n".join(queries.account.report("sent")), err=True)  # standard output is the report's
     return [json.dumps({"queries": [text], "k": k}).encode() for text in texts]

@@ -12,7 +12,7 @@ from retrieval.queries import Queries
 from service.loadtest.plan import bodies
 from tests.support.bundles import make_bundle
 from tests.support.command import run
-from tests.support.shapes import GOOD, QUERIES, REFUSED, ROWS, Write, packed, text
+from tests.support.shapes import GOOD, QUERIES, REFUSED, ROWS, Write, folder_of, packed, text
 from training.data import SPLITS, Dataset
 
 KEEP_ALL = ("--test", "0", "--validation", "0")
@@ -188,6 +188,23 @@ def test_a_column_that_no_row_has_is_an_error(tmp_path: Path, bundle: Path, caps
     assert run(*asked) == 1
     assert "has no column 'query'. It has: q. Choose with --column." in capsys.readouterr().err
     assert run(*asked, "--column", "q") == 0
+
+
+def test_loadtest_does_not_look_at_labels(tmp_path: Path) -> None:
+    """If this failed, a column that loadtest does not use would stop it."""
+    source = text("t.csv", "query,labels,labels\na,x,y\n")(tmp_path)
+    assert [json.loads(body)["queries"] for body in bodies(source, None, 1)] == [["a"]]
+
+
+def test_files_of_a_folder_that_are_not_read_are_named(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If this failed, a part in a form that is not known would be lost without a word."""
+    source = folder_of({"a.csv": b"query,label\na,x\n", "b.csv.lz4": b"x", "_SUCCESS": b""})(tmp_path)
+    assert run("prepare", source, "--out", tmp_path / "out", *KEEP_ALL) == 0
+    assert "1  files of the folder that were not read: b.csv.lz4" in capsys.readouterr().out
+    assert run("predict", "--bundle", bundle, "--input", source, "--output", tmp_path / "m.csv") == 0
+    assert "1 files of the folder that were not read: b.csv.lz4" in capsys.readouterr().out
 
 
 def test_quotes_are_read_as_asked(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -82,6 +82,13 @@ def folder_of(files: dict[str, Write | bytes]) -> Write:
     return write
 
 
+def broken_link(folder: Path) -> Path:
+    """A folder of two parts, of which one is a link that leads nowhere."""
+    target = folder_of({"a.csv": CSV.encode()})(folder)
+    (target / "b.csv").symlink_to(folder / "gone.csv")
+    return target
+
+
 def _columns_of_all_types() -> dict[str, Any]:
     n = len(ROWS)
     return {
@@ -202,6 +209,11 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "nothing": (lambda folder: folder / "none.csv", "does not exist. Check the path."),
     "another ending": (text("t.xlsx", CSV), "is none of .jsonl, .ndjson, .csv, .tsv, .parquet, .json"),
     "a folder of several kinds": (folder_of({"a.csv": b"", "b.parquet": b""}), "several kinds: a.csv, b.parquet"),
+    "a folder with data in inner folders": (
+        folder_of({"a.csv": CSV.encode(), "more/b.csv": CSV.encode()}), "has data in inner folders (more), which would",
+    ),
+    "a folder with partitions": (folder_of({"split=test/a.csv": CSV.encode()}), "inner folders (split=test)"),
+    "a folder with a broken link": (broken_link, "holds links to files that do not exist: b.csv."),
     "a folder of Delta Lake": (
         folder_of({"a.csv": CSV.encode(), "_delta_log/0.json": b"{}"}), "is a table of Delta Lake, whose folder also",
     ),

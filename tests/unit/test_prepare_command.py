@@ -111,7 +111,7 @@ def test_bad_rows_end_with_code_1_and_no_traceback(
     [
         ([], "holds no data file"),
         (["a.csv", "b.parquet"], "holds files of several kinds: a.csv, b.parquet. Name the file itself"),
-        (["day=1/a.csv"], "is partitioned into folders (day=1), whose names hold values."),
+        (["day=1/a.csv"], "has data in inner folders (day=1), which would be left out."),
     ],
 )
 def test_a_folder_needs_data_files_of_one_kind(

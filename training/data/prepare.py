@@ -11,7 +11,7 @@ from retrieval.tables.account import RowAccount
 from retrieval.tables.delimited import Layout, Quoting
 from retrieval.tables.files import require_file, stem, table_files
 from retrieval.tables.table import Table
-from training.data.assemble import assemble
+from training.data.assemble import Assembled, assemble
 from training.data.catalogue import Catalogue, read_catalogue
 from training.data.dataset import Dataset, DatasetMeta
 from training.data.files import Meter, sha256
@@ -99,18 +99,14 @@ def prepare(
         problems.stop_if_any(str(source))
         meter.at("checking and writing", 0)
         assembled = assemble(raw, settings.test, settings.validation, settings.min_label_count, report, rows.skipped)
-        account = RowAccount(read=rows.read, written=assembled.written, skipped=_counted(rows.skipped))
-        accounts: dict[Literal["rows", "labels"], RowAccount] = {"rows": account}
-        require_rows(assembled.splits, source, account)
-        if label_rows.read:
-            label_rows.skipped["rare_label"] += raw.listed - assembled.listed
-            skipped = _counted(label_rows.skipped)
-            accounts["labels"] = RowAccount(read=label_rows.read, written=assembled.listed, skipped=skipped)
+        label_rows.skipped["rare_label"] += raw.listed - assembled.listed
+        accounts = _accounts(source, rows, label_rows, assembled)
+        require_rows(assembled.splits, source, accounts["rows"])
         meta = DatasetMeta(
             name=name,
             source=source.resolve().name,
             settings=recorded,
-            accounts={part: account.check(f"{source}, {part}") for part, account in accounts.items()},
+            accounts=accounts,
             report=_counted(report),
             skipped=problems.total,
             skipped_first=tuple(problems.sentences[:LISTED]),
@@ -118,6 +114,19 @@ def prepare(
         return write_dataset(
             out, assembled.labels, assembled.splits, meta, replace=force, skipped=problems.sentences
         ), True
+
+
+def _accounts(
+    source: Path, rows: InputRows, label_rows: InputRows, assembled: Assembled
+) -> dict[Literal["rows", "labels"], RowAccount]:
+    """The account of the source, and of the label table where there is one; InternalError when one does not add up."""
+    account = RowAccount(read=rows.read, written=assembled.written, skipped=_counted(rows.skipped))
+    accounts: dict[Literal["rows", "labels"], RowAccount] = {"rows": account.check(str(source))}
+    if label_rows.read:
+        skipped = _counted(label_rows.skipped)
+        listed = RowAccount(read=label_rows.read, written=assembled.listed, skipped=skipped)
+        accounts["labels"] = listed.check(f"labels of {source}")
+    return accounts
 
 
 def _counted(counts: Counter[str]) -> dict[str, int]:
