@@ -45,9 +45,9 @@ REFUSALS = {
     415: "The body is compressed.",
     422: "A field is missing, unknown or has a value that cannot be used.",
     429: "Too much is waiting, or the caller asks too much; try again after Retry-After seconds.",
-    431: "The request's head is too large.",
+    431: "The request's head or trailers are too large, or too many.",
     500: "The service failed on this request.",
-    503: "The service is loading a bundle, replacing an engine or stopping.",
+    503: "The service is loading a bundle, replacing an engine, stopping, or has no memory for the request.",
     504: "No answer was ready before the service's own deadline.",
 }
 
