@@ -4,10 +4,10 @@
         [--minilm STORE DATASET --model FOLDER_OR_NAME --environments FOLDER] [--switching STORE] [--small]
 
 STORE is served and asked DATASET's test and training queries. Without --only: 1, 3, 5, 6 and 7, and 2 and 4 where
-their stores are given; 8 (fifteen minutes), 9 (schemathesis and 100,000 hostile bodies), 11 (costly
-bodies) and 12 (heavy clients) only by --only. Every
-figure ends within minutes and ends what it started; what was measured stays in the work folder, and on the page until
-it is measured again. Loopback only. --small shows that everything runs; its figures say nothing and get no page.
+their stores are given; 8 (fifteen minutes), 9 (schemathesis and 100,000 hostile bodies), 10 (hostile connections),
+11 (costly bodies) and 12 (heavy clients) only by --only. Every figure ends within minutes and ends what it started;
+what was measured stays in the work folder, and on the page until it is measured again. Loopback only. --small shows
+that everything runs; its figures say nothing and get no page.
 """
 
 import argparse

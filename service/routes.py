@@ -47,9 +47,9 @@ REFUSALS = {
     422: "A field is missing, unknown or cannot be used; the answer is too large; or the query has ended engines.",
     429: "Too much is waiting, the caller asks too much, or too many wrong keys came from its address; "
     "try again after Retry-After seconds.",
-    431: "The request's head is too large.",
+    431: "The request's head or trailers are too large, or too many.",
     500: "The service failed on this request.",
-    503: "The service is loading a bundle, replacing an engine or stopping.",
+    503: "The service is loading a bundle, replacing an engine, stopping, or has no memory for the request.",
     504: "No answer was ready before the deadline: the service's (`too_late`) or X-Deadline-Ms (`deadline_exceeded`).",
 }
 

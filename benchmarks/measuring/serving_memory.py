@@ -1,5 +1,10 @@
 """Figure 10: the front's memory, and the time of ordinary requests, beside thousands of hostile connections."""
 
+import time
+from typing import NamedTuple, Self
+
+import psutil
+
 from benchmarks.measuring.serving_cores import apart, sharing
 from benchmarks.measuring.serving_hostile_clients import KINDS, HostileClients
 from benchmarks.measuring.serving_load import loaded
@@ -18,31 +23,56 @@ OTHERS = 2_000  # connections for the ordinary requests
 PERIOD = 0.1  # seconds between two looks at the memory
 
 
-class FrontMemory(Watching):
-    """The most that the front occupied."""
+class Run(NamedTuple):
+    """Ordinary requests, the front's memory at its most, and the share of a core that it used."""
+
+    report: Report
+    memory: int
+    core: float
+
+
+class Front(Watching):
+    """The most memory that the front occupied, and the share of a core that it used, until the block's end."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(self._see, PERIOD)
         self._pid = service.process.pid
-        self.most = resident_bytes(self._pid) or 0
+        self._process = psutil.Process(self._pid)
+        self.memory = 0
+        self.core = 0.0
+
+    def __enter__(self) -> Self:
+        self._began, self._used = time.monotonic(), self._cpu_seconds()
+        self._see()
+        return super().__enter__()
+
+    def __exit__(self, *_: object) -> None:
+        self.core = (self._cpu_seconds() - self._used) / (time.monotonic() - self._began)
+        super().__exit__()
+
+    def _cpu_seconds(self) -> float:
+        times = self._process.cpu_times()
+        return times.user + times.system
 
     def _see(self) -> None:
-        self.most = max(self.most, resident_bytes(self._pid) or 0)
+        self.memory = max(self.memory, resident_bytes(self._pid) or 0)
 
 
 def hostile_memory(bench: Bench) -> Figure:
     """10: the front's memory and ordinary requests beside 4,096 hostile connections of each kind."""
     number = HOSTILE * bench.lengths.slow_clients // WHOLE.slow_clients
     budget: int = Settings.model_fields["connection_bytes"].default
-    bars, notes = [], []
+    bars: list[Bar] = []
+    notes: list[str] = []
     with apart(serving(bench.store, max_connections=number + OTHERS, **QUIET)) as service:
         loaded(service.port, bench.queries, RATE, bench.lengths.calm / 4)
         before = resident_bytes(service.process.pid) or 0
         for kind in KINDS:
-            memory, calm, beside = one_kind(service, bench, kind, number)
-            bars += kind_bars(kind, memory - before, budget, calm, beside)
-            bench.tell(f"{kind}: {(memory - before) / 1e6:,.0f} MB more, p99 {_p99(beside)} beside {_p99(calm)} ms")
-            notes += [line for report in (calm, beside) for line in doubts(report, f"a run of {kind}")]
+            calm, beside = side_by_side(service, bench, kind, number)
+            bars += kind_bars(kind, before, budget, calm, beside)
+            bench.tell("; ".join(f"{bar.asked} {bar.value:.3g}" for bar in bars[-3:]))
+            for run in (calm, beside):
+                notes += doubts(run.report, f"a run of {kind}")
     notes[:0] = [
         f"{number:,} hostile connections; {RATE} ordinary requests a second. The front "
         f"had {before / 1e6:,.0f} MB before. A connection that is closed comes back after two seconds. {sharing()}"
@@ -50,27 +80,27 @@ def hostile_memory(bench: Bench) -> Figure:
     return Figure(f"{number:,} hostile connections of each kind", bars, notes)
 
 
-def one_kind(service: Service, bench: Bench, kind: str, number: int) -> tuple[int, Report, Report]:
-    """The front's memory at its most, and ordinary requests without hostile connections and beside them."""
+def side_by_side(service: Service, bench: Bench, kind: str, number: int) -> tuple[Run, Run]:
+    """Ordinary requests without hostile connections, then beside them."""
     seconds = bench.lengths.calm / 4
-    calm = loaded(service.port, bench.queries, RATE, seconds)
-    with FrontMemory(service) as memory, HostileClients(service.port, kind, number):
-        beside = loaded(service.port, bench.queries, RATE, seconds)
+    with Front(service) as front:
+        report = loaded(service.port, bench.queries, RATE, seconds)
+    calm = Run(report, front.memory, front.core)
+    with Front(service) as front, HostileClients(service.port, kind, number):
+        report = loaded(service.port, bench.queries, RATE, seconds)
     wait_until(lambda: service.ask("GET", "/readyz").status == 200)
-    return memory.most, calm, beside
+    return calm, Run(report, front.memory, front.core)
 
 
-def kind_bars(kind: str, more: int, budget: int, calm: Report, beside: Report) -> list[Bar]:
+def kind_bars(kind: str, before: int, budget: int, calm: Run, beside: Run) -> list[Bar]:
     """What one kind is to reach."""
+    p99, calm_p99 = (run.report.latency.p99_ms for run in (beside, calm))
     return [
-        Bar(f"{kind}: MB of memory more than before", more / 1e6, (budget + BESIDE) / 1e6),
+        Bar(f"{kind}: MB of memory more than before", (beside.memory - before) / 1e6, (budget + BESIDE) / 1e6),
         Bar(
-            f"{kind}: p99 of ordinary requests, in p99s without", beside.latency.p99_ms / calm.latency.p99_ms, 2,
-            beside=f"{_p99(beside)} beside {_p99(calm)} ms",
+            f"{kind}: p99 of ordinary requests, in p99s without", p99 / calm_p99, 2,
+            beside=f"{p99:.2f} beside {calm_p99:.2f} ms; the front used {beside.core:.0%} of a core, {calm.core:.0%} "
+            "without",
         ),
-        Bar(f"{kind}: ordinary requests that failed", beside.failed, 0, beside=f"of {beside.sent:,}"),
+        Bar(f"{kind}: ordinary requests that failed", beside.report.failed, 0, beside=f"of {beside.report.sent:,}"),
     ]  # fmt: skip
-
-
-def _p99(report: Report) -> str:
-    return f"{report.latency.p99_ms:.2f}"
