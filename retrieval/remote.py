@@ -14,18 +14,25 @@ from urllib.parse import urlsplit
 
 from retrieval.errors import BadInput, BundleError, Unreachable
 from retrieval.manifest import MANIFEST, MANIFEST_LIMIT, NAME, Manifest, read_manifest
+from retrieval.paused import LIMIT as PAUSED_LIMIT
+from retrieval.paused import PAUSED
 from retrieval.signatures import LIMIT as SIGNATURE_LIMIT
 from retrieval.signatures import SIGNATURE
 from retrieval.urls import as_url
 
-CURRENT = "CURRENT"
+CURRENT, HISTORY = "CURRENT", "HISTORY"
 CURRENT_LIMIT = 256  # bytes; a name has at most 64
+HISTORY_LIMIT = 1 << 14
 CHUNK = 16 << 20  # bytes asked for at once
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
 class Missing(BundleError):
     """The store answers that it has no such file."""
+
+
+class NotSeekable(Exception):
+    """A server gives files from their beginning alone."""
 
 
 class Remote:
@@ -99,6 +106,30 @@ class Remote:
         except Missing:
             return None
 
+    def paused(self) -> bytes | None:
+        """The bytes of the store's PAUSED.json, None where it has none, or where the URL is that of a lone bundle."""
+        try:
+            return self.read(PAUSED, PAUSED_LIMIT)
+        except Missing:
+            return None
+
+    def history(self) -> list[str]:
+        """Names in the order they were activated at the URL; none where nobody wrote that there."""
+        try:
+            return self.read(HISTORY, HISTORY_LIMIT).decode("utf-8", "replace").split()
+        except Missing:
+            return []
+
+    def write(self, path: str, content: bytes) -> None:
+        """Replace a small file of the store. Raises BundleError where the driver, or the credentials, cannot write."""
+        try:
+            self._files.pipe_file(f"{self._root}/{path}", content)
+        except Exception as error:  # as in `_asking`
+            raise BundleError(
+                f"{self.place(path)} cannot be written ({_words(error)}), and a change made here alone would hold for "
+                "one replica and be lost with its cache. Change it at the URL, or give the service the right to write."
+            ) from error
+
     def read(self, path: str, limit: int) -> bytes:
         """A small file, whole; one of more than `limit` bytes is refused."""
         content = b"".join(self.chunks(path, limit))
@@ -106,13 +137,18 @@ class Remote:
             raise BundleError(f"{self.place(path)} has more than the {limit:,} bytes that such a file has at most.")
         return content
 
-    def chunks(self, path: str, size: int) -> Iterator[bytes]:
-        """The bytes of a file, and one byte more than `size` at most, which shows that there are more."""
-        left = size + 1
+    def chunks(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
+        """The bytes of a file from `start` on, and one byte more than `size` at most, which shows that there are more.
+
+        Raises NotSeekable where the server gives files from their beginning alone.
+        """
+        left = size + 1 - start
         with (
             self._asking(path),
             self._files.open(f"{self._root}/{path}", "rb", block_size=min(left, CHUNK)) as source,
         ):
+            if start:
+                _seek(source, start)
             while left and (chunk := source.read(min(left, CHUNK))):
                 left -= len(chunk)
                 yield chunk
@@ -122,6 +158,8 @@ class Remote:
         """Drivers raise whatever their servers' clients raise: three kinds are told apart, with the words kept."""
         try:
             yield
+        except NotSeekable:
+            raise
         except FileNotFoundError as error:
             if (outage := _outage_behind(error)) is not None:
                 raise _unreachable(self.place(path), outage) from error
@@ -180,6 +218,13 @@ def _driver(url: str) -> tuple[Any, str]:
     except Exception as error:
         raise _unreachable(url, error) from error
     return files, root.rstrip("/")
+
+
+def _seek(source: Any, start: int) -> None:
+    try:
+        source.seek(start)
+    except (ValueError, NotImplementedError, OSError) as error:
+        raise NotSeekable from error
 
 
 def _outage_behind(error: FileNotFoundError) -> BaseException | None:

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.attributes import Allowed, Attributes
+from retrieval.bundle_files import BundleFiles, read_bundle
 from retrieval.cache import at_hand
 from retrieval.candidates import Candidates
 from retrieval.encoder import TextEncoder
@@ -25,22 +26,26 @@ from retrieval.filters import Filter
 from retrieval.gently import at_once, gently
 from retrieval.golden import GoldenReport, check_golden
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex
+from retrieval.index_file import Buffer
 from retrieval.labels import LabelTable
 from retrieval.manifest import (
     DIRECTIONS,
+    GOLDEN,
     INDEX,
+    LABEL_ENCODER,
     LABELS,
     MANIFEST,
     QUERY_ENCODER,
     TOKENIZER,
     VECTORS,
     Manifest,
-    verify_bundle,
 )
 from retrieval.narrow import NarrowIndex, Scored, rescore, to_rescore
-from retrieval.store import Store, lease
+from retrieval.nofollow import BUNDLES
+from retrieval.paused import read_paused
+from retrieval.store import Store, in_store, lease
 from retrieval.urls import as_url
-from retrieval.vector_file import map_vectors
+from retrieval.vector_file import vectors_in
 from retrieval.workers import Workers
 
 QUERIES_A_PASS = 256
@@ -104,15 +109,17 @@ class Retriever:
         labels: LabelTable,
         vectors_LD: NDArray[np.float32],
         index: VectorIndex,
+        golden: Buffer,
         held: IO[bytes],
         threads: int | None,
     ) -> None:
-        """Join parts that `open` has checked against each other."""
+        """Join parts that `open` has checked against each other; `golden` are the bytes of golden.json."""
         self.folder = folder
         self.manifest = manifest
         self.labels = labels
         self._encoder: TextEncoder | None = encoder
         self.vectors_LD = vectors_LD
+        self.golden = golden
         self._held = held
         self._attributes = Attributes(labels.table)
         self._question = lru_cache(WEIGHTS_REMEMBERED)(
@@ -132,6 +139,7 @@ class Retriever:
         trusted: Sequence[str] = (),
         cache: Path | str | None = None,
         behind: bool = False,
+        paused: Sequence[str] | None = None,
     ) -> Self:
         """Open a store's active bundle, or one bundle's folder, after comparing every file with its manifest.
 
@@ -139,26 +147,54 @@ class Retriever:
 
         `threads` bounds those of the encoder (default: all cores), `search_threads` those of the indexes (default:
         as the encoder's); `provider` is "cpu" or "cuda"; with `trusted` keys the bundle must be signed by one of them.
-        With `behind` files are compared and read when nobody else wants the processor. Raises BundleError,
-        and BadInput for a provider that is not there.
+        With `behind` files are compared and read when nobody else wants the processor. Labels that are `paused` are in
+        no answer: by default those that the store lists in PAUSED.json, also where `path` is a bundle's folder in a
+        store. Raises BundleError, and BadInput for a provider that is not there.
         """
-        folder = _bundle_folder(path, cache, trusted).resolve()
+        folder, store = _bundle_folder(path, cache, trusted)
+        listed = read_paused(store) if paused is None and store is not None else paused or ()
         held = lease(folder)
+        try:
+            retriever = cls._load(folder, held, threads, search_threads, provider, trusted, behind)
+        except BaseException:
+            held.close()
+            raise
+        retriever.pause(listed)
+        return retriever
+
+    @classmethod
+    def _load(
+        cls,
+        folder: Path,
+        held: IO[bytes],
+        threads: int | None,
+        search_threads: int | None,
+        provider: str,
+        trusted: Sequence[str],
+        behind: bool,
+    ) -> Self:
+        """Verify a bundle and load what was verified: no file is opened twice."""
         run = gently if behind else at_once
-        manifest = run(lambda: verify_bundle(folder, trusted, 1 if behind else None))
-        model, size = manifest.model, manifest.labels.count
-        labels = LabelTable.open(folder / LABELS)
-        if len(labels) != size:
-            raise BundleError(f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again.")
-        vectors_LD = map_vectors(folder / VECTORS, (size, model.dim))
-        search_threads = search_threads or threads
-        workers = Workers(search_threads)  # here, where nothing is gentle
-        index = run(lambda: _open_index(folder, manifest, workers))
-        encoder = TextEncoder.open(
-            folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
-            threads=threads, provider=provider, behind=behind,
-        )  # fmt: skip
-        return cls(folder, manifest, encoder, labels, vectors_LD, index, held, search_threads)
+        files = run(lambda: read_bundle(folder, _is_loaded, trusted, 1 if behind else None))
+        try:
+            manifest, contents = files.manifest, files.contents
+            model, size = manifest.model, manifest.labels.count
+            labels = LabelTable.parse(contents[LABELS], folder / LABELS)
+            if len(labels) != size:
+                raise BundleError(
+                    f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again."
+                )
+            vectors_LD = vectors_in(contents[VECTORS], folder / VECTORS, (size, model.dim))
+            search_threads = search_threads or threads
+            workers = Workers(search_threads)  # here, where nothing is gentle
+            index = run(lambda: _open_index(folder, files, workers))
+            encoder = TextEncoder.load(
+                contents, folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
+                threads=threads, provider=provider, behind=behind,
+            )  # fmt: skip
+        finally:
+            files.close()
+        return cls(folder, manifest, encoder, labels, vectors_LD, index, contents[GOLDEN], held, search_threads)
 
     @property
     def name(self) -> str:
@@ -209,13 +245,18 @@ class Retriever:
         filter: Filter | None = None,
         min_score: float | None = None,
         exact: bool = False,
+        with_paused: bool = False,
     ) -> Ranking:
-        """As `search`, with label rows instead of hits, and the time each stage took. Raises BadInput."""
+        """As `search`, with label rows instead of hits, and the time each stage took. Raises BadInput.
+
+        `with_paused`: labels that are paused are searched as well.
+        """
         weight = self.manifest.classifier_weight if weight is None else weight
         _check_search(k, weight, min_score)
         encoder = self._open_encoder()
         _check_queries(queries)
-        allowed = self._attributes.allowed(filter or {}) if filter or self._attributes.paused else None
+        masked = bool(filter) or (self._attributes.paused and not with_paused)
+        allowed = self._attributes.allowed(filter or {}) if masked else None
         encoded = encoder.encode(queries)
         started = time.perf_counter()
         ranking = self._rank(encoded.vectors_BD, k, weight, allowed, exact)
@@ -288,28 +329,38 @@ class Retriever:
         return np.concatenate(rows), np.concatenate(scores), np.concatenate(dual), np.concatenate(classifier)
 
 
-def _bundle_folder(place: Path | str, cache: Path | str | None, trusted: Sequence[str]) -> Path:
+def _bundle_folder(place: Path | str, cache: Path | str | None, trusted: Sequence[str]) -> tuple[Path, Path | None]:
+    """The folder of the bundle to open, and the store that it belongs to, None where it stands alone."""
     if (url := as_url(place)) is not None:
-        return at_hand(url, cache=cache, trusted=trusted)
+        folder = at_hand(url, cache=cache, trusted=trusted)
+        return folder, folder.parent.parent
     path = Path(place)
-    if (path / MANIFEST).is_file():
-        return path
-    if not (path / "bundles").is_dir():
-        raise BundleError(f"{path} is neither a store (no folder bundles) nor a bundle (no {MANIFEST}).")
-    store = Store(path)
+    if not (path / BUNDLES).is_dir():
+        if not (path / MANIFEST).exists():
+            raise BundleError(f"{path} is neither a store (no folder bundles) nor a bundle (no {MANIFEST}).")
+        return in_store(path)
+    store = Store(path.resolve(), trusted=trusted)
     name = store.active()
     if name is None:
         known = ", ".join(store.bundles()) or "none yet"
         raise BundleError(f"{path} has no active bundle; it has: {known}. Activate one of them.")
-    return store.bundle_path(name)
+    store.follow(name)
+    return store.bundle_path(name), store.path
 
 
-def _open_index(folder: Path, manifest: Manifest, workers: Workers) -> VectorIndex:
+def _is_loaded(name: str) -> bool:
+    """Whether a reader needs a file of a bundle; what is not known by name may be weights of the query encoder."""
+    return not name.startswith(LABEL_ENCODER)
+
+
+def _open_index(folder: Path, files: BundleFiles, workers: Workers) -> VectorIndex:
+    manifest = files.manifest
     ef = min((effort.ef for effort in manifest.index.efforts if effort.ef), default=1)
-    index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.labels.count, ef, workers, verified=True)
+    index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.labels.count, ef, workers, verified=files.graph)
     if manifest.index.width is None:
         return index
-    return NarrowIndex(index, map_vectors(folder / DIRECTIONS, (manifest.model.dim, manifest.index_dim)))
+    shape = (manifest.model.dim, manifest.index_dim)
+    return NarrowIndex(index, vectors_in(files.contents[DIRECTIONS], folder / DIRECTIONS, shape))
 
 
 def _check_search(k: int, weight: float, min_score: float | None) -> None:

@@ -51,7 +51,7 @@ class Generations:
         self.kept: Generation | None = None
         self.stopping = False
         self.source = Source(settings.store, trusted_keys(settings.trusted_keys))
-        self.paused = Paused(self.source.store, settings.max_paused)
+        self.paused = Paused(self.source, settings.max_paused)
         self.compared = Compared(self._open_compared, metrics, settings.compare_seconds)
         self._settings = settings
         self._metrics = metrics
@@ -78,7 +78,7 @@ class Generations:
 
     async def open_active(self) -> Generation:
         """Serve the store's active bundle, and from then on what becomes active. Raises BundleError."""
-        await asyncio.to_thread(self.paused.read)
+        await aside(self.paused.read)
         name = await aside(partial(self.source.bring, None))
         self._preparing = name
         try:
@@ -89,8 +89,7 @@ class Generations:
         finally:
             self._preparing = None
         self._serve(generation)
-        if self.source.url is not None:
-            await asyncio.to_thread(self.source.note, name)
+        await asyncio.to_thread(self.source.followed, name)
         if self._settings.watch_seconds and not self.stopping:
             self._begin(self._watch.run(name))
         return generation
@@ -124,12 +123,12 @@ class Generations:
 
     async def rollback(self) -> ActivateResponse:
         """Serve the bundle that was active before; at once, if it was kept. Raises Refusal as `activate` does."""
-        name, store = None, self.source.store
+        name = None
         try:
-            name = await asyncio.to_thread(store.previous)
+            name = await aside(self.source.previous)
             if name is None:
                 raise Refusal(409, "no_earlier_bundle", "There is no earlier bundle to go back to; activate one.")
-            return await self._switch(Change(name, lambda: store.rollback(proved=name), hurry=True))
+            return await self._switch(Change(name, partial(self.source.note_rollback, name), hurry=True))
         except (DiptychError, OSError) as error:
             raise self._not_activated(name or "of before", error) from error
 
@@ -248,8 +247,7 @@ class Generations:
     async def _note(self, change: Change) -> None:
         if change.note:
             await asyncio.to_thread(change.note)
-            if self.source.url is None:  # a store behind a URL still names what it named
-                self._watch.seen = change.bundle
+            self._watch.seen = change.bundle
 
     async def _prepare(self, change: Change) -> Generation:
         """A generation that can answer: the kept one, if it is that. Raises BundleError."""
@@ -316,7 +314,7 @@ class Generations:
         served = self.current
         name = await aside(self.source.active)
         async with self._pausing:
-            if await asyncio.to_thread(self.paused.read):
+            if await aside(self.paused.read):
                 self._tell_paused()
         return None if self._change or self.current is not served else name
 
@@ -325,9 +323,10 @@ class Generations:
         if self.current and name == self.current.name:
             return
         LOG.info("the store's active bundle is %s now", name)
-        note = partial(self.source.note, name) if self.source.url is not None else None
         try:
-            await self._switch(Change(name, note, hurry=name == self._before))  # so somebody goes back
+            await self._switch(
+                Change(name, partial(self.source.followed, name), hurry=name == self._before)
+            )  # so somebody goes back
         except (DiptychError, OSError, Refusal):
             return  # the reason has been noted, and the present bundle stays
 

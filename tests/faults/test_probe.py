@@ -10,8 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import retrieval.probe
+from retrieval.bundle_files import describe_file
 from retrieval.errors import BundleError
-from retrieval.manifest import QUERY_ENCODER, describe_file
+from retrieval.manifest import QUERY_ENCODER
 from retrieval.probe import prove_aside
 from retrieval.store import Store
 from tests.support.bundles import make_bundle

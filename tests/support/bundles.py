@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from retrieval.bundle_files import seal
 from retrieval.encoder import TextEncoder
 from retrieval.golden import Golden, record_golden, write_golden
 from retrieval.index import HnswIndex
@@ -33,7 +34,6 @@ from retrieval.manifest import (
     ModelFacts,
     Parity,
     Source,
-    seal,
 )
 from retrieval.probe import prove
 from retrieval.retriever import Retriever

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.bundle_files import describe_file
 from retrieval.index_file import HEADER
-from retrieval.manifest import INDEX, LABEL_ENCODER, MANIFEST, REQUIRED, describe_file
+from retrieval.manifest import INDEX, LABEL_ENCODER, MANIFEST, REQUIRED
 
 Draw = np.random.Generator
 

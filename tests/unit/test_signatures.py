@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from retrieval import Retriever, Store
+from retrieval.bundle_files import seal
 from retrieval.errors import BadInput, BundleError
-from retrieval.manifest import Manifest, seal
+from retrieval.manifest import Manifest
 from retrieval.signatures import SIGNATURE, KeyPair, new_keys, signed, trusted_keys
 from service.settings import Settings
 from tests.support.bundles import make_store
