@@ -48,7 +48,7 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_S
 class BundleFiles(NamedTuple):
     """A verified bundle: its manifest, who signed it, and the contents that were asked for.
 
-    The index, `graph`, is no content but a file in memory that nobody can write to any more, for a library that wants a path.
+    The index is `graph`, a file in memory that nobody can write to any more: its library wants a path.
     """
 
     manifest: Manifest

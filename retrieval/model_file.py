@@ -17,8 +17,10 @@ from retrieval.manifest import NAME
 KEY = b"location"
 ENTRY = re.compile(rb"\x6a(.)\x0a\x08location\x12(.)", re.DOTALL)
 
-# Numbers of fields: of a model, of a graph, of a function, of a node and of an attribute.
-GRAPH, FUNCTIONS, GRAPH_NODES, FUNCTION_NODES, OPERATOR, ATTRIBUTES, SUBGRAPH, SUBGRAPHS = 7, 25, 1, 7, 4, 5, 6, 11
+# Numbers of fields: of a model, a graph, a tensor, a function, a node and an attribute.
+GRAPH, FUNCTIONS = 7, 25
+GRAPH_NODES, INITIALIZERS, RAW_DATA = 1, 5, 9
+FUNCTION_NODES, OPERATOR, ATTRIBUTES, SUBGRAPH, SUBGRAPHS = 7, 4, 5, 6, 11
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # how a field is written
 
 
@@ -48,8 +50,8 @@ def external_files(path: Path, written: Buffer) -> list[str]:
         ) from error
     if operator is not None:
         raise BundleError(
-            f"{path} has a node {operator!r} with a graph inside; such a node may run for ever, and no export makes one. "
-            "Export the bundle again."
+            f"{path} has a node {operator!r} with a graph inside. Such a node may run for ever, and no export makes "
+            "one: export the bundle again."
         )
     return names
 
@@ -57,15 +59,34 @@ def external_files(path: Path, written: Buffer) -> list[str]:
 def _references(path: Path, written: bytes) -> list[str]:
     """The names of other files. The key cannot hide: however a length of 8 is written, its last byte is 8 or 0."""
     names: dict[str, None] = {}
-    place = written.find(KEY)
-    while place >= 0:
-        if written[max(place - 1, 0)] in (0, 8):
-            name = _beside(written, place)
-            if name is None:
-                raise BundleError(f"{path} refers to data outside of the bundle. Export the bundle again.")
-            names[name] = None
-        place = written.find(KEY, place + 1)
+    try:
+        parts = list(_beside_weights(written))
+    except ValueError:  # no protobuf message, which is said elsewhere
+        parts = [(0, len(written))]
+    for start, stop in parts:
+        place = written.find(KEY, start, stop)
+        while place >= 0:
+            if written[max(place - 1, 0)] in (0, 8):
+                name = _beside(written, place)
+                if name is None:
+                    raise BundleError(f"{path} refers to data outside of the bundle. Export the bundle again.")
+                names[name] = None
+            place = written.find(KEY, place + 1, stop)
     return list(names)
+
+
+def _beside_weights(written: bytes) -> Iterator[tuple[int, int]]:
+    """Everything but the numbers of the weights, most of a file, which can hold no reference."""
+    start = 0
+    for field in _fields(written, 0, len(written)):
+        if field.number == GRAPH:
+            for tensor in _fields(written, field.start, field.stop):
+                if tensor.number == INITIALIZERS:
+                    for part in _fields(written, tensor.start, tensor.stop):
+                        if part.number == RAW_DATA:
+                            yield start, part.start
+                            start = part.stop
+    yield start, len(written)
 
 
 def _beside(written: bytes, place: int) -> str | None:

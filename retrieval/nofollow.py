@@ -43,12 +43,12 @@ def open_file(path: Path, folder: int | None = None, flags: int = os.O_RDONLY) -
     return descriptor
 
 
-def open_folder(path: Path, parent: int | None = None, *, follow: bool = False) -> int:
+def open_folder(path: Path, parent: int | None = None, *, follow: bool = False, flags: int = OPEN_FOLDER) -> int:
     """Open a folder: `path`, or its last part in the open `parent`; a link is followed only where `follow` says so.
 
     Raises BundleError for a link or a file that stands there, and OSError.
     """
-    flags = OPEN_FOLDER & ~os.O_NOFOLLOW if follow else OPEN_FOLDER
+    flags = flags & ~os.O_NOFOLLOW if follow else flags
     name = path if parent is None else path.name
     try:
         return os.open(name, flags, dir_fd=parent)
@@ -65,14 +65,16 @@ def open_bundle_folder(path: Path) -> int:
     """
     if path.parent.name != BUNDLES:
         return open_folder(path, follow=True)
-    with folder_open(path.parent) as bundles:
+    with folder_open(path.parent, flags=OPEN_FOLDER | os.O_PATH) as bundles:  # its content is not for this process
         return open_folder(path, bundles)
 
 
 @contextmanager
-def folder_open(path: Path, parent: int | None = None, *, follow: bool = False) -> Iterator[int]:
+def folder_open(
+    path: Path, parent: int | None = None, *, follow: bool = False, flags: int = OPEN_FOLDER
+) -> Iterator[int]:
     """Hold a folder open as `open_folder` does; closed at the end."""
-    descriptor = open_folder(path, parent, follow=follow)
+    descriptor = open_folder(path, parent, follow=follow, flags=flags)
     try:
         yield descriptor
     finally:

@@ -5,7 +5,7 @@ drivers, in the environment. How a bundle comes from there into a local store is
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -41,8 +41,10 @@ class Remote:
     A bundle's folder is named by its path below the URL: "bundles/NAME/", or "" where the URL is that of the bundle.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, trusted: Sequence[str] = ()) -> None:
+        """With `trusted` keys, one must have signed a manifest that is shown."""
         self.url = checked_url(url)
+        self._trusted = trusted
         self._files, self._root = _driver(self.url)
         self._files.invalidate_cache()  # listings that the driver remembers would hide what was published since
 
@@ -71,7 +73,9 @@ class Remote:
         name, folder = self.find(name)
         with TemporaryDirectory() as here, blaming(self.place(folder), here):
             Path(here, MANIFEST).write_bytes(self.manifest_bytes(folder))
-            return read_manifest(Path(here))
+            if self._trusted and (signature := self.signature(folder)) is not None:
+                Path(here, SIGNATURE).write_bytes(signature)
+            return read_manifest(Path(here), self._trusted)
 
     def find(self, name: str | None) -> tuple[str, str]:
         """Name and folder of a bundle: of the active one where `name` is None, or of the one that the URL leads to."""

@@ -182,6 +182,7 @@ class Store:
         self.check_free(name)
         folder = folder.parent.resolve() / folder.name if is_folder(folder) else folder.resolve()
         with changing(self.path), ExitStack() as stack:
+            self.path.mkdir(parents=True, exist_ok=True)
             root = stack.enter_context(folder_open(self.path, follow=True))
             bundles = stack.enter_context(made_folder(self.path / BUNDLES, root))
             if folder.is_dir() and not _same_file_system(folder, bundles):

@@ -6,15 +6,31 @@
 import importlib
 import os
 import sys
+from pathlib import Path
 
 from retrieval.gently import at_once, gently
+from retrieval.sandbox import confine, limit, sandbox_mode
 from service.orders import Orders
 
 BEHIND_THE_FRONT = 5  # where cores are short the front goes first: it must still refuse what an engine cannot do
+
+
+def restrict(folder: Path, orders: Orders) -> None:
+    """Limit and confine this process, before it imports anything that starts a thread.
+
+    CUDA reserves far more memory than it uses and opens devices and sockets, so with it no limit holds.
+    """
+    if orders.sandbox == "off" or orders.provider != "cpu":
+        limit()
+        return
+    limit(orders.data_bytes, file_bytes=orders.file_bytes)
+    confine([folder], sandbox_mode(orders.sandbox))
+
 
 if __name__ == "__main__":
     os.nice(BEHIND_THE_FRONT)
     descriptor, folder, written = sys.argv[1:]
     orders = Orders.read(written)
+    restrict(Path(folder), orders)
     engine = (gently if orders.behind else at_once)(lambda: importlib.import_module("service.engine"))
     sys.exit(engine.main(int(descriptor), folder, orders))

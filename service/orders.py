@@ -14,6 +14,9 @@ class Orders(NamedTuple):
     lanes: int | None  # batches answered side by side; None: as many as suit the encoder
     largest_batch: int
     trusted_keys: str  # by commas
+    sandbox: str  # "auto", "required" or "off", see retrieval/sandbox
+    data_bytes: int  # of memory that it may take
+    file_bytes: int  # of a file that it may write: its copy of the index, in memory
 
     @classmethod
     def read(cls, written: str) -> Self:

@@ -1,7 +1,6 @@
 """The front's end of one engine process: start it, wait until it is ready, exchange frames, end it."""
 
 import asyncio
-import os
 import signal
 import socket
 import subprocess
@@ -13,12 +12,14 @@ from typing import Any, NamedTuple, Self, cast
 from pydantic_core import from_json
 
 from retrieval.errors import BundleError
+from retrieval.probe import warn_of_missing
+from retrieval.sandbox import SANDBOX, child_environment, data_limit, folder_bytes, missing
 from service import logs
 from service.batching import Lengths
 from service.frames import Answers, Kind, Splitter, unpack_answers
 from service.orders import Orders
 from service.rationing import Ration, Traffic, no_traffic
-from service.settings import PREFIX, Settings
+from service.settings import Settings
 
 # Batches are small: a second core for their tokens, or for a product of thin matrices, costs more than it gives.
 SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
@@ -176,20 +177,27 @@ class EngineProcess(asyncio.Protocol):
 
 
 def _spawn(folder: Path, settings: Settings, theirs: socket.socket, behind: bool) -> subprocess.Popen[bytes]:
+    _check_sandbox(settings)
     orders = Orders(
         behind, settings.provider, settings.threads, settings.search_threads, settings.lanes,
-        settings.max_batch_queries, settings.trusted_keys,
+        settings.max_batch_queries, settings.trusted_keys, settings.sandbox, data_limit(folder), folder_bytes(folder),
     )  # fmt: skip
     command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder), orders.written()]
-    # The engine imports from where the front does, and gets no secret it has no use for.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    environment |= SINGLE_THREADED
-    environment[logs.FORMAT] = settings.log_format
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    environment = child_environment() | SINGLE_THREADED | {logs.FORMAT: settings.log_format}
     # A group of its own: Ctrl-C in a terminal is for the front, which then lets the engine finish.
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[theirs.fileno()], process_group=0
     )
+
+
+def _check_sandbox(settings: Settings) -> None:
+    """Raise BundleError where a sandbox is required and this system has none; say once in the log what it lacks."""
+    if settings.sandbox == "required":
+        lacks = missing() if settings.provider == "cpu" else ["an engine on a GPU is not confined"]
+        if lacks:
+            raise BundleError(f"no engine is started: {SANDBOX} is required, and {', '.join(lacks)}.")
+    elif settings.sandbox == "auto":
+        warn_of_missing()
 
 
 def _reap(process: subprocess.Popen[bytes]) -> None:

@@ -85,16 +85,17 @@ def test_a_store_behind_a_url_is_followed(store: Store, tmp_path: Path, monkeypa
         assert served(service) == "one"
         shown = admin(service, "GET", "bundles").json()["bundles"]
         assert [(one["name"], one["active"], one["labels"]) for one in shown] == [
-            ("one", True, 200),
             ("three", False, None),
             ("two", False, None),
+            ("one", True, 200),
         ]
         store.activate("two")
         wait_until(lambda: served(service) == "two")
         assert admin(service, "POST", "rollback").json()["bundle"] == served(service) == "one"
+        assert store.active() == "one"
         assert service.activate("absent").status == 404
         assert service.activate("three").json()["bundle"] == served(service) == "three"
-    assert store.active() == "two"
+    assert store.active() == "three"
 
 
 def test_going_back_to_a_kept_bundle_starts_no_engine(store: Store) -> None:
