@@ -29,8 +29,12 @@ def cache_store(url: str, cache: Path | str | None = None, trusted: Sequence[str
     What comes into it was proved when it came, and whoever opens it compares its files with the manifest again.
     """
     url = checked_url(url)
+    try:
+        root = cache_folder(cache)
+    except OSError as error:
+        raise BundleError(f"{url} cannot be fetched: {error.strerror}.") from error
     readable = re.sub(r"[^A-Za-z0-9.-]+", "-", url)[-48:].strip("-.")
-    folder = cache_folder(cache) / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
+    folder = root / f"{readable}-{hashlib.sha256(url.encode()).hexdigest()[:16]}"
     return Store(folder, trusted=trusted, place=url)
 
 

@@ -7,7 +7,15 @@ CACHE = "DIPTYCH_CACHE"
 
 
 def cache_folder(named: Path | str | None = None) -> Path:
-    """The folder that is `named`, or the one of the environment, or the user's. It need not exist."""
+    """The folder that is `named`, or the one of the environment, or the user's. It need not exist.
+
+    Raises FileNotFoundError for a user without a home folder.
+    """
     if chosen := named or os.environ.get(CACHE):
         return Path(chosen)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "diptych"
+    if of_user := os.environ.get("XDG_CACHE_HOME"):
+        return Path(of_user) / "diptych"
+    try:
+        return Path.home() / ".cache" / "diptych"
+    except RuntimeError as error:
+        raise FileNotFoundError(2, f"this user has no home folder; set {CACHE}") from error

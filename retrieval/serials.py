@@ -97,9 +97,11 @@ class Serials:
         noted = _process_notes.get(self._place, _Note())
         try:
             written = _Note.model_validate_json(read_small(self.path, LIMIT))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return noted
         except (OSError, ValidationError) as error:
+            if isinstance(error, PermissionError) and not os.access(self.path.parent, os.X_OK):
+                return noted  # another user's folder, which holds no note of this one
             raise BundleError(
                 f"{self.path}, the note of serial numbers, cannot be read. Remove it to forget what was active."
             ) from error
@@ -115,14 +117,14 @@ class Serials:
             with self._locked():
                 before = self._read()
                 after = change(before)
-                if after != before or not self.path.exists():
+                if after != before:
                     self._write(after)
         except OSError as error:
             after = change(self._read())
             if self._place not in _process_notes:
                 LOG.warning(
                     "the serial numbers of %s are remembered by this process alone: %s cannot be written (%s); set %s",
-                    self._place, self.path, error.strerror or error, CACHE,
+                    self._place, error.filename or "the cache", error.strerror or error, CACHE,
                 )  # fmt: skip
         _process_notes[self._place] = after
 

@@ -131,8 +131,8 @@ def test_an_administrator_sees_what_there_is(store: Store) -> None:
     with serving(store.path) as service:
         assert service.ask("GET", "/admin/bundles").status == 401
         shown = admin(service, "GET", "bundles").json()
-        assert [one["name"] for one in shown["bundles"]] == ["one", "two", "three"]
-        first, _, broken = shown["bundles"]
+        assert [one["name"] for one in shown["bundles"]] == ["three", "one", "two"]
+        broken, first, _ = shown["bundles"]
         assert (first["active"], first["labels"], first["trouble"]) == (True, 200, None)
         assert first["bytes"] > 10_000
         assert broken["trouble"].startswith("bundles/three/manifest.json")
