@@ -93,8 +93,13 @@ def mirror_paused(remote: Remote, store: Store) -> None:
     """Make the cache's list of paused labels that of the URL, which every way to query obeys. Raises BundleError."""
     content = remote.paused()
     ids = parse_paused(content, remote.place(PAUSED))
-    if ids != read_paused(store.path):
-        store.amend(PAUSED, lambda _: write_paused(ids))
+    if ids == read_paused(store.path):
+        return
+    try:
+        store.path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BundleError(f"{store.path} cannot be made ({error.strerror}). Check its path and rights.") from error
+    store.amend(PAUSED, lambda _: write_paused(ids))
 
 
 def pull(

@@ -7,7 +7,7 @@ every bundle, every replica and every way to query, see retrieval/paused.
 import logging
 from collections.abc import Iterable
 
-from retrieval.paused import PAUSED, parse_paused, read_paused, stamp_of, write_paused
+from retrieval.paused import parse_paused, read_paused, stamp_of, write_paused
 from service.errors import Refusal
 from service.source import Source
 
@@ -31,8 +31,9 @@ class Paused:
         if stamp == self._read_at:
             return False
         before, self.ids = self.ids, read_paused(store, self._most)
-        if stamp is None and before:
-            LOG.warning("%s was removed: %d labels that it listed are shown again", store / PAUSED, len(before))
+        if before and not self.ids:
+            place = self._source.paused_place
+            LOG.warning("%s was emptied or removed: the %d labels that it listed are shown again", place, len(before))
         self._read_at = stamp
         return self.ids != before
 

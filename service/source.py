@@ -71,8 +71,8 @@ class Source:
         """The bundle that was active before the present one; at the URL, if that keeps a history."""
         if self.url is not None:
             remote = Remote(self.url)
-            if (name := before(remote.history(), remote.active())) is not None:
-                return name
+            if history := remote.history():
+                return before(history, remote.active())
         return self.store.previous()
 
     def note(self, name: str) -> None:
