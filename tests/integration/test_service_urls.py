@@ -1,4 +1,4 @@
-"""Services on a store behind a URL: what one of them is told holds for all, and outlives its cache; or it is refused."""
+"""Services on a store behind a URL: what one of them is told holds for all and outlives its cache, or is refused."""
 
 import json
 from pathlib import Path
