@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from retrieval.errors import BadInput
 from retrieval.filters import Filter
-from retrieval.manifest import MANIFEST
 from retrieval.queries import Queries, format_of
 from retrieval.retriever import NO_ROW, Ranking, Retriever
 
@@ -199,7 +198,8 @@ def _table(retriever: Retriever, ranking: Ranking, asked: np.ndarray, texts: pa.
 def _question(retriever: Retriever, queries: Queries, wanted: Wanted) -> dict[str, Any]:
     """What parts must have been asked to be gone on with."""
     status = queries.path.stat()
-    manifest = hashlib.sha256((retriever.folder / MANIFEST).read_bytes()).hexdigest()
+    manifest = hashlib.sha256(retriever.manifest.model_dump_json().encode()).hexdigest()
+    paused = hashlib.sha256("\0".join(sorted(retriever.paused)).encode()).hexdigest()
     source = [str(queries.path.resolve()), status.st_size, status.st_mtime_ns, queries.column]
     asked: dict[str, Any] = json.loads(json.dumps(asdict(wanted)))
-    return {"bundle": manifest, "source": source, "wanted": asked, "part": QUERIES_A_PART}
+    return {"bundle": manifest, "paused": paused, "source": source, "wanted": asked, "part": QUERIES_A_PART}

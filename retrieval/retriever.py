@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from retrieval.attributes import Allowed, Attributes
 from retrieval.bundle_files import BundleFiles, read_bundle
-from retrieval.cache import at_hand
+from retrieval.bundle_folder import lease
 from retrieval.candidates import Candidates
 from retrieval.encoder import TextEncoder
 from retrieval.errors import BadInput, BundleError
@@ -34,17 +34,14 @@ from retrieval.manifest import (
     INDEX,
     LABEL_ENCODER,
     LABELS,
-    MANIFEST,
     QUERY_ENCODER,
     TOKENIZER,
     VECTORS,
     Manifest,
 )
 from retrieval.narrow import NarrowIndex, Scored, rescore, to_rescore
-from retrieval.nofollow import BUNDLES
 from retrieval.paused import read_paused
-from retrieval.store import Store, in_store, lease
-from retrieval.urls import as_url
+from retrieval.place import bundle_at
 from retrieval.vector_file import vectors_in
 from retrieval.workers import Workers
 
@@ -120,6 +117,7 @@ class Retriever:
         self._encoder: TextEncoder | None = encoder
         self.vectors_LD = vectors_LD
         self.golden = golden
+        self.paused: frozenset[str] = frozenset()  # ids of labels that are in no answer
         self._held = held
         self._attributes = Attributes(labels.table)
         self._question = lru_cache(WEIGHTS_REMEMBERED)(
@@ -151,7 +149,7 @@ class Retriever:
         no answer: by default those that the store lists in PAUSED.json, also where `path` is a bundle's folder in a
         store. Raises BundleError, and BadInput for a provider that is not there.
         """
-        folder, store = _bundle_folder(path, cache, trusted)
+        folder, store = bundle_at(path, cache, trusted)
         listed = read_paused(store) if paused is None and store is not None else paused or ()
         held = lease(folder)
         try:
@@ -234,7 +232,9 @@ class Retriever:
 
         Returns the ids that no label of this bundle has.
         """
-        return self._attributes.pause(ids)
+        listed = list(ids)
+        self.paused = frozenset(listed)
+        return self._attributes.pause(listed)
 
     def search_rows(
         self,
@@ -327,25 +327,6 @@ class Retriever:
             return parts[0]
         rows, scores, dual, classifier = zip(*parts, strict=True)
         return np.concatenate(rows), np.concatenate(scores), np.concatenate(dual), np.concatenate(classifier)
-
-
-def _bundle_folder(place: Path | str, cache: Path | str | None, trusted: Sequence[str]) -> tuple[Path, Path | None]:
-    """The folder of the bundle to open, and the store that it belongs to, None where it stands alone."""
-    if (url := as_url(place)) is not None:
-        folder = at_hand(url, cache=cache, trusted=trusted)
-        return folder, folder.parent.parent
-    path = Path(place)
-    if not (path / BUNDLES).is_dir():
-        if not (path / MANIFEST).exists():
-            raise BundleError(f"{path} is neither a store (no folder bundles) nor a bundle (no {MANIFEST}).")
-        return in_store(path)
-    store = Store(path.resolve(), trusted=trusted)
-    name = store.active()
-    if name is None:
-        known = ", ".join(store.bundles()) or "none yet"
-        raise BundleError(f"{path} has no active bundle; it has: {known}. Activate one of them.")
-    store.follow(name)
-    return store.bundle_path(name), store.path
 
 
 def _is_loaded(name: str) -> bool:

@@ -7,7 +7,6 @@ store/bundles/<name>/   the bundles
 store/.incoming/        what is being written or removed; what a process that died left there goes with the next change
 """
 
-import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,13 +14,12 @@ from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import IO
 
 from retrieval.bundle_files import verify_bundle, verify_signed
+from retrieval.bundle_folder import created_at, lease
 from retrieval.errors import BadInput, BundleError
 from retrieval.manifest import (
     MANIFEST,
-    MANIFEST_LIMIT,
     NAME,
     UNLISTED,
     Manifest,
@@ -30,11 +28,9 @@ from retrieval.manifest import (
 )
 from retrieval.nofollow import (
     BUNDLES,
-    bundle_folder_open,
     copy_file,
     folder_open,
     is_folder,
-    open_file,
     read_small,
 )
 from retrieval.paused import LIMIT as PAUSED_LIMIT
@@ -50,7 +46,6 @@ from retrieval.store_folder import (
     locked,
     made_folder,
     replace,
-    share,
     stage,
     sync,
 )
@@ -316,7 +311,7 @@ class Store:
     def _dates(self) -> dict[str, datetime | None]:
         """When each bundle was created, as its manifest says; None where it does not."""
         names = [name for name in bundle_names(self.path) if NAME.fullmatch(name)]
-        return {name: _created(self.path / BUNDLES / name) for name in names}
+        return {name: created_at(self.path / BUNDLES / name) for name in names}
 
     def _history(self) -> list[str]:
         """Activated names up to the active one; what an interrupted activation wrote after it does not count."""
@@ -345,41 +340,6 @@ def before(history: Sequence[str], active: str | None) -> str | None:
     """The name that comes before the last place of the `active` one in a history."""
     places = _places(history, active)
     return history[places[-1] - 1] if places and places[-1] > 0 else None
-
-
-def lease(folder: Path) -> IO[bytes]:
-    """A handle on a bundle's manifest that keeps `prune` away until it is closed, or its process has ended."""
-    try:
-        with bundle_folder_open(folder) as opened:
-            handle = open(open_file(folder / MANIFEST, opened), "rb")  # noqa: SIM115  # the caller closes it
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
-    except OSError as error:
-        raise BundleError(f"{folder / MANIFEST} cannot be opened ({error.strerror}). Check its rights.") from error
-    share(handle.fileno())
-    return handle
-
-
-def in_store(path: Path) -> tuple[Path, Path | None]:
-    """The folder of a bundle, and the store around it; None where it stands alone."""
-    whole = Path(os.path.abspath(path))
-    if whole.parent.name != BUNDLES:
-        whole = whole.resolve()
-    if whole.parent.name != BUNDLES:
-        return whole, None
-    store = whole.parent.parent.resolve()
-    return store / BUNDLES / whole.name, store
-
-
-def _created(folder: Path) -> datetime | None:
-    """When a manifest says that its bundle was created; of any format version."""
-    try:
-        with bundle_folder_open(folder) as opened:
-            content = json.loads(read_small(folder / MANIFEST, MANIFEST_LIMIT, opened))
-        created = datetime.fromisoformat(content["created"])
-    except (BundleError, OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-    return created if created.tzinfo else created.replace(tzinfo=UTC)
 
 
 def _check_name(name: str) -> None:

@@ -6,6 +6,7 @@ is one: all replicas follow it, and an empty cache loses nothing. All methods ma
 """
 
 import logging
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -29,7 +30,7 @@ class Source:
         if self.url is None and place.is_file():
             raise BadInput(f"{place} is a file. Name the folder that `diptych export --store` wrote to.")
         self.place = str(place) if self.url is None else self.url
-        known_as = str(place.absolute()) if self.url is None else self.url
+        known_as = os.path.abspath(place) if self.url is None else self.url
         path = place.resolve() if self.url is None else cache_store(self.url).path
         self.store = Store(path, prove=lambda folder: None, trusted=trusted, place=known_as)
         self._trusted = trusted

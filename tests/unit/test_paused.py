@@ -74,6 +74,21 @@ def test_the_commands_leave_paused_labels_out(store: Path, tmp_path: Path, capsy
     assert gone not in capsys.readouterr().out.split()
 
 
+def test_an_interrupted_run_begins_anew_when_something_is_paused(store: Path, tmp_path: Path) -> None:
+    """If it fails, `predict` goes on with parts that hold a label which must not be shown any more."""
+    from retrieval.matching import Wanted, _question
+    from retrieval.queries import Queries
+
+    (tmp_path / "queries.csv").write_text("query\nred shoes\n")
+    questions = []
+    for ids in ((), ("one-1",), ("one-1",)):
+        pause(store, *ids)
+        with Retriever.open(store) as retriever:
+            queries = Queries(tmp_path / "queries.csv", None)
+            questions.append(_question(retriever, queries, Wanted(10, None, None, None)))
+    assert questions[0] != questions[1] == questions[2]
+
+
 def test_a_bundle_proves_itself_whatever_is_paused(store: Path) -> None:
     """If it fails, a bundle whose golden answers hold a paused label can be neither verified nor activated."""
     with Retriever.open(store) as retriever:

@@ -1,0 +1,42 @@
+"""From what a caller names, a store, a bundle or a URL, to the folder of the bundle to open."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from retrieval.cache import at_hand
+from retrieval.errors import BundleError
+from retrieval.manifest import MANIFEST
+from retrieval.nofollow import BUNDLES
+from retrieval.store import Store
+from retrieval.urls import as_url
+
+
+def bundle_at(place: Path | str, cache: Path | str | None, trusted: Sequence[str]) -> tuple[Path, Path | None]:
+    """The folder of the bundle to open, and the store that it belongs to, None where it stands alone."""
+    if (url := as_url(place)) is not None:
+        folder = at_hand(url, cache=cache, trusted=trusted)
+        return folder, folder.parent.parent
+    path = Path(place)
+    if not (path / BUNDLES).is_dir():
+        if not (path / MANIFEST).exists():
+            raise BundleError(f"{path} is neither a store (no folder bundles) nor a bundle (no {MANIFEST}).")
+        return _in_store(path)
+    store = Store(path.resolve(), trusted=trusted, place=os.path.abspath(path))
+    name = store.active()
+    if name is None:
+        known = ", ".join(store.bundles()) or "none yet"
+        raise BundleError(f"{path} has no active bundle; it has: {known}. Activate one of them.")
+    store.follow(name)
+    return store.bundle_path(name), store.path
+
+
+def _in_store(path: Path) -> tuple[Path, Path | None]:
+    """The folder of a bundle, and the store around it; None where it stands alone."""
+    whole = Path(os.path.abspath(path))
+    if whole.parent.name != BUNDLES:
+        whole = whole.resolve()
+    if whole.parent.name != BUNDLES:
+        return whole, None
+    store = whole.parent.parent.resolve()
+    return store / BUNDLES / whole.name, store
