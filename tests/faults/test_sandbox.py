@@ -126,6 +126,10 @@ def test_an_engine_is_confined_and_answers(tmp_path: Path, monkeypatch: pytest.M
         limits = Path(f"/proc/{engine}/limits").read_text()
         assert re.search(r"Max core file size +0 +0 ", limits)
         assert re.search(r"Max data size +\d+ +\d+ ", limits)
+        for file in store.bundle_path("one").iterdir():
+            os.truncate(file, 0)  # a mapped file would end the engine now
+        assert service.ask("POST", "/predict", {"queries": ["light rain"], "k": 50}).status == 200
+        assert service.engines() == [engine]
 
 
 def test_what_the_system_lacks_is_said_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,6 +11,8 @@ from retrieval.paused import PAUSED, read_paused
 from retrieval.probe import prove_aside
 from retrieval.retriever import Retriever
 from retrieval.store import Store
+from service.pausing import Paused
+from service.source import Source
 from tests.support.bundles import make_store
 from tests.support.command import run
 
@@ -124,3 +126,32 @@ def test_a_list_has_a_bound(store: Path) -> None:
         file.truncate(1 << 30)
     with pytest.raises(BundleError, match=r"PAUSED\.json has 1,073,741,824 bytes; such a file has at most 16,777,216"):
         read_paused(store)
+
+
+def test_a_service_applies_its_bound_when_it_reads_and_says_when_the_list_is_gone(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it fails, an edited file goes beyond what the service would accept, or shows everything again unnoticed."""
+    paused = Paused(Source(store, []), 2)
+    assert not paused.read()
+    pause(store, "a", "b", "c")
+    with pytest.raises(BundleError, match="the most is 2"):
+        paused.read()
+    pause(store, "a", "b")
+    assert paused.read()
+    assert paused.ids == ("a", "b")
+    assert caplog.text == ""
+    (store / PAUSED).unlink()
+    assert paused.read()
+    assert paused.ids == ()
+    assert "was emptied or removed: the 2 labels that it listed are shown again" in caplog.text
+
+
+def test_a_list_of_no_utf_8_is_one_sentence_for_a_service(store: Path) -> None:
+    """If it fails, one wrong byte ends the task of a service that looks at the store."""
+    (store / PAUSED).write_bytes(b'{"paused": ["\xff"]}')
+    paused = Paused(Source(store, []), 10)
+    with pytest.raises(BundleError, match="is not a list of paused labels"):
+        paused.read()
+    with pytest.raises(BundleError, match="is not a list of paused labels"):
+        paused.change(["a"], [])
