@@ -47,7 +47,8 @@ def prove_aside(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
         warn_of_missing()
     arguments = (str(seconds), str(data_limit(folder)), mode, str(folder), ",".join(trusted))
     command = [sys.executable, "-P", "-m", "retrieval.probe", *arguments]
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=child_environment())
+    environment = child_environment() | {"OPENBLAS_NUM_THREADS": "1"}  # its threads reserve more than they give here
+    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment)
     if ended.returncode in (-signal.SIGALRM, -signal.SIGXCPU):
         raise BundleError(f"{folder} did not answer within {seconds} s. Export the bundle again.")
     if ended.returncode < 0:

@@ -42,6 +42,7 @@ from retrieval.manifest import (
 from retrieval.narrow import NarrowIndex, Scored, rescore, to_rescore
 from retrieval.paused import read_paused
 from retrieval.place import bundle_at
+from retrieval.signatures import Signature
 from retrieval.vector_file import vectors_in
 from retrieval.workers import Workers
 
@@ -117,6 +118,7 @@ class Retriever:
         self._encoder: TextEncoder | None = encoder
         self.vectors_LD = vectors_LD
         self.golden = golden
+        self.signature: Signature | None = None  # who signed it, where keys are trusted
         self.paused: frozenset[str] = frozenset()  # ids of labels that are in no answer
         self._held = held
         self._attributes = Attributes(labels.table)
@@ -149,11 +151,13 @@ class Retriever:
         no answer: by default those that the store lists in PAUSED.json, also where `path` is a bundle's folder in a
         store. Raises BundleError, and BadInput for a provider that is not there.
         """
-        folder, store = bundle_at(path, cache, trusted)
-        listed = read_paused(store) if paused is None and store is not None else paused or ()
-        held = lease(folder)
+        place = bundle_at(path, cache, trusted)
+        listed = read_paused(place.store) if paused is None and place.store is not None else paused or ()
+        held = lease(place.folder)
         try:
-            retriever = cls._load(folder, held, threads, search_threads, provider, trusted, behind)
+            retriever = cls._load(place.folder, held, threads, search_threads, provider, trusted, behind)
+            if place.followed is not None:
+                place.followed.follow(retriever.name, retriever.signature)
         except BaseException:
             held.close()
             raise
@@ -192,7 +196,9 @@ class Retriever:
             )  # fmt: skip
         finally:
             files.close()
-        return cls(folder, manifest, encoder, labels, vectors_LD, index, contents[GOLDEN], held, search_threads)
+        opened = cls(folder, manifest, encoder, labels, vectors_LD, index, contents[GOLDEN], held, search_threads)
+        opened.signature = files.signature
+        return opened
 
     @property
     def name(self) -> str:

@@ -36,7 +36,7 @@ SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 NO_SECRET = "TOKENIZERS_"
 
 BASE_BYTES = 2 << 30  # of data: libraries, and what a batch takes
-CORE_BYTES = 64 << 20  # for each core: stacks and memory of the threads of three libraries
+CORE_BYTES = 128 << 20  # for each core: stacks and memory of the threads of three libraries
 FILE_TIMES = 3  # a file is read, parsed and made into something else
 OPEN_FILES = 1024
 

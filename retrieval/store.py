@@ -220,10 +220,13 @@ class Store:
         if self.trusted:
             self._serials.check(name, self._signature(name))
 
-    def follow(self, name: str) -> None:
-        """Take note that a bundle which CURRENT names is used here; raises BundleError as `check_serial` does."""
+    def follow(self, name: str, signature: Signature | None = None) -> None:
+        """Take note that a bundle which CURRENT names is used here; raises BundleError as `check_serial` does.
+
+        `signature` is the one that was read when the bundle was opened; by default it is read now.
+        """
         if self.trusted:
-            signature = self._signature(name)
+            signature = signature or self._signature(name)
             self._serials.check(name, signature)
             self._serials.note_active(signature)
 

@@ -76,6 +76,23 @@ def test_what_current_names_is_checked_by_whoever_opens_the_store(
         assert retriever.name == "two"
 
 
+def test_a_bundle_that_is_exchanged_after_the_check_is_refused(
+    store: Store, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, whoever exchanges the folder at the right moment has an older signed bundle opened."""
+    store.activate("two")
+    check = Store.check_serial
+
+    def then_exchange(self: Store, name: str) -> None:
+        check(self, name)
+        (store.path / "bundles" / "two").rename(store.path / "before")
+        shutil.copytree(store.path / "bundles" / "one", store.path / "bundles" / "two")
+
+    monkeypatch.setattr(Store, "check_serial", then_exchange)
+    with pytest.raises(OlderSerial):
+        Retriever.open(store.path, trusted=[keys.trusted])
+
+
 def test_a_rollback_allows_the_one_bundle_it_went_back_to(
     store: Store, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
