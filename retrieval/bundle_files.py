@@ -36,7 +36,6 @@ from retrieval.manifest import (
     read_signed_manifest,
 )
 from retrieval.nofollow import open_bundle_folder, open_file
-from retrieval.signatures import Signature
 from retrieval.vector_file import read_finite
 
 LOG = logging.getLogger("diptych")
@@ -46,15 +45,19 @@ SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_S
 
 
 class BundleFiles(NamedTuple):
-    """A verified bundle: its manifest, who signed it, and the contents that were asked for.
+    """A verified bundle: its manifest with who signed it, and the contents that were asked for.
 
     The index is `graph`, a file in memory that nobody can write to any more: its library wants a path.
     """
 
-    manifest: Manifest
-    signature: Signature | None
+    signed: SignedManifest
     contents: dict[str, Buffer]
     graph: FileIO | None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.signed.manifest
 
     def close(self) -> None:
         """Free the index's file in memory."""
@@ -81,9 +84,7 @@ def verify_bundle(folder: Path, trusted: Sequence[str] = (), threads: int | None
 
 def verify_signed(folder: Path, trusted: Sequence[str] = ()) -> SignedManifest:
     """As `verify_bundle`; returns the manifest with the bytes that the files were compared with."""
-    found: list[SignedManifest] = []
-    read_bundle(folder, lambda name: False, trusted, on_manifest=found.append)
-    return found[0]
+    return read_bundle(folder, lambda name: False, trusted).signed
 
 
 def read_bundle(
@@ -91,16 +92,13 @@ def read_bundle(
     wanted: Callable[[str], bool],
     trusted: Sequence[str] = (),
     threads: int | None = None,
-    on_manifest: Callable[[SignedManifest], object] | None = None,
 ) -> BundleFiles:
     """Verify a bundle as `verify_bundle` does, and keep the contents of files that are `wanted`. Raises BundleError."""
     with ExitStack() as stack:
         opened = _open_folder(folder)
         stack.callback(os.close, opened)
-        read = read_signed_manifest(folder, trusted, opened)
-        if on_manifest is not None:
-            on_manifest(read)
-        manifest = read.manifest
+        signed = read_signed_manifest(folder, trusted, opened)
+        manifest = signed.manifest
         _check_names(folder, os.listdir(opened), manifest)
         files = {name: _open(folder / name, opened, entry) for name, entry in manifest.files.items()}
         for file in files.values():
@@ -116,7 +114,7 @@ def read_bundle(
             )
     graph = next((seen.graph for seen in found.values() if seen.graph is not None), None)
     contents = {name: seen.content for name, seen in found.items() if seen.content is not None}
-    bundle = BundleFiles(manifest, read.signature, contents, graph)
+    bundle = BundleFiles(signed, contents, graph)
     for name, entry in manifest.files.items():
         if found[name].entry != entry:
             bundle.close()

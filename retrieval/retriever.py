@@ -197,7 +197,7 @@ class Retriever:
         finally:
             files.close()
         opened = cls(folder, manifest, encoder, labels, vectors_LD, index, contents[GOLDEN], held, search_threads)
-        opened.signature = files.signature
+        opened.signature = files.signed.signature
         return opened
 
     @property
