@@ -27,6 +27,7 @@ from export.quality import (
 )
 from export.recall import RECALL_TARGET, KeepsQuality, Ranked, choose_efforts
 from export.vectors import count_zeros, write_imputed, write_vectors
+from retrieval.bundle_files import seal
 from retrieval.encoder import TextEncoder
 from retrieval.errors import BundleError, GateError
 from retrieval.golden import Golden, GoldenReport, record_golden, write_golden
@@ -51,7 +52,6 @@ from retrieval.manifest import (
     Quality,
     Source,
     read_manifest,
-    seal,
 )
 from retrieval.narrow import NarrowIndex
 from retrieval.nodes import nodes_of
@@ -202,12 +202,12 @@ def _prove_end_to_end(
     with stage("quality of the bundle") as progress:
         write_golden(folder, Golden(weight=checkpoint.classifier_weight, answers=()))
         seal(folder, **facts, quality=None, golden=_golden_facts(0, settings))
-        with Retriever.open(folder, threads=settings.threads) as retriever:
+        with Retriever.open(folder, threads=settings.threads, paused=()) as retriever:
             quality = Quality(queries=asked.scored, checkpoint=own, bundle=bundle_quality(retriever, asked, progress))
             prove_quality(quality, _allowed(settings))
             write_golden(folder, record_golden(retriever, queries[:GOLDEN_QUERIES]))
         seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES]), settings))
-    with stage("golden answers"), Retriever.open(folder, threads=settings.threads) as reader:
+    with stage("golden answers"), Retriever.open(folder, threads=settings.threads, paused=()) as reader:
         report = reader.check_golden()
     if not report.passed:
         raise GateError(

@@ -42,10 +42,11 @@ def export(
     from export.build import Settings
     from export.build import export as build
     from retrieval.console import Console
+    from retrieval.signatures import trusted_keys
     from retrieval.store import Store
     from training.console import ConsoleListener
 
-    opened = Store(store)
+    opened = Store(store, trusted=trusted_keys())
     settings = Settings(m=m, ef_construction=ef_construction, threads=threads, precision=precision)
     with ConsoleListener() as listener:
         built = build(checkpoint, opened, name=name, settings=settings, stage=listener.stage)

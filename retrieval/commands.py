@@ -142,26 +142,32 @@ def predict(
 
 @bundles.command("list", rich_help_panel=LOOK)
 def list_bundles(store: ReadArgument) -> None:
-    """Name the bundles of a store, oldest first (behind a URL: by name); a star marks the active one."""
+    """Name the bundles of a store, oldest first; a star marks the active one."""
     from rich.table import Table
 
     from retrieval.console import Console
     from retrieval.errors import BundleError, Unreachable
+    from retrieval.signatures import NotTrusted
 
     opened = _opened(store)
     active, names = opened.active(), opened.bundles()
     if not names:
         raise BundleError(f"{store} holds no bundles. Make one with `diptych export CHECKPOINT --store {store}`.")
     table = Table("", "bundle", "created", "labels", "dataset", box=None)
+    rows = []
     for name in names:
         try:
             manifest = opened.manifest(name)
             facts = (manifest.created, f"{manifest.labels.count:,}", manifest.source.dataset)
         except Unreachable:
             raise
+        except NotTrusted:
+            facts = ("not trusted", "", "")
         except BundleError:
             facts = ("unreadable", "", "")  # `bundles verify` says why
-        table.add_row("*" * (name == active), name, *facts)
+        rows.append(("*" * (name == active), name, *facts))
+    for row in sorted(rows, key=lambda row: row[2] if row[3] else ""):  # behind a URL names come by the alphabet
+        table.add_row(*row)
     Console(markup=False).print(table)
 
 
@@ -207,7 +213,7 @@ def pull_bundle(
         if store is None:
             folder = fetch(url, name, trusted=trusted_keys(), progress=progress)
         else:
-            opened = Store(store)
+            opened = Store(store, trusted=trusted_keys())
             folder = opened.bundle_path(pull(url, opened, name, trusted=trusted_keys(), progress=progress))
     if activate:
         opened.activate(folder.name)
@@ -217,18 +223,14 @@ def pull_bundle(
 @bundles.command(rich_help_panel=CHANGE)
 def activate(store: StoreArgument, name: NameArgument) -> None:
     """Verify a bundle and make it the active one."""
-    from retrieval.store import Store
-
-    Store(store).activate(name)
+    _store(store).activate(name)
     echo(f"{name} is active.")
 
 
 @bundles.command(rich_help_panel=CHANGE)
 def rollback(store: StoreArgument) -> None:
     """Make the bundle active again that was active before the present one."""
-    from retrieval.store import Store
-
-    echo(f"{Store(store).rollback()} is active again.")
+    echo(f"{_store(store).rollback()} is active again.")
 
 
 @bundles.command(rich_help_panel=CHANGE, epilog="Example:\n  diptych bundles prune store --keep 2")
@@ -237,10 +239,11 @@ def prune(
     keep: Annotated[int, typer.Option(min=0, help="How many of the newest bundles to keep beside those in use.")] = 3,
 ) -> None:
     """Remove old bundles; the active one, its predecessor and those that a process has opened stay."""
-    from retrieval.store import Store
-
-    removed = Store(store).prune(keep)
+    opened = _store(store)
+    removed = opened.prune(keep)
     echo(f"Removed {', '.join(removed)}." if removed else "There was nothing to remove.")
+    if undated := opened.undated():
+        echo(f"Left alone, since no manifest says how old it is: {', '.join(undated)}.", err=True)
 
 
 @bundles.command(rich_help_panel=TRUST)
@@ -253,13 +256,22 @@ def keygen() -> None:
 
 
 @bundles.command(rich_help_panel=TRUST)
-def sign(store: StoreArgument, name: NameArgument) -> None:
-    """Verify a bundle and sign it with the key in DIPTYCH_SIGNING_KEY."""
+def sign(
+    store: StoreArgument,
+    name: NameArgument,
+    serial: Annotated[
+        int | None, typer.Option(min=1, help="Serial number; default: the time, or more than any bundle here has.")
+    ] = None,
+) -> None:
+    """Verify a bundle and sign it with the key in DIPTYCH_SIGNING_KEY, and with a serial number.
+
+    Where keys are trusted, a bundle with a lower number than one that was active there is refused, save by a rollback.
+    """
     from retrieval.signatures import signing_key
     from retrieval.store import Store
 
-    Store(store).sign(name, signing_key())
-    echo(f"{name} is signed.")
+    number = Store(store).sign(name, signing_key(), serial)
+    echo(f"{name} is signed, with serial number {number}.")
 
 
 @bundles.command(
@@ -300,11 +312,18 @@ def _opened(store: str) -> "Store | Remote":
 
     if as_url(store) is not None:
         from retrieval.remote import Remote
+        from retrieval.signatures import trusted_keys
 
-        return Remote(store)
+        return Remote(store, trusted_keys())
+    return _store(store)
+
+
+def _store(path: Path | str) -> "Store":
+    """A store in a folder, of which signed bundles alone are used where keys are trusted."""
+    from retrieval.signatures import trusted_keys
     from retrieval.store import Store
 
-    return Store(store)
+    return Store(path, trusted=trusted_keys())
 
 
 def _folder(place: str, name: str | None = None) -> Path:
@@ -318,9 +337,7 @@ def _folder(place: str, name: str | None = None) -> Path:
 
         with download_bar() as progress:
             return at_hand(place, name, trusted=trusted_keys(), progress=progress, tell=_warn)
-    from retrieval.store import Store
-
-    return Path(place) if name is None else Store(place).bundle_path(name)
+    return Path(place) if name is None else _store(place).bundle_path(name)
 
 
 def _warn(said: str) -> None:

@@ -5,7 +5,7 @@ Suffixes: B texts of a batch, R of a run, T tokens, D output width.
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, cast
@@ -17,8 +17,10 @@ from tokenizers import Tokenizer
 
 from retrieval.errors import BadInput, BundleError, in_a_line
 from retrieval.gently import at_once, gently
+from retrieval.index_file import Buffer
 from retrieval.manifest import ModelFacts
-from retrieval.model_file import check_model_file
+from retrieval.model_file import external_files
+from retrieval.nofollow import read_file
 from retrieval.workers import Workers
 
 TEXTS_A_RUN = 64
@@ -74,17 +76,43 @@ class TextEncoder:
         provider: str = "cpu",
         behind: bool = False,
     ) -> Self:
-        """Load both files; `dim` is the width the model must give. Raises BundleError, or BadInput for a provider.
+        """Read both files, then do as `load`. Raises BundleError, or BadInput for a provider."""
+        try:
+            contents: dict[str, Buffer] = {tokenizer.name: read_file(tokenizer), model.name: read_file(model)}
+            for name in external_files(model, contents[model.name]):
+                contents[name] = read_file(model.parent / name)
+        except OSError as error:
+            raise BundleError(
+                f"{error.filename} cannot be read ({error.strerror}). Export the bundle again."
+            ) from error
+        return cls.load(
+            contents, tokenizer, model, facts, dim, threads=threads, provider=provider, behind=behind
+        )  # fmt: skip
+
+    @classmethod
+    def load(
+        cls,
+        contents: Mapping[str, Buffer],
+        tokenizer: Path,
+        model: Path,
+        facts: ModelFacts,
+        dim: int,
+        *,
+        threads: int | None = None,
+        provider: str = "cpu",
+        behind: bool = False,
+    ) -> Self:
+        """Load both files from their `contents`, by name; `dim` is the width the model must give.
 
         `threads`, by default the cores, each encode a few texts of a transformer; other models get one. With `behind`
-        the files are read when nobody else wants the processor.
+        this is done when nobody else wants the processor. Raises BundleError, or BadInput for a provider.
         """
         side_by_side = facts.encoder == "transformer" and provider == "cpu"
         workers, texts = (Workers(threads), TEXTS_A_THREAD) if side_by_side else (Workers(1), TEXTS_A_RUN)
         # On CUDA a session starts threads that stay, and they would stay gentle.
         run = gently if behind and provider == "cpu" else at_once
-        loaded = run(lambda: _open_tokenizer(tokenizer))
-        session = run(lambda: _open_session(model, dim, provider))
+        loaded = run(lambda: _open_tokenizer(tokenizer, contents[tokenizer.name]))
+        session = run(lambda: _open_session(model, contents, dim, provider))
         return cls(loaded, session, facts, dim, (tokenizer, model), workers, texts)
 
     def close(self) -> None:
@@ -146,16 +174,16 @@ def _tokens_and_padding(length_B: list[int], size: int) -> tuple[int, int]:
     return tokens, sum(len(run) * run[0] for run in runs) - tokens
 
 
-def _open_tokenizer(path: Path) -> Tokenizer:
+def _open_tokenizer(path: Path, content: Buffer) -> Tokenizer:
     try:
-        loaded = Tokenizer.from_file(str(path))
+        loaded = Tokenizer.from_str(str(content, "utf-8"))
     except Exception as error:  # tokenizers raises Exception itself for every kind of bad file
         raise BundleError(f"{path} is not a tokenizer ({in_a_line(error)}). Export the bundle again.") from error
     loaded.no_padding()  # padding is ours: to the longest text of the batch
     return loaded
 
 
-def _open_session(model: Path, dim: int, provider: str) -> onnxruntime.InferenceSession:
+def _open_session(model: Path, contents: Mapping[str, Buffer], dim: int, provider: str) -> onnxruntime.InferenceSession:
     wanted = _provider(provider)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # threads are ours, each with texts of its own
@@ -166,9 +194,10 @@ def _open_session(model: Path, dim: int, provider: str) -> onnxruntime.Inference
         options.add_session_config_entry("optimization.disable_specified_optimizers", fusions)
     else:
         onnxruntime.preload_dlls()  # CUDA's libraries where they came as Python packages
-    check_model_file(model)
+    external = external_files(model, contents[model.name])
+    _give_external(options, model, contents, external)
     try:
-        session = onnxruntime.InferenceSession(str(model), options, providers=[wanted])
+        session = onnxruntime.InferenceSession(contents[model.name], options, providers=[wanted])
     except Exception as error:  # ONNX Runtime's errors share no narrower class
         raise BundleError(
             f"{model} is not a model that ONNX Runtime can read ({in_a_line(error)}). Export it again."
@@ -183,6 +212,23 @@ def _open_session(model: Path, dim: int, provider: str) -> onnxruntime.Inference
             "Export the bundle again."
         )
     return session
+
+
+def _give_external(
+    options: onnxruntime.SessionOptions, model: Path, contents: Mapping[str, Buffer], names: Sequence[str]
+) -> None:
+    """Hand over weights that a model keeps in other files of its bundle: the verified bytes, not the files."""
+    if missing := [name for name in names if name not in contents]:
+        raise BundleError(f"{model} refers to {missing[0]}, which is no file of weights. Export the bundle again.")
+    if not names:
+        return
+    if not hasattr(options, "add_external_initializers_from_files_in_memory"):
+        raise BundleError(
+            f"{model} keeps its weights in {names[0]}, which onnxruntime {onnxruntime.__version__} cannot take from "
+            "memory. Install a newer onnxruntime."
+        )
+    written = [contents[name] for name in names]
+    options.add_external_initializers_from_files_in_memory(list(names), written, [len(one) for one in written])
 
 
 def _provider(name: str) -> str:

@@ -9,7 +9,9 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retrieval.errors import BadInput, BundleError, in_a_line
+from retrieval.index_file import Buffer
 from retrieval.manifest import GOLDEN, Share, first_fault
+from retrieval.nofollow import read_file
 
 if TYPE_CHECKING:
     from retrieval.retriever import Ranking, Retriever
@@ -72,9 +74,13 @@ def write_golden(folder: Path, golden: Golden) -> None:
 
 def read_golden(folder: Path) -> Golden:
     """Read golden.json; raises BundleError."""
-    path = folder / GOLDEN
+    return parse_golden(read_file(folder / GOLDEN), folder / GOLDEN)
+
+
+def parse_golden(content: Buffer, path: Path) -> Golden:
+    """Read the bytes of a golden.json, which `path` names; raises BundleError."""
     try:
-        return Golden.model_validate_json(path.read_bytes())
+        return Golden.model_validate_json(bytes(content))
     except ValidationError as error:
         raise BundleError(
             f"{path} does not hold golden answers ({first_fault(error)}). Export the bundle again."
@@ -83,13 +89,13 @@ def read_golden(folder: Path) -> Golden:
 
 def check_golden(retriever: "Retriever") -> GoldenReport:
     """Ask the golden queries again; `passed` says whether the manifest's tolerances are met."""
-    golden, facts = read_golden(retriever.folder), retriever.manifest.golden
+    path, facts = retriever.folder / GOLDEN, retriever.manifest.golden
+    golden = parse_golden(retriever.golden, path)
     queries = [answer.query for answer in golden.answers]
-    path = retriever.folder / GOLDEN
     if len(queries) != facts.queries:
         raise BundleError(f"{path} holds {len(queries)} answers, the manifest {facts.queries}. Export it again.")
     try:
-        ranking = retriever.search_rows(queries, K, weight=golden.weight)
+        ranking = retriever.search_rows(queries, K, weight=golden.weight, with_paused=True)
     except BadInput as error:
         raise BundleError(f"{path} cannot be asked ({in_a_line(error)}). Export the bundle again.") from error
     overlaps, deviations = [], [0.0]

@@ -6,6 +6,7 @@ Suffixes: Q queries, L labels, B a block of labels, D vector width, K results of
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
 from pathlib import Path
 from threading import Lock
 from typing import Any, Protocol, Self
@@ -166,17 +167,19 @@ class HnswIndex:
 
     @classmethod
     def load(
-        cls, path: Path, dim: int, size: int, ef: int, workers: Workers | None = None, *, verified: bool = False
+        cls, path: Path, dim: int, size: int, ef: int, workers: Workers | None = None, *, verified: FileIO | None = None
     ) -> Self:
         """Read an index file of `size` vectors of width `dim`; raises BundleError when it is none.
 
-        `verified`: the bundle was, and its index checked with it; it is not read once more.
+        With `verified`, an open file that was checked as the index of `path`, that one is read, without another check.
         """
-        if not verified:
+        if verified is None:
             check_index_file(path, dim, size)
+        # hnswlib wants a path; this one leads to the very file that is open.
+        place = str(path) if verified is None else f"/proc/self/fd/{verified.fileno()}"
         index = hnswlib.Index(space="ip", dim=dim)  # a fresh object: loading into a used one leaks and mixes its state
         try:
-            index.load_index(str(path), max_elements=size)
+            index.load_index(place, max_elements=size)
         except RuntimeError as error:
             raise BundleError(f"{path}: hnswlib cannot read this index ({error}). Export the bundle again.") from error
         return cls(index, ef, workers or Workers())

@@ -49,31 +49,30 @@ def check_index_file(path: Path, dim: int, size: int) -> None:
 
     Every link leads to an element that is there, on its own level; every label stands once.
     """
-    for _ in read_checked(path, dim, size):
-        pass
+    with path.open("rb", buffering=0) as file:
+        for _ in read_checked(path, file, dim, size):
+            pass
 
 
-def read_checked(path: Path, dim: int, size: int) -> Iterator[Buffer]:
-    """The file's bytes, block by block, each checked as in `check_index_file` before it is given out.
+def read_checked(path: Path, file: FileIO, dim: int, size: int) -> Iterator[Buffer]:
+    """Yield the bytes of an open file, block by block, each checked as in `check_index_file` before; `path` names it.
 
     Whoever hashes the file reads all of it anyway, and to check a block in the processor's cache costs little.
     """
-    header = check_header(path, dim, size)
-    with path.open("rb", buffering=0) as file:
-        yield file.read(HEADER.size)
-        yield from _ground(path, file, header)
-        above = file.read()
-        if len(above) % 4:
-            raise _broken(path, "its last part is no whole number of words")
-        _check_above(path, header, np.frombuffer(above, np.uint32))
-        yield above
+    length = os.fstat(file.fileno()).st_size
+    head = file.read(HEADER.size)
+    header = check_header(path, head, length, dim, size)
+    yield head
+    yield from _ground(path, file, header)
+    above = file.read(length)
+    if len(above) % 4:
+        raise _broken(path, "its last part is no whole number of words")
+    _check_above(path, header, np.frombuffer(above, np.uint32))
+    yield above
 
 
-def check_header(path: Path, dim: int, size: int) -> Header:
+def check_header(path: Path, head: bytes, length: int, dim: int, size: int) -> Header:
     """Raise BundleError unless the header fits `size` vectors of width `dim` and the file is long enough for them."""
-    with path.open("rb") as file:
-        head = file.read(HEADER.size)
-        length = os.fstat(file.fileno()).st_size
     if len(head) < HEADER.size:
         raise BundleError(f"{path}: {length} bytes are too few for an index. Export the bundle again.")
     (offset_level0, max_elements, count, element_bytes, label_offset, data_offset, top_level, entry, *rest) = (

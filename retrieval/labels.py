@@ -1,4 +1,4 @@
-"""The label table of a bundle: id, text and any attributes, in an Arrow file that is memory-mapped, not read."""
+"""The label table of a bundle: id, text and any attributes, in an Arrow file whose bytes are used where they lie."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,7 +8,10 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from retrieval.arrow_file import read_uncompressed
 from retrieval.errors import BundleError, in_a_line
+from retrieval.index_file import Buffer
+from retrieval.nofollow import read_file
 
 MOST_BYTES_OF_32_BITS = 2**31 - 2**20
 
@@ -22,12 +25,19 @@ class LabelTable:
 
     @classmethod
     def open(cls, path: Path) -> "LabelTable":
-        """Map a labels.arrow; raises BundleError when it is not such a file."""
+        """Read a labels.arrow; raises BundleError when it is not such a file."""
         try:
-            # The mapping stays alive as long as the table refers to it.
-            table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
+            return cls.parse(read_file(path), path)
+        except OSError as error:
+            raise BundleError(f"{path} cannot be read ({error.strerror}). Check its rights.") from error
+
+    @classmethod
+    def parse(cls, content: Buffer, path: Path) -> "LabelTable":
+        """View the bytes of a labels.arrow; raises BundleError when they are not of such a file, which `path` names."""
+        try:
+            table = read_uncompressed(pa.py_buffer(content))
             table.validate(full=True)  # Arrow trusts every offset of a text or list in what it reads
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, ValueError, OSError) as error:
             raise BundleError(f"{path} is not an Arrow file ({in_a_line(error)}). Export the bundle again.") from error
         for name in ("id", "text"):
             column = table.schema.get_field_index(name)

@@ -1,27 +1,23 @@
 """The contract of a bundle: which files it has, what they must be, and what it proved when it was built.
 
-Nothing in a bundle is opened before `verify_bundle` has compared every file with the manifest.
+How its files are compared with it: retrieval/bundle_files.
 """
 
-import hashlib
 import json
+import os
 import re
-import stat
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import geometric_mean
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from retrieval.errors import BundleError, in_a_line
-from retrieval.index_file import Buffer, read_checked
-from retrieval.limits import available_cores
-from retrieval.signatures import SIGNATURE, check_signature
-from retrieval.vector_file import read_finite
+from retrieval.nofollow import open_bundle_folder, read_small
+from retrieval.signatures import SIGNATURE, Signature, check_signature
 
 FORMAT_VERSION: Literal[3] = 3  # that is written; version 1 had no directions, version 2 no nodes
 READABLE = (1, 2, 3)
@@ -288,30 +284,46 @@ class Manifest(_Part):
         return self.labels.count if self.index.nodes is None else self.index.nodes
 
 
-def describe_file(path: Path) -> FileEntry:
-    """Size and SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileEntry(bytes=file.tell(), sha256=digest)
-
-
-def _describe(blocks: Iterable[Buffer]) -> FileEntry:
-    digest, size = hashlib.sha256(), 0
-    for block in blocks:
-        digest.update(block)
-        size += memoryview(block).nbytes
-    return FileEntry(bytes=size, sha256=digest.hexdigest())
-
-
 def read_manifest(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
     """Read and validate a bundle's manifest; with `trusted` keys one must have signed it. Raises BundleError."""
-    path = folder / MANIFEST
-    if not path.is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.")
-    if path.stat().st_size > MANIFEST_LIMIT:
-        raise BundleError(f"{path} has {path.stat().st_size} bytes; a manifest has at most {MANIFEST_LIMIT}.")
-    written = path.read_bytes()
-    check_signature(folder, written, trusted)
+    return read_signed_manifest(folder, trusted).manifest
+
+
+class SignedManifest(NamedTuple):
+    """A manifest, its bytes, and who signed them; None where no trusted keys were given."""
+
+    manifest: Manifest
+    written: bytes
+    signature: Signature | None
+
+
+def read_signed_manifest(folder: Path, trusted: Sequence[str] = (), descriptor: int | None = None) -> SignedManifest:
+    """As `read_manifest`, with what was read; `descriptor` is the folder's where the caller holds it open."""
+    try:
+        opened = open_bundle_folder(folder) if descriptor is None else os.dup(descriptor)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its rights.") from error
+    try:
+        written = _manifest_bytes(folder, opened)
+        signature = check_signature(folder, opened, written, trusted)
+    finally:
+        os.close(opened)
+    return SignedManifest(parse_manifest(folder / MANIFEST, written), written, signature)
+
+
+def _manifest_bytes(folder: Path, opened: int) -> bytes:
+    try:
+        return read_small(folder / MANIFEST, MANIFEST_LIMIT, opened)
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
+    except OSError as error:
+        raise BundleError(f"{folder / MANIFEST} cannot be read ({error.strerror}). Check its rights.") from error
+
+
+def parse_manifest(path: Path, written: bytes) -> Manifest:
+    """Validate the bytes of a manifest.json; `path` names it. Raises BundleError."""
     try:
         content = json.loads(written)
     except (ValueError, RecursionError) as error:
@@ -333,58 +345,3 @@ def first_fault(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or "the whole"
     return f"{place}: {in_a_line(first['msg'])}"
-
-
-def seal(folder: Path, **facts: Any) -> Manifest:
-    """Write the manifest of a finished folder; `facts` are all its fields but the version and the files."""
-    files = {item.name: describe_file(item) for item in sorted(folder.iterdir()) if item.name not in UNLISTED}
-    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts)
-    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-    return manifest
-
-
-def verify_bundle(folder: Path, trusted: Sequence[str] = (), threads: int | None = None) -> Manifest:
-    """Compare every file of a bundle with its manifest, byte for byte; raises BundleError at the first difference.
-
-    Index and vectors are checked on the way: they are safe to load, and their scores are numbers.
-    With `trusted` keys the manifest must be signed by one of them. `threads` read files, by default one a core.
-    """
-    manifest = read_manifest(folder, trusted)
-    if extra := sorted(item.name for item in folder.iterdir() if item.name not in manifest.files.keys() | UNLISTED):
-        raise BundleError(f"{folder / extra[0]} is not listed in {MANIFEST}. Remove it, or export the bundle again.")
-    for name, entry in manifest.files.items():
-        _check_size(folder / name, entry)
-    with ThreadPoolExecutor(threads or available_cores()) as pool:
-        found = list(pool.map(lambda name: _seen(folder / name, manifest), manifest.files))
-    for (name, entry), seen in zip(manifest.files.items(), found, strict=True):
-        if seen != entry:
-            raise BundleError(f"{folder / name} is damaged: its SHA-256 is not the one in {MANIFEST}. Copy it again.")
-    return manifest
-
-
-def _seen(path: Path, manifest: Manifest) -> FileEntry:
-    """What a file is. Numbers that native code follows, or that become scores, are checked while they are read."""
-    size, dim = manifest.labels.count, manifest.model.dim
-    try:
-        if path.name == INDEX:
-            return _describe(read_checked(path, manifest.index_dim, manifest.index_size))
-        if path.name == DIRECTIONS:
-            return _describe(read_finite(path, manifest.index_dim, dim))
-        if path.name == VECTORS:
-            return _describe(read_finite(path, dim, size))
-    except BundleError:
-        if describe_file(path) == manifest.files[path.name]:
-            raise
-    return describe_file(path)
-
-
-def _check_size(path: Path, entry: FileEntry) -> None:
-    try:
-        status = path.lstat()
-    except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing though {MANIFEST} lists it. Copy the bundle again.") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise BundleError(f"{path} is not a regular file; a bundle holds no links and no folders. Copy it again.")
-    if status.st_size != entry.bytes:
-        raise BundleError(f"{path} has {status.st_size} bytes where {entry.bytes} are listed. Copy it again.")

@@ -22,7 +22,6 @@ import pyarrow.parquet as pq
 
 from retrieval.errors import BadInput
 from retrieval.filters import Filter
-from retrieval.manifest import MANIFEST
 from retrieval.queries import Part, Queries
 from retrieval.retriever import NO_ROW, Ranking, Retriever
 from retrieval.tables.account import RowAccount
@@ -256,7 +255,9 @@ def _labels(retriever: Retriever, row_M: np.ndarray) -> pa.Table:
 
 def _question(retriever: Retriever, queries: Queries, reading: Reading, wanted: Wanted) -> dict[str, Any]:
     """What parts must have been asked to be gone on with."""
-    manifest = hashlib.sha256((retriever.folder / MANIFEST).read_bytes()).hexdigest()
+    manifest = hashlib.sha256(retriever.manifest.model_dump_json().encode()).hexdigest()
+    paused = hashlib.sha256("\0".join(sorted(retriever.paused)).encode()).hexdigest()
     files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in queries.table.files]
     how: dict[str, Any] = json.loads(json.dumps({**asdict(wanted), **asdict(reading), "column": queries.column}))
-    return {"bundle": manifest, "source": files, "wanted": how, "part": [QUERIES_A_PART, CHARACTERS_A_PART]}
+    part = [QUERIES_A_PART, CHARACTERS_A_PART]
+    return {"bundle": manifest, "paused": paused, "source": files, "wanted": how, "part": part}

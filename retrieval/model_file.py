@@ -1,39 +1,163 @@
-"""An ONNX file, looked at before ONNX Runtime opens it: it may say that its weights lie in any file of the machine."""
+"""An ONNX file, looked at before ONNX Runtime opens it: what it refers to, and whether it can loop.
 
-import mmap
+Layout: protobuf, as in onnx.proto. What is not written in the one way that ONNX's own writers use is refused without
+being understood.
+"""
+
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from retrieval.errors import BundleError
+from retrieval.index_file import Buffer
 from retrieval.manifest import NAME
 
 # ONNX calls it external data: an entry, field 13 of a tensor, of the key "location" and a path, each after its length.
 KEY = b"location"
 ENTRY = re.compile(rb"\x6a(.)\x0a\x08location\x12(.)", re.DOTALL)
 
+# Numbers of fields: of a model, a graph, a tensor, a function, a node and an attribute.
+GRAPH, FUNCTIONS = 7, 25
+GRAPH_NODES, INITIALIZERS, RAW_DATA = 1, 5, 9
+FUNCTION_NODES, OPERATOR, ATTRIBUTES, SUBGRAPH, SUBGRAPHS = 7, 4, 5, 6, 11
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # how a field is written
 
-def check_model_file(path: Path) -> None:
-    """Raise BundleError where a model refers to data that does not lie beside it, where every file is verified.
 
-    The key cannot hide: however a length of 8 is written in protobuf, its last byte is 8 or 0. What is not written in
-    the one way that ONNX's own writers use is refused without being understood.
+class Field(NamedTuple):
+    """A field of a protobuf message: its number, and where its bytes begin and end."""
+
+    number: int
+    start: int
+    stop: int
+
+
+def external_files(path: Path, written: Buffer) -> list[str]:
+    """Check the bytes of a model, which `path` names; returns the files beside it that hold weights of its.
+
+    Raises BundleError where it refers to data that does not lie beside it, where every file is verified, and where it
+    holds a graph inside of a node (Loop, Scan, If): no export makes one, and one may run for ever.
     """
-    if not path.stat().st_size:
+    written = bytes(written)  # the very object where it is one
+    if not written:
         raise BundleError(f"{path} is empty. Export the bundle again.")
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as written:
-        place = written.find(KEY)
+    names = _references(path, written)
+    try:
+        operator = _node_with_graph(written)
+    except ValueError as error:
+        raise BundleError(
+            f"{path} is not a model that ONNX Runtime can read ({error}). Export the bundle again."
+        ) from error
+    if operator is not None:
+        raise BundleError(
+            f"{path} has a node {operator!r} with a graph inside. Such a node may run for ever, and no export makes "
+            "one: export the bundle again."
+        )
+    return names
+
+
+def _references(path: Path, written: bytes) -> list[str]:
+    """The names of other files. The key cannot hide: however a length of 8 is written, its last byte is 8 or 0."""
+    names: dict[str, None] = {}
+    try:
+        parts = list(_beside_weights(written))
+    except ValueError:  # no protobuf message, which is said elsewhere
+        parts = [(0, len(written))]
+    for start, stop in parts:
+        place = written.find(KEY, start, stop)
         while place >= 0:
-            if written[max(place - 1, 0)] in (0, 8) and not _beside(written, place):
-                raise BundleError(f"{path} refers to data outside of the bundle. Export the bundle again.")
-            place = written.find(KEY, place + 1)
+            if written[max(place - 1, 0)] in (0, 8):
+                name = _beside(written, place)
+                if name is None:
+                    raise BundleError(f"{path} refers to data outside of the bundle. Export the bundle again.")
+                names[name] = None
+            place = written.find(KEY, place + 1, stop)
+    return list(names)
 
 
-def _beside(written: mmap.mmap, place: int) -> bool:
-    """Whether the entry around this key names a file of the same folder."""
+def _beside_weights(written: bytes) -> Iterator[tuple[int, int]]:
+    """Everything but the numbers of the weights, most of a file, which can hold no reference."""
+    start = 0
+    for field in _fields(written, 0, len(written)):
+        if field.number == GRAPH:
+            for tensor in _fields(written, field.start, field.stop):
+                if tensor.number == INITIALIZERS:
+                    for part in _fields(written, tensor.start, tensor.stop):
+                        if part.number == RAW_DATA:
+                            yield start, part.start
+                            start = part.stop
+    yield start, len(written)
+
+
+def _beside(written: bytes, place: int) -> str | None:
+    """The file of the same folder that the entry around this key names; None where it names anything else."""
     entry = ENTRY.match(written, place - 4) if place >= 4 else None
     if entry is None:
-        return False
+        return None
     length, name_length = entry[1][0], entry[2][0]
     name = written[entry.end() : entry.end() + name_length].decode(errors="replace")
     # The entry ends with the name: nothing follows that would replace it. 128 or more would be the half of a length.
-    return length == 12 + name_length < 128 and NAME.fullmatch(name) is not None
+    return name if length == 12 + name_length < 128 and NAME.fullmatch(name) is not None else None
+
+
+def _node_with_graph(written: bytes) -> str | None:
+    """The operator of the first node that holds a graph. Raises ValueError for what is no protobuf message."""
+    for field in _fields(written, 0, len(written)):
+        if field.number in (GRAPH, FUNCTIONS):
+            nodes = GRAPH_NODES if field.number == GRAPH else FUNCTION_NODES
+            for node in _fields(written, field.start, field.stop):
+                if node.number == nodes and _has_graph(written, node):
+                    return _operator(written, node)
+    return None
+
+
+def _has_graph(written: bytes, node: Field) -> bool:
+    return any(
+        part.number in (SUBGRAPH, SUBGRAPHS)
+        for attribute in _fields(written, node.start, node.stop)
+        if attribute.number == ATTRIBUTES
+        for part in _fields(written, attribute.start, attribute.stop)
+    )
+
+
+def _operator(written: bytes, node: Field) -> str:
+    for part in _fields(written, node.start, node.stop):
+        if part.number == OPERATOR:
+            return written[part.start : min(part.stop, part.start + 64)].decode(errors="replace")
+    return "without a name"
+
+
+def _fields(written: bytes, place: int, stop: int) -> Iterator[Field]:
+    """The fields of the message between two places."""
+    while place < stop:
+        tag, place = _varint(written, place, stop)
+        kind = tag & 7
+        if kind == BYTES:
+            length, place = _varint(written, place, stop)
+        elif kind == VARINT:
+            start = place
+            _, place = _varint(written, place, stop)
+            yield Field(tag >> 3, start, place)
+            continue
+        elif kind in (FIXED32, FIXED64):
+            length = 4 if kind == FIXED32 else 8
+        else:
+            raise ValueError(f"a field of kind {kind}")
+        if length > stop - place:
+            raise ValueError("a field that is longer than the file")
+        yield Field(tag >> 3, place, place + length)
+        place += length
+
+
+def _varint(written: bytes, place: int, stop: int) -> tuple[int, int]:
+    """A number of seven bits a byte, and the place behind it."""
+    number = 0
+    for shift in range(0, 70, 7):
+        if place >= stop:
+            break
+        byte = written[place]
+        place += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 128:
+            return number & ((1 << 64) - 1), place
+    raise ValueError("a number without an end")

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.errors import BundleError
-from retrieval.vector_file import map_array
+from retrieval.index_file import Buffer
+from retrieval.vector_file import array_in
 
 # rows, scores, dual-encoder shares, classifier shares
 Scored = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -97,17 +98,12 @@ def nodes_of(vectors_LD: NDArray[np.float32]) -> Nodes:
     return Nodes.of(number_L[first_L].astype(np.int32))
 
 
-def read_nodes(path: Path, labels: int, size: int) -> Nodes:
-    """Read the node of each label from a bundle's file, and check every number. Raises BundleError.
+def nodes_in(content: Buffer, path: Path, labels: int, size: int) -> Nodes:
+    """Read the node of each label from the bytes of a bundle's file, and check every number. Raises BundleError.
 
     Nodes are numbered by their first label, so each number is at most one more than the greatest before it.
     """
-    node_L = map_array(path)  # which takes no more memory than the file has
-    if node_L.shape != (labels,) or node_L.dtype != np.int32:
-        raise BundleError(
-            f"{path} holds {node_L.dtype} of shape {node_L.shape}, not int32 of {(labels,)}. Export the bundle again."
-        )
-    node_L = node_L.copy()  # what is checked must not change afterwards
+    node_L: NDArray[np.int32] = array_in(content, path, (labels,), np.int32)
     greatest_L = np.maximum.accumulate(node_L)
     numbered = node_L[0] == 0 and int(node_L.min()) == 0 and (np.diff(greatest_L) <= 1).all()
     if not numbered or int(greatest_L[-1]) != size - 1:

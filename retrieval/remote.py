@@ -5,7 +5,7 @@ drivers, in the environment. How a bundle comes from there into a local store is
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -14,12 +14,15 @@ from urllib.parse import urlsplit
 
 from retrieval.errors import BadInput, BundleError, Unreachable
 from retrieval.manifest import MANIFEST, MANIFEST_LIMIT, NAME, Manifest, read_manifest
+from retrieval.paused import LIMIT as PAUSED_LIMIT
+from retrieval.paused import PAUSED
 from retrieval.signatures import LIMIT as SIGNATURE_LIMIT
 from retrieval.signatures import SIGNATURE
 from retrieval.urls import as_url
 
-CURRENT = "CURRENT"
+CURRENT, HISTORY = "CURRENT", "HISTORY"
 CURRENT_LIMIT = 256  # bytes; a name has at most 64
+HISTORY_LIMIT = 1 << 14
 CHUNK = 16 << 20  # bytes asked for at once
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
@@ -28,14 +31,20 @@ class Missing(BundleError):
     """The store answers that it has no such file."""
 
 
+class NotSeekable(Exception):
+    """A server gives files from their beginning alone."""
+
+
 class Remote:
     """A store, or one bundle, behind a URL. All methods raise BundleError, and Unreachable where nothing answers.
 
     A bundle's folder is named by its path below the URL: "bundles/NAME/", or "" where the URL is that of the bundle.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, trusted: Sequence[str] = ()) -> None:
+        """With `trusted` keys, one must have signed a manifest that is shown."""
         self.url = checked_url(url)
+        self._trusted = trusted
         self._files, self._root = _driver(self.url)
         self._files.invalidate_cache()  # listings that the driver remembers would hide what was published since
 
@@ -64,7 +73,9 @@ class Remote:
         name, folder = self.find(name)
         with TemporaryDirectory() as here, blaming(self.place(folder), here):
             Path(here, MANIFEST).write_bytes(self.manifest_bytes(folder))
-            return read_manifest(Path(here))
+            if self._trusted and (signature := self.signature(folder)) is not None:
+                Path(here, SIGNATURE).write_bytes(signature)
+            return read_manifest(Path(here), self._trusted)
 
     def find(self, name: str | None) -> tuple[str, str]:
         """Name and folder of a bundle: of the active one where `name` is None, or of the one that the URL leads to."""
@@ -99,6 +110,30 @@ class Remote:
         except Missing:
             return None
 
+    def paused(self) -> bytes | None:
+        """The bytes of the store's PAUSED.json, None where it has none, or where the URL is that of a lone bundle."""
+        try:
+            return self.read(PAUSED, PAUSED_LIMIT)
+        except Missing:
+            return None
+
+    def history(self) -> list[str]:
+        """Names in the order they were activated at the URL; none where nobody wrote that there."""
+        try:
+            return self.read(HISTORY, HISTORY_LIMIT).decode("utf-8", "replace").split()
+        except Missing:
+            return []
+
+    def write(self, path: str, content: bytes) -> None:
+        """Replace a small file of the store. Raises BundleError where the driver, or the credentials, cannot write."""
+        try:
+            self._files.pipe_file(f"{self._root}/{path}", content)
+        except Exception as error:  # as in `_asking`
+            raise BundleError(
+                f"{self.place(path)} cannot be written ({_words(error)}), and a change made here alone would hold for "
+                "one replica and be lost with its cache. Change it at the URL, or give the service the right to write."
+            ) from error
+
     def read(self, path: str, limit: int) -> bytes:
         """A small file, whole; one of more than `limit` bytes is refused."""
         content = b"".join(self.chunks(path, limit))
@@ -106,13 +141,18 @@ class Remote:
             raise BundleError(f"{self.place(path)} has more than the {limit:,} bytes that such a file has at most.")
         return content
 
-    def chunks(self, path: str, size: int) -> Iterator[bytes]:
-        """The bytes of a file, and one byte more than `size` at most, which shows that there are more."""
-        left = size + 1
+    def chunks(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
+        """The bytes of a file from `start` on, and one byte more than `size` at most, which shows that there are more.
+
+        Raises NotSeekable where the server gives files from their beginning alone.
+        """
+        left = size + 1 - start
         with (
             self._asking(path),
             self._files.open(f"{self._root}/{path}", "rb", block_size=min(left, CHUNK)) as source,
         ):
+            if start:
+                _seek(source, start)
             while left and (chunk := source.read(min(left, CHUNK))):
                 left -= len(chunk)
                 yield chunk
@@ -122,6 +162,8 @@ class Remote:
         """Drivers raise whatever their servers' clients raise: three kinds are told apart, with the words kept."""
         try:
             yield
+        except NotSeekable:
+            raise
         except FileNotFoundError as error:
             if (outage := _outage_behind(error)) is not None:
                 raise _unreachable(self.place(path), outage) from error
@@ -180,6 +222,13 @@ def _driver(url: str) -> tuple[Any, str]:
     except Exception as error:
         raise _unreachable(url, error) from error
     return files, root.rstrip("/")
+
+
+def _seek(source: Any, start: int) -> None:
+    try:
+        source.seek(start)
+    except (ValueError, NotImplementedError, OSError) as error:
+        raise NotSeekable from error
 
 
 def _outage_behind(error: FileNotFoundError) -> BaseException | None:

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.attributes import Allowed, Attributes
-from retrieval.cache import at_hand
+from retrieval.bundle_files import BundleFiles, read_bundle
+from retrieval.bundle_folder import lease
 from retrieval.candidates import Candidates
 from retrieval.encoder import TextEncoder
 from retrieval.errors import BadInput, BundleError
@@ -26,24 +27,26 @@ from retrieval.filters import Filter
 from retrieval.gently import at_once, gently
 from retrieval.golden import GoldenReport, check_golden
 from retrieval.index import ExactIndex, HnswIndex, VectorIndex
+from retrieval.index_file import Buffer
 from retrieval.labels import LabelTable
 from retrieval.manifest import (
     DIRECTIONS,
+    GOLDEN,
     INDEX,
+    LABEL_ENCODER,
     LABELS,
-    MANIFEST,
     NODES,
     QUERY_ENCODER,
     TOKENIZER,
     VECTORS,
     Manifest,
-    verify_bundle,
 )
 from retrieval.narrow import NarrowIndex, rescore, to_rescore
-from retrieval.nodes import Nodes, Scored, expand, read_nodes
-from retrieval.store import Store, lease
-from retrieval.urls import as_url
-from retrieval.vector_file import map_vectors
+from retrieval.nodes import Nodes, Scored, expand, nodes_in
+from retrieval.paused import read_paused
+from retrieval.place import bundle_at
+from retrieval.signatures import Signature
+from retrieval.vector_file import vectors_in
 from retrieval.workers import Workers
 
 QUERIES_A_PASS = 256
@@ -109,16 +112,20 @@ class Retriever:
         vectors_LD: NDArray[np.float32],
         index: VectorIndex,
         nodes: Nodes | None,
+        golden: Buffer,
         held: IO[bytes],
         threads: int | None,
     ) -> None:
-        """Join parts that `open` has checked against each other."""
+        """Join parts that `open` has checked against each other; `golden` are the bytes of golden.json."""
         self.folder = folder
         self.manifest = manifest
         self._process = os.getpid()
         self._labels: LabelTable | None = labels
         self._encoder: TextEncoder | None = encoder
         self._vectors_LD: NDArray[np.float32] | None = vectors_LD
+        self.golden = golden
+        self.signature: Signature | None = None  # who signed it, where keys are trusted
+        self.paused: frozenset[str] = frozenset()  # ids of labels that are in no answer
         self._held = held
         self._attributes: Attributes | None = Attributes(labels.table)
         self._question = lru_cache(WEIGHTS_REMEMBERED)(
@@ -138,6 +145,7 @@ class Retriever:
         trusted: Sequence[str] = (),
         cache: Path | str | None = None,
         behind: bool = False,
+        paused: Sequence[str] | None = None,
     ) -> Self:
         """Open a store's active bundle, or one bundle's folder, after comparing every file with its manifest.
 
@@ -145,28 +153,62 @@ class Retriever:
 
         `threads` bounds those of the encoder (default: all cores), `search_threads` those of the indexes (default:
         as the encoder's); `provider` is "cpu" or "cuda"; with `trusted` keys the bundle must be signed by one of them.
-        With `behind` files are compared and read when nobody else wants the processor. Raises BundleError,
-        and BadInput for a provider that is not there.
+        With `behind` files are compared and read when nobody else wants the processor. Labels that are `paused` are in
+        no answer: by default those that the store lists in PAUSED.json, also where `path` is a bundle's folder in a
+        store. Raises BundleError, and BadInput for a provider that is not there.
         """
-        folder = _bundle_folder(path, cache, trusted).resolve()
-        held = lease(folder)
+        place = bundle_at(path, cache, trusted)
+        listed = read_paused(place.store) if paused is None and place.store is not None else paused or ()
+        held = lease(place.folder)
+        try:
+            retriever = cls._load(place.folder, held, threads, search_threads, provider, trusted, behind)
+            if place.followed is not None:
+                place.followed.follow(retriever.name, retriever.signature)
+        except BaseException:
+            held.close()
+            raise
+        retriever.pause(listed)
+        return retriever
+
+    @classmethod
+    def _load(
+        cls,
+        folder: Path,
+        held: IO[bytes],
+        threads: int | None,
+        search_threads: int | None,
+        provider: str,
+        trusted: Sequence[str],
+        behind: bool,
+    ) -> Self:
+        """Verify a bundle and load what was verified: no file is opened twice."""
         run = gently if behind else at_once
-        manifest = run(lambda: verify_bundle(folder, trusted, 1 if behind else None))
-        model, size = manifest.model, manifest.labels.count
-        labels = LabelTable.open(folder / LABELS)
-        if len(labels) != size:
-            raise BundleError(f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again.")
-        vectors_LD = map_vectors(folder / VECTORS, (size, model.dim))
-        search_threads = search_threads or threads
-        workers = Workers(search_threads)  # here, where nothing is gentle
-        index = run(lambda: _open_index(folder, manifest, workers))
-        shared = manifest.index.nodes
-        nodes = None if shared is None else run(lambda: read_nodes(folder / NODES, size, shared))
-        encoder = TextEncoder.open(
-            folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
-            threads=threads, provider=provider, behind=behind,
-        )  # fmt: skip
-        return cls(folder, manifest, encoder, labels, vectors_LD, index, nodes, held, search_threads)
+        files = run(lambda: read_bundle(folder, _is_loaded, trusted, 1 if behind else None))
+        try:
+            manifest, contents = files.manifest, files.contents
+            model, size = manifest.model, manifest.labels.count
+            labels = LabelTable.parse(contents[LABELS], folder / LABELS)
+            if len(labels) != size:
+                raise BundleError(
+                    f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again."
+                )
+            vectors_LD = vectors_in(contents[VECTORS], folder / VECTORS, (size, model.dim))
+            search_threads = search_threads or threads
+            workers = Workers(search_threads)  # here, where nothing is gentle
+            index = run(lambda: _open_index(folder, files, workers))
+            shared = manifest.index.nodes
+            nodes = None if shared is None else run(lambda: nodes_in(contents[NODES], folder / NODES, size, shared))
+            encoder = TextEncoder.load(
+                contents, folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
+                threads=threads, provider=provider, behind=behind,
+            )  # fmt: skip
+        finally:
+            files.close()
+        opened = cls(
+            folder, manifest, encoder, labels, vectors_LD, index, nodes, contents[GOLDEN], held, search_threads
+        )
+        opened.signature = files.signed.signature
+        return opened
 
     @property
     def name(self) -> str:
@@ -221,7 +263,9 @@ class Retriever:
 
         Returns the ids that no label of this bundle has.
         """
-        return self._usable(self._attributes).pause(ids)
+        listed = list(ids)
+        self.paused = frozenset(listed)
+        return self._usable(self._attributes).pause(listed)
 
     def search_rows(
         self,
@@ -232,14 +276,19 @@ class Retriever:
         filter: Filter | None = None,
         min_score: float | None = None,
         exact: bool = False,
+        with_paused: bool = False,
     ) -> Ranking:
-        """As `search`, with label rows instead of hits, and the time each stage took. Raises BadInput."""
+        """As `search`, with label rows instead of hits, and the time each stage took. Raises BadInput.
+
+        `with_paused`: labels that are paused are searched as well.
+        """
         weight = self.manifest.classifier_weight if weight is None else weight
         _check_search(k, weight, min_score)
         encoder, attributes = self._open_encoder(), self._usable(self._attributes)
         candidates, vectors_LD = self._usable(self._candidates), self.vectors_LD
         _check_queries(queries)
-        allowed = attributes.allowed(filter or {}) if filter or attributes.paused else None
+        masked = bool(filter) or (attributes.paused and not with_paused)
+        allowed = attributes.allowed(filter or {}) if masked else None
         encoded = encoder.encode(queries)
         started = time.perf_counter()
         ranking = self._rank(candidates, vectors_LD, encoded.vectors_BD, k, weight, allowed, exact)
@@ -327,28 +376,19 @@ class Retriever:
         return np.concatenate(rows), np.concatenate(scores), np.concatenate(dual), np.concatenate(classifier)
 
 
-def _bundle_folder(place: Path | str, cache: Path | str | None, trusted: Sequence[str]) -> Path:
-    if (url := as_url(place)) is not None:
-        return at_hand(url, cache=cache, trusted=trusted)
-    path = Path(place)
-    if (path / MANIFEST).is_file():
-        return path
-    if not (path / "bundles").is_dir():
-        raise BundleError(f"{path} is neither a store (no folder bundles) nor a bundle (no {MANIFEST}).")
-    store = Store(path)
-    name = store.active()
-    if name is None:
-        known = ", ".join(store.bundles()) or "none yet"
-        raise BundleError(f"{path} has no active bundle; it has: {known}. Activate one of them.")
-    return store.bundle_path(name)
+def _is_loaded(name: str) -> bool:
+    """Whether a reader needs a file of a bundle; what is not known by name may be weights of the query encoder."""
+    return not name.startswith(LABEL_ENCODER)
 
 
-def _open_index(folder: Path, manifest: Manifest, workers: Workers) -> VectorIndex:
+def _open_index(folder: Path, files: BundleFiles, workers: Workers) -> VectorIndex:
+    manifest = files.manifest
     ef = min((effort.ef for effort in manifest.index.efforts if effort.ef), default=1)
-    index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.index_size, ef, workers, verified=True)
+    index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.index_size, ef, workers, verified=files.graph)
     if manifest.index.width is None:
         return index
-    return NarrowIndex(index, map_vectors(folder / DIRECTIONS, (manifest.model.dim, manifest.index_dim)))
+    shape = (manifest.model.dim, manifest.index_dim)
+    return NarrowIndex(index, vectors_in(files.contents[DIRECTIONS], folder / DIRECTIONS, shape))
 
 
 def _check_search(k: int, weight: float, min_score: float | None) -> None:

@@ -2,275 +2,347 @@
 
 store/CURRENT           the active bundle's name
 store/HISTORY           names in the order they were activated, for rolling back
-store/PAUSED.json       ids of labels that a service leaves out, written by service/pausing
+store/PAUSED.json       ids of labels that are in no answer, see retrieval/paused
 store/bundles/<name>/   the bundles
 store/.incoming/        what is being written or removed; what a process that died left there goes with the next change
 """
 
-import fcntl
 import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
-from typing import IO
 
+from retrieval.bundle_files import verify_bundle, verify_signed
+from retrieval.bundle_folder import created_at, lease
 from retrieval.errors import BadInput, BundleError
-from retrieval.manifest import MANIFEST, NAME, Manifest, read_manifest, verify_bundle
+from retrieval.manifest import (
+    MANIFEST,
+    NAME,
+    UNLISTED,
+    Manifest,
+    read_manifest,
+    read_signed_manifest,
+)
+from retrieval.nofollow import (
+    BUNDLES,
+    copy_file,
+    folder_open,
+    is_folder,
+    read_small,
+)
+from retrieval.paused import LIMIT as PAUSED_LIMIT
 from retrieval.probe import prove_aside
-from retrieval.signatures import SIGNATURE, signed
+from retrieval.serials import Serials
+from retrieval.signatures import SIGNATURE, Signature, public_key, signed
+from retrieval.store_folder import (
+    STAGING,
+    bundle_names,
+    changing,
+    discard,
+    in_use,
+    locked,
+    made_folder,
+    replace,
+    stage,
+    sync,
+)
 from retrieval.urls import as_url
 
+CURRENT, HISTORY = "CURRENT", "HISTORY"
 REMEMBERED = 50
-ASIDE = ".incoming"
+CURRENT_LIMIT = 256  # bytes; a name has at most 64
+HISTORY_LIMIT = 1 << 14
 
 
 class Store:
     """Publish, activate, roll back and prune bundles. All methods raise BundleError with the cause and the way out.
 
     `prove` opens a bundle before it is published or activated: by default in a process of its own, see retrieval/probe.
+    With `trusted` keys one of them must have signed every bundle that is read, activated or rolled back to; only
+    publishing needs no signature, since a bundle is signed where it lies. `place` is by what the store is known where
+    serial numbers are remembered; default: its path.
     """
 
-    def __init__(self, path: Path | str, prove: Callable[[Path], object] = prove_aside) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        prove: Callable[[Path], object] | None = None,
+        *,
+        trusted: Sequence[str] = (),
+        place: str | None = None,
+    ) -> None:
         if (url := as_url(path)) is not None:
             raise BadInput(f"{url} can be read, not changed: `diptych bundles pull` brings its bundles into a folder.")
         self.path = Path(path)
-        self._prove = prove
+        self.trusted = tuple(trusted)
+        self._prove_new = prove or prove_aside
+        self._prove = prove or partial(prove_aside, trusted=self.trusted)
+        self.place = place or os.path.abspath(path)
+        self._serials = Serials(self.place)
 
     def bundles(self) -> list[str]:
-        """Names of the published bundles, oldest first. They are not opened: one may be of a newer release."""
-        folder = self.path / "bundles"
-        if not folder.is_dir():
-            return []
-        found = [item for item in folder.iterdir() if item.is_dir() and NAME.fullmatch(item.name)]
-        return [item.name for item in sorted(found, key=lambda item: (item.stat().st_mtime_ns, item.name))]
+        """Names of the published bundles, oldest first by their manifests; those without a date come before all others.
+
+        They are not opened: one may be of a newer release.
+        """
+        dates = self._dates()
+        beginning = datetime.min.replace(tzinfo=UTC)
+        return sorted(dates, key=lambda name: (dates[name] or beginning, name))
+
+    def undated(self) -> list[str]:
+        """Names of bundles whose manifest gives no date: no order says how old they are, so `prune` leaves them."""
+        return sorted(name for name, date in self._dates().items() if date is None)
+
+    def has(self, name: str) -> bool:
+        """Whether a bundle of this name is published."""
+        return NAME.fullmatch(name) is not None and self._is_published(name)
 
     def bundle_path(self, name: str) -> Path:
         """Folder of a published bundle."""
         _check_name(name)
-        folder = self.path / "bundles" / name
-        if not folder.is_dir():
+        if not self._is_published(name):
+            for path in (self.path / BUNDLES, self.path / BUNDLES / name):
+                if path.is_symlink():
+                    raise BundleError(f"{path} is a symbolic link; a store holds none. Replace it by a folder.")
             known = ", ".join(self.bundles()) or "none yet"
             raise BundleError(f"{self.path} has no bundle {name!r}. It has: {known}.")
-        return folder
+        return self.path / BUNDLES / name
 
     def active(self) -> str | None:
         """Name of the active bundle, None before the first activation."""
-        try:
-            name = (self.path / "CURRENT").read_text(encoding="utf-8").strip()
-        except FileNotFoundError:
+        text = self._text(CURRENT, CURRENT_LIMIT)
+        if text is None:
             return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{self.path / 'CURRENT'} cannot be read ({error}).") from error
+        name = text.strip()
         _check_name(name)
         return name
 
     def previous(self) -> str | None:
         """Name of the bundle that was active before the present one, None where there is none."""
-        earlier = [name for name in self._history()[:-1] if (self.path / "bundles" / name).is_dir()]
-        return earlier[-1] if earlier else None
+        active = self.active()
+        return before([name for name in self._history() if name == active or self.has(name)], active)
 
     def manifest(self, name: str) -> Manifest:
         """A bundle's manifest; its files are not compared with it."""
-        return read_manifest(self.bundle_path(name))
+        return read_manifest(self.bundle_path(name), self.trusted)
 
     def verify(self, name: str) -> Manifest:
         """Compare every file of a bundle with its manifest, byte for byte."""
-        return verify_bundle(self.bundle_path(name))
+        return verify_bundle(self.bundle_path(name), self.trusted)
 
-    def sign(self, name: str, signing: str) -> None:
-        """Verify a bundle, then sign its manifest with the key `signing`. Raises BadInput for what is no key."""
-        self.verify(name)
-        self.attach_signature(name, signed((self.bundle_path(name) / MANIFEST).read_bytes(), signing))
+    def sign(self, name: str, signing: str, serial: int | None = None) -> int:
+        """Verify a bundle, sign its manifest with the key `signing`, and return the serial number that it got.
+
+        By default that is the time in seconds, and more than that of any bundle here that the key has signed. Raises
+        BadInput for what is no key or number.
+        """
+        written = verify_signed(self.bundle_path(name)).written
+        number = self._next_serial(public_key(signing)) if serial is None else serial
+        self.attach_signature(name, signed(written, signing, number))
+        return number
 
     def attach_signature(self, name: str, text: str) -> None:
         """Put a signature into a bundle's folder, in the place of an earlier one."""
-        with self._lock():
-            self._replace(self.bundle_path(name) / SIGNATURE, text)
+        folder = self.bundle_path(name)
+        with (
+            locked(self.path) as root,
+            folder_open(folder.parent, root) as bundles,
+            folder_open(folder, bundles) as opened,
+        ):
+            replace(self.path, root, opened, SIGNATURE, text.encode())
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
         """A new empty folder on the store's own file system; removed at the end unless it was published."""
-        with self._changing():
+        with changing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with self._lock():
-            folder, held = self._new_folder()
+        with locked(self.path) as root:
+            folder, held = stage(self.path, root)
         try:
             yield folder
         finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(held)
+            discard(self.path, folder, held)
 
     def check_free(self, name: str) -> None:
         """Raise BundleError unless `name` can be given to a new bundle."""
         _check_name(name)
-        if (self.path / "bundles" / name).exists():
+        if os.path.lexists(self.path / BUNDLES / name):
             raise BundleError(f"{self.path} already has a bundle {name!r}. Choose another name.")
 
     def publish(self, folder: Path, name: str) -> Path:
         """Prove a finished bundle and move it into the store under `name`; returns its place. Does not activate it."""
         self.check_free(name)
-        target = self.path / "bundles" / name
-        with self._changing():
-            target.parent.mkdir(parents=True, exist_ok=True)
-        if folder.is_dir() and not _same_file_system(folder, target.parent):
-            return self._publish_copy(folder, name)
-        self._prove(folder)
-        with self._changing():
-            for item in [*folder.iterdir(), folder]:
-                _sync(item)
-        with self._lock():
-            self.check_free(name)  # another publisher may have taken the name meanwhile
-            folder.rename(target)
-            _sync(target.parent)
-        return target
+        folder = folder.parent.resolve() / folder.name if is_folder(folder) else folder.resolve()
+        with changing(self.path), ExitStack() as stack:
+            self.path.mkdir(parents=True, exist_ok=True)
+            root = stack.enter_context(folder_open(self.path, follow=True))
+            bundles = stack.enter_context(made_folder(self.path / BUNDLES, root))
+            if folder.is_dir() and not _same_file_system(folder, bundles):
+                return self._publish_copy(folder, name)
+            self._prove_new(folder)
+            with folder_open(folder) as opened:
+                sync(opened)
+            with locked(self.path):
+                self.check_free(name)  # another publisher may have taken the name meanwhile
+                os.rename(folder, name, dst_dir_fd=bundles)
+                os.fsync(bundles)
+        return self.path / BUNDLES / name
 
     def _publish_copy(self, folder: Path, name: str) -> Path:
-        verify_bundle(folder)  # so that nothing but a bundle's files is copied
+        manifest = verify_bundle(folder)  # so that nothing but a bundle's files is copied
         with self.incoming() as copy:
-            with self._changing():
-                for item in folder.iterdir():
-                    shutil.copyfile(item, copy / item.name)
+            with changing(self.path):
+                for file in manifest.files.keys() | UNLISTED:
+                    if os.path.lexists(folder / file):
+                        copy_file(folder / file, copy / file)
             return self.publish(copy, name)
 
     def activate(self, name: str) -> None:
-        """Prove a bundle, then make it the active one."""
+        """Prove a bundle, then make it the active one. An older signed one than was active before is refused."""
         folder = self.bundle_path(name)
         with lease(folder):
+            signature = self._signature(name)
+            self._serials.check(name, signature)
             self._prove(folder)
-            with self._lock():
+            with locked(self.path) as root:
                 self.bundle_path(name)  # raises where prune was faster than the lease
-                if name == self.active():
-                    return
-                # HISTORY first: after a crash between the two, CURRENT is still found in it with its true predecessor.
-                self._replace(self.path / "HISTORY", "\n".join([*self._history(), name][-REMEMBERED:]) + "\n")
-                self._replace(self.path / "CURRENT", name + "\n")
+                if name != self.active():
+                    # HISTORY first: after a crash between the two, CURRENT is found in it with its true predecessor.
+                    self._write(root, HISTORY, "\n".join([*self._history(), name][-REMEMBERED:]) + "\n")
+                    self._write(root, CURRENT, name + "\n")
+            self._serials.note_active(signature)
 
-    def amend(self, name: str, change: Callable[[str | None], str]) -> None:
+    def check_serial(self, name: str) -> None:
+        """Raise BundleError for a bundle that is older than a signed one that was active here."""
+        if self.trusted:
+            self._serials.check(name, self._signature(name))
+
+    def follow(self, name: str, signature: Signature | None = None) -> None:
+        """Take note that a bundle which CURRENT names is used here; raises BundleError as `check_serial` does.
+
+        `signature` is the one that was read when the bundle was opened; by default it is read now.
+        """
+        if self.trusted:
+            signature = signature or self._signature(name)
+            self._serials.check(name, signature)
+            self._serials.note_active(signature)
+
+    def allow_older(self, name: str) -> None:
+        """Let a signed bundle be active again though a newer one was: somebody rolls back to it."""
+        self._serials.note_rollback(self._signature(name))
+
+    def amend(self, name: str, change: Callable[[bytes | None], str]) -> None:
         """Replace a small file beside CURRENT by what `change` makes of its content, None where there is none.
 
         One writer at a time; a reader finds it whole, before or after.
         """
-        with self._lock():
-            path = self.path / name
-            self._replace(path, change(path.read_text(encoding="utf-8") if path.exists() else None))
+        with locked(self.path) as root:
+            try:
+                content = read_small(self.path / name, PAUSED_LIMIT, root)
+            except FileNotFoundError:
+                content = None
+            self._write(root, name, change(content))
 
     def rollback(self, proved: str | None = None) -> str:
         """Make the previously active bundle active again; returns its name.
 
         Its files are compared with the manifest, unless it is `proved`: one that the caller has open.
         """
-        with self._lock():
+        with locked(self.path) as root:
             name, history = self.previous(), self._history()
             if name is None:
                 raise BundleError(f"{self.path} has no earlier bundle to go back to. Activate one by name.")
             if name != proved:
                 self.verify(name)
-            self._replace(self.path / "CURRENT", name + "\n")
-            self._replace(self.path / "HISTORY", "\n".join(history[: max(_places(history[:-1], name)) + 1]) + "\n")
+            self.allow_older(name)
+            self._write(root, CURRENT, name + "\n")
+            self._write(root, HISTORY, "\n".join(history[: max(_places(history[:-1], name)) + 1]) + "\n")
         return name
 
     def prune(self, keep: int) -> list[str]:
         """Remove all but the newest `keep` bundles, the active one, its predecessor and what a reader holds open.
 
-        Returns the removed names.
+        Bundles without a date stay, see `undated`. Returns the removed names.
         """
         if keep < 0:
             raise BundleError(f"prune cannot keep {keep} bundles. Keep 0 or more.")
-        with self._lock():
-            names = self.bundles()
+        removed: list[str] = []
+        with locked(self.path) as root:
+            undated = set(self.undated())
+            names = [name for name in self.bundles() if name not in undated]
             kept = {*names[max(len(names) - keep, 0) :], self.active(), self.previous()}
-            removed: list[str] = []
             for name in names:
-                folder = self.path / "bundles" / name
-                if name in kept or _in_use(folder):
-                    continue
-                trash, held = self._new_folder()
-                folder.rename(trash / name)
-                shutil.rmtree(trash)
-                os.close(held)
-                removed.append(name)
+                if name not in kept and self._remove(root, name):
+                    removed.append(name)
         return removed
+
+    def _remove(self, root: int, name: str) -> bool:
+        """Remove a bundle unless a reader holds it open; a bundle without a manifest has no readers."""
+        with folder_open(self.path / BUNDLES, root) as bundles:
+            path = self.path / BUNDLES / name
+            with folder_open(path, bundles) as opened:
+                if in_use(path / MANIFEST, opened):
+                    return False
+            trash, held = stage(self.path, root)
+            try:
+                with folder_open(self.path / STAGING, root) as staging, folder_open(trash.parent, staging) as target:
+                    os.rename(name, name, src_dir_fd=bundles, dst_dir_fd=target)
+            finally:
+                discard(self.path, trash, held)
+        return True
+
+    def _signature(self, name: str) -> Signature | None:
+        return read_signed_manifest(self.bundle_path(name), self.trusted).signature if self.trusted else None
+
+    def _next_serial(self, key: str) -> int:
+        """A number above that of every bundle that the key has signed here."""
+        numbers = [int(time.time())]
+        for name in bundle_names(self.path):
+            try:
+                signature = read_signed_manifest(self.path / BUNDLES / name, [key]).signature
+            except BundleError:
+                continue
+            numbers.append(signature.serial + 1 if signature else 0)
+        return max(numbers)
+
+    def _is_published(self, name: str) -> bool:
+        return is_folder(self.path / BUNDLES) and is_folder(self.path / BUNDLES / name)
+
+    def _dates(self) -> dict[str, datetime | None]:
+        """When each bundle was created, as its manifest says; None where it does not."""
+        names = [name for name in bundle_names(self.path) if NAME.fullmatch(name)]
+        return {name: created_at(self.path / BUNDLES / name) for name in names}
 
     def _history(self) -> list[str]:
         """Activated names up to the active one; what an interrupted activation wrote after it does not count."""
         active = self.active()
         if active is None:
             return []
-        path = self.path / "HISTORY"
-        names = path.read_text(encoding="utf-8").split() if path.exists() else []
+        names = (self._text(HISTORY, HISTORY_LIMIT) or "").split()
         places = _places(names, active)
         return names[: places[-1] + 1] if places else [active]
 
-    def _new_folder(self) -> tuple[Path, int]:
-        """A folder aside, and the handle that keeps it from being swept away while this process lives."""
-        folder = self.path / ASIDE / uuid.uuid4().hex
-        folder.mkdir(parents=True)
-        held = os.open(folder, os.O_RDONLY)
-        fcntl.flock(held, fcntl.LOCK_SH)
-        return folder, held
-
-    def _replace(self, path: Path, content: str) -> None:
-        """Write a file whole or not at all; it is made aside, on the same file system."""
-        aside = self.path / ASIDE / uuid.uuid4().hex
-        aside.parent.mkdir(exist_ok=True)
-        aside.write_text(content, encoding="utf-8")
-        _sync(aside)
-        aside.replace(path)
-        _sync(path.parent)
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """One writer at a time, across processes; the system releases it if the holder dies."""
-        with self._changing(), (self.path / ".lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            self._sweep()
-            yield
-
-    def _sweep(self) -> None:
-        """Remove what commands that died left aside: files are written there under the lock alone, folders are held."""
-        if (self.path / ASIDE).is_dir():
-            for item in (self.path / ASIDE).iterdir():
-                if not item.is_dir():
-                    item.unlink()
-                elif not _held(item):
-                    shutil.rmtree(item)
-
-    @contextmanager
-    def _changing(self) -> Iterator[None]:
+    def _text(self, name: str, limit: int) -> str | None:
+        """A small file beside the bundles; None where it is not there."""
+        path = self.path / name
         try:
-            yield
-        except OSError as error:
-            raise BundleError(
-                f"{self.path} cannot be changed ({error.strerror or error}). Check its path, rights and free space."
-            ) from error
+            return read_small(path, limit).decode()
+        except FileNotFoundError:
+            return None
+        except (OSError, UnicodeDecodeError) as error:
+            raise BundleError(f"{path} cannot be read ({error}). Activate a bundle again.") from error
+
+    def _write(self, root: int, name: str, content: str) -> None:
+        replace(self.path, root, root, name, content.encode())
 
 
-def lease(folder: Path) -> IO[bytes]:
-    """A handle on a bundle's manifest that keeps `prune` away until it is closed, or its process has ended."""
-    if not (folder / MANIFEST).is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.")
-    handle = (folder / MANIFEST).open("rb")
-    fcntl.flock(handle, fcntl.LOCK_SH)
-    return handle
-
-
-def _in_use(folder: Path) -> bool:
-    """Whether some process holds a lease on a bundle; one without a manifest has no readers."""
-    return (folder / MANIFEST).is_file() and _held(folder / MANIFEST)
-
-
-def _held(path: Path) -> bool:
-    """Whether a living process holds a lock on a file or folder."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+def before(history: Sequence[str], active: str | None) -> str | None:
+    """The name that comes before the last place of the `active` one in a history."""
+    places = _places(history, active)
+    return history[places[-1] - 1] if places and places[-1] > 0 else None
 
 
 def _check_name(name: str) -> None:
@@ -281,17 +353,9 @@ def _check_name(name: str) -> None:
         )
 
 
-def _same_file_system(one: Path, other: Path) -> bool:
-    return one.stat().st_dev == other.stat().st_dev
+def _same_file_system(one: Path, other: int) -> bool:
+    return one.stat().st_dev == os.fstat(other).st_dev
 
 
-def _places(names: list[str], name: str) -> list[int]:
+def _places(names: Sequence[str], name: str | None) -> list[int]:
     return [place for place, one in enumerate(names) if one == name]
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -3,7 +3,10 @@
 Suffixes: L labels, B of a block, D vector width.
 """
 
+import math
 from collections.abc import Iterator
+from io import BytesIO, FileIO
+from os import fstat
 from pathlib import Path
 from tokenize import TokenError  # numpy reads an array's header as Python
 from typing import Any
@@ -16,42 +19,65 @@ from retrieval.index_file import Buffer
 
 LARGEST = 1e6  # of a number in a vector of length one or less; scores of such are finite
 LABELS_A_BLOCK = 128  # which fit into the processor's cache
+LONGEST_HEADER = 16_384  # bytes; numpy reads no longer one either
 
 
-def read_finite(path: Path, dim: int, size: int) -> Iterator[Buffer]:
-    """The bytes of an array of float32 [L, D], block by block; raises BundleError at one that holds what is no number.
+def read_finite(
+    path: Path, file: FileIO, dim: int, size: int, into: NDArray[np.uint8] | None = None
+) -> Iterator[Buffer]:
+    """Yield the bytes of an open file that holds an array of float32 [L, D], block by block; `path` names it.
 
-    The header in front of the array is not looked at.
+    They are also put `into` an array of the file's length where one is given. The header in front of the array is not
+    looked at. Raises BundleError at a vector that holds what is no number.
     """
-    head = path.stat().st_size - 4 * dim * size
+    head = fstat(file.fileno()).st_size - 4 * dim * size
     if head < 0:
         raise BundleError(f"{path} is too short for {size} vectors of {dim} numbers. Export the bundle again.")
-    buffer_BD = np.empty((LABELS_A_BLOCK, dim), np.float32)
-    with path.open("rb", buffering=0) as file:
-        yield file.read(head)
-        for start in range(0, size, LABELS_A_BLOCK):
-            vectors_BD = buffer_BD[: size - start]
-            if file.readinto(vectors_BD.data.cast("B")) != vectors_BD.nbytes:
-                raise BundleError(f"{path} became shorter while it was read. Copy the bundle again.")
-            if not (vectors_BD.max() <= LARGEST and vectors_BD.min() >= -LARGEST):  # so written, NaN is caught as well
-                raise BundleError(f"{path} holds a vector that is not finite. Export the bundle again.")
-            yield vectors_BD.data
+    written = file.read(head)
+    if into is None:
+        buffer_BD = np.empty((LABELS_A_BLOCK, dim), np.float32)
+    else:
+        into[:head] = np.frombuffer(written, np.uint8)
+    yield written
+    for start in range(0, size, LABELS_A_BLOCK):
+        count = min(LABELS_A_BLOCK, size - start)
+        if into is None:
+            vectors_BD = buffer_BD[:count]
+        else:
+            place = head + 4 * dim * start
+            vectors_BD = into[place : place + 4 * dim * count].view(np.float32).reshape(count, dim)
+        if file.readinto(vectors_BD.data.cast("B")) != vectors_BD.nbytes:
+            raise BundleError(f"{path} became shorter while it was read. Copy the bundle again.")
+        if not (vectors_BD.max() <= LARGEST and vectors_BD.min() >= -LARGEST):  # so written, NaN is caught as well
+            raise BundleError(f"{path} holds a vector that is not finite. Export the bundle again.")
+        yield vectors_BD.data
 
 
-def map_vectors(path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """The array [L, D] of a verified bundle's file, memory-mapped. Raises BundleError when it is another."""
-    vectors_LD = map_array(path)
-    if vectors_LD.shape != shape or vectors_LD.dtype != np.float32 or not vectors_LD.flags.c_contiguous:
-        raise BundleError(f"{path} holds {vectors_LD.dtype} of shape {vectors_LD.shape}, not float32 of {shape}.")
+def vectors_in(content: Buffer, path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """View the array [L, D] in the bytes of an .npy file. Raises BundleError when it is another; `path` names it."""
+    vectors_LD: NDArray[np.float32] = array_in(content, path, shape, np.float32)
     return vectors_LD
 
 
-def map_array(path: Path) -> NDArray[Any]:
-    """Map any array of a bundle's file. Raises BundleError when it is none."""
+def array_in(content: Buffer, path: Path, shape: tuple[int, ...], wanted: type[np.generic]) -> NDArray[Any]:
+    """View an array in the bytes of an .npy file, which `path` names. Raises BundleError when it is another."""
+    head = BytesIO(bytes(memoryview(content)[:LONGEST_HEADER]))
     try:
-        mapped = np.lib.format.open_memmap(path, mode="r")
-    except (ValueError, TypeError, OSError, EOFError, OverflowError, SyntaxError, TokenError) as error:
+        version = np.lib.format.read_magic(head)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"version {version} of the format is not read here")
+        found, by_columns, dtype = readers[version](head)
+    except (ValueError, TypeError, EOFError, OverflowError, SyntaxError, TokenError) as error:
         raise BundleError(
             f"{path} is not an array of numbers ({in_a_line(error)}). Export the bundle again."
         ) from error
-    return np.asarray(mapped)  # still the mapped file; numpy's class for it makes every look-up dearer
+    if found != shape or dtype != wanted or (by_columns and len(shape) > 1 and 1 not in shape):
+        order = ", by columns" if by_columns else ""
+        name = np.dtype(wanted).name
+        raise BundleError(f"{path} holds {dtype} of shape {found}{order}, not {name} of {shape}. Export it again.")
+    if len(content) != head.tell() + np.dtype(wanted).itemsize * math.prod(shape):
+        raise BundleError(
+            f"{path} has {len(content)} bytes, not those of an array of {shape}. Export the bundle again."
+        )
+    return np.frombuffer(content, wanted, offset=head.tell()).reshape(shape)

@@ -160,7 +160,7 @@ def open_engine(folder: Path, orders: Orders) -> tuple[Engine, int, bytes]:
     trusted = trusted_keys(orders.trusted_keys)
     retriever = Retriever.open(
         folder, threads=orders.threads, search_threads=orders.search_threads, provider=orders.provider,
-        trusted=trusted, behind=orders.behind,
+        trusted=trusted, behind=orders.behind, paused=(),
     )  # fmt: skip
     model = retriever.manifest.model
     engine = Engine(retriever, orders.max_answer_bytes)

@@ -56,7 +56,7 @@ class Fallback:
         generations = self._generations
         if (kept := generations.kept) and kept.name != than:
             return kept.name
-        store = generations.source.store
-        known = store.bundles()
-        candidates = [generations.before, store.previous()]
+        source = generations.source
+        known = source.store.bundles()
+        candidates = [generations.before, source.previous()]
         return next((name for name in candidates if name in known and name != than), None)

@@ -45,9 +45,8 @@ class Following:
         self._keep(self._supervisor.repeat("store_watch", self._watch.check, seconds))
 
     def noted(self, folder: Path) -> None:
-        """The service itself has made this bundle the active one. A store behind a URL still names what it named."""
-        if self._source.url is None:
-            self._watch.seen = folder
+        """Take note that the service itself has made this bundle the active one."""
+        self._watch.seen = folder
 
     @contextmanager
     def ordered(self) -> Iterator[None]:
@@ -86,10 +85,9 @@ class Following:
             return  # else what is being prepared is not wanted any longer
         LOG.info("the store's active bundle is %s now", folder.name)
         urgent = folder.name == generations.before  # somebody goes back
-        note = self._source.note if self._source.url is not None else None
         while self._watch.seen == folder:
             try:
-                await generations.follow(folder, urgent, note)
+                await generations.follow(folder, urgent)
             except Refusal:  # another bundle came first: when that is over, what CURRENT names is looked at again
                 await generations.quiet()
                 self._watch.try_again(folder)

@@ -117,8 +117,7 @@ class Generations:
                 self._failed = f"bundle {name} could not be opened: {error}"
                 raise
             self._serve(generation)
-            if self.source.url is not None:
-                await self.supervisor.read(partial(self.source.note, generation.folder))
+            await self.supervisor.read(partial(self.source.followed, generation.folder))
 
     def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> Ticket:
         """Queue a request with the present generation; it waits `seconds` at most. Raises Refusal 422, 429 or 503."""
@@ -166,16 +165,16 @@ class Generations:
 
         A bundle that is just being loaded is given up for it.
         """
-        name, store = None, self.source.store
+        name, source = None, self.source
         try:
-            name = await self.supervisor.read(store.previous)
+            name = await self.supervisor.read(source.previous)
             if name is None:
                 message = "There is no earlier bundle to go back to; activate one."
                 raise Refusal(409, "no_earlier_bundle", message)
             with self._following.ordered():
                 async with self._turns.turn(name, urgent=True):
-                    name = await self.supervisor.read(store.previous) or name  # it may have changed before our turn
-                    return await self.switch(Change(name, lambda _: store.rollback(proved=name), hurry=True))
+                    name = await self.supervisor.read(source.previous) or name  # it may have changed before our turn
+                    return await self.switch(Change(name, source.note_rollback, hurry=True))
         except (DiptychError, OSError) as error:
             raise await self._not_activated(name or "of before", error) from error
 
@@ -253,11 +252,11 @@ class Generations:
         """Whether a bundle to go back to is being prepared."""
         return self._turns.urgent
 
-    async def follow(self, folder: Path, urgent: bool, note: Callable[[Path], object] | None) -> None:
+    async def follow(self, folder: Path, urgent: bool) -> None:
         """Serve what another process has made the active bundle. Raises DiptychError, OSError or Refusal."""
         async with self._turns.turn(folder.name, urgent):
             if not self.serves(folder):
-                await self.switch(Change(folder.name, note, hurry=urgent))
+                await self.switch(Change(folder.name, self.source.followed, hurry=urgent))
 
     @contextmanager
     def _step(self, shown: str | None, logged: str | None = None) -> Iterator[None]:

@@ -61,12 +61,13 @@ def _stored(source: Source) -> list[StoredBundle]:
     except Unreachable:
         active = store.active()
     here = set(store.bundles())
-    return [
+    stored = [
         _described(store, name, name == active)
         if name in here
         else StoredBundle(name=name, active=name == active, trouble="not fetched yet; activating it does that")
         for name in names
     ]
+    return sorted(stored, key=lambda one: one.created or "")  # behind a URL names come by the alphabet
 
 
 def _described(store: Store, name: str, active: bool) -> StoredBundle:

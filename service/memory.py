@@ -2,11 +2,12 @@
 the engine that serves.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from retrieval.errors import BundleError
 from retrieval.limits import free_memory
-from retrieval.manifest import INDEX, NODES, QUERY_ENCODER, TOKENIZER, Manifest
+from retrieval.manifest import INDEX, LABELS, NODES, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest
 
 # Measured with the example's bundles, rounded up: an engine's own memory beside each file's, see docs/decisions/0045.
 ENGINE_BYTES = 96 << 20
@@ -14,20 +15,25 @@ ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # of the last, we
 TOKENIZER_TIMES = 10
 NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label
 LABEL_CACHE_BYTES = 32 << 20  # the JSON of labels that an engine keeps, see label_cache.py
+INDEX_TIMES = 2  # while it is loaded: the copy that was verified, and hnswlib's own
 
 
-def needed_memory(manifest: Manifest) -> int:
-    """Bytes that an engine takes for a bundle; vectors and labels are mapped files, which take none for good."""
+def needed_memory(manifest: Manifest, trusted: Sequence[str] = ()) -> int:
+    """Bytes that an engine takes for a bundle at the most.
+
+    Vectors count only where `trusted` keys demand that they are copied; elsewhere they stay a mapped file if memory is
+    short, see retrieval/bundle_files.
+    """
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     encoder = ENCODER_TIMES[manifest.precision] * sizes[QUERY_ENCODER]
-    nodes = NODES_TIMES * sizes.get(NODES, 0)
-    files = sizes[INDEX] + nodes + encoder + TOKENIZER_TIMES * sizes[TOKENIZER]
+    copied = sizes[LABELS] + (sizes[VECTORS] if trusted else 0) + NODES_TIMES * sizes.get(NODES, 0)
+    files = INDEX_TIMES * sizes[INDEX] + encoder + TOKENIZER_TIMES * sizes[TOKENIZER] + copied
     return int(ENGINE_BYTES + LABEL_CACHE_BYTES + files)
 
 
-def check_memory(name: str, manifest: Manifest, groups: Path) -> None:
+def check_memory(name: str, manifest: Manifest, groups: Path, trusted: Sequence[str] = ()) -> None:
     """Raise BundleError with the figures when a bundle does not fit into what machine and container have left."""
-    needed, room = needed_memory(manifest), free_memory(groups)
+    needed, room = needed_memory(manifest, trusted), free_memory(groups)
     if needed > room.free:
         raise BundleError(
             f"{name} takes about {_megabytes(needed)} of memory and {_megabytes(room.free)} are free ({room.bound}). "

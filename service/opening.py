@@ -8,7 +8,7 @@ from threading import Event
 from prometheus_client import CollectorRegistry
 
 from retrieval.errors import BundleError
-from retrieval.manifest import Manifest, read_manifest
+from retrieval.manifest import read_manifest
 from retrieval.signatures import trusted_keys
 from service.generation import Beside, Generation
 from service.memory import check_memory
@@ -73,11 +73,9 @@ class Opener:
 
     async def _check_memory(self, folder: Path) -> None:
         if self._settings.memory_check:
-            manifest = await self._supervisor.read(partial(self._manifest, folder))
-            check_memory(folder.name, manifest, self._settings.cgroups)
-
-    def _manifest(self, folder: Path) -> Manifest:
-        return read_manifest(folder, trusted_keys(self._settings.trusted_keys))
+            trusted = trusted_keys(self._settings.trusted_keys)
+            manifest = await self._supervisor.read(partial(read_manifest, folder, trusted))
+            check_memory(folder.name, manifest, self._settings.cgroups, trusted)
 
     async def _start(
         self, folder: Path, settings: Settings, metrics: Metrics, crashes: Callable[[Generation], None], beside: Beside

@@ -16,6 +16,9 @@ class Orders(NamedTuple):
     max_answer_bytes: int  # of one request
     trusted_keys: str  # by commas
     front: int  # process id of the front: the engine does not outlive it
+    sandbox: str  # "auto", "required" or "off", see retrieval/sandbox
+    data_bytes: int  # of memory that it may take
+    file_bytes: int  # of a file that it may write: its copy of the index, in memory
 
     @classmethod
     def read(cls, written: str) -> Self:

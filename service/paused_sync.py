@@ -8,7 +8,8 @@ import logging
 from collections.abc import Callable, Sequence
 
 from retrieval.errors import BundleError, DiptychError
-from service.pausing import FILE, Paused
+from retrieval.paused import PAUSED
+from service.pausing import Paused
 from service.source import Source
 from service.supervisor import Supervisor, described
 
@@ -52,7 +53,7 @@ class PausedSync:
         except (DiptychError, OSError):
             raise
         except Exception as error:
-            path = self._source.store.path / FILE
+            path = self._source.store.path / PAUSED
             raise BundleError(f"{path} cannot be read ({described(error)}). Repair it, or remove it.") from error
         self._check_reached()  # it may have gone while it was read
         return tuple(self._paused.ids)
@@ -75,7 +76,7 @@ class PausedSync:
         if ids:
             LOG.info("%d labels are paused now; %d are shown again", len(ids), shown)
         else:
-            LOG.warning("the store's %s is empty or has been removed: %d labels are shown again", FILE, shown)
+            LOG.warning("the store's %s is empty or has been removed: %d labels are shown again", PAUSED, shown)
 
     def _tell_engines(self, always: bool = False) -> None:
         """Send the list; where that fails, the next look sends it again."""

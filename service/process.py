@@ -14,12 +14,14 @@ from typing import Any, NamedTuple, Self, cast
 from pydantic_core import from_json
 
 from retrieval.errors import BundleError
+from retrieval.probe import warn_of_missing
+from retrieval.sandbox import SANDBOX, child_environment, data_limit, folder_bytes, missing
 from service import logs
 from service.frames import Answers, Kind, Parts, Splitter, unpack_answers
 from service.orders import Orders
 from service.pending_request import Lengths
 from service.rationing import Ration, Traffic, no_traffic
-from service.settings import PREFIX, Settings
+from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
 # Batches are small: a second core for their tokens, or for a product of thin matrices, costs more than it gives.
@@ -208,17 +210,25 @@ class EngineProcess(asyncio.Protocol):
 
 
 def _spawn(folder: Path, settings: Settings, theirs: socket.socket, behind: bool) -> subprocess.Popen[bytes]:
+    _check_sandbox(settings)
     orders = Orders(
         behind, settings.provider, settings.threads, settings.search_threads, settings.lanes,
-        settings.max_batch_queries, settings.max_answer_bytes, settings.trusted_keys, os.getpid(),
+        settings.max_batch_queries, settings.max_answer_bytes, settings.trusted_keys, os.getpid(), settings.sandbox,
+        data_limit(folder), folder_bytes(folder),
     )  # fmt: skip
     command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder), orders.written()]
-    # The engine imports from where the front does, and gets no secret it has no use for.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
-    environment |= SINGLE_THREADED
-    environment[logs.FORMAT] = settings.log_format
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    environment = child_environment() | SINGLE_THREADED | {logs.FORMAT: settings.log_format}
     # A group of its own: Ctrl-C in a terminal is for the front, which then lets the engine finish.
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[theirs.fileno()], process_group=0
     )
+
+
+def _check_sandbox(settings: Settings) -> None:
+    """Raise BundleError where a sandbox is required and this system has none; say once in the log what it lacks."""
+    if settings.sandbox == "required":
+        lacks = missing() if settings.provider == "cpu" else ["an engine on a GPU is not confined"]
+        if lacks:
+            raise BundleError(f"no engine is started: {SANDBOX} is required, and {', '.join(lacks)}.")
+    elif settings.sandbox == "auto":
+        warn_of_missing()

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator, model_v
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.errors import BadInput
+from retrieval.sandbox import Mode
 from retrieval.signatures import trusted_keys
 from service.client_address import proxy_networks
 from service.hosts import AllowedHosts
@@ -62,6 +63,9 @@ class Settings(BaseSettings):
 
     trusted_keys: str = Field(
         "", description="keys, by commas; with any, only bundles that one of them signed are served"
+    )
+    sandbox: Mode = Field(
+        "auto", description="engines without files, network and programs: auto where the system can, required, or off"
     )
 
     max_queries: int = Field(256, ge=1, description="texts in one request")

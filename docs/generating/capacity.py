@@ -1,6 +1,6 @@
 """The capacity table, from the formulas of the bundle format and of the service's own check."""
 
-from service.memory import ENCODER_TIMES, ENGINE_BYTES, TOKENIZER_TIMES
+from service.memory import ENCODER_TIMES, ENGINE_BYTES, INDEX_TIMES, TOKENIZER_TIMES
 
 LABELS = (100_000, 1_000_000, 3_000_000, 10_000_000)
 LINKS = 32  # `diptych export --m`
@@ -28,7 +28,8 @@ def table() -> str:
         for name, (dim, width, query, label, tokenizer) in MODELS.items():
             index = index_bytes(labels, width, LINKS)
             disk = labels * (4 * dim + ARROW) + index + query + label + tokenizer
-            memory = ENGINE_BYTES + index + ENCODER_TIMES["float32"] * query + TOKENIZER_TIMES * tokenizer
+            copied = INDEX_TIMES * index + labels * (4 * dim + ARROW)
+            memory = ENGINE_BYTES + copied + ENCODER_TIMES["float32"] * query + TOKENIZER_TIMES * tokenizer
             rows.append(
                 f"| {labels:,} | {name} | {dim} | {width} | {_size(disk)} | {_size(memory)} | {_size(2 * memory)} |"
             )

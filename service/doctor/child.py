@@ -1,10 +1,11 @@
 """Something tried in a process of its own: a library built for another processor ends that process and no other."""
 
-import os
 import signal
 import subprocess
 import sys
 from typing import NamedTuple
+
+from retrieval.sandbox import child_environment
 
 PATIENCE_SECONDS = 120
 
@@ -18,11 +19,10 @@ class Ended(NamedTuple):
 
 def tried(program: str) -> Ended:
     """Run a Python program that imports from where this process does."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         ended = subprocess.run(
             [sys.executable, "-P", "-c", program],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=environment,
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", env=child_environment(),
             timeout=PATIENCE_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:

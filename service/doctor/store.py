@@ -40,7 +40,7 @@ def store(place: str, groups: Path = GROUPS) -> Iterator[Finding]:
 def bundle(folder: Path, trusted: tuple[str, ...], groups: Path = GROUPS) -> Iterator[Finding]:
     """Whether a bundle opens, gives its golden answers, is signed, and fits into memory."""
     try:
-        needed, room = needed_memory(read_manifest(folder)), free_memory(groups)
+        needed, room = needed_memory(read_manifest(folder, trusted), trusted), free_memory(groups)
         value = f"about {gigabytes(needed)} needed, {gigabytes(room.free)} free ({room.bound})"
         if needed > room.free:  # opened all the same, the kernel might end an engine that serves it here
             advice = "It was not opened. Give the service more memory, or serve a smaller bundle."

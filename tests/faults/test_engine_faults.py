@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.manifest import describe_file
+from retrieval.bundle_files import describe_file
 from retrieval.store import Store
 from tests.support.bundles import make_store
 from tests.support.service import Load, Service, process_state, serving, wait_until

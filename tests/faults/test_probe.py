@@ -6,13 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import retrieval.probe
+from retrieval.bundle_files import describe_file
 from retrieval.errors import BundleError
-from retrieval.manifest import QUERY_ENCODER, describe_file
-from retrieval.probe import prove_aside
+from retrieval.labels import LabelTable
+from retrieval.manifest import LABELS, QUERY_ENCODER, TOKENIZER
+from retrieval.probe import prove, prove_aside
 from retrieval.store import Store
 from tests.support.bundles import make_bundle
 
@@ -56,6 +59,19 @@ def divide_beyond(bundle: Path) -> None:
     )
 
 
+def calculate_for_minutes(bundle: Path) -> None:
+    """Thousands of operators in a row on ten million numbers, and no loop."""
+    steps = 20_000
+    constants = {"shape": np.array([10_000_000]), "first": np.array([0]), "end": np.array([1])}
+    insert(
+        bundle,
+        *constant_nodes(constants),
+        helper.make_node("ConstantOfShape", ["shape"], ["step0"]),
+        *(helper.make_node("Erf", [f"step{step}"], [f"step{step + 1}"]) for step in range(steps)),
+        helper.make_node("Slice", [f"step{steps}", "first", "end"], ["added"]),
+    )
+
+
 def loop_for_ever(bundle: Path) -> None:
     """A loop of 2⁶² rounds."""
     body = helper.make_graph(
@@ -91,10 +107,17 @@ def test_a_bundle_that_ends_its_process_is_refused(bundle: Path, tmp_path: Path)
 
 def test_a_bundle_that_never_answers_is_refused(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a hostile model holds whoever wants to activate it for ever."""
-    loop_for_ever(bundle)
+    calculate_for_minutes(bundle)
     monkeypatch.setattr(retrieval.probe, "PATIENCE_SECONDS", 3)
     with pytest.raises(BundleError, match=r"words did not answer within 3 s\."):
         Store(tmp_path / "store").publish(bundle, "one")
+
+
+def test_a_model_that_can_loop_is_refused_before_it_is_opened(bundle: Path, tmp_path: Path) -> None:
+    """If it fails, a model may run for ever once it serves: what it does with a golden query says nothing of others."""
+    loop_for_ever(bundle)
+    with pytest.raises(BundleError, match=r"query_encoder\.onnx has a node 'Loop' with a graph inside\."):
+        Store(tmp_path / "store", prove).publish(bundle, "one")
 
 
 def test_a_bundle_that_answers_differently_is_refused(bundle: Path, tmp_path: Path) -> None:
@@ -108,6 +131,39 @@ def test_a_bundle_that_answers_differently_is_refused(bundle: Path, tmp_path: Pa
     with pytest.raises(BundleError, match=r"answers differently here: 3 golden queries, .* 1\.0e-02\. Export"):
         store.activate("one")
     assert store.active() is None
+
+
+def multiply_texts(bundle: Path) -> None:
+    """A tokenizer of a few kilobytes that makes four thousand million letters of one."""
+    path = bundle / TOKENIZER
+    content = json.loads(path.read_text())
+    double = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+    content["normalizer"] = {"type": "Sequence", "normalizers": [double] * 32}
+    path.write_text(json.dumps(content))
+    rehash(bundle, TOKENIZER)
+
+
+def test_a_bundle_that_takes_all_memory_is_refused(bundle: Path, tmp_path: Path) -> None:
+    """If it fails, a few kilobytes of a hostile bundle end what else runs on the machine that publishes it."""
+    multiply_texts(bundle)
+    store = Store(tmp_path / "store")
+    with pytest.raises(BundleError, match=r"words (ended the process that opened it \(SIGABRT\)|takes more than)"):
+        store.publish(bundle, "one")
+    assert store.bundles() == []
+
+
+@pytest.mark.parametrize("codec", ["lz4", "zstd"])
+def test_compressed_labels_are_refused(bundle: Path, codec: str) -> None:
+    """If it fails, labels of a megabyte become gigabytes in memory when they are read."""
+    path = bundle / LABELS
+    table = pa.table({"id": [f"{number}" for number in range(2)], "text": ["a" * 100_000] * 2})
+    dictionary = table.append_column("kind", pa.array(["b" * 100_000] * 2).dictionary_encode())
+    for labels in (table, dictionary):
+        options = pa.ipc.IpcWriteOptions(compression=codec)
+        with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, labels.schema, options=options) as writer:
+            writer.write_table(labels)
+        with pytest.raises(BundleError, match=r"labels\.arrow is not an Arrow file \(it is compressed\)"):
+            LabelTable.open(path)
 
 
 def test_a_whole_bundle_proves_itself_aside(bundle: Path) -> None:

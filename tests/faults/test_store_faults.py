@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.manifest import verify_bundle
+from retrieval.bundle_files import verify_bundle
 from retrieval.probe import prove
 from retrieval.retriever import Retriever
 from retrieval.store import Store

@@ -9,7 +9,9 @@ from moto.server import ThreadedMotoServer
 
 from retrieval.cache import cache_store
 from retrieval.errors import BundleError, Unreachable
+from retrieval.paused import write_paused
 from retrieval.retriever import Retriever
+from service.source import Source
 from tests.support.bundles import make_store
 from tests.support.command import run
 
@@ -53,6 +55,17 @@ def test_a_store_in_s3_answers_is_kept_and_followed(
     files.pipe("bucket/shop/store/CURRENT", b"two\n")
     with Retriever.open(URL) as retriever:
         assert retriever.name == "two"
+    source = Source(Path(URL), [])
+    with Retriever.open(URL) as retriever:
+        gone = retriever.search(["red shoes"], 1)[0][0].id
+    source.amend_paused(lambda content: write_paused([gone]))
+    source.note("one")
+    source.note_rollback("two")
+    assert (files.cat("bucket/shop/store/CURRENT"), source.previous()) == (b"two\n", None)
+    for cache in ("cache", "empty"):
+        with Retriever.open(URL, cache=tmp_path / cache) as retriever:
+            assert retriever.name == "two"
+            assert gone not in [hit.id for hit in retriever.search(["red shoes"], 5)[0]]
     for url, said in (("s3://bucket/shop/stoer", "is neither a store"), ("s3://elsewhere/store", "is neither a store")):
         with pytest.raises(BundleError, match=said):
             Retriever.open(url)

@@ -85,16 +85,17 @@ def test_a_store_behind_a_url_is_followed(store: Store, tmp_path: Path, monkeypa
         assert served(service) == "one"
         shown = admin(service, "GET", "bundles").json()["bundles"]
         assert [(one["name"], one["active"], one["labels"]) for one in shown] == [
-            ("one", True, 200),
             ("three", False, None),
             ("two", False, None),
+            ("one", True, 200),
         ]
         store.activate("two")
         wait_until(lambda: served(service) == "two")
         assert admin(service, "POST", "rollback").json()["bundle"] == served(service) == "one"
+        assert store.active() == "one"
         assert service.activate("absent").status == 404
         assert service.activate("three").json()["bundle"] == served(service) == "three"
-    assert store.active() == "two"
+    assert store.active() == "three"
 
 
 def test_going_back_to_a_kept_bundle_starts_no_engine(store: Store) -> None:
@@ -130,8 +131,8 @@ def test_an_administrator_sees_what_there_is(store: Store) -> None:
     with serving(store.path) as service:
         assert service.ask("GET", "/admin/bundles").status == 401
         shown = admin(service, "GET", "bundles").json()
-        assert [one["name"] for one in shown["bundles"]] == ["one", "two", "three"]
-        first, _, broken = shown["bundles"]
+        assert [one["name"] for one in shown["bundles"]] == ["three", "one", "two"]
+        broken, first, _ = shown["bundles"]
         assert (first["active"], first["labels"], first["trouble"]) == (True, 200, None)
         assert first["bytes"] > 10_000
         assert broken["trouble"].startswith("bundles/three/manifest.json")

@@ -1,5 +1,6 @@
 """The store under any sequence of commands, each of which may die at any of its writes."""
 
+import os
 import shutil
 import tempfile
 from contextlib import suppress
@@ -75,16 +76,16 @@ def dying(patch: pytest.MonkeyPatch, survives: int) -> None:
     left = [survives]
 
     def dies(method: object) -> object:
-        def step(self: Path, target: Path) -> Path:
+        def step(*names: object, **folders: object) -> object:
             if left[0] == 0:
                 raise Death
             left[0] -= 1 if survives < 6 else 0
-            return method(self, target)  # type: ignore[operator, no-any-return]
+            return method(*names, **folders)  # type: ignore[operator]
 
         return step
 
     for name in ("rename", "replace"):
-        patch.setattr(Path, name, dies(getattr(Path, name)))
+        patch.setattr(os, name, dies(getattr(os, name)))
 
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=10))

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from retrieval.bundle_files import seal
 from retrieval.encoder import TextEncoder
 from retrieval.golden import Golden, record_golden, write_golden
 from retrieval.index import HnswIndex
@@ -34,7 +35,6 @@ from retrieval.manifest import (
     ModelFacts,
     Parity,
     Source,
-    seal,
 )
 from retrieval.nodes import nodes_of
 from retrieval.probe import prove
@@ -65,6 +65,7 @@ def make_bundle(
     weight: float = 0.5,
     ids: Sequence[str] | None = None,
     attributes: Mapping[str, Sequence[object]] | None = None,
+    created: str = "2026-11-22T00:00:00Z",
 ) -> Path:
     """Write a bundle of `texts` into `folder`; bundles of different `seed` or `prefix` answer differently.
 
@@ -107,10 +108,10 @@ def make_bundle(
     write_golden(folder, Golden(weight=weight, answers=()))
     for queries in ((), GOLDEN_QUERIES):
         if queries:
-            write_golden(folder, record_golden(Retriever.open(folder, threads=1), queries))
+            write_golden(folder, record_golden(Retriever.open(folder, threads=1, paused=()), queries))
         seal(
             folder,
-            created="2026-11-22T00:00:00Z",
+            created=created,
             source=Source(dataset="words", dataset_fingerprint="0" * 8, recipe="default", diptych_version="0.1.0"),
             labels=LabelFacts(count=len(texts), trained=len(texts), imputed=0, duplicates=0, zeros=0),
             precision="float32",
@@ -125,14 +126,15 @@ def make_bundle(
 
 
 def make_store(path: Path, *names: str) -> Store:
-    """A store with one bundle a name, the first one active; each bundle's label ids begin with its name.
+    """A store with one bundle a name, the first one active and the oldest; each bundle's label ids begin with its name.
 
     It opens bundles in this process to prove them: half a second less than in one of their own.
     """
     store = Store(path, prove)
     for seed, name in enumerate(names):
         with store.incoming() as folder:
-            store.publish(make_bundle(folder, seed=seed, prefix=name), name)
+            created = f"2026-11-22T{seed:02}:00:00Z"
+            store.publish(make_bundle(folder, seed=seed, prefix=name, created=created), name)
     store.activate(names[0])
     return store
 

@@ -17,8 +17,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import retrieval.retriever  # noqa: F401  # so that the forked processes need not import it
+from retrieval.bundle_files import verify_bundle
 from retrieval.errors import BundleError
-from retrieval.manifest import verify_bundle
 from retrieval.retriever import Retriever
 from retrieval.store import Store
 from tests.support.bundles import make_bundle

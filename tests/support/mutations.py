@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from retrieval.bundle_files import describe_file
 from retrieval.index_file import HEADER
-from retrieval.manifest import DIRECTIONS, INDEX, LABEL_ENCODER, MANIFEST, NODES, REQUIRED, describe_file
+from retrieval.manifest import DIRECTIONS, INDEX, LABEL_ENCODER, MANIFEST, NODES, REQUIRED
 
 Draw = np.random.Generator
 FILES = (*REQUIRED, DIRECTIONS, NODES)

@@ -25,10 +25,12 @@ class WebStore:
     asked: list[str] = field(default_factory=list)
     sent: int = 0  # bytes of answers that were made up
     instead: dict[str, Instead] = field(default_factory=dict)
+    ranges: bool = False  # whether parts of files are given
+    parts: list[tuple[str, int]] = field(default_factory=list)  # files that were asked for from a byte on
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files of one folder; no ranges, so that a file comes as one stream."""
+    """Files of one folder; ranges only where the store gives them, so that a file comes as one stream by default."""
 
     def __init__(self, *arguments: object, web: WebStore, directory: Path) -> None:
         self.web = web
@@ -39,7 +41,23 @@ class Handler(SimpleHTTPRequestHandler):
         self.web.instead.get(self.path, Handler.as_it_is)(self)
 
     def as_it_is(self) -> None:
-        super().do_GET()
+        if self.web.ranges and (asked := self.headers.get("Range")):
+            self.part(asked)
+        else:
+            super().do_GET()
+
+    def part(self, asked: str, most: int | None = None) -> None:
+        """Send the bytes of a file that a Range header asks for; the connection ends after `most` of them."""
+        first, last = asked.removeprefix("bytes=").split("-")
+        content = Path(self.translate_path(self.path)).read_bytes()
+        start, stop = int(first), min(int(last or len(content)) + 1, len(content))
+        self.web.parts.append((self.path, start))
+        self.send_response(206)
+        self.send_header("Content-Length", str(stop - start))
+        self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
+        self.end_headers()
+        self.wfile.write(content[start:stop][:most])
+        self.close_connection = most is not None
 
     def do_HEAD(self) -> None:
         if self.web.instead.get(self.path) is failing:
@@ -48,7 +66,7 @@ class Handler(SimpleHTTPRequestHandler):
             super().do_HEAD()
 
     def end_headers(self) -> None:
-        self.send_header("Accept-Ranges", "none")
+        self.send_header("Accept-Ranges", "bytes" if self.web.ranges else "none")
         super().end_headers()
 
     def log_message(self, format: str, *arguments: object) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from retrieval.bundle_files import verify_bundle
 from retrieval.errors import BundleError
-from retrieval.manifest import Effort, IndexFacts, Manifest, ModelFacts, read_manifest, verify_bundle
+from retrieval.manifest import Effort, IndexFacts, Manifest, ModelFacts, read_manifest
 from tests.support.bundles import make_bundle
 
 

@@ -12,7 +12,7 @@ from retrieval import Retriever
 from retrieval import nodes as nodes_module
 from retrieval.errors import BundleError
 from retrieval.manifest import NODES
-from retrieval.nodes import Nodes, expand, first_equal_rows, nodes_of, read_nodes
+from retrieval.nodes import Nodes, expand, first_equal_rows, nodes_in, nodes_of
 from tests.support.bundles import make_bundle
 from tests.support.mutations import rehash
 
@@ -159,7 +159,7 @@ def test_a_file_of_nodes_is_checked_number_by_number(tmp_path: Path, node_L: np.
     """If it fails, a hostile file makes numpy or hnswlib read beyond what is there, or hides labels."""
     np.save(tmp_path / NODES, node_L)
     with pytest.raises(BundleError, match=said):
-        read_nodes(tmp_path / NODES, 401, 6)
+        nodes_in((tmp_path / NODES).read_bytes(), tmp_path / NODES, 401, 6)
 
 
 def test_a_file_that_is_no_array_is_one_sentence(bundle: Path, tmp_path: Path) -> None:

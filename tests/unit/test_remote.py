@@ -126,7 +126,7 @@ def test_the_reading_commands_take_a_url(
     """If it fails, a command that only reads a store wants it copied by hand first."""
     assert run("bundles", "list", URL) == 0
     listed = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[:2] for line in listed[1:]] == [["*", "one"], ["two", "2026-11-22T00:00:00Z"]]
+    assert [line[:2] for line in listed[1:]] == [["*", "one"], ["two", "2026-11-22T01:00:00Z"]]
     assert run("bundles", "show", URL, "two") == 0
     assert json.loads(capsys.readouterr().out)["labels"]["count"] == 200
     assert run("bundles", "verify", URL, "two") == 0

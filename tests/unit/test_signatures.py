@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from retrieval import Retriever, Store
+from retrieval.bundle_files import seal
 from retrieval.errors import BadInput, BundleError
-from retrieval.manifest import Manifest, seal
+from retrieval.manifest import Manifest
 from retrieval.signatures import SIGNATURE, KeyPair, new_keys, signed, trusted_keys
 from service.settings import Settings
 from tests.support.bundles import make_store
@@ -56,13 +57,13 @@ def changed_file_and_manifest(folder: Path, keys: KeyPair) -> None:
 
 
 def signature_of_another(folder: Path, keys: KeyPair) -> None:
-    (folder / SIGNATURE).write_text(signed(b"another manifest", keys.signing))
+    (folder / SIGNATURE).write_text(signed(b"another manifest", keys.signing, 1))
 
 
 def signature_by_another(folder: Path, keys: KeyPair) -> None:
     """A stranger signs the manifest itself and names the trusted key."""
-    forged = signed((folder / "manifest.json").read_bytes(), new_keys().signing).split()
-    (folder / SIGNATURE).write_text(f"{forged[0]} {keys.trusted} {forged[2]}")
+    forged = signed((folder / "manifest.json").read_bytes(), new_keys().signing, 1).split()
+    (folder / SIGNATURE).write_text(f"{forged[0]} {keys.trusted} {forged[2]} {forged[3]}")
 
 
 def no_signature_at_all(folder: Path, keys: KeyPair) -> None:
@@ -116,4 +117,4 @@ def test_what_is_no_key_is_refused_at_start(key: str, why: str) -> None:
     with pytest.raises(BadInput, match=rf"DIPTYCH_TRUSTED_KEYS: .*{why}"):
         Settings.load(store="store", trusted_keys=key)
     with pytest.raises(BadInput, match=why):
-        signed(b"", key)
+        signed(b"", key, 1)

@@ -1,0 +1,61 @@
+"""An Arrow file, looked at before it is read: what is compressed in one may be a thousand times as large in memory.
+
+A file is the magic word, then a stream of messages, then an index of them. Only the stream is read, so what is looked
+at here is what is read. Layout of messages: Apache Arrow's Message.fbs (flatbuffers).
+"""
+
+import struct
+
+import pyarrow as pa
+
+MAGIC = b"ARROW1\0\0"
+RECORD_BATCH, DICTIONARY = "record batch", "dictionary"
+# Numbers of fields in their tables: of Message, DictionaryBatch and RecordBatch.
+HEADER, DATA, COMPRESSION = 2, 1, 3
+
+
+def read_uncompressed(content: pa.Buffer) -> pa.Table:
+    """Read an Arrow file without copying it. Raises ValueError for a compressed one, and pa.ArrowException."""
+    if content.size < len(MAGIC) or content.slice(0, len(MAGIC)).to_pybytes() != MAGIC:
+        raise ValueError("it does not begin as an Arrow file does")
+    stream = content.slice(len(MAGIC))
+    for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(stream)):
+        of_dictionary = message.type == DICTIONARY
+        if message.type in (RECORD_BATCH, DICTIONARY) and _compressed(message.metadata.to_pybytes(), of_dictionary):
+            raise ValueError("it is compressed")
+    with pa.ipc.open_stream(pa.BufferReader(stream)) as reader:
+        return reader.read_all()
+
+
+def _compressed(metadata: bytes, dictionary: bool) -> bool:
+    """Whether the data of a message is compressed. Raises ValueError where its metadata leads out of itself."""
+    try:
+        (root,) = struct.unpack_from("<I", metadata)
+        table = _follow(metadata, _field(metadata, root, HEADER))
+        if dictionary:
+            table = _follow(metadata, _field(metadata, table, DATA))
+        return _field(metadata, table, COMPRESSION) != 0
+    except struct.error as error:
+        raise ValueError("a message of it leads out of itself") from error
+
+
+def _field(metadata: bytes, table: int, number: int) -> int:
+    """Where a table's field lies; 0 where it has none."""
+    (back,) = struct.unpack_from("<i", metadata, table)
+    start = table - back
+    if start < 0:
+        raise ValueError("a message of it leads out of itself")
+    (length,) = struct.unpack_from("<H", metadata, start)
+    entry = 4 + 2 * number
+    if entry + 2 > length:
+        return 0
+    (offset,) = struct.unpack_from("<H", metadata, start + entry)
+    return table + int(offset) if offset else 0
+
+
+def _follow(metadata: bytes, field: int) -> int:
+    """Where the table begins that a field refers to."""
+    if not field:
+        raise ValueError("a message of it lacks its header")
+    (offset,) = struct.unpack_from("<I", metadata, field)
+    return field + int(offset)

@@ -1,0 +1,254 @@
+"""The files of a bundle: opened once, compared with the manifest, and given on as the very bytes that were compared.
+
+What a reader needs is read into memory that no other process can change. The one exception is `vectors.npy` where
+memory is short and no keys are trusted: it stays a mapped file. docs/decisions/0032 says what that means.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retrieval.errors import BundleError
+from retrieval.index_file import Buffer, read_checked
+from retrieval.limits import available_cores, free_memory
+from retrieval.manifest import (
+    DIRECTIONS,
+    FORMAT_VERSION,
+    INDEX,
+    MANIFEST,
+    TOKENIZER,
+    UNLISTED,
+    VECTORS,
+    FileEntry,
+    Manifest,
+    SignedManifest,
+    read_signed_manifest,
+)
+from retrieval.nofollow import open_bundle_folder, open_file
+from retrieval.vector_file import read_finite
+
+LOG = logging.getLogger("diptych")
+BLOCK = 1 << 18  # bytes hashed at once: what fits into a core's cache
+TOKENIZER_LIMIT = 256 << 20  # bytes; the tokenizer of a hundred languages has 17 MB
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+class BundleFiles(NamedTuple):
+    """A verified bundle: its manifest with who signed it, and the contents that were asked for.
+
+    The index is `graph`, a file in memory that nobody can write to any more: its library wants a path.
+    """
+
+    signed: SignedManifest
+    contents: dict[str, Buffer]
+    graph: FileIO | None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.signed.manifest
+
+    def close(self) -> None:
+        """Free the index's file in memory."""
+        if self.graph is not None:
+            self.graph.close()
+
+
+class _Seen(NamedTuple):
+    """What a file turned out to be, and what was kept of it."""
+
+    entry: FileEntry
+    content: Buffer | None = None
+    graph: FileIO | None = None
+
+
+def verify_bundle(folder: Path, trusted: Sequence[str] = (), threads: int | None = None) -> Manifest:
+    """Compare every file of a bundle with its manifest, byte for byte; raises BundleError at the first difference.
+
+    Index and vectors are checked on the way: they are safe to load, and their scores are numbers.
+    With `trusted` keys the manifest must be signed by one of them. `threads` read files, by default one a core.
+    """
+    return read_bundle(folder, lambda name: False, trusted, threads).manifest
+
+
+def verify_signed(folder: Path, trusted: Sequence[str] = ()) -> SignedManifest:
+    """As `verify_bundle`; returns the manifest with the bytes that the files were compared with."""
+    return read_bundle(folder, lambda name: False, trusted).signed
+
+
+def read_bundle(
+    folder: Path,
+    wanted: Callable[[str], bool],
+    trusted: Sequence[str] = (),
+    threads: int | None = None,
+) -> BundleFiles:
+    """Verify a bundle as `verify_bundle` does, and keep the contents of files that are `wanted`. Raises BundleError."""
+    with ExitStack() as stack:
+        opened = _open_folder(folder)
+        stack.callback(os.close, opened)
+        signed = read_signed_manifest(folder, trusted, opened)
+        manifest = signed.manifest
+        _check_names(folder, os.listdir(opened), manifest)
+        files = {name: _open(folder / name, opened, entry) for name, entry in manifest.files.items()}
+        for file in files.values():
+            stack.callback(file.close)
+        mapped = _mapped(folder, manifest, wanted, trusted)
+        with ThreadPoolExecutor(threads or available_cores()) as pool:
+            found = dict(
+                zip(
+                    files,
+                    pool.map(lambda name: _see(folder / name, files[name], manifest, wanted(name), mapped), files),
+                    strict=True,
+                )
+            )
+    graph = next((seen.graph for seen in found.values() if seen.graph is not None), None)
+    contents = {name: seen.content for name, seen in found.items() if seen.content is not None}
+    bundle = BundleFiles(signed, contents, graph)
+    for name, entry in manifest.files.items():
+        if found[name].entry != entry:
+            bundle.close()
+            raise BundleError(f"{folder / name} is damaged: its SHA-256 is not the one in {MANIFEST}. Copy it again.")
+    return bundle
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Size and SHA-256 of a regular file. Raises BundleError for anything else, and OSError."""
+    with FileIO(open_file(path)) as file:
+        return _describe_open(file)
+
+
+def seal(folder: Path, **facts: Any) -> Manifest:
+    """Write the manifest of a finished folder; `facts` are all its fields but the version and the files."""
+    files = {item.name: describe_file(item) for item in sorted(folder.iterdir()) if item.name not in UNLISTED}
+    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def _open_folder(folder: Path) -> int:
+    try:
+        return open_bundle_folder(folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its rights.") from error
+
+
+def _check_names(folder: Path, names: Collection[str], manifest: Manifest) -> None:
+    if extra := sorted(set(names) - manifest.files.keys() - UNLISTED):
+        raise BundleError(f"{folder / extra[0]} is not listed in {MANIFEST}. Remove it, or export the bundle again.")
+    if (size := manifest.files[TOKENIZER].bytes) > TOKENIZER_LIMIT:
+        raise BundleError(f"{folder / TOKENIZER} has {size:,} bytes; a tokenizer has at most {TOKENIZER_LIMIT:,}.")
+
+
+def _open(path: Path, folder: int, entry: FileEntry) -> FileIO:
+    try:
+        file = FileIO(open_file(path, folder))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing though {MANIFEST} lists it. Copy the bundle again.") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be opened ({error.strerror}). Check its rights.") from error
+    size = os.fstat(file.fileno()).st_size
+    if size != entry.bytes:
+        file.close()
+        raise BundleError(f"{path} has {size} bytes where {entry.bytes} are listed. Copy it again.")
+    return file
+
+
+def _mapped(folder: Path, manifest: Manifest, wanted: Callable[[str], bool], trusted: Sequence[str]) -> bool:
+    """Whether the vectors must stay a mapped file, since memory is short. With trusted keys they never do."""
+    if trusted or not wanted(VECTORS):
+        return False
+    needed = sum(entry.bytes for name, entry in manifest.files.items() if wanted(name))
+    room = free_memory()
+    if needed < room.free:
+        return False
+    LOG.warning(
+        "%s is not copied into memory: %d MB are needed, %d MB are free (%s). Who changes the file changes answers.",
+        folder / VECTORS, needed >> 20, room.free >> 20, room.bound,
+    )  # fmt: skip
+    return True
+
+
+def _see(path: Path, file: FileIO, manifest: Manifest, wanted: bool, mapped: bool) -> _Seen:
+    """Read a file. Numbers that native code follows, or that become scores, are checked while they are read."""
+    size, dim, entry = manifest.labels.count, manifest.model.dim, manifest.files[path.name]
+    try:
+        if path.name == INDEX:
+            return _see_index(read_checked(path, file, manifest.index_dim, manifest.index_size), wanted)
+        if path.name in (DIRECTIONS, VECTORS):
+            shape = (manifest.index_dim, dim) if path.name == DIRECTIONS else (dim, size)
+            copied = wanted and not (mapped and path.name == VECTORS)
+            content = np.empty(entry.bytes, np.uint8) if copied else None
+            seen = _describe(read_finite(path, file, *shape, content))
+            if wanted and not copied:
+                return _Seen(seen, memoryview(mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_READ)))
+            return _Seen(seen, None if content is None else content.data)
+        if wanted:
+            written = _read_at_most(file, entry.bytes + 1)
+            return _Seen(_describe([written]), written)
+    except BundleError:
+        file.seek(0)
+        if (found := _describe_open(file)) == entry:
+            raise
+        return _Seen(found)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read ({error.strerror}). Check the disk, or copy it again.") from error
+    return _Seen(_describe_open(file))
+
+
+def _see_index(blocks: Iterable[Buffer], wanted: bool) -> _Seen:
+    """Hash an index; where it is wanted, copy it to a file in memory that is sealed once it is whole."""
+    if not wanted:
+        return _Seen(_describe(blocks))
+    copy = FileIO(os.memfd_create("index", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+")
+    try:
+        digest, size = hashlib.sha256(), 0
+        for block in blocks:
+            digest.update(block)
+            view = memoryview(block).cast("B")
+            size += len(view)
+            while view:
+                view = view[copy.write(view) :]
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        copy.close()
+        raise
+    return _Seen(FileEntry(bytes=size, sha256=digest.hexdigest()), None, copy)
+
+
+def _read_at_most(file: FileIO, limit: int) -> bytes:
+    """The rest of a file, up to `limit` bytes; one read gives 2 GB at most."""
+    parts = []
+    while limit and (part := file.read(limit)):
+        parts.append(part)
+        limit -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _describe(blocks: Iterable[Buffer]) -> FileEntry:
+    digest, size = hashlib.sha256(), 0
+    for block in blocks:
+        digest.update(block)
+        size += memoryview(block).nbytes
+    return FileEntry(bytes=size, sha256=digest.hexdigest())
+
+
+def _describe_open(file: FileIO) -> FileEntry:
+    digest, size, buffer = hashlib.sha256(), 0, bytearray(BLOCK)
+    while count := file.readinto(buffer):
+        digest.update(memoryview(buffer)[:count])
+        size += count
+    return FileEntry(bytes=size, sha256=digest.hexdigest())

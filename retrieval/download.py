@@ -1,0 +1,210 @@
+"""A bundle's files fetched from a URL: attempts are repeated, a file goes on where it broke off, and hashes decide.
+
+store/.partial/<sha256>   what has arrived of a file, named by the hash that the whole one must have
+store/.pulling            the lock under which one process at a time fetches
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
+
+from retrieval.bundle_files import describe_file
+from retrieval.cache_folder import CACHE
+from retrieval.errors import BundleError, Unreachable
+from retrieval.manifest import MANIFEST, FileEntry, read_manifest
+from retrieval.nofollow import copy_file, folder_open, open_file, remove
+from retrieval.remote import Missing, NotSeekable, Remote, blaming
+from retrieval.signatures import SIGNATURE
+from retrieval.store import Store
+from retrieval.store_folder import file_locked, made_folder
+
+PARTIAL, PULLING = ".partial", ".pulling"
+ATTEMPTS = 5  # to fetch a file, each from where the one before broke off
+FIRST_WAIT, LONGEST_WAIT = 0.1, 3.0  # seconds between attempts
+BLOCK = 1 << 20
+
+Progress = Callable[[int, int], object]  # bytes that are here, bytes in all
+
+
+@dataclass(frozen=True)
+class RemoteBundle:
+    """Where to find a bundle: its name, its folder behind the URL, and the manifest that stands there."""
+
+    remote: Remote
+    name: str
+    folder: str
+    manifest: bytes
+
+    @property
+    def place(self) -> str:
+        """The URL of the bundle."""
+        return self.remote.place(self.folder)
+
+
+def download(source: RemoteBundle, store: Store, trusted: Sequence[str], progress: Progress) -> None:
+    """Fetch a bundle into a folder of its own and publish it from there, which proves it. Raises BundleError."""
+    with store.incoming() as folder, blaming(source.place, folder), _writing(store), _partial(store) as partial:
+        (folder / MANIFEST).write_bytes(source.manifest)
+        if (signature := source.remote.signature(source.folder)) is not None:
+            (folder / SIGNATURE).write_bytes(signature)
+        files = read_manifest(folder, trusted).files
+        _remove_others(partial, {entry.sha256 for entry in files.values()})
+        done, total = 0, sum(entry.bytes for entry in files.values())
+
+        def arrived(count: int) -> None:
+            nonlocal done
+            done += count
+            progress(done, total)
+
+        here = sum(os.stat(name, dir_fd=partial).st_size for name in os.listdir(partial))
+        if total - here > (free := shutil.disk_usage(folder).free):
+            raise BundleError(
+                f"{source.place} has {total:,} bytes; {store.path} has room for {free:,}. Free some space."
+            )
+        for file, entry in files.items():
+            if (known := _same_file(store, file, entry)) is not None:
+                copy_file(known, folder / file)
+                arrived(entry.bytes)
+            else:
+                _fetch(source, store.path / PARTIAL / entry.sha256, partial, folder / file, entry, arrived)
+        store.publish(folder, source.name)
+
+
+@contextmanager
+def downloading(store: Store) -> Iterator[None]:
+    """One download at a time. Not under the store's own lock, which would keep its other commands waiting."""
+    with _writing(store):
+        store.path.mkdir(parents=True, exist_ok=True)
+        with folder_open(store.path, follow=True) as root, file_locked(store.path / PULLING, root):
+            yield
+
+
+@contextmanager
+def _partial(store: Store) -> Iterator[int]:
+    """The folder of what has arrived, held open; it is removed once it is empty."""
+    with folder_open(store.path, follow=True) as root, made_folder(store.path / PARTIAL, root) as opened:
+        try:
+            yield opened
+        finally:
+            if not os.listdir(opened):
+                os.rmdir(PARTIAL, dir_fd=root)
+
+
+def _remove_others(partial: int, hashes: set[str]) -> None:
+    """Remove what has arrived of other bundles: only one download is gone on with."""
+    for name in os.listdir(partial):
+        if name not in hashes:
+            remove(name, partial)
+
+
+def _same_file(store: Store, file: str, entry: FileEntry) -> Path | None:
+    """A file that an earlier bundle brought: a tokenizer or an encoder often outlives the labels."""
+    for name in store.bundles():
+        try:
+            path = store.bundle_path(name) / file
+            listed = read_manifest(path.parent).files.get(file)
+            if listed == entry and describe_file(path) == entry:
+                return path
+        except (BundleError, OSError):
+            continue  # damaged, or of another release: nothing to gain from it
+    return None
+
+
+def _fetch(
+    source: RemoteBundle, path: Path, partial: int, target: Path, entry: FileEntry, arrived: Callable[[int], object]
+) -> None:
+    """Fetch a file to `path`, going on with what is there of it, and move it to `target` once its hash is right."""
+    handle = open_file(path, partial, os.O_RDWR | os.O_CREAT)
+    with FileIO(handle, "r+") as file:
+        begun = os.fstat(handle).st_size
+        seen = _fetch_open(source, file, target.name, entry, arrived)
+        if seen != entry and begun and seen.bytes == entry.bytes:  # what was there before may have been another file
+            file.truncate(0)
+            seen = _fetch_open(source, file, target.name, entry, lambda count: None)
+    if seen == entry:
+        with folder_open(target.parent) as folder:
+            os.rename(path.name, target.name, src_dir_fd=partial, dst_dir_fd=folder)
+        return
+    os.unlink(path.name, dir_fd=partial)
+    sizes = f"more than {entry.bytes}" if seen.bytes > entry.bytes else f"{seen.bytes}"
+    wrong = "another SHA-256" if seen.bytes == entry.bytes else f"{sizes} bytes where {entry.bytes} are listed"
+    place = source.remote.place(f"{source.folder}{target.name}")
+    raise BundleError(f"{place} is not the file in {MANIFEST}: {wrong}. Publish the bundle there again.")
+
+
+def _fetch_open(
+    source: RemoteBundle, file: FileIO, name: str, entry: FileEntry, arrived: Callable[[int], object]
+) -> FileEntry:
+    """Fetch a file in several attempts; returns what came. Reading ends one byte behind what is listed."""
+    import stamina
+
+    download = _Download(source, file, name, entry, arrived)
+    for attempt in stamina.retry_context(
+        on=Unreachable, attempts=ATTEMPTS, timeout=None, wait_initial=FIRST_WAIT, wait_max=LONGEST_WAIT
+    ):
+        with attempt:
+            download.go_on()
+    return download.seen()
+
+
+class _Download:
+    """One file on its way: what has arrived, and its hash so far."""
+
+    def __init__(
+        self, source: RemoteBundle, file: FileIO, name: str, entry: FileEntry, arrived: Callable[[int], object]
+    ) -> None:
+        self._source, self._file, self._entry, self._arrived = source, file, entry, arrived
+        self._path = f"{source.folder}{name}"
+        self._digest, self._count, self._told = hashlib.sha256(), 0, 0
+        file.seek(0)
+        if os.fstat(file.fileno()).st_size > entry.bytes:
+            file.truncate(0)
+        while block := file.read(BLOCK):
+            self._take(block)
+
+    def go_on(self) -> None:
+        """Fetch the rest. Raises Unreachable where it breaks off, and BundleError where there is no such file."""
+        try:
+            self._read(self._count)
+        except NotSeekable:
+            self._file.seek(0)
+            self._file.truncate(0)
+            self._digest, self._count = hashlib.sha256(), 0
+            self._read(0)
+
+    def _read(self, start: int) -> None:
+        try:
+            for chunk in self._source.remote.chunks(self._path, self._entry.bytes, start):
+                view = memoryview(chunk)
+                while view:
+                    view = view[self._file.write(view) :]
+                self._take(chunk)
+        except Missing as missing:
+            raise BundleError(f"{missing} Yet {MANIFEST} lists it: publish the bundle there again.") from missing
+
+    def _take(self, chunk: bytes) -> None:
+        self._digest.update(chunk)
+        self._count += len(chunk)
+        if self._count > self._told:  # what comes a second time is not counted again
+            self._arrived(self._count - self._told)
+            self._told = self._count
+
+    def seen(self) -> FileEntry:
+        """What has arrived."""
+        return FileEntry(bytes=self._count, sha256=self._digest.hexdigest())
+
+
+@contextmanager
+def _writing(store: Store) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"{store.path} cannot be written ({error.strerror or error}). "
+            f"Check its rights and free space; the cache's folder can be set with {CACHE}."
+        ) from error

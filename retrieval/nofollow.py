@@ -1,0 +1,145 @@
+"""Open what lies in a store: no symbolic link is followed, no pipe is waited for, no file is read without end.
+
+Whoever can write to a store may replace any file or folder in it at any moment. Every look at one therefore opens it
+first and then asks the descriptor what it is. The path of the store itself may lead through links.
+"""
+
+import errno
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from retrieval.errors import BundleError
+
+BUNDLES = "bundles"  # the folder of a store that holds its bundles
+OPEN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def open_file(path: Path, folder: int | None = None, flags: int = os.O_RDONLY) -> int:
+    """Open a regular file with one name: `path`, or its last part in the open `folder`. Returns a descriptor.
+
+    Raises BundleError for anything else that stands there, and OSError.
+    """
+    name = path if folder is None else path.name
+    try:
+        descriptor = os.open(name, flags | OPEN_FILE, 0o644, dir_fd=folder)
+    except OSError as error:
+        if error.errno == errno.ELOOP or (error.errno in (errno.ENXIO, errno.EISDIR) and not _is_regular(name, folder)):
+            raise _refused(path, name, folder) from error
+        raise
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise _refused(path, name, folder)
+    if status.st_nlink > 1:
+        os.close(descriptor)
+        raise BundleError(
+            f"{path} has {status.st_nlink} hard links, so it can be changed from elsewhere. Replace it by a copy."
+        )
+    return descriptor
+
+
+def open_folder(path: Path, parent: int | None = None, *, follow: bool = False, flags: int = OPEN_FOLDER) -> int:
+    """Open a folder: `path`, or its last part in the open `parent`; a link is followed only where `follow` says so.
+
+    Raises BundleError for a link or a file that stands there, and OSError.
+    """
+    flags = flags & ~os.O_NOFOLLOW if follow else flags
+    name = path if parent is None else path.name
+    try:
+        return os.open(name, flags, dir_fd=parent)
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENOTDIR) and _is_link(name, parent):
+            raise BundleError(f"{path} is a symbolic link; a store holds none. Replace it by a folder.") from error
+        raise
+
+
+def open_bundle_folder(path: Path) -> int:
+    """Open the folder of a bundle. In a store, which `bundles/` gives away, none of its parts may be a link.
+
+    Raises BundleError and OSError.
+    """
+    if path.parent.name != BUNDLES:
+        return open_folder(path, follow=True)
+    with folder_open(path.parent, flags=OPEN_FOLDER | os.O_PATH) as bundles:  # its content is not for this process
+        return open_folder(path, bundles)
+
+
+@contextmanager
+def folder_open(
+    path: Path, parent: int | None = None, *, follow: bool = False, flags: int = OPEN_FOLDER
+) -> Iterator[int]:
+    """Hold a folder open as `open_folder` does; closed at the end."""
+    descriptor = open_folder(path, parent, follow=follow, flags=flags)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def bundle_folder_open(path: Path) -> Iterator[int]:
+    """Hold a bundle's folder open as `open_bundle_folder` does; closed at the end."""
+    descriptor = open_bundle_folder(path)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def read_small(path: Path, limit: int, folder: int | None = None) -> bytes:
+    """Read a whole file of at most `limit` bytes. Raises BundleError for a longer one, or for no file, and OSError."""
+    with open(open_file(path, folder), "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(limit + 1) or b""
+    if size > limit or len(content) > limit:
+        raise BundleError(f"{path} has {max(size, len(content)):,} bytes; such a file has at most {limit:,}.")
+    return content
+
+
+def read_file(path: Path) -> bytes:
+    """Read a whole file. Raises BundleError where it is no regular one, and OSError."""
+    with open(open_file(path), "rb") as file:
+        return file.read()
+
+
+def is_folder(path: Path) -> bool:
+    """Whether a folder stands at `path`; a link to one is none."""
+    with suppress(OSError):
+        return stat.S_ISDIR(path.lstat().st_mode)
+    return False
+
+
+def remove(name: str, folder: int) -> None:
+    """Remove a file, a link, or a folder with all that is in it, from an open folder. Links are not followed."""
+    if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
+        shutil.rmtree(name, dir_fd=folder)
+    else:
+        os.unlink(name, dir_fd=folder)
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy a regular file to a new one. Raises BundleError where `source` is none, and OSError."""
+    with open(open_file(source), "rb") as reader, target.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _is_link(name: Path | str, folder: int | None) -> bool:
+    with suppress(OSError):
+        return stat.S_ISLNK(os.lstat(name, dir_fd=folder).st_mode)
+    return False
+
+
+def _is_regular(name: Path | str, folder: int | None) -> bool:
+    with suppress(OSError):
+        return stat.S_ISREG(os.lstat(name, dir_fd=folder).st_mode)
+    return False
+
+
+def _refused(path: Path, name: Path | str, folder: int | None) -> BundleError:
+    what = "a symbolic link" if _is_link(name, folder) else "not a regular file"
+    return BundleError(f"{path} is {what}; a store holds plain files and folders. Replace it by a copy of the file.")

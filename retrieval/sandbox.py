@@ -1,0 +1,199 @@
+"""Restrict a process before it opens a bundle: native code that a hostile file takes over gets nothing from it.
+
+`confine` takes away files (Landlock), system calls (seccomp) and the network, `limit` memory, time and core dumps,
+`child_environment` credentials. docs/decisions/0034 has what was measured. This module imports nothing that takes time
+or starts a thread: restrictions hold for the calling thread and those that it starts.
+"""
+
+import errno
+import logging
+import os
+import re
+import resource
+import stat
+import sys
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal, get_args
+
+from retrieval.errors import BadInput
+
+LOG = logging.getLogger("diptych")
+SANDBOX = "DIPTYCH_SANDBOX"
+Mode = Literal["auto", "required", "off"]
+
+# What a child process needs of the environment. Everything else is left out, credentials of all kinds among it.
+VARIABLES = {
+    "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV",
+}  # fmt: skip
+PREFIXES = (
+    "LC_", "PYTHON", "OMP_", "OPENBLAS_", "MKL_", "KMP_", "ORT_", "CUDA_", "CUDNN_", "CUBLAS_", "NVIDIA_",
+    "TOKENIZERS_", "RAYON_", "RUST_", "ARROW_", "MALLOC_", "MIMALLOC_", "NPY_", "COVERAGE_",
+)  # fmt: skip
+SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
+NO_SECRET = "TOKENIZERS_"
+
+BASE_BYTES = 2 << 30  # of data: libraries, and what a batch takes
+CORE_BYTES = 128 << 20  # for each core: stacks and memory of the threads of three libraries
+FILE_TIMES = 3  # a file is read, parsed and made into something else
+OPEN_FILES = 1024
+
+# System calls that loading and searching never make.
+DENIED_CALLS = (
+    "execve", "execveat", "fork", "vfork", "socket", "connect", "bind", "listen", "accept", "accept4", "ptrace",
+    "process_vm_readv", "process_vm_writev", "kill", "mount", "umount2", "pivot_root", "chroot", "setns", "unshare",
+    "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "keyctl", "add_key", "request_key", "init_module",
+    "finit_module", "delete_module", "open_by_handle_at", "name_to_handle_at", "setuid", "setgid", "setreuid",
+)  # fmt: skip
+CLONE_THREAD = 0x1_0000  # the flag of `clone` that makes a thread; without it a process is made
+X32 = 0x4000_0000  # the bit of the same calls in x86-64's second numbering
+
+NO_LANDLOCK, NO_SECCOMP = "the kernel has no Landlock", "the kernel has no seccomp filters"
+READABLE = (
+    "/usr",
+    "/lib",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/sys",
+    "/dev/urandom",
+    "/dev/zero",
+    # Not all of /proc: with some rights of root, the environment of any process could be read there.
+    "/proc/self",
+    "/proc/cpuinfo",
+    "/proc/meminfo",
+    "/proc/stat",
+    "/proc/sys",
+    "/proc/filesystems",
+    "/proc/version",
+)
+
+
+def sandbox_mode(written: str | None = None) -> Mode:
+    """Whether children are confined: "auto" where the system can, "required", or "off". Raises BadInput."""
+    text = (os.environ.get(SANDBOX) if written is None else written) or "auto"
+    for mode in get_args(Mode):
+        if text == mode:
+            return mode  # type: ignore[no-any-return]
+    raise BadInput(f"{SANDBOX} is {text!r}; it must be auto, required or off.")
+
+
+def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The variables that a child process gets: it imports from where its parent does, and holds no credentials."""
+    kept = {
+        name: value
+        for name, value in environment.items()
+        if (name in VARIABLES or name.startswith(PREFIXES)) and not SECRET.search(name.removeprefix(NO_SECRET))
+    }
+    return kept | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+
+
+def data_limit(folder: Path) -> int:
+    """Bytes of memory that opening and searching the bundle in a folder may take, with room to spare."""
+    return BASE_BYTES + CORE_BYTES * (os.cpu_count() or 1) + FILE_TIMES * folder_bytes(folder)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files in a folder; 0 where there is none."""
+    with suppress(OSError), os.scandir(folder) as items:
+        return sum(item.stat(follow_symlinks=False).st_size for item in items)
+    return 0
+
+
+def limit(data: int | None = None, cpu_seconds: int | None = None, file_bytes: int | None = None) -> None:
+    """Bound this process: no core dump, and as many bytes of data, seconds of CPU and bytes of a written file."""
+    _lower(resource.RLIMIT_CORE, 0)
+    _lower(resource.RLIMIT_NOFILE, OPEN_FILES)
+    if data is not None:
+        _lower(resource.RLIMIT_DATA, data)
+    if cpu_seconds is not None:
+        _lower(resource.RLIMIT_CPU, cpu_seconds)
+    if file_bytes is not None and not any(_is_file(descriptor) for descriptor in (1, 2)):  # where the log goes
+        _lower(resource.RLIMIT_FSIZE, file_bytes)
+
+
+def missing() -> list[str]:
+    """What this system lacks to confine a process, each in a few words; nothing where it has all."""
+    lacks = [f"the package {name} is not installed" for name in ("landlockpy", "seccompy") if find_spec(name) is None]
+    if lacks:
+        return lacks
+    import landlockpy
+    import seccompy
+
+    for supported, name in ((landlockpy.supported, NO_LANDLOCK), (seccompy.supported, NO_SECCOMP)):
+        try:
+            here = supported()
+        except OSError:  # a container forbids the very question
+            here = False
+        if not here:
+            lacks.append(name)
+    return lacks
+
+
+def confine(readable: Iterable[Path], mode: Mode) -> list[str]:
+    """Take away from this thread, and all that it starts, what opening a bundle does not need; for good.
+
+    Files under `readable` and those of Python may be read, nothing may be written, no program started, no connection
+    made. Returns what this system lacks for it. Raises BadInput for that where the mode is "required".
+    """
+    if mode == "off":
+        return []
+    lacks = missing()
+    if lacks and mode == "required":
+        raise BadInput(f"{SANDBOX}=required: {', '.join(lacks)}. Install 'diptych[sandbox]' on Linux 5.13 or newer.")
+    if find_spec("landlockpy") is not None and NO_LANDLOCK not in lacks:
+        _restrict_files(readable)
+    if find_spec("seccompy") is not None and NO_SECCOMP not in lacks:
+        _restrict_calls()
+    return lacks
+
+
+def _restrict_files(readable: Iterable[Path]) -> None:
+    import landlockpy
+
+    access = landlockpy.AccessFS
+    read = access.READ_FILE | access.READ_DIR
+    with landlockpy.Ruleset(scoped=landlockpy.Scope.ABSTRACT_UNIX_SOCKET | landlockpy.Scope.SIGNAL) as rules:
+        for path in {*map(Path, READABLE), *_python_folders(), *readable}:
+            with suppress(FileNotFoundError):
+                rules.allow_path(path, read if path.is_dir() else access.READ_FILE)
+        rules.allow_path("/dev/null", access.READ_FILE | access.WRITE_FILE)
+        rules.restrict()
+
+
+def _python_folders() -> Iterable[Path]:
+    """Where modules and shared libraries are loaded from, also later."""
+    yield from {Path(path) for path in (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path) if path}
+    yield from {Path(path) for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path}
+
+
+def _restrict_calls() -> None:
+    import seccompy
+
+    filter_ = seccompy.Filter(default=seccompy.Action.ALLOW)
+    for name in DENIED_CALLS:
+        try:
+            number = seccompy.syscall_nr(name)
+        except (KeyError, ValueError, OSError):  # not on this kind of processor
+            continue
+        filter_.errno(number, errno.EPERM)
+        if os.uname().machine == "x86_64":
+            filter_.errno(number | X32, errno.EPERM)
+    filter_.errno("clone", errno.EPERM, args=[(0, seccompy.CmpOp.MASKED_EQ, 0, CLONE_THREAD)])
+    filter_.errno("clone3", errno.ENOSYS)  # its flags cannot be seen; the C library then takes `clone`
+    filter_.load()
+
+
+def _lower(kind: int, most: int) -> None:
+    """Set a limit, unless a lower one is set already."""
+    soft, hard = resource.getrlimit(kind)
+    bounded = min([most, *(one for one in (soft, hard) if one != resource.RLIM_INFINITY)])
+    resource.setrlimit(kind, (bounded, bounded))
+
+
+def _is_file(descriptor: int) -> bool:
+    with suppress(OSError):
+        return stat.S_ISREG(os.fstat(descriptor).st_mode)
+    return False

@@ -1,0 +1,143 @@
+"""The highest serial number that was active here, by signing key: an older signed bundle is not activated again.
+
+The note lies in the cache folder, not in the store, since whoever can write to the store must not be able to change it.
+Where that folder cannot be written the note lasts as long as the process. docs/decisions/0033 has the threat model.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from retrieval.cache_folder import CACHE, cache_folder
+from retrieval.errors import BundleError
+from retrieval.nofollow import open_file, read_small
+from retrieval.signatures import Signature
+
+LOG = logging.getLogger("diptych")
+LIMIT = 1 << 16  # bytes of a note; it holds two numbers a key
+
+
+class OlderSerial(BundleError):
+    """A signed bundle is older than one that was active here."""
+
+
+class _Note(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    highest: dict[str, int] = {}
+    rolled_back_to: dict[str, int] = {}
+
+
+_process_notes: dict[str, _Note] = {}  # by place: what could not be written, and what a removed file does not undo
+
+
+class Serials:
+    """The serial numbers of one store. All methods raise BundleError where the note is damaged."""
+
+    def __init__(self, place: str) -> None:
+        """`place` is the path or URL by which the store is known here."""
+        self._place = place
+        self._name = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+    @property
+    def path(self) -> Path:
+        """The file of the note."""
+        return cache_folder() / "serials" / f"{self._name}.json"
+
+    def check(self, bundle: str, signature: Signature | None) -> None:
+        """Raise OlderSerial for a bundle that is older than one of the same key that was active here.
+
+        The one that was rolled back to is allowed. Nothing is checked without a signature.
+        """
+        if signature is None:
+            return
+        note = self._read()
+        highest = note.highest.get(signature.key, 0)
+        if signature.serial < highest and note.rolled_back_to.get(signature.key) != signature.serial:
+            raise OlderSerial(
+                f"bundle {bundle} has the serial number {signature.serial}, and {highest} was active here before. "
+                "Go back to it with a rollback, or sign it again, which gives it a new number."
+            )
+
+    def note_active(self, signature: Signature | None) -> None:
+        """Remember the serial number of a bundle that became active."""
+        if signature is None:
+            return
+        key, serial = signature
+
+        def change(note: _Note) -> _Note:
+            if serial < note.highest.get(key, 0):
+                return note  # the one that was rolled back to
+            allowed = {one: number for one, number in note.rolled_back_to.items() if one != key}
+            return _Note(highest=note.highest | {key: serial}, rolled_back_to=allowed)
+
+        self._change(change)
+
+    def note_rollback(self, signature: Signature | None) -> None:
+        """Allow the bundle that was rolled back to, and no other older one, until a newer one becomes active."""
+        if signature is None:
+            return
+        key, serial = signature
+        self._change(
+            lambda note: _Note(
+                highest=note.highest | {key: max(serial, note.highest.get(key, 0))},
+                rolled_back_to=note.rolled_back_to | {key: serial},
+            )
+        )
+
+    def _read(self) -> _Note:
+        noted = _process_notes.get(self._place, _Note())
+        try:
+            written = _Note.model_validate_json(read_small(self.path, LIMIT))
+        except (FileNotFoundError, NotADirectoryError):
+            return noted
+        except (OSError, ValidationError) as error:
+            if isinstance(error, PermissionError) and not os.access(self.path.parent, os.X_OK):
+                return noted  # another user's folder, which holds no note of this one
+            raise BundleError(
+                f"{self.path}, the note of serial numbers, cannot be read. Remove it to forget what was active."
+            ) from error
+        highest = {
+            key: max(written.highest.get(key, 0), noted.highest.get(key, 0))
+            for key in written.highest.keys() | noted.highest.keys()
+        }
+        return _Note(highest=highest, rolled_back_to=written.rolled_back_to or noted.rolled_back_to)
+
+    def _change(self, change: Callable[[_Note], _Note]) -> None:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self._locked():
+                before = self._read()
+                after = change(before)
+                if after != before:
+                    self._write(after)
+        except OSError as error:
+            after = change(self._read())
+            if self._place not in _process_notes:
+                LOG.warning(
+                    "the serial numbers of %s are remembered by this process alone: %s cannot be written (%s); set %s",
+                    self._place, error.filename or "the cache", error.strerror or error, CACHE,
+                )  # fmt: skip
+        _process_notes[self._place] = after
+
+    def _write(self, note: _Note) -> None:
+        made = self.path.with_name(uuid.uuid4().hex)
+        made.write_text(json.dumps(note.model_dump()), encoding="utf-8")
+        os.replace(made, self.path)
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        descriptor = open_file(self.path.with_suffix(".lock"), flags=os.O_RDWR | os.O_CREAT)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)

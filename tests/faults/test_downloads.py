@@ -1,0 +1,195 @@
+"""Downloads that break off: they are repeated and go on where they stopped, within bounds, and hashes decide."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import retrieval.download
+from retrieval.cache import pull
+from retrieval.download import ATTEMPTS, PARTIAL, PULLING
+from retrieval.errors import BundleError, Unreachable
+from retrieval.manifest import INDEX, LABELS, Manifest
+from retrieval.retriever import Retriever
+from retrieval.store import Store
+from tests.support.bundles import make_store
+from tests.support.web_store import Handler, WebStore, failing, web_store
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("stores") / "store", "one", "two").path
+
+
+@pytest.fixture
+def there(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "there"))
+
+
+@pytest.fixture
+def web(there: Path) -> Iterator[WebStore]:
+    with web_store(there) as served:
+        served.ranges = True
+        yield served
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Store:
+    return Store(tmp_path / "here", lambda folder: None)
+
+
+@pytest.fixture(autouse=True)
+def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ask for little at once, and wait little, as if files were large."""
+    monkeypatch.setattr("retrieval.remote.CHUNK", 4096)
+    monkeypatch.setattr(retrieval.download, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retrieval.download, "LONGEST_WAIT", 0.002)
+
+
+PATH = f"/bundles/one/{INDEX}"
+
+
+def entry(there: Path) -> tuple[int, str]:
+    """Bytes and hash of the index."""
+    written = (there / "bundles" / "one" / "manifest.json").read_bytes()
+    found = Manifest.model_validate_json(written).files[INDEX]
+    return found.bytes, found.sha256
+
+
+def breaking(times: int) -> object:
+    """Break off in the middle of the second part that is asked for, so many times."""
+    left = [times]
+
+    def handle(handler: Handler) -> None:
+        asked = handler.headers.get("Range", "bytes=0-")
+        if left[0] and not asked.startswith("bytes=0-"):
+            left[0] -= 1
+            handler.part(asked, 10)
+        else:
+            handler.as_it_is()
+
+    return handle
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_stopped(web: WebStore, here: Store) -> None:
+    """If it fails, one lost packet costs a download of gigabytes, or the bundle."""
+    web.instead[PATH] = breaking(2)  # type: ignore[assignment]
+    assert pull(web.url, here) == "one"
+    here.verify("one")
+    starts = [start for path, start in web.parts if path == PATH]
+    assert starts.count(0) == 1
+    assert not (here.path / PARTIAL).exists()
+
+
+def test_a_later_run_goes_on_too(web: WebStore, here: Store, there: Path) -> None:
+    """If it fails, a download that is larger than what one night's connection brings never ends."""
+    web.instead[PATH] = breaking(1000)  # type: ignore[assignment]
+    with pytest.raises(Unreachable, match=f"{web.url}{PATH} cannot be reached"):
+        pull(web.url, here)
+    size, sha256 = entry(there)
+    kept = (here.path / PARTIAL / sha256).stat().st_size
+    assert 0 < kept < size
+    assert here.bundles() == []
+    web.instead.clear()
+    web.parts.clear()
+    assert pull(web.url, here) == "one"
+    here.verify("one")
+    assert min(start for path, start in web.parts if path == PATH) == kept
+    assert not (here.path / PARTIAL).exists()
+
+
+def test_attempts_have_an_end(web: WebStore, here: Store) -> None:
+    """If it fails, a server that always breaks off holds its client for ever."""
+    asked: list[str] = []
+
+    def refuse(handler: Handler) -> None:
+        asked.append(handler.path)
+        failing(handler)
+
+    web.instead[PATH] = refuse
+    with pytest.raises(Unreachable):
+        pull(web.url, here)
+    assert 1 <= len(asked) <= 2 * ATTEMPTS
+
+
+def test_what_lies_there_from_before_must_fit(web: WebStore, here: Store, there: Path) -> None:
+    """If it fails, a part of another file, which somebody put there, spoils a download for good."""
+    _, sha256 = entry(there)
+    (here.path / PARTIAL).mkdir(parents=True)
+    (here.path / PARTIAL / sha256).write_bytes(b"another file" * 100)
+    assert pull(web.url, here) == "one"
+    here.verify("one")
+
+
+def test_what_is_too_long_begins_anew_and_what_is_of_others_goes(web: WebStore, here: Store, there: Path) -> None:
+    """If it fails, parts of bundles that nobody wants any more fill the disk."""
+    size, sha256 = entry(there)
+    (here.path / PARTIAL / "folder").mkdir(parents=True)
+    (here.path / PARTIAL / sha256).write_bytes(bytes(size + 1))
+    (here.path / PARTIAL / ("0" * 64)).write_bytes(b"of another bundle")
+    assert pull(web.url, here) == "one"
+    here.verify("one")
+    assert not (here.path / PARTIAL).exists()
+
+
+def test_a_file_that_is_not_the_right_one_leaves_nothing(web: WebStore, here: Store, there: Path) -> None:
+    """If it fails, a damaged file is gone on with for ever, though the right one is there by now."""
+    path = there / "bundles" / "one" / LABELS
+    right = path.read_bytes()
+    path.write_bytes(right[::-1])
+    with pytest.raises(BundleError, match="another SHA-256"):
+        pull(web.url, here)
+    path.write_bytes(right)
+    assert pull(web.url, here) == "one"
+    here.verify("one")
+
+
+def test_a_server_without_ranges_is_asked_for_everything_again(web: WebStore, here: Store) -> None:
+    """If it fails, a store behind a plain web server cannot be fetched after a connection broke."""
+    web.ranges = False
+    broken = []
+
+    def once(handler: Handler) -> None:
+        if broken:
+            handler.as_it_is()
+            return
+        broken.append(True)
+        handler.begin(Path(handler.translate_path(handler.path)).stat().st_size).write(b"begun")
+        handler.close_connection = True
+
+    web.instead[PATH] = once
+    assert pull(web.url, here) == "one"
+    here.verify("one")
+
+
+@pytest.mark.parametrize("name", [PARTIAL, PULLING])
+def test_links_in_the_cache_are_not_followed(web: WebStore, here: Store, tmp_path: Path, name: str) -> None:
+    """If it fails, a link in the cache decides where a download is written, or what is emptied."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("precious")
+    here.path.mkdir()
+    (here.path / name).symlink_to(outside / "file" if name == PULLING else outside)
+    with pytest.raises(BundleError, match="is a symbolic link"):
+        pull(web.url, here)
+    assert (outside / "file").read_text() == "precious"
+    assert os.listdir(outside) == ["file"]
+
+
+def test_a_part_that_is_a_link_is_not_written_through(web: WebStore, here: Store, there: Path, tmp_path: Path) -> None:
+    """If it fails, a link in the cache lets a download write over any file."""
+    _, sha256 = entry(there)
+    (tmp_path / "precious").write_text("precious")
+    (here.path / PARTIAL).mkdir(parents=True)
+    (here.path / PARTIAL / sha256).symlink_to(tmp_path / "precious")
+    with pytest.raises(BundleError, match="is a symbolic link"):
+        pull(web.url, here)
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_a_fetched_bundle_answers(web: WebStore, tmp_path: Path) -> None:
+    """If it fails, fetching in parts mixes their order."""
+    with Retriever.open(web.url, cache=tmp_path / "cache") as retriever:
+        assert retriever.check_golden().passed

@@ -1,0 +1,295 @@
+"""A store that somebody else can write to: links, pipes and endless files in it harm nobody and stop nobody."""
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from retrieval.errors import BundleError
+from retrieval.paused import PAUSED, read_paused
+from retrieval.probe import prove
+from retrieval.retriever import Retriever
+from retrieval.store import Store
+from tests.support.bundles import make_bundle, make_store
+from tests.support.command import run
+
+ENDLESS = 3 << 30  # bytes of a file with a hole: it takes no room on the disk
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("stores") / "store", "one", "two").path
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Store:
+    """Bundles one, which is active and was activated after two, and two."""
+    copied = Store(shutil.copytree(made, tmp_path / "store"), prove)
+    copied.activate("two")
+    copied.activate("one")
+    return copied
+
+
+@pytest.fixture
+def outside(tmp_path: Path) -> Path:
+    """A folder that is nobody's business, with something in it."""
+    folder = tmp_path / "outside"
+    (folder / "deep").mkdir(parents=True)
+    (folder / "file").write_text("two\n")
+    (folder / "deep" / "file").write_text("precious")
+    return folder
+
+
+def untouched(outside: Path) -> bool:
+    return (
+        sorted(path.name for path in outside.iterdir()) == ["deep", "file"]
+        and (outside / "file").read_text() == "two\n"
+        and (outside / "deep" / "file").read_text() == "precious"
+    )
+
+
+def publish(store: Store) -> None:
+    with store.incoming() as folder:
+        store.publish(make_bundle(folder, seed=7), "new")
+
+
+CHANGES: dict[str, Callable[[Store], object]] = {
+    "publish": publish,
+    "activate": lambda store: store.activate("two"),
+    "rollback": lambda store: store.rollback(),
+    "prune": lambda store: store.prune(0),
+    "pause": lambda store: store.amend(PAUSED, lambda content: '{"paused": []}'),
+    "attach": lambda store: store.attach_signature("two", "ed25519 a b"),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [(name, change) for name in (".incoming", ".lock") for change in sorted(CHANGES)]
+    + [("bundles", change) for change in sorted(CHANGES.keys() - {"pause"})],  # which does not look at them
+)
+def test_a_link_in_a_store_is_not_followed(store: Store, outside: Path, name: str, change: str) -> None:
+    """If it fails, a command removes, empties or fills what somebody made a link in the store lead to."""
+    path = store.path / name
+    if path.is_dir():
+        path.rename(store.path.parent / "before")
+    else:
+        path.unlink()
+    path.symlink_to(outside / "file" if name == ".lock" else outside)
+    with pytest.raises(BundleError) as refused:
+        CHANGES[change](store)
+    assert untouched(outside)
+    assert name in str(refused.value) or name == "bundles"
+    assert str(refused.value).endswith(".")
+
+
+@pytest.mark.parametrize("change", sorted(CHANGES))
+def test_links_that_lie_in_the_staging_folder_are_removed_alone(store: Store, outside: Path, change: str) -> None:
+    """If it fails, the next change of a store removes what a link in .incoming leads to."""
+    (store.path / ".incoming" / "folder").symlink_to(outside)
+    (store.path / ".incoming" / "file").symlink_to(outside / "file")
+    (store.path / ".incoming" / "left").mkdir()
+    (store.path / ".incoming" / "left" / "link").symlink_to(outside)
+    (store.path / ".incoming" / "left" / "held").symlink_to(outside / "file")
+    os.mkfifo(store.path / ".incoming" / "pipe")
+    CHANGES[change](store)
+    assert untouched(outside)
+    assert list((store.path / ".incoming").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["CURRENT", "HISTORY", PAUSED])
+@pytest.mark.parametrize("change", ["activate", "rollback", "pause"])
+def test_a_file_that_is_a_link_is_not_read_and_not_written_through(
+    store: Store, outside: Path, name: str, change: str
+) -> None:
+    """If it fails, a link decides what is active, or a file elsewhere is replaced by a bundle's name."""
+    (store.path / name).unlink(missing_ok=True)
+    (store.path / name).symlink_to(outside / "file")
+    with suppress(BundleError):
+        CHANGES[change](store)
+    assert untouched(outside)
+
+
+def test_bundles_that_are_links_are_none(store: Store, outside: Path, tmp_path: Path) -> None:
+    """If it fails, a bundle from outside of the store is served, verified, pruned or signed as one of it."""
+    elsewhere = make_bundle(tmp_path / "elsewhere", seed=5)
+    link = store.path / "bundles" / "link"
+    link.symlink_to(elsewhere)
+    assert store.bundles() == ["one", "two"]
+    for act in (store.activate, store.verify, store.manifest, store.bundle_path):
+        with pytest.raises(BundleError, match="link is a symbolic link"):
+            act("link")
+    with pytest.raises(BundleError, match="link is a symbolic link"):
+        Retriever.open(link)
+    (store.path / "CURRENT").write_text("link\n")
+    with pytest.raises(BundleError, match="link is a symbolic link"):
+        Retriever.open(store.path)
+    (store.path / "CURRENT").write_text("one\n")
+    store.prune(0)
+    assert len(list(elsewhere.iterdir())) == 9
+
+
+def test_a_store_that_is_reached_through_a_link_works(store: Store, tmp_path: Path) -> None:
+    """If it fails, release folders that a link names cannot be used as stores any more."""
+    (tmp_path / "link").symlink_to(store.path)
+    linked = Store(tmp_path / "link", prove)
+    linked.activate("two")
+    publish(linked)
+    with Retriever.open(tmp_path / "link") as retriever:
+        assert retriever.name == "two"
+    assert store.active() == "two"
+
+
+def as_pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def as_folder(path: Path) -> None:
+    path.mkdir()
+
+
+def as_endless(path: Path) -> None:
+    path.touch()
+    os.truncate(path, ENDLESS)
+
+
+def as_nonsense(path: Path) -> None:
+    path.write_bytes(b"\xff\xfe\x00 no text")
+
+
+def as_hard_link(path: Path) -> None:
+    (path.parent / "elsewhere").write_text("one\n")
+    os.link(path.parent / "elsewhere", path)
+
+
+KINDS = (as_pipe, as_folder, as_endless, as_nonsense, as_hard_link)
+
+
+@pytest.mark.parametrize("make", KINDS)
+@pytest.mark.parametrize("name", ["CURRENT", "HISTORY", PAUSED])
+def test_a_file_that_is_none_is_one_sentence_and_holds_nobody(
+    store: Store, name: str, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it fails, a pipe or a file without end in a store stops every command and service that looks at it."""
+    (store.path / name).unlink(missing_ok=True)
+    make(store.path / name)
+    reads: dict[str, Callable[[], object]] = {
+        "CURRENT": store.active,
+        "HISTORY": store.previous,
+        PAUSED: lambda: read_paused(store.path),
+    }
+    with pytest.raises(BundleError, match=name) as refused:
+        reads[name]()
+    assert "\n" not in str(refused.value)
+    arguments = ("bundles", "rollback", store.path) if name == "HISTORY" else ("search", store.path, "rain")
+    assert run(*arguments) == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_a_lock_that_is_none_holds_nobody(store: Store, make: Callable[[Path], None]) -> None:
+    """If it fails, a pipe in place of the lock holds every command that changes a store, for ever."""
+    (store.path / ".lock").unlink()
+    make(store.path / ".lock")
+    if make in (as_endless, as_nonsense):
+        before = (store.path / ".lock").stat().st_size
+        store.activate("two")
+        assert (store.path / ".lock").stat().st_size == before
+    else:
+        with pytest.raises(BundleError, match=r"\.lock"):
+            store.activate("two")
+
+
+def as_on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give locks as NFS does: an exclusive one on files open for writing, and on folders none that others see."""
+    flock = fcntl.flock
+
+    def of_nfs(descriptor: object, operation: int) -> None:
+        number = descriptor if isinstance(descriptor, int) else descriptor.fileno()  # type: ignore[attr-defined]
+        writable = fcntl.fcntl(number, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDONLY
+        if operation & fcntl.LOCK_EX and not writable:
+            raise OSError(9, os.strerror(9))
+        if Path(f"/proc/self/fd/{number}").is_dir():
+            return
+        flock(number, operation)
+
+    monkeypatch.setattr(fcntl, "flock", of_nfs)
+
+
+def test_locks_work_on_nfs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a store on NFS cannot be changed, loses a bundle that is read, or one that is being written."""
+    as_on_nfs(monkeypatch)
+    with store.incoming() as folder, Retriever.open(store.bundle_path("two")):
+        (folder / "file").write_text("half a bundle")
+        publish(store)
+        store.activate("new")
+        store.activate("one")
+        store.activate("new")
+        assert store.prune(0) == []
+        assert (folder / "file").is_file()
+    assert store.prune(0) == ["two"]
+    assert list((store.path / ".incoming").iterdir()) == []
+
+
+def test_a_bundle_whose_lock_cannot_be_asked_for_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, on NFS a bundle of another user is removed while it is read."""
+    as_on_nfs(monkeypatch)
+    opened = os.open
+
+    def read_only(path: object, flags: int, *rest: object, **named: object) -> int:
+        if path == "manifest.json" and flags & os.O_RDWR:
+            raise PermissionError(13, "Permission denied")
+        return opened(path, flags, *rest, **named)  # type: ignore[arg-type]
+
+    publish(store)
+    store.activate("new")
+    store.activate("one")
+    monkeypatch.setattr(os, "open", read_only)
+    assert store.prune(0) == []
+
+
+def test_a_file_system_without_locks_can_be_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a store on a file system that knows no locks cannot be served."""
+
+    def refused(descriptor: object, operation: int) -> None:
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with Retriever.open(store.path) as retriever:
+        assert retriever.name == "one"
+    with pytest.raises(BundleError, match="No locks available"):
+        store.activate("two")
+
+
+def test_age_is_what_the_manifest_says(store: Store) -> None:
+    """If it fails, a copy of a store (cp -r, rsync without -t), or signing a bundle, changes which ones are pruned."""
+    names = {"c": "2026-01-01T00:00:00Z", "b": "2026-01-02T01:00:00+02:00", "a": "2026-01-02T00:00:00Z"}
+    for name, created in names.items():
+        with store.incoming() as folder:
+            store.publish(make_bundle(folder, created=created), name)
+    for place, name in enumerate(["one", "a", "b", "c", "two"]):
+        os.utime(store.path / "bundles" / name, (place, place))
+    assert store.bundles() == ["c", "b", "a", "one", "two"]
+    store.activate("c")
+    store.activate("b")
+    assert store.prune(1) == ["a", "one"]
+    assert store.bundles() == ["c", "b", "two"]
+
+
+@pytest.mark.parametrize("manifest", [None, "{", '{"created": "yesterday"}', '{"created": 5}', "[]"])
+def test_what_has_no_date_is_left_alone_and_named(
+    store: Store, manifest: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If it fails, a bundle of a later release, or one that is being copied in by hand, is removed as an old one."""
+    folder = store.path / "bundles" / "strange"
+    folder.mkdir()
+    if manifest is not None:
+        (folder / "manifest.json").write_text(manifest)
+    assert store.bundles() == ["strange", "one", "two"]
+    assert run("bundles", "prune", store.path, "--keep", "0") == 0
+    assert "no manifest says how old it is: strange." in capsys.readouterr().err
+    assert store.bundles() == ["strange", "one", "two"]

@@ -1,0 +1,204 @@
+"""What is opened is what was hashed: files that are exchanged, edited or cut while a bundle is opened, or served."""
+
+import mmap
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import retrieval.bundle_files
+from retrieval.errors import BundleError
+from retrieval.limits import Room
+from retrieval.manifest import (
+    DIRECTIONS,
+    GOLDEN,
+    INDEX,
+    LABEL_ENCODER,
+    LABELS,
+    QUERY_ENCODER,
+    REQUIRED,
+    TOKENIZER,
+    VECTORS,
+)
+from retrieval.retriever import Retriever
+from retrieval.store import Store
+from tests.support.bundles import make_bundle
+
+QUERIES = ["cheap running shoes", "red winter city", "rain"]
+OPENED = (TOKENIZER, QUERY_ENCODER, INDEX, DIRECTIONS, VECTORS, LABELS, GOLDEN)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "words", seed=0, prefix="true")
+
+
+@pytest.fixture
+def other(tmp_path: Path) -> Path:
+    """A bundle whose files have the same sizes and another content."""
+    return make_bundle(tmp_path / "other", seed=1, prefix="fals")
+
+
+def by_rename(path: Path, other: Path) -> None:
+    """Put another file in its place."""
+    shutil.copyfile(other, path.with_name("swap"))
+    os.replace(path.with_name("swap"), path)
+
+
+def by_link(path: Path, other: Path) -> None:
+    """Put a link to another file in its place."""
+    path.unlink()
+    path.symlink_to(other)
+
+
+def in_place(path: Path, other: Path) -> None:
+    """Write over its bytes."""
+    with path.open("r+b") as file:
+        file.write(other.read_bytes())
+
+
+def cut(path: Path, other: Path) -> None:
+    """Take its bytes away."""
+    os.truncate(path, 0)
+
+
+CHANGES = (by_rename, by_link, in_place, cut)
+
+
+def after_hashing(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> None:
+    """Let something happen between the moment a bundle's files were hashed and the moment they are used."""
+    read = retrieval.bundle_files.read_bundle
+
+    def then_change(*arguments: Any, **named: Any) -> Any:
+        files = read(*arguments, **named)
+        change()
+        return files
+
+    monkeypatch.setattr("retrieval.retriever.read_bundle", then_change)
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", OPENED)
+def test_a_file_that_is_changed_after_it_was_hashed_is_not_used(
+    bundle: Path, other: Path, name: str, change: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, whoever can write to a store has content served that no trusted key has signed."""
+    with Retriever.open(bundle) as retriever:
+        expected = retriever.search(QUERIES, 5)
+    after_hashing(monkeypatch, lambda: change(bundle / name, other / name))
+    with Retriever.open(bundle) as retriever:
+        assert retriever.search(QUERIES, 5) == expected
+        assert retriever.check_golden().passed
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_files_that_are_changed_under_an_open_bundle_change_nothing(
+    bundle: Path, other: Path, change: Callable[[Path, Path], None]
+) -> None:
+    """If it fails, an edit in a store changes answers without a word, or a copy over it ends the engine (SIGBUS)."""
+    with Retriever.open(bundle) as retriever:
+        expected, exact = retriever.search(QUERIES, 5), retriever.search(QUERIES, 5, exact=True)
+        for name in (*OPENED, LABEL_ENCODER):
+            change(bundle / name, other / name)
+        assert retriever.search(QUERIES, 5) == expected
+        assert retriever.search(QUERIES, 5, exact=True) == exact
+        assert retriever.check_golden().passed
+
+
+def test_a_file_that_is_edited_while_it_is_hashed_is_refused_or_whole(
+    bundle: Path, other: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a writer that is quick enough gets some of its bytes past the check."""
+    see = retrieval.bundle_files._see
+
+    def edited(path: Path, *arguments: Any) -> Any:
+        if path.name == VECTORS:
+            in_place(path, other / VECTORS)
+        return see(path, *arguments)
+
+    monkeypatch.setattr(retrieval.bundle_files, "_see", edited)
+    with pytest.raises(BundleError, match=r"vectors\.npy is damaged"):
+        Retriever.open(bundle)
+
+
+def test_where_memory_is_short_vectors_are_mapped_and_that_is_said(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it fails, a bundle larger than memory cannot be opened any more, or its looser guarantee is not told."""
+    monkeypatch.setattr(retrieval.bundle_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
+    with Retriever.open(bundle) as retriever:
+        base: Any = retriever.vectors_LD
+        while isinstance(base, np.ndarray) and base.base is not None:
+            base = base.base
+        assert isinstance(getattr(base, "obj", base), mmap.mmap)
+        assert retriever.check_golden().passed
+    assert "vectors.npy is not copied into memory" in caplog.text
+
+
+def test_with_trusted_keys_vectors_are_never_mapped(
+    bundle: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, the guarantee of signatures ends where memory does."""
+    from retrieval.signatures import new_keys
+
+    keys, store = new_keys(), Store(tmp_path / "store", lambda folder: None)
+    path = store.publish(bundle, "one")
+    store.sign("one", keys.signing)
+    monkeypatch.setattr(retrieval.bundle_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
+    with Retriever.open(path, trusted=[keys.trusted]) as retriever:
+        expected = retriever.search(QUERIES, 5)
+        in_place(path / VECTORS, other / VECTORS)
+        assert retriever.search(QUERIES, 5) == expected
+
+
+def test_the_copy_of_the_index_cannot_be_written(bundle: Path) -> None:
+    """If it fails, another process of the same user changes the index between its check and its loading."""
+    files = retrieval.bundle_files.read_bundle(bundle, lambda name: name == INDEX)
+    assert files.graph is not None
+    with files.graph as graph:
+        graph.seek(0)
+        with pytest.raises(PermissionError):
+            graph.write(b"other")
+
+
+def test_no_descriptor_is_left_open(bundle: Path) -> None:
+    """If it fails, every bundle that a service opens, or refuses, takes files away from its limit."""
+
+    def opened() -> int:
+        return len(list(Path("/proc/self/fd").iterdir()))
+
+    Retriever.open(bundle).close()  # what libraries open once
+    before = opened()
+    for _ in range(3):
+        Retriever.open(bundle).close()
+    (bundle / VECTORS).write_bytes((bundle / VECTORS).read_bytes()[:-1] + b"?")
+    for _ in range(3):
+        with pytest.raises(BundleError):
+            Retriever.open(bundle)
+    assert opened() == before
+
+
+@pytest.mark.parametrize("name", [*REQUIRED, "manifest.json", "manifest.sig"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "hard link", "link", "link to nothing"])
+def test_what_is_no_plain_file_is_refused_at_once(bundle: Path, tmp_path: Path, name: str, kind: str) -> None:
+    """If it fails, a pipe in place of a file holds its reader for ever, or a link shows it another file."""
+    path, content = bundle / name, tmp_path / "content"
+    if path.exists():
+        path.rename(content)
+    else:
+        content.write_bytes(b"ed25519 a b")
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "hard link":
+        os.link(content, path)
+    else:
+        path.symlink_to(content if kind == "link" else tmp_path / "absent")
+    with pytest.raises(BundleError, match=name) as refused:
+        Retriever.open(bundle, trusted=["key"] if name == "manifest.sig" else [])
+    assert str(refused.value).endswith(".")

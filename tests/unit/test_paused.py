@@ -1,0 +1,157 @@
+"""PAUSED.json obeyed by every way to query, also without a service; and what is no such list."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from retrieval.errors import BundleError
+from retrieval.paused import PAUSED, read_paused
+from retrieval.probe import prove_aside
+from retrieval.retriever import Retriever
+from retrieval.store import Store
+from service.pausing import Paused
+from service.source import Source
+from tests.support.bundles import make_store
+from tests.support.command import run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_store(tmp_path_factory.mktemp("stores") / "store", "one", "two").path
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
+    return shutil.copytree(made, tmp_path / "store")
+
+
+def best(place: Path | str) -> str:
+    """The id of the best label for a query."""
+    with Retriever.open(place) as retriever:
+        return retriever.search(["red shoes"], 1)[0][0].id
+
+
+def pause(store: Path, *ids: str) -> None:
+    (store / PAUSED).write_text(json.dumps({"paused": ids}))
+
+
+@pytest.mark.parametrize("of", ["{store}", "{store}/bundles/one", "file://{store}"])
+def test_the_library_leaves_paused_labels_out(store: Path, of: str) -> None:
+    """If it fails, a campaign that was stopped is shown by everything that does not ask the service."""
+    place = of.format(store=store)
+    gone = best(place)
+    pause(store, gone, "absent")
+    assert best(place) != gone
+    pause(store)
+    assert best(place) == gone
+    pause(store, gone)
+    assert best(place) != gone
+    (store / PAUSED).unlink()
+    assert best(place) == gone
+
+
+def test_a_caller_can_say_what_is_paused(store: Path) -> None:
+    """If it fails, nobody can look at the answers that a paused label is missing from."""
+    gone = best(store)
+    pause(store, gone)
+    with Retriever.open(store, paused=()) as retriever:
+        assert retriever.search(["red shoes"], 1)[0][0].id == gone
+
+
+def test_the_commands_leave_paused_labels_out(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """If it fails, `search`, `predict` or `bundles diff` show what must not be shown."""
+    gone = best(store)
+    pause(store, gone)
+    assert run("search", store, "red shoes", "--json") == 0
+    assert gone not in capsys.readouterr().out
+    (tmp_path / "queries.csv").write_text("query\nred shoes\n")
+    output = tmp_path / "matches.csv"
+    assert run("predict", "--bundle", store, "--input", tmp_path / "queries.csv", "--output", output) == 0
+    assert f'"{gone}"' not in output.read_text()
+    assert gone not in output.read_text().replace(",", "\n").splitlines()
+    assert run("bundles", "diff", store, "one", "two", "--queries", tmp_path / "queries.csv") == 0
+    assert gone not in capsys.readouterr().out.split()
+
+
+def test_an_interrupted_run_begins_anew_when_something_is_paused(store: Path, tmp_path: Path) -> None:
+    """If it fails, `predict` goes on with parts that hold a label which must not be shown any more."""
+    from retrieval.matching import Wanted, _question
+    from retrieval.queries import Queries
+
+    (tmp_path / "queries.csv").write_text("query\nred shoes\n")
+    questions = []
+    for ids in ((), ("one-1",), ("one-1",)):
+        pause(store, *ids)
+        with Retriever.open(store) as retriever:
+            queries = Queries(tmp_path / "queries.csv", None)
+            questions.append(_question(retriever, queries, Wanted(10, None, None, None)))
+    assert questions[0] != questions[1] == questions[2]
+
+
+def test_a_bundle_proves_itself_whatever_is_paused(store: Path) -> None:
+    """If it fails, a bundle whose golden answers hold a paused label can be neither verified nor activated."""
+    with Retriever.open(store) as retriever:
+        golden = [hit.id for hits in retriever.search(["cheap running shoes", "light rain"], 10) for hit in hits]
+    pause(store, *golden)
+    assert prove_aside(store / "bundles" / "one").passed
+    Store(store).activate("two")
+    with Retriever.open(store / "bundles" / "one") as retriever:
+        assert retriever.check_golden().passed
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b'{"paused": "a"}', b'{"paused": [1]}', b'{"paused": ["\xff"]}', b"\xff\xfe", b'{"other": []}',
+     b"[" * 100_000],
+)  # fmt: skip
+def test_what_is_no_list_is_one_sentence(store: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+    """If it fails, a slip in the file shows every paused label again, or ends in a traceback."""
+    (store / PAUSED).write_bytes(content)
+    with pytest.raises(BundleError, match=r"PAUSED\.json is not a list of paused labels \(.*\)\. Write it as"):
+        read_paused(store)
+    assert run("search", store, "red") == 1
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_list_has_a_bound(store: Path) -> None:
+    """If it fails, whoever writes the file fills the memory of every service on the store."""
+    pause(store, "a", "b", "a")
+    assert read_paused(store, 2) == ("a", "b")
+    with pytest.raises(BundleError, match=r"PAUSED\.json holds 2 labels; the most is 1\."):
+        read_paused(store, 1)
+    with (store / PAUSED).open("wb") as file:
+        file.truncate(1 << 30)
+    with pytest.raises(BundleError, match=r"PAUSED\.json has 1,073,741,824 bytes; such a file has at most 16,777,216"):
+        read_paused(store)
+
+
+def test_a_service_applies_its_bound_when_it_reads_and_says_when_the_list_is_gone(
+    store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """If it fails, an edited file goes beyond what the service would accept, or shows everything again unnoticed."""
+    paused = Paused(Source(store, []), 2)
+    assert not paused.read()
+    pause(store, "a", "b", "c")
+    with pytest.raises(BundleError, match="the most is 2"):
+        paused.read()
+    pause(store, "a", "b")
+    assert paused.read()
+    assert paused.ids == ("a", "b")
+    assert caplog.text == ""
+    (store / PAUSED).unlink()
+    assert paused.read()
+    assert paused.ids == ()
+    assert "was emptied or removed: the 2 labels that it listed are shown again" in caplog.text
+
+
+def test_a_list_of_no_utf_8_is_one_sentence_for_a_service(store: Path) -> None:
+    """If it fails, one wrong byte ends the task of a service that looks at the store."""
+    (store / PAUSED).write_bytes(b'{"paused": ["\xff"]}')
+    paused = Paused(Source(store, []), 10)
+    with pytest.raises(BundleError, match="is not a list of paused labels"):
+        paused.read()
+    with pytest.raises(BundleError, match="is not a list of paused labels"):
+        paused.change(["a"], [])
