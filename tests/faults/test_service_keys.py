@@ -221,7 +221,7 @@ def test_probes_do_not_need_a_listed_name(open_service: Service) -> None:
         ("POST", "/admin/activate", {"bundle": "absent"}, ADMIN_KEY, 404),
         ("GET", "/admin/rollback", {}, ADMIN_KEY, 405),
         ("GET", "/admin/nothing", {}, ADMIN_KEY, 404),
-        ("OPTIONS", "/admin/bundles", {}, ADMIN_KEY, 405),
+        ("OPTIONS", "/admin/bundles", {}, ADMIN_KEY, 204),
         ("GET", "/about", {}, None, 200),
         ("GET", "/metrics", {}, None, 200),
         ("GET", "/readyz", {}, None, 200),
