@@ -84,8 +84,8 @@ class Queries:
     def first(self, most: int, *, truths: bool = True) -> tuple[list[str], list[list[str]] | None]:
         """Return at most so many of the first queries that have text, and their true labels' ids; set `account`.
 
-        The ids are in a column `labels` of lists; None where there is none, and without `truths`. Raises BadInput when
-        there is no query, and for a row that cannot be used.
+        The ids are in a column `labels` of lists; None where there is none, and without `truths`.
+        Raises BadInput when there is no query, and for a row that cannot be used.
         """
         texts: list[str] = []
         labels: list[list[str]] = []

@@ -49,7 +49,7 @@ def json_rows(path: Path, meter: Meter, used: Sequence[str] = ()) -> Iterator[tu
 def json_record(line: str) -> Record:
     """Return the object of one line; BadRow when it is no JSON object."""
     try:
-        value = json.loads(line)
+        value = _parsed(line)
     except json.JSONDecodeError as error:
         if not line.isascii():
             refuse_surrogates(line, "the line")
@@ -58,11 +58,18 @@ def json_record(line: str) -> Record:
         ) from error
     except RecursionError as error:
         raise BadRow("the JSON is nested too deeply. Write one flat JSON object a line.") from error
-    except ValueError:  # an integer of more digits than Python converts; in a column that is not used it does no harm
-        value = json.loads(line, parse_int=_integer)
     if not isinstance(value, dict):
         raise BadRow(f'{shown(value)} is no JSON object. Write one object a line, such as {{"query": …}}.')
     return value
+
+
+def _parsed(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # an integer of more digits than Python converts; in a column that is not used it does no harm
+        return json.loads(line, parse_int=_integer)
 
 
 def _refuse_twice(line: str, key: str) -> None:

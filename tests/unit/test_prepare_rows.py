@@ -155,6 +155,7 @@ def test_a_split_column_of_clicks_is_kept(tmp_path: Path) -> None:
         (b'{"query": "a", "labels": ["b"], "split": "test", "id": []}', "id is [], not text."),
         (b'{"query": "\\ud83d", "labels": ["b"]}', "query holds half a surrogate pair, \\ud83d"),
         (b'{"query": "' + b"a" * 101 + b'", "labels": ["b"]}', 'query has 101 characters ("aaaa'),
+        (b'{"n": ' + b"9" * 5_000 + b', "query" }', '"{\\"n\\": 9999999'),
         (b'{"query": "a", "query": "b", "labels": ["b"]}', 'the key "query" is there twice. Remove one.'),
         (b'{"query": ' + b"[" * 100_000 + b"}", "the JSON is nested too deeply."),
     ],
