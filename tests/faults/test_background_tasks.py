@@ -228,6 +228,7 @@ def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> 
     """What the store named while the service had no descriptor left would never be served."""
     with serving(store.path, watch_seconds=0.05, load_share=1) as service:
         client = service.client()
+        assert client.post("/predict", RED).headers["x-bundle"] == "one"  # the connection is accepted before
         with no_descriptors(service):
             store.activate("two")
             wait_until(lambda: "Too many open files" in client.get("/readyz").json()["detail"])
