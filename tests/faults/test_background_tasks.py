@@ -226,12 +226,13 @@ def test_an_engine_is_replaced_once_there_are_descriptors_again(store: Store) ->
 
 def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> None:
     """What the store named while the service had no descriptor left would never be served."""
-    with serving(store.path, watch_seconds=0.05) as service:
+    with serving(store.path, watch_seconds=0.05, load_share=1) as service:
         client = service.client()
+        assert client.post("/predict", RED).headers["x-bundle"] == "one"  # the connection is accepted before
         with no_descriptors(service):
             store.activate("two")
             wait_until(lambda: "Too many open files" in client.get("/readyz").json()["detail"])
-        wait_until(lambda: client.post("/predict", RED).headers["x-bundle"] == "two")
+        wait_until(lambda: client.get("/readyz").json()["bundle"] == "two")
         client.close()
 
 
