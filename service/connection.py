@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from service import errors
 from service.body_check import UNCHECKED_BYTES
-from service.connection_memory import PER_HEADER, PER_READ
+from service.connection_memory import PER_HEADER, PER_READ, SPARE
 from service.direct_answers import CLOSE, answer_about, answer_without_application
 from service.errors import Refusal
 from service.exchange import Exchange, given_or_new_id
@@ -254,6 +254,7 @@ class Connection(RequestReader):
         self._arriving = 0.0
         self._release_all()
         if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.body.clear()
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         self.flow.enough = False
@@ -369,7 +370,7 @@ class Connection(RequestReader):
                 self.cycle.transport = cast(Any, ResponseTransport(self))
                 if self.cycle.waiting_for_100_continue:  # a refusal closes: the client sends its body or it does not
                     self.cycle.keep_alive = False
-        self._hold(size + PER_READ)
+        self._hold(size + size // SPARE + PER_READ)
 
     def _relieve(self) -> None:
         if self._pool.memory.exceeded and not self.transport.is_closing():

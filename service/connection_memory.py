@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 ALLOWANCE = 8192  # bytes that a connection may always hold: small requests get through whatever others hold
+SPARE = 8  # a growing buffer takes an eighth more than it holds
 PER_READ = 64  # bytes that a piece costs beside its content
 PER_HEADER = 160  # bytes of objects for one header beside its content
 STALLED = 1.0  # seconds; what has been held for longer may have to go

@@ -17,7 +17,7 @@ LINE_END = b"\r\n"
 HEX = re.compile(rb"[0-9A-Fa-f]+")
 METHOD = re.compile(rb"[A-Z][A-Z-]{0,31}(?: |\Z)")
 MAX_CHUNKS = 4096  # per body; each costs a few microseconds, however little it carries
-CHUNKS_PER_TURN = 128  # then other connections are read
+CHUNKS_PER_TURN = 64  # then other connections are read
 MAX_CHUNK_LINE = 1024  # bytes of a chunk's size and extensions
 HOP_BY_HOP = {b"upgrade", b"http2-settings"}  # what offers another protocol for this connection
 

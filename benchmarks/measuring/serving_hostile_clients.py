@@ -13,6 +13,7 @@ import resource
 import socket
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Self, cast
 
@@ -91,8 +92,9 @@ class HostileConnection(asyncio.Protocol):
 
     def trickle(self) -> None:
         """Send a little more, if what was sent before has gone."""
-        if self._transport and self._kind.more and not self._transport.get_write_buffer_size():
-            self._transport.write(self._kind.more)
+        transport = self._transport
+        if transport and self._kind.more and not transport.is_closing() and not transport.get_write_buffer_size():
+            transport.write(self._kind.more)
 
     def close(self) -> None:
         """End the connection at once."""
@@ -111,8 +113,9 @@ async def _one(port: int, kind: Kind, opening: asyncio.Semaphore, opened: "async
                 await loop.create_connection(lambda made=connection: made, "127.0.0.1", port)  # type: ignore[misc]
             opened.put_nowait(None)
             while not ended.is_set():
-                await asyncio.sleep(BETWEEN * random.uniform(0.9, 1.1))
                 connection.trickle()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(ended.wait(), BETWEEN * random.uniform(0.9, 1.1))
         except OSError:
             pass
         finally:
