@@ -133,7 +133,6 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
         ("retrieval.probe:prove_aside", ["bundles", "verify", "STORE", "one"]),
         ("training.data.writing:_publish", ["prepare", "CLICKS", "--out", "OUT"]),
         ("training.measure:load_checkpoint", ["evaluate", "CHECKPOINT", "--dataset", "DATASET"]),
-        ("service.loadtest.entry:_measure", ["loadtest", "http://127.0.0.1:9", "--duration", "3s"]),
         ("service.doctor.store:read_manifest", ["doctor", "--store", "STORE"]),
     ],
 )
