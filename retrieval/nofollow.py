@@ -20,7 +20,7 @@ OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 def open_file(path: Path, folder: int | None = None, flags: int = os.O_RDONLY) -> int:
-    """Open a regular file with one name: `path`, or its last part in the open `folder`. Returns a descriptor.
+    """Open a regular file: `path`, or its last part in the open `folder`. Returns a descriptor.
 
     Raises BundleError for anything else that stands there, and OSError.
     """
@@ -31,15 +31,9 @@ def open_file(path: Path, folder: int | None = None, flags: int = os.O_RDONLY) -
         if error.errno == errno.ELOOP or (error.errno in (errno.ENXIO, errno.EISDIR) and not _is_regular(name, folder)):
             raise _refused(path, name, folder) from error
         raise
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise _refused(path, name, folder)
-    if status.st_nlink > 1:
-        os.close(descriptor)
-        raise BundleError(
-            f"{path} has {status.st_nlink} hard links, so it can be changed from elsewhere. Replace it by a copy."
-        )
     return descriptor
 
 

@@ -13,6 +13,7 @@ import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import cast
 
 import numpy as np
@@ -58,6 +59,8 @@ class Engine:
 
     def __init__(self, retriever: Retriever, max_answer_bytes: int = BATCH_BYTES) -> None:
         self._retriever = retriever
+        self._full_scans = 0  # that have been reported
+        self._counting = Lock()
         self._max_answer_bytes = max_answer_bytes
         self._labels = LabelCache(retriever.labels)
         sizes_L = label_bytes(retriever.labels.table)
@@ -93,8 +96,15 @@ class Engine:
                 bodies[place] = body
                 total += len(body[1])
         *seconds, tokens, padding = spent
-        stages = Stages._make([*seconds, time.perf_counter() - started, int(tokens), int(padding)])
+        total_seconds = time.perf_counter() - started
+        stages = Stages._make([*seconds, total_seconds, int(tokens), int(padding), self._new_full_scans()])
         return Answers(number, stages, bodies)
+
+    def _new_full_scans(self) -> int:
+        """Return how many full scans there were since the last call."""
+        with self._counting:
+            before, self._full_scans = self._full_scans, self._retriever.full_scans
+            return self._full_scans - before
 
     def _together(self, asked: Sequence[Asked], spent: list[float]) -> list[tuple[Outcome, bytes]]:
         try:

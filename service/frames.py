@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 from pydantic_core import from_json, to_json
 
 HEAD = struct.Struct("<IB")  # payload bytes, kind
-ANSWERS = struct.Struct("<IH5f2I")  # batch number, pieces, its Stages
+ANSWERS = struct.Struct("<IH5f3I")  # batch number, pieces, its Stages
 PIECE = struct.Struct("<BI")  # outcome, bytes
 PART = struct.Struct("<IH")  # batch number, piece
 PART_BYTES = 1 << 20  # of one piece in one frame; a larger one is sent in several
@@ -53,7 +53,10 @@ class Asked(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """Seconds the engine spent on one batch; the tokens it encoded, and the padding among them."""
+    """Seconds the engine spent on one batch; the tokens it encoded, and the padding among them.
+
+    `full_scans` are queries compared with every label, because the index found too few, since the batch before.
+    """
 
     tokenize: float
     encode: float
@@ -62,6 +65,7 @@ class Stages(NamedTuple):
     total: float
     tokens: int
     padding: int
+    full_scans: int = 0
 
 
 class Answers(NamedTuple):

@@ -79,6 +79,11 @@ class Metrics:
         self.quarantined = Counter(
             "diptych_quarantined_queries", "Queries put in quarantine because they ended engines", registry=registry
         )
+        self.full_scans = Counter(
+            "diptych_full_scans",
+            "Queries compared with every label because the index found too few",
+            registry=registry,
+        )
         self.cache = Counter("diptych_cache_requests", "Requests looked up in the cache", ["result"], registry=registry)
         self.cache_bytes = Gauge("diptych_cache_bytes", "Answers kept in the cache", registry=registry)
         self.connections = Gauge("diptych_connections", "Open connections", registry=registry)
@@ -118,6 +123,8 @@ class Metrics:
             self.padding.observe(stages.padding / encoded)
         for histogram, seconds in zip(self._engine_seconds, stages, strict=False):
             histogram.observe(seconds)
+        if stages.full_scans:
+            self.full_scans.inc(stages.full_scans)
 
     def serving(self, bundle: str, generation: int) -> None:
         """From now on this generation takes the requests."""

@@ -161,12 +161,7 @@ def as_nonsense(path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00 no text")
 
 
-def as_hard_link(path: Path) -> None:
-    (path.parent / "elsewhere").write_text("one\n")
-    os.link(path.parent / "elsewhere", path)
-
-
-KINDS = (as_pipe, as_folder, as_endless, as_nonsense, as_hard_link)
+KINDS = (as_pipe, as_folder, as_endless, as_nonsense)
 
 
 @pytest.mark.parametrize("make", KINDS)

@@ -37,7 +37,7 @@ def test_a_batch_survives_the_wire() -> None:
 def test_answers_survive_the_wire() -> None:
     """Results would reach the wrong piece, or a refusal would look like an answer."""
     pieces = [(Outcome.ANSWERED, b'{"a":1}'), (Outcome.REFUSED, "é".encode()), (Outcome.BROKEN, b"")]
-    answers = Answers(9, Stages(0.5, 0.25, 0.125, 0.0, 1.0, 7, 3), pieces)
+    answers = Answers(9, Stages(0.5, 0.25, 0.125, 0.0, 1.0, 7, 3, 2), pieces)
     assert unpack_answers(pack_answers(answers)[HEAD.size :]) == answers
 
 

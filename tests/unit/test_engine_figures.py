@@ -1,0 +1,24 @@
+"""What an engine reports of its searches becomes a figure of the service."""
+
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from retrieval import Retriever
+from service.engine import Engine
+from service.frames import HEAD, Asked, pack_answers, unpack_answers
+from service.metrics import Metrics
+from tests.support.bundles import make_bundle
+
+
+def test_full_scans_reach_the_metrics_once(tmp_path: Path) -> None:
+    """If it fails, a bundle whose index answers little itself is slow and nothing says why."""
+    registry = CollectorRegistry()
+    metrics = Metrics(registry)
+    with Retriever.open(make_bundle(tmp_path / "bundle", ["red shoes", "blue hats"])) as retriever:
+        engine = Engine(retriever)
+        retriever._full_scans.add(3)
+        for number in (1, 2):
+            answers = unpack_answers(pack_answers(engine.answer(number, [Asked(["red"], 1)]))[HEAD.size :])
+            metrics.batch(1, answers.stages)
+    assert registry.get_sample_value("diptych_full_scans_total") == 3
