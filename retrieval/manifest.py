@@ -268,7 +268,7 @@ class Manifest(_Part):
         if (self.index.nodes is None) == (NODES in self.files):
             raise ValueError(f"index.nodes and {NODES} go together, and only one of them is there")
         if self.index_size > self.labels.count:
-            raise ValueError(f"the index has {self.index_size} nodes, more than there are labels")
+            raise ValueError(f"the index has {self.index_size} nodes, more than the {self.labels.count} labels")
         if self.index_dim > self.model.dim:
             raise ValueError(f"the index has {self.index_dim} numbers a label, more than a whole vector")
         return self

@@ -204,12 +204,13 @@ def test_a_closed_retriever_holds_nothing(tmp_path: Path) -> None:
     before = set(threading.enumerate())
     retriever = Retriever.open(make_bundle(tmp_path / "words"), threads=3)
     retriever.search(QUERIES * 20, 5)
-    parts = [weakref.ref(part) for part in (retriever._candidates.index, retriever._encoder, retriever.labels)]
-    assert "vectors.npy" in Path("/proc/self/maps").read_text()
+    held = (retriever._candidates.index, retriever._encoder, retriever.labels, retriever.vectors_LD)
+    parts = [weakref.ref(part) for part in held]
+    del held
     assert set(threading.enumerate()) > before
     retriever.close()
     gc.collect()
-    assert [part() for part in parts] == [None] * 3
+    assert [part() for part in parts] == [None] * 4
     mapped = Path("/proc/self/maps").read_text()
     assert not [name for name in retriever.manifest.files if f"{tmp_path}/words/{name}" in mapped]
     assert set(threading.enumerate()) <= before
