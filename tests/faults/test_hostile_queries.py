@@ -12,9 +12,10 @@ import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from retrieval.bundle_files import describe_file
 from retrieval.label_size import label_bytes
 from retrieval.labels import write_labels
-from retrieval.manifest import LABELS, describe_file
+from retrieval.manifest import LABELS
 from retrieval.probe import prove
 from retrieval.store import Store
 from service.errors import longest_retry

@@ -59,8 +59,8 @@ def test_a_store_in_s3_answers_is_kept_and_followed(
     with Retriever.open(URL) as retriever:
         gone = retriever.search(["red shoes"], 1)[0][0].id
     source.amend_paused(lambda content: write_paused([gone]))
-    source.note("one")
-    source.note_rollback("two")
+    source.note(source.folder("one"))
+    source.note_rollback(source.folder("two"))
     assert (files.cat("bucket/shop/store/CURRENT"), source.previous()) == (b"two\n", None)
     for cache in ("cache", "empty"):
         with Retriever.open(URL, cache=tmp_path / cache) as retriever:
