@@ -100,6 +100,6 @@ def shown(value: Any) -> str:
 
 def _repr(value: Any) -> str:
     try:
-        return repr(value)
+        return str(value) if isinstance(value, Decimal) else repr(value)
     except (ValueError, RecursionError):  # an integer of more digits than Python writes
         return f"a value of type {type(value).__name__}"

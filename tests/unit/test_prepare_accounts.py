@@ -305,3 +305,10 @@ def test_an_account_that_does_not_add_up_is_an_internal_error() -> None:
     assert RowAccount(read=3, written=1, skipped={"bad_row": 2}).check("x")
     with pytest.raises(InternalError, match="x: 4 rows were read, but 1 written and 2 skipped"):
         RowAccount(read=4, written=1, skipped={"bad_row": 2}).check("x")
+
+
+def test_a_number_of_many_digits_is_shown_as_it_was_written(tmp_path: Path) -> None:
+    """If this failed, the sentence about a bad row would show a type of Python's, which nobody finds in the file."""
+    digits = "9" * 5_000
+    with pytest.raises(DatasetError, match=r"line 1: label is 9{10,}…, not text"):
+        prepared(written(tmp_path / "s.jsonl", f'{{"query": "a", "label": {digits}}}\n'))
