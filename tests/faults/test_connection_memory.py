@@ -98,6 +98,7 @@ def test_who_has_stalled_makes_room(service: Service) -> None:
     held = stalled[: BUDGET // SENT * 3 // 4]  # those that came first, and were not refused
     body = json.dumps(RED).encode() + b" " * 950_000
     try:
+        wait_until(lambda: figures(service)["diptych_connection_bytes"] > 0.95 * BUDGET)
         wait_until(lambda: service.ask("POST", "/predict", body).status == 200)
         ended, _, _ = select.select([client._socket for client in held], [], [], PATIENCE)
         (first, *_) = [client for client in held if client._socket in ended]
