@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper, numpy_helper
 
 from retrieval.bundle_files import describe_file
 from retrieval.label_size import label_bytes
@@ -24,42 +24,33 @@ from tests.support.bundles import WORDS, label_texts, make_bundle, make_store
 from tests.support.service import Load, Reply, Service, figures, serving, wait_until
 
 POISON = "kids"
+MATRIX_WIDTH = 6_000
 GOOD = [json.dumps({"queries": [text]}).encode() for text in ("red winter", "light rain")]
 
 
-def with_an_endless_word(path: Path, word: str) -> None:
-    """Change an encoder so that it does not return for texts with `word`: a loop of 10¹² steps."""
+def with_a_slow_word(path: Path, word: str) -> None:
+    """Change an encoder so that it computes for a minute or so for texts with `word`: products of large matrices."""
     model = onnx.load(path)
-    body = helper.make_graph(
-        [
-            helper.make_node("Identity", ["more"], ["more_out"]),
-            helper.make_node("Add", ["sum", "one_float"], ["sum_out"]),
-        ],
-        "body",
-        [
-            helper.make_tensor_value_info("step", TensorProto.INT64, []),
-            helper.make_tensor_value_info("more", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("sum", TensorProto.FLOAT, []),
-        ],
-        [
-            helper.make_tensor_value_info("more_out", TensorProto.BOOL, []),
-            helper.make_tensor_value_info("sum_out", TensorProto.FLOAT, []),
-        ],
-    )
     graph = model.graph
     graph.node[-1].output[0] = "plain_vectors"
     constants = {
-        "word": np.array(2 + WORDS.index(word)), "steps": np.array(10**12), "no_steps": np.array(0),
-        "start": np.array(True), "zero": np.array(0, np.float32), "one_float": np.array(1, np.float32),
+        "word": np.array(2 + WORDS.index(word)), "large": np.array(MATRIX_WIDTH), "none": np.array(0),
+        "twice": np.array([2]),
     }  # fmt: skip
     graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in constants.items())
+    zero = numpy_helper.from_array(np.zeros(1, np.float32))
+    products = [
+        helper.make_node("MatMul", [f"matrix_{step}", "matrix_0"], [f"matrix_{step + 1}"]) for step in range(12)
+    ]
     graph.node.extend(
         [
             helper.make_node("Equal", ["input_ids", "word"], ["is_word"]),
-            helper.make_node("Where", ["is_word", "steps", "no_steps"], ["steps_of_each"]),
-            helper.make_node("ReduceMax", ["steps_of_each"], ["count_of_steps"], keepdims=0),
-            helper.make_node("Loop", ["count_of_steps", "start", "zero"], ["total_steps"], body=body),
-            helper.make_node("Mul", ["total_steps", "zero"], ["nothing"]),
+            helper.make_node("Where", ["is_word", "large", "none"], ["width_of_each"]),
+            helper.make_node("ReduceMax", ["width_of_each"], ["width"], keepdims=0),
+            helper.make_node("Expand", ["width", "twice"], ["shape"]),
+            helper.make_node("ConstantOfShape", ["shape"], ["matrix_0"], value=zero),
+            *products,
+            helper.make_node("ReduceSum", ["matrix_12"], ["nothing"], keepdims=0),
             helper.make_node("Add", ["plain_vectors", "nothing"], ["vectors"]),
         ]
     )
@@ -68,15 +59,15 @@ def with_an_endless_word(path: Path, word: str) -> None:
 
 @pytest.fixture
 def poisoned_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    """Two bundles, of which the active one never answers a query with POISON."""
+    """Two bundles, of which the active one takes too long for a query with POISON."""
     write = bundles._write_encoder
 
-    def write_endless(path: Path, dims: list[int], seed: int) -> None:
+    def write_slow(path: Path, dims: list[int], seed: int) -> None:
         write(path, dims, seed)
-        with_an_endless_word(path, POISON)
+        with_a_slow_word(path, POISON)
 
     store = make_store(tmp_path / "store", "earlier")
-    monkeypatch.setattr(bundles, "_write_encoder", write_endless)
+    monkeypatch.setattr(bundles, "_write_encoder", write_slow)
     texts = [text for text in label_texts() if POISON not in text]
     with store.incoming() as folder:
         store.publish(make_bundle(folder, texts, prefix="present"), "present")
