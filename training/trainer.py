@@ -93,7 +93,7 @@ class Trainer:
             try:
                 while self.cursor.epoch < self.recipe.optimizer.epochs:
                     self._epoch(self.cursor.epoch)
-            except stopping.StopRequested:
+            except (stopping.StopRequested, KeyboardInterrupt):
                 # Only what changes nothing of the state is interrupted, so the cursor says where the run stands.
                 self.save_state()
                 raise Stopped from None

@@ -46,8 +46,8 @@ def test_directions_of_labels_that_are_alike(vectors_LD: Vectors) -> None:
 
 @pytest.mark.parametrize(
     "texts",
-    [["red shoes"], ["red shoes"] * 2, ["red shoes"] * 130, ["red shoes", "light rain"], ["\u200b", "\u200b\u200b"]],
-    ids=["one label", "two of one text", "many of one text", "two", "no visible character"],
+    [["red shoes"], ["red shoes"] * 2, ["red shoes"] * 130, ["red shoes", "light rain"]],
+    ids=["one label", "two of one text", "many of one text", "two"],
 )
 def test_every_degenerate_set_of_labels_exports(tmp_path: Path, texts: list[str]) -> None:
     """If it fails, a catalogue that begins small, or whose texts are placeholders, cannot be served."""
