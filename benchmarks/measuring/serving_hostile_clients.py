@@ -23,7 +23,7 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: hostile\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 MEGABYTE = 1_000_000
 BETWEEN = 2.0  # seconds between two bytes of a connection
-PAUSE = 2.0  # seconds before a connection that was closed is made again, on average
+PAUSE = 10.0  # seconds before a connection that was closed is made again, on average
 OPENING = 32  # connections that are being opened at once
 NICENESS = 10  # the load generator goes first: what it measures is the service
 
