@@ -75,7 +75,7 @@ def hostile_memory(bench: Bench) -> Figure:
                 notes += doubts(run.report, f"a run of {kind}")
     notes[:0] = [
         f"{number:,} hostile connections; {RATE} ordinary requests a second. The front "
-        f"had {before / 1e6:,.0f} MB before. A connection that is closed comes back after two seconds. {sharing()}"
+        f"had {before / 1e6:,.0f} MB before. A connection that is closed comes back after ten seconds. {sharing()}"
     ]
     return Figure(f"{number:,} hostile connections of each kind", bars, notes)
 
