@@ -7,6 +7,7 @@ import unicodedata
 
 # Letters and symbols by category that show nothing: Hangul fillers and the empty Braille pattern.
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
+IOTA_SUBSCRIPT = "\u0345"
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"})
 # The same rule for Arrow's regular expressions (RE2): a text that matches has a visible character.
 VISIBLE_PATTERN = r"[^\p{Cc}\p{Cf}\p{Z}\p{M}\x{115F}\x{1160}\x{3164}\x{FFA0}\x{2800}]"
@@ -31,7 +32,9 @@ def query_identity(text: str) -> str:
     """
     if text.isascii() and text.isprintable():
         return " ".join(text.lower().split())
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    # Folding turns this one accent into a letter, which the encoder never reads.
+    plain = unicodedata.normalize("NFD", text).replace(IOTA_SUBSCRIPT, "")
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold())
     kept = (letter for letter in folded if letter.isspace() or unicodedata.category(letter) not in ("Cc", "Cf", "Cs"))
     return " ".join("".join(kept).split())
 
@@ -44,7 +47,7 @@ def split_key(text: str) -> str:
     """
     if text.isascii():
         return query_identity(text)
-    bare = _without_accents(query_identity(_without_accents(text)))  # folding can turn an accent into a letter
+    bare = _without_accents(query_identity(_without_accents(text)))
     words = "".join(f" {letter} " if _is_ideograph(letter) else letter for letter in bare).split()
     joined = "".join(
         word if not place or _is_ideograph(word[0]) or _is_ideograph(words[place - 1][-1]) else f" {word}"

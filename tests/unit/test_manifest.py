@@ -139,7 +139,7 @@ def test_the_manifest_is_frozen(bundle: Path) -> None:
     [
         (3, False, r"index\.nodes and nodes\.npy go together"),
         (None, True, r"index\.nodes and nodes\.npy go together"),
-        (201, True, "the index has 201 nodes, more than there are labels"),
+        (201, True, "the index has 201 nodes, more than the 200 labels"),
     ],
 )
 def test_nodes_and_their_file_go_together(

@@ -102,3 +102,9 @@ def test_identity_and_key_are_stable(text: str) -> None:
     """If this failed, a text that was written and read again could change its identity."""
     assert query_identity(query_identity(text)) == query_identity(text)
     assert split_key(query_identity(text)) == split_key(text)
+
+
+def test_a_greek_accent_that_folds_to_a_letter_is_an_accent() -> None:
+    """If this failed, two spellings of one query, one of which folding has turned into a letter, could be in two splits."""
+    assert query_identity("ᾀ") == "ἀ"
+    assert split_key("ᾀ") == split_key("ἀ") == "α"
