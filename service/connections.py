@@ -28,6 +28,8 @@ CHECKS = 4  # in the shortest time limit
 PER_CHECK = 8  # connections: cutting one off takes as long as an answer, and thousands may be overdue together
 
 BETWEEN_TURNS = 0.001  # seconds between two requests that were sent ahead of their turn
+BETWEEN_MANY_TURNS = 0.01  # the same while many connections wait for theirs
+MANY_TURNS = 32  # connections
 
 
 class Connections:
@@ -128,9 +130,10 @@ class Connections:
         connection = next(iter(self._turns))
         del self._turns[connection]
         loop = asyncio.get_running_loop()
-        self._next_turn_at = loop.time() + BETWEEN_TURNS
+        pause = BETWEEN_TURNS if len(self._turns) < MANY_TURNS else BETWEEN_MANY_TURNS
+        self._next_turn_at = loop.time() + pause
         if self._turns:
-            loop.call_later(BETWEEN_TURNS, self._give_turn)
+            loop.call_later(pause, self._give_turn)
         connection.take_turn()
 
     def _least_useful(self, now: float) -> Connection | None:
