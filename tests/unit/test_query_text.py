@@ -105,6 +105,6 @@ def test_identity_and_key_are_stable(text: str) -> None:
 
 
 def test_a_greek_accent_that_folds_to_a_letter_is_an_accent() -> None:
-    """If this failed, two spellings of one query, one of which folding has turned into a letter, could be in two splits."""
+    """If this failed, a query and its folded spelling could be in two splits."""
     assert query_identity("ᾀ") == "ἀ"
     assert split_key("ᾀ") == split_key("ἀ") == "α"
