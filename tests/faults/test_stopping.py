@@ -129,7 +129,7 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("stage", "command"),
     [
-        ("retrieval.retriever:verify_bundle", ["search", "STORE", "red shoes"]),
+        ("retrieval.retriever:read_bundle", ["search", "STORE", "red shoes"]),
         ("retrieval.probe:prove_aside", ["bundles", "verify", "STORE", "one"]),
         ("training.data.writing:_publish", ["prepare", "CLICKS", "--out", "OUT"]),
         ("training.measure:load_checkpoint", ["evaluate", "CHECKPOINT", "--dataset", "DATASET"]),
