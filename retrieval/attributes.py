@@ -20,6 +20,8 @@ from retrieval.errors import BadInput
 from retrieval.filters import Filter, Key, Value, key_of
 
 REMEMBERED_BYTES = 1 << 26  # of compiled filters
+BYTES_PER_LABEL = 9  # of a compiled filter: its mask and the rows that it allows
+BYTES_WITH_NODES = 32  # where the labels of each node are kept with it
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,8 +47,10 @@ class Attributes:
     An attribute's values are numbered when it is first asked for; compiled filters are remembered within a bound.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, bytes_per_label: int = BYTES_PER_LABEL) -> None:
+        """`bytes_per_label` is the memory of a compiled filter, and of what others keep as long as it lives."""
         self._table = table
+        self._most_compiled = max(1, REMEMBERED_BYTES // (bytes_per_label * max(table.num_rows, 1)))
         self._attributes: dict[str, _Attribute] = {}
         self._compiled: OrderedDict[Key, Allowed] = OrderedDict()
         self._shown_L: NDArray[np.bool_] | None = None  # None while nothing is paused
@@ -78,7 +82,7 @@ class Attributes:
             for name, values in key:
                 mask_L &= self._attribute(name).having([value for _, value in values])
             found = self._compiled[key] = Allowed(mask_L)
-            while len(self._compiled) > 1 and len(self._compiled) * self._table.num_rows > REMEMBERED_BYTES:
+            while len(self._compiled) > self._most_compiled:
                 self._compiled.popitem(last=False)
             return found
 

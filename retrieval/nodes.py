@@ -58,6 +58,11 @@ class Nodes:
         """The first label of each node that has one, rising."""
         return np.sort(self.first_rows(np.flatnonzero(self.used_N)))
 
+    @cached_property
+    def shared_L(self) -> NDArray[np.bool_]:
+        """Which labels stand at a node with several."""
+        return (np.diff(self.starts_N1) > 1)[self.node_L]
+
     def among(self, mask_L: NDArray[np.bool_]) -> "Nodes":
         """The same nodes with only the labels that `mask_L` allows."""
         rows_S = self.rows_S[mask_L[self.rows_S]]
@@ -120,6 +125,9 @@ def expand(scored: Scored, nodes: Nodes, k: int) -> Scored:
     queries = len(scored[0])
     if not k:
         return scored
+    rows_QC, scores_QC, dual_QC, classifier_QC = scored
+    if not nodes.shared_L[rows_QC[:, :k]].any():  # most answers: the rest of this takes a third of a search
+        return rows_QC[:, :k], scores_QC[:, :k], dual_QC[:, :k], classifier_QC[:, :k]
     size = max(1, min(queries, EXPANDED_AT_ONCE // (k * k)))
     parts = [
         _expand(tuple(one[start : start + size, :k] for one in scored), nodes, k)  # type: ignore[arg-type]

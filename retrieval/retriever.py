@@ -17,7 +17,7 @@ from typing import IO, Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.attributes import Allowed, Attributes
+from retrieval.attributes import BYTES_PER_LABEL, BYTES_WITH_NODES, Allowed, Attributes
 from retrieval.bundle_files import BundleFiles, read_bundle
 from retrieval.bundle_folder import lease
 from retrieval.candidates import Candidates
@@ -127,7 +127,8 @@ class Retriever:
         self.signature: Signature | None = None  # who signed it, where keys are trusted
         self.paused: frozenset[str] = frozenset()  # ids of labels that are in no answer
         self._held = held
-        self._attributes: Attributes | None = Attributes(labels.table)
+        per_label = BYTES_PER_LABEL if nodes is None else BYTES_WITH_NODES
+        self._attributes: Attributes | None = Attributes(labels.table, per_label)
         self._question = lru_cache(WEIGHTS_REMEMBERED)(
             lambda weight, k: (manifest.model.query_scale(weight), manifest.index.effort(weight, k))
         )
