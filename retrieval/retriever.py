@@ -3,7 +3,6 @@
 Suffixes: Q queries, K results, C candidates (at least K where there are as many), D vector width, L labels.
 """
 
-import math
 import os
 import time
 from collections.abc import Iterable, Sequence
@@ -22,7 +21,7 @@ from retrieval.bundle_files import BundleFiles, read_bundle
 from retrieval.bundle_folder import lease
 from retrieval.candidates import Candidates
 from retrieval.encoder import TextEncoder
-from retrieval.errors import BadInput, BundleError
+from retrieval.errors import BundleError
 from retrieval.filters import Filter
 from retrieval.gently import at_once, gently
 from retrieval.golden import GoldenReport, check_golden
@@ -45,6 +44,7 @@ from retrieval.narrow import NarrowIndex, rescore, to_rescore
 from retrieval.nodes import Nodes, Scored, expand, nodes_in
 from retrieval.paused import read_paused
 from retrieval.place import bundle_at
+from retrieval.search_arguments import check_queries, check_search
 from retrieval.signatures import Signature
 from retrieval.vector_file import vectors_in
 from retrieval.workers import Workers
@@ -284,10 +284,10 @@ class Retriever:
         `with_paused`: labels that are paused are searched as well.
         """
         weight = self.manifest.classifier_weight if weight is None else weight
-        _check_search(k, weight, min_score)
+        check_search(k, weight, min_score)
         encoder, attributes = self._open_encoder(), self._usable(self._attributes)
         candidates, vectors_LD = self._usable(self._candidates), self.vectors_LD
-        _check_queries(queries)
+        check_queries(queries)
         masked = bool(filter) or (attributes.paused and not with_paused)
         allowed = attributes.allowed(filter or {}) if masked else None
         encoded = encoder.encode(queries)
@@ -317,7 +317,7 @@ class Retriever:
         The classifier half has unit length too, save along the direction that `cone_shrink` in the manifest is about;
         its inner product with a label's, as the bundle holds it, is their cosine.
         """
-        _check_queries(queries)
+        check_queries(queries)
         vectors_QD = self._open_encoder().encode(queries).vectors_BD
         return vectors_QD[:, : self.manifest.model.dual_dim], vectors_QD[:, self.manifest.model.dual_dim :]
 
@@ -390,26 +390,3 @@ def _open_index(folder: Path, files: BundleFiles, workers: Workers) -> VectorInd
         return index
     shape = (manifest.model.dim, manifest.index_dim)
     return NarrowIndex(index, vectors_in(files.contents[DIRECTIONS], folder / DIRECTIONS, shape))
-
-
-def _check_search(k: int, weight: float, min_score: float | None) -> None:
-    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise BadInput(f"k is {k!r}; it must be a whole number of at least 1")
-    if not isinstance(weight, int | float | np.number) or not 0.0 <= weight <= 1.0:
-        raise BadInput(f"weight is {weight!r}; it must lie between 0 (dual encoder alone) and 1 (classifier alone)")
-    if min_score is not None and not (isinstance(min_score, int | float | np.number) and math.isfinite(min_score)):
-        raise BadInput(f"min_score is {min_score!r}; it must be a number")
-
-
-def _check_queries(queries: Sequence[str]) -> None:
-    if isinstance(queries, str):
-        raise BadInput("queries is a single text; give a list of texts")
-    for place, query in enumerate(queries):
-        if not isinstance(query, str):
-            raise BadInput(f"query {place} is {type(query).__name__}, not text")
-        if not query.strip():
-            raise BadInput(f"query {place} is empty")
-        try:
-            query.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise BadInput(f"query {place} is not valid Unicode at character {error.start}") from error

@@ -31,8 +31,8 @@ from service.rationing import Traffic, no_traffic
 from service.schemas import ActivateResponse, Readiness
 from service.settings import Settings
 from service.source import Source
-from service.supervisor import Supervisor, described
-from service.switching import Turns, refused
+from service.supervisor import Supervisor
+from service.switching import Turns, reason, refused
 
 LOG = logging.getLogger("diptych")
 PAUSE_PATIENCE = 2.0  # seconds; longer an administrator does not wait to hear which ids are unknown
@@ -190,7 +190,7 @@ class Generations:
             return (await self.compared.open(name)).admit(asked, seconds, ADMINISTRATOR)
         except (DiptychError, OSError) as error:
             status = await self._status_without(name)
-            why = f"Bundle {name} was not opened for comparison: {_reason(error)}"
+            why = f"Bundle {name} was not opened for comparison: {reason(error)}"
             raise Refusal(status, "not_compared", self.public(why)) from error
 
     async def pause(self, add: Sequence[str], remove: Sequence[str]) -> list[str] | None:
@@ -375,14 +375,14 @@ class Generations:
                 generation.tell_paused()
 
     def _note_failure(self, name: str, error: Exception) -> None:
-        self._failed = f"bundle {name} was not activated: {_reason(error)}"
+        self._failed = f"bundle {name} was not activated: {reason(error)}"
         self._metrics.switches.labels("failed").inc()
         LOG.error("%s", self._failed)
 
     async def _not_activated(self, name: str, error: Exception) -> Refusal:
         if self.stopping:
             return refused(name, "the service is stopping")
-        message = self.public(f"Bundle {name} was not activated: {_reason(error)}")
+        message = self.public(f"Bundle {name} was not activated: {reason(error)}")
         return Refusal(await self._status_without(name), "not_activated", message)
 
     async def _status_without(self, name: str) -> int:
@@ -394,9 +394,3 @@ class Generations:
 
     def _depth(self, of: str) -> int:
         return getattr(self.current.batcher, of) if self.current else 0
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError):
-        return f"the store cannot be used ({error})"
-    return str(error) if isinstance(error, DiptychError) else described(error)

@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
 
+from retrieval.errors import DiptychError
 from service.errors import Refusal
 from service.generation import Generation
-from service.supervisor import Supervisor
+from service.supervisor import Supervisor, described
 
 
 class Turns:
@@ -89,3 +90,10 @@ class Turns:
 def refused(bundle: str, why: str) -> Refusal:
     """Return the 409 for a bundle that was not activated."""
     return Refusal(409, "busy_switching", f"Bundle {bundle} was not activated: {why}.")
+
+
+def reason(error: Exception) -> str:
+    """Return why a change of bundle failed, as a part of a sentence."""
+    if isinstance(error, OSError):
+        return f"the store cannot be used ({error})"
+    return str(error) if isinstance(error, DiptychError) else described(error)

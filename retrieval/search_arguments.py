@@ -1,0 +1,33 @@
+"""Check the arguments of a search before anything is computed."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from retrieval.errors import BadInput
+
+
+def check_search(k: int, weight: float, min_score: float | None) -> None:
+    """Check how to search. Raises BadInput that names the argument and its value."""
+    if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
+        raise BadInput(f"k is {k!r}; it must be a whole number of at least 1")
+    if not isinstance(weight, int | float | np.number) or not 0.0 <= weight <= 1.0:
+        raise BadInput(f"weight is {weight!r}; it must lie between 0 (dual encoder alone) and 1 (classifier alone)")
+    if min_score is not None and not (isinstance(min_score, int | float | np.number) and math.isfinite(min_score)):
+        raise BadInput(f"min_score is {min_score!r}; it must be a number")
+
+
+def check_queries(queries: Sequence[str]) -> None:
+    """Check that every query is text that can be encoded. Raises BadInput that names the first one that is not."""
+    if isinstance(queries, str):
+        raise BadInput("queries is a single text; give a list of texts")
+    for place, query in enumerate(queries):
+        if not isinstance(query, str):
+            raise BadInput(f"query {place} is {type(query).__name__}, not text")
+        if not query.strip():
+            raise BadInput(f"query {place} is empty")
+        try:
+            query.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise BadInput(f"query {place} is not valid Unicode at character {error.start}") from error
