@@ -164,12 +164,13 @@ def test_the_service_ends_and_leaves_no_engine_behind(
     if stage == "replacing":
         gate.touch()
     process = start(store.path, log, **CALM)
+    waiting: Client | None = None
     try:
         port = port_of(process.pid)
         if stage != "opening":
             wait_until(lambda: Client(port).get("/readyz").status == 200)
         before = [] if stage == "opening" else children(process.pid)
-        reach(stage, port, store, gate, before)
+        waiting = reach(stage, port, store, gate, before)
         expected = {"opening": 1, "replacing": 1}.get(stage, 2)
         engines = wait_until(lambda: len(now := children(process.pid)) == expected and now != before and now)
         process.send_signal(how)
@@ -178,19 +179,26 @@ def test_the_service_ends_and_leaves_no_engine_behind(
     finally:
         process.kill()
         process.wait()
+        if waiting is not None:
+            waiting.close()
 
 
-def reach(stage: str, port: int, store: Store, gate: Path, engines: list[int]) -> None:
-    """Have an engine of the bundle hang started in one of the ways there are."""
+def reach(stage: str, port: int, store: Store, gate: Path, engines: list[int]) -> Client:
+    """Start an engine of the bundle hang in one of the ways there are; return the client that may wait for it.
+
+    The client must stay open: a comparison ends when its client hangs up.
+    """
+    client = Client(port)
     if stage in ("activating", "comparing"):
         path = {"activating": "/admin/activate", "comparing": "/admin/compare"}[stage]
         body = b'{"bundle": "hang"}' if stage == "activating" else b'{"bundle": "hang", "queries": ["red"]}'
-        Client(port).begin("POST", path, body, X_Admin_Key=ADMIN_KEY)
+        client.begin("POST", path, body, X_Admin_Key=ADMIN_KEY)
     elif stage == "following":
         store.activate("hang")
     elif stage == "replacing":
         gate.unlink()
         os.kill(engines[0], signal.SIGKILL)
+    return client
 
 
 def engine_of(service: Service, bundle: str) -> int | None:
