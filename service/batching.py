@@ -42,6 +42,7 @@ class Batcher:
     def __init__(self, bundle: str, settings: Settings, metrics: Metrics, lengths: Lengths) -> None:
         self.bundle = bundle
         self.lengths = lengths
+        self.slice_texts = settings.max_piece_queries
         self.unfinished = 0
         self._lanes = 1  # batches that its engine works on at a time
         self._settings = settings
@@ -49,7 +50,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         places = settings.max_waiting_tokens / settings.max_waiting_queries
         grain = settings.max_batch_hits // GRAINS
-        self._waiting = FairQueue(places, settings.max_piece_queries, grain)
+        self._waiting = FairQueue(places, grain)
         self._in_flight: OrderedDict[int, list[RequestSlice]] = OrderedDict()  # by number, the oldest first
         self._send: Callable[[bytes], None] | None = None
         self._number = 0  # of the last batch sent
@@ -80,10 +81,13 @@ class Batcher:
 
     def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
         """Queue a request; it is sent at once when the engine has room. Raises Refusal 422 or 429."""
-        self._refuse_quarantined(asked)
-        self._refuse_overload(asked.queries, caller)
+        if self._quarantine:
+            self._refuse_quarantined(asked)
+        tokens = [self.lengths.tokens(query) for query in asked.queries]
+        self._refuse_overload(len(tokens), sum(tokens), caller)
         deadline = self._settings.deadline_seconds
-        request = PendingRequest(asked, min(seconds or deadline, deadline), self, self._loop, caller)
+        seconds = min(seconds, deadline) if seconds else deadline
+        request = PendingRequest(asked, tokens, seconds, self, self._loop, caller)
         if not self._is_large(request):
             self._small_at = request.arrived
         self._queue(request)
@@ -101,7 +105,7 @@ class Batcher:
     def take_over(self, requests: Iterable[PendingRequest]) -> None:
         """Answer another bundle's unfinished requests, from their beginning: no answer mixes two bundles."""
         for request in requests:
-            request.begin(self)
+            request.begin(self, [self.lengths.tokens(query) for query in request.asked.queries])
             self._queue(request)
         self._lose_pace()
         self._feed()
@@ -211,7 +215,7 @@ class Batcher:
         self, request: PendingRequest, texts: int, tokens: int, length: int | None, first: bool
     ) -> tuple[int, int]:
         """Cut a request's next span, if it fits; one text always goes first in a batch."""
-        most = 1 if request.deaths else self._settings.max_piece_queries
+        most = 1 if request.deaths else self.slice_texts
         start, stop = request.cut(min(texts, most), tokens, length)
         if start == stop and first:
             return request.cut(1, request.tokens[start])  # a text larger than a whole batch goes by itself
@@ -236,7 +240,7 @@ class Batcher:
         return len(self._in_flight) < self._lanes or not (self._is_large(following) and self._mixed())
 
     def _is_large(self, request: PendingRequest) -> bool:
-        return request.next_cost(self._settings.max_piece_queries) > self._large
+        return request.next_cost > self._large
 
     def _mixed(self) -> bool:
         """Whether small requests have come lately, so that large ones must leave room for the next."""
@@ -358,20 +362,19 @@ class Batcher:
             self._metrics.rejections.labels("queue_full").inc()
             raise errors.overloaded(waiting)
 
-    def _refuse_overload(self, texts: Sequence[str], caller: Caller) -> None:
+    def _refuse_overload(self, texts: int, tokens: int, caller: Caller) -> None:
         """Make room in the queue for some texts, if their caller may have it. Raises Refusal 429.
 
         A caller under its share may go over the limit, so that no request that has begun is refused for it; only at
         twice the limit the newest request of the caller with most goes.
         """
-        tokens = sum(map(self.lengths.tokens, texts)) if self._waiting else 0
-        waiting, room = self._overload(len(texts), tokens, self._room), self._room
-        if waiting and self._under_share(caller, self._waiting.places(len(texts), tokens)):
-            room = OVER_LIMIT * self._room
-        while waiting := self._overload(len(texts), tokens, room):
+        if not (waiting := self._overload(texts, tokens, self._room)):
+            return
+        under_share = self._under_share(caller, self._waiting.places(texts, tokens))
+        while not under_share or (waiting := self._overload(texts, tokens, OVER_LIMIT * self._room)):
             refusal = errors.overloaded(waiting)
             self._metrics.rejections.labels("queue_full").inc()
-            heaviest = self._waiting.heaviest() if room > self._room else None
+            heaviest = self._waiting.heaviest() if under_share else None
             if heaviest is None or heaviest.newest is None or heaviest.caller == caller:
                 raise refusal
             self._finish(heaviest.newest, refusal)

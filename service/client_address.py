@@ -42,17 +42,18 @@ class ClientAddresses:
         An entry that is no address ends the search: what stands to its left was not written by a proxy we can name.
         Then, and when every entry is a trusted proxy's, it is the last trusted one's.
         """
+        if not self._trusted:
+            return normal_address(peer)
         address = parse_address(peer)
-        if address is None:
-            return peer or UNKNOWN
-        if self._trusted and self._is_trusted(address):
-            for entry in _from_the_right(headers):
-                hop = parse_address(entry)
-                if hop is None:
-                    break
-                address = hop
-                if not self._is_trusted(hop):
-                    break
+        if address is None or not self._is_trusted(address):
+            return normal_address(peer)
+        for entry in _from_the_right(headers):
+            hop = parse_address(entry)
+            if hop is None:
+                break
+            address = hop
+            if not self._is_trusted(hop):
+                break
         return str(address)
 
     def _in_a_network(self, address: Address) -> bool:
@@ -72,6 +73,13 @@ def parse_address(text: str) -> Address | None:
     except ValueError:
         return None
     return getattr(address, "ipv4_mapped", None) or address
+
+
+@lru_cache(maxsize=4096)
+def normal_address(peer: str) -> str:
+    """Return the one way to write an address; other text as it is."""
+    address = parse_address(peer)
+    return str(address) if address else peer or UNKNOWN
 
 
 def _from_the_right(headers: Headers) -> Iterable[str]:

@@ -35,8 +35,8 @@ class Connection(RequestReader):
 
     # as attributes of a dictionary, beside uvicorn's 27, they cost 1 kB for each connection (docs/decisions/0058)
     __slots__ = (
-        "_ahead", "_answered_once", "_busy", "_closing", "_discarded", "_half_closed", "_held", "_held_since",
-        "_opened", "_pool", "_status_begun", "_stuck", "_turned_away", "_unsent",
+        "_ahead", "_answered_once", "_busy", "_closing", "_discarded", "_half_closed", "_head_held", "_held",
+        "_held_since", "_opened", "_pool", "_status_begun", "_stuck", "_turned_away", "_unsent",
     )  # fmt: skip
 
     def __init__(self, pool: "Connections", **given: Any) -> None:
@@ -46,6 +46,7 @@ class Connection(RequestReader):
         self._ahead: bytearray | None = None  # what was sent before its turn
         self._busy = False  # a whole request is being answered
         self._turned_away = False  # what is coming in will be answered without being heard
+        self._head_held = False  # the headers of the request that is arriving are in the memory budget
         self._answered_once = False  # it has sent a whole request
         self._half_closed = False  # the client will send no more
         self._status_begun = False  # the first bytes of the next answer have been sent
@@ -174,7 +175,8 @@ class Connection(RequestReader):
             self._body = self._length
         if not self._turned_away:
             super().on_headers_complete()
-            self._started = True
+            self.cycle.transport = cast(Any, ResponseTransport(self))
+            self._started, self._head_held = True, False
 
     def on_body(self, body: bytes) -> None:
         if not self._turned_away:
@@ -200,6 +202,8 @@ class Connection(RequestReader):
             self._pool.asked(self)
 
     def on_response_complete(self) -> None:
+        if self.cycle is not None:
+            cast(ResponseTransport, self.cycle.transport).flush()
         super().on_response_complete()
         self._busy = False
         if self._arriving:
@@ -320,7 +324,6 @@ class Connection(RequestReader):
         """
         cycle = self.cycle
         if self._busy and not cycle.response_started and not self._status_begun:
-            cycle.transport = cast(Any, ResponseTransport(self))
             self._status_begun = True
             self.transport.write(STATUS_BEGINNING)
         self.loop.call_later(PROBE_SECONDS, self._check_peer)
@@ -365,9 +368,9 @@ class Connection(RequestReader):
             if self.cycle.response_complete:
                 self._discard(size)
                 return
-            if self.cycle.transport is self.transport:  # its head has just been read
+            if not self._head_held:
+                self._head_held = True
                 size += PER_HEADER * len(self.headers)
-                self.cycle.transport = cast(Any, ResponseTransport(self))
                 if self.cycle.waiting_for_100_continue:  # a refusal closes: the client sends its body or it does not
                     self.cycle.keep_alive = False
         self._hold(size + size // SPARE + PER_READ)

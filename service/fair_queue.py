@@ -82,14 +82,13 @@ class VirtualTimes(Generic[Flow]):
 class CallerQueue:
     """The waiting requests of one caller, and how much of the queue they take."""
 
-    __slots__ = ("caller", "most_places", "places", "requests", "texts")
+    __slots__ = ("caller", "requests", "texts", "tokens")
 
     def __init__(self, caller: Caller) -> None:
         self.caller = caller
         self.requests: VirtualTimes[PendingRequest] = VirtualTimes()
-        self.texts = 0  # that no engine has
-        self.places = 0.0
-        self.most_places = 0.0  # that `FairQueue._heaviest` knows of
+        self.texts = 0  # not sent to an engine
+        self.tokens = 0
 
     @property
     def newest(self) -> PendingRequest | None:
@@ -103,9 +102,8 @@ class FairQueue:
     A place is what a text takes of the queue: one for the text, and one more for each `tokens_per_place` tokens.
     """
 
-    def __init__(self, tokens_per_place: float, slice_texts: int, grain: int) -> None:
-        """`slice_texts` of a request are given to the engine together; costs of less than a `grain` are alike."""
-        self._slice_texts = slice_texts
+    def __init__(self, tokens_per_place: float, grain: int) -> None:
+        """Costs that differ by less than a `grain` count as equal."""
         self._grain = max(grain, 1)
         self.texts = 0
         self.tokens = 0
@@ -114,6 +112,7 @@ class FairQueue:
         self._turns: VirtualTimes[CallerQueue] = VirtualTimes()
         self._returned: OrderedDict[PendingRequest, None] = OrderedDict()
         self._past: dict[Caller, float] = {}  # virtual times of callers that have nothing waiting and are ahead
+        # by places, the most first; filled by the first call of `heaviest` and kept until the queue is empty
         self._heaviest: list[tuple[float, int, CallerQueue]] = []
         self._numbers = count()
         self._last_given: PendingRequest | None = None
@@ -132,35 +131,36 @@ class FairQueue:
 
     def places_of(self, caller: Caller) -> float:
         """Return how much of the queue a caller has."""
-        found = self._callers.get(caller)
-        return found.places if found else 0.0
+        queue = self._callers.get(caller)
+        return self.places(queue.texts, queue.tokens) if queue else 0.0
 
     def add(self, request: PendingRequest) -> None:
         """Queue a request behind its caller's others."""
-        self.count(request, 0, len(request.tokens), +1)
-        queue = self._callers[request.caller]
-        is_new = not queue.requests
+        queue = self._count_in(request, 0, len(request.tokens))
+        is_new = not queue.requests.times
         next_cost = self._next_cost(request)
         queue.requests.join(request, next_cost)
         if is_new:
-            self._turns.join(queue, next_cost, self._past.pop(request.caller, 0.0))
+            self._turns.join(queue, next_cost, self._past.pop(request.caller, 0.0) if self._past else 0.0)
         elif queue.requests.first() is request:
             self._turns.expect(queue, next_cost)
 
     def add_first(self, request: PendingRequest, start: int, stop: int) -> None:
         """Put texts back that an engine had: they go before all others."""
-        request.todo.insert(0, (start, stop))
-        self.count(request, start, stop, +1)
+        request.put_back(start, stop)
+        self._count_in(request, start, stop)
         self._leave(request)
         self._returned[request] = None
         self._returned.move_to_end(request, last=False)
 
     def remove(self, request: PendingRequest) -> None:
         """Forget a request, wherever it is."""
+        if not request.todo:  # an engine has all of it
+            return
         self._returned.pop(request, None)
         self._leave(request)
         for start, stop in request.todo:
-            self.count(request, start, stop, -1)
+            self._count_out(request, start, stop)
         request.todo.clear()
 
     def first(self) -> PendingRequest | None:
@@ -180,7 +180,7 @@ class FairQueue:
         empty: list[Entry[CallerQueue]] = []
         try:
             while len(passed) < most:
-                request = next((one for one in self._returned if one not in passed), None)
+                request = next((one for one in self._returned if one not in passed), None) if self._returned else None
                 queue = None if request else self._turns.first()
                 if queue:
                     request = queue.requests.first()
@@ -207,7 +207,7 @@ class FairQueue:
         if request in self._returned:
             if not request.todo:
                 del self._returned[request]
-            return self.count(request, start, stop, -1)
+            return self._count_out(request, start, stop)
         queue, cost = self._callers[request.caller], request.cost(start, stop)
         queue.requests.charge(request, cost)
         self._turns.charge(queue, cost)
@@ -216,7 +216,7 @@ class FairQueue:
         else:
             queue.requests.leave(request)
         self._place(queue)
-        return self.count(request, start, stop, -1)
+        return self._count_out(request, start, stop)
 
     def surcharge(self, caller: Caller, cost: float) -> None:
         """Count what a caller's requests have cost beyond what was expected of them."""
@@ -235,46 +235,59 @@ class FairQueue:
 
     def heaviest(self) -> CallerQueue | None:
         """Return the caller that takes most of the queue."""
+        if not self._heaviest:
+            self._rank_callers()
         heap = self._heaviest
         while heap:
             recorded, _, queue = heap[0]
-            if -recorded == queue.places:
+            places = self.places(queue.texts, queue.tokens)
+            if -recorded == places and queue.texts:
                 return queue
-            heapq.heappop(heap)
-            queue.most_places = 0.0
-            if queue.places > 0 and self._callers.get(queue.caller) is queue:
-                self._record(queue)
+            if queue.texts:  # it takes less than when it was recorded
+                heapq.heapreplace(heap, (-places, next(self._numbers), queue))
+            else:
+                heapq.heappop(heap)
         return None
 
-    def count(self, request: PendingRequest, start: int, stop: int, sign: int) -> int:
-        """Count a span in or out of what waits; return its tokens."""
-        texts, tokens = stop - start, sum(request.tokens[start:stop])
+    def _rank_callers(self) -> None:
+        self._heaviest = [
+            (-self.places(one.texts, one.tokens), next(self._numbers), one) for one in self._callers.values()
+        ]
+        heapq.heapify(self._heaviest)
+
+    def _count_in(self, request: PendingRequest, start: int, stop: int) -> CallerQueue:
+        """Count a span that waits from now on; return its caller's queue."""
         queue = self._callers.get(request.caller)
         if queue is None:
             queue = self._callers[request.caller] = CallerQueue(request.caller)
-        self.texts += sign * texts
-        self.tokens += sign * tokens
-        queue.texts += sign * texts
-        queue.places += sign * self.places(texts, tokens)
-        if not queue.texts:
-            queue.places = 0.0
-            del self._callers[request.caller]
-        elif queue.places > queue.most_places:
-            self._record(queue)
-        return tokens
+        texts, tokens = stop - start, sum(request.tokens[start:stop])
+        self.texts += texts
+        self.tokens += tokens
+        queue.texts += texts
+        queue.tokens += tokens
+        if self._heaviest:
+            heapq.heappush(self._heaviest, (-self.places(queue.texts, queue.tokens), next(self._numbers), queue))
+            if len(self._heaviest) > 2 * len(self._callers) + SLACK:
+                self._rank_callers()
+        return queue
 
-    def _record(self, queue: CallerQueue) -> None:
-        queue.most_places = queue.places
-        heapq.heappush(self._heaviest, (-queue.places, next(self._numbers), queue))
-        if len(self._heaviest) > 2 * len(self._callers) + SLACK:
-            self._heaviest = [(-one.places, next(self._numbers), one) for one in self._callers.values()]
-            for one in self._callers.values():
-                one.most_places = one.places
-            heapq.heapify(self._heaviest)
+    def _count_out(self, request: PendingRequest, start: int, stop: int) -> int:
+        """Count a span that no longer waits; return its tokens."""
+        queue = self._callers[request.caller]
+        texts, tokens = stop - start, sum(request.tokens[start:stop])
+        self.texts -= texts
+        self.tokens -= tokens
+        queue.texts -= texts
+        queue.tokens -= tokens
+        if not queue.texts:
+            del self._callers[request.caller]
+            if not self._callers:
+                self._heaviest.clear()
+        return tokens
 
     def _next_cost(self, request: PendingRequest) -> int:
         """Return the cost of a request's next slice in whole grains, so that small requests keep their order."""
-        cost = request.next_cost(self._slice_texts)
+        cost = request.next_cost
         return cost - cost % self._grain
 
     def _leave(self, request: PendingRequest) -> None:
@@ -289,7 +302,7 @@ class FairQueue:
         if first := queue.requests.first():
             self._turns.expect(queue, self._next_cost(first))
             return
-        if queue.requests:  # all of them are set aside for the moment
+        if queue.requests.times:  # all of them are set aside for the moment
             return
         time, now = self._turns.leave(queue), self._turns.now
         if not self._turns:

@@ -28,6 +28,7 @@ class Owner(Protocol):
 
     bundle: str
     lengths: Lengths
+    slice_texts: int  # texts of one request that are sent together, at most
 
     def abandon(self, request: "PendingRequest") -> None: ...
     def too_late(self, request: "PendingRequest") -> None: ...
@@ -37,13 +38,20 @@ class PendingRequest:
     """One admitted request. Await `answer`: the results' JSON, or a Refusal is raised."""
 
     __slots__ = (
-        "answer", "answer_bytes", "arrived", "asked", "batcher", "begun", "caller", "deaths", "missing", "parts",
-        "seconds", "settled", "stages", "timer", "todo", "tokens",
+        "answer", "answer_bytes", "arrived", "asked", "batcher", "begun", "caller", "deaths", "missing", "next_cost",
+        "parts", "seconds", "settled", "stages", "timer", "todo", "tokens",
     )  # fmt: skip
 
     def __init__(
-        self, asked: Asked, seconds: float, batcher: Owner, loop: asyncio.AbstractEventLoop, caller: Caller = ANYONE
+        self,
+        asked: Asked,
+        tokens: list[int],
+        seconds: float,
+        batcher: Owner,
+        loop: asyncio.AbstractEventLoop,
+        caller: Caller = ANYONE,
     ) -> None:
+        """`tokens` has the estimated length of each text, by the batcher's `lengths`."""
         self.asked = asked
         self.caller = caller
         self.seconds = seconds
@@ -52,16 +60,17 @@ class PendingRequest:
         self.arrived = self.begun = perf_counter()  # a loop's own clock may tick in milliseconds
         self.stages: Stages | None = None
         self.deaths = 0
-        self.begin(batcher)
+        self.begin(batcher, tokens)
         self.timer = loop.call_later(seconds, self._too_late)
         self.answer.add_done_callback(self._done)
 
-    def begin(self, batcher: Owner) -> None:
+    def begin(self, batcher: Owner, tokens: list[int]) -> None:
         """Start, or start anew with another bundle: what the former one answered is forgotten."""
-        count = len(self.asked.queries)
+        count = len(tokens)
         self.batcher = batcher
-        self.tokens = [batcher.lengths.tokens(query) for query in self.asked.queries]
+        self.tokens = tokens
         self.todo = [(0, count)]  # spans of queries that no engine is working on
+        self.next_cost = self.cost(0, min(count, batcher.slice_texts))  # of its next slice, while there is one
         self.parts: list[bytes | None] = [None] * count
         self.answer_bytes = 0
         self.missing = count
@@ -75,11 +84,6 @@ class PendingRequest:
         """Return what some of its texts cost an engine: their hits and their tokens."""
         return (stop - start) * self.asked.k + sum(self.tokens[start:stop])
 
-    def next_cost(self, texts: int) -> int:
-        """Return the cost of its next slice of at most so many texts."""
-        start, stop = self.todo[0]
-        return self.cost(start, min(stop, start + texts))
-
     def abandon(self) -> None:
         """Give up: nobody waits for this answer any more."""
         self.batcher.abandon(self)
@@ -87,8 +91,8 @@ class PendingRequest:
     def cut(self, texts: int, tokens: int, length: int | None = None) -> tuple[int, int]:
         """Take the next span, of at most so many texts and tokens, all of one length class; empty when none fits."""
         start, stop = self.todo[0]
-        end = start
-        while end < min(stop, start + texts) and self.tokens[end] <= tokens:
+        end, last = start, min(stop, start + texts)
+        while end < last and self.tokens[end] <= tokens:
             if length is not None and length_class(self.tokens[end]) != length:
                 break
             tokens -= self.tokens[end]
@@ -97,7 +101,18 @@ class PendingRequest:
             del self.todo[0]
         else:
             self.todo[0] = (end, stop)
+        if self.todo:
+            self._note_next_cost()
         return start, end
+
+    def put_back(self, start: int, stop: int) -> None:
+        """Undo `cut`: the span is sent again before the others."""
+        self.todo.insert(0, (start, stop))
+        self._note_next_cost()
+
+    def _note_next_cost(self) -> None:
+        start, stop = self.todo[0]
+        self.next_cost = self.cost(start, min(stop, start + self.batcher.slice_texts))
 
     def _too_late(self) -> None:
         self.batcher.too_late(self)
@@ -116,7 +131,10 @@ class RequestSlice(NamedTuple):
 
     def asked(self) -> Asked:
         """Return what the engine is asked."""
-        return self.request.asked._replace(queries=self.request.asked.queries[self.start : self.stop])
+        asked = self.request.asked
+        if self.stop - self.start == len(asked.queries):
+            return asked
+        return asked._replace(queries=asked.queries[self.start : self.stop])
 
 
 def length_class(tokens: int) -> int:

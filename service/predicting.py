@@ -67,7 +67,7 @@ class Predict:
         wanted = parse(self.model, body).wanted
         if self._limit and len(wanted.queries) > charged:
             self._limit.take(caller, len(wanted.queries) - charged, whole=len(wanted.queries))
-        seconds = deadline_seconds(exchange.header(deadlines.HEADER))
+        seconds = deadline_seconds(exchange.headers.get(deadlines.HEADER_BYTES))
         state = self._generations.state if self._answers else None
         if not self._answers or not state:
             return await self._asked(exchange, wanted, seconds, caller)

