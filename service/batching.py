@@ -59,6 +59,7 @@ class Batcher:
         self._pace = Pace()
         self._room = settings.max_waiting_queries  # texts that may wait at the engine's pace
         self._large = settings.max_batch_hits // LARGE_PART
+        self._half_batch = settings.max_batch_queries // 2
         self._small_at = -MIXED_SECONDS  # when a small request was admitted last
         self._cost_per_second = 0.0  # of batches without filters
         self._quarantine = Quarantine()
@@ -228,7 +229,11 @@ class Batcher:
             self._send(pack_batch(self._number, [one.asked() for one in batch]))
 
     def _may_send(self) -> bool:
-        """Whether the engine has room for a batch; a suspect is answered with nothing else there to be blamed."""
+        """Return whether the engine has room for a batch.
+
+        A suspect is answered with nothing else there to be blamed. A batch is sent ahead when it is half full or as
+        large as the one before it, or the engine would spend its time on batches of one text.
+        """
         if not self._in_flight:
             return True
         if len(self._in_flight) >= self._lanes + self._settings.batches_ahead:
@@ -236,8 +241,12 @@ class Batcher:
         following, flying = self._waiting.first(), next(reversed(self._in_flight.values()))
         if following is None or following.deaths or flying[0].request.deaths:
             return False
+        if len(self._in_flight) < self._lanes:
+            return True
+        if self._waiting.texts < min(sum(one.stop - one.start for one in flying), self._half_batch):
+            return False  # more will have come when the engine is free
         # what is sent ahead is answered before any small request that comes meanwhile
-        return len(self._in_flight) < self._lanes or not (self._is_large(following) and self._mixed())
+        return not (self._is_large(following) and self._mixed())
 
     def _is_large(self, request: PendingRequest) -> bool:
         return request.next_cost > self._large
