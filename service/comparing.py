@@ -35,6 +35,7 @@ class Compared:
         self._rest: asyncio.TimerHandle | None = None
         self._began = 0.0  # when that opening began, by the loop's clock
         self._why = ""  # why an opening was given up
+        self._closers = 0  # calls of `close` that have not returned
         self._closing: asyncio.Task[None] | None = None
 
     async def open(self, name: str) -> Generation:
@@ -50,6 +51,8 @@ class Compared:
         self._opens = name
         try:
             async with self._lock:
+                if self._closers or self._opens not in (None, name):  # given up while this request waited
+                    raise self._given_up(name)
                 generation = self.generation
                 if generation is None or generation.name != name:
                     generation = await self._instead(name)
@@ -61,18 +64,24 @@ class Compared:
 
     def cancel(self, why: str = "another is to be served, or the service stops") -> None:
         """Give up an opening that is under way."""
+        self._why = why
         if self._opening:
-            self._why = why
             self._opening.cancel()
 
     async def close(self) -> None:
         """End it, or the opening of it; returns when its memory is free."""
-        self.cancel()
-        async with self._lock:
-            await self._end()
+        self._closers += 1
+        try:
+            self.cancel()
+            async with self._lock:
+                await self._end()
+        finally:
+            self._closers -= 1
 
     async def _instead(self, name: str) -> Generation:
         await self._end()
+        if self._closers:
+            raise self._given_up(name)
         self._began = asyncio.get_running_loop().time()
         self._opening = self._supervisor.run("comparison_opening", self._make(name, self._crashes))
         try:
@@ -80,13 +89,15 @@ class Compared:
         except asyncio.CancelledError as error:
             if (task := asyncio.current_task()) and task.cancelling():
                 raise
-            why = f"Bundle {name} was not opened for comparison: {self._why}."
-            raise Refusal(409, "busy_switching", why) from error
+            raise self._given_up(name) from error
         finally:
             self._opening = None
         self._metrics.begins(generation)
         LOG.info("bundle %s is open for comparison", name)
         return generation
+
+    def _given_up(self, name: str) -> Refusal:
+        return Refusal(409, "busy_switching", f"Bundle {name} was not opened for comparison: {self._why}.")
 
     async def _end(self) -> None:
         if self._rest:

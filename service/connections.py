@@ -26,6 +26,7 @@ SOON = "as many texts as can be answered soon"
 LONGEST_PAUSE = 1.0  # seconds between two checks of a connection
 CHECKS = 4  # in the shortest time limit
 PER_CHECK = 8  # connections: cutting one off takes as long as an answer, and thousands may be overdue together
+BETWEEN_SEARCHES = 0.05  # seconds; a search of thousands of connections in vain takes milliseconds
 
 BETWEEN_TURNS = 0.001  # seconds between two requests that were sent ahead of their turn
 BETWEEN_MANY_TURNS = 0.01  # the same while many connections wait for theirs
@@ -61,6 +62,7 @@ class Connections:
         self._never_used: dict[Connection, None] = {}  # those of them that have not sent a whole request yet
         self._turns: dict[Connection, None] = {}  # those with requests that were sent ahead, the first the next
         self._next_turn_at = 0.0
+        self._next_search_at = 0.0  # for a connection that makes room
         metrics.connections.set_function(lambda: len(self._open))
         metrics.connection_bytes.set_function(lambda: self.memory.used)
 
@@ -140,10 +142,15 @@ class Connections:
         """One that never asked, else one that idles, else the one that has stalled longest."""
         if unused := next(iter(self._never_used), None):
             return unused
+        if now < self._next_search_at:
+            return None
         if idle := next((one for one in self._open if one.idle), None):
             return idle
         stalled = min(self._open, key=lambda one: one.stalled_since)
-        return stalled if now - stalled.stalled_since > self.settings.receive_seconds / 2 else None
+        if now - stalled.stalled_since > self.settings.receive_seconds / 2:
+            return stalled
+        self._next_search_at = now + BETWEEN_SEARCHES
+        return None
 
     @staticmethod
     def _look(connection: Connection, now: float) -> None:

@@ -111,13 +111,24 @@ class Engine:
             return [(Outcome.ANSWERED, body) for body in self._search(asked, spent)]
         except Exception as error:
             if len(asked) > 1:  # so that only the piece at fault fails
-                return [outcome for piece in asked for outcome in self._together([piece], spent)]
+                return self._one_by_one(asked, spent)
             if isinstance(error, AnswerTooLarge):
                 return [(Outcome.TOO_LARGE, b"")]
             if isinstance(error, BadInput):
                 return [(Outcome.REFUSED, str(error).encode())]
             LOG.exception("a search failed")
             return [(Outcome.BROKEN, b"")]
+
+    def _one_by_one(self, asked: Sequence[Asked], spent: list[float]) -> list[tuple[Outcome, bytes]]:
+        outcomes: list[tuple[Outcome, bytes]] = []
+        total = 0  # bytes
+        for piece in asked:
+            if total > BATCH_BYTES:
+                outcomes.append((Outcome.POSTPONED, b""))
+                continue
+            outcomes += self._together([piece], spent)
+            total += len(outcomes[-1][1])
+        return outcomes
 
     def _search(self, asked: Sequence[Asked], spent: list[float]) -> list[bytes]:
         queries = [query for piece in asked for query in piece.queries]

@@ -121,7 +121,7 @@ def _template(error: ErrorDetails) -> tuple[str, str]:
 def _where(error: ErrorDetails) -> str:
     # Behind attribute and place stands the type that the value of a filter was held against.
     field, *inside = error["loc"][: 3 if error["loc"][:1] == ("filter",) else None] or ("the body",)
-    return _shown(field) + "".join(f"[{position}]" for position in inside)
+    return _shown(field) + "".join(f"[{_shown(position)}]" for position in inside)
 
 
 def _shown(value: object) -> str:

@@ -23,12 +23,19 @@ class Fallback:
         self._generations = generations
         self._settings = settings
         self._task: asyncio.Task[None] | None = None
+        self._suspect: Generation | None = None  # that the task gives up
 
     def suspect(self, generation: Generation) -> None:
         """A bundle's engines keep ending: go back, unless that is being done already."""
         generations = self._generations
-        if generation is generations.current and not generations.stopping and not generations.urgent:
-            self._task = generations.supervisor.retry("fall_back", partial(self._fall_back, generation))
+        if generation is not generations.current or generations.stopping or generations.urgent:
+            return
+        if self._task and not self._task.done():
+            if self._suspect is generation:
+                return  # it may be waiting for a store that does not answer
+            self._task.cancel()
+        self._suspect = generation
+        self._task = generations.supervisor.retry("fall_back", partial(self._fall_back, generation))
 
     def stop(self) -> None:
         """Go back no more."""

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple, Protocol
 from pydantic_core import from_json, to_json
 
 HEAD = struct.Struct("<IB")  # payload bytes, kind
-ANSWERS = struct.Struct("<IH5f3I")  # batch number, pieces, its Stages
+# The batch number has 64 bits: a fast engine would use up 32 of them in a few weeks.
+ANSWERS = struct.Struct("<QH5f3I")  # batch number, pieces, its Stages
 PIECE = struct.Struct("<BI")  # outcome, bytes
-PART = struct.Struct("<IH")  # batch number, piece
+PART = struct.Struct("<QH")  # batch number, piece
 PART_BYTES = 1 << 20  # of one piece in one frame; a larger one is sent in several
 MAX_PAYLOAD = 1 << 28  # far above any batch; a larger length means that the stream is out of step
 

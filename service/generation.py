@@ -74,9 +74,7 @@ class Generation:
 
     async def open(self) -> Self:
         """Start the engine and wait until it can answer. Raises BundleError."""
-        engine = await self._start_engine()
-        self._batcher = Batcher(self.name, self._settings, self._metrics, engine.opened.lengths)
-        self._attach(engine)
+        await self._attach_new_engine()
         self._metrics.begins(self)
         return self
 
@@ -119,9 +117,9 @@ class Generation:
     def tell_paused(self) -> None:
         """Send the paused labels; whatever is sent after it is answered without them."""
         self.told += 1
+        self._told.clear()
         if self._engine:
             self._untold += 1
-            self._told.clear()
             self._engine.send(pack_json(Kind.PAUSED, self._paused()))
 
     async def told_paused(self, seconds: float) -> list[str] | None:
@@ -161,6 +159,8 @@ class Generation:
 
     def _attach(self, engine: EngineProcess) -> None:
         self._engine = engine
+        if self._batcher is None:
+            self._batcher = Batcher(self.name, self._settings, self._metrics, engine.opened.lengths)
         self._opened_at = asyncio.get_running_loop().time()
         self._untold = 0
         self.tell_paused()  # before the first batch
@@ -206,7 +206,7 @@ class Generation:
             if ended > 1:
                 await asyncio.sleep(max(min(FIRST_PAUSE * 2 ** (ended - 2), longest) - lived, 0))
             try:
-                await self._attach_another()
+                await self._attach_new_engine()
             except (DiptychError, OSError) as error:
                 self.trouble, longest, lived = str(error), PAUSE_AFTER_FAILURE, 0.0
                 LOG.error("bundle %s: %s", self.name, error)
@@ -217,7 +217,7 @@ class Generation:
                 self.trouble = None
                 return
 
-    async def _attach_another(self) -> None:
+    async def _attach_new_engine(self) -> None:
         engine = await self._start_engine()
         try:
             self._attach(engine)

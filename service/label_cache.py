@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Collection
+from threading import Lock
 
 import numpy as np
 from pydantic_core import to_json
@@ -20,6 +21,7 @@ class LabelCache:
         self._labels = labels
         self._most_bytes = most_bytes
         self._written: dict[int, str] = {}  # by label row
+        self._changing = Lock()
         self.bytes = 0
 
     def __len__(self) -> int:
@@ -32,19 +34,31 @@ class LabelCache:
         if not missing:
             return written
         texts = [self._write(label) for label in self._labels.take(np.array(missing))]
-        sizes = [sys.getsizeof(text) + ENTRY_BYTES for text in texts]
-        found = dict(zip(missing, texts, strict=True))
-        if max(sizes) * LARGEST > self._most_bytes:
-            return {**{row: written[row] for row in rows if row in written}, **found}
-        if self.bytes + sum(sizes) > self._most_bytes:
-            # begun anew, not emptied: another thread may be reading the old one
-            written = self._written = {row: written[row] for row in rows if row in written}
-            self.bytes = sum(sys.getsizeof(text) + ENTRY_BYTES for text in written.values())
-        written.update(found)
-        self.bytes += sum(sizes)
-        return written
+        result = {row: written[row] for row in rows if row in written}
+        result.update(zip(missing, texts, strict=True))
+        if LARGEST * max(map(_entry_bytes, texts)) <= self._most_bytes:
+            self._keep(result)
+        return result
+
+    def _keep(self, labels: dict[int, str]) -> None:
+        """Add labels to the cache; start a new one with them when they do not fit."""
+        with self._changing:
+            new = {row: text for row, text in labels.items() if row not in self._written}
+            size = sum(map(_entry_bytes, new.values()))
+            if self.bytes + size <= self._most_bytes:
+                self._written.update(new)
+                self.bytes += size
+                return
+            size = sum(map(_entry_bytes, labels.values()))
+            if size <= self._most_bytes:  # replaced and not cleared: another thread may be reading the old dictionary
+                self._written, self.bytes = labels, size
 
     @staticmethod
     def _write(label: dict[str, object]) -> str:
         core = {"id": label.pop("id"), "text": label.pop("text"), "attributes": label}
         return to_json(core, inf_nan_mode="null").decode()[1:-1]
+
+
+def _entry_bytes(text: str) -> int:
+    """Return the memory that one label takes in the cache."""
+    return sys.getsizeof(text) + ENTRY_BYTES

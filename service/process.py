@@ -17,6 +17,7 @@ from retrieval.errors import BundleError
 from retrieval.probe import warn_of_missing
 from retrieval.sandbox import SANDBOX, child_environment, data_limit, folder_bytes, missing
 from service import logs
+from service.aside import aside
 from service.frames import Answers, Kind, Parts, Splitter, unpack_answers
 from service.orders import Orders
 from service.pending_request import Lengths
@@ -153,11 +154,14 @@ class EngineProcess(asyncio.Protocol):
                 LOG.error("process %d of bundle %s was killed and does not end", self.pid, self._folder.name)
 
     async def _spawn_connected(self, settings: Settings, behind: bool) -> None:
-        """Start the process and connect to its pipe. Raises OSError."""
+        """Start the process and connect to its pipe. Raises BundleError and OSError, TimeoutError included."""
+        _check_sandbox(settings)
+        async with asyncio.timeout(settings.load_seconds):  # in a thread: a network file system may not answer
+            limits = await aside(lambda: (data_limit(self._folder), folder_bytes(self._folder)))
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._process = _spawn(self._folder, settings, theirs, behind)
+                self._process = _spawn(self._folder, settings, theirs, behind, limits)
             await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
         except BaseException:
             ours.close()
@@ -209,12 +213,17 @@ class EngineProcess(asyncio.Protocol):
             raise ValueError(f"an engine sent a frame of kind {kind.name}")
 
 
-def _spawn(folder: Path, settings: Settings, theirs: socket.socket, behind: bool) -> subprocess.Popen[bytes]:
-    _check_sandbox(settings)
+def _spawn(
+    folder: Path, settings: Settings, theirs: socket.socket, behind: bool, limits: tuple[int, int]
+) -> subprocess.Popen[bytes]:
+    """Start the process; `limits` are the bytes of memory and of a file that it may use. Raises OSError.
+
+    Call it in the main thread: the kernel ends the engine when the thread that started it ends.
+    """
     orders = Orders(
         behind, settings.provider, settings.threads, settings.search_threads, settings.lanes,
         settings.max_batch_queries, settings.max_answer_bytes, settings.trusted_keys, os.getpid(), settings.sandbox,
-        data_limit(folder), folder_bytes(folder),
+        *limits,
     )  # fmt: skip
     command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder), orders.written()]
     environment = child_environment() | SINGLE_THREADED | {logs.FORMAT: settings.log_format}

@@ -35,7 +35,7 @@ class Supervisor:
         self._reads: set[asyncio.Task[Any]] = set()
         self._failing: dict[int, str] = {}  # by the task's key: the sentence for /readyz
         self._pauses: dict[int, float] = {}  # by the task's key: seconds before it is tried again
-        self._logged_callback = float("-inf")
+        self._callbacks_logged: dict[str, float] = {}  # by the type of the exception: when one was logged last
         self._stopping = False
 
     @property
@@ -109,9 +109,9 @@ class Supervisor:
     async def close(self) -> None:
         """Cancel all tasks and wait until they have ended."""
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
+        while self._tasks:  # a task that ends may have started another one
+            for task in self._tasks:
+                task.cancel()
             await asyncio.wait(self._tasks)
 
     def start(self, name: str, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
@@ -152,8 +152,10 @@ class Supervisor:
         error = context.get("exception")
         if error is not None and not isinstance(error, OSError):  # a broken connection is no fault of the service
             self._failures.labels("callback").inc()
-        if loop.time() - self._logged_callback > QUIET_SECONDS:  # one cause may fail thousands of times a second
-            self._logged_callback = loop.time()
+        kind, now = type(error).__name__, loop.time()
+        # one cause may fail thousands of times a second
+        if now - self._callbacks_logged.get(kind, float("-inf")) > QUIET_SECONDS:
+            self._callbacks_logged[kind] = now
             LOG.error("a callback of the event loop failed: %s", context.get("message"), exc_info=error)
 
 
