@@ -1,4 +1,4 @@
-"""Keep the JSON of labels that answers had lately, bounded in bytes."""
+"""Cache the JSON of labels in recent answers, bounded in bytes."""
 
 import sys
 from collections.abc import Collection
@@ -10,17 +10,17 @@ from pydantic_core import to_json
 from retrieval.labels import LabelTable
 from service.memory import LABEL_CACHE_BYTES
 
-ENTRY_BYTES = 200  # of Python's own for each entry, rounded up: its place in the dictionary and its key
-LARGEST = 64  # a label that would take more than this part of the cache is not kept
+ENTRY_BYTES = 200  # overhead per entry, rounded up: dictionary slot and key
+LARGEST = 64  # a label that takes more than 1/64 of the cache is not stored
 
 
 class LabelCache:
-    """The JSON of labels without their scores; safe to use from several threads."""
+    """The JSON of labels without their scores. Safe to use from several threads."""
 
     def __init__(self, labels: LabelTable, most_bytes: int = LABEL_CACHE_BYTES) -> None:
         self._labels = labels
         self._most_bytes = most_bytes
-        self._written: dict[int, str] = {}  # by label row
+        self._written: dict[int, str] = {}  # label row → JSON
         self._changing = Lock()
         self.bytes = 0
 
@@ -28,7 +28,7 @@ class LabelCache:
         return len(self._written)
 
     def get(self, rows: Collection[int]) -> dict[int, str]:
-        """Return the JSON of these labels, at least. Do not change it: it may be the cache itself."""
+        """Return the JSON of at least these rows. Do not modify the result: it may be the cache itself."""
         written = self._written
         missing = [row for row in rows if row not in written]
         if not missing:
@@ -41,7 +41,7 @@ class LabelCache:
         return result
 
     def _keep(self, labels: dict[int, str]) -> None:
-        """Add labels to the cache; start a new one with them when they do not fit."""
+        """Add labels to the cache; replace its content when they do not fit."""
         with self._changing:
             new = {row: text for row, text in labels.items() if row not in self._written}
             size = sum(map(_entry_bytes, new.values()))
@@ -50,7 +50,7 @@ class LabelCache:
                 self.bytes += size
                 return
             size = sum(map(_entry_bytes, labels.values()))
-            if size <= self._most_bytes:  # replaced and not cleared: another thread may be reading the old dictionary
+            if size <= self._most_bytes:  # a new dictionary: another thread may be reading the old one
                 self._written, self.bytes = labels, size
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Remember the queries that ended engines, so that the same query cannot end another one."""
+"""Quarantine queries that killed engines, so that the same query cannot kill another one."""
 
 import hashlib
 from collections import OrderedDict
@@ -11,11 +11,11 @@ from service import errors
 from service.frames import Asked
 
 MAX_QUERIES = 1024
-SECONDS = 3600.0  # a query that was blamed by mistake is answered again after this
+SECONDS = 3600.0  # length of the quarantine; it also ends a wrong one
 
 
 class Quarantine:
-    """Hashes of queries: one text with the options it was asked with. The oldest is dropped when there are too many."""
+    """Hashes of quarantined queries, each a text with its request's options. The oldest ones are dropped first."""
 
     def __init__(self) -> None:
         self._until: OrderedDict[bytes, float] = OrderedDict()
@@ -24,7 +24,7 @@ class Quarantine:
         return len(self._until)
 
     def add(self, asked: Asked, texts: Sequence[str], now: float | None = None) -> None:
-        """Refuse these texts of a request from now on."""
+        """Quarantine these texts with the options of a request."""
         until = (monotonic() if now is None else now) + SECONDS
         for key in _hashes(asked, texts):
             self._until[key] = until
@@ -44,7 +44,7 @@ class Quarantine:
 
 
 def _hashes(asked: Asked, texts: Sequence[str]) -> Iterator[bytes]:
-    """Give the hash of each text with the request's options.
+    """Yield the hash of each text with the request's options.
 
     The options are included: otherwise a filter that ends engines could block any text for all callers. They are hashed
     once, because a filter may have 64 kB and a request 256 texts.

@@ -1,4 +1,4 @@
-"""What a response is written to, and what reading is paused with, where uvicorn's own would do too much."""
+"""Replacements for uvicorn's transport of a response and its flow control."""
 
 from typing import TYPE_CHECKING
 
@@ -7,11 +7,11 @@ from uvicorn.protocols.http.flow_control import FlowControl
 if TYPE_CHECKING:
     from service.connection import Connection
 
-STATUS_BEGINNING = b"HTTP/1.1 "  # of every answer
+STATUS_BEGINNING = b"HTTP/1.1 "  # of every response
 
 
 class ResponseTransport:
-    """The transport of a response whose request is still coming in, or whose client may have gone."""
+    """Transport of a response whose request is still arriving or whose client may have disconnected."""
 
     __slots__ = ("_connection",)
 
@@ -19,11 +19,11 @@ class ResponseTransport:
         self._connection = connection
 
     def write(self, data: bytes) -> None:
-        """Write a part of the answer."""
+        """Write a part of the response."""
         self._connection.write_response(data)
 
     def close(self) -> None:
-        """End the connection, after what is still coming in where there is any."""
+        """Close the connection; first discard the rest of a request that is still arriving."""
         if self._connection.request_is_arriving:
             self._connection.linger()
         else:
@@ -35,11 +35,11 @@ class ResponseTransport:
 
 
 class ReadControl(FlowControl):
-    """uvicorn's flow control, which does not resume reading while enough has been read ahead."""
+    """uvicorn's flow control, which does not resume reading while enough is buffered."""
 
     enough = False
 
     def resume_reading(self) -> None:
-        """Read on, unless enough has been read."""
+        """Resume reading, unless enough is buffered."""
         if self.read_paused and not self.enough:
             super().resume_reading()

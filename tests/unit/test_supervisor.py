@@ -53,9 +53,9 @@ def test_a_failing_task_is_tried_again_until_it_succeeds(caplog: pytest.LogCaptu
 
     with caplog.at_level(logging.ERROR):
         with_supervisor(check)
-    sentence = "the background task engine_replacement failed (ZeroDivisionError: the cause) and is tried again"
+    sentence = "the background task engine_replacement failed (ZeroDivisionError: the cause) and is retried"
     assert shown == [sentence] * 3
-    assert [one.getMessage() for one in caplog.records] == [sentence.removesuffix(" and is tried again")] * 3
+    assert [one.getMessage() for one in caplog.records] == [sentence.removesuffix(" and is retried")] * 3
     assert all(one.exc_info for one in caplog.records)
 
 
