@@ -66,6 +66,7 @@ class Connections:
         self._never_used: dict[Connection, None] = {}  # those that have not sent a whole request
         self._turns: dict[Connection, None] = {}  # those with pipelined requests, the next one first
         self._next_turn_at = 0.0
+        self._turn_timer: asyncio.TimerHandle | None = None
         self._next_search_at = 0.0  # for a connection to close at the limit
         metrics.connections.set_function(lambda: len(self._open))
         metrics.connection_bytes.set_function(lambda: self.memory.used)
@@ -109,10 +110,8 @@ class Connections:
         The turns per second are limited over all connections, so that clients that pipeline thousands of requests delay
         others by a few requests only.
         """
-        if not self._turns:
-            loop = asyncio.get_running_loop()
-            loop.call_later(max(0.0, self._next_turn_at - loop.time()), self._give_turn)
         self._turns[connection] = None
+        self._schedule_turn()
 
     async def watch(self) -> None:
         """Check all connections periodically, a few at a time."""
@@ -130,16 +129,21 @@ class Connections:
                     if connection in self._open:
                         self._look(connection, now)
 
+    def _schedule_turn(self) -> None:
+        """Start the timer of the next turn. There is one at a time, also when connections close before their turn."""
+        if self._turns and self._turn_timer is None:
+            loop = asyncio.get_running_loop()
+            self._turn_timer = loop.call_later(max(0.0, self._next_turn_at - loop.time()), self._give_turn)
+
     def _give_turn(self) -> None:
+        self._turn_timer = None
         if not self._turns:
             return
         connection = next(iter(self._turns))
         del self._turns[connection]
-        loop = asyncio.get_running_loop()
         pause = BETWEEN_TURNS if len(self._turns) < MANY_TURNS else BETWEEN_MANY_TURNS
-        self._next_turn_at = loop.time() + pause
-        if self._turns:
-            loop.call_later(pause, self._give_turn)
+        self._next_turn_at = asyncio.get_running_loop().time() + pause
+        self._schedule_turn()
         connection.take_turn()
 
     def _least_useful(self, now: float) -> Connection | None:
