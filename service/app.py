@@ -1,4 +1,4 @@
-"""The composition root: makes the parts, gives each what it needs, and does nothing else."""
+"""Compose the service: create its parts and connect them."""
 
 import asyncio
 import logging
@@ -37,8 +37,9 @@ from service.supervisor import Supervisor, described
 from service.tracing import Tracing
 
 LOG = logging.getLogger("diptych")
-OFF: Any = {"tracing": False, "metrics": False, "logs": False}  # FastAPI's own; asking if it is on costs 7 µs a request
-TRACE_SECONDS = 3.0  # that the end of the service waits for a collector
+# FastAPI's own telemetry: checking whether it is on costs 7 µs per request
+OFF: Any = {"tracing": False, "metrics": False, "logs": False}
+TRACE_SECONDS = 3.0  # that the service waits for a trace collector at its end
 CODES = {404: "not_found", 405: "wrong_method"}
 SENTENCES = {
     404: "There is nothing at this path; POST /predict answers queries and /openapi.json describes the rest.",
@@ -47,7 +48,7 @@ SENTENCES = {
 
 
 class Service(FastAPI):
-    """FastAPI, and the one `busy` route that is answered before FastAPI's own layers."""
+    """A FastAPI application whose `busy` route bypasses FastAPI's layers."""
 
     busy: ASGIApp
     busy_route: Predict
@@ -60,8 +61,11 @@ class Service(FastAPI):
 
 
 def create_app(settings: Settings, opened: Callable[[Generation | DiptychError], None] | None = None) -> Service:
-    """The service as an ASGI application. It answers at once and is ready when its bundle is; `opened` then hears of
-    the first generation, or of the error why there is none. Raises BadInput when traces are asked for in vain."""
+    """Create the service as an ASGI application, which answers before its bundle is open.
+
+    `opened` is called once with the first generation or the error. Raises BadInput when tracing is configured and
+    cannot start.
+    """
     metrics = Metrics(CollectorRegistry())
     tracing = Tracing.from_environment()
     supervisor = Supervisor(metrics)
@@ -85,7 +89,7 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
         version=version("diptych"),
         summary="Short queries to the few best of millions of short texts",
         lifespan=lifespan,
-        docs_url=None,  # both pages would load their scripts from somebody else's server
+        docs_url=None,  # both pages would load scripts from another server
         redoc_url=None,
         redirect_slashes=False,
         telemetry=OFF,
@@ -96,7 +100,7 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     app.state.supervisor = supervisor
     app.add_exception_handler(Refusal, _refused)
     app.add_exception_handler(HTTPException, _http_error)
-    guesses = GuessLimit()  # one for both kinds of keys: who guesses one kind waits for both
+    guesses = GuessLimit()  # shared by both kinds of keys
     predict = Predict(settings, generations, metrics, guesses)
     admin = AdminKeys(settings.administrators, guesses, metrics)
     add_routes(app.router, settings, generations, metrics, predict, admin)
@@ -111,9 +115,9 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
 def _layers(
     app: FastAPI, settings: Settings, metrics: Metrics, tracing: Tracing | None
 ) -> Iterator[tuple[Callable[..., ASGIApp], dict[str, Any]]]:
-    """What stands around every route, the outermost last."""
+    """Yield the middleware of every route, the outermost last."""
     yield BodyGuard, {"max_bytes": settings.max_body_bytes}
-    if settings.origins:  # administration is not for pages of others, so its header is not allowed
+    if settings.origins:  # the admin header is not listed: other sites must not administer
         yield (
             CORSMiddleware,
             {
@@ -131,14 +135,14 @@ def _layers(
 async def _open(
     generations: Generations, supervisor: Supervisor, opened: Callable[[Generation | DiptychError], None] | None
 ) -> None:
-    """Open the active bundle. Whatever keeps it from being opened is an outcome: there is no silent end."""
+    """Open the active bundle and report the generation or the error, whatever its type."""
     try:
         outcome: Generation | DiptychError = await generations.open_active()
     except DiptychError as error:
         outcome = error
     except OSError as error:
         outcome = BundleError(f"the store cannot be read ({error})")
-    except Exception as error:  # noqa: BLE001  # of whatever kind
+    except Exception as error:  # noqa: BLE001  # every error is reported
         if generations.stopping:
             return
         supervisor.failed("opening", error)
@@ -152,7 +156,7 @@ async def _open(
 
 
 async def _send_last_traces(tracing: Tracing, supervisor: Supervisor) -> None:
-    """Send what is left, for a few seconds at most: the collector may be silent."""
+    """Send the last traces, for a few seconds at most: the collector may not respond."""
     sending = supervisor.run("trace_export", aside(tracing.close))
     done, _ = await asyncio.wait([sending], timeout=TRACE_SECONDS)
     if not done:
@@ -175,6 +179,6 @@ async def _http_error(request: Request, error: Exception) -> Response:
 
 
 def _methods(app: FastAPI, path: str) -> set[str]:
-    """The methods of this path, of which each route names only its own; of all routes for the path *."""
+    """Return the methods of all routes with this path; of all routes for the path *."""
     here = [route for route in app.routes if isinstance(route, Route) and path in (route.path, "*")]
     return {method for route in here for method in route.methods or ()}

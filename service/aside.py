@@ -1,4 +1,4 @@
-"""Work in a thread that the end of the service does not wait for: a server that is silent may be so for minutes."""
+"""Run blocking work in a daemon thread, so that the service can end while, say, a file server does not respond."""
 
 import asyncio
 import logging
@@ -12,7 +12,10 @@ Result = TypeVar("Result")
 
 
 async def aside(work: Callable[[], Result]) -> Result:
-    """What `work` returns or raises. Cancelled, or when the process ends, it is left where it is: it must bear that."""
+    """Call `work` in a daemon thread; return its result or raise its exception.
+
+    Cancellation and the end of the process do not stop `work`: it must tolerate both.
+    """
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Result] = loop.create_future()
 
@@ -20,7 +23,7 @@ async def aside(work: Callable[[], Result]) -> Result:
         if done.cancelled():
             if error is not None:
                 LOG.warning("work in a thread failed after its caller had stopped waiting: %s", error)
-        elif isinstance(error, StopIteration):  # a future does not take it, and its caller would wait for ever
+        elif isinstance(error, StopIteration):  # a future cannot hold it, and the caller would wait for ever
             done.set_exception(RuntimeError(f"work in a thread raised {error!r}"))
         elif error is not None:
             done.set_exception(error)
@@ -32,7 +35,7 @@ async def aside(work: Callable[[], Result]) -> Result:
         failure: BaseException | None = None
         try:
             result = work()
-        except BaseException as error:  # noqa: BLE001  # raised again where the result is waited for
+        except BaseException as error:  # noqa: BLE001  # raised again in the caller
             failure = error
         with suppress(RuntimeError):  # the loop has been closed: the service has ended
             loop.call_soon_threadsafe(settle, result, failure)

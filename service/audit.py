@@ -1,7 +1,6 @@
-"""One line in the log for every administrative act, done or refused: whose key, from where, what, and its outcome.
+"""Log one line per administrative act, done or refused: name of the key, address, action and outcome.
 
-What was done comes from the parsed request, never from the body's bytes: no text of a user's, nothing that was not
-understood.
+The action comes from the parsed request, never from the raw body, so the log has no user text.
 """
 
 import logging
@@ -24,7 +23,7 @@ ACTIONS = {
 
 
 def record(exchange: Exchange) -> None:
-    """Write the line; reading and comparing are acts only where they were refused."""
+    """Log a request. Successful reads and comparisons are not logged."""
     method, path = exchange.scope["method"], exchange.scope["path"]
     if (method in READS or exchange.route == COMPARE) and exchange.status in (200, 204):
         return
@@ -43,8 +42,7 @@ def record(exchange: Exchange) -> None:
 def paused_ids(
     before: Collection[str], after: Collection[str], add: Iterable[str], remove: Iterable[str]
 ) -> dict[str, object]:
-    """Describe what a change of the paused labels did: those of the asked ids that are paused now and were not, and
-    the other way round; the first few by name, all of them by number."""
+    """Describe a change of the paused labels: the requested ids that were added and removed, the first few by name."""
     was, now = set(before), set(after)
     added = [one for one in dict.fromkeys(add) if one in now and one not in was]
     removed = [one for one in dict.fromkeys(remove) if one in was and one not in now]

@@ -1,10 +1,9 @@
 """Bounded admission and work-conserving batches.
 
-There is no delay timer: an idle engine gets what waits at once, and while it works the next batch forms. Callers take
-turns by what they cost (service/fair_queue.py), and a batch is bounded in texts, tokens and hits, so no caller keeps
-the engine for long. When the queue is full, a caller that has less than its share is admitted and the newest request of
-the caller that has most is refused. A request that has been answered, has passed its deadline or whose client has gone
-leaves the queue at once.
+There is no delay timer: an idle engine gets the waiting texts immediately, and the next batch forms while it works.
+Callers take turns by cost (service/fair_queue.py), and batches are bounded in texts, tokens and hits, so no caller
+occupies the engine for long. When the queue is full, a caller below its share is admitted, and the newest request of
+the caller with the most places is refused. A request leaves the queue as soon as it is answered, late or abandoned.
 """
 
 import asyncio
@@ -27,61 +26,61 @@ from service.settings import Settings
 
 Ticket = PendingRequest  # as other modules call it
 DEATHS_ALLOWED = 1
-OVER_LIMIT = 2  # times what may wait, where a caller under its share comes
-MIXED_SECONDS = 1.0  # after a small request, large ones leave room for the next
-MIXED_PART = 4  # of a batch, which large requests get while small ones come
-LARGE_PART = 8  # of a batch: a request whose next slice costs more than this is a large one
-SMOOTHING = 0.05  # of what the engine does per second
-GRAINS = 16  # of a batch: requests whose slices differ by less are answered in the order they came
-SCAN_LIMIT = 256  # requests that are looked at for texts of one length
+OVER_LIMIT = 2  # times the limit of the queue, for callers below their share
+MIXED_SECONDS = 1.0  # after a small request, during which large ones leave room
+MIXED_PART = 4  # 1/4 of a batch is for large requests while small ones arrive
+LARGE_PART = 8  # a request whose next slice costs more than 1/8 of a batch is large
+SMOOTHING = 0.05  # weight of the last batch in the moving average of the engine's speed
+GRAINS = 16  # 1/16 of a batch: requests with smaller cost differences keep their order
+SCAN_LIMIT = 256  # requests that are searched for texts of one length class
 
 
 class Batcher:
-    """The requests of one generation: those that wait, and those an engine is working on."""
+    """The unfinished requests of one generation: waiting and in flight."""
 
     def __init__(self, bundle: str, settings: Settings, metrics: Metrics, lengths: Lengths) -> None:
         self.bundle = bundle
         self.lengths = lengths
         self.slice_texts = settings.max_piece_queries
         self.unfinished = 0
-        self._lanes = 1  # batches that its engine works on at a time
+        self._lanes = 1  # parallel batches of the engine
         self._settings = settings
         self._metrics = metrics
         self._loop = asyncio.get_running_loop()
         places = settings.max_waiting_tokens / settings.max_waiting_queries
         grain = settings.max_batch_hits // GRAINS
         self._waiting = FairQueue(places, grain)
-        self._in_flight: OrderedDict[int, list[RequestSlice]] = OrderedDict()  # by number, the oldest first
+        self._in_flight: OrderedDict[int, list[RequestSlice]] = OrderedDict()  # batch number → slices, the oldest first
         self._send: Callable[[bytes], None] | None = None
         self._number = 0  # of the last batch sent
         self._idle = asyncio.Event()
         self._idle.set()
         self._pace = Pace()
-        self._room = settings.max_waiting_queries  # texts that may wait at the engine's pace
+        self._room = settings.max_waiting_queries  # texts that may wait at the engine's throughput
         self._large = settings.max_batch_hits // LARGE_PART
         self._half_batch = settings.max_batch_queries // 2
-        self._small_at = -MIXED_SECONDS  # when a small request was admitted last
-        self._cost_per_second = 0.0  # of batches without filters
+        self._small_at = -MIXED_SECONDS  # time of the last small request
+        self._cost_per_second = 0.0  # throughput in batches without filters
         self._quarantine = Quarantine()
-        self._quiet = False  # whether nothing was answered since a query was put in quarantine
+        self._quiet = False  # whether no batch was answered since the last quarantine
 
     @property
     def oldest(self) -> int | None:
-        """The number of the batch whose answer has been due for longest; None when none is."""
+        """Number of the oldest batch in flight; None when there is none."""
         return next(iter(self._in_flight), None)
 
     @property
     def waiting_queries(self) -> int:
-        """Texts that no engine has yet."""
+        """Number of waiting texts."""
         return self._waiting.texts
 
     @property
     def waiting_tokens(self) -> int:
-        """Their tokens."""
+        """Number of waiting tokens."""
         return self._waiting.tokens
 
     def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
-        """Queue a request; it is sent at once when the engine has room. Raises Refusal 422 or 429."""
+        """Queue a request; send it immediately when the engine has room. Raises Refusal 422 or 429."""
         if self._quarantine:
             self._refuse_quarantined(asked)
         tokens = [self.lengths.tokens(query) for query in asked.queries]
@@ -96,7 +95,7 @@ class Batcher:
         return request
 
     def hand_over(self) -> list[PendingRequest]:
-        """Give every unfinished request away, the first in line first."""
+        """Remove and return all unfinished requests, in order."""
         flying = [one.request for batch in self._in_flight.values() for one in batch if self._mine(one)]
         requests = list(dict.fromkeys([*flying, *self._waiting.all()]))
         for request in requests:
@@ -104,7 +103,7 @@ class Batcher:
         return requests
 
     def take_over(self, requests: Iterable[PendingRequest]) -> None:
-        """Answer another bundle's unfinished requests, from their beginning: no answer mixes two bundles."""
+        """Adopt another bundle's requests and answer them from the beginning: no answer mixes two bundles."""
         for request in requests:
             request.begin(self, [self.lengths.tokens(query) for query in request.asked.queries])
             self._queue(request)
@@ -112,7 +111,7 @@ class Batcher:
         self._feed()
 
     def abandon(self, request: PendingRequest) -> None:
-        """Drop a request that nobody waits for: its client has gone, or its handler was cancelled."""
+        """Drop a request whose client disconnected or whose handler was cancelled."""
         if not request.settled:
             self._metrics.rejections.labels("abandoned").inc()
             self._finish(request, Refusal(499, "abandoned", "The client closed the connection."))
@@ -125,17 +124,16 @@ class Batcher:
         self._finish(request, refusal)
 
     def attach(self, send: Callable[[bytes], None], lanes: int) -> None:
-        """An engine is ready, with so many lanes: give it what waits."""
+        """Attach a ready engine with `lanes` lanes and send it the waiting texts."""
         self._send, self._lanes = send, lanes
         self._feed()
 
     def lost(self) -> bool:
-        """The engine died: what it had goes back to the head of the queue. Return whether a query is to blame.
+        """Put the batches of a dead engine back at the head of the queue. Return whether a query caused the death.
 
-        Only the oldest batches can be the cause, one for each lane, because a lane reads the next one after answering
-        the last. Their requests are sent alone from then on, a text at a time and with no other batch beside them. A
-        text that was there at a second death is put in quarantine. When nothing was answered since the last such
-        text, it is the bundle that is at fault.
+        Only the oldest batch of each lane can be the cause, because a lane reads its next batch after answering the
+        last one. Their requests are then sent alone, one text at a time. A text that was in flight at a second death is
+        quarantined. If no batch was answered since the last quarantine, the bundle is the cause.
         """
         self._send = None
         self._lose_pace()
@@ -156,13 +154,13 @@ class Batcher:
         return excused
 
     def answered(self, answers: Answers) -> None:
-        """Hand a batch's answers to its requests. Raises ValueError when the engine answers out of turn."""
+        """Deliver the answers of a batch to its requests. Raises ValueError for a batch that is not due."""
         due = list(islice(self._in_flight, self._lanes))
         if answers.number not in due or len(answers.pieces) != len(self._in_flight[answers.number]):
             raise ValueError(f"the engine answered batch {answers.number} where {_either(due)} was due")
         batch = self._in_flight.pop(answers.number)
         self._quiet = False
-        self._feed()  # first of all, so the engine works while the answers go out
+        self._feed()  # first, so that the engine works while the answers are sent
         texts = sum(one.stop - one.start for one in batch)
         self._metrics.batch(texts, answers.stages)
         self._charge_filters(batch, answers.stages.total)
@@ -171,15 +169,15 @@ class Batcher:
             self._make_room()
         for one, (outcome, body) in zip(batch, answers.pieces, strict=True):
             if self._mine(one):
-                one.request.begun = now - answers.stages.total  # in the pipe it still waited
+                one.request.begun = now - answers.stages.total  # excludes the wait in the pipe
                 self._deliver(one, outcome, body, answers.stages)
 
     async def drained(self) -> None:
-        """Return when no admitted request is unanswered; each has a deadline, so this ends."""
+        """Wait until all admitted requests are answered; their deadlines bound the wait."""
         await self._idle.wait()
 
     def give_up(self, why: Refusal) -> None:
-        """Answer every unfinished request with `why`."""
+        """Refuse every unfinished request with `why`."""
         for request in self.hand_over():
             self._settle(request, why)
 
@@ -198,7 +196,7 @@ class Batcher:
         with closing(self._waiting.in_turn(SCAN_LIMIT)) as turns:
             for request in turns:
                 if batch and (request.deaths or self._is_large(request) != large):
-                    break  # small requests do not wait for large ones of the same batch
+                    break  # small and large requests are not mixed in one batch
                 start, stop = self._cut(request, min(queries, hits // request.asked.k), tokens, length, not batch)
                 if start == stop and length is None:
                     break
@@ -215,11 +213,11 @@ class Batcher:
     def _cut(
         self, request: PendingRequest, texts: int, tokens: int, length: int | None, first: bool
     ) -> tuple[int, int]:
-        """Cut a request's next span, if it fits; one text always goes first in a batch."""
+        """Cut a request's next span; the first text of a batch always fits."""
         most = 1 if request.deaths else self.slice_texts
         start, stop = request.cut(min(texts, most), tokens, length)
         if start == stop and first:
-            return request.cut(1, request.tokens[start])  # a text larger than a whole batch goes by itself
+            return request.cut(1, request.tokens[start])  # a text larger than a batch is sent alone
         return start, stop
 
     def _feed(self) -> None:
@@ -245,18 +243,18 @@ class Batcher:
             return True
         if self._waiting.texts < min(sum(one.stop - one.start for one in flying), self._half_batch):
             return False  # more will have come when the engine is free
-        # what is sent ahead is answered before any small request that comes meanwhile
+        # a large batch sent ahead would delay small requests that arrive later
         return not (self._is_large(following) and self._mixed())
 
     def _is_large(self, request: PendingRequest) -> bool:
         return request.next_cost > self._large
 
     def _mixed(self) -> bool:
-        """Whether small requests have come lately, so that large ones must leave room for the next."""
+        """Return whether small requests arrived recently, so that large ones must leave room."""
         return perf_counter() - self._small_at < MIXED_SECONDS
 
     def _charge_filters(self, batch: Sequence[RequestSlice], seconds: float) -> None:
-        """Charge the callers whose filters made a batch take longer: by how much, nobody knows beforehand."""
+        """Charge callers for batches that took longer because of their filters, which no estimate covers."""
         cost = sum(one.request.cost(one.start, one.stop) for one in batch)
         filtered = [one.request.caller for one in batch if one.request.asked.filter]
         if not filtered:
@@ -315,7 +313,7 @@ class Batcher:
             self._idle.set()
 
     def _mine(self, one: RequestSlice) -> bool:
-        """Whether a slice's request still waits, and for this bundle."""
+        """Return whether the request of a slice is unfinished and belongs to this batcher."""
         return one.request.batcher is self and not one.request.settled
 
     def _put_back(self, one: RequestSlice) -> None:
@@ -323,7 +321,7 @@ class Batcher:
             self._waiting.add_first(one.request, one.start, one.stop)
 
     def _blame(self, one: RequestSlice) -> None:
-        """Put a text in quarantine that was being answered when two engines died."""
+        """Quarantine a text that was in flight when two engines died."""
         texts = one.asked().queries
         self._quiet = True
         self._quarantine.add(one.request.asked, texts)
@@ -332,20 +330,20 @@ class Batcher:
 
     @property
     def full(self) -> bool:
-        """Whether no text can be admitted unless another one goes."""
+        """Whether the queue is full."""
         return self._waiting.texts >= self._room
 
     def turns_away(self, caller: Caller) -> bool:
-        """Whether the queue is full and a caller has its share of it, so that no request of it can be admitted."""
+        """Return whether the queue is full and the caller has used its share of it."""
         return self.full and not self._under_share(caller, 1)
 
     def _under_share(self, caller: Caller, places: float) -> bool:
-        """Whether a caller has no more than its share of the queue when it takes so many places more."""
+        """Return whether a caller stays within its share of the queue with `places` more places."""
         mine = self._waiting.places_of(caller)
         return mine + places <= self._room / (self._waiting.callers + (not mine))
 
     def _make_room(self) -> None:
-        """As many texts may wait as are answered in the time that they may wait, and the largest request always."""
+        """Set the size of the queue: the texts answered within `max_waiting_seconds`, at least the largest request."""
         settings = self._settings
         room = settings.max_waiting_queries
         if self._pace.rate is not None:
@@ -364,7 +362,7 @@ class Batcher:
             raise
 
     def refuse_early(self, caller: Caller, texts: int) -> None:
-        """Refuse a request of at least so many texts, if it would be refused. Raises Refusal 429."""
+        """Check the queue for a request of at least `texts` texts. Raises Refusal 429."""
         if waiting := self._overload(texts, 0, self._room):
             if self._under_share(caller, texts):
                 return
@@ -372,10 +370,10 @@ class Batcher:
             raise errors.overloaded(waiting)
 
     def _refuse_overload(self, texts: int, tokens: int, caller: Caller) -> None:
-        """Make room in the queue for some texts, if their caller may have it. Raises Refusal 429.
+        """Make room in the queue for some texts of a caller. Raises Refusal 429.
 
-        A caller under its share may go over the limit, so that no request that has begun is refused for it; only at
-        twice the limit the newest request of the caller with most goes.
+        A caller below its share may exceed the limit, so that admitted requests are not refused for it. Only at twice
+        the limit, the newest request of the caller with the most places is refused.
         """
         if not (waiting := self._overload(texts, tokens, self._room)):
             return
@@ -389,7 +387,7 @@ class Batcher:
             self._finish(heaviest.newest, refusal)
 
     def _overload(self, texts: int, tokens: int, room: int) -> str:
-        """Say how much waits when some texts do not fit into a queue of `room` texts; empty when they do."""
+        """Return what waits when some texts do not fit into a queue of `room` texts; empty when they fit."""
         waiting = self._waiting
         if waiting.texts + texts > room:
             return f"{waiting.texts} texts"

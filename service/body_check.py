@@ -1,8 +1,8 @@
 """Limit the structure of a JSON body before it is parsed.
 
-Parsing and validating cost time and memory per value, not per byte: 1 MB of empty lists is 350,000 objects. Counting
-bytes costs about 0.4 ms per MB and character, so a body with too many values is refused for less than it costs to
-parse. Characters inside strings do not count.
+Parsing and validation cost time and memory per value, not per byte: 1 MB of empty lists is 350,000 objects. Counting a
+character takes about 0.4 ms per MB, so a body with too many values is refused at a fraction of the cost of parsing it.
+Characters inside strings do not count.
 """
 
 from typing import NamedTuple
@@ -10,29 +10,29 @@ from typing import NamedTuple
 from service.errors import Refusal
 
 NAMES_QUOTES = 10  # of the fields of a request without a filter
-UNCHECKED_BYTES = 2048  # a body this small cannot be expensive
+UNCHECKED_BYTES = 2048  # smaller bodies are not checked; they cannot be expensive
 
 
 class JsonLimits(NamedTuple):
-    """The most that the JSON of a request may contain."""
+    """Limits of the JSON of a request."""
 
     members: int  # names in all objects together
     containers: int  # lists and objects
     values: int  # list entries and members
-    escapes: int = 1 << 18  # backslashes, which make counting and parsing several times as expensive
+    escapes: int = 1 << 18  # backslashes, which make counting and parsing several times slower
 
 
 DEFAULT_LIMITS = JsonLimits(members=64, containers=64, values=1024)
 
 
 def check_structure(body: bytes, limits: JsonLimits) -> None:
-    """Check that a body has no more values than its request can use. Raises Refusal 422."""
+    """Check a body against the limits of its request. Raises Refusal 422."""
     if len(body) <= UNCHECKED_BYTES:
         return
     escapes = body.count(b"\\")
     if escapes > limits.escapes:
         raise _refusal(limits.escapes, "escaped characters")
-    # The quote that begins a string has no backslash before it, so there are at most so many strings.
+    # No backslash precedes the opening quote of a string, so this is an upper bound of the number of strings.
     if body.count(b'"') - (body.count(b'\\"') if escapes else 0) > 2 * (limits.values + limits.members):
         raise _refusal(limits.values, "values")
     if _excess(body, limits) and (excess := _excess(_outside_strings(body, escapes > 0), limits)):
@@ -40,7 +40,7 @@ def check_structure(body: bytes, limits: JsonLimits) -> None:
 
 
 def least_texts(body: bytes) -> int:
-    """Return about how many texts a request has, rather less, from its quotes; 1 where there is a filter."""
+    """Return a lower estimate of the texts in a request, from its quotes; 1 for a request with a filter."""
     if len(body) <= UNCHECKED_BYTES or b'"filter"' in body:
         return 1
     quotes = body.count(b'"') - (body.count(b'\\"') if b"\\" in body else 0)
@@ -48,7 +48,7 @@ def least_texts(body: bytes) -> int:
 
 
 def _excess(body: bytes, limits: JsonLimits) -> tuple[int, str] | None:
-    """Return the limit that a body exceeds, and of what, where every character counts as structure."""
+    """Return the exceeded limit and its name; None when the body, taken as structure only, is within all limits."""
     if body.count(b":") > limits.members:
         return limits.members, "names"
     if body.count(b"[") + body.count(b"{") > limits.containers:
@@ -58,7 +58,7 @@ def _excess(body: bytes, limits: JsonLimits) -> tuple[int, str] | None:
 
 def _outside_strings(body: bytes, has_escapes: bool) -> bytes:
     """Return the body without the content of its strings."""
-    if has_escapes:  # pairs first: of an odd run of backslashes the last one escapes what follows
+    if has_escapes:  # pairs first: in an odd run of backslashes, the last one escapes the next character
         body = body.replace(b"\\\\", b"").replace(b'\\"', b"")
     return b"".join(body.split(b'"')[::2])
 

@@ -1,23 +1,23 @@
-"""Name the caller of a request: whose share of the service, and whose rate, it counts against."""
+"""Identify the caller of a request, whose share of the queue and rate limit it uses."""
 
 import ipaddress
 from functools import lru_cache
 
 Caller = bytes
-ANYONE: Caller = b""  # requests without a caller share one place in the queue
+ANYONE: Caller = b""  # requests without a caller share one identity
 ADMINISTRATOR: Caller = b"administrator"
-NETWORK_BITS = 64  # of an IPv6 address: a customer is given a network of this size and all addresses in it
+NETWORK_BITS = 64  # prefix of an IPv6 address; one customer usually has all addresses of a /64
 REMEMBERED = 4096  # addresses
 
 
 def caller_of(key: bytes | None, address: str) -> Caller:
-    """Return the digest of the caller's key, or its network where no key is needed."""
+    """Return the digest of the caller's key, or its network when no key is needed."""
     return key or network_of(address)
 
 
 @lru_cache(REMEMBERED)
 def network_of(address: str) -> Caller:
-    """Return an IPv4 address as it is and the /64 network of an IPv6 address."""
+    """Return an IPv4 address unchanged, and the /64 network of an IPv6 address."""
     if ":" not in address:
         return address.encode()
     try:

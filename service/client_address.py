@@ -1,4 +1,4 @@
-"""A client's address: the peer's, or the one that a trusted proxy reports in X-Forwarded-For."""
+"""Determine the address of a client: the peer's, or the one that a trusted proxy reports in X-Forwarded-For."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -14,7 +14,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 def proxy_networks(written: str) -> tuple[IPv4Network | IPv6Network, ...]:
-    """The networks of a comma-separated list of addresses and networks. Raises ValueError that names the entry."""
+    """Parse a comma-separated list of addresses and networks. Raises ValueError that names the invalid entry."""
     networks = []
     for entry in (one.strip() for one in written.split(",")):
         if not entry:
@@ -29,18 +29,18 @@ def proxy_networks(written: str) -> tuple[IPv4Network | IPv6Network, ...]:
 
 
 class ClientAddresses:
-    """Finds the address that limits, fairness and the audit log use."""
+    """Determine the address that limits, fairness and the audit log use."""
 
     def __init__(self, trusted: str) -> None:
-        """`trusted` is the comma-separated list of proxies. Raises ValueError."""
+        """Set up with a comma-separated list of trusted proxies. Raises ValueError."""
         self._trusted = proxy_networks(trusted)
         self._is_trusted = lru_cache(maxsize=1024)(self._in_a_network)
 
     def of(self, peer: str, headers: Headers) -> str:
-        """The right-most forwarded address that is no trusted proxy's, if the peer is a trusted proxy; else the peer's.
+        """Return the right-most forwarded address that is not a trusted proxy, if the peer is one; else the peer's.
 
-        An entry that is no address ends the search: what stands to its left was not written by a proxy we can name.
-        Then, and when every entry is a trusted proxy's, it is the last trusted one's.
+        An invalid entry ends the search, because the proxy that wrote it is unknown. Then, and when every entry is a
+        trusted proxy, the last trusted address is returned.
         """
         if not self._trusted:
             return normal_address(peer)
@@ -62,7 +62,7 @@ class ClientAddresses:
 
 @lru_cache(maxsize=4096)
 def parse_address(text: str) -> Address | None:
-    """An address without port, brackets, quotes and zone, IPv4 where it is IPv4 mapped to IPv6; None for other text."""
+    """Parse an address without port, brackets, quotes and zone; unmap IPv4-mapped IPv6. None for other text."""
     text = text.strip().strip('"')
     if text.startswith("["):
         text = text[1:].partition("]")[0]
@@ -83,7 +83,7 @@ def normal_address(peer: str) -> str:
 
 
 def _from_the_right(headers: Headers) -> Iterable[str]:
-    """The entries of all X-Forwarded-For lines, the last first; empty ones are none."""
+    """Yield the entries of all X-Forwarded-For headers, the last first, without empty ones."""
     hops = 0
     for line in reversed([value for name, value in headers if name == FORWARDED]):
         rest = line
@@ -95,6 +95,6 @@ def _from_the_right(headers: Headers) -> Iterable[str]:
 
 
 def _plain_network(network: IPv4Network | IPv6Network) -> IPv4Network | IPv6Network:
-    """IPv4 for a network of IPv4 addresses that are mapped to IPv6."""
+    """Return the IPv4 network of an IPv4-mapped IPv6 network, other networks unchanged."""
     mapped = getattr(network.network_address, "ipv4_mapped", None)
     return ip_network((mapped, network.prefixlen - 96)) if mapped and network.prefixlen >= 96 else network

@@ -1,8 +1,8 @@
-"""One client's connection: what it may send, hold and leave unread, and how it ends.
+"""Limit one client connection: what it may send, hold and leave unread, and for how long.
 
-uvicorn bounds only how long an answered connection may idle. Here what is received and not answered is counted in one
-memory budget, and requests that are sent ahead wait as bytes for their turn. The pool looks at every connection once a
-second, so that a request in time sets a few attributes and no timer.
+uvicorn limits only the idle time of a connection. Here, unanswered bytes count against a shared memory budget, and
+pipelined requests wait as bytes for their turn. The pool checks every connection once per second, so that a request
+in time sets a few attributes and no timer.
 """
 
 import select
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from service.connections import Connections
 
 PATH_BYTES = PATH.encode()
-MAX_AHEAD = 16_384  # bytes of pipelined requests that are read before their turn
-MAX_UNSENT = 8192  # bytes of an answer that wait for the client without being counted
-MAX_DISCARDED = 16  # largest bodies: what a client with an answer still sends is read, or it would not read its answer
-LINGER_SECONDS = 2.0  # and for so long after a refusal that closes
-PROBE_SECONDS = 0.05  # until a peer that has gone has said so
+MAX_AHEAD = 16_384  # bytes of pipelined requests that are buffered
+MAX_UNSENT = 8192  # bytes of an unread response that are not counted
+MAX_DISCARDED = 16  # times the largest body, discarded after a response: clients that still send would not read it
+LINGER_SECONDS = 2.0  # time for the client to read a refusal before the connection is closed
+PROBE_SECONDS = 0.05  # time for a disconnected peer to reset the connection
 ENDED = select.POLLERR | select.POLLHUP
 
 
 class Connection(RequestReader):
-    """uvicorn's connection, which reads no further than it can answer and knows what it waits for."""
+    """uvicorn's connection with limits on memory, time and pipelining."""
 
-    # as attributes of a dictionary, beside uvicorn's 27, they cost 1 kB for each connection (docs/decisions/0058)
+    # in a dictionary, beside uvicorn's 27 attributes, they would take 1 kB per connection (docs/decisions/0058)
     __slots__ = (
         "_ahead", "_answered_once", "_busy", "_closing", "_discarded", "_half_closed", "_head_held", "_held",
         "_held_since", "_opened", "_pool", "_status_begun", "_stuck", "_turned_away", "_unsent",
@@ -43,47 +43,47 @@ class Connection(RequestReader):
         super().__init__(pool.head_limits, **given)
         self._pool = pool
         self._opened = self.loop.time()
-        self._ahead: bytearray | None = None  # what was sent before its turn
+        self._ahead: bytearray | None = None  # buffered pipelined requests
         self._busy = False  # a whole request is being answered
-        self._turned_away = False  # what is coming in will be answered without being heard
+        self._turned_away = False  # the arriving request will be refused without the application
         self._head_held = False  # the headers of the request that is arriving are in the memory budget
         self._answered_once = False  # it has sent a whole request
         self._half_closed = False  # the client will send no more
-        self._status_begun = False  # the first bytes of the next answer have been sent
-        self._stuck = 0.0  # since when the client has not been reading its answer; 0: it is
+        self._status_begun = False  # the first bytes of the next response have been sent
+        self._stuck = 0.0  # time since the client stopped reading its response; 0: it reads
         self._closing = 0.0  # when it was first seen closing
-        self._discarded = 0  # bytes thrown away
-        self._held = self._unsent = 0  # bytes in the memory budget: received, and not taken by the client
+        self._discarded = 0  # discarded bytes
+        self._held = self._unsent = 0  # bytes in the memory budget: received and unread by the client
         self._held_since = 0.0
 
     @property
     def idle(self) -> bool:
-        """Whether nothing is coming in, waits or is being answered."""
+        """Whether no request is arriving, waiting or being answered."""
         return not self._arriving and not self._ahead and self._free
 
     @property
     def held(self) -> int:
-        """Bytes it has in the memory budget."""
+        """Bytes that it holds in the memory budget."""
         return self._held + self._unsent
 
     @property
     def held_since(self) -> float:
-        """When it began to hold them."""
+        """Loop time when it began to hold them."""
         return self._held_since
 
     @property
     def stalled_since(self) -> float:
-        """Since when it has been sending one request, or not been reading; infinite when it does neither."""
+        """Loop time since it has been sending one request or not reading; infinite when it does neither."""
         return min(self._arriving or float("inf"), self._stuck or float("inf"), self._lingering or float("inf"))
 
     @property
     def request_is_arriving(self) -> bool:
-        """Whether a request has begun and not ended."""
+        """Whether a request is partly received."""
         return bool(self._arriving)
 
     @property
     def _free(self) -> bool:
-        """Whether no earlier request of it is unanswered."""
+        """Whether all of its requests are answered."""
         return self.cycle is None or self.cycle.response_complete
 
     def connection_made(self, transport: Any) -> None:
@@ -113,7 +113,7 @@ class Connection(RequestReader):
             self._receive(data)
 
     def eof_received(self) -> bool:  # type: ignore[override]  # as asyncio has it
-        """Whether to keep the connection for an answer: the client sends no more, but it may still read."""
+        """Return whether to keep the half-closed connection for its response."""
         if self._lingering or not (self._busy or self._ahead):
             return False
         self._half_closed = True
@@ -127,7 +127,7 @@ class Connection(RequestReader):
             self._held_since = self._stuck
         self._unsent = self.transport.get_write_buffer_size()
         if self._pool.memory.add(self._unsent):
-            self.loop.call_soon(self._relieve)  # not now: the transport is in the middle of a write
+            self.loop.call_soon(self._relieve)  # later: the transport is in the middle of a write
 
     def resume_writing(self) -> None:
         super().resume_writing()
@@ -138,9 +138,9 @@ class Connection(RequestReader):
             self._pool.take_turn(self)
 
     def take_turn(self) -> None:
-        """Read the next of the requests that were sent ahead."""
+        """Read the next pipelined request."""
         if self.flow.write_paused or self._lingering or self.transport.is_closing():
-            return  # what has been answered is to be taken first; then there is another turn
+            return  # the client must first read its response; then it gets another turn
         data, self._ahead = self._ahead, None
         if data is None:
             return
@@ -153,7 +153,7 @@ class Connection(RequestReader):
             self.transport.close()
 
     def _keep_ahead(self, data: bytes, start: int) -> None:
-        """Keep what was sent before its turn; read no more of it than a little."""
+        """Buffer pipelined bytes; pause reading when there are enough."""
         if self._ahead is None:
             self._ahead = bytearray()
         self._ahead += data[start:]
@@ -168,7 +168,7 @@ class Connection(RequestReader):
         if self.parser.should_upgrade():
             self._upgrade = True
             return
-        waits = self.expect_100_continue  # with its body, which is therefore not on its way
+        waits = self.expect_100_continue  # the client holds its body back
         if self.url == PATH_BYTES and not waits and self.parser.get_method() == b"POST":
             self._turned_away = self._turns_away()
         if self._chunked or self._length:
@@ -219,7 +219,7 @@ class Connection(RequestReader):
         self._forget()
 
     def look(self, now: float) -> None:
-        """Close the connection when what it waits for is overdue."""
+        """Close the connection when a time limit has passed."""
         settings = self._pool.settings
         if self._stuck and now - self._stuck > settings.send_seconds:
             self._pool.count("slow_reader")
@@ -239,7 +239,7 @@ class Connection(RequestReader):
             self._check_peer()
 
     def shed(self) -> None:
-        """End the request that holds the memory."""
+        """End the request that holds the memory, and release it."""
         if self._arriving and not self._busy and not self._stuck:
             self._refuse(errors.unavailable("The service has no memory for this request now."), "memory_full")
         else:
@@ -248,11 +248,11 @@ class Connection(RequestReader):
         self._release_all()
 
     def send_400_response(self, msg: str) -> None:
-        """uvicorn's own answer to what is not HTTP, in the shape of all the others."""
+        """Answer invalid HTTP in the usual error format, in place of uvicorn's own response."""
         self._refuse(Refusal(400, "not_http", "This is not a request in HTTP/1.1."))
 
     def linger(self) -> None:
-        """Send no more and throw away what comes, so that the client reads its answer before the connection ends."""
+        """Stop sending and discard further input, so that the client reads its response before the close."""
         self._lingering = self.loop.time()
         self._head = self._ahead = self._body = None
         self._arriving = 0.0
@@ -266,20 +266,20 @@ class Connection(RequestReader):
         self.transport.write_eof()
 
     def _overdue(self) -> None:
-        if self._started and self.cycle.response_started:  # it has its answer
+        if self._started and self.cycle.response_started:  # the response has been sent
             self.transport.abort()
             return
         seconds = self._pool.settings.receive_seconds
         self._refuse(Refusal(408, "too_slow", f"The request was not complete within {seconds:g} s."), "slow_sender")
 
     def _refuse(self, refusal: Refusal, reason: str | None = None) -> None:
-        """Answer without the application, which may not have heard of the request, and close."""
+        """Send a refusal without the application, and close."""
         self._pool.count(reason or refusal.code)
         if self._busy or (self._started and self.cycle.response_started):
             self.transport.abort()
             return
         self._answer_refusal(refusal)
-        if not self._started:  # else the application's layer counts the request as one whose client has gone
+        if not self._started:  # otherwise the application counts it as an abandoned request
             self._pool.metrics.answered("other", refusal.status)
         self.linger()
 
@@ -297,14 +297,14 @@ class Connection(RequestReader):
             self.transport.abort()
 
     def _turns_away(self) -> bool:
-        """Whether to refuse a request unread: it is small, the queue is full, and its caller has its share of it."""
+        """Return whether to refuse a small request unread: the queue is full and its caller has used its share."""
         if not self._pool.full() or self._chunked or self._length > UNCHECKED_BYTES:
             return False
         scope = {"path": PATH, "headers": self.headers, "client": self.client}
         return self._pool.turns_away(Exchange(scope, frozenset(), self._pool.addresses))
 
     def _turn_away(self) -> None:
-        """Answer 429 to what was never heard; all that is kept of it is a count."""
+        """Answer 429 without the application; only the counters keep a trace of it."""
         self._turned_away = False
         pool = self._pool
         keep = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
@@ -313,14 +313,14 @@ class Connection(RequestReader):
         about = answer_about(given_or_new_id(dict(self.headers)), self.loop.time() - self._arriving)
         self.transport.write(next(pool.full_heads) + about + (b"\r\n" if keep else CLOSE) + pool.full_body)
         if keep:
-            self.on_response_complete()  # uvicorn's: from now on it idles
+            self.on_response_complete()  # uvicorn's: starts the keep-alive timer
         else:
             self.transport.close()
 
     def _probe_peer(self) -> None:
-        """Find out whether a client that sends no more still reads: one that has gone rejects the answer's beginning.
+        """Detect whether a half-closed client still reads: a disconnected one resets the connection on the first bytes.
 
-        Every answer begins with the same bytes, so they can be sent before it is known.
+        All responses begin with the same bytes, so they can be sent before the status is known.
         """
         cycle = self.cycle
         if self._busy and not cycle.response_started and not self._status_begun:
@@ -337,16 +337,16 @@ class Connection(RequestReader):
         events = seen[0][1] if seen else 0
         if events & ENDED:
             self.transport.abort()
-        elif events & select.POLLRDHUP and not self._half_closed:  # its end stands behind what is not read
+        elif events & select.POLLRDHUP and not self._half_closed:  # EOF is queued behind unread bytes
             self._half_closed = True
             self._probe_peer()
 
     def write_response(self, data: bytes) -> None:
-        """Write what a cycle answers, without the bytes that were sent before."""
+        """Write a response without the bytes that were already sent."""
         if self._status_begun:
             self._status_begun = False
             data = data[len(STATUS_BEGINNING) :]
-        elif data.startswith(b"HTTP/1.1 100 "):  # now the body comes, and with it the chance to keep the connection
+        elif data.startswith(b"HTTP/1.1 100 "):  # the body follows, so the connection can be kept
             self.cycle.keep_alive = self.parser.should_keep_alive()
         self.transport.write(data)
 
@@ -358,7 +358,7 @@ class Connection(RequestReader):
             self._relieve()
 
     def _keep_arriving(self, size: int) -> None:
-        """Count what a request that goes on has sent; what is thrown away has a limit instead."""
+        """Count the bytes of an arriving request; limit them when they are discarded."""
         if self._turned_away:
             self._discarded += size
             if self._discarded > self._pool.settings.max_body_bytes:
@@ -371,7 +371,7 @@ class Connection(RequestReader):
             if not self._head_held:
                 self._head_held = True
                 size += PER_HEADER * len(self.headers)
-                if self.cycle.waiting_for_100_continue:  # a refusal closes: the client sends its body or it does not
+                if self.cycle.waiting_for_100_continue:  # close after a refusal: the body may or may not follow
                     self.cycle.keep_alive = False
         self._hold(size + size // SPARE + PER_READ)
 
@@ -380,7 +380,7 @@ class Connection(RequestReader):
             self._pool.memory.relieve(self, self.loop.time())
 
     def _release_read(self) -> None:
-        """Release what the application has read, if that is still what is held."""
+        """Release the bytes that the application has read."""
         if not self._arriving:
             self._release(self._held - (len(self._ahead) if self._ahead else 0))
 
@@ -393,6 +393,6 @@ class Connection(RequestReader):
         self._held = self._unsent = 0
 
     def _forget(self) -> None:
-        """Keep nothing of what was asked on a connection that idles: it is 9 kB, and there may be thousands."""
+        """Drop the last request of an idle connection: it takes 9 kB, and there may be thousands of connections."""
         if self.idle:
             self.cycle = self.scope = self.headers = None  # type: ignore[assignment]  # as before its first request

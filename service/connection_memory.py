@@ -1,15 +1,15 @@
-"""One memory budget over all connections: what they have sent and is not answered yet, and what they do not read."""
+"""Bound the memory of all connections together: unanswered requests and unread answers."""
 
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-ALLOWANCE = 8192  # bytes that a connection may always hold: small requests get through whatever others hold
-SPARE = 8  # a growing buffer takes an eighth more than it holds
-PER_READ = 64  # bytes that a piece costs beside its content
-PER_HEADER = 160  # bytes of objects for one header beside its content
-STALLED = 1.0  # seconds; what has been held for longer may have to go
-RELIEVED = 0.9  # of the budget, what is left after memory was made free
-BETWEEN_SEARCHES = 0.25  # seconds; looking through thousands of connections costs half a millisecond
+ALLOWANCE = 8192  # bytes that every connection may hold, so that small requests always get through
+SPARE = 8  # a growing buffer allocates 1/8 more than its content
+PER_READ = 64  # overhead in bytes of one read
+PER_HEADER = 160  # overhead in bytes of one header
+STALLED = 1.0  # seconds; requests that hold memory for longer may be ended
+RELIEVED = 0.9  # fraction of the limit that remains in use after memory was freed
+BETWEEN_SEARCHES = 0.25  # seconds; searching thousands of connections takes half a millisecond
 
 
 class Holder(Protocol):
@@ -17,38 +17,38 @@ class Holder(Protocol):
 
     @property
     def held(self) -> int:
-        """Bytes it holds now."""
+        """Bytes that it holds."""
 
     @property
     def held_since(self) -> float:
-        """When it began to hold them, in seconds of the loop's clock."""
+        """Loop time when it began to hold them."""
 
     def shed(self) -> None:
-        """End what holds the memory, and release it."""
+        """End the request that holds the memory, and release it."""
 
 
 class MemoryBudget:
-    """Bytes that all connections hold together; over the limit, requests that have held most for longest end."""
+    """Total bytes held by all connections. Over the limit, the requests with the most bytes × seconds are ended."""
 
     def __init__(self, limit: int, holders: Callable[[], Iterable[Holder]]) -> None:
-        """`limit` is in bytes; `holders` gives all connections."""
+        """Set up the budget. `limit` is in bytes; `holders` returns all connections."""
         self.limit = limit
         self.used = 0
         self._holders = holders
         self._next_search = 0.0
 
     def add(self, size: int) -> bool:
-        """Count more bytes. Whether the limit is exceeded now."""
+        """Count more bytes; return whether the limit is exceeded."""
         self.used += size
         return self.used > self.limit
 
     @property
     def exceeded(self) -> bool:
-        """Whether more is held than the limit."""
+        """Whether the limit is exceeded."""
         return self.used > self.limit
 
     def relieve(self, requester: Holder, now: float) -> None:
-        """Make room: end stalled requests, those with the most bytes × seconds first, else the requester itself."""
+        """Free memory: end stalled requests, those with the most bytes × seconds first, else the requester."""
         if now >= self._next_search:
             self._end_stalled(now)
             if not self.exceeded:

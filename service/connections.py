@@ -1,7 +1,7 @@
-"""All open connections of one service: bounded in number, in memory and in time.
+"""Manage all open connections of one service, bounded in number, memory and time.
 
-What comes while the queue is full is answered by the connection, before anything is made of it: under three times the
-load that can be answered, refusing must cost a fraction of answering, or there is no time left for either.
+While the queue is full, the connection itself refuses small requests, before the application sees them. Under three
+times the load that can be answered, refusing must cost a fraction of answering.
 """
 
 import asyncio
@@ -25,15 +25,16 @@ LOG = logging.getLogger("diptych")
 SOON = "as many texts as can be answered soon"
 LONGEST_PAUSE = 1.0  # seconds between two checks of a connection
 CHECKS = 4  # in the shortest time limit
-PER_CHECK = 8  # connections: cutting one off takes as long as an answer, and thousands may be overdue together
+PER_CHECK = 8  # connections; closing one takes as long as an answer, and thousands may be overdue together
+BETWEEN_SEARCHES = 0.05  # seconds after a search without result, which may take milliseconds
 
-BETWEEN_TURNS = 0.001  # seconds between two requests that were sent ahead of their turn
-BETWEEN_MANY_TURNS = 0.01  # the same while many connections wait for theirs
+BETWEEN_TURNS = 0.001  # seconds between two pipelined requests
+BETWEEN_MANY_TURNS = 0.01  # seconds, while many connections have pipelined requests
 MANY_TURNS = 32  # connections
 
 
 class Connections:
-    """Every open connection of one service."""
+    """All open connections of one service."""
 
     def __init__(
         self,
@@ -42,39 +43,45 @@ class Connections:
         full: Callable[[], bool],
         turns_away: Callable[[Exchange], bool],
     ) -> None:
-        """`full` says whether the queue has no room; `turns_away`, whether a request's caller then has its share."""
+        """Set up the pool.
+
+        `full` returns whether the queue has no room, and `turns_away` whether the caller of a request has used its
+        share of it.
+        """
         self.settings = settings
         self.metrics = metrics
         self.head_limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self.memory = MemoryBudget(settings.connection_bytes, lambda: list(self._open))
-        # a line in the log, and the headers without which a page of others sees no answer, are for what was heard
+        # refusals without the application have no log line and no CORS headers
         self.full = _never if settings.log_requests == "all" or settings.origins else full
         self.turns_away = turns_away
         self.addresses = ClientAddresses(settings.trusted_proxies)
-        # made beforehand, one for each Retry-After, which are given in turn
+        # built in advance, one per Retry-After value, used in turn
         refusals = [errors.overloaded(SOON, seconds) for seconds in range(1, errors.longest_retry() + 1)]
         self.full_refusal = refusals[0]
         self.full_heads = cycle([answer_head(refusal) for refusal in refusals])
         self.full_body = bytes(self.full_refusal.response().body)
         self.full_count = metrics.rejections.labels("queue_full")
-        self._open: dict[Connection, None] = {}  # in the order of their opening
-        self._never_used: dict[Connection, None] = {}  # those of them that have not sent a whole request yet
-        self._turns: dict[Connection, None] = {}  # those with requests that were sent ahead, the first the next
+        self._open: dict[Connection, None] = {}  # in order of opening
+        self._never_used: dict[Connection, None] = {}  # those that have not sent a whole request
+        self._turns: dict[Connection, None] = {}  # those with pipelined requests, the next one first
         self._next_turn_at = 0.0
+        self._turn_timer: asyncio.TimerHandle | None = None
+        self._next_search_at = 0.0  # for a connection to close at the limit
         metrics.connections.set_function(lambda: len(self._open))
         metrics.connection_bytes.set_function(lambda: self.memory.used)
 
     @property
     def protocol(self) -> Callable[..., asyncio.Protocol]:
-        """What uvicorn makes for each connection."""
+        """Factory of connections for uvicorn."""
         return partial(Connection, self)
 
     def count(self, reason: str) -> None:
-        """Count a request that was turned away."""
+        """Count a rejected request."""
         self.metrics.rejections.labels(reason).inc()
 
     def opened(self, connection: Connection) -> Refusal | None:
-        """Take a connection in; one that is not in use makes room at the limit. The refusal when there is none."""
+        """Add a connection; at the limit, close an unused one. Return the refusal when there is none."""
         if len(self._open) >= self.settings.max_connections:
             victim = self._least_useful(asyncio.get_running_loop().time())
             if victim is None:
@@ -88,28 +95,26 @@ class Connections:
         return None
 
     def asked(self, connection: Connection) -> None:
-        """Note that it has sent a whole request."""
+        """Note that a connection has sent a whole request."""
         self._never_used.pop(connection, None)
 
     def closed(self, connection: Connection) -> None:
-        """Forget a connection."""
+        """Remove a connection."""
         self._open.pop(connection, None)
         self._never_used.pop(connection, None)
         self._turns.pop(connection, None)
 
     def take_turn(self, connection: Connection) -> None:
-        """Read a connection's next request when it is its turn.
+        """Schedule the next pipelined request of a connection.
 
-        There are so many turns a second, of all connections together: clients that send thousands of requests at once
-        delay the requests of others by one of theirs now and then, not by all.
+        The turns per second are limited over all connections, so that clients that pipeline thousands of requests delay
+        others by a few requests only.
         """
-        if not self._turns:
-            loop = asyncio.get_running_loop()
-            loop.call_later(max(0.0, self._next_turn_at - loop.time()), self._give_turn)
         self._turns[connection] = None
+        self._schedule_turn()
 
     async def watch(self) -> None:
-        """Check every connection, again and again: a few at a time, spread over the pause."""
+        """Check all connections periodically, a few at a time."""
         settings = self.settings
         shortest = min(settings.receive_seconds, settings.send_seconds, settings.keep_alive_seconds)
         pause = min(LONGEST_PAUSE, shortest / CHECKS)
@@ -124,33 +129,43 @@ class Connections:
                     if connection in self._open:
                         self._look(connection, now)
 
+    def _schedule_turn(self) -> None:
+        """Start the timer of the next turn. There is one at a time, also when connections close before their turn."""
+        if self._turns and self._turn_timer is None:
+            loop = asyncio.get_running_loop()
+            self._turn_timer = loop.call_later(max(0.0, self._next_turn_at - loop.time()), self._give_turn)
+
     def _give_turn(self) -> None:
+        self._turn_timer = None
         if not self._turns:
             return
         connection = next(iter(self._turns))
         del self._turns[connection]
-        loop = asyncio.get_running_loop()
         pause = BETWEEN_TURNS if len(self._turns) < MANY_TURNS else BETWEEN_MANY_TURNS
-        self._next_turn_at = loop.time() + pause
-        if self._turns:
-            loop.call_later(pause, self._give_turn)
+        self._next_turn_at = asyncio.get_running_loop().time() + pause
+        self._schedule_turn()
         connection.take_turn()
 
     def _least_useful(self, now: float) -> Connection | None:
-        """One that never asked, else one that idles, else the one that has stalled longest."""
+        """Return a connection to close: one without any request, else an idle one, else the longest stalled one."""
         if unused := next(iter(self._never_used), None):
             return unused
+        if now < self._next_search_at:
+            return None
         if idle := next((one for one in self._open if one.idle), None):
             return idle
         stalled = min(self._open, key=lambda one: one.stalled_since)
-        return stalled if now - stalled.stalled_since > self.settings.receive_seconds / 2 else None
+        if now - stalled.stalled_since > self.settings.receive_seconds / 2:
+            return stalled
+        self._next_search_at = now + BETWEEN_SEARCHES
+        return None
 
     @staticmethod
     def _look(connection: Connection, now: float) -> None:
         try:
             connection.look(now)
-        except Exception:  # else one connection's fault would leave all the others unwatched
-            LOG.exception("a connection was cut off, since it could not be judged")
+        except Exception:  # one faulty connection must not stop the check of the others
+            LOG.exception("a connection was closed because its check failed")
             connection.transport.abort()
 
 

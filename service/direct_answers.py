@@ -1,4 +1,4 @@
-"""Answers that are written to a connection without the application."""
+"""Build responses that a connection sends without the application."""
 
 import http
 
@@ -9,13 +9,13 @@ CLOSE = b"connection: close\r\n\r\n"
 
 
 def answer_without_application(refusal: Refusal, seconds: float, without_body: bool = False) -> bytes:
-    """A whole answer, `seconds` after its request began; it closes. Without body for HEAD."""
+    """Return a complete response that closes the connection, `seconds` after its request began. HEAD has no body."""
     body = b"" if without_body else bytes(refusal.response().body)
     return answer_head(refusal) + answer_about(new_id(), seconds) + CLOSE + body
 
 
 def answer_head(refusal: Refusal) -> bytes:
-    """The status line and headers of a refusal, without the empty line."""
+    """Return the status line and headers of a refusal, without the empty line."""
     phrase = http.HTTPStatus(refusal.status).phrase
     lines = [f"HTTP/1.1 {refusal.status} {phrase}".encode()]
     lines += [b"%b: %b" % header for header in refusal.response().raw_headers]
@@ -23,5 +23,5 @@ def answer_head(refusal: Refusal) -> bytes:
 
 
 def answer_about(request_id: bytes, seconds: float) -> bytes:
-    """The headers that every answer has."""
+    """Return the headers of every response."""
     return b"x-request-id: %b\r\nserver-timing: total;dur=%.3f\r\n" % (request_id, seconds * 1e3)

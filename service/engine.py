@@ -1,8 +1,8 @@
-"""The engine process: one bundle, one pipe. It tokenizes, encodes, searches and writes each answer's JSON once.
+"""Run the engine process: one bundle, one pipe. It tokenizes, encodes, searches and writes each answer's JSON once.
 
-It runs beside the front because loading an index holds the interpreter's lock for seconds, because a crash in native
-code then costs one engine and not the service, and because its memory returns to the system when it ends. The front
-starts it by `service.engine_start`; it ends when its pipe is closed.
+It is a separate process because loading an index holds the GIL for seconds, because a crash in native code then costs
+one engine and not the service, and because its memory returns to the system when it ends. The front starts it with
+`service.engine_start`; it ends when its pipe is closed.
 """
 
 import faulthandler
@@ -46,40 +46,40 @@ from service.orders import Orders
 from service.pauses import settle
 
 LOG = logging.getLogger("diptych.engine")
-BATCH_BYTES = 1 << 27  # answers of one batch in memory; pieces beyond it are asked again
-HIT_BYTES = 96  # of the JSON of a hit beside its label
+BATCH_BYTES = 1 << 27  # of the answers of one batch; further pieces are postponed to another batch
+HIT_BYTES = 96  # of the JSON of a hit without its label
 
 
 class AnswerTooLarge(Exception):
-    """The results of one piece have more bytes than an answer may have."""
+    """The results of one piece exceed the limit of one answer."""
 
 
 class Engine:
-    """Answers batches from one opened bundle; safe to use from several lanes."""
+    """Answer batches from one open bundle. Safe to use from several lanes."""
 
     def __init__(self, retriever: Retriever, max_answer_bytes: int = BATCH_BYTES) -> None:
         self._retriever = retriever
-        self._full_scans = 0  # that have been reported
+        self._full_scans = 0  # full scans reported so far
         self._counting = Lock()
         self._max_answer_bytes = max_answer_bytes
         self._labels = LabelCache(retriever.labels)
         sizes_L = label_bytes(retriever.labels.table)
-        # old bundles may have labels of any size, which are added up before they are read
+        # labels of old bundles may have any size, so their sizes are summed before they are read
         self._sizes_L = sizes_L if len(sizes_L) and sizes_L.max() > MAX_LABEL_BYTES else None
 
     def warm(self, largest_batch: int) -> None:
-        """Run every length bucket and one full batch once, so that no request pays for first use."""
+        """Run every length bucket and one full batch once, so that the first requests are not slow."""
         lengths = [1 << power for power in range(self._retriever.manifest.model.max_tokens.bit_length())]
         for length in lengths:
             self._retriever.search([" ".join(["a"] * length)])
         self._retriever.search(["warm up"] * largest_batch)
 
     def pause(self, ids: Sequence[str]) -> list[str]:
-        """Leave labels out of every answer from now on; returns the ids that the bundle has not."""
+        """Leave labels out of later answers; return the ids that the bundle does not have."""
         return self._retriever.pause(ids)
 
     def answer(self, number: int, asked: Sequence[Asked]) -> Answers:
-        """Every piece's results as JSON; pieces that ask for the same are searched together."""
+        """Return the results of every piece as JSON. Pieces with equal options are searched together."""
         started = time.perf_counter()
         bodies: list[tuple[Outcome, bytes]] = [(Outcome.BROKEN, b"")] * len(asked)
         spent = [0.0] * 4 + [0, 0]  # seconds of each stage, tokens, padding
@@ -101,7 +101,7 @@ class Engine:
         return Answers(number, stages, bodies)
 
     def _new_full_scans(self) -> int:
-        """Return how many full scans there were since the last call."""
+        """Return the number of full scans since the last call."""
         with self._counting:
             before, self._full_scans = self._full_scans, self._retriever.full_scans
             return self._full_scans - before
@@ -110,14 +110,25 @@ class Engine:
         try:
             return [(Outcome.ANSWERED, body) for body in self._search(asked, spent)]
         except Exception as error:
-            if len(asked) > 1:  # so that only the piece at fault fails
-                return [outcome for piece in asked for outcome in self._together([piece], spent)]
+            if len(asked) > 1:  # so that only the faulty piece fails
+                return self._one_by_one(asked, spent)
             if isinstance(error, AnswerTooLarge):
                 return [(Outcome.TOO_LARGE, b"")]
             if isinstance(error, BadInput):
                 return [(Outcome.REFUSED, str(error).encode())]
             LOG.exception("a search failed")
             return [(Outcome.BROKEN, b"")]
+
+    def _one_by_one(self, asked: Sequence[Asked], spent: list[float]) -> list[tuple[Outcome, bytes]]:
+        outcomes: list[tuple[Outcome, bytes]] = []
+        total = 0  # bytes
+        for piece in asked:
+            if total > BATCH_BYTES:
+                outcomes.append((Outcome.POSTPONED, b""))
+                continue
+            outcomes += self._together([piece], spent)
+            total += len(outcomes[-1][1])
+        return outcomes
 
     def _search(self, asked: Sequence[Asked], spent: list[float]) -> list[bytes]:
         queries = [query for piece in asked for query in piece.queries]
@@ -157,14 +168,14 @@ class Engine:
 
 
 def _numbers(values_QK: NDArray[np.float64]) -> list[list[str]]:
-    """Numbers as JSON has them; written all at once, which takes a sixth of the time of one by one."""
+    """Return numbers as JSON texts. Writing them together is six times as fast as one by one."""
     return [to_json(values_K).decode()[1:-1].split(",") for values_K in values_QK.tolist()]
 
 
 def open_engine(folder: Path, orders: Orders) -> tuple[Engine, int, bytes]:
-    """Verify, load, warm and check a bundle; return its engine, its lanes and what to tell the front.
+    """Verify, load, warm and check a bundle; return its engine, number of lanes and READY frame.
 
-    Raises BundleError, and BadInput for a provider that is not there.
+    Raises BundleError, and BadInput for a provider that is not available.
     """
     started, run = time.perf_counter(), gently if orders.behind else at_once
     trusted = trusted_keys(orders.trusted_keys)
@@ -183,7 +194,7 @@ def open_engine(folder: Path, orders: Orders) -> tuple[Engine, int, bytes]:
         )
     shown_attributes = run(lambda: facets(retriever.labels.table))
     seconds = time.perf_counter() - started
-    # On a processor the encoder itself puts texts of like length together, and a static one's padding costs nothing.
+    # On a CPU the encoder itself groups texts of similar length, and the padding of a static encoder costs nothing.
     padded = model.encoder == "transformer" and orders.provider != "cpu"
     lanes = orders.lanes or lanes_for(model.encoder, orders.provider, orders.threads)
     of_texts = (model.bytes_per_token, model.max_tokens, padded)
@@ -193,14 +204,14 @@ def open_engine(folder: Path, orders: Orders) -> tuple[Engine, int, bytes]:
 
 
 def serve(engine: Engine, pipe: SharedPipe) -> None:
-    """Answer batch after batch until the front closes the pipe: what one lane does."""
+    """Answer batches in one lane until the front closes the pipe."""
     while True:
         with pipe.turn:
             received = read_frame(pipe)
             if received is None:
                 return
             kind, payload = received
-            if kind is Kind.PAUSED:  # in its turn: whatever is read after it, by any lane, is answered without them
+            if kind is Kind.PAUSED:  # under the read lock: every batch read after it, by any lane, obeys it
                 pipe.send(pack_json(Kind.PAUSED, engine.pause(from_json(payload))))
                 continue
         if kind is not Kind.BATCH:
@@ -210,10 +221,10 @@ def serve(engine: Engine, pipe: SharedPipe) -> None:
 
 
 def main(descriptor: int, folder: str, orders: Orders) -> int:
-    """Open the bundle, say so or say why not, and answer until the front has gone."""
+    """Open the bundle, report READY or FAILED, and answer until the front closes the pipe. Return the exit code."""
     logs.configure(cast(logs.Form, os.environ.get(logs.FORMAT, "auto")))
     faulthandler.enable()
-    # A stop is sent to the whole group, but the front needs answers while it drains.
+    # A signal may reach the whole group, but the front needs answers while it drains.
     for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)
     pipe = socket.socket(fileno=descriptor)
@@ -232,5 +243,5 @@ def main(descriptor: int, folder: str, orders: Orders) -> int:
         shared = SharedPipe(pipe, lanes)
         side_by_side(lanes, lambda: serve(engine, shared), shared.hang_up)
     except (BrokenPipeError, ConnectionResetError):
-        pass  # the front has gone, and with it whoever waited
+        pass  # the front has ended
     return 0

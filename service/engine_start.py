@@ -1,6 +1,6 @@
-"""Where an engine's process begins. Beside a bundle that is served, what takes long gives way, its imports too.
+"""Start an engine process: `python -m service.engine_start DESCRIPTOR FOLDER ORDERS`, run by `service.process`.
 
-`python -m service.engine_start DESCRIPTOR FOLDER ORDERS`, as `service.process` starts it.
+While another bundle is served, slow work runs at low priority, imports included.
 """
 
 import importlib
@@ -13,13 +13,13 @@ from retrieval.sandbox import confine, limit, sandbox_mode
 from service.orders import Orders
 from service.parent_death import end_with_parent
 
-BEHIND_THE_FRONT = 5  # where cores are short the front goes first: it must still refuse what an engine cannot do
+BEHIND_THE_FRONT = 5  # niceness: with few cores the front goes first, because it must refuse what an engine cannot do
 
 
 def restrict(folder: Path, orders: Orders) -> None:
-    """Limit and confine this process, before it imports anything that starts a thread.
+    """Limit and confine this process. Call it before any import that starts a thread.
 
-    CUDA reserves far more memory than it uses and opens devices and sockets, so with it no limit holds.
+    CUDA reserves far more memory than it uses and opens devices and sockets, so only the general limits apply there.
     """
     if orders.provider != "cpu":
         limit()

@@ -8,8 +8,8 @@ from pydantic_core import ErrorDetails, to_json
 from starlette.responses import Response
 
 DEADLINE_EXCEEDED = "deadline_exceeded"
-JITTER_SECONDS = 2  # the most that is added to a short Retry-After
-SHOWN_CHARS = 60  # of a caller's own text in a sentence about it
+JITTER_SECONDS = 2  # most seconds added to a short Retry-After
+SHOWN_CHARS = 60  # of a caller's text that are repeated in an error message
 
 
 class Refusal(Exception):
@@ -29,12 +29,12 @@ class Refusal(Exception):
 
 
 def retry_after(seconds: int = 1) -> dict[str, str]:
-    """Return a Retry-After of `seconds` or a little more, so that refused clients do not return all at once."""
+    """Return a Retry-After of `seconds` plus jitter, so that refused clients do not retry all at once."""
     return {"Retry-After": str(random.randint(seconds, longest_retry(seconds)))}
 
 
 def longest_retry(seconds: int = 1) -> int:
-    """Return the most seconds that `retry_after` gives for `seconds`."""
+    """Return the longest Retry-After for `seconds`."""
     return seconds + max(JITTER_SECONDS, seconds // 4)
 
 
@@ -48,9 +48,9 @@ def unavailable(why: str) -> Refusal:
 
 
 def too_late(seconds: float, by_client: bool) -> Refusal:
-    """No answer within a deadline: the service's own, or one that the client set, which is no failure of the service.
+    """Return the 504 for a missed deadline: the service's, or the client's, which is not a failure of the service.
 
-    Both are 504: a client repeats a request that was answered 408 at once.
+    The status is not 408, because many clients repeat a request immediately after 408.
     """
     return Refusal(504, DEADLINE_EXCEEDED if by_client else "too_late", f"No answer was ready within {seconds:g} s.")
 
@@ -121,10 +121,10 @@ def _template(error: ErrorDetails) -> tuple[str, str]:
 def _where(error: ErrorDetails) -> str:
     # Behind attribute and place stands the type that the value of a filter was held against.
     field, *inside = error["loc"][: 3 if error["loc"][:1] == ("filter",) else None] or ("the body",)
-    return _shown(field) + "".join(f"[{position}]" for position in inside)
+    return _shown(field) + "".join(f"[{_shown(position)}]" for position in inside)
 
 
 def _shown(value: object) -> str:
-    """Show a number or the beginning of a text; writing out a list or object could take milliseconds."""
+    """Return a number or the beginning of a text; of another value, which may be large, only its type."""
     text = str(value) if isinstance(value, str | int | float) else type(value).__name__
     return text if len(text) <= SHOWN_CHARS else text[:SHOWN_CHARS] + "…"

@@ -1,6 +1,6 @@
-"""What every request gets, whatever answers it: an id, a time, a count, a line in the log, a trace; and no stack trace.
+"""Give every request an id, a timing header, a metric, a log line and a trace, and answer unexpected exceptions.
 
-One layer of plain ASGI does all of it, because each layer costs every request about a microsecond.
+One ASGI layer does all of it, because each layer costs every request about a microsecond.
 """
 
 import logging
@@ -40,24 +40,24 @@ BUSY = "/predict"  # a POST, which no cache keeps
 NO_STORE = (b"cache-control", b"no-store")
 PROCESS, NUMBERS = secrets.token_hex(6).encode(), count(1)
 ADMIN_PATHS = "/admin/"
-COMPARE = "/admin/compare"  # its body has a user's text, which the audit never shows
-NOT_READY = (503, "/readyz")  # what whoever asks whether it is ready wants to know: no failure
+COMPARE = "/admin/compare"  # its body has user text, which is never audit-logged
+NOT_READY = (503, "/readyz")  # the regular answer of a service that is not ready, not a failure
 GONE = 499  # the client closed the connection before its answer
 
 
 def new_id() -> bytes:
-    """One that no other request has: this process' random beginning, and a number."""
+    """Return a unique request id: a random prefix of this process and a number."""
     return b"%b-%x" % (PROCESS, next(NUMBERS))
 
 
 def given_or_new_id(headers: Mapping[bytes, bytes]) -> bytes:
-    """The client's own, if it gives a valid one."""
+    """Return the client's request id if it is valid, else a new one."""
     given = headers.get(b"x-request-id", b"")
     return given if VALID_ID.fullmatch(given) else new_id()
 
 
 class Exchange:
-    """One request, and what becomes known of it on its way."""
+    """One request and the facts collected while it is answered."""
 
     __slots__ = (
         "_addresses", "act", "bundle", "headers", "id", "key_name", "refusal", "route", "scope", "started", "status",
@@ -75,18 +75,18 @@ class Exchange:
         self.bundle: str | None = None  # that answered it
         self.refusal: str | None = None
         self.status = 0  # none yet
-        self.key_name: str | None = None  # of the administrator's key that was sent
-        self.act: dict[str, object] = {}  # what an administrator asked for, and what was done, for the audit
+        self.key_name: str | None = None  # name of the admin key
+        self.act: dict[str, object] = {}  # what an administrator requested and what was done, for the audit log
 
     @property
     def failed(self) -> bool:
-        """Whether the answer is a failure of the service."""
+        """Whether the answer counts as a failure of the service."""
         is_expected = (self.status, self.route) == NOT_READY or self.refusal == errors.DEADLINE_EXCEEDED
         return self.status >= 500 and not is_expected
 
     @property
     def address(self) -> str:
-        """The client's: the peer's, or the one that a trusted proxy reports."""
+        """The client's address: the peer's, or the one that a trusted proxy reports."""
         client = self.scope.get("client")
         return self._addresses.of(str(client[0]), self.scope["headers"]) if client else UNKNOWN
 
@@ -100,7 +100,7 @@ class Exchange:
         return refusal.response()
 
     def left(self) -> None:
-        """The client has closed the connection: nobody waits for the answer."""
+        """Abandon the pending request of a client that disconnected."""
         if self.ticket and not self.ticket.answer.done():
             self.ticket.abandon()
 
@@ -167,7 +167,7 @@ class Exchanges:
         try:
             await self._answer(exchange, receive, sending)
         finally:
-            del scope["exchange"]  # the two know each other, and would wait for the garbage collector together
+            del scope["exchange"]  # break the reference cycle
             if exchange.refusal in GUARDED:
                 self._metrics.rejections.labels(exchange.refusal).inc()
             if self._audit and scope["path"].startswith(ADMIN_PATHS):
@@ -193,7 +193,7 @@ class Exchanges:
             await exchange.refused(errors.broken())(exchange.scope, receive, send)
 
     def _head_refusal(self, exchange: Exchange) -> Refusal | None:
-        """Return the answer to a request whose head alone is reason to refuse it."""
+        """Return the refusal of a request because of its head, else None."""
         headers, scope = exchange.headers, exchange.scope
         if len(headers) < len(scope["headers"]) and (refusal := repeated_headers.refusal(scope["headers"])):
             return refusal

@@ -1,9 +1,9 @@
 """Fair queueing between callers, and between the requests of one caller.
 
-Weighted fair queueing: every caller has a virtual time, which grows by the cost of what the engine is given for it. The
-caller goes next whose time would be least after its next slice, so a small request goes before large ones. The queue's
-own virtual time is what each caller would have been given if all had been served evenly. A caller that returns starts
-there: it neither saves up what it did not use nor waits for what others used. The same rule orders the requests of one
+Weighted fair queueing: every caller has a virtual time, which grows by the cost of its texts sent to the engine. The
+next caller is the one with the least virtual time after its next slice, so small requests go before large ones. The
+virtual time of the queue is the cost that each caller would have received under equal shares. A returning caller starts
+there: it neither accumulates unused shares nor waits for what others used. The same rule orders the requests of one
 caller.
 """
 
@@ -22,11 +22,11 @@ SLACK = 64  # outdated entries of a heap that are always allowed
 
 
 class VirtualTimes(Generic[Flow]):
-    """Flows that wait, in the order of their virtual times after what they are given next."""
+    """Waiting flows, ordered by their virtual finish times."""
 
     def __init__(self) -> None:
-        self.times: dict[Flow, float] = {}  # of the waiting flows, in the order in which they joined
-        self.now = 0.0  # the queue's own virtual time
+        self.times: dict[Flow, float] = {}  # waiting flow → virtual time, in order of joining
+        self.now = 0.0  # virtual time of the queue
         self._keys: dict[Flow, float] = {}
         self._heap: list[Entry[Flow]] = []
         self._numbers = count()
@@ -35,7 +35,7 @@ class VirtualTimes(Generic[Flow]):
         return len(self.times)
 
     def join(self, flow: Flow, next_cost: float, since: float = 0.0) -> None:
-        """Add a flow that was last given something at virtual time `since`."""
+        """Add a flow whose virtual time is at least `since`."""
         self.times[flow] = max(self.now, since)
         self.expect(flow, next_cost)
 
@@ -48,14 +48,14 @@ class VirtualTimes(Generic[Flow]):
         return time
 
     def first(self) -> Flow | None:
-        """Return the next flow; None when none waits."""
+        """Return the next flow; None when the queue is empty."""
         heap = self._heap
         while heap and self._keys.get(heap[0][2]) != heap[0][0]:
             heapq.heappop(heap)
         return heap[0][2] if heap else None
 
     def set_aside(self) -> Entry[Flow]:
-        """Take the next flow out for the moment; it keeps its place for `put_back`."""
+        """Remove the next flow temporarily; `put_back` restores it."""
         return heapq.heappop(self._heap)
 
     def put_back(self, entry: Entry[Flow]) -> None:
@@ -63,12 +63,12 @@ class VirtualTimes(Generic[Flow]):
         heapq.heappush(self._heap, entry)
 
     def charge(self, flow: Flow, cost: float) -> None:
-        """Count what the engine was given for a flow; `expect` or `leave` follows."""
+        """Charge a flow for work sent to the engine. Call `expect` or `leave` next."""
         self.now += cost / len(self.times)
         self.times[flow] += cost
 
     def expect(self, flow: Flow, next_cost: float) -> None:
-        """Place a flow by what it is given next."""
+        """Set the cost of a flow's next slice, which determines its place."""
         key = self.times[flow] + next_cost
         if self._keys.get(flow) == key:
             return
@@ -80,7 +80,7 @@ class VirtualTimes(Generic[Flow]):
 
 
 class CallerQueue:
-    """The waiting requests of one caller, and how much of the queue they take."""
+    """The waiting requests of one caller and their size."""
 
     __slots__ = ("caller", "requests", "texts", "tokens")
 
@@ -92,14 +92,14 @@ class CallerQueue:
 
     @property
     def newest(self) -> PendingRequest | None:
-        """The request that joined last; None when all that waits was put back."""
+        """The request that joined last; None when all waiting requests were put back."""
         return next(reversed(self.requests.times), None)
 
 
 class FairQueue:
-    """The requests that wait for an engine; those that an engine had and lost come before all others.
+    """The requests that wait for an engine. Requests that a dead engine had go first.
 
-    A place is what a text takes of the queue: one for the text, and one more for each `tokens_per_place` tokens.
+    A text takes one place of the queue, plus one per `tokens_per_place` tokens.
     """
 
     def __init__(self, tokens_per_place: float, grain: int) -> None:
@@ -111,7 +111,7 @@ class FairQueue:
         self._callers: dict[Caller, CallerQueue] = {}
         self._turns: VirtualTimes[CallerQueue] = VirtualTimes()
         self._returned: OrderedDict[PendingRequest, None] = OrderedDict()
-        self._past: dict[Caller, float] = {}  # virtual times of callers that have nothing waiting and are ahead
+        self._past: dict[Caller, float] = {}  # virtual times of callers ahead of the queue, without waiting requests
         # by places, the most first; filled by the first call of `heaviest` and kept until the queue is empty
         self._heaviest: list[tuple[float, int, CallerQueue]] = []
         self._numbers = count()
@@ -122,20 +122,20 @@ class FairQueue:
 
     @property
     def callers(self) -> int:
-        """How many callers have texts waiting."""
+        """Number of callers with waiting texts."""
         return len(self._callers)
 
     def places(self, texts: int, tokens: int) -> float:
-        """Return how much of the queue some texts take."""
+        """Return the places that some texts take."""
         return texts + tokens / self._tokens_per_place
 
     def places_of(self, caller: Caller) -> float:
-        """Return how much of the queue a caller has."""
+        """Return the places that a caller has."""
         queue = self._callers.get(caller)
         return self.places(queue.texts, queue.tokens) if queue else 0.0
 
     def add(self, request: PendingRequest) -> None:
-        """Queue a request behind its caller's others."""
+        """Add a request."""
         queue = self._count_in(request, 0, len(request.tokens))
         is_new = not queue.requests.times
         next_cost = self._next_cost(request)
@@ -146,7 +146,7 @@ class FairQueue:
             self._turns.expect(queue, next_cost)
 
     def add_first(self, request: PendingRequest, start: int, stop: int) -> None:
-        """Put texts back that an engine had: they go before all others."""
+        """Put texts back that an engine had, before all others."""
         request.put_back(start, stop)
         self._count_in(request, start, stop)
         self._leave(request)
@@ -154,7 +154,7 @@ class FairQueue:
         self._returned.move_to_end(request, last=False)
 
     def remove(self, request: PendingRequest) -> None:
-        """Forget a request, wherever it is."""
+        """Remove a request."""
         if not request.todo:  # an engine has all of it
             return
         self._returned.pop(request, None)
@@ -164,16 +164,16 @@ class FairQueue:
         request.todo.clear()
 
     def first(self) -> PendingRequest | None:
-        """Return the request whose turn it is; None when none waits."""
+        """Return the next request; None when the queue is empty."""
         if self._returned:
             return next(iter(self._returned))
         queue = self._turns.first()
         return queue.requests.first() if queue else None
 
     def in_turn(self, most: int) -> Generator[PendingRequest]:
-        """Give requests in the order of their turns, to be cut and `given`; one that is not is set aside until the end.
+        """Yield requests in order. Requests that the consumer does not pass to `given` are skipped until the end.
 
-        At most `most` are set aside. Close the iterator before anything else is done with the queue.
+        At most `most` requests are skipped. Close the iterator before any other call.
         """
         passed: set[PendingRequest] = set()
         aside: list[tuple[VirtualTimes[PendingRequest], Entry[PendingRequest]]] = []
@@ -184,7 +184,7 @@ class FairQueue:
                 queue = None if request else self._turns.first()
                 if queue:
                     request = queue.requests.first()
-                    if request is None:  # all of this caller's are set aside
+                    if request is None:  # all requests of this caller are skipped
                         empty.append(self._turns.set_aside())
                         continue
                 if request is None:
@@ -202,7 +202,7 @@ class FairQueue:
                 self._turns.put_back(caller)
 
     def given(self, request: PendingRequest, start: int, stop: int) -> int:
-        """Count a span that was cut from a request and goes to the engine; return its tokens."""
+        """Charge the span of a request that goes to the engine; return its tokens."""
         self._last_given = request
         if request in self._returned:
             if not request.todo:
@@ -219,7 +219,7 @@ class FairQueue:
         return self._count_out(request, start, stop)
 
     def surcharge(self, caller: Caller, cost: float) -> None:
-        """Count what a caller's requests have cost beyond what was expected of them."""
+        """Charge a caller for cost beyond the estimate."""
         queue = self._callers.get(caller)
         if queue and queue.requests:
             self._turns.times[queue] += cost
@@ -228,13 +228,13 @@ class FairQueue:
             self._past[caller] = max(self._past.get(caller, 0.0), self._turns.now) + cost
 
     def all(self) -> Iterator[PendingRequest]:
-        """Give every request: those put back first, then caller by caller."""
+        """Yield every request: those put back first, then by caller."""
         yield from self._returned
         for queue in self._turns.times:
             yield from queue.requests.times
 
     def heaviest(self) -> CallerQueue | None:
-        """Return the caller that takes most of the queue."""
+        """Return the caller with the most places."""
         if not self._heaviest:
             self._rank_callers()
         heap = self._heaviest
@@ -286,23 +286,23 @@ class FairQueue:
         return tokens
 
     def _next_cost(self, request: PendingRequest) -> int:
-        """Return the cost of a request's next slice in whole grains, so that small requests keep their order."""
+        """Return the cost of a request's next slice, rounded down to grains: small requests keep their order."""
         cost = request.next_cost
         return cost - cost % self._grain
 
     def _leave(self, request: PendingRequest) -> None:
-        """Take a request out of its caller's turn."""
+        """Remove a request from its caller's queue."""
         queue = self._callers.get(request.caller)
         if queue and request in queue.requests.times:
             queue.requests.leave(request)
             self._place(queue)
 
     def _place(self, queue: CallerQueue) -> None:
-        """Place a caller by its next request; remember its virtual time when it has none and is ahead."""
+        """Update the place of a caller; without requests, remember its virtual time if it is ahead."""
         if first := queue.requests.first():
             self._turns.expect(queue, self._next_cost(first))
             return
-        if queue.requests.times:  # all of them are set aside for the moment
+        if queue.requests.times:  # all of them are skipped for now
             return
         time, now = self._turns.leave(queue), self._turns.now
         if not self._turns:

@@ -1,4 +1,4 @@
-"""Go back to the bundle before when a bundle's engines keep ending."""
+"""Roll back to the previous bundle when the engines of the served one keep dying."""
 
 import asyncio
 import logging
@@ -17,21 +17,28 @@ LOG = logging.getLogger("diptych")
 
 
 class Fallback:
-    """Gives up a bundle whose engines keep ending, for the one that was good before it."""
+    """Replace a bundle whose engines keep dying by the one that worked before it."""
 
     def __init__(self, generations: "Generations", settings: Settings) -> None:
         self._generations = generations
         self._settings = settings
         self._task: asyncio.Task[None] | None = None
+        self._suspect: Generation | None = None  # the generation that the task replaces
 
     def suspect(self, generation: Generation) -> None:
-        """A bundle's engines keep ending: go back, unless that is being done already."""
+        """Start the rollback from a bundle whose engines keep dying, unless one is in progress."""
         generations = self._generations
-        if generation is generations.current and not generations.stopping and not generations.urgent:
-            self._task = generations.supervisor.retry("fall_back", partial(self._fall_back, generation))
+        if generation is not generations.current or generations.stopping or generations.urgent:
+            return
+        if self._task and not self._task.done():
+            if self._suspect is generation:
+                return  # the task may be waiting for a store that does not respond
+            self._task.cancel()
+        self._suspect = generation
+        self._task = generations.supervisor.retry("fall_back", partial(self._fall_back, generation))
 
     def stop(self) -> None:
-        """Go back no more."""
+        """Cancel the rollback in progress."""
         if self._task:
             self._task.cancel()
 
@@ -49,10 +56,10 @@ class Fallback:
         try:
             await generations.give_up(generation, name, why)
         except (DiptychError, OSError, Refusal):
-            return  # the reason has been noted, and the engine is still being replaced
+            return  # the reason is in the log, and the engine is still being replaced
 
     def _earlier(self, than: str) -> str | None:
-        """A bundle that was good before this one: kept, or served, or the store's previous one."""
+        """Return the bundle to roll back to: the kept, the last served or the store's previous one."""
         generations = self._generations
         if (kept := generations.kept) and kept.name != than:
             return kept.name

@@ -1,4 +1,4 @@
-"""Serve what other processes make the store's active bundle, wherever the path of the store leads."""
+"""Serve the bundle that other processes make active, also when the store is reached through a symlink that changes."""
 
 import asyncio
 import logging
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
     from service.generations import Generations
 
 LOG = logging.getLogger("diptych")
-FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0  # seconds before a bundle is tried again whose source or system failed
+FIRST_PAUSE, LONGEST_PAUSE = 5.0, 60.0  # seconds before a retry when the store or the system failed
 
 
 class Following:
-    """Watches the store and has what is new there served: a broken bundle is tried once, an outage is waited out."""
+    """Watch the store and serve its new active bundle. A broken bundle is tried once; an outage is retried."""
 
     def __init__(self, generations: "Generations", metrics: Metrics) -> None:
         self._generations = generations
@@ -35,22 +35,22 @@ class Following:
 
     @property
     def troubles(self) -> list[str]:
-        """Return why the store cannot be read, one sentence for each thing."""
+        """One sentence per part of the store that cannot be read."""
         return self._watch.troubles
 
     def begin(self, opened: Path, seconds: float) -> None:
-        """Look every `seconds`; `opened` is what CURRENT named when the service opened it."""
+        """Check every `seconds`. `opened` is the bundle's folder that CURRENT named at the start."""
         if self._watch.seen is None:
             self._watch.seen = opened
         self._keep(self._supervisor.repeat("store_watch", self._watch.check, seconds))
 
     def noted(self, folder: Path) -> None:
-        """Take note that the service itself has made this bundle the active one."""
+        """Note that the service itself made this bundle active."""
         self._watch.seen = folder
 
     @contextmanager
     def ordered(self) -> Iterator[None]:
-        """While an administrator's order lasts, only what CURRENT names newly is followed."""
+        """Ignore the present value of CURRENT during an administrator's order."""
         self._watch.begin_order()
         try:
             yield
@@ -58,7 +58,7 @@ class Following:
             self._watch.end_order()
 
     def stop(self) -> None:
-        """Look no more, and follow nothing."""
+        """Stop checking and following."""
         for task in self._tasks:
             task.cancel()
 
@@ -67,7 +67,7 @@ class Following:
         task.add_done_callback(self._tasks.discard)
 
     async def _look(self) -> Path | None:
-        """Return the folder that CURRENT names; None when the service has changed its bundle while it was read."""
+        """Return the folder that CURRENT names; None when the service changed its bundle during the read."""
         served = self._generations.current
         folder = await self._supervisor.read(self._source.look)
         return folder if self._generations.current is served else None
@@ -77,18 +77,18 @@ class Following:
             self._keep(self._supervisor.retry("store_follow", partial(self._follow, folder)))
 
     async def _follow(self, folder: Path) -> None:
-        """Have a bundle served that another process has made the active one, as long as it is that."""
+        """Serve a bundle that another process made active, for as long as CURRENT names it."""
         generations, pause = self._generations, FIRST_PAUSE
         if generations.current and not generations.serves(folder):
             await self._move(generations.current, folder)
         if generations.serves(folder) and not generations.preparing:
-            return  # else what is being prepared is not wanted any longer
+            return  # otherwise the bundle that is being prepared is out of date
         LOG.info("the store's active bundle is %s now", folder.name)
-        urgent = folder.name == generations.before  # somebody goes back
+        urgent = folder.name == generations.before  # a rollback
         while self._watch.seen == folder:
             try:
                 await generations.follow(folder, urgent)
-            except Refusal:  # another bundle came first: when that is over, what CURRENT names is looked at again
+            except Refusal:  # pre-empted by another change: check CURRENT again after it
                 await generations.quiet()
                 self._watch.try_again(folder)
             except (Unreachable, CannotStart, OSError):
@@ -96,18 +96,18 @@ class Following:
                 pause = min(2 * pause, LONGEST_PAUSE)
                 continue
             except DiptychError:
-                pass  # the reason has been noted, and the present bundle stays
+                pass  # the reason is in the log and in /readyz; the present bundle stays
             return
 
     async def _move(self, served: Generation, folder: Path) -> None:
-        """Start the next engine of the served bundle in this folder, if that holds the same bundle."""
+        """Use this folder for the next engine of the served bundle, if it holds the same bundle."""
         if served.name == folder.name and await self._supervisor.read(partial(_alike, served.folder, folder)):
             LOG.info("bundle %s is served, and lies in another folder of the store now", served.name)
             served.folder = folder
 
 
 def _alike(one: Path, other: Path) -> bool:
-    """Whether two folders hold the same bundle: their manifests list the same files."""
+    """Return whether two folders hold the same bundle, that is, equal manifests."""
     try:
         return (one / MANIFEST).read_bytes() == (other / MANIFEST).read_bytes()
     except OSError:

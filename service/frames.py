@@ -1,4 +1,4 @@
-"""What front and engine say to each other on their socket pair: length-prefixed frames, no pickle."""
+"""Encode and decode the messages between front and engine: length-prefixed frames on a socket pair, no pickle."""
 
 import struct
 from collections.abc import Iterator, Sequence
@@ -8,10 +8,11 @@ from typing import Any, NamedTuple, Protocol
 from pydantic_core import from_json, to_json
 
 HEAD = struct.Struct("<IB")  # payload bytes, kind
-ANSWERS = struct.Struct("<IH5f3I")  # batch number, pieces, its Stages
+# The batch number has 64 bits: a fast engine exhausts 32 bits in a few weeks.
+ANSWERS = struct.Struct("<QH5f3I")  # batch number, pieces, its Stages
 PIECE = struct.Struct("<BI")  # outcome, bytes
-PART = struct.Struct("<IH")  # batch number, piece
-PART_BYTES = 1 << 20  # of one piece in one frame; a larger one is sent in several
+PART = struct.Struct("<QH")  # batch number, piece
+PART_BYTES = 1 << 20  # of one piece in one frame; larger pieces are sent in several frames
 MAX_PAYLOAD = 1 << 28  # far above any batch; a larger length means that the stream is out of step
 
 
@@ -33,13 +34,13 @@ class Kind(IntEnum):
 
 
 class Outcome(IntEnum):
-    """How the engine fared with one piece; its bytes are the results' JSON, a sentence, or nothing."""
+    """Outcome of one piece. Its bytes are the JSON of the results, an error message, or empty."""
 
     ANSWERED = 0
     REFUSED = 1
     BROKEN = 2
-    TOO_LARGE = 3  # its results have more bytes than an answer may have
-    POSTPONED = 4  # the answers of its batch have too many bytes together; ask again
+    TOO_LARGE = 3  # its results exceed the limit of one answer
+    POSTPONED = 4  # the answers of its batch have too many bytes in total; send it again
 
 
 class Asked(NamedTuple):
@@ -53,9 +54,10 @@ class Asked(NamedTuple):
 
 
 class Stages(NamedTuple):
-    """Seconds the engine spent on one batch; the tokens it encoded, and the padding among them.
+    """Seconds that the engine spent on one batch, tokens and padding that it encoded.
 
-    `full_scans` are queries compared with every label, because the index found too few, since the batch before.
+    `full_scans` counts the queries since the last batch that were compared with every label because the index found too
+    few.
     """
 
     tokenize: float
@@ -120,19 +122,19 @@ def unpack_batch(payload: bytes) -> tuple[int, list[Asked]]:
 
 
 class Parts:
-    """Joins the results of pieces that are too large for one frame."""
+    """Join the results of pieces that are too large for one frame."""
 
     def __init__(self) -> None:
-        self._parts: dict[tuple[int, int], list[bytes]] = {}  # by number of the batch and place of the piece
+        self._parts: dict[tuple[int, int], list[bytes]] = {}  # (batch number, index of the piece) → its parts
 
     def add(self, payload: bytes) -> None:
-        """Keep the payload of one PART frame. Raises ValueError when it is too short."""
+        """Store the payload of one PART frame. Raises ValueError when it is too short."""
         if len(payload) < PART.size:
             raise ValueError("a part of an answer without its number: the stream is out of step")
         self._parts.setdefault(PART.unpack_from(payload), []).append(payload[PART.size :])
 
     def complete(self, answers: Answers) -> Answers:
-        """Return answers with the parts that came before them."""
+        """Return the answers with the parts that were received before them."""
         if not self._parts:
             return answers
         pieces = []
@@ -143,7 +145,7 @@ class Parts:
 
 
 def pack_parts(answers: Answers) -> Iterator[bytes]:
-    """Give a frame for each part of a piece that is too large for one, then that of the answers."""
+    """Yield a PART frame for each part of a large piece, then the ANSWERS frame."""
     pieces = []
     for place, (outcome, body) in enumerate(answers.pieces):
         last = max(len(body) - 1, 0) // PART_BYTES * PART_BYTES

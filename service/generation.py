@@ -22,19 +22,19 @@ from service.supervisor import Supervisor, described
 from service.watchdog import Watchdog
 
 LOG = logging.getLogger("diptych")
-FIRST_PAUSE = 0.1  # seconds from the second engine to the third, if that was all it lived; then twice as long each
-PAUSE_AFTER_DEATH, PAUSE_AFTER_FAILURE = 0.8, 5.0  # the longest pause: an engine that opened is missed by somebody
+FIRST_PAUSE = 0.1  # seconds before the third engine; the pause doubles each time and includes the life of the last one
+PAUSE_AFTER_DEATH, PAUSE_AFTER_FAILURE = 0.8, 5.0  # longest pause, in seconds; shorter after an engine that had opened
 LATELY = 0.1  # seconds
 
 Beside = Callable[["Generation"], Traffic | None]
 
 
 class Generation:
-    """One bundle being served: its engine, its requests, and the replacement of the engine when it dies.
+    """One open bundle: its engine, its requests, and the replacement of an engine that dies.
 
-    `paused` gives the labels that must not be shown. `crashes` is called whenever engines have ended so often, and so
-    fast, that the bundle itself must be suspected. `beside` gives another generation's traffic, in which loading an
-    engine must not be felt, None where no other one answers: it should be over soon then.
+    `paused` returns the ids of labels that must not be shown. `crashes` is called each time so many engines have died
+    in a short time that the bundle is probably faulty. `beside` returns the traffic of another generation, which must
+    not be slowed down by loading an engine; None when no other generation answers, so that it loads at full speed.
     """
 
     def __init__(
@@ -50,9 +50,9 @@ class Generation:
     ) -> None:
         self.number = number
         self.name = folder.name
-        self.trouble: str | None = None  # why no engine can be had; None while there is one or one is on its way
-        self.unknown: list[str] | None = None  # paused ids that the bundle has not; None until the engine has said so
-        self.folder = folder  # the next engine is started on; that of the running one may have been removed meanwhile
+        self.trouble: str | None = None  # why no engine can be started; None while one runs or starts
+        self.unknown: list[str] | None = None  # paused ids that the bundle does not have; None: not reported yet
+        self.folder = folder  # used by the next engine; the folder of the running one may have been removed
         self._settings = settings
         self._metrics = metrics
         self._paused = paused
@@ -63,31 +63,29 @@ class Generation:
         self._batcher: Batcher | None = None
         self._watchdog = Watchdog(settings.silence_seconds, self._silent)
         self._replacing: asyncio.Task[None] | None = None
-        self._asked_at = 0.0  # when a request was admitted last
-        self._opened_at = 0.0  # when the last engine did, by the loop's clock
-        self._ends: deque[float] = deque()  # when engines ended, or could not be started
-        self._excused = False  # whether a query is to blame for the last end, and not the bundle
-        self.told = 0  # lists of paused labels that were sent; what is sent after one is answered by it
-        self._untold = 0  # lists of paused labels that the engine has not answered
+        self._asked_at = 0.0  # time of the last admitted request
+        self._opened_at = 0.0  # loop time when the last engine opened
+        self._ends: deque[float] = deque()  # loop times of the last engine ends and failed starts
+        self._excused = False  # whether a query caused the last end, and not the bundle
+        self.told = 0  # version of the paused labels; requests sent after a list obey it
+        self._untold = 0  # lists of paused labels that the engine has not acknowledged
         self._told = asyncio.Event()
         self._closed = False
 
     async def open(self) -> Self:
         """Start the engine and wait until it can answer. Raises BundleError."""
-        engine = await self._start_engine()
-        self._batcher = Batcher(self.name, self._settings, self._metrics, engine.opened.lengths)
-        self._attach(engine)
+        await self._attach_new_engine()
         self._metrics.begins(self)
         return self
 
     @property
     def opened(self) -> Opened | None:
-        """What the engine said of the bundle; None while there is no engine."""
+        """The engine's description of the bundle; None while there is no engine."""
         return self._engine.opened if self._engine else None
 
     @property
     def engine(self) -> int | None:
-        """The engine's process id; None while there is no engine."""
+        """Process id of the engine; None while there is no engine."""
         return self._engine.pid if self._engine else None
 
     @property
@@ -96,7 +94,7 @@ class Generation:
 
     @property
     def healthy(self) -> bool:
-        """Whether there is an engine to answer."""
+        """Whether an engine can answer."""
         return self.opened is not None and self.trouble is None
 
     @property
@@ -106,26 +104,26 @@ class Generation:
         return self._batcher
 
     def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> Ticket:
-        """Queue a request that waits `seconds` at most. Raises Refusal 422, 429 or 503."""
+        """Queue a request for at most `seconds`. Raises Refusal 422, 429 or 503."""
         if self.trouble:
             raise errors.unavailable(f"Bundle {self.name} cannot be served just now; /readyz says why.")
         self._asked_at = perf_counter()
         return self.batcher.admit(asked, seconds, caller)
 
     def asked_lately(self) -> bool:
-        """Whether it answers requests, or did a moment ago."""
+        """Return whether requests are pending or one was admitted within the last 0.1 s."""
         return self.healthy and (self.unfinished > 0 or perf_counter() - self._asked_at < LATELY)
 
     def tell_paused(self) -> None:
-        """Send the paused labels; whatever is sent after it is answered without them."""
+        """Send the paused labels to the engine. Batches sent afterwards are answered without them."""
         self.told += 1
+        self._told.clear()
         if self._engine:
             self._untold += 1
-            self._told.clear()
             self._engine.send(pack_json(Kind.PAUSED, self._paused()))
 
     async def told_paused(self, seconds: float) -> list[str] | None:
-        """The paused ids that the bundle has not; None where the engine does not say so in time."""
+        """Return the paused ids that the bundle does not have; None when the engine does not report them in time."""
         try:
             async with asyncio.timeout(seconds):
                 await self._told.wait()
@@ -134,11 +132,11 @@ class Generation:
         return self.unknown
 
     def hand_over(self, successor: "Generation") -> None:
-        """Let another bundle answer what this one has not."""
+        """Move the unanswered requests to another generation."""
         successor.batcher.take_over(self.batcher.hand_over())
 
     async def close(self) -> None:
-        """Finish what was admitted, then end the engine."""
+        """Answer the admitted requests, then end the engine."""
         try:
             async with asyncio.timeout(self._settings.drain_seconds):
                 await self.batcher.drained()
@@ -161,6 +159,8 @@ class Generation:
 
     def _attach(self, engine: EngineProcess) -> None:
         self._engine = engine
+        if self._batcher is None:
+            self._batcher = Batcher(self.name, self._settings, self._metrics, engine.opened.lengths)
         self._opened_at = asyncio.get_running_loop().time()
         self._untold = 0
         self.tell_paused()  # before the first batch
@@ -194,7 +194,7 @@ class Generation:
         self._excused = self.batcher.lost()
 
     async def _replace(self, dead: EngineProcess | None) -> None:
-        """Start engines until one answers. Called again where it raises what is not expected."""
+        """Start engines until one answers. The supervisor retries it after an unexpected exception."""
         longest, lived = PAUSE_AFTER_DEATH, asyncio.get_running_loop().time() - self._opened_at
         if dead:
             await dead.end()
@@ -206,7 +206,7 @@ class Generation:
             if ended > 1:
                 await asyncio.sleep(max(min(FIRST_PAUSE * 2 ** (ended - 2), longest) - lived, 0))
             try:
-                await self._attach_another()
+                await self._attach_new_engine()
             except (DiptychError, OSError) as error:
                 self.trouble, longest, lived = str(error), PAUSE_AFTER_FAILURE, 0.0
                 LOG.error("bundle %s: %s", self.name, error)
@@ -217,7 +217,7 @@ class Generation:
                 self.trouble = None
                 return
 
-    async def _attach_another(self) -> None:
+    async def _attach_new_engine(self) -> None:
         engine = await self._start_engine()
         try:
             self._attach(engine)
@@ -227,7 +227,7 @@ class Generation:
             raise
 
     def _ended(self) -> int:
-        """Count one more end of an engine; returns how many there were of late."""
+        """Count the end of an engine; return the number of ends within `crash_seconds`."""
         now = asyncio.get_running_loop().time()
         if self._excused and self._ends:
             self._ends.pop()  # the first end by the same query

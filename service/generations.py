@@ -1,7 +1,7 @@
-"""Which bundle is served: fetch → memory check → load, warm, check → switch → drain → close; and the way back.
+"""Serve one bundle and switch to another: fetch → memory check → load, warm, check → switch → drain → close.
 
-A request belongs to the generation that admitted it until it is answered, so no answer ever mixes two bundles. If a
-generation is given up because its engines keep ending, another one answers its requests from their beginning.
+A request belongs to the generation that admitted it until it is answered, so no answer mixes two bundles. When a
+generation is replaced because its engines keep dying, its successor answers its requests from the beginning.
 """
 
 import asyncio
@@ -35,21 +35,21 @@ from service.supervisor import Supervisor
 from service.switching import Turns, reason, refused
 
 LOG = logging.getLogger("diptych")
-PAUSE_PATIENCE = 2.0  # seconds; longer an administrator does not wait to hear which ids are unknown
-SLOW_SECONDS = 30.0  # a step of the start that takes longer has a line in the log
+PAUSE_PATIENCE = 2.0  # seconds that a change of the paused labels waits for the unknown ids
+SLOW_SECONDS = 30.0  # a start-up step that takes longer is logged
 
 
 class Change(NamedTuple):
-    """Another bundle to be served, and what writes that into the store."""
+    """A change of the served bundle."""
 
     bundle: str
-    note: Callable[[Path], object] | None  # is given the bundle's folder
-    given_up: Generation | None = None  # whose requests it is to answer from their beginning
-    hurry: bool = False  # what is served is bad: loading gives way, but takes all the time that is left
+    note: Callable[[Path], object] | None  # records the change in the store; gets the bundle's folder
+    given_up: Generation | None = None  # the faulty generation; the new one takes over its requests
+    hurry: bool = False  # the served bundle is faulty: load at low priority, but without pauses
 
 
 class Generations:
-    """The generation that is served, the one being prepared, one kept for the way back, and those that are draining."""
+    """Manage the generations of one service: served, being prepared, kept for rollback, draining."""
 
     def __init__(self, settings: Settings, metrics: Metrics, supervisor: Supervisor) -> None:
         """Raises BadInput for a URL that cannot be a store's."""
@@ -65,32 +65,32 @@ class Generations:
         self._following = Following(self, metrics)
         self._opener = Opener(settings, metrics, self.source, lambda: self.paused.ids, supervisor)
         self._turns = Turns(supervisor)
-        self._starting: str | None = None  # what the start of the service waits for
-        self._before: str | None = None  # the bundle that was served before the present one
-        self._failed: str | None = None  # why the last change of bundle did not happen, or happened unasked
+        self._starting: str | None = None  # the start-up step in progress
+        self._before: str | None = None  # the bundle that was served before
+        self._failed: str | None = None  # why the last change of bundle failed, or why a rollback was automatic
         self._closing: dict[asyncio.Task[None], Generation] = {}
         self._fallback = Fallback(self, settings)
         metrics.watch(lambda: self._depth("waiting_queries"), lambda: self._depth("unfinished"))
 
     @property
     def preparing(self) -> str | None:
-        """The bundle that is being prepared."""
+        """Name of the bundle that is being prepared."""
         return self._turns.bundle
 
     @property
     def draining(self) -> list[Generation]:
-        """Those that have been replaced and finish what they admitted."""
+        """Replaced generations that finish the requests they admitted."""
         return list(self._closing.values())
 
     @property
     def before(self) -> str | None:
-        """The bundle that was served before the present one."""
+        """Name of the bundle that was served before."""
         return self._before
 
     async def open_active(self) -> Generation:
-        """Serve the store's active bundle, and from then on what becomes active.
+        """Serve the store's active bundle and follow later changes of it.
 
-        Raises DiptychError or OSError where it cannot be had, and Refusal when the service stops meanwhile.
+        Raises DiptychError or OSError when it cannot be opened, and Refusal when the service stops first.
         """
         with self._step("the list of paused labels is being read"):
             await self.paused.read()
@@ -103,7 +103,7 @@ class Generations:
             except Refusal:
                 if self.stopping:
                     raise
-                await self.quiet()  # an administrator's order came in between
+                await self.quiet()  # pre-empted by an administrator's order
         if self._settings.watch_seconds and not self.stopping:
             self._following.begin(folder, self._settings.watch_seconds)
         return self.current
@@ -120,38 +120,38 @@ class Generations:
             await self.supervisor.read(partial(self.source.followed, generation.folder))
 
     def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> Ticket:
-        """Queue a request with the present generation; it waits `seconds` at most. Raises Refusal 422, 429 or 503."""
+        """Queue a request with the served generation for at most `seconds`. Raises Refusal 422, 429 or 503."""
         if self.current is None:
             raise errors.unavailable(f"The service is not ready: {self.readiness().detail}.")
         return self.current.admit(asked, seconds, caller)
 
     @property
     def serving(self) -> str | None:
-        """The bundle that takes the requests."""
+        """Name of the served bundle."""
         return self.current.name if self.current else None
 
     @property
     def state(self) -> tuple[int, int] | None:
-        """What an answer depends on beside its request: the generation, and how often it was told what is paused."""
+        """Key of cached answers beside the request: generation number and version of the paused labels."""
         return (self.current.number, self.current.told) if self.current else None
 
     def full(self) -> bool:
-        """Whether no request can be admitted at this moment unless another one is refused for it."""
+        """Return whether the queue is full, so that a request is admitted only in place of another one."""
         return self.current is not None and self.current.batcher.full
 
     def refuse_early(self, caller: Caller, texts: int) -> None:
-        """Refuse a request of at least so many texts before it is parsed. Raises Refusal 429."""
+        """Check the queue for a request of at least `texts` texts before it is parsed. Raises Refusal 429."""
         if self.current is not None:
             self.current.batcher.refuse_early(caller, texts)
 
     def turns_away(self, caller: Caller) -> bool:
-        """Whether no request of a caller can be admitted at this moment for want of room in the queue."""
+        """Return whether the queue has no room for any request of this caller."""
         return self.current is not None and self.current.batcher.turns_away(caller)
 
     async def activate(self, name: str) -> ActivateResponse:
-        """Serve another bundle, without a gap. On any failure the old one stays; raises Refusal saying why.
+        """Serve another bundle without interruption. Pre-empts a bundle that is being loaded.
 
-        Another bundle that is just being loaded is given up for it.
+        Raises Refusal with the reason when it fails; the present bundle then stays.
         """
         try:
             with self._following.ordered():
@@ -161,9 +161,9 @@ class Generations:
             raise await self._not_activated(name, error) from error
 
     async def rollback(self) -> ActivateResponse:
-        """Serve the bundle that was active before; at once, if it was kept. Raises Refusal as `activate` does.
+        """Serve the bundle that was active before, immediately if it was kept. Pre-empts a bundle that is being loaded.
 
-        A bundle that is just being loaded is given up for it.
+        Raises Refusal as `activate` does.
         """
         name, source = None, self.source
         try:
@@ -173,13 +173,13 @@ class Generations:
                 raise Refusal(409, "no_earlier_bundle", message)
             with self._following.ordered():
                 async with self._turns.turn(name, urgent=True):
-                    name = await self.supervisor.read(source.previous) or name  # it may have changed before our turn
+                    name = await self.supervisor.read(source.previous) or name  # it may have changed by now
                     return await self.switch(Change(name, source.note_rollback, hurry=True))
         except (DiptychError, OSError) as error:
             raise await self._not_activated(name or "of before", error) from error
 
     async def compare(self, name: str, asked: Asked, seconds: float | None = None) -> Ticket:
-        """Queue a request with any bundle of the store, opened for it if need be. Raises Refusal."""
+        """Queue a request with any bundle of the store; open it if needed. Raises Refusal."""
         for one in (self.current, self.kept):
             if one and one.name == name:
                 return one.admit(asked, seconds, ADMINISTRATOR)
@@ -194,9 +194,9 @@ class Generations:
             raise Refusal(status, "not_compared", self.public(why)) from error
 
     async def pause(self, add: Sequence[str], remove: Sequence[str]) -> list[str] | None:
-        """Change the list of paused labels, for every request from now on; returns the ids that the bundle has not.
+        """Change the paused labels; return the paused ids that the served bundle does not have.
 
-        None: the engine has not said yet. Raises Refusal when the list is full or cannot be kept.
+        Returns None when the engine has not answered in time. Raises Refusal when the list is full or cannot be stored.
         """
         try:
             await self.paused.change(add, remove)
@@ -205,7 +205,7 @@ class Generations:
         return await self.current.told_paused(PAUSE_PATIENCE) if self.current else None
 
     def readiness(self) -> Readiness:
-        """Whether requests are answered, and what an operator should know."""
+        """Return whether requests are answered, and notes for the operator."""
         obstacles = self._obstacles()
         notes = [self._starting, f"bundle {self.preparing} is being prepared" if self.preparing else None]
         notes += [self._failed, *self._following.troubles, *self.supervisor.failing]
@@ -213,7 +213,7 @@ class Generations:
         return Readiness(ready=not obstacles, bundle=self.current.name if self.current else None, detail=detail)
 
     def stop(self) -> None:
-        """From now on not ready, and no change of bundle; requests are still answered."""
+        """Report not ready and refuse changes of bundle. Requests are still answered."""
         self.stopping = True
         self.compared.cancel()
         self._turns.stop()
@@ -222,48 +222,48 @@ class Generations:
         self.supervisor.stop_reading()
 
     async def close(self) -> None:
-        """Answer what was admitted, then end every engine."""
+        """Answer the admitted requests, then end every engine."""
         for generation in (self.current, self.kept):
             if generation:
                 self._retire(generation)
         await asyncio.wait([*self._closing, self.supervisor.retry("comparison_closing", self.compared.close)])
 
     def public(self, text: object) -> str:
-        """A sentence for a client: where the store lies on this machine is not a client's business."""
+        """Return a message without the local path of the store, for clients."""
         return self.source.public(text)
 
     def serves(self, folder: Path) -> bool:
-        """Whether the bundle in this folder is the one that is served."""
+        """Return whether the bundle in this folder is served."""
         return self.current is not None and self.current.folder == folder
 
     async def give_up(self, generation: Generation, successor: str, why: str) -> None:
-        """Let another bundle answer what a bad one has not. Raises DiptychError, OSError or Refusal."""
+        """Replace a faulty bundle; the successor answers its requests. Raises DiptychError, OSError or Refusal."""
         async with self._turns.turn(successor, urgent=True):
             if generation is self.current:
                 await self.switch(Change(successor, None, given_up=generation, hurry=True))
                 self._failed = f"{why}; bundle {successor} is served until another is activated"
 
     async def quiet(self) -> None:
-        """Wait until no change of bundle is under way."""
+        """Wait until no change of bundle is in progress."""
         await self._turns.quiet()
 
     @property
     def urgent(self) -> bool:
-        """Whether a bundle to go back to is being prepared."""
+        """Whether a rollback is in progress."""
         return self._turns.urgent
 
     async def follow(self, folder: Path, urgent: bool) -> None:
-        """Serve what another process has made the active bundle. Raises DiptychError, OSError or Refusal."""
+        """Serve the bundle that another process made active. Raises DiptychError, OSError or Refusal."""
         async with self._turns.turn(folder.name, urgent):
             if not self.serves(folder):
                 await self.switch(Change(folder.name, self.source.followed, hurry=urgent))
 
     @contextmanager
     def _step(self, shown: str | None, logged: str | None = None) -> Iterator[None]:
-        """Show in /readyz what the start of the service waits for, and log what takes long."""
+        """Show a start-up step in /readyz, and log it when it is slow."""
         self._starting = shown
         loop = asyncio.get_running_loop()
-        slow = loop.call_later(SLOW_SECONDS, LOG.warning, "%s, for %g s by now", shown or logged, SLOW_SECONDS)
+        slow = loop.call_later(SLOW_SECONDS, LOG.warning, "%s, for %g s so far", shown or logged, SLOW_SECONDS)
         try:
             yield
         finally:
@@ -271,7 +271,7 @@ class Generations:
             self._starting = None
 
     def _obstacles(self) -> list[str]:
-        """What keeps requests from being answered."""
+        """Return the reasons why requests cannot be answered."""
         if self.stopping:
             return ["the service is stopping"]
         if self.current is None:
@@ -281,7 +281,7 @@ class Generations:
         return [] if self.current.opened else ["the engine ended and is being replaced"]
 
     async def switch(self, change: Change) -> ActivateResponse:
-        """Serve another bundle in its turn, and say so in the store. Raises DiptychError, OSError or Refusal."""
+        """Serve another bundle, within `turn`, and record it in the store. Raises DiptychError, OSError or Refusal."""
         name = change.bundle
         started = time.perf_counter()
         before = self.current
@@ -316,13 +316,13 @@ class Generations:
         return generation
 
     async def _prepare(self, change: Change) -> Generation:
-        """A generation that can answer: the present or the kept one, if it is that. Raises BundleError."""
+        """Return an open generation of the bundle; reuse the served or the kept one. Raises BundleError."""
         name = change.bundle
         folder = await self.supervisor.read(partial(self.source.folder, name))
         for one in (self.current, self.kept):
             if one and one.folder == folder and one.healthy:
                 return one
-        await self.compared.close()  # its memory, and its share of the processor, are this one's
+        await self.compared.close()  # frees its memory and CPU time
         beside = partial(self._beside, change.hurry)
         return await self._opener.open(name, self._fallback.suspect, beside, partial(self._make_room, name))
 
@@ -330,7 +330,7 @@ class Generations:
         return self._opener.open_aside(name, crashes, lambda _: self._asked_lately)
 
     def _beside(self, hurry: bool, generation: Generation) -> Traffic | None:
-        """The traffic that must not feel how a generation's engine is loaded; None where no other one answers."""
+        """Return the traffic that loading an engine must not slow down; None when no other generation answers."""
         if self.current is None or self.current is generation or not self.current.healthy:
             return None
         return no_traffic if hurry else self._asked_lately
@@ -339,12 +339,12 @@ class Generations:
         return self.current is not None and self.current.asked_lately()
 
     async def _make_room(self, name: str) -> bool:
-        """Give up the kept generation for another bundle's sake; whether there was one."""
+        """Close the kept generation to free memory; return whether there was one."""
         kept, self.kept = self.kept, None
         if kept is None:
             return False
-        LOG.info("bundle %s is not kept any longer, to make room for %s", kept.name, name)
-        await asyncio.shield(self._retire(kept))  # whoever waits may be cut short, the closing goes on
+        LOG.info("bundle %s was closed to free memory for bundle %s", kept.name, name)
+        await asyncio.shield(self._retire(kept))  # cancelling the caller does not cancel the closing
         return True
 
     def _serve(self, generation: Generation, given_up: Generation | None = None) -> None:
@@ -359,7 +359,7 @@ class Generations:
         if given_up or not former.healthy:
             former.hand_over(generation)
         elif self._settings.keep_previous:
-            former, self.kept = self.kept, former  # what was kept until now goes in its place
+            former, self.kept = self.kept, former  # the generation kept until now is closed instead
         if former:
             self._retire(former)
 

@@ -1,4 +1,4 @@
-"""Slow down who guesses keys: after several wrong ones an address waits before its next attempt, longer each time."""
+"""Slow down the guessing of keys: after several wrong keys, an address waits longer before each attempt."""
 
 import math
 from collections import OrderedDict
@@ -10,35 +10,35 @@ from service.errors import Refusal
 
 FREE_ATTEMPTS = 10  # wrong keys before the first wait
 LONGEST_WAIT_SECONDS = 300.0
-FORGET_SECONDS = 3600.0  # without a wrong key, until an address may try freely again
-BUCKETS = 1 << 16  # bounds the memory; an address that shares a bucket with another one shares its waits
+FORGET_SECONDS = 3600.0  # without a wrong key, after which the count starts again
+BUCKETS = 1 << 16  # bounds the memory; addresses that share a bucket share their waits
 REMEMBERED_RIGHT = 10_000  # pairs of address and key
 
 
 class GuessLimit:
-    """Wrong keys by network address: IPv4 whole, IPv6 by /64.
+    """Wrong keys per address: IPv4 address or IPv6 /64 network.
 
-    A key that this address has used rightly before is never made to wait: who shares an address with a guesser, behind
-    a proxy for example, is not locked out. Any other key, right or wrong, waits, or guessing would not be slowed.
+    A key that was accepted from an address before never waits there, so that clients that share an address with a
+    guesser, for example behind a proxy, are not locked out. Every other key waits, right or wrong.
     """
 
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
-        self._wrong: dict[int, tuple[int, float]] = {}  # by bucket: wrong keys, and when the last one came
+        self._wrong: dict[int, tuple[int, float]] = {}  # bucket → number of wrong keys, time of the last one
         self._right: OrderedDict[tuple[str, str], None] = OrderedDict()
 
     def knows(self, address: str, name: str) -> bool:
-        """Return whether the key of this name has come from this address before."""
+        """Return whether this key was accepted from this address before."""
         return (address, name) in self._right
 
     def remember(self, address: str, name: str) -> None:
-        """Remember that the key of this name has come from this address."""
+        """Note that this key was accepted from this address."""
         self._right[address, name] = None
         if len(self._right) > REMEMBERED_RIGHT:
             self._right.popitem(last=False)
 
     def admit(self, address: str) -> None:
-        """Let an attempt through. Raises Refusal 429 while the address has to wait."""
+        """Admit an attempt. Raises Refusal 429 while the address has to wait."""
         count, last = self._wrong.get(_bucket(address), (0, 0.0))
         left = last + _wait_seconds(count) - self._clock()
         if count and left > 0:
@@ -54,7 +54,7 @@ class GuessLimit:
 
 
 def _bucket(address: str) -> int:
-    return hash(network_of(address)) % BUCKETS  # of a text, it differs from process to process
+    return hash(network_of(address)) % BUCKETS  # randomized per process
 
 
 def _wait_seconds(count: int) -> float:

@@ -1,4 +1,4 @@
-"""Which names the service answers to: a page of another site whose name leads here (DNS rebinding) is refused."""
+"""Check the Host header against a list of allowed hosts, which prevents DNS rebinding."""
 
 import re
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
@@ -8,14 +8,14 @@ from service.errors import Refusal
 LABEL = r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 NAME = re.compile(rf"(\*\.)?{LABEL}(?:\.{LABEL})*")
 HOST = re.compile(r"(?:\[(?P<literal>[0-9A-Fa-f:.]+)\]|(?P<name>[^:\[\]]+))(?::\d*)?")
-PROBES = frozenset({"/livez", "/readyz"})  # Kubernetes asks them by the pod's address, which nobody knows beforehand
+PROBES = frozenset({"/livez", "/readyz"})  # Kubernetes sends them to the pod's address, which is not known in advance
 
 
 class AllowedHosts:
-    """Names, name suffixes written *.example.com, addresses and networks, read from a list by commas."""
+    """Allowed hosts: names, wildcards such as *.example.com, addresses and networks."""
 
     def __init__(self, entries: list[str]) -> None:
-        """Raises ValueError for an entry that is none of these."""
+        """Parse the entries. Raises ValueError for an invalid one."""
         self._names: set[str] = set()
         self._suffixes: list[str] = []
         self._networks: list[IPv4Network | IPv6Network] = []
@@ -26,7 +26,7 @@ class AllowedHosts:
         return bool(self._names or self._suffixes or self._networks)
 
     def refusal(self, path: str, host: str | None) -> Refusal | None:
-        """Return the answer to a request with this Host header, None where it is allowed or none is asked for."""
+        """Return the refusal of a request with this Host header; None when it is allowed."""
         if not self or path in PROBES:
             return None
         match = HOST.fullmatch(host or "")

@@ -1,18 +1,18 @@
-"""How keys are written in the environment, and which are too weak."""
+"""Parse keys from the environment and check their strength."""
 
 import re
 from itertools import pairwise
 
 NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 SINGLE = "admin"  # the name of DIPTYCH_ADMIN_KEY
-UNKNOWN = "unknown"  # how the audit names a key that is none of them
+UNKNOWN = "unknown"  # name of an unknown key in the audit log
 MIN_CHARS = 16
 MIN_DISTINCT = 6
 ADVICE = "`openssl rand -hex 24` makes a strong one"
 
 
 def weakness(key: str) -> str | None:
-    """Describe why a key is easy to guess, without showing it; None for one that is not obviously so."""
+    """Return why a key is weak, without showing it; None for a key without an obvious weakness."""
     if len(key) < MIN_CHARS:
         return f"it has {len(key)} characters and needs at least {MIN_CHARS}"
     if (distinct := len(set(key))) < MIN_DISTINCT:
@@ -27,7 +27,7 @@ def weakness(key: str) -> str | None:
 
 
 def checked_admin_key(key: str) -> str:
-    """Strip and return an administrator's key. Raises ValueError for one that is weak or fits into no header."""
+    """Strip and return an admin key. Raises ValueError for one that is weak or cannot be sent in a header."""
     key = key.strip()
     if not key.isascii() or not key.isprintable():
         raise ValueError("the key has a character that a header cannot carry; use printable ASCII")
@@ -37,7 +37,7 @@ def checked_admin_key(key: str) -> str:
 
 
 def named_admin_keys(written: str) -> dict[str, str]:
-    """Read `name=key,name=key`. Raises ValueError for a name that is bad or there twice, and for a weak key."""
+    """Parse `name=key,name=key`. Raises ValueError for an invalid or repeated name and for a weak key."""
     keys: dict[str, str] = {}
     for place, one in enumerate((one for one in written.split(",") if one.strip()), 1):
         name, equals, key = one.strip().partition("=")
@@ -58,6 +58,6 @@ def named_admin_keys(written: str) -> dict[str, str]:
 
 
 def weak_predict_keys(keys: list[str]) -> list[str]:
-    """Say which of the keys for /predict are easy to guess, by their place in the list."""
+    """Return a warning for each weak key of /predict, by its place in the list."""
     found = [(place, weakness(key)) for place, key in enumerate(keys, 1)]
     return [f"DIPTYCH_PREDICT_KEY: key {place} is weak: {why}; {ADVICE}." for place, why in found if why]

@@ -1,4 +1,4 @@
-"""Who may administer and who may ask: the key in a request's header."""
+"""Check the admin and predict keys in request headers."""
 
 import hashlib
 import hmac
@@ -13,7 +13,7 @@ from service.security import ADMIN_HEADER, PREDICT_HEADER
 
 
 class KeyRing:
-    """Keys by name; all of them are compared with what was sent, each in constant time."""
+    """Keys by name. A given key is compared with all of them, each in constant time."""
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._digests = [(name, _digest(key.encode())) for name, key in keys.items()]
@@ -22,7 +22,7 @@ class KeyRing:
         return bool(self._digests)
 
     def match(self, given: bytes) -> str | None:
-        """Return the name of the key that was sent, or None."""
+        """Return the name of the given key; None when it is unknown."""
         digest, found = _digest(given), None
         for name, known in self._digests:
             if hmac.compare_digest(digest, known):
@@ -31,7 +31,7 @@ class KeyRing:
 
 
 class _Check:
-    """Match the key in one header against a ring, and slow down who guesses."""
+    """Match the key in one header against a ring, and slow down guessing."""
 
     def __init__(self, ring: KeyRing, header: str, guesses: GuessLimit, metrics: Metrics, whose: str) -> None:
         self._ring = ring
@@ -41,7 +41,7 @@ class _Check:
         self._wrong_keys = metrics.wrong_keys.labels(header)
 
     def name(self, exchange: Exchange) -> str:
-        """Return the name of the key. Raises Refusal 401 without a right one, 429 after too many wrong ones."""
+        """Return the name of the key. Raises Refusal 401 without a valid key, and 429 after too many wrong ones."""
         if not (given := exchange.headers.get(self._header, b"")):
             raise Refusal(401, "wrong_key", self._sentence)
         name, address = self._ring.match(given), exchange.address
@@ -58,15 +58,17 @@ class _Check:
 
 
 class AdminKeys:
-    """The keys that administer; administration is off without any."""
+    """Keys of the admin routes, which are off without any key."""
 
     def __init__(self, keys: Mapping[str, str], guesses: GuessLimit, metrics: Metrics) -> None:
         self._ring = KeyRing(keys)
         self._check = _Check(self._ring, ADMIN_HEADER, guesses, metrics, "the administrator's")
 
     def check(self, exchange: Exchange) -> None:
-        """Let an administrator through and note the key's name. Raises Refusal 403 when administration is off,
-        401 without a right key, 429 after too many wrong ones."""
+        """Check the admin key and store its name in the exchange.
+
+        Raises Refusal 403 when administration is off, 401 without a valid key, and 429 after too many wrong ones.
+        """
         if not self._ring:
             message = "Administration is off: the service was started without DIPTYCH_ADMIN_KEY and DIPTYCH_ADMIN_KEYS."
             raise Refusal(403, "admin_off", message)
@@ -74,10 +76,10 @@ class AdminKeys:
 
 
 class PredictKeys:
-    """The keys that may ask; without any, everybody may."""
+    """Keys of /predict, which is open without any key."""
 
     def __init__(self, keys: list[str], guesses: GuessLimit, metrics: Metrics) -> None:
-        # a caller is known by its key's digest, which is no secret and bounds nothing by the key's length
+        # callers are identified by the digest of their key, which is not secret and has a fixed size
         self._ring = KeyRing({_digest(key.encode()).hex(): key for key in keys})
         self._check = _Check(self._ring, PREDICT_HEADER, guesses, metrics, "a")
 
@@ -85,9 +87,9 @@ class PredictKeys:
         return bool(self._ring)
 
     def check(self, exchange: Exchange) -> bytes | None:
-        """Return the caller's key as a digest; None where nobody needs one.
+        """Return the digest of the caller's key; None when no key is needed.
 
-        Raises Refusal 401 without a right key, 429 after too many wrong ones.
+        Raises Refusal 401 without a valid key, and 429 after too many wrong ones.
         """
         return self._check.name(exchange).encode() if self._ring else None
 

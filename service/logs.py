@@ -1,7 +1,7 @@
 """Log lines: one JSON object each, or text for a person at a terminal; those of a request carry its id.
 
-Much of a line comes from clients: paths, queries, messages of exceptions. No character of theirs may begin a line of
-its own or steer the terminal that shows it, so whatever cannot be printed is written as an escape.
+Paths, queries and exception messages come from clients. Their characters must not start a new line or control the
+terminal, so non-printable characters are escaped.
 """
 
 import json
@@ -43,7 +43,7 @@ def as_text(form: Form) -> bool:
 
 
 def escaped(text: str) -> str:
-    """Return the text with every character that cannot be printed as an escape of JSON and Python."""
+    """Return the text with non-printable characters as escapes of JSON and Python."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else _escape(one) for one in text)
@@ -51,7 +51,7 @@ def escaped(text: str) -> str:
 
 def _escape(character: str) -> str:
     written = json.dumps(character)[1:-1]
-    return f"\\u{ord(character):04x}" if written == character else written  # DEL, which JSON leaves as it is
+    return f"\\u{ord(character):04x}" if written == character else written  # DEL, which JSON does not escape
 
 
 def _as_json() -> list[structlog.typing.Processor]:
@@ -64,7 +64,7 @@ def _as_text() -> list[structlog.typing.Processor]:
 
 
 def _json(event: EventDict, **options: Any) -> str:
-    # JSON itself escapes only the first 32: a line separator, a direction mark or half of a pair would get through
+    # JSON escapes only the first 32 code points, not line separators, direction marks or lone surrogates
     return escaped(json.dumps(event, ensure_ascii=False, **options))
 
 
@@ -79,7 +79,7 @@ def _escape_value(value: object) -> object:
 
 
 def _write_traceback(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None:
-    """Write it indented, since its messages may have line breaks: none of its lines looks like one of the log."""
+    """Write a traceback indented, so that line breaks in its messages do not look like log lines."""
     for part in traceback.format_exception(*exc_info):
         for line in part.splitlines():
             stream.write(f"\n    {escaped(line)}")

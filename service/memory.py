@@ -1,6 +1,4 @@
-"""Whether a bundle fits into memory beside what is there, before it is loaded: when memory is short, the kernel may end
-the engine that serves.
-"""
+"""Check that a bundle fits into free memory before it is loaded. Otherwise the kernel may kill the serving engine."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,20 +7,20 @@ from retrieval.errors import BundleError
 from retrieval.limits import free_memory
 from retrieval.manifest import INDEX, LABELS, NODES, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest
 
-# Measured with the example's bundles, rounded up: an engine's own memory beside each file's, see docs/decisions/0045.
+# Measured with the bundles of the example, rounded up, see docs/decisions/0045.
 ENGINE_BYTES = 96 << 20
-ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # of the last, weights are kept in float32 too
+ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # float16 weights are stored in float32 as well
 TOKENIZER_TIMES = 10
 NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label
-LABEL_CACHE_BYTES = 32 << 20  # the JSON of labels that an engine keeps, see label_cache.py
+LABEL_CACHE_BYTES = 32 << 20  # label JSON cached by an engine, see label_cache.py
 INDEX_TIMES = 2  # while it is loaded: the copy that was verified, and hnswlib's own
 
 
 def needed_memory(manifest: Manifest, trusted: Sequence[str] = ()) -> int:
-    """Bytes that an engine takes for a bundle at the most.
+    """Return the most bytes that an engine needs for a bundle.
 
-    Vectors count only where `trusted` keys demand that they are copied; elsewhere they stay a mapped file if memory is
-    short, see retrieval/bundle_files.
+    Vectors count only with `trusted` keys, which require a copy. Otherwise they are a mapped file when memory is short,
+    see retrieval/bundle_files.
     """
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     encoder = ENCODER_TIMES[manifest.precision] * sizes[QUERY_ENCODER]
@@ -32,7 +30,7 @@ def needed_memory(manifest: Manifest, trusted: Sequence[str] = ()) -> int:
 
 
 def check_memory(name: str, manifest: Manifest, groups: Path, trusted: Sequence[str] = ()) -> None:
-    """Raise BundleError with the figures when a bundle does not fit into what machine and container have left."""
+    """Check that a bundle fits into the free memory of machine and container. Raises BundleError."""
     needed, room = needed_memory(manifest, trusted), free_memory(groups)
     if needed > room.free:
         raise BundleError(

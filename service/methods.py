@@ -1,4 +1,4 @@
-"""HEAD and OPTIONS on every route: HEAD is answered as GET without a body, OPTIONS names the methods of a path."""
+"""Answer HEAD and OPTIONS on every route: HEAD as GET without a body, OPTIONS with the methods of the path."""
 
 from collections.abc import Callable
 
@@ -7,10 +7,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class HeadAndOptions:
-    """The ASGI layer next to the routes, which know only GET and POST."""
+    """ASGI middleware around the routes, which handle only GET and POST."""
 
     def __init__(self, app: ASGIApp, methods_of: Callable[[str], set[str]]) -> None:
-        """`methods_of` gives the methods of a path, none for an unknown one."""
+        """Wrap `app`. `methods_of` returns the methods of a path, none for an unknown one."""
         self._app = app
         self._methods_of = methods_of
 
@@ -25,5 +25,5 @@ class HeadAndOptions:
 
 
 def allow(methods: set[str]) -> str:
-    """The header Allow for the methods of a path's routes: GET brings HEAD, and OPTIONS is always there."""
+    """Return the Allow header for the methods of a path: GET implies HEAD, and OPTIONS is always allowed."""
     return ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))

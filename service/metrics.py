@@ -17,7 +17,7 @@ BATCH_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
 ENGINE_STAGES = ("tokenize", "encode", "search", "serialize")
 SWITCHES = ("done", "failed", "fallback", "preempted")
-# Background tasks, see docs/decisions/0067; "callback" is any callback of the event loop.
+# Background tasks, see docs/decisions/0067; "callback" stands for callbacks of the event loop.
 TASKS = (
     "opening", "bundle_loading", "connection_watch", "store_watch", "store_follow", "engine_replacement", "fall_back",
     "generation_closing", "comparison_opening", "comparison_closing", "trace_export", "callback",

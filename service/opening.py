@@ -1,4 +1,4 @@
-"""From a bundle's name to a generation that can answer: brought into the store, within memory, in an engine."""
+"""Open a bundle by name: fetch it, check the memory, start an engine."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
@@ -21,7 +21,7 @@ MakeRoom = Callable[[], Awaitable[bool]]
 
 
 class Opener:
-    """Opens bundles of a source, each as a generation with a number of its own."""
+    """Open the bundles of a source, each as a generation with its own number."""
 
     def __init__(
         self,
@@ -31,7 +31,7 @@ class Opener:
         paused: Callable[[], Sequence[str]],
         supervisor: Supervisor,
     ) -> None:
-        """`paused` gives the labels that must not be shown."""
+        """Set up the opener. `paused` returns the ids of labels that must not be shown."""
         self._settings = settings
         self._metrics = metrics
         self._source = source
@@ -42,7 +42,7 @@ class Opener:
     async def open(
         self, name: str, crashes: Callable[[Generation], None], beside: Beside, make_room: MakeRoom
     ) -> Generation:
-        """A generation to be served. Where memory is short, `make_room` says whether it freed some.
+        """Open a generation to serve. `make_room` frees memory if it can and returns whether it did.
 
         Raises BundleError.
         """
@@ -56,15 +56,15 @@ class Opener:
         return await self._start(folder, self._settings, self._metrics, crashes, beside)
 
     async def open_aside(self, name: str, crashes: Callable[[Generation], None], beside: Beside) -> Generation:
-        """A generation for questions beside the traffic: one thread, figures of its own. Raises BundleError."""
+        """Open a generation for comparison, with one thread and separate metrics. Raises BundleError."""
         folder = await self._bring(name)
         await self._check_memory(folder)
         settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1, "lanes": 1})
-        apart = Metrics(CollectorRegistry())  # live figures are of live traffic
+        apart = Metrics(CollectorRegistry())  # the service's metrics count live traffic only
         return await self._start(folder, settings, apart, crashes, beside)
 
     async def _bring(self, name: str) -> Path:
-        """The bundle's folder; a download ends when the order for it does."""
+        """Return the bundle's folder, downloaded if needed; cancellation ends the download."""
         given_up = Event()
         try:
             return await self._supervisor.read(partial(self._source.bring, name, given_up.is_set))

@@ -1,24 +1,24 @@
-"""What a front tells an engine when it starts it: one argument, in JSON. It imports nothing that takes time."""
+"""Options of an engine, passed as one JSON argument. This module has no slow imports."""
 
 import json
 from typing import NamedTuple, Self
 
 
 class Orders(NamedTuple):
-    """How an engine is to open its bundle, and to work."""
+    """Options for opening and serving a bundle in an engine."""
 
-    behind: bool  # load when nobody else wants the processor
+    behind: bool  # load at low priority
     provider: str  # "cpu" or "cuda"
     threads: int | None  # of the encoder; None: all cores
-    search_threads: int | None  # of the index; None: as many as of the encoder
-    lanes: int | None  # batches answered side by side; None: as many as suit the encoder
+    search_threads: int | None  # of the index; None: as many as the encoder
+    lanes: int | None  # batches answered in parallel; None: depends on the encoder
     largest_batch: int
     max_answer_bytes: int  # of one request
-    trusted_keys: str  # by commas
-    front: int  # process id of the front: the engine does not outlive it
+    trusted_keys: str  # comma-separated
+    front: int  # process id of the front; the engine ends with it
     sandbox: str  # "auto", "required" or "off", see retrieval/sandbox
-    data_bytes: int  # of memory that it may take
-    file_bytes: int  # of a file that it may write: its copy of the index, in memory
+    data_bytes: int  # limit of data memory
+    file_bytes: int  # limit of a written file: the in-memory copy of the index
 
     @classmethod
     def read(cls, written: str) -> Self:

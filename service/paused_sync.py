@@ -1,6 +1,6 @@
-"""Keep the list of paused labels as the store has it, and every engine in step with it.
+"""Synchronize the paused labels between the store and all engines.
 
-Where the list cannot be read, the last one that could be holds: a paused label stays paused.
+When the list cannot be read, the last one that was read stays in force: a paused label stays paused.
 """
 
 import asyncio
@@ -17,31 +17,31 @@ LOG = logging.getLogger("diptych")
 
 
 class PausedSync:
-    """The paused labels of the store that is served, wherever its path leads now."""
+    """The paused labels of the served store."""
 
     def __init__(self, source: Source, most: int, tell: Callable[[], None], supervisor: Supervisor) -> None:
-        """`tell` sends the list to the engines."""
+        """Set up the list. `most` is the largest number of labels; `tell` sends the list to the engines."""
         self._source = source
         self._paused = Paused(source, most)
         self._tell = tell
         self._supervisor = supervisor
         self._lock = asyncio.Lock()
-        self._ids: tuple[str, ...] = ()  # of the last list that could be read
-        self._told: tuple[str, ...] = ()  # what the engines were told last
+        self._ids: tuple[str, ...] = ()  # the last list that was read
+        self._told: tuple[str, ...] = ()  # the last list that was sent to the engines
 
     @property
     def ids(self) -> tuple[str, ...]:
-        """Ids of the labels that must not be shown."""
+        """Ids of the paused labels."""
         return self._ids
 
     async def read(self) -> None:
-        """Take over the store's list. Raises BundleError where it cannot be read; then the last one holds."""
+        """Read the store's list. Raises BundleError when it cannot be read; the last list then stays."""
         async with self._lock:
             self._take_over(await self._supervisor.read(self._read))
             self._tell_engines()
 
     async def change(self, add: Sequence[str], remove: Sequence[str]) -> None:
-        """Add ids to the store's list and remove others. Raises DiptychError, OSError, and Refusal when it is full."""
+        """Add ids to the store's list and remove others. Raises DiptychError, OSError, or Refusal when it is full."""
         async with self._lock:
             self._ids = await self._supervisor.read(lambda: self._change(add, remove))
             self._tell_engines(always=True)
@@ -55,11 +55,11 @@ class PausedSync:
         except Exception as error:
             path = self._source.store.path / PAUSED
             raise BundleError(f"{path} cannot be read ({described(error)}). Repair it, or remove it.") from error
-        self._check_reached()  # it may have gone while it was read
+        self._check_reached()  # the store may have been removed during the read
         return tuple(self._paused.ids)
 
     def _check_reached(self) -> None:
-        """Raise BundleError for a store that is gone: it must not look like a store without a list."""
+        """Check that the store still exists: a removed store must not unpause labels. Raises BundleError."""
         path = self._source.store.path
         if self._ids and self._source.url is None and not (path / "CURRENT").exists():
             raise BundleError(f"{path} cannot be reached, or has no file CURRENT")
@@ -79,7 +79,7 @@ class PausedSync:
             LOG.warning("the store's %s is empty or has been removed: %d labels are shown again", PAUSED, shown)
 
     def _tell_engines(self, always: bool = False) -> None:
-        """Send the list; where that fails, the next look sends it again."""
+        """Send the list to the engines; after a failure, the next read sends it again."""
         if always or self._told != self._ids:
             self._tell()
             self._told = self._ids

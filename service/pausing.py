@@ -1,7 +1,7 @@
-"""Labels that must not be shown: a campaign that stops now, not at the next training.
+"""Read and change the list of labels that must not be shown, without a new training.
 
-The list lies in the store, at its URL where it has one, so it outlives a restart and an empty cache, and holds for
-every bundle, every replica and every way to query, see retrieval/paused.
+The list is stored beside the bundles, at the URL if there is one. It survives a restart and an empty cache, and applies
+to every bundle, every replica and every way to query, see retrieval/paused.
 """
 
 from collections.abc import Iterable
@@ -12,16 +12,16 @@ from service.source import Source
 
 
 class Paused:
-    """The ids of paused labels, as a store keeps them. Reading and changing take a look at the store: use a thread."""
+    """The ids of paused labels in a store. Its methods may block; call them in a thread."""
 
     def __init__(self, source: Source, most: int) -> None:
         self.ids: tuple[str, ...] = ()
         self._source = source
         self._most = most
-        self._read_at: tuple[int, ...] | None = None  # what the file system said of the file when it was read
+        self._read_at: tuple[int, ...] | None = None  # stat values of the file that was read
 
     def read(self) -> bool:
-        """Take over what the file says; returns whether that differs from before. Raises BundleError."""
+        """Read the list if the file changed; return whether the ids changed. Raises BundleError."""
         self._source.refresh_paused()
         store = self._source.store.path
         stamp = stamp_of(store)
@@ -32,7 +32,7 @@ class Paused:
         return self.ids != before
 
     def change(self, add: Iterable[str], remove: Iterable[str]) -> None:
-        """Add ids to the list in the store, and remove others. Raises BundleError, and Refusal 422 when it is full."""
+        """Add ids to the list in the store and remove others. Raises BundleError, and Refusal 422 when it is full."""
 
         def changed(content: bytes | None) -> str:
             ids = dict.fromkeys([*parse_paused(content, self._source.paused_place), *add])

@@ -12,7 +12,7 @@ SHORT = 8  # tokens; below, padding costs next to nothing
 
 
 class Lengths(NamedTuple):
-    """How long a bundle's encoder makes texts: tokens per byte, the most of a text, whether a batch is padded."""
+    """Token lengths in a bundle's encoder: tokens per byte, most tokens per text, whether batches are padded."""
 
     tokens_per_byte: float
     most: int
@@ -35,7 +35,7 @@ class Owner(Protocol):
 
 
 class PendingRequest:
-    """One admitted request. Await `answer`: the results' JSON, or a Refusal is raised."""
+    """One admitted request. Await `answer` for the JSON of the results; it raises Refusal."""
 
     __slots__ = (
         "answer", "answer_bytes", "arrived", "asked", "batcher", "begun", "caller", "deaths", "missing", "next_cost",
@@ -56,8 +56,8 @@ class PendingRequest:
         self.caller = caller
         self.seconds = seconds
         self.answer: asyncio.Future[bytes] = loop.create_future()
-        self.settled = False  # answered, refused or cancelled, and out of the queue
-        self.arrived = self.begun = perf_counter()  # a loop's own clock may tick in milliseconds
+        self.settled = False  # answered, refused or cancelled, and removed from the queue
+        self.arrived = self.begun = perf_counter()  # the loop's clock may have millisecond resolution
         self.stages: Stages | None = None
         self.deaths = 0
         self.begin(batcher, tokens)
@@ -65,11 +65,11 @@ class PendingRequest:
         self.answer.add_done_callback(self._done)
 
     def begin(self, batcher: Owner, tokens: list[int]) -> None:
-        """Start, or start anew with another bundle: what the former one answered is forgotten."""
+        """Start the request, or restart it with another bundle; partial answers are dropped."""
         count = len(tokens)
         self.batcher = batcher
         self.tokens = tokens
-        self.todo = [(0, count)]  # spans of queries that no engine is working on
+        self.todo = [(0, count)]  # spans of texts that were not sent to an engine
         self.next_cost = self.cost(0, min(count, batcher.slice_texts))  # of its next slice, while there is one
         self.parts: list[bytes | None] = [None] * count
         self.answer_bytes = 0
@@ -77,19 +77,19 @@ class PendingRequest:
 
     @property
     def bundle(self) -> str:
-        """The bundle that answers it, the whole of it."""
+        """Name of the bundle that answers the whole request."""
         return self.batcher.bundle
 
     def cost(self, start: int, stop: int) -> int:
-        """Return what some of its texts cost an engine: their hits and their tokens."""
+        """Return the cost of some of its texts: hits plus tokens."""
         return (stop - start) * self.asked.k + sum(self.tokens[start:stop])
 
     def abandon(self) -> None:
-        """Give up: nobody waits for this answer any more."""
+        """Abandon the request: its client has disconnected."""
         self.batcher.abandon(self)
 
     def cut(self, texts: int, tokens: int, length: int | None = None) -> tuple[int, int]:
-        """Take the next span, of at most so many texts and tokens, all of one length class; empty when none fits."""
+        """Take the next span of at most `texts` texts and `tokens` tokens in one length class; empty when none fits."""
         start, stop = self.todo[0]
         end, last = start, min(stop, start + texts)
         while end < last and self.tokens[end] <= tokens:
@@ -118,7 +118,7 @@ class PendingRequest:
         self.batcher.too_late(self)
 
     def _done(self, answer: "asyncio.Future[bytes]") -> None:
-        if answer.cancelled() and not self.settled:  # whoever awaited it was cancelled, and nobody else knows
+        if answer.cancelled() and not self.settled:  # the awaiting handler was cancelled
             self.batcher.abandon(self)
 
 
@@ -130,7 +130,7 @@ class RequestSlice(NamedTuple):
     stop: int
 
     def asked(self) -> Asked:
-        """Return what the engine is asked."""
+        """Return the query for the engine."""
         asked = self.request.asked
         if self.stop - self.start == len(asked.queries):
             return asked
@@ -138,5 +138,5 @@ class RequestSlice(NamedTuple):
 
 
 def length_class(tokens: int) -> int:
-    """Return the class of a length: the longest of a class is less than twice as long as the shortest."""
+    """Return the length class: within a class, lengths differ by less than a factor of two."""
     return max(tokens, SHORT).bit_length()

@@ -1,7 +1,7 @@
-"""`POST /predict`, from a body's bytes to the answer's: parse, ask the generation of this moment, pass its bytes on.
+"""Answer `POST /predict`: parse the body, queue it with the served generation, return the engine's bytes.
 
-FastAPI documents it and does not answer it: it stands before FastAPI's layers, which cost more than all the rest of the
-front (docs/decisions/0042).
+FastAPI only documents this route. It bypasses FastAPI's layers, which cost more than the rest of the front
+(docs/decisions/0042).
 """
 
 import asyncio
@@ -26,11 +26,11 @@ from service.schemas import parse, predict_request
 from service.settings import Settings
 
 PATH = "/predict"
-REFUSAL_SECONDS = 0.1  # until a large request is refused for want of room in the queue
+REFUSAL_SECONDS = 0.1  # delay of the refusal of a large request when the queue is full
 
 
 class Predict:
-    """The one busy route, as an ASGI application."""
+    """The ASGI application of /predict."""
 
     def __init__(self, settings: Settings, generations: Generations, metrics: Metrics, guesses: GuessLimit) -> None:
         self.model = predict_request(settings)
@@ -52,7 +52,7 @@ class Predict:
         await send({"type": "http.response.body", "body": body})
 
     async def answer(self, exchange: Exchange, receive: Receive) -> bytes:
-        """The JSON that answers one request. Raises Refusal, and ClientDisconnect when nobody wants it any more."""
+        """Return the JSON that answers one request. Raises Refusal, and ClientDisconnect when the client is gone."""
         caller = self._caller(exchange)
         body = await _body(receive)
         charged = texts_for_bytes(len(body), self._max_queries)
@@ -61,7 +61,7 @@ class Predict:
         try:
             self._generations.refuse_early(caller, min(least_texts(body), self._max_queries))
         except Refusal:
-            # a client that repeats a large request at once would keep the service busy with refusing it
+            # slow down clients that repeat large requests immediately
             await asyncio.sleep(REFUSAL_SECONDS if len(body) > UNCHECKED_BYTES else 0)
             raise
         wanted = parse(self.model, body).wanted
@@ -81,25 +81,25 @@ class Predict:
         return body
 
     def turns_away(self, exchange: Exchange) -> bool:
-        """Return whether a request is refused for want of room in the queue, whatever its body says."""
+        """Return whether a request is refused because the queue is full, whatever its body."""
         try:
             return self._generations.turns_away(self._caller(exchange))
         except Refusal:
-            return True  # a wrong key has no share of the queue
+            return True  # a wrong key has no share
 
     def _caller(self, exchange: Exchange) -> Caller:
-        """Name who sent a request. Raises Refusal 401."""
+        """Return the caller of a request. Raises Refusal 401 or 429."""
         return caller_of(self.keys.check(exchange), exchange.address)
 
     async def _asked(self, exchange: Exchange, asked: Asked, seconds: float | None, caller: Caller) -> bytes:
         exchange.ticket = ticket = self._generations.admit(asked, seconds, caller)
         results = await ticket.answer
-        exchange.bundle = ticket.bundle  # another than at admission, if that one was given up
+        exchange.bundle = ticket.bundle  # may differ from the bundle at admission, after a fallback
         return answer_body(ticket.bundle, results)
 
 
 def answer_body(bundle: str, results: bytes) -> bytes:
-    """A PredictResponse around what the engine wrote."""
+    """Return a PredictResponse around the engine's results."""
     return b'{"bundle":"%b","results":[%b]}' % (bundle.encode(), results)
 
 

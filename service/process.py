@@ -1,4 +1,4 @@
-"""The front's end of one engine process: start it, wait until it is ready, exchange frames, end it."""
+"""Run one engine process from the front: start it, wait until it is ready, exchange frames, end it."""
 
 import asyncio
 import logging
@@ -17,6 +17,7 @@ from retrieval.errors import BundleError
 from retrieval.probe import warn_of_missing
 from retrieval.sandbox import SANDBOX, child_environment, data_limit, folder_bytes, missing
 from service import logs
+from service.aside import aside
 from service.frames import Answers, Kind, Parts, Splitter, unpack_answers
 from service.orders import Orders
 from service.pending_request import Lengths
@@ -26,16 +27,16 @@ from service.settings import Settings
 LOG = logging.getLogger("diptych")
 # Batches are small: a second core for their tokens, or for a product of thin matrices, costs more than it gives.
 SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
-END_SECONDS = 5.0  # an engine that has been told to end and has not by then is killed
-POLL_SECONDS = 0.01  # between two looks at whether it has ended; a thread that waits could not be started every time
+END_SECONDS = 5.0  # an engine that has not ended by then is killed
+POLL_SECONDS = 0.01  # between two checks whether a process has ended; a waiting thread might not be available
 
 
 class CannotStart(BundleError):
-    """The system has no process, descriptor or memory for an engine; later it may."""
+    """The system temporarily has no process, descriptor or memory for an engine."""
 
 
 class Opened(NamedTuple):
-    """What a ready engine says of its bundle."""
+    """Description of the bundle, sent by a ready engine."""
 
     labels: int
     dim: int
@@ -44,18 +45,21 @@ class Opened(NamedTuple):
     padded: bool
     lanes: int
     seconds: float
-    weight: float  # of the classifier, where a request does not say
-    attributes: list[dict[str, Any]]  # what labels can be filtered by, see facets.py
+    weight: float  # default weight of the classifier
+    attributes: list[dict[str, Any]]  # filterable attributes of the labels, see facets.py
 
     @property
     def lengths(self) -> Lengths:
-        """What becomes of texts in it."""
+        """Token lengths of texts in this bundle's encoder."""
         return Lengths(1 / self.bytes_per_token, self.max_tokens, self.padded)
 
 
 class EngineProcess(asyncio.Protocol):
-    """One running engine. `on_answers` gets each batch's answers, `on_paused` the paused ids that the bundle has not;
-    `on_death` is called once if it ends unasked."""
+    """One running engine.
+
+    `on_answers` gets the answers of each batch, and `on_paused` the paused ids that the bundle does not have.
+    `on_death` is called once if the process ends unexpectedly.
+    """
 
     def __init__(
         self,
@@ -87,7 +91,7 @@ class EngineProcess(asyncio.Protocol):
     ) -> Self:
         """Start an engine on a bundle's folder and wait until it can answer. Raises BundleError.
 
-        Where there is traffic `beside` it, it loads gently, and for a share of the time while anybody asks.
+        With traffic `beside` it, it loads at low priority, and only for a share of the time while requests arrive.
         """
         engine = cls(folder, on_answers, on_death, on_paused)
         try:
@@ -120,7 +124,7 @@ class EngineProcess(asyncio.Protocol):
 
     @property
     def how(self) -> str:
-        """How the process ended, once it has: by which signal, or with which code."""
+        """The signal or exit code that the process ended with, as a phrase."""
         code = cast(subprocess.Popen[bytes], self._process).returncode
         if code is None or code >= 0:
             return f"with exit code {code}"
@@ -130,21 +134,21 @@ class EngineProcess(asyncio.Protocol):
             return f"by signal {-code}"
 
     def send(self, frame: bytes) -> None:
-        """Pass a frame on; lost without a word when the engine is dying, which `on_death` then tells."""
+        """Send a frame. It is silently dropped if the engine is exiting; `on_death` follows."""
         if self._transport and not self._transport.is_closing():
             self._transport.write(frame)
 
     def kill(self) -> None:
-        """End a process that does not listen; `on_death` follows."""
+        """Kill the process; `on_death` follows."""
         if self._process:
             self._process.kill()
 
     async def end(self) -> None:
-        """Let the engine finish what it does, then wait until it is gone."""
+        """Let the engine finish its batches, then wait until the process has ended."""
         self._ending = True
         if not self._ready.done():
             self._ready.cancel()
-            self.kill()  # it may be loading for minutes, and would look at its pipe only then
+            self.kill()  # it may load for minutes before it reads its pipe
         if self._transport:
             self._transport.close()
         if self._process and not await self._ended(END_SECONDS):
@@ -153,18 +157,21 @@ class EngineProcess(asyncio.Protocol):
                 LOG.error("process %d of bundle %s was killed and does not end", self.pid, self._folder.name)
 
     async def _spawn_connected(self, settings: Settings, behind: bool) -> None:
-        """Start the process and connect to its pipe. Raises OSError."""
+        """Start the process and connect to its pipe. Raises BundleError and OSError, TimeoutError included."""
+        _check_sandbox(settings)
+        async with asyncio.timeout(settings.load_seconds):  # in a thread: a network file system may not respond
+            limits = await aside(lambda: (data_limit(self._folder), folder_bytes(self._folder)))
         ours, theirs = socket.socketpair()
         try:
             with theirs:
-                self._process = _spawn(self._folder, settings, theirs, behind)
+                self._process = _spawn(self._folder, settings, theirs, behind, limits)
             await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
         except BaseException:
             ours.close()
             raise
 
     async def _ended(self, seconds: float) -> bool:
-        """Wait until the process has ended; return whether it has within `seconds`."""
+        """Wait until the process has ended; return whether it did within `seconds`."""
         process, loop = cast(subprocess.Popen[bytes], self._process), asyncio.get_running_loop()
         deadline = loop.time() + seconds
         while process.poll() is None:
@@ -181,7 +188,7 @@ class EngineProcess(asyncio.Protocol):
             for kind, payload in self._frames.feed(data):
                 self._received(kind, payload)
         except Exception:
-            self.kill()  # whatever it says from here on cannot be trusted
+            self.kill()  # the rest of the stream cannot be trusted
             raise
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -209,23 +216,28 @@ class EngineProcess(asyncio.Protocol):
             raise ValueError(f"an engine sent a frame of kind {kind.name}")
 
 
-def _spawn(folder: Path, settings: Settings, theirs: socket.socket, behind: bool) -> subprocess.Popen[bytes]:
-    _check_sandbox(settings)
+def _spawn(
+    folder: Path, settings: Settings, theirs: socket.socket, behind: bool, limits: tuple[int, int]
+) -> subprocess.Popen[bytes]:
+    """Start the process; `limits` are the bytes of memory and of a file that it may use. Raises OSError.
+
+    Call it in the main thread: the kernel ends the engine when the thread that started it ends.
+    """
     orders = Orders(
         behind, settings.provider, settings.threads, settings.search_threads, settings.lanes,
         settings.max_batch_queries, settings.max_answer_bytes, settings.trusted_keys, os.getpid(), settings.sandbox,
-        data_limit(folder), folder_bytes(folder),
+        *limits,
     )  # fmt: skip
     command = [sys.executable, "-P", "-m", "service.engine_start", str(theirs.fileno()), str(folder), orders.written()]
     environment = child_environment() | SINGLE_THREADED | {logs.FORMAT: settings.log_format}
-    # A group of its own: Ctrl-C in a terminal is for the front, which then lets the engine finish.
+    # In a separate process group: Ctrl-C in a terminal reaches only the front, which lets the engine finish.
     return subprocess.Popen(
         command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[theirs.fileno()], process_group=0
     )
 
 
 def _check_sandbox(settings: Settings) -> None:
-    """Raise BundleError where a sandbox is required and this system has none; say once in the log what it lacks."""
+    """Check that the system has the required sandbox, and log once what it lacks. Raises BundleError."""
     if settings.sandbox == "required":
         lacks = missing() if settings.provider == "cpu" else ["an engine on a GPU is not confined"]
         if lacks:

@@ -1,8 +1,8 @@
-"""Remember the queries that ended engines, so that the same query cannot end another one."""
+"""Quarantine queries that killed engines, so that the same query cannot kill another one."""
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from time import monotonic
 
 from pydantic_core import to_json
@@ -11,11 +11,11 @@ from service import errors
 from service.frames import Asked
 
 MAX_QUERIES = 1024
-SECONDS = 3600.0  # a query that was blamed by mistake is answered again after this
+SECONDS = 3600.0  # length of the quarantine; it also ends a wrong one
 
 
 class Quarantine:
-    """Hashes of queries: one text with the options it was asked with. The oldest is dropped when there are too many."""
+    """Hashes of quarantined queries, each a text with its request's options. The oldest ones are dropped first."""
 
     def __init__(self) -> None:
         self._until: OrderedDict[bytes, float] = OrderedDict()
@@ -24,10 +24,10 @@ class Quarantine:
         return len(self._until)
 
     def add(self, asked: Asked, texts: Sequence[str], now: float | None = None) -> None:
-        """Refuse these texts of a request from now on."""
+        """Quarantine these texts with the options of a request."""
         until = (monotonic() if now is None else now) + SECONDS
-        for text in texts:
-            self._until[_hash(asked, text)] = until
+        for key in _hashes(asked, texts):
+            self._until[key] = until
         while len(self._until) > MAX_QUERIES:
             self._until.popitem(last=False)
 
@@ -38,11 +38,19 @@ class Quarantine:
             self._until.popitem(last=False)
         if not self._until:
             return
-        for text in asked.queries:
-            if _hash(asked, text) in self._until:
+        for text, key in zip(asked.queries, _hashes(asked, asked.queries), strict=True):
+            if key in self._until:
                 raise errors.quarantined(text)
 
 
-def _hash(asked: Asked, text: str) -> bytes:
-    """The options are part of it: else a filter that ends engines could take any text away from everybody."""
-    return hashlib.blake2b(to_json(asked._replace(queries=[text])), digest_size=16).digest()
+def _hashes(asked: Asked, texts: Sequence[str]) -> Iterator[bytes]:
+    """Yield the hash of each text with the request's options.
+
+    The options are included: otherwise a filter that ends engines could block any text for all callers. They are hashed
+    once, because a filter may have 64 kB and a request 256 texts.
+    """
+    options = hashlib.blake2b(to_json(asked._replace(queries=())), digest_size=16)
+    for text in texts:
+        whole = options.copy()
+        whole.update(text.encode())
+        yield whole.digest()

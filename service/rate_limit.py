@@ -7,16 +7,15 @@ from service.callers import Caller
 from service.errors import Refusal, retry_after
 
 MAX_CALLERS = 10_000
-SWEEP_SECONDS = 1.0  # between two searches for buckets that are full again
-BYTES_PER_TEXT = 8192  # of a body; charged before it is parsed
+SWEEP_SECONDS = 1.0  # between two sweeps of full buckets
+BYTES_PER_TEXT = 8192  # of a body; the charge before parsing
 
 
 class RateLimit:
     """A token bucket per caller: `rate` texts per second in the long run, `burst` texts at once.
 
-    A bucket is stored as the moment when it is full again. One that is full has no information and is dropped when
-    there are too many; one that is not is kept, whoever else comes. While there are too many that are not full, new
-    callers share one bucket.
+    A bucket is stored as the time when it is full again. Full buckets carry no information and are dropped when there
+    are too many; buckets that are not full are always kept. While too many are not full, new callers share one bucket.
     """
 
     def __init__(self, rate: float, burst: int, max_callers: int = MAX_CALLERS) -> None:
@@ -28,9 +27,9 @@ class RateLimit:
         self._swept_at = -math.inf
 
     def take(self, caller: Caller, texts: int, now: float | None = None, *, whole: int | None = None) -> None:
-        """Charge a caller for some texts. Raises Refusal 429 that says when there is room for them.
+        """Charge a caller for some texts. Raises Refusal 429 with the time until they fit.
 
-        `whole` is what the request is charged when it is sent again, where these texts are only a part of it.
+        `whole` is the charge of the whole request when `texts` is only the second part of it.
         """
         now = monotonic() if now is None else now
         own = caller in self._full_at or self._has_room(now)
@@ -47,7 +46,7 @@ class RateLimit:
             self._shared_full_at = full_at
 
     def _has_room(self, now: float) -> bool:
-        """Return whether another bucket can be stored; drop the full ones if that is needed."""
+        """Return whether another bucket can be stored; drop full ones if needed."""
         if len(self._full_at) >= self._max_callers and now - self._swept_at >= SWEEP_SECONDS:
             self._swept_at = now
             self._full_at = {caller: full_at for caller, full_at in self._full_at.items() if full_at > now}
@@ -55,5 +54,5 @@ class RateLimit:
 
 
 def texts_for_bytes(size: int, most: int) -> int:
-    """Return how many texts a body of `size` bytes counts as before it is parsed: 1 to `most`."""
+    """Return the number of texts charged for a body of `size` bytes before parsing: 1 to `most`."""
     return min(max(1, -(-size // BYTES_PER_TEXT)), most)

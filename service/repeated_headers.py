@@ -1,4 +1,4 @@
-"""Headers that must not be sent twice: what reads the first and what reads the last would see two requests."""
+"""Refuse repeated headers: readers of the first and of the last value would see different requests."""
 
 from collections.abc import Iterable
 
@@ -14,11 +14,11 @@ SINGLE = {
 
 
 def refusal(headers: Iterable[tuple[bytes, bytes]]) -> Refusal | None:
-    """Return the answer to a request that sends one of these headers more than once, else None."""
+    """Return the refusal of a request that repeats one of these headers, else None."""
     seen: set[bytes] = set()
     for name, _ in headers:
         if name in seen and name in SINGLE:
-            message = f"The header {SINGLE[name]} is there more than once; send it once."
+            message = f"The header {SINGLE[name]} was sent more than once; send it once."
             return Refusal(400, "repeated_header", message)
         seen.add(name)
     return None

@@ -1,8 +1,8 @@
-"""Find where each request ends before the HTTP parser reads it, and bound what surrounds its body.
+"""Find the end of each request before the HTTP parser reads it, and limit head, trailers and chunks.
 
-The parser cannot be stopped between two requests and makes objects of every header. So it is given one request at a
-time, and a head only when it is complete. The parser stays the judge of what is valid: it reads every byte that is
-measured here, in the same order.
+The parser cannot stop between two requests and creates objects for every header. Therefore it gets one request at a
+time, and a head only when it is complete. The parser alone decides what is valid: it reads every byte that is measured
+here, in the same order.
 """
 
 import re
@@ -16,14 +16,14 @@ HEAD_END = b"\r\n\r\n"
 LINE_END = b"\r\n"
 HEX = re.compile(rb"[0-9A-Fa-f]+")
 METHOD = re.compile(rb"[A-Z][A-Z-]{0,31}(?: |\Z)")
-MAX_CHUNKS = 4096  # per body; each costs a few microseconds, however little it carries
-CHUNKS_PER_TURN = 64  # then other connections are read
+MAX_CHUNKS = 4096  # per body; each costs a few microseconds, whatever its size
+CHUNKS_PER_TURN = 64  # chunks that are read before other connections get a turn
 MAX_CHUNK_LINE = 1024  # bytes of a chunk's size and extensions
-HOP_BY_HOP = {b"upgrade", b"http2-settings"}  # what offers another protocol for this connection
+HOP_BY_HOP = {b"upgrade", b"http2-settings"}  # headers that offer another protocol
 
 
 class HeadLimits:
-    """Bytes and header lines that one request may have around its body: head, chunk extensions and trailers."""
+    """Limits of bytes and header lines of one request outside its body: head, chunk extensions, trailers."""
 
     __slots__ = ("max_bytes", "max_headers")
 
@@ -32,7 +32,7 @@ class HeadLimits:
         self.max_headers = max_headers
 
     def check(self, size: int, headers: int) -> None:
-        """Raise Refusal 431 when there are more bytes, or more header lines."""
+        """Check both limits. Raises Refusal 431."""
         if size > self.max_bytes:
             message = f"The request's head and trailers are larger than {self.max_bytes} bytes."
             raise Refusal(431, "head_too_large", message)
@@ -41,24 +41,24 @@ class HeadLimits:
 
 
 class ChunkedBody:
-    """Follow a chunked body through the pieces in which it arrives."""
+    """Track the end of a chunked body that arrives in pieces."""
 
     __slots__ = ("_chunks", "_headers", "_limits", "_line", "_size", "_skip", "_tail")
 
     def __init__(self, limits: HeadLimits, size: int, headers: int) -> None:
-        """`size` is in bytes; it and `headers` are those of the head, which trailers and extensions are added to."""
+        """Start with the bytes (`size`) and lines (`headers`) of the head; trailers and extensions are added."""
         self._limits = limits
         self._size = size
         self._headers = headers
         self._chunks = 0
-        self._skip = 0  # bytes left of a chunk's data and its line end
-        self._line = b""  # a chunk's size line that is not complete
+        self._skip = 0  # remaining bytes of a chunk's data and line end
+        self._line = b""  # an incomplete size line of a chunk
         self._tail: bytes | None = None  # the last bytes of the trailers; None before the last chunk
 
     def end_in(self, data: bytes, start: int) -> int:
-        """The position in `data` behind the body's last byte, or behind what is to be read in one turn.
+        """Return the position in `data` after the body's last byte, or after the chunks of one turn.
 
-        Raises Refusal for too many bytes, lines or chunks around the body.
+        Raises Refusal for too many bytes, lines or chunks.
         """
         size, last = len(data), self._chunks + CHUNKS_PER_TURN
         while start < size and self._tail is None and self._chunks < last:
@@ -71,7 +71,7 @@ class ChunkedBody:
         return start if start == size or self._tail is None else self._after_trailers(data, start)
 
     def _after_line(self, data: bytes, start: int) -> int:
-        """Read a chunk's size line."""
+        """Read the size line of a chunk; return the position after it."""
         if self._line:
             line = self._line + data[start : start + MAX_CHUNK_LINE + 2]
             start -= len(self._line)
@@ -99,7 +99,7 @@ class ChunkedBody:
         return start + end + len(LINE_END)
 
     def _after_trailers(self, data: bytes, start: int) -> int:
-        """Look for the empty line that ends the trailers; the last chunk's line end may be its beginning."""
+        """Find the empty line after the trailers, which may include the last chunk's line end; return the position."""
         assert self._tail is not None
         known = len(self._tail)
         trailers = self._tail + data[start : start + self._limits.max_bytes + len(HEAD_END)]
@@ -116,13 +116,13 @@ class ChunkedBody:
 
 
 def check_beginning(head: bytearray) -> None:
-    """Raise HttpParserError for what cannot become a head, so that its sender need not wait to hear it."""
+    """Check the beginning of a head, so that an invalid one is refused early. Raises HttpParserError."""
     if not METHOD.match(head) or head.count(b"\n") != head.count(LINE_END):
         raise HttpParserError("this is no head of HTTP/1.1")
 
 
 def without_upgrade(method: bytes, url: bytes, version: str, headers: Sequence[tuple[bytes, bytes]]) -> bytes:
-    """The same head without the offer to change the protocol, which a server may ignore (RFC 9110, 7.8)."""
+    """Return a head without its offer to upgrade the protocol, which a server may ignore (RFC 9110, section 7.8)."""
     lines = [b"%b %b HTTP/%b" % (method, url, version.encode())]
     for name, value in headers:
         if name in HOP_BY_HOP:

@@ -1,7 +1,7 @@
-"""Give the HTTP parser one request at a time: a head when it is complete, then no more than its body.
+"""Feed the HTTP parser one request at a time: a complete head, then exactly its body.
 
-uvicorn parses whatever arrives at once. Then thousands of requests in one piece are thousands of tasks, half a head is
-an object for each of its headers, and the body behind an offer to upgrade is lost.
+uvicorn parses all bytes as they arrive. Thousands of pipelined requests then become thousands of tasks, a partial head
+becomes an object per header, and the body of a request with an upgrade offer is lost.
 """
 
 from abc import abstractmethod
@@ -13,13 +13,13 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.errors import Refusal
 from service.request_framing import HEAD_END, ChunkedBody, HeadLimits, check_beginning, without_upgrade
 
-MAX_LENGTH_DIGITS = 19  # of Content-Length; what has more is no length that any body has
+MAX_LENGTH_DIGITS = 19  # of Content-Length; no body is that long
 CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT = b"content-length", b"transfer-encoding", b"expect"
 FRAMING = frozenset({CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT})
 
 
 class RequestReader(HttpToolsProtocol):
-    """uvicorn's connection, which reads no further than to the end of one request."""
+    """uvicorn's connection, which stops parsing at the end of each request."""
 
     __slots__ = (
         "_arriving", "_body", "_chunked", "_done", "_head", "_head_limits", "_length", "_lingering", "_started",
@@ -29,31 +29,31 @@ class RequestReader(HttpToolsProtocol):
     def __init__(self, head_limits: HeadLimits, **given: Any) -> None:
         super().__init__(**given)
         self._head_limits = head_limits
-        self._head: bytearray | None = None  # the beginning of a head
+        self._head: bytearray | None = None  # an incomplete head
         self._length = 0  # bytes of the body that the head declares
         self._chunked = False
-        self._body: int | ChunkedBody | None = None  # bytes that are still to come, or what finds their end
-        self._arriving = 0.0  # since when a request has been coming in; 0: none is
-        self._started = False  # the application has been given the request that is coming in or being answered
-        self._done = False  # the parser has come to the end of a request
+        self._body: int | ChunkedBody | None = None  # remaining bytes, or the tracker of a chunked body
+        self._arriving = 0.0  # loop time since a request has been arriving; 0: none is
+        self._started = False  # the application has the request that is arriving or being answered
+        self._done = False  # the parser has reached the end of a request
         self._turn_is_over = False  # enough has been read for now
-        self._upgrade = False  # the parser takes what follows for another protocol
-        self._lingering = 0.0  # since when everything that comes is thrown away; 0: it is not
+        self._upgrade = False  # the parser expects another protocol after the head
+        self._lingering = 0.0  # loop time since all input is discarded; 0: it is not
 
     @abstractmethod
     def _keep_ahead(self, data: bytes, start: int) -> None:
-        """Keep what is not to be read yet."""
+        """Buffer bytes of later requests."""
 
     @abstractmethod
     def _keep_arriving(self, size: int) -> None:
-        """Count so many bytes of a request that goes on."""
+        """Count bytes of a request that is still arriving."""
 
     @abstractmethod
     def _refuse(self, refusal: Refusal, reason: str | None = None) -> None:
-        """Answer without the application and close."""
+        """Send a refusal without the application, and close."""
 
     def _receive(self, data: bytes) -> None:
-        """Give the parser what belongs to one request; keep the rest for another turn."""
+        """Feed the parser the bytes of one request; buffer the rest."""
         start, size = 0, len(data)
         self._done = self._turn_is_over = False
         try:
@@ -71,7 +71,7 @@ class RequestReader(HttpToolsProtocol):
             self._keep_arriving(start)
 
     def _read_head(self, data: bytes, start: int) -> int:
-        """Keep a head until it is complete, then parse it. The position behind what was read. Raises Refusal."""
+        """Buffer a head until it is complete, then parse it. Return the position after it. Raises Refusal."""
         if self._head is None:
             if data[start] in b"\r\n":  # empty lines may stand before a request
                 start = len(data) - len(data[start:].lstrip(b"\r\n"))
@@ -92,7 +92,7 @@ class RequestReader(HttpToolsProtocol):
         end = head.find(HEAD_END, max(0, before - len(HEAD_END) + 1))
         if end < 0:
             check_beginning(head)
-            limits.check(len(head), head.count(b"\n") - 1)  # the first line is no header
+            limits.check(len(head), head.count(b"\n") - 1)  # without the request line
             return len(data)
         end += len(HEAD_END)
         complete = bytes(head[:end])
@@ -103,7 +103,7 @@ class RequestReader(HttpToolsProtocol):
     def _parse_head(self, head: bytes) -> None:
         lines, limits = head.count(b"\n") - 2, self._head_limits  # without the first and the empty one
         if len(head) > limits.max_bytes or lines > limits.max_headers:
-            self._head = bytearray(head)  # the answer to HEAD has no body
+            self._head = bytearray(head)  # the response to HEAD has no body
             limits.check(len(head), lines)
         self._length, self._chunked = 0, False
         try:
@@ -114,7 +114,7 @@ class RequestReader(HttpToolsProtocol):
             self._body = ChunkedBody(limits, len(head), lines)
 
     def _ignore_upgrade(self) -> None:
-        """Parse the head again without the offer; the parser takes all that follows it for another protocol."""
+        """Parse the head again without the upgrade offer, after which the parser would expect another protocol."""
         self._upgrade = False
         method = self.parser.get_method()
         if method == b"CONNECT":
@@ -146,14 +146,14 @@ class RequestReader(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._body is not None:
-            return  # a trailer, which nothing here reads
+            return  # trailers are ignored
         name = name.lower()
         self.headers.append((name, value))
         if name in FRAMING:
             self._note_framing(name, value)
 
     def _note_framing(self, name: bytes, value: bytes) -> None:
-        """Remember how long the body is. Raises ValueError when it cannot be known."""
+        """Store the length of the body. Raises ValueError when it cannot be determined."""
         if name == CONTENT_LENGTH:
             if len(value) > MAX_LENGTH_DIGITS:
                 raise ValueError("Content-Length has too many digits")

@@ -1,4 +1,4 @@
-"""Replace uvicorn's transport of a response and its flow control, for one connection."""
+"""Replacements for uvicorn's transport of a response and its flow control."""
 
 from typing import TYPE_CHECKING
 
@@ -7,21 +7,21 @@ from uvicorn.protocols.http.flow_control import FlowControl
 if TYPE_CHECKING:
     from service.connection import Connection
 
-STATUS_BEGINNING = b"HTTP/1.1 "  # of every answer
+STATUS_BEGINNING = b"HTTP/1.1 "  # of every response
 
 
 class ResponseTransport:
-    """Transport of one response: writes its head together with the first part of its body.
+    """Transport of one response; sends the head together with the first part of the body.
 
-    uvicorn writes the head by itself. The second system call, and the second packet that the client reads, cost a
-    fifth of all that the service spends on a request (docs/decisions/0042).
+    uvicorn writes the head alone. The second system call and the second packet cost about a tenth of the time that
+    the front spends on a request (docs/decisions/0042).
     """
 
     __slots__ = ("_connection", "_head")
 
     def __init__(self, connection: "Connection") -> None:
         self._connection = connection
-        self._head: bytes | None = None  # not written yet by uvicorn; empty: sent
+        self._head: bytes | None = None  # None before uvicorn has written it; empty once it is sent
 
     def write(self, data: bytes) -> None:
         """Write a part of the response."""
@@ -38,7 +38,7 @@ class ResponseTransport:
             self.write(b"")
 
     def close(self) -> None:
-        """End the connection, after the rest of the request where it is still arriving."""
+        """Close the connection; first discard the rest of a request that is still arriving."""
         self.flush()
         if self._connection.request_is_arriving:
             self._connection.linger()
@@ -51,11 +51,11 @@ class ResponseTransport:
 
 
 class ReadControl(FlowControl):
-    """uvicorn's flow control, which does not resume reading while enough has been read ahead."""
+    """uvicorn's flow control, which does not resume reading while enough is buffered."""
 
     enough = False
 
     def resume_reading(self) -> None:
-        """Read on, unless enough has been read."""
+        """Resume reading, unless enough is buffered."""
         if self.read_paused and not self.enough:
             super().resume_reading()

@@ -36,18 +36,18 @@ from service.security import ADMIN_HEADER, PREDICT_HEADER
 from service.settings import Settings
 
 REFUSALS = {
-    400: "The body is not JSON, or a header that is read once is there twice.",
+    400: "The body is not JSON, or a header that must be unique was repeated.",
     401: "The key is missing or wrong.",
     403: "Administration, or opening bundles for comparison, is off.",
     404: "There is no such bundle.",
     408: "The request did not arrive in time.",
-    409: "This bundle is being prepared already, another one was asked for meanwhile, or the service stops.",
+    409: "This bundle is already being prepared, another one was requested later, or the service is stopping.",
     413: "The body is too large.",
     415: "The body is compressed.",
-    422: "A field is missing, unknown or cannot be used; the answer is too large; or the query has ended engines.",
-    429: "Too much is waiting, the caller asks too much, or too many wrong keys came from its address; "
+    422: "A field is missing, unknown or invalid; the answer is too large; or the query is in quarantine.",
+    429: "The queue is full, the caller is over its rate limit, or its address sent too many wrong keys; "
     "try again after Retry-After seconds.",
-    431: "The request's head or trailers are too large, or too many.",
+    431: "The request's head or trailers are too large, or have too many headers.",
     500: "The service failed on this request.",
     503: "The service is loading a bundle, replacing an engine, stopping, or has no memory for the request.",
     504: "No answer was ready before the deadline: the service's (`too_late`) or X-Deadline-Ms (`deadline_exceeded`).",
@@ -117,7 +117,7 @@ def _add_predict(router: APIRouter, predict: Predict) -> None:
 
 def _add_about(router: APIRouter, settings: Settings, generations: Generations, predict: Predict) -> None:
     async def answered_about(request: Request) -> Response:
-        predict.keys.check(exchange_of(request.scope))  # what labels are filtered by tells of them
+        predict.keys.check(exchange_of(request.scope))  # attributes reveal something of the labels
         return JSONResponse(about(generations, settings).model_dump())
 
     router.add_api_route(
@@ -150,7 +150,7 @@ def _add_comparing(router: APIRouter, generations: Generations, predict: Predict
         exchange.act = {"bundle": asked.bundle}
         seconds = deadlines.deadline_seconds(exchange.headers.get(deadlines.HEADER_BYTES))
         ticket = await generations.compare(asked.bundle, asked.wanted, seconds)
-        results = await ticket.answer  # no ticket of the exchange's, whose times are those of live traffic
+        results = await ticket.answer  # not the exchange's ticket: its timings count live traffic only
         exchange.bundle = ticket.bundle
         return Response(answer_body(ticket.bundle, results), media_type="application/json")
 

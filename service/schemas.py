@@ -15,9 +15,9 @@ BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 Value = str | int | float | bool
 State = Literal["serving", "kept", "compared", "draining"]
 MAX_ID_CHARS = 1024
-MAX_FILTER_BYTES = 65_536  # of JSON: it goes to the engine with every part of a request
+MAX_FILTER_BYTES = 65_536  # of JSON; the filter is sent to the engine with every slice of a request
 ESCAPES_PER_CHAR = 2  # a pair of surrogates
-FIELDS = 64  # names that a body may have beside those of its filter, so that unknown ones are named one by one
+FIELDS = 64  # names in a body beside those of its filter; enough to report unknown fields by name
 NOT_BLANK = r"[^\s\x1c-\x1f]"  # what Python calls white space, which is what the retriever goes by
 HIT = {
     "id": "shopping-cart",
@@ -54,7 +54,7 @@ def _example(example: dict[str, Any]) -> ConfigDict:
 
 
 class RequestBody(BaseModel):
-    """A request's JSON, with the limits that are checked before it is parsed."""
+    """JSON body of a request, with limits that are checked before parsing."""
 
     json_limits: ClassVar[JsonLimits] = DEFAULT_LIMITS
 
@@ -75,7 +75,7 @@ class PredictRequest(RequestBody):
     )
     filter: (
         Annotated[
-            # fail_fast: the error names the first bad value, and the others cost nothing
+            # fail_fast: report only the first bad value
             dict[str, Annotated[list[Value], Field(min_length=1, max_length=VALUES, fail_fast=True)]],
             Field(max_length=NAMES),
         ]
@@ -166,7 +166,7 @@ class ServedGeneration(BaseModel):
 
 
 class BundlesResponse(BaseModel):
-    """The store's bundles, oldest first (behind a URL: by name), what is opened of them, and what is being prepared."""
+    """The store's bundles, oldest first after those not fetched yet; open generations; bundle in preparation."""
 
     model_config = _example({"bundles": [STORED], "generations": [GENERATION], "preparing": None})
 
@@ -185,7 +185,7 @@ class PausedRequest(RequestBody):
 
 
 class PausedResponse(BaseModel):
-    """The paused labels, and which of them the served bundle has not (null: its engine has not said yet)."""
+    """The paused labels, and those that the served bundle does not have (null: not reported by its engine yet)."""
 
     model_config = _example({"paused": ["shopping-cart", "old-campaign"], "unknown": ["old-campaign"]})
 
@@ -245,7 +245,7 @@ class ErrorResponse(BaseModel):
 def predict_request(settings: Settings) -> type[PredictRequest]:
     """PredictRequest under the limits of `settings`, so that they are checked while the JSON is parsed."""
     text = Annotated[str, StringConstraints(min_length=1, max_length=settings.max_query_chars, pattern=NOT_BLANK)]
-    # fail_fast: a body of a thousand bad texts is answered for the first of them
+    # fail_fast: report only the first of a thousand bad texts
     queries = Annotated[list[text], Field(min_length=1, max_length=settings.max_queries, fail_fast=True)]
     k = Annotated[int, Field(ge=1, le=settings.max_k)]
     plain = PredictRequest.model_fields
@@ -269,7 +269,7 @@ class CompareRequest(PredictRequest):
 
 
 def compare_request(model: type[PredictRequest]) -> type[CompareRequest]:
-    """CompareRequest under the limits of `model`, which is `predict_request`'s."""
+    """Create CompareRequest with the limits of `model`, the result of `predict_request`."""
     fields: dict[str, Any] = {
         "bundle": (str, Field(pattern=BUNDLE_NAME, description="The bundle to ask.")),
         **{name: (model.model_fields[name].annotation, model.model_fields[name]) for name in ("queries", "k")},
@@ -280,7 +280,7 @@ def compare_request(model: type[PredictRequest]) -> type[CompareRequest]:
 
 
 def paused_request(settings: Settings) -> type[PausedRequest]:
-    """PausedRequest under the limits of `settings`."""
+    """Create PausedRequest with the limits of `settings`."""
     label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
     ids = Annotated[list[label], Field(max_length=settings.max_paused, fail_fast=True)]
     plain = PausedRequest.model_fields
@@ -293,7 +293,7 @@ def paused_request(settings: Settings) -> type[PausedRequest]:
 
 
 def parse(model: type[Body], body: bytes) -> Body:
-    """Parse a request's body as `model`. Raises Refusal with one sentence."""
+    """Parse a request's body as `model`. Raises Refusal."""
     check_structure(body, model.json_limits)
     try:
         request = model.model_validate_json(body)

@@ -1,4 +1,4 @@
-"""Which bodies are read at all."""
+"""Names of the key headers, and limits on request bodies."""
 
 from collections.abc import Mapping
 

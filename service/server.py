@@ -1,4 +1,4 @@
-"""One running service: the listening socket, the loop, and an orderly end on SIGTERM."""
+"""Run the service: listening socket, event loop, graceful shutdown on SIGTERM."""
 
 import asyncio
 import logging
@@ -25,12 +25,12 @@ from service.settings import Settings, unheard
 
 LOG = logging.getLogger("diptych")
 BACKLOG = 2048
-MAX_UNSENT_IN_SYSTEM = 131_072  # bytes of an answer in the system's buffer that have not been sent
-OTHER_FILES = 256  # beside connections: the store, engines, the log
+MAX_UNSENT_IN_SYSTEM = 131_072  # bytes of a response in the socket's send buffer
+OTHER_FILES = 256  # file descriptors beside connections: store, engines, log
 
 
 class Server(uvicorn.Server):
-    """uvicorn, except that a signal first makes the service not ready, and that an asked-for end is exit code 0."""
+    """uvicorn's server, which first becomes not ready on a signal and then ends with exit code 0."""
 
     def __init__(self, config: uvicorn.Config, generations: Generations, grace_seconds: float) -> None:
         super().__init__(config)
@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
                 loop.remove_signal_handler(one)
 
     def stop(self) -> None:
-        """Not ready → grace → no new connections → finish what was begun; asked again, skip what is waited for."""
+        """Shut down: not ready → grace period → no new connections → finish requests. A second signal skips waits."""
         self.force_exit = self.should_exit
         if self._grace_seconds and not self._generations.stopping:
             asyncio.get_running_loop().call_later(self._grace_seconds, self._end)
@@ -62,7 +62,7 @@ class Server(uvicorn.Server):
         self._generations.stop()
 
     def hang_up(self) -> None:
-        """Stop as on SIGTERM when the terminal or the session ends; after another signal it means nothing more."""
+        """Stop as on SIGTERM when the terminal or session ends; ignored after another signal."""
         if not self._generations.stopping:
             LOG.info("SIGHUP: stopping as on SIGTERM")
             self.stop()
@@ -72,7 +72,7 @@ class Server(uvicorn.Server):
 
 
 def run(settings: Settings) -> None:
-    """Serve until a signal says stop. Raises DiptychError when the address or the bundle cannot be had."""
+    """Serve until a signal stops it. Raises DiptychError when the address or the bundle cannot be opened."""
     logs.configure(settings.log_format)
     for sentence in [*unheard(os.environ), *weak_predict_keys(settings.predict_keys)]:
         LOG.warning("%s", sentence)
@@ -99,11 +99,11 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     connections = Connections(settings, app.state.metrics, app.state.generations.full, app.busy_route.turns_away)
     config = uvicorn.Config(
         app,
-        http=connections.protocol,  # type: ignore[arg-type]  # it calls it as it would a class
+        http=connections.protocol,  # type: ignore[arg-type]  # uvicorn only calls it
         ws="none",
-        lifespan="on",  # else a failure of the application's start would leave a service that opens nothing
+        lifespan="on",  # else uvicorn would serve although the application failed to start
         log_config=None,
-        log_level="error",  # its warnings are a line for each malformed request, which the metrics count
+        log_level="error",  # it warns of each malformed request; the metrics count those
         access_log=False,
         server_header=False,
         proxy_headers=False,
@@ -115,7 +115,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
     app.state.supervisor.retry("connection_watch", connections.watch)  # ends with the application
     try:
         await server.serve(sockets=[listener])
-    except SystemExit as error:  # uvicorn's way to say that the application did not start
+    except SystemExit as error:  # uvicorn raises it when the application does not start
         raise DiptychError("the service could not be started; its log says why") from error
     if failures:
         raise failures[0]
@@ -123,8 +123,10 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
 
 def with_connections_that_fit(settings: Settings) -> Settings:
-    """Raise the soft limit of open files so far that no connection fails for want of one; under a low hard limit, allow
-    fewer connections and warn."""
+    """Raise the soft limit of open files to the number of connections; return the settings.
+
+    When the hard limit is too low, log a warning and return settings with fewer connections.
+    """
     needed = settings.max_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
@@ -142,7 +144,7 @@ def with_connections_that_fit(settings: Settings) -> Settings:
 
 
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket; `::` takes IPv4 too. Raises BadInput."""
+    """Open the listening socket; `::` also accepts IPv4. Raises BadInput."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     both = host == "::" and socket.has_dualstack_ipv6()
     try:
@@ -151,7 +153,7 @@ def _listen(host: str, port: int) -> socket.socket:
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
         why = f"cannot listen on {host}:{port} ({reason})"
         raise BadInput(f"{why}. Choose another with --host or --port.") from error
-    # What a client does not take stays here, where it is counted, and not in the system's buffers.
+    # Keep unsent bytes in this process, where they are counted, and not in the socket's send buffer.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_IN_SYSTEM)
     return listener
 

@@ -1,4 +1,4 @@
-"""Environment → typed settings: every limit of the service stands here, once."""
+"""Read the settings of the service, all limits included, from the environment."""
 
 import math
 import re
@@ -19,12 +19,12 @@ from service.key_settings import SINGLE, checked_admin_key, named_admin_keys
 from service.logs import Form
 
 PREFIX = "DIPTYCH_"
-OTHERS = {"CACHE", "SIGNING_KEY"}  # what other commands read, set for all of them perhaps
+OTHERS = {"CACHE", "SIGNING_KEY"}  # variables of other commands
 ORIGIN = re.compile(r"https?://[A-Za-z0-9.-]+(:\d{1,5})?|https?://\[[0-9A-Fa-f:.]+\](:\d{1,5})?")
 
 
 class Settings(BaseSettings):
-    """What `diptych serve` obeys: a field is the environment variable DIPTYCH_<FIELD>; the command line comes first."""
+    """Settings of `diptych serve`. Each field is the variable DIPTYCH_<FIELD>; the command line takes precedence."""
 
     model_config = SettingsConfigDict(
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
@@ -38,26 +38,28 @@ class Settings(BaseSettings):
     )
     admin_keys: SecretStr | None = Field(
         None,
-        description="more of them, each with a name for the audit: name=key, by commas; two at once change keys "
-        "without a gap. The key above is called admin",
+        description="more admin keys, comma-separated, each with a name for the audit log: name=key. Two valid keys at "
+        "a time allow rotation without a gap. The name of DIPTYCH_ADMIN_KEY is admin",
     )
     allowed_hosts: str = Field(
         "",
-        description="names in the Host header that are answered, by commas: shop.example, *.shop.example, 10.0.0.0/8, "
-        "::1; others are refused (421), but for /livez and /readyz. Any name unless set",
+        description="allowed Host headers, comma-separated: shop.example, *.shop.example, 10.0.0.0/8, ::1; others are "
+        "refused with 421, except on /livez and /readyz. Unset: any",
     )
 
     predict_key: SecretStr | None = Field(None, description="keys that may ask, by commas; anybody may without one")
     rate_limit: float | None = Field(
         None,
         gt=0,
-        description="texts a second for each key, or each address where no key is needed; unlimited unset",
+        description="texts per second per key, or per address when no key is needed; unset: unlimited",
     )
     rate_burst: int | None = Field(
-        None, ge=1, description="texts at once under the limit; by default a second's, or the largest request"
+        None,
+        ge=1,
+        description="burst of the rate limit, in texts; by default one second's, at least the largest request",
     )
     trusted_proxies: str = Field(
-        "", description="addresses and networks, by commas, whose X-Forwarded-For names the client; none unless set"
+        "", description="trusted sources of X-Forwarded-For: addresses, networks, comma-separated; unset: none"
     )
     cors_origins: str = Field("", description="origins whose pages may ask, by commas; * for all, none unless set")
 
@@ -65,7 +67,8 @@ class Settings(BaseSettings):
         "", description="keys, by commas; with any, only bundles that one of them signed are served"
     )
     sandbox: Mode = Field(
-        "auto", description="engines without files, network and programs: auto where the system can, required, or off"
+        "auto",
+        description="confine engines (no files, network or programs): auto (if the system can), required, or off",
     )
 
     max_queries: int = Field(256, ge=1, description="texts in one request")
@@ -83,11 +86,9 @@ class Settings(BaseSettings):
     max_batch_queries: int = Field(32, ge=1, description="texts the engine takes at once")
     max_batch_tokens: int = Field(4096, ge=1, description="estimated tokens the engine takes at once")
     max_batch_hits: int = Field(
-        1024, ge=1, description="hits the engine finds at once: texts times k; one text with a larger k goes alone"
+        1024, ge=1, description="hits in one batch (texts × k); a text with a larger k is a batch of its own"
     )
-    max_answer_bytes: int = Field(
-        1 << 25, ge=1024, description="one answer; a request with a larger one is refused with 422"
-    )
+    max_answer_bytes: int = Field(1 << 25, ge=1024, description="size of one answer; a larger one is refused with 422")
     max_piece_queries: int = Field(8, ge=1, description="texts of one request in a row before the next request's turn")
     batches_ahead: int = Field(1, ge=0, description="batches sent before the engine is free for them")
 
@@ -104,9 +105,11 @@ class Settings(BaseSettings):
     send_seconds: float = Field(30, gt=0, description="a client that has not read on for this long is cut off")
     max_connections: int = Field(4096, ge=1, description="open connections; beyond it an idle one makes room, else 503")
     max_head_bytes: int = Field(32_768, ge=1024, description="a request's line and headers; beyond it 431")
-    max_headers: int = Field(100, ge=10, description="headers and trailers of a request; beyond it 431")
+    max_headers: int = Field(100, ge=10, description="headers and trailers of one request; beyond it 431")
     connection_bytes: int = Field(
-        1 << 28, ge=1 << 24, description="memory for what clients sent or do not read; beyond it, stalled ones end"
+        1 << 28,
+        ge=1 << 24,
+        description="memory for unanswered requests and unread answers; beyond it, stalled connections are closed",
     )
     keep_alive_seconds: int = Field(75, ge=1, description="an idle connection is closed after this")
     log_format: Form = Field("auto", description="json or text; auto is text on a terminal only")
@@ -196,28 +199,28 @@ class Settings(BaseSettings):
 
     @property
     def administrators(self) -> dict[str, str]:
-        """The keys that administer, by name."""
+        """Admin keys by name."""
         named = named_admin_keys(self.admin_keys.get_secret_value()) if self.admin_keys else {}
         return {**({SINGLE: self.admin_key.get_secret_value()} if self.admin_key else {}), **named}
 
     @property
     def predict_keys(self) -> list[str]:
-        """The keys that may ask."""
+        """Keys for /predict."""
         return _listed(self.predict_key.get_secret_value()) if self.predict_key else []
 
     @property
     def hosts(self) -> list[str]:
-        """The names that are answered; any where there is none."""
+        """Allowed hosts; empty allows any."""
         return _listed(self.allowed_hosts)
 
     @property
     def origins(self) -> list[str]:
-        """The origins whose pages may ask."""
+        """Allowed CORS origins."""
         return _listed(self.cors_origins)
 
     @property
     def burst(self) -> int:
-        """Texts that one caller may ask at once under the rate limit."""
+        """Burst of the rate limit, in texts per caller."""
         return self.rate_burst or max(self.max_queries, math.ceil(self.rate_limit or 0))
 
     @model_validator(mode="after")
@@ -258,7 +261,7 @@ class Settings(BaseSettings):
 
     @classmethod
     def load(cls, **given: Any) -> Self:
-        """The caller's values (None: not given) before the environment's. Raises BadInput."""
+        """Load the settings; given values (None: not given) take precedence over the environment. Raises BadInput."""
         try:
             return cls(**{name: value for name, value in given.items() if value is not None})
         except ValidationError as error:

@@ -1,8 +1,8 @@
-"""Where bundles come from: a store's folder, or a store behind a URL, read through the cache's local one.
+"""Access the store that bundles come from: a folder, or a URL that is read through the local cache.
 
-Nothing is proved here: each bundle is verified, loaded and asked its golden queries by the engine that will serve it,
-and the store's notes are made when that has gone well. What an administrator changes is written to the URL where there
-is one: all replicas follow it, and an empty cache loses nothing. All methods may take long; call them aside.
+Nothing is verified here: the engine that will serve a bundle verifies and loads it and checks its golden queries, and
+the store is updated after that. An administrator's changes are written to the URL if there is one, so that all replicas
+follow them and an empty cache loses nothing. All methods may block; call them in a thread.
 """
 
 import logging
@@ -19,31 +19,29 @@ from retrieval.store import REMEMBERED, Store, before
 from retrieval.urls import as_url
 
 LOG = logging.getLogger("diptych")
-
-
-PLACES_REMEMBERED = 16  # folders of a store whose link has been changed; messages about them still hide them
+PLACES_REMEMBERED = 16  # resolved store folders, which messages to clients must not show
 
 
 class Source:
-    """The store that is served. All methods raise BundleError, and Unreachable where nothing answers at a URL.
+    """The served store. All methods raise BundleError, and Unreachable when the URL does not respond.
 
-    A folder may be reached through symlinks that change (git-sync, release folders): it is resolved at every call.
+    A folder may be reached through symlinks that change (git-sync, release folders), so every call resolves it.
     """
 
     def __init__(self, place: Path, trusted: Sequence[str]) -> None:
-        """Raises BadInput for a URL that cannot be one of a store, and for a file."""
+        """Set up the source. Raises BadInput for a file and for a URL that cannot be a store's."""
         self.url = as_url(place)
         if self.url is None and place.is_file():
             raise BadInput(f"{place} is a file. Name the folder that `diptych export --store` wrote to.")
         self.place = str(place) if self.url is None else self.url
         self._path = place.absolute() if self.url is None else cache_store(self.url).path
-        self._known_as = str(self._path) if self.url is None else self.url  # where serial numbers are remembered
+        self._known_as = str(self._path) if self.url is None else self.url  # key under which serial numbers are stored
         self._trusted = trusted
-        self._places: dict[str, None] = {}  # where the path has led lately
+        self._places: dict[str, None] = {}  # folders that the path resolved to, the latest last
 
     @property
     def store(self) -> Store:
-        """The store as it is reached now, symlinks resolved."""
+        """The store, with symlinks resolved now."""
         path = Path(os.path.realpath(self._path)) if self.url is None else self._path
         self._places.pop(str(path), None)
         self._places[str(path)] = None
@@ -52,7 +50,7 @@ class Source:
         return self._store_at(path)
 
     def active(self) -> str | None:
-        """What CURRENT names, at the URL where there is one. Raises OlderSerial for one that must not be followed."""
+        """Return the bundle that CURRENT names, at the URL if any. Raises OlderSerial for an older signed bundle."""
         store = self.store
         name = store.active() if self.url is None else Remote(self.url).active()
         if name is not None and store.has(name):
@@ -60,9 +58,9 @@ class Source:
         return name
 
     def look(self) -> Path:
-        """Folder of the bundle that CURRENT names now, fetched or not.
+        """Return the folder of the bundle that CURRENT names, fetched or not.
 
-        Raises BundleError where the store has gone, and OlderSerial for a bundle that must not be followed.
+        Raises BundleError when the store is gone, and OlderSerial for an older signed bundle.
         """
         if self.url is not None:
             name = Remote(self.url).active()
@@ -81,18 +79,18 @@ class Source:
         return store.path / "bundles" / name
 
     def folder(self, name: str) -> Path:
-        """Folder that a bundle has in the store, there or not."""
+        """Return the folder of a bundle in the store, whether or not it exists."""
         return self.store.path / "bundles" / name
 
     def public(self, text: object) -> str:
-        """A sentence for a client: where the store lies on this machine is not a client's business."""
+        """Return a message without the local path of the store, for clients."""
         shown = str(text)
         for place in sorted({str(self._path), *self._places}, key=len, reverse=True):
             shown = shown.replace(f"{place}/", "").replace(place, "the store")
         return shown
 
     def names(self) -> list[str]:
-        """The store's bundles; those that are here where its URL does not answer."""
+        """Return the names of the store's bundles; only the fetched ones when the URL does not respond."""
         if self.url is None:
             return self.store.bundles()
         try:
@@ -102,9 +100,10 @@ class Source:
             return self.store.bundles()
 
     def bring(self, name: str | None, given_up: Callable[[], bool] = lambda: False) -> Path:
-        """Have a bundle here: `name`, or the active one; returns its folder. What is here needs no URL that answers.
+        """Fetch a bundle (`name`, or the active one) if needed and return its folder.
 
-        A download ends when `given_up` says so: it would keep the next one waiting. Raises BundleError then, too.
+        A fetched bundle is used when the URL does not respond. A download stops when `given_up` returns True, so that
+        it does not delay the next one. Raises BundleError, also in that case.
         """
         store = self.store
         if self.url is None:
@@ -124,7 +123,7 @@ class Source:
             return store.bundle_path(known)
 
     def previous(self) -> str | None:
-        """The bundle that was active before the present one; at the URL, if that keeps a history."""
+        """Return the bundle that was active before the present one, from the history at the URL if there is one."""
         if self.url is not None:
             remote = Remote(self.url)
             if history := remote.history():
@@ -132,7 +131,7 @@ class Source:
         return self.store.previous()
 
     def note(self, folder: Path) -> None:
-        """Make a bundle that is served the active one of the store that it lies in, at the URL where there is one."""
+        """Make a served bundle the active one in its store, and at the URL if there is one."""
         name, store = folder.name, self._store_at(folder.parents[1])
         if self.url is None:
             store.activate(name)
@@ -145,7 +144,7 @@ class Source:
         follow(store, name)
 
     def note_rollback(self, folder: Path) -> None:
-        """Make the bundle of before, which is served, the active one again, at the URL where there is one."""
+        """Make the previous bundle, which is served again, the active one, also at the URL if there is one."""
         name, store = folder.name, self._store_at(folder.parents[1])
         if self.url is None:
             store.rollback(proved=name)
@@ -158,7 +157,7 @@ class Source:
         follow(store, name)
 
     def followed(self, folder: Path) -> None:
-        """Take note that what CURRENT names is served; nothing is written to a store in a folder."""
+        """Note that the bundle that CURRENT names is served. Nothing is written to a store in a folder."""
         store = self._store_at(folder.parents[1])
         if self.url is None:
             store.follow(folder.name)
@@ -167,11 +166,11 @@ class Source:
 
     @property
     def paused_place(self) -> str:
-        """Where the list of paused labels lies."""
+        """Path or URL of the list of paused labels."""
         return f"{self.store.path if self.url is None else self.url}/{PAUSED}"
 
     def refresh_paused(self) -> None:
-        """Bring the list of paused labels from the URL; where that does not answer, the one from before holds."""
+        """Fetch the list of paused labels from the URL; keep the last one when the URL does not respond."""
         if self.url is None:
             return
         try:
@@ -180,9 +179,9 @@ class Source:
             LOG.warning("%s The labels that were paused before stay so.", down)
 
     def amend_paused(self, change: Callable[[bytes | None], str]) -> None:
-        """Replace the list of paused labels by what `change` makes of its bytes, None where there is none.
+        """Replace the list of paused labels by the result of `change`, which gets its bytes or None.
 
-        At a URL, of two changes in the same moment one may be lost: object stores have no lock.
+        At a URL, one of two simultaneous changes may be lost, because object stores have no lock.
         """
         if self.url is None:
             self.store.amend(PAUSED, change)
@@ -209,7 +208,7 @@ class Source:
 
 
 def _logged(url: str, given_up: Callable[[], bool]) -> Progress:
-    """Says in the log that something is fetched, each time another quarter has come. Raises BundleError."""
+    """Return a callback that logs the progress of a download in quarters. It raises BundleError to stop it."""
     quarters = 0
 
     def progress(done: int, total: int) -> None:

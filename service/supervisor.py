@@ -1,7 +1,7 @@
-"""Run every background task of the service, so that none of them can end or fail without anybody seeing it.
+"""Supervise the background tasks of the service.
 
-An unexpected exception is logged with the task's name, counted, shown by /readyz and, where nobody waits for the
-result, tried again after a pause. docs/decisions/0067 lists the tasks and what a failure of each does.
+An unexpected exception is logged with the task's name and counted. A task without a caller is also shown in /readyz and
+retried with exponential back-off. docs/decisions/0067 lists the tasks and the effect of a failure of each.
 """
 
 import asyncio
@@ -17,47 +17,47 @@ from service.errors import Refusal
 from service.metrics import Metrics
 
 LOG = logging.getLogger("diptych")
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a failed task is tried again; each pause is twice the last
-SETTLED_SECONDS = 10.0  # a task that was tried again and does not return has recovered after this
-QUIET_SECONDS = 10.0  # between two log lines about failing callbacks of the event loop
-EXPECTED = (DiptychError, OSError, Refusal)  # errors that a caller turns into an answer
+FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a failed task is retried; the pause doubles each time
+SETTLED_SECONDS = 10.0  # a retried task that runs for this long has recovered
+QUIET_SECONDS = 10.0  # between two log lines about event loop callbacks that fail with the same type of exception
+EXPECTED = (DiptychError, OSError, Refusal)  # errors that the caller turns into a response
 
 Result = TypeVar("Result")
 
 
 class Supervisor:
-    """Every background task of one service. Tasks are started here and nowhere else."""
+    """All background tasks of one service. Start every task with one of its methods."""
 
     def __init__(self, metrics: Metrics) -> None:
         self._failures = metrics.task_failures
         self._keys = count()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reads: set[asyncio.Task[Any]] = set()
-        self._failing: dict[int, str] = {}  # by the task's key: the sentence for /readyz
-        self._pauses: dict[int, float] = {}  # by the task's key: seconds before it is tried again
-        self._logged_callback = float("-inf")
+        self._failing: dict[int, str] = {}  # task key → sentence for /readyz
+        self._pauses: dict[int, float] = {}  # task key → seconds before the next attempt
+        self._callbacks_logged: dict[str, float] = {}  # type of exception → loop time of its last log line
         self._stopping = False
 
     @property
     def failing(self) -> list[str]:
-        """Return one sentence per task that failed and has not succeeded since."""
+        """One sentence per task that has failed and not recovered."""
         return list(self._failing.values())
 
     def watch_loop(self) -> None:
-        """Log and count exceptions in callbacks of the running event loop."""
+        """Log and count the exceptions of callbacks of the running event loop."""
         asyncio.get_running_loop().set_exception_handler(self._callback_failed)
 
     def run(self, name: str, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Run `work` once; the caller awaits the task and gets its result or exception.
+        """Run `work` once, for a caller that awaits the task.
 
-        An exception that is not one of EXPECTED is logged and counted as well.
+        An exception other than EXPECTED is also logged and counted.
         """
         task = self.start(name, work)
         task.add_done_callback(partial(self._ended, name))
         return task
 
     def retry(self, name: str, work: Callable[[], Awaitable[object]]) -> asyncio.Task[None]:
-        """Call `work` until it returns; after an exception wait and call it again. Cancel the task to end it."""
+        """Call `work` until it returns, with back-off after each exception. Cancel the task to end it."""
         key = next(self._keys)
 
         async def settling() -> None:
@@ -70,7 +70,7 @@ class Supervisor:
         return self.start(name, self._retried(name, key, settling))
 
     def repeat(self, name: str, work: Callable[[], Awaitable[object]], seconds: float) -> asyncio.Task[None]:
-        """Call `work` every `seconds` for ever, less often while it fails. Cancel the task to end it."""
+        """Call `work` every `seconds`, with back-off while it fails. Cancel the task to end it."""
         key = next(self._keys)
 
         async def rounds() -> None:
@@ -82,7 +82,10 @@ class Supervisor:
         return self.start(name, self._retried(name, key, rounds))
 
     async def read(self, work: Callable[[], Result]) -> Result:
-        """Call `work` in a thread. Raises what it raises, and DiptychError when the service stops meanwhile."""
+        """Call `work` in a thread and return its result.
+
+        Raises the exceptions of `work`, and DiptychError when the service stops first.
+        """
         if self._stopping:
             raise DiptychError("The service is stopping.")
         task = self.start("store_reading", aside(work))
@@ -96,26 +99,26 @@ class Supervisor:
             raise DiptychError("The service is stopping.") from error
 
     def failed(self, name: str, error: BaseException) -> None:
-        """Count a failure, and log it with its traceback."""
+        """Count a failure and log it with its traceback."""
         self._failures.labels(name).inc()
         LOG.error("the background task %s failed (%s)", name, described(error), exc_info=error)
 
     def stop_reading(self) -> None:
-        """Stop waiting for threads that read the store; those who wait get a DiptychError."""
+        """Stop waiting for threads that read the store. Their callers get a DiptychError."""
         self._stopping = True
         for task in self._reads:
             task.cancel()
 
     async def close(self) -> None:
-        """Cancel all tasks and wait until they have ended."""
+        """Cancel all tasks and wait for their end."""
         self._stopping = True
-        for task in self._tasks:
-            task.cancel()
-        if self._tasks:
+        while self._tasks:  # a task that ends may have started another one
+            for task in self._tasks:
+                task.cancel()
             await asyncio.wait(self._tasks)
 
     def start(self, name: str, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Run `work` once for a caller that handles every exception of it."""
+        """Run `work` once, for a caller that handles all of its exceptions."""
         task = asyncio.get_running_loop().create_task(work, name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -133,13 +136,13 @@ class Supervisor:
             self._recovered(key)
 
     async def _attempt(self, name: str, key: int, work: Callable[[], Awaitable[object]]) -> bool:
-        """Call `work`; return whether the task has come to its end."""
+        """Call `work` once; return whether the task is done."""
         try:
             await work()
-        except Exception as error:  # noqa: BLE001  # whatever it is, the task must not end
+        except Exception as error:  # noqa: BLE001  # no exception may end the task
             pause = self._pauses.get(key, 0.0)
             self._pauses[key] = min(pause * 2, LONGEST_PAUSE) if pause else FIRST_PAUSE
-            self._failing[key] = f"the background task {name} failed ({described(error)}) and is tried again"
+            self._failing[key] = f"the background task {name} failed ({described(error)}) and is retried"
             self.failed(name, error)
             return self._stopping
         return True
@@ -150,14 +153,16 @@ class Supervisor:
 
     def _callback_failed(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         error = context.get("exception")
-        if error is not None and not isinstance(error, OSError):  # a broken connection is no fault of the service
+        if error is not None and not isinstance(error, OSError):  # a broken connection is not a fault of the service
             self._failures.labels("callback").inc()
-        if loop.time() - self._logged_callback > QUIET_SECONDS:  # one cause may fail thousands of times a second
-            self._logged_callback = loop.time()
+        kind, now = type(error).__name__, loop.time()
+        # limit the rate: one cause may raise thousands of exceptions per second
+        if now - self._callbacks_logged.get(kind, float("-inf")) > QUIET_SECONDS:
+            self._callbacks_logged[kind] = now
             LOG.error("a callback of the event loop failed: %s", context.get("message"), exc_info=error)
 
 
 def described(error: BaseException) -> str:
-    """Return the error's type and the first line of its message."""
+    """Return the type of an exception and the first line of its message."""
     first, *_ = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

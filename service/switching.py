@@ -1,6 +1,6 @@
-"""The order of changes of bundle: one at a time, and a later order takes the place of one that still loads.
+"""Serialize changes of the served bundle: one at a time, and a later one pre-empts one that is still loading.
 
-A bundle that hangs while it is loaded must not keep anybody from going back, or from serving another one.
+A bundle that hangs while loading must not block a rollback or the activation of another bundle.
 """
 
 import asyncio
@@ -15,31 +15,31 @@ from service.supervisor import Supervisor, described
 
 
 class Turns:
-    """Gives each change of bundle its turn. Only loading is cut short: what is being written into a store is ended."""
+    """Serialize the changes of one service. Loading can be pre-empted; a write to the store is always completed."""
 
     def __init__(self, supervisor: Supervisor) -> None:
-        self.bundle: str | None = None  # that is being prepared
-        self.urgent = False  # whether that is one to go back to
+        self.bundle: str | None = None  # the bundle that is being prepared
+        self.urgent = False  # whether it is being prepared for a rollback
         self._supervisor = supervisor
         self._lock = asyncio.Lock()
         self._last = 0  # number of the last order
-        self._turn = 0  # number of the order whose turn it is
+        self._turn = 0  # number of the order that holds the lock
         self._loading: asyncio.Task[Generation] | None = None
-        self._why = ""  # why an earlier order is given up
+        self._why = ""  # why the orders before the last one are refused
         self._stopping = False
 
     @asynccontextmanager
     async def turn(self, bundle: str, urgent: bool = False) -> AsyncIterator[None]:
-        """End the loading of another bundle and wait for the turn of this order.
+        """Pre-empt the loading of another bundle and hold the lock for this order.
 
-        Raises Refusal 409 where the same bundle is being prepared, a later order comes, or the service stops.
+        Raises Refusal 409 when the same bundle is being prepared, a later order arrives, or the service stops.
         """
         if self._stopping:
             raise refused(bundle, "the service is stopping")
         if self.bundle == bundle and (self.urgent or not urgent):
             raise refused(bundle, f"bundle {bundle} is being prepared")
         self._last = mine = self._last + 1
-        self._cut_short(f"bundle {bundle} was asked for meanwhile")
+        self._cut_short(f"bundle {bundle} was requested later")
         async with self._lock:
             self._turn = mine
             self._check(bundle)
@@ -50,7 +50,7 @@ class Turns:
                 self.bundle, self.urgent = None, False
 
     async def load(self, bundle: str, work: Coroutine[Any, Any, Generation]) -> Generation:
-        """Await `work` in this turn. Raises what it raises, and Refusal 409 when it is cut short."""
+        """Await `work` within `turn`. Raises its exceptions, and Refusal 409 when it is pre-empted."""
         if self._is_late():
             work.close()
             raise refused(bundle, self._why)
@@ -65,12 +65,12 @@ class Turns:
             self._loading = None
 
     async def quiet(self) -> None:
-        """Wait until no change is under way."""
+        """Wait until no change is in progress."""
         async with self._lock:
             pass
 
     def stop(self) -> None:
-        """End what is being loaded, and take no more orders."""
+        """Cancel the loading in progress and refuse further orders."""
         self._stopping = True
         self._cut_short("the service is stopping")
 
@@ -88,12 +88,12 @@ class Turns:
 
 
 def refused(bundle: str, why: str) -> Refusal:
-    """Return the 409 for a bundle that was not activated."""
+    """Return the 409 response for a bundle that was not activated."""
     return Refusal(409, "busy_switching", f"Bundle {bundle} was not activated: {why}.")
 
 
 def reason(error: Exception) -> str:
-    """Return why a change of bundle failed, as a part of a sentence."""
+    """Return the reason for a failed change of bundle, as a clause."""
     if isinstance(error, OSError):
         return f"the store cannot be used ({error})"
     return str(error) if isinstance(error, DiptychError) else described(error)

@@ -1,4 +1,4 @@
-"""Looking at the store every few seconds, so that what another process activates there is served."""
+"""Poll the store for the active bundle and the paused labels that other processes set."""
 
 import asyncio
 import logging
@@ -12,13 +12,13 @@ from service.supervisor import Supervisor, described
 
 LOG = logging.getLogger("diptych")
 TASK = "store_watch"
-PATIENCE, LONGEST_PATIENCE = 30.0, 3600.0  # seconds for one read; each that is given up leaves a thread behind
+PATIENCE, LONGEST_PATIENCE = 30.0, 3600.0  # seconds per read; a read that times out leaves a thread behind
 
 Result = TypeVar("Result")
 
 
 class StoreRead(Generic[Result]):
-    """One thing that is read of the store again and again. A failure is logged once, counted, and kept as `trouble`."""
+    """A repeated read of one part of the store. A failure is counted, logged once and stored in `trouble`."""
 
     def __init__(
         self,
@@ -28,7 +28,11 @@ class StoreRead(Generic[Result]):
         metrics: Metrics,
         patience: float = PATIENCE,
     ) -> None:
-        """`problem` says in words that `read` fails; a read may take `patience` seconds, later ones more."""
+        """Set up a read.
+
+        `problem` is the sentence that reports a failure of `read`. A read times out after `patience` seconds; the limit
+        doubles with each timeout.
+        """
         self.trouble: str | None = None
         self._problem = problem
         self._read = read
@@ -37,24 +41,24 @@ class StoreRead(Generic[Result]):
         self._patience = self._first_patience = patience
 
     async def read(self) -> Result | None:
-        """Return what was read, None where it could not be."""
+        """Return the result of the read; None when it failed."""
         try:
             result = await self._read_patiently()
         except (DiptychError, OSError) as error:
             self._failures.inc()
             self._note(str(error).rstrip(".") or type(error).__name__)
-        except Exception as error:  # noqa: BLE001  # the store must be read again, whatever was wrong with it
+        except Exception as error:  # noqa: BLE001  # no exception may end the polling
             self._failures.inc()
             self._note(described(error), error)
         else:
             if self.trouble is not None:
-                LOG.info("it is over that %s", self._problem)
+                LOG.info("resolved: %s", self._problem)
             self.trouble, self._patience = None, self._first_patience
             return result
         return None
 
     async def _read_patiently(self) -> Result:
-        """Raises TimeoutError, and what reading raises."""
+        """Read with a time limit. Raises TimeoutError and the exceptions of the read."""
         reading = self._supervisor.start("store_reading", self._read())
         try:
             done, _ = await asyncio.wait([reading], timeout=self._patience)
@@ -63,7 +67,7 @@ class StoreRead(Generic[Result]):
         if done:
             return reading.result()
         patience, self._patience = self._patience, min(2 * self._patience, LONGEST_PATIENCE)
-        raise TimeoutError(f"there has been no answer for {patience:g} s")
+        raise TimeoutError(f"no answer for {patience:g} s")
 
     def _note(self, why: str, unexpected: Exception | None = None) -> None:
         trouble = f"{self._problem} ({why})"
@@ -73,7 +77,7 @@ class StoreRead(Generic[Result]):
 
 
 class Watch:
-    """Calls `follow` with the folder of the bundle that CURRENT names whenever that has changed."""
+    """Call `follow` with the folder of the bundle that CURRENT names whenever it changes."""
 
     def __init__(
         self,
@@ -83,22 +87,22 @@ class Watch:
         supervisor: Supervisor,
         metrics: Metrics,
     ) -> None:
-        """`look` reads CURRENT and gives None where the service has changed its bundle meanwhile."""
-        self.seen: Path | None = None  # what CURRENT named last; whoever changes CURRENT itself says so here
-        self._look = StoreRead("the store cannot be looked at", look, supervisor, metrics)
-        problem = "the list of paused labels cannot be read, so the last one holds"
+        """Set up a watch. `look` reads CURRENT; it returns None if the service changed its bundle during the read."""
+        self.seen: Path | None = None  # the last value of CURRENT; set it after every write to CURRENT
+        self._look = StoreRead("the store cannot be read", look, supervisor, metrics)
+        problem = "the list of paused labels cannot be read, so the last one stays in force"
         self._paused = StoreRead(problem, read_paused, supervisor, metrics)
         self._follow = follow
-        self._orders = 0  # changes under way that were ordered of the service itself
-        self._before_order: Path | None = None  # what CURRENT named when they began
+        self._orders = 0  # changes in progress that an administrator requested from the service
+        self._before_order: Path | None = None  # the value of CURRENT when they began
 
     @property
     def troubles(self) -> list[str]:
-        """Return why the store cannot be read, one sentence for each thing."""
+        """One sentence per part of the store that cannot be read."""
         return [one for one in (self._look.trouble, self._paused.trouble) if one]
 
     async def check(self) -> None:
-        """Look once at CURRENT and at the list of paused labels."""
+        """Read CURRENT and the list of paused labels once."""
         seen = self.seen
         found = await self._look.read()
         if found is not None and found != seen and self.seen == seen and not self._is_older(found):
@@ -107,17 +111,17 @@ class Watch:
         await self._paused.read()
 
     def begin_order(self) -> None:
-        """The service is told to change its bundle: what CURRENT names by now is older than that order."""
+        """Note that an administrator changes the bundle: the present value of CURRENT is older than that order."""
         self._orders += 1
 
     def end_order(self) -> None:
-        """Such a change is over."""
+        """Note that the change is over."""
         self._orders -= 1
         if not self._orders:
             self._before_order = None
 
     def try_again(self, found: Path) -> None:
-        """Follow what CURRENT names at the next look as if it were new."""
+        """Follow this value of CURRENT again at the next check."""
         if self.seen == found:
             self.seen = None
 

@@ -1,7 +1,7 @@
 // What the page asks of the service, and every way that can go wrong as one sentence.
 
 export const keys = { api: "", admin: "" }; // typed by the person, kept here alone
-const refusals = new Map(); // by kind of key: the key that the service does not know, and its answer
+const refusals = new Map(); // kind of key → the key that was refused with 401, and the error
 
 /** Something that kept an answer from coming: a sentence, the status (0: none), and seconds until it is worth asking again. */
 export class Trouble extends Error {
@@ -17,7 +17,7 @@ export class Trouble extends Error {
 export async function ask(path, { body, signal, admin = false } = {}) {
   const kind = admin ? "admin" : "api";
   const refused = refusals.get(kind);
-  if (refused && refused.key === keys[kind]) throw refused.trouble; // sent again, it would count as another guess
+  if (refused && refused.key === keys[kind]) throw refused.trouble; // sending it again would count as another guess
   const key = keys[kind];
   const headers = {};
   if (body) headers["Content-Type"] = "application/json";
@@ -32,7 +32,7 @@ export async function ask(path, { body, signal, admin = false } = {}) {
   throw trouble;
 }
 
-/** Send the keys again, though the service did not know them before. */
+/** Forget refused keys, so that they are sent again. */
 export const forgetRefusals = () => refusals.clear();
 
 /** Whether the service answers requests: {ready, bundle, detail}; it says so with 200 and with 503. */

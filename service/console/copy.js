@@ -15,7 +15,7 @@ export function asCurl(url, body) {
   return `curl -s ${quoted(url)} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d ${quoted(JSON.stringify(body))}`;
 }
 
-/** A text as a shell takes it, whatever is in it. */
+/** Quote a text for a POSIX shell. */
 const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 export function asPython(url, body) {

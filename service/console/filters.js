@@ -19,10 +19,10 @@ export function offerFilters(attributes, changed) {
 /** The filter as a request has it; undefined when nothing is chosen. */
 export function chosenFilter() {
   const filter = chosen();
-  return filter.size ? Object.fromEntries(filter) : undefined; // which makes even __proto__ a property like any other
+  return filter.size ? Object.fromEntries(filter) : undefined; // fromEntries defines even __proto__ as an own property
 }
 
-/** The chosen values by attribute; a Map, since an attribute may have any name, also one that every object has. */
+/** Chosen values by attribute; a Map, because an attribute may be named __proto__. */
 function chosen() {
   const filter = new Map();
   for (const group of byId("attributes").children) {

@@ -29,5 +29,5 @@ export function short(value) {
   return value >= 100 ? whole.format(Math.round(value)) : value.toFixed(value >= 10 ? 1 : 2);
 }
 
-/** The name of an attribute as it is shown; an empty one would be nothing to see or to hear. */
+/** Display name of an attribute; a placeholder for a blank one. */
 export const nameOf = (name) => (name.trim() ? name : "(no name)");

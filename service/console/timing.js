@@ -2,7 +2,7 @@
 
 import { byId, make, short, write } from "./page.js";
 
-/** Milliseconds by stage, a Map, of a Server-Timing header, in its order. */
+/** Parse a Server-Timing header into a Map of milliseconds by stage, in its order. */
 export function stagesOf(header) {
   const found = [...(header ?? "").matchAll(/([\w-]+);dur=([\d.]+)/g)];
   return new Map(found.map(([, name, milliseconds]) => [name, Number(milliseconds)]));

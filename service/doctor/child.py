@@ -1,4 +1,4 @@
-"""Something tried in a process of its own: a library built for another processor ends that process and no other."""
+"""Run a program in a child process: a library built for another CPU crashes only the child."""
 
 import signal
 import subprocess

@@ -89,7 +89,9 @@ def test_a_list_that_turns_bad_is_told_and_the_watch_goes_on(store: Store, conte
         gone = shown(service)[0]
         assert pause(service, add=[gone]).status == 200
         file.write_bytes(content)
-        wait_until(lambda: "the list of paused labels cannot be read, so the last one holds" in detail(service))
+        wait_until(
+            lambda: "the list of paused labels cannot be read, so the last one stays in force" in detail(service)
+        )
         assert service.ask("GET", "/readyz").status == 200
         wait_until(lambda: failures(service, "store_watch") > 2)
         assert gone not in shown(service)
@@ -119,14 +121,12 @@ def test_a_store_that_is_removed_is_told_and_comes_back(store: Store) -> None:
         gone = shown(service)[0]
         pause(service, add=[gone])
         away = store.path.rename(store.path.with_name("away"))
-        wait_until(
-            lambda: "the store cannot be looked at (the store cannot be reached: No such file" in detail(service)
-        )
+        wait_until(lambda: "the store cannot be read (the store cannot be reached: No such file" in detail(service))
         assert service.ask("GET", "/readyz").status == 200
         wait_until(lambda: failures(service, "store_watch") > 4)
         assert gone not in shown(service)
         assert str(store.path) not in detail(service)
-        assert service.log.count("the store cannot be looked at (") == 1
+        assert service.log.count("the store cannot be read (") == 1
         store.path.mkdir()  # as where a share is not mounted
         wait_until(lambda: "has no file CURRENT" in detail(service))
         assert gone not in shown(service)
@@ -163,7 +163,7 @@ def test_a_store_behind_a_link_is_followed(tmp_path: Path) -> None:
         reply = service.activate("absent")
         assert (reply.status, str(tmp_path) in reply.body.decode()) == (404, False)
         link.unlink()
-        wait_until(lambda: "the store cannot be looked at" in detail(service))
+        wait_until(lambda: "the store cannot be read" in detail(service))
         assert str(tmp_path) not in detail(service)
         assert served(service) == "one"
 

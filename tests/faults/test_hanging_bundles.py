@@ -74,7 +74,7 @@ def test_going_back_does_not_wait_for_it(store: Store, gate: Path) -> None:
     """Whoever has activated a bad bundle could not go back from it for a quarter of an hour."""
     with serving(store.path, **CALM) as service, activating(service, "hang") as client:
         assert admin(service, "rollback").json()["bundle"] == "one"
-        why = "Bundle hang was not activated: bundle one was asked for meanwhile."
+        why = "Bundle hang was not activated: bundle one was requested later."
         assert refused(client) == (409, "busy_switching", why)
         assert (served(service), store.active(), detail(service)) == ("one", "one", "serving")
         wait_until(lambda: len(service.engines()) == 1)

@@ -170,7 +170,7 @@ def test_a_header_that_is_read_once_is_sent_once(service: Service, path: str, li
     body = json.dumps(RED).encode() if path == "/predict" else b""
     reply = raw(service, f"{method} {path} HTTP/1.1\nHost: test\n{lines}", body)
     assert refusal(reply) == (400, "repeated_header")
-    assert "is there more than once" in reply.json()["error"]["message"]
+    assert "was sent more than once" in reply.json()["error"]["message"]
 
 
 def test_other_headers_may_be_repeated(service: Service) -> None:

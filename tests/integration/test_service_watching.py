@@ -70,7 +70,7 @@ def test_a_broken_bundle_is_tried_once_and_the_old_one_stays(store: Store) -> No
         wait_until(lambda: "bundle two was not activated: bundles/two/index.hnsw is damaged" in detail(service))
         assert served(service) == "one"
         (store.path / "CURRENT").write_bytes(b"\xff")
-        wait_until(lambda: "the store cannot be looked at (CURRENT cannot be read" in detail(service))
+        wait_until(lambda: "the store cannot be read (CURRENT cannot be read" in detail(service))
         assert service.ask("GET", "/readyz").status == 200
         (store.path / "CURRENT").write_text("three\n")
         wait_until(lambda: served(service) == "three")

@@ -124,3 +124,12 @@ def test_a_filter_is_limited_in_bytes() -> None:
             continue
         with pytest.raises(Refusal, match=r"filter has \d+ bytes; the most is 65536"):
             parse(PREDICT, body)
+
+
+def test_an_error_does_not_repeat_a_long_name() -> None:
+    """The answer to a bad filter would be as large as its body."""
+    body = b'{"queries":["a"],"filter":{"%b":[]}}' % (b"x" * 500_000)
+    with pytest.raises(Refusal) as refused:
+        parse(PREDICT, body)
+    assert refused.value.code == "bad_filter"
+    assert len(refused.value.message) < 200

@@ -1,7 +1,9 @@
 """How large labels are, at export and in the engine's memory."""
 
 import json
+import random
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -86,6 +88,37 @@ def test_the_cache_is_bounded_in_bytes() -> None:
         assert held == cache.bytes <= 500_000
     assert len(cache) > 100
     assert cache.get(rows) is cache.get(rows)
+
+
+def test_one_request_does_not_exceed_the_bound_of_the_cache() -> None:
+    """Many large labels in one answer would stay in memory together."""
+    labels = LabelTable(pa.table({"id": [f"id-{row}" for row in range(100)], "text": ["x" * 7000] * 100}))
+    cache = LabelCache(labels, most_bytes=500_000)
+    assert set(cache.get(range(100))) == set(range(100))
+    assert cache.bytes <= 500_000
+    assert cache.get(range(10)).keys() >= set(range(10))
+    assert 0 < cache.bytes <= 500_000
+
+
+def test_several_lanes_share_the_cache() -> None:
+    """A search would fail because another lane changes the cache at the same moment."""
+    labels = LabelTable(pa.table({"id": [f"id-{row}" for row in range(2000)], "text": ["x" * 100] * 2000}))
+    cache = LabelCache(labels, most_bytes=50_000)
+
+    def ask(seed: int) -> None:
+        drawing = random.Random(seed)
+        for _ in range(300):
+            rows = set(drawing.sample(range(2000), 10))
+            assert cache.get(rows).keys() >= rows
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(ask, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+    assert sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._written.values()) == cache.bytes <= 50_000
 
 
 def test_a_very_large_label_is_not_kept() -> None:

@@ -1,6 +1,7 @@
 """Queries that ended engines."""
 
 import pytest
+from pydantic_core import to_json
 
 from service.errors import Refusal
 from service.frames import Asked
@@ -20,3 +21,22 @@ def test_the_memory_of_queries_is_bounded_and_ends() -> None:
     assert (refused.value.status, refused.value.code) == (422, "quarantined")
     quarantine.check(last, now=SECONDS + 1)
     assert len(quarantine) == 0
+
+
+def test_the_options_of_a_request_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While anything is in quarantine, a large filter would be written out for each of a request's texts."""
+    calls: list[object] = []
+
+    def counted(value: object) -> bytes:
+        calls.append(value)
+        return to_json(value)
+
+    quarantine = Quarantine()
+    options = Asked([], 10, filter={"market": ["US"]})
+    quarantine.add(options, ["bad"])
+    monkeypatch.setattr("service.quarantine.to_json", counted)
+    quarantine.check(options._replace(queries=["fine"] * 256))
+    assert len(calls) == 1
+    quarantine.check(options._replace(queries=["bad"], k=11))
+    with pytest.raises(Refusal):
+        quarantine.check(options._replace(queries=["fine", "bad"]))

@@ -82,3 +82,17 @@ def test_large_pieces_go_in_several_frames(sizes: list[int], most: int, drawing:
             found.append(parts.complete(unpack_answers(payload)))
     assert found == [answers]
     assert not parts._parts
+
+
+def test_the_number_of_a_batch_may_be_large() -> None:
+    """An engine that has answered four billion batches would fail on each one after that."""
+    pieces = [(Outcome.ANSWERED, b"x" * 5)]
+    answers = Answers(1 << 32, Stages(0, 0, 0, 0, 0, 0, 0), pieces)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.frames.PART_BYTES", 2)
+        frames = b"".join(pack_parts(answers))
+    parts = Parts()
+    *first, (_, last) = Splitter().feed(frames)
+    for _, payload in first:
+        parts.add(payload)
+    assert parts.complete(unpack_answers(last)) == answers

@@ -67,7 +67,7 @@ def test_each_kind_of_failure_is_trouble_and_none_of_them_ends_the_reading(caplo
         in_loop(check)
     messages = [one.getMessage() for one in caplog.records]
     assert len(messages) == 4
-    assert messages[-1] == "it is over that it cannot be read"
+    assert messages[-1] == "resolved: it cannot be read"
 
 
 def test_a_store_that_does_not_answer_is_told(caplog: pytest.LogCaptureFixture) -> None:
@@ -80,9 +80,9 @@ def test_a_store_that_does_not_answer_is_told(caplog: pytest.LogCaptureFixture) 
 
         reading = StoreRead("it cannot be read", read, supervisor, metrics, patience=0.05)
         assert await reading.read() is None
-        assert reading.trouble == "it cannot be read (there has been no answer for 0.05 s)"
+        assert reading.trouble == "it cannot be read (no answer for 0.05 s)"
         assert await reading.read() is None
-        assert reading.trouble == "it cannot be read (there has been no answer for 0.1 s)"
+        assert reading.trouble == "it cannot be read (no answer for 0.1 s)"
         held.set()
         for _ in range(20):
             if await reading.read():
@@ -156,7 +156,7 @@ def test_the_last_order_wins() -> None:
         )
         assert await third == "generation"
         for earlier in (first, second):
-            with pytest.raises(Refusal, match="bundle three was asked for meanwhile"):
+            with pytest.raises(Refusal, match="bundle three was requested later"):
                 await earlier
         assert turns.bundle is None
 

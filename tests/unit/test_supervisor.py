@@ -53,9 +53,9 @@ def test_a_failing_task_is_tried_again_until_it_succeeds(caplog: pytest.LogCaptu
 
     with caplog.at_level(logging.ERROR):
         with_supervisor(check)
-    sentence = "the background task engine_replacement failed (ZeroDivisionError: the cause) and is tried again"
+    sentence = "the background task engine_replacement failed (ZeroDivisionError: the cause) and is retried"
     assert shown == [sentence] * 3
-    assert [one.getMessage() for one in caplog.records] == [sentence.removesuffix(" and is tried again")] * 3
+    assert [one.getMessage() for one in caplog.records] == [sentence.removesuffix(" and is retried")] * 3
     assert all(one.exc_info for one in caplog.records)
 
 
@@ -136,3 +136,43 @@ def test_a_failing_callback_of_the_loop_is_logged_and_counted(caplog: pytest.Log
 
     with_supervisor(check)
     assert "a callback of the event loop failed" in caplog.text
+
+
+def test_a_broken_connection_does_not_hide_another_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """A client that hangs up in the wrong moment would keep the log silent on a fault of the service."""
+
+    async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        def fail(error: Exception) -> None:
+            raise error
+
+        supervisor.watch_loop()
+        for error in (ConnectionResetError(), KeyError("a"), KeyError("b")):
+            asyncio.get_running_loop().call_soon(fail, error)
+        while failures(metrics, "callback") < 2:
+            await asyncio.sleep(0)
+
+    with_supervisor(check)
+    assert [one.exc_info and one.exc_info[0] for one in caplog.records] == [ConnectionResetError, KeyError]
+
+
+def test_closing_waits_for_tasks_that_begin_meanwhile() -> None:
+    """An engine would outlive the service because the task that ends it began while the service was closed."""
+
+    async def check(supervisor: Supervisor, _: Metrics) -> None:
+        begun: list[asyncio.Task[None]] = []
+
+        async def wait() -> None:
+            await asyncio.Event().wait()
+
+        async def begin_another() -> None:
+            try:
+                await wait()
+            finally:
+                begun.append(supervisor.start("generation_closing", wait()))
+
+        supervisor.start("bundle_loading", begin_another())
+        await asyncio.sleep(0)
+        await supervisor.close()
+        assert [task.done() for task in begun] == [True]
+
+    with_supervisor(check)

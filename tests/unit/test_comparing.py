@@ -1,0 +1,41 @@
+"""The bundle that is open for comparison gives way to one that is served."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+from prometheus_client import CollectorRegistry
+
+from service.comparing import Compared
+from service.errors import Refusal
+from service.generation import Generation
+from service.metrics import Metrics
+from service.supervisor import Supervisor
+
+
+def test_requests_that_wait_for_an_opening_end_with_it() -> None:
+    """A rollback would wait until a bundle is loaded that several administrators compare with."""
+    opened: list[str] = []
+
+    async def hang(name: str, _: Callable[[Generation], None]) -> Generation:
+        opened.append(name)
+        await asyncio.Event().wait()
+        raise AssertionError("the event is never set")
+
+    async def main() -> None:
+        metrics = Metrics(CollectorRegistry())
+        supervisor = Supervisor(metrics)
+        compared = Compared(hang, metrics, 60, supervisor)
+        async with asyncio.timeout(60):
+            requests = [asyncio.ensure_future(compared.open("one")) for _ in range(3)]
+            while not opened:
+                await asyncio.sleep(0)
+            await compared.close()
+            for request in requests:
+                with pytest.raises(Refusal) as refused:
+                    await request
+                assert (refused.value.status, refused.value.code) == (409, "busy_switching")
+            await supervisor.close()
+
+    asyncio.run(main())
+    assert opened == ["one"]
