@@ -126,6 +126,8 @@ class _Reading:
 
     def _take(self, record: Record) -> None:
         if not self.table.has_header and (more := record.keys() - {*self.columns, *self.cells, *RESERVED}):
+            if "" in more:
+                raise BadRow("a key is empty. Give it a name or remove it.")
             raise BadRow(f"column {shown(min(more))} is not in the first row. Give all rows the same columns.")
         values = [_checked(record.get(name), name) for name in self.cells]
         _add(self.catalogue, record, self.columns, self.limit, self.known_ids)
