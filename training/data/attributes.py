@@ -1,4 +1,4 @@
-"""Attribute columns of the label table, in types that answers can carry as JSON."""
+"""Attribute columns of the label table, converted to types that JSON has."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from retrieval.errors import DatasetError
 
-OUT_OF_RANGE = "<value out of range"  # how Arrow writes a date or time that no calendar has
+OUT_OF_RANGE = "<value out of range"  # Arrow's text for a date or time outside of the calendar
 MAX_DEPTH = 32  # lists and objects inside each other; Parquet and Arrow files refuse about 50
 
 
@@ -27,7 +27,7 @@ def attribute_column(path: Path, name: str, values: Any) -> Any:
     _refuse_unwritable(where, column.type)
     try:
         column = _as_json(column)
-        column.validate(full=True)  # the file may claim that any bytes are UTF-8
+        column.validate(full=True)  # a Parquet file may declare bytes as UTF-8 that are not
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DatasetError(f"{where} of type {column.type} cannot be read ({error}). Write it as text.") from error
     if _holds(column.type, _is_bytes):
@@ -38,7 +38,7 @@ def attribute_column(path: Path, name: str, values: Any) -> Any:
 def _from_python(where: str, values: list[Any]) -> Any:
     try:
         column = pa.array(values, pa.large_string() if _only_text(values) else None)
-    except OverflowError:  # beyond 2^63, as far as unsigned integers go
+    except OverflowError:  # 2^63 or more: try unsigned integers
         try:
             column = pa.array(values, pa.uint64())
         except (pa.ArrowException, OverflowError, TypeError) as error:
@@ -92,12 +92,12 @@ def _as_json(column: Any) -> Any:
 
 
 def _finite(array: Any) -> Any:
-    """Return an array with null for each NaN and infinity, in lists and objects too: JSON has neither."""
+    """Return an array with NaN and infinity replaced by null, in lists and objects too: JSON has neither."""
     kind = array.type
     if pa.types.is_floating(kind):
         return pc.if_else(pc.is_finite(array), array, pa.scalar(None, kind))
     if pa.types.is_list(kind):
-        array = pa.concat_arrays([array])  # an array of its own, since a slice takes no mask
+        array = pa.concat_arrays([array])  # a copy, since a slice accepts no mask
         return pa.ListArray.from_arrays(array.offsets, _finite(array.values), type=kind, mask=array.is_null())
     if pa.types.is_struct(kind):
         children = [_finite(child) for child in array.flatten()]

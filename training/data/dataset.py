@@ -130,7 +130,7 @@ class Split:
 
 
 def take_rows(column: Any, rows_N: IntArray) -> Any:
-    """N rows of a chunked column by number, in the order given; only what is taken is copied, never the column."""
+    """Return N rows of a chunked column by number, in the order given, without copying the whole column."""
     if column.num_chunks <= 1:
         return column.take(pa.array(rows_N))
     order_N = np.argsort(rows_N, kind="stable")
