@@ -221,7 +221,8 @@ class Dataset:
     def _read(self, name: str) -> Any:
         path = self.folder / f"{name}.parquet"
         try:
-            return pq.read_table(path)
+            with path.open("rb") as file:  # Arrow opens only paths that are UTF-8
+                return pq.read_table(file)
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{path} cannot be read as Parquet ({error}). Prepare the dataset again.") from error
 

@@ -84,10 +84,11 @@ def prepare(
     skipped, and when `out` holds something else.
     """
     found = find_source(source, labels, settings)
-    name = name or _name(source, found)
-    recorded = settings.model_dump(mode="json") | {
+    name = _utf8(name or _name(source, found))
+    chosen = settings.model_dump(mode="json").items()
+    recorded: dict[str, Any] = {key: _utf8(value) if isinstance(value, str) else value for key, value in chosen} | {
         "prepare_version": PREPARE_VERSION,
-        "files": {part: f"{path.name} {sha256(path)}" for part, path in found.files.items()},
+        "files": {part: f"{_utf8(path.name)} {sha256(path)}" for part, path in found.files.items()},
     }
     if (kept := up_to_date(out, name, recorded)) is not None:
         return kept, False
@@ -102,18 +103,22 @@ def prepare(
         label_rows.skipped["rare_label"] += raw.listed - assembled.listed
         accounts = _accounts(source, rows, label_rows, assembled)
         require_rows(assembled.splits, source, accounts["rows"])
+        sentences = [_utf8(sentence) for sentence in problems.sentences]
         meta = DatasetMeta(
             name=name,
-            source=source.resolve().name,
+            source=_utf8(source.resolve().name),
             settings=recorded,
             accounts=accounts,
-            report=_counted(report),
+            report={_utf8(what): count for what, count in _counted(report).items()},
             skipped=problems.total,
-            skipped_first=tuple(problems.sentences[:LISTED]),
+            skipped_first=tuple(sentences[:LISTED]),
         )
-        return write_dataset(
-            out, assembled.labels, assembled.splits, meta, replace=force, skipped=problems.sentences
-        ), True
+        return write_dataset(out, assembled.labels, assembled.splits, meta, replace=force, skipped=sentences), True
+
+
+def _utf8(text: str) -> str:
+    """Return `text` with lone surrogates escaped: they stand for bytes of names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _accounts(
