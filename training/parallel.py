@@ -232,6 +232,6 @@ def _collective() -> Iterator[None]:
         if (number := stopping.requested()) is not None:
             raise stopping.StopRequested(number) from None
         raise TrainingError(
-            f"another process of this run has ended, and its message says why ({text}). The same command goes on from "
-            "what was saved before."
+            f"another process of this run has ended, and its message says why ({text}). Rerun the same command to "
+            "resume from what was saved."
         ) from error
