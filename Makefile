@@ -17,22 +17,23 @@ SBOM_PYTHON ?= $(BIN)/python
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
 
-install: $(INSTALLED)  ## the environment in .venv, with the exact versions of constraints.txt, every file's hash checked
+install: $(INSTALLED)  ## the environment in .venv: exact versions from constraints.txt, hashes checked
 
-# First pip itself, since older ones read no hashes from a constraints file, and what building takes. Then PyTorch's CPU
-# build, where pip is told of a place that has it; PyPI's brings 3 GB of CUDA. Nothing is fetched for the last step.
+# 1. pip, because older releases do not read hashes from a constraints file, and the build tools. 2. PyTorch's CPU build,
+# if pip is configured with an index that has it; the build on PyPI brings 3 GB of CUDA. 3. Everything else. 4. The
+# project itself, without network access.
 $(INSTALLED): pyproject.toml constraints.txt docker/constraints-torch-cuda.txt .ci/requirements-build.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install $(HASHED) --requirement .ci/requirements-build.txt
 	@$(BIN)/python -m pip install $(HASHED) --no-deps --constraint constraints.txt 'torch==$(TORCH)+cpu' || \
-		echo 'This takes the torch of PyPI, with CUDA. For the CPU build: PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu'
+		echo 'Installing torch with CUDA from PyPI. For the CPU build, set PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu'
 	$(BIN)/python .ci/requirements.py export serve cpu dev >$(VENV)/requirements.txt
 	$(BIN)/python -m pip install $(HASHED) --no-build-isolation --constraint constraints.txt \
 		--constraint docker/constraints-torch-cuda.txt --requirement $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet --no-index --no-deps --no-build-isolation --editable .
 	@touch $@
 
-lock:  ## versions and hashes anew, after a change in pyproject.toml; UPGRADE=name or UPGRADE=all takes newer versions
+lock:  ## update versions and hashes after a change in pyproject.toml; UPGRADE=name or UPGRADE=all for newer versions
 	@test -x $(BIN)/uv || $(MAKE) --no-print-directory install
 	$(BIN)/python .ci/lock.py $(if $(UPGRADE),--upgrade $(UPGRADE))
 
@@ -69,12 +70,12 @@ wheel: install  ## sdist and wheel in dist/, the wheel tried in a fresh environm
 	$(BIN)/python -m build --no-isolation --outdir dist .
 	$(BIN)/python .ci/try_wheel.py dist --constraints constraints.txt
 
-sbom: install  ## dist/sbom.cdx.json, a CycloneDX list of what is installed; SBOM_PYTHON=… lists another environment
+sbom: install  ## dist/sbom.cdx.json, a CycloneDX SBOM of the environment; SBOM_PYTHON=… for another environment
 	@mkdir -p dist
 	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --mc-type application --output-format JSON \
 		--spec-version 1.6 --output-reproducible --validate --output-file dist/sbom.cdx.json $(SBOM_PYTHON)
 
-images: install  ## write the digests of the base images into the files that name them; needs docker and a network
+images: install  ## update the digests of the base images; needs docker and network access
 	$(BIN)/python docker/pin_images.py
 
 clean:  ## remove what was made: the demo, dist, measurements, the environment

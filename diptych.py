@@ -113,13 +113,13 @@ def missing_package(command: str, missing: ModuleNotFoundError) -> DiptychError:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return its exit code. An error meant for a person is one sentence on stderr and code 1.
+    """Run one command and return its exit code: 1 after an error, which is one sentence on stderr.
 
-    A signal to stop ends it with 128 plus the signal's number; see retrieval/stopping.py.
+    After SIGTERM or Ctrl-C it is 128 plus the signal's number; see retrieval/stopping.py.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     called = called_command(args)
-    if argv is None and called != "serve":  # which stops in its own way; a caller within Python keeps its own handlers
+    if argv is None and called != "serve":  # serve handles signals itself; a Python caller keeps its handlers
         stopping.install()
     replace_unprintable()
     try:
@@ -135,7 +135,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ModuleNotFoundError as missing:
         if called not in COMMANDS or missing.name is None:
             raise
-        print(f"error: {missing_package(called, missing)}", file=sys.stderr)
+        echo(f"error: {missing_package(called, missing)}", err=True)
         return 1
     return 0
 

@@ -1,4 +1,4 @@
-"""A real service under load, beside its peers: figures, each with the bars it is to reach.
+"""A real service under load, beside its peers: twelve figures, each with the bars that it must meet.
 
     python -m benchmarks.serving STORE DATASET --work FOLDER [--only 1 3 5 …] [--markdown FILE]
         [--minilm STORE DATASET --model FOLDER_OR_NAME --environments FOLDER] [--switching STORE] [--small]

@@ -1,7 +1,7 @@
-"""Keep the digests of the base images: a tag can be moved to another image, a digest cannot.
+"""Pin base images by digest: a tag can be moved to another image, a digest cannot.
 
-    python docker/pin_images.py          writes the digests that the tags have today (make images)
-    python docker/pin_images.py --check  fails where an image has no digest, or a registry does not know it
+    python docker/pin_images.py          write the digests that the tags have now (make images)
+    python docker/pin_images.py --check  fail if an image has no digest, or if its registry does not have the digest
 
 Needs docker with buildx, and a network.
 """
@@ -14,8 +14,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FILES = ["docker-compose.yml", "docker/service.Dockerfile", "docker/training.Dockerfile"]
-OURS = ("diptych-service", "diptych-training")
-# the name and tag of an image, and its digest where it has one
+# Name, tag and optional digest of an image. Images that compose builds itself have no tag and do not match.
 COMPOSE = re.compile(
     r"^ +image: (?P<name>[\w./-]+):(?P<tag>[\w.-]+)(?:@(?P<digest>sha256:[0-9a-f]{64}))?$", re.MULTILINE
 )
@@ -24,7 +23,7 @@ DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
 
 def main() -> int:
-    """Returns the exit code; raises CalledProcessError where a registry cannot be asked for a tag."""
+    """Pin or check the images and return the exit code."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--check", action="store_true")
     if options.parse_args().check:
@@ -38,41 +37,43 @@ def main() -> int:
 
 
 def images(text: str) -> list[re.Match[str]]:
-    """The images that a file takes from a registry."""
+    """Return the images in a file that come from a registry."""
     return [*COMPOSE.finditer(text), *PYTHON.finditer(text)]
 
 
 def reference(image: re.Match[str]) -> str:
-    """An image's name and tag, without its digest."""
+    """Return an image's name and tag, without its digest."""
     return f"{image['name'].lower() if image['name'] == 'PYTHON' else image['name']}:{image['tag']}"
 
 
 def check(text: str, name: str) -> list[str]:
-    """A sentence for each image of a file that has no digest, or one that is nowhere."""
+    """Return a sentence for each image without a digest, or with one that its registry does not have."""
     wrong = []
     for image in images(text):
         if not image["digest"]:
             wrong.append(f"{name}: {reference(image)} has no digest; run `make images`.")
-        elif inspect(f"{reference(image)}@{image['digest']}", check=False) != image["digest"]:
+        elif inspect(f"{reference(image)}@{image['digest']}") != image["digest"]:
             wrong.append(f"{name}: the registry has no {reference(image)}@{image['digest']}; run `make images`.")
     return wrong
 
 
 def pinned(text: str) -> str:
-    """The file with the digests that the tags have today."""
-    for image in images(text):
-        tagged = image[0].partition("@")[0]
-        digest = inspect(reference(image), check=True)
+    """Return the file with the digests that the tags have now. Raises SystemExit if a registry does not answer."""
+
+    def with_digest(image: re.Match[str]) -> str:
+        digest = inspect(reference(image))
+        if not digest:
+            raise SystemExit(f"No registry gave a digest for {reference(image)}. Check the tag and the network.")
         print(f"{reference(image)}@{digest}")
-        text = text.replace(image[0], f"{tagged}@{digest}")
-    return text
+        return f"{image[0].partition('@')[0]}@{digest}"
+
+    return PYTHON.sub(with_digest, COMPOSE.sub(with_digest, text))
 
 
-def inspect(image: str, *, check: bool) -> str:
-    """What the registry says is an image's digest, of all processors together."""
+def inspect(image: str) -> str:
+    """Return an image's digest for all platforms from its registry; empty if the registry does not give one."""
     command = ["docker", "buildx", "imagetools", "inspect", image, "--format", "{{.Manifest.Digest}}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=check)
-    found = DIGEST.search(done.stdout)
+    found = DIGEST.search(subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout)
     return found[0] if found else ""
 
 

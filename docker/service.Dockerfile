@@ -10,7 +10,7 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -r
 ENV HNSWLIB_NO_NATIVE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/diptych && python -m venv --without-pip /opt/sbom
 WORKDIR /src
-# first what others wrote, every file's hash checked; a layer that stays as it is while only our own lines change
+# Dependencies first, with hashes checked: this layer is reused while only the project's own code changes.
 COPY pyproject.toml constraints.txt docker/constraints-gpu.txt .ci/requirements.py .ci/requirements-build.txt ./
 RUN /opt/diptych/bin/python -m pip install --require-hashes --requirement requirements-build.txt \
     && /opt/diptych/bin/python requirements.py serve s3 otel "${VARIANT}" >requirements.txt \
@@ -24,7 +24,7 @@ COPY retrieval retrieval
 COPY service service
 COPY training training
 COPY export export
-# what only building takes goes again; then the list of what is left, in CycloneDX's form
+# Remove the build tools, then list what is left (CycloneDX).
 RUN /opt/diptych/bin/python -m pip install --no-index --no-deps --no-build-isolation . \
     && /opt/diptych/bin/python -m pip uninstall --yes editables hatchling pathspec pluggy pybind11 setuptools tomlkit \
     trove-classifiers wheel pip \

@@ -9,8 +9,8 @@ RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -r
 ENV HNSWLIB_NO_NATIVE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/diptych && python -m venv --without-pip /opt/sbom
 WORKDIR /src
-# first what others wrote, every file's hash checked; a layer that stays as it is while only our own lines change;
-# of it torch first and from its own index, so that nothing else is ever looked for there
+# Dependencies first, with hashes checked: this layer is reused while only the project's own code changes.
+# torch comes first and alone, so that no other package is taken from its index.
 COPY pyproject.toml constraints.txt docker/constraints-torch-cuda.txt .ci/requirements.py .ci/requirements-build.txt ./
 RUN /opt/diptych/bin/python -m pip install --require-hashes --requirement requirements-build.txt \
     && /opt/diptych/bin/python requirements.py export cpu s3 >requirements.txt \
@@ -25,7 +25,7 @@ COPY retrieval retrieval
 COPY service service
 COPY training training
 COPY export export
-# what only building takes goes again, but for setuptools, which torch needs
+# Remove the build tools except setuptools, which torch needs, then list what is left (CycloneDX).
 RUN /opt/diptych/bin/python -m pip install --no-index --no-deps --no-build-isolation . \
     && /opt/diptych/bin/python -m pip uninstall --yes editables hatchling pathspec pluggy pybind11 tomlkit \
     trove-classifiers wheel pip \

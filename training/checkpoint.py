@@ -2,12 +2,12 @@
 
     checkpoint.json            recipe, dataset fingerprint, weight between the halves, figures, history
     model.safetensors          the best epoch's weights, which labels were trained on how many positives, propensities;
-                               in its header the record of that epoch
+                               header: the record of that epoch
     tokenizer.json             truncation inside
     encoder/config.json        a transformer's shape
     labels.parquet             id, text, attributes
     validation.parquet         up to 2,000 validation queries with truth and excludes
-    state.safetensors          where training stands: weights, optimiser, clusters, hard negatives, cursor; see
+    state.safetensors          state to resume from: weights, optimiser, clusters, hard negatives, cursor; see
                                training/state.py
 
 safetensors and JSON only, no pickle. Every file is written aside and renamed, so each is whole or absent; the state is
@@ -220,7 +220,7 @@ def save_best(
     inverse_propensity_L: NDArray[np.float64],
     record: Record,
 ) -> None:
-    """Write the model as it is now as the checkpoint's weights, with the record that describes them in the header.
+    """Save the current model as the checkpoint's weights, with its record in the header.
 
     `positives_L` counts each label's training positives. A label whose row has never moved (its positives were never
     sampled) counts as not trained.
@@ -237,7 +237,7 @@ def save_best(
 
 
 def read_record(path: Path) -> Record | None:
-    """The record in the header of a weights file; None where there is no file, or an older release wrote it."""
+    """Return the record in the header of a weights file; None if there is no file or an older release wrote it."""
     if not path.is_file():
         return None
     try:
@@ -249,8 +249,8 @@ def read_record(path: Path) -> Record | None:
 
 
 def _same_epoch(folder: Path, facts: CheckpointFacts, described: Mapping[str, Any]) -> None:
-    """Refuse weights that another record describes than the one in checkpoint.json."""
-    epoch = described.get("record", {}).get("epoch", facts.best.epoch)  # older releases wrote no record
+    """Raise CheckpointError if the weights belong to another epoch than checkpoint.json says."""
+    epoch = described.get("record", {}).get("epoch", facts.best.epoch)  # older releases wrote none
     if epoch != facts.best.epoch:
         raise CheckpointError(
             f"{folder / 'model.safetensors'} holds the weights of epoch {epoch}, but checkpoint.json describes those "
@@ -301,7 +301,7 @@ def fill_model(
 ) -> None:
     """Load weights by name, all of them and nothing else; CheckpointError names what does not fit.
 
-    The row tables' optimizer state may be missing unless `optimizer_state` is asked for.
+    With `optimizer_state`, the optimizer state of the row tables must be there too.
     """
     try:
         missing, unexpected = model.load_state_dict(dict(tensors), strict=False)

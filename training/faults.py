@@ -37,7 +37,7 @@ def told(folder: Path) -> Iterator[None]:
             raise
         raise TrainingError(f"{folder} cannot be written to ({error}). Is it still there?") from error
     except RuntimeError as error:
-        # How torch says that there is no more; CUDA itself does so beside torch's own error for it.
+        # torch reports missing memory as a RuntimeError too; CUDA does besides torch.OutOfMemoryError.
         if "CUDA" in str(error) and "out of memory" in str(error):
             raise TrainingError(_memory("the GPU's memory", _gpu())) from error
         if "can't allocate memory" not in str(error):

@@ -41,7 +41,7 @@ class Imputed:
     def rows(self, kept: float, start: int = 0, stop: int | None = None) -> Tensor:
         """ψ̂ of the untrained labels from place `start` to `stop`, float32, with `kept` (κ) of the part along c."""
         mean_BC = self.mean_UC[start:stop]
-        # Not by BLAS, which sums a row otherwise at another place: equal rows must stay equal.
+        # Not a BLAS product: its order of summation depends on a row's position, and equal rows must stay equal.
         along_B1 = (mean_BC * self.direction_C).sum(dim=1, keepdim=True)
         return mean_BC - (1 - kept) * along_B1 * self.direction_C
 
@@ -56,7 +56,7 @@ def impute(
 ) -> Imputed:
     """Ask the neighbours of every untrained label; they say nothing, zeros, where no label is trained.
 
-    Labels of the same dual half have the same neighbours, so each half is looked up once.
+    Labels with equal dual halves have the same neighbours, so each distinct half is searched once.
     `dual_LD` are the labels' dual halves, of one length; `classifier_LC` the raw rows ψ, on any device.
     """
     trained_T, untrained_U = np.flatnonzero(trained_L), np.flatnonzero(~trained_L)

@@ -31,10 +31,10 @@ from training.rowwise import merged
 from training.tokens import TokenizedTexts
 
 Number = TypeVar("Number", bound=np.integer[Any])
-# How gloo and NCCL say that a process is gone. Their error classes are used for other causes too.
+# Messages of gloo and NCCL that mean a lost process. Their exception types do not tell: they have other causes too.
 LOST = re.compile(
     r"connection (closed|reset|refused)|connection was|broken pipe|closed by peer|socket|timed? ?out|remote process|"
-    r"recv(value)? failed|store->get|heartbeat|peer", re.IGNORECASE,
+    r"recv(value)? failed|store->get|heartbeat", re.IGNORECASE,
 )  # fmt: skip
 NO_MEMORY = re.compile(r"out of memory|can.?t allocate|cannot allocate|bad_alloc", re.IGNORECASE)
 PATIENCE = timedelta(hours=6)  # the others wait while process 0 clusters, mines and validates
@@ -195,7 +195,7 @@ def processes_of_torchrun() -> Iterator[Processes]:
         if (number := stopping.requested()) is None:
             dist.destroy_process_group()
         else:
-            atexit.register(os._exit, 128 + number)  # the others are told to stop as well, and may be gone
+            atexit.register(os._exit, 128 + number)  # the other processes stop too, and may have ended
         raise
     dist.destroy_process_group()
 
@@ -209,15 +209,15 @@ def _as_drawn_before() -> Iterator[None]:
 
 @contextmanager
 def _collective() -> Iterator[None]:
-    """Name the cause when what all processes do together fails.
+    """Turn the RuntimeError of a failed collective into a TrainingError that names the cause.
 
-    The whole group is told to stop at once, so a lost connection after such a signal is an orderly end.
+    torchrun signals all processes at once, so a connection lost after a signal raises StopRequested instead.
     """
     try:
         yield
     except torch.OutOfMemoryError:
-        raise  # `faults.told` names it
-    except RuntimeError as error:  # of gloo and NCCL alike, and what torch finds wrong with the tensors
+        raise  # faults.told handles it
+    except RuntimeError as error:  # from gloo, NCCL, and torch's checks of tensors
         text = in_a_line(error)
         if NO_MEMORY.search(text):
             raise TrainingError(
@@ -232,6 +232,6 @@ def _collective() -> Iterator[None]:
         if (number := stopping.requested()) is not None:
             raise stopping.StopRequested(number) from None
         raise TrainingError(
-            f"another process of this run has ended, and its message says why ({text}). The same command goes on from "
-            "what was saved before."
+            f"another process of this run has ended, and its message says why ({text}). Rerun the same command to "
+            "resume from what was saved."
         ) from error

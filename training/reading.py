@@ -126,7 +126,7 @@ def contrast(
 
 
 def plain(told: Reading | Comparison) -> Any:
-    """Everything as plain values for JSON: percent and points, null where there is no interval."""
+    """Return everything as plain values for JSON: percent and points, null if there is no interval."""
     return _plain(asdict(told))
 
 

@@ -28,7 +28,7 @@ from training.trainer import Trainer
 from training.warm_start import warm_start, warm_start_tokenizer
 
 LOCK, EVENTS = ".lock", "tensorboard"
-WRITTEN = (  # in the order in which they are removed; run.json, which says whose folder this is, is written over
+WRITTEN = (  # in order of removal; run.json, which marks the folder as a run's, is overwritten instead
     "checkpoint.json", "state.safetensors", "model.safetensors", "tokenizer.json", "labels.parquet",
     "validation.parquet", "report.html",
 )  # fmt: skip
@@ -108,7 +108,7 @@ def _trainer(
         if recipe.warm_start is not None:
             warm_start(model, recipe)
         if processes.first:
-            (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
+            (folder / WEIGHTS).unlink(missing_ok=True)  # from a run that was killed before it saved its state
             ck.save_surroundings(folder, model, tokenizer, dataset.label_table, material.validation)
     trainer = Trainer(recipe, material, model, folder, device, listener, should_stop, processes)
     if begun:

@@ -1,7 +1,7 @@
-"""state.safetensors: where a run stands, whole or refused; and which weights are the best so far.
+"""Save and restore the state of a run (state.safetensors), and reconcile it with the best weights.
 
-Everything that a step needs is in the file: weights, the optimizers' moments and step counts, clusters, hard negatives
-and the cursor. There is no state of a random generator or of a schedule to lose: both follow from the cursor.
+The file holds everything that a step needs: weights, the optimizers' moments and step counts, clusters, hard negatives
+and the cursor. Random numbers and learning rates depend on the cursor alone. A file that misses a part is refused.
 """
 
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ REMEDY = "Put the file back as it was saved, or start again with --restart."
 
 @dataclass(frozen=True)
 class RunState:
-    """Where a run stands beside its weights and optimizers."""
+    """The state of a run besides its weights and optimizers."""
 
     cursor: Cursor
     clusters: Ragged
@@ -36,7 +36,7 @@ class RunState:
 
 
 def save_state(folder: Path, model: UnifiedModel, dense: torch.optim.AdamW, state: RunState) -> None:
-    """Write everything needed to go on exactly from here, as one file that lists its tensors."""
+    """Write everything that an exact resume needs, as one file that lists its tensors."""
     tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     tensors |= {f"dense.{name}": tensor for name, tensor in optimization.dense_state(model, dense).items()}
     tensors |= {
@@ -50,9 +50,9 @@ def save_state(folder: Path, model: UnifiedModel, dense: torch.optim.AdamW, stat
 
 
 def restore_state(folder: Path, model: UnifiedModel, dense: torch.optim.AdamW, recipe: Recipe, rows: int) -> RunState:
-    """Read what `save_state` wrote; weights and moments go to `model` and `dense`. `rows` are those of training.
+    """Read what `save_state` wrote; load weights into `model` and moments into `dense`. rows: training queries.
 
-    Raises CheckpointError when something is missing, does not fit, or the best weights are not those it knows of.
+    Raises CheckpointError if a part is missing or does not fit, or if the best weights are not the recorded ones.
     """
     path = folder / STATE
     tensors, facts = ck.read_tensors(path)
@@ -67,17 +67,17 @@ def restore_state(folder: Path, model: UnifiedModel, dense: torch.optim.AdamW, r
 
 
 def reconcile(folder: Path, cursor: Cursor) -> Cursor:
-    """The cursor with the record of the weights that model.safetensors holds as its best.
+    """Return the cursor with the record in model.safetensors as its best, if that has the higher score.
 
-    A run that was killed after it wrote better weights and before it saved its state finds them here. Raises
-    CheckpointError when the file is missing or holds worse weights than the cursor knows of.
+    It has after a kill between saving better weights and saving the state. Raises CheckpointError if the file is
+    missing or holds other weights than the cursor's best.
     """
     path = folder / WEIGHTS
     record = ck.read_record(path)
     if cursor.best is None:
         return cursor.model_copy(update={"best": record})
     if not path.is_file():
-        raise CheckpointError(f"{path} is missing, with the best weights, of epoch {cursor.best.epoch}. {REMEDY}")
+        raise CheckpointError(f"{path}, the best weights (epoch {cursor.best.epoch}), is missing. {REMEDY}")
     if record is None:  # an older release wrote it
         return cursor
     if record.score > cursor.best.score:
@@ -93,7 +93,7 @@ def reconcile(folder: Path, cursor: Cursor) -> Cursor:
 def _restore_dense(
     model: UnifiedModel, dense: torch.optim.AdamW, saved: Mapping[str, Tensor], cursor: Cursor, path: Path
 ) -> None:
-    """Put back AdamW's state: all of a parameter's or nothing, of its shape, and something once a step was taken."""
+    """Load AdamW's state. Raises CheckpointError if it is incomplete, misshapen, or missing after the first step."""
     if cursor.taken and dense.param_groups and not saved:
         raise CheckpointError(f"{path} holds no optimizer state after {cursor.taken} steps. {REMEDY}")
     names = {f"{name}.{key}": parameter for name, parameter in model.named_parameters() for key in optimization.MOMENTS}
@@ -116,9 +116,12 @@ def _restore_dense(
 def _mined(
     tensors: Mapping[str, Tensor], cursor: Cursor, recipe: Recipe, sizes: tuple[int, int], path: Path
 ) -> tuple[Ragged, NDArray[np.int32] | None]:
-    """Clusters and hard negatives; what the next step needs must be there and name rows and labels that exist."""
+    """Return clusters and hard negatives. Raises CheckpointError if the next step needs one that is missing or invalid.
+
+    sizes: number of training rows and of labels.
+    """
     batching, (rows, labels) = recipe.batching, sizes
-    due = cursor.step == 0 and cursor.epoch % batching.refresh_epochs == 0  # found anew before the next step
+    due = cursor.step == 0 and cursor.epoch % batching.refresh_epochs == 0  # computed again before the next step
     values, offsets = (tensors.get(f"clusters.{name}") for name in ("values", "offsets"))
     mined = tensors.get("hard_negatives")
     if values is None or offsets is None or (mined is None and batching.hard_negatives and not due):

@@ -165,7 +165,7 @@ def make_tokenizer(recipe: Recipe, texts: Sequence[str]) -> Tokenizer:
 
 
 def cut_at(tokenizer: Tokenizer, max_tokens: int) -> None:
-    """Make the tokenizer cut a text after so many tokens, and pad none. Raises RecipeError when none are left."""
+    """Truncate at `max_tokens` and do not pad. Raises RecipeError if special tokens leave no room for the text."""
     special = tokenizer.num_special_tokens_to_add(False)
     if max_tokens <= special:
         raise RecipeError(f"encoder.max_tokens is {max_tokens}, but the tokenizer adds {special} of its own: give more")

@@ -60,8 +60,8 @@ class Stopped(Exception):
 class Trainer:
     """One run of Algorithm 1 over `material`, writing to `folder`.
 
-    `should_stop` is asked after every step: true saves the state and raises Stopped. A signal does so at once, wherever
-    the run is: what is interrupted is done again by the run that goes on.
+    `should_stop` is called after every step: true saves the state and raises Stopped. A signal does the same at once;
+    a resumed run repeats the part that was interrupted.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Trainer:
                 while self.cursor.epoch < self.recipe.optimizer.epochs:
                     self._epoch(self.cursor.epoch)
             except (stopping.StopRequested, KeyboardInterrupt):
-                # Only what changes nothing of the state is interrupted, so the cursor says where the run stands.
+                # Only parts that do not change the state are interrupted, so the cursor is right.
                 self.save_state()
                 raise Stopped from None
             self.save_state()
@@ -233,7 +233,7 @@ class Trainer:
     def step(self, epoch: int, at: int, of: int, query_Q: NDArray[np.int64]) -> Step:
         """Learn from the batch of these training rows, step `at` of the `of` of its epoch."""
         started, epochs = time.perf_counter(), self.recipe.optimizer.epochs
-        # Until the weights move, a step may be given up; several processes give up between two steps, together.
+        # A step can be abandoned until it changes weights; with several processes, only between two steps.
         with stopping.interruptible() if self.processes.size == 1 else nullcontext():
             prepared = self.prepare(epoch, at, query_Q)
             found = self._find_gradients(epoch, at, prepared)
@@ -249,7 +249,7 @@ class Trainer:
         )  # fmt: skip
 
     def _find_gradients(self, epoch: int, at: int, prepared: Prepared) -> dict[str, float]:
-        """The parts of a step's loss; each parameter has its gradient afterwards."""
+        """Compute the gradients of a step; return the parts of its loss."""
         self.model.train()
         torch.manual_seed(int(self._random(DROPOUT, epoch, at).integers(2**63)))
         encoding = self.processes.encoding(self._encoding, prepared.texts)
@@ -334,9 +334,9 @@ class Trainer:
     # ---- validation and state
 
     def _validate(self, epoch: int) -> tuple[Record, Record]:
-        """Measure the model on the validation queries, choose w, and write the weights when they are the best so far.
+        """Evaluate on the validation queries, choose w, and save the weights if they are the best so far.
 
-        Returns the epoch's record and that of the best. The run itself is left as it was.
+        Returns the record of this epoch and of the best one. Does not change the run's state.
         """
         self._refuse_broken_weights()
         material, tally = self.material, self.cursor.tally

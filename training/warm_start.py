@@ -17,14 +17,14 @@ from training.spelling import SpelledVectors
 from training.static_encoder import StaticEncoder
 from training.tokens import cut_at
 
-# What a transformer's config says of itself and not of what it computes.
-NAMES_ONLY = {"_name_or_path", "name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
+# Fields of a transformer's config that do not change what it computes.
+DESCRIPTIVE = {"_name_or_path", "name_or_path", "transformers_version", "architectures", "dtype", "torch_dtype"}
 
 
 def warm_start_tokenizer(recipe: Recipe) -> Tokenizer:
-    """The tokenizer of the checkpoint that a recipe starts from, cut at the recipe's own max_tokens.
+    """Return the tokenizer of the checkpoint in `recipe.warm_start`, with truncation at the recipe's max_tokens.
 
-    Raises CheckpointError when there is no checkpoint, RecipeError when the recipe asks for another tokenizer.
+    Raises CheckpointError if there is no checkpoint, RecipeError if the recipe needs another tokenizer.
     """
     source = str(recipe.warm_start)
     earlier = load_checkpoint(source)
@@ -34,30 +34,30 @@ def warm_start_tokenizer(recipe: Recipe) -> Tokenizer:
 
 
 def _same_settings(source: str, there: Recipe, here: Recipe) -> None:
-    """Refuse settings of the recipe that decide which tokenizer or transformer there is, and would be ignored."""
+    """Raise RecipeError for settings that select tokenizer or transformer and that a warm start would ignore."""
     for key in ("kind", "vocabulary_size", "start_from"):
         before, now = (getattr(one.encoder, key, None) for one in (there, here))
         if before != now:
             raise RecipeError(
-                f"warm_start '{source}' was trained with encoder.{key} {before}, and the recipe says {now}. Give the "
-                f"recipe {before}, or another checkpoint."
+                f"warm_start '{source}' was trained with encoder.{key} {before}, and the recipe says {now}. Set "
+                f"encoder.{key} to {before}, or choose another checkpoint."
             )
 
 
 def _same_transformer(source: str, there: TransformerEncoder, here: TransformerEncoder) -> None:
-    """Refuse a transformer that computes otherwise with weights of the same shapes."""
+    """Raise RecipeError if two transformers have weights of equal shapes but different configs."""
     before, now = (one.transformer.config.to_dict() for one in (there, here))  # type: ignore[union-attr, operator]
-    for key in sorted((before.keys() | now.keys()) - NAMES_ONLY):
+    for key in sorted((before.keys() | now.keys()) - DESCRIPTIVE):
         if json.dumps(before.get(key), default=str) != json.dumps(now.get(key), default=str):
             raise RecipeError(
-                f"warm_start '{source}' holds a transformer whose {key} is {before.get(key)}, and that of the recipe "
-                f"has {now.get(key)}. Give the recipe the same encoder, or another checkpoint."
+                f"warm_start '{source}' holds a transformer whose {key} is {before.get(key)}; the recipe's has "
+                f"{now.get(key)}. Use the same encoder in the recipe, or another checkpoint."
             )
 
 
 @torch.no_grad()
 def warm_start(model: UnifiedModel, recipe: Recipe) -> None:
-    """Give `model` encoder and heads of the checkpoint that `recipe` names.
+    """Copy encoder and heads of the checkpoint in `recipe.warm_start` into `model`.
 
     What its tokens share in spelling stands added up in their vectors, so pieces begin at zero. Raises CheckpointError
     when there is no checkpoint, RecipeError when its encoder or heads are others.

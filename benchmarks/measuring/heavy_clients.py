@@ -1,9 +1,9 @@
-"""Clients that ask as much as they may, each at once again: a process beside the one that measures.
+"""Heavy clients in a process of their own: each sends its next request as soon as it has the answer to the last.
 
     python -m benchmarks.measuring.heavy_clients PORT CLIENTS BODIES SECONDS [--keys PREFIX]
 
-With keys each client has its own, `PREFIX-0`, `PREFIX-1`, …; without, its own loopback address. Prints the number of
-answers by status.
+BODIES is a file with one JSON body per line. With --keys each client has its own key, `PREFIX-0`, `PREFIX-1`, …;
+without, its own loopback address. Prints the number of answers by status, and of connections that the service closed.
 """
 
 import argparse
@@ -11,36 +11,48 @@ import selectors
 import socket
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-FIRST_ADDRESS = 10  # 127.0.0.10, which nobody else uses
+FIRST_ADDRESS = 10  # 127.0.0.10; the measuring process uses 127.0.0.1
+CLOSED = "closed"  # counted beside the statuses
 
 
 class HeavyClient:
-    """One connection that sends the next body as soon as it has the answer to the last."""
+    """One client with one connection, which is opened again when the service closes it."""
 
     def __init__(self, port: int, number: int, bodies: list[bytes], keys: str | None) -> None:
-        self.socket = socket.socket()
-        if keys is None:
-            self.socket.bind((f"127.0.0.{FIRST_ADDRESS + number}", 0))
-        self.socket.connect(("127.0.0.1", port))
+        self._port, self._address = port, None if keys else f"127.0.0.{FIRST_ADDRESS + number}"
         self._key = f"X-Api-Key: {keys}-{number}\r\n".encode() if keys else b""
         self._bodies, self._next = bodies, number
         self._head, self._status, self._missing = b"", "", -1
+        self.connect()
+
+    def connect(self) -> None:
+        """Open the connection and send the next body."""
+        self.socket = socket.socket()
+        if self._address:
+            self.socket.bind((self._address, 0))
+        self.socket.connect(("127.0.0.1", self._port))
         self.send()
 
     def send(self) -> None:
-        """Send the next body."""
+        """Send the next body. A connection that the service has closed is noticed by `receive`."""
         body = self._bodies[self._next % len(self._bodies)]
         self._next += 1
         self._head, self._missing = b"", -1
         head = b"POST /predict HTTP/1.1\r\nHost: test\r\n%bContent-Length: %d\r\n\r\n" % (self._key, len(body))
-        self.socket.sendall(head + body)
+        with suppress(ConnectionError):
+            self.socket.sendall(head + body)
 
     def receive(self) -> str | None:
-        """Take what has come; return the status when that was the end of an answer."""
-        data = self.socket.recv(1 << 20)
+        """Read what has arrived; return the status of a complete answer, CLOSED at the connection's end, else None."""
+        data = b""
+        with suppress(ConnectionError):
+            data = self.socket.recv(1 << 20)
+        if not data:
+            return CLOSED
         if self._missing < 0:
             self._head += data
             if b"\r\n\r\n" not in self._head:
@@ -71,8 +83,16 @@ def main() -> None:
     while time.monotonic() < end:
         for event, _ in selector.select(0.1):
             client = cast(HeavyClient, event.data)
-            if status := client.receive():
-                answers[status] += 1
+            status = client.receive()
+            if status is None:
+                continue
+            answers[status] += 1
+            if status == CLOSED:
+                selector.unregister(client.socket)
+                client.socket.close()
+                client.connect()
+                selector.register(client.socket, selectors.EVENT_READ, client)
+            else:
                 client.send()
     print(", ".join(f"{count:,} × {status}" for status, count in sorted(answers.items())) or "none")
 

@@ -1,4 +1,4 @@
-"""Figure 11: what the most expensive bodies within the size limit cost the front."""
+"""Figure 11: CPU time and memory of the front for the most expensive bodies within the size limit."""
 
 import json
 import random
@@ -12,7 +12,7 @@ from tests.support.service import ADMIN_KEY, Service, serving
 
 SIZE = 1 << 20  # the service's default limit
 ROUTES = ("/predict", "/admin/compare", "/admin/activate", "/admin/paused")
-REPEATS = 3  # of each body, of which the cheapest counts: other work on the machine makes it dearer
+REPEATS = 3  # requests per body; the cheapest counts, since other work on the machine adds time
 PIECES = [
     b"[]", b"{}", b"[[", b"{", b"}", b"[", b"]", b",", b":", b'"a"', b'""', b"1", b"-0.0", b"1e308", b"null", b"true",
     b'"\\""', b'"\\\\"', b'"\\u00e9"', b'"\\ud83d\\ude00"', b'"a":', b'"k":1,', b'"queries":["a"],',
@@ -26,12 +26,12 @@ BEGINNINGS = [
 
 
 def filled(start: bytes, unit: bytes, end: bytes = b"") -> bytes:
-    """As many units as fit into a body."""
+    """Return a body of SIZE bytes at most: `start`, as many units as fit, `end`."""
     return start + unit * ((SIZE - len(start) - len(end)) // len(unit)) + end
 
 
 def known_bodies() -> dict[str, bytes]:
-    """Bodies of every kind that was found to be expensive, and the largest good ones."""
+    """Return bodies of every kind that was found to be expensive, and the largest valid ones."""
     lists = b",".join([b"[]"] * 340)
     values = [f'"{value}"' for value in range(1000)]
     text = json.dumps("é" * 330).encode()
@@ -64,7 +64,7 @@ def known_bodies() -> dict[str, bytes]:
 
 
 def drawn_bodies(number: int) -> Iterator[tuple[str, bytes]]:
-    """Bodies of a few pieces repeated up to the limit, the same ones every time."""
+    """Yield bodies of a few random pieces repeated up to the limit; the seed is fixed."""
     drawing = random.Random(11)
     for place in range(number):
         unit = b"".join(drawing.choices(PIECES, k=drawing.randint(1, 6)))
@@ -73,7 +73,7 @@ def drawn_bodies(number: int) -> Iterator[tuple[str, bytes]]:
 
 
 def body_cost(bench: Bench) -> Figure:
-    """11: bodies of 1 MiB that are expensive to parse, on every route that reads one."""
+    """11: bodies of 1 MiB that are expensive to parse, on every route that reads a body."""
     statuses: Counter[int] = Counter()
     seconds, size = (0.0, ""), (0.0, "")
     bodies = [*known_bodies().items(), *drawn_bodies(bench.lengths.costly_bodies)]
@@ -89,10 +89,10 @@ def body_cost(bench: Bench) -> Figure:
     failed = sum(count for status, count in statuses.items() if status >= 500)
     counted = ", ".join(f"{count:,} × {status}" for status, count in sorted(statuses.items()))
     return Figure(
-        "What a hostile body of 1 MiB costs the front",
+        "Cost of a hostile body of 1 MiB",
         [
-            Bar("ms of processor time, the most", seconds[0] * 1e3, 20, beside=seconds[1]),
-            Bar("MB of memory, the most", size[0], 20, beside=size[1]),
+            Bar("ms of CPU time, maximum", seconds[0] * 1e3, 20, beside=seconds[1]),
+            Bar("MB of memory, maximum", size[0], 20, beside=size[1]),
             Bar("answered with 5xx", failed, 0, beside=counted),
             Bar("the next good request", good, 200),
         ],
@@ -101,10 +101,10 @@ def body_cost(bench: Bench) -> Figure:
 
 
 def measure(service: Service, route: str, body: bytes) -> tuple[int, float, float]:
-    """Status of one request, seconds of processor time of the front for it, and bytes that it took at its most."""
+    """Send one request; return its status, the front's CPU seconds, and the growth of its peak memory in bytes."""
     pid = service.process.pid
     client = service.client()
-    Path(f"/proc/{pid}/clear_refs").write_text("5")  # the highest mark of its memory begins anew
+    Path(f"/proc/{pid}/clear_refs").write_text("5")  # resets VmHWM, the peak of resident memory
     before, began = memory(pid, "VmRSS"), processor_seconds(pid)
     reply = client.post(route, body, X_Admin_Key=ADMIN_KEY)
     ended = processor_seconds(pid)
@@ -113,12 +113,12 @@ def measure(service: Service, route: str, body: bytes) -> tuple[int, float, floa
 
 
 def processor_seconds(pid: int) -> float:
-    """Seconds that all threads of a process have run, to the nanosecond."""
+    """Return the CPU seconds of all threads of a process, with nanosecond resolution."""
     threads = Path(f"/proc/{pid}/task").glob("*/schedstat")
     return sum(int(one.read_text().split()[0]) for one in threads) / 1e9
 
 
 def memory(pid: int, name: str) -> int:
-    """One of the figures of /proc/PID/status, in bytes."""
+    """Return a value of /proc/PID/status in bytes."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:")) * 1024

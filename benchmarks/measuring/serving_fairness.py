@@ -1,4 +1,4 @@
-"""Figure 12: small queries beside clients that ask as much as they may."""
+"""Figure 12: latency of small queries beside heavy clients."""
 
 import json
 import statistics
@@ -15,14 +15,14 @@ from benchmarks.measuring.systems import ROOT
 from tests.support.service import Service, serving
 
 RATE = 100.0  # small queries per second
-TEXTS, K = 256, 100  # of a heavy request: the most of both
+TEXTS, K = 256, 100  # of a heavy request: the limits of both
 HEAVY = (1, 16)
 ALLOWED = 3.0  # times the calm p99
-STARTING = 1.0  # seconds until the heavy clients are at work
+STARTING = 1.0  # seconds until the heavy clients are under way
 
 
 class Run(NamedTuple):
-    """What the small queries of one run met."""
+    """Latency and statuses of the small queries of one run, and the statuses of the heavy clients as text."""
 
     p99_ms: float
     statuses: Counter[int]
@@ -42,14 +42,13 @@ def fairness(bench: Bench) -> Figure:
             who = f"{heavy} heavy client{'s' if heavy > 1 else ''}, {'a key' if keys else 'an address'} each"
             ratios = [b.p99_ms / a.p99_ms for a, b in zip(calm, loaded, strict=True)]
             p99s = "; ".join(f"{b.p99_ms:.1f} after {a.p99_ms:.1f} ms" for a, b in zip(calm, loaded, strict=True))
-            bars.append(
-                Bar(f"p99 of small queries in calm p99s, {who}", statistics.median(ratios), ALLOWED, beside=p99s)
-            )
+            name = f"p99 of small queries, times the p99 without heavy clients, {who}"
+            bars.append(Bar(name, statistics.median(ratios), ALLOWED, beside=p99s))
             refused = sum(count for run in loaded for status, count in run.statuses.items() if status != 200)
             bars.append(Bar(f"small queries refused, {who}", refused, 0))
             notes.append(f"{who}: they got {'; '.join(run.heavy for run in loaded)}.")
     return Figure(
-        "Small queries beside clients that ask as much as they may",
+        "Small queries beside heavy clients",
         bars,
         [
             f"{RATE:g} small queries per second (1 text, k=10) alone and then beside heavy clients, in turn; a heavy "
@@ -60,7 +59,7 @@ def fairness(bench: Bench) -> Figure:
 
 
 def rounds(bench: Bench, bodies: Path, heavy: int, keys: bool) -> tuple[list[Run], list[Run]]:
-    """Runs without and with heavy clients, in turn."""
+    """Run without and with heavy clients in turn; return both lists of runs."""
     prefix = "heavy"
     given = {"predict_key": ",".join(["light", *(f"{prefix}-{number}" for number in range(heavy))])} if keys else {}
     calm, loaded = [], []
@@ -80,7 +79,7 @@ def rounds(bench: Bench, bodies: Path, heavy: int, keys: bool) -> tuple[list[Run
 
 
 def small_queries(service: Service, bench: Bench, seconds: float) -> Run:
-    """Single queries at a rate over one connection; each counts from the moment it was sent."""
+    """Send single queries at RATE over one connection. Latency counts from sending: a late query is not charged."""
     client = service.client()
     latencies, statuses = [], Counter[int]()
     began = time.perf_counter()

@@ -1,9 +1,9 @@
-"""Connections that cost memory and bring nothing: so many of one kind, from a process of their own, until it is ended.
+"""Hold NUMBER hostile connections of one kind open, in a process of their own.
 
 python -m benchmarks.measuring.serving_hostile_clients PORT KIND NUMBER
 
-It prints `open` once as many connections have been made. One that the service closes is made again after a pause. The
-process ends with its standard input, so that it never outlives what started it.
+Prints `open` once NUMBER connections have been made. A connection that the service closes is opened again after a
+pause. The process ends when its standard input ends, so it does not outlive its parent.
 """
 
 import asyncio
@@ -23,14 +23,14 @@ HEAD = b"POST /predict HTTP/1.1\r\nHost: hostile\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 MEGABYTE = 1_000_000
 BETWEEN = 2.0  # seconds between two bytes of a connection
-PAUSE = 10.0  # seconds before a connection that was closed is made again, on average
-OPENING = 32  # connections that are being opened at once
-NICENESS = 10  # the load generator goes first: what it measures is the service
+PAUSE = 10.0  # mean seconds before a closed connection is opened again
+OPENING = 32  # connections that are being opened at a time
+NICENESS = 10  # gives way to the load generator, which measures the service
 
 
 @dataclass(frozen=True)
 class Kind:
-    """What a connection sends at once, what it sends every two seconds after that, and whether it reads answers."""
+    """`first` is sent at once, `more` every two seconds after that; `reads` tells whether answers are read."""
 
     first: bytes
     more: bytes = b""
@@ -52,7 +52,7 @@ KINDS = {
 
 
 class HostileClients:
-    """The process, from the block's beginning to its end."""
+    """Context manager that runs this module as a process."""
 
     def __init__(self, port: int, kind: str, number: int) -> None:
         self._command = [sys.executable, "-m", __name__, str(port), kind, str(number)]
@@ -91,7 +91,7 @@ class HostileConnection(asyncio.Protocol):
         self._ended.set()
 
     def trickle(self) -> None:
-        """Send a little more, if what was sent before has gone."""
+        """Send `more`, if everything before it has been sent."""
         transport = self._transport
         if transport and self._kind.more and not transport.is_closing() and not transport.get_write_buffer_size():
             transport.write(self._kind.more)
@@ -103,7 +103,7 @@ class HostileConnection(asyncio.Protocol):
 
 
 async def _one(port: int, kind: Kind, opening: asyncio.Semaphore, opened: "asyncio.Queue[None]") -> None:
-    """One connection, made again whenever it is closed."""
+    """Hold one connection; open it again whenever it is closed."""
     while True:
         ended = asyncio.Event()
         connection = HostileConnection(kind, ended)
@@ -131,7 +131,7 @@ async def _all(port: int, kind: Kind, number: int) -> None:
     print("open", flush=True)
     await asyncio.to_thread(sys.stdin.read)
     del clients
-    os._exit(0)  # there is nothing to finish, and thousands of connections to close
+    os._exit(0)  # faster than closing thousands of connections
 
 
 def main(port: int, kind: str, number: int) -> None:

@@ -1,4 +1,4 @@
-"""Figure 10: the front's memory, and the time of ordinary requests, beside thousands of hostile connections."""
+"""Figure 10: memory of the front and latency of ordinary requests beside thousands of hostile connections."""
 
 import time
 from typing import NamedTuple, Self
@@ -17,14 +17,14 @@ from service.settings import Settings
 from tests.support.service import Service, serving, wait_until
 
 HOSTILE = 4096
-BESIDE = 150_000_000  # bytes of memory that the connections may cost beside their budget
-RATE = 300  # ordinary requests a second
+BESIDE = 150_000_000  # bytes of memory that are allowed besides the budget of the connections
+RATE = 300  # ordinary requests per second
 OTHERS = 2_000  # connections for the ordinary requests
 PERIOD = 0.1  # seconds between two looks at the memory
 
 
 class Run(NamedTuple):
-    """Ordinary requests, the front's memory at its most, and the share of a core that it used."""
+    """Report on the ordinary requests, peak memory of the front in bytes, and the share of a core that it used."""
 
     report: Report
     memory: int
@@ -32,7 +32,7 @@ class Run(NamedTuple):
 
 
 class Front(Watching):
-    """The most memory that the front occupied, and the share of a core that it used, until the block's end."""
+    """Measure peak memory and CPU share of the front within a `with` block."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(self._see, PERIOD)
@@ -59,7 +59,7 @@ class Front(Watching):
 
 
 def hostile_memory(bench: Bench) -> Figure:
-    """10: the front's memory and ordinary requests beside 4,096 hostile connections of each kind."""
+    """10: memory of the front and ordinary requests beside 4,096 hostile connections of each kind."""
     number = HOSTILE * bench.lengths.slow_clients // WHOLE.slow_clients
     budget: int = Settings.model_fields["connection_bytes"].default
     bars: list[Bar] = []
@@ -81,7 +81,7 @@ def hostile_memory(bench: Bench) -> Figure:
 
 
 def side_by_side(service: Service, bench: Bench, kind: str, number: int) -> tuple[Run, Run]:
-    """Ordinary requests without hostile connections, then beside them."""
+    """Measure ordinary requests without hostile connections, then with them."""
     seconds = bench.lengths.calm / 4
     with Front(service) as front:
         report = loaded(service.port, bench.queries, RATE, seconds)
@@ -93,7 +93,7 @@ def side_by_side(service: Service, bench: Bench, kind: str, number: int) -> tupl
 
 
 def kind_bars(kind: str, before: int, budget: int, calm: Run, beside: Run) -> list[Bar]:
-    """What one kind is to reach."""
+    """Return the bars of one kind of connection."""
     p99, calm_p99 = (run.report.latency.p99_ms for run in (beside, calm))
     return [
         Bar(f"{kind}: MB of memory more than before", (beside.memory - before) / 1e6, (budget + BESIDE) / 1e6),

@@ -30,7 +30,7 @@ class Lengths:
     examples: int = 200  # of schemathesis, for each operation
     hostile: int = 100_000
     fuzzing: float = 1800
-    costly_bodies: int = 200  # drawn by chance, beside those that are always the same
+    costly_bodies: int = 200  # random bodies besides the known ones
     fairness: float = 10  # seconds of each run
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 DECISIONS = Path(__file__).resolve().parents[1] / "decisions"
 ROOMS: dict[str, Sequence[int]] = {
     "Learning": range(1, 20),
+    "Commands and tables": range(64, 66),
     "Building and searching bundles": range(20, 40),
-    "Answering": [*range(40, 50), *range(58, 70)],
+    "Answering": [*range(40, 50), *range(58, 64), *range(66, 70)],
     "The console": range(50, 52),
-    "Containers": [*range(52, 54), *range(70, 72)],
+    "Containers and packages": [*range(52, 54), *range(70, 72)],
     "Documents": range(54, 56),
     "What commits are held to, and help on the spot": range(56, 58),
 }

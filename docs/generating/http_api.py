@@ -20,8 +20,8 @@ Whatever is not a success has one shape, a code for programs and a sentence for 
 ```
 
 `X-Api-Key` is asked for only where `DIPTYCH_PREDICT_KEY` is set, and `/admin/` is off until `DIPTYCH_ADMIN_KEY` or
-`DIPTYCH_ADMIN_KEYS` is (see [settings](settings.md)). Where `DIPTYCH_ALLOWED_HOSTS` is set, a request with another name
-in its Host header is answered 421 on every path but `/livez` and `/readyz`.
+`DIPTYCH_ADMIN_KEYS` is (see [settings](settings.md)). If `DIPTYCH_ALLOWED_HOSTS` is set, a request with another name in
+its Host header is answered 421, except on `/livez` and `/readyz`.
 """
 Schema = dict[str, Any]
 

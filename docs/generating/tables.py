@@ -22,8 +22,9 @@ Other commands read these:
 | variable | what it is |
 |---|---|
 | `DIPTYCH_SIGNING_KEY` | the secret key that `diptych bundles sign` signs with; `diptych bundles keygen` prints one |
-| `DIPTYCH_TRUSTED_KEYS` | as above, for `search`, `predict`, `bundles`, `doctor`; the Python API takes `trusted=` |
-| `DIPTYCH_CACHE` | folder in which bundles of stores behind a URL are kept; the user's cache folder when unset |
+| `DIPTYCH_TRUSTED_KEYS` | as above, for `search`, `predict`, `bundles`, `export`, `doctor`; Python takes `trusted=` |
+| `DIPTYCH_SANDBOX` | as above, for commands that verify a bundle in a child process |
+| `DIPTYCH_CACHE` | folder for bundles from URLs and for serial numbers; the user's cache folder when unset |
 | `OTEL_EXPORTER_OTLP_ENDPOINT` | where traces go (`pip install 'diptych[otel]'`); none are made when unset |
 """
 METRICS = """# Metrics

@@ -53,7 +53,7 @@ def rendered(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {one["kind"]: one for texts in made for one in texts if one}
 
 
-@pytest.mark.parametrize("values", [URL, CLAIM, URL | {"networkPolicy": {"enabled": True}}])
+@pytest.mark.parametrize("values", [URL, CLAIM, URL | {"networkPolicy": {"enabled": True}}, URL | {"cacheClaim": "c"}])
 def test_kubernetes_accepts_what_the_chart_makes(values: dict[str, Any]) -> None:
     """`helm install` would fail, or Kubernetes would ignore a misspelt field and run without what it says."""
     made = rendered(values)
@@ -70,6 +70,14 @@ def test_a_release_named_diptych_starts_and_is_stopped_in_time() -> None:
     set_by_chart = {one["name"]: one["value"] for one in pod["containers"][0]["env"]}
     waits = float(set_by_chart["DIPTYCH_GRACE_SECONDS"]) + float(set_by_chart["DIPTYCH_DRAIN_SECONDS"])
     assert pod["terminationGracePeriodSeconds"] > waits
+
+
+def test_the_cache_folder_is_kept_on_a_claim_if_one_is_named() -> None:
+    """The serial numbers of signed bundles would be lost with each pod, and an older bundle be accepted again."""
+    pods = [rendered(values)["Deployment"]["spec"]["template"]["spec"] for values in (URL | {"cacheClaim": "c"}, URL)]
+    claimed, default = [next(one for one in pod["volumes"] if one["name"] == "cache") for pod in pods]
+    assert claimed == {"name": "cache", "persistentVolumeClaim": {"claimName": "c"}}
+    assert "emptyDir" in default
 
 
 def test_a_chart_without_a_store_is_refused_in_a_sentence() -> None:

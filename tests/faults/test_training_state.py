@@ -100,7 +100,7 @@ def test_a_run_that_lost_its_best_weights_is_refused(words: Dataset, begun: Path
     ):
         train(words, recipe(), begun, Kept())
     (begun / WEIGHTS).unlink()
-    with pytest.raises(CheckpointError, match=r"is missing, with the best weights, of epoch 1\..*--restart"):
+    with pytest.raises(CheckpointError, match=r"the best weights \(epoch 1\), is missing\..*--restart"):
         train(words, recipe(), begun, Kept())
     train(words, recipe(), begun, Kept(), restart=True)
 

@@ -144,7 +144,7 @@ def test_a_warm_start_cuts_texts_where_the_new_recipe_says(finished: Path, small
 def test_a_warm_start_of_another_tokenizer_is_one_sentence(finished: Path, small: Dataset, tmp_path: Path) -> None:
     """If this failed, a setting of the recipe would be ignored without a word."""
     other = "encoder={kind: static, dim: 32, vocabulary_size: 2000}"
-    with pytest.raises(RecipeError, match=r"encoder\.vocabulary_size 3000, and the recipe says 2000\. Give the recipe"):
+    with pytest.raises(RecipeError, match=r"encoder\.vocabulary_size 3000, and the recipe says 2000\. Set "):
         train(small, small_recipe(other, f"warm_start={finished}"), tmp_path / "run", Kept())
 
 
@@ -159,7 +159,7 @@ def test_a_warm_start_of_a_transformer_that_computes_otherwise_is_one_sentence(s
     assert load_checkpoint(tmp_path / "second").tokenizer.truncation["max_length"] == 12
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
-    with pytest.raises(RecipeError, match="whose hidden_act is gelu, and that of the recipe has relu"):
+    with pytest.raises(RecipeError, match="whose hidden_act is gelu; the recipe's has relu"):
         train(small, small_recipe(encoder, "optimizer.epochs=1", start), tmp_path / "third", Kept())
 
 

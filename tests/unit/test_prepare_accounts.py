@@ -137,7 +137,7 @@ def test_spellings_of_a_query_are_one_query_on_one_side(tmp_path: Path) -> None:
     assert sum(len(dataset.split(name)) for name in SPLITS) == 120  # the accented spelling has a row of its own
     report = dataset.meta.report
     assert report["spellings of a query merged with its first one (case, spaces, invisible characters)"] == 240
-    assert report["queries spelled like another one for the encoder (case, accents), on the same side of the cut"] == 60
+    assert report["queries that the encoder reads like another one (case, accents)"] == 60
     assert dataset.meta.accounts["rows"] == RowAccount(read=360, written=120, skipped={"repeated_pair": 240})
 
 
@@ -174,7 +174,7 @@ def test_ids_are_whole_numbers_or_texts(tmp_path: Path, ids: Any, clicked: str, 
         ('{"id": [1], "text": "x"}', "id is [1], not text."),
         ('{"id": 7, "text": "x"}\n{"id": "7", "text": "y"}', 'labels.jsonl line 2: id "7" stands in an earlier'),
         ('{"id": 7, "text": "x"}\n{"id": 7.0, "text": "y"}', 'id "7" stands in an earlier row too.'),
-        ('{"id": "8", "text": "x"}', 'label "008" is no id of labels.jsonl. It has "8": write both alike.'),
+        ('{"id": "8", "text": "x"}', 'label "008" is no id of labels.jsonl. It has "8": spell both the same.'),
         ('{"id": "008.0", "text": "x"}', 'label "008" is no id of labels.jsonl. Add it there'),
     ],
 )  # fmt: skip

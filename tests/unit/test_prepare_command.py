@@ -139,3 +139,19 @@ def test_validation_takes_no_more_of_a_large_set_than_training_looks_at(tmp_path
     counts = prepare(source, tmp_path / "out", PrepareSettings(test=0.0))[0].meta.splits
     assert counts["train"].rows + counts["validation"].rows == 40_000
     assert 1_800 <= counts["validation"].rows <= 2_200
+
+
+def test_names_that_are_not_utf_8_are_recorded_with_escapes(tmp_path: Path) -> None:
+    """If it fails, a file, folder or column with a name from another encoding ends a long run with a traceback."""
+    path, out = tmp_path / "log\udcff.csv", tmp_path / "d\udcff"
+    path.write_bytes(b"q\xea,label\nred shoes,shoes\nblue shoes,shoes\n,shoes\n")
+    command = [str(path), "--query-column", "q\udcea", "--out", str(out), "--test", "0", "--skip-bad-rows"]
+    assert run(*command) == 0
+    meta = json.loads((out / "dataset.json").read_text())
+    assert (meta["name"], meta["source"], meta["settings"]["query_column"]) == (
+        r"log\udcff",
+        r"log\udcff.csv",
+        r"q\udcea",
+    )
+    assert "log\\udcff.csv line 4" in (out / "skipped-rows.txt").read_text()
+    assert Dataset.open(out).split("train").texts

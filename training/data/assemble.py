@@ -26,10 +26,10 @@ _HASHES = 2.0**64
 
 @dataclass(frozen=True)
 class Assembled:
-    """The label table and each split's table of a prepared dataset, and how many rows of the input they hold.
+    """The tables of a prepared dataset, and the number of input rows in them.
 
-    `written` counts queries, or (query, label) pairs where the input had a row for each; `listed` counts the labels
-    that came from a label table.
+    `written` counts queries, or (query, label) pairs if the input had a row per pair; `listed` counts the labels that
+    came from a label table.
     """
 
     labels: Any
@@ -41,7 +41,7 @@ class Assembled:
 def assemble(
     raw: Raw, test: float, validation: float, min_label_count: int, report: Counter[str], skipped: Counter[str]
 ) -> Assembled:
-    """Cut the splits and leave out what is not to be learned; rows of the input left out are counted in `skipped`.
+    """Split the rows and leave out labels and rows that are not learned; count the rows left out in `skipped`.
 
     test: share of the queries cut off where the source names no splits; validation: share of the training queries cut
     off where the source has no validation rows, about MOST_VALIDATION at most. A query's text alone decides its side.
@@ -74,7 +74,7 @@ def assemble(
 def _without_bare_rows(
     raw: Raw, labels: Ragged, split_R: npt.NDArray[np.int8], report: Counter[str], skipped: Counter[str]
 ) -> npt.NDArray[np.int8]:
-    """The splits with training rows that have no label given to none: they would teach nothing."""
+    """Return the splits with training rows that have no label moved to UNSPLIT, and count them."""
     bare_R = (labels.lengths == 0) & (split_R == TRAIN)
     empty_R = bare_R & (raw.labels.lengths == 0)
     if raw.from_pairs:
@@ -145,7 +145,7 @@ def _count_repeated_queries(raw: Raw, split_R: npt.NDArray[np.int8], report: Cou
     repeated = len(np.intersect1d(learned, tested, assume_unique=True))
     report["test queries whose text is a training query too"] += repeated
     spellings = len(np.unique(raw.spelling_R)) - len(np.unique(hash_R))
-    report["queries spelled like another one for the encoder (case, accents), on the same side of the cut"] += spellings
+    report["queries that the encoder reads like another one (case, accents)"] += spellings
 
 
 def _table(raw: Raw, labels: Ragged, exclude: Ragged, rows_R: npt.NDArray[np.bool_]) -> Any:

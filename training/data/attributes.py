@@ -1,4 +1,4 @@
-"""Attribute columns of the label table, in types that answers can carry as JSON."""
+"""Attribute columns of the label table, converted to types that JSON has."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,20 +9,25 @@ import pyarrow.compute as pc
 
 from retrieval.errors import DatasetError
 
-OUT_OF_RANGE = "<value out of range"  # how Arrow writes a date or time that no calendar has
+OUT_OF_RANGE = "<value out of range"  # Arrow's text for a date or time outside of the calendar
+MAX_DEPTH = 32  # lists and objects inside each other; Parquet and Arrow files refuse about 50
 
 
 def attribute_column(path: Path, name: str, values: Any) -> Any:
     """Return one attribute as an Arrow column of a type that JSON has: texts, numbers, truth values, lists, objects.
 
     values: an Arrow column, or a list of Python values. Dates, times, decimals and durations become text, NaN and
-    infinity null. Raises DatasetError for bytes, for values of several types, and for what no type holds.
+    infinity null, maps lists of objects with `key` and `value`. Raises DatasetError for a name that is not UTF-8, and
+    for bytes, values of several types, empty objects, deep nesting, and what no type holds.
     """
     where = f"{path}: column {name!r}"
+    if not _is_utf8(name):
+        raise DatasetError(f"{where} has a name that is not UTF-8. Rename it.")
     column = values if isinstance(values, pa.ChunkedArray) else _from_python(where, values)
+    _refuse_unwritable(where, column.type)
     try:
         column = _as_json(column)
-        column.validate(full=True)  # the file may claim that any bytes are UTF-8
+        column.validate(full=True)  # a Parquet file may declare bytes as UTF-8 that are not
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DatasetError(f"{where} of type {column.type} cannot be read ({error}). Write it as text.") from error
     if _holds(column.type, _is_bytes):
@@ -33,11 +38,13 @@ def attribute_column(path: Path, name: str, values: Any) -> Any:
 def _from_python(where: str, values: list[Any]) -> Any:
     try:
         column = pa.array(values, pa.large_string() if _only_text(values) else None)
-    except OverflowError:  # beyond 2^63, as far as unsigned integers go
+    except OverflowError:  # 2^63 or more: try unsigned integers
         try:
             column = pa.array(values, pa.uint64())
         except (pa.ArrowException, OverflowError, TypeError) as error:
             raise DatasetError(f"{where} holds integers that no one type holds ({error}). Write text.") from error
+    except UnicodeEncodeError as error:  # cells were checked, so it is a key of an object
+        raise DatasetError(f"{where} holds an object with a key that is not UTF-8. Rename the key.") from error
     except (pa.ArrowException, TypeError) as error:
         raise DatasetError(f"{where} holds values of different types ({error}). Use one type.") from error
     return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
@@ -47,6 +54,29 @@ def _only_text(values: list[Any]) -> bool:
     return any(isinstance(value, str) for value in values) and all(
         value is None or isinstance(value, str) for value in values
     )
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _refuse_unwritable(where: str, kind: Any) -> None:
+    """Raise DatasetError for a type that Parquet cannot store, or that Arrow cannot convert."""
+    if _depth(kind) > MAX_DEPTH:
+        raise DatasetError(f"{where} holds lists or objects nested more than {MAX_DEPTH} deep. Write them as text.")
+    if _holds(kind, lambda one: pa.types.is_struct(one) and one.num_fields == 0):
+        raise DatasetError(f"{where} holds objects that are all empty. Leave it out.")
+    if _holds(kind, lambda one: pa.types.is_list_view(one) or pa.types.is_large_list_view(one)):
+        # Arrow 26 casts them to lists with too few offsets.
+        raise DatasetError(f"{where} of type {kind} holds list views. Write lists.")
+
+
+def _depth(kind: Any) -> int:
+    return max((1 + _depth(kind.field(place).type) for place in range(kind.num_fields)), default=0)
 
 
 def _as_json(column: Any) -> Any:
@@ -62,12 +92,12 @@ def _as_json(column: Any) -> Any:
 
 
 def _finite(array: Any) -> Any:
-    """Return an array with null for each NaN and infinity, in lists and objects too: JSON has neither."""
+    """Return an array with NaN and infinity replaced by null, in lists and objects too: JSON has neither."""
     kind = array.type
     if pa.types.is_floating(kind):
         return pc.if_else(pc.is_finite(array), array, pa.scalar(None, kind))
     if pa.types.is_list(kind):
-        array = pa.concat_arrays([array])  # an array of its own, since a slice takes no mask
+        array = pa.concat_arrays([array])  # a copy, since a slice accepts no mask
         return pa.ListArray.from_arrays(array.offsets, _finite(array.values), type=kind, mask=array.is_null())
     if pa.types.is_struct(kind):
         children = [_finite(child) for child in array.flatten()]
@@ -78,6 +108,8 @@ def _finite(array: Any) -> Any:
 def _json_type(kind: Any) -> Any:
     """Return the type that a column of type `kind` is cast to."""
     types = pa.types
+    if isinstance(kind, pa.BaseExtensionType):
+        return _json_type(kind.storage_type)
     if types.is_dictionary(kind):
         return _json_type(kind.value_type)
     if types.is_float16(kind):
@@ -85,7 +117,9 @@ def _json_type(kind: Any) -> Any:
     texts = (types.is_string, types.is_string_view, types.is_temporal, types.is_decimal)
     if any(check(kind) for check in texts):
         return pa.large_string()
-    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list, types.is_list_view, types.is_large_list_view)
+    if types.is_map(kind):
+        return pa.list_(pa.struct([("key", _json_type(kind.key_type)), ("value", _json_type(kind.item_type))]))
+    lists = (types.is_list, types.is_large_list, types.is_fixed_size_list)
     if any(check(kind) for check in lists):
         return pa.list_(_json_type(kind.value_type))
     if types.is_struct(kind):

@@ -1,6 +1,6 @@
 """The label table that comes with a source: which labels there are, their ids and their attributes.
 
-A table of `--labels` with a key column (what the source names labels by) and any others.
+The table of `--labels` has a key column, whose values the source uses to name labels, and any other columns.
 """
 
 from collections import Counter
@@ -59,16 +59,16 @@ class Catalogue:
         return self.rows.get(key) if self.closed else self.row(key)
 
     def _alike(self, key: str) -> str:
-        """A hint at an id that is the same number written otherwise, such as 7 for 7.0 or 007."""
+        """Return a hint at an id that is the same number in another spelling, such as 7 for 7.0 or 007."""
         whole = key.removesuffix(".0").lstrip("0") or "0"
         alike = next((one for one in (whole, f"{whole}.0") if one != key and one in self.rows), None)
-        return "" if alike is None else f"It has {shown(alike)}: write both alike. "
+        return "" if alike is None else f"It has {shown(alike)}: spell both the same. "
 
 
 def read_catalogue(
     path: Path, key: str | None, text: str | None, limit: int, rows: InputRows, report: Counter[str], meter: Meter
 ) -> Catalogue:
-    """Read a `--labels` table; DatasetError when its columns will not do, bad rows go to `rows`.
+    """Read a `--labels` table; bad rows are noted in `rows`. Raises DatasetError for missing or unusable columns.
 
     The text is the column named, else `text` where there is one, else the key. The key is the column named, else `id`
     where there is one, else the text. A key beside the text is the label's id; one that is the text is its id too.
@@ -96,7 +96,7 @@ def read_catalogue(
 
 
 class _Reading:
-    """One pass over a label table. Attributes of Parquet stay in Arrow; those of other tables are cells."""
+    """One pass over a label table. Attributes in Parquet stay in Arrow; in other tables they are Python values."""
 
     def __init__(
         self, catalogue: Catalogue, table: Table, columns: tuple[str, str, str], others: list[str], limit: int
@@ -119,13 +119,15 @@ class _Reading:
             taken_N = np.zeros(self.row + 1, np.bool_)
             taken_N[self.taken] = True
             taken, columns = pa.array(taken_N), self.table.arrow(self.others)
-            for name in self.others:  # filter and not take, which joins chunks and so ends at 2 GB
+            for name in self.others:  # not take(), which joins chunks and fails beyond 2 GB
                 attributes[name] = attribute_column(path, name, columns[name]).filter(taken)
         else:
             attributes |= {name: attribute_column(path, name, cells) for name, cells in self.cells.items()}
 
     def _take(self, record: Record) -> None:
         if not self.table.has_header and (more := record.keys() - {*self.columns, *self.cells, *RESERVED}):
+            if "" in more:
+                raise BadRow("a key is empty. Give it a name or remove it.")
             raise BadRow(f"column {shown(min(more))} is not in the first row. Give all rows the same columns.")
         values = [_checked(record.get(name), name) for name in self.cells]
         _add(self.catalogue, record, self.columns, self.limit, self.known_ids)
@@ -147,7 +149,7 @@ def _add(catalogue: Catalogue, record: Record, columns: Sequence[str], limit: in
 
 
 def _checked(value: Any, name: str) -> Any:
-    """An attribute's cell; BadRow where it is not UTF-8, or holds an integer of more than 64 bits."""
+    """Return an attribute's value. Raises BadRow if it is not UTF-8, or an integer of more than 64 bits."""
     if isinstance(value, str):
         if not value.isascii():
             refuse_surrogates(value, name)

@@ -9,16 +9,16 @@ import typer
 def prepare(
     source: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet file, folder of parts, or LF-* folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write the dataset to.")],
-    query_column: Annotated[str | None, typer.Option(help="Column of the query; query unless named.")] = None,
-    label_column: Annotated[str | None, typer.Option(help="Column of labels; labels or label unless named.")] = None,
-    split_column: Annotated[str | None, typer.Option(help="Column of the split; split, if any, unless named.")] = None,
+    query_column: Annotated[str | None, typer.Option(help="Column of the query; by default query.")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of labels; by default labels or label.")] = None,
+    split_column: Annotated[str | None, typer.Option(help="Column of the split; by default split, if there.")] = None,
     count_column: Annotated[str | None, typer.Option(help="Column of counts; a pair with count 0 is left out.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Table of labels: their ids, texts and attributes.")] = None,
     label_key: Annotated[
-        str | None, typer.Option(help="Column of --labels that the source names labels by; id, else their text.")
+        str | None, typer.Option(help="Column of --labels that the source refers to; by default id, else the text.")
     ] = None,
     label_text: Annotated[
-        str | None, typer.Option(help="Column of --labels with their texts; text unless named.")
+        str | None, typer.Option(help="Column of --labels with their texts; by default text.")
     ] = None,
     min_count: Annotated[
         int | None,
@@ -26,13 +26,13 @@ def prepare(
     ] = None,
     min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer rows outside test.")] = 0,
     separator: Annotated[
-        str | None, typer.Option(help="Character between the cells of CSV and TSV; found from the header unless given.")
+        str | None, typer.Option(help="Character between cells of CSV and TSV; by default detected in the header.")
     ] = None,
     quoting: Annotated[
         Literal["auto", "csv", "none"],
         typer.Option(help="Quotes enclose cells (csv) or are text (none); auto: csv, but none for most .tsv."),
     ] = "auto",
-    text: Annotated[Literal["title", "title+content"], typer.Option(help="LF-* only: what a text is.")] = "title",
+    text: Annotated[Literal["title", "title+content"], typer.Option(help="LF-* only: fields of a text.")] = "title",
     test: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of queries cut as test, where the source has no splits.")
     ] = 0.1,
@@ -50,15 +50,15 @@ def prepare(
 
     A source is one file, a folder of part files, or a raw LF-* set of the XMC repository (a folder).
 
-    CSV, TSV and Parquet have a row for each (query, label) pair, or for each query with a list of labels.
+    CSV, TSV and Parquet have a row per (query, label) pair, or per query with a list of labels.
 
     JSON lines are {"query", "label"}, or {"query", "labels"} with "split", "exclude" and "id" where needed.
 
-    Rows read = rows written + rows skipped, by reason. This account is checked and printed.
+    Prints rows read = rows written + rows skipped, by reason, and checks the sum.
 
-    Splits that the source does not name are cut by the query's text; case and accents make no difference.
+    Without a split column, a query's text decides its split; case and accents make no difference.
 
-    No query is then in two splits, and splits are reproducible.
+    So no query is in two splits, and splits are reproducible.
     """
     from retrieval.console import Console
     from training.data.prepare import PrepareSettings

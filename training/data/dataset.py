@@ -130,7 +130,7 @@ class Split:
 
 
 def take_rows(column: Any, rows_N: IntArray) -> Any:
-    """N rows of a chunked column by number, in the order given; only what is taken is copied, never the column."""
+    """Return N rows of a chunked column by number, in the order given, without copying the whole column."""
     if column.num_chunks <= 1:
         return column.take(pa.array(rows_N))
     order_N = np.argsort(rows_N, kind="stable")
@@ -221,7 +221,8 @@ class Dataset:
     def _read(self, name: str) -> Any:
         path = self.folder / f"{name}.parquet"
         try:
-            return pq.read_table(path)
+            with path.open("rb") as file:  # Arrow opens only paths that are UTF-8
+                return pq.read_table(file)
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{path} cannot be read as Parquet ({error}). Prepare the dataset again.") from error
 

@@ -1,4 +1,4 @@
-"""A progress bar over source files, and their fingerprints."""
+"""A progress bar over source files, and their SHA-256."""
 
 import hashlib
 import sys

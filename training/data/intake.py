@@ -19,7 +19,7 @@ from retrieval.tables.values import BadRow, shown
 from training.data.ragged import Ragged
 
 UNSPLIT = -1
-_CHUNK, _CHUNK_CHARACTERS = 65_536, 2**26  # texts and characters held as Python strings
+_CHUNK, _CHUNK_CHARACTERS = 65_536, 2**26  # texts and characters per chunk
 
 
 @dataclass
@@ -28,8 +28,8 @@ class Raw:
 
     label_ids, label_texts: Arrow, L; attributes: Arrow columns of L; is_label_L: false for texts met only in `exclude`;
     ids, texts: Arrow, R; split_R: 0 train, 1 validation, 2 test, −1 not said; hash_R2: text_hashes of the text;
-    spelling_R: a number for the text as it is written, which differs between processes.
-    The first `listed` labels come from a label table. `from_pairs`: the input had a row for each (query, label) pair.
+    spelling_R: Python's hash of the text as written; it differs between processes.
+    The first `listed` labels come from a label table. `from_pairs`: the input had a row per (query, label) pair.
     """
 
     label_ids: Any
@@ -63,7 +63,7 @@ class TextColumn:
             self._flush()
 
     def finish(self) -> Any:
-        """The column so far, in chunks; its offsets have 64 bits, since all texts may be more than 2 GB."""
+        """Return the column in chunks, with 64-bit offsets: all texts together may exceed 2 GB."""
         self._flush()
         return pa.chunked_array(self._chunks, pa.large_string())
 
@@ -73,7 +73,7 @@ class TextColumn:
 
 
 def text_column(texts: Sequence[str]) -> Any:
-    """Texts as an Arrow column."""
+    """Return texts as an Arrow column."""
     return pa.chunked_array([pa.array(texts, pa.large_string())])
 
 
@@ -131,9 +131,9 @@ class Rows:
 
 @dataclass
 class Pairs:
-    """Clicks: P (query, label, times), gathered into rows at the end. Spellings of one query share a row."""
+    """Clicks: P (query, label, times), grouped into rows at the end. Spellings of one query share a row."""
 
-    texts: list[str] = field(default_factory=list)  # of each row, as first met
+    texts: list[str] = field(default_factory=list)  # per row: the spelling that came first
     splits: "array[int]" = field(default_factory=lambda: array("b"))
     query_of_pair: "array[int]" = field(default_factory=lambda: array("i"))
     label_of_pair: "array[int]" = field(default_factory=lambda: array("i"))
@@ -173,13 +173,13 @@ class Pairs:
         lengths_Q = np.bincount(query_U, minlength=len(self.texts))
         labels = Ragged.from_lengths(label_U[order_U].astype(np.int32), lengths_Q)
         for row, (text, split) in enumerate(zip(self.texts, self.splits, strict=True)):
-            rows.append(split if split < 3 else UNSPLIT, None, text, labels[row].tolist())
+            rows.append(split, None, text, labels[row].tolist())
 
 
 def text_hashes(text: str) -> tuple[int, int]:
-    """Two independent numbers below 2^64 that depend on the text as the encoder reads it alone, everywhere and always.
+    """Return two independent hashes below 2^64 of the text, the same on every machine and in every version.
 
-    Spellings that the default encoder reads alike have the same numbers, so that no cut parts them.
+    Texts that the default encoder reads alike have the same hashes, so they are in the same split.
     """
     digest = hashlib.blake2b(split_key(text).encode(), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")

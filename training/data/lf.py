@@ -83,7 +83,7 @@ def read_lf(
     files: dict[str, Path], text: Text, limit: int, input_rows: InputRows, label_rows: InputRows,
     report: Counter[str], meter: Meter,
 ) -> Raw:  # fmt: skip
-    """The whole set; bad rows go to the two inputs, and targets that name a skipped label are counted in `report`."""
+    """Read an LF-* set. Bad rows are noted in the two inputs; targets that name a skipped label count in `report`."""
     labels = LabelLines()
     for where, record in label_rows.filled(json_rows(files["lbl"], meter)):
         labels.number_of_line.append(-1)
@@ -103,7 +103,7 @@ def read_lf(
 
 
 class _RowAdder:
-    """Adds the rows of one file, and keeps which row each line became (−1: a bad row)."""
+    """Add the rows of one file; `row_of_line` has the row number of each line, −1 for a bad row."""
 
     def __init__(
         self, rows: Rows, split: int, text: Text, limit: int, number_of_line: list[int], report: Counter[str]
@@ -114,7 +114,7 @@ class _RowAdder:
         rows.known_ids.clear()  # uids are unique within a file; the same product may stand in both
 
     def add(self, record: dict[str, Any]) -> None:
-        """Add the row of the last line; BadRow when it cannot be used."""
+        """Add the row of the last line. Raises BadRow."""
         targets = targets_of(record, self._number_of_line, self._report)
         uid, text = id_of(record.get("uid"), "uid", self._limit), record_text(record, self._text, self._limit)
         self._rows.append(self._split, uid, text, targets)

@@ -40,7 +40,7 @@ class PrepareSettings(BaseModel):
     text: Text = "title"
     test: Share = 0.1
     validation: Share = 0.1
-    min_count: Count | None = None  # None: 1 where counts are named, so that a pair without a click is no positive
+    min_count: Count | None = None  # None: 1 with a count column, so that pairs with count 0 are left out, else 0
     min_label_count: Count = 0
     separator: str | None = None
     quoting: Quoting = "auto"
@@ -49,12 +49,12 @@ class PrepareSettings(BaseModel):
 
     @property
     def least_count(self) -> int:
-        """How often a pair must occur to be a positive."""
+        """Return how often a pair must occur to be kept as a positive."""
         return self.min_count if self.min_count is not None else 0 if self.count_column is None else 1
 
 
 class Source(BaseModel):
-    """The files a dataset is made from: a table's files, or the parts of an LF-* folder; and those of the labels."""
+    """The files a dataset is made from: those of a table or of an LF-* folder, and those of the label table."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -84,10 +84,11 @@ def prepare(
     skipped, and when `out` holds something else.
     """
     found = find_source(source, labels, settings)
-    name = name or _name(source, found)
-    recorded = settings.model_dump(mode="json") | {
+    name = _utf8(name or _name(source, found))
+    chosen = settings.model_dump(mode="json").items()
+    recorded: dict[str, Any] = {key: _utf8(value) if isinstance(value, str) else value for key, value in chosen} | {
         "prepare_version": PREPARE_VERSION,
-        "files": {part: f"{path.name} {sha256(path)}" for part, path in found.files.items()},
+        "files": {part: f"{_utf8(path.name)} {sha256(path)}" for part, path in found.files.items()},
     }
     if (kept := up_to_date(out, name, recorded)) is not None:
         return kept, False
@@ -102,24 +103,28 @@ def prepare(
         label_rows.skipped["rare_label"] += raw.listed - assembled.listed
         accounts = _accounts(source, rows, label_rows, assembled)
         require_rows(assembled.splits, source, accounts["rows"])
+        sentences = [_utf8(sentence) for sentence in problems.sentences]
         meta = DatasetMeta(
             name=name,
-            source=source.resolve().name,
+            source=_utf8(source.resolve().name),
             settings=recorded,
             accounts=accounts,
-            report=_counted(report),
+            report={_utf8(what): count for what, count in _counted(report).items()},
             skipped=problems.total,
-            skipped_first=tuple(problems.sentences[:LISTED]),
+            skipped_first=tuple(sentences[:LISTED]),
         )
-        return write_dataset(
-            out, assembled.labels, assembled.splits, meta, replace=force, skipped=problems.sentences
-        ), True
+        return write_dataset(out, assembled.labels, assembled.splits, meta, replace=force, skipped=sentences), True
+
+
+def _utf8(text: str) -> str:
+    """Return `text` with lone surrogates escaped: they stand for bytes of names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _accounts(
     source: Path, rows: InputRows, label_rows: InputRows, assembled: Assembled
 ) -> dict[Literal["rows", "labels"], RowAccount]:
-    """The account of the source, and of the label table where there is one; InternalError when one does not add up."""
+    """Return the account of the source, and of the label table if there is one. Raises InternalError."""
     account = RowAccount(read=rows.read, written=assembled.written, skipped=_counted(rows.skipped))
     accounts: dict[Literal["rows", "labels"], RowAccount] = {"rows": account.check(str(source))}
     if label_rows.read:
@@ -134,7 +139,7 @@ def _counted(counts: Counter[str]) -> dict[str, int]:
 
 
 def _name(source: Path, found: Source) -> str:
-    """The dataset's name unless one is given: the file's, or the folder's where it holds several files."""
+    """Return the default name of a dataset: that of its file, or of its folder if there are several files."""
     files = list(found.parts.values())
     return source.resolve().name if found.is_lf or len(files) > 1 else stem(files[0])
 
@@ -175,7 +180,7 @@ def find_source(source: Path, labels: Path | None, settings: PrepareSettings) ->
 
 
 def _numbered(part: str, files: list[Path]) -> dict[str, Path]:
-    """The files of a table by their part: `rows`, or `rows 1`, `rows 2`, … where there are several."""
+    """Return the files of a table by name: `rows`, or `rows 1`, `rows 2`, … if there are several."""
     if len(files) == 1:
         return {part: files[0]}
     return {f"{part} {number}": path for number, path in enumerate(files, 1)}
@@ -210,7 +215,9 @@ def _read(
     if found.labels is not None:
         key, text = settings.label_key, settings.label_text
         catalogue = read_catalogue(found.labels, key, text, limit, label_rows, report, meter)
-        label_rows.problems.stop_if_any(str(found.labels))  # else each click of a bad label would be bad too
+        label_rows.problems.stop_if_any(
+            str(found.labels)
+        )  # before its rows: each click on a bad label would be bad too
     columns = Columns(settings.query_column, settings.label_column, settings.split_column, settings.count_column)
     return read_source(table, Reader(columns, limit, catalogue, report, rows, settings.least_count), meter)
 

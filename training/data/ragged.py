@@ -131,7 +131,7 @@ class Ragged(Sequence[IntArray]):
         return found_V
 
     def to_arrow(self) -> Any:
-        """An Arrow column of list<int32>, in chunks of at most MOST_VALUES values: its offsets have 32 bits."""
+        """Return an Arrow column of list<int32>, in chunks of at most MOST_VALUES values: offsets have 32 bits."""
         starts = [0]
         while starts[-1] < len(self):
             last = int(np.searchsorted(self.offsets, self.offsets[starts[-1]] + MOST_VALUES, side="right")) - 1

@@ -39,7 +39,7 @@ def show(dataset: Dataset, console: Console) -> None:
 
 
 def _show_accounts(dataset: Dataset, console: Console) -> None:
-    """Print where every row of the input went."""
+    """Print the row accounts: rows read, written and skipped."""
     for part, account in dataset.meta.accounts.items():
         written = "written" if part == "rows" else "labels"
         where = "" if part == "rows" else "label table: "

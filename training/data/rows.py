@@ -1,4 +1,4 @@
-"""Rows of an input: each is read, and then written or skipped for a counted reason; bad rows are named."""
+"""Count the rows of an input by what happened to them, and collect messages about bad rows."""
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -42,14 +42,14 @@ class Problems:
 
 @dataclass
 class InputRows:
-    """Counts the rows of one input: how many were read, and how many were skipped for which reason."""
+    """The number of rows of one input that were read, and that were skipped, by reason."""
 
     problems: Problems
     read: int = 0
     skipped: Counter[str] = field(default_factory=Counter)
 
     def filled(self, rows: Iterable[tuple[str, Record | BadRow | None]]) -> Iterator[tuple[str, Record | BadRow]]:
-        """Yield the rows that are not blank, counting all."""
+        """Count all rows and yield those that are not blank."""
         for where, record in rows:
             self.read += 1
             if record is None:
@@ -58,7 +58,7 @@ class InputRows:
                 yield where, record
 
     def attempt(self, where: str, record: Record | BadRow, use: Callable[[Record], object]) -> None:
-        """Have `use` take a row; a BadRow that it raises, or that the row is, is counted and noted."""
+        """Call `use` with a row. A BadRow, raised by it or passed as the row, is counted and noted."""
         try:
             if isinstance(record, BadRow):
                 raise record
@@ -85,7 +85,7 @@ def count_of(value: Any, name: str) -> int:
     text = value.strip() if isinstance(value, str) else value
     if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 20:
         text = int(text)
-    if isinstance(text, float) and text.is_integer():  # how a column of counts with gaps comes from other tools
+    if isinstance(text, float) and text.is_integer():  # pandas writes integer columns with gaps as floats
         text = int(text)
     if isinstance(text, bool) or not isinstance(text, int) or not 0 <= text < 2**40:
         raise BadRow(f"{name} is {shown(value)}, not a count. Make it a whole number of at least 0.")

@@ -95,11 +95,11 @@ class Reader:
         return UNSPLIT if value is None else split_code(value)
 
     def _is_list(self, value: Any, column: str) -> bool:
-        """Whether the row is a query with a list of labels; BadRow for a list where the first row holds one label."""
+        """Tell whether the row has a list of labels. Raises BadRow for a list if the first row has one label."""
         if value is None:
             raise BadRow(f"{column} is null, not text. Give it text or remove the row.")
         if isinstance(value, dict):
-            return False  # no label at all, and so no sign of the form
+            return False  # not a label; it must not decide the form
         if self.lists is None:
             self.lists = isinstance(value, list)
             self._refuse_counts()
@@ -126,9 +126,9 @@ def _cell(record: Mapping[str, Any], name: str) -> Any:
 
 
 def read_source(table: Table, reader: Reader, meter: Meter) -> Raw:
-    """All rows of a table; bad ones go to the reader's input.
+    """Read all rows of a table; bad rows are noted in the reader's input.
 
-    Raises DatasetError when the table or its columns will not do at all.
+    Raises DatasetError for a table without rows, and for missing columns.
     """
     columns = _required_columns(table, reader.columns)
     rows = reader.input
@@ -145,7 +145,7 @@ def read_source(table: Table, reader: Reader, meter: Meter) -> Raw:
 
 
 def _required_columns(table: Table, columns: Columns) -> list[str]:
-    """The columns to read; TableError when one of them is missing, or is there twice."""
+    """Return the columns to read. Raises TableError if one is missing or there twice."""
     if not table.names:
         return []
     label = columns.label or ("labels" if "labels" in table.names else "label")
