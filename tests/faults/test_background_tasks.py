@@ -14,7 +14,17 @@ import pytest
 from retrieval.store import Store
 from tests.support.bundles import make_store
 from tests.support.faults import with_code_before
-from tests.support.service import ADMIN_KEY, PATIENCE, Reply, Service, figures, serving, start, wait_until
+from tests.support.service import (
+    ADMIN_KEY,
+    Reply,
+    Service,
+    command_line,
+    ended_with,
+    figures,
+    serving,
+    wait_until,
+    write_whole,
+)
 
 RED = {"queries": ["red winter city"], "k": 10}
 BAD_LISTS = {
@@ -61,15 +71,6 @@ def pause(service: Service, **change: Any) -> Reply:
     return service.ask("POST", "/admin/paused", change, X_Admin_Key=ADMIN_KEY)
 
 
-def ended_with(store: Path, log: Path, **settings: object) -> tuple[int, str]:
-    """Exit code and log of a service that ends by itself."""
-    process = start(store, log, **settings)
-    try:
-        return process.wait(PATIENCE), log.read_text()
-    finally:
-        process.kill()
-
-
 @pytest.mark.parametrize("content", BAD_LISTS.values(), ids=BAD_LISTS.keys())
 def test_a_service_does_not_start_on_a_list_that_cannot_be_read(store: Store, tmp_path: Path, content: bytes) -> None:
     """It would wait for ever without a word, or show labels that must not be shown."""
@@ -88,14 +89,14 @@ def test_a_list_that_turns_bad_is_told_and_the_watch_goes_on(store: Store, conte
     with serving(store.path, watch_seconds=0.05, load_share=1) as service:
         gone = shown(service)[0]
         assert pause(service, add=[gone]).status == 200
-        file.write_bytes(content)
+        write_whole(file, content)
         wait_until(lambda: "the list of paused labels cannot be read, so the last one holds" in detail(service))
         assert service.ask("GET", "/readyz").status == 200
         wait_until(lambda: failures(service, "store_watch") > 2)
         assert gone not in shown(service)
         store.activate("two")
         wait_until(lambda: served(service) == "two")
-        file.write_text(f'{{"paused": ["{shown(service)[0]}"]}}')
+        write_whole(file, f'{{"paused": ["{shown(service)[0]}"]}}')
         wait_until(lambda: detail(service) == "serving")
         assert service.log.count("the list of paused labels cannot be read") == 2  # when it began and when it ended
 
@@ -173,8 +174,7 @@ def engine_folder(service: Service) -> Path | None:
     engines = service.engines()
     if len(engines) != 1:
         return None
-    words = Path(f"/proc/{engines[0]}/cmdline").read_text().split("\0")
-    return next((Path(word) for word in words if "/bundles/" in word), None)
+    return next((Path(word) for word in command_line(engines[0]) if "/bundles/" in word), None)
 
 
 def test_a_copy_of_the_served_bundle_behind_the_link_is_not_loaded_again(tmp_path: Path) -> None:
@@ -208,8 +208,7 @@ def no_descriptors(service: Service) -> Iterator[None]:
 
 def test_an_engine_is_replaced_once_there_are_descriptors_again(store: Store) -> None:
     """EMFILE in the moment when an engine dies would leave the service without one for good."""
-    with serving(store.path, watch_seconds=0.05) as service:
-        client = service.client()
+    with serving(store.path, watch_seconds=0.05) as service, service.client() as client:
         assert client.post("/predict", RED).status == 200
         with no_descriptors(service):
             for engine in service.engines():
@@ -221,19 +220,16 @@ def test_an_engine_is_replaced_once_there_are_descriptors_again(store: Store) ->
             assert client.post("/predict", RED).status == 503
         wait_until(lambda: client.get("/readyz").json()["detail"] == "serving")
         assert client.post("/predict", RED).status == 200
-        client.close()
 
 
 def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> None:
     """What the store named while the service had no descriptor left would never be served."""
-    with serving(store.path, watch_seconds=0.05, load_share=1) as service:
-        client = service.client()
+    with serving(store.path, watch_seconds=0.05, load_share=1) as service, service.client() as client:
         assert client.post("/predict", RED).headers["x-bundle"] == "one"  # the connection is accepted before
         with no_descriptors(service):
             store.activate("two")
             wait_until(lambda: "Too many open files" in client.get("/readyz").json()["detail"])
         wait_until(lambda: client.get("/readyz").json()["bundle"] == "two")
-        client.close()
 
 
 @pytest.mark.parametrize(
@@ -265,8 +261,8 @@ def test_a_task_that_fails_once_is_counted_and_goes_on(
         store.activate("two")
         wait_until(lambda: served(service) == "two")
         wait_until(lambda: len(service.engines()) == 1)
-        silent = service.client()
-        assert silent._stream.read(1) == b""  # connections are still looked after
+        with service.client() as silent:
+            assert silent._stream.read(1) == b""  # idle connections are still closed
         assert failures(service, task) == 1
         assert "ZeroDivisionError: injected" in service.log
         wait_until(lambda: detail(service) == "serving")
@@ -319,7 +315,7 @@ def test_paused_labels_that_could_not_be_sent_are_sent_again(
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, watch_seconds=0.05) as service:
         gone = shown(service)[0]
-        (store.path / "PAUSED.json").write_text(f'{{"paused": ["{gone}"]}}')
+        write_whole(store.path / "PAUSED.json", f'{{"paused": ["{gone}"]}}')
         wait_until(lambda: gone not in shown(service))
         assert failures(service, "store_watch") == 1
 

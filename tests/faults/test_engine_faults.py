@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from retrieval.bundle_files import describe_file
 from retrieval.store import Store
 from tests.support.bundles import make_store
-from tests.support.service import Load, Service, process_state, serving, wait_until
+from tests.support.service import PATIENCE, Load, Service, has_ended, process_state, serving, wait_until
 
 BODIES = [json.dumps({"queries": queries}).encode() for queries in (["red winter"], ["light rain", "blue city"])]
 KILLS = 3
@@ -54,7 +55,8 @@ def test_no_client_notices_a_killed_engine(two_bundles: Store, lanes: int) -> No
 
 def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
     """One endless search would hold up every request after it, for ever."""
-    with serving(two_bundles.path, silence_seconds=0.3) as service:
+    # long enough that the replacement, which gets the same request, is not taken for a hanging one on a busy machine
+    with serving(two_bundles.path, silence_seconds=2) as service:
         stopped = strike(service, signal.SIGSTOP)
         assert service.ask("POST", "/predict", BODIES[0]).status == 200
         assert stopped not in service.engines()
@@ -63,10 +65,12 @@ def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
 def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundles: Store) -> None:
     """A stopped engine would stay for ever, with its memory, and nobody would know of it."""
     with serving(two_bundles.path, load_share=0.01) as service, Load(service, BODIES, clients=3) as load:
+        activated: list[str] = []
 
         def switch() -> None:
-            with pytest.raises(IndexError):  # the connection ends without an answer
+            with suppress(IndexError, OSError):  # the connection ends without an answer
                 service.activate("other")
+                activated.append("other")
 
         change = threading.Thread(target=switch)
         change.start()
@@ -75,8 +79,9 @@ def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundle
         service.process.kill()
         service.process.wait()
         assert len(engines) == 2
-        wait_until(lambda: all(process_state(engine) in ("", "Z") for engine in engines))
-        change.join()
+        wait_until(lambda: all(has_ended(engine) for engine in engines))
+        change.join(PATIENCE)
+        assert not activated
 
 
 def test_a_bundle_whose_engines_keep_ending_gives_way_to_the_one_before(two_bundles: Store) -> None:

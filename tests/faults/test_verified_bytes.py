@@ -1,5 +1,6 @@
 """What is opened is what was hashed: files that are exchanged, edited or cut while a bundle is opened, or served."""
 
+import gc
 import mmap
 import os
 import shutil
@@ -172,6 +173,7 @@ def test_no_descriptor_is_left_open(bundle: Path) -> None:
         return len(list(Path("/proc/self/fd").iterdir()))
 
     Retriever.open(bundle).close()  # what libraries open once
+    gc.collect()  # else files that earlier tests left to the garbage collector are closed meanwhile
     before = opened()
     for _ in range(3):
         Retriever.open(bundle).close()
@@ -179,7 +181,7 @@ def test_no_descriptor_is_left_open(bundle: Path) -> None:
     for _ in range(3):
         with pytest.raises(BundleError):
             Retriever.open(bundle)
-    assert opened() == before
+    assert opened() <= before
 
 
 def test_a_bundle_of_hard_links_opens(bundle: Path, tmp_path: Path) -> None:
