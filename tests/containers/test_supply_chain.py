@@ -90,7 +90,7 @@ def test_pins_agree_where_they_are_installed_together() -> None:
 
 
 def test_nothing_is_installed_without_hashes() -> None:
-    """One forgotten option, and a build runs whatever an index gives it."""
+    """A build in which one option is forgotten would run whatever a package index gives it."""
     steps = [rest for path in DOCKERFILES for word, rest in instructions(path) if word == "RUN"]
     recipes = re.sub(r"\\\n\s*", " ", (ROOT / "Makefile").read_text()).replace("$(HASHED)", "--require-hashes")
     steps += recipes.splitlines()

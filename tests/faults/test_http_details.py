@@ -54,7 +54,7 @@ def service(words_store: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def impatient(words_store: Path) -> Iterator[Service]:
-    """A service that soon ends unfinished requests, but leaves a client on a busy machine the time to send a megabyte."""
+    """A service that soon ends unfinished requests, but not before a busy machine has sent a megabyte."""
     with serving(words_store, receive_seconds=2) as service:
         yield service
 

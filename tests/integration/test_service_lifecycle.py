@@ -16,7 +16,19 @@ import pytest
 from retrieval.signatures import new_keys
 from retrieval.store import Store
 from tests.support.bundles import make_store
-from tests.support.service import ADMIN_KEY, PATIENCE, Client, Service, figures, serving, start, wait_until
+from tests.support.service import (
+    ADMIN_KEY,
+    PATIENCE,
+    Client,
+    Service,
+    end,
+    ended_with,
+    figures,
+    has_ended,
+    serving,
+    start,
+    wait_until,
+)
 from tests.support.web_store import Handler, web_store
 
 RED = {"queries": ["red"]}
@@ -89,11 +101,11 @@ def test_a_stopped_service_leaves_no_process_behind(words_store: Path) -> None:
     with serving(words_store) as service:
         engines = service.engines()
         assert service.stop() == 0
-        assert not any(Path(f"/proc/{pid}").exists() for pid in engines)
+        assert all(has_ended(pid) for pid in engines)
     with serving(words_store) as service:
         (engine,) = service.engines()
         service.process.kill()
-        wait_until(lambda: not Path(f"/proc/{engine}").exists())
+        wait_until(lambda: has_ended(engine))
 
 
 def test_sigint_ends_as_sigterm_does(words_store: Path) -> None:
@@ -197,19 +209,20 @@ def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, gate:
     process = start(words_store, tmp_path / "log", port=port)
     try:
         wait_until(lambda: listens(port))
-        client = Client(port)
-        assert client.get("/livez").status == 200
-        wait_until(lambda: "is being prepared" in client.get("/readyz").json()["detail"])
-        reply = client.get("/readyz")
-        assert (reply.status, reply.json()["detail"]) == (503, "no bundle is open yet; bundle first is being prepared")
-        reply = client.post("/predict", RED)
-        assert (reply.status, reply.json()["error"]["code"]) == (503, "unavailable")
-        if opens:
-            gate.touch()
-            wait_until(lambda: client.get("/readyz").status == 200)
+        with Client(port) as client:
+            assert client.get("/livez").status == 200
+            wait_until(lambda: "is being prepared" in client.get("/readyz").json()["detail"])
+            reply = client.get("/readyz")
+            detail = "no bundle is open yet; bundle first is being prepared"
+            assert (reply.status, reply.json()["detail"]) == (503, detail)
+            reply = client.post("/predict", RED)
+            assert (reply.status, reply.json()["error"]["code"]) == (503, "unavailable")
+            if opens:
+                gate.touch()
+                wait_until(lambda: client.get("/readyz").status == 200)
     finally:
-        process.terminate()
-    assert process.wait(PATIENCE) == 0
+        end(process)
+    assert process.returncode == 0
 
 
 def test_a_bundle_that_never_opens_is_given_up(words_store: Path, gate: Path) -> None:
@@ -269,14 +282,9 @@ def test_a_stop_does_not_wait_for_a_silent_store(
             assert service.process.wait(PATIENCE) == 0
 
 
-def refused_start(store: Path, log: Path, **settings: object) -> tuple[int, str]:
-    process = start(store, log, **settings)
-    return process.wait(PATIENCE), log.read_text()
-
-
 def test_a_store_without_an_active_bundle_is_one_sentence(tmp_path: Path) -> None:
     """A newcomer who forgot `--activate` would meet a traceback, or a service that is never ready."""
-    code, log = refused_start(tmp_path / "absent", tmp_path / "log")
+    code, log = ended_with(tmp_path / "absent", tmp_path / "log")
     assert code == 1
     assert "error:" in log
     assert "has no active bundle (bundles: none yet)" in log
@@ -289,7 +297,7 @@ def test_a_file_for_a_store_and_a_misspelt_setting_are_a_sentence_each(
     """Whoever names a bundle's file would read of a list of paused labels; a limit that is misspelt would be none."""
     monkeypatch.setenv("DIPTYCH_MAX_KK", "3")
     (tmp_path / "file").touch()
-    code, log = refused_start(tmp_path / "file", tmp_path / "log")
+    code, log = ended_with(tmp_path / "file", tmp_path / "log")
     assert code == 1
     assert f"{tmp_path / 'file'} is a file. Name the folder" in log
     assert "DIPTYCH_MAX_KK is set and no setting, so nothing obeys it. DIPTYCH_MAX_K is one." in log
@@ -301,7 +309,7 @@ def test_a_damaged_active_bundle_is_one_sentence(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", "only")
     index = store.bundle_path("only") / "index.hnsw"
     index.write_bytes(index.read_bytes()[:-1] + b"?")
-    code, log = refused_start(store.path, tmp_path / "log")
+    code, log = ended_with(store.path, tmp_path / "log")
     assert code == 1
     assert "index.hnsw is damaged" in log
     assert "Traceback" not in log

@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.store import Store
 from tests.support.bundles import make_store
-from tests.support.service import ADMIN_KEY, Reply, Service, serving, wait_until
+from tests.support.service import ADMIN_KEY, Reply, Service, serving, wait_until, write_whole
 
 RED = {"queries": ["red winter city"], "k": 10}
 
@@ -101,9 +101,9 @@ def test_a_list_that_cannot_be_read_is_no_empty_list(store: Store, tmp_path: Pat
     file = store.path / "PAUSED.json"
     with serving(store.path, watch_seconds=0.05) as service:
         gone = shown(service)[0]
-        file.write_text(json.dumps({"paused": [gone]}))
+        write_whole(file, json.dumps({"paused": [gone]}))
         wait_until(lambda: gone not in shown(service))
-        file.write_text('{"paused": [')
+        write_whole(file, '{"paused": [')
         wait_until(lambda: "PAUSED.json is not a list" in service.ask("GET", "/readyz").json()["detail"])
         reply = pause(service, add=["more"])
         assert (reply.status, reply.json()["error"]["code"]) == (422, "not_paused")

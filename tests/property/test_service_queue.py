@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -12,6 +13,7 @@ from service.frames import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
 from service.metrics import Metrics
 from service.pending_request import Lengths
 from service.settings import Settings
+from tests.support.batching import Clock
 
 CALLERS = (b"a", b"b", b"c")
 KS = (1, 3, 10)
@@ -215,4 +217,6 @@ def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, 
                 play.answer(0)
             assert light.answer.done()
 
-    asyncio.run(run())
+    with pytest.MonkeyPatch.context() as patch:
+        Clock(patch)
+        asyncio.run(run())
