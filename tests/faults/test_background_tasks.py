@@ -16,6 +16,7 @@ from tests.support.bundles import make_store
 from tests.support.faults import with_code_before
 from tests.support.service import (
     ADMIN_KEY,
+    PATIENCE,
     Reply,
     Service,
     command_line,
@@ -183,7 +184,7 @@ def test_a_copy_of_the_served_bundle_behind_the_link_is_not_loaded_again(tmp_pat
     old, new = make_store(tmp_path / "old", "one"), make_store(tmp_path / "new", "one")
     link = tmp_path / "live"
     link.symlink_to(old.path)
-    with serving(link, watch_seconds=0.05) as service:
+    with serving(link, watch_seconds=0.05, deadline_seconds=PATIENCE) as service:
         engines = service.engines()
         change_link(link, new.path)
         service.wait_for_log("bundle one is served, and lies in another folder of the store now")

@@ -18,6 +18,7 @@ from tests.support.service import PATIENCE, Load, Service, has_ended, process_st
 
 BODIES = [json.dumps({"queries": queries}).encode() for queries in (["red winter"], ["light rain", "blue city"])]
 KILLS = 3
+PATIENT = {"deadline_seconds": PATIENCE}  # a busy machine may take longer than the default to start an engine
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def strike(service: Service, number: int) -> int:
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_no_client_notices_a_killed_engine(two_bundles: Store, lanes: int) -> None:
     """A crash in native code would be an error for everybody it was working for, and the end of the service."""
-    with serving(two_bundles.path, lanes=lanes) as service, Load(service, BODIES, clients=3) as load:
+    with serving(two_bundles.path, lanes=lanes, **PATIENT) as service, Load(service, BODIES, clients=3) as load:
         for _ in range(KILLS):
             answered = len(load.replies)
             wait_until(lambda answered=answered: len(load.replies) > answered + 10 or load.errors)
@@ -55,8 +56,8 @@ def test_no_client_notices_a_killed_engine(two_bundles: Store, lanes: int) -> No
 
 def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
     """One endless search would hold up every request after it, for ever."""
-    # long enough that the replacement, which gets the same request, is not taken for a hanging one on a busy machine
-    with serving(two_bundles.path, silence_seconds=2) as service:
+    # long enough for the replacement's answer on a busy machine: a query that ends two engines is refused
+    with serving(two_bundles.path, silence_seconds=2, **PATIENT) as service:
         stopped = strike(service, signal.SIGSTOP)
         assert service.ask("POST", "/predict", BODIES[0]).status == 200
         assert stopped not in service.engines()
@@ -86,7 +87,7 @@ def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundle
 
 def test_a_bundle_whose_engines_keep_ending_gives_way_to_the_one_before(two_bundles: Store) -> None:
     """A bundle that crashes on some request would be started over and over, and its clients would wait in vain."""
-    with serving(two_bundles.path, crashes=3, watch_seconds=0.05) as service:
+    with serving(two_bundles.path, crashes=3, watch_seconds=0.05, **PATIENT) as service:
         assert service.activate("other").status == 200
         wait_until(lambda: len(service.engines()) == 1)
         with Load(service, BODIES, clients=3) as load:

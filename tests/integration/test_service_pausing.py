@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.store import Store
 from tests.support.bundles import make_store
-from tests.support.service import ADMIN_KEY, Reply, Service, serving, wait_until, write_whole
+from tests.support.service import ADMIN_KEY, PATIENCE, Reply, Service, serving, wait_until, write_whole
 
 RED = {"queries": ["red winter city"], "k": 10}
 
@@ -49,7 +49,7 @@ def test_a_paused_label_is_gone_from_the_next_answer_and_another_takes_its_place
 
 def test_what_is_paused_outlives_switches_restarts_and_engines(store: Store) -> None:
     """A stopped campaign would be back after the next deployment, and nobody would have asked for it."""
-    with serving(store.path, keep_previous=True) as service:
+    with serving(store.path, keep_previous=True, deadline_seconds=PATIENCE) as service:
         gone = shown(service)[0]
         pause(service, add=[gone, "two-0", "two-1", "two-2"])
         service.activate("two")
