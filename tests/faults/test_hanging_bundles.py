@@ -1,4 +1,4 @@
-"""A bundle that hangs while it is loaded: it keeps nobody from going back, from another bundle, or from a stop."""
+"""A bundle that hangs while it is loaded must not block a rollback, another activation or a stop."""
 
 import os
 import signal
@@ -73,7 +73,7 @@ def refused(client: Client) -> tuple[int, str, str]:
 
 
 def test_going_back_does_not_wait_for_it(store: Store, gate: Path) -> None:
-    """Whoever has activated a bad bundle could not go back from it for a quarter of an hour."""
+    """After the activation of a bad bundle, a rollback would wait for a quarter of an hour."""
     with serving(store.path, **CALM) as service, activating(service, "hang") as client:
         assert admin(service, "rollback").json()["bundle"] == "one"
         why = "Bundle hang was not activated: bundle one was asked for meanwhile."
@@ -110,7 +110,7 @@ def test_what_the_store_names_next_takes_its_place(store: Store, gate: Path) -> 
 
 
 def test_an_order_is_newer_than_what_the_store_named_before(store: Store, gate: Path) -> None:
-    """The service would load again what its administrator has just taken out of its way, and never end."""
+    """The service would load the hanging bundle again after its administrator has activated another one."""
     with serving(store.path, **CALM) as service:
         store.activate("hang")
         wait_until(lambda: "bundle hang is being prepared" in detail(service))
@@ -119,7 +119,7 @@ def test_an_order_is_newer_than_what_the_store_named_before(store: Store, gate: 
 
 
 def test_a_service_that_starts_with_it_takes_orders(store: Store, gate: Path, tmp_path: Path) -> None:
-    """A restart on a bundle that hangs could only be mended by hand, in the store."""
+    """A service that starts with a hanging bundle could only be repaired by hand, in the store."""
     store.activate("hang")
     process = start(store.path, tmp_path / "log", **CALM)
     try:
@@ -136,7 +136,7 @@ def test_a_service_that_starts_with_it_takes_orders(store: Store, gate: Path, tm
 
 
 def port_of(pid: int) -> int:
-    """The port on which a process listens, from the tables of Linux."""
+    """Return the port on which a process listens, from /proc."""
 
     def found() -> int:
         try:

@@ -7,8 +7,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,35 +37,20 @@ def words_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_store(tmp_path_factory.mktemp("lifecycle") / "store", "first", "second").path
 
 
-@contextmanager
-def engine_stopped(service: Service) -> Iterator[None]:
-    (engine,) = service.engines()
-    os.kill(engine, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(engine, signal.SIGCONT)
-
-
-def figure(service: Service, name: str) -> float:
-    lines = service.ask("GET", "/metrics").body.decode().splitlines()
-    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.rsplit(" ", 1)[0] == name), 0.0)
-
-
 def asking(service: Service, clients: int) -> list[Client]:
-    """Clients whose requests have been admitted and not answered."""
-    before = figure(service, "diptych_unfinished_requests")
+    """Send a request with each of some clients and wait until all are admitted; the engine must be stopped."""
+    before = figures(service)["diptych_unfinished_requests"]
     waiting = [service.client() for _ in range(clients)]
     for client in waiting:
         client.begin("POST", "/predict", b'{"queries": ["red"]}')
-    wait_until(lambda: figure(service, "diptych_unfinished_requests") == before + clients)
+    wait_until(lambda: figures(service)["diptych_unfinished_requests"] == before + clients)
     return waiting
 
 
 def test_sigterm_answers_what_was_admitted(words_store: Path) -> None:
     """Every deployment would break the requests that were under way."""
     with serving(words_store) as service:
-        with engine_stopped(service):
+        with service.engine_stopped():
             waiting = asking(service, 5)
             service.process.send_signal(signal.SIGTERM)
             wait_until(lambda: not listens(service.port))
@@ -120,7 +103,7 @@ def test_sigint_ends_as_sigterm_does(words_store: Path) -> None:
 def test_a_full_queue_is_refused_at_once(words_store: Path) -> None:
     """Overload would grow the queue without bound, and health probes would fail with it."""
     with serving(words_store, max_queries=2, max_waiting_queries=2, batches_ahead=0) as service:
-        with engine_stopped(service):
+        with service.engine_stopped():
             waiting = asking(service, 3)
             reply = service.ask("POST", "/predict", RED)
             assert (reply.status, reply.json()["error"]["code"]) == (429, "overloaded")
@@ -143,7 +126,7 @@ def test_a_full_queue_is_refused_at_once(words_store: Path) -> None:
 def test_a_deadline_ends_the_wait(words_store: Path) -> None:
     """A client would wait for an engine for ever."""
     with serving(words_store, deadline_seconds=0.2) as service:
-        with engine_stopped(service):
+        with service.engine_stopped():
             reply = service.ask("POST", "/predict", RED)
             assert (reply.status, reply.json()["error"]["code"]) == (504, "too_late")
         wait_until(lambda: service.ask("POST", "/predict", RED).status == 200)
@@ -154,7 +137,7 @@ def test_a_client_says_how_long_its_answer_is_of_use(words_store: Path) -> None:
     with serving(words_store) as service:
         client = service.client()
         assert client.post("/predict", RED, X_Deadline_Ms="60000").status == 200
-        with engine_stopped(service):
+        with service.engine_stopped():
             reply = client.post("/predict", RED, X_Deadline_Ms="40")
             assert (reply.status, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
             assert reply.json()["error"]["message"] == "No answer was ready within 0.04 s."
@@ -178,14 +161,14 @@ def test_after_sigterm_it_answers_until_load_balancers_have_noticed(words_store:
 def test_a_client_that_hangs_up_costs_the_engine_nothing(words_store: Path) -> None:
     """Abandoned work would be done all the same, while clients who still wait stand behind it."""
     with serving(words_store, batches_ahead=0) as service:
-        with engine_stopped(service):
+        with service.engine_stopped():
             first = asking(service, 1)
             for client in asking(service, 3):
                 client.close()
-            wait_until(lambda: figure(service, 'diptych_rejections_total{reason="abandoned"}') == 3)
-            assert figure(service, "diptych_waiting_queries") == 0
+            wait_until(lambda: figures(service).get('diptych_rejections_total{reason="abandoned"}') == 3)
+            assert figures(service)["diptych_waiting_queries"] == 0
         assert first[0].finish().status == 200
-        wait_until(lambda: figure(service, "diptych_batch_queries_sum") == 1)
+        wait_until(lambda: figures(service)["diptych_batch_queries_sum"] == 1)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def answers(host: str, port: int) -> bool:
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_all_of_ipv6_is_all_of_ipv4_too(words_store: Path, tmp_path: Path) -> None:
-    """A container that is told to listen everywhere would answer nobody who comes over IPv4."""
+    """A container that listens on all addresses would refuse every client on IPv4."""
     with started(words_store, tmp_path / "log", "--host", "::") as (_, host, port):
         assert host == "[::]"
         assert answers("127.0.0.1", port)

@@ -1,4 +1,4 @@
-"""Services on a store behind a URL: what one of them is told holds for all and outlives its cache, or is refused."""
+"""Services on a store behind a URL: a change through one holds for all and outlives its cache, or is refused."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ def test_a_store_that_cannot_be_written_refuses_and_says_why(store: Store, tmp_p
 
 
 def test_an_older_signed_bundle_is_not_followed(store: Store, tmp_path: Path) -> None:
-    """If it fails, whoever can write to a bucket has every replica serve a bundle that was replaced for a reason."""
+    """If it fails, an attacker who can write to a bucket has every replica serve a bundle that was replaced."""
     keys = new_keys()
     for serial, name in enumerate(("one", "two", "three"), 1):
         store.sign(name, keys.signing, serial)

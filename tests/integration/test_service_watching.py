@@ -7,7 +7,7 @@ import pytest
 from retrieval.store import Store
 from tests.support.bundles import make_store
 from tests.support.command import run
-from tests.support.service import ADMIN_KEY, Reply, Service, serving, wait_until, write_whole
+from tests.support.service import ADMIN_KEY, Reply, Service, figures, serving, wait_until, write_whole
 
 RED = {"queries": ["red winter city"]}
 MB = 1 << 20
@@ -27,9 +27,7 @@ def detail(service: Service) -> str:
 
 
 def switches(service: Service, result: str) -> float:
-    lines = service.ask("GET", "/metrics").body.decode().splitlines()
-    wanted = f'diptych_switches_total{{result="{result}"}}'
-    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(wanted)), 0.0)
+    return figures(service)[f'diptych_switches_total{{result="{result}"}}']
 
 
 def admin(service: Service, method: str, path: str) -> Reply:

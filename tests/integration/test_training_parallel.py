@@ -94,7 +94,7 @@ def test_two_processes_stop_and_one_goes_on(small: Dataset, tmp_path: Path) -> N
 
 
 def test_two_processes_stop_while_one_validates(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a run of several processes that is told to stop would run on until its validation has ended."""
+    """If this failed, a run of several processes that gets SIGTERM would run on until its validation has ended."""
     arguments = ["train", "--dataset", str(small.folder.resolve()), "--out", str(tmp_path / "run")]
     arguments += [part for override in [*SMALL, "optimizer.epochs=2"] for part in ("--set", override)]
     with started("tests.support.stopped_at", "training.trainer:Trainer._validate", "python", *arguments) as two:

@@ -93,7 +93,7 @@ class Play:
             self.requests[number].abandon()
 
     def cancel(self, number: int) -> None:
-        """Whoever awaits the answer is cancelled, which cancels the future and tells the batcher nothing."""
+        """Cancel the future of an answer, as a cancelled handler does; the batcher is not called."""
         if number < len(self.requests):
             self.gone.add(number)
             self.requests[number].answer.cancel()
@@ -106,7 +106,7 @@ class Play:
         assert (former.unfinished, former.waiting_queries, former.waiting_tokens) == (0, 0, 0)
 
     def check(self) -> None:
-        """What must hold after every event."""
+        """Check what must hold after every event."""
         waiting = self.waiting_texts()
         assert self.batcher.waiting_queries == sum(waiting.values())
         assert self.batcher.unfinished == sum(not request.settled for request in self.requests)

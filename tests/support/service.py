@@ -117,6 +117,16 @@ class Service:
         """Return the process ids of the engines, which are the service's only children."""
         return children(self.process.pid)
 
+    @contextmanager
+    def engine_stopped(self) -> Iterator[None]:
+        """Stop the only engine while the block runs; requests wait."""
+        (engine,) = self.engines()
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(engine, signal.SIGCONT)
+
     def wait_for_log(self, pattern: str) -> str:
         """Wait until the log matches `pattern`; return its first group, or the whole match."""
         found = wait_until(lambda: re.search(pattern, self.log) or self._ended())

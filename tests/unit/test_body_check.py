@@ -22,7 +22,7 @@ NONE = JsonLimits(0, 0, 0)
 
 
 def repeated(start: bytes, unit: bytes, end: bytes) -> bytes:
-    """As many units as fit into a body."""
+    """Repeat a unit as often as fits into a body."""
     return start + unit * ((SIZE - len(start) - len(end)) // len(unit)) + end
 
 
@@ -69,7 +69,7 @@ def test_a_body_of_a_million_values_is_not_parsed(
     lambda: {"queries": ["a"], "filter": {"a": [f"{value:050d}" for value in range(1000)]}},
 ])  # fmt: skip
 def test_the_largest_good_requests_pass(make: Callable[[], dict[str, object]]) -> None:
-    """Punctuation inside texts would be taken for structure, and good requests refused."""
+    """Punctuation inside texts would count as structure, and good requests would be refused."""
     for ascii_only in (True, False):
         body = json.dumps(make(), ensure_ascii=ascii_only).encode()
         assert len(body) > 40_000

@@ -1,4 +1,4 @@
-"""Background tasks that fail: seen by everybody, tried again, never silent."""
+"""Background tasks that fail are logged, counted and tried again."""
 
 import asyncio
 import logging
@@ -60,7 +60,7 @@ def test_a_failing_task_is_tried_again_until_it_succeeds(caplog: pytest.LogCaptu
 
 
 def test_a_repeated_task_outlives_its_failures() -> None:
-    """A watcher would look no more after the first thing that nobody has thought of."""
+    """A watcher would stop after its first unexpected exception."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         rounds, enough = [], asyncio.Event()
@@ -122,7 +122,7 @@ def test_a_stop_does_not_wait_for_a_thread_that_reads_the_store() -> None:
 
 
 def test_a_thread_that_raises_what_no_future_takes_still_answers() -> None:
-    """Whoever waits for the thread would wait for ever."""
+    """The caller of the thread would wait for ever."""
 
     async def main() -> None:
         async with asyncio.timeout(30):
