@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from service.connection import LINGER_SECONDS
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, PATIENCE, Client, Reply, Service, figures, serving, wait_until
 
@@ -54,8 +55,8 @@ def service(words_store: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def impatient(words_store: Path) -> Iterator[Service]:
-    """A service that soon ends unfinished requests, but not before a busy machine has sent a megabyte."""
-    with serving(words_store, receive_seconds=2) as service:
+    """A service that ends unfinished requests before it closes a refused one, but not before a megabyte is sent."""
+    with serving(words_store, receive_seconds=LINGER_SECONDS / 2) as service:
         yield service
 
 

@@ -120,7 +120,7 @@ class Play:
             assert hits <= MAX_HITS or sum(len(piece.queries) for piece in pieces) == 1
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(EVENTS, st.booleans(), st.integers(1, 3), st.sampled_from([12, 30, 10_000]))
 def test_every_request_is_settled_once_and_with_its_own_answer(
     events: list[tuple], padded: bool, lanes: int, room: int
@@ -155,7 +155,7 @@ def test_every_request_is_settled_once_and_with_its_own_answer(
 LOADS = st.lists(st.tuples(st.integers(1, 12), st.sampled_from(KS)), min_size=1, max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(LOADS, min_size=2, max_size=5), st.booleans())
 def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]], late: bool) -> None:
     """A caller would get more of the engine for asking more texts, for larger k, for more requests, or for coming
@@ -198,7 +198,7 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
     asyncio.run(run())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 16), st.integers(4, 12), st.integers(5, 20))
 def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, requests: int) -> None:
     """Beside callers that ask much, a caller that asks one text now and then would wait for all that they have."""

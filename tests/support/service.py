@@ -229,7 +229,7 @@ def serving(store: Path, **settings: object) -> Iterator[Service]:
         try:
             yield Service(process, log)
         except BaseException as error:
-            error.add_note(f"The end of the service's log:\n{log.read_text()[-LOG_SHOWN:]}")
+            error.add_note(f"The end of the service's log:\n{log.read_text(errors='replace')[-LOG_SHOWN:]}")
             raise
         finally:
             end(process)

@@ -44,7 +44,7 @@ def test_a_shared_hash_merges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_equal_rows(vectors_LD).tolist() == [0, 1, 0]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.integers(0, 6), min_size=1, max_size=40),
     st.lists(st.integers(0, 3), min_size=7, max_size=7),
