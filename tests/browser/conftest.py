@@ -62,6 +62,7 @@ def opened(browser: "Browser", service: Service) -> Iterator[Callable[..., "Page
 
     def open_(at: str = origin, ready: bool = True, **options: object) -> "Page":
         context = browser.new_context(**options)
+        context.set_default_timeout(1000 * PATIENCE)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: errors.append(str(error)))

@@ -80,7 +80,7 @@ def filters_by(request: Any, names: list[str]) -> bool:
 
 
 def test_a_filter_of_any_name_is_asked_for(page: Page, service: Service) -> None:
-    """A filter would not be sent, the page would be stuck, or a name would be taken for markup."""
+    """A filter would not be sent, the page would stop working, or a name would be read as markup."""
     page.get_by_label("Query").fill("cheap running shoes")
     open_parts(page)
     for name in NAMES:
@@ -101,7 +101,7 @@ def test_a_filter_of_any_name_is_asked_for(page: Page, service: Service) -> None
 
 @pytest.mark.parametrize("language", ["curl", "python"])
 def test_the_program_asks_with_filters_of_any_name(page: Page, language: str) -> None:
-    """What is copied would run a name as a command, lose one, or be no program."""
+    """The copied program would run a name as a command, lose one, or not run at all."""
     page.get_by_label("Query").fill("cheap running shoes")
     open_parts(page)
     with page.expect_response(lambda one: filters_by(one, NAMES)):

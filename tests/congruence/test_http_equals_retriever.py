@@ -14,8 +14,7 @@ def test_real_queries_get_the_same_answers(store: Path, dataset_folder: Path) ->
     """What an evaluation found with the library would not be what clients of the service get."""
     queries = Dataset.open(dataset_folder).split("test").texts[:QUERIES]
     assert len(queries) == QUERIES
-    with serving(store) as service, Retriever.open(store) as retriever:
-        client = service.client()
+    with serving(store) as service, service.client() as client, Retriever.open(store) as retriever:
         for query in queries:
             reply = client.post("/predict", {"queries": [query]})
             assert reply.status == 200

@@ -48,7 +48,7 @@ def pins(name: str) -> dict[str, tuple[Requirement, list[str]]]:
 
 @pytest.mark.parametrize("name", PINS)
 def test_every_pin_is_exact_and_has_hashes(name: str) -> None:
-    """`pip install --require-hashes` would end, or take a file that somebody has exchanged."""
+    """`pip install --require-hashes` would fail, or install a file that has been exchanged."""
     found = pins(name)
     assert found
     for package, (requirement, hashes) in found.items():
@@ -90,7 +90,7 @@ def test_pins_agree_where_they_are_installed_together() -> None:
 
 
 def test_nothing_is_installed_without_hashes() -> None:
-    """One forgotten option, and a build runs whatever an index gives it."""
+    """A build in which one option is forgotten would run whatever a package index gives it."""
     steps = [rest for path in DOCKERFILES for word, rest in instructions(path) if word == "RUN"]
     recipes = re.sub(r"\\\n\s*", " ", (ROOT / "Makefile").read_text()).replace("$(HASHED)", "--require-hashes")
     steps += recipes.splitlines()
@@ -104,7 +104,7 @@ def test_nothing_is_installed_without_hashes() -> None:
 
 
 def test_every_image_has_a_digest() -> None:
-    """An image would change under the same commit whenever somebody moves a tag."""
+    """An image would change under the same commit whenever a tag is moved."""
     for name in pin_images["FILES"]:
         found = pin_images["images"]((ROOT / name).read_text())
         assert found
@@ -119,7 +119,7 @@ def test_every_image_has_a_digest() -> None:
 
 @pytest.fixture
 def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A stand-in for docker, since no registry is asked here: it says what the file beside it says."""
+    """Put a program in place of docker that prints the content of the file `digest` and records what it was asked."""
     program = tmp_path / "docker"
     program.write_text(f'#!/bin/sh\necho "$4" >>{tmp_path}/asked\ncat {tmp_path}/digest\n')
     program.chmod(0o755)
@@ -162,7 +162,7 @@ def test_workflows_fit_their_schema(path: Path) -> None:
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
 def test_workflows_may_do_little(path: Path) -> None:
-    """An action that is taken over, or a pull request, could change the repository or run for hours."""
+    """A compromised action, or a pull request, could change the repository or run for hours."""
     workflow = yaml.safe_load(path.read_text())
     assert workflow["permissions"] == {"contents": "read"}
     assert workflow["concurrency"]
@@ -179,7 +179,7 @@ def test_workflows_may_do_little(path: Path) -> None:
 
 
 def test_everything_pinned_is_audited_every_week() -> None:
-    """A known hole in what an image has would stay in it."""
+    """A known vulnerability in a pinned package would stay undetected."""
     audit = yaml.safe_load((ROOT / ".github/workflows/audit.yml").read_text())
     assert sorted(audit["jobs"]["packages"]["strategy"]["matrix"]["pins"]) == sorted(PINS)
     assert audit[True]["schedule"]  # YAML reads the key `on` as true
@@ -208,7 +208,7 @@ def test_the_audit_can_read_what_is_pinned(name: str) -> None:
 
 
 def test_the_sbom_lists_what_is_installed(tmp_path: Path) -> None:
-    """Nobody could tell from the list whether a package with a known hole is in use."""
+    """The list would not show whether a package with a known vulnerability is in use."""
     made = tmp_path / "sbom.cdx.json"
     command = [tool("cyclonedx-py", "pip install cyclonedx-bom"), "environment", "--pyproject", "pyproject.toml"]
     command += [
@@ -241,7 +241,7 @@ def test_make_and_the_images_write_an_sbom() -> None:
 
 
 def test_no_password_has_a_default() -> None:
-    """Everybody who can reach the port, or read this repository, could administer Grafana."""
+    """Any client that can reach the port, or read this repository, could administer Grafana."""
     text = (ROOT / "docker-compose.yml").read_text() + (ROOT / "docker/gpu.yml").read_text()
     text += "".join(path.read_text() for path in (ROOT / "docker" / "helm").rglob("*.yaml"))
     for name, default in re.findall(r"\$\{(\w*(?:PASSWORD|SECRET|KEY|TOKEN)\w*):?-([^}]*)\}", text):

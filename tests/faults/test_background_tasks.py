@@ -1,4 +1,4 @@
-"""Background tasks of a real service whose surroundings fail: each says so, goes on with what it has, and recovers."""
+"""Background tasks of a real service when the store, the system or their own code fails: seen, and recovered from."""
 
 import os
 import resource
@@ -14,7 +14,18 @@ import pytest
 from retrieval.store import Store
 from tests.support.bundles import make_store
 from tests.support.faults import with_code_before
-from tests.support.service import ADMIN_KEY, PATIENCE, Reply, Service, figures, serving, start, wait_until
+from tests.support.service import (
+    ADMIN_KEY,
+    PATIENCE,
+    Reply,
+    Service,
+    command_line,
+    ended_with,
+    figures,
+    serving,
+    wait_until,
+    write_whole,
+)
 
 RED = {"queries": ["red winter city"], "k": 10}
 BAD_LISTS = {
@@ -61,18 +72,9 @@ def pause(service: Service, **change: Any) -> Reply:
     return service.ask("POST", "/admin/paused", change, X_Admin_Key=ADMIN_KEY)
 
 
-def ended_with(store: Path, log: Path, **settings: object) -> tuple[int, str]:
-    """Exit code and log of a service that ends by itself."""
-    process = start(store, log, **settings)
-    try:
-        return process.wait(PATIENCE), log.read_text()
-    finally:
-        process.kill()
-
-
 @pytest.mark.parametrize("content", BAD_LISTS.values(), ids=BAD_LISTS.keys())
 def test_a_service_does_not_start_on_a_list_that_cannot_be_read(store: Store, tmp_path: Path, content: bytes) -> None:
-    """It would wait for ever without a word, or show labels that must not be shown."""
+    """It would wait for ever without a log line, or show labels that must not be shown."""
     (store.path / "PAUSED.json").write_bytes(content)
     code, log = ended_with(store.path, tmp_path / "log")
     errors = [line for line in log.splitlines() if line.startswith("error: ")]
@@ -83,12 +85,12 @@ def test_a_service_does_not_start_on_a_list_that_cannot_be_read(store: Store, tm
 
 @pytest.mark.parametrize("content", BAD_LISTS.values(), ids=BAD_LISTS.keys())
 def test_a_list_that_turns_bad_is_told_and_the_watch_goes_on(store: Store, content: bytes) -> None:
-    """One byte would end the watcher: no pause and no new bundle would ever be seen again, in silence."""
+    """One byte would end the watcher: no pause and no new bundle would be seen again, and nothing would be logged."""
     file = store.path / "PAUSED.json"
     with serving(store.path, watch_seconds=0.05, load_share=1) as service:
         gone = shown(service)[0]
         assert pause(service, add=[gone]).status == 200
-        file.write_bytes(content)
+        write_whole(file, content)
         wait_until(
             lambda: "the list of paused labels cannot be read, so the last one stays in force" in detail(service)
         )
@@ -97,13 +99,13 @@ def test_a_list_that_turns_bad_is_told_and_the_watch_goes_on(store: Store, conte
         assert gone not in shown(service)
         store.activate("two")
         wait_until(lambda: served(service) == "two")
-        file.write_text(f'{{"paused": ["{shown(service)[0]}"]}}')
+        write_whole(file, f'{{"paused": ["{shown(service)[0]}"]}}')
         wait_until(lambda: detail(service) == "serving")
         assert service.log.count("the list of paused labels cannot be read") == 2  # when it began and when it ended
 
 
 def test_a_list_that_is_removed_pauses_nothing_and_is_told(store: Store) -> None:
-    """Nobody would know why labels that had been taken out are shown again."""
+    """An operator would not know why paused labels are shown again."""
     with serving(store.path, watch_seconds=0.05) as service:
         gone = shown(service)[:2]
         pause(service, add=gone)
@@ -138,14 +140,14 @@ def test_a_store_that_is_removed_is_told_and_comes_back(store: Store) -> None:
 
 
 def change_link(link: Path, target: Path) -> None:
-    """As git-sync does it: in one step."""
+    """Change a symlink in one step, as git-sync does."""
     new = link.with_name("live.new")
     new.symlink_to(target)
     new.replace(link)
 
 
 def test_a_store_behind_a_link_is_followed(tmp_path: Path) -> None:
-    """A release that is put into place by changing a link would never be served."""
+    """A release that is deployed by changing a symlink would never be served."""
     old, new = make_store(tmp_path / "old", "one", "two"), make_store(tmp_path / "new", "three", "one")
     link = tmp_path / "live"
     link.symlink_to(old.path)
@@ -169,12 +171,11 @@ def test_a_store_behind_a_link_is_followed(tmp_path: Path) -> None:
 
 
 def engine_folder(service: Service) -> Path | None:
-    """The folder of the only engine's bundle; None where there is more than one engine."""
+    """Return the folder of the only engine's bundle; None unless there is exactly one engine."""
     engines = service.engines()
     if len(engines) != 1:
         return None
-    words = Path(f"/proc/{engines[0]}/cmdline").read_text().split("\0")
-    return next((Path(word) for word in words if "/bundles/" in word), None)
+    return next((Path(word) for word in command_line(engines[0]) if "/bundles/" in word), None)
 
 
 def test_a_copy_of_the_served_bundle_behind_the_link_is_not_loaded_again(tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_a_copy_of_the_served_bundle_behind_the_link_is_not_loaded_again(tmp_pat
     old, new = make_store(tmp_path / "old", "one"), make_store(tmp_path / "new", "one")
     link = tmp_path / "live"
     link.symlink_to(old.path)
-    with serving(link, watch_seconds=0.05) as service:
+    with serving(link, watch_seconds=0.05, deadline_seconds=PATIENCE) as service:
         engines = service.engines()
         change_link(link, new.path)
         service.wait_for_log("bundle one is served, and lies in another folder of the store now")
@@ -196,7 +197,7 @@ def test_a_copy_of_the_served_bundle_behind_the_link_is_not_loaded_again(tmp_pat
 
 @contextmanager
 def no_descriptors(service: Service) -> Iterator[None]:
-    """The service can open no file and no socket, while this block lasts."""
+    """While the block runs, let the service open no file and no socket."""
     pid = service.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, before[1]))
@@ -208,8 +209,7 @@ def no_descriptors(service: Service) -> Iterator[None]:
 
 def test_an_engine_is_replaced_once_there_are_descriptors_again(store: Store) -> None:
     """EMFILE in the moment when an engine dies would leave the service without one for good."""
-    with serving(store.path, watch_seconds=0.05) as service:
-        client = service.client()
+    with serving(store.path, watch_seconds=0.05) as service, service.client() as client:
         assert client.post("/predict", RED).status == 200
         with no_descriptors(service):
             for engine in service.engines():
@@ -221,19 +221,16 @@ def test_an_engine_is_replaced_once_there_are_descriptors_again(store: Store) ->
             assert client.post("/predict", RED).status == 503
         wait_until(lambda: client.get("/readyz").json()["detail"] == "serving")
         assert client.post("/predict", RED).status == 200
-        client.close()
 
 
 def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> None:
-    """What the store named while the service had no descriptor left would never be served."""
-    with serving(store.path, watch_seconds=0.05, load_share=1) as service:
-        client = service.client()
+    """A bundle that was activated while the service had no descriptor left would never be served."""
+    with serving(store.path, watch_seconds=0.05, load_share=1) as service, service.client() as client:
         assert client.post("/predict", RED).headers["x-bundle"] == "one"  # the connection is accepted before
         with no_descriptors(service):
             store.activate("two")
             wait_until(lambda: "Too many open files" in client.get("/readyz").json()["detail"])
         wait_until(lambda: client.get("/readyz").json()["bundle"] == "two")
-        client.close()
 
 
 @pytest.mark.parametrize(
@@ -250,7 +247,7 @@ def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> 
 def test_a_task_that_fails_once_is_counted_and_goes_on(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, module: str, method: str, condition: str
 ) -> None:
-    """An exception that nobody has thought of would end a task of the service for good, and nobody would see it."""
+    """An unexpected exception would end a task of the service for good, without a log line or a metric."""
     code = FAIL_ONCE.format(module=module, method=method, condition=condition)
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, watch_seconds=0.05, load_share=1, compare_seconds=0.1, keep_alive_seconds=1) as service:
@@ -265,8 +262,8 @@ def test_a_task_that_fails_once_is_counted_and_goes_on(
         store.activate("two")
         wait_until(lambda: served(service) == "two")
         wait_until(lambda: len(service.engines()) == 1)
-        silent = service.client()
-        assert silent._stream.read(1) == b""  # connections are still looked after
+        with service.client() as silent:
+            assert silent._stream.read(1) == b""  # idle connections are still closed
         assert failures(service, task) == 1
         assert "ZeroDivisionError: injected" in service.log
         wait_until(lambda: detail(service) == "serving")
@@ -283,7 +280,7 @@ def test_a_task_that_fails_once_is_counted_and_goes_on(
 def test_an_order_that_fails_unexpectedly_is_answered_and_the_next_one_is_taken(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, method: str, path: str, body: Any
 ) -> None:
-    """Whoever gave the order would wait in vain, or no bundle could be opened any more."""
+    """The administrator would get no answer, or no bundle could be opened any more."""
     condition = "given[0] != 'one'"
     code = FAIL_ONCE.format(module="service.opening", method=method, condition=condition)
     code = code.replace("def failing", "async def failing").replace("return true", "return await true")
@@ -319,7 +316,7 @@ def test_paused_labels_that_could_not_be_sent_are_sent_again(
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, watch_seconds=0.05) as service:
         gone = shown(service)[0]
-        (store.path / "PAUSED.json").write_text(f'{{"paused": ["{gone}"]}}')
+        write_whole(store.path / "PAUSED.json", f'{{"paused": ["{gone}"]}}')
         wait_until(lambda: gone not in shown(service))
         assert failures(service, "store_watch") == 1
 

@@ -101,7 +101,7 @@ def test_a_later_run_goes_on_too(web: WebStore, here: Store, there: Path) -> Non
 
 
 def test_attempts_have_an_end(web: WebStore, here: Store) -> None:
-    """If it fails, a server that always breaks off holds its client for ever."""
+    """If it fails, a server that always breaks the connection keeps its client trying for ever."""
     asked: list[str] = []
 
     def refuse(handler: Handler) -> None:
@@ -115,7 +115,7 @@ def test_attempts_have_an_end(web: WebStore, here: Store) -> None:
 
 
 def test_what_lies_there_from_before_must_fit(web: WebStore, here: Store, there: Path) -> None:
-    """If it fails, a part of another file, which somebody put there, spoils a download for good."""
+    """If it fails, a part of another file under the same name makes every later download fail."""
     _, sha256 = entry(there)
     (here.path / PARTIAL).mkdir(parents=True)
     (here.path / PARTIAL / sha256).write_bytes(b"another file" * 100)
@@ -124,7 +124,7 @@ def test_what_lies_there_from_before_must_fit(web: WebStore, here: Store, there:
 
 
 def test_what_is_too_long_begins_anew_and_what_is_of_others_goes(web: WebStore, here: Store, there: Path) -> None:
-    """If it fails, parts of bundles that nobody wants any more fill the disk."""
+    """If it fails, parts of bundles that are no longer active fill the disk."""
     size, sha256 = entry(there)
     (here.path / PARTIAL / "folder").mkdir(parents=True)
     (here.path / PARTIAL / sha256).write_bytes(bytes(size + 1))
@@ -135,7 +135,7 @@ def test_what_is_too_long_begins_anew_and_what_is_of_others_goes(web: WebStore, 
 
 
 def test_a_file_that_is_not_the_right_one_leaves_nothing(web: WebStore, here: Store, there: Path) -> None:
-    """If it fails, a damaged file is gone on with for ever, though the right one is there by now."""
+    """If it fails, a damaged part is resumed again and again although the store has the right file by now."""
     path = there / "bundles" / "one" / LABELS
     right = path.read_bytes()
     path.write_bytes(right[::-1])

@@ -6,6 +6,7 @@ import shutil
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ import pytest
 from retrieval.bundle_files import describe_file
 from retrieval.store import Store
 from tests.support.bundles import make_store
-from tests.support.service import Load, Service, process_state, serving, wait_until
+from tests.support.service import PATIENCE, Load, Service, has_ended, process_state, serving, wait_until
 
 BODIES = [json.dumps({"queries": queries}).encode() for queries in (["red winter"], ["light rain", "blue city"])]
 KILLS = 3
+PATIENT = {"deadline_seconds": PATIENCE}  # a busy machine may take longer than the default to start an engine
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def strike(service: Service, number: int) -> int:
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_no_client_notices_a_killed_engine(two_bundles: Store, lanes: int) -> None:
     """A crash in native code would be an error for everybody it was working for, and the end of the service."""
-    with serving(two_bundles.path, lanes=lanes) as service, Load(service, BODIES, clients=3) as load:
+    with serving(two_bundles.path, lanes=lanes, **PATIENT) as service, Load(service, BODIES, clients=3) as load:
         for _ in range(KILLS):
             answered = len(load.replies)
             wait_until(lambda answered=answered: len(load.replies) > answered + 10 or load.errors)
@@ -54,7 +56,8 @@ def test_no_client_notices_a_killed_engine(two_bundles: Store, lanes: int) -> No
 
 def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
     """One endless search would hold up every request after it, for ever."""
-    with serving(two_bundles.path, silence_seconds=0.3) as service:
+    # long enough for the replacement's answer on a busy machine: a query that ends two engines is refused
+    with serving(two_bundles.path, silence_seconds=2, **PATIENT) as service:
         stopped = strike(service, signal.SIGSTOP)
         assert service.ask("POST", "/predict", BODIES[0]).status == 200
         assert stopped not in service.engines()
@@ -63,10 +66,12 @@ def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
 def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundles: Store) -> None:
     """A stopped engine would stay for ever, with its memory, and nobody would know of it."""
     with serving(two_bundles.path, load_share=0.01) as service, Load(service, BODIES, clients=3) as load:
+        activated: list[str] = []
 
         def switch() -> None:
-            with pytest.raises(IndexError):  # the connection ends without an answer
+            with suppress(IndexError, OSError):  # the connection ends without an answer
                 service.activate("other")
+                activated.append("other")
 
         change = threading.Thread(target=switch)
         change.start()
@@ -75,13 +80,14 @@ def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundle
         service.process.kill()
         service.process.wait()
         assert len(engines) == 2
-        wait_until(lambda: all(process_state(engine) in ("", "Z") for engine in engines))
-        change.join()
+        wait_until(lambda: all(has_ended(engine) for engine in engines))
+        change.join(PATIENCE)
+        assert not activated
 
 
 def test_a_bundle_whose_engines_keep_ending_gives_way_to_the_one_before(two_bundles: Store) -> None:
     """A bundle that crashes on some request would be started over and over, and its clients would wait in vain."""
-    with serving(two_bundles.path, crashes=3, watch_seconds=0.05) as service:
+    with serving(two_bundles.path, crashes=3, watch_seconds=0.05, **PATIENT) as service:
         assert service.activate("other").status == 200
         wait_until(lambda: len(service.engines()) == 1)
         with Load(service, BODIES, clients=3) as load:

@@ -1,4 +1,4 @@
-"""A bundle that hangs while it is loaded: it keeps nobody from going back, from another bundle, or from a stop."""
+"""A bundle that hangs while it is loaded must not block a rollback, another activation or a stop."""
 
 import os
 import signal
@@ -18,8 +18,10 @@ from tests.support.service import (
     Reply,
     Service,
     children,
+    command_line,
+    end,
     figures,
-    process_state,
+    has_ended,
     serving,
     start,
     wait_until,
@@ -57,12 +59,12 @@ def admin(service: Service, path: str) -> Reply:
 
 @contextmanager
 def activating(service: Service, name: str) -> Iterator[Client]:
-    """A client that waits for the activation of a bundle, whose engine has been started."""
-    client, engines = service.client(), set(service.engines())
-    client.begin("POST", "/admin/activate", b'{"bundle": "%b"}' % name.encode(), X_Admin_Key=ADMIN_KEY)
-    wait_until(lambda: f"bundle {name} is being prepared" in detail(service) and set(service.engines()) - engines)
-    yield client
-    client.close()
+    """Ask for the activation of a bundle and wait until its engine has been started; yield the client that waits."""
+    engines = set(service.engines())
+    with service.client() as client:
+        client.begin("POST", "/admin/activate", b'{"bundle": "%b"}' % name.encode(), X_Admin_Key=ADMIN_KEY)
+        wait_until(lambda: f"bundle {name} is being prepared" in detail(service) and set(service.engines()) - engines)
+        yield client
 
 
 def refused(client: Client) -> tuple[int, str, str]:
@@ -71,7 +73,7 @@ def refused(client: Client) -> tuple[int, str, str]:
 
 
 def test_going_back_does_not_wait_for_it(store: Store, gate: Path) -> None:
-    """Whoever has activated a bad bundle could not go back from it for a quarter of an hour."""
+    """After the activation of a bad bundle, a rollback would wait for a quarter of an hour."""
     with serving(store.path, **CALM) as service, activating(service, "hang") as client:
         assert admin(service, "rollback").json()["bundle"] == "one"
         why = "Bundle hang was not activated: bundle one was requested later."
@@ -108,7 +110,7 @@ def test_what_the_store_names_next_takes_its_place(store: Store, gate: Path) -> 
 
 
 def test_an_order_is_newer_than_what_the_store_named_before(store: Store, gate: Path) -> None:
-    """The service would load again what its administrator has just taken out of its way, and never end."""
+    """The service would load the hanging bundle again after its administrator has activated another one."""
     with serving(store.path, **CALM) as service:
         store.activate("hang")
         wait_until(lambda: "bundle hang is being prepared" in detail(service))
@@ -117,26 +119,24 @@ def test_an_order_is_newer_than_what_the_store_named_before(store: Store, gate: 
 
 
 def test_a_service_that_starts_with_it_takes_orders(store: Store, gate: Path, tmp_path: Path) -> None:
-    """A restart on a bundle that hangs could only be mended by hand, in the store."""
+    """A service that starts with a hanging bundle could only be repaired by hand, in the store."""
     store.activate("hang")
     process = start(store.path, tmp_path / "log", **CALM)
     try:
-        port = port_of(process.pid)
-        client = Client(port)
-        wait_until(lambda: "bundle hang is being prepared" in client.get("/readyz").json()["detail"])
-        reply = client.post("/admin/rollback", b"", X_Admin_Key=ADMIN_KEY)
-        assert (reply.status, reply.json()["bundle"]) == (200, "two")
-        assert client.post("/predict", RED).headers["x-bundle"] == "two"
-        wait_until(lambda: "serving bundle two" in (tmp_path / "log").read_text())
-        wait_until(lambda: len(children(process.pid)) == 1)
-        client.close()
+        with Client(port_of(process.pid)) as client:
+            wait_until(lambda: "bundle hang is being prepared" in client.get("/readyz").json()["detail"])
+            reply = client.post("/admin/rollback", b"", X_Admin_Key=ADMIN_KEY)
+            assert (reply.status, reply.json()["bundle"]) == (200, "two")
+            assert client.post("/predict", RED).headers["x-bundle"] == "two"
+            wait_until(lambda: "serving bundle two" in (tmp_path / "log").read_text())
+            wait_until(lambda: len(children(process.pid)) == 1)
     finally:
-        process.terminate()
-        assert process.wait(PATIENCE) == 0
+        end(process)
+    assert process.returncode == 0
 
 
 def port_of(pid: int) -> int:
-    """The port on which a process listens, from the tables of Linux."""
+    """Return the port on which a process listens, from /proc."""
 
     def found() -> int:
         try:
@@ -164,31 +164,25 @@ def test_the_service_ends_and_leaves_no_engine_behind(
     if stage == "replacing":
         gate.touch()
     process = start(store.path, log, **CALM)
-    waiting: Client | None = None
     try:
-        port = port_of(process.pid)
-        if stage != "opening":
-            wait_until(lambda: Client(port).get("/readyz").status == 200)
-        before = [] if stage == "opening" else children(process.pid)
-        waiting = reach(stage, port, store, gate, before)
-        expected = {"opening": 1, "replacing": 1}.get(stage, 2)
-        engines = wait_until(lambda: len(now := children(process.pid)) == expected and now != before and now)
-        process.send_signal(how)
-        assert process.wait(PATIENCE) == (0 if how is signal.SIGTERM else -how)
-        wait_until(lambda: all(process_state(engine) in ("", "Z") for engine in engines))
+        # Closed after the service has ended: a comparison ends when its client hangs up.
+        with Client(port_of(process.pid)) as client:
+            if stage != "opening":
+                wait_until(lambda: client.get("/readyz").status == 200)
+            before = [] if stage == "opening" else children(process.pid)
+            reach(stage, client, store, gate, before)
+            expected = {"opening": 1, "replacing": 1}.get(stage, 2)
+            engines = wait_until(lambda: len(now := children(process.pid)) == expected and now != before and now)
+            process.send_signal(how)
+            assert process.wait(PATIENCE) == (0 if how is signal.SIGTERM else -how)
+        wait_until(lambda: all(has_ended(engine) for engine in engines))
     finally:
         process.kill()
         process.wait()
-        if waiting is not None:
-            waiting.close()
 
 
-def reach(stage: str, port: int, store: Store, gate: Path, engines: list[int]) -> Client:
-    """Start an engine of the bundle hang in one of the ways there are; return the client that may wait for it.
-
-    The client must stay open: a comparison ends when its client hangs up.
-    """
-    client = Client(port)
+def reach(stage: str, client: Client, store: Store, gate: Path, engines: list[int]) -> None:
+    """Start an engine of the bundle hang in one of the ways there are."""
     if stage in ("activating", "comparing"):
         path = {"activating": "/admin/activate", "comparing": "/admin/compare"}[stage]
         body = b'{"bundle": "hang"}' if stage == "activating" else b'{"bundle": "hang", "queries": ["red"]}'
@@ -198,14 +192,12 @@ def reach(stage: str, port: int, store: Store, gate: Path, engines: list[int]) -
     elif stage == "replacing":
         gate.unlink()
         os.kill(engines[0], signal.SIGKILL)
-    return client
 
 
 def engine_of(service: Service, bundle: str) -> int | None:
-    """The engine of a bundle, if it has one just now."""
-    ending = f"/bundles/{bundle}".encode()
-    commands = {pid: Path(f"/proc/{pid}/cmdline") for pid in service.engines()}
-    return next((pid for pid, path in commands.items() if path.exists() and ending in path.read_bytes()), None)
+    """Return the engine of a bundle, if it has one now."""
+    engines = service.engines()
+    return next((one for one in engines if any(f"/bundles/{bundle}" in word for word in command_line(one))), None)
 
 
 def test_a_bundle_is_given_up_although_another_one_hangs(store: Store, gate: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from retrieval.store import Store
 from service.errors import longest_retry
 from tests.support import bundles
 from tests.support.bundles import WORDS, label_texts, make_bundle, make_store
-from tests.support.service import Load, Reply, Service, figures, serving, wait_until
+from tests.support.service import PATIENCE, Load, Reply, Service, figures, serving, wait_until
 
 POISON = "kids"
 MATRIX_WIDTH = 6_000
@@ -80,8 +81,10 @@ def error_of(reply: Reply) -> tuple[int, str]:
 
 
 def test_one_caller_cannot_force_a_rollback(poisoned_store: Store) -> None:
-    """Anybody who finds a query that ends engines would choose which bundle is served, by asking it again and again."""
-    with serving(poisoned_store.path, silence_seconds=2, crashes=3) as service, Load(service, GOOD, clients=2) as load:
+    """Any client that finds a query that ends engines could force a rollback by repeating it."""
+    # the other requests wait until two engines have been given up and replaced
+    settings = {"silence_seconds": 2, "crashes": 3, "deadline_seconds": PATIENCE}
+    with serving(poisoned_store.path, **settings) as service, Load(service, GOOD, clients=2) as load:
         for number in range(2):
             ask = {"queries": ["red shoes", f"{POISON} shoes" + " red" * number], "k": 5}
             assert error_of(service.ask("POST", "/predict", ask)) == (422, "quarantined")
@@ -100,26 +103,29 @@ def test_one_caller_cannot_force_a_rollback(poisoned_store: Store) -> None:
 
 
 def test_a_caller_under_its_share_gets_no_429(tmp_path: Path) -> None:
-    """Whoever fills the queue would lock everybody else out, whether the connection or the queue refuses."""
+    """A caller that fills the queue would lock all others out, whether the connection or the queue refuses."""
     store = make_store(tmp_path / "store", "words")
     large = json.dumps({"queries": ["red winter"] * 16, "k": 100}).encode()
-    with serving(store.path, predict_key="heavy,light", max_queries=16, max_waiting_queries=64) as service:
+    limits = {"predict_key": "heavy,light", "max_queries": 16, "max_waiting_queries": 64}
+    patient = {"deadline_seconds": PATIENCE, "silence_seconds": PATIENCE}  # nothing ends while the engine is stopped
+    with serving(store.path, **limits, **patient) as service, ExitStack() as clients:
         (engine,) = service.engines()
         os.kill(engine, signal.SIGSTOP)
-        heavy = [service.client() for _ in range(12)]
+        heavy = [clients.enter_context(service.client()) for _ in range(12)]
         for client in heavy:
             client.begin("POST", "/predict", large, X_Api_Key="heavy")
         # those that the queue has no room for are refused; what the engine has been sent does not wait any longer
         wait_until(lambda: figures(service).get('diptych_rejections_total{reason="queue_full"}', 0) >= 3)
         for body in (large, GOOD[0]):
-            reply = service.ask("POST", "/predict", body, X_Api_Key="heavy")
-            if body is large or reply.status == 429:
+            reply = service.ask("POST", "/predict", body, X_Api_Key="heavy", X_Deadline_Ms="500")
+            if body is large or reply.status == 429:  # a single text may still be admitted, and reaches its deadline
                 assert error_of(reply) == (429, "overloaded")
                 assert 1 <= int(reply.headers["retry-after"]) <= longest_retry()
-        light = [service.client() for _ in range(8)]
+        light = [clients.enter_context(service.client()) for _ in range(8)]
+        before = figures(service)["diptych_unfinished_requests"]
         for client in light:
             client.begin("POST", "/predict", GOOD[0], X_Api_Key="light")
-        wait_until(lambda: figures(service)["diptych_unfinished_requests"] >= 8)
+        wait_until(lambda: figures(service)["diptych_unfinished_requests"] >= before + len(light))
         os.kill(engine, signal.SIGCONT)
         assert [client.finish().status for client in light] == [200] * 8
         assert {client.finish().status for client in heavy} == {200, 429}

@@ -1,4 +1,4 @@
-"""A store that somebody else can write to: links, pipes and endless files in it harm nobody and stop nobody."""
+"""A store that an attacker can write to: symlinks, pipes and endless files in it do no harm and block no command."""
 
 import fcntl
 import os
@@ -36,7 +36,7 @@ def store(made: Path, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder that is nobody's business, with something in it."""
+    """A folder outside of the store, with files in it."""
     folder = tmp_path / "outside"
     (folder / "deep").mkdir(parents=True)
     (folder / "file").write_text("two\n")
@@ -73,7 +73,7 @@ CHANGES: dict[str, Callable[[Store], object]] = {
     + [("bundles", change) for change in sorted(CHANGES.keys() - {"pause"})],  # which does not look at them
 )
 def test_a_link_in_a_store_is_not_followed(store: Store, outside: Path, name: str, change: str) -> None:
-    """If it fails, a command removes, empties or fills what somebody made a link in the store lead to."""
+    """If it fails, a command removes, empties or writes to the target of a symlink in the store."""
     path = store.path / name
     if path.is_dir():
         path.rename(store.path.parent / "before")

@@ -1,4 +1,4 @@
-"""HTTP as clients and proxies really speak it: offers to upgrade, probes, pipelines, half-closed connections."""
+"""HTTP as real clients and proxies speak it: offers to upgrade, probes, pipelines, half-closed connections."""
 
 import json
 import os
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from service.connection import LINGER_SECONDS
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, PATIENCE, Client, Reply, Service, figures, serving, wait_until
 
@@ -52,22 +53,19 @@ def service(words_store: Path) -> Iterator[Service]:
         yield service
 
 
+@pytest.fixture(scope="module")
+def impatient(words_store: Path) -> Iterator[Service]:
+    """A service that ends unfinished requests before it closes a refused one, but not before a megabyte is sent."""
+    with serving(words_store, receive_seconds=LINGER_SECONDS / 2) as service:
+        yield service
+
+
 @contextmanager
 def sent(service: Service, *parts: bytes) -> Iterator[Client]:
     with closing(service.client()) as client:
         for part in parts:
             client._socket.sendall(part)
         yield client
-
-
-@contextmanager
-def engine_stopped(service: Service) -> Iterator[None]:
-    (engine,) = service.engines()
-    os.kill(engine, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(engine, signal.SIGCONT)
 
 
 def results(reply: Reply) -> object:
@@ -103,7 +101,7 @@ def test_an_offer_to_upgrade_is_ignored(service: Service, kind: str, piece: int)
 def test_an_offer_to_upgrade_is_ignored_in_every_refusal(words_store: Path) -> None:
     """The body behind the offer would be read as the next request."""
     with serving(words_store, max_queries=2, max_waiting_queries=2, batches_ahead=0) as service:
-        with engine_stopped(service):
+        with service.engine_stopped():
             waiting = [service.client() for _ in range(3)]
             for client in waiting:
                 client.begin("POST", "/predict", BODY)
@@ -121,7 +119,7 @@ def test_an_offer_to_upgrade_is_ignored_in_every_refusal(words_store: Path) -> N
 
 @pytest.mark.skipif(not shutil.which("java"), reason="there is no java on this machine")
 def test_javas_own_client_is_answered(service: Service, tmp_path: Path) -> None:
-    """Every service in Java would have to be told to speak HTTP/1.1."""
+    """Every client in Java would have to be configured for HTTP/1.1."""
     (tmp_path / "Ask.java").write_text(JAVA)
     command = ["java", "-Xmx64m", str(tmp_path / "Ask.java"), f"http://127.0.0.1:{service.port}/predict"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
@@ -134,7 +132,7 @@ def test_javas_own_client_is_answered(service: Service, tmp_path: Path) -> None:
     "options", [["--http2", "-d", BODY.decode()], ["-d", BODY.decode(), "-H", "Expect: 100-continue"]]
 )
 def test_curl_is_answered(service: Service, options: list[str]) -> None:
-    """The first thing somebody tries would fail."""
+    """The first request of most users would fail."""
     command = ["curl", "-sS", "--max-time", "30", *options, f"http://127.0.0.1:{service.port}/predict"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=False)
     if "does not support" in ended.stderr:
@@ -195,10 +193,10 @@ EARLY = {
 
 
 @pytest.mark.parametrize("kind", EARLY)
-def test_a_request_gets_one_answer(words_store: Path, kind: str) -> None:
+def test_a_request_gets_one_answer(impatient: Service, kind: str) -> None:
     """A refusal before the body's end would be followed by 408, which the client takes for its next answer."""
     status, request = EARLY[kind]
-    with serving(words_store, receive_seconds=0.4) as service, sent(service, request) as client:
+    with sent(impatient, request) as client:
         reply = client.finish()
         assert reply.status == status
         assert client._stream.read() == b""
@@ -234,7 +232,7 @@ def test_who_asks_first_keeps_the_connection(service: Service) -> None:
 @pytest.mark.parametrize("wait", [False, True])
 def test_a_half_closed_client_is_answered(service: Service, requests: int, wait: bool) -> None:
     """`nc -N` and clients that say so when they have asked everything would get nothing."""
-    with engine_stopped(service), sent(service, PLAIN * requests) as client:
+    with service.engine_stopped(), sent(service, PLAIN * requests) as client:
         client._socket.shutdown(socket.SHUT_WR)
         if wait:
             wait_until(lambda: figures(service)["diptych_unfinished_requests"] == 1)
@@ -248,9 +246,9 @@ def test_a_half_closed_client_is_answered(service: Service, requests: int, wait:
 @pytest.mark.parametrize("ahead", [0, 4, 2_000])
 @pytest.mark.parametrize("abrupt", [False, True])
 def test_a_client_that_has_gone_is_abandoned_with_all_it_asked(words_store: Path, ahead: int, abrupt: bool) -> None:
-    """The engine would answer thousands of requests that nobody waits for."""
+    """The engine would answer thousands of requests whose client has gone."""
     with serving(words_store, batches_ahead=0) as service:
-        with engine_stopped(service):
+        with service.engine_stopped():
             first = service.client()
             first.begin("POST", "/predict", BODY)
             wait_until(lambda: figures(service)["diptych_unfinished_requests"] == 1)

@@ -114,7 +114,7 @@ def test_a_bundle_that_never_answers_is_refused(bundle: Path, tmp_path: Path, mo
 
 
 def test_a_model_that_can_loop_is_refused_before_it_is_opened(bundle: Path, tmp_path: Path) -> None:
-    """If it fails, a model may run for ever once it serves: what it does with a golden query says nothing of others."""
+    """If it fails, a model may run for ever on a query: that its golden queries end says nothing about others."""
     loop_for_ever(bundle)
     with pytest.raises(BundleError, match=r"query_encoder\.onnx has a node 'Loop' with a graph inside\."):
         Store(tmp_path / "store", prove).publish(bundle, "one")

@@ -1,4 +1,4 @@
-"""What a process that opens a bundle can still do: read the bundle and Python, calculate, answer; nothing else."""
+"""The sandbox of a process that opens a bundle: it can read the bundle and Python, calculate and answer only."""
 
 import json
 import os
@@ -84,7 +84,7 @@ def test_a_confined_process_reads_its_bundle_and_does_nothing_else(tmp_path: Pat
 
 
 def test_memory_is_bounded_without_a_sandbox_too(tmp_path: Path) -> None:
-    """If it fails, switching the sandbox off takes the limits away as well, or does not switch it off."""
+    """If it fails, switching the sandbox off also removes the resource limits, or does not switch it off."""
     found = attempted(tmp_path, "off")
     assert found["take memory"] == "MemoryError"
     assert found["read outside"] == "done"
@@ -104,7 +104,7 @@ def test_children_get_no_credentials() -> None:
 
 @pytest.mark.parametrize("written", ["yes", "OFF", "none"])
 def test_a_mistyped_mode_is_refused(written: str) -> None:
-    """If it fails, a slip of the pen switches the sandbox off, and nobody is told."""
+    """If it fails, a typing error switches the sandbox off without an error."""
     with pytest.raises(BadInput, match="must be auto, required or off"):
         sandbox_mode(written)
 
@@ -133,7 +133,7 @@ def test_an_engine_is_confined_and_answers(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_what_the_system_lacks_is_said_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, engines run without a sandbox and nobody knows, or a service that requires one starts without."""
+    """If it fails, engines silently run without a sandbox, or a service that requires one starts without it."""
     store = make_store(tmp_path / "store", "one")
     (tmp_path / "path").mkdir()
     program = "import importlib.util as util\nfound = util.find_spec\n"

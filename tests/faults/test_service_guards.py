@@ -26,9 +26,15 @@ def words_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(words_store: Path) -> Iterator[Service]:
-    """Little patience, few connections."""
-    limits = {"receive_seconds": 0.4, "send_seconds": 0.4, "keep_alive_seconds": 1, "max_connections": 30}
-    with serving(words_store, **limits, max_head_bytes=4096) as service:
+    """A service with few connections and small heads. It waits longer for a client than a busy machine delays one."""
+    with serving(words_store, max_connections=30, max_head_bytes=4096, receive_seconds=PATIENCE) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def impatient(words_store: Path) -> Iterator[Service]:
+    """A service that soon ends unfinished requests and silent connections."""
+    with serving(words_store, receive_seconds=0.4, keep_alive_seconds=2) as service:
         yield service
 
 
@@ -92,16 +98,16 @@ def ends(client: Client) -> bool:
         HEAD + b"Transfer-Encoding: chunked\r\n\r\n1\r\n{\r\n",
     ],
 )
-def test_a_request_that_never_ends_is_ended(service: Service, begun: bytes) -> None:
+def test_a_request_that_never_ends_is_ended(impatient: Service, begun: bytes) -> None:
     """A few thousand clients that send a byte a minute would hold every connection there is."""
-    with closing(raw(service, begun)) as client:
+    with closing(raw(impatient, begun)) as client:
         assert refusal(client.finish()) == (408, "too_slow")
         assert ends(client)
 
 
-def test_a_connection_that_says_nothing_is_closed(service: Service) -> None:
+def test_a_connection_that_says_nothing_is_closed(impatient: Service) -> None:
     """Half-open connections, whose client has long gone, would pile up for ever."""
-    with closing(service.client()) as client:
+    with closing(impatient.client()) as client:
         assert ends(client)
 
 

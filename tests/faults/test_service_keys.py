@@ -1,4 +1,4 @@
-"""Keys, names and headers of requests, against a real service: who gets in, who waits, and what is written down."""
+"""Keys, hosts and headers of requests to a real service: which are accepted, which wait, and what is audited."""
 
 import json
 import socket
@@ -30,7 +30,7 @@ def service(words_store: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def open_service(words_store: Path) -> Iterator[Service]:
-    """Answers two names, and everybody who asks."""
+    """A service with a list of hosts and without a key for callers."""
     with serving(words_store, allowed_hosts="shop.example, *.internal.example") as service:
         yield service
 
@@ -65,7 +65,7 @@ def from_address(service: Service, address: str, key: str, header: str = "X-Admi
 
 @pytest.mark.parametrize(("name", "key"), [("admin", ADMIN_KEY), ("ann", ANN), ("bob", BOB)])
 def test_every_named_key_administers_under_its_name(service: Service, name: str, key: str) -> None:
-    """A key could not be changed without a gap, or nobody could tell afterwards whose key it was."""
+    """A key could not be rotated without downtime, or the audit would not show whose key was used."""
     reply = service.ask("POST", "/admin/activate", {"bundle": "absent"}, X_Admin_Key=key, X_Request_ID=f"by-{name}")
     assert refusal(reply) == (404, "not_activated")
     (line,) = wait_until(lambda: audited(service, request_id=f"by-{name}"))
@@ -74,7 +74,7 @@ def test_every_named_key_administers_under_its_name(service: Service, name: str,
 
 
 def test_the_audit_says_what_was_done(service: Service) -> None:
-    """Nobody could tell which labels were taken out, or what was served before; or the log would have whole bodies."""
+    """The audit would not show which labels were paused, or what was served before; or it would hold whole bodies."""
     ids = [hit["id"] for hit in service.ask("POST", "/predict", RED, X_Api_Key=CALLER).json()["results"][0]["hits"]]
 
     def act(path: str, body: dict[str, Any], key: str | None = ANN) -> dict[str, Any]:
@@ -231,7 +231,7 @@ def test_probes_do_not_need_a_listed_name(open_service: Service) -> None:
 def test_no_cache_keeps_what_is_not_for_everybody(
     service: Service, method: str, path: str, body: dict[str, Any], key: str | None, status: int
 ) -> None:
-    """A proxy or a browser would hand an administrator's answer, or one that needs a key, to whoever asks next."""
+    """A proxy or a browser would give an administrator's answer, or one that needs a key, to the next client."""
     headers = {"X_Admin_Key": key} if key else {"X_Api_Key": CALLER}
     reply = service.ask(method, path, body or b"", **headers)
     assert reply.status == status
@@ -245,7 +245,7 @@ def test_the_console_may_be_kept_as_long_as_it_is_the_same(service: Service) -> 
 
 
 def test_weak_keys_of_callers_are_said_at_the_start(words_store: Path) -> None:
-    """An operator would not learn that callers' keys can be guessed; or the log would have one."""
+    """An operator would not learn that callers' keys can be guessed; or the log would contain one."""
     with serving(words_store, predict_key=f"{CALLER},alpha") as service:
         assert "DIPTYCH_PREDICT_KEY: key 2 is weak" in service.log
         assert "alpha" not in service.log

@@ -35,7 +35,7 @@ SMALL = [
 
 @contextmanager
 def at_stage(stage: str, words: Sequence[str | Path], how: str = "python") -> Iterator[subprocess.Popen[str]]:
-    """A command that has reached a stage and stays there."""
+    """Start a command that stays at a stage; yield its process once it is there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     command = [sys.executable, "-m", "tests.support.stopped_at", stage, how, *map(str, words)]
     with subprocess.Popen(
@@ -50,7 +50,7 @@ def at_stage(stage: str, words: Sequence[str | Path], how: str = "python") -> It
 
 
 def stopped(stage: str, words: Sequence[str | Path], how: str = "python") -> str:
-    """What a command says that gets SIGTERM at a stage."""
+    """Send SIGTERM to a command at a stage; return its stderr."""
     with at_stage(stage, words, how) as running:
         running.send_signal(signal.SIGTERM)
         _, said = running.communicate(timeout=DEADLINE)
@@ -80,7 +80,7 @@ def train_words(dataset: Dataset, out: Path) -> list[str]:
 
 
 def test_training_stops_at_every_stage_and_ends_with_the_same_weights(words: Dataset, tmp_path: Path) -> None:
-    """If it fails, a run that is told to stop goes on for minutes outside of its steps, or ends elsewhere after it."""
+    """If it fails, a run that gets SIGTERM outside of its steps runs on for minutes, or ends with other weights."""
     out, command = tmp_path / "run", train_words(words, tmp_path / "run")
     stages = [
         ("training.material:tokenize", "python"),

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from retrieval.probe import prove
 from retrieval.retriever import Retriever
 from retrieval.store import Store
 from tests.support.bundles import make_bundle
+from tests.support.processes import running
 
 ROOT = Path(__file__).parents[2]
 NOBODY = 65_534
@@ -164,10 +166,11 @@ def test_of_several_publishers_with_one_name_one_wins(store: Store, folder: Path
     """If it fails, a bundle is replaced by another one while it is served, or mixed with it."""
     command = [sys.executable, "-m", "tests.support.store_program", "publish", str(store.path)]
     whole = [shutil.copytree(folder / "whole", folder / f"whole-{number}") for number in range(4)]
-    running = [
-        subprocess.Popen([*command, str(path), "three"], cwd=ROOT, stdout=subprocess.PIPE, text=True) for path in whole
-    ]
-    lines = sorted(publisher.communicate(timeout=120)[0].strip() for publisher in running)
+    with ExitStack() as stack:
+        publishers = [
+            stack.enter_context(running([*command, path, "three"], cwd=ROOT, stdout=subprocess.PIPE)) for path in whole
+        ]
+        lines = sorted(publisher.communicate(timeout=120)[0].strip() for publisher in publishers)
     assert lines.count("done") == 1, lines
     for line in lines:
         assert line == "done" or line.endswith("already has a bundle 'three'. Choose another name."), line

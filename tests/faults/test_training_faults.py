@@ -4,11 +4,11 @@ import hashlib
 import os
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import torch
 from retrieval.errors import TrainingError
 from tests.support.checkpoints import write_words
 from tests.support.listener import Kept
+from tests.support.processes import running, wait_for_file
 from training import faults
 from training.checkpoint import read_tensors
 from training.data.dataset import Dataset, DatasetMeta
@@ -26,6 +27,7 @@ from training.run import train
 from training.trainer import Stopped
 
 ROOT = Path(__file__).parents[2]
+PIPES = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
 SMALL = [
     "optimizer.epochs=2",
     "validation.every_epochs=1",
@@ -215,27 +217,19 @@ def test_ctrl_c_gives_the_very_command_that_goes_on(words: Path, tmp_path: Path)
     """If this failed, the command a user repeats would not go on, or --restart would throw away what was saved."""
     out = tmp_path / "a run"  # a space, so that the command needs its quotes
     long = [*SMALL, "optimizer.epochs=400"]
-    running = subprocess.Popen(
-        [*command(words, out, *long), "--restart"], cwd=ROOT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not (out / "model.safetensors").is_file():
-        assert time.monotonic() < deadline, "the run never validated"
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.01)
-    os.kill(running.pid, signal.SIGINT)
-    _, said = running.communicate(timeout=120)
-    assert running.returncode == 130, said
+    with running([*command(words, out, *long), "--restart"], cwd=ROOT, **PIPES) as first:
+        wait_for_file(out / "model.safetensors", first)
+        first.send_signal(signal.SIGINT)
+        _, said = first.communicate(timeout=120)
+    assert first.returncode == 130, said
     assert "Stopped and saved" in said
     given = said.splitlines()[-1].strip()
     assert given.startswith("diptych train ")
     assert "--restart" not in given
     _, facts = read_tensors(out / "state.safetensors")
-    again = subprocess.Popen(
-        given.replace("diptych", f"{sys.executable} -m diptych", 1), shell=True, cwd=ROOT, start_new_session=True,
-        stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    first = again.stderr.readline() if again.stderr else ""
-    os.killpg(again.pid, signal.SIGINT)
-    again.communicate(timeout=120)
-    assert f"epoch {len(facts['history']) + 1:>3}" in first, first
+    program = f"exec {shlex.quote(sys.executable)} -m diptych"
+    with running(["sh", "-c", given.replace("diptych", program, 1)], cwd=ROOT, **PIPES) as again:
+        line = again.stderr.readline() if again.stderr else ""
+        again.send_signal(signal.SIGINT)
+        again.communicate(timeout=120)
+    assert f"epoch {len(facts['history']) + 1:>3}" in line, line

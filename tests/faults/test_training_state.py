@@ -1,4 +1,4 @@
-"""What a run saves belongs together: after kills at any moment, and where a file lost something or is another one."""
+"""The files of a run must belong together: after kills at any moment, and where a file is damaged or exchanged."""
 
 import json
 import shutil
@@ -92,7 +92,7 @@ def test_better_weights_than_the_state_knows_of_are_kept_as_the_best(
 
 
 def test_a_run_that_lost_its_best_weights_is_refused(words: Dataset, begun: Path) -> None:
-    """If it fails, a run ends with worse weights than it had, and nobody is told."""
+    """If it fails, a run ends with worse weights than it had, without an error."""
     tensors, facts = read_tensors(begun / WEIGHTS)
     write_tensors(begun / WEIGHTS, tensors, {"record": facts["record"] | {"score": -1.0, "epoch": 7}})
     with pytest.raises(
@@ -106,7 +106,7 @@ def test_a_run_that_lost_its_best_weights_is_refused(words: Dataset, begun: Path
 
 
 def test_a_checkpoint_with_the_weights_of_another_epoch_is_refused(whole: Path, tmp_path: Path) -> None:
-    """If it fails, an export serves weights whose figures nobody measured."""
+    """If it fails, an export holds weights whose figures were never measured."""
     mixed = shutil.copytree(whole, tmp_path / "mixed")
     tensors, facts = read_tensors(mixed / WEIGHTS)
     write_tensors(mixed / WEIGHTS, tensors, {"record": facts["record"] | {"epoch": 77}})
@@ -155,7 +155,7 @@ MOMENT = "dense.dual_head.linear.weight.exp_avg"
 def test_a_state_that_lost_something_is_refused(
     words: Dataset, begun: Path, change: Callable[[Tensors], Tensors], said: str, listed: bool
 ) -> None:
-    """If it fails, a run goes on with part of its state, ends elsewhere, and says nothing of it."""
+    """If it fails, a run resumes with part of its state and ends with other weights, without an error."""
     tensors, facts = read_tensors(begun / STATE)
     if not listed:  # a state that an older release wrote
         facts.pop("tensors")

@@ -1,5 +1,6 @@
-"""What is opened is what was hashed: files that are exchanged, edited or cut while a bundle is opened, or served."""
+"""The bytes that are opened are those that were hashed, whatever happens to the files of an open bundle."""
 
+import gc
 import mmap
 import os
 import shutil
@@ -86,7 +87,7 @@ def after_hashing(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -
 def test_a_file_that_is_changed_after_it_was_hashed_is_not_used(
     bundle: Path, other: Path, name: str, change: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it fails, whoever can write to a store has content served that no trusted key has signed."""
+    """If it fails, an attacker who can write to a store has content served that no trusted key has signed."""
     with Retriever.open(bundle) as retriever:
         expected = retriever.search(QUERIES, 5)
     after_hashing(monkeypatch, lambda: change(bundle / name, other / name))
@@ -99,7 +100,7 @@ def test_a_file_that_is_changed_after_it_was_hashed_is_not_used(
 def test_files_that_are_changed_under_an_open_bundle_change_nothing(
     bundle: Path, other: Path, change: Callable[[Path, Path], None]
 ) -> None:
-    """If it fails, an edit in a store changes answers without a word, or a copy over it ends the engine (SIGBUS)."""
+    """If it fails, an edit in a store silently changes answers, or a copy over it ends the engine (SIGBUS)."""
     with Retriever.open(bundle) as retriever:
         expected, exact = retriever.search(QUERIES, 5), retriever.search(QUERIES, 5, exact=True)
         for name in (*OPENED, LABEL_ENCODER):
@@ -128,7 +129,7 @@ def test_a_file_that_is_edited_while_it_is_hashed_is_refused_or_whole(
 def test_where_memory_is_short_vectors_are_mapped_and_that_is_said(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If it fails, a bundle larger than memory cannot be opened any more, or its looser guarantee is not told."""
+    """If it fails, a bundle larger than memory cannot be opened, or its weaker guarantee is not logged."""
     monkeypatch.setattr(retrieval.bundle_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
     with Retriever.open(bundle) as retriever:
         base: Any = retriever.vectors_LD
@@ -172,6 +173,7 @@ def test_no_descriptor_is_left_open(bundle: Path) -> None:
         return len(list(Path("/proc/self/fd").iterdir()))
 
     Retriever.open(bundle).close()  # what libraries open once
+    gc.collect()  # else files that earlier tests left to the garbage collector could be closed between the two counts
     before = opened()
     for _ in range(3):
         Retriever.open(bundle).close()
@@ -179,7 +181,7 @@ def test_no_descriptor_is_left_open(bundle: Path) -> None:
     for _ in range(3):
         with pytest.raises(BundleError):
             Retriever.open(bundle)
-    assert opened() == before
+    assert opened() <= before
 
 
 def test_a_bundle_of_hard_links_opens(bundle: Path, tmp_path: Path) -> None:

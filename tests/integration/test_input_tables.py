@@ -152,7 +152,7 @@ def test_prepare_counts_what_it_skips(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_predict_counts_what_it_skips(
     tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
-    """If this failed, a query would have no answer and nobody would be told."""
+    """If this failed, a query would have no answer and no message would say so."""
     write, read, _, queries, skipped = ROW_CASES[case]
     source, target = write(tmp_path), tmp_path / "m.parquet"
     asked = ("predict", "--bundle", bundle, "--input", source, "--output", target, "-k", "1")
@@ -199,7 +199,7 @@ def test_loadtest_does_not_look_at_labels(tmp_path: Path) -> None:
 def test_files_of_a_folder_that_are_not_read_are_named(
     tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If this failed, a part in a form that is not known would be lost without a word."""
+    """If this failed, a part of an unknown format would be lost without a message."""
     source = folder_of({"a.csv": b"query,label\na,x\n", "b.csv.lz4": b"x", "_SUCCESS": b""})(tmp_path)
     assert run("prepare", source, "--out", tmp_path / "out", *KEEP_ALL) == 0
     assert "1  files of the folder that were not read: b.csv.lz4" in capsys.readouterr().out
@@ -249,7 +249,7 @@ def test_a_separator_that_separates_nothing_is_refused(
 
 
 def test_formulas_are_guarded_when_asked(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """If this failed, a query such as =HYPERLINK(…) would run in the spreadsheet of whoever opens the matches."""
+    """If this failed, a query such as =HYPERLINK(…) would run in a spreadsheet that opens the matches."""
     queries = ["=1+1", "+1", "-1", "@a", "＝1", "red = blue"]
     source, target = tmp_path / "q.jsonl", tmp_path / "m.csv"
     source.write_text("".join(json.dumps({"query": one}) + "\n" for one in queries))

@@ -31,6 +31,7 @@ from service.loadtest.run import run as measure
 from service.loadtest.target import Target
 from tests.support.bundles import make_store
 from tests.support.command import run
+from tests.support.processes import running
 from tests.support.service import ADMIN_KEY, PATIENCE, Service, serving, wait_until
 
 CALM = ["--rate", "40", "--duration", "1s", "--max-lag", "1h"]  # whatever else this machine has to do just then
@@ -205,14 +206,11 @@ def test_an_end_by_a_signal_reports_what_was_measured(service: Service, url: str
     """An hour's measurement would be lost by ending it a minute early."""
     before = answers(service)
     command = [sys.executable, "-m", "diptych", "loadtest", url, "--rate", "50", "--duration", "10m", "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    try:
+    with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         wait_until(lambda: answers(service) > before + 20)
         process.send_signal(number)
         shown, told = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    assert (process.returncode, told) == (128 + number, b"")
+    assert (process.returncode, told) == (128 + number, "")
     report = json.loads(shown)
     assert report["interrupted"]
     assert sum(found["count"] for found in report["outcomes"].values()) == report["sent"] > 10

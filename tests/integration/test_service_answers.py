@@ -34,9 +34,8 @@ def retriever(words_store: Path) -> Iterator[Retriever]:
 
 @pytest.fixture
 def client(service: Service) -> Iterator[Client]:
-    client = service.client()
-    yield client
-    client.close()
+    with service.client() as client:
+        yield client
 
 
 def expected(retriever: Retriever, queries: list[str], k: int, weight: float | None) -> list[dict[str, Any]]:
@@ -201,11 +200,10 @@ def test_a_wrong_method_is_told_the_right_ones(client: Client, path: str, method
 
 def test_a_streamed_body_is_bounded_too(service: Service) -> None:
     """A body without a declared length would be read into memory whole."""
-    client = service.client()
     chunk = b"2000\r\n" + b"x" * 0x2000 + b"\r\n"
-    client.begin_chunked("/predict", [chunk] * 3)
-    assert_refused(client.finish(), 413, "body_too_large")
-    client.close()
+    with service.client() as client:
+        client.begin_chunked("/predict", [chunk] * 3)
+        assert_refused(client.finish(), 413, "body_too_large")
 
 
 @pytest.mark.parametrize("key", ["", "wrong", ADMIN_KEY + "x", "schlüssel"])

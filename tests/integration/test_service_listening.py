@@ -8,14 +8,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from service.settings import Settings
 from tests.support.bundles import make_store
-from tests.support.service import PATIENCE, serving, wait_until
+from tests.support.service import PATIENCE, end, serving, wait_until
 
 LISTENS = re.compile(r"serving bundle .* on http://(\[::\]|[\d.]+):(\d+)")
 
@@ -29,7 +29,7 @@ def words_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def started(
     store: Path, log: Path, *options: str, before: Callable[[], None] | None = None
 ) -> Iterator[tuple["subprocess.Popen[bytes]", str, int]]:
-    """The process, the host it says it listens on, and the port."""
+    """Start a service; yield its process, the host that its log names, and the port."""
     command = [sys.executable, "-m", "diptych", "serve", "--store", str(store), "--port", "0", *options]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with log.open("wb") as output:
@@ -39,8 +39,7 @@ def started(
         assert isinstance(found, re.Match), log.read_text()
         yield process, found[1], int(found[2])
     finally:
-        process.terminate()
-        process.wait(PATIENCE)
+        end(process)
 
 
 def answers(host: str, port: int) -> bool:
@@ -54,7 +53,7 @@ def answers(host: str, port: int) -> bool:
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
 def test_all_of_ipv6_is_all_of_ipv4_too(words_store: Path, tmp_path: Path) -> None:
-    """A container that is told to listen everywhere would answer nobody who comes over IPv4."""
+    """A container that listens on all addresses would refuse every client on IPv4."""
     with started(words_store, tmp_path / "log", "--host", "::") as (_, host, port):
         assert host == "[::]"
         assert answers("127.0.0.1", port)
@@ -95,6 +94,8 @@ def test_nohup_is_obeyed(words_store: Path, tmp_path: Path) -> None:
     with started(words_store, tmp_path / "log", before=ignore) as (process, host, port):
         process.send_signal(signal.SIGHUP)
         assert answers(host, port)
+        process.terminate()  # which would be handled after SIGHUP
+        assert process.wait(PATIENCE) == 0
         assert "SIGHUP" not in (tmp_path / "log").read_text()
 
 
@@ -111,7 +112,7 @@ def test_a_low_limit_of_files_allows_fewer_connections(
         assert answers(host, port)
         log = (tmp_path / "log").read_text()
         assert f"may open only {files} files, so {connections} connections are allowed" in log
-        clients = [socket.create_connection((host, port)) for _ in range(2 * files)]
-        assert answers(host, port)
-        for client in clients:
-            client.close()
+        with ExitStack() as clients:
+            for _ in range(2 * files):
+                clients.enter_context(socket.create_connection((host, port), PATIENCE))
+            assert answers(host, port)

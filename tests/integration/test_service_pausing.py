@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.store import Store
 from tests.support.bundles import make_store
-from tests.support.service import ADMIN_KEY, Reply, Service, serving, wait_until
+from tests.support.service import ADMIN_KEY, PATIENCE, Reply, Service, serving, wait_until, write_whole
 
 RED = {"queries": ["red winter city"], "k": 10}
 
@@ -49,7 +49,7 @@ def test_a_paused_label_is_gone_from_the_next_answer_and_another_takes_its_place
 
 def test_what_is_paused_outlives_switches_restarts_and_engines(store: Store) -> None:
     """A stopped campaign would be back after the next deployment, and nobody would have asked for it."""
-    with serving(store.path, keep_previous=True) as service:
+    with serving(store.path, keep_previous=True, deadline_seconds=PATIENCE) as service:
         gone = shown(service)[0]
         pause(service, add=[gone, "two-0", "two-1", "two-2"])
         service.activate("two")
@@ -101,9 +101,9 @@ def test_a_list_that_cannot_be_read_is_no_empty_list(store: Store, tmp_path: Pat
     file = store.path / "PAUSED.json"
     with serving(store.path, watch_seconds=0.05) as service:
         gone = shown(service)[0]
-        file.write_text(json.dumps({"paused": [gone]}))
+        write_whole(file, json.dumps({"paused": [gone]}))
         wait_until(lambda: gone not in shown(service))
-        file.write_text('{"paused": [')
+        write_whole(file, '{"paused": [')
         wait_until(lambda: "PAUSED.json is not a list" in service.ask("GET", "/readyz").json()["detail"])
         reply = pause(service, add=["more"])
         assert (reply.status, reply.json()["error"]["code"]) == (422, "not_paused")

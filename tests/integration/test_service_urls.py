@@ -1,4 +1,4 @@
-"""Services on a store behind a URL: what one of them is told holds for all and outlives its cache, or is refused."""
+"""Services on a store behind a URL: a change through one holds for all and outlives its cache, or is refused."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ from retrieval.retriever import Retriever
 from retrieval.signatures import new_keys
 from retrieval.store import Store
 from tests.support.bundles import make_store
-from tests.support.service import ADMIN_KEY, Service, serving, wait_until
+from tests.support.service import ADMIN_KEY, Service, serving, wait_until, write_whole
 from tests.support.web_store import web_store
 
 
@@ -93,7 +93,7 @@ def test_a_store_that_cannot_be_written_refuses_and_says_why(store: Store, tmp_p
 
 
 def test_an_older_signed_bundle_is_not_followed(store: Store, tmp_path: Path) -> None:
-    """If it fails, whoever can write to a bucket has every replica serve a bundle that was replaced for a reason."""
+    """If it fails, an attacker who can write to a bucket has every replica serve a bundle that was replaced."""
     keys = new_keys()
     for serial, name in enumerate(("one", "two", "three"), 1):
         store.sign(name, keys.signing, serial)
@@ -101,15 +101,15 @@ def test_an_older_signed_bundle_is_not_followed(store: Store, tmp_path: Path) ->
     for number, place in enumerate((store.path, Path(store.path.as_uri()))):
         settings = {"cache": tmp_path / f"cache{number}", "trusted_keys": keys.trusted, "watch_seconds": 0.05}
         with serving(place, **settings) as service:
-            (store.path / "CURRENT").write_text("one\n")
+            write_whole(store.path / "CURRENT", "one\n")
             wait_until(lambda: "has the serial number 1" in service.ask("GET", "/readyz").json()["detail"])
             assert served(service) == "two"
             # 409 while the service still finds out that it must not follow the bundle
             assert wait_until(lambda: (found := activated(service, "one")) != 409 and found) == 422
-            (store.path / "CURRENT").write_text("two\n")
+            write_whole(store.path / "CURRENT", "two\n")
             assert administer(service, "activate", bundle="three")[0] == 200
             assert administer(service, "rollback")[1].get("bundle") == "two"
-            (store.path / "CURRENT").write_text("one\n")
+            write_whole(store.path / "CURRENT", "one\n")
             wait_until(lambda: "has the serial number 1" in service.ask("GET", "/readyz").json()["detail"])
             assert served(service) == "two"
         (store.path / "CURRENT").write_text("two\n")

@@ -7,7 +7,7 @@ import pytest
 from retrieval.store import Store
 from tests.support.bundles import make_store
 from tests.support.command import run
-from tests.support.service import ADMIN_KEY, Reply, Service, serving, wait_until
+from tests.support.service import ADMIN_KEY, Reply, Service, figures, serving, wait_until, write_whole
 
 RED = {"queries": ["red winter city"]}
 MB = 1 << 20
@@ -27,9 +27,7 @@ def detail(service: Service) -> str:
 
 
 def switches(service: Service, result: str) -> float:
-    lines = service.ask("GET", "/metrics").body.decode().splitlines()
-    wanted = f'diptych_switches_total{{result="{result}"}}'
-    return next((float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(wanted)), 0.0)
+    return figures(service)[f'diptych_switches_total{{result="{result}"}}']
 
 
 def admin(service: Service, method: str, path: str) -> Reply:
@@ -66,13 +64,13 @@ def test_a_broken_bundle_is_tried_once_and_the_old_one_stays(store: Store) -> No
     index = store.bundle_path("two") / "index.hnsw"
     index.write_bytes(index.read_bytes()[:-1] + b"?")
     with serving(store.path, watch_seconds=0.05) as service:
-        (store.path / "CURRENT").write_text("two\n")
+        write_whole(store.path / "CURRENT", "two\n")
         wait_until(lambda: "bundle two was not activated: bundles/two/index.hnsw is damaged" in detail(service))
         assert served(service) == "one"
-        (store.path / "CURRENT").write_bytes(b"\xff")
+        write_whole(store.path / "CURRENT", b"\xff")
         wait_until(lambda: "the store cannot be read (CURRENT cannot be read" in detail(service))
         assert service.ask("GET", "/readyz").status == 200
-        (store.path / "CURRENT").write_text("three\n")
+        write_whole(store.path / "CURRENT", "three\n")
         wait_until(lambda: served(service) == "three")
         assert (switches(service, "failed"), detail(service)) == (1, "serving")
 

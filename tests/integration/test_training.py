@@ -142,7 +142,7 @@ def test_a_warm_start_cuts_texts_where_the_new_recipe_says(finished: Path, small
 
 
 def test_a_warm_start_of_another_tokenizer_is_one_sentence(finished: Path, small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a setting of the recipe would be ignored without a word."""
+    """If this failed, a setting of the recipe would be silently ignored."""
     other = "encoder={kind: static, dim: 32, vocabulary_size: 2000}"
     with pytest.raises(RecipeError, match=r"encoder\.vocabulary_size 3000, and the recipe says 2000\. Set "):
         train(small, small_recipe(other, f"warm_start={finished}"), tmp_path / "run", Kept())

@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 from retrieval.errors import RecipeError
 from tests.support.listener import Kept
 from tests.support.pretrained import save_tiny_bert
+from tests.support.processes import running, wait_for_file
 from tests.support.small_run import SMALL, measured, small_recipe
 from training.checkpoint import read_facts
 from training.data.dataset import Dataset
@@ -27,31 +28,20 @@ STATIC = "encoder={kind: static, dim: 32, vocabulary_size: 3000, pair_dropout: 0
 SHORT = ["optimizer.epochs=2", "batching.refresh_epochs=2", "precision=float32"]
 
 
-def started(module: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """`module` in two processes, on one thread each."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", module]
-    return subprocess.Popen(
-        [*command, *map(str, arguments)], env=os.environ | {"OMP_NUM_THREADS": "1"}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
+def started(module: str, *arguments: str | Path) -> AbstractContextManager["subprocess.Popen[str]"]:
+    """Run `module` in two processes, on one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", module, *arguments]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return running(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def run_of_two(dataset: Dataset, folder: Path, *overrides: str) -> list[dict[str, Any]]:
-    """What each of two processes tells of the run: its losses and its weights' hash."""
+    """Train in two processes; return what each of them reports: its losses and its weights' hash."""
     folder.mkdir()
-    running = started("tests.support.parallel_run", dataset.folder.resolve(), folder / "run", folder, *overrides)
-    told, _ = running.communicate(timeout=300)
-    assert running.returncode == 0, told
+    with started("tests.support.parallel_run", dataset.folder.resolve(), folder / "run", folder, *overrides) as two:
+        told, _ = two.communicate(timeout=300)
+    assert two.returncode == 0, told
     return [json.loads((folder / f"{rank}.json").read_text("utf-8")) for rank in range(2)]
-
-
-def until_validated(folder: Path, running: subprocess.Popen[str]) -> None:
-    """Wait until an epoch of the run in `folder` was validated."""
-    deadline = time.monotonic() + 120
-    while not (folder / "model.safetensors").is_file():
-        assert time.monotonic() < deadline, "the run never began"
-        assert running.poll() is None, running.communicate()
-        time.sleep(0.05)
 
 
 @pytest.fixture
@@ -93,10 +83,10 @@ def test_two_processes_stop_and_one_goes_on(small: Dataset, tmp_path: Path) -> N
     """If this failed, ending a run of several processes would lose it, or leave some of them waiting for ever."""
     arguments = ["train", "--dataset", str(small.folder.resolve()), "--out", str(tmp_path / "run")]
     arguments += [part for override in [*SMALL, "optimizer.epochs=12"] for part in ("--set", override)]
-    running = started("diptych", *arguments)
-    until_validated(tmp_path / "run", running)
-    running.send_signal(signal.SIGTERM)
-    told, _ = running.communicate(timeout=120)
+    with started("diptych", *arguments) as two:
+        wait_for_file(tmp_path / "run" / "model.safetensors", two)
+        two.send_signal(signal.SIGTERM)
+        told, _ = two.communicate(timeout=120)
     assert "Stopped and saved in" in told
     again = subprocess.run([sys.executable, "-m", "diptych", *arguments], capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
@@ -104,14 +94,14 @@ def test_two_processes_stop_and_one_goes_on(small: Dataset, tmp_path: Path) -> N
 
 
 def test_two_processes_stop_while_one_validates(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a run of several processes that is told to stop would run on until its validation has ended."""
+    """If this failed, a run of several processes that gets SIGTERM would run on until its validation has ended."""
     arguments = ["train", "--dataset", str(small.folder.resolve()), "--out", str(tmp_path / "run")]
     arguments += [part for override in [*SMALL, "optimizer.epochs=2"] for part in ("--set", override)]
-    running = started("tests.support.stopped_at", "training.trainer:Trainer._validate", "python", *arguments)
-    assert running.stdout is not None
-    assert any("reached" in line for line in running.stdout), "the run never validated"
-    running.send_signal(signal.SIGTERM)
-    told, _ = running.communicate(timeout=120)
+    with started("tests.support.stopped_at", "training.trainer:Trainer._validate", "python", *arguments) as two:
+        assert two.stdout is not None
+        assert any("reached" in line for line in two.stdout), "the run never validated"
+        two.send_signal(signal.SIGTERM)
+        told, _ = two.communicate(timeout=120)
     assert "Stopped and saved in" in told
     assert "has ended" not in told
     again = subprocess.run([sys.executable, "-m", "diptych", *arguments], capture_output=True, text=True, timeout=300)
@@ -127,14 +117,14 @@ def test_one_process_tells_that_another_has_ended(small: Dataset, tmp_path: Path
     command = [sys.executable, "-m", "diptych", "train", "--dataset", str(small.folder), "--out", str(tmp_path / "run")]
     command += [part for override in [*SMALL, "optimizer.epochs=200"] for part in ("--set", override)]
     group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-    first, second = (
-        subprocess.Popen(command, env=os.environ | group | {"RANK": rank}, stderr=subprocess.PIPE, text=True)
-        for rank in "01"
-    )
-    until_validated(tmp_path / "run", first)
-    second.kill()
-    second.communicate()
-    _, told = first.communicate(timeout=120)
+    with (
+        running(command, env=os.environ | group | {"RANK": "0"}, stderr=subprocess.PIPE) as first,
+        running(command, env=os.environ | group | {"RANK": "1"}, stderr=subprocess.PIPE) as second,
+    ):
+        wait_for_file(tmp_path / "run" / "model.safetensors", first)
+        second.kill()
+        second.communicate()
+        _, told = first.communicate(timeout=120)
     assert first.returncode == 1
     assert "another process of this run has ended" in told
     assert "Traceback" not in told

@@ -1,10 +1,8 @@
 """Runs that stop, go on, are left alone or refused."""
 
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import pytest
 
 from retrieval.errors import CheckpointError, RecipeError
 from tests.support.listener import Kept
+from tests.support.processes import running, wait_for_file
 from tests.support.small_run import SMALL, measured, small_recipe, stop_after, weights_hash
 from training.batches import Batch, make_batch
 from training.checkpoint import read_facts
@@ -117,14 +116,11 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
     """If this failed, an interrupted `diptych train` would lose its work or end in a traceback."""
     command = [sys.executable, "-m", "diptych", "train", "--dataset", str(small.folder), "--out", str(tmp_path / "run")]
     command += [part for override in SMALL for part in ("--set", override)]
-    first = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "run" / "tokens" / "labels.offsets.npy").is_file():  # handlers are in place before this
-        assert time.monotonic() < deadline, "the run never began"
-        assert first.poll() is None, first.communicate()
-        time.sleep(0.01)
-    os.kill(first.pid, signal.SIGINT)
-    _, told = first.communicate(timeout=120)
+    with running(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as first:
+        # signal handlers are installed before this file is written
+        wait_for_file(tmp_path / "run" / "tokens" / "labels.offsets.npy", first)
+        first.send_signal(signal.SIGINT)
+        _, told = first.communicate(timeout=120)
     assert first.returncode == 130, told
     assert "Stopped and saved in" in told
     assert "Traceback" not in told

@@ -22,7 +22,7 @@ SOURCE_ROWS = st.lists(st.tuples(TEXTS, LABEL_SETS, LABEL_SETS), min_size=1, max
 RAGGED = st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=12)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     st.lists(st.tuples(TEXTS, LABEL_SETS, LABEL_SETS), max_size=12),
     st.lists(TEXTS, min_size=N_LABELS, max_size=N_LABELS),
@@ -49,7 +49,7 @@ def test_a_dataset_is_read_as_it_was_written(rows: list[tuple[str, list[int], li
         assert list(split.exclude[number]) == exclude
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(SOURCE_ROWS)
 def test_no_split_breaks_a_guarantee(rows: list[tuple[str, list[int], list[int]]]) -> None:
     """If this failed, some source would teach an excluded label, repeat an id, or train on a row without a positive."""

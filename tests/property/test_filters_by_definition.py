@@ -56,7 +56,7 @@ def retriever(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
     return Retriever.open(make_bundle(tmp_path_factory.mktemp("filtered") / "words", efforts=(200, 200, 200)))
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(
     st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join), min_size=1, max_size=3),
     st.fixed_dictionaries(

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -12,6 +13,7 @@ from service.frames import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
 from service.metrics import Metrics
 from service.pending_request import Lengths
 from service.settings import Settings
+from tests.support.batching import Clock
 
 CALLERS = (b"a", b"b", b"c")
 KS = (1, 3, 10)
@@ -91,7 +93,7 @@ class Play:
             self.requests[number].abandon()
 
     def cancel(self, number: int) -> None:
-        """Whoever awaits the answer is cancelled, which cancels the future and tells the batcher nothing."""
+        """Cancel the future of an answer, as a cancelled handler does; the batcher is not called."""
         if number < len(self.requests):
             self.gone.add(number)
             self.requests[number].answer.cancel()
@@ -104,7 +106,7 @@ class Play:
         assert (former.unfinished, former.waiting_queries, former.waiting_tokens) == (0, 0, 0)
 
     def check(self) -> None:
-        """What must hold after every event."""
+        """Check what must hold after every event."""
         waiting = self.waiting_texts()
         assert self.batcher.waiting_queries == sum(waiting.values())
         assert self.batcher.unfinished == sum(not request.settled for request in self.requests)
@@ -119,7 +121,7 @@ class Play:
             assert hits <= MAX_HITS or sum(len(piece.queries) for piece in pieces) == 1
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250)
 @given(EVENTS, st.booleans(), st.integers(1, 3), st.sampled_from([12, 30, 10_000]))
 def test_every_request_is_settled_once_and_with_its_own_answer(
     events: list[tuple], padded: bool, lanes: int, room: int
@@ -154,7 +156,7 @@ def test_every_request_is_settled_once_and_with_its_own_answer(
 LOADS = st.lists(st.tuples(st.integers(1, 12), st.sampled_from(KS)), min_size=1, max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(LOADS, min_size=2, max_size=5), st.booleans())
 def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]], late: bool) -> None:
     """A caller would get more of the engine for asking more texts, for larger k, for more requests, or for coming
@@ -197,7 +199,7 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
     asyncio.run(run())
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 16), st.integers(4, 12), st.integers(5, 20))
 def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, requests: int) -> None:
     """Beside callers that ask much, a caller that asks one text now and then would wait for all that they have."""
@@ -216,4 +218,6 @@ def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, 
                 play.answer(0)
             assert light.answer.done()
 
-    asyncio.run(run())
+    with pytest.MonkeyPatch.context() as patch:
+        Clock(patch)
+        asyncio.run(run())

@@ -45,7 +45,7 @@ def run(store: Store, bundle: Path, command: str, argument: str | int | None) ->
 
 
 @given(st.lists(st.tuples(COMMANDS, st.integers(0, 6)), max_size=12))
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_a_whole_bundle_stays_active_whatever_dies(
     bundle: Path, steps: list[tuple[tuple[str, str | int | None], int]]
 ) -> None:
@@ -89,7 +89,7 @@ def dying(patch: pytest.MonkeyPatch, survives: int) -> None:
 
 
 @given(st.lists(st.sampled_from(NAMES), min_size=1, max_size=10))
-@settings(deadline=None, max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_rolling_back_is_the_reverse_of_activating(bundle: Path, activated: list[str]) -> None:
     """If it fails, rolling back several times does not retrace what was active."""
     with tempfile.TemporaryDirectory() as folder:

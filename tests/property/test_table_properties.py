@@ -1,4 +1,4 @@
-"""What holds for every file, whatever its bytes: each line belongs to one row, and only TableError stops reading."""
+"""Properties of every file, whatever its bytes: each line belongs to one row; only TableError stops reading."""
 
 import contextlib
 import re
@@ -30,7 +30,7 @@ def rows(name: str, content: bytes, layout: Layout | None = None) -> list[tuple[
         return list(table.rows(columns))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(CONTENT, LAYOUTS, st.sampled_from(["t.csv", "t.tsv"]))
 def test_every_line_belongs_to_exactly_one_row(content: str, layout: Layout, name: str) -> None:
     """If this failed, some arrangement of quotes would lose lines, or read lines twice."""
@@ -48,7 +48,7 @@ def test_every_line_belongs_to_exactly_one_row(content: str, layout: Layout, nam
     assert covered == list(range(2, lines + 1))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.sampled_from(["t.csv", "t.tsv", "t.jsonl", "t.csv.gz", "t.parquet"]))
 def test_no_bytes_end_in_another_error(content: bytes, name: str) -> None:
     """If this failed, a damaged file would end in a traceback."""
@@ -56,7 +56,7 @@ def test_no_bytes_end_in_another_error(content: bytes, name: str) -> None:
         assert all(isinstance(record, dict | BadRow) or record is None for _, record in rows(name, content))
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(
         st.sampled_from(['{"query": "a"}', "{", "[]", "[", "7", '"x"', "", "  ", "{}", '{"query": 1e999}']), max_size=8

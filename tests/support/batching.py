@@ -1,10 +1,11 @@
-"""A batcher against an engine played by the test: frames go out through `send`, answers are handed back."""
+"""A batcher whose engine the test plays: it keeps the frames that are sent and answers them."""
 
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from service.batching import Batcher
@@ -17,7 +18,7 @@ NO_TIME = Stages(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
 
 
 class Bench:
-    """A batcher, what it sent, and the means to answer it."""
+    """A batcher, the batches it sent, and methods that answer them."""
 
     def __init__(self, padded: bool = False, lanes: int = 1, **limits: Any) -> None:
         settings = Settings(store=Path("unused"), **{"max_queries": 1, **limits})
@@ -42,6 +43,15 @@ class Bench:
     def texts(self) -> list[list[str]]:
         """The texts of each batch sent so far."""
         return [[query for piece in batch for query in piece.queries] for batch in self.sent]
+
+
+class Clock:
+    """A clock that stands still until a test moves it, in place of the batcher's own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 1000.0
+        for module in ("service.batching", "service.pending_request"):
+            monkeypatch.setattr(f"{module}.perf_counter", lambda: self.now)
 
 
 def played(**limits: Any) -> Callable[[Callable[[Bench], Any]], None]:

@@ -1,4 +1,4 @@
-"""Faults inside the processes of a real service, which inherit PYTHONPATH: code that runs before a module is imported.
+"""Faults inside the processes of a real service, by code that runs in them before a module is imported.
 
 with_code_before(tmp_path, monkeypatch, "service.engine", "raise OSError('injected')")
 """
@@ -27,13 +27,13 @@ while any(one.endswith("/bundles/" + {bundle!r}) for one in sys.argv) and not os
 
 
 def with_code_before(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str, code: str) -> None:
-    """Have every Python process that starts from now on run `code` just before it imports `module`."""
+    """Run `code` in every Python process that starts from now on, just before it imports `module`."""
     (folder / "sitecustomize.py").write_text(HOOK.format(module=module, code=code))
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
 def with_hanging_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch, bundle: str) -> Path:
-    """Have engines of this bundle hang while they load, until the file that is returned exists."""
+    """Let engines of this bundle hang while they load, until the returned file exists."""
     gate = folder / "gate"
     with_code_before(folder, monkeypatch, "service.engine", HANG.format(bundle=bundle, gate=str(gate)))
     return gate

@@ -1,4 +1,4 @@
-"""A call in a forked process, so that whatever becomes of it becomes of nothing else.
+"""A call in a forked process, so that a crash, a hang or a lack of memory in it affects nothing else.
 
 For programs that have imported what they need and started no threads of their own or of a library: not for the tests'
 own process.
@@ -8,21 +8,37 @@ import json
 import os
 import resource
 import signal
+import traceback
 from collections.abc import Callable
 
-MEMORY = 8 << 30  # bytes of addresses: a call that asks for more must not disturb its neighbours on the machine
+MEMORY = 8 << 30  # bytes of address space of one call
+
+
+def start_forked(call: Callable[[], object]) -> int:
+    """Run the call in a forked process, which ends with it, with code 1 after an exception; return its process id."""
+    if child := os.fork():
+        return child
+    code = 1
+    try:
+        call()
+        code = 0
+    except BaseException:  # noqa: BLE001  # it must not go on with the program of its parent
+        traceback.print_exc()
+    finally:
+        os._exit(code)
 
 
 def forked(call: Callable[[], tuple[str, str]], seconds: int = 20) -> tuple[str, str]:
-    """What the call returns in a process of its own; or ("died", signal) or ("hung", seconds)."""
+    """Return what the call returns in a forked process; or ("died", signal) or ("hung", seconds)."""
     ours, theirs = os.pipe()
-    child = os.fork()
-    if not child:
+
+    def limited() -> None:
         signal.alarm(seconds)
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         os.write(theirs, json.dumps(call()).encode())
-        os._exit(0)
+
+    child = start_forked(limited)
     os.close(theirs)
     with open(ours, "rb") as pipe:
         said = pipe.read()

@@ -22,7 +22,7 @@ from retrieval.errors import BundleError
 from retrieval.retriever import Retriever
 from retrieval.store import Store
 from tests.support.bundles import make_bundle
-from tests.support.forked import forked
+from tests.support.forked import forked, start_forked
 
 COMMANDS = ("publish", "activate", "rollback", "prune")
 LONGEST_SECONDS = 0.05  # before a kill: a few commands
@@ -45,15 +45,17 @@ def command_killed(store: Store, whole: Path, first: int, draw: random.Random) -
     """The command that a process was at when it was killed."""
     ours, theirs = os.pipe()
     seconds = draw.random() * LONGEST_SECONDS
-    child = os.fork()
-    if not child:
+
+    def work() -> None:
         for number in rounds(first):
             os.write(theirs, bytes([number]))
             with suppress(BundleError):  # nothing to roll back to, or just removed
                 run(store, whole, COMMANDS[number], draw)
+
+    child = start_forked(work)
     os.close(theirs)
     with open(ours, "rb", buffering=0) as pipe:
-        begun = pipe.read(1)  # the process lives and works
+        begun = pipe.read(1)  # the process has begun to work
         time.sleep(seconds)  # the random moment itself, not a wait for anything
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)

@@ -16,7 +16,7 @@ from pathlib import Path
 from retrieval.errors import BundleError
 from retrieval.retriever import Retriever
 from tests.support.bundles import label_texts, make_bundle
-from tests.support.forked import forked
+from tests.support.forked import forked, start_forked
 from tests.support.mutations import GROUPS, cases, damaged
 
 QUERIES = ["red winter city", "light rain", "cheap"]
@@ -38,14 +38,13 @@ def verdict(folder: Path) -> tuple[str, str]:
 def main(arguments: list[str]) -> None:
     counts, seed = [int(one) for one in arguments[:-1]], int(arguments[-1])
     with tempfile.TemporaryDirectory() as scratch:
-        maker = os.fork()  # it starts native threads, which forked processes would miss
-        if not maker:
-            make_bundle(Path(scratch) / "whole", [*label_texts(), *label_texts(20)])
-            os._exit(0)
+        whole = Path(scratch) / "whole"
+        # in a process of its own: it starts native threads, which forked processes would lack
+        maker = start_forked(lambda: make_bundle(whole, [*label_texts(), *label_texts(20)]))
         assert os.waitpid(maker, 0)[1] == 0
         for group, count in zip(GROUPS, counts, strict=True):
             for number, case in enumerate(cases(group, count, seed)):
-                folder = damaged(Path(scratch) / "whole", Path(scratch) / f"{number}", case)
+                folder = damaged(whole, Path(scratch) / f"{number}", case)
                 outcome, how = forked(partial(verdict, folder))
                 line = {"group": group, "number": number, "kind": case.kind, "files": case.files}
                 print(json.dumps(line | {"outcome": outcome, "how": how.replace(scratch, "")}), flush=True)

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from tests.support.pages import Block
+from tests.support.service import has_ended, wait_until
 from tests.support.small_run import SMALL
 
 SHIM = """#!/usr/bin/env bash
@@ -27,8 +28,14 @@ case "${{1:-}}" in
     serve) ;;
     *) exec "${{real[@]}}" "$@" ;;
 esac
-stop() {{ if [ -f service.pid ]; then kill "$(cat service.pid)" && rm service.pid; fi; }}
-stop
+# A process that has ended may stay as a zombie, which `kill -0` still finds.
+runs() {{ grep -qs '^State:[[:space:]]*[^ZX]' "/proc/$1/status"; }}
+stop() {{
+    pid=$(cat service.pid)
+    kill "$pid" && while runs "$pid"; do sleep 0.1; done
+    rm service.pid
+}}
+[ ! -f service.pid ] || stop  # its port must be free, and must not answer for the next service
 "${{real[@]}}" "$@" >service.log 2>&1 &
 echo $! >service.pid
 for _ in $(seq 600); do
@@ -94,6 +101,11 @@ def _stop_service(folder: Path) -> None:
             os.kill(pid, signal.SIGTERM)
         except ProcessLookupError:
             return  # it has ended by itself; the page's own commands have said so
+        try:
+            wait_until(lambda: has_ended(pid))
+        except AssertionError:
+            os.kill(pid, signal.SIGKILL)
+            raise
 
 
 def _free_port() -> int:

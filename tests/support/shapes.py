@@ -1,4 +1,4 @@
-"""One small table in every shape that users' files have; each shape writes it and returns the path to read."""
+"""One small table in every format of users' files; each entry writes the table and returns the path to read."""
 
 import bz2
 import gzip
@@ -25,28 +25,28 @@ Write = Callable[[Path], Path]
 def delimited(
     separator: str = ",", *, end: str = "\n", header: tuple[str, ...] = ("query", "label"), more: tuple[str, ...] = ()
 ) -> str:
-    """The table as text; `more` are cells behind the two, in every row."""
+    """Return the table as text; `more` are cells after the two of every row."""
     lines = [separator.join(header), *(separator.join((*row, *more)) for row in ROWS)]
     return end.join(lines) + end
 
 
 def json_lines(end: str = "\n", **more: Any) -> str:
-    """The table as JSON Lines, with more keys in every row."""
+    """Return the table as JSON Lines, with more keys in every row."""
     return end.join(json.dumps({"query": query, "label": label, **more}) for query, label in ROWS) + end
 
 
 def table(**more: Any) -> pa.Table:
-    """The table in Arrow, with more columns."""
+    """Return the table in Arrow, with more columns."""
     return pa.table({"query": QUERIES, "label": [label for _, label in ROWS], **more})
 
 
 def text(name: str, content: str, encoding: str = "utf-8") -> Write:
-    """A shape that is a text file."""
+    """Return a writer of a text file."""
     return packed(name, content.encode(encoding))
 
 
 def packed(name: str, content: bytes) -> Write:
-    """A shape that is a file of these bytes."""
+    """Return a writer of a file of these bytes."""
 
     def write(folder: Path) -> Path:
         (folder / name).write_bytes(content)
@@ -56,7 +56,7 @@ def packed(name: str, content: bytes) -> Write:
 
 
 def parquet(name: str, content: pa.Table, **options: Any) -> Write:
-    """A shape that is a Parquet file."""
+    """Return a writer of a Parquet file."""
 
     def write(folder: Path) -> Path:
         pq.write_table(content, folder / name, **options)
@@ -66,7 +66,7 @@ def parquet(name: str, content: pa.Table, **options: Any) -> Write:
 
 
 def folder_of(files: dict[str, Write | bytes]) -> Write:
-    """A shape that is a folder with these files."""
+    """Return a writer of a folder with these files."""
 
     def write(folder: Path) -> Path:
         target = folder / "table"
@@ -83,7 +83,7 @@ def folder_of(files: dict[str, Write | bytes]) -> Write:
 
 
 def broken_link(folder: Path) -> Path:
-    """A folder of two parts, of which one is a link that leads nowhere."""
+    """Write a folder of two parts, one of which is a broken symlink."""
     target = folder_of({"a.csv": CSV.encode()})(folder)
     (target / "b.csv").symlink_to(folder / "gone.csv")
     return target
@@ -204,7 +204,7 @@ GOOD: dict[str, Write] = {
     "folder of one file": folder_of({"t.csv": CSV.encode(), "README.md": b"x", "card.json": b"{}"}),
 }  # fmt: skip
 
-# Each of these is refused by every command with one sentence, of which a part stands here.
+# Each of these is refused by every command with one sentence; the text here is part of it.
 REFUSED: dict[str, tuple[Write, str]] = {
     "nothing": (lambda folder: folder / "none.csv", "does not exist. Check the path."),
     "another ending": (text("t.xlsx", CSV), "is none of .jsonl, .ndjson, .csv, .tsv, .parquet, .json"),

@@ -1,8 +1,8 @@
-"""Kills a training run with signal 9 at random moments: `python -m tests.support.train_kill_runner TIMES SEED FOLDER`.
+"""Kill a training run with SIGKILL at random moments: `python -m tests.support.train_kill_runner TIMES SEED FOLDER`.
 
-Each time a forked process goes on with the run in FOLDER/run until it is killed. Prints one line of JSON per kill: the
-epochs whose records the weights and the state hold afterwards. Then the run is finished, and a run beside it that
-nobody killed; the last line says whether weights, state and records agree.
+Each time a forked process resumes the run in FOLDER/run until it is killed. Prints one line of JSON per kill: the
+epochs whose records the weights and the state hold afterwards. Then the run is finished, and compared with a run that
+was never killed; the last line says whether weights, state and records agree.
 """
 
 import json
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 from tests.support.checkpoints import write_words
-from tests.support.forked import forked
+from tests.support.forked import forked, start_forked
 from tests.support.listener import Kept
 from tests.support.small_run import measured, weights_hash
 from training.checkpoint import cursor_of, load_checkpoint, read_record, read_tensors
@@ -23,7 +23,7 @@ from training.recipe import load_recipe
 from training.run import train
 from training.state import STATE, WEIGHTS, reconcile
 
-MOST_WRITES, LONGEST_SECONDS = 6, 0.03  # after so many writes of weights or state, and then so long, comes the kill
+MOST_WRITES, LONGEST_SECONDS = 6, 0.03  # a kill comes after at most so many writes of weights or state, and so long
 RECIPE = [
     "optimizer.epochs=6",
     "validation.every_epochs=1",
@@ -42,10 +42,7 @@ def trains(folder: Path, run: str) -> tuple[str, str]:
 
 
 def killed(folder: Path, writes: int, seconds: float) -> None:
-    child = os.fork()
-    if not child:
-        trains(folder, "run")
-        os._exit(0)
+    child = start_forked(lambda: trains(folder, "run"))
     seen = _written(folder / "run")
     while writes and not os.waitpid(child, os.WNOHANG)[0]:
         if (now := _written(folder / "run")) != seen:
@@ -62,7 +59,7 @@ def _written(run: Path) -> list[int]:
 
 
 def left_behind(run: Path) -> dict[str, int | None]:
-    """The epochs that a killed run's files speak of. Raises when nobody could go on with them."""
+    """Return the epochs recorded in a killed run's files. Raises when the run could not be resumed from them."""
     record = read_record(run / WEIGHTS)
     found: dict[str, int | None] = {"weights": None if record is None else record.epoch, "state": None}
     if (run / STATE).is_file():

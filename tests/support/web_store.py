@@ -19,7 +19,7 @@ Instead = Callable[["Handler"], None]
 
 @dataclass
 class WebStore:
-    """Where the store is, what was asked of it so far, and what it does instead of answering as it should."""
+    """The store's URL, the requests so far, and functions that handle a path in place of the file server."""
 
     url: str = ""
     asked: list[str] = field(default_factory=list)
@@ -82,7 +82,7 @@ class Handler(SimpleHTTPRequestHandler):
 
 
 def endless(handler: Handler) -> None:
-    """Digits for as long as somebody reads them."""
+    """Send digits for as long as the client reads them."""
     body = handler.begin()
     try:
         while True:
@@ -92,13 +92,13 @@ def endless(handler: Handler) -> None:
 
 
 def cut_off(handler: Handler) -> None:
-    """Some bytes of many that were promised, then the connection ends."""
+    """Send a few bytes of the announced length, then close the connection."""
     handler.begin(1_000_000).write(b"begun")
     handler.close_connection = True
 
 
 def failing(handler: Handler) -> None:
-    """What a server says that has troubles of its own."""
+    """Answer 503."""
     handler.send_error(503)
 
 

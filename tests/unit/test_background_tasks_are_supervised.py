@@ -1,4 +1,4 @@
-"""Where tasks and threads may be started."""
+"""Tasks and threads are started in few places."""
 
 import ast
 from pathlib import Path
@@ -21,7 +21,7 @@ def started_in(path: Path) -> set[str]:
 
 
 def test_no_task_and_no_thread_is_started_outside_the_supervisor() -> None:
-    """A background task could fail again without a log line, a metric or a word in /readyz."""
+    """A background task could fail without a log line, a metric or a sentence in /readyz."""
     found = {
         str(path.relative_to(SERVICE)): started
         for path in SERVICE.rglob("*.py")

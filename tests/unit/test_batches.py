@@ -18,7 +18,6 @@ label_lists = st.lists(
 
 
 @given(label_lists, st.integers(1, 5), st.integers(0, 2**32 - 1))
-@settings(deadline=None)
 def test_positives_are_sampled_without_replacement(lists: list[list[int]], most: int, seed: int) -> None:
     """If this failed, β would not be the number of positives a query, or a query would get another's labels."""
     positives = Ragged.from_lists(lists)
@@ -51,7 +50,6 @@ def test_every_positive_is_sampled_equally_often() -> None:
 
 
 @given(label_lists, st.integers(0, 2**32 - 1), st.integers(3, 30))
-@settings(deadline=None)
 def test_the_target_mask_holds_every_true_label_of_the_pool(lists: list[list[int]], seed: int, pool: int) -> None:
     """If this failed, a true label that came into the pool for another query would be taught as a negative."""
     generator = np.random.default_rng(seed)
@@ -98,7 +96,7 @@ def test_drawn_hard_negatives_are_mined_ones_and_none_twice() -> None:
 
 
 @given(st.integers(1, 300), st.integers(2, 64))
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_clusters_are_balanced_and_complete(count: int, largest: int) -> None:
     """If this failed, a batch would be larger than the memory was planned for, or a query would never be trained on."""
     vectors = np.random.default_rng(count).standard_normal((count, 5)).astype(np.float32)

@@ -45,7 +45,7 @@ def test_the_client_is_the_last_that_is_no_trusted_proxy(peer: str, lines: list[
     ["unknown", "_hidden", "300.1.1.1", "1.2.3", "[", "[]", ":::", "a" * 9000, "\xff\xfe", "10.0.0.0/8", "0x0a000001"],
 )
 def test_what_is_no_address_is_never_the_client(entry: str) -> None:
-    """A malformed entry would end the request in a 500, be a limit's key, or hand the word to what a client wrote."""
+    """A malformed entry would end the request in a 500, be a limit's key, or let what the client wrote decide."""
     assert address("10.1.2.3", f"6.6.6.6, {entry}, 10.5.5.5") == "10.5.5.5"
     assert address("10.1.2.3", f"6.6.6.6, {entry}") == "10.1.2.3"
     assert address("10.1.2.3", f"{entry}, 198.51.100.1") == "198.51.100.1"
@@ -57,7 +57,7 @@ def test_a_long_list_is_read_to_a_limit() -> None:
 
 
 def test_nobody_is_trusted_unless_named() -> None:
-    """Whoever writes the header would choose the address that is limited and logged."""
+    """Any client could choose the address that is limited and logged by writing the header."""
     assert address("127.0.0.1", "198.51.100.1", trusted="") == "127.0.0.1"
     assert address("not-an-address", "198.51.100.1") == "not-an-address"
 
@@ -74,7 +74,7 @@ def test_a_request_has_the_forwarded_address() -> None:
 
 @pytest.mark.parametrize("entry", ["proxy.example", "10.0.0.0/33", "10.0.0.5/8", "*", "10.0.0.1-9"])
 def test_a_proxy_that_is_no_address_ends_the_start(monkeypatch: pytest.MonkeyPatch, entry: str) -> None:
-    """A misspelt proxy would silently be nobody, and all its clients one caller."""
+    """A misspelt proxy would silently be ignored, and all its clients would count as one caller."""
     monkeypatch.setenv("DIPTYCH_TRUSTED_PROXIES", f"10.0.0.1, {entry}")
     with pytest.raises(BadInput, match=r"DIPTYCH_TRUSTED_PROXIES: '.+' is not an address or a network"):
         Settings.load(store=Path("s"))

@@ -1,4 +1,4 @@
-"""What each caller gets of the engine and of the queue, and what no request may take."""
+"""Each caller's share of the engine and of the queue, and the bounds of one request."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from service.errors import Refusal
 from service.frames import Answers, Asked, Outcome
 from service.pending_request import PendingRequest
-from tests.support.batching import NO_TIME, Bench, played
+from tests.support.batching import NO_TIME, Bench, Clock, played
 
 
 def test_a_cancelled_handler_leaves_the_queue() -> None:
@@ -34,7 +34,7 @@ def test_a_cancelled_handler_leaves_the_queue() -> None:
 
 
 def test_a_batch_is_bounded_in_hits() -> None:
-    """Ten texts with a hundred hits each cost as much as a whole batch of others, and everybody would wait for them."""
+    """All other requests would wait for ten texts with a hundred hits each, which cost as much as a whole batch."""
 
     @played(max_queries=8, max_batch_hits=250, batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -46,8 +46,9 @@ def test_a_batch_is_bounded_in_hits() -> None:
         assert bench.texts() == [["0", "1"], ["2", "3"], ["4"], ["a"], ["b"]]
 
 
-def test_small_requests_share_no_batch_with_large_ones() -> None:
+def test_small_requests_share_no_batch_with_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """A single query would be answered only after the hundreds of hits that happened to fill its batch."""
+    Clock(monkeypatch)  # what counts as lately does not depend on how fast this test runs
 
     @played(max_queries=32, batches_ahead=1)
     async def _(bench: Bench) -> None:
@@ -67,7 +68,7 @@ def test_small_requests_share_no_batch_with_large_ones() -> None:
 
 
 def test_a_caller_under_its_share_is_admitted_to_a_full_queue() -> None:
-    """Who asks one text would be refused because another has filled the queue; or the queue would grow without end."""
+    """A caller with one text would be refused because another has filled the queue; or the queue would be unbounded."""
 
     @played(max_queries=8, max_waiting_queries=40)
     async def _(bench: Bench) -> None:
@@ -127,7 +128,7 @@ def test_an_answer_is_bounded_in_bytes() -> None:
 
 
 def test_only_the_text_that_ends_engines_is_in_quarantine() -> None:
-    """A caller could take any text away from everybody by sending it together with one that ends engines."""
+    """A caller could have any text refused for all callers by sending it together with one that ends engines."""
 
     @played(max_queries=4, batches_ahead=0)
     async def _(bench: Bench) -> None:

@@ -3,7 +3,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from training import gandalf
@@ -31,7 +31,6 @@ def cosine(label: int, other: int, rows: list[set[int]]) -> float:
 
 
 @given(ROWS, st.integers(1, N_LABELS), THRESHOLDS, st.integers(1, N_LABELS + 1))
-@settings(deadline=None)
 def test_neighbours_are_the_nearest_by_their_queries(
     rows: list[set[int]], most: int, threshold: float, block: int
 ) -> None:

@@ -1,4 +1,4 @@
-"""Wrong keys make an address wait, longer each time, and nobody else."""
+"""Wrong keys make their own address wait, longer each time, and no other."""
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -44,7 +44,7 @@ def wait_of(limit: GuessLimit, address: str) -> int:
 
 
 def test_the_wait_grows_and_ends() -> None:
-    """A guesser could go on at full speed; or a mistake would lock an administrator out for ever."""
+    """Guessing would not be slowed; or a mistake would lock an administrator out for ever."""
     clock = Clock()
     limit = GuessLimit(clock)
     waits = []
@@ -107,7 +107,7 @@ def exchange(address: str, **headers: str) -> Exchange:
 
 
 def test_a_right_key_waits_too_unless_it_was_used_there_before() -> None:
-    """Guessing would not be slowed if right guesses passed; or everybody behind one proxy could be locked out."""
+    """Guessing would not be slowed if right guesses passed; or all clients behind one proxy could be locked out."""
     clock = Clock()
     guesses, metrics = GuessLimit(clock), Metrics(CollectorRegistry())
     admin, predict = AdminKeys({"ann": KEY}, guesses, metrics), PredictKeys([PREDICT_KEY], guesses, metrics)

@@ -47,13 +47,13 @@ def test_no_host_or_a_malformed_one_is_refused(host: str | None) -> None:
 
 
 def test_probes_are_asked_by_address() -> None:
-    """Kubernetes, which asks by the pod's address, would restart every pod; or figures would be exempt as well."""
+    """Kubernetes, which asks by the pod's address, would restart every pod; or /metrics would be exempt too."""
     assert status("172.16.0.9:8000", "/livez") == status(None, "/readyz") == 200
     assert status("172.16.0.9:8000", "/metrics") == 421
 
 
 def test_without_a_list_every_name_is_answered() -> None:
-    """The service would answer nobody by default."""
+    """The service would refuse every request by default."""
     assert AllowedHosts([]).refusal("/predict", None) is None
     assert not AllowedHosts([])
 

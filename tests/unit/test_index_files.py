@@ -54,7 +54,7 @@ def test_equal_scores_are_ordered_by_row() -> None:
 
 
 def test_other_errors_of_the_graph_are_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, every failure of hnswlib becomes a slow search that nobody notices."""
+    """If it fails, every failure of hnswlib becomes a slow search without an error."""
     index = HnswIndex.build(some(50), threads=1)
 
     class Broken:
@@ -68,7 +68,7 @@ def test_other_errors_of_the_graph_are_not_hidden(monkeypatch: pytest.MonkeyPatc
 
 
 def test_full_scans_are_counted_and_logged_ever_more_rarely(caplog: pytest.LogCaptureFixture) -> None:
-    """If it fails, an index that falls back to comparing everything makes a service slow and nobody learns why."""
+    """If it fails, an index that falls back to a full scan makes a service slow without a log line."""
     scans = FullScans()
     for queries in (1, 3, 5, 2, 50, 100, 1):
         scans.add(queries)

@@ -79,14 +79,14 @@ def test_bad_keys_are_one_sentence_that_does_not_show_them(
 
 
 def test_both_variables_count_while_a_key_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Moving from one key to several would lock somebody out; or a file's last line break would be part of the key."""
+    """Moving from one key to several would lock an administrator out; or a final newline would be part of the key."""
     monkeypatch.setenv("DIPTYCH_ADMIN_KEY", f"{STRONG}\n")
     monkeypatch.setenv("DIPTYCH_ADMIN_KEYS", f"ann={OTHER}")
     assert Settings.load(store=Path("s")).administrators == {"admin": STRONG, "ann": OTHER}
 
 
 def test_weak_keys_of_callers_are_named_by_their_place() -> None:
-    """Nobody would learn that a caller's key can be guessed; or the warning would show the key."""
+    """An operator would not learn that a caller's key can be guessed; or the warning would show the key."""
     sentences = weak_predict_keys([STRONG, "alpha"])
     assert len(sentences) == 1
     assert "key 2 is weak: it has 5 characters" in sentences[0]

@@ -1,4 +1,4 @@
-"""How large labels are, at export and in the engine's memory."""
+"""The size of labels, at export and in the engine's memory."""
 
 import json
 import random
@@ -69,7 +69,7 @@ def test_a_label_that_is_too_large_is_named(value: object) -> None:
 
 
 def test_the_largest_label_passes() -> None:
-    """The limit would be another one than it says, for text with and without what JSON escapes."""
+    """The limit would not be the documented one, for text with or without characters that JSON escapes."""
     for text in ("x" * (MAX_LABEL_BYTES - 60), "\x01" * ((MAX_LABEL_BYTES - 60) // 6)):
         check_label_size(pa.table({"id": ["one"], "text": ["a"], "notes": [text]}))
 

@@ -25,7 +25,7 @@ def numbered(values: list[int]) -> Nodes:
 
 
 def test_equal_vectors_share_a_node_numbered_by_their_first_label() -> None:
-    """If it fails, equal labels stand in the graph many times, or different ones are taken for equal."""
+    """If it fails, equal labels are in the graph many times, or different ones count as equal."""
     nodes = nodes_of(np.array([[0.0, 1], [2, 0], [-0.0, 1], [2, 1], [2, 0]], np.float32))
     assert nodes.node_L.tolist() == [0, 1, 0, 2, 1]
     assert (nodes.size, nodes.representatives.tolist()) == (3, [0, 1, 3])
@@ -44,7 +44,7 @@ def test_a_shared_hash_merges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first_equal_rows(vectors_LD).tolist() == [0, 1, 0]
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(
     st.lists(st.integers(0, 6), min_size=1, max_size=40),
     st.lists(st.integers(0, 3), min_size=7, max_size=7),

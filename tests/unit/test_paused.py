@@ -1,4 +1,4 @@
-"""PAUSED.json obeyed by every way to query, also without a service; and what is no such list."""
+"""PAUSED.json applies to every way to query, also without a service; and files that are no such list."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ def test_the_library_leaves_paused_labels_out(store: Path, of: str) -> None:
 
 
 def test_a_caller_can_say_what_is_paused(store: Path) -> None:
-    """If it fails, nobody can look at the answers that a paused label is missing from."""
+    """If it fails, the answers with paused labels included cannot be inspected."""
     gone = best(store)
     pause(store, gone)
     with Retriever.open(store, paused=()) as retriever:
@@ -77,7 +77,7 @@ def test_the_commands_leave_paused_labels_out(store: Path, tmp_path: Path, capsy
 
 
 def test_an_interrupted_run_begins_anew_when_something_is_paused(store: Path, tmp_path: Path) -> None:
-    """If it fails, `predict` goes on with parts that hold a label which must not be shown any more."""
+    """If it fails, `predict` resumes from parts that contain a paused label."""
     from retrieval.matching import Reading, Wanted, _question
     from retrieval.queries import Queries
 
@@ -117,7 +117,7 @@ def test_what_is_no_list_is_one_sentence(store: Path, content: bytes, capsys: py
 
 
 def test_a_list_has_a_bound(store: Path) -> None:
-    """If it fails, whoever writes the file fills the memory of every service on the store."""
+    """If it fails, a writer of the file can fill the memory of every service on the store."""
     pause(store, "a", "b", "a")
     assert read_paused(store, 2) == ("a", "b")
     with pytest.raises(BundleError, match=r"PAUSED\.json holds 2 labels; the most is 1\."):

@@ -46,7 +46,7 @@ def rows(dataset: Dataset) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("label", [8, "8", 8.0])
 def test_a_single_label_among_lists_is_a_list_of_one(tmp_path: Path, label: Any) -> None:
-    """If this failed, every row behind the first with one label instead of a list would be lost without a word."""
+    """If this failed, every later row with one label instead of a list would be lost without a message."""
     records = [{"query": f"many {n}", "labels": [7, 8]} for n in range(20)]
     records += [{"query": f"one {n}", "label": label} for n in range(20)]
     labels = written(tmp_path / "labels.jsonl", LABELS)
@@ -58,7 +58,7 @@ def test_a_single_label_among_lists_is_a_list_of_one(tmp_path: Path, label: Any)
 
 @pytest.mark.parametrize("value", [["boots"], [], None, {"a": 1}, 1.5, True, 3])
 def test_what_is_no_single_label_among_pairs_is_a_named_bad_row(tmp_path: Path, value: Any) -> None:
-    """If this failed, a list behind a first row with one label would be lost, or a value taken for a label."""
+    """If this failed, a list after a first row with one label would be lost, or another value read as a label."""
     source = written(tmp_path / "s.jsonl", lines({"query": "a", "label": "shoes"}, {"query": "b", "label": value}))
     with pytest.raises(DatasetError, match=r"s\.jsonl line 2: label is "):
         prepared(source)
@@ -308,7 +308,7 @@ def test_an_account_that_does_not_add_up_is_an_internal_error() -> None:
 
 
 def test_a_number_of_many_digits_is_shown_as_it_was_written(tmp_path: Path) -> None:
-    """If this failed, the sentence about a bad row would show a type of Python's, which nobody finds in the file."""
+    """If this failed, the error would show a Python type instead of the number as it is in the file."""
     digits = "9" * 5_000
     with pytest.raises(DatasetError, match=r"line 1: label is 9{10,}…, not text"):
         prepared(written(tmp_path / "s.jsonl", f'{{"query": "a", "label": {digits}}}\n'))

@@ -1,4 +1,4 @@
-"""Token buckets per caller, and who a caller is."""
+"""Token buckets per caller, and how a caller is identified."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_a_caller_gets_its_rate_and_no_more() -> None:
 
 
 def test_the_time_to_retry_is_that_of_the_whole_request() -> None:
-    """A request that is charged in two steps would be told a time at which it is refused again."""
+    """A request that is charged in two steps would get a Retry-After at which it is refused again."""
     limit = RateLimit(rate=1, burst=10)
     limit.take(b"a", 9, now=0)
     limit.take(b"a", 1, now=0)

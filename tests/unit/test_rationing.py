@@ -43,7 +43,9 @@ def test_it_is_stopped_and_continued_while_there_is_traffic(engine: "subprocess.
         assert process_state(engine.pid) != STOPPED
         return ration.rested
 
-    assert asyncio.run(run()) == pytest.approx(3 * PERIOD / 2)
+    rests = asyncio.run(run()) / (PERIOD / 2)
+    assert rests >= 3 - 1e-6  # more where the system was slow to stop it, and a rest was over before it was seen
+    assert rests == pytest.approx(round(rests))
 
 
 @pytest.mark.parametrize(("share", "traffic"), [(0.1, no_traffic), (1, lambda: True)])
@@ -85,8 +87,8 @@ def test_rest_does_not_count_as_loading(engine: "subprocess.Popen[bytes]") -> No
     async def run() -> None:
         ready = asyncio.get_running_loop().create_future()
         with Ration(engine.pid, 0.05, lambda: True) as ration:
-            asyncio.get_running_loop().call_later(8 * PERIOD, ready.set_result, None)
-            await ration.wait(ready, 4 * PERIOD)  # of which it runs a twentieth
+            asyncio.get_running_loop().call_later(40 * PERIOD, ready.set_result, None)
+            await ration.wait(ready, 30 * PERIOD)  # it runs for a twentieth of that; a busy machine may hold this up
         with Ration(engine.pid, 1, no_traffic) as ration, pytest.raises(TimeoutError):
             await ration.wait(asyncio.get_running_loop().create_future(), PERIOD)
 

@@ -1,4 +1,4 @@
-"""Where a request ends, held against the parser itself; and the limits around a body."""
+"""The end of a request, compared with the HTTP parser; and the limits around a body."""
 
 import random
 from typing import Any
@@ -22,7 +22,7 @@ LIMITS = HeadLimits(2_000, 20)
 
 
 class Seen:
-    """What the parser makes of a request."""
+    """Collect what the parser reads of a request."""
 
     def __init__(self) -> None:
         self.body = b""
@@ -54,7 +54,7 @@ def bodies() -> list[bytes]:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_chunked_body_ends_where_the_parser_ends_it(seed: int) -> None:
-    """A request behind a chunked one would be taken for its body, or its body for a request."""
+    """A request after a chunked one would be read as its body, or its body as a request."""
     draw = random.Random(seed)
     for body in bodies():
         stream = body + b"GET / HTTP/1.1\r\n\r\n"
@@ -72,7 +72,7 @@ def test_a_chunked_body_ends_where_the_parser_ends_it(seed: int) -> None:
 
 
 def refused(data: bytes, piece: int = 10_000) -> int:
-    """The status with which a body is refused that comes in pieces of so many bytes; 0 when it is not."""
+    """Return the status with which a body in pieces of `piece` bytes is refused; 0 when it is accepted."""
     body, place = ChunkedBody(LIMITS, len(HEAD), 2), 0
     try:
         while place < len(data):
@@ -101,7 +101,7 @@ def test_what_surrounds_a_body_has_a_limit(data: bytes, status: int, piece: int)
 
 
 def test_many_chunks_are_read_in_turns() -> None:
-    """One segment with thousands of chunks would keep everybody else waiting."""
+    """One segment with thousands of chunks would keep all other clients waiting."""
     data = b"1\r\n.\r\n" * 2 * CHUNKS_PER_TURN
     assert ChunkedBody(LIMITS, len(HEAD), 2).end_in(data, 0) < len(data)
 
@@ -118,7 +118,7 @@ def test_a_head_without_an_upgrade_is_otherwise_the_same() -> None:
 
 @pytest.mark.parametrize("head", [b"\x16\x03\x01", b"get / HTTP/1.1", b"GET / HTTP/1.1\n", b"hello", b"A" * 40])
 def test_what_cannot_become_a_head_is_known_at_once(head: bytes) -> None:
-    """A client that speaks another protocol would wait ten seconds to hear so."""
+    """A client that speaks another protocol would wait ten seconds for the refusal."""
     with pytest.raises(httptools.HttpParserError):
         check_beginning(bytearray(head))
 

@@ -45,12 +45,12 @@ def store(made: Path, tmp_path: Path, keys: KeyPair) -> Store:
 
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ending the process and starting another one does."""
+    """Forget what this process remembers, as a new process would."""
     monkeypatch.setattr(retrieval.serials, "_process_notes", {})
 
 
 def test_an_older_signed_bundle_is_not_activated_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, whoever can write to a store brings back a bundle that was replaced for a reason."""
+    """If it fails, an attacker who can write to a store brings back a bundle that was replaced for a reason."""
     store.activate("two")
     forget(monkeypatch)
     with pytest.raises(OlderSerial, match="bundle one has the serial number 1, and 2 was active here before"):
@@ -79,7 +79,7 @@ def test_what_current_names_is_checked_by_whoever_opens_the_store(
 def test_a_bundle_that_is_exchanged_after_the_check_is_refused(
     store: Store, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it fails, whoever exchanges the folder at the right moment has an older signed bundle opened."""
+    """If it fails, an attacker who exchanges the folder at the right moment has an older signed bundle opened."""
     store.activate("two")
     check = Store.check_serial
 
@@ -96,7 +96,7 @@ def test_a_bundle_that_is_exchanged_after_the_check_is_refused(
 def test_a_rollback_allows_the_one_bundle_it_went_back_to(
     store: Store, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it fails, nobody can go back where keys are trusted, or a rollback opens the door to every old bundle."""
+    """If it fails, a rollback is refused where keys are trusted, or allows every older bundle."""
     for name in ("one", "two", "three"):
         store.activate(name)
     assert store.rollback() == "two"
@@ -121,16 +121,16 @@ def test_signing_again_makes_a_bundle_newer(store: Store, keys: KeyPair) -> None
 
 
 def test_a_number_is_more_than_any_here(store: Store, keys: KeyPair) -> None:
-    """If it fails, a clock that runs behind makes bundles that nobody may activate."""
+    """If it fails, a machine whose clock is slow signs bundles that cannot be activated."""
     far = 9_000_000_000
     store.sign("three", keys.signing, far)
     assert store.sign("one", keys.signing) == far + 1
     (store.path / "bundles" / "two" / SIGNATURE).write_text(f"ed25519-serial {keys.trusted} {MOST} AAAA\n")
-    assert store.sign("one", keys.signing) == far + 2  # a number that nobody signed does not count
+    assert store.sign("one", keys.signing) == far + 2  # a number without a valid signature does not count
 
 
 def test_a_number_belongs_to_its_signature(store: Store, keys: KeyPair) -> None:
-    """If it fails, whoever can write to a store gives an old signature a new number."""
+    """If it fails, an attacker who can write to a store gives an old signature a new number."""
     path = store.path / "bundles" / "one" / SIGNATURE
     scheme, key, _, signature = path.read_text().split()
     for text in (f"{scheme} {key} 99 {signature}", f"ed25519 {key} {signature}"):

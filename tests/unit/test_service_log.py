@@ -1,4 +1,4 @@
-"""Which requests get a line in the log, and what of a client's text may stand in it."""
+"""The requests that get a line in the log, and the escaping of clients' text in it."""
 
 import asyncio
 import json
@@ -55,7 +55,7 @@ HOSTILE = [f"a\n{FORGED}", f"a\r{FORGED}", "\x1b[2Jgone\x07", "a\x7fb\x85c\x9b31
 def test_no_text_of_a_client_makes_a_line_or_steers_a_terminal(
     form: Any, text: str, capsys: pytest.CaptureFixture[str], restored_logging: None
 ) -> None:
-    """Anybody could write log lines that look like an administrator's, or move the cursor of whoever reads the log."""
+    """A client could write log lines that look like an administrator's, or control the terminal that shows the log."""
     configure(form)
     log = logging.getLogger("diptych.request")
     log.info("path %s", text, extra={"path": text, "queries": [text], text: 1})

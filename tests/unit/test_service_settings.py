@@ -78,7 +78,7 @@ def test_limits_of_a_request_are_the_settings() -> None:
 
 
 def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What composes containers passes unset variables on as empty: no start, or a key that is no text at all."""
+    """Docker Compose passes unset variables as empty: the service would not start, or have an empty key."""
     for name in ("DIPTYCH_ADMIN_KEY", "DIPTYCH_PREDICT_KEY", "DIPTYCH_RATE_LIMIT", "DIPTYCH_PROVIDER"):
         monkeypatch.setenv(name, "")
     loaded = Settings.load(store=Path("s"))

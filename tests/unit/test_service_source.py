@@ -1,4 +1,4 @@
-"""Where the service gets its bundles from: folders whose path changes, and downloads that nobody wants any more."""
+"""The sources of a service's bundles: folders whose path changes, and downloads that are given up."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from tests.support.web_store import web_store
 def test_a_download_that_is_given_up_ends_and_lets_the_next_one_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large bundle that nobody wants any more would be fetched to its end, and the wanted one would wait for it."""
+    """A large bundle that is no longer wanted would be fetched to its end, and the wanted one would wait for it."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     with web_store(make_store(tmp_path / "store", "one", "two").path) as web:
         source = Source(Path(web.url), ())

@@ -128,10 +128,12 @@ def test_the_ready_route_checks_requests(tmp_path: Path, by_hand: bool) -> None:
     """If this failed, the peer would be faster for not checking anything."""
     json_type = {"Content_Type": "application/json"}
     with ready(tmp_path, by_hand=by_hand) as port:
-        reply = Client(port).post("/predict", {"queries": ["red shoes"], "k": 10}, **json_type)
+        with Client(port) as client:
+            reply = client.post("/predict", {"queries": ["red shoes"], "k": 10}, **json_type)
         assert (reply.status, reply.body) == (200, ANSWER)
         for bad in ({"queries": ["red shoes"], "k": 1000}, {"queries": [" "]}, {"query": "red shoes"}):
-            assert Client(port).post("/predict", bad, **json_type).status == 422
+            with Client(port) as client:
+                assert client.post("/predict", bad, **json_type).status == 422
 
 
 @pytest.mark.skipif(WRK is None, reason="wrk is not installed")

@@ -1,4 +1,4 @@
-"""What is read of the store again and again, and whose turn a change of bundle is."""
+"""The repeated reads of the store, and the order of changes of bundle."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ def failures(metrics: Metrics) -> float:
 
 
 def test_each_kind_of_failure_is_trouble_and_none_of_them_ends_the_reading(caplog: pytest.LogCaptureFixture) -> None:
-    """A store that nobody can read would be looked at no more, or fill the log with one line a look."""
+    """A store that cannot be read would not be read again, or fill the log with one line per read."""
     errors = [BundleError("CURRENT is damaged."), BundleError("CURRENT is damaged."), OSError("gone"), KeyError("bug")]
     outcomes: list[Exception | str] = [*errors, "found"]
 
@@ -131,7 +131,7 @@ def test_what_the_store_names_is_followed_once_and_again_when_asked() -> None:
 
 async def never() -> Generation:
     await asyncio.Event().wait()
-    raise AssertionError("an event that nobody sets was set")
+    raise AssertionError("an event that is never set was set")
 
 
 async def at_once() -> Generation:

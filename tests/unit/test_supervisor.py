@@ -1,4 +1,4 @@
-"""Background tasks that fail: seen by everybody, tried again, never silent."""
+"""Background tasks that fail are logged, counted and tried again."""
 
 import asyncio
 import logging
@@ -60,7 +60,7 @@ def test_a_failing_task_is_tried_again_until_it_succeeds(caplog: pytest.LogCaptu
 
 
 def test_a_repeated_task_outlives_its_failures() -> None:
-    """A watcher would look no more after the first thing that nobody has thought of."""
+    """A watcher would stop after its first unexpected exception."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         rounds, enough = [], asyncio.Event()
@@ -99,23 +99,30 @@ def test_whoever_waits_gets_the_error_and_the_unexpected_is_counted(error: Excep
 
 def test_a_stop_does_not_wait_for_a_thread_that_reads_the_store() -> None:
     """A dead file server would keep the service from ending."""
-    held = threading.Event()
+    begun, held = threading.Event(), threading.Event()
+
+    def read() -> bool:
+        begun.set()
+        return held.wait(60)
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
-        reading = asyncio.ensure_future(supervisor.read(lambda: held.wait(60)))
-        await asyncio.sleep(0.01)
+        reading = asyncio.ensure_future(supervisor.read(read))
+        while not begun.is_set():
+            await asyncio.sleep(0.001)
         supervisor.stop_reading()
         with pytest.raises(DiptychError, match="stopping"):
             await reading
         with pytest.raises(DiptychError, match="stopping"):
             await supervisor.read(lambda: None)
 
-    with_supervisor(check)
-    held.set()
+    try:
+        with_supervisor(check)
+    finally:
+        held.set()
 
 
 def test_a_thread_that_raises_what_no_future_takes_still_answers() -> None:
-    """Whoever waits for the thread would wait for ever."""
+    """The caller of the thread would wait for ever."""
 
     async def main() -> None:
         async with asyncio.timeout(30):
@@ -131,7 +138,7 @@ def test_a_failing_callback_of_the_loop_is_logged_and_counted(caplog: pytest.Log
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         supervisor.watch_loop()
         asyncio.get_running_loop().call_soon(lambda: {}["missing"])
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         assert failures(metrics, "callback") == 1
 
     with_supervisor(check)
