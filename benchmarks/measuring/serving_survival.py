@@ -6,6 +6,7 @@ import signal
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 
 from benchmarks.measuring.serving_cores import apart, sharing
 from benchmarks.measuring.serving_load import Load, failures, loaded, saturate
@@ -184,6 +185,10 @@ def stop_under_load(bench: Bench) -> tuple[Report, int, float]:
             return load.report(), code, time.monotonic() - began
 
 
+def _all_open(clients: SlowClients, count: int) -> bool:
+    return clients.open >= count
+
+
 def slow_clients(bench: Bench) -> tuple[list[float], list[Report], list[Report], int]:
     """p99 with them beside that without, round by round; the reports of both, and how many were cut off."""
     steady, slow, cut_off = [], [], 0
@@ -192,7 +197,7 @@ def slow_clients(bench: Bench) -> tuple[list[float], list[Report], list[Report],
         for _ in range(bench.lengths.rounds):
             steady.append(loaded(service.port, bench.queries, rate, bench.lengths.calm / 4))
             with SlowClients(service.port, bench.lengths.slow_clients) as clients:
-                wait_until(lambda clients=clients: clients.open >= bench.lengths.slow_clients)
+                wait_until(partial(_all_open, clients, bench.lengths.slow_clients))
                 slow.append(loaded(service.port, bench.queries, rate, bench.lengths.calm / 4))
             cut_off += clients.cut_off
     ratios = [a.latency.p99_ms / b.latency.p99_ms for a, b in zip(slow, steady, strict=True)]
