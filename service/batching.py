@@ -62,7 +62,7 @@ class Batcher:
         self._small_at = -MIXED_SECONDS  # time of the last small request
         self._cost_per_second = 0.0  # throughput in batches without filters
         self._quarantine = Quarantine()
-        self._quiet = False  # whether no batch was answered since the last quarantine
+        self._blamed: set[Caller] = set()  # callers with a quarantined text since the last answered batch
 
     @property
     def oldest(self) -> int | None:
@@ -133,7 +133,8 @@ class Batcher:
 
         Only the oldest batch of each lane can be the cause, because a lane reads its next batch after answering the
         last one. Their requests are then sent alone, one text at a time. A text that was in flight at a second death is
-        quarantined. If no batch was answered since the last quarantine, the bundle is the cause.
+        quarantined. If texts of several callers were quarantined since the last answered batch, the bundle is the
+        cause; a single caller could choose its texts so that the service falls back to another bundle.
         """
         self._send = None
         self._lose_pace()
@@ -149,8 +150,8 @@ class Batcher:
         for request, one in suspects.items():
             request.deaths += 1
             if request.deaths > DEATHS_ALLOWED:
-                excused = not self._quiet
                 self._blame(one)
+                excused = len(self._blamed) == 1
         return excused
 
     def answered(self, answers: Answers) -> None:
@@ -159,7 +160,7 @@ class Batcher:
         if answers.number not in due or len(answers.pieces) != len(self._in_flight[answers.number]):
             raise ValueError(f"the engine answered batch {answers.number} where {_either(due)} was due")
         batch = self._in_flight.pop(answers.number)
-        self._quiet = False
+        self._blamed.clear()
         self._feed()  # first, so that the engine works while the answers are sent
         texts = sum(one.stop - one.start for one in batch)
         self._metrics.batch(texts, answers.stages)
@@ -323,7 +324,7 @@ class Batcher:
     def _blame(self, one: RequestSlice) -> None:
         """Quarantine a text that was in flight when two engines died."""
         texts = one.asked().queries
-        self._quiet = True
+        self._blamed.add(one.request.caller)
         self._quarantine.add(one.request.asked, texts)
         self._metrics.quarantined.inc()
         self._finish(one.request, errors.quarantined(texts[0]))

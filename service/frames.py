@@ -13,6 +13,7 @@ ANSWERS = struct.Struct("<QH5f3I")  # batch number, pieces, its Stages
 PIECE = struct.Struct("<BI")  # outcome, bytes
 PART = struct.Struct("<QH")  # batch number, piece
 PART_BYTES = 1 << 20  # of one piece in one frame; larger pieces are sent in several frames
+MAX_PARTS = 1 << 30  # bytes of parts without their ANSWERS frame; several times the most of all lanes
 MAX_PAYLOAD = 1 << 28  # far above any batch; a larger length means that the stream is out of step
 
 
@@ -124,13 +125,19 @@ def unpack_batch(payload: bytes) -> tuple[int, list[Asked]]:
 class Parts:
     """Join the results of pieces that are too large for one frame."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_PARTS) -> None:
+        """Hold at most `limit` bytes."""
         self._parts: dict[tuple[int, int], list[bytes]] = {}  # (batch number, index of the piece) → its parts
+        self._limit = limit
+        self._held = 0  # bytes
 
     def add(self, payload: bytes) -> None:
-        """Store the payload of one PART frame. Raises ValueError when it is too short."""
+        """Store the payload of one PART frame. Raises ValueError when it is too short or there are too many."""
         if len(payload) < PART.size:
             raise ValueError("a part of an answer without its number: the stream is out of step")
+        self._held += len(payload)
+        if self._held > self._limit:
+            raise ValueError(f"parts of answers with more than {self._limit} bytes: the engine is out of step")
         self._parts.setdefault(PART.unpack_from(payload), []).append(payload[PART.size :])
 
     def complete(self, answers: Answers) -> Answers:
@@ -139,8 +146,9 @@ class Parts:
             return answers
         pieces = []
         for place, (outcome, body) in enumerate(answers.pieces):
-            parts = self._parts.pop((answers.number, place), None)
-            pieces.append((outcome, b"".join([*parts, body]) if parts else body))
+            parts = self._parts.pop((answers.number, place), [])
+            self._held -= sum(PART.size + len(part) for part in parts)
+            pieces.append((outcome, b"".join([*parts, body])))
         return answers._replace(pieces=pieces)
 
 

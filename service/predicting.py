@@ -55,16 +55,19 @@ class Predict:
         """Return the JSON that answers one request. Raises Refusal, and ClientDisconnect when the client is gone."""
         caller = self._caller(exchange)
         body = await _body(receive)
+        is_large = len(body) > UNCHECKED_BYTES
         charged = texts_for_bytes(len(body), self._max_queries)
         if self._limit:  # before parsing, which costs more than refusing
             self._limit.take(caller, charged)
         try:
             self._generations.refuse_early(caller, min(least_texts(body), self._max_queries))
         except Refusal:
+            del body
             # slow down clients that repeat large requests immediately
-            await asyncio.sleep(REFUSAL_SECONDS if len(body) > UNCHECKED_BYTES else 0)
+            await asyncio.sleep(REFUSAL_SECONDS if is_large else 0)
             raise
         wanted = parse(self.model, body).wanted
+        del body  # the memory budget of the connections counts it only until it is read
         if self._limit and len(wanted.queries) > charged:
             self._limit.take(caller, len(wanted.queries) - charged, whole=len(wanted.queries))
         seconds = deadline_seconds(exchange.headers.get(deadlines.HEADER_BYTES))
@@ -75,10 +78,10 @@ class Predict:
         if found := self._answers.get(key):
             exchange.bundle = self._generations.serving
             return found
-        body = await self._asked(exchange, wanted, seconds, caller)
+        answer = await self._asked(exchange, wanted, seconds, caller)
         if exchange.bundle == self._generations.serving and state == self._generations.state:
-            self._answers.keep(key, body)
-        return body
+            self._answers.keep(key, answer)
+        return answer
 
     def turns_away(self, exchange: Exchange) -> bool:
         """Return whether a request is refused because the queue is full, whatever its body."""

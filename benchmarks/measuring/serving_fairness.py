@@ -5,28 +5,22 @@ import statistics
 import subprocess
 import sys
 import time
-from collections import Counter
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+from benchmarks.measuring.serving_load import loaded
 from benchmarks.measuring.serving_record import Bar, Bench, Figure
 from benchmarks.measuring.serving_speed import QUIET
 from benchmarks.measuring.systems import ROOT
-from tests.support.service import Service, serving
+from service.loadtest.report import Report
+from service.loadtest.tally import OK
+from tests.support.service import serving
 
 RATE = 100.0  # small queries per second
 TEXTS, K = 256, 100  # of a heavy request: the limits of both
 HEAVY = (1, 16)
 ALLOWED = 3.0  # times the calm p99
 STARTING = 1.0  # seconds until the heavy clients are under way
-
-
-class Run(NamedTuple):
-    """Latency and statuses of the small queries of one run, and the statuses of the heavy clients as text."""
-
-    p99_ms: float
-    statuses: Counter[int]
-    heavy: str = ""
 
 
 def fairness(bench: Bench) -> Figure:
@@ -38,58 +32,47 @@ def fairness(bench: Bench) -> Figure:
     bars, notes = [], []
     for keys in (True, False):
         for heavy in HEAVY:
-            calm, loaded = rounds(bench, bodies, heavy, keys)
+            calm, beside, got = rounds(bench, bodies, heavy, keys)
             who = f"{heavy} heavy client{'s' if heavy > 1 else ''}, {'a key' if keys else 'an address'} each"
-            ratios = [b.p99_ms / a.p99_ms for a, b in zip(calm, loaded, strict=True)]
-            p99s = "; ".join(f"{b.p99_ms:.1f} after {a.p99_ms:.1f} ms" for a, b in zip(calm, loaded, strict=True))
+            pairs = [(a.latency.p99_ms, b.latency.p99_ms) for a, b in zip(calm, beside, strict=True)]
+            ratios = [b / a for a, b in pairs]
+            p99s = "; ".join(f"{b:.1f} after {a:.1f} ms" for a, b in pairs)
             name = f"p99 of small queries, times the p99 without heavy clients, {who}"
             bars.append(Bar(name, statistics.median(ratios), ALLOWED, beside=p99s))
-            refused = sum(count for run in loaded for status, count in run.statuses.items() if status != 200)
+            refused = sum(one.count for report in beside for kind, one in report.outcomes.items() if kind != OK)
             bars.append(Bar(f"small queries refused, {who}", refused, 0))
-            notes.append(f"{who}: they got {'; '.join(run.heavy for run in loaded)}.")
+            notes.append(f"{who}: they got {'; '.join(got)}.")
     return Figure(
         "Small queries beside heavy clients",
         bars,
         [
-            f"{RATE:g} small queries per second (1 text, k=10) alone and then beside heavy clients, in turn; a heavy "
-            f"one sends {TEXTS} texts with k={K} as soon as it has its last answer.",
+            f"{RATE:g} small queries per second (1 text, k=10) alone and then beside heavy clients, in turn; latencies "
+            f"count from when a query was due. A heavy client sends {TEXTS} texts with k={K} as soon as it has its last "
+            "answer.",
             *notes,
         ],
     )
 
 
-def rounds(bench: Bench, bodies: Path, heavy: int, keys: bool) -> tuple[list[Run], list[Run]]:
-    """Run without and with heavy clients in turn; return both lists of runs."""
+def rounds(bench: Bench, bodies: Path, heavy: int, keys: bool) -> tuple[list[Report], list[Report], list[str]]:
+    """Run without and with heavy clients in turn; return both lists of reports, and what the heavy clients got."""
     prefix = "heavy"
     given = {"predict_key": ",".join(["light", *(f"{prefix}-{number}" for number in range(heavy))])} if keys else {}
-    calm, loaded = [], []
+    calm: list[Report] = []
+    beside: list[Report] = []
+    got: list[str] = []
     with serving(bench.store, **QUIET, **given) as service:
-        small_queries(service, bench, STARTING)
+        small = partial(loaded, service.port, bench.queries, RATE, key="light" if keys else "")
+        small(STARTING)
         for _ in range(bench.lengths.rounds):
-            calm.append(small_queries(service, bench, bench.lengths.fairness))
+            calm.append(small(bench.lengths.fairness))
             command = [sys.executable, "-m", "benchmarks.measuring.heavy_clients", str(service.port), str(heavy)]
             command += [str(bodies.resolve()), f"{bench.lengths.fairness + 2 * STARTING}"]
             command += ["--keys", prefix] if keys else []
             process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
             time.sleep(STARTING)
-            run = small_queries(service, bench, bench.lengths.fairness)
-            loaded.append(run._replace(heavy=process.communicate()[0].strip()))
-            bench.tell(f"{heavy} heavy clients: p99 {loaded[-1].p99_ms:.1f} ms after {calm[-1].p99_ms:.1f} ms")
-    return calm, loaded
-
-
-def small_queries(service: Service, bench: Bench, seconds: float) -> Run:
-    """Send single queries at RATE over one connection. Latency counts from sending: a late query is not charged."""
-    client = service.client()
-    latencies, statuses = [], Counter[int]()
-    began = time.perf_counter()
-    for number in range(round(RATE * seconds)):
-        time.sleep(max(0.0, began + number / RATE - time.perf_counter()))
-        sent = time.perf_counter()
-        if sent - began > 2 * seconds:
-            break
-        reply = client.post("/predict", bench.queries.bodies[number % len(bench.queries.bodies)], X_Api_Key="light")
-        latencies.append(time.perf_counter() - sent)
-        statuses[reply.status] += 1
-    client.close()
-    return Run(sorted(latencies)[int(0.99 * len(latencies))] * 1e3, statuses)
+            beside.append(small(bench.lengths.fairness))
+            got.append(process.communicate()[0].strip())
+            p99s = f"{beside[-1].latency.p99_ms:.1f} ms after {calm[-1].latency.p99_ms:.1f} ms"
+            bench.tell(f"{heavy} heavy clients: p99 {p99s}")
+    return calm, beside, got

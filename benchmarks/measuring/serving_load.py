@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from benchmarks.measuring.systems import ROOT
 from retrieval.errors import DiptychError
+from service.loadtest.entry import PREDICT_KEYS
 from service.loadtest.report import Report, SweepReport
 from service.loadtest.tally import OK
 from tests.support.service import ADMIN_KEY
@@ -99,8 +100,11 @@ def _swept(port: int, queries: Queries, seconds: float) -> Saturated:
 class Load:
     """`diptych loadtest` in a process of its own, from the block's beginning; ended at the block's end."""
 
-    def __init__(self, port: int, queries: Queries, rate: float, seconds: float, options: Sequence[str] = ()) -> None:
-        self._seconds = seconds
+    def __init__(
+        self, port: int, queries: Queries, rate: float, seconds: float, options: Sequence[str] = (), key: str = ""
+    ) -> None:
+        """`key` is sent with every request."""
+        self._seconds, self._key = seconds, key
         self._command = [
             sys.executable, "-m", "diptych", "loadtest", f"http://127.0.0.1:{port}", "--json",
             "--rate", f"{rate:.1f}", "--duration", f"{seconds:g}s", "--queries", str(queries.query_file),
@@ -110,7 +114,7 @@ class Load:
     def __enter__(self) -> "Load":
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-            env=os.environ | {"DIPTYCH_ADMIN_KEY": ADMIN_KEY},
+            env=os.environ | {"DIPTYCH_ADMIN_KEY": ADMIN_KEY, PREDICT_KEYS: self._key},
         )  # fmt: skip
         self._said: list[str] = []
         self._reader = threading.Thread(target=lambda: self._said.extend(self._process.communicate()), daemon=True)
@@ -144,9 +148,11 @@ class Load:
             raise DiptychError(f"the load generator's report cannot be read ({error.errors()[0]['msg']}).") from error
 
 
-def loaded(port: int, queries: Queries, rate: float, seconds: float, options: Sequence[str] = ()) -> Report:
+def loaded(
+    port: int, queries: Queries, rate: float, seconds: float, options: Sequence[str] = (), key: str = ""
+) -> Report:
     """A whole run at one rate. Raises DiptychError."""
-    with Load(port, queries, rate, seconds, options) as load:
+    with Load(port, queries, rate, seconds, options, key) as load:
         return load.report()
 
 

@@ -148,18 +148,41 @@ def test_only_the_text_that_ends_engines_is_in_quarantine() -> None:
         bench.batcher.admit(Asked(["poison"], 5))  # asked otherwise, it may be answered
 
 
+def _deaths(bench: Bench, callers: list[bytes]) -> list[bool]:
+    """Let a query of each caller end two engines; return which of the deaths were excused."""
+    excused = []
+    for number, caller in enumerate(callers):
+        bench.attach().batcher.admit(Asked([f"query {number}"], 10), caller=caller)
+        excused += [bench.batcher.lost()]
+        bench.attach()
+        excused += [bench.batcher.lost()]
+    return excused
+
+
 def test_a_bundle_that_answers_nothing_is_not_excused() -> None:
-    """A bundle whose every query ends the engine would never be given up, as each of them would be to blame."""
+    """A bundle on which every query ends the engine would be served forever, as each query would be blamed."""
 
     @played(batches_ahead=0)
     async def _(bench: Bench) -> None:
+        assert _deaths(bench, [b"a", b"b", b"a"]) == [False, True, False, False, False, False]
+
+
+def test_one_caller_cannot_force_another_bundle() -> None:
+    """A caller with several queries that end engines could make the service give its bundle up."""
+
+    @played(batches_ahead=0)
+    async def _(bench: Bench) -> None:
+        assert _deaths(bench, [b"a"] * 6) == [False, True] * 6
+
+    @played(batches_ahead=0)
+    async def _(bench: Bench) -> None:
+        for number in range(6):  # all of them in flight when the first engine ends
+            bench.batcher.admit(Asked([f"query {number}"], 10), caller=b"a")
         excused = []
-        for number in range(3):
-            bench.attach().ask(f"query {number}")
-            excused += [bench.batcher.lost()]
+        for _ in range(7):
             bench.attach()
-            excused += [bench.batcher.lost()]
-        assert excused == [False, True, False, False, False, False]
+            excused.append(bench.batcher.lost())
+        assert excused == [False] + [True] * 6
 
 
 def test_a_costly_filter_is_charged_to_its_caller() -> None:

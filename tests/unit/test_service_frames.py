@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from service.frames import (
     HEAD,
     MAX_PAYLOAD,
+    PART,
     Answers,
     Asked,
     Kind,
@@ -82,6 +83,17 @@ def test_large_pieces_go_in_several_frames(sizes: list[int], most: int, drawing:
             found.append(parts.complete(unpack_answers(payload)))
     assert found == [answers]
     assert not parts._parts
+    assert parts._held == 0
+
+
+def test_parts_without_their_answers_are_bounded() -> None:
+    """A bundle that took over its engine could fill the memory of the front."""
+    parts = Parts(limit=100)
+    frame = PART.pack(1, 0) + b"x" * (50 - PART.size)
+    parts.add(frame)
+    parts.add(frame)
+    with pytest.raises(ValueError, match="more than 100 bytes"):
+        parts.add(frame)
 
 
 def test_the_number_of_a_batch_may_be_large() -> None:
