@@ -100,9 +100,9 @@ def read_bundle(
         signed = read_signed_manifest(folder, trusted, opened)
         manifest = signed.manifest
         _check_names(folder, os.listdir(opened), manifest)
-        files = {name: _open(folder / name, opened, entry) for name, entry in manifest.files.items()}
-        for file in files.values():
-            stack.callback(file.close)
+        files = {
+            name: stack.enter_context(_open(folder / name, opened, entry)) for name, entry in manifest.files.items()
+        }
         mapped = _mapped(folder, manifest, wanted, trusted)
         with ThreadPoolExecutor(threads or available_cores()) as pool:
             found = dict(
@@ -199,14 +199,27 @@ def _see(path: Path, file: FileIO, manifest: Manifest, wanted: bool, mapped: boo
         if wanted:
             written = _read_at_most(file, entry.bytes + 1)
             return _Seen(_describe([written]), written)
+        return _Seen(_describe_open(file))
     except BundleError:
-        file.seek(0)
-        if (found := _describe_open(file)) == entry:
+        found = _describe_again(path, file)
+        if found == entry:
             raise
         return _Seen(found)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}). Check the disk, or copy it again.") from error
-    return _Seen(_describe_open(file))
+        raise _unreadable(path, error) from error
+
+
+def _describe_again(path: Path, file: FileIO) -> FileEntry:
+    """Describe an open file from its beginning. Raises BundleError."""
+    try:
+        file.seek(0)
+        return _describe_open(file)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"{path} cannot be read ({error.strerror}). Check the disk, or copy it again.")
 
 
 def _see_index(blocks: Iterable[Buffer], wanted: bool) -> _Seen:

@@ -20,7 +20,13 @@ def lease(folder: Path) -> IO[bytes]:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
     except OSError as error:
         raise BundleError(f"{folder / MANIFEST} cannot be opened ({error.strerror}). Check its rights.") from error
-    share(handle.fileno())
+    try:
+        share(handle.fileno())
+    except OSError as error:
+        handle.close()
+        raise BundleError(
+            f"{folder / MANIFEST} is locked by another process ({error.strerror}). End that process and try again."
+        ) from error
     return handle
 
 

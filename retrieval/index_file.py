@@ -105,7 +105,7 @@ def check_header(path: Path, head: bytes, length: int, dim: int, size: int) -> H
 
 def _ground(path: Path, file: FileIO, header: Header) -> Iterator[Buffer]:
     """Links and labels of every element; a vector is only a number that leads nowhere."""
-    buffer_BX = np.empty((ELEMENTS_A_BLOCK, header.element_bytes // 4), np.uint32)
+    buffer_BX = np.empty((min(ELEMENTS_A_BLOCK, header.count), header.element_bytes // 4), np.uint32)
     vector, label = header.data_offset // 4, header.label_offset // 4
     seen_N = np.zeros(header.count, np.bool_)
     for start in range(0, header.count, ELEMENTS_A_BLOCK):

@@ -23,6 +23,7 @@ FORMAT_VERSION: Literal[3] = 3  # that is written; version 1 had no directions, 
 READABLE = (1, 2, 3)
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, SIGNATURE}  # a manifest cannot hold its own hash
+MOST_FILES = 256  # of a bundle; a reader opens all of them at once
 MANIFEST_LIMIT = 1 << 20  # bytes; a manifest lists a dozen files, more is an attack on the reader's memory
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -255,7 +256,7 @@ class Manifest(_Part):
     reduced: Reduced | None = None
     quality: Quality | None
     golden: GoldenFacts
-    files: dict[str, FileEntry]
+    files: Annotated[dict[str, FileEntry], Field(max_length=MOST_FILES)]
 
     @model_validator(mode="after")
     def _files_are_those_of_a_bundle(self) -> Self:

@@ -10,10 +10,11 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from retrieval.errors import BundleError, DiptychError
 from retrieval.sandbox import child_environment, confine, data_limit, folder_bytes, limit, missing, sandbox_mode
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("diptych")
 PATIENCE_SECONDS = 60
+GRACE_SECONDS = 15  # beyond which the parent ends a child that took back its own alarm
+OUTPUT_BYTES = 1 << 16  # of a child's output that are kept
 SLOWEST_BYTES_A_SECOND = 20_000_000  # a bundle on a slow disk is read three times: hashed, checked, loaded
 
 
@@ -48,19 +51,66 @@ def prove_aside(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
     arguments = (str(seconds), str(data_limit(folder)), mode, str(folder), ",".join(trusted))
     command = [sys.executable, "-P", "-m", "retrieval.probe", *arguments]
     environment = child_environment() | {"OPENBLAS_NUM_THREADS": "1"}  # its threads reserve more than they give here
-    ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, env=environment)
-    if ended.returncode in (-signal.SIGALRM, -signal.SIGXCPU):
+    code, output, errors = _run(command, environment, seconds + GRACE_SECONDS)
+    if code in (-signal.SIGALRM, -signal.SIGXCPU, None):
         raise BundleError(f"{folder} did not answer within {seconds} s. Export the bundle again.")
-    if ended.returncode < 0:
-        name = signal.Signals(-ended.returncode).name
-        raise BundleError(f"{folder} ended the process that opened it ({name}). Export the bundle again.")
-    if ended.returncode:
-        last = ended.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-        raise BundleError(f"{folder} cannot be opened ({last}). Export the bundle again.")
-    said: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
-    if "refused" in said:
-        raise BundleError(said["refused"])
-    return GoldenReport(**said)
+    if code < 0:
+        raise BundleError(
+            f"{folder} ended the process that opened it ({_signal_name(-code)}). Export the bundle again."
+        )
+    if code:
+        raise BundleError(f"{folder} cannot be opened ({_last_line(errors)}). Export the bundle again.")
+    try:
+        said: dict[str, Any] = json.loads(_last_line(output))
+        if "refused" not in said:
+            return GoldenReport(**said)
+        refusal = str(said["refused"])
+    except (ValueError, TypeError) as error:  # native code that a bundle took over can write anything
+        raise BundleError(
+            f"{folder}: the process that opened it did not print a report. Export the bundle again."
+        ) from error
+    raise BundleError(refusal)
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> tuple[int | None, bytes, bytes]:
+    """Run a program; return its exit code (None: it was killed after `seconds`) and the end of both its outputs."""
+    with (
+        subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+        ) as child,
+        ThreadPoolExecutor(2) as readers,
+    ):
+        assert child.stdout is not None
+        assert child.stderr is not None
+        ends = [readers.submit(_read_end, stream) for stream in (child.stdout, child.stderr)]
+        code: int | None
+        try:
+            code = child.wait(seconds)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            child.kill()  # does nothing where it has ended
+        output, errors = (end.result() for end in ends)
+    return code, output, errors
+
+
+def _read_end(stream: IO[bytes]) -> bytes:
+    """Read a stream to its end; return its last OUTPUT_BYTES."""
+    kept = b""
+    while block := stream.read(OUTPUT_BYTES):
+        kept = (kept + block)[-OUTPUT_BYTES:]
+    return kept
+
+
+def _last_line(written: bytes) -> str:
+    return written.decode(errors="replace").strip().rpartition("\n")[2]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal
+        return f"signal {number}"
 
 
 @cache

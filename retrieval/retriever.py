@@ -163,10 +163,14 @@ class Retriever:
         held = lease(place.folder)
         try:
             retriever = cls._load(place.folder, held, threads, search_threads, provider, trusted, behind)
+        except BaseException:
+            held.close()
+            raise
+        try:
             if place.followed is not None:
                 place.followed.follow(retriever.name, retriever.signature)
         except BaseException:
-            held.close()
+            retriever.close()
             raise
         retriever.pause(listed)
         return retriever

@@ -14,6 +14,7 @@ import stat
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
@@ -43,7 +44,8 @@ OPEN_FILES = 1024
 # System calls that loading and searching never make.
 DENIED_CALLS = (
     "execve", "execveat", "fork", "vfork", "socket", "connect", "bind", "listen", "accept", "accept4", "ptrace",
-    "process_vm_readv", "process_vm_writev", "kill", "mount", "umount2", "pivot_root", "chroot", "setns", "unshare",
+    "process_vm_readv", "process_vm_writev", "kill", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo",
+    "pidfd_send_signal", "pidfd_getfd", "mount", "umount2", "pivot_root", "chroot", "setns", "unshare",
     "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "keyctl", "add_key", "request_key", "init_module",
     "finit_module", "delete_module", "open_by_handle_at", "name_to_handle_at", "setuid", "setgid", "setreuid",
 )  # fmt: skip
@@ -116,20 +118,20 @@ def limit(data: int | None = None, cpu_seconds: int | None = None, file_bytes: i
 
 def missing() -> list[str]:
     """What this system lacks to confine a process, each in a few words; nothing where it has all."""
-    lacks = [f"the package {name} is not installed" for name in ("landlockpy", "seccompy") if find_spec(name) is None]
-    if lacks:
-        return lacks
-    import landlockpy
-    import seccompy
-
-    for supported, name in ((landlockpy.supported, NO_LANDLOCK), (seccompy.supported, NO_SECCOMP)):
-        try:
-            here = supported()
-        except OSError:  # a container forbids the very question
-            here = False
-        if not here:
+    lacks = []
+    for package, name in (("landlockpy", NO_LANDLOCK), ("seccompy", NO_SECCOMP)):
+        if find_spec(package) is None:
+            lacks.append(f"the package {package} is not installed")
+        elif not _is_supported(package):
             lacks.append(name)
     return lacks
+
+
+def _is_supported(package: str) -> bool:
+    try:
+        return bool(import_module(package).supported())
+    except OSError:  # a container may forbid the call that tests for support
+        return False
 
 
 def confine(readable: Iterable[Path], mode: Mode) -> list[str]:

@@ -109,7 +109,14 @@ class Serials:
             key: max(written.highest.get(key, 0), noted.highest.get(key, 0))
             for key in written.highest.keys() | noted.highest.keys()
         }
-        return _Note(highest=highest, rolled_back_to=written.rolled_back_to or noted.rolled_back_to)
+        # A rollback is allowed only until a newer serial number becomes active, which the other note may know of.
+        allowed = {
+            key: serial
+            for note in (noted, written)
+            for key, serial in note.rolled_back_to.items()
+            if note.highest.get(key) == highest[key]
+        }
+        return _Note(highest=highest, rolled_back_to=allowed)
 
     def _change(self, change: Callable[[_Note], _Note]) -> None:
         try:
@@ -130,8 +137,14 @@ class Serials:
 
     def _write(self, note: _Note) -> None:
         made = self.path.with_name(uuid.uuid4().hex)
-        made.write_text(json.dumps(note.model_dump()), encoding="utf-8")
-        os.replace(made, self.path)
+        try:
+            with made.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(note.model_dump()))
+                file.flush()
+                os.fsync(file.fileno())  # an empty note after a power failure would block the store
+            os.replace(made, self.path)
+        finally:
+            made.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -35,6 +35,7 @@ from retrieval.nofollow import (
 )
 from retrieval.paused import LIMIT as PAUSED_LIMIT
 from retrieval.probe import prove_aside
+from retrieval.remote import CURRENT, CURRENT_LIMIT, HISTORY, HISTORY_LIMIT
 from retrieval.serials import Serials
 from retrieval.signatures import SIGNATURE, Signature, public_key, signed
 from retrieval.store_folder import (
@@ -51,10 +52,7 @@ from retrieval.store_folder import (
 )
 from retrieval.urls import as_url
 
-CURRENT, HISTORY = "CURRENT", "HISTORY"
-REMEMBERED = 50
-CURRENT_LIMIT = 256  # bytes; a name has at most 64
-HISTORY_LIMIT = 1 << 14
+REMEMBERED = 50  # names in HISTORY
 
 
 class Store:

@@ -8,6 +8,7 @@ import errno
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ STAGING = ".incoming"
 LOCK = ".lock"
 HELD = "held"  # in a folder of its own under STAGING: the file whose lock says that somebody writes there
 CONTENT = "bundle"  # beside it: what is being written
+SHARE_SECONDS = 5.0
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without locks say
 
 
@@ -87,9 +89,13 @@ def stage(store: Path, root: int) -> tuple[Path, int]:
         os.mkdir(name, dir_fd=staging)
         folder = store / STAGING / name
         with folder_open(folder, staging) as opened:
-            held = open_file(folder / HELD, opened, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-            fcntl.flock(held, fcntl.LOCK_EX)
             os.mkdir(CONTENT, dir_fd=opened)
+            held = open_file(folder / HELD, opened, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX)
+            except OSError:
+                os.close(held)
+                raise
     return folder / CONTENT, held
 
 
@@ -122,12 +128,22 @@ def in_use(path: Path, folder: int) -> bool:
 
 
 def share(handle: int) -> None:
-    """Hold a shared lock on an open file; on a file system without locks this does nothing."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+    """Take a shared lock on an open file; on a file system without locks this does nothing.
+
+    `in_use` holds the exclusive lock for a moment. Another process that may read the file could hold it for ever, so
+    OSError is raised after SHARE_SECONDS.
+    """
+    deadline = time.monotonic() + SHARE_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def sync(descriptor: int) -> None:
@@ -166,8 +182,10 @@ def _is_held(path: Path, staging: int) -> bool:
     try:
         with folder_open(path, staging) as opened:
             return in_use(path / HELD, opened)
-    except (BundleError, OSError):  # no folder of ours
+    except (BundleError, FileNotFoundError, NotADirectoryError):  # not a folder that `stage` made
         return False
+    except OSError:  # such as no permission, or no free descriptor: nothing shows that its owner has died
+        return True
 
 
 def bundle_names(store: Path) -> list[str]:

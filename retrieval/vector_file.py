@@ -27,15 +27,22 @@ def read_finite(
 ) -> Iterator[Buffer]:
     """Yield the bytes of an open file that holds an array of float32 [L, D], block by block; `path` names it.
 
-    They are also put `into` an array of the file's length where one is given. The header in front of the array is not
-    looked at. Raises BundleError at a vector that holds what is no number.
+    `into`, if given, is an array of the file's length that receives the same bytes. The header in front of the array is
+    not parsed. Raises BundleError for a file of another length, and for a vector that is not finite.
     """
-    head = fstat(file.fileno()).st_size - 4 * dim * size
+    length = fstat(file.fileno()).st_size
+    head = length - 4 * dim * size
     if head < 0:
         raise BundleError(f"{path} is too short for {size} vectors of {dim} numbers. Export the bundle again.")
+    if head > LONGEST_HEADER:
+        raise BundleError(
+            f"{path} has {length:,} bytes, too many for {size} vectors of {dim} numbers. Export the bundle again."
+        )
     written = file.read(head)
+    if len(written) != head or (into is not None and len(into) != length):
+        raise BundleError(f"{path} changed while it was read. Copy the bundle again.")
     if into is None:
-        buffer_BD = np.empty((LABELS_A_BLOCK, dim), np.float32)
+        buffer_BD = np.empty((min(LABELS_A_BLOCK, size), dim), np.float32)
     else:
         into[:head] = np.frombuffer(written, np.uint8)
     yield written
@@ -47,7 +54,7 @@ def read_finite(
             place = head + 4 * dim * start
             vectors_BD = into[place : place + 4 * dim * count].view(np.float32).reshape(count, dim)
         if file.readinto(vectors_BD.data.cast("B")) != vectors_BD.nbytes:
-            raise BundleError(f"{path} became shorter while it was read. Copy the bundle again.")
+            raise BundleError(f"{path} changed while it was read. Copy the bundle again.")
         if not (vectors_BD.max() <= LARGEST and vectors_BD.min() >= -LARGEST):  # so written, NaN is caught as well
             raise BundleError(f"{path} holds a vector that is not finite. Export the bundle again.")
         yield vectors_BD.data
