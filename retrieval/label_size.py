@@ -49,12 +49,15 @@ def _value_bytes(column: pa.Array) -> NDArray[np.int64]:
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _value_bytes(column.dictionary_decode())
-    if any(is_(kind) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if any(is_(kind) for is_ in texts):
         return _numbers(pc.binary_length(column).fill_null(SCALAR_BYTES))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         parents = _numbers(pc.list_parent_indices(column))
         sizes = np.bincount(parents, _value_bytes(column.flatten()) + MARKS, minlength=len(column))
         return sizes.astype(np.int64) + MARKS
+    if pa.types.is_string_view(kind):
+        return _value_bytes(column.cast(pa.large_string()))
     if pa.types.is_nested(kind):
         return np.array([len(to_json(value, fallback=str)) for value in column.to_pylist()], np.int64)
     return np.full(len(column), SCALAR_BYTES, np.int64)

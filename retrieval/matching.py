@@ -32,6 +32,7 @@ FORMULA_STARTS = r"^[=+\-@\t\r\n＝＋－＠]"  # what a spreadsheet takes for a
 QUERIES_A_PART = 8_192
 CHARACTERS_A_PART = 2**25  # of queries, each as often as it has matches
 HITS_AT_ONCE = 65_536  # labels gathered in one Arrow array
+QUESTION = "question.json"  # beside the parts: what they answer
 PARTS_AT_ONCE = 2  # while one is scored and written, which takes one core, the other is looked for with all of them
 MATCHES = pa.schema(
     [
@@ -94,6 +95,7 @@ def match(
     format_of(target)
     if target.exists():
         raise BadInput(f"{target} is there already. Remove it, or give another --output.")
+    before = _stamps(queries)
     queries.scan()
     parts = Parts(target, _question(retriever, queries, reading, wanted))
     asked = 0
@@ -114,6 +116,8 @@ def match(
             progress(_await(written), queries.count)
     finally:
         pool.shutdown(cancel_futures=True)
+    if _stamps(queries) != before:
+        raise BadInput(f"{source} changed while it was read. Run the command again once the file is complete.")
     account = _account(queries, asked).check(str(source))
     observations = tuple(f"{count:,} {what}" for what, count in queries.table.observations().items())
     return Matched(account, parts.join(guard_formulas), tuple(queries.problems), observations)
@@ -145,11 +149,17 @@ class Parts:
 
     def __init__(self, target: Path, question: dict[str, Any]) -> None:
         self.target, self.folder = target, target.with_name(f".{target.name}.parts")
-        asked = self.folder / "question.json"
-        if not asked.is_file() or json.loads(asked.read_text(encoding="utf-8")) != question:
+        if self._earlier_question() != question:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            asked.write_text(json.dumps(question), encoding="utf-8")
+            (self.folder / QUESTION).write_text(json.dumps(question), encoding="utf-8")
+
+    def _earlier_question(self) -> Any:
+        """Return what the parts in the folder answer; None where that is missing or cut off, as after a kill."""
+        try:
+            return json.loads((self.folder / QUESTION).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
 
     def has(self, number: int) -> bool:
         """Whether an earlier run wrote it."""
@@ -257,7 +267,12 @@ def _question(retriever: Retriever, queries: Queries, reading: Reading, wanted: 
     """What parts must have been asked to be gone on with."""
     manifest = hashlib.sha256(retriever.manifest.model_dump_json().encode()).hexdigest()
     paused = hashlib.sha256("\0".join(sorted(retriever.paused)).encode()).hexdigest()
-    files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in queries.table.files]
     how: dict[str, Any] = json.loads(json.dumps({**asdict(wanted), **asdict(reading), "column": queries.column}))
     part = [QUERIES_A_PART, CHARACTERS_A_PART]
-    return {"bundle": manifest, "paused": paused, "source": files, "wanted": how, "part": part}
+    return {"bundle": manifest, "paused": paused, "source": _stamps(queries), "wanted": how, "part": part}
+
+
+def _stamps(queries: Queries) -> list[list[Any]]:
+    """Return path, size and time of change of each file of the queries."""
+    statuses = [(path, path.stat()) for path in queries.table.files]
+    return [[str(path.resolve()), status.st_size, status.st_mtime_ns] for path, status in statuses]

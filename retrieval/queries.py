@@ -90,10 +90,12 @@ class Queries:
         texts: list[str] = []
         labels: list[list[str]] = []
         skipped = Counter[str]()
-        has_labels = truths and "labels" in self.table.names
-        if has_labels:
+        # In JSON Lines the first object may lack what later ones have.
+        may_have = truths and (not self.table.has_header or "labels" in self.table.names)
+        has_labels = may_have and self.table.has_header
+        if may_have:
             self.table.require("labels", "another name")
-        columns = [self.column, "labels"] if has_labels else [self.column]
+        columns = [self.column, "labels"] if may_have else [self.column]
         for where, record in self.table.rows(columns if self.table.names else []):
             if len(texts) == most:
                 break
@@ -102,7 +104,8 @@ class Queries:
                 if text is None or is_blank(text):
                     skipped["blank_line" if record is None else "blank_query"] += 1
                     continue
-                labels.append(labels_of(written_list(_labels(record)), "labels", _id) if has_labels else [])
+                has_labels = has_labels or (may_have and isinstance(record, dict) and "labels" in record)
+                labels.append(labels_of(written_list(_labels(record)), "labels", _id) if may_have else [])
                 texts.append(text)
             except BadRow as bad:
                 raise BadInput(f"{where}: {bad}") from bad

@@ -195,6 +195,7 @@ class _Lines:
     def __init__(self, path: Path, text: TextIO) -> None:
         self._path, self._read = path, partial(text.readline, MAX_LINE + 1)
         self._again: deque[str] = deque()
+        self._number = 0  # of the line that was yielded last, from 1
         self.taken: list[str] = []
 
     def feed(self) -> Iterator[str]:
@@ -202,8 +203,9 @@ class _Lines:
         again, taken, read = self._again, self.taken, self._read
         while line := again.popleft() if again else read():
             taken.append(line)
+            self._number += 1
             if len(line) > MAX_LINE:
-                raise too_long(self._path, len(taken))
+                raise too_long(self._path, self._number)
             if len(taken) > MAX_RECORD_LINES:
                 raise _TooManyLines(f"a quote stays open for more than {MAX_RECORD_LINES:,} lines")
             yield line
@@ -211,6 +213,7 @@ class _Lines:
     def give_back(self) -> None:
         """Have all lines of the present row but the first read again."""
         self._again.extendleft(reversed(self.taken[1:]))
+        self._number -= len(self.taken) - 1
 
 
 def _sample(path: Path) -> list[str]:

@@ -38,7 +38,7 @@ class ParquetTable:
                 for row, record in enumerate(zip(*values, strict=True), done):
                     yield f"{self.path.name} row {row}", dict(zip(columns, record, strict=True))
                 done += batch.num_rows
-                meter.at(self.path.name, size * done // total)
+                meter.at(self.path.name, size * done // max(total, 1))
         except (pa.ArrowException, OSError) as error:
             raise TableError(
                 f"{self.path} cannot be read after row {done} ({_first_line(error)}). Write it again."
