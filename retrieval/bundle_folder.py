@@ -1,4 +1,4 @@
-"""The folder of one bundle: keeping it while it is read, and what it says of its age."""
+"""The folder of one bundle: protect it from `prune` while it is read, and read its date."""
 
 import json
 from datetime import UTC, datetime
@@ -12,7 +12,10 @@ from retrieval.store_folder import share
 
 
 def lease(folder: Path) -> IO[bytes]:
-    """A handle on a bundle's manifest that keeps `prune` away until it is closed, or its process has ended."""
+    """Return an open, locked manifest. `prune` keeps the bundle until it is closed or the process ends.
+
+    Raises BundleError.
+    """
     try:
         with bundle_folder_open(folder) as opened:
             handle = open(open_file(folder / MANIFEST, opened), "rb")  # noqa: SIM115  # the caller closes it
@@ -31,7 +34,7 @@ def lease(folder: Path) -> IO[bytes]:
 
 
 def created_at(folder: Path) -> datetime | None:
-    """When a manifest says that its bundle was created; of any format version."""
+    """Return the date in a manifest of any format version; None if it has none."""
     try:
         with bundle_folder_open(folder) as opened:
             content = json.loads(read_small(folder / MANIFEST, MANIFEST_LIMIT, opened))

@@ -1,7 +1,7 @@
-"""A bundle opened in a process of its own: what native code makes of a hostile file ends that process and no other.
+"""Verify a bundle in a child process, so that a hostile file can crash only that process.
 
-`python -m retrieval.probe SECONDS DATA_BYTES MODE FOLDER TRUSTED_KEYS` opens a bundle, asks its golden queries and
-prints one line of JSON: the report, or the refusal. It is confined first, see retrieval/sandbox.
+`python -m retrieval.probe SECONDS DATA_BYTES MODE FOLDER TRUSTED_KEYS` confines itself (see retrieval/sandbox), opens a
+bundle, runs its golden queries and prints one line of JSON: the report, or the reason for a refusal.
 """
 
 import json
@@ -24,13 +24,13 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("diptych")
 PATIENCE_SECONDS = 60
-GRACE_SECONDS = 15  # beyond which the parent ends a child that took back its own alarm
-OUTPUT_BYTES = 1 << 16  # of a child's output that are kept
-SLOWEST_BYTES_A_SECOND = 20_000_000  # a bundle on a slow disk is read three times: hashed, checked, loaded
+GRACE_SECONDS = 15  # added by the parent, in case the child cancels its alarm
+OUTPUT_BYTES = 1 << 16  # kept of each output of the child
+SLOWEST_BYTES_A_SECOND = 20_000_000  # of a slow disk; for hashing, checking and loading together
 
 
 def prove(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
-    """Open a bundle in this process and ask its golden queries. Raises BundleError with the figures."""
+    """Open a bundle in this process and run its golden queries. Raises BundleError with the figures."""
     from retrieval.retriever import Retriever
 
     with Retriever.open(folder, trusted=trusted, paused=()) as retriever:
@@ -41,7 +41,7 @@ def prove(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
 
 
 def prove_aside(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
-    """As `prove`, in a child process, whose death or silence is a BundleError too."""
+    """Verify as `prove` does, in a child process. Raises BundleError, also if the child dies or does not answer."""
     from retrieval.golden import GoldenReport
 
     folder = folder.parent.resolve() / folder.name
@@ -50,7 +50,7 @@ def prove_aside(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
         warn_of_missing()
     arguments = (str(seconds), str(data_limit(folder)), mode, str(folder), ",".join(trusted))
     command = [sys.executable, "-P", "-m", "retrieval.probe", *arguments]
-    environment = child_environment() | {"OPENBLAS_NUM_THREADS": "1"}  # its threads reserve more than they give here
+    environment = child_environment() | {"OPENBLAS_NUM_THREADS": "1"}  # more would reserve memory
     code, output, errors = _run(command, environment, seconds + GRACE_SECONDS)
     if code in (-signal.SIGALRM, -signal.SIGXCPU, None):
         raise BundleError(f"{folder} did not answer within {seconds} s. Export the bundle again.")
@@ -65,7 +65,7 @@ def prove_aside(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
         if "refused" not in said:
             return GoldenReport(**said)
         refusal = str(said["refused"])
-    except (ValueError, TypeError) as error:  # native code that a bundle took over can write anything
+    except (ValueError, TypeError) as error:  # a compromised child can print anything
         raise BundleError(
             f"{folder}: the process that opened it did not print a report. Export the bundle again."
         ) from error
@@ -73,7 +73,7 @@ def prove_aside(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> tuple[int | None, bytes, bytes]:
-    """Run a program; return its exit code (None: it was killed after `seconds`) and the end of both its outputs."""
+    """Run a program; return its exit code (None: killed after `seconds`) and the last bytes of both outputs."""
     with (
         subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
@@ -89,7 +89,7 @@ def _run(command: Sequence[str], environment: Mapping[str, str], seconds: float)
         except subprocess.TimeoutExpired:
             code = None
         finally:
-            child.kill()  # does nothing where it has ended
+            child.kill()  # no effect if it has ended
         output, errors = (end.result() for end in ends)
     return code, output, errors
 
@@ -115,7 +115,7 @@ def _signal_name(number: int) -> str:
 
 @cache
 def warn_of_missing() -> None:
-    """Say once in the log what this system lacks to confine children."""
+    """Log once what this system lacks to confine children."""
     if lacks := missing():
         LOG.warning(
             "bundles are opened without a full sandbox: %s. Install 'diptych[sandbox]' on Linux 5.13 or newer, or set "
@@ -125,10 +125,10 @@ def warn_of_missing() -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Be the child: limit and confine this process, then open the bundle."""
+    """Run the child: limit and confine this process, then open the bundle."""
     seconds, data, mode, folder, trusted = arguments
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(int(seconds))  # ends the process wherever it hangs, and though nobody waits for it any more
+    signal.alarm(int(seconds))  # ends the process if it hangs, even without a parent
     try:
         file_bytes = None if mode == "off" else folder_bytes(Path(folder))
         limit(int(data), int(seconds) * (os.cpu_count() or 1), file_bytes)
