@@ -55,9 +55,9 @@ def check_index_file(path: Path, dim: int, size: int) -> None:
 
 
 def read_checked(path: Path, file: FileIO, dim: int, size: int) -> Iterator[Buffer]:
-    """Yield the bytes of an open file, block by block, each checked as in `check_index_file` before; `path` names it.
+    """Yield the bytes of an open file, block by block, each checked as in `check_index_file`; `path` is for errors.
 
-    Whoever hashes the file reads all of it anyway, and to check a block in the processor's cache costs little.
+    Hashing reads the whole file anyway, and checking a block that is in the processor's cache is cheap.
     """
     length = os.fstat(file.fileno()).st_size
     head = file.read(HEADER.size)

@@ -1,4 +1,4 @@
-"""Measure how large labels are as JSON, and limit them: every answer repeats its labels whole.
+"""Measure and limit the size of labels as JSON, since every answer contains its labels in full.
 
 Suffix: L labels (or rows of a column).
 """
@@ -18,8 +18,7 @@ MARKS = 4  # quotes, colon and comma around a value
 
 
 def label_bytes(table: pa.Table) -> NDArray[np.int64]:
-    """Return about how many bytes each label has as JSON [L]; text that must be escaped can have up to six times as
-    many."""
+    """Return the approximate bytes of each label as JSON [L]; text that must be escaped can take six times as many."""
     total_L = np.zeros(table.num_rows, np.int64)
     for name in table.column_names:
         chunks = [_value_bytes(chunk) for chunk in table.column(name).chunks]
@@ -29,7 +28,7 @@ def label_bytes(table: pa.Table) -> NDArray[np.int64]:
 
 
 def check_label_size(table: pa.Table) -> None:
-    """Check that no label is too large to be part of an answer. Raises BadInput that names the largest one."""
+    """Check that no label is too large for an answer. Raises BadInput that names the largest one."""
     about_L = label_bytes(table)
     rows = np.flatnonzero(about_L > MAX_LABEL_BYTES // ESCAPED)
     for row in rows[np.argsort(-about_L[rows], kind="stable")].tolist():
@@ -45,7 +44,7 @@ def check_label_size(table: pa.Table) -> None:
 
 
 def _value_bytes(column: pa.Array) -> NDArray[np.int64]:
-    """Return about how many bytes each value of a column has as JSON."""
+    """Return the approximate bytes of each value of a column as JSON."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _value_bytes(column.dictionary_decode())

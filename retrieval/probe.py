@@ -52,7 +52,7 @@ def prove_aside(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
     command = [sys.executable, "-P", "-m", "retrieval.probe", *arguments]
     environment = child_environment() | {"OPENBLAS_NUM_THREADS": "1"}  # more would reserve memory
     code, output, errors = _run(command, environment, seconds + GRACE_SECONDS)
-    if code in (-signal.SIGALRM, -signal.SIGXCPU, None):
+    if code is None or code in (-signal.SIGALRM, -signal.SIGXCPU):
         raise BundleError(f"{folder} did not answer within {seconds} s. Export the bundle again.")
     if code < 0:
         raise BundleError(

@@ -1,4 +1,4 @@
-"""Text files opened whatever their compression and encoding; both are taken from the content, not from the name."""
+"""Open text files. Compression and encoding are detected from the content, not from the name."""
 
 import bz2
 import codecs
@@ -39,17 +39,17 @@ _BOMS = {
 
 
 class Meter(Protocol):
-    """What shows how far reading is."""
+    """Progress of reading."""
 
     def at(self, description: str, bytes_of_file: int) -> None:
-        """Show how many bytes of the present file were read."""
+        """Report how many bytes of the current file were read."""
 
     def finish(self, size: int) -> None:
-        """The present file, `size` bytes long, is read."""
+        """Report that the current file of `size` bytes is read."""
 
 
 class NoMeter:
-    """A meter that shows nothing."""
+    """A meter that does nothing."""
 
     def at(self, description: str, bytes_of_file: int) -> None:
         """Do nothing."""
@@ -60,10 +60,10 @@ class NoMeter:
 
 @contextmanager
 def opened_text(path: Path, newline: str | None = "") -> Iterator[tuple[TextIO, BinaryIO]]:
-    """Yield the file as text and the raw file below it, whose position tells the progress.
+    """Yield the file as text, and the raw file, whose position shows the progress.
 
-    A byte that is not UTF-8 becomes a lone surrogate, so that only the row that holds it is bad. Raises TableError for
-    a file that is missing, cut off, or no text.
+    A byte that is not UTF-8 becomes a lone surrogate, so only its row is invalid. Raises TableError for a file that is
+    missing, truncated, or not text.
     """
     require_file(path)
     how = ""
@@ -105,12 +105,12 @@ def too_long(path: Path, number: int) -> TableError:
 
 
 def foreign(head: bytes) -> str | None:
-    """Return what a file's first bytes say it is, with the fix, where that is no text."""
+    """Return what a file is by its first bytes, with the fix; None if it may be text."""
     return next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), None)
 
 
 def compressed_as(path: Path) -> str:
-    """Return the name of the compression that the content shows; empty for none."""
+    """Return the compression of a file, detected from its content; empty if none."""
     with path.open("rb") as file:
         return _compression(file.read(8))
 
@@ -134,13 +134,13 @@ def _head(path: Path, how: str) -> bytes:
 
 
 def _encoding(path: Path, head: bytes) -> str:
-    """Return the encoding that the first bytes show; TableError when they are no text."""
+    """Return the encoding, detected from the first bytes. Raises TableError if they are not text."""
     if what := foreign(head):
         raise TableError(f"{path} is {what}.")
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
             return encoding
-    zeros = [byte == 0 for byte in head[:4]]  # a header begins with Latin letters: in UTF-16 every other byte is 0
+    zeros = [byte == 0 for byte in head[:4]]  # headers start with Latin letters; in UTF-16 every second byte is 0
     if zeros == [False, True, False, True]:
         return "utf-16-le"
     return "utf-16-be" if zeros == [True, False, True, False] else "utf-8"
