@@ -143,7 +143,7 @@ def _open_folder(folder: Path) -> int:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
     except OSError as error:
-        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its permissions.") from error
 
 
 def _check_names(folder: Path, names: Collection[str], manifest: Manifest) -> None:
@@ -159,7 +159,7 @@ def _open(path: Path, folder: int, entry: FileEntry) -> FileIO:
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing though {MANIFEST} lists it. Copy the bundle again.") from error
     except OSError as error:
-        raise BundleError(f"{path} cannot be opened ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{path} cannot be opened ({error.strerror}). Check its permissions.") from error
     size = os.fstat(file.fileno()).st_size
     if size != entry.bytes:
         file.close()

@@ -22,7 +22,7 @@ def lease(folder: Path) -> IO[bytes]:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
     except OSError as error:
-        raise BundleError(f"{folder / MANIFEST} cannot be opened ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{folder / MANIFEST} cannot be opened ({error.strerror}). Check its permissions.") from error
     try:
         share(handle.fileno())
     except OSError as error:

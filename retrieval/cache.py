@@ -98,7 +98,7 @@ def mirror_paused(remote: Remote, store: Store) -> None:
     try:
         store.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BundleError(f"{store.path} cannot be made ({error.strerror}). Check its path and rights.") from error
+        raise BundleError(f"{store.path} cannot be made ({error.strerror}). Check its path and permissions.") from error
     store.amend(PAUSED, lambda _: write_paused(ids))
 
 
@@ -166,7 +166,7 @@ def _read(folder: Path, name: str, limit: int) -> bytes | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BundleError(f"{folder / name} cannot be read ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{folder / name} cannot be read ({error.strerror}). Check its permissions.") from error
 
 
 def _warn(said: str) -> None:

@@ -206,5 +206,5 @@ def _writing(store: Store) -> Iterator[None]:
     except OSError as error:
         raise BundleError(
             f"{store.path} cannot be written ({error.strerror or error}). "
-            f"Check its rights and free space; the cache's folder can be set with {CACHE}."
+            f"Check its permissions and free space; the cache's folder can be set with {CACHE}."
         ) from error

@@ -29,7 +29,7 @@ class LabelTable:
         try:
             return cls.parse(read_file(path), path)
         except OSError as error:
-            raise BundleError(f"{path} cannot be read ({error.strerror}). Check its rights.") from error
+            raise BundleError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
 
     @classmethod
     def parse(cls, content: Buffer, path: Path) -> "LabelTable":

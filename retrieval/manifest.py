@@ -305,7 +305,7 @@ def read_signed_manifest(folder: Path, trusted: Sequence[str] = (), descriptor: 
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
     except OSError as error:
-        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its permissions.") from error
     try:
         written = _manifest_bytes(folder, opened)
         signature = check_signature(folder, opened, written, trusted)
@@ -320,7 +320,7 @@ def _manifest_bytes(folder: Path, opened: int) -> bytes:
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
     except OSError as error:
-        raise BundleError(f"{folder / MANIFEST} cannot be read ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{folder / MANIFEST} cannot be read ({error.strerror}). Check its permissions.") from error
 
 
 def parse_manifest(path: Path, written: bytes) -> Manifest:

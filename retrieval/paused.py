@@ -35,7 +35,7 @@ def read_paused(store: Path, most: int | None = None) -> tuple[str, ...]:
     except FileNotFoundError:
         return ()
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
 
 
 def parse_paused(content: bytes | None, path: Path | str, most: int | None = None) -> tuple[str, ...]:
@@ -67,5 +67,5 @@ def stamp_of(store: Path) -> tuple[int, ...] | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BundleError(f"{path} cannot be looked at ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -103,7 +103,7 @@ def check_signature(folder: Path, opened: int, manifest: bytes, trusted: Sequenc
             f"{folder} is not signed, and only signed bundles are trusted here. Sign it, or take another."
         ) from error
     except OSError as error:
-        raise NotTrusted(f"{path} cannot be read ({error.strerror}). Check its rights.") from error
+        raise NotTrusted(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     if signature.key not in trusted:
         raise NotTrusted(
             f"{path}: the key {signature.key} is not trusted here. Add it to {TRUSTED_KEYS}, or take another bundle."

@@ -338,9 +338,10 @@ class Store:
 
 
 def before(history: Sequence[str], active: str | None) -> str | None:
-    """Return the name before the last occurrence of `active` in a history; None if there is none."""
+    """Return the last other name before the last occurrence of `active` in a history; None if there is none."""
     places = _places(history, active)
-    return history[places[-1] - 1] if places and places[-1] > 0 else None
+    # `active` can precede itself if the bundle between its two activations was removed.
+    return next((name for name in reversed(history[: places[-1]]) if name != active), None) if places else None
 
 
 def _check_name(name: str) -> None:

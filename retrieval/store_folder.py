@@ -32,7 +32,7 @@ def changing(store: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise BundleError(
-            f"{store} cannot be changed ({error.strerror or error}). Check its path, rights and free space."
+            f"{store} cannot be changed ({error.strerror or error}). Check its path, permissions and free space."
         ) from error
 
 
@@ -201,4 +201,4 @@ def bundle_names(store: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise BundleError(f"{store / BUNDLES} cannot be read ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{store / BUNDLES} cannot be read ({error.strerror}). Check its permissions.") from error

@@ -214,10 +214,10 @@ def test_queries_that_change_while_they_are_answered_are_an_error(tmp_path: Path
 
     def append(done: int, total: int) -> None:
         with source.open("a") as file:
-            file.write('{"query": "late"}\n')
+            file.write('{"query": "red rain blue kids"}\n')
 
     with pytest.raises(BadInput, match="changed while it was read"):
         match(retriever, source, target, Reading(), Wanted(k=3), append)
     assert not target.exists()
     match(retriever, source, target, Reading(), Wanted(k=3), ignore)
-    assert {row[1] for row in found(target)} == {*QUERIES, "late"}
+    assert {row[1] for row in found(target)} == {*QUERIES, "red rain blue kids"}
