@@ -104,7 +104,7 @@ class KeepsQuality:
 
 
 def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDArray[np.floating]) -> float:
-    """Share of the k best that were found; a found label counts when its score reaches the k-th best within 1e-6.
+    """Return the share of the k best that were found; a label counts if its score reaches the k-th best within 1e-6.
 
     Which of several equal labels stand among the k best is chance, and equal they often are: those of the same tokens,
     and at weight 1 all that were never trained, whose score is 0. Both sides best first, by scores computed alike.

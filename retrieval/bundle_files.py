@@ -123,7 +123,7 @@ def read_bundle(
 
 
 def describe_file(path: Path) -> FileEntry:
-    """Size and SHA-256 of a regular file. Raises BundleError for anything else, and OSError."""
+    """Return size and SHA-256 of a regular file. Raises BundleError if it is not regular, and OSError."""
     with FileIO(open_file(path)) as file:
         return _describe_open(file)
 

@@ -242,7 +242,7 @@ def prune(
     removed = opened.prune(keep)
     echo(f"Removed {', '.join(removed)}." if removed else "There was nothing to remove.")
     if undated := opened.undated():
-        echo(f"Not removed, since no manifest says how old it is: {', '.join(undated)}.", err=True)
+        echo(f"Not removed, since the manifest has no date: {', '.join(undated)}.", err=True)
 
 
 @bundles.command(rich_help_panel=TRUST)

@@ -1,4 +1,4 @@
-"""Offline matching: a table of queries → a file of matches, a row a hit.
+"""Offline matching: from a table of queries to a file of matches, one row per hit.
 
 Queries are answered a part at a time, so memory does not grow with their number. Each part is a file of its own until
 all are there; a run that was interrupted finds the parts it has written and goes on behind them.

@@ -130,8 +130,8 @@ class Remote:
             self._files.pipe_file(f"{self._root}/{path}", content)
         except Exception as error:  # as in `_asking`
             raise BundleError(
-                f"{self.place(path)} cannot be written ({_words(error)}), and a change made here alone would hold for "
-                "one replica and be lost with its cache. Change it at the URL, or give the service the right to write."
+                f"{self.place(path)} cannot be written ({_words(error)}), and a change in the cache would apply to one "
+                "replica only. Change it at the URL, or give the service permission to write."
             ) from error
 
     def read(self, path: str, limit: int) -> bytes:

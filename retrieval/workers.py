@@ -40,7 +40,7 @@ class Workers:
             started.wait()
 
     def close(self) -> None:
-        """End the threads, after what they are at; work that comes later is done by the caller's thread alone."""
+        """Stop the threads after their current work; later work runs in the caller's thread."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown()

@@ -289,7 +289,7 @@ def test_what_has_no_date_is_left_alone_and_named(
         (folder / "manifest.json").write_text(manifest)
     assert store.bundles() == ["strange", "one", "two"]
     assert run("bundles", "prune", store.path, "--keep", "0") == 0
-    assert "no manifest says how old it is: strange." in capsys.readouterr().err
+    assert "the manifest has no date: strange." in capsys.readouterr().err
     assert store.bundles() == ["strange", "one", "two"]
 
 
