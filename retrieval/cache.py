@@ -8,6 +8,7 @@ import hashlib
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -93,8 +94,9 @@ def mirror_paused(remote: Remote, store: Store) -> None:
     """Copy the URL's list of paused labels into the cache's store. Raises BundleError."""
     content = remote.paused()
     ids = parse_paused(content, remote.place(PAUSED))
-    if ids == read_paused(store.path):
-        return
+    with suppress(BundleError):  # a damaged list is replaced
+        if ids == read_paused(store.path):
+            return
     try:
         store.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -5,6 +5,7 @@ import codecs
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from retrieval.tables.files import require_file
 MAX_LINE = 64 * 2**20  # characters
 LINES_BETWEEN_TICKS = 2_000
 _HEAD = 4_096
-_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_BZIP2 = re.compile(rb"BZh[1-9](1AY&|\x17rE8)")  # the header, then the start of a block, or the end of an empty file
 _FOREIGN = {
     b"PAR1": "Parquet; give it the ending .parquet",
     b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save it as CSV",
@@ -106,7 +108,10 @@ def too_long(path: Path, number: int) -> TableError:
 
 def foreign(head: bytes) -> str | None:
     """Return what a file is by its first bytes, with the fix; None if it may be text."""
-    return next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), None)
+    binary = b"\0" in head  # a header such as ORCID begins as some files do
+    return next(
+        (what for magic, what in _FOREIGN.items() if head.startswith(magic) and (binary or not magic.isalnum())), None
+    )
 
 
 def compressed_as(path: Path) -> str:
@@ -116,6 +121,8 @@ def compressed_as(path: Path) -> str:
 
 
 def _compression(head: bytes) -> str:
+    if _BZIP2.match(head):
+        return "bzip2"
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
 

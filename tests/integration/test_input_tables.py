@@ -286,3 +286,10 @@ def test_a_line_that_is_too_long_is_named_by_its_number(tmp_path: Path, monkeypa
             list(Table(source).rows(["query"]))
     finally:
         csv.field_size_limit(limit)
+
+
+@pytest.mark.parametrize("name", ["ORCID", "PAR1", "ARROW1", "BZh9"])
+def test_a_header_may_begin_as_other_files_do(tmp_path: Path, name: str) -> None:
+    """If this failed, a column's name would make a CSV file an ORC, Parquet, Arrow or bzip2 file."""
+    source = text("t.csv", f"{name},query\n1,a\n")(tmp_path)
+    assert [row for _, row in Table(source).rows(["query"])] == [{"query": "a"}]
