@@ -207,6 +207,10 @@ def _see(path: Path, file: FileIO, manifest: Manifest, wanted: bool, mapped: boo
         return _Seen(found)
     except OSError as error:
         raise _unreadable(path, error) from error
+    except MemoryError as error:
+        raise BundleError(
+            f"{path} has {entry.bytes:,} bytes and does not fit into memory. Free memory, or raise the limit."
+        ) from error
 
 
 def _describe_again(path: Path, file: FileIO) -> FileEntry:

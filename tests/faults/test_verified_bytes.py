@@ -249,3 +249,19 @@ def test_vectors_of_another_length_are_refused(tmp_path: Path) -> None:
         grown.truncate(size + (1 << 30))
     with FileIO(path) as file, pytest.raises(BundleError, match="too many for 3 vectors of 4 numbers"):
         list(read_finite(path, file, 4, 3))
+
+
+@pytest.mark.parametrize("name", [VECTORS, LABELS])
+def test_a_file_that_does_not_fit_into_memory_is_one_sentence(
+    bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a bundle that is too large for the machine ends a command in a traceback."""
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(
+        "retrieval.bundle_files.read_finite" if name == VECTORS else "retrieval.bundle_files._read_at_most", full
+    )
+    with pytest.raises(BundleError, match=r"bytes and does not fit into memory"):
+        Retriever.open(bundle)
