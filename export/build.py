@@ -1,4 +1,4 @@
-"""Checkpoint → bundle: written aside, put to the proof, reopened, and only then given its name."""
+"""Build a bundle from a checkpoint: write it to a staging folder, run the gates, reopen it, publish it."""
 
 import re
 import shutil

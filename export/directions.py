@@ -47,7 +47,7 @@ def _moments(vectors_LD: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float
         moment_DD += chunk_BD.T @ chunk_BD
     mean_D = sum_D / len(vectors_LD)
     variance_DD = moment_DD / len(vectors_LD) - np.outer(mean_D, mean_D)
-    # Where labels are all alike, what is left of the difference is rounding, and may be negative.
+    # If all labels are equal, the difference is rounding error, and may be negative.
     rounding_D = 1e-12 * np.diagonal(moment_DD) / len(vectors_LD)
     variance_DD[np.diagonal(variance_DD) <= rounding_D] = 0.0
     variance_DD[:, np.diagonal(variance_DD) <= rounding_D] = 0.0
@@ -55,9 +55,9 @@ def _moments(vectors_LD: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float
 
 
 def write_narrowed(vectors_LD: Vectors, row_N: NDArray[np.int64], directions_DW: Vectors, path: Path) -> Vectors:
-    """Write the vectors `row_N` along the directions [N, W] to a file of their own.
+    """Write the projections [N, W] of the vectors `row_N` to a file.
 
-    Summed in float64: vectors that are equal along the directions stay equal, whatever their place in a chunk.
+    Computed in float64, so equal vectors stay equal whatever their position in a chunk.
     """
     shape = (len(row_N), directions_DW.shape[1])
     narrow_NW: np.memmap[Any, np.dtype[np.float32]]

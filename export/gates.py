@@ -20,7 +20,7 @@ from training.tokens import tokenize_in_memory
 
 COSINE_TARGET = 0.9999
 QUERIES, LABELS = 1_000, 1_000
-LABEL_TEXTS = 500  # that recall is measured with
+LABEL_TEXTS = 500  # for measuring recall
 
 
 def prove_parity(
@@ -60,9 +60,9 @@ def _least_cosine(unit_ND: Vectors, other_ND: Vectors) -> float:
 
 
 def of_every_length(queries: Sequence[str], checkpoint: Checkpoint) -> tuple[list[str], int]:
-    """The queries, and some joined to texts of twice as many tokens each time up to the cut; the longest's tokens.
+    """Add texts of repeatedly doubled length, up to `max_tokens`; return all texts, and the longest length in tokens.
 
-    Texts may have no tokens of their own, so what is joined is bounded, not what comes of it.
+    The number of joined queries is bounded, since texts may have no tokens.
     """
     texts, joined = list(queries), 1
     longest = int(tokenize_in_memory(texts, checkpoint.tokenizer).lengths_N.max())
@@ -81,7 +81,7 @@ def sample(column: Any, n: int) -> list[str]:
 
 
 def sample_label_texts(column: Any) -> list[str]:
-    """About LABEL_TEXTS distinct texts: half evenly over the labels, which favours shared texts, half over texts."""
+    """Sample about LABEL_TEXTS distinct texts: half over labels, which favours shared texts, half over texts."""
     texts = column.unique()
-    half = LABEL_TEXTS // 2  # one more of the others, or both halves would be the same where no text is shared
+    half = LABEL_TEXTS // 2  # one more, or both halves would be equal if no text is shared
     return list(dict.fromkeys([*sample(column, half), *sample(texts, half + 1)]))

@@ -45,7 +45,7 @@ class Cone:
         return self._scaled(halves_NC, 1.0 / self.shrink)
 
     def _scaled(self, vectors_NC: Halves, factor: float) -> Halves:
-        # Not by BLAS, which sums a row otherwise at another place: equal rows must stay equal.
+        # BLAS may round equal rows differently by position; they must stay equal.
         along_N = np.einsum("nc,c->n", vectors_NC, self.direction_C)
         scaled_NC: Halves = vectors_NC + np.outer(along_N, np.float32(factor - 1.0) * self.direction_C)
         return scaled_NC

@@ -1,7 +1,7 @@
-"""Recall: how hard the index has to search at each weight to miss next to nothing.
+"""Choose how many candidates the index examines at each weight to reach its recall.
 
-Measured with two kinds of texts, since users send both: validation queries and label texts. Of each the first 10 and
-the first 100 answers are compared with exact search.
+Recall is measured with validation queries and with label texts, since users send both. For each, the first 10 and the
+first 100 answers are compared with exact search.
 
 Suffixes: Q queries, K ranks, D vector width, L labels.
 """
@@ -21,22 +21,22 @@ from retrieval.manifest import FEW, MANY, Effort, ModelFacts
 from retrieval.narrow import rescore, to_rescore
 from retrieval.nodes import Nodes, expand
 
-RECALL_TARGET = 0.995  # of the first place, the first 10 and the first 100: what is missed are good answers
-RECALL_REQUIRED = 0.99  # of the first 10 and the first 100, at every weight
+RECALL_TARGET = 0.995  # recall@1, @10 and @100
+RECALL_REQUIRED = 0.99  # recall@10 and @100, at every weight
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 EF_LADDER_OF_MANY = (384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-EF_STEPS = 4  # parts of a rung, the cheapest of which is looked for
+EF_STEPS = 4  # steps between two rungs
 EVERY_LABEL = {
     "ef_at_100": None, "recall_at_1": 1.0, "recall_at_10": 1.0, "recall_at_100": 1.0, "label_text_recall_at_10": 1.0,
     "label_text_recall_at_100": 1.0,
 }  # fmt: skip
-QUERIES_A_BLOCK = 64  # of which the vectors of MANY labels are in memory at a time
+QUERIES_A_BLOCK = 64  # queries per block; bounds the memory of MANY label vectors for each
 EQUAL_SCORE = 1e-6
 
 
 class Ranked:
-    """An index asked as a reader asks it: `ef` candidates, the best of them by their whole vectors."""
+    """An index searched as a reader does: `ef` candidates, rescored with their whole vectors."""
 
     def __init__(self, index: VectorIndex, vectors_LD: Vectors, dual_dim: int, nodes: Nodes | None = None) -> None:
         self.vectors_LD, self.size = vectors_LD, index.size
@@ -44,7 +44,7 @@ class Ranked:
         self._candidates = Candidates(index, ExactIndex(vectors_LD), nodes)
 
     def search(self, query_QD: Vectors, k: int, ef: int) -> Rows:
-        """The k best rows [Q, K] that are found with this effort."""
+        """Return the k best rows [Q, K] found with `ef` candidates."""
         parts, k = [], min(k, len(self.vectors_LD))
         for start in range(0, len(query_QD), QUERIES_A_PASS):
             part_QD = query_QD[start : start + QUERIES_A_PASS]
@@ -58,10 +58,10 @@ def choose_efforts(
     encoder: TextEncoder, facts: ModelFacts, index: Ranked, queries: Sequence[str], label_texts: Sequence[str],
     default_weight: float, keeps_quality: Callable[[int], bool], progress: Progress,
 ) -> tuple[Effort, ...]:  # fmt: skip
-    """The smallest efforts that reach the recall target at each weight; at the default one they keep quality as well.
+    """Return the smallest efforts that reach the recall target at each weight, and keep quality at the default one.
 
-    At a weight where none on the ladder reaches enough, every label is to be compared. Raises GateError where that is
-    the default one and k is 10: most searches would be slow.
+    If none on the ladder suffices at a weight, every label is compared there. Raises GateError if that happens at the
+    default weight for k = 10, since most searches would be slow.
     """
     query_QD, label_QD = (encoder.encode(texts).vectors_BD for texts in (queries, label_texts))
     weights = sorted({*WEIGHTS, default_weight})
@@ -104,7 +104,7 @@ class KeepsQuality:
 
 
 def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDArray[np.floating]) -> float:
-    """Share of the k best that were found; a found label counts when its score reaches the k-th best within 1e-6.
+    """Return the share of the k best that were found; a label counts if its score reaches the k-th best within 1e-6.
 
     Which of several equal labels stand among the k best is chance, and equal they often are: those of the same tokens,
     and at weight 1 all that were never trained, whose score is 0. Both sides best first, by scores computed alike.
@@ -115,7 +115,7 @@ def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDA
 
 
 class Measured:
-    """Recalls of an index for scaled validation queries and label texts, at any effort."""
+    """Measure the recalls of an index for scaled validation queries and label texts."""
 
     def __init__(self, index: Ranked, query_QD: Vectors, label_QD: Vectors) -> None:
         self._index, self._asked = index, (query_QD, label_QD)
@@ -123,7 +123,7 @@ class Measured:
         self._best = [self._scores(one_QD, exact.search(one_QD, MANY)[0]) for one_QD in self._asked]
 
     def at(self, ef: int, k: int, *places: int) -> list[tuple[float, float]]:
-        """Recalls at each of the places, for queries and for label texts; k answers are found with `ef` candidates."""
+        """Return the recall at each place, for queries and label texts; k answers are searched with `ef` candidates."""
         found = [self._scores(one_QD, self._index.search(one_QD, k, ef)) for one_QD in self._asked]
         queries, labels = (
             [recall_at(place, found_QK, best_QK) for place in places]
@@ -132,7 +132,7 @@ class Measured:
         return list(zip(queries, labels, strict=True))
 
     def _scores(self, query_QD: Vectors, rows_QK: Rows) -> NDArray[np.float64]:
-        """Scores of some rows, best first, summed in one way: BLAS and hnswlib each have their own, and last digits."""
+        """Compute the scores of rows, best first, in one order of summation; BLAS and hnswlib round differently."""
         parts = []
         for start in range(0, len(query_QD), QUERIES_A_BLOCK):
             block = slice(start, start + QUERIES_A_BLOCK)
@@ -142,7 +142,7 @@ class Measured:
 
 
 def _effort(measured: Measured, weight: float, size: int, enough: Callable[[int], bool]) -> Effort:
-    """The least efforts for few and for many answers; None where the best of the ladder is not enough."""
+    """Return the smallest efforts for FEW and MANY answers; None if the largest on the ladder is not enough."""
 
     def few(ef: int) -> bool:
         at_1, at_10 = measured.at(ef, FEW, 1, FEW)
@@ -165,7 +165,7 @@ def _effort(measured: Measured, weight: float, size: int, enough: Callable[[int]
 
 
 def _least(ladder: Sequence[int], size: int, reached: Callable[[int], bool]) -> int:
-    """The least effort of the ladder that is enough, then the least between it and the rung below; else the last."""
+    """Return the smallest sufficient effort: a rung, refined down to the rung below; else the last rung."""
     below = 0
     for rung in ladder:
         if reached(rung):

@@ -27,8 +27,8 @@ def write_vectors(
 ) -> None:
     """Encode the label texts with the bundle's own label encoder.
 
-    Texts of the same tokens get the same vector to the last bit: each is encoded once, or the texts beside it in a
-    batch would move it. Memory is that of one chunk and 24 bytes per label. A label that was not trained has a zero
+    Texts with the same tokens get identical vectors: each is encoded once, since the other texts of a batch change the
+    last bits. Memory is that of one chunk and 24 bytes per label. A label that was not trained has a zero
     classifier half, until `write_imputed` gives it one. Raises GateError for a vector that is not finite.
     """
     n_labels, scale_D = checkpoint.labels.num_rows, facts.label_scale()
@@ -57,7 +57,7 @@ def write_vectors(
 
 
 def first_of_same_tokens(checkpoint: Checkpoint, encoder: TextEncoder) -> NDArray[np.int64]:
-    """For each label the first row whose text has the same tokens [L]."""
+    """Return for each label the first row whose text has the same tokens [L]."""
     n_labels, digests = checkpoint.labels.num_rows, []
     for start in range(0, n_labels, LABELS_A_CHUNK):
         texts = checkpoint.labels.column("text").slice(start, LABELS_A_CHUNK).to_pylist()

@@ -1,7 +1,7 @@
-"""An Arrow file, looked at before it is read: what is compressed in one may be a thousand times as large in memory.
+"""Read Arrow files and refuse compressed ones, whose content can be a thousand times as large in memory.
 
-A file is the magic word, then a stream of messages, then an index of them. Only the stream is read, so what is looked
-at here is what is read. Layout of messages: Apache Arrow's Message.fbs (flatbuffers).
+A file is a magic word, a stream of messages and an index of the messages. Only the stream is read, so every message
+that is read was checked here. Layout of messages: Apache Arrow's Message.fbs (flatbuffers).
 """
 
 import struct
@@ -10,7 +10,7 @@ import pyarrow as pa
 
 MAGIC = b"ARROW1\0\0"
 RECORD_BATCH, DICTIONARY = "record batch", "dictionary"
-# Numbers of fields in their tables: of Message, DictionaryBatch and RecordBatch.
+# Field numbers in the tables Message, DictionaryBatch and RecordBatch.
 HEADER, DATA, COMPRESSION = 2, 1, 3
 
 
@@ -28,7 +28,7 @@ def read_uncompressed(content: pa.Buffer) -> pa.Table:
 
 
 def _compressed(metadata: bytes, dictionary: bool) -> bool:
-    """Whether the data of a message is compressed. Raises ValueError where its metadata leads out of itself."""
+    """Return whether the data of a message is compressed. Raises ValueError for metadata with a wrong offset."""
     try:
         (root,) = struct.unpack_from("<I", metadata)
         table = _follow(metadata, _field(metadata, root, HEADER))
@@ -36,15 +36,15 @@ def _compressed(metadata: bytes, dictionary: bool) -> bool:
             table = _follow(metadata, _field(metadata, table, DATA))
         return _field(metadata, table, COMPRESSION) != 0
     except struct.error as error:
-        raise ValueError("a message of it leads out of itself") from error
+        raise ValueError("a message has a wrong offset") from error
 
 
 def _field(metadata: bytes, table: int, number: int) -> int:
-    """Where a table's field lies; 0 where it has none."""
+    """Return the offset of a table's field; 0 if the table does not have it."""
     (back,) = struct.unpack_from("<i", metadata, table)
     start = table - back
     if start < 0:
-        raise ValueError("a message of it leads out of itself")
+        raise ValueError("a message has a wrong offset")
     (length,) = struct.unpack_from("<H", metadata, start)
     entry = 4 + 2 * number
     if entry + 2 > length:
@@ -54,8 +54,8 @@ def _field(metadata: bytes, table: int, number: int) -> int:
 
 
 def _follow(metadata: bytes, field: int) -> int:
-    """Where the table begins that a field refers to."""
+    """Return the offset of the table that a field refers to."""
     if not field:
-        raise ValueError("a message of it lacks its header")
+        raise ValueError("a message has no header")
     (offset,) = struct.unpack_from("<I", metadata, field)
     return field + int(offset)

@@ -20,8 +20,8 @@ from retrieval.errors import BadInput
 from retrieval.filters import Filter, Key, Value, key_of
 
 REMEMBERED_BYTES = 1 << 26  # of compiled filters
-BYTES_PER_LABEL = 9  # of a compiled filter: its mask and the rows that it allows
-BYTES_WITH_NODES = 32  # where the labels of each node are kept with it
+BYTES_PER_LABEL = 9  # per compiled filter: its mask and the allowed rows
+BYTES_WITH_NODES = 32  # with the labels of each node
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +48,7 @@ class Attributes:
     """
 
     def __init__(self, table: pa.Table, bytes_per_label: int = BYTES_PER_LABEL) -> None:
-        """`bytes_per_label` is the memory of a compiled filter, and of what others keep as long as it lives."""
+        """`bytes_per_label`: memory of a compiled filter per label, including what `Candidates` caches for it."""
         self._table = table
         self._most_compiled = max(1, REMEMBERED_BYTES // (bytes_per_label * max(table.num_rows, 1)))
         self._attributes: dict[str, _Attribute] = {}

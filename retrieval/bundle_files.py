@@ -1,7 +1,7 @@
-"""The files of a bundle: opened once, compared with the manifest, and given on as the very bytes that were compared.
+"""Read the files of a bundle and compare them with its manifest. Readers get the same bytes that were compared.
 
-What a reader needs is read into memory that no other process can change. The one exception is `vectors.npy` where
-memory is short and no keys are trusted: it stays a mapped file. docs/decisions/0032 says what that means.
+Each file is opened once. What a reader needs is copied into memory that no other process can change. One exception:
+`vectors.npy` stays a memory-mapped file if memory is short and no keys are trusted, see docs/decisions/0032.
 """
 
 import fcntl
@@ -39,15 +39,15 @@ from retrieval.nofollow import open_bundle_folder, open_file
 from retrieval.vector_file import read_finite
 
 LOG = logging.getLogger("diptych")
-BLOCK = 1 << 18  # bytes hashed at once: what fits into a core's cache
-TOKENIZER_LIMIT = 256 << 20  # bytes; the tokenizer of a hundred languages has 17 MB
+BLOCK = 1 << 18  # bytes per hashed block; fits into a core's cache
+TOKENIZER_LIMIT = 256 << 20  # bytes; a tokenizer for a hundred languages has 17 MB
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class BundleFiles(NamedTuple):
-    """A verified bundle: its manifest with who signed it, and the contents that were asked for.
+    """A verified bundle: its manifest, who signed it, and the contents of the wanted files.
 
-    The index is `graph`, a file in memory that nobody can write to any more: its library wants a path.
+    `graph` is the index as a sealed file in memory, since hnswlib reads from a path; None if it was not wanted.
     """
 
     signed: SignedManifest
@@ -60,13 +60,13 @@ class BundleFiles(NamedTuple):
         return self.signed.manifest
 
     def close(self) -> None:
-        """Free the index's file in memory."""
+        """Free the in-memory file of the index."""
         if self.graph is not None:
             self.graph.close()
 
 
 class _Seen(NamedTuple):
-    """What a file turned out to be, and what was kept of it."""
+    """Size and hash of a file that was read, and its content if that was wanted."""
 
     entry: FileEntry
     content: Buffer | None = None
@@ -74,16 +74,16 @@ class _Seen(NamedTuple):
 
 
 def verify_bundle(folder: Path, trusted: Sequence[str] = (), threads: int | None = None) -> Manifest:
-    """Compare every file of a bundle with its manifest, byte for byte; raises BundleError at the first difference.
+    """Compare every file of a bundle with its manifest. Raises BundleError at the first difference.
 
-    Index and vectors are checked on the way: they are safe to load, and their scores are numbers.
-    With `trusted` keys the manifest must be signed by one of them. `threads` read files, by default one a core.
+    Also checks that the index is safe to load and that all vectors are finite. With `trusted` keys, one of them must
+    have signed the manifest. `threads` read the files; default: one per core.
     """
     return read_bundle(folder, lambda name: False, trusted, threads).manifest
 
 
 def verify_signed(folder: Path, trusted: Sequence[str] = ()) -> SignedManifest:
-    """As `verify_bundle`; returns the manifest with the bytes that the files were compared with."""
+    """Verify as `verify_bundle` does; return the manifest with its bytes and its signature."""
     return read_bundle(folder, lambda name: False, trusted).signed
 
 
@@ -93,16 +93,16 @@ def read_bundle(
     trusted: Sequence[str] = (),
     threads: int | None = None,
 ) -> BundleFiles:
-    """Verify a bundle as `verify_bundle` does, and keep the contents of files that are `wanted`. Raises BundleError."""
+    """Verify a bundle as `verify_bundle` does; keep the contents of the `wanted` files. Raises BundleError."""
     with ExitStack() as stack:
         opened = _open_folder(folder)
         stack.callback(os.close, opened)
         signed = read_signed_manifest(folder, trusted, opened)
         manifest = signed.manifest
         _check_names(folder, os.listdir(opened), manifest)
-        files = {name: _open(folder / name, opened, entry) for name, entry in manifest.files.items()}
-        for file in files.values():
-            stack.callback(file.close)
+        files = {
+            name: stack.enter_context(_open(folder / name, opened, entry)) for name, entry in manifest.files.items()
+        }
         mapped = _mapped(folder, manifest, wanted, trusted)
         with ThreadPoolExecutor(threads or available_cores()) as pool:
             found = dict(
@@ -123,13 +123,13 @@ def read_bundle(
 
 
 def describe_file(path: Path) -> FileEntry:
-    """Size and SHA-256 of a regular file. Raises BundleError for anything else, and OSError."""
+    """Return size and SHA-256 of a regular file. Raises BundleError if it is not regular, and OSError."""
     with FileIO(open_file(path)) as file:
         return _describe_open(file)
 
 
 def seal(folder: Path, **facts: Any) -> Manifest:
-    """Write the manifest of a finished folder; `facts` are all its fields but the version and the files."""
+    """Write the manifest of a finished folder. `facts` are all fields except the version and the files."""
     files = {item.name: describe_file(item) for item in sorted(folder.iterdir()) if item.name not in UNLISTED}
     manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts)
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
@@ -143,7 +143,7 @@ def _open_folder(folder: Path) -> int:
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
     except OSError as error:
-        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its permissions.") from error
 
 
 def _check_names(folder: Path, names: Collection[str], manifest: Manifest) -> None:
@@ -159,7 +159,7 @@ def _open(path: Path, folder: int, entry: FileEntry) -> FileIO:
     except FileNotFoundError as error:
         raise BundleError(f"{path} is missing though {MANIFEST} lists it. Copy the bundle again.") from error
     except OSError as error:
-        raise BundleError(f"{path} cannot be opened ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{path} cannot be opened ({error.strerror}). Check its permissions.") from error
     size = os.fstat(file.fileno()).st_size
     if size != entry.bytes:
         file.close()
@@ -168,7 +168,7 @@ def _open(path: Path, folder: int, entry: FileEntry) -> FileIO:
 
 
 def _mapped(folder: Path, manifest: Manifest, wanted: Callable[[str], bool], trusted: Sequence[str]) -> bool:
-    """Whether the vectors must stay a mapped file, since memory is short. With trusted keys they never do."""
+    """Return whether the vectors must stay a mapped file because memory is short; never with trusted keys."""
     if trusted or not wanted(VECTORS):
         return False
     needed = sum(entry.bytes for name, entry in manifest.files.items() if wanted(name))
@@ -176,14 +176,14 @@ def _mapped(folder: Path, manifest: Manifest, wanted: Callable[[str], bool], tru
     if needed < room.free:
         return False
     LOG.warning(
-        "%s is not copied into memory: %d MB are needed, %d MB are free (%s). Who changes the file changes answers.",
+        "%s is not copied into memory: %d MB are needed, %d MB are free (%s). A change of the file changes answers.",
         folder / VECTORS, needed >> 20, room.free >> 20, room.bound,
     )  # fmt: skip
     return True
 
 
 def _see(path: Path, file: FileIO, manifest: Manifest, wanted: bool, mapped: bool) -> _Seen:
-    """Read a file. Numbers that native code follows, or that become scores, are checked while they are read."""
+    """Read and hash a file. Links of the index and values of vectors are checked while they are read."""
     size, dim, entry = manifest.labels.count, manifest.model.dim, manifest.files[path.name]
     try:
         if path.name == INDEX:
@@ -199,18 +199,35 @@ def _see(path: Path, file: FileIO, manifest: Manifest, wanted: bool, mapped: boo
         if wanted:
             written = _read_at_most(file, entry.bytes + 1)
             return _Seen(_describe([written]), written)
+        return _Seen(_describe_open(file))
     except BundleError:
-        file.seek(0)
-        if (found := _describe_open(file)) == entry:
+        found = _describe_again(path, file)
+        if found == entry:
             raise
         return _Seen(found)
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}). Check the disk, or copy it again.") from error
-    return _Seen(_describe_open(file))
+        raise _unreadable(path, error) from error
+    except MemoryError as error:
+        raise BundleError(
+            f"{path} has {entry.bytes:,} bytes and does not fit into memory. Free memory, or raise the limit."
+        ) from error
+
+
+def _describe_again(path: Path, file: FileIO) -> FileEntry:
+    """Describe an open file from its beginning. Raises BundleError."""
+    try:
+        file.seek(0)
+        return _describe_open(file)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"{path} cannot be read ({error.strerror}). Check the disk, or copy it again.")
 
 
 def _see_index(blocks: Iterable[Buffer], wanted: bool) -> _Seen:
-    """Hash an index; where it is wanted, copy it to a file in memory that is sealed once it is whole."""
+    """Hash an index. If it is wanted, copy it to a file in memory, which is then sealed."""
     if not wanted:
         return _Seen(_describe(blocks))
     copy = FileIO(os.memfd_create("index", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+")
@@ -230,7 +247,7 @@ def _see_index(blocks: Iterable[Buffer], wanted: bool) -> _Seen:
 
 
 def _read_at_most(file: FileIO, limit: int) -> bytes:
-    """The rest of a file, up to `limit` bytes; one read gives 2 GB at most."""
+    """Read the rest of a file, at most `limit` bytes. A single read call returns at most 2 GB."""
     parts = []
     while limit and (part := file.read(limit)):
         parts.append(part)

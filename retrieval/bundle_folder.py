@@ -1,4 +1,4 @@
-"""The folder of one bundle: keeping it while it is read, and what it says of its age."""
+"""The folder of one bundle: protect it from `prune` while it is read, and read its date."""
 
 import json
 from datetime import UTC, datetime
@@ -12,20 +12,29 @@ from retrieval.store_folder import share
 
 
 def lease(folder: Path) -> IO[bytes]:
-    """A handle on a bundle's manifest that keeps `prune` away until it is closed, or its process has ended."""
+    """Return an open, locked manifest. `prune` keeps the bundle until it is closed or the process ends.
+
+    Raises BundleError.
+    """
     try:
         with bundle_folder_open(folder) as opened:
             handle = open(open_file(folder / MANIFEST, opened), "rb")  # noqa: SIM115  # the caller closes it
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
     except OSError as error:
-        raise BundleError(f"{folder / MANIFEST} cannot be opened ({error.strerror}). Check its rights.") from error
-    share(handle.fileno())
+        raise BundleError(f"{folder / MANIFEST} cannot be opened ({error.strerror}). Check its permissions.") from error
+    try:
+        share(handle.fileno())
+    except OSError as error:
+        handle.close()
+        raise BundleError(
+            f"{folder / MANIFEST} is locked by another process ({error.strerror}). End that process and try again."
+        ) from error
     return handle
 
 
 def created_at(folder: Path) -> datetime | None:
-    """When a manifest says that its bundle was created; of any format version."""
+    """Return the date in a manifest of any format version; None if it has none."""
     try:
         with bundle_folder_open(folder) as opened:
             content = json.loads(read_small(folder / MANIFEST, MANIFEST_LIMIT, opened))

@@ -1,13 +1,14 @@
-"""Bundles behind a URL, brought into a local store, where everything else that is done with bundles is done.
+"""Fetch bundles from a URL into a local store.
 
-The cache has such a store for each URL; its active bundle is the one that was active at the URL when that was last
-asked. What is fetched lies aside, without a name, until it is whole and proved.
+The cache has one store per URL. Its active bundle is the one that was active at the URL at the last request. A download
+is staged without a name until it is complete and verified.
 """
 
 import hashlib
 import re
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,9 +25,9 @@ from retrieval.store import Store
 
 
 def cache_store(url: str, cache: Path | str | None = None, trusted: Sequence[str] = ()) -> Store:
-    """The cache's store for a URL: in `cache`, or the folder that DIPTYCH_CACHE names, or the user's cache folder.
+    """Return the cache's store for a URL: in `cache`, in DIPTYCH_CACHE, or in the user's cache folder.
 
-    What comes into it was proved when it came, and whoever opens it compares its files with the manifest again.
+    Bundles are verified when they are fetched, and again when they are opened. Raises BundleError.
     """
     url = checked_url(url)
     try:
@@ -47,10 +48,10 @@ def at_hand(
     progress: Progress | None = None,
     tell: Callable[[str], object] | None = None,
 ) -> Path:
-    """The folder of a bundle behind a URL, fetched where the cache has it not: of the active one, or of `name`.
+    """Return the local folder of a URL's active bundle, or of the bundle `name`; fetch it if the cache lacks it.
 
-    Where nothing answers at the URL but the cache holds what was asked for, that is returned, and `tell` (default: a
-    Python warning) is told so. Raises BundleError, and Unreachable where there is nothing to go on with.
+    If the URL cannot be reached but the cache has the bundle, return that and call `tell` with a message (default: a
+    Python warning). Raises BundleError, and Unreachable if the cache does not have it either.
     """
     try:
         return fetch(url, name, cache=cache, trusted=trusted, progress=progress)
@@ -71,7 +72,7 @@ def fetch(
     trusted: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> Path:
-    """As `at_hand`, but a URL where nothing answers is an error always."""
+    """Fetch as `at_hand` does, but raise Unreachable whenever the URL cannot be reached."""
     store = cache_store(url, cache, trusted)
     remote = Remote(url)
     found = _pull(remote, store, name, trusted, progress)
@@ -82,7 +83,7 @@ def fetch(
 
 
 def follow(store: Store, name: str) -> None:
-    """Make a bundle that is active at a URL the active one of the cache's store. Raises BundleError."""
+    """Activate in the cache's store the bundle that is active at the URL. Raises BundleError."""
     if store.active() == name:
         store.follow(name)
     else:
@@ -90,15 +91,16 @@ def follow(store: Store, name: str) -> None:
 
 
 def mirror_paused(remote: Remote, store: Store) -> None:
-    """Make the cache's list of paused labels that of the URL, which every way to query obeys. Raises BundleError."""
+    """Copy the URL's list of paused labels into the cache's store. Raises BundleError."""
     content = remote.paused()
     ids = parse_paused(content, remote.place(PAUSED))
-    if ids == read_paused(store.path):
-        return
+    with suppress(BundleError):  # a damaged list is replaced
+        if ids == read_paused(store.path):
+            return
     try:
         store.path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BundleError(f"{store.path} cannot be made ({error.strerror}). Check its path and rights.") from error
+        raise BundleError(f"{store.path} cannot be made ({error.strerror}). Check its path and permissions.") from error
     store.amend(PAUSED, lambda _: write_paused(ids))
 
 
@@ -110,10 +112,10 @@ def pull(
     trusted: Sequence[str] = (),
     progress: Progress | None = None,
 ) -> str:
-    """Bring a bundle into a local store that has it not: the active one, or the one called `name`; returns its name.
+    """Fetch a URL's active bundle, or the bundle `name`, into a local store unless it is there; return its name.
 
-    It is not activated. With `trusted` keys one of them must have signed it. Several processes may pull at once: one
-    fetches, the others wait for it. Raises BundleError, and Unreachable where nothing answers.
+    Does not activate it. With `trusted` keys, one of them must have signed it. Several processes may pull at once: one
+    fetches, the others wait. Raises BundleError, and Unreachable if the URL cannot be reached.
     """
     return _pull(Remote(url), store, name, trusted, progress)
 
@@ -135,7 +137,7 @@ def _pull(remote: Remote, store: Store, name: str | None, trusted: Sequence[str]
 
 
 def _holds(store: Store, source: RemoteBundle) -> bool:
-    """Whether a store has this very bundle. BundleError where another one has its name: names are for good."""
+    """Return whether a store has this bundle. Raises BundleError if another bundle has its name."""
     if not store.has(source.name):
         return False
     folder = store.bundle_path(source.name)
@@ -147,7 +149,7 @@ def _holds(store: Store, source: RemoteBundle) -> bool:
 
 
 def _renew_signature(source: RemoteBundle, store: Store, trusted: Sequence[str]) -> None:
-    """Take over a signature that was made after the bundle had come here, if it is one to be trusted."""
+    """Copy a signature that is newer than the fetched one. Raises BundleError unless a trusted key made it."""
     signature = source.remote.signature(source.folder)
     if signature is None or _read(store.bundle_path(source.name), SIGNATURE, SIGNATURE_LIMIT) == signature:
         return
@@ -159,14 +161,14 @@ def _renew_signature(source: RemoteBundle, store: Store, trusted: Sequence[str])
 
 
 def _read(folder: Path, name: str, limit: int) -> bytes | None:
-    """A small file of a bundle; None where there is none."""
+    """Read a small file of a bundle; None if it does not exist. Raises BundleError."""
     try:
         with bundle_folder_open(folder) as descriptor:
             return read_small(folder / name, limit, descriptor)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BundleError(f"{folder / name} cannot be read ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{folder / name} cannot be read ({error.strerror}). Check its permissions.") from error
 
 
 def _warn(said: str) -> None:

@@ -1,4 +1,4 @@
-"""Where this user's machine keeps what was fetched or noted: DIPTYCH_CACHE, or the user's cache folder."""
+"""The cache folder, for fetched bundles and serial numbers: DIPTYCH_CACHE, or the user's cache folder."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ CACHE = "DIPTYCH_CACHE"
 
 
 def cache_folder(named: Path | str | None = None) -> Path:
-    """The folder that is `named`, or the one of the environment, or the user's. It need not exist.
+    """Return the folder `named`, or that of the environment, or the user's. It need not exist.
 
     Raises FileNotFoundError for a user without a home folder.
     """

@@ -1,4 +1,4 @@
-"""`diptych search` and `diptych bundles`: a bundle from the command line."""
+"""The commands `diptych search`, `diptych predict` and `diptych bundles`."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 bundles = typer.Typer(
-    help="Look after the bundles of a store.",
+    help="Manage the bundles of a store.",
     no_args_is_help=True,
     epilog="Example:\n  diptych bundles list store\n  diptych bundles activate store NAME",
 )
@@ -32,7 +32,7 @@ NameArgument = Annotated[
 ]
 LOOK, CHANGE, TRUST = "Look", "Change", "Trust"
 
-CountOption = Annotated[int, typer.Option("-k", min=1, help="Labels for each query.")]
+CountOption = Annotated[int, typer.Option("-k", min=1, help="Labels per query.")]
 WeightOption = Annotated[
     float | None, typer.Option(min=0, max=1, help="The classifier's share of the score; default: from training.")
 ]
@@ -84,30 +84,31 @@ def search(
 def predict(
     bundle: Annotated[str, typer.Option(help=ANY_BUNDLE)],
     source: Annotated[Path, typer.Option("--input", help="Queries: CSV, TSV, JSONL or Parquet, or a folder of these.")],
-    output: Annotated[Path, typer.Option(help="Matches, a row a hit: .parquet, .csv or .jsonl.")],
+    output: Annotated[Path, typer.Option(help="Matches, one row per hit: .parquet, .csv or .jsonl.")],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
     k: CountOption = 10,
     weight: WeightOption = None,
     filters: FilterOption = None,
     min_score: MinScoreOption = None,
     separator: Annotated[
-        str | None, typer.Option(help="Character between the cells of CSV and TSV; found from the header unless given.")
+        str | None, typer.Option(help="Separator of CSV and TSV; default: detected from the header.")
     ] = None,
     quoting: Annotated[
         Literal["auto", "csv", "none"],
         typer.Option(help="Quotes enclose cells (csv) or are text (none); auto: csv, but none for most .tsv."),
     ] = "auto",
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", help="Leave bad rows out, counted and listed.")
+        bool, typer.Option("--skip-bad-rows", help="Skip invalid rows; they are counted and listed.")
     ] = False,
     guard_formulas: Annotated[
-        bool, typer.Option("--guard-formulas", help="In CSV, put ' before texts that a spreadsheet would run.")
+        bool,
+        typer.Option("--guard-formulas", help="In CSV, put ' before texts that a spreadsheet would run as formulas."),
     ] = False,
     threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
 ) -> None:
-    """Match a whole table of queries; interrupted, the same command goes on where it stopped.
+    """Match a table of queries. Rerun the same command to resume.
 
-    Every row read is answered, or skipped for a reason that is counted and printed.
+    Every row is answered, or skipped and counted by reason.
     """
     from rich.progress import Progress
 
@@ -142,7 +143,7 @@ def predict(
 
 @bundles.command("list", rich_help_panel=LOOK)
 def list_bundles(store: ReadArgument) -> None:
-    """Name the bundles of a store, oldest first; a star marks the active one."""
+    """List the bundles of a store, oldest first; a star marks the active one."""
     from rich.table import Table
 
     from retrieval.console import Console
@@ -195,12 +196,10 @@ def verify(store: ReadArgument, name: NameArgument) -> None:
 def pull_bundle(
     url: Annotated[str, typer.Argument(metavar="URL", help="A store, or one bundle, such as s3://bucket/store.")],
     name: Annotated[str | None, typer.Option(help="Name of a bundle; default: the active one.")] = None,
-    store: Annotated[
-        Path | None, typer.Option(help="Folder of the store to bring it into; default: the cache.")
-    ] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of the local store; default: the cache.")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Make it the active bundle of --store.")] = False,
 ) -> None:
-    """Bring a bundle from a URL into a local store, unless it is there."""
+    """Fetch a bundle from a URL into a local store, unless it is there."""
     from retrieval.cache import fetch, pull
     from retrieval.errors import BadInput
     from retrieval.remote_console import download_bar
@@ -229,26 +228,26 @@ def activate(store: StoreArgument, name: NameArgument) -> None:
 
 @bundles.command(rich_help_panel=CHANGE)
 def rollback(store: StoreArgument) -> None:
-    """Make the bundle active again that was active before the present one."""
+    """Reactivate the previous bundle."""
     echo(f"{_store(store).rollback()} is active again.")
 
 
 @bundles.command(rich_help_panel=CHANGE, epilog="Example:\n  diptych bundles prune store --keep 2")
 def prune(
     store: StoreArgument,
-    keep: Annotated[int, typer.Option(min=0, help="How many of the newest bundles to keep beside those in use.")] = 3,
+    keep: Annotated[int, typer.Option(min=0, help="Newest bundles to keep, in addition to those in use.")] = 3,
 ) -> None:
-    """Remove old bundles; the active one, its predecessor and those that a process has opened stay."""
+    """Remove old bundles. The active one, its predecessor and those that a process has open stay."""
     opened = _store(store)
     removed = opened.prune(keep)
     echo(f"Removed {', '.join(removed)}." if removed else "There was nothing to remove.")
     if undated := opened.undated():
-        echo(f"Left alone, since no manifest says how old it is: {', '.join(undated)}.", err=True)
+        echo(f"Not removed, since the manifest has no date: {', '.join(undated)}.", err=True)
 
 
 @bundles.command(rich_help_panel=TRUST)
 def keygen() -> None:
-    """Print a new pair of keys: one to sign with, which is a secret, and one for those who shall trust it."""
+    """Print a new key pair: a secret signing key, and the key for readers to trust."""
     from retrieval.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
 
     keys = new_keys()
@@ -260,12 +259,13 @@ def sign(
     store: StoreArgument,
     name: NameArgument,
     serial: Annotated[
-        int | None, typer.Option(min=1, help="Serial number; default: the time, or more than any bundle here has.")
+        int | None,
+        typer.Option(min=1, help="Serial number; default: the time, or one more than the highest in the store."),
     ] = None,
 ) -> None:
     """Verify a bundle and sign it with the key in DIPTYCH_SIGNING_KEY, and with a serial number.
 
-    Where keys are trusted, a bundle with a lower number than one that was active there is refused, save by a rollback.
+    Readers with trusted keys refuse a bundle with a lower number than was active before, unless they roll back to it.
     """
     from retrieval.signatures import signing_key
     from retrieval.store import Store
@@ -283,14 +283,14 @@ def diff(
     other: Annotated[str, typer.Argument(metavar="B", help="Name of another one.", autocompletion=bundle_names)],
     queries: Annotated[
         Path,
-        typer.Option(help="Queries to ask both, as `predict` reads them; a column labels holds lists of true ids."),
+        typer.Option(help="Queries for both bundles, as `predict` reads them; column labels: lists of true ids."),
     ],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
     k: CountOption = 10,
-    most: Annotated[int, typer.Option(min=1, help="Queries to ask at most, from the beginning.")] = 10_000,
+    most: Annotated[int, typer.Option(min=1, help="Maximum number of queries, from the beginning.")] = 10_000,
     show_moved: Annotated[int, typer.Option("--moved", min=0, help="How many changed queries to show.")] = 10,
 ) -> None:
-    """Ask two bundles the same queries: how far they agree, what moved, and which is better where truths are known."""
+    """Compare the answers of two bundles: agreement, what moved, and which is better if true labels are given."""
     from retrieval.difference import difference
     from retrieval.difference_console import show as show_difference
     from retrieval.queries import Queries
@@ -307,7 +307,7 @@ def diff(
 
 
 def _opened(store: str) -> "Store | Remote":
-    """A store to look at, in a folder or behind a URL."""
+    """Open a store for reading, in a folder or behind a URL."""
     from retrieval.urls import as_url
 
     if as_url(store) is not None:
@@ -319,7 +319,7 @@ def _opened(store: str) -> "Store | Remote":
 
 
 def _store(path: Path | str) -> "Store":
-    """A store in a folder, of which signed bundles alone are used where keys are trusted."""
+    """Open a store in a folder; with trusted keys, only signed bundles are used."""
     from retrieval.signatures import trusted_keys
     from retrieval.store import Store
 
@@ -327,7 +327,7 @@ def _store(path: Path | str) -> "Store":
 
 
 def _folder(place: str, name: str | None = None) -> Path:
-    """What `Retriever.open` opens: a store's bundle `name`, or the place itself; fetched first where it is a URL."""
+    """Return what `Retriever.open` opens: the bundle `name` of a store, or the place itself; URLs are fetched."""
     from retrieval.urls import as_url
 
     if as_url(place) is not None:
@@ -341,7 +341,6 @@ def _folder(place: str, name: str | None = None) -> Path:
 
 
 def _warn(said: str) -> None:
-
     echo(f"warning: {said}", err=True)
 
 

@@ -10,10 +10,10 @@ from retrieval.terminal import UNSAFE, strip_controls
 
 
 class Console(RichConsole):
-    """A rich console that prints no control character of the text it is given; its own colours stay."""
+    """A rich console that removes control characters from text; its own styles stay."""
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Render to segments, each without control characters. They have no width, so tables stay aligned."""
+        """Render to segments without control characters, which have no width, so tables stay aligned."""
         for segment in super().render(renderable, options):
             text, style, control = segment
             if control or not UNSAFE.search(text):

@@ -1,7 +1,7 @@
-"""A bundle's files fetched from a URL: attempts are repeated, a file goes on where it broke off, and hashes decide.
+"""Download a bundle's files from a URL, with retries. Partial files are resumed, and hashes are checked.
 
-store/.partial/<sha256>   what has arrived of a file, named by the hash that the whole one must have
-store/.pulling            the lock under which one process at a time fetches
+store/.partial/<sha256>   a partial file, named by the hash of the whole file
+store/.pulling            a lock: one process downloads at a time
 """
 
 import hashlib
@@ -24,16 +24,16 @@ from retrieval.store import Store
 from retrieval.store_folder import file_locked, made_folder
 
 PARTIAL, PULLING = ".partial", ".pulling"
-ATTEMPTS = 5  # to fetch a file, each from where the one before broke off
+ATTEMPTS = 5  # per file; each resumes the one before
 FIRST_WAIT, LONGEST_WAIT = 0.1, 3.0  # seconds between attempts
 BLOCK = 1 << 20
 
-Progress = Callable[[int, int], object]  # bytes that are here, bytes in all
+Progress = Callable[[int, int], object]  # called with (bytes present, bytes in all)
 
 
 @dataclass(frozen=True)
 class RemoteBundle:
-    """Where to find a bundle: its name, its folder behind the URL, and the manifest that stands there."""
+    """A bundle behind a URL: its name, its folder there, and the bytes of its manifest."""
 
     remote: Remote
     name: str
@@ -42,12 +42,12 @@ class RemoteBundle:
 
     @property
     def place(self) -> str:
-        """The URL of the bundle."""
+        """Return the URL of the bundle."""
         return self.remote.place(self.folder)
 
 
 def download(source: RemoteBundle, store: Store, trusted: Sequence[str], progress: Progress) -> None:
-    """Fetch a bundle into a folder of its own and publish it from there, which proves it. Raises BundleError."""
+    """Fetch a bundle into a staging folder and publish it, which verifies it. Raises BundleError."""
     with store.incoming() as folder, blaming(source.place, folder), _writing(store), _partial(store) as partial:
         (folder / MANIFEST).write_bytes(source.manifest)
         if (signature := source.remote.signature(source.folder)) is not None:
@@ -77,7 +77,7 @@ def download(source: RemoteBundle, store: Store, trusted: Sequence[str], progres
 
 @contextmanager
 def downloading(store: Store) -> Iterator[None]:
-    """One download at a time. Not under the store's own lock, which would keep its other commands waiting."""
+    """Hold the download lock. The store's own lock stays free for other commands."""
     with _writing(store):
         store.path.mkdir(parents=True, exist_ok=True)
         with folder_open(store.path, follow=True) as root, file_locked(store.path / PULLING, root):
@@ -86,7 +86,7 @@ def downloading(store: Store) -> Iterator[None]:
 
 @contextmanager
 def _partial(store: Store) -> Iterator[int]:
-    """The folder of what has arrived, held open; it is removed once it is empty."""
+    """Open the folder of partial files; remove it at the end if it is empty."""
     with folder_open(store.path, follow=True) as root, made_folder(store.path / PARTIAL, root) as opened:
         try:
             yield opened
@@ -96,14 +96,14 @@ def _partial(store: Store) -> Iterator[int]:
 
 
 def _remove_others(partial: int, hashes: set[str]) -> None:
-    """Remove what has arrived of other bundles: only one download is gone on with."""
+    """Remove partial files of other bundles: only one download can be resumed."""
     for name in os.listdir(partial):
         if name not in hashes:
             remove(name, partial)
 
 
 def _same_file(store: Store, file: str, entry: FileEntry) -> Path | None:
-    """A file that an earlier bundle brought: a tokenizer or an encoder often outlives the labels."""
+    """Return the same file in another bundle of the store; tokenizers and encoders often stay the same."""
     for name in store.bundles():
         try:
             path = store.bundle_path(name) / file
@@ -111,19 +111,19 @@ def _same_file(store: Store, file: str, entry: FileEntry) -> Path | None:
             if listed == entry and describe_file(path) == entry:
                 return path
         except (BundleError, OSError):
-            continue  # damaged, or of another release: nothing to gain from it
+            continue  # damaged, or of another release
     return None
 
 
 def _fetch(
     source: RemoteBundle, path: Path, partial: int, target: Path, entry: FileEntry, arrived: Callable[[int], object]
 ) -> None:
-    """Fetch a file to `path`, going on with what is there of it, and move it to `target` once its hash is right."""
+    """Fetch a file to `path`, resuming what is there, and move it to `target` if its hash is right."""
     handle = open_file(path, partial, os.O_RDWR | os.O_CREAT)
     with FileIO(handle, "r+") as file:
         begun = os.fstat(handle).st_size
         seen = _fetch_open(source, file, target.name, entry, arrived)
-        if seen != entry and begun and seen.bytes == entry.bytes:  # what was there before may have been another file
+        if seen != entry and begun and seen.bytes == entry.bytes:  # the resumed part may have been wrong
             file.truncate(0)
             seen = _fetch_open(source, file, target.name, entry, lambda count: None)
     if seen == entry:
@@ -140,7 +140,7 @@ def _fetch(
 def _fetch_open(
     source: RemoteBundle, file: FileIO, name: str, entry: FileEntry, arrived: Callable[[int], object]
 ) -> FileEntry:
-    """Fetch a file in several attempts; returns what came. Reading ends one byte behind what is listed."""
+    """Fetch a file in several attempts; return its size and hash. Reads at most one byte more than listed."""
     import stamina
 
     download = _Download(source, file, name, entry, arrived)
@@ -153,7 +153,7 @@ def _fetch_open(
 
 
 class _Download:
-    """One file on its way: what has arrived, and its hash so far."""
+    """The download of one file: the bytes present, and their hash."""
 
     def __init__(
         self, source: RemoteBundle, file: FileIO, name: str, entry: FileEntry, arrived: Callable[[int], object]
@@ -168,7 +168,7 @@ class _Download:
             self._take(block)
 
     def go_on(self) -> None:
-        """Fetch the rest. Raises Unreachable where it breaks off, and BundleError where there is no such file."""
+        """Fetch the rest. Raises Unreachable if the connection fails, and BundleError if the file does not exist."""
         try:
             self._read(self._count)
         except NotSeekable:
@@ -190,12 +190,12 @@ class _Download:
     def _take(self, chunk: bytes) -> None:
         self._digest.update(chunk)
         self._count += len(chunk)
-        if self._count > self._told:  # what comes a second time is not counted again
+        if self._count > self._told:  # bytes that are fetched again are not counted again
             self._arrived(self._count - self._told)
             self._told = self._count
 
     def seen(self) -> FileEntry:
-        """What has arrived."""
+        """Return size and hash of the bytes present."""
         return FileEntry(bytes=self._count, sha256=self._digest.hexdigest())
 
 
@@ -206,5 +206,5 @@ def _writing(store: Store) -> Iterator[None]:
     except OSError as error:
         raise BundleError(
             f"{store.path} cannot be written ({error.strerror or error}). "
-            f"Check its rights and free space; the cache's folder can be set with {CACHE}."
+            f"Check its permissions and free space; the cache's folder can be set with {CACHE}."
         ) from error

@@ -76,7 +76,7 @@ class TextEncoder:
         provider: str = "cpu",
         behind: bool = False,
     ) -> Self:
-        """Read both files, then do as `load`. Raises BundleError, or BadInput for a provider."""
+        """Read both files and call `load`. Raises BundleError, and BadInput for a provider."""
         try:
             contents: dict[str, Buffer] = {tokenizer.name: read_file(tokenizer), model.name: read_file(model)}
             for name in external_files(model, contents[model.name]):
@@ -102,14 +102,14 @@ class TextEncoder:
         provider: str = "cpu",
         behind: bool = False,
     ) -> Self:
-        """Load both files from their `contents`, by name; `dim` is the width the model must give.
+        """Load both files from their `contents`, by name; `dim` is the required width of the model's output.
 
-        `threads`, by default the cores, each encode a few texts of a transformer; other models get one. With `behind`
-        this is done when nobody else wants the processor. Raises BundleError, or BadInput for a provider.
+        `threads` (default: all cores) each encode a few texts of a transformer; other models use one. With `behind`,
+        files are loaded at low priority. Raises BundleError, and BadInput for a provider.
         """
         side_by_side = facts.encoder == "transformer" and provider == "cpu"
         workers, texts = (Workers(threads), TEXTS_A_THREAD) if side_by_side else (Workers(1), TEXTS_A_RUN)
-        # On CUDA a session starts threads that stay, and they would stay gentle.
+        # A CUDA session starts threads that stay, and they would keep the low priority.
         run = gently if behind and provider == "cpu" else at_once
         loaded = run(lambda: _open_tokenizer(tokenizer, contents[tokenizer.name]))
         session = run(lambda: _open_session(model, contents, dim, provider))
@@ -217,7 +217,7 @@ def _open_session(model: Path, contents: Mapping[str, Buffer], dim: int, provide
 def _give_external(
     options: onnxruntime.SessionOptions, model: Path, contents: Mapping[str, Buffer], names: Sequence[str]
 ) -> None:
-    """Hand over weights that a model keeps in other files of its bundle: the verified bytes, not the files."""
+    """Pass the weights that a model keeps in other files of its bundle: the verified bytes, not the paths."""
     if missing := [name for name in names if name not in contents]:
         raise BundleError(f"{model} refers to {missing[0]}, which is no file of weights. Export the bundle again.")
     if not names:

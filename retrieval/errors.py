@@ -18,7 +18,7 @@ class TableError(BadInput, DatasetError):
 
 
 class InternalError(DiptychError):
-    """A check that can only fail through an error in diptych itself, such as rows that no count explains."""
+    """An error in diptych itself, such as row counts that do not add up."""
 
 
 class RecipeError(DiptychError):

@@ -1,4 +1,4 @@
-"""Work behind everybody else's: a bundle that is loaded beside one that is served must not be felt."""
+"""Run work at low priority, so that loading a bundle does not slow down one that is served."""
 
 import os
 import threading
@@ -8,16 +8,17 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 Result = TypeVar("Result")
-LOW = 10  # niceness: beside one busy thread of the usual niceness a tenth of a core, where 19 is a seventieth
-GENTLE_SECONDS = 15.0  # what begins later in this process than that after the first gentle work is done directly
+LOW = 10  # niceness; it gets a tenth of a core that a normal thread uses, while 19 would get a seventieth
+GENTLE_SECONDS = 15.0  # after the first call in this process; later calls run at normal priority
 
-_began: float | None = None  # when gentle work began in this process
+_began: float | None = None  # time of the first call in this process
 
 
 def gently(work: Callable[[], Result]) -> Result:
-    """What `work` returns or raises, done at low priority; once that has taken too long in this process, directly.
+    """Run `work` at low priority and return its result; at normal priority once GENTLE_SECONDS have passed.
 
-    In a thread of its own, since no process may take such a step back; threads that it starts are gentle as well.
+    It runs in its own thread, since a thread cannot raise its priority again. Threads that it starts inherit the low
+    priority.
     """
     global _began
     _began = time.monotonic() if _began is None else _began
@@ -26,7 +27,7 @@ def gently(work: Callable[[], Result]) -> Result:
 
     def behind() -> Result:
         own = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(own, LOW))  # back down needs a privilege
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(own, LOW))  # lowering niceness needs a privilege
         return work()
 
     with ThreadPoolExecutor(1) as pool:
@@ -34,5 +35,5 @@ def gently(work: Callable[[], Result]) -> Result:
 
 
 def at_once(work: Callable[[], Result]) -> Result:
-    """As `gently`, in no such way."""
+    """Run `work` at normal priority and return its result."""
     return work()

@@ -78,7 +78,7 @@ def read_golden(folder: Path) -> Golden:
 
 
 def parse_golden(content: Buffer, path: Path) -> Golden:
-    """Read the bytes of a golden.json, which `path` names; raises BundleError."""
+    """Parse the bytes of a golden.json, named `path` in errors. Raises BundleError."""
     try:
         return Golden.model_validate_json(bytes(content))
     except ValidationError as error:

@@ -34,7 +34,7 @@ MOVED = 1e-4  # of a vector's length; the same recall from 1e-4 to 3e-2
 
 
 class FullScans:
-    """Counts queries for which every vector was compared, as the graph found too few; logs the 1st, 10th, 100th, …."""
+    """Count queries that compared every vector because the graph found too few; log the 1st, 10th, 100th, …."""
 
     def __init__(self) -> None:
         self.queries = 0
@@ -42,7 +42,7 @@ class FullScans:
         self._lock = Lock()
 
     def add(self, queries: int) -> None:
-        """Count some more; safe to call from several threads."""
+        """Add to the count. Thread-safe."""
         with self._lock:
             self.queries += queries
             due = self.queries >= self._logged
@@ -60,10 +60,10 @@ class VectorIndex(Protocol):
 
     @property
     def full_scans(self) -> FullScans:
-        """Queries that it could not answer in its own way."""
+        """Return the counter of queries that fell back to a full scan."""
 
     def close(self) -> None:
-        """Stop its threads; what is still being searched is finished."""
+        """Stop its threads after the searches in progress."""
 
     @property
     def size(self) -> int:
@@ -85,10 +85,10 @@ class ExactIndex:
             raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
         self._vectors_LD = vectors_LD
         self._threads = threads or available_cores()
-        self.full_scans = FullScans()  # none: to compare every vector is its own way
+        self.full_scans = FullScans()  # stays 0: comparing every vector is not a fallback here
 
     def close(self) -> None:
-        """Nothing to stop: its threads end with each search."""
+        """Do nothing: its threads end with each search."""
 
     @property
     def size(self) -> int:
@@ -144,11 +144,11 @@ class HnswIndex:
         seed: int = 100,
         progress: Progress | None = None,
     ) -> Self:
-        """Insert every vector; `m` links a node and `ef_construction` candidates trade build time for recall.
+        """Insert every vector; `m` links per node and `ef_construction` candidates trade build time for recall.
 
-        A vector that equals an earlier one is moved by ten-thousandths: equal ones would link to each other alone, and
-        many of them make an island that no search leaves or finds. A bundle's labels of equal vectors share a node, but
-        different ones may still be equal along the directions that its index is about.
+        A vector that equals an earlier one is moved by a ten-thousandth of its length. Equal vectors would link only to
+        each other, and a large group of them could not be reached by a search. Labels with equal vectors share a node,
+        but different vectors may be equal when projected to the directions of the index.
         """
         if vectors_LD.ndim != 2 or not vectors_LD.size:
             raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
@@ -169,13 +169,13 @@ class HnswIndex:
     def load(
         cls, path: Path, dim: int, size: int, ef: int, workers: Workers | None = None, *, verified: FileIO | None = None
     ) -> Self:
-        """Read an index file of `size` vectors of width `dim`; raises BundleError when it is none.
+        """Read an index file of `size` vectors of width `dim`. Raises BundleError if it is invalid.
 
-        With `verified`, an open file that was checked as the index of `path`, that one is read, without another check.
+        `verified` is an open file that was checked already; it is read instead of `path`.
         """
         if verified is None:
             check_index_file(path, dim, size)
-        # hnswlib wants a path; this one leads to the very file that is open.
+        # hnswlib takes only paths; this one refers to the open file.
         place = str(path) if verified is None else f"/proc/self/fd/{verified.fileno()}"
         index = hnswlib.Index(space="ip", dim=dim)  # a fresh object: loading into a used one leaks and mixes its state
         try:
@@ -203,7 +203,7 @@ class HnswIndex:
         return np.concatenate(rows).view(np.int64), 1.0 - distance_QK
 
     def close(self) -> None:
-        """Stop its threads; what is still being searched is finished."""
+        """Stop its threads after the searches in progress."""
         self._workers.close()
 
     def save(self, path: Path) -> None:
@@ -223,7 +223,7 @@ class HnswIndex:
 
 
 def _moves(block_BD: Vectors, repeated_B: NDArray[np.bool_], draw: np.random.Generator) -> Vectors:
-    """What is added to the vectors of a block: MOVED of their usual length in some direction where one is repeated."""
+    """Return what to add to the vectors of a block: a random vector of MOVED times their mean length if repeated."""
     scale = MOVED * float(np.sqrt(np.mean(block_BD**2)))
     moves_BD = np.zeros_like(block_BD)
     moves_BD[repeated_B] = scale * draw.standard_normal((int(repeated_B.sum()), block_BD.shape[1]), np.float32)

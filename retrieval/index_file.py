@@ -55,9 +55,9 @@ def check_index_file(path: Path, dim: int, size: int) -> None:
 
 
 def read_checked(path: Path, file: FileIO, dim: int, size: int) -> Iterator[Buffer]:
-    """Yield the bytes of an open file, block by block, each checked as in `check_index_file` before; `path` names it.
+    """Yield the bytes of an open file, block by block, each checked as in `check_index_file`; `path` is for errors.
 
-    Whoever hashes the file reads all of it anyway, and to check a block in the processor's cache costs little.
+    Hashing reads the whole file anyway, and checking a block that is in the processor's cache is cheap.
     """
     length = os.fstat(file.fileno()).st_size
     head = file.read(HEADER.size)
@@ -105,7 +105,7 @@ def check_header(path: Path, head: bytes, length: int, dim: int, size: int) -> H
 
 def _ground(path: Path, file: FileIO, header: Header) -> Iterator[Buffer]:
     """Links and labels of every element; a vector is only a number that leads nowhere."""
-    buffer_BX = np.empty((ELEMENTS_A_BLOCK, header.element_bytes // 4), np.uint32)
+    buffer_BX = np.empty((min(ELEMENTS_A_BLOCK, header.count), header.element_bytes // 4), np.uint32)
     vector, label = header.data_offset // 4, header.label_offset // 4
     seen_N = np.zeros(header.count, np.bool_)
     for start in range(0, header.count, ELEMENTS_A_BLOCK):

@@ -1,4 +1,4 @@
-"""Measure how large labels are as JSON, and limit them: every answer repeats its labels whole.
+"""Measure and limit the size of labels as JSON, since every answer contains its labels in full.
 
 Suffix: L labels (or rows of a column).
 """
@@ -18,8 +18,7 @@ MARKS = 4  # quotes, colon and comma around a value
 
 
 def label_bytes(table: pa.Table) -> NDArray[np.int64]:
-    """Return about how many bytes each label has as JSON [L]; text that must be escaped can have up to six times as
-    many."""
+    """Return the approximate bytes of each label as JSON [L]; text that must be escaped can take six times as many."""
     total_L = np.zeros(table.num_rows, np.int64)
     for name in table.column_names:
         chunks = [_value_bytes(chunk) for chunk in table.column(name).chunks]
@@ -29,7 +28,7 @@ def label_bytes(table: pa.Table) -> NDArray[np.int64]:
 
 
 def check_label_size(table: pa.Table) -> None:
-    """Check that no label is too large to be part of an answer. Raises BadInput that names the largest one."""
+    """Check that no label is too large for an answer. Raises BadInput that names the largest one."""
     about_L = label_bytes(table)
     rows = np.flatnonzero(about_L > MAX_LABEL_BYTES // ESCAPED)
     for row in rows[np.argsort(-about_L[rows], kind="stable")].tolist():
@@ -45,16 +44,19 @@ def check_label_size(table: pa.Table) -> None:
 
 
 def _value_bytes(column: pa.Array) -> NDArray[np.int64]:
-    """Return about how many bytes each value of a column has as JSON."""
+    """Return the approximate bytes of each value of a column as JSON."""
     kind = column.type
     if pa.types.is_dictionary(kind):
         return _value_bytes(column.dictionary_decode())
-    if any(is_(kind) for is_ in (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary)):
+    texts = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    if any(is_(kind) for is_ in texts):
         return _numbers(pc.binary_length(column).fill_null(SCALAR_BYTES))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         parents = _numbers(pc.list_parent_indices(column))
         sizes = np.bincount(parents, _value_bytes(column.flatten()) + MARKS, minlength=len(column))
         return sizes.astype(np.int64) + MARKS
+    if pa.types.is_string_view(kind):
+        return _value_bytes(column.cast(pa.large_string()))
     if pa.types.is_nested(kind):
         return np.array([len(to_json(value, fallback=str)) for value in column.to_pylist()], np.int64)
     return np.full(len(column), SCALAR_BYTES, np.int64)

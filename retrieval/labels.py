@@ -1,4 +1,4 @@
-"""The label table of a bundle: id, text and any attributes, in an Arrow file whose bytes are used where they lie."""
+"""The label table of a bundle: id, text and attributes, in an Arrow file that is used without copying."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -29,14 +29,14 @@ class LabelTable:
         try:
             return cls.parse(read_file(path), path)
         except OSError as error:
-            raise BundleError(f"{path} cannot be read ({error.strerror}). Check its rights.") from error
+            raise BundleError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
 
     @classmethod
     def parse(cls, content: Buffer, path: Path) -> "LabelTable":
-        """View the bytes of a labels.arrow; raises BundleError when they are not of such a file, which `path` names."""
+        """View the bytes of a labels.arrow, named `path` in errors. Raises BundleError."""
         try:
             table = read_uncompressed(pa.py_buffer(content))
-            table.validate(full=True)  # Arrow trusts every offset of a text or list in what it reads
+            table.validate(full=True)  # Arrow does not check the offsets of texts and lists when it reads
         except (pa.ArrowException, ValueError, OSError) as error:
             raise BundleError(f"{path} is not an Arrow file ({in_a_line(error)}). Export the bundle again.") from error
         for name in ("id", "text"):
@@ -67,16 +67,16 @@ class LabelTable:
 
 
 def write_labels(path: Path, table: pa.Table) -> None:
-    """Write a label table as one Arrow record batch, so that a row is found without a search for its batch."""
+    """Write a label table as one Arrow record batch, so rows are found without searching for their batch."""
     table = pa.table({name: _compact(table.column(name)) for name in table.column_names})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 
 def _compact(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """One chunk, of texts with 32-bit offsets where they fit: a label then takes four bytes less in memory."""
+    """Return the column as one chunk; text gets 32-bit offsets if it fits, which saves four bytes per label."""
     if pa.types.is_string(column.type):
-        column = column.cast(pa.large_string())  # joining chunks of more than 2 GB in all needs 64 bits
+        column = column.cast(pa.large_string())  # joining more than 2 GB needs 64-bit offsets
     joined = pa.chunked_array([column.combine_chunks()], column.type)
     fits = pa.types.is_large_string(column.type) and joined.nbytes < MOST_BYTES_OF_32_BITS
     return joined.cast(pa.string()) if fits else joined

@@ -1,6 +1,6 @@
-"""The contract of a bundle: which files it has, what they must be, and what it proved when it was built.
+"""The manifest of a bundle: its files, the facts that readers need, and the figures measured when it was built.
 
-How its files are compared with it: retrieval/bundle_files.
+retrieval/bundle_files compares the files with it.
 """
 
 import json
@@ -19,10 +19,11 @@ from retrieval.errors import BundleError, in_a_line
 from retrieval.nofollow import open_bundle_folder, read_small
 from retrieval.signatures import SIGNATURE, Signature, check_signature
 
-FORMAT_VERSION: Literal[3] = 3  # that is written; version 1 had no directions, version 2 no nodes
+FORMAT_VERSION: Literal[3] = 3  # the version that is written; version 1 had no directions, version 2 no nodes
 READABLE = (1, 2, 3)
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, SIGNATURE}  # a manifest cannot hold its own hash
+MOST_FILES = 256  # per bundle; a reader opens all of them at once
 MANIFEST_LIMIT = 1 << 20  # bytes; a manifest lists a dozen files, more is an attack on the reader's memory
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -31,7 +32,7 @@ INDEX, VECTORS, LABELS, GOLDEN = "index.hnsw", "vectors.npy", "labels.arrow", "g
 DIRECTIONS, NODES = "directions.npy", "nodes.npy"
 REQUIRED = (TOKENIZER, QUERY_ENCODER, LABEL_ENCODER, INDEX, VECTORS, LABELS, GOLDEN)
 
-FEW, MANY = 10, 100  # answers that the index's recall is measured at
+FEW, MANY = 10, 100  # values of k at which the index's recall is measured
 MOST = (1 << 31) - 1  # of anything that is counted: what a reader allocates or loops over must have a bound
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Whole = Annotated[int, Field(ge=0, le=MOST)]
@@ -141,7 +142,7 @@ class Effort(_Part):
         return self
 
     def at(self, k: int) -> int | None:
-        """Candidates for k answers, on a line through those of 10 and of 100; None for all labels."""
+        """Return the candidates for k answers, interpolated between 10 and 100; None: compare all labels."""
         if k <= FEW or self.ef is None or self.recall_at_100 is None:
             return self.ef
         if self.ef_at_100 is None:
@@ -152,9 +153,9 @@ class Effort(_Part):
 class IndexFacts(_Part):
     """The graph's settings and its measured recall against exact search, in order of weight from 0 to 1.
 
-    It holds label vectors along `width` directions, which keep `energy` of what tells labels apart; None: all of it.
-    It holds each distinct vector once, in `nodes` nodes; None: no two labels have the same vector. The recalls are over
-    `recall_queries` validation queries and `recall_label_texts` label texts.
+    The index holds label vectors projected to `width` directions, which keep the share `energy` of their variance;
+    None: the whole vectors. It holds each distinct vector once, in `nodes` nodes; None: all vectors are distinct. The
+    recalls are over `recall_queries` validation queries and `recall_label_texts` label texts.
     """
 
     width: Count | None = None
@@ -175,7 +176,7 @@ class IndexFacts(_Part):
         return self
 
     def effort(self, weight: float, k: int = FEW) -> int | None:
-        """Candidates to ask for at `weight`, None for all labels; between measured weights the harder one counts."""
+        """Return the candidates for `weight` and k, the larger of the two nearest weights; None: compare all labels."""
         below = max((one for one in self.efforts if one.weight <= weight), key=lambda one: one.weight).at(k)
         above = min((one for one in self.efforts if one.weight >= weight), key=lambda one: one.weight).at(k)
         return None if below is None or above is None else max(below, above)
@@ -255,7 +256,7 @@ class Manifest(_Part):
     reduced: Reduced | None = None
     quality: Quality | None
     golden: GoldenFacts
-    files: dict[str, FileEntry]
+    files: Annotated[dict[str, FileEntry], Field(max_length=MOST_FILES)]
 
     @model_validator(mode="after")
     def _files_are_those_of_a_bundle(self) -> Self:
@@ -275,12 +276,12 @@ class Manifest(_Part):
 
     @property
     def index_dim(self) -> int:
-        """Numbers that the index holds of a label."""
+        """Return the width of the index's vectors."""
         return self.model.dim if self.index.width is None else self.index.width
 
     @property
     def index_size(self) -> int:
-        """Vectors that the index holds."""
+        """Return the number of vectors in the index."""
         return self.labels.count if self.index.nodes is None else self.index.nodes
 
 
@@ -290,7 +291,7 @@ def read_manifest(folder: Path, trusted: Sequence[str] = ()) -> Manifest:
 
 
 class SignedManifest(NamedTuple):
-    """A manifest, its bytes, and who signed them; None where no trusted keys were given."""
+    """A manifest, its bytes and their signature; None if no trusted keys were given."""
 
     manifest: Manifest
     written: bytes
@@ -298,13 +299,13 @@ class SignedManifest(NamedTuple):
 
 
 def read_signed_manifest(folder: Path, trusted: Sequence[str] = (), descriptor: int | None = None) -> SignedManifest:
-    """As `read_manifest`, with what was read; `descriptor` is the folder's where the caller holds it open."""
+    """Read as `read_manifest` does; also return bytes and signature. `descriptor`: the folder, if it is open."""
     try:
         opened = open_bundle_folder(folder) if descriptor is None else os.dup(descriptor)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
     except OSError as error:
-        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its permissions.") from error
     try:
         written = _manifest_bytes(folder, opened)
         signature = check_signature(folder, opened, written, trusted)
@@ -319,11 +320,11 @@ def _manifest_bytes(folder: Path, opened: int) -> bytes:
     except FileNotFoundError as error:
         raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
     except OSError as error:
-        raise BundleError(f"{folder / MANIFEST} cannot be read ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{folder / MANIFEST} cannot be read ({error.strerror}). Check its permissions.") from error
 
 
 def parse_manifest(path: Path, written: bytes) -> Manifest:
-    """Validate the bytes of a manifest.json; `path` names it. Raises BundleError."""
+    """Validate the bytes of a manifest.json, named `path` in errors. Raises BundleError."""
     try:
         content = json.loads(written)
     except (ValueError, RecursionError) as error:
@@ -341,7 +342,7 @@ def parse_manifest(path: Path, written: bytes) -> Manifest:
 
 
 def first_fault(error: ValidationError) -> str:
-    """Where the first fault lies that a model found, and which it is."""
+    """Return place and message of the first error of a validation."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"]) or "the whole"
     return f"{place}: {in_a_line(first['msg'])}"

@@ -1,4 +1,4 @@
-"""Offline matching: a table of queries → a file of matches, a row a hit.
+"""Offline matching: from a table of queries to a file of matches, one row per hit.
 
 Queries are answered a part at a time, so memory does not grow with their number. Each part is a file of its own until
 all are there; a run that was interrupted finds the parts it has written and goes on behind them.
@@ -28,10 +28,11 @@ from retrieval.tables.account import RowAccount
 from retrieval.tables.delimited import Layout
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json"}
-FORMULA_STARTS = r"^[=+\-@\t\r\n＝＋－＠]"  # what a spreadsheet takes for a formula, full-width forms included
+FORMULA_STARTS = r"^[=+\-@\t\r\n＝＋－＠]"  # the start of a formula in spreadsheets, full-width forms included
 QUERIES_A_PART = 8_192
 CHARACTERS_A_PART = 2**25  # of queries, each as often as it has matches
-HITS_AT_ONCE = 65_536  # labels gathered in one Arrow array
+HITS_AT_ONCE = 65_536  # labels per Arrow array
+QUESTION = "question.json"  # next to the parts: the arguments that they answer
 PARTS_AT_ONCE = 2  # while one is scored and written, which takes one core, the other is looked for with all of them
 MATCHES = pa.schema(
     [
@@ -61,7 +62,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Reading:
-    """How the queries are read: the column (None: `query`, or `text`), the layout, and whether bad rows are skipped."""
+    """How to read queries: the column (None: `query`, or `text`), the layout, and whether to skip bad rows."""
 
     column: str | None = None
     layout: Layout = field(default_factory=Layout)
@@ -70,7 +71,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Matched:
-    """What a run did: the account of the rows, matches in all, and sentences about the first rows that were skipped."""
+    """The result of a run: row counts, number of matches, messages for the first skipped rows, and observations."""
 
     account: RowAccount
     matches: int
@@ -84,9 +85,9 @@ def match(
 ) -> Matched:  # fmt: skip
     """Answer every query of `source` and write `target`, Parquet, CSV or JSON Lines by its name.
 
-    Goes on with what an interrupted run of the same question left beside `target`; another one's parts are begun anew.
-    guard_formulas: in CSV, texts that a spreadsheet would run get a leading apostrophe.
-    Raises BadInput, and InternalError when a row is missing from the account.
+    Resumes an interrupted run with the same arguments from its parts next to `target`; other parts are removed.
+    guard_formulas: in CSV, texts that a spreadsheet would run as formulas get a leading apostrophe.
+    Raises BadInput, and InternalError if the row counts do not add up.
     """
     queries = Queries(source, reading.column, layout=reading.layout, skip_bad_rows=reading.skip_bad_rows)
     if guard_formulas and format_of(target) != "csv":
@@ -94,6 +95,7 @@ def match(
     format_of(target)
     if target.exists():
         raise BadInput(f"{target} is there already. Remove it, or give another --output.")
+    before = _stamps(queries)
     queries.scan()
     parts = Parts(target, _question(retriever, queries, reading, wanted))
     asked = 0
@@ -114,6 +116,8 @@ def match(
             progress(_await(written), queries.count)
     finally:
         pool.shutdown(cancel_futures=True)
+    if _stamps(queries) != before:
+        raise BadInput(f"{source} changed while it was read. Run the command again once the file is complete.")
     account = _account(queries, asked).check(str(source))
     observations = tuple(f"{count:,} {what}" for what, count in queries.table.observations().items())
     return Matched(account, parts.join(guard_formulas), tuple(queries.problems), observations)
@@ -126,14 +130,14 @@ def _account(queries: Queries, asked: int) -> RowAccount:
 
 
 def format_of(path: Path) -> str:
-    """Return the format that a target's ending names; BadInput."""
+    """Return the format of a target by its suffix. Raises BadInput."""
     if path.suffix.lower() not in FORMATS:
         raise BadInput(f"{path}: the ending {path.suffix!r} is none of {', '.join(FORMATS)}.")
     return FORMATS[path.suffix.lower()]
 
 
 def _await(written: deque[tuple[int, Future[None] | None]]) -> int:
-    """Wait for the first of them; return how many queries are answered then. Raises what it raised."""
+    """Wait for the first part; return how many queries are answered then. Raises its exception."""
     done, first = written.popleft()
     if first is not None:
         first.result()
@@ -145,18 +149,24 @@ class Parts:
 
     def __init__(self, target: Path, question: dict[str, Any]) -> None:
         self.target, self.folder = target, target.with_name(f".{target.name}.parts")
-        asked = self.folder / "question.json"
-        if not asked.is_file() or json.loads(asked.read_text(encoding="utf-8")) != question:
+        if self._earlier_question() != question:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            asked.write_text(json.dumps(question), encoding="utf-8")
+            (self.folder / QUESTION).write_text(json.dumps(question), encoding="utf-8")
+
+    def _earlier_question(self) -> Any:
+        """Return the arguments of the parts in the folder; None if the file is missing or truncated."""
+        try:
+            return json.loads((self.folder / QUESTION).read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return None
 
     def has(self, number: int) -> bool:
-        """Whether an earlier run wrote it."""
+        """Return whether an earlier run wrote a part."""
         return self._path(number).is_file()
 
     def write(self, number: int, matches: pa.Table) -> None:
-        """Write a part aside, then give it its name."""
+        """Write a part under a temporary name, then rename it."""
         aside = self.folder / f"half-{number:08}"
         pq.write_table(matches, aside)
         aside.replace(self._path(number))
@@ -205,7 +215,7 @@ class _writer:  # reads as a function where it is used
 
 
 def _guarded(table: pa.Table) -> pa.Table:
-    """The table with an apostrophe before each text that a spreadsheet would take for a formula."""
+    """Put an apostrophe before each text that a spreadsheet would run as a formula."""
     for place, column_field in enumerate(table.schema):
         if pa.types.is_large_string(column_field.type):
             column = pc.replace_substring_regex(table.column(place), FORMULA_STARTS, r"'\0")
@@ -214,7 +224,7 @@ def _guarded(table: pa.Table) -> pa.Table:
 
 
 def _matches(retriever: Retriever, part: Part, wanted: Wanted) -> pa.Table:
-    """The matches of a part's queries."""
+    """Return the matches of a part's queries."""
     asked = part.places
     if not asked:
         return MATCHES.empty_table()
@@ -241,7 +251,7 @@ def _table(retriever: Retriever, ranking: Ranking, row_Q: np.ndarray, texts: Seq
 
 
 def _labels(retriever: Retriever, row_M: np.ndarray) -> pa.Table:
-    """Ids and texts of labels by row, gathered in pieces: all of them may be more than 2 GB."""
+    """Return ids and texts of labels by row, in several chunks, since they may exceed 2 GB in total."""
     table, schema = (
         retriever.labels.table.select(["id", "text"]),
         pa.schema([MATCHES.field("id"), MATCHES.field("text")]),
@@ -254,10 +264,15 @@ def _labels(retriever: Retriever, row_M: np.ndarray) -> pa.Table:
 
 
 def _question(retriever: Retriever, queries: Queries, reading: Reading, wanted: Wanted) -> dict[str, Any]:
-    """What parts must have been asked to be gone on with."""
+    """Return the arguments that parts must have been made with to be reused."""
     manifest = hashlib.sha256(retriever.manifest.model_dump_json().encode()).hexdigest()
     paused = hashlib.sha256("\0".join(sorted(retriever.paused)).encode()).hexdigest()
-    files = [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in queries.table.files]
     how: dict[str, Any] = json.loads(json.dumps({**asdict(wanted), **asdict(reading), "column": queries.column}))
     part = [QUERIES_A_PART, CHARACTERS_A_PART]
-    return {"bundle": manifest, "paused": paused, "source": files, "wanted": how, "part": part}
+    return {"bundle": manifest, "paused": paused, "source": _stamps(queries), "wanted": how, "part": part}
+
+
+def _stamps(queries: Queries) -> list[list[Any]]:
+    """Return path, size and time of change of each file of the queries."""
+    statuses = [(path, path.stat()) for path in queries.table.files]
+    return [[str(path.resolve()), status.st_size, status.st_mtime_ns] for path, status in statuses]

@@ -1,7 +1,6 @@
-"""An ONNX file, looked at before ONNX Runtime opens it: what it refers to, and whether it can loop.
+"""Check an ONNX file before ONNX Runtime opens it: which files it refers to, and whether it can loop.
 
-Layout: protobuf, as in onnx.proto. What is not written in the one way that ONNX's own writers use is refused without
-being understood.
+Layout: protobuf, as in onnx.proto. References that are not encoded as ONNX's own writers do are refused.
 """
 
 import re
@@ -13,15 +12,15 @@ from retrieval.errors import BundleError
 from retrieval.index_file import Buffer
 from retrieval.manifest import NAME
 
-# ONNX calls it external data: an entry, field 13 of a tensor, of the key "location" and a path, each after its length.
+# External data in ONNX: field 13 of a tensor, an entry with the key "location" and a path, each with its length.
 KEY = b"location"
 ENTRY = re.compile(rb"\x6a(.)\x0a\x08location\x12(.)", re.DOTALL)
 
-# Numbers of fields: of a model, a graph, a tensor, a function, a node and an attribute.
+# Field numbers of a model, a graph, a tensor, a function, a node and an attribute.
 GRAPH, FUNCTIONS = 7, 25
 GRAPH_NODES, INITIALIZERS, RAW_DATA = 1, 5, 9
 FUNCTION_NODES, OPERATOR, ATTRIBUTES, SUBGRAPH, SUBGRAPHS = 7, 4, 5, 6, 11
-VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # how a field is written
+VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 
 
 class Field(NamedTuple):
@@ -33,12 +32,12 @@ class Field(NamedTuple):
 
 
 def external_files(path: Path, written: Buffer) -> list[str]:
-    """Check the bytes of a model, which `path` names; returns the files beside it that hold weights of its.
+    """Check the bytes of a model, named `path` in errors; return the names of the files that hold its weights.
 
-    Raises BundleError where it refers to data that does not lie beside it, where every file is verified, and where it
-    holds a graph inside of a node (Loop, Scan, If): no export makes one, and one may run for ever.
+    Raises BundleError if it refers to data outside of the bundle's folder, where files are not verified, or if a node
+    contains a graph (Loop, Scan, If): exports have none, and one may run for ever.
     """
-    written = bytes(written)  # the very object where it is one
+    written = bytes(written)  # no copy if it is bytes
     if not written:
         raise BundleError(f"{path} is empty. Export the bundle again.")
     names = _references(path, written)
@@ -57,11 +56,11 @@ def external_files(path: Path, written: Buffer) -> list[str]:
 
 
 def _references(path: Path, written: bytes) -> list[str]:
-    """The names of other files. The key cannot hide: however a length of 8 is written, its last byte is 8 or 0."""
+    """Return the names of other files. Every encoding of the key's length 8 ends in the byte 8 or 0."""
     names: dict[str, None] = {}
     try:
         parts = list(_beside_weights(written))
-    except ValueError:  # no protobuf message, which is said elsewhere
+    except ValueError:  # not a protobuf message; reported elsewhere
         parts = [(0, len(written))]
     for start, stop in parts:
         place = written.find(KEY, start, stop)
@@ -76,7 +75,7 @@ def _references(path: Path, written: bytes) -> list[str]:
 
 
 def _beside_weights(written: bytes) -> Iterator[tuple[int, int]]:
-    """Everything but the numbers of the weights, most of a file, which can hold no reference."""
+    """Yield the parts of a file without the raw data of weights, which cannot hold a reference."""
     start = 0
     for field in _fields(written, 0, len(written)):
         if field.number == GRAPH:
@@ -90,18 +89,18 @@ def _beside_weights(written: bytes) -> Iterator[tuple[int, int]]:
 
 
 def _beside(written: bytes, place: int) -> str | None:
-    """The file of the same folder that the entry around this key names; None where it names anything else."""
+    """Return the name in the entry around this key; None unless it is a plain file name."""
     entry = ENTRY.match(written, place - 4) if place >= 4 else None
     if entry is None:
         return None
     length, name_length = entry[1][0], entry[2][0]
     name = written[entry.end() : entry.end() + name_length].decode(errors="replace")
-    # The entry ends with the name: nothing follows that would replace it. 128 or more would be the half of a length.
+    # The entry must end with the name, so nothing can replace it. A length of 128 or more would take two bytes.
     return name if length == 12 + name_length < 128 and NAME.fullmatch(name) is not None else None
 
 
 def _node_with_graph(written: bytes) -> str | None:
-    """The operator of the first node that holds a graph. Raises ValueError for what is no protobuf message."""
+    """Return the operator of the first node that contains a graph. Raises ValueError for an invalid message."""
     for field in _fields(written, 0, len(written)):
         if field.number in (GRAPH, FUNCTIONS):
             nodes = GRAPH_NODES if field.number == GRAPH else FUNCTION_NODES
@@ -128,7 +127,7 @@ def _operator(written: bytes, node: Field) -> str:
 
 
 def _fields(written: bytes, place: int, stop: int) -> Iterator[Field]:
-    """The fields of the message between two places."""
+    """Yield the fields of the message between two offsets. Raises ValueError."""
     while place < stop:
         tag, place = _varint(written, place, stop)
         kind = tag & 7
@@ -150,7 +149,7 @@ def _fields(written: bytes, place: int, stop: int) -> Iterator[Field]:
 
 
 def _varint(written: bytes, place: int, stop: int) -> tuple[int, int]:
-    """A number of seven bits a byte, and the place behind it."""
+    """Decode a number of seven bits per byte; return it and the offset after it."""
     number = 0
     for shift in range(0, 70, 7):
         if place >= stop:

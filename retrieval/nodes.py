@@ -1,7 +1,7 @@
-"""Nodes of an index: one per distinct vector; labels of the same vector share a node.
+"""Nodes of an index: one per distinct vector. Labels with equal vectors share a node.
 
-A graph of many equal vectors has islands: equal nodes link to each other alone. So the index holds each vector once,
-and the labels of a node are put in its place after the search.
+In a graph with many equal vectors, equal nodes link only to each other and cannot be reached. The index therefore holds
+each vector once, and each node is replaced by its labels after the search.
 
 Suffixes: L labels, N nodes, S labels that a filter allows, B labels of a block, Q queries, C candidates, E expanded
 labels, K results.
@@ -40,36 +40,36 @@ class Nodes:
 
     @classmethod
     def of(cls, node_L: NDArray[np.int32]) -> Self:
-        """Group labels by the node of each."""
+        """Group labels by their nodes."""
         return cls(node_L, np.argsort(node_L, kind="stable").astype(np.int32), _starts(node_L, int(node_L.max()) + 1))
 
     @property
     def size(self) -> int:
-        """Number of nodes, those without labels included."""
+        """Return the number of nodes, including those without labels."""
         return len(self.starts_N1) - 1
 
     @cached_property
     def used_N(self) -> NDArray[np.bool_]:
-        """Which nodes have a label."""
+        """Return which nodes have a label."""
         return np.diff(self.starts_N1) > 0
 
     @cached_property
     def representatives(self) -> NDArray[np.int64]:
-        """The first label of each node that has one, rising."""
+        """Return the first label of each node that has one, in ascending order."""
         return np.sort(self.first_rows(np.flatnonzero(self.used_N)))
 
     @cached_property
     def shared_L(self) -> NDArray[np.bool_]:
-        """Which labels stand at a node with several."""
+        """Return which labels share their node."""
         return (np.diff(self.starts_N1) > 1)[self.node_L]
 
     def among(self, mask_L: NDArray[np.bool_]) -> "Nodes":
-        """The same nodes with only the labels that `mask_L` allows."""
+        """Return the same nodes with only the labels in `mask_L`."""
         rows_S = self.rows_S[mask_L[self.rows_S]]
         return Nodes(self.node_L, rows_S, _starts(self.node_L[rows_S], self.size))
 
     def first_rows(self, node_X: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The first label of each of these nodes, of the same shape; each must have a label."""
+        """Return the first label of each of these nodes, in the same shape; each must have a label."""
         return self.rows_S[self.starts_N1[node_X]].astype(np.int64)
 
 
@@ -78,7 +78,7 @@ def _starts(node_S: NDArray[np.int32], size: int) -> NDArray[np.int64]:
 
 
 def first_equal_rows(vectors_LD: NDArray[np.float32]) -> NDArray[np.int64]:
-    """For each vector the first row that holds an equal one [L]; its own row where no earlier vector is equal."""
+    """Return for each vector the first row with an equal one [L]; its own row if no earlier vector is equal."""
     size, dim = vectors_LD.shape
     factors_D = np.random.default_rng(0).integers(0, 1 << 64, dim, np.uint64) | np.uint64(1)
     hash_L = np.empty(size, np.uint64)
@@ -92,21 +92,21 @@ def first_equal_rows(vectors_LD: NDArray[np.float32]) -> NDArray[np.int64]:
     for start in range(0, len(repeated), LABELS_A_BLOCK):
         rows = repeated[start : start + LABELS_A_BLOCK]
         differs = (vectors_LD[rows] != vectors_LD[first_L[rows]]).any(axis=1)
-        first_L[rows[differs]] = rows[differs]  # the same hash by chance: a node of its own
+        first_L[rows[differs]] = rows[differs]  # a hash collision: its own node
     return first_L
 
 
 def nodes_of(vectors_LD: NDArray[np.float32]) -> Nodes:
-    """One node per distinct vector, numbered by the first label of each."""
+    """Make one node per distinct vector, numbered in the order of their first labels."""
     first_L = first_equal_rows(vectors_LD)
     number_L = np.cumsum(first_L == np.arange(len(first_L))) - 1
     return Nodes.of(number_L[first_L].astype(np.int32))
 
 
 def nodes_in(content: Buffer, path: Path, labels: int, size: int) -> Nodes:
-    """Read the node of each label from the bytes of a bundle's file, and check every number. Raises BundleError.
+    """Read the node of each label from the bytes of nodes.npy, and check every number. Raises BundleError.
 
-    Nodes are numbered by their first label, so each number is at most one more than the greatest before it.
+    Nodes are numbered by their first labels, so each number is at most one more than the maximum before it.
     """
     node_L: NDArray[np.int32] = array_in(content, path, (labels,), np.int32)
     greatest_L = np.maximum.accumulate(node_L)
@@ -117,16 +117,16 @@ def nodes_in(content: Buffer, path: Path, labels: int, size: int) -> Nodes:
 
 
 def expand(scored: Scored, nodes: Nodes, k: int) -> Scored:
-    """Put the labels of each node in its place: the k best labels of each query, equal scores in the order of rows.
+    """Replace nodes by their labels: the k best labels of each query, equal scores in the order of rows.
 
-    `scored` holds nodes [Q, C] by their first allowed label, best first, at least k of them or all. Every query has k
-    allowed labels.
+    `scored` holds nodes [Q, C] by their first allowed label, best first: at least k nodes, or all. At least k labels
+    are allowed.
     """
     queries = len(scored[0])
     if not k:
         return scored
     rows_QC, scores_QC, dual_QC, classifier_QC = scored
-    if not nodes.shared_L[rows_QC[:, :k]].any():  # most answers: the rest of this takes a third of a search
+    if not nodes.shared_L[rows_QC[:, :k]].any():  # most answers; the expansion takes a third of a search
         return rows_QC[:, :k], scores_QC[:, :k], dual_QC[:, :k], classifier_QC[:, :k]
     size = max(1, min(queries, EXPANDED_AT_ONCE // (k * k)))
     parts = [

@@ -1,7 +1,7 @@
-"""Open what lies in a store: no symbolic link is followed, no pipe is waited for, no file is read without end.
+"""Open files and folders of a store without following symbolic links, blocking on pipes or reading without limit.
 
-Whoever can write to a store may replace any file or folder in it at any moment. Every look at one therefore opens it
-first and then asks the descriptor what it is. The path of the store itself may lead through links.
+A process that can write to a store may replace any file or folder in it at any time. Each one is therefore opened first
+and checked through its descriptor. The path of the store itself may contain links.
 """
 
 import errno
@@ -22,7 +22,7 @@ OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 def open_file(path: Path, folder: int | None = None, flags: int = os.O_RDONLY) -> int:
     """Open a regular file: `path`, or its last part in the open `folder`. Returns a descriptor.
 
-    Raises BundleError for anything else that stands there, and OSError.
+    Raises BundleError if it is not a regular file, and OSError.
     """
     name = path if folder is None else path.name
     try:
@@ -38,9 +38,9 @@ def open_file(path: Path, folder: int | None = None, flags: int = os.O_RDONLY) -
 
 
 def open_folder(path: Path, parent: int | None = None, *, follow: bool = False, flags: int = OPEN_FOLDER) -> int:
-    """Open a folder: `path`, or its last part in the open `parent`; a link is followed only where `follow` says so.
+    """Open a folder: `path`, or its last part in the open `parent`. A link is followed only with `follow`.
 
-    Raises BundleError for a link or a file that stands there, and OSError.
+    Raises BundleError if it is a link, and OSError.
     """
     flags = flags & ~os.O_NOFOLLOW if follow else flags
     name = path if parent is None else path.name
@@ -53,13 +53,13 @@ def open_folder(path: Path, parent: int | None = None, *, follow: bool = False, 
 
 
 def open_bundle_folder(path: Path) -> int:
-    """Open the folder of a bundle. In a store, which `bundles/` gives away, none of its parts may be a link.
+    """Open the folder of a bundle. In a store (its parent is `bundles/`), neither of the two may be a link.
 
     Raises BundleError and OSError.
     """
     if path.parent.name != BUNDLES:
         return open_folder(path, follow=True)
-    with folder_open(path.parent, flags=OPEN_FOLDER | os.O_PATH) as bundles:  # its content is not for this process
+    with folder_open(path.parent, flags=OPEN_FOLDER | os.O_PATH) as bundles:  # opened without listing it
         return open_folder(path, bundles)
 
 
@@ -67,7 +67,7 @@ def open_bundle_folder(path: Path) -> int:
 def folder_open(
     path: Path, parent: int | None = None, *, follow: bool = False, flags: int = OPEN_FOLDER
 ) -> Iterator[int]:
-    """Hold a folder open as `open_folder` does; closed at the end."""
+    """Open a folder as `open_folder` does; close it at the end."""
     descriptor = open_folder(path, parent, follow=follow, flags=flags)
     try:
         yield descriptor
@@ -77,7 +77,7 @@ def folder_open(
 
 @contextmanager
 def bundle_folder_open(path: Path) -> Iterator[int]:
-    """Hold a bundle's folder open as `open_bundle_folder` does; closed at the end."""
+    """Open a bundle's folder as `open_bundle_folder` does; close it at the end."""
     descriptor = open_bundle_folder(path)
     try:
         yield descriptor
@@ -86,7 +86,7 @@ def bundle_folder_open(path: Path) -> Iterator[int]:
 
 
 def read_small(path: Path, limit: int, folder: int | None = None) -> bytes:
-    """Read a whole file of at most `limit` bytes. Raises BundleError for a longer one, or for no file, and OSError."""
+    """Read a whole file of at most `limit` bytes. Raises BundleError if it is longer or not regular, and OSError."""
     with open(open_file(path, folder), "rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         content = file.read(limit + 1) or b""
@@ -96,20 +96,20 @@ def read_small(path: Path, limit: int, folder: int | None = None) -> bytes:
 
 
 def read_file(path: Path) -> bytes:
-    """Read a whole file. Raises BundleError where it is no regular one, and OSError."""
+    """Read a whole file. Raises BundleError if it is not a regular file, and OSError."""
     with open(open_file(path), "rb") as file:
         return file.read()
 
 
 def is_folder(path: Path) -> bool:
-    """Whether a folder stands at `path`; a link to one is none."""
+    """Return whether `path` is a folder and not a link to one."""
     with suppress(OSError):
         return stat.S_ISDIR(path.lstat().st_mode)
     return False
 
 
 def remove(name: str, folder: int) -> None:
-    """Remove a file, a link, or a folder with all that is in it, from an open folder. Links are not followed."""
+    """Remove a file, a link, or a folder with its content from an open folder. Links are not followed."""
     if stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode):
         shutil.rmtree(name, dir_fd=folder)
     else:
@@ -117,7 +117,7 @@ def remove(name: str, folder: int) -> None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Copy a regular file to a new one. Raises BundleError where `source` is none, and OSError."""
+    """Copy a regular file to a new file. Raises BundleError if `source` is not a regular file, and OSError."""
     with open(open_file(source), "rb") as reader, target.open("xb") as writer:
         shutil.copyfileobj(reader, writer, 1 << 20)
 

@@ -1,7 +1,7 @@
-"""PAUSED.json of a store: ids of labels that are in no answer, whichever way a query is asked.
+"""PAUSED.json of a store: ids of labels to leave out of all answers, by every way to query.
 
-It lies beside the bundles, so it outlives a restart and holds for every bundle. Ids that a bundle has not are kept: the
-next one may have them.
+It belongs to the store, so it survives restarts and applies to every bundle. Ids that a bundle does not have are kept,
+since the next bundle may have them.
 """
 
 import os
@@ -25,9 +25,9 @@ class _List(BaseModel):
 
 
 def read_paused(store: Path, most: int | None = None) -> tuple[str, ...]:
-    """Read the ids of a store's paused labels, each once; none where there is no list.
+    """Read the ids of a store's paused labels, without duplicates; empty if there is no list.
 
-    Raises BundleError for a file that is no such list, and for one of more than `most` ids.
+    Raises BundleError for an invalid list, and for one of more than `most` ids.
     """
     path = store / PAUSED
     try:
@@ -35,11 +35,11 @@ def read_paused(store: Path, most: int | None = None) -> tuple[str, ...]:
     except FileNotFoundError:
         return ()
     except OSError as error:
-        raise BundleError(f"{path} cannot be read ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
 
 
 def parse_paused(content: bytes | None, path: Path | str, most: int | None = None) -> tuple[str, ...]:
-    """Read the bytes of a list, which `path` names; None is no list. Raises BundleError as `read_paused` does."""
+    """Parse the bytes of a list, named `path` in errors; None: there is no list. Raises BundleError."""
     if content is None:
         return ()
     try:
@@ -55,17 +55,17 @@ def parse_paused(content: bytes | None, path: Path | str, most: int | None = Non
 
 
 def write_paused(ids: Iterable[str]) -> str:
-    """The text of a list."""
+    """Return the content of PAUSED.json for these ids."""
     return to_json({"paused": list(ids)}, indent=1).decode() + "\n"
 
 
 def stamp_of(store: Path) -> tuple[int, ...] | None:
-    """What changes with every change of a store's list; None where there is none. Raises BundleError."""
+    """Return a stamp that differs after every change of a store's list; None without a list. Raises BundleError."""
     path = store / PAUSED
     try:
         status = os.stat(path, follow_symlinks=False)
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise BundleError(f"{path} cannot be looked at ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

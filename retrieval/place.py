@@ -1,4 +1,4 @@
-"""From what a caller names, a store, a bundle or a URL, to the folder of the bundle to open."""
+"""Find the folder of the bundle to open, from a store, a bundle or a URL."""
 
 import os
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from retrieval.urls import as_url
 
 
 class Place(NamedTuple):
-    """The folder of the bundle to open, and the store's folder that it belongs to, None where it stands alone.
+    """The folder of the bundle to open, and the folder of its store; None if it is in no store.
 
-    `followed` is the store where it is opened because the store's CURRENT names it.
+    `followed` is the store if the bundle was found through its CURRENT.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ def bundle_at(place: Path | str, cache: Path | str | None, trusted: Sequence[str
 
 
 def _in_store(path: Path) -> Place:
-    """The place of one bundle's folder."""
+    """Return the place of one bundle's folder."""
     whole = Path(os.path.abspath(path))
     if whole.parent.name != BUNDLES:
         whole = whole.resolve()

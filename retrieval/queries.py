@@ -1,4 +1,4 @@
-"""Queries of a table, read part by part: CSV, TSV, JSON Lines or Parquet, one file or a folder of part files."""
+"""Read the queries of a table in parts: CSV, TSV, JSON Lines or Parquet, one file or a folder of part files."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -13,33 +13,33 @@ from retrieval.tables.delimited import Layout
 from retrieval.tables.table import Table
 from retrieval.tables.values import BadRow, id_of, labels_of, refuse_surrogates, shown, written_list
 
-COLUMNS = ("query", "text")  # that hold the queries unless another is named
+COLUMNS = ("query", "text")  # default columns of the queries, in order of preference
 LISTED = 20
 LONGEST = 2**26  # characters of one query
 
 
 @dataclass(frozen=True)
 class Part:
-    """Some queries, one behind the other; `first` is the row of the first of them, None stands for a skipped row."""
+    """Consecutive queries; `first` is the row of the first one, and None is a skipped row."""
 
     first: int
     texts: list[str | None]
 
     @property
     def places(self) -> list[int]:
-        """The places in `texts` of the queries that have text."""
+        """Return the positions in `texts` of the queries that have text."""
         return [place for place, text in enumerate(self.texts) if text is not None and not is_blank(text)]
 
 
 class Queries:
-    """The queries of a table. Rows are counted from 0; blank lines count only where a row has no other column."""
+    """The queries of a table. Rows are counted from 0; blank lines count as rows only if there is no other column."""
 
     def __init__(
         self, path: Path, column: str | None, *, layout: Layout | None = None, skip_bad_rows: bool = False
     ) -> None:
-        """Open `path`; BadInput when it cannot be read or has no such column.
+        """Open `path`. Raises BadInput if it cannot be read or does not have the column.
 
-        column: None takes `query`, or `text`. skip_bad_rows: leave out rows that cannot be used instead of raising.
+        column: None takes `query`, or `text`. skip_bad_rows: skip invalid rows instead of raising.
         """
         self.path, self._skip = path, skip_bad_rows
         self.table = Table(path, layout)
@@ -52,7 +52,7 @@ class Queries:
         self.account: RowAccount | None = None
 
     def scan(self) -> None:
-        """Read all rows once and count them; BadInput that names the rows that cannot be used, unless skipped."""
+        """Read and count all rows. Raises BadInput that names the invalid rows, unless they are skipped."""
         self.count = self.blank = self.blank_lines = self.skipped = self._missing = 0
         self.problems = []
         for text in self._texts(counted=True):
@@ -69,7 +69,7 @@ class Queries:
             )
 
     def parts(self, size: int, characters: int = LONGEST) -> Iterator[Part]:
-        """Yield parts of at most `size` queries, and of about `characters` in all; the same ones every time."""
+        """Yield parts of at most `size` queries and about `characters` in total; the same parts on every call."""
         texts: list[str | None] = []
         first = length = 0
         for text in self._texts():
@@ -82,18 +82,20 @@ class Queries:
             yield Part(first, texts)
 
     def first(self, most: int, *, truths: bool = True) -> tuple[list[str], list[list[str]] | None]:
-        """Return at most so many of the first queries that have text, and their true labels' ids; set `account`.
+        """Return the first queries that have text, at most `most`, and the ids of their true labels; set `account`.
 
-        The ids are in a column `labels` of lists; None where there is none, and without `truths`.
-        Raises BadInput when there is no query, and for a row that cannot be used.
+        The ids are lists in a column `labels`; None without that column, or without `truths`. Raises BadInput if there
+        is no query, and for an invalid row.
         """
         texts: list[str] = []
         labels: list[list[str]] = []
         skipped = Counter[str]()
-        has_labels = truths and "labels" in self.table.names
-        if has_labels:
+        # In JSON Lines, the first object may lack keys of later ones.
+        may_have = truths and (not self.table.has_header or "labels" in self.table.names)
+        has_labels = may_have and self.table.has_header
+        if may_have:
             self.table.require("labels", "another name")
-        columns = [self.column, "labels"] if has_labels else [self.column]
+        columns = [self.column, "labels"] if may_have else [self.column]
         for where, record in self.table.rows(columns if self.table.names else []):
             if len(texts) == most:
                 break
@@ -102,7 +104,8 @@ class Queries:
                 if text is None or is_blank(text):
                     skipped["blank_line" if record is None else "blank_query"] += 1
                     continue
-                labels.append(labels_of(written_list(_labels(record)), "labels", _id) if has_labels else [])
+                has_labels = has_labels or (may_have and isinstance(record, dict) and "labels" in record)
+                labels.append(labels_of(written_list(_labels(record)), "labels", _id) if may_have else [])
                 texts.append(text)
             except BadRow as bad:
                 raise BadInput(f"{where}: {bad}") from bad
@@ -113,7 +116,7 @@ class Queries:
         return texts, labels if has_labels else None
 
     def _texts(self, *, counted: bool = False) -> Iterator[str | None]:
-        """Yield the text of each row, empty where it has none, None where the row cannot be used."""
+        """Yield the text of each row: empty if it has none, None if the row is invalid."""
         alone = self.table.has_header and len(self.table.names) == 1
         for where, record in self.table.rows([self.column] if self.table.names else []):
             if record is None and not alone:

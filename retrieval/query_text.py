@@ -1,15 +1,15 @@
-"""Query texts: which are blank, and which are the same query.
+"""Decide which query texts are blank, and which are the same query.
 
-One place decides both, for every command: prepare, predict, search, loadtest and bundles diff.
+Used by prepare, predict, search, loadtest and bundles diff.
 """
 
 import unicodedata
 
-# Letters and symbols by category that show nothing: Hangul fillers and the empty Braille pattern.
+# Invisible letters and symbols: Hangul fillers and the blank Braille pattern.
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 IOTA_SUBSCRIPT = "\u0345"
 _INVISIBLE = frozenset({"Cc", "Cf", "Cs", "Zs", "Zl", "Zp", "Mn", "Mc", "Me"})
-# The same rule for Arrow's regular expressions (RE2): a text that matches has a visible character.
+# The same rule as a regular expression for Arrow (RE2): a match has a visible character.
 VISIBLE_PATTERN = r"[^\p{Cc}\p{Cf}\p{Z}\p{M}\x{115F}\x{1160}\x{3164}\x{FFA0}\x{2800}]"
 _IDEOGRAPHS = (
     (0x4E00, 0x9FFF), (0x3400, 0x4DBF), (0x20000, 0x2A6DF), (0x2A700, 0x2B73F), (0x2B740, 0x2B81F),
@@ -18,21 +18,21 @@ _IDEOGRAPHS = (
 
 
 def is_blank(text: str) -> bool:
-    """Tell whether `text` has no visible character: only spaces, controls, zero-width marks or fillers."""
+    """Return whether `text` has no visible character: only spaces, controls, zero-width marks or fillers."""
     if text[:1].isascii() and text[:1].isalnum():  # nearly every query
         return False
     return not any(map(_is_visible, text))
 
 
 def query_identity(text: str) -> str:
-    """Return the form that two spellings of one query share.
+    """Return a normalized form that is equal for spellings of the same query.
 
     Compatibility forms are unified (NFKC), case is folded, invisible characters are removed, and runs of white space
     become one space.
     """
     if text.isascii() and text.isprintable():
         return " ".join(text.lower().split())
-    # Folding turns this one accent into a letter, which the encoder never reads.
+    # Case folding would turn this accent into a letter, which the encoder does not read.
     plain = unicodedata.normalize("NFD", text).replace(IOTA_SUBSCRIPT, "")
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold())
     kept = (letter for letter in folded if letter.isspace() or unicodedata.category(letter) not in ("Cc", "Cf", "Cs"))
@@ -40,10 +40,10 @@ def query_identity(text: str) -> str:
 
 
 def split_key(text: str) -> str:
-    """Return the form by which a query is given to a split: the text as the default encoder reads it, or coarser.
+    """Return the key that assigns a query to a split: the text as the default encoder reads it, or coarser.
 
-    Beyond `query_identity` it drops accents, private characters, and spaces beside Chinese characters, as the default
-    tokenizer does. Texts with one key are on one side of every cut. A lower-case ASCII text is its own key.
+    In addition to `query_identity`, it drops accents, private characters, and spaces next to Chinese characters, as the
+    default tokenizer does. Texts with equal keys are in the same split. A lower-case ASCII text is its own key.
     """
     if text.isascii():
         return query_identity(text)

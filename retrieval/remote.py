@@ -1,7 +1,7 @@
-"""What can be read of a store, or of one bundle, behind a URL: s3://, gs://, az://, whatever fsspec has a driver for.
+"""Read a store, or one bundle, behind a URL: s3://, gs://, az:// and all others with an fsspec driver.
 
-Nothing that comes from there is believed: every length is limited before it is read. Credentials are found by the
-drivers, in the environment. How a bundle comes from there into a local store is told in retrieval/cache.
+Content is not trusted: every read is limited in length. The drivers take credentials from the environment.
+retrieval/cache fetches bundles into a local store.
 """
 
 import re
@@ -23,33 +23,33 @@ from retrieval.urls import as_url
 CURRENT, HISTORY = "CURRENT", "HISTORY"
 CURRENT_LIMIT = 256  # bytes; a name has at most 64
 HISTORY_LIMIT = 1 << 14
-CHUNK = 16 << 20  # bytes asked for at once
+CHUNK = 16 << 20  # bytes per request
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
 class Missing(BundleError):
-    """The store answers that it has no such file."""
+    """The store has no such file."""
 
 
 class NotSeekable(Exception):
-    """A server gives files from their beginning alone."""
+    """A server cannot send a file from an offset."""
 
 
 class Remote:
-    """A store, or one bundle, behind a URL. All methods raise BundleError, and Unreachable where nothing answers.
+    """A store, or one bundle, behind a URL. All methods raise BundleError, and Unreachable if there is no answer.
 
-    A bundle's folder is named by its path below the URL: "bundles/NAME/", or "" where the URL is that of the bundle.
+    A bundle's folder is its path below the URL: "bundles/NAME/", or "" if the URL is that of the bundle.
     """
 
     def __init__(self, url: str, trusted: Sequence[str] = ()) -> None:
-        """With `trusted` keys, one must have signed a manifest that is shown."""
+        """With `trusted` keys, `manifest` requires a signature by one of them."""
         self.url = checked_url(url)
         self._trusted = trusted
         self._files, self._root = _driver(self.url)
-        self._files.invalidate_cache()  # listings that the driver remembers would hide what was published since
+        self._files.invalidate_cache()  # cached listings would hide new bundles
 
     def active(self) -> str | None:
-        """Name of the store's active bundle, None where there is no store, or none active."""
+        """Return the name of the active bundle; None if there is no store, or none is active."""
         try:
             name = self.read(CURRENT, CURRENT_LIMIT).decode("utf-8", "replace").strip()
         except Missing:
@@ -59,7 +59,7 @@ class Remote:
         return name
 
     def bundles(self) -> list[str]:
-        """Names of the store's bundles in alphabetical order: object stores know no date of a folder."""
+        """Return the names of the bundles in alphabetical order; object stores have no dates of folders."""
         try:
             with self._asking("bundles"):
                 found = self._files.ls(f"{self._root}/bundles", detail=False)
@@ -69,7 +69,7 @@ class Remote:
         return sorted(name for name in names if NAME.fullmatch(name))
 
     def manifest(self, name: str) -> Manifest:
-        """A bundle's manifest; none of its other files is read."""
+        """Read a bundle's manifest; no other file is read."""
         name, folder = self.find(name)
         with TemporaryDirectory() as here, blaming(self.place(folder), here):
             Path(here, MANIFEST).write_bytes(self.manifest_bytes(folder))
@@ -78,7 +78,7 @@ class Remote:
             return read_manifest(Path(here), self._trusted)
 
     def find(self, name: str | None) -> tuple[str, str]:
-        """Name and folder of a bundle: of the active one where `name` is None, or of the one that the URL leads to."""
+        """Return name and folder of a bundle: of `name`, or of the active one, or of the one at the URL."""
         if name is None and (name := self.active()) is None:
             name = self._root.rpartition("/")[2]
             if not NAME.fullmatch(name):
@@ -89,11 +89,11 @@ class Remote:
         return name, f"bundles/{name}/"
 
     def place(self, folder: str) -> str:
-        """The URL of a bundle's folder, or of a file, as errors show it."""
+        """Return the URL of a bundle's folder or of a file, for messages."""
         return f"{self.url}/{folder}".rstrip("/")
 
     def manifest_bytes(self, folder: str) -> bytes:
-        """The bytes of a bundle's manifest.json."""
+        """Read the bytes of a bundle's manifest.json."""
         try:
             return self.read(f"{folder}{MANIFEST}", MANIFEST_LIMIT)
         except Missing as missing:
@@ -104,47 +104,47 @@ class Remote:
             raise BundleError(f"{missing} The bundles of {self.url} are: {known}.") from missing
 
     def signature(self, folder: str) -> bytes | None:
-        """The bytes of a bundle's manifest.sig, None where it has none."""
+        """Read the bytes of a bundle's manifest.sig; None if it has none."""
         try:
             return self.read(f"{folder}{SIGNATURE}", SIGNATURE_LIMIT)
         except Missing:
             return None
 
     def paused(self) -> bytes | None:
-        """The bytes of the store's PAUSED.json, None where it has none, or where the URL is that of a lone bundle."""
+        """Read the bytes of the store's PAUSED.json; None if it does not exist."""
         try:
             return self.read(PAUSED, PAUSED_LIMIT)
         except Missing:
             return None
 
     def history(self) -> list[str]:
-        """Names in the order they were activated at the URL; none where nobody wrote that there."""
+        """Return the names in the order they were activated at the URL; empty if there is no HISTORY."""
         try:
             return self.read(HISTORY, HISTORY_LIMIT).decode("utf-8", "replace").split()
         except Missing:
             return []
 
     def write(self, path: str, content: bytes) -> None:
-        """Replace a small file of the store. Raises BundleError where the driver, or the credentials, cannot write."""
+        """Replace a small file of the store. Raises BundleError if the driver or the credentials cannot write."""
         try:
             self._files.pipe_file(f"{self._root}/{path}", content)
         except Exception as error:  # as in `_asking`
             raise BundleError(
-                f"{self.place(path)} cannot be written ({_words(error)}), and a change made here alone would hold for "
-                "one replica and be lost with its cache. Change it at the URL, or give the service the right to write."
+                f"{self.place(path)} cannot be written ({_words(error)}), and a change in the cache would apply to one "
+                "replica only. Change it at the URL, or give the service permission to write."
             ) from error
 
     def read(self, path: str, limit: int) -> bytes:
-        """A small file, whole; one of more than `limit` bytes is refused."""
+        """Read a small file. Raises BundleError if it has more than `limit` bytes."""
         content = b"".join(self.chunks(path, limit))
         if len(content) > limit:
             raise BundleError(f"{self.place(path)} has more than the {limit:,} bytes that such a file has at most.")
         return content
 
     def chunks(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
-        """The bytes of a file from `start` on, and one byte more than `size` at most, which shows that there are more.
+        """Yield the bytes of a file from `start` on; at most one byte beyond `size`, to show that the file is longer.
 
-        Raises NotSeekable where the server gives files from their beginning alone.
+        Raises NotSeekable if the server cannot send from an offset.
         """
         left = size + 1 - start
         with (
@@ -159,7 +159,7 @@ class Remote:
 
     @contextmanager
     def _asking(self, path: str) -> Iterator[None]:
-        """Drivers raise whatever their servers' clients raise: three kinds are told apart, with the words kept."""
+        """Turn the errors of drivers into Missing, BundleError or Unreachable, and keep their text."""
         try:
             yield
         except NotSeekable:
@@ -179,7 +179,7 @@ class Remote:
 
 @contextmanager
 def blaming(place: str, here: Path | str) -> Iterator[None]:
-    """Errors about a copy name the place that it came from: its folder `here` is gone when they are read."""
+    """Replace the temporary folder `here` by the URL `place` in BundleErrors."""
     try:
         yield
     except BundleError as error:
@@ -188,7 +188,7 @@ def blaming(place: str, here: Path | str) -> Iterator[None]:
 
 
 def checked_url(url: str) -> str:
-    """A URL as it is used. Raises BadInput for what is none, and for a URL that holds a password."""
+    """Return a normalized URL. Raises BadInput if it is not a URL, or holds a password."""
     whole = (as_url(url) or "").rstrip("/")
     try:
         secret = urlsplit(whole).password
@@ -202,7 +202,7 @@ def checked_url(url: str) -> str:
 
 
 def _driver(url: str) -> tuple[Any, str]:
-    """The fsspec file system for a URL, and the path in it. Imported here: a local store never needs it."""
+    """Return the fsspec file system for a URL, and the path in it. fsspec is imported only here."""
     schemes = re.findall(r"([A-Za-z0-9+.-]+)://", url)
     extra = next((EXTRAS[scheme] for scheme in schemes if scheme in EXTRAS), None)
     try:
@@ -232,7 +232,7 @@ def _seek(source: Any, start: int) -> None:
 
 
 def _outage_behind(error: FileNotFoundError) -> BaseException | None:
-    """What was the matter, where the HTTP driver says "not found" of a server that does not answer, or has failed."""
+    """Return the cause if the HTTP driver reports "not found" for a server that failed or did not answer."""
     cause = error.__cause__
     failed = getattr(cause, "status", 0) >= 500
     silent = type(cause).__module__.startswith("aiohttp") and not hasattr(cause, "status")
@@ -246,5 +246,5 @@ def _unreachable(place: str, error: BaseException) -> Unreachable:
 
 
 def _words(error: BaseException) -> str:
-    """What an error says, on one line; drivers pass on whole pages of a server's."""
+    """Return the text of an error, on one line and shortened; drivers may include whole pages."""
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

@@ -1,4 +1,4 @@
-"""One opened bundle: verified, immutable but for what is paused, searched from as many threads as you like.
+"""An open bundle: verified, immutable except for paused labels, and safe to search from several threads.
 
 Suffixes: Q queries, K results, C candidates (at least K where there are as many), D vector width, L labels.
 """
@@ -116,7 +116,7 @@ class Retriever:
         held: IO[bytes],
         threads: int | None,
     ) -> None:
-        """Join parts that `open` has checked against each other; `golden` are the bytes of golden.json."""
+        """Combine the parts that `open` loaded and checked; `golden` are the bytes of golden.json."""
         self.folder = folder
         self.manifest = manifest
         self._process = os.getpid()
@@ -124,8 +124,8 @@ class Retriever:
         self._encoder: TextEncoder | None = encoder
         self._vectors_LD: NDArray[np.float32] | None = vectors_LD
         self.golden = golden
-        self.signature: Signature | None = None  # who signed it, where keys are trusted
-        self.paused: frozenset[str] = frozenset()  # ids of labels that are in no answer
+        self.signature: Signature | None = None  # None without trusted keys
+        self.paused: frozenset[str] = frozenset()  # ids of labels to leave out of answers
         self._held = held
         per_label = BYTES_PER_LABEL if nodes is None else BYTES_WITH_NODES
         self._attributes: Attributes | None = Attributes(labels.table, per_label)
@@ -148,25 +148,29 @@ class Retriever:
         behind: bool = False,
         paused: Sequence[str] | None = None,
     ) -> Self:
-        """Open a store's active bundle, or one bundle's folder, after comparing every file with its manifest.
+        """Open a store's active bundle, or the folder of one bundle; verify every file against its manifest.
 
-        A URL (s3://, gs://, az://, …) is fetched into `cache` first, where that has it not; see retrieval/cache.
+        A URL (s3://, gs://, az://, …) is fetched into `cache` unless it is there; see retrieval/cache.
 
-        `threads` bounds those of the encoder (default: all cores), `search_threads` those of the indexes (default:
-        as the encoder's); `provider` is "cpu" or "cuda"; with `trusted` keys the bundle must be signed by one of them.
-        With `behind` files are compared and read when nobody else wants the processor. Labels that are `paused` are in
-        no answer: by default those that the store lists in PAUSED.json, also where `path` is a bundle's folder in a
-        store. Raises BundleError, and BadInput for a provider that is not there.
+        `threads` limits the threads of the encoder (default: all cores), `search_threads` those of the indexes
+        (default: as `threads`). `provider` is "cpu" or "cuda". With `trusted` keys, one of them must have signed the
+        bundle. With `behind`, files are verified and loaded at low priority. `paused` are ids of labels to leave out of
+        answers; default: those in PAUSED.json of the store that contains the bundle. Raises BundleError, and BadInput
+        for an unavailable provider.
         """
         place = bundle_at(path, cache, trusted)
         listed = read_paused(place.store) if paused is None and place.store is not None else paused or ()
         held = lease(place.folder)
         try:
             retriever = cls._load(place.folder, held, threads, search_threads, provider, trusted, behind)
+        except BaseException:
+            held.close()
+            raise
+        try:
             if place.followed is not None:
                 place.followed.follow(retriever.name, retriever.signature)
         except BaseException:
-            held.close()
+            retriever.close()
             raise
         retriever.pause(listed)
         return retriever
@@ -182,7 +186,7 @@ class Retriever:
         trusted: Sequence[str],
         behind: bool,
     ) -> Self:
-        """Verify a bundle and load what was verified: no file is opened twice."""
+        """Verify a bundle and load the verified bytes; no file is opened twice."""
         run = gently if behind else at_once
         files = run(lambda: read_bundle(folder, _is_loaded, trusted, 1 if behind else None))
         try:
@@ -195,7 +199,7 @@ class Retriever:
                 )
             vectors_LD = vectors_in(contents[VECTORS], folder / VECTORS, (size, model.dim))
             search_threads = search_threads or threads
-            workers = Workers(search_threads)  # here, where nothing is gentle
+            workers = Workers(search_threads)  # started here, at normal priority
             index = run(lambda: _open_index(folder, files, workers))
             shared = manifest.index.nodes
             nodes = None if shared is None else run(lambda: nodes_in(contents[NODES], folder / NODES, size, shared))
@@ -228,12 +232,12 @@ class Retriever:
 
     @property
     def vectors_LD(self) -> NDArray[np.float32]:
-        """The label vectors [L, D], memory-mapped."""
+        """The label vectors [L, D], in memory; memory-mapped if memory is short and no keys are trusted."""
         return self._usable(self._vectors_LD)
 
     @property
     def full_scans(self) -> int:
-        """Queries so far for which every label was compared, as the index found fewer than k; each of them is slow."""
+        """Number of queries that compared every label because the index found fewer than k; each of them is slow."""
         return self._full_scans.queries
 
     def search(
@@ -260,9 +264,9 @@ class Retriever:
         return self._usable(self._attributes).filter_of(texts)
 
     def pause(self, ids: Iterable[str]) -> list[str]:
-        """Leave these labels out of every answer from now on, in the place of those of an earlier call.
+        """Leave these labels out of all answers; replaces the ids of an earlier call.
 
-        Returns the ids that no label of this bundle has.
+        Returns the ids that are not in this bundle.
         """
         listed = list(ids)
         self.paused = frozenset(listed)
@@ -279,9 +283,9 @@ class Retriever:
         exact: bool = False,
         with_paused: bool = False,
     ) -> Ranking:
-        """As `search`, with label rows instead of hits, and the time each stage took. Raises BadInput.
+        """Search as `search` does; return label rows instead of hits, and the time of each stage. Raises BadInput.
 
-        `with_paused`: labels that are paused are searched as well.
+        `with_paused`: include paused labels.
         """
         weight = self.manifest.classifier_weight if weight is None else weight
         check_search(k, weight, min_score)
@@ -330,7 +334,7 @@ class Retriever:
         encoder, candidates = self._encoder, self._candidates
         self._encoder = self._candidates = self._labels = self._vectors_LD = self._attributes = None
         self._held.close()
-        if os.getpid() == self._process:  # a forked child has no threads to wait for
+        if os.getpid() == self._process:  # the threads do not exist in a forked child
             for part in (encoder, candidates):
                 if part is not None:
                     part.close()
@@ -347,10 +351,10 @@ class Retriever:
         return self._usable(self._encoder)
 
     def _usable(self, part: Part | None) -> Part:
-        """The part, unless this retriever is closed, or belongs to the process that this one was forked from."""
+        """Return the part. Raises BundleError if this retriever is closed, or was opened before a fork."""
         if part is None:
             raise BundleError(f"the retriever of bundle {self.name!r} is closed. Open it again.")
-        if os.getpid() != self._process:  # its threads and ONNX Runtime's are not here, and a search would hang
+        if os.getpid() != self._process:  # a search would hang: its threads do not exist here
             raise BundleError(
                 f"the retriever of bundle {self.name!r} was opened before this process was forked. "
                 "Open it after the fork."
@@ -378,7 +382,7 @@ class Retriever:
 
 
 def _is_loaded(name: str) -> bool:
-    """Whether a reader needs a file of a bundle; what is not known by name may be weights of the query encoder."""
+    """Return whether to load a file of a bundle; unknown names may be weights of the query encoder."""
     return not name.startswith(LABEL_ENCODER)
 
 

@@ -1,8 +1,8 @@
-"""Restrict a process before it opens a bundle: native code that a hostile file takes over gets nothing from it.
+"""Restrict a process before it opens a bundle, in case a hostile file takes over its native code.
 
-`confine` takes away files (Landlock), system calls (seccomp) and the network, `limit` memory, time and core dumps,
-`child_environment` credentials. docs/decisions/0034 has what was measured. This module imports nothing that takes time
-or starts a thread: restrictions hold for the calling thread and those that it starts.
+`confine` restricts files (Landlock), system calls (seccomp) and the network; `limit` restricts memory, time and core
+dumps; `child_environment` removes credentials. docs/decisions/0034 has the measurements. This module imports nothing
+slow and nothing that starts threads, since restrictions apply to the calling thread and the threads that it starts.
 """
 
 import errno
@@ -14,6 +14,7 @@ import stat
 import sys
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, get_args
@@ -24,7 +25,7 @@ LOG = logging.getLogger("diptych")
 SANDBOX = "DIPTYCH_SANDBOX"
 Mode = Literal["auto", "required", "off"]
 
-# What a child process needs of the environment. Everything else is left out, credentials of all kinds among it.
+# Environment variables that a child process gets. All others, such as credentials, are removed.
 VARIABLES = {
     "PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "LD_PRELOAD", "VIRTUAL_ENV",
 }  # fmt: skip
@@ -35,20 +36,21 @@ PREFIXES = (
 SECRET = re.compile(r"KEY|TOKEN|SECRET|PASSW|CREDENTIAL", re.IGNORECASE)
 NO_SECRET = "TOKENIZERS_"
 
-BASE_BYTES = 2 << 30  # of data: libraries, and what a batch takes
-CORE_BYTES = 128 << 20  # for each core: stacks and memory of the threads of three libraries
-FILE_TIMES = 3  # a file is read, parsed and made into something else
+BASE_BYTES = 2 << 30  # of data, for libraries and one batch
+CORE_BYTES = 128 << 20  # per core, for the threads of three libraries
+FILE_TIMES = 3  # copies of a file: as read, as parsed, as used
 OPEN_FILES = 1024
 
 # System calls that loading and searching never make.
 DENIED_CALLS = (
     "execve", "execveat", "fork", "vfork", "socket", "connect", "bind", "listen", "accept", "accept4", "ptrace",
-    "process_vm_readv", "process_vm_writev", "kill", "mount", "umount2", "pivot_root", "chroot", "setns", "unshare",
+    "process_vm_readv", "process_vm_writev", "kill", "tkill", "rt_sigqueueinfo", "rt_tgsigqueueinfo",
+    "pidfd_send_signal", "pidfd_getfd", "mount", "umount2", "pivot_root", "chroot", "setns", "unshare",
     "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "keyctl", "add_key", "request_key", "init_module",
     "finit_module", "delete_module", "open_by_handle_at", "name_to_handle_at", "setuid", "setgid", "setreuid",
 )  # fmt: skip
-CLONE_THREAD = 0x1_0000  # the flag of `clone` that makes a thread; without it a process is made
-X32 = 0x4000_0000  # the bit of the same calls in x86-64's second numbering
+CLONE_THREAD = 0x1_0000  # the flag of `clone` that makes a thread instead of a process
+X32 = 0x4000_0000  # the bit of system calls in the x32 numbering of x86-64
 
 NO_LANDLOCK, NO_SECCOMP = "the kernel has no Landlock", "the kernel has no seccomp filters"
 READABLE = (
@@ -60,7 +62,7 @@ READABLE = (
     "/sys",
     "/dev/urandom",
     "/dev/zero",
-    # Not all of /proc: with some rights of root, the environment of any process could be read there.
+    # Not all of /proc: root could read the environment of other processes there.
     "/proc/self",
     "/proc/cpuinfo",
     "/proc/meminfo",
@@ -72,7 +74,7 @@ READABLE = (
 
 
 def sandbox_mode(written: str | None = None) -> Mode:
-    """Whether children are confined: "auto" where the system can, "required", or "off". Raises BadInput."""
+    """Return how children are confined: "auto" (if the system can), "required" or "off". Raises BadInput."""
     text = (os.environ.get(SANDBOX) if written is None else written) or "auto"
     for mode in get_args(Mode):
         if text == mode:
@@ -81,7 +83,7 @@ def sandbox_mode(written: str | None = None) -> Mode:
 
 
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """The variables that a child process gets: it imports from where its parent does, and holds no credentials."""
+    """Return the environment of a child process: the import path of its parent, and no credentials."""
     kept = {
         name: value
         for name, value in environment.items()
@@ -91,19 +93,19 @@ def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
 
 
 def data_limit(folder: Path) -> int:
-    """Bytes of memory that opening and searching the bundle in a folder may take, with room to spare."""
+    """Return a limit in bytes for the memory of opening and searching the bundle in a folder."""
     return BASE_BYTES + CORE_BYTES * (os.cpu_count() or 1) + FILE_TIMES * folder_bytes(folder)
 
 
 def folder_bytes(folder: Path) -> int:
-    """Bytes of the files in a folder; 0 where there is none."""
+    """Return the total bytes of the files in a folder; 0 if it does not exist."""
     with suppress(OSError), os.scandir(folder) as items:
         return sum(item.stat(follow_symlinks=False).st_size for item in items)
     return 0
 
 
 def limit(data: int | None = None, cpu_seconds: int | None = None, file_bytes: int | None = None) -> None:
-    """Bound this process: no core dump, and as many bytes of data, seconds of CPU and bytes of a written file."""
+    """Limit this process: no core dumps, bytes of data, seconds of CPU time, and bytes of a written file."""
     _lower(resource.RLIMIT_CORE, 0)
     _lower(resource.RLIMIT_NOFILE, OPEN_FILES)
     if data is not None:
@@ -115,28 +117,28 @@ def limit(data: int | None = None, cpu_seconds: int | None = None, file_bytes: i
 
 
 def missing() -> list[str]:
-    """What this system lacks to confine a process, each in a few words; nothing where it has all."""
-    lacks = [f"the package {name} is not installed" for name in ("landlockpy", "seccompy") if find_spec(name) is None]
-    if lacks:
-        return lacks
-    import landlockpy
-    import seccompy
-
-    for supported, name in ((landlockpy.supported, NO_LANDLOCK), (seccompy.supported, NO_SECCOMP)):
-        try:
-            here = supported()
-        except OSError:  # a container forbids the very question
-            here = False
-        if not here:
+    """Return what this system lacks to confine a process; empty if nothing."""
+    lacks = []
+    for package, name in (("landlockpy", NO_LANDLOCK), ("seccompy", NO_SECCOMP)):
+        if find_spec(package) is None:
+            lacks.append(f"the package {package} is not installed")
+        elif not _is_supported(package):
             lacks.append(name)
     return lacks
 
 
-def confine(readable: Iterable[Path], mode: Mode) -> list[str]:
-    """Take away from this thread, and all that it starts, what opening a bundle does not need; for good.
+def _is_supported(package: str) -> bool:
+    try:
+        return bool(import_module(package).supported())
+    except OSError:  # a container may forbid the call that tests for support
+        return False
 
-    Files under `readable` and those of Python may be read, nothing may be written, no program started, no connection
-    made. Returns what this system lacks for it. Raises BadInput for that where the mode is "required".
+
+def confine(readable: Iterable[Path], mode: Mode) -> list[str]:
+    """Permanently restrict this thread, and the threads that it starts, to what opening a bundle needs.
+
+    Files under `readable` and those of Python can be read. Nothing can be written, and no program or connection can be
+    started. Returns what this system lacks; raises BadInput instead if the mode is "required".
     """
     if mode == "off":
         return []
@@ -164,7 +166,7 @@ def _restrict_files(readable: Iterable[Path]) -> None:
 
 
 def _python_folders() -> Iterable[Path]:
-    """Where modules and shared libraries are loaded from, also later."""
+    """Yield the folders from which modules and shared libraries are loaded."""
     yield from {Path(path) for path in (sys.prefix, sys.base_prefix, sys.exec_prefix, *sys.path) if path}
     yield from {Path(path) for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path}
 
@@ -176,18 +178,18 @@ def _restrict_calls() -> None:
     for name in DENIED_CALLS:
         try:
             number = seccompy.syscall_nr(name)
-        except (KeyError, ValueError, OSError):  # not on this kind of processor
+        except (KeyError, ValueError, OSError):  # not on this processor architecture
             continue
         filter_.errno(number, errno.EPERM)
         if os.uname().machine == "x86_64":
             filter_.errno(number | X32, errno.EPERM)
     filter_.errno("clone", errno.EPERM, args=[(0, seccompy.CmpOp.MASKED_EQ, 0, CLONE_THREAD)])
-    filter_.errno("clone3", errno.ENOSYS)  # its flags cannot be seen; the C library then takes `clone`
+    filter_.errno("clone3", errno.ENOSYS)  # a filter cannot read its flags; the C library falls back to `clone`
     filter_.load()
 
 
 def _lower(kind: int, most: int) -> None:
-    """Set a limit, unless a lower one is set already."""
+    """Set a limit unless a lower one is set."""
     soft, hard = resource.getrlimit(kind)
     bounded = min([most, *(one for one in (soft, hard) if one != resource.RLIM_INFINITY)])
     resource.setrlimit(kind, (bounded, bounded))

@@ -1,7 +1,7 @@
-"""The highest serial number that was active here, by signing key: an older signed bundle is not activated again.
+"""Remember the highest active serial number per signing key, so that no older signed bundle is activated again.
 
-The note lies in the cache folder, not in the store, since whoever can write to the store must not be able to change it.
-Where that folder cannot be written the note lasts as long as the process. docs/decisions/0033 has the threat model.
+The note is in the cache folder and not in the store, since processes that can write to the store must not change it. If
+the cache folder cannot be written, the note lasts as long as the process. docs/decisions/0033 has the threat model.
 """
 
 import fcntl
@@ -22,7 +22,7 @@ from retrieval.nofollow import open_file, read_small
 from retrieval.signatures import Signature
 
 LOG = logging.getLogger("diptych")
-LIMIT = 1 << 16  # bytes of a note; it holds two numbers a key
+LIMIT = 1 << 16  # bytes of a note, which holds two numbers per key
 
 
 class OlderSerial(BundleError):
@@ -36,26 +36,26 @@ class _Note(BaseModel):
     rolled_back_to: dict[str, int] = {}
 
 
-_process_notes: dict[str, _Note] = {}  # by place: what could not be written, and what a removed file does not undo
+_process_notes: dict[str, _Note] = {}  # by place; keeps what could not be written, or was in a file that was removed
 
 
 class Serials:
-    """The serial numbers of one store. All methods raise BundleError where the note is damaged."""
+    """The serial numbers of one store. All methods raise BundleError if the note is damaged."""
 
     def __init__(self, place: str) -> None:
-        """`place` is the path or URL by which the store is known here."""
+        """`place` is the path or URL that identifies the store."""
         self._place = place
         self._name = hashlib.sha256(place.encode("utf-8", "surrogateescape")).hexdigest()[:32]
 
     @property
     def path(self) -> Path:
-        """The file of the note."""
+        """Return the path of the note."""
         return cache_folder() / "serials" / f"{self._name}.json"
 
     def check(self, bundle: str, signature: Signature | None) -> None:
-        """Raise OlderSerial for a bundle that is older than one of the same key that was active here.
+        """Raise OlderSerial if a bundle with a higher serial number of the same key was active here.
 
-        The one that was rolled back to is allowed. Nothing is checked without a signature.
+        The target of the last rollback is allowed. Without a signature nothing is checked.
         """
         if signature is None:
             return
@@ -68,21 +68,21 @@ class Serials:
             )
 
     def note_active(self, signature: Signature | None) -> None:
-        """Remember the serial number of a bundle that became active."""
+        """Record the serial number of a bundle that became active."""
         if signature is None:
             return
         key, serial = signature
 
         def change(note: _Note) -> _Note:
             if serial < note.highest.get(key, 0):
-                return note  # the one that was rolled back to
+                return note  # the target of a rollback
             allowed = {one: number for one, number in note.rolled_back_to.items() if one != key}
             return _Note(highest=note.highest | {key: serial}, rolled_back_to=allowed)
 
         self._change(change)
 
     def note_rollback(self, signature: Signature | None) -> None:
-        """Allow the bundle that was rolled back to, and no other older one, until a newer one becomes active."""
+        """Allow the target of a rollback, and no other older bundle, until a newer one becomes active."""
         if signature is None:
             return
         key, serial = signature
@@ -101,7 +101,7 @@ class Serials:
             return noted
         except (OSError, ValidationError) as error:
             if isinstance(error, PermissionError) and not os.access(self.path.parent, os.X_OK):
-                return noted  # another user's folder, which holds no note of this one
+                return noted  # another user's folder, which has no note of this user
             raise BundleError(
                 f"{self.path}, the note of serial numbers, cannot be read. Remove it to forget what was active."
             ) from error
@@ -109,7 +109,14 @@ class Serials:
             key: max(written.highest.get(key, 0), noted.highest.get(key, 0))
             for key in written.highest.keys() | noted.highest.keys()
         }
-        return _Note(highest=highest, rolled_back_to=written.rolled_back_to or noted.rolled_back_to)
+        # A rollback ends when a newer bundle becomes active, which the other note may have recorded.
+        allowed = {
+            key: serial
+            for note in (noted, written)
+            for key, serial in note.rolled_back_to.items()
+            if note.highest.get(key) == highest[key]
+        }
+        return _Note(highest=highest, rolled_back_to=allowed)
 
     def _change(self, change: Callable[[_Note], _Note]) -> None:
         try:
@@ -130,8 +137,14 @@ class Serials:
 
     def _write(self, note: _Note) -> None:
         made = self.path.with_name(uuid.uuid4().hex)
-        made.write_text(json.dumps(note.model_dump()), encoding="utf-8")
-        os.replace(made, self.path)
+        try:
+            with made.open("x", encoding="utf-8") as file:
+                file.write(json.dumps(note.model_dump()))
+                file.flush()
+                os.fsync(file.fileno())  # an empty note after a power failure would block the store
+            os.replace(made, self.path)
+        finally:
+            made.unlink(missing_ok=True)
 
     @contextmanager
     def _locked(self) -> Iterator[None]:

@@ -1,7 +1,7 @@
-"""Ed25519 signatures: a bundle's manifest names the hash of every file, so a signature of the manifest covers them all.
+"""Ed25519 signatures of manifests. A manifest lists the hash of every file, so its signature covers the whole bundle.
 
-Keys are 32 bytes, written in base64. The signing key is a secret and comes from the environment alone; whoever is told
-which keys to trust refuses every bundle that none of them has signed.
+Keys are 32 bytes in base64. The signing key is a secret and is read from the environment only. A reader with trusted
+keys refuses every bundle that none of them has signed.
 """
 
 import base64
@@ -19,7 +19,7 @@ from retrieval.nofollow import read_small
 
 SIGNATURE = "manifest.sig"
 SIGNING_KEY, TRUSTED_KEYS = "DIPTYCH_SIGNING_KEY", "DIPTYCH_TRUSTED_KEYS"
-# So that no other message signed with the key passes for a manifest, and no serial number for the beginning of one.
+# Prefixes of signed messages: they keep manifests with and without serial numbers, and other messages, apart.
 PURPOSE = b"diptych bundle manifest\0"
 PURPOSE_WITH_SERIAL = b"diptych bundle manifest with serial\0"
 WITHOUT_SERIAL, WITH_SERIAL = "ed25519", "ed25519-serial"  # the first word of a signature file
@@ -31,27 +31,30 @@ MAKE_KEYS = "Make keys with `diptych bundles keygen`."
 
 @dataclass(frozen=True)
 class KeyPair:
-    """A signing key, which is a secret, and the key that others trust; both in base64."""
+    """A signing key, which is secret, and the trusted key that verifies its signatures; both in base64."""
 
     signing: str
     trusted: str
 
 
 def new_keys() -> KeyPair:
-    """A pair of keys that nobody has had before."""
+    """Generate a pair of keys."""
     key = Ed25519PrivateKey.generate()
     return KeyPair(_text(key.private_bytes_raw()), _text(key.public_key().public_bytes_raw()))
 
 
 def signing_key() -> str:
-    """The signing key from the environment; BadInput where there is none."""
+    """Return the signing key from the environment. Raises BadInput if it is not set."""
     if not (key := os.environ.get(SIGNING_KEY)):
         raise BadInput(f"no signing key: set {SIGNING_KEY} to the one that `diptych bundles keygen` printed.")
     return key
 
 
 def trusted_keys(written: str | None = None) -> tuple[str, ...]:
-    """Keys to trust, separated by commas, `written` or from the environment; none: signatures are not asked for."""
+    """Parse trusted keys, separated by commas; default: from the environment. Without any, signatures are not checked.
+
+    Raises BadInput for an invalid key.
+    """
     text = os.environ.get(TRUSTED_KEYS, "") if written is None else written
     keys = tuple(key.strip() for key in text.split(",") if key.strip())
     for key in keys:
@@ -60,13 +63,13 @@ def trusted_keys(written: str | None = None) -> tuple[str, ...]:
 
 
 def public_key(signing: str) -> str:
-    """The key that others trust for a signing key. Raises BadInput for what is no key."""
+    """Return the trusted key of a signing key. Raises BadInput for an invalid key."""
     key = Ed25519PrivateKey.from_private_bytes(_bytes_of(signing, f"the key in {SIGNING_KEY}"))
     return _text(key.public_key().public_bytes_raw())
 
 
 class Signature(NamedTuple):
-    """Who signed a manifest, and the serial number that was signed with it; 0 where there was none yet."""
+    """The key that signed a manifest, and the signed serial number; 0 for signatures without one."""
 
     key: str
     serial: int
@@ -77,7 +80,7 @@ class NotTrusted(BundleError):
 
 
 def signed(manifest: bytes, signing: str, serial: int) -> str:
-    """Write what manifest.sig holds: the key that others trust, a serial number and a signature. Raises BadInput."""
+    """Return the content of manifest.sig: trusted key, serial number and signature. Raises BadInput."""
     if not 0 < serial <= MOST:
         raise BadInput(f"the serial number is {serial}; it must be from 1 to {MOST}.")
     key = Ed25519PrivateKey.from_private_bytes(_bytes_of(signing, f"the key in {SIGNING_KEY}"))
@@ -86,9 +89,9 @@ def signed(manifest: bytes, signing: str, serial: int) -> str:
 
 
 def check_signature(folder: Path, opened: int, manifest: bytes, trusted: Sequence[str]) -> Signature | None:
-    """Return who signed these bytes; without `trusted` keys nothing is looked at, and the answer is None.
+    """Verify the signature of a manifest and return it; None without `trusted` keys, when nothing is checked.
 
-    `opened` is the descriptor of the bundle's folder. Raises NotTrusted unless one of the keys has signed.
+    `opened` is the descriptor of the bundle's folder. Raises NotTrusted unless one of the keys signed the manifest.
     """
     if not trusted:
         return None
@@ -100,7 +103,7 @@ def check_signature(folder: Path, opened: int, manifest: bytes, trusted: Sequenc
             f"{folder} is not signed, and only signed bundles are trusted here. Sign it, or take another."
         ) from error
     except OSError as error:
-        raise NotTrusted(f"{path} cannot be read ({error.strerror}). Check its rights.") from error
+        raise NotTrusted(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     if signature.key not in trusted:
         raise NotTrusted(
             f"{path}: the key {signature.key} is not trusted here. Add it to {TRUSTED_KEYS}, or take another bundle."
@@ -116,7 +119,7 @@ def check_signature(folder: Path, opened: int, manifest: bytes, trusted: Sequenc
 
 
 def parse_signature(path: Path, written: bytes) -> tuple[Signature, bytes]:
-    """Read the bytes of a manifest.sig: what it claims, and the signature itself. Raises NotTrusted for other bytes."""
+    """Parse a manifest.sig; return its claims and the raw signature. Raises NotTrusted if it is invalid."""
     refused = NotTrusted(f"{path} holds no signature. Sign the bundle again.")
     try:
         words = written.decode("ascii").split()

@@ -1,12 +1,11 @@
-"""An orderly end on SIGTERM: every command stops within seconds, wherever it is, with its state saved.
+"""Stop a command within seconds on SIGTERM, at every stage, with its state saved.
 
-The first SIGTERM raises StopRequested in the main thread, so files that are half written are removed on the way out.
-What must not be interrupted runs inside `deferred`; there the signal is remembered, and raised by the next
-`interruptible` part. Native code can keep the main thread from hearing a signal for long, so a second thread ends the
-process after GRACE_SECONDS, except while state is being saved. Every file is renamed into place when it is whole, so
-that end loses no more than a crash would.
+The first SIGTERM raises StopRequested in the main thread, so clean-up code removes unfinished files. Code that must not
+be interrupted runs inside `deferred`; the signal is then raised at the next `interruptible` block. Native code can
+delay signals in the main thread, so a second thread ends the process after GRACE_SECONDS, unless state is being saved.
+Files are renamed into place when they are complete, so that end loses no more than a crash.
 
-The exit code is 128 plus the signal's number: 143 after SIGTERM, 130 after Ctrl-C.
+The exit code is 128 plus the signal number: 143 after SIGTERM, 130 after Ctrl-C.
 """
 
 import os
@@ -18,7 +17,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 GRACE_SECONDS = 8.0
-ONE_REQUEST_SECONDS = 1.0  # a terminal and torchrun both send the signal that ends a group
+ONE_REQUEST_SECONDS = 1.0  # within it, a repeated signal is the same request: terminal and torchrun both send it
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -39,10 +38,10 @@ class _State:
 
 
 def install() -> None:
-    """Handle SIGTERM and Ctrl-C as this module says, from now on. Call it in the main thread."""
+    """Install the handlers of SIGTERM and Ctrl-C. Call it in the main thread."""
     read, write = os.pipe()
     os.set_blocking(write, False)
-    # The system's own handler writes the number here at once, though the main thread be in native code.
+    # Python's C handler writes the signal number here at once, even if the main thread is in native code.
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_end_after_grace, args=(read,), name="stopping", daemon=True).start()
     for number in SIGNALS:
@@ -50,19 +49,19 @@ def install() -> None:
 
 
 def requested() -> int | None:
-    """The signal that asked this process to stop; None while none has."""
+    """Return the signal that asked this process to stop; None if there was none."""
     return _State.requested
 
 
 def note(number: int) -> None:
-    """Remember a signal that an event loop handled in its own way."""
+    """Record a signal that an event loop handled."""
     if _State.requested is None:
         _State.requested, _State.since = number, time.monotonic()
 
 
 @contextmanager
 def deferred() -> Iterator[None]:
-    """Only remember a signal inside; a later second one ends the process at once. It is raised at the end."""
+    """Delay StopRequested until the end of the block; a second signal ends the process at once."""
     before, _State.deferred = _State.deferred, True
     try:
         yield
@@ -73,9 +72,9 @@ def deferred() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise StopRequested for a signal that comes inside, or came before, though the caller defers signals.
+    """Raise StopRequested inside the block, for a new or a delayed signal, even within `deferred`.
 
-    What runs inside must leave nothing half changed when it is interrupted.
+    The code inside must leave consistent state when it is interrupted.
     """
     before, _State.deferred = _State.deferred, False
     try:
@@ -87,7 +86,7 @@ def interruptible() -> Iterator[None]:
 
 @contextmanager
 def saving() -> Iterator[None]:
-    """Let the process live beyond the grace while state is saved inside."""
+    """Keep the process alive beyond GRACE_SECONDS while the block saves state."""
     _State.saving = True
     try:
         yield
@@ -102,7 +101,7 @@ def _raise_if_requested() -> None:
 
 def _on_signal(number: int, _frame: FrameType | None) -> None:
     if _State.requested is not None:
-        if time.monotonic() - _State.since > ONE_REQUEST_SECONDS:  # asked once more: at once
+        if time.monotonic() - _State.since > ONE_REQUEST_SECONDS:  # a second request: stop at once
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         return

@@ -1,10 +1,10 @@
-"""A folder of bundles and the name of the active one; every change is a rename, so a reader never sees half of one.
+"""A folder of bundles and the name of the active one. Every change is a rename, so readers never see a partial one.
 
 store/CURRENT           the active bundle's name
-store/HISTORY           names in the order they were activated, for rolling back
-store/PAUSED.json       ids of labels that are in no answer, see retrieval/paused
+store/HISTORY           names in the order they were activated, for rollback
+store/PAUSED.json       ids of labels to leave out of all answers, see retrieval/paused
 store/bundles/<name>/   the bundles
-store/.incoming/        what is being written or removed; what a process that died left there goes with the next change
+store/.incoming/        files being written or removed; the next change removes what dead processes left there
 """
 
 import os
@@ -35,6 +35,7 @@ from retrieval.nofollow import (
 )
 from retrieval.paused import LIMIT as PAUSED_LIMIT
 from retrieval.probe import prove_aside
+from retrieval.remote import CURRENT, CURRENT_LIMIT, HISTORY, HISTORY_LIMIT
 from retrieval.serials import Serials
 from retrieval.signatures import SIGNATURE, Signature, public_key, signed
 from retrieval.store_folder import (
@@ -51,19 +52,16 @@ from retrieval.store_folder import (
 )
 from retrieval.urls import as_url
 
-CURRENT, HISTORY = "CURRENT", "HISTORY"
-REMEMBERED = 50
-CURRENT_LIMIT = 256  # bytes; a name has at most 64
-HISTORY_LIMIT = 1 << 14
+REMEMBERED = 50  # names in HISTORY
 
 
 class Store:
-    """Publish, activate, roll back and prune bundles. All methods raise BundleError with the cause and the way out.
+    """Publish, activate, roll back and prune bundles. All methods raise BundleError with the cause and the fix.
 
-    `prove` opens a bundle before it is published or activated: by default in a process of its own, see retrieval/probe.
-    With `trusted` keys one of them must have signed every bundle that is read, activated or rolled back to; only
-    publishing needs no signature, since a bundle is signed where it lies. `place` is by what the store is known where
-    serial numbers are remembered; default: its path.
+    `prove` opens a bundle before it is published or activated; default: in a child process, see retrieval/probe. With
+    `trusted` keys, one of them must have signed every bundle that is read, activated or rolled back to. Publishing
+    needs no signature, since bundles are signed inside the store. `place` identifies the store in the notes of serial
+    numbers; default: its path.
     """
 
     def __init__(
@@ -84,24 +82,24 @@ class Store:
         self._serials = Serials(self.place)
 
     def bundles(self) -> list[str]:
-        """Names of the published bundles, oldest first by their manifests; those without a date come before all others.
+        """Return the names of the published bundles, oldest first by the dates in their manifests, undated ones first.
 
-        They are not opened: one may be of a newer release.
+        Manifests are not validated, since a bundle may be of a newer release.
         """
         dates = self._dates()
         beginning = datetime.min.replace(tzinfo=UTC)
         return sorted(dates, key=lambda name: (dates[name] or beginning, name))
 
     def undated(self) -> list[str]:
-        """Names of bundles whose manifest gives no date: no order says how old they are, so `prune` leaves them."""
+        """Return the names of bundles without a date in their manifests; `prune` keeps them."""
         return sorted(name for name, date in self._dates().items() if date is None)
 
     def has(self, name: str) -> bool:
-        """Whether a bundle of this name is published."""
+        """Return whether a bundle of this name is published."""
         return NAME.fullmatch(name) is not None and self._is_published(name)
 
     def bundle_path(self, name: str) -> Path:
-        """Folder of a published bundle."""
+        """Return the folder of a published bundle."""
         _check_name(name)
         if not self._is_published(name):
             for path in (self.path / BUNDLES, self.path / BUNDLES / name):
@@ -112,7 +110,7 @@ class Store:
         return self.path / BUNDLES / name
 
     def active(self) -> str | None:
-        """Name of the active bundle, None before the first activation."""
+        """Return the name of the active bundle; None before the first activation."""
         text = self._text(CURRENT, CURRENT_LIMIT)
         if text is None:
             return None
@@ -121,23 +119,23 @@ class Store:
         return name
 
     def previous(self) -> str | None:
-        """Name of the bundle that was active before the present one, None where there is none."""
+        """Return the name of the previously active bundle; None if there is none."""
         active = self.active()
         return before([name for name in self._history() if name == active or self.has(name)], active)
 
     def manifest(self, name: str) -> Manifest:
-        """A bundle's manifest; its files are not compared with it."""
+        """Read a bundle's manifest; its files are not compared with it."""
         return read_manifest(self.bundle_path(name), self.trusted)
 
     def verify(self, name: str) -> Manifest:
-        """Compare every file of a bundle with its manifest, byte for byte."""
+        """Compare every file of a bundle with its manifest."""
         return verify_bundle(self.bundle_path(name), self.trusted)
 
     def sign(self, name: str, signing: str, serial: int | None = None) -> int:
-        """Verify a bundle, sign its manifest with the key `signing`, and return the serial number that it got.
+        """Verify a bundle, sign its manifest with the key `signing`, and return its serial number.
 
-        By default that is the time in seconds, and more than that of any bundle here that the key has signed. Raises
-        BadInput for what is no key or number.
+        Default for `serial`: the time in seconds, or one more than the highest serial number of this key in the store.
+        Raises BadInput for an invalid key or number.
         """
         written = verify_signed(self.bundle_path(name)).written
         number = self._next_serial(public_key(signing)) if serial is None else serial
@@ -145,7 +143,7 @@ class Store:
         return number
 
     def attach_signature(self, name: str, text: str) -> None:
-        """Put a signature into a bundle's folder, in the place of an earlier one."""
+        """Write a signature into a bundle's folder, replacing an earlier one."""
         folder = self.bundle_path(name)
         with (
             locked(self.path) as root,
@@ -156,7 +154,7 @@ class Store:
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
-        """A new empty folder on the store's own file system; removed at the end unless it was published."""
+        """Yield a new empty folder on the store's file system; remove it at the end unless it was published."""
         with changing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path) as root:
@@ -167,13 +165,13 @@ class Store:
             discard(self.path, folder, held)
 
     def check_free(self, name: str) -> None:
-        """Raise BundleError unless `name` can be given to a new bundle."""
+        """Raise BundleError unless `name` is valid and not taken."""
         _check_name(name)
         if os.path.lexists(self.path / BUNDLES / name):
             raise BundleError(f"{self.path} already has a bundle {name!r}. Choose another name.")
 
     def publish(self, folder: Path, name: str) -> Path:
-        """Prove a finished bundle and move it into the store under `name`; returns its place. Does not activate it."""
+        """Verify a finished bundle and move it into the store under `name`; return its folder. Does not activate it."""
         self.check_free(name)
         folder = folder.parent.resolve() / folder.name if is_folder(folder) else folder.resolve()
         with changing(self.path), ExitStack() as stack:
@@ -186,13 +184,13 @@ class Store:
             with folder_open(folder) as opened:
                 sync(opened)
             with locked(self.path):
-                self.check_free(name)  # another publisher may have taken the name meanwhile
+                self.check_free(name)  # another process may have taken the name
                 os.rename(folder, name, dst_dir_fd=bundles)
                 os.fsync(bundles)
         return self.path / BUNDLES / name
 
     def _publish_copy(self, folder: Path, name: str) -> Path:
-        manifest = verify_bundle(folder)  # so that nothing but a bundle's files is copied
+        manifest = verify_bundle(folder)  # so only files of the bundle are copied
         with self.incoming() as copy:
             with changing(self.path):
                 for file in manifest.files.keys() | UNLISTED:
@@ -201,29 +199,29 @@ class Store:
             return self.publish(copy, name)
 
     def activate(self, name: str) -> None:
-        """Prove a bundle, then make it the active one. An older signed one than was active before is refused."""
+        """Verify a bundle and make it active. Refuses a signed one with a lower serial number than was active here."""
         folder = self.bundle_path(name)
         with lease(folder):
             signature = self._signature(name)
             self._serials.check(name, signature)
             self._prove(folder)
             with locked(self.path) as root:
-                self.bundle_path(name)  # raises where prune was faster than the lease
+                self.bundle_path(name)  # raises if prune removed it before the lease
                 if name != self.active():
-                    # HISTORY first: after a crash between the two, CURRENT is found in it with its true predecessor.
+                    # HISTORY first: after a crash between the two writes, it still names the predecessor of CURRENT.
                     self._write(root, HISTORY, "\n".join([*self._history(), name][-REMEMBERED:]) + "\n")
                     self._write(root, CURRENT, name + "\n")
             self._serials.note_active(signature)
 
     def check_serial(self, name: str) -> None:
-        """Raise BundleError for a bundle that is older than a signed one that was active here."""
+        """Raise BundleError for a signed bundle with a lower serial number than was active here."""
         if self.trusted:
             self._serials.check(name, self._signature(name))
 
     def follow(self, name: str, signature: Signature | None = None) -> None:
-        """Take note that a bundle which CURRENT names is used here; raises BundleError as `check_serial` does.
+        """Record that the bundle in CURRENT is used here. Raises BundleError as `check_serial` does.
 
-        `signature` is the one that was read when the bundle was opened; by default it is read now.
+        `signature` is the one that was read when the bundle was opened; default: read it now.
         """
         if self.trusted:
             signature = signature or self._signature(name)
@@ -231,13 +229,13 @@ class Store:
             self._serials.note_active(signature)
 
     def allow_older(self, name: str) -> None:
-        """Let a signed bundle be active again though a newer one was: somebody rolls back to it."""
+        """Record a rollback to a signed bundle, which allows its lower serial number."""
         self._serials.note_rollback(self._signature(name))
 
     def amend(self, name: str, change: Callable[[bytes | None], str]) -> None:
-        """Replace a small file beside CURRENT by what `change` makes of its content, None where there is none.
+        """Replace a small file in the store's folder with the result of `change(content)`; None if it does not exist.
 
-        One writer at a time; a reader finds it whole, before or after.
+        One writer at a time; readers see the old or the new content.
         """
         with locked(self.path) as root:
             try:
@@ -247,9 +245,9 @@ class Store:
             self._write(root, name, change(content))
 
     def rollback(self, proved: str | None = None) -> str:
-        """Make the previously active bundle active again; returns its name.
+        """Reactivate the previous bundle; return its name.
 
-        Its files are compared with the manifest, unless it is `proved`: one that the caller has open.
+        Its files are compared with the manifest, unless its name is `proved`: the caller has it open.
         """
         with locked(self.path) as root:
             name, history = self.previous(), self._history()
@@ -263,9 +261,9 @@ class Store:
         return name
 
     def prune(self, keep: int) -> list[str]:
-        """Remove all but the newest `keep` bundles, the active one, its predecessor and what a reader holds open.
+        """Remove all bundles except the newest `keep`, the active one, its predecessor and those that are open.
 
-        Bundles without a date stay, see `undated`. Returns the removed names.
+        Undated bundles stay, see `undated`. Returns the removed names.
         """
         if keep < 0:
             raise BundleError(f"prune cannot keep {keep} bundles. Keep 0 or more.")
@@ -280,7 +278,7 @@ class Store:
         return removed
 
     def _remove(self, root: int, name: str) -> bool:
-        """Remove a bundle unless a reader holds it open; a bundle without a manifest has no readers."""
+        """Remove a bundle unless a reader has it open. Returns whether it was removed."""
         with folder_open(self.path / BUNDLES, root) as bundles:
             path = self.path / BUNDLES / name
             with folder_open(path, bundles) as opened:
@@ -298,7 +296,7 @@ class Store:
         return read_signed_manifest(self.bundle_path(name), self.trusted).signature if self.trusted else None
 
     def _next_serial(self, key: str) -> int:
-        """A number above that of every bundle that the key has signed here."""
+        """Return the time in seconds, or one more than the highest serial number that the key has signed here."""
         numbers = [int(time.time())]
         for name in bundle_names(self.path):
             try:
@@ -312,12 +310,12 @@ class Store:
         return is_folder(self.path / BUNDLES) and is_folder(self.path / BUNDLES / name)
 
     def _dates(self) -> dict[str, datetime | None]:
-        """When each bundle was created, as its manifest says; None where it does not."""
+        """Return the date in the manifest of each bundle; None if it has none."""
         names = [name for name in bundle_names(self.path) if NAME.fullmatch(name)]
         return {name: created_at(self.path / BUNDLES / name) for name in names}
 
     def _history(self) -> list[str]:
-        """Activated names up to the active one; what an interrupted activation wrote after it does not count."""
+        """Return the activated names up to the active one, without what an interrupted activation added."""
         active = self.active()
         if active is None:
             return []
@@ -326,7 +324,7 @@ class Store:
         return names[: places[-1] + 1] if places else [active]
 
     def _text(self, name: str, limit: int) -> str | None:
-        """A small file beside the bundles; None where it is not there."""
+        """Read a small file in the store's folder; None if it does not exist."""
         path = self.path / name
         try:
             return read_small(path, limit).decode()
@@ -340,9 +338,10 @@ class Store:
 
 
 def before(history: Sequence[str], active: str | None) -> str | None:
-    """The name that comes before the last place of the `active` one in a history."""
+    """Return the last other name before the last occurrence of `active` in a history; None if there is none."""
     places = _places(history, active)
-    return history[places[-1] - 1] if places and places[-1] > 0 else None
+    # `active` can precede itself if the bundle between its two activations was removed.
+    return next((name for name in reversed(history[: places[-1]]) if name != active), None) if places else None
 
 
 def _check_name(name: str) -> None:

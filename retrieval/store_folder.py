@@ -1,13 +1,14 @@
-"""Changing a store's folder: one writer at a time, files replaced whole, and what is being written kept apart.
+"""Change a store's folder: one writer at a time, files replaced atomically, unfinished files in a staging folder.
 
-Everything goes through descriptors of the folders, so that no link that somebody puts into the store is followed.
-Locks are taken on files that are open for writing, since NFS gives exclusive locks on no others.
+All operations use descriptors of the folders, so no link inside the store is followed. Exclusive locks are taken on
+files that are open for writing, as NFS requires.
 """
 
 import errno
 import fcntl
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -18,27 +19,29 @@ from retrieval.nofollow import BUNDLES, folder_open, open_file, remove
 
 STAGING = ".incoming"
 LOCK = ".lock"
-HELD = "held"  # in a folder of its own under STAGING: the file whose lock says that somebody writes there
-CONTENT = "bundle"  # beside it: what is being written
-NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # what file systems without locks say
+HELD = "held"  # in each folder under STAGING: a file that its writer keeps locked
+CONTENT = "bundle"  # next to HELD: the bundle that is being written
+SHARE_SECONDS = 5.0
+NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of file systems without locks
 
 
 @contextmanager
 def changing(store: Path) -> Iterator[None]:
-    """Turn the system's errors into BundleError."""
+    """Turn OSError into BundleError."""
     try:
         yield
     except OSError as error:
         raise BundleError(
-            f"{store} cannot be changed ({error.strerror or error}). Check its path, rights and free space."
+            f"{store} cannot be changed ({error.strerror or error}). Check its path, permissions and free space."
         ) from error
 
 
 @contextmanager
 def locked(store: Path) -> Iterator[int]:
-    """Be the only writer, across processes, and hold the store's folder open. The system frees it if the holder dies.
+    """Lock the store for writing, across processes, and yield a descriptor of its folder.
 
-    What commands that died left in STAGING is removed first. Raises BundleError.
+    The system releases the lock if the process dies. What dead processes left in STAGING is removed first. Raises
+    BundleError.
     """
     with changing(store), folder_open(store, follow=True) as root, file_locked(store / LOCK, root):
         _sweep(store, root)
@@ -47,7 +50,7 @@ def locked(store: Path) -> Iterator[int]:
 
 @contextmanager
 def file_locked(path: Path, folder: int) -> Iterator[None]:
-    """Hold the lock of a file in an open folder; it is made where it is missing, and its content is left alone."""
+    """Hold the exclusive lock of a file in an open folder. The file is created if missing, and never written."""
     handle = open_file(path, folder, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -57,7 +60,7 @@ def file_locked(path: Path, folder: int) -> Iterator[None]:
 
 
 def replace(store: Path, root: int, target: int, name: str, content: bytes) -> None:
-    """Write a file of the open folder `target` whole or not at all; it is made in STAGING, on the same file system."""
+    """Replace a file of the open folder `target` atomically; it is written in STAGING, on the same file system."""
     with made_folder(store / STAGING, root) as staging:
         made = uuid.uuid4().hex
         handle = os.open(
@@ -73,7 +76,7 @@ def replace(store: Path, root: int, target: int, name: str, content: bytes) -> N
 
 @contextmanager
 def made_folder(path: Path, parent: int) -> Iterator[int]:
-    """Hold a folder of an open one, which is made where it is missing."""
+    """Open a subfolder of an open folder, created if missing; close it at the end."""
     with suppress(FileExistsError):
         os.mkdir(path.name, dir_fd=parent)
     with folder_open(path, parent) as opened:
@@ -81,20 +84,24 @@ def made_folder(path: Path, parent: int) -> Iterator[int]:
 
 
 def stage(store: Path, root: int) -> tuple[Path, int]:
-    """Make an empty folder in STAGING; returns it, and the handle that keeps it from being swept away until closed."""
+    """Make an empty folder in STAGING; return it, and a descriptor whose lock protects it until it is closed."""
     with made_folder(store / STAGING, root) as staging:
         name = uuid.uuid4().hex
         os.mkdir(name, dir_fd=staging)
         folder = store / STAGING / name
         with folder_open(folder, staging) as opened:
-            held = open_file(folder / HELD, opened, os.O_RDWR | os.O_CREAT | os.O_EXCL)
-            fcntl.flock(held, fcntl.LOCK_EX)
             os.mkdir(CONTENT, dir_fd=opened)
+            held = open_file(folder / HELD, opened, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX)
+            except OSError:
+                os.close(held)
+                raise
     return folder / CONTENT, held
 
 
 def discard(store: Path, staged: Path, held: int) -> None:
-    """Remove what `stage` made, as far as it is still there."""
+    """Remove what `stage` made, unless it was moved away, and close its lock."""
     with (
         suppress(OSError, BundleError),
         folder_open(store, follow=True) as root,
@@ -105,7 +112,7 @@ def discard(store: Path, staged: Path, held: int) -> None:
 
 
 def in_use(path: Path, folder: int) -> bool:
-    """Whether a living process holds a lock on a file of an open folder; one that is not there is not held."""
+    """Return whether a process holds a lock on a file of an open folder; False if the file does not exist."""
     try:
         handle = _open_for_lock(path, folder)
     except FileNotFoundError:
@@ -122,16 +129,26 @@ def in_use(path: Path, folder: int) -> bool:
 
 
 def share(handle: int) -> None:
-    """Hold a shared lock on an open file; on a file system without locks this does nothing."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH)
-    except OSError as error:
-        if error.errno not in NO_LOCKS:
-            raise
+    """Take a shared lock on an open file; on a file system without locks this does nothing.
+
+    `in_use` holds the exclusive lock for a moment. Another process that may read the file could hold it for ever, so
+    OSError is raised after SHARE_SECONDS.
+    """
+    deadline = time.monotonic() + SHARE_SECONDS
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                return
+            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES) or time.monotonic() > deadline:
+                raise
+        time.sleep(0.02)
 
 
 def sync(descriptor: int) -> None:
-    """Bring an open folder and the files in it to the disk."""
+    """Flush an open folder and the files in it to the disk."""
     for name in os.listdir(descriptor):
         handle = open_file(Path(name), descriptor)
         try:
@@ -151,7 +168,7 @@ def _open_for_lock(path: Path, folder: int) -> int:
 
 
 def _sweep(store: Path, root: int) -> None:
-    """Remove what commands that died left in STAGING: files are written there under the lock, folders are held."""
+    """Remove what dead processes left in STAGING. Files there are written under the lock; folders have their own."""
     try:
         staging = folder_open(store / STAGING, root)
         with staging as opened:
@@ -166,12 +183,14 @@ def _is_held(path: Path, staging: int) -> bool:
     try:
         with folder_open(path, staging) as opened:
             return in_use(path / HELD, opened)
-    except (BundleError, OSError):  # no folder of ours
+    except (BundleError, FileNotFoundError, NotADirectoryError):  # not a folder that `stage` made
         return False
+    except OSError:  # such as no permission, or no free descriptor: nothing shows that its owner has died
+        return True
 
 
 def bundle_names(store: Path) -> list[str]:
-    """Names of the folders in a store's BUNDLES, in no order; links are none. Raises BundleError."""
+    """Return the names of the folders in a store's BUNDLES, unordered; links are ignored. Raises BundleError."""
     try:
         with (
             folder_open(store, follow=True) as root,
@@ -182,4 +201,4 @@ def bundle_names(store: Path) -> list[str]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise BundleError(f"{store / BUNDLES} cannot be read ({error.strerror}). Check its rights.") from error
+        raise BundleError(f"{store / BUNDLES} cannot be read ({error.strerror}). Check its permissions.") from error

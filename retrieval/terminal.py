@@ -1,6 +1,6 @@
-"""Text for a terminal: no control character of a query, a label or a file reaches it, and no encoding stops a command.
+"""Print text without control characters, and without errors for characters that the terminal cannot encode.
 
-An escape sequence in a label could otherwise repaint a screen, and a bidirectional override could reverse a line.
+An escape sequence in a label could otherwise change the screen, and a bidirectional override could reverse a line.
 """
 
 import json
@@ -18,13 +18,13 @@ def strip_controls(text: str) -> str:
 
 
 def echo(text: str, *, err: bool = False) -> None:
-    """Print a line without control characters; what the stream cannot encode becomes a question mark."""
+    """Print a line without control characters; characters that the stream cannot encode become question marks."""
     stream = sys.stderr if err else sys.stdout
     print(_encodable(strip_controls(text), stream), file=stream)
 
 
 def print_json(content: Any) -> None:
-    """Print valid JSON: NaN and infinity become null, other types text; unsafe and unencodable characters escapes."""
+    """Print valid JSON. NaN and infinity become null, other types text, unsafe or unencodable characters escapes."""
     text = json.dumps(json_value(content), ensure_ascii=False, indent=2, allow_nan=False)
     text = UNSAFE.sub(lambda found: _escaped(found[0]), text)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
@@ -36,11 +36,11 @@ def print_json(content: Any) -> None:
 
 
 def json_value(value: Any) -> Any:
-    """Return `value` with only what JSON has: keys are text, NaN and infinity null, bytes and other objects text."""
+    """Convert `value` to JSON types: keys become text, NaN and infinity null, bytes and other objects text."""
     if value is None or isinstance(value, str | bool | int):
         return value
     if isinstance(value, float):
-        return value if value - value == 0 else None  # NaN and infinity are no numbers in JSON
+        return value if value - value == 0 else None  # NaN and infinity are not valid JSON
     if isinstance(value, dict):
         return {str(key): json_value(one) for key, one in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
@@ -49,7 +49,7 @@ def json_value(value: Any) -> Any:
 
 
 def replace_unprintable() -> None:
-    """Let standard output and error replace what their encoding lacks, instead of raising UnicodeEncodeError."""
+    """Let standard output and error replace unencodable characters instead of raising UnicodeEncodeError."""
     for stream in (sys.stdout, sys.stderr):
         reconfigure = getattr(stream, "reconfigure", None)
         if reconfigure is not None:

@@ -1,4 +1,4 @@
-"""Files of vectors, checked while they are read: what is no number in one would be a score in an answer.
+"""Read files of vectors, and check while reading that all numbers are finite.
 
 Suffixes: L labels, B of a block, D vector width.
 """
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from io import BytesIO, FileIO
 from os import fstat
 from pathlib import Path
-from tokenize import TokenError  # numpy reads an array's header as Python
+from tokenize import TokenError  # numpy parses an array's header as Python
 from typing import Any
 
 import numpy as np
@@ -25,17 +25,24 @@ LONGEST_HEADER = 16_384  # bytes; numpy reads no longer one either
 def read_finite(
     path: Path, file: FileIO, dim: int, size: int, into: NDArray[np.uint8] | None = None
 ) -> Iterator[Buffer]:
-    """Yield the bytes of an open file that holds an array of float32 [L, D], block by block; `path` names it.
+    """Yield the bytes of an open file with a float32 array [L, D], block by block; `path` is for errors.
 
-    They are also put `into` an array of the file's length where one is given. The header in front of the array is not
-    looked at. Raises BundleError at a vector that holds what is no number.
+    `into`, if given, is an array of the file's length that receives the same bytes. The header in front of the array is
+    not parsed. Raises BundleError for a file of another length, and for a vector that is not finite.
     """
-    head = fstat(file.fileno()).st_size - 4 * dim * size
+    length = fstat(file.fileno()).st_size
+    head = length - 4 * dim * size
     if head < 0:
         raise BundleError(f"{path} is too short for {size} vectors of {dim} numbers. Export the bundle again.")
+    if head > LONGEST_HEADER:
+        raise BundleError(
+            f"{path} has {length:,} bytes, too many for {size} vectors of {dim} numbers. Export the bundle again."
+        )
     written = file.read(head)
+    if len(written) != head or (into is not None and len(into) != length):
+        raise BundleError(f"{path} changed while it was read. Copy the bundle again.")
     if into is None:
-        buffer_BD = np.empty((LABELS_A_BLOCK, dim), np.float32)
+        buffer_BD = np.empty((min(LABELS_A_BLOCK, size), dim), np.float32)
     else:
         into[:head] = np.frombuffer(written, np.uint8)
     yield written
@@ -47,20 +54,20 @@ def read_finite(
             place = head + 4 * dim * start
             vectors_BD = into[place : place + 4 * dim * count].view(np.float32).reshape(count, dim)
         if file.readinto(vectors_BD.data.cast("B")) != vectors_BD.nbytes:
-            raise BundleError(f"{path} became shorter while it was read. Copy the bundle again.")
-        if not (vectors_BD.max() <= LARGEST and vectors_BD.min() >= -LARGEST):  # so written, NaN is caught as well
+            raise BundleError(f"{path} changed while it was read. Copy the bundle again.")
+        if not (vectors_BD.max() <= LARGEST and vectors_BD.min() >= -LARGEST):  # also true for NaN
             raise BundleError(f"{path} holds a vector that is not finite. Export the bundle again.")
         yield vectors_BD.data
 
 
 def vectors_in(content: Buffer, path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """View the array [L, D] in the bytes of an .npy file. Raises BundleError when it is another; `path` names it."""
+    """View a float32 array [L, D] in the bytes of an .npy file, named `path` in errors. Raises BundleError."""
     vectors_LD: NDArray[np.float32] = array_in(content, path, shape, np.float32)
     return vectors_LD
 
 
 def array_in(content: Buffer, path: Path, shape: tuple[int, ...], wanted: type[np.generic]) -> NDArray[Any]:
-    """View an array in the bytes of an .npy file, which `path` names. Raises BundleError when it is another."""
+    """View an array of this shape and type in the bytes of an .npy file, named `path` in errors. Raises BundleError."""
     head = BytesIO(bytes(memoryview(content)[:LONGEST_HEADER]))
     try:
         version = np.lib.format.read_magic(head)

@@ -41,13 +41,13 @@ class Workers:
             started.wait()
 
     def close(self) -> None:
-        """End the threads, after what they are at; work that comes later is done by the caller's thread alone."""
+        """Stop the threads after their current work; later work runs in the caller's thread."""
         pool, self._pool = self._pool, None
         if pool is not None:
             pool.shutdown()
 
     def each(self, work: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
-        """What `work` returns for each item, in their order; whoever is free takes the next. Raises what one raises."""
+        """Return the result of `work` for each item, in order; free threads take the next. Raises its exceptions."""
         pool = self._pool
         if pool is None or len(items) < 2:
             return [work(item) for item in items]
@@ -57,20 +57,20 @@ class Workers:
             while left:
                 try:
                     place, item = left.popleft()
-                except IndexError:  # another was faster
+                except IndexError:  # another thread took it
                     return
                 found[place] = work(item)
 
         others = []
         try:
-            with suppress(RuntimeError):  # closed meanwhile: this thread does it alone
+            with suppress(RuntimeError):  # closed: this thread does all the work
                 for _ in range(min(self.threads, len(items)) - 1):
                     others.append(pool.submit(take))
             take()
             for other in others:
                 other.result()
         finally:
-            left.clear()  # after an error or a signal nobody needs the rest
+            left.clear()  # after an error or a signal, skip the rest
         return [found[place] for place in range(len(items))]
 
     def share(self, work: Callable[[NDArray[np.float32]], Found], query_QD: NDArray[np.float32]) -> list[Found]:

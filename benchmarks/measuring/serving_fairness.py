@@ -47,7 +47,7 @@ def fairness(bench: Bench) -> Figure:
         bars,
         [
             f"{RATE:g} small queries per second (1 text, k=10) alone and then beside heavy clients, in turn; latencies "
-            f"count from when a query was due. A heavy client sends {TEXTS} texts with k={K} as soon as it has its last "
+            f"count from when a query was due. A heavy client sends {TEXTS} texts with k={K} after its last "
             "answer.",
             *notes,
         ],

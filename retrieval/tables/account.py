@@ -17,7 +17,7 @@ class RowAccount(BaseModel):
     skipped: dict[str, int] = {}
 
     def check(self, name: str) -> "RowAccount":
-        """Return itself; InternalError when rows are missing from the account."""
+        """Return itself. Raises InternalError if the counts do not add up."""
         if self.read != self.written + sum(self.skipped.values()):
             raise InternalError(
                 f"{name}: {self.read:,} rows were read, but {self.written:,} written and "
@@ -32,11 +32,11 @@ class RowAccount(BaseModel):
         return f"{total} + {skipped:,} skipped" if skipped else total
 
     def report(self, written: str) -> list[str]:
-        """Return the sentence, and a line for each reason that was met."""
+        """Return the sentence, and a line for each reason with a count."""
         return [self.sentence(written), *(f"  {count:>12,}  {reason}" for count, reason in self.lines())]
 
     def lines(self) -> list[tuple[int, str]]:
-        """Return count and reason in words of each reason that was met."""
+        """Return count and description of each reason with a count."""
         return [(count, REASONS.get(reason, reason)) for reason, count in self.skipped.items() if count]
 
 

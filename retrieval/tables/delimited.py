@@ -1,4 +1,4 @@
-"""CSV and TSV: the separator is found from the header, and a stray quote costs one line, never its neighbours."""
+"""Read CSV and TSV. The separator is detected from the header; a stray quote invalidates only its own line."""
 
 import csv
 from collections import deque
@@ -16,7 +16,7 @@ from retrieval.tables.values import BadRow, shown
 
 SEPARATORS = (",", "\t", ";", "|", "\x01")  # the last one is Hive's
 SAMPLE_LINES, SAMPLE_CHARACTERS = 50, 2**20
-MAX_RECORD_LINES = 1_000  # of one quoted row; a quote that is open for longer was never meant to open
+MAX_RECORD_LINES = 1_000  # of one quoted row; a quote that stays open for longer is a stray one
 NAMES = {"\t": "tab", "\x01": "character 1"}
 
 Quoting = Literal["auto", "csv", "none"]
@@ -24,14 +24,14 @@ Quoting = Literal["auto", "csv", "none"]
 
 @dataclass(frozen=True)
 class Layout:
-    """How the cells of CSV and TSV are separated and quoted; None and `auto`: as the file shows."""
+    """Separator and quoting of CSV and TSV; None and `auto`: detected from the file."""
 
     separator: str | None = None
     quoting: Quoting = "auto"
 
     @classmethod
     def of(cls, separator: str | None, quoting: Quoting) -> "Layout":
-        """Build from a command's options; `\\t` and `tab` are a tab. BadInput for what separates nothing."""
+        """Build from a command's options; `\\t` and `tab` are a tab. Raises BadInput for an invalid separator."""
         named = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
         if named is not None and (len(named) != 1 or named in '"\r\n'):
             raise BadInput(f"--separator is {separator!r}; give one character that is no quote, or tab.")
@@ -40,7 +40,7 @@ class Layout:
 
 @dataclass
 class Seen:
-    """What is worth knowing about the rows that were read: those of several lines, and those with quotes kept."""
+    """Counts of unusual rows: rows of several lines, and rows whose cells kept their quotes."""
 
     long_rows: int = 0
     long_lines: int = 0
@@ -49,10 +49,10 @@ class Seen:
 
 
 class DelimitedFile:
-    """One CSV or TSV file whose header was read. Without a line it has no columns and no rows."""
+    """One CSV or TSV file with its header. An empty file has no columns and no rows."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
-        """Read the header; TableError when there is none or its quotes do not match."""
+        """Read the header. Raises TableError if there is none or its quotes do not match."""
         csv.field_size_limit(MAX_LINE)
         self.path = path
         self._usual = "\t" if ending(path) == ".tsv" else ","
@@ -64,7 +64,7 @@ class DelimitedFile:
         self.quoted = layout.quoting == "csv" or (layout.quoting == "auto" and self._uses_quotes(lines))
         self._trusts_quotes = layout.quoting == "csv"
         header = self._header(lines)
-        self._cells = len(header)  # of the header line; more than there are names where it ends in separators
+        self._cells = len(header)  # in the header line; more than `names` if it ends in separators
         self.names = header
         while self.names and not self.names[-1]:
             self.names = self.names[:-1]
@@ -96,7 +96,7 @@ class DelimitedFile:
                 )
 
     def _fits(self, cells: list[str], width: int, most: int) -> bool:
-        """Tell whether only cells behind the named columns are too many: those without a name, or empty ones."""
+        """Return whether all extra cells are in unnamed columns or empty."""
         return len(cells) > width and not any(map(str.strip, cells[most:]))
 
     def _records(self, meter: Meter) -> Iterator[tuple[str, list[str] | BadRow]]:
@@ -129,8 +129,10 @@ class DelimitedFile:
             yield number, number, cells
 
     def _quoted(self, lines: "_Lines") -> Iterator[tuple[int, int, list[str] | BadRow]]:
-        """Yield first line, last line and cells of each row. Of a row whose quotes are wrong, only the first line is
-        given up; the lines behind it are read again as rows of their own."""
+        """Yield first line, last line and cells of each row.
+
+        If the quotes of a row do not match, only its first line is a BadRow; the next lines are read again as rows.
+        """
         reader, number = self._reader(lines), 1
         while True:
             lines.taken.clear()
@@ -157,8 +159,10 @@ class DelimitedFile:
         return csv.reader(lines.feed(), delimiter=self.separator, strict=True)
 
     def _is_glued(self, taken: list[str]) -> bool:
-        """Tell whether the lines of one quoted row look like rows: as many separators in the first, the last and most
-        of the others as the header has. A text of several lines seldom does."""
+        """Return whether the lines of one quoted row look like separate rows.
+
+        They do if the first, the last and most of the others have as many separators as the header.
+        """
         between = len(self.names) - 1
         if self._trusts_quotes or between == 0:
             return False
@@ -166,7 +170,7 @@ class DelimitedFile:
         return alike[0] and alike[-1] and sum(alike[1:-1]) * 2 >= len(alike) - 2
 
     def _uses_quotes(self, lines: list[str]) -> bool:
-        """Tell whether quotes enclose cells: in CSV always; in TSV where those of the whole header are in quotes."""
+        """Return whether quotes enclose cells: always in CSV; in TSV if all cells of the header are quoted."""
         if self._usual == ",":
             return True
         cells = lines[0].strip().split(self.separator) if lines else []
@@ -186,35 +190,38 @@ class DelimitedFile:
 
 
 class _TooManyLines(Exception):
-    """A quoted row does not end."""
+    """A quoted row has more than MAX_RECORD_LINES."""
 
 
 class _Lines:
-    """Physical lines of a file; those of the present row, but its first, can be given back to be read again."""
+    """Physical lines of a file. All lines of the current row except its first can be read again."""
 
     def __init__(self, path: Path, text: TextIO) -> None:
         self._path, self._read = path, partial(text.readline, MAX_LINE + 1)
         self._again: deque[str] = deque()
+        self._number = 0  # of the last yielded line, from 1
         self.taken: list[str] = []
 
     def feed(self) -> Iterator[str]:
-        """Yield lines; _TooManyLines when one row takes more than MAX_RECORD_LINES."""
+        """Yield lines. Raises _TooManyLines, and TableError for a line that is too long."""
         again, taken, read = self._again, self.taken, self._read
         while line := again.popleft() if again else read():
             taken.append(line)
+            self._number += 1
             if len(line) > MAX_LINE:
-                raise too_long(self._path, len(taken))
+                raise too_long(self._path, self._number)
             if len(taken) > MAX_RECORD_LINES:
                 raise _TooManyLines(f"a quote stays open for more than {MAX_RECORD_LINES:,} lines")
             yield line
 
     def give_back(self) -> None:
-        """Have all lines of the present row but the first read again."""
+        """Yield all lines of the current row except the first again."""
         self._again.extendleft(reversed(self.taken[1:]))
+        self._number -= len(self.taken) - 1
 
 
 def _sample(path: Path) -> list[str]:
-    """Return the first lines, for the header and the separator."""
+    """Read the first lines, for the header and the separator."""
     with opened_text(path) as (text, _):
         first = text.readline(MAX_LINE + 1)
         if len(first) > MAX_LINE:
@@ -235,7 +242,7 @@ def _marked_separator(lines: list[str]) -> str | None:
 
 
 def _guess(lines: list[str], usual: str) -> str:
-    """Return the usual separator where the header has it; else the one that most often separates its cells."""
+    """Return the usual separator if the header has it, else the one that gives the most cells."""
     if not lines:
         return usual
     widths = {one: _width(lines, one) for one in SEPARATORS}
@@ -246,7 +253,7 @@ def _guess(lines: list[str], usual: str) -> str:
 
 
 def _width(lines: list[str], separator: str) -> int:
-    """Return the number of cells in every line, 0 where lines differ or hold only one."""
+    """Return the number of cells per line; 0 if lines differ or have only one."""
     try:
         counts = {len(cells) for cells in csv.reader(lines, delimiter=separator) if cells}
     except csv.Error:

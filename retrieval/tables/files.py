@@ -1,4 +1,4 @@
-"""Files of a table: one file, or a folder of part files of one kind."""
+"""Find the files of a table: one file, or a folder of part files of one kind."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -6,14 +6,14 @@ from pathlib import Path
 from retrieval.errors import TableError
 
 JSON_LINES, DELIMITED, PARQUET = "JSON Lines", "CSV or TSV", "Parquet"
-# JSON Lines are also what Spark writes as .json.
+# Spark writes JSON Lines as .json.
 KINDS = {
     ".jsonl": JSON_LINES, ".ndjson": JSON_LINES, ".csv": DELIMITED, ".tsv": DELIMITED, ".parquet": PARQUET,
     ".json": JSON_LINES,
 }  # fmt: skip
 COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 READABLE = ", ".join(KINDS)
-# Folders of these formats also hold the files of rows that were deleted or replaced.
+# Folders of these formats also contain files with deleted or replaced rows.
 _MANAGED = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"}
 
 
@@ -33,7 +33,7 @@ def stem(path: Path) -> str:
 
 
 def kind_of(path: Path) -> str:
-    """Return the kind of a file; TableError when its name tells none that can be read."""
+    """Return the kind of a file by its name. Raises TableError for an unknown one."""
     kind = KINDS.get(ending(path))
     if kind is None:
         raise TableError(
@@ -43,7 +43,7 @@ def kind_of(path: Path) -> str:
 
 
 def require_file(path: Path) -> None:
-    """Raise TableError when the file is missing or is no regular file."""
+    """Raise TableError if the file does not exist or is not a regular file."""
     if not path.exists():
         raise TableError(f"{path} does not exist. Check the path.")
     if not path.is_file():
@@ -62,7 +62,7 @@ def table_files(path: Path, without: Path | None = None) -> list[Path]:
         return [path]
     _refuse_more_than_parts(path)
     found = [one for one in _visible(path) if one.is_file() and ending(one) in KINDS and not _same(one, without)]
-    found = [one for one in found if ending(one) != ".json"] or found  # beside other data, .json describes it
+    found = [one for one in found if ending(one) != ".json"] or found  # next to other data, .json files are metadata
     if not found:
         raise TableError(f"{path} holds no data file ({READABLE}) and is no LF-* set. Name the file itself.")
     kinds = {KINDS[ending(one)] for one in found}
@@ -81,7 +81,7 @@ def unread_files(path: Path, files: list[Path], without: Path | None = None) -> 
 
 
 def _refuse_more_than_parts(path: Path) -> None:
-    """Raise TableError for a folder whose rows are not just those of the files in it."""
+    """Raise TableError for a folder that needs more than reading its files."""
     if managed := next((what for name, what in _MANAGED.items() if (path / name).is_dir()), None):
         raise TableError(
             f"{path} is a table of {managed}, whose folder also holds files of deleted rows. Write it as plain Parquet."

@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line."""
+"""Read JSON Lines: one object per line."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -15,10 +15,10 @@ Record = dict[str, Any]
 
 
 def json_rows(path: Path, meter: Meter, used: Sequence[str] = ()) -> Iterator[tuple[str, Record | BadRow | None]]:
-    """Yield each line's place and its object; BadRow for a line that is none, None for a blank line.
+    """Yield each line's place and its object; BadRow for an invalid line, None for a blank line.
 
-    A line that has a key of `used` twice is a BadRow too: it does not say which of the two values counts. A file that
-    holds `[]` is an empty list. Raises TableError for any other JSON array.
+    A line with a duplicate key of `used` is a BadRow. A file with only `[]` is an empty table. Raises TableError for
+    any other JSON array.
     """
     keys = [json.dumps(name, ensure_ascii=False) for name in used]
     rows = iter(text_lines(path, meter))
@@ -47,7 +47,7 @@ def json_rows(path: Path, meter: Meter, used: Sequence[str] = ()) -> Iterator[tu
 
 
 def json_record(line: str) -> Record:
-    """Return the object of one line; BadRow when it is no JSON object."""
+    """Parse the object of one line. Raises BadRow if it is not a JSON object."""
     try:
         value = _parsed(line)
     except json.JSONDecodeError as error:
@@ -68,12 +68,12 @@ def _parsed(line: str) -> Any:
         return json.loads(line)
     except json.JSONDecodeError:
         raise
-    except ValueError:  # an integer of more digits than Python converts; in a column that is not used it does no harm
+    except ValueError:  # an integer with more digits than Python converts; harmless in an unused column
         return json.loads(line, parse_int=_integer)
 
 
 def _refuse_twice(line: str, key: str) -> None:
-    """Raise BadRow when the object itself has the key twice; the same word may be a value, or a key further inside."""
+    """Raise BadRow if the object has the key twice. Nested keys and values do not count."""
     pairs = json.loads(line, object_pairs_hook=list, parse_int=_integer)
     name = json.loads(key)
     if sum(one == name for one, _ in pairs) > 1:
@@ -85,7 +85,7 @@ def _integer(digits: str) -> int | Decimal:
 
 
 def _refuse_array(path: Path, line: str) -> None:
-    """Raise TableError when the file's first line opens an array of objects, on this line or over several."""
+    """Raise TableError if the first line starts an array of objects, on one line or several."""
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

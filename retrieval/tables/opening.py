@@ -1,10 +1,11 @@
-"""Text files opened whatever their compression and encoding; both are taken from the content, not from the name."""
+"""Open text files. Compression and encoding are detected from the content, not from the name."""
 
 import bz2
 import codecs
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,7 +18,8 @@ from retrieval.tables.files import require_file
 MAX_LINE = 64 * 2**20  # characters
 LINES_BETWEEN_TICKS = 2_000
 _HEAD = 4_096
-_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"BZh": "bzip2", b"\x28\xb5\x2f\xfd": "zstd"}
+_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_BZIP2 = re.compile(rb"BZh[1-9](1AY&|\x17rE8)")  # the header, then the start of a block, or the end of an empty file
 _FOREIGN = {
     b"PAR1": "Parquet; give it the ending .parquet",
     b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save it as CSV",
@@ -39,17 +41,17 @@ _BOMS = {
 
 
 class Meter(Protocol):
-    """What shows how far reading is."""
+    """Progress of reading."""
 
     def at(self, description: str, bytes_of_file: int) -> None:
-        """Show how many bytes of the present file were read."""
+        """Report how many bytes of the current file were read."""
 
     def finish(self, size: int) -> None:
-        """The present file, `size` bytes long, is read."""
+        """Report that the current file of `size` bytes is read."""
 
 
 class NoMeter:
-    """A meter that shows nothing."""
+    """A meter that does nothing."""
 
     def at(self, description: str, bytes_of_file: int) -> None:
         """Do nothing."""
@@ -60,10 +62,10 @@ class NoMeter:
 
 @contextmanager
 def opened_text(path: Path, newline: str | None = "") -> Iterator[tuple[TextIO, BinaryIO]]:
-    """Yield the file as text and the raw file below it, whose position tells the progress.
+    """Yield the file as text, and the raw file, whose position shows the progress.
 
-    A byte that is not UTF-8 becomes a lone surrogate, so that only the row that holds it is bad. Raises TableError for
-    a file that is missing, cut off, or no text.
+    A byte that is not UTF-8 becomes a lone surrogate, so only its row is invalid. Raises TableError for a file that is
+    missing, truncated, or not text.
     """
     require_file(path)
     how = ""
@@ -105,17 +107,22 @@ def too_long(path: Path, number: int) -> TableError:
 
 
 def foreign(head: bytes) -> str | None:
-    """Return what a file's first bytes say it is, with the fix, where that is no text."""
-    return next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), None)
+    """Return what a file is by its first bytes, with the fix; None if it may be text."""
+    binary = b"\0" in head  # a header such as ORCID begins as some files do
+    return next(
+        (what for magic, what in _FOREIGN.items() if head.startswith(magic) and (binary or not magic.isalnum())), None
+    )
 
 
 def compressed_as(path: Path) -> str:
-    """Return the name of the compression that the content shows; empty for none."""
+    """Return the compression of a file, detected from its content; empty if none."""
     with path.open("rb") as file:
         return _compression(file.read(8))
 
 
 def _compression(head: bytes) -> str:
+    if _BZIP2.match(head):
+        return "bzip2"
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
 
@@ -134,13 +141,13 @@ def _head(path: Path, how: str) -> bytes:
 
 
 def _encoding(path: Path, head: bytes) -> str:
-    """Return the encoding that the first bytes show; TableError when they are no text."""
+    """Return the encoding, detected from the first bytes. Raises TableError if they are not text."""
     if what := foreign(head):
         raise TableError(f"{path} is {what}.")
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
             return encoding
-    zeros = [byte == 0 for byte in head[:4]]  # a header begins with Latin letters: in UTF-16 every other byte is 0
+    zeros = [byte == 0 for byte in head[:4]]  # headers start with Latin letters; in UTF-16 every second byte is 0
     if zeros == [False, True, False, True]:
         return "utf-16-le"
     return "utf-16-be" if zeros == [True, False, True, False] else "utf-8"

@@ -1,4 +1,4 @@
-"""Parquet: only the columns that are used are read, whatever the others hold."""
+"""Read Parquet: only the requested columns."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,10 +14,10 @@ ROWS_PER_BATCH = 16_384
 
 
 class ParquetTable:
-    """One Parquet file whose schema was read."""
+    """One Parquet file with its schema."""
 
     def __init__(self, path: Path) -> None:
-        """Read the schema; TableError when the file is no Parquet file."""
+        """Read the schema. Raises TableError if it is not a Parquet file."""
         self.path = path
         try:
             self._file = pq.ParquetFile(path)
@@ -38,7 +38,7 @@ class ParquetTable:
                 for row, record in enumerate(zip(*values, strict=True), done):
                     yield f"{self.path.name} row {row}", dict(zip(columns, record, strict=True))
                 done += batch.num_rows
-                meter.at(self.path.name, size * done // total)
+                meter.at(self.path.name, size * done // max(total, 1))
         except (pa.ArrowException, OSError) as error:
             raise TableError(
                 f"{self.path} cannot be read after row {done} ({_first_line(error)}). Write it again."
@@ -46,11 +46,11 @@ class ParquetTable:
         meter.finish(size)
 
     def is_list(self, name: str) -> bool:
-        """Tell whether a column holds lists."""
+        """Return whether a column holds lists."""
         return _is_list(self._file.schema_arrow.field(self.names.index(name)).type)
 
     def arrow(self, columns: Sequence[str]) -> Any:
-        """Return some columns as an Arrow table; TableError when the file is damaged."""
+        """Read some columns as an Arrow table. Raises TableError if the file is damaged."""
         try:
             return self._file.read(columns=list(columns)).select(list(columns))
         except (pa.ArrowException, OSError) as error:
@@ -65,7 +65,7 @@ class ParquetTable:
 
 
 def _is_plain(kind: Any) -> bool:
-    """Tell whether a type holds text, numbers or truth values, or lists of these."""
+    """Return whether a type holds text, numbers or booleans, or lists of these."""
     if pa.types.is_dictionary(kind):
         return _is_plain(kind.value_type)
     if _is_list(kind):
@@ -87,7 +87,7 @@ def _is_list(kind: Any) -> bool:
 
 
 def _values(column: Any) -> list[Any]:
-    """Return Python values; bytes as text, in which a byte that is not UTF-8 is a lone surrogate."""
+    """Return Python values; bytes become text, with lone surrogates for bytes that are not UTF-8."""
     try:
         values = column.to_pylist()
     except UnicodeDecodeError:

@@ -1,4 +1,4 @@
-"""A table of rows in one file or in a folder of part files, as every command reads it."""
+"""Read a table from one file or a folder of part files."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -13,16 +13,16 @@ from retrieval.tables.opening import Meter, NoMeter
 from retrieval.tables.values import BadRow
 
 Record = dict[str, Any]
-Row = tuple[str, Record | BadRow | None]  # the place; None for a blank line
+Row = tuple[str, Record | BadRow | None]  # the place, and the row; None for a blank line
 
 
 class Table:
-    """Rows of a CSV, TSV, JSON Lines or Parquet table. Empty part files are left out."""
+    """A CSV, TSV, JSON Lines or Parquet table. Empty part files are ignored."""
 
     def __init__(self, path: Path, layout: Layout | None = None, without: Path | None = None) -> None:
-        """Read the headers; `without` is a file of the folder that is no part.
+        """Read the headers. `without` is a file of the folder that is not a part.
 
-        Raises TableError when there is no such table or it cannot be read.
+        Raises TableError if the table does not exist or cannot be read.
         """
         self.path = path
         self.files = table_files(path, without)
@@ -43,16 +43,16 @@ class Table:
 
     @property
     def has_header(self) -> bool:
-        """Tell whether the columns are the same in every row; JSON Lines may hold others in each line."""
+        """Return whether all rows have the same columns; in JSON Lines each line may have others."""
         return self.kind != JSON_LINES
 
     @property
     def is_empty(self) -> bool:
-        """Tell whether no file has a header or a line."""
+        """Return whether all files are empty."""
         return not self._parts
 
     def require(self, name: str, option: str) -> None:
-        """Raise TableError unless every file with a header has exactly one column `name`, to be named by `option`."""
+        """Raise TableError unless every file with a header has exactly one column `name`; `option` chooses another."""
         if not self.has_header:
             return
         for part in self._parts:
@@ -65,21 +65,21 @@ class Table:
                 raise TableError(f"{part.path} names column {name!r} twice in its header. Rename one.")
 
     def may_hold_lists(self, name: str) -> bool:
-        """Tell whether a column has lists: by its type in Parquet; elsewhere a column called `labels` may."""
+        """Return whether a column may hold lists: by its type in Parquet, by the name `labels` elsewhere."""
         if self.kind == PARQUET:
             return any(part.is_list(name) for part in self._parts if name in part.names)
         return name == "labels"
 
     def rows(self, columns: Sequence[str], meter: Meter | None = None) -> Iterator[Row]:
-        """Yield each row's place and its values in `columns`; from JSON Lines, the whole object.
+        """Yield each row's place and its values in `columns`; for JSON Lines, the whole object.
 
-        A row that cannot be parsed comes as the BadRow to note. Raises TableError for a damaged file.
+        A row that cannot be parsed is a BadRow. Raises TableError for a damaged file.
         """
         for part in self._parts:
             yield from part.rows(columns, meter or NoMeter())
 
     def arrow(self, columns: Sequence[str]) -> Any:
-        """Return some columns of a Parquet table as one Arrow table; TableError when part files disagree."""
+        """Read some columns of a Parquet table as one Arrow table. Raises TableError if the types of parts differ."""
         import pyarrow as pa
 
         try:
@@ -89,7 +89,7 @@ class Table:
             raise TableError(f"{self.path}: the part files differ in the type of a column ({error}).") from error
 
     def observations(self) -> Counter[str]:
-        """Return what is worth knowing about the files, as sentences with counts; complete after all rows were read."""
+        """Return unusual facts about the files, as sentences with counts; complete after all rows were read."""
         found = Counter[str]()
         first_long = ""
         for part in self._parts:
@@ -112,13 +112,13 @@ class _JsonFile:
     """One file of JSON Lines."""
 
     def __init__(self, path: Path) -> None:
-        """Read the first object, whose keys stand for a header."""
+        """Read the first object, whose keys are used as the header."""
         self.path = path
         first = next((row for _, row in json_rows(path, NoMeter()) if row is not None), None)
         self.names: list[str] = list(first) if isinstance(first, dict) else []
 
     def rows(self, columns: Sequence[str], meter: Meter) -> Iterator[Row]:
-        """Yield all rows whole, so that keys that nothing uses can be reported; `columns` must not be there twice."""
+        """Yield all rows with all keys, so that unused keys can be reported; duplicate `columns` are BadRows."""
         return json_rows(self.path, meter, columns)
 
 

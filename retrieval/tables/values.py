@@ -1,4 +1,4 @@
-"""Values of a table's cells: texts, ids and lists of labels, each checked, and the sentence for one that is wrong."""
+"""Check the values of cells: texts, ids and lists of labels."""
 
 import json
 import re
@@ -9,19 +9,19 @@ from typing import Any
 from retrieval.query_text import is_blank
 
 SHOWN_CHARACTERS = 60
-# Beyond 2^53 a float no longer tells one whole number from the next.
+# Beyond 2^53 a float cannot represent every whole number.
 _EXACT_FLOAT = 2.0**53
 _LATIN_1 = "It may be Latin-1: convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
 
 
 class BadRow(Exception):
-    """One row cannot be used: the message names what is wrong, its value and the fix."""
+    """An invalid row. The message names the column, the value and the fix."""
 
 
 def text_of(value: Any, name: str, limit: int) -> str:
-    """Return the value as text with runs of white space made one space.
+    """Return the value as text with single spaces.
 
-    Raises BadRow when it is not text, longer than `limit` characters, or has no visible character.
+    Raises BadRow if it is not text, longer than `limit` characters, or has no visible character.
     """
     if not isinstance(value, str):
         raise BadRow(f"{name} is {shown(value)}, not text. Give it text or remove the row.")
@@ -39,9 +39,9 @@ def text_of(value: Any, name: str, limit: int) -> str:
 
 
 def id_of(value: Any, name: str, limit: int) -> str:
-    """Return an id as text: any text or whole number; 7, 7.0 and "7" are one id, "007" is another.
+    """Return an id as text, from text or a whole number; 7, 7.0 and "7" are the same id, "007" is another.
 
-    Raises BadRow for a truth value, a fraction, and a float too large to be exact.
+    Raises BadRow for a boolean, a fraction, and a float too large to be exact.
     """
     if isinstance(value, str) or value is None or isinstance(value, bool):
         return text_of(value, name, limit)
@@ -58,14 +58,14 @@ def id_of(value: Any, name: str, limit: int) -> str:
 
 
 def labels_of(value: Any, name: str, of: Callable[[Any, str], str]) -> list[str]:
-    """Return a list of labels, each read by `of`; BadRow when the value is no list."""
+    """Return a list of labels, each converted by `of`. Raises BadRow if the value is not a list."""
     if not isinstance(value, list):
         raise BadRow(f"{name} is {shown(value)}, not a list of labels. Give it a list or remove the row.")
     return [of(item, f"{name}[{position}]") for position, item in enumerate(value)]
 
 
 def written_list(value: Any) -> Any:
-    """Return the list that a text cell writes as JSON, `["a", "b"]`; any other value as it is."""
+    """Return the list that a text cell holds as JSON, `["a", "b"]`; other values unchanged."""
     if isinstance(value, str) and value.startswith("[") and value.rstrip().endswith("]"):
         try:
             found = json.loads(value)
@@ -76,7 +76,7 @@ def written_list(value: Any) -> Any:
 
 
 def refuse_surrogates(text: str, name: str) -> None:
-    """Raise BadRow when `text` holds a byte that is not UTF-8, or half a surrogate pair."""
+    """Raise BadRow if `text` has a byte that is not UTF-8, or half a surrogate pair."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -89,7 +89,7 @@ def refuse_surrogates(text: str, name: str) -> None:
 
 
 def shown(value: Any) -> str:
-    """Return a value as it may stand in a sentence: JSON where possible, cut where it is long."""
+    """Return a value for a message: as JSON if possible, shortened."""
     try:
         text = json.dumps(value[: SHOWN_CHARACTERS + 1] if isinstance(value, str) else value, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError):
@@ -101,5 +101,5 @@ def shown(value: Any) -> str:
 def _repr(value: Any) -> str:
     try:
         return str(value) if isinstance(value, Decimal) else repr(value)
-    except (ValueError, RecursionError):  # an integer of more digits than Python writes
+    except (ValueError, RecursionError):  # an integer with more digits than Python prints
         return f"a value of type {type(value).__name__}"

@@ -1,5 +1,6 @@
 """A store that an attacker can write to: symlinks, pipes and endless files in it do no harm and block no command."""
 
+import errno
 import fcntl
 import os
 import shutil
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import retrieval.store_folder
 from retrieval.errors import BundleError
 from retrieval.paused import PAUSED, read_paused
 from retrieval.probe import prove
@@ -287,5 +289,34 @@ def test_what_has_no_date_is_left_alone_and_named(
         (folder / "manifest.json").write_text(manifest)
     assert store.bundles() == ["strange", "one", "two"]
     assert run("bundles", "prune", store.path, "--keep", "0") == 0
-    assert "no manifest says how old it is: strange." in capsys.readouterr().err
+    assert "the manifest has no date: strange." in capsys.readouterr().err
     assert store.bundles() == ["strange", "one", "two"]
+
+
+def test_a_manifest_that_somebody_locks_holds_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a process that may read a store stops every command and service that opens a bundle of it."""
+    monkeypatch.setattr(retrieval.store_folder, "SHARE_SECONDS", 0.1)
+    acts: tuple[Callable[[], object], ...] = (lambda: Retriever.open(store.path), lambda: store.activate("one"))
+    with (store.path / "bundles" / "one" / "manifest.json").open("rb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for act in acts:
+            with pytest.raises(BundleError, match=r"manifest\.json is locked by another process"):
+                act()
+    Retriever.open(store.path).close()
+
+
+def test_a_staging_folder_that_cannot_be_looked_at_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a command without free descriptors, or rights, removes the bundle that another one writes."""
+    opened = os.open
+
+    def refused(path: object, flags: int, *rest: object, **named: object) -> int:
+        if path == "held" and not flags & os.O_CREAT:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, flags, *rest, **named)  # type: ignore[arg-type]
+
+    with store.incoming() as folder:
+        (folder / "file").write_text("half a bundle")
+        monkeypatch.setattr(os, "open", refused)
+        store.activate("two")
+        assert (folder / "file").is_file()
+        monkeypatch.undo()

@@ -1,7 +1,10 @@
 """Bundles that end or hold the process that opens them: the store's own process is not that one."""
 
 import json
+import os
 import platform
+import signal
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +18,7 @@ from retrieval.bundle_files import describe_file
 from retrieval.errors import BundleError
 from retrieval.labels import LabelTable
 from retrieval.manifest import LABELS, QUERY_ENCODER, TOKENIZER
-from retrieval.probe import prove, prove_aside
+from retrieval.probe import OUTPUT_BYTES, prove, prove_aside
 from retrieval.store import Store
 from tests.support.bundles import make_bundle
 
@@ -170,3 +173,35 @@ def test_a_whole_bundle_proves_itself_aside(bundle: Path) -> None:
     """If it fails, the report of the child is not that of the bundle."""
     report = prove_aside(bundle)
     assert (report.queries, report.overlap_at_10, report.passed) == (3, 1.0, True)
+
+
+@pytest.mark.parametrize(
+    ("program", "code", "output"),
+    [
+        ("import sys; sys.stdout.write('x' * 10_000_000); sys.stderr.write('y' * 10_000_000)", 0, OUTPUT_BYTES),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGRTMIN + 1)", -(signal.SIGRTMIN + 1), 0),
+        ("import signal; signal.alarm(0); signal.pause()", None, 0),
+    ],
+)
+def test_a_child_that_is_taken_over_harms_nobody(program: str, code: int | None, output: int) -> None:
+    """If it fails, a child fills the memory of its parent with output, or lets it wait for ever."""
+    seconds = 1 if code is None else 60
+    ended, written, errors = retrieval.probe._run([sys.executable, "-c", program], dict(os.environ), seconds)
+    assert ended == code
+    assert len(written) == len(errors) == output
+
+
+@pytest.mark.parametrize("output", [b"", b"{", b"5", b"[]", b'{"queries": 1}', b"\xff\n"])
+def test_a_child_without_a_report_is_a_refusal(bundle: Path, output: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a child that ends early without an error counts as a proof, or ends its parent in a traceback."""
+    monkeypatch.setattr(retrieval.probe, "_run", lambda *arguments: (0, output, b""))
+    with pytest.raises(BundleError, match=r"words: the process that opened it did not print a report\."):
+        prove_aside(bundle)
+
+
+def test_a_child_that_a_real_time_signal_ends_is_a_refusal(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a signal without a name ends the parent in a traceback."""
+    number = signal.SIGRTMIN + 1
+    monkeypatch.setattr(retrieval.probe, "_run", lambda *arguments: (-number, b"", b""))
+    with pytest.raises(BundleError, match=rf"words ended the process that opened it \(signal {number}\)\."):
+        prove_aside(bundle)

@@ -7,18 +7,20 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+import retrieval.sandbox
 from retrieval.errors import BadInput
-from retrieval.sandbox import child_environment, missing, sandbox_mode
+from retrieval.sandbox import child_environment, confine, missing, sandbox_mode
 from tests.support.bundles import make_store
 from tests.support.service import serving
 
 ROOT = Path(__file__).resolve().parents[2]
 
 ATTEMPTS = """
-import json, os, socket, subprocess, sys, threading
+import json, os, signal, socket, subprocess, sys, threading
 from pathlib import Path
 from retrieval.sandbox import confine, limit
 
@@ -51,6 +53,7 @@ attempts = {
     "start a program": lambda: subprocess.run(["/bin/true"]),
     "fork": fork,
     "signal the parent": lambda: os.kill(os.getppid(), 0),
+    "signal the parent through a descriptor": lambda: signal.pidfd_send_signal(os.pidfd_open(os.getppid()), 0),
     "take memory": lambda: bytearray(8 << 30),
     "start a thread": lambda: threading.Thread(target=int).start(),
 }
@@ -151,3 +154,11 @@ def test_what_the_system_lacks_is_said_or_refused(tmp_path: Path, monkeypatch: p
         serving(store.path, sandbox="required"),
     ):
         pass
+
+
+def test_each_part_of_the_sandbox_is_tested_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, one missing package hides that the kernel lacks what the other one needs, and `confine` fails."""
+    monkeypatch.setattr(retrieval.sandbox, "find_spec", lambda name: None if name == "seccompy" else name)
+    monkeypatch.setattr(retrieval.sandbox, "import_module", lambda name: SimpleNamespace(supported=lambda: False))
+    assert missing() == [retrieval.sandbox.NO_LANDLOCK, "the package seccompy is not installed"]
+    assert confine([], "auto") == missing()

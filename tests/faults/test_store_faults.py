@@ -82,7 +82,10 @@ def test_a_store_of_somebody_elses_is_a_sentence(store: Store, command: list[str
     for path, mode in modes.items():
         path.chmod(mode & ~0o222)
     sentence(
-        said(name, store.path, *arguments, env=os.environ | others), str(store.path), "(Permission denied)", "rights"
+        said(name, store.path, *arguments, env=os.environ | others),
+        str(store.path),
+        "(Permission denied)",
+        "permissions",
     )
     for path, mode in modes.items():
         path.chmod(mode)

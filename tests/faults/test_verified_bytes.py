@@ -5,6 +5,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from retrieval.manifest import (
 )
 from retrieval.retriever import Retriever
 from retrieval.store import Store
+from retrieval.vector_file import read_finite
 from tests.support.bundles import make_bundle
 
 QUERIES = ["cheap running shoes", "red winter city", "rain"]
@@ -212,3 +214,56 @@ def test_what_is_no_plain_file_is_refused_at_once(bundle: Path, tmp_path: Path, 
     with pytest.raises(BundleError, match=name) as refused:
         Retriever.open(bundle, trusted=["key"] if name == "manifest.sig" else [])
     assert str(refused.value).endswith(".")
+
+
+@pytest.mark.parametrize("name", [LABEL_ENCODER, INDEX, VECTORS, LABELS])
+def test_a_file_that_the_disk_does_not_give_is_one_sentence(
+    bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a failing disk ends a command in a traceback."""
+
+    class Failing(FileIO):
+        def read(self, *_: Any) -> bytes:
+            raise OSError(5, os.strerror(5))
+
+        def readinto(self, *_: Any) -> int:
+            raise OSError(5, os.strerror(5))
+
+    opened = retrieval.bundle_files._open
+
+    def failing(path: Path, folder: int, entry: Any) -> FileIO:
+        with opened(path, folder, entry) as file:
+            return Failing(os.dup(file.fileno())) if path.name == name else FileIO(os.dup(file.fileno()))
+
+    monkeypatch.setattr(retrieval.bundle_files, "_open", failing)
+    with pytest.raises(BundleError, match=rf"{name} cannot be read \(Input/output error\)"):
+        Retriever.open(bundle)
+
+
+def test_vectors_of_another_length_are_refused(tmp_path: Path) -> None:
+    """If it fails, a file that grows while it is read, or a header of gigabytes, ends the reader in a traceback."""
+    path = tmp_path / VECTORS
+    np.save(path, np.zeros((3, 4), np.float32))
+    size = path.stat().st_size
+    with FileIO(path) as file, pytest.raises(BundleError, match="changed while it was read"):
+        list(read_finite(path, file, 4, 3, np.empty(size - 4, np.uint8)))
+    with path.open("ab") as grown:
+        grown.truncate(size + (1 << 30))
+    with FileIO(path) as file, pytest.raises(BundleError, match="too many for 3 vectors of 4 numbers"):
+        list(read_finite(path, file, 4, 3))
+
+
+@pytest.mark.parametrize("name", [VECTORS, LABELS])
+def test_a_file_that_does_not_fit_into_memory_is_one_sentence(
+    bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a bundle that is too large for the machine ends a command in a traceback."""
+
+    def full(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(
+        "retrieval.bundle_files.read_finite" if name == VECTORS else "retrieval.bundle_files._read_at_most", full
+    )
+    with pytest.raises(BundleError, match=r"bytes and does not fit into memory"):
+        Retriever.open(bundle)

@@ -1,5 +1,6 @@
 """`diptych prepare` and `diptych predict` on files as users have them: every row is read, or skipped and counted."""
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -8,7 +9,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+import retrieval.tables.delimited
+from retrieval.errors import TableError
 from retrieval.queries import Queries
+from retrieval.tables.table import Table
 from service.loadtest.plan import bodies
 from tests.support.bundles import make_bundle
 from tests.support.command import run
@@ -261,3 +265,31 @@ def test_formulas_are_guarded_when_asked(tmp_path: Path, bundle: Path, capsys: p
     assert pyarrow.csv.read_csv(target)["query"].to_pylist() == queries
     assert run(*asked, tmp_path / "m.parquet", "--guard-formulas") == 1
     assert "--guard-formulas is for CSV" in capsys.readouterr().err
+
+
+def test_true_labels_may_begin_in_a_later_line(tmp_path: Path) -> None:
+    """If this failed, `bundles diff` would ignore the true labels because the first query has none."""
+    lines = [{"query": "a"}, {"query": "b", "labels": ["x", "y"]}, {"query": "c", "labels": None}]
+    source = text("t.jsonl", "".join(json.dumps(line) + "\n" for line in lines))(tmp_path)
+    assert Queries(source, None).first(5) == (["a", "b", "c"], [[], ["x", "y"], []])
+    assert Queries(source, None).first(1) == (["a"], None)
+
+
+def test_a_line_that_is_too_long_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this failed, the error would name a line that is not the one to mend."""
+    limit = csv.field_size_limit()
+    monkeypatch.setattr(retrieval.tables.delimited, "MAX_LINE", 100)
+    rows = 'a,x\n"b,x\nc,x\nd,x"\n"e\nf",x\n'  # a stray quote, then a row of two lines
+    source = text("t.csv", "query,label\n" + rows + "g" * 101 + "\n")(tmp_path)
+    try:
+        with pytest.raises(TableError, match=r"t\.csv line 8 is longer than"):
+            list(Table(source).rows(["query"]))
+    finally:
+        csv.field_size_limit(limit)
+
+
+@pytest.mark.parametrize("name", ["ORCID", "PAR1", "ARROW1", "BZh9"])
+def test_a_header_may_begin_as_other_files_do(tmp_path: Path, name: str) -> None:
+    """If this failed, a column's name would make a CSV file an ORC, Parquet, Arrow or bzip2 file."""
+    source = text("t.csv", f"{name},query\n1,a\n")(tmp_path)
+    assert [row for _, row in Table(source).rows(["query"])] == [{"query": "a"}]

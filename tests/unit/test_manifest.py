@@ -9,7 +9,7 @@ import pytest
 
 from retrieval.bundle_files import verify_bundle
 from retrieval.errors import BundleError
-from retrieval.manifest import Effort, IndexFacts, Manifest, ModelFacts, read_manifest
+from retrieval.manifest import MOST_FILES, Effort, IndexFacts, Manifest, ModelFacts, read_manifest
 from tests.support.bundles import make_bundle
 
 
@@ -91,6 +91,14 @@ def test_what_is_not_a_manifest_is_refused(tmp_path: Path, content: bytes) -> No
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"manifest\.json"):
         read_manifest(tmp_path)
+
+
+def test_a_manifest_of_too_many_files_is_refused(bundle: Path, tmp_path: Path) -> None:
+    """If it fails, a manifest uses up the descriptors of its reader."""
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    files |= {f"file{number}": files["golden.json"] for number in range(MOST_FILES)}
+    with pytest.raises(BundleError, match=r"files: Dictionary should have at most 256 items"):
+        read_manifest(rewritten(bundle, tmp_path, files=files))
 
 
 def test_an_oversized_manifest_is_not_read(tmp_path: Path) -> None:

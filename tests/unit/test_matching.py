@@ -193,3 +193,31 @@ def test_what_cannot_be_matched_is_one_sentence(
     with pytest.raises(BadInput, match=why):
         match(retriever, tmp_path / name, tmp_path / output, Reading(column), Wanted(), ignore)
     assert content is None or (tmp_path / name).read_text() == content
+
+
+@pytest.mark.parametrize("question", ["", '{"bundle": "', "[]"])
+def test_a_run_that_was_killed_while_it_began_is_begun_anew(
+    tmp_path: Path, retriever: Retriever, question: str
+) -> None:
+    """If it fails, a kill in the first moment ends every later run in a traceback."""
+    source, target = written(tmp_path, ".csv", list(QUERIES)), tmp_path / "matches.csv"
+    (tmp_path / ".matches.csv.parts").mkdir()
+    (tmp_path / ".matches.csv.parts" / "question.json").write_text(question)
+    (tmp_path / ".matches.csv.parts" / "part-00000001").write_text("of another run")
+    match(retriever, source, target, Reading(), Wanted(k=3), ignore)
+    assert found(target) == expected(retriever, list(QUERIES), 3)
+
+
+def test_queries_that_change_while_they_are_answered_are_an_error(tmp_path: Path, retriever: Retriever) -> None:
+    """If it fails, matches are of two versions of a file, or the run is called an error in diptych."""
+    source, target = written(tmp_path, ".jsonl", list(QUERIES)), tmp_path / "matches.csv"
+
+    def append(done: int, total: int) -> None:
+        with source.open("a") as file:
+            file.write('{"query": "red rain blue kids"}\n')
+
+    with pytest.raises(BadInput, match="changed while it was read"):
+        match(retriever, source, target, Reading(), Wanted(k=3), append)
+    assert not target.exists()
+    match(retriever, source, target, Reading(), Wanted(k=3), ignore)
+    assert {row[1] for row in found(target)} == {*QUERIES, "red rain blue kids"}

@@ -13,6 +13,7 @@ import pytest
 from retrieval.cache import cache_store, pull
 from retrieval.errors import BadInput, BundleError
 from retrieval.manifest import MANIFEST, QUERY_ENCODER, TOKENIZER
+from retrieval.paused import PAUSED
 from retrieval.retriever import Retriever
 from retrieval.signatures import SIGNATURE, new_keys
 from retrieval.store import Store
@@ -74,6 +75,15 @@ def test_an_activation_is_seen_at_the_next_opening(memory: fsspec.AbstractFileSy
             assert retriever.name == cache_store(URL).active() == name
     assert sorted(cache_store(URL).bundles()) == ["one", "two"]
     assert cache_store(URL).previous() == "two"
+
+
+def test_a_damaged_list_of_paused_labels_in_the_cache_is_replaced(memory: fsspec.AbstractFileSystem) -> None:
+    """If it fails, one wrong byte in the cache stops every use of a store that is whole."""
+    memory.pipe("/shop/store/PAUSED.json", b'{"paused": ["one-1"]}')
+    Retriever.open(URL).close()
+    (cache_store(URL).path / PAUSED).write_bytes(b"\xff")
+    with Retriever.open(URL) as retriever:
+        assert retriever.paused == {"one-1"}
 
 
 def test_a_file_that_an_earlier_bundle_brought_is_not_fetched_again(memory: fsspec.AbstractFileSystem) -> None:

@@ -225,3 +225,18 @@ def test_every_command_asks_for_signatures(
     assert run("bundles", "list", folder) == 0
     assert capsys.readouterr().out.count("not trusted") == 2
     assert run("bundles", "activate", folder, "three") == 0
+
+
+def test_a_rollback_ends_for_every_process_with_the_next_bundle(
+    store: Store, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a service that once rolled back opens that old bundle again after others have moved on."""
+    for name in ("one", "two"):
+        store.activate(name)
+    assert store.rollback() == "one"
+    of_service = dict(retrieval.serials._process_notes)
+    forget(monkeypatch)
+    store.activate("three")
+    monkeypatch.setattr(retrieval.serials, "_process_notes", of_service)
+    with pytest.raises(OlderSerial):
+        store.activate("one")

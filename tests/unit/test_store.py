@@ -220,3 +220,16 @@ def test_rolling_back_compares_all_but_what_the_caller_has_open(store: Store) ->
     with pytest.raises(BundleError, match="damaged"):
         store.rollback("three")
     assert store.rollback("one") == store.active() == "one"
+
+
+def test_a_bundle_is_never_its_own_predecessor(tmp_path: Path) -> None:
+    """If it fails, a rollback says that it went back and changes nothing, once `prune` removed what was between."""
+    store = Store(make_store(tmp_path / "store", "one", "two", "three").path, lambda folder: None)
+    for name in ("one", "two", "one", "three", "one"):
+        store.activate(name)
+    assert store.prune(0) == ["two"]
+    assert store.rollback() == "three"
+    assert store.rollback() == "one"
+    assert store.previous() is None
+    with pytest.raises(BundleError, match="no earlier bundle"):
+        store.rollback()
