@@ -69,7 +69,7 @@ class LabelTable:
 def write_labels(path: Path, table: pa.Table) -> None:
     """Write a label table as one Arrow record batch, so rows are found without searching for their batch."""
     table = pa.table({name: _compact(table.column(name)) for name in table.column_names})
-    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+    with path.open("wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
 
 

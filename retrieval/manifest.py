@@ -30,7 +30,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TOKENIZER, QUERY_ENCODER, LABEL_ENCODER = "tokenizer.json", "query_encoder.onnx", "label_encoder.onnx"
 INDEX, VECTORS, LABELS, GOLDEN = "index.hnsw", "vectors.npy", "labels.arrow", "golden.json"
 DIRECTIONS, NODES = "directions.npy", "nodes.npy"
+ENCODERS = (QUERY_ENCODER, LABEL_ENCODER)  # also the beginning of the names of their weights
 REQUIRED = (TOKENIZER, QUERY_ENCODER, LABEL_ENCODER, INDEX, VECTORS, LABELS, GOLDEN)
+KNOWN = {*REQUIRED, DIRECTIONS, NODES}
 
 FEW, MANY = 10, 100  # values of k at which the index's recall is measured
 MOST = (1 << 31) - 1  # of anything that is counted: what a reader allocates or loops over must have a bound
@@ -264,6 +266,8 @@ class Manifest(_Part):
             raise ValueError(f"files lists no {', '.join(missing)}")
         if hostile := [name for name in self.files if not NAME.fullmatch(name) or name in UNLISTED]:
             raise ValueError(f"{hostile[0]!r} is not a plain file name")
+        if unknown := [name for name in self.files if name not in KNOWN and not name.startswith(ENCODERS)]:
+            raise ValueError(f"{unknown[0]!r} is not a file of a bundle")
         if (self.index.width is None) == (DIRECTIONS in self.files):
             raise ValueError(f"index.width and {DIRECTIONS} go together, and only one of them is there")
         if (self.index.nodes is None) == (NODES in self.files):

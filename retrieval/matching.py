@@ -168,7 +168,8 @@ class Parts:
     def write(self, number: int, matches: pa.Table) -> None:
         """Write a part under a temporary name, then rename it."""
         aside = self.folder / f"half-{number:08}"
-        pq.write_table(matches, aside)
+        with aside.open("wb") as file:  # Arrow itself takes only paths that are UTF-8
+            pq.write_table(matches, file)
         aside.replace(self._path(number))
 
     def join(self, guard_formulas: bool) -> int:
@@ -176,7 +177,8 @@ class Parts:
         aside, matches = self.target.with_name(f".{self.target.name}.half"), 0
         with _writer(aside, format_of(self.target)) as write:
             for path in sorted(self.folder.glob("part-*")):
-                part = pq.read_table(path)
+                with path.open("rb") as file:
+                    part = pq.read_table(file)
                 write(_guarded(part) if guard_formulas else part)
                 matches += part.num_rows
         aside.replace(self.target)
@@ -191,27 +193,25 @@ class _writer:  # reads as a function where it is used
     """Writes tables one behind the other into one file of a format."""
 
     def __init__(self, path: Path, format_: str) -> None:
-        self._write: Callable[[pa.Table], object]
-        self._file: Any
-        if format_ == "parquet":
-            self._file = pq.ParquetWriter(path, MATCHES)
-            self._write = self._file.write_table
-        elif format_ == "csv":
-            self._file = pyarrow.csv.CSVWriter(path, MATCHES)
-            self._write = self._file.write_table
-        else:
-            self._file = path.open("w", encoding="utf-8")
-            self._write = self._write_lines
+        self._file = path.open("wb")
+        self._table: Any = None
+        self._write: Callable[[pa.Table], object] = self._write_lines
+        if format_ != "json":
+            make = pq.ParquetWriter if format_ == "parquet" else pyarrow.csv.CSVWriter
+            self._table = make(self._file, MATCHES)
+            self._write = self._table.write_table
 
     def _write_lines(self, table: pa.Table) -> None:
         for record in table.to_pylist():
-            self._file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
 
     def __enter__(self) -> Callable[[pa.Table], object]:
         return self._write
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with self._file:
+            if self._table is not None:
+                self._table.close()
 
 
 def _guarded(table: pa.Table) -> pa.Table:

@@ -382,7 +382,7 @@ class Retriever:
 
 
 def _is_loaded(name: str) -> bool:
-    """Return whether to load a file of a bundle; unknown names may be weights of the query encoder."""
+    """Return whether to load a file of a bundle: all but the label encoder and its weights."""
     return not name.startswith(LABEL_ENCODER)
 
 

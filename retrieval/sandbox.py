@@ -39,6 +39,7 @@ NO_SECRET = "TOKENIZERS_"
 BASE_BYTES = 2 << 30  # of data, for libraries and one batch
 CORE_BYTES = 128 << 20  # per core, for the threads of three libraries
 FILE_TIMES = 3  # copies of a file: as read, as parsed, as used
+NOT_LOADED = "label_encoder.onnx"  # only hashed
 OPEN_FILES = 1024
 
 # System calls that loading and searching never make.
@@ -94,14 +95,20 @@ def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, 
 
 def data_limit(folder: Path) -> int:
     """Return a limit in bytes for the memory of opening and searching the bundle in a folder."""
-    return BASE_BYTES + CORE_BYTES * (os.cpu_count() or 1) + FILE_TIMES * folder_bytes(folder)
+    return BASE_BYTES + CORE_BYTES * (os.cpu_count() or 1) + FILE_TIMES * folder_bytes(folder, without=NOT_LOADED)
 
 
-def folder_bytes(folder: Path) -> int:
-    """Return the total bytes of the files in a folder; 0 if it does not exist."""
-    with suppress(OSError), os.scandir(folder) as items:
-        return sum(item.stat(follow_symlinks=False).st_size for item in items)
-    return 0
+def folder_bytes(folder: Path, without: str | None = None) -> int:
+    """Return the total bytes of the files in a folder, except those whose name begins with `without`.
+
+    0 if the folder does not exist. Raises OSError if it cannot be read.
+    """
+    try:
+        with os.scandir(folder) as items:
+            files = [item for item in items if without is None or not item.name.startswith(without)]
+            return sum(item.stat(follow_symlinks=False).st_size for item in files)
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def limit(data: int | None = None, cpu_seconds: int | None = None, file_bytes: int | None = None) -> None:

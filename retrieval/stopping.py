@@ -45,7 +45,8 @@ def install() -> None:
     signal.set_wakeup_fd(write, warn_on_full_buffer=False)
     threading.Thread(target=_end_after_grace, args=(read,), name="stopping", daemon=True).start()
     for number in SIGNALS:
-        signal.signal(number, _on_signal)
+        if signal.getsignal(number) is not signal.SIG_IGN:  # a shell lets background commands ignore Ctrl-C
+            signal.signal(number, _on_signal)
 
 
 def requested() -> int | None:

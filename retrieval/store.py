@@ -33,6 +33,7 @@ from retrieval.nofollow import (
     is_folder,
     read_small,
 )
+from retrieval.paths import require_utf8
 from retrieval.paused import LIMIT as PAUSED_LIMIT
 from retrieval.probe import prove_aside
 from retrieval.remote import CURRENT, CURRENT_LIMIT, HISTORY, HISTORY_LIMIT
@@ -154,7 +155,11 @@ class Store:
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
-        """Yield a new empty folder on the store's file system; remove it at the end unless it was published."""
+        """Yield a new empty folder on the store's file system; remove it at the end unless it was published.
+
+        Raises BundleError, and BadInput for a path that is not UTF-8.
+        """
+        require_utf8(self.path)
         with changing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         with locked(self.path) as root:

@@ -22,6 +22,8 @@ LOCK = ".lock"
 HELD = "held"  # in each folder under STAGING: a file that its writer keeps locked
 CONTENT = "bundle"  # next to HELD: the bundle that is being written
 SHARE_SECONDS = 5.0
+CHANGE_SECONDS = 300.0  # for the store's lock; a rollback holds it while it compares a bundle with its manifest
+POLL_SECONDS = 0.02
 NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of file systems without locks
 
 
@@ -41,22 +43,42 @@ def locked(store: Path) -> Iterator[int]:
     """Lock the store for writing, across processes, and yield a descriptor of its folder.
 
     The system releases the lock if the process dies. What dead processes left in STAGING is removed first. Raises
-    BundleError.
+    BundleError, also if another process holds the lock for CHANGE_SECONDS.
     """
-    with changing(store), folder_open(store, follow=True) as root, file_locked(store / LOCK, root):
+    with changing(store), folder_open(store, follow=True) as root, file_locked(store / LOCK, root, CHANGE_SECONDS):
         _sweep(store, root)
         yield root
 
 
 @contextmanager
-def file_locked(path: Path, folder: int) -> Iterator[None]:
-    """Hold the exclusive lock of a file in an open folder. The file is created if missing, and never written."""
+def file_locked(path: Path, folder: int, seconds: float | None = None) -> Iterator[None]:
+    """Hold the exclusive lock of a file in an open folder. The file is created if missing, and never written.
+
+    Raises BundleError if another process holds the lock for `seconds`; default: wait for ever.
+    """
     handle = open_file(path, folder, os.O_RDWR | os.O_CREAT)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        if seconds is None:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        else:
+            _lock_within(seconds, handle, path)
         yield
     finally:
         os.close(handle)
+
+
+def _lock_within(seconds: float, handle: int, path: Path) -> None:
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise BundleError(
+                    f"{path} has been locked by another process for {seconds:g} s. Find it with `fuser {path}`, and "
+                    "try again when it has ended."
+                ) from error
+        time.sleep(POLL_SECONDS)
 
 
 def replace(store: Path, root: int, target: int, name: str, content: bytes) -> None:

@@ -23,7 +23,8 @@ def needed_memory(manifest: Manifest, trusted: Sequence[str] = ()) -> int:
     see retrieval/bundle_files.
     """
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
-    encoder = ENCODER_TIMES[manifest.precision] * sizes[QUERY_ENCODER]
+    weights = sum(size for name, size in sizes.items() if name.startswith(QUERY_ENCODER))
+    encoder = ENCODER_TIMES[manifest.precision] * weights
     copied = sizes[LABELS] + (sizes[VECTORS] if trusted else 0) + NODES_TIMES * sizes.get(NODES, 0)
     files = INDEX_TIMES * sizes[INDEX] + encoder + TOKENIZER_TIMES * sizes[TOKENIZER] + copied
     return int(ENGINE_BYTES + LABEL_CACHE_BYTES + files)

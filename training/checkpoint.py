@@ -282,8 +282,8 @@ def save_surroundings(
         (folder / "encoder").mkdir(exist_ok=True)
         write_text(folder / "encoder" / "config.json", model.encoder.transformer.config.to_json_string())  # type: ignore[union-attr, operator]
     for name, table in (("labels", labels), ("validation", validation.table())):
-        with _written(folder / f"{name}.parquet") as aside:
-            pq.write_table(table, aside)
+        with _written(folder / f"{name}.parquet") as aside, aside.open("wb") as file:
+            pq.write_table(table, file)  # Arrow itself takes only paths that are UTF-8
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -361,6 +361,7 @@ def _written(path: Path) -> Iterator[Path]:
 
 def _read_parquet(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path)
+        with path.open("rb") as file:
+            return pq.read_table(file)
     except (pa.ArrowException, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}). Train again.") from error

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
 from retrieval.errors import CheckpointError
+from retrieval.paths import require_utf8
 from training import checkpoint as ck
 from training.data.dataset import Dataset
 from training.events import Events
@@ -141,6 +142,7 @@ def _facts(
 @contextmanager
 def _claimed(folder: Path, facts: RunFacts, restart: bool) -> Iterator[None]:
     """Make `folder` this run's, or see that it already is; nobody else trains in it meanwhile."""
+    require_utf8(folder)
     path = folder / "run.json"
     if not path.is_file() and folder.exists() and any(item.name != LOCK for item in folder.iterdir()):
         raise CheckpointError(f"{folder} is not empty and holds no training run. Give --out a new folder.")

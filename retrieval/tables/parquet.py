@@ -20,7 +20,7 @@ class ParquetTable:
         """Read the schema. Raises TableError if it is not a Parquet file."""
         self.path = path
         try:
-            self._file = pq.ParquetFile(path)
+            self._file = pq.ParquetFile(path.open("rb"))  # Arrow itself takes only paths that are UTF-8
             self.names: list[str] = list(self._file.schema_arrow.names)
         except (pa.ArrowException, OSError, ValueError) as error:
             how = compressed_as(path)

@@ -305,6 +305,18 @@ def test_a_manifest_that_somebody_locks_holds_nobody(store: Store, monkeypatch: 
     Retriever.open(store.path).close()
 
 
+def test_a_store_that_somebody_locks_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a process that may read a store stops every activation and rollback without a word."""
+    monkeypatch.setattr(retrieval.store_folder, "CHANGE_SECONDS", 0.1)
+    store.activate("two")
+    with (store.path / ".lock").open("rb") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        for act in (lambda: store.activate("one"), store.rollback, lambda: store.prune(0)):
+            with pytest.raises(BundleError, match=r"\.lock has been locked by another process for 0\.1 s"):
+                act()
+    store.activate("one")
+
+
 def test_a_staging_folder_that_cannot_be_looked_at_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a command without free descriptors, or rights, removes the bundle that another one writes."""
     opened = os.open

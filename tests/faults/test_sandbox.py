@@ -1,5 +1,6 @@
 """The sandbox of a process that opens a bundle: it can read the bundle and Python, calculate and answer only."""
 
+import errno
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import pytest
 
 import retrieval.sandbox
 from retrieval.errors import BadInput
-from retrieval.sandbox import child_environment, confine, missing, sandbox_mode
+from retrieval.sandbox import child_environment, confine, data_limit, folder_bytes, missing, sandbox_mode
 from tests.support.bundles import make_store
 from tests.support.service import serving
 
@@ -162,3 +163,18 @@ def test_each_part_of_the_sandbox_is_tested_on_its_own(monkeypatch: pytest.Monke
     monkeypatch.setattr(retrieval.sandbox, "import_module", lambda name: SimpleNamespace(supported=lambda: False))
     assert missing() == [retrieval.sandbox.NO_LANDLOCK, "the package seccompy is not installed"]
     assert confine([], "auto") == missing()
+
+
+def test_the_memory_limit_follows_the_files_that_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A huge file that no reader loads would lift the limit, and a folder that cannot be read would set it too low."""
+    (tmp_path / "vectors.npy").write_bytes(b"x" * 1000)
+    limit = data_limit(tmp_path)
+    (tmp_path / "label_encoder.onnx.data").write_bytes(b"x" * 1000)
+    assert (data_limit(tmp_path), folder_bytes(tmp_path), folder_bytes(tmp_path / "none")) == (limit, 2000, 0)
+
+    def refused(path: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "scandir", refused)
+    with pytest.raises(OSError, match="Too many open files"):
+        data_limit(tmp_path)

@@ -2,16 +2,19 @@
 
 import csv
 import json
+import os
 import re
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
 import retrieval.tables.delimited
-from retrieval.errors import TableError
+from retrieval.errors import BadInput, TableError
 from retrieval.queries import Queries
+from retrieval.store import Store
 from retrieval.tables.table import Table
 from service.loadtest.plan import bodies
 from tests.support.bundles import make_bundle
@@ -84,6 +87,27 @@ def prepared_pairs(dataset: Dataset) -> set[tuple[str, str]]:
         for text, labels in zip(split.texts, split.labels, strict=True)
         for label in labels
     }
+
+
+def test_a_path_need_not_be_utf8(bundle: Path, tmp_path: Path) -> None:
+    """Files below a folder with a name in another encoding would be reported as damaged, or end in a traceback."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    with (folder / "t.parquet").open("wb") as file:
+        pq.write_table(pa.table({"query": ["red", "city"], "label": ["a", "b"]}), file)
+    assert run("prepare", folder / "t.parquet", "--out", folder / "dataset", *KEEP_ALL) == 0
+    assert prepared_pairs(Dataset.open(folder / "dataset")) == {("red", "a"), ("city", "b")}
+    for name in ("found.parquet", "found.csv", "found.jsonl"):
+        assert (
+            run("predict", "--bundle", bundle, "--input", folder / "t.parquet", "--output", folder / name, "-k", "1")
+            == 0
+        )
+    with (folder / "found.parquet").open("rb") as file:
+        assert pq.read_table(file).num_rows == 2
+    assert len((folder / "found.jsonl").read_text().splitlines()) == 2
+    assert run("train", "--dataset", folder / "dataset", "--out", folder / "run") == 1
+    with pytest.raises(BadInput, match="the path of a store or a run must be valid UTF-8"), Store(folder).incoming():
+        pass
 
 
 @pytest.mark.parametrize("shape", GOOD)

@@ -190,3 +190,14 @@ def test_the_index_and_its_directions_go_together(
     files = {name: entry for name, entry in content["files"].items() if not (dropped and name == "directions.npy")}
     with pytest.raises(BundleError, match=said):
         read_manifest(rewritten(bundle, tmp_path, index=content["index"] | {"width": width}, files=files))
+
+
+def test_a_manifest_lists_only_files_of_a_bundle(bundle: Path, tmp_path: Path) -> None:
+    """If it fails, a bundle with a huge extra file lifts the memory limit of the processes that open it."""
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
+    weights = files | {"query_encoder.onnx.data": files["vectors.npy"]}
+    assert read_manifest(rewritten(bundle, tmp_path, files=weights)).files.keys() == weights.keys()
+    (tmp_path / "changed" / "manifest.json").unlink()
+    (tmp_path / "changed").rmdir()
+    with pytest.raises(BundleError, match=r"'vectors\.bin' is not a file of a bundle"):
+        read_manifest(rewritten(bundle, tmp_path, files=files | {"vectors.bin": files["vectors.npy"]}))

@@ -201,6 +201,14 @@ def test_a_count_that_is_no_count_is_named(tmp_path: Path, value: str) -> None:
         prepared(source, count_column="n")
 
 
+def test_counts_may_be_written_as_pandas_writes_them(tmp_path: Path) -> None:
+    """If this failed, a CSV from pandas whose count column has gaps would be refused row by row."""
+    source = tmp_path / "clicks.csv"
+    source.write_text("query,label,n\na,b,2.0\nc,d,10\ne,f,0.0\n")
+    kept = prepared(source, count_column="n", test=0, validation=0)
+    assert sorted(kept.split("train").texts) == ["a", "c"]
+
+
 def test_parquet_rows_are_named_by_number(tmp_path: Path) -> None:
     """If this failed, a null in a Parquet file could not be found."""
     source = tmp_path / "clicks.parquet"

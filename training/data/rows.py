@@ -83,8 +83,9 @@ def split_code(value: Any) -> int:
 def count_of(value: Any, name: str) -> int:
     """A whole number of at least 0, given as a number or as digits; BadRow for anything else."""
     text = value.strip() if isinstance(value, str) else value
-    if isinstance(text, str) and text.isascii() and text.isdigit() and len(text) < 20:
-        text = int(text)
+    digits = text.removesuffix(".0") if isinstance(text, str) else ""  # as pandas writes them in CSV
+    if digits.isascii() and digits.isdigit() and len(digits) < 20:
+        text = int(digits)
     if isinstance(text, float) and text.is_integer():  # pandas writes integer columns with gaps as floats
         text = int(text)
     if isinstance(text, bool) or not isinstance(text, int) or not 0 <= text < 2**40:
