@@ -1,0 +1,81 @@
+"""The transport of a response: what is written together, and what is never held back."""
+
+import asyncio
+from types import SimpleNamespace
+from typing import Any
+
+from service.predicting import CHUNK_BYTES, _send_in_chunks
+from service.response_transport import ResponseTransport
+
+HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
+
+
+def made(response_started: bool = True) -> tuple[ResponseTransport, list[bytes], SimpleNamespace]:
+    """Return a transport, what its connection wrote, and the connection."""
+    written: list[bytes] = []
+    connection: Any = SimpleNamespace(
+        cycle=SimpleNamespace(response_started=response_started),
+        write_response=written.append,
+        request_is_arriving=False,
+        transport=SimpleNamespace(close=lambda: written.append(b"closed")),
+    )
+    return ResponseTransport(connection), written, connection
+
+
+def test_head_and_body_are_written_together() -> None:
+    """Every answer would cost a second system call and a second packet."""
+    transport, written, _ = made()
+    for data in (HEAD, BODY, b"more", b"last"):
+        transport.write(data)
+    assert written == [HEAD + BODY, b"more", b"last"]
+
+
+def test_a_head_without_a_body_is_sent() -> None:
+    """A client would wait for the answer to a HEAD request for ever."""
+    transport, written, _ = made()
+    transport.write(HEAD)
+    transport.flush()
+    transport.flush()
+    assert written == [HEAD]
+
+
+def test_closing_sends_what_is_held() -> None:
+    """The answer to HTTP/1.0 or to `Connection: close` would be lost when it has no body."""
+    transport, written, _ = made()
+    transport.write(HEAD)
+    transport.close()
+    assert written == [HEAD, b"closed"]
+
+
+def test_continue_is_sent_at_once() -> None:
+    """A client that waits for `100 Continue` would not send its body."""
+    transport, written, connection = made(response_started=False)
+    transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    assert written == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+    connection.cycle.response_started = True
+    transport.write(HEAD)
+    transport.write(BODY)
+    assert written[1:] == [HEAD + BODY]
+
+
+def test_a_large_answer_lets_others_run() -> None:
+    """An answer of megabytes would delay all other requests by milliseconds."""
+    body = bytes(range(256)) * 1000
+    sent: list[tuple[bytes, bool]] = []
+    turns: list[int] = []
+
+    async def send(message: Any) -> None:
+        sent.append((message["body"], message["more_body"]))
+
+    async def other() -> None:
+        while not sent or sent[-1][1]:
+            turns.append(len(sent))
+            await asyncio.sleep(0)
+
+    async def both() -> None:
+        await asyncio.gather(_send_in_chunks(send, body), other())
+
+    asyncio.run(both())
+    assert b"".join(part for part, _ in sent) == body
+    assert [more for _, more in sent] == [True] * (len(body) // CHUNK_BYTES) + [False]
+    assert len(turns) >= len(sent) - 1
