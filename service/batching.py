@@ -19,9 +19,9 @@ from service.errors import Refusal
 from service.fair_queue import FairQueue
 from service.frames import Answers, Asked, Outcome, Stages, pack_batch
 from service.metrics import Metrics
-from service.pace import Pace
 from service.pending_request import Lengths, PendingRequest, RequestSlice, length_class
 from service.quarantine import Quarantine
+from service.queue_limits import QueueLimits
 from service.settings import Settings
 
 Ticket = PendingRequest  # as other modules call it
@@ -50,13 +50,12 @@ class Batcher:
         places = settings.max_waiting_tokens / settings.max_waiting_queries
         grain = settings.max_batch_hits // GRAINS
         self._waiting = FairQueue(places, grain)
+        self._limits = QueueLimits(self._waiting, settings)
         self._in_flight: OrderedDict[int, list[RequestSlice]] = OrderedDict()  # batch number → slices, the oldest first
         self._send: Callable[[bytes], None] | None = None
         self._number = 0  # of the last batch sent
         self._idle = asyncio.Event()
         self._idle.set()
-        self._pace = Pace()
-        self._room = settings.max_waiting_queries  # texts that may wait at the engine's throughput
         self._large = settings.max_batch_hits // LARGE_PART
         self._half_batch = settings.max_batch_queries // 2
         self._small_at = -MIXED_SECONDS  # time of the last small request
@@ -84,7 +83,7 @@ class Batcher:
         if self._quarantine:
             self._refuse_quarantined(asked)
         tokens = [self.lengths.tokens(query) for query in asked.queries]
-        self._refuse_overload(len(tokens), sum(tokens), caller)
+        self._make_room(len(tokens), sum(tokens), len(tokens) * asked.k, caller)
         deadline = self._settings.deadline_seconds
         seconds = min(seconds, deadline) if seconds else deadline
         request = PendingRequest(asked, tokens, seconds, self, self._loop, caller)
@@ -107,7 +106,7 @@ class Batcher:
         for request in requests:
             request.begin(self, [self.lengths.tokens(query) for query in request.asked.queries])
             self._queue(request)
-        self._lose_pace()
+        self._limits.lose_pace()
         self._feed()
 
     def abandon(self, request: PendingRequest) -> None:
@@ -137,7 +136,7 @@ class Batcher:
         cause; a single caller could choose its texts so that the service falls back to another bundle.
         """
         self._send = None
-        self._lose_pace()
+        self._limits.lose_pace()
         if not self._in_flight:
             return False
         worked_on = chain.from_iterable(islice(self._in_flight.values(), self._lanes))
@@ -165,9 +164,10 @@ class Batcher:
         texts = sum(one.stop - one.start for one in batch)
         self._metrics.batch(texts, answers.stages)
         self._charge_filters(batch, answers.stages.total)
+        size, hits = sum(len(body) for _, body in answers.pieces), sum(one.hits for one in batch)
+        self._limits.measured(size, hits)
         now = perf_counter()
-        if self._pace.answered(texts, bool(self._waiting), now):
-            self._make_room()
+        self._limits.answered(texts, now)
         for one, (outcome, body) in zip(batch, answers.pieces, strict=True):
             if self._mine(one):
                 one.request.begun = now - answers.stages.total  # excludes the wait in the pipe
@@ -268,6 +268,7 @@ class Batcher:
     def _deliver(self, one: RequestSlice, outcome: Outcome, body: bytes, stages: Stages) -> None:
         request, most = one.request, self._settings.max_answer_bytes
         request.answer_bytes += len(body)
+        self._limits.received(request)
         if outcome is Outcome.TOO_LARGE or request.answer_bytes > most:
             self._finish(request, errors.answer_too_large(most))
         elif outcome is Outcome.POSTPONED:
@@ -301,15 +302,18 @@ class Batcher:
             request.answer.set_exception(refusal)
         else:
             request.answer.set_result(b",".join(part for part in request.parts if part is not None))
+            request.parts.clear()
 
     def _queue(self, request: PendingRequest) -> None:
         self.unfinished += 1
+        self._limits.begin(request)
         self._idle.clear()
         self._waiting.add(request)
 
     def _forget(self, request: PendingRequest) -> None:
         self._waiting.remove(request)
         self.unfinished -= 1
+        self._limits.end(request)
         if not self.unfinished:
             self._idle.set()
 
@@ -332,54 +336,28 @@ class Batcher:
     @property
     def full(self) -> bool:
         """Whether the queue is full."""
-        return self._waiting.texts >= self._room
+        return self._limits.full
 
     def turns_away(self, caller: Caller) -> bool:
         """Return whether the queue is full and the caller has used its share of it."""
-        return self.full and not self._under_share(caller, 1)
-
-    def _under_share(self, caller: Caller, places: float) -> bool:
-        """Return whether a caller stays within its share of the queue with `places` more places."""
-        mine = self._waiting.places_of(caller)
-        return mine + places <= self._room / (self._waiting.callers + (not mine))
-
-    def _make_room(self) -> None:
-        """Set the size of the queue: the texts answered within `max_waiting_seconds`, at least the largest request."""
-        settings = self._settings
-        room = settings.max_waiting_queries
-        if self._pace.rate is not None:
-            room = min(room, max(round(self._pace.rate * settings.max_waiting_seconds), settings.max_queries))
-        self._room = room
-
-    def _lose_pace(self) -> None:
-        self._pace.forget()
-        self._make_room()
-
-    def _refuse_quarantined(self, asked: Asked) -> None:
-        try:
-            self._quarantine.check(asked)
-        except Refusal:
-            self._metrics.rejections.labels("quarantined").inc()
-            raise
+        return self._limits.full and not self._limits.leaves_share(caller, 1)
 
     def refuse_early(self, caller: Caller, texts: int) -> None:
         """Check the queue for a request of at least `texts` texts. Raises Refusal 429."""
-        if waiting := self._overload(texts, 0, self._room):
-            if self._under_share(caller, texts):
-                return
+        if (waiting := self._limits.exceeded(texts)) and not self._limits.leaves_share(caller, texts):
             self._metrics.rejections.labels("queue_full").inc()
             raise errors.overloaded(waiting)
 
-    def _refuse_overload(self, texts: int, tokens: int, caller: Caller) -> None:
-        """Make room in the queue for some texts of a caller. Raises Refusal 429.
+    def _make_room(self, texts: int, tokens: int, hits: int, caller: Caller) -> None:
+        """Make room in the queue for a request of a caller. Raises Refusal 429.
 
-        A caller below its share may exceed the limit, so that admitted requests are not refused for it. Only at twice
-        the limit, the newest request of the caller with the most places is refused.
+        A caller below its share may exceed the limits, so that admitted requests are not refused for it. Only at twice
+        the limits, the newest request of the caller with the most places is refused.
         """
-        if not (waiting := self._overload(texts, tokens, self._room)):
+        if not (waiting := self._limits.exceeded(texts, tokens, hits)):
             return
-        under_share = self._under_share(caller, self._waiting.places(texts, tokens))
-        while not under_share or (waiting := self._overload(texts, tokens, OVER_LIMIT * self._room)):
+        under_share = self._limits.leaves_share(caller, self._waiting.places(texts, tokens))
+        while not under_share or (waiting := self._limits.exceeded(texts, tokens, hits, OVER_LIMIT)):
             refusal = errors.overloaded(waiting)
             self._metrics.rejections.labels("queue_full").inc()
             heaviest = self._waiting.heaviest() if under_share else None
@@ -387,14 +365,12 @@ class Batcher:
                 raise refusal
             self._finish(heaviest.newest, refusal)
 
-    def _overload(self, texts: int, tokens: int, room: int) -> str:
-        """Return what waits when some texts do not fit into a queue of `room` texts; empty when they fit."""
-        waiting = self._waiting
-        if waiting.texts + texts > room:
-            return f"{waiting.texts} texts"
-        if waiting and waiting.tokens + tokens > self._settings.max_waiting_tokens * room / self._room:
-            return f"{waiting.tokens} tokens"
-        return ""
+    def _refuse_quarantined(self, asked: Asked) -> None:
+        try:
+            self._quarantine.check(asked)
+        except Refusal:
+            self._metrics.rejections.labels("quarantined").inc()
+            raise
 
 
 def _either(numbers: Sequence[int]) -> str:

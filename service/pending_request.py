@@ -38,8 +38,8 @@ class PendingRequest:
     """One admitted request. Await `answer` for the JSON of the results; it raises Refusal."""
 
     __slots__ = (
-        "answer", "answer_bytes", "arrived", "asked", "batcher", "begun", "caller", "deaths", "missing", "next_cost",
-        "parts", "seconds", "settled", "stages", "timer", "todo", "tokens",
+        "answer", "answer_bytes", "arrived", "asked", "batcher", "begun", "caller", "deaths", "expected_bytes",
+        "missing", "next_cost", "parts", "seconds", "settled", "stages", "timer", "todo", "tokens",
     )  # fmt: skip
 
     def __init__(
@@ -72,7 +72,8 @@ class PendingRequest:
         self.todo = [(0, count)]  # spans of texts that were not sent to an engine
         self.next_cost = self.cost(0, min(count, batcher.slice_texts))  # of its next slice, while there is one
         self.parts: list[bytes | None] = [None] * count
-        self.answer_bytes = 0
+        self.answer_bytes = 0  # answered so far
+        self.expected_bytes = 0  # of the whole answer, as its batcher counts it
         self.missing = count
 
     @property
@@ -128,6 +129,11 @@ class RequestSlice(NamedTuple):
     request: PendingRequest
     start: int
     stop: int
+
+    @property
+    def hits(self) -> int:
+        """Number of hits that it may have."""
+        return (self.stop - self.start) * self.request.asked.k
 
     def asked(self) -> Asked:
         """Return the query for the engine."""

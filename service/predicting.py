@@ -26,7 +26,6 @@ from service.schemas import parse, predict_request
 from service.settings import Settings
 
 PATH = "/predict"
-CHUNK_BYTES = 65_536
 REFUSAL_SECONDS = 0.1  # delay of the refusal of a large request when the queue is full
 
 
@@ -50,10 +49,7 @@ class Predict:
             return
         headers = [(b"content-length", b"%d" % len(body)), (b"content-type", b"application/json")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if len(body) <= CHUNK_BYTES:
-            await send({"type": "http.response.body", "body": body})
-        else:
-            await _send_in_chunks(send, body)
+        await send({"type": "http.response.body", "body": body})
 
     async def answer(self, exchange: Exchange, receive: Receive) -> bytes:
         """Return the JSON that answers one request. Raises Refusal, and ClientDisconnect when the client is gone."""
@@ -103,15 +99,6 @@ class Predict:
         results = await ticket.answer
         exchange.bundle = ticket.bundle  # may differ from the bundle at admission, after a fallback
         return answer_body(ticket.bundle, results)
-
-
-async def _send_in_chunks(send: Send, body: bytes) -> None:
-    """Send a large body, and let other requests run between its chunks: copying 3 MB to a socket takes 2 ms."""
-    for start in range(0, len(body), CHUNK_BYTES):
-        more = start + CHUNK_BYTES < len(body)
-        await send({"type": "http.response.body", "body": body[start : start + CHUNK_BYTES], "more_body": more})
-        if more:
-            await asyncio.sleep(0)
 
 
 def answer_body(bundle: str, results: bytes) -> bytes:

@@ -185,6 +185,21 @@ def test_one_caller_cannot_force_another_bundle() -> None:
         assert excused == [False] + [True] * 6
 
 
+def test_answers_in_the_making_are_bounded() -> None:
+    """Answers of megabytes that are ready in parts would fill the memory before any of them is complete."""
+
+    @played(connection_bytes=1 << 24, max_queries=8)
+    async def _(bench: Bench) -> None:
+        large = Asked(["text"] * 8, 2000)  # 3.2 MB, as long as nothing is known of the answers
+        first = bench.attach().batcher.admit(large, caller=b"heavy")
+        with pytest.raises(Refusal, match=r"answers of 3200000 bytes already wait"):
+            bench.batcher.admit(large, caller=b"heavy")
+        bench.batcher.admit(Asked(["small"], 10), caller=b"light")
+        while not first.answer.done():
+            bench.answer()
+        bench.batcher.admit(large, caller=b"heavy")
+
+
 def test_a_costly_filter_is_charged_to_its_caller() -> None:
     """A filter that the engine needs a hundred times as long for would cost its caller no more than a plain query."""
 

@@ -1,10 +1,8 @@
-"""The transport of a response: what is written together, and what is never held back."""
+"""The transport of a response: what is written together."""
 
-import asyncio
 from types import SimpleNamespace
 from typing import Any
 
-from service.predicting import CHUNK_BYTES, _send_in_chunks
 from service.response_transport import ResponseTransport
 
 HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
@@ -56,26 +54,3 @@ def test_continue_is_sent_at_once() -> None:
     transport.write(HEAD)
     transport.write(BODY)
     assert written[1:] == [HEAD + BODY]
-
-
-def test_a_large_answer_lets_others_run() -> None:
-    """An answer of megabytes would delay all other requests by milliseconds."""
-    body = bytes(range(256)) * 1000
-    sent: list[tuple[bytes, bool]] = []
-    turns: list[int] = []
-
-    async def send(message: Any) -> None:
-        sent.append((message["body"], message["more_body"]))
-
-    async def other() -> None:
-        while not sent or sent[-1][1]:
-            turns.append(len(sent))
-            await asyncio.sleep(0)
-
-    async def both() -> None:
-        await asyncio.gather(_send_in_chunks(send, body), other())
-
-    asyncio.run(both())
-    assert b"".join(part for part, _ in sent) == body
-    assert [more for _, more in sent] == [True] * (len(body) // CHUNK_BYTES) + [False]
-    assert len(turns) >= len(sent) - 1
