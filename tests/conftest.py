@@ -1,5 +1,6 @@
 """The real chain, once a session: examples/keywords → dataset → checkpoint → store. Tests must not write to these."""
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,11 @@ ROOT = Path(__file__).resolve().parents[1]
 # Hypothesis fails an example that takes more than 200 ms, or inputs that are slow to draw: that is the machine's load.
 settings.register_profile("no time limits", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("no time limits")
+
+# nohup and shells that start a command in the background let it ignore these; services of the tests would inherit that.
+for number in (signal.SIGHUP, signal.SIGINT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.SIG_DFL if number is signal.SIGHUP else signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
