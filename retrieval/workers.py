@@ -75,5 +75,6 @@ class Workers:
 
     def share(self, work: Callable[[NDArray[np.float32]], Found], query_QD: NDArray[np.float32]) -> list[Found]:
         """What `work` returns for each part [P, D] of the queries, in their order. Raises what one of them raises."""
-        parts = min(PARTS_PER_THREAD * self.threads, len(query_QD) // QUERIES_A_PART)
+        most = PARTS_PER_THREAD * self.threads if self.threads > 1 else 1
+        parts = min(most, len(query_QD) // QUERIES_A_PART)
         return self.each(work, np.array_split(query_QD, parts)) if parts > 1 else [work(query_QD)]
