@@ -5,6 +5,7 @@ FastAPI only documents this route. It bypasses FastAPI's layers, which cost more
 """
 
 import asyncio
+import random
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive, Scope, Send
@@ -26,7 +27,7 @@ from service.schemas import parse, predict_request
 from service.settings import Settings
 
 PATH = "/predict"
-REFUSAL_SECONDS = 0.1  # delay of the refusal of a large request when the queue is full
+REFUSAL_SECONDS = (0.25, 0.75)  # until a large request is refused because the queue is full
 
 
 class Predict:
@@ -63,8 +64,7 @@ class Predict:
             self._generations.refuse_early(caller, min(least_texts(body), self._max_queries))
         except Refusal:
             del body
-            # slow down clients that repeat large requests immediately
-            await asyncio.sleep(REFUSAL_SECONDS if is_large else 0)
+            await _delay_refusal(is_large)
             raise
         wanted = parse(self.model, body).wanted
         del body  # the memory budget of the connections counts it only until it is read
@@ -73,12 +73,12 @@ class Predict:
         seconds = deadline_seconds(exchange.headers.get(deadlines.HEADER_BYTES))
         state = self._generations.state if self._answers else None
         if not self._answers or not state:
-            return await self._asked(exchange, wanted, seconds, caller)
+            return await self._asked(exchange, wanted, seconds, caller, is_large)
         key = key_of(state, wanted)
         if found := self._answers.get(key):
             exchange.bundle = self._generations.serving
             return found
-        answer = await self._asked(exchange, wanted, seconds, caller)
+        answer = await self._asked(exchange, wanted, seconds, caller, is_large)
         if exchange.bundle == self._generations.serving and state == self._generations.state:
             self._answers.keep(key, answer)
         return answer
@@ -94,11 +94,23 @@ class Predict:
         """Return the caller of a request. Raises Refusal 401 or 429."""
         return caller_of(self.keys.check(exchange), exchange.address)
 
-    async def _asked(self, exchange: Exchange, asked: Asked, seconds: float | None, caller: Caller) -> bytes:
-        exchange.ticket = ticket = self._generations.admit(asked, seconds, caller)
+    async def _asked(
+        self, exchange: Exchange, asked: Asked, seconds: float | None, caller: Caller, is_large: bool
+    ) -> bytes:
+        try:
+            exchange.ticket = ticket = self._generations.admit(asked, seconds, caller)
+        except Refusal as refusal:
+            if refusal.status == 429:
+                await _delay_refusal(is_large)
+            raise
         results = await ticket.answer
         exchange.bundle = ticket.bundle  # may differ from the bundle at admission, after a fallback
         return answer_body(ticket.bundle, results)
+
+
+async def _delay_refusal(is_large: bool) -> None:
+    """Slow down clients that repeat large requests immediately, and keep them from returning together."""
+    await asyncio.sleep(random.uniform(*REFUSAL_SECONDS) if is_large else 0)
 
 
 def answer_body(bundle: str, results: bytes) -> bytes:
