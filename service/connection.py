@@ -36,7 +36,7 @@ class Connection(RequestReader):
     # in a dictionary, beside uvicorn's 27 attributes, they would take 1 kB per connection (docs/decisions/0058)
     __slots__ = (
         "_ahead", "_answered_once", "_busy", "_closing", "_discarded", "_half_closed", "_head_held", "_held",
-        "_held_since", "_opened", "_pool", "_status_begun", "_stuck", "_turned_away", "_unsent",
+        "_opened", "_pool", "_status_begun", "_stuck", "_turned_away", "_unsent", "held_since",
     )  # fmt: skip
 
     def __init__(self, pool: "Connections", **given: Any) -> None:
@@ -54,7 +54,7 @@ class Connection(RequestReader):
         self._closing = 0.0  # when it was first seen closing
         self._discarded = 0  # discarded bytes
         self._held = self._unsent = 0  # bytes in the memory budget: received and unread by the client
-        self._held_since = 0.0
+        self.held_since = 0.0
 
     @property
     def idle(self) -> bool:
@@ -65,11 +65,6 @@ class Connection(RequestReader):
     def held(self) -> int:
         """Bytes that it holds in the memory budget."""
         return self._held + self._unsent
-
-    @property
-    def held_since(self) -> float:
-        """Loop time when it began to hold them."""
-        return self._held_since
 
     @property
     def stalled_since(self) -> float:
@@ -124,7 +119,7 @@ class Connection(RequestReader):
         super().pause_writing()
         self._stuck = self.loop.time()
         if not self._held:
-            self._held_since = self._stuck
+            self.held_since = self._stuck
         self._unsent = self.transport.get_write_buffer_size()
         if self._pool.memory.add(self._unsent):
             self.loop.call_soon(self._relieve)  # later: the transport is in the middle of a write
@@ -218,25 +213,30 @@ class Connection(RequestReader):
             self.transport.close()
         self._forget()
 
-    def look(self, now: float) -> None:
-        """Close the connection when a time limit has passed."""
+    def look(self, now: float) -> bool:
+        """Close the connection when a time limit has passed; return whether one has."""
         settings = self._pool.settings
         if self._stuck and now - self._stuck > settings.send_seconds:
             self._pool.count("slow_reader")
             self.transport.abort()
         elif self.transport.is_closing():
             self._closing = self._closing or now
-            if now - self._closing > settings.send_seconds:
-                self.transport.abort()
+            if now - self._closing <= settings.send_seconds:
+                return False
+            self.transport.abort()
         elif self._lingering:
-            if now - self._lingering > LINGER_SECONDS:
-                self.transport.abort()
+            if now - self._lingering <= LINGER_SECONDS:
+                return False
+            self.transport.abort()
         elif self._arriving and now - self._arriving > settings.receive_seconds:
             self._overdue()
         elif not self._answered_once and not self._arriving and now - self._opened > settings.keep_alive_seconds:
             self.transport.close()
-        elif self._half_closed or self.flow.read_paused:
-            self._check_peer()
+        else:
+            if self._half_closed or self.flow.read_paused:
+                self._check_peer()
+            return False
+        return True
 
     def shed(self) -> None:
         """End the request that holds the memory, and release it."""
@@ -352,7 +352,7 @@ class Connection(RequestReader):
 
     def _hold(self, size: int) -> None:
         if not self._held:
-            self._held_since = self.loop.time()
+            self.held_since = self.loop.time()
         self._held += size
         if self._pool.memory.add(size):
             self._relieve()

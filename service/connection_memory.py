@@ -1,5 +1,6 @@
 """Bound the memory of all connections together: unanswered requests and unread answers."""
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -10,6 +11,7 @@ PER_HEADER = 160  # overhead in bytes of one header
 STALLED = 1.0  # seconds; requests that hold memory for longer may be ended
 RELIEVED = 0.9  # fraction of the limit that remains in use after memory was freed
 BETWEEN_SEARCHES = 0.25  # seconds; searching thousands of connections takes half a millisecond
+ENDED_TOGETHER = 4  # requests; ending one takes about as long as answering one
 
 
 class Holder(Protocol):
@@ -36,6 +38,7 @@ class MemoryBudget:
         self.used = 0
         self._holders = holders
         self._next_search = 0.0
+        self._stalled: deque[Holder] = deque()  # found by the last search, those to end first in front
 
     def add(self, size: int) -> bool:
         """Count more bytes; return whether the limit is exceeded."""
@@ -48,19 +51,30 @@ class MemoryBudget:
         return self.used > self.limit
 
     def relieve(self, requester: Holder, now: float) -> None:
-        """Free memory: end stalled requests, those with the most bytes × seconds first, else the requester."""
-        if now >= self._next_search:
-            self._end_stalled(now)
-            if not self.exceeded:
-                return
-            self._next_search = now + BETWEEN_SEARCHES
-        if requester.held > ALLOWANCE:
+        """Free memory: end a few stalled requests, those with the most bytes × seconds first, else the requester."""
+        if not self._stalled and now >= self._next_search:
+            self._find_stalled(now)
+        ended = 0
+        while self._stalled and ended < ENDED_TOGETHER and self.used > RELIEVED * self.limit:
+            one = self._stalled.popleft()
+            if _is_stalled(one, now):
+                one.shed()
+                ended += 1
+        if self.exceeded and requester.held > ALLOWANCE:
             requester.shed()
 
-    def _end_stalled(self, now: float) -> None:
-        stalled = [one for one in self._holders() if one.held > ALLOWANCE and now - one.held_since > STALLED]
+    def _find_stalled(self, now: float) -> None:
+        """Find the requests to end until RELIEVED of the limit is used."""
+        self._next_search = now + BETWEEN_SEARCHES
+        stalled = [one for one in self._holders() if _is_stalled(one, now)]
         stalled.sort(key=lambda one: one.held * (now - one.held_since), reverse=True)
+        excess = self.used - RELIEVED * self.limit
         for one in stalled:
-            if self.used <= RELIEVED * self.limit:
-                return
-            one.shed()
+            if excess <= 0:
+                break
+            self._stalled.append(one)
+            excess -= one.held
+
+
+def _is_stalled(holder: Holder, now: float) -> bool:
+    return holder.held > ALLOWANCE and now - holder.held_since > STALLED

@@ -26,6 +26,7 @@ SOON = "as many texts as can be answered soon"
 LONGEST_PAUSE = 1.0  # seconds between two checks of a connection
 CHECKS = 4  # in the shortest time limit
 PER_CHECK = 8  # connections; closing one takes as long as an answer, and thousands may be overdue together
+BETWEEN_ENDS = 0.001  # seconds between two connections that are ended because a time limit has passed
 BETWEEN_SEARCHES = 0.05  # seconds after a search without result, which may take milliseconds
 
 BETWEEN_TURNS = 0.001  # seconds between two pipelined requests
@@ -126,8 +127,9 @@ class Connections:
                 await asyncio.sleep(pause / len(starts))
                 now = loop.time()
                 for connection in everyone[start : start + PER_CHECK]:
-                    if connection in self._open:
-                        self._look(connection, now)
+                    if connection in self._open and self._look(connection, now):
+                        await asyncio.sleep(BETWEEN_ENDS)
+                        now = loop.time()
 
     def _schedule_turn(self) -> None:
         """Start the timer of the next turn. There is one at a time, also when connections close before their turn."""
@@ -161,12 +163,13 @@ class Connections:
         return None
 
     @staticmethod
-    def _look(connection: Connection, now: float) -> None:
+    def _look(connection: Connection, now: float) -> bool:
         try:
-            connection.look(now)
+            return connection.look(now)
         except Exception:  # one faulty connection must not stop the check of the others
             LOG.exception("a connection was closed because its check failed")
             connection.transport.abort()
+            return True
 
 
 def _never() -> bool:
