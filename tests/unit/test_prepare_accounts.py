@@ -95,10 +95,10 @@ def test_lists_written_in_cells_are_lists(tmp_path: Path) -> None:
 
 def test_a_pair_with_count_0_is_no_positive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """If this failed, every label that was shown and not chosen would be learned as right."""
-    source = written(tmp_path / "s.csv", "query,label,n\na,x,0\na,y,2\nb,x,0\nc,x,0\nc,x,1\nd,z,3.0\n")
+    source = written(tmp_path / "s.csv", "query,label,n\na,x,0\na,y,2\nb,x,0\nc,x,0\nc,x,1\nd,z,3.5\n")
     options = (source, "--test", "0", "--validation", "0", "--count-column", "n", "--out")
     assert run("prepare", *options, tmp_path / "one") == 1
-    assert 's.csv line 7: n is "3.0", not a count' in capsys.readouterr().err
+    assert 's.csv line 7: n is "3.5", not a count' in capsys.readouterr().err
     assert run("prepare", *options, tmp_path / "one", "--skip-bad-rows") == 0
     dataset = Dataset.open(tmp_path / "one")
     assert rows(dataset) == {"a": ["y"], "c": ["x"]}
