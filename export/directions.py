@@ -57,7 +57,7 @@ def _moments(vectors_LD: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float
 def write_narrowed(vectors_LD: Vectors, row_N: NDArray[np.int64], directions_DW: Vectors, path: Path) -> Vectors:
     """Write the projections [N, W] of the vectors `row_N` to a file.
 
-    Computed in float64, so equal vectors stay equal whatever their position in a chunk.
+    Computed in float64, so equal vectors stay equal at any position in a chunk.
     """
     shape = (len(row_N), directions_DW.shape[1])
     narrow_NW: np.memmap[Any, np.dtype[np.float32]]

@@ -225,9 +225,10 @@ def _driver(url: str) -> tuple[Any, str]:
 
 
 def _seek(source: Any, start: int) -> None:
+    """Move to an offset. Raises NotSeekable if the driver cannot; errors of the network pass, and are retried there."""
     try:
         source.seek(start)
-    except (ValueError, NotImplementedError, OSError) as error:
+    except (ValueError, NotImplementedError) as error:  # io.UnsupportedOperation is a ValueError
         raise NotSeekable from error
 
 
