@@ -23,7 +23,7 @@ from training.tokens import tokenize_in_memory
 
 QUALITY_LOSS = 0.2  # points of P@1 and P@5 that a bundle may stay behind its checkpoint
 KS = (1, 5)
-QUERIES_A_BLOCK = 256
+QUERIES_PER_BLOCK = 256
 CPU = torch.device("cpu")
 
 Figures = dict[str, float]
@@ -49,8 +49,8 @@ class Validation:
 
     def blocks(self, progress: Progress) -> Iterator[list[str]]:
         """The queries, some at a time."""
-        for start in range(0, len(self.texts), QUERIES_A_BLOCK):
-            block = self.texts[start : start + QUERIES_A_BLOCK]
+        for start in range(0, len(self.texts), QUERIES_PER_BLOCK):
+            block = self.texts[start : start + QUERIES_PER_BLOCK]
             yield block
             progress(start + len(block), len(self.texts))
 

@@ -31,7 +31,7 @@ EVERY_LABEL = {
     "ef_at_100": None, "recall_at_1": 1.0, "recall_at_10": 1.0, "recall_at_100": 1.0, "label_text_recall_at_10": 1.0,
     "label_text_recall_at_100": 1.0,
 }  # fmt: skip
-QUERIES_A_BLOCK = 64  # queries per block; bounds the memory of MANY label vectors for each
+QUERIES_PER_BLOCK = 64  # queries per block; bounds the memory of MANY label vectors for each
 EQUAL_SCORE = 1e-6
 
 
@@ -134,8 +134,8 @@ class Measured:
     def _scores(self, query_QD: Vectors, rows_QK: Rows) -> NDArray[np.float64]:
         """Compute the scores of rows, best first, in one order of summation; BLAS and hnswlib round differently."""
         parts = []
-        for start in range(0, len(query_QD), QUERIES_A_BLOCK):
-            block = slice(start, start + QUERIES_A_BLOCK)
+        for start in range(0, len(query_QD), QUERIES_PER_BLOCK):
+            block = slice(start, start + QUERIES_PER_BLOCK)
             label_QKD = self._index.vectors_LD[rows_QK[block]]
             parts.append(np.einsum("qd,qkd->qk", query_QD[block], label_QKD, dtype=np.float64))
         return -np.sort(-np.concatenate(parts), axis=1)

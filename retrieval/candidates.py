@@ -20,8 +20,8 @@ from retrieval.index import ExactIndex, Rows, VectorIndex, Vectors
 from retrieval.nodes import Nodes
 
 # Costs in units of one inner product with a row that is in the processor's cache; measured in docs/decisions/0023.
-COST_OF_A_ROW = 10  # to load it, once for all queries
-COST_OF_A_CANDIDATE = 150  # of the graph: its neighbours are scattered over memory
+COST_PER_ROW = 10  # to load it, once for all queries
+COST_PER_CANDIDATE = 150  # of the graph: its neighbours are scattered over memory
 SLACK = 2  # allowed labels are not evenly distributed
 
 
@@ -89,7 +89,7 @@ class Candidates:
     @staticmethod
     def compares_each(queries: int, asked: int, rows: int) -> bool:
         """Return whether comparing `rows` allowed labels is cheaper than searching the index for `asked` candidates."""
-        return rows * (COST_OF_A_ROW + queries) <= queries * asked * COST_OF_A_CANDIDATE
+        return rows * (COST_PER_ROW + queries) <= queries * asked * COST_PER_CANDIDATE
 
 
 def _first(place_QC: Rows, allowed_QC: np.ndarray, wanted: int) -> tuple[Rows, np.ndarray]:

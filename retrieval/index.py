@@ -26,8 +26,8 @@ Rows = NDArray[np.int64]
 Progress = Callable[[int, int], object]  # called with (labels added, labels in all)
 
 QUERIES_A_PASS = 256
-LABELS_A_BLOCK = 65_536  # 256 × 65,536 float32 scores: 64 MB a thread, whatever the number of labels
-LABELS_AN_INSERTION = 1_024  # between two looks at signals and progress
+LABELS_PER_BLOCK = 65_536  # 256 × 65,536 float32 scores: 64 MB a thread, whatever the number of labels
+LABELS_PER_INSERTION = 1_024  # between two looks at signals and progress
 TOO_FEW = "Cannot return the results"  # hnswlib's words for a query that found fewer than k
 LOG = logging.getLogger("diptych.index")
 MOVED = 1e-4  # of a vector's length; the same recall from 1e-4 to 3e-2
@@ -112,12 +112,12 @@ class ExactIndex:
         return among_S[places_QK], scores_QK
 
     def _blocks(self) -> Iterator[tuple[int, Vectors]]:
-        for start in range(0, self.size, LABELS_A_BLOCK):
-            yield start, np.asarray(self._vectors_LD[start : start + LABELS_A_BLOCK], np.float32)
+        for start in range(0, self.size, LABELS_PER_BLOCK):
+            yield start, np.asarray(self._vectors_LD[start : start + LABELS_PER_BLOCK], np.float32)
 
     def _blocks_of(self, among_S: Rows) -> Iterator[tuple[int, Vectors]]:
-        for start in range(0, len(among_S), LABELS_A_BLOCK):
-            yield start, np.asarray(self._vectors_LD[among_S[start : start + LABELS_A_BLOCK]], np.float32)
+        for start in range(0, len(among_S), LABELS_PER_BLOCK):
+            yield start, np.asarray(self._vectors_LD[among_S[start : start + LABELS_PER_BLOCK]], np.float32)
 
 
 class HnswIndex:
@@ -156,8 +156,8 @@ class HnswIndex:
         index = hnswlib.Index(space="ip", dim=dim)
         index.init_index(max_elements=size, M=m, ef_construction=ef_construction, random_seed=seed)
         repeated_L = first_equal_rows(vectors_LD) != np.arange(size)
-        for start in range(0, size, LABELS_AN_INSERTION):
-            stop = min(start + LABELS_AN_INSERTION, size)
+        for start in range(0, size, LABELS_PER_INSERTION):
+            stop = min(start + LABELS_PER_INSERTION, size)
             block_BD = np.array(vectors_LD[start:stop], np.float32, order="C")
             block_BD += _moves(block_BD, repeated_L[start:stop], np.random.default_rng([seed, start]))
             index.add_items(block_BD, np.arange(start, stop), num_threads=threads or available_cores())
@@ -217,8 +217,8 @@ class HnswIndex:
             raise BundleError(f"{path}: {written} of {expected} bytes were written. Is the disk full?")
 
     def _blocks(self) -> Iterator[tuple[int, Vectors]]:
-        for start in range(0, self.size, LABELS_A_BLOCK):
-            stop = min(start + LABELS_A_BLOCK, self.size)
+        for start in range(0, self.size, LABELS_PER_BLOCK):
+            stop = min(start + LABELS_PER_BLOCK, self.size)
             yield start, np.asarray(self._index.get_items(np.arange(start, stop)), np.float32)
 
 

@@ -23,7 +23,7 @@ from retrieval.errors import BundleError
 
 HEADER = struct.Struct("<6QiI3QdQ")
 MOST_LEVELS = 64
-ELEMENTS_A_BLOCK = 512  # which fit into the processor's cache
+ELEMENTS_PER_BLOCK = 512  # which fit into the processor's cache
 COUNT = 0xFFFF  # the lower half of a list's first word
 
 Words = NDArray[np.uint32]
@@ -105,10 +105,10 @@ def check_header(path: Path, head: bytes, length: int, dim: int, size: int) -> H
 
 def _ground(path: Path, file: FileIO, header: Header) -> Iterator[Buffer]:
     """Links and labels of every element; a vector is only a number that leads nowhere."""
-    buffer_BX = np.empty((min(ELEMENTS_A_BLOCK, header.count), header.element_bytes // 4), np.uint32)
+    buffer_BX = np.empty((min(ELEMENTS_PER_BLOCK, header.count), header.element_bytes // 4), np.uint32)
     vector, label = header.data_offset // 4, header.label_offset // 4
     seen_N = np.zeros(header.count, np.bool_)
-    for start in range(0, header.count, ELEMENTS_A_BLOCK):
+    for start in range(0, header.count, ELEMENTS_PER_BLOCK):
         words_BX = buffer_BX[: header.count - start]
         if file.readinto(words_BX.data.cast("B")) != words_BX.nbytes:
             raise _broken(path, "it became shorter while it was read")

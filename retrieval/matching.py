@@ -29,7 +29,7 @@ from retrieval.tables.delimited import Layout
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json"}
 FORMULA_STARTS = r"^[=+\-@\t\r\n＝＋－＠]"  # the start of a formula in spreadsheets, full-width forms included
-QUERIES_A_PART = 8_192
+QUERIES_PER_PART = 8_192
 CHARACTERS_A_PART = 2**25  # of queries, each as often as it has matches
 HITS_AT_ONCE = 65_536  # labels per Arrow array
 QUESTION = "question.json"  # next to the parts: the arguments that they answer
@@ -106,7 +106,7 @@ def match(
     pool = ThreadPoolExecutor(PARTS_AT_ONCE)
     try:
         written: deque[tuple[int, Future[None] | None]] = deque()  # in the order of the queries; None by an earlier run
-        for number, part in enumerate(queries.parts(QUERIES_A_PART, max(1, CHARACTERS_A_PART // wanted.k))):
+        for number, part in enumerate(queries.parts(QUERIES_PER_PART, max(1, CHARACTERS_A_PART // wanted.k))):
             asked += len(part.places)
             done = part.first + len(part.texts)
             written.append((done, None if parts.has(number) else pool.submit(answer, number, part)))
@@ -268,7 +268,7 @@ def _question(retriever: Retriever, queries: Queries, reading: Reading, wanted: 
     manifest = hashlib.sha256(retriever.manifest.model_dump_json().encode()).hexdigest()
     paused = hashlib.sha256("\0".join(sorted(retriever.paused)).encode()).hexdigest()
     how: dict[str, Any] = json.loads(json.dumps({**asdict(wanted), **asdict(reading), "column": queries.column}))
-    part = [QUERIES_A_PART, CHARACTERS_A_PART]
+    part = [QUERIES_PER_PART, CHARACTERS_A_PART]
     return {"bundle": manifest, "paused": paused, "source": _stamps(queries), "wanted": how, "part": part}
 
 

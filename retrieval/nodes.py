@@ -22,7 +22,7 @@ from retrieval.vector_file import array_in
 # rows, scores, dual-encoder shares, classifier shares
 Scored = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
-LABELS_A_BLOCK = 8_192
+LABELS_PER_BLOCK = 8_192
 EXPANDED_AT_ONCE = 1 << 22  # labels; bounds the memory of `expand`
 
 
@@ -82,15 +82,15 @@ def first_equal_rows(vectors_LD: NDArray[np.float32]) -> NDArray[np.int64]:
     size, dim = vectors_LD.shape
     factors_D = np.random.default_rng(0).integers(0, 1 << 64, dim, np.uint64) | np.uint64(1)
     hash_L = np.empty(size, np.uint64)
-    for start in range(0, size, LABELS_A_BLOCK):
+    for start in range(0, size, LABELS_PER_BLOCK):
         # Adding zero turns −0.0, which equals 0.0, into the same bits.
-        block_BD = np.ascontiguousarray(vectors_LD[start : start + LABELS_A_BLOCK], np.float32) + np.float32(0)
+        block_BD = np.ascontiguousarray(vectors_LD[start : start + LABELS_PER_BLOCK], np.float32) + np.float32(0)
         hash_L[start : start + len(block_BD)] = block_BD.view(np.uint32) @ factors_D
     _, first_U, place_L = np.unique(hash_L, return_index=True, return_inverse=True)
     first_L = first_U[place_L].astype(np.int64)
     repeated = np.flatnonzero(first_L != np.arange(size))
-    for start in range(0, len(repeated), LABELS_A_BLOCK):
-        rows = repeated[start : start + LABELS_A_BLOCK]
+    for start in range(0, len(repeated), LABELS_PER_BLOCK):
+        rows = repeated[start : start + LABELS_PER_BLOCK]
         differs = (vectors_LD[rows] != vectors_LD[first_L[rows]]).any(axis=1)
         first_L[rows[differs]] = rows[differs]  # a hash collision: its own node
     return first_L

@@ -26,7 +26,7 @@ LOG = logging.getLogger("diptych")
 PATIENCE_SECONDS = 60
 GRACE_SECONDS = 15  # added by the parent, in case the child cancels its alarm
 OUTPUT_BYTES = 1 << 16  # kept of each output of the child
-SLOWEST_BYTES_A_SECOND = 20_000_000  # of a slow disk; for hashing, checking and loading together
+SLOWEST_BYTES_PER_SECOND = 20_000_000  # of a slow disk; for hashing, checking and loading together
 
 
 def prove(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
@@ -144,7 +144,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def _patience(folder: Path) -> int:
-    return PATIENCE_SECONDS + folder_bytes(folder) // SLOWEST_BYTES_A_SECOND
+    return PATIENCE_SECONDS + folder_bytes(folder) // SLOWEST_BYTES_PER_SECOND
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from retrieval.errors import BundleError, in_a_line
 from retrieval.index_file import Buffer
 
 LARGEST = 1e6  # of a number in a vector of length one or less; scores of such are finite
-LABELS_A_BLOCK = 128  # which fit into the processor's cache
+LABELS_PER_BLOCK = 128  # which fit into the processor's cache
 LONGEST_HEADER = 16_384  # bytes; numpy reads no longer one either
 
 
@@ -42,12 +42,12 @@ def read_finite(
     if len(written) != head or (into is not None and len(into) != length):
         raise BundleError(f"{path} changed while it was read. Copy the bundle again.")
     if into is None:
-        buffer_BD = np.empty((min(LABELS_A_BLOCK, size), dim), np.float32)
+        buffer_BD = np.empty((min(LABELS_PER_BLOCK, size), dim), np.float32)
     else:
         into[:head] = np.frombuffer(written, np.uint8)
     yield written
-    for start in range(0, size, LABELS_A_BLOCK):
-        count = min(LABELS_A_BLOCK, size - start)
+    for start in range(0, size, LABELS_PER_BLOCK):
+        count = min(LABELS_PER_BLOCK, size - start)
         if into is None:
             vectors_BD = buffer_BD[:count]
         else:

@@ -21,7 +21,7 @@ from retrieval.limits import available_cores
 Item = TypeVar("Item")
 Found = TypeVar("Found")
 PARTS_PER_THREAD = 4  # a thread whose core is busy with something else takes fewer of them
-QUERIES_A_PART = 2  # to wake a thread takes about as long as to look for one
+QUERIES_PER_PART = 2  # to wake a thread takes about as long as to look for one
 
 
 class Workers:
@@ -76,5 +76,5 @@ class Workers:
     def share(self, work: Callable[[NDArray[np.float32]], Found], query_QD: NDArray[np.float32]) -> list[Found]:
         """What `work` returns for each part [P, D] of the queries, in their order. Raises what one of them raises."""
         most = PARTS_PER_THREAD * self.threads if self.threads > 1 else 1
-        parts = min(most, len(query_QD) // QUERIES_A_PART)
+        parts = min(most, len(query_QD) // QUERIES_PER_PART)
         return self.each(work, np.array_split(query_QD, parts)) if parts > 1 else [work(query_QD)]

@@ -29,7 +29,7 @@ from training.tokens import TokenizedTexts
 DEPTH = max(KS)  # ranks kept of each query
 SHORTLIST = 100  # far more than the depth, so that equal scores at its edge are cut by row number
 TEXTS_A_BATCH = 1024
-SCORES_A_BLOCK = 1 << 25
+SCORES_PER_BLOCK = 1 << 25
 FAR_BELOW = -1e4  # any sum of cosines; unlike −∞ it survives a mixture with weight 0
 HEADS = {"unified": "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}  # as people read them
 
@@ -141,7 +141,7 @@ def rank(
     the served index. An excluded label never appears; a row with too few labels left ends in −1.
     """
     found: dict[Blend, list[NDArray[np.int64]]] = {blend: [] for blend in blends}
-    block = max(1, SCORES_A_BLOCK // len(labels.dual))
+    block = max(1, SCORES_PER_BLOCK // len(labels.dual))
     for start in range(0, len(queries.dual), block):
         stop = min(start + block, len(queries.dual))
         dual_QL = queries.dual[start:stop] @ labels.dual.T

@@ -25,7 +25,7 @@ from training.data.dataset import Split
 from training.data.ragged import Ragged
 from training.recipe import LabelQueriesRecipe
 
-LABELS_A_BLOCK = 2_000
+LABELS_PER_BLOCK = 2_000
 MOST = 0.5  # at a share of 0.18 label queries cost a point of P@5
 LEAST_SHARED = 2  # of neighbours, whose target is 1: one query in common is chance
 
@@ -82,8 +82,8 @@ def usual_share(query_texts: Sequence[str], label_texts: Sequence[str]) -> float
 def related_labels(labels: Ragged, n_labels: int, recipe: LabelQueriesRecipe) -> tuple[Ragged, NDArray[np.float32]]:
     """For each of L labels its targets, at most `recipe.most` of them, greatest first; their values stand beside.
 
-    `labels` are the training queries' positives. Sparse and in blocks: memory is bounded by what LABELS_A_BLOCK labels
-    share.
+    `labels` are the training queries' positives. The result is sparse and computed in blocks, so the targets that
+    LABELS_PER_BLOCK labels share bound the memory.
     """
     if recipe.targets == "one_hot":
         own = Ragged.from_lengths(np.arange(n_labels, dtype=np.int32), np.ones(n_labels, np.int64))
@@ -97,8 +97,8 @@ def related_labels(labels: Ragged, n_labels: int, recipe: LabelQueriesRecipe) ->
     found: list[NDArray[np.int32]] = []
     targets: list[NDArray[np.float32]] = []
     lengths_L = np.zeros(n_labels, np.int64)
-    for start in range(0, n_labels, LABELS_A_BLOCK):
-        shared = (clicked_LN[start : start + LABELS_A_BLOCK] @ clicked_NL).tocoo()
+    for start in range(0, n_labels, LABELS_PER_BLOCK):
+        shared = (clicked_LN[start : start + LABELS_PER_BLOCK] @ clicked_NL).tocoo()
         label, other = shared.coords[0] + start, shared.coords[1]
         target = _targets(recipe, shared.data, label, other, count_L)
         kept = target > 0

@@ -25,7 +25,7 @@ from retrieval.nodes import nodes_of
 NEIGHBOURS = 5
 KEPT = (0.5, 1.0, 0.25)  # values of κ that are tried; of equals the first (docs/decisions/0030)
 MOST_PAIRS = 1 << 32  # of trained and untrained labels that are compared one by one; beyond, a graph is asked
-LABELS_A_BLOCK = 8_192
+LABELS_PER_BLOCK = 8_192
 
 Progress = Callable[[int, int], object]  # called with (labels done, labels in all)
 
@@ -67,8 +67,8 @@ def impute(
     distinct_V = untrained_U[alike.representatives]
     nearest = _searched(np.ascontiguousarray(dual_LD[trained_T]), len(distinct_V), threads)
     mean_VC = mean_UC.new_empty(len(distinct_V), mean_UC.shape[1])
-    for start in range(0, len(distinct_V), LABELS_A_BLOCK):
-        block = slice(start, start + LABELS_A_BLOCK)
+    for start in range(0, len(distinct_V), LABELS_PER_BLOCK):
+        block = slice(start, start + LABELS_PER_BLOCK)
         places_BK, _ = nearest.search(dual_LD[distinct_V[block]], NEIGHBOURS)
         mean_VC[block] = _units(classifier_LC, trained_T[places_BK]).mean(dim=1)
         progress(min(block.stop, len(distinct_V)), len(distinct_V))
@@ -90,6 +90,6 @@ def _units(classifier_LC: Tensor, rows: NDArray[np.int64]) -> Tensor:
 
 def _sum_of_units(classifier_LC: Tensor, rows_T: NDArray[np.int64]) -> Tensor:
     total_C = torch.zeros(classifier_LC.shape[1], device=classifier_LC.device)
-    for start in range(0, len(rows_T), LABELS_A_BLOCK):
-        total_C += _units(classifier_LC, rows_T[start : start + LABELS_A_BLOCK]).sum(dim=0)
+    for start in range(0, len(rows_T), LABELS_PER_BLOCK):
+        total_C += _units(classifier_LC, rows_T[start : start + LABELS_PER_BLOCK]).sum(dim=0)
     return total_C

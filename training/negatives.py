@@ -16,7 +16,7 @@ from training.batches import pairs_in_pool
 from training.data.ragged import IntArray, Ragged
 
 CLUSTERS_A_LABEL = 32  # for whose queries a label is looked at
-SCORES_A_BLOCK = 1 << 24  # a few clusters and a million labels would need gigabytes at once
+SCORES_PER_BLOCK = 1 << 24  # a few clusters and a million labels would need gigabytes at once
 
 
 def mine_hard_negatives(
@@ -38,7 +38,7 @@ def mine_hard_negatives(
     near = labels_near(centre_KD, label_LD)
     done = 0
     for rows_B, near_P in zip(clusters, near, strict=True):
-        near_PD, some = label_LD[near_P], max(1, SCORES_A_BLOCK // max(1, len(near_P)))
+        near_PD, some = label_LD[near_P], max(1, SCORES_PER_BLOCK // max(1, len(near_P)))
         for rows in (rows_B[start : start + some] for start in range(0, len(rows_B), some)):
             scores_BP = query_ND[rows] @ near_PD.T
             row, column, _ = pairs_in_pool(not_negative.take(rows), near_P)
@@ -55,7 +55,7 @@ def labels_near(centre_KD: NDArray[np.float32], label_LD: NDArray[np.float32]) -
     clusters = len(centre_KD)
     few = min(CLUSTERS_A_LABEL, clusters)
     cluster_LF = np.empty((len(label_LD), few), np.int64)
-    some = max(1, SCORES_A_BLOCK // clusters)
+    some = max(1, SCORES_PER_BLOCK // clusters)
     for start in range(0, len(label_LD), some):
         scores_LK = label_LD[start : start + some] @ centre_KD.T
         cluster_LF[start : start + some] = np.argpartition(scores_LK, clusters - few, axis=1)[:, -few:]

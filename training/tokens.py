@@ -21,7 +21,7 @@ from training.recipe import Recipe, StaticEncoderRecipe, TransformerEncoderRecip
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 CHUNK = 10_000
-TEXTS_A_BLOCK = 262_144
+TEXTS_PER_BLOCK = 262_144
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ def inverse_document_frequency(vocabulary: int, *tokenized: TokenizedTexts) -> T
     """How rare each token is, float [V]: log of all texts over the texts it stands in, at least 0."""
     texts_with_token_V, total = np.zeros(vocabulary, np.int64), sum(map(len, tokenized))
     for texts in tokenized:
-        for start in range(0, len(texts), TEXTS_A_BLOCK):
-            offsets_B1 = texts.offsets_N1[start : start + TEXTS_A_BLOCK + 1]
+        for start in range(0, len(texts), TEXTS_PER_BLOCK):
+            offsets_B1 = texts.offsets_N1[start : start + TEXTS_PER_BLOCK + 1]
             text_S = np.repeat(np.arange(len(offsets_B1) - 1, dtype=np.int64), np.diff(offsets_B1))
             pairs = np.unique(text_S * vocabulary + texts.ids_S[offsets_B1[0] : offsets_B1[-1]])
             texts_with_token_V += np.bincount(pairs % vocabulary, minlength=vocabulary)

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from export.build import Settings
 from export.recall import recall_at
-from retrieval.index import LABELS_AN_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
+from retrieval.index import LABELS_PER_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
 from retrieval.index_file import check_index_file
 from retrieval.workers import Workers
 
@@ -30,7 +30,7 @@ K = 10
 RECALL = 0.99  # that latencies are compared at
 MOST_EF = 4_096
 SAMPLED = 2_000  # labels whose nearest neighbour says how far copies are moved
-LABELS_A_BLOCK = 16_384
+LABELS_PER_BLOCK = 16_384
 QUERIES_IN_TURN = 100  # a set's vectors are in the cache as they would be, not as another set leaves it
 EXACT_QUERIES = 20
 WARM = 20
@@ -89,8 +89,8 @@ def extended(vectors_LD: Vectors, dual_dim: int, size: int, path: Path, told: To
         order_L = draw.permutation(len(vectors_LD))[:real]
         aside = path.with_suffix(".half")
         wide_LD = np.lib.format.open_memmap(aside, "w+", np.float32, (size, vectors_LD.shape[1]))
-        for start in range(0, size, LABELS_A_BLOCK):
-            place_B = np.arange(start, min(start + LABELS_A_BLOCK, size))
+        for start in range(0, size, LABELS_PER_BLOCK):
+            place_B = np.arange(start, min(start + LABELS_PER_BLOCK, size))
             block_BD = np.asarray(vectors_LD[order_L[place_B % real]])
             copies_B = place_B >= real
             block_BD[copies_B] = moves.copies(block_BD[copies_B], dual_dim, draw)
@@ -114,8 +114,8 @@ class Moves:
         row_N = draw.choice(len(vectors_LD), min(SAMPLED, len(vectors_LD)), replace=False)
         sample_ND = np.asarray(vectors_LD[row_N], np.float64)
         nearest_N = np.full(len(row_N), np.inf)
-        for start in range(0, len(vectors_LD), LABELS_A_BLOCK):
-            block_BD = np.asarray(vectors_LD[start : start + LABELS_A_BLOCK])
+        for start in range(0, len(vectors_LD), LABELS_PER_BLOCK):
+            block_BD = np.asarray(vectors_LD[start : start + LABELS_PER_BLOCK])
             squared_NB = (sample_ND**2).sum(1)[:, None] + (block_BD**2).sum(1) - 2 * sample_ND @ block_BD.T
             squared_NB[squared_NB < 1e-6] = np.inf  # itself, or a twin
             nearest_N = np.minimum(nearest_N, squared_NB.min(axis=1))
@@ -189,8 +189,8 @@ def _grow(vectors_LD: Vectors, sizes: list[int], folder: Path, threads: int, tol
             cost = _cost(folder, before) if before else {"build_seconds": 0.0, "build_processor_seconds": 0.0}
             index = _room_for(size, vectors_LD.shape[1], folder / f"index-{before}" if before else None)
             wall, processor = time.perf_counter(), time.process_time()
-            for start in range(before, size, LABELS_AN_INSERTION):
-                stop = min(start + LABELS_AN_INSERTION, size)
+            for start in range(before, size, LABELS_PER_INSERTION):
+                stop = min(start + LABELS_PER_INSERTION, size)
                 index.add_items(np.asarray(vectors_LD[start:stop]), np.arange(start, stop), num_threads=threads)
             cost["build_seconds"] += time.perf_counter() - wall
             cost["build_processor_seconds"] += time.process_time() - processor

@@ -8,7 +8,7 @@ import scipy.sparse as sp
 from benchmarks.peers.features import Features
 from benchmarks.peers.process import Peer, Task, best_first, run
 
-QUERIES_A_BLOCK = 256
+QUERIES_PER_BLOCK = 256
 
 
 class Neighbours(Peer):
@@ -23,8 +23,8 @@ class Neighbours(Peer):
     def rank(self, texts: list[str], depth_Q: Any) -> list[list[int]]:
         """The labels of the nearest training queries, by their votes."""
         found: list[list[int]] = []
-        for start in range(0, len(texts), QUERIES_A_BLOCK):
-            similar_QN = self.features.transform(texts[start : start + QUERIES_A_BLOCK]) @ self.train_FN
+        for start in range(0, len(texts), QUERIES_PER_BLOCK):
+            similar_QN = self.features.transform(texts[start : start + QUERIES_PER_BLOCK]) @ self.train_FN
             votes_QL = self._nearest(similar_QN) @ self.positives_NL
             for row, (first, end) in enumerate(zip(votes_QL.indptr, votes_QL.indptr[1:], strict=False)):
                 depth = int(depth_Q[start + row])

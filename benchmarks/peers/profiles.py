@@ -7,7 +7,7 @@ from sklearn.preprocessing import normalize
 from benchmarks.peers.features import Features
 from benchmarks.peers.process import Peer, Task, best_first, run
 
-QUERIES_A_BLOCK = 256
+QUERIES_PER_BLOCK = 256
 
 
 class Profiles(Peer):
@@ -24,8 +24,8 @@ class Profiles(Peer):
     def rank(self, texts: list[str], depth_Q: Any) -> list[list[int]]:
         """Labels by cosine with the query."""
         found: list[list[int]] = []
-        for start in range(0, len(texts), QUERIES_A_BLOCK):
-            scores_QL = self.features.transform(texts[start : start + QUERIES_A_BLOCK]) @ self.profile_FL
+        for start in range(0, len(texts), QUERIES_PER_BLOCK):
+            scores_QL = self.features.transform(texts[start : start + QUERIES_PER_BLOCK]) @ self.profile_FL
             for row, (first, end) in enumerate(zip(scores_QL.indptr, scores_QL.indptr[1:], strict=False)):
                 depth = int(depth_Q[start + row])
                 found.append(best_first(scores_QL.data[first:end], scores_QL.indices[first:end], depth))

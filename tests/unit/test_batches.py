@@ -124,7 +124,7 @@ def test_clusters_hold_what_is_near() -> None:
 @pytest.mark.parametrize("block", [1 << 24, 130, 1])
 def test_mined_negatives_are_the_nearest_that_are_not_true(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """If this failed, a true or excluded label would be a hard negative, or a large set would be mined wrongly."""
-    monkeypatch.setattr("training.negatives.SCORES_A_BLOCK", block)
+    monkeypatch.setattr("training.negatives.SCORES_PER_BLOCK", block)
     generator = np.random.default_rng(5)
     queries, labels = (generator.standard_normal((n, 8)).astype(np.float32) for n in (30, 50))
     not_negative = Ragged.from_lists(

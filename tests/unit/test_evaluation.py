@@ -55,7 +55,7 @@ def by_definition(halves: Halves, blend: Blend) -> torch.Tensor:
 
 def test_rankings_are_those_of_the_score(halves: Halves, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, the reported figures would not be the model's; small blocks must change nothing."""
-    monkeypatch.setattr(evaluation, "SCORES_A_BLOCK", 70)
+    monkeypatch.setattr(evaluation, "SCORES_PER_BLOCK", 70)
     for blend, ranking in evaluation.rank(*halves, BLENDS, EMPTY, searched=BLENDS).items():
         assert ranking.tolist() == by_definition(halves, blend).topk(10).indices.tolist()
 

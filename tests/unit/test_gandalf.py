@@ -36,7 +36,7 @@ def test_neighbours_are_the_nearest_by_their_queries(
 ) -> None:
     """If this failed, a label's text would be taught labels that have nothing to do with it; blocks change nothing."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(gandalf, "LABELS_A_BLOCK", block)
+        patched.setattr(gandalf, "LABELS_PER_BLOCK", block)
         found = neighbouring_labels(Ragged.from_lists([sorted(row) for row in rows]), N_LABELS, most, threshold)
     assert len(found) == N_LABELS
     for label in range(N_LABELS):
@@ -50,7 +50,7 @@ def test_neighbours_are_the_nearest_by_their_queries(
 @pytest.mark.parametrize("block", [1, 2, 1000])
 def test_neighbours_come_nearest_first_and_equal_ones_by_row(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, `most` would keep other labels than the nearest, or others in each run."""
-    monkeypatch.setattr(gandalf, "LABELS_A_BLOCK", block)
+    monkeypatch.setattr(gandalf, "LABELS_PER_BLOCK", block)
     shared = [[0, 3, 4, 1]] * 2 + [[0, 3, 4]] * 2 + [[0, 2]] * 2 + [[5], [6, 0]]  # 6 shares one query: chance
     positives = Ragged.from_lists(shared)
     assert neighbouring_labels(positives, N_LABELS, 30, 0.0)[0].tolist() == [3, 4, 1, 2]

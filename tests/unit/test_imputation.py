@@ -42,7 +42,7 @@ def test_an_untrained_label_takes_after_its_nearest_trained_ones(
     dual_LD: np.ndarray, rows_LC: torch.Tensor, trained_L: np.ndarray, monkeypatch: pytest.MonkeyPatch, block: int
 ) -> None:
     """If it fails, new labels are scored by labels that have nothing to do with them."""
-    monkeypatch.setattr(imputation, "LABELS_A_BLOCK", block)
+    monkeypatch.setattr(imputation, "LABELS_PER_BLOCK", block)
     found = impute(dual_LD, rows_LC, trained_L)
     for kept in KEPT:
         expected_UC = by_definition(dual_LD, rows_LC, trained_L, kept)
@@ -85,7 +85,7 @@ def test_progress_ends_at_the_last_label(
     dual_LD: np.ndarray, rows_LC: torch.Tensor, trained_L: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it fails, a person watches a bar that never ends."""
-    monkeypatch.setattr(imputation, "LABELS_A_BLOCK", 4)
+    monkeypatch.setattr(imputation, "LABELS_PER_BLOCK", 4)
     seen: list[tuple[int, int]] = []
     impute(dual_LD, rows_LC, trained_L, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(4, 15), (8, 15), (12, 15), (15, 15)]

@@ -30,7 +30,7 @@ def test_a_saved_index_answers_the_same(tmp_path: Path) -> None:
 
 def test_building_reports_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, the progress bar of a long build stands still or never ends."""
-    monkeypatch.setattr(index_module, "LABELS_AN_INSERTION", 100)
+    monkeypatch.setattr(index_module, "LABELS_PER_INSERTION", 100)
     steps: list[tuple[int, int]] = []
     HnswIndex.build(some(250), progress=lambda done, total: steps.append((done, total)))
     assert steps == [(100, 250), (200, 250), (250, 250)]
@@ -40,7 +40,7 @@ def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, exact search over many labels loses or misnumbers rows where two blocks meet."""
     vectors_LD, query_QD = some(1000), some(30, seed=1)
     whole = ExactIndex(vectors_LD).search(query_QD, 25)
-    monkeypatch.setattr(index_module, "LABELS_A_BLOCK", 64)
+    monkeypatch.setattr(index_module, "LABELS_PER_BLOCK", 64)
     monkeypatch.setattr(index_module, "QUERIES_A_PASS", 7)
     parts = ExactIndex(vectors_LD, threads=3).search(query_QD, 25)
     np.testing.assert_array_equal(whole[0], parts[0])

@@ -40,7 +40,7 @@ def retriever(bundle: Path) -> Retriever:
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of seven queries, so that thirty are five."""
-    monkeypatch.setattr(module, "QUERIES_A_PART", 7)
+    monkeypatch.setattr(module, "QUERIES_PER_PART", 7)
 
 
 def written(folder: Path, ending: str, queries: list[str | None], column: str = "query") -> Path:

@@ -1,5 +1,6 @@
 """Stores behind URLs: what is fetched, what is kept, what is seen of changes, and what the command line says."""
 
+import io
 import json
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from retrieval.cache import cache_store, pull
 from retrieval.errors import BadInput, BundleError
 from retrieval.manifest import MANIFEST, QUERY_ENCODER, TOKENIZER
 from retrieval.paused import PAUSED
+from retrieval.remote import NotSeekable, _seek
 from retrieval.retriever import Retriever
 from retrieval.signatures import SIGNATURE, new_keys
 from retrieval.store import Store
@@ -286,3 +288,24 @@ def test_a_url_for_a_store_to_change_is_refused_by_the_library_too() -> None:
     """If it fails, `Store("s3://…")` quietly works on a local folder of that name."""
     with pytest.raises(BadInput, match="can be read, not changed"):
         Store("s3://shop/store")
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (io.UnsupportedOperation("seek"), NotSeekable),
+        (ValueError("Cannot seek streaming HTTP file"), NotSeekable),
+        (NotImplementedError(), NotSeekable),
+        (ConnectionResetError("connection reset"), ConnectionResetError),
+        (TimeoutError("timed out"), TimeoutError),
+    ],
+)
+def test_only_a_driver_that_cannot_seek_starts_a_download_again(error: Exception, expected: type[Exception]) -> None:
+    """If it fails, a network error while a download is resumed discards what has been downloaded."""
+
+    class Source:
+        def seek(self, start: int) -> None:
+            raise error
+
+    with pytest.raises(expected):
+        _seek(Source(), 5)
