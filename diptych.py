@@ -13,9 +13,9 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from retrieval import stopping
 from retrieval.errors import DiptychError
-from retrieval.terminal import echo, replace_unprintable
+from retrieval.system import stopping
+from retrieval.system.terminal import echo, replace_unprintable
 
 
 class Room(NamedTuple):
@@ -38,7 +38,7 @@ COMMANDS = {
     "predict": Room("retrieval.commands", "Match a whole file of queries offline.", "cpu", ANSWER),
     "serve": Room("service.commands", "Answer POST /predict from a store's active bundle.", "serve,cpu", ANSWER),
     "loadtest": Room("service.commands", "Measure a running service under load.", "serve,cpu", ANSWER),
-    "doctor": Room("service.doctor.commands", "Check this machine, its packages and a store.", "cpu", LOOK),
+    "doctor": Room("doctor.commands", "Check this machine, its packages and a store.", "cpu", LOOK),
 }
 
 THE_WAY = """From clicks to answers:
@@ -115,7 +115,7 @@ def missing_package(command: str, missing: ModuleNotFoundError) -> DiptychError:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 1 after an error, which is one sentence on stderr.
 
-    After SIGTERM or Ctrl-C it is 128 plus the signal's number; see retrieval/stopping.py.
+    After SIGTERM or Ctrl-C it is 128 plus the signal's number; see retrieval/system/stopping.py.
     """
     args = list(sys.argv[1:] if argv is None else argv)
     called = called_command(args)

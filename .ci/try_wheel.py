@@ -23,7 +23,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "v2"
-PACKAGES = ("training", "export", "retrieval", "service")
+PACKAGES = ("training", "export", "retrieval", "service", "loadtest", "doctor")
 PATIENCE_SECONDS = 60
 LIBRARY = """
 import sys

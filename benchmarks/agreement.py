@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from retrieval import Retriever
-from training.checkpoint import load_checkpoint
+from training.checkpoint.files import load_checkpoint
 from training.data.dataset import Dataset
-from training.evaluation import encode_labels, encode_queries
-from training.tokens import tokenize_in_memory
+from training.evaluation.scoring import encode_labels, encode_queries
+from training.model.tokens import tokenize_in_memory
 
 K = 10
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)

@@ -25,7 +25,7 @@ from benchmarks.measuring.recipe_process import Answers
 from benchmarks.measuring.systems import RecipeRun
 from retrieval import metrics
 from retrieval.errors import DiptychError
-from training.checkpoint import load_checkpoint
+from training.checkpoint.files import load_checkpoint
 from training.data.dataset import Dataset
 
 OBJECTIVES = {"precision": "#b91c1c", "balanced": "#c2410c", "tail": "#0f766e"}

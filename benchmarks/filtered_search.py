@@ -20,10 +20,10 @@ from rich.table import Table
 
 from benchmarks.measuring.running import count
 from retrieval import Retriever
-from retrieval.attributes import Allowed
-from retrieval.candidates import Candidates
 from retrieval.errors import DiptychError
-from retrieval.index import ExactIndex, Rows, Vectors
+from retrieval.search.attributes import Allowed
+from retrieval.search.candidates import Candidates
+from retrieval.search.indexes import ExactIndex, Rows, Vectors
 from training.data.dataset import Dataset
 
 SHARES = (0.5, 0.1, 0.01, 0.001, 0.0001)

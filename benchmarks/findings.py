@@ -24,9 +24,9 @@ from benchmarks.measuring.scoring import Judge
 from benchmarks.measuring.summary import System, as_json, scored
 from benchmarks.measuring.systems import Ran, RecipeRun, run_recipe
 from retrieval.errors import BadInput
-from training.checkpoint import read_facts
-from training.comparison import Bootstrap
-from training.recipe import PropensityRecipe
+from training.checkpoint.files import read_facts
+from training.evaluation.significance import Bootstrap
+from training.recipe.schema import PropensityRecipe
 
 COLUMNS = ("P@1", "P@5", "R@10", "PSP@1", "PSP@5", "tail R@10")
 Runs = dict[str, list[Ran]]

@@ -33,10 +33,10 @@ from benchmarks.measuring.systems import ROOT, THREAD_VARIABLES
 from benchmarks.peers.environments import ENVIRONMENTS, python_of
 from benchmarks.peers.watched_steps import Task
 from retrieval.errors import BadInput, DiptychError
-from training.batches import sample_positives
+from training.batching.batches import sample_positives
 from training.data.dataset import Dataset, DatasetMeta, Split, SplitName
-from training.data.writing import write_dataset
-from training.tokens import make_tokenizer, tokenize_in_memory
+from training.model.tokens import make_tokenizer, tokenize_in_memory
+from training.prepare.writing import write_dataset
 
 WARM = 5  # steps before the measured ones
 OURS, THEIRS = "Diptych, systems/dpr", "sentence-transformers"

@@ -23,7 +23,7 @@ from benchmarks.measuring.scoring import Judge, write_task
 from benchmarks.measuring.summary import System, as_json, scored
 from benchmarks.measuring.systems import PEERS, RecipeRun, run_peer, run_recipe
 from benchmarks.measuring.tables import Setting, report
-from training.recipe import PropensityRecipe
+from training.recipe.schema import PropensityRecipe
 
 
 def main() -> int:

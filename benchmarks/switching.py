@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval import Retriever
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.service import Load, serving, wait_until
 from training.data.dataset import Dataset
 

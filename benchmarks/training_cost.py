@@ -30,15 +30,15 @@ from benchmarks.measuring.systems import ROOT
 from retrieval.errors import DiptychError
 from training.data.dataset import Dataset, Split
 from training.data.ragged import Ragged
-from training.listener import Nobody
-from training.material import Material
-from training.model import LEAST_TOKENS, UnifiedModel, groups_of_like_length
-from training.recipe import Recipe, load_recipe
-from training.rowwise import RowTable
+from training.data.training_data import Material
+from training.model.row_tables import RowTable
+from training.model.static_encoder import StaticEncoder
+from training.model.tokens import TokenizedTexts
+from training.model.unified import LEAST_TOKENS, UnifiedModel, groups_of_like_length
+from training.monitoring.callbacks import Nobody
+from training.monitoring.epoch_stats import Step, Tally
+from training.recipe.schema import Recipe, load_recipe
 from training.run import train
-from training.static_encoder import StaticEncoder
-from training.tally import Step, Tally
-from training.tokens import TokenizedTexts
 from training.trainer import Prepared, Stopped, Trainer
 
 QUERIES, LABELS, TOKENS = 20_000, 20_000, 15_000  # that a table's rows are touched for, whatever its length

@@ -27,14 +27,10 @@ from export.quality import (
 )
 from export.recall import RECALL_TARGET, KeepsQuality, Ranked, choose_efforts
 from export.vectors import count_zeros, write_imputed, write_vectors
-from retrieval.bundle_files import seal
-from retrieval.encoder import TextEncoder
-from retrieval.errors import BundleError, GateError
-from retrieval.golden import Golden, GoldenReport, record_golden, write_golden
-from retrieval.index import HnswIndex
-from retrieval.label_size import check_label_size
-from retrieval.labels import write_labels
-from retrieval.manifest import (
+from retrieval.bundle.golden_answers import Golden, GoldenReport, record_golden, write_golden
+from retrieval.bundle.label_size import check_label_size
+from retrieval.bundle.labels import write_labels
+from retrieval.bundle.manifest import (
     DIRECTIONS,
     INDEX,
     LABEL_ENCODER,
@@ -53,13 +49,17 @@ from retrieval.manifest import (
     Source,
     read_manifest,
 )
-from retrieval.narrow import NarrowIndex
-from retrieval.nodes import nodes_of
+from retrieval.bundle.verified_files import seal
+from retrieval.errors import BundleError, GateError
 from retrieval.retriever import Retriever
-from retrieval.store import Store
-from retrieval.workers import Workers
-from training.checkpoint import Checkpoint, load_checkpoint
-from training.tokens import special_ids, tokenize_in_memory
+from retrieval.search.distinct_vectors import nodes_of
+from retrieval.search.encoder import TextEncoder
+from retrieval.search.indexes import HnswIndex
+from retrieval.search.pca_index import NarrowIndex
+from retrieval.search.thread_pool import Workers
+from retrieval.store.local import Store
+from training.checkpoint.files import Checkpoint, load_checkpoint
+from training.model.tokens import special_ids, tokenize_in_memory
 
 NARROWED = "narrowed.npy"  # what the index is built from, and not part of the bundle
 GOLDEN_QUERIES = 100

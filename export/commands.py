@@ -41,10 +41,10 @@ def export(
     """Build a bundle (encoders, vectors, index) and prove it against its checkpoint before it is published."""
     from export.build import Settings
     from export.build import export as build
-    from retrieval.console import Console
-    from retrieval.signatures import trusted_keys
-    from retrieval.store import Store
-    from training.console import ConsoleListener
+    from retrieval.bundle.signatures import trusted_keys
+    from retrieval.store.local import Store
+    from retrieval.system.console import Console
+    from training.monitoring.console import ConsoleListener
 
     opened = Store(store, trusted=trusted_keys())
     settings = Settings(m=m, ef_construction=ef_construction, threads=threads, precision=precision)
@@ -59,7 +59,7 @@ def _table(built: "Built") -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from retrieval.manifest import MANY
+    from retrieval.bundle.manifest import MANY
 
     manifest = built.manifest
     table = Table("what", "figure", "over", title=built.name, title_justify="left", box=SIMPLE)

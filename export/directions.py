@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.geometry import LABELS_A_CHUNK
-from retrieval.index import Vectors
+from retrieval.search.indexes import Vectors
 
 ENERGY = 0.87  # of what tells labels apart that the directions keep; docs/decisions/0031 has the figures
 LANES = 16  # numbers that the index's inner product takes at a time

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from export.geometry import Cone
-from retrieval.manifest import LABEL_ENCODER, QUERY_ENCODER
-from training.model import UnifiedModel
+from retrieval.bundle.manifest import LABEL_ENCODER, QUERY_ENCODER
+from training.model.unified import UnifiedModel
 
 OPSET = 20
 INLINE_LIMIT = 1_900_000_000  # bytes; a protobuf file ends at 2 GiB, beyond it weights go into a file beside it

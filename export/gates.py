@@ -11,12 +11,12 @@ import numpy as np
 
 from export.geometry import Cone
 from export.quality import torch_halves
-from retrieval.encoder import TextEncoder
+from retrieval.bundle.manifest import Parity
 from retrieval.errors import GateError
-from retrieval.index import Vectors
-from retrieval.manifest import Parity
-from training.checkpoint import Checkpoint
-from training.tokens import tokenize_in_memory
+from retrieval.search.encoder import TextEncoder
+from retrieval.search.indexes import Vectors
+from training.checkpoint.files import Checkpoint
+from training.model.tokens import tokenize_in_memory
 
 COSINE_TARGET = 0.9999
 QUERIES, LABELS = 1_000, 1_000

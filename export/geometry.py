@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.checkpoint import Checkpoint
-from training.evaluation import popularity
+from training.checkpoint.files import Checkpoint
+from training.evaluation.scoring import popularity
 
 LEAST_BALANCE, MOST_BALANCE = 0.2, 0.5  # measured in docs/decisions/0022
 CONE_SHRINK = 0.5

@@ -20,8 +20,8 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import Tensor, nn
 
 from export.encoders import INLINE_LIMIT, quiet
-from training.model import TransformerEncoder
-from training.tokens import TokenizedTexts
+from training.model.tokens import TokenizedTexts
+from training.model.unified import TransformerEncoder
 
 TEXTS_A_BATCH = 64
 SMOOTHING = 0.8  # measured in docs/decisions/0026; 0 leaves all unevenness in what is read, 1 puts all into the weights

@@ -22,13 +22,13 @@ from export.gates import LABELS, sample
 from export.geometry import Cone, bias
 from export.int8 import quantize, smoothed
 from export.quality import Validation
-from retrieval.encoder import TextEncoder
+from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, ModelFacts, Precision, Reduced, Speed
 from retrieval.errors import GateError
-from retrieval.index import ExactIndex, Vectors
-from retrieval.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, ModelFacts, Precision, Reduced, Speed
-from training.checkpoint import Checkpoint
-from training.model import TransformerEncoder, UnifiedModel
-from training.tokens import tokenize_in_memory
+from retrieval.search.encoder import TextEncoder
+from retrieval.search.indexes import ExactIndex, Vectors
+from training.checkpoint.files import Checkpoint
+from training.model.tokens import tokenize_in_memory
+from training.model.unified import TransformerEncoder, UnifiedModel
 
 PRECISION_LOSS = 0.5  # points of P@1 that less precision may cost
 LEAST_SPEEDUP = 2.0  # of int8, on one thread, in the geometric mean over the batch sizes

@@ -12,14 +12,14 @@ from numpy.typing import NDArray
 
 from export.geometry import Cone, bias
 from export.progress import Progress, unwatched
+from retrieval.bundle.manifest import ModelFacts, Quality
 from retrieval.errors import GateError
-from retrieval.index import ExactIndex, Rows, Vectors
-from retrieval.manifest import ModelFacts, Quality
 from retrieval.metrics import evaluate
 from retrieval.retriever import Retriever
-from training.checkpoint import Checkpoint
-from training.evaluation import encode_queries
-from training.tokens import tokenize_in_memory
+from retrieval.search.indexes import ExactIndex, Rows, Vectors
+from training.checkpoint.files import Checkpoint
+from training.evaluation.scoring import encode_queries
+from training.model.tokens import tokenize_in_memory
 
 QUALITY_LOSS = 0.2  # points of P@1 and P@5 that a bundle may stay behind its checkpoint
 KS = (1, 5)

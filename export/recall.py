@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from export.progress import Progress
 from export.quality import Figures, Validation, falls_short
-from retrieval.candidates import Candidates
-from retrieval.encoder import TextEncoder
+from retrieval.bundle.manifest import FEW, MANY, Effort, ModelFacts
 from retrieval.errors import GateError
-from retrieval.index import QUERIES_A_PASS, ExactIndex, Rows, VectorIndex, Vectors
-from retrieval.manifest import FEW, MANY, Effort, ModelFacts
-from retrieval.narrow import rescore, to_rescore
-from retrieval.nodes import Nodes, expand
+from retrieval.search.candidates import Candidates
+from retrieval.search.distinct_vectors import Nodes, expand
+from retrieval.search.encoder import TextEncoder
+from retrieval.search.indexes import QUERIES_A_PASS, ExactIndex, Rows, VectorIndex, Vectors
+from retrieval.search.pca_index import rescore, to_rescore
 
 RECALL_TARGET = 0.995  # recall@1, @10 and @100
 RECALL_REQUIRED = 0.99  # recall@10 and @100, at every weight

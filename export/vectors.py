@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 
 from export.geometry import LABELS_A_CHUNK, Cone, classifier_halves, with_bias
 from export.progress import Progress
-from retrieval.encoder import TextEncoder
+from retrieval.bundle.manifest import ModelFacts
 from retrieval.errors import GateError
-from retrieval.manifest import ModelFacts
-from training.checkpoint import Checkpoint
-from training.imputation import impute
+from retrieval.search.encoder import TextEncoder
+from training.checkpoint.files import Checkpoint
+from training.evaluation.imputation import impute
 
 Vectors = NDArray[np.float32]
 
@@ -73,7 +73,7 @@ def first_of_same_tokens(checkpoint: Checkpoint, encoder: TextEncoder) -> NDArra
 def write_imputed(
     checkpoint: Checkpoint, facts: ModelFacts, cone: Cone, path: Path, threads: int | None, progress: Progress
 ) -> None:
-    """Give each label that was not trained the classifier half that `training.imputation` takes from its neighbours."""
+    """Give each label that was not trained a classifier half imputed from its neighbours."""
     vectors_LD: Vectors = np.load(path, mmap_mode="r+", allow_pickle=False)
     dual_dim, scale_C = facts.dual_dim, facts.label_scale()[facts.dual_dim :]
     found = impute(

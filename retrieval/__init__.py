@@ -12,15 +12,15 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 if TYPE_CHECKING:
     from retrieval.retriever import Hit, Retriever
-    from retrieval.store import Store
+    from retrieval.store.local import Store
 
 __all__ = ["Hit", "Retriever", "Store"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: training takes only retrieval.index and retrieval.metrics, and has no ONNX Runtime.
+    # Imported on first use: training imports only some modules of this package, and has no ONNX Runtime.
     if name == "Store":
-        from retrieval.store import Store
+        from retrieval.store.local import Store
 
         return Store
     if name in __all__:

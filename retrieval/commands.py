@@ -5,15 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from retrieval.completion import bundle_names
-from retrieval.terminal import echo, print_json
+from retrieval.store.completion import bundle_names
+from retrieval.system.terminal import echo, print_json
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from retrieval.remote import Remote
     from retrieval.retriever import Hit
-    from retrieval.store import Store
+    from retrieval.store.local import Store
+    from retrieval.store.remote import Remote
 
 app = typer.Typer()
 bundles = typer.Typer(
@@ -59,10 +59,10 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Ask a bundle for the best labels of one or more queries."""
+    from retrieval.bundle.signatures import trusted_keys
     from retrieval.errors import BadInput
     from retrieval.query_text import is_blank
     from retrieval.retriever import Retriever
-    from retrieval.signatures import trusted_keys
 
     if (empty := next((place for place, query in enumerate(queries) if is_blank(query)), None)) is not None:
         raise BadInput(f"query {empty} is empty. Give it text.")
@@ -73,7 +73,7 @@ def search(
     if as_json:
         print_json({"bundle": name, "results": [_as_json(*answer) for answer in zip(queries, answers, strict=True)]})
         return
-    from retrieval.console import Console
+    from retrieval.system.console import Console
 
     console = Console(markup=False)
     for query, hits in zip(queries, answers, strict=True):
@@ -112,11 +112,11 @@ def predict(
     """
     from rich.progress import Progress
 
-    from retrieval.console import Console
-    from retrieval.matching import Reading, Wanted, match
+    from retrieval.bundle.signatures import trusted_keys
+    from retrieval.offline.batch_search import Reading, Wanted, match
     from retrieval.retriever import Retriever
-    from retrieval.signatures import trusted_keys
-    from retrieval.stopping import StopRequested
+    from retrieval.system.console import Console
+    from retrieval.system.stopping import StopRequested
     from retrieval.tables.delimited import Layout
 
     reading = Reading(column, Layout.of(separator, quoting), skip_bad_rows)
@@ -146,9 +146,9 @@ def list_bundles(store: ReadArgument) -> None:
     """List the bundles of a store, oldest first; a star marks the active one."""
     from rich.table import Table
 
-    from retrieval.console import Console
+    from retrieval.bundle.signatures import NotTrusted
     from retrieval.errors import BundleError, Unreachable
-    from retrieval.signatures import NotTrusted
+    from retrieval.system.console import Console
 
     opened = _opened(store)
     active, names = opened.active(), opened.bundles()
@@ -181,8 +181,8 @@ def show(store: ReadArgument, name: NameArgument) -> None:
 @bundles.command(rich_help_panel=LOOK)
 def verify(store: ReadArgument, name: NameArgument) -> None:
     """Compare a bundle's files with its manifest, and its answers with its golden ones."""
-    from retrieval.probe import prove_aside
-    from retrieval.signatures import trusted_keys
+    from retrieval.bundle.signatures import trusted_keys
+    from retrieval.sandboxed_opening import prove_aside
 
     report = prove_aside(_folder(store, name), trusted_keys())
     echo(f"{name} is whole: {report}.")
@@ -200,11 +200,11 @@ def pull_bundle(
     activate: Annotated[bool, typer.Option("--activate", help="Make it the active bundle of --store.")] = False,
 ) -> None:
     """Fetch a bundle from a URL into a local store, unless it is there."""
-    from retrieval.cache import fetch, pull
+    from retrieval.bundle.signatures import trusted_keys
     from retrieval.errors import BadInput
-    from retrieval.remote_console import download_bar
-    from retrieval.signatures import trusted_keys
-    from retrieval.store import Store
+    from retrieval.store.download_progress import download_bar
+    from retrieval.store.local import Store
+    from retrieval.store.pull import fetch, pull
 
     if activate and store is None:
         raise BadInput("--activate needs --store: in the cache the bundle is active that is active at the URL.")
@@ -248,7 +248,7 @@ def prune(
 @bundles.command(rich_help_panel=TRUST)
 def keygen() -> None:
     """Print a new key pair: a secret signing key, and the key for readers to trust."""
-    from retrieval.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
+    from retrieval.bundle.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
 
     keys = new_keys()
     echo(f"{SIGNING_KEY}={keys.signing}\n{TRUSTED_KEYS}={keys.trusted}")
@@ -267,8 +267,8 @@ def sign(
 
     Readers with trusted keys refuse a bundle with a lower number than was active before, unless they roll back to it.
     """
-    from retrieval.signatures import signing_key
-    from retrieval.store import Store
+    from retrieval.bundle.signatures import signing_key
+    from retrieval.store.local import Store
 
     number = Store(store).sign(name, signing_key(), serial)
     echo(f"{name} is signed, with serial number {number}.")
@@ -291,11 +291,11 @@ def diff(
     show_moved: Annotated[int, typer.Option("--moved", min=0, help="How many changed queries to show.")] = 10,
 ) -> None:
     """Compare the answers of two bundles: agreement, what moved, and which is better if true labels are given."""
-    from retrieval.difference import difference
-    from retrieval.difference_console import show as show_difference
-    from retrieval.queries import Queries
+    from retrieval.bundle.signatures import trusted_keys
+    from retrieval.offline.comparison import difference
+    from retrieval.offline.comparison_console import show as show_difference
+    from retrieval.offline.query_files import Queries
     from retrieval.retriever import Retriever
-    from retrieval.signatures import trusted_keys
 
     asked = Queries(queries, column)
     texts, truths = asked.first(most)
@@ -308,11 +308,11 @@ def diff(
 
 def _opened(store: str) -> "Store | Remote":
     """Open a store for reading, in a folder or behind a URL."""
-    from retrieval.urls import as_url
+    from retrieval.store.urls import as_url
 
     if as_url(store) is not None:
-        from retrieval.remote import Remote
-        from retrieval.signatures import trusted_keys
+        from retrieval.bundle.signatures import trusted_keys
+        from retrieval.store.remote import Remote
 
         return Remote(store, trusted_keys())
     return _store(store)
@@ -320,20 +320,20 @@ def _opened(store: str) -> "Store | Remote":
 
 def _store(path: Path | str) -> "Store":
     """Open a store in a folder; with trusted keys, only signed bundles are used."""
-    from retrieval.signatures import trusted_keys
-    from retrieval.store import Store
+    from retrieval.bundle.signatures import trusted_keys
+    from retrieval.store.local import Store
 
     return Store(path, trusted=trusted_keys())
 
 
 def _folder(place: str, name: str | None = None) -> Path:
     """Return what `Retriever.open` opens: the bundle `name` of a store, or the place itself; URLs are fetched."""
-    from retrieval.urls import as_url
+    from retrieval.store.urls import as_url
 
     if as_url(place) is not None:
-        from retrieval.cache import at_hand
-        from retrieval.remote_console import download_bar
-        from retrieval.signatures import trusted_keys
+        from retrieval.bundle.signatures import trusted_keys
+        from retrieval.store.download_progress import download_bar
+        from retrieval.store.pull import at_hand
 
         with download_bar() as progress:
             return at_hand(place, name, trusted=trusted_keys(), progress=progress, tell=_warn)

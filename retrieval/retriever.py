@@ -16,19 +16,10 @@ from typing import IO, Any, Self, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.attributes import BYTES_PER_LABEL, BYTES_WITH_NODES, Allowed, Attributes
-from retrieval.bundle_files import BundleFiles, read_bundle
-from retrieval.bundle_folder import lease
-from retrieval.candidates import Candidates
-from retrieval.encoder import TextEncoder
-from retrieval.errors import BundleError
-from retrieval.filters import Filter
-from retrieval.gently import at_once, gently
-from retrieval.golden import GoldenReport, check_golden
-from retrieval.index import ExactIndex, HnswIndex, VectorIndex
-from retrieval.index_file import Buffer
-from retrieval.labels import LabelTable
-from retrieval.manifest import (
+from retrieval.bundle.golden_answers import GoldenReport, check_golden
+from retrieval.bundle.index_file import Buffer
+from retrieval.bundle.labels import LabelTable
+from retrieval.bundle.manifest import (
     DIRECTIONS,
     GOLDEN,
     INDEX,
@@ -40,14 +31,23 @@ from retrieval.manifest import (
     VECTORS,
     Manifest,
 )
-from retrieval.narrow import NarrowIndex, rescore, to_rescore
-from retrieval.nodes import Nodes, Scored, expand, nodes_in
-from retrieval.paused import read_paused
-from retrieval.place import bundle_at
-from retrieval.search_arguments import check_queries, check_search
-from retrieval.signatures import Signature
-from retrieval.vector_file import vectors_in
-from retrieval.workers import Workers
+from retrieval.bundle.signatures import Signature
+from retrieval.bundle.vector_file import vectors_in
+from retrieval.bundle.verified_files import BundleFiles, read_bundle
+from retrieval.errors import BundleError
+from retrieval.open import bundle_at
+from retrieval.search.arguments import check_queries, check_search
+from retrieval.search.attributes import BYTES_PER_LABEL, BYTES_WITH_NODES, Allowed, Attributes
+from retrieval.search.candidates import Candidates
+from retrieval.search.distinct_vectors import Nodes, Scored, expand, nodes_in
+from retrieval.search.encoder import TextEncoder
+from retrieval.search.filters import Filter
+from retrieval.search.indexes import ExactIndex, HnswIndex, VectorIndex
+from retrieval.search.pca_index import NarrowIndex, rescore, to_rescore
+from retrieval.search.thread_pool import Workers
+from retrieval.store.paused_labels import read_paused
+from retrieval.store.read_lock import lease
+from retrieval.system.low_priority import at_once, gently
 
 QUERIES_A_PASS = 256
 NO_ROW = -1  # behind the last answer of a query that has fewer than K
@@ -150,7 +150,7 @@ class Retriever:
     ) -> Self:
         """Open a store's active bundle, or the folder of one bundle; verify every file against its manifest.
 
-        A URL (s3://, gs://, az://, …) is fetched into `cache` unless it is there; see retrieval/cache.
+        A URL (s3://, gs://, az://, …) is fetched into `cache` unless it is there; see retrieval/store/pull.
 
         `threads` limits the threads of the encoder (default: all cores), `search_threads` those of the indexes
         (default: as `threads`). `provider` is "cpu" or "cuda". With `trusted` keys, one of them must have signed the

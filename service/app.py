@@ -18,23 +18,23 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from retrieval.errors import BundleError, DiptychError
-from service import audit
-from service.aside import aside
-from service.errors import Refusal
-from service.exchange import Exchanges, exchange_of
-from service.generation import Generation
-from service.generations import Generations
-from service.guessing import GuessLimit
-from service.keys import AdminKeys
-from service.methods import HeadAndOptions, allow
-from service.metrics import Metrics
-from service.predicting import PATH as PREDICT_PATH
-from service.predicting import Predict
-from service.routes import add_routes
-from service.security import PREDICT_HEADER, BodyGuard
+from service.access.key_guessing import GuessLimit
+from service.access.key_headers import PREDICT_HEADER, BodyGuard
+from service.access.keys import AdminKeys
+from service.bundles.generation import Generation
+from service.bundles.manager import Generations
+from service.http import audit
+from service.http.errors import Refusal
+from service.http.methods import HeadAndOptions, allow
+from service.http.middleware import Exchanges, exchange_of
+from service.http.predict import PATH as PREDICT_PATH
+from service.http.predict import Predict
+from service.http.routes import add_routes
+from service.observe.detached_thread import aside
+from service.observe.metrics import Metrics
+from service.observe.supervisor import Supervisor, described
+from service.observe.tracing import Tracing
 from service.settings import Settings
-from service.supervisor import Supervisor, described
-from service.tracing import Tracing
 
 LOG = logging.getLogger("diptych")
 # FastAPI's own telemetry: checking whether it is on costs 7 µs per request

@@ -72,8 +72,8 @@ def loadtest(
     Keys stand where the service has them, in DIPTYCH_PREDICT_KEY and,
     for --switch-every, in DIPTYCH_ADMIN_KEY.
     """
-    from service.loadtest.entry import main
-    from service.loadtest.plan import Plan, seconds
+    from loadtest.entry import main
+    from loadtest.plan import Plan, seconds
 
     plan = Plan.of(
         rate=rate, duration=seconds(duration or ("5s" if sweep else "30s"), "--duration"), arrivals=arrivals, k=k,

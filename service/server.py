@@ -14,13 +14,13 @@ import uvicorn
 import uvloop
 
 from retrieval.errors import BadInput, DiptychError
-from service import logs
+from service.access.key_settings import weak_predict_keys
 from service.app import create_app
-from service.connections import Connections
-from service.generation import Generation
-from service.generations import Generations
-from service.key_settings import weak_predict_keys
-from service.pauses import settle
+from service.bundles.generation import Generation
+from service.bundles.manager import Generations
+from service.connections.pool import Connections
+from service.engine.gc_tuning import settle
+from service.observe import logs
 from service.settings import Settings, unheard
 
 LOG = logging.getLogger("diptych")

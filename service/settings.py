@@ -10,13 +10,13 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from retrieval.bundle.signatures import trusted_keys
 from retrieval.errors import BadInput
-from retrieval.sandbox import Mode
-from retrieval.signatures import trusted_keys
-from service.client_address import proxy_networks
-from service.hosts import AllowedHosts
-from service.key_settings import SINGLE, checked_admin_key, named_admin_keys
-from service.logs import Form
+from retrieval.system.sandbox import Mode
+from service.access.allowed_hosts import AllowedHosts
+from service.access.client_address import proxy_networks
+from service.access.key_settings import SINGLE, checked_admin_key, named_admin_keys
+from service.observe.logs import Form
 
 PREFIX = "DIPTYCH_"
 OTHERS = {"CACHE", "SIGNING_KEY"}  # variables of other commands

@@ -21,7 +21,7 @@ for number in (signal.SIGHUP, signal.SIGINT):
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's dataset, prepared."""
-    from training.data.prepare import PrepareSettings, prepare
+    from training.prepare.prepare import PrepareSettings, prepare
 
     folder = tmp_path_factory.mktemp("chain") / "dataset"
     prepare(ROOT / "examples" / "keywords", folder, PrepareSettings())
@@ -33,7 +33,7 @@ def checkpoint(dataset_folder: Path) -> Path:
     """The example's recipe, trained for three epochs: enough to be far better than chance; popularity always counts."""
     from tests.support.listener import Kept
     from training.data.dataset import Dataset
-    from training.recipe import load_recipe
+    from training.recipe.schema import load_recipe
     from training.run import train
 
     folder = dataset_folder.parent / "checkpoint"
@@ -46,7 +46,7 @@ def checkpoint(dataset_folder: Path) -> Path:
 def store(checkpoint: Path) -> Path:
     """A store whose one bundle, exported from `checkpoint`, is active."""
     from export.build import export
-    from retrieval.store import Store
+    from retrieval.store.local import Store
 
     folder = checkpoint.parent / "store"
     opened = Store(folder)

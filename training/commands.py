@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from retrieval import stopping
-from training.data.commands import prepare
+from retrieval.system import stopping
+from training.prepare.commands import prepare
 
 app = typer.Typer()
 app.command(
@@ -19,7 +19,7 @@ app.command(
 
 
 def _recipes(incomplete: str) -> list[str]:
-    from training.recipe import shipped_recipes
+    from training.recipe.schema import shipped_recipes
 
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
@@ -49,11 +49,12 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node GPUS -m diptych train …; the batch is shared, so a run learns the same.
     """
-    from training import console, faults
     from training.data.dataset import Dataset
-    from training.parallel import processes_of_torchrun
-    from training.recipe import load_recipe
-    from training.report import REPORT, write_report
+    from training.monitoring import console
+    from training.monitoring import resource_errors as faults
+    from training.optim.distributed import processes_of_torchrun
+    from training.recipe.schema import load_recipe
+    from training.reporting.report import REPORT, write_report
     from training.run import train as run
     from training.trainer import Stopped
 
@@ -116,10 +117,11 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Measure a checkpoint on one split, part by part, with intervals; or compare it with another one."""
-    from retrieval.terminal import print_json
-    from training import reading, reading_console
+    from retrieval.system.terminal import print_json
     from training.data.dataset import Dataset
-    from training.measure import measure, require_trained_on
+    from training.evaluation import results as reading
+    from training.evaluation.evaluate import measure, require_trained_on
+    from training.reporting import evaluation_console as reading_console
 
     opened = Dataset.open(dataset)
     if compare is not None:

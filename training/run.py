@@ -13,20 +13,20 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
 from retrieval.errors import CheckpointError
-from retrieval.paths import require_utf8
-from training import checkpoint as ck
+from retrieval.system.paths import require_utf8
+from training.checkpoint import files as ck
+from training.checkpoint.state import STATE, WEIGHTS
 from training.data.dataset import Dataset
-from training.events import Events
-from training.listener import Both, Listener
-from training.material import Material, material_of, validation_queries
-from training.model import empty_model, fresh_model
-from training.optimization import choose_device
-from training.parallel import ALONE, Processes
-from training.recipe import Recipe
-from training.state import STATE, WEIGHTS
-from training.tokens import inverse_document_frequency, make_tokenizer
+from training.data.training_data import Material, material_of, validation_queries
+from training.model.tokens import inverse_document_frequency, make_tokenizer
+from training.model.unified import empty_model, fresh_model
+from training.model.warm_start import warm_start, warm_start_tokenizer
+from training.monitoring.callbacks import Both, Listener
+from training.monitoring.tensorboard import Events
+from training.optim.distributed import ALONE, Processes
+from training.optim.optimizers import choose_device
+from training.recipe.schema import Recipe
 from training.trainer import Trainer
-from training.warm_start import warm_start, warm_start_tokenizer
 
 LOCK, EVENTS = ".lock", "tensorboard"
 WRITTEN = (  # in order of removal; run.json, which marks the folder as a run's, is overwritten instead

@@ -18,26 +18,27 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval import stopping
 from retrieval.errors import TrainingError
-from training import checkpoint as ck
-from training import evaluation, optimization
-from training.batches import Batch, make_batch
-from training.checkpoint import Cursor, Record
-from training.clustering import balanced_clusters, random_clusters
+from retrieval.system import stopping
+from training.batching.batches import Batch, make_batch
+from training.batching.clustering import balanced_clusters, random_clusters
+from training.batching.hard_negatives import mine_hard_negatives
+from training.checkpoint import files as ck
+from training.checkpoint.files import Cursor, Record
+from training.checkpoint.state import RunState, restore_state, save_state
 from training.data.ragged import Ragged
-from training.encoding import ChunkedEncoding, Encoding, WholeEncoding
-from training.imputation import KEPT
-from training.listener import Listener
-from training.losses import Targets, head_loss
-from training.material import Material
-from training.model import UnifiedModel
-from training.negatives import mine_hard_negatives
-from training.parallel import ALONE, Processes
-from training.recipe import Recipe
-from training.state import RunState, restore_state, save_state
-from training.tally import Step, Tally, gpu_bytes, resident_bytes
-from training.tokens import TokenBatch, TokenizedTexts
+from training.data.training_data import Material
+from training.evaluation import scoring as evaluation
+from training.evaluation.imputation import KEPT
+from training.model.tokens import TokenBatch, TokenizedTexts
+from training.model.unified import UnifiedModel
+from training.monitoring.callbacks import Listener
+from training.monitoring.epoch_stats import Step, Tally, gpu_bytes, resident_bytes
+from training.optim import optimizers as optimization
+from training.optim.distributed import ALONE, Processes
+from training.optim.grad_cache import ChunkedEncoding, Encoding, WholeEncoding
+from training.optim.losses import Targets, head_loss
+from training.recipe.schema import Recipe
 
 CLUSTERS, ORDER, BATCH, DROPOUT, LABEL_QUERIES = range(5)  # purposes of random numbers
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from retrieval import Retriever
-from retrieval.index import HnswIndex, VectorIndex, Vectors
-from retrieval.narrow import NarrowIndex
+from retrieval.search.indexes import HnswIndex, VectorIndex, Vectors
+from retrieval.search.pca_index import NarrowIndex
 
 K = 10
 PARTS = ("encode_batch", "ONNX Runtime", "hnswlib")

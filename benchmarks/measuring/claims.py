@@ -13,7 +13,7 @@ from benchmarks.measuring.scoring import Judge, without_excluded
 from benchmarks.measuring.systems import Ran
 from retrieval import metrics
 from retrieval.metrics import Ratio
-from training.comparison import Bootstrap, Estimate
+from training.evaluation.significance import Bootstrap, Estimate
 
 UNIFIED = "systems/unidec_ds_dsbce"
 PICK_ONE = "loss.dual_encoder.positives=one:loss.classifier.positives=one"

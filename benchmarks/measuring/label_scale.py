@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from export.build import Settings
 from export.recall import recall_at
-from retrieval.index import LABELS_PER_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
-from retrieval.index_file import check_index_file
-from retrieval.workers import Workers
+from retrieval.bundle.index_file import check_index_file
+from retrieval.search.indexes import LABELS_PER_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
+from retrieval.search.thread_pool import Workers
 
 K = 10
 RECALL = 0.99  # that latencies are compared at

@@ -17,10 +17,10 @@ import torch
 
 from benchmarks.peers.process import peak_mib
 from training.data.dataset import Dataset
-from training.listener import Nobody
-from training.recipe import load_recipe
+from training.monitoring.callbacks import Nobody
+from training.monitoring.epoch_stats import Step, Tally
+from training.recipe.schema import load_recipe
 from training.run import train
-from training.tally import Step, Tally
 from training.trainer import Stopped
 
 

@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.peers.watched_steps import Task, Watch
 from retrieval.errors import DiptychError
-from training import pretrained
 from training.data.dataset import Dataset
-from training.listener import Nobody
-from training.recipe import Recipe, TransformerEncoderRecipe, load_recipe
+from training.model import pretrained
+from training.monitoring.callbacks import Nobody
+from training.monitoring.epoch_stats import Step, Tally
+from training.recipe.schema import Recipe, TransformerEncoderRecipe, load_recipe
 from training.run import train
-from training.tally import Step, Tally
 
 
 class Enough(Exception):

@@ -16,11 +16,11 @@ import torch
 
 import diptych
 from benchmarks.peers.process import TIMED_QUERIES, peak_mib
-from training import evaluation
-from training.checkpoint import Checkpoint, load_checkpoint, read_facts
+from training.checkpoint.files import Checkpoint, load_checkpoint, read_facts
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
-from training.tokens import tokenize_in_memory
+from training.evaluation import scoring as evaluation
+from training.model.tokens import tokenize_in_memory
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from retrieval.errors import DiptychError
 from training.data.dataset import Dataset, read_meta
-from training.data.prepare import PrepareSettings, prepare
+from training.prepare.prepare import PrepareSettings, prepare
 
 
 def ended(measure: Callable[[argparse.Namespace, Console], Path], options: argparse.Namespace) -> int:

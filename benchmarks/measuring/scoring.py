@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval import metrics
-from training import analysis
-from training.comparison import Bootstrap, Estimate
 from training.data.dataset import Dataset, Split
 from training.data.ragged import Ragged
+from training.evaluation import slices as analysis
+from training.evaluation.significance import Bootstrap, Estimate
 
 DEPTH = max(metrics.KS)
 Figures = dict[str, float]

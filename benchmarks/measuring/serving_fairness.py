@@ -12,8 +12,8 @@ from benchmarks.measuring.serving_load import loaded
 from benchmarks.measuring.serving_record import Bar, Bench, Figure
 from benchmarks.measuring.serving_speed import QUIET
 from benchmarks.measuring.systems import ROOT
-from service.loadtest.report import Report
-from service.loadtest.tally import OK
+from loadtest.report import Report
+from loadtest.tally import OK
 from tests.support.service import serving
 
 RATE = 100.0  # small queries per second

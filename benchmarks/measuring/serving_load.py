@@ -15,10 +15,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from benchmarks.measuring.systems import ROOT
+from loadtest.entry import PREDICT_KEYS
+from loadtest.report import Report, SweepReport
+from loadtest.tally import OK
 from retrieval.errors import DiptychError
-from service.loadtest.entry import PREDICT_KEYS
-from service.loadtest.report import Report, SweepReport
-from service.loadtest.tally import OK
 from tests.support.service import ADMIN_KEY
 
 SCRIPT = Path(__file__).with_name("serving_wrk.lua")

@@ -11,8 +11,8 @@ from benchmarks.measuring.serving_load import loaded
 from benchmarks.measuring.serving_record import WHOLE, Bar, Bench, Figure, doubts
 from benchmarks.measuring.serving_speed import QUIET
 from benchmarks.measuring.serving_watch import Watching
-from service.loadtest.report import Report
-from service.metrics import resident_bytes
+from loadtest.report import Report
+from service.observe.metrics import resident_bytes
 from service.settings import Settings
 from tests.support.service import Service, serving, wait_until
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from benchmarks.measuring.serving_load import Queries
-from service.loadtest.report import Report
+from loadtest.report import Report
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from benchmarks.measuring.serving_load import Queries, Saturated, failures, load
 from benchmarks.measuring.serving_peers import INFINITY, NAIVE, peer, ready_command
 from benchmarks.measuring.serving_record import Bar, Bench, Figure, doubts, no_failures
 from benchmarks.peers.environments import python_of
+from loadtest.report import Report
 from retrieval import Retriever
 from retrieval.errors import DiptychError
-from service.loadtest.report import Report
 from tests.support.service import Service, serving
 from training.data.dataset import Dataset
 

@@ -14,9 +14,9 @@ from benchmarks.measuring.serving_record import Bar, Bench, Figure, doubts, no_f
 from benchmarks.measuring.serving_slow import SlowClients
 from benchmarks.measuring.serving_speed import CLIENTS, QUIET
 from benchmarks.measuring.serving_watch import PERIOD, Memories, Memory, Probes, back_to_normal
+from loadtest.report import Latencies, Report
 from retrieval.errors import DiptychError
-from retrieval.store import Store
-from service.loadtest.report import Latencies, Report
+from retrieval.store.local import Store
 from tests.support.service import Service, serving, wait_until
 
 DEADLINE_MS = 10_000.0  # the service's default

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from benchmarks.measuring.scoring import Figures, Judge
 from benchmarks.measuring.systems import Ran
-from training.comparison import Estimate
+from training.evaluation.significance import Estimate
 
 HEADLINE = ("P@1", "P@5", "R@10", "PSP@5")
 GAPS_AT = (1, 5)

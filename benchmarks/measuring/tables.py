@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from benchmarks.measuring.summary import HEADLINE, Spread, System
 from retrieval.metrics import KS
-from training.comparison import Estimate
 from training.data.dataset import Dataset
+from training.evaluation.significance import Estimate
 
 METRICS = [f"{metric}@{k}" for metric in ("P", "PSP", "nDCG", "R", "C") for k in KS]
 GROUPS = [f"{group} R@{max(KS)}" for group in ("head", "torso", "tail", "unseen")]

@@ -14,7 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import Response
 from pydantic import ValidationError
 
-from service.schemas import PredictRequest, predict_request
+from service.http.schemas import PredictRequest, predict_request
 from service.settings import Settings
 
 

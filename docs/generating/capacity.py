@@ -1,6 +1,6 @@
 """The capacity table, from the formulas of the bundle format and of the service's own check."""
 
-from service.memory import ENCODER_TIMES, ENGINE_BYTES, INDEX_TIMES, TOKENIZER_TIMES
+from service.bundles.memory_check import ENCODER_TIMES, ENGINE_BYTES, INDEX_TIMES, TOKENIZER_TIMES
 
 LABELS = (100_000, 1_000_000, 3_000_000, 10_000_000)
 LINKS = 32  # `diptych export --m`

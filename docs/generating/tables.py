@@ -4,7 +4,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 from pydantic.fields import FieldInfo
 
-from service.metrics import Metrics
+from service.observe.metrics import Metrics
 from service.settings import PREFIX, Settings
 
 SETTINGS = """# Settings

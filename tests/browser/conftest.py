@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from retrieval.probe import prove
-from retrieval.store import Store
+from retrieval.sandboxed_opening import prove
+from retrieval.store.local import Store
 from tests.support.bundles import label_texts, make_bundle
 from tests.support.service import ADMIN_KEY, PATIENCE, Service, serving
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from retrieval.retriever import Retriever
-from training.checkpoint import Checkpoint, load_checkpoint
+from training.checkpoint.files import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
-from training.evaluation import encode_labels, encode_queries
-from training.tokens import tokenize_in_memory
+from training.evaluation.scoring import encode_labels, encode_queries
+from training.model.tokens import tokenize_in_memory
 
 QUERIES = 500
 EQUAL = 1e-4

@@ -61,7 +61,7 @@ def test_what_compose_and_chart_set_is_obeyed() -> None:
     for dockerfile in DOCKERFILES:
         named += re.findall(rf"\b({PREFIX}[A-Z_]+)=", dockerfile.read_text())
     assert named
-    assert set(named) <= VARIABLES | {"DIPTYCH_CACHE"}  # that of the store behind a URL, retrieval/cache.py
+    assert set(named) <= VARIABLES | {"DIPTYCH_CACHE"}  # that of the store behind a URL, retrieval/store/pull.py
 
 
 def test_a_stop_leaves_time_to_drain() -> None:

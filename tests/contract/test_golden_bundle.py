@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.bundle_files import verify_bundle
+from retrieval.bundle.golden_answers import read_golden
+from retrieval.bundle.manifest import FORMAT_VERSION
+from retrieval.bundle.verified_files import verify_bundle
 from retrieval.errors import BundleError
-from retrieval.golden import read_golden
-from retrieval.manifest import FORMAT_VERSION
 from retrieval.retriever import Retriever
 
 KEPT = Path(__file__).parents[1] / "golden"

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from retrieval.errors import BadInput
-from retrieval.index import ExactIndex, HnswIndex, VectorIndex, Vectors
-from retrieval.narrow import NarrowIndex
+from retrieval.search.indexes import ExactIndex, HnswIndex, VectorIndex, Vectors
+from retrieval.search.pca_index import NarrowIndex
 
 INDEXES: dict[str, Callable[[Vectors], VectorIndex]] = {
     "exact": lambda vectors_LD: ExactIndex(vectors_LD, threads=1),

@@ -23,8 +23,8 @@ def modules_after(statement: str) -> set[str]:
     [
         "from retrieval import Retriever, Hit, Store",
         "import retrieval.commands",
-        "import retrieval.encoder, retrieval.golden, retrieval.index, retrieval.metrics",
-        "import service.app, service.process, service.commands",
+        "import retrieval.search.encoder, retrieval.bundle.golden_answers, retrieval.search.indexes, retrieval.metrics",
+        "import service.app, service.engine.client, service.commands",
     ],
 )
 def test_answering_needs_no_torch(statement: str) -> None:
@@ -33,7 +33,7 @@ def test_answering_needs_no_torch(statement: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "statement", ["import retrieval", "import retrieval.metrics, retrieval.errors, retrieval.index"]
+    "statement", ["import retrieval", "import retrieval.metrics, retrieval.errors, retrieval.search.indexes"]
 )
 def test_the_light_rooms_stay_light(statement: str) -> None:
     """If it fails, training needs ONNX Runtime, or importing a metric costs a second."""
@@ -42,7 +42,7 @@ def test_the_light_rooms_stay_light(statement: str) -> None:
 
 def test_reading_tables_needs_no_model() -> None:
     """If it fails, training needs ONNX Runtime to read its sources, or a query file needs a bundle's packages."""
-    statement = "import retrieval.queries, retrieval.tables.table, retrieval.tables.parquet"
+    statement = "import retrieval.offline.query_files, retrieval.tables.table, retrieval.tables.parquet"
     assert not modules_after(statement) & {*HEAVY, "onnxruntime", "tokenizers", "hnswlib"}
 
 

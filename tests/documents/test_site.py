@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.manifest import INDEX, VECTORS, read_manifest
+from retrieval.bundle.manifest import INDEX, VECTORS, read_manifest
 from service.settings import Settings
 from tests.support.pages import ROOT
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.bundles import make_store
 from tests.support.faults import with_code_before
 from tests.support.service import (
@@ -236,12 +236,12 @@ def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> 
 @pytest.mark.parametrize(
     ("task", "module", "method", "condition"),
     [
-        ("connection_watch", "service.connections", "Connections.watch", "True"),
-        ("generation_closing", "service.generation", "Generation.close", "self.name == 'one'"),
-        ("engine_replacement", "service.generation", "Generation._start_engine", "self._batcher"),
-        ("store_follow", "service.following", "Following._move", "True"),
-        ("store_watch", "service.source", "Source.look", "True"),
-        ("comparison_closing", "service.comparing", "Compared._end", "self.generation"),
+        ("connection_watch", "service.connections.pool", "Connections.watch", "True"),
+        ("generation_closing", "service.bundles.generation", "Generation.close", "self.name == 'one'"),
+        ("engine_replacement", "service.bundles.generation", "Generation._start_engine", "self._batcher"),
+        ("store_follow", "service.bundles.store_follower", "Following._move", "True"),
+        ("store_watch", "service.bundles.store_access", "Source.look", "True"),
+        ("comparison_closing", "service.bundles.comparison", "Compared._end", "self.generation"),
     ],
 )
 def test_a_task_that_fails_once_is_counted_and_goes_on(
@@ -282,7 +282,7 @@ def test_an_order_that_fails_unexpectedly_is_answered_and_the_next_one_is_taken(
 ) -> None:
     """The administrator would get no answer, or no bundle could be opened any more."""
     condition = "given[0] != 'one'"
-    code = FAIL_ONCE.format(module="service.opening", method=method, condition=condition)
+    code = FAIL_ONCE.format(module="service.bundles.loader", method=method, condition=condition)
     code = code.replace("def failing", "async def failing").replace("return true", "return await true")
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path) as service:
@@ -298,7 +298,7 @@ def test_a_way_back_that_fails_once_is_taken_all_the_same(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bundle whose engines keep ending would be served on because of one error at the wrong moment."""
-    code = FAIL_ONCE.format(module="service.fallback", method="Fallback._earlier", condition="True")
+    code = FAIL_ONCE.format(module="service.bundles.rollback", method="Fallback._earlier", condition="True")
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, crashes=1) as service:
         assert service.activate("two").status == 200
@@ -312,7 +312,7 @@ def test_paused_labels_that_could_not_be_sent_are_sent_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The list would be right in the store and in /admin/paused, and a stopped campaign would be shown on."""
-    code = FAIL_ONCE.format(module="service.generations", method="Generations._tell_paused", condition="True")
+    code = FAIL_ONCE.format(module="service.bundles.manager", method="Generations._tell_paused", condition="True")
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, watch_seconds=0.05) as service:
         gone = shown(service)[0]
@@ -332,7 +332,8 @@ def test_a_service_that_cannot_open_its_bundle_ends_and_says_why(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, sentence: str
 ) -> None:
     """It would stay at "no bundle is open yet" for ever, and no orchestrator would start another one."""
-    code = f"import service.source as s\ndef fail(*_):\n    raise ZeroDivisionError('injected')\n{where} = fail\n"
+    code = "import service.bundles.store_access as s\ndef fail(*_):\n    raise ZeroDivisionError('injected')\n"
+    code += f"{where} = fail\n"
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     code, log = ended_with(store.path, tmp_path / "log")
     assert code == 1
@@ -345,7 +346,7 @@ def test_a_service_whose_application_cannot_start_ends(
 ) -> None:
     """It would listen, be alive, and never open a bundle."""
     code = (
-        "import service.supervisor as s\n"
+        "import service.observe.supervisor as s\n"
         "def fail(self):\n"
         "    raise ZeroDivisionError('injected')\n"
         "s.Supervisor.watch_loop = fail\n"
@@ -374,7 +375,7 @@ def test_traces_that_cannot_be_sent_are_counted_and_do_not_keep_it_from_ending(
 ) -> None:
     """A failing exporter would end the service in a traceback, with its engines still there."""
     pytest.importorskip("opentelemetry.sdk")
-    code = FAIL_ONCE.format(module="service.tracing", method="Tracing.close", condition="True")
+    code = FAIL_ONCE.format(module="service.observe.tracing", method="Tracing.close", condition="True")
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     with serving(store.path) as service:

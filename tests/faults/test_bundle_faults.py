@@ -9,10 +9,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval.bundle_files import describe_file
+from retrieval.bundle.labels import write_labels
+from retrieval.bundle.manifest import REQUIRED
+from retrieval.bundle.verified_files import describe_file
 from retrieval.errors import BundleError
-from retrieval.labels import write_labels
-from retrieval.manifest import REQUIRED
 from retrieval.retriever import Retriever
 from tests.support.bundles import make_bundle
 

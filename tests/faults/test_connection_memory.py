@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from service.metrics import resident_bytes
+from service.observe.metrics import resident_bytes
 from tests.support.bundles import make_store
 from tests.support.service import PATIENCE, Client, Service, figures, serving, wait_until
 

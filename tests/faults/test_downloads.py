@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-import retrieval.download
-from retrieval.cache import pull
-from retrieval.download import ATTEMPTS, PARTIAL, PULLING
+import retrieval.store.download
+from retrieval.bundle.manifest import INDEX, LABELS, Manifest
 from retrieval.errors import BundleError, Unreachable
-from retrieval.manifest import INDEX, LABELS, Manifest
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.store.download import ATTEMPTS, PARTIAL, PULLING
+from retrieval.store.local import Store
+from retrieval.store.pull import pull
 from tests.support.bundles import make_store
 from tests.support.web_store import Handler, WebStore, failing, web_store
 
@@ -43,9 +43,9 @@ def here(tmp_path: Path) -> Store:
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ask for little at once, and wait little, as if files were large."""
-    monkeypatch.setattr("retrieval.remote.CHUNK", 4096)
-    monkeypatch.setattr(retrieval.download, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(retrieval.download, "LONGEST_WAIT", 0.002)
+    monkeypatch.setattr("retrieval.store.remote.CHUNK", 4096)
+    monkeypatch.setattr(retrieval.store.download, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(retrieval.store.download, "LONGEST_WAIT", 0.002)
 
 
 PATH = f"/bundles/one/{INDEX}"

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.bundle_files import describe_file
-from retrieval.store import Store
+from retrieval.bundle.verified_files import describe_file
+from retrieval.store.local import Store
 from tests.support.bundles import make_store
 from tests.support.service import PATIENCE, Load, Service, has_ended, process_state, serving, wait_until
 

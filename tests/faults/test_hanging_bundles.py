@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.bundles import make_store
 from tests.support.faults import with_hanging_bundle
 from tests.support.service import (

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-import retrieval.store_folder
+import retrieval.store.folder
 from retrieval.errors import BundleError
-from retrieval.paused import PAUSED, read_paused
-from retrieval.probe import prove
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.sandboxed_opening import prove
+from retrieval.store.local import Store
+from retrieval.store.paused_labels import PAUSED, read_paused
 from tests.support.bundles import make_bundle, make_store
 from tests.support.command import run
 
@@ -295,7 +295,7 @@ def test_what_has_no_date_is_left_alone_and_named(
 
 def test_a_manifest_that_somebody_locks_holds_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a process that may read a store stops every command and service that opens a bundle of it."""
-    monkeypatch.setattr(retrieval.store_folder, "SHARE_SECONDS", 0.1)
+    monkeypatch.setattr(retrieval.store.folder, "SHARE_SECONDS", 0.1)
     acts: tuple[Callable[[], object], ...] = (lambda: Retriever.open(store.path), lambda: store.activate("one"))
     with (store.path / "bundles" / "one" / "manifest.json").open("rb") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -307,7 +307,7 @@ def test_a_manifest_that_somebody_locks_holds_nobody(store: Store, monkeypatch: 
 
 def test_a_store_that_somebody_locks_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a process that may read a store stops every activation and rollback without a word."""
-    monkeypatch.setattr(retrieval.store_folder, "CHANGE_SECONDS", 0.1)
+    monkeypatch.setattr(retrieval.store.folder, "CHANGE_SECONDS", 0.1)
     store.activate("two")
     with (store.path / ".lock").open("rb") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from service.connection import LINGER_SECONDS
+from service.connections.connection import LINGER_SECONDS
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, PATIENCE, Client, Reply, Service, figures, serving, wait_until
 

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 from onnx.external_data_helper import convert_model_to_external_data
 
+from retrieval.bundle.manifest import QUERY_ENCODER
 from retrieval.errors import BundleError
-from retrieval.manifest import QUERY_ENCODER
 from retrieval.retriever import Retriever
 from tests.support.bundles import make_bundle
 from tests.support.mutations import rehash

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from retrieval.manifest import INDEX, QUERY_ENCODER
+from retrieval.bundle.manifest import INDEX, QUERY_ENCODER
 
 ROOT = Path(__file__).parents[2]
 COUNTS = {"hashes left alone": 300, "manifest changed": 200, "hashes fixed up": 500}

@@ -13,13 +13,13 @@ import pyarrow as pa
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-import retrieval.probe
-from retrieval.bundle_files import describe_file
+import retrieval.sandboxed_opening
+from retrieval.bundle.labels import LabelTable
+from retrieval.bundle.manifest import LABELS, QUERY_ENCODER, TOKENIZER
+from retrieval.bundle.verified_files import describe_file
 from retrieval.errors import BundleError
-from retrieval.labels import LabelTable
-from retrieval.manifest import LABELS, QUERY_ENCODER, TOKENIZER
-from retrieval.probe import OUTPUT_BYTES, prove, prove_aside
-from retrieval.store import Store
+from retrieval.sandboxed_opening import OUTPUT_BYTES, prove, prove_aside
+from retrieval.store.local import Store
 from tests.support.bundles import make_bundle
 
 
@@ -111,7 +111,7 @@ def test_a_bundle_that_ends_its_process_is_refused(bundle: Path, tmp_path: Path)
 def test_a_bundle_that_never_answers_is_refused(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a hostile model holds whoever wants to activate it for ever."""
     calculate_for_minutes(bundle)
-    monkeypatch.setattr(retrieval.probe, "PATIENCE_SECONDS", 3)
+    monkeypatch.setattr(retrieval.sandboxed_opening, "PATIENCE_SECONDS", 3)
     with pytest.raises(BundleError, match=r"words did not answer within 3 s\."):
         Store(tmp_path / "store").publish(bundle, "one")
 
@@ -186,7 +186,9 @@ def test_a_whole_bundle_proves_itself_aside(bundle: Path) -> None:
 def test_a_child_that_is_taken_over_harms_nobody(program: str, code: int | None, output: int) -> None:
     """If it fails, a child fills the memory of its parent with output, or lets it wait for ever."""
     seconds = 1 if code is None else 60
-    ended, written, errors = retrieval.probe._run([sys.executable, "-c", program], dict(os.environ), seconds)
+    ended, written, errors = retrieval.sandboxed_opening._run(
+        [sys.executable, "-c", program], dict(os.environ), seconds
+    )
     assert ended == code
     assert len(written) == len(errors) == output
 
@@ -194,7 +196,7 @@ def test_a_child_that_is_taken_over_harms_nobody(program: str, code: int | None,
 @pytest.mark.parametrize("output", [b"", b"{", b"5", b"[]", b'{"queries": 1}', b"\xff\n"])
 def test_a_child_without_a_report_is_a_refusal(bundle: Path, output: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a child that ends early without an error counts as a proof, or ends its parent in a traceback."""
-    monkeypatch.setattr(retrieval.probe, "_run", lambda *arguments: (0, output, b""))
+    monkeypatch.setattr(retrieval.sandboxed_opening, "_run", lambda *arguments: (0, output, b""))
     with pytest.raises(BundleError, match=r"words: the process that opened it did not print a report\."):
         prove_aside(bundle)
 
@@ -202,6 +204,6 @@ def test_a_child_without_a_report_is_a_refusal(bundle: Path, output: bytes, monk
 def test_a_child_that_a_real_time_signal_ends_is_a_refusal(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a signal without a name ends the parent in a traceback."""
     number = signal.SIGRTMIN + 1
-    monkeypatch.setattr(retrieval.probe, "_run", lambda *arguments: (-number, b"", b""))
+    monkeypatch.setattr(retrieval.sandboxed_opening, "_run", lambda *arguments: (-number, b"", b""))
     with pytest.raises(BundleError, match=rf"words ended the process that opened it \(signal {number}\)\."):
         prove_aside(bundle)

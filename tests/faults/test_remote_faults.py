@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from retrieval.cache import cache_store, pull
+from retrieval.bundle.manifest import GOLDEN, INDEX, LABELS, MANIFEST, MANIFEST_LIMIT, QUERY_ENCODER, TOKENIZER
+from retrieval.bundle.signatures import SIGNATURE, new_keys
 from retrieval.errors import BundleError, Unreachable
-from retrieval.manifest import GOLDEN, INDEX, LABELS, MANIFEST, MANIFEST_LIMIT, QUERY_ENCODER, TOKENIZER
 from retrieval.retriever import Retriever
-from retrieval.signatures import SIGNATURE, new_keys
-from retrieval.store import Store
+from retrieval.store.local import Store
+from retrieval.store.pull import cache_store, pull
 from tests.support.bundles import make_store
 from tests.support.web_store import Handler, WebStore, cut_off, endless, failing, web_store
 
@@ -28,8 +28,8 @@ BUFFERED = 16 << 20  # bytes that a server sends before it notices that nobody r
 
 PULL = """
 import sys
-from retrieval.cache import pull
-from retrieval.store import Store
+from retrieval.store.pull import pull
+from retrieval.store.local import Store
 print(pull(sys.argv[1], Store(sys.argv[2])))
 """
 

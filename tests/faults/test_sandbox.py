@@ -12,9 +12,9 @@ from types import SimpleNamespace
 
 import pytest
 
-import retrieval.sandbox
+import retrieval.system.sandbox
 from retrieval.errors import BadInput
-from retrieval.sandbox import child_environment, confine, data_limit, folder_bytes, missing, sandbox_mode
+from retrieval.system.sandbox import child_environment, confine, data_limit, folder_bytes, missing, sandbox_mode
 from tests.support.bundles import make_store
 from tests.support.service import serving
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ATTEMPTS = """
 import json, os, signal, socket, subprocess, sys, threading
 from pathlib import Path
-from retrieval.sandbox import confine, limit
+from retrieval.system.sandbox import confine, limit
 
 inside, outside, port = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 limit(4 << 30, file_bytes=1 << 20)
@@ -159,9 +159,11 @@ def test_what_the_system_lacks_is_said_or_refused(tmp_path: Path, monkeypatch: p
 
 def test_each_part_of_the_sandbox_is_tested_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, one missing package hides that the kernel lacks what the other one needs, and `confine` fails."""
-    monkeypatch.setattr(retrieval.sandbox, "find_spec", lambda name: None if name == "seccompy" else name)
-    monkeypatch.setattr(retrieval.sandbox, "import_module", lambda name: SimpleNamespace(supported=lambda: False))
-    assert missing() == [retrieval.sandbox.NO_LANDLOCK, "the package seccompy is not installed"]
+    monkeypatch.setattr(retrieval.system.sandbox, "find_spec", lambda name: None if name == "seccompy" else name)
+    monkeypatch.setattr(
+        retrieval.system.sandbox, "import_module", lambda name: SimpleNamespace(supported=lambda: False)
+    )
+    assert missing() == [retrieval.system.sandbox.NO_LANDLOCK, "the package seccompy is not installed"]
     assert confine([], "auto") == missing()
 
 

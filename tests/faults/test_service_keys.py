@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from service.guessing import FREE_ATTEMPTS
+from service.access.key_guessing import FREE_ATTEMPTS
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, PATIENCE, Client, Reply, Service, figures, serving, wait_until
 

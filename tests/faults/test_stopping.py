@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.bundles import WORDS, make_store
 from tests.support.checkpoints import make_checkpoint, write_words
 from tests.support.command import run
 from tests.support.listener import Kept
 from tests.support.small_run import weights_hash
 from training.data.dataset import Dataset
-from training.recipe import load_recipe
+from training.recipe.schema import load_recipe
 from training.run import train
 
 ROOT = Path(__file__).parents[2]
@@ -83,12 +83,12 @@ def test_training_stops_at_every_stage_and_ends_with_the_same_weights(words: Dat
     """If it fails, a run that gets SIGTERM outside of its steps runs on for minutes, or ends with other weights."""
     out, command = tmp_path / "run", train_words(words, tmp_path / "run")
     stages = [
-        ("training.material:tokenize", "python"),
+        ("training.data.training_data:tokenize", "python"),
         ("training.trainer:balanced_clusters", "python"),
         ("training.trainer:head_loss", "python"),
         ("training.trainer:Trainer._validate", "python"),
         ("training.trainer:Trainer._validate", "after"),  # the best weights are written, the state knows nothing of it
-        ("training.report:render", "python"),
+        ("training.reporting.report:render", "python"),
     ]
     for stage, how in stages:
         said = stopped(stage, command, how)
@@ -120,7 +120,7 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
     queries = tmp_path / "queries.csv"
     queries.write_text("query\n" + "\n".join(f"{one} {other}" for one in WORDS for other in WORDS) + "\n")
     command = ["predict", "--bundle", store.path, "--input", queries, "--output"]
-    said = stopped("retrieval.matching:Parts.join", [*command, tmp_path / "found.jsonl"])
+    said = stopped("retrieval.offline.batch_search:Parts.join", [*command, tmp_path / "found.jsonl"])
     assert "The same command goes on from here." in said
     assert run(*command, tmp_path / "found.jsonl") == run(*command, tmp_path / "whole.jsonl") == 0
     assert (tmp_path / "found.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
@@ -130,10 +130,10 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
     ("stage", "command"),
     [
         ("retrieval.retriever:read_bundle", ["search", "STORE", "red shoes"]),
-        ("retrieval.probe:prove_aside", ["bundles", "verify", "STORE", "one"]),
-        ("training.data.writing:_publish", ["prepare", "CLICKS", "--out", "OUT"]),
-        ("training.measure:load_checkpoint", ["evaluate", "CHECKPOINT", "--dataset", "DATASET"]),
-        ("service.doctor.store:read_manifest", ["doctor", "--store", "STORE"]),
+        ("retrieval.sandboxed_opening:prove_aside", ["bundles", "verify", "STORE", "one"]),
+        ("training.prepare.writing:_publish", ["prepare", "CLICKS", "--out", "OUT"]),
+        ("training.evaluation.evaluate:load_checkpoint", ["evaluate", "CHECKPOINT", "--dataset", "DATASET"]),
+        ("doctor.store:read_manifest", ["doctor", "--store", "STORE"]),
     ],
 )
 def test_every_other_command_stops(

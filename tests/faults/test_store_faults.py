@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.bundle_files import verify_bundle
-from retrieval.probe import prove
+from retrieval.bundle.verified_files import verify_bundle
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.sandboxed_opening import prove
+from retrieval.store.local import Store
 from tests.support.bundles import make_bundle
 from tests.support.processes import running
 

@@ -18,11 +18,11 @@ from retrieval.errors import TrainingError
 from tests.support.checkpoints import write_words
 from tests.support.listener import Kept
 from tests.support.processes import running, wait_for_file
-from training import faults
-from training.checkpoint import read_tensors
+from training.checkpoint.files import read_tensors
 from training.data.dataset import Dataset, DatasetMeta
-from training.data.writing import write_dataset
-from training.recipe import load_recipe
+from training.monitoring import resource_errors as faults
+from training.prepare.writing import write_dataset
+from training.recipe.schema import load_recipe
 from training.run import train
 from training.trainer import Stopped
 
@@ -143,7 +143,7 @@ from retrieval.errors import DiptychError
 from tests.support.listener import Kept
 from training import faults
 from training.data.dataset import Dataset
-from training.recipe import load_recipe
+from training.recipe.schema import load_recipe
 from training.run import train
 
 def starve():

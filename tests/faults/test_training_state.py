@@ -16,11 +16,11 @@ from retrieval.errors import CheckpointError
 from tests.support.checkpoints import write_words
 from tests.support.listener import Kept
 from tests.support.small_run import stop_after, weights_hash
-from training.checkpoint import load_checkpoint, read_facts, read_record, read_tensors, write_tensors
+from training.checkpoint.files import load_checkpoint, read_facts, read_record, read_tensors, write_tensors
+from training.checkpoint.state import STATE, WEIGHTS
 from training.data.dataset import Dataset
-from training.recipe import Recipe, load_recipe
+from training.recipe.schema import Recipe, load_recipe
 from training.run import train
-from training.state import STATE, WEIGHTS
 from training.trainer import Stopped
 
 ROOT = Path(__file__).parents[2]

@@ -12,10 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-import retrieval.bundle_files
-from retrieval.errors import BundleError
-from retrieval.limits import Room
-from retrieval.manifest import (
+import retrieval.bundle.verified_files
+from retrieval.bundle.manifest import (
     DIRECTIONS,
     GOLDEN,
     INDEX,
@@ -26,9 +24,11 @@ from retrieval.manifest import (
     TOKENIZER,
     VECTORS,
 )
+from retrieval.bundle.vector_file import read_finite
+from retrieval.errors import BundleError
 from retrieval.retriever import Retriever
-from retrieval.store import Store
-from retrieval.vector_file import read_finite
+from retrieval.store.local import Store
+from retrieval.system.limits import Room
 from tests.support.bundles import make_bundle
 
 QUERIES = ["cheap running shoes", "red winter city", "rain"]
@@ -74,7 +74,7 @@ CHANGES = (by_rename, by_link, in_place, cut)
 
 def after_hashing(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> None:
     """Let something happen between the moment a bundle's files were hashed and the moment they are used."""
-    read = retrieval.bundle_files.read_bundle
+    read = retrieval.bundle.verified_files.read_bundle
 
     def then_change(*arguments: Any, **named: Any) -> Any:
         files = read(*arguments, **named)
@@ -116,14 +116,14 @@ def test_a_file_that_is_edited_while_it_is_hashed_is_refused_or_whole(
     bundle: Path, other: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it fails, a writer that is quick enough gets some of its bytes past the check."""
-    see = retrieval.bundle_files._see
+    see = retrieval.bundle.verified_files._see
 
     def edited(path: Path, *arguments: Any) -> Any:
         if path.name == VECTORS:
             in_place(path, other / VECTORS)
         return see(path, *arguments)
 
-    monkeypatch.setattr(retrieval.bundle_files, "_see", edited)
+    monkeypatch.setattr(retrieval.bundle.verified_files, "_see", edited)
     with pytest.raises(BundleError, match=r"vectors\.npy is damaged"):
         Retriever.open(bundle)
 
@@ -132,7 +132,7 @@ def test_where_memory_is_short_vectors_are_mapped_and_that_is_said(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If it fails, a bundle larger than memory cannot be opened, or its weaker guarantee is not logged."""
-    monkeypatch.setattr(retrieval.bundle_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
+    monkeypatch.setattr(retrieval.bundle.verified_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
     with Retriever.open(bundle) as retriever:
         base: Any = retriever.vectors_LD
         while isinstance(base, np.ndarray) and base.base is not None:
@@ -146,12 +146,12 @@ def test_with_trusted_keys_vectors_are_never_mapped(
     bundle: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it fails, the guarantee of signatures ends where memory does."""
-    from retrieval.signatures import new_keys
+    from retrieval.bundle.signatures import new_keys
 
     keys, store = new_keys(), Store(tmp_path / "store", lambda folder: None)
     path = store.publish(bundle, "one")
     store.sign("one", keys.signing)
-    monkeypatch.setattr(retrieval.bundle_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
+    monkeypatch.setattr(retrieval.bundle.verified_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
     with Retriever.open(path, trusted=[keys.trusted]) as retriever:
         expected = retriever.search(QUERIES, 5)
         in_place(path / VECTORS, other / VECTORS)
@@ -160,7 +160,7 @@ def test_with_trusted_keys_vectors_are_never_mapped(
 
 def test_the_copy_of_the_index_cannot_be_written(bundle: Path) -> None:
     """If it fails, another process of the same user changes the index between its check and its loading."""
-    files = retrieval.bundle_files.read_bundle(bundle, lambda name: name == INDEX)
+    files = retrieval.bundle.verified_files.read_bundle(bundle, lambda name: name == INDEX)
     assert files.graph is not None
     with files.graph as graph:
         graph.seek(0)
@@ -229,13 +229,13 @@ def test_a_file_that_the_disk_does_not_give_is_one_sentence(
         def readinto(self, *_: Any) -> int:
             raise OSError(5, os.strerror(5))
 
-    opened = retrieval.bundle_files._open
+    opened = retrieval.bundle.verified_files._open
 
     def failing(path: Path, folder: int, entry: Any) -> FileIO:
         with opened(path, folder, entry) as file:
             return Failing(os.dup(file.fileno())) if path.name == name else FileIO(os.dup(file.fileno()))
 
-    monkeypatch.setattr(retrieval.bundle_files, "_open", failing)
+    monkeypatch.setattr(retrieval.bundle.verified_files, "_open", failing)
     with pytest.raises(BundleError, match=rf"{name} cannot be read \(Input/output error\)"):
         Retriever.open(bundle)
 
@@ -263,7 +263,10 @@ def test_a_file_that_does_not_fit_into_memory_is_one_sentence(
         raise MemoryError
 
     monkeypatch.setattr(
-        "retrieval.bundle_files.read_finite" if name == VECTORS else "retrieval.bundle_files._read_at_most", full
+        "retrieval.bundle.verified_files.read_finite"
+        if name == VECTORS
+        else "retrieval.bundle.verified_files._read_at_most",
+        full,
     )
     with pytest.raises(BundleError, match=r"bytes and does not fit into memory"):
         Retriever.open(bundle)

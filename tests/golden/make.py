@@ -11,10 +11,10 @@ import tempfile
 from pathlib import Path
 
 from export.build import Settings, export
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.listener import Kept
-from training.recipe import load_recipe
+from training.recipe.schema import load_recipe
 from training.run import train
 
 SMALL = ["encoder.dim=12", "encoder.pair_rows=64"]  # a fiftieth of the bytes of the defaults

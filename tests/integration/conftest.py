@@ -8,7 +8,7 @@ import pytest
 from tests.support.listener import Kept
 from tests.support.small_run import small_recipe
 from training.data.dataset import Dataset, DatasetMeta
-from training.data.writing import write_dataset
+from training.prepare.writing import write_dataset
 from training.run import train
 
 

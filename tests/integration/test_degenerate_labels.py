@@ -9,13 +9,13 @@ import pytest
 from export.build import Settings, export
 from export.directions import principal_directions
 from retrieval import Retriever
-from retrieval.index import Vectors
-from retrieval.store import Store
+from retrieval.search.indexes import Vectors
+from retrieval.store.local import Store
 from tests.support.bundles import WORDS
 from tests.support.listener import Kept
 from training.data.dataset import DatasetMeta
-from training.data.writing import write_dataset
-from training.recipe import load_recipe
+from training.prepare.writing import write_dataset
+from training.recipe.schema import load_recipe
 from training.run import train
 
 SMALL = ["optimizer.epochs=1", "encoder.dim=16", "encoder.vocabulary_size=64", "batching.batch_size=16"]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.manifest import VECTORS
-from retrieval.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
-from retrieval.store import Store
-from service.doctor import machine
-from service.doctor.findings import Finding
-from service.doctor.store import store as look_at
+from doctor import machine
+from doctor.findings import Finding
+from doctor.store import store as look_at
+from retrieval.bundle.manifest import VECTORS
+from retrieval.bundle.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
+from retrieval.store.local import Store
 from service.server import OTHER_FILES
 from service.settings import Settings
 from tests.support.bundles import make_store

@@ -10,14 +10,14 @@ from export.build import Settings
 from export.build import export as build
 from export.progress import silent
 from export.quality import bundle_quality
+from retrieval.bundle.manifest import LabelFacts
 from retrieval.errors import BundleError, CheckpointError, GateError
-from retrieval.manifest import LabelFacts
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.checkpoints import N_LABELS, make_checkpoint
 from tests.support.command import run
-from training.checkpoint import Checkpoint, load_checkpoint
-from training.imputation import impute
+from training.checkpoint.files import Checkpoint, load_checkpoint
+from training.evaluation.imputation import impute
 
 
 @pytest.fixture(scope="module")

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 import retrieval.tables.delimited
+from loadtest.plan import bodies
 from retrieval.errors import BadInput, TableError
-from retrieval.queries import Queries
-from retrieval.store import Store
+from retrieval.offline.query_files import Queries
+from retrieval.store.local import Store
 from retrieval.tables.table import Table
-from service.loadtest.plan import bodies
 from tests.support.bundles import make_bundle
 from tests.support.command import run
 from tests.support.shapes import GOOD, QUERIES, REFUSED, ROWS, Write, folder_of, packed, text

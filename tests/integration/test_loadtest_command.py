@@ -24,11 +24,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from service.loadtest.alarm import now
-from service.loadtest.plan import Plan, bodies
-from service.loadtest.run import WARM, Snapshot
-from service.loadtest.run import run as measure
-from service.loadtest.target import Target
+from loadtest.alarm import now
+from loadtest.plan import Plan, bodies
+from loadtest.run import WARM, Snapshot
+from loadtest.run import run as measure
+from loadtest.target import Target
 from tests.support.bundles import make_store
 from tests.support.command import run
 from tests.support.processes import running
@@ -350,7 +350,7 @@ def test_idle_connections_are_hung_up_before_the_service_does(
     url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A request would now and then go out on a connection that its server is just closing, and count as failed."""
-    monkeypatch.setattr("service.loadtest.client.LONGEST_IDLE", 0.05)
+    monkeypatch.setattr("loadtest.client.LONGEST_IDLE", 0.05)
     report = measured(capsys, 0, url, "--rate", "4", "--duration", "2s", "--arrivals", "constant", "--max-lag", "1h")
     assert report["connections"] > WARM
     assert report["outcomes"]["200"]["count"] == 8

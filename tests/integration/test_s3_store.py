@@ -7,11 +7,11 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
-from retrieval.cache import cache_store
 from retrieval.errors import BundleError, Unreachable
-from retrieval.paused import write_paused
 from retrieval.retriever import Retriever
-from service.source import Source
+from retrieval.store.paused_labels import write_paused
+from retrieval.store.pull import cache_store
+from service.bundles.store_access import Source
 from tests.support.bundles import make_store
 from tests.support.command import run
 

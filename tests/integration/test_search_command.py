@@ -5,7 +5,7 @@ import json
 import pytest
 
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.bundles import make_store
 from tests.support.command import run
 

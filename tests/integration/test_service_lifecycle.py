@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.signatures import new_keys
-from retrieval.store import Store
-from service.errors import longest_retry
+from retrieval.bundle.signatures import new_keys
+from retrieval.store.local import Store
+from service.http.errors import longest_retry
 from tests.support.bundles import make_store
 from tests.support.service import (
     ADMIN_KEY,
@@ -178,7 +178,7 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     gate = tmp_path / "gate"
     (tmp_path / "sitecustomize.py").write_text(
         "import os, sys, time\n"
-        f"while 'service.engine_start' in sys.orig_argv and not os.path.exists({str(gate)!r}):\n"
+        f"while 'service.engine.start' in sys.orig_argv and not os.path.exists({str(gate)!r}):\n"
         "    time.sleep(0.01)\n"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

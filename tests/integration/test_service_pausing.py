@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, PATIENCE, Reply, Service, serving, wait_until, write_whole
 

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from retrieval.bundle.signatures import new_keys
 from retrieval.retriever import Retriever
-from retrieval.signatures import new_keys
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, Service, serving, wait_until, write_whole
 from tests.support.web_store import web_store

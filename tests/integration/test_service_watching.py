@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.bundles import make_store
 from tests.support.command import run
 from tests.support.service import ADMIN_KEY, Reply, Service, figures, serving, wait_until, write_whole

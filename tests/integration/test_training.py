@@ -14,11 +14,11 @@ from retrieval.errors import CheckpointError, RecipeError
 from tests.support.listener import Kept
 from tests.support.pretrained import save_tiny_bert
 from tests.support.small_run import SMALL, small_recipe, stop_after, weights_hash
-from training.checkpoint import load_checkpoint, read_facts
+from training.checkpoint.files import load_checkpoint, read_facts
 from training.data.dataset import Dataset, DatasetMeta
-from training.data.writing import write_dataset
-from training.measure import measure
-from training.recipe import load_recipe, shipped_recipes
+from training.evaluation.evaluate import measure
+from training.prepare.writing import write_dataset
+from training.recipe.schema import load_recipe, shipped_recipes
 from training.run import train
 from training.trainer import Stopped
 

@@ -7,9 +7,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.support.checkpoints import write_words
 from tests.support.listener import Kept
-from training.checkpoint import read_facts
+from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset
-from training.recipe import load_recipe
+from training.recipe.schema import load_recipe
 from training.run import train
 from training.trainer import Stopped
 

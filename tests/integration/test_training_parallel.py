@@ -17,9 +17,9 @@ from tests.support.listener import Kept
 from tests.support.pretrained import save_tiny_bert
 from tests.support.processes import running, wait_for_file
 from tests.support.small_run import SMALL, measured, small_recipe
-from training.checkpoint import read_facts
+from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset
-from training.parallel import Processes
+from training.optim.distributed import Processes
 from training.run import train
 
 NO_DROPOUT = ["heads.dual_encoder.dropout=0", "heads.classifier.dropout=0"]

@@ -12,12 +12,13 @@ import torch
 from retrieval import metrics
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.command import run
-from training import analysis, evaluation
-from training.checkpoint import load_checkpoint, read_facts
+from training.checkpoint.files import load_checkpoint, read_facts
 from training.data.dataset import Dataset, DatasetMeta
-from training.data.writing import write_dataset
-from training.recipe import load_recipe
-from training.report import answers, settings, write_report
+from training.evaluation import scoring as evaluation
+from training.evaluation import slices as analysis
+from training.prepare.writing import write_dataset
+from training.recipe.schema import load_recipe
+from training.reporting.report import answers, settings, write_report
 
 HOSTILE = "<img src=http://example.org/x onerror=alert(1)>"
 

@@ -13,10 +13,10 @@ from retrieval.errors import CheckpointError, RecipeError
 from tests.support.listener import Kept
 from tests.support.processes import running, wait_for_file
 from tests.support.small_run import SMALL, measured, small_recipe, stop_after, weights_hash
-from training.batches import Batch, make_batch
-from training.checkpoint import read_facts
+from training.batching.batches import Batch, make_batch
+from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset
-from training.recipe import load_recipe
+from training.recipe.schema import load_recipe
 from training.run import train
 from training.trainer import Stopped
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import Retriever
-from retrieval.attributes import Attributes
+from retrieval.search.attributes import Attributes
 from tests.support.bundles import WORDS, make_bundle
 
 MARKETS, TAGS = ["US", "CA", "MX"], ["new", "warm", "old"]

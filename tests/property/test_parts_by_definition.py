@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from retrieval.metrics import evaluate
-from training import analysis
 from training.data.ragged import Ragged
+from training.evaluation import slices as analysis
 
 N_LABELS = 7
 COUNTS = st.lists(st.integers(0, 6), min_size=N_LABELS, max_size=N_LABELS)

@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
-from service.batching import Batcher
-from service.errors import Refusal
-from service.frames import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
-from service.metrics import Metrics
-from service.pending_request import Lengths
+from service.batching.batcher import Batcher
+from service.batching.pending_request import Lengths
+from service.engine.protocol import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
+from service.http.errors import Refusal
+from service.observe.metrics import Metrics
 from service.settings import Settings
 from tests.support.batching import Clock
 

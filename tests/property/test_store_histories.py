@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrieval.errors import BundleError
-from retrieval.probe import prove
-from retrieval.store import Store
+from retrieval.sandboxed_opening import prove
+from retrieval.store.local import Store
 from tests.support.bundles import make_bundle
 
 NAMES = ("a", "b", "c", "d")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.batching import Batcher
-from service.frames import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
-from service.metrics import Metrics
-from service.pending_request import Lengths, PendingRequest
+from service.batching.batcher import Batcher
+from service.batching.pending_request import Lengths, PendingRequest
+from service.engine.protocol import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
+from service.observe.metrics import Metrics
 from service.settings import Settings
 
 NO_TIME = Stages(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
@@ -50,7 +50,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 1000.0
-        for module in ("service.batching", "service.pending_request"):
+        for module in ("service.batching.batcher", "service.batching.pending_request"):
             monkeypatch.setattr(f"{module}.perf_counter", lambda: self.now)
 
 

@@ -14,12 +14,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
-from retrieval.bundle_files import seal
-from retrieval.encoder import TextEncoder
-from retrieval.golden import Golden, record_golden, write_golden
-from retrieval.index import HnswIndex
-from retrieval.labels import write_labels
-from retrieval.manifest import (
+from retrieval.bundle.golden_answers import Golden, record_golden, write_golden
+from retrieval.bundle.labels import write_labels
+from retrieval.bundle.manifest import (
     DIRECTIONS,
     INDEX,
     LABEL_ENCODER,
@@ -36,10 +33,13 @@ from retrieval.manifest import (
     Parity,
     Source,
 )
-from retrieval.nodes import nodes_of
-from retrieval.probe import prove
+from retrieval.bundle.verified_files import seal
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.sandboxed_opening import prove
+from retrieval.search.distinct_vectors import nodes_of
+from retrieval.search.encoder import TextEncoder
+from retrieval.search.indexes import HnswIndex
+from retrieval.store.local import Store
 
 WORDS = ["cheap", "running", "shoes", "red", "blue", "trail", "city", "rain", "winter", "summer", "kids", "light"]
 WIDTH = 20  # directions that the index is about

@@ -8,8 +8,8 @@ import pyarrow as pa
 from tests.support.bundles import WORDS, label_texts
 from tests.support.listener import Kept
 from training.data.dataset import Dataset, DatasetMeta, SplitName
-from training.data.writing import write_dataset
-from training.recipe import load_recipe
+from training.prepare.writing import write_dataset
+from training.recipe.schema import load_recipe
 from training.run import train
 
 N_LABELS = 300

@@ -1,6 +1,6 @@
 """Faults inside the processes of a real service, by code that runs in them before a module is imported.
 
-with_code_before(tmp_path, monkeypatch, "service.engine", "raise OSError('injected')")
+with_code_before(tmp_path, monkeypatch, "service.engine.worker", "raise OSError('injected')")
 """
 
 from pathlib import Path
@@ -35,5 +35,5 @@ def with_code_before(folder: Path, monkeypatch: pytest.MonkeyPatch, module: str,
 def with_hanging_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch, bundle: str) -> Path:
     """Let engines of this bundle hang while they load, until the returned file exists."""
     gate = folder / "gate"
-    with_code_before(folder, monkeypatch, "service.engine", HANG.format(bundle=bundle, gate=str(gate)))
+    with_code_before(folder, monkeypatch, "service.engine.worker", HANG.format(bundle=bundle, gate=str(gate)))
     return gate

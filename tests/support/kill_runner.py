@@ -17,10 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import retrieval.retriever  # noqa: F401  # so that the forked processes need not import it
-from retrieval.bundle_files import verify_bundle
+from retrieval.bundle.verified_files import verify_bundle
 from retrieval.errors import BundleError
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.bundles import make_bundle
 from tests.support.forked import forked, start_forked
 

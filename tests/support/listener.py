@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from training.checkpoint import Record
-from training.tally import Step, Tally
+from training.checkpoint.files import Record
+from training.monitoring.epoch_stats import Step, Tally
 
 
 class Kept:

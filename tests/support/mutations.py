@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from retrieval.bundle_files import describe_file
-from retrieval.index_file import HEADER
-from retrieval.manifest import DIRECTIONS, INDEX, LABEL_ENCODER, MANIFEST, NODES, REQUIRED
+from retrieval.bundle.index_file import HEADER
+from retrieval.bundle.manifest import DIRECTIONS, INDEX, LABEL_ENCODER, MANIFEST, NODES, REQUIRED
+from retrieval.bundle.verified_files import describe_file
 
 Draw = np.random.Generator
 FILES = (*REQUIRED, DIRECTIONS, NODES)

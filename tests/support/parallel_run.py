@@ -18,8 +18,8 @@ from tests.support.listener import Kept
 from tests.support.small_run import small_recipe
 from training import run
 from training.data.dataset import Dataset
-from training.parallel import processes_of_torchrun
-from training.tally import Step
+from training.monitoring.epoch_stats import Step
+from training.optim.distributed import processes_of_torchrun
 from training.trainer import Trainer
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from training.checkpoint import read_facts
-from training.recipe import Recipe, load_recipe
+from training.checkpoint.files import read_facts
+from training.recipe.schema import Recipe, load_recipe
 
 SMALL = [
     "batching.batch_size=64",

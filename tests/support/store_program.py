@@ -10,8 +10,8 @@ from pathlib import Path
 
 import retrieval.retriever  # noqa: F401  # while the process may still read where the packages are installed
 from retrieval.errors import BundleError
-from retrieval.probe import prove
-from retrieval.store import Store
+from retrieval.sandboxed_opening import prove
+from retrieval.store.local import Store
 
 
 def main(command: str, store: str, *arguments: str) -> None:

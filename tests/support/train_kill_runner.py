@@ -17,11 +17,11 @@ from tests.support.checkpoints import write_words
 from tests.support.forked import forked, start_forked
 from tests.support.listener import Kept
 from tests.support.small_run import measured, weights_hash
-from training.checkpoint import cursor_of, load_checkpoint, read_record, read_tensors
+from training.checkpoint.files import cursor_of, load_checkpoint, read_record, read_tensors
+from training.checkpoint.state import STATE, WEIGHTS, reconcile
 from training.data.dataset import Dataset
-from training.recipe import load_recipe
+from training.recipe.schema import load_recipe
 from training.run import train
-from training.state import STATE, WEIGHTS, reconcile
 
 MOST_WRITES, LONGEST_SECONDS = 6, 0.03  # a kill comes after at most so many writes of weights or state, and so long
 RECIPE = [

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from retrieval.metrics import evaluate
-from training import analysis
 from training.data.ragged import Ragged
+from training.evaluation import slices as analysis
 
 GROUPS = {"head": np.array([True, True, False, False]), "tail": np.array([False, False, True, True])}
 RANKING_QK = np.array([[0, 2, 1], [3, 1, -1], [2, 3, 0]])

@@ -5,8 +5,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from retrieval.attributes import BYTES_PER_LABEL, Attributes
 from retrieval.errors import BadInput
+from retrieval.search.attributes import BYTES_PER_LABEL, Attributes
 
 TABLE = pa.table(
     {
@@ -86,7 +86,7 @@ def test_equal_filters_are_compiled_once_and_unlike_types_are_not_mixed_up() -> 
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a client that asks for ever new filters fills the memory."""
-    monkeypatch.setattr("retrieval.attributes.REMEMBERED_BYTES", 2 * BYTES_PER_LABEL * TABLE.num_rows)
+    monkeypatch.setattr("retrieval.search.attributes.REMEMBERED_BYTES", 2 * BYTES_PER_LABEL * TABLE.num_rows)
     for attributes, most in ((Attributes(TABLE), 2), (Attributes(TABLE, 2 * BYTES_PER_LABEL), 1)):
         for year in range(100):
             attributes.allowed({"year": [year]})

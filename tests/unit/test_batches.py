@@ -5,11 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from training import batches
-from training.clustering import balanced_clusters, random_clusters
+from training.batching import batches
+from training.batching.clustering import balanced_clusters, random_clusters
+from training.batching.hard_negatives import CLUSTERS_A_LABEL, labels_near, mine_hard_negatives
 from training.data.ragged import Ragged
-from training.negatives import CLUSTERS_A_LABEL, labels_near, mine_hard_negatives
-from training.recipe import BatchingRecipe
+from training.recipe.schema import BatchingRecipe
 
 LABELS = 40
 label_lists = st.lists(
@@ -124,7 +124,7 @@ def test_clusters_hold_what_is_near() -> None:
 @pytest.mark.parametrize("block", [1 << 24, 130, 1])
 def test_mined_negatives_are_the_nearest_that_are_not_true(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """If this failed, a true or excluded label would be a hard negative, or a large set would be mined wrongly."""
-    monkeypatch.setattr("training.negatives.SCORES_PER_BLOCK", block)
+    monkeypatch.setattr("training.batching.hard_negatives.SCORES_PER_BLOCK", block)
     generator = np.random.default_rng(5)
     queries, labels = (generator.standard_normal((n, 8)).astype(np.float32) for n in (30, 50))
     not_negative = Ragged.from_lists(

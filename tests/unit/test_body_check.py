@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service import schemas
-from service.body_check import JsonLimits, check_structure
-from service.errors import Refusal
-from service.schemas import compare_request, parse, paused_request, predict_request
+from service.connections.body_limits import JsonLimits, check_structure
+from service.http import schemas
+from service.http.errors import Refusal
+from service.http.schemas import compare_request, parse, paused_request, predict_request
 from service.settings import Settings
 
 SETTINGS = Settings(store="s")

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from retrieval.attributes import Allowed
-from retrieval.candidates import Candidates
-from retrieval.index import ExactIndex, HnswIndex, Rows, Vectors
+from retrieval.search.attributes import Allowed
+from retrieval.search.candidates import Candidates
+from retrieval.search.indexes import ExactIndex, HnswIndex, Rows, Vectors
 from tests.contract.test_index import clustered
 
 LABELS = 4_000

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import BadInput
-from service.client_address import ClientAddresses
-from service.exchange import Exchange
+from service.access.client_address import ClientAddresses
+from service.http.middleware import Exchange
 from service.settings import Settings
 
 TRUSTED = "10.0.0.0/8, 192.0.2.7, 2001:db8::/32"

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from retrieval import stopping
 from retrieval.errors import TrainingError
-from training.parallel import _collective
+from retrieval.system import stopping
+from training.optim.distributed import _collective
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.comparing import Compared
-from service.errors import Refusal
-from service.generation import Generation
-from service.metrics import Metrics
-from service.supervisor import Supervisor
+from service.bundles.comparison import Compared
+from service.bundles.generation import Generation
+from service.http.errors import Refusal
+from service.observe.metrics import Metrics
+from service.observe.supervisor import Supervisor
 
 
 def test_requests_that_wait_for_an_opening_end_with_it() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from retrieval.errors import BadInput
 from retrieval.metrics import FloatArray, Ratio, evaluate, ratios
-from training.comparison import Bootstrap, compare, permutation_test
+from training.evaluation.significance import Bootstrap, compare, permutation_test
 
 SEED = 3
 
@@ -52,7 +52,7 @@ def test_a_seed_fixes_the_intervals_and_small_blocks_keep_their_count(monkeypatc
     first = Bootstrap(named, 1_000, SEED).estimate("PSP@5")
     assert first == Bootstrap(named, 1_000, SEED).estimate("PSP@5")
     assert first != Bootstrap(named, 1_000, SEED + 1).estimate("PSP@5")
-    monkeypatch.setattr("training.comparison.NUMBERS_A_BLOCK", 100)
+    monkeypatch.setattr("training.evaluation.significance.NUMBERS_A_BLOCK", 100)
     blocked = Bootstrap(named, 1_000, SEED).estimate("PSP@5")
     assert (blocked.low, blocked.high) == pytest.approx((first.low, first.high), abs=3)
     assert permutation_test([named["P@1"]], [named["P@1"]], 999, SEED)[0].tolist() == [1.0]

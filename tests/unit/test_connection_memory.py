@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from service.connection_memory import ENDED_TOGETHER, RELIEVED, STALLED, MemoryBudget
+from service.connections.memory_budget import ENDED_TOGETHER, RELIEVED, STALLED, MemoryBudget
 
 MB = 1 << 20
 

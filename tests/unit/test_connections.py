@@ -6,9 +6,9 @@ from typing import Any, cast
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.connection import Connection
-from service.connections import Connections
-from service.metrics import Metrics
+from service.connections.connection import Connection
+from service.connections.pool import Connections
+from service.observe.metrics import Metrics
 from service.settings import Settings
 
 

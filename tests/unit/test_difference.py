@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from retrieval import Retriever
-from retrieval.difference import difference
 from retrieval.errors import BadInput
-from retrieval.queries import Queries
-from retrieval.store import Store
+from retrieval.offline.comparison import difference
+from retrieval.offline.query_files import Queries
+from retrieval.store.local import Store
 from tests.support.bundles import WORDS, label_texts, make_bundle, make_store
 from tests.support.command import run
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from export.directions import ENERGY, LANES, principal_directions, write_narrowed
-from retrieval.index import HnswIndex, Vectors
-from retrieval.narrow import NarrowIndex, rescore, to_rescore
+from retrieval.search.indexes import HnswIndex, Vectors
+from retrieval.search.pca_index import NarrowIndex, rescore, to_rescore
 from tests.contract.test_index import clustered
 
 

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.pretrained import save_tiny_bert
-from training.encoding import ChunkedEncoding
-from training.model import TransformerEncoder
-from training.pretrained import transformer
-from training.recipe import TransformerEncoderRecipe
-from training.rowwise import RowTable
-from training.static_encoder import StaticEncoder
-from training.tokens import TokenBatch, TokenizedTexts
+from training.model.pretrained import transformer
+from training.model.row_tables import RowTable
+from training.model.static_encoder import StaticEncoder
+from training.model.tokens import TokenBatch, TokenizedTexts
+from training.model.unified import TransformerEncoder
+from training.optim.grad_cache import ChunkedEncoding
+from training.recipe.schema import TransformerEncoderRecipe
 
 CPU = torch.device("cpu")
 

@@ -5,9 +5,9 @@ from pathlib import Path
 from prometheus_client import CollectorRegistry
 
 from retrieval import Retriever
-from service.engine import Engine
-from service.frames import HEAD, Asked, pack_answers, unpack_answers
-from service.metrics import Metrics
+from service.engine.protocol import HEAD, Asked, pack_answers, unpack_answers
+from service.engine.worker import Engine
+from service.observe.metrics import Metrics
 from tests.support.bundles import make_bundle
 
 

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import evaluation
 from training.data.ragged import Ragged
-from training.evaluation import Blend, LabelVectors, Vectors
-from training.imputation import Imputed
+from training.evaluation import scoring as evaluation
+from training.evaluation.imputation import Imputed
+from training.evaluation.scoring import Blend, LabelVectors, Vectors
 
 EMPTY = Ragged.from_lists([[] for _ in range(9)])
 BLENDS = [Blend(0.0, 0.0), Blend(0.0, 0.2), Blend(0.3, 0.0), Blend(0.3, 0.6), Blend(1.0, 0.1)]

@@ -4,9 +4,9 @@ import asyncio
 
 import pytest
 
-from service.errors import Refusal
-from service.frames import Answers, Asked, Outcome
-from service.pending_request import PendingRequest
+from service.batching.pending_request import PendingRequest
+from service.engine.protocol import Answers, Asked, Outcome
+from service.http.errors import Refusal
 from tests.support.batching import NO_TIME, Bench, Clock, played
 
 

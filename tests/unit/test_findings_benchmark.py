@@ -11,8 +11,8 @@ from benchmarks.measuring.scoring import Judge
 from benchmarks.measuring.systems import Ran, RecipeRun
 from tests.support.bundles import label_texts
 from tests.support.checkpoints import write_words
-from training.comparison import Estimate
 from training.data.dataset import Dataset
+from training.evaluation.significance import Estimate
 
 ROOT = Path(__file__).resolve().parents[2]
 

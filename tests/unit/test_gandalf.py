@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from training import gandalf
+from training.batching import label_queries as gandalf
+from training.batching.label_queries import label_queries, related_labels, usual_share
 from training.data.dataset import Split
 from training.data.ragged import Ragged
-from training.gandalf import label_queries, related_labels, usual_share
-from training.recipe import LabelQueriesRecipe
+from training.recipe.schema import LabelQueriesRecipe
 
 N_LABELS = 7
 ROWS = st.lists(st.sets(st.integers(0, N_LABELS - 1), min_size=1), min_size=1, max_size=25)

@@ -12,10 +12,10 @@ from export.gates import of_every_length, sample, sample_label_texts
 from export.progress import unwatched
 from export.quality import prove_quality, without_excluded
 from export.recall import EF_LADDER, Measured, Ranked, _effort, choose_efforts, recall_at
-from retrieval.encoder import TextEncoder
+from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, Quality, read_manifest
 from retrieval.errors import GateError
-from retrieval.index import HnswIndex
-from retrieval.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, Quality, read_manifest
+from retrieval.search.encoder import TextEncoder
+from retrieval.search.indexes import HnswIndex
 from tests.support.bundles import label_texts, make_bundle
 
 

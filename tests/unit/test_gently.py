@@ -6,8 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from retrieval import gently as module
-from retrieval.gently import LOW, gently
+from retrieval.system import low_priority as module
+from retrieval.system.low_priority import LOW, gently
 
 
 @pytest.fixture(autouse=True)

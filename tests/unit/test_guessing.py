@@ -3,11 +3,9 @@
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.callers import network_of
-from service.client_address import ClientAddresses
-from service.errors import Refusal
-from service.exchange import Exchange
-from service.guessing import (
+from service.access.callers import network_of
+from service.access.client_address import ClientAddresses
+from service.access.key_guessing import (
     BUCKETS,
     FORGET_SECONDS,
     FREE_ATTEMPTS,
@@ -15,8 +13,10 @@ from service.guessing import (
     REMEMBERED_RIGHT,
     GuessLimit,
 )
-from service.keys import AdminKeys, PredictKeys
-from service.metrics import Metrics
+from service.access.keys import AdminKeys, PredictKeys
+from service.http.errors import Refusal
+from service.http.middleware import Exchange
+from service.observe.metrics import Metrics
 
 KEY, PREDICT_KEY = "k7Qw-92mXz.Lp4Rt", "Zt5!pq8Rw3-uJ6yM"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.hosts import AllowedHosts
+from service.access.allowed_hosts import AllowedHosts
 
 LIST = ["shop.example", "*.internal.example", "localhost", "10.0.0.0/8", "::1", "[2001:db8::7]", "192.0.2.1"]
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import imputation
-from training.imputation import KEPT, NEIGHBOURS, impute
+from training.evaluation import imputation
+from training.evaluation.imputation import KEPT, NEIGHBOURS, impute
 
 L, D, C = 60, 8, 6
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import retrieval.index as index_module
+import retrieval.search.indexes as index_module
+from retrieval.bundle.index_file import HEADER, check_index_file
 from retrieval.errors import BundleError
-from retrieval.index import ExactIndex, FullScans, HnswIndex, Vectors
-from retrieval.index_file import HEADER, check_index_file
+from retrieval.search.indexes import ExactIndex, FullScans, HnswIndex, Vectors
 
 
 def some(n_labels: int, dim: int = 8, seed: int = 0) -> Vectors:
@@ -213,8 +213,8 @@ def test_no_change_of_a_byte_ends_the_process(graph: Path, tmp_path: Path) -> No
 import sys, numpy as np
 from pathlib import Path
 from retrieval.errors import BundleError
-from retrieval.index import HnswIndex
-from retrieval.workers import Workers
+from retrieval.search.indexes import HnswIndex
+from retrieval.search.thread_pool import Workers
 path, refused = Path(sys.argv[1]), 0
 content, draw = path.read_bytes(), np.random.default_rng(0)
 for _ in range(400):

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import BadInput
-from service.key_settings import named_admin_keys, weak_predict_keys, weakness
+from service.access.key_settings import named_admin_keys, weak_predict_keys, weakness
 from service.settings import Settings
 
 STRONG = "k7Qw-92mXz.Lp4Rt"

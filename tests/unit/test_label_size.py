@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
+from retrieval.bundle.label_size import ESCAPED, MAX_LABEL_BYTES, check_label_size, label_bytes
+from retrieval.bundle.labels import LabelTable
+from retrieval.bundle.manifest import INDEX, QUERY_ENCODER, TOKENIZER, read_manifest
 from retrieval.errors import BadInput
-from retrieval.label_size import ESCAPED, MAX_LABEL_BYTES, check_label_size, label_bytes
-from retrieval.labels import LabelTable
-from retrieval.manifest import INDEX, QUERY_ENCODER, TOKENIZER, read_manifest
-from service.label_cache import ENTRY_BYTES, LabelCache
-from service.memory import ENGINE_BYTES, LABEL_CACHE_BYTES, needed_memory
+from service.bundles.memory_check import ENGINE_BYTES, LABEL_CACHE_BYTES, needed_memory
+from service.engine.label_cache import ENTRY_BYTES, LabelCache
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"]), max_size=40)
 LISTS = st.lists(st.none() | TEXTS, max_size=4)

@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from retrieval.bundle.labels import LabelTable, write_labels
 from retrieval.errors import BundleError
-from retrieval.labels import LabelTable, write_labels
 
 
 def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:

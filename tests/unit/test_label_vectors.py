@@ -10,9 +10,9 @@ import pytest
 from export import vectors
 from export.build import _label_facts
 from export.vectors import count_zeros
-from retrieval.manifest import VECTORS
+from retrieval.bundle.manifest import VECTORS
 from tests.support.checkpoints import make_checkpoint
-from training.checkpoint import load_checkpoint
+from training.checkpoint.files import load_checkpoint
 
 
 def test_zeros_are_counted_in_every_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

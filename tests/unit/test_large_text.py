@@ -4,11 +4,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from retrieval.labels import LabelTable, write_labels
+from retrieval.bundle.labels import LabelTable, write_labels
 from training.data import Ragged, Split, checks, ragged
 from training.data.dataset import take_rows
-from training.data.intake import TextColumn, text_column
-from training.data.reciprocal import label_of_text
+from training.prepare.intake import TextColumn, text_column
+from training.prepare.reciprocal import label_of_text
 
 TEXT = "x" * 2**20
 CHUNK = pa.array([TEXT] * 64, pa.large_string())
@@ -63,7 +63,7 @@ def test_texts_of_more_than_2_gb_are_matched_with_labels() -> None:
 
 def test_a_growing_column_never_holds_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, 65,536 long texts would overflow the chunk they are written to."""
-    monkeypatch.setattr("training.data.intake._CHUNK_CHARACTERS", 10)
+    monkeypatch.setattr("training.prepare.intake._CHUNK_CHARACTERS", 10)
     column = TextColumn()
     for text in ["a" * 8, "b" * 8, "c", "d"]:
         column.append(text)
@@ -91,7 +91,7 @@ def test_a_label_table_is_written_with_the_offsets_it_needs(
         {"id": pa.chunked_array([["a"], ["b"]]), "text": pa.chunked_array([["x"], ["y"]], pa.large_string())}
     )
     for most, kind in ((2**31, pa.string()), (1, pa.large_string())):
-        monkeypatch.setattr("retrieval.labels.MOST_BYTES_OF_32_BITS", most)
+        monkeypatch.setattr("retrieval.bundle.labels.MOST_BYTES_OF_32_BITS", most)
         path = tmp_path / f"{most}.arrow"
         write_labels(path, table)
         opened = LabelTable.open(path)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval.limits import available_cores, free_memory
+from retrieval.system.limits import available_cores, free_memory
 
 MB = 1 << 20
 

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadtest.arrivals import schedule
+from loadtest.chart import decades, steps
+from loadtest.client import TIMED_OUT, Ended
+from loadtest.histogram import Histogram
+from loadtest.page import run_page, sweep_page
+from loadtest.plan import Plan, bodies, seconds
+from loadtest.report import Latencies, Report, Switching, SwitchMade, summarize, verdict
+from loadtest.sweep import STEP, held, knee, sweep
+from loadtest.tally import Tally, parse_timing
+from loadtest.target import Target
 from retrieval.errors import BadInput
-from service.loadtest.arrivals import schedule
-from service.loadtest.chart import decades, steps
-from service.loadtest.client import TIMED_OUT, Ended
-from service.loadtest.histogram import Histogram
-from service.loadtest.page import run_page, sweep_page
-from service.loadtest.plan import Plan, bodies, seconds
-from service.loadtest.report import Latencies, Report, Switching, SwitchMade, summarize, verdict
-from service.loadtest.sweep import STEP, held, knee, sweep
-from service.loadtest.tally import Tally, parse_timing
-from service.loadtest.target import Target
 
 
 def histogram(*durations: float) -> Histogram:

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from training import losses
-from training.losses import Targets
-from training.recipe import LossRecipe
+from training.optim import losses
+from training.optim.losses import Targets
+from training.recipe.schema import LossRecipe
 
 
 def make_targets(positive_QP: Tensor, ignored_QP: Tensor | None = None) -> Targets:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieval.bundle_files import verify_bundle
+from retrieval.bundle.manifest import MOST_FILES, Effort, IndexFacts, Manifest, ModelFacts, read_manifest
+from retrieval.bundle.verified_files import verify_bundle
 from retrieval.errors import BundleError
-from retrieval.manifest import MOST_FILES, Effort, IndexFacts, Manifest, ModelFacts, read_manifest
 from tests.support.bundles import make_bundle
 
 

@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrieval import Retriever
-from retrieval import matching as module
 from retrieval.errors import BadInput
-from retrieval.matching import Matched, Reading, Wanted, match
+from retrieval.offline import batch_search as module
+from retrieval.offline.batch_search import Matched, Reading, Wanted, match
 from retrieval.tables.account import RowAccount
 from tests.support.bundles import WORDS, make_bundle
 from tests.support.command import run

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from retrieval.errors import RecipeError
-from training.model import (
+from training.model.unified import (
     LEAST_TOKENS,
     TransformerEncoder,
     UnifiedModel,
@@ -27,8 +27,8 @@ from training.model import (
     fresh_model,
     groups_of_like_length,
 )
-from training.optimization import dense_optimizer, uses_bfloat16
-from training.recipe import Recipe, load_recipe
+from training.optim.optimizers import dense_optimizer, uses_bfloat16
+from training.recipe.schema import Recipe, load_recipe
 
 IDS = torch.tensor([[5, 6, 7], [8, 0, 0], [5, 5, 0]])
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.parametrize("modules", ["retrieval.encoder", "diptych, export.int8", "export.commands, export.int8"])
+@pytest.mark.parametrize(
+    "modules", ["retrieval.search.encoder", "diptych, export.int8", "export.commands, export.int8"]
+)
 def test_nothing_is_kept_for_telling_others(modules: str, tmp_path: Path) -> None:
     """Hashes of a user's models would be sent to a third party, and a device's id kept in the user's home."""
     bare = {"HOME": str(tmp_path)}  # neither CI nor anything else that would switch it off by itself

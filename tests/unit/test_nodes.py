@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval import Retriever
-from retrieval import nodes as nodes_module
+from retrieval.bundle.manifest import NODES
 from retrieval.errors import BundleError
-from retrieval.manifest import NODES
-from retrieval.nodes import Nodes, expand, first_equal_rows, nodes_in, nodes_of
+from retrieval.search import distinct_vectors as nodes_module
+from retrieval.search.distinct_vectors import Nodes, expand, first_equal_rows, nodes_in, nodes_of
 from tests.support.bundles import make_bundle
 from tests.support.mutations import rehash
 
@@ -130,7 +130,7 @@ def test_a_filter_answered_by_the_index_expands_allowed_ids_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If it fails, the way through the index answers a filter otherwise than comparing one by one does."""
-    monkeypatch.setattr("retrieval.candidates.Candidates.compares_each", lambda *_: False)
+    monkeypatch.setattr("retrieval.search.candidates.Candidates.compares_each", lambda *_: False)
     texts = [
         f"{one} {other}" for one in ("red", "blue", "cheap", "city") for other in ("rain", "kids", "trail", "light")
     ]

@@ -11,9 +11,9 @@ from transformers import AutoModel, DistilBertConfig
 
 from export.encoders import write_encoders
 from export.geometry import Cone
-from training.model import StaticEncoder, TransformerEncoder, UnifiedModel
-from training.recipe import Recipe
-from training.rowwise import RowTable
+from training.model.row_tables import RowTable
+from training.model.unified import StaticEncoder, TransformerEncoder, UnifiedModel
+from training.recipe.schema import Recipe
 
 VOCABULARY, N_LABELS = 200, 1000
 BIAS = 0.4

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.pace import WINDOW, Pace
+from service.batching.throughput import WINDOW, Pace
 
 
 def answer(pace: Pace, texts: int, apart: float, start: float = 0.0) -> float:

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import BundleError
-from retrieval.paused import PAUSED, read_paused
-from retrieval.probe import prove_aside
 from retrieval.retriever import Retriever
-from retrieval.store import Store
-from service.pausing import Paused
-from service.source import Source
+from retrieval.sandboxed_opening import prove_aside
+from retrieval.store.local import Store
+from retrieval.store.paused_labels import PAUSED, read_paused
+from service.bundles.paused_labels import Paused
+from service.bundles.store_access import Source
 from tests.support.bundles import make_store
 from tests.support.command import run
 
@@ -78,8 +78,8 @@ def test_the_commands_leave_paused_labels_out(store: Path, tmp_path: Path, capsy
 
 def test_an_interrupted_run_begins_anew_when_something_is_paused(store: Path, tmp_path: Path) -> None:
     """If it fails, `predict` resumes from parts that contain a paused label."""
-    from retrieval.matching import Reading, Wanted, _question
-    from retrieval.queries import Queries
+    from retrieval.offline.batch_search import Reading, Wanted, _question
+    from retrieval.offline.query_files import Queries
 
     (tmp_path / "queries.csv").write_text("query\nred shoes\n")
     questions = []

@@ -2,7 +2,7 @@
 
 import gc
 
-from service.pauses import settle
+from service.engine.gc_tuning import settle
 
 
 def test_full_collections_look_only_at_what_came_after() -> None:

@@ -12,15 +12,15 @@ from export.encoders import write_query_encoder
 from export.geometry import Cone
 from export.int8 import SmoothedLinear, quantize, smoothed
 from export.precision import HalfEncoder, _answering_through, prove_worth
-from retrieval.encoder import TextEncoder
+from retrieval.bundle.manifest import ModelFacts, Reduced, Speed
 from retrieval.errors import GateError
-from retrieval.manifest import ModelFacts, Reduced, Speed
+from retrieval.search.encoder import TextEncoder
 from tests.support.pretrained import HIDDEN, save_tiny_bert
-from training.checkpoint import read_tokenizer
-from training.model import TransformerEncoder, UnifiedModel
-from training.pretrained import transformer
-from training.recipe import Recipe, TransformerEncoderRecipe
-from training.tokens import TokenizedTexts, tokenize_in_memory
+from training.checkpoint.files import read_tokenizer
+from training.model.pretrained import transformer
+from training.model.tokens import TokenizedTexts, tokenize_in_memory
+from training.model.unified import TransformerEncoder, UnifiedModel
+from training.recipe.schema import Recipe, TransformerEncoderRecipe
 
 WORDS = [f"w{number}" for number in range(60)]
 TEXTS = [" ".join(WORDS[(3 * start + step) % 60] for step in range(1 + start % 7)) for start in range(90)]

@@ -9,7 +9,7 @@ import pytest
 
 import diptych
 from training.data import Dataset
-from training.data.prepare import PrepareSettings, prepare
+from training.prepare.prepare import PrepareSettings, prepare
 
 KEYWORDS = Path(__file__).parents[2] / "examples" / "keywords"
 ROWS = [{"query": f"thing {n}", "labels": [f"kind {n % 7}"]} for n in range(200)]

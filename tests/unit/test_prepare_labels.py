@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset
-from training.data.prepare import PrepareSettings, prepare
+from training.prepare.prepare import PrepareSettings, prepare
 
 
 def prepared(folder: Path, clicks: str, labels: Path, **choices: Any) -> Dataset:

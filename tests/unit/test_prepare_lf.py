@@ -9,7 +9,7 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset, SplitName
-from training.data.prepare import PrepareSettings, prepare
+from training.prepare.prepare import PrepareSettings, prepare
 
 LABELS = [
     {"uid": "L0", "title": "Coffee Mill", "content": "grinds beans"},

@@ -8,9 +8,9 @@ import numpy as np
 import pyarrow as pa
 
 from training.data import Dataset
-from training.data.prepare import PrepareSettings, prepare
 from training.data.ragged import Ragged
-from training.data.reciprocal import label_of_text, reversed_pairs
+from training.prepare.prepare import PrepareSettings, prepare
+from training.prepare.reciprocal import label_of_text, reversed_pairs
 
 
 def thesaurus(words: int, *, test_leaves_out: bool) -> list[dict[str, Any]]:

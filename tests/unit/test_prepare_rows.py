@@ -13,7 +13,7 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset, SplitName
-from training.data.prepare import PrepareSettings, prepare
+from training.prepare.prepare import PrepareSettings, prepare
 
 GOOD = b'{"query": "bike", "labels": ["bicycle", "cycling"], "split": "train"}\n'
 

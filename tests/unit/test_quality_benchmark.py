@@ -17,12 +17,12 @@ from benchmarks.measuring.systems import PEERS, RecipeRun, run_recipe
 from benchmarks.measuring.tables import row, table
 from retrieval import metrics
 from retrieval.errors import DiptychError, RecipeError
-from training.checkpoint import load_checkpoint
-from training.comparison import Estimate
+from training.checkpoint.files import load_checkpoint
 from training.data.dataset import Dataset
-from training.data.prepare import PrepareSettings, prepare
 from training.data.ragged import Ragged
-from training.measure import measure
+from training.evaluation.evaluate import measure
+from training.evaluation.significance import Estimate
+from training.prepare.prepare import PrepareSettings, prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [

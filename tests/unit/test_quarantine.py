@@ -3,9 +3,9 @@
 import pytest
 from pydantic_core import to_json
 
-from service.errors import Refusal
-from service.frames import Asked
-from service.quarantine import MAX_QUERIES, SECONDS, Quarantine
+from service.batching.quarantine import MAX_QUERIES, SECONDS, Quarantine
+from service.engine.protocol import Asked
+from service.http.errors import Refusal
 
 
 def test_the_memory_of_queries_is_bounded_and_ends() -> None:
@@ -34,7 +34,7 @@ def test_the_options_of_a_request_are_read_once(monkeypatch: pytest.MonkeyPatch)
     quarantine = Quarantine()
     options = Asked([], 10, filter={"market": ["US"]})
     quarantine.add(options, ["bad"])
-    monkeypatch.setattr("service.quarantine.to_json", counted)
+    monkeypatch.setattr("service.batching.quarantine.to_json", counted)
     quarantine.check(options._replace(queries=["fine"] * 256))
     assert len(calls) == 1
     quarantine.check(options._replace(queries=["bad"], k=11))

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from service.rationing import PERIOD, Ration, Traffic, no_traffic
+from service.engine.cpu_throttle import PERIOD, Ration, Traffic, no_traffic
 from tests.support.service import process_state
 
 STOPPED = "T"

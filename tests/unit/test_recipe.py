@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import RecipeError
-from training.recipe import StaticEncoderRecipe, TransformerEncoderRecipe, load_recipe, shipped_recipes
+from training.recipe.schema import StaticEncoderRecipe, TransformerEncoderRecipe, load_recipe, shipped_recipes
 
 
 @pytest.mark.parametrize("name", shipped_recipes())

@@ -11,15 +11,15 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from retrieval.cache import cache_store, pull
+from retrieval.bundle.manifest import MANIFEST, QUERY_ENCODER, TOKENIZER
+from retrieval.bundle.signatures import SIGNATURE, new_keys
 from retrieval.errors import BadInput, BundleError
-from retrieval.manifest import MANIFEST, QUERY_ENCODER, TOKENIZER
-from retrieval.paused import PAUSED
-from retrieval.remote import NotSeekable, _seek
 from retrieval.retriever import Retriever
-from retrieval.signatures import SIGNATURE, new_keys
-from retrieval.store import Store
-from retrieval.urls import as_url
+from retrieval.store.local import Store
+from retrieval.store.paused_labels import PAUSED
+from retrieval.store.pull import cache_store, pull
+from retrieval.store.remote import NotSeekable, _seek
+from retrieval.store.urls import as_url
 from tests.support.bundles import make_bundle, make_store
 from tests.support.command import run
 

@@ -6,8 +6,7 @@ from typing import Any
 import httptools
 import pytest
 
-from service.errors import Refusal
-from service.request_framing import (
+from service.connections.framing import (
     CHUNKS_PER_TURN,
     MAX_CHUNK_LINE,
     MAX_CHUNKS,
@@ -16,6 +15,7 @@ from service.request_framing import (
     check_beginning,
     without_upgrade,
 )
+from service.http.errors import Refusal
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 LIMITS = HeadLimits(2_000, 20)

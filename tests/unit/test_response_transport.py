@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from service.response_transport import ResponseTransport
+from service.connections.response_transport import ResponseTransport
 
 HEAD, BODY = b"HTTP/1.1 200 OK\r\n\r\n", b"body"
 

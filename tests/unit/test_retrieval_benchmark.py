@@ -10,7 +10,7 @@ import pytest
 from benchmarks.measuring import bare_parts, label_scale, offline
 from benchmarks.measuring.retrieval_page import page
 from retrieval import Retriever
-from retrieval.index import HnswIndex
+from retrieval.search.indexes import HnswIndex
 from tests.support.bundles import WORDS, make_bundle
 
 QUERIES = [f"{one} {other}" for one in WORDS for other in WORDS if one != other]

@@ -14,8 +14,8 @@ import pytest
 
 from retrieval import Hit, Retriever
 from retrieval.errors import BadInput, BundleError
-from retrieval.index import HnswIndex
-from retrieval.store import Store
+from retrieval.search.indexes import HnswIndex
+from retrieval.store.local import Store
 from tests.support.bundles import label_texts, make_bundle
 
 ROOT = Path(__file__).parents[2]

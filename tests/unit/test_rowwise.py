@@ -2,7 +2,7 @@
 
 import torch
 
-from training.rowwise import DECAY, RowTable, rounded_at_random
+from training.model.row_tables import DECAY, RowTable, rounded_at_random
 
 
 def taught(table: RowTable, rows: list[int], gradient: torch.Tensor, rate: float = 0.1) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import retrieval.serials
+import retrieval.store.serials
+from retrieval.bundle.signatures import MOST, SIGNATURE, KeyPair, NotTrusted, Signature, new_keys, signed
 from retrieval.errors import BadInput, BundleError
-from retrieval.probe import prove
 from retrieval.retriever import Retriever
-from retrieval.serials import OlderSerial, Serials
-from retrieval.signatures import MOST, SIGNATURE, KeyPair, NotTrusted, Signature, new_keys, signed
-from retrieval.store import Store
+from retrieval.sandboxed_opening import prove
+from retrieval.store.local import Store
+from retrieval.store.serials import OlderSerial, Serials
 from tests.support.bundles import make_store
 from tests.support.command import run
 
@@ -35,7 +35,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, keys: KeyPair) -> Path:
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A cache folder of this test's own, and a process that remembers nothing."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(retrieval.serials, "_process_notes", {})
+    monkeypatch.setattr(retrieval.store.serials, "_process_notes", {})
     return tmp_path / "cache"
 
 
@@ -46,7 +46,7 @@ def store(made: Path, tmp_path: Path, keys: KeyPair) -> Store:
 
 def forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget what this process remembers, as a new process would."""
-    monkeypatch.setattr(retrieval.serials, "_process_notes", {})
+    monkeypatch.setattr(retrieval.store.serials, "_process_notes", {})
 
 
 def test_an_older_signed_bundle_is_not_activated_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -234,9 +234,9 @@ def test_a_rollback_ends_for_every_process_with_the_next_bundle(
     for name in ("one", "two"):
         store.activate(name)
     assert store.rollback() == "one"
-    of_service = dict(retrieval.serials._process_notes)
+    of_service = dict(retrieval.store.serials._process_notes)
     forget(monkeypatch)
     store.activate("three")
-    monkeypatch.setattr(retrieval.serials, "_process_notes", of_service)
+    monkeypatch.setattr(retrieval.store.serials, "_process_notes", of_service)
     with pytest.raises(OlderSerial):
         store.activate("one")

@@ -2,8 +2,8 @@
 
 import pytest
 
-from service.errors import Refusal
-from service.frames import Answers, Asked, Outcome, Stages
+from service.engine.protocol import Answers, Asked, Outcome, Stages
+from service.http.errors import Refusal
 from tests.support.batching import NO_TIME, Bench, Clock, played
 
 

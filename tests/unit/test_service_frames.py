@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.frames import (
+from service.engine.protocol import (
     HEAD,
     MAX_PAYLOAD,
     PART,
@@ -71,7 +71,7 @@ def test_large_pieces_go_in_several_frames(sizes: list[int], most: int, drawing:
     pieces = [(Outcome.ANSWERED, drawing.randbytes(size)) for size in sizes]
     answers = Answers(7, Stages(0, 0, 0, 0, 0, 0, 0), pieces)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.frames.PART_BYTES", most)
+        patch.setattr("service.engine.protocol.PART_BYTES", most)
         frames = list(pack_parts(answers))
     assert max(map(len, frames[:-1]), default=0) <= most + 20
     assert len(frames) == 1 + sum(max(size - 1, 0) // most for size in sizes)
@@ -101,7 +101,7 @@ def test_the_number_of_a_batch_may_be_large() -> None:
     pieces = [(Outcome.ANSWERED, b"x" * 5)]
     answers = Answers(1 << 32, Stages(0, 0, 0, 0, 0, 0, 0), pieces)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.frames.PART_BYTES", 2)
+        patch.setattr("service.engine.protocol.PART_BYTES", 2)
         frames = b"".join(pack_parts(answers))
     parts = Parts()
     *first, (_, last) = Splitter().feed(frames)

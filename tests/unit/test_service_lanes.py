@@ -11,9 +11,9 @@ from typing import IO
 
 import pytest
 
-from retrieval.limits import available_cores
-from service.frames import Kind, frame, read_frame
-from service.lanes import SharedPipe, lanes_for, side_by_side
+from retrieval.system.limits import available_cores
+from service.engine.protocol import Kind, frame, read_frame
+from service.engine.worker_threads import SharedPipe, lanes_for, side_by_side
 
 
 @contextmanager
@@ -136,8 +136,8 @@ def test_as_many_lanes_as_cores_keep_apart() -> None:
 
 def test_lanes_are_for_encoders_that_let_others_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """Static encoders would answer less, or a transformer's queries wait for each other where a core idles."""
-    monkeypatch.setattr("service.lanes.available_cores", lambda: 4)
+    monkeypatch.setattr("service.engine.worker_threads.available_cores", lambda: 4)
     assert [lanes_for("transformer", "cpu", threads) for threads in (None, 1, 2, 8)] == [2, 1, 2, 2]
     assert lanes_for("static", "cpu", 8) == lanes_for("transformer", "cuda", 8) == 1
-    monkeypatch.setattr("service.lanes.available_cores", lambda: 1)
+    monkeypatch.setattr("service.engine.worker_threads.available_cores", lambda: 1)
     assert lanes_for("transformer", "cpu", 2) == 1

@@ -12,9 +12,9 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.exchange import Exchanges
-from service.logs import configure
-from service.metrics import Metrics
+from service.http.middleware import Exchanges
+from service.observe.logs import configure
+from service.observe.metrics import Metrics
 from service.settings import Settings
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import BundleError
-from service.source import PLACES_REMEMBERED, Source
+from service.bundles.store_access import PLACES_REMEMBERED, Source
 from tests.support.bundles import make_store
 from tests.support.web_store import web_store
 

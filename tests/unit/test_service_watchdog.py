@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.watchdog import Watchdog
+from service.engine.watchdog import Watchdog
 
 
 def test_a_lane_that_hangs_is_noticed_while_another_answers() -> None:

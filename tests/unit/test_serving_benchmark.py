@@ -18,10 +18,10 @@ from benchmarks.measuring.serving_record import Bar, Figure
 from benchmarks.measuring.serving_survival import grown, overload_bars
 from benchmarks.measuring.serving_watch import Memory, Probe, back_to_normal
 from benchmarks.serving import chosen
+from loadtest.plan import Plan
+from loadtest.report import summarize
+from loadtest.tally import Tally
 from retrieval.errors import BadInput, DiptychError
-from service.loadtest.plan import Plan
-from service.loadtest.report import summarize
-from service.loadtest.tally import Tally
 from tests.support.service import Client
 
 ANSWER = b'{"results": []}'

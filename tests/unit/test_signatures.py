@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from retrieval import Retriever, Store
-from retrieval.bundle_files import seal
+from retrieval.bundle.manifest import Manifest
+from retrieval.bundle.signatures import SIGNATURE, KeyPair, new_keys, signed, trusted_keys
+from retrieval.bundle.verified_files import seal
 from retrieval.errors import BadInput, BundleError
-from retrieval.manifest import Manifest
-from retrieval.signatures import SIGNATURE, KeyPair, new_keys, signed, trusted_keys
 from service.settings import Settings
 from tests.support.bundles import make_store
 from tests.support.command import run

@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.checkpoint import fill_model
-from training.model import empty_model, fresh_model
-from training.recipe import Recipe
-from training.spelling import SpelledVectors, Spelling, shared_pieces, spelled
-from training.static_encoder import StaticEncoder
+from training.checkpoint.files import fill_model
+from training.model.static_encoder import StaticEncoder
+from training.model.subword_ngrams import SpelledVectors, Spelling, shared_pieces, spelled
+from training.model.unified import empty_model, fresh_model
+from training.recipe.schema import Recipe
 
 TOKENS = ["[PAD]", "runner", "runners", "run", "##runs", "##nning", "a", "winning", "[CLS]", "#"]
 

@@ -12,11 +12,11 @@ from transformers import BertConfig, BertModel
 
 from retrieval.errors import RecipeError
 from tests.support.pretrained import HIDDEN, SPECIAL, save_tiny_bert
-from training.model import fresh_model
-from training.recipe import Recipe
-from training.rowwise import RowTable
-from training.static_encoder import MULTIPLIERS, PLACES, StaticEncoder, pretrained_vectors, rarity_weights
-from training.tokens import make_tokenizer
+from training.model.row_tables import RowTable
+from training.model.static_encoder import MULTIPLIERS, PLACES, StaticEncoder, pretrained_vectors, rarity_weights
+from training.model.tokens import make_tokenizer
+from training.model.unified import fresh_model
+from training.recipe.schema import Recipe
 
 TEXTS = [[5, 6, 7], [8], [5, 5], list(range(1, 21))]
 PAIRS = 13

@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.errors import BundleError
 from retrieval.retriever import Retriever
-from retrieval.store import Store
+from retrieval.store.local import Store
 from tests.support.bundles import make_bundle, make_store
 
 
@@ -52,7 +52,7 @@ def test_a_crash_between_the_two_writes_of_an_activation_changes_nothing(
         replace(source, target, **folders)
 
     with monkeypatch.context() as patch:
-        patch.setattr("retrieval.store_folder.os.replace", dying)
+        patch.setattr("retrieval.store.folder.os.replace", dying)
         with pytest.raises(KeyboardInterrupt):
             store.activate("three")
     assert (store.active(), store.previous()) == ("two", "one")
@@ -135,7 +135,7 @@ def test_a_store_without_an_active_bundle_says_so(tmp_path: Path) -> None:
 def test_a_bundle_elsewhere_is_copied_in(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a bundle built on another file system cannot be published."""
     folder = make_bundle(tmp_path / "elsewhere")
-    monkeypatch.setattr("retrieval.store._same_file_system", lambda one, _: one.parent.parent.name == ".incoming")
+    monkeypatch.setattr("retrieval.store.local._same_file_system", lambda one, _: one.parent.parent.name == ".incoming")
     assert store.publish(folder, "four") == store.path / "bundles" / "four"
     assert folder.is_dir()
     store.activate("four")

@@ -11,12 +11,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from retrieval.errors import BundleError
-from service.errors import Refusal
-from service.generation import Generation
-from service.metrics import Metrics
-from service.supervisor import Supervisor
-from service.switching import Turns
-from service.watching import StoreRead, Watch
+from service.bundles.generation import Generation
+from service.bundles.store_watcher import StoreRead, Watch
+from service.bundles.switch_queue import Turns
+from service.http.errors import Refusal
+from service.observe.metrics import Metrics
+from service.observe.supervisor import Supervisor
 
 ONE, TWO, THREE = Path("bundles/one"), Path("bundles/two"), Path("bundles/three")
 

@@ -10,10 +10,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from retrieval.errors import BundleError, DiptychError
-from service import supervisor as module
-from service.aside import aside
-from service.metrics import Metrics
-from service.supervisor import Supervisor
+from service.observe import supervisor as module
+from service.observe.detached_thread import aside
+from service.observe.metrics import Metrics
+from service.observe.supervisor import Supervisor
 
 
 @pytest.fixture(autouse=True)

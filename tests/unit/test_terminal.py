@@ -13,8 +13,8 @@ import pytest
 from rich.table import Table
 from rich.text import Text
 
-from retrieval.console import Console
-from retrieval.terminal import echo, json_value, print_json, strip_controls
+from retrieval.system.console import Console
+from retrieval.system.terminal import echo, json_value, print_json, strip_controls
 from tests.support.bundles import make_bundle
 
 EVIL = "red\x1b[31m\x1b]0;title\x07\x9b2J\u202e\u2066\r\x08shoes"

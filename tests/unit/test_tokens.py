@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.tokens import (
+from training.model.tokens import (
     UNKNOWN,
     inverse_document_frequency,
     learn_wordpiece,
@@ -93,7 +93,7 @@ def test_texts_that_follow_others_keep_their_tokens() -> None:
 @pytest.mark.parametrize("block", [1, 2, 1000])
 def test_rarity_counts_the_texts_that_a_token_stands_in(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, a word said twice in a text would count as common, or the labels' words as never seen."""
-    monkeypatch.setattr("training.tokens.TEXTS_PER_BLOCK", block)
+    monkeypatch.setattr("training.model.tokens.TEXTS_PER_BLOCK", block)
     tokenizer = learn_wordpiece(TEXTS, 1000)
     vocabulary = tokenizer.get_vocab_size()
     first = tokenize_in_memory(["card card card", "credit card", "union"], tokenizer)

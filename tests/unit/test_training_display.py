@@ -5,11 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
-from training.charts import line_chart, ticks
-from training.checkpoint import Record
-from training.console import SHOWN, Remaining, duration, epoch_line, figures_table, live_figures
-from training.evaluation import HEADS
-from training.tally import Step, Tally, by_head_and_term
+from training.checkpoint.files import Record
+from training.evaluation.scoring import HEADS
+from training.monitoring.console import SHOWN, Remaining, duration, epoch_line, figures_table, live_figures
+from training.monitoring.epoch_stats import Step, Tally, by_head_and_term
+from training.reporting.charts import line_chart, ticks
 
 PARTS = {
     "dual_encoder/query_to_label/decoupled_softmax": 1.0,

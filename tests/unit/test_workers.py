@@ -7,8 +7,8 @@ import threading
 import numpy as np
 import pytest
 
-from retrieval.gently import LOW, gently
-from retrieval.workers import Workers
+from retrieval.search.thread_pool import Workers
+from retrieval.system.low_priority import LOW, gently
 
 
 @pytest.mark.parametrize("queries", [1, 2, 3, 4, 7, 40])
@@ -63,7 +63,9 @@ def test_an_error_of_any_part_reaches_the_caller() -> None:
 
 def test_threads_are_not_gentle_because_their_first_work_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, a bundle warmed behind another's back would be searched behind everybody's back ever after."""
-    monkeypatch.setattr(sys.modules["retrieval.gently"], "_began", None)  # as in a process that has just begun
+    monkeypatch.setattr(
+        sys.modules["retrieval.system.low_priority"], "_began", None
+    )  # as in a process that has just begun
     workers, own = Workers(2), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     together = threading.Barrier(2, timeout=30)
 

@@ -2,6 +2,6 @@
 
 from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName
 from training.data.ragged import Ragged
-from training.data.writing import write_dataset
+from training.prepare.writing import write_dataset
 
 __all__ = ["SPLITS", "Dataset", "DatasetMeta", "Ragged", "Split", "SplitName", "write_dataset"]

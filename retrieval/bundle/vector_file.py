@@ -1,0 +1,90 @@
+"""Read files of vectors, and check while reading that all numbers are finite.
+
+Suffixes: L labels, B of a block, D vector width.
+"""
+
+import math
+from collections.abc import Iterator
+from io import BytesIO, FileIO
+from os import fstat
+from pathlib import Path
+from tokenize import TokenError  # numpy parses an array's header as Python
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.bundle.index_file import Buffer
+from retrieval.errors import BundleError, in_a_line
+
+LARGEST = 1e6  # of a number in a vector of length one or less; scores of such are finite
+LABELS_PER_BLOCK = 128  # which fit into the processor's cache
+LONGEST_HEADER = 16_384  # bytes; numpy reads no longer one either
+
+
+def read_finite(
+    path: Path, file: FileIO, dim: int, size: int, into: NDArray[np.uint8] | None = None
+) -> Iterator[Buffer]:
+    """Yield the bytes of an open file with a float32 array [L, D], block by block; `path` is for errors.
+
+    `into`, if given, is an array of the file's length that receives the same bytes. The header in front of the array is
+    not parsed. Raises BundleError for a file of another length, and for a vector that is not finite.
+    """
+    length = fstat(file.fileno()).st_size
+    head = length - 4 * dim * size
+    if head < 0:
+        raise BundleError(f"{path} is too short for {size} vectors of {dim} numbers. Export the bundle again.")
+    if head > LONGEST_HEADER:
+        raise BundleError(
+            f"{path} has {length:,} bytes, too many for {size} vectors of {dim} numbers. Export the bundle again."
+        )
+    written = file.read(head)
+    if len(written) != head or (into is not None and len(into) != length):
+        raise BundleError(f"{path} changed while it was read. Copy the bundle again.")
+    if into is None:
+        buffer_BD = np.empty((min(LABELS_PER_BLOCK, size), dim), np.float32)
+    else:
+        into[:head] = np.frombuffer(written, np.uint8)
+    yield written
+    for start in range(0, size, LABELS_PER_BLOCK):
+        count = min(LABELS_PER_BLOCK, size - start)
+        if into is None:
+            vectors_BD = buffer_BD[:count]
+        else:
+            place = head + 4 * dim * start
+            vectors_BD = into[place : place + 4 * dim * count].view(np.float32).reshape(count, dim)
+        if file.readinto(vectors_BD.data.cast("B")) != vectors_BD.nbytes:
+            raise BundleError(f"{path} changed while it was read. Copy the bundle again.")
+        if not (vectors_BD.max() <= LARGEST and vectors_BD.min() >= -LARGEST):  # also true for NaN
+            raise BundleError(f"{path} holds a vector that is not finite. Export the bundle again.")
+        yield vectors_BD.data
+
+
+def vectors_in(content: Buffer, path: Path, shape: tuple[int, int]) -> NDArray[np.float32]:
+    """View a float32 array [L, D] in the bytes of an .npy file, named `path` in errors. Raises BundleError."""
+    vectors_LD: NDArray[np.float32] = array_in(content, path, shape, np.float32)
+    return vectors_LD
+
+
+def array_in(content: Buffer, path: Path, shape: tuple[int, ...], wanted: type[np.generic]) -> NDArray[Any]:
+    """View an array of this shape and type in the bytes of an .npy file, named `path` in errors. Raises BundleError."""
+    head = BytesIO(bytes(memoryview(content)[:LONGEST_HEADER]))
+    try:
+        version = np.lib.format.read_magic(head)
+        readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"version {version} of the format is not read here")
+        found, by_columns, dtype = readers[version](head)
+    except (ValueError, TypeError, EOFError, OverflowError, SyntaxError, TokenError) as error:
+        raise BundleError(
+            f"{path} is not an array of numbers ({in_a_line(error)}). Export the bundle again."
+        ) from error
+    if found != shape or dtype != wanted or (by_columns and len(shape) > 1 and 1 not in shape):
+        order = ", by columns" if by_columns else ""
+        name = np.dtype(wanted).name
+        raise BundleError(f"{path} holds {dtype} of shape {found}{order}, not {name} of {shape}. Export it again.")
+    if len(content) != head.tell() + np.dtype(wanted).itemsize * math.prod(shape):
+        raise BundleError(
+            f"{path} has {len(content)} bytes, not those of an array of {shape}. Export the bundle again."
+        )
+    return np.frombuffer(content, wanted, offset=head.tell()).reshape(shape)

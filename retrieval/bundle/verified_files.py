@@ -1,0 +1,271 @@
+"""Read the files of a bundle and compare them with its manifest. Readers get the same bytes that were compared.
+
+Each file is opened once. What a reader needs is copied into memory that no other process can change. One exception:
+`vectors.npy` stays a memory-mapped file if memory is short and no keys are trusted, see docs/decisions/0032.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import mmap
+import os
+from collections.abc import Callable, Collection, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from retrieval.bundle.index_file import Buffer, read_checked
+from retrieval.bundle.manifest import (
+    DIRECTIONS,
+    FORMAT_VERSION,
+    INDEX,
+    MANIFEST,
+    TOKENIZER,
+    UNLISTED,
+    VECTORS,
+    FileEntry,
+    Manifest,
+    SignedManifest,
+    read_signed_manifest,
+)
+from retrieval.bundle.vector_file import read_finite
+from retrieval.errors import BundleError
+from retrieval.system.limits import available_cores, free_memory
+from retrieval.system.safe_open import open_bundle_folder, open_file
+
+LOG = logging.getLogger("diptych")
+BLOCK = 1 << 18  # bytes per hashed block; fits into a core's cache
+TOKENIZER_LIMIT = 256 << 20  # bytes; a tokenizer for a hundred languages has 17 MB
+SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
+
+
+class BundleFiles(NamedTuple):
+    """A verified bundle: its manifest, who signed it, and the contents of the wanted files.
+
+    `graph` is the index as a sealed file in memory, since hnswlib reads from a path; None if it was not wanted.
+    """
+
+    signed: SignedManifest
+    contents: dict[str, Buffer]
+    graph: FileIO | None
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.signed.manifest
+
+    def close(self) -> None:
+        """Free the in-memory file of the index."""
+        if self.graph is not None:
+            self.graph.close()
+
+
+class _Seen(NamedTuple):
+    """Size and hash of a file that was read, and its content if that was wanted."""
+
+    entry: FileEntry
+    content: Buffer | None = None
+    graph: FileIO | None = None
+
+
+def verify_bundle(folder: Path, trusted: Sequence[str] = (), threads: int | None = None) -> Manifest:
+    """Compare every file of a bundle with its manifest. Raises BundleError at the first difference.
+
+    Also checks that the index is safe to load and that all vectors are finite. With `trusted` keys, one of them must
+    have signed the manifest. `threads` read the files; default: one per core.
+    """
+    return read_bundle(folder, lambda name: False, trusted, threads).manifest
+
+
+def verify_signed(folder: Path, trusted: Sequence[str] = ()) -> SignedManifest:
+    """Verify as `verify_bundle` does; return the manifest with its bytes and its signature."""
+    return read_bundle(folder, lambda name: False, trusted).signed
+
+
+def read_bundle(
+    folder: Path,
+    wanted: Callable[[str], bool],
+    trusted: Sequence[str] = (),
+    threads: int | None = None,
+) -> BundleFiles:
+    """Verify a bundle as `verify_bundle` does; keep the contents of the `wanted` files. Raises BundleError."""
+    with ExitStack() as stack:
+        opened = _open_folder(folder)
+        stack.callback(os.close, opened)
+        signed = read_signed_manifest(folder, trusted, opened)
+        manifest = signed.manifest
+        _check_names(folder, os.listdir(opened), manifest)
+        files = {
+            name: stack.enter_context(_open(folder / name, opened, entry)) for name, entry in manifest.files.items()
+        }
+        mapped = _mapped(folder, manifest, wanted, trusted)
+        with ThreadPoolExecutor(threads or available_cores()) as pool:
+            found = dict(
+                zip(
+                    files,
+                    pool.map(lambda name: _see(folder / name, files[name], manifest, wanted(name), mapped), files),
+                    strict=True,
+                )
+            )
+    graph = next((seen.graph for seen in found.values() if seen.graph is not None), None)
+    contents = {name: seen.content for name, seen in found.items() if seen.content is not None}
+    bundle = BundleFiles(signed, contents, graph)
+    for name, entry in manifest.files.items():
+        if found[name].entry != entry:
+            bundle.close()
+            raise BundleError(f"{folder / name} is damaged: its SHA-256 is not the one in {MANIFEST}. Copy it again.")
+    return bundle
+
+
+def describe_file(path: Path) -> FileEntry:
+    """Return size and SHA-256 of a regular file. Raises BundleError if it is not regular, and OSError."""
+    with FileIO(open_file(path)) as file:
+        return _describe_open(file)
+
+
+def seal(folder: Path, **facts: Any) -> Manifest:
+    """Write the manifest of a finished folder. `facts` are all fields except the version and the files."""
+    files = {item.name: describe_file(item) for item in sorted(folder.iterdir()) if item.name not in UNLISTED}
+    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts)
+    text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+    return manifest
+
+
+def _open_folder(folder: Path) -> int:
+    try:
+        return open_bundle_folder(folder)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}.") from error
+    except OSError as error:
+        raise BundleError(f"{folder} cannot be opened ({error.strerror}). Check its permissions.") from error
+
+
+def _check_names(folder: Path, names: Collection[str], manifest: Manifest) -> None:
+    if extra := sorted(set(names) - manifest.files.keys() - UNLISTED):
+        raise BundleError(f"{folder / extra[0]} is not listed in {MANIFEST}. Remove it, or export the bundle again.")
+    if (size := manifest.files[TOKENIZER].bytes) > TOKENIZER_LIMIT:
+        raise BundleError(f"{folder / TOKENIZER} has {size:,} bytes; a tokenizer has at most {TOKENIZER_LIMIT:,}.")
+
+
+def _open(path: Path, folder: int, entry: FileEntry) -> FileIO:
+    try:
+        file = FileIO(open_file(path, folder))
+    except FileNotFoundError as error:
+        raise BundleError(f"{path} is missing though {MANIFEST} lists it. Copy the bundle again.") from error
+    except OSError as error:
+        raise BundleError(f"{path} cannot be opened ({error.strerror}). Check its permissions.") from error
+    size = os.fstat(file.fileno()).st_size
+    if size != entry.bytes:
+        file.close()
+        raise BundleError(f"{path} has {size} bytes where {entry.bytes} are listed. Copy it again.")
+    return file
+
+
+def _mapped(folder: Path, manifest: Manifest, wanted: Callable[[str], bool], trusted: Sequence[str]) -> bool:
+    """Return whether the vectors must stay a mapped file because memory is short; never with trusted keys."""
+    if trusted or not wanted(VECTORS):
+        return False
+    needed = sum(entry.bytes for name, entry in manifest.files.items() if wanted(name))
+    room = free_memory()
+    if needed < room.free:
+        return False
+    LOG.warning(
+        "%s is not copied into memory: %d MB are needed, %d MB are free (%s). A change of the file changes answers.",
+        folder / VECTORS, needed >> 20, room.free >> 20, room.bound,
+    )  # fmt: skip
+    return True
+
+
+def _see(path: Path, file: FileIO, manifest: Manifest, wanted: bool, mapped: bool) -> _Seen:
+    """Read and hash a file. Links of the index and values of vectors are checked while they are read."""
+    size, dim, entry = manifest.labels.count, manifest.model.dim, manifest.files[path.name]
+    try:
+        if path.name == INDEX:
+            return _see_index(read_checked(path, file, manifest.index_dim, manifest.index_size), wanted)
+        if path.name in (DIRECTIONS, VECTORS):
+            shape = (manifest.index_dim, dim) if path.name == DIRECTIONS else (dim, size)
+            copied = wanted and not (mapped and path.name == VECTORS)
+            content = np.empty(entry.bytes, np.uint8) if copied else None
+            seen = _describe(read_finite(path, file, *shape, content))
+            if wanted and not copied:
+                return _Seen(seen, memoryview(mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_READ)))
+            return _Seen(seen, None if content is None else content.data)
+        if wanted:
+            written = _read_at_most(file, entry.bytes + 1)
+            return _Seen(_describe([written]), written)
+        return _Seen(_describe_open(file))
+    except BundleError:
+        found = _describe_again(path, file)
+        if found == entry:
+            raise
+        return _Seen(found)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except MemoryError as error:
+        raise BundleError(
+            f"{path} has {entry.bytes:,} bytes and does not fit into memory. Free memory, or raise the limit."
+        ) from error
+
+
+def _describe_again(path: Path, file: FileIO) -> FileEntry:
+    """Describe an open file from its beginning. Raises BundleError."""
+    try:
+        file.seek(0)
+        return _describe_open(file)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> BundleError:
+    return BundleError(f"{path} cannot be read ({error.strerror}). Check the disk, or copy it again.")
+
+
+def _see_index(blocks: Iterable[Buffer], wanted: bool) -> _Seen:
+    """Hash an index. If it is wanted, copy it to a file in memory, which is then sealed."""
+    if not wanted:
+        return _Seen(_describe(blocks))
+    copy = FileIO(os.memfd_create("index", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+")
+    try:
+        digest, size = hashlib.sha256(), 0
+        for block in blocks:
+            digest.update(block)
+            view = memoryview(block).cast("B")
+            size += len(view)
+            while view:
+                view = view[copy.write(view) :]
+        fcntl.fcntl(copy, fcntl.F_ADD_SEALS, SEALS)
+    except BaseException:
+        copy.close()
+        raise
+    return _Seen(FileEntry(bytes=size, sha256=digest.hexdigest()), None, copy)
+
+
+def _read_at_most(file: FileIO, limit: int) -> bytes:
+    """Read the rest of a file, at most `limit` bytes. A single read call returns at most 2 GB."""
+    parts = []
+    while limit and (part := file.read(limit)):
+        parts.append(part)
+        limit -= len(part)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _describe(blocks: Iterable[Buffer]) -> FileEntry:
+    digest, size = hashlib.sha256(), 0
+    for block in blocks:
+        digest.update(block)
+        size += memoryview(block).nbytes
+    return FileEntry(bytes=size, sha256=digest.hexdigest())
+
+
+def _describe_open(file: FileIO) -> FileEntry:
+    digest, size, buffer = hashlib.sha256(), 0, bytearray(BLOCK)
+    while count := file.readinto(buffer):
+        digest.update(memoryview(buffer)[:count])
+        size += count
+    return FileEntry(bytes=size, sha256=digest.hexdigest())

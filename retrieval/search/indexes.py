@@ -1,0 +1,280 @@
+"""Nearest labels by inner product: exact, and approximate through hnswlib, behind one protocol.
+
+Suffixes: Q queries, L labels, B a block of labels, D vector width, K results of a query (best first).
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from io import FileIO
+from pathlib import Path
+from threading import Lock
+from typing import Any, Protocol, Self
+
+import hnswlib
+import numpy as np
+from numpy.typing import NDArray
+
+from retrieval.bundle.index_file import check_index_file
+from retrieval.errors import BadInput, BundleError
+from retrieval.search.distinct_vectors import first_equal_rows
+from retrieval.search.thread_pool import Workers
+from retrieval.system.limits import available_cores
+
+Vectors = NDArray[np.float32]
+Rows = NDArray[np.int64]
+Progress = Callable[[int, int], object]  # called with (labels added, labels in all)
+
+QUERIES_A_PASS = 256
+LABELS_PER_BLOCK = 65_536  # 256 × 65,536 float32 scores: 64 MB a thread, whatever the number of labels
+LABELS_PER_INSERTION = 1_024  # between two looks at signals and progress
+TOO_FEW = "Cannot return the results"  # hnswlib's words for a query that found fewer than k
+LOG = logging.getLogger("diptych.index")
+MOVED = 1e-4  # of a vector's length; the same recall from 1e-4 to 3e-2
+
+
+class FullScans:
+    """Count queries that compared every vector because the graph found too few; log the 1st, 10th, 100th, …."""
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self._logged = 1
+        self._lock = Lock()
+
+    def add(self, queries: int) -> None:
+        """Add to the count. Thread-safe."""
+        with self._lock:
+            self.queries += queries
+            due = self.queries >= self._logged
+            while self._logged <= self.queries:
+                self._logged *= 10
+        if due:
+            LOG.warning(
+                "the index found too few labels for %d queries so far; every label was compared for them, which is "
+                "slow. Export the bundle with a larger --m or --ef-construction.", self.queries,
+            )  # fmt: skip
+
+
+class VectorIndex(Protocol):
+    """Anything that finds the rows of greatest inner product; one contract-test suite holds every implementation."""
+
+    @property
+    def full_scans(self) -> FullScans:
+        """Return the counter of queries that fell back to a full scan."""
+
+    def close(self) -> None:
+        """Stop its threads after the searches in progress."""
+
+    @property
+    def size(self) -> int:
+        """Number of vectors."""
+
+    @property
+    def dim(self) -> int:
+        """Width of a vector."""
+
+    def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
+        """Rows and inner products of min(k, size) vectors for each query, best first. Raises BadInput."""
+
+
+class ExactIndex:
+    """Every inner product is computed: blocked, so memory does not grow with the number of labels."""
+
+    def __init__(self, vectors_LD: Vectors, threads: int | None = None) -> None:
+        if vectors_LD.ndim != 2 or not vectors_LD.size:
+            raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
+        self._vectors_LD = vectors_LD
+        self._threads = threads or available_cores()
+        self.full_scans = FullScans()  # stays 0: comparing every vector is not a fallback here
+
+    def close(self) -> None:
+        """Do nothing: its threads end with each search."""
+
+    @property
+    def size(self) -> int:
+        return int(self._vectors_LD.shape[0])
+
+    @property
+    def dim(self) -> int:
+        return int(self._vectors_LD.shape[1])
+
+    def search(self, query_QD: Vectors, k: int, among_S: Rows | None = None) -> tuple[Rows, Vectors]:
+        """Rows and inner products of the min(k, size) best vectors for each query, best first. Raises BadInput.
+
+        Only the rows `among_S`, rising, are looked at where they are given.
+        """
+        query_QD = checked(query_QD, k, self.dim)
+        if among_S is None:
+            return _search_blocks(query_QD, min(k, self.size), self._blocks, self._threads)
+        places_QK, scores_QK = _search_blocks(
+            query_QD, min(k, len(among_S)), lambda: self._blocks_of(among_S), self._threads
+        )
+        return among_S[places_QK], scores_QK
+
+    def _blocks(self) -> Iterator[tuple[int, Vectors]]:
+        for start in range(0, self.size, LABELS_PER_BLOCK):
+            yield start, np.asarray(self._vectors_LD[start : start + LABELS_PER_BLOCK], np.float32)
+
+    def _blocks_of(self, among_S: Rows) -> Iterator[tuple[int, Vectors]]:
+        for start in range(0, len(among_S), LABELS_PER_BLOCK):
+            yield start, np.asarray(self._vectors_LD[among_S[start : start + LABELS_PER_BLOCK]], np.float32)
+
+
+class HnswIndex:
+    """hnswlib's graph. `ef` is fixed when the index is made: changing it would change it under other searches."""
+
+    def __init__(self, index: Any, ef: int, workers: Workers) -> None:
+        """Wrap a filled hnswlib.Index; callers use `build` or `load`."""
+        index.set_ef(ef)
+        self._index = index
+        self.size, self.dim = int(index.get_current_count()), int(index.dim)
+        self._workers = workers
+        self.ef = ef
+        self.full_scans = FullScans()
+
+    @classmethod
+    def build(
+        cls,
+        vectors_LD: Vectors,
+        *,
+        m: int = 16,
+        ef_construction: int = 200,
+        ef: int = 64,
+        threads: int | None = None,
+        seed: int = 100,
+        progress: Progress | None = None,
+    ) -> Self:
+        """Insert every vector; `m` links per node and `ef_construction` candidates trade build time for recall.
+
+        A vector that equals an earlier one is moved by a ten-thousandth of its length. Equal vectors would link only to
+        each other, and a large group of them could not be reached by a search. Labels with equal vectors share a node,
+        but different vectors may be equal when projected to the directions of the index.
+        """
+        if vectors_LD.ndim != 2 or not vectors_LD.size:
+            raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
+        size, dim = vectors_LD.shape
+        index = hnswlib.Index(space="ip", dim=dim)
+        index.init_index(max_elements=size, M=m, ef_construction=ef_construction, random_seed=seed)
+        repeated_L = first_equal_rows(vectors_LD) != np.arange(size)
+        for start in range(0, size, LABELS_PER_INSERTION):
+            stop = min(start + LABELS_PER_INSERTION, size)
+            block_BD = np.array(vectors_LD[start:stop], np.float32, order="C")
+            block_BD += _moves(block_BD, repeated_L[start:stop], np.random.default_rng([seed, start]))
+            index.add_items(block_BD, np.arange(start, stop), num_threads=threads or available_cores())
+            if progress is not None:
+                progress(stop, size)
+        return cls(index, ef, Workers(threads))
+
+    @classmethod
+    def load(
+        cls, path: Path, dim: int, size: int, ef: int, workers: Workers | None = None, *, verified: FileIO | None = None
+    ) -> Self:
+        """Read an index file of `size` vectors of width `dim`. Raises BundleError if it is invalid.
+
+        `verified` is an open file that was checked already; it is read instead of `path`.
+        """
+        if verified is None:
+            check_index_file(path, dim, size)
+        # hnswlib takes only paths; this one refers to the open file.
+        place = str(path) if verified is None else f"/proc/self/fd/{verified.fileno()}"
+        index = hnswlib.Index(space="ip", dim=dim)  # a fresh object: loading into a used one leaks and mixes its state
+        try:
+            index.load_index(place, max_elements=size)
+        except RuntimeError as error:
+            raise BundleError(f"{path}: hnswlib cannot read this index ({error}). Export the bundle again.") from error
+        return cls(index, ef, workers or Workers())
+
+    def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
+        """Rows and inner products of min(k, size) near vectors for each query, best first. Raises BadInput.
+
+        hnswlib keeps max(ef, k) candidates, so asking for a greater k also searches harder.
+        """
+        query_QD, k = checked(query_QD, k, self.dim), min(k, self.size)
+        try:
+            parts = self._workers.share(lambda part_PD: self._index.knn_query(part_PD, k, num_threads=1), query_QD)
+        except RuntimeError as error:
+            if TOO_FEW not in str(error):
+                raise
+            # One query found fewer than k (a part of the graph cannot be reached) and hnswlib gives up its whole part.
+            self.full_scans.add(len(query_QD))
+            return _search_blocks(query_QD, k, self._blocks, self._workers.threads)
+        rows, distances = zip(*parts, strict=True)
+        distance_QK: Vectors = np.concatenate(distances)
+        return np.concatenate(rows).view(np.int64), 1.0 - distance_QK
+
+    def close(self) -> None:
+        """Stop its threads after the searches in progress."""
+        self._workers.close()
+
+    def save(self, path: Path) -> None:
+        """Write the index file; raises BundleError when it is not whole, which hnswlib does not notice itself."""
+        try:
+            self._index.save_index(str(path))
+        except RuntimeError as error:
+            raise BundleError(f"{path}: the index could not be written ({error}).") from error
+        written, expected = path.stat().st_size, self._index.index_file_size()
+        if written != expected:
+            raise BundleError(f"{path}: {written} of {expected} bytes were written. Is the disk full?")
+
+    def _blocks(self) -> Iterator[tuple[int, Vectors]]:
+        for start in range(0, self.size, LABELS_PER_BLOCK):
+            stop = min(start + LABELS_PER_BLOCK, self.size)
+            yield start, np.asarray(self._index.get_items(np.arange(start, stop)), np.float32)
+
+
+def _moves(block_BD: Vectors, repeated_B: NDArray[np.bool_], draw: np.random.Generator) -> Vectors:
+    """Return what to add to the vectors of a block: a random vector of MOVED times their mean length if repeated."""
+    scale = MOVED * float(np.sqrt(np.mean(block_BD**2)))
+    moves_BD = np.zeros_like(block_BD)
+    moves_BD[repeated_B] = scale * draw.standard_normal((int(repeated_B.sum()), block_BD.shape[1]), np.float32)
+    return moves_BD
+
+
+def checked(query_QD: Vectors, k: int, dim: int) -> Vectors:
+    """Queries as an index of width `dim` takes them. Raises BadInput."""
+    if k < 1:
+        raise BadInput(f"k is {k}; it must be at least 1")
+    if query_QD.ndim != 2 or query_QD.shape[1] != dim:
+        raise BadInput(f"queries of shape {query_QD.shape} do not fit an index of width {dim}")
+    return np.ascontiguousarray(query_QD, np.float32)
+
+
+def _search_blocks(
+    query_QD: Vectors, k: int, blocks: Callable[[], Iterable[tuple[int, Vectors]]], threads: int
+) -> tuple[Rows, Vectors]:
+    passes = [query_QD[start : start + QUERIES_A_PASS] for start in range(0, len(query_QD), QUERIES_A_PASS)]
+    if len(passes) < 2 or threads < 2:
+        found = [_search_pass(part_QD, k, blocks()) for part_QD in passes]
+    else:
+        with ThreadPoolExecutor(min(threads, len(passes))) as pool:
+            try:
+                found = list(pool.map(lambda part_QD: _search_pass(part_QD, k, blocks()), passes))
+            finally:  # an interrupted search does not wait for the passes that have not begun
+                pool.shutdown(wait=False, cancel_futures=True)
+    if not found:
+        return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
+    return np.concatenate([rows for rows, _ in found]), np.concatenate([scores for _, scores in found])
+
+
+def _search_pass(query_QD: Vectors, k: int, blocks: Iterable[tuple[int, Vectors]]) -> tuple[Rows, Vectors]:
+    best_rows_QK = np.empty((len(query_QD), 0), np.int64)
+    best_scores_QK = np.empty((len(query_QD), 0), np.float32)
+    for start, block_BD in blocks:
+        scores_QB = query_QD @ block_BD.T
+        columns_QK = _top_columns(scores_QB, k)
+        best_rows_QK = np.concatenate([best_rows_QK, columns_QK + start], axis=1)
+        best_scores_QK = np.concatenate([best_scores_QK, np.take_along_axis(scores_QB, columns_QK, 1)], axis=1)
+        if best_rows_QK.shape[1] > k:
+            keep_QK = _top_columns(best_scores_QK, k)
+            best_rows_QK = np.take_along_axis(best_rows_QK, keep_QK, 1)
+            best_scores_QK = np.take_along_axis(best_scores_QK, keep_QK, 1)
+    order_QK = np.lexsort((best_rows_QK, -best_scores_QK))
+    return np.take_along_axis(best_rows_QK, order_QK, 1), np.take_along_axis(best_scores_QK, order_QK, 1)
+
+
+def _top_columns(scores_QB: Vectors, k: int) -> Rows:
+    """Columns of the min(k, B) greatest scores of each row, in no order."""
+    n_queries, n_columns = scores_QB.shape
+    if k >= n_columns:
+        return np.tile(np.arange(n_columns), (n_queries, 1))
+    return np.argpartition(scores_QB, -k, axis=1)[:, -k:]

@@ -1,0 +1,56 @@
+"""Quarantine queries that killed engines, so that the same query cannot kill another one."""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from time import monotonic
+
+from pydantic_core import to_json
+
+from service.engine.protocol import Asked
+from service.http import errors
+
+MAX_QUERIES = 1024
+SECONDS = 3600.0  # length of the quarantine; it also ends a wrong one
+
+
+class Quarantine:
+    """Hashes of quarantined queries, each a text with its request's options. The oldest ones are dropped first."""
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[bytes, float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def add(self, asked: Asked, texts: Sequence[str], now: float | None = None) -> None:
+        """Quarantine these texts with the options of a request."""
+        until = (monotonic() if now is None else now) + SECONDS
+        for key in _hashes(asked, texts):
+            self._until[key] = until
+        while len(self._until) > MAX_QUERIES:
+            self._until.popitem(last=False)
+
+    def check(self, asked: Asked, now: float | None = None) -> None:
+        """Check that no text of a request is in quarantine. Raises Refusal 422."""
+        now = monotonic() if now is None else now
+        while self._until and next(iter(self._until.values())) <= now:
+            self._until.popitem(last=False)
+        if not self._until:
+            return
+        for text, key in zip(asked.queries, _hashes(asked, asked.queries), strict=True):
+            if key in self._until:
+                raise errors.quarantined(text)
+
+
+def _hashes(asked: Asked, texts: Sequence[str]) -> Iterator[bytes]:
+    """Yield the hash of each text with the request's options.
+
+    The options are included: otherwise a filter that ends engines could block any text for all callers. They are hashed
+    once, because a filter may have 64 kB and a request 256 texts.
+    """
+    options = hashlib.blake2b(to_json(asked._replace(queries=())), digest_size=16)
+    for text in texts:
+        whole = options.copy()
+        whole.update(text.encode())
+        yield whole.digest()

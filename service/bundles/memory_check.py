@@ -1,0 +1,44 @@
+"""Check that a bundle fits into free memory before it is loaded. Otherwise the kernel may kill the serving engine."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from retrieval.bundle.manifest import INDEX, LABELS, NODES, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest
+from retrieval.errors import BundleError
+from retrieval.system.limits import free_memory
+
+# Measured with the bundles of the example, rounded up, see docs/decisions/0045.
+ENGINE_BYTES = 96 << 20
+ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # float16 weights are stored in float32 as well
+TOKENIZER_TIMES = 10
+NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label
+LABEL_CACHE_BYTES = 32 << 20  # label JSON cached by an engine, see label_cache.py
+INDEX_TIMES = 2  # while it is loaded: the copy that was verified, and hnswlib's own
+
+
+def needed_memory(manifest: Manifest, trusted: Sequence[str] = ()) -> int:
+    """Return the most bytes that an engine needs for a bundle.
+
+    Vectors count only with `trusted` keys, which require a copy. Otherwise they are a mapped file when memory is short,
+    see retrieval/bundle/verified_files.
+    """
+    sizes = {name: entry.bytes for name, entry in manifest.files.items()}
+    weights = sum(size for name, size in sizes.items() if name.startswith(QUERY_ENCODER))
+    encoder = ENCODER_TIMES[manifest.precision] * weights
+    copied = sizes[LABELS] + (sizes[VECTORS] if trusted else 0) + NODES_TIMES * sizes.get(NODES, 0)
+    files = INDEX_TIMES * sizes[INDEX] + encoder + TOKENIZER_TIMES * sizes[TOKENIZER] + copied
+    return int(ENGINE_BYTES + LABEL_CACHE_BYTES + files)
+
+
+def check_memory(name: str, manifest: Manifest, groups: Path, trusted: Sequence[str] = ()) -> None:
+    """Check that a bundle fits into the free memory of machine and container. Raises BundleError."""
+    needed, room = needed_memory(manifest, trusted), free_memory(groups)
+    if needed > room.free:
+        raise BundleError(
+            f"{name} takes about {_megabytes(needed)} of memory and {_megabytes(room.free)} are free ({room.bound}). "
+            "Give the service more, or set DIPTYCH_MEMORY_CHECK=false to try all the same."
+        )
+
+
+def _megabytes(size: int) -> str:
+    return f"{-(-size >> 20):,} MB"
