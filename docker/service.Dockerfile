@@ -22,6 +22,8 @@ RUN /opt/diptych/bin/python -m pip install --require-hashes --requirement requir
 COPY README.md LICENSE diptych.py ./
 COPY retrieval retrieval
 COPY service service
+COPY loadtest loadtest
+COPY doctor doctor
 COPY training training
 COPY export export
 # Remove the build tools, then list what is left (CycloneDX).

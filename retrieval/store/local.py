@@ -59,11 +59,10 @@ REMEMBERED = 50  # names in HISTORY
 class Store:
     """Publish, activate, roll back and prune bundles. All methods raise BundleError with the cause and the fix.
 
-    `prove` opens a bundle before it is published or activated; default: in a child process, see sandboxed_opening.py. With
-    `trusted` keys, one of them must have signed every bundle that is read, activated or rolled back to. Publishing
-    needs no signature, since bundles are signed inside the store. `place` identifies the store in the notes of serial
-    numbers; default: its path.
-    """
+    `prove` opens a bundle before it is published or activated; default: in a child process, see
+    sandboxed_opening.py. With `trusted` keys, one of them must have signed every bundle that is read, activated or
+    rolled back to. Publishing needs no signature, since bundles are signed inside the store. `place` identifies the
+    store in the notes of serial numbers; default: its path."""
 
     def __init__(
         self,

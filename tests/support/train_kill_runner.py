@@ -77,9 +77,24 @@ def main(times: int, seed: int, folder: Path) -> None:
     for _ in range(times):
         killed(folder, draw.randint(1, MOST_WRITES), draw.uniform(0, LONGEST_SECONDS))
         print(json.dumps(left_behind(folder / "run")), flush=True)
-    ours, whole = (forked(lambda name=name: trains(folder, name), 120) for name in ("run", "whole"))  # type: ignore[misc]
+    outcomes = [forked(lambda name=name: trains(folder, name), 120) for name in ("run", "whole")]  # type: ignore[misc]
     opened = load_checkpoint(folder / "run")
-    print(json.dumps({"same": ours == whole, "best": read_record(folder / "run" / WEIGHTS) == opened.facts.best}))
+    last = {
+        "differences": differences(folder, outcomes),
+        "best": read_record(folder / "run" / WEIGHTS) == opened.facts.best,
+    }
+    print(json.dumps(last))
+
+
+def differences(folder: Path, outcomes: list[tuple[str, str]]) -> list[str]:
+    """Describe how the finished run differs from the run that was never killed."""
+    if outcomes[0] == outcomes[1]:
+        return []
+    found = [f"outcomes {outcomes}"]
+    for name in (WEIGHTS, STATE):
+        run, whole = (read_tensors(folder / which / name)[0] for which in ("run", "whole"))
+        found += [f"{name} {key}" for key in run if key not in whole or not run[key].equal(whole[key])]
+    return found
 
 
 if __name__ == "__main__":

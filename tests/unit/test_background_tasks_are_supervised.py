@@ -6,11 +6,10 @@ from pathlib import Path
 SERVICE = Path(__file__).parents[2] / "service"
 STARTS = {"create_task", "ensure_future", "TaskGroup", "to_thread", "run_in_executor", "Thread", "ThreadPoolExecutor"}
 ALLOWED = {
-    "supervisor.py": "it starts them all",
-    "aside.py": "the thread behind Supervisor.read",
-    "lanes.py": "threads of the engine, which ends when one of them fails",
+    "observe/supervisor.py": "it starts them all",
+    "observe/detached_thread.py": "the thread behind Supervisor.read",
+    "engine/worker_threads.py": "threads of the engine, which ends when one of them fails",
 }
-SEPARATE = {"loadtest", "doctor"}  # commands of their own, no part of the service
 
 
 def started_in(path: Path) -> set[str]:
@@ -22,11 +21,7 @@ def started_in(path: Path) -> set[str]:
 
 def test_no_task_and_no_thread_is_started_outside_the_supervisor() -> None:
     """A background task could fail without a log line, a metric or a sentence in /readyz."""
-    found = {
-        str(path.relative_to(SERVICE)): started
-        for path in SERVICE.rglob("*.py")
-        if path.relative_to(SERVICE).parts[0] not in SEPARATE and (started := started_in(path))
-    }
+    found = {str(path.relative_to(SERVICE)): started for path in SERVICE.rglob("*.py") if (started := started_in(path))}
     assert found.keys() == ALLOWED.keys(), found
 
 

@@ -181,3 +181,16 @@ def test_what_a_start_lacks_is_one_sentence_that_names_the_key(tiny_bert: Path) 
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(RecipeError, match=r"^encoder\.start_from '.*bert' cannot be loaded"):
         fresh_model(starting_from(tiny_bert), 3, torch.ones(9))
+
+
+def test_gradients_of_a_large_batch_are_reproducible() -> None:
+    """If it fails, a run that is resumed ends with other weights: gradients were added up in any order."""
+    torch.manual_seed(0)
+    encoder = StaticEncoder(RowTable(torch.randn(50, 8)), torch.randn(50, 1)).train()
+    token_BT, mask_BT = torch.randint(0, 50, (8192, 16)), torch.ones(8192, 16, dtype=torch.int64)
+    gradients = []
+    for _ in range(8):
+        encoder(token_BT, mask_BT).square().sum().backward()
+        gradients.append(encoder.places.gradient()[1])
+        encoder.vectors.gradient(), encoder.weights.gradient()  # forget them
+    assert all(gradient.equal(gradients[0]) for gradient in gradients)

@@ -80,8 +80,10 @@ class StaticEncoder(nn.Module):
         """How much each place of a text counts [B, T], by its distance from either end."""
         front_T = torch.arange(attention_mask_BT.shape[1], device=attention_mask_BT.device)
         back_BT = attention_mask_BT.sum(dim=1, keepdim=True) - 1 - front_T
-        front, back = places_P1[:PLACES, 0], places_P1[PLACES:, 0]
-        return torch.exp(front[front_T.clamp(max=PLACES - 1)] + back[back_BT.clamp(0, PLACES - 1)])
+        # Not `places[rows]`: on the CPU its gradient is added up in any order, which would make runs differ.
+        front_T1 = F.embedding(front_T.clamp(max=PLACES - 1), places_P1[:PLACES])
+        back_BT1 = F.embedding(back_BT.clamp(0, PLACES - 1), places_P1[PLACES:])
+        return torch.exp(front_T1 + back_BT1).squeeze(-1)
 
     def _pair_rows(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         """The row of `pairs` for each token and the next [B, T], and whether there is a next one (int64 0 or 1)."""

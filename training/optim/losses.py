@@ -6,6 +6,9 @@ direction; the other one is the same function on the transposed scores and mask.
 
 Shapes: Q rows (queries), P columns (labels of the pool), M positive pairs, O picked ones. Masks are −inf, never a
 large number: scores are divided by the temperature and may well lie below −100.
+
+Rows that may repeat are gathered with `index_select`: on the CPU, the gradient of `x[rows]` is added up by several
+threads in any order, so that two runs would differ in their last bits.
 """
 
 from collections.abc import Callable
@@ -94,7 +97,7 @@ def decoupled_softmax(scores_QP: Tensor, targets: Targets) -> Tensor:
     """
     against_Q = _logsumexp(scores_QP, targets.not_negative_QP, targets.has_negative_Q)
     positive_M = scores_QP[targets.row_M, targets.column_M]
-    loss_M = F.softplus(against_Q[targets.row_M] - positive_M)  # −log(e^s / (e^s + Σ e^negatives))
+    loss_M = F.softplus(against_Q.index_select(0, targets.row_M) - positive_M)  # −log(e^s / (e^s + Σ e^negatives))
     return pick_some_labels(loss_M, targets)
 
 
@@ -104,7 +107,7 @@ def supcon(scores_QP: Tensor, targets: Targets) -> Tensor:
     Shapes: scores_QP [Q, P] → scalar. A row without a negative or without a positive contributes 0.
     """
     against_Q = _logsumexp(scores_QP, targets.ignored_QP, targets.has_negative_Q)
-    loss_M = against_Q[targets.row_M] - scores_QP[targets.row_M, targets.column_M]
+    loss_M = against_Q.index_select(0, targets.row_M) - scores_QP[targets.row_M, targets.column_M]
     return pick_some_labels(loss_M, targets)
 
 
@@ -114,7 +117,7 @@ def triplet(scores_QP: Tensor, targets: Targets, margin: float) -> Tensor:
     Shapes: scores_QP [Q, P] → scalar. A row without a negative or without a positive contributes 0.
     """
     positive_M = scores_QP[targets.row_M, targets.column_M]
-    within_MP = F.relu(scores_QP[targets.row_M] - positive_M.unsqueeze(1) + margin)
+    within_MP = F.relu(scores_QP.index_select(0, targets.row_M) - positive_M.unsqueeze(1) + margin)
     within_MP = within_MP.masked_fill(targets.not_negative_QP[targets.row_M], 0.0)
     loss_M = within_MP.sum(dim=1) / (within_MP > 0).sum(dim=1).clamp(min=1)
     return pick_some_labels(loss_M, targets)
