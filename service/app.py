@@ -23,8 +23,8 @@ from service.access.key_headers import PREDICT_HEADER, BodyGuard
 from service.access.keys import AdminKeys
 from service.bundles.generation import Generation
 from service.bundles.manager import Generations
+from service.errors import Refusal
 from service.http import audit
-from service.http.errors import Refusal
 from service.http.methods import HeadAndOptions, allow
 from service.http.middleware import Exchanges, exchange_of
 from service.http.predict import PATH as PREDICT_PATH

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from service.access.callers import network_of
-from service.http.errors import Refusal
+from service.errors import Refusal
 
 FREE_ATTEMPTS = 10  # wrong keys before the first wait
 LONGEST_WAIT_SECONDS = 300.0

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.http.errors import Refusal
+from service.errors import Refusal
 
 ADMIN_HEADER = "X-Admin-Key"
 PREDICT_HEADER = "X-Api-Key"

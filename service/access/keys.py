@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from service.access.key_guessing import GuessLimit
 from service.access.key_headers import ADMIN_HEADER, PREDICT_HEADER
 from service.access.key_settings import UNKNOWN
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.http.middleware import Exchange
 from service.observe.metrics import Metrics
 

@@ -4,7 +4,7 @@ import math
 from time import monotonic
 
 from service.access.callers import Caller
-from service.http.errors import Refusal, retry_after
+from service.errors import Refusal, retry_after
 
 MAX_CALLERS = 10_000
 SWEEP_SECONDS = 1.0  # between two sweeps of full buckets

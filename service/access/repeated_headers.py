@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from service.http.errors import Refusal
+from service.errors import Refusal
 
 SINGLE = {
     name.lower().encode(): name

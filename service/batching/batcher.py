@@ -13,14 +13,14 @@ from contextlib import closing
 from itertools import chain, islice
 from time import perf_counter
 
+from service import errors
 from service.access.callers import ANYONE, Caller
 from service.batching.fair_queue import FairQueue
 from service.batching.pending_request import Lengths, PendingRequest, RequestSlice, length_class
 from service.batching.quarantine import Quarantine
 from service.batching.queue_limits import QueueLimits
 from service.engine.protocol import Answers, Asked, Outcome, Stages, pack_batch
-from service.http import errors
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.settings import Settings
 

@@ -7,8 +7,8 @@ from time import monotonic
 
 from pydantic_core import to_json
 
+from service import errors
 from service.engine.protocol import Asked
-from service.http import errors
 
 MAX_QUERIES = 1024
 SECONDS = 3600.0  # length of the quarantine; it also ends a wrong one

@@ -10,13 +10,13 @@ from time import perf_counter
 from typing import Self
 
 from retrieval.errors import DiptychError
+from service import errors
 from service.access.callers import ANYONE, Caller
 from service.batching.batcher import Batcher, Ticket
 from service.engine.client import EngineProcess, Opened
 from service.engine.cpu_throttle import Traffic
 from service.engine.protocol import Answers, Asked, Kind, pack_json
 from service.engine.watchdog import Watchdog
-from service.http import errors
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor, described
 from service.settings import Settings

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from retrieval.bundle.signatures import trusted_keys
 from retrieval.errors import DiptychError
+from service import errors
 from service.access.callers import ADMINISTRATOR, ANYONE, Caller
 from service.batching.batcher import Ticket
 from service.bundles.comparison import Compared
@@ -27,8 +28,7 @@ from service.bundles.store_follower import Following
 from service.bundles.switch_queue import Turns, reason, refused
 from service.engine.cpu_throttle import Traffic, no_traffic
 from service.engine.protocol import Asked
-from service.http import errors
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.http.schemas import ActivateResponse, Readiness
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor

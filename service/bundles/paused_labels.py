@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from retrieval.store.paused_labels import parse_paused, read_paused, stamp_of, write_paused
 from service.bundles.store_access import Source
-from service.http.errors import Refusal
+from service.errors import Refusal
 
 
 class Paused:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from retrieval.errors import DiptychError
 from service.bundles.generation import Generation
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.settings import Settings
 
 if TYPE_CHECKING:

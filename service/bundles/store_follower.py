@@ -13,7 +13,7 @@ from retrieval.errors import DiptychError, Unreachable
 from service.bundles.generation import Generation
 from service.bundles.store_watcher import Watch
 from service.engine.client import CannotStart
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.observe.metrics import Metrics
 
 if TYPE_CHECKING:

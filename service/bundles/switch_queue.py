@@ -10,7 +10,7 @@ from typing import Any
 
 from retrieval.errors import DiptychError
 from service.bundles.generation import Generation
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.observe.supervisor import Supervisor, described
 
 

@@ -8,13 +8,13 @@ in time sets a few attributes and no timer.
 import select
 from typing import TYPE_CHECKING, Any, cast
 
-from service.connections.body_limits import UNCHECKED_BYTES
+from service import errors
 from service.connections.direct_responses import CLOSE, answer_about, answer_without_application
 from service.connections.memory_budget import PER_HEADER, PER_READ, SPARE
 from service.connections.request_reader import RequestReader
 from service.connections.response_transport import STATUS_BEGINNING, ReadControl, ResponseTransport
-from service.http import errors
-from service.http.errors import Refusal
+from service.errors import Refusal
+from service.http.body_limits import UNCHECKED_BYTES
 from service.http.middleware import Exchange, given_or_new_id
 from service.http.predict import PATH
 

@@ -2,7 +2,7 @@
 
 import http
 
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.http.middleware import new_id
 
 CLOSE = b"connection: close\r\n\r\n"

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from httptools import HttpParserError
 
-from service.http.errors import Refusal
+from service.errors import Refusal
 
 HEAD_END = b"\r\n\r\n"
 LINE_END = b"\r\n"

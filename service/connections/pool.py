@@ -10,13 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from itertools import cycle
 
+from service import errors
 from service.access.client_address import ClientAddresses
 from service.connections.connection import Connection
 from service.connections.direct_responses import answer_head
 from service.connections.framing import HeadLimits
 from service.connections.memory_budget import MemoryBudget
-from service.http import errors
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.http.middleware import Exchange
 from service.observe.metrics import Metrics
 from service.settings import Settings

@@ -11,7 +11,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.connections.framing import HEAD_END, ChunkedBody, HeadLimits, check_beginning, without_upgrade
-from service.http.errors import Refusal
+from service.errors import Refusal
 
 MAX_LENGTH_DIGITS = 19  # of Content-Length; no body is that long
 CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT = b"content-length", b"transfer-encoding", b"expect"

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.http.errors import Refusal
+from service.errors import Refusal
 
 HEADER = "X-Deadline-Ms"
 HEADER_BYTES = HEADER.lower().encode()

@@ -7,7 +7,7 @@ from retrieval.store.local import Store
 from service.bundles.generation import Generation
 from service.bundles.manager import Generations
 from service.bundles.store_access import Source
-from service.http.errors import Refusal, unavailable
+from service.errors import Refusal, unavailable
 from service.http.schemas import About, Attribute, BundlesResponse, ServedGeneration, State, StoredBundle
 from service.settings import Settings
 

@@ -15,12 +15,12 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from service import errors
 from service.access import repeated_headers
 from service.access.allowed_hosts import AllowedHosts
 from service.access.client_address import UNKNOWN, ClientAddresses
 from service.batching.batcher import Ticket
-from service.http import errors
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.observe.logs import REQUEST_ID
 from service.observe.metrics import Metrics
 from service.observe.tracing import Tracing

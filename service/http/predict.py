@@ -15,11 +15,11 @@ from service.access.key_guessing import GuessLimit
 from service.access.keys import PredictKeys
 from service.access.rate_limit import RateLimit, texts_for_bytes
 from service.bundles.manager import Generations
-from service.connections.body_limits import UNCHECKED_BYTES, least_texts
 from service.engine.protocol import Asked
+from service.errors import Refusal
 from service.http import deadlines
+from service.http.body_limits import UNCHECKED_BYTES, least_texts
 from service.http.deadlines import deadline_seconds
-from service.http.errors import Refusal
 from service.http.middleware import Exchange, exchange_of
 from service.http.response_cache import Answers, key_of
 from service.http.schemas import parse, predict_request

@@ -6,9 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic_core import to_json
 
 from retrieval.search.filters import NAMES, VALUES
-from service.connections.body_limits import DEFAULT_LIMITS, JsonLimits, check_structure
 from service.engine.protocol import Asked
-from service.http.errors import Refusal, refusal
+from service.errors import Refusal, refusal
+from service.http.body_limits import DEFAULT_LIMITS, JsonLimits, check_structure
 from service.settings import Settings
 
 BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"

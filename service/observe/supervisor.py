@@ -12,7 +12,7 @@ from itertools import count
 from typing import Any, TypeVar
 
 from retrieval.errors import DiptychError
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.observe.detached_thread import aside
 from service.observe.metrics import Metrics
 

@@ -13,7 +13,7 @@ import pytest
 
 from retrieval.bundle.signatures import new_keys
 from retrieval.store.local import Store
-from service.http.errors import longest_retry
+from service.errors import longest_retry
 from tests.support.bundles import make_store
 from tests.support.service import (
     ADMIN_KEY,

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 from service.batching.batcher import Batcher
 from service.batching.pending_request import Lengths
 from service.engine.protocol import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.settings import Settings
 from tests.support.batching import Clock

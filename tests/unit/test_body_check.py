@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.connections.body_limits import JsonLimits, check_structure
+from service.errors import Refusal
 from service.http import schemas
-from service.http.errors import Refusal
+from service.http.body_limits import JsonLimits, check_structure
 from service.http.schemas import compare_request, parse, paused_request, predict_request
 from service.settings import Settings
 

@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 
 from service.bundles.comparison import Compared
 from service.bundles.generation import Generation
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor
 

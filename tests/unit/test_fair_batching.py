@@ -6,7 +6,7 @@ import pytest
 
 from service.batching.pending_request import PendingRequest
 from service.engine.protocol import Answers, Asked, Outcome
-from service.http.errors import Refusal
+from service.errors import Refusal
 from tests.support.batching import NO_TIME, Bench, Clock, played
 
 

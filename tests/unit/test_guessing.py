@@ -14,7 +14,7 @@ from service.access.key_guessing import (
     GuessLimit,
 )
 from service.access.keys import AdminKeys, PredictKeys
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.http.middleware import Exchange
 from service.observe.metrics import Metrics
 

@@ -5,7 +5,7 @@ from pydantic_core import to_json
 
 from service.batching.quarantine import MAX_QUERIES, SECONDS, Quarantine
 from service.engine.protocol import Asked
-from service.http.errors import Refusal
+from service.errors import Refusal
 
 
 def test_the_memory_of_queries_is_bounded_and_ends() -> None:

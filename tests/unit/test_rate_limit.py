@@ -4,7 +4,7 @@ import pytest
 
 from service.access.callers import caller_of
 from service.access.rate_limit import RateLimit, texts_for_bytes
-from service.http.errors import Refusal, longest_retry
+from service.errors import Refusal, longest_retry
 
 
 def seconds_until_retry(limit: RateLimit, caller: bytes, texts: int, now: float) -> int:

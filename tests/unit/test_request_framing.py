@@ -15,7 +15,7 @@ from service.connections.framing import (
     check_beginning,
     without_upgrade,
 )
-from service.http.errors import Refusal
+from service.errors import Refusal
 
 HEAD = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 LIMITS = HeadLimits(2_000, 20)

@@ -3,7 +3,7 @@
 import pytest
 
 from service.engine.protocol import Answers, Asked, Outcome, Stages
-from service.http.errors import Refusal
+from service.errors import Refusal
 from tests.support.batching import NO_TIME, Bench, Clock, played
 
 

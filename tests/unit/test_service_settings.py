@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import BadInput
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.http.schemas import parse, predict_request
 from service.settings import Settings, unheard
 

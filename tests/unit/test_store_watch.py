@@ -14,7 +14,7 @@ from retrieval.errors import BundleError
 from service.bundles.generation import Generation
 from service.bundles.store_watcher import StoreRead, Watch
 from service.bundles.switch_queue import Turns
-from service.http.errors import Refusal
+from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor
 

@@ -7,7 +7,7 @@ Characters inside strings do not count.
 
 from typing import NamedTuple
 
-from service.http.errors import Refusal
+from service.errors import Refusal
 
 NAMES_QUOTES = 10  # of the fields of a request without a filter
 UNCHECKED_BYTES = 2048  # smaller bodies are not checked; they cannot be expensive
