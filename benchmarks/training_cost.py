@@ -37,7 +37,8 @@ from training.model.tokens import TokenizedTexts
 from training.model.unified import LEAST_TOKENS, UnifiedModel, groups_of_like_length
 from training.monitoring.callbacks import Nobody
 from training.monitoring.epoch_stats import Step, Tally
-from training.recipe.schema import Recipe, load_recipe
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe
 from training.run import train
 from training.trainer import Prepared, Stopped, Trainer
 

@@ -33,7 +33,7 @@ def checkpoint(dataset_folder: Path) -> Path:
     """The example's recipe, trained for three epochs: enough to be far better than chance; popularity always counts."""
     from tests.support.listener import Kept
     from training.data.dataset import Dataset
-    from training.recipe.schema import load_recipe
+    from training.recipe.loading import load_recipe
     from training.run import train
 
     folder = dataset_folder.parent / "checkpoint"

@@ -19,7 +19,7 @@ app.command(
 
 
 def _recipes(incomplete: str) -> list[str]:
-    from training.recipe.schema import shipped_recipes
+    from training.recipe.loading import shipped_recipes
 
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
@@ -53,7 +53,7 @@ def train(
     from training.monitoring import console
     from training.monitoring import resource_errors as faults
     from training.optim.distributed import processes_of_torchrun
-    from training.recipe.schema import load_recipe
+    from training.recipe.loading import load_recipe
     from training.reporting.report import REPORT, write_report
     from training.run import train as run
     from training.trainer import Stopped

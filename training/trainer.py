@@ -280,7 +280,7 @@ class Trainer:
         return Prepared(len(query_Q), torch.from_numpy(batch.pool_P).to(self.device), texts, targets, picked)
 
     def _encoding(self, texts: TokenizedTexts) -> Encoding:
-        if at_once := self.recipe.batching.texts_at_once:
+        if at_once := self.recipe.batching.grad_cache_chunk:
             return ChunkedEncoding(self._encode, texts, at_once, self.device)
         return WholeEncoding(self._encode, texts, self.device)
 

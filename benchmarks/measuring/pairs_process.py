@@ -22,7 +22,8 @@ from training.data.dataset import Dataset
 from training.model import pretrained
 from training.monitoring.callbacks import Nobody
 from training.monitoring.epoch_stats import Step, Tally
-from training.recipe.schema import Recipe, TransformerEncoderRecipe, load_recipe
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe, TransformerEncoderRecipe
 from training.run import train
 
 

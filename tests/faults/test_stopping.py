@@ -17,7 +17,7 @@ from tests.support.command import run
 from tests.support.listener import Kept
 from tests.support.small_run import weights_hash
 from training.data.dataset import Dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 ROOT = Path(__file__).parents[2]

@@ -22,7 +22,7 @@ from training.checkpoint.files import read_tensors
 from training.data.dataset import Dataset, DatasetMeta
 from training.monitoring import resource_errors as faults
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 from training.trainer import Stopped
 
@@ -143,7 +143,7 @@ from retrieval.errors import DiptychError
 from tests.support.listener import Kept
 from training import faults
 from training.data.dataset import Dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 def starve():

@@ -20,7 +20,8 @@ from tests.support.small_run import stop_after, weights_hash
 from training.checkpoint.files import load_checkpoint, read_facts, read_record, read_tensors, write_tensors
 from training.checkpoint.state import STATE, WEIGHTS
 from training.data.dataset import Dataset
-from training.recipe.schema import Recipe, load_recipe
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe
 from training.run import train
 from training.trainer import Stopped
 

@@ -14,7 +14,7 @@ from export.build import Settings, export
 from retrieval.store.local import Store
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.listener import Kept
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 SMALL = ["encoder.dim=12", "encoder.pair_rows=64"]  # a fiftieth of the bytes of the defaults

@@ -15,7 +15,7 @@ from tests.support.bundles import WORDS
 from tests.support.listener import Kept
 from training.data.dataset import DatasetMeta
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 SMALL = ["optimizer.epochs=1", "encoder.dim=16", "encoder.vocabulary_size=64", "batching.batch_size=16"]

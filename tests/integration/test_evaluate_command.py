@@ -11,7 +11,7 @@ from tests.support.command import run
 from tests.support.listener import Kept
 from training.data.dataset import Dataset
 from training.evaluation.evaluate import Part, measure
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 OTHER = ["optimizer.epochs=1", "encoder.dim=32", "encoder.vocabulary_size=2000", "propensity.a=0.5"]

@@ -18,7 +18,7 @@ from training.checkpoint.files import load_checkpoint, read_facts
 from training.data.dataset import Dataset, DatasetMeta
 from training.evaluation.evaluate import measure
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe, shipped_recipes
+from training.recipe.loading import load_recipe, shipped_recipes
 from training.run import train
 from training.trainer import Stopped
 
@@ -81,7 +81,7 @@ KINDS = {
     "tiny pool, uneven heads": ["batching.pool_size=50", "heads.dual_encoder.dim=16", "heads.classifier.dim=24"],
     "encoder only": ["loss.dual_encoder_share=1"],
     "classifier only": ["loss.dual_encoder_share=0", "batching.hard_negatives=0"],
-    "a few texts at once": ["batching.texts_at_once=50"],
+    "a few texts at once": ["batching.grad_cache_chunk=50"],
     "half the memory for ψ": ["optimizer.classifier_rows=bfloat16"],
     "gandalf": ["batching.label_queries={share: 1, targets: gandalf}"],
     "one-hot label queries": ["batching.label_queries={share: 1, targets: one_hot}"],

@@ -9,7 +9,7 @@ from tests.support.checkpoints import write_words
 from tests.support.listener import Kept
 from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 from training.trainer import Stopped
 

@@ -61,7 +61,7 @@ def test_two_processes_learn_what_one_learns(
 ) -> None:
     """If this failed, a run on two GPUs would be another run: other batches, gradients lost or counted twice."""
     encoder = STATIC if kind == "static" else request.getfixturevalue("transformer")
-    recipe = [*NO_DROPOUT, *SHORT, encoder, f"batching.texts_at_once={at_once}"]
+    recipe = [*NO_DROPOUT, *SHORT, encoder, f"batching.grad_cache_chunk={at_once}"]
     both, alone = run_of_two(small, tmp_path / "two", *recipe), Kept()
     train(small, small_recipe(*recipe), tmp_path / "one", alone)
     assert len(alone.steps) > 10

@@ -17,7 +17,7 @@ from training.data.dataset import Dataset, DatasetMeta
 from training.evaluation import scoring as evaluation
 from training.evaluation import slices as analysis
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.reporting.report import answers, settings, write_report
 
 HOSTILE = "<img src=http://example.org/x onerror=alert(1)>"

@@ -16,7 +16,7 @@ from tests.support.small_run import SMALL, measured, small_recipe, stop_after, w
 from training.batching.batches import Batch, make_batch
 from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 from training.trainer import Stopped
 

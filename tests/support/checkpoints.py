@@ -9,7 +9,7 @@ from tests.support.bundles import WORDS, label_texts
 from tests.support.listener import Kept
 from training.data.dataset import Dataset, DatasetMeta, SplitName
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 N_LABELS = 300

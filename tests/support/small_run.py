@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from training.checkpoint.files import read_facts
-from training.recipe.schema import Recipe, load_recipe
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe
 
 SMALL = [
     "batching.batch_size=64",

@@ -20,7 +20,7 @@ from tests.support.small_run import measured, weights_hash
 from training.checkpoint.files import cursor_of, load_checkpoint, read_record, read_tensors
 from training.checkpoint.state import STATE, WEIGHTS, reconcile
 from training.data.dataset import Dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 MOST_WRITES, LONGEST_SECONDS = 6, 0.03  # a kill comes after at most so many writes of weights or state, and so long

@@ -18,7 +18,7 @@ THRESHOLDS = st.sampled_from([0.0, 0.31, 0.57, 0.83])  # none of them is the cos
 
 
 def neighbouring_labels(labels: Ragged, n_labels: int, most: int, threshold: float) -> Ragged:
-    related, target_V = related_labels(labels, n_labels, LabelQueriesRecipe(most=most, threshold=threshold))
+    related, target_V = related_labels(labels, n_labels, LabelQueriesRecipe(max_positives=most, threshold=threshold))
     assert target_V.tolist() == [1.0] * len(related.values)
     return related
 
@@ -102,7 +102,7 @@ def test_most_and_threshold_are_the_recipes(train: Split) -> None:
         [f"{n}" for n in range(6)], list("uvwxyz"), Ragged.from_lists([[0, 1, 2]] * 3 + [[0, 1]] * 3), Ragged.empty(6)
     )
     for most, threshold, expected in ((1, 0.0, [1]), (5, 0.0, [1, 2]), (5, 0.9, [1])):
-        recipe = LabelQueriesRecipe(share=1.0, most=most, threshold=threshold)
+        recipe = LabelQueriesRecipe(share=1.0, max_positives=most, threshold=threshold)
         assert label_queries(tripled, LABEL_TEXTS, recipe).split.labels[0].tolist() == expected
 
 

@@ -28,7 +28,8 @@ from training.model.unified import (
     groups_of_like_length,
 )
 from training.optim.optimizers import dense_optimizer, uses_bfloat16
-from training.recipe.schema import Recipe, load_recipe
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe
 
 IDS = torch.tensor([[5, 6, 7], [8, 0, 0], [5, 5, 0]])
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])

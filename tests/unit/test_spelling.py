@@ -115,7 +115,7 @@ def test_tokens_begin_near_those_they_are_spelt_like() -> None:
 @pytest.mark.parametrize("rows", [0, 50])
 def test_what_answers_is_one_plain_table(tmp_path: Path, rows: int) -> None:
     """If this failed, a checkpoint could be opened only with its pieces, or would answer with other vectors."""
-    recipe = Recipe.model_validate({"name": "small", "encoder": {"dim": 8, "spelling_rows": rows}})
+    recipe = Recipe.model_validate({"name": "small", "encoder": {"dim": 8, "subword_rows": rows}})
     model = fresh_model(recipe, 3, torch.ones(len(TOKENS)), TOKENS).eval()
     plain = empty_model(recipe, 3, len(TOKENS), tmp_path)
     fill_model(plain, model.answering_state(), tmp_path)

@@ -80,7 +80,7 @@ def usual_share(query_texts: Sequence[str], label_texts: Sequence[str]) -> float
 
 
 def related_labels(labels: Ragged, n_labels: int, recipe: LabelQueriesRecipe) -> tuple[Ragged, NDArray[np.float32]]:
-    """For each of L labels its targets, at most `recipe.most` of them, greatest first; their values stand beside.
+    """For each of L labels its targets, at most `recipe.max_positives` of them, greatest first; their values stand beside.
 
     `labels` are the training queries' positives. The result is sparse and computed in blocks, so the targets that
     LABELS_PER_BLOCK labels share bound the memory.
@@ -107,9 +107,9 @@ def related_labels(labels: Ragged, n_labels: int, recipe: LabelQueriesRecipe) ->
         label, other, target = label[order], other[order], target[order]
         first = np.flatnonzero(np.diff(label, prepend=-1))
         rank = np.arange(len(label)) - np.repeat(first, np.diff(first, append=len(label)))
-        lengths_L += np.bincount(label[rank < recipe.most], minlength=n_labels)
-        found.append(other[rank < recipe.most].astype(np.int32))
-        targets.append(target[rank < recipe.most].astype(np.float32))
+        lengths_L += np.bincount(label[rank < recipe.max_positives], minlength=n_labels)
+        found.append(other[rank < recipe.max_positives].astype(np.int32))
+        targets.append(target[rank < recipe.max_positives].astype(np.float32))
     target_V = np.concatenate(targets)
     if recipe.targets == "neighbours":
         target_V = np.ones_like(target_V)

@@ -202,5 +202,5 @@ def empty_model(
 def _vectors(
     choice: StaticEncoderRecipe, start_VE: Tensor, tokens: Sequence[str], generator: torch.Generator | None
 ) -> RowTable | SpelledVectors:
-    spelling = shared_pieces(tokens, choice.spelling_rows)
+    spelling = shared_pieces(tokens, choice.subword_rows)
     return spelled(start_VE, spelling, generator) if spelling.pieces else RowTable(start_VE)

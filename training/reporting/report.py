@@ -29,7 +29,8 @@ from training.model.tokens import tokenize_in_memory
 from training.monitoring.console import SHOWN, TERMS, duration
 from training.monitoring.epoch_stats import by_head_and_term
 from training.optim.optimizers import choose_device
-from training.recipe.schema import Recipe, load_recipe
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe
 from training.reporting.charts import Chart, line_chart
 
 REPORT = "report.html"
