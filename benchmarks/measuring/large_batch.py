@@ -17,20 +17,20 @@ import torch
 
 from benchmarks.peers.process import peak_mib
 from training.data.dataset import Dataset
-from training.monitoring.callbacks import Nobody
-from training.monitoring.epoch_stats import Step, Tally
+from training.monitoring.callbacks import NullCallback
+from training.optim.step_stats import EpochStats, StepStats
 from training.recipe.loading import load_recipe
 from training.run import train
 from training.trainer import Stopped
 
 
-class Steps(Nobody):
+class Steps(NullCallback):
     """The seconds of each step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
-    def stepped(self, step: Step, epoch: Tally) -> None:
+    def on_step(self, step: StepStats, epoch: EpochStats) -> None:
         self.seconds.append(step.seconds)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from export.build import Settings, export
 from retrieval.store.local import Store
 from tests.support.checkpoints import SETTINGS, write_words
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from training.recipe.loading import load_recipe
 from training.run import train
 
@@ -27,7 +27,7 @@ def main(target: Path) -> None:
             write_words(folder / "dataset", shared=12),
             load_recipe("default", [*SETTINGS, *SMALL]),
             folder / "run",
-            Kept(),
+            RecordingCallback(),
         )
         built = export(folder / "run", Store(folder / "store"), name="golden", settings=Settings(m=8))
         shutil.copytree(built.path, target)

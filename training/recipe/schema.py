@@ -26,8 +26,8 @@ class Section(BaseModel):
 class StaticEncoderRecipe(Section):
     """One learned vector and weight per token, plus vectors of subword n-grams and token pairs.
 
-    See model/static_encoder.py. The tokenizer is learned from the dataset's texts. With `start_from`, the name or folder
-    of a transformer, the tokenizer and the initial token vectors are the transformer's.
+    See model/static_encoder.py. The tokenizer is learned from the dataset's texts. `start_from` is the name or folder
+    of a transformer that provides the tokenizer and the initial token vectors instead.
     """
 
     kind: Literal["static"] = "static"
@@ -161,7 +161,7 @@ class OptimizerRecipe(Section):
     weight_decay: Weight = 0.01
     warmup: Share = Field(default=0.05, description="share of all steps in which the learning rate rises to its peak")
     clip_norm: Annotated[float, Field(gt=0.0)] = Field(
-        default=1.0, description="maximum gradient norm of the weights that AdamW updates"
+        default=1.0, description="maximum gradient norm of AdamW's weights"
     )
 
 
@@ -270,7 +270,7 @@ class Recipe(Section):
                 return self.validation.weights
 
     def differences(self, other: "Recipe") -> list[str]:
-        """Describe each key with another value in `other` as `key: this → other`; keys that do not affect weights are ignored."""
+        """Describe each key whose value differs as `key: this → other`, except keys that do not affect the weights."""
         ignored = {"name", "description", "provenance", "checkpoint_minutes"}
         mine, theirs = _dotted(self.model_dump(exclude=ignored)), _dotted(other.model_dump(exclude=ignored))
         keys = sorted(mine.keys() | theirs.keys())
