@@ -19,10 +19,10 @@ import numpy as np
 import torch
 
 from retrieval import Retriever
-from training.checkpoint.files import load_checkpoint
+from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
-from training.evaluation.scoring import encode_labels, encode_queries
-from training.model.tokens import tokenize_in_memory
+from training.data.token_cache import tokenize_in_memory
+from training.evaluation.scoring import Blend, encode_labels, encode_queries
 
 K = 10
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -48,11 +48,13 @@ def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -
     opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
     asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
     weight = opened.classifier_weight
-    scores_QL = opened.blend.of(
-        asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, labels.popularity
-    ).numpy()
+    scores_QL = (
+        Blend(opened.classifier_weight, opened.popularity)
+        .of(asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, labels.popularity)
+        .numpy()
+    )
     best_QK = -np.sort(np.partition(-scores_QL, K - 1, axis=1)[:, :K], axis=1)
     ranking = retriever.search_rows(queries, K, exact=True)
     found_QK = np.take_along_axis(scores_QL, ranking.rows_QK, axis=1)

@@ -16,6 +16,8 @@ from typing import Any
 
 import matplotlib
 
+from training.evaluation.scoring import Blend
+
 matplotlib.use("svg")
 
 import matplotlib.pyplot as plt
@@ -25,7 +27,7 @@ from benchmarks.measuring.recipe_process import Answers
 from benchmarks.measuring.systems import RecipeRun
 from retrieval import metrics
 from retrieval.errors import DiptychError
-from training.checkpoint.files import load_checkpoint
+from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 
 OBJECTIVES = {"precision": "#b91c1c", "balanced": "#c2410c", "tail": "#0f766e"}
@@ -73,7 +75,7 @@ def curve(checkpoint: Path, dataset: Dataset) -> tuple[Points, float]:
     """(PSP@5, P@1) of the test split by the classifier's weight, and the weight that validation chose."""
     opened = load_checkpoint(checkpoint)
     asked = Answers(opened, dataset)
-    blends = {w: opened.blend._replace(weight=w) for w in sorted({*WEIGHTS, opened.classifier_weight})}
+    blends = {w: Blend(w, opened.popularity) for w in sorted({*WEIGHTS, opened.classifier_weight})}
     rankings = asked.ask(asked.asked.texts, list(blends.values()), asked.asked.exclude)
     points = {}
     for weight, blend in blends.items():

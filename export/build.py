@@ -58,8 +58,8 @@ from retrieval.search.indexes import HnswIndex
 from retrieval.search.pca_index import NarrowIndex
 from retrieval.search.thread_pool import Workers
 from retrieval.store.local import Store
-from training.checkpoint.files import Checkpoint, load_checkpoint
-from training.model.tokens import special_ids, tokenize_in_memory
+from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.data.token_cache import special_ids, tokenize_in_memory
 
 NARROWED = "narrowed.npy"  # what the index is built from, and not part of the bundle
 GOLDEN_QUERIES = 100
@@ -249,7 +249,7 @@ def _label_facts(checkpoint: Checkpoint, folder: Path) -> LabelFacts:
 
 def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> ModelFacts:
     pad_id, unknown_id = special_ids(checkpoint.tokenizer)
-    n_tokens = len(tokenize_in_memory(queries, checkpoint.tokenizer).ids_S)
+    n_tokens = len(tokenize_in_memory(queries, checkpoint.tokenizer).ids.values)
     return ModelFacts(
         encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str there, one of two words here: checked
         dual_dim=checkpoint.model.dual_dim,

@@ -15,8 +15,8 @@ from retrieval.bundle.manifest import Parity
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import Vectors
-from training.checkpoint.files import Checkpoint
-from training.model.tokens import tokenize_in_memory
+from training.checkpoint.opened import Checkpoint
+from training.data.token_cache import tokenize_in_memory
 
 COSINE_TARGET = 0.9999
 QUERIES, LABELS = 1_000, 1_000

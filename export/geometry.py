@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.checkpoint.files import Checkpoint
+from training.checkpoint.opened import Checkpoint
 from training.evaluation.scoring import popularity
 
 LEAST_BALANCE, MOST_BALANCE = 0.2, 0.5  # measured in docs/decisions/0022
@@ -82,7 +82,7 @@ def with_bias(checkpoint: Checkpoint, rows_NC: Halves, label_N: NDArray[np.int64
 
 def bias(checkpoint: Checkpoint) -> float:
     """√b, the last entry of every query's classifier half."""
-    return math.sqrt(checkpoint.blend.popularity)
+    return math.sqrt(checkpoint.popularity)
 
 
 def balance_for(weight: float) -> float:

@@ -26,8 +26,8 @@ from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, ModelFa
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import ExactIndex, Vectors
-from training.checkpoint.files import Checkpoint
-from training.model.tokens import tokenize_in_memory
+from training.checkpoint.opened import Checkpoint
+from training.data.token_cache import tokenize_in_memory
 from training.model.unified import TransformerEncoder, UnifiedModel
 
 PRECISION_LOSS = 0.5  # points of P@1 that less precision may cost

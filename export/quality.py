@@ -17,9 +17,9 @@ from retrieval.errors import GateError
 from retrieval.metrics import evaluate
 from retrieval.retriever import Retriever
 from retrieval.search.indexes import ExactIndex, Rows, Vectors
-from training.checkpoint.files import Checkpoint
+from training.checkpoint.opened import Checkpoint
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation.scoring import encode_queries
-from training.model.tokens import tokenize_in_memory
 
 QUALITY_LOSS = 0.2  # points of P@1 and P@5 that a bundle may stay behind its checkpoint
 KS = (1, 5)

@@ -16,7 +16,7 @@ from export.progress import Progress
 from retrieval.bundle.manifest import ModelFacts
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
-from training.checkpoint.files import Checkpoint
+from training.checkpoint.opened import Checkpoint
 from training.evaluation.imputation import impute
 
 Vectors = NDArray[np.float32]
@@ -82,7 +82,7 @@ def write_imputed(
     for start in range(0, len(found.label_U), LABELS_A_CHUNK):
         stop = start + LABELS_A_CHUNK
         label_B = found.label_U[start:stop]
-        half_BC = with_bias(checkpoint, found.rows(checkpoint.kept, start, stop).numpy(), label_B)
+        half_BC = with_bias(checkpoint, found.rows(checkpoint.cone_fraction, start, stop).numpy(), label_B)
         vectors_LD[label_B, dual_dim:] = cone.shrink_labels(half_BC) * scale_C
     vectors_LD.flush()  # type: ignore[attr-defined]  # a memmap
 

@@ -16,11 +16,12 @@ import torch
 
 import diptych
 from benchmarks.peers.process import TIMED_QUERIES, peak_mib
-from training.checkpoint.files import Checkpoint, load_checkpoint, read_facts
+from training.checkpoint.files import read_facts
+from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation import scoring as evaluation
-from training.model.tokens import tokenize_in_memory
 
 
 def main() -> int:
@@ -63,11 +64,13 @@ class Answers:
     def __init__(self, opened: Checkpoint, dataset: Dataset) -> None:
         self.opened, self.asked, self.cpu = opened, dataset.scored("test"), torch.device("cpu")
         label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
-        self.labels = evaluation.encode_labels(opened.model, label_tokens, opened.positives_L, self.cpu, opened.kept)
+        self.labels = evaluation.encode_labels(
+            opened.model, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction
+        )
 
     def rankings(self) -> dict[str, list[list[int]]]:
         """Label rows by head, best first, excluded labels left out."""
-        heads = evaluation.by_head(self.opened.blend)
+        heads = evaluation.by_head(evaluation.Blend(self.opened.classifier_weight, self.opened.popularity))
         found = self.ask(self.asked.texts, list(dict.fromkeys(heads.values())), self.asked.exclude)
         return {head: found[blend].tolist() for head, blend in heads.items()}
 
@@ -76,7 +79,9 @@ class Answers:
         texts, threads = self.asked.texts[:TIMED_QUERIES], torch.get_num_threads()
         torch.set_num_threads(1)
         started = time.process_time()
-        self.ask(texts, [self.opened.blend], Ragged.empty(len(texts)))
+        self.ask(
+            texts, [evaluation.Blend(self.opened.classifier_weight, self.opened.popularity)], Ragged.empty(len(texts))
+        )
         spent = time.process_time() - started
         torch.set_num_threads(threads)
         return 1000 * spent / len(texts)

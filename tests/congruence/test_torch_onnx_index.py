@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from retrieval.retriever import Retriever
-from training.checkpoint.files import Checkpoint, load_checkpoint
+from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
-from training.evaluation.scoring import encode_labels, encode_queries
-from training.model.tokens import tokenize_in_memory
+from training.data.token_cache import tokenize_in_memory
+from training.evaluation.scoring import Blend, encode_labels, encode_queries
 
 QUERIES = 500
 EQUAL = 1e-4
@@ -39,10 +39,10 @@ def torch_scores(opened: Checkpoint, queries: list[str]) -> tuple[np.ndarray, np
     asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     texts = opened.labels["text"].to_pylist()
     label_tokens = tokenize_in_memory(texts, opened.tokenizer)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
-    assert opened.blend.popularity > 0, "popularity counts for nothing here: it was not put to the test"
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
+    assert opened.popularity > 0, "popularity counts for nothing here: it was not put to the test"
     dual_QL, classifier_QL = asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T
-    classifier_only = opened.blend._replace(weight=1.0)
+    classifier_only = Blend(1.0, opened.popularity)
     return dual_QL.numpy(), classifier_only.of(dual_QL, classifier_QL, labels.popularity).numpy()
 
 

@@ -16,7 +16,7 @@ from retrieval.retriever import Retriever
 from retrieval.store.local import Store
 from tests.support.checkpoints import N_LABELS, make_checkpoint
 from tests.support.command import run
-from training.checkpoint.files import Checkpoint, load_checkpoint
+from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.evaluation.imputation import impute
 
 
@@ -72,15 +72,15 @@ def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: C
     np.testing.assert_allclose(np.linalg.norm(halves_LD[:, :dual_dim], axis=1), 1.0, atol=1e-5)
     unit_LC *= opened.trained_L[:, None]
     popularity_L = np.log1p(opened.positives_L) / np.log1p(opened.positives_L.max())
-    half_LC = np.column_stack([unit_LC, np.sqrt(opened.blend.popularity) * popularity_L])
+    half_LC = np.column_stack([unit_LC, np.sqrt(opened.popularity) * popularity_L])
     direction_C = half_LC.sum(axis=0) / np.linalg.norm(half_LC.sum(axis=0))
     half_LC[~opened.trained_L, :-1] = impute(
         halves_LD[:, :dual_dim], opened.model.classifier_rows(), opened.trained_L
-    ).rows(opened.kept)
+    ).rows(opened.cone_fraction)
     shrunk_LC = half_LC - (1 - retriever.manifest.model.cone_shrink) * np.outer(half_LC @ direction_C, direction_C)
     np.testing.assert_allclose(halves_LD[:, dual_dim:], shrunk_LC, atol=1e-5)
     assert retriever.manifest.model.classifier_dim == opened.model.classifier_dim + 1
-    assert opened.blend.popularity > 0
+    assert opened.popularity > 0
     assert not opened.trained_L.all()
     assert retriever.manifest.model.cone_shrink < 1, "the checkpoint has no cone: nothing was put to the test"
 

@@ -12,12 +12,13 @@ import torch
 from retrieval import metrics
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.command import run
-from training.checkpoint.files import load_checkpoint, read_facts
+from training.checkpoint.files import read_facts
+from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset, DatasetMeta
 from training.evaluation import scoring as evaluation
 from training.evaluation import slices as analysis
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.reporting.report import answers, settings, write_report
 
 HOSTILE = "<img src=http://example.org/x onerror=alert(1)>"
@@ -86,7 +87,7 @@ def test_the_page_says_what_the_run_reached_and_with_what(page: Page, trained: P
     """If this failed, the page would leave out, or misstate, what a reader needs to trust the model."""
     facts, words = read_facts(trained), " ".join(" ".join(page.words).split())
     for head in ("unified", "dual_encoder", "classifier"):
-        assert f"{facts.best.figures[head]['PSP@5']:.2f}" in words
+        assert f"{facts.best.metrics[head]['PSP@5']:.2f}" in words
     for heading in ("Curves", "Precision or tail", "By label frequency", "By query length", "Most wrong", "Settings"):
         assert heading in words
     assert facts.dataset_fingerprint in words
@@ -104,7 +105,7 @@ def test_its_figures_are_those_that_the_run_was_chosen_by(trained: Path, monkeyp
     monkeypatch.setattr(evaluation, "SHORTLIST", evaluation.DEPTH)  # a shortlist hides what it lacks until it is short
     opened = load_checkpoint(trained)
     found = answers(opened, torch.device("cpu"))
-    for head, blend in evaluation.by_head(opened.blend).items():
+    for head, blend in evaluation.by_head(evaluation.Blend(opened.classifier_weight, opened.popularity)).items():
         truth = [opened.validation.labels[row] for row in range(len(opened.validation))]
         figures = metrics.evaluate(found.ranking_QK[blend.weight], truth, opened.inverse_propensity_L)
         assert figures == pytest.approx(opened.metrics[head], abs=1e-6), head

@@ -12,9 +12,9 @@ from export.geometry import CONE_SHRINK, LEAST_ROWS, Cone, balance_for, classifi
 from export.quality import torch_halves
 from retrieval.bundle.manifest import ModelFacts
 from tests.support.checkpoints import make_checkpoint
-from training.checkpoint.files import Checkpoint, load_checkpoint
+from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation.scoring import encode_labels, encode_queries
-from training.model.tokens import tokenize_in_memory
 
 D, C = 6, 5
 Change = Callable[..., Checkpoint]
@@ -92,12 +92,12 @@ def test_the_cone_is_that_of_the_trained_rows(with_rows: Change) -> None:
 
 def test_a_classifier_half_holds_the_worth_of_popularity(opened: Checkpoint) -> None:
     """If it fails, the index ranks by another score than the one that validation chose."""
-    assert opened.blend.popularity > 0
+    assert opened.popularity > 0
     cpu, texts = torch.device("cpu"), opened.validation.texts
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
     queries = encode_queries(opened.model, tokenize_in_memory(texts, opened.tokenizer), cpu)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
-    expected_QL = queries.classifier @ labels.classifier.T + opened.blend.popularity * labels.popularity
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
+    expected_QL = queries.classifier @ labels.classifier.T + opened.popularity * labels.popularity
     half_LC = classifier_halves(opened, 0, opened.labels.num_rows)
     scores_QL = torch_halves(opened, texts)[1] @ half_LC.T
     np.testing.assert_allclose(scores_QL[:, opened.trained_L], expected_QL[:, opened.trained_L], atol=1e-5)

@@ -10,14 +10,15 @@ from numpy.typing import NDArray
 from retrieval import metrics
 from retrieval.errors import CheckpointError
 from retrieval.metrics import FloatArray, Ratio
-from training.checkpoint.files import Checkpoint, load_checkpoint, read_facts
+from training.checkpoint.files import read_facts
+from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset, Split
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation import scoring as evaluation
 from training.evaluation import slices as analysis
 from training.evaluation.scoring import Blend, Figures
 from training.evaluation.slices import BoolArray, Example
-from training.model.tokens import tokenize_in_memory
-from training.optim.optimizers import choose_device
+from training.model.device import choose_device
 
 
 class Part(NamedTuple):
@@ -91,7 +92,7 @@ def measure(
     asked = dataset.scored(split)
     require_trained_on(checkpoint, dataset)
     opened = load_checkpoint(checkpoint)
-    blend = opened.blend if weight is None else opened.blend._replace(weight=weight)
+    blend = evaluation.Blend(opened.classifier_weight if weight is None else weight, opened.popularity)
     counts_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
     rankings, scores_QK = _answers(opened, dataset, asked, blend, device)
     lent = propensities_of
@@ -132,7 +133,7 @@ def _answers(
     model = opened.model.to(chosen)
     queries = evaluation.encode_queries(model, tokenize_in_memory(asked.texts, opened.tokenizer), chosen)
     label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
-    labels = evaluation.encode_labels(model, label_tokens, opened.positives_L, chosen, opened.kept)
+    labels = evaluation.encode_labels(model, label_tokens, opened.positives_L, chosen, opened.cone_fraction)
     heads = evaluation.by_head(blend)
     exact = list(dict.fromkeys(heads.values()))
     rankings = evaluation.rank(queries, labels, exact, asked.exclude, searched=exact)

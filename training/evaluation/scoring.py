@@ -22,8 +22,8 @@ from torch import Tensor
 from retrieval import metrics
 from retrieval.metrics import KS
 from training.data.ragged import Ragged
+from training.data.token_cache import TokenizedTexts
 from training.evaluation.imputation import KEPT, Imputed, impute
-from training.model.tokens import TokenizedTexts
 from training.model.unified import UnifiedModel
 
 DEPTH = max(KS)  # ranks kept of each query

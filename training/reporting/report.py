@@ -20,16 +20,19 @@ from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from retrieval import metrics
-from training.checkpoint import files as ck
+from retrieval.system.atomic_files import write_text
+from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.checkpoint.schema import CheckpointFacts
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation import scoring as evaluation
 from training.evaluation import slices as analysis
 from training.evaluation.scoring import HEADS
 from training.evaluation.slices import Example
-from training.model.tokens import tokenize_in_memory
+from training.model.device import choose_device
 from training.monitoring.console import SHOWN, TERMS, duration
-from training.monitoring.epoch_stats import by_head_and_term
-from training.optim.optimizers import choose_device
-from training.recipe.schema import Recipe, load_recipe
+from training.optim.step_stats import by_head_and_term
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe
 from training.reporting.charts import Chart, line_chart
 
 REPORT = "report.html"
@@ -88,22 +91,22 @@ def write_report(folder: Path, device: str = "auto") -> Path:
 
     Raises CheckpointError for a folder that holds no finished run, RecipeError for the device.
     """
-    opened = ck.load_checkpoint(folder)
+    opened = load_checkpoint(folder)
     page = folder / REPORT
-    ck.write_text(page, render(opened, answers(opened, choose_device(device))))
+    write_text(page, render(opened, answers(opened, choose_device(device))))
     return page
 
 
-def answers(opened: ck.Checkpoint, device: torch.device) -> Answers:
+def answers(opened: Checkpoint, device: torch.device) -> Answers:
     """Rank every label for every validation query, at the model's weight and along the whole curve.
 
     The rankings at the model's weight and of each head alone are exact, as those that chose the epoch were.
     """
-    model, blend = opened.model.to(device), opened.blend
+    model, blend = opened.model.to(device), evaluation.Blend(opened.classifier_weight, opened.popularity)
     texts = opened.labels["text"].to_pylist()
     queries = evaluation.encode_queries(model, tokenize_in_memory(opened.validation.texts, opened.tokenizer), device)
     label_tokens = tokenize_in_memory(texts, opened.tokenizer)
-    labels = evaluation.encode_labels(model, label_tokens, opened.positives_L, device, opened.kept)
+    labels = evaluation.encode_labels(model, label_tokens, opened.positives_L, device, opened.cone_fraction)
     blends = {weight: blend._replace(weight=weight) for weight in sorted({*WEIGHTS, blend.weight})}
     exact = [*evaluation.SEARCHED, *evaluation.by_head(blend).values()]
     found = evaluation.rank(queries, labels, list(blends.values()), opened.validation.exclude, searched=exact)
@@ -111,7 +114,7 @@ def answers(opened: ck.Checkpoint, device: torch.device) -> Answers:
     return Answers(ranking_QK, evaluation.scores(queries, labels, found[blend], blend))
 
 
-def render(opened: ck.Checkpoint, found: Answers) -> str:
+def render(opened: Checkpoint, found: Answers) -> str:
     """The page as text."""
     facts = opened.facts
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -124,7 +127,7 @@ def render(opened: ck.Checkpoint, found: Answers) -> str:
         dial=_dial(opened, found),
         groups=_frequency_groups(opened, found), lengths=_lengths(opened, found), length_figures=FEW,
         drawn=_examples(opened, found, drawn), worst=_examples(opened, found, worst),
-        shown_answers=ANSWERS, truths=TRUTHS, most=max((r.tally for r in facts.history), key=lambda t: t.memory_bytes),
+        shown_answers=ANSWERS, truths=TRUTHS, most=max((r.stats for r in facts.history), key=lambda t: t.memory_bytes),
         settings=settings(facts.recipe), queries=len(opened.validation), positives_L=opened.positives_L,
     )  # fmt: skip
 
@@ -132,18 +135,18 @@ def render(opened: ck.Checkpoint, found: Answers) -> str:
 # ---- curves
 
 
-def _loss_chart(facts: ck.CheckpointFacts) -> Chart:
+def _loss_chart(facts: CheckpointFacts) -> Chart:
     curves = {"total": [(r.epoch, r.loss) for r in facts.history]}
-    for name in by_head_and_term(facts.history[-1].tally.parts):
-        curves[name] = [(r.epoch, by_head_and_term(r.tally.mean_parts).get(name, 0.0)) for r in facts.history]
+    for name in by_head_and_term(facts.history[-1].stats.losses):
+        curves[name] = [(r.epoch, by_head_and_term(r.stats.mean_losses).get(name, 0.0)) for r in facts.history]
     return line_chart("Loss by part, mean of a step", curves, "epoch", mark=facts.best.epoch)
 
 
-def _figure_charts(facts: ck.CheckpointFacts) -> list[Chart]:
+def _figure_charts(facts: CheckpointFacts) -> list[Chart]:
     return [
         line_chart(
             metric,
-            {head: [(r.epoch, r.figures[head][metric]) for r in facts.history] for head in HEADS},
+            {head: [(r.epoch, r.metrics[head][metric]) for r in facts.history] for head in HEADS},
             "epoch",
             mark=facts.best.epoch,
         )
@@ -151,7 +154,7 @@ def _figure_charts(facts: ck.CheckpointFacts) -> list[Chart]:
     ]
 
 
-def _dial(opened: ck.Checkpoint, found: Answers) -> Dial:
+def _dial(opened: Checkpoint, found: Answers) -> Dial:
     weights = sorted({*WEIGHTS, opened.classifier_weight})
     truth = [opened.validation.labels[row] for row in range(len(opened.validation))]
     figures = {
@@ -168,7 +171,7 @@ def _dial(opened: ck.Checkpoint, found: Answers) -> Dial:
 # ---- parts of the validation queries
 
 
-def _frequency_groups(opened: ck.Checkpoint, found: Answers) -> list[Group]:
+def _frequency_groups(opened: Checkpoint, found: Answers) -> list[Group]:
     """Head, torso, tail and unseen labels."""
     members = analysis.frequency_groups(opened.positives_L)
     weights = {"unified": opened.classifier_weight, "dual_encoder": 0.0, "classifier": 1.0}
@@ -187,7 +190,7 @@ def _frequency_groups(opened: ck.Checkpoint, found: Answers) -> list[Group]:
     ]
 
 
-def _lengths(opened: ck.Checkpoint, found: Answers) -> list[tuple[str, int, Mapping[str, float]]]:
+def _lengths(opened: Checkpoint, found: Answers) -> list[tuple[str, int, Mapping[str, float]]]:
     """Name, number of queries and figures of the unified model, by the queries' words."""
     asked = opened.validation
     figures = analysis.by_query_length(
@@ -205,7 +208,7 @@ def _range(counts: NDArray[np.int64]) -> str:
 # ---- examples
 
 
-def _example_rows(opened: ck.Checkpoint, found: Answers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _example_rows(opened: Checkpoint, found: Answers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Query rows drawn at random, the same ones each time, and the worst ones."""
     n = len(opened.validation)
     drawn = np.sort(np.random.default_rng(opened.recipe.seed).choice(n, size=min(DRAWN, n), replace=False))
@@ -213,7 +216,7 @@ def _example_rows(opened: ck.Checkpoint, found: Answers) -> tuple[NDArray[np.int
     return drawn, analysis.worst_queries(top_QK, opened.validation.labels, WORST)
 
 
-def _examples(opened: ck.Checkpoint, found: Answers, rows: Iterable[int]) -> list[Example]:
+def _examples(opened: Checkpoint, found: Answers, rows: Iterable[int]) -> list[Example]:
     asked, texts = opened.validation, opened.labels["text"].to_pylist()
     counts_L = opened.positives_L
     top_QK = found.ranking_QK[opened.classifier_weight][:, :ANSWERS]
