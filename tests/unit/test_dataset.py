@@ -10,7 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrieval.errors import DatasetError
-from training.data import Dataset, DatasetMeta, Ragged, Split, write_dataset
+from training.data import Dataset, DatasetMeta, Ragged, Split
+from training.prepare.writing import write_dataset
 
 LABELS = pa.table({"id": ["a", "b", "c"], "text": ["apple", "bread", "cheese"], "market": ["uk", None, "fr"]})
 META = DatasetMeta(name="food")
@@ -223,6 +224,6 @@ def test_two_ragged_lists_are_joined_row_by_row_or_one_behind_the_other() -> Non
     """If this failed, a query would be given another query's labels or excludes."""
     rows, more = [[3, 1], [], [7]], [[2], [5, 5], []]
     left, right = Ragged.from_lists(rows), Ragged.from_lists(more)
-    joined, behind = left.joined(right), left.followed_by(right)
+    joined, behind = left.concat_values(right), left.followed_by(right)
     assert [joined[row].tolist() for row in range(3)] == [a + b for a, b in zip(rows, more, strict=True)]
     assert [behind[row].tolist() for row in range(6)] == rows + more
