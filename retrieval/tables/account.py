@@ -41,11 +41,11 @@ class RowAccount(BaseModel):
 
 
 REASONS: Mapping[str, str] = {
-    "bad_row": "bad; listed below or in skipped-rows.txt",
+    "bad_row": "bad (listed below or in skipped-rows.txt)",
     "blank_line": "blank",
     "blank_query": "without text",
-    "count_zero": "with count 0 (shown, not clicked); --min-count 0 keeps them",
-    "repeated_pair": "repeating an earlier (query, label) pair; added to its count",
+    "count_zero": "with count 0 (shown, not clicked), which --min-count 0 keeps",
+    "repeated_pair": "repeating an earlier (query, label) pair, whose count they increase",
     "below_min_count": "with a pair below --min-count",
     "below_min_label_count": "with a label below --min-label-count",
     "no_label": "in training, with an empty list of labels",

@@ -52,7 +52,7 @@ def test_rows_are_taken_from_chunks_in_the_order_asked_for() -> None:
 def test_ids_of_more_than_2_gb_are_compared() -> None:
     """If this failed, the check for repeated ids would overflow."""
     table = pa.table({"id": large(pa.string()), "text": large(pa.string())})
-    with pytest.raises(checks.DatasetError, match="stands in row 0 too"):
+    with pytest.raises(checks.DatasetError, match="is the id of row 0 too"):
         checks.check_label_table(table, "labels.parquet")
 
 

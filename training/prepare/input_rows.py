@@ -33,7 +33,7 @@ class BadRowLog:
         rows = "1 bad row" if self.total == 1 else f"{self.total:,} bad rows"
         first = "" if self.total <= MAX_LISTED else f" The first {MAX_LISTED}:"
         raise DatasetError(
-            f"{source} has {rows}; nothing was written. Correct them, or leave them out with --skip-bad-rows."
+            f"{source} has {rows}; nothing was written. Correct the source, or add --skip-bad-rows to leave such rows out."
             f"{first}\n  " + "\n  ".join(self.messages[:MAX_LISTED])
         )
 

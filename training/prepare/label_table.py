@@ -87,7 +87,7 @@ def read_label_table(
     attributes = [name for name in table.names if name not in {key, text, *RESERVED}]
     for name in dict.fromkeys([text, key, identity, *attributes]):
         table.require(name, "--label-text" if name == text else "--label-key")
-    labels = SourceLabels(closed=key != text, key_name=f"{key} of {path.name}", text_column=text)
+    labels = SourceLabels(closed=key != text, key_name=f"column {key} of {path.name}", text_column=text)
     _LabelTableReader(labels, table, (key, text, identity), attributes, max_characters).read(rows, progress)
     labels.listed = len(labels.ids)
     if chosen_key and key == text and attributes:  # a product's number would be learned as its text

@@ -126,8 +126,8 @@ def _read(
 def require_training_rows(splits: dict[Any, Any], source: Path, account: RowAccount) -> None:
     """Raise DatasetError if there is no training row."""
     if splits["train"].num_rows == 0:
-        reasons = "; ".join(f"{count:,} {reason}" for count, reason in account.lines())
+        reasons = "".join(f"; {count:,} {reason}" for count, reason in account.lines())
         raise DatasetError(
-            f"{source} has no training row left: {account.sentence('written')}{f' ({reasons})' if reasons else ''}. "
+            f"{source} has no training row left: {account.sentence('written')}{reasons}. "
             "Add rows, or lower --test, --validation, --min-count or --min-label-count."
         )
