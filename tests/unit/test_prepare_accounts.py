@@ -174,7 +174,7 @@ def test_ids_are_whole_numbers_or_texts(tmp_path: Path, ids: Any, clicked: str, 
         ('{"id": [1], "text": "x"}', "id is [1], not text."),
         ('{"id": 7, "text": "x"}\n{"id": "7", "text": "y"}', 'labels.jsonl line 2: id "7" is in an earlier'),
         ('{"id": 7, "text": "x"}\n{"id": 7.0, "text": "y"}', 'id "7" is in an earlier row too.'),
-        ('{"id": "8", "text": "x"}', 'label "008" is not in column id of labels.jsonl. It has "8": write both the same way.'),
+        ('{"id": "8", "text": "x"}', 'label "008" is not in column id of labels.jsonl. It has "8": write both'),
         ('{"id": "008.0", "text": "x"}', 'label "008" is not in column id of labels.jsonl. Add it there'),
     ],
 )  # fmt: skip

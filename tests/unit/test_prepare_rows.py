@@ -265,7 +265,7 @@ def test_a_column_that_is_not_used_is_reported(tmp_path: Path) -> None:
         ("x.csv", b"", {}, "is empty. Give a file with rows."),
         ("x.csv", b"query,label\n", {}, "has a header but no rows."),
         ("x.csv", b"search,term\na,b\n", {}, "has no column 'query'. It has: search, term. Name one with --query"),
-        ("x.csv", b"query,term\na,b\n", {}, "has no column 'label'. It has: query, term. Name one with --label-column."),
+        ("x.csv", b"query,term\na,b\n", {}, "has no column 'label'. It has: query, term. Name one with --label-c"),
         ("x.csv", b"query,label\na,b\n", {"split_column": "s"}, "has no column 's'. It has: query, label."),
         ("x.csv", b"query,query\na,b\n", {}, "has two columns 'query' in its header. Rename one."),
         ("x.csv", b"query,label\na,b\n", {"text": "title+content"}, "--text is for LF-* folders, and"),

@@ -33,8 +33,9 @@ class BadRowLog:
         rows = "1 bad row" if self.total == 1 else f"{self.total:,} bad rows"
         first = "" if self.total <= MAX_LISTED else f" The first {MAX_LISTED}:"
         raise DatasetError(
-            f"{source} has {rows}; nothing was written. Correct the source, or add --skip-bad-rows to leave such rows out."
-            f"{first}\n  " + "\n  ".join(self.messages[:MAX_LISTED])
+            f"{source} has {rows}; nothing was written. "
+            f"Correct the source, or add --skip-bad-rows to leave such rows out.{first}\n  "
+            + "\n  ".join(self.messages[:MAX_LISTED])
         )
 
 
