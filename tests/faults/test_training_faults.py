@@ -141,7 +141,7 @@ from pathlib import Path
 import psutil
 from retrieval.errors import DiptychError
 from tests.support.listener import Kept
-from training import faults
+from training.monitoring import resource_errors as faults
 from training.data.dataset import Dataset
 from training.recipe.schema import load_recipe
 from training.run import train
@@ -190,7 +190,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(words: P
     out = tmp_path / "run"
     with pytest.raises(Stopped):
         train(Dataset.open(words), absurd, out, Kept(), should_stop=lambda: True)
-    with pytest.raises(TrainingError, match=r"(the loss became|are no numbers).*lower rates .*is kept\."):
+    with pytest.raises(TrainingError, match=r"the loss became .*lower rates .*is kept\."):
         train(Dataset.open(words), absurd, out, Kept())
     tensors, facts = read_tensors(out / "state.safetensors")
     assert facts["taken"] == 1
