@@ -7,12 +7,12 @@ import typer
 
 
 def prepare(
-    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet file, folder of part files, or LF-* folder.")],
+    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet file, folder of them, or LF-* folder.")],
     out: Annotated[Path, typer.Option(help="Folder of the dataset.")],
     query_column: Annotated[str | None, typer.Option(help="Column of the query; default: query.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels; default: labels, or label.")] = None,
     split_column: Annotated[str | None, typer.Option(help="Column of the split; default: split, if it exists.")] = None,
-    count_column: Annotated[str | None, typer.Option(help="Column of click counts; pairs with count 0 are left out.")] = None,
+    count_column: Annotated[str | None, typer.Option(help="Column of click counts; pairs with 0 are left out.")] = None,
     labels: Annotated[Path | None, typer.Option(help="Table of labels with ids, texts and attributes.")] = None,
     label_key: Annotated[
         str | None, typer.Option(help="Column of --labels that the source refers to; default: id, or the text.")
@@ -24,7 +24,7 @@ def prepare(
         int | None,
         typer.Option(min=0, help="Leave out pairs with a lower count; default: 1 with --count-column, else 0."),
     ] = None,
-    min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer positives outside test.")] = 0,
+    min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer rows outside test.")] = 0,
     separator: Annotated[
         str | None, typer.Option(help="Character between cells of CSV and TSV; default: detected in the header.")
     ] = None,
@@ -32,7 +32,7 @@ def prepare(
         Literal["auto", "csv", "none"],
         typer.Option(help="csv: quotes enclose cells; none: quotes are text; auto: csv, but none for most .tsv."),
     ] = "auto",
-    text: Annotated[Literal["title", "title+content"], typer.Option(help="LF-* folders only: fields of the text.")] = "title",
+    text: Annotated[Literal["title", "title+content"], typer.Option(help="LF-* only: fields of the text.")] = "title",
     test: Annotated[
         float, typer.Option(min=0, max=0.99, help="Share of queries for test, if the source has no splits.")
     ] = 0.1,
