@@ -71,7 +71,7 @@ def command(dataset: Path, out: Path, *overrides: str) -> list[str]:
 
 def told(arguments: list[str], **limits: object) -> str:
     """What a failing command says on stderr; it must be one error in one line."""
-    # whoever measures coverage in it would meet the full disk as well, and say so in a traceback
+    # without coverage, which would fail on the full disk too and print a traceback
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     ended = subprocess.run(  # type: ignore[call-overload]
         arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **limits
@@ -116,7 +116,7 @@ def test_a_full_disk_keeps_what_was_saved(words: Path, begun: Path) -> None:
 
 
 def test_a_folder_that_goes_away_is_one_sentence(words: Path, tmp_path: Path) -> None:
-    """If this failed, a run whose folder somebody deleted would end in a traceback."""
+    """If this failed, a run whose folder was deleted would end in a traceback."""
     out = tmp_path / "run"
 
     def taken_away() -> bool:

@@ -1,4 +1,4 @@
-"""What holds for every dataset, whatever its rows."""
+"""Properties of every dataset, with random rows."""
 
 import json
 import tempfile

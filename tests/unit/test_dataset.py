@@ -76,7 +76,7 @@ def test_excluded_labels_are_out_of_the_truth(tmp_path: Path) -> None:
 def test_a_foreign_file_with_a_bad_row_is_refused_where_it_is_bad(
     tmp_path: Path, columns: dict[str, Any], sentence: str
 ) -> None:
-    """If this failed, a broken dataset of somebody else's making would train on wrong labels or end in a traceback."""
+    """If this failed, a broken dataset written by another program would train on wrong labels or end in a traceback."""
     folder = written(tmp_path / "food").folder
     pq.write_table(split_table(**columns), folder / "train.parquet")
     with pytest.raises(DatasetError) as caught:

@@ -113,7 +113,7 @@ def test_parquet_rows_with_lists_are_read(tmp_path: Path) -> None:
     assert (rows(dataset), rows(dataset, "test")) == ({"bike": ["a", "b"]}, {"car": ["b"]})
 
 
-def test_excludes_and_ids_are_read_whatever_the_label_column_is_called(tmp_path: Path) -> None:
+def test_excludes_and_ids_are_read_with_any_name_of_the_label_column(tmp_path: Path) -> None:
     """If this failed, excluded labels would count as answers where the lists have another name."""
     source = tmp_path / "things.parquet"
     table = {"query": ["bike"], "kw": [["a", "b"]], "exclude": [["b"]], "id": [70], "split": ["train"]}
