@@ -65,7 +65,7 @@ def cores(groups: Path = GROUPS) -> Finding:
 def memory(groups: Path = GROUPS, processes: Path = PROCESSES) -> Finding:
     """What machine and container have left; whether a bundle fits is a finding about the store."""
     room = free_memory(groups, processes)
-    value = f"{gigabytes(room.free)} free ({room.bound})"
+    value = f"{gigabytes(room.free)} free ({room.limit})"
     if room.free >= LITTLE_MEMORY:
         return Finding("memory", "ok", value)
     return Finding("memory", "note", value, "Training takes 1 GB and more. End other programs, or raise the limit.")

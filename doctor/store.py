@@ -41,7 +41,7 @@ def bundle(folder: Path, trusted: tuple[str, ...], groups: Path = GROUPS) -> Ite
     """Whether a bundle opens, gives its golden answers, is signed, and fits into memory."""
     try:
         needed, room = needed_memory(read_manifest(folder, trusted), trusted), free_memory(groups)
-        value = f"about {gigabytes(needed)} needed, {gigabytes(room.free)} free ({room.bound})"
+        value = f"about {gigabytes(needed)} needed, {gigabytes(room.free)} free ({room.limit})"
         if needed > room.free:  # opened all the same, the kernel might end an engine that serves it here
             advice = "It was not opened. Give the service more memory, or serve a smaller bundle."
             yield Finding("memory for it", "problem", value, advice)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from retrieval.bundle.index_file import Buffer
 from retrieval.bundle.manifest import GOLDEN, Share, first_fault
-from retrieval.errors import BadInput, BundleError, in_a_line
+from retrieval.errors import BadInput, BundleError, one_line
 from retrieval.system.safe_open import read_file
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def check_golden(retriever: "Retriever") -> GoldenReport:
     try:
         ranking = retriever.search_rows(queries, K, weight=golden.weight, with_paused=True)
     except BadInput as error:
-        raise BundleError(f"{path} cannot be asked ({in_a_line(error)}). Export the bundle again.") from error
+        raise BundleError(f"{path} cannot be asked ({one_line(error)}). Export the bundle again.") from error
     overlaps, deviations = [], [0.0]
     for before, now in zip(golden.answers, _answers(retriever, queries, ranking), strict=True):
         expected, found = (dict(zip(one.ids, one.scores, strict=True)) for one in (before, now))

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle.index_file import Buffer
-from retrieval.errors import BundleError, in_a_line
+from retrieval.errors import BundleError, one_line
 
 LARGEST = 1e6  # of a number in a vector of length one or less; scores of such are finite
 LABELS_PER_BLOCK = 128  # which fit into the processor's cache
@@ -76,9 +76,7 @@ def array_in(content: Buffer, path: Path, shape: tuple[int, ...], wanted: type[n
             raise ValueError(f"version {version} of the format is not read here")
         found, by_columns, dtype = readers[version](head)
     except (ValueError, TypeError, EOFError, OverflowError, SyntaxError, TokenError) as error:
-        raise BundleError(
-            f"{path} is not an array of numbers ({in_a_line(error)}). Export the bundle again."
-        ) from error
+        raise BundleError(f"{path} is not an array of numbers ({one_line(error)}). Export the bundle again.") from error
     if found != shape or dtype != wanted or (by_columns and len(shape) > 1 and 1 not in shape):
         order = ", by columns" if by_columns else ""
         name = np.dtype(wanted).name

@@ -177,7 +177,7 @@ def _mapped(folder: Path, manifest: Manifest, wanted: Callable[[str], bool], tru
         return False
     LOG.warning(
         "%s is not copied into memory: %d MB are needed, %d MB are free (%s). A change of the file changes answers.",
-        folder / VECTORS, needed >> 20, room.free >> 20, room.bound,
+        folder / VECTORS, needed >> 20, room.free >> 20, room.limit,
     )  # fmt: skip
     return True
 

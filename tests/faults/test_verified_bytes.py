@@ -28,7 +28,7 @@ from retrieval.bundle.vector_file import read_finite
 from retrieval.errors import BundleError
 from retrieval.retriever import Retriever
 from retrieval.store.local import Store
-from retrieval.system.limits import Room
+from retrieval.system.limits import FreeMemory
 from tests.support.bundles import make_bundle
 
 QUERIES = ["cheap running shoes", "red winter city", "rain"]
@@ -132,7 +132,8 @@ def test_where_memory_is_short_vectors_are_mapped_and_that_is_said(
     bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If it fails, a bundle larger than memory cannot be opened, or its weaker guarantee is not logged."""
-    monkeypatch.setattr(retrieval.bundle.verified_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
+    little = FreeMemory(1000, "the machine has 1 MB")
+    monkeypatch.setattr(retrieval.bundle.verified_files, "free_memory", lambda: little)
     with Retriever.open(bundle) as retriever:
         base: Any = retriever.vectors_LD
         while isinstance(base, np.ndarray) and base.base is not None:
@@ -151,7 +152,8 @@ def test_with_trusted_keys_vectors_are_never_mapped(
     keys, store = new_keys(), Store(tmp_path / "store", lambda folder: None)
     path = store.publish(bundle, "one")
     store.sign("one", keys.signing)
-    monkeypatch.setattr(retrieval.bundle.verified_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
+    little = FreeMemory(1000, "the machine has 1 MB")
+    monkeypatch.setattr(retrieval.bundle.verified_files, "free_memory", lambda: little)
     with Retriever.open(path, trusted=[keys.trusted]) as retriever:
         expected = retriever.search(QUERIES, 5)
         in_place(path / VECTORS, other / VECTORS)
