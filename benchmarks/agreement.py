@@ -21,7 +21,8 @@ import torch
 from retrieval import Retriever
 from training.checkpoint.files import load_checkpoint
 from training.data.dataset import Dataset
-from training.evaluation.scoring import encode_labels, encode_queries
+from training.evaluation.checkpoint_evaluation import selected_mix
+from training.evaluation.encoding import encode_labels, encode_queries
 from training.model.tokens import tokenize_in_memory
 
 K = 10
@@ -50,9 +51,11 @@ def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
     labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
     weight = opened.classifier_weight
-    scores_QL = opened.blend.of(
-        asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, labels.popularity
-    ).numpy()
+    scores_QL = (
+        selected_mix(opened)
+        .combine(asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, labels.popularity)
+        .numpy()
+    )
     best_QK = -np.sort(np.partition(-scores_QL, K - 1, axis=1)[:, :K], axis=1)
     ranking = retriever.search_rows(queries, K, exact=True)
     found_QK = np.take_along_axis(scores_QL, ranking.rows_QK, axis=1)

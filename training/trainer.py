@@ -28,8 +28,11 @@ from training.checkpoint.files import Cursor, Record
 from training.checkpoint.state import RunState, restore_state, save_state
 from training.data.ragged import Ragged
 from training.data.training_data import Material
-from training.evaluation import scoring as evaluation
-from training.evaluation.imputation import KEPT
+from training.evaluation.encoding import TEXTS_PER_BATCH, encode_labels, encode_queries
+from training.evaluation.imputation import CONE_FRACTIONS
+from training.evaluation.results import EvaluationData, evaluate
+from training.evaluation.scoring import mixes_by_head
+from training.evaluation.selection import select
 from training.model.tokens import TokenBatch, TokenizedTexts
 from training.model.unified import UnifiedModel
 from training.monitoring.callbacks import Listener
@@ -208,7 +211,7 @@ class Trainer:
         order_R = np.argsort(tokens.lengths_N[rows_R], kind="stable")
         own_S = self.processes.own(order_R)
         vectors_SD = np.empty((len(own_S), self.model.dual_dim), np.float32)
-        for places, batch in tokens.batches_by_length(evaluation.TEXTS_A_BATCH, rows_R[own_S]):
+        for places, batch in tokens.batches_by_length(TEXTS_PER_BATCH, rows_R[own_S]):
             batch = batch.to(self.device)
             with self._autocast():
                 found = self.model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT)
@@ -342,25 +345,20 @@ class Trainer:
         self._refuse_broken_weights()
         material, tally = self.material, self.cursor.tally
         self.model.eval()
-        queries = evaluation.encode_queries(self.model, material.validation_tokens, self.device)
-        labels = evaluation.encode_labels(self.model, material.label_tokens, material.positives_L, self.device, KEPT[0])
-        chosen_by, exclude = self.recipe.validation, material.validation.exclude
-        truth, inverse = material.validation.labels, material.inverse_propensity_L
-        grid = [evaluation.Blend(w, b) for w in self.recipe.weights for b in (chosen_by.popularities if w else (0.0,))]
-        blend, _ = evaluation.choose_blend(
-            evaluation.rank(queries, labels, grid, exclude), truth, inverse, chosen_by.metrics
-        )
-        kept, score = evaluation.choose_kept(queries, labels, blend, exclude, truth, inverse, chosen_by.metrics)
-        exact = list(evaluation.by_head(blend).values())
-        rankings = evaluation.rank(queries, labels, exact, exclude, searched=exact)
+        data = EvaluationData(material.validation, material.positives_L, material.inverse_propensity_L)
+        queries = encode_queries(self.model, material.validation_tokens, self.device)
+        labels = encode_labels(self.model, material.label_tokens, material.positives_L, self.device, CONE_FRACTIONS[0])
+        settings = self.recipe.validation
+        selection = select(queries, labels, data, self.recipe.weights, settings.popularities, settings.metrics)
+        result = evaluate(selection.ranker, data, mixes_by_head(selection.mix))
         record = Record(
-            epoch=epoch + 1, loss=tally.loss, seconds=self.cursor.seconds, score=score,
-            classifier_weight=blend.weight, popularity=blend.popularity, kept=kept,
-            figures=evaluation.figures_by_head(rankings, blend, truth, inverse), tally=tally,
+            epoch=epoch + 1, loss=tally.loss, seconds=self.cursor.seconds, score=selection.score,
+            classifier_weight=selection.mix.weight, popularity=selection.mix.popularity,
+            kept=selection.cone_fraction, figures=dict(result.metrics), tally=tally,
         )  # fmt: skip
         best = self.cursor.best
         if best is None or record.score > best.score:
-            ck.save_best(self.folder, self.model, material.positives_L, inverse, record)
+            ck.save_best(self.folder, self.model, material.positives_L, material.inverse_propensity_L, record)
             best = record
         return record, best
 

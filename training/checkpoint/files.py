@@ -36,8 +36,8 @@ from torch import Tensor
 from retrieval.errors import CheckpointError, in_a_line
 from retrieval.system import stopping
 from training.data.dataset import Split
-from training.evaluation.imputation import KEPT
-from training.evaluation.scoring import Blend, Figures, learned
+from training.evaluation.imputation import CONE_FRACTIONS
+from training.evaluation.scoring import trained_mask
 from training.model.tokens import special_ids
 from training.model.unified import TransformerEncoder, UnifiedModel, empty_model
 from training.monitoring.epoch_stats import Tally
@@ -58,8 +58,8 @@ class Record(BaseModel):
     score: float
     classifier_weight: float
     popularity: float = 0.0
-    kept: float = KEPT[0]
-    figures: Figures
+    kept: float = CONE_FRACTIONS[0]
+    figures: dict[str, dict[str, float]]
     tally: Tally = Tally()
 
 
@@ -140,11 +140,6 @@ class Checkpoint:
         return self.recipe.encoder.max_tokens
 
     @property
-    def blend(self) -> Blend:
-        """How the halves are mixed: w and the worth of popularity, chosen on validation."""
-        return Blend(self.facts.classifier_weight, self.facts.best.popularity)
-
-    @property
     def kept(self) -> float:
         """κ, how much of "no" a label that was never learned takes over from its neighbours, chosen on validation."""
         return self.facts.best.kept
@@ -165,7 +160,7 @@ class Checkpoint:
         return self.facts.dataset_fingerprint
 
     @property
-    def metrics(self) -> Figures:
+    def metrics(self) -> dict[str, dict[str, float]]:
         """Validation figures of the best epoch, percent: unified, dual_encoder, classifier."""
         return self.facts.best.figures
 
@@ -225,7 +220,7 @@ def save_best(
     `positives_L` counts each label's training positives. A label whose row has never moved (its positives were never
     sampled) counts as not trained.
     """
-    trained_L = learned(model.classifier_rows(), positives_L)
+    trained_L = trained_mask(model.classifier_rows(), positives_L)
     tensors = {
         n: t.detach().cpu().contiguous() for n, t in model.answering_state().items() if not n.endswith(OPTIMIZER_STATE)
     }

@@ -14,10 +14,9 @@ from rich.text import Text
 
 from retrieval.system.console import Console
 from training.checkpoint.files import CheckpointFacts, Record
-from training.evaluation.scoring import HEADS, Figures
+from training.evaluation.headline import HEADLINE_METRICS, HEADS
 from training.monitoring.epoch_stats import Step, Tally, by_head_and_term
 
-SHOWN = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
 ONE_WORD = {"dual_encoder": "dual", "classifier": "classifier"}
 TERMS = {"decoupled_softmax": "decoupled softmax", "supcon": "SupCon", "triplet": "triplet", "bce": "BCE"}
 
@@ -170,13 +169,13 @@ def finished(facts: CheckpointFacts, out: Path, page: Path) -> None:
     told.print(last, markup=False, highlight=False, soft_wrap=True)
 
 
-def figures_table(title: str, figures: Figures, a: float, b: float) -> Table:
+def figures_table(title: str, figures: dict[str, dict[str, float]], a: float, b: float) -> Table:
     """A table of the figures people compare, a line each head; PSP with its constants."""
     caption = f"percent; each head alone below; PSP with A={a:g}, B={b:g}"
     table = Table(title=Text(title), caption=caption, title_justify="left", caption_justify="left", box=SIMPLE)
     table.add_column("", no_wrap=True)
-    for name in SHOWN:
+    for name in HEADLINE_METRICS:
         table.add_column(name, justify="right")
     for head, name in HEADS.items():
-        table.add_row(name, *(f"{figures[head][shown]:.2f}" for shown in SHOWN))
+        table.add_row(name, *(f"{figures[head][shown]:.2f}" for shown in HEADLINE_METRICS))
     return table
