@@ -31,6 +31,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 11,
     "lines.solid_capstyle": "round",
 }
+ROUND_STEPS = [1, 2, 5, 10]  # of ticks, times a power of ten
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
@@ -73,8 +74,8 @@ def _style_axes(axes: Axes, x_title: str, integer_x: bool) -> None:
     axes.grid(axis="y", color=COLORS["rule"], linewidth=1, clip_on=False)
     axes.set_axisbelow(True)
     axes.set_xlabel(x_title, color=COLORS["soft"], labelpad=2)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=integer_x))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=integer_x, steps=ROUND_STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND_STEPS))
     axes.margins(0.04, 0.06)
 
 
