@@ -22,7 +22,8 @@ from retrieval import Retriever
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.scoring import Blend, encode_labels, encode_queries
+from training.evaluation.checkpoint_evaluation import selected_mix
+from training.evaluation.encoding import encode_labels, encode_queries
 
 K = 10
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -51,8 +52,8 @@ def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -
     labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
     weight = opened.classifier_weight
     scores_QL = (
-        Blend(opened.classifier_weight, opened.popularity)
-        .of(asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, labels.popularity)
+        selected_mix(opened)
+        .combine(asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, labels.popularity)
         .numpy()
     )
     best_QK = -np.sort(np.partition(-scores_QL, K - 1, axis=1)[:, :K], axis=1)

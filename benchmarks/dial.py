@@ -16,8 +16,6 @@ from typing import Any
 
 import matplotlib
 
-from training.evaluation.scoring import Blend
-
 matplotlib.use("svg")
 
 import matplotlib.pyplot as plt
@@ -29,6 +27,7 @@ from retrieval import metrics
 from retrieval.errors import DiptychError
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
+from training.evaluation.checkpoint_evaluation import selected_mix
 
 OBJECTIVES = {"precision": "#b91c1c", "balanced": "#c2410c", "tail": "#0f766e"}
 BESIDE = {"precision": (7, -12), "balanced": (7, 5), "tail": (7, 5)}  # its ring; the first two often stand together
@@ -75,11 +74,11 @@ def curve(checkpoint: Path, dataset: Dataset) -> tuple[Points, float]:
     """(PSP@5, P@1) of the test split by the classifier's weight, and the weight that validation chose."""
     opened = load_checkpoint(checkpoint)
     asked = Answers(opened, dataset)
-    blends = {w: Blend(w, opened.popularity) for w in sorted({*WEIGHTS, opened.classifier_weight})}
-    rankings = asked.ask(asked.asked.texts, list(blends.values()), asked.asked.exclude)
+    mixes = {w: selected_mix(opened)._replace(weight=w) for w in sorted({*WEIGHTS, opened.classifier_weight})}
+    rankings = asked.ask(asked.asked.texts, list(mixes.values()), asked.asked.exclude)
     points = {}
-    for weight, blend in blends.items():
-        found = metrics.evaluate(rankings[blend], asked.asked.labels, opened.inverse_propensity_L, (1, 5))
+    for weight, mix in mixes.items():
+        found = metrics.evaluate(rankings[mix], asked.asked.labels, opened.inverse_propensity_L, (1, 5))
         points[weight] = (found["PSP@5"], found["P@1"])
     return points, opened.classifier_weight
 

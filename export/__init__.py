@@ -1,3 +1,3 @@
-"""Checkpoint → bundle: the last place that needs torch."""
+"""Export a checkpoint to a bundle. The last step that needs torch."""
 
-import retrieval  # noqa: F401  # before torch, which imports ONNX Runtime: it is told there to report nothing
+import retrieval  # noqa: F401  # before torch, which imports ONNX Runtime: this import turns its telemetry off

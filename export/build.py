@@ -1,4 +1,4 @@
-"""Build a bundle from a checkpoint: write it to a staging folder, run the gates, reopen it, publish it."""
+"""Build a bundle from a checkpoint: write it to a staging folder, pass the gates, reopen it, publish it."""
 
 import re
 import shutil
@@ -11,22 +11,15 @@ from typing import Any
 
 import numpy as np
 
-from export.directions import principal_directions, write_narrowed
 from export.encoders import write_encoders
-from export.gates import QUERIES, prove_parity, sample, sample_label_texts
 from export.geometry import Cone, balance_for, bias, find_cone
-from export.precision import PRECISION_LOSS, reduce_precision
-from export.progress import Stage, silent
-from export.quality import (
-    QUALITY_LOSS,
-    Figures,
-    Validation,
-    bundle_quality,
-    checkpoint_quality,
-    prove_quality,
-)
-from export.recall import RECALL_TARGET, KeepsQuality, Ranked, choose_efforts
-from export.vectors import count_zeros, write_imputed, write_vectors
+from export.label_vectors import count_zeros, write_imputed, write_vectors
+from export.parity import check_parity
+from export.pca import fit_projection, write_projected
+from export.precision import MAX_PRECISION_LOSS, reduce_precision
+from export.quality import MAX_QUALITY_LOSS, ValidationQueries, bundle_quality, check_quality, checkpoint_quality
+from export.recall import RECALL_TARGET, IndexProbe, QualityCheck, choose_ef_search
+from export.sampling import MAX_QUERIES, sample, sample_label_texts
 from retrieval.bundle.golden_answers import Golden, GoldenReport, record_golden, write_golden
 from retrieval.bundle.label_size import check_label_size
 from retrieval.bundle.labels import write_labels
@@ -44,6 +37,7 @@ from retrieval.bundle.manifest import (
     LabelFacts,
     Manifest,
     ModelFacts,
+    Parity,
     Precision,
     Quality,
     Source,
@@ -58,30 +52,41 @@ from retrieval.search.indexes import HnswIndex
 from retrieval.search.pca_index import NarrowIndex
 from retrieval.search.thread_pool import Workers
 from retrieval.store.local import Store
+from retrieval.system.progress import Stage, silent_stage
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.token_cache import special_ids, tokenize_in_memory
+from training.evaluation.results import MetricValues
 
-NARROWED = "narrowed.npy"  # what the index is built from, and not part of the bundle
+PROJECTED = "projected.npy"  # temporary input of the index
 GOLDEN_QUERIES = 100
 GOLDEN_OVERLAP = 0.99
-# Processors sum in different orders, and where they round to less precision, a last digit may fall to the other side.
-# Measured deviations stay below 1e-6 with float32 and below 1e-3 with the others.
+# CPUs sum in different orders, so scores differ in their last digits; reduced precision enlarges the difference.
+# Measured differences stay below 1e-6 with float32 and below 1e-3 with the others.
 SCORE_TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "float16": 5e-3, "int8": 5e-3}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The graph's `m` links a node and `ef_construction` candidates, native threads (None: all cores), precision."""
+class ExportSettings:
+    """Settings of an export.
+
+    m: links per node of the index graph. ef_construction: candidates examined when a node is linked. threads: native
+    threads (None: all cores). precision: of the query encoder.
+    """
 
     m: int = 32
     ef_construction: int = 200
     threads: int | None = None
     precision: Precision = "float32"
 
+    @property
+    def max_quality_loss(self) -> float:
+        """Return the points of P@1 and P@5 that the bundle may lose against its checkpoint."""
+        return MAX_QUALITY_LOSS if self.precision == "float32" else MAX_PRECISION_LOSS
+
 
 @dataclass(frozen=True)
-class Built:
-    """A published bundle and what it proved."""
+class ExportedBundle:
+    """A published bundle, its manifest, and the report of its golden answers."""
 
     name: str
     path: Path
@@ -89,140 +94,159 @@ class Built:
     golden: GoldenReport
 
 
-def export(
-    checkpoint: Path, store: Store, *, name: str | None = None, settings: Settings | None = None, stage: Stage = silent
-) -> Built:
-    """Build, prove and publish a bundle; does not activate it.
+@dataclass(frozen=True)
+class _Export:
+    """Inputs that every step of one export shares; `queries` are a sample of the validation queries' texts."""
 
-    Raises CheckpointError, GateError with the figures when a gate refuses (the store is then as before), BundleError
-    when the name is taken or the store cannot be written.
+    checkpoint: Checkpoint
+    folder: Path
+    settings: ExportSettings
+    stage: Stage
+    queries: Sequence[str]
+    model: ModelFacts
+    cone: Cone
+
+
+def export(
+    checkpoint: Path,
+    store: Store,
+    *,
+    name: str | None = None,
+    settings: ExportSettings | None = None,
+    stage: Stage = silent_stage,
+) -> ExportedBundle:
+    """Build, check and publish a bundle; does not activate it.
+
+    Raises CheckpointError; GateError if a check fails (the store is then unchanged); BundleError if the name is in use
+    or the store cannot be written.
     """
     if name is not None:
         store.check_free(name)
     opened = load_checkpoint(checkpoint)
     try:
         with store.incoming() as folder:
-            golden = _build(opened, folder, settings or Settings(), stage)
+            golden = _build(opened, folder, settings or ExportSettings(), stage)
             name = name or _free_name(opened, store)
             with stage("publish"):
                 path = store.publish(folder, name)
     except OSError as error:
         raise BundleError(
-            f"{store.path}: the bundle cannot be written ({error}). Free space, or name another."
+            f"the bundle cannot be written to {store.path} ({error}). Free disk space, or pass another --store."
         ) from error
-    return Built(name, path, read_manifest(path), golden)
+    return ExportedBundle(name, path, read_manifest(path), golden)
 
 
-def _build(checkpoint: Checkpoint, folder: Path, settings: Settings, stage: Stage) -> GoldenReport:
+def _build(checkpoint: Checkpoint, folder: Path, settings: ExportSettings, stage: Stage) -> GoldenReport:
     check_label_size(checkpoint.labels)
-    queries = sample(checkpoint.validation.texts_column, QUERIES)
+    queries = sample(checkpoint.validation.texts_column, MAX_QUERIES)
     cone = find_cone(checkpoint)
-    model = _model_facts(checkpoint, queries, cone)
+    job = _Export(checkpoint, folder, settings, stage, queries, _model_facts(checkpoint, queries, cone), cone)
     shutil.copyfile(checkpoint.tokenizer_path, folder / TOKENIZER)
     write_labels(folder / LABELS, checkpoint.labels)
-    with stage("ONNX encoders"):
-        write_encoders(checkpoint.model, cone, bias(checkpoint), folder)
-    encoder, label_encoder = (
-        TextEncoder.open(folder / TOKENIZER, folder / file, model, dim, threads=settings.threads)
-        for file, dim in ((QUERY_ENCODER, model.dim), (LABEL_ENCODER, model.dual_dim))
-    )
-    with stage("parity with the checkpoint"):
-        parity = prove_parity(checkpoint, queries, encoder, label_encoder, cone)
-    with stage("label vectors") as progress:
-        write_vectors(checkpoint, label_encoder, model, cone, folder / VECTORS, progress)
-    with stage("labels that were not trained") as progress:
-        write_imputed(checkpoint, model, cone, folder / VECTORS, settings.threads, progress)
+    parity = _write_encoders_and_vectors(job)
     reduced = None
     if settings.precision != "float32":
         with stage(f"query encoder in {settings.precision}"):
-            reduced = reduce_precision(checkpoint, model, cone, settings.precision, queries, folder)
-        encoder = TextEncoder.open(
-            folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=settings.threads
-        )
-    asked, vectors_LD = Validation(checkpoint), np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
+            reduced = reduce_precision(checkpoint, job.model, cone, settings.precision, queries, folder)
+    validation, vectors_LD = ValidationQueries(checkpoint), np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     with stage("quality of the checkpoint") as progress:
-        own = checkpoint_quality(checkpoint, model, cone, vectors_LD, asked, progress)
-    index = _build_index(checkpoint, folder, model, encoder, queries, asked, own, settings, stage)
-    proved = {"model": model, "parity": parity, "reduced": reduced, "index": index}
-    facts = _facts(checkpoint, settings) | {"labels": _label_facts(checkpoint, folder)} | proved
-    return _prove_end_to_end(checkpoint, folder, facts, asked, own, queries, settings, stage)
+        expected = checkpoint_quality(checkpoint, job.model, cone, vectors_LD, validation, progress)
+    index = _build_index(job, validation, expected)
+    facts = _facts(checkpoint, settings) | {
+        "labels": _label_facts(checkpoint, folder), "model": job.model, "parity": parity, "reduced": reduced,
+        "index": index,
+    }  # fmt: skip
+    return _check_end_to_end(job, facts, validation, expected)
 
 
-def _build_index(
-    checkpoint: Checkpoint, folder: Path, model: ModelFacts, encoder: TextEncoder, queries: Sequence[str],
-    asked: Validation, own: Figures, settings: Settings, stage: Stage,
-) -> IndexFacts:  # fmt: skip
-    m, ef_construction, threads = settings.m, settings.ef_construction, settings.threads
+def _write_encoders_and_vectors(job: _Export) -> Parity:
+    """Write the ONNX encoders in float32 and the label vectors, and check the encoders against the checkpoint."""
+    checkpoint, folder, model, cone, threads = job.checkpoint, job.folder, job.model, job.cone, job.settings.threads
+    with job.stage("ONNX encoders"):
+        write_encoders(checkpoint.model, cone, bias(checkpoint), folder)
+    label_encoder = TextEncoder.open(folder / TOKENIZER, folder / LABEL_ENCODER, model, model.dual_dim, threads=threads)
+    with job.stage("parity with the checkpoint"):
+        parity = check_parity(checkpoint, job.queries, _query_encoder(job), label_encoder, cone)
+    with job.stage("label vectors") as progress:
+        write_vectors(checkpoint, label_encoder, model, cone, folder / VECTORS, progress)
+    with job.stage("vectors of untrained labels") as progress:
+        write_imputed(checkpoint, model, cone, folder / VECTORS, threads, progress)
+    return parity
+
+
+def _query_encoder(job: _Export) -> TextEncoder:
+    """Open the query encoder that is in the folder now: float32, or the one that replaced it."""
+    files = job.folder / TOKENIZER, job.folder / QUERY_ENCODER
+    return TextEncoder.open(*files, job.model, job.model.dim, threads=job.settings.threads)
+
+
+def _build_index(job: _Export, validation: ValidationQueries, expected: MetricValues) -> IndexFacts:
+    """Build the index over the projected label vectors, and choose ef_search at each weight."""
+    settings, folder = job.settings, job.folder
     vectors_LD = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
-    with stage("principal directions"):
-        directions_DW, energy = principal_directions(vectors_LD, model.dual_dim)
-        width = directions_DW.shape[1]
+    with job.stage("PCA projection"):
+        projection_DW, energy = fit_projection(vectors_LD, job.model.dual_dim)
         nodes = nodes_of(vectors_LD)
-        narrow_NW = write_narrowed(vectors_LD, nodes.representatives, directions_DW, folder / NARROWED)
-    with stage("index") as progress:
-        built = HnswIndex.build(narrow_NW, m=m, ef_construction=ef_construction, threads=threads, progress=progress)
+        projected_NW = write_projected(vectors_LD, nodes.representatives, projection_DW, folder / PROJECTED)
+    with job.stage("index") as progress:
+        built = HnswIndex.build(
+            projected_NW, m=settings.m, ef_construction=settings.ef_construction, threads=settings.threads,
+            progress=progress,
+        )  # fmt: skip
         built.save(folder / INDEX)
-        del built, narrow_NW  # what is measured is the file, and two graphs need twice the memory
-        (folder / NARROWED).unlink()
-        np.save(folder / DIRECTIONS, directions_DW)
+        del built, projected_NW  # the file is measured, and two graphs need twice the memory
+        (folder / PROJECTED).unlink()
+        np.save(folder / DIRECTIONS, projection_DW)
         shared = nodes if nodes.size < len(vectors_LD) else None
         if shared is not None:
             np.save(folder / NODES, shared.node_L)
-    with stage("recall") as progress:
-        graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, workers=Workers(threads))
-        index = Ranked(NarrowIndex(graph, directions_DW), vectors_LD, model.dual_dim, shared)
-        weight = checkpoint.classifier_weight
-        keeps_quality = KeepsQuality(encoder, model, index, asked, own, weight, _allowed(settings))
-        label_texts = sample_label_texts(checkpoint.labels.column("text"))
-        efforts = choose_efforts(encoder, model, index, queries, label_texts, weight, keeps_quality, progress)
+    width, label_texts = projection_DW.shape[1], sample_label_texts(job.checkpoint.labels.column("text"))
+    with job.stage("recall") as progress:
+        graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, workers=Workers(settings.threads))
+        probe = IndexProbe(NarrowIndex(graph, projection_DW), vectors_LD, job.model.dual_dim, shared)
+        encoder, weight = _query_encoder(job), job.checkpoint.classifier_weight
+        check = QualityCheck(encoder, job.model, probe, validation, expected, settings.max_quality_loss)
+        chosen = choose_ef_search(encoder, job.model, probe, job.queries, label_texts, weight, check, progress)
     return IndexFacts(
         width=width,
         energy=energy,
         nodes=None if shared is None else shared.size,
-        m=m,
-        ef_construction=ef_construction,
+        m=settings.m,
+        ef_construction=settings.ef_construction,
         recall_target=RECALL_TARGET,
-        recall_queries=len(queries),
+        recall_queries=len(job.queries),
         recall_label_texts=len(label_texts),
-        efforts=efforts,
+        efforts=chosen,
     )
 
 
-def _prove_end_to_end(
-    checkpoint: Checkpoint,
-    folder: Path,
-    facts: dict[str, Any],
-    asked: Validation,
-    own: Figures,
-    queries: Sequence[str],
-    settings: Settings,
-    stage: Stage,
+def _check_end_to_end(
+    job: _Export, facts: dict[str, Any], validation: ValidationQueries, expected: MetricValues
 ) -> GoldenReport:
-    """Open the bundle as a reader will, measure it, record its golden answers; a second reader must agree."""
-    with stage("quality of the bundle") as progress:
-        write_golden(folder, Golden(weight=checkpoint.classifier_weight, answers=()))
+    """Open the bundle as a reader, check its quality, and record golden answers that a second reader must reproduce."""
+    settings, folder = job.settings, job.folder
+    golden_queries = job.queries[:GOLDEN_QUERIES]
+    with job.stage("quality of the bundle") as progress:
+        write_golden(folder, Golden(weight=job.checkpoint.classifier_weight, answers=()))
         seal(folder, **facts, quality=None, golden=_golden_facts(0, settings))
         with Retriever.open(folder, threads=settings.threads, paused=()) as retriever:
-            quality = Quality(queries=asked.scored, checkpoint=own, bundle=bundle_quality(retriever, asked, progress))
-            prove_quality(quality, _allowed(settings))
-            write_golden(folder, record_golden(retriever, queries[:GOLDEN_QUERIES]))
-        seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES]), settings))
-    with stage("golden answers"), Retriever.open(folder, threads=settings.threads, paused=()) as reader:
+            measured = bundle_quality(retriever, validation, progress)
+            quality = Quality(queries=validation.scored, checkpoint=expected, bundle=measured)
+            check_quality(quality, settings.max_quality_loss)
+            write_golden(folder, record_golden(retriever, golden_queries))
+        seal(folder, **facts, quality=quality, golden=_golden_facts(len(golden_queries), settings))
+    with job.stage("golden answers"), Retriever.open(folder, threads=settings.threads, paused=()) as reader:
         report = reader.check_golden()
     if not report.passed:
         raise GateError(
-            f"golden answers: the reopened bundle has overlap@10 {report.overlap_at_10:.4f} and scores that differ by "
-            f"{report.score_deviation:.1e}; {GOLDEN_OVERLAP} and {SCORE_TOLERANCE[settings.precision]} are needed. "
-            "Export again."
+            f"golden answers: after reopening the bundle, overlap@10 is {report.overlap_at_10:.4f} (at least "
+            f"{GOLDEN_OVERLAP} is required) and scores differ by {report.score_deviation:.1e} (at most "
+            f"{SCORE_TOLERANCE[settings.precision]} is allowed). Export again."
         )
     return report
 
 
-def _allowed(settings: Settings) -> float:
-    return QUALITY_LOSS if settings.precision == "float32" else PRECISION_LOSS
-
-
-def _facts(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
+def _facts(checkpoint: Checkpoint, settings: ExportSettings) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "source": Source(
@@ -251,9 +275,9 @@ def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> 
     pad_id, unknown_id = special_ids(checkpoint.tokenizer)
     n_tokens = len(tokenize_in_memory(queries, checkpoint.tokenizer).ids.values)
     return ModelFacts(
-        encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str there, one of two words here: checked
+        encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str in the recipe, a Literal here; validated by pydantic
         dual_dim=checkpoint.model.dual_dim,
-        classifier_dim=checkpoint.model.classifier_dim + 1,  # the bias
+        classifier_dim=checkpoint.model.classifier_dim + 1,  # includes the bias
         balance=balance_for(checkpoint.classifier_weight),
         cone_shrink=cone.shrink,
         max_tokens=checkpoint.max_tokens,
@@ -264,14 +288,14 @@ def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> 
     )
 
 
-def _golden_facts(queries: int, settings: Settings) -> GoldenFacts:
+def _golden_facts(queries: int, settings: ExportSettings) -> GoldenFacts:
     tolerance = SCORE_TOLERANCE[settings.precision]
     return GoldenFacts(queries=queries, overlap_at_10=GOLDEN_OVERLAP, score_tolerance=tolerance)
 
 
 def _free_name(checkpoint: Checkpoint, store: Store) -> str:
-    words = dict.fromkeys([checkpoint.dataset_name, checkpoint.recipe.name])  # once, if they are the same
+    words = dict.fromkeys([checkpoint.dataset_name, checkpoint.recipe.name])  # without repetition if they are equal
     readable = re.sub(r"[^A-Za-z0-9]+", "-", "-".join(words)).strip("-")[:40] or "bundle"
     stamped = f"{readable}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}"
-    taken = set(store.bundles())
-    return next(name for name in (stamped, *(f"{stamped}-{n}" for n in range(2, 1000))) if name not in taken)
+    used = set(store.bundles())
+    return next(name for name in (stamped, *(f"{stamped}-{n}" for n in range(2, 1000))) if name not in used)

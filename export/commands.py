@@ -8,7 +8,7 @@ import typer
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from export.build import Built
+    from export.build import ExportedBundle
 
 app = typer.Typer()
 
@@ -19,27 +19,30 @@ app = typer.Typer()
     "  diptych export checkpoint --store store --precision int8"
 )
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Folder that `diptych train` made.")],
-    store: Annotated[Path, typer.Option(help="Folder of the store; made when it is not there.")],
-    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: dataset, recipe and time.")] = None,
+    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder written by `diptych train`.")],
+    store: Annotated[Path, typer.Option(help="Bundle store folder; created if missing.")],
+    name: Annotated[str | None, typer.Option(help="Name of the bundle. Default: dataset, recipe and time.")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Make it the store's active bundle.")] = False,
     m: Annotated[
         int,
-        typer.Option(
-            "--m", min=2, max=256, help="Links of a node of the index graph; more find better and take memory."
-        ),
+        typer.Option("--m", min=2, max=256, help="Links per node of the HNSW index; more: higher recall, more memory."),
     ] = 32,
     ef_construction: Annotated[
-        int, typer.Option(min=8, help="Candidates when a node is linked; more find better and build slower.")
+        int,
+        typer.Option(min=8, help="Candidates examined when a node is linked; more: higher recall, slower export."),
     ] = 200,
     precision: Annotated[
         Literal["float32", "float16", "int8"],
-        typer.Option(help="Of the query encoder's numbers: int8 for CPUs, float16 for GPUs."),
+        typer.Option(help="Precision of the query encoder: int8 is faster on CPUs, float16 on GPUs."),
     ] = "float32",
-    threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Native threads. Default: all cores.")] = None,
 ) -> None:
-    """Build a bundle (encoders, vectors, index) and prove it against its checkpoint before it is published."""
-    from export.build import Settings
+    """Build a bundle from a checkpoint and publish it in a store.
+
+    A bundle contains ONNX encoders, label vectors and an index. The command fails if the bundle's answers differ from
+    the checkpoint's; the store is then unchanged.
+    """
+    from export.build import ExportSettings
     from export.build import export as build
     from retrieval.bundle.signatures import trusted_keys
     from retrieval.store.local import Store
@@ -47,60 +50,71 @@ def export(
     from training.monitoring.console import ConsoleCallback
 
     opened = Store(store, trusted=trusted_keys())
-    settings = Settings(m=m, ef_construction=ef_construction, threads=threads, precision=precision)
+    settings = ExportSettings(m=m, ef_construction=ef_construction, threads=threads, precision=precision)
     with ConsoleCallback() as callback:
-        built = build(checkpoint, opened, name=name, settings=settings, stage=callback.stage)
+        exported = build(checkpoint, opened, name=name, settings=settings, stage=callback.stage)
     if activate:
-        opened.activate(built.name)
-    Console().print(_table(built), f"{'Active' if activate else 'Published'}: {built.path}", soft_wrap=True)
+        opened.activate(exported.name)
+    state = "Active" if activate else "Published"
+    Console().print(*_tables(exported), f"{state}: {exported.path}", soft_wrap=True)
 
 
-def _table(built: "Built") -> "Table":
+def _tables(exported: "ExportedBundle") -> "tuple[Table, Table]":
+    """Return the checks that the bundle passed, and the index's recall by classifier weight."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    from training.evaluation.headline import EXPORT_METRICS
+
+    manifest, labels = exported.manifest, exported.manifest.labels
+    table = Table("check", "result", "measured on", title=exported.name, title_justify="left", box=SIMPLE)
+    parity = manifest.parity
+    queries = f"{parity.queries:,} queries, up to {parity.longest_tokens:,} tokens"
+    table.add_row("query vectors, smallest cosine", f"{parity.query_cosine:.6f}", queries)
+    table.add_row("label vectors, smallest cosine", f"{parity.label_cosine:.6f}", f"{parity.labels:,} labels")
+    if (reduced := manifest.reduced) is not None:
+        values = f"{reduced.p_at_1:.2f} ({reduced.float32_p_at_1:.2f})"
+        table.add_row(f"P@1, {manifest.precision} (float32)", values, f"{reduced.queries:,} queries, exact search")
+        for speed in reduced.speeds:
+            values = f"{speed.reduced:,.0f} ({speed.float32:,.0f})"
+            table.add_row(
+                f"queries per second, {manifest.precision} (float32)", values, f"1 thread, batches of {speed.batch}"
+            )
+    if (quality := manifest.quality) is not None:
+        for metric in EXPORT_METRICS:
+            values = f"{quality.bundle[metric]:.2f} ({quality.checkpoint[metric]:.2f})"
+            table.add_row(f"{metric}, bundle (checkpoint)", values, f"{quality.queries:,} queries")
+    golden = exported.golden
+    table.add_row("golden answers, overlap@10", f"{golden.overlap_at_10:.4f}", f"{golden.queries:,} queries")
+    counts = f"{labels.trained:,} trained, {labels.imputed:,} imputed"
+    table.add_row("labels", f"{labels.count:,}", counts)
+    for kind, count in (("with the text of an earlier label", labels.duplicates), ("with a zero vector", labels.zeros)):
+        if count:
+            table.add_row(f"labels {kind}", f"{count:,}", "")
+    table.add_row("size", f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:,.1f} MB", "")
+    return table, _recall_table(exported)
+
+
+def _recall_table(exported: "ExportedBundle") -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
     from retrieval.bundle.manifest import MANY
 
-    manifest = built.manifest
-    table = Table("what", "figure", "over", title=built.name, title_justify="left", box=SIMPLE)
-    parity, queries = manifest.parity, f"{manifest.index.recall_queries:,} queries"
-    over = f"{parity.queries:,} queries of up to {parity.longest_tokens:,} tokens"
-    table.add_row("parity, least cosine of a query", f"{parity.query_cosine:.6f}", over)
-    table.add_row("parity, least cosine of a label", f"{parity.label_cosine:.6f}", f"{parity.labels:,} labels")
-    if (reduced := manifest.reduced) is not None:
-        over = f"{reduced.queries:,} queries, exact search"
-        table.add_row(
-            f"P@1, {manifest.precision} (float32)", f"{reduced.p_at_1:.2f} ({reduced.float32_p_at_1:.2f})", over
-        )
-        for speed in reduced.speeds:
-            figures = f"{speed.reduced:,.0f} ({speed.float32:,.0f})"
-            table.add_row(
-                f"queries a second, {manifest.precision} (float32)", figures, f"1 thread, batches of {speed.batch}"
-            )
-    for effort in manifest.index.efforts:
-        chosen = " (default)" if effort.weight == manifest.classifier_weight else ""
-        where = f"at weight {effort.weight:g}{chosen}"
-        ways = [f"ef {ef}" if ef else "every label is compared" for ef in (effort.ef, effort.at(MANY))]
-        table.add_row(
-            f"recall@1, @10 {where}", f"{effort.recall_at_1:.4f}, {effort.recall_at_10:.4f}", f"{queries}, {ways[0]}"
-        )
-        table.add_row(f"recall@100 {where}", f"{effort.recall_at_100:.4f}", f"{queries}, {ways[1]}")
-        recalls = f"{effort.label_text_recall_at_10:.4f}, {effort.label_text_recall_at_100:.4f}"
-        table.add_row(f"recall@10, @100 {where}", recalls, f"{manifest.index.recall_label_texts:,} label texts")
-    if manifest.quality is not None:
-        own, bundle = manifest.quality.checkpoint, manifest.quality.bundle
-        for figure in ("P@1", "P@5", "PSP@5"):
-            figures = f"{bundle[figure]:.2f} ({own[figure]:.2f})"
-            table.add_row(f"{figure}, bundle (checkpoint)", figures, f"{manifest.quality.queries:,} queries")
-    table.add_row(
-        "golden answers, overlap@10", f"{built.golden.overlap_at_10:.4f}", f"{built.golden.queries:,} queries"
+    index = exported.manifest.index
+    title = (
+        f"Recall of the index against exact search, over {index.recall_queries:,} queries and\n"
+        f"{index.recall_label_texts:,} label texts. ef: candidates examined, for k ≤ 10 and k = 100."
     )
-    labels = manifest.labels
-    table.add_row(
-        "labels", f"{labels.count:,}", f"{labels.trained:,} trained, {labels.imputed:,} from their neighbours"
-    )
-    for kind, many in (("text of an earlier label", labels.duplicates), ("vector of length zero", labels.zeros)):
-        if many:
-            table.add_row(f"labels with the {kind}", f"{many:,}", "")
-    table.add_row("size", f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:,.1f} MB", "")
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for column in ("classifier weight", "queries @1", "@10", "@100", "labels @10", "@100", "ef"):
+        table.add_column(column, no_wrap=True)
+    for setting in index.efforts:
+        default = " (default)" if setting.weight == exported.manifest.classifier_weight else ""
+        recalls = (
+            setting.recall_at_1, setting.recall_at_10, setting.recall_at_100, setting.label_text_recall_at_10,
+            setting.label_text_recall_at_100,
+        )  # fmt: skip
+        candidates = ", ".join(str(ef) if ef else "all labels" for ef in (setting.ef, setting.at(MANY)))
+        table.add_row(f"{setting.weight:g}{default}", *(f"{recall:.4f}" for recall in recalls), candidates)
     return table

@@ -1,6 +1,6 @@
-"""The two ONNX encoders of a bundle, from the model's own forward passes.
+"""Export the two ONNX encoders of a bundle.
 
-Shapes: B texts, T tokens of the longest of them, C width of the classifier half (its bias included).
+Shapes: B texts, T tokens of the longest of them, C width of the classifier vector (its bias included).
 """
 
 import logging
@@ -17,11 +17,11 @@ from retrieval.bundle.manifest import LABEL_ENCODER, QUERY_ENCODER
 from training.model.unified import UnifiedModel
 
 OPSET = 20
-INLINE_LIMIT = 1_900_000_000  # bytes; a protobuf file ends at 2 GiB, beyond it weights go into a file beside it
+INLINE_LIMIT = 1_900_000_000  # bytes; a protobuf file is limited to 2 GiB, larger weights go into a separate file
 
 
 class QueryEncoder(nn.Module):
-    """Token ids and mask → [dual half of unit length ; classifier half and bias, stretched along the labels' cone]."""
+    """Map token ids and mask to [unit dual vector ; classifier vector and bias, stretched along the labels' cone]."""
 
     direction_C1: Tensor
     bias_11: Tensor
@@ -41,7 +41,7 @@ class QueryEncoder(nn.Module):
 
 
 class LabelEncoder(nn.Module):
-    """Token ids and mask of label texts → dual half of unit length."""
+    """Map token ids and mask of label texts to their unit dual vector."""
 
     def __init__(self, model: UnifiedModel) -> None:
         super().__init__()
@@ -52,20 +52,20 @@ class LabelEncoder(nn.Module):
 
 
 def write_encoders(model: UnifiedModel, cone: Cone, bias: float, folder: Path) -> None:
-    """Write query_encoder.onnx and label_encoder.onnx; batch and length stay free."""
+    """Write query_encoder.onnx and label_encoder.onnx, with dynamic batch size and length."""
     write_query_encoder(model, cone, bias, folder / QUERY_ENCODER)
     _write(LabelEncoder(model), folder / LABEL_ENCODER)
 
 
 def write_query_encoder(model: UnifiedModel, cone: Cone, bias: float, path: Path) -> None:
-    """Write the query encoder alone."""
+    """Write the query encoder only."""
     _write(QueryEncoder(model, cone, bias), path)
 
 
 def _write(encoder: QueryEncoder | LabelEncoder, path: Path) -> None:
-    # Sizes above one, and unlike: torch.export takes a 0 or 1, or two equal sizes, for constants of the model.
+    # Two different sizes above 1: torch.export treats 0 and 1, and equal sizes, as constants of the model.
     ids_BT = torch.ones(3, 5, dtype=torch.int64)
-    free = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
+    dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     weights = encoder.model.encoder.state_dict().values()
     with quiet("torch.onnx"):
         torch.onnx.export(
@@ -76,15 +76,15 @@ def _write(encoder: QueryEncoder | LabelEncoder, path: Path) -> None:
             opset_version=OPSET,
             input_names=["input_ids", "attention_mask"],
             output_names=["vectors"],
-            dynamic_shapes={"input_ids": free, "attention_mask": free},
-            external_data=sum(one.nbytes for one in weights) > INLINE_LIMIT,
+            dynamic_shapes={"input_ids": dynamic, "attention_mask": dynamic},
+            external_data=sum(tensor.nbytes for tensor in weights) > INLINE_LIMIT,
             verbose=False,
         )
 
 
 @contextmanager
 def quiet(name: str | None) -> Iterator[None]:
-    """Exporters tell their own story in warnings and to a logger (None: the root's); the gates judge the result."""
+    """Silence warnings and a logger (None: the root logger) of an exporter; the gates check its result."""
     logger = logging.getLogger(name)
     level = logger.level
     logger.setLevel(logging.ERROR)

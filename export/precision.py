@@ -1,6 +1,6 @@
-"""A query encoder of less precision, int8 for processors or float16 for GPUs: kept only where its answers are as good.
+"""Gate "precision": replace the query encoder by one in int8 (for CPUs) or float16 (for GPUs) if it is good enough.
 
-The label encoder stays float32: labels are encoded once, at export, and an exact label side costs nothing to serve.
+The label encoder stays float32: labels are encoded once, at export, so a smaller label encoder saves nothing.
 
 Shapes: N texts, D vector width, L labels.
 """
@@ -18,26 +18,27 @@ import numpy as np
 from torch import Tensor, nn
 
 from export.encoders import write_query_encoder
-from export.gates import LABELS, sample
 from export.geometry import Cone, bias
-from export.int8 import quantize, smoothed
-from export.quality import Validation
+from export.int8 import quantize, smooth
+from export.quality import ValidationQueries
+from export.sampling import MAX_LABELS, sample
 from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, ModelFacts, Precision, Reduced, Speed
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
-from retrieval.search.indexes import ExactIndex, Vectors
+from retrieval.search.indexes import ExactIndex, Rows, Vectors
 from training.checkpoint.opened import Checkpoint
 from training.data.token_cache import tokenize_in_memory
+from training.evaluation.results import MetricValues
 from training.model.unified import TransformerEncoder, UnifiedModel
 
-PRECISION_LOSS = 0.5  # points of P@1 that less precision may cost
-LEAST_SPEEDUP = 2.0  # of int8, on one thread, in the geometric mean over the batch sizes
-BATCHES = (1, 64)  # a service that is not busy, and one that is
-ROUNDS, QUERIES_A_ROUND = 9, 128
+MAX_PRECISION_LOSS = 0.5  # points of P@1 that reduced precision may cost
+MIN_SPEEDUP = 2.0  # of int8 on one thread, geometric mean over the batch sizes
+BATCHES = (1, 64)  # an idle service, and a busy one
+ROUNDS, QUERIES_PER_ROUND = 9, 128
 
 
 class HalfEncoder(nn.Module):
-    """An encoder in float16, whose mean vector leaves it as float32: the heads and unit lengths stay exact."""
+    """An encoder in float16 that returns its mean vector in float32: heads and normalisation stay exact."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
@@ -51,105 +52,116 @@ class HalfEncoder(nn.Module):
 def reduce_precision(
     checkpoint: Checkpoint, model: ModelFacts, cone: Cone, precision: Precision, queries: Sequence[str], folder: Path
 ) -> Reduced:
-    """Put an encoder of less precision in the place of the float32 one that a bundle's folder has, and measure both.
+    """Replace the float32 query encoder in a bundle's folder by one of reduced precision, and measure both.
 
-    Raises GateError, with the figures of both, where it answers too much worse or is not fast enough.
+    Raises GateError if P@1 falls too much or the speed-up is too small.
     """
 
-    def opened() -> TextEncoder:
+    def open_encoder() -> TextEncoder:
         return TextEncoder.open(folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=1)
 
-    float32 = opened()
-    with TemporaryDirectory(dir=folder) as aside:
-        _write(checkpoint, cone, precision, queries, Path(aside))
+    float32 = open_encoder()
+    with TemporaryDirectory(dir=folder) as staging:
+        _write(checkpoint, cone, precision, queries, Path(staging))
         for old in folder.glob(f"{QUERY_ENCODER}*"):
             old.unlink()
-        for new in Path(aside).glob(f"{QUERY_ENCODER}*"):
+        for new in Path(staging).glob(f"{QUERY_ENCODER}*"):
             new.rename(folder / new.name)
     vectors_LD = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
-    reduced = _measure(checkpoint, model, float32, opened(), vectors_LD, timed=precision == "int8")
-    prove_worth(reduced, precision)
+    reduced = _measure(checkpoint, model, float32, open_encoder(), vectors_LD, timed=precision == "int8")
+    check_precision(reduced, precision)
     return reduced
 
 
-def prove_worth(reduced: Reduced, precision: Precision) -> None:
-    """Raise GateError where P@1 falls by more than PRECISION_LOSS points, or it is not LEAST_SPEEDUP times as fast.
+def check_precision(reduced: Reduced, precision: Precision) -> None:
+    """Raise GateError if P@1 falls by more than MAX_PRECISION_LOSS points or the speed-up is below MIN_SPEEDUP.
 
-    One hit is always forgiven: over a few hundred queries it moves P@1 by more than that.
+    One hit is always tolerated: over a few hundred queries it changes P@1 by more than that.
     """
     lost = reduced.float32_p_at_1 - reduced.p_at_1
-    worse = lost > max(PRECISION_LOSS, 100 / reduced.queries) + 1e-9
-    if not worse and (reduced.times is None or reduced.times >= LEAST_SPEEDUP):
+    worse = lost > max(MAX_PRECISION_LOSS, 100 / reduced.queries) + 1e-9
+    if not worse and (reduced.times is None or reduced.times >= MIN_SPEEDUP):
         return
-    figures = [
-        f"P@1 is {reduced.p_at_1:.2f} where float32 has {reduced.float32_p_at_1:.2f} ({PRECISION_LOSS} less is allowed)"
+    measured = [
+        f"P@1 is {reduced.p_at_1:.2f}, with float32 {reduced.float32_p_at_1:.2f} (at most {MAX_PRECISION_LOSS} points "
+        "less is allowed)"
     ]
-    figures += [
-        f"one thread encodes {one.reduced:,.0f} queries a second in batches of {one.batch}, float32 {one.float32:,.0f}"
-        for one in reduced.speeds
+    measured += [
+        f"one thread encodes {speed.reduced:,.0f} queries per second in batches of {speed.batch}, "
+        f"with float32 {speed.float32:,.0f}"
+        for speed in reduced.speeds
     ]
     if reduced.times is not None:
-        figures.append(f"that is {reduced.times:.2f} times as fast in the mean ({LEAST_SPEEDUP:g} times is needed)")
-    raise GateError(f"{precision} is not worth it here: {'; '.join(figures)}. Export with --precision float32.")
+        measured.append(f"the mean speed-up is {reduced.times:.2f} (at least {MIN_SPEEDUP:g} is required)")
+    raise GateError(
+        f"precision: {precision} has no benefit for this model: {'; '.join(measured)}. Export with --precision float32."
+    )
 
 
 def _write(checkpoint: Checkpoint, cone: Cone, precision: Precision, queries: Sequence[str], folder: Path) -> None:
-    """Write query_encoder.onnx in that precision; int8 finds its scales from queries and label texts."""
-    model, own = checkpoint.model, checkpoint.model.encoder
+    """Write query_encoder.onnx in that precision; int8 is calibrated with queries and label texts."""
+    model, encoder = checkpoint.model, checkpoint.model.encoder
     if precision == "float16":
-        with _answering_through(HalfEncoder(own), model):
+        with replaced_encoder(model, HalfEncoder(encoder)):
             write_query_encoder(model, cone, bias(checkpoint), folder / QUERY_ENCODER)
         return
-    texts = [*queries, *sample(checkpoint.labels.column("text"), LABELS)]
+    texts = [*queries, *sample(checkpoint.labels.column("text"), MAX_LABELS)]
     tokens = tokenize_in_memory(texts, checkpoint.tokenizer)
-    even = smoothed(own, tokens) if isinstance(own, TransformerEncoder) else own
-    with TemporaryDirectory(dir=folder) as aside, _answering_through(even, model):
-        write_query_encoder(model, cone, bias(checkpoint), Path(aside) / QUERY_ENCODER)
-        quantize(Path(aside) / QUERY_ENCODER, folder / QUERY_ENCODER, tokens)
+    smoothed = smooth(encoder, tokens) if isinstance(encoder, TransformerEncoder) else encoder
+    with TemporaryDirectory(dir=folder) as staging, replaced_encoder(model, smoothed):
+        write_query_encoder(model, cone, bias(checkpoint), Path(staging) / QUERY_ENCODER)
+        quantize(Path(staging) / QUERY_ENCODER, folder / QUERY_ENCODER, tokens)
 
 
 @contextmanager
-def _answering_through(encoder: nn.Module, model: UnifiedModel) -> Iterator[None]:
-    """The model with another encoder for a while: a copy of it would copy the classifier's rows, a row a label."""
-    own = model.encoder
+def replaced_encoder(model: UnifiedModel, encoder: nn.Module) -> Iterator[None]:
+    """Use another encoder in the model for a while; a copy of the model would copy the classifier's rows."""
+    original = model.encoder
     model.encoder = encoder  # type: ignore[assignment]  # it maps what they map
     try:
         yield
     finally:
-        model.encoder = own
+        model.encoder = original
 
 
 def _measure(
     checkpoint: Checkpoint, model: ModelFacts, float32: TextEncoder, reduced: TextEncoder, vectors_LD: Vectors,
     *, timed: bool,
 ) -> Reduced:  # fmt: skip
-    """Cosines, P@1 by exact search and, where `timed`, speeds of two encoders, on the validation queries."""
-    asked, exact = Validation(checkpoint), ExactIndex(vectors_LD)
+    """Measure cosines, P@1 by exact search and, if `timed`, speeds of two encoders on the validation queries."""
+    validation, exact = ValidationQueries(checkpoint), ExactIndex(vectors_LD)
+    encoded = [encoder.encode(validation.texts).vectors_BD for encoder in (float32, reduced)]
+
+    def metrics(vectors_ND: Vectors) -> MetricValues:
+        def search(weight: float, k: int) -> Rows:
+            return exact.search(vectors_ND * model.query_scale(weight), k)[0]
+
+        return validation.metrics(search)
+
     scale_D = model.query_scale(checkpoint.classifier_weight)
-    exact_ND, own_ND = (one.encode(asked.texts).vectors_BD * scale_D for one in (float32, reduced))
-    p_at_1 = [asked.figures(exact.search(query_ND, asked.k)[0])["P@1"] for query_ND in (exact_ND, own_ND)]
-    lengths_N = np.linalg.norm(exact_ND, axis=1) * np.linalg.norm(own_ND, axis=1)
-    cosine_N = np.einsum("nd,nd->n", exact_ND, own_ND) / lengths_N
+    float32_ND, reduced_ND = (vectors_ND * scale_D for vectors_ND in encoded)
+    lengths_N = np.linalg.norm(float32_ND, axis=1) * np.linalg.norm(reduced_ND, axis=1)
+    cosine_N = np.einsum("nd,nd->n", float32_ND, reduced_ND) / lengths_N
     return Reduced(
-        queries=asked.scored,
+        queries=validation.scored,
         least_cosine=float(cosine_N.min()),
         mean_cosine=float(cosine_N.mean()),
-        float32_p_at_1=p_at_1[0],
-        p_at_1=p_at_1[1],
-        speeds=tuple(_speed(float32, reduced, asked.texts, batch) for batch in BATCHES) if timed else (),
+        float32_p_at_1=metrics(encoded[0])["P@1"],
+        p_at_1=metrics(encoded[1])["P@1"],
+        speeds=tuple(_speed(float32, reduced, validation.texts, batch) for batch in BATCHES) if timed else (),
     )
 
 
 def _speed(float32: TextEncoder, reduced: TextEncoder, texts: Sequence[str], batch: int) -> Speed:
-    """Medians over rounds in turn, in the thread's own seconds: what else the machine does counts little."""
-    asked = list(islice(cycle(texts), QUERIES_A_ROUND))
-    batches = [asked[start : start + batch] for start in range(0, len(asked), batch)]
+    """Measure both encoders in turn: medians of the thread's CPU time, which other load hardly changes."""
+    queries = list(islice(cycle(texts), QUERIES_PER_ROUND))
+    batches = [queries[start : start + batch] for start in range(0, len(queries), batch)]
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(ROUNDS):
         for encoder, spent in zip((float32, reduced), seconds, strict=True):
             started = time.thread_time()
-            for one in batches:
-                encoder.encode(one)
+            for texts_of_batch in batches:
+                encoder.encode(texts_of_batch)
             spent.append(time.thread_time() - started)
-    exact, own = (len(asked) / median(spent) for spent in seconds)
-    return Speed(batch=batch, float32=exact, reduced=own)
+    float32_speed, reduced_speed = (len(queries) / median(spent) for spent in seconds)
+    return Speed(batch=batch, float32=float32_speed, reduced=reduced_speed)

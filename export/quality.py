@@ -1,9 +1,13 @@
-"""What answers to the checkpoint's validation queries are worth: its own, by exact search, and a bundle's.
+"""Gate "quality": a bundle must answer the checkpoint's validation queries as well as the checkpoint does.
 
-Suffixes: Q queries, K ranks, D vector width, L labels.
+Metrics come from training.evaluation, as for `diptych evaluate`. Only the ranker differs: it searches with an index,
+which does not know a query's excluded labels, so it fetches more results and drops them.
+
+Shapes: Q queries, K ranks, D vector width, L labels.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,44 +15,59 @@ import torch
 from numpy.typing import NDArray
 
 from export.geometry import Cone, bias
-from export.progress import Progress, unwatched
 from retrieval.bundle.manifest import ModelFacts, Quality
 from retrieval.errors import GateError
-from retrieval.metrics import evaluate
 from retrieval.retriever import Retriever
-from retrieval.search.indexes import ExactIndex, Rows, Vectors
+from retrieval.search.indexes import ExactIndex, Vectors
+from retrieval.system.progress import Progress, no_progress
 from training.checkpoint.opened import Checkpoint
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.scoring import encode_queries
+from training.evaluation.checkpoint_evaluation import checkpoint_data, selected_mix
+from training.evaluation.encoding import encode_queries
+from training.evaluation.headline import UNIFIED
+from training.evaluation.ranking import LabelRows
+from training.evaluation.results import EvaluationData, MetricValues, evaluate
+from training.evaluation.scoring import ScoreMix
 
-QUALITY_LOSS = 0.2  # points of P@1 and P@5 that a bundle may stay behind its checkpoint
+MAX_QUALITY_LOSS = 0.2  # points of P@1 and P@5 that a bundle may lose against its checkpoint
 KS = (1, 5)
 QUERIES_PER_BLOCK = 256
 CPU = torch.device("cpu")
 
-Figures = dict[str, float]
+Search = Callable[[float, int], LabelRows]  # (classifier weight, k): the best rows [Q, k] of all queries
 
 
-class Validation:
-    """The validation queries, with truth and what is left out; `k` answers leave enough when that is taken away."""
+@dataclass(frozen=True)
+class SearchRanker:
+    """Rank labels with a search that returns excluded labels too; `exclude` are each query's excluded rows."""
+
+    search: Search
+    exclude: Sequence[NDArray[np.integer[Any]]]
+    depth: int = max(KS)
+
+    def rank(self, mixes: Sequence[ScoreMix]) -> Mapping[ScoreMix, LabelRows]:
+        """Return the best label rows [Q, depth] at each mix; the search itself adds the popularity bonus."""
+        k = self.depth + max(len(rows) for rows in self.exclude)
+        return {mix: drop_excluded(self.search(mix.weight, k), self.exclude, self.depth) for mix in mixes}
+
+
+class ValidationQueries:
+    """The validation queries of a checkpoint, and the metrics of any search for them at the selected mix."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
-        asked = checkpoint.validation
-        self.texts = asked.texts
-        self._truth, self._exclude = (
-            [column[row] for row in range(len(asked))] for column in (asked.labels, asked.exclude)
-        )
-        self._inverse_propensity_L = checkpoint.inverse_propensity_L
-        self.k = max(KS) + max(len(labels) for labels in self._exclude)
-        self.scored = sum(len(labels) > 0 for labels in self._truth)
+        self.data: EvaluationData = checkpoint_data(checkpoint)
+        self.texts = self.data.queries.texts
+        self.scored = self.data.scored
+        self._mix = selected_mix(checkpoint)
+        self._exclude = [self.data.queries.exclude[row] for row in range(len(self.data.queries))]
 
-    def figures(self, rows_QK: Rows) -> Figures:
-        """Every metric, in percent, of the answers to all queries, best first."""
-        kept_QK = without_excluded(rows_QK, self._exclude, max(KS))
-        return evaluate(kept_QK, self._truth, self._inverse_propensity_L, ks=KS)
+    def metrics(self, search: Search) -> MetricValues:
+        """Compute all metrics at the ranks KS, in percent."""
+        ranker = SearchRanker(search, self._exclude)
+        return dict(evaluate(ranker, self.data, {UNIFIED: self._mix}, KS).metrics[UNIFIED])
 
     def blocks(self, progress: Progress) -> Iterator[list[str]]:
-        """The queries, some at a time."""
+        """Yield the texts in blocks."""
         for start in range(0, len(self.texts), QUERIES_PER_BLOCK):
             block = self.texts[start : start + QUERIES_PER_BLOCK]
             yield block
@@ -56,58 +75,67 @@ class Validation:
 
 
 def checkpoint_quality(
-    checkpoint: Checkpoint, facts: ModelFacts, cone: Cone, vectors_LD: Vectors, asked: Validation,
-    progress: Progress = unwatched,
-) -> Figures:  # fmt: skip
-    """What the checkpoint's own query vectors find at its weight, by exact search among a bundle's label vectors."""
-    exact, scale_D = ExactIndex(vectors_LD), facts.query_scale(checkpoint.classifier_weight)
-    found = []
-    for block in asked.blocks(progress):
-        dual_QD, classifier_QC = torch_halves(checkpoint, block)
-        query_QD = np.concatenate([dual_QD, cone.stretch_queries(classifier_QC)], axis=1) * scale_D
-        found.append(exact.search(query_QD, asked.k)[0])
-    return asked.figures(np.concatenate(found))
+    checkpoint: Checkpoint, facts: ModelFacts, cone: Cone, vectors_LD: Vectors, validation: ValidationQueries,
+    progress: Progress = no_progress,
+) -> MetricValues:  # fmt: skip
+    """Compute the metrics of the checkpoint's own query vectors, by exact search among a bundle's label vectors."""
+    exact = ExactIndex(vectors_LD)
+
+    def search(weight: float, k: int) -> LabelRows:
+        scale_D, rows = facts.query_scale(weight), []
+        for block in validation.blocks(progress):
+            dual_QD, classifier_QC = torch_vectors(checkpoint, block)
+            query_QD = np.concatenate([dual_QD, cone.invert(classifier_QC)], axis=1) * scale_D
+            rows.append(exact.search(query_QD, k)[0])
+        return np.concatenate(rows)
+
+    return validation.metrics(search)
 
 
-def bundle_quality(retriever: Retriever, asked: Validation, progress: Progress = unwatched) -> Figures:
-    """What a bundle answers, end to end."""
-    return asked.figures(
-        np.concatenate([retriever.search_rows(block, asked.k).rows_QK for block in asked.blocks(progress)])
-    )
+def bundle_quality(
+    retriever: Retriever, validation: ValidationQueries, progress: Progress = no_progress
+) -> MetricValues:
+    """Compute the metrics of a bundle's answers, end to end."""
+
+    def search(weight: float, k: int) -> LabelRows:
+        blocks = validation.blocks(progress)
+        return np.concatenate([retriever.search_rows(block, k, weight=weight).rows_QK for block in blocks])
+
+    return validation.metrics(search)
 
 
-def prove_quality(quality: Quality, allowed: float = QUALITY_LOSS) -> None:
-    """Raise GateError when the bundle answers worse than its checkpoint, by more than `allowed` points."""
-    if short := falls_short(quality.checkpoint, quality.bundle, quality.queries, allowed):
+def check_quality(quality: Quality, max_loss: float = MAX_QUALITY_LOSS) -> None:
+    """Raise GateError if the bundle's P@1 or P@5 is more than `max_loss` points below the checkpoint's."""
+    if metric := failed_metric(quality.checkpoint, quality.bundle, quality.queries, max_loss):
         raise GateError(
-            f"quality: the bundle reaches {short} {quality.bundle[short]:.2f} where its checkpoint reaches "
-            f"{quality.checkpoint[short]:.2f}; {allowed} less is allowed, over {quality.queries} queries. "
-            "Raise --m or --ef-construction."
+            f"quality: {metric} of the bundle is {quality.bundle[metric]:.2f}, {metric} of the checkpoint "
+            f"{quality.checkpoint[metric]:.2f}, over {quality.queries} validation queries; at most {max_loss} points "
+            "less is allowed. Raise --m or --ef-construction."
         )
 
 
-def falls_short(own: Figures, bundle: Figures, queries: int, allowed: float) -> str | None:
-    """P@1 or P@5, when it is lower by more than `allowed` points; None where neither is.
+def failed_metric(checkpoint: MetricValues, bundle: MetricValues, queries: int, max_loss: float) -> str | None:
+    """Return "P@1" or "P@5" if it is lower by more than `max_loss` points, None if neither is.
 
-    One hit is always forgiven: over a few hundred queries it moves a figure by more than that.
+    One hit is always tolerated: over a few hundred queries it changes the metric by more than that.
     """
     for k in KS:
-        if own[f"P@{k}"] - bundle[f"P@{k}"] > max(allowed, 100 / (k * queries)) + 1e-9:
+        if checkpoint[f"P@{k}"] - bundle[f"P@{k}"] > max(max_loss, 100 / (k * queries)) + 1e-9:
             return f"P@{k}"
     return None
 
 
-def torch_halves(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[Vectors, Vectors]:
-    """Both halves of some queries as the checkpoint has them, of unit length; the bias stands behind the second."""
+def torch_vectors(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[Vectors, Vectors]:
+    """Encode queries with the checkpoint: dual vectors, and classifier vectors with the bias appended."""
     vectors = encode_queries(checkpoint.model, tokenize_in_memory(texts, checkpoint.tokenizer), CPU)
     bias_Q1 = np.full((len(texts), 1), bias(checkpoint), np.float32)
     return vectors.dual.numpy(), np.concatenate([vectors.classifier.numpy(), bias_Q1], axis=1)
 
 
-def without_excluded(rows_QK: Rows, exclude: Sequence[NDArray[Any]], k: int) -> Rows:
-    """The first k rows of each query that are not left out; −1 behind them."""
-    kept_QK = np.full((len(rows_QK), k), -1, np.int64)
-    for query, (rows_K, excluded) in enumerate(zip(rows_QK, exclude, strict=True)):
-        kept = rows_K[~np.isin(rows_K, excluded)][:k]
-        kept_QK[query, : len(kept)] = kept
-    return kept_QK
+def drop_excluded(row_QK: LabelRows, exclude: Sequence[NDArray[np.integer[Any]]], k: int) -> LabelRows:
+    """Return the first k rows of each query that are not excluded; −1 pads the rest."""
+    remaining_QK = np.full((len(row_QK), k), -1, np.int64)
+    for query, (row_K, excluded) in enumerate(zip(row_QK, exclude, strict=True)):
+        remaining = row_K[~np.isin(row_K, excluded)][:k]
+        remaining_QK[query, : len(remaining)] = remaining
+    return remaining_QK

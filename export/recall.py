@@ -1,9 +1,9 @@
-"""Choose how many candidates the index examines at each weight to reach its recall.
+"""Gate "recall": choose ef_search, the number of candidates that the index examines, at each classifier weight.
 
-Recall is measured with validation queries and with label texts, since users send both. For each, the first 10 and the
-first 100 answers are compared with exact search.
+Recall is the share of the best labels of an exact search that the index finds. It is measured with validation queries
+and with label texts, since users send both, for k = 10 and k = 100.
 
-Suffixes: Q queries, K ranks, D vector width, L labels.
+Shapes: Q queries, K ranks, D vector width, L labels.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,8 +11,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from export.progress import Progress
-from export.quality import Figures, Validation, falls_short
+from export.quality import ValidationQueries, failed_metric
 from retrieval.bundle.manifest import FEW, MANY, Effort, ModelFacts
 from retrieval.errors import GateError
 from retrieval.search.candidates import Candidates
@@ -20,23 +19,25 @@ from retrieval.search.distinct_vectors import Nodes, expand
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import QUERIES_A_PASS, ExactIndex, Rows, VectorIndex, Vectors
 from retrieval.search.pca_index import rescore, to_rescore
+from retrieval.system.progress import Progress
+from training.evaluation.results import MetricValues
 
-RECALL_TARGET = 0.995  # recall@1, @10 and @100
-RECALL_REQUIRED = 0.99  # recall@10 and @100, at every weight
+RECALL_TARGET = 0.995  # recall@1, @10 and @100 that ef_search is chosen for
+MIN_RECALL = 0.99  # recall@10 and @100; if the index does not reach it, all labels are compared
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 EF_LADDER = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
-EF_LADDER_OF_MANY = (384, 512, 768, 1024, 1536, 2048, 3072, 4096)
-EF_STEPS = 4  # steps between two rungs
-EVERY_LABEL = {
+EF_LADDER_AT_100 = (384, 512, 768, 1024, 1536, 2048, 3072, 4096)
+STEPS_PER_RUNG = 4
+FULL_SCAN_RECALLS = {
     "ef_at_100": None, "recall_at_1": 1.0, "recall_at_10": 1.0, "recall_at_100": 1.0, "label_text_recall_at_10": 1.0,
     "label_text_recall_at_100": 1.0,
 }  # fmt: skip
-QUERIES_PER_BLOCK = 64  # queries per block; bounds the memory of MANY label vectors for each
+QUERIES_PER_BLOCK = 64  # bounds the memory of MANY label vectors per query
 EQUAL_SCORE = 1e-6
 
 
-class Ranked:
-    """An index searched as a reader does: `ef` candidates, rescored with their whole vectors."""
+class IndexProbe:
+    """Search an index like a bundle's reader: `ef` candidates, rescored with their full vectors."""
 
     def __init__(self, index: VectorIndex, vectors_LD: Vectors, dual_dim: int, nodes: Nodes | None = None) -> None:
         self.vectors_LD, self.size = vectors_LD, index.size
@@ -44,7 +45,7 @@ class Ranked:
         self._candidates = Candidates(index, ExactIndex(vectors_LD), nodes)
 
     def search(self, query_QD: Vectors, k: int, ef: int) -> Rows:
-        """Return the k best rows [Q, K] found with `ef` candidates."""
+        """Return the k best rows [Q, K] among `ef` candidates."""
         parts, k = [], min(k, len(self.vectors_LD))
         for start in range(0, len(query_QD), QUERIES_A_PASS):
             part_QD = query_QD[start : start + QUERIES_A_PASS]
@@ -54,79 +55,41 @@ class Ranked:
         return np.concatenate(parts)
 
 
-def choose_efforts(
-    encoder: TextEncoder, facts: ModelFacts, index: Ranked, queries: Sequence[str], label_texts: Sequence[str],
-    default_weight: float, keeps_quality: Callable[[int], bool], progress: Progress,
-) -> tuple[Effort, ...]:  # fmt: skip
-    """Return the smallest efforts that reach the recall target at each weight, and keep quality at the default one.
+class QualityCheck:
+    """Check that an index with some `ef` answers the validation queries as well as the checkpoint, at its own weight.
 
-    If none on the ladder suffices at a weight, every label is compared there. Raises GateError if that happens at the
-    default weight for k = 10, since most searches would be slow.
-    """
-    query_QD, label_QD = (encoder.encode(texts).vectors_BD for texts in (queries, label_texts))
-    weights = sorted({*WEIGHTS, default_weight})
-    efforts = []
-    for done, weight in enumerate(weights):
-        enough = keeps_quality if weight == default_weight else _anything
-        scale_D = facts.query_scale(weight)
-        effort = _effort(Measured(index, query_QD * scale_D, label_QD * scale_D), weight, index.size, enough)
-        if effort.ef is None and weight == default_weight:
-            raise GateError(
-                f"recall: at weight {weight:g}, the default, and ef {EF_LADDER[-1]} the index reaches recall@10 "
-                f"{effort.recall_at_10:.4f} for queries and {effort.label_text_recall_at_10:.4f} for label texts, "
-                f"where {RECALL_REQUIRED} is needed. Raise --m or --ef-construction."
-            )
-        efforts.append(effort if effort.ef else effort.model_copy(update=EVERY_LABEL))
-        progress(done + 1, len(weights))
-    return tuple(efforts)
-
-
-def _anything(ef: int) -> bool:
-    return True
-
-
-class KeepsQuality:
-    """Whether an index, asked with some ef at the default weight, answers as well as the checkpoint does.
-
-    A recall of 0.995 may cost a fifth of a point of P@5, or not: which answers are missed decides.
+    A recall of 0.995 may cost 0.2 points of P@5 or nothing, depending on which labels are missed.
     """
 
     def __init__(
-        self, encoder: TextEncoder, facts: ModelFacts, index: Ranked, asked: Validation, own: Figures, weight: float,
-        allowed: float,
+        self, encoder: TextEncoder, facts: ModelFacts, index: IndexProbe, validation: ValidationQueries,
+        checkpoint: MetricValues, max_loss: float,
     ) -> None:  # fmt: skip
-        self._query_QD = encoder.encode(asked.texts).vectors_BD * facts.query_scale(weight)
-        self._index, self._asked, self._own, self._allowed = index, asked, own, allowed
+        self._query_QD, self._facts = encoder.encode(validation.texts).vectors_BD, facts
+        self._index, self._validation = index, validation
+        self._checkpoint, self._max_loss = checkpoint, max_loss
 
     def __call__(self, ef: int) -> bool:
-        rows_QK = self._index.search(self._query_QD, self._asked.k, ef)
-        return falls_short(self._own, self._asked.figures(rows_QK), self._asked.scored, self._allowed) is None
+        def search(weight: float, k: int) -> Rows:
+            return self._index.search(self._query_QD * self._facts.query_scale(weight), k, ef)
+
+        metrics = self._validation.metrics(search)
+        return failed_metric(self._checkpoint, metrics, self._validation.scored, self._max_loss) is None
 
 
-def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDArray[np.floating]) -> float:
-    """Return the share of the k best that were found; a label counts if its score reaches the k-th best within 1e-6.
+class RecallMeasurement:
+    """Measure the recall of an index for scaled validation queries and label texts."""
 
-    Which of several equal labels stand among the k best is chance, and equal they often are: those of the same tokens,
-    and at weight 1 all that were never trained, whose score is 0. Both sides best first, by scores computed alike.
-    """
-    k = min(k, best_scores_QK.shape[1])
-    threshold_Q1 = best_scores_QK[:, k - 1 : k] - EQUAL_SCORE
-    return float((found_scores_QK[:, :k] >= threshold_Q1).mean())
-
-
-class Measured:
-    """Measure the recalls of an index for scaled validation queries and label texts."""
-
-    def __init__(self, index: Ranked, query_QD: Vectors, label_QD: Vectors) -> None:
-        self._index, self._asked = index, (query_QD, label_QD)
+    def __init__(self, index: IndexProbe, query_QD: Vectors, label_QD: Vectors) -> None:
+        self._index, self._inputs = index, (query_QD, label_QD)
         exact = ExactIndex(index.vectors_LD)
-        self._best = [self._scores(one_QD, exact.search(one_QD, MANY)[0]) for one_QD in self._asked]
+        self._best = [self._scores(vectors_QD, exact.search(vectors_QD, MANY)[0]) for vectors_QD in self._inputs]
 
-    def at(self, ef: int, k: int, *places: int) -> list[tuple[float, float]]:
-        """Return the recall at each place, for queries and label texts; k answers are searched with `ef` candidates."""
-        found = [self._scores(one_QD, self._index.search(one_QD, k, ef)) for one_QD in self._asked]
+    def at(self, ef: int, k: int, *ranks: int) -> list[tuple[float, float]]:
+        """Return the recall at each rank, for queries and label texts, when k labels are searched with `ef`."""
+        found = [self._scores(vectors_QD, self._index.search(vectors_QD, k, ef)) for vectors_QD in self._inputs]
         queries, labels = (
-            [recall_at(place, found_QK, best_QK) for place in places]
+            [recall_at(rank, found_QK, best_QK) for rank in ranks]
             for found_QK, best_QK in zip(found, self._best, strict=True)
         )
         return list(zip(queries, labels, strict=True))
@@ -141,34 +104,78 @@ class Measured:
         return -np.sort(-np.concatenate(parts), axis=1)
 
 
-def _effort(measured: Measured, weight: float, size: int, enough: Callable[[int], bool]) -> Effort:
-    """Return the smallest efforts for FEW and MANY answers; None if the largest on the ladder is not enough."""
+def choose_ef_search(
+    encoder: TextEncoder, facts: ModelFacts, index: IndexProbe, queries: Sequence[str], label_texts: Sequence[str],
+    default_weight: float, quality_check: Callable[[int], bool], progress: Progress,
+) -> tuple[Effort, ...]:  # fmt: skip
+    """Return the smallest ef_search that reaches the recall target at each weight, and keeps quality at the default.
 
-    def few(ef: int) -> bool:
-        at_1, at_10 = measured.at(ef, FEW, 1, FEW)
-        return min(at_1[0], *at_10) >= RECALL_TARGET and enough(ef)
+    If no value on the ladder suffices at a weight, all labels are compared there. Raises GateError if that happens at
+    the default weight for k = 10, since most searches would be slow.
+    """
+    query_QD, label_QD = (encoder.encode(texts).vectors_BD for texts in (queries, label_texts))
+    weights = sorted({*WEIGHTS, default_weight})
+    chosen = []
+    for done, weight in enumerate(weights):
+        accepted = quality_check if weight == default_weight else always_true
+        scale_D = facts.query_scale(weight)
+        recall = RecallMeasurement(index, query_QD * scale_D, label_QD * scale_D)
+        setting = ef_search_at(recall, weight, index.size, accepted)
+        if setting.ef is None and weight == default_weight:
+            raise GateError(
+                f"recall: at the default weight {weight:g} with ef_search {EF_LADDER[-1]}, recall@10 of the index is "
+                f"{setting.recall_at_10:.4f} for queries and {setting.label_text_recall_at_10:.4f} for label texts; at "
+                f"least {MIN_RECALL} is required. Raise --m or --ef-construction."
+            )
+        chosen.append(setting if setting.ef else setting.model_copy(update=FULL_SCAN_RECALLS))
+        progress(done + 1, len(weights))
+    return tuple(chosen)
 
-    def many(ef: int) -> bool:
-        return min(*measured.at(ef, MANY, MANY)[0]) >= RECALL_TARGET
 
-    ef = _least(EF_LADDER, size, few)
-    at_1, at_10 = measured.at(ef, FEW, 1, FEW)
-    ef_at_100 = max(ef, _least(EF_LADDER_OF_MANY, size, many))
-    (at_100,) = measured.at(ef_at_100, MANY, MANY)
-    if min(at_100) < RECALL_REQUIRED:
+def always_true(ef: int) -> bool:
+    """Accept any ef_search."""
+    return True
+
+
+def ef_search_at(recall: RecallMeasurement, weight: float, size: int, accepted: Callable[[int], bool]) -> Effort:
+    """Return the smallest accepted ef_search for k = 10 and k = 100; None if the largest on the ladder is too small."""
+
+    def suffices_at_10(ef: int) -> bool:
+        at_1, at_10 = recall.at(ef, FEW, 1, FEW)
+        return min(at_1[0], *at_10) >= RECALL_TARGET and accepted(ef)
+
+    def suffices_at_100(ef: int) -> bool:
+        return min(*recall.at(ef, MANY, MANY)[0]) >= RECALL_TARGET
+
+    ef = _smallest(EF_LADDER, size, suffices_at_10)
+    at_1, at_10 = recall.at(ef, FEW, 1, FEW)
+    ef_at_100 = max(ef, _smallest(EF_LADDER_AT_100, size, suffices_at_100))
+    (at_100,) = recall.at(ef_at_100, MANY, MANY)
+    if min(at_100) < MIN_RECALL:
         ef_at_100, at_100 = 0, (1.0, 1.0)
     return Effort(
-        weight=weight, ef=ef if min(at_10) >= RECALL_REQUIRED else None, ef_at_100=ef_at_100 or None,
+        weight=weight, ef=ef if min(at_10) >= MIN_RECALL else None, ef_at_100=ef_at_100 or None,
         recall_at_1=at_1[0], recall_at_10=at_10[0], recall_at_100=at_100[0],
         label_text_recall_at_10=at_10[1], label_text_recall_at_100=at_100[1],
     )  # fmt: skip
 
 
-def _least(ladder: Sequence[int], size: int, reached: Callable[[int], bool]) -> int:
-    """Return the smallest sufficient effort: a rung, refined down to the rung below; else the last rung."""
+def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDArray[np.floating]) -> float:
+    """Return the share of the k best labels that were found; a label counts if its score reaches the k-th best's.
+
+    Scores within 1e-6 count as equal, because the order of equal scores is arbitrary. Many are equal: labels with the
+    same tokens, and at weight 1 all labels of score 0. Both arguments are best first and computed in the same way.
+    """
+    k = min(k, best_scores_QK.shape[1])
+    threshold_Q1 = best_scores_QK[:, k - 1 : k] - EQUAL_SCORE
+    return float((found_scores_QK[:, :k] >= threshold_Q1).mean())
+
+
+def _smallest(ladder: Sequence[int], size: int, suffices: Callable[[int], bool]) -> int:
+    """Return the smallest sufficient value: a rung, refined down to the rung below; else the last rung."""
     below = 0
     for rung in ladder:
-        if reached(rung):
+        if suffices(rung):
             break
         below = rung
         if rung >= size:
@@ -176,7 +183,7 @@ def _least(ladder: Sequence[int], size: int, reached: Callable[[int], bool]) -> 
     else:
         return rung
     if below:
-        for ef in range(below + (rung - below) // EF_STEPS, rung, max(1, (rung - below) // EF_STEPS)):
-            if reached(ef):
+        for ef in range(below + (rung - below) // STEPS_PER_RUNG, rung, max(1, (rung - below) // STEPS_PER_RUNG)):
+            if suffices(ef):
                 return ef
     return rung

@@ -98,41 +98,65 @@ def _resume_command(dataset: Path, out: Path, recipe: str, overrides: list[str],
     "  diptych evaluate checkpoint --dataset dataset --compare other-checkpoint"
 )
 def evaluate(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder that `diptych train` made.")],
-    dataset: Annotated[Path, typer.Option(help="The prepared dataset it was trained on.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint folder written by `diptych train`.")],
+    dataset: Annotated[Path, typer.Option(help="Prepared dataset that the checkpoint was trained on.")],
     split: Annotated[
-        str, typer.Option(help="test, validation or train.", autocompletion=lambda: ["test", "validation", "train"])
+        str,
+        typer.Option(
+            help="Split to evaluate: test, validation or train. Use test only for final reporting.",
+            autocompletion=lambda: ["test", "validation", "train"],
+        ),
     ] = "test",
     weight: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Classifier's share of the score; default: the checkpoint's own.")
+        float | None,
+        typer.Option(
+            min=0,
+            max=1,
+            help="Classifier weight in the score: 0 is the dual encoder only, 1 the classifier only. "
+            "Default: the weight selected on validation.",
+        ),
     ] = None,
     compare: Annotated[
         Path | None,
-        typer.Option(metavar="OTHER", help="Another checkpoint on the same dataset: which is better on which part?"),
+        typer.Option(
+            metavar="OTHER", help="Second checkpoint, trained on the same dataset: test on which slices one is better."
+        ),
     ] = None,
-    worst: Annotated[int, typer.Option(min=0, help="How many of the queries it gets most wrong to list.")] = 3,
-    resamples: Annotated[int, typer.Option(min=100, help="Resamples for the intervals and the test.")] = 10_000,
+    worst: Annotated[int, typer.Option(min=0, help="Number of worst queries to list.")] = 3,
+    resamples: Annotated[
+        int, typer.Option(min=100, help="Resamples of the bootstrap intervals and of the permutation test.")
+    ] = 10_000,
     device: DeviceOption = "auto",
-    json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print all results as JSON.")] = False,
 ) -> None:
-    """Measure a checkpoint on one split, part by part, with intervals; or compare it with another one."""
+    """Evaluate a checkpoint on one split, with confidence intervals, or compare two checkpoints.
+
+    All labels are ranked by exact search. Metrics are given for the unified model, for each head (dual encoder,
+    classifier), by label frequency and by query length.
+    """
     from retrieval.system.terminal import print_json
     from training.data.dataset import Dataset
-    from training.evaluation import results as reading
-    from training.evaluation.evaluate import measure, require_trained_on
-    from training.reporting import evaluation_console as reading_console
+    from training.evaluation.checkpoint_evaluation import evaluate_checkpoint, require_same_dataset
+    from training.evaluation.summary import (
+        EvaluationComparison,
+        EvaluationSummary,
+        compare_evaluations,
+        summarize,
+        to_json,
+    )
+    from training.reporting import evaluation_console
 
     opened = Dataset.open(dataset)
     if compare is not None:
-        require_trained_on(compare, opened)
-    measured = measure(checkpoint, opened, split, weight, device)
-    told: reading.Reading | reading.Comparison
+        require_same_dataset(compare, opened)
+    evaluation = evaluate_checkpoint(checkpoint, opened, split, weight, device)
+    summary: EvaluationSummary | EvaluationComparison
     if compare is None:
-        told = reading.read(measured, worst, resamples)
+        summary = summarize(evaluation, worst, resamples)
     else:
-        other = measure(compare, opened, split, weight, device, propensities_of=measured)
-        told = reading.contrast(measured, other, worst, resamples)
+        other = evaluate_checkpoint(compare, opened, split, weight, device, propensities_of=evaluation)
+        summary = compare_evaluations(evaluation, other, worst, resamples)
     if json:
-        print_json(reading.plain(told))
+        print_json(to_json(summary))
     else:
-        reading_console.show(told)
+        evaluation_console.show(summary)

@@ -20,7 +20,7 @@ import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
-from export.build import Settings
+from export.build import ExportSettings
 from export.recall import recall_at
 from retrieval.bundle.index_file import check_index_file
 from retrieval.search.indexes import LABELS_PER_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
@@ -203,7 +203,7 @@ def _grow(vectors_LD: Vectors, sizes: list[int], folder: Path, threads: int, tol
 
 def _room_for(size: int, dim: int, path: Path | None) -> Any:
     """hnswlib's index of a file, or an empty one."""
-    index, settings = hnswlib.Index(space="ip", dim=dim), Settings()
+    index, settings = hnswlib.Index(space="ip", dim=dim), ExportSettings()
     if path is None:
         index.init_index(size, M=settings.m, ef_construction=settings.ef_construction)
     else:

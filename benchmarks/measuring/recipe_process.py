@@ -21,7 +21,10 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation import scoring as evaluation
+from training.evaluation.checkpoint_evaluation import selected_mix
+from training.evaluation.encoding import encode_labels, encode_queries
+from training.evaluation.ranking import rank_labels
+from training.evaluation.scoring import ScoreMix, mixes_by_head
 
 
 def main() -> int:
@@ -64,33 +67,29 @@ class Answers:
     def __init__(self, opened: Checkpoint, dataset: Dataset) -> None:
         self.opened, self.asked, self.cpu = opened, dataset.scored("test"), torch.device("cpu")
         label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
-        self.labels = evaluation.encode_labels(
-            opened.model, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction
-        )
+        self.labels = encode_labels(opened.model, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction)
 
     def rankings(self) -> dict[str, list[list[int]]]:
         """Label rows by head, best first, excluded labels left out."""
-        heads = evaluation.by_head(evaluation.Blend(self.opened.classifier_weight, self.opened.popularity))
+        heads = mixes_by_head(selected_mix(self.opened))
         found = self.ask(self.asked.texts, list(dict.fromkeys(heads.values())), self.asked.exclude)
-        return {head: found[blend].tolist() for head, blend in heads.items()}
+        return {head: found[mix].tolist() for head, mix in heads.items()}
 
     def seconds_per_thousand(self) -> float:
         """Processor time of one thread that tokenizes, encodes and looks at every label (no index is built here)."""
         texts, threads = self.asked.texts[:TIMED_QUERIES], torch.get_num_threads()
         torch.set_num_threads(1)
         started = time.process_time()
-        self.ask(
-            texts, [evaluation.Blend(self.opened.classifier_weight, self.opened.popularity)], Ragged.empty(len(texts))
-        )
+        self.ask(texts, [selected_mix(self.opened)], Ragged.empty(len(texts)))
         spent = time.process_time() - started
         torch.set_num_threads(threads)
         return 1000 * spent / len(texts)
 
-    def ask(self, texts: list[str], blends: list[evaluation.Blend], exclude: Ragged) -> dict[evaluation.Blend, Any]:
-        """Exact rankings [Q, K] of any texts, by blend."""
+    def ask(self, texts: list[str], mixes: list[ScoreMix], exclude: Ragged) -> dict[ScoreMix, Any]:
+        """Return exact rankings [Q, K] of any texts, by mix."""
         tokens = tokenize_in_memory(texts, self.opened.tokenizer)
-        queries = evaluation.encode_queries(self.opened.model, tokens, self.cpu)
-        return evaluation.rank(queries, self.labels, blends, exclude, searched=blends)
+        queries = encode_queries(self.opened.model, tokens, self.cpu)
+        return rank_labels(queries, self.labels, mixes, exclude, exact=mixes)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from typing import Any, NamedTuple
 
 from benchmarks.measuring.scoring import Figures, Judge
 from benchmarks.measuring.systems import Ran
+from training.evaluation.headline import KEY_METRICS
 from training.evaluation.significance import Estimate
 
-HEADLINE = ("P@1", "P@5", "R@10", "PSP@5")
+HEADLINE = KEY_METRICS
 GAPS_AT = (1, 5)
 
 

@@ -10,7 +10,8 @@ from retrieval.retriever import Retriever
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.scoring import Blend, encode_labels, encode_queries
+from training.evaluation.checkpoint_evaluation import selected_mix
+from training.evaluation.encoding import encode_labels, encode_queries
 
 QUERIES = 500
 EQUAL = 1e-4
@@ -36,14 +37,14 @@ def queries(dataset_folder: Path) -> list[str]:
 def torch_scores(opened: Checkpoint, queries: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Cosines [Q, L] of the dual encoder, and scores [Q, L] of the classifier, by the model itself."""
     cpu = torch.device("cpu")
-    asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
+    query_vectors = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     texts = opened.labels["text"].to_pylist()
     label_tokens = tokenize_in_memory(texts, opened.tokenizer)
     labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
-    assert opened.popularity > 0, "popularity counts for nothing here: it was not put to the test"
-    dual_QL, classifier_QL = asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T
-    classifier_only = Blend(1.0, opened.popularity)
-    return dual_QL.numpy(), classifier_only.of(dual_QL, classifier_QL, labels.popularity).numpy()
+    assert selected_mix(opened).popularity > 0, "the popularity bonus is 0, so it is not tested"
+    dual_QL, classifier_QL = query_vectors.dual @ labels.dual.T, query_vectors.classifier @ labels.classifier.T
+    classifier_only = selected_mix(opened)._replace(weight=1.0)
+    return dual_QL.numpy(), classifier_only.combine(dual_QL, classifier_QL, labels.popularity).numpy()
 
 
 @pytest.mark.parametrize("weight", WEIGHTS)

@@ -109,7 +109,7 @@ def test_native_code_that_hears_no_signal_does_not_hold_a_command(words: Dataset
     assert run(*train_words(words, out)) == 0
 
 
-@pytest.mark.parametrize("stage", ["export.build:write_vectors", "export.build:choose_efforts", "export.build:seal"])
+@pytest.mark.parametrize("stage", ["export.build:write_vectors", "export.build:choose_ef_search", "export.build:seal"])
 def test_an_export_that_stops_leaves_nothing(checkpoint: Path, tmp_path: Path, stage: str) -> None:
     """If it fails, an export runs on after SIGTERM, or leaves half a bundle that fills the disk."""
     store = Store(tmp_path / "store")
@@ -135,7 +135,10 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
         ("retrieval.retriever:read_bundle", ["search", "STORE", "red shoes"]),
         ("retrieval.sandboxed_opening:prove_aside", ["bundles", "verify", "STORE", "one"]),
         ("training.prepare.writing:_publish", ["prepare", "CLICKS", "--out", "OUT"]),
-        ("training.evaluation.evaluate:load_checkpoint", ["evaluate", "CHECKPOINT", "--dataset", "DATASET"]),
+        (
+            "training.evaluation.checkpoint_evaluation:load_checkpoint",
+            ["evaluate", "CHECKPOINT", "--dataset", "DATASET"],
+        ),
         ("doctor.store:read_manifest", ["doctor", "--store", "STORE"]),
     ],
 )

@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from export.build import Settings, export
+from export.build import ExportSettings, export
 from retrieval.store.local import Store
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.listener import RecordingCallback
@@ -29,7 +29,7 @@ def main(target: Path) -> None:
             folder / "run",
             RecordingCallback(),
         )
-        built = export(folder / "run", Store(folder / "store"), name="golden", settings=Settings(m=8))
+        built = export(folder / "run", Store(folder / "store"), name="golden", settings=ExportSettings(m=8))
         shutil.copytree(built.path, target)
     print(f"{target}: {sum(item.stat().st_size for item in target.iterdir()):,} bytes, {built.golden}")
 

@@ -1,4 +1,4 @@
-"""Labels that cannot be told apart, from one label to vectors of nothing: they export, and every query is answered."""
+"""Labels that cannot be distinguished, from one label to zero vectors: they export, and every query is answered."""
 
 from pathlib import Path
 
@@ -6,8 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from export.build import Settings, export
-from export.directions import principal_directions
+from export.build import ExportSettings, export
+from export.pca import fit_projection
 from retrieval import Retriever
 from retrieval.search.indexes import Vectors
 from retrieval.store.local import Store
@@ -37,11 +37,11 @@ ONE = np.random.default_rng(0).standard_normal(24).astype(np.float32)
     ],
 )
 @pytest.mark.filterwarnings("error")
-def test_directions_of_labels_that_are_alike(vectors_LD: Vectors) -> None:
+def test_projection_of_equal_labels(vectors_LD: Vectors) -> None:
     """If it fails, variance below zero by rounding becomes NaN, and export ends in a traceback."""
-    directions_DW, energy = principal_directions(np.asarray(vectors_LD, np.float32), 12)
+    projection_DW, energy = fit_projection(np.asarray(vectors_LD, np.float32), 12)
     assert 0.0 <= energy <= 1.0
-    np.testing.assert_allclose(directions_DW.T @ directions_DW, np.eye(directions_DW.shape[1]), atol=1e-5)
+    np.testing.assert_allclose(projection_DW.T @ projection_DW, np.eye(projection_DW.shape[1]), atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_every_degenerate_set_of_labels_exports(tmp_path: Path, texts: list[str]
     halves = {"train": split.slice(0, 24), "validation": split.slice(24)}
     dataset = write_dataset(tmp_path / "dataset", labels, halves, DatasetMeta(name="few"))  # type: ignore[arg-type]
     train(dataset, load_recipe("default", SMALL), tmp_path / "run", RecordingCallback())
-    built = export(tmp_path / "run", Store(tmp_path / "store"), settings=Settings(m=8, threads=1))
+    built = export(tmp_path / "run", Store(tmp_path / "store"), settings=ExportSettings(m=8, threads=1))
     with Retriever.open(built.path, threads=1) as retriever:
         for weight in (0.0, 0.5, 1.0):
             (hits,) = retriever.search(["red shoes"], 200, weight=weight)

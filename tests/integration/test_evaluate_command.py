@@ -10,7 +10,8 @@ import pytest
 from tests.support.command import run
 from tests.support.listener import RecordingCallback
 from training.data.dataset import Dataset
-from training.evaluation.evaluate import Part, measure
+from training.evaluation.checkpoint_evaluation import evaluate_checkpoint
+from training.evaluation.results import SliceMetric
 from training.recipe.loading import load_recipe
 from training.run import train
 
@@ -25,20 +26,20 @@ def weaker(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return folder
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
+def output(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     assert run("evaluate", *arguments) == 0
     return capsys.readouterr().out
 
 
 @pytest.fixture
 def shown(checkpoint: Path, dataset_folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
-    return told(capsys, checkpoint, "--dataset", dataset_folder, "--worst", "2", "--resamples", "300")
+    return output(capsys, checkpoint, "--dataset", dataset_folder, "--worst", "2", "--resamples", "300")
 
 
 @pytest.fixture
 def facts(checkpoint: Path, dataset_folder: Path, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
     json_too = "--worst", "2", "--resamples", "300", "--json"
-    return dict(json.loads(told(capsys, checkpoint, "--dataset", dataset_folder, *json_too)))
+    return dict(json.loads(output(capsys, checkpoint, "--dataset", dataset_folder, *json_too)))
 
 
 def test_the_screen_fits_80_columns_and_json_holds_what_it_shows(shown: str, facts: dict[str, Any]) -> None:
@@ -48,7 +49,7 @@ def test_the_screen_fits_80_columns_and_json_holds_what_it_shows(shown: str, fac
     for metric, estimate in facts["estimates"]["unified"].items():
         row = next(line for line in shown.splitlines() if line.strip().startswith(metric))
         assert f"{estimate['value']:.2f} ±{(estimate['high'] - estimate['low']) / 2:.1f}" in row
-        alone, minus = facts["figures"]["classifier"][metric], facts["unified_minus"]["classifier"][metric]
+        alone, minus = facts["metrics"]["classifier"][metric], facts["unified_minus"]["classifier"][metric]
         assert f"{alone:.2f}  ({minus['value']:+.1f} ±" in row
     for name, group in {**facts["label_frequency"], **facts["query_length"]}.items():
         row = next(line for line in shown.splitlines() if line.strip().startswith(name))
@@ -65,12 +66,12 @@ def test_parts_add_up_and_intervals_hold_the_figures(facts: dict[str, Any]) -> N
     """If it failed, a part would be measured on other answers than the whole."""
     parts = facts["label_frequency"]
     assert list(parts) == ["head", "torso", "tail", "unseen"]
-    assert parts["unseen"]["most"] == 0 < parts["tail"]["least"]
-    whole = facts["figures"]["unified"]
-    assert sum(part["figures"]["P@5"] for part in parts.values()) == pytest.approx(whole["P@5"], abs=1e-4)
+    assert parts["unseen"]["max_positives"] == 0 < parts["tail"]["min_positives"]
+    whole = facts["metrics"]["unified"]
+    assert sum(part["metrics"]["P@5"] for part in parts.values()) == pytest.approx(whole["P@5"], abs=1e-4)
     lengths = facts["query_length"].values()
     assert sum(of["queries"] for of in lengths) == facts["subject"]["queries"]
-    mean = np.average([of["figures"]["R@10"] for of in lengths], weights=[of["queries"] for of in lengths])
+    mean = np.average([of["metrics"]["R@10"] for of in lengths], weights=[of["queries"] for of in lengths])
     assert mean == pytest.approx(whole["R@10"], abs=1e-4)
     for of in facts["estimates"].values():
         assert all(estimate["low"] <= estimate["value"] <= estimate["high"] for estimate in of.values())
@@ -81,9 +82,9 @@ def test_the_better_checkpoint_is_named_with_its_parts(
 ) -> None:
     """If it failed, a person would ship the weaker model, or not learn where it is weaker."""
     arguments = [checkpoint, "--dataset", dataset_folder, "--compare", weaker, "--worst", "1", "--resamples", "500"]
-    facts, shown = json.loads(told(capsys, *arguments, "--json")), told(capsys, *arguments)
+    facts, shown = json.loads(output(capsys, *arguments, "--json")), output(capsys, *arguments)
     assert max(map(len, shown.splitlines())) <= 80 + len(str(weaker))
-    parts = {(of["part"]["name"], of["part"]["metric"]): of for of in facts["parts"]}
+    parts = {(one["key"]["name"], one["key"]["metric"]): one for one in facts["contrasts"]}
     assert {name for name, _ in parts} >= {"unified", "dual_encoder", "classifier", "tail", "unseen", "2 words"}
     unified = parts["unified", "P@5"]
     assert unified["better"] == "first"
@@ -98,44 +99,45 @@ def test_the_better_checkpoint_is_named_with_its_parts(
 def test_both_sides_are_scored_with_the_same_propensities(checkpoint: Path, weaker: Path, dataset_folder: Path) -> None:
     """If it failed, PSP of two recipes with other constants would be compared as if it were one figure."""
     dataset = Dataset.open(dataset_folder)
-    first = measure(checkpoint, dataset, "validation", weight=0.3)
-    own, lent = (measure(weaker, dataset, "validation", propensities_of=by) for by in (None, first))
+    first = evaluate_checkpoint(checkpoint, dataset, "validation", weight=0.3)
+    own, lent = (evaluate_checkpoint(weaker, dataset, "validation", propensities_of=by) for by in (None, first))
     assert own.propensity == (0.5, 1.5)
     assert lent.propensity == first.propensity == (0.55, 1.5)
-    assert own.figures["unified"]["PSP@5"] != pytest.approx(lent.figures["unified"]["PSP@5"])
+    assert own.metrics["unified"]["PSP@5"] != pytest.approx(lent.metrics["unified"]["PSP@5"])
     for measured in (first, lent):
-        ratio = measured.ratios[Part("head", "unified", "PSP@5")]
-        assert ratio.percent == pytest.approx(measured.figures["unified"]["PSP@5"])
+        ratio = measured.ratios[SliceMetric("head", "unified", "PSP@5")]
+        assert ratio.percent == pytest.approx(measured.metrics["unified"]["PSP@5"])
     np.testing.assert_array_equal(
-        first.ratios[Part("head", "unified", "PSP@5")].base_Q, lent.ratios[Part("head", "unified", "PSP@5")].base_Q
+        first.ratios[SliceMetric("head", "unified", "PSP@5")].base_Q,
+        lent.ratios[SliceMetric("head", "unified", "PSP@5")].base_Q,
     )
 
 
 def test_another_weight_keeps_the_worth_of_popularity(checkpoint: Path, dataset_folder: Path) -> None:
     """If it failed, `--weight` would measure other scores than the bundle gives at that weight."""
     dataset = Dataset.open(dataset_folder)
-    chosen = measure(checkpoint, dataset, "validation")
+    chosen = evaluate_checkpoint(checkpoint, dataset, "validation")
     for weight, head in ((0.0, "dual_encoder"), (1.0, "classifier")):
-        at_end = measure(checkpoint, dataset, "validation", weight=weight)
-        assert at_end.blend.weight == weight
-        assert at_end.figures["unified"] == at_end.figures[head] == pytest.approx(chosen.figures[head])
+        at_end = evaluate_checkpoint(checkpoint, dataset, "validation", weight=weight)
+        assert at_end.mix.weight == weight
+        assert at_end.metrics["unified"] == at_end.metrics[head] == pytest.approx(chosen.metrics[head])
 
 
 def test_a_checkpoint_is_as_good_as_itself(
     checkpoint: Path, dataset_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If it failed, the test would find differences where there are none."""
-    shown = told(
+    shown = output(
         capsys, checkpoint, "--dataset", dataset_folder, "--compare", checkpoint, "--split", "validation",
         "--weight", "0.2", "--resamples", "200",
     )  # fmt: skip
     assert "better on" not in shown
-    assert "furthest behind" not in shown
+    assert "finds fewest" not in shown
     assert "classifier weight 0.2" in shown
     assert "validation" in shown
 
 
-def test_a_checkpoint_of_another_dataset_is_refused_in_one_sentence(
+def test_a_checkpoint_of_another_dataset_is_an_error_of_one_sentence(
     checkpoint: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If it failed, rows of another label table would be compared as if they meant the same labels."""

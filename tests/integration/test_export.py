@@ -6,17 +6,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.build import Settings
+from export.build import ExportSettings
 from export.build import export as build
-from export.progress import silent
 from export.quality import bundle_quality
 from retrieval.bundle.manifest import LabelFacts
 from retrieval.errors import BundleError, CheckpointError, GateError
 from retrieval.retriever import Retriever
 from retrieval.store.local import Store
+from retrieval.system.progress import silent_stage
 from tests.support.checkpoints import N_LABELS, make_checkpoint
 from tests.support.command import run
 from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.evaluation.checkpoint_evaluation import selected_mix
 from training.evaluation.imputation import impute
 
 
@@ -72,7 +73,7 @@ def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: C
     np.testing.assert_allclose(np.linalg.norm(halves_LD[:, :dual_dim], axis=1), 1.0, atol=1e-5)
     unit_LC *= opened.trained_L[:, None]
     popularity_L = np.log1p(opened.positives_L) / np.log1p(opened.positives_L.max())
-    half_LC = np.column_stack([unit_LC, np.sqrt(opened.popularity) * popularity_L])
+    half_LC = np.column_stack([unit_LC, np.sqrt(selected_mix(opened).popularity) * popularity_L])
     direction_C = half_LC.sum(axis=0) / np.linalg.norm(half_LC.sum(axis=0))
     half_LC[~opened.trained_L, :-1] = impute(
         halves_LD[:, :dual_dim], opened.model.classifier_rows(), opened.trained_L
@@ -80,7 +81,7 @@ def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: C
     shrunk_LC = half_LC - (1 - retriever.manifest.model.cone_shrink) * np.outer(half_LC @ direction_C, direction_C)
     np.testing.assert_allclose(halves_LD[:, dual_dim:], shrunk_LC, atol=1e-5)
     assert retriever.manifest.model.classifier_dim == opened.model.classifier_dim + 1
-    assert opened.popularity > 0
+    assert selected_mix(opened).popularity > 0
     assert not opened.trained_L.all()
     assert retriever.manifest.model.cone_shrink < 1, "the checkpoint has no cone: nothing was put to the test"
 
@@ -100,7 +101,7 @@ def test_the_default_name_is_readable(store: Store) -> None:
 def test_a_second_export_has_a_name_of_its_own(small: Path, store: Store) -> None:
     """If it fails, exporting twice fails, or replaces a bundle that is being served."""
     before = store.active()
-    second = build(small, store, settings=Settings(m=8, ef_construction=50))
+    second = build(small, store, settings=ExportSettings(m=8, ef_construction=50))
     assert second.name != before
     assert second.manifest.index.m == 8
     assert store.active() == before
@@ -114,7 +115,7 @@ def test_a_taken_name_is_refused_before_any_work(small: Path, store: Store) -> N
 
     def stage(title: str) -> object:
         stages.append(title)
-        return silent(title)
+        return silent_stage(title)
 
     for refused, said in ((name, f"already has a bundle '{name}'"), ("../away", "not a bundle name")):
         with pytest.raises(BundleError, match=said):
@@ -125,8 +126,8 @@ def test_a_taken_name_is_refused_before_any_work(small: Path, store: Store) -> N
 @pytest.mark.parametrize(
     ("gate", "value", "said"),
     [
-        ("gates.COSINE_TARGET", 1.5, r"parity: .* 1\.5 is needed"),
-        ("recall.RECALL_REQUIRED", 1.5, r"recall: .*Raise --m"),
+        ("parity.MIN_COSINE", 1.5, r"parity: .* at least 1\.5 is required"),
+        ("recall.MIN_RECALL", 1.5, r"recall: .*Raise --m"),
     ],
 )
 def test_a_refused_bundle_leaves_nothing(
@@ -150,7 +151,7 @@ def test_a_bundle_that_answers_worse_than_its_checkpoint_is_refused(
         return {figure: value - 5 for figure, value in bundle_quality(*asked).items()}  # type: ignore[arg-type]
 
     monkeypatch.setattr("export.build.bundle_quality", worse)
-    with pytest.raises(GateError, match=r"quality: the bundle reaches P@1"):
+    with pytest.raises(GateError, match=r"quality: P@1 of the bundle is"):
         build(small, Store(tmp_path / "store"))
     assert Store(tmp_path / "store").bundles() == []
 
@@ -177,10 +178,10 @@ def test_int8_of_a_static_encoder_is_refused_with_its_figures(
     store = Store(tmp_path / "store")
     assert run("export", small, "--store", store.path, "--name", "small", "--precision", "int8") == 1
     said = capsys.readouterr().err
-    figures = (
-        r"P@1 is (\d+\.\d\d) where float32 has \1 .* batches of 1, float32 .* batches of 64, float32 .* times as fast"
+    figures = r"P@1 is (\d+\.\d\d), with float32 \1 .* batches of 1, .* batches of 64, .* speed-up is"
+    assert re.search(
+        rf"error: precision: int8 has no benefit for this model: {figures}.*Export with --precision float32\.\n$", said
     )
-    assert re.search(rf"error: int8 is not worth it here: {figures}.*Export with --precision float32\.\n$", said)
     assert store.bundles() == []
     assert list((store.path / ".incoming").iterdir()) == []
 
@@ -188,7 +189,7 @@ def test_int8_of_a_static_encoder_is_refused_with_its_figures(
 def test_float16_answers_as_float32_and_the_manifest_says_what_it_cost(small: Path, retriever: Retriever) -> None:
     """If it fails, a bundle for GPUs answers otherwise, or nobody can see what its precision cost."""
     store = Store(small.parent / "half")
-    built = build(small, store, settings=Settings(precision="float16"))
+    built = build(small, store, settings=ExportSettings(precision="float16"))
     reduced = built.manifest.reduced
     assert reduced is not None
     assert (built.manifest.precision, reduced.speeds) == ("float16", ())

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from export.gates import of_every_length
+from export.sampling import with_long_texts
 from retrieval.errors import CheckpointError, RecipeError
 from tests.support.listener import RecordingCallback
 from tests.support.pretrained import save_tiny_bert
@@ -17,7 +17,7 @@ from tests.support.small_run import SMALL, small_recipe, stop_after, weights_has
 from training.checkpoint.files import read_facts
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset, DatasetMeta
-from training.evaluation.evaluate import measure
+from training.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from training.prepare.writing import write_dataset
 from training.recipe.loading import load_recipe, shipped_recipes
 from training.run import train
@@ -28,7 +28,7 @@ def test_training_learns_and_the_unified_model_is_better_than_either_head(
     checkpoint: Path, dataset_folder: Path
 ) -> None:
     """If this failed, the model would not learn, or concatenating the heads would not pay."""
-    figures = measure(checkpoint, Dataset.open(dataset_folder), "validation").figures
+    figures = evaluate_checkpoint(checkpoint, Dataset.open(dataset_folder), "validation").metrics
     assert figures["unified"]["P@1"] > 50
     # by what the weight was not chosen by: there the unified model could not lose
     assert figures["unified"]["nDCG@5"] > figures["dual_encoder"]["nDCG@5"]
@@ -38,8 +38,8 @@ def test_training_learns_and_the_unified_model_is_better_than_either_head(
 def test_a_checkpoint_answers_as_the_run_that_made_it(finished: Path, small: Dataset) -> None:
     """If this failed, what was saved would not be the epoch whose figures stand beside it."""
     facts = read_facts(finished)
-    again = measure(finished, small, "validation").figures
-    for head, figures in facts.best.metrics.items():
+    again = evaluate_checkpoint(finished, small, "validation").metrics
+    for head, figures in facts.best.figures.items():
         assert again[head] == pytest.approx(figures, abs=1e-6)
 
 
@@ -136,7 +136,7 @@ def test_every_system_of_the_literature_learns(small: Dataset, finished: Path, t
 
 def test_a_warm_start_answers_as_the_run_before_until_it_learns(finished: Path, small: Dataset, tmp_path: Path) -> None:
     """If this failed, a retraining or Renee would begin from another encoder than the one it names."""
-    before = measure(finished, small, "validation").figures["dual_encoder"]
+    before = evaluate_checkpoint(finished, small, "validation").metrics["dual_encoder"]
     still = ["optimizer.epochs=1", *(f"optimizer.{rate}=1e-30" for rate in ("token_lr", "heads_lr", "classifier_lr"))]
     recipe = small_recipe(*still, f"warm_start={finished}")
     facts = train(small, recipe, tmp_path / "run", RecordingCallback())
@@ -165,7 +165,7 @@ def test_a_warm_start_cuts_texts_where_the_new_recipe_says(finished: Path, small
     )
     opened = load_checkpoint(tmp_path / "run")
     assert (opened.max_tokens, len(opened.tokenizer.encode("fast car " * 200).ids)) == (96, 96)
-    assert of_every_length(opened.validation.texts, opened)[1] == 96
+    assert with_long_texts(opened.validation.texts, opened)[1] == 96
 
 
 def test_a_warm_start_of_another_tokenizer_is_one_sentence(finished: Path, small: Dataset, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_excluded_labels_are_neither_taught_nor_predicted(tmp_path: Path) -> Non
     )
     recipe = small_recipe("batching.batch_size=4", "optimizer.epochs=40")
     train(data, recipe, tmp_path / "run", RecordingCallback())
-    assert measure(tmp_path / "run", data, "test").figures["unified"]["P@1"] > 90
+    assert evaluate_checkpoint(tmp_path / "run", data, "test").metrics["unified"]["P@1"] > 90
 
 
 def test_a_device_that_is_not_there_is_an_error(small: Dataset, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""report.html of a real run: what it says, that it asks nobody for anything, and that it can be made again."""
+"""report.html of a real run: its content, that it loads nothing, and that it can be made again."""
 
 import shutil
 from html.parser import HTMLParser
@@ -9,17 +9,15 @@ import pyarrow as pa
 import pytest
 import torch
 
-from retrieval import metrics
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.command import run
 from training.checkpoint.files import read_facts
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset, DatasetMeta
-from training.evaluation import scoring as evaluation
-from training.evaluation import slices as analysis
+from training.evaluation import ranking, slices
 from training.prepare.writing import write_dataset
 from training.recipe.loading import load_recipe
-from training.reporting.report import answers, settings, write_report
+from training.reporting.report import evaluate_for_report, recipe_settings, write_report
 
 HOSTILE = "<img src=http://example.org/x onerror=alert(1)>"
 
@@ -72,43 +70,56 @@ def page(trained: Path) -> Page:
     return Page((trained / "report.html").read_text())
 
 
-def test_the_page_asks_nobody_for_anything_and_runs_nothing(page: Page) -> None:
-    """If this failed, opening a report would need a network, tell somebody, or run what a label text says."""
+def test_the_page_loads_nothing_and_runs_nothing(page: Page) -> None:
+    """If this failed, opening a report would need a network, or run HTML from a label text."""
     assert not {"script", "img", "link", "iframe", "object", "base", "form"} & {tag for tag, _ in page.elements}
     attributes = {name for _, found in page.elements for name in found}
-    assert not {"src", "href", "srcset", "action", "data"} & attributes
+    assert not {"src", "srcset", "action", "data", "xlink:href"} & attributes
+    assert all(found["href"].startswith("#m") for tag, found in page.elements if "href" in found)  # chart markers
+    ids = [found["id"] for _, found in page.elements if "id" in found]
+    assert len(ids) == len(set(ids)), "an id of one chart would refer to another chart"
     assert not [name for name in attributes if name.startswith("on")]
     assert "url(" not in page.style
     assert "@import" not in page.style
-    assert HOSTILE in "".join(page.words)  # as text, where everybody can see it
+    assert HOSTILE in "".join(page.words)  # as text
 
 
-def test_the_page_says_what_the_run_reached_and_with_what(page: Page, trained: Path) -> None:
+def test_the_page_shows_metrics_and_settings_of_the_run(page: Page, trained: Path) -> None:
     """If this failed, the page would leave out, or misstate, what a reader needs to trust the model."""
     facts, words = read_facts(trained), " ".join(" ".join(page.words).split())
     for head in ("unified", "dual_encoder", "classifier"):
-        assert f"{facts.best.metrics[head]['PSP@5']:.2f}" in words
-    for heading in ("Curves", "Precision or tail", "By label frequency", "By query length", "Most wrong", "Settings"):
+        assert f"{facts.best.figures[head]['PSP@5']:.2f}" in words
+    for heading in (
+        "Curves",
+        "Classifier weight",
+        "By label frequency",
+        "By query length",
+        "Worst queries",
+        "Settings",
+    ):
         assert heading in words
     assert facts.dataset_fingerprint in words
     assert f"torch {facts.versions['torch']}" in words
-    groups = analysis.frequency_groups(load_checkpoint(trained).positives_L)
+    groups = slices.frequency_groups(load_checkpoint(trained).positives_L)
     for group in ("head", "torso", "tail"):
         assert f" {group} {groups[group].sum()} " in words
-    curves = [found["class"] for tag, found in page.elements if tag == "polyline" and "points" in found]
-    assert len([c for c in curves if c == "line unified"]) >= len(facts.recipe.validation.metrics)
-    assert "line classifier bce" in curves
+    curves = {found["id"] for tag, found in page.elements if tag == "g" and "id" in found}
+    assert curves >= {"p-1-unified", "p-1-dual_encoder", "p-1-classifier", "psp-5-unified", "loss-mean-per-step-total"}
+    assert "loss-mean-per-step-classifier-bce" in curves
+    labels = {found.get("aria-label") for tag, found in page.elements if tag == "svg"}
+    assert labels >= {f"{metric} by epoch" for metric in facts.recipe.validation.metrics}
 
 
-def test_its_figures_are_those_that_the_run_was_chosen_by(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_metrics_are_those_of_the_checkpoint(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, one model's figure would stand on the page twice, with two values."""
-    monkeypatch.setattr(evaluation, "SHORTLIST", evaluation.DEPTH)  # a shortlist hides what it lacks until it is short
+    monkeypatch.setattr(ranking, "SHORTLIST_SIZE", ranking.DEPTH)  # a long shortlist would hide that it is used
     opened = load_checkpoint(trained)
-    found = answers(opened, torch.device("cpu"))
-    for head, blend in evaluation.by_head(evaluation.Blend(opened.classifier_weight, opened.popularity)).items():
-        truth = [opened.validation.labels[row] for row in range(len(opened.validation))]
-        figures = metrics.evaluate(found.ranking_QK[blend.weight], truth, opened.inverse_propensity_L)
-        assert figures == pytest.approx(opened.metrics[head], abs=1e-6), head
+    evaluation = evaluate_for_report(opened, torch.device("cpu"))
+    for head, figures in opened.metrics.items():
+        assert evaluation.result.metrics[head] == pytest.approx(figures, abs=1e-6), head
+    by_weight = evaluation.metrics_by_weight()
+    for weight, head in ((0.0, "dual_encoder"), (1.0, "classifier"), (opened.classifier_weight, "unified")):
+        assert by_weight[weight] == evaluation.result.metrics[head]
 
 
 def test_the_page_can_be_made_again_from_the_folder_alone(trained: Path, tmp_path: Path) -> None:
@@ -133,12 +144,12 @@ def test_a_run_of_one_epoch_with_a_single_validation_query_has_a_page(tmp_path: 
     small = write_dataset(tmp_path / "small", words.label_table, splits, DatasetMeta(name="one"))  # type: ignore[arg-type]
     overrides = [word for s in (*SETTINGS, "optimizer.epochs=1") for word in ("--set", s)]
     assert run("train", "--dataset", small.folder, "--out", tmp_path / "run", *overrides) == 0
-    assert "<polyline" in (tmp_path / "run" / "report.html").read_text()
+    assert 'id="p-1-unified"' in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_settings_stand_beside_the_default_with_their_origin() -> None:
     """If this failed, a reader could not tell what was changed, or what a paper prints."""
-    found = {one.key: one for one in settings(load_recipe("lf_amazontitles_131k", ["seed=3"]))}
+    found = {one.key: one for one in recipe_settings(load_recipe("lf_amazontitles_131k", ["seed=3"]))}
     assert (found["seed"].value, found["seed"].default, found["seed"].changed) == ("3", "0", True)
     assert found["batching.positives"].origin == "published"
     assert found["encoder.model"].default == "—"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from retrieval.metrics import evaluate
 from training.data.ragged import Ragged
-from training.evaluation import slices as analysis
+from training.evaluation import slices
 
 N_LABELS = 7
 COUNTS = st.lists(st.integers(0, 6), min_size=N_LABELS, max_size=N_LABELS)
@@ -21,7 +21,7 @@ ROWS = st.lists(
 @given(COUNTS)
 def test_groups_share_out_the_labels_and_fall_in_frequency(counts: list[int]) -> None:
     """If it fails, a label is in no group or in two, or a rarer label counts as more frequent."""
-    groups = analysis.frequency_groups(np.array(counts))
+    groups = slices.frequency_groups(np.array(counts))
     assert np.sum([*groups.values()], axis=0).tolist() == [1] * N_LABELS
     present = [[counts[row] for row in np.flatnonzero(member)] for member in groups.values() if member.any()]
     for more, fewer in pairwise(present):
@@ -35,8 +35,8 @@ def test_figures_by_label_frequency_equal_their_definition(
     """If it fails, a group's recall is not the recall of its labels, or the parts do not add up to P@k."""
     rows = [(ranking, true or {0}) for ranking, true in rows]
     ranking_QK, truth = np.array([ranking for ranking, _ in rows]), Ragged.from_lists([sorted(t) for _, t in rows])
-    groups = analysis.frequency_groups(np.array(counts))
-    figures = analysis.by_label_frequency(ranking_QK, truth, groups, ks=(k,))
+    groups = slices.frequency_groups(np.array(counts))
+    figures = slices.by_label_frequency(ranking_QK, truth, groups, ks=(k,))
     for name, member_L in groups.items():
         members = set(np.flatnonzero(member_L).tolist())
         asked = [(set(ranking[:k]), true & members) for ranking, true in rows if true & members]

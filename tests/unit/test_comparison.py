@@ -52,7 +52,7 @@ def test_a_seed_fixes_the_intervals_and_small_blocks_keep_their_count(monkeypatc
     first = Bootstrap(named, 1_000, SEED).estimate("PSP@5")
     assert first == Bootstrap(named, 1_000, SEED).estimate("PSP@5")
     assert first != Bootstrap(named, 1_000, SEED + 1).estimate("PSP@5")
-    monkeypatch.setattr("training.evaluation.significance.NUMBERS_A_BLOCK", 100)
+    monkeypatch.setattr("training.evaluation.significance.VALUES_PER_BLOCK", 100)
     blocked = Bootstrap(named, 1_000, SEED).estimate("PSP@5")
     assert (blocked.low, blocked.high) == pytest.approx((first.low, first.high), abs=3)
     assert permutation_test([named["P@1"]], [named["P@1"]], 999, SEED)[0].tolist() == [1.0]
@@ -118,7 +118,7 @@ def test_the_better_side_is_named_and_identical_models_are_not() -> None:
     strong = {"part": Ratio(base_Q, base_Q), "same": Ratio(base_Q / 2, base_Q)}
     weak = {"part": Ratio(base_Q / 4, base_Q), "same": Ratio(base_Q / 2, base_Q)}
     ahead, alike = compare(strong, weak, 500, SEED)
-    assert (ahead.part, ahead.better, ahead.difference.value, ahead.queries) == ("part", "first", 75.0, 50)
+    assert (ahead.key, ahead.better, ahead.difference.value, ahead.queries) == ("part", "first", 75.0, 50)
     assert (alike.better, alike.p, alike.p_corrected) == (None, 1.0, 1.0)
     assert [contrast.better for contrast in compare(weak, strong, 500, SEED)] == ["second", None]
 

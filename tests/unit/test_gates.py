@@ -8,14 +8,22 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers
 
-from export.gates import of_every_length, sample, sample_label_texts
-from export.progress import unwatched
-from export.quality import prove_quality, without_excluded
-from export.recall import EF_LADDER, Measured, Ranked, _effort, choose_efforts, recall_at
+from export.quality import check_quality, drop_excluded
+from export.recall import (
+    EF_LADDER,
+    IndexProbe,
+    RecallMeasurement,
+    always_true,
+    choose_ef_search,
+    ef_search_at,
+    recall_at,
+)  # fmt: skip
+from export.sampling import sample, sample_label_texts, with_long_texts
 from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, Quality, read_manifest
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import HnswIndex
+from retrieval.system.progress import no_progress
 from tests.support.bundles import label_texts, make_bundle
 
 
@@ -31,9 +39,9 @@ def test_recall_counts_scores_and_so_accepts_ties() -> None:
 def test_excluded_labels_do_not_cost_a_place() -> None:
     """If it fails, the bundle's quality is lower than the checkpoint's for a reason that is not the bundle's."""
     rows_QK = np.array([[4, 1, 2, 3], [1, 2, 3, 4]])
-    kept_QK = without_excluded(rows_QK, [np.array([1, 4]), np.array([], np.int32)], 2)
-    assert kept_QK.tolist() == [[2, 3], [1, 2]]
-    assert without_excluded(rows_QK, [np.arange(9), np.arange(9)], 2).tolist() == [[-1, -1], [-1, -1]]
+    remaining_QK = drop_excluded(rows_QK, [np.array([1, 4]), np.array([], np.int32)], 2)
+    assert remaining_QK.tolist() == [[2, 3], [1, 2]]
+    assert drop_excluded(rows_QK, [np.arange(9), np.arange(9)], 2).tolist() == [[-1, -1], [-1, -1]]
 
 
 @pytest.mark.parametrize(
@@ -50,35 +58,35 @@ def test_a_bundle_may_lose_a_fifth_of_a_point_or_one_hit(queries: int, own: floa
     """If it fails, a bundle that answers worse than its checkpoint is served, or a good one is refused for one tie."""
     quality = Quality(queries=queries, checkpoint={"P@1": own, "P@5": 30.0}, bundle={"P@1": bundle, "P@5": 30.0})
     with nullcontext() if passes else pytest.raises(GateError, match=r"P@1 .* Raise --m"):
-        prove_quality(quality)
+        check_quality(quality)
 
 
-def test_effort_grows_until_quality_is_kept_too() -> None:
+def test_ef_search_grows_until_quality_is_kept() -> None:
     """If it fails, an index whose recall is good enough loses the very answers that were right, and export refuses."""
     vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((2000, 8)), np.float32)
-    index = Ranked(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
-    measured = Measured(index, vectors_LD[:50], vectors_LD[50:60])
-    least = _effort(measured, 0.5, index.size, lambda ef: True)
+    index = IndexProbe(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
+    recall = RecallMeasurement(index, vectors_LD[:50], vectors_LD[50:60])
+    least = ef_search_at(recall, 0.5, index.size, always_true)
     assert least.ef is not None
     assert least.ef < 64
-    harder = _effort(measured, 0.5, index.size, lambda ef: ef >= 64)
+    harder = ef_search_at(recall, 0.5, index.size, lambda ef: ef >= 64)
     assert (harder.ef, harder.recall_at_10 >= least.recall_at_10) == (64, True)
-    assert _effort(measured, 0.5, index.size, lambda ef: False).ef == EF_LADDER[-1]
+    assert ef_search_at(recall, 0.5, index.size, lambda ef: False).ef == EF_LADDER[-1]
 
 
-def test_effort_is_looked_for_between_the_rungs() -> None:
+def test_ef_search_is_refined_between_rungs() -> None:
     """If it fails, every search costs up to a half more than its recall needs."""
     vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((500, 8)), np.float32)
-    index = Ranked(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
-    measured = Measured(index, vectors_LD[:50], vectors_LD[:50])
-    assert _effort(measured, 0.5, index.size, lambda ef: ef >= 70).ef == 72
+    index = IndexProbe(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
+    recall = RecallMeasurement(index, vectors_LD[:50], vectors_LD[:50])
+    assert ef_search_at(recall, 0.5, index.size, lambda ef: ef >= 70).ef == 72
 
 
 def test_texts_without_tokens_end_the_search_for_long_ones() -> None:
     """If it fails, export never ends where no text is as long as the cut."""
     tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Replace("x", "")
-    texts, longest = of_every_length(["x", "xx"], SimpleNamespace(tokenizer=tokenizer, max_tokens=64))  # type: ignore[arg-type]
+    texts, longest = with_long_texts(["x", "xx"], SimpleNamespace(tokenizer=tokenizer, max_tokens=64))  # type: ignore[arg-type]
     assert longest == 1
     assert len(texts) < 12
 
@@ -101,16 +109,16 @@ def test_a_weight_that_the_index_cannot_serve_compares_every_label_unless_it_is_
     encoder = TextEncoder.open(bundle / TOKENIZER, bundle / QUERY_ENCODER, facts, facts.dim, threads=1)
     noise_LC = np.random.default_rng(0).standard_normal((len(vectors_LD), facts.classifier_dim)).astype(np.float32)
     wrong_LD = np.concatenate([vectors_LD[:, : facts.dual_dim], noise_LC], axis=1)
-    index = Ranked(HnswIndex.build(wrong_LD, threads=1), vectors_LD, facts.dual_dim)
+    index = IndexProbe(HnswIndex.build(wrong_LD, threads=1), vectors_LD, facts.dual_dim)
 
     def chosen(default: float) -> list[tuple[float, int | None]]:
         texts = label_texts()
-        efforts = choose_efforts(encoder, facts, index, texts[:50], texts[50:90], default, lambda ef: True, unwatched)
-        return [(one.weight, one.ef) for one in efforts]
+        chosen_at = choose_ef_search(encoder, facts, index, texts[:50], texts[50:90], default, always_true, no_progress)
+        return [(one.weight, one.ef) for one in chosen_at]
 
     at = dict(chosen(0.0))
     assert (at[0.0] is not None, at[1.0]) == (True, None)
-    with pytest.raises(GateError, match=r"at weight 1, the default, .* Raise --m"):
+    with pytest.raises(GateError, match=r"at the default weight 1 .* Raise --m"):
         chosen(1.0)
 
 

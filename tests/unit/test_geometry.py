@@ -7,14 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from export.gates import _least_cosine
-from export.geometry import CONE_SHRINK, LEAST_ROWS, Cone, balance_for, classifier_halves, find_cone
-from export.quality import torch_halves
+from export.geometry import CONE_SHRINK, MIN_TRAINED_LABELS, Cone, balance_for, classifier_vectors, find_cone
+from export.parity import smallest_cosine
+from export.quality import torch_vectors
 from retrieval.bundle.manifest import ModelFacts
 from tests.support.checkpoints import make_checkpoint
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.scoring import encode_labels, encode_queries
+from training.evaluation.checkpoint_evaluation import selected_mix
+from training.evaluation.encoding import encode_labels, encode_queries
 
 D, C = 6, 5
 Change = Callable[..., Checkpoint]
@@ -59,8 +60,8 @@ def test_the_geometry_changes_no_score(weight: float, shrink: float) -> None:
         encoder="static", dual_dim=D, classifier_dim=C, max_tokens=8, max_characters=80, pad_id=0, unknown_id=1,
         bytes_per_token=4.0, balance=balance_for(weight), cone_shrink=shrink,
     )  # fmt: skip
-    label_LD = np.hstack([dual_LD, cone(shrink).shrink_labels(classifier_LC)]) * facts.label_scale()
-    query_QD = np.hstack([dual_QD, cone(shrink).stretch_queries(classifier_QC)]) * facts.query_scale(weight)
+    label_LD = np.hstack([dual_LD, cone(shrink).apply(classifier_LC)]) * facts.label_scale()
+    query_QD = np.hstack([dual_QD, cone(shrink).invert(classifier_QC)]) * facts.query_scale(weight)
     expected_QL = (1 - weight) * dual_QD @ dual_LD.T + weight * classifier_QC @ classifier_LC.T
     np.testing.assert_allclose(query_QD @ label_LD.T, expected_QL, atol=1e-6)
 
@@ -69,10 +70,10 @@ def test_shrinking_undoes_stretching_and_touches_one_direction() -> None:
     """If it fails, parity compares vectors of different spaces, or labels lose what tells them apart."""
     rows_NC = unit(np.random.default_rng(1).standard_normal((20, C)))
     one = cone(0.25)
-    np.testing.assert_allclose(one.shrink_labels(one.stretch_queries(rows_NC)), rows_NC, atol=1e-6)
+    np.testing.assert_allclose(one.apply(one.invert(rows_NC)), rows_NC, atol=1e-6)
     across_NC = rows_NC - np.outer(rows_NC @ one.direction_C, one.direction_C)
-    np.testing.assert_allclose(one.shrink_labels(across_NC), across_NC, atol=1e-6)
-    np.testing.assert_allclose(one.shrink_labels(one.direction_C[None])[0], 0.25 * one.direction_C, atol=1e-6)
+    np.testing.assert_allclose(one.apply(across_NC), across_NC, atol=1e-6)
+    np.testing.assert_allclose(one.apply(one.direction_C[None])[0], 0.25 * one.direction_C, atol=1e-6)
 
 
 def test_the_cone_is_that_of_the_trained_rows(with_rows: Change) -> None:
@@ -92,14 +93,14 @@ def test_the_cone_is_that_of_the_trained_rows(with_rows: Change) -> None:
 
 def test_a_classifier_half_holds_the_worth_of_popularity(opened: Checkpoint) -> None:
     """If it fails, the index ranks by another score than the one that validation chose."""
-    assert opened.popularity > 0
+    assert selected_mix(opened).popularity > 0
     cpu, texts = torch.device("cpu"), opened.validation.texts
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
     queries = encode_queries(opened.model, tokenize_in_memory(texts, opened.tokenizer), cpu)
     labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
-    expected_QL = queries.classifier @ labels.classifier.T + opened.popularity * labels.popularity
-    half_LC = classifier_halves(opened, 0, opened.labels.num_rows)
-    scores_QL = torch_halves(opened, texts)[1] @ half_LC.T
+    expected_QL = queries.classifier @ labels.classifier.T + selected_mix(opened).popularity * labels.popularity
+    half_LC = classifier_vectors(opened, 0, opened.labels.num_rows)
+    scores_QL = torch_vectors(opened, texts)[1] @ half_LC.T
     np.testing.assert_allclose(scores_QL[:, opened.trained_L], expected_QL[:, opened.trained_L], atol=1e-5)
     assert not half_LC[opened.positives_L == 0].any()
 
@@ -109,21 +110,21 @@ def test_rows_that_share_no_direction_are_left_alone(with_rows: Change) -> None:
     opposite_LC = torch.ones(300, 32) * (1 - 2 * (torch.arange(300) % 2))[:, None]
     for rows_LC, trained in (
         (opposite_LC, 300),
-        (torch.ones(300, 32), LEAST_ROWS - 1),
+        (torch.ones(300, 32), MIN_TRAINED_LABELS - 1),
         (torch.ones(300, 32), 0),
         (torch.full((300, 32), torch.nan), 300),
     ):
         found = find_cone(with_rows(rows_LC, trained))
         assert found.shrink == 1.0
         halves_NC = np.eye(33, dtype=np.float32)
-        assert (found.shrink_labels(halves_NC) == halves_NC).all()
-        assert (found.stretch_queries(halves_NC) == halves_NC).all()
+        assert (found.apply(halves_NC) == halves_NC).all()
+        assert (found.invert(halves_NC) == halves_NC).all()
 
 
 def test_a_chunk_at_a_time_gives_the_mean_of_all(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, the direction of a large catalogue is that of a part of it."""
-    whole_C = classifier_halves(opened, 0, opened.labels.num_rows).sum(axis=0)
-    monkeypatch.setattr("export.geometry.LABELS_A_CHUNK", 7)
+    whole_C = classifier_vectors(opened, 0, opened.labels.num_rows).sum(axis=0)
+    monkeypatch.setattr("export.geometry.LABELS_PER_CHUNK", 7)
     found = find_cone(opened)
     assert found.shrink == CONE_SHRINK
     np.testing.assert_allclose(found.direction_C, whole_C / np.linalg.norm(whole_C), atol=1e-5)
@@ -132,12 +133,12 @@ def test_a_chunk_at_a_time_gives_the_mean_of_all(opened: Checkpoint, monkeypatch
 def test_parity_sees_a_wrong_length() -> None:
     """If it fails, an encoder whose vectors point right but are too long or too short passes for equal."""
     rows_NC = unit(np.random.default_rng(2).standard_normal((5, C)))
-    assert _least_cosine(rows_NC, rows_NC) == 1.0
-    assert _least_cosine(rows_NC, 1.1 * rows_NC) == pytest.approx(0.995, abs=1e-6)
+    assert smallest_cosine(rows_NC, rows_NC) == 1.0
+    assert smallest_cosine(rows_NC, 1.1 * rows_NC) == pytest.approx(0.995, abs=1e-6)
     for broken in (0.0, 9.0, np.nan, np.inf):
-        assert _least_cosine(rows_NC, np.float32(broken) * rows_NC) <= 0.5
+        assert smallest_cosine(rows_NC, np.float32(broken) * rows_NC) <= 0.5
     turned_NC = np.array([[0.6, 0.8]], np.float32)
-    assert _least_cosine(np.array([[1.0, 0.0]], np.float32), turned_NC) == pytest.approx(0.6, abs=1e-6)
+    assert smallest_cosine(np.array([[1.0, 0.0]], np.float32), turned_NC) == pytest.approx(0.6, abs=1e-6)
 
 
 @pytest.mark.parametrize(("weight", "balance"), [(0.0, 0.2), (0.3, 0.3), (0.5, 0.5), (0.8, 0.5), (1.0, 0.5)])

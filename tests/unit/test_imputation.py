@@ -1,11 +1,11 @@
-"""What the classifier says of labels that were never trained, against the formula and at its edges."""
+"""Imputed classifier rows of untrained labels, against the formula and in edge cases."""
 
 import numpy as np
 import pytest
 import torch
 
 from training.evaluation import imputation
-from training.evaluation.imputation import KEPT, NEIGHBOURS, impute
+from training.evaluation.imputation import CONE_FRACTIONS, NEIGHBOURS, impute
 
 L, D, C = 60, 8, 6
 
@@ -26,15 +26,17 @@ def trained_L() -> np.ndarray:
     return np.arange(L) % 4 > 0
 
 
-def by_definition(dual_LD: np.ndarray, rows_LC: torch.Tensor, trained_L: np.ndarray, kept: float = 0.5) -> np.ndarray:
+def by_definition(
+    dual_LD: np.ndarray, rows_LC: torch.Tensor, trained_L: np.ndarray, cone_fraction: float = 0.5
+) -> np.ndarray:
     unit_LC = (rows_LC / rows_LC.norm(dim=1, keepdim=True)).numpy().astype(np.float64)
     mean_C = unit_LC[trained_L].mean(axis=0)
-    found = []
+    rows = []
     for label in np.flatnonzero(~trained_L):
         order = sorted(np.flatnonzero(trained_L), key=lambda other: -float(dual_LD[label] @ dual_LD[other]))
         near_C = unit_LC[order[:NEIGHBOURS]].mean(axis=0)
-        found.append(near_C - (1 - kept) * (near_C @ mean_C) / (mean_C @ mean_C) * mean_C)
-    return np.array(found)
+        rows.append(near_C - (1 - cone_fraction) * (near_C @ mean_C) / (mean_C @ mean_C) * mean_C)
+    return np.array(rows)
 
 
 @pytest.mark.parametrize("block", [4, 8192])
@@ -43,11 +45,11 @@ def test_an_untrained_label_takes_after_its_nearest_trained_ones(
 ) -> None:
     """If it fails, new labels are scored by labels that have nothing to do with them."""
     monkeypatch.setattr(imputation, "LABELS_PER_BLOCK", block)
-    found = impute(dual_LD, rows_LC, trained_L)
-    for kept in KEPT:
-        expected_UC = by_definition(dual_LD, rows_LC, trained_L, kept)
-        np.testing.assert_allclose(found.rows(kept).numpy(), expected_UC, atol=1e-5)
-    torch.testing.assert_close(found.rows(0.5, 3, 7), found.rows(0.5)[3:7])
+    imputation_ = impute(dual_LD, rows_LC, trained_L)
+    for cone_fraction in CONE_FRACTIONS:
+        expected_UC = by_definition(dual_LD, rows_LC, trained_L, cone_fraction)
+        np.testing.assert_allclose(imputation_.rows(cone_fraction).numpy(), expected_UC, atol=1e-5)
+    torch.testing.assert_close(imputation_.rows(0.5, 3, 7), imputation_.rows(0.5)[3:7])
 
 
 def test_a_scaled_view_of_half_a_vector_will_do(
@@ -66,7 +68,7 @@ def test_a_graph_finds_the_neighbours_of_many(
 ) -> None:
     """If it fails, a catalogue of millions gets other rows than a small one, or an export of days."""
     expected_UC = impute(dual_LD, rows_LC, trained_L).rows(0.5)
-    monkeypatch.setattr(imputation, "MOST_PAIRS", 1)
+    monkeypatch.setattr(imputation, "MAX_EXACT_PAIRS", 1)
     monkeypatch.setattr(imputation, "ExactIndex", None)
     torch.testing.assert_close(impute(dual_LD, rows_LC, trained_L).rows(0.5), expected_UC)
 
@@ -84,7 +86,7 @@ def test_fewer_trained_labels_than_neighbours(dual_LD: np.ndarray, rows_LC: torc
 def test_progress_ends_at_the_last_label(
     dual_LD: np.ndarray, rows_LC: torch.Tensor, trained_L: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it fails, a person watches a bar that never ends."""
+    """If it fails, the progress bar of an export never reaches its end."""
     monkeypatch.setattr(imputation, "LABELS_PER_BLOCK", 4)
     seen: list[tuple[int, int]] = []
     impute(dual_LD, rows_LC, trained_L, progress=lambda done, total: seen.append((done, total)))

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from export import vectors
+from export import label_vectors
 from export.build import _label_facts
-from export.vectors import count_zeros
+from export.label_vectors import count_zeros
 from retrieval.bundle.manifest import VECTORS
 from tests.support.checkpoints import make_checkpoint
 from training.checkpoint.opened import load_checkpoint
@@ -17,7 +17,7 @@ from training.checkpoint.opened import load_checkpoint
 
 def test_zeros_are_counted_in_every_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a manifest says nothing of labels that no query can find."""
-    monkeypatch.setattr(vectors, "LABELS_A_CHUNK", 4)
+    monkeypatch.setattr(label_vectors, "LABELS_PER_CHUNK", 4)
     vectors_LD = np.eye(11, 16, dtype=np.float32)
     vectors_LD[[0, 5, 10]] = 0
     np.save(tmp_path / VECTORS, vectors_LD)

@@ -51,7 +51,7 @@ def test_onnx_equals_torch(make: type, tmp_path: Path) -> None:
             dual, classifier = model.query_vectors(ids_BT * mask_BT, mask_BT)
             labels = model.label_vectors(ids_BT * mask_BT, mask_BT)
         with_bias = np.concatenate([classifier, np.full((batch, 1), BIAS, np.float32)], 1)
-        expected = np.concatenate([dual, cone.stretch_queries(with_bias)], 1)
+        expected = np.concatenate([dual, cone.invert(with_bias)], 1)
         np.testing.assert_allclose(query.run(None, inputs)[0], expected, atol=1e-5)
         np.testing.assert_allclose(label.run(None, inputs)[0], labels, atol=1e-5)
     # ψ has a row a label: it belongs to vectors.npy, and would make the encoder grow with the catalogue.

@@ -10,8 +10,8 @@ import torch
 
 from export.encoders import write_query_encoder
 from export.geometry import Cone
-from export.int8 import SmoothedLinear, quantize, smoothed
-from export.precision import HalfEncoder, _answering_through, prove_worth
+from export.int8 import SmoothedLinear, quantize, smooth
+from export.precision import HalfEncoder, check_precision, replaced_encoder
 from retrieval.bundle.manifest import ModelFacts, Reduced, Speed
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
@@ -67,10 +67,10 @@ def least_cosine(one_ND: np.ndarray, other_ND: np.ndarray) -> float:
 def test_smoothing_changes_no_vector(model: UnifiedModel, tokens: TokenizedTexts) -> None:
     """If it fails, a model is another one before it is even quantised."""
     assert isinstance(model.encoder, TransformerEncoder)
-    even, batch = smoothed(model.encoder, tokens), tokens.padded()
-    smooth = [one for one in even.modules() if isinstance(one, SmoothedLinear)]
-    assert len(smooth) == 2 * 6, "two layers, each query, key, value, output, up and down"
-    assert len({id(one.factor_E) for one in smooth}) == 2 * 4, "query, key and value read the same"
+    even, batch = smooth(model.encoder, tokens), tokens.padded()
+    layers = [one for one in even.modules() if isinstance(one, SmoothedLinear)]
+    assert len(layers) == 2 * 6, "two layers, each query, key, value, output, up and down"
+    assert len({id(one.factor_E) for one in layers}) == 2 * 4, "query, key and value read the same"
     with torch.no_grad():
         before_BE, after_BE = (one(batch.input_ids_BT, batch.attention_mask_BT) for one in (model.encoder, even))
     torch.testing.assert_close(after_BE, before_BE, atol=1e-4, rtol=1e-4)
@@ -84,7 +84,7 @@ def test_int8_answers_nearly_as_float32(
     assert isinstance(model.encoder, TransformerEncoder)
     plain, even, own, rough = (tmp_path / f"{name}.onnx" for name in ("plain", "even", "own", "rough"))
     write_query_encoder(model, CONE, 0.1, plain)
-    with _answering_through(smoothed(model.encoder, tokens), model):
+    with replaced_encoder(model, smooth(model.encoder, tokens)):
         write_query_encoder(model, CONE, 0.1, even)
     quantize(even, own, tokens)
     quantize(plain, rough, tokens)
@@ -118,7 +118,7 @@ def test_float16_keeps_what_goes_in_and_out(model: UnifiedModel, bert: Path, tmp
     """If it fails, a float16 bundle cannot be opened, or its answers are others."""
     write_query_encoder(model, CONE, 0.1, tmp_path / "plain.onnx")
     own = model.encoder
-    with _answering_through(HalfEncoder(own), model):
+    with replaced_encoder(model, HalfEncoder(own)):
         write_query_encoder(model, CONE, 0.1, tmp_path / "half.onnx")
     assert model.encoder is own
     assert {one.dtype for one in own.parameters()} == {torch.float32}, "the model itself was halved"
@@ -142,7 +142,7 @@ def test_texts_encoded_side_by_side_keep_their_places(model: UnifiedModel, bert:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 pays on a GPU only, and there is none here")
 def test_float16_opens_on_a_gpu(model: UnifiedModel, bert: Path, tmp_path: Path) -> None:
     """If it fails, the precision that is meant for GPUs does not run there."""
-    with _answering_through(HalfEncoder(model.encoder), model):
+    with replaced_encoder(model, HalfEncoder(model.encoder)):
         write_query_encoder(model, CONE, 0.1, tmp_path / "half.onnx")
     on = {
         provider: TextEncoder.open(
@@ -173,14 +173,16 @@ def test_int8_must_be_as_good_and_pay(
     reduced = Reduced(
         queries=queries, least_cosine=0.99, mean_cosine=0.995, float32_p_at_1=80.0, p_at_1=p_at_1, speeds=speeds
     )
-    answers, speed = rf"is {p_at_1:.2f} where float32 has 80\.00", rf"{alone:.0f} .* 100; .* {together:,.0f} .* 1,000"
-    with nullcontext() if accepted else pytest.raises(GateError, match=rf"int8 .* {answers} .* {speed}; .* times"):
-        prove_worth(reduced, "int8")
+    answers, speed = rf"is {p_at_1:.2f}, with float32 80\.00", rf"{alone:.0f} .* 100; .* {together:,.0f} .* 1,000"
+    with nullcontext() if accepted else pytest.raises(GateError, match=rf"int8 .* {answers} .* {speed}; .* speed-up"):
+        check_precision(reduced, "int8")
 
 
 def test_float16_is_judged_by_its_answers_alone() -> None:
     """If it fails, float16 is refused for being slow on a machine that it is not meant for."""
     kept = Reduced(queries=999, least_cosine=1.0, mean_cosine=1.0, float32_p_at_1=80.0, p_at_1=79.9, speeds=())
-    prove_worth(kept, "float16")
-    with pytest.raises(GateError, match=r"^float16 is not worth it here: P@1 is 70\.00 .* Export with --precision"):
-        prove_worth(kept.model_copy(update={"p_at_1": 70.0}), "float16")
+    check_precision(kept, "float16")
+    with pytest.raises(
+        GateError, match=r"^precision: float16 has no benefit .*: P@1 is 70\.00, .* Export with --precision"
+    ):
+        check_precision(kept.model_copy(update={"p_at_1": 70.0}), "float16")

@@ -20,7 +20,7 @@ from retrieval.errors import DiptychError, RecipeError
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
-from training.evaluation.evaluate import measure
+from training.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from training.evaluation.significance import Estimate
 from training.prepare.prepare import PrepareSettings, prepare
 
@@ -102,7 +102,7 @@ def test_our_runs_are_scored_as_diptych_evaluate_scores_them(checkpoint: Path, d
     answers = Answers(opened, dataset).rankings()
     judge = Judge(dataset, opened.recipe.propensity.a, opened.recipe.propensity.b)
     np.testing.assert_allclose(judge.inverse_propensity_L, opened.inverse_propensity_L)
-    expected = measure(checkpoint, dataset, "test").figures
+    expected = evaluate_checkpoint(checkpoint, dataset, "test").metrics
     for head, found in answers.items():
         figures = judge.figures(found)
         assert {name: figures[name] for name in expected[head]} == pytest.approx(expected[head])

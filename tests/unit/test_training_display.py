@@ -1,15 +1,16 @@
 """The display of a run: epoch statistics, remaining time, lines and charts."""
 
 import io
+import re
 
 import pytest
 from rich.console import Console
 
 from training.checkpoint.schema import EpochRecord
-from training.evaluation.scoring import HEADS
-from training.monitoring.console import SHOWN, RemainingTime, duration, epoch_line, live_statistics, metrics_table
+from training.evaluation.headline import HEADLINE_METRICS, HEADS
+from training.monitoring.console import RemainingTime, duration, epoch_line, live_statistics, metrics_table
 from training.optim.step_stats import EpochStats, StepIndex, StepStats, by_head_and_term
-from training.reporting.charts import line_chart, ticks
+from training.reporting.charts import HEIGHT, WIDTH, line_chart
 
 LOSSES = {
     "dual_encoder/query_to_label/decoupled_softmax": 1.0,
@@ -81,7 +82,7 @@ def test_an_epoch_is_one_line(stats: EpochStats) -> None:
 def test_a_title_is_shown_as_it_is() -> None:
     """If this failed, a dataset called "clicks [/old]" would end its training in a traceback, or lose its name."""
     console = Console(file=io.StringIO(), width=120)
-    of_head = dict.fromkeys(SHOWN, 12.5)
+    of_head = dict.fromkeys(HEADLINE_METRICS, 12.5)
     console.print(metrics_table("clicks [/old] [red]", dict.fromkeys(HEADS, of_head), 0.55, 1.5))
     assert "clicks [/old] [red]" in console.file.getvalue()  # type: ignore[attr-defined]
 
@@ -91,32 +92,26 @@ def test_durations_read_as_a_clock() -> None:
     assert [duration(s) for s in (0.4, 61, 7322)] == ["0:00:00", "0:01:01", "2:02:02"]
 
 
-@pytest.mark.parametrize(
-    ("values", "expected"),
-    [
-        ([3.2, 97.0], [0, 20, 40, 60, 80, 100]),
-        ([0.11, 0.19], [0.1, 0.12, 0.14, 0.16, 0.18, 0.2]),
-        ([5.0, 5.0], [4, 5, 6]),
-        ([-1.5, 1.5], [-2, -1, 0, 1, 2]),
-    ],
-)
-def test_ticks_are_round_and_span_the_values(values: list[float], expected: list[float]) -> None:
-    """If this failed, a curve would leave its chart or stand beside numbers nobody can read."""
-    assert ticks(values) == pytest.approx(expected)
+@pytest.mark.parametrize("epochs", [(1.0, 3.0), (1.0, 100.0), (1.0,)])
+def test_epochs_are_whole_numbers(epochs: tuple[float, ...]) -> None:
+    """If this failed, the axis of a chart would show epoch 1.5."""
+    svg = line_chart("P@1", {"unified": [(epoch, 50.0 + epoch) for epoch in epochs]}, "epoch")
+    ticks = re.findall(r"text-anchor: middle[^>]*>([^<]*)</text>", svg)
+    assert ticks[-1] == "epoch"
+    assert all(tick.isdigit() for tick in ticks[:-1])
 
 
-def test_epochs_are_counted_in_whole_numbers() -> None:
-    """If this failed, the axis would speak of epoch 1.5."""
-    assert ticks([1, 3], whole=True) == [1, 2, 3]
-    assert ticks([1, 100], whole=True) == [20, 40, 60, 80, 100]
+@pytest.mark.parametrize("curve", [[(1.0, 5.0)], [(1.0, 5.0), (2.0, 5.0)], [(1.0, -3.0), (20.0, 99.9)]])
+def test_every_point_lies_within_its_chart(curve: list[tuple[float, float]]) -> None:
+    """If this failed, the curve of a run of one epoch, or a flat one, would not be visible."""
+    svg = line_chart("P@1", {"unified": curve}, "epoch", mark=curve[-1][0])
+    points = [(float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([^"]*)" y="([^"]*)"', svg)]
+    assert len(points) == len(curve)
+    assert all(0 < x < WIDTH and 0 < y < HEIGHT for x, y in points)
+    assert svg == line_chart("P@1", {"unified": curve}, "epoch", mark=curve[-1][0]), "not reproducible"
 
 
-def test_every_point_lies_within_its_chart() -> None:
-    """If this failed, the curve of a run of one epoch, or a flat one, would not be seen."""
-    for curve in ([(1.0, 5.0)], [(1.0, 5.0), (2.0, 5.0)], [(1.0, -3.0), (20.0, 99.9)]):
-        drawn = line_chart("P@1", {"unified": curve}, "epoch", mark=curve[-1][0])
-        for x, y in drawn.lines[0].dots:
-            assert drawn.left <= x <= drawn.right
-            assert drawn.top <= y <= drawn.bottom
-        assert drawn.mark is not None
-        assert drawn.left <= drawn.mark <= drawn.right
+def test_texts_of_a_chart_are_escaped() -> None:
+    """If this failed, a note or title could add HTML to the report."""
+    svg = line_chart("<b>", {"unified": [(1, 1), (2, 2)]}, "<i>", notes={(1, 1): "<script>"})
+    assert not re.search("<(b|i|script)>", svg)

@@ -1,185 +1,122 @@
-"""What `diptych evaluate` tells of one checkpoint, or of two side by side: plain facts, for the screen and for JSON."""
+"""Evaluate rankings: the one way from a ranking of labels to metrics.
 
-from dataclasses import asdict, dataclass
-from typing import Any
+Validation while training, `diptych evaluate`, report.html and the quality check of `diptych export` all call
+`evaluate`. They differ only in the ranker: a model by exact search, or a bundle through its index.
+
+Shapes: Q queries, L labels, K ranks (best first, −1 where a ranking is shorter).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.metrics import Ratio
-from training.evaluation import slices as analysis
-from training.evaluation.evaluate import Measurement, Part
-from training.evaluation.scoring import HEADS, Blend, Figures
-from training.evaluation.significance import RESAMPLES, SEED, Bootstrap, Contrast, Estimate, compare
-from training.evaluation.slices import Example
+from retrieval import metrics
+from retrieval.metrics import KS, FloatArray, Ratio
+from training.data.dataset import Split
+from training.evaluation import slices
+from training.evaluation.headline import UNIFIED
+from training.evaluation.ranking import LabelRows
+from training.evaluation.scoring import ScoreMix
+from training.evaluation.slices import BoolArray, Example
 
-HEADLINE = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10")
-PARTS = ("P@1", "P@5", "R@10", "PSP@5")
-BY_KIND = {"head": PARTS, "labels": ("R@10", "P@5"), "queries": PARTS}
-
-
-@dataclass(frozen=True)
-class LabelGroup:
-    """Labels of one frequency: how many, their training positives (least, most), and how well they are found."""
-
-    labels: int
-    least: int
-    most: int
-    true_labels: int
-    queries: int
-    figures: dict[str, float]
-    estimates: dict[str, Estimate]
+MetricValues = dict[str, float]  # metric: percent
 
 
-@dataclass(frozen=True)
-class QueryGroup:
-    """Queries of one length: how many, and how well they are answered."""
+@dataclass(frozen=True, eq=False)
+class EvaluationData:
+    """Queries with true and excluded labels, each label's training positives [L] and inverse propensity [L]."""
 
-    queries: int
-    figures: dict[str, float]
-    estimates: dict[str, Estimate]
+    queries: Split
+    positives_L: NDArray[np.int64]
+    inverse_propensity_L: FloatArray
 
+    @cached_property
+    def truth(self) -> list[NDArray[np.integer[Any]]]:
+        """Return the true label rows of each query."""
+        return [self.queries.labels[row] for row in range(len(self.queries))]
 
-@dataclass(frozen=True)
-class Subject:
-    """What was measured on what; PSP with the constants a and b."""
+    @cached_property
+    def scored(self) -> int:
+        """Return the number of queries that have a true label; the others do not count."""
+        return sum(len(labels) > 0 for labels in self.truth)
 
-    dataset: str
-    split: str
-    queries: int
-    propensity: dict[str, float]
-    resamples: int
-    seed: int
+    @cached_property
+    def label_groups(self) -> dict[str, BoolArray]:
+        """Return the head, torso, tail and unseen labels, each as a mask [L]."""
+        return slices.frequency_groups(self.positives_L)
 
-
-@dataclass(frozen=True)
-class Reading:
-    """One checkpoint: all figures by head, and the figures people compare with their 95 % intervals."""
-
-    subject: Subject
-    checkpoint: str
-    blend: Blend
-    figures: Figures
-    estimates: dict[str, dict[str, Estimate]]
-    unified_minus: dict[str, dict[str, Estimate]]
-    label_frequency: dict[str, LabelGroup]
-    query_length: dict[str, QueryGroup]
-    worst: list[Example]
+    def metrics(self, row_QK: LabelRows, ks: Sequence[int] = KS) -> MetricValues:
+        """Compute P@k, nDCG@k, PSP@k, R@k and C@k of one ranking, in percent."""
+        return metrics.evaluate(row_QK, self.truth, self.inverse_propensity_L, ks)
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Two checkpoints on the same queries: every part with its test, and the queries on which each finds fewer.
+class LabelRanker(Protocol):
+    """Rank labels for the queries of an evaluation."""
 
-    Such a query stands there twice: with the first checkpoint's answers, and with the second's.
-    """
-
-    subject: Subject
-    checkpoints: tuple[str, str]
-    blends: tuple[Blend, Blend]
-    figures: tuple[Figures, Figures]
-    parts: list[Contrast[Part]]
-    first_behind: list[tuple[Example, Example]]
-    second_behind: list[tuple[Example, Example]]
+    def rank(self, mixes: Sequence[ScoreMix]) -> Mapping[ScoreMix, LabelRows]:
+        """Return the best label rows [Q, K] at each mix, without the excluded labels of each query."""
+        ...
 
 
-def read(measured: Measurement, worst: int, resamples: int = RESAMPLES, seed: int = SEED) -> Reading:
-    """Figures with intervals, by head, label frequency and query length, and the `worst` queries."""
-    metrics = BY_KIND | {"head": HEADLINE}
-    wanted = {part: ratio for part, ratio in measured.ratios.items() if part.metric in metrics[part.kind]}
-    drawn = Bootstrap(wanted, resamples, seed)
-    estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
-    for part in wanted:
-        estimates.setdefault((part.kind, part.name), {})[part.metric] = drawn.estimate(part)
-    alone = [head for head in HEADS if head != "unified"]
-    return Reading(
-        subject=_subject(measured, resamples, seed),
-        checkpoint=str(measured.checkpoint),
-        blend=measured.blend,
-        figures=measured.figures,
-        estimates={head: estimates["head", head] for head in HEADS},
-        unified_minus={
-            head: {m: drawn.difference(Part("head", "unified", m), Part("head", head, m)) for m in HEADLINE}
-            for head in alone
-        },
-        label_frequency={n: _labels(measured, n, of) for (kind, n), of in estimates.items() if kind == "labels"},
-        query_length={n: _queries(measured, n, of) for (kind, n), of in estimates.items() if kind == "queries"},
-        worst=measured.examples(analysis.worst_queries(measured.ranking_QK, measured.asked.labels, worst)),
-    )
+class SliceMetric(NamedTuple):
+    """A metric of one slice: of a head (`kind` "head"), of a label group ("labels") or of a query group ("queries")."""
+
+    kind: str
+    name: str
+    metric: str
 
 
-def contrast(
-    first: Measurement, second: Measurement, worst: int, resamples: int = RESAMPLES, seed: int = SEED
-) -> Comparison:
-    """Which of two measurements of the same queries is better on which part; `worst` queries of each."""
-    chosen = [{p: r for p, r in m.ratios.items() if p.metric in BY_KIND[p.kind]} for m in (first, second)]
-    hits_Q, others_Q = (analysis.found(measured.ranking_QK, measured.asked.labels)[0] for measured in (first, second))
-    return Comparison(
-        subject=_subject(first, resamples, seed),
-        checkpoints=(str(first.checkpoint), str(second.checkpoint)),
-        blends=(first.blend, second.blend),
-        figures=(first.figures, second.figures),
-        parts=compare(chosen[0], chosen[1], resamples, seed),
-        first_behind=_side_by_side(first, second, _greatest(others_Q - hits_Q, worst)),
-        second_behind=_side_by_side(first, second, _greatest(hits_Q - others_Q, worst)),
-    )
+@dataclass(frozen=True, eq=False)
+class EvaluationResult:
+    """The rankings of an evaluation by name, and their metrics in percent; "unified" is the model itself."""
+
+    data: EvaluationData
+    rankings: Mapping[str, LabelRows]
+    metrics: Mapping[str, MetricValues]
+
+    def ratios(self, names: Sequence[str]) -> dict[SliceMetric, Ratio]:
+        """Return the metrics per query: of the rankings `names`, and of the unified one per label and query group."""
+        data, unified_QK = self.data, self.rankings[UNIFIED]
+        queries, inverse_L = data.queries, data.inverse_propensity_L
+        by_kind = {
+            "head": {name: metrics.ratios(self.rankings[name], queries.labels, inverse_L) for name in names},
+            "labels": slices.label_frequency_ratios(unified_QK, queries.labels, data.label_groups),
+            "queries": slices.query_length_ratios(unified_QK, queries.labels, queries.texts, inverse_L),
+        }
+        return {
+            SliceMetric(kind, name, metric): ratio
+            for kind, by_name in by_kind.items()
+            for name, ratios in by_name.items()
+            for metric, ratio in ratios.items()
+        }
+
+    def worst_queries(self, count: int) -> NDArray[np.int64]:
+        """Return up to `count` rows of the queries that the unified ranking gets most wrong, the worst first."""
+        return slices.worst_queries(self.rankings[UNIFIED], self.data.queries.labels, count)
+
+    def examples(
+        self, query_rows: Sequence[int] | NDArray[np.int64], label_texts: Sequence[str],
+        scores_QK: NDArray[np.float32], answers: int | None = None,
+    ) -> list[Example]:  # fmt: skip
+        """Return queries with their first `answers` answers (None: all), their scores and their true labels."""
+        queries, unified_QK = self.data.queries, self.rankings[UNIFIED][:, :answers]
+        return [
+            slices.example(
+                queries.texts[row], unified_QK[row], queries.labels[row], label_texts, self.data.positives_L,
+                scores_QK[row],
+            )
+            for row in map(int, query_rows)
+        ]  # fmt: skip
 
 
-def plain(told: Reading | Comparison) -> Any:
-    """Return everything as plain values for JSON: percent and points, null if there is no interval."""
-    return _plain(asdict(told))
-
-
-def _subject(measured: Measurement, resamples: int, seed: int) -> Subject:
-    a, b = measured.propensity
-    return Subject(measured.dataset_name, measured.split, measured.queries, {"a": a, "b": b}, resamples, seed)
-
-
-def _labels(measured: Measurement, name: str, estimates: dict[str, Estimate]) -> LabelGroup:
-    member_L = measured.groups[name]
-    return LabelGroup(
-        labels=int(member_L.sum()),
-        least=int(measured.counts_L[member_L].min()),
-        most=int(measured.counts_L[member_L].max()),
-        true_labels=int(member_L[measured.asked.labels.values].sum()),
-        queries=_ratio(measured, "labels", name, "R@10").queries,
-        figures=_figures(measured, "labels", name),
-        estimates=estimates,
-    )
-
-
-def _queries(measured: Measurement, name: str, estimates: dict[str, Estimate]) -> QueryGroup:
-    return QueryGroup(
-        queries=_ratio(measured, "queries", name, "P@1").queries,
-        figures=_figures(measured, "queries", name),
-        estimates=estimates,
-    )
-
-
-def _ratio(measured: Measurement, kind: str, name: str, metric: str) -> Ratio:
-    return measured.ratios[Part(kind, name, metric)]
-
-
-def _figures(measured: Measurement, kind: str, name: str) -> dict[str, float]:
-    return {p.metric: r.percent for p, r in measured.ratios.items() if (p.kind, p.name) == (kind, name)}
-
-
-def _greatest(lead_Q: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """Up to `count` queries with more true labels found, the greatest lead first, equal ones by row."""
-    order_Q = np.argsort(-lead_Q, kind="stable")
-    return order_Q[lead_Q[order_Q] > 0][:count]
-
-
-def _side_by_side(first: Measurement, second: Measurement, rows: NDArray[np.int64]) -> list[tuple[Example, Example]]:
-    return list(zip(first.examples(rows), second.examples(rows), strict=True))
-
-
-def _plain(value: Any) -> Any:
-    """Named tuples as objects, numbers with six decimals."""
-    if isinstance(value, float):
-        return round(value, 6)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if hasattr(value, "_asdict"):
-        return _plain(value._asdict())
-    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+def evaluate(
+    ranker: LabelRanker, data: EvaluationData, mixes: Mapping[str, ScoreMix], ks: Sequence[int] = KS
+) -> EvaluationResult:
+    """Rank all labels for the queries of `data` at each named mix, and compute the metrics for each k in `ks`."""
+    ranked = ranker.rank(list(mixes.values()))
+    rankings = {name: ranked[mix] for name, mix in mixes.items()}
+    return EvaluationResult(data, rankings, {name: data.metrics(rows, ks) for name, rows in rankings.items()})

@@ -1,7 +1,9 @@
-"""Where a model is good and where it is not: by label frequency, by query length, and the queries it gets most wrong.
+"""Slice metrics by label frequency and query length, and list the queries that a ranking gets most wrong.
 
-Pure functions of rankings and truth. Suffixes: Q queries, K ranks (best first, −1 where a ranking is shorter), L
-labels, V distinct counts, P (query, true label) pairs, T true labels of one query.
+Pure functions of rankings and true labels.
+
+Shapes: Q queries, K ranks (best first, −1 where a ranking is shorter), L labels, V distinct counts, P pairs of a query
+and a true label, T true labels of one query.
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,9 +22,9 @@ LENGTHS = {"1 word": (1, 1), "2 words": (2, 2), "3–4 words": (3, 4), "5–8 wo
 
 @dataclass(frozen=True)
 class Answer:
-    """One label in a ranking or in the truth; `positives` counts its training positives.
+    """One label of a ranking or of the true labels; `positives` counts its training positives.
 
-    An answer is `hit` when it is true, a true label when it is among the answers shown.
+    An answer is a `hit` if it is a true label; a true label is a `hit` if it is among the answers.
     """
 
     label: str
@@ -33,7 +35,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Example:
-    """One query with its answers, best first, beside its true labels, the most frequent first."""
+    """One query with its answers, best first, and its true labels, the most frequent first."""
 
     query: str
     answers: tuple[Answer, ...]
@@ -41,15 +43,16 @@ class Example:
 
 
 def frequency_groups(counts_L: IntArray) -> dict[str, BoolArray]:
-    """Head, torso and tail, each about a third of all training positives, and the labels that had none.
+    """Group labels into head, torso and tail, each with about a third of all training positives, and unseen ones.
 
-    `counts_L` are each label's training positives. Labels of equal count stay together, in the third where the middle
-    of what they hold lies, so that a group is a range of counts; one may be empty when many labels are as frequent.
+    `counts_L` are each label's training positives. Labels of equal count stay together, so a group is a range of
+    counts: they belong to the third that contains the middle of their positives. A group may be empty. Unseen labels
+    have no positive.
     """
     counts_L = np.asarray(counts_L, np.int64)
     value_V, at_L = np.unique(counts_L, return_inverse=True)
-    held_V = np.bincount(at_L, counts_L, len(value_V))[::-1]
-    middle_L = (np.cumsum(held_V) - held_V / 2)[::-1][at_L] / max(int(counts_L.sum()), 1)
+    positives_V = np.bincount(at_L, counts_L, len(value_V))[::-1]
+    middle_L = (np.cumsum(positives_V) - positives_V / 2)[::-1][at_L] / max(int(counts_L.sum()), 1)
     seen_L = counts_L > 0
     return {
         "head": seen_L & (middle_L <= 1 / 3),
@@ -62,10 +65,10 @@ def frequency_groups(counts_L: IntArray) -> dict[str, BoolArray]:
 def by_label_frequency(
     ranking_QK: IntArray, truth: Ragged, groups: Mapping[str, BoolArray], ks: Sequence[int] = KS
 ) -> dict[str, dict[str, float]]:
-    """P@k and R@k of each group of labels in percent; a group that no query has a true label in is left out.
+    """Compute P@k and R@k of each group of labels in percent; a group without any true label is omitted.
 
-    P@k is the group's part of P@k: over groups that share out all labels it sums to the whole. R@k is the recall of
-    the group's true labels, over the queries that have one.
+    P@k counts only hits in the group, so the values of disjoint groups add up to P@k of all labels. R@k is the recall
+    of the group's true labels, averaged over the queries that have one.
     """
     return _percent(label_frequency_ratios(ranking_QK, truth, groups, ks))
 
@@ -73,7 +76,7 @@ def by_label_frequency(
 def label_frequency_ratios(
     ranking_QK: IntArray, truth: Ragged, groups: Mapping[str, BoolArray], ks: Sequence[int] = KS
 ) -> dict[str, dict[str, Ratio]]:
-    """The figures of `by_label_frequency` as what every query adds to them."""
+    """Compute the metrics of `by_label_frequency` per query."""
     n_labels = len(next(iter(groups.values())))
     ranked_QK, hit_QK, pair_query_P, pair_label_P = match(ranking_QK, truth, max(ks), n_labels)
     scored_Q = (truth.lengths > 0).astype(np.float64)
@@ -90,11 +93,11 @@ def label_frequency_ratios(
 
 
 def length_groups(query_texts: Sequence[str]) -> dict[str, BoolArray]:
-    """Which of Q queries have 1, 2, 3–4, 5–8, 9 or more words, parted by white space; none counts as one."""
+    """Group Q queries by their number of words, separated by white space; an empty query counts as one word."""
     words_Q = np.maximum([len(text.split()) for text in query_texts], 1)
     return {
-        name: (words_Q >= least) & (words_Q <= (words_Q if most is None else most))
-        for name, (least, most) in LENGTHS.items()
+        name: (words_Q >= shortest) & (words_Q <= (words_Q if longest is None else longest))
+        for name, (shortest, longest) in LENGTHS.items()
     }
 
 
@@ -105,7 +108,7 @@ def by_query_length(
     inverse_propensity_L: FloatArray,
     ks: Sequence[int] = KS,
 ) -> dict[str, dict[str, float]]:
-    """P@k, nDCG@k, PSP@k and R@k in percent by the query's words; lengths that no scored query has are left out."""
+    """Compute P@k, nDCG@k, PSP@k and R@k in percent per group of query lengths; groups without queries are omitted."""
     return _percent(query_length_ratios(ranking_QK, truth, query_texts, inverse_propensity_L, ks))
 
 
@@ -116,30 +119,31 @@ def query_length_ratios(
     inverse_propensity_L: FloatArray,
     ks: Sequence[int] = KS,
 ) -> dict[str, dict[str, Ratio]]:
-    """The figures of `by_query_length` as what every query adds to them."""
-    whole = ratios(ranking_QK, truth, inverse_propensity_L, ks)
+    """Compute the metrics of `by_query_length` per query."""
+    all_queries = ratios(ranking_QK, truth, inverse_propensity_L, ks)
     return {
-        name: {metric: ratio.within(chosen_Q) for metric, ratio in whole.items()}
+        name: {metric: ratio.within(chosen_Q) for metric, ratio in all_queries.items()}
         for name, chosen_Q in length_groups(query_texts).items()
         if (chosen_Q & (truth.lengths > 0)).any()
     }
 
 
-def found(ranking_QK: IntArray, truth: Ragged) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many true labels each query's K answers hold [Q], and how many K answers could hold [Q]."""
+def count_hits(ranking_QK: IntArray, truth: Ragged) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the number of true labels among each query's K answers [Q], and the largest possible number [Q]."""
     n_labels = 1 + max(int(np.max(ranking_QK, initial=0)), int(np.max(truth.values, initial=0)))
     _, hit_QK, pair_query_P, _ = match(ranking_QK, truth, ranking_QK.shape[1], n_labels)
     return hit_QK.sum(axis=1), np.minimum(np.bincount(pair_query_P, minlength=len(truth)), ranking_QK.shape[1])
 
 
 def worst_queries(ranking_QK: IntArray, truth: Ragged, count: int) -> NDArray[np.int64]:
-    """Up to `count` query rows that the ranking gets most wrong, the worst first; those that miss nothing never.
+    """Return up to `count` query rows that the ranking gets most wrong, the worst first.
 
-    Ordered by the share found of what K answers could hold, then by the number of true labels, then by row.
+    Ordered by the share of possible hits, then by the number of true labels (most first), then by row. A query without
+    a miss is never returned.
     """
-    hits_Q, findable_Q = found(ranking_QK, truth)
-    order_Q = np.lexsort((-truth.lengths, hits_Q / np.maximum(findable_Q, 1)))
-    return order_Q[(hits_Q < findable_Q)[order_Q]][:count]
+    hits_Q, possible_Q = count_hits(ranking_QK, truth)
+    order_Q = np.lexsort((-truth.lengths, hits_Q / np.maximum(possible_Q, 1)))
+    return order_Q[(hits_Q < possible_Q)[order_Q]][:count]
 
 
 def example(
@@ -150,17 +154,17 @@ def example(
     counts_L: IntArray,
     scores_K: NDArray[np.floating[Any]] | None = None,
 ) -> Example:
-    """One query's answers beside its truth; `counts_L` are the labels' training positives."""
-    answered_K = [int(row) for row in ranking_K if row >= 0]
+    """Build an Example; `counts_L` are the labels' training positives."""
+    answers_K = [int(row) for row in ranking_K if row >= 0]
     true = {int(row) for row in truth_T}
     return Example(
         query=query,
         answers=tuple(
             Answer(label_texts[row], int(counts_L[row]), row in true, None if scores_K is None else float(scores_K[at]))
-            for at, row in enumerate(answered_K)
+            for at, row in enumerate(answers_K)
         ),
         truth=tuple(
-            Answer(label_texts[row], int(counts_L[row]), row in answered_K)
+            Answer(label_texts[row], int(counts_L[row]), row in answers_K)
             for row in sorted(true, key=lambda row: (-int(counts_L[row]), row))
         ),
     )

@@ -4,8 +4,11 @@ import torch
 
 from training.batching.training_data import TrainingData
 from training.checkpoint.schema import EpochRecord
-from training.evaluation import scoring
-from training.evaluation.imputation import KEPT
+from training.evaluation.encoding import encode_labels, encode_queries
+from training.evaluation.imputation import CONE_FRACTIONS
+from training.evaluation.results import EvaluationData, evaluate
+from training.evaluation.scoring import mixes_by_head
+from training.evaluation.selection import select
 from training.model.unified import UnifiedModel
 from training.optim.divergence import require_finite_weights
 from training.optim.step_stats import EpochStats
@@ -25,22 +28,14 @@ class Validator:
         """
         require_finite_weights(self.model, epoch)
         data, settings = self.data, self.recipe.validation
+        evaluated = EvaluationData(data.validation, data.positives_L, data.inverse_propensity_L)
         self.model.eval()
-        queries = scoring.encode_queries(self.model, data.validation_tokens, self.device)
-        labels = scoring.encode_labels(self.model, data.label_tokens, data.positives_L, self.device, KEPT[0])
-        exclude, truth, inverse = data.validation.exclude, data.validation.labels, data.inverse_propensity_L
-        candidates = [
-            scoring.Blend(weight, bonus)
-            for weight in self.recipe.weights
-            for bonus in (settings.popularities if weight else (0.0,))
-        ]
-        rankings = scoring.rank(queries, labels, candidates, exclude)
-        blend, _ = scoring.choose_blend(rankings, truth, inverse, settings.metrics)
-        cone_fraction, score = scoring.choose_kept(queries, labels, blend, exclude, truth, inverse, settings.metrics)
-        heads = list(scoring.by_head(blend).values())
-        rankings = scoring.rank(queries, labels, heads, exclude, searched=heads)
+        queries = encode_queries(self.model, data.validation_tokens, self.device)
+        labels = encode_labels(self.model, data.label_tokens, data.positives_L, self.device, CONE_FRACTIONS[0])
+        selection = select(queries, labels, evaluated, self.recipe.weights, settings.popularities, settings.metrics)
+        result = evaluate(selection.ranker, evaluated, mixes_by_head(selection.mix))
         return EpochRecord(
-            epoch=epoch, loss=stats.loss, seconds=seconds, score=score, stats=stats,
-            classifier_weight=blend.weight, popularity=blend.popularity, cone_fraction=cone_fraction,
-            metrics=scoring.figures_by_head(rankings, blend, truth, inverse),
+            epoch=epoch, loss=stats.loss, seconds=seconds, score=selection.score, stats=stats,
+            classifier_weight=selection.mix.weight, popularity=selection.mix.popularity,
+            cone_fraction=selection.cone_fraction, metrics=dict(result.metrics),
         )  # fmt: skip

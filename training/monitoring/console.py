@@ -15,10 +15,9 @@ from rich.text import Text
 from retrieval.system.console import Console
 from retrieval.system.progress import Progress
 from training.checkpoint.schema import CheckpointFacts, EpochRecord, MetricsByHead
-from training.evaluation.scoring import HEADS
+from training.evaluation.headline import HEADLINE_METRICS, HEADS
 from training.optim.step_stats import EpochStats, StepStats, by_head_and_term
 
-SHOWN = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
 SHORT_NAMES = {"dual_encoder": "dual", "classifier": "classifier"}
 TERMS = {"decoupled_softmax": "decoupled softmax", "supcon": "SupCon", "triplet": "triplet", "bce": "BCE"}
 
@@ -185,8 +184,8 @@ def metrics_table(title: str, metrics: MetricsByHead, a: float, b: float) -> Tab
     caption = f"percent; the heads on their own below; PSP with A={a:g}, B={b:g}"
     table = Table(title=Text(title), caption=caption, title_justify="left", caption_justify="left", box=SIMPLE)
     table.add_column("", no_wrap=True)
-    for name in SHOWN:
+    for name in HEADLINE_METRICS:
         table.add_column(name, justify="right")
     for head, name in HEADS.items():
-        table.add_row(name, *(f"{metrics[head][shown]:.2f}" for shown in SHOWN))
+        table.add_row(name, *(f"{metrics[head][name]:.2f}" for name in HEADLINE_METRICS))
     return table

@@ -1,62 +1,38 @@
-"""Line charts as geometry: what a template needs to draw one as SVG, in units of about a CSS pixel.
+"""Draw line charts with matplotlib, as SVG elements to be placed inside an HTML page.
 
-A chart is small, so that several stand side by side on a desk and one fills a phone, with letters of the same size.
+Colours become the page's CSS variables, so a chart follows its light and dark mode. Equal data give equal bytes.
 """
 
-import math
+import html
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from io import StringIO
+from typing import Any
 
-WIDTH, HEIGHT = 340, 210
-LEFT, RIGHT, TOP, BOTTOM = 44, 12, 10, 38  # room for the numbers and titles of the axes
-DOTS = 12  # a line of at most this many points shows each of them
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 Point = tuple[float, float]
 
-
-@dataclass(frozen=True)
-class Tick:
-    """A number on an axis: where it stands and how it reads."""
-
-    at: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Line:
-    """One curve: its name, which is also its style's, its points as SVG wants them, and those drawn as dots."""
-
-    name: str
-    points: str
-    dots: tuple[Point, ...]
-
-
-@dataclass(frozen=True)
-class Note:
-    """A word beside a point."""
-
-    x: float
-    y: float
-    text: str
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A chart ready to draw; `mark` is the x of a vertical line, None for none."""
-
-    title: str
-    x_title: str
-    x_ticks: tuple[Tick, ...]
-    y_ticks: tuple[Tick, ...]
-    lines: tuple[Line, ...]
-    notes: tuple[Note, ...]
-    mark: float | None
-    width: int = WIDTH
-    height: int = HEIGHT
-    left: int = LEFT
-    right: int = WIDTH - RIGHT
-    top: int = TOP
-    bottom: int = HEIGHT - BOTTOM
+WIDTH, HEIGHT = 340, 210  # in points; small, so that several fit side by side
+MARGINS = (0.13, 0.18, 0.84, 0.78)  # left, bottom, width and height of the axes, as shares of the figure
+MAX_POINTS_WITH_DOTS = 12  # a longer curve is drawn without a dot per point
+COLORS = {  # CSS variable: a distinct colour that stands for it while matplotlib draws
+    "ink": "#1b1f26", "soft": "#5b6472", "rule": "#dfe3e8", "paper": "#fefefe", "unified": "#2458c5",
+    "dual": "#b4540a", "classifier": "#147a55",
+}  # fmt: skip
+CURVE_COLORS = {"unified": "unified", "dual_encoder": "dual", "classifier": "classifier", "chosen": "unified"}
+DASHES = {"bce": (0, (3, 2.5)), "supcon": (0, (0.5, 2.5))}
+STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, in the page's font
+    "font.size": 11,
+    "lines.solid_capstyle": "round",
+}
+ROUND_STEPS = [1, 2, 5, 10]  # of ticks, times a power of ten
+NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
 
 def line_chart(
@@ -66,63 +42,88 @@ def line_chart(
     *,
     mark: float | None = None,
     notes: Mapping[Point, str] | None = None,
-    whole_x: bool = True,
-) -> Chart:
-    """Curves by name over one pair of axes; `mark` an x to point out, `notes` words beside points of the curves.
+    integer_x: bool = True,
+) -> str:
+    """Draw curves by name over common axes; return an <svg> element with a text alternative.
 
-    With `whole_x` the horizontal axis counts something and shows whole numbers alone.
+    A name is a head, `head/term` or "total", and sets colour and dashes. `mark` draws a vertical line at an x; `notes`
+    are words beside points of the curves.
     """
-    every = [point for curve in curves.values() for point in curve]
-    x_ticks = ticks([x for x, _ in every], whole=whole_x)
-    y_ticks = ticks([y for _, y in every])
-    x_low, x_high = _ends([x for x, _ in every], x_ticks if not whole_x else [])
-    y_low, y_high = _ends([y for _, y in every], y_ticks)
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": slug}):  # ids that are fixed, and distinct in a page
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes(MARGINS)
+        _style_axes(axes, x_title, integer_x)
+        if mark is not None:
+            axes.axvline(
+                mark, color=COLORS["soft"], linewidth=1, linestyle=(0, (2, 3)), clip_on=False, gid=f"{slug}-mark"
+            )
+        for name, curve in curves.items():
+            _draw_curve(axes, name, curve, f"{slug}-{name.replace('/', '-')}")
+        _widen_single_values(axes, [point for curve in curves.values() for point in curve])
+        for index, ((x, y), text) in enumerate((notes or {}).items()):
+            _draw_note(axes, x, y, text, f"{slug}-note-{index}")
+        return _svg_element(figure, f"{title} by {x_title}", slug)
 
-    def across(x: float) -> float:
-        return round(LEFT + (x - x_low) / (x_high - x_low) * (WIDTH - LEFT - RIGHT), 1)
 
-    def up(y: float) -> float:
-        return round(HEIGHT - BOTTOM - (y - y_low) / (y_high - y_low) * (HEIGHT - TOP - BOTTOM), 1)
+def _style_axes(axes: Axes, x_title: str, integer_x: bool) -> None:
+    axes.set_facecolor("none")
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0, colors=COLORS["soft"], pad=5)
+    axes.grid(axis="y", color=COLORS["rule"], linewidth=1, clip_on=False)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(x_title, color=COLORS["soft"], labelpad=2)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=integer_x, steps=ROUND_STEPS))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND_STEPS))
+    axes.margins(0.04, 0.06)
 
-    lines = []
-    for name, curve in curves.items():
-        placed = tuple((across(x), up(y)) for x, y in curve)
-        points = " ".join(f"{x},{y}" for x, y in placed)
-        lines.append(Line(name, points, placed if len(placed) <= DOTS else ()))
-    return Chart(
-        title=title, x_title=x_title,
-        x_ticks=tuple(Tick(across(x), _number(x)) for x in x_ticks),
-        y_ticks=tuple(Tick(up(y), _number(y)) for y in y_ticks),
-        lines=tuple(lines),
-        notes=tuple(Note(across(x), up(y), text) for (x, y), text in (notes or {}).items()),
-        mark=None if mark is None else across(mark),
+
+def _draw_curve(axes: Axes, name: str, curve: Sequence[Point], gid: str) -> None:
+    head, _, term = name.partition("/")
+    color = COLORS[CURVE_COLORS.get(head, "ink")]
+    marks: dict[str, Any] = {"marker": "o", "markersize": 5.2} if len(curve) <= MAX_POINTS_WITH_DOTS else {}
+    if name == "chosen":
+        marks = {"marker": "o", "markersize": 9, "markerfacecolor": COLORS["paper"], "markeredgewidth": 2.5}
+    axes.plot(
+        [x for x, _ in curve], [y for _, y in curve], color=color, linewidth=2.6 if name == "unified" else 2,
+        linestyle=DASHES.get(term, "solid"), clip_on=False, gid=gid, **marks,
     )  # fmt: skip
 
 
-def ticks(values: Sequence[float], *, whole: bool = False, most: int = 5) -> list[float]:
-    """At most about `most` round numbers that span `values`: steps of 1, 2 or 5 times a power of ten.
-
-    Whole numbers stay within the values, others reach around them.
-    """
-    low, high = min(values), max(values)
-    if high - low < 1e-9:
-        return [low] if whole else [low - 1, low, low + 1]
-    rough = (high - low) / most
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough)
-    if whole:
-        step = max(1.0, step)
-        first, last = math.ceil(low / step), math.floor(high / step)
-    else:
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(step * place, 10) for place in range(first, last + 1)]
+def _widen_single_values(axes: Axes, points: Sequence[Point]) -> None:
+    """Centre a single x or y on its axis; matplotlib's own margins would show fractions of epochs."""
+    (x_low, x_high), (y_low, y_high) = ((min(values), max(values)) for values in zip(*points, strict=True))
+    if x_low == x_high:
+        axes.set_xlim(x_low - 0.5, x_high + 0.5)
+    if y_low == y_high:
+        axes.set_ylim(y_low - 1, y_high + 1)
 
 
-def _ends(values: Sequence[float], at: Sequence[float]) -> Point:
-    """The ends of an axis; a single value stands in its middle."""
-    low, high = min([*values, *at]), max([*values, *at])
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+def _draw_note(axes: Axes, x: float, y: float, text: str, gid: str) -> None:
+    low, high = axes.get_xlim()
+    right = x > (low + high) / 2
+    axes.annotate(
+        text, (x, y), (-8 if right else 8, 0), textcoords="offset points", ha="right" if right else "left",
+        va="center_baseline", color=COLORS["ink"], gid=gid, annotation_clip=False,
+    )  # fmt: skip
 
 
-def _number(value: float) -> str:
-    return f"{value:.6g}"
+def _svg_element(figure: Figure, text_alternative: str, slug: str) -> str:
+    """Render the figure without what must not be in a page: prolog, global style, size, fonts, ids without the slug."""
+    with StringIO() as buffer:
+        figure.savefig(buffer, format="svg", transparent=True, metadata=NO_METADATA)
+        svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    label = html.escape(text_alternative)
+    svg = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{label}">', svg, count=1)
+    for unwanted in (
+        r"<defs>\s*<style.*?</style>\s*</defs>", r"font-size: [^;]*; font-family: [^;]*; ",
+        r' transform="rotate\(-0 [^)]*\)"',
+        rf' id="(?!m[0-9a-f]{{10}}"|{slug}-)[^"]*"',
+    ):  # fmt: skip
+        svg = re.sub(unwanted, "", svg, flags=re.DOTALL)
+    svg = re.sub(r">\s+<", "><", svg).replace("<g/>", "").replace("xlink:href", "href").replace(" \n", " ")
+    for variable, color in COLORS.items():
+        svg = svg.replace(color, f"var(--{variable})")
+    return svg.strip()

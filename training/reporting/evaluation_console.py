@@ -1,4 +1,4 @@
-"""What a person sees of `diptych evaluate`, on 80 columns."""
+"""Print the output of `diptych evaluate`, at most 80 columns wide."""
 
 from collections.abc import Iterator, Sequence
 
@@ -8,119 +8,143 @@ from rich.table import Table
 from rich.text import Text
 
 from retrieval.system.console import Console
-from training.evaluation.evaluate import Part
-from training.evaluation.results import BY_KIND, HEADLINE, Comparison, Reading, Subject
-from training.evaluation.scoring import HEADS, Blend
+from training.evaluation.headline import HEAD_EXPLANATIONS, HEADS, METRIC_EXPLANATIONS, UNIFIED
+from training.evaluation.results import SliceMetric
+from training.evaluation.scoring import ScoreMix
 from training.evaluation.significance import ALPHA, Contrast, Estimate
 from training.evaluation.slices import Answer
+from training.evaluation.summary import (
+    INTERVAL_METRICS,
+    METRICS_BY_KIND,
+    EvaluationComparison,
+    EvaluationSummary,
+    Subject,
+)
 
 TRUE_LABELS_SHOWN = 8
 ANSWERS_SHOWN = 5
+EXAMPLE_LEGEND = "(✓ true label, ×n training positives, score in parentheses)"
 
 
-def show(told: Reading | Comparison) -> None:
-    """Print one checkpoint's reading, or the comparison of two."""
+def show(summary: EvaluationSummary | EvaluationComparison) -> None:
+    """Print the evaluation of one checkpoint, or the comparison of two."""
     console = Console(highlight=False, markup=False)
-    console.print(_about(told.subject))
-    if isinstance(told, Reading):
-        _show_reading(console, told)
+    console.print(_title(summary.subject))
+    if isinstance(summary, EvaluationSummary):
+        _show_summary(console, summary)
     else:
-        _show_comparison(console, told)
+        _show_comparison(console, summary)
 
 
-def _show_reading(console: Console, told: Reading) -> None:
-    """Headline, label frequency, query length, and the queries it gets most wrong."""
-    console.print(f"{told.checkpoint}\n{_mixed(told.blend)}", soft_wrap=True)
-    console.print(_headline(told), _by_label_frequency(told), _by_query_length(told))
+def _show_summary(console: Console, summary: EvaluationSummary) -> None:
+    """Print headline metrics, metrics by label frequency and query length, and the worst queries."""
+    console.print(f"{summary.checkpoint}\n{_mix(summary.mix)}", soft_wrap=True)
+    console.print(_headline_table(summary), _label_frequency_table(summary), _query_length_table(summary))
     console.print(
-        f"Percent. ±: half the 95 % bootstrap interval, {_resamples(told.subject)}.\n"
-        "In brackets: unified minus that head, paired. C@10 has no interval: a resample\n"
-        f"repeats queries, so it covers fewer labels. {_constants(told.subject)}."
+        f"Percent. ±: half of the 95 % bootstrap interval ({_resamples(summary.subject)}).\n"
+        "In parentheses: unified minus that head, paired. C@10 has no interval.\n"
+        "P@5 of a label group counts only hits in the group; the groups add up to P@5."
     )
-    if told.worst:
-        console.print("\nMost wrong (✓ right, ×n training positives of the label, score in brackets):")
-    for number, example in enumerate(told.worst, 1):
+    console.print(_legend(HEAD_EXPLANATIONS, HEADS), _legend(METRIC_EXPLANATIONS), _constants(summary.subject))
+    if summary.worst:
+        console.print(f"\nWorst queries {EXAMPLE_LEGEND}:")
+    for number, example in enumerate(summary.worst, 1):
         _print_query(console, number, example.query, example.truth, {"answers": example.answers})
 
 
-def _mixed(blend: Blend) -> str:
-    return f"classifier weight {blend.weight:g}, popularity {blend.popularity:g}"
-
-
-def _show_comparison(console: Console, told: Comparison) -> None:
-    """Every part with its test, the queries on which each falls furthest behind, and last the verdict."""
-    for side, checkpoint, blend in zip("AB", told.checkpoints, told.blends, strict=True):
-        console.print(f"{side}  {checkpoint}, {_mixed(blend)}", soft_wrap=True)
-    console.print(_contrasts(told.parts))
+def _show_comparison(console: Console, comparison: EvaluationComparison) -> None:
+    """Print every slice with its test, the queries on which each checkpoint is worse, and the verdict."""
+    for side, checkpoint, mix in zip("AB", comparison.checkpoints, comparison.mixes, strict=True):
+        console.print(f"{side}  {checkpoint}, {_mix(mix)}", soft_wrap=True)
+    console.print(_contrast_table(comparison.contrasts))
     console.print(
-        f"Percent; P@5 of labels is their part of P@5. Intervals: paired bootstrap, not\n"
-        f"corrected. p: paired permutation test, corrected for {len(told.parts)} tests (maxT); better:\n"
-        f"p < {ALPHA:g}. Each with {_resamples(told.subject)}. {_constants(told.subject)}."
+        f"Percent. P@5 of a label group counts only hits in the group. Intervals: paired\n"
+        f"bootstrap, not corrected. p: paired permutation test, corrected for\n"
+        f"{len(comparison.contrasts)} tests (maxT); better: p < {ALPHA:g}. Each with "
+        f"{_resamples(comparison.subject)}.\n{_constants(comparison.subject)}"
     )
-    for side, other, pairs in (("A", "B", told.first_behind), ("B", "A", told.second_behind)):
+    for side, other, pairs in (("A", "B", comparison.first_behind), ("B", "A", comparison.second_behind)):
         if pairs:
-            console.print(f"\n{side} is furthest behind {other} (✓ right, ×n training positives, score in brackets):")
+            console.print(
+                f"\nQueries on which {side} finds fewest true labels compared with {other}\n{EXAMPLE_LEGEND}:"
+            )
         for number, (first, second) in enumerate(pairs, 1):
             _print_query(console, number, first.query, first.truth, {"A": first.answers, "B": second.answers})
     console.print()
-    for line in _verdict(told.parts):
+    for line in _verdict(comparison.contrasts):
         console.print(line)
 
 
-def _about(subject: Subject) -> Text:
-    return Text(f"{subject.dataset}, {subject.split}: {subject.queries:,} queries with a true label", style="bold")
+def _title(subject: Subject) -> Text:
+    return Text(f"{subject.dataset}, {subject.split} split: {subject.queries:,} queries with true labels", style="bold")
+
+
+def _mix(mix: ScoreMix) -> str:
+    return f"classifier weight {mix.weight:g}, popularity bonus {mix.popularity:g}"
 
 
 def _constants(subject: Subject) -> str:
-    return f"PSP with A={subject.propensity['a']:g}, B={subject.propensity['b']:g}"
+    return f"Propensities of PSP@k: A={subject.propensity['a']:g}, B={subject.propensity['b']:g}."
 
 
 def _resamples(subject: Subject) -> str:
     return f"{subject.resamples:,} resamples, seed {subject.seed}"
 
 
-def _headline(told: Reading) -> Table:
-    table = _table("", "unified", "dual encoder alone", "classifier alone")
-    for metric in HEADLINE:
-        cells = [_margin(told.estimates["unified"][metric], 2)]
-        for head, minus in told.unified_minus.items():
-            cells.append(f"{told.figures[head][metric]:.2f}  ({_margin(minus[metric], 1, '+')})")
+def _legend(explanations: dict[str, str], names: dict[str, str] | None = None) -> Padding:
+    """List terms with their explanations; `names` are the terms as readers know them."""
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    for key, explanation in explanations.items():
+        grid.add_row(names[key] if names else key, explanation)
+    return Padding(grid, (1, 0, 0, 0))
+
+
+def _headline_table(summary: EvaluationSummary) -> Table:
+    table = _table("", "unified", "dual encoder only", "classifier only")
+    for metric in INTERVAL_METRICS:
+        cells = [_margin(summary.estimates[UNIFIED][metric], 2)]
+        for head, differences in summary.unified_minus.items():
+            cells.append(f"{summary.metrics[head][metric]:.2f}  ({_margin(differences[metric], 1, '+')})")
         table.add_row(metric, *cells)
-    table.add_row("C@10", *(f"{told.figures[head]['C@10']:.2f}" for head in HEADS))
+    table.add_row("C@10", *(f"{summary.metrics[head]['C@10']:.2f}" for head in HEADS))
     return table
 
 
-def _by_label_frequency(told: Reading) -> Table:
-    table = _table("labels (training positives)", "number", "in truth", "R@10", "part of P@5")
-    for name, group in told.label_frequency.items():
-        counts = f"{group.least:,}" if group.least == group.most else f"{group.least:,}–{group.most:,}"
-        figures = (_margin(group.estimates[metric], 1) for metric in BY_KIND["labels"])
-        table.add_row(f"{name} ({counts})", f"{group.labels:,}", f"{group.true_labels:,}", *figures)
+def _label_frequency_table(summary: EvaluationSummary) -> Table:
+    shown = METRICS_BY_KIND["labels"]
+    table = _table("labels (training positives)", "number", "true labels", *shown)
+    for name, group in summary.label_frequency.items():
+        low, high = group.min_positives, group.max_positives
+        counts = f"{low:,}" if low == high else f"{low:,}–{high:,}"
+        values = (_margin(group.estimates[metric], 1) for metric in shown)
+        table.add_row(f"{name} ({counts})", f"{group.labels:,}", f"{group.true_labels:,}", *values)
     return table
 
 
-def _by_query_length(told: Reading) -> Table:
-    table = _table("query", "queries", *BY_KIND["queries"])
-    for name, group in told.query_length.items():
-        figures = (_margin(group.estimates[metric], 1) for metric in BY_KIND["queries"])
-        table.add_row(name, f"{group.queries:,}", *figures)
+def _query_length_table(summary: EvaluationSummary) -> Table:
+    shown = METRICS_BY_KIND["queries"]
+    table = _table("query length", "queries", *shown)
+    for name, group in summary.query_length.items():
+        values = (_margin(group.estimates[metric], 1) for metric in shown)
+        table.add_row(name, f"{group.queries:,}", *values)
     return table
 
 
-def _contrasts(parts: Sequence[Contrast[Part]]) -> Table:
+def _contrast_table(contrasts: Sequence[Contrast[SliceMetric]]) -> Table:
     table = _table("", "", "A", "B", "A − B", "95 % interval", "p", "better")
-    before = Part("", "", "")
-    for contrast in parts:
-        if before.kind not in ("", contrast.part.kind):
+    previous = SliceMetric("", "", "")
+    for contrast in contrasts:
+        if previous.kind not in ("", contrast.key.kind):
             table.add_section()
-        name = "" if before[:2] == contrast.part[:2] else _name(contrast.part)
-        if name and contrast.part.kind == "queries":
+        name = "" if previous[:2] == contrast.key[:2] else _name(contrast.key)
+        if name and contrast.key.kind == "queries":
             name += f" ({contrast.queries:,})"
-        before = contrast.part
+        previous = contrast.key
         low, high = contrast.difference.low, contrast.difference.high
         table.add_row(
             name,
-            contrast.part.metric,
+            contrast.key.metric,
             f"{contrast.first:.1f}",
             f"{contrast.second:.1f}",
             f"{contrast.difference.value:+z.1f}",
@@ -131,36 +155,36 @@ def _contrasts(parts: Sequence[Contrast[Part]]) -> Table:
     return table
 
 
-def _verdict(parts: Sequence[Contrast[Part]]) -> Iterator[Text]:
-    """A sentence for each side that is better somewhere, and how many tests found no difference."""
+def _verdict(contrasts: Sequence[Contrast[SliceMetric]]) -> Iterator[Text]:
+    """Yield a sentence for each side that is better on a slice, and the number of tests without a difference."""
     for side, key in (("A", "first"), ("B", "second")):
         better: dict[str, list[str]] = {}
-        for contrast in parts:
+        for contrast in contrasts:
             if contrast.better == key:
-                better.setdefault(_name(contrast.part), []).append(contrast.part.metric)
+                better.setdefault(_name(contrast.key), []).append(contrast.key.metric)
         if better:
-            where = "; ".join(f"{name} {', '.join(metrics)}" for name, metrics in better.items())
-            yield Text(f"{side} is better on: {where}.")
-    undecided = sum(contrast.better is None for contrast in parts)
+            slices = "; ".join(f"{name} {', '.join(metrics)}" for name, metrics in better.items())
+            yield Text(f"{side} is better on: {slices}.")
+    undecided = sum(contrast.better is None for contrast in contrasts)
     if undecided:
-        yield Text(f"No difference shown by {undecided} of {len(parts)} tests.")
+        yield Text(f"{undecided} of {len(contrasts)} tests show no difference.")
 
 
 def _print_query(
     console: Console, number: int, query: str, truth: Sequence[Answer], answers: dict[str, tuple[Answer, ...]]
 ) -> None:
-    """The query, its true labels, and each model's answers below them."""
+    """Print the query, its true labels, and each model's answers below them."""
     grid = Table.grid(padding=(0, 2))
     more = len(truth) - TRUE_LABELS_SHOWN
-    named = ", ".join(f"{label.label} ×{label.positives:,}" for label in truth[:TRUE_LABELS_SHOWN])
-    grid.add_row("true", Text(named + (f" and {more} more" if more > 0 else "")))
-    for name, of in answers.items():
-        grid.add_row(name, _answers(of))
+    labels = ", ".join(f"{label.label} ×{label.positives:,}" for label in truth[:TRUE_LABELS_SHOWN])
+    grid.add_row("true", Text(labels + (f" and {more} more" if more > 0 else "")))
+    for name, ranked in answers.items():
+        grid.add_row(name, _answers(ranked))
     console.print(Text(f"{number}. {query}", style="bold"), Padding(grid, (0, 0, 0, 3)))
 
 
 def _answers(answers: Sequence[Answer]) -> Text:
-    """The first answers, and the right ones further down with their rank."""
+    """Return the first answers, and the hits further down with their rank."""
     parts = []
     for rank, answer in enumerate(answers, 1):
         if answer.hit or rank <= ANSWERS_SHOWN:
@@ -172,12 +196,12 @@ def _answers(answers: Sequence[Answer]) -> Text:
     return Text(", ".join(parts) + (f" and {more} more" if more else "") or "none")
 
 
-def _name(part: Part) -> str:
-    return HEADS.get(part.name, part.name) + (" labels" if part.kind == "labels" else "")
+def _name(key: SliceMetric) -> str:
+    return HEADS.get(key.name, key.name) + (" labels" if key.kind == "labels" else "")
 
 
 def _margin(estimate: Estimate, digits: int, sign: str = "") -> str:
-    """The value with half the width of its interval."""
+    """Format the value with half the width of its interval."""
     value = f"{estimate.value:{sign}z.{digits}f}"
     if estimate.low is None or estimate.high is None:
         return value
@@ -185,8 +209,8 @@ def _margin(estimate: Estimate, digits: int, sign: str = "") -> str:
 
 
 def _table(*columns: str) -> Table:
-    """The first column to the left, figures to the right."""
+    """Build a table with the first column left-aligned and the others right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for at, column in enumerate(columns):
-        table.add_column(column, justify="right" if at else "left", no_wrap=True)
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left", no_wrap=True)
     return table

@@ -1,13 +1,13 @@
-"""report.html: one page about a finished run, made from its checkpoint folder alone.
+"""Write report.html: one page about a finished run, made from its checkpoint folder.
 
-The page is one file that asks nobody for anything: its style stands inside, its curves are SVG. Texts of queries and
-labels are data of strangers; the template escapes all of them.
+The page is one self-contained file: its style and its charts are inside, and it has no script and no link. Query texts,
+label texts and the dataset's name are untrusted; the template escapes them.
 
 Shapes: Q validation queries, L labels, K ranks.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from importlib.resources import files
@@ -19,61 +19,64 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from retrieval import metrics
 from retrieval.system.atomic_files import write_text
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.checkpoint.schema import CheckpointFacts
-from training.data.token_cache import tokenize_in_memory
-from training.evaluation import scoring as evaluation
-from training.evaluation import slices as analysis
-from training.evaluation.scoring import HEADS
+from training.evaluation import slices
+from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker, selected_mix
+from training.evaluation.headline import (
+    HEAD_EXPLANATIONS,
+    HEADLINE_METRICS,
+    HEADS,
+    KEY_METRICS,
+    METRIC_EXPLANATIONS,
+    UNIFIED,
+)
+from training.evaluation.ranking import SHORTLIST_MIXES
+from training.evaluation.results import EvaluationResult, MetricValues, evaluate
+from training.evaluation.scoring import mixes_by_head
 from training.evaluation.slices import Example
 from training.model.device import choose_device
-from training.monitoring.console import SHOWN, TERMS, duration
+from training.monitoring.console import TERMS, duration
 from training.optim.step_stats import by_head_and_term
 from training.recipe.loading import load_recipe
 from training.recipe.schema import Recipe
-from training.reporting.charts import Chart, line_chart
+from training.reporting.charts import line_chart
 
 REPORT = "report.html"
-ANSWERS = 5  # of a query, beside its truth
-TRUTHS = 8
-DRAWN, WORST = 6, 6  # example queries
-CHARACTERS = 160  # of a text; those of some datasets are pages long
-FEW = ("P@1", "P@5", "R@10", "PSP@5")  # figures where all of them would not fit
-WEIGHTS = tuple(step / 10 for step in range(11))  # between the halves, on the curve from precision to tail
+ANSWERS_SHOWN = 5
+TRUE_LABELS_SHOWN = 8
+RANDOM_EXAMPLES, WORST_EXAMPLES = 6, 6
+MAX_CHARACTERS = 160  # per text; texts of some datasets are pages long
+WEIGHTS = tuple(step / 10 for step in range(11))  # of the curve from the dual encoder to the classifier
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What the model answers to the validation queries: the best rows [Q, K] at each weight, and scores at its own."""
+class ReportEvaluation:
+    """Metrics and rankings of each head and of each classifier weight (named by `weight_name`), and unified scores."""
 
-    ranking_QK: Mapping[float, NDArray[np.int64]]
+    result: EvaluationResult
+    weights: Sequence[float]
     scores_QK: NDArray[np.float32]
 
+    def metrics_by_weight(self) -> dict[float, MetricValues]:
+        """Return the metrics at each classifier weight, in ascending order."""
+        return {weight: self.result.metrics[weight_name(weight)] for weight in self.weights}
+
 
 @dataclass(frozen=True)
-class Group:
-    """Labels of about one frequency: how many, their training positives, and figures by head."""
+class LabelGroupRow:
+    """Labels of similar frequency: their number, the range of their training positives, and metrics by head."""
 
     name: str
     labels: int
     positives: str
-    figures: Mapping[str, Mapping[str, float]]
+    metrics: Mapping[str, MetricValues]
 
 
 @dataclass(frozen=True)
-class Dial:
-    """P@1 against PSP@5 as the weight moves from the dual encoder (0) to the classifier (1), and figures by weight."""
-
-    chart: Chart
-    metrics: tuple[str, ...]
-    figures: Mapping[float, Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """One key of the recipe; `default` is what the recipe `default` has, origin who chose the value."""
+class RecipeSetting:
+    """One key of the recipe: its value, the value in the recipe `default`, and the origin of the value."""
 
     key: str
     value: str
@@ -82,122 +85,119 @@ class Setting:
 
     @property
     def changed(self) -> bool:
-        """Whether it differs from the default."""
+        """Return whether the value differs from the default."""
         return self.value != self.default
 
 
 def write_report(folder: Path, device: str = "auto") -> Path:
-    """Write report.html into the checkpoint `folder`; costs one encoding of its labels and validation queries.
+    """Write report.html into the checkpoint `folder`; encodes its labels and validation queries once.
 
-    Raises CheckpointError for a folder that holds no finished run, RecipeError for the device.
+    Raises CheckpointError if the folder holds no finished run, RecipeError for the device.
     """
     opened = load_checkpoint(folder)
     page = folder / REPORT
-    write_text(page, render(opened, answers(opened, choose_device(device))))
+    write_text(page, render(opened, evaluate_for_report(opened, choose_device(device))))
     return page
 
 
-def answers(opened: Checkpoint, device: torch.device) -> Answers:
-    """Rank every label for every validation query, at the model's weight and along the whole curve.
+def evaluate_for_report(opened: Checkpoint, device: torch.device) -> ReportEvaluation:
+    """Evaluate the validation queries at the selected mix, for each head, and at each weight of the curve.
 
-    The rankings at the model's weight and of each head alone are exact, as those that chose the epoch were.
+    The rankings of the selected mix and of the heads are exact, like those that selected the epoch.
     """
-    model, blend = opened.model.to(device), evaluation.Blend(opened.classifier_weight, opened.popularity)
-    texts = opened.labels["text"].to_pylist()
-    queries = evaluation.encode_queries(model, tokenize_in_memory(opened.validation.texts, opened.tokenizer), device)
-    label_tokens = tokenize_in_memory(texts, opened.tokenizer)
-    labels = evaluation.encode_labels(model, label_tokens, opened.positives_L, device, opened.cone_fraction)
-    blends = {weight: blend._replace(weight=weight) for weight in sorted({*WEIGHTS, blend.weight})}
-    exact = [*evaluation.SEARCHED, *evaluation.by_head(blend).values()]
-    found = evaluation.rank(queries, labels, list(blends.values()), opened.validation.exclude, searched=exact)
-    ranking_QK = {weight: found[at] for weight, at in blends.items()}
-    return Answers(ranking_QK, evaluation.scores(queries, labels, found[blend], blend))
+    mix, data = selected_mix(opened), checkpoint_data(opened)
+    heads = mixes_by_head(mix)
+    weights = sorted({*WEIGHTS, mix.weight})
+    curve = {weight_name(weight): mix._replace(weight=weight) for weight in weights}
+    ranker = checkpoint_ranker(opened, data.queries, device, exact=[*SHORTLIST_MIXES, *heads.values()])
+    result = evaluate(ranker, data, heads | curve)
+    return ReportEvaluation(result, weights, ranker.scores(result.rankings[UNIFIED], mix))
 
 
-def render(opened: Checkpoint, found: Answers) -> str:
-    """The page as text."""
-    facts = opened.facts
+def weight_name(weight: float) -> str:
+    """Return the name of the ranking at a classifier weight."""
+    return f"weight {weight!r}"
+
+
+def render(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
+    """Return the page as HTML."""
+    facts, result = opened.facts, evaluation.result
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cut": _cut, "duration": duration, "gigabytes": lambda used: f"{used / 1e9:.1f} GB"}
     template = environment.from_string((files("training.reporting") / "templates" / REPORT).read_text(encoding="utf-8"))
-    drawn, worst = _example_rows(opened, found)
     return template.render(
-        facts=facts, best=facts.best, heads=HEADS, shown=SHOWN, chosen_by=facts.recipe.validation.metrics,
-        figure_charts=_figure_charts(facts), loss_chart=_loss_chart(facts), named_parts=_named_parts,
-        dial=_dial(opened, found),
-        groups=_frequency_groups(opened, found), lengths=_lengths(opened, found), length_figures=FEW,
-        drawn=_examples(opened, found, drawn), worst=_examples(opened, found, worst),
-        shown_answers=ANSWERS, truths=TRUTHS, most=max((r.stats for r in facts.history), key=lambda t: t.memory_bytes),
-        settings=settings(facts.recipe), queries=len(opened.validation), positives_L=opened.positives_L,
+        facts=facts, best=facts.best, heads=HEADS, headline=HEADLINE_METRICS, key_metrics=KEY_METRICS,
+        head_explanations=HEAD_EXPLANATIONS, metric_explanations=METRIC_EXPLANATIONS,
+        selection_metrics=facts.recipe.validation.metrics,
+        metric_charts=_metric_charts(facts), loss_chart=_loss_chart(facts), loss_terms=_loss_terms,
+        weight_chart=_weight_chart(opened, evaluation), metrics_by_weight=evaluation.metrics_by_weight(),
+        label_groups=_label_groups(result), query_groups=_query_groups(result),
+        random_examples=_examples(opened, evaluation, _random_rows(opened)),
+        worst_examples=_examples(opened, evaluation, result.worst_queries(WORST_EXAMPLES)),
+        answers_shown=ANSWERS_SHOWN, true_labels_shown=TRUE_LABELS_SHOWN,
+        peak=max((record.stats for record in facts.history), key=lambda stats: stats.memory_bytes),
+        settings=recipe_settings(facts.recipe), queries=len(opened.validation), positives_L=opened.positives_L,
     )  # fmt: skip
 
 
-# ---- curves
+# ---- charts
 
 
-def _loss_chart(facts: CheckpointFacts) -> Chart:
-    curves = {"total": [(r.epoch, r.loss) for r in facts.history]}
+def _loss_chart(facts: CheckpointFacts) -> str:
+    curves = {"total": [(record.epoch, record.loss) for record in facts.history]}
     for name in by_head_and_term(facts.history[-1].stats.losses):
         curves[name] = [(r.epoch, by_head_and_term(r.stats.mean_losses).get(name, 0.0)) for r in facts.history]
-    return line_chart("Loss by part, mean of a step", curves, "epoch", mark=facts.best.epoch)
+    return line_chart("Loss, mean per step", curves, "epoch", mark=facts.best.epoch)
 
 
-def _figure_charts(facts: CheckpointFacts) -> list[Chart]:
-    return [
-        line_chart(
+def _metric_charts(facts: CheckpointFacts) -> dict[str, str]:
+    return {
+        metric: line_chart(
             metric,
-            {head: [(r.epoch, r.metrics[head][metric]) for r in facts.history] for head in HEADS},
+            {head: [(record.epoch, record.metrics[head][metric]) for record in facts.history] for head in HEADS},
             "epoch",
             mark=facts.best.epoch,
         )
         for metric in facts.recipe.validation.metrics
-    ]
-
-
-def _dial(opened: Checkpoint, found: Answers) -> Dial:
-    weights = sorted({*WEIGHTS, opened.classifier_weight})
-    truth = [opened.validation.labels[row] for row in range(len(opened.validation))]
-    figures = {
-        weight: metrics.evaluate(found.ranking_QK[weight], truth, opened.inverse_propensity_L) for weight in weights
     }
-    at = {weight: (of["PSP@5"], of["P@1"]) for weight, of in figures.items()}
-    named = {0.0: "0, dual encoder", 1.0: "1, classifier", opened.classifier_weight: f"{opened.classifier_weight:g}"}
-    curves = {"unified": list(at.values()), "chosen": [at[opened.classifier_weight]]}
-    notes = {at[weight]: text for weight, text in named.items()}
-    drawn = line_chart("P@1 against PSP@5, by classifier weight", curves, "PSP@5", notes=notes, whole_x=False)
-    return Dial(drawn, FEW, figures)
 
 
-# ---- parts of the validation queries
+def _weight_chart(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
+    selected = opened.classifier_weight
+    points = {weight: (of["PSP@5"], of["P@1"]) for weight, of in evaluation.metrics_by_weight().items()}
+    names = {0.0: "0, dual encoder", 1.0: "1, classifier", selected: f"{selected:g}"}
+    notes = {points[weight]: text for weight, text in names.items()}
+    curves = {"unified": list(points.values()), "chosen": [points[selected]]}
+    return line_chart("P@1 against PSP@5", curves, "PSP@5", notes=notes, integer_x=False)
 
 
-def _frequency_groups(opened: Checkpoint, found: Answers) -> list[Group]:
-    """Head, torso, tail and unseen labels."""
-    members = analysis.frequency_groups(opened.positives_L)
-    weights = {"unified": opened.classifier_weight, "dual_encoder": 0.0, "classifier": 1.0}
+# ---- slices of the validation queries
+
+
+def _label_groups(result: EvaluationResult) -> list[LabelGroupRow]:
+    """Return head, torso, tail and unseen labels."""
+    data = result.data
     by_head = {
-        head: analysis.by_label_frequency(found.ranking_QK[weight], opened.validation.labels, members)
-        for head, weight in weights.items()
+        head: slices.by_label_frequency(result.rankings[head], data.queries.labels, data.label_groups) for head in HEADS
     }
     return [
-        Group(
+        LabelGroupRow(
             name,
-            int(members[name].sum()),
-            _range(opened.positives_L[members[name]]),
+            int(data.label_groups[name].sum()),
+            _range(data.positives_L[data.label_groups[name]]),
             {head: groups[name] for head, groups in by_head.items()},
         )
-        for name in by_head["unified"]
+        for name in by_head[UNIFIED]
     ]
 
 
-def _lengths(opened: Checkpoint, found: Answers) -> list[tuple[str, int, Mapping[str, float]]]:
-    """Name, number of queries and figures of the unified model, by the queries' words."""
-    asked = opened.validation
-    figures = analysis.by_query_length(
-        found.ranking_QK[opened.classifier_weight], asked.labels, asked.texts, opened.inverse_propensity_L
-    )
-    members = analysis.length_groups(asked.texts)
-    return [(name, int(members[name].sum()), of) for name, of in figures.items()]
+def _query_groups(result: EvaluationResult) -> list[tuple[str, int, MetricValues]]:
+    """Return name, number of queries and unified metrics of each group of query lengths."""
+    data = result.data
+    queries, inverse_L = data.queries, data.inverse_propensity_L
+    metrics = slices.by_query_length(result.rankings[UNIFIED], queries.labels, queries.texts, inverse_L)
+    members = slices.length_groups(queries.texts)
+    return [(name, int(members[name].sum()), values) for name, values in metrics.items()]
 
 
 def _range(counts: NDArray[np.int64]) -> str:
@@ -208,38 +208,34 @@ def _range(counts: NDArray[np.int64]) -> str:
 # ---- examples
 
 
-def _example_rows(opened: Checkpoint, found: Answers) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Query rows drawn at random, the same ones each time, and the worst ones."""
+def _random_rows(opened: Checkpoint) -> NDArray[np.int64]:
+    """Draw query rows with the recipe's seed."""
     n = len(opened.validation)
-    drawn = np.sort(np.random.default_rng(opened.recipe.seed).choice(n, size=min(DRAWN, n), replace=False))
-    top_QK = found.ranking_QK[opened.classifier_weight]
-    return drawn, analysis.worst_queries(top_QK, opened.validation.labels, WORST)
+    return np.sort(np.random.default_rng(opened.recipe.seed).choice(n, size=min(RANDOM_EXAMPLES, n), replace=False))
 
 
-def _examples(opened: Checkpoint, found: Answers, rows: Iterable[int]) -> list[Example]:
-    asked, texts = opened.validation, opened.labels["text"].to_pylist()
-    counts_L = opened.positives_L
-    top_QK = found.ranking_QK[opened.classifier_weight][:, :ANSWERS]
-    return [
-        analysis.example(asked.texts[row], top_QK[row], asked.labels[row], texts, counts_L, found.scores_QK[row])
-        for row in map(int, rows)
-    ]
+def _examples(opened: Checkpoint, evaluation: ReportEvaluation, rows: NDArray[np.int64]) -> list[Example]:
+    texts = opened.labels["text"].to_pylist()
+    return evaluation.result.examples(rows, texts, evaluation.scores_QK, ANSWERS_SHOWN)
 
 
 def _cut(text: str) -> str:
-    return text if len(text) <= CHARACTERS else f"{text[: CHARACTERS - 1]}…"
+    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
 
 
 # ---- settings
 
 
-def settings(recipe: Recipe) -> list[Setting]:
-    """Every key of the recipe beside the default's value, with its origin (published, derived or ours)."""
-    own, default = recipe.model_dump(), load_recipe("default").model_dump()
-    return [Setting(key, _shown(own, key), _shown(default, key), origin) for key, origin in recipe.origins().items()]
+def recipe_settings(recipe: Recipe) -> list[RecipeSetting]:
+    """Return every key of the recipe with its default and its origin (published, derived or ours)."""
+    values, defaults = recipe.model_dump(), load_recipe("default").model_dump()
+    return [
+        RecipeSetting(key, _format(values, key), _format(defaults, key), origin)
+        for key, origin in recipe.origins().items()
+    ]
 
 
-def _shown(tree: Mapping[str, Any], key: str) -> str:
+def _format(tree: Mapping[str, Any], key: str) -> str:
     try:
         value = reduce(lambda node, part: node[part], key.split("."), tree)
     except KeyError:  # of another kind of encoder
@@ -249,10 +245,10 @@ def _shown(tree: Mapping[str, Any], key: str) -> str:
     return value if isinstance(value, str) else json.dumps(value)  # null and true, as in the recipe's file
 
 
-def _named_parts(parts: Mapping[str, float]) -> dict[str, tuple[str, float]]:
-    """Style, words and value of each `head/term`."""
-    named = {}
+def _loss_terms(parts: Mapping[str, float]) -> dict[str, tuple[str, float]]:
+    """Return the description and the value of each `head/term`."""
+    terms = {}
     for name, value in by_head_and_term(parts).items():
         head, term = name.split("/")
-        named[name] = (f"{HEADS[head]}, {TERMS[term]}", value)
-    return named
+        terms[name] = (f"{HEADS[head]}, {TERMS[term]}", value)
+    return terms

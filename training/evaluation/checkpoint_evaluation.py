@@ -1,0 +1,121 @@
+"""Evaluate a checkpoint on one split of its dataset.
+
+Shapes: Q queries, L labels, K ranks.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retrieval.errors import CheckpointError
+from retrieval.metrics import Ratio
+from training.checkpoint.files import read_facts
+from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.data.dataset import Dataset, Split
+from training.data.token_cache import tokenize_in_memory
+from training.evaluation.encoding import encode_labels, encode_queries
+from training.evaluation.headline import UNIFIED
+from training.evaluation.ranking import ExactRanker
+from training.evaluation.results import EvaluationData, EvaluationResult, MetricValues, SliceMetric, evaluate
+from training.evaluation.scoring import ScoreMix, mixes_by_head
+from training.evaluation.slices import Example
+from training.model.device import choose_device
+
+
+@dataclass(frozen=True, eq=False)
+class CheckpointEvaluation:
+    """The result of one checkpoint on the queries of a split that have a true label.
+
+    `scores_QK` are the scores of the unified ranking; `ratios` hold every metric but C@k per query; `propensity` are
+    the constants A and B of PSP@k.
+    """
+
+    checkpoint: Path
+    dataset: Dataset
+    split: str
+    mix: ScoreMix
+    propensity: tuple[float, float]
+    result: EvaluationResult
+    scores_QK: NDArray[np.float32]
+    ratios: dict[SliceMetric, Ratio]
+
+    @property
+    def metrics(self) -> dict[str, MetricValues]:
+        """Return the metrics in percent by head."""
+        return dict(self.result.metrics)
+
+    def examples(self, query_rows: NDArray[np.int64]) -> list[Example]:
+        """Return queries with their answers, scores and true labels."""
+        return self.result.examples(query_rows, self.dataset.label_texts, self.scores_QK)
+
+
+def evaluate_checkpoint(
+    checkpoint: Path,
+    dataset: Dataset,
+    split: str,
+    weight: float | None = None,
+    device: str = "auto",
+    propensities_of: CheckpointEvaluation | None = None,
+) -> CheckpointEvaluation:
+    """Rank all labels for every query of `split`, and compute the metrics of the unified model and of each head.
+
+    `weight` is the classifier's weight; None takes the one selected on validation. `propensities_of` supplies the
+    propensities of another evaluation, so that two checkpoints with different constants can be compared. Raises
+    DatasetError, CheckpointError, and RecipeError for the device.
+    """
+    queries = dataset.scored(split)
+    require_same_dataset(checkpoint, dataset)
+    opened = load_checkpoint(checkpoint)
+    mix = selected_mix(opened)
+    if weight is not None:
+        mix = mix._replace(weight=weight)
+    ranker = checkpoint_ranker(opened, queries, choose_device(device))
+    reference, constants = propensities_of, opened.recipe.propensity
+    positives_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
+    inverse_L = reference.result.data.inverse_propensity_L if reference else opened.inverse_propensity_L
+    heads = mixes_by_head(mix)
+    result = evaluate(ranker, EvaluationData(queries, positives_L, inverse_L), heads)
+    return CheckpointEvaluation(
+        checkpoint=checkpoint,
+        dataset=dataset,
+        split=split,
+        mix=mix,
+        propensity=reference.propensity if reference else (constants.a, constants.b),
+        result=result,
+        scores_QK=ranker.scores(result.rankings[UNIFIED], mix),
+        ratios=result.ratios(list(heads)),
+    )
+
+
+def checkpoint_ranker(
+    opened: Checkpoint, queries: Split, device: torch.device, exact: Sequence[ScoreMix] | None = None
+) -> ExactRanker:
+    """Encode the queries and the checkpoint's labels; `exact` as in ExactRanker."""
+    model = opened.model.to(device)
+    query_vectors = encode_queries(model, tokenize_in_memory(queries.texts, opened.tokenizer), device)
+    label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
+    label_vectors = encode_labels(model, label_tokens, opened.positives_L, device, opened.cone_fraction)
+    return ExactRanker(query_vectors, label_vectors, queries.exclude, exact)
+
+
+def checkpoint_data(opened: Checkpoint) -> EvaluationData:
+    """Return the validation queries that a checkpoint holds, for an evaluation."""
+    return EvaluationData(opened.validation, opened.positives_L, opened.inverse_propensity_L)
+
+
+def selected_mix(opened: Checkpoint) -> ScoreMix:
+    """Return the mix that was selected on the checkpoint's validation queries."""
+    return ScoreMix(opened.classifier_weight, opened.facts.best.popularity)
+
+
+def require_same_dataset(checkpoint: Path, dataset: Dataset) -> None:
+    """Raise CheckpointError unless the checkpoint was trained on this dataset. Fast, so call it before long work."""
+    if read_facts(checkpoint).dataset_fingerprint != dataset.fingerprint:
+        raise CheckpointError(
+            f"{checkpoint} was trained on another dataset than {dataset.folder}, so its label rows do not match. "
+            "Pass the dataset it was trained on, or train again."
+        )

@@ -1,0 +1,54 @@
+"""Encode query and label texts with a model, in batches of similar length.
+
+Shapes: Q queries, L labels, D and C widths of the dual and classifier vectors.
+"""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from training.data.token_cache import TokenizedTexts
+from training.evaluation.imputation import impute
+from training.evaluation.scoring import LabelVectors, QueryVectors, popularity, trained_mask
+from training.model.unified import UnifiedModel
+
+TEXTS_PER_BATCH = 1024
+
+
+@torch.inference_mode()
+def encode_queries(model: UnifiedModel, tokens: TokenizedTexts, device: torch.device) -> QueryVectors:
+    """Encode every text with both heads, in the order of the texts."""
+    dual_QD = torch.empty(len(tokens), model.dual_dim, device=device)
+    classifier_QC = torch.empty(len(tokens), model.classifier_dim, device=device)
+    for rows, batch in tokens.batches_by_length(TEXTS_PER_BATCH):
+        batch = batch.to(device)
+        dual, classifier = model.query_vectors(batch.input_ids_BT, batch.attention_mask_BT)
+        at = torch.from_numpy(rows).to(device)
+        dual_QD[at], classifier_QC[at] = dual.float(), classifier.float()
+    return QueryVectors(dual_QD, classifier_QC)
+
+
+@torch.inference_mode()
+def encode_labels(
+    model: UnifiedModel,
+    tokens: TokenizedTexts,
+    positives_L: NDArray[np.int64],
+    device: torch.device,
+    cone_fraction: float,
+) -> LabelVectors:
+    """Encode every label text, and gather N(ψ), imputed with κ = `cone_fraction` for untrained labels.
+
+    `positives_L` counts each label's training positives.
+    """
+    dual_LD = torch.empty(len(tokens), model.dual_dim, device=device)
+    for rows, batch in tokens.batches_by_length(TEXTS_PER_BATCH):
+        batch = batch.to(device)
+        at = torch.from_numpy(rows).to(device)
+        dual_LD[at] = model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT).float()
+    rows_LC = model.classifier_rows()
+    trained_L = trained_mask(rows_LC, positives_L)
+    imputation = impute(dual_LD.cpu().numpy(), rows_LC, trained_L, torch.get_num_threads())
+    popularity_L = torch.from_numpy(popularity(positives_L)).to(device)
+    labels = LabelVectors(dual_LD, F.normalize(rows_LC.float(), dim=-1), popularity_L, imputation)
+    return labels.with_imputation(cone_fraction)

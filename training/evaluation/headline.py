@@ -1,0 +1,25 @@
+"""The metrics and heads that every table shows, and the one explanation of each.
+
+The training console, `diptych evaluate`, report.html and `diptych export` take their columns from here.
+"""
+
+HEADLINE_METRICS = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
+KEY_METRICS = ("P@1", "P@5", "R@10", "PSP@5")  # for tables with many rows or columns
+EXPORT_METRICS = ("P@1", "P@5", "PSP@5")  # of the metrics that the quality check of an export computes
+LABEL_GROUP_METRICS = ("R@10", "P@5")  # of a group of labels
+
+UNIFIED = "unified"
+HEADS = {UNIFIED: "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}  # key: name for readers
+
+METRIC_EXPLANATIONS = {
+    "P@k": "precision: the share of the first k answers that are true labels",
+    "R@k": "recall: the share of a query's true labels among its first k answers",
+    "nDCG@k": "precision in which a true label counts more the higher it ranks",
+    "PSP@k": "propensity-scored precision: rare labels count more, 100 is the best possible ranking",
+    "C@k": "coverage: the share of distinct true labels that at least one query finds in its first k answers",
+}
+HEAD_EXPLANATIONS = {
+    "unified": "the weighted sum of both scores, and the one that is served",
+    "dual_encoder": "compares the texts of query and label, so it also finds labels without training queries",
+    "classifier": "has one learned vector per label, so it is strong for labels with many training queries",
+}

@@ -1,0 +1,201 @@
+"""Summarise one checkpoint evaluation, or compare two: plain values for the console and for JSON."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.evaluation import slices
+from training.evaluation.checkpoint_evaluation import CheckpointEvaluation
+from training.evaluation.headline import HEADLINE_METRICS, HEADS, KEY_METRICS, LABEL_GROUP_METRICS, UNIFIED
+from training.evaluation.results import MetricValues, SliceMetric
+from training.evaluation.scoring import ScoreMix
+from training.evaluation.significance import RESAMPLES, SEED, Bootstrap, Contrast, Estimate, compare
+from training.evaluation.slices import Example
+
+INTERVAL_METRICS = tuple(name for name in HEADLINE_METRICS if not name.startswith("C@"))  # C@k has no ratio per query
+METRICS_BY_KIND = {"head": KEY_METRICS, "labels": LABEL_GROUP_METRICS, "queries": KEY_METRICS}
+
+
+@dataclass(frozen=True)
+class LabelGroup:
+    """Labels of similar frequency: their number, the range of their training positives, and their metrics in percent.
+
+    `true_labels` counts pairs of a query and a true label of this group, `queries` the queries with such a pair.
+    """
+
+    labels: int
+    min_positives: int
+    max_positives: int
+    true_labels: int
+    queries: int
+    metrics: MetricValues
+    estimates: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class QueryGroup:
+    """Queries of similar length: their number, and their metrics in percent."""
+
+    queries: int
+    metrics: MetricValues
+    estimates: dict[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The dataset and split, the number of queries, the constants of PSP, and how intervals are resampled."""
+
+    dataset: str
+    split: str
+    queries: int
+    propensity: dict[str, float]
+    resamples: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class EvaluationSummary:
+    """One checkpoint: all metrics by head, and the headline metrics with 95 % intervals.
+
+    `unified_minus` holds the paired differences between the unified model and each head.
+    """
+
+    subject: Subject
+    checkpoint: str
+    mix: ScoreMix
+    metrics: dict[str, MetricValues]
+    estimates: dict[str, dict[str, Estimate]]
+    unified_minus: dict[str, dict[str, Estimate]]
+    label_frequency: dict[str, LabelGroup]
+    query_length: dict[str, QueryGroup]
+    worst: list[Example]
+
+
+@dataclass(frozen=True)
+class EvaluationComparison:
+    """Two checkpoints on the same queries: every slice with its test, and queries on which one finds fewer labels.
+
+    Each such query is given with the first checkpoint's answers and with the second's.
+    """
+
+    subject: Subject
+    checkpoints: tuple[str, str]
+    mixes: tuple[ScoreMix, ScoreMix]
+    metrics: tuple[dict[str, MetricValues], dict[str, MetricValues]]
+    contrasts: list[Contrast[SliceMetric]]
+    first_behind: list[tuple[Example, Example]]
+    second_behind: list[tuple[Example, Example]]
+
+
+def summarize(
+    evaluation: CheckpointEvaluation, worst: int, resamples: int = RESAMPLES, seed: int = SEED
+) -> EvaluationSummary:
+    """Compute intervals by head, label frequency and query length, and list the `worst` queries."""
+    shown = METRICS_BY_KIND | {"head": INTERVAL_METRICS}
+    ratios = {key: ratio for key, ratio in evaluation.ratios.items() if key.metric in shown[key.kind]}
+    bootstrap = Bootstrap(ratios, resamples, seed)
+    estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
+    for key in ratios:
+        estimates.setdefault((key.kind, key.name), {})[key.metric] = bootstrap.estimate(key)
+
+    def margins(head: str) -> dict[str, Estimate]:
+        pairs = {m: (SliceMetric("head", UNIFIED, m), SliceMetric("head", head, m)) for m in INTERVAL_METRICS}
+        return {metric: bootstrap.difference(*pair) for metric, pair in pairs.items()}
+
+    return EvaluationSummary(
+        subject=_subject(evaluation, resamples, seed),
+        checkpoint=str(evaluation.checkpoint),
+        mix=evaluation.mix,
+        metrics=evaluation.metrics,
+        estimates={head: estimates["head", head] for head in HEADS},
+        unified_minus={head: margins(head) for head in HEADS if head != UNIFIED},
+        label_frequency={n: _label_group(evaluation, n, of) for (kind, n), of in estimates.items() if kind == "labels"},
+        query_length={n: _query_group(evaluation, n, of) for (kind, n), of in estimates.items() if kind == "queries"},
+        worst=evaluation.examples(evaluation.result.worst_queries(worst)),
+    )
+
+
+def compare_evaluations(
+    first: CheckpointEvaluation, second: CheckpointEvaluation, worst: int, resamples: int = RESAMPLES, seed: int = SEED
+) -> EvaluationComparison:
+    """Test on which slices one of two evaluations of the same queries is better; list `worst` queries of each."""
+    ratios = [
+        {key: ratio for key, ratio in one.ratios.items() if key.metric in METRICS_BY_KIND[key.kind]}
+        for one in (first, second)
+    ]
+    first_hits_Q, second_hits_Q = (
+        slices.count_hits(one.result.rankings[UNIFIED], one.result.data.queries.labels)[0] for one in (first, second)
+    )
+    return EvaluationComparison(
+        subject=_subject(first, resamples, seed),
+        checkpoints=(str(first.checkpoint), str(second.checkpoint)),
+        mixes=(first.mix, second.mix),
+        metrics=(first.metrics, second.metrics),
+        contrasts=compare(ratios[0], ratios[1], resamples, seed),
+        first_behind=_side_by_side(first, second, _largest(second_hits_Q - first_hits_Q, worst)),
+        second_behind=_side_by_side(first, second, _largest(first_hits_Q - second_hits_Q, worst)),
+    )
+
+
+def to_json(summary: EvaluationSummary | EvaluationComparison) -> Any:
+    """Return plain values for JSON: percent and points, null if there is no interval."""
+    return _plain(asdict(summary))
+
+
+def _subject(evaluation: CheckpointEvaluation, resamples: int, seed: int) -> Subject:
+    a, b = evaluation.propensity
+    queries = len(evaluation.result.data.queries)
+    return Subject(evaluation.dataset.meta.name, evaluation.split, queries, {"a": a, "b": b}, resamples, seed)
+
+
+def _label_group(evaluation: CheckpointEvaluation, name: str, estimates: dict[str, Estimate]) -> LabelGroup:
+    data = evaluation.result.data
+    member_L = data.label_groups[name]
+    return LabelGroup(
+        labels=int(member_L.sum()),
+        min_positives=int(data.positives_L[member_L].min()),
+        max_positives=int(data.positives_L[member_L].max()),
+        true_labels=int(member_L[data.queries.labels.values].sum()),
+        queries=evaluation.ratios[SliceMetric("labels", name, "R@10")].queries,
+        metrics=_slice_metrics(evaluation, "labels", name),
+        estimates=estimates,
+    )
+
+
+def _query_group(evaluation: CheckpointEvaluation, name: str, estimates: dict[str, Estimate]) -> QueryGroup:
+    return QueryGroup(
+        queries=evaluation.ratios[SliceMetric("queries", name, "P@1")].queries,
+        metrics=_slice_metrics(evaluation, "queries", name),
+        estimates=estimates,
+    )
+
+
+def _slice_metrics(evaluation: CheckpointEvaluation, kind: str, name: str) -> MetricValues:
+    return {
+        key.metric: ratio.percent for key, ratio in evaluation.ratios.items() if (key.kind, key.name) == (kind, name)
+    }
+
+
+def _largest(lead_Q: NDArray[np.int64], count: int) -> NDArray[np.int64]:
+    """Return up to `count` query rows with a positive lead, the largest first, ties by row."""
+    order_Q = np.argsort(-lead_Q, kind="stable")
+    return order_Q[lead_Q[order_Q] > 0][:count]
+
+
+def _side_by_side(
+    first: CheckpointEvaluation, second: CheckpointEvaluation, query_rows: NDArray[np.int64]
+) -> list[tuple[Example, Example]]:
+    return list(zip(first.examples(query_rows), second.examples(query_rows), strict=True))
+
+
+def _plain(value: Any) -> Any:
+    """Convert named tuples to objects, and round numbers to six decimals."""
+    if isinstance(value, float):
+        return round(value, 6)
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if hasattr(value, "_asdict"):
+        return _plain(value._asdict())
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
