@@ -28,7 +28,8 @@ from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import ExactIndex, Vectors
 from training.checkpoint.opened import Checkpoint
 from training.data.token_cache import tokenize_in_memory
-from training.model.unified import TransformerEncoder, UnifiedModel
+from training.model.transformer_encoder import TransformerEncoder
+from training.model.unified import UnifiedModel
 
 PRECISION_LOSS = 0.5  # points of P@1 that less precision may cost
 LEAST_SPEEDUP = 2.0  # of int8, on one thread, in the geometric mean over the batch sizes

@@ -11,7 +11,7 @@ from training.data.token_cache import TokenBatch, TokenizedTexts
 from training.model.pretrained import transformer
 from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder
-from training.model.unified import TransformerEncoder
+from training.model.transformer_encoder import TransformerEncoder
 from training.optim.grad_cache import GradCacheEncoding
 from training.recipe.schema import TransformerEncoderRecipe
 

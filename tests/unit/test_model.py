@@ -20,14 +20,8 @@ from transformers import (
 
 from retrieval.errors import RecipeError
 from training.model.device import uses_bfloat16
-from training.model.unified import (
-    MIN_TOKENS,
-    TransformerEncoder,
-    UnifiedModel,
-    groups_by_length,
-    init_model,
-    model_skeleton,
-)
+from training.model.transformer_encoder import MIN_TOKENS, TransformerEncoder, groups_by_length
+from training.model.unified import UnifiedModel, init_model, model_skeleton
 from training.optim.optimizers import dense_optimizer
 from training.recipe.loading import load_recipe
 from training.recipe.schema import Recipe
