@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from retrieval import Retriever
-from training.checkpoint.files import load_checkpoint
+from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation.checkpoint_evaluation import selected_mix
 from training.evaluation.encoding import encode_labels, encode_queries
-from training.model.tokens import tokenize_in_memory
 
 K = 10
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -49,7 +49,7 @@ def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -
     opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
     asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
     weight = opened.classifier_weight
     scores_QL = (
         selected_mix(opened)

@@ -25,7 +25,7 @@ from benchmarks.measuring.recipe_process import Answers
 from benchmarks.measuring.systems import RecipeRun
 from retrieval import metrics
 from retrieval.errors import DiptychError
-from training.checkpoint.files import load_checkpoint
+from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.evaluation.checkpoint_evaluation import selected_mix
 

@@ -35,7 +35,8 @@ from benchmarks.peers.watched_steps import Task
 from retrieval.errors import BadInput, DiptychError
 from training.batching.batches import sample_positives
 from training.data.dataset import Dataset, DatasetMeta, Split, SplitName
-from training.model.tokens import make_tokenizer, tokenize_in_memory
+from training.data.token_cache import tokenize_in_memory
+from training.model.tokenizer import make_tokenizer
 from training.prepare.writing import write_dataset
 
 WARM = 5  # steps before the measured ones
@@ -150,7 +151,7 @@ def looked_at(dataset: Dataset, drawn: Split, task: Task) -> Texts:
     started = time.process_time()
     tokens = tokenize_in_memory(texts, tokenizer)
     seconds = time.process_time() - started
-    return Texts(dataset.meta.name, len(tokens.ids_S) / len(drawn), seconds / len(drawn))
+    return Texts(dataset.meta.name, len(tokens.ids.values) / len(drawn), seconds / len(drawn))
 
 
 def in_turn(

@@ -53,9 +53,9 @@ from retrieval.search.pca_index import NarrowIndex
 from retrieval.search.thread_pool import Workers
 from retrieval.store.local import Store
 from retrieval.system.progress import Stage, silent_stage
-from training.checkpoint.files import Checkpoint, load_checkpoint
+from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.data.token_cache import special_ids, tokenize_in_memory
 from training.evaluation.results import MetricValues
-from training.model.tokens import special_ids, tokenize_in_memory
 
 PROJECTED = "projected.npy"  # temporary input of the index
 GOLDEN_QUERIES = 100
@@ -273,7 +273,7 @@ def _label_facts(checkpoint: Checkpoint, folder: Path) -> LabelFacts:
 
 def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> ModelFacts:
     pad_id, unknown_id = special_ids(checkpoint.tokenizer)
-    n_tokens = len(tokenize_in_memory(queries, checkpoint.tokenizer).ids_S)
+    n_tokens = len(tokenize_in_memory(queries, checkpoint.tokenizer).ids.values)
     return ModelFacts(
         encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str in the recipe, a Literal here; validated by pydantic
         dual_dim=checkpoint.model.dual_dim,

@@ -47,12 +47,12 @@ def export(
     from retrieval.bundle.signatures import trusted_keys
     from retrieval.store.local import Store
     from retrieval.system.console import Console
-    from training.monitoring.console import ConsoleListener
+    from training.monitoring.console import ConsoleCallback
 
     opened = Store(store, trusted=trusted_keys())
     settings = ExportSettings(m=m, ef_construction=ef_construction, threads=threads, precision=precision)
-    with ConsoleListener() as listener:
-        exported = build(checkpoint, opened, name=name, settings=settings, stage=listener.stage)
+    with ConsoleCallback() as callback:
+        exported = build(checkpoint, opened, name=name, settings=settings, stage=callback.stage)
     if activate:
         opened.activate(exported.name)
     state = "Active" if activate else "Published"

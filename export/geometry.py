@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from training.checkpoint.files import Checkpoint
+from training.checkpoint.opened import Checkpoint
 from training.evaluation.checkpoint_evaluation import selected_mix
 from training.evaluation.scoring import popularity
 

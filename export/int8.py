@@ -20,7 +20,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import Tensor, nn
 
 from export.encoders import INLINE_LIMIT, quiet
-from training.model.tokens import TokenizedTexts
+from training.data.token_cache import TokenizedTexts
 from training.model.unified import TransformerEncoder
 
 TEXTS_PER_BATCH = 64

@@ -17,7 +17,7 @@ from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import Vectors
 from retrieval.system.progress import Progress
-from training.checkpoint.files import Checkpoint
+from training.checkpoint.opened import Checkpoint
 from training.evaluation.imputation import impute
 
 
@@ -81,7 +81,7 @@ def write_imputed(
     for start in range(0, len(imputation.label_U), LABELS_PER_CHUNK):
         stop = start + LABELS_PER_CHUNK
         label_B = imputation.label_U[start:stop]
-        rows_BC = with_bias(checkpoint, imputation.rows(checkpoint.kept, start, stop).numpy(), label_B)
+        rows_BC = with_bias(checkpoint, imputation.rows(checkpoint.cone_fraction, start, stop).numpy(), label_B)
         vectors_LD[label_B, dual_dim:] = cone.apply(rows_BC) * scale_C
     vectors_LD.flush()  # type: ignore[attr-defined]  # a memmap
 

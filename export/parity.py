@@ -14,7 +14,7 @@ from retrieval.bundle.manifest import Parity
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import Vectors
-from training.checkpoint.files import Checkpoint
+from training.checkpoint.opened import Checkpoint
 
 MIN_COSINE = 0.9999
 

@@ -26,9 +26,9 @@ from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, ModelFa
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import ExactIndex, Rows, Vectors
-from training.checkpoint.files import Checkpoint
+from training.checkpoint.opened import Checkpoint
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation.results import MetricValues
-from training.model.tokens import tokenize_in_memory
 from training.model.unified import TransformerEncoder, UnifiedModel
 
 MAX_PRECISION_LOSS = 0.5  # points of P@1 that reduced precision may cost

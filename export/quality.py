@@ -20,14 +20,14 @@ from retrieval.errors import GateError
 from retrieval.retriever import Retriever
 from retrieval.search.indexes import ExactIndex, Vectors
 from retrieval.system.progress import Progress, no_progress
-from training.checkpoint.files import Checkpoint
+from training.checkpoint.opened import Checkpoint
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation.checkpoint_evaluation import checkpoint_data, selected_mix
 from training.evaluation.encoding import encode_queries
 from training.evaluation.headline import UNIFIED
 from training.evaluation.ranking import LabelRows
 from training.evaluation.results import EvaluationData, MetricValues, evaluate
 from training.evaluation.scoring import ScoreMix
-from training.model.tokens import tokenize_in_memory
 
 MAX_QUALITY_LOSS = 0.2  # points of P@1 and P@5 that a bundle may lose against its checkpoint
 KS = (1, 5)

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from training.checkpoint.files import Checkpoint
-from training.model.tokens import tokenize_in_memory
+from training.checkpoint.opened import Checkpoint
+from training.data.token_cache import tokenize_in_memory
 
 MAX_QUERIES, MAX_LABELS = 1_000, 1_000
 RECALL_LABEL_TEXTS = 500

@@ -31,14 +31,14 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def checkpoint(dataset_folder: Path) -> Path:
     """The example's recipe, trained for three epochs: enough to be far better than chance; popularity always counts."""
-    from tests.support.listener import Kept
+    from tests.support.listener import RecordingCallback
     from training.data.dataset import Dataset
-    from training.recipe.schema import load_recipe
+    from training.recipe.loading import load_recipe
     from training.run import train
 
     folder = dataset_folder.parent / "checkpoint"
     recipe = load_recipe("default", ["optimizer.epochs=3", "validation.popularities=[0.15]"])
-    train(Dataset.open(dataset_folder), recipe, folder, Kept())
+    train(Dataset.open(dataset_folder), recipe, folder, RecordingCallback())
     return folder
 
 

@@ -1,4 +1,4 @@
-"""`diptych prepare | train | evaluate`: thin commands; what is heavy is imported when a command runs."""
+"""Commands `diptych prepare`, `train` and `evaluate`. Heavy imports happen when a command runs."""
 
 import shlex
 from pathlib import Path
@@ -19,7 +19,7 @@ app.command(
 
 
 def _recipes(incomplete: str) -> list[str]:
-    from training.recipe.schema import shipped_recipes
+    from training.recipe.loading import shipped_recipes
 
     return [name for name in shipped_recipes() if name.startswith(incomplete)]
 
@@ -34,7 +34,7 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, or cuda.", autocompl
 )
 def train(
     dataset: Annotated[Path, typer.Option(help="Folder that `diptych prepare` made.")],
-    out: Annotated[Path, typer.Option(help="Folder that holds the checkpoint afterwards.")],
+    out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
     recipe: Annotated[
         str, typer.Option(help="A shipped recipe by name, or a YAML file.", autocompletion=_recipes)
     ] = "default",
@@ -43,51 +43,50 @@ def train(
         typer.Option("--set", metavar="KEY=VALUE", help="Override a recipe key, e.g. batching.batch_size=512."),
     ] = None,
     device: DeviceOption = "auto",
-    restart: Annotated[bool, typer.Option("--restart", help="Throw away what --out holds of an earlier run.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Delete an earlier run in --out.")] = False,
 ) -> None:
-    """Train the unified model on a dataset; interrupted, the same command goes on where it stopped.
+    """Train the unified model on a dataset. Rerun the same command to resume an interrupted run.
 
-    On several GPUs: torchrun --nproc-per-node GPUS -m diptych train …; the batch is shared, so a run learns the same.
+    On several GPUs: torchrun --nproc-per-node GPUS -m diptych train …; the batch size stays the same.
     """
     from training.data.dataset import Dataset
-    from training.monitoring import console
-    from training.monitoring import resource_errors as faults
-    from training.optim.distributed import processes_of_torchrun
-    from training.recipe.schema import load_recipe
+    from training.monitoring.console import ConsoleCallback, print_summary
+    from training.monitoring.resource_errors import resource_errors
+    from training.optim.distributed import torchrun_processes
+    from training.recipe.loading import load_recipe
     from training.reporting.report import REPORT, write_report
     from training.run import train as run
     from training.trainer import Stopped
 
-    chosen = load_recipe(recipe, set_ or [])
+    loaded = load_recipe(recipe, set_ or [])
     with (
-        faults.told(out),
-        processes_of_torchrun() as processes,
-        console.ConsoleListener(_stopping, quiet=not processes.first) as listener,
+        resource_errors(out),
+        torchrun_processes() as processes,
+        ConsoleCallback(_stopping, quiet=not processes.is_rank_zero) as callback,
     ):
         try:
             facts = run(
-                Dataset.open(dataset), chosen, out, listener, device=device, restart=restart, should_stop=_stopping,
+                Dataset.open(dataset), loaded, out, callback, device=device, restart=restart, should_stop=_stopping,
                 processes=processes,
             )  # fmt: skip
-            page = out / REPORT
-            if processes.first and not page.is_file():
-                with listener.stage("writing the report"):
+            report = out / REPORT
+            if processes.is_rank_zero and not report.is_file():
+                with callback.stage("writing the report"):
                     write_report(out, device)
         except (Stopped, stopping.StopRequested, KeyboardInterrupt):
-            # Not the command as it was typed: --restart would throw away what was just saved.
-            again = _command(dataset, out, recipe, set_ or [], device)
-            listener.say(f"Stopped and saved in {out}. Go on with:\n  {again}")
+            command = _resume_command(dataset, out, recipe, set_ or [], device)
+            callback.print(f"Stopped and saved in {out}. Resume with:\n  {command}")
             raise typer.Exit(128 + (stopping.requested() or SIGINT)) from None
-    if processes.first:
-        console.finished(facts, out, page)
+    if processes.is_rank_zero:
+        print_summary(facts, out, report)
 
 
 def _stopping() -> bool:
     return stopping.requested() is not None
 
 
-def _command(dataset: Path, out: Path, recipe: str, overrides: list[str], device: str) -> str:
-    """The command that goes on with a run, ready to paste."""
+def _resume_command(dataset: Path, out: Path, recipe: str, overrides: list[str], device: str) -> str:
+    """Return the shell command that resumes a run; without --restart, which would delete what was saved."""
     words = ["diptych", "train", "--dataset", str(dataset), "--out", str(out), "--recipe", recipe]
     words += [word for override in overrides for word in ("--set", override)]
     return shlex.join([*words, "--device", device] if device != "auto" else words)

@@ -1,205 +1,164 @@
-"""`diptych train` without the console: prepared dataset and recipe → checkpoint, anew or from where it stopped."""
+"""Train a recipe on a dataset into a checkpoint folder, from the beginning or from the last saved state."""
 
-import fcntl
-import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 from tokenizers import Tokenizer
 
-from retrieval.errors import CheckpointError
-from retrieval.system.paths import require_utf8
-from training.checkpoint import files as ck
-from training.checkpoint.state import STATE, WEIGHTS
+from retrieval.system.atomic_files import write_text
+from training.batching.batch_source import BatchSource
+from training.batching.training_data import TrainingData, build_training_data, validation_queries
+from training.checkpoint.files import read_facts, read_tokenizer, save_facts, save_static_files
+from training.checkpoint.manager import CheckpointManager
+from training.checkpoint.run_folder import TENSORBOARD, TOKEN_CACHE, locked_run_folder
+from training.checkpoint.schema import (
+    CHECKPOINT,
+    ENCODER,
+    STATE,
+    TOKENIZER,
+    WEIGHTS,
+    CheckpointFacts,
+    RunFacts,
+    RunPosition,
+)
+from training.checkpoint.warm_start import warm_start, warm_start_tokenizer
 from training.data.dataset import Dataset
-from training.data.training_data import Material, material_of, validation_queries
-from training.model.tokens import inverse_document_frequency, make_tokenizer
-from training.model.unified import empty_model, fresh_model
-from training.model.warm_start import warm_start, warm_start_tokenizer
-from training.monitoring.callbacks import Both, Listener
-from training.monitoring.tensorboard import Events
-from training.optim.distributed import ALONE, Processes
-from training.optim.optimizers import choose_device
+from training.data.token_cache import inverse_document_frequency
+from training.evaluation.validator import Validator
+from training.model.device import choose_device
+from training.model.tokenizer import make_tokenizer
+from training.model.unified import UnifiedModel, init_model, model_skeleton
+from training.monitoring.callbacks import Callback, CallbackPair
+from training.monitoring.tensorboard import TensorBoardCallback
+from training.optim.distributed import SINGLE_PROCESS, Processes
+from training.optim.optimizers import Optimizers
+from training.optim.training_step import TrainingStep
 from training.recipe.schema import Recipe
 from training.trainer import Trainer
-
-LOCK, EVENTS = ".lock", "tensorboard"
-WRITTEN = (  # in order of removal; run.json, which marks the folder as a run's, is overwritten instead
-    "checkpoint.json", "state.safetensors", "model.safetensors", "tokenizer.json", "labels.parquet",
-    "validation.parquet", "report.html",
-)  # fmt: skip
-
-
-class RunFacts(BaseModel):
-    """run.json: what a folder's run is made of; what does not match it may not go on in that folder."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    recipe: Recipe
-    dataset_fingerprint: str
 
 
 def train(
     dataset: Dataset,
     recipe: Recipe,
     folder: Path,
-    listener: Listener,
+    callback: Callback,
     *,
     device: str = "auto",
     restart: bool = False,
     should_stop: Callable[[], bool] = lambda: False,
-    processes: Processes = ALONE,
-) -> ck.CheckpointFacts:
-    """Train `recipe` on `dataset`; `folder` holds the checkpoint afterwards.
+    processes: Processes = SINGLE_PROCESS,
+    source_type: type[BatchSource] = BatchSource,
+) -> CheckpointFacts:
+    """Train `recipe` on `dataset`; `folder` has the checkpoint afterwards.
 
-    A folder that holds the same run is gone on with, or left as it is when that run has finished; one that holds
-    another run is refused unless `restart`. Of several `processes` each calls this with the same arguments; the first
-    one alone is heard by its listener. Raises DatasetError, RecipeError, CheckpointError, TrainingError, and
-    trainer.Stopped when asked to stop.
+    If the folder has the same run, the run is resumed, or left as it is if it has finished. Another run is refused
+    unless `restart`. All `processes` of a distributed run call this with the same arguments. Raises DatasetError,
+    RecipeError, CheckpointError, TrainingError, and trainer.Stopped if asked to stop.
     """
-    processes.refuse_small_batches(recipe.batching.batch_size)
-    chosen = choose_device(device)
+    processes.require_batch_size(recipe.batching.batch_size)
+    torch_device = choose_device(device)
     validation = validation_queries(dataset, recipe)
     run = RunFacts(recipe=recipe, dataset_fingerprint=dataset.fingerprint)
-    with _claimed(folder, run, restart) if processes.first else nullcontext():
-        if processes.any(processes.first and (folder / "checkpoint.json").is_file()):
-            return ck.read_facts(folder)
-        with processes.first_ahead(), listener.stage("tokenizing"):
-            tokenizer = _tokenizer(folder, dataset, recipe)
-            material = material_of(dataset, recipe, validation, tokenizer, folder / "tokens")
-        trainer = _trainer(dataset, recipe, material, tokenizer, folder, chosen, listener, should_stop, processes)
-        cursor = _heard(trainer, listener) if processes.first else trainer.run()
-        with processes.first_ahead():
-            if processes.first:
-                ck.save_facts(folder, _facts(cursor, dataset, recipe, tokenizer, chosen))
-    return ck.read_facts(folder)
+    with locked_run_folder(folder, run, restart) if processes.is_rank_zero else nullcontext():
+        if processes.any(processes.is_rank_zero and (folder / CHECKPOINT).is_file()):
+            return read_facts(folder)
+        with processes.rank_zero_first(), callback.stage("tokenizing"):
+            tokenizer = _load_or_make_tokenizer(folder, dataset, recipe)
+            data = build_training_data(dataset, recipe, validation, tokenizer, folder / TOKEN_CACHE)
+        model = _load_or_init_model(folder, dataset, recipe, data, tokenizer, processes)
+        position = _train_model(
+            model.to(torch_device), data, recipe, folder, torch_device, callback, should_stop, processes, source_type
+        )
+        with processes.rank_zero_first():
+            if processes.is_rank_zero:
+                save_facts(folder, _checkpoint_facts(position, dataset, recipe, tokenizer, torch_device))
+    return read_facts(folder)
 
 
-def _heard(trainer: Trainer, listener: Listener) -> ck.Cursor:
-    """Run to the end, told to `listener` and to TensorBoard."""
-    with Events(trainer.folder / EVENTS, trainer.cursor) as events:
-        trainer.listener = Both(listener, events)
+def _train_model(
+    model: UnifiedModel,
+    data: TrainingData,
+    recipe: Recipe,
+    folder: Path,
+    device: torch.device,
+    callback: Callback,
+    should_stop: Callable[[], bool],
+    processes: Processes,
+    source_type: type[BatchSource],
+) -> RunPosition:
+    """Build the parts of a trainer, restore the saved state if there is one, and train to the end."""
+    optimizers = Optimizers(model, recipe.optimizer, processes)
+    checkpoints = CheckpointManager(folder, model, optimizers, recipe, data, processes)
+    state = checkpoints.restore()
+    tensorboard = TensorBoardCallback(folder / TENSORBOARD, state.position) if processes.is_rank_zero else nullcontext()
+    with tensorboard as events:
+        trainer = Trainer(
+            recipe=recipe,
+            source=source_type(recipe, data, model, device, state.mined, processes),
+            training_step=TrainingStep(model, optimizers, recipe, device, processes),
+            validator=Validator(model, data, recipe, device),
+            checkpoints=checkpoints,
+            callback=callback if events is None else CallbackPair(callback, events),
+            position=state.position,
+            should_stop=should_stop,
+            processes=processes,
+        )
         return trainer.run()
 
 
-def _trainer(
-    dataset: Dataset,
-    recipe: Recipe,
-    material: Material,
-    tokenizer: Tokenizer,
-    folder: Path,
-    device: torch.device,
-    listener: Listener,
-    should_stop: Callable[[], bool],
-    processes: Processes,
-) -> Trainer:
-    """A trainer at the beginning, or where the folder's state left off, which needs no pretrained model any more."""
-    begun = (folder / STATE).is_file()
-    tokens = [tokenizer.id_to_token(place) or "" for place in range(tokenizer.get_vocab_size())]
-    if begun:
-        model = empty_model(recipe, dataset.n_labels, len(tokens), folder / "encoder", tokens)
+def _load_or_init_model(
+    folder: Path, dataset: Dataset, recipe: Recipe, data: TrainingData, tokenizer: Tokenizer, processes: Processes
+) -> UnifiedModel:
+    """Return a new model, or one whose weights the folder's saved state will replace.
+
+    For a new run, the files that training does not change are written. A resumed run needs no pretrained model.
+    """
+    tokens = [tokenizer.id_to_token(token_id) or "" for token_id in range(tokenizer.get_vocab_size())]
+    if (folder / STATE).is_file():
+        return model_skeleton(recipe, dataset.n_labels, len(tokens), folder / ENCODER, tokens)
+    rarity_V = inverse_document_frequency(len(tokens), data.train_tokens, data.label_tokens)
+    model = init_model(recipe, dataset.n_labels, rarity_V, tokens)
+    if recipe.warm_start is not None:
+        warm_start(model, recipe)
+    if processes.is_rank_zero:
+        (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
+        save_static_files(folder, model, tokenizer, dataset.label_table, data.validation)
+    return model
+
+
+def _load_or_make_tokenizer(folder: Path, dataset: Dataset, recipe: Recipe) -> Tokenizer:
+    """Return the run's tokenizer: from the folder if it has one, from the warm start's checkpoint, or a new one."""
+    path = folder / TOKENIZER
+    if path.is_file():
+        return read_tokenizer(path)
+    if recipe.warm_start is not None:
+        tokenizer = warm_start_tokenizer(recipe)
     else:
-        rarity_V = inverse_document_frequency(len(tokens), material.train_tokens, material.label_tokens)
-        model = fresh_model(recipe, dataset.n_labels, rarity_V, tokens)
-        if recipe.warm_start is not None:
-            warm_start(model, recipe)
-        if processes.first:
-            (folder / WEIGHTS).unlink(missing_ok=True)  # from a run that was killed before it saved its state
-            ck.save_surroundings(folder, model, tokenizer, dataset.label_table, material.validation)
-    trainer = Trainer(recipe, material, model, folder, device, listener, should_stop, processes)
-    if begun:
-        trainer.restore_state()
-    return trainer
+        tokenizer = make_tokenizer(recipe, [*dataset.split("train").texts, *dataset.label_texts])
+    write_text(path, tokenizer.to_str())
+    return tokenizer
 
 
-def _facts(
-    cursor: ck.Cursor, dataset: Dataset, recipe: Recipe, tokenizer: Tokenizer, device: torch.device
-) -> ck.CheckpointFacts:
-    assert cursor.best is not None, "the last epoch is always validated"
-    return ck.CheckpointFacts(
+def _checkpoint_facts(
+    position: RunPosition, dataset: Dataset, recipe: Recipe, tokenizer: Tokenizer, device: torch.device
+) -> CheckpointFacts:
+    assert position.best is not None, "the last epoch is always validated"
+    cpu = f"CPU, threads: {torch.get_num_threads()}"
+    return CheckpointFacts(
         recipe=recipe,
         dataset_name=dataset.meta.name,
         dataset_fingerprint=dataset.fingerprint,
         n_labels=dataset.n_labels,
         train_queries=len(dataset.split("train")),
         vocabulary=tokenizer.get_vocab_size(),
-        device=torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"CPU, threads: {torch.get_num_threads()}",
+        device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         finished=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         versions={name: version(name) for name in ("diptych", "torch", "transformers", "tokenizers", "numpy")},
-        classifier_weight=cursor.best.classifier_weight,
-        best=cursor.best,
-        history=cursor.history,
+        classifier_weight=position.best.classifier_weight,
+        best=position.best,
+        history=position.history,
     )
-
-
-@contextmanager
-def _claimed(folder: Path, facts: RunFacts, restart: bool) -> Iterator[None]:
-    """Make `folder` this run's, or see that it already is; nobody else trains in it meanwhile."""
-    require_utf8(folder)
-    path = folder / "run.json"
-    if not path.is_file() and folder.exists() and any(item.name != LOCK for item in folder.iterdir()):
-        raise CheckpointError(f"{folder} is not empty and holds no training run. Give --out a new folder.")
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise CheckpointError(
-                f"another process is training in {folder}. Wait for it, or give another --out."
-            ) from error
-        if path.is_file():
-            there = _facts_of(path)
-            learned = any((folder / name).is_file() for name in ("state.safetensors", "model.safetensors"))
-            if learned and not restart:
-                _same_run(folder, there, facts)
-            elif restart or there != facts:
-                _clear(folder)
-        ck.write_text(path, facts.model_dump_json(indent=2))
-        yield
-
-
-def _clear(folder: Path) -> None:
-    """Remove what a run writes, and nothing else."""
-    for name in WRITTEN:
-        (folder / name).unlink(missing_ok=True)
-    for name in ("tokens", "encoder", EVENTS):
-        shutil.rmtree(folder / name, ignore_errors=True)
-
-
-def _facts_of(path: Path) -> RunFacts:
-    try:
-        return RunFacts.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise CheckpointError(f"{path} is no training run of this version. Give --out a new folder.") from error
-
-
-def _same_run(folder: Path, there: RunFacts, facts: RunFacts) -> None:
-    way_out = "Give another --out, or --restart to throw that run away."
-    if there.dataset_fingerprint != facts.dataset_fingerprint:
-        was, now = there.dataset_fingerprint[:12], facts.dataset_fingerprint[:12]
-        raise CheckpointError(
-            f"the dataset is not the one that the run in {folder} began with (fingerprint {now} instead of {was}). "
-            f"{way_out}"
-        )
-    if changed := there.recipe.differences(facts.recipe):
-        raise CheckpointError(f"{folder} holds a run with another recipe ({'; '.join(changed[:3])}). {way_out}")
-
-
-def _tokenizer(folder: Path, dataset: Dataset, recipe: Recipe) -> Tokenizer:
-    """The run's tokenizer: from the folder once it is there, from where a warm start begins, or made."""
-    path = folder / "tokenizer.json"
-    if path.is_file():
-        return ck.read_tokenizer(path)
-    if recipe.warm_start is not None:
-        tokenizer = warm_start_tokenizer(recipe)
-    else:
-        tokenizer = make_tokenizer(recipe, [*dataset.split("train").texts, *dataset.label_texts])
-    ck.write_text(path, tokenizer.to_str())
-    return tokenizer

@@ -1,8 +1,8 @@
 """What a step of a large batch needs, in a process of its own so that its peak memory is its own.
 
-    python -m benchmarks.measuring.large_batch DATASET MODEL BATCH_SIZE TEXTS_AT_ONCE STEPS THREADS
+    python -m benchmarks.measuring.large_batch DATASET MODEL BATCH_SIZE GRAD_CACHE_CHUNK STEPS THREADS
 
-TEXTS_AT_ONCE is a number or `null`, which encodes all texts at once. Prints JSON: the median step in seconds and the
+GRAD_CACHE_CHUNK is a number or `null`, which encodes all texts at once. Prints JSON: the median step in seconds and the
 most memory held, in MiB, of which loading torch and the model is a part.
 """
 
@@ -17,20 +17,20 @@ import torch
 
 from benchmarks.peers.process import peak_mib
 from training.data.dataset import Dataset
-from training.monitoring.callbacks import Nobody
-from training.monitoring.epoch_stats import Step, Tally
-from training.recipe.schema import load_recipe
+from training.monitoring.callbacks import NullCallback
+from training.optim.step_stats import EpochStats, StepStats
+from training.recipe.loading import load_recipe
 from training.run import train
 from training.trainer import Stopped
 
 
-class Steps(Nobody):
+class Steps(NullCallback):
     """The seconds of each step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
-    def stepped(self, step: Step, epoch: Tally) -> None:
+    def on_step(self, step: StepStats, epoch: EpochStats) -> None:
         self.seconds.append(step.seconds)
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     recipe = load_recipe(
         "minilm",
         [
-            f"encoder.model={model}", f"batching.batch_size={batch}", f"batching.texts_at_once={at_once}",
+            f"encoder.model={model}", f"batching.batch_size={batch}", f"batching.grad_cache_chunk={at_once}",
             "batching.clustered=false", "batching.hard_negatives=0", f"optimizer.epochs={steps}",
         ],
     )  # fmt: skip

@@ -20,9 +20,10 @@ from benchmarks.peers.watched_steps import Task, Watch
 from retrieval.errors import DiptychError
 from training.data.dataset import Dataset
 from training.model import pretrained
-from training.monitoring.callbacks import Nobody
-from training.monitoring.epoch_stats import Step, Tally
-from training.recipe.schema import Recipe, TransformerEncoderRecipe, load_recipe
+from training.monitoring.callbacks import NullCallback
+from training.optim.step_stats import EpochStats, StepStats
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe, TransformerEncoderRecipe
 from training.run import train
 
 
@@ -30,16 +31,16 @@ class Enough(Exception):
     """The last measured step has been taken."""
 
 
-class Steps(Nobody):
+class Steps(NullCallback):
     """Tells the watch of every step; ends the run after the last one, without the state that a stop would save."""
 
     def __init__(self, watch: Watch, enough: int) -> None:
         self.watch, self.enough = watch, enough
 
-    def stepped(self, step: Step, epoch: Tally) -> None:
+    def on_step(self, step: StepStats, epoch: EpochStats) -> None:
         """Note the step."""
         self.watch.step_ended()
-        if step.done >= self.enough:
+        if step.index.done + 1 >= self.enough:
             raise Enough
 
 

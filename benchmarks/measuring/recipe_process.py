@@ -16,14 +16,15 @@ import torch
 
 import diptych
 from benchmarks.peers.process import TIMED_QUERIES, peak_mib
-from training.checkpoint.files import Checkpoint, load_checkpoint, read_facts
+from training.checkpoint.files import read_facts
+from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation.checkpoint_evaluation import selected_mix
 from training.evaluation.encoding import encode_labels, encode_queries
 from training.evaluation.ranking import rank_labels
 from training.evaluation.scoring import ScoreMix, mixes_by_head
-from training.model.tokens import tokenize_in_memory
 
 
 def main() -> int:
@@ -66,7 +67,7 @@ class Answers:
     def __init__(self, opened: Checkpoint, dataset: Dataset) -> None:
         self.opened, self.asked, self.cpu = opened, dataset.scored("test"), torch.device("cpu")
         label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
-        self.labels = encode_labels(opened.model, label_tokens, opened.positives_L, self.cpu, opened.kept)
+        self.labels = encode_labels(opened.model, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction)
 
     def rankings(self) -> dict[str, list[list[int]]]:
         """Label rows by head, best first, excluded labels left out."""

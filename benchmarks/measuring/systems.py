@@ -17,7 +17,7 @@ from typing import Any
 import training
 from benchmarks.peers.environments import ENVIRONMENTS, python_of
 from retrieval.errors import DiptychError, RecipeError
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

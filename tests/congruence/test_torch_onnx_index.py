@@ -7,11 +7,11 @@ import pytest
 import torch
 
 from retrieval.retriever import Retriever
-from training.checkpoint.files import Checkpoint, load_checkpoint
+from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation.checkpoint_evaluation import selected_mix
 from training.evaluation.encoding import encode_labels, encode_queries
-from training.model.tokens import tokenize_in_memory
 
 QUERIES = 500
 EQUAL = 1e-4
@@ -40,7 +40,7 @@ def torch_scores(opened: Checkpoint, queries: list[str]) -> tuple[np.ndarray, np
     query_vectors = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     texts = opened.labels["text"].to_pylist()
     label_tokens = tokenize_in_memory(texts, opened.tokenizer)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
     assert selected_mix(opened).popularity > 0, "the popularity bonus is 0, so it is not tested"
     dual_QL, classifier_QL = query_vectors.dual @ labels.dual.T, query_vectors.classifier @ labels.classifier.T
     classifier_only = selected_mix(opened)._replace(weight=1.0)

@@ -16,7 +16,7 @@ import yaml
 from tests.documents.conftest import Preparer
 from tests.support.page_runner import run_page
 from tests.support.pages import ROOT, RUN, Block, blocks, needs, written_pages
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 
 sys.path.insert(0, str(ROOT / "docs" / "generating"))
 import command_line

@@ -14,10 +14,10 @@ from retrieval.store.local import Store
 from tests.support.bundles import WORDS, make_store
 from tests.support.checkpoints import make_checkpoint, write_words
 from tests.support.command import run
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from tests.support.small_run import weights_hash
 from training.data.dataset import Dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 ROOT = Path(__file__).parents[2]
@@ -83,18 +83,21 @@ def test_training_stops_at_every_stage_and_ends_with_the_same_weights(words: Dat
     """If it fails, a run that gets SIGTERM outside of its steps runs on for minutes, or ends with other weights."""
     out, command = tmp_path / "run", train_words(words, tmp_path / "run")
     stages = [
-        ("training.data.training_data:tokenize", "python"),
-        ("training.trainer:balanced_clusters", "python"),
-        ("training.trainer:head_loss", "python"),
-        ("training.trainer:Trainer._validate", "python"),
-        ("training.trainer:Trainer._validate", "after"),  # the best weights are written, the state knows nothing of it
+        ("training.batching.training_data:tokenize_cached", "python"),
+        ("training.batching.batch_source:balanced_clusters", "python"),
+        ("training.optim.training_step:head_loss", "python"),
+        ("training.evaluation.validator:Validator.validate", "python"),
+        (
+            "training.checkpoint.manager:CheckpointManager.save_if_best",
+            "after",
+        ),  # the best weights are written, the state knows nothing of it
         ("training.reporting.report:render", "python"),
     ]
     for stage, how in stages:
         said = stopped(stage, command, how)
         assert f"Stopped and saved in {out}. Go on with:" in said, stage
     assert run(*command) == 0
-    train(words, load_recipe("default", SMALL), tmp_path / "whole", Kept())
+    train(words, load_recipe("default", SMALL), tmp_path / "whole", RecordingCallback())
     assert weights_hash(out) == weights_hash(tmp_path / "whole")
     assert (out / "report.html").is_file()
 
@@ -102,7 +105,7 @@ def test_training_stops_at_every_stage_and_ends_with_the_same_weights(words: Dat
 def test_native_code_that_hears_no_signal_does_not_hold_a_command(words: Dataset, tmp_path: Path) -> None:
     """If it fails, a command in a long call of a library is killed by its supervisor, or runs on for minutes."""
     out = tmp_path / "run"
-    stopped("training.trainer:Trainer._validate", train_words(words, out), "native")
+    stopped("training.evaluation.validator:Validator.validate", train_words(words, out), "native")
     assert run(*train_words(words, out)) == 0
 
 

@@ -16,13 +16,13 @@ import torch
 
 from retrieval.errors import TrainingError
 from tests.support.checkpoints import write_words
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from tests.support.processes import running, wait_for_file
 from training.checkpoint.files import read_tensors
 from training.data.dataset import Dataset, DatasetMeta
-from training.monitoring import resource_errors as faults
+from training.monitoring.resource_errors import resource_errors
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 from training.trainer import Stopped
 
@@ -48,7 +48,13 @@ def begun_once(words: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("begun") / "run"
     steps = iter(range(1000))
     with pytest.raises(Stopped):
-        train(Dataset.open(words), load_recipe("default", SMALL), folder, Kept(), should_stop=lambda: next(steps) >= 9)
+        train(
+            Dataset.open(words),
+            load_recipe("default", SMALL),
+            folder,
+            RecordingCallback(),
+            should_stop=lambda: next(steps) >= 9,
+        )
     assert (folder / "model.safetensors").is_file()
     return folder
 
@@ -99,7 +105,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
     assert "no space is left" in sentence
     assert str(out) in sentence
     assert "repeat the command" in sentence
-    train(Dataset.open(words), load_recipe("default", SMALL), out, Kept())
+    train(Dataset.open(words), load_recipe("default", SMALL), out, RecordingCallback())
     assert (out / "checkpoint.json").is_file()
 
 
@@ -112,7 +118,7 @@ def test_a_full_disk_keeps_what_was_saved(words: Path, begun: Path) -> None:
     before = saved(begun)
     assert "no space is left" in told(command(words, begun, *SMALL), preexec_fn=limit)
     assert saved(begun) == before
-    train(Dataset.open(words), load_recipe("default", SMALL), begun, Kept())
+    train(Dataset.open(words), load_recipe("default", SMALL), begun, RecordingCallback())
 
 
 def test_a_folder_that_goes_away_is_one_sentence(words: Path, tmp_path: Path) -> None:
@@ -123,8 +129,8 @@ def test_a_folder_that_goes_away_is_one_sentence(words: Path, tmp_path: Path) ->
         shutil.rmtree(out)
         return True  # and stop, which saves
 
-    with pytest.raises(TrainingError, match=re.escape(f"{out} cannot be written to")), faults.told(out):
-        train(Dataset.open(words), load_recipe("default", SMALL), out, Kept(), should_stop=taken_away)
+    with pytest.raises(TrainingError, match=re.escape(f"{out} cannot be written to")), resource_errors(out):
+        train(Dataset.open(words), load_recipe("default", SMALL), out, RecordingCallback(), should_stop=taken_away)
 
 
 def test_too_little_memory_from_the_start_is_one_sentence(words: Path, tmp_path: Path) -> None:
@@ -140,10 +146,10 @@ import resource, sys
 from pathlib import Path
 import psutil
 from retrieval.errors import DiptychError
-from tests.support.listener import Kept
-from training import faults
+from tests.support.listener import RecordingCallback
+from training.monitoring.resource_errors import resource_errors
 from training.data.dataset import Dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 def starve():
@@ -153,8 +159,9 @@ def starve():
 
 dataset, out, *overrides = sys.argv[1:]
 try:
-    with faults.told(Path(out)):
-        train(Dataset.open(dataset), load_recipe("default", overrides), Path(out), Kept(), should_stop=starve)
+    with resource_errors(Path(out)):
+        recipe = load_recipe("default", overrides)
+        train(Dataset.open(dataset), recipe, Path(out), RecordingCallback(), should_stop=starve)
 except DiptychError as error:
     print(error)
 """
@@ -165,7 +172,7 @@ def test_memory_that_runs_out_in_the_middle_keeps_what_was_saved(words: Path, tm
     big = [*SMALL, "encoder.dim=2048", "heads.classifier.dim=30000", "encoder.pair_rows=100"]
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        train(Dataset.open(words), load_recipe("default", big), out, Kept(), should_stop=lambda: True)
+        train(Dataset.open(words), load_recipe("default", big), out, RecordingCallback(), should_stop=lambda: True)
     before = (out / "state.safetensors").read_bytes()
     starved = subprocess.run(
         [sys.executable, "-c", STARVED, str(words), str(out), *big],
@@ -189,11 +196,11 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(words: P
     absurd = load_recipe("default", [*SMALL, "optimizer.weight_decay=1e18"])  # every step multiplies the heads by 1e15
     out = tmp_path / "run"
     with pytest.raises(Stopped):
-        train(Dataset.open(words), absurd, out, Kept(), should_stop=lambda: True)
-    with pytest.raises(TrainingError, match=r"(the loss became|are no numbers).*lower rates .*is kept\."):
-        train(Dataset.open(words), absurd, out, Kept())
+        train(Dataset.open(words), absurd, out, RecordingCallback(), should_stop=lambda: True)
+    with pytest.raises(TrainingError, match=r"(the loss is|contain NaN or Inf).*lower learning rates .*is kept\."):
+        train(Dataset.open(words), absurd, out, RecordingCallback())
     tensors, facts = read_tensors(out / "state.safetensors")
-    assert facts["taken"] == 1
+    assert facts["steps_taken"] == 1
     assert all(tensor.isfinite().all() for tensor in tensors.values())
     assert not (out / "checkpoint.json").exists()
 
@@ -208,7 +215,7 @@ def test_a_dataset_that_changed_since_the_checkpoint_is_one_sentence(words: Path
     changed = write_dataset(tmp_path / "changed", table, splits, DatasetMeta(name="words"))  # type: ignore[arg-type]
     before = saved(begun)
     sentence = told(command(changed.folder, begun, *SMALL))
-    assert f"the dataset is not the one that the run in {begun} began with" in sentence
+    assert f"the dataset is not the one of the run in {begun}" in sentence
     assert "--restart" in sentence
     assert saved(begun) == before
 

@@ -13,8 +13,8 @@ from pathlib import Path
 from export.build import ExportSettings, export
 from retrieval.store.local import Store
 from tests.support.checkpoints import SETTINGS, write_words
-from tests.support.listener import Kept
-from training.recipe.schema import load_recipe
+from tests.support.listener import RecordingCallback
+from training.recipe.loading import load_recipe
 from training.run import train
 
 SMALL = ["encoder.dim=12", "encoder.pair_rows=64"]  # a fiftieth of the bytes of the defaults
@@ -27,7 +27,7 @@ def main(target: Path) -> None:
             write_words(folder / "dataset", shared=12),
             load_recipe("default", [*SETTINGS, *SMALL]),
             folder / "run",
-            Kept(),
+            RecordingCallback(),
         )
         built = export(folder / "run", Store(folder / "store"), name="golden", settings=ExportSettings(m=8))
         shutil.copytree(built.path, target)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from tests.support.small_run import small_recipe
 from training.data.dataset import Dataset, DatasetMeta
 from training.prepare.writing import write_dataset
@@ -28,5 +28,5 @@ def small(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dat
 def finished(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    train(small, small_recipe(), folder, Kept())
+    train(small, small_recipe(), folder, RecordingCallback())
     return folder

@@ -12,10 +12,10 @@ from retrieval import Retriever
 from retrieval.search.indexes import Vectors
 from retrieval.store.local import Store
 from tests.support.bundles import WORDS
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from training.data.dataset import DatasetMeta
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 SMALL = ["optimizer.epochs=1", "encoder.dim=16", "encoder.vocabulary_size=64", "batching.batch_size=16"]
@@ -58,7 +58,7 @@ def test_every_degenerate_set_of_labels_exports(tmp_path: Path, texts: list[str]
     labels = pa.table({"id": [f"l{row}" for row in range(len(texts))], "text": texts})
     halves = {"train": split.slice(0, 24), "validation": split.slice(24)}
     dataset = write_dataset(tmp_path / "dataset", labels, halves, DatasetMeta(name="few"))  # type: ignore[arg-type]
-    train(dataset, load_recipe("default", SMALL), tmp_path / "run", Kept())
+    train(dataset, load_recipe("default", SMALL), tmp_path / "run", RecordingCallback())
     built = export(tmp_path / "run", Store(tmp_path / "store"), settings=ExportSettings(m=8, threads=1))
     with Retriever.open(built.path, threads=1) as retriever:
         for weight in (0.0, 0.5, 1.0):

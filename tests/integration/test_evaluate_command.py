@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.support.command import run
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from training.data.dataset import Dataset
 from training.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from training.evaluation.results import SliceMetric
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 OTHER = ["optimizer.epochs=1", "encoder.dim=32", "encoder.vocabulary_size=2000", "propensity.a=0.5"]
@@ -22,7 +22,7 @@ OTHER = ["optimizer.epochs=1", "encoder.dim=32", "encoder.vocabulary_size=2000",
 def weaker(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One epoch of a smaller model on the same dataset."""
     folder = tmp_path_factory.mktemp("weaker") / "checkpoint"
-    train(Dataset.open(dataset_folder), load_recipe("default", OTHER), folder, Kept())
+    train(Dataset.open(dataset_folder), load_recipe("default", OTHER), folder, RecordingCallback())
     return folder
 
 

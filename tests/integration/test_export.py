@@ -16,7 +16,7 @@ from retrieval.store.local import Store
 from retrieval.system.progress import silent_stage
 from tests.support.checkpoints import N_LABELS, make_checkpoint
 from tests.support.command import run
-from training.checkpoint.files import Checkpoint, load_checkpoint
+from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.evaluation.checkpoint_evaluation import selected_mix
 from training.evaluation.imputation import impute
 
@@ -77,7 +77,7 @@ def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: C
     direction_C = half_LC.sum(axis=0) / np.linalg.norm(half_LC.sum(axis=0))
     half_LC[~opened.trained_L, :-1] = impute(
         halves_LD[:, :dual_dim], opened.model.classifier_rows(), opened.trained_L
-    ).rows(opened.kept)
+    ).rows(opened.cone_fraction)
     shrunk_LC = half_LC - (1 - retriever.manifest.model.cone_shrink) * np.outer(half_LC @ direction_C, direction_C)
     np.testing.assert_allclose(halves_LD[:, dual_dim:], shrunk_LC, atol=1e-5)
     assert retriever.manifest.model.classifier_dim == opened.model.classifier_dim + 1

@@ -11,14 +11,15 @@ import torch
 
 from export.sampling import with_long_texts
 from retrieval.errors import CheckpointError, RecipeError
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from tests.support.pretrained import save_tiny_bert
 from tests.support.small_run import SMALL, small_recipe, stop_after, weights_hash
-from training.checkpoint.files import load_checkpoint, read_facts
+from training.checkpoint.files import read_facts
+from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset, DatasetMeta
 from training.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe, shipped_recipes
+from training.recipe.loading import load_recipe, shipped_recipes
 from training.run import train
 from training.trainer import Stopped
 
@@ -38,7 +39,7 @@ def test_a_checkpoint_answers_as_the_run_that_made_it(finished: Path, small: Dat
     """If this failed, what was saved would not be the epoch whose figures stand beside it."""
     facts = read_facts(finished)
     again = evaluate_checkpoint(finished, small, "validation").metrics
-    for head, figures in facts.best.figures.items():
+    for head, figures in facts.best.metrics.items():
         assert again[head] == pytest.approx(figures, abs=1e-6)
 
 
@@ -81,7 +82,7 @@ KINDS = {
     "tiny pool, uneven heads": ["batching.pool_size=50", "heads.dual_encoder.dim=16", "heads.classifier.dim=24"],
     "encoder only": ["loss.dual_encoder_share=1"],
     "classifier only": ["loss.dual_encoder_share=0", "batching.hard_negatives=0"],
-    "a few texts at once": ["batching.texts_at_once=50"],
+    "a few texts at once": ["batching.grad_cache_chunk=50"],
     "half the memory for ψ": ["optimizer.classifier_rows=bfloat16"],
     "gandalf": ["batching.label_queries={share: 1, targets: gandalf}"],
     "one-hot label queries": ["batching.label_queries={share: 1, targets: one_hot}"],
@@ -100,9 +101,25 @@ KINDS = {
 @pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS)
 def test_every_kind_of_recipe_trains(small: Dataset, tmp_path: Path, overrides: list[str]) -> None:
     """If this failed, a combination that the recipe's schema allows would crash, or lose itself in NaN."""
-    kept = Kept()
-    train(small, small_recipe("optimizer.epochs=2", *overrides), tmp_path / "run", kept)
-    assert kept.records[1].loss < kept.records[0].loss
+    callback = RecordingCallback()
+    train(small, small_recipe("optimizer.epochs=2", *overrides), tmp_path / "run", callback)
+    assert callback.records[1].loss < callback.records[0].loss
+
+
+def test_the_objective_tail_changes_what_is_learned(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, `objective=tail` selects other epochs and weights, but trains the classifier as `balanced` does."""
+    terms = {}
+    for objective in ("balanced", "tail"):
+        recipe, callback = small_recipe("optimizer.epochs=1", f"objective={objective}"), RecordingCallback()
+        train(small, recipe, tmp_path / objective, callback)
+        terms[objective] = callback.steps[0].losses
+    for direction in ("query_to_label", "label_to_query"):
+        bce, softmax = (f"classifier/{direction}/{term}" for term in ("bce", "decoupled_softmax"))
+        # The first step starts from equal weights, so only the weights of the terms differ.
+        assert terms["tail"][bce] == pytest.approx(terms["balanced"][bce] * 0.02 / 0.05)
+        assert terms["tail"][softmax] == pytest.approx(terms["balanced"][softmax])
+    weights = [load_checkpoint(tmp_path / objective).model.classifier_rows() for objective in ("balanced", "tail")]
+    assert not torch.allclose(*weights)
 
 
 SYSTEMS = [name for name in shipped_recipes() if name.startswith("systems/")]
@@ -111,10 +128,10 @@ SYSTEMS = [name for name in shipped_recipes() if name.startswith("systems/")]
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_every_system_of_the_literature_learns(small: Dataset, finished: Path, tmp_path: Path, name: str) -> None:
     """If this failed, a recipe that a comparison rests on would not train, or would train nothing."""
-    kept = Kept()
+    callback = RecordingCallback()
     start = [f"warm_start={finished}"] if name == "systems/renee" else []
-    train(small, load_recipe(name, [*SMALL, "optimizer.epochs=2", *start]), tmp_path / "run", kept)
-    assert kept.records[1].loss < 0.95 * kept.records[0].loss
+    train(small, load_recipe(name, [*SMALL, "optimizer.epochs=2", *start]), tmp_path / "run", callback)
+    assert callback.records[1].loss < 0.95 * callback.records[0].loss
 
 
 def test_a_warm_start_answers_as_the_run_before_until_it_learns(finished: Path, small: Dataset, tmp_path: Path) -> None:
@@ -122,20 +139,30 @@ def test_a_warm_start_answers_as_the_run_before_until_it_learns(finished: Path, 
     before = evaluate_checkpoint(finished, small, "validation").metrics["dual_encoder"]
     still = ["optimizer.epochs=1", *(f"optimizer.{rate}=1e-30" for rate in ("token_lr", "heads_lr", "classifier_lr"))]
     recipe = small_recipe(*still, f"warm_start={finished}")
-    facts = train(small, recipe, tmp_path / "run", Kept())
-    assert facts.best.figures["dual_encoder"] == pytest.approx(before, abs=0.2)
+    facts = train(small, recipe, tmp_path / "run", RecordingCallback())
+    assert facts.best.metrics["dual_encoder"] == pytest.approx(before, abs=0.2)
 
 
 def test_a_warm_start_of_another_shape_is_one_sentence(finished: Path, small: Dataset, tmp_path: Path) -> None:
     """If this failed, a run would begin with half of another encoder, or end in a traceback."""
-    with pytest.raises(RecipeError, match=r"another shape: classifier_head.* is \[32\] there and \[16\]"):
-        train(small, small_recipe("heads.classifier.dim=16", f"warm_start={finished}"), tmp_path / "run", Kept())
+    with pytest.raises(RecipeError, match=r"another shape: classifier_head.* is \[32\], the recipe needs \[16\]"):
+        train(
+            small,
+            small_recipe("heads.classifier.dim=16", f"warm_start={finished}"),
+            tmp_path / "run",
+            RecordingCallback(),
+        )
 
 
 def test_a_warm_start_cuts_texts_where_the_new_recipe_says(finished: Path, small: Dataset, tmp_path: Path) -> None:
     """If this failed, a run would ignore its own max_tokens, and its export would wait for texts of that length."""
     longer = "encoder={kind: static, dim: 32, vocabulary_size: 3000, max_tokens: 96}"
-    train(small, small_recipe(longer, "optimizer.epochs=1", f"warm_start={finished}"), tmp_path / "run", Kept())
+    train(
+        small,
+        small_recipe(longer, "optimizer.epochs=1", f"warm_start={finished}"),
+        tmp_path / "run",
+        RecordingCallback(),
+    )
     opened = load_checkpoint(tmp_path / "run")
     assert (opened.max_tokens, len(opened.tokenizer.encode("fast car " * 200).ids)) == (96, 96)
     assert with_long_texts(opened.validation.texts, opened)[1] == 96
@@ -145,29 +172,29 @@ def test_a_warm_start_of_another_tokenizer_is_one_sentence(finished: Path, small
     """If this failed, a setting of the recipe would be silently ignored."""
     other = "encoder={kind: static, dim: 32, vocabulary_size: 2000}"
     with pytest.raises(RecipeError, match=r"encoder\.vocabulary_size 3000, and the recipe says 2000\. Set "):
-        train(small, small_recipe(other, f"warm_start={finished}"), tmp_path / "run", Kept())
+        train(small, small_recipe(other, f"warm_start={finished}"), tmp_path / "run", RecordingCallback())
 
 
 def test_a_warm_start_of_a_transformer_that_computes_otherwise_is_one_sentence(small: Dataset, tmp_path: Path) -> None:
     """If this failed, weights would go into a model of the same shapes that makes something else of them."""
     folder = save_tiny_bert(tmp_path / "tiny", ["fast", "car"])
     encoder = f"encoder={{kind: transformer, model: '{folder}', max_tokens: 8}}"
-    train(small, small_recipe(encoder, "optimizer.epochs=1"), tmp_path / "first", Kept())
+    train(small, small_recipe(encoder, "optimizer.epochs=1"), tmp_path / "first", RecordingCallback())
     start = f"warm_start={tmp_path / 'first'}"
     longer = encoder.replace("max_tokens: 8", "max_tokens: 12")
-    train(small, small_recipe(longer, "optimizer.epochs=1", start), tmp_path / "second", Kept())
+    train(small, small_recipe(longer, "optimizer.epochs=1", start), tmp_path / "second", RecordingCallback())
     assert load_checkpoint(tmp_path / "second").tokenizer.truncation["max_length"] == 12
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     with pytest.raises(RecipeError, match="whose hidden_act is gelu; the recipe's has relu"):
-        train(small, small_recipe(encoder, "optimizer.epochs=1", start), tmp_path / "third", Kept())
+        train(small, small_recipe(encoder, "optimizer.epochs=1", start), tmp_path / "third", RecordingCallback())
 
 
 def test_epochs_are_validated_as_often_as_asked_for_and_the_last_one_always(small: Dataset, tmp_path: Path) -> None:
     """If this failed, a run would pay for validations nobody asked for, or end with weights that nothing measured."""
-    kept = Kept()
-    facts = train(small, small_recipe("validation.every_epochs=3"), tmp_path / "run", kept)
-    assert [record.epoch for record in kept.records] == [record.epoch for record in facts.history] == [3, 4]
+    callback = RecordingCallback()
+    facts = train(small, small_recipe("validation.every_epochs=3"), tmp_path / "run", callback)
+    assert [record.epoch for record in callback.records] == [record.epoch for record in facts.history] == [3, 4]
     assert facts.best in facts.history
 
 
@@ -192,13 +219,13 @@ def test_a_pretrained_model_trains_resumes_and_loads_without_its_folder(
         ["batching.batch_size=64", "optimizer.epochs=2", "batching.hard_negatives=2", "optimizer.encoder_lr=1e-3",
          "validation.every_epochs=1", f"encoder={{kind: {kind}, {choice.format(source)}, max_tokens: 12}}"],
     )  # fmt: skip
-    kept = Kept()
-    train(small, recipe, tmp_path / "whole", kept)
-    assert kept.records[1].loss < kept.records[0].loss
+    callback = RecordingCallback()
+    train(small, recipe, tmp_path / "whole", callback)
+    assert callback.records[1].loss < callback.records[0].loss
     with pytest.raises(Stopped):
-        train(small, recipe, tmp_path / "parts", Kept(), should_stop=stop_after(13))
+        train(small, recipe, tmp_path / "parts", RecordingCallback(), should_stop=stop_after(13))
     shutil.rmtree(source)
-    train(small, recipe, tmp_path / "parts", Kept())
+    train(small, recipe, tmp_path / "parts", RecordingCallback())
     assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
     opened = load_checkpoint(tmp_path / "whole")
     assert opened.encoder_kind == kind
@@ -227,7 +254,7 @@ def test_excluded_labels_are_neither_taught_nor_predicted(tmp_path: Path) -> Non
         DatasetMeta(name="ring"),
     )
     recipe = small_recipe("batching.batch_size=4", "optimizer.epochs=40")
-    train(data, recipe, tmp_path / "run", Kept())
+    train(data, recipe, tmp_path / "run", RecordingCallback())
     assert evaluate_checkpoint(tmp_path / "run", data, "test").metrics["unified"]["P@1"] > 90
 
 
@@ -236,7 +263,7 @@ def test_a_device_that_is_not_there_is_an_error(small: Dataset, tmp_path: Path) 
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(RecipeError, match="sees 0 CUDA devices"):
-        train(small, small_recipe(), tmp_path / "run", Kept(), device="cuda")
+        train(small, small_recipe(), tmp_path / "run", RecordingCallback(), device="cuda")
     assert not (tmp_path / "run").exists()
 
 
@@ -244,6 +271,6 @@ def test_a_device_that_is_not_there_is_an_error(small: Dataset, tmp_path: Path) 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_runs_on_cuda(small: Dataset, tmp_path: Path) -> None:
     """If this failed, a tensor would have been left on the CPU."""
-    kept = Kept()
-    train(small, small_recipe("loss.classifier.bce=0.1"), tmp_path / "run", kept, device="cuda")
-    assert kept.records[-1].loss < kept.records[0].loss
+    callback = RecordingCallback()
+    train(small, small_recipe("loss.classifier.bce=0.1"), tmp_path / "run", callback, device="cuda")
+    assert callback.records[-1].loss < callback.records[0].loss

@@ -6,10 +6,10 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.checkpoints import write_words
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 from training.trainer import Stopped
 
@@ -29,7 +29,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(scope="module")
 def finished(words: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished") / "run"
-    train(words, RECIPE, folder, Kept())
+    train(words, RECIPE, folder, RecordingCallback())
     return folder
 
 
@@ -49,10 +49,10 @@ def test_every_figure_has_its_curve(finished: Path) -> None:
     assert {tag.split("/")[2] for tag in parts} == {"query_to_label", "label_to_query"}
     assert sum(drawn[tag][5][1] for tag in parts) == pytest.approx(drawn["loss/total"][5][1], rel=1e-5)
     assert {"learning_rate/heads", "learning_rate/classifier", "learning_rate/token"} <= drawn.keys()
-    assert drawn["batch/positives_a_query"][0][1] >= 1
-    assert drawn["machine/queries_a_second"][0][1] > 0
+    assert drawn["batch/positives_per_query"][0][1] >= 1
+    assert drawn["machine/queries_per_second"][0][1] > 0
     assert drawn["machine/memory_GB"][0][1] > 0
-    expected = [record.figures["dual_encoder"]["P@1"] for record in read_facts(finished).history]
+    expected = [record.metrics["dual_encoder"]["P@1"] for record in read_facts(finished).history]
     assert [value for _, value in drawn["validation_dual_encoder/P@1"]] == pytest.approx(expected)
     assert [step for step, _ in drawn["validation_dual_encoder/P@1"]] == [steps // 3, 2 * steps // 3, steps]
 
@@ -70,12 +70,18 @@ def test_a_resumed_run_goes_on_with_the_same_curves(
     for steps in stops:
         counted = iter(range(steps - 1))
         with pytest.raises(Stopped):
-            train(words, RECIPE, folder, Kept(), should_stop=lambda counted=counted: next(counted, None) is None)
+            train(
+                words,
+                RECIPE,
+                folder,
+                RecordingCallback(),
+                should_stop=lambda counted=counted: next(counted, None) is None,
+            )
     if crash:
         counted = iter(range(crash))
         with pytest.raises(StopIteration):
-            train(words, RECIPE, folder, Kept(), should_stop=lambda: bool(next(counted) < 0))
-    train(words, RECIPE, folder, Kept())
+            train(words, RECIPE, folder, RecordingCallback(), should_stop=lambda: bool(next(counted) < 0))
+    train(words, RECIPE, folder, RecordingCallback())
     mine, whole = curves(folder), curves(finished)
     assert mine.keys() == whole.keys()
     for tag, points in whole.items():
@@ -88,15 +94,15 @@ def test_a_resumed_run_keeps_the_same_history(words: Dataset, finished: Path, tm
     """If this failed, the epoch in which a run was interrupted would report only what came after."""
     counted = iter(range(4))
     with pytest.raises(Stopped):
-        train(words, RECIPE, tmp_path / "run", Kept(), should_stop=lambda: next(counted, None) is None)
-    train(words, RECIPE, tmp_path / "run", Kept())
+        train(words, RECIPE, tmp_path / "run", RecordingCallback(), should_stop=lambda: next(counted, None) is None)
+    train(words, RECIPE, tmp_path / "run", RecordingCallback())
     by_clock = {"seconds", "memory_bytes", "gpu_bytes"}
     mine, whole = (
-        [record.tally.model_dump(exclude=by_clock) for record in read_facts(folder).history]
+        [record.stats.model_dump(exclude=by_clock) for record in read_facts(folder).history]
         for folder in (tmp_path / "run", finished)
     )
     assert mine == whole
     assert whole[0]["queries"] == round(1.1 * len(words.split("train")))  # label queries are learned from like others
     assert all(
-        record.loss == pytest.approx(sum(record.tally.mean_parts.values())) for record in read_facts(finished).history
+        record.loss == pytest.approx(sum(record.stats.mean_losses.values())) for record in read_facts(finished).history
     )

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from retrieval.errors import RecipeError
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from tests.support.pretrained import save_tiny_bert
 from tests.support.processes import running, wait_for_file
 from tests.support.small_run import SMALL, measured, small_recipe
@@ -61,13 +61,13 @@ def test_two_processes_learn_what_one_learns(
 ) -> None:
     """If this failed, a run on two GPUs would be another run: other batches, gradients lost or counted twice."""
     encoder = STATIC if kind == "static" else request.getfixturevalue("transformer")
-    recipe = [*NO_DROPOUT, *SHORT, encoder, f"batching.texts_at_once={at_once}"]
-    both, alone = run_of_two(small, tmp_path / "two", *recipe), Kept()
+    recipe = [*NO_DROPOUT, *SHORT, encoder, f"batching.grad_cache_chunk={at_once}"]
+    both, alone = run_of_two(small, tmp_path / "two", *recipe), RecordingCallback()
     train(small, small_recipe(*recipe), tmp_path / "one", alone)
     assert len(alone.steps) > 10
     for told in both:
         assert told["losses"] == pytest.approx([step.loss for step in alone.steps], rel=1e-3)
-    one, two = (measured(tmp_path / run)[-1]["figures"]["unified"] for run in ("one", "two/run"))
+    one, two = (measured(tmp_path / run)[-1]["metrics"]["unified"] for run in ("one", "two/run"))
     assert two["P@5"] == pytest.approx(one["P@5"], abs=0.5)
 
 
@@ -97,7 +97,9 @@ def test_two_processes_stop_while_one_validates(small: Dataset, tmp_path: Path) 
     """If this failed, a run of several processes that gets SIGTERM would run on until its validation has ended."""
     arguments = ["train", "--dataset", str(small.folder.resolve()), "--out", str(tmp_path / "run")]
     arguments += [part for override in [*SMALL, "optimizer.epochs=2"] for part in ("--set", override)]
-    with started("tests.support.stopped_at", "training.trainer:Trainer._validate", "python", *arguments) as two:
+    with started(
+        "tests.support.stopped_at", "training.evaluation.validator:Validator.validate", "python", *arguments
+    ) as two:
         assert two.stdout is not None
         assert any("reached" in line for line in two.stdout), "the run never validated"
         two.send_signal(signal.SIGTERM)
@@ -133,4 +135,10 @@ def test_one_process_tells_that_another_has_ended(small: Dataset, tmp_path: Path
 def test_more_processes_than_a_batch_feeds_are_refused(small: Dataset, tmp_path: Path) -> None:
     """If this failed, a process without a text would break the run in the middle with a traceback."""
     with pytest.raises(RecipeError, match=r"3 processes cannot share batches of 4 queries.*to 6"):
-        train(small, small_recipe("batching.batch_size=4"), tmp_path / "run", Kept(), processes=Processes(0, 3))
+        train(
+            small,
+            small_recipe("batching.batch_size=4"),
+            tmp_path / "run",
+            RecordingCallback(),
+            processes=Processes(0, 3),
+        )

@@ -11,11 +11,12 @@ import torch
 
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.command import run
-from training.checkpoint.files import load_checkpoint, read_facts
+from training.checkpoint.files import read_facts
+from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset, DatasetMeta
 from training.evaluation import ranking, slices
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.reporting.report import evaluate_for_report, recipe_settings, write_report
 
 HOSTILE = "<img src=http://example.org/x onerror=alert(1)>"
@@ -87,7 +88,7 @@ def test_the_page_shows_metrics_and_settings_of_the_run(page: Page, trained: Pat
     """If this failed, the page would leave out, or misstate, what a reader needs to trust the model."""
     facts, words = read_facts(trained), " ".join(" ".join(page.words).split())
     for head in ("unified", "dual_encoder", "classifier"):
-        assert f"{facts.best.figures[head]['PSP@5']:.2f}" in words
+        assert f"{facts.best.metrics[head]['PSP@5']:.2f}" in words
     for heading in (
         "Curves",
         "Classifier weight",

@@ -6,10 +6,10 @@ import numpy as np
 import pyarrow as pa
 
 from tests.support.bundles import WORDS, label_texts
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from training.data.dataset import Dataset, DatasetMeta, SplitName
 from training.prepare.writing import write_dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 N_LABELS = 300
@@ -28,7 +28,7 @@ SETTINGS = [
 def make_checkpoint(folder: Path) -> Path:
     """Prepare and train in `folder`; returns the checkpoint. Some labels have no positive."""
     dataset = write_words(folder / "dataset")
-    train(dataset, load_recipe("default", SETTINGS), folder / "checkpoint", Kept())
+    train(dataset, load_recipe("default", SETTINGS), folder / "checkpoint", RecordingCallback())
     return folder / "checkpoint"
 
 

@@ -1,27 +1,26 @@
-"""A Listener that keeps what it was told."""
+"""A callback that records the events of a run."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-from training.checkpoint.files import Record
-from training.monitoring.epoch_stats import Step, Tally
+from retrieval.system.progress import Progress, silent_stage
+from training.checkpoint.schema import EpochRecord
+from training.optim.step_stats import EpochStats, StepStats
 
 
-class Kept:
+class RecordingCallback:
     """Stages, steps and validated epochs of a run, in order."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []
-        self.steps: list[Step] = []
-        self.records: list[Record] = []
+        self.steps: list[StepStats] = []
+        self.records: list[EpochRecord] = []
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[int, int], object]]:
+    def stage(self, name: str) -> AbstractContextManager[Progress]:
         self.stages.append(name)
-        yield lambda done, total: None
+        return silent_stage(name)
 
-    def stepped(self, step: Step, epoch: Tally) -> None:
+    def on_step(self, step: StepStats, epoch: EpochStats) -> None:
         self.steps.append(step)
 
-    def validated(self, record: Record, best: Record) -> None:
+    def on_validation(self, record: EpochRecord, best: EpochRecord) -> None:
         self.records.append(record)

@@ -1,51 +1,49 @@
-"""One of the processes of a run, as `torchrun` starts it: the losses of its steps, and its weights in the end.
+"""One process of a distributed run, as `torchrun` starts it; reports the losses of its steps and its final weights.
 
-    torchrun --nproc-per-node W -m tests.support.parallel_run DATASET OUT TOLD [KEY=VALUE ...]
+    torchrun --nproc-per-node W -m tests.support.parallel_run DATASET OUT REPORTS [KEY=VALUE ...]
 
-TOLD/RANK.json holds the loss of every step this process took and one hash over all of its weights.
+REPORTS/RANK.json has the loss of every step of this process and a hash of all its weights.
 """
 
 import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import ClassVar
-from unittest.mock import patch
+from typing import Any
 
-import numpy as np
-
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from tests.support.small_run import small_recipe
-from training import run
+from training.batching.batch_source import BatchSource
 from training.data.dataset import Dataset
-from training.monitoring.epoch_stats import Step
-from training.optim.distributed import processes_of_torchrun
-from training.trainer import Trainer
+from training.model.unified import UnifiedModel
+from training.optim.distributed import torchrun_processes
+from training.run import train
 
 
-class Watched(Trainer):
-    """The one trainer of its process, and the losses of its steps."""
+class ModelCapture(BatchSource):
+    """A batch source that remembers the model of its run."""
 
-    last: "Watched"
-    losses: ClassVar[list[float]] = []
+    captured: UnifiedModel
 
-    def step(self, epoch: int, at: int, of: int, query_Q: np.ndarray) -> Step:
-        Watched.last = self
-        taken = super().step(epoch, at, of, query_Q)
-        self.losses.append(taken.loss)
-        return taken
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        ModelCapture.captured = self.model
 
 
 def main() -> None:
-    """Train, then tell."""
-    dataset, out, told = (Path(argument) for argument in sys.argv[1:4])
-    with processes_of_torchrun() as processes, patch.object(run, "Trainer", Watched):
-        run.train(Dataset.open(dataset), small_recipe(*sys.argv[4:]), out, Kept(), processes=processes)
+    """Train, then write the report."""
+    dataset, out, reports = (Path(argument) for argument in sys.argv[1:4])
+    callback = RecordingCallback()
+    with torchrun_processes() as processes:
+        train(
+            Dataset.open(dataset), small_recipe(*sys.argv[4:]), out, callback,
+            processes=processes, source_type=ModelCapture,
+        )  # fmt: skip
     digest = hashlib.sha256()
-    for name, tensor in sorted(Watched.last.model.state_dict().items()):
+    for name, tensor in sorted(ModelCapture.captured.state_dict().items()):
         digest.update(name.encode() + tensor.float().numpy().tobytes())
-    facts = {"losses": Watched.losses, "weights": digest.hexdigest()}
-    (told / f"{processes.rank}.json").write_text(json.dumps(facts), encoding="utf-8")
+    report = {"losses": [step.loss for step in callback.steps], "weights": digest.hexdigest()}
+    (reports / f"{processes.rank}.json").write_text(json.dumps(report), encoding="utf-8")
 
 
 if __name__ == "__main__":

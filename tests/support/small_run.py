@@ -1,4 +1,4 @@
-"""The small run that tests train, stop and go on with: its recipe, and what two runs of it are compared by."""
+"""The small run that tests train, stop and resume, and functions to compare two runs of it."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from training.checkpoint.files import read_facts
-from training.recipe.schema import Recipe, load_recipe
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe
 
 SMALL = [
     "batching.batch_size=64",
@@ -25,18 +26,18 @@ SMALL = [
 
 
 def small_recipe(*overrides: str) -> Recipe:
-    """A recipe that trains in seconds, with `overrides` laid over it."""
+    """Return a recipe that trains in seconds, with `overrides` applied."""
     return load_recipe("default", [*SMALL, *overrides])
 
 
 def stop_after(steps: int) -> Callable[[], bool]:
-    """What asks a run to stop after that many steps."""
+    """Return a function that asks a run to stop after `steps` steps."""
     calls = iter(range(10**9))
     return lambda: next(calls) + 1 >= steps
 
 
 def weights_hash(folder: Path) -> str:
-    """One hash over the checkpoint's weights and the whole training state, bit for bit."""
+    """Return a hash of the best weights and of the whole saved state."""
     digest = hashlib.sha256()
     for file in ("model.safetensors", "state.safetensors"):
         for name, tensor in sorted(load_file(folder / file).items()):
@@ -46,5 +47,5 @@ def weights_hash(folder: Path) -> str:
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
-    """What each validated epoch reached, without what it cost."""
-    return [record.model_dump(exclude={"seconds", "tally"}) for record in read_facts(folder).history]
+    """Return the record of each validated epoch without its durations and statistics."""
+    return [record.model_dump(exclude={"seconds", "stats"}) for record in read_facts(folder).history]

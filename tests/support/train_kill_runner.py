@@ -15,12 +15,14 @@ from pathlib import Path
 
 from tests.support.checkpoints import write_words
 from tests.support.forked import forked, start_forked
-from tests.support.listener import Kept
+from tests.support.listener import RecordingCallback
 from tests.support.small_run import measured, weights_hash
-from training.checkpoint.files import cursor_of, load_checkpoint, read_record, read_tensors
-from training.checkpoint.state import STATE, WEIGHTS, reconcile
+from training.checkpoint.files import read_record, read_tensors
+from training.checkpoint.opened import load_checkpoint
+from training.checkpoint.schema import STATE, WEIGHTS
+from training.checkpoint.state import read_position, reconcile
 from training.data.dataset import Dataset
-from training.recipe.schema import load_recipe
+from training.recipe.loading import load_recipe
 from training.run import train
 
 MOST_WRITES, LONGEST_SECONDS = 6, 0.03  # a kill comes after at most so many writes of weights or state, and so long
@@ -37,7 +39,7 @@ RECIPE = [
 
 
 def trains(folder: Path, run: str) -> tuple[str, str]:
-    train(Dataset.open(folder / "dataset"), load_recipe("default", RECIPE), folder / run, Kept())
+    train(Dataset.open(folder / "dataset"), load_recipe("default", RECIPE), folder / run, RecordingCallback())
     return weights_hash(folder / run), json.dumps(measured(folder / run))
 
 
@@ -65,9 +67,9 @@ def left_behind(run: Path) -> dict[str, int | None]:
     if (run / STATE).is_file():
         facts = read_tensors(run / STATE)[1]
         facts.pop("tensors")
-        cursor = cursor_of(facts, run / STATE)
-        found["state"] = None if cursor.best is None else cursor.best.epoch
-        assert reconcile(run, cursor).best == record
+        position = read_position(facts, run / STATE)
+        found["state"] = None if position.best is None else position.best.epoch
+        assert reconcile(run, position).best == record
     return found
 
 

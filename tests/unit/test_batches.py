@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from training.batching import batches
 from training.batching.clustering import balanced_clusters, random_clusters
-from training.batching.hard_negatives import CLUSTERS_A_LABEL, labels_near, mine_hard_negatives
+from training.batching.hard_negatives import CLUSTERS_PER_LABEL, labels_near, mine_hard_negatives
 from training.data.ragged import Ragged
 from training.recipe.schema import BatchingRecipe
 
@@ -130,7 +130,7 @@ def test_mined_negatives_are_the_nearest_that_are_not_true(monkeypatch: pytest.M
     not_negative = Ragged.from_lists(
         [generator.choice(50, size=int(n), replace=False) for n in generator.integers(0, 12, 30)]
     )
-    clusters = np.array_split(generator.permutation(30), 5)  # fewer than CLUSTERS_A_LABEL: every label is looked at
+    clusters = np.array_split(generator.permutation(30), 5)  # fewer than CLUSTERS_PER_LABEL: every label is looked at
     mined = mine_hard_negatives(queries, labels, clusters, not_negative, 7)
     for row in range(30):
         order = [int(label) for label in np.argsort(-(labels @ queries[row])) if label not in not_negative[row]]
@@ -149,7 +149,7 @@ def test_mined_negatives_are_padded_when_there_are_too_few() -> None:
 def test_with_many_clusters_mined_negatives_come_from_near_them() -> None:
     """If this failed, mining would cost every query against every label, or find labels of another subject."""
     generator = np.random.default_rng(6)
-    subjects = generator.standard_normal((2 * CLUSTERS_A_LABEL, 128)).astype(np.float32)
+    subjects = generator.standard_normal((2 * CLUSTERS_PER_LABEL, 128)).astype(np.float32)
     subjects /= np.linalg.norm(subjects, axis=1, keepdims=True)
     own_N, own_L = np.repeat(np.arange(len(subjects)), 5), generator.permutation(np.repeat(np.arange(len(subjects)), 9))
     queries, labels = (
@@ -157,7 +157,7 @@ def test_with_many_clusters_mined_negatives_come_from_near_them() -> None:
     )
     clusters = np.split(np.arange(len(own_N)), len(subjects))
     near = labels_near(np.stack([queries[rows].mean(axis=0) for rows in clusters]), labels)
-    assert len(near.values) == CLUSTERS_A_LABEL * len(labels)
+    assert len(near.values) == CLUSTERS_PER_LABEL * len(labels)
     assert all((np.diff(rows) > 0).all() for rows in near)
     mined = mine_hard_negatives(queries, labels, clusters, Ragged.empty(len(queries)), 9)
     assert (own_L[mined] == own_N[:, None]).all()

@@ -5,7 +5,7 @@ import torch
 
 from retrieval.errors import TrainingError
 from retrieval.system import stopping
-from training.optim.distributed import _collective
+from training.optim.collective_errors import collective_errors
 
 
 @pytest.mark.parametrize(
@@ -29,20 +29,20 @@ from training.optim.distributed import _collective
 )
 def test_each_cause_is_named_with_the_library_s_own_words(said: str, named: str) -> None:
     """If it fails, a user looks for a dead process where memory or the shapes of tensors are the cause."""
-    with pytest.raises(TrainingError, match=named) as raised, _collective():
+    with pytest.raises(TrainingError, match=named) as raised, collective_errors():
         raise RuntimeError(said)
     assert said.rstrip(".") in str(raised.value)
 
 
 def test_memory_of_the_gpu_keeps_its_own_error() -> None:
     """If it fails, the advice for a full GPU is lost in a collective."""
-    with pytest.raises(torch.OutOfMemoryError), _collective():
+    with pytest.raises(torch.OutOfMemoryError), collective_errors():
         raise torch.OutOfMemoryError("CUDA out of memory")
 
 
 def test_a_connection_that_is_lost_while_stopping_is_an_orderly_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a stopped run of several processes ends as if one of them had crashed."""
     monkeypatch.setattr(stopping._State, "requested", 15)
-    with pytest.raises(stopping.StopRequested) as raised, _collective():
+    with pytest.raises(stopping.StopRequested) as raised, collective_errors():
         raise RuntimeError("Connection closed by peer")
     assert raised.value.code == 143

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor, nn
 
 from tests.support.pretrained import save_tiny_bert
+from training.data.ragged import Ragged
+from training.data.token_cache import TokenBatch, TokenizedTexts
 from training.model.pretrained import transformer
-from training.model.row_tables import RowTable
+from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder
-from training.model.tokens import TokenBatch, TokenizedTexts
 from training.model.unified import TransformerEncoder
-from training.optim.grad_cache import ChunkedEncoding
+from training.optim.grad_cache import GradCacheEncoding
 from training.recipe.schema import TransformerEncoderRecipe
 
 CPU = torch.device("cpu")
@@ -23,7 +24,7 @@ def texts() -> TokenizedTexts:
     generator = np.random.default_rng(0)
     lengths = generator.integers(1, 7, 13)
     ids = generator.integers(5, 60, lengths.sum()).astype(np.int32)
-    return TokenizedTexts(ids, np.concatenate([[0], np.cumsum(lengths)]), pad_id=0)
+    return TokenizedTexts(Ragged.from_lengths(ids, lengths), pad_id=0)
 
 
 @pytest.fixture(params=["static", "transformer"])
@@ -50,12 +51,7 @@ def gradients(encoder: nn.Module) -> dict[str, Tensor]:
     found = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
     for name, table in encoder.named_modules():
         if isinstance(table, RowTable):
-            summed = torch.zeros(table.weight.shape)
-            for rows, leaf in table._taken:
-                if leaf.grad is not None:
-                    summed.index_add_(0, rows, leaf.grad)
-            found[name] = summed
-            table._taken.clear()
+            found[name] = torch.zeros(table.weight.shape).index_add_(0, *table.pop_gradients())
     return found
 
 
@@ -76,7 +72,7 @@ def test_two_passes_give_the_gradients_of_one(encoder: nn.Module, texts: Tokeniz
     encoder.zero_grad()
 
     torch.manual_seed(1)
-    chunked = ChunkedEncoding(encode, texts, at_once, CPU)
+    chunked = GradCacheEncoding(encode, texts, at_once, CPU)
     loss_of(chunked.vectors_BE).backward()  # type: ignore[no-untyped-call]
     chunked.backward()
     found = gradients(encoder)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from training.batching import label_queries as gandalf
-from training.batching.label_queries import label_queries, related_labels, usual_share
+from training.batching.label_queries import default_share, label_queries, related_labels
 from training.data.dataset import Split
 from training.data.ragged import Ragged
 from training.recipe.schema import LabelQueriesRecipe
@@ -18,7 +18,7 @@ THRESHOLDS = st.sampled_from([0.0, 0.31, 0.57, 0.83])  # none of them is the cos
 
 
 def neighbouring_labels(labels: Ragged, n_labels: int, most: int, threshold: float) -> Ragged:
-    related, target_V = related_labels(labels, n_labels, LabelQueriesRecipe(most=most, threshold=threshold))
+    related, target_V = related_labels(labels, n_labels, LabelQueriesRecipe(max_positives=most, threshold=threshold))
     assert target_V.tolist() == [1.0] * len(related.values)
     return related
 
@@ -86,14 +86,14 @@ def test_label_queries_are_label_texts_with_their_neighbours(train: Split) -> No
 @pytest.mark.parametrize(("share", "drawn"), [(0.4, 2), (1.0, 3), (3.0, 3)])
 def test_as_many_are_drawn_as_the_share_of_the_training_queries(train: Split, share: float, drawn: int) -> None:
     """If this failed, label texts would crowd out the queries, or none would be learned from; there are three."""
-    assert label_queries(train, LABEL_TEXTS, LabelQueriesRecipe(share=share)).drawn == drawn
+    assert label_queries(train, LABEL_TEXTS, LabelQueriesRecipe(share=share)).per_epoch == drawn
 
 
 @pytest.mark.parametrize(("share", "texts"), [(0.0, LABEL_TEXTS), (None, LABEL_TEXTS)])
 def test_without_a_share_there_are_none(train: Split, share: float | None, texts: list[str]) -> None:
     """If this failed, queries that are mostly no labels (one of five here) would learn another task."""
     extra = label_queries(train, texts, LabelQueriesRecipe(share=share))
-    assert (len(extra), len(extra.split), extra.drawn) == (0, 0, 0)
+    assert (len(extra), len(extra.split), extra.per_epoch) == (0, 0, 0)
 
 
 def test_most_and_threshold_are_the_recipes(train: Split) -> None:
@@ -102,15 +102,15 @@ def test_most_and_threshold_are_the_recipes(train: Split) -> None:
         [f"{n}" for n in range(6)], list("uvwxyz"), Ragged.from_lists([[0, 1, 2]] * 3 + [[0, 1]] * 3), Ragged.empty(6)
     )
     for most, threshold, expected in ((1, 0.0, [1]), (5, 0.0, [1, 2]), (5, 0.9, [1])):
-        recipe = LabelQueriesRecipe(share=1.0, most=most, threshold=threshold)
+        recipe = LabelQueriesRecipe(share=1.0, max_positives=most, threshold=threshold)
         assert label_queries(tripled, LABEL_TEXTS, recipe).split.labels[0].tolist() == expected
 
 
 def test_the_share_of_queries_that_are_labels() -> None:
     """If this failed, the default number of label queries would be another one than the dataset asks for."""
-    assert usual_share(["a", "b", "b", "c"], ["b", "c", "d"]) == 0.75
-    assert usual_share(["a", "a", "b", "c"], ["b", "c", "d"]) == 0.0
-    assert usual_share([], ["b"]) == 0.0
+    assert default_share(["a", "b", "b", "c"], ["b", "c", "d"]) == 0.75
+    assert default_share(["a", "a", "b", "c"], ["b", "c", "d"]) == 0.0
+    assert default_share([], ["b"]) == 0.0
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from export.parity import smallest_cosine
 from export.quality import torch_vectors
 from retrieval.bundle.manifest import ModelFacts
 from tests.support.checkpoints import make_checkpoint
-from training.checkpoint.files import Checkpoint, load_checkpoint
+from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation.checkpoint_evaluation import selected_mix
 from training.evaluation.encoding import encode_labels, encode_queries
-from training.model.tokens import tokenize_in_memory
 
 D, C = 6, 5
 Change = Callable[..., Checkpoint]
@@ -97,7 +97,7 @@ def test_a_classifier_half_holds_the_worth_of_popularity(opened: Checkpoint) -> 
     cpu, texts = torch.device("cpu"), opened.validation.texts
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
     queries = encode_queries(opened.model, tokenize_in_memory(texts, opened.tokenizer), cpu)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.kept)
+    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
     expected_QL = queries.classifier @ labels.classifier.T + selected_mix(opened).popularity * labels.popularity
     half_LC = classifier_vectors(opened, 0, opened.labels.num_rows)
     scores_QL = torch_vectors(opened, texts)[1] @ half_LC.T

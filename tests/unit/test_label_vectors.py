@@ -12,7 +12,7 @@ from export.build import _label_facts
 from export.label_vectors import count_zeros
 from retrieval.bundle.manifest import VECTORS
 from tests.support.checkpoints import make_checkpoint
-from training.checkpoint.files import load_checkpoint
+from training.checkpoint.opened import load_checkpoint
 
 
 def test_zeros_are_counted_in_every_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

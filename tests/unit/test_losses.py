@@ -85,7 +85,7 @@ def test_pick_one_label_takes_the_loss_of_the_picked_pairs_alone(example: tuple[
     targets = make_targets(positive_QP, ignored_QP)
     rows = [row for row in range(len(positive_QP)) if positive_QP[row].any()]
     columns = [int(positive_QP[row].nonzero()[-1]) for row in rows]
-    picked = targets.of(torch.tensor(rows), torch.tensor(columns))
+    picked = targets.with_positives(torch.tensor(rows), torch.tensor(columns))
     each = []
     for row, column in zip(rows, columns, strict=True):
         negative_P = ~(positive_QP[row] | ignored_QP[row])
@@ -107,7 +107,9 @@ def test_a_positive_weighs_as_much_as_it_is_true(example: tuple[Tensor, Tensor, 
     for row in hard.row_M.unique().tolist():
         of_row = (hard.row_M == row).nonzero().squeeze(1)
         alone = [
-            losses.decoupled_softmax(scores_QP, hard.of(hard.row_M[at : at + 1], hard.column_M[at : at + 1])).item()
+            losses.decoupled_softmax(
+                scores_QP, hard.with_positives(hard.row_M[at : at + 1], hard.column_M[at : at + 1])
+            ).item()
             for at in of_row.tolist()
         ]
         if hard.has_negative_Q[row]:

@@ -19,16 +19,18 @@ from transformers import (
 )
 
 from retrieval.errors import RecipeError
+from training.model.device import uses_bfloat16
 from training.model.unified import (
-    LEAST_TOKENS,
+    MIN_TOKENS,
     TransformerEncoder,
     UnifiedModel,
-    empty_model,
-    fresh_model,
-    groups_of_like_length,
+    groups_by_length,
+    init_model,
+    model_skeleton,
 )
-from training.optim.optimizers import dense_optimizer, uses_bfloat16
-from training.recipe.schema import Recipe, load_recipe
+from training.optim.optimizers import dense_optimizer
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe
 
 IDS = torch.tensor([[5, 6, 7], [8, 0, 0], [5, 5, 0]])
 MASK = torch.tensor([[1, 1, 1], [1, 0, 0], [1, 1, 0]])
@@ -40,7 +42,7 @@ def small(**sections: object) -> Recipe:
 
 def test_what_is_searched_with_has_unit_length_and_training_leaves_the_classifier_raw() -> None:
     """If this failed, the score would not be a mean of two cosines, or training would normalise Φ_C."""
-    model = fresh_model(small(heads={"classifier": {"dim": 5}}), n_labels=4, rarity_V=torch.ones(12)).eval()
+    model = init_model(small(heads={"classifier": {"dim": 5}}), n_labels=4, rarity_V=torch.ones(12)).eval()
     dual_BD, classifier_BC = model.query_vectors(IDS, MASK)
     assert dual_BD.shape == (3, 8)
     assert classifier_BC.shape == (3, 5)
@@ -68,7 +70,7 @@ def transformer(folder: Path, **encoder: object) -> Recipe:
 
 def test_a_transformer_is_mean_pooled_and_blind_to_padding(tiny_bert: Path) -> None:
     """If this failed, a query's vector would depend on its batch."""
-    model = fresh_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40)).eval()
+    model = init_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40)).eval()
     together = model.encoder(IDS, MASK)
     alone = model.encoder(IDS[1:2, :1], MASK[1:2, :1])
     assert torch.allclose(together[1], alone[0], atol=1e-5)
@@ -78,10 +80,10 @@ def test_learning_sorts_texts_by_length_and_encodes_them_alike(
     tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """If this failed, a text would be learned with another's vector, be cut short, or get no gradient."""
-    monkeypatch.setitem(LEAST_TOKENS, "cpu", 6)
+    monkeypatch.setitem(MIN_TOKENS, "cpu", 6)
     silent = BertConfig.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     silent.save_pretrained(tiny_bert)
-    model = fresh_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40)).eval()
+    model = init_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40)).eval()
     lengths_B = torch.tensor([4, 1, 7, 2, 7, 3, 1, 5])
     ids_BT, mask_BT = torch.randint(1, 40, (8, 7)), (torch.arange(7) < lengths_B[:, None]).long()
     with torch.no_grad():
@@ -95,7 +97,7 @@ def test_learning_sorts_texts_by_length_and_encodes_them_alike(
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60).map(sorted), st.integers(1, 100))
 def test_groups_of_like_length_hold_whole_lengths(sorted_B: list[int], least: int) -> None:
     """If this failed, texts would be left out, padded for nothing, or learned in more calls than they are worth."""
-    groups = groups_of_like_length(sorted_B, least)
+    groups = groups_by_length(sorted_B, least)
     assert [place for start, stop in groups for place in range(start, stop)] == list(range(len(sorted_B)))
     for start, stop in groups[:-1]:
         assert sorted_B[stop - 1] < sorted_B[stop]
@@ -106,18 +108,18 @@ def test_groups_of_like_length_hold_whole_lengths(sorted_B: list[int], least: in
 
 def test_only_the_first_layers_are_kept_and_more_than_there_are_is_refused(tiny_bert: Path) -> None:
     """If this failed, `encoder.layers` would be ignored."""
-    model = fresh_model(transformer(tiny_bert, layers=1), n_labels=3, rarity_V=torch.ones(40))
+    model = init_model(transformer(tiny_bert, layers=1), n_labels=3, rarity_V=torch.ones(40))
     assert isinstance(model.encoder, TransformerEncoder)
     assert model.encoder.transformer.config.num_hidden_layers == 1  # type: ignore[union-attr]
     assert not any("layer.1." in name for name in model.state_dict())
     with pytest.raises(RecipeError, match="has 2: give at most that"):
-        fresh_model(transformer(tiny_bert, layers=3), n_labels=3, rarity_V=torch.ones(40))
+        init_model(transformer(tiny_bert, layers=3), n_labels=3, rarity_V=torch.ones(40))
 
 
 def test_a_model_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
     """If this failed, a wrong path would end in a traceback of another library."""
     with pytest.raises(RecipeError, match="there is no such folder"):
-        fresh_model(transformer(tmp_path / "nowhere"), n_labels=3, rarity_V=torch.ones(40))
+        init_model(transformer(tmp_path / "nowhere"), n_labels=3, rarity_V=torch.ones(40))
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
@@ -126,13 +128,13 @@ def test_a_damaged_model_folder_is_one_sentence(tiny_bert: Path, damage: str) ->
     whole = (tiny_bert / damage).read_bytes()
     (tiny_bert / damage).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RecipeError, match="cannot be loaded"):
-        fresh_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40))
+        init_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40))
 
 
 def test_more_tokens_than_the_model_reads_are_refused(tiny_bert: Path) -> None:
     """If this failed, the first long text would end a run hours in."""
     with pytest.raises(RecipeError, match="reads 32 tokens"):
-        fresh_model(transformer(tiny_bert, max_tokens=33), n_labels=3, rarity_V=torch.ones(40))
+        init_model(transformer(tiny_bert, max_tokens=33), n_labels=3, rarity_V=torch.ones(40))
 
 
 @pytest.mark.parametrize("architecture", ["t5", "modernbert", "distilbert"])
@@ -161,12 +163,12 @@ def test_other_architectures_encode_and_reload(tmp_path: Path, architecture: str
     }
     made[architecture]().save_pretrained(tmp_path / "model")
     recipe = transformer(tmp_path / "model", layers=1)
-    model = fresh_model(recipe, n_labels=3, rarity_V=torch.ones(40))
+    model = init_model(recipe, n_labels=3, rarity_V=torch.ones(40))
     assert isinstance(model.encoder, TransformerEncoder)
     (tmp_path / "again").mkdir()
     (tmp_path / "again" / "config.json").write_text(model.encoder.transformer.config.to_json_string())  # type: ignore[union-attr, operator]
     save_file(model.state_dict(), tmp_path / "weights.safetensors")
-    empty = empty_model(recipe, 3, 40, tmp_path / "again")
+    empty = model_skeleton(recipe, 3, 40, tmp_path / "again")
     empty.load_state_dict(load_file(tmp_path / "weights.safetensors"))
     with torch.no_grad():
         answering_BE = model.eval().encoder(IDS, MASK)
@@ -183,13 +185,13 @@ def test_other_architectures_encode_and_reload(tmp_path: Path, architecture: str
     assert words.abs().sum(dim=1).nonzero().flatten().tolist() == sorted(IDS[MASK.bool()].unique().tolist())
 
 
-def test_an_empty_model_takes_exactly_the_weights_of_a_fresh_one(tiny_bert: Path) -> None:
+def test_an_model_skeleton_takes_exactly_the_weights_of_a_fresh_one(tiny_bert: Path) -> None:
     """If this failed, a checkpoint could not be loaded without the files it was made from."""
     recipe = transformer(tiny_bert, layers=1)
-    model = fresh_model(recipe, n_labels=3, rarity_V=torch.ones(40))
+    model = init_model(recipe, n_labels=3, rarity_V=torch.ones(40))
     assert isinstance(model.encoder, TransformerEncoder)
     model.encoder.transformer.config.save_pretrained(tiny_bert / "again")  # type: ignore[union-attr, operator]
-    empty = empty_model(recipe, 3, 40, tiny_bert / "again")
+    empty = model_skeleton(recipe, 3, 40, tiny_bert / "again")
     empty.load_state_dict(model.state_dict())
     with torch.no_grad():
         assert torch.equal(empty.eval().encoder(IDS, MASK), model.eval().encoder(IDS, MASK))
@@ -197,12 +199,12 @@ def test_an_empty_model_takes_exactly_the_weights_of_a_fresh_one(tiny_bert: Path
 
 def test_every_dense_weight_has_one_optimizer_and_rows_have_theirs(tiny_bert: Path) -> None:
     """If this failed, a part of the model would never learn, or ψ would be decayed by AdamW."""
-    model = fresh_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40))
+    model = init_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40))
     dense = dense_optimizer(model, transformer(tiny_bert).optimizer)
     held = [id(parameter) for group in dense.param_groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in model.parameters())
     assert list(model.row_tables()) == ["classifier"]
-    assert list(fresh_model(small(), 3, torch.ones(12)).row_tables()) == [
+    assert list(init_model(small(), 3, torch.ones(12)).row_tables()) == [
         "classifier",
         "token",
         "token_weight",
@@ -221,4 +223,4 @@ def test_bfloat16_is_chosen_by_encoder_and_processor_or_by_the_recipe() -> None:
 
 def test_the_default_recipe_builds_a_model() -> None:
     """If this failed, `diptych train` without --recipe would not start."""
-    assert isinstance(fresh_model(load_recipe("default"), 10, torch.ones(100)), UnifiedModel)
+    assert isinstance(init_model(load_recipe("default"), 10, torch.ones(100)), UnifiedModel)

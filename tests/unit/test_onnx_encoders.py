@@ -11,7 +11,7 @@ from transformers import AutoModel, DistilBertConfig
 
 from export.encoders import write_encoders
 from export.geometry import Cone
-from training.model.row_tables import RowTable
+from training.model.row_table import RowTable
 from training.model.unified import StaticEncoder, TransformerEncoder, UnifiedModel
 from training.recipe.schema import Recipe
 

@@ -17,8 +17,8 @@ from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from tests.support.pretrained import HIDDEN, save_tiny_bert
 from training.checkpoint.files import read_tokenizer
+from training.data.token_cache import TokenizedTexts, tokenize_in_memory
 from training.model.pretrained import transformer
-from training.model.tokens import TokenizedTexts, tokenize_in_memory
 from training.model.unified import TransformerEncoder, UnifiedModel
 from training.recipe.schema import Recipe, TransformerEncoderRecipe
 

@@ -17,7 +17,7 @@ from benchmarks.measuring.systems import PEERS, RecipeRun, run_recipe
 from benchmarks.measuring.tables import row, table
 from retrieval import metrics
 from retrieval.errors import DiptychError, RecipeError
-from training.checkpoint.files import load_checkpoint
+from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
 from training.evaluation.checkpoint_evaluation import evaluate_checkpoint

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from retrieval.errors import RecipeError
-from training.recipe.schema import StaticEncoderRecipe, TransformerEncoderRecipe, load_recipe, shipped_recipes
+from training.recipe.loading import load_recipe, shipped_recipes
+from training.recipe.schema import StaticEncoderRecipe, TransformerEncoderRecipe
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
@@ -65,12 +66,12 @@ def test_an_override_changes_its_own_key_and_no_other() -> None:
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("batching.batchsize=3", "'batching.batchsize' is no key of a recipe (value 3)"),
+        ("batching.batchsize=3", "'batching.batchsize' is not a key of a recipe (value 3)"),
         ("batching.batch_size=0", "'batching.batch_size': Input should be greater than or equal to 2 (given 0)"),
-        ("batching.batch_size", "has no form key=value"),
+        ("batching.batch_size", "is not of the form key=value"),
         ("seed.inner=3", "'seed' is a value, not a section"),
         ("loss.dual_encoder.temperature=0", "'loss.dual_encoder.temperature'"),
-        ("loss.dual_encoder.decoupled_softmax=0", "give one of them a weight"),
+        ("loss.dual_encoder.decoupled_softmax=0", "set at least one weight"),
         ("validation.metrics=[P@2]", "P@2"),
         ("encoder={kind: recurrent}", "recurrent"),
         ("optimizer.token_lr=.nan", "optimizer.token_lr"),

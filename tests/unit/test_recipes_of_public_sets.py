@@ -2,7 +2,8 @@
 
 import pytest
 
-from training.recipe.schema import TransformerEncoderRecipe, load_recipe, shipped_recipes
+from training.recipe.loading import load_recipe, shipped_recipes
+from training.recipe.schema import TransformerEncoderRecipe
 
 # training queries of the set, and how many times clustering halves them: the printed rows a batch are N / 2^depth
 PUBLIC_SETS = {

@@ -12,10 +12,10 @@ from transformers import BertConfig, BertModel
 
 from retrieval.errors import RecipeError
 from tests.support.pretrained import HIDDEN, SPECIAL, save_tiny_bert
-from training.model.row_tables import RowTable
+from training.model.row_table import RowTable
 from training.model.static_encoder import MULTIPLIERS, PLACES, StaticEncoder, pretrained_vectors, rarity_weights
-from training.model.tokens import make_tokenizer
-from training.model.unified import fresh_model
+from training.model.tokenizer import make_tokenizer
+from training.model.unified import init_model
 from training.recipe.schema import Recipe
 
 TEXTS = [[5, 6, 7], [8], [5, 5], list(range(1, 21))]
@@ -92,8 +92,8 @@ def test_every_table_gets_the_true_gradient() -> None:
     for name, table in (
         ("vectors", made.vectors), ("weights", made.weights), ("places", made.places), ("pairs", made.pairs),
     ):  # fmt: skip
-        ((rows, leaf),) = table._taken
-        whole = torch.zeros_like(table.weight).index_copy(0, rows, leaf.grad)
+        rows, gradient = table.pop_gradients()
+        whole = torch.zeros_like(table.weight).index_copy(0, rows, gradient)
         assert tables[name].grad is not None
         assert torch.allclose(whole, tables[name].grad, atol=1e-4), name
 
@@ -153,7 +153,7 @@ def test_the_encoder_starts_with_the_pretrained_vectors(tiny_bert: Path) -> None
     table = BertModel.from_pretrained(tiny_bert).get_input_embeddings().weight.detach()
     rarity_V = torch.ones(len(SPECIAL) + len(WORDS))
     recipe = starting_from(tiny_bert)
-    encoder = fresh_model(recipe, 3, rarity_V).encoder
+    encoder = init_model(recipe, 3, rarity_V).encoder
     assert isinstance(encoder, StaticEncoder)
     vectors = encoder.vectors.weight
     assert torch.equal(vectors, pretrained_vectors(table, HIDDEN))
@@ -166,8 +166,8 @@ def test_a_model_with_fewer_vectors_than_tokens_is_refused(tiny_bert: Path) -> N
     """If this failed, some tokens would be looked up behind the end of the table."""
     config = BertConfig(vocab_size=6, hidden_size=HIDDEN, num_attention_heads=2, num_hidden_layers=1)
     BertModel(config).save_pretrained(tiny_bert)
-    with pytest.raises(RecipeError, match=r"encoder.start_from '.*bert' has vectors for 6 tokens, but its .* knows 9"):
-        fresh_model(starting_from(tiny_bert), 3, torch.ones(len(SPECIAL) + len(WORDS)))
+    with pytest.raises(RecipeError, match=r"encoder.start_from '.*bert' has vectors for 6 tokens, but its .* has 9"):
+        init_model(starting_from(tiny_bert), 3, torch.ones(len(SPECIAL) + len(WORDS)))
 
 
 def test_what_a_start_lacks_is_one_sentence_that_names_the_key(tiny_bert: Path) -> None:
@@ -176,11 +176,11 @@ def test_what_a_start_lacks_is_one_sentence_that_names_the_key(tiny_bert: Path) 
     with pytest.raises(RecipeError, match=r"^encoder\.start_from '.*nowhere': there is no such folder"):
         make_tokenizer(nowhere, [])
     with pytest.raises(RecipeError, match=r"^encoder\.start_from '.*nowhere': there is no such folder"):
-        fresh_model(nowhere, 3, torch.ones(9))
+        init_model(nowhere, 3, torch.ones(9))
     weights = tiny_bert / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     with pytest.raises(RecipeError, match=r"^encoder\.start_from '.*bert' cannot be loaded"):
-        fresh_model(starting_from(tiny_bert), 3, torch.ones(9))
+        init_model(starting_from(tiny_bert), 3, torch.ones(9))
 
 
 def test_gradients_of_a_large_batch_are_reproducible() -> None:
@@ -191,6 +191,6 @@ def test_gradients_of_a_large_batch_are_reproducible() -> None:
     gradients = []
     for _ in range(8):
         encoder(token_BT, mask_BT).square().sum().backward()
-        gradients.append(encoder.places.gradient()[1])
-        encoder.vectors.gradient(), encoder.weights.gradient()  # forget them
+        gradients.append(encoder.places.pop_gradients()[1])
+        encoder.vectors.pop_gradients(), encoder.weights.pop_gradients()  # discard them
     assert all(gradient.equal(gradients[0]) for gradient in gradients)

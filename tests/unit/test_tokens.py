@@ -6,14 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from training.model.tokens import (
+from training.data.token_cache import (
     UNKNOWN,
     inverse_document_frequency,
-    learn_wordpiece,
     special_ids,
-    tokenize,
+    tokenize_cached,
     tokenize_in_memory,
 )
+from training.model.tokenizer import learn_wordpiece
 
 TEXTS = ["credit card", "credit union", "card game", "Café au lait", "cafe latte", "playing cards", "naïve bayes"] * 2
 
@@ -37,7 +37,7 @@ def test_a_text_without_a_known_token_becomes_unknown() -> None:
     tokens = tokenize_in_memory(["   ", "щука", "card"], tokenizer)
     unknown = tokenizer.token_to_id(UNKNOWN)
     assert tokens.lengths_N.tolist() == [1, 1, 1]
-    assert tokens.ids_S.tolist()[:2] == [unknown, unknown]
+    assert tokens.ids.values.tolist()[:2] == [unknown, unknown]
 
 
 def test_batches_hold_each_text_padded_in_the_order_asked_for() -> None:
@@ -57,10 +57,14 @@ def test_batches_hold_each_text_padded_in_the_order_asked_for() -> None:
 def test_the_cache_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     """If this failed, a resumed run would train on other tokens than it began with."""
     tokenizer = learn_wordpiece(TEXTS, 1000)
-    first = tokenize(TEXTS, tokenizer, tmp_path, "texts")
-    again = tokenize(["never read: the cache stands"], tokenizer, tmp_path, "texts")
-    assert again.ids_S.tolist() == first.ids_S.tolist() == tokenize_in_memory(TEXTS, tokenizer).ids_S.tolist()
-    assert again.offsets_N1.tolist() == first.offsets_N1.tolist()
+    first = tokenize_cached(TEXTS, tokenizer, tmp_path, "texts")
+    again = tokenize_cached(["never read: the cache stands"], tokenizer, tmp_path, "texts")
+    assert (
+        again.ids.values.tolist()
+        == first.ids.values.tolist()
+        == tokenize_in_memory(TEXTS, tokenizer).ids.values.tolist()
+    )
+    assert again.ids.offsets.tolist() == first.ids.offsets.tolist()
 
 
 def test_batches_of_some_texts_say_which_of_them_they_hold() -> None:
@@ -82,18 +86,18 @@ def test_texts_that_follow_others_keep_their_tokens() -> None:
     tokenizer = learn_wordpiece(TEXTS, 1000)
     first, second = (tokenize_in_memory(texts, tokenizer) for texts in (TEXTS[:3], TEXTS[3:]))
     joined, whole = first.followed_by(second), tokenize_in_memory(TEXTS, tokenizer)
-    assert joined.ids_S.tolist() == whole.ids_S.tolist()
-    assert joined.offsets_N1.tolist() == whole.offsets_N1.tolist()
+    assert joined.ids.values.tolist() == whole.ids.values.tolist()
+    assert joined.ids.offsets.tolist() == whole.ids.offsets.tolist()
     assert joined.pad_id == whole.pad_id
     nothing = tokenize_in_memory([], tokenizer)
     for alone in (first.followed_by(nothing), nothing.followed_by(first)):
-        assert alone.offsets_N1.tolist() == first.offsets_N1.tolist()
+        assert alone.ids.offsets.tolist() == first.ids.offsets.tolist()
 
 
 @pytest.mark.parametrize("block", [1, 2, 1000])
 def test_rarity_counts_the_texts_that_a_token_stands_in(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, a word said twice in a text would count as common, or the labels' words as never seen."""
-    monkeypatch.setattr("training.model.tokens.TEXTS_PER_BLOCK", block)
+    monkeypatch.setattr("training.data.token_cache.TEXTS_PER_BLOCK", block)
     tokenizer = learn_wordpiece(TEXTS, 1000)
     vocabulary = tokenizer.get_vocab_size()
     first = tokenize_in_memory(["card card card", "credit card", "union"], tokenizer)

@@ -1,8 +1,8 @@
-"""Algorithm 1's inner lines: sampled positives, drawn negatives, label pool, target mask (UniDEC, section 3).
+"""Batches of row numbers: sampled positives, hard negatives, label pool, positive pairs (UniDEC, section 3).
 
-Everything here is numpy on row numbers and depends on nothing but its arguments, the random generator included.
-Shapes: N training queries, Q queries of the batch, P labels of its pool, M positive pairs in Q×P, η drawn negatives,
-O pairs of which each query has one, H mined negatives of a query.
+All functions use NumPy and depend only on their arguments, including the random generator.
+Shapes: N training queries, Q queries of the batch, P labels of its pool, M positive pairs in Q×P, O pairs (at most one
+per query), H mined hard negatives per query.
 """
 
 from dataclasses import dataclass
@@ -13,32 +13,32 @@ from numpy.typing import NDArray
 from training.data.ragged import IntArray, Ragged
 from training.recipe.schema import BatchingRecipe
 
-Rows = NDArray[np.int64]
+Int64Array = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Queries, the labels they are compared with, and which pairs are positive, picked or left out.
+    """Queries, label pool, and the positive, picked and ignored pairs.
 
-    `query_Q` are rows of the training split, `pool_P` rising rows of the label table; `positive_row_M`,
-    `positive_column_M` and `ignored_row`, `ignored_column` are coordinates in Q×P; so are `picked_row_O` and
-    `picked_column_O`: of each query the one positive that was drawn for it first, where the pool still holds it.
-    `target_M` says how true each positive is, in (0, 1]; None when all are true.
+    `query_Q` are rows of the training data, `pool_P` ascending rows of the label table. `positive_row_M` and
+    `positive_column_M`, `ignored_row` and `ignored_column` are coordinates in Q×P. So are `picked_row_O` and
+    `picked_column_O`: the positive that was sampled first for each query, if it is in the pool.
+    `target_M` are the targets of the positive pairs, in (0, 1]; None: 1 for all.
     """
 
-    query_Q: Rows
-    pool_P: Rows
-    positive_row_M: Rows
-    positive_column_M: Rows
+    query_Q: Int64Array
+    pool_P: Int64Array
+    positive_row_M: Int64Array
+    positive_column_M: Int64Array
     target_M: NDArray[np.float32] | None
-    picked_row_O: Rows
-    picked_column_O: Rows
-    ignored_row: Rows
-    ignored_column: Rows
+    picked_row_O: Int64Array
+    picked_column_O: Int64Array
+    ignored_row: Int64Array
+    ignored_column: Int64Array
 
 
 def make_batch(
-    query_Q: Rows,
+    query_Q: Int64Array,
     positives: Ragged,
     target_V: NDArray[np.float32] | None,
     exclude: Ragged,
@@ -47,12 +47,10 @@ def make_batch(
     recipe: BatchingRecipe,
     generator: np.random.Generator,
 ) -> Batch:
-    """One batch of Algorithm 1 for the queries `query_Q`, of `n_labels` labels in all.
+    """Sample one batch of Algorithm 1 for the queries `query_Q`.
 
-    `target_V` stands beside the values of `positives`: how true each is, None when all are.
-
-    P^B holds every true label of a query that is in the pool, however it got there; excluded pairs are left out of the
-    comparison altogether.
+    `target_V` are the targets of the values of `positives`; None: 1 for all. The positive pairs P^B are all true labels
+    of a query in the pool, whichever query added them. Excluded pairs are neither positive nor negative.
     """
     positives_Q = positives.take(query_Q)
     sampled = sample_positives(positives_Q, recipe.positives, generator)
@@ -61,7 +59,7 @@ def make_batch(
     else:
         drawn = draw_hard_negatives(query_Q, hard_negative_NH, recipe.hard_negatives, generator)
         pool_P = label_pool(sampled.values.astype(np.int64, copy=False), drawn, recipe.pool_size, generator)
-    row_M, column_M, found = pairs_in_pool(positives_Q, pool_P)
+    row_M, column_M, in_pool = pairs_in_pool(positives_Q, pool_P)
     picked_row_O, picked_column_O, _ = pairs_in_pool(first_of_each(sampled), pool_P)
     ignored_row, ignored_column, _ = pairs_in_pool(exclude.take(query_Q), pool_P)
     return Batch(
@@ -69,7 +67,7 @@ def make_batch(
         pool_P=pool_P,
         positive_row_M=row_M,
         positive_column_M=column_M,
-        target_M=None if target_V is None else target_V[positives.places(query_Q)[found]],
+        target_M=None if target_V is None else target_V[positives.places(query_Q)[in_pool]],
         picked_row_O=picked_row_O,
         picked_column_O=picked_column_O,
         ignored_row=ignored_row,
@@ -77,24 +75,24 @@ def make_batch(
     )
 
 
-def sample_positives(positives_Q: Ragged, most: int, generator: np.random.Generator) -> Ragged:
-    """At most `most` (β) positives of each query, without replacement, uniformly, in the order they were drawn."""
+def sample_positives(positives_Q: Ragged, count: int, generator: np.random.Generator) -> Ragged:
+    """Sample at most `count` (β) positives per query, uniformly without replacement, in random order."""
     row_of_value = positives_Q.row_of_value
-    # Sorting random keys within each row is a shuffle of every row at once; the first β of each are the sample.
+    # Sorting by random keys within each row shuffles all rows at once; the first β values of each row are the sample.
     order = np.lexsort((generator.random(len(row_of_value)), row_of_value))
     rank = np.arange(len(order)) - positives_Q.offsets[:-1][row_of_value]
-    return Ragged(positives_Q.values[order], positives_Q.offsets).keep(rank < most)
+    return Ragged(positives_Q.values[order], positives_Q.offsets).keep(rank < count)
 
 
 def first_of_each(lists: Ragged) -> Ragged:
-    """Each list cut off after its first value."""
+    """Return the first value of each list; empty lists stay empty."""
     return lists.keep(np.arange(len(lists.values)) == lists.offsets[:-1][lists.row_of_value])
 
 
 def draw_hard_negatives(
-    query_Q: Rows, hard_negative_NH: NDArray[np.int32] | None, count: int, generator: np.random.Generator
-) -> Rows:
-    """`count` (η) of each query's mined negatives, without replacement; −1 pads a query that has fewer."""
+    query_Q: Int64Array, hard_negative_NH: NDArray[np.int32] | None, count: int, generator: np.random.Generator
+) -> Int64Array:
+    """Draw `count` (η) hard negatives per query without replacement; −1 in `hard_negative_NH` is padding."""
     if hard_negative_NH is None or count == 0:
         return np.zeros(0, np.int64)
     mined_QH = hard_negative_NH[query_Q]
@@ -103,24 +101,28 @@ def draw_hard_negatives(
     return drawn[drawn >= 0].astype(np.int64)
 
 
-def label_pool(sampled: Rows, drawn: Rows, most: int, generator: np.random.Generator) -> Rows:
-    """Distinct labels in rising order, at most `most`.
+def label_pool(sampled: Int64Array, drawn: Int64Array, maximum: int, generator: np.random.Generator) -> Int64Array:
+    """Return the distinct labels in ascending order, at most `maximum`.
 
-    Over the cap hard negatives go first, then positives, both at random: dropping by frequency would drop the tail.
+    Above the limit, hard negatives are dropped first, then positives, both at random: dropping by frequency would drop
+    the tail.
     """
     positive = np.unique(sampled)
-    if len(positive) > most:
-        return np.sort(generator.choice(positive, size=most, replace=False))
+    if len(positive) > maximum:
+        return np.sort(generator.choice(positive, size=maximum, replace=False))
     negative = np.setdiff1d(drawn, positive)
-    room = most - len(positive)
+    room = maximum - len(positive)
     if len(negative) > room:
         negative = generator.choice(negative, size=room, replace=False)
     return np.sort(np.concatenate([positive, negative]))
 
 
-def pairs_in_pool(labels_Q: Ragged, pool_P: IntArray) -> tuple[Rows, Rows, NDArray[np.bool_]]:
-    """Coordinates (row, column) in Q×P of each query's labels that are in the pool (rising label rows), and which."""
-    place = np.searchsorted(pool_P, labels_Q.values)
-    found = place < len(pool_P)
-    found[found] = pool_P[place[found]] == labels_Q.values[found]
-    return labels_Q.row_of_value[found], place[found].astype(np.int64), found
+def pairs_in_pool(labels_Q: Ragged, pool_P: IntArray) -> tuple[Int64Array, Int64Array, NDArray[np.bool_]]:
+    """Return coordinates (row, column) in Q×P of the labels that are in the pool, and a mask of those labels.
+
+    `pool_P` are ascending label rows; the mask has one value per value of `labels_Q`.
+    """
+    column = np.searchsorted(pool_P, labels_Q.values)
+    in_pool = column < len(pool_P)
+    in_pool[in_pool] = pool_P[column[in_pool]] == labels_Q.values[in_pool]
+    return labels_Q.row_of_value[in_pool], column[in_pool].astype(np.int64), in_pool

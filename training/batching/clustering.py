@@ -1,7 +1,7 @@
-"""Balanced recursive 2-means: which queries share a batch (UniDEC, section 3; as in NGAME).
+"""Clusters of queries for batches: balanced recursive 2-means (UniDEC, section 3; NGAME).
 
-Queries of one cluster are each other's hard negatives: their labels meet in one pool.
-Shapes: N queries, D their width, B queries of one node.
+The queries of a cluster provide hard negatives for each other, because their labels share one pool.
+Shapes: N queries, D width of their vectors, B queries of one node.
 """
 
 import math
@@ -10,25 +10,28 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-ROUNDS = 8
+ITERATIONS = 8  # of 2-means, at most
 
 
 def balanced_clusters(
-    vectors_ND: NDArray[np.float32], largest: int, generator: np.random.Generator
+    vectors_ND: NDArray[np.float32], batch_size: int, generator: np.random.Generator
 ) -> list[NDArray[np.int64]]:
-    """Split N queries into 2^⌈log2(N/largest)⌉ clusters of equal size (to one), none above `largest`.
+    """Split N queries into 2^⌈log2(N/batch_size)⌉ clusters whose sizes differ by at most one.
 
-    Returns rows of `vectors_ND`, one int64 array a cluster; together they are a permutation of all rows.
+    Returns the rows of each cluster, int64. Every row is in one cluster.
     """
     count = len(vectors_ND)
-    depth = max(0, math.ceil(math.log2(count / largest))) if count else 0
-    return list(_split(vectors_ND, np.arange(count), depth, generator))
+    return list(_split(vectors_ND, np.arange(count), _depth(count, batch_size), generator))
 
 
-def random_clusters(count: int, largest: int, generator: np.random.Generator) -> list[NDArray[np.int64]]:
-    """The ablation: as many batches of the same sizes, filled at random."""
-    depth = max(0, math.ceil(math.log2(count / largest))) if count else 0
-    return [np.sort(rows) for rows in np.array_split(generator.permutation(count), 2**depth)]
+def random_clusters(count: int, batch_size: int, generator: np.random.Generator) -> list[NDArray[np.int64]]:
+    """Split `count` queries at random into as many clusters of the same sizes as `balanced_clusters`."""
+    return [np.sort(rows) for rows in np.array_split(generator.permutation(count), 2 ** _depth(count, batch_size))]
+
+
+def _depth(count: int, batch_size: int) -> int:
+    """Return how often `count` queries must be halved to fit into batches."""
+    return max(0, math.ceil(math.log2(count / batch_size))) if count else 0
 
 
 def _split(
@@ -45,12 +48,12 @@ def _split(
 def _two_means(
     vectors_BD: NDArray[np.float32], generator: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Two halves of equal size: the points are ranked by how much nearer one centre is, and cut in the middle."""
+    """Return two halves: points are sorted by the difference of their scores with the two centres and cut in half."""
     half = len(vectors_BD) // 2
     first, second = generator.choice(len(vectors_BD), size=2, replace=False)
     direction_D = vectors_BD[first] - vectors_BD[second]
     order_B = np.argsort(vectors_BD @ direction_D, kind="stable")
-    for _ in range(ROUNDS):
+    for _ in range(ITERATIONS):
         centre_D = vectors_BD[order_B[half:]].mean(axis=0) - vectors_BD[order_B[:half]].mean(axis=0)
         again_B = np.argsort(vectors_BD @ centre_D, kind="stable")
         if np.array_equal(again_B[:half], order_B[:half]):

@@ -1,22 +1,23 @@
-"""Hard negatives: for each training query, the nearest labels that are not true (ANCE; UniDEC, section 3).
+"""Hard negatives: the nearest labels of each training query that are not true (ANCE; UniDEC, section 3).
 
-Every query against every label would be the dearest part of a training on many labels. Queries are clustered already,
-so only the labels near a cluster are looked at for its queries: docs/decisions/0013 has what that costs and saves.
+Scoring every query with every label would be the most expensive part of training with many labels. Therefore only the
+labels near a cluster are candidates for its queries (docs/decisions/0013).
 
-Shapes: N training queries, B of them in a cluster, K clusters, L labels, P labels near a cluster, D width of the dual
-encoder's half, H mined negatives of a query.
+Shapes: N training queries, B queries of a cluster, K clusters, L labels, P candidate labels of a cluster, D width of
+the dual encoder's vectors, H hard negatives per query, F nearest clusters per label.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.system.progress import Progress, no_progress
 from training.batching.batches import pairs_in_pool
 from training.data.ragged import IntArray, Ragged
 
-CLUSTERS_A_LABEL = 32  # for whose queries a label is looked at
-SCORES_PER_BLOCK = 1 << 24  # a few clusters and a million labels would need gigabytes at once
+CLUSTERS_PER_LABEL = 32  # nearest clusters, for whose queries a label is a candidate
+SCORES_PER_BLOCK = 1 << 24  # bounds the memory for scores; a million labels would need gigabytes
 
 
 def mine_hard_negatives(
@@ -25,54 +26,52 @@ def mine_hard_negatives(
     clusters: Sequence[NDArray[np.int64]],
     not_negative: Ragged,
     count: int,
-    progress: Callable[[int, int], object] | None = None,
+    progress: Progress = no_progress,
 ) -> NDArray[np.int32]:
-    """The `count` nearest labels of each query that do not stand in `not_negative` (its true and excluded labels).
+    """Return the `count` nearest labels per query that are not in `not_negative` (true and excluded labels).
 
-    Looked at are the labels to which the query's cluster is one of the CLUSTERS_A_LABEL nearest; with no more clusters
-    than that, all of them. `clusters` are rows of `query_ND`, each row in one cluster. Returns [N, count] int32, best
-    first; −1 pads a query for which fewer were found.
+    A label is a candidate for the queries of its CLUSTERS_PER_LABEL nearest clusters. `clusters` are rows of
+    `query_ND`; each row is in one cluster. Returns int32 [N, count], nearest first, padded with −1.
     """
     mined_NH = np.full((len(query_ND), count), -1, np.int32)
     centre_KD = np.stack([query_ND[rows].mean(axis=0) for rows in clusters])
     near = labels_near(centre_KD, label_LD)
     done = 0
     for rows_B, near_P in zip(clusters, near, strict=True):
-        near_PD, some = label_LD[near_P], max(1, SCORES_PER_BLOCK // max(1, len(near_P)))
-        for rows in (rows_B[start : start + some] for start in range(0, len(rows_B), some)):
+        near_PD, step = label_LD[near_P], max(1, SCORES_PER_BLOCK // max(1, len(near_P)))
+        for rows in (rows_B[start : start + step] for start in range(0, len(rows_B), step)):
             scores_BP = query_ND[rows] @ near_PD.T
             row, column, _ = pairs_in_pool(not_negative.take(rows), near_P)
             scores_BP[row, column] = -np.inf
             mined_NH[rows] = _best(scores_BP, near_P, count)
         done += len(rows_B)
-        if progress is not None:
-            progress(done, len(query_ND))
+        progress(done, len(query_ND))
     return mined_NH
 
 
 def labels_near(centre_KD: NDArray[np.float32], label_LD: NDArray[np.float32]) -> Ragged:
-    """For each of K clusters the labels, rising, to which it is one of the nearest few."""
+    """Return the candidate labels of each of K clusters, ascending."""
     clusters = len(centre_KD)
-    few = min(CLUSTERS_A_LABEL, clusters)
-    cluster_LF = np.empty((len(label_LD), few), np.int64)
-    some = max(1, SCORES_PER_BLOCK // clusters)
-    for start in range(0, len(label_LD), some):
-        scores_LK = label_LD[start : start + some] @ centre_KD.T
-        cluster_LF[start : start + some] = np.argpartition(scores_LK, clusters - few, axis=1)[:, -few:]
+    nearest = min(CLUSTERS_PER_LABEL, clusters)
+    cluster_LF = np.empty((len(label_LD), nearest), np.int64)
+    step = max(1, SCORES_PER_BLOCK // clusters)
+    for start in range(0, len(label_LD), step):
+        scores_LK = label_LD[start : start + step] @ centre_KD.T
+        cluster_LF[start : start + step] = np.argpartition(scores_LK, clusters - nearest, axis=1)[:, -nearest:]
     cluster = cluster_LF.ravel()
-    order = np.argsort(cluster, kind="stable")  # which keeps labels rising within a cluster
-    return Ragged.from_lengths(order // few, np.bincount(cluster, minlength=clusters))
+    order = np.argsort(cluster, kind="stable")  # keeps labels ascending within a cluster
+    return Ragged.from_lengths(order // nearest, np.bincount(cluster, minlength=clusters))
 
 
 def _best(scores_BP: NDArray[np.float32], label_P: IntArray, count: int) -> NDArray[np.int32]:
-    """Labels of the `count` greatest scores of each row, greatest first; −1 for −∞ and for what is not there."""
-    kept = min(count, scores_BP.shape[1])
+    """Return the labels of the `count` greatest scores per row, greatest first; −1 for scores of −∞ and for padding."""
+    n = min(count, scores_BP.shape[1])
     best_BH = np.full((len(scores_BP), count), -1, np.int32)
-    if not kept:
+    if not n:
         return best_BH
-    place_BH = np.argpartition(scores_BP, scores_BP.shape[1] - kept, axis=1)[:, -kept:]
-    order_BH = np.argsort(-np.take_along_axis(scores_BP, place_BH, axis=1), axis=1, kind="stable")
-    place_BH = np.take_along_axis(place_BH, order_BH, axis=1)
-    forbidden_BH = np.isneginf(np.take_along_axis(scores_BP, place_BH, axis=1))
-    best_BH[:, :kept] = np.where(forbidden_BH, -1, label_P[place_BH])
+    column_BH = np.argpartition(scores_BP, scores_BP.shape[1] - n, axis=1)[:, -n:]
+    order_BH = np.argsort(-np.take_along_axis(scores_BP, column_BH, axis=1), axis=1, kind="stable")
+    column_BH = np.take_along_axis(column_BH, order_BH, axis=1)
+    forbidden_BH = np.isneginf(np.take_along_axis(scores_BP, column_BH, axis=1))
+    best_BH[:, :n] = np.where(forbidden_BH, -1, label_P[column_BH])
     return best_BH

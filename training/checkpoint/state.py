@@ -1,144 +1,152 @@
-"""Save and restore the state of a run (state.safetensors), and reconcile it with the best weights.
+"""Save and restore the state of a run (state.safetensors).
 
-The file holds everything that a step needs: weights, the optimizers' moments and step counts, clusters, hard negatives
-and the cursor. Random numbers and learning rates depend on the cursor alone. A file that misses a part is refused.
+The file has everything that the next step needs: weights, the optimizers' moments and step counts, clusters, hard
+negatives and the position in the run. Random numbers and learning rates depend on the position only. The header lists
+all tensors; a file that lacks one is refused.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from retrieval.errors import CheckpointError
 from retrieval.system import stopping
-from training.checkpoint import files as ck
-from training.checkpoint.files import Cursor
+from training.batching.batch_source import NOTHING_MINED, Mined
+from training.checkpoint.files import read_record, read_tensors, write_tensors
+from training.checkpoint.schema import STATE, WEIGHTS, RunPosition
+from training.checkpoint.weights import load_weights
 from training.data.ragged import Ragged
 from training.model.unified import UnifiedModel
-from training.optim import optimizers as optimization
+from training.optim.optimizers import MOMENTS, Optimizers
 from training.recipe.schema import Recipe
 
-STATE, WEIGHTS = "state.safetensors", "model.safetensors"
-REMEDY = "Put the file back as it was saved, or start again with --restart."
+FIX = "Restore the file as it was saved, or start again with --restart."
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The state of a run besides its weights and optimizers."""
+    """State of a run besides its weights and optimizers."""
 
-    cursor: Cursor
-    clusters: Ragged
-    hard_negative_NH: NDArray[np.int32] | None
+    position: RunPosition = field(default_factory=RunPosition)
+    mined: Mined = NOTHING_MINED
 
 
-def save_state(folder: Path, model: UnifiedModel, dense: torch.optim.AdamW, state: RunState) -> None:
-    """Write everything that an exact resume needs, as one file that lists its tensors."""
+def save_state(folder: Path, model: UnifiedModel, optimizers: Optimizers, state: RunState) -> None:
+    """Write everything that an exact resume needs as one file."""
     tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    tensors |= {f"dense.{name}": tensor for name, tensor in optimization.dense_state(model, dense).items()}
-    tensors |= {
-        "clusters.values": torch.from_numpy(state.clusters.values),
-        "clusters.offsets": torch.from_numpy(state.clusters.offsets),
-    }
-    if state.hard_negative_NH is not None:
-        tensors["hard_negatives"] = torch.from_numpy(state.hard_negative_NH)
+    tensors |= {f"dense.{name}": tensor for name, tensor in optimizers.state_dict().items()}
+    tensors["clusters.values"] = torch.from_numpy(state.mined.clusters.values)
+    tensors["clusters.offsets"] = torch.from_numpy(state.mined.clusters.offsets)
+    if state.mined.hard_negative_NH is not None:
+        tensors["hard_negatives"] = torch.from_numpy(state.mined.hard_negative_NH)
     with stopping.saving():
-        ck.write_tensors(folder / STATE, tensors, state.cursor.model_dump() | {"tensors": sorted(tensors)})
+        write_tensors(folder / STATE, tensors, state.position.model_dump() | {"tensors": sorted(tensors)})
 
 
-def restore_state(folder: Path, model: UnifiedModel, dense: torch.optim.AdamW, recipe: Recipe, rows: int) -> RunState:
-    """Read what `save_state` wrote; load weights into `model` and moments into `dense`. rows: training queries.
+def restore_state(folder: Path, model: UnifiedModel, optimizers: Optimizers, recipe: Recipe, n_rows: int) -> RunState:
+    """Load weights and optimizer state that `save_state` wrote; return the rest. `n_rows`: number of training rows.
 
     Raises CheckpointError if a part is missing or does not fit, or if the best weights are not the recorded ones.
     """
     path = folder / STATE
-    tensors, facts = ck.read_tensors(path)
-    listed = facts.pop("tensors", None)  # absent in states of older releases
-    if listed is not None and (missing := sorted(set(listed) - tensors.keys())):
-        raise CheckpointError(f"{path} misses {len(missing)} of its tensors, the first is {missing[0]!r}. {REMEDY}")
-    cursor = ck.cursor_of(facts, path)
-    ck.fill_model(model, _under("model.", tensors), path, optimizer_state=True)
-    _restore_dense(model, dense, _under("dense.", tensors), cursor, path)
-    clusters, mined = _mined(tensors, cursor, recipe, (rows, len(model.classifier)), path)
-    return RunState(reconcile(folder, cursor), clusters, mined)
+    tensors, facts = read_tensors(path)
+    if missing := sorted(set(facts.pop("tensors", ())) - tensors.keys()):
+        raise CheckpointError(f"{path} lacks {len(missing)} of its tensors, the first is {missing[0]!r}. {FIX}")
+    position = read_position(facts, path)
+    load_weights(model, _with_prefix("model.", tensors), path, optimizer_state=True)
+    _load_dense(model, optimizers, _with_prefix("dense.", tensors), position, path)
+    mined = _read_mined(tensors, position, recipe, (n_rows, len(model.classifier)), path)
+    return RunState(reconcile(folder, position), mined)
 
 
-def reconcile(folder: Path, cursor: Cursor) -> Cursor:
-    """Return the cursor with the record in model.safetensors as its best, if that has the higher score.
+def read_position(facts: Mapping[str, Any], source: Path) -> RunPosition:
+    """Return the position in the header of a saved state. Raises CheckpointError if another version wrote it."""
+    try:
+        return RunPosition.model_validate(facts)
+    except ValidationError as error:
+        raise CheckpointError(
+            f"{source} was saved by another version ({error.errors()[0]['msg']}). Train again with --restart."
+        ) from error
+
+
+def reconcile(folder: Path, position: RunPosition) -> RunPosition:
+    """Return the position with the record in model.safetensors as its best, if that has the higher score.
 
     It has after a kill between saving better weights and saving the state. Raises CheckpointError if the file is
-    missing or holds other weights than the cursor's best.
+    missing or has other weights than the position's best.
     """
     path = folder / WEIGHTS
-    record = ck.read_record(path)
-    if cursor.best is None:
-        return cursor.model_copy(update={"best": record})
-    if not path.is_file():
-        raise CheckpointError(f"{path}, the best weights (epoch {cursor.best.epoch}), is missing. {REMEDY}")
-    if record is None:  # an older release wrote it
-        return cursor
-    if record.score > cursor.best.score:
-        return cursor.model_copy(update={"best": record})
-    if (record.epoch, record.score) != (cursor.best.epoch, cursor.best.score):
+    record = read_record(path)
+    if position.best is None:
+        return position.model_copy(update={"best": record})
+    if record is None:
+        raise CheckpointError(f"{path}, the best weights (epoch {position.best.epoch}), is missing. {FIX}")
+    if record.score > position.best.score:
+        return position.model_copy(update={"best": record})
+    if (record.epoch, record.score) != (position.best.epoch, position.best.score):
         raise CheckpointError(
-            f"{path} holds the weights of epoch {record.epoch}, but {STATE} says that those of epoch "
-            f"{cursor.best.epoch} are the best. {REMEDY}"
+            f"{path} has the weights of epoch {record.epoch}, but {STATE} says that those of epoch "
+            f"{position.best.epoch} are the best. {FIX}"
         )
-    return cursor
+    return position
 
 
-def _restore_dense(
-    model: UnifiedModel, dense: torch.optim.AdamW, saved: Mapping[str, Tensor], cursor: Cursor, path: Path
+def _load_dense(
+    model: UnifiedModel, optimizers: Optimizers, state: Mapping[str, Tensor], position: RunPosition, path: Path
 ) -> None:
     """Load AdamW's state. Raises CheckpointError if it is incomplete, misshapen, or missing after the first step."""
-    if cursor.taken and dense.param_groups and not saved:
-        raise CheckpointError(f"{path} holds no optimizer state after {cursor.taken} steps. {REMEDY}")
-    names = {f"{name}.{key}": parameter for name, parameter in model.named_parameters() for key in optimization.MOMENTS}
-    if unknown := sorted(saved.keys() - names.keys()):
-        raise CheckpointError(f"{path}: the optimizer state {unknown[0]!r} belongs to no parameter. {REMEDY}")
-    for name in saved:
+    if position.steps_taken and optimizers.dense.param_groups and not state:
+        raise CheckpointError(f"{path} has no optimizer state after {position.steps_taken} steps. {FIX}")
+    parameters = {f"{name}.{key}": parameter for name, parameter in model.named_parameters() for key in MOMENTS}
+    if unknown := sorted(state.keys() - parameters.keys()):
+        raise CheckpointError(f"{path}: the optimizer state {unknown[0]!r} belongs to no parameter. {FIX}")
+    for name in state:
         parameter = name.rpartition(".")[0]
-        for key in optimization.MOMENTS:
-            if (moment := saved.get(f"{parameter}.{key}")) is None:
-                raise CheckpointError(f"{path}: the optimizer state '{parameter}.{key}' is missing. {REMEDY}")
-            shape = torch.Size() if key == "step" else names[name].shape
+        for key in MOMENTS:
+            if (moment := state.get(f"{parameter}.{key}")) is None:
+                raise CheckpointError(f"{path}: the optimizer state '{parameter}.{key}' is missing. {FIX}")
+            shape = torch.Size() if key == "step" else parameters[name].shape
             if moment.shape != shape:
                 raise CheckpointError(
                     f"{path}: the optimizer state '{parameter}.{key}' has the shape {list(moment.shape)}, not "
-                    f"{list(shape)}. {REMEDY}"
+                    f"{list(shape)}. {FIX}"
                 )
-    optimization.restore_dense_state(model, dense, dict(saved))
+    optimizers.load_state_dict(dict(state))
 
 
-def _mined(
-    tensors: Mapping[str, Tensor], cursor: Cursor, recipe: Recipe, sizes: tuple[int, int], path: Path
-) -> tuple[Ragged, NDArray[np.int32] | None]:
+def _read_mined(
+    tensors: Mapping[str, Tensor], position: RunPosition, recipe: Recipe, sizes: tuple[int, int], path: Path
+) -> Mined:
     """Return clusters and hard negatives. Raises CheckpointError if the next step needs one that is missing or invalid.
 
     sizes: number of training rows and of labels.
     """
-    batching, (rows, labels) = recipe.batching, sizes
-    due = cursor.step == 0 and cursor.epoch % batching.refresh_epochs == 0  # computed again before the next step
+    batching, (n_rows, n_labels) = recipe.batching, sizes
+    refresh_due = position.step == 0 and position.epoch % batching.refresh_epochs == 0  # before the next step
     values, offsets = (tensors.get(f"clusters.{name}") for name in ("values", "offsets"))
     mined = tensors.get("hard_negatives")
-    if values is None or offsets is None or (mined is None and batching.hard_negatives and not due):
-        lost = "clusters" if values is None or offsets is None else "hard negatives"
-        raise CheckpointError(f"{path} holds no {lost}, which the next step needs. {REMEDY}")
+    if values is None or offsets is None or (mined is None and batching.hard_negatives and not refresh_due):
+        missing = "clusters" if values is None or offsets is None else "hard negatives"
+        raise CheckpointError(f"{path} has no {missing}, which the next step needs. {FIX}")
     value_V, offset_R = values.numpy(), offsets.numpy()
-    whole = offset_R.ndim == 1 and len(offset_R) and offset_R[0] == 0 and offset_R[-1] == len(value_V)
-    if not whole or (np.diff(offset_R) < 0).any() or not _within(value_V, 0, rows):
-        raise CheckpointError(f"{path} holds clusters of other training queries. {REMEDY}")
-    if mined is not None and (mined.ndim != 2 or len(mined) != rows or not _within(mined.numpy(), -1, labels)):
-        raise CheckpointError(f"{path} holds hard negatives of other training queries or labels. {REMEDY}")
-    return Ragged(value_V, offset_R), None if mined is None else mined.numpy()
+    complete = offset_R.ndim == 1 and len(offset_R) and offset_R[0] == 0 and offset_R[-1] == len(value_V)
+    if not complete or (np.diff(offset_R) < 0).any() or not _in_range(value_V, 0, n_rows):
+        raise CheckpointError(f"{path} has clusters of other training queries. {FIX}")
+    if mined is not None and (mined.ndim != 2 or len(mined) != n_rows or not _in_range(mined.numpy(), -1, n_labels)):
+        raise CheckpointError(f"{path} has hard negatives of other training queries or labels. {FIX}")
+    return Mined(Ragged(value_V, offset_R), None if mined is None else mined.numpy())
 
 
-def _within(values: NDArray[np.integer], least: int, beyond: int) -> bool:
-    return not values.size or (int(values.min()) >= least and int(values.max()) < beyond)
+def _in_range(values: NDArray[np.integer], start: int, stop: int) -> bool:
+    return not values.size or (int(values.min()) >= start and int(values.max()) < stop)
 
 
-def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _with_prefix(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

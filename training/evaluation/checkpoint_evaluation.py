@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from retrieval.errors import CheckpointError
 from retrieval.metrics import Ratio
-from training.checkpoint.files import Checkpoint, load_checkpoint, read_facts
+from training.checkpoint.files import read_facts
+from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset, Split
+from training.data.token_cache import tokenize_in_memory
 from training.evaluation.encoding import encode_labels, encode_queries
 from training.evaluation.headline import UNIFIED
 from training.evaluation.ranking import ExactRanker
 from training.evaluation.results import EvaluationData, EvaluationResult, MetricValues, SliceMetric, evaluate
 from training.evaluation.scoring import ScoreMix, mixes_by_head
 from training.evaluation.slices import Example
-from training.model.tokens import tokenize_in_memory
-from training.optim.optimizers import choose_device
+from training.model.device import choose_device
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +98,7 @@ def checkpoint_ranker(
     model = opened.model.to(device)
     query_vectors = encode_queries(model, tokenize_in_memory(queries.texts, opened.tokenizer), device)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
-    label_vectors = encode_labels(model, label_tokens, opened.positives_L, device, opened.kept)
+    label_vectors = encode_labels(model, label_tokens, opened.positives_L, device, opened.cone_fraction)
     return ExactRanker(query_vectors, label_vectors, queries.exclude, exact)
 
 

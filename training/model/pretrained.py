@@ -1,6 +1,6 @@
-"""Other people's models: pretrained transformers, their tokenizers and token vectors, by name or from a folder.
+"""Load pretrained transformers, their tokenizers and token vectors, by name or from a folder.
 
-Whatever their loading code raises becomes one sentence that names the recipe's key and the model.
+Any exception of the loading code becomes a RecipeError that names the recipe's key and the model.
 """
 
 from collections.abc import Iterator
@@ -17,9 +17,9 @@ from training.recipe.schema import TransformerEncoderRecipe
 
 
 def transformer(choice: TransformerEncoderRecipe) -> nn.Module:
-    """The transformer with its first `layers` layers, in float32, without its unused pooler.
+    """Load a transformer with its first `layers` layers, in float32, without pooler.
 
-    Raises RecipeError when it cannot be loaded, has fewer layers or reads fewer tokens than asked for.
+    Raises RecipeError if it cannot be loaded, or if it has fewer layers or a shorter context than the recipe needs.
     """
     from transformers import AutoConfig, AutoModel
 
@@ -32,8 +32,8 @@ def transformer(choice: TransformerEncoderRecipe) -> nn.Module:
         return encoder
 
 
-def empty_transformer(folder: Path) -> nn.Module:
-    """A transformer of the shape that a checkpoint's `folder` says, its weights still to be filled."""
+def transformer_skeleton(folder: Path) -> nn.Module:
+    """Return a transformer with the config in a checkpoint's `folder`; its weights will be loaded."""
     from transformers import AutoConfig, AutoModel
 
     try:
@@ -45,21 +45,21 @@ def empty_transformer(folder: Path) -> nn.Module:
 
 
 def token_vectors(source: str, vocabulary: int) -> Tensor:
-    """The vectors [V, H] of the first V tokens of a pretrained transformer; RecipeError when there are fewer."""
+    """Return the vectors [V, H] of the first V tokens of a transformer. Raises RecipeError if it has fewer tokens."""
     from transformers import AutoModel
 
     with _loading("encoder.start_from", source):
         table_VH: Tensor = AutoModel.from_pretrained(source, dtype=torch.float32).get_input_embeddings().weight.detach()
     if len(table_VH) < vocabulary:
         raise RecipeError(
-            f"encoder.start_from '{source}' has vectors for {len(table_VH):,} tokens, but its tokenizer knows "
+            f"encoder.start_from '{source}' has vectors for {len(table_VH):,} tokens, but its tokenizer has "
             f"{vocabulary:,}. Choose another model."
         )
     return table_VH[:vocabulary]
 
 
 def tokenizer(key: str, source: str) -> Tokenizer:
-    """The model's own tokenizer; `key` is the recipe's key that names it. RecipeError when it has no fast one."""
+    """Load a model's tokenizer; `key` is the recipe's key for it. Raises RecipeError if it has no fast tokenizer."""
     from transformers import AutoTokenizer
 
     with _loading(key, source):
@@ -75,7 +75,7 @@ def _loading(key: str, model: str) -> Iterator[None]:
     from transformers import logging
 
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would list the layers left out on purpose
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]  # it would list the layers that are dropped on purpose
     looks_local = model.startswith((".", "/", "~")) or model.count("/") > 1
     if looks_local and not Path(model).is_dir():
         raise RecipeError(f"{key} '{model}': there is no such folder. Give a folder that holds a model.")
@@ -83,26 +83,26 @@ def _loading(key: str, model: str) -> Iterator[None]:
         yield
     except RecipeError:
         raise
-    except Exception as error:  # transformers and what it calls raise anything
+    except Exception as error:  # transformers and its dependencies raise any exception
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RecipeError(
             f"{key} '{model}' cannot be loaded: {reason} Give a folder that holds the model, "
-            "or a name that the Hugging Face hub knows and this machine can reach."
+            "or a name on the Hugging Face hub, if this machine can reach it."
         ) from error
 
 
 def _keep_layers(config: Any, choice: TransformerEncoderRecipe) -> None:
     depth = config.num_hidden_layers
-    kept = choice.layers or depth
-    if kept > depth:
-        raise RecipeError(f"encoder.layers is {kept}, but '{choice.model}' has {depth}: give at most that")
-    config.num_hidden_layers = kept
+    layers = choice.layers or depth
+    if layers > depth:
+        raise RecipeError(f"encoder.layers is {layers}, but '{choice.model}' has {depth}: give at most that")
+    config.num_hidden_layers = layers
     if getattr(config, "layer_types", None):
-        config.layer_types = config.layer_types[:kept]
+        config.layer_types = config.layer_types[:layers]
 
 
 def _check_length(config: Any, choice: TransformerEncoderRecipe) -> None:
-    """RoBERTa's kind counts positions from behind the padding id, so it has that many fewer."""
+    """Raise RecipeError if the context is too short; RoBERTa models use the first positions for padding."""
     reserved = config.pad_token_id + 1 if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
     most = getattr(config, "max_position_embeddings", None)
     if isinstance(most, int) and choice.max_tokens > most - reserved > 0:
@@ -113,10 +113,10 @@ def _check_length(config: Any, choice: TransformerEncoderRecipe) -> None:
 
 
 def _encoder_half(model: Any) -> Any:
-    """Of an encoder-decoder (T5, BART) only the encoder: mean pooling has no use for a decoder."""
+    """Return the encoder of an encoder-decoder model (T5, BART); mean pooling does not use the decoder."""
     return model.get_encoder() if model.config.is_encoder_decoder else model
 
 
 def _no_pooler(config: Any) -> dict[str, bool]:
-    """Mean pooling has no use for the pooler that some architectures add; unused weights would never learn."""
+    """Return arguments that disable the pooler; mean pooling does not use it, so its weights would not be trained."""
     return {"add_pooling_layer": False} if config.model_type in ("bert", "roberta", "xlm-roberta", "camembert") else {}

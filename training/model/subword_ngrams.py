@@ -1,11 +1,11 @@
-"""Token vectors that share what their spelling shares: runs of a few letters, the start and the end of a word marked.
+"""Token vectors with subword n-grams, as in fastText: character n-grams of a token, word boundaries marked.
 
-    v[t] = own[t] + Σ_{p in t} piece[p] / √n_t                     n_t pieces in token t
+    v[t] = token[t] + Σ_{g in t} ngram[g] / √n_t                   n_t n-grams of token t
 
-"runner" and "runners" begin near each other, and a token that stands in one text knows what its pieces have learned
-elsewhere. None of it is left after training: the sum is one vector a token.
+"runner" and "runners" have similar initial vectors, and a token that occurs in one text profits from the n-grams that
+other texts have trained. After training, the sum is stored as one vector per token.
 
-Shapes: V tokens, U of them in a batch, H pieces, S pieces of all tokens one after the other, E width.
+Shapes: V tokens, U distinct tokens of a batch, H n-grams, S n-grams of all tokens, E width.
 """
 
 import math
@@ -18,102 +18,103 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.model.row_tables import RowTable
+from training.model.row_table import RowTable
 
-LETTERS = 3, 5  # least and most in a piece
-JOINED = "##"  # how WordPiece marks a token that goes on a word
-BEGUN = "▁", "Ġ"  # how SentencePiece and byte-level tokenizers mark one that begins a word
+MIN_LENGTH, MAX_LENGTH = 3, 5  # of an n-gram, in characters
+CONTINUATION = "##"  # prefix of WordPiece tokens that continue a word
+WORD_START = "▁", "Ġ"  # prefixes of SentencePiece and byte-level tokens that start a word
 SPECIAL = re.compile(r"\[.*\]|<.*>")
-OWN_LENGTH = 0.5  # of a token's own random vector, beside pieces that start with a length of 1 together
+TOKEN_LENGTH = 0.5  # initial length of a token's random vector; that of its n-grams' sum is 1
 
 
 @dataclass(frozen=True)
-class Spelling:
-    """Which pieces each of V tokens holds: token t those in `piece_S[offset_V1[t]:offset_V1[t + 1]]`, of H in all."""
+class SubwordNgrams:
+    """The n-grams of V tokens: token t has the rows `ngram_S[offset_V1[t]:offset_V1[t + 1]]` of `n_ngrams`."""
 
-    piece_S: Tensor
+    ngram_S: Tensor
     offset_V1: Tensor
-    pieces: int
+    n_ngrams: int
 
 
-def shared_pieces(tokens: Sequence[str], most: int) -> Spelling:
-    """The pieces that at least two tokens share, the most shared `most` of them (equals in the order of letters)."""
-    marks_begin = any(map(_begun, tokens)) and not any(token.startswith(JOINED) for token in tokens)
-    found = [_pieces(token, marks_begin) for token in tokens]
-    counts = Counter(piece for of_token in found for piece in of_token)
-    shared = sorted((piece for piece, count in counts.items() if count > 1), key=lambda piece: (-counts[piece], piece))
-    row = {piece: place for place, piece in enumerate(shared[:most])}
-    rows = [[row[piece] for piece in of_token if piece in row] for of_token in found]
+def shared_ngrams(tokens: Sequence[str], maximum: int) -> SubwordNgrams:
+    """Return the `maximum` most frequent n-grams that at least two tokens share; ties are broken alphabetically."""
+    marks_start = any(map(_starts_word, tokens)) and not any(token.startswith(CONTINUATION) for token in tokens)
+    by_token = [_ngrams(token, marks_start) for token in tokens]
+    counts = Counter(ngram for ngrams in by_token for ngram in ngrams)
+    shared = sorted((ngram for ngram, count in counts.items() if count > 1), key=lambda ngram: (-counts[ngram], ngram))
+    row = {ngram: place for place, ngram in enumerate(shared[:maximum])}
+    rows = [[row[ngram] for ngram in ngrams if ngram in row] for ngrams in by_token]
     offset_V1 = torch.tensor([0, *map(len, rows)]).cumsum(0)
-    piece_S = torch.tensor([place for of_token in rows for place in of_token], dtype=torch.int64)
-    return Spelling(piece_S, offset_V1, len(row))
+    ngram_S = torch.tensor([place for of_token in rows for place in of_token], dtype=torch.int64)
+    return SubwordNgrams(ngram_S, offset_V1, len(row))
 
 
-def _pieces(token: str, marks_begin: bool) -> list[str]:
-    """The distinct runs of a few letters of a token, its whole left out; none of a special one such as [PAD] or <s>."""
+def _ngrams(token: str, marks_start: bool) -> list[str]:
+    """Return the distinct n-grams of a token, without the whole token; none for a special token like [PAD] or <s>."""
     if SPECIAL.fullmatch(token):
         return []
-    joined = not _begun(token) if marks_begin else token.startswith(JOINED)
-    letters = token.removeprefix(JOINED).lstrip("".join(BEGUN))
-    word = f"{letters}>" if joined else f"<{letters}>"
-    least, most = LETTERS
-    runs = {word[at : at + n] for n in range(least, most + 1) for at in range(len(word) - n + 1)}
-    return sorted(runs - {word})
+    continues = not _starts_word(token) if marks_start else token.startswith(CONTINUATION)
+    letters = token.removeprefix(CONTINUATION).lstrip("".join(WORD_START))
+    word = f"{letters}>" if continues else f"<{letters}>"
+    lengths = range(MIN_LENGTH, MAX_LENGTH + 1)
+    ngrams = {word[start : start + length] for length in lengths for start in range(len(word) - length + 1)}
+    return sorted(ngrams - {word})
 
 
-def _begun(token: str) -> bool:
-    return token.startswith(BEGUN)
+def _starts_word(token: str) -> bool:
+    return token.startswith(WORD_START)
 
 
-class SpelledVectors(nn.Module):
-    """V vectors of width E, learned row by row as `RowTable` does, each with the pieces of its token added."""
+class SubwordVectors(nn.Module):
+    """V vectors of width E: the sum of a token's row and the rows of its n-grams, trained row by row."""
 
-    def __init__(self, own_VE: Tensor, piece_HE: Tensor, spelling: Spelling) -> None:
+    def __init__(self, token_VE: Tensor, ngram_HE: Tensor, ngrams: SubwordNgrams) -> None:
         super().__init__()
-        self.own = RowTable(own_VE)
-        self.pieces = RowTable(piece_HE)
-        self.piece_S: Tensor
+        self.tokens = RowTable(token_VE)
+        self.ngrams = RowTable(ngram_HE)
+        self.ngram_S: Tensor
         self.offset_V1: Tensor
-        self.register_buffer("piece_S", spelling.piece_S, persistent=False)
-        self.register_buffer("offset_V1", spelling.offset_V1, persistent=False)
-        self.width = self.own.width
-        self._whole_VE: Tensor | None = None
+        self.register_buffer("ngram_S", ngrams.ngram_S, persistent=False)
+        self.register_buffer("offset_V1", ngrams.offset_V1, persistent=False)
+        self.width = self.tokens.width
+        self._sum_VE: Tensor | None = None
 
-    def train(self, mode: bool = True) -> "SpelledVectors":
-        """Switch between learning and answering; what was added up for answering is forgotten."""
-        self._whole_VE = None
+    def train(self, mode: bool = True) -> "SubwordVectors":
+        """Switch between training and evaluation mode; drops the cached sum."""
+        self._sum_VE = None
         return super().train(mode)
 
     @property
     def weight(self) -> Tensor:
-        """The vectors [V, E] as answers need them, added up once."""
-        if self._whole_VE is None:
-            self._whole_VE = self.own.weight + self._spelled(self.piece_S, self.pieces.weight, self.offset_V1.diff())
-        return self._whole_VE
+        """The vectors [V, E] for inference; the sum is cached."""
+        if self._sum_VE is None:
+            self._sum_VE = self.tokens.weight + _sum_ngrams(self.ngram_S, self.ngrams.weight, self.offset_V1.diff())
+        return self._sum_VE
 
     def take(self, token_U: Tensor) -> Tensor:
-        """The vectors [U, E] of distinct tokens, for a step to learn."""
-        pieces_U = self.offset_V1.diff().index_select(0, token_U)
-        begin_U = pieces_U.cumsum(0) - pieces_U
-        shift_S = torch.repeat_interleave(self.offset_V1.index_select(0, token_U) - begin_U, pieces_U)
-        piece_S = self.piece_S[torch.arange(len(shift_S), device=shift_S.device) + shift_S]
-        row_H, place_S = torch.unique(piece_S, return_inverse=True)
-        return self.own.take(token_U) + self._spelled(place_S, self.pieces.take(row_H), pieces_U)
-
-    @staticmethod
-    def _spelled(place_S: Tensor, piece_HE: Tensor, pieces_V: Tensor) -> Tensor:
-        share_S = torch.repeat_interleave(pieces_V.clamp(min=1).to(piece_HE.dtype).rsqrt(), pieces_V)
-        begin_V = pieces_V.cumsum(0) - pieces_V
-        return F.embedding_bag(place_S, piece_HE, begin_V, mode="sum", per_sample_weights=share_S)
+        """Return the vectors [U, E] of distinct tokens, with gradients for the rows that they use."""
+        count_U = self.offset_V1.diff().index_select(0, token_U)
+        begin_U = count_U.cumsum(0) - count_U
+        shift_S = torch.repeat_interleave(self.offset_V1.index_select(0, token_U) - begin_U, count_U)
+        ngram_S = self.ngram_S[torch.arange(len(shift_S), device=shift_S.device) + shift_S]
+        row_H, position_S = torch.unique(ngram_S, return_inverse=True)
+        return self.tokens.take(token_U) + _sum_ngrams(position_S, self.ngrams.take(row_H), count_U)
 
 
-def spelled(own_VE: Tensor, spelling: Spelling, generator: torch.Generator | None) -> SpelledVectors:
-    """Vectors [V, E] that start from `own_VE`, shortened to leave room for random pieces.
+def subword_vectors(token_VE: Tensor, ngrams: SubwordNgrams, generator: torch.Generator | None) -> SubwordVectors:
+    """Return vectors [V, E] that start from `token_VE`, scaled down, plus random n-gram vectors.
 
-    Without a `generator` pieces start at zero and the vectors as they are: they mean something already.
+    Without a `generator`, for pretrained vectors, n-grams start at zero and the vectors are not scaled.
     """
-    shape = spelling.pieces, own_VE.shape[1]
+    shape = ngrams.n_ngrams, token_VE.shape[1]
     if generator is None:
-        return SpelledVectors(own_VE, torch.zeros(shape), spelling)
-    piece_HE = torch.randn(shape, generator=generator) / math.sqrt(shape[1])
-    return SpelledVectors(OWN_LENGTH * own_VE, piece_HE, spelling)
+        return SubwordVectors(token_VE, torch.zeros(shape), ngrams)
+    ngram_HE = torch.randn(shape, generator=generator) / math.sqrt(shape[1])
+    return SubwordVectors(TOKEN_LENGTH * token_VE, ngram_HE, ngrams)
+
+
+def _sum_ngrams(position_S: Tensor, ngram_HE: Tensor, count_V: Tensor) -> Tensor:
+    """Return the sum of each token's n-gram vectors divided by √n_t, [V, E]; `count_V` are the n_t."""
+    share_S = torch.repeat_interleave(count_V.clamp(min=1).to(ngram_HE.dtype).rsqrt(), count_V)
+    begin_V = count_V.cumsum(0) - count_V
+    return F.embedding_bag(position_S, ngram_HE, begin_V, mode="sum", per_sample_weights=share_S)

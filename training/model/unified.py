@@ -1,32 +1,34 @@
 """The unified model: encoder Φ, heads g1 and g2, classifier rows ψ (UniDEC, section 3).
 
-    Φ_D(x) = N(dropout(tanh(W1 Φ(x))))      the dual encoder's side, of queries and of label texts alike
-    Φ_C(x) = dropout(W2 Φ(x))               the classifier's side, of queries; one row ψ_l a label
+    Φ_D(x) = N(dropout(tanh(W1 Φ(x))))      dual encoder: vectors of queries and label texts
+    Φ_C(x) = dropout(W2 Φ(x))               classifier: vectors of queries; one row ψ_l per label
 
-Shapes: B texts, G of like length, T tokens of the longest of them, D width of the dual encoder's half, C of the
-classifier's, E of the encoder, L labels, V tokens of the vocabulary.
+Shapes: B texts, G texts of a group of similar length, T tokens of the longest text, S tokens of all groups, D width of
+the dual encoder's vectors, C of the classifier's, E of the encoder, L labels, V tokens of the vocabulary.
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from training.model import pretrained
-from training.model.row_tables import RowTable
+from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder, pretrained_vectors, random_vectors, rarity_weights
-from training.model.subword_ngrams import SpelledVectors, shared_pieces, spelled
+from training.model.subword_ngrams import SubwordVectors, shared_ngrams, subword_vectors
 from training.recipe.schema import HeadRecipe, Recipe, StaticEncoderRecipe, TransformerEncoderRecipe
 
-# Texts of one length are encoded together, with the next length's as well where these are fewer tokens in all: a call
-# costs as much as so many tokens. Measured on a CPU, calculated for a GPU.
-LEAST_TOKENS = {"cpu": 256, "cuda": 4096}
+# Minimum number of tokens per call of the transformer. Texts of the next length join a smaller group, because the fixed
+# cost of a call is about that of so many tokens. Measured on a CPU, estimated for a GPU.
+MIN_TOKENS = {"cpu": 256, "cuda": 4096}
 
 
 class TransformerEncoder(nn.Module):
-    """A Hugging Face encoder, mean-pooled over its tokens."""
+    """A Hugging Face encoder with mean pooling."""
 
     def __init__(self, transformer: nn.Module) -> None:
         super().__init__()
@@ -34,19 +36,19 @@ class TransformerEncoder(nn.Module):
         self.width = int(transformer.config.hidden_size)  # type: ignore[union-attr, arg-type]
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """Token ids and mask, int64 [B, T] → float [B, E]: the mean of the last hidden states, padding left out."""
+        """Encode token ids and mask, int64 [B, T], as the mean of the last hidden states, float [B, E]."""
         if self.training:
             return self._by_length(input_ids_BT, attention_mask_BT)
         return self._mean(attention_mask_BT, input_ids=input_ids_BT)
 
     def _by_length(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """The same, texts of like length together: of a batch of short texts more than half is padding."""
+        """Encode groups of similar length separately: more than half of a batch of short texts is padding."""
         lengths_B = attention_mask_BT.sum(dim=1)
         order_B = lengths_B.argsort(stable=True)
         sorted_B = lengths_B[order_B].tolist()
-        groups = groups_of_like_length(sorted_B, LEAST_TOKENS[input_ids_BT.device.type])
+        groups = groups_by_length(sorted_B, MIN_TOKENS[input_ids_BT.device.type])
         cuts = [(order_B[start:stop], sorted_B[stop - 1]) for start, stop in groups]
-        # Looked up once for all groups: each look-up's gradient is as large as the whole table.
+        # One look-up for all groups, because the gradient of each look-up is as large as the whole table.
         embedded_SE = self.transformer.get_input_embeddings()(  # type: ignore[operator]
             torch.cat([input_ids_BT[rows_G, :longest].flatten() for rows_G, longest in cuts])
         )
@@ -65,21 +67,21 @@ class TransformerEncoder(nn.Module):
         return mean_BE
 
 
-def groups_of_like_length(sorted_B: Sequence[int], least_tokens: int) -> list[tuple[int, int]]:
-    """Where to cut texts of rising length: (start, stop) of each group, which holds whole lengths.
+def groups_by_length(sorted_B: Sequence[int], min_tokens: int) -> list[tuple[int, int]]:
+    """Group texts of ascending length: return (start, stop) of each group. Texts of equal length are in one group.
 
-    A group but the last has `least_tokens` or more.
+    Every group except the last has at least `min_tokens` tokens, including padding.
     """
     groups, start = [], 0
     for at in range(1, len(sorted_B)):
-        if sorted_B[at] > sorted_B[at - 1] and (at - start) * sorted_B[at - 1] >= least_tokens:
+        if sorted_B[at] > sorted_B[at - 1] and (at - start) * sorted_B[at - 1] >= min_tokens:
             groups.append((start, at))
             start = at
     return [*groups, (start, len(sorted_B))]
 
 
 class Head(nn.Module):
-    """g1 or g2: one linear map, with tanh for the dual encoder."""
+    """g1 or g2: a linear layer, with tanh for the dual encoder."""
 
     def __init__(self, width: int, recipe: HeadRecipe, *, tanh: bool) -> None:
         super().__init__()
@@ -91,16 +93,16 @@ class Head(nn.Module):
         self.tanh = tanh
 
     def forward(self, encoded_BE: Tensor) -> Tensor:
-        """[B, E] → [B, dim], not normalised."""
+        """Project [B, E] to [B, dim], without normalization."""
         projected_BD = self.linear(encoded_BE)
         dropped: Tensor = self.dropout(torch.tanh(projected_BD) if self.tanh else projected_BD)
         return dropped
 
 
 class UnifiedModel(nn.Module):
-    """Both heads over one encoder, and the classifier's rows.
+    """One encoder, two heads, and the classifier's rows ψ.
 
-    `classifier` holds ψ raw, as training leaves it; `query_vectors` and `label_vectors` give what is searched with.
+    `classifier` has ψ without normalization; `query_vectors` and `label_vectors` return normalized vectors for search.
     """
 
     def __init__(self, encoder: StaticEncoder | TransformerEncoder, recipe: Recipe, n_labels: int) -> None:
@@ -114,33 +116,38 @@ class UnifiedModel(nn.Module):
         self.classifier_dim = self.classifier_head.dim
 
     def training_vectors(self, encoded_BE: Tensor) -> tuple[Tensor, Tensor]:
-        """Φ_D of unit length [B, D] and Φ_C not normalised [B, C], as the losses want them."""
+        """Return Φ_D of unit length [B, D] and Φ_C without normalization [B, C], for the losses."""
         return F.normalize(self.dual_head(encoded_BE), dim=-1), self.classifier_head(encoded_BE)
 
     def dual_vectors(self, encoded_BE: Tensor) -> Tensor:
-        """Φ_D of unit length [B, D]."""
+        """Return Φ_D of unit length [B, D]."""
         return F.normalize(self.dual_head(encoded_BE), dim=-1)
 
     def query_vectors(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and mask int64 [B, T] → (N(g1 Φ) [B, D], N(g2 Φ) [B, C]), each of unit length."""
+        """Return N(g1 Φ) [B, D] and N(g2 Φ) [B, C] of queries, given token ids and mask, int64 [B, T]."""
         dual_BD, classifier_BC = self.training_vectors(self.encoder(input_ids_BT, attention_mask_BT))
         return dual_BD, F.normalize(classifier_BC, dim=-1)
 
     def label_vectors(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        """Token ids and mask int64 [B, T] of label texts → N(g1 Φ(z)) [B, D]."""
+        """Return N(g1 Φ(z)) [B, D] of label texts, given token ids and mask, int64 [B, T]."""
         return self.dual_vectors(self.encoder(input_ids_BT, attention_mask_BT))
 
     def classifier_rows(self) -> Tensor:
-        """ψ [L, C], raw."""
+        """Return ψ [L, C], without normalization."""
         return self.classifier.weight
 
+    def trained_labels(self, positives_L: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Return which of L labels have a training positive and a trained row ψ: some positives are never sampled."""
+        updated_L: NDArray[np.bool_] = self.classifier.weight.any(dim=1).cpu().numpy()
+        return updated_L & (positives_L > 0)
+
     def row_tables(self) -> dict[str, RowTable]:
-        """The tables that the row-wise optimiser moves, by name: classifier, and the tokens of a static encoder."""
+        """Return the tables that the row-wise optimizer updates, by name: ψ, and the tables of a static encoder."""
         tables = {"classifier": self.classifier}
         if isinstance(self.encoder, StaticEncoder):
             match self.encoder.vectors:
-                case SpelledVectors() as spelt:
-                    tables |= {"token": spelt.own, "piece": spelt.pieces}
+                case SubwordVectors() as vectors:
+                    tables |= {"token": vectors.tokens, "ngram": vectors.ngrams}
                 case RowTable() as vectors:
                     tables |= {"token": vectors}
             tables |= {"token_weight": self.encoder.weights, "place": self.encoder.places}
@@ -148,21 +155,20 @@ class UnifiedModel(nn.Module):
                 tables |= {"pair": self.encoder.pairs}
         return tables
 
-    def answering_state(self) -> dict[str, Tensor]:
-        """Every tensor by name, with spelled tokens added up to the plain table that answering needs."""
+    def inference_state_dict(self) -> dict[str, Tensor]:
+        """Return the state dict for inference: subword n-grams are added into one table of token vectors."""
         state = self.state_dict()
-        if isinstance(self.encoder, StaticEncoder) and isinstance(self.encoder.vectors, SpelledVectors):
+        if isinstance(self.encoder, StaticEncoder) and isinstance(self.encoder.vectors, SubwordVectors):
             state = {name: tensor for name, tensor in state.items() if not name.startswith("encoder.vectors.")}
             state["encoder.vectors.weight"] = self.encoder.vectors.weight
         return state
 
 
-def fresh_model(recipe: Recipe, n_labels: int, rarity_V: Tensor, tokens: Sequence[str] = ()) -> UnifiedModel:
-    """A model to train: weights from the recipe's seed, or a pretrained transformer with fresh heads.
+def init_model(recipe: Recipe, n_labels: int, rarity_V: Tensor, tokens: Sequence[str] = ()) -> UnifiedModel:
+    """Return an untrained model: initialized from the recipe's seed, or a pretrained transformer with new heads.
 
-    For a static encoder, `rarity_V` float [V] is each token's inverse document frequency, `tokens` are how they are
-    spelt (without them none shares anything).
-    Raises RecipeError when what a recipe starts from cannot be loaded.
+    For a static encoder, `rarity_V` float [V] is the inverse document frequency per token, and `tokens` are the tokens
+    as text (none: no subword n-grams). Raises RecipeError if a pretrained model cannot be loaded.
     """
     generator = torch.Generator().manual_seed(recipe.seed)
     torch.manual_seed(recipe.seed)
@@ -181,26 +187,27 @@ def fresh_model(recipe: Recipe, n_labels: int, rarity_V: Tensor, tokens: Sequenc
     return UnifiedModel(encoder, recipe, n_labels)
 
 
-def empty_model(
+def model_skeleton(
     recipe: Recipe, n_labels: int, vocabulary: int, config_folder: Path, tokens: Sequence[str] = ()
 ) -> UnifiedModel:
-    """A model whose weights a checkpoint is about to fill; a transformer's shape comes from its saved config.
+    """Return a model whose weights will be loaded; a transformer's shape comes from its saved config.
 
-    `tokens` are those that a run which goes on began with; to answer, a static encoder's vectors are one plain table.
+    `tokens` are the tokens of a resumed run. Without them, a static encoder has one table of token vectors, as in
+    `inference_state_dict`.
     """
     encoder: StaticEncoder | TransformerEncoder
     match recipe.encoder:
         case StaticEncoderRecipe() as choice:
-            empty_VE = torch.zeros(vocabulary, choice.dim)
-            vectors = _vectors(choice, empty_VE, tokens, None)
+            zeros_VE = torch.zeros(vocabulary, choice.dim)
+            vectors = _vectors(choice, zeros_VE, tokens, None)
             encoder = StaticEncoder(vectors, torch.zeros(vocabulary, 1), choice.pair_rows, choice.pair_dropout)
         case TransformerEncoderRecipe():
-            encoder = TransformerEncoder(pretrained.empty_transformer(config_folder))
+            encoder = TransformerEncoder(pretrained.transformer_skeleton(config_folder))
     return UnifiedModel(encoder, recipe, n_labels)
 
 
 def _vectors(
     choice: StaticEncoderRecipe, start_VE: Tensor, tokens: Sequence[str], generator: torch.Generator | None
-) -> RowTable | SpelledVectors:
-    spelling = shared_pieces(tokens, choice.spelling_rows)
-    return spelled(start_VE, spelling, generator) if spelling.pieces else RowTable(start_VE)
+) -> RowTable | SubwordVectors:
+    ngrams = shared_ngrams(tokens, choice.subword_rows)
+    return subword_vectors(start_VE, ngrams, generator) if ngrams.n_ngrams else RowTable(start_VE)

@@ -1,60 +1,59 @@
-"""Who is told how a run goes: the console, TensorBoard's events, both of them, or nobody."""
+"""Callbacks of a training run: long stages, steps and validated epochs."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Protocol
 
-from training.checkpoint.files import Record
-from training.monitoring.epoch_stats import Step, Tally
+from retrieval.system.progress import Progress, silent_stage
+from training.checkpoint.schema import EpochRecord
+from training.optim.step_stats import EpochStats, StepStats
 
 
-class Listener(Protocol):
-    """Hears of long stages, of every step and of every validated epoch."""
+class Callback(Protocol):
+    """Receives the events of a run."""
 
-    def stage(self, name: str) -> AbstractContextManager[Callable[[int, int], object]]:
-        """A long stage outside the steps; yields a function to call with (done, total)."""
+    def stage(self, name: str) -> AbstractContextManager[Progress]:
+        """Enclose a long stage outside the steps; yields a function to call with (done, total)."""
         ...
 
-    def stepped(self, step: Step, epoch: Tally) -> None:
-        """A step was taken; `epoch` is its epoch so far, this step included."""
+    def on_step(self, step: StepStats, epoch: EpochStats) -> None:
+        """Receive the statistics of a step and of its epoch so far, including the step."""
         ...
 
-    def validated(self, record: Record, best: Record) -> None:
-        """An epoch was validated."""
+    def on_validation(self, record: EpochRecord, best: EpochRecord) -> None:
+        """Receive the records of the validated epoch and of the best epoch so far."""
         ...
 
 
-class Nobody:
-    """Listener that tells nobody."""
+class NullCallback:
+    """Callback that ignores all events."""
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[int, int], object]]:
-        """Nothing to tell."""
-        yield lambda done, total: None
+    def stage(self, name: str) -> AbstractContextManager[Progress]:
+        """Ignore the stage."""
+        return silent_stage(name)
 
-    def stepped(self, step: Step, epoch: Tally) -> None:
-        """Nothing to tell."""
+    def on_step(self, step: StepStats, epoch: EpochStats) -> None:
+        """Ignore the step."""
 
-    def validated(self, record: Record, best: Record) -> None:
-        """Nothing to tell."""
+    def on_validation(self, record: EpochRecord, best: EpochRecord) -> None:
+        """Ignore the validated epoch."""
 
 
-class Both:
-    """Listener that tells two others; a long stage shows on the first alone."""
+class CallbackPair:
+    """Passes steps and validated epochs to two callbacks, and stages to the first."""
 
-    def __init__(self, first: Listener, second: Listener) -> None:
+    def __init__(self, first: Callback, second: Callback) -> None:
         self.first, self.second = first, second
 
-    def stage(self, name: str) -> AbstractContextManager[Callable[[int, int], object]]:
-        """The first one's stage."""
+    def stage(self, name: str) -> AbstractContextManager[Progress]:
+        """Return the first callback's stage."""
         return self.first.stage(name)
 
-    def stepped(self, step: Step, epoch: Tally) -> None:
-        """Tell both."""
-        self.first.stepped(step, epoch)
-        self.second.stepped(step, epoch)
+    def on_step(self, step: StepStats, epoch: EpochStats) -> None:
+        """Pass the step to both."""
+        self.first.on_step(step, epoch)
+        self.second.on_step(step, epoch)
 
-    def validated(self, record: Record, best: Record) -> None:
-        """Tell both."""
-        self.first.validated(record, best)
-        self.second.validated(record, best)
+    def on_validation(self, record: EpochRecord, best: EpochRecord) -> None:
+        """Pass the validated epoch to both."""
+        self.first.on_validation(record, best)
+        self.second.on_validation(record, best)

@@ -1,4 +1,4 @@
-"""What a machine runs out of while it trains, as one sentence that says what to do."""
+"""Turn errors of exhausted resources (disk, memory, GPU memory) into a TrainingError that names the fix."""
 
 import errno
 import re
@@ -11,16 +11,18 @@ import torch
 from safetensors import SafetensorError
 
 from retrieval.errors import TrainingError
-from training.monitoring.epoch_stats import resident_bytes
+from training.optim.step_stats import resident_bytes
 
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# safetensors gives the number in its text alone, numpy none at all.
-SAYS_FULL = re.compile(rf"os error ({'|'.join(str(number) for number in FULL)})\b|\d+ requested and \d+ written")
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# safetensors has the error number only in its text, numpy not at all.
+DISK_FULL_TEXT = re.compile(
+    rf"os error ({'|'.join(str(number) for number in DISK_FULL)})\b|\d+ requested and \d+ written"
+)
 
 
 @contextmanager
-def told(folder: Path) -> Iterator[None]:
-    """Raise TrainingError where a disk or a memory is full, or tensors cannot be written; all else passes."""
+def resource_errors(folder: Path) -> Iterator[None]:
+    """Raise TrainingError if a disk or memory is full, or tensors cannot be written to `folder`."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -30,14 +32,14 @@ def told(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         if is_full(error):
             raise TrainingError(
-                f"no space is left for {folder}. Free some and repeat the command: it goes on from what was saved "
-                "before, and that is kept."
+                f"no space is left for {folder}. Free some and repeat the command: it resumes from the last saved "
+                "state, which is kept."
             ) from error
         if isinstance(error, OSError):
             raise
         raise TrainingError(f"{folder} cannot be written to ({error}). Is it still there?") from error
     except RuntimeError as error:
-        # torch reports missing memory as a RuntimeError too; CUDA does besides torch.OutOfMemoryError.
+        # torch also reports exhausted memory as RuntimeError, on the CPU and with CUDA.
         if "CUDA" in str(error) and "out of memory" in str(error):
             raise TrainingError(_memory("the GPU's memory", _gpu())) from error
         if "can't allocate memory" not in str(error):
@@ -46,14 +48,14 @@ def told(folder: Path) -> Iterator[None]:
 
 
 def is_full(error: Exception) -> bool:
-    """Whether a write failed because the disk, a quota or a limit on a file's size is full."""
-    return getattr(error, "errno", None) in FULL or SAYS_FULL.search(str(error)) is not None
+    """Return whether a write failed because a disk, quota or file size limit is full."""
+    return getattr(error, "errno", None) in DISK_FULL or DISK_FULL_TEXT.search(str(error)) is not None
 
 
-def _memory(what: str, used: str) -> str:
+def _memory(kind: str, used: str) -> str:
     return (
-        f"{what} ran out ({used}). Train into another --out with a smaller batching.batch_size, batching.pool_size or "
-        "encoder.dim, or give it more memory and repeat the command; what was saved before is kept."
+        f"{kind} ran out ({used}). Train into another --out with a smaller batching.batch_size, batching.pool_size or "
+        "encoder.dim, or give it more memory and repeat the command; the last saved state is kept."
     )
 
 
@@ -63,4 +65,4 @@ def _host() -> str:
 
 def _gpu() -> str:
     free, total = torch.cuda.mem_get_info()
-    return f"{(total - free) / 1e9:.1f} of {total / 1e9:.1f} GB are taken"
+    return f"{(total - free) / 1e9:.1f} of {total / 1e9:.1f} GB are in use"

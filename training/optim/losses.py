@@ -1,14 +1,14 @@
-"""The PSL reduction and the losses it can carry: pure functions of scores and masks (UniDEC, section 3).
+"""Losses with the PSL reduction: pure functions of scores and masks (UniDEC, section 3).
 
-PSL, Pick-Some-Labels: for each query, the mean over its in-batch positives of a multi-class loss against the label
-pool; POL, Pick-One-Label: the same loss for the one positive that was drawn for the query. Every function works on one
-direction; the other one is the same function on the transposed scores and mask.
+PSL (Pick-Some-Labels) averages a multi-class loss over the in-batch positives of each query. POL (Pick-One-Label) uses
+one positive per query. Each function computes one direction; the other direction is the same function of the transposed
+scores and masks.
 
-Shapes: Q rows (queries), P columns (labels of the pool), M positive pairs, O picked ones. Masks are −inf, never a
-large number: scores are divided by the temperature and may well lie below −100.
+Shapes: Q rows (queries), P columns (labels of the pool), M positive pairs, O picked pairs. Masked scores are −inf, not
+a large negative number: scores are divided by the temperature and can be below −100.
 
-Rows that may repeat are gathered with `index_select`: on the CPU, the gradient of `x[rows]` is added up by several
-threads in any order, so that two runs would differ in their last bits.
+Rows that may repeat are gathered with `index_select`: on the CPU, the gradient of `x[rows]` is summed by several
+threads in varying order, so two runs would differ in their last bits.
 """
 
 from collections.abc import Callable
@@ -26,11 +26,11 @@ INFINITY = float("inf")
 
 @dataclass(frozen=True)
 class Targets:
-    """Which of Q×P pairs are positive and which are to be left out altogether.
+    """Positive and ignored pairs among Q×P.
 
-    `positive_QP` and `ignored_QP` are bool [Q, P] (ignored: neither positive nor negative; None when there is none);
-    `row_M`, `column_M` are the coordinates of the positives that a loss is taken of, int64; `target_M` float says how
-    true each of them is, in (0, 1], None when all are.
+    `positive_QP` and `ignored_QP` are bool [Q, P]; ignored pairs are neither positive nor negative (None: no pair).
+    `row_M` and `column_M`, int64, are the coordinates of the positives whose loss is computed; `target_M`, float, are
+    their targets in (0, 1] (None: 1 for all).
     """
 
     positive_QP: Tensor
@@ -39,33 +39,32 @@ class Targets:
     ignored_QP: Tensor | None = None
     target_M: Tensor | None = None
 
-    def of(self, row_O: Tensor, column_O: Tensor) -> "Targets":
-        """The same, the loss taken of some of the positives alone, as true; the others are still no negatives."""
+    def with_positives(self, row_O: Tensor, column_O: Tensor) -> "Targets":
+        """Compute the loss of these positives only, with targets of 1; the other positives do not become negatives."""
         return replace(self, row_M=row_O, column_M=column_O, target_M=None)
 
     @cached_property
     def transposed(self) -> "Targets":
-        """The same pairs seen from the labels: label→query."""
+        """The targets of the direction label→query."""
         ignored_PQ = None if self.ignored_QP is None else self.ignored_QP.T
         return Targets(self.positive_QP.T, self.column_M, self.row_M, ignored_PQ, self.target_M)
 
     @cached_property
     def not_negative_QP(self) -> Tensor:
-        """What is positive or left out, bool [Q, P]."""
+        """Positive and ignored pairs, bool [Q, P]."""
         return self.positive_QP if self.ignored_QP is None else self.positive_QP | self.ignored_QP
 
     @cached_property
     def has_negative_Q(self) -> Tensor:
-        """Rows that have something to be told from, bool [Q]."""
+        """Rows with at least one negative, bool [Q]."""
         return ~self.not_negative_QP.all(dim=1)
 
 
 def head_loss(scores_QP: Tensor, targets: Targets, picked: Targets, terms: LossRecipe) -> dict[str, Tensor]:
-    """One head's loss by its parts, `direction/term`; their sum is the loss.
+    """Return one head's loss as weighted scalar terms by `direction/term`; their sum is the loss (UniDEC, section 3).
 
-    Shapes: scores_QP float [Q, P], not yet divided by the temperature; each part a scalar, its weights multiplied in.
-    `picked` is `targets` of the one positive that was drawn for each query. UniDEC, section 3; `terms.query_to_label`
-    is λ_D (λ_C).
+    Shapes: scores_QP float [Q, P], before division by the temperature. `picked` are the targets with one positive per
+    query. `terms.query_to_label` is λ_D (λ_C).
     """
     scaled_QP = scores_QP / terms.temperature
     pairs = picked if terms.positives == "one" else targets
@@ -79,7 +78,7 @@ def head_loss(scores_QP: Tensor, targets: Targets, picked: Targets, terms: LossR
 def _direction(
     name: str, share: float, scores_QP: Tensor, targets: Targets, pairs: Targets, terms: LossRecipe
 ) -> dict[str, Tensor]:
-    """One direction's parts that have a weight: the contrastive ones of `pairs`, the binary one of all positives."""
+    """Return one direction's terms with a positive weight: contrastive terms of `pairs`, BCE of all positives."""
     losses: dict[str, tuple[float, Callable[[], Tensor]]] = {
         "decoupled_softmax": (terms.decoupled_softmax, lambda: decoupled_softmax(scores_QP, pairs)),
         "supcon": (terms.supcon, lambda: supcon(scores_QP, pairs)),
@@ -91,7 +90,7 @@ def _direction(
 
 
 def decoupled_softmax(scores_QP: Tensor, targets: Targets) -> Tensor:
-    """Softmax of each positive against the negatives alone: no other positive in the denominator.
+    """Softmax loss of each positive against the negatives only: no other positive is in the denominator.
 
     Shapes: scores_QP [Q, P] → scalar. A row without a negative or without a positive contributes 0.
     """
@@ -102,7 +101,7 @@ def decoupled_softmax(scores_QP: Tensor, targets: Targets) -> Tensor:
 
 
 def supcon(scores_QP: Tensor, targets: Targets) -> Tensor:
-    """Softmax of each positive against all of the pool, the other positives included (Khosla et al. 2020, L_out).
+    """Softmax loss of each positive against the whole pool, including the other positives (Khosla et al. 2020, L_out).
 
     Shapes: scores_QP [Q, P] → scalar. A row without a negative or without a positive contributes 0.
     """
@@ -112,7 +111,7 @@ def supcon(scores_QP: Tensor, targets: Targets) -> Tensor:
 
 
 def triplet(scores_QP: Tensor, targets: Targets, margin: float) -> Tensor:
-    """How far negatives come within `margin` of a positive: the mean over those that do (NGAME, Dahiya et al. 2023).
+    """Triplet loss: mean violation of `margin` over the negatives that violate it (NGAME, Dahiya et al. 2023).
 
     Shapes: scores_QP [Q, P] → scalar. A row without a negative or without a positive contributes 0.
     """
@@ -124,10 +123,10 @@ def triplet(scores_QP: Tensor, targets: Targets, margin: float) -> Tensor:
 
 
 def binary_cross_entropy(scores_QP: Tensor, targets: Targets) -> Tensor:
-    """Sum over the pool of the logistic loss of each label on its own, mean over the rows that have a positive.
+    """Binary cross-entropy summed over the pool, averaged over the rows with a positive.
 
-    There is no bias: every row of ψ learns "mostly no" as one common direction, popular labels less of it, and that is
-    how a cosine can carry popularity. With the batch's log-odds as a bias P@1 of the classifier fell from 67 to 35.
+    Without a bias, all rows of ψ learn "usually negative" as one common direction, and popular labels less of it: so a
+    cosine can express popularity. With the batch's log-odds as a bias, P@1 of the classifier fell from 67 to 35.
     Shapes: scores_QP [Q, P] → scalar.
     """
     every_QP = F.softplus(scores_QP)
@@ -138,33 +137,29 @@ def binary_cross_entropy(scores_QP: Tensor, targets: Targets) -> Tensor:
     row_Q = row_Q.index_add(
         0, targets.row_M, -positive_M if targets.target_M is None else -targets.target_M * positive_M
     )
-    has_positive_Q = _positives_a_row(targets.row_M, len(row_Q)) > 0
+    has_positive_Q = torch.bincount(targets.row_M, minlength=len(row_Q)) > 0
     return (row_Q * has_positive_Q).sum() / has_positive_Q.sum().clamp(min=1)
 
 
 def pick_some_labels(loss_M: Tensor, targets: Targets) -> Tensor:
-    """PSL: the mean over each row's positives, then the mean over the rows that have any (UniDEC, section 3).
+    """PSL: average over each row's positives, then over the rows with a positive (UniDEC, section 3).
 
-    Shapes: loss_M [M], one a positive pair → scalar. Rows without a negative do not count. A positive that is not
-    wholly true weighs as much as it is true (Gandalf).
+    Shapes: loss_M [M], the loss per positive pair → scalar. Rows without a negative do not count. Positives are
+    weighted by their targets (Gandalf).
     """
-    true_M = torch.ones_like(loss_M) if targets.target_M is None else targets.target_M
-    true_Q = true_M.new_zeros(len(targets.has_negative_Q)).index_add(0, targets.row_M, true_M)
+    label_weight_M = torch.ones_like(loss_M) if targets.target_M is None else targets.target_M
+    total_Q = label_weight_M.new_zeros(len(targets.has_negative_Q)).index_add(0, targets.row_M, label_weight_M)
     defined_M = targets.has_negative_Q[targets.row_M]
-    weight_M = defined_M * true_M / true_Q[targets.row_M]
-    rows_with_a_loss = (targets.has_negative_Q & (true_Q > 0)).sum().clamp(min=1)
-    return (torch.where(defined_M, loss_M, 0.0) * weight_M).sum() / rows_with_a_loss
+    weight_M = defined_M * label_weight_M / total_Q[targets.row_M]
+    defined_rows = (targets.has_negative_Q & (total_Q > 0)).sum().clamp(min=1)
+    return (torch.where(defined_M, loss_M, 0.0) * weight_M).sum() / defined_rows
 
 
-def _positives_a_row(row_M: Tensor, rows: int) -> Tensor:
-    return torch.bincount(row_M, minlength=rows)
+def _logsumexp(scores_QP: Tensor, masked_QP: Tensor | None, defined_Q: Tensor) -> Tensor:
+    """Return logsumexp over the pairs that are not masked, for the rows in `defined_Q`.
 
-
-def _logsumexp(scores_QP: Tensor, left_out_QP: Tensor | None, defined_Q: Tensor) -> Tensor:
-    """logsumexp over what is not left out, in the rows that are defined.
-
-    The gradient of logsumexp over −inf alone is NaN, so the other rows keep their scores; callers give them no weight.
+    Other rows are not masked, because the gradient of logsumexp over −inf only is NaN; callers give them no weight.
     """
-    if left_out_QP is None:
+    if masked_QP is None:
         return torch.logsumexp(scores_QP, dim=1)
-    return torch.logsumexp(scores_QP.masked_fill(left_out_QP & defined_Q.unsqueeze(1), -INFINITY), dim=1)
+    return torch.logsumexp(scores_QP.masked_fill(masked_QP & defined_Q.unsqueeze(1), -INFINITY), dim=1)

@@ -1,19 +1,13 @@
-"""The recipe: every choice of a training run, frozen, validated once, overridable by dotted keys.
+"""The recipe: every setting of a training run, immutable and validated.
 
-A recipe is data: the files beside this module in `recipes/` are the published runs and our presets, one file each. A
-key that a file leaves out has the default written here, which is the recipe `default`; a key that does not exist is an
-error.
+Recipes are YAML files; `training/recipes/` has the shipped ones. A key that a file leaves out has the default written
+here, which makes the recipe `default`. An unknown key is an error.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from retrieval.errors import RecipeError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -24,34 +18,32 @@ Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
 class Section(BaseModel):
-    """Base of every part of a recipe: immutable, and a misspelt key is an error."""
+    """Base of every section of a recipe: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class StaticEncoderRecipe(Section):
-    """A learned vector and weight a token, learned vectors of pairs and of spelling; see model/static_encoder.py.
+    """One learned vector and weight per token, plus vectors of subword n-grams and token pairs.
 
-    The tokenizer is learned from the dataset's own texts, or comes with the token vectors of the transformer that
-    `start_from` names.
+    See model/static_encoder.py. The tokenizer is learned from the dataset's texts. `start_from` is the name or folder
+    of a transformer that provides the tokenizer and the initial token vectors instead.
     """
 
     kind: Literal["static"] = "static"
     dim: Positive = 256
     vocabulary_size: Annotated[int, Field(ge=64)] = 30_000
-    spelling_rows: Count = Field(default=50_000, description="runs of letters that tokens share, at most; 0: none")
-    pair_rows: Count = Field(
-        default=50_000, description="rows that pairs of neighbouring tokens share by hash; 0: none"
-    )
+    subword_rows: Count = Field(default=50_000, description="maximum number of subword n-grams; 0: none")
+    pair_rows: Count = Field(default=50_000, description="rows of the hash table for pairs of adjacent tokens; 0: none")
     pair_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
-        default=0.5, description="share of training texts that go without their pairs"
+        default=0.5, description="probability that a training text is encoded without its pairs"
     )
     start_from: str | None = None
     max_tokens: Positive = 64
 
 
 class TransformerEncoderRecipe(Section):
-    """Any Hugging Face encoder by name or folder, mean-pooled over its tokens; `layers` keeps only the first few."""
+    """A Hugging Face encoder, by name or folder, with mean pooling; `layers` keeps only the first layers."""
 
     kind: Literal["transformer"] = "transformer"
     model: str
@@ -63,7 +55,7 @@ EncoderRecipe = Annotated[StaticEncoderRecipe | TransformerEncoderRecipe, Field(
 
 
 class HeadRecipe(Section):
-    """One head (g1 or g2): its output width (the encoder's own when null) and its dropout."""
+    """One head (g1 or g2): output width (null: the encoder's width) and dropout."""
 
     dim: Positive | None = None
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
@@ -77,36 +69,36 @@ class HeadsRecipe(Section):
 
 
 class LabelQueriesRecipe(Section):
-    """Label texts as extra queries; their positives are labels that share training queries with them (Gandalf).
+    """Label texts as extra training queries; their positives share training queries with them (Gandalf, 2024).
 
-    What `targets` may be stands in `training.batching.label_queries`.
+    `training.batching.label_queries` defines the values of `targets`.
     """
 
     share: Annotated[float, Field(ge=0.0)] | None = Field(
         default=None,
-        description="in an epoch, a training query; null: the share of queries that are label texts, "
-        "where those are most of them, else 0",
+        description="label queries per epoch as a share of the training queries; null: the share of training queries "
+        "that are label texts if that is more than half, else 0",
     )
     targets: Literal["neighbours", "gandalf", "glas", "one_hot"] = "neighbours"
-    most: Positive = Field(default=30, description="positives of a label query")
-    threshold: Share = Field(default=0.1, description="least cosine of two labels' sets of queries, or least target")
+    max_positives: Positive = Field(default=30, description="maximum number of positives per label query")
+    threshold: Share = Field(default=0.1, description="minimum cosine of two labels' query sets, or minimum target")
 
 
 class BatchingRecipe(Section):
-    """Which queries share a batch and which labels share its pool (Algorithm 1's inner lines)."""
+    """Batches and their label pools (UniDEC, Algorithm 1)."""
 
     batch_size: Annotated[int, Field(ge=2)] = 512
-    clustered: bool = Field(default=False, description="queries that are alike share a batch; else chance decides")
-    positives: Positive = Field(default=5, description="β: positives sampled a query, without replacement")
-    hard_negatives: Count = Field(default=1, description="η: mined negatives drawn a query and epoch")
+    clustered: bool = Field(default=False, description="batches of similar queries (clusters); else random batches")
+    positives: Positive = Field(default=5, description="β: positives per query, sampled without replacement")
+    hard_negatives: Count = Field(default=1, description="η: hard negatives per query and epoch")
     refresh_epochs: Positive = Field(
-        default=3, description="τ of the paper: epochs between two minings and clusterings"
+        default=3, description="τ of the paper: epochs between two refreshes of clusters and hard negatives"
     )
     pool_size: Positive | Literal["all"] = Field(
-        default=4000, description="most labels a batch is compared with; all: the whole label space, in every step"
+        default=4000, description="maximum size of a batch's label pool; all: every label in every step"
     )
-    texts_at_once: Positive | None = Field(
-        default=None, description="texts of a step held in memory while learning, each encoded twice; null: all of them"
+    grad_cache_chunk: Positive | None = Field(
+        default=None, description="GradCache chunk size in texts, which are encoded twice; null: no GradCache"
     )
     label_queries: LabelQueriesRecipe = LabelQueriesRecipe()
 
@@ -114,15 +106,15 @@ class BatchingRecipe(Section):
 class LossRecipe(Section):
     """One head's loss: a weighted sum of terms on scores divided by `temperature`.
 
-    `positives` says over which pairs a term's mean is taken: `all` of a query's positives in the pool (PSL), or the
-    `one` drawn for it (POL); the binary loss always sees all. `query_to_label` is λ_D (λ_C): the share of the
-    query→label direction; the rest goes to label→query.
+    `positives` selects the pairs that a term is averaged over: `all` positives of a query in the pool (PSL) or the
+    `one` sampled first (POL). BCE always uses all. `query_to_label` is λ_D (λ_C): the weight of the query→label
+    direction; label→query has the rest.
     """
 
     decoupled_softmax: Weight = 1.0
     supcon: Weight = 0.0
     triplet: Weight = Field(default=0.0, description="mean over the negatives within `margin` of the positive")
-    bce: Weight = Field(default=0.0, description="on the sum over the pool, a query")
+    bce: Weight = Field(default=0.0, description="weight of BCE (sum over the pool, per query)")
     positives: Literal["all", "one"] = "all"
     margin: Weight = 0.3
     temperature: Temperature = 1.0
@@ -131,7 +123,7 @@ class LossRecipe(Section):
     @model_validator(mode="after")
     def _has_a_term(self) -> "LossRecipe":
         if self.decoupled_softmax + self.supcon + self.triplet + self.bce == 0:
-            raise ValueError("all of decoupled_softmax, supcon, triplet and bce are 0: give one of them a weight")
+            raise ValueError("decoupled_softmax, supcon, triplet and bce are all 0: set at least one weight")
         return self
 
 
@@ -142,7 +134,7 @@ class DualEncoderLossRecipe(LossRecipe):
 
 
 class ClassifierLossRecipe(LossRecipe):
-    """The classifier's loss, on inner products that are not normalised; the BCE term lets it learn popularity."""
+    """The classifier's loss, on inner products without normalisation; the BCE term learns popularity."""
 
     bce: Weight = 0.05
 
@@ -156,7 +148,7 @@ class LossesRecipe(Section):
 
 
 class OptimizerRecipe(Section):
-    """AdamW for what every batch touches, the row-wise optimiser for ψ and the static token table."""
+    """AdamW for dense weights; the row-wise optimizer for ψ and the tables of the static encoder."""
 
     epochs: Positive = 30
     encoder_lr: Rate = Field(default=1e-4, description="transformer layers; AdamW")
@@ -164,18 +156,20 @@ class OptimizerRecipe(Section):
     classifier_lr: Rate = Field(default=1e-1, description="rows of ψ; row-wise")
     token_lr: Rate = Field(default=1e-2, description="rows of the static token table; row-wise")
     classifier_rows: Literal["float32", "bfloat16"] = Field(
-        default="float32", description="how ψ stands in memory; bfloat16 halves it and is rounded at random"
+        default="float32", description="precision of ψ; bfloat16 halves its memory and uses stochastic rounding"
     )
     weight_decay: Weight = 0.01
-    warmup: Share = Field(default=0.05, description="share of all steps in which the rate rises to its peak")
-    clip_norm: Annotated[float, Field(gt=0.0)] = Field(default=1.0, description="for the AdamW part")
+    warmup: Share = Field(default=0.05, description="share of all steps in which the learning rate rises to its peak")
+    clip_norm: Annotated[float, Field(gt=0.0)] = Field(
+        default=1.0, description="maximum gradient norm of AdamW's weights"
+    )
 
 
 Metric = Annotated[str, Field(pattern=r"^(P|nDCG|PSP|R|C)@(1|3|5|10)$")]
 
 
 class ValidationRecipe(Section):
-    """What chooses the best epoch, the weight between the halves and the worth of popularity: the mean of `metrics`."""
+    """The mean of `metrics` selects the best epoch, the classifier weight and the popularity bonus."""
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("P@1", "P@5", "R@10", "PSP@5")
     every_epochs: Positive = 5
@@ -185,14 +179,14 @@ class ValidationRecipe(Section):
 
 
 class PropensityRecipe(Section):
-    """Constants of the propensity model behind PSP@k (Jain et al. 2016)."""
+    """Constants of the propensity model of PSP@k (Jain et al. 2016)."""
 
     a: Annotated[float, Field(gt=0.0, le=5.0)] = 0.55
     b: Annotated[float, Field(gt=0.0, le=100.0)] = 1.5
 
 
 class ProvenanceRecipe(Section):
-    """Dotted keys that a paper prints, and those that follow from what it prints; every other key is ours."""
+    """Dotted keys whose values a paper prints, and keys that follow from printed values; all other keys are ours."""
 
     paper: str = ""
     published: tuple[str, ...] = ()
@@ -201,8 +195,7 @@ class ProvenanceRecipe(Section):
 
 Objective = Literal["precision", "balanced", "tail"]
 
-# The dial: three points between the labels that are mostly right and those that are rarely seen. Each is what stands
-# here, laid under what a recipe says itself; figures in docs/decisions/0011.
+# Defaults of each objective; what a recipe sets itself has precedence. docs/decisions/0011
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "precision": {"validation": {"metrics": ["P@1", "P@5"]}},
     "balanced": {},
@@ -211,17 +204,17 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
 
 
 class Recipe(Section):
-    """Everything that decides what a run learns. Two runs with one recipe and one dataset end with the same weights.
+    """All settings that affect the weights: the same recipe and dataset give the same weights.
 
-    `objective` chooses a point between precision and tail. `precision` chooses epoch, weight and popularity by P@1 and
-    P@5, so that the classifier and often chosen labels count for more; `tail` chooses them by PSP@1 and PSP@5 and gives
-    the binary loss, by which the classifier learns popularity, less than half its weight; `balanced` stands between.
+    `objective` trades precision against the tail. `precision` selects epoch, classifier weight and popularity bonus by
+    P@1 and P@5, which favours the classifier and popular labels. `tail` selects them by PSP@1 and PSP@5 and reduces the
+    weight of BCE, which teaches the classifier popularity. `balanced` is between the two.
     """
 
     name: str
     description: str = ""
     objective: Objective = "balanced"
-    warm_start: str | None = Field(default=None, description="a checkpoint whose encoder and heads the run begins with")
+    warm_start: str | None = Field(default=None, description="checkpoint that provides the initial encoder and heads")
     encoder: EncoderRecipe = StaticEncoderRecipe()
     heads: HeadsRecipe = HeadsRecipe()
     batching: BatchingRecipe = BatchingRecipe()
@@ -244,29 +237,30 @@ class Recipe(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _objective_fills_what_is_not_said(cls, data: Any) -> Any:
+    def _objective_sets_defaults(cls, data: Any) -> Any:
         objective = data.get("objective") if isinstance(data, dict) else None
-        return _laid_under(OBJECTIVES.get(str(objective), {}), data)
+        return _with_defaults(OBJECTIVES.get(str(objective), {}), data)
 
     @model_validator(mode="after")
     def _provenance_names_real_keys(self) -> "Recipe":
-        known = set(self.origins(marked=False))
+        known = set(self._dotted_keys())
         for key in (*self.provenance.published, *self.provenance.derived):
             if key not in known:
-                raise ValueError(f"provenance names '{key}', which is no key of the recipe")
+                raise ValueError(f"provenance names '{key}', which is not a key of the recipe")
         return self
 
-    def origins(self, *, marked: bool = True) -> dict[str, str]:
-        """Every dotted key and where its value comes from: `published`, `derived` or `ours`."""
-        keys = _dotted(self.model_dump(exclude={"name", "description", "provenance"}))
-        if not marked:
-            return dict.fromkeys(keys, "ours")
+    def _dotted_keys(self) -> list[str]:
+        return list(_dotted(self.model_dump(exclude={"name", "description", "provenance"})))
+
+    def origins(self) -> dict[str, str]:
+        """Return the origin of the value of every dotted key: `published`, `derived` or `ours`."""
+        keys = self._dotted_keys()
         published, derived = set(self.provenance.published), set(self.provenance.derived)
         return {key: "published" if key in published else "derived" if key in derived else "ours" for key in keys}
 
     @property
     def weights(self) -> tuple[float, ...]:
-        """Weights of the classifier to choose among: with one head learned, its own alone."""
+        """Candidate classifier weights; if only one head is trained, only its weight."""
         match self.loss.dual_encoder_share:
             case 1.0:
                 return (0.0,)
@@ -276,105 +270,22 @@ class Recipe(Section):
                 return self.validation.weights
 
     def differences(self, other: "Recipe") -> list[str]:
-        """One phrase for each key whose value differs, `key: here → there`; what decides no weight is left out."""
-        kept = {"name", "description", "provenance", "checkpoint_minutes"}
-        mine, theirs = _dotted(self.model_dump(exclude=kept)), _dotted(other.model_dump(exclude=kept))
+        """Describe each key whose value differs as `key: this → other`, except keys that do not affect the weights."""
+        ignored = {"name", "description", "provenance", "checkpoint_minutes"}
+        mine, theirs = _dotted(self.model_dump(exclude=ignored)), _dotted(other.model_dump(exclude=ignored))
         keys = sorted(mine.keys() | theirs.keys())
         return [f"{k}: {mine.get(k)} → {theirs.get(k)}" for k in keys if mine.get(k) != theirs.get(k)]
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """Read a shipped recipe by name or a YAML file by path, with `dotted.key=value` overrides laid over it.
-
-    Raises RecipeError naming the key, the value and what was expected.
-    """
-    data = _read(name_or_path)
-    for override in overrides:
-        _lay_over(data, override)
-    try:
-        return Recipe.model_validate(data)
-    except ValidationError as error:
-        raise RecipeError(f"recipe '{name_or_path}': {_sentence(error)}") from error
-
-
-def shipped_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = files("training") / "recipes"
-    found = [("", item) for item in folder.iterdir()] + [("systems/", item) for item in (folder / "systems").iterdir()]
-    return sorted(room + item.name.removesuffix(".yaml") for room, item in found if item.name.endswith(".yaml"))
-
-
-def _read(name_or_path: str) -> dict[str, Any]:
-    if name_or_path in shipped_recipes():
-        text = (files("training") / "recipes" / f"{name_or_path}.yaml").read_text(encoding="utf-8")
-    elif Path(name_or_path).is_file():
-        text = _text(Path(name_or_path))
-    else:
-        known = ", ".join(shipped_recipes())
-        raise RecipeError(f"recipe '{name_or_path}' is neither a shipped recipe ({known}) nor a file")
-    try:
-        data = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"recipe '{name_or_path}' is not valid YAML: {error}") from error
-    if not isinstance(data, dict):
-        raise RecipeError(f"recipe '{name_or_path}' holds {type(data).__name__}, expected a mapping of keys")
-    return data
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe '{path}' is no text file ({error.reason})") from error
-
-
-def _lay_over(data: dict[str, Any], override: str) -> None:
-    key, equals, raw = override.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(f"override '{override}' has no form key=value, for example batching.batch_size=512")
-    try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"override '{override}': '{raw}' is not a YAML value: {error}") from error
-    # YAML 1.1 reads 1e-3 as a string; a person who writes it means the number.
-    if isinstance(value, str):
-        value = _number(value)
-    *parents, last = key.strip().split(".")
-    node = data
-    for parent in parents:
-        if node.get(parent) is None:
-            node[parent] = {}
-        node = node[parent]
-        if not isinstance(node, dict):
-            raise RecipeError(f"override '{override}': '{parent}' is a value, not a section")
-    node[last] = value
-
-
-def _laid_under(base: Mapping[str, Any], over: Any) -> Any:
-    """`over` with what it leaves out taken from `base`, section by section."""
-    if not isinstance(over, Mapping):
-        return over
-    return {
-        **base,
-        **{key: _laid_under(base[key], of) if isinstance(base.get(key), Mapping) else of for key, of in over.items()},
+def _with_defaults(defaults: Mapping[str, Any], values: Any) -> Any:
+    """Return `values` with missing keys taken from `defaults`, section by section."""
+    if not isinstance(values, Mapping):
+        return values
+    merged = {
+        key: _with_defaults(defaults[key], value) if isinstance(defaults.get(key), Mapping) else value
+        for key, value in values.items()
     }
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
-
-
-def _sentence(error: ValidationError) -> str:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"] if part not in ("static", "transformer")) or "the whole"
-    if first["type"] == "extra_forbidden":
-        return f"'{where}' is no key of a recipe (value {first['input']!r})"
-    given = "" if isinstance(first["input"], dict) else f" (given {first['input']!r})"
-    more = f"; {error.error_count() - 1} more like this" if error.error_count() > 1 else ""
-    return f"'{where}': {first['msg'].removeprefix('Value error, ')}{given}{more}"
+    return {**defaults, **merged}
 
 
 def _dotted(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

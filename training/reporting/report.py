@@ -19,7 +19,9 @@ import torch
 from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
-from training.checkpoint import files as ck
+from retrieval.system.atomic_files import write_text
+from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.checkpoint.schema import CheckpointFacts
 from training.evaluation import slices
 from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker, selected_mix
 from training.evaluation.headline import (
@@ -34,10 +36,11 @@ from training.evaluation.ranking import SHORTLIST_MIXES
 from training.evaluation.results import EvaluationResult, MetricValues, evaluate
 from training.evaluation.scoring import mixes_by_head
 from training.evaluation.slices import Example
+from training.model.device import choose_device
 from training.monitoring.console import TERMS, duration
-from training.monitoring.epoch_stats import by_head_and_term
-from training.optim.optimizers import choose_device
-from training.recipe.schema import Recipe, load_recipe
+from training.optim.step_stats import by_head_and_term
+from training.recipe.loading import load_recipe
+from training.recipe.schema import Recipe
 from training.reporting.charts import line_chart
 
 REPORT = "report.html"
@@ -91,13 +94,13 @@ def write_report(folder: Path, device: str = "auto") -> Path:
 
     Raises CheckpointError if the folder holds no finished run, RecipeError for the device.
     """
-    opened = ck.load_checkpoint(folder)
+    opened = load_checkpoint(folder)
     page = folder / REPORT
-    ck.write_text(page, render(opened, evaluate_for_report(opened, choose_device(device))))
+    write_text(page, render(opened, evaluate_for_report(opened, choose_device(device))))
     return page
 
 
-def evaluate_for_report(opened: ck.Checkpoint, device: torch.device) -> ReportEvaluation:
+def evaluate_for_report(opened: Checkpoint, device: torch.device) -> ReportEvaluation:
     """Evaluate the validation queries at the selected mix, for each head, and at each weight of the curve.
 
     The rankings of the selected mix and of the heads are exact, like those that selected the epoch.
@@ -116,7 +119,7 @@ def weight_name(weight: float) -> str:
     return f"weight {weight!r}"
 
 
-def render(opened: ck.Checkpoint, evaluation: ReportEvaluation) -> str:
+def render(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
     """Return the page as HTML."""
     facts, result = opened.facts, evaluation.result
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -132,7 +135,7 @@ def render(opened: ck.Checkpoint, evaluation: ReportEvaluation) -> str:
         random_examples=_examples(opened, evaluation, _random_rows(opened)),
         worst_examples=_examples(opened, evaluation, result.worst_queries(WORST_EXAMPLES)),
         answers_shown=ANSWERS_SHOWN, true_labels_shown=TRUE_LABELS_SHOWN,
-        peak=max((record.tally for record in facts.history), key=lambda tally: tally.memory_bytes),
+        peak=max((record.stats for record in facts.history), key=lambda stats: stats.memory_bytes),
         settings=recipe_settings(facts.recipe), queries=len(opened.validation), positives_L=opened.positives_L,
     )  # fmt: skip
 
@@ -140,18 +143,18 @@ def render(opened: ck.Checkpoint, evaluation: ReportEvaluation) -> str:
 # ---- charts
 
 
-def _loss_chart(facts: ck.CheckpointFacts) -> str:
+def _loss_chart(facts: CheckpointFacts) -> str:
     curves = {"total": [(record.epoch, record.loss) for record in facts.history]}
-    for name in by_head_and_term(facts.history[-1].tally.parts):
-        curves[name] = [(r.epoch, by_head_and_term(r.tally.mean_parts).get(name, 0.0)) for r in facts.history]
+    for name in by_head_and_term(facts.history[-1].stats.losses):
+        curves[name] = [(r.epoch, by_head_and_term(r.stats.mean_losses).get(name, 0.0)) for r in facts.history]
     return line_chart("Loss, mean per step", curves, "epoch", mark=facts.best.epoch)
 
 
-def _metric_charts(facts: ck.CheckpointFacts) -> dict[str, str]:
+def _metric_charts(facts: CheckpointFacts) -> dict[str, str]:
     return {
         metric: line_chart(
             metric,
-            {head: [(record.epoch, record.figures[head][metric]) for record in facts.history] for head in HEADS},
+            {head: [(record.epoch, record.metrics[head][metric]) for record in facts.history] for head in HEADS},
             "epoch",
             mark=facts.best.epoch,
         )
@@ -159,7 +162,7 @@ def _metric_charts(facts: ck.CheckpointFacts) -> dict[str, str]:
     }
 
 
-def _weight_chart(opened: ck.Checkpoint, evaluation: ReportEvaluation) -> str:
+def _weight_chart(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
     selected = opened.classifier_weight
     points = {weight: (of["PSP@5"], of["P@1"]) for weight, of in evaluation.metrics_by_weight().items()}
     names = {0.0: "0, dual encoder", 1.0: "1, classifier", selected: f"{selected:g}"}
@@ -205,13 +208,13 @@ def _range(counts: NDArray[np.int64]) -> str:
 # ---- examples
 
 
-def _random_rows(opened: ck.Checkpoint) -> NDArray[np.int64]:
+def _random_rows(opened: Checkpoint) -> NDArray[np.int64]:
     """Draw query rows with the recipe's seed."""
     n = len(opened.validation)
     return np.sort(np.random.default_rng(opened.recipe.seed).choice(n, size=min(RANDOM_EXAMPLES, n), replace=False))
 
 
-def _examples(opened: ck.Checkpoint, evaluation: ReportEvaluation, rows: NDArray[np.int64]) -> list[Example]:
+def _examples(opened: Checkpoint, evaluation: ReportEvaluation, rows: NDArray[np.int64]) -> list[Example]:
     texts = opened.labels["text"].to_pylist()
     return evaluation.result.examples(rows, texts, evaluation.scores_QK, ANSWERS_SHOWN)
 

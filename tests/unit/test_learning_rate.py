@@ -1,0 +1,48 @@
+"""The learning-rate schedule: linear warm-up to the peak, then a cosine to zero."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from training.optim.optimizers import learning_rate_scale
+
+
+def schedule(total: int, warmup: float) -> list[float]:
+    return [learning_rate_scale(step, total, warmup) for step in range(total)]
+
+
+def test_the_rate_rises_linearly_to_its_peak_and_falls_along_a_cosine() -> None:
+    """If it fails, training starts with full steps, never reaches its peak, or falls too fast."""
+    rates = schedule(100, 0.2)
+    assert rates[:20] == pytest.approx([(step + 1) / 20 for step in range(20)])
+    assert max(rates) == rates[19] == rates[20] == 1.0
+    assert rates[20:] == pytest.approx([0.5 + 0.5 * math.cos(math.pi * step / 80) for step in range(80)])
+    assert rates[60] == pytest.approx(0.5)
+
+
+def test_the_last_rates_are_close_to_zero() -> None:
+    """If it fails, the last steps still move the weights far."""
+    rates = schedule(1000, 0.05)
+    assert rates[-1] == pytest.approx(0.0, abs=1e-5)
+    assert learning_rate_scale(1000, 1000, 0.05) == pytest.approx(0.0)
+    assert all(later <= earlier for earlier, later in pairwise(rates[50:]))
+
+
+def test_without_warmup_the_first_step_has_the_peak_rate() -> None:
+    """If it fails, warmup=0 divides by zero or loses the first step."""
+    rates = schedule(10, 0.0)
+    assert rates[0] == 1.0
+    assert rates[1:] == pytest.approx([0.5 + 0.5 * math.cos(math.pi * step / 9) for step in range(9)])
+
+
+def test_warmup_over_the_whole_run_rises_to_the_end() -> None:
+    """If it fails, warmup=1 divides by zero."""
+    assert schedule(10, 1.0) == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert learning_rate_scale(10, 10, 1.0) == 1.0
+
+
+@pytest.mark.parametrize("warmup", [0.0, 0.05, 1.0])
+def test_a_run_of_one_step_has_the_peak_rate(warmup: float) -> None:
+    """If it fails, a run of one step learns nothing or divides by zero."""
+    assert schedule(1, warmup) == [1.0]

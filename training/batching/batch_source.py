@@ -1,0 +1,157 @@
+"""Batches of a run: clusters, hard negatives and label queries, refreshed every few epochs (UniDEC, Algorithm 1).
+
+Shapes: N training rows, R rows of an epoch, Q queries of a batch, L labels, D width of the dual encoder's vectors, H
+hard negatives per query.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retrieval.system.progress import Progress, Stage
+from training.batching.batches import make_batch
+from training.batching.clustering import balanced_clusters, random_clusters
+from training.batching.device_batch import build_device_batch
+from training.batching.hard_negatives import mine_hard_negatives
+from training.batching.training_data import TrainingData
+from training.data.ragged import Ragged
+from training.data.token_cache import TokenizedTexts
+from training.model.device import autocast, uses_bfloat16
+from training.model.unified import UnifiedModel
+from training.optim.distributed import SINGLE_PROCESS, Processes
+from training.optim.random_streams import Stream, random_generator
+from training.optim.training_step import DeviceBatch
+from training.recipe.schema import Recipe
+
+TEXTS_PER_BATCH = 1024  # encoded at once for clustering and mining
+
+
+@dataclass(frozen=True)
+class Mined:
+    """Result of a refresh: clusters of training rows, and hard negatives [N, H], padded with −1; None: not mined."""
+
+    clusters: Ragged
+    hard_negative_NH: NDArray[np.int32] | None
+
+
+NOTHING_MINED = Mined(Ragged.empty(0), None)
+
+
+class BatchSource:
+    """Draws the batches of each epoch. `mined` is the last refresh; it is part of a run's saved state."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        data: TrainingData,
+        model: UnifiedModel,
+        device: torch.device,
+        mined: Mined = NOTHING_MINED,
+        processes: Processes = SINGLE_PROCESS,
+    ) -> None:
+        self.recipe, self.data, self.model, self.device = recipe, data, model, device
+        self.mined, self.processes = mined, processes
+        self._bfloat16 = uses_bfloat16(recipe, device)
+
+    def epoch_batches(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the training rows of each batch of an epoch, in a new random order."""
+        generator = random_generator(self.recipe.seed, Stream.ORDER, epoch)
+        if self.recipe.batching.clustered:
+            clusters = self.mined.clusters
+            batches = [clusters[row].astype(np.int64) for row in range(len(clusters))]
+        else:
+            rows_R = self._rows(epoch)
+            batches = [
+                rows_R[members] for members in random_clusters(len(rows_R), self.recipe.batching.batch_size, generator)
+            ]
+        return [batches[position] for position in generator.permutation(len(batches))]
+
+    def device_batch(self, epoch: int, step: int, query_Q: NDArray[np.int64]) -> DeviceBatch:
+        """Sample positives and hard negatives for the rows `query_Q` and copy the batch to the device."""
+        train = self.data.train
+        batch = make_batch(
+            query_Q, train.labels, self.data.target_V, train.exclude, self.mined.hard_negative_NH,
+            len(self.data.label_tokens), self.recipe.batching,
+            random_generator(self.recipe.seed, Stream.BATCH, epoch, step),
+        )  # fmt: skip
+        # Without the dual encoder's loss no label text is encoded.
+        encode_labels = self.recipe.loss.dual_encoder_share > 0
+        return build_device_batch(batch, self.data, self.device, encode_labels=encode_labels)
+
+    def refresh_due(self, epoch: int) -> bool:
+        """Return whether clusters and hard negatives must be refreshed before this epoch."""
+        return epoch % self.recipe.batching.refresh_epochs == 0
+
+    def refresh(self, epoch: int, stage: Stage) -> None:
+        """Cluster the queries and mine hard negatives with the current dual encoder, if the recipe needs them."""
+        # GPUs add in varying order, so the weights of the processes drift apart in their last bits.
+        self.processes.broadcast_(tensor.detach() for tensor in self.model.state_dict().values())
+        if not (self.recipe.batching.clustered or self.recipe.batching.hard_negatives):
+            return
+        self.model.eval()
+        rows_R = self._rows(epoch)
+        with stage("clustering and mining") as progress:
+            query_RD = self._dual_vectors(self.data.train_tokens, rows_R)
+            label_LD = self._dual_vectors(self.data.label_tokens) if self.recipe.batching.hard_negatives else None
+            if self.processes.is_rank_zero:
+                self.mined = self._mine(epoch, rows_R, query_RD, label_LD, progress)
+            self.mined = self._broadcast_mining()
+
+    def _mine(
+        self,
+        epoch: int,
+        rows_R: NDArray[np.int64],
+        query_RD: NDArray[np.float32],
+        label_LD: NDArray[np.float32] | None,
+        progress: Progress,
+    ) -> Mined:
+        """Cluster the rows; if `label_LD` is not None, mine the nearest labels that are not positive."""
+        batching, train = self.recipe.batching, self.data.train
+        generator = random_generator(self.recipe.seed, Stream.CLUSTERS, epoch)
+        members = balanced_clusters(query_RD, batching.batch_size, generator)
+        clusters = (
+            Ragged.from_lists([rows_R[cluster] for cluster in members]) if batching.clustered else Ragged.empty(0)
+        )
+        if label_LD is None:
+            return Mined(clusters, None)
+        count = batching.hard_negatives * batching.refresh_epochs
+        not_negative = train.labels.take(rows_R).joined(train.exclude.take(rows_R))
+        hard_negative_NH = np.full((len(train), count), -1, np.int32)
+        hard_negative_NH[rows_R] = mine_hard_negatives(query_RD, label_LD, members, not_negative, count, progress)
+        return Mined(clusters, hard_negative_NH)
+
+    def _broadcast_mining(self) -> Mined:
+        """Return rank zero's clusters and hard negatives: computed by each process, they could differ."""
+        clusters, hard_negative_NH = self.mined.clusters, self.mined.hard_negative_NH
+        broadcast = self.processes.broadcast_array
+        if self.recipe.batching.clustered:
+            clusters = Ragged(broadcast(clusters.values), broadcast(clusters.offsets))
+        if self.recipe.batching.hard_negatives:
+            hard_negative_NH = broadcast(np.empty((0, 0), np.int32) if hard_negative_NH is None else hard_negative_NH)
+        return Mined(clusters, hard_negative_NH)
+
+    def _rows(self, epoch: int) -> NDArray[np.int64]:
+        """Return the rows of an epoch: all training queries, and label queries drawn once per refresh period."""
+        n_queries, n_label_queries = self.data.n_queries, len(self.data.train) - self.data.n_queries
+        refresh_epoch = epoch - epoch % self.recipe.batching.refresh_epochs
+        generator = random_generator(self.recipe.seed, Stream.LABEL_QUERIES, refresh_epoch)
+        drawn = generator.choice(n_label_queries, size=self.data.label_queries_per_epoch, replace=False)
+        return np.concatenate([np.arange(n_queries), n_queries + np.sort(drawn)])
+
+    @torch.inference_mode()
+    def _dual_vectors(self, tokens: TokenizedTexts, rows_R: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Encode the texts `rows_R` (None: all) with the dual encoder, float32 [R, D]; each process encodes a shard."""
+        rows_R = np.arange(len(tokens)) if rows_R is None else rows_R
+        order_R = np.argsort(tokens.lengths_N[rows_R], kind="stable")
+        shard_S = self.processes.shard(order_R)
+        vectors_SD = np.empty((len(shard_S), self.model.dual_dim), np.float32)
+        for positions, batch in tokens.batches_by_length(TEXTS_PER_BATCH, rows_R[shard_S]):
+            batch = batch.to(self.device)
+            with autocast(self.device, bfloat16=self._bfloat16):
+                dual_BD = self.model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT)
+            vectors_SD[positions] = dual_BD.float().cpu().numpy()
+        vectors_RD = np.empty((len(rows_R), self.model.dual_dim), np.float32)
+        vectors_RD[order_R] = self.processes.all_gather_rows(torch.from_numpy(vectors_SD), len(rows_R)).numpy()
+        return vectors_RD

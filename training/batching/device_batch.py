@@ -1,0 +1,42 @@
+"""Copy a batch to the device: label pool, texts and targets.
+
+Shapes: Q queries, P labels of the pool.
+"""
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.batching.batches import Batch
+from training.batching.training_data import TrainingData
+from training.optim.losses import Targets
+from training.optim.training_step import DeviceBatch
+
+
+def build_device_batch(batch: Batch, data: TrainingData, device: torch.device, *, encode_labels: bool) -> DeviceBatch:
+    """Return the batch as tensors on `device`; `encode_labels` adds the texts of the pool's labels."""
+    texts = data.train_tokens.take(batch.query_Q)
+    if encode_labels:
+        texts = texts.followed_by(data.label_tokens.take(batch.pool_P))
+    targets, picked = _targets(batch, device)
+    return DeviceBatch(len(batch.query_Q), torch.from_numpy(batch.pool_P).to(device), texts, targets, picked)
+
+
+def _targets(batch: Batch, device: torch.device) -> tuple[Targets, Targets]:
+    """Return the targets with all positives of the batch, and with the one picked per query."""
+    shape = (len(batch.query_Q), len(batch.pool_P))
+    row_M, column_M = _to_device(device, batch.positive_row_M, batch.positive_column_M)
+    positive_QP = torch.zeros(shape, dtype=torch.bool, device=device)
+    positive_QP[row_M, column_M] = True
+    ignored_QP = None
+    if len(batch.ignored_row):
+        ignored_QP = torch.zeros(shape, dtype=torch.bool, device=device)
+        ignored_QP[_to_device(device, batch.ignored_row, batch.ignored_column)] = True
+    target_M = None if batch.target_M is None else torch.from_numpy(batch.target_M).to(device)
+    targets = Targets(positive_QP, row_M, column_M, ignored_QP, target_M)
+    return targets, targets.with_positives(*_to_device(device, batch.picked_row_O, batch.picked_column_O))
+
+
+def _to_device(device: torch.device, *arrays: NDArray[np.int64]) -> tuple[Tensor, ...]:
+    return tuple(torch.from_numpy(array).to(device) for array in arrays)

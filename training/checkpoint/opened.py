@@ -1,0 +1,140 @@
+"""An opened checkpoint: the model of the best epoch, and the data that export and evaluation need."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from retrieval.errors import CheckpointError
+from training.checkpoint.files import read_facts, read_parquet, read_record, read_tensors, read_tokenizer
+from training.checkpoint.schema import (
+    CHECKPOINT,
+    ENCODER,
+    LABELS,
+    TOKENIZER,
+    VALIDATION,
+    WEIGHTS,
+    CheckpointFacts,
+    MetricsByHead,
+)
+from training.checkpoint.weights import load_weights
+from training.data.dataset import Split
+from training.data.token_cache import special_ids
+from training.model.unified import UnifiedModel, model_skeleton
+from training.recipe.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The best epoch's model, on the CPU in evaluation mode, with labels, validation queries and tokenizer.
+
+    `positives_L` are training positives per label; `trained_L` marks the labels whose classifier row was trained.
+    """
+
+    folder: Path
+    facts: CheckpointFacts
+    model: UnifiedModel
+    labels: pa.Table
+    validation: Split
+    trained_L: NDArray[np.bool_]
+    positives_L: NDArray[np.int64]
+    inverse_propensity_L: NDArray[np.float64]
+    tokenizer: Tokenizer
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe of the run."""
+        return self.facts.recipe
+
+    @property
+    def encoder_kind(self) -> str:
+        """`static` or `transformer`."""
+        return self.recipe.encoder.kind
+
+    @property
+    def tokenizer_path(self) -> Path:
+        """tokenizer.json, with truncation and without padding."""
+        return self.folder / TOKENIZER
+
+    @property
+    def pad_id(self) -> int:
+        """Token id of padding."""
+        return special_ids(self.tokenizer)[0]
+
+    @property
+    def max_tokens(self) -> int:
+        """Maximum number of tokens per text."""
+        return self.recipe.encoder.max_tokens
+
+    @property
+    def classifier_weight(self) -> float:
+        """w, the classifier's share of the score, selected on validation."""
+        return self.facts.classifier_weight
+
+    @property
+    def popularity(self) -> float:
+        """The popularity bonus, selected on validation."""
+        return self.facts.best.popularity
+
+    @property
+    def cone_fraction(self) -> float:
+        """κ of the classifier rows of untrained labels, selected on validation."""
+        return self.facts.best.cone_fraction
+
+    @property
+    def dataset_name(self) -> str:
+        """Name of the dataset."""
+        return self.facts.dataset_name
+
+    @property
+    def dataset_fingerprint(self) -> str:
+        """Content hash of the dataset."""
+        return self.facts.dataset_fingerprint
+
+    @property
+    def metrics(self) -> MetricsByHead:
+        """Validation metrics of the best epoch, in percent."""
+        return self.facts.best.metrics
+
+
+def load_checkpoint(folder: Path | str) -> Checkpoint:
+    """Open a checkpoint. Raises CheckpointError if a file is missing, damaged or belongs to another run."""
+    folder = Path(folder)
+    facts = read_facts(folder)
+    tensors, _ = read_tensors(folder / WEIGHTS)
+    _require_epoch(folder, facts)
+    model = model_skeleton(facts.recipe, facts.n_labels, facts.vocabulary, folder / ENCODER)
+    trained_L = tensors.pop("trained").numpy().astype(bool)
+    positives_L = tensors.pop("positives").numpy().copy()  # a view would keep the whole file mapped
+    inverse_propensity_L = tensors.pop("inverse_propensity").numpy().copy()
+    load_weights(model, tensors, folder / WEIGHTS)
+    labels = read_parquet(folder / LABELS)
+    if {labels.num_rows, len(trained_L), len(positives_L), len(inverse_propensity_L)} != {facts.n_labels}:
+        raise CheckpointError(
+            f"{folder} has files of different runs: {LABELS} has {labels.num_rows} labels, {CHECKPOINT} "
+            f"{facts.n_labels}, {WEIGHTS} {len(trained_L)}. Copy the whole folder again, or train again."
+        )
+    return Checkpoint(
+        folder=folder,
+        facts=facts,
+        model=model.eval(),
+        labels=labels,
+        validation=Split.from_table(read_parquet(folder / VALIDATION)),
+        trained_L=trained_L,
+        positives_L=positives_L,
+        inverse_propensity_L=inverse_propensity_L,
+        tokenizer=read_tokenizer(folder / TOKENIZER),
+    )
+
+
+def _require_epoch(folder: Path, facts: CheckpointFacts) -> None:
+    """Raise CheckpointError if the weights belong to another epoch than checkpoint.json says."""
+    record = read_record(folder / WEIGHTS)
+    if record is not None and record.epoch != facts.best.epoch:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} has the weights of epoch {record.epoch}, but {CHECKPOINT} describes epoch "
+            f"{facts.best.epoch}. Copy the whole folder again, or train again with --restart."
+        )

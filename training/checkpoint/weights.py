@@ -1,0 +1,55 @@
+"""Save the weights of the best epoch, and load weights into a model."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retrieval.errors import CheckpointError
+from retrieval.system import stopping
+from training.checkpoint.files import write_tensors
+from training.checkpoint.schema import WEIGHTS, EpochRecord
+from training.model.unified import UnifiedModel
+
+OPTIMIZER_STATE = (".second_moment", ".steps")  # of row tables: part of the run's state, not of the best weights
+
+
+def save_best_weights(
+    folder: Path,
+    model: UnifiedModel,
+    positives_L: NDArray[np.int64],
+    inverse_propensity_L: NDArray[np.float64],
+    record: EpochRecord,
+) -> None:
+    """Write the model's weights with `record` in the header. `positives_L` are training positives per label."""
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in model.inference_state_dict().items()
+        if not name.endswith(OPTIMIZER_STATE)
+    }
+    tensors["trained"] = torch.from_numpy(model.trained_labels(positives_L).astype(np.uint8))
+    tensors["positives"] = torch.from_numpy(positives_L)
+    tensors["inverse_propensity"] = torch.from_numpy(inverse_propensity_L)
+    with stopping.saving():
+        write_tensors(folder / WEIGHTS, tensors, {"record": record.model_dump()})
+
+
+def load_weights(
+    model: UnifiedModel, tensors: Mapping[str, Tensor], source: Path, *, optimizer_state: bool = False
+) -> None:
+    """Load weights by name. Raises CheckpointError if tensors are missing, unexpected or of another shape.
+
+    With `optimizer_state`, the optimizer state of the row tables is required too.
+    """
+    try:
+        missing, unexpected = model.load_state_dict(dict(tensors), strict=False)
+    except RuntimeError as error:
+        raise CheckpointError(f"{source} does not fit its recipe: {str(error).splitlines()[-1].strip()}") from error
+    missing = [name for name in missing if optimizer_state or not name.endswith(OPTIMIZER_STATE)]
+    if missing or unexpected:
+        raise CheckpointError(
+            f"{source}: missing tensors {missing[:3]}, unexpected {list(unexpected)[:3]}. Train again."
+        )
