@@ -88,7 +88,7 @@ def test_the_page_shows_metrics_and_settings_of_the_run(page: Page, trained: Pat
     """If this failed, the page would leave out, or misstate, what a reader needs to trust the model."""
     facts, words = read_facts(trained), " ".join(" ".join(page.words).split())
     for head in ("unified", "dual_encoder", "classifier"):
-        assert f"{facts.best.figures[head]['PSP@5']:.2f}" in words
+        assert f"{facts.best.metrics[head]['PSP@5']:.2f}" in words
     for heading in (
         "Curves",
         "Classifier weight",

@@ -13,7 +13,7 @@ TRUTH = Ragged.from_lists([[0, 2], [0, 1, 3], [1]])
 
 
 def test_head_torso_and_tail_hold_a_third_of_the_positives_each() -> None:
-    """If this failed, "tail" would mean something else than the issue's shares of positives."""
+    """If this failed, head, torso and tail would not each have a third of the positives."""
     groups = slices.frequency_groups(np.array([1, 10, 5, 0, 5, 1, 1, 1, 1, 1, 1, 3, 0]))
     assert np.flatnonzero(groups["head"]).tolist() == [1]
     assert np.flatnonzero(groups["torso"]).tolist() == [2, 4]
@@ -30,14 +30,14 @@ def test_labels_of_equal_count_stay_together() -> None:
 
 
 def test_without_a_positive_every_label_is_unseen() -> None:
-    """If this failed, a dataset of new labels alone would end in a division by zero."""
+    """If this failed, a dataset with only new labels would end in a division by zero."""
     groups = slices.frequency_groups(np.zeros(3, np.int64))
     assert groups["unseen"].all()
     assert sum(member.sum() for member in groups.values()) == 3
 
 
 def test_figures_by_label_frequency_by_hand() -> None:
-    """If this failed, the table would blame the wrong labels."""
+    """If this failed, metrics would be attributed to the wrong labels."""
     figures = slices.by_label_frequency(RANKING_QK, TRUTH, GROUPS, ks=(1, 2))
     assert figures["head"]["P@1"] == pytest.approx(100 * 1 / 3)
     assert figures["tail"]["P@1"] == pytest.approx(100 * 1 / 3)
@@ -47,13 +47,13 @@ def test_figures_by_label_frequency_by_hand() -> None:
 
 
 def test_a_group_without_a_true_label_is_left_out() -> None:
-    """If this failed, a table would show NaN for labels that nobody asked for."""
+    """If this failed, a table would show NaN for a group without true labels."""
     figures = slices.by_label_frequency(RANKING_QK, Ragged.from_lists([[0], [1], [0]]), GROUPS, ks=(1,))
     assert list(figures) == ["head"]
 
 
 def test_figures_by_query_length_are_those_of_these_queries_alone() -> None:
-    """If this failed, a length's figures would be diluted by the other queries."""
+    """If this failed, metrics of a query length would include other queries."""
     texts, inverse_L = ["one", "two words", "five words are in  here"], np.array([1.0, 2.0, 3.0, 4.0])
     figures = slices.by_query_length(RANKING_QK, TRUTH, texts, inverse_L, ks=(1, 3))
     assert list(figures) == ["1 word", "2 words", "5–8 words"]
@@ -63,14 +63,14 @@ def test_figures_by_query_length_are_those_of_these_queries_alone() -> None:
 
 
 def test_every_query_has_one_length() -> None:
-    """If this failed, a query would be missing from the table by length, or stand there twice."""
+    """If this failed, a query would be missing from the table by length, or counted twice."""
     groups = slices.length_groups(["", "a", "a b", "a b c", "a b c d", "w " * 5, "w " * 8, "w " * 9, "w " * 40])
     assert np.sum([*groups.values()], axis=0).tolist() == [1] * 9
     assert [int(member.sum()) for member in groups.values()] == [2, 1, 2, 2, 2]
 
 
 def test_the_worst_query_misses_most_and_perfect_ones_are_not_listed() -> None:
-    """If this failed, the list would show queries that are right, or trifles before disasters."""
+    """If this failed, the list would contain correct queries, or be in the wrong order."""
     ranking_QK = np.array([[0, 1], [2, 3], [2, 3], [0, 4], [4, 5], [4, 5]])
     truth = Ragged.from_lists([[0, 1, 5], [0], [0, 1, 4], [0, 1], [], [6]])
     assert slices.worst_queries(ranking_QK, truth, 10).tolist() == [2, 1, 5, 3]
@@ -79,7 +79,7 @@ def test_the_worst_query_misses_most_and_perfect_ones_are_not_listed() -> None:
 
 
 def test_an_example_shows_answers_beside_the_truth() -> None:
-    """If this failed, a person would read a wrong answer as right, or the truth in no order."""
+    """If this failed, an example would show a wrong answer as a true label, or true labels out of order."""
     shown = slices.example(
         "q",
         np.array([2, 0, -1]),

@@ -1,4 +1,4 @@
-"""Intervals and tests against brute force: every draw evaluated anew, every toss of the coins enumerated."""
+"""Bootstrap intervals and permutation tests, against brute force over all draws and all swaps."""
 
 from itertools import product
 
@@ -34,7 +34,7 @@ def test_intervals_are_those_of_evaluating_every_resample_anew() -> None:
 
 
 def test_a_difference_is_paired() -> None:
-    """If this failed, two models that differ on few queries could never be told apart."""
+    """If this failed, two models that differ on few queries would never be called different."""
     base_Q = np.ones(200)
     hard_Q = np.random.default_rng(0).random(200).round()
     drawn = Bootstrap({"a": Ratio(hard_Q + 0.1, base_Q), "b": Ratio(hard_Q, base_Q)}, 500, SEED)
@@ -59,7 +59,7 @@ def test_a_seed_fixes_the_intervals_and_small_blocks_keep_their_count(monkeypatc
 
 
 def test_one_query_has_no_interval_and_two_have_one_despite_empty_draws() -> None:
-    """If this failed, a rare query length would show a certain figure, or NaN."""
+    """If this failed, a rare query length would show a metric without uncertainty, or NaN."""
     base_Q = np.array([1.0, 1.0, 0.0, 0.0, 0.0, 0.0])
     gain_Q = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0])
     first_Q = np.arange(6) == 0
@@ -89,7 +89,7 @@ def enumerated(difference_QM: FloatArray) -> tuple[FloatArray, FloatArray]:
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_p_values_are_those_of_every_toss(seed: int) -> None:
-    """If this failed, "better" would be said too often or too rarely."""
+    """If this failed, a checkpoint would be called better too often or too rarely."""
     draw = np.random.default_rng(seed)
     difference_QM = draw.integers(-2, 4, (9, 4)) / 5
     base_Q = np.ones(9)

@@ -12,7 +12,7 @@ from tests.contract.test_index import clustered
 
 
 def flat_and_wide(n_labels: int = 3000, seed: int = 0) -> Vectors:
-    """Vectors of 96 numbers, most of whose length lies in 20 directions that no axis follows."""
+    """Return vectors of width 96 with most of their length in 20 directions that are not axes."""
     draw = np.random.default_rng(seed)
     spread = np.concatenate([np.ones(20), np.full(76, 0.1)])
     turn = np.linalg.qr(np.random.default_rng(9).standard_normal((96, 96)))[0]
@@ -21,7 +21,7 @@ def flat_and_wide(n_labels: int = 3000, seed: int = 0) -> Vectors:
 
 
 def test_few_directions_keep_most_of_the_energy() -> None:
-    """If it fails, the index is wider than it needs to be, or knows too little of the labels."""
+    """If it fails, the index stores more numbers per label than needed, or too few to distinguish labels."""
     vectors_LD = flat_and_wide()
     projection_DW, energy = fit_projection(vectors_LD, 48)
     assert projection_DW.shape == (96, 2 * SIMD_WIDTH)
@@ -32,7 +32,7 @@ def test_few_directions_keep_most_of_the_energy() -> None:
 
 
 def test_a_half_of_little_length_is_kept_as_well() -> None:
-    """If it fails, searches at a weight where the lesser half decides find little, and export refuses the bundle."""
+    """If it fails, searches at a weight that favours the smaller half find little, and the recall gate fails."""
     vectors_LD = np.concatenate([flat_and_wide(), 0.4 * flat_and_wide(seed=1) + 0.3], axis=1)
     projection_DW, _ = fit_projection(vectors_LD, 96)
     assert projection_DW.shape[1] < 96
@@ -43,7 +43,7 @@ def test_a_half_of_little_length_is_kept_as_well() -> None:
 
 
 def test_narrow_vectors_have_at_most_all_directions() -> None:
-    """If it fails, a model of a few numbers cannot be exported."""
+    """If it fails, a model with very short vectors cannot be exported."""
     projection_DW, energy = fit_projection(clustered(200, dim=7), 3)
     assert projection_DW.shape == (7, 7)
     assert energy == pytest.approx(1.0)
@@ -57,7 +57,7 @@ def test_vectors_of_nothing_have_directions_too() -> None:
 
 
 def test_equal_vectors_stay_equal(tmp_path: Path) -> None:
-    """If it fails, the index does not know them as equal, and many equal ones make an island that no search leaves."""
+    """If it fails, equal labels get different projections, and many of them form an unreachable part of the graph."""
     vectors_LD = flat_and_wide()
     vectors_LD[[5, 700, 2999]] = vectors_LD[42]
     projection_DW, _ = fit_projection(vectors_LD, 40)
@@ -67,7 +67,7 @@ def test_equal_vectors_stay_equal(tmp_path: Path) -> None:
 
 
 def test_the_best_are_found_with_a_third_of_the_numbers_and_scored_with_all() -> None:
-    """If it fails, the narrow index costs answers, or their scores."""
+    """If it fails, the PCA index loses answers, or changes their scores."""
     vectors_LD, query_QD = flat_and_wide(), flat_and_wide(50, seed=4)
     projection_DW, _ = fit_projection(vectors_LD, 40)
     index = NarrowIndex(HnswIndex.build(vectors_LD @ projection_DW, ef=200, threads=1), projection_DW)

@@ -42,7 +42,7 @@ def encoded() -> Encoded:
 
 @pytest.fixture
 def equal_labels() -> Encoded:
-    """One query, and 300 labels that only their popularity tells apart: it rises with the row, to 1."""
+    """Return one query, and 300 labels that differ only in popularity, which rises with the row to 1."""
     one = F.normalize(torch.ones(1, 4), dim=-1)
     return QueryVectors(one, one), LabelVectors(
         one.repeat(300, 1), one.repeat(300, 1), torch.arange(1, 301) / 300, ALL_TRAINED
@@ -59,14 +59,14 @@ def by_definition(encoded: Encoded, mix: ScoreMix) -> torch.Tensor:
 
 
 def test_rankings_are_those_of_the_score(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this failed, the reported figures would not be the model's; small blocks must change nothing."""
+    """If this failed, metrics would not be the model's; the block size must not matter."""
     monkeypatch.setattr(ranking_module, "SCORES_PER_BLOCK", 70)
     for mix, ranking in rank_labels(*encoded, MIXES, EMPTY, exact=MIXES).items():
         assert ranking.tolist() == by_definition(encoded, mix).topk(10).indices.tolist()
 
 
 def test_a_mix_given_twice_is_ranked_once(encoded: Encoded) -> None:
-    """If this failed, a run whose best weight is 0 or 1 would end at its first validation: a head is the model."""
+    """If this failed, a run whose best weight is 0 or 1 would fail at validation, where a head equals the model."""
     ranking = rank_labels(*encoded, [MIXES[3], MIXES[3]], EMPTY, exact=[MIXES[3]])[MIXES[3]]
     assert ranking.tolist() == by_definition(encoded, MIXES[3]).topk(10).indices.tolist()
 
@@ -83,7 +83,7 @@ def test_other_mixes_rank_the_shortlists_of_the_exact_ones(encoded: Encoded, mon
 
 
 def test_equal_scores_go_by_row_number(equal_labels: Encoded) -> None:
-    """If this failed, labels of the same tokens would be ranked by chance, and differently from the served index."""
+    """If this failed, labels with the same tokens would be in random order, and differ from the served index."""
     mix = ScoreMix(0.2, 0.0)
     ranking = rank_labels(*equal_labels, [mix], Ragged.from_lists([[0]]), exact=[mix])[mix]
     assert (np.diff(ranking[0]) > 0).all()
@@ -99,7 +99,7 @@ def test_of_labels_that_look_equal_labels_the_popular_one_comes_first(equal_labe
 
 
 def test_excluded_labels_never_appear_and_what_is_missing_is_padded(encoded: Encoded) -> None:
-    """If this failed, a query's own text would count as a prediction, at some mix or in a full ranking."""
+    """If this failed, excluded labels would count as predictions, at some mix or in a short ranking."""
     queries, labels = encoded
     few = LabelVectors(labels.dual[:11], labels.classifier[:11], labels.popularity[:11], ALL_TRAINED)
     exclude = Ragged.from_lists([[1, 2, 3]] * 9)
@@ -185,7 +185,7 @@ def test_scores_are_those_that_the_ranking_was_made_by(encoded: Encoded, monkeyp
 
 
 def test_each_head_scores_without_the_other(encoded: Encoded) -> None:
-    """If this failed, a head's figures would be measured with some of the other head in them."""
+    """If this failed, a head's metrics would depend on the other head."""
     ends = mixes_by_head(ScoreMix(0.4, 0.2))
     assert ends["unified"] == ScoreMix(0.4, 0.2)
     queries, labels = encoded

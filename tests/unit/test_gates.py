@@ -1,4 +1,4 @@
-"""The export gates on cases worked out by hand."""
+"""The gates of an export, on small hand-made cases."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -28,7 +28,7 @@ from tests.support.bundles import label_texts, make_bundle
 
 
 def test_recall_counts_scores_and_so_accepts_ties() -> None:
-    """If it fails, two labels of the same text make an index look worse than it is, or a missed label goes unseen."""
+    """If it fails, labels with the same text lower the measured recall, or a missed label is not counted."""
     best_QK = np.array([[0.9, 0.8, 0.7], [0.5, 0.5, 0.5]], np.float32)
     found_QK = np.array([[0.9, 0.7, 0.6], [0.5, 0.5, 0.5]], np.float32)
     assert recall_at(3, found_QK, best_QK) == pytest.approx(5 / 6)
@@ -37,7 +37,7 @@ def test_recall_counts_scores_and_so_accepts_ties() -> None:
 
 
 def test_excluded_labels_do_not_cost_a_place() -> None:
-    """If it fails, the bundle's quality is lower than the checkpoint's for a reason that is not the bundle's."""
+    """If it fails, excluded labels lower the bundle's metrics, but not the checkpoint's."""
     rows_QK = np.array([[4, 1, 2, 3], [1, 2, 3, 4]])
     remaining_QK = drop_excluded(rows_QK, [np.array([1, 4]), np.array([], np.int32)], 2)
     assert remaining_QK.tolist() == [[2, 3], [1, 2]]
@@ -45,7 +45,7 @@ def test_excluded_labels_do_not_cost_a_place() -> None:
 
 
 @pytest.mark.parametrize(
-    ("queries", "own", "bundle", "passes"),
+    ("queries", "checkpoint", "bundle", "passes"),
     [
         (1000, 50.0, 49.8, True),
         (1000, 50.0, 49.7, False),
@@ -54,15 +54,15 @@ def test_excluded_labels_do_not_cost_a_place() -> None:
         (120, 50.0, 50.0 - 200 / 120, False),
     ],
 )
-def test_a_bundle_may_lose_a_fifth_of_a_point_or_one_hit(queries: int, own: float, bundle: float, passes: bool) -> None:
-    """If it fails, a bundle that answers worse than its checkpoint is served, or a good one is refused for one tie."""
-    quality = Quality(queries=queries, checkpoint={"P@1": own, "P@5": 30.0}, bundle={"P@1": bundle, "P@5": 30.0})
+def test_a_bundle_may_lose_0_2_points_or_one_hit(queries: int, checkpoint: float, bundle: float, passes: bool) -> None:
+    """If it fails, a bundle with worse answers is published, or a good one is rejected for one hit."""
+    quality = Quality(queries=queries, checkpoint={"P@1": checkpoint, "P@5": 30.0}, bundle={"P@1": bundle, "P@5": 30.0})
     with nullcontext() if passes else pytest.raises(GateError, match=r"P@1 .* Raise --m"):
         check_quality(quality)
 
 
 def test_ef_search_grows_until_quality_is_kept() -> None:
-    """If it fails, an index whose recall is good enough loses the very answers that were right, and export refuses."""
+    """If it fails, an index with sufficient recall misses true labels, and the quality check rejects the bundle."""
     vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((2000, 8)), np.float32)
     index = IndexProbe(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
     recall = RecallMeasurement(index, vectors_LD[:50], vectors_LD[50:60])
@@ -75,15 +75,15 @@ def test_ef_search_grows_until_quality_is_kept() -> None:
 
 
 def test_ef_search_is_refined_between_rungs() -> None:
-    """If it fails, every search costs up to a half more than its recall needs."""
+    """If it fails, every search examines up to 50 % more candidates than its recall needs."""
     vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((500, 8)), np.float32)
     index = IndexProbe(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
     recall = RecallMeasurement(index, vectors_LD[:50], vectors_LD[:50])
     assert ef_search_at(recall, 0.5, index.size, lambda ef: ef >= 70).ef == 72
 
 
-def test_texts_without_tokens_end_the_search_for_long_ones() -> None:
-    """If it fails, export never ends where no text is as long as the cut."""
+def test_texts_without_tokens_end_the_joining_of_queries() -> None:
+    """If it fails, an export never ends if no text reaches the maximum length."""
     tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Replace("x", "")
     texts, longest = with_long_texts(["x", "xx"], SimpleNamespace(tokenizer=tokenizer, max_tokens=64))  # type: ignore[arg-type]
@@ -91,19 +91,19 @@ def test_texts_without_tokens_end_the_search_for_long_ones() -> None:
     assert len(texts) < 12
 
 
-@pytest.mark.parametrize(("length", "asked", "given"), [(10, 3, 3), (3, 10, 3), (1, 1, 1), (100, 100, 100)])
-def test_a_sample_is_spread_and_never_repeats(length: int, asked: int, given: int) -> None:
-    """If it fails, a gate looks at one text many times, or only at the start of a sorted table."""
+@pytest.mark.parametrize(("length", "n", "expected"), [(10, 3, 3), (3, 10, 3), (1, 1, 1), (100, 100, 100)])
+def test_a_sample_is_spread_and_never_repeats(length: int, n: int, expected: int) -> None:
+    """If it fails, a gate checks one text many times, or only the start of a sorted table."""
     import pyarrow as pa
 
-    texts = sample(pa.chunked_array([[str(row) for row in range(length)]]), asked)
-    assert len(texts) == len(set(texts)) == given
-    assert {texts[0], texts[-1]} == {"0", str(length - 1)} or given == 1
+    texts = sample(pa.chunked_array([[str(row) for row in range(length)]]), n)
+    assert len(texts) == len(set(texts)) == expected
+    assert {texts[0], texts[-1]} == {"0", str(length - 1)} or expected == 1
 
 
 def test_a_weight_that_the_index_cannot_serve_compares_every_label_unless_it_is_the_default(tmp_path: Path) -> None:
-    """A young classifier, which nobody asks alone, would keep a good bundle from being published; or every search would
-    be slow, or miss what it should find."""
+    """If it fails, a weight that is rarely used prevents an export, or searches at the default weight are slow or miss
+    labels."""
     bundle = make_bundle(tmp_path / "bundle")
     facts, vectors_LD = read_manifest(bundle).model, np.load(bundle / VECTORS)
     encoder = TextEncoder.open(bundle / TOKENIZER, bundle / QUERY_ENCODER, facts, facts.dim, threads=1)
@@ -122,8 +122,8 @@ def test_a_weight_that_the_index_cannot_serve_compares_every_label_unless_it_is_
         chosen(1.0)
 
 
-def test_label_texts_are_a_spread_in_which_shared_ones_are_likelier() -> None:
-    """If it fails, the gate does not ask the texts that many labels share, where an index misses most."""
+def test_label_texts_are_spread_and_shared_ones_are_more_likely() -> None:
+    """If it fails, recall is not measured on texts that many labels share, where an index misses most."""
     import pyarrow as pa
 
     column = pa.chunked_array([[f"text {row}" for row in range(20_000)] + ["shared"] * 1_000])

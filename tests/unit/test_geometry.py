@@ -1,4 +1,4 @@
-"""The geometry that labels are indexed in: scores do not depend on it."""
+"""The split of scores into query and label vectors: scores do not depend on it."""
 
 import dataclasses
 from collections.abc import Callable
@@ -67,7 +67,7 @@ def test_the_geometry_changes_no_score(weight: float, shrink: float) -> None:
 
 
 def test_shrinking_undoes_stretching_and_touches_one_direction() -> None:
-    """If it fails, parity compares vectors of different spaces, or labels lose what tells them apart."""
+    """If it fails, parity compares different spaces, or labels lose components outside the cone direction."""
     rows_NC = unit(np.random.default_rng(1).standard_normal((20, C)))
     one = cone(0.25)
     np.testing.assert_allclose(one.apply(one.invert(rows_NC)), rows_NC, atol=1e-6)
@@ -77,7 +77,7 @@ def test_shrinking_undoes_stretching_and_touches_one_direction() -> None:
 
 
 def test_the_cone_is_that_of_the_trained_rows(with_rows: Change) -> None:
-    """If it fails, the direction that hinders the graph is not the one that is shrunk."""
+    """If it fails, another direction than the one that hinders the graph is shrunk."""
     draw = torch.Generator().manual_seed(0)
     shared_C = torch.nn.functional.normalize(torch.randn(32, generator=draw), dim=0)
     rows_LC = 3 * (shared_C + 0.1 * torch.randn(300, 32, generator=draw))
@@ -92,7 +92,7 @@ def test_the_cone_is_that_of_the_trained_rows(with_rows: Change) -> None:
 
 
 def test_a_classifier_half_holds_the_worth_of_popularity(opened: Checkpoint) -> None:
-    """If it fails, the index ranks by another score than the one that validation chose."""
+    """If it fails, the index ranks by another score than the one selected on validation."""
     assert selected_mix(opened).popularity > 0
     cpu, texts = torch.device("cpu"), opened.validation.texts
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
@@ -106,7 +106,7 @@ def test_a_classifier_half_holds_the_worth_of_popularity(opened: Checkpoint) -> 
 
 
 def test_rows_that_share_no_direction_are_left_alone(with_rows: Change) -> None:
-    """If it fails, a direction that is mere chance, or no number at all, is built into every vector."""
+    """If it fails, a random direction, or NaN, becomes part of every vector."""
     opposite_LC = torch.ones(300, 32) * (1 - 2 * (torch.arange(300) % 2))[:, None]
     for rows_LC, trained in (
         (opposite_LC, 300),
@@ -122,7 +122,7 @@ def test_rows_that_share_no_direction_are_left_alone(with_rows: Change) -> None:
 
 
 def test_a_chunk_at_a_time_gives_the_mean_of_all(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, the direction of a large catalogue is that of a part of it."""
+    """If it fails, the cone of a large catalogue is computed from only some of its labels."""
     whole_C = classifier_vectors(opened, 0, opened.labels.num_rows).sum(axis=0)
     monkeypatch.setattr("export.geometry.LABELS_PER_CHUNK", 7)
     found = find_cone(opened)
@@ -131,7 +131,7 @@ def test_a_chunk_at_a_time_gives_the_mean_of_all(opened: Checkpoint, monkeypatch
 
 
 def test_parity_sees_a_wrong_length() -> None:
-    """If it fails, an encoder whose vectors point right but are too long or too short passes for equal."""
+    """If it fails, an encoder whose vectors have the right direction but a wrong length passes the parity gate."""
     rows_NC = unit(np.random.default_rng(2).standard_normal((5, C)))
     assert smallest_cosine(rows_NC, rows_NC) == 1.0
     assert smallest_cosine(rows_NC, 1.1 * rows_NC) == pytest.approx(0.995, abs=1e-6)
@@ -143,5 +143,5 @@ def test_parity_sees_a_wrong_length() -> None:
 
 @pytest.mark.parametrize(("weight", "balance"), [(0.0, 0.2), (0.3, 0.3), (0.5, 0.5), (0.8, 0.5), (1.0, 0.5)])
 def test_the_balance_keeps_both_halves_searchable(weight: float, balance: float) -> None:
-    """If it fails, an index at the edge of the weights links labels by one half alone."""
+    """If it fails, an index for weight 0 or 1 links labels by only one of their two vectors."""
     assert balance_for(weight) == balance

@@ -1,4 +1,4 @@
-"""Labels that are easily handled by accident: of one text, and of no vector."""
+"""Labels of special kinds: with the same text, with a zero vector, untrained."""
 
 import dataclasses
 from pathlib import Path
@@ -16,7 +16,7 @@ from training.checkpoint.opened import load_checkpoint
 
 
 def test_zeros_are_counted_in_every_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, a manifest says nothing of labels that no query can find."""
+    """If it fails, a manifest does not count labels that no query can find."""
     monkeypatch.setattr(label_vectors, "LABELS_PER_CHUNK", 4)
     vectors_LD = np.eye(11, 16, dtype=np.float32)
     vectors_LD[[0, 5, 10]] = 0
@@ -25,7 +25,7 @@ def test_zeros_are_counted_in_every_chunk(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_the_manifest_counts_kinds_of_labels(tmp_path: Path) -> None:
-    """If it fails, nobody learns that a catalogue holds the same text many times, or what the classifier never saw."""
+    """If it fails, the manifest miscounts duplicate texts, trained labels or imputed labels."""
     opened = load_checkpoint(make_checkpoint(tmp_path))
     texts = opened.labels["text"].to_pylist()
     texts[7] = texts[8] = texts[2]
@@ -36,4 +36,4 @@ def test_the_manifest_counts_kinds_of_labels(tmp_path: Path) -> None:
     facts = _label_facts(dataclasses.replace(opened, labels=labels, trained_L=trained_L), tmp_path)
     assert facts.model_dump() == {"count": 300, "trained": 250, "imputed": 50, "duplicates": 2, "zeros": 0}
     nothing = _label_facts(dataclasses.replace(opened, trained_L=np.zeros(300, bool)), tmp_path)
-    assert (nothing.trained, nothing.imputed) == (0, 0), "there was nobody to take after"
+    assert (nothing.trained, nothing.imputed) == (0, 0), "without a trained label there is nothing to impute from"

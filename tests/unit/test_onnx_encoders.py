@@ -37,7 +37,7 @@ def transformer() -> TransformerEncoder:
 
 @pytest.mark.parametrize("make", [static, transformer])
 def test_onnx_equals_torch(make: type, tmp_path: Path) -> None:
-    """If it fails, queries or labels get other vectors in a bundle than the model was trained to give."""
+    """If it fails, a bundle encodes queries or labels differently from the trained model."""
     torch.manual_seed(0)
     recipe = Recipe.model_validate({"name": "small", "heads": {"dual_encoder": {"dim": 16}, "classifier": {"dim": 8}}})
     model = UnifiedModel(make(), recipe, n_labels=N_LABELS).eval()
@@ -56,7 +56,7 @@ def test_onnx_equals_torch(make: type, tmp_path: Path) -> None:
         expected = np.concatenate([dual, cone.invert(with_bias)], 1)
         np.testing.assert_allclose(query.run(None, inputs)[0], expected, atol=1e-5)
         np.testing.assert_allclose(label.run(None, inputs)[0], labels, atol=1e-5)
-    # ψ has a row a label: it belongs to vectors.npy, and would make the encoder grow with the catalogue.
+    # ψ has one row per label: it belongs to vectors.npy, and would make the encoder grow with the catalogue.
     shapes = [list(one.dims) for one in onnx.load(tmp_path / "query_encoder.onnx").graph.initializer]
     assert shapes
     assert not [shape for shape in shapes if N_LABELS in shape]

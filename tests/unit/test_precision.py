@@ -1,4 +1,4 @@
-"""Query encoders of less precision: what they answer, what is left as it was, and what is refused."""
+"""Query encoders of reduced precision: their vectors, what stays float32, and when the gate fails."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -66,7 +66,7 @@ def least_cosine(one_ND: np.ndarray, other_ND: np.ndarray) -> float:
 
 
 def test_smoothing_changes_no_vector(model: UnifiedModel, tokens: TokenizedTexts) -> None:
-    """If it fails, a model is another one before it is even quantised."""
+    """If it fails, smoothing changes the model before it is quantised."""
     assert isinstance(model.encoder, TransformerEncoder)
     even, batch = smooth(model.encoder, tokens), tokens.padded()
     layers = [one for one in even.modules() if isinstance(one, SmoothedLinear)]
@@ -81,7 +81,7 @@ def test_smoothing_changes_no_vector(model: UnifiedModel, tokens: TokenizedTexts
 def test_int8_answers_nearly_as_float32(
     model: UnifiedModel, tokens: TokenizedTexts, bert: Path, tmp_path: Path
 ) -> None:
-    """If it fails, int8 costs quality that it need not, or a query's vector depends on its neighbours in the batch."""
+    """If it fails, int8 loses too much accuracy, or a query's vector depends on the other queries of its batch."""
     assert isinstance(model.encoder, TransformerEncoder)
     plain, even, own, rough = (tmp_path / f"{name}.onnx" for name in ("plain", "even", "own", "rough"))
     write_query_encoder(model, CONE, 0.1, plain)
@@ -100,7 +100,7 @@ def test_int8_answers_nearly_as_float32(
 
 
 def test_only_the_layers_linear_maps_become_int8(model: UnifiedModel, tokens: TokenizedTexts, tmp_path: Path) -> None:
-    """If it fails, heads, embeddings or attention scores lose precision that their few sums are not worth."""
+    """If it fails, heads, embeddings or attention lose accuracy without a speed-up."""
     write_query_encoder(model, CONE, 0.1, tmp_path / "plain.onnx")
     quantize(tmp_path / "plain.onnx", tmp_path / "own.onnx", tokens)
     graph = onnx.load(tmp_path / "own.onnx").graph
@@ -116,7 +116,7 @@ def test_only_the_layers_linear_maps_become_int8(model: UnifiedModel, tokens: To
 
 
 def test_float16_keeps_what_goes_in_and_out(model: UnifiedModel, bert: Path, tmp_path: Path) -> None:
-    """If it fails, a float16 bundle cannot be opened, or its answers are others."""
+    """If it fails, a float16 bundle cannot be opened, or it has different answers."""
     write_query_encoder(model, CONE, 0.1, tmp_path / "plain.onnx")
     own = model.encoder
     with replaced_encoder(model, HalfEncoder(own)):
@@ -131,7 +131,7 @@ def test_float16_keeps_what_goes_in_and_out(model: UnifiedModel, bert: Path, tmp
 
 
 def test_texts_encoded_side_by_side_keep_their_places(model: UnifiedModel, bert: Path, tmp_path: Path) -> None:
-    """If this failed, a batch on several threads would give texts each other's vectors, or others than alone."""
+    """If this failed, encoding on several threads would mix up or change the vectors of a batch."""
     write_query_encoder(model, CONE, 0.1, tmp_path / "plain.onnx")
     files = bert / "tokenizer.json", tmp_path / "plain.onnx"
     encoder = TextEncoder.open(*files, FACTS, FACTS.dim, threads=3)
@@ -142,7 +142,7 @@ def test_texts_encoded_side_by_side_keep_their_places(model: UnifiedModel, bert:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="float16 pays on a GPU only, and there is none here")
 def test_float16_opens_on_a_gpu(model: UnifiedModel, bert: Path, tmp_path: Path) -> None:
-    """If it fails, the precision that is meant for GPUs does not run there."""
+    """If it fails, float16, which is meant for GPUs, does not run on one."""
     with replaced_encoder(model, HalfEncoder(model.encoder)):
         write_query_encoder(model, CONE, 0.1, tmp_path / "half.onnx")
     on = {
@@ -166,10 +166,10 @@ def test_float16_opens_on_a_gpu(model: UnifiedModel, bert: Path, tmp_path: Path)
         (80.0, 100.0, 1000.0, 1000, False),
     ],
 )
-def test_int8_must_be_as_good_and_pay(
+def test_int8_must_be_as_good_and_faster(
     p_at_1: float, alone: float, together: float, queries: int, accepted: bool
 ) -> None:
-    """If it fails, a bundle that answers worse or hardly faster is published, or a good one is refused."""
+    """If it fails, an int8 bundle that is worse or hardly faster is published, or a good one is rejected."""
     speeds = (Speed(batch=1, float32=100, reduced=alone), Speed(batch=64, float32=1000, reduced=together))
     reduced = Reduced(
         queries=queries, least_cosine=0.99, mean_cosine=0.995, float32_p_at_1=80.0, p_at_1=p_at_1, speeds=speeds
@@ -179,8 +179,8 @@ def test_int8_must_be_as_good_and_pay(
         check_precision(reduced, "int8")
 
 
-def test_float16_is_judged_by_its_answers_alone() -> None:
-    """If it fails, float16 is refused for being slow on a machine that it is not meant for."""
+def test_float16_is_checked_only_by_its_answers() -> None:
+    """If it fails, float16 is rejected for its speed on a CPU, for which it is not meant."""
     kept = Reduced(queries=999, least_cosine=1.0, mean_cosine=1.0, float32_p_at_1=80.0, p_at_1=79.9, speeds=())
     check_precision(kept, "float16")
     with pytest.raises(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from training.data.token_cache import TokenizedTexts
 from training.evaluation.imputation import impute
-from training.evaluation.scoring import LabelVectors, QueryVectors, popularity, trained_mask
+from training.evaluation.scoring import LabelVectors, QueryVectors, popularity
 from training.model.unified import UnifiedModel
 
 TEXTS_PER_BATCH = 1024
@@ -47,7 +47,7 @@ def encode_labels(
         at = torch.from_numpy(rows).to(device)
         dual_LD[at] = model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT).float()
     rows_LC = model.classifier_rows()
-    trained_L = trained_mask(rows_LC, positives_L)
+    trained_L = model.trained_labels(positives_L)
     imputation = impute(dual_LD.cpu().numpy(), rows_LC, trained_L, torch.get_num_threads())
     popularity_L = torch.from_numpy(popularity(positives_L)).to(device)
     labels = LabelVectors(dual_LD, F.normalize(rows_LC.float(), dim=-1), popularity_L, imputation)

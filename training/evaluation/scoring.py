@@ -79,9 +79,3 @@ def popularity(positives_L: NDArray[np.int64]) -> NDArray[np.float32]:
     """Compute the popularity of L labels in [0, 1]: log(1 + n) of n training positives, divided by the largest."""
     log_L = np.log1p(positives_L).astype(np.float32)
     return log_L / max(float(log_L.max(initial=0.0)), 1e-6)
-
-
-def trained_mask(classifier_LC: Tensor, positives_L: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Return which of L labels have a training positive and a non-zero row ψ; some positives are never sampled."""
-    nonzero_L: NDArray[np.bool_] = classifier_LC.any(dim=1).cpu().numpy()
-    return nonzero_L & (positives_L > 0)

@@ -187,5 +187,5 @@ def metrics_table(title: str, metrics: MetricsByHead, a: float, b: float) -> Tab
     for name in HEADLINE_METRICS:
         table.add_column(name, justify="right")
     for head, name in HEADS.items():
-        table.add_row(name, *(f"{metrics[head][name]:.2f}" for name in HEADLINE_METRICS))
+        table.add_row(name, *(f"{metrics[head][shown]:.2f}" for shown in HEADLINE_METRICS))
     return table

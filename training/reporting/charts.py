@@ -74,7 +74,7 @@ def _style_axes(axes: Axes, x_title: str, integer_x: bool) -> None:
     axes.grid(axis="y", color=COLORS["rule"], linewidth=1, clip_on=False)
     axes.set_axisbelow(True)
     axes.set_xlabel(x_title, color=COLORS["soft"], labelpad=2)
-    axes.xaxis.set_major_locator(MaxNLocator(5, integer=integer_x, steps=ROUND_STEPS))
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=integer_x, steps=ROUND_STEPS, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=ROUND_STEPS))
     axes.margins(0.04, 0.06)
 
