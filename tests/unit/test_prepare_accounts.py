@@ -135,9 +135,9 @@ def test_spellings_of_a_query_are_one_query_on_one_side(tmp_path: Path) -> None:
     assert not keys[0] & keys[1]
     assert not keys[1] & keys[2]
     assert sum(len(dataset.split(name)) for name in SPLITS) == 120  # the accented spelling has a row of its own
-    report = dataset.meta.report
-    assert report["merged_spellings"] == 240
-    assert report["queries_read_alike"] == 60
+    notes = dataset.meta.notes
+    assert notes["merged_spellings"] == 240
+    assert notes["queries_read_alike"] == 60
     assert dataset.meta.accounts["rows"] == RowAccount(read=360, written=120, skipped={"repeated_pair": 240})
 
 

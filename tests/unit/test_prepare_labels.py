@@ -83,12 +83,12 @@ def test_another_column_can_be_the_text(tmp_path: Path) -> None:
     clicks = "query,label\nfootwear,S2\n"
     dataset = prepared(tmp_path, clicks, labels, label_key="sku", label_text="title")
     assert table(dataset)[1] == {"id": "S2", "text": "boots", "price": "8"}
-    assert not [said for said in dataset.meta.report if "--label-text" in said]
+    assert not [said for said in dataset.meta.notes if "--label-text" in said]
     by_text = prepared(tmp_path / "by text", "query,label\nfootwear,boots\n", labels, label_text="title")
     assert table(by_text)[1] == {"id": "boots", "text": "boots", "sku": "S2", "price": "8"}
     by_number = prepared(tmp_path / "by number", clicks, labels, label_key="sku")
     assert table(by_number)[1]["text"] == "S2"
-    assert by_number.meta.report["labels_with_key_as_text"] == {"sku": 2}
+    assert by_number.meta.notes["labels_with_key_as_text"] == {"sku": 2}
     with pytest.raises(
         DatasetError, match=r"has no column 'name'\. .* Name the column of the labels' text with --label-text"
     ):

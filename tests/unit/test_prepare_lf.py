@@ -65,7 +65,7 @@ def test_the_public_format_is_read_whole(tmp_path: Path) -> None:
     assert label_uids(dataset, "train", "exclude") == [[], ["L1"]]
     assert label_uids(dataset, "test") == [["L0"], ["L1"]]
     assert label_uids(dataset, "test", "exclude") == [[], ["L2"]]
-    assert dataset.meta.report == {
+    assert dataset.meta.notes == {
         "targets_of_relevance_0": 1,
         "excluded_labels_removed": 1,
     }
@@ -103,7 +103,7 @@ def test_skipped_labels_leave_the_others_in_place(tmp_path: Path) -> None:
     dataset = prepared(lf_folder(tmp_path / "set", lbl=labels), skip_bad_rows=True)
     assert dataset.label_texts == ["Coffee Mill", "Sugar Bowl"]
     assert label_uids(dataset, "train") == [["L0", "L2"], ["L2"]]
-    assert dataset.meta.report["targets_of_skipped_labels"] == 2
+    assert dataset.meta.notes["targets_of_skipped_labels"] == 2
     assert dataset.meta.skipped == 1
 
 

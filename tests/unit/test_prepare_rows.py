@@ -52,7 +52,7 @@ def test_json_lines_of_queries_keep_splits_excludes_and_ids(
     assert dataset.split("train").ids == ["q7"]
     assert [dataset.label_texts[label] for label in dataset.split("train").exclude[0]] == ["bike"]
     assert dataset.meta.name == "things"
-    assert dataset.meta.report == {
+    assert dataset.meta.notes == {
         "excluded_labels_removed": 1,
         "excluded_texts_without_label": 1,
     }
@@ -95,8 +95,8 @@ def test_rare_labels_are_counted_outside_the_test_split_only(tmp_path: Path) -> 
     dataset = prepared(source, min_label_count=2)
     assert dataset.label_texts == ["x"]
     assert rows(dataset, "test") == {"c": [], "d": ["x"]}
-    assert dataset.meta.report["rare_labels"] == 1
-    assert dataset.meta.report["positives_of_rare_labels"] == 3
+    assert dataset.meta.notes["rare_labels"] == 1
+    assert dataset.meta.notes["positives_of_rare_labels"] == 3
 
 
 def test_parquet_rows_with_lists_are_read(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_excludes_and_ids_are_read_with_any_name_of_the_label_column(tmp_path: P
     dataset = prepared(source, label_column="kw")
     assert rows(dataset) == {"bike": ["a"]}
     assert dataset.split("train").ids == ["70"]
-    assert dataset.meta.report == {"excluded_labels_removed": 1}
+    assert dataset.meta.notes == {"excluded_labels_removed": 1}
 
 
 def test_a_split_column_of_clicks_is_kept(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_split_column_of_clicks_is_kept(tmp_path: Path) -> None:
     assert rows(dataset) == {"bike": ["a", "c"]}
     assert rows(dataset, "test") == {"bike": ["b"]}
     assert rows(dataset, "validation") == {"car": ["b"]}
-    assert dataset.meta.report["test_queries_in_training"] == 1
+    assert dataset.meta.notes["test_queries_in_training"] == 1
 
 
 @pytest.mark.parametrize(
@@ -255,7 +255,7 @@ def test_a_column_that_is_not_used_is_reported(tmp_path: Path) -> None:
     """If this failed, a misspelt column (spilt, excluded) would be ignored without a word."""
     source = tmp_path / "things.jsonl"
     source.write_text('{"query": "a", "labels": ["b"], "excluded": ["c"]}\n')
-    assert prepared(source).meta.report == {"unused_columns": {"excluded": 1}}
+    assert prepared(source).meta.notes == {"unused_columns": {"excluded": 1}}
 
 
 @pytest.mark.parametrize(
