@@ -1,4 +1,4 @@
-"""One small table in every format of users' files; each entry writes the table and returns the path to read."""
+"""Write one small table in many formats; each entry returns the path to read."""
 
 import bz2
 import gzip
