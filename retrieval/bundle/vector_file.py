@@ -76,9 +76,7 @@ def array_in(content: Buffer, path: Path, shape: tuple[int, ...], wanted: type[n
             raise ValueError(f"version {version} of the format is not read here")
         found, by_columns, dtype = readers[version](head)
     except (ValueError, TypeError, EOFError, OverflowError, SyntaxError, TokenError) as error:
-        raise BundleError(
-            f"{path} is not an array of numbers ({one_line(error)}). Export the bundle again."
-        ) from error
+        raise BundleError(f"{path} is not an array of numbers ({one_line(error)}). Export the bundle again.") from error
     if found != shape or dtype != wanted or (by_columns and len(shape) > 1 and 1 not in shape):
         order = ", by columns" if by_columns else ""
         name = np.dtype(wanted).name
