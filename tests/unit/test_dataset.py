@@ -114,7 +114,7 @@ def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> No
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))  # the kernel refuses longer files, as a full disk does
     try:
-        with pytest.raises(DatasetError, match=r"cannot be written: File too large\. Nothing was changed\."):
+        with pytest.raises(DatasetError, match=r"cannot be written: File too large\. It is unchanged\."):
             write_dataset(dataset.folder, LABELS, {"train": split_table()}, META, replace=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
