@@ -26,7 +26,7 @@ from retrieval.retriever import NO_ROW, Ranking, Retriever
 from retrieval.search.filters import Filter
 from retrieval.tables.account import RowAccount
 from retrieval.tables.delimited import Layout
-from retrieval.tables.report import TABLE_FACTS, report_lines
+from retrieval.tables.notes import TABLE_NOTES, note_lines
 
 FORMATS = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".ndjson": "json"}
 FORMULA_STARTS = r"^[=+\-@\t\r\n＝＋－＠]"  # the start of a formula in spreadsheets, full-width forms included
@@ -120,7 +120,7 @@ def match(
     if _stamps(queries) != before:
         raise BadInput(f"{source} changed while it was read. Run the command again once the file is complete.")
     account = _account(queries, asked).check(str(source))
-    observations = tuple(f"{count:,} {text}" for count, text in report_lines(queries.table.facts(), TABLE_FACTS))
+    observations = tuple(f"{count:,} {text}" for count, text in note_lines(queries.table.notes(), TABLE_NOTES))
     return Matched(account, parts.join(guard_formulas), tuple(queries.problems), observations)
 
 

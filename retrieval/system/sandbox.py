@@ -85,12 +85,12 @@ def sandbox_mode(written: str | None = None) -> Mode:
 
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment of a child process: the import path of its parent, and no credentials."""
-    kept = {
+    allowed = {
         name: value
         for name, value in environment.items()
         if (name in VARIABLES or name.startswith(PREFIXES)) and not SECRET.search(name.removeprefix(NO_SECRET))
     }
-    return kept | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return allowed | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def data_limit(folder: Path) -> int:

@@ -8,8 +8,8 @@ from retrieval.errors import TableError
 from retrieval.tables.delimited import DelimitedFile, Layout
 from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, kind_of, table_files, unread_files
 from retrieval.tables.json_lines import json_rows
+from retrieval.tables.notes import Notes
 from retrieval.tables.opening import NoReadingProgress, ReadingProgress
-from retrieval.tables.report import Report
 from retrieval.tables.values import PlacedRow
 
 
@@ -87,20 +87,20 @@ class Table:
                 "Write all parts with one schema."
             ) from error
 
-    def facts(self) -> dict[str, int | dict[str, int]]:
-        """Return counts of unusual facts about the files (keys of TABLE_FACTS). Call it after all rows are read."""
-        report = Report()
+    def notes(self) -> dict[str, int | dict[str, int]]:
+        """Return notes about the files, with keys of TABLE_NOTES. Call it after all rows are read."""
+        notes = Notes()
         files = [part for part in self._parts if isinstance(part, DelimitedFile)]
         for file in files:
             if file.unusual_separator:
-                report.add("unusual_separators", 1, file.unusual_separator)
-            report.add("quoted_cells", file.unusual_rows.quoted)
-            report.add("multi_line_row_lines", file.unusual_rows.multi_line_lines)
+                notes.add("unusual_separators", 1, file.unusual_separator)
+            notes.add("quoted_cells", file.unusual_rows.quoted)
+            notes.add("multi_line_row_lines", file.unusual_rows.multi_line_lines)
         first = next((file.unusual_rows.first_multi_line for file in files if file.unusual_rows.first_multi_line), "")
-        report.add("multi_line_rows", sum(file.unusual_rows.multi_line for file in files), first)
+        notes.add("multi_line_rows", sum(file.unusual_rows.multi_line for file in files), first)
         for name in self.unread:
-            report.add("unread_files", 1, name)
-        return report.counts()
+            notes.add("unread_files", 1, name)
+        return notes.counts()
 
 
 class _JsonFile:

@@ -28,7 +28,7 @@ from training.data.ragged import IntArray, Ragged
 
 __all__ = ["FORMAT_VERSION", "SPLITS", "Dataset", "DatasetMeta", "Ragged", "Split", "SplitCounts", "SplitName"]
 
-FORMAT_VERSION = 2  # of dataset.json; 2: keys of `report` are identifiers
+FORMAT_VERSION = 2  # of dataset.json; 2: keys of `notes` are identifiers
 ROWS_PER_HASH_UPDATE = 65_536
 TEXT = pa.large_string()
 SplitName = Literal["train", "validation", "test"]
@@ -48,8 +48,8 @@ class SplitCounts(BaseModel):
 class DatasetMeta(BaseModel):
     """dataset.json: source, settings, sizes and counts of a prepared dataset.
 
-    `report` maps identifiers to counts, or to counts by name, such as `{"unused_columns": {"price": 200}}`;
-    training/prepare/report.py has the text of each. `skipped_first` are messages for the first of `skipped` bad rows.
+    `notes` maps identifiers to counts, or to counts by name, such as `{"unused_columns": {"price": 200}}`;
+    training/prepare/summary.py has their texts. `skipped_first` are messages for the first of `skipped` bad rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -61,7 +61,7 @@ class DatasetMeta(BaseModel):
     labels: int = 0
     splits: dict[SplitName, SplitCounts] = {}
     accounts: dict[Literal["rows", "labels"], RowAccount] = {}
-    report: dict[str, int | dict[str, int]] = {}
+    notes: dict[str, int | dict[str, int]] = {}
     skipped: int = 0
     skipped_first: tuple[str, ...] = ()
     fingerprint: str = ""

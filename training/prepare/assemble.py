@@ -1,6 +1,6 @@
 """Split the rows of a source, remove excluded labels from the true labels, and leave out rare labels.
 
-Everything left out is counted in the report. Shapes: L labels, R rows.
+All that is left out is counted in the notes. Shapes: L labels, R rows.
 """
 
 from collections import Counter
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval.tables.report import Report
+from retrieval.tables.notes import Notes
 from training.data.dataset import SplitName
 from training.data.ragged import Ragged
 from training.prepare.reciprocal import reciprocal_pairs_of_validation
@@ -40,7 +40,7 @@ class Assembled:
 
 
 def assemble(
-    data: SourceData, test: float, validation: float, min_label_count: int, report: Report, skipped: Counter[str]
+    data: SourceData, test: float, validation: float, min_label_count: int, notes: Notes, skipped: Counter[str]
 ) -> Assembled:
     """Split the rows, and leave out labels and rows without use in training; count these rows in `skipped`.
 
@@ -48,25 +48,25 @@ def assemble(
     the source has no validation rows, limited to about MAX_VALIDATION_ROWS. Only its text decides the split of a query.
     """
     excluded_V = data.labels.overlap(data.exclude)
-    report.add("excluded_labels_removed", int(np.count_nonzero(excluded_V)))
+    notes.add("excluded_labels_removed", int(np.count_nonzero(excluded_V)))
     labels = data.labels.keep(~excluded_V)
     split_R = cut(data.split_R, data.hash_R2[:, 0], UNSPLIT, test, TEST, TRAIN)
-    keep_L = frequent_labels(data, labels, split_R != TEST, min_label_count, report)
+    keep_L = frequent_labels(data, labels, split_R != TEST, min_label_count, notes)
     number_L = np.cumsum(keep_L, dtype=np.int32) - 1
     if data.from_pairs:
         skipped["below_min_label_count"] += int(np.count_nonzero(~keep_L[labels.values]))
     labels, exclude = (_renumbered(lists, keep_L, number_L) for lists in (labels, data.exclude))
-    split_R = _without_rows_without_label(data, labels, split_R, report, skipped)
+    split_R = _without_rows_without_label(data, labels, split_R, notes, skipped)
     if not np.any(split_R == VALIDATION):
         share = min(validation, MAX_VALIDATION_ROWS / max(1, int(np.count_nonzero(split_R == TRAIN))))
         split_R = cut(split_R, data.hash_R2[:, 1], TRAIN, share, VALIDATION, TRAIN)
         label_texts = data.label_texts.filter(pa.array(keep_L))
         masks_R = [split_R == code for code in (TRAIN, VALIDATION, TEST)]
         reciprocal_V = reciprocal_pairs_of_validation(data.texts, label_texts, labels, exclude, *masks_R)
-        report.add("reciprocal_pairs_removed", int(np.count_nonzero(reciprocal_V)))
+        notes.add("reciprocal_pairs_removed", int(np.count_nonzero(reciprocal_V)))
         if reciprocal_V.any():
             labels, exclude = labels.keep(~reciprocal_V), exclude.concat_values(labels.keep(reciprocal_V))
-    _count_repeated_queries(data, split_R, report)
+    _count_repeated_queries(data, split_R, notes)
     return _assembled(data, labels, exclude, split_R, keep_L)
 
 
@@ -84,13 +84,13 @@ def _assembled(
 
 
 def _without_rows_without_label(
-    data: SourceData, labels: Ragged, split_R: npt.NDArray[np.int8], report: Report, skipped: Counter[str]
+    data: SourceData, labels: Ragged, split_R: npt.NDArray[np.int8], notes: Notes, skipped: Counter[str]
 ) -> npt.NDArray[np.int8]:
     """Return the splits with training rows without label moved to UNSPLIT; count these rows."""
     unlabelled_R = (labels.lengths == 0) & (split_R == TRAIN)
     empty_R = unlabelled_R & (data.labels.lengths == 0)
     if data.from_pairs:
-        report.add("queries_without_label_removed", int(np.count_nonzero(unlabelled_R)))
+        notes.add("queries_without_label_removed", int(np.count_nonzero(unlabelled_R)))
     else:
         skipped["no_label"] += int(np.count_nonzero(empty_R))
         skipped["no_label_left"] += int(np.count_nonzero(unlabelled_R & ~empty_R))
@@ -108,16 +108,16 @@ def cut(
 
 
 def frequent_labels(
-    data: SourceData, labels: Ragged, learn_R: npt.NDArray[np.bool_], min_count: int, report: Report
+    data: SourceData, labels: Ragged, learn_R: npt.NDArray[np.bool_], min_count: int, notes: Notes
 ) -> npt.NDArray[np.bool_]:
     """Return L booleans: labels that are a positive of at least `min_count` rows of `learn_R`."""
     learned = labels.values[np.repeat(learn_R, labels.lengths)]
     count_L = np.bincount(learned, minlength=len(data.is_label_L))
     keep_L = data.is_label_L & (count_L >= min_count)
     rare_L = data.is_label_L & ~keep_L
-    report.add("rare_labels", int(np.count_nonzero(rare_L)))
-    report.add("positives_of_rare_labels", int(np.count_nonzero(rare_L[labels.values])))
-    report.add("excluded_texts_without_label", int(np.count_nonzero(~data.is_label_L[data.exclude.values])))
+    notes.add("rare_labels", int(np.count_nonzero(rare_L)))
+    notes.add("positives_of_rare_labels", int(np.count_nonzero(rare_L[labels.values])))
+    notes.add("excluded_texts_without_label", int(np.count_nonzero(~data.is_label_L[data.exclude.values])))
     return keep_L
 
 
@@ -126,12 +126,12 @@ def _renumbered(lists: Ragged, keep_L: npt.NDArray[np.bool_], number_L: npt.NDAr
     return Ragged(number_L[lists.values], lists.offsets)
 
 
-def _count_repeated_queries(data: SourceData, split_R: npt.NDArray[np.int8], report: Report) -> None:
+def _count_repeated_queries(data: SourceData, split_R: npt.NDArray[np.int8], notes: Notes) -> None:
     hash_R = data.hash_R2[:, 0]
     learned = np.unique(hash_R[(split_R == TRAIN) | (split_R == VALIDATION)])
     tested = np.unique(hash_R[split_R == TEST])
-    report.add("test_queries_in_training", len(np.intersect1d(learned, tested, assume_unique=True)))
-    report.add("queries_read_alike", len(np.unique(data.spelling_R)) - len(np.unique(hash_R)))
+    notes.add("test_queries_in_training", len(np.intersect1d(learned, tested, assume_unique=True)))
+    notes.add("queries_read_alike", len(np.unique(data.spelling_R)) - len(np.unique(hash_R)))
 
 
 def _table(data: SourceData, labels: Ragged, exclude: Ragged, rows_R: npt.NDArray[np.bool_]) -> Any:

@@ -12,8 +12,8 @@ import pyarrow as pa
 
 from retrieval.errors import DatasetError
 from retrieval.tables.files import PARQUET
+from retrieval.tables.notes import Notes
 from retrieval.tables.opening import ReadingProgress
-from retrieval.tables.report import Report
 from retrieval.tables.table import Table
 from retrieval.tables.values import BadRow, Record, parse_id, preview, refuse_surrogates
 from training.prepare.attributes import attribute_column
@@ -66,7 +66,7 @@ class SourceLabels:
 
 
 def read_label_table(
-    path: Path, key: str | None, text: str | None, max_characters: int, rows: InputRows, report: Report,
+    path: Path, key: str | None, text: str | None, max_characters: int, rows: InputRows, notes: Notes,
     progress: ReadingProgress,
 ) -> SourceLabels:  # fmt: skip
     """Read a `--labels` table; bad rows are logged in `rows`. Raises DatasetError for missing or unusable columns.
@@ -91,8 +91,8 @@ def read_label_table(
     _LabelTableReader(labels, table, (key, text, identity), attributes, max_characters).read(rows, progress)
     labels.listed = len(labels.ids)
     if chosen_key and key == text and attributes:  # a product's number would be learned as its text
-        report.add("labels_with_key_as_text", labels.listed, key)
-    report.update(table.facts())
+        notes.add("labels_with_key_as_text", labels.listed, key)
+    notes.update(table.notes())
     return labels
 
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from retrieval.errors import DatasetError
 from retrieval.tables.json_lines import json_rows
+from retrieval.tables.notes import Notes
 from retrieval.tables.opening import ReadingProgress, text_lines
-from retrieval.tables.report import Report
 from retrieval.tables.values import BadRow, Record, parse_id, parse_text, preview
 from training.data.ragged import Ragged
 from training.prepare.input_rows import BadRowLog, InputRows
@@ -80,9 +80,9 @@ def record_text(record: Record, fields: TextFields, max_characters: int) -> str:
 
 def read_lf(
     files: dict[str, Path], fields: TextFields, max_characters: int, input_rows: InputRows, label_rows: InputRows,
-    report: Report, progress: ReadingProgress,
+    notes: Notes, progress: ReadingProgress,
 ) -> SourceData:  # fmt: skip
-    """Read an LF-* set. Bad rows are logged in the two inputs; targets of skipped labels are counted in `report`."""
+    """Read an LF-* set. Bad rows are logged in the two inputs; targets of skipped labels are counted in `notes`."""
     labels = LabelLines()
     for where, record in label_rows.filled(json_rows(files["lbl"], progress)):
         labels.number_of_line.append(-1)
@@ -90,7 +90,7 @@ def read_lf(
     number_of_line = np.array(labels.number_of_line, np.int64)
     rows, excludes = QueryRows(), []
     for part, split in SPLIT_OF_PART.items():
-        adder = _RowAdder(rows, split, fields, max_characters, labels.number_of_line, report)
+        adder = _RowAdder(rows, split, fields, max_characters, labels.number_of_line, notes)
         for where, record in input_rows.filled(json_rows(files[part], progress)):
             adder.row_of_line.append(-1)
             input_rows.attempt(where, record, adder.add)
@@ -106,24 +106,24 @@ class _RowAdder:
 
     def __init__(
         self, rows: QueryRows, split: int, fields: TextFields, max_characters: int, number_of_line: list[int],
-        report: Report,
+        notes: Notes,
     ) -> None:  # fmt: skip
         self._rows, self._split, self._fields, self._max_characters = rows, split, fields, max_characters
-        self._number_of_line, self._report = number_of_line, report
+        self._number_of_line, self._notes = number_of_line, notes
         self.row_of_line: list[int] = []
         rows.known_ids.clear()  # uids are unique within a file; one product may be in both files
 
     def add(self, record: Record) -> None:
         """Add the row of the last line. Raises BadRow."""
-        targets = parse_targets(record, self._number_of_line, self._report)
+        targets = parse_targets(record, self._number_of_line, self._notes)
         uid = parse_id(record.get("uid"), "uid", self._max_characters)
         text = record_text(record, self._fields, self._max_characters)
         self._rows.append(self._split, uid, text, targets)
         self.row_of_line[-1] = len(self._rows) - 1
 
 
-def parse_targets(record: Record, number_of_line: list[int], report: Report) -> list[int]:
-    """Return the row's label numbers. Targets of relevance 0 and of skipped labels are counted in `report`."""
+def parse_targets(record: Record, number_of_line: list[int], notes: Notes) -> list[int]:
+    """Return the row's label numbers. Targets of relevance 0 and of skipped labels are counted in `notes`."""
     targets, relevance = record.get("target_ind"), record.get("target_rel")
     if not isinstance(targets, list) or not {*map(type, targets)} <= {int}:
         raise BadRow(f"target_ind is {preview(targets)}, not a list of label lines. Write integers.")
@@ -141,8 +141,8 @@ def parse_targets(record: Record, number_of_line: list[int], report: Report) -> 
     positive = [target for target, weight in zip(targets, relevance, strict=True) if weight]
     numbers = [number_of_line[target] for target in positive]
     known = [number for number in numbers if number >= 0]
-    report.add("targets_of_relevance_0", len(targets) - len(positive))
-    report.add("targets_of_skipped_labels", len(numbers) - len(known))
+    notes.add("targets_of_relevance_0", len(targets) - len(positive))
+    notes.add("targets_of_skipped_labels", len(numbers) - len(known))
     return known
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from retrieval.errors import DatasetError
 from retrieval.tables.account import RowAccount
 from retrieval.tables.delimited import Layout
-from retrieval.tables.report import Report
+from retrieval.tables.notes import Notes
 from retrieval.tables.table import Table
 from training.data.dataset import Dataset, DatasetMeta
 from training.prepare.assemble import Assembled, assemble
@@ -45,33 +45,28 @@ def prepare(
     if (dataset := up_to_date(out, name, recorded)) is not None:
         return dataset, False
     refuse_to_overwrite(out, force)
-    bad_rows, report = BadRowLog(skip=settings.skip_bad_rows), Report()
+    bad_rows, notes = BadRowLog(skip=settings.skip_bad_rows), Notes()
     rows, label_rows = InputRows(bad_rows), InputRows(bad_rows)
     with ProgressBar(sum(path.stat().st_size for path in files.files.values())) as progress:
-        data = _read(files, settings, rows, label_rows, report, progress)
+        data = _read(files, settings, rows, label_rows, notes, progress)
         bad_rows.raise_if_any(str(source))
         progress.at("checking and writing", 0)
-        assembled = assemble(data, settings.test, settings.validation, settings.min_label_count, report, rows.skipped)
+        assembled = assemble(data, settings.test, settings.validation, settings.min_label_count, notes, rows.skipped)
         label_rows.skipped["rare_label"] += data.listed - assembled.listed
         accounts = _accounts(source, rows, label_rows, assembled)
         require_training_rows(assembled.splits, source, accounts["rows"])
         messages = [escape_surrogates(message) for message in bad_rows.messages]
         meta = DatasetMeta(
-            name=name,
-            source=escape_surrogates(source.resolve().name),
-            settings=recorded,
-            accounts=accounts,
-            report=_escape_names(report.counts()),
-            skipped=bad_rows.total,
-            skipped_first=tuple(messages[:MAX_LISTED]),
-        )
+            name=name, source=escape_surrogates(source.resolve().name), settings=recorded, accounts=accounts,
+            notes=_escape_names(notes.counts()), skipped=bad_rows.total, skipped_first=tuple(messages[:MAX_LISTED]),
+        )  # fmt: skip
         return write_dataset(out, assembled.labels, assembled.splits, meta, replace=force, skipped=messages), True
 
 
 def _escape_names(counts: Mapping[str, int | dict[str, int]]) -> dict[str, int | dict[str, int]]:
     return {
-        fact: count if isinstance(count, int) else {escape_surrogates(name): number for name, number in count.items()}
-        for fact, count in counts.items()
+        note: count if isinstance(count, int) else {escape_surrogates(name): number for name, number in count.items()}
+        for note, count in counts.items()
     }
 
 
@@ -105,21 +100,21 @@ def up_to_date(out: Path, name: str, recorded: dict[str, Any]) -> Dataset | None
 
 
 def _read(
-    files: SourceFiles, settings: PrepareSettings, rows: InputRows, label_rows: InputRows, report: Report,
+    files: SourceFiles, settings: PrepareSettings, rows: InputRows, label_rows: InputRows, notes: Notes,
     progress: ProgressBar,
 ) -> SourceData:  # fmt: skip
     limit = settings.max_characters
     if files.is_lf:
-        return read_lf(files.parts, settings.text, limit, rows, label_rows, report, progress)
+        return read_lf(files.parts, settings.text, limit, rows, label_rows, notes, progress)
     labels = SourceLabels()
     table = Table(files.path, Layout.of(settings.separator, settings.quoting), without=files.labels)
     if files.labels is not None:
         key, text = settings.label_key, settings.label_text
-        labels = read_label_table(files.labels, key, text, limit, label_rows, report, progress)
+        labels = read_label_table(files.labels, key, text, limit, label_rows, notes, progress)
         # now, since each click on a bad label would be a bad row too
         label_rows.bad_rows.raise_if_any(str(files.labels))
     columns = ColumnNames(settings.query_column, settings.label_column, settings.split_column, settings.count_column)
-    reader = TableReader(columns, limit, labels, report, rows, settings.min_pair_count)
+    reader = TableReader(columns, limit, labels, notes, rows, settings.min_pair_count)
     return read_table_source(table, reader, progress)
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from retrieval.query_text import query_identity, split_key
-from retrieval.tables.report import Report
+from retrieval.tables.notes import Notes
 from retrieval.tables.values import BadRow, preview
 from training.data.ragged import Ragged
 
@@ -157,7 +157,7 @@ class ClickPairs:
             self.splits.append(split)
         return row
 
-    def add_to(self, rows: QueryRows, min_count: int, report: Report, skipped: Counter[str]) -> None:
+    def add_to(self, rows: QueryRows, min_count: int, notes: Notes, skipped: Counter[str]) -> None:
         """Add a row per query to `rows`: its labels with a count of at least `min_count`, in order of occurrence."""
         query_P, label_P = np.asarray(self.query_of_pair, np.int64), np.asarray(self.label_of_pair, np.int64)
         base = int(label_P.max(initial=0)) + 1
@@ -166,7 +166,7 @@ class ClickPairs:
         frequent_U = count_U >= min_count
         skipped["repeated_pair"] += len(query_P) - len(keys_U)
         skipped["below_min_count"] += int(np.count_nonzero(~frequent_U))
-        report.add("merged_spellings", sum(map(len, self._row_of_text)) - len(self.texts))
+        notes.add("merged_spellings", sum(map(len, self._row_of_text)) - len(self.texts))
         query_U, label_U = np.divmod(keys_U[frequent_U], base)
         order_U = np.lexsort((first_U[frequent_U], query_U))
         lengths_Q = np.bincount(query_U, minlength=len(self.texts))

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from retrieval.system.console import Console
-from retrieval.tables.report import TABLE_FACTS, report_lines
+from retrieval.tables.notes import TABLE_NOTES, note_lines
 from training.data.dataset import SPLITS, Dataset, SplitName
 from training.prepare.input_rows import MAX_LISTED
 from training.prepare.writing import SKIPPED
@@ -19,9 +19,9 @@ EMPTY_SPLIT: dict[SplitName, str] = {
     "validation": "Training needs it to choose the best epoch: raise --validation or add rows.",
     "test": "Quality on unseen queries cannot be measured: raise --test or add rows.",
 }
-# The text of each key of `report` in dataset.json.
-FACTS: Mapping[str, str] = {
-    **TABLE_FACTS,
+# The text of each key of `notes` in dataset.json.
+NOTES: Mapping[str, str] = {
+    **TABLE_NOTES,
     "excluded_labels_removed": "excluded labels removed from the labels of their row",
     "excluded_texts_without_label": "excluded labels that are not a label of any row",
     "labels_with_key_as_text": "labels whose text is their {name!r}; --label-text names another column",
@@ -40,7 +40,7 @@ FACTS: Mapping[str, str] = {
 
 
 def show(dataset: Dataset, console: Console) -> None:
-    """Print sizes, row counts, the report, and the first messages about bad rows."""
+    """Print sizes, row counts, notes, and the first messages about bad rows."""
     console.print(Group(_splits(dataset), Text(), _labels(dataset)))
     for name in SPLITS:
         if not dataset.meta.splits[name].rows:
@@ -48,7 +48,7 @@ def show(dataset: Dataset, console: Console) -> None:
     for part, account in dataset.meta.accounts.items():
         source, written = ("", "written") if part == "rows" else ("label table: ", "labels")
         _print(console, "\n" + source + "\n".join(account.report(written)))
-    if lines := report_lines(dataset.meta.report, FACTS):
+    if lines := note_lines(dataset.meta.notes, NOTES):
         _print(console, "\nnotes")
         for count, text in lines:
             _print(console, f"  {count:>12,}  {text}")
@@ -65,7 +65,7 @@ def _print(console: Console, text: str) -> None:
 
 def _splits(dataset: Dataset) -> Table:
     table = Table("split", box=None, padding=(0, 2, 0, 0))
-    for heading in ("rows", "positives", "positives per row", "rows without label", "excluded labels"):
+    for heading in ("rows", "positives", "per row", "rows without label", "excluded labels"):
         table.add_column(heading, justify="right")
     for name in SPLITS:
         split = dataset.split(name)

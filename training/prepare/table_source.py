@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from retrieval.errors import DatasetError
+from retrieval.tables.notes import Notes
 from retrieval.tables.opening import ReadingProgress
-from retrieval.tables.report import Report
 from retrieval.tables.table import Table
 from retrieval.tables.values import BadRow, Record, parse_id, parse_labels, parse_list_cell, parse_text, preview
 from training.prepare.input_rows import InputRows, parse_count, parse_split
@@ -38,7 +38,7 @@ class TableReader:
     columns: ColumnNames
     max_characters: int
     labels: SourceLabels
-    report: Report
+    notes: Notes
     input_rows: InputRows
     min_count: int = 0
     rows: QueryRows = field(default_factory=QueryRows)
@@ -61,7 +61,7 @@ class TableReader:
         if len(record) > 2:
             used = {self.columns.query or "query", label_column, self.columns.split or "split", self.columns.count}
             for name in record.keys() - used - ({"id", "exclude"} if self.lists else set()):
-                self.report.add("unused_columns", 1, name)
+                self.notes.add("unused_columns", 1, name)
 
     def _add_pair(self, record: Record, query: str, key: str) -> None:
         column = self.columns.count
@@ -78,7 +78,7 @@ class TableReader:
         excluded_keys = parse_labels(parse_list_cell(record.get("exclude")) or [], "exclude", self._parse_key)
         excluded = [self.labels.number_if_known(key) for key in excluded_keys]
         known = [number for number in excluded if number is not None]
-        self.report.add("unknown_excluded_labels", len(excluded) - len(known))
+        self.notes.add("unknown_excluded_labels", len(excluded) - len(known))
         self.rows.append(self._split(record), row_id, query, [self.labels.number(key) for key in keys], known)
 
     def _split(self, record: Record) -> int:
@@ -137,12 +137,12 @@ def read_table_source(table: Table, reader: TableReader, progress: ReadingProgre
         content = "has only blank lines" if rows.read else "has a header but no rows" if table.names else "has no rows"
         raise DatasetError(f"{table.path} {content}. Give a file with rows.")
     if not reader.lists:
-        reader.pairs.add_to(reader.rows, reader.min_count, reader.report, rows.skipped)
+        reader.pairs.add_to(reader.rows, reader.min_count, reader.notes, rows.skipped)
     if table.has_header:
         for name in table.names:
             if name not in columns:
-                reader.report.add("unused_columns", rows.read, name)
-    reader.report.update(table.facts())
+                reader.notes.add("unused_columns", rows.read, name)
+    reader.notes.update(table.notes())
     return build_source_data(reader.labels, reader.rows, from_pairs=not reader.lists)
 
 

@@ -1,12 +1,12 @@
-"""Counts of facts that a user should know about an input, such as columns that are not used."""
+"""Notes about an input: counts of what a user should know, such as rows with a column that is not used."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 Counts = Mapping[str, int | Mapping[str, int]]  # by identifier, or by identifier and name
 
-# Facts about the files of a table. A text with {name} is one line per name; one with {names} lists all names.
-TABLE_FACTS: Mapping[str, str] = {
+# Texts of notes about the files of a table. A text with {name} is one line per name; one with {names} lists all names.
+TABLE_NOTES: Mapping[str, str] = {
     "unusual_separators": "files with {name} between cells, as detected in the header",
     "quoted_cells": "rows with cells in quotes; the quotes are part of the text; --quoting csv removes them",
     "multi_line_row_lines": "lines in rows that span several lines",
@@ -16,40 +16,40 @@ TABLE_FACTS: Mapping[str, str] = {
 MAX_NAMES = 5  # in one line
 
 
-class Report:
+class Notes:
     """Counts by identifier, or by identifier and name."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, Counter[str | None]] = {}
+        self._counts: defaultdict[str, Counter[str | None]] = defaultdict(Counter)
 
-    def add(self, fact: str, count: int, name: str | None = None) -> None:
-        """Add `count` to a fact; `name` is the column, file or place that the count is about."""
-        self._counts.setdefault(fact, Counter())[name] += count
+    def add(self, note: str, count: int, name: str | None = None) -> None:
+        """Add `count` to a note; `name` is the column, file or place that the count is about."""
+        self._counts[note][name] += count
 
     def update(self, counts: Counts) -> None:
-        """Add all counts of another report."""
-        for fact, count in counts.items():
+        """Add all counts of other notes."""
+        for note, count in counts.items():
             if isinstance(count, int):
-                self.add(fact, count)
+                self.add(note, count)
             else:
                 for name, number in count.items():
-                    self.add(fact, number, name)
+                    self.add(note, number, name)
 
     def counts(self) -> dict[str, int | dict[str, int]]:
         """Return all counts except zeros."""
         counts: dict[str, int | dict[str, int]] = {}
-        for fact, names in self._counts.items():
+        for note, names in self._counts.items():
             by_name = {name: count for name, count in names.items() if name is not None and count}
             if count := names[None] or by_name:
-                counts[fact] = count
+                counts[note] = count
         return counts
 
 
-def report_lines(counts: Counts, texts: Mapping[str, str]) -> list[tuple[int, str]]:
-    """Return count and text of each fact; an identifier that `texts` does not have is its own text."""
+def note_lines(counts: Counts, texts: Mapping[str, str]) -> list[tuple[int, str]]:
+    """Return count and text of each note. An identifier without a text in `texts` is its own text."""
     lines: list[tuple[int, str]] = []
-    for fact, count in counts.items():
-        text = texts.get(fact, fact)
+    for note, count in counts.items():
+        text = texts.get(note, note)
         if isinstance(count, int):
             lines.append((count, text))
         elif "{names}" in text:
