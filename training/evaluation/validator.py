@@ -27,15 +27,6 @@ class Validator:
         `seconds` is the training time so far. Raises TrainingError if the weights contain NaN or Inf.
         """
         require_finite_weights(self.model, epoch)
-<<<<<<< HEAD
-        data, settings = self.data, self.recipe.validation
-        evaluated = EvaluationData(data.validation, data.positives_L, data.inverse_propensity_L)
-        self.model.eval()
-        queries = encode_queries(self.model, data.validation_tokens, self.device)
-        labels = encode_labels(self.model, data.label_tokens, data.positives_L, self.device, CONE_FRACTIONS[0])
-        selection = select(queries, labels, evaluated, self.recipe.weights, settings.popularities, settings.metrics)
-        result = evaluate(selection.ranker, evaluated, mixes_by_head(selection.mix))
-=======
         self.model.eval()
         data, settings = self.data, self.recipe.validation
         validation = EvaluationData(data.validation, data.positives_L, data.inverse_propensity_L)
@@ -43,7 +34,6 @@ class Validator:
         labels = encode_labels(self.model, data.label_tokens, data.positives_L, self.device, CONE_FRACTIONS[0])
         selection = select(queries, labels, validation, self.recipe.weights, settings.popularities, settings.metrics)
         result = evaluate(selection.ranker, validation, mixes_by_head(selection.mix))
->>>>>>> w-eval
         return EpochRecord(
             epoch=epoch, loss=stats.loss, seconds=seconds, score=selection.score, stats=stats,
             classifier_weight=selection.mix.weight, popularity=selection.mix.popularity,
