@@ -9,7 +9,7 @@ from doctor.machine import disk
 from retrieval.bundle.manifest import read_manifest
 from retrieval.bundle.signatures import SIGNATURE, TRUSTED_KEYS, trusted_keys
 from retrieval.errors import DiptychError
-from retrieval.sandboxed_opening import prove_aside
+from retrieval.sandboxed_opening import verify_in_subprocess
 from retrieval.system.limits import GROUPS, free_memory
 from service.bundles.memory_check import needed_memory
 from service.bundles.store_access import Source
@@ -46,7 +46,7 @@ def bundle(folder: Path, trusted: tuple[str, ...], groups: Path = GROUPS) -> Ite
             advice = "It was not opened. Give the service more memory, or serve a smaller bundle."
             yield Finding("memory for it", "problem", value, advice)
             return
-        report = prove_aside(folder, trusted)
+        report = verify_in_subprocess(folder, trusted)
     except DiptychError as error:
         yield _refused("active bundle", error)
         return

@@ -27,36 +27,30 @@ from export.quality import (
 )
 from export.recall import RECALL_TARGET, KeepsQuality, Ranked, choose_efforts
 from export.vectors import count_zeros, write_imputed, write_vectors
+from retrieval import open_bundle
+from retrieval.bundle.facts import GoldenFacts, IndexFacts, LabelFacts, ModelFacts, Precision, Provenance, Quality
 from retrieval.bundle.golden_answers import Golden, GoldenReport, record_golden, write_golden
 from retrieval.bundle.label_size import check_label_size
 from retrieval.bundle.labels import write_labels
 from retrieval.bundle.manifest import (
-    DIRECTIONS,
     INDEX,
     LABEL_ENCODER,
     LABELS,
     NODES,
+    PROJECTION,
     QUERY_ENCODER,
     TOKENIZER,
     VECTORS,
-    GoldenFacts,
-    IndexFacts,
-    LabelFacts,
     Manifest,
-    ModelFacts,
-    Precision,
-    Quality,
-    Source,
     read_manifest,
 )
 from retrieval.bundle.verified_files import seal
 from retrieval.errors import BundleError, GateError
-from retrieval.retriever import Retriever
 from retrieval.search.distinct_vectors import nodes_of
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import HnswIndex
-from retrieval.search.pca_index import NarrowIndex
-from retrieval.search.thread_pool import Workers
+from retrieval.search.pca_index import PcaIndex
+from retrieval.search.thread_pool import ThreadPool
 from retrieval.store.local import Store
 from training.checkpoint.files import Checkpoint, load_checkpoint
 from training.model.tokens import special_ids, tokenize_in_memory
@@ -164,13 +158,13 @@ def _build_index(
         built.save(folder / INDEX)
         del built, narrow_NW  # what is measured is the file, and two graphs need twice the memory
         (folder / NARROWED).unlink()
-        np.save(folder / DIRECTIONS, directions_DW)
+        np.save(folder / PROJECTION, directions_DW)
         shared = nodes if nodes.size < len(vectors_LD) else None
         if shared is not None:
             np.save(folder / NODES, shared.node_L)
     with stage("recall") as progress:
-        graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, workers=Workers(threads))
-        index = Ranked(NarrowIndex(graph, directions_DW), vectors_LD, model.dual_dim, shared)
+        graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, pool=ThreadPool(threads))
+        index = Ranked(PcaIndex(graph, directions_DW), vectors_LD, model.dual_dim, shared)
         weight = checkpoint.classifier_weight
         keeps_quality = KeepsQuality(encoder, model, index, asked, own, weight, _allowed(settings))
         label_texts = sample_label_texts(checkpoint.labels.column("text"))
@@ -184,7 +178,7 @@ def _build_index(
         recall_target=RECALL_TARGET,
         recall_queries=len(queries),
         recall_label_texts=len(label_texts),
-        efforts=efforts,
+        ef_search=efforts,
     )
 
 
@@ -202,12 +196,12 @@ def _prove_end_to_end(
     with stage("quality of the bundle") as progress:
         write_golden(folder, Golden(weight=checkpoint.classifier_weight, answers=()))
         seal(folder, **facts, quality=None, golden=_golden_facts(0, settings))
-        with Retriever.open(folder, threads=settings.threads, paused=()) as retriever:
+        with open_bundle(folder, threads=settings.threads, paused=()) as retriever:
             quality = Quality(queries=asked.scored, checkpoint=own, bundle=bundle_quality(retriever, asked, progress))
             prove_quality(quality, _allowed(settings))
             write_golden(folder, record_golden(retriever, queries[:GOLDEN_QUERIES]))
         seal(folder, **facts, quality=quality, golden=_golden_facts(len(queries[:GOLDEN_QUERIES]), settings))
-    with stage("golden answers"), Retriever.open(folder, threads=settings.threads, paused=()) as reader:
+    with stage("golden answers"), open_bundle(folder, threads=settings.threads, paused=()) as reader:
         report = reader.check_golden()
     if not report.passed:
         raise GateError(
@@ -225,7 +219,7 @@ def _allowed(settings: Settings) -> float:
 def _facts(checkpoint: Checkpoint, settings: Settings) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "source": Source(
+        "source": Provenance(
             dataset=checkpoint.dataset_name,
             dataset_fingerprint=checkpoint.dataset_fingerprint,
             recipe=checkpoint.recipe.name,

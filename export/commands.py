@@ -42,11 +42,11 @@ def export(
     from export.build import Settings
     from export.build import export as build
     from retrieval.bundle.signatures import trusted_keys
-    from retrieval.store.local import Store
+    from retrieval.open import open_store
     from retrieval.system.console import Console
     from training.monitoring.console import ConsoleListener
 
-    opened = Store(store, trusted=trusted_keys())
+    opened = open_store(store, trusted=trusted_keys())
     settings = Settings(m=m, ef_construction=ef_construction, threads=threads, precision=precision)
     with ConsoleListener() as listener:
         built = build(checkpoint, opened, name=name, settings=settings, stage=listener.stage)
@@ -59,7 +59,7 @@ def _table(built: "Built") -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from retrieval.bundle.manifest import MANY
+    from retrieval.bundle.facts import LARGE_K
 
     manifest = built.manifest
     table = Table("what", "figure", "over", title=built.name, title_justify="left", box=SIMPLE)
@@ -77,10 +77,10 @@ def _table(built: "Built") -> "Table":
             table.add_row(
                 f"queries a second, {manifest.precision} (float32)", figures, f"1 thread, batches of {speed.batch}"
             )
-    for effort in manifest.index.efforts:
+    for effort in manifest.index.ef_search:
         chosen = " (default)" if effort.weight == manifest.classifier_weight else ""
         where = f"at weight {effort.weight:g}{chosen}"
-        ways = [f"ef {ef}" if ef else "every label is compared" for ef in (effort.ef, effort.at(MANY))]
+        ways = [f"ef {ef}" if ef else "every label is compared" for ef in (effort.ef, effort.at(LARGE_K))]
         table.add_row(
             f"recall@1, @10 {where}", f"{effort.recall_at_1:.4f}, {effort.recall_at_10:.4f}", f"{queries}, {ways[0]}"
         )

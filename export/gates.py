@@ -11,7 +11,7 @@ import numpy as np
 
 from export.geometry import Cone
 from export.quality import torch_halves
-from retrieval.bundle.manifest import Parity
+from retrieval.bundle.facts import Parity
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import Vectors

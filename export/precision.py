@@ -22,7 +22,8 @@ from export.gates import LABELS, sample
 from export.geometry import Cone, bias
 from export.int8 import quantize, smoothed
 from export.quality import Validation
-from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, ModelFacts, Precision, Reduced, Speed
+from retrieval.bundle.facts import ModelFacts, Precision, Reduced, Speed
+from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import ExactIndex, Vectors

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export.geometry import Cone, bias
 from export.progress import Progress, unwatched
-from retrieval.bundle.manifest import ModelFacts, Quality
+from retrieval.bundle.facts import ModelFacts, Quality
 from retrieval.errors import GateError
 from retrieval.metrics import evaluate
 from retrieval.retriever import Retriever

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from export.progress import Progress
 from export.quality import Figures, Validation, falls_short
-from retrieval.bundle.manifest import FEW, MANY, Effort, ModelFacts
+from retrieval.bundle.facts import LARGE_K, SMALL_K, EfSearch, ModelFacts
 from retrieval.errors import GateError
 from retrieval.search.candidates import Candidates
 from retrieval.search.distinct_vectors import Nodes, expand
 from retrieval.search.encoder import TextEncoder
-from retrieval.search.indexes import QUERIES_A_PASS, ExactIndex, Rows, VectorIndex, Vectors
+from retrieval.search.indexes import QUERIES_PER_PASS, ExactIndex, Rows, VectorIndex, Vectors
 from retrieval.search.pca_index import rescore, to_rescore
 
 RECALL_TARGET = 0.995  # recall@1, @10 and @100
@@ -31,7 +31,7 @@ EVERY_LABEL = {
     "ef_at_100": None, "recall_at_1": 1.0, "recall_at_10": 1.0, "recall_at_100": 1.0, "label_text_recall_at_10": 1.0,
     "label_text_recall_at_100": 1.0,
 }  # fmt: skip
-QUERIES_PER_BLOCK = 64  # queries per block; bounds the memory of MANY label vectors for each
+QUERIES_PER_BLOCK = 64  # queries per block; bounds the memory of LARGE_K label vectors for each
 EQUAL_SCORE = 1e-6
 
 
@@ -46,8 +46,8 @@ class Ranked:
     def search(self, query_QD: Vectors, k: int, ef: int) -> Rows:
         """Return the k best rows [Q, K] found with `ef` candidates."""
         parts, k = [], min(k, len(self.vectors_LD))
-        for start in range(0, len(query_QD), QUERIES_A_PASS):
-            part_QD = query_QD[start : start + QUERIES_A_PASS]
+        for start in range(0, len(query_QD), QUERIES_PER_PASS):
+            part_QD = query_QD[start : start + QUERIES_PER_PASS]
             rows_QC = self._candidates.find(part_QD, to_rescore(k, self._index, ef), ef)
             scored = rescore(part_QD, rows_QC, self.vectors_LD, self._dual_dim, k)
             parts.append(scored[0] if self._nodes is None else expand(scored, self._nodes, k)[0])
@@ -57,7 +57,7 @@ class Ranked:
 def choose_efforts(
     encoder: TextEncoder, facts: ModelFacts, index: Ranked, queries: Sequence[str], label_texts: Sequence[str],
     default_weight: float, keeps_quality: Callable[[int], bool], progress: Progress,
-) -> tuple[Effort, ...]:  # fmt: skip
+) -> tuple[EfSearch, ...]:  # fmt: skip
     """Return the smallest efforts that reach the recall target at each weight, and keep quality at the default one.
 
     If none on the ladder suffices at a weight, every label is compared there. Raises GateError if that happens at the
@@ -120,7 +120,7 @@ class Measured:
     def __init__(self, index: Ranked, query_QD: Vectors, label_QD: Vectors) -> None:
         self._index, self._asked = index, (query_QD, label_QD)
         exact = ExactIndex(index.vectors_LD)
-        self._best = [self._scores(one_QD, exact.search(one_QD, MANY)[0]) for one_QD in self._asked]
+        self._best = [self._scores(one_QD, exact.search(one_QD, LARGE_K)[0]) for one_QD in self._asked]
 
     def at(self, ef: int, k: int, *places: int) -> list[tuple[float, float]]:
         """Return the recall at each place, for queries and label texts; k answers are searched with `ef` candidates."""
@@ -141,23 +141,23 @@ class Measured:
         return -np.sort(-np.concatenate(parts), axis=1)
 
 
-def _effort(measured: Measured, weight: float, size: int, enough: Callable[[int], bool]) -> Effort:
-    """Return the smallest efforts for FEW and MANY answers; None if the largest on the ladder is not enough."""
+def _effort(measured: Measured, weight: float, size: int, enough: Callable[[int], bool]) -> EfSearch:
+    """Return the smallest efforts for SMALL_K and LARGE_K answers; None if the largest on the ladder is not enough."""
 
     def few(ef: int) -> bool:
-        at_1, at_10 = measured.at(ef, FEW, 1, FEW)
+        at_1, at_10 = measured.at(ef, SMALL_K, 1, SMALL_K)
         return min(at_1[0], *at_10) >= RECALL_TARGET and enough(ef)
 
     def many(ef: int) -> bool:
-        return min(*measured.at(ef, MANY, MANY)[0]) >= RECALL_TARGET
+        return min(*measured.at(ef, LARGE_K, LARGE_K)[0]) >= RECALL_TARGET
 
     ef = _least(EF_LADDER, size, few)
-    at_1, at_10 = measured.at(ef, FEW, 1, FEW)
+    at_1, at_10 = measured.at(ef, SMALL_K, 1, SMALL_K)
     ef_at_100 = max(ef, _least(EF_LADDER_OF_MANY, size, many))
-    (at_100,) = measured.at(ef_at_100, MANY, MANY)
+    (at_100,) = measured.at(ef_at_100, LARGE_K, LARGE_K)
     if min(at_100) < RECALL_REQUIRED:
         ef_at_100, at_100 = 0, (1.0, 1.0)
-    return Effort(
+    return EfSearch(
         weight=weight, ef=ef if min(at_10) >= RECALL_REQUIRED else None, ef_at_100=ef_at_100 or None,
         recall_at_1=at_1[0], recall_at_10=at_10[0], recall_at_100=at_100[0],
         label_text_recall_at_10=at_10[1], label_text_recall_at_100=at_100[1],

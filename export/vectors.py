@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from export.geometry import LABELS_A_CHUNK, Cone, classifier_halves, with_bias
 from export.progress import Progress
-from retrieval.bundle.manifest import ModelFacts
+from retrieval.bundle.facts import ModelFacts
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from training.checkpoint.files import Checkpoint

@@ -11,12 +11,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retrieval.errors import BadInput, BundleError, Unreachable
-from retrieval.store.download import Progress
-from retrieval.store.local import REMEMBERED, Store, before
+from retrieval.store.history import CURRENT, HISTORY, NAMES_IN_HISTORY, previous_in
+from retrieval.store.local import Store
 from retrieval.store.paused_labels import PAUSED
-from retrieval.store.pull import cache_store, follow, mirror_paused, pull
-from retrieval.store.remote import CURRENT, HISTORY, Remote
+from retrieval.store.pull import cache_path, mirror_active, mirror_paused, pull
+from retrieval.store.remote import Remote
 from retrieval.store.urls import as_url
+from retrieval.system.progress import Progress
 
 LOG = logging.getLogger("diptych")
 PLACES_REMEMBERED = 16  # resolved store folders, which messages to clients must not show
@@ -34,7 +35,7 @@ class Source:
         if self.url is None and place.is_file():
             raise BadInput(f"{place} is a file. Name the folder that `diptych export --store` wrote to.")
         self.place = str(place) if self.url is None else self.url
-        self._path = place.absolute() if self.url is None else cache_store(self.url).path
+        self._path = place.absolute() if self.url is None else cache_path(self.url)
         self._known_as = str(self._path) if self.url is None else self.url  # key under which serial numbers are stored
         self._trusted = trusted
         self._places: dict[str, None] = {}  # folders that the path resolved to, the latest last
@@ -112,9 +113,7 @@ class Source:
                 store.check_serial(name)
             return store.bundle_path(name)
         try:
-            return store.bundle_path(
-                pull(self.url, store, name, trusted=self._trusted, progress=_logged(self.url, given_up))
-            )
+            return store.bundle_path(pull(self.url, store, name, progress=_logged(self.url, given_up)))
         except Unreachable as down:
             known = store.active() if name is None else name
             if known is None or not store.has(known):
@@ -127,7 +126,7 @@ class Source:
         if self.url is not None:
             remote = Remote(self.url)
             if history := remote.history():
-                return before(history, remote.active())
+                return previous_in(history, remote.active())
         return self.store.previous()
 
     def note(self, folder: Path) -> None:
@@ -140,29 +139,29 @@ class Source:
         remote = Remote(self.url)
         if (active := remote.active()) != name:
             history = remote.history() or ([active] if active else [])
-            self._write_active(remote, [*history, name][-REMEMBERED:])
-        follow(store, name)
+            self._write_active(remote, [*history, name][-NAMES_IN_HISTORY:])
+        mirror_active(store, name)
 
     def note_rollback(self, folder: Path) -> None:
         """Make the previous bundle, which is served again, the active one, also at the URL if there is one."""
         name, store = folder.name, self._store_at(folder.parents[1])
         if self.url is None:
-            store.rollback(proved=name)
+            store.rollback(verified=name)
             return
         remote = Remote(self.url)
         history = remote.history()
         places = [place for place, one in enumerate(history[:-1]) if one == name]
         store.allow_older(name)
         self._write_active(remote, history[: places[-1] + 1] if places else [name])
-        follow(store, name)
+        mirror_active(store, name)
 
     def followed(self, folder: Path) -> None:
         """Note that the bundle that CURRENT names is served. Nothing is written to a store in a folder."""
         store = self._store_at(folder.parents[1])
         if self.url is None:
-            store.follow(folder.name)
+            store.record_use(folder.name)
         else:
-            follow(store, folder.name)
+            mirror_active(store, folder.name)
 
     @property
     def paused_place(self) -> str:
@@ -190,7 +189,7 @@ class Source:
             remote.write(PAUSED, change(remote.paused()).encode())
 
     def _store_at(self, path: Path) -> Store:
-        return Store(path, prove=lambda folder: None, trusted=self._trusted, place=self._known_as)
+        return Store(path, lambda folder, trusted: None, trusted=self._trusted, identity=self._known_as)
 
     def _write_active(self, remote: Remote, history: list[str]) -> None:
         remote.write(HISTORY, ("\n".join(history) + "\n").encode())

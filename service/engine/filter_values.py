@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval.search.attributes import kinds
-from retrieval.search.filters import NAMES
+from retrieval.search.attributes import python_types
+from retrieval.search.filters import MAX_ATTRIBUTES
 
 SHOWN = 20  # values of one attribute
 SHOWN_CHARS = 100  # of one value; a longer one is nothing to choose from a list
@@ -24,14 +24,14 @@ def facets(table: pa.Table) -> list[dict[str, Any]]:
         table = table.take(pa.array(np.linspace(0, table.num_rows - 1, LOOKED_AT, dtype=np.int64)))
     names = [name for name in table.column_names if name not in ("id", "text")]
     found = (_facet(name, table.column(name)) for name in names)
-    return [one for one in found if one][:NAMES]
+    return [one for one in found if one][:MAX_ATTRIBUTES]
 
 
 def _facet(name: str, column: pa.ChunkedArray) -> dict[str, Any] | None:
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         column = pc.list_flatten(column)
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not kinds(kind):
+    if not python_types(kind):
         return None
     counted = column.cast(kind).drop_null().value_counts()
     values, counts = counted.field("values"), counted.field("counts").to_numpy()

@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import from_json, to_json
 
-from retrieval import Retriever
+from retrieval import Retriever, open_bundle
 from retrieval.bundle.label_size import MAX_LABEL_BYTES, label_bytes
 from retrieval.bundle.signatures import trusted_keys
 from retrieval.errors import BadInput, BundleError, DiptychError
-from retrieval.retriever import NO_ROW, Ranking
+from retrieval.results import NO_ROW, Ranking
 from retrieval.system.low_priority import at_once, gently
 from service.engine.filter_values import facets
 from service.engine.gc_tuning import settle
@@ -179,9 +179,9 @@ def open_engine(folder: Path, orders: Orders) -> tuple[Engine, int, bytes]:
     """
     started, run = time.perf_counter(), gently if orders.behind else at_once
     trusted = trusted_keys(orders.trusted_keys)
-    retriever = Retriever.open(
+    retriever = open_bundle(
         folder, threads=orders.threads, search_threads=orders.search_threads, provider=orders.provider,
-        trusted=trusted, behind=orders.behind, paused=(),
+        trusted=trusted, low_priority=orders.behind, paused=(),
     )  # fmt: skip
     model = retriever.manifest.model
     engine = Engine(retriever, orders.max_answer_bytes)

@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from retrieval import open_bundle
 from retrieval.bundle.labels import write_labels
 from retrieval.bundle.manifest import REQUIRED
 from retrieval.bundle.verified_files import describe_file
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever
 from tests.support.bundles import make_bundle
 
 
@@ -30,7 +30,7 @@ def bundle(whole: Path, tmp_path: Path) -> Path:
 def refused(folder: Path, naming: str) -> None:
     """Opening must fail with a sentence that names the file."""
     with pytest.raises(BundleError) as caught:
-        Retriever.open(folder)
+        open_bundle(folder)
     message = str(caught.value)
     assert naming in message, message
     assert message.endswith("."), message
@@ -135,7 +135,7 @@ def test_vectors_that_give_no_scores_are_refused(bundle: Path, number: float) ->
     vectors_LD[150, 7] = number
     np.save(bundle / "vectors.npy", vectors_LD)
     rehash(bundle, "vectors.npy")
-    refused(bundle, "vectors.npy holds a vector that is not finite")
+    refused(bundle, "vectors.npy contains a vector that is not finite")
 
 
 def test_an_index_that_became_another_is_called_damaged(bundle: Path) -> None:
@@ -173,9 +173,9 @@ def test_a_rehashed_file_of_nonsense_is_refused(bundle: Path, name: str) -> None
     (bundle / name).write_bytes(b"\x93NUMPY nonsense" * 100)
     rehash(bundle, name)
     if name == "label_encoder.onnx":  # never opened by a reader: only its hash counts
-        assert Retriever.open(bundle).search(["red"], 1)
+        assert open_bundle(bundle).search(["red"], 1)
     elif name == "golden.json":
-        with Retriever.open(bundle) as retriever, pytest.raises(BundleError, match=r"golden\.json"):
+        with open_bundle(bundle) as retriever, pytest.raises(BundleError, match=r"golden\.json"):
             retriever.check_golden()
     else:
         refused(bundle, name)

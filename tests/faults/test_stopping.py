@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieval.open import open_store
 from retrieval.store.local import Store
 from tests.support.bundles import WORDS, make_store
 from tests.support.checkpoints import make_checkpoint, write_words
@@ -109,7 +110,7 @@ def test_native_code_that_hears_no_signal_does_not_hold_a_command(words: Dataset
 @pytest.mark.parametrize("stage", ["export.build:write_vectors", "export.build:choose_efforts", "export.build:seal"])
 def test_an_export_that_stops_leaves_nothing(checkpoint: Path, tmp_path: Path, stage: str) -> None:
     """If it fails, an export runs on after SIGTERM, or leaves half a bundle that fills the disk."""
-    store = Store(tmp_path / "store")
+    store = open_store(tmp_path / "store")
     stopped(stage, ["export", checkpoint, "--store", store.path])
     assert store.bundles() == []
     assert list((store.path / ".incoming").iterdir()) == []
@@ -120,7 +121,7 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
     queries = tmp_path / "queries.csv"
     queries.write_text("query\n" + "\n".join(f"{one} {other}" for one in WORDS for other in WORDS) + "\n")
     command = ["predict", "--bundle", store.path, "--input", queries, "--output"]
-    said = stopped("retrieval.offline.batch_search:Parts.join", [*command, tmp_path / "found.jsonl"])
+    said = stopped("retrieval.offline.shards:Shards.join", [*command, tmp_path / "found.jsonl"])
     assert "The same command goes on from here." in said
     assert run(*command, tmp_path / "found.jsonl") == run(*command, tmp_path / "whole.jsonl") == 0
     assert (tmp_path / "found.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
@@ -130,7 +131,7 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
     ("stage", "command"),
     [
         ("retrieval.retriever:read_bundle", ["search", "STORE", "red shoes"]),
-        ("retrieval.sandboxed_opening:prove_aside", ["bundles", "verify", "STORE", "one"]),
+        ("retrieval.sandboxed_opening:verify_in_subprocess", ["bundles", "verify", "STORE", "one"]),
         ("training.prepare.writing:_publish", ["prepare", "CLICKS", "--out", "OUT"]),
         ("training.evaluation.evaluate:load_checkpoint", ["evaluate", "CHECKPOINT", "--dataset", "DATASET"]),
         ("doctor.store:read_manifest", ["doctor", "--store", "STORE"]),

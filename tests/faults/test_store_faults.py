@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from retrieval import open_bundle
 from retrieval.bundle.verified_files import verify_bundle
-from retrieval.retriever import Retriever
-from retrieval.sandboxed_opening import prove
+from retrieval.open import open_store
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
 from tests.support.bundles import make_bundle
 from tests.support.processes import running
@@ -35,7 +36,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def store(folder: Path) -> Store:
     """Bundles none, one and two; one is active, none was before it."""
-    made = Store(folder / "store", prove)
+    made = Store(folder / "store", verify_in_process)
     for seed, name in enumerate(("none", "one", "two")):
         with made.incoming() as incoming:
             made.publish(make_bundle(incoming, seed=seed, prefix=name), name)
@@ -109,7 +110,7 @@ def test_a_read_only_store_is_a_sentence(store: Store, command: list[str]) -> No
     sentence(
         said(name, folder / "mount" / "store", *arguments, before=before), "(Read-only file system)", "free space."
     )
-    nothing_lost(Store(folder / "after"))
+    nothing_lost(open_store(folder / "after"))
 
 
 @pytest.mark.parametrize("command", COMMANDS[:3], ids=lambda command: command[0])
@@ -122,7 +123,7 @@ def test_a_full_disk_is_a_sentence(store: Store, command: list[str]) -> None:
     sentence(
         said(name, folder / "mount" / "store", *arguments, before=before), "(No space left on device)", "free space."
     )
-    nothing_lost(Store(folder / "after"))
+    nothing_lost(open_store(folder / "after"))
 
 
 def test_pruning_frees_a_full_disk(store: Store) -> None:
@@ -130,7 +131,7 @@ def test_pruning_frees_a_full_disk(store: Store) -> None:
     folder = store.path.parent
     fill = "{ cat /dev/zero > mount/rest 2> /dev/null || true; }"
     assert said("prune", folder / "mount" / "store", before=[*in_a_mount("10m", fill), folder, ROOT]) == "done"
-    assert Store(folder / "after").bundles() == ["none", "one"]
+    assert open_store(folder / "after").bundles() == ["none", "one"]
 
 
 @pytest.mark.parametrize("most_bytes", [0, 10_000])
@@ -160,7 +161,7 @@ def test_a_bundle_comes_from_another_file_system(store: Store, folder: Path) -> 
         whole = shutil.copytree(folder / "whole", Path(outside) / "whole")
         assert said("publish", store.path, whole, "three") == "done"
         verify_bundle(whole)
-    with Retriever.open(store.bundle_path("three")) as retriever:
+    with open_bundle(store.bundle_path("three")) as retriever:
         assert retriever.check_golden().passed
     assert list((store.path / ".incoming").iterdir()) == []
 

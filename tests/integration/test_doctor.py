@@ -15,6 +15,7 @@ from doctor.findings import Finding
 from doctor.store import store as look_at
 from retrieval.bundle.manifest import VECTORS
 from retrieval.bundle.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
+from retrieval.open import open_store
 from retrieval.store.local import Store
 from service.server import OTHER_FILES
 from service.settings import Settings
@@ -32,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
 @pytest.fixture
 def store(made: Store, tmp_path: Path) -> Store:
     """A store of the test's own."""
-    return Store(shutil.copytree(made.path, tmp_path / "store"))
+    return open_store(shutil.copytree(made.path, tmp_path / "store"))
 
 
 def by_topic(place: Path, groups: Path = machine.GROUPS) -> dict[str, Finding]:

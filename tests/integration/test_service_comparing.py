@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval import Retriever
+from retrieval import open_bundle
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, Reply, Service, figures, serving, wait_until
 
@@ -64,7 +64,7 @@ def test_what_a_bundle_is_filtered_by_is_for_those_who_may_ask(store: Path) -> N
 def test_another_bundle_answers_as_it_would_alone(service: Service, store: Path) -> None:
     """A comparison would show other answers than those that activating the bundle gives."""
     reply = compare(service, bundle="second", weight=0.25, filter={"market": ["US"]})
-    with Retriever.open(store / "bundles" / "second") as alone:
+    with open_bundle(store / "bundles" / "second") as alone:
         found = alone.search(QUESTION["queries"], 5, weight=0.25, filter={"market": ["US"]})
     assert reply.headers["x-bundle"] == "second"
     assert reply.json() == {

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.bundle.signatures import new_keys
-from retrieval.store.local import Store
+from retrieval.open import open_store
 from service.errors import longest_retry
 from tests.support.bundles import make_store
 from tests.support.service import (
@@ -236,7 +236,7 @@ def test_a_stop_does_not_wait_for_a_bundle_that_is_being_prepared(words_store: P
         reply = client.finish()
         assert (reply.status, reply.json()["error"]["code"]) == (409, "busy_switching")
         assert service.process.wait(PATIENCE) == 0
-        assert Store(words_store).active() == "first"
+        assert open_store(words_store).active() == "first"
 
 
 def test_a_stop_does_not_wait_for_a_silent_store(
@@ -333,7 +333,7 @@ def test_it_serves_where_torch_cannot_be_imported(
 
 def test_the_store_is_left_as_it_was(words_store: Path) -> None:
     """Serving alone would rewrite the store, which may be mounted read-only."""
-    store = Store(words_store)
+    store = open_store(words_store)
     before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
     with serving(words_store) as service:
         assert service.ask("POST", "/predict", RED).status == 200

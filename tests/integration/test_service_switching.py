@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retrieval import Retriever
+from retrieval import open_bundle
 from retrieval.store.local import Store
 from service.engine.options import Orders
 from tests.support.bundles import make_store
@@ -31,7 +31,7 @@ def words_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def own_answers(store: Store, bundle: str) -> dict[bytes, Answer]:
     """What the bundle answers when nobody else is there."""
-    with Retriever.open(store.bundle_path(bundle)) as retriever:
+    with open_bundle(store.bundle_path(bundle)) as retriever:
         return {
             body: [
                 [(hit.id, hit.text, hit.score) for hit in hits]

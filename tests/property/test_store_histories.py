@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrieval.errors import BundleError
-from retrieval.sandboxed_opening import prove
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
 from tests.support.bundles import make_bundle
 
@@ -51,7 +51,7 @@ def test_a_whole_bundle_stays_active_whatever_dies(
 ) -> None:
     """If it fails, some sequence of commands, or a crash in one, leaves a store that no service can open."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        store = Store(Path(folder) / "store", prove)
+        store = Store(Path(folder) / "store", verify_in_process)
         for (command, argument), survives in steps:
             before = store.active()
             dying(patch, survives)
@@ -93,7 +93,7 @@ def dying(patch: pytest.MonkeyPatch, survives: int) -> None:
 def test_rolling_back_is_the_reverse_of_activating(bundle: Path, activated: list[str]) -> None:
     """If it fails, rolling back several times does not retrace what was active."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "store", prove)
+        store = Store(Path(folder) / "store", verify_in_process)
         for name in NAMES:
             run(store, bundle, "publish", name)
         for name in activated:

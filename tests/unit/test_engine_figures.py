@@ -4,7 +4,7 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from retrieval import Retriever
+from retrieval import open_bundle
 from service.engine.protocol import HEAD, Asked, pack_answers, unpack_answers
 from service.engine.worker import Engine
 from service.observe.metrics import Metrics
@@ -15,7 +15,7 @@ def test_full_scans_reach_the_metrics_once(tmp_path: Path) -> None:
     """If it fails, a bundle whose index answers little itself is slow and nothing says why."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    with Retriever.open(make_bundle(tmp_path / "bundle", ["red shoes", "blue hats"])) as retriever:
+    with open_bundle(make_bundle(tmp_path / "bundle", ["red shoes", "blue hats"])) as retriever:
         engine = Engine(retriever)
         retriever._full_scans.add(3)
         for number in (1, 2):

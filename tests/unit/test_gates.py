@@ -12,7 +12,8 @@ from export.gates import of_every_length, sample, sample_label_texts
 from export.progress import unwatched
 from export.quality import prove_quality, without_excluded
 from export.recall import EF_LADDER, Measured, Ranked, _effort, choose_efforts, recall_at
-from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, Quality, read_manifest
+from retrieval.bundle.facts import Quality
+from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, read_manifest
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import HnswIndex

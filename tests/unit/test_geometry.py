@@ -10,7 +10,7 @@ import torch
 from export.gates import _least_cosine
 from export.geometry import CONE_SHRINK, LEAST_ROWS, Cone, balance_for, classifier_halves, find_cone
 from export.quality import torch_halves
-from retrieval.bundle.manifest import ModelFacts
+from retrieval.bundle.facts import ModelFacts
 from tests.support.checkpoints import make_checkpoint
 from training.checkpoint.files import Checkpoint, load_checkpoint
 from training.evaluation.scoring import encode_labels, encode_queries

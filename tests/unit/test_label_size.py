@@ -62,7 +62,7 @@ def test_a_label_that_is_too_large_is_named(value: object) -> None:
     """A bundle would be exported whose answers are megabytes, or the error would not say which label to shorten."""
     table = pa.table({"id": ["good", "bad"], "text": ["a", "b"], "notes": [value[:5], value]})
     with pytest.raises(
-        BadInput, match=r"^label 'bad' has .* bytes as JSON, most of them in 'notes'; the most is 32,768"
+        BadInput, match=r"^label 'bad' has .* bytes as JSON, most of them in 'notes'; the limit is 32,768"
     ):
         check_label_size(table)
     check_label_size(table.slice(0, 1))

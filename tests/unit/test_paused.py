@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from retrieval import open_bundle
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever
-from retrieval.sandboxed_opening import prove_aside
-from retrieval.store.local import Store
+from retrieval.open import open_store
+from retrieval.sandboxed_opening import verify_in_subprocess
 from retrieval.store.paused_labels import PAUSED, read_paused
 from service.bundles.paused_labels import Paused
 from service.bundles.store_access import Source
@@ -30,7 +30,7 @@ def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def best(place: Path | str) -> str:
     """The id of the best label for a query."""
-    with Retriever.open(place) as retriever:
+    with open_bundle(place) as retriever:
         return retriever.search(["red shoes"], 1)[0][0].id
 
 
@@ -57,7 +57,7 @@ def test_a_caller_can_say_what_is_paused(store: Path) -> None:
     """If it fails, the answers with paused labels included cannot be inspected."""
     gone = best(store)
     pause(store, gone)
-    with Retriever.open(store, paused=()) as retriever:
+    with open_bundle(store, paused=()) as retriever:
         assert retriever.search(["red shoes"], 1)[0][0].id == gone
 
 
@@ -77,28 +77,28 @@ def test_the_commands_leave_paused_labels_out(store: Path, tmp_path: Path, capsy
 
 
 def test_an_interrupted_run_begins_anew_when_something_is_paused(store: Path, tmp_path: Path) -> None:
-    """If it fails, `predict` resumes from parts that contain a paused label."""
-    from retrieval.offline.batch_search import Reading, Wanted, _question
+    """If it fails, `predict` resumes from shards that contain a paused label."""
+    from retrieval.offline.batch_search import QueryFormat, SearchOptions, run_arguments
     from retrieval.offline.query_files import Queries
 
     (tmp_path / "queries.csv").write_text("query\nred shoes\n")
-    questions = []
+    arguments = []
     for ids in ((), ("one-1",), ("one-1",)):
         pause(store, *ids)
-        with Retriever.open(store) as retriever:
+        with open_bundle(store) as retriever:
             queries = Queries(tmp_path / "queries.csv", None)
-            questions.append(_question(retriever, queries, Reading(), Wanted(10, None, None, None)))
-    assert questions[0] != questions[1] == questions[2]
+            arguments.append(run_arguments(retriever, queries, QueryFormat(), SearchOptions(10)))
+    assert arguments[0] != arguments[1] == arguments[2]
 
 
 def test_a_bundle_proves_itself_whatever_is_paused(store: Path) -> None:
     """If it fails, a bundle whose golden answers hold a paused label can be neither verified nor activated."""
-    with Retriever.open(store) as retriever:
+    with open_bundle(store) as retriever:
         golden = [hit.id for hits in retriever.search(["cheap running shoes", "light rain"], 10) for hit in hits]
     pause(store, *golden)
-    assert prove_aside(store / "bundles" / "one").passed
-    Store(store).activate("two")
-    with Retriever.open(store / "bundles" / "one") as retriever:
+    assert verify_in_subprocess(store / "bundles" / "one").passed
+    open_store(store).activate("two")
+    with open_bundle(store / "bundles" / "one") as retriever:
         assert retriever.check_golden().passed
 
 
