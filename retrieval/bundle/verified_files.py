@@ -35,7 +35,7 @@ from retrieval.bundle.manifest import (
 )
 from retrieval.bundle.vector_file import read_finite
 from retrieval.errors import BundleError
-from retrieval.system.limits import Room, available_cores, free_memory
+from retrieval.system.limits import FreeMemory, available_cores, free_memory
 from retrieval.system.safe_open import open_bundle_folder, open_file
 
 LOG = logging.getLogger("diptych")
@@ -95,7 +95,7 @@ def read_bundle(
     threads: int | None = None,
     *,
     open_entry: OpenEntry | None = None,
-    memory: Callable[[], Room] = free_memory,
+    memory: Callable[[], FreeMemory] = free_memory,
 ) -> BundleFiles:
     """Verify a bundle as `verify_bundle` does; return the contents of the files to load. Raises BundleError.
 
@@ -182,18 +182,18 @@ def _must_map(
     manifest: Manifest,
     is_loaded: Callable[[str], bool],
     trusted: Sequence[str],
-    memory: Callable[[], Room],
+    memory: Callable[[], FreeMemory],
 ) -> bool:
     """Return whether the vectors must stay a mapped file because memory is short; never with trusted keys."""
     if trusted or not is_loaded(VECTORS):
         return False
     needed = sum(entry.bytes for name, entry in manifest.files.items() if is_loaded(name))
-    room = memory()
-    if needed < room.free:
+    available = memory()
+    if needed < available.free:
         return False
     LOG.warning(
         "%s is not copied into memory: %d MB are needed, %d MB are free (%s). A change of the file changes answers.",
-        folder / VECTORS, needed >> 20, room.free >> 20, room.bound,
+        folder / VECTORS, needed >> 20, available.free >> 20, available.limit,
     )  # fmt: skip
     return True
 

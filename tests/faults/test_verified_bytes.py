@@ -31,7 +31,7 @@ from retrieval.bundle.verified_files import OpenEntry, open_listed_file, read_bu
 from retrieval.errors import BundleError
 from retrieval.retriever import Retriever, is_loaded
 from retrieval.store.local import Store
-from retrieval.system.limits import Room
+from retrieval.system.limits import FreeMemory
 from tests.support.bundles import make_bundle
 
 QUERIES = ["cheap running shoes", "red winter city", "rain"]
@@ -117,8 +117,8 @@ def test_a_file_that_is_edited_after_it_was_opened_is_refused(bundle: Path, othe
         read_bundle(bundle, is_loaded, open_entry=open_and_edit)
 
 
-def little_memory() -> Room:
-    return Room(1000, "the machine has 1 MB")
+def little_memory() -> FreeMemory:
+    return FreeMemory(1000, "the machine has 1 MB")
 
 
 def test_vectors_are_mapped_if_memory_is_short_and_this_is_logged(

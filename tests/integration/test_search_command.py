@@ -36,13 +36,13 @@ def test_filters_are_read_as_their_attributes_types(store: Store, capsys: pytest
     assert hits
     assert all(hit["attributes"]["market"] == "US" and hit["attributes"]["year"] < 2022 for hit in hits)
     assert all(hit["score"] >= 0.1 for hit in hits)
-    for wrong, why in (("year=soon", "'soon' is none"), ("market", "names no values"), ("city=NY", "no attribute")):
+    for wrong, why in (("year=soon", "'soon' is not"), ("market", "has no values"), ("city=NY", "no attribute")):
         assert run("search", store.path, "red", "--filter", wrong) == 1
         assert why in capsys.readouterr().err
 
 
-def test_the_table_shows_both_shares(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, a person cannot see which half found a label."""
+def test_the_table_shows_both_scores(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """If it fails, users cannot see which half found a label."""
     assert run("search", store.path / "bundles" / "two", "[red] shoes", "-k", "2") == 0
     printed = capsys.readouterr().out
     hit = open_bundle(store.path / "bundles" / "two").search(["[red] shoes"], 1)[0][0]

@@ -94,7 +94,7 @@ def test_whatever_was_changed_is_refused(
 def test_the_commands_make_keys_sign_and_refuse(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, bundles cannot be signed from the command line, or the command line answers from bundles without a trusted signature."""
+    """If it fails, bundles cannot be signed from the command line, or unsigned bundles are used."""
     copied = open_store(shutil.copytree(store.path, tmp_path / "store"))
     assert run("bundles", "sign", copied.path, "two") == 1
     assert "DIPTYCH_SIGNING_KEY is not set" in capsys.readouterr().err
