@@ -140,4 +140,4 @@ def test_an_engine_gives_way_only_to_another_bundles(words_store: Store) -> None
 def gives_way(engine: int) -> bool:
     """Whether its front told this process to load behind everybody else."""
     words = Path(f"/proc/{engine}/cmdline").read_bytes().decode().split("\0")
-    return EngineOptions.from_json(words[words.index("service.engine.start") + 3]).behind
+    return EngineOptions.from_json(words[words.index("service.engine.start") + 3]).low_priority

@@ -84,7 +84,7 @@ def test_the_cache_is_bounded_in_bytes() -> None:
         written = cache.get(rows)
         for row in rows:
             assert json.loads(f"{{{written[row]}}}") == {"id": f"id-{row}", "text": texts[row], "attributes": {}}
-        held = sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._written.values())
+        held = sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._json.values())
         assert held == cache.bytes <= 500_000
     assert len(cache) > 100
     assert cache.get(rows) is cache.get(rows)
@@ -118,7 +118,7 @@ def test_several_threads_share_the_cache() -> None:
             list(pool.map(ask, range(4)))
     finally:
         sys.setswitchinterval(interval)
-    assert sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._written.values()) == cache.bytes <= 50_000
+    assert sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._json.values()) == cache.bytes <= 50_000
 
 
 def test_a_very_large_label_is_not_kept() -> None:
