@@ -64,7 +64,7 @@ def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
 
 
 def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundles: Store) -> None:
-    """A stopped engine would stay for ever, with its memory, and nobody would know of it."""
+    """A stopped engine would stay for ever, with its memory, unnoticed."""
     with serving(two_bundles.path, load_share=0.01) as service, Load(service, BODIES, clients=3) as load:
         activated: list[str] = []
 
@@ -181,7 +181,7 @@ def test_a_damaged_bundle_is_not_activated(tmp_path: Path) -> None:
 
 
 def test_an_engine_that_cannot_come_back_says_why(two_bundles: Store) -> None:
-    """Requests would wait in vain, and nobody would learn that the bundle on disk has been damaged meanwhile."""
+    """Requests would wait in vain, and the damage of the bundle on disk would not be reported."""
     index = two_bundles.bundle_path("good") / "index.hnsw"
     whole = index.read_bytes()
     with serving(two_bundles.path) as service:

@@ -48,7 +48,7 @@ def test_a_paused_label_is_gone_from_the_next_answer_and_another_takes_its_place
 
 
 def test_what_is_paused_outlives_switches_restarts_and_engines(store: Store) -> None:
-    """A stopped campaign would be back after the next deployment, and nobody would have asked for it."""
+    """A stopped campaign would be back after the next deployment."""
     with serving(store.path, keep_previous=True, deadline_seconds=PATIENCE) as service:
         gone = shown(service)[0]
         pause(service, add=[gone, "two-0", "two-1", "two-2"])
@@ -77,7 +77,7 @@ def test_services_on_one_store_share_the_list(store: Store) -> None:
 
 
 def test_the_list_is_bounded_and_its_changes_are_guarded(store: Store) -> None:
-    """Anybody could take labels off, or fill memory and disk with ids."""
+    """A client without a key could pause labels, or fill memory and disk with ids."""
     with serving(store.path, max_paused=3) as service:
         assert service.ask("POST", "/admin/paused", {"add": ["one-1"]}).status == 401
         assert service.ask("GET", "/admin/paused").status == 401

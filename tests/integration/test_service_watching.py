@@ -39,7 +39,7 @@ def states(service: Service) -> dict[str, str]:
 
 
 def test_what_another_process_activates_is_served(store: Store) -> None:
-    """A training job that ends with `export --activate` would change nothing until somebody restarts the service."""
+    """A training job that ends with `export --activate` would change nothing until the service is restarted."""
     with serving(store.path, watch_seconds=0.05, load_share=1) as service:
         assert served(service) == "one"
         assert run("bundles", "activate", store.path, "two") == 0
@@ -124,7 +124,7 @@ def test_going_back_without_a_kept_bundle_loads_it(store: Store) -> None:
 
 
 def test_an_administrator_sees_what_there_is(store: Store) -> None:
-    """Whoever chooses a bundle would have to log in to the machine to see its name."""
+    """An administrator would have to log in to the machine to see the names of bundles."""
     (store.bundle_path("three") / "manifest.json").write_text("{")
     with serving(store.path) as service:
         assert service.ask("GET", "/admin/bundles").status == 401

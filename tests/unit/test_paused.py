@@ -91,7 +91,7 @@ def test_an_interrupted_run_begins_anew_when_something_is_paused(store: Path, tm
     assert questions[0] != questions[1] == questions[2]
 
 
-def test_a_bundle_proves_itself_whatever_is_paused(store: Path) -> None:
+def test_a_bundle_is_verified_although_its_golden_answers_are_paused(store: Path) -> None:
     """If it fails, a bundle whose golden answers hold a paused label can be neither verified nor activated."""
     with Retriever.open(store) as retriever:
         golden = [hit.id for hits in retriever.search(["cheap running shoes", "light rain"], 10) for hit in hits]
