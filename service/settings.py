@@ -17,7 +17,7 @@ from retrieval.system.sandbox import Mode
 from service.access.allowed_hosts import AllowedHosts
 from service.access.client_address import proxy_networks
 from service.access.key_settings import SINGLE, checked_admin_key, named_admin_keys
-from service.limits import MAX_CONNECTIONS
+from service.file_limits import DEFAULT_CONNECTIONS
 from service.observe.logs import Form
 
 PREFIX = "DIPTYCH_"
@@ -106,7 +106,7 @@ class Settings(BaseSettings):
     receive_seconds: float = Field(10, gt=0, description="a request not complete after this is answered 408")
     send_seconds: float = Field(30, gt=0, description="a client that has not read on for this long is cut off")
     max_connections: int = Field(
-        MAX_CONNECTIONS, ge=1, description="open connections; beyond it an idle one makes room, else 503"
+        DEFAULT_CONNECTIONS, ge=1, description="open connections; beyond it an idle one makes room, else 503"
     )
     max_head_bytes: int = Field(32_768, ge=1024, description="a request's line and headers; beyond it 431")
     max_headers: int = Field(100, ge=10, description="headers and trailers of one request; beyond it 431")
