@@ -153,7 +153,7 @@ class Generation:
     def admit(self, query: Query, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
         """Queue a request for at most `seconds`. Raises Refusal 422, 429 or 503."""
         if self.failure:
-            raise errors.unavailable(f"Bundle {self.name} cannot be served just now; /readyz says why.")
+            raise errors.unavailable(f"Bundle {self.name} cannot be served at the moment; /readyz has the reason.")
         self._admitted_at = perf_counter()
         return self.batcher.admit(query, seconds, caller)
 
