@@ -213,10 +213,8 @@ def test_an_engine_is_replaced_once_there_are_descriptors_again(store: Store) ->
         with no_descriptors(service):
             for engine in service.engines():
                 os.kill(engine, signal.SIGKILL)
-            told = wait_until(
-                lambda: "Too many open files" in (text := client.get("/readyz").json()["detail"]) and text
-            )
-            assert "no process can be started for bundle one" in told
+            reason = "no process can be started for bundle one (Too many open files)"
+            wait_until(lambda: reason in client.get("/readyz").json()["detail"])
             assert client.post("/predict", RED).status == 503
         wait_until(lambda: client.get("/readyz").json()["detail"] == "serving")
         assert client.post("/predict", RED).status == 200
