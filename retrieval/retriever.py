@@ -42,7 +42,7 @@ from retrieval.search.indexes import HnswIndex, VectorIndex
 from retrieval.search.pca_index import PcaIndex
 from retrieval.search.ranker import Ranker
 from retrieval.search.thread_pool import ThreadPool
-from retrieval.system.low_priority import at_once, gently
+from retrieval.system.low_priority import at_low_priority, directly
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class Retriever:
         signed the bundle. Raises BundleError, and BadInput for an unavailable provider.
         """
         options = options or LoadOptions()
-        run = gently if options.low_priority else at_once
+        run = at_low_priority if options.low_priority else directly
         lock = read_lock(folder)
         try:
             files = run(lambda: read_bundle(folder, is_loaded, trusted, 1 if options.low_priority else None))
@@ -245,7 +245,7 @@ def is_loaded(name: str) -> bool:
 
 def _load_parts(folder: Path, files: BundleFiles, options: LoadOptions) -> LoadedParts:
     manifest, contents = files.manifest, files.contents
-    run = gently if options.low_priority else at_once
+    run = at_low_priority if options.low_priority else directly
     model, size, shared = manifest.model, manifest.labels.count, manifest.index.nodes
     labels = LabelTable.parse(contents[LABELS], folder / LABELS)
     if len(labels) != size:

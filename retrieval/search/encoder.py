@@ -20,7 +20,7 @@ from retrieval.bundle.index_file import Buffer
 from retrieval.bundle.model_file import external_files
 from retrieval.errors import BadInput, BundleError, in_a_line
 from retrieval.search.thread_pool import ThreadPool
-from retrieval.system.low_priority import at_once, gently
+from retrieval.system.low_priority import at_low_priority, directly
 from retrieval.system.safe_open import read_file
 
 TEXTS_PER_RUN = 64
@@ -110,7 +110,7 @@ class TextEncoder:
         is_parallel = facts.encoder == "transformer" and provider == "cpu"
         pool, texts = (ThreadPool(threads), TEXTS_PER_THREAD) if is_parallel else (ThreadPool(1), TEXTS_PER_RUN)
         # The threads of a CUDA session exist as long as the session, and would keep the low priority.
-        run = gently if low_priority and provider == "cpu" else at_once
+        run = at_low_priority if low_priority and provider == "cpu" else directly
         loaded = run(lambda: _open_tokenizer(tokenizer, contents[tokenizer.name]))
         session = run(lambda: _open_session(model, contents, dim, provider))
         return cls(loaded, session, facts, dim, (tokenizer, model), pool, texts)
