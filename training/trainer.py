@@ -196,7 +196,7 @@ class Trainer:
         """The nearest labels [N, H] that are no positives; −1 throughout for the rows that are not learned from."""
         train, batching = self.material.train, self.recipe.batching
         mined = batching.hard_negatives * batching.refresh_epochs
-        not_negative = train.labels.take(rows_R).joined(train.exclude.take(rows_R))
+        not_negative = train.labels.take(rows_R).concat_values(train.exclude.take(rows_R))
         found_NH = np.full((len(train), mined), -1, np.int32)
         found_NH[rows_R] = mine_hard_negatives(query_RD, label_LD, clusters, not_negative, mined, progress)
         return found_NH

@@ -16,7 +16,7 @@ from retrieval.bundle.facts import Share
 from retrieval.bundle.index_file import Buffer
 from retrieval.bundle.labels import LabelTable
 from retrieval.bundle.manifest import GOLDEN, Manifest, first_fault
-from retrieval.errors import BadInput, BundleError, in_a_line
+from retrieval.errors import BadInput, BundleError, one_line
 from retrieval.system.safe_open import read_file
 
 K = 10
@@ -135,7 +135,7 @@ def check_golden(bundle: OpenBundle) -> GoldenReport:
     try:
         ranking = bundle.search_rows(queries, K, weight=golden.weight, include_paused=True)
     except BadInput as error:
-        raise BundleError(f"{path} contains an invalid query ({in_a_line(error)}). Export the bundle again.") from error
+        raise BundleError(f"{path} contains an invalid query ({one_line(error)}). Export the bundle again.") from error
     overlaps, deviations = [], [0.0]
     for golden_answer, answer in zip(golden.answers, _answers(bundle, queries, ranking), strict=True):
         expected, actual = (dict(zip(one.ids, one.scores, strict=True)) for one in (golden_answer, answer))

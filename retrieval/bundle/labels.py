@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from retrieval.bundle.arrow_file import read_uncompressed
 from retrieval.bundle.index_file import Buffer
-from retrieval.errors import BundleError, in_a_line
+from retrieval.errors import BundleError, one_line
 from retrieval.system.safe_open import read_file
 
 LARGEST_32_BIT_COLUMN = 2**31 - 2**20  # bytes; text of this size still has 32-bit offsets
@@ -38,7 +38,7 @@ class LabelTable:
             table = read_uncompressed(pa.py_buffer(content))
             table.validate(full=True)  # Arrow does not check the offsets of texts and lists when it reads
         except (pa.ArrowException, ValueError, OSError) as error:
-            raise BundleError(f"{path} is not an Arrow file ({in_a_line(error)}). Export the bundle again.") from error
+            raise BundleError(f"{path} is not an Arrow file ({one_line(error)}). Export the bundle again.") from error
         for name in ("id", "text"):
             column = table.schema.get_field_index(name)
             if column < 0 or not _is_text(table.schema.field(column).type) or table.column(column).null_count:

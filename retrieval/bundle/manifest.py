@@ -27,7 +27,7 @@ from retrieval.bundle.facts import (
     Share,
 )
 from retrieval.bundle.signatures import SIGNATURE, Signature, check_signature
-from retrieval.errors import BundleError, in_a_line
+from retrieval.errors import BundleError, one_line
 from retrieval.system.safe_open import open_bundle_folder, read_small
 
 FORMAT_VERSION: Literal[3] = 3  # the version that is written; version 1 had no projection, version 2 no nodes
@@ -128,7 +128,7 @@ def parse_manifest(path: Path, written: bytes) -> Manifest:
     try:
         content = json.loads(written)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path} is not JSON ({in_a_line(error)}). Export the bundle again.") from error
+        raise BundleError(f"{path} is not JSON ({one_line(error)}). Export the bundle again.") from error
     version = content.get("format_version") if isinstance(content, dict) else None
     if isinstance(version, int) and version not in READABLE:
         raise BundleError(
@@ -145,7 +145,7 @@ def first_fault(error: ValidationError) -> str:
     """Return place and message of the first error of a validation."""
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
-    message = in_a_line(first["msg"]).removeprefix("Value error, ")
+    message = one_line(first["msg"]).removeprefix("Value error, ")
     return f"{place}: {message}" if place else message
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle.index_file import Buffer
-from retrieval.errors import BundleError, in_a_line
+from retrieval.errors import BundleError, one_line
 
 LARGEST = 1e6  # of a number in a vector; vectors have a length of at most one, and scores up to this limit are finite
 LABELS_PER_BLOCK = 128  # a block fits into the processor's cache
@@ -76,9 +76,7 @@ def array_in(content: Buffer, path: Path, shape: tuple[int, ...], dtype: type[np
             raise ValueError(f"version {version} of the format is not supported")
         actual_shape, by_columns, actual_dtype = readers[version](head)
     except (ValueError, TypeError, EOFError, OverflowError, SyntaxError, TokenError) as error:
-        raise BundleError(
-            f"{path} is not an array of numbers ({in_a_line(error)}). Export the bundle again."
-        ) from error
+        raise BundleError(f"{path} is not an array of numbers ({one_line(error)}). Export the bundle again.") from error
     if actual_shape != shape or actual_dtype != dtype or (by_columns and len(shape) > 1 and 1 not in shape):
         order = ", in column order" if by_columns else ""
         raise BundleError(

@@ -27,6 +27,7 @@ from retrieval.search.filters import Filter
 from retrieval.system.progress import Progress
 from retrieval.tables.account import RowAccount
 from retrieval.tables.delimited import Layout
+from retrieval.tables.notes import TABLE_NOTES, note_lines
 
 QUERIES_PER_SHARD = 8_192
 CHARACTERS_PER_SHARD = 2**25  # of queries, each counted once per match
@@ -99,7 +100,7 @@ def batch_search(
     if _file_stamps(queries) != files_before:
         raise BadInput(f"{source} changed while it was read. Run the command again once the file is complete.")
     account = _account(queries, answered).check(str(source))
-    observations = tuple(f"{count:,} {what}" for what, count in queries.table.observations().items())
+    observations = tuple(f"{count:,} {text}" for count, text in note_lines(queries.table.notes(), TABLE_NOTES))
     return BatchResult(account, shards.join(guard_formulas), tuple(queries.problems), observations)
 
 

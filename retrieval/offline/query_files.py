@@ -11,7 +11,7 @@ from retrieval.query_text import is_blank
 from retrieval.tables.account import RowAccount
 from retrieval.tables.delimited import Layout
 from retrieval.tables.table import Table
-from retrieval.tables.values import BadRow, id_of, labels_of, refuse_surrogates, shown, written_list
+from retrieval.tables.values import BadRow, parse_id, parse_labels, parse_list_cell, preview, refuse_surrogates
 
 COLUMNS = ("query", "text")  # default columns of the queries, in order of preference
 MAX_PROBLEMS = 20  # messages about bad rows
@@ -104,7 +104,7 @@ class Queries:
                     skipped["blank_line" if record is None else "blank_query"] += 1
                     continue
                 has_labels = has_labels or (may_have and isinstance(record, dict) and "labels" in record)
-                labels.append(labels_of(written_list(_labels(record)), "labels", _id) if may_have else [])
+                labels.append(parse_labels(parse_list_cell(_labels(record)), "labels", _id) if may_have else [])
                 texts.append(text)
             except BadRow as bad:
                 raise BadInput(f"{where}: {bad}") from bad
@@ -139,7 +139,7 @@ class Queries:
         if value is None:
             return ""
         if not isinstance(value, str):
-            raise BadRow(f"{self.column} is {shown(value)}, not text. Give it text or remove the row.")
+            raise BadRow(f"{self.column} is {preview(value)}, not text. Write text or remove the row.")
         if len(value) > LONGEST:
             raise BadRow(f"{self.column} has {len(value):,} characters, more than {LONGEST:,}. Shorten it.")
         if not value.isascii():
@@ -153,4 +153,4 @@ def _labels(record: Any) -> Any:
 
 
 def _id(value: Any, name: str) -> str:
-    return id_of(value, name, LONGEST)
+    return parse_id(value, name, LONGEST)

@@ -18,7 +18,7 @@ from tokenizers import Tokenizer
 from retrieval.bundle.facts import ModelFacts
 from retrieval.bundle.index_file import Buffer
 from retrieval.bundle.model_file import external_files
-from retrieval.errors import BadInput, BundleError, in_a_line
+from retrieval.errors import BadInput, BundleError, one_line
 from retrieval.search.thread_pool import ThreadPool
 from retrieval.system.low_priority import at_low_priority, directly
 from retrieval.system.safe_open import read_file
@@ -137,7 +137,7 @@ class TextEncoder:
             encodings = self._tokenizer.encode_batch_fast([text[:limit] for text in texts])
         except Exception as error:  # tokenizers raises Exception itself
             raise BundleError(
-                f"{self._files[0]} fails on a text ({in_a_line(error)}). Export the bundle again."
+                f"{self._files[0]} fails on a text ({one_line(error)}). Export the bundle again."
             ) from error
         return [encoding.ids or [self._facts.unknown_id] for encoding in encodings]
 
@@ -159,7 +159,7 @@ class TextEncoder:
             vectors_BD = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})[0]
         except Exception as error:  # ONNX Runtime's errors share no narrower class
             raise BundleError(
-                f"{self._files[1]} fails on a text ({in_a_line(error)}). Export the bundle again."
+                f"{self._files[1]} fails on a text ({one_line(error)}). Export the bundle again."
             ) from error
         if vectors_BD.shape != (len(ids), self.dim):
             raise BundleError(
@@ -178,7 +178,7 @@ def _open_tokenizer(path: Path, content: Buffer) -> Tokenizer:
     try:
         loaded = Tokenizer.from_str(str(content, "utf-8"))
     except Exception as error:  # tokenizers raises Exception itself for every kind of bad file
-        raise BundleError(f"{path} is not a tokenizer ({in_a_line(error)}). Export the bundle again.") from error
+        raise BundleError(f"{path} is not a tokenizer ({one_line(error)}). Export the bundle again.") from error
     loaded.no_padding()  # `_run` pads to the longest text of a run
     return loaded
 
@@ -200,7 +200,7 @@ def _open_session(model: Path, contents: Mapping[str, Buffer], dim: int, provide
         session = onnxruntime.InferenceSession(contents[model.name], options, providers=[provider_name])
     except Exception as error:  # ONNX Runtime's errors share no narrower class
         raise BundleError(
-            f"{model} is not a model that ONNX Runtime can read ({in_a_line(error)}). Export it again."
+            f"{model} is not a model that ONNX Runtime can read ({one_line(error)}). Export it again."
         ) from error
     if session.get_providers()[0] != provider_name:
         raise BadInput(f"ONNX Runtime could not start {provider!r} and fell back to {session.get_providers()[0]}.")

@@ -151,7 +151,7 @@ def test_every_other_command_stops(
 def test_ctrl_c_that_a_shell_ignores_stays_ignored() -> None:
     """Ctrl-C would end the commands that a script has started in the background."""
     program = (
-        "import signal; from retrieval import stopping; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "import signal; from retrieval.system import stopping; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         "stopping.install(); signal.raise_signal(signal.SIGINT); print('going on', stopping.requested())"
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

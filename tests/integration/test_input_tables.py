@@ -233,9 +233,9 @@ def test_files_of_a_folder_that_are_not_read_are_named(
     """If this failed, a part of an unknown format would be lost without a message."""
     source = folder_of({"a.csv": b"query,label\na,x\n", "b.csv.lz4": b"x", "_SUCCESS": b""})(tmp_path)
     assert run("prepare", source, "--out", tmp_path / "out", *KEEP_ALL) == 0
-    assert "1  files of the folder that were not read: b.csv.lz4" in capsys.readouterr().out
+    assert "1  files in the folder that were not read: b.csv.lz4" in capsys.readouterr().out
     assert run("predict", "--bundle", bundle, "--input", source, "--output", tmp_path / "m.csv") == 0
-    assert "1 files of the folder that were not read: b.csv.lz4" in capsys.readouterr().out
+    assert "1 files in the folder that were not read: b.csv.lz4" in capsys.readouterr().out
 
 
 def test_quotes_are_read_as_asked(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +262,7 @@ def test_quotes_are_read_as_asked(tmp_path: Path, bundle: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "1  rows that span several lines, because of quotes; the first is t.csv lines 2–4" in printed
     assert "3  lines in rows that span several" in printed
-    assert "1  rows with cells in quotes, which are kept; --quoting csv removes them" in printed
+    assert "1  rows with cells in quotes; the quotes are part of the text; --quoting csv removes them" in printed
 
 
 @pytest.mark.parametrize("separator", ["", "ab", '"', "\n"])
@@ -276,7 +276,7 @@ def test_a_separator_that_separates_nothing_is_refused(
         ("predict", "--bundle", bundle, "--input", source, "--output", tmp_path / "m.csv"),
     ):
         assert run(*command, "--separator", separator) == 1
-        assert "; give one character that is no quote, or tab." in capsys.readouterr().err
+        assert ". Give one character other than a quote, or tab." in capsys.readouterr().err
 
 
 def test_formulas_are_guarded_when_asked(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:

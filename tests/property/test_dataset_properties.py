@@ -1,4 +1,4 @@
-"""What holds for every dataset, whatever its rows."""
+"""Properties of every dataset, with random rows."""
 
 import json
 import tempfile
@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.query_text import is_blank
-from training.data import SPLITS, Dataset, DatasetMeta, Ragged, write_dataset
+from training.data import SPLITS, Dataset, DatasetMeta, Ragged
 from training.prepare.assemble import TEST, TRAIN, cut
-from training.prepare.intake import UNSPLIT, text_hashes
 from training.prepare.prepare import PrepareSettings, prepare
+from training.prepare.source_data import UNSPLIT, text_hashes
+from training.prepare.writing import write_dataset
 
 N_LABELS = 6
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(lambda text: not is_blank(text))

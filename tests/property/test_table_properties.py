@@ -1,4 +1,4 @@
-"""Properties of every file, whatever its bytes: each line belongs to one row; only TableError stops reading."""
+"""Properties of every file, with random bytes: each line belongs to one row; only TableError stops reading."""
 
 import contextlib
 import re

@@ -198,7 +198,7 @@ def test_the_command_filters_and_names_what_it_wrote(
     ("name", "content", "column", "output", "why"),
     [
         ("queries.csv", "query\nred\n", None, "matches.xlsx", "'.xlsx' is not an output format"),
-        ("queries.txt", "red\n", None, "matches.csv", "queries.txt is none of"),
+        ("queries.txt", "red\n", None, "matches.csv", "queries.txt has none of the endings"),
         ("queries.csv", "q\nred\n", None, "matches.csv", "has no column 'query'. It has: q"),
         ("queries.csv", "q\nred\n", "x", "matches.csv", "has no column 'x'"),
         ("queries.jsonl", '{"query": 1}\n', None, "matches.csv", "line 1: query is 1, not text"),

@@ -103,7 +103,7 @@ def test_a_pair_with_count_0_is_no_positive(tmp_path: Path, capsys: pytest.Captu
     dataset = Dataset.open(tmp_path / "one")
     assert rows(dataset) == {"a": ["y"], "c": ["x"]}
     assert dataset.meta.accounts["rows"].skipped == {"count_zero": 3, "bad_row": 1}
-    assert "3  with count 0: shown and not chosen; --min-count 0 keeps them" in capsys.readouterr().out
+    assert "3  with count 0 (shown, not clicked), which --min-count 0 keeps" in capsys.readouterr().out
     assert run("prepare", *options, tmp_path / "all", "--skip-bad-rows", "--min-count", "0") == 0
     assert rows(Dataset.open(tmp_path / "all")) == {"a": ["x", "y"], "b": ["x"], "c": ["x"]}
 
@@ -113,7 +113,7 @@ def test_a_source_of_zeros_says_why_nothing_is_left(tmp_path: Path, capsys: pyte
     source = written(tmp_path / "s.csv", "query,label,n\na,x,0\nb,y,0\n")
     assert run("prepare", source, "--count-column", "n", "--out", tmp_path / "out") == 1
     said = capsys.readouterr().err
-    assert "leaves no training row: 2 rows read = 0 written + 2 skipped (2 with count 0: shown and not" in said
+    assert "has no training row left: 2 rows read = 0 written + 2 skipped; 2 with count 0 (shown, not" in said
 
 
 def test_spellings_of_a_query_are_one_query_on_one_side(tmp_path: Path) -> None:
@@ -135,9 +135,9 @@ def test_spellings_of_a_query_are_one_query_on_one_side(tmp_path: Path) -> None:
     assert not keys[0] & keys[1]
     assert not keys[1] & keys[2]
     assert sum(len(dataset.split(name)) for name in SPLITS) == 120  # the accented spelling has a row of its own
-    report = dataset.meta.report
-    assert report["spellings of a query merged with its first one (case, spaces, invisible characters)"] == 240
-    assert report["queries that the encoder reads like another one (case, accents)"] == 60
+    notes = dataset.meta.notes
+    assert notes["merged_spellings"] == 240
+    assert notes["queries_read_alike"] == 60
     assert dataset.meta.accounts["rows"] == RowAccount(read=360, written=120, skipped={"repeated_pair": 240})
 
 
@@ -167,15 +167,15 @@ def test_ids_are_whole_numbers_or_texts(tmp_path: Path, ids: Any, clicked: str, 
     ("records", "sentence"),
     [
         ('{"id": true, "text": "x"}', "labels.jsonl line 1: id is true, not text."),
-        ('{"id": 1.5, "text": "x"}', "id is 1.5, which is no exact whole number."),
-        ('{"id": 1e300, "text": "x"}', "id is 1e+300, which is no exact whole number."),
+        ('{"id": 1.5, "text": "x"}', "id is 1.5, which is not an exact integer."),
+        ('{"id": 1e300, "text": "x"}', "id is 1e+300, which is not an exact integer."),
         ('{"id": NaN, "text": "x"}', "id is NaN, not text."),
         ('{"id": null, "text": "x"}', "id is null, not text."),
         ('{"id": [1], "text": "x"}', "id is [1], not text."),
-        ('{"id": 7, "text": "x"}\n{"id": "7", "text": "y"}', 'labels.jsonl line 2: id "7" stands in an earlier'),
-        ('{"id": 7, "text": "x"}\n{"id": 7.0, "text": "y"}', 'id "7" stands in an earlier row too.'),
-        ('{"id": "8", "text": "x"}', 'label "008" is no id of labels.jsonl. It has "8": spell both the same.'),
-        ('{"id": "008.0", "text": "x"}', 'label "008" is no id of labels.jsonl. Add it there'),
+        ('{"id": 7, "text": "x"}\n{"id": "7", "text": "y"}', 'labels.jsonl line 2: id "7" is in an earlier'),
+        ('{"id": 7, "text": "x"}\n{"id": 7.0, "text": "y"}', 'id "7" is in an earlier row too.'),
+        ('{"id": "8", "text": "x"}', 'label "008" is not in column id of labels.jsonl. It has "8": write both'),
+        ('{"id": "008.0", "text": "x"}', 'label "008" is not in column id of labels.jsonl. Add it there'),
     ],
 )  # fmt: skip
 def test_ids_that_are_ambiguous_are_named(tmp_path: Path, records: str, sentence: str) -> None:
@@ -219,7 +219,7 @@ def test_attributes_of_every_type_become_values_that_json_has(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("column", "sentence"),
     [
-        (pa.array([b"\xff"]), "column 'a' holds bytes"),
+        (pa.array([b"\xff"]), "column 'a' contains bytes"),
         (
             pa.array([2**40], pa.timestamp("s")).cast(pa.timestamp("s")),
             "column 'a' of type timestamp",
@@ -246,7 +246,7 @@ def test_an_attribute_that_no_answer_can_carry_is_named(tmp_path: Path, column: 
         ("l.jsonl", '{"id": 7, "text": "x", "n": 1180591620717411303424}', "l.jsonl line 1: n is 11805916207"),
         ("l.jsonl", '{"id": 7, "text": "x", "n": ' + "9" * 5_000 + "}", "l.jsonl line 1: n is"),
         ("l.jsonl", '{"id": 7, "text": "x", "n": [18446744073709551616]}', "l.jsonl line 1: n is 184467440"),
-        ("l.csv", b"id,text,n\n7,x,\xe9\n", "l.csv line 2: n holds the byte 0xe9, which is not UTF-8. It may"),
+        ("l.csv", b"id,text,n\n7,x,\xe9\n", "l.csv line 2: n contains the byte 0xe9, which is not UTF-8. It may"),
     ],
 )  # fmt: skip
 def test_an_attribute_that_no_type_holds_is_a_named_bad_row(

@@ -44,7 +44,7 @@ def test_the_example_is_prepared_with_its_own_split(tmp_path: Path, capsys: pyte
     assert dataset.n_labels == 16_480
     printed = capsys.readouterr().out
     assert "dataset 'keywords' written to" in printed
-    for figure in ("8,665", "999", "1,054", "16,480", "81  excluded labels taken out of their row's labels"):
+    for figure in ("8,665", "999", "1,054", "16,480", "81  excluded labels removed from the labels of their row"):
         assert figure in printed
 
 
@@ -86,7 +86,7 @@ def test_another_dataset_is_replaced_only_when_forced(
     else:
         shutil.copy(out / "test.parquet", out / "train.parquet")
     assert run(*command) == 1
-    assert "holds another dataset. Choose another folder, or add --force" in capsys.readouterr().err
+    assert "contains another dataset. Choose another folder, or add --force" in capsys.readouterr().err
     assert run(*command, "--force") == 0
     assert Dataset.open(out).fingerprint
 
@@ -100,7 +100,7 @@ def test_bad_rows_end_with_code_1_and_no_traceback(
     command = [str(source), "--out", str(tmp_path / "d")]
     assert run(*command) == 1
     said = capsys.readouterr().err
-    assert said.startswith(f"error: {source} has 1 bad row, so nothing was written.")
+    assert said.startswith(f"error: {source} has 1 bad row; nothing was written.")
     assert "things.jsonl line 201: query is 1, not text" in said
     assert run(*command, "--skip-bad-rows") == 0
     assert "1 bad row skipped, listed in" in capsys.readouterr().out
@@ -109,9 +109,9 @@ def test_bad_rows_end_with_code_1_and_no_traceback(
 @pytest.mark.parametrize(
     ("files", "said"),
     [
-        ([], "holds no data file"),
-        (["a.csv", "b.parquet"], "holds files of several kinds: a.csv, b.parquet. Name the file itself"),
-        (["day=1/a.csv"], "has data in inner folders (day=1), which would be left out."),
+        ([], "contains no data file"),
+        (["a.csv", "b.parquet"], "contains files of several formats: a.csv, b.parquet. Name one file"),
+        (["day=1/a.csv"], "has data in subfolders (day=1), which would not be read."),
     ],
 )
 def test_a_folder_needs_data_files_of_one_kind(
@@ -129,7 +129,7 @@ def test_a_prepared_dataset_is_no_source(source: Path, tmp_path: Path, capsys: p
     """If this failed, naming the wrong folder would be answered with a riddle about four Parquet files."""
     assert run(str(source), "--out", str(tmp_path / "d")) == 0
     assert run(str(tmp_path / "d"), "--out", str(tmp_path / "e")) == 1
-    assert "is a prepared dataset already" in capsys.readouterr().err
+    assert "is already a prepared dataset" in capsys.readouterr().err
 
 
 def test_validation_takes_no_more_of_a_large_set_than_training_looks_at(tmp_path: Path) -> None:

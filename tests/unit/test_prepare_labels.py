@@ -83,13 +83,15 @@ def test_another_column_can_be_the_text(tmp_path: Path) -> None:
     clicks = "query,label\nfootwear,S2\n"
     dataset = prepared(tmp_path, clicks, labels, label_key="sku", label_text="title")
     assert table(dataset)[1] == {"id": "S2", "text": "boots", "price": "8"}
-    assert not [said for said in dataset.meta.report if "--label-text" in said]
+    assert not [said for said in dataset.meta.notes if "--label-text" in said]
     by_text = prepared(tmp_path / "by text", "query,label\nfootwear,boots\n", labels, label_text="title")
     assert table(by_text)[1] == {"id": "boots", "text": "boots", "sku": "S2", "price": "8"}
     by_number = prepared(tmp_path / "by number", clicks, labels, label_key="sku")
     assert table(by_number)[1]["text"] == "S2"
-    assert by_number.meta.report["labels whose text is their 'sku'; --label-text names another column"] == 2
-    with pytest.raises(DatasetError, match=r"has no column 'name'\. .* Choose the labels' text with --label-text"):
+    assert by_number.meta.notes["labels_with_key_as_text"] == {"sku": 2}
+    with pytest.raises(
+        DatasetError, match=r"has no column 'name'\. .* Name the column of the labels' text with --label-text"
+    ):
         prepared(tmp_path / "absent", clicks, labels, label_key="sku", label_text="name")
 
 
@@ -119,14 +121,18 @@ def test_typed_attributes_keep_their_types(tmp_path: Path) -> None:
         (
             "l.csv",
             "id,text\n7,shoes\n7,boots\n",
-            'l.csv line 3: id "7" stands in an earlier row too. Keep one of them.',
+            'l.csv line 3: id "7" is in an earlier row too. Remove one of them.',
         ),
         ("l.csv", "id,text\n7,shoes\n8,\n", "l.csv line 3: text is null, not text."),
-        ("l.csv", "id,text\n7,shoes\n", 'clicks.csv line 2: label "8" is no id of l.csv. Add it there'),
-        ("l.csv", "name,market\nshoes,uk\n", "has no column 'text'. It has: name, market. Choose the labels' text"),
-        ("l.jsonl", '{"text": "a", "n": 1}\n{"text": "b", "n": "x"}', "column 'n' holds values of different types"),
+        ("l.csv", "id,text\n7,shoes\n", 'clicks.csv line 2: label "8" is not in column id of l.csv. Add it there'),
+        (
+            "l.csv",
+            "name,market\nshoes,uk\n",
+            "has no column 'text'. It has: name, market. Name the column of the labels' text",
+        ),
+        ("l.jsonl", '{"text": "a", "n": 1}\n{"text": "b", "n": "x"}', "column 'n' contains values of different types"),
         ("l.jsonl", '{"text": "a"}\n{"text": "b", "n": 1}', 'l.jsonl line 2: column "n" is not in the first row.'),
-        ("l.txt", "shoes\n", "l.txt is none of .jsonl, .ndjson, .csv, .tsv, .parquet"),
+        ("l.txt", "shoes\n", "l.txt has none of the endings .jsonl, .ndjson, .csv, .tsv, .parquet"),
     ],
 )
 def test_a_bad_label_table_is_named(tmp_path: Path, name: str, content: str, sentence: str) -> None:

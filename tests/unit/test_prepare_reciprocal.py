@@ -48,8 +48,8 @@ def test_validation_leaves_out_what_the_test_rows_leave_out(tmp_path: Path) -> N
         assert all((dataset.label_texts[label], text) in trained for label in exclude)
         left_out += len(exclude)
     assert left_out > 0
-    report = dataset.meta.report
-    assert report["reciprocal pairs left out of the validation rows, as the test rows leave out theirs"] == left_out
+    notes = dataset.meta.notes
+    assert notes["reciprocal_pairs_removed"] == left_out
 
 
 def test_validation_keeps_reciprocal_pairs_where_the_test_rows_count_them(tmp_path: Path) -> None:

@@ -69,7 +69,7 @@ def make_batch(
         pool_P=pool_P,
         positive_row_M=row_M,
         positive_column_M=column_M,
-        target_M=None if target_V is None else target_V[positives.places(query_Q)[found]],
+        target_M=None if target_V is None else target_V[positives.value_positions(query_Q)[found]],
         picked_row_O=picked_row_O,
         picked_column_O=picked_column_O,
         ignored_row=ignored_row,

@@ -33,7 +33,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from retrieval.errors import CheckpointError, in_a_line
+from retrieval.errors import CheckpointError, one_line
 from retrieval.system import stopping
 from training.data.dataset import Split
 from training.evaluation.imputation import KEPT
@@ -245,7 +245,7 @@ def read_record(path: Path) -> Record | None:
             facts = json.loads(file.metadata()["facts"])
         return Record.model_validate(facts["record"]) if "record" in facts else None
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({in_a_line(error)}). Delete the folder and train again.") from error
+        raise CheckpointError(f"{path} is damaged ({one_line(error)}). Delete the folder and train again.") from error
 
 
 def _same_epoch(folder: Path, facts: CheckpointFacts, described: Mapping[str, Any]) -> None:

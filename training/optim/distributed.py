@@ -24,7 +24,7 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retrieval.errors import RecipeError, TrainingError, in_a_line
+from retrieval.errors import RecipeError, TrainingError, one_line
 from retrieval.system import stopping
 from training.model.row_tables import merged
 from training.model.tokens import TokenizedTexts
@@ -218,7 +218,7 @@ def _collective() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise  # faults.told handles it
     except RuntimeError as error:  # from gloo, NCCL, and torch's checks of tensors
-        text = in_a_line(error)
+        text = one_line(error)
         if NO_MEMORY.search(text):
             raise TrainingError(
                 f"memory ran out while the processes of this run exchanged data ({text}). Train into another --out "
