@@ -43,7 +43,7 @@ def open_bundle(
 ) -> "Retriever":
     """Open a store's active bundle, or the folder of one bundle, and verify every file against its manifest.
 
-    path: a folder or a URL (s3://, gs://, az://, …). A URL is fetched into `cache` unless the bundle is there; default:
+    path: a folder or a URL (s3://, gs://, az://, …). A bundle at a URL is fetched into `cache`; default:
         DIPTYCH_CACHE, or the user's cache folder.
     threads: threads of the encoder; default: one per core.
     search_threads: threads of the indexes; default: as `threads`.

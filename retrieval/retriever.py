@@ -22,6 +22,7 @@ from retrieval.bundle.manifest import (
     INDEX,
     LABEL_ENCODER,
     LABELS,
+    MANIFEST,
     NODES,
     PROJECTION,
     QUERY_ENCODER,
@@ -249,7 +250,7 @@ def _load_parts(folder: Path, files: BundleFiles, options: LoadOptions) -> Loade
     model, size, shared = manifest.model, manifest.labels.count, manifest.index.nodes
     labels = LabelTable.parse(contents[LABELS], folder / LABELS)
     if len(labels) != size:
-        raise BundleError(f"{folder / LABELS} holds {len(labels)} labels, the manifest {size}. Export it again.")
+        raise BundleError(f"{folder / LABELS} has {len(labels)} labels, but {MANIFEST} lists {size}. Export it again.")
     vectors_LD = vectors_in(contents[VECTORS], folder / VECTORS, (size, model.dim))
     search_threads = options.search_threads or options.threads
     pool = ThreadPool(search_threads)  # started at normal priority, since threads inherit it

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("diptych")
 LEAST_SECONDS = 60
 GRACE_SECONDS = 15  # added by the parent, in case the child cancels its alarm
-OUTPUT_BYTES = 1 << 16  # kept of each output of the child
+OUTPUT_BYTES = 1 << 16  # at the end of each output of the child
 SLOWEST_BYTES_PER_SECOND = 20_000_000  # of a slow disk; for hashing, checking and loading together
 
 Run = Callable[[Sequence[str], Mapping[str, str], float], tuple[int | None, bytes, bytes]]

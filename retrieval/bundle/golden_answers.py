@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from retrieval.bundle.facts import Share
 from retrieval.bundle.index_file import Buffer
 from retrieval.bundle.labels import LabelTable
-from retrieval.bundle.manifest import GOLDEN, Manifest, first_fault
+from retrieval.bundle.manifest import GOLDEN, MANIFEST, Manifest, first_fault
 from retrieval.errors import BadInput, BundleError, one_line
 from retrieval.system.safe_open import read_file
 
@@ -131,7 +131,7 @@ def check_golden(bundle: OpenBundle) -> GoldenReport:
     golden = parse_golden(bundle.golden, path)
     queries = [answer.query for answer in golden.answers]
     if len(queries) != facts.queries:
-        raise BundleError(f"{path} holds {len(queries)} answers, the manifest {facts.queries}. Export it again.")
+        raise BundleError(f"{path} has {len(queries)} answers, but {MANIFEST} lists {facts.queries}. Export it again.")
     try:
         ranking = bundle.search_rows(queries, K, weight=golden.weight, include_paused=True)
     except BadInput as error:

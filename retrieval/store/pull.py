@@ -73,7 +73,7 @@ def fetch(url: str, store: Store, name: str | None = None, *, progress: Progress
 
 
 def pull(url: str, store: Store, name: str | None = None, *, progress: Progress | None = None) -> str:
-    """Fetch a URL's active bundle, or the bundle `name`, into a local store unless it is there; return its name.
+    """Fetch a URL's active bundle, or the bundle `name`, into a local store if needed; return its name.
 
     Does not activate it. If the store has trusted keys, one of them must have signed it. Several processes may pull at
     once: one fetches, the others wait. Raises BundleError, and Unreachable if the URL cannot be reached.

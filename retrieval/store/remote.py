@@ -190,7 +190,7 @@ def rewrite_paths(folder: Path | str, url: str) -> Iterator[None]:
 
 
 def checked_url(url: str) -> str:
-    """Return a normalized URL. Raises BadInput if it is not a URL, or holds a password."""
+    """Return a normalized URL. Raises BadInput if it is not a URL, or contains a password."""
     whole = (as_url(url) or "").rstrip("/")
     try:
         secret = urlsplit(whole).password

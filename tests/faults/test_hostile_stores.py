@@ -170,7 +170,7 @@ KINDS = (as_pipe, as_folder, as_endless, as_nonsense)
 
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("name", ["CURRENT", "HISTORY", PAUSED])
-def test_a_file_that_is_none_is_one_sentence_and_holds_nobody(
+def test_what_is_no_file_is_one_sentence_and_blocks_no_command(
     store: Store, name: str, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If it fails, a pipe or a file without end in a store stops every command and service that looks at it."""
@@ -190,7 +190,7 @@ def test_a_file_that_is_none_is_one_sentence_and_holds_nobody(
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_a_lock_that_is_none_holds_nobody(store: Store, make: Callable[[Path], None]) -> None:
+def test_what_is_no_lock_file_blocks_no_command(store: Store, make: Callable[[Path], None]) -> None:
     """If it fails, a pipe in place of the lock holds every command that changes a store, for ever."""
     (store.path / ".lock").unlink()
     make(store.path / ".lock")
@@ -294,7 +294,7 @@ def test_what_has_no_date_is_left_alone_and_named(
     assert store.bundles() == ["strange", "one", "two"]
 
 
-def test_a_manifest_that_somebody_locks_holds_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_manifest_is_an_error_after_a_time_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a process that may read a store stops every command and service that opens a bundle of it."""
     monkeypatch.setattr(retrieval.system.file_locks, "SHARED_LOCK_SECONDS", 0.1)
     acts: tuple[Callable[[], object], ...] = (lambda: open_bundle(store.path), lambda: store.activate("one"))
@@ -306,8 +306,8 @@ def test_a_manifest_that_somebody_locks_holds_nobody(store: Store, monkeypatch: 
     open_bundle(store.path).close()
 
 
-def test_a_store_that_somebody_locks_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, a process that may read a store stops every activation and rollback without a word."""
+def test_a_locked_store_is_an_error_after_a_time_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a process that may read a store stops every activation and rollback without a message."""
     monkeypatch.setattr(retrieval.store.folder, "STORE_LOCK_SECONDS", 0.1)
     store.activate("two")
     with (store.path / ".lock").open("rb") as handle:

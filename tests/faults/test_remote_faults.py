@@ -25,7 +25,7 @@ from tests.support.web_store import Handler, WebStore, cut_off, endless, failing
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0  # seconds until a test gives up waiting; none waits that long when all is well
-BUFFERED = 16 << 20  # bytes that a server sends before it notices that nobody reads: buffers on both sides
+BUFFERED = 16 << 20  # bytes that fit into the buffers of both sides after the client has stopped reading
 
 PULL = """
 import sys
@@ -88,7 +88,7 @@ def replace(bundle: Path, file: str, content: bytes) -> None:
     ],
 )
 def test_a_file_without_end_is_read_to_its_limit(web: WebStore, here: Store, path: str, said: str) -> None:
-    """If it fails, whoever can write to the bucket fills the memory or the disk of all who read it."""
+    """If it fails, a writer of the bucket can fill the memory or the disk of all readers."""
     web.instead[path] = endless
     with pytest.raises(BundleError, match=said):
         pull(web.url, here)
@@ -145,8 +145,8 @@ def test_a_spoiled_bundle_gets_no_name(there: Path, here: Store, change: Callabl
     assert nothing_stays(here)
 
 
-def test_nothing_is_fetched_of_a_bundle_that_nobody_trusted_signed(web: WebStore, here: Store) -> None:
-    """If it fails, files of somebody unknown lie on the disk before the signature is asked for."""
+def test_no_file_of_a_bundle_without_a_trusted_signature_is_fetched(web: WebStore, here: Store) -> None:
+    """If it fails, files of an unknown author are on the disk before the signature is checked."""
     with pytest.raises(BundleError, match=f"{web.url}/bundles/one is not signed, and DIPTYCH_TRUSTED_KEYS"):
         pull(web.url, open_store(here.path, trusted=[new_keys().trusted]))
     assert {path.rpartition("/")[2] for path in web.asked} == {"CURRENT", MANIFEST, SIGNATURE}
@@ -220,7 +220,7 @@ def test_a_store_that_is_gone_is_an_error_or_a_warning(there: Path, tmp_path: Pa
     with pytest.raises(Unreachable, match=f"{web.url}/CURRENT cannot be reached"):
         open_bundle(web.url, cache=tmp_path / "cold")
     with pytest.raises(Unreachable):
-        pull(web.url, cache_store(web.url, cache))  # whoever asks for the newest must not take an old one for it
+        pull(web.url, cache_store(web.url, cache))  # an explicit pull must not return an old bundle
     with (
         pytest.warns(RuntimeWarning, match="cannot be reached .* Bundle 'one' from the cache is used"),
         open_bundle(web.url, cache=cache) as retriever,

@@ -1,4 +1,4 @@
-"""A store on a disk that is full, read-only or another one, or that is somebody else's: a sentence, no loss."""
+"""A store on a full or read-only disk, on another file system, or of another user: one message, and no loss."""
 
 import os
 import resource
@@ -21,7 +21,7 @@ from tests.support.bundles import make_bundle
 from tests.support.processes import running
 
 ROOT = Path(__file__).parents[2]
-NOBODY = 65_534
+OTHER_UID = 65_534
 COMMANDS = (["publish", "{folder}", "three"], ["activate", "two"], ["rollback"], ["prune"])
 
 
@@ -73,10 +73,10 @@ def sentence(line: str, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_a_store_of_somebody_elses_is_a_sentence(store: Store, command: list[str]) -> None:
+def test_a_store_of_another_user_is_one_sentence(store: Store, command: list[str]) -> None:
     """If it fails, a missing right ends in a traceback, or a command stops half way."""
     name, *arguments = (word.format(folder=store.path.parent / "whole") for word in command)
-    others = {"UID_FOR_TEST": str(NOBODY)} if os.getuid() == 0 else {}
+    others = {"UID_FOR_TEST": str(OTHER_UID)} if os.getuid() == 0 else {}
     modes = {
         path: path.stat().st_mode for path in (store.path, *store.path.iterdir(), *(store.path / "bundles").iterdir())
     }
@@ -96,7 +96,7 @@ def test_a_store_of_somebody_elses_is_a_sentence(store: Store, command: list[str
 def in_a_mount(size: str, then: str) -> list[str]:
     """A command in a namespace where folder/mount is a small disk of its own, holding a copy of the store."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("this system lets nobody mount anything, not even in a namespace of its own")
+        pytest.skip("this system does not allow mounts, not even in a new namespace")
     script = f'cd "$0" && mkdir mount && mount -t tmpfs -o size={size} none mount && cp -a store mount/ && {then}'
     return ["unshare", "-rm", "sh", "-c", f'{script} && cd "$1" && shift 1 && "$@"; cp -a "$0"/mount/store "$0"/after']
 

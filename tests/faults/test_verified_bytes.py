@@ -1,4 +1,4 @@
-"""The bytes that are opened are those that were hashed, whatever happens to the files of an open bundle."""
+"""The bytes that are used are the bytes that were hashed, even if the files of an open bundle change."""
 
 import gc
 import mmap

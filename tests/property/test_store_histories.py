@@ -46,7 +46,7 @@ def run(store: Store, bundle: Path, command: str, argument: str | int | None) ->
 
 @given(st.lists(st.tuples(COMMANDS, st.integers(0, 6)), max_size=12))
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_a_whole_bundle_stays_active_whatever_dies(
+def test_a_valid_bundle_stays_active_after_any_kill(
     bundle: Path, steps: list[tuple[tuple[str, str | int | None], int]]
 ) -> None:
     """If it fails, some sequence of commands, or a crash in one, leaves a store that no service can open."""

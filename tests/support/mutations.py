@@ -1,6 +1,6 @@
 """Damaged bundles by the hundred: every one is drawn from a seed, and says which file it damaged and how.
 
-Some leave the hashes in the manifest as they were; others fix them up, as somebody would who wants to be believed.
+Some leave the hashes in the manifest as they were; others fix them up, as an attacker would.
 """
 
 import json

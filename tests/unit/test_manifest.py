@@ -105,7 +105,7 @@ def test_a_manifest_of_too_many_files_is_refused(bundle: Path, tmp_path: Path) -
 
 
 def test_an_oversized_manifest_is_not_read(tmp_path: Path) -> None:
-    """If it fails, a huge manifest fills the memory of whoever opens the bundle."""
+    """If it fails, a huge manifest fills the memory of every reader."""
     (tmp_path / "manifest.json").write_bytes(b" " * ((1 << 20) + 1))
     with pytest.raises(BundleError, match="at most"):
         read_manifest(tmp_path)

@@ -1,4 +1,4 @@
-"""`diptych predict`: every query of a file gets what a search gives it, whatever happens in between."""
+"""`diptych predict`: every query of a file gets the results of a search, also after an interruption."""
 
 import json
 from collections.abc import Callable

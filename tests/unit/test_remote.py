@@ -70,7 +70,7 @@ def test_what_the_cache_has_is_not_fetched_again(memory: fsspec.AbstractFileSyst
 
 
 def test_an_activation_is_seen_at_the_next_opening(memory: fsspec.AbstractFileSystem) -> None:
-    """If it fails, whoever has a cache stays with the bundle that was active when it was made."""
+    """If it fails, a cache keeps the bundle that was active when it was created."""
     for name in ("one", "two", "one"):
         memory.pipe("/shop/store/CURRENT", f"{name}\n".encode())
         with open_bundle(URL) as retriever:
@@ -103,7 +103,7 @@ def test_a_file_that_an_earlier_bundle_brought_is_not_fetched_again(memory: fssp
 
 
 def test_one_bundle_has_a_url_too(made: Path) -> None:
-    """If it fails, only whole stores can be fetched, and not a bundle that somebody copied to a bucket."""
+    """If it fails, only whole stores can be fetched, and not a single bundle in a bucket."""
     url = f"file://{made / 'bundles' / 'two'}"
     with open_bundle(url) as retriever:
         assert retriever.name == "two"
@@ -165,7 +165,7 @@ def test_the_reading_commands_take_a_url(
 def test_a_command_that_changes_a_store_refuses_a_url(
     memory: fsspec.AbstractFileSystem, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, a folder called `s3:` appears here, and nobody ever sees what was put into it."""
+    """If it fails, a local folder called `s3:` is created instead."""
     assert run(*arguments) == 1
     assert capsys.readouterr().err == (
         "error: s3://shop/store is a URL, and only a store in a folder can be changed. Fetch its bundles into a folder "
@@ -272,7 +272,7 @@ def without(package: str, program: str, folder: Path) -> str:
 
 @pytest.mark.parametrize(("package", "extra"), [("fsspec", "s3"), ("s3fs", "s3"), ("gcsfs", "gcs"), ("adlfs", "azure")])
 def test_a_missing_driver_names_the_extra_that_brings_it(package: str, extra: str, tmp_path: Path) -> None:
-    """If it fails, somebody without s3fs gets a traceback, or does not learn what to install."""
+    """If it fails, a missing driver is a traceback, or the message does not name the package."""
     scheme = {"gcs": "gs", "azure": "az"}.get(extra, extra)
     said = without(package, f"import diptych; diptych.main(['search', '{scheme}://shop/store', 'red'])", tmp_path)
     assert said.startswith(f"error: {scheme}://shop/store needs a package that is not installed (")

@@ -64,7 +64,7 @@ def test_the_weight_of_training_is_the_default(bundle: Path, tmp_path: Path) -> 
 
 
 def test_answers_name_the_bundle_that_gave_them(tmp_path: Path) -> None:
-    """If it fails, after a switch nobody can tell which model an answer came from."""
+    """If it fails, after a switch it is unknown which model an answer is from."""
     store = open_store(tmp_path / "store")
     for name in ("monday", "tuesday"):
         with store.incoming() as folder:

@@ -176,8 +176,8 @@ def test_pruning_leaves_what_a_reader_holds_open(tmp_path: Path) -> None:
 def test_a_reader_that_died_holds_nothing(tmp_path: Path) -> None:
     """If it fails, a crashed engine keeps its bundle in the store for ever."""
     store = make_store(tmp_path / "store", "one", "two")
-    program = "import sys, time\nfrom retrieval import open_bundle\nheld = open_bundle(sys.argv[1])\n"
-    program += "print('open', flush=True)\ntime.sleep(60)"
+    program = "import signal, sys\nfrom retrieval import open_bundle\nheld = open_bundle(sys.argv[1])\n"
+    program += "print('open', flush=True)\nsignal.pause()"
     command = [sys.executable, "-c", program, str(store.bundle_path("two"))]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as reader:
         assert reader.stdout is not None
