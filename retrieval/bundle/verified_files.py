@@ -115,20 +115,10 @@ def read_bundle(
         }
         mapped = _must_map(folder, manifest, is_loaded, trusted, memory)
         with ThreadPoolExecutor(threads or available_cores()) as pool:
-            results = pool.map(
-                lambda name: _read_file(folder / name, files[name], manifest, is_loaded(name), mapped), files
+            read = list(
+                pool.map(lambda name: _read_file(folder / name, files[name], manifest, is_loaded(name), mapped), files)
             )
-            read = dict(zip(files, results, strict=True))
-    graph = next((file.graph for file in read.values() if file.graph is not None), None)
-    contents = {name: file.content for name, file in read.items() if file.content is not None}
-    bundle = BundleFiles(signed, contents, graph)
-    for name, entry in manifest.files.items():
-        if read[name].entry != entry:
-            bundle.close()
-            raise BundleError(
-                f"{folder / name} is damaged: its SHA-256 differs from the one in {MANIFEST}. Copy it again."
-            )
-    return bundle
+    return _compare(folder, signed, dict(zip(files, read, strict=True)))
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -196,6 +186,18 @@ def _must_map(
         folder / VECTORS, needed >> 20, available.free >> 20, available.limit,
     )  # fmt: skip
     return True
+
+
+def _compare(folder: Path, signed: SignedManifest, read: dict[str, _ReadFile]) -> BundleFiles:
+    """Return a bundle whose files have the sizes and hashes of its manifest. Raises BundleError."""
+    graph = next((file.graph for file in read.values() if file.graph is not None), None)
+    contents = {name: file.content for name, file in read.items() if file.content is not None}
+    bundle = BundleFiles(signed, contents, graph)
+    for name, entry in signed.manifest.files.items():
+        if read[name].entry != entry:
+            bundle.close()
+            raise BundleError(f"{folder / name} is damaged: its SHA-256 is not the one in {MANIFEST}. Copy it again.")
+    return bundle
 
 
 def _read_file(path: Path, file: FileIO, manifest: Manifest, loaded: bool, mapped: bool) -> _ReadFile:
