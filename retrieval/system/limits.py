@@ -21,7 +21,7 @@ class FreeMemory(NamedTuple):
 
 
 def available_cores(groups: Path = GROUPS) -> int:
-    """Return the whole cores that this process may use; with more threads, all would be stopped in every period."""
+    """Return the whole cores that this process may use; more threads would be throttled in every period."""
     cores = len(os.sched_getaffinity(0))
     for folder in _folders(groups, "cpu"):
         quota = _words(folder / "cpu.max")

@@ -1,4 +1,4 @@
-"""Read CSV and TSV. The separator is detected from the header; a stray quote invalidates only its own line."""
+"""Read CSV and TSV. The separator is detected from the header; an unmatched quote invalidates only its line."""
 
 import csv
 from collections import deque
@@ -82,13 +82,13 @@ class DelimitedFile:
     def rows(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[PlacedRow]:
         """Yield each row's place and its cells in `columns`, None where empty; BadRow; None for a blank line."""
         self.unusual_rows = UnusualRows()
-        wanted = [(name, self.names.index(name)) for name in columns]
+        positions = [(name, self.names.index(name)) for name in columns]
         width, most = len(self.names), max(self._cells, len(self.names))
         for where, cells in self._records(progress):
             if isinstance(cells, BadRow):
                 yield where, cells
             elif len(cells) == width or self._has_only_empty_extras(cells, width, most):
-                record = {name: cells[place] or None for name, place in wanted}
+                record = {name: cells[position] or None for name, position in positions}
                 if width > 1 and not any(record.values()) and not any(map(str.strip, cells)):
                     yield where, None
                 else:

@@ -82,7 +82,7 @@ def unread_files(path: Path, files: list[Path], without: Path | None = None) -> 
 
 def _refuse_more_than_parts(path: Path) -> None:
     """Raise TableError for a folder that needs more than reading its files."""
-    if managed := next((what for name, what in _MANAGED.items() if (path / name).is_dir()), None):
+    if managed := next((table_format for name, table_format in _MANAGED.items() if (path / name).is_dir()), None):
         raise TableError(
             f"{path} is a {managed} table, whose folder also has files with deleted rows. Write it as plain Parquet."
         )

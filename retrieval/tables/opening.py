@@ -44,7 +44,7 @@ class ReadingProgress(Protocol):
     """Receives the progress of reading files."""
 
     def at(self, description: str, bytes_of_file: int) -> None:
-        """Report how many bytes of the current file were read."""
+        """Report compression many bytes of the current file were read."""
 
     def finish(self, size: int) -> None:
         """Report that the current file of `size` bytes is read."""
@@ -68,22 +68,22 @@ def opened_text(path: Path, newline: str | None = "") -> Iterator[tuple[TextIO, 
     missing, truncated, or not text.
     """
     require_file(path)
-    how = ""
+    compression = ""
     try:
         with path.open("rb") as raw:
-            how = _compression(raw.peek(8)) if raw.peek(8) else ""
-            content = _decompress(raw, how)
-            encoding = _encoding(path, _first_bytes(path, how))
+            compression = _compression(raw.peek(8)) if raw.peek(8) else ""
+            content = _decompress(raw, compression)
+            encoding = _encoding(path, _first_bytes(path, compression))
             errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
             yield io.TextIOWrapper(content, encoding, errors=errors, newline=newline), raw
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise TableError(f"{path} is truncated or not a {how} file ({error}). Download or write it again.") from error
-    except UnicodeError as error:
         raise TableError(
-            f"{path} starts as {_encoding_name(error)} but is not valid ({error}). Write it as UTF-8."
+            f"{path} is truncated or not a {compression} file ({error}). Download or write it again."
         ) from error
+    except UnicodeError as error:
+        raise TableError(f"{path} is not valid {_encoding_name(error)} ({error}). Write it as UTF-8.") from error
     except OSError as error:
-        reason = error.strerror or f"truncated or not a {how} file ({error})"
+        reason = error.strerror or f"truncated or not a {compression} file ({error})"
         raise TableError(f"{path} cannot be read: {reason}. Download or write it again.") from error
 
 
@@ -125,18 +125,18 @@ def _compression(head: bytes) -> str:
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
 
-def _decompress(raw: Any, how: str) -> Any:
-    if how == "zstd":
+def _decompress(raw: Any, compression: str) -> Any:
+    if compression == "zstd":
         import pyarrow as pa
 
         return pa.CompressedInputStream(raw, "zstd")
     openers: dict[str, Callable[[Any], Any]] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open}
-    return openers[how](raw) if how else raw
+    return openers[compression](raw) if compression else raw
 
 
-def _first_bytes(path: Path, how: str) -> bytes:
+def _first_bytes(path: Path, compression: str) -> bytes:
     with path.open("rb") as raw:
-        return bytes(_decompress(raw, how).read(_FIRST_BYTES))
+        return bytes(_decompress(raw, compression).read(_FIRST_BYTES))
 
 
 def _encoding(path: Path, head: bytes) -> str:

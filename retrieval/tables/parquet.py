@@ -23,8 +23,9 @@ class ParquetTable:
             self._file = pq.ParquetFile(path.open("rb"))  # Arrow opens only paths that are UTF-8
             self.names: list[str] = list(self._file.schema_arrow.names)
         except (pa.ArrowException, OSError, ValueError) as error:
-            how = compressed_as(path)
-            reason = f"it is compressed as {how}. Unpack it" if how else f"{_first_line(error)}. Write it again"
+            compression = compressed_as(path)
+            unpack = f"it is compressed as {compression}. Unpack it"
+            reason = unpack if compression else f"{_first_line(error)}. Write it again"
             raise TableError(f"{path} cannot be read as Parquet: {reason}.") from error
 
     def rows(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[tuple[str, dict[str, Any]]]:

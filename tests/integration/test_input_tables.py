@@ -1,4 +1,4 @@
-"""`diptych prepare` and `diptych predict` on files as users have them: every row is read, or skipped and counted."""
+"""`diptych prepare` and `diptych predict` on files like those of users: each row is read, or skipped and counted."""
 
 import csv
 import json
@@ -73,12 +73,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answered(path: Path) -> list[str]:
-    """The queries of a file of matches with one hit a query, in their order."""
+    """Return the queries of a file of matches with one hit per query, in order."""
     return list(pq.read_table(path).sort_by("row").column("query").to_pylist())
 
 
 def prepared_pairs(dataset: Dataset) -> set[tuple[str, str]]:
-    """All (query, label text) pairs of a dataset."""
+    """Return all (query, label text) pairs of a dataset."""
     texts = dataset.label_texts
     splits = [dataset.split(name) for name in SPLITS]
     return {
@@ -90,7 +90,7 @@ def prepared_pairs(dataset: Dataset) -> set[tuple[str, str]]:
 
 
 def test_a_path_need_not_be_utf8(bundle: Path, tmp_path: Path) -> None:
-    """Files below a folder with a name in another encoding would be reported as damaged, or end in a traceback."""
+    """If it fails, files in a folder whose name is not UTF-8 are reported as damaged, or end in a traceback."""
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
     with (folder / "t.parquet").open("wb") as file:
@@ -115,7 +115,7 @@ def test_a_path_need_not_be_utf8(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", GOOD)
 def test_prepare_reads_every_row_of_every_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: str) -> None:
-    """If this failed, a file as users have them would be refused or lose rows."""
+    """If this failed, a valid file would be refused or lose rows."""
     out = tmp_path / "out"
     assert run("prepare", GOOD[shape](tmp_path), "--out", out, *KEEP_ALL) == 0, capsys.readouterr().err
     assert prepared_pairs(Dataset.open(out)) == set(ROWS)
@@ -183,7 +183,7 @@ def test_prepare_counts_what_it_skips(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_predict_counts_what_it_skips(
     tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
-    """If this failed, a query would have no answer and no message would say so."""
+    """If this failed, a query would have no answer and no message."""
     write, read, _, queries, skipped = ROW_CASES[case]
     source, target = write(tmp_path), tmp_path / "m.parquet"
     asked = ("predict", "--bundle", bundle, "--input", source, "--output", target, "-k", "1")
@@ -239,7 +239,7 @@ def test_files_of_a_folder_that_are_not_read_are_named(
 
 
 def test_quotes_are_read_as_asked(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """If this failed, a file that quotes otherwise than its ending says could not be read."""
+    """If this failed, a file with other quoting than its suffix suggests could not be read."""
     glued = 'query,label\n"a,x\nb,x\nc,x"\n'
     for content, name, options, expected in (
         (glued, "t.csv", ("--quoting", "none"), ['"a', "b", "c"]),
@@ -303,7 +303,7 @@ def test_true_labels_may_begin_in_a_later_line(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_too_long_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this failed, the error would name a line that is not the one to mend."""
+    """If this failed, the error would name the wrong line."""
     limit = csv.field_size_limit()
     monkeypatch.setattr(retrieval.tables.delimited, "MAX_LINE", 100)
     rows = 'a,x\n"b,x\nc,x\nd,x"\n"e\nf",x\n'  # a stray quote, then a row of two lines

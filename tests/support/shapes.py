@@ -1,4 +1,4 @@
-"""One small table in every format of users' files; each entry writes the table and returns the path to read."""
+"""Write one small table in many formats; each entry returns the path to read."""
 
 import bz2
 import gzip
@@ -231,7 +231,7 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "zstd cut off": (
         packed("t.csv.zst", pa.compress(CSV.encode(), codec="zstd", asbytes=True)[:-9]), "truncated or not a zstd file",
     ),
-    "UTF-16 cut off": (packed("t.csv", CSV.encode("utf-16")[:-1]), "starts as UTF-16"),
+    "UTF-16 cut off": (packed("t.csv", CSV.encode("utf-16")[:-1]), "is not valid UTF-16"),
     "no such column": (text("t.csv", delimited(header=("q", "label"))), "has no column 'query'. It has: q, label."),
     "an unknown separator": (text("t.csv", delimited("^")), "name it with --separator"),
     "the column twice": (

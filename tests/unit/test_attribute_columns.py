@@ -15,7 +15,7 @@ TABLE = Path("labels.parquet")
 
 
 def nested(depth: int) -> Any:
-    """A number inside of `depth` lists."""
+    """Return a number nested in `depth` lists."""
     return [nested(depth - 1)] if depth else 1
 
 
@@ -61,7 +61,7 @@ def test_what_no_file_can_store_is_one_sentence(values: Any, why: str) -> None:
 
 
 def test_a_name_that_is_not_utf_8_is_refused() -> None:
-    """If it fails, a header with a stray byte stops `prepare` with a traceback."""
+    """If it fails, a header with an invalid byte stops `prepare` with a traceback."""
     with pytest.raises(DatasetError, match="name that is not UTF-8"):
         attribute_column(TABLE, "\udcff", [1])
 

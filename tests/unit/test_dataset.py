@@ -1,4 +1,4 @@
-"""The prepared dataset: what is written is read back, and no table that breaks a guarantee is read or written."""
+"""The prepared dataset: it is read as it was written, and invalid tables are neither written nor read."""
 
 import resource
 from pathlib import Path
@@ -18,14 +18,14 @@ META = DatasetMeta(name="food")
 
 
 def split_table(**columns: Any) -> Any:
-    """A table of two good rows, with columns replaced."""
+    """Return a table of two valid rows, with some columns replaced."""
     good = {"id": ["1", "2"], "text": ["fruit", "loaf"], "labels": [[0, 2], [1]], "exclude": [[2], []]}
     chosen = {**good, **columns}
     return pa.table({name: values for name, values in chosen.items() if values is not None})
 
 
 def written(folder: Path) -> Dataset:
-    """A small dataset in `folder`."""
+    """Write a small dataset to `folder`."""
     return write_dataset(folder, LABELS, {"train": split_table(), "test": split_table(labels=[[1], [2]])}, META)
 
 
@@ -41,7 +41,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_excluded_labels_are_out_of_the_truth(tmp_path: Path) -> None:
-    """If this failed, a label that may never be answered would be taught and would count as an answer."""
+    """If this failed, an excluded label would be a positive in training and a true label in evaluation."""
     train = written(tmp_path / "food").split("train")
     assert [list(row) for row in train.labels] == [[0], [1]]
     assert [list(row) for row in train.exclude] == [[2], []]
@@ -94,13 +94,13 @@ def test_a_foreign_file_with_a_bad_row_is_refused_where_it_is_bad(
     ],
 )
 def test_a_bad_label_table_is_refused(tmp_path: Path, labels: dict[str, Any], sentence: str) -> None:
-    """If this failed, two labels could answer by one id, or a label without text would be served."""
+    """If this failed, two labels could have the same id, or a label without text would be served."""
     with pytest.raises(DatasetError, match=sentence.replace(".", r"\.")):
         write_dataset(tmp_path / "food", pa.table(labels), {}, META)
 
 
 def test_a_refused_write_leaves_what_was_there(tmp_path: Path) -> None:
-    """If this failed, a bad second run would cost the user the dataset of the first."""
+    """If this failed, a failed run would destroy the dataset of an earlier one."""
     dataset = written(tmp_path / "food")
     with pytest.raises(DatasetError, match="labels contains label row 7"):
         write_dataset(dataset.folder, LABELS, {"train": split_table(labels=[[7], [0]])}, META, replace=True)
@@ -109,12 +109,12 @@ def test_a_refused_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 
 def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
-    """If this failed, a full disk would leave half a dataset in the place of a whole one."""
+    """If this failed, a full disk would replace a dataset by an incomplete one."""
     dataset = written(tmp_path / "food")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))  # the kernel refuses longer files, as a full disk does
     try:
-        with pytest.raises(DatasetError, match=r"cannot be written: File too large\. Nothing was changed\."):
+        with pytest.raises(DatasetError, match=r"cannot be written: File too large\. It is unchanged\."):
             write_dataset(dataset.folder, LABELS, {"train": split_table()}, META, replace=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -141,7 +141,7 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path, name: str, replace:
 
 
 def test_a_dataset_with_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
-    """If this failed, --force would delete what the user keeps beside the dataset."""
+    """If this failed, --force would delete the user's other files in the folder."""
     folder = written(tmp_path / "food").folder
     (folder / "notes.txt").write_text("keep")
     with pytest.raises(DatasetError, match=r"also contains 'notes\.txt', which would be deleted"):
@@ -174,7 +174,7 @@ def test_the_fingerprint_depends_on_content_and_not_on_the_parquet_writer(tmp_pa
     ],
 )
 def test_a_damaged_folder_says_what_is_missing(tmp_path: Path, file: str, content: bytes | None, sentence: str) -> None:
-    """If this failed, a half-copied dataset would end in a traceback."""
+    """If this failed, an incomplete copy of a dataset would end in a traceback."""
     folder = written(tmp_path / "food").folder
     (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
     with pytest.raises(DatasetError, match=sentence.replace(".", r"\.")):
@@ -188,7 +188,7 @@ def test_an_unknown_split_is_named_with_the_known_ones(tmp_path: Path) -> None:
 
 
 def test_only_queries_with_a_true_label_are_scored(tmp_path: Path) -> None:
-    """If this failed, queries that no answer could satisfy would be asked, or a set without truth end in NaN."""
+    """If this failed, queries without a true label would be evaluated, or a split without any would give NaN."""
     tables = {"train": split_table(), "test": split_table(labels=[[2], [1]])}  # the first excludes its only label
     dataset = write_dataset(tmp_path / "food", LABELS, tables, META)
     assert dataset.scored("test").ids == ["2"]
@@ -206,7 +206,7 @@ def test_a_split_can_be_taken_apart_and_built_from_lists() -> None:
 
 
 def test_a_split_followed_by_another_holds_both() -> None:
-    """If this failed, a label query would be taught with a training query's answers."""
+    """If this failed, label queries would be trained with the labels of other queries."""
     splits = [
         Split.from_lists(ids, texts, Ragged.from_lists(labels), Ragged.from_lists(exclude))
         for ids, texts, labels, exclude in (
@@ -225,7 +225,7 @@ def test_a_split_followed_by_another_holds_both() -> None:
 
 
 def test_two_ragged_lists_are_joined_row_by_row_or_one_behind_the_other() -> None:
-    """If this failed, a query would be given another query's labels or excludes."""
+    """If this failed, queries would get the labels or excluded labels of others."""
     rows, more = [[3, 1], [], [7]], [[2], [5, 5], []]
     left, right = Ragged.from_lists(rows), Ragged.from_lists(more)
     joined, behind = left.concat_values(right), left.followed_by(right)

@@ -1,4 +1,4 @@
-"""More than 2 GB of text in one column: each column here repeats one buffer, so it needs little memory."""
+"""Columns with more than 2 GB of text. They repeat one buffer, so they need little memory."""
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +17,7 @@ ROWS = CHUNKS * len(CHUNK)
 
 
 def large(kind: pa.DataType) -> pa.ChunkedArray:
-    """2.5 GB of text in 2,560 rows, in 64 MB of memory."""
+    """Return 2.5 GB of text in 2,560 rows, in 64 MB of memory."""
     return pa.chunked_array([CHUNK.cast(kind)] * CHUNKS)
 
 

@@ -1,4 +1,4 @@
-"""The XMC repository's raw LF-* format: a small folder in the public form, and what is wrong with broken ones."""
+"""The raw LF-* format of the XMC repository, on a small folder and on damaged ones."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ TEST = [
 
 
 def lf_folder(folder: Path, **changes: Any) -> Path:
-    """A folder as the XMC repository packs it, with parts replaced; None leaves a part out."""
+    """Write a folder in the repository's format; `changes` replace parts, None leaves one out."""
     good = {"lbl": LABELS, "trn": TRAIN, "tst": TEST, "train": "1 1\n", "test": "1 2\n"}
     parts = {**good, **changes}
     folder.mkdir()
@@ -43,18 +43,18 @@ def lf_folder(folder: Path, **changes: Any) -> Path:
 
 
 def prepared(source: Path, **choices: Any) -> Dataset:
-    """The dataset of the folder, with no validation cut."""
+    """Prepare the folder without validation rows."""
     return prepare(source, source.parent / "out", PrepareSettings(**{"validation": 0.0, **choices}))[0]
 
 
 def label_uids(dataset: Dataset, name: SplitName, column: str = "labels") -> list[list[str]]:
-    """Uids of each row's labels."""
+    """Return the uids of each row's labels."""
     uids = dataset.label_table["id"].to_pylist()
     return [[uids[label] for label in row] for row in getattr(dataset.split(name), column)]
 
 
 def test_the_public_format_is_read_whole(tmp_path: Path) -> None:
-    """If this failed, a published set would give other rows, labels or filters than other people's figures rest on."""
+    """If this failed, metrics on a public dataset could not be compared with published ones."""
     dataset = prepared(lf_folder(tmp_path / "LF-Kitchen-3"))
     assert dataset.meta.name == "LF-Kitchen-3"
     assert dataset.label_texts == ["Coffee Mill", "Tea Pot", "Sugar Bowl"]
@@ -82,7 +82,7 @@ def test_title_and_content_are_one_text_when_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_filters_may_be_missing(tmp_path: Path) -> None:
-    """If this failed, a set that comes without filter files could not be prepared."""
+    """If this failed, a set without filter files could not be prepared."""
     dataset = prepared(lf_folder(tmp_path / "set", train=None, test=None))
     assert label_uids(dataset, "train") == [["L0", "L2"], ["L1", "L2"]]
 
@@ -139,13 +139,13 @@ def test_each_bad_line_is_named(tmp_path: Path, changes: dict[str, Any], sentenc
 
 @pytest.mark.parametrize("part", ["lbl", "trn", "tst"])
 def test_a_missing_part_is_named(tmp_path: Path, part: str) -> None:
-    """If this failed, half a download would be prepared as a whole set."""
+    """If this failed, an incomplete download would be prepared."""
     with pytest.raises(DatasetError, match=rf"has no {part}\.json\.gz\. An LF-\* folder needs trn, tst and lbl"):
         prepared(lf_folder(tmp_path / "set", **{part: None}))
 
 
 def test_options_of_other_sources_are_refused(tmp_path: Path) -> None:
-    """If this failed, an option would be ignored without a word."""
+    """If this failed, an option would be silently ignored."""
     with pytest.raises(
         DatasetError, match=r"--min-count does not apply to .*, which is an LF-\* set and has its own labels"
     ):

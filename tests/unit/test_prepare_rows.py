@@ -1,4 +1,4 @@
-"""`diptych prepare` on JSON Lines, CSV, TSV and Parquet: what is read, and the sentence for each kind of bad row."""
+"""`diptych prepare` on JSON Lines, CSV, TSV and Parquet: the rows that are read, and the message for each bad row."""
 
 import gzip
 import json
@@ -19,13 +19,13 @@ GOOD = b'{"query": "bike", "labels": ["bicycle", "cycling"], "split": "train"}\n
 
 
 def prepared(source: Path, **choices: Any) -> Dataset:
-    """The dataset of a source, with nothing cut unless asked for."""
+    """Prepare a source, by default without test and validation rows."""
     settings = PrepareSettings(**{"test": 0.0, "validation": 0.0, **choices})
     return prepare(source, source.parent / "out", settings)[0]
 
 
 def rows(dataset: Dataset, name: SplitName = "train") -> dict[str, list[str]]:
-    """Label texts by query text."""
+    """Return label texts by query text."""
     split = dataset.split(name)
     return {
         text: [dataset.label_texts[label] for label in labels]
@@ -60,7 +60,7 @@ def test_json_lines_of_queries_keep_splits_excludes_and_ids(
 
 @pytest.mark.parametrize("form", ["jsonl", "csv", "tsv", "parquet"])
 def test_pairs_of_one_query_become_one_row(tmp_path: Path, form: str) -> None:
-    """If this failed, a click log would train on as many one-label queries as it has clicks."""
+    """If this failed, each click would be a query of its own with one label."""
     pairs = [("cheap flights", "flight"), ("hotel", "room"), ("cheap flights", "airline"), ("cheap flights", "flight")]
     source = tmp_path / f"clicks.{form}"
     if form == "jsonl":
@@ -76,7 +76,7 @@ def test_pairs_of_one_query_become_one_row(tmp_path: Path, form: str) -> None:
 
 
 def test_rare_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
-    """If this failed, --min-count would leave accidental clicks in, or take them out without a word."""
+    """If this failed, --min-count would not remove accidental clicks, or remove them without a count."""
     source = tmp_path / "clicks.csv"
     source.write_text('q,k,n\nbike,bicycle,2\nbike,"cars, used",1\nbike,bicycle,1\nshoe,boot,0\n')
     dataset = prepared(source, query_column="q", label_column="k", count_column="n", min_count=3)
@@ -100,7 +100,7 @@ def test_rare_labels_are_counted_outside_the_test_split_only(tmp_path: Path) -> 
 
 
 def test_parquet_rows_with_lists_are_read(tmp_path: Path) -> None:
-    """If this failed, the form of the example's own data could not be prepared."""
+    """If this failed, the example could not be prepared."""
     source = tmp_path / "things.parquet"
     table = {
         "query": ["bike", "car"],
@@ -161,7 +161,7 @@ def test_a_split_column_of_clicks_is_kept(tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_each_bad_line_is_named_with_its_value_and_the_way_out(tmp_path: Path, line: bytes, sentence: str) -> None:
-    """If this failed, a user would have to look for the bad line, or for what is wrong with it."""
+    """If this failed, the error would not name the line or its problem."""
     source = tmp_path / "things.jsonl"
     source.write_bytes(GOOD + line + b"\n" + GOOD)
     with pytest.raises(DatasetError) as caught:
@@ -184,7 +184,7 @@ def test_each_bad_line_is_named_with_its_value_and_the_way_out(tmp_path: Path, l
     ],
 )
 def test_each_bad_cell_is_named(tmp_path: Path, content: bytes, sentence: str) -> None:
-    """If this failed, a stray quote or a missing cell would shift or swallow clicks without a word."""
+    """If this failed, a stray quote or a missing cell would silently shift or lose clicks."""
     source = tmp_path / "clicks.csv"
     source.write_bytes(content)
     with pytest.raises(DatasetError) as caught:
@@ -194,7 +194,7 @@ def test_each_bad_cell_is_named(tmp_path: Path, content: bytes, sentence: str) -
 
 @pytest.mark.parametrize("value", ["-1", "1.5", "many", ""])
 def test_a_count_that_is_no_count_is_named(tmp_path: Path, value: str) -> None:
-    """If this failed, a wrong --count-column would weigh clicks by nonsense."""
+    """If this failed, a wrong --count-column would give clicks wrong weights."""
     source = tmp_path / "clicks.csv"
     source.write_text(f"query,label,n\na,b,2\nc,d,{value}\n")
     with pytest.raises(DatasetError, match=r"clicks\.csv line 3: n is .*, not a count\. Write an integer"):
@@ -202,7 +202,7 @@ def test_a_count_that_is_no_count_is_named(tmp_path: Path, value: str) -> None:
 
 
 def test_counts_may_be_written_as_pandas_writes_them(tmp_path: Path) -> None:
-    """If this failed, a CSV from pandas whose count column has gaps would be refused row by row."""
+    """If this failed, a CSV from pandas with nulls in its count column would be refused."""
     source = tmp_path / "clicks.csv"
     source.write_text("query,label,n\na,b,2.0\nc,d,10\ne,f,0.0\n")
     kept = prepared(source, count_column="n", test=0, validation=0)
@@ -210,7 +210,7 @@ def test_counts_may_be_written_as_pandas_writes_them(tmp_path: Path) -> None:
 
 
 def test_parquet_rows_are_named_by_number(tmp_path: Path) -> None:
-    """If this failed, a null in a Parquet file could not be found."""
+    """If this failed, the error would not name the row of a null in Parquet."""
     source = tmp_path / "clicks.parquet"
     pq.write_table(pa.table({"query": ["a", None], "label": ["b", "c"]}), source)
     with pytest.raises(DatasetError, match=r"clicks\.parquet row 1: query is null, not text"):
@@ -218,7 +218,7 @@ def test_parquet_rows_are_named_by_number(tmp_path: Path) -> None:
 
 
 def test_all_bad_rows_are_counted_and_twenty_are_listed(tmp_path: Path) -> None:
-    """If this failed, a user with a thousand bad rows would find them one run at a time, or drown in them."""
+    """If this failed, a user would see one bad row per run, or thousands at once."""
     source = tmp_path / "things.jsonl"
     source.write_bytes(GOOD + b"{}\n" * 1500)
     with pytest.raises(DatasetError) as caught:
@@ -252,10 +252,14 @@ def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path: Path) -> None
 
 
 def test_a_column_that_is_not_used_is_reported(tmp_path: Path) -> None:
-    """If this failed, a misspelt column (spilt, excluded) would be ignored without a word."""
+    """If this failed, a misspelt column (spilt, excluded) would be silently ignored."""
     source = tmp_path / "things.jsonl"
     source.write_text('{"query": "a", "labels": ["b"], "excluded": ["c"]}\n')
     assert prepared(source).meta.notes == {"unused_columns": {"excluded": 1}}
+    source = tmp_path / "more" / "things.jsonl"
+    source.parent.mkdir()
+    source.write_text('{"query": "a", "labels": ["b"], "": 1}\n{"query": "c", "labels": ["b"], "": 1, "n": 2}\n')
+    assert prepared(source).meta.notes == {"unused_columns": {"": 2, "n": 1}}
 
 
 @pytest.mark.parametrize(
@@ -282,7 +286,7 @@ def test_a_column_that_is_not_used_is_reported(tmp_path: Path) -> None:
 def test_a_file_that_will_not_do_gets_one_sentence(
     tmp_path: Path, name: str, content: bytes | None, choices: dict[str, Any], sentence: str
 ) -> None:
-    """If this failed, the wrong file or option would end in a traceback or in an empty dataset."""
+    """If this failed, a wrong file or option would end in a traceback or in an empty dataset."""
     source = tmp_path / name
     if content is not None:
         source.write_bytes(content)

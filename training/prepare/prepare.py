@@ -57,21 +57,16 @@ def prepare(
         require_training_rows(assembled.splits, source, accounts["rows"])
         messages = [escape_surrogates(message) for message in bad_rows.messages]
         meta = DatasetMeta(
-            name=name,
-            source=escape_surrogates(source.resolve().name),
-            settings=recorded,
-            accounts=accounts,
-            notes=_escape_names(notes.counts()),
-            skipped=bad_rows.total,
-            skipped_first=tuple(messages[:MAX_LISTED]),
-        )
+            name=name, source=escape_surrogates(source.resolve().name), settings=recorded, accounts=accounts,
+            notes=_escape_names(notes.counts()), skipped=bad_rows.total, skipped_first=tuple(messages[:MAX_LISTED]),
+        )  # fmt: skip
         return write_dataset(out, assembled.labels, assembled.splits, meta, replace=force, skipped=messages), True
 
 
 def _escape_names(counts: Mapping[str, int | dict[str, int]]) -> dict[str, int | dict[str, int]]:
     return {
-        fact: count if isinstance(count, int) else {escape_surrogates(name): number for name, number in count.items()}
-        for fact, count in counts.items()
+        note: count if isinstance(count, int) else {escape_surrogates(name): number for name, number in count.items()}
+        for note, count in counts.items()
     }
 
 

@@ -19,14 +19,9 @@ FILES = {"dataset.json", "labels.parquet", SKIPPED, *(f"{name}.parquet" for name
 
 
 def write_dataset(
-    folder: Path | str,
-    labels: Any,
-    splits: Mapping[SplitName, Any],
-    meta: DatasetMeta,
-    *,
-    replace: bool = False,
+    folder: Path | str, labels: Any, splits: Mapping[SplitName, Any], meta: DatasetMeta, *, replace: bool = False,
     skipped: Sequence[str] = (),
-) -> Dataset:
+) -> Dataset:  # fmt: skip
     """Write a prepared dataset and open it. If it fails, `folder` is unchanged.
 
     labels: table of id, text and attributes; splits: a table per split with id, text, labels and, optionally, exclude;
@@ -52,7 +47,7 @@ def write_dataset(
     try:
         _publish(folder, tables, texts)
     except OSError as error:
-        raise DatasetError(f"{folder} cannot be written: {error.strerror or error}. Nothing was changed.") from error
+        raise DatasetError(f"{folder} cannot be written: {error.strerror or error}. It is unchanged.") from error
     return Dataset.open(folder)
 
 
