@@ -43,14 +43,15 @@ def open_bundle(
 ) -> "Retriever":
     """Open a store's active bundle, or the folder of one bundle, and verify every file against its manifest.
 
-    path: a folder or a URL (s3://, gs://, az://, …). A bundle at a URL is fetched into `cache`; default:
-        DIPTYCH_CACHE, or the user's cache folder.
-    threads: threads of the encoder; default: one per core.
-    search_threads: threads of the indexes; default: as `threads`.
-    provider: "cpu" or "cuda".
-    trusted: keys of which one must have signed the bundle; without keys, signatures are not checked.
-    low_priority: verify and load the files at low priority.
-    paused: ids of labels to leave out of answers; default: those in PAUSED.json of the store that contains the bundle.
+    Args:
+        path: a folder or a URL (s3://, gs://, az://, …). A bundle at a URL is fetched into `cache`; default:
+            DIPTYCH_CACHE, or the user's cache folder.
+        threads: threads of the encoder; default: one per core.
+        search_threads: threads of the indexes; default: as `threads`.
+        provider: "cpu" or "cuda".
+        trusted: keys of which one must have signed the bundle; without keys, signatures are not checked.
+        low_priority: verify and load the files at low priority.
+        paused: ids of labels to leave out of answers; default: those in PAUSED.json of the bundle's store.
 
     Raises BundleError, and BadInput for an unavailable provider.
     """

@@ -20,8 +20,10 @@ NO_ROW = -1  # fills the end of a query's results if there are fewer than K
 class Hit:
     """One label found for a query.
 
-    score: dual_encoder + classifier.
-    dual_encoder, classifier: the contributions of the dual encoder and of the classifier at the weight of the search.
+    Attributes:
+        score: dual_encoder + classifier.
+        dual_encoder: the dual encoder's part of the score at the weight of the search.
+        classifier: the classifier's part of the score at the weight of the search.
     """
 
     id: str

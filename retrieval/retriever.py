@@ -142,11 +142,12 @@ class Retriever:
     ) -> SearchResults:
         """Return the k best labels of each query, best first; fewer only if there are no more. Raises BadInput.
 
-        weight: the classifier's share of the score, from 0 to 1; default: the weight chosen in training.
-        filter: allowed values per attribute, such as `{"market": ["US", "CA"]}`; a label needs one of the values of
-            every attribute.
-        min_score: leave out labels that score less.
-        exact: compare all labels instead of searching the index.
+        Args:
+            weight: the classifier's share of the score, from 0 to 1; default: the weight chosen in training.
+            filter: allowed values per attribute, such as `{"market": ["US", "CA"]}`; a label needs one of the values of
+                every attribute.
+            min_score: leave out labels that score less.
+            exact: compare all labels instead of searching the index.
         """
         ranking = self.search_rows(queries, k, weight=weight, filter=filter, min_score=min_score, exact=exact)
         return SearchResults(self.hits(ranking), self.name)

@@ -54,8 +54,10 @@ def verify_in_subprocess(
 ) -> "GoldenReport":
     """Verify as `verify_in_process` does, in a child process.
 
-    least_seconds: time limit of the child, to which the time for reading the files of the bundle is added.
-    run: runs a program; default: `run_program`.
+    Args:
+        least_seconds: time limit of the child, to which the time for reading the files of the bundle is added.
+        run: runs a program; default: `run_program`.
+
     Raises BundleError, also if the child dies or does not answer.
     """
     from retrieval.bundle.golden_answers import GoldenReport

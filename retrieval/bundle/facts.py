@@ -43,11 +43,12 @@ class FileEntry(ManifestPart):
 class LabelFacts(ManifestPart):
     """Numbers of labels.
 
-    count: all labels.
-    trained: labels that the classifier was trained on.
-    imputed: labels whose classifier rows were imputed from their nearest trained neighbours.
-    duplicates: labels with the text of an earlier row. They have equal scores and are ranked by row.
-    zeros: labels whose vector is zero. Their score is 0 for every query.
+    Attributes:
+        count: all labels.
+        trained: labels that the classifier was trained on.
+        imputed: labels whose classifier rows were imputed from their nearest trained neighbours.
+        duplicates: labels with the text of an earlier row. They have equal scores and are ranked by row.
+        zeros: labels whose vector is zero. Their score is 0 for every query.
     """
 
     count: Count
@@ -111,12 +112,12 @@ class ModelFacts(ManifestPart):
 class EfSearch(ManifestPart):
     """The index's `ef_search` at one weight, and the recalls reached with it.
 
-    ef: candidates for k up to 10; None: no number of candidates reaches the recall, so all labels are compared.
-    ef_at_100: candidates for k = 100; None as for `ef`.
-    recall_at_10, recall_at_1, recall_at_100: over validation queries.
-    label_text_recall_at_10, label_text_recall_at_100: over label texts.
+    Attributes:
+        ef: candidates for k up to 10; None: no number of candidates reaches the recall, so all labels are compared.
+        ef_at_100: candidates for k = 100; None as for `ef`.
 
-    Older bundles have only the first two recalls.
+    Recalls are over validation queries, or over label texts if the name begins with `label_text`. Older bundles have only
+    the first two.
     """
 
     weight: Share
@@ -147,12 +148,15 @@ class EfSearch(ManifestPart):
 class IndexFacts(ManifestPart):
     """The index's settings and its measured recall against exact search.
 
-    width: number of principal directions that label vectors are projected to; None: they are not projected.
-    energy: share of the variance that the projection keeps.
-    nodes: number of distinct vectors, each in one node; None: all vectors are distinct.
-    m, ef_construction: settings of the graph.
-    recall_queries, recall_label_texts: numbers of validation queries and label texts that the recalls are over.
-    ef_search: in ascending order of weight, from 0 to 1.
+    Attributes:
+        width: number of principal directions that label vectors are projected to; None: they are not projected.
+        energy: share of the variance that the projection keeps.
+        nodes: number of distinct vectors, each in one node; None: all vectors are distinct.
+        m: links per node of the graph.
+        ef_construction: candidates per insertion into the graph.
+        recall_queries: number of validation queries that the recalls are over.
+        recall_label_texts: number of label texts that the recalls are over.
+        ef_search: in ascending order of weight, from 0 to 1.
     """
 
     width: Count | None = None

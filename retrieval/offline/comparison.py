@@ -31,11 +31,12 @@ class ChangedQuery:
 class BundleComparison:
     """The differences between the answers of two bundles to some queries.
 
-    overlap: mean share of the first k labels that both bundles return.
-    same_first: share of queries with the same first label.
-    same: share of queries with the same labels in the same order.
-    changed: queries with removed or added labels, most changed first.
-    metrics: percent by metric, of both bundles; None without true labels.
+    Attributes:
+        overlap: mean share of the first k labels that both bundles return.
+        same_first: share of queries with the same first label.
+        same: share of queries with the same labels in the same order.
+        changed: queries with removed or added labels, most changed first.
+        metrics: percent by metric, of both bundles; None without true labels.
     """
 
     names: tuple[str, str]

@@ -43,7 +43,9 @@ class Ranker:
     ) -> ScoredRows:
         """Return the k best rows of each query with their scores, fewer only if fewer labels are allowed.
 
-        weight: the classifier's share of the score. exact: compare all labels instead of searching the index.
+        Args:
+            weight: the classifier's share of the score.
+            exact: compare all labels instead of searching the index.
         """
         k = min(k, len(self.vectors_LD) if allowed is None else allowed.count)
         scale_D, measured = self._settings(weight, k)

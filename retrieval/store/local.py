@@ -101,9 +101,7 @@ class Store:
         if not self._is_published(name):
             for path in (self.path / BUNDLES, self.path / BUNDLES / name):
                 if path.is_symlink():
-                    raise BundleError(
-                        f"{path} is a symbolic link. A store has only regular files and folders: replace it by a folder."
-                    )
+                    raise BundleError(f"{path} is a symbolic link. Replace it by a folder.")
             names = ", ".join(self.bundles()) or "none yet"
             raise BundleError(f"{self.path} has no bundle {name!r}. It has: {names}.")
         return self.path / BUNDLES / name
