@@ -116,8 +116,8 @@ class EfSearch(ManifestPart):
         ef: candidates for k up to 10; None: no number of candidates reaches the recall, so all labels are compared.
         ef_at_100: candidates for k = 100; None as for `ef`.
 
-    Recalls are over validation queries, or over label texts if the name begins with `label_text`. Older bundles have only
-    the first two.
+    Recalls are over validation queries, or over label texts if the name begins with `label_text`. Older bundles have
+    only the first two.
     """
 
     weight: Share
