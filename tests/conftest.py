@@ -21,7 +21,8 @@ for number in (signal.SIGHUP, signal.SIGINT):
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's dataset, prepared."""
-    from training.prepare.prepare import PrepareSettings, prepare
+    from training.prepare.inputs import PrepareSettings
+    from training.prepare.prepare import prepare
 
     folder = tmp_path_factory.mktemp("chain") / "dataset"
     prepare(ROOT / "examples" / "keywords", folder, PrepareSettings())
@@ -46,9 +47,9 @@ def checkpoint(dataset_folder: Path) -> Path:
 def store(checkpoint: Path) -> Path:
     """A store whose one bundle, exported from `checkpoint`, is active."""
     from export.build import export
-    from retrieval.store.local import Store
+    from retrieval.open import open_store
 
     folder = checkpoint.parent / "store"
-    opened = Store(folder)
+    opened = open_store(folder)
     opened.activate(export(checkpoint, opened).name)
     return folder

@@ -9,7 +9,8 @@ from rich.console import Console
 
 from retrieval.errors import DiptychError
 from training.data.dataset import Dataset, read_meta
-from training.prepare.prepare import PrepareSettings, prepare
+from training.prepare.inputs import PrepareSettings
+from training.prepare.prepare import prepare
 
 
 def ended(measure: Callable[[argparse.Namespace, Console], Path], options: argparse.Namespace) -> int:

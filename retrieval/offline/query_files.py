@@ -1,4 +1,4 @@
-"""Read the queries of a table in parts: CSV, TSV, JSON Lines or Parquet, one file or a folder of part files."""
+"""Read the queries of a table in shards: CSV, TSV, JSON Lines or Parquet, one file or a folder of part files."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,15 +14,15 @@ from retrieval.tables.table import Table
 from retrieval.tables.values import BadRow, parse_id, parse_labels, parse_list_cell, preview, refuse_surrogates
 
 COLUMNS = ("query", "text")  # default columns of the queries, in order of preference
-LISTED = 20
+MAX_PROBLEMS = 20  # messages about bad rows
 LONGEST = 2**26  # characters of one query
 
 
 @dataclass(frozen=True)
-class Part:
-    """Consecutive queries; `first` is the row of the first one, and None is a skipped row."""
+class QueryShard:
+    """Consecutive queries; `first_row` is the row of the first one, and None is a skipped row."""
 
-    first: int
+    first_row: int
     texts: list[str | None]
 
     @property
@@ -64,22 +64,21 @@ class Queries:
         if self.skipped and not self._skip:
             rows = "1 bad row" if self.skipped == 1 else f"{self.skipped:,} bad rows"
             raise BadInput(
-                f"{self.path} has {rows}. Fix what is named here, or leave such rows out with --skip-bad-rows.\n  "
-                + "\n  ".join(self.problems)
+                f"{self.path} has {rows}. Fix them, or skip them with --skip-bad-rows.\n  " + "\n  ".join(self.problems)
             )
 
-    def parts(self, size: int, characters: int = LONGEST) -> Iterator[Part]:
-        """Yield parts of at most `size` queries and about `characters` in total; the same parts on every call."""
+    def shards(self, size: int, characters: int = LONGEST) -> Iterator[QueryShard]:
+        """Yield shards of at most `size` queries and about `characters` in total; the same shards on every call."""
         texts: list[str | None] = []
         first = length = 0
         for text in self._texts():
             texts.append(text)
             length += len(text or "")
             if len(texts) == size or length >= characters:
-                yield Part(first, texts)
+                yield QueryShard(first, texts)
                 first, texts, length = first + len(texts), [], 0
         if texts:
-            yield Part(first, texts)
+            yield QueryShard(first, texts)
 
     def first(self, most: int, *, truths: bool = True) -> tuple[list[str], list[list[str]] | None]:
         """Return the first queries that have text, at most `most`, and the ids of their true labels; set `account`.
@@ -110,16 +109,16 @@ class Queries:
             except BadRow as bad:
                 raise BadInput(f"{where}: {bad}") from bad
         if not texts:
-            raise BadInput(f"{self.path} holds no query.")
+            raise BadInput(f"{self.path} contains no query.")
         read = len(texts) + sum(skipped.values())
         self.account = RowAccount(read=read, written=len(texts), skipped=dict(skipped)).check(str(self.path))
         return texts, labels if has_labels else None
 
     def _texts(self, *, counted: bool = False) -> Iterator[str | None]:
         """Yield the text of each row: empty if it has none, None if the row is invalid."""
-        alone = self.table.has_header and len(self.table.names) == 1
+        is_only_column = self.table.has_header and len(self.table.names) == 1
         for where, record in self.table.rows([self.column] if self.table.names else []):
-            if record is None and not alone:
+            if record is None and not is_only_column:
                 self.blank_lines += counted
                 continue
             if isinstance(record, dict) and self.column not in record:
@@ -129,7 +128,7 @@ class Queries:
             except BadRow as bad:
                 if counted:
                     self.skipped += 1
-                    if len(self.problems) < LISTED:
+                    if len(self.problems) < MAX_PROBLEMS:
                         self.problems.append(f"{where}: {bad}")
                 yield None
 

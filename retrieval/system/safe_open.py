@@ -14,7 +14,7 @@ from pathlib import Path
 
 from retrieval.errors import BundleError
 
-BUNDLES = "bundles"  # the folder of a store that holds its bundles
+BUNDLES = "bundles"  # the folder of bundles in a store
 OPEN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from retrieval import open_bundle
 from retrieval.retriever import Retriever
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
@@ -25,7 +26,7 @@ def opened(checkpoint: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def retriever(store: Path) -> Retriever:
-    return Retriever.open(store)
+    return open_bundle(store)
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieval.open import open_store
 from retrieval.store.local import Store
 from tests.support.bundles import WORDS, make_store
 from tests.support.checkpoints import make_checkpoint, write_words
@@ -110,7 +111,7 @@ def test_native_code_that_delays_signals_does_not_block_a_command(words: Dataset
 @pytest.mark.parametrize("stage", ["export.build:write_vectors", "export.build:choose_ef_search", "export.build:seal"])
 def test_an_export_that_stops_leaves_nothing(checkpoint: Path, tmp_path: Path, stage: str) -> None:
     """If it fails, an export continues after SIGTERM, or leaves an incomplete bundle on the disk."""
-    store = Store(tmp_path / "store")
+    store = open_store(tmp_path / "store")
     stopped(stage, ["export", checkpoint, "--store", store.path])
     assert store.bundles() == []
     assert list((store.path / ".incoming").iterdir()) == []
@@ -121,8 +122,8 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
     queries = tmp_path / "queries.csv"
     queries.write_text("query\n" + "\n".join(f"{one} {other}" for one in WORDS for other in WORDS) + "\n")
     command = ["predict", "--bundle", store.path, "--input", queries, "--output"]
-    said = stopped("retrieval.offline.batch_search:Parts.join", [*command, tmp_path / "found.jsonl"])
-    assert "The same command goes on from here." in said
+    said = stopped("retrieval.offline.shards:Shards.join", [*command, tmp_path / "found.jsonl"])
+    assert "Rerun the same command to resume." in said
     assert run(*command, tmp_path / "found.jsonl") == run(*command, tmp_path / "whole.jsonl") == 0
     assert (tmp_path / "found.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
 
@@ -131,7 +132,7 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
     ("stage", "command"),
     [
         ("retrieval.retriever:read_bundle", ["search", "STORE", "red shoes"]),
-        ("retrieval.sandboxed_opening:prove_aside", ["bundles", "verify", "STORE", "one"]),
+        ("retrieval.sandboxed_opening:verify_in_subprocess", ["bundles", "verify", "STORE", "one"]),
         ("training.prepare.writing:_publish", ["prepare", "CLICKS", "--out", "OUT"]),
         (
             "training.evaluation.checkpoint_evaluation:load_checkpoint",

@@ -15,7 +15,7 @@ import retrieval.tables.delimited
 from loadtest.plan import bodies
 from retrieval.errors import BadInput, TableError
 from retrieval.offline.query_files import Queries
-from retrieval.store.local import Store
+from retrieval.open import open_store
 from retrieval.tables.table import Table
 from tests.support.bundles import make_bundle
 from tests.support.command import run
@@ -106,7 +106,10 @@ def test_a_path_need_not_be_utf8(bundle: Path, tmp_path: Path) -> None:
         assert pq.read_table(file).num_rows == 2
     assert len((folder / "found.jsonl").read_text().splitlines()) == 2
     assert run("train", "--dataset", folder / "dataset", "--out", folder / "run") == 1
-    with pytest.raises(BadInput, match="the path of a store or a run must be valid UTF-8"), Store(folder).incoming():
+    with (
+        pytest.raises(BadInput, match="the path of a store or a run must be valid UTF-8"),
+        open_store(folder).incoming(),
+    ):
         pass
 
 

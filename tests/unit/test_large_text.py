@@ -89,7 +89,7 @@ def test_a_label_table_is_written_with_the_offsets_it_needs(
         {"id": pa.chunked_array([["a"], ["b"]]), "text": pa.chunked_array([["x"], ["y"]], pa.large_string())}
     )
     for most, kind in ((2**31, pa.string()), (1, pa.large_string())):
-        monkeypatch.setattr("retrieval.bundle.labels.MOST_BYTES_OF_32_BITS", most)
+        monkeypatch.setattr("retrieval.bundle.labels.LARGEST_32_BIT_COLUMN", most)
         path = tmp_path / f"{most}.arrow"
         write_labels(path, table)
         opened = LabelTable.open(path)

@@ -10,7 +10,8 @@ import pytest
 
 import diptych
 from training.data import Dataset
-from training.prepare.prepare import PrepareSettings, prepare
+from training.prepare.inputs import PrepareSettings
+from training.prepare.prepare import prepare
 from training.prepare.summary import NOTES
 
 ROOT = Path(__file__).parents[2]

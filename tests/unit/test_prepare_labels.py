@@ -10,7 +10,8 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset
-from training.prepare.prepare import PrepareSettings, prepare
+from training.prepare.inputs import PrepareSettings
+from training.prepare.prepare import prepare
 
 
 def prepared(folder: Path, clicks: str, labels: Path, **choices: Any) -> Dataset:

@@ -9,7 +9,8 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset, SplitName
-from training.prepare.prepare import PrepareSettings, prepare
+from training.prepare.inputs import PrepareSettings
+from training.prepare.prepare import prepare
 
 LABELS = [
     {"uid": "L0", "title": "Coffee Mill", "content": "grinds beans"},

@@ -22,7 +22,8 @@ from training.data.dataset import Dataset
 from training.data.ragged import Ragged
 from training.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from training.evaluation.significance import Estimate
-from training.prepare.prepare import PrepareSettings, prepare
+from training.prepare.inputs import PrepareSettings
+from training.prepare.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = [

@@ -61,7 +61,7 @@ def prepare(
     No query is in two splits, and splits are reproducible.
     """
     from retrieval.system.console import Console
-    from training.prepare.prepare import PrepareSettings
+    from training.prepare.inputs import PrepareSettings
     from training.prepare.prepare import prepare as run
     from training.prepare.summary import show
 
