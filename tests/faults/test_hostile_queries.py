@@ -17,10 +17,10 @@ from retrieval.bundle.label_size import label_bytes
 from retrieval.bundle.labels import write_labels
 from retrieval.bundle.manifest import LABELS
 from retrieval.bundle.verified_files import describe_file
-from retrieval.bundle_commands import bundles
 from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
 from service.errors import longest_retry
+from tests.support import bundles
 from tests.support.bundles import WORDS, label_texts, make_bundle, make_store
 from tests.support.service import PATIENCE, Load, Reply, Service, figures, serving, wait_until
 
