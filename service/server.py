@@ -15,13 +15,13 @@ import uvloop
 
 from retrieval.errors import BadInput, DiptychError
 from service.access.key_settings import weak_predict_keys
-from service.app import create_app
+from service.app import create_service
 from service.bundles.generation import Generation
 from service.bundles.manager import Generations
-from service.connections.pool import Connections
+from service.connections.pool import ConnectionPool
 from service.engine.gc_tuning import settle
 from service.observe import logs
-from service.settings import Settings, unheard
+from service.settings import Settings, unknown_variables
 
 LOG = logging.getLogger("diptych")
 BACKLOG = 2048
@@ -74,7 +74,7 @@ class Server(uvicorn.Server):
 def run(settings: Settings) -> None:
     """Serve until a signal stops it. Raises DiptychError when the address or the bundle cannot be opened."""
     logs.configure(settings.log_format)
-    for sentence in [*unheard(os.environ), *weak_predict_keys(settings.predict_keys)]:
+    for sentence in [*unknown_variables(os.environ), *weak_predict_keys(settings.predict_keys)]:
         LOG.warning("%s", sentence)
     settings = with_connections_that_fit(settings)
     listener = _listen(settings.host, settings.port)
@@ -87,7 +87,7 @@ def run(settings: Settings) -> None:
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     failures: list[DiptychError] = []
 
-    def opened(outcome: Generation | DiptychError) -> None:
+    def on_opened(outcome: Generation | DiptychError) -> None:
         if isinstance(outcome, Generation):
             settle()
             _announce(outcome, listener, logs.as_text(settings.log_format))
@@ -95,11 +95,11 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             failures.append(outcome)
             server.should_exit = True
 
-    app = create_app(settings, opened)
-    connections = Connections(settings, app.state.metrics, app.state.generations.full, app.busy_route.turns_away)
+    service = create_service(settings, on_opened)
+    pool = ConnectionPool(settings, service.metrics, service.generations.full, service.predict.is_refused_unread)
     config = uvicorn.Config(
-        app,
-        http=connections.protocol,  # type: ignore[arg-type]  # uvicorn only calls it
+        service.asgi,
+        http=pool.protocol,  # type: ignore[arg-type]  # uvicorn only calls it
         ws="none",
         lifespan="on",  # else uvicorn would serve although the application failed to start
         log_config=None,
@@ -111,8 +111,8 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         backlog=BACKLOG,
     )
-    server = Server(config, app.state.generations, settings.grace_seconds)
-    app.state.supervisor.retry("connection_watch", connections.watch)  # ends with the application
+    server = Server(config, service.generations, settings.grace_seconds)
+    service.supervisor.retry("connection_watch", pool.watch)  # ends with the application
     try:
         await server.serve(sockets=[listener])
     except SystemExit as error:  # uvicorn raises it when the application does not start

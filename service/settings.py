@@ -271,7 +271,7 @@ class Settings(BaseSettings):
             raise BadInput(f"{about}{first['msg'].removeprefix('Value error, ')}") from error
 
 
-def unheard(variables: Iterable[str]) -> list[str]:
+def unknown_variables(variables: Iterable[str]) -> list[str]:
     """A sentence for each variable with our prefix that is no setting: a limit that is misspelt is no limit."""
     known = sorted({name.upper() for name in Settings.model_fields} | OTHERS)
     sentences = []

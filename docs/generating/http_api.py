@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from service.app import create_app
+from service.app import create_service
 from service.settings import Settings
 
 INTRODUCTION = """# HTTP API
@@ -29,7 +29,7 @@ Schema = dict[str, Any]
 def page() -> str:
     """The Markdown of the page."""
     settings = Settings(store=Path("store"), admin_key="only for this document", predict_key="-")  # type: ignore[arg-type]
-    document = create_app(settings).openapi()
+    document = create_service(settings).fastapi.openapi()
     parts = [INTRODUCTION]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

@@ -12,7 +12,8 @@ from typing import Self
 from retrieval.errors import DiptychError
 from service import errors
 from service.access.callers import ANYONE, Caller
-from service.batching.batcher import Batcher, Ticket
+from service.batching.batcher import Batcher
+from service.batching.pending_request import PendingRequest
 from service.engine.client import EngineProcess, Opened
 from service.engine.cpu_throttle import Traffic
 from service.engine.protocol import Answers, Asked, Kind, pack_json
@@ -103,7 +104,7 @@ class Generation:
             raise RuntimeError(f"generation {self.number} is asked before it is open")
         return self._batcher
 
-    def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> Ticket:
+    def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
         """Queue a request for at most `seconds`. Raises Refusal 422, 429 or 503."""
         if self.trouble:
             raise errors.unavailable(f"Bundle {self.name} cannot be served just now; /readyz says why.")
@@ -133,7 +134,7 @@ class Generation:
 
     def hand_over(self, successor: "Generation") -> None:
         """Move the unanswered requests to another generation."""
-        successor.batcher.take_over(self.batcher.hand_over())
+        self.batcher.drain_to(successor.batcher)
 
     async def close(self) -> None:
         """Answer the admitted requests, then end the engine."""
@@ -142,7 +143,7 @@ class Generation:
                 await self.batcher.drained()
         except TimeoutError:
             LOG.warning("%d requests of bundle %s were still unfinished", self.batcher.unfinished, self.name)
-            self.batcher.give_up(errors.unavailable("The service stopped before this request was answered."))
+            self.batcher.refuse_all(errors.unavailable("The service stopped before this request was answered."))
         self._metrics.ends(self)
         self._closed = True
         if self._replacing:
@@ -172,7 +173,7 @@ class Generation:
         self._watchdog.saw(self.batcher.oldest)
 
     def _answered(self, answers: Answers) -> None:
-        self.batcher.answered(answers)
+        self.batcher.on_answers(answers)
         self._watchdog.saw(self.batcher.oldest)
 
     def _answered_paused(self, unknown: list[str]) -> None:
@@ -191,7 +192,7 @@ class Generation:
         self._watchdog.saw(None)
         self._metrics.restarts.inc()
         self._replacing = self._supervisor.retry("engine_replacement", partial(self._replace, dead))
-        self._excused = self.batcher.lost()
+        self._excused = self.batcher.on_engine_death()
 
     async def _replace(self, dead: EngineProcess | None) -> None:
         """Start engines until one answers. The supervisor retries it after an unexpected exception."""

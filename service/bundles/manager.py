@@ -17,7 +17,7 @@ from retrieval.bundle.signatures import trusted_keys
 from retrieval.errors import DiptychError
 from service import errors
 from service.access.callers import ADMINISTRATOR, ANYONE, Caller
-from service.batching.batcher import Ticket
+from service.batching.pending_request import PendingRequest
 from service.bundles.comparison import Compared
 from service.bundles.generation import Generation
 from service.bundles.loader import Opener
@@ -29,7 +29,8 @@ from service.bundles.switch_queue import Turns, reason, refused
 from service.engine.cpu_throttle import Traffic, no_traffic
 from service.engine.protocol import Asked
 from service.errors import Refusal
-from service.http.schemas import ActivateResponse, Readiness
+from service.http.admin_schemas import ActivateResponse
+from service.http.schemas import Readiness
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor
 from service.settings import Settings
@@ -119,7 +120,7 @@ class Generations:
             self._serve(generation)
             await self.supervisor.read(partial(self.source.followed, generation.folder))
 
-    def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> Ticket:
+    def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
         """Queue a request with the served generation for at most `seconds`. Raises Refusal 422, 429 or 503."""
         if self.current is None:
             raise errors.unavailable(f"The service is not ready: {self.readiness().detail}.")
@@ -178,7 +179,7 @@ class Generations:
         except (DiptychError, OSError) as error:
             raise await self._not_activated(name or "of before", error) from error
 
-    async def compare(self, name: str, asked: Asked, seconds: float | None = None) -> Ticket:
+    async def compare(self, name: str, asked: Asked, seconds: float | None = None) -> PendingRequest:
         """Queue a request with any bundle of the store; open it if needed. Raises Refusal."""
         for one in (self.current, self.kept):
             if one and one.name == name:

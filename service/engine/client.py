@@ -21,7 +21,7 @@ from service.engine.cpu_throttle import Ration, Traffic, no_traffic
 from service.engine.options import Orders
 from service.engine.protocol import Answers, Kind, Parts, Splitter, unpack_answers
 from service.observe import logs
-from service.observe.detached_thread import aside
+from service.observe.detached_thread import run_detached
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
@@ -160,7 +160,7 @@ class EngineProcess(asyncio.Protocol):
         """Start the process and connect to its pipe. Raises BundleError and OSError, TimeoutError included."""
         _check_sandbox(settings)
         async with asyncio.timeout(settings.load_seconds):  # in a thread: a network file system may not respond
-            limits = await aside(lambda: (data_limit(self._folder), folder_bytes(self._folder)))
+            limits = await run_detached(lambda: (data_limit(self._folder), folder_bytes(self._folder)))
         ours, theirs = socket.socketpair()
         try:
             with theirs:

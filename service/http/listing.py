@@ -8,7 +8,8 @@ from service.bundles.generation import Generation
 from service.bundles.manager import Generations
 from service.bundles.store_access import Source
 from service.errors import Refusal, unavailable
-from service.http.schemas import About, Attribute, BundlesResponse, ServedGeneration, State, StoredBundle
+from service.http.admin_schemas import BundlesResponse, ServedGeneration, State, StoredBundle
+from service.http.schemas import About, Attribute
 from service.settings import Settings
 
 

@@ -1,14 +1,12 @@
 """Every metric and every bucket; the registry is passed in, so two services in one process do not share figures."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-
-from service.engine.protocol import Stages
 
 SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 LOAD_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900)
@@ -115,16 +113,16 @@ class Metrics:
             counter = self._answers[route, status] = self._requests.labels(route, str(status))
         counter.inc()
 
-    def batch(self, queries: int, stages: Stages) -> None:
-        """Count one answered batch."""
+    def batch(self, queries: int, seconds: Sequence[float], tokens: int, padding: int, full_scans: int) -> None:
+        """Count one answered batch. `seconds` are those of ENGINE_STAGES."""
         self.batch_queries.observe(queries)
-        if encoded := stages.tokens + stages.padding:
-            self.batch_tokens.observe(stages.tokens)
-            self.padding.observe(stages.padding / encoded)
-        for histogram, seconds in zip(self._engine_seconds, stages, strict=False):
-            histogram.observe(seconds)
-        if stages.full_scans:
-            self.full_scans.inc(stages.full_scans)
+        if encoded := tokens + padding:
+            self.batch_tokens.observe(tokens)
+            self.padding.observe(padding / encoded)
+        for histogram, duration in zip(self._engine_seconds, seconds, strict=True):
+            histogram.observe(duration)
+        if full_scans:
+            self.full_scans.inc(full_scans)
 
     def serving(self, bundle: str, generation: int) -> None:
         """From now on this generation takes the requests."""

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from retrieval.errors import DiptychError
 from service.errors import Refusal
-from service.observe.detached_thread import aside
+from service.observe.detached_thread import run_detached
 from service.observe.metrics import Metrics
 
 LOG = logging.getLogger("diptych")
@@ -88,7 +88,7 @@ class Supervisor:
         """
         if self._stopping:
             raise DiptychError("The service is stopping.")
-        task = self.start("store_reading", aside(work))
+        task = self.start("store_reading", run_detached(work))
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
         try:

@@ -93,18 +93,18 @@ def test_the_audit_says_what_was_done(service: Service) -> None:
     act("/admin/paused", {"remove": [f"label {number}" for number in range(500)]})
 
     done = act("/admin/activate", {"bundle": "second"})
-    assert (done["bundle"], done["previous"], done["status"], done["refusal"]) == ("second", "first", 200, None)
+    assert (done["bundle"], done["previous"], done["status"], done["error_code"]) == ("second", "first", 200, None)
     back = act("/admin/rollback", {})
     assert (back["action"], back["bundle"], back["previous"]) == ("rollback", "first", "second")
 
     refused = act("/admin/activate", {"bundle": "second", "secret note": "of nobody's business"})
-    assert (refused["action"], refused["status"], refused["refusal"]) == ("activate", 422, "unknown_field")
+    assert (refused["action"], refused["status"], refused["error_code"]) == ("activate", 422, "unknown_field")
     compared = act("/admin/compare", {"bundle": "absent", "queries": ["what somebody looked for"]})
     assert (compared["action"], compared["bundle"], compared["status"]) == ("compare", "absent", 404)
     keyless = act("/admin/nothing", {}, key=None)
     assert (keyless["key"], keyless["action"], keyless["request"]) == (None, None, "POST /admin/nothing")
     wrong = act("/admin/rollback", {}, key="guessed by somebody")
-    assert (wrong["key"], wrong["action"], wrong["refusal"]) == ("unknown", "rollback", "wrong_key")
+    assert (wrong["key"], wrong["action"], wrong["error_code"]) == ("unknown", "rollback", "wrong_key")
     assert not any(text in service.log for text in ("nobody's business", "somebody looked", "guessed by"))
 
 

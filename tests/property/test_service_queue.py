@@ -1,8 +1,9 @@
 """Any order of arrivals, answers, deaths, departures and cancellations; and what each caller gets of the engine."""
 
 import asyncio
+from collections.abc import Callable
+from time import perf_counter
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
@@ -22,7 +23,7 @@ EVENTS = st.lists(
         st.tuples(st.just("ask"), st.integers(1, 12), st.sampled_from(CALLERS), st.sampled_from(KS)),
         st.tuples(st.just("answer"), st.integers(0, 2)),
         st.tuples(st.sampled_from(["abandon", "cancel"]), st.integers(0, 30)),
-        st.tuples(st.sampled_from(["die", "attach", "give_up", "postpone"]), st.just(0)),
+        st.tuples(st.sampled_from(["die", "attach", "hand_over", "postpone"]), st.just(0)),
     ),
     max_size=60,
 )
@@ -33,10 +34,10 @@ MAX_HITS = 20
 class Play:
     """One run: every request's texts are numbered, so that a mixed-up answer shows."""
 
-    def __init__(self, padded: bool, lanes: int, room: int) -> None:
+    def __init__(self, padded: bool, threads: int, room: int, clock: Callable[[], float] = perf_counter) -> None:
         limits = {"max_queries": 12, "max_batch_queries": 5, "max_piece_queries": 2, "max_batch_hits": MAX_HITS}
         self.settings = Settings(store="unused", max_waiting_queries=room, max_waiting_tokens=1 << 20, **limits)
-        self.padded, self.lanes = padded, lanes
+        self.padded, self.threads, self.clock = padded, threads, clock
         self.batcher = self.new_batcher()
         self.requests = []
         self.sent: list[tuple[int, list[Asked]]] = []
@@ -44,7 +45,7 @@ class Play:
         self.admitted = 0
 
     def new_batcher(self) -> Batcher:
-        return Batcher("words", self.settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, self.padded))
+        return Batcher("words", self.settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, self.padded), self.clock)
 
     def ask(self, texts: int, caller: bytes, k: int) -> None:
         queries = [f"{self.admitted}.{'0' * (number % 4 * 8)}{number}" for number in range(texts)]
@@ -54,7 +55,7 @@ class Play:
         try:
             self.requests.append(self.batcher.admit(Asked(queries, k, None), caller=caller))
         except Refusal:
-            tokens = sum(self.batcher.lengths.tokens(query) for query in queries)
+            tokens = sum(self.batcher.lengths.estimate(queries))
             places = self.batcher._waiting.places(texts, tokens)
             mine = self.batcher._waiting.places_of(caller) + places
             assert mine > self.settings.max_waiting_queries / others or set(waiting) == {caller}
@@ -67,12 +68,12 @@ class Play:
                 found[request.caller] = found.get(request.caller, 0) + texts
         return found
 
-    def answer(self, lane: int, outcome: Outcome = Outcome.ANSWERED) -> None:
+    def answer(self, thread: int, outcome: Outcome = Outcome.ANSWERED) -> None:
         if self.sent:
-            number, pieces = self.sent.pop(min(lane % self.lanes, len(self.sent) - 1))
+            number, pieces = self.sent.pop(min(thread % self.threads, len(self.sent) - 1))
             bodies = [(Outcome.ANSWERED, ",".join(piece.queries).encode()) for piece in pieces]
             bodies[1:] = [(outcome, body if outcome is Outcome.ANSWERED else b"") for _, body in bodies[1:]]
-            self.batcher.answered(Answers(number, NO_TIME, bodies))
+            self.batcher.on_answers(Answers(number, NO_TIME, bodies))
 
     def postpone(self, _: int) -> None:
         """The first piece of a batch is answered, the others were too much for the engine."""
@@ -80,12 +81,12 @@ class Play:
 
     def die(self, _: int) -> None:
         self.sent.clear()
-        self.batcher.lost()
+        self.batcher.on_engine_death()
 
     def attach(self, _: int) -> None:
         self.sent.clear()
-        self.batcher.lost()
-        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])), self.lanes)
+        self.batcher.on_engine_death()
+        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])), self.threads)
 
     def abandon(self, number: int) -> None:
         if number < len(self.requests):
@@ -98,10 +99,10 @@ class Play:
             self.gone.add(number)
             self.requests[number].answer.cancel()
 
-    def give_up(self, _: int) -> None:
+    def hand_over(self, _: int) -> None:
         """Another bundle takes over, whatever its predecessor was doing."""
         former, self.batcher = self.batcher, self.new_batcher()
-        self.batcher.take_over(former.hand_over())
+        former.drain_to(self.batcher)
         self.sent.clear()
         assert (former.unfinished, former.waiting_queries, former.waiting_tokens) == (0, 0, 0)
 
@@ -124,13 +125,13 @@ class Play:
 @settings(max_examples=250)
 @given(EVENTS, st.booleans(), st.integers(1, 3), st.sampled_from([12, 30, 10_000]))
 def test_every_request_is_settled_once_and_with_its_own_answer(
-    events: list[tuple], padded: bool, lanes: int, room: int
+    events: list[tuple], padded: bool, threads: int, room: int
 ) -> None:
     """Some order of events would lose a request, answer it with another's results, leak its place in the queue, or
     refuse a caller that is under its share."""
 
     async def run() -> None:
-        play = Play(padded, lanes, room)
+        play = Play(padded, threads, room)
         for name, *arguments in events:
             getattr(play, name)(*arguments)
             await asyncio.sleep(0)
@@ -143,7 +144,7 @@ def test_every_request_is_settled_once_and_with_its_own_answer(
             if request.answer.cancelled():
                 assert number in play.gone
             elif (refusal := request.answer.exception()) is None:
-                assert request.answer.result() == ",".join(request.asked.queries).encode()
+                assert request.answer.result() == ",".join(request.texts).encode()
             else:
                 assert number in play.gone or refusal.code == "overloaded" or request.deaths == 2
         play.check()
@@ -163,7 +164,7 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
     later than the others."""
 
     async def run() -> None:
-        play = Play(padded=False, lanes=1, room=10_000)
+        play = Play(padded=False, threads=1, room=10_000)
         play.attach(0)
         given: dict[bytes, int] = {}
         since: dict[bytes, int] = {}  # what the others had been given when a caller came
@@ -187,8 +188,8 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
                 break
             _, pieces = play.sent[0]
             for piece in pieces:
-                request = next(one for one in play.requests if set(piece.queries) <= set(one.asked.queries))
-                start = list(request.asked.queries).index(piece.queries[0])
+                request = next(one for one in play.requests if set(piece.queries) <= set(one.texts))
+                start = list(request.texts).index(piece.queries[0])
                 given[request.caller] += request.cost(start, start + len(piece.queries))
             play.answer(0)
             totals = [given[caller] + since[caller] for caller in before]
@@ -205,7 +206,7 @@ def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, 
     """Beside callers that ask much, a caller that asks one text now and then would wait for all that they have."""
 
     async def run() -> None:
-        play = Play(padded=False, lanes=1, room=10_000)
+        play = Play(padded=False, threads=1, room=10_000, clock=Clock())
         play.attach(0)
         for number in range(heavy * requests):
             play.ask(texts, b"heavy%d" % (number % heavy), 10)
@@ -218,6 +219,4 @@ def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, 
                 play.answer(0)
             assert light.answer.done()
 
-    with pytest.MonkeyPatch.context() as patch:
-        Clock(patch)
-        asyncio.run(run())
+    asyncio.run(run())

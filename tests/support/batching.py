@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-import pytest
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
@@ -20,15 +20,17 @@ NO_TIME = Stages(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
 class Bench:
     """A batcher, the batches it sent, and methods that answer them."""
 
-    def __init__(self, padded: bool = False, lanes: int = 1, **limits: Any) -> None:
+    def __init__(
+        self, padded: bool = False, worker_threads: int = 1, clock: Callable[[], float] = perf_counter, **limits: Any
+    ) -> None:
         settings = Settings(store=Path("unused"), **{"max_queries": 1, **limits})
-        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded))
-        self.lanes = lanes
+        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded), clock)
+        self.worker_threads = worker_threads
         self.sent: list[list[Asked]] = []
         self.answered = 0
 
     def attach(self) -> "Bench":
-        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])[1]), self.lanes)
+        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])[1]), self.worker_threads)
         return self
 
     def ask(self, *queries: str) -> PendingRequest:
@@ -38,7 +40,7 @@ class Bench:
         """Answer the oldest batch: each text's result is the text itself."""
         self.answered += 1
         bodies = [(outcome, ",".join(piece.queries).encode()) for piece in self.sent[self.answered - 1]]
-        self.batcher.answered(Answers(self.answered, NO_TIME, bodies))
+        self.batcher.on_answers(Answers(self.answered, NO_TIME, bodies))
 
     def texts(self) -> list[list[str]]:
         """The texts of each batch sent so far."""
@@ -46,12 +48,13 @@ class Bench:
 
 
 class Clock:
-    """A clock that stands still until a test moves it, in place of the batcher's own."""
+    """A clock that stands still until a test moves it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now = 1000.0
-        for module in ("service.batching.batcher", "service.batching.pending_request"):
-            monkeypatch.setattr(f"{module}.perf_counter", lambda: self.now)
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def played(**limits: Any) -> Callable[[Callable[[Bench], Any]], None]:

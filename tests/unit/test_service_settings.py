@@ -7,7 +7,7 @@ import pytest
 from retrieval.errors import BadInput
 from service.errors import Refusal
 from service.http.schemas import parse, predict_request
-from service.settings import Settings, unheard
+from service.settings import Settings, unknown_variables
 
 
 def test_the_command_line_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,8 +39,8 @@ def test_a_bad_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: st
 
 def test_a_misspelt_setting_is_named() -> None:
     """An operator would believe in a limit that nothing obeys."""
-    assert unheard(["DIPTYCH_MAX_K", "diptych_port", "DIPTYCH_CACHE", "DIPTYCH_SIGNING_KEY", "PATH"]) == []
-    assert unheard(["DIPTYCH_RATE_LIMITS", "DIPTYCH_COLOUR"]) == [
+    assert unknown_variables(["DIPTYCH_MAX_K", "diptych_port", "DIPTYCH_CACHE", "DIPTYCH_SIGNING_KEY", "PATH"]) == []
+    assert unknown_variables(["DIPTYCH_RATE_LIMITS", "DIPTYCH_COLOUR"]) == [
         "DIPTYCH_COLOUR is set and no setting, so nothing obeys it.",
         "DIPTYCH_RATE_LIMITS is set and no setting, so nothing obeys it. DIPTYCH_RATE_LIMIT is one.",
     ]

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 
 from retrieval.errors import BundleError, DiptychError
 from service.observe import supervisor as module
-from service.observe.detached_thread import aside
+from service.observe.detached_thread import run_detached
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor
 
@@ -127,7 +127,7 @@ def test_a_thread_that_raises_what_no_future_takes_still_answers() -> None:
     async def main() -> None:
         async with asyncio.timeout(30):
             with pytest.raises(RuntimeError, match="StopIteration"):
-                await aside(lambda: next(iter(())))
+                await run_detached(lambda: next(iter(())))
 
     asyncio.run(main())
 
