@@ -109,7 +109,9 @@ def test_every_administrative_act_leaves_a_line(service: Service) -> None:
     )
     assert (tried["action"], tried["status"], tried["error_code"]) == ("activate", 404, "not_activated")
     assert (tried["bundle"], tried["address"]) == ("absent", "127.0.0.1")
-    assert (guessed["status"], guessed["error_code"]) == (keyless["status"], keyless["error_code"]) == (401, "wrong_key")
+    assert (
+        (guessed["status"], guessed["error_code"]) == (keyless["status"], keyless["error_code"]) == (401, "wrong_key")
+    )
     assert (tried["key"], guessed["key"], keyless["key"]) == ("admin", "unknown", None)
     assert ADMIN_KEY not in service.log
     assert "guessed" not in service.log
