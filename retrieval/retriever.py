@@ -47,7 +47,7 @@ from retrieval.search.pca_index import NarrowIndex, rescore, to_rescore
 from retrieval.search.thread_pool import Workers
 from retrieval.store.paused_labels import read_paused
 from retrieval.store.read_lock import lease
-from retrieval.system.low_priority import at_once, gently
+from retrieval.system.low_priority import at_low_priority, directly
 
 QUERIES_A_PASS = 256
 NO_ROW = -1  # behind the last answer of a query that has fewer than K
@@ -145,7 +145,7 @@ class Retriever:
         provider: str = "cpu",
         trusted: Sequence[str] = (),
         cache: Path | str | None = None,
-        behind: bool = False,
+        low_priority: bool = False,
         paused: Sequence[str] | None = None,
     ) -> Self:
         """Open a store's active bundle, or the folder of one bundle; verify every file against its manifest.
@@ -154,7 +154,7 @@ class Retriever:
 
         `threads` limits the threads of the encoder (default: all cores), `search_threads` those of the indexes
         (default: as `threads`). `provider` is "cpu" or "cuda". With `trusted` keys, one of them must have signed the
-        bundle. With `behind`, files are verified and loaded at low priority. `paused` are ids of labels to leave out of
+        bundle. `low_priority` verifies and loads files at low priority. `paused` are ids of labels to leave out of
         answers; default: those in PAUSED.json of the store that contains the bundle. Raises BundleError, and BadInput
         for an unavailable provider.
         """
@@ -162,7 +162,7 @@ class Retriever:
         listed = read_paused(place.store) if paused is None and place.store is not None else paused or ()
         held = lease(place.folder)
         try:
-            retriever = cls._load(place.folder, held, threads, search_threads, provider, trusted, behind)
+            retriever = cls._load(place.folder, held, threads, search_threads, provider, trusted, low_priority)
         except BaseException:
             held.close()
             raise
@@ -184,11 +184,11 @@ class Retriever:
         search_threads: int | None,
         provider: str,
         trusted: Sequence[str],
-        behind: bool,
+        low_priority: bool,
     ) -> Self:
         """Verify a bundle and load the verified bytes; no file is opened twice."""
-        run = gently if behind else at_once
-        files = run(lambda: read_bundle(folder, _is_loaded, trusted, 1 if behind else None))
+        run = at_low_priority if low_priority else directly
+        files = run(lambda: read_bundle(folder, _is_loaded, trusted, 1 if low_priority else None))
         try:
             manifest, contents = files.manifest, files.contents
             model, size = manifest.model, manifest.labels.count
@@ -205,7 +205,7 @@ class Retriever:
             nodes = None if shared is None else run(lambda: nodes_in(contents[NODES], folder / NODES, size, shared))
             encoder = TextEncoder.load(
                 contents, folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
-                threads=threads, provider=provider, behind=behind,
+                threads=threads, provider=provider, low_priority=low_priority,
             )  # fmt: skip
         finally:
             files.close()

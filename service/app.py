@@ -19,7 +19,7 @@ from service.access.key_guessing import GuessLimit
 from service.access.key_headers import PREDICT_HEADER
 from service.access.keys import AdminKeys
 from service.bundles.generation import Generation
-from service.bundles.manager import Generations
+from service.bundles.manager import BundleManager
 from service.http import audit
 from service.http.body_guard import BodyGuard
 from service.http.dispatcher import Dispatcher
@@ -47,7 +47,7 @@ class Service:
     asgi: ASGIApp
     fastapi: FastAPI  # the routes and their OpenAPI document
     predict: Predict
-    generations: Generations
+    generations: BundleManager
     metrics: Metrics
     supervisor: Supervisor
 
@@ -61,7 +61,7 @@ def create_service(settings: Settings, on_opened: OnOpened | None = None) -> Ser
     metrics = Metrics(CollectorRegistry())
     tracing = Tracing.from_environment()
     supervisor = Supervisor(metrics)
-    generations = Generations(settings, metrics, supervisor)
+    generations = BundleManager(settings, metrics, supervisor)
     guesses = GuessLimit()  # shared by both kinds of keys
     predict = Predict(settings, generations, metrics, guesses)
     admin = AdminKeys(settings.administrators, guesses, metrics)
@@ -102,7 +102,7 @@ def _add_cors(app: ASGIApp, origins: list[str]) -> ASGIApp:
 
 
 def _lifespan(
-    generations: Generations, supervisor: Supervisor, tracing: Tracing | None, on_opened: OnOpened | None
+    generations: BundleManager, supervisor: Supervisor, tracing: Tracing | None, on_opened: OnOpened | None
 ) -> Callable[[FastAPI], Any]:
     """Return the context manager that opens the active bundle and, at the end, finishes the admitted requests."""
 
@@ -122,7 +122,7 @@ def _lifespan(
     return lifespan
 
 
-async def _open(generations: Generations, supervisor: Supervisor, on_opened: OnOpened | None) -> None:
+async def _open(generations: BundleManager, supervisor: Supervisor, on_opened: OnOpened | None) -> None:
     """Open the active bundle and report the generation or the error, whatever its type."""
     try:
         outcome: Generation | DiptychError = await generations.open_active()

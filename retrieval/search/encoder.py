@@ -20,7 +20,7 @@ from retrieval.bundle.manifest import ModelFacts
 from retrieval.bundle.model_file import external_files
 from retrieval.errors import BadInput, BundleError, in_a_line
 from retrieval.search.thread_pool import Workers
-from retrieval.system.low_priority import at_once, gently
+from retrieval.system.low_priority import at_low_priority, directly
 from retrieval.system.safe_open import read_file
 
 TEXTS_A_RUN = 64
@@ -74,7 +74,7 @@ class TextEncoder:
         *,
         threads: int | None = None,
         provider: str = "cpu",
-        behind: bool = False,
+        low_priority: bool = False,
     ) -> Self:
         """Read both files and call `load`. Raises BundleError, and BadInput for a provider."""
         try:
@@ -86,7 +86,7 @@ class TextEncoder:
                 f"{error.filename} cannot be read ({error.strerror}). Export the bundle again."
             ) from error
         return cls.load(
-            contents, tokenizer, model, facts, dim, threads=threads, provider=provider, behind=behind
+            contents, tokenizer, model, facts, dim, threads=threads, provider=provider, low_priority=low_priority
         )  # fmt: skip
 
     @classmethod
@@ -100,17 +100,17 @@ class TextEncoder:
         *,
         threads: int | None = None,
         provider: str = "cpu",
-        behind: bool = False,
+        low_priority: bool = False,
     ) -> Self:
         """Load both files from their `contents`, by name; `dim` is the required width of the model's output.
 
-        `threads` (default: all cores) each encode a few texts of a transformer; other models use one. With `behind`,
+        `threads` (default: all cores) each encode a few texts of a transformer; other models use one. `low_priority`:
         files are loaded at low priority. Raises BundleError, and BadInput for a provider.
         """
         side_by_side = facts.encoder == "transformer" and provider == "cpu"
         workers, texts = (Workers(threads), TEXTS_A_THREAD) if side_by_side else (Workers(1), TEXTS_A_RUN)
         # A CUDA session starts threads that stay, and they would keep the low priority.
-        run = gently if behind and provider == "cpu" else at_once
+        run = at_low_priority if low_priority and provider == "cpu" else directly
         loaded = run(lambda: _open_tokenizer(tokenizer, contents[tokenizer.name]))
         session = run(lambda: _open_session(model, contents, dim, provider))
         return cls(loaded, session, facts, dim, (tokenizer, model), workers, texts)

@@ -20,7 +20,7 @@ from service.batching.filter_charges import FilterCharges
 from service.batching.pending_request import Lengths, PendingRequest, RequestSlice
 from service.batching.quarantine import Quarantine
 from service.batching.queue_limits import QueueLimits
-from service.engine.protocol import Answers, Asked, Outcome, Stages, pack_batch
+from service.engine.protocol import BatchAnswers, Outcome, Query, Stages, encode_batch
 from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.settings import Settings
@@ -93,11 +93,11 @@ class Batcher:
             self._metrics.rejections.labels("queue_full").inc()
             raise errors.overloaded(waiting)
 
-    def admit(self, query: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
+    def admit(self, query: Query, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
         """Queue a request; send it immediately when the engine has room. Raises Refusal 422 or 429."""
         if self._quarantine:
             self._refuse_quarantined(query)
-        tokens = self.lengths.estimate(query.queries)
+        tokens = self.lengths.estimate(query.texts)
         self._make_room(len(tokens), sum(tokens), len(tokens) * query.k, caller)
         deadline = self._settings.deadline_seconds
         seconds = min(seconds, deadline) if seconds else deadline
@@ -163,10 +163,10 @@ class Batcher:
                 query_is_cause = len(self._blamed) == 1
         return query_is_cause
 
-    def on_answers(self, answers: Answers) -> None:
+    def on_answers(self, answers: BatchAnswers) -> None:
         """Deliver the answers of a batch to its requests. Raises ValueError for a batch that is not due."""
         due = list(islice(self._in_flight, self._worker_threads))
-        if answers.number not in due or len(answers.pieces) != len(self._in_flight[answers.number]):
+        if answers.number not in due or len(answers.answers) != len(self._in_flight[answers.number]):
             expected = " or ".join(map(str, due)) or "none"
             raise ValueError(f"the engine answered batch {answers.number}; expected {expected}")
         batch = self._in_flight.pop(answers.number)
@@ -174,7 +174,7 @@ class Batcher:
         self._feed()  # first, so that the engine works while the answers are sent
         now = self._clock()
         self._measure(batch, answers, now)
-        for one, (outcome, body) in zip(batch, answers.pieces, strict=True):
+        for one, (outcome, body) in zip(batch, answers.answers, strict=True):
             if self._is_pending_here(one):
                 one.request.begun = now - answers.stages.total  # excludes the wait in the pipe
                 self._deliver(one, outcome, body, answers.stages)
@@ -201,7 +201,7 @@ class Batcher:
         while self._send and self._may_send() and (batch := self._builder.next_batch(self._clock())):
             self._number += 1
             self._in_flight[self._number] = batch
-            self._send(pack_batch(self._number, [one.query() for one in batch]))
+            self._send(encode_batch(self._number, [one.query() for one in batch]))
 
     def _may_send(self) -> bool:
         """Return whether the engine has room for a batch.
@@ -223,13 +223,13 @@ class Batcher:
         # a large batch sent ahead would delay small requests that arrive later
         return not (self._builder.is_large(following) and self._builder.small_arrived_recently(self._clock()))
 
-    def _measure(self, batch: Sequence[RequestSlice], answers: Answers, now: float) -> None:
+    def _measure(self, batch: Sequence[RequestSlice], answers: BatchAnswers, now: float) -> None:
         """Update metrics and estimates from the answers of a batch."""
         stages = answers.stages
         texts, hits = sum(one.stop - one.start for one in batch), sum(one.hits for one in batch)
         self._metrics.batch(texts, stages[:4], stages.tokens, stages.padding, stages.full_scans)
         self._filter_charges.charge(batch, stages.total)
-        self._limits.update_bytes_per_hit(sum(len(body) for _, body in answers.pieces), hits)
+        self._limits.update_bytes_per_hit(sum(len(body) for _, body in answers.answers), hits)
         self._limits.update_throughput(texts, now)
 
     def _deliver(self, one: RequestSlice, outcome: Outcome, body: bytes, stages: Stages) -> None:
@@ -293,13 +293,13 @@ class Batcher:
 
     def _blame(self, one: RequestSlice) -> None:
         """Quarantine a text that was in flight when two engines died."""
-        texts = one.query().queries
+        texts = one.query().texts
         self._blamed.add(one.request.caller)
         self._quarantine.add(one.request.query, texts)
         self._metrics.quarantined.inc()
         self._finish(one.request, errors.quarantined(texts[0]))
 
-    def _refuse_quarantined(self, query: Asked) -> None:
+    def _refuse_quarantined(self, query: Query) -> None:
         try:
             self._quarantine.check(query)
         except Refusal:

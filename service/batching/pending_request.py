@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from service.access.callers import ANYONE, Caller
-from service.engine.protocol import Asked, Stages
+from service.engine.protocol import Query, Stages
 
 SPECIAL_TOKENS = 2  # most tokenizers add one at each end
 SHORT_TOKENS = 8  # below, padding costs next to nothing
@@ -45,7 +45,7 @@ class PendingRequest:
 
     def __init__(
         self,
-        query: Asked,
+        query: Query,
         tokens: list[int],
         seconds: float,
         batcher: RequestOwner,
@@ -90,7 +90,7 @@ class PendingRequest:
     @property
     def texts(self) -> Sequence[str]:
         """Texts of the whole request."""
-        return self.query.queries
+        return self.query.texts
 
     def cost(self, start: int, stop: int) -> int:
         """Return the cost of some of its texts: hits plus tokens."""
@@ -146,12 +146,12 @@ class RequestSlice(NamedTuple):
         """Number of hits that it may have."""
         return (self.stop - self.start) * self.request.k
 
-    def query(self) -> Asked:
+    def query(self) -> Query:
         """Return the query for the engine."""
         query = self.request.query
-        if self.stop - self.start == len(query.queries):
+        if self.stop - self.start == len(query.texts):
             return query
-        return query._replace(queries=query.queries[self.start : self.stop])
+        return query.with_texts(query.texts[self.start : self.stop])
 
 
 def length_class(tokens: int) -> int:

@@ -10,8 +10,8 @@ from service.access.callers import Caller, caller_of
 from service.access.key_guessing import GuessLimit
 from service.access.keys import PredictKeys
 from service.access.rate_limit import RateLimit, texts_for_bytes
-from service.bundles.manager import Generations
-from service.engine.protocol import Asked
+from service.bundles.manager import BundleManager
+from service.engine.protocol import Query
 from service.errors import Refusal
 from service.http import deadlines
 from service.http.body_limits import UNCHECKED_BYTES, least_texts
@@ -28,7 +28,7 @@ REFUSAL_SECONDS = (0.25, 0.75)  # until a large request is refused because the q
 class Predict:
     """The ASGI application of POST /predict."""
 
-    def __init__(self, settings: Settings, generations: Generations, metrics: Metrics, guesses: GuessLimit) -> None:
+    def __init__(self, settings: Settings, generations: BundleManager, metrics: Metrics, guesses: GuessLimit) -> None:
         self.model = predict_request(settings)
         self._max_queries = settings.max_queries
         self.keys = PredictKeys(settings.predict_keys, guesses, metrics)
@@ -58,8 +58,8 @@ class Predict:
             raise
         query = parse(self.model, body).query
         del body  # the memory budget of the connections counts it only until it is read
-        if self._limit and len(query.queries) > charged:
-            self._limit.take(caller, len(query.queries) - charged, whole=len(query.queries))
+        if self._limit and len(query.texts) > charged:
+            self._limit.take(caller, len(query.texts) - charged, whole=len(query.texts))
         seconds = deadline_seconds(context.headers.get(deadlines.HEADER_BYTES))
         answer = self._cached_answer if self._cache else self._answer
         return await answer(context, query, seconds, caller, is_large)
@@ -76,7 +76,7 @@ class Predict:
         return caller_of(self.keys.check(context), context.address)
 
     async def _cached_answer(
-        self, context: RequestContext, query: Asked, seconds: float | None, caller: Caller, is_large: bool
+        self, context: RequestContext, query: Query, seconds: float | None, caller: Caller, is_large: bool
     ) -> bytes:
         """Return the answer from the cache if possible, else from the engine. Raises Refusal."""
         state = self._generations.state if self._cache else None
@@ -92,7 +92,7 @@ class Predict:
         return answer
 
     async def _answer(
-        self, context: RequestContext, query: Asked, seconds: float | None, caller: Caller, is_large: bool
+        self, context: RequestContext, query: Query, seconds: float | None, caller: Caller, is_large: bool
     ) -> bytes:
         """Return the engine's answer. Raises Refusal."""
         try:

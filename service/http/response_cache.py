@@ -1,9 +1,8 @@
 """Cache responses of /predict, bounded in bytes. A key includes the generation and the version of the paused labels."""
 
 from cachetools import LRUCache
-from pydantic_core import to_json
 
-from service.engine.protocol import Asked
+from service.engine.protocol import Query
 from service.observe.metrics import Metrics
 
 ENTRY_BYTES = 256  # overhead of Python objects per entry
@@ -38,9 +37,9 @@ class ResponseCache:
             self._entries[key] = body, size
 
 
-def cache_key(state: tuple[int, int], query: Asked) -> Key:
+def cache_key(state: tuple[int, int], query: Query) -> Key:
     """Return the key of a request for a state of the service: its generation and the version of its paused labels.
 
     The order of a filter's attributes is part of the key.
     """
-    return (*state, to_json(query))
+    return (*state, query.to_bytes())

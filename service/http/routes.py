@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from service.access.key_headers import ADMIN_HEADER, PREDICT_HEADER
 from service.access.keys import AdminKeys
-from service.bundles.manager import Generations
+from service.bundles.manager import BundleManager
 from service.console import add_front_page
 from service.http import audit, deadlines, paths
 from service.http.admin_schemas import (
@@ -62,7 +62,7 @@ class DirectRoute(APIRoute):
 def add_routes(
     router: APIRouter,
     settings: Settings,
-    generations: Generations,
+    generations: BundleManager,
     metrics: Metrics,
     predict: Predict,
     admin: AdminKeys,
@@ -112,7 +112,7 @@ def _add_predict(router: APIRouter, predict: Predict) -> None:
     route.app = predict  # the dispatcher calls it without routing
 
 
-def _add_about(router: APIRouter, settings: Settings, generations: Generations, predict: Predict) -> None:
+def _add_about(router: APIRouter, settings: Settings, generations: BundleManager, predict: Predict) -> None:
     async def handle_about(request: Request) -> Response:
         predict.keys.check(request_context(request.scope))  # attributes reveal something about the labels
         return JSONResponse(about(generations, settings).model_dump())
@@ -128,7 +128,7 @@ def _add_about(router: APIRouter, settings: Settings, generations: Generations, 
     )
 
 
-def _add_comparing(router: APIRouter, generations: Generations, predict: Predict, admin: AdminKeys) -> None:
+def _add_comparing(router: APIRouter, generations: BundleManager, predict: Predict, admin: AdminKeys) -> None:
     model = compare_request(predict.model)
 
     @router.post(
@@ -150,7 +150,7 @@ def _add_comparing(router: APIRouter, generations: Generations, predict: Predict
         return Response(response_body(pending.bundle, results), media_type="application/json")
 
 
-def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -> None:
+def _add_probes(router: APIRouter, generations: BundleManager, metrics: Metrics) -> None:
     @router.get("/livez", summary="Whether the process answers at all", response_model=dict[str, bool])
     async def livez(request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -162,7 +162,7 @@ def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -
         responses={503: {"model": Readiness, "description": REFUSALS[503]}},
     )
     async def readyz(request: Request) -> Response:
-        readiness = generations.readiness()
+        readiness = Readiness(**generations.readiness()._asdict())
         return JSONResponse(readiness.model_dump(), 200 if readiness.ready else 503)
 
     @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
@@ -170,7 +170,7 @@ def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_admin(router: APIRouter, generations: Generations, admin: AdminKeys) -> None:
+def _add_admin(router: APIRouter, generations: BundleManager, admin: AdminKeys) -> None:
 
     @router.post(
         "/admin/activate",
@@ -184,7 +184,7 @@ def _add_admin(router: APIRouter, generations: Generations, admin: AdminKeys) ->
         admin.check(context := request_context(request.scope))
         body = parse(ActivateRequest, await request.body())
         context.audit_details = {"bundle": body.bundle}
-        result = await generations.activate(body.bundle)
+        result = ActivateResponse(**(await generations.activate(body.bundle))._asdict())
         context.audit_details["previous"] = result.previous
         return JSONResponse(result.model_dump())
 
@@ -197,7 +197,7 @@ def _add_admin(router: APIRouter, generations: Generations, admin: AdminKeys) ->
     )
     async def rollback(request: Request) -> Response:
         admin.check(context := request_context(request.scope))
-        result = await generations.rollback()
+        result = ActivateResponse(**(await generations.rollback())._asdict())
         context.audit_details = {"bundle": result.bundle, "previous": result.previous}
         return JSONResponse(result.model_dump())
 
@@ -213,7 +213,7 @@ def _add_admin(router: APIRouter, generations: Generations, admin: AdminKeys) ->
         return JSONResponse((await list_bundles(generations)).model_dump())
 
 
-def _add_pausing(router: APIRouter, settings: Settings, generations: Generations, admin: AdminKeys) -> None:
+def _add_pausing(router: APIRouter, settings: Settings, generations: BundleManager, admin: AdminKeys) -> None:
     model = paused_request(settings)
 
     @router.get(
@@ -225,7 +225,7 @@ def _add_pausing(router: APIRouter, settings: Settings, generations: Generations
     )
     async def list_paused(request: Request) -> Response:
         admin.check(request_context(request.scope))
-        unknown = generations.current.unknown if generations.current else None
+        unknown = generations.current.unknown_ids if generations.current else None
         return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())
 
     @router.post(

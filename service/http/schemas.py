@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 from pydantic_core import to_json
 
 from retrieval.search.filters import NAMES, VALUES
-from service.engine.protocol import Asked
+from service.engine.protocol import Query
 from service.errors import Refusal, refusal
 from service.http.body_limits import DEFAULT_LIMITS, JsonLimits, check_structure
 from service.settings import Settings
@@ -74,9 +74,9 @@ class PredictRequest(RequestBody):
     )
 
     @property
-    def query(self) -> Asked:
+    def query(self) -> Query:
         """The query for the engine."""
-        return Asked(self.queries, self.k, self.weight, self.filter, self.min_score)
+        return Query.create(self.queries, self.k, self.weight, self.filter, self.min_score)
 
 
 class Hit(BaseModel):

@@ -187,7 +187,7 @@ def test_a_copy_of_the_served_bundle_behind_the_link_is_not_loaded_again(tmp_pat
     with serving(link, watch_seconds=0.05, deadline_seconds=PATIENCE) as service:
         engines = service.engines()
         change_link(link, new.path)
-        service.wait_for_log("bundle one is served, and lies in another folder of the store now")
+        service.wait_for_log("bundle one is served, and is in another folder of the store now")
         assert service.engines() == engines
         old.path.rename(tmp_path / "gone")
         os.kill(engines[0], signal.SIGKILL)
@@ -239,9 +239,9 @@ def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> 
         ("connection_watch", "service.connections.pool", "ConnectionPool.watch", "True"),
         ("generation_closing", "service.bundles.generation", "Generation.close", "self.name == 'one'"),
         ("engine_replacement", "service.bundles.generation", "Generation._start_engine", "self._batcher"),
-        ("store_follow", "service.bundles.store_follower", "Following._move", "True"),
-        ("store_watch", "service.bundles.store_access", "Source.look", "True"),
-        ("comparison_closing", "service.bundles.comparison", "Compared._end", "self.generation"),
+        ("store_follow", "service.bundles.store_follower", "StoreFollower._move", "True"),
+        ("store_watch", "service.bundles.store_access", "StoreAccess.active_folder", "True"),
+        ("comparison_closing", "service.bundles.comparison", "Comparison._close_current", "self.generation"),
     ],
 )
 def test_a_task_that_fails_once_is_counted_and_goes_on(
@@ -273,8 +273,8 @@ def test_a_task_that_fails_once_is_counted_and_goes_on(
 @pytest.mark.parametrize(
     ("task", "method", "path", "body"),
     [
-        ("bundle_loading", "Opener.open", "activate", {"bundle": "two"}),
-        ("comparison_opening", "Opener.open_aside", "compare", {"bundle": "two", "queries": ["red"]}),
+        ("bundle_loading", "BundleLoader.open", "activate", {"bundle": "two"}),
+        ("comparison_opening", "BundleLoader.open_for_comparison", "compare", {"bundle": "two", "queries": ["red"]}),
     ],
 )
 def test_an_order_that_fails_unexpectedly_is_answered_and_the_next_one_is_taken(
@@ -298,7 +298,9 @@ def test_a_way_back_that_fails_once_is_taken_all_the_same(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A bundle whose engines keep ending would be served on because of one error at the wrong moment."""
-    code = FAIL_ONCE.format(module="service.bundles.rollback", method="Fallback._earlier", condition="True")
+    code = FAIL_ONCE.format(
+        module="service.bundles.rollback", method="AutomaticRollback._previous_bundle", condition="True"
+    )
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, crashes=1) as service:
         assert service.activate("two").status == 200
@@ -312,7 +314,7 @@ def test_paused_labels_that_could_not_be_sent_are_sent_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The list would be right in the store and in /admin/paused, and a stopped campaign would be shown on."""
-    code = FAIL_ONCE.format(module="service.bundles.manager", method="Generations._tell_paused", condition="True")
+    code = FAIL_ONCE.format(module="service.bundles.paused_labels", method="PausedBroadcaster._send", condition="True")
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, watch_seconds=0.05) as service:
         gone = shown(service)[0]
@@ -324,8 +326,8 @@ def test_paused_labels_that_could_not_be_sent_are_sent_again(
 @pytest.mark.parametrize(
     ("where", "sentence"),
     [
-        ("s.Source.bring", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
-        ("s.Source.folder", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
+        ("s.StoreAccess.fetch", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
+        ("s.StoreAccess.folder", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
     ],
 )
 def test_a_service_that_cannot_open_its_bundle_ends_and_says_why(

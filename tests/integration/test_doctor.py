@@ -16,8 +16,6 @@ from doctor.store import store as look_at
 from retrieval.bundle.manifest import VECTORS
 from retrieval.bundle.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
 from retrieval.store.local import Store
-from service.server import OTHER_FILES
-from service.settings import Settings
 from tests.support.bundles import make_store
 from tests.support.command import run
 
@@ -154,8 +152,6 @@ def test_too_few_open_files() -> None:
     assert found["open files"].advice == (
         "`diptych serve` needs 4,352: raise `ulimit -n`, or set DIPTYCH_MAX_CONNECTIONS=744."
     )
-    assert Settings(store=Path()).max_connections == machine.CONNECTIONS
-    assert OTHER_FILES == machine.OTHER_FILES
 
 
 def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

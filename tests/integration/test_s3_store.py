@@ -11,7 +11,7 @@ from retrieval.errors import BundleError, Unreachable
 from retrieval.retriever import Retriever
 from retrieval.store.paused_labels import write_paused
 from retrieval.store.pull import cache_store
-from service.bundles.store_access import Source
+from service.bundles.store_access import StoreAccess
 from tests.support.bundles import make_store
 from tests.support.command import run
 
@@ -55,12 +55,12 @@ def test_a_store_in_s3_answers_is_kept_and_followed(
     files.pipe("bucket/shop/store/CURRENT", b"two\n")
     with Retriever.open(URL) as retriever:
         assert retriever.name == "two"
-    source = Source(Path(URL), [])
+    source = StoreAccess(Path(URL), [])
     with Retriever.open(URL) as retriever:
         gone = retriever.search(["red shoes"], 1)[0][0].id
     source.amend_paused(lambda content: write_paused([gone]))
-    source.note(source.folder("one"))
-    source.note_rollback(source.folder("two"))
+    source.activate(source.folder("one"))
+    source.record_rollback(source.folder("two"))
     assert (files.cat("bucket/shop/store/CURRENT"), source.previous()) == (b"two\n", None)
     for cache in ("cache", "empty"):
         with Retriever.open(URL, cache=tmp_path / cache) as retriever:

@@ -10,7 +10,7 @@ import pytest
 
 from retrieval import Retriever
 from retrieval.store.local import Store
-from service.engine.options import Orders
+from service.engine.options import EngineOptions
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, Load, Service, serving, wait_until
 
@@ -140,4 +140,4 @@ def test_an_engine_gives_way_only_to_another_bundles(words_store: Store) -> None
 def gives_way(engine: int) -> bool:
     """Whether its front told this process to load behind everybody else."""
     words = Path(f"/proc/{engine}/cmdline").read_bytes().decode().split("\0")
-    return Orders.read(words[words.index("service.engine.start") + 3]).behind
+    return EngineOptions.from_json(words[words.index("service.engine.start") + 3]).low_priority

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
 from service.batching.pending_request import Lengths
-from service.engine.protocol import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
+from service.engine.protocol import HEAD, Batch, BatchAnswers, Outcome, Query, QueryAnswer, Stages, decode_batch
 from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.settings import Settings
@@ -40,7 +40,7 @@ class Play:
         self.padded, self.threads, self.clock = padded, threads, clock
         self.batcher = self.new_batcher()
         self.requests = []
-        self.sent: list[tuple[int, list[Asked]]] = []
+        self.sent: list[Batch] = []
         self.gone = set()  # abandoned or cancelled
         self.admitted = 0
 
@@ -53,7 +53,7 @@ class Play:
         waiting = self.waiting_texts()
         others = len({*waiting, caller})
         try:
-            self.requests.append(self.batcher.admit(Asked(queries, k, None), caller=caller))
+            self.requests.append(self.batcher.admit(Query.create(queries, k, None), caller=caller))
         except Refusal:
             tokens = sum(self.batcher.lengths.estimate(queries))
             places = self.batcher._waiting.places(texts, tokens)
@@ -70,10 +70,10 @@ class Play:
 
     def answer(self, thread: int, outcome: Outcome = Outcome.ANSWERED) -> None:
         if self.sent:
-            number, pieces = self.sent.pop(min(thread % self.threads, len(self.sent) - 1))
-            bodies = [(Outcome.ANSWERED, ",".join(piece.queries).encode()) for piece in pieces]
-            bodies[1:] = [(outcome, body if outcome is Outcome.ANSWERED else b"") for _, body in bodies[1:]]
-            self.batcher.on_answers(Answers(number, NO_TIME, bodies))
+            batch = self.sent.pop(min(thread % self.threads, len(self.sent) - 1))
+            bodies = [QueryAnswer(Outcome.ANSWERED, ",".join(piece.texts).encode()) for piece in batch.queries]
+            bodies[1:] = [QueryAnswer(outcome, body if outcome is Outcome.ANSWERED else b"") for _, body in bodies[1:]]
+            self.batcher.on_answers(BatchAnswers(batch.number, NO_TIME, bodies))
 
     def postpone(self, _: int) -> None:
         """The first piece of a batch is answered, the others were too much for the engine."""
@@ -86,7 +86,7 @@ class Play:
     def attach(self, _: int) -> None:
         self.sent.clear()
         self.batcher.on_engine_death()
-        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])), self.threads)
+        self.batcher.attach(lambda frame: self.sent.append(decode_batch(frame[HEAD.size :])), self.threads)
 
     def abandon(self, number: int) -> None:
         if number < len(self.requests):
@@ -117,9 +117,9 @@ class Play:
             heaviest = queue.heaviest()
             assert (heaviest is None) == (not waiting)
             assert heaviest is None or queue.places_of(heaviest.caller) == max(map(queue.places_of, waiting))
-        for _, pieces in self.sent:
-            hits = sum(len(piece.queries) * piece.k for piece in pieces)
-            assert hits <= MAX_HITS or sum(len(piece.queries) for piece in pieces) == 1
+        for pieces in (batch.queries for batch in self.sent):
+            hits = sum(len(piece.texts) * piece.k for piece in pieces)
+            assert hits <= MAX_HITS or sum(len(piece.texts) for piece in pieces) == 1
 
 
 @settings(max_examples=250)
@@ -186,11 +186,11 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
             before = play.waiting_texts()
             if not play.sent:
                 break
-            _, pieces = play.sent[0]
+            pieces = play.sent[0].queries
             for piece in pieces:
-                request = next(one for one in play.requests if set(piece.queries) <= set(one.texts))
-                start = list(request.texts).index(piece.queries[0])
-                given[request.caller] += request.cost(start, start + len(piece.queries))
+                request = next(one for one in play.requests if set(piece.texts) <= set(one.texts))
+                start = list(request.texts).index(piece.texts[0])
+                given[request.caller] += request.cost(start, start + len(piece.texts))
             play.answer(0)
             totals = [given[caller] + since[caller] for caller in before]
             if len(totals) > 1 and not late:

@@ -11,8 +11,8 @@ from retrieval.retriever import Retriever
 from retrieval.sandboxed_opening import prove_aside
 from retrieval.store.local import Store
 from retrieval.store.paused_labels import PAUSED, read_paused
-from service.bundles.paused_labels import Paused
-from service.bundles.store_access import Source
+from service.bundles.paused_labels import PausedFile
+from service.bundles.store_access import StoreAccess
 from tests.support.bundles import make_store
 from tests.support.command import run
 
@@ -130,7 +130,7 @@ def test_a_list_has_a_bound(store: Path) -> None:
 
 def test_a_service_applies_its_bound_when_it_reads_and_sees_that_the_list_is_gone(store: Path) -> None:
     """If it fails, an edited file goes beyond what the service would accept, or its removal changes nothing."""
-    paused = Paused(Source(store, []), 2)
+    paused = PausedFile(StoreAccess(store, []), 2)
     assert not paused.read()
     pause(store, "a", "b", "c")
     with pytest.raises(BundleError, match="the most is 2"):
@@ -146,7 +146,7 @@ def test_a_service_applies_its_bound_when_it_reads_and_sees_that_the_list_is_gon
 def test_a_list_of_no_utf_8_is_one_sentence_for_a_service(store: Path) -> None:
     """If it fails, one wrong byte ends the task of a service that looks at the store."""
     (store / PAUSED).write_bytes(b'{"paused": ["\xff"]}')
-    paused = Paused(Source(store, []), 10)
+    paused = PausedFile(StoreAccess(store, []), 10)
     with pytest.raises(BundleError, match="is not a list of paused labels"):
         paused.read()
     with pytest.raises(BundleError, match="is not a list of paused labels"):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from retrieval.search.thread_pool import Workers
-from retrieval.system.low_priority import LOW, gently
+from retrieval.system.low_priority import LOW, at_low_priority
 
 
 @pytest.mark.parametrize("queries", [1, 2, 3, 4, 7, 40])
@@ -64,7 +64,7 @@ def test_an_error_of_any_part_reaches_the_caller() -> None:
 def test_threads_are_not_gentle_because_their_first_work_was(monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, a bundle warmed behind another's back would be searched behind everybody's back ever after."""
     monkeypatch.setattr(
-        sys.modules["retrieval.system.low_priority"], "_began", None
+        sys.modules["retrieval.system.low_priority"], "_first_call", None
     )  # as in a process that has just begun
     workers, own = Workers(2), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     together = threading.Barrier(2, timeout=30)
@@ -74,4 +74,4 @@ def test_threads_are_not_gentle_because_their_first_work_was(monkeypatch: pytest
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     query_QD = np.zeros((4, 1), np.float32)
-    assert set(gently(lambda: workers.share(patience, query_QD))) == {max(LOW, own), own}
+    assert set(at_low_priority(lambda: workers.share(patience, query_QD))) == {max(LOW, own), own}
