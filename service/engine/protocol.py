@@ -241,15 +241,16 @@ def decode_batch(payload: bytes) -> Batch:
 
 def encode_answers(batch: BatchAnswers, part_bytes: int = PART_BYTES) -> Iterator[bytes]:
     """Yield a PART frame for each `part_bytes` of a larger answer, then the ANSWERS frame."""
-    rest = []
-    for place, (outcome, body) in enumerate(batch.answers):
-        last = max(len(body) - 1, 0) // part_bytes * part_bytes
-        for start in range(0, last, part_bytes):
-            part = AnswerPart(batch.number, place, body[start : start + part_bytes])
-            yield encode_frame(FrameKind.PART, ENCODER.encode(part))
-        rest.append(QueryAnswer(outcome, body[last:]))
-    whole = BatchAnswers(batch.number, batch.stages, rest)
-    yield encode_frame(FrameKind.ANSWERS, ENCODER.encode(whole))
+    if any(len(answer.body) > part_bytes for answer in batch.answers):
+        rest = []
+        for place, (outcome, body) in enumerate(batch.answers):
+            last = max(len(body) - 1, 0) // part_bytes * part_bytes
+            for start in range(0, last, part_bytes):
+                part = AnswerPart(batch.number, place, body[start : start + part_bytes])
+                yield encode_frame(FrameKind.PART, ENCODER.encode(part))
+            rest.append(QueryAnswer(outcome, body[last:]))
+        batch = BatchAnswers(batch.number, batch.stages, rest)
+    yield encode_frame(FrameKind.ANSWERS, ENCODER.encode(batch))
 
 
 def decode_answers(payload: bytes) -> BatchAnswers:
