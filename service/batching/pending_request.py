@@ -39,8 +39,8 @@ class PendingRequest:
     """One admitted request. Await `answer` for the JSON of the results; it raises Refusal."""
 
     __slots__ = (
-        "answer", "answer_bytes", "arrived", "batcher", "begun", "caller", "deaths", "expected_bytes",
-        "k", "missing", "next_cost", "parts", "query", "seconds", "settled", "stages", "timer", "todo", "tokens",
+        "answer", "answer_bytes", "arrived", "batcher", "begun", "caller", "deaths", "expected_bytes", "k", "missing",
+        "next_cost", "parts", "query", "seconds", "settled", "stages", "timer", "todo", "tokens",
     )  # fmt: skip
 
     def __init__(

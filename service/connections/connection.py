@@ -5,21 +5,18 @@ pipelined requests wait as bytes for their turn. The pool checks every connectio
 in time sets a few attributes and no timer.
 """
 
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 from service import errors
 from service.connections.direct_responses import closing_response
-from service.connections.early_refusals import EarlyRefusals
-from service.connections.framing import HeadLimits
-from service.connections.memory_budget import PER_HEADER, PER_READ, SPARE, MemoryBudget
+from service.connections.interfaces import Pool
+from service.connections.memory_budget import PER_HEADER, PER_READ, SPARE
 from service.connections.peer import PeerState, peer_state
 from service.connections.request_reader import RequestReader
 from service.connections.response_transport import STATUS_BEGINNING, ReadControl, ResponseTransport
 from service.errors import Refusal
 from service.http import paths
-from service.observe.metrics import Metrics
 from service.request_context import RequestContext
-from service.settings import Settings
 
 PREDICT_PATH = paths.PREDICT.encode()
 MAX_PIPELINED = 16_384  # bytes of pipelined requests that are buffered
@@ -29,54 +26,17 @@ LINGER_SECONDS = 2.0  # time for the client to read a refusal before the connect
 PROBE_SECONDS = 0.05  # time for a disconnected peer to reset the connection
 
 
-class Pool(Protocol):
-    """The pool that a connection belongs to, with the parts that all connections share."""
-
-    settings: Settings
-    metrics: Metrics
-    memory: MemoryBudget
-    head_limits: HeadLimits
-    early_refusals: EarlyRefusals
-
-    def add(self, connection: "Connection") -> Refusal | None:
-        """Add a connection. Return the refusal when there is no room."""
-
-    def remove(self, connection: "Connection") -> None:
-        """Remove a closed connection."""
-
-    def note_first_request(self, connection: "Connection") -> None:
-        """Note that a connection has sent its first whole request."""
-
-    def schedule_turn(self, connection: "Connection") -> None:
-        """Schedule the next pipelined request of a connection."""
-
-    def count(self, reason: str) -> None:
-        """Count a rejected request."""
-
-
 class Connection(RequestReader):
     """uvicorn's connection with limits on memory, time and pipelining."""
 
     # in a dictionary, beside uvicorn's 27 attributes, they would take 1 kB per connection (docs/decisions/0058)
     __slots__ = (
-        "_closing_since",
-        "_discarded",
-        "_half_closed",
-        "_has_sent_request",
-        "_head_held",
-        "_held",
-        "_opened_at",
-        "_pipelined",
-        "_pool",
-        "_refused_early",
-        "_responding",
-        "_status_begun",
-        "_unread_since",
-        "_unsent",
+        "_closing_since", "_discarded", "_half_closed", "_has_sent_request", "_head_held", "_held", "_opened_at",
+        "_pipelined", "_pool", "_refused_early", "_responding", "_status_begun", "_unread_since", "_unsent",
         "held_since",
     )  # fmt: skip
 
-    def __init__(self, pool: Pool, **uvicorn_arguments: Any) -> None:
+    def __init__(self, pool: Pool["Connection"], **uvicorn_arguments: Any) -> None:
         super().__init__(pool.head_limits, **uvicorn_arguments)
         self._pool = pool
         self._opened_at = self.loop.time()
