@@ -43,7 +43,7 @@ class Batcher:
     ) -> None:
         self.bundle = bundle
         self.lengths = lengths
-        self.slice_texts = settings.max_piece_queries
+        self.slice_texts = settings.max_slice_queries
         self.unfinished = 0
         self._worker_threads = 1  # of the engine: batches that it answers in parallel
         self._settings = settings
@@ -227,7 +227,7 @@ class Batcher:
         """Update metrics and estimates from the answers of a batch."""
         stages = answers.stages
         texts, hits = sum(one.stop - one.start for one in batch), sum(one.hits for one in batch)
-        self._metrics.batch(texts, stages[:4], stages.tokens, stages.padding, stages.full_scans)
+        self._metrics.observe_batch(texts, stages[:4], stages.tokens, stages.padding, stages.full_scans)
         self._filter_charges.charge(batch, stages.total)
         self._limits.update_bytes_per_hit(sum(len(body) for _, body in answers.answers), hits)
         self._limits.update_throughput(texts, now)

@@ -289,7 +289,7 @@ class Connection(RequestReader):
             return
         self._send_refusal(refusal)
         if not self._started:  # otherwise the application counts it as an abandoned request
-            self._pool.metrics.answered("other", refusal.status)
+            self._pool.metrics.count_response("other", refusal.status)
         self.linger()
 
     def _send_refusal(self, refusal: Refusal) -> None:

@@ -56,7 +56,7 @@ class EarlyRefusals:
     def response(self, headers: Headers, seconds: float, keep_alive: bool) -> bytes:
         """Count a request that is refused `seconds` after it began; return the whole response."""
         self._count.inc()
-        self._metrics.answered(paths.PREDICT, 429)
+        self._metrics.count_response(paths.PREDICT, 429)
         head = next(self._heads) + common_headers(request_id(dict(headers)), seconds)
         return head + (b"\r\n" if keep_alive else CLOSE) + self._body
 

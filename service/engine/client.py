@@ -208,7 +208,7 @@ def _spawn(
         provider=settings.provider,
         threads=settings.threads,
         search_threads=settings.search_threads,
-        worker_threads=settings.lanes,
+        worker_threads=settings.worker_threads,
         largest_batch=settings.max_batch_queries,
         max_answer_bytes=settings.max_answer_bytes,
         trusted_keys=settings.trusted_keys,

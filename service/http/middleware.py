@@ -98,7 +98,7 @@ class RequestMiddleware:
                 await self._app(context.scope, receive, send)
         except ClientDisconnect:
             context.status = CLIENT_DISCONNECTED
-            self._metrics.answered(context.route, CLIENT_DISCONNECTED)
+            self._metrics.count_response(context.route, CLIENT_DISCONNECTED)
         except Exception:
             if context.status:  # part of the response was sent: only closing the connection can tell the client
                 raise
@@ -116,7 +116,7 @@ class RequestMiddleware:
         """Count a response that starts; return the headers that every response has."""
         context.status = status
         metrics, pending = self._metrics, context.pending
-        metrics.answered(context.route, status)
+        metrics.count_response(context.route, status)
         if context.error_code == errors.DEADLINE_EXCEEDED:
             metrics.client_deadlines.inc()
         total = perf_counter() - context.started

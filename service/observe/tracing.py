@@ -13,6 +13,7 @@ from time import perf_counter, time_ns
 from typing import Any
 
 from retrieval.errors import BadInput
+from service.observe.metrics import ENGINE_STAGES
 from service.request_context import RequestContext
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -20,7 +21,6 @@ EXPORTER = "OTEL_TRACES_EXPORTER"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 SUPPORTED_PROTOCOL = "http/protobuf"
 PROPAGATION_HEADERS = ("traceparent", "tracestate")
-ENGINE_STAGES = ("tokenize", "encode", "search", "serialize")
 
 
 def is_enabled(environment: Mapping[str, str]) -> bool:

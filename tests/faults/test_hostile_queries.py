@@ -83,7 +83,7 @@ def error_of(reply: Reply) -> tuple[int, str]:
 def test_one_caller_cannot_force_a_rollback(poisoned_store: Store) -> None:
     """Any client that finds a query that ends engines could force a rollback by repeating it."""
     # the other requests wait until two engines have been given up and replaced
-    settings = {"silence_seconds": 2, "crashes": 3, "deadline_seconds": PATIENCE}
+    settings = {"engine_timeout_seconds": 2, "crashes": 3, "deadline_seconds": PATIENCE}
     with serving(poisoned_store.path, **settings) as service, Load(service, GOOD, clients=2) as load:
         for number in range(2):
             ask = {"queries": ["red shoes", f"{POISON} shoes" + " red" * number], "k": 5}
@@ -107,7 +107,10 @@ def test_a_caller_under_its_share_gets_no_429(tmp_path: Path) -> None:
     store = make_store(tmp_path / "store", "words")
     large = json.dumps({"queries": ["red winter"] * 16, "k": 100}).encode()
     limits = {"predict_key": "heavy,light", "max_queries": 16, "max_waiting_queries": 64}
-    patient = {"deadline_seconds": PATIENCE, "silence_seconds": PATIENCE}  # nothing ends while the engine is stopped
+    patient = {
+        "deadline_seconds": PATIENCE,
+        "engine_timeout_seconds": PATIENCE,
+    }  # nothing ends while the engine is stopped
     with serving(store.path, **limits, **patient) as service, ExitStack() as clients:
         (engine,) = service.engines()
         os.kill(engine, signal.SIGSTOP)

@@ -35,7 +35,7 @@ class Play:
     """One run: every request's texts are numbered, so that a mixed-up answer shows."""
 
     def __init__(self, padded: bool, threads: int, room: int, clock: Callable[[], float] = perf_counter) -> None:
-        limits = {"max_queries": 12, "max_batch_queries": 5, "max_piece_queries": 2, "max_batch_hits": MAX_HITS}
+        limits = {"max_queries": 12, "max_batch_queries": 5, "max_slice_queries": 2, "max_batch_hits": MAX_HITS}
         self.settings = Settings(store="unused", max_waiting_queries=room, max_waiting_tokens=1 << 20, **limits)
         self.padded, self.threads, self.clock = padded, threads, clock
         self.batcher = self.new_batcher()

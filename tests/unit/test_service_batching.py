@@ -112,7 +112,7 @@ def test_an_abandoned_request_leaves_the_queue() -> None:
 def test_a_large_request_cannot_block_small_ones() -> None:
     """Single queries behind a client's bulk request would wait until all of it is done."""
 
-    @played(max_queries=100, max_batch_queries=4, max_piece_queries=2, batches_ahead=0)
+    @played(max_queries=100, max_batch_queries=4, max_slice_queries=2, batches_ahead=0)
     async def _(bench: Bench) -> None:
         bench.ask("busy")
         bulk = bench.ask(*(f"bulk{number}" for number in range(9)))
@@ -173,7 +173,7 @@ def test_a_client_may_wait_less_than_the_service_would() -> None:
 def test_another_bundle_answers_the_whole_of_what_was_begun() -> None:
     """A bundle that is given up would take its requests with it, or two bundles would share one answer."""
 
-    @played(max_queries=4, max_batch_queries=2, max_piece_queries=2, batches_ahead=1)
+    @played(max_queries=4, max_batch_queries=2, max_slice_queries=2, batches_ahead=1)
     async def _(bench: Bench) -> None:
         whole, single = bench.attach().ask("a", "b", "c", "d"), bench.ask("e")
         bench.answer()
