@@ -16,7 +16,7 @@ Every answer carries `X-Request-ID` (the caller's, if it sent one); those of `/p
 Whatever is not a success has one shape, a code for programs and a sentence for a person:
 
 ```json
-{"error": {"code": "out_of_range", "message": "k is 1000; the most is 100."}}
+{"error": {"code": "out_of_range", "message": "k is 1000; the maximum is 100."}}
 ```
 
 `X-Api-Key` is asked for only where `DIPTYCH_PREDICT_KEY` is set, and `/admin/` is off until `DIPTYCH_ADMIN_KEY` or

@@ -13,7 +13,7 @@ from service.request_context import RequestContext
 
 
 class KeyRing:
-    """Keys by name. A given key is compared with all of them, each in constant time."""
+    """Keys by name. A key is compared with all of them, each in constant time."""
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._digests = [(name, _digest(key.encode())) for name, key in keys.items()]
@@ -21,9 +21,9 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def match(self, given: bytes) -> str | None:
-        """Return the name of the given key; None when it is unknown."""
-        digest, match = _digest(given), None
+    def match(self, key: bytes) -> str | None:
+        """Return the name of a key; None when it is unknown."""
+        digest, match = _digest(key), None
         for name, known in self._digests:
             if hmac.compare_digest(digest, known):
                 match = name
@@ -42,9 +42,9 @@ class _Check:
 
     def name(self, context: RequestContext) -> str:
         """Return the name of the key. Raises Refusal 401 without a valid key, and 429 after too many wrong ones."""
-        if not (given := context.headers.get(self._header, b"")):
+        if not (value := context.headers.get(self._header, b"")):
             raise Refusal(401, "wrong_key", self._message)
-        name, address = self._ring.match(given), context.address
+        name, address = self._ring.match(value), context.address
         if name and self._guesses.knows(address, name):
             return name
         context.key_name = UNKNOWN

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, StringConstraints, create_model
 
 from service.http.body_limits import DEFAULT_LIMITS
-from service.http.schemas import FIELDS, PredictRequest, RequestBody, example_config
+from service.http.schemas import MAX_FIELDS, PredictRequest, RequestBody, example_config
 from service.settings import Settings
 
 BUNDLE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -23,7 +23,7 @@ GENERATION = {"number": 1, "bundle": "keywords-1", "state": "serving", "labels":
 
 
 class ActivateRequest(RequestBody):
-    """The bundle to serve from now on."""
+    """The bundle to activate."""
 
     model_config = example_config({"bundle": "keywords-2"})
 
@@ -31,7 +31,7 @@ class ActivateRequest(RequestBody):
 
 
 class ActivateResponse(BaseModel):
-    """What is served now, what was before, and how long the change took."""
+    """The served bundle, the previous one, and the duration of the switch."""
 
     model_config = example_config({"bundle": "keywords-2", "previous": "keywords-1", "seconds": 1.6})
 
@@ -41,7 +41,7 @@ class ActivateResponse(BaseModel):
 
 
 class StoredBundle(BaseModel):
-    """One bundle of the store; of one that cannot be read, or is not here yet, only the name is told, and `trouble`."""
+    """One bundle of the store. A bundle that cannot be read or is not fetched yet has only a name and `trouble`."""
 
     model_config = example_config(STORED)
 
@@ -54,7 +54,7 @@ class StoredBundle(BaseModel):
 
 
 class ServedGeneration(BaseModel):
-    """One opened bundle: `serving`, `kept` for the way back, `compared`, or `draining` until it has answered."""
+    """One open bundle: `serving`, `kept` for a rollback, `compared`, or `draining` until its requests are answered."""
 
     model_config = example_config(GENERATION)
 
@@ -66,7 +66,7 @@ class ServedGeneration(BaseModel):
 
 
 class BundlesResponse(BaseModel):
-    """The store's bundles, oldest first after those not fetched yet; open generations; bundle in preparation."""
+    """The store's bundles (those not fetched yet, then by age), open generations, and the bundle in preparation."""
 
     model_config = example_config({"bundles": [STORED], "generations": [GENERATION], "preparing": None})
 
@@ -76,16 +76,16 @@ class BundlesResponse(BaseModel):
 
 
 class PausedRequest(RequestBody):
-    """Ids of labels to leave out of every answer, and of labels to show again; an id in both is shown."""
+    """Ids of labels to pause and to resume. An id in both lists is resumed."""
 
     model_config = example_config({"add": ["shopping-cart"], "remove": []})
 
-    add: list[str] = Field([], description="Labels not to be shown from now on, known to the bundle or not.")
-    remove: list[str] = Field([], description="Labels to be shown again.")
+    add: list[str] = Field([], description="Ids of labels to pause; the bundle need not have them.")
+    remove: list[str] = Field([], description="Ids of labels to resume.")
 
 
 class PausedResponse(BaseModel):
-    """The paused labels, and those that the served bundle does not have (null: not reported by its engine yet)."""
+    """The paused labels, and those that the served bundle does not have (null: not reported by the engine yet)."""
 
     model_config = example_config({"paused": ["shopping-cart", "old-campaign"], "unknown": ["old-campaign"]})
 
@@ -94,7 +94,7 @@ class PausedResponse(BaseModel):
 
 
 class CompareRequest(PredictRequest):
-    """Texts to ask of another bundle, which is opened beside the one that is served."""
+    """A request to another bundle, which is opened next to the served one."""
 
     model_config = example_config({"bundle": "keywords-2", "queries": ["cheap running shoes"], "k": 10})
 
@@ -104,7 +104,7 @@ class CompareRequest(PredictRequest):
 def compare_request(model: type[PredictRequest]) -> type[CompareRequest]:
     """Create CompareRequest with the limits of `model`, the result of `predict_request`."""
     fields: dict[str, Any] = {
-        "bundle": (str, Field(pattern=BUNDLE_NAME, description="The bundle to ask.")),
+        "bundle": (str, Field(pattern=BUNDLE_NAME, description="The bundle that answers the request.")),
         **{name: (model.model_fields[name].annotation, model.model_fields[name]) for name in ("queries", "k")},
     }
     compared = create_model("CompareRequest", __base__=CompareRequest, __doc__=CompareRequest.__doc__, **fields)
@@ -116,10 +116,10 @@ def paused_request(settings: Settings) -> type[PausedRequest]:
     """Create PausedRequest with the limits of `settings`."""
     label = Annotated[str, StringConstraints(min_length=1, max_length=MAX_ID_CHARS)]
     ids = Annotated[list[label], Field(max_length=settings.max_paused, fail_fast=True)]
-    plain = PausedRequest.model_fields
+    base = PausedRequest.model_fields
     fields: dict[str, Any] = {
-        name: (ids, Field(default_factory=list, description=plain[name].description)) for name in ("add", "remove")
+        name: (ids, Field(default_factory=list, description=base[name].description)) for name in ("add", "remove")
     }
     model = create_model("PausedRequest", __base__=PausedRequest, __doc__=PausedRequest.__doc__, **fields)
-    model.json_limits = DEFAULT_LIMITS._replace(values=2 * settings.max_paused + FIELDS)
+    model.json_limits = DEFAULT_LIMITS._replace(values=2 * settings.max_paused + MAX_FIELDS)
     return model

@@ -1,4 +1,4 @@
-"""What there is: to ask of the served bundle, and, for an administrator, in the store and opened of it."""
+"""Describe the served bundle, the bundles of the store, and the open generations."""
 
 from functools import partial
 
@@ -14,7 +14,7 @@ from service.settings import Settings
 
 
 def about(generations: BundleManager, settings: Settings) -> About:
-    """What there is to ask the served bundle. Raises Refusal 503 while there is no engine to say so."""
+    """Describe the served bundle and the limits of a request. Raises Refusal 503 while there is no engine."""
     served = generations.current
     if served is None or (opened := served.info) is None:
         raise unavailable(f"The service is not ready: {generations.readiness().detail}.")
@@ -30,7 +30,7 @@ def about(generations: BundleManager, settings: Settings) -> About:
 
 
 async def list_bundles(generations: BundleManager) -> BundlesResponse:
-    """Look at the store and at the engines. Raises Refusal 422 when the store cannot be read."""
+    """List the store's bundles and the open generations. Raises Refusal 422 when the store cannot be read."""
     try:
         stored = await generations.supervisor.read(partial(_stored, generations.store))
     except (DiptychError, OSError) as error:
@@ -65,10 +65,10 @@ def _stored(source: StoreAccess) -> list[StoredBundle]:
     stored = [
         _described(store, name, name == active)
         if name in here
-        else StoredBundle(name=name, active=name == active, trouble="not fetched yet; activating it does that")
+        else StoredBundle(name=name, active=name == active, trouble="not fetched yet; activate it to fetch it")
         for name in names
     ]
-    return sorted(stored, key=lambda one: one.created or "")  # behind a URL names come by the alphabet
+    return sorted(stored, key=lambda one: one.created or "")  # a remote store lists names alphabetically
 
 
 def _described(store: Store, name: str, active: bool) -> StoredBundle:

@@ -101,7 +101,7 @@ def _add_predict(router: APIRouter, predict: Predict) -> None:
         documented,
         name="predict",
         methods=["POST"],
-        summary="The best labels for each text",
+        summary="Return the best labels for each text",
         response_model=PredictResponse,
         responses=_refusals(400, *([401] if predict.keys else []), 408, 413, 415, 422, 429, 431, 500, 503, 504),
         openapi_extra={**_body(predict.model), "parameters": [deadlines.PARAMETER]},
@@ -121,7 +121,7 @@ def _add_about(router: APIRouter, settings: Settings, generations: BundleManager
         "/about",
         handle_about,
         name="about",
-        summary="The bundle that is served, and what its labels can be filtered by",
+        summary="Describe the served bundle and the attributes for filters",
         response_model=About,
         responses=_refusals(400, *([401, 429] if predict.keys else []), 408, 431, 500, 503),
         dependencies=_key(PREDICT_HEADER, "predicting") if predict.keys else None,
@@ -134,7 +134,7 @@ def _add_comparing(router: APIRouter, generations: BundleManager, predict: Predi
     @router.post(
         paths.COMPARE,
         dependencies=_key(ADMIN_HEADER, "administration"),
-        summary="The same question to another bundle, which is opened for it",
+        summary="Send a request to another bundle, which is opened for comparison",
         response_model=PredictResponse,
         responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500, 503, 504),
         openapi_extra={**_body(model), "parameters": [deadlines.PARAMETER]},
@@ -151,13 +151,13 @@ def _add_comparing(router: APIRouter, generations: BundleManager, predict: Predi
 
 
 def _add_probes(router: APIRouter, generations: BundleManager, metrics: Metrics) -> None:
-    @router.get("/livez", summary="Whether the process answers at all", response_model=dict[str, bool])
+    @router.get("/livez", summary="Check that the process is alive", response_model=dict[str, bool])
     async def livez(request: Request) -> Response:
         return JSONResponse({"live": True})
 
     @router.get(
         "/readyz",
-        summary="Whether requests are answered, and from which bundle",
+        summary="Check whether requests are answered, and from which bundle",
         response_model=Readiness,
         responses={503: {"model": Readiness, "description": REFUSALS[503]}},
     )
@@ -165,7 +165,7 @@ def _add_probes(router: APIRouter, generations: BundleManager, metrics: Metrics)
         readiness = Readiness(**generations.readiness()._asdict())
         return JSONResponse(readiness.model_dump(), 200 if readiness.ready else 503)
 
-    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
+    @router.get("/metrics", summary="Return metrics for Prometheus", response_class=Response)
     async def prometheus(request: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
@@ -175,7 +175,7 @@ def _add_admin(router: APIRouter, generations: BundleManager, admin: AdminKeys) 
     @router.post(
         "/admin/activate",
         dependencies=_key(ADMIN_HEADER, "administration"),
-        summary="Serve another bundle of the store, without a gap",
+        summary="Serve another bundle of the store without interruption",
         response_model=ActivateResponse,
         responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500),
         openapi_extra=_body(ActivateRequest),
@@ -191,7 +191,7 @@ def _add_admin(router: APIRouter, generations: BundleManager, admin: AdminKeys) 
     @router.post(
         "/admin/rollback",
         dependencies=_key(ADMIN_HEADER, "administration"),
-        summary="Serve the bundle that was active before; at once, if it was kept",
+        summary="Reactivate the previous bundle; immediately if it was kept in memory",
         response_model=ActivateResponse,
         responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500),
     )
@@ -204,7 +204,7 @@ def _add_admin(router: APIRouter, generations: BundleManager, admin: AdminKeys) 
     @router.get(
         "/admin/bundles",
         dependencies=_key(ADMIN_HEADER, "administration"),
-        summary="The store's bundles, and what is opened of them",
+        summary="List the bundles of the store and the open generations",
         response_model=BundlesResponse,
         responses=_refusals(400, 401, 403, 408, 422, 429, 431, 500),
     )
@@ -219,7 +219,7 @@ def _add_pausing(router: APIRouter, settings: Settings, generations: BundleManag
     @router.get(
         "/admin/paused",
         dependencies=_key(ADMIN_HEADER, "administration"),
-        summary="The labels that are not shown",
+        summary="List the paused labels",
         response_model=PausedResponse,
         responses=_refusals(400, 401, 403, 408, 429, 431, 500),
     )
@@ -231,7 +231,7 @@ def _add_pausing(router: APIRouter, settings: Settings, generations: BundleManag
     @router.post(
         "/admin/paused",
         dependencies=_key(ADMIN_HEADER, "administration"),
-        summary="Leave labels out of every answer, from the next request on",
+        summary="Pause or resume labels, from the next request on",
         response_model=PausedResponse,
         responses=_refusals(400, 401, 403, 408, 413, 415, 422, 429, 431, 500),
         openapi_extra=_body(model),

@@ -14,8 +14,8 @@ from service.settings import Settings
 Value = str | int | float | bool
 MAX_FILTER_BYTES = 65_536  # of JSON; the filter is sent to the engine with every slice of a request
 ESCAPES_PER_CHAR = 2  # a pair of surrogates
-FIELDS = 64  # names in a body beside those of its filter; enough to report unknown fields by name
-NOT_BLANK = r"[^\s\x1c-\x1f]"  # what Python calls white space, which is what the retriever goes by
+MAX_FIELDS = 64  # names in a body outside its filter; enough to report unknown fields by name
+NOT_BLANK = r"[^\s\x1c-\x1f]"  # white space as Python and the retriever define it
 HIT = {
     "id": "shopping-cart",
     "text": "shopping cart",
@@ -51,15 +51,15 @@ Body = TypeVar("Body", bound=RequestBody)
 
 
 class PredictRequest(RequestBody):
-    """Texts to find labels for."""
+    """Query texts and options."""
 
-    # without a filter: which attributes there are is the bundle's affair, and an example should be answered by any
+    # without a filter, because any bundle should answer the example
     model_config = example_config({"queries": ["cheap running shoes", "credit card"], "k": 10, "min_score": 0.2})
 
-    queries: list[str] = Field(description="One answer comes back for each text, in this order.")
-    k: int = Field(10, description="Hits for each text.")
+    queries: list[str] = Field(description="Query texts. The response has one result per text, in the same order.")
+    k: int = Field(10, description="Hits per text.")
     weight: Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)] | None = Field(
-        None, description="The classifier's share of the score; the bundle's own choice when left out."
+        None, description="Weight of the classifier in the score; default: the weight of the bundle."
     )
     filter: (
         Annotated[
@@ -68,9 +68,9 @@ class PredictRequest(RequestBody):
             Field(max_length=NAMES),
         ]
         | None
-    ) = Field(None, description="Attributes, and the values of each that a label may have: it must fit all of them.")
+    ) = Field(None, description="Attributes with their allowed values. A label must match all attributes.")
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        None, description="Labels that score less are left out."
+        None, description="Minimum score; labels with a lower score are left out."
     )
 
     @property
@@ -80,7 +80,7 @@ class PredictRequest(RequestBody):
 
 
 class Hit(BaseModel):
-    """One label: `dual_encoder` and `classifier` are the two shares of `score` and add up to it."""
+    """One label. `score` is the sum of `dual_encoder` and `classifier`."""
 
     model_config = example_config(HIT)
 
@@ -102,7 +102,7 @@ class Result(BaseModel):
 
 
 class PredictResponse(BaseModel):
-    """Every text's hits, all from one bundle."""
+    """The hits of every text, all from one bundle."""
 
     model_config = example_config({"bundle": "keywords-1", "results": [{"query": "cart", "hits": [HIT]}]})
 
@@ -111,7 +111,7 @@ class PredictResponse(BaseModel):
 
 
 class Readiness(BaseModel):
-    """Whether requests are answered, from which bundle, and what an operator should know."""
+    """Whether requests are answered, from which bundle, and notes for the operator."""
 
     model_config = example_config(READY)
 
@@ -121,7 +121,7 @@ class Readiness(BaseModel):
 
 
 class Attribute(BaseModel):
-    """One attribute that a filter may name: its most frequent values, and whether there are more of them."""
+    """One attribute for filters, its most frequent values, and whether there are more values."""
 
     model_config = example_config(ATTRIBUTE)
 
@@ -131,7 +131,7 @@ class Attribute(BaseModel):
 
 
 class About(BaseModel):
-    """The bundle that is served, its weight where a request names none, what to filter by, and what may be asked."""
+    """The served bundle, its default weight, the attributes for filters, and the limits of a request."""
 
     model_config = example_config(ABOUT)
 
@@ -145,33 +145,33 @@ class About(BaseModel):
 
 
 class Error(BaseModel):
-    """A code for programs and one sentence for a person."""
+    """A code for programs and a message of one sentence."""
 
     code: str
     message: str
 
 
 class ErrorResponse(BaseModel):
-    """The one shape of every answer that is not a success."""
+    """The format of every error response."""
 
-    model_config = example_config({"error": {"code": "out_of_range", "message": "k is 1000; the most is 100."}})
+    model_config = example_config({"error": {"code": "out_of_range", "message": "k is 1000; the maximum is 100."}})
 
     error: Error
 
 
 def predict_request(settings: Settings) -> type[PredictRequest]:
-    """PredictRequest under the limits of `settings`, so that they are checked while the JSON is parsed."""
+    """Create PredictRequest with the limits of `settings`, which are checked while the JSON is parsed."""
     text = Annotated[str, StringConstraints(min_length=1, max_length=settings.max_query_chars, pattern=NOT_BLANK)]
     # fail_fast: report only the first of a thousand bad texts
     queries = Annotated[list[text], Field(min_length=1, max_length=settings.max_queries, fail_fast=True)]
     k = Annotated[int, Field(ge=1, le=settings.max_k)]
-    plain = PredictRequest.model_fields
+    base = PredictRequest.model_fields
     fields: dict[str, Any] = {
-        "queries": (queries, Field(description=plain["queries"].description)),
-        "k": (k, Field(min(plain["k"].default, settings.max_k), description=plain["k"].description)),
+        "queries": (queries, Field(description=base["queries"].description)),
+        "k": (k, Field(min(base["k"].default, settings.max_k), description=base["k"].description)),
     }
     model = create_model("PredictRequest", __base__=PredictRequest, __doc__=PredictRequest.__doc__, **fields)
-    names, values = FIELDS + NAMES, settings.max_queries + NAMES * VALUES + FIELDS
+    names, values = MAX_FIELDS + NAMES, settings.max_queries + NAMES * VALUES + MAX_FIELDS
     escapes = ESCAPES_PER_CHAR * settings.max_queries * settings.max_query_chars
     model.json_limits = JsonLimits(names, names, values, max(escapes, DEFAULT_LIMITS.escapes))
     return model
@@ -191,5 +191,5 @@ def parse(model: type[Body], body: bytes) -> Body:
 
 def _check_filter_size(request: PredictRequest) -> None:
     if request.filter and (size := len(to_json(request.filter))) > MAX_FILTER_BYTES:
-        message = f"filter has {size} bytes; the most is {MAX_FILTER_BYTES}. Leave out values or names."
+        message = f"filter has {size} bytes; the maximum is {MAX_FILTER_BYTES}. Leave out values or names."
         raise Refusal(422, "bad_filter", message)

@@ -1,4 +1,4 @@
-"""Run blocking work in a daemon thread, so that the service can end while, say, a file server does not respond."""
+"""Run blocking work in a daemon thread, so that the service can stop while a file server does not respond."""
 
 import asyncio
 import logging

@@ -164,7 +164,7 @@ def test_a_refusal_names_field_value_and_limit(client: Client) -> None:
     """A caller could not tell which of many texts is at fault, nor what would be right."""
     message = client.post("/predict", {"queries": ["a", "b", ""]}).json()["error"]["message"]
     assert message == "queries[2] is empty; give it text or leave it out."
-    assert "51; the most is 50" in client.post("/predict", {"queries": ["a"], "k": 51}).json()["error"]["message"]
+    assert "51; the maximum is 50" in client.post("/predict", {"queries": ["a"], "k": 51}).json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

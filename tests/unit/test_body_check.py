@@ -126,7 +126,7 @@ def test_a_filter_is_limited_in_bytes() -> None:
         if accepted:
             parse(PREDICT, body)
             continue
-        with pytest.raises(Refusal, match=r"filter has \d+ bytes; the most is 65536"):
+        with pytest.raises(Refusal, match=r"filter has \d+ bytes; the maximum is 65536"):
             parse(PREDICT, body)
 
 
