@@ -10,7 +10,7 @@ from pathlib import Path
 
 from doctor.findings import Finding, gigabytes
 from retrieval.system.limits import GROUPS, PROCESSES, available_cores, free_memory
-from service.limits import MAX_CONNECTIONS, OTHER_FILES
+from service.file_limits import DEFAULT_CONNECTIONS, OTHER_FILES
 
 LITTLE_MEMORY = 1 << 30  # the default recipe trains the README's example in about this much
 LITTLE_DISK = 2 << 30
@@ -74,7 +74,7 @@ def memory(groups: Path = GROUPS, processes: Path = PROCESSES) -> Finding:
 def open_files() -> Finding:
     """Whether as many connections can be open as the service allows."""
     hard, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1], os.environ.get("DIPTYCH_MAX_CONNECTIONS", "")
-    needed = (int(allowed) if allowed.isdecimal() else MAX_CONNECTIONS) + OTHER_FILES
+    needed = (int(allowed) if allowed.isdecimal() else DEFAULT_CONNECTIONS) + OTHER_FILES
     if hard == resource.RLIM_INFINITY or hard >= needed:
         return Finding("open files", "ok", "unlimited" if hard == resource.RLIM_INFINITY else f"{hard:,}")
     fits = max(1, hard - OTHER_FILES)

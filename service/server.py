@@ -20,7 +20,7 @@ from service.bundles.generation import Generation
 from service.bundles.manager import BundleManager
 from service.connections.pool import ConnectionPool
 from service.engine.gc_tuning import freeze_gc
-from service.limits import OTHER_FILES
+from service.file_limits import OTHER_FILES
 from service.observe import logs
 from service.settings import Settings, unknown_variables
 

@@ -17,7 +17,7 @@ from retrieval.system.sandbox import Mode
 from service.access.allowed_hosts import AllowedHosts
 from service.access.client_address import proxy_networks
 from service.access.key_settings import SINGLE, checked_admin_key, named_admin_keys
-from service.limits import MAX_CONNECTIONS
+from service.file_limits import DEFAULT_CONNECTIONS
 from service.observe.logs import Form
 
 PREFIX = "DIPTYCH_"
@@ -116,7 +116,9 @@ class Settings(BaseSettings):
         30, gt=0, description="time without progress of a client that reads its response; beyond it the connection ends"
     )
     max_connections: int = Field(
-        MAX_CONNECTIONS, ge=1, description="open connections; beyond it an idle one is closed, or 503 if there is none"
+        DEFAULT_CONNECTIONS,
+        ge=1,
+        description="open connections; beyond it an idle one is closed, or 503 if there is none",
     )
     max_head_bytes: int = Field(32_768, ge=1024, description="bytes of a request line and headers; beyond it 431")
     max_headers: int = Field(100, ge=10, description="headers and trailers per request; beyond it 431")

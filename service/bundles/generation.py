@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -16,7 +16,7 @@ from service.batching.batcher import Batcher
 from service.batching.pending_request import Lengths, PendingRequest
 from service.bundles.lifecycle import Lifecycle, State
 from service.bundles.paused_labels import PausedBroadcaster
-from service.engine.client import EngineProcess
+from service.engine.client import EngineObserver, EngineProcess
 from service.engine.load_policy import LoadPolicy
 from service.engine.protocol import BatchAnswers, BundleInfo, Query, encode_paused
 from service.engine.watchdog import Watchdog
@@ -30,6 +30,8 @@ FIRST_RESTART_BACKOFF = 0.1
 LONGEST_RESTART_BACKOFF = 0.8  # after an engine that had opened the bundle
 LONGEST_RETRY_BACKOFF = 5.0  # after an engine that had not
 RECENT_SECONDS = 0.1
+
+StartEngine = Callable[[Path, Settings, EngineObserver, LoadPolicy], Awaitable[EngineProcess]]
 
 
 class GenerationObserver(Protocol):
@@ -83,6 +85,7 @@ class Generation:
         paused: PausedBroadcaster,
         observer: GenerationObserver,
         choose_policy: Callable[["Generation"], LoadPolicy],
+        start_engine: StartEngine = EngineProcess.start,
     ) -> None:
         self.number = number
         self.name = folder.name
@@ -96,6 +99,7 @@ class Generation:
         self._paused = paused
         self._observer = observer
         self._choose_policy = choose_policy
+        self._start_engine = start_engine
         self._lifecycle = Lifecycle()
         self._engine: EngineProcess | None = None
         self._batcher: Batcher | None = None
@@ -153,7 +157,7 @@ class Generation:
     def admit(self, query: Query, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
         """Queue a request for at most `seconds`. Raises Refusal 422, 429 or 503."""
         if self.failure:
-            raise errors.unavailable(f"Bundle {self.name} cannot be served just now; /readyz says why.")
+            raise errors.unavailable(f"Bundle {self.name} cannot be served at the moment; /readyz has the reason.")
         self._admitted_at = perf_counter()
         return self.batcher.admit(query, seconds, caller)
 
@@ -265,16 +269,13 @@ class Generation:
         return crashes
 
     async def _attach_new_engine(self) -> None:
-        engine = await self._start_engine()
+        engine = await self._start_engine(self.folder, self._settings, self, self._choose_policy(self))
         try:
             self._attach(engine)
         except BaseException:
             self._engine = None
             await engine.end()
             raise
-
-    async def _start_engine(self) -> EngineProcess:
-        return await EngineProcess.start(self.folder, self._settings, self, self._choose_policy(self))
 
     def _attach(self, engine: EngineProcess) -> None:
         self._engine = engine

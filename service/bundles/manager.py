@@ -167,7 +167,7 @@ class BundleManager:
         try:
             name = await self.supervisor.read(self.store.previous)
             if name is None:
-                message = "There is no earlier bundle to go back to; activate one."
+                message = "There is no earlier bundle to roll back to; activate one."
                 raise Refusal(409, "no_earlier_bundle", message)
             with self._follower.admin_change():
                 async with self._queue.change(name, urgent=True):
@@ -175,7 +175,7 @@ class BundleManager:
                     record = partial(self._record, self.store.record_rollback)
                     return await self._switcher.switch(Change(name, record, urgent=True))
         except (DiptychError, OSError) as error:
-            raise await self._not_activated(name or "of before", error) from error
+            raise await self._not_activated(name or "before the present one", error) from error
 
     async def compare(self, name: str, query: Query, seconds: float | None = None) -> PendingRequest:
         """Queue a request with any bundle of the store; open it if needed. Raises Refusal."""

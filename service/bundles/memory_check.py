@@ -35,8 +35,8 @@ def check_memory(name: str, manifest: Manifest, groups: Path, trusted: Sequence[
     needed, room = needed_memory(manifest, trusted), free_memory(groups)
     if needed > room.free:
         raise BundleError(
-            f"{name} takes about {_megabytes(needed)} of memory and {_megabytes(room.free)} are free ({room.bound}). "
-            "Give the service more, or set DIPTYCH_MEMORY_CHECK=false to try all the same."
+            f"{name} needs about {_megabytes(needed)} of memory and {_megabytes(room.free)} are free ({room.bound}). "
+            "Give the service more memory, or set DIPTYCH_MEMORY_CHECK=false to load it anyway."
         )
 
 

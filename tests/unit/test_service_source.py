@@ -13,7 +13,7 @@ from tests.support.web_store import web_store
 def test_a_download_that_is_cancelled_ends_and_lets_the_next_one_go(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large bundle that is no longer wanted would be fetched to its end, and the wanted one would wait for it."""
+    """A large bundle that is no longer needed would be downloaded completely before the next one."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     with web_store(make_store(tmp_path / "store", "one", "two").path) as web:
         store_access = StoreAccess(Path(web.url), ())
@@ -24,7 +24,7 @@ def test_a_download_that_is_cancelled_ends_and_lets_the_next_one_go(
 
 
 def test_the_path_of_a_store_is_resolved_at_every_call_and_never_shown(tmp_path: Path) -> None:
-    """A client would read where the store lies, once its link has been changed."""
+    """A client would see the path of the store after its symlink has changed."""
     one, two = make_store(tmp_path / "first", "one"), make_store(tmp_path / "second", "two")
     link = tmp_path / "live"
     link.symlink_to(one.path)
@@ -51,7 +51,7 @@ def test_the_path_of_a_store_is_resolved_at_every_call_and_never_shown(tmp_path:
         store_access.active_folder()
 
 
-def test_a_store_that_names_nothing_any_more_is_an_error(tmp_path: Path) -> None:
+def test_a_store_without_an_active_bundle_is_an_error(tmp_path: Path) -> None:
     """A share that is not mounted is an empty folder: it would look as if nothing had changed."""
     (tmp_path / "store").mkdir()
     with pytest.raises(BundleError, match="has no file CURRENT"):

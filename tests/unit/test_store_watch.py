@@ -36,7 +36,7 @@ def failures(metrics: Metrics) -> float:
     return metrics.registry.get_sample_value("diptych_task_failures_total", {"task": "store_watch"}) or 0.0
 
 
-def test_each_kind_of_failure_is_trouble_and_none_of_them_ends_the_reading(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_failure_of_a_read_is_reported_and_none_ends_the_polling(caplog: pytest.LogCaptureFixture) -> None:
     """A store that cannot be read would not be read again, or fill the log with one line per read."""
     errors = [BundleError("CURRENT is damaged."), BundleError("CURRENT is damaged."), OSError("gone"), KeyError("bug")]
     outcomes: list[Exception | str] = [*errors, "found"]
@@ -70,8 +70,8 @@ def test_each_kind_of_failure_is_trouble_and_none_of_them_ends_the_reading(caplo
     assert messages[-1] == "resolved: it cannot be read"
 
 
-def test_a_store_that_does_not_answer_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """A dead file server would stop the watch in silence: the service would look as if nothing had changed."""
+def test_a_store_that_does_not_answer_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """A dead file server would stop the polling silently: the service would look as if nothing had changed."""
     held = threading.Event()
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
@@ -92,8 +92,8 @@ def test_a_store_that_does_not_answer_is_told(caplog: pytest.LogCaptureFixture) 
     in_loop(check)
 
 
-def test_what_the_store_names_is_followed_once_and_again_when_asked() -> None:
-    """A broken bundle would be loaded over and over, or one that was put off never."""
+def test_the_active_bundle_is_followed_once_and_again_on_request() -> None:
+    """A broken bundle would be loaded over and over, or one whose loading was pre-empted never again."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         named, followed = [ONE], list[Path]()
@@ -145,8 +145,8 @@ async def change(
         return await queue.load(bundle, work())
 
 
-def test_the_last_order_wins() -> None:
-    """Orders that come while one is loaded would wait for it, or all be loaded one after the other."""
+def test_the_last_change_wins() -> None:
+    """Changes that are requested while a bundle is loaded would wait for it, or all be loaded one after the other."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         queue = SwitchQueue(supervisor)
@@ -163,8 +163,8 @@ def test_the_last_order_wins() -> None:
     in_loop(check)
 
 
-def test_the_same_bundle_is_not_loaded_twice_unless_it_is_to_go_back_to() -> None:
-    """An impatient administrator would start the load anew with each try."""
+def test_the_same_bundle_is_not_loaded_twice_except_for_a_rollback() -> None:
+    """An impatient administrator would restart the loading with each request."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         queue = SwitchQueue(supervisor)
@@ -180,7 +180,7 @@ def test_the_same_bundle_is_not_loaded_twice_unless_it_is_to_go_back_to() -> Non
     in_loop(check)
 
 
-def test_a_stop_ends_what_is_loaded_and_takes_no_more() -> None:
+def test_a_stop_cancels_the_loading_and_refuses_further_changes() -> None:
     """A stopping service would begin to load a bundle."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:

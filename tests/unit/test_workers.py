@@ -1,14 +1,13 @@
 """Threads that share out a search."""
 
 import os
-import sys
 import threading
 
 import numpy as np
 import pytest
 
 from retrieval.search.thread_pool import Workers
-from retrieval.system.low_priority import LOW, at_low_priority
+from retrieval.system.low_priority import LOW, LowPriority
 
 
 @pytest.mark.parametrize("queries", [1, 2, 3, 4, 7, 40])
@@ -61,17 +60,14 @@ def test_an_error_of_any_part_reaches_the_caller() -> None:
         Workers(2).share(refuse, np.arange(6, dtype=np.float32)[:, None])
 
 
-def test_threads_are_not_gentle_because_their_first_work_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this failed, a bundle warmed behind another's back would be searched behind everybody's back ever after."""
-    monkeypatch.setattr(
-        sys.modules["retrieval.system.low_priority"], "_first_call", None
-    )  # as in a process that has just begun
-    workers, own = Workers(2), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+def test_threads_do_not_keep_the_low_priority_of_their_first_work() -> None:
+    """If this failed, a bundle that was warmed at low priority would be searched at low priority ever after."""
+    workers, normal = Workers(2), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     together = threading.Barrier(2, timeout=30)
 
-    def patience(_: np.ndarray) -> int:
+    def priority(_: np.ndarray) -> int:
         together.wait()
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     query_QD = np.zeros((4, 1), np.float32)
-    assert set(at_low_priority(lambda: workers.share(patience, query_QD))) == {max(LOW, own), own}
+    assert set(LowPriority().run(lambda: workers.share(priority, query_QD))) == {max(LOW, normal), normal}
