@@ -28,7 +28,7 @@ from service.http.predict import Predict
 from service.http.routes import add_routes
 from service.observe.detached_thread import run_detached
 from service.observe.metrics import Metrics
-from service.observe.supervisor import Supervisor, described
+from service.observe.supervisor import Supervisor, describe_error
 from service.observe.tracing import Tracing
 from service.settings import Settings
 
@@ -134,7 +134,9 @@ async def _open(generations: BundleManager, supervisor: Supervisor, on_opened: O
         if generations.stopping:
             return
         supervisor.failed("opening", error)
-        outcome = BundleError(f"the active bundle cannot be opened: unexpected {described(error)}. Please report it.")
+        outcome = BundleError(
+            f"the active bundle cannot be opened: unexpected {describe_error(error)}. Please report it."
+        )
     if generations.stopping and isinstance(outcome, DiptychError):
         return
     if on_opened:

@@ -14,9 +14,7 @@ from itertools import count
 
 from service.access.callers import Caller
 from service.batching.pending_request import PendingRequest
-from service.batching.virtual_times import Entry, VirtualTimes
-
-MAX_OUTDATED = 64  # outdated entries that are always allowed
+from service.batching.virtual_times import MAX_OUTDATED, Entry, VirtualTimes
 
 
 class CallerQueue:

@@ -21,7 +21,7 @@ from service.engine.load_policy import LoadPolicy
 from service.engine.protocol import BatchAnswers, BundleInfo, Query, encode_paused
 from service.engine.watchdog import Watchdog
 from service.observe.metrics import Metrics
-from service.observe.supervisor import Supervisor, described
+from service.observe.supervisor import Supervisor, describe_error
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
@@ -254,7 +254,7 @@ class Generation:
                 self.failure, longest, lived = str(error), LONGEST_RETRY_BACKOFF, 0.0
                 LOG.error("bundle %s: %s", self.name, error)
             except Exception as error:
-                self.failure = f"no engine can be started for bundle {self.name} ({described(error)})"
+                self.failure = f"no engine can be started for bundle {self.name} ({describe_error(error)})"
                 raise
             else:
                 self.failure = None

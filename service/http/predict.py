@@ -59,7 +59,7 @@ class Predict:
         query = parse(self.model, body).query
         del body  # the memory budget of the connections counts it only until it is read
         if self._limit and len(query.texts) > charged:
-            self._limit.take(caller, len(query.texts) - charged, whole=len(query.texts))
+            self._limit.take(caller, len(query.texts) - charged, request_texts=len(query.texts))
         seconds = deadline_seconds(context.headers.get(deadlines.HEADER_BYTES))
         answer = self._cached_answer if self._cache else self._answer
         return await answer(context, query, seconds, caller, is_large)

@@ -10,7 +10,7 @@ from service.access.key_guessing import (
     FORGET_SECONDS,
     FREE_ATTEMPTS,
     LONGEST_WAIT_SECONDS,
-    REMEMBERED_RIGHT,
+    MAX_ACCEPTED,
     GuessLimit,
 )
 from service.access.keys import AdminKeys, PredictKeys
@@ -88,9 +88,9 @@ def test_a_flood_of_guessers_neither_fills_the_memory_nor_frees_one() -> None:
         limit.wrong(f"2001:db8:{number >> 16:x}:{number & 0xFFFF:x}::1")
     assert len(limit._wrong) <= BUCKETS
     assert wait_of(limit, "10.0.0.1") > 10
-    for number in range(2 * REMEMBERED_RIGHT):
+    for number in range(2 * MAX_ACCEPTED):
         limit.remember(f"10.1.{number >> 8}.{number & 255}", "ann")
-    assert len(limit._right) == REMEMBERED_RIGHT
+    assert len(limit._accepted) == MAX_ACCEPTED
 
 
 def test_what_is_no_address_is_a_client_of_its_own() -> None:
