@@ -47,7 +47,7 @@ class Service:
     asgi: ASGIApp
     fastapi: FastAPI  # the routes and their OpenAPI document
     predict: Predict
-    generations: BundleManager
+    manager: BundleManager
     metrics: Metrics
     supervisor: Supervisor
 
@@ -61,16 +61,16 @@ def create_service(settings: Settings, on_opened: OnOpened | None = None) -> Ser
     metrics = Metrics(CollectorRegistry())
     tracing = Tracing.from_environment()
     supervisor = Supervisor(metrics)
-    generations = BundleManager(settings, metrics, supervisor)
+    manager = BundleManager(settings, metrics, supervisor)
     guesses = GuessLimit()  # shared by both kinds of keys
-    predict = Predict(settings, generations, metrics, guesses)
+    predict = Predict(settings, manager, metrics, guesses)
     admin = AdminKeys(settings.administrators, guesses, metrics)
-    fastapi = _create_fastapi(_lifespan(generations, supervisor, tracing, on_opened))
-    add_routes(fastapi.router, settings, generations, metrics, predict, admin)
+    fastapi = _create_fastapi(_lifespan(manager, supervisor, tracing, on_opened))
+    add_routes(fastapi.router, settings, manager, metrics, predict, admin)
     routes = frozenset(route.path for route in fastapi.routes if isinstance(route, Route))
     asgi = _add_cors(BodyGuard(Dispatcher(predict, fastapi), settings.max_body_bytes), settings.origins)
     asgi = RequestMiddleware(asgi, settings, metrics, tracing, routes, audit.record)
-    return Service(asgi, fastapi, predict, generations, metrics, supervisor)
+    return Service(asgi, fastapi, predict, manager, metrics, supervisor)
 
 
 def _create_fastapi(lifespan: Callable[[FastAPI], Any]) -> FastAPI:
@@ -102,19 +102,19 @@ def _add_cors(app: ASGIApp, origins: list[str]) -> ASGIApp:
 
 
 def _lifespan(
-    generations: BundleManager, supervisor: Supervisor, tracing: Tracing | None, on_opened: OnOpened | None
+    manager: BundleManager, supervisor: Supervisor, tracing: Tracing | None, on_opened: OnOpened | None
 ) -> Callable[[FastAPI], Any]:
     """Return the context manager that opens the active bundle and, at the end, finishes the admitted requests."""
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         supervisor.watch_loop()
-        opening = supervisor.run("opening", _open(generations, supervisor, on_opened))
+        opening = supervisor.run("opening", _open(manager, supervisor, on_opened))
         yield
-        generations.stop()
+        manager.stop()
         opening.cancel()
         await asyncio.wait([opening])
-        await generations.close()
+        await manager.close()
         if tracing:
             await _send_last_traces(tracing, supervisor)
         await supervisor.close()
@@ -122,22 +122,22 @@ def _lifespan(
     return lifespan
 
 
-async def _open(generations: BundleManager, supervisor: Supervisor, on_opened: OnOpened | None) -> None:
+async def _open(manager: BundleManager, supervisor: Supervisor, on_opened: OnOpened | None) -> None:
     """Open the active bundle and report the generation or the error, whatever its type."""
     try:
-        outcome: Generation | DiptychError = await generations.open_active()
+        outcome: Generation | DiptychError = await manager.open_active()
     except DiptychError as error:
         outcome = error
     except OSError as error:
         outcome = BundleError(f"the store cannot be read ({error})")
     except Exception as error:  # noqa: BLE001  # every error is reported
-        if generations.stopping:
+        if manager.stopping:
             return
         supervisor.failed("opening", error)
         outcome = BundleError(
             f"the active bundle cannot be opened: unexpected {describe_error(error)}. Please report it."
         )
-    if generations.stopping and isinstance(outcome, DiptychError):
+    if manager.stopping and isinstance(outcome, DiptychError):
         return
     if on_opened:
         on_opened(outcome)

@@ -32,9 +32,9 @@ MAX_UNSENT_IN_SYSTEM = 131_072  # bytes of a response in the socket's send buffe
 class Server(uvicorn.Server):
     """uvicorn's server, which first becomes not ready on a signal and then ends with exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, generations: BundleManager, grace_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, manager: BundleManager, grace_seconds: float) -> None:
         super().__init__(config)
-        self._generations = generations
+        self._manager = manager
         self._grace_seconds = grace_seconds
 
     @contextmanager
@@ -55,15 +55,15 @@ class Server(uvicorn.Server):
     def stop(self) -> None:
         """Shut down: not ready → grace period → no new connections → finish requests. A second signal skips waits."""
         self.force_exit = self.should_exit
-        if self._grace_seconds and not self._generations.stopping:
+        if self._grace_seconds and not self._manager.stopping:
             asyncio.get_running_loop().call_later(self._grace_seconds, self._end)
         else:
             self._end()
-        self._generations.stop()
+        self._manager.stop()
 
     def hang_up(self) -> None:
         """Stop as on SIGTERM when the terminal or session ends; ignored after another signal."""
-        if not self._generations.stopping:
+        if not self._manager.stopping:
             LOG.info("SIGHUP: stopping as on SIGTERM")
             self.stop()
 
@@ -96,7 +96,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             server.should_exit = True
 
     service = create_service(settings, on_opened)
-    pool = ConnectionPool(settings, service.metrics, service.generations.full, service.predict.is_refused_unread)
+    pool = ConnectionPool(settings, service.metrics, service.manager.full, service.predict.is_refused_unread)
     config = uvicorn.Config(
         service.asgi,
         http=pool.protocol,  # type: ignore[arg-type]  # uvicorn only calls it
@@ -111,7 +111,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         backlog=BACKLOG,
     )
-    server = Server(config, service.generations, settings.grace_seconds)
+    server = Server(config, service.manager, settings.grace_seconds)
     service.supervisor.retry("connection_watch", pool.watch)  # ends with the application
     try:
         await server.serve(sockets=[listener])

@@ -13,11 +13,11 @@ from service.http.schemas import About, Attribute
 from service.settings import Settings
 
 
-def about(generations: BundleManager, settings: Settings) -> About:
+def about(manager: BundleManager, settings: Settings) -> About:
     """Describe the served bundle and the limits of a request. Raises Refusal 503 while there is no engine."""
-    served = generations.current
+    served = manager.current
     if served is None or (opened := served.info) is None:
-        raise unavailable(f"The service is not ready: {generations.readiness().detail}.")
+        raise unavailable(f"The service is not ready: {manager.readiness().detail}.")
     return About(
         bundle=served.name,
         labels=opened.labels,
@@ -29,17 +29,17 @@ def about(generations: BundleManager, settings: Settings) -> About:
     )
 
 
-async def list_bundles(generations: BundleManager) -> BundlesResponse:
+async def list_bundles(manager: BundleManager) -> BundlesResponse:
     """List the store's bundles and the open generations. Raises Refusal 422 when the store cannot be read."""
     try:
-        stored = await generations.supervisor.read(partial(_stored, generations.store))
+        stored = await manager.supervisor.read(partial(_stored, manager.store))
     except (DiptychError, OSError) as error:
-        raise Refusal(422, "bad_store", generations.public(f"The store cannot be listed: {error}")) from error
-    opened: list[tuple[State, Generation | None]] = [("serving", generations.current), ("kept", generations.kept)]
-    opened.append(("compared", generations.comparison.generation))
-    opened += [("draining", generation) for generation in generations.draining]
+        raise Refusal(422, "bad_store", manager.public(f"The store cannot be listed: {error}")) from error
+    opened: list[tuple[State, Generation | None]] = [("serving", manager.current), ("kept", manager.kept)]
+    opened.append(("compared", manager.comparison.generation))
+    opened += [("draining", generation) for generation in manager.draining]
     return BundlesResponse(
-        bundles=[one.model_copy(update={"trouble": one.trouble and generations.public(one.trouble)}) for one in stored],
+        bundles=[one.model_copy(update={"trouble": one.trouble and manager.public(one.trouble)}) for one in stored],
         generations=[
             ServedGeneration(
                 number=generation.number,
@@ -51,7 +51,7 @@ async def list_bundles(generations: BundleManager) -> BundlesResponse:
             for state, generation in opened
             if generation
         ],
-        preparing=generations.preparing,
+        preparing=manager.preparing,
     )
 
 

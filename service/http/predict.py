@@ -28,12 +28,12 @@ REFUSAL_SECONDS = (0.25, 0.75)  # until a large request is refused because the q
 class Predict:
     """The ASGI application of POST /predict."""
 
-    def __init__(self, settings: Settings, generations: BundleManager, metrics: Metrics, guesses: GuessLimit) -> None:
+    def __init__(self, settings: Settings, manager: BundleManager, metrics: Metrics, guesses: GuessLimit) -> None:
         self.model = predict_request(settings)
         self._max_queries = settings.max_queries
         self.keys = PredictKeys(settings.predict_keys, guesses, metrics)
         self._limit = RateLimit(settings.rate_limit, settings.burst) if settings.rate_limit else None
-        self._generations = generations
+        self._manager = manager
         self._cache = ResponseCache(settings.cache_bytes, metrics) if settings.cache_bytes else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +51,7 @@ class Predict:
         if self._limit:  # before parsing, which costs more than refusing
             self._limit.take(caller, charged)
         try:
-            self._generations.refuse_early(caller, min(least_texts(body), self._max_queries))
+            self._manager.refuse_early(caller, min(least_texts(body), self._max_queries))
         except Refusal:
             del body
             await _delay_refusal(is_large)
@@ -67,7 +67,7 @@ class Predict:
     def is_refused_unread(self, context: RequestContext) -> bool:
         """Return whether a request is refused because the queue is full, whatever its body."""
         try:
-            return self._generations.turns_away(self._caller(context))
+            return self._manager.turns_away(self._caller(context))
         except Refusal:
             return True  # a wrong key has no share
 
@@ -79,15 +79,15 @@ class Predict:
         self, context: RequestContext, query: Query, seconds: float | None, caller: Caller, is_large: bool
     ) -> bytes:
         """Return the answer from the cache if possible, else from the engine. Raises Refusal."""
-        state = self._generations.state if self._cache else None
+        state = self._manager.state if self._cache else None
         if not self._cache or not state:
             return await self._answer(context, query, seconds, caller, is_large)
         key = cache_key(state, query)
         if cached := self._cache.get(key):
-            context.bundle = self._generations.serving
+            context.bundle = self._manager.serving
             return cached
         answer = await self._answer(context, query, seconds, caller, is_large)
-        if context.bundle == self._generations.serving and state == self._generations.state:
+        if context.bundle == self._manager.serving and state == self._manager.state:
             self._cache.add(key, answer)
         return answer
 
@@ -96,7 +96,7 @@ class Predict:
     ) -> bytes:
         """Return the engine's answer. Raises Refusal."""
         try:
-            pending = self._generations.admit(query, seconds, caller)
+            pending = self._manager.admit(query, seconds, caller)
         except Refusal as refusal:
             if refusal.status == 429:
                 await _delay_refusal(is_large)

@@ -62,7 +62,7 @@ class DirectRoute(APIRoute):
 def add_routes(
     router: APIRouter,
     settings: Settings,
-    generations: BundleManager,
+    manager: BundleManager,
     metrics: Metrics,
     predict: Predict,
     admin: AdminKeys,
@@ -71,11 +71,11 @@ def add_routes(
     router.route_class = DirectRoute
     _add_predict(router, predict)
     add_front_page(router, settings.console)
-    _add_about(router, settings, generations, predict)
-    _add_probes(router, generations, metrics)
-    _add_admin(router, generations, admin)
-    _add_comparing(router, generations, predict, admin)
-    _add_pausing(router, settings, generations, admin)
+    _add_about(router, settings, manager, predict)
+    _add_probes(router, manager, metrics)
+    _add_admin(router, manager, admin)
+    _add_comparing(router, manager, predict, admin)
+    _add_pausing(router, settings, manager, admin)
 
 
 def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -112,10 +112,10 @@ def _add_predict(router: APIRouter, predict: Predict) -> None:
     route.app = predict  # the dispatcher calls it without routing
 
 
-def _add_about(router: APIRouter, settings: Settings, generations: BundleManager, predict: Predict) -> None:
+def _add_about(router: APIRouter, settings: Settings, manager: BundleManager, predict: Predict) -> None:
     async def handle_about(request: Request) -> Response:
         predict.keys.check(request_context(request.scope))  # attributes reveal something about the labels
-        return JSONResponse(about(generations, settings).model_dump())
+        return JSONResponse(about(manager, settings).model_dump())
 
     router.add_api_route(
         "/about",
@@ -128,7 +128,7 @@ def _add_about(router: APIRouter, settings: Settings, generations: BundleManager
     )
 
 
-def _add_comparing(router: APIRouter, generations: BundleManager, predict: Predict, admin: AdminKeys) -> None:
+def _add_comparing(router: APIRouter, manager: BundleManager, predict: Predict, admin: AdminKeys) -> None:
     model = compare_request(predict.model)
 
     @router.post(
@@ -144,13 +144,13 @@ def _add_comparing(router: APIRouter, generations: BundleManager, predict: Predi
         body = parse(model, await request.body())
         context.audit_details = {"bundle": body.bundle}
         seconds = deadlines.deadline_seconds(context.headers.get(deadlines.HEADER_BYTES))
-        pending = await generations.compare(body.bundle, body.query, seconds)
+        pending = await manager.compare(body.bundle, body.query, seconds)
         results = await pending.answer  # not stored in the context: metrics of the stages count only live traffic
         context.bundle = pending.bundle
         return Response(response_body(pending.bundle, results), media_type="application/json")
 
 
-def _add_probes(router: APIRouter, generations: BundleManager, metrics: Metrics) -> None:
+def _add_probes(router: APIRouter, manager: BundleManager, metrics: Metrics) -> None:
     @router.get("/livez", summary="Check that the process is alive", response_model=dict[str, bool])
     async def livez(request: Request) -> Response:
         return JSONResponse({"live": True})
@@ -162,7 +162,7 @@ def _add_probes(router: APIRouter, generations: BundleManager, metrics: Metrics)
         responses={503: {"model": Readiness, "description": REFUSALS[503]}},
     )
     async def readyz(request: Request) -> Response:
-        readiness = Readiness(**generations.readiness()._asdict())
+        readiness = Readiness(**manager.readiness()._asdict())
         return JSONResponse(readiness.model_dump(), 200 if readiness.ready else 503)
 
     @router.get("/metrics", summary="Return metrics for Prometheus", response_class=Response)
@@ -170,7 +170,7 @@ def _add_probes(router: APIRouter, generations: BundleManager, metrics: Metrics)
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_admin(router: APIRouter, generations: BundleManager, admin: AdminKeys) -> None:
+def _add_admin(router: APIRouter, manager: BundleManager, admin: AdminKeys) -> None:
 
     @router.post(
         "/admin/activate",
@@ -184,7 +184,7 @@ def _add_admin(router: APIRouter, generations: BundleManager, admin: AdminKeys) 
         admin.check(context := request_context(request.scope))
         body = parse(ActivateRequest, await request.body())
         context.audit_details = {"bundle": body.bundle}
-        result = ActivateResponse(**(await generations.activate(body.bundle))._asdict())
+        result = ActivateResponse(**(await manager.activate(body.bundle))._asdict())
         context.audit_details["previous"] = result.previous
         return JSONResponse(result.model_dump())
 
@@ -197,7 +197,7 @@ def _add_admin(router: APIRouter, generations: BundleManager, admin: AdminKeys) 
     )
     async def rollback(request: Request) -> Response:
         admin.check(context := request_context(request.scope))
-        result = ActivateResponse(**(await generations.rollback())._asdict())
+        result = ActivateResponse(**(await manager.rollback())._asdict())
         context.audit_details = {"bundle": result.bundle, "previous": result.previous}
         return JSONResponse(result.model_dump())
 
@@ -210,10 +210,10 @@ def _add_admin(router: APIRouter, generations: BundleManager, admin: AdminKeys) 
     )
     async def bundles(request: Request) -> Response:
         admin.check(request_context(request.scope))
-        return JSONResponse((await list_bundles(generations)).model_dump())
+        return JSONResponse((await list_bundles(manager)).model_dump())
 
 
-def _add_pausing(router: APIRouter, settings: Settings, generations: BundleManager, admin: AdminKeys) -> None:
+def _add_pausing(router: APIRouter, settings: Settings, manager: BundleManager, admin: AdminKeys) -> None:
     model = paused_request(settings)
 
     @router.get(
@@ -225,8 +225,8 @@ def _add_pausing(router: APIRouter, settings: Settings, generations: BundleManag
     )
     async def list_paused(request: Request) -> Response:
         admin.check(request_context(request.scope))
-        unknown = generations.current.unknown_ids if generations.current else None
-        return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())
+        unknown = manager.current.unknown_ids if manager.current else None
+        return JSONResponse(PausedResponse(paused=list(manager.paused.ids), unknown=unknown).model_dump())
 
     @router.post(
         "/admin/paused",
@@ -240,7 +240,7 @@ def _add_pausing(router: APIRouter, settings: Settings, generations: BundleManag
         admin.check(context := request_context(request.scope))
         body = parse(model, await request.body())
         context.audit_details = {"add_count": len(body.add), "remove_count": len(body.remove)}
-        before = generations.paused.ids
-        unknown = await generations.pause(body.add, body.remove)
-        context.audit_details = audit.paused_ids(before, generations.paused.ids, body.add, body.remove)
-        return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())
+        before = manager.paused.ids
+        unknown = await manager.pause(body.add, body.remove)
+        context.audit_details = audit.paused_ids(before, manager.paused.ids, body.add, body.remove)
+        return JSONResponse(PausedResponse(paused=list(manager.paused.ids), unknown=unknown).model_dump())
