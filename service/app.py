@@ -123,7 +123,7 @@ def _lifespan(
 
 
 async def _open(manager: BundleManager, supervisor: Supervisor, on_opened: OnOpened | None) -> None:
-    """Open the active bundle and report the generation or the error, whatever its type."""
+    """Open the active bundle and report the generation or the error of any type."""
     try:
         outcome: Generation | DiptychError = await manager.open_active()
     except DiptychError as error:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from retrieval.errors import BadInput, DiptychError
 from service.access.key_settings import weak_predict_keys
@@ -41,16 +42,16 @@ class Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         signals = [signal.SIGINT, signal.SIGTERM]
-        for one in signals:
-            loop.add_signal_handler(one, self.stop)
+        for number in signals:
+            loop.add_signal_handler(number, self.stop)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
             signals.append(signal.SIGHUP)
-            loop.add_signal_handler(signal.SIGHUP, self.hang_up)
+            loop.add_signal_handler(signal.SIGHUP, self.stop_on_hangup)
         try:
             yield
         finally:
-            for one in signals:
-                loop.remove_signal_handler(one)
+            for number in signals:
+                loop.remove_signal_handler(number)
 
     def stop(self) -> None:
         """Shut down: not ready → grace period → no new connections → finish requests. A second signal skips waits."""
@@ -61,7 +62,7 @@ class Server(uvicorn.Server):
             self._end()
         self._manager.stop()
 
-    def hang_up(self) -> None:
+    def stop_on_hangup(self) -> None:
         """Stop as on SIGTERM when the terminal or session ends; ignored after another signal."""
         if not self._manager.stopping:
             LOG.info("SIGHUP: stopping as on SIGTERM")
@@ -74,9 +75,9 @@ class Server(uvicorn.Server):
 def run(settings: Settings) -> None:
     """Serve until a signal stops it. Raises DiptychError when the address or the bundle cannot be opened."""
     logs.configure(settings.log_format)
-    for sentence in [*unknown_variables(os.environ), *weak_predict_keys(settings.predict_keys)]:
-        LOG.warning("%s", sentence)
-    settings = with_connections_that_fit(settings)
+    for warning in [*unknown_variables(os.environ), *weak_predict_keys(settings.predict_keys)]:
+        LOG.warning("%s", warning)
+    settings = fit_connections(settings)
     listener = _listen(settings.host, settings.port)
     try:
         uvloop.run(_serve(settings, listener))
@@ -97,8 +98,21 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
     service = create_service(settings, on_opened)
     pool = ConnectionPool(settings, service.metrics, service.manager.full, service.predict.is_refused_unread)
-    config = uvicorn.Config(
-        service.asgi,
+    config = _uvicorn_config(service.asgi, pool, settings)
+    server = Server(config, service.manager, settings.grace_seconds)
+    service.supervisor.retry("connection_watch", pool.watch)  # ends with the application
+    try:
+        await server.serve(sockets=[listener])
+    except SystemExit as error:  # uvicorn raises it when the application does not start
+        raise DiptychError("the service could not be started; see its log") from error
+    if failures:
+        raise failures[0]
+    LOG.info("stopped")
+
+
+def _uvicorn_config(app: ASGIApp, pool: ConnectionPool, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
         http=pool.protocol,  # type: ignore[arg-type]  # uvicorn only calls it
         ws="none",
         lifespan="on",  # else uvicorn would serve although the application failed to start
@@ -111,18 +125,9 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         backlog=BACKLOG,
     )
-    server = Server(config, service.manager, settings.grace_seconds)
-    service.supervisor.retry("connection_watch", pool.watch)  # ends with the application
-    try:
-        await server.serve(sockets=[listener])
-    except SystemExit as error:  # uvicorn raises it when the application does not start
-        raise DiptychError("the service could not be started; its log says why") from error
-    if failures:
-        raise failures[0]
-    LOG.info("stopped")
 
 
-def with_connections_that_fit(settings: Settings) -> Settings:
+def fit_connections(settings: Settings) -> Settings:
     """Raise the soft limit of open files to the number of connections; return the settings.
 
     When the hard limit is too low, log a warning and return settings with fewer connections.
@@ -130,13 +135,13 @@ def with_connections_that_fit(settings: Settings) -> Settings:
     needed = settings.max_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
-        fitting = max(1, hard - min(OTHER_FILES, hard // 2))
+        fewer = max(1, hard - min(OTHER_FILES, hard // 2))
         LOG.warning(
             "DIPTYCH_MAX_CONNECTIONS is %d, but this process may open only %d files, so %d connections are allowed. "
             "Raise the limit (ulimit -n) to %d for all of them.",
-            settings.max_connections, hard, fitting, needed,
+            settings.max_connections, hard, fewer, needed,
         )  # fmt: skip
-        settings = settings.model_copy(update={"max_connections": fitting})
+        settings = settings.model_copy(update={"max_connections": fewer})
         needed = hard
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
@@ -146,19 +151,19 @@ def with_connections_that_fit(settings: Settings) -> Settings:
 def _listen(host: str, port: int) -> socket.socket:
     """Open the listening socket; `::` also accepts IPv4. Raises BadInput."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
+    dual_stack = host == "::" and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
     except OSError as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        why = f"cannot listen on {host}:{port} ({reason})"
-        raise BadInput(f"{why}. Choose another with --host or --port.") from error
+        raise BadInput(f"cannot listen on {host}:{port} ({reason}). Choose another with --host or --port.") from error
     # Keep unsent bytes in this process, where they are counted, and not in the socket's send buffer.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_IN_SYSTEM)
     return listener
 
 
-def _announce(generation: Generation, listener: socket.socket, how_to_ask: bool) -> None:
+def _announce(generation: Generation, listener: socket.socket, show_example: bool) -> None:
+    """Log the served bundle and, if wanted, an example request."""
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
     if info := generation.info:
@@ -166,5 +171,5 @@ def _announce(generation: Generation, listener: socket.socket, how_to_ask: bool)
             "serving bundle %s (%s labels, %d dimensions, loaded in %.1f s) on %s",
             generation.name, f"{info.labels:,}", info.dim, info.seconds, address,
         )  # fmt: skip
-    if how_to_ask:  # JSON would put backslashes before its quotes
-        LOG.info("""ask: curl -s %s/predict -d '{"queries": ["your query"], "k": 5}'""", address)
+    if show_example:  # not in JSON, which would escape its quotes
+        LOG.info("""example: curl -s %s/predict -d '{"queries": ["your query"], "k": 5}'""", address)

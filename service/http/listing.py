@@ -61,10 +61,10 @@ def _stored(source: StoreAccess) -> list[StoredBundle]:
         active = source.active()
     except Unreachable:
         active = store.active()
-    here = set(store.bundles())
+    local = set(store.bundles())
     stored = [
         _described(store, name, name == active)
-        if name in here
+        if name in local
         else StoredBundle(name=name, active=name == active, trouble="not fetched yet; activate it to fetch it")
         for name in names
     ]

@@ -65,7 +65,7 @@ class Predict:
         return await answer(context, query, seconds, caller, is_large)
 
     def is_refused_unread(self, context: RequestContext) -> bool:
-        """Return whether a request is refused because the queue is full, whatever its body."""
+        """Return whether a request is refused because the queue is full, before its body is read."""
         try:
             return self._manager.turns_away(self._caller(context))
         except Refusal:

@@ -73,7 +73,8 @@ def add_routes(
     add_front_page(router, settings.console)
     _add_about(router, settings, manager, predict)
     _add_probes(router, manager, metrics)
-    _add_admin(router, manager, admin)
+    _add_switching(router, manager, admin)
+    _add_listing(router, manager, admin)
     _add_comparing(router, manager, predict, admin)
     _add_pausing(router, settings, manager, admin)
 
@@ -170,7 +171,7 @@ def _add_probes(router: APIRouter, manager: BundleManager, metrics: Metrics) -> 
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_admin(router: APIRouter, manager: BundleManager, admin: AdminKeys) -> None:
+def _add_switching(router: APIRouter, manager: BundleManager, admin: AdminKeys) -> None:
 
     @router.post(
         "/admin/activate",
@@ -201,6 +202,8 @@ def _add_admin(router: APIRouter, manager: BundleManager, admin: AdminKeys) -> N
         context.audit_details = {"bundle": result.bundle, "previous": result.previous}
         return JSONResponse(result.model_dump())
 
+
+def _add_listing(router: APIRouter, manager: BundleManager, admin: AdminKeys) -> None:
     @router.get(
         "/admin/bundles",
         dependencies=_key(ADMIN_HEADER, "administration"),
