@@ -1,1 +1,1 @@
-"""Serve bundles over HTTP: a front process, and one engine process per open bundle. Imports neither torch nor training."""
+"""Serve bundles over HTTP: a front process, and one engine process per open bundle. Never imports torch."""
