@@ -208,7 +208,7 @@ def test_a_streamed_body_is_bounded_too(service: Service) -> None:
 
 @pytest.mark.parametrize("key", ["", "wrong", ADMIN_KEY + "x", "schlüssel"])
 def test_administration_needs_the_key(service: Service, key: str) -> None:
-    """Anybody who reaches the port could change what is served."""
+    """Any client that reaches the port could change the served bundle."""
     assert_refused(service.ask("POST", "/admin/activate", {"bundle": "second"}, X_Admin_Key=key), 401, "wrong_key")
     assert_refused(service.ask("POST", "/admin/activate", {"bundle": "second"}), 401, "wrong_key")
 

@@ -74,7 +74,7 @@ def test_a_refusal_that_a_bundle_gave_names_it(service: Service) -> None:
 
 
 def test_a_requests_line_has_its_id_and_not_its_text(service: Service) -> None:
-    """What people search for would stand in the log without anybody having asked for it."""
+    """Texts of users would be logged although logging them is off."""
     service.ask("POST", "/predict", {"queries": ["wintersecret city"]}, X_Request_ID="line-1")
     service.ask("POST", "/predict", {"queries": ["wintersecret city"], "k": 0}, X_Request_ID="line-2")
     wait_until(lambda: lines(service, "request", request_id="line-2"))
@@ -100,7 +100,7 @@ def test_texts_are_logged_where_the_operator_asks_for_them(words_store: Path) ->
 
 
 def test_every_administrative_act_leaves_a_line(service: Service) -> None:
-    """Nobody could tell afterwards who changed what is served, or who tried to."""
+    """It would be unknown which key changed the served bundle, or tried to."""
     service.ask("POST", "/admin/activate", {"bundle": "absent"}, X_Admin_Key=ADMIN_KEY)
     service.ask("POST", "/admin/activate", {"bundle": "second"}, X_Admin_Key="guessed")
     service.ask("POST", "/admin/activate", {"bundle": "second"})

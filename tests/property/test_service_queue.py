@@ -57,16 +57,16 @@ class Play:
         except Refusal:
             tokens = sum(self.batcher.lengths.estimate(queries))
             places = self.batcher._waiting.places(texts, tokens)
-            mine = self.batcher._waiting.places_of(caller) + places
-            assert mine > self.settings.max_waiting_queries / others or set(waiting) == {caller}
+            total = self.batcher._waiting.places_of(caller) + places
+            assert total > self.settings.max_waiting_queries / others or set(waiting) == {caller}
 
     def waiting_texts(self) -> dict[bytes, int]:
-        found: dict[bytes, int] = {}
+        texts_per_caller: dict[bytes, int] = {}
         for request in self.requests:
             texts = sum(stop - start for start, stop in request.todo)
             if texts and not request.settled:
-                found[request.caller] = found.get(request.caller, 0) + texts
-        return found
+                texts_per_caller[request.caller] = texts_per_caller.get(request.caller, 0) + texts
+        return texts_per_caller
 
     def answer(self, thread: int, outcome: Outcome = Outcome.ANSWERED) -> None:
         if self.sent:
@@ -100,7 +100,7 @@ class Play:
             self.requests[number].answer.cancel()
 
     def hand_over(self, _: int) -> None:
-        """Another bundle takes over, whatever its predecessor was doing."""
+        """Another bundle adopts the requests."""
         former, self.batcher = self.batcher, self.new_batcher()
         former.drain_to(self.batcher)
         self.sent.clear()
@@ -166,16 +166,16 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
     async def run() -> None:
         play = Play(padded=False, threads=1, room=10_000)
         play.attach(0)
-        given: dict[bytes, int] = {}
-        since: dict[bytes, int] = {}  # what the others had been given when a caller came
+        received: dict[bytes, int] = {}
+        since: dict[bytes, int] = {}  # what the others had received when a caller came
 
         def ask(number: int) -> None:
             caller = b"caller%d" % number
             for texts, k in loads[number]:
                 play.ask(texts, caller, k)
             waiting = play.waiting_texts()
-            since[caller] = min((given.get(one, 0) for one in waiting if one in given), default=0)
-            given[caller] = 0
+            since[caller] = min((received.get(one, 0) for one in waiting if one in received), default=0)
+            received[caller] = 0
 
         for number in range(len(loads) - late):
             ask(number)
@@ -190,9 +190,9 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
             for piece in pieces:
                 request = next(one for one in play.requests if set(piece.texts) <= set(one.texts))
                 start = list(request.texts).index(piece.texts[0])
-                given[request.caller] += request.cost(start, start + len(piece.texts))
+                received[request.caller] += request.cost(start, start + len(piece.texts))
             play.answer(0)
-            totals = [given[caller] + since[caller] for caller in before]
+            totals = [received[caller] + since[caller] for caller in before]
             if len(totals) > 1 and not late:
                 # what is in flight has been given, and is counted only when it is answered
                 assert max(totals) - min(totals) <= 2 * slice_cost + 2 * MAX_HITS + 200

@@ -56,7 +56,7 @@ def test_a_long_list_is_read_to_a_limit() -> None:
     assert address("10.1.2.3", "6.6.6.6, " + ", ".join(["10.5.5.5"] * 3000)) == "10.5.5.5"
 
 
-def test_nobody_is_trusted_unless_named() -> None:
+def test_no_proxy_is_trusted_unless_configured() -> None:
     """Any client could choose the address that is limited and logged by writing the header."""
     assert address("127.0.0.1", "198.51.100.1", trusted="") == "127.0.0.1"
     assert address("not-an-address", "198.51.100.1") == "not-an-address"
