@@ -17,9 +17,10 @@ from service.access.callers import ANYONE, Caller
 from service.batching.batch_builder import BatchBuilder
 from service.batching.fair_queue import FairQueue
 from service.batching.filter_charges import FilterCharges
-from service.batching.pending_request import Lengths, PendingRequest, RequestSlice
+from service.batching.pending_request import PendingRequest, RequestSlice
 from service.batching.quarantine import Quarantine
 from service.batching.queue_limits import QueueLimits
+from service.batching.token_estimator import TokenEstimator
 from service.engine.protocol import BatchAnswers, Outcome, Query, Stages, encode_batch
 from service.errors import Refusal
 from service.observe.metrics import Metrics
@@ -38,11 +39,11 @@ class Batcher:
         bundle: str,
         settings: Settings,
         metrics: Metrics,
-        lengths: Lengths,
+        estimator: TokenEstimator,
         clock: Callable[[], float] = perf_counter,  # the loop's clock may have millisecond resolution
     ) -> None:
         self.bundle = bundle
-        self.lengths = lengths
+        self.estimator = estimator
         self.slice_texts = settings.max_slice_queries
         self.unfinished = 0
         self._worker_threads = 1  # of the engine: batches that it answers in parallel
@@ -52,7 +53,7 @@ class Batcher:
         places = settings.max_waiting_tokens / settings.max_waiting_queries
         self._waiting = FairQueue(places, settings.max_batch_hits // GRAINS)
         self._limits = QueueLimits(self._waiting, settings)
-        self._builder = BatchBuilder(self._waiting, settings, lengths.padded)
+        self._builder = BatchBuilder(self._waiting, settings, estimator.padded)
         self._filter_charges = FilterCharges(self._waiting)
         self._in_flight: OrderedDict[int, list[RequestSlice]] = OrderedDict()  # batch number → slices, the oldest first
         self._send: Callable[[bytes], None] | None = None
@@ -97,7 +98,7 @@ class Batcher:
         """Queue a request; send it immediately when the engine has room. Raises Refusal 422 or 429."""
         if self._quarantine:
             self._refuse_quarantined(query)
-        tokens = self.lengths.estimate(query.texts)
+        tokens = self.estimator.estimate(query.texts)
         self._make_room(len(tokens), sum(tokens), len(tokens) * query.k, caller)
         deadline = self._settings.deadline_seconds
         seconds = min(seconds, deadline) if seconds else deadline
@@ -114,7 +115,7 @@ class Batcher:
     def adopt(self, requests: Iterable[PendingRequest]) -> None:
         """Answer another bundle's requests from the beginning: no answer mixes two bundles."""
         for request in requests:
-            request.assign(self, self.lengths.estimate(request.texts))  # bundles differ in tokens per byte
+            request.assign(self, self.estimator.estimate(request.texts))  # bundles differ in tokens per byte
             self._queue(request)
         self._limits.reset_throughput()
         self._feed()

@@ -7,28 +7,13 @@ from typing import NamedTuple, Protocol
 from service.access.callers import ANYONE, Caller
 from service.engine.protocol import Query, Stages
 
-SPECIAL_TOKENS = 2  # most tokenizers add one at each end
 SHORT_TOKENS = 8  # below, padding costs next to nothing
-
-
-class Lengths(NamedTuple):
-    """Token lengths in a bundle's encoder: tokens per byte, most tokens per text, whether batches are padded."""
-
-    tokens_per_byte: float
-    most: int
-    padded: bool
-
-    def estimate(self, texts: Sequence[str]) -> list[int]:
-        """Estimate the tokens of each text."""
-        per_byte, most = self.tokens_per_byte, self.most
-        return [min(SPECIAL_TOKENS + int(per_byte * len(text.encode())), most) for text in texts]
 
 
 class RequestOwner(Protocol):
     """The batcher that a pending request belongs to."""
 
     bundle: str
-    lengths: Lengths
     slice_texts: int  # texts of one request that are sent together, at most
 
     def abandon(self, request: "PendingRequest") -> None: ...
@@ -54,7 +39,7 @@ class PendingRequest:
     ) -> None:
         """Create a request that must be answered within `seconds`, admitted at `now` (`perf_counter`).
 
-        `tokens` has the estimated length of each text, by the batcher's `lengths`.
+        `tokens` has the estimated length of each text, by the batcher's estimator.
         """
         loop = asyncio.get_running_loop()
         self.query = query

@@ -13,7 +13,8 @@ from retrieval.errors import DiptychError
 from service import errors
 from service.access.callers import ANYONE, Caller
 from service.batching.batcher import Batcher
-from service.batching.pending_request import Lengths, PendingRequest
+from service.batching.pending_request import PendingRequest
+from service.batching.token_estimator import TokenEstimator
 from service.bundles.lifecycle import Lifecycle, State
 from service.bundles.paused_labels import PausedBroadcaster
 from service.engine.client import EngineObserver, EngineProcess
@@ -281,8 +282,8 @@ class Generation:
         self._engine = engine
         info = engine.info
         if self._batcher is None:
-            lengths = Lengths(1 / info.bytes_per_token, info.max_tokens, info.padded)
-            self._batcher = Batcher(self.name, self._settings, self._metrics, lengths)
+            estimator = TokenEstimator(1 / info.bytes_per_token, info.max_tokens, info.padded)
+            self._batcher = Batcher(self.name, self._settings, self._metrics, estimator)
         self._opened_at = asyncio.get_running_loop().time()
         self._pending_acks = 0
         self.send_paused()  # before the first batch

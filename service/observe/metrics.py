@@ -65,10 +65,10 @@ class Metrics:
         self.cache_bytes = self._gauge("cache_bytes", "Size of the response cache in bytes")
 
     def _add_stages(self) -> None:
-        stage = self._histogram("stage_seconds", "Duration of each stage in seconds", SECONDS, "stage")
-        self.queue_seconds = stage.labels("queue")
-        self.total_seconds = stage.labels("total")
-        self._engine_seconds = [stage.labels(name) for name in ENGINE_STAGES]
+        self.stage_seconds = self._histogram("stage_seconds", "Duration of each stage in seconds", SECONDS, "stage")
+        self.queue_seconds = self.stage_seconds.labels("queue")
+        self.total_seconds = self.stage_seconds.labels("total")
+        self._engine_seconds = [self.stage_seconds.labels(name) for name in ENGINE_STAGES]
         self.batch_queries = self._histogram("batch_queries", "Texts per batch", TEXTS_PER_BATCH)
         self.batch_tokens = self._histogram("batch_tokens", "Tokens per batch, without padding", TOKENS_PER_BATCH)
         self.padding = self._histogram(

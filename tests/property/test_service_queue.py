@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
-from service.batching.pending_request import Lengths
+from service.batching.token_estimator import TokenEstimator
 from service.engine.protocol import HEAD, Batch, BatchAnswers, Outcome, Query, QueryAnswer, Stages, decode_batch
 from service.errors import Refusal
 from service.observe.metrics import Metrics
@@ -45,7 +45,9 @@ class Play:
         self.admitted = 0
 
     def new_batcher(self) -> Batcher:
-        return Batcher("words", self.settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, self.padded), self.clock)
+        return Batcher(
+            "words", self.settings, Metrics(CollectorRegistry()), TokenEstimator(1.0, 512, self.padded), self.clock
+        )
 
     def ask(self, texts: int, caller: bytes, k: int) -> None:
         queries = [f"{self.admitted}.{'0' * (number % 4 * 8)}{number}" for number in range(texts)]
@@ -55,7 +57,7 @@ class Play:
         try:
             self.requests.append(self.batcher.admit(Query.create(queries, k, None), caller=caller))
         except Refusal:
-            tokens = sum(self.batcher.lengths.estimate(queries))
+            tokens = sum(self.batcher.estimator.estimate(queries))
             places = self.batcher._waiting.places(texts, tokens)
             total = self.batcher._waiting.places_of(caller) + places
             assert total > self.settings.max_waiting_queries / others or set(waiting) == {caller}

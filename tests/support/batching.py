@@ -9,7 +9,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
-from service.batching.pending_request import Lengths, PendingRequest
+from service.batching.pending_request import PendingRequest
+from service.batching.token_estimator import TokenEstimator
 from service.engine.protocol import HEAD, BatchAnswers, Outcome, Query, QueryAnswer, Stages, decode_batch
 from service.observe.metrics import Metrics
 from service.settings import Settings
@@ -24,7 +25,7 @@ class Bench:
         self, padded: bool = False, worker_threads: int = 1, clock: Callable[[], float] = perf_counter, **limits: Any
     ) -> None:
         settings = Settings(store=Path("unused"), **{"max_queries": 1, **limits})
-        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded), clock)
+        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), TokenEstimator(1.0, 512, padded), clock)
         self.worker_threads = worker_threads
         self.sent: list[list[Query]] = []
         self.answered = 0
