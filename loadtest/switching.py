@@ -8,7 +8,7 @@ from loadtest.alarm import now
 from loadtest.target import Target, said, why
 from retrieval.errors import BadInput
 from service.access.key_headers import ADMIN_HEADER
-from service.http.schemas import BundlesResponse
+from service.http.admin_schemas import BundlesResponse
 
 PATIENCE = 900.0  # seconds for one change: a large bundle takes its time to load
 BUSY = 409

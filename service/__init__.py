@@ -1,1 +1,1 @@
-"""Answers: HTTP in front, one engine process for each opened bundle behind it. Imports neither torch nor training."""
+"""Serve bundles over HTTP: a front process, and one engine process per open bundle. Never imports torch."""

@@ -2,89 +2,79 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
+from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp
 
 from retrieval.errors import BundleError, DiptychError
 from service.access.key_guessing import GuessLimit
-from service.access.key_headers import PREDICT_HEADER, BodyGuard
+from service.access.key_headers import PREDICT_HEADER
 from service.access.keys import AdminKeys
 from service.bundles.generation import Generation
 from service.bundles.manager import BundleManager
-from service.errors import Refusal
 from service.http import audit
-from service.http.methods import HeadAndOptions, allow
-from service.http.middleware import Exchanges, exchange_of
-from service.http.predict import PATH as PREDICT_PATH
+from service.http.body_guard import BodyGuard
+from service.http.dispatcher import Dispatcher
+from service.http.middleware import RequestMiddleware
 from service.http.predict import Predict
 from service.http.routes import add_routes
-from service.observe.detached_thread import aside
+from service.observe.detached_thread import run_detached
 from service.observe.metrics import Metrics
-from service.observe.supervisor import Supervisor, described
+from service.observe.supervisor import Supervisor, describe_error
 from service.observe.tracing import Tracing
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
 # FastAPI's own telemetry: checking whether it is on costs 7 µs per request
-OFF: Any = {"tracing": False, "metrics": False, "logs": False}
-TRACE_SECONDS = 3.0  # that the service waits for a trace collector at its end
-CODES = {404: "not_found", 405: "wrong_method"}
-SENTENCES = {
-    404: "There is nothing at this path; POST /predict answers queries and /openapi.json describes the rest.",
-    405: "This path does not take this method; /openapi.json says which it takes.",
-}
+NO_TELEMETRY: Any = {"tracing": False, "metrics": False, "logs": False}
+TRACE_SECONDS = 3.0  # that the service waits for a trace collector when it stops
+
+OnOpened = Callable[[Generation | DiptychError], None]
 
 
-class Service(FastAPI):
-    """A FastAPI application whose `busy` route bypasses FastAPI's layers."""
+@dataclass(frozen=True)
+class Service:
+    """The service as an ASGI application, and its parts."""
 
-    busy: ASGIApp
-    busy_route: Predict
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == PREDICT_PATH and scope["method"] == "POST":
-            await self.busy(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+    asgi: ASGIApp
+    fastapi: FastAPI  # the routes and their OpenAPI document
+    predict: Predict
+    manager: BundleManager
+    metrics: Metrics
+    supervisor: Supervisor
 
 
-def create_app(settings: Settings, opened: Callable[[Generation | DiptychError], None] | None = None) -> Service:
-    """Create the service as an ASGI application, which answers before its bundle is open.
+def create_service(settings: Settings, on_opened: OnOpened | None = None) -> Service:
+    """Create the service, which answers before its bundle is open.
 
-    `opened` is called once with the first generation or the error. Raises BadInput when tracing is configured and
+    `on_opened` is called once with the first generation or the error. Raises BadInput when tracing is configured and
     cannot start.
     """
     metrics = Metrics(CollectorRegistry())
     tracing = Tracing.from_environment()
     supervisor = Supervisor(metrics)
-    generations = BundleManager(settings, metrics, supervisor)
+    manager = BundleManager(settings, metrics, supervisor)
+    guesses = GuessLimit()  # shared by both kinds of keys
+    predict = Predict(settings, manager, metrics, guesses)
+    admin = AdminKeys(settings.administrators, guesses, metrics)
+    fastapi = _create_fastapi(_lifespan(manager, supervisor, tracing, on_opened))
+    add_routes(fastapi.router, settings, manager, metrics, predict, admin)
+    routes = frozenset(route.path for route in fastapi.routes if isinstance(route, Route))
+    asgi = _add_cors(BodyGuard(Dispatcher(predict, fastapi), settings.max_body_bytes), settings.origins)
+    asgi = RequestMiddleware(asgi, settings, metrics, tracing, routes, audit.record)
+    return Service(asgi, fastapi, predict, manager, metrics, supervisor)
 
-    @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        supervisor.watch_loop()
-        opening = supervisor.run("opening", _open(generations, supervisor, opened))
-        yield
-        generations.stop()
-        opening.cancel()
-        await asyncio.wait([opening])
-        await generations.close()
-        if tracing:
-            await _send_last_traces(tracing, supervisor)
-        await supervisor.close()
 
-    app = Service(
+def _create_fastapi(lifespan: Callable[[FastAPI], Any]) -> FastAPI:
+    return FastAPI(
         title="Diptych",
         version=version("diptych"),
         summary="Short queries to the few best of millions of short texts",
@@ -92,93 +82,72 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
         docs_url=None,  # both pages would load scripts from another server
         redoc_url=None,
         redirect_slashes=False,
-        telemetry=OFF,
+        telemetry=NO_TELEMETRY,
         generate_unique_id_function=lambda route: route.name,
     )
-    app.state.generations = generations
-    app.state.metrics = metrics
-    app.state.supervisor = supervisor
-    app.add_exception_handler(Refusal, _refused)
-    app.add_exception_handler(HTTPException, _http_error)
-    guesses = GuessLimit()  # shared by both kinds of keys
-    predict = Predict(settings, generations, metrics, guesses)
-    admin = AdminKeys(settings.administrators, guesses, metrics)
-    add_routes(app.router, settings, generations, metrics, predict, admin)
-    app.busy = app.busy_route = predict
-    app.add_middleware(HeadAndOptions, methods_of=partial(_methods, app))
-    for layer, options in _layers(app, settings, metrics, tracing):
-        app.add_middleware(layer, **options)
-        app.busy = layer(app.busy, **options)
-    return app
 
 
-def _layers(
-    app: FastAPI, settings: Settings, metrics: Metrics, tracing: Tracing | None
-) -> Iterator[tuple[Callable[..., ASGIApp], dict[str, Any]]]:
-    """Yield the middleware of every route, the outermost last."""
-    yield BodyGuard, {"max_bytes": settings.max_body_bytes}
-    if settings.origins:  # the admin header is not listed: other sites must not administer
-        yield (
-            CORSMiddleware,
-            {
-                "allow_origins": settings.origins,
-                "allow_methods": ["GET", "POST"],
-                "allow_headers": ["Content-Type", PREDICT_HEADER, "X-Request-ID"],
-                "expose_headers": ["X-Bundle", "X-Request-ID", "Server-Timing", "Retry-After"],
-            },
-        )
-    routes = frozenset(route.path for route in app.routes if isinstance(route, Route))
-    options = {"settings": settings, "metrics": metrics, "tracing": tracing, "routes": routes, "audit": audit.record}
-    yield Exchanges, options
+def _add_cors(app: ASGIApp, origins: list[str]) -> ASGIApp:
+    """Wrap an application in CORS middleware if there are allowed origins."""
+    if not origins:
+        return app
+    return CORSMiddleware(
+        app,
+        allow_origins=origins,
+        allow_methods=["GET", "POST"],
+        # without the admin header: other sites must not administer
+        allow_headers=["Content-Type", PREDICT_HEADER, "X-Request-ID"],
+        expose_headers=["X-Bundle", "X-Request-ID", "Server-Timing", "Retry-After"],
+    )
 
 
-async def _open(
-    generations: BundleManager, supervisor: Supervisor, opened: Callable[[Generation | DiptychError], None] | None
-) -> None:
-    """Open the active bundle and report the generation or the error, whatever its type."""
+def _lifespan(
+    manager: BundleManager, supervisor: Supervisor, tracing: Tracing | None, on_opened: OnOpened | None
+) -> Callable[[FastAPI], Any]:
+    """Return the context manager that opens the active bundle and, at the end, finishes the admitted requests."""
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        supervisor.watch_loop()
+        opening = supervisor.run("opening", _open(manager, supervisor, on_opened))
+        yield
+        manager.stop()
+        opening.cancel()
+        await asyncio.wait([opening])
+        await manager.close()
+        if tracing:
+            await _send_last_traces(tracing, supervisor)
+        await supervisor.close()
+
+    return lifespan
+
+
+async def _open(manager: BundleManager, supervisor: Supervisor, on_opened: OnOpened | None) -> None:
+    """Open the active bundle and report the generation or the error of any type."""
     try:
-        outcome: Generation | DiptychError = await generations.open_active()
+        outcome: Generation | DiptychError = await manager.open_active()
     except DiptychError as error:
         outcome = error
     except OSError as error:
         outcome = BundleError(f"the store cannot be read ({error})")
     except Exception as error:  # noqa: BLE001  # every error is reported
-        if generations.stopping:
+        if manager.stopping:
             return
         supervisor.failed("opening", error)
-        outcome = BundleError(f"the active bundle cannot be opened: unexpected {described(error)}. Please report it.")
-    if generations.stopping and isinstance(outcome, DiptychError):
+        outcome = BundleError(
+            f"the active bundle cannot be opened: unexpected {describe_error(error)}. Please report it."
+        )
+    if manager.stopping and isinstance(outcome, DiptychError):
         return
-    if opened:
-        opened(outcome)
+    if on_opened:
+        on_opened(outcome)
     elif isinstance(outcome, DiptychError):
         LOG.error("%s", outcome)
 
 
 async def _send_last_traces(tracing: Tracing, supervisor: Supervisor) -> None:
     """Send the last traces, for a few seconds at most: the collector may not respond."""
-    sending = supervisor.run("trace_export", aside(tracing.close))
+    sending = supervisor.run("trace_export", run_detached(tracing.close))
     done, _ = await asyncio.wait([sending], timeout=TRACE_SECONDS)
     if not done:
         LOG.warning("the last traces were not sent: the collector has not answered for %g s", TRACE_SECONDS)
-
-
-async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refusal)
-    return exchange_of(request.scope).refused(error)
-
-
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    code = CODES.get(error.status_code, "refused")
-    sentence = SENTENCES.get(error.status_code, error.detail)
-    headers = error.headers
-    if error.status_code == 405:
-        headers = {"Allow": allow(_methods(request.app, request.url.path))}
-    return exchange_of(request.scope).refused(Refusal(error.status_code, code, sentence, headers))
-
-
-def _methods(app: FastAPI, path: str) -> set[str]:
-    """Return the methods of all routes with this path; of all routes for the path *."""
-    here = [route for route in app.routes if isinstance(route, Route) and path in (route.path, "*")]
-    return {method for route in here for method in route.methods or ()}

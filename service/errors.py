@@ -1,4 +1,4 @@
-"""Every answer that is not a success, in one shape: {"error": {"code": ..., "message": ...}}."""
+"""Error responses, all in one format: {"error": {"code": ..., "message": ...}}."""
 
 import random
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ SHOWN_CHARS = 60  # of a caller's text that are repeated in an error message
 
 
 class Refusal(Exception):
-    """An answer with an error status: a code for programs and one sentence for a person."""
+    """An error response: a status, a code for programs and a message of one sentence."""
 
     def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
@@ -23,6 +23,7 @@ class Refusal(Exception):
         self.headers = headers
 
     def response(self) -> Response:
+        """Return the HTTP response."""
         body = to_json({"error": {"code": self.code, "message": self.message}})
         headers = {"Cache-Control": "no-store", **(self.headers or {})}
         return Response(body, self.status, headers, media_type="application/json")
@@ -38,39 +39,45 @@ def longest_retry(seconds: int = 1) -> int:
     return seconds + max(JITTER_SECONDS, seconds // 4)
 
 
-def overloaded(what: str, seconds: int | None = None) -> Refusal:
-    message = f"The service is busy: {what} already wait. Try again in a second."
+def overloaded(waiting: str, seconds: int | None = None) -> Refusal:
+    """Return the 429 for a full queue. `waiting` names what waits: texts, tokens or bytes."""
+    message = f"The service is busy: {waiting} already wait. Try again in a second."
     return Refusal(429, "overloaded", message, {"Retry-After": str(seconds)} if seconds else retry_after())
 
 
-def unavailable(why: str) -> Refusal:
-    return Refusal(503, "unavailable", why, retry_after())
+def unavailable(reason: str) -> Refusal:
+    """Return the 503 for a service that cannot answer now."""
+    return Refusal(503, "unavailable", reason, retry_after())
 
 
 def too_late(seconds: float, by_client: bool) -> Refusal:
-    """Return the 504 for a missed deadline: the service's, or the client's, which is not a failure of the service.
+    """Return the 504 for a missed deadline, the service's or the client's.
 
-    The status is not 408, because many clients repeat a request immediately after 408.
+    The client's deadline is not a failure of the service. The status is not 408, because many clients repeat a request
+    immediately after 408.
     """
     return Refusal(504, DEADLINE_EXCEEDED if by_client else "too_late", f"No answer was ready within {seconds:g} s.")
 
 
 def quarantined(text: str) -> Refusal:
-    message = f"The text {_shown(text)!r} was followed by the end of two engines and is not answered for a while."
+    """Return the 422 for a text in quarantine."""
+    message = f"The text {_shown(text)!r} was in progress when two engines crashed; it is not answered for an hour."
     return Refusal(422, "quarantined", message)
 
 
 def answer_too_large(most: int) -> Refusal:
-    message = f"The answer has more than {most} bytes; ask for fewer texts or a smaller k."
+    """Return the 422 for an answer with more than `most` bytes."""
+    message = f"The answer has more than {most} bytes; send fewer texts or a smaller k."
     return Refusal(422, "answer_too_large", message)
 
 
 def broken() -> Refusal:
-    return Refusal(500, "internal", "The service failed on this request; its log says how.")
+    """Return the 500 for an unexpected exception."""
+    return Refusal(500, "internal", "The service failed on this request; see its log.")
 
 
-# pydantic's error type → (code, sentence). {where} is the field, {value} what was sent; the rest is pydantic's context.
-SENTENCES = {
+# pydantic's error type → (code, message). {where} is the field and {value} its value; pydantic provides the others.
+MESSAGES = {
     "model_type": ("wrong_type", "The body must be a JSON object with the fields of this request."),
     "missing": ("missing_field", "{where} is missing."),
     "extra_forbidden": ("unknown_field", "{where} is not a field of this request; leave it out."),
@@ -84,15 +91,18 @@ SENTENCES = {
     "int_parsing_size": ("out_of_range", "{where} is out of range."),
     "float_type": ("wrong_type", "{where} must be a number."),
     "finite_number": ("out_of_range", "{where} must be a finite number."),
-    "greater_than_equal": ("out_of_range", "{where} is {value}; the least is {ge}."),
-    "less_than_equal": ("out_of_range", "{where} is {value}; the most is {le}."),
+    "greater_than_equal": ("out_of_range", "{where} is {value}; the minimum is {ge}."),
+    "less_than_equal": ("out_of_range", "{where} is {value}; the maximum is {le}."),
 }
-PATTERNS = {
+PATTERN_MESSAGES = {
     "queries": ("blank_text", "{where} is blank; give it text or leave it out."),
-    "bundle": ("bad_name", "{where} is no bundle name: letters, digits, dot, dash and underscore, at most 64 of them."),
+    "bundle": (
+        "bad_name",
+        "{where} is not a bundle name; use at most 64 letters, digits, dots, dashes and underscores.",
+    ),
 }
 
-FILTER = {
+FILTER_MESSAGES = {
     "dict_type": "{where} must be an object: attributes, each with a list of values.",
     "list_type": "{where} must be a list of values.",
     "too_short": "{where} is empty; give it a value or leave it out.",
@@ -101,25 +111,25 @@ FILTER = {
 
 
 def refusal(error: ValidationError) -> Refusal:
-    """The first thing wrong with a body, as one sentence. 400 when it is not JSON, else 422."""
+    """Return the refusal for the first error in a body: 400 when it is not JSON, else 422."""
     first = error.errors(include_url=False)[0]
     if first["type"] == "json_invalid":
         return Refusal(400, "not_json", f"The body is not JSON: {first['ctx']['error']}.")
-    code, sentence = _template(first)
+    code, message = _template(first)
     context = {"where": _where(first), "value": _shown(first["input"]), **first.get("ctx", {})}
-    return Refusal(422, code, sentence.format(**context))
+    return Refusal(422, code, message.format(**context))
 
 
 def _template(error: ErrorDetails) -> tuple[str, str]:
     if error["loc"][:1] == ("filter",):
-        return "bad_filter", FILTER.get(error["type"], "{where} must be a text, a number, true or false.")
+        return "bad_filter", FILTER_MESSAGES.get(error["type"], "{where} must be a text, a number, true or false.")
     if error["type"] == "string_pattern_mismatch":
-        return PATTERNS[str(error["loc"][0])]
-    return SENTENCES.get(error["type"], ("bad_value", "{where} cannot be used."))
+        return PATTERN_MESSAGES[str(error["loc"][0])]
+    return MESSAGES.get(error["type"], ("bad_value", "{where} is invalid."))
 
 
 def _where(error: ErrorDetails) -> str:
-    # Behind attribute and place stands the type that the value of a filter was held against.
+    # for a filter, pydantic adds the expected type after attribute and position
     field, *inside = error["loc"][: 3 if error["loc"][:1] == ("filter",) else None] or ("the body",)
     return _shown(field) + "".join(f"[{_shown(position)}]" for position in inside)
 

@@ -12,17 +12,18 @@ from contextlib import contextmanager
 
 import uvicorn
 import uvloop
+from starlette.types import ASGIApp
 
 from retrieval.errors import BadInput, DiptychError
 from service.access.key_settings import weak_predict_keys
-from service.app import create_app
+from service.app import create_service
 from service.bundles.generation import Generation
 from service.bundles.manager import BundleManager
-from service.connections.pool import Connections
+from service.connections.pool import ConnectionPool
 from service.engine.gc_tuning import freeze_gc
 from service.file_limits import OTHER_FILES
 from service.observe import logs
-from service.settings import Settings, unheard
+from service.settings import Settings, unknown_variables
 
 LOG = logging.getLogger("diptych")
 BACKLOG = 2048
@@ -32,38 +33,38 @@ MAX_UNSENT_IN_SYSTEM = 131_072  # bytes of a response in the socket's send buffe
 class Server(uvicorn.Server):
     """uvicorn's server, which first becomes not ready on a signal and then ends with exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, generations: BundleManager, grace_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, manager: BundleManager, grace_seconds: float) -> None:
         super().__init__(config)
-        self._generations = generations
+        self._manager = manager
         self._grace_seconds = grace_seconds
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         loop = asyncio.get_running_loop()
         signals = [signal.SIGINT, signal.SIGTERM]
-        for one in signals:
-            loop.add_signal_handler(one, self.stop)
+        for number in signals:
+            loop.add_signal_handler(number, self.stop)
         if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
             signals.append(signal.SIGHUP)
-            loop.add_signal_handler(signal.SIGHUP, self.hang_up)
+            loop.add_signal_handler(signal.SIGHUP, self.stop_on_hangup)
         try:
             yield
         finally:
-            for one in signals:
-                loop.remove_signal_handler(one)
+            for number in signals:
+                loop.remove_signal_handler(number)
 
     def stop(self) -> None:
         """Shut down: not ready → grace period → no new connections → finish requests. A second signal skips waits."""
         self.force_exit = self.should_exit
-        if self._grace_seconds and not self._generations.stopping:
+        if self._grace_seconds and not self._manager.stopping:
             asyncio.get_running_loop().call_later(self._grace_seconds, self._end)
         else:
             self._end()
-        self._generations.stop()
+        self._manager.stop()
 
-    def hang_up(self) -> None:
+    def stop_on_hangup(self) -> None:
         """Stop as on SIGTERM when the terminal or session ends; ignored after another signal."""
-        if not self._generations.stopping:
+        if not self._manager.stopping:
             LOG.info("SIGHUP: stopping as on SIGTERM")
             self.stop()
 
@@ -74,9 +75,9 @@ class Server(uvicorn.Server):
 def run(settings: Settings) -> None:
     """Serve until a signal stops it. Raises DiptychError when the address or the bundle cannot be opened."""
     logs.configure(settings.log_format)
-    for sentence in [*unheard(os.environ), *weak_predict_keys(settings.predict_keys)]:
-        LOG.warning("%s", sentence)
-    settings = with_connections_that_fit(settings)
+    for warning in [*unknown_variables(os.environ), *weak_predict_keys(settings.predict_keys)]:
+        LOG.warning("%s", warning)
+    settings = fit_connections(settings)
     listener = _listen(settings.host, settings.port)
     try:
         uvloop.run(_serve(settings, listener))
@@ -87,7 +88,7 @@ def run(settings: Settings) -> None:
 async def _serve(settings: Settings, listener: socket.socket) -> None:
     failures: list[DiptychError] = []
 
-    def opened(outcome: Generation | DiptychError) -> None:
+    def on_opened(outcome: Generation | DiptychError) -> None:
         if isinstance(outcome, Generation):
             freeze_gc()
             _announce(outcome, listener, logs.as_text(settings.log_format))
@@ -95,11 +96,24 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
             failures.append(outcome)
             server.should_exit = True
 
-    app = create_app(settings, opened)
-    connections = Connections(settings, app.state.metrics, app.state.generations.full, app.busy_route.turns_away)
-    config = uvicorn.Config(
+    service = create_service(settings, on_opened)
+    pool = ConnectionPool(settings, service.metrics, service.manager.full, service.predict.is_refused_unread)
+    config = _uvicorn_config(service.asgi, pool, settings)
+    server = Server(config, service.manager, settings.grace_seconds)
+    service.supervisor.retry("connection_watch", pool.watch)  # ends with the application
+    try:
+        await server.serve(sockets=[listener])
+    except SystemExit as error:  # uvicorn raises it when the application does not start
+        raise DiptychError("the service could not be started; see its log") from error
+    if failures:
+        raise failures[0]
+    LOG.info("stopped")
+
+
+def _uvicorn_config(app: ASGIApp, pool: ConnectionPool, settings: Settings) -> uvicorn.Config:
+    return uvicorn.Config(
         app,
-        http=connections.protocol,  # type: ignore[arg-type]  # uvicorn only calls it
+        http=pool.protocol,  # type: ignore[arg-type]  # uvicorn only calls it
         ws="none",
         lifespan="on",  # else uvicorn would serve although the application failed to start
         log_config=None,
@@ -111,18 +125,9 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
         timeout_graceful_shutdown=math.ceil(settings.drain_seconds),
         backlog=BACKLOG,
     )
-    server = Server(config, app.state.generations, settings.grace_seconds)
-    app.state.supervisor.retry("connection_watch", connections.watch)  # ends with the application
-    try:
-        await server.serve(sockets=[listener])
-    except SystemExit as error:  # uvicorn raises it when the application does not start
-        raise DiptychError("the service could not be started; its log says why") from error
-    if failures:
-        raise failures[0]
-    LOG.info("stopped")
 
 
-def with_connections_that_fit(settings: Settings) -> Settings:
+def fit_connections(settings: Settings) -> Settings:
     """Raise the soft limit of open files to the number of connections; return the settings.
 
     When the hard limit is too low, log a warning and return settings with fewer connections.
@@ -130,13 +135,13 @@ def with_connections_that_fit(settings: Settings) -> Settings:
     needed = settings.max_connections + OTHER_FILES
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < needed:
-        fitting = max(1, hard - min(OTHER_FILES, hard // 2))
+        fewer = max(1, hard - min(OTHER_FILES, hard // 2))
         LOG.warning(
             "DIPTYCH_MAX_CONNECTIONS is %d, but this process may open only %d files, so %d connections are allowed. "
             "Raise the limit (ulimit -n) to %d for all of them.",
-            settings.max_connections, hard, fitting, needed,
+            settings.max_connections, hard, fewer, needed,
         )  # fmt: skip
-        settings = settings.model_copy(update={"max_connections": fitting})
+        settings = settings.model_copy(update={"max_connections": fewer})
         needed = hard
     if soft != resource.RLIM_INFINITY and soft < needed:
         resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
@@ -146,25 +151,25 @@ def with_connections_that_fit(settings: Settings) -> Settings:
 def _listen(host: str, port: int) -> socket.socket:
     """Open the listening socket; `::` also accepts IPv4. Raises BadInput."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    both = host == "::" and socket.has_dualstack_ipv6()
+    dual_stack = host == "::" and socket.has_dualstack_ipv6()
     try:
-        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=dual_stack)
     except OSError as error:
         reason = error.strerror if isinstance(error, socket.gaierror) else os.strerror(error.errno or 0)
-        why = f"cannot listen on {host}:{port} ({reason})"
-        raise BadInput(f"{why}. Choose another with --host or --port.") from error
+        raise BadInput(f"cannot listen on {host}:{port} ({reason}). Choose another with --host or --port.") from error
     # Keep unsent bytes in this process, where they are counted, and not in the socket's send buffer.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, MAX_UNSENT_IN_SYSTEM)
     return listener
 
 
-def _announce(generation: Generation, listener: socket.socket, how_to_ask: bool) -> None:
+def _announce(generation: Generation, listener: socket.socket, show_example: bool) -> None:
+    """Log the served bundle and, if wanted, an example request."""
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    if opened := generation.info:
+    if info := generation.info:
         LOG.info(
             "serving bundle %s (%s labels, %d dimensions, loaded in %.1f s) on %s",
-            generation.name, f"{opened.labels:,}", opened.dim, opened.seconds, address,
+            generation.name, f"{info.labels:,}", info.dim, info.seconds, address,
         )  # fmt: skip
-    if how_to_ask:  # JSON would put backslashes before its quotes
-        LOG.info("""ask: curl -s %s/predict -d '{"queries": ["your query"], "k": 5}'""", address)
+    if show_example:  # not in JSON, which would escape its quotes
+        LOG.info("""example: curl -s %s/predict -d '{"queries": ["your query"], "k": 5}'""", address)

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from service.app import create_app
+from service.app import create_service
 from service.settings import Settings
 
 INTRODUCTION = """# HTTP API
@@ -16,7 +16,7 @@ Every answer carries `X-Request-ID` (the caller's, if it sent one); those of `/p
 Whatever is not a success has one shape, a code for programs and a sentence for a person:
 
 ```json
-{"error": {"code": "out_of_range", "message": "k is 1000; the most is 100."}}
+{"error": {"code": "out_of_range", "message": "k is 1000; the maximum is 100."}}
 ```
 
 `X-Api-Key` is asked for only where `DIPTYCH_PREDICT_KEY` is set, and `/admin/` is off until `DIPTYCH_ADMIN_KEY` or
@@ -29,7 +29,7 @@ Schema = dict[str, Any]
 def page() -> str:
     """The Markdown of the page."""
     settings = Settings(store=Path("store"), admin_key="only for this document", predict_key="-")  # type: ignore[arg-type]
-    document = create_app(settings).openapi()
+    document = create_service(settings).fastapi.openapi()
     parts = [INTRODUCTION]
     for path, methods in document["paths"].items():
         for method, operation in methods.items():

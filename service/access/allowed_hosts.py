@@ -31,12 +31,12 @@ class AllowedHosts:
             return None
         match = HOST.fullmatch(host or "")
         if match is None:
-            message = "The request needs one Host header with the name that the service is reached by."
+            message = "The request needs one Host header with the name of the service."
             return Refusal(400, "bad_host", message)
         name = (match["literal"] or match["name"]).lower().removesuffix(".")
         if self._allows(name):
             return None
-        message = "The service does not answer to the name in the Host header; DIPTYCH_ALLOWED_HOSTS lists its names."
+        message = "The name in the Host header is not allowed; add it to DIPTYCH_ALLOWED_HOSTS."
         return Refusal(421, "wrong_host", message)
 
     def _add(self, entry: str) -> None:

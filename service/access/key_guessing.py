@@ -1,9 +1,10 @@
 """Slow down the guessing of keys: after several wrong keys, an address waits longer before each attempt."""
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable
 from time import monotonic
+
+from cachetools import FIFOCache
 
 from service.access.callers import network_of
 from service.errors import Refusal
@@ -11,8 +12,10 @@ from service.errors import Refusal
 FREE_ATTEMPTS = 10  # wrong keys before the first wait
 LONGEST_WAIT_SECONDS = 300.0
 FORGET_SECONDS = 3600.0  # without a wrong key, after which the count starts again
-BUCKETS = 1 << 16  # bounds the memory; addresses that share a bucket share their waits
-REMEMBERED_RIGHT = 10_000  # pairs of address and key
+# Bounds the memory; addresses that share a bucket share their waits. A bounded map of cachetools would evict an address
+# that has to wait.
+BUCKETS = 1 << 16
+MAX_ACCEPTED = 10_000  # pairs of address and key
 
 
 class GuessLimit:
@@ -25,17 +28,15 @@ class GuessLimit:
     def __init__(self, clock: Callable[[], float] = monotonic) -> None:
         self._clock = clock
         self._wrong: dict[int, tuple[int, float]] = {}  # bucket → number of wrong keys, time of the last one
-        self._right: OrderedDict[tuple[str, str], None] = OrderedDict()
+        self._accepted: FIFOCache[tuple[str, str], None] = FIFOCache(MAX_ACCEPTED)
 
     def knows(self, address: str, name: str) -> bool:
         """Return whether this key was accepted from this address before."""
-        return (address, name) in self._right
+        return (address, name) in self._accepted
 
     def remember(self, address: str, name: str) -> None:
         """Note that this key was accepted from this address."""
-        self._right[address, name] = None
-        if len(self._right) > REMEMBERED_RIGHT:
-            self._right.popitem(last=False)
+        self._accepted[address, name] = None
 
     def admit(self, address: str) -> None:
         """Admit an attempt. Raises Refusal 429 while the address has to wait."""

@@ -31,8 +31,8 @@ def checked_admin_key(key: str) -> str:
     key = key.strip()
     if not key.isascii() or not key.isprintable():
         raise ValueError("the key has a character that a header cannot carry; use printable ASCII")
-    if why := weakness(key):
-        raise ValueError(f"the key is too weak: {why}; {ADVICE}")
+    if reason := weakness(key):
+        raise ValueError(f"the key is too weak: {reason}; {ADVICE}")
     return key
 
 
@@ -46,18 +46,18 @@ def named_admin_keys(written: str) -> dict[str, str]:
                 f"entry {place} is not name=key; a name has letters, digits, '.', '_' and '-', and is not {UNKNOWN}"
             )
         if name in keys:
-            raise ValueError(f"the name {name} is there twice; give each key a name of its own")
+            raise ValueError(f"the name {name} is used twice; give each key its own name")
         try:
             key = checked_admin_key(key)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
         if key in keys.values():
-            raise ValueError(f"{name} has the same key as another name; give each name a key of its own")
+            raise ValueError(f"{name} has the same key as another name; give each name its own key")
         keys[name] = key
     return keys
 
 
 def weak_predict_keys(keys: list[str]) -> list[str]:
     """Return a warning for each weak key of /predict, by its place in the list."""
-    found = [(place, weakness(key)) for place, key in enumerate(keys, 1)]
-    return [f"DIPTYCH_PREDICT_KEY: key {place} is weak: {why}; {ADVICE}." for place, why in found if why]
+    reasons = [(place, weakness(key)) for place, key in enumerate(keys, 1)]
+    return [f"DIPTYCH_PREDICT_KEY: key {place} is weak: {reason}; {ADVICE}." for place, reason in reasons if reason]

@@ -8,12 +8,12 @@ from service.access.key_guessing import GuessLimit
 from service.access.key_headers import ADMIN_HEADER, PREDICT_HEADER
 from service.access.key_settings import UNKNOWN
 from service.errors import Refusal
-from service.http.middleware import Exchange
 from service.observe.metrics import Metrics
+from service.request_context import RequestContext
 
 
 class KeyRing:
-    """Keys by name. A given key is compared with all of them, each in constant time."""
+    """Keys by name. A key is compared with all of them, each in constant time."""
 
     def __init__(self, keys: Mapping[str, str]) -> None:
         self._digests = [(name, _digest(key.encode())) for name, key in keys.items()]
@@ -21,38 +21,38 @@ class KeyRing:
     def __bool__(self) -> bool:
         return bool(self._digests)
 
-    def match(self, given: bytes) -> str | None:
-        """Return the name of the given key; None when it is unknown."""
-        digest, found = _digest(given), None
+    def match(self, key: bytes) -> str | None:
+        """Return the name of a key; None when it is unknown."""
+        digest, match = _digest(key), None
         for name, known in self._digests:
             if hmac.compare_digest(digest, known):
-                found = name
-        return found
+                match = name
+        return match
 
 
 class _Check:
     """Match the key in one header against a ring, and slow down guessing."""
 
-    def __init__(self, ring: KeyRing, header: str, guesses: GuessLimit, metrics: Metrics, whose: str) -> None:
+    def __init__(self, ring: KeyRing, header: str, guesses: GuessLimit, metrics: Metrics, owner: str) -> None:
         self._ring = ring
         self._header = header.lower().encode()
         self._guesses = guesses
-        self._sentence = f"This needs {whose} key in the header {header}."
+        self._message = f"This needs {owner} key in the header {header}."
         self._wrong_keys = metrics.wrong_keys.labels(header)
 
-    def name(self, exchange: Exchange) -> str:
+    def name(self, context: RequestContext) -> str:
         """Return the name of the key. Raises Refusal 401 without a valid key, and 429 after too many wrong ones."""
-        if not (given := exchange.headers.get(self._header, b"")):
-            raise Refusal(401, "wrong_key", self._sentence)
-        name, address = self._ring.match(given), exchange.address
+        if not (value := context.headers.get(self._header, b"")):
+            raise Refusal(401, "wrong_key", self._message)
+        name, address = self._ring.match(value), context.address
         if name and self._guesses.knows(address, name):
             return name
-        exchange.key_name = UNKNOWN
+        context.key_name = UNKNOWN
         self._guesses.admit(address)
         if name is None:
             self._guesses.wrong(address)
             self._wrong_keys.inc()
-            raise Refusal(401, "wrong_key", self._sentence)
+            raise Refusal(401, "wrong_key", self._message)
         self._guesses.remember(address, name)
         return name
 
@@ -64,15 +64,15 @@ class AdminKeys:
         self._ring = KeyRing(keys)
         self._check = _Check(self._ring, ADMIN_HEADER, guesses, metrics, "the administrator's")
 
-    def check(self, exchange: Exchange) -> None:
-        """Check the admin key and store its name in the exchange.
+    def check(self, context: RequestContext) -> None:
+        """Check the admin key and store its name in the context.
 
         Raises Refusal 403 when administration is off, 401 without a valid key, and 429 after too many wrong ones.
         """
         if not self._ring:
             message = "Administration is off: the service was started without DIPTYCH_ADMIN_KEY and DIPTYCH_ADMIN_KEYS."
             raise Refusal(403, "admin_off", message)
-        exchange.key_name = self._check.name(exchange)
+        context.key_name = self._check.name(context)
 
 
 class PredictKeys:
@@ -86,12 +86,12 @@ class PredictKeys:
     def __bool__(self) -> bool:
         return bool(self._ring)
 
-    def check(self, exchange: Exchange) -> bytes | None:
+    def check(self, context: RequestContext) -> bytes | None:
         """Return the digest of the caller's key; None when no key is needed.
 
         Raises Refusal 401 without a valid key, and 429 after too many wrong ones.
         """
-        return self._check.name(exchange).encode() if self._ring else None
+        return self._check.name(context).encode() if self._ring else None
 
 
 def _digest(key: bytes) -> bytes:

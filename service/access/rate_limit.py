@@ -15,7 +15,8 @@ class RateLimit:
     """A token bucket per caller: `rate` texts per second in the long run, `burst` texts at once.
 
     A bucket is stored as the time when it is full again. Full buckets carry no information and are dropped when there
-    are too many; buckets that are not full are always kept. While too many are not full, new callers share one bucket.
+    are too many; buckets that are not full are always kept, which no cache of cachetools does. While too many are not
+    full, new callers share one bucket.
     """
 
     def __init__(self, rate: float, burst: int, max_callers: int = MAX_CALLERS) -> None:
@@ -26,21 +27,21 @@ class RateLimit:
         self._shared_full_at = 0.0
         self._swept_at = -math.inf
 
-    def take(self, caller: Caller, texts: int, now: float | None = None, *, whole: int | None = None) -> None:
+    def take(self, caller: Caller, texts: int, now: float | None = None, *, request_texts: int | None = None) -> None:
         """Charge a caller for some texts. Raises Refusal 429 with the time until they fit.
 
-        `whole` is the charge of the whole request when `texts` is only the second part of it.
+        `request_texts` is the charge of the whole request when `texts` is only the second part of it.
         """
         now = monotonic() if now is None else now
-        own = caller in self._full_at or self._has_room(now)
-        full_at = max(self._full_at.get(caller, now) if own else self._shared_full_at, now)
+        has_bucket = caller in self._full_at or self._has_room(now)
+        full_at = max(self._full_at.get(caller, now) if has_bucket else self._shared_full_at, now)
         missing = (full_at - now) * self._rate
         if missing + texts > self._burst + 1e-6:
-            seconds = max(1, math.ceil((missing + (whole or texts) - self._burst) / self._rate))
+            seconds = max(1, math.ceil((missing + (request_texts or texts) - self._burst) / self._rate))
             message = f"This caller may send {self._rate:g} texts per second. Try again in {seconds} s."
             raise Refusal(429, "rate_limited", message, retry_after(seconds))
         full_at += texts / self._rate
-        if own:
+        if has_bucket:
             self._full_at[caller] = full_at
         else:
             self._shared_full_at = full_at

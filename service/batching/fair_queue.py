@@ -11,72 +11,10 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Generator, Iterator
 from itertools import count
-from typing import Generic, TypeVar
 
 from service.access.callers import Caller
 from service.batching.pending_request import PendingRequest
-
-Flow = TypeVar("Flow")
-Entry = tuple[float, int, Flow]  # virtual time, order of arrival, flow
-SLACK = 64  # outdated entries of a heap that are always allowed
-
-
-class VirtualTimes(Generic[Flow]):
-    """Waiting flows, ordered by their virtual finish times."""
-
-    def __init__(self) -> None:
-        self.times: dict[Flow, float] = {}  # waiting flow → virtual time, in order of joining
-        self.now = 0.0  # virtual time of the queue
-        self._keys: dict[Flow, float] = {}
-        self._heap: list[Entry[Flow]] = []
-        self._numbers = count()
-
-    def __len__(self) -> int:
-        return len(self.times)
-
-    def join(self, flow: Flow, next_cost: float, since: float = 0.0) -> None:
-        """Add a flow whose virtual time is at least `since`."""
-        self.times[flow] = max(self.now, since)
-        self.expect(flow, next_cost)
-
-    def leave(self, flow: Flow) -> float:
-        """Remove a flow; return its virtual time."""
-        del self._keys[flow]
-        time = self.times.pop(flow)
-        if not self.times:
-            self._heap.clear()
-        return time
-
-    def first(self) -> Flow | None:
-        """Return the next flow; None when the queue is empty."""
-        heap = self._heap
-        while heap and self._keys.get(heap[0][2]) != heap[0][0]:
-            heapq.heappop(heap)
-        return heap[0][2] if heap else None
-
-    def set_aside(self) -> Entry[Flow]:
-        """Remove the next flow temporarily; `put_back` restores it."""
-        return heapq.heappop(self._heap)
-
-    def put_back(self, entry: Entry[Flow]) -> None:
-        """Undo `set_aside`."""
-        heapq.heappush(self._heap, entry)
-
-    def charge(self, flow: Flow, cost: float) -> None:
-        """Charge a flow for work sent to the engine. Call `expect` or `leave` next."""
-        self.now += cost / len(self.times)
-        self.times[flow] += cost
-
-    def expect(self, flow: Flow, next_cost: float) -> None:
-        """Set the cost of a flow's next slice, which determines its place."""
-        key = self.times[flow] + next_cost
-        if self._keys.get(flow) == key:
-            return
-        self._keys[flow] = key
-        heapq.heappush(self._heap, (key, next(self._numbers), flow))
-        if len(self._heap) > 2 * len(self.times) + SLACK:
-            self._heap = [entry for entry in self._heap if self._keys.get(entry[2]) == entry[0]]
-            heapq.heapify(self._heap)
+from service.batching.virtual_times import MAX_OUTDATED, Entry, VirtualTimes
 
 
 class CallerQueue:
@@ -111,11 +49,12 @@ class FairQueue:
         self._callers: dict[Caller, CallerQueue] = {}
         self._turns: VirtualTimes[CallerQueue] = VirtualTimes()
         self._returned: OrderedDict[PendingRequest, None] = OrderedDict()
-        self._past: dict[Caller, float] = {}  # virtual times of callers ahead of the queue, without waiting requests
+        # callers without waiting requests whose virtual time is ahead of the queue → that time
+        self._ahead: dict[Caller, float] = {}
         # by places, the most first; filled by the first call of `heaviest` and kept until the queue is empty
         self._heaviest: list[tuple[float, int, CallerQueue]] = []
         self._numbers = count()
-        self._last_given: PendingRequest | None = None
+        self._last_sent: PendingRequest | None = None
 
     def __bool__(self) -> bool:
         return bool(self._returned or self._turns)
@@ -141,9 +80,9 @@ class FairQueue:
         next_cost = self._next_cost(request)
         queue.requests.join(request, next_cost)
         if is_new:
-            self._turns.join(queue, next_cost, self._past.pop(request.caller, 0.0) if self._past else 0.0)
+            self._turns.join(queue, next_cost, self._ahead.pop(request.caller, 0.0) if self._ahead else 0.0)
         elif queue.requests.first() is request:
-            self._turns.expect(queue, next_cost)
+            self._turns.set_next_cost(queue, next_cost)
 
     def add_first(self, request: PendingRequest, start: int, stop: int) -> None:
         """Put texts back that an engine had, before all others."""
@@ -170,40 +109,40 @@ class FairQueue:
         queue = self._turns.first()
         return queue.requests.first() if queue else None
 
-    def in_turn(self, most: int) -> Generator[PendingRequest]:
-        """Yield requests in order. Requests that the consumer does not pass to `given` are skipped until the end.
+    def in_order(self, max_skipped: int) -> Generator[PendingRequest]:
+        """Yield requests in order. Requests that the consumer does not pass to `mark_sent` are skipped until the end.
 
-        At most `most` requests are skipped. Close the iterator before any other call.
+        At most `max_skipped` requests are skipped. Close the iterator before any other call.
         """
-        passed: set[PendingRequest] = set()
-        aside: list[tuple[VirtualTimes[PendingRequest], Entry[PendingRequest]]] = []
-        empty: list[Entry[CallerQueue]] = []
+        skipped: set[PendingRequest] = set()
+        to_restore: list[tuple[VirtualTimes[PendingRequest], Entry[PendingRequest]]] = []
+        callers_to_restore: list[Entry[CallerQueue]] = []
         try:
-            while len(passed) < most:
-                request = next((one for one in self._returned if one not in passed), None) if self._returned else None
+            while len(skipped) < max_skipped:
+                request = next((one for one in self._returned if one not in skipped), None) if self._returned else None
                 queue = None if request else self._turns.first()
                 if queue:
                     request = queue.requests.first()
                     if request is None:  # all requests of this caller are skipped
-                        empty.append(self._turns.set_aside())
+                        callers_to_restore.append(self._turns.skip())
                         continue
                 if request is None:
                     return
-                self._last_given = None
+                self._last_sent = None
                 yield request
-                if self._last_given is not request:
-                    passed.add(request)
+                if self._last_sent is not request:
+                    skipped.add(request)
                     if queue:
-                        aside.append((queue.requests, queue.requests.set_aside()))
+                        to_restore.append((queue.requests, queue.requests.skip()))
         finally:
-            for requests, entry in aside:
-                requests.put_back(entry)
-            for caller in empty:
-                self._turns.put_back(caller)
+            for requests, entry in to_restore:
+                requests.restore(entry)
+            for caller in callers_to_restore:
+                self._turns.restore(caller)
 
-    def given(self, request: PendingRequest, start: int, stop: int) -> int:
-        """Charge the span of a request that goes to the engine; return its tokens."""
-        self._last_given = request
+    def mark_sent(self, request: PendingRequest, start: int, stop: int) -> int:
+        """Charge the span of a request that is sent to the engine; return its tokens."""
+        self._last_sent = request
         if request in self._returned:
             if not request.todo:
                 del self._returned[request]
@@ -212,7 +151,7 @@ class FairQueue:
         queue.requests.charge(request, cost)
         self._turns.charge(queue, cost)
         if request.todo:
-            queue.requests.expect(request, self._next_cost(request))
+            queue.requests.set_next_cost(request, self._next_cost(request))
         else:
             queue.requests.leave(request)
         self._place(queue)
@@ -225,7 +164,7 @@ class FairQueue:
             self._turns.times[queue] += cost
             self._place(queue)
         elif self._turns:
-            self._past[caller] = max(self._past.get(caller, 0.0), self._turns.now) + cost
+            self._ahead[caller] = max(self._ahead.get(caller, 0.0), self._turns.now) + cost
 
     def all(self) -> Iterator[PendingRequest]:
         """Yield every request: those put back first, then by caller."""
@@ -243,7 +182,7 @@ class FairQueue:
             places = self.places(queue.texts, queue.tokens)
             if -recorded == places and queue.texts:
                 return queue
-            if queue.texts:  # it takes less than when it was recorded
+            if queue.texts:  # it has fewer places than when it was recorded
                 heapq.heapreplace(heap, (-places, next(self._numbers), queue))
             else:
                 heapq.heappop(heap)
@@ -267,7 +206,7 @@ class FairQueue:
         queue.tokens += tokens
         if self._heaviest:
             heapq.heappush(self._heaviest, (-self.places(queue.texts, queue.tokens), next(self._numbers), queue))
-            if len(self._heaviest) > 2 * len(self._callers) + SLACK:
+            if len(self._heaviest) > 2 * len(self._callers) + MAX_OUTDATED:
                 self._rank_callers()
         return queue
 
@@ -300,14 +239,14 @@ class FairQueue:
     def _place(self, queue: CallerQueue) -> None:
         """Update the place of a caller; without requests, remember its virtual time if it is ahead."""
         if first := queue.requests.first():
-            self._turns.expect(queue, self._next_cost(first))
+            self._turns.set_next_cost(queue, self._next_cost(first))
             return
         if queue.requests.times:  # all of them are skipped for now
             return
         time, now = self._turns.leave(queue), self._turns.now
         if not self._turns:
-            self._past.clear()
+            self._ahead.clear()
         elif time > now:
-            self._past[queue.caller] = time
-            if len(self._past) > 2 * len(self._callers) + SLACK:
-                self._past = {caller: past for caller, past in self._past.items() if past > now}
+            self._ahead[queue.caller] = time
+            if len(self._ahead) > 2 * len(self._callers) + MAX_OUTDATED:
+                self._ahead = {caller: time for caller, time in self._ahead.items() if time > now}

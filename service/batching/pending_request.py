@@ -1,75 +1,66 @@
 """One admitted request, from admission to its answer."""
 
 import asyncio
-from time import perf_counter
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 from service.access.callers import ANYONE, Caller
 from service.engine.protocol import Query, Stages
 
-SPECIAL_TOKENS = 2  # most tokenizers add one at each end
-SHORT = 8  # tokens; below, padding costs next to nothing
+SHORT_TOKENS = 8  # below, padding costs next to nothing
 
 
-class Lengths(NamedTuple):
-    """Token lengths in a bundle's encoder: tokens per byte, most tokens per text, whether batches are padded."""
-
-    tokens_per_byte: float
-    most: int
-    padded: bool
-
-    def tokens(self, query: str) -> int:
-        """Estimate how many tokens a text has."""
-        return min(SPECIAL_TOKENS + int(self.tokens_per_byte * len(query.encode())), self.most)
-
-
-class Owner(Protocol):
+class RequestOwner(Protocol):
     """The batcher that a pending request belongs to."""
 
     bundle: str
-    lengths: Lengths
     slice_texts: int  # texts of one request that are sent together, at most
 
     def abandon(self, request: "PendingRequest") -> None: ...
-    def too_late(self, request: "PendingRequest") -> None: ...
+    def on_deadline(self, request: "PendingRequest") -> None: ...
 
 
 class PendingRequest:
     """One admitted request. Await `answer` for the JSON of the results; it raises Refusal."""
 
     __slots__ = (
-        "answer", "answer_bytes", "arrived", "asked", "batcher", "begun", "caller", "deaths", "expected_bytes",
-        "missing", "next_cost", "parts", "seconds", "settled", "stages", "timer", "todo", "tokens",
+        "answer", "answer_bytes", "arrived", "batcher", "begun", "caller", "deaths", "expected_bytes", "k", "missing",
+        "next_cost", "parts", "query", "seconds", "settled", "stages", "timer", "todo", "tokens",
     )  # fmt: skip
 
     def __init__(
         self,
-        asked: Query,
+        query: Query,
         tokens: list[int],
         seconds: float,
-        batcher: Owner,
-        loop: asyncio.AbstractEventLoop,
+        batcher: RequestOwner,
+        now: float,
         caller: Caller = ANYONE,
     ) -> None:
-        """`tokens` has the estimated length of each text, by the batcher's `lengths`."""
-        self.asked = asked
+        """Create a request that must be answered within `seconds`, admitted at `now` (`perf_counter`).
+
+        `tokens` has the estimated length of each text, by the batcher's estimator.
+        """
+        loop = asyncio.get_running_loop()
+        self.query = query
+        self.k = query.k
         self.caller = caller
         self.seconds = seconds
         self.answer: asyncio.Future[bytes] = loop.create_future()
         self.settled = False  # answered, refused or cancelled, and removed from the queue
-        self.arrived = self.begun = perf_counter()  # the loop's clock may have millisecond resolution
+        self.arrived = self.begun = now
         self.stages: Stages | None = None
         self.deaths = 0
-        self.begin(batcher, tokens)
-        self.timer = loop.call_later(seconds, self._too_late)
-        self.answer.add_done_callback(self._done)
+        self.assign(batcher, tokens)
+        self.timer = loop.call_later(seconds, self._on_deadline)
+        self.answer.add_done_callback(self._on_answer_done)
 
-    def begin(self, batcher: Owner, tokens: list[int]) -> None:
-        """Start the request, or restart it with another bundle; partial answers are dropped."""
+    def assign(self, batcher: RequestOwner, tokens: list[int]) -> None:
+        """Assign the request to a batcher. With another bundle it starts again; partial answers are dropped."""
         count = len(tokens)
         self.batcher = batcher
         self.tokens = tokens
-        self.todo = [(0, count)]  # spans of texts that were not sent to an engine
+        self.todo = [(0, count)]  # spans of texts that wait for an engine
         self.next_cost = self.cost(0, min(count, batcher.slice_texts))  # of its next slice, while there is one
         self.parts: list[bytes | None] = [None] * count
         self.answer_bytes = 0  # answered so far
@@ -81,9 +72,14 @@ class PendingRequest:
         """Name of the bundle that answers the whole request."""
         return self.batcher.bundle
 
+    @property
+    def texts(self) -> Sequence[str]:
+        """Texts of the whole request."""
+        return self.query.texts
+
     def cost(self, start: int, stop: int) -> int:
         """Return the cost of some of its texts: hits plus tokens."""
-        return (stop - start) * self.asked.k + sum(self.tokens[start:stop])
+        return (stop - start) * self.k + sum(self.tokens[start:stop])
 
     def abandon(self) -> None:
         """Abandon the request: its client has disconnected."""
@@ -103,22 +99,22 @@ class PendingRequest:
         else:
             self.todo[0] = (end, stop)
         if self.todo:
-            self._note_next_cost()
+            self._update_next_cost()
         return start, end
 
     def put_back(self, start: int, stop: int) -> None:
         """Undo `cut`: the span is sent again before the others."""
         self.todo.insert(0, (start, stop))
-        self._note_next_cost()
+        self._update_next_cost()
 
-    def _note_next_cost(self) -> None:
+    def _update_next_cost(self) -> None:
         start, stop = self.todo[0]
         self.next_cost = self.cost(start, min(stop, start + self.batcher.slice_texts))
 
-    def _too_late(self) -> None:
-        self.batcher.too_late(self)
+    def _on_deadline(self) -> None:
+        self.batcher.on_deadline(self)
 
-    def _done(self, answer: "asyncio.Future[bytes]") -> None:
+    def _on_answer_done(self, answer: "asyncio.Future[bytes]") -> None:
         if answer.cancelled() and not self.settled:  # the awaiting handler was cancelled
             self.batcher.abandon(self)
 
@@ -133,16 +129,16 @@ class RequestSlice(NamedTuple):
     @property
     def hits(self) -> int:
         """Number of hits that it may have."""
-        return (self.stop - self.start) * self.request.asked.k
+        return (self.stop - self.start) * self.request.k
 
-    def asked(self) -> Query:
+    def query(self) -> Query:
         """Return the query for the engine."""
-        asked = self.request.asked
-        if self.stop - self.start == len(asked.texts):
-            return asked
-        return asked.with_texts(asked.texts[self.start : self.stop])
+        query = self.request.query
+        if self.stop - self.start == len(query.texts):
+            return query
+        return query.with_texts(query.texts[self.start : self.stop])
 
 
 def length_class(tokens: int) -> int:
     """Return the length class: within a class, lengths differ by less than a factor of two."""
-    return max(tokens, SHORT).bit_length()
+    return max(tokens, SHORT_TOKENS).bit_length()

@@ -1,34 +1,38 @@
-"""How fast an engine answers while it never lacks work: what a queue's length means in time."""
+"""Estimate the throughput of an engine, which converts the length of a queue to time."""
 
-WINDOW = 0.2  # seconds without an idle moment: a queue can grow that long before its pace is known
+WINDOW_SECONDS = 0.2  # of one measurement, without an idle moment
 
 
-class Pace:
-    """Texts a second, of the time in which more texts always waited; None until that was known of this engine."""
+class ThroughputEstimate:
+    """Texts per second of an engine while more texts always wait; None until one window was measured."""
 
     def __init__(self) -> None:
-        self.rate: float | None = None
-        self._since: float | None = None  # when the present window began
-        self._done = 0  # texts answered in it
-        self._caught_up = True  # whether nothing is left of what came while there was no engine
+        self.texts_per_second: float | None = None
+        self._window_start: float | None = None
+        self._texts = 0  # answered in the present window
+        self._caught_up = True  # whether the queue was empty since the engine started
 
-    def answered(self, texts: int, more: bool, now: float) -> bool:
-        """The engine answered so many texts at `now` (seconds); `more` wait. Whether the rate is a new one."""
-        if not more:
-            self._since, self._caught_up = None, True
+    def update(self, texts: int, more_waiting: bool, now: float) -> bool:
+        """Count texts that were answered at `now`, in seconds. Return whether the estimate has changed."""
+        if not more_waiting:
+            self._window_start, self._caught_up = None, True
             return False
-        if self._since is None:
-            self._since, self._done = now, 0
+        if self._window_start is None:
+            self._window_start, self._texts = now, 0
             return False
-        self._done += texts
-        if now - self._since < WINDOW or not self._caught_up:
+        self._texts += texts
+        if now - self._window_start < WINDOW_SECONDS or not self._caught_up:
             return False
-        rate = self._done / (now - self._since)
-        self.rate = rate if self.rate is None else (self.rate + rate) / 2
-        self._since, self._done = now, 0
+        rate = self._texts / (now - self._window_start)
+        self.texts_per_second = rate if self.texts_per_second is None else (self.texts_per_second + rate) / 2
+        self._window_start, self._texts = now, 0
         return True
 
-    def forget(self) -> None:
-        """The engine has gone, and what comes until there is another waits for it. Nothing is known of that one."""
-        self.rate = self._since = None
+    def reset(self) -> None:
+        """Forget the estimate: the engine is gone.
+
+        A queue that grows while there is no engine says nothing about the next one, so measuring starts when the next
+        engine has emptied it.
+        """
+        self.texts_per_second = self._window_start = None
         self._caught_up = False

@@ -82,7 +82,7 @@ class Comparison:
 
     def on_open(self, generation: Generation) -> None:
         """Show the generation in the metrics."""
-        self._metrics.begins(generation)
+        self._metrics.add_generation(generation)
 
     def on_engine_death(self, generation: Generation) -> None:
         """Do nothing: the metrics count engines of served bundles only."""
@@ -94,7 +94,7 @@ class Comparison:
 
     def on_closed(self, generation: Generation) -> None:
         """Remove the generation from the metrics."""
-        self._metrics.ends(generation)
+        self._metrics.remove_generation(generation)
 
     async def _replace_with(self, name: str) -> Generation:
         await self._close_current()

@@ -13,7 +13,8 @@ from retrieval.errors import DiptychError
 from service import errors
 from service.access.callers import ANYONE, Caller
 from service.batching.batcher import Batcher
-from service.batching.pending_request import Lengths, PendingRequest
+from service.batching.pending_request import PendingRequest
+from service.batching.token_estimator import TokenEstimator
 from service.bundles.lifecycle import Lifecycle, State
 from service.bundles.paused_labels import PausedBroadcaster
 from service.engine.client import EngineObserver, EngineProcess
@@ -21,7 +22,7 @@ from service.engine.load_policy import LoadPolicy
 from service.engine.protocol import BatchAnswers, BundleInfo, Query, encode_paused
 from service.engine.watchdog import Watchdog
 from service.observe.metrics import Metrics
-from service.observe.supervisor import Supervisor, described
+from service.observe.supervisor import Supervisor, describe_error
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
@@ -103,7 +104,7 @@ class Generation:
         self._lifecycle = Lifecycle()
         self._engine: EngineProcess | None = None
         self._batcher: Batcher | None = None
-        self._watchdog = Watchdog(settings.silence_seconds, self._on_hang)
+        self._watchdog = Watchdog(settings.engine_timeout_seconds, self._on_hang)
         self._replacing: asyncio.Task[None] | None = None
         self._admitted_at = 0.0  # time of the last admitted request
         self._opened_at = 0.0  # loop time when the last engine opened
@@ -184,7 +185,7 @@ class Generation:
 
     def drain_to(self, successor: "Generation") -> None:
         """Move the unanswered requests to another generation."""
-        successor.batcher.take_over(self.batcher.hand_over())
+        self.batcher.drain_to(successor.batcher)
 
     async def close(self) -> None:
         """Answer the admitted requests, then end the engine. Call it again if it raises."""
@@ -204,7 +205,7 @@ class Generation:
 
     def on_answers(self, batch: BatchAnswers) -> None:
         """Deliver the answers of a batch."""
-        self.batcher.answered(batch)
+        self.batcher.on_answers(batch)
         self._watchdog.update(self.batcher.oldest)
 
     def on_paused(self, unknown_ids: list[str]) -> None:
@@ -220,7 +221,7 @@ class Generation:
         self._watchdog.update(None)
         self._observer.on_engine_death(self)
         self._replacing = self._supervisor.retry("engine_replacement", partial(self._replace, dead))
-        self._is_excused = self.batcher.lost()
+        self._is_excused = self.batcher.on_engine_death()
 
     async def _drain(self) -> None:
         """Wait until all admitted requests are answered; refuse those that take too long."""
@@ -229,10 +230,10 @@ class Generation:
                 await self.batcher.drained()
         except TimeoutError:
             LOG.warning("%d requests of bundle %s were still unfinished", self.unfinished, self.name)
-            self.batcher.give_up(errors.unavailable("The service stopped before this request was answered."))
+            self.batcher.refuse_all(errors.unavailable("The service stopped before this request was answered."))
 
     def _on_hang(self) -> None:
-        LOG.error("the engine of bundle %s has not answered for %g s", self.name, self._settings.silence_seconds)
+        LOG.error("the engine of bundle %s has not answered for %g s", self.name, self._settings.engine_timeout_seconds)
         if self._engine:
             self._engine.kill()
 
@@ -254,7 +255,7 @@ class Generation:
                 self.failure, longest, lived = str(error), LONGEST_RETRY_BACKOFF, 0.0
                 LOG.error("bundle %s: %s", self.name, error)
             except Exception as error:
-                self.failure = f"no engine can be started for bundle {self.name} ({described(error)})"
+                self.failure = f"no engine can be started for bundle {self.name} ({describe_error(error)})"
                 raise
             else:
                 self.failure = None
@@ -281,8 +282,8 @@ class Generation:
         self._engine = engine
         info = engine.info
         if self._batcher is None:
-            lengths = Lengths(1 / info.bytes_per_token, info.max_tokens, info.padded)
-            self._batcher = Batcher(self.name, self._settings, self._metrics, lengths)
+            estimator = TokenEstimator(1 / info.bytes_per_token, info.max_tokens, info.padded)
+            self._batcher = Batcher(self.name, self._settings, self._metrics, estimator)
         self._opened_at = asyncio.get_running_loop().time()
         self._pending_acks = 0
         self.send_paused()  # before the first batch

@@ -64,7 +64,7 @@ class GenerationSet:
         former, self.current = self.current, generation
         if self.kept is generation:
             self.kept = None
-        self._metrics.serving(generation.name, generation.number)
+        self._metrics.set_serving(generation.name, generation.number)
         if former is None:
             return
         if former.name != generation.name:

@@ -63,7 +63,7 @@ class BundleLoader:
         """Open a generation for comparison, with one thread and separate metrics. Raises BundleError."""
         folder = await self._fetch(name)
         await self._check_memory(folder)
-        settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1, "lanes": 1})
+        settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1, "worker_threads": 1})
         separate_metrics = Metrics(CollectorRegistry())  # the service's metrics count live traffic only
         return await self._start(folder, settings, separate_metrics, observer, choose_policy)
 

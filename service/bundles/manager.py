@@ -66,7 +66,7 @@ class BundleManager:
         self._follower = StoreFollower(generations, queue, switcher, store, paused, metrics, supervisor)
         self._rollback = AutomaticRollback(settings, generations, queue, switcher, store, supervisor)
         self._startup_step: str | None = None  # the start-up step in progress
-        metrics.watch(
+        metrics.set_queue_functions(
             lambda: self.current.batcher.waiting_queries if self.current else 0,
             lambda: self.current.unfinished if self.current else 0,
         )
@@ -231,7 +231,7 @@ class BundleManager:
 
     def on_open(self, generation: Generation) -> None:
         """Show a generation in the metrics."""
-        self._metrics.begins(generation)
+        self._metrics.add_generation(generation)
 
     def on_engine_death(self, generation: Generation) -> None:
         """Count the replacement of an engine."""
@@ -243,7 +243,7 @@ class BundleManager:
 
     def on_closed(self, generation: Generation) -> None:
         """Remove a generation from the metrics."""
-        self._metrics.ends(generation)
+        self._metrics.remove_generation(generation)
 
     def _open_compared(self, name: str, observer: GenerationObserver) -> Coroutine[Any, Any, Generation]:
         policy = self._generations.policy_beside_current()

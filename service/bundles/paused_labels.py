@@ -13,7 +13,7 @@ from retrieval.errors import BundleError, DiptychError
 from retrieval.store.paused_labels import PAUSED, parse_paused, read_paused, stamp_of, write_paused
 from service.bundles.store_access import StoreAccess
 from service.errors import Refusal
-from service.observe.supervisor import Supervisor, described
+from service.observe.supervisor import Supervisor, describe_error
 
 LOG = logging.getLogger("diptych")
 
@@ -102,7 +102,7 @@ class PausedBroadcaster:
             raise
         except Exception as error:
             path = self._store.local_store.path / PAUSED
-            raise BundleError(f"{path} cannot be read ({described(error)}). Repair it, or remove it.") from error
+            raise BundleError(f"{path} cannot be read ({describe_error(error)}). Repair it, or remove it.") from error
         self._check_store()  # the store may have been removed during the read
         return self._file.ids
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from retrieval.errors import DiptychError
 from service.observe.metrics import Metrics
-from service.observe.supervisor import Supervisor, described
+from service.observe.supervisor import Supervisor, describe_error
 
 LOG = logging.getLogger("diptych")
 TASK = "store_watch"
@@ -49,7 +49,7 @@ class StoreRead(Generic[Result]):
             self._note(str(error).rstrip(".") or type(error).__name__)
         except Exception as error:  # noqa: BLE001  # no exception may end the polling
             self._failures.inc()
-            self._note(described(error), error)
+            self._note(describe_error(error), error)
         else:
             if self.problem is not None:
                 LOG.info("resolved: %s", self._sentence)

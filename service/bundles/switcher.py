@@ -17,7 +17,7 @@ from service.bundles.store_access import StoreAccess
 from service.bundles.switch_queue import SwitchQueue
 from service.errors import Refusal
 from service.observe.metrics import Metrics
-from service.observe.supervisor import Supervisor, described
+from service.observe.supervisor import Supervisor, describe_error
 
 LOG = logging.getLogger("diptych")
 
@@ -136,4 +136,4 @@ def failure_reason(error: Exception) -> str:
     """Return the reason for a failed change of bundle, as a clause."""
     if isinstance(error, OSError):
         return f"the store cannot be used ({error})"
-    return str(error) if isinstance(error, DiptychError) else described(error)
+    return str(error) if isinstance(error, DiptychError) else describe_error(error)

@@ -1,29 +1,22 @@
-"""Manage all open connections of one service, bounded in number, memory and time.
-
-While the queue is full, the connection itself refuses small requests, before the application sees them. Under three
-times the load that can be answered, refusing must cost a fraction of answering.
-"""
+"""Manage all open connections of one service, bounded in number, memory and time."""
 
 import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
-from itertools import cycle
 
 from service import errors
-from service.access.client_address import ClientAddresses
 from service.connections.connection import Connection
-from service.connections.direct_responses import answer_head
+from service.connections.early_refusals import EarlyRefusals
 from service.connections.framing import HeadLimits
 from service.connections.memory_budget import MemoryBudget
 from service.errors import Refusal
-from service.http.middleware import Exchange
 from service.observe.metrics import Metrics
+from service.request_context import RequestContext
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
-SOON = "as many texts as can be answered soon"
-LONGEST_PAUSE = 1.0  # seconds between two checks of a connection
+MAX_CHECK_INTERVAL = 1.0  # seconds between two checks of a connection
 CHECKS = 4  # in the shortest time limit
 PER_CHECK = 8  # connections; closing one takes as long as an answer, and thousands may be overdue together
 BETWEEN_ENDS = 0.001  # seconds between two connections that are ended because a time limit has passed
@@ -34,35 +27,22 @@ BETWEEN_MANY_TURNS = 0.01  # seconds, while many connections have pipelined requ
 MANY_TURNS = 32  # connections
 
 
-class Connections:
+class ConnectionPool:
     """All open connections of one service."""
 
     def __init__(
         self,
         settings: Settings,
         metrics: Metrics,
-        full: Callable[[], bool],
-        turns_away: Callable[[Exchange], bool],
+        queue_is_full: Callable[[], bool],
+        is_refused: Callable[[RequestContext], bool],
     ) -> None:
-        """Set up the pool.
-
-        `full` returns whether the queue has no room, and `turns_away` whether the caller of a request has used its
-        share of it.
-        """
+        """Set up the pool. `queue_is_full` and `is_refused` are those of EarlyRefusals."""
         self.settings = settings
         self.metrics = metrics
         self.head_limits = HeadLimits(settings.max_head_bytes, settings.max_headers)
         self.memory = MemoryBudget(settings.connection_bytes, lambda: list(self._open))
-        # refusals without the application have no log line and no CORS headers
-        self.full = _never if settings.log_requests == "all" or settings.origins else full
-        self.turns_away = turns_away
-        self.addresses = ClientAddresses(settings.trusted_proxies)
-        # built in advance, one per Retry-After value, used in turn
-        refusals = [errors.overloaded(SOON, seconds) for seconds in range(1, errors.longest_retry() + 1)]
-        self.full_refusal = refusals[0]
-        self.full_heads = cycle([answer_head(refusal) for refusal in refusals])
-        self.full_body = bytes(self.full_refusal.response().body)
-        self.full_count = metrics.rejections.labels("queue_full")
+        self.early_refusals = EarlyRefusals(settings, metrics, queue_is_full, is_refused)
         self._open: dict[Connection, None] = {}  # in order of opening
         self._never_used: dict[Connection, None] = {}  # those that have not sent a whole request
         self._turns: dict[Connection, None] = {}  # those with pipelined requests, the next one first
@@ -81,7 +61,7 @@ class Connections:
         """Count a rejected request."""
         self.metrics.rejections.labels(reason).inc()
 
-    def opened(self, connection: Connection) -> Refusal | None:
+    def add(self, connection: Connection) -> Refusal | None:
         """Add a connection; at the limit, close an unused one. Return the refusal when there is none."""
         if len(self._open) >= self.settings.max_connections:
             victim = self._least_useful(asyncio.get_running_loop().time())
@@ -90,54 +70,54 @@ class Connections:
                 message = "The service has no room for another connection. Try again in a second."
                 return Refusal(503, "too_many_connections", message, errors.retry_after())
             self.count("made_room")
-            self.closed(victim)
+            self.remove(victim)
             victim.transport.abort()
         self._open[connection] = self._never_used[connection] = None
         return None
 
-    def asked(self, connection: Connection) -> None:
-        """Note that a connection has sent a whole request."""
+    def note_first_request(self, connection: Connection) -> None:
+        """Note that a connection has sent its first whole request."""
         self._never_used.pop(connection, None)
 
-    def closed(self, connection: Connection) -> None:
+    def remove(self, connection: Connection) -> None:
         """Remove a connection."""
         self._open.pop(connection, None)
         self._never_used.pop(connection, None)
         self._turns.pop(connection, None)
 
-    def take_turn(self, connection: Connection) -> None:
+    def schedule_turn(self, connection: Connection) -> None:
         """Schedule the next pipelined request of a connection.
 
         The turns per second are limited over all connections, so that clients that pipeline thousands of requests delay
         others by a few requests only.
         """
         self._turns[connection] = None
-        self._schedule_turn()
+        self._start_turn_timer()
 
     async def watch(self) -> None:
         """Check all connections periodically, a few at a time."""
         settings = self.settings
         shortest = min(settings.receive_seconds, settings.send_seconds, settings.keep_alive_seconds)
-        pause = min(LONGEST_PAUSE, shortest / CHECKS)
+        interval = min(MAX_CHECK_INTERVAL, shortest / CHECKS)
         loop = asyncio.get_running_loop()
         while True:
-            everyone = list(self._open)
-            starts = range(0, max(len(everyone), 1), PER_CHECK)
+            connections = list(self._open)
+            starts = range(0, max(len(connections), 1), PER_CHECK)
             for start in starts:
-                await asyncio.sleep(pause / len(starts))
+                await asyncio.sleep(interval / len(starts))
                 now = loop.time()
-                for connection in everyone[start : start + PER_CHECK]:
-                    if connection in self._open and self._look(connection, now):
+                for connection in connections[start : start + PER_CHECK]:
+                    if connection in self._open and self._check(connection, now):
                         await asyncio.sleep(BETWEEN_ENDS)
                         now = loop.time()
 
-    def _schedule_turn(self) -> None:
+    def _start_turn_timer(self) -> None:
         """Start the timer of the next turn. There is one at a time, also when connections close before their turn."""
         if self._turns and self._turn_timer is None:
             loop = asyncio.get_running_loop()
-            self._turn_timer = loop.call_later(max(0.0, self._next_turn_at - loop.time()), self._give_turn)
+            self._turn_timer = loop.call_later(max(0.0, self._next_turn_at - loop.time()), self._run_turn)
 
-    def _give_turn(self) -> None:
+    def _run_turn(self) -> None:
         self._turn_timer = None
         if not self._turns:
             return
@@ -145,8 +125,8 @@ class Connections:
         del self._turns[connection]
         pause = BETWEEN_TURNS if len(self._turns) < MANY_TURNS else BETWEEN_MANY_TURNS
         self._next_turn_at = asyncio.get_running_loop().time() + pause
-        self._schedule_turn()
-        connection.take_turn()
+        self._start_turn_timer()
+        connection.read_next_request()
 
     def _least_useful(self, now: float) -> Connection | None:
         """Return a connection to close: one without any request, else an idle one, else the longest stalled one."""
@@ -163,14 +143,10 @@ class Connections:
         return None
 
     @staticmethod
-    def _look(connection: Connection, now: float) -> bool:
+    def _check(connection: Connection, now: float) -> bool:
         try:
-            return connection.look(now)
+            return connection.check_limits(now)
         except Exception:  # one faulty connection must not stop the check of the others
             LOG.exception("a connection was closed because its check failed")
             connection.transport.abort()
             return True
-
-
-def _never() -> bool:
-    return False

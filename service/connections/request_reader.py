@@ -15,37 +15,37 @@ from service.errors import Refusal
 
 MAX_LENGTH_DIGITS = 19  # of Content-Length; no body is that long
 CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT = b"content-length", b"transfer-encoding", b"expect"
-FRAMING = frozenset({CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT})
+FRAMING_HEADERS = frozenset({CONTENT_LENGTH, TRANSFER_ENCODING, EXPECT})
 
 
 class RequestReader(HttpToolsProtocol):
     """uvicorn's connection, which stops parsing at the end of each request."""
 
     __slots__ = (
-        "_arriving", "_body", "_chunked", "_done", "_head", "_head_limits", "_length", "_lingering", "_started",
-        "_turn_is_over", "_upgrade",
+        "_arriving_since", "_body", "_chunked", "_done", "_head", "_head_limits", "_length", "_lingering_since",
+        "_started", "_turn_ended", "_upgrade",
     )  # fmt: skip
 
-    def __init__(self, head_limits: HeadLimits, **given: Any) -> None:
-        super().__init__(**given)
+    def __init__(self, head_limits: HeadLimits, **uvicorn_arguments: Any) -> None:
+        super().__init__(**uvicorn_arguments)
         self._head_limits = head_limits
         self._head: bytearray | None = None  # an incomplete head
         self._length = 0  # bytes of the body that the head declares
         self._chunked = False
         self._body: int | ChunkedBody | None = None  # remaining bytes, or the tracker of a chunked body
-        self._arriving = 0.0  # loop time since a request has been arriving; 0: none is
+        self._arriving_since = 0.0  # loop time when the arriving request began; 0: none is arriving
         self._started = False  # the application has the request that is arriving or being answered
         self._done = False  # the parser has reached the end of a request
-        self._turn_is_over = False  # enough has been read for now
+        self._turn_ended = False  # enough has been read for now
         self._upgrade = False  # the parser expects another protocol after the head
-        self._lingering = 0.0  # loop time since all input is discarded; 0: it is not
+        self._lingering_since = 0.0  # loop time when it began to discard all input; 0: it does not
 
     @abstractmethod
-    def _keep_ahead(self, data: bytes, start: int) -> None:
+    def _buffer_pipelined(self, data: bytes, start: int) -> None:
         """Buffer bytes of later requests."""
 
     @abstractmethod
-    def _keep_arriving(self, size: int) -> None:
+    def _count_arriving(self, size: int) -> None:
         """Count bytes of a request that is still arriving."""
 
     @abstractmethod
@@ -55,25 +55,25 @@ class RequestReader(HttpToolsProtocol):
     def _receive(self, data: bytes) -> None:
         """Feed the parser the bytes of one request; buffer the rest."""
         start, size = 0, len(data)
-        self._done = self._turn_is_over = False
+        self._done = self._turn_ended = False
         try:
-            while start < size and not (self._done or self._turn_is_over or self._lingering):
+            while start < size and not (self._done or self._turn_ended or self._lingering_since):
                 start = self._read_head(data, start) if self._body is None else self._read_body(data, start)
         except Refusal as refusal:
             self._refuse(refusal)
         except httptools.HttpParserError:
             self.send_400_response("")
-        if self._lingering or self.transport.is_closing():
+        if self._lingering_since or self.transport.is_closing():
             return
         if start < size:
-            self._keep_ahead(data, start)
-        if self._arriving:
-            self._keep_arriving(start)
+            self._buffer_pipelined(data, start)
+        if self._arriving_since:
+            self._count_arriving(start)
 
     def _read_head(self, data: bytes, start: int) -> int:
         """Buffer a head until it is complete, then parse it. Return the position after it. Raises Refusal."""
         if self._head is None:
-            if data[start] in b"\r\n":  # empty lines may stand before a request
+            if data[start] in b"\r\n":  # empty lines may precede a request
                 start = len(data) - len(data[start:].lstrip(b"\r\n"))
                 if start == len(data):
                     return start
@@ -83,7 +83,7 @@ class RequestReader(HttpToolsProtocol):
                 self._parse_head(data[start:end])
                 return end
             self._head = bytearray()
-            self._arriving = self.loop.time()
+            self._arriving_since = self.loop.time()
         return self._continue_head(self._head, data, start)
 
     def _continue_head(self, head: bytearray, data: bytes, start: int) -> int:
@@ -132,7 +132,7 @@ class RequestReader(HttpToolsProtocol):
         else:
             assert body is not None
             end = body.end_in(data, start)
-            self._turn_is_over = end < len(data)
+            self._turn_ended = end < len(data)
         self.parser.feed_data(data[start:end])
         return end
 
@@ -141,18 +141,18 @@ class RequestReader(HttpToolsProtocol):
             raise ValueError("another request begins where this one should have ended")
         super().on_message_begin()
         self._started = False
-        if not self._arriving:
-            self._arriving = self.loop.time()
+        if not self._arriving_since:
+            self._arriving_since = self.loop.time()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._body is not None:
             return  # trailers are ignored
         name = name.lower()
         self.headers.append((name, value))
-        if name in FRAMING:
-            self._note_framing(name, value)
+        if name in FRAMING_HEADERS:
+            self._read_framing(name, value)
 
-    def _note_framing(self, name: bytes, value: bytes) -> None:
+    def _read_framing(self, name: bytes, value: bytes) -> None:
         """Store the length of the body. Raises ValueError when it cannot be determined."""
         if name == CONTENT_LENGTH:
             if len(value) > MAX_LENGTH_DIGITS:

@@ -1,13 +1,27 @@
 """Replacements for uvicorn's transport of a response and its flow control."""
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-if TYPE_CHECKING:
-    from service.connections.connection import Connection
-
 STATUS_BEGINNING = b"HTTP/1.1 "  # of every response
+
+
+class RespondingConnection(Protocol):
+    """The connection that a response is written to."""
+
+    cycle: Any  # uvicorn's request-response cycle
+    transport: Any
+
+    @property
+    def request_is_arriving(self) -> bool:
+        """Whether a request is partly received."""
+
+    def write_response(self, data: bytes) -> None:
+        """Write a part of the response."""
+
+    def linger(self) -> None:
+        """Stop sending and discard further input before the close."""
 
 
 class ResponseTransport:
@@ -19,7 +33,7 @@ class ResponseTransport:
 
     __slots__ = ("_connection", "_head")
 
-    def __init__(self, connection: "Connection") -> None:
+    def __init__(self, connection: RespondingConnection) -> None:
         self._connection = connection
         self._head: bytes | None = None  # None before uvicorn has written it; empty once it is sent
 
@@ -47,15 +61,15 @@ class ResponseTransport:
 
     def is_closing(self) -> bool:
         """Return whether nothing more can be written."""
-        return self._connection.transport.is_closing()
+        return bool(self._connection.transport.is_closing())
 
 
 class ReadControl(FlowControl):
-    """uvicorn's flow control, which does not resume reading while enough is buffered."""
+    """uvicorn's flow control, which does not resume reading while the buffer is full."""
 
-    enough = False
+    buffer_is_full = False
 
     def resume_reading(self) -> None:
-        """Resume reading, unless enough is buffered."""
-        if self.read_paused and not self.enough:
+        """Resume reading, unless the buffer is full."""
+        if self.read_paused and not self.buffer_is_full:
             super().resume_reading()

@@ -28,7 +28,7 @@ from service.engine.protocol import (
     decode_paused,
 )
 from service.observe import logs
-from service.observe.detached_thread import aside
+from service.observe.detached_thread import run_detached
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
@@ -139,7 +139,7 @@ class EngineProcess(asyncio.Protocol):
         """Start the process and connect to its pipe. Raises BundleError and OSError, TimeoutError included."""
         _check_sandbox(settings)
         async with asyncio.timeout(settings.load_seconds):  # in a thread: a network file system may not respond
-            limits = await aside(lambda: (data_limit(self._folder), folder_bytes(self._folder)))
+            limits = await run_detached(lambda: (data_limit(self._folder), folder_bytes(self._folder)))
         front_end, engine_end = socket.socketpair()
         try:
             with engine_end:
@@ -208,7 +208,7 @@ def _spawn(
         provider=settings.provider,
         threads=settings.threads,
         search_threads=settings.search_threads,
-        worker_threads=settings.lanes,
+        worker_threads=settings.worker_threads,
         largest_batch=settings.max_batch_queries,
         max_answer_bytes=settings.max_answer_bytes,
         trusted_keys=settings.trusted_keys,

@@ -6,7 +6,8 @@ The action comes from the parsed request, never from the raw body, so the log ha
 import logging
 from collections.abc import Collection, Iterable
 
-from service.http.middleware import COMPARE, Exchange
+from service.http import paths
+from service.request_context import RequestContext
 
 LOG = logging.getLogger("diptych.audit")
 READS = frozenset({"GET", "HEAD", "OPTIONS"})
@@ -16,27 +17,27 @@ ACTIONS = {
     ("POST", "/admin/activate"): "activate",
     ("POST", "/admin/rollback"): "rollback",
     ("POST", "/admin/paused"): "pause",
-    ("POST", COMPARE): "compare",
+    ("POST", paths.COMPARE): "compare",
     ("GET", "/admin/paused"): "list_paused",
     ("GET", "/admin/bundles"): "list_bundles",
 }
 
 
-def record(exchange: Exchange) -> None:
+def record(context: RequestContext) -> None:
     """Log a request. Successful reads and comparisons are not logged."""
-    method, path = exchange.scope["method"], exchange.scope["path"]
-    if (method in READS or exchange.route == COMPARE) and exchange.status in (200, 204):
+    method, path = context.scope["method"], context.scope["path"]
+    if (method in READS or context.route == paths.COMPARE) and context.status in (200, 204):
         return
-    about: dict[str, object] = {
-        "key": exchange.key_name,
-        "address": exchange.address,
+    fields: dict[str, object] = {
+        "key": context.key_name,
+        "address": context.address,
         "action": ACTIONS.get((method, path)),
-        **exchange.act,
+        **context.audit_details,
         "request": f"{method} {path[:SHOWN_CHARS]}",
-        "status": exchange.status or None,
-        "refusal": exchange.refusal,
+        "status": context.status or None,
+        "error_code": context.error_code,
     }
-    LOG.info("administration", extra=about)
+    LOG.info("administration", extra=fields)
 
 
 def paused_ids(

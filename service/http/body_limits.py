@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from service.errors import Refusal
 
-NAMES_QUOTES = 10  # of the fields of a request without a filter
+FIELD_QUOTES = 10  # quotes around the field names of a request without a filter
 UNCHECKED_BYTES = 2048  # smaller bodies are not checked; they cannot be expensive
 
 
@@ -44,7 +44,7 @@ def least_texts(body: bytes) -> int:
     if len(body) <= UNCHECKED_BYTES or b'"filter"' in body:
         return 1
     quotes = body.count(b'"') - (body.count(b'\\"') if b"\\" in body else 0)
-    return max(1, (quotes - NAMES_QUOTES) // 2)
+    return max(1, (quotes - FIELD_QUOTES) // 2)
 
 
 def _excess(body: bytes, limits: JsonLimits) -> tuple[int, str] | None:

@@ -1,4 +1,4 @@
-"""How long a client is willing to wait, where it says so."""
+"""Read the deadline that a client sets in a header."""
 
 from typing import Any
 
@@ -6,21 +6,21 @@ from service.errors import Refusal
 
 HEADER = "X-Deadline-Ms"
 HEADER_BYTES = HEADER.lower().encode()
-DIGITS = 9
+MAX_DIGITS = 9
 PARAMETER: dict[str, Any] = {
     "name": HEADER,
     "in": "header",
-    "description": "Milliseconds after which the answer is of no use any more; the service's own deadline is the most.",
-    "schema": {"type": "integer", "minimum": 1, "maximum": 10**DIGITS - 1},
+    "description": "The client's deadline in milliseconds. The service's own deadline is the maximum.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 10**MAX_DIGITS - 1},
     "example": 250,
 }
 
 
-def deadline_seconds(given: bytes | None) -> float | None:
-    """The header's value in seconds, None without one. Raises Refusal 422."""
-    if given is None:
+def deadline_seconds(value: bytes | None) -> float | None:
+    """Return the header's value in seconds; None without the header. Raises Refusal 422."""
+    if value is None:
         return None
-    if not (given.isdigit() and len(given) <= DIGITS and int(given)):
-        message = f"The header {HEADER} must be a whole number of milliseconds from 1 to {10**DIGITS - 1}."
+    if not (value.isdigit() and len(value) <= MAX_DIGITS and int(value)):
+        message = f"The header {HEADER} must be a whole number of milliseconds from 1 to {10**MAX_DIGITS - 1}."
         raise Refusal(422, "bad_deadline", message)
-    return int(given) / 1000
+    return int(value) / 1000

@@ -1,4 +1,4 @@
-"""What there is: to ask of the served bundle, and, for an administrator, in the store and opened of it."""
+"""Describe the served bundle, the bundles of the store, and the open generations."""
 
 from functools import partial
 
@@ -8,15 +8,16 @@ from service.bundles.generation import Generation
 from service.bundles.manager import BundleManager
 from service.bundles.store_access import StoreAccess
 from service.errors import Refusal, unavailable
-from service.http.schemas import About, Attribute, BundlesResponse, ServedGeneration, State, StoredBundle
+from service.http.admin_schemas import BundlesResponse, ServedGeneration, State, StoredBundle
+from service.http.schemas import About, Attribute
 from service.settings import Settings
 
 
-def about(generations: BundleManager, settings: Settings) -> About:
-    """What there is to ask the served bundle. Raises Refusal 503 while there is no engine to say so."""
-    served = generations.current
+def about(manager: BundleManager, settings: Settings) -> About:
+    """Describe the served bundle and the limits of a request. Raises Refusal 503 while there is no engine."""
+    served = manager.current
     if served is None or (opened := served.info) is None:
-        raise unavailable(f"The service is not ready: {generations.readiness().detail}.")
+        raise unavailable(f"The service is not ready: {manager.readiness().detail}.")
     return About(
         bundle=served.name,
         labels=opened.labels,
@@ -28,17 +29,17 @@ def about(generations: BundleManager, settings: Settings) -> About:
     )
 
 
-async def list_bundles(generations: BundleManager) -> BundlesResponse:
-    """Look at the store and at the engines. Raises Refusal 422 when the store cannot be read."""
+async def list_bundles(manager: BundleManager) -> BundlesResponse:
+    """List the store's bundles and the open generations. Raises Refusal 422 when the store cannot be read."""
     try:
-        stored = await generations.supervisor.read(partial(_stored, generations.store))
+        stored = await manager.supervisor.read(partial(_stored, manager.store))
     except (DiptychError, OSError) as error:
-        raise Refusal(422, "bad_store", generations.public(f"The store cannot be listed: {error}")) from error
-    opened: list[tuple[State, Generation | None]] = [("serving", generations.current), ("kept", generations.kept)]
-    opened.append(("compared", generations.comparison.generation))
-    opened += [("draining", generation) for generation in generations.draining]
+        raise Refusal(422, "bad_store", manager.public(f"The store cannot be listed: {error}")) from error
+    opened: list[tuple[State, Generation | None]] = [("serving", manager.current), ("kept", manager.kept)]
+    opened.append(("compared", manager.comparison.generation))
+    opened += [("draining", generation) for generation in manager.draining]
     return BundlesResponse(
-        bundles=[one.model_copy(update={"trouble": one.trouble and generations.public(one.trouble)}) for one in stored],
+        bundles=[one.model_copy(update={"trouble": one.trouble and manager.public(one.trouble)}) for one in stored],
         generations=[
             ServedGeneration(
                 number=generation.number,
@@ -50,7 +51,7 @@ async def list_bundles(generations: BundleManager) -> BundlesResponse:
             for state, generation in opened
             if generation
         ],
-        preparing=generations.preparing,
+        preparing=manager.preparing,
     )
 
 
@@ -60,14 +61,14 @@ def _stored(source: StoreAccess) -> list[StoredBundle]:
         active = source.active()
     except Unreachable:
         active = store.active()
-    here = set(store.bundles())
+    local = set(store.bundles())
     stored = [
         _described(store, name, name == active)
-        if name in here
-        else StoredBundle(name=name, active=name == active, trouble="not fetched yet; activating it does that")
+        if name in local
+        else StoredBundle(name=name, active=name == active, trouble="not fetched yet; activate it to fetch it")
         for name in names
     ]
-    return sorted(stored, key=lambda one: one.created or "")  # behind a URL names come by the alphabet
+    return sorted(stored, key=lambda one: one.created or "")  # a remote store lists names alphabetically
 
 
 def _described(store: Store, name: str, active: bool) -> StoredBundle:

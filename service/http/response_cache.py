@@ -1,54 +1,45 @@
-"""Answers that were given before: bounded in bytes, and never of another bundle or another list of paused labels."""
+"""Cache responses of /predict, bounded in bytes. A key includes the generation and the version of the paused labels."""
 
-from collections import OrderedDict
+from cachetools import LRUCache
 
 from service.engine.protocol import Query
 from service.observe.metrics import Metrics
 
-OVERHEAD = 256  # bytes of Python's own around an entry
-LARGEST = 16  # an answer that would take more than this part of the room is not kept
+ENTRY_BYTES = 256  # overhead of Python objects per entry
+LARGEST_PART = 16  # an entry larger than 1/16 of the cache is not stored
 
-Key = tuple[int, int, bytes]
+Key = tuple[int, int, bytes]  # generation, version of the paused labels, request
 
 
-class Answers:
-    """Bodies by the state of the service and the whole request; the one that was not asked for longest goes first."""
+class ResponseCache:
+    """Response bodies by key. The least recently used entries are evicted first."""
 
-    def __init__(self, room: int, metrics: Metrics) -> None:
-        """`room` is in bytes."""
-        self._room = room
-        self._kept: OrderedDict[Key, bytes] = OrderedDict()
+    def __init__(self, max_bytes: int, metrics: Metrics) -> None:
+        # values are (body, bytes of the entry): getsizeof gets only the value, and keys count too
+        self._entries: LRUCache[Key, tuple[bytes, int]] = LRUCache(max_bytes, getsizeof=lambda entry: entry[1])
         self._hits, self._misses = metrics.cache.labels("hit"), metrics.cache.labels("miss")
-        self.bytes = 0
-        metrics.cache_bytes.set_function(lambda: self.bytes)
+        metrics.cache_bytes.set_function(lambda: self._entries.currsize)
 
     def get(self, key: Key) -> bytes | None:
-        body = self._kept.get(key)
-        if body is None:
+        """Return a stored body; None when there is none."""
+        try:
+            body, _ = self._entries[key]
+        except KeyError:
             self._misses.inc()
             return None
         self._hits.inc()
-        self._kept.move_to_end(key)
         return body
 
-    def keep(self, key: Key, body: bytes) -> None:
-        """Keep an answer, and as many of the earlier ones as there is room for."""
-        size = _size(key, body)
-        if size * LARGEST > self._room or key in self._kept:
-            return
-        self._kept[key] = body
-        self.bytes += size
-        while self.bytes > self._room:
-            self.bytes -= _size(*self._kept.popitem(last=False))
+    def add(self, key: Key, body: bytes) -> None:
+        """Store a body; evict others when there is no room."""
+        size = ENTRY_BYTES + len(key[-1]) + len(body)
+        if size * LARGEST_PART <= self._entries.maxsize and key not in self._entries:
+            self._entries[key] = body, size
 
 
-def key_of(state: tuple[int, int], asked: Query) -> Key:
-    """The whole request in the state of the service that answers it: its generation, and the changes of what is paused.
+def cache_key(state: tuple[int, int], query: Query) -> Key:
+    """Return the key of a request for a state of the service: its generation and the version of its paused labels.
 
-    The order of a filter's attributes is part of it: the same request, written otherwise, is answered anew.
+    The order of a filter's attributes is part of the key.
     """
-    return (*state, asked.to_bytes())
-
-
-def _size(key: Key, body: bytes) -> int:
-    return OVERHEAD + len(key[-1]) + len(body)
+    return (*state, query.to_bytes())

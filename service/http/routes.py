@@ -1,4 +1,4 @@
-"""Thin handlers: check, parse, ask the part whose work it is, and what OpenAPI says of each."""
+"""The routes: OpenAPI description of each, and handlers that check, parse and delegate."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -14,25 +14,20 @@ from service.access.key_headers import ADMIN_HEADER, PREDICT_HEADER
 from service.access.keys import AdminKeys
 from service.bundles.manager import BundleManager
 from service.console import add_front_page
-from service.http import audit, deadlines
-from service.http.listing import about, list_bundles
-from service.http.middleware import COMPARE, exchange_of
-from service.http.predict import PATH as PREDICT_PATH
-from service.http.predict import Predict, answer_body
-from service.http.schemas import (
-    About,
+from service.http import audit, deadlines, paths
+from service.http.admin_schemas import (
     ActivateRequest,
     ActivateResponse,
     BundlesResponse,
-    ErrorResponse,
     PausedResponse,
-    PredictResponse,
-    Readiness,
     compare_request,
-    parse,
     paused_request,
 )
+from service.http.listing import about, list_bundles
+from service.http.predict import Predict, response_body
+from service.http.schemas import About, ErrorResponse, PredictResponse, Readiness, parse
 from service.observe.metrics import Metrics
+from service.request_context import request_context
 from service.settings import Settings
 
 REFUSALS = {
@@ -54,23 +49,10 @@ REFUSALS = {
 }
 
 
-def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"model": ErrorResponse, "description": REFUSALS[status]} for status in statuses}
+class DirectRoute(APIRoute):
+    """A route that FastAPI only documents: its handler takes the request and returns the response.
 
-
-def _body(model: type[Any]) -> dict[str, Any]:
-    """OpenAPI for a body that the handler parses from its bytes, which FastAPI cannot see."""
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
-
-
-def _key_in(header: str, name: str) -> APIKeyHeader:
-    return APIKeyHeader(name=header, scheme_name=name, auto_error=False)  # two of one name would be one in OpenAPI
-
-
-class Direct(APIRoute):
-    """A route that FastAPI documents and does not touch: its handler takes the request and gives the response.
-
-    Solving dependencies that a handler does not have costs as much as all the rest of FastAPI.
+    Solving dependencies that a handler does not have costs as much as the rest of FastAPI.
     """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -80,174 +62,188 @@ class Direct(APIRoute):
 def add_routes(
     router: APIRouter,
     settings: Settings,
-    generations: BundleManager,
+    manager: BundleManager,
     metrics: Metrics,
     predict: Predict,
     admin: AdminKeys,
 ) -> None:
-    """All routes, wired to their parts."""
+    """Add all routes."""
+    router.route_class = DirectRoute
     _add_predict(router, predict)
     add_front_page(router, settings.console)
-    _add_about(router, settings, generations, predict)
-    _add_probes(router, generations, metrics)
-    _add_admin(router, generations, admin)
-    _add_comparing(router, generations, predict, admin)
-    _add_pausing(router, settings, generations, admin)
+    _add_about(router, settings, manager, predict)
+    _add_probes(router, manager, metrics)
+    _add_switching(router, manager, admin)
+    _add_listing(router, manager, admin)
+    _add_comparing(router, manager, predict, admin)
+    _add_pausing(router, settings, manager, admin)
+
+
+def _refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ErrorResponse, "description": REFUSALS[status]} for status in statuses}
+
+
+def _body(model: type[Any]) -> dict[str, Any]:
+    """Return the OpenAPI description of a body that the handler parses, which FastAPI cannot infer."""
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": model.model_json_schema()}}}}
+
+
+def _key(header: str, name: str) -> list[Any]:
+    """Return the dependencies that describe a key in OpenAPI; the handlers check it."""
+    return [Depends(APIKeyHeader(name=header, scheme_name=name, auto_error=False))]
 
 
 def _add_predict(router: APIRouter, predict: Predict) -> None:
-    async def answered_by_itself(request: Request) -> Response:
-        body = await predict.answer(exchange_of(request.scope), request.receive)
-        return Response(body, media_type="application/json")
+    async def documented(request: Request) -> Response:  # FastAPI reads its signature; `route.app` is called
+        raise NotImplementedError
 
     router.add_api_route(
-        PREDICT_PATH,
-        answered_by_itself,
+        paths.PREDICT,
+        documented,
         name="predict",
         methods=["POST"],
-        summary="The best labels for each text",
+        summary="Return the best labels for each text",
         response_model=PredictResponse,
         responses=_refusals(400, *([401] if predict.keys else []), 408, 413, 415, 422, 429, 431, 500, 503, 504),
         openapi_extra={**_body(predict.model), "parameters": [deadlines.PARAMETER]},
-        # OpenAPI alone reads it
-        dependencies=[Depends(_key_in(PREDICT_HEADER, "predicting"))] if predict.keys else None,
-        route_class_override=Direct,
+        dependencies=_key(PREDICT_HEADER, "predicting") if predict.keys else None,
     )
+    route = router.routes[-1]
+    assert isinstance(route, APIRoute)
+    route.app = predict  # the dispatcher calls it without routing
 
 
-def _add_about(router: APIRouter, settings: Settings, generations: BundleManager, predict: Predict) -> None:
-    async def answered_about(request: Request) -> Response:
-        predict.keys.check(exchange_of(request.scope))  # attributes reveal something of the labels
-        return JSONResponse(about(generations, settings).model_dump())
+def _add_about(router: APIRouter, settings: Settings, manager: BundleManager, predict: Predict) -> None:
+    async def handle_about(request: Request) -> Response:
+        predict.keys.check(request_context(request.scope))  # attributes reveal something about the labels
+        return JSONResponse(about(manager, settings).model_dump())
 
     router.add_api_route(
         "/about",
-        answered_about,
+        handle_about,
         name="about",
-        summary="The bundle that is served, and what its labels can be filtered by",
+        summary="Describe the served bundle and the attributes for filters",
         response_model=About,
         responses=_refusals(400, *([401, 429] if predict.keys else []), 408, 431, 500, 503),
-        dependencies=[Depends(_key_in(PREDICT_HEADER, "predicting"))] if predict.keys else None,
-        route_class_override=Direct,
+        dependencies=_key(PREDICT_HEADER, "predicting") if predict.keys else None,
     )
 
 
-def _add_comparing(router: APIRouter, generations: BundleManager, predict: Predict, admin: AdminKeys) -> None:
-    keyed = [Depends(_key_in(ADMIN_HEADER, "administration"))]  # OpenAPI alone reads it
+def _add_comparing(router: APIRouter, manager: BundleManager, predict: Predict, admin: AdminKeys) -> None:
     model = compare_request(predict.model)
 
     @router.post(
-        COMPARE,
-        dependencies=keyed,
-        summary="The same question to another bundle, which is opened for it",
+        paths.COMPARE,
+        dependencies=_key(ADMIN_HEADER, "administration"),
+        summary="Send a request to another bundle, which is opened for comparison",
         response_model=PredictResponse,
         responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500, 503, 504),
         openapi_extra={**_body(model), "parameters": [deadlines.PARAMETER]},
     )
     async def compare(request: Request) -> Response:
-        admin.check(exchange := exchange_of(request.scope))
-        asked = parse(model, await request.body())
-        exchange.act = {"bundle": asked.bundle}
-        seconds = deadlines.deadline_seconds(exchange.headers.get(deadlines.HEADER_BYTES))
-        ticket = await generations.compare(asked.bundle, asked.wanted, seconds)
-        results = await ticket.answer  # not the exchange's ticket: its timings count live traffic only
-        exchange.bundle = ticket.bundle
-        return Response(answer_body(ticket.bundle, results), media_type="application/json")
+        admin.check(context := request_context(request.scope))
+        body = parse(model, await request.body())
+        context.audit_details = {"bundle": body.bundle}
+        seconds = deadlines.deadline_seconds(context.headers.get(deadlines.HEADER_BYTES))
+        pending = await manager.compare(body.bundle, body.query, seconds)
+        results = await pending.answer  # not stored in the context: metrics of the stages count only live traffic
+        context.bundle = pending.bundle
+        return Response(response_body(pending.bundle, results), media_type="application/json")
 
 
-def _add_probes(router: APIRouter, generations: BundleManager, metrics: Metrics) -> None:
-    @router.get("/livez", summary="Whether the process answers at all")
-    async def livez() -> dict[str, bool]:
-        return {"live": True}
+def _add_probes(router: APIRouter, manager: BundleManager, metrics: Metrics) -> None:
+    @router.get("/livez", summary="Check that the process is alive", response_model=dict[str, bool])
+    async def livez(request: Request) -> Response:
+        return JSONResponse({"live": True})
 
     @router.get(
         "/readyz",
-        summary="Whether requests are answered, and from which bundle",
+        summary="Check whether requests are answered, and from which bundle",
         response_model=Readiness,
         responses={503: {"model": Readiness, "description": REFUSALS[503]}},
     )
-    async def readyz() -> Response:
-        readiness = Readiness(**generations.readiness()._asdict())
+    async def readyz(request: Request) -> Response:
+        readiness = Readiness(**manager.readiness()._asdict())
         return JSONResponse(readiness.model_dump(), 200 if readiness.ready else 503)
 
-    @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
-    async def prometheus() -> Response:
+    @router.get("/metrics", summary="Return metrics for Prometheus", response_class=Response)
+    async def prometheus(request: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_admin(router: APIRouter, generations: BundleManager, admin: AdminKeys) -> None:
-    keyed = [Depends(_key_in(ADMIN_HEADER, "administration"))]  # OpenAPI alone reads it
+def _add_switching(router: APIRouter, manager: BundleManager, admin: AdminKeys) -> None:
 
     @router.post(
         "/admin/activate",
-        dependencies=keyed,
-        summary="Serve another bundle of the store, without a gap",
+        dependencies=_key(ADMIN_HEADER, "administration"),
+        summary="Serve another bundle of the store without interruption",
         response_model=ActivateResponse,
         responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500),
         openapi_extra=_body(ActivateRequest),
     )
     async def activate(request: Request) -> Response:
-        admin.check(exchange := exchange_of(request.scope))
-        asked = parse(ActivateRequest, await request.body())
-        exchange.act = {"bundle": asked.bundle}
-        done = ActivateResponse(**(await generations.activate(asked.bundle))._asdict())
-        exchange.act["previous"] = done.previous
-        return JSONResponse(done.model_dump())
+        admin.check(context := request_context(request.scope))
+        body = parse(ActivateRequest, await request.body())
+        context.audit_details = {"bundle": body.bundle}
+        result = ActivateResponse(**(await manager.activate(body.bundle))._asdict())
+        context.audit_details["previous"] = result.previous
+        return JSONResponse(result.model_dump())
 
     @router.post(
         "/admin/rollback",
-        dependencies=keyed,
-        summary="Serve the bundle that was active before; at once, if it was kept",
+        dependencies=_key(ADMIN_HEADER, "administration"),
+        summary="Reactivate the previous bundle; immediately if it was kept in memory",
         response_model=ActivateResponse,
         responses=_refusals(400, 401, 403, 404, 408, 409, 413, 415, 422, 429, 431, 500),
     )
     async def rollback(request: Request) -> Response:
-        admin.check(exchange := exchange_of(request.scope))
-        done = ActivateResponse(**(await generations.rollback())._asdict())
-        exchange.act = {"bundle": done.bundle, "previous": done.previous}
-        return JSONResponse(done.model_dump())
+        admin.check(context := request_context(request.scope))
+        result = ActivateResponse(**(await manager.rollback())._asdict())
+        context.audit_details = {"bundle": result.bundle, "previous": result.previous}
+        return JSONResponse(result.model_dump())
 
+
+def _add_listing(router: APIRouter, manager: BundleManager, admin: AdminKeys) -> None:
     @router.get(
         "/admin/bundles",
-        dependencies=keyed,
-        summary="The store's bundles, and what is opened of them",
+        dependencies=_key(ADMIN_HEADER, "administration"),
+        summary="List the bundles of the store and the open generations",
         response_model=BundlesResponse,
         responses=_refusals(400, 401, 403, 408, 422, 429, 431, 500),
     )
     async def bundles(request: Request) -> Response:
-        admin.check(exchange_of(request.scope))
-        return JSONResponse((await list_bundles(generations)).model_dump())
+        admin.check(request_context(request.scope))
+        return JSONResponse((await list_bundles(manager)).model_dump())
 
 
-def _add_pausing(router: APIRouter, settings: Settings, generations: BundleManager, admin: AdminKeys) -> None:
-    keyed = [Depends(_key_in(ADMIN_HEADER, "administration"))]  # OpenAPI alone reads it
+def _add_pausing(router: APIRouter, settings: Settings, manager: BundleManager, admin: AdminKeys) -> None:
     model = paused_request(settings)
 
     @router.get(
         "/admin/paused",
-        dependencies=keyed,
-        summary="The labels that are not shown",
+        dependencies=_key(ADMIN_HEADER, "administration"),
+        summary="List the paused labels",
         response_model=PausedResponse,
         responses=_refusals(400, 401, 403, 408, 429, 431, 500),
     )
     async def list_paused(request: Request) -> Response:
-        admin.check(exchange_of(request.scope))
-        unknown = generations.current.unknown_ids if generations.current else None
-        return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())
+        admin.check(request_context(request.scope))
+        unknown = manager.current.unknown_ids if manager.current else None
+        return JSONResponse(PausedResponse(paused=list(manager.paused.ids), unknown=unknown).model_dump())
 
     @router.post(
         "/admin/paused",
-        dependencies=keyed,
-        summary="Leave labels out of every answer, from the next request on",
+        dependencies=_key(ADMIN_HEADER, "administration"),
+        summary="Pause or resume labels, from the next request on",
         response_model=PausedResponse,
         responses=_refusals(400, 401, 403, 408, 413, 415, 422, 429, 431, 500),
         openapi_extra=_body(model),
     )
     async def pause(request: Request) -> Response:
-        admin.check(exchange := exchange_of(request.scope))
-        asked = parse(model, await request.body())
-        exchange.act = {"add_count": len(asked.add), "remove_count": len(asked.remove)}
-        before = generations.paused.ids
-        unknown = await generations.pause(asked.add, asked.remove)
-        exchange.act = audit.paused_ids(before, generations.paused.ids, asked.add, asked.remove)
-        return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())
+        admin.check(context := request_context(request.scope))
+        body = parse(model, await request.body())
+        context.audit_details = {"add_count": len(body.add), "remove_count": len(body.remove)}
+        before = manager.paused.ids
+        unknown = await manager.pause(body.add, body.remove)
+        context.audit_details = audit.paused_ids(before, manager.paused.ids, body.add, body.remove)
+        return JSONResponse(PausedResponse(paused=list(manager.paused.ids), unknown=unknown).model_dump())

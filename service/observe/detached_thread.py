@@ -1,4 +1,4 @@
-"""Run blocking work in a daemon thread, so that the service can end while, say, a file server does not respond."""
+"""Run blocking work in a daemon thread, so that the service can stop while a file server does not respond."""
 
 import asyncio
 import logging
@@ -11,7 +11,7 @@ LOG = logging.getLogger("diptych")
 Result = TypeVar("Result")
 
 
-async def aside(work: Callable[[], Result]) -> Result:
+async def run_detached(work: Callable[[], Result]) -> Result:
     """Call `work` in a daemon thread; return its result or raise its exception.
 
     Cancellation and the end of the process do not stop `work`: it must tolerate both.

@@ -1,4 +1,4 @@
-"""Log lines: one JSON object each, or text for a person at a terminal; those of a request carry its id.
+"""Log lines as JSON objects, or as text on a terminal. Lines of a request include its id.
 
 Paths, queries and exception messages come from clients. Their characters must not start a new line or control the
 terminal, so non-printable characters are escaped.
@@ -15,12 +15,12 @@ import structlog
 from structlog.typing import EventDict, WrappedLogger
 
 Form = Literal["auto", "json", "text"]
-FORMAT = "DIPTYCH_LOG_FORMAT"  # tells an engine what its front was told
+FORMAT = "DIPTYCH_LOG_FORMAT"  # the variable that passes the front's format to its engines
 REQUEST_ID: ContextVar[str | None] = ContextVar("request_id", default=None)
 
 
 def configure(form: Form) -> None:
-    """Write every record of this process, whichever library made it, to stderr; `auto` is text on a terminal only."""
+    """Write all log records of this process, also those of libraries, to stderr. `auto`: text only on a terminal."""
     render = _as_text() if as_text(form) else _as_json()
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=[
@@ -28,7 +28,7 @@ def configure(form: Form) -> None:
             structlog.stdlib.add_logger_name,
             structlog.stdlib.ExtraAdder(),
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _name_the_request,
+            _add_request_id,
         ],
         processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *render],
     )
@@ -38,12 +38,12 @@ def configure(form: Form) -> None:
 
 
 def as_text(form: Form) -> bool:
-    """Whether lines are for a person."""
+    """Return whether log lines are text and not JSON."""
     return form == "text" or (form == "auto" and sys.stderr.isatty())
 
 
 def escaped(text: str) -> str:
-    """Return the text with non-printable characters as escapes of JSON and Python."""
+    """Return the text with non-printable characters escaped as in JSON."""
     if text.isprintable():
         return text
     return "".join(one if one.isprintable() else _escape(one) for one in text)
@@ -85,7 +85,7 @@ def _write_traceback(stream: TextIO, exc_info: structlog.typing.ExcInfo) -> None
             stream.write(f"\n    {escaped(line)}")
 
 
-def _name_the_request(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+def _add_request_id(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     if request_id := REQUEST_ID.get():
         event["request_id"] = request_id
     return event

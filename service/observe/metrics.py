@@ -1,6 +1,6 @@
-"""Every metric and every bucket; the registry is passed in, so two services in one process do not share figures."""
+"""Metrics for Prometheus. The registry is passed in, so that two services in one process do not share metrics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -8,15 +8,15 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from service.engine.protocol import Stages
-
+# upper bounds of the buckets
 SECONDS = (0.0001, 0.0002, 0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-LOAD_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900)
-BATCH_QUERIES = (1, 2, 4, 8, 16, 32, 64, 128, 256)
-BATCH_TOKENS = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
-SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+SWITCH_SECONDS = (0.1, 0.5, 1, 2, 5, 10, 30, 60, 120, 300, 900)
+TEXTS_PER_BATCH = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+TOKENS_PER_BATCH = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+PADDING_RATIOS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8)
+
 ENGINE_STAGES = ("tokenize", "encode", "search", "serialize")
-SWITCHES = ("done", "failed", "fallback", "preempted")
+SWITCH_RESULTS = ("done", "failed", "fallback", "preempted")
 # Background tasks, see docs/decisions/0067; "callback" stands for callbacks of the event loop.
 TASKS = (
     "opening", "bundle_loading", "connection_watch", "store_watch", "store_follow", "engine_replacement", "fall_back",
@@ -24,8 +24,8 @@ TASKS = (
 )  # fmt: skip
 
 
-class Watched(Protocol):
-    """What the figures of a generation are read from."""
+class ObservedGeneration(Protocol):
+    """The part of a generation that metrics are read from."""
 
     name: str
     number: int
@@ -36,136 +36,143 @@ class Watched(Protocol):
 
     @property
     def engine(self) -> int | None:
-        """Process id of its engine, if it has one just now."""
+        """Process id of its engine; None while there is none."""
 
 
 class Metrics:
-    """The service's own figures. Stages of the engine are counted once a batch, `queue` and `total` once a request."""
+    """The metrics of the service. Engine stages are counted once per batch, `queue` and `total` once per request."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self.registry = registry
+        self._generations = GenerationCollector()
         ProcessCollector(registry=registry)
-        labels = ["route", "code"]
-        self._requests = Counter("diptych_requests", "Answers by route and status", labels, registry=registry)
-        self._answers: dict[tuple[str, int], Counter] = {}
-        self.client_deadlines = Counter(
-            "diptych_client_deadlines",
-            "Answers 504 because the deadline that the client set had passed",
-            registry=registry,
-        )
-        stage = Histogram(
-            "diptych_stage_seconds", "Seconds in each stage", ["stage"], buckets=SECONDS, registry=registry
-        )
-        self.queue_seconds = stage.labels("queue")
-        self.total_seconds = stage.labels("total")
-        self._engine_seconds = [stage.labels(name) for name in ENGINE_STAGES]
-        self.batch_queries = Histogram(
-            "diptych_batch_queries", "Texts in one batch of the engine", buckets=BATCH_QUERIES, registry=registry
-        )
-        self.batch_tokens = Histogram(
-            "diptych_batch_tokens", "Tokens in one batch, without padding", buckets=BATCH_TOKENS, registry=registry
-        )
-        self.padding = Histogram(
-            "diptych_padding_ratio", "Padding's share of what a batch encodes", buckets=SHARES, registry=registry
-        )
-        self.waiting = Gauge("diptych_waiting_queries", "Texts that no engine has yet", registry=registry)
-        self.unfinished = Gauge("diptych_unfinished_requests", "Requests admitted, not yet answered", registry=registry)
-        self.rejections = Counter(
-            "diptych_rejections", "Requests turned away or given up", ["reason"], registry=registry
-        )
-        self.wrong_keys = Counter(
-            "diptych_wrong_keys", "Wrong keys by the header they came in", ["header"], registry=registry
-        )
-        self.quarantined = Counter(
-            "diptych_quarantined_queries", "Queries put in quarantine because they ended engines", registry=registry
-        )
-        self.full_scans = Counter(
-            "diptych_full_scans",
-            "Queries compared with every label because the index found too few",
-            registry=registry,
-        )
-        self.cache = Counter("diptych_cache_requests", "Requests looked up in the cache", ["result"], registry=registry)
-        self.cache_bytes = Gauge("diptych_cache_bytes", "Answers kept in the cache", registry=registry)
-        self.connections = Gauge("diptych_connections", "Open connections", registry=registry)
-        self.connection_bytes = Gauge(
-            "diptych_connection_bytes", "Received and not answered, or not taken by clients", registry=registry
-        )
-        self._generations = _Generations()
         registry.register(self._generations)
-        self.generation = Gauge(
-            "diptych_generation_info", "1 for the bundle that is served", ["bundle", "generation"], registry=registry
+        self._add_requests()
+        self._add_stages()
+        self._add_queue()
+        self._add_connections()
+        self._add_bundles()
+
+    def _add_requests(self) -> None:
+        self._requests = self._counter("requests", "HTTP responses by route and status code", "route", "code")
+        self._responses: dict[tuple[str, int], Counter] = {}
+        self.client_deadlines = self._counter(
+            "client_deadlines", "Responses 504 because the client's deadline (X-Deadline-Ms) had passed"
         )
-        self.switches = Counter("diptych_switches", "Changes of bundle by result", ["result"], registry=registry)
-        for result in SWITCHES:  # a series that begins at 1 has not increased: its first event would ring no alert
+        self.rejections = self._counter("rejections", "Requests and connections rejected or abandoned", "reason")
+        self.wrong_keys = self._counter("wrong_keys", "Requests with a wrong key, by header", "header")
+        self.cache = self._counter("cache_requests", "Lookups in the response cache by result", "result")
+        self.cache_bytes = self._gauge("cache_bytes", "Size of the response cache in bytes")
+
+    def _add_stages(self) -> None:
+        self.stage_seconds = self._histogram("stage_seconds", "Duration of each stage in seconds", SECONDS, "stage")
+        self.queue_seconds = self.stage_seconds.labels("queue")
+        self.total_seconds = self.stage_seconds.labels("total")
+        self._engine_seconds = [self.stage_seconds.labels(name) for name in ENGINE_STAGES]
+        self.batch_queries = self._histogram("batch_queries", "Texts per batch", TEXTS_PER_BATCH)
+        self.batch_tokens = self._histogram("batch_tokens", "Tokens per batch, without padding", TOKENS_PER_BATCH)
+        self.padding = self._histogram(
+            "padding_ratio", "Fraction of a batch's encoded tokens that is padding", PADDING_RATIOS
+        )
+        self.full_scans = self._counter(
+            "full_scans", "Queries compared with every label because the index returned too few"
+        )
+
+    def _add_queue(self) -> None:
+        self.waiting = self._gauge("waiting_queries", "Texts that wait for an engine")
+        self.unfinished = self._gauge("unfinished_requests", "Requests admitted and not answered")
+        self.quarantined = self._counter("quarantined_queries", "Queries quarantined because they crashed engines")
+
+    def _add_connections(self) -> None:
+        self.connections = self._gauge("connections", "Open connections")
+        self.connection_bytes = self._gauge(
+            "connection_bytes", "Bytes of requests without an answer and of answers that clients have not read"
+        )
+
+    def _add_bundles(self) -> None:
+        self.generation = self._gauge("generation_info", "1 for the generation that is served", "bundle", "generation")
+        self.switches = self._counter("switches", "Bundle switches by result", "result")
+        self.switch_seconds = self._histogram("switch_seconds", "Duration of a bundle switch", SWITCH_SECONDS)
+        self.restarts = self._counter("engine_restarts", "Engines that crashed and were replaced")
+        self.task_failures = self._counter("task_failures", "Failures of background tasks, with retries", "task")
+        # a series that begins at 1 shows no increase, so that its first event would fire no alert
+        for result in SWITCH_RESULTS:
             self.switches.labels(result)
-        self.switch_seconds = Histogram(
-            "diptych_switch_seconds", "Seconds a change of bundle took", buckets=LOAD_SECONDS, registry=registry
-        )
-        self.restarts = Counter("diptych_engine_restarts", "Engines that died and were replaced", registry=registry)
-        self.task_failures = Counter(
-            "diptych_task_failures", "Failures of background tasks, retried ones included", ["task"], registry=registry
-        )
         for task in TASKS:
             self.task_failures.labels(task)
 
-    def answered(self, route: str, status: int) -> None:
-        """Count one answer."""
-        counter = self._answers.get((route, status))
+    def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
+        return Counter(f"diptych_{name}", help_text, labels, registry=self.registry)
+
+    def _gauge(self, name: str, help_text: str, *labels: str) -> Gauge:
+        return Gauge(f"diptych_{name}", help_text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, help_text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(f"diptych_{name}", help_text, labels, buckets=buckets, registry=self.registry)
+
+    def count_response(self, route: str, status: int) -> None:
+        """Count one response."""
+        counter = self._responses.get((route, status))
         if counter is None:  # looking labels up costs more than counting
-            counter = self._answers[route, status] = self._requests.labels(route, str(status))
+            counter = self._responses[route, status] = self._requests.labels(route, str(status))
         counter.inc()
 
-    def batch(self, queries: int, stages: Stages) -> None:
-        """Count one answered batch."""
-        self.batch_queries.observe(queries)
-        if encoded := stages.tokens + stages.padding:
-            self.batch_tokens.observe(stages.tokens)
-            self.padding.observe(stages.padding / encoded)
-        for histogram, seconds in zip(self._engine_seconds, stages, strict=False):
-            histogram.observe(seconds)
-        if stages.full_scans:
-            self.full_scans.inc(stages.full_scans)
+    def observe_batch(self, texts: int, seconds: Sequence[float], tokens: int, padding: int, full_scans: int) -> None:
+        """Count one answered batch. `seconds` are those of ENGINE_STAGES."""
+        self.batch_queries.observe(texts)
+        if encoded := tokens + padding:
+            self.batch_tokens.observe(tokens)
+            self.padding.observe(padding / encoded)
+        for histogram, duration in zip(self._engine_seconds, seconds, strict=True):
+            histogram.observe(duration)
+        if full_scans:
+            self.full_scans.inc(full_scans)
 
-    def serving(self, bundle: str, generation: int) -> None:
-        """From now on this generation takes the requests."""
+    def set_serving(self, bundle: str, generation: int) -> None:
+        """Set the generation that is served."""
         self.generation.clear()
         self.generation.labels(bundle, str(generation)).set(1)
 
-    def begins(self, generation: Watched) -> None:
-        """A generation has opened: its figures are shown until it `ends`."""
-        self._generations.living.append(generation)
+    def add_generation(self, generation: ObservedGeneration) -> None:
+        """Export the metrics of an open generation until it is removed."""
+        self._generations.open.append(generation)
 
-    def ends(self, generation: Watched) -> None:
-        if generation in self._generations.living:
-            self._generations.living.remove(generation)
+    def remove_generation(self, generation: ObservedGeneration) -> None:
+        """Stop exporting the metrics of a generation."""
+        if generation in self._generations.open:
+            self._generations.open.remove(generation)
 
-    def watch(self, waiting: Callable[[], int], unfinished: Callable[[], int]) -> None:
-        """Read the two depths when somebody asks for them, not on every request."""
+    def set_queue_functions(self, waiting: Callable[[], int], unfinished: Callable[[], int]) -> None:
+        """Read the two queue lengths from functions when metrics are collected, not on every request."""
         self.waiting.set_function(waiting)
         self.unfinished.set_function(unfinished)
 
 
-class _Generations(Collector):
-    """Figures that are read when somebody asks for them, for as long as a generation lives."""
+class GenerationCollector(Collector):
+    """Metrics of open generations, read when metrics are collected."""
 
     def __init__(self) -> None:
-        self.living: list[Watched] = []
+        self.open: list[ObservedGeneration] = []
 
     def collect(self) -> Iterator[Metric]:
         labels = ["bundle", "generation"]
-        flying = GaugeMetricFamily("diptych_in_flight", "Requests admitted, not yet answered", labels=labels)
-        memory = GaugeMetricFamily("diptych_engine_resident_bytes", "Memory that an engine occupies", labels=labels)
-        for one in self.living:
-            values = [one.name, str(one.number)]
-            flying.add_metric(values, one.unfinished)
-            if one.engine and (occupied := resident_bytes(one.engine)):
-                memory.add_metric(values, occupied)
-        yield flying
+        in_flight = GaugeMetricFamily(
+            "diptych_in_flight", "Requests admitted and not answered, by generation", labels=labels
+        )
+        memory = GaugeMetricFamily(
+            "diptych_engine_resident_bytes", "Resident memory of an engine in bytes", labels=labels
+        )
+        for generation in self.open:
+            values = [generation.name, str(generation.number)]
+            in_flight.add_metric(values, generation.unfinished)
+            if generation.engine and (size := resident_bytes(generation.engine)):
+                memory.add_metric(values, size)
+        yield in_flight
         yield memory
 
 
 def resident_bytes(pid: int) -> int | None:
-    """What a process occupies of the memory; None when it has gone."""
+    """Return the resident memory of a process in bytes; None when it has ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):

@@ -9,15 +9,14 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from functools import partial
 from itertools import count
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from retrieval.errors import DiptychError
 from service.errors import Refusal
-from service.observe.detached_thread import aside
+from service.observe.detached_thread import run_detached
 from service.observe.metrics import Metrics
 
 LOG = logging.getLogger("diptych")
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0  # seconds before a failed task is retried; the pause doubles each time
 SETTLED_SECONDS = 10.0  # a retried task that runs for this long has recovered
 QUIET_SECONDS = 10.0  # between two log lines about event loop callbacks that fail with the same type of exception
 EXPECTED = (DiptychError, OSError, Refusal)  # errors that the caller turns into a response
@@ -25,22 +24,33 @@ EXPECTED = (DiptychError, OSError, Refusal)  # errors that the caller turns into
 Result = TypeVar("Result")
 
 
+class Backoff(NamedTuple):
+    """Seconds before a failed task is retried. The pause doubles after each failure."""
+
+    first: float
+    longest: float
+
+
+DEFAULT_BACKOFF = Backoff(first=0.5, longest=30.0)
+
+
 class Supervisor:
     """All background tasks of one service. Start every task with one of its methods."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, backoff: Backoff = DEFAULT_BACKOFF) -> None:
+        self._backoff = backoff
         self._failures = metrics.task_failures
         self._keys = count()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._reads: set[asyncio.Task[Any]] = set()
-        self._failing: dict[int, str] = {}  # task key → sentence for /readyz
+        self._failing: dict[int, str] = {}  # task key → message for /readyz
         self._pauses: dict[int, float] = {}  # task key → seconds before the next attempt
         self._callbacks_logged: dict[str, float] = {}  # type of exception → loop time of its last log line
         self._stopping = False
 
     @property
     def failing(self) -> list[str]:
-        """One sentence per task that has failed and not recovered."""
+        """One message per task that has failed and not recovered."""
         return list(self._failing.values())
 
     def watch_loop(self) -> None:
@@ -88,7 +98,7 @@ class Supervisor:
         """
         if self._stopping:
             raise DiptychError("The service is stopping.")
-        task = self.start("store_reading", aside(work))
+        task = self.start("store_reading", run_detached(work))
         self._reads.add(task)
         task.add_done_callback(self._reads.discard)
         try:
@@ -101,7 +111,7 @@ class Supervisor:
     def failed(self, name: str, error: BaseException) -> None:
         """Count a failure and log it with its traceback."""
         self._failures.labels(name).inc()
-        LOG.error("the background task %s failed (%s)", name, described(error), exc_info=error)
+        LOG.error("the background task %s failed (%s)", name, describe_error(error), exc_info=error)
 
     def stop_reading(self) -> None:
         """Stop waiting for threads that read the store. Their callers get a DiptychError."""
@@ -141,8 +151,8 @@ class Supervisor:
             await work()
         except Exception as error:  # noqa: BLE001  # no exception may end the task
             pause = self._pauses.get(key, 0.0)
-            self._pauses[key] = min(pause * 2, LONGEST_PAUSE) if pause else FIRST_PAUSE
-            self._failing[key] = f"the background task {name} failed ({described(error)}) and is retried"
+            self._pauses[key] = min(pause * 2, self._backoff.longest) if pause else self._backoff.first
+            self._failing[key] = f"the background task {name} failed ({describe_error(error)}) and is retried"
             self.failed(name, error)
             return self._stopping
         return True
@@ -162,7 +172,7 @@ class Supervisor:
             LOG.error("a callback of the event loop failed: %s", context.get("message"), exc_info=error)
 
 
-def described(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return the type of an exception and the first line of its message."""
     first, *_ = str(error).splitlines() or [""]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__

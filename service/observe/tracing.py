@@ -1,48 +1,48 @@
-"""OpenTelemetry traces, where its own environment variables ask for them; spans are made from the times at hand.
+"""Send OpenTelemetry traces, if OpenTelemetry's environment variables enable them.
 
-Nothing is measured twice: when an answer has gone out, its stage times become spans, so a service without traces pays
-one comparison a request. The SDK comes with the extra `otel` and is imported only when it is asked for.
+Spans are created after a response, from the stage times that were measured anyway. A service without traces pays one
+comparison per request. The SDK comes with the extra `otel` and is imported only when traces are enabled.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from time import perf_counter, time_ns
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from retrieval.errors import BadInput
-
-if TYPE_CHECKING:
-    from service.http.middleware import Exchange
+from service.observe.metrics import ENGINE_STAGES
+from service.request_context import RequestContext
 
 ENDPOINTS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
-CHOICE = "OTEL_TRACES_EXPORTER"
+EXPORTER = "OTEL_TRACES_EXPORTER"
 PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
-OURS = "http/protobuf"
+SUPPORTED_PROTOCOL = "http/protobuf"
+PROPAGATION_HEADERS = ("traceparent", "tracestate")
 
 
-def wanted(environment: dict[str, str]) -> bool:
-    """Whether OpenTelemetry's variables ask for traces. Raises BadInput when they ask for what is not there."""
-    choice = environment.get(CHOICE, "").strip()
-    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or choice == "none":
+def is_enabled(environment: Mapping[str, str]) -> bool:
+    """Return whether OpenTelemetry's variables enable traces. Raises BadInput for another exporter or protocol."""
+    exporter = environment.get(EXPORTER, "").strip()
+    if environment.get("OTEL_SDK_DISABLED", "").lower() == "true" or exporter == "none":
         return False
-    if not choice and not any(environment.get(name) for name in ENDPOINTS):
+    if not exporter and not any(environment.get(name) for name in ENDPOINTS):
         return False
-    if choice not in ("", "otlp"):
-        raise BadInput(f"{CHOICE} is {choice!r}; this service sends traces with 'otlp' only, or none with 'none'.")
-    protocol = next((environment[name] for name in PROTOCOLS if environment.get(name)), OURS)
-    if protocol != OURS:
-        raise BadInput(f"the OTLP protocol {protocol!r} is not there; this service speaks {OURS!r} only.")
+    if exporter not in ("", "otlp"):
+        raise BadInput(f"{EXPORTER} is {exporter!r}; set it to 'otlp' to send traces, or to 'none'.")
+    protocol = next((environment[name] for name in PROTOCOLS if environment.get(name)), SUPPORTED_PROTOCOL)
+    if protocol != SUPPORTED_PROTOCOL:
+        raise BadInput(f"The OTLP protocol {protocol!r} is not supported; use {SUPPORTED_PROTOCOL!r}.")
     return True
 
 
 class Tracing:
-    """Turns finished exchanges into spans and sends them from a thread of its own."""
+    """Convert finished requests to spans and send them from a background thread."""
 
     def __init__(self) -> None:
-        """Raises BadInput when the SDK is not installed."""
+        """Set up the exporter. Raises BadInput when the SDK is not installed."""
         try:
             from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
             from opentelemetry.sdk.resources import SERVICE_NAME, SERVICE_VERSION, Resource
@@ -52,13 +52,15 @@ class Tracing:
             from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
         except ImportError as missing:
             raise BadInput(
-                "OpenTelemetry's variables ask for traces, and its packages are missing. "
+                "OpenTelemetry's variables enable traces, but its packages are not installed. "
                 "Install them with: pip install 'diptych[otel]', or unset the variables."
             ) from missing
-        about = {SERVICE_VERSION: version("diptych")}
+        resource = {SERVICE_VERSION: version("diptych")}
         if not os.environ.get("OTEL_SERVICE_NAME"):
-            about[SERVICE_NAME] = "diptych"
-        self._provider = TracerProvider(resource=Resource.create(about), shutdown_on_exit=False)  # `close` does that
+            resource[SERVICE_NAME] = "diptych"
+        self._provider = TracerProvider(
+            resource=Resource.create(resource), shutdown_on_exit=False
+        )  # `close` shuts it down
         self._provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
         self._tracer = self._provider.get_tracer("diptych")
         self._extract = TraceContextTextMapPropagator().extract
@@ -66,63 +68,59 @@ class Tracing:
 
     @classmethod
     def from_environment(cls) -> Tracing | None:
-        """None unless OpenTelemetry's own variables ask for traces. Raises BadInput."""
-        return cls() if wanted(dict(os.environ)) else None
+        """Return None unless OpenTelemetry's variables enable traces. Raises BadInput."""
+        return cls() if is_enabled(os.environ) else None
 
-    def record(self, exchange: Exchange) -> None:
-        """The spans of one exchange that has just ended: the request, and inside it the stages of its answer."""
+    def record(self, context: RequestContext) -> None:
+        """Create the spans of a finished request: one for the request, and one per stage inside it."""
         from opentelemetry.trace import set_span_in_context
 
-        offset = time_ns() - round(perf_counter() * 1e9)  # from the stages' clock to the world's
-        parent = self._extract({name: exchange.headers.get(name.encode(), b"").decode("latin-1") for name in CONTEXT})
-        method = exchange.scope["method"]
+        offset = time_ns() - round(perf_counter() * 1e9)  # from perf_counter to the time of day
+        carrier = {name: context.headers.get(name.encode(), b"").decode("latin-1") for name in PROPAGATION_HEADERS}
         span = self._tracer.start_span(
-            f"{method} {exchange.route}",
-            context=parent,
+            f"{context.scope['method']} {context.route}",
+            context=self._extract(carrier),
             kind=self._kind,
-            start_time=offset + round(exchange.started * 1e9),
-            attributes=_attributes(exchange),
+            start_time=offset + round(context.started * 1e9),
+            attributes=_attributes(context),
         )
         if span.is_recording():
-            inside = set_span_in_context(span)
-            for name, begin, end in _stages(exchange):
-                stage = self._tracer.start_span(name, context=inside, start_time=offset + round(begin * 1e9))
+            parent = set_span_in_context(span)
+            for name, begin, end in _stages(context):
+                stage = self._tracer.start_span(name, context=parent, start_time=offset + round(begin * 1e9))
                 stage.end(offset + round(end * 1e9))
-        if exchange.failed:
+        if context.failed:
             span.set_status(self._failed)
         span.end(offset + round(perf_counter() * 1e9))
 
     def close(self) -> None:
-        """Send what is left; blocks for as long as the exporter's own time-out at most."""
+        """Send the remaining spans. Blocks at most for the exporter's time-out."""
         self._provider.shutdown()
 
 
-CONTEXT = ("traceparent", "tracestate")
-
-
-def _attributes(exchange: Exchange) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "http.request.method": exchange.scope["method"],
-        "http.route": exchange.route,
-        "http.response.status_code": exchange.status,
-        "client.address": exchange.address,
-        "diptych.request_id": exchange.id.decode(),
+def _attributes(context: RequestContext) -> dict[str, Any]:
+    attributes: dict[str, Any] = {
+        "http.request.method": context.scope["method"],
+        "http.route": context.route,
+        "http.response.status_code": context.status,
+        "client.address": context.address,
+        "diptych.request_id": context.id.decode(),
     }
-    if exchange.refusal:
-        found["error.type"] = exchange.refusal
-    if exchange.ticket:
-        found |= {"diptych.bundle": exchange.ticket.bundle, "diptych.texts": len(exchange.ticket.asked.texts)}
-    return found
+    if context.error_code:
+        attributes["error.type"] = context.error_code
+    if context.pending:
+        attributes |= {"diptych.bundle": context.pending.bundle, "diptych.texts": len(context.pending.texts)}
+    return attributes
 
 
-def _stages(exchange: Exchange) -> Iterator[tuple[str, float, float]]:
-    """Each stage with begin and end. The engine says how long its stages took; they follow each other from `begun`."""
-    ticket = exchange.ticket
-    if ticket is None:
+def _stages(context: RequestContext) -> Iterator[tuple[str, float, float]]:
+    """Yield name, begin and end of each stage. The engine's stages follow each other from `begun`."""
+    pending = context.pending
+    if pending is None:
         return
-    yield "queue", ticket.arrived, ticket.begun
-    if ticket.stages:
-        moment = ticket.begun
-        for name, seconds in zip(("tokenize", "encode", "search", "serialize"), ticket.stages, strict=False):
+    yield "queue", pending.arrived, pending.begun
+    if pending.stages:
+        moment = pending.begun
+        for name, seconds in zip(ENGINE_STAGES, pending.stages, strict=False):
             yield name, moment, moment + seconds
             moment += seconds

@@ -87,7 +87,7 @@ def test_the_empty_page_and_a_refusal(opened: Callable[..., Page], picture: Call
     assert min(contrast for _, contrast in page.evaluate(CONTRASTS)) >= LEAST_CONTRAST
     page.get_by_label("Query").fill("red")
     page.get_by_role("spinbutton", name="Answers").fill("1000")
-    expect(page.get_by_role("alert")).to_have_text("k is 1000; the most is 100.")
+    expect(page.get_by_role("alert")).to_have_text("k is 1000; the maximum is 100.")
     picture(page, "desk-refusal")
     assert min(contrast for _, contrast in page.evaluate(CONTRASTS)) >= LEAST_CONTRAST
 

@@ -1,4 +1,4 @@
-"""Dashboard and alerts name what a service really exports, and ring when they should."""
+"""Dashboard and alerts use metrics that the service exports, and alerts fire when they should."""
 
 import json
 import re
@@ -16,10 +16,10 @@ from tests.support.service import serving, wait_until
 
 PROMETHEUS = ROOT / "docker" / "prometheus"
 DASHBOARD: dict[str, Any] = json.loads((ROOT / "docker" / "grafana" / "dashboards" / "diptych.json").read_text())
-HOW = "Debian's package prometheus has it"
+INSTALL_HINT = "Debian's package prometheus has it"
 SELECTOR = re.compile(r"\b([a-z_][a-z0-9_]*)(\{[^}]*\})")
 LABEL = re.compile(r'(\w+)\s*(?:=~|!~|!=|=)\s*"')
-GIVEN_BY_PROMETHEUS = {"instance", "job"}
+ADDED_BY_PROMETHEUS = {"instance", "job"}
 
 
 def rules(kind: str) -> Iterator[dict[str, Any]]:
@@ -34,10 +34,10 @@ def panels() -> list[dict[str, Any]]:
 
 def expressions() -> list[str]:
     """Every expression that dashboard, rules and alerts ask, with Grafana's own variables filled in."""
-    asked = [target["expr"] for panel in panels() for target in panel["targets"]]
-    asked += [rule["expr"] for kind in ("record", "alert") for rule in rules(kind)]
-    asked += [one["expr"] for one in DASHBOARD["annotations"]["list"]]
-    return [one.replace("$__rate_interval", "5m").replace("$instance", ".*") for one in asked]
+    queries = [target["expr"] for panel in panels() for target in panel["targets"]]
+    queries += [rule["expr"] for kind in ("record", "alert") for rule in rules(kind)]
+    queries += [one["expr"] for one in DASHBOARD["annotations"]["list"]]
+    return [one.replace("$__rate_interval", "5m").replace("$instance", ".*") for one in queries]
 
 
 def exported(tmp_path: Path) -> dict[str, set[str]]:
@@ -49,16 +49,16 @@ def exported(tmp_path: Path) -> dict[str, set[str]]:
         assert service.activate("second").status == 200
         wait_until(lambda: len(service.engines()) == 1)
         text = service.ask("GET", "/metrics").body.decode()
-    found: dict[str, set[str]] = {}
+    labels_by_metric: dict[str, set[str]] = {}
     for line in text.splitlines():
         if not line.startswith("#"):
             name, labels = re.match(r"(\w+)(?:\{(.*)\})?", line).groups()  # type: ignore[union-attr]
-            found.setdefault(name, set()).update(re.findall(r'(\w+)="', labels or ""))
+            labels_by_metric.setdefault(name, set()).update(re.findall(r'(\w+)="', labels or ""))
         elif line.startswith("# TYPE"):  # a counter with labels has no series before its first event
             name, kind = line.split()[2:]
-            found.setdefault(f"{name}" if kind != "histogram" else f"{name}_count", set())
-    found["diptych_rejections_total"] |= {"reason"}
-    return found
+            labels_by_metric.setdefault(f"{name}" if kind != "histogram" else f"{name}_count", set())
+    labels_by_metric["diptych_rejections_total"] |= {"reason"}
+    return labels_by_metric
 
 
 def test_every_query_names_what_the_service_exports(tmp_path: Path) -> None:
@@ -71,28 +71,29 @@ def test_every_query_names_what_the_service_exports(tmp_path: Path) -> None:
         assert names <= set(known), f"{sorted(names - set(known))} in {expression}"
         assert set(re.findall(r"\bdiptych:[\w:]+", expression)) <= recorded, expression
         for name, labels in SELECTOR.findall(expression):
-            asked = set(LABEL.findall(labels)) - GIVEN_BY_PROMETHEUS
-            assert asked <= known[name] | {"le"}, f"{sorted(asked - known[name])} of {name} in {expression}"
-        grouped = {word.strip() for found in re.findall(r"\bby \(([^)]*)\)", expression) for word in found.split(",")}
-        assert grouped <= set().union(*(known.get(name, set()) for name in names), {"le"}, GIVEN_BY_PROMETHEUS), (
+            used = set(LABEL.findall(labels)) - ADDED_BY_PROMETHEUS
+            assert used <= known[name] | {"le"}, f"{sorted(used - known[name])} of {name} in {expression}"
+        groups = re.findall(r"\bby \(([^)]*)\)", expression)
+        grouped = {word.strip() for group in groups for word in group.split(",")}
+        assert grouped <= set().union(*(known.get(name, set()) for name in names), {"le"}, ADDED_BY_PROMETHEUS), (
             expression
         )
 
 
 def test_what_rings_an_alert_is_counted_from_nought(tmp_path: Path) -> None:
     """The first failed switch would ring nothing: Prometheus sees no increase in a series that begins at 1."""
-    rung = {one for rule in rules("alert") for one in re.findall(r'increase\((\w+\{\w+="\w+"\})', rule["expr"])}
-    assert len(rung) > 2
+    counters = {one for rule in rules("alert") for one in re.findall(r'increase\((\w+\{\w+="\w+"\})', rule["expr"])}
+    assert len(counters) > 2
     with serving(make_store(tmp_path / "store", "first").path) as service:
         figures = service.ask("GET", "/metrics").body.decode().splitlines()
-    assert {f"{one} 0.0" for one in rung} <= set(figures)
+    assert {f"{one} 0.0" for one in counters} <= set(figures)
 
 
 def test_every_query_is_one(tmp_path: Path) -> None:
     """A panel or an annotation would show an error instead of a curve."""
-    asked = [{"record": f"asked:{place}", "expr": one} for place, one in enumerate(expressions())]
-    (tmp_path / "asked.yml").write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": asked}]}))
-    command = [tool("promtool", HOW), "check", "rules", str(tmp_path / "asked.yml")]
+    queries = [{"record": f"query:{place}", "expr": one} for place, one in enumerate(expressions())]
+    (tmp_path / "queries.yml").write_text(yaml.safe_dump({"groups": [{"name": "queries", "rules": queries}]}))
+    command = [tool("promtool", INSTALL_HINT), "check", "rules", str(tmp_path / "queries.yml")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert not done.returncode, done.stdout + done.stderr
 
@@ -100,19 +101,19 @@ def test_every_query_is_one(tmp_path: Path) -> None:
 def test_panels_say_what_they_show_and_lie_side_by_side() -> None:
     """A person on call would have to guess what a curve means, or see two panels in one place."""
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for panel in panels():
         assert len(panel["description"]) > 10, panel["title"]
         assert panel["fieldConfig"]["defaults"]["unit"], panel["title"]
         at = panel["gridPos"]
         cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
         assert max(x for x, _ in cells) < 24, panel["title"]
-        assert not cells & taken, panel["title"]
-        taken |= cells
+        assert not cells & occupied, panel["title"]
+        occupied |= cells
 
 
 def test_every_alert_says_what_to_do() -> None:
-    """Whoever is woken would not know why, or what to do."""
+    """The engineer on call would not know the cause, or what to do."""
     for rule in rules("alert"):
         assert set(rule["annotations"]) == {"summary", "description", "runbook"}, rule["alert"]
         assert rule["labels"]["severity"] in ("page", "ticket"), rule["alert"]
@@ -128,5 +129,5 @@ def test_every_alert_says_what_to_do() -> None:
 )
 def test_promtool_accepts_configuration_and_rules(command: list[str]) -> None:
     """Prometheus would not start, or an alert would ring in calm, or stay silent in trouble."""
-    done = subprocess.run([tool("promtool", HOW), *command], cwd=PROMETHEUS, capture_output=True, text=True)
+    done = subprocess.run([tool("promtool", INSTALL_HINT), *command], cwd=PROMETHEUS, capture_output=True, text=True)
     assert not done.returncode, done.stdout + done.stderr

@@ -233,7 +233,7 @@ def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> 
 @pytest.mark.parametrize(
     ("task", "module", "method", "condition"),
     [
-        ("connection_watch", "service.connections.pool", "Connections.watch", "True"),
+        ("connection_watch", "service.connections.pool", "ConnectionPool.watch", "True"),
         ("generation_closing", "service.bundles.generation", "Generation.close", "self.name == 'one'"),
         (
             "engine_replacement",

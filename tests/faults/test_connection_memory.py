@@ -43,9 +43,9 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def resident(service: Service) -> int:
-    found = resident_bytes(service.process.pid)
-    assert found
-    return found
+    resident = resident_bytes(service.process.pid)
+    assert resident
+    return resident
 
 
 def pushed(service: Service, content: bytes, patience: float = 0.2) -> Client:
@@ -73,7 +73,7 @@ def test_what_clients_send_is_bounded_together(service: Service, kind: str) -> N
     wait_until(lambda: figures(service)["diptych_connection_bytes"] == 0)
 
 
-def test_answers_that_nobody_reads_are_bounded_together(service: Service) -> None:
+def test_unread_answers_are_bounded_together(service: Service) -> None:
     """Clients that ask for large answers and do not take them would fill the memory."""
     big = json.dumps({"queries": ["red winter city"] * 256, "k": 100}).encode()
     request = POST + b"Content-Length: %d\r\n\r\n" % len(big) + big

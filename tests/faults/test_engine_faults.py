@@ -37,10 +37,13 @@ def strike(service: Service, number: int) -> int:
     return engine
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
-def test_no_client_notices_a_killed_engine(two_bundles: Store, lanes: int) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_no_client_notices_a_killed_engine(two_bundles: Store, threads: int) -> None:
     """A crash in native code would fail the requests of its batch, and end the service."""
-    with serving(two_bundles.path, lanes=lanes, **PATIENT) as service, Load(service, BODIES, clients=3) as load:
+    with (
+        serving(two_bundles.path, worker_threads=threads, **PATIENT) as service,
+        Load(service, BODIES, clients=3) as load,
+    ):
         for _ in range(KILLS):
             answered = len(load.replies)
             wait_until(lambda answered=answered: len(load.replies) > answered + 10 or load.errors)
@@ -57,7 +60,7 @@ def test_no_client_notices_a_killed_engine(two_bundles: Store, lanes: int) -> No
 def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
     """One endless search would block every request after it for ever."""
     # long enough for the replacement's answer on a busy machine: a query that ends two engines is refused
-    with serving(two_bundles.path, silence_seconds=2, **PATIENT) as service:
+    with serving(two_bundles.path, engine_timeout_seconds=2, **PATIENT) as service:
         stopped = strike(service, signal.SIGSTOP)
         assert service.ask("POST", "/predict", BODIES[0]).status == 200
         assert stopped not in service.engines()

@@ -152,7 +152,7 @@ def test_curl_is_answered(service: Service, options: list[str]) -> None:
         b"Transfer-Encoding: chunked;q=1", b"Transfer-Encoding : chunked", b"X: a\r\n folded: b", b"X: a\nY: b",
     ],
 )  # fmt: skip
-def test_a_length_that_nobody_can_be_sure_of_is_refused(service: Service, header: bytes) -> None:
+def test_an_ambiguous_length_is_refused(service: Service, header: bytes) -> None:
     """A digit string of 4,400 zeros would be an error of the service; two lengths would hide a request in a body."""
     with sent(service, POST + header + b"\r\n\r\n2\r\n{}\r\n0\r\n\r\n" + PLAIN) as client:
         reply = client.finish()
@@ -312,12 +312,12 @@ def test_limits_and_the_log_know_the_client_behind_a_proxy(words_store: Path) ->
     """All clients behind a proxy would share one limit; or any client choose the address it is known by."""
     limits = {"max_queries": 1, "rate_limit": 0.01, "rate_burst": 1, "log_requests": "all"}
     with serving(words_store, trusted_proxies="127.0.0.0/8", **limits) as service:
-        said = ["198.51.100.1", "198.51.100.2", "6.6.6.6, 198.51.100.2", "2001:db8::1", "198.51.100.1:99"]
-        assert [service.ask("POST", "/predict", RED, X_Forwarded_For=one).status for one in said] == [
+        forwarded = ["198.51.100.1", "198.51.100.2", "6.6.6.6, 198.51.100.2", "2001:db8::1", "198.51.100.1:99"]
+        assert [service.ask("POST", "/predict", RED, X_Forwarded_For=one).status for one in forwarded] == [
             200, 200, 429, 200, 429,
         ]  # fmt: skip
         service.ask("POST", "/admin/rollback", X_Forwarded_For="198.51.100.9")
         wait_until(lambda: service.log.count('"198.51.100.9"') == 2)
     with serving(words_store, **limits) as service:
-        statuses = [service.ask("POST", "/predict", RED, X_Forwarded_For=one).status for one in said[:2]]
+        statuses = [service.ask("POST", "/predict", RED, X_Forwarded_For=one).status for one in forwarded[:2]]
         assert statuses == [200, 429]

@@ -1,4 +1,4 @@
-"""Clients that cost something and bring nothing: each is bounded, gets a clear answer, and disturbs nobody else."""
+"""Clients that cost something and bring nothing: each is bounded, gets a clear answer, and disturbs no other client."""
 
 import json
 import random
@@ -153,7 +153,7 @@ def test_requests_in_one_segment_are_answered_in_turn(service: Service) -> None:
 
 
 def test_idle_connections_make_room(service: Service) -> None:
-    """Whoever opens enough connections would lock everybody else out."""
+    """A client that opens enough connections would lock all others out."""
     idle = [service.client() for _ in range(60)]
     for client in idle[::7]:
         client._socket.sendall(b"GET /li")
@@ -193,7 +193,7 @@ def test_compressed_bodies_are_not_read(service: Service, coding: str) -> None:
     assert service.ask("POST", "/predict", BODY, Content_Encoding="identity").status == 200
 
 
-def test_hostile_bodies_are_refused_and_harm_nobody(service: Service) -> None:
+def test_hostile_bodies_are_refused_and_do_no_harm(service: Service) -> None:
     """Some mutation of a good body would be an error of the service, or the end of it."""
     draw = random.Random(20261122)
     good = json.dumps({"queries": ["red winter", "北京"], "k": 5, "filter": {"market": ["US"]}, "min_score": 0.1})
@@ -209,14 +209,14 @@ def test_hostile_bodies_are_refused_and_harm_nobody(service: Service) -> None:
 
 @pytest.mark.parametrize("key", [None, "", "gamma", "alpha,", "alpha, beta", "alpha,beta", ADMIN_KEY, "schlüssel"])
 def test_predicting_needs_a_key_where_one_is_set(locked: Service, key: str | None) -> None:
-    """Anybody who reaches the port could ask, or the administrator's key would have to be handed out for it."""
+    """Any client that reaches the port could send queries, or need the administrator's key for it."""
     headers = {} if key is None else {"X_Api_Key": key}
     assert refusal(locked.ask("POST", "/predict", RED, **headers)) == (401, "wrong_key")
     assert locked.ask("GET", "/readyz").status == 200
 
 
 def test_each_caller_has_a_rate_of_its_own(locked: Service) -> None:
-    """One caller's flood would be everybody's 429; or splitting texts into requests would evade the limit."""
+    """One caller's flood would cause 429 for all callers; or splitting texts into requests would evade the limit."""
     ask = {"queries": ["red", "blue"]}
     assert [locked.ask("POST", "/predict", ask, X_Api_Key="alpha").status for _ in range(2)] == [200, 200]
     reply = locked.ask("POST", "/predict", ask, X_Api_Key="alpha")
@@ -268,7 +268,7 @@ def test_keys_are_named_in_openapi(locked: Service) -> None:
 
 
 def test_no_answer_shows_a_path_or_a_trace(tmp_path: Path) -> None:
-    """Whoever provokes a failure would learn how the machine is laid out."""
+    """A client that provokes a failure would learn local paths."""
     store = make_store(tmp_path / "store", "first", "second")
     with serving(store.path) as service:
         (store.bundle_path("second") / "manifest.json").write_text("{")

@@ -219,7 +219,7 @@ def test_an_end_by_a_signal_reports_what_was_measured(service: Service, url: str
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["-k", "1000"], "answered POST /predict with 422: k is 1000; the most is 100."),
+        (["-k", "1000"], "answered POST /predict with 422: k is 1000; the maximum is 100."),
         (["--sweep", "--switch-every", "1s"], "--sweep and --switch-every ask different questions"),
         (["--bundles", "first", "second"], "say how often with --switch-every"),
         (

@@ -164,7 +164,7 @@ def test_a_refusal_names_field_value_and_limit(client: Client) -> None:
     """A caller could not tell which of many texts is at fault, nor what would be right."""
     message = client.post("/predict", {"queries": ["a", "b", ""]}).json()["error"]["message"]
     assert message == "queries[2] is empty; give it text or leave it out."
-    assert "51; the most is 50" in client.post("/predict", {"queries": ["a"], "k": 51}).json()["error"]["message"]
+    assert "51; the maximum is 50" in client.post("/predict", {"queries": ["a"], "k": 51}).json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_streamed_body_is_bounded_too(service: Service) -> None:
 
 @pytest.mark.parametrize("key", ["", "wrong", ADMIN_KEY + "x", "schlüssel"])
 def test_administration_needs_the_key(service: Service, key: str) -> None:
-    """Anybody who reaches the port could change what is served."""
+    """Any client that reaches the port could change the served bundle."""
     assert_refused(service.ask("POST", "/admin/activate", {"bundle": "second"}, X_Admin_Key=key), 401, "wrong_key")
     assert_refused(service.ask("POST", "/admin/activate", {"bundle": "second"}), 401, "wrong_key")
 

@@ -284,7 +284,7 @@ def test_a_file_for_a_store_and_a_misspelt_setting_are_a_sentence_each(
     code, log = ended_with(tmp_path / "file", tmp_path / "log")
     assert code == 1
     assert f"{tmp_path / 'file'} is a file. Name the folder" in log
-    assert "DIPTYCH_MAX_KK is set and no setting, so nothing obeys it. DIPTYCH_MAX_K is one." in log
+    assert "DIPTYCH_MAX_KK is not a known setting; ignored. Did you mean DIPTYCH_MAX_K?" in log
     assert "Traceback" not in log
 
 

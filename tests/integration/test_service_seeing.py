@@ -74,7 +74,7 @@ def test_a_refusal_that_a_bundle_gave_names_it(service: Service) -> None:
 
 
 def test_a_requests_line_has_its_id_and_not_its_text(service: Service) -> None:
-    """What people search for would stand in the log without anybody having asked for it."""
+    """Texts of users would be logged although logging them is off."""
     service.ask("POST", "/predict", {"queries": ["wintersecret city"]}, X_Request_ID="line-1")
     service.ask("POST", "/predict", {"queries": ["wintersecret city"], "k": 0}, X_Request_ID="line-2")
     wait_until(lambda: lines(service, "request", request_id="line-2"))
@@ -83,7 +83,7 @@ def test_a_requests_line_has_its_id_and_not_its_text(service: Service) -> None:
         "POST", "/predict", 200, "first", 1,
     )  # fmt: skip
     assert line["milliseconds"] > 0
-    assert lines(service, "request", request_id="line-2", status=422, refusal="out_of_range")
+    assert lines(service, "request", request_id="line-2", status=422, error_code="out_of_range")
     assert "wintersecret" not in service.log
 
 
@@ -100,16 +100,18 @@ def test_texts_are_logged_where_the_operator_asks_for_them(words_store: Path) ->
 
 
 def test_every_administrative_act_leaves_a_line(service: Service) -> None:
-    """Nobody could tell afterwards who changed what is served, or who tried to."""
+    """It would be unknown which key changed the served bundle, or tried to."""
     service.ask("POST", "/admin/activate", {"bundle": "absent"}, X_Admin_Key=ADMIN_KEY)
     service.ask("POST", "/admin/activate", {"bundle": "second"}, X_Admin_Key="guessed")
     service.ask("POST", "/admin/activate", {"bundle": "second"})
     tried, guessed, keyless = wait_until(
         lambda: len(found := lines(service, "administration")[-3:]) == 3 and found[-1]["key"] is None and found
     )
-    assert (tried["action"], tried["status"], tried["refusal"]) == ("activate", 404, "not_activated")
+    assert (tried["action"], tried["status"], tried["error_code"]) == ("activate", 404, "not_activated")
     assert (tried["bundle"], tried["address"]) == ("absent", "127.0.0.1")
-    assert (guessed["status"], guessed["refusal"]) == (keyless["status"], keyless["refusal"]) == (401, "wrong_key")
+    assert (
+        (guessed["status"], guessed["error_code"]) == (keyless["status"], keyless["error_code"]) == (401, "wrong_key")
+    )
     assert (tried["key"], guessed["key"], keyless["key"]) == ("admin", "unknown", None)
     assert ADMIN_KEY not in service.log
     assert "guessed" not in service.log
@@ -184,21 +186,21 @@ def test_traces_join_the_callers_and_show_the_stages(words_store: Path, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("variable", "value", "said"),
+    ("variable", "value", "message"),
     [
-        ("OTEL_TRACES_EXPORTER", "jaeger", "'otlp' only"),
-        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "'http/protobuf' only"),
+        ("OTEL_TRACES_EXPORTER", "jaeger", "set it to 'otlp'"),
+        ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "use 'http/protobuf'"),
     ],
 )
 def test_traces_that_cannot_be_sent_are_one_sentence(
-    words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, said: str
+    words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
     """An operator who asks for what is not there would wait for traces that never come."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv(variable, value)
     code, log = ended_with(words_store, tmp_path / "log")
     assert code == 1
-    assert said in log
+    assert message in log
     assert "Traceback" not in log
 
 

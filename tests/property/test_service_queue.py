@@ -1,14 +1,15 @@
 """Any order of arrivals, answers, deaths, departures and cancellations; and what each caller gets of the engine."""
 
 import asyncio
+from collections.abc import Callable
+from time import perf_counter
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
-from service.batching.pending_request import Lengths
+from service.batching.token_estimator import TokenEstimator
 from service.engine.protocol import HEAD, Batch, BatchAnswers, Outcome, Query, QueryAnswer, Stages, decode_batch
 from service.errors import Refusal
 from service.observe.metrics import Metrics
@@ -22,7 +23,7 @@ EVENTS = st.lists(
         st.tuples(st.just("ask"), st.integers(1, 12), st.sampled_from(CALLERS), st.sampled_from(KS)),
         st.tuples(st.just("answer"), st.integers(0, 2)),
         st.tuples(st.sampled_from(["abandon", "cancel"]), st.integers(0, 30)),
-        st.tuples(st.sampled_from(["die", "attach", "give_up", "postpone"]), st.just(0)),
+        st.tuples(st.sampled_from(["die", "attach", "hand_over", "postpone"]), st.just(0)),
     ),
     max_size=60,
 )
@@ -33,10 +34,10 @@ MAX_HITS = 20
 class Play:
     """One run: every request's texts are numbered, so that a mixed-up answer shows."""
 
-    def __init__(self, padded: bool, lanes: int, room: int) -> None:
-        limits = {"max_queries": 12, "max_batch_queries": 5, "max_piece_queries": 2, "max_batch_hits": MAX_HITS}
+    def __init__(self, padded: bool, threads: int, room: int, clock: Callable[[], float] = perf_counter) -> None:
+        limits = {"max_queries": 12, "max_batch_queries": 5, "max_slice_queries": 2, "max_batch_hits": MAX_HITS}
         self.settings = Settings(store="unused", max_waiting_queries=room, max_waiting_tokens=1 << 20, **limits)
-        self.padded, self.lanes = padded, lanes
+        self.padded, self.threads, self.clock = padded, threads, clock
         self.batcher = self.new_batcher()
         self.requests = []
         self.sent: list[Batch] = []
@@ -44,7 +45,9 @@ class Play:
         self.admitted = 0
 
     def new_batcher(self) -> Batcher:
-        return Batcher("words", self.settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, self.padded))
+        return Batcher(
+            "words", self.settings, Metrics(CollectorRegistry()), TokenEstimator(1.0, 512, self.padded), self.clock
+        )
 
     def ask(self, texts: int, caller: bytes, k: int) -> None:
         queries = [f"{self.admitted}.{'0' * (number % 4 * 8)}{number}" for number in range(texts)]
@@ -54,26 +57,25 @@ class Play:
         try:
             self.requests.append(self.batcher.admit(Query.create(queries, k, None), caller=caller))
         except Refusal:
-            tokens = sum(self.batcher.lengths.tokens(query) for query in queries)
+            tokens = sum(self.batcher.estimator.estimate(queries))
             places = self.batcher._waiting.places(texts, tokens)
-            mine = self.batcher._waiting.places_of(caller) + places
-            assert mine > self.settings.max_waiting_queries / others or set(waiting) == {caller}
+            total = self.batcher._waiting.places_of(caller) + places
+            assert total > self.settings.max_waiting_queries / others or set(waiting) == {caller}
 
     def waiting_texts(self) -> dict[bytes, int]:
-        found: dict[bytes, int] = {}
+        texts_per_caller: dict[bytes, int] = {}
         for request in self.requests:
             texts = sum(stop - start for start, stop in request.todo)
             if texts and not request.settled:
-                found[request.caller] = found.get(request.caller, 0) + texts
-        return found
+                texts_per_caller[request.caller] = texts_per_caller.get(request.caller, 0) + texts
+        return texts_per_caller
 
-    def answer(self, lane: int, outcome: Outcome = Outcome.ANSWERED) -> None:
+    def answer(self, thread: int, outcome: Outcome = Outcome.ANSWERED) -> None:
         if self.sent:
-            batch = self.sent.pop(min(lane % self.lanes, len(self.sent) - 1))
-            number, pieces = batch.number, batch.queries
-            bodies = [QueryAnswer(Outcome.ANSWERED, ",".join(piece.texts).encode()) for piece in pieces]
+            batch = self.sent.pop(min(thread % self.threads, len(self.sent) - 1))
+            bodies = [QueryAnswer(Outcome.ANSWERED, ",".join(piece.texts).encode()) for piece in batch.queries]
             bodies[1:] = [QueryAnswer(outcome, body if outcome is Outcome.ANSWERED else b"") for _, body in bodies[1:]]
-            self.batcher.answered(BatchAnswers(number, NO_TIME, bodies))
+            self.batcher.on_answers(BatchAnswers(batch.number, NO_TIME, bodies))
 
     def postpone(self, _: int) -> None:
         """The first piece of a batch is answered, the others were too much for the engine."""
@@ -81,12 +83,12 @@ class Play:
 
     def die(self, _: int) -> None:
         self.sent.clear()
-        self.batcher.lost()
+        self.batcher.on_engine_death()
 
     def attach(self, _: int) -> None:
         self.sent.clear()
-        self.batcher.lost()
-        self.batcher.attach(lambda frame: self.sent.append(decode_batch(frame[HEAD.size :])), self.lanes)
+        self.batcher.on_engine_death()
+        self.batcher.attach(lambda frame: self.sent.append(decode_batch(frame[HEAD.size :])), self.threads)
 
     def abandon(self, number: int) -> None:
         if number < len(self.requests):
@@ -99,10 +101,10 @@ class Play:
             self.gone.add(number)
             self.requests[number].answer.cancel()
 
-    def give_up(self, _: int) -> None:
-        """Another bundle takes over, whatever its predecessor was doing."""
+    def hand_over(self, _: int) -> None:
+        """Another bundle adopts the requests."""
         former, self.batcher = self.batcher, self.new_batcher()
-        self.batcher.take_over(former.hand_over())
+        former.drain_to(self.batcher)
         self.sent.clear()
         assert (former.unfinished, former.waiting_queries, former.waiting_tokens) == (0, 0, 0)
 
@@ -125,13 +127,13 @@ class Play:
 @settings(max_examples=250)
 @given(EVENTS, st.booleans(), st.integers(1, 3), st.sampled_from([12, 30, 10_000]))
 def test_every_request_is_settled_once_and_with_its_own_answer(
-    events: list[tuple], padded: bool, lanes: int, room: int
+    events: list[tuple], padded: bool, threads: int, room: int
 ) -> None:
     """Some order of events would lose a request, answer it with another's results, leak its place in the queue, or
     refuse a caller that is under its share."""
 
     async def run() -> None:
-        play = Play(padded, lanes, room)
+        play = Play(padded, threads, room)
         for name, *arguments in events:
             getattr(play, name)(*arguments)
             await asyncio.sleep(0)
@@ -144,7 +146,7 @@ def test_every_request_is_settled_once_and_with_its_own_answer(
             if request.answer.cancelled():
                 assert number in play.gone
             elif (refusal := request.answer.exception()) is None:
-                assert request.answer.result() == ",".join(request.asked.texts).encode()
+                assert request.answer.result() == ",".join(request.texts).encode()
             else:
                 assert number in play.gone or refusal.code == "overloaded" or request.deaths == 2
         play.check()
@@ -164,18 +166,18 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
     later than the others."""
 
     async def run() -> None:
-        play = Play(padded=False, lanes=1, room=10_000)
+        play = Play(padded=False, threads=1, room=10_000)
         play.attach(0)
-        given: dict[bytes, int] = {}
-        since: dict[bytes, int] = {}  # what the others had been given when a caller came
+        received: dict[bytes, int] = {}
+        since: dict[bytes, int] = {}  # what the others had received when a caller came
 
         def ask(number: int) -> None:
             caller = b"caller%d" % number
             for texts, k in loads[number]:
                 play.ask(texts, caller, k)
             waiting = play.waiting_texts()
-            since[caller] = min((given.get(one, 0) for one in waiting if one in given), default=0)
-            given[caller] = 0
+            since[caller] = min((received.get(one, 0) for one in waiting if one in received), default=0)
+            received[caller] = 0
 
         for number in range(len(loads) - late):
             ask(number)
@@ -188,11 +190,11 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
                 break
             pieces = play.sent[0].queries
             for piece in pieces:
-                request = next(one for one in play.requests if set(piece.texts) <= set(one.asked.texts))
-                start = list(request.asked.texts).index(piece.texts[0])
-                given[request.caller] += request.cost(start, start + len(piece.texts))
+                request = next(one for one in play.requests if set(piece.texts) <= set(one.texts))
+                start = list(request.texts).index(piece.texts[0])
+                received[request.caller] += request.cost(start, start + len(piece.texts))
             play.answer(0)
-            totals = [given[caller] + since[caller] for caller in before]
+            totals = [received[caller] + since[caller] for caller in before]
             if len(totals) > 1 and not late:
                 # what is in flight has been given, and is counted only when it is answered
                 assert max(totals) - min(totals) <= 2 * slice_cost + 2 * MAX_HITS + 200
@@ -206,7 +208,7 @@ def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, 
     """Beside callers that ask much, a caller that asks one text now and then would wait for all that they have."""
 
     async def run() -> None:
-        play = Play(padded=False, lanes=1, room=10_000)
+        play = Play(padded=False, threads=1, room=10_000, clock=Clock())
         play.attach(0)
         for number in range(heavy * requests):
             play.ask(texts, b"heavy%d" % (number % heavy), 10)
@@ -219,6 +221,4 @@ def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, 
                 play.answer(0)
             assert light.answer.done()
 
-    with pytest.MonkeyPatch.context() as patch:
-        Clock(patch)
-        asyncio.run(run())
+    asyncio.run(run())

@@ -3,13 +3,14 @@
 import asyncio
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
-import pytest
 from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
-from service.batching.pending_request import Lengths, PendingRequest
+from service.batching.pending_request import PendingRequest
+from service.batching.token_estimator import TokenEstimator
 from service.engine.protocol import HEAD, BatchAnswers, Outcome, Query, QueryAnswer, Stages, decode_batch
 from service.observe.metrics import Metrics
 from service.settings import Settings
@@ -20,15 +21,19 @@ NO_TIME = Stages(0.0, 0.0, 0.0, 0.0, 0.0, 0, 0)
 class Bench:
     """A batcher, the batches it sent, and methods that answer them."""
 
-    def __init__(self, padded: bool = False, lanes: int = 1, **limits: Any) -> None:
+    def __init__(
+        self, padded: bool = False, worker_threads: int = 1, clock: Callable[[], float] = perf_counter, **limits: Any
+    ) -> None:
         settings = Settings(store=Path("unused"), **{"max_queries": 1, **limits})
-        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded))
-        self.lanes = lanes
+        self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), TokenEstimator(1.0, 512, padded), clock)
+        self.worker_threads = worker_threads
         self.sent: list[list[Query]] = []
         self.answered = 0
 
     def attach(self) -> "Bench":
-        self.batcher.attach(lambda frame: self.sent.append(decode_batch(frame[HEAD.size :]).queries), self.lanes)
+        self.batcher.attach(
+            lambda frame: self.sent.append(decode_batch(frame[HEAD.size :]).queries), self.worker_threads
+        )
         return self
 
     def ask(self, *queries: str) -> PendingRequest:
@@ -38,7 +43,7 @@ class Bench:
         """Answer the oldest batch: each text's result is the text itself."""
         self.answered += 1
         bodies = [QueryAnswer(outcome, ",".join(piece.texts).encode()) for piece in self.sent[self.answered - 1]]
-        self.batcher.answered(BatchAnswers(self.answered, NO_TIME, bodies))
+        self.batcher.on_answers(BatchAnswers(self.answered, NO_TIME, bodies))
 
     def texts(self) -> list[list[str]]:
         """The texts of each batch sent so far."""
@@ -46,12 +51,13 @@ class Bench:
 
 
 class Clock:
-    """A clock that stands still until a test moves it, in place of the batcher's own."""
+    """A clock that stands still until a test moves it."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self) -> None:
         self.now = 1000.0
-        for module in ("service.batching.batcher", "service.batching.pending_request"):
-            monkeypatch.setattr(f"{module}.perf_counter", lambda: self.now)
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def played(**limits: Any) -> Callable[[Callable[[Bench], Any]], None]:

@@ -129,10 +129,10 @@ class Service:
 
     def wait_for_log(self, pattern: str) -> str:
         """Wait until the log matches `pattern`; return its first group, or the whole match."""
-        found = wait_until(lambda: re.search(pattern, self.log) or self._ended())
-        if not isinstance(found, re.Match):
+        result = wait_until(lambda: re.search(pattern, self.log) or self._ended())
+        if not isinstance(result, re.Match):
             raise AssertionError(f"the service ended with {self.process.returncode}: {self.log}")
-        return str(found[1] if found.re.groups else found[0])
+        return str(result[1] if result.re.groups else result[0])
 
     def stop(self) -> int:
         """Send SIGTERM and return the exit code."""
@@ -179,11 +179,11 @@ def write_whole(path: Path, content: str | bytes) -> None:
 def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     """Call `condition` until it returns something true, and return that. Raises AssertionError after `seconds`."""
     deadline = time.monotonic() + seconds
-    while not (found := condition()):
+    while not (result := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"the condition did not hold within {seconds:g} s; its last value is {found!r}")
+            raise AssertionError(f"the condition did not hold within {seconds:g} s; its last value is {result!r}")
         time.sleep(0.01)
-    return found
+    return result
 
 
 def figures(service: Service) -> dict[str, float]:
@@ -292,9 +292,9 @@ def main() -> None:
     bodies = [json.dumps({"queries": [text]}).encode() for text in texts]
     with serving(given.store) as service:
         calm_latency(service, bodies, 1000, 200)
-        found = calm_latency(service, bodies, given.rate, given.requests)
-        p50, p99 = (found[int(len(found) * share)] for share in (0.5, 0.99))
-        print(f"{len(found)} requests at {given.rate:g}/s: p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {found[-1]:.2f} ms")
+        ms = calm_latency(service, bodies, given.rate, given.requests)
+        p50, p99 = (ms[int(len(ms) * share)] for share in (0.5, 0.99))
+        print(f"{len(ms)} requests at {given.rate:g}/s: p50 {p50:.2f} ms, p99 {p99:.2f} ms, max {ms[-1]:.2f} ms")
         print(service.ask("POST", "/predict", bodies[0]).headers["server-timing"])
 
 

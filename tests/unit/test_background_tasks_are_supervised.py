@@ -26,7 +26,7 @@ def test_no_task_and_no_thread_is_started_outside_the_supervisor() -> None:
 
 
 def test_the_check_sees_each_way_to_start_one(tmp_path: Path) -> None:
-    """The test above would pass whatever the service does."""
+    """The test above would pass even if the service started tasks elsewhere."""
     path = tmp_path / "module.py"
     for start in STARTS:
         path.write_text(f"import asyncio\nasyncio.{start}(work)\n")

@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from service.errors import Refusal
 from service.http import schemas
+from service.http.admin_schemas import ActivateRequest, compare_request, paused_request
 from service.http.body_limits import JsonLimits, check_structure
-from service.http.schemas import compare_request, parse, paused_request, predict_request
+from service.http.schemas import parse, predict_request
 from service.settings import Settings
 
 SETTINGS = Settings(store="s")
 PREDICT = predict_request(SETTINGS)
-MODELS = [PREDICT, compare_request(PREDICT), paused_request(SETTINGS), schemas.ActivateRequest]
+MODELS = [PREDICT, compare_request(PREDICT), paused_request(SETTINGS), ActivateRequest]
 SIZE = SETTINGS.max_body_bytes
 NONE = JsonLimits(0, 0, 0)
 
@@ -125,7 +126,7 @@ def test_a_filter_is_limited_in_bytes() -> None:
         if accepted:
             parse(PREDICT, body)
             continue
-        with pytest.raises(Refusal, match=r"filter has \d+ bytes; the most is 65536"):
+        with pytest.raises(Refusal, match=r"filter has \d+ bytes; the maximum is 65536"):
             parse(PREDICT, body)
 
 

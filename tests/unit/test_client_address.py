@@ -6,7 +6,7 @@ import pytest
 
 from retrieval.errors import BadInput
 from service.access.client_address import ClientAddresses
-from service.http.middleware import Exchange
+from service.request_context import RequestContext
 from service.settings import Settings
 
 TRUSTED = "10.0.0.0/8, 192.0.2.7, 2001:db8::/32"
@@ -56,7 +56,7 @@ def test_a_long_list_is_read_to_a_limit() -> None:
     assert address("10.1.2.3", "6.6.6.6, " + ", ".join(["10.5.5.5"] * 3000)) == "10.5.5.5"
 
 
-def test_nobody_is_trusted_unless_named() -> None:
+def test_no_proxy_is_trusted_unless_configured() -> None:
     """Any client could choose the address that is limited and logged by writing the header."""
     assert address("127.0.0.1", "198.51.100.1", trusted="") == "127.0.0.1"
     assert address("not-an-address", "198.51.100.1") == "not-an-address"
@@ -68,8 +68,9 @@ def test_a_request_has_the_forwarded_address() -> None:
         "type": "http", "method": "GET", "path": "/livez", "client": ("10.0.0.1", 5),
         "headers": [(b"x-forwarded-for", b"6.6.6.6"), (b"x-forwarded-for", b"198.51.100.1")],
     }  # fmt: skip
-    assert Exchange(scope, frozenset(), ClientAddresses(TRUSTED)).address == "198.51.100.1"
-    assert Exchange({**scope, "client": None}, frozenset(), ClientAddresses(TRUSTED)).address == "unknown"
+    addresses = ClientAddresses(TRUSTED).of
+    assert RequestContext(scope, "/livez", addresses).address == "198.51.100.1"
+    assert RequestContext({**scope, "client": None}, "/livez", addresses).address == "unknown"
 
 
 @pytest.mark.parametrize("entry", ["proxy.example", "10.0.0.0/33", "10.0.0.5/8", "*", "10.0.0.1-9"])

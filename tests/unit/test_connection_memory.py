@@ -61,7 +61,7 @@ def test_few_are_ended_together() -> None:
     assert sender.held
 
 
-def test_the_sender_ends_where_nobody_stalls() -> None:
+def test_the_sender_ends_when_no_connection_stalls() -> None:
     """Clients that all send as fast as they can would fill the memory."""
     ended: list[str] = []
     senders = [Holding(f"{number}", MB, 99.5, ended) for number in range(3)]

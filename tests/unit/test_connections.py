@@ -7,7 +7,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from service.connections.connection import Connection
-from service.connections.pool import Connections
+from service.connections.pool import ConnectionPool
 from service.observe.metrics import Metrics
 from service.settings import Settings
 
@@ -24,13 +24,13 @@ class FakeConnection:
         self.searched += 1
         return False
 
-    def take_turn(self) -> None:
+    def read_next_request(self) -> None:
         self.turns += 1
 
 
-def new_pool(**settings: Any) -> Connections:
+def new_pool(**settings: Any) -> ConnectionPool:
     metrics = Metrics(CollectorRegistry())
-    return Connections(Settings(store="s", **settings), metrics, lambda: False, lambda _: False)
+    return ConnectionPool(Settings(store="s", **settings), metrics, lambda: False, lambda _: False)
 
 
 def test_connections_that_close_before_their_turn_leave_no_timers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,11 +48,11 @@ def test_connections_that_close_before_their_turn_leave_no_timers(monkeypatch: p
         monkeypatch.setattr(loop, "call_later", counted)
         for _ in range(50):
             gone = cast(Connection, FakeConnection())
-            pool.take_turn(gone)
-            pool.closed(gone)
+            pool.schedule_turn(gone)
+            pool.remove(gone)
         waiting = [FakeConnection() for _ in range(5)]
         for one in waiting:
-            pool.take_turn(cast(Connection, one))
+            pool.schedule_turn(cast(Connection, one))
         assert len(timers) == 1
         async with asyncio.timeout(60):
             while not all(one.turns for one in waiting):
@@ -69,9 +69,9 @@ def test_a_search_in_vain_is_not_repeated_at_once() -> None:
     async def main() -> None:
         pool = new_pool(max_connections=1)
         busy = FakeConnection(asyncio.get_running_loop().time())
-        assert pool.opened(cast(Connection, busy)) is None
-        pool.asked(cast(Connection, busy))
-        refusals = [pool.opened(cast(Connection, FakeConnection())) for _ in range(50)]
+        assert pool.add(cast(Connection, busy)) is None
+        pool.note_first_request(cast(Connection, busy))
+        refusals = [pool.add(cast(Connection, FakeConnection())) for _ in range(50)]
         assert {one.code for one in refusals if one} == {"too_many_connections"}
         assert busy.searched < 50
 

@@ -20,5 +20,6 @@ def test_full_scans_reach_the_metrics_once(tmp_path: Path) -> None:
         retriever._full_scans.add(3)
         for number in (1, 2):
             answers = searcher.answer(Batch(number, [Query.create(["red"], 1)]))
-            metrics.batch(1, answers.stages)
+            stages = answers.stages
+            metrics.observe_batch(1, stages[:4], stages.tokens, stages.padding, stages.full_scans)
     assert registry.get_sample_value("diptych_full_scans_total") == 3

@@ -46,11 +46,10 @@ def test_a_batch_is_bounded_in_hits() -> None:
         assert bench.texts() == [["0", "1"], ["2", "3"], ["4"], ["a"], ["b"]]
 
 
-def test_small_requests_share_no_batch_with_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_requests_share_no_batch_with_large_ones() -> None:
     """A single query would be answered only after the hundreds of hits that happened to fill its batch."""
-    Clock(monkeypatch)  # what counts as lately does not depend on how fast this test runs
 
-    @played(max_queries=32, batches_ahead=1)
+    @played(clock=Clock(), max_queries=32, batches_ahead=1)
     async def _(bench: Bench) -> None:
         bench.attach()
         large = Query.create([f"{number}" for number in range(32)], 100)
@@ -106,7 +105,7 @@ def test_a_postponed_piece_is_asked_again() -> None:
         first, second = bench.ask("a", "b"), bench.ask("c", "d")
         bench.attach()
         bodies = [QueryAnswer(Outcome.ANSWERED, b"a,b"), QueryAnswer(Outcome.POSTPONED)]
-        bench.batcher.answered(BatchAnswers(1, NO_TIME, bodies))
+        bench.batcher.on_answers(BatchAnswers(1, NO_TIME, bodies))
         bench.answered = 1
         bench.answer()
         assert (await first.answer, await second.answer) == (b"a,b", b"c,d")
@@ -133,13 +132,13 @@ def test_only_the_text_that_ends_engines_is_in_quarantine() -> None:
     @played(max_queries=4, batches_ahead=0)
     async def _(bench: Bench) -> None:
         request = bench.attach().ask("good", "poison", "fine")
-        assert not bench.batcher.lost()  # the first end may be the bundle's fault
+        assert not bench.batcher.on_engine_death()  # the first end may be the bundle's fault
         bench.attach()
         assert bench.texts()[-1] == ["good"]
         bench.answered = 1
         bench.answer()
         assert bench.texts()[-1] == ["poison"]
-        assert bench.batcher.lost()
+        assert bench.batcher.on_engine_death()
         assert isinstance(refusal := request.answer.exception(), Refusal)
         assert (refusal.status, refusal.code) == (422, "quarantined")
         with pytest.raises(Refusal, match="'poison'"):
@@ -153,9 +152,9 @@ def _deaths(bench: Bench, callers: list[bytes]) -> list[bool]:
     excused = []
     for number, caller in enumerate(callers):
         bench.attach().batcher.admit(Query.create([f"query {number}"], 10), caller=caller)
-        excused += [bench.batcher.lost()]
+        excused += [bench.batcher.on_engine_death()]
         bench.attach()
-        excused += [bench.batcher.lost()]
+        excused += [bench.batcher.on_engine_death()]
     return excused
 
 
@@ -181,7 +180,7 @@ def test_one_caller_cannot_force_another_bundle() -> None:
         excused = []
         for _ in range(7):
             bench.attach()
-            excused.append(bench.batcher.lost())
+            excused.append(bench.batcher.on_engine_death())
         assert excused == [False] + [True] * 6
 
 
@@ -214,7 +213,7 @@ def test_a_costly_filter_is_charged_to_its_caller() -> None:
             seconds = 0.01 if bench.sent[bench.answered][0].filter else 0.001
             bench.answered += 1
             stages = NO_TIME._replace(total=seconds)
-            bench.batcher.answered(BatchAnswers(bench.answered, stages, [QueryAnswer(Outcome.ANSWERED, b"")]))
+            bench.batcher.on_answers(BatchAnswers(bench.answered, stages, [QueryAnswer(Outcome.ANSWERED, b"")]))
         counted = [batch[0].texts[0] for batch in bench.sent[:40]]
         assert counted.count("plain") == 30
         assert counted[:33].count("filtered") <= 5

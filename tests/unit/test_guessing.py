@@ -10,13 +10,13 @@ from service.access.key_guessing import (
     FORGET_SECONDS,
     FREE_ATTEMPTS,
     LONGEST_WAIT_SECONDS,
-    REMEMBERED_RIGHT,
+    MAX_ACCEPTED,
     GuessLimit,
 )
 from service.access.keys import AdminKeys, PredictKeys
 from service.errors import Refusal
-from service.http.middleware import Exchange
 from service.observe.metrics import Metrics
+from service.request_context import RequestContext
 
 KEY, PREDICT_KEY = "k7Qw-92mXz.Lp4Rt", "Zt5!pq8Rw3-uJ6yM"
 
@@ -88,9 +88,9 @@ def test_a_flood_of_guessers_neither_fills_the_memory_nor_frees_one() -> None:
         limit.wrong(f"2001:db8:{number >> 16:x}:{number & 0xFFFF:x}::1")
     assert len(limit._wrong) <= BUCKETS
     assert wait_of(limit, "10.0.0.1") > 10
-    for number in range(2 * REMEMBERED_RIGHT):
+    for number in range(2 * MAX_ACCEPTED):
         limit.remember(f"10.1.{number >> 8}.{number & 255}", "ann")
-    assert len(limit._right) == REMEMBERED_RIGHT
+    assert len(limit._accepted) == MAX_ACCEPTED
 
 
 def test_what_is_no_address_is_a_client_of_its_own() -> None:
@@ -99,11 +99,10 @@ def test_what_is_no_address_is_a_client_of_its_own() -> None:
     assert network_of("unknown") == b"unknown"
 
 
-def exchange(address: str, **headers: str) -> Exchange:
-    written = [(name.replace("_", "-").lower().encode(), value.encode()) for name, value in headers.items()]
-    return Exchange(
-        {"path": "/admin/paused", "headers": written, "client": (address, 1)}, frozenset(), ClientAddresses("")
-    )
+def request(address: str, **headers: str) -> RequestContext:
+    raw_headers = [(name.replace("_", "-").lower().encode(), value.encode()) for name, value in headers.items()]
+    scope = {"path": "/admin/paused", "headers": raw_headers, "client": (address, 1)}
+    return RequestContext(scope, "/admin/paused", ClientAddresses("").of)
 
 
 def test_a_right_key_waits_too_unless_it_was_used_there_before() -> None:
@@ -111,23 +110,23 @@ def test_a_right_key_waits_too_unless_it_was_used_there_before() -> None:
     clock = Clock()
     guesses, metrics = GuessLimit(clock), Metrics(CollectorRegistry())
     admin, predict = AdminKeys({"ann": KEY}, guesses, metrics), PredictKeys([PREDICT_KEY], guesses, metrics)
-    known = exchange("10.0.0.1", X_Admin_Key=KEY)
+    known = request("10.0.0.1", X_Admin_Key=KEY)
     admin.check(known)
     assert known.key_name == "ann"
     for address in ("10.0.0.1", "10.0.0.2"):
         for _ in range(FREE_ATTEMPTS):
             with pytest.raises(Refusal, match="needs the administrator's key"):
-                admin.check(exchange(address, X_Admin_Key="guess"))
-    admin.check(exchange("10.0.0.1", X_Admin_Key=KEY))
-    admin.check(exchange("10.0.0.3", X_Admin_Key=KEY))
-    unknown = exchange("10.0.0.2", X_Admin_Key=KEY)
+                admin.check(request(address, X_Admin_Key="guess"))
+    admin.check(request("10.0.0.1", X_Admin_Key=KEY))
+    admin.check(request("10.0.0.3", X_Admin_Key=KEY))
+    unknown = request("10.0.0.2", X_Admin_Key=KEY)
     with pytest.raises(Refusal, match="Too many wrong keys"):
         admin.check(unknown)
     assert unknown.key_name == "unknown"  # or the audit would tell that the guess was right
     with pytest.raises(Refusal, match="Too many wrong keys"):
-        predict.check(exchange("10.0.0.1", X_Api_Key=PREDICT_KEY))  # both kinds share the wait
+        predict.check(request("10.0.0.1", X_Api_Key=PREDICT_KEY))  # both kinds share the wait
     with pytest.raises(Refusal, match="needs a key"):
-        predict.check(exchange("10.0.0.1"))
+        predict.check(request("10.0.0.1"))
     clock.now += LONGEST_WAIT_SECONDS
-    admin.check(exchange("10.0.0.2", X_Admin_Key=KEY))
-    assert predict.check(exchange("10.0.0.1", X_Api_Key=PREDICT_KEY))
+    admin.check(request("10.0.0.2", X_Admin_Key=KEY))
+    assert predict.check(request("10.0.0.1", X_Api_Key=PREDICT_KEY))

@@ -58,7 +58,7 @@ def test_named_keys_are_read_by_name() -> None:
         ({"ADMIN_KEYS": f"ann={STRONG},={OTHER}"}, "entry 2 is not name=key"),
         ({"ADMIN_KEYS": f"a b={STRONG}"}, "entry 1 is not name=key"),
         ({"ADMIN_KEYS": f"unknown={STRONG}"}, "is not unknown"),
-        ({"ADMIN_KEYS": f"ann={STRONG},ann={OTHER}"}, "the name ann is there twice"),
+        ({"ADMIN_KEYS": f"ann={STRONG},ann={OTHER}"}, "the name ann is used twice"),
         ({"ADMIN_KEYS": f"ann={STRONG},bob={STRONG}"}, "bob has the same key as another name"),
         ({"ADMIN_KEYS": " , "}, "there is no key in it"),
         ({"ADMIN_KEY": STRONG, "ADMIN_KEYS": f"admin={OTHER}"}, "the name admin is that of DIPTYCH_ADMIN_KEY"),

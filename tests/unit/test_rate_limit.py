@@ -32,9 +32,9 @@ def test_the_time_to_retry_is_that_of_the_whole_request() -> None:
     limit.take(b"a", 9, now=0)
     limit.take(b"a", 1, now=0)
     with pytest.raises(Refusal, match=r"in 8 s\.$"):
-        limit.take(b"a", 7, now=0, whole=8)
+        limit.take(b"a", 7, now=0, request_texts=8)
     limit.take(b"a", 1, now=8)
-    limit.take(b"a", 7, now=8, whole=8)
+    limit.take(b"a", 7, now=8, request_texts=8)
 
 
 def test_a_flood_of_new_callers_spares_no_throttled_one() -> None:

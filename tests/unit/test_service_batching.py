@@ -12,10 +12,10 @@ def test_an_idle_engine_gets_work_at_once() -> None:
 
     @played(batches_ahead=0)
     async def _(bench: Bench) -> None:
-        ticket = bench.attach().ask("one")
+        request = bench.attach().ask("one")
         assert bench.texts() == [["one"]]
         bench.answer()
-        assert await ticket.answer == b"one"
+        assert await request.answer == b"one"
 
 
 def test_what_waits_forms_the_next_batch() -> None:
@@ -24,12 +24,12 @@ def test_what_waits_forms_the_next_batch() -> None:
     @played(batches_ahead=0)
     async def _(bench: Bench) -> None:
         bench.attach()
-        tickets = [bench.ask(text) for text in "abcd"]
+        requests = [bench.ask(text) for text in "abcd"]
         assert bench.texts() == [["a"]]
         bench.answer()
         assert bench.texts()[1:] == [["b", "c", "d"]]
         bench.answer()
-        assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c", b"d"]
+        assert [await request.answer for request in requests] == [b"a", b"b", b"c", b"d"]
 
 
 def test_admission_is_bounded_in_texts_and_freed_by_answers() -> None:
@@ -56,12 +56,12 @@ def test_admission_is_bounded_in_tokens() -> None:
             bench.ask("y" * 20)
 
 
-def test_admission_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_is_bounded_in_time() -> None:
     """Clients of a slow encoder would wait much longer in the same queue; or requests would be lost while an engine is
     replaced."""
-    clock = Clock(monkeypatch)
+    clock = Clock()
 
-    @played(batches_ahead=0, max_batch_queries=1, max_waiting_queries=30, max_waiting_seconds=1)
+    @played(clock=clock, batches_ahead=0, max_batch_queries=1, max_waiting_queries=30, max_waiting_seconds=1)
     async def _(bench: Bench) -> None:
         bench.attach()
         for number in range(30):
@@ -77,7 +77,7 @@ def test_admission_is_bounded_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
         assert bench.batcher.full
         bench.answer()
         bench.ask("the eighth of eight")
-        bench.batcher.lost()
+        bench.batcher.on_engine_death()
         for number in range(21):
             bench.ask(f"for the next engine {number}")
 
@@ -87,9 +87,9 @@ def test_a_request_past_its_deadline_is_answered_and_never_sent() -> None:
 
     @played(deadline_seconds=0.01)
     async def _(bench: Bench) -> None:
-        ticket = bench.ask("late")
+        request = bench.ask("late")
         with pytest.raises(Refusal) as refused:
-            await ticket.answer
+            await request.answer
         assert refused.value.status == 504
         assert bench.attach().sent == []
         assert bench.batcher.unfinished == bench.batcher.waiting_queries == 0
@@ -112,7 +112,7 @@ def test_an_abandoned_request_leaves_the_queue() -> None:
 def test_a_large_request_cannot_block_small_ones() -> None:
     """Single queries behind a client's bulk request would wait until all of it is done."""
 
-    @played(max_queries=100, max_batch_queries=4, max_piece_queries=2, batches_ahead=0)
+    @played(max_queries=100, max_batch_queries=4, max_slice_queries=2, batches_ahead=0)
     async def _(bench: Bench) -> None:
         bench.ask("busy")
         bulk = bench.ask(*(f"bulk{number}" for number in range(9)))
@@ -165,24 +165,24 @@ def test_a_client_may_wait_less_than_the_service_would() -> None:
     @played(deadline_seconds=0.02)
     async def _(bench: Bench) -> None:
         for wish, most in ((0.001, "0.001"), (60.0, "0.02")):
-            ticket = bench.batcher.admit(Query.create(["late"], 10), wish)
+            request = bench.batcher.admit(Query.create(["late"], 10), wish)
             with pytest.raises(Refusal, match=f"within {most} s"):
-                await ticket.answer
+                await request.answer
 
 
 def test_another_bundle_answers_the_whole_of_what_was_begun() -> None:
     """A bundle that is given up would take its requests with it, or two bundles would share one answer."""
 
-    @played(max_queries=4, max_batch_queries=2, max_piece_queries=2, batches_ahead=1)
+    @played(max_queries=4, max_batch_queries=2, max_slice_queries=2, batches_ahead=1)
     async def _(bench: Bench) -> None:
         whole, single = bench.attach().ask("a", "b", "c", "d"), bench.ask("e")
         bench.answer()
         other = Bench(max_queries=4)
         other.batcher.bundle = "other"
-        other.batcher.take_over(bench.batcher.hand_over())
+        bench.batcher.drain_to(other.batcher)
         assert (bench.batcher.unfinished, bench.batcher.waiting_queries, bench.batcher.waiting_tokens) == (0, 0, 0)
         bench.answer()  # the engine that was given up still has it
-        bench.batcher.lost()
+        bench.batcher.on_engine_death()
         assert not whole.answer.done()
         other.attach().answer()
         assert other.texts() == [["a", "b", "c", "d", "e"]]
@@ -196,14 +196,14 @@ def test_a_replacement_gets_what_the_dead_engine_had() -> None:
     @played(batches_ahead=1, max_batch_queries=1)
     async def _(bench: Bench) -> None:
         bench.attach()
-        tickets = [bench.ask(text) for text in "abc"]
-        bench.batcher.lost()
+        requests = [bench.ask(text) for text in "abc"]
+        bench.batcher.on_engine_death()
         assert bench.batcher.waiting_queries == 3
         bench.attach()
         bench.answered = 2  # the numbers of the two lost batches are not used again
         for _ in range(3):
             bench.answer()
-        assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c"]
+        assert [await request.answer for request in requests] == [b"a", b"b", b"c"]
 
 
 def test_a_request_present_at_two_deaths_is_refused_and_its_neighbours_are_not() -> None:
@@ -214,10 +214,10 @@ def test_a_request_present_at_two_deaths_is_refused_and_its_neighbours_are_not()
         poison, neighbour, later = bench.ask("poison"), bench.ask("neighbour"), bench.ask("later")
         bench.attach()
         assert bench.texts()[-1] == ["poison", "neighbour", "later"]
-        bench.batcher.lost()
+        bench.batcher.on_engine_death()
         bench.attach()
         assert bench.texts()[-1] == ["poison"]
-        bench.batcher.lost()
+        bench.batcher.on_engine_death()
         refusal = poison.answer.exception()
         assert isinstance(refusal, Refusal)
         assert (refusal.status, refusal.code) == (422, "quarantined")
@@ -227,84 +227,84 @@ def test_a_request_present_at_two_deaths_is_refused_and_its_neighbours_are_not()
         assert [await neighbour.answer, await later.answer] == [b"neighbour", b"later"]
 
 
-def test_waiting_in_the_pipe_is_waiting_in_the_queue(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_in_the_pipe_is_waiting_in_the_queue() -> None:
     """The time that a batch sent ahead waits for its engine would be in no stage: a slow answer without a reason."""
-    clock = Clock(monkeypatch)
+    clock = Clock()
 
-    @played(batches_ahead=1, max_batch_queries=1)
+    @played(clock=clock, batches_ahead=1, max_batch_queries=1)
     async def _(bench: Bench) -> None:
         bench.attach()
         first, ahead = bench.ask("first"), bench.ask("ahead")
         clock.now += 2
         stages = Stages(0.0, 0.0, 0.0, 0.0, 0.5, 0, 0)
-        for number, ticket in ((1, first), (2, ahead)):
-            bench.batcher.answered(BatchAnswers(number, stages, [QueryAnswer(Outcome.ANSWERED, b"")]))
-            assert ticket.begun - ticket.arrived == 1.5
+        for number, request in ((1, first), (2, ahead)):
+            bench.batcher.on_answers(BatchAnswers(number, stages, [QueryAnswer(Outcome.ANSWERED, b"")]))
+            assert request.begun - request.arrived == 1.5
 
 
-def test_lanes_answer_in_any_order() -> None:
-    """The second of two lanes would wait for the first, or its answers would be taken for a fault of the engine."""
+def test_worker_threads_answer_in_any_order() -> None:
+    """The second of two threads would wait for the first, or its answers would be taken for a fault of the engine."""
 
-    @played(lanes=2, max_batch_queries=1)
+    @played(worker_threads=2, max_batch_queries=1)
     async def _(bench: Bench) -> None:
         bench.attach()
-        tickets = [bench.ask(text) for text in "abcd"]
-        assert bench.texts() == [["a"], ["b"], ["c"]]  # one for each lane, one ahead
-        with pytest.raises(ValueError, match="answered batch 3 where 1 or 2 was due"):
-            bench.batcher.answered(BatchAnswers(3, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"c")]))
+        requests = [bench.ask(text) for text in "abcd"]
+        assert bench.texts() == [["a"], ["b"], ["c"]]  # one per worker thread, one ahead
+        with pytest.raises(ValueError, match="answered batch 3; expected 1 or 2"):
+            bench.batcher.on_answers(BatchAnswers(3, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"c")]))
         for number, text in ((2, b"b"), (3, b"c"), (1, b"a"), (4, b"d")):
-            bench.batcher.answered(BatchAnswers(number, NO_TIME, [QueryAnswer(Outcome.ANSWERED, text)]))
+            bench.batcher.on_answers(BatchAnswers(number, NO_TIME, [QueryAnswer(Outcome.ANSWERED, text)]))
             assert bench.batcher.oldest == {2: 1, 3: 1, 1: 4, 4: None}[number]
-        assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c", b"d"]
+        assert [await request.answer for request in requests] == [b"a", b"b", b"c", b"d"]
 
 
-def test_a_replacement_may_have_more_lanes() -> None:
+def test_a_replacement_may_have_more_worker_threads() -> None:
     """A container that is given a second core would lose every engine from then on, for answering out of turn."""
 
-    @played(lanes=1, max_batch_queries=1)
+    @played(worker_threads=1, max_batch_queries=1)
     async def _(bench: Bench) -> None:
         bench.attach()
-        tickets = [bench.ask(text) for text in "ab"]
-        bench.batcher.lost()
-        bench.lanes = 2
+        requests = [bench.ask(text) for text in "ab"]
+        bench.batcher.on_engine_death()
+        bench.worker_threads = 2
         bench.attach()
         assert bench.texts()[2:] == [["a"]]
-        bench.batcher.answered(BatchAnswers(3, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"a")]))
-        tickets += [bench.ask(text) for text in "cd"]
+        bench.batcher.on_answers(BatchAnswers(3, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"a")]))
+        requests += [bench.ask(text) for text in "cd"]
         for number, text in ((5, b"c"), (4, b"b"), (6, b"d")):
-            bench.batcher.answered(BatchAnswers(number, NO_TIME, [QueryAnswer(Outcome.ANSWERED, text)]))
-        assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c", b"d"]
+            bench.batcher.on_answers(BatchAnswers(number, NO_TIME, [QueryAnswer(Outcome.ANSWERED, text)]))
+        assert [await request.answer for request in requests] == [b"a", b"b", b"c", b"d"]
 
 
-def test_a_request_that_was_never_answered_has_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_was_never_answered_has_waited() -> None:
     """The answer 504 would say that it did not wait at all, where waiting is all that it did."""
-    clock = Clock(monkeypatch)
+    clock = Clock()
 
-    @played()
+    @played(clock=clock)
     async def _(bench: Bench) -> None:
-        ticket = bench.attach().ask("late")
+        request = bench.attach().ask("late")
         clock.now += 2
-        bench.batcher.too_late(ticket)
+        bench.batcher.on_deadline(request)
         with pytest.raises(Refusal):
-            await ticket.answer
-        assert ticket.begun - ticket.arrived == 2
+            await request.answer
+        assert request.begun - request.arrived == 2
 
 
-def test_every_lane_is_suspected_and_then_each_request_alone() -> None:
-    """A request that kills engines would take down, for good, what another lane happened to answer at the time."""
+def test_every_worker_thread_is_suspected_and_then_each_request_alone() -> None:
+    """A request that kills engines would take down, for good, what another thread happened to answer at the time."""
 
-    @played(lanes=2, max_batch_queries=1)
+    @played(worker_threads=2, max_batch_queries=1)
     async def _(bench: Bench) -> None:
         bench.attach()
         neighbour, poison, behind = bench.ask("neighbour"), bench.ask("poison"), bench.ask("behind")
-        bench.batcher.lost()
-        assert [ticket.deaths for ticket in (neighbour, poison, behind)] == [1, 1, 0]
+        bench.batcher.on_engine_death()
+        assert [request.deaths for request in (neighbour, poison, behind)] == [1, 1, 0]
         bench.attach()
         assert bench.texts()[3:] == [["neighbour"]]
         bench.answered = 3
         bench.answer()
         assert bench.texts()[4:] == [["poison"]]
-        bench.batcher.lost()
+        bench.batcher.on_engine_death()
         bench.attach().ask("later")
         assert bench.texts()[5:] == [["behind"], ["later"]]
         assert await neighbour.answer == b"neighbour"
@@ -319,7 +319,7 @@ def test_only_the_oldest_batch_is_suspected() -> None:
     async def _(bench: Bench) -> None:
         bench.attach()
         first, second = bench.ask("first"), bench.ask("second")
-        bench.batcher.lost()
+        bench.batcher.on_engine_death()
         assert (first.deaths, second.deaths) == (1, 0)
 
 
@@ -329,8 +329,8 @@ def test_an_answer_out_of_turn_is_an_error() -> None:
     @played()
     async def _(bench: Bench) -> None:
         bench.attach().ask("a")
-        with pytest.raises(ValueError, match="answered batch 7 where 1 was due"):
-            bench.batcher.answered(BatchAnswers(7, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"a")]))
+        with pytest.raises(ValueError, match="answered batch 7; expected 1"):
+            bench.batcher.on_answers(BatchAnswers(7, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"a")]))
 
 
 @pytest.mark.parametrize(("outcome", "status"), [(Outcome.REFUSED, 422), (Outcome.BROKEN, 500)])
@@ -339,8 +339,8 @@ def test_a_failed_piece_is_a_refusal(outcome: Outcome, status: int) -> None:
 
     @played()
     async def _(bench: Bench) -> None:
-        ticket = bench.attach().ask("a")
+        request = bench.attach().ask("a")
         bench.answer(outcome)
         with pytest.raises(Refusal) as refused:
-            await ticket.answer
+            await request.answer
         assert refused.value.status == status

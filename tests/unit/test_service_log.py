@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
-from service.http.middleware import Exchanges
+from service.http.middleware import RequestMiddleware
 from service.observe.logs import configure
 from service.observe.metrics import Metrics
 from service.settings import Settings
@@ -22,11 +22,11 @@ async def unavailable(scope: Scope, receive: Receive, send: Send) -> None:
     await Response(status_code=503)(scope, receive, send)
 
 
-async def nothing() -> Message:
+async def empty_body() -> Message:
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
-async def nobody(message: Message) -> None:
+async def discard(message: Message) -> None:
     assert message["type"].startswith("http.response")
 
 
@@ -38,11 +38,13 @@ def test_not_ready_is_no_failure(
 ) -> None:
     """If it fails, waiting for a service to start fills its log with warnings, or a real failure leaves no line."""
     settings = Settings(store=tmp_path, log_requests=logged)
-    layer = Exchanges(unavailable, settings, Metrics(CollectorRegistry()), None, frozenset({"/readyz", "/predict"}))
+    layer = RequestMiddleware(
+        unavailable, settings, Metrics(CollectorRegistry()), None, frozenset({"/readyz", "/predict"})
+    )
     with caplog.at_level(logging.INFO, "diptych.request"):
         for path in ("/readyz", "/predict"):
             scope = {"type": "http", "method": "GET", "path": path, "headers": [], "client": ("127.0.0.1", 1)}
-            asyncio.run(layer(scope, nothing, nobody))  # type: ignore[arg-type]
+            asyncio.run(layer(scope, empty_body, discard))  # type: ignore[arg-type]
     assert [record.path for record in caplog.records] == lines  # type: ignore[attr-defined]
 
 

@@ -7,7 +7,7 @@ import pytest
 from retrieval.errors import BadInput
 from service.errors import Refusal
 from service.http.schemas import parse, predict_request
-from service.settings import Settings, unheard
+from service.settings import Settings, unknown_variables
 
 
 def test_the_command_line_comes_before_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -26,7 +26,7 @@ def test_the_command_line_comes_before_the_environment(monkeypatch: pytest.Monke
         ("DIPTYCH_MAX_WAITING_QUERIES", "3", "could never be admitted"),
         ("DIPTYCH_CORS_ORIGINS", "https://a.example, shop.example", "'shop.example' is not an origin"),
         ("DIPTYCH_CORS_ORIGINS", "https://a.example/", "is not an origin"),
-        ("DIPTYCH_PREDICT_KEY", " , ", "DIPTYCH_PREDICT_KEY: there is no key in it"),
+        ("DIPTYCH_PREDICT_KEY", " , ", "DIPTYCH_PREDICT_KEY: it has no key"),
         ("DIPTYCH_LOG_FORMAT", "xml", "DIPTYCH_LOG_FORMAT: Input should be 'auto', 'json' or 'text'"),
     ],
 )
@@ -38,11 +38,11 @@ def test_a_bad_setting_is_one_sentence(monkeypatch: pytest.MonkeyPatch, name: st
 
 
 def test_a_misspelt_setting_is_named() -> None:
-    """An operator would believe in a limit that nothing obeys."""
-    assert unheard(["DIPTYCH_MAX_K", "diptych_port", "DIPTYCH_CACHE", "DIPTYCH_SIGNING_KEY", "PATH"]) == []
-    assert unheard(["DIPTYCH_RATE_LIMITS", "DIPTYCH_COLOUR"]) == [
-        "DIPTYCH_COLOUR is set and no setting, so nothing obeys it.",
-        "DIPTYCH_RATE_LIMITS is set and no setting, so nothing obeys it. DIPTYCH_RATE_LIMIT is one.",
+    """An operator would rely on a limit that has no effect."""
+    assert unknown_variables(["DIPTYCH_MAX_K", "diptych_port", "DIPTYCH_CACHE", "DIPTYCH_SIGNING_KEY", "PATH"]) == []
+    assert unknown_variables(["DIPTYCH_RATE_LIMITS", "DIPTYCH_COLOUR"]) == [
+        "DIPTYCH_COLOUR is not a known setting; ignored.",
+        "DIPTYCH_RATE_LIMITS is not a known setting; ignored. Did you mean DIPTYCH_RATE_LIMIT?",
     ]
 
 

@@ -10,22 +10,15 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from retrieval.errors import BundleError, DiptychError
-from service.observe import supervisor as module
-from service.observe.detached_thread import aside
+from service.observe.detached_thread import run_detached
 from service.observe.metrics import Metrics
-from service.observe.supervisor import Supervisor
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(module, "LONGEST_PAUSE", 0.002)
+from service.observe.supervisor import Backoff, Supervisor
 
 
 def with_supervisor(work: Callable[[Supervisor, Metrics], Coroutine[Any, Any, None]]) -> None:
     async def main() -> None:
         metrics = Metrics(CollectorRegistry())
-        supervisor = Supervisor(metrics)
+        supervisor = Supervisor(metrics, Backoff(first=0.001, longest=0.002))
         async with asyncio.timeout(30):
             await work(supervisor, metrics)
             await supervisor.close()
@@ -82,7 +75,7 @@ def test_a_repeated_task_outlives_its_failures() -> None:
 
 
 @pytest.mark.parametrize(("error", "counted"), [(BundleError("damaged"), 0), (OSError("full"), 0), (KeyError("x"), 1)])
-def test_whoever_waits_gets_the_error_and_the_unexpected_is_counted(error: Exception, counted: int) -> None:
+def test_the_caller_gets_the_error_and_unexpected_errors_are_counted(error: Exception, counted: int) -> None:
     """An activation would end without an answer, or a bug in it would be counted as a damaged bundle."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
@@ -99,16 +92,17 @@ def test_whoever_waits_gets_the_error_and_the_unexpected_is_counted(error: Excep
 
 def test_a_stop_does_not_wait_for_a_thread_that_reads_the_store() -> None:
     """A dead file server would keep the service from ending."""
-    begun, held = threading.Event(), threading.Event()
-
-    def read() -> bool:
-        begun.set()
-        return held.wait(60)
+    held = threading.Event()
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+        def read() -> bool:
+            loop.call_soon_threadsafe(begun.set)
+            return held.wait(60)
+
         reading = asyncio.ensure_future(supervisor.read(read))
-        while not begun.is_set():
-            await asyncio.sleep(0.001)
+        await begun.wait()
         supervisor.stop_reading()
         with pytest.raises(DiptychError, match="stopping"):
             await reading
@@ -127,7 +121,7 @@ def test_a_thread_that_raises_what_no_future_takes_still_answers() -> None:
     async def main() -> None:
         async with asyncio.timeout(30):
             with pytest.raises(RuntimeError, match="StopIteration"):
-                await aside(lambda: next(iter(())))
+                await run_detached(lambda: next(iter(())))
 
     asyncio.run(main())
 
