@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ["export", "serve", "cpu", "dev"]
+EXTRAS = ["export", "serve", "loadtest", "cpu", "dev"]
 CUDA = re.compile(r"nvidia-|cuda-|triton==")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 OPTIONS = [
