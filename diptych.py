@@ -37,7 +37,7 @@ COMMANDS = {
     "search": Room("retrieval.commands", "Ask a bundle from the command line.", "cpu", ANSWER),
     "predict": Room("retrieval.commands", "Match a whole file of queries offline.", "cpu", ANSWER),
     "serve": Room("service.commands", "Answer POST /predict from a store's active bundle.", "serve,cpu", ANSWER),
-    "loadtest": Room("service.commands", "Measure a running service under load.", "serve,cpu", ANSWER),
+    "loadtest": Room("loadtest.commands", "Measure a running service under load.", "loadtest", ANSWER),
     "doctor": Room("doctor.commands", "Check this machine, its packages and a store.", "cpu", LOOK),
 }
 

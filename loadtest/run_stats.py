@@ -1,92 +1,92 @@
-"""What a run has seen so far: counts and histograms of bounded size, however long it goes on."""
+"""Statistics of a run while it goes on: counters and histograms of bounded size."""
 
 import math
 import re
 from collections import Counter, defaultdict
 
-from loadtest.client import Ended
+from loadtest.client import Outcome
 from loadtest.histogram import Histogram
 
 OK = "200"
-WINDOWS, SHORTEST, FEWEST = 60, 0.25, 50  # of the curve over time: how many at most; seconds and requests of one
+MAX_WINDOWS, MIN_WINDOW_SECONDS, MIN_REQUESTS_PER_WINDOW = 60, 0.25, 50
 STAGE = re.compile(rb"([\w-]+)\s*;\s*dur=([0-9.]+)")
 
 
-class Window:
-    """A stretch of the run, by when requests were due."""
+class TimeWindow:
+    """Requests that were due in one part of the run."""
 
     def __init__(self) -> None:
         self.sent = 0
         self.failed = 0
-        self.answered = Histogram()
+        self.latency = Histogram()
 
 
-class Tally:
-    """Every request of a run, by how it ended, by when it was due and by what the service did meanwhile.
+class RunStats:
+    """All requests of a run, by outcome, by time window, by service stage and by bundle.
 
-    Times are seconds from the start of the run; latencies are counted from when a request was due.
+    Times are seconds from the start of the run. Latencies count from when a request was due.
     """
 
     def __init__(self, rate: float, duration: float) -> None:
         self.duration = duration
-        self.width = max(SHORTEST, FEWEST / rate, duration / WINDOWS)
-        self.windows = [Window() for _ in range(math.ceil(duration / self.width))]
+        self.width = max(MIN_WINDOW_SECONDS, MIN_REQUESTS_PER_WINDOW / rate, duration / MAX_WINDOWS)
+        self.windows = [TimeWindow() for _ in range(math.ceil(duration / self.width))]
         self.lag = Histogram()
         self.outcomes: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.stages: defaultdict[str, Histogram] = defaultdict(Histogram)
         self.bundles: Counter[str] = Counter()
         self.steady, self.switching = Histogram(), Histogram()
-        self.in_time = 0  # answered before the last request was due
+        self.in_time = 0  # answered with 200 before the sending ended
 
     @property
     def sent(self) -> int:
-        """Requests that went out."""
+        """Number of requests sent."""
         return self.lag.count
 
     @property
     def failed(self) -> int:
-        """Requests that ended otherwise than with a 200."""
-        return sum(found.count for kind, found in self.outcomes.items() if kind != OK)
+        """Number of requests that ended without a 200."""
+        return sum(latency.count for kind, latency in self.outcomes.items() if kind != OK)
 
-    def send(self, due: float, late: float) -> None:
-        """A request that was due went out, so many seconds late."""
-        self.lag.record(late)
+    def add_sent(self, due: float, lag: float) -> None:
+        """Count a request that left `lag` seconds after it was due."""
+        self.lag.record(lag)
         self._window(due).sent += 1
 
-    def end(self, ended: Ended, start: float, *, switching: bool) -> None:
-        """A request of the run that began at `start` has ended; `switching` when a change of bundle touched it."""
-        latency, due = ended.done - ended.due, ended.due - start
-        self.outcomes[ended.kind].record(latency)
-        if ended.kind != OK:
+    def add_outcome(self, outcome: Outcome, start: float, *, switching: bool) -> None:
+        """Count an outcome of the run that began at `start`; `switching` if it overlapped a switch of bundles."""
+        latency, due = outcome.done - outcome.due, outcome.due - start
+        self.outcomes[outcome.kind].record(latency)
+        if outcome.kind != OK:
             self._window(due).failed += 1
             return
-        self._window(due).answered.record(latency)
+        self._window(due).latency.record(latency)
         (self.switching if switching else self.steady).record(latency)
-        self.in_time += ended.done - start <= self.duration
-        if ended.bundle:
-            self.bundles[ended.bundle.decode("latin-1")] += 1
-        for stage, milliseconds in parse_timing(ended.timing):
+        self.in_time += outcome.done - start <= self.duration
+        if outcome.bundle:
+            self.bundles[outcome.bundle.decode("latin-1")] += 1
+        for stage, milliseconds in parse_server_timing(outcome.server_timing):
             self.stages[stage].record(milliseconds / 1e3)
 
-    def stop(self, at: float) -> None:
-        """The run was ended early."""
+    def cut(self, at: float) -> None:
+        """End the run early, at this time."""
         self.duration = min(self.duration, at)
         del self.windows[math.ceil(self.duration / self.width) :]
 
-    def span(self, number: int) -> float:
-        """Seconds of a window; the last one may be cut short."""
+    def window_seconds(self, number: int) -> float:
+        """Return the length of a window; the last one may be shorter."""
         return max(1e-9, min(self.width, self.duration - number * self.width))
 
-    def _window(self, due: float) -> Window:
+    def _window(self, due: float) -> TimeWindow:
         return self.windows[min(int(due / self.width), len(self.windows) - 1)]
 
 
-def parse_timing(header: bytes) -> list[tuple[str, float]]:
-    """Stages and milliseconds of a Server-Timing header; entries without a duration are left out."""
-    found = []
-    for name, written in STAGE.findall(header):
+def parse_server_timing(header: bytes) -> list[tuple[str, float]]:
+    """Return stages and milliseconds of a Server-Timing header; entries without a valid duration are skipped."""
+    stages = []
+    for name, duration in STAGE.findall(header):
         try:
-            found.append((name.decode(), float(written)))
-        except ValueError:  # 1.2.3
+            stages.append((name.decode(), float(duration)))
+        except ValueError:  # such as 1.2.3
             continue
-    return found
+    return stages

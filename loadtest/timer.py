@@ -1,6 +1,7 @@
-"""A clock that wakes the loop to the microsecond: Linux's timerfd.
+"""A timer with microsecond resolution: Linux's timerfd.
 
-Event loops round their own timers to a millisecond: at thousands of requests a second they would go out in bunches.
+Event loops round their own timers to a millisecond, so thousands of requests per second would leave in bursts.
+Hand-written because `os.timerfd_create` is new in Python 3.13.
 """
 
 import asyncio
@@ -11,12 +12,12 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-MONOTONIC, ABSOLUTE = 1, 1  # CLOCK_MONOTONIC, which time.monotonic() reads; TFD_TIMER_ABSTIME
+MONOTONIC, ABSOLUTE = 1, 1  # CLOCK_MONOTONIC, the clock of time.monotonic(); TFD_TIMER_ABSTIME
 now = time.monotonic
 
 
-class _Timer(ctypes.Structure):
-    """struct itimerspec: the interval stays zero, so each setting rings once."""
+class _TimerSpec(ctypes.Structure):
+    """struct itimerspec; the interval stays zero, so the timer fires once."""
 
     _fields_ = [
         ("interval_seconds", ctypes.c_long), ("interval_nanoseconds", ctypes.c_long),
@@ -24,37 +25,37 @@ class _Timer(ctypes.Structure):
     ]  # fmt: skip
 
 
-class Alarm:
-    """Calls `ring` in the running loop at the moment that was set last. Raises OSError where there is no such timer."""
+class PreciseTimer:
+    """Call `callback` in the running loop at the time set last. Raises OSError if the system has no timerfd."""
 
-    def __init__(self, ring: Callable[[], None]) -> None:
-        self._ring = ring
-        self._libc = ctypes.CDLL(None, use_errno=True)  # os.timerfd_create comes with Python 3.13 only
-        self._timer = self._checked(self._libc.timerfd_create(MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
+    def __init__(self, callback: Callable[[], None]) -> None:
+        self._callback = callback
+        self._libc = ctypes.CDLL(None, use_errno=True)
+        self._fd = self._checked(self._libc.timerfd_create(MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC))
 
     def __enter__(self) -> Self:
-        asyncio.get_running_loop().add_reader(self._timer, self._rang)
+        asyncio.get_running_loop().add_reader(self._fd, self._fired)
         return self
 
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
-        asyncio.get_running_loop().remove_reader(self._timer)
-        os.close(self._timer)
+        asyncio.get_running_loop().remove_reader(self._fd)
+        os.close(self._fd)
 
     def set(self, at: float) -> None:
-        """Ring at `at`, in seconds of `now()`; at once when that has passed."""
+        """Fire at `at`, in seconds of `now()`; at once if that has passed."""
         seconds, rest = divmod(max(1, int(at * 1e9)), 1_000_000_000)  # all zeros would disarm the timer
-        setting = _Timer(0, 0, seconds, rest)
-        self._checked(self._libc.timerfd_settime(self._timer, ABSOLUTE, ctypes.byref(setting), None))
+        spec = _TimerSpec(0, 0, seconds, rest)
+        self._checked(self._libc.timerfd_settime(self._fd, ABSOLUTE, ctypes.byref(spec), None))
 
-    def _rang(self) -> None:
+    def _fired(self) -> None:
         try:
-            os.read(self._timer, 8)
-        except BlockingIOError:  # set anew since the loop saw it ring
+            os.read(self._fd, 8)
+        except BlockingIOError:  # set again since the loop saw it fire
             return
-        self._ring()
+        self._callback()
 
     @staticmethod
-    def _checked(returned: int) -> int:
-        if returned < 0:
+    def _checked(result: int) -> int:
+        if result < 0:
             raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "timerfd")
-        return returned
+        return result

@@ -13,7 +13,7 @@ from benchmarks.measuring.serving_record import Bar, Bench, Figure
 from benchmarks.measuring.serving_speed import QUIET
 from benchmarks.measuring.systems import ROOT
 from loadtest.report import Report
-from loadtest.tally import OK
+from loadtest.run_stats import OK
 from tests.support.service import serving
 
 RATE = 100.0  # small queries per second

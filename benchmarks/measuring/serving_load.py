@@ -15,9 +15,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from benchmarks.measuring.systems import ROOT
-from loadtest.entry import PREDICT_KEYS
+from loadtest.entry import PREDICT_KEY
 from loadtest.report import Report, SweepReport
-from loadtest.tally import OK
+from loadtest.run_stats import OK
 from retrieval.errors import DiptychError
 from tests.support.service import ADMIN_KEY
 
@@ -114,7 +114,7 @@ class Load:
     def __enter__(self) -> "Load":
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-            env=os.environ | {"DIPTYCH_ADMIN_KEY": ADMIN_KEY, PREDICT_KEYS: self._key},
+            env=os.environ | {"DIPTYCH_ADMIN_KEY": ADMIN_KEY, PREDICT_KEY: self._key},
         )  # fmt: skip
         self._said: list[str] = []
         self._reader = threading.Thread(target=lambda: self._said.extend(self._process.communicate()), daemon=True)

@@ -14,7 +14,7 @@ from benchmarks.measuring.serving_record import Bar, Bench, Figure, doubts, no_f
 from benchmarks.measuring.serving_slow import SlowClients
 from benchmarks.measuring.serving_speed import CLIENTS, QUIET
 from benchmarks.measuring.serving_watch import PERIOD, Memories, Memory, Probes, back_to_normal
-from loadtest.report import Latencies, Report
+from loadtest.report import LatencySummary, Report
 from retrieval.errors import DiptychError
 from retrieval.store.local import Store
 from tests.support.service import Service, serving, wait_until
@@ -134,7 +134,7 @@ def overload(bench: Bench) -> Figure:
 
 def overload_bars(report: Report, before: int, most: int, back: float | None) -> list[Bar]:
     """What stands of service under too much load."""
-    turned: Latencies | None = report.outcomes.get("429")
+    turned: LatencySummary | None = report.outcomes.get("429")
     others = report.failed - (turned.count if turned else 0)
     return [
         Bar("ms, p99 of the admitted", report.latency.p99_ms, DEADLINE_MS, beside=f"{report.latency.count:,} of them"),

@@ -20,7 +20,7 @@ from benchmarks.measuring.serving_watch import Memory, Probe, back_to_normal
 from benchmarks.serving import chosen
 from loadtest.plan import Plan
 from loadtest.report import summarize
-from loadtest.tally import Tally
+from loadtest.run_stats import RunStats
 from retrieval.errors import BadInput, DiptychError
 from tests.support.service import Client
 
@@ -71,11 +71,11 @@ def test_memory_is_compared_without_moments_of_two_engines() -> None:
 
 def test_too_much_load_tells_429_from_other_failures() -> None:
     """If this failed, a 500 under load would pass as a refusal, or a slow refusal as a quick one."""
-    tally = Tally(100, 1)
+    stats = RunStats(100, 1)
     for status, seconds in [("200", 1.0), ("429", 0.005), ("429", 0.012), ("500", 0.001)]:
-        tally.outcomes[status].record(seconds)
+        stats.outcomes[status].record(seconds)
     report = summarize(
-        Plan(rate=100, duration=1), tally, url="", queries=1, busy=0, connections=1, waited=0, switching=None,
+        Plan(rate=100, duration=1), stats, url="", queries=1, cpu=0, connections=1, waited=0, switches=None,
         interrupted=False,
     )  # fmt: skip
     admitted, refused, others, memory, back = overload_bars(report, 100, 112, None)
