@@ -1,6 +1,6 @@
 """An HDR histogram of durations, stored sparsely.
 
-Hand-written: PyPI's hdrhistogram needs twice the time per value and up to 190 kB per histogram (decision 0043).
+Hand-written: PyPI's hdrhistogram is no faster, takes 190 kB per histogram, and needs setuptools (decision 0043).
 """
 
 from collections.abc import Sequence

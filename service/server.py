@@ -20,13 +20,13 @@ from service.bundles.generation import Generation
 from service.bundles.manager import Generations
 from service.connections.pool import Connections
 from service.engine.gc_tuning import settle
+from service.file_limits import OTHER_FILES
 from service.observe import logs
 from service.settings import Settings, unheard
 
 LOG = logging.getLogger("diptych")
 BACKLOG = 2048
 MAX_UNSENT_IN_SYSTEM = 131_072  # bytes of a response in the socket's send buffer
-OTHER_FILES = 256  # file descriptors beside connections: store, engines, log
 
 
 class Server(uvicorn.Server):
