@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.measuring.claims import CLAIMS, FULL, POOLED, WARM, Finding, findings, ratios, systems
+from benchmarks.measuring.claims import CLAIMS, FULL, POOLED, WARM, ClaimResult, findings, ratios, systems
 from benchmarks.measuring.plots import draw
 from benchmarks.measuring.running import count, ended, opened
 from benchmarks.measuring.scoring import Judge
@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
             run = _run_of(name, spec, seed, options.epochs, chosen, out)
             folder = out / run.folder
             runs[name].append(run_recipe(run, dataset.folder.resolve(), dataset.fingerprint, folder, options.threads))
-            pools[name] = read_facts(folder / "checkpoint").history[-1].tally.labels_a_pool
+            pools[name] = read_facts(folder / "checkpoint").history[-1].tally.labels_per_pool
     return write(options, judge, runs, pools, options.markdown or out / "findings.md")
 
 
@@ -160,7 +160,7 @@ def _side(of: tuple[str, str]) -> str:
     return name if head == "unified" else f"its {head.replace('_', ' ')}"
 
 
-def _told(finding: Finding) -> str:
+def _told(finding: ClaimResult) -> str:
     gap = finding.difference
     interval = "" if gap.low is None or gap.high is None else f" ({gap.low:+.1f} … {gap.high:+.1f})"
     return f"{finding.metric} {gap.value:+.1f}{interval}, expected {finding.expected}"

@@ -35,14 +35,14 @@ def _prepare(environment: Environment, **_: object) -> None:
         texts = Path(options.queries).read_text(encoding="utf-8").splitlines()
     else:
         texts = [" ".join(words) for words in itertools.permutations(WORDS, 3)]
-    Asker.bodies = itertools.cycle(
+    QueryUser.bodies = itertools.cycle(
         [json.dumps({"queries": [text], "k": options.hits}).encode() for text in texts if text.strip()]
     )
     if options.each:
-        Asker.wait_time = constant_throughput(options.each)  # type: ignore[assignment]
+        QueryUser.wait_time = constant_throughput(options.each)  # type: ignore[assignment]
 
 
-class Asker(FastHttpUser):
+class QueryUser(FastHttpUser):
     """One user; all take their queries from the same round."""
 
     bodies: Iterator[bytes] = iter(())

@@ -17,7 +17,7 @@ TIMED_OUT, LOST, NOT_HTTP, UNFINISHED = "timeout", "connection lost", "not HTTP"
 MAX_IDLE_SECONDS = 4.0  # many servers close idle connections after five seconds; a request sent just then is lost
 
 
-class Outcome(NamedTuple):
+class RequestOutcome(NamedTuple):
     """The end of one request: `kind` is the status, or why there is none; times are seconds of `now()`."""
 
     kind: str
@@ -93,7 +93,7 @@ class LoadClient:
     """
 
     def __init__(
-        self, target: Target, max_connections: int, timeout: float, on_outcome: Callable[[Outcome], None]
+        self, target: Target, max_connections: int, timeout: float, on_outcome: Callable[[RequestOutcome], None]
     ) -> None:
         self._target = target
         self._max_connections = max_connections
@@ -221,4 +221,4 @@ class LoadClient:
 
     def _finish(self, request: ScheduledRequest, kind: str, server_timing: bytes = b"", bundle: bytes = b"") -> None:
         del self.in_flight[request]
-        self._on_outcome(Outcome(kind, request.due, now(), server_timing, bundle))
+        self._on_outcome(RequestOutcome(kind, request.due, now(), server_timing, bundle))

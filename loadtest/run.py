@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from loadtest.arrivals import arrival_times
-from loadtest.client import LoadClient, Outcome
+from loadtest.client import LoadClient, RequestOutcome
 from loadtest.plan import Plan
 from loadtest.report import Report, summarize
 from loadtest.run_stats import RunStats
@@ -106,7 +106,7 @@ class _Run:
         if self._next is not None:
             self._timer.set(self._start + self._next)
 
-    def _on_outcome(self, outcome: Outcome) -> None:
+    def _on_outcome(self, outcome: RequestOutcome) -> None:
         switching = self._switcher is not None and self._switcher.overlaps(outcome.due)
         self._stats.add_outcome(outcome, self._start, switching=switching)
 

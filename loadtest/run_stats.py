@@ -4,7 +4,7 @@ import math
 import re
 from collections import Counter, defaultdict
 
-from loadtest.client import Outcome
+from loadtest.client import RequestOutcome
 from loadtest.histogram import Histogram
 
 OK = "200"
@@ -53,7 +53,7 @@ class RunStats:
         self.lag.record(lag)
         self._window(due).sent += 1
 
-    def add_outcome(self, outcome: Outcome, start: float, *, switching: bool) -> None:
+    def add_outcome(self, outcome: RequestOutcome, start: float, *, switching: bool) -> None:
         """Count an outcome of the run that began at `start`; `switching` if it overlapped a switch of bundles."""
         latency, due = outcome.done - outcome.due, outcome.due - start
         self.outcomes[outcome.kind].record(latency)

@@ -14,7 +14,7 @@ RETRY_SECONDS = 0.2
 CONFLICT = 409  # another switch is in progress
 
 
-class StoredBundle(BaseModel):
+class ListedBundle(BaseModel):
     """A bundle of the store, as GET /admin/bundles lists it; `trouble` says why it cannot be opened."""
 
     name: str
@@ -31,7 +31,7 @@ class OpenBundle(BaseModel):
 class BundleListing(BaseModel):
     """The fields of GET /admin/bundles that switching needs."""
 
-    bundles: list[StoredBundle]
+    bundles: list[ListedBundle]
     generations: list[OpenBundle]
 
 

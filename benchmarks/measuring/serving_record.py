@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.measuring.serving_load import Queries
+from benchmarks.measuring.serving_load import QuerySet
 from loadtest.report import Report
 
 
 @dataclass(frozen=True)
-class Lengths:
+class Durations:
     """How long and how often; times are seconds."""
 
     saturation: float = 10
@@ -34,8 +34,8 @@ class Lengths:
     fairness: float = 10  # seconds of each run
 
 
-WHOLE = Lengths()
-SMALL = Lengths(
+WHOLE = Durations()
+SMALL = Durations(
     saturation=1, calm=2, rounds=1, switches=2, between_switches=15, kills=2, between_kills=3, overload=3,
     slow_clients=50, soak=20, between_soak_switches=6, examples=2, hostile=500, fuzzing=60, costly_bodies=5,
     fairness=1,
@@ -43,13 +43,13 @@ SMALL = Lengths(
 
 
 @dataclass(frozen=True)
-class Bench:
+class ServingSetup:
     """What every figure gets: the store that is served, its queries, a folder of this run, and somebody to tell."""
 
     store: Path
-    queries: Queries
+    queries: QuerySet
     folder: Path
-    lengths: Lengths
+    lengths: Durations
     environments: Path
     tell: Callable[[str], object]
     minilm: tuple[Path, Path] | None = None  # store and dataset
@@ -58,7 +58,7 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Bar:
+class Limit:
     """One thing to reach: `value` is to be at least, or at most, `limit`."""
 
     asked: str
@@ -78,7 +78,7 @@ class Figure:
     """A figure as it was measured; `load` is how many processes wanted a core in the minute before and in its last."""
 
     title: str
-    bars: Sequence[Bar]
+    bars: Sequence[Limit]
     notes: Sequence[str] = ()
     load: tuple[float, float] = (0, 0)
     seconds: float = 0
@@ -95,10 +95,10 @@ class Figure:
     def read(cls, path: Path) -> Self:
         """As `write` left it."""
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**found, "bars": [Bar(**bar) for bar in found["bars"]], "load": tuple(found["load"])})
+        return cls(**{**found, "bars": [Limit(**bar) for bar in found["bars"]], "load": tuple(found["load"])})
 
 
-def measured(figure: Callable[[Bench], Figure], bench: Bench, command: str, machine: str) -> Figure:
+def measured(figure: Callable[[ServingSetup], Figure], bench: ServingSetup, command: str, machine: str) -> Figure:
     """Measure, and add under which load, how long it took and what made it."""
     before, began = os.getloadavg()[0], time.monotonic()
     found = figure(bench)
@@ -107,9 +107,9 @@ def measured(figure: Callable[[Bench], Figure], bench: Bench, command: str, mach
     )
 
 
-def no_failures(report: Report, kinds: str) -> Bar:
+def no_failures(report: Report, kinds: str) -> Limit:
     """That every request of a run got a 200."""
-    return Bar("requests that failed", report.failed, 0, beside=f"of {report.sent:,}; {kinds}")
+    return Limit("requests that failed", report.failed, 0, beside=f"of {report.sent:,}; {kinds}")
 
 
 def doubts(report: Report, run: str) -> list[str]:

@@ -1,6 +1,7 @@
 """`diptych export` on a small trained checkpoint: what the bundle holds, and what a refusal leaves behind."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,16 @@ from retrieval.bundle.manifest import LabelFacts
 from retrieval.errors import BundleError, CheckpointError, GateError
 from retrieval.retriever import Retriever
 from retrieval.store.local import Store
-from tests.support.checkpoints import N_LABELS, make_checkpoint
+from tests.support.checkpoints import N_LABELS
 from tests.support.command import run
 from training.checkpoint.files import Checkpoint, load_checkpoint
 from training.evaluation.imputation import impute
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("small"))
+def small(words_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that tests may write beside."""
+    return shutil.copytree(words_checkpoint.parent, tmp_path_factory.mktemp("small") / "words") / "checkpoint"
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from export.gates import _least_cosine
 from export.geometry import CONE_SHRINK, LEAST_ROWS, Cone, balance_for, classifier_halves, find_cone
 from export.quality import torch_halves
 from retrieval.bundle.manifest import ModelFacts
-from tests.support.checkpoints import make_checkpoint
 from training.checkpoint.files import Checkpoint, load_checkpoint
 from training.evaluation.scoring import encode_labels, encode_queries
 from training.model.tokens import tokenize_in_memory
@@ -21,8 +21,8 @@ Change = Callable[..., Checkpoint]
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return load_checkpoint(make_checkpoint(tmp_path_factory.mktemp("geometry")))
+def opened(words_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(words_checkpoint)
 
 
 @pytest.fixture

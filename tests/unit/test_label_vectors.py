@@ -11,7 +11,6 @@ from export import vectors
 from export.build import _label_facts
 from export.vectors import count_zeros
 from retrieval.bundle.manifest import VECTORS
-from tests.support.checkpoints import make_checkpoint
 from training.checkpoint.files import load_checkpoint
 
 
@@ -24,9 +23,9 @@ def test_zeros_are_counted_in_every_chunk(tmp_path: Path, monkeypatch: pytest.Mo
     assert count_zeros(tmp_path / VECTORS) == 3
 
 
-def test_the_manifest_counts_kinds_of_labels(tmp_path: Path) -> None:
+def test_the_manifest_counts_kinds_of_labels(words_checkpoint: Path, tmp_path: Path) -> None:
     """If it fails, nobody learns that a catalogue holds the same text many times, or what the classifier never saw."""
-    opened = load_checkpoint(make_checkpoint(tmp_path))
+    opened = load_checkpoint(words_checkpoint)
     texts = opened.labels["text"].to_pylist()
     texts[7] = texts[8] = texts[2]
     at = opened.labels.schema.get_field_index("text")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest.arrivals import arrival_times
-from loadtest.client import TIMED_OUT, Outcome
+from loadtest.client import TIMED_OUT, RequestOutcome
 from loadtest.histogram import Histogram
 from loadtest.page import render
 from loadtest.plan import Plan, parse_duration, request_bodies
@@ -41,7 +41,7 @@ def report(
         stats.add_sent(due, late)
         after = latency if number < answered * rate else latency + 2
         stats.add_outcome(
-            Outcome(kind, due, due + after, b"queue;dur=1.5, total;dur=4", b"one"), 0.0, switching=due < 0.5
+            RequestOutcome(kind, due, due + after, b"queue;dur=1.5, total;dur=4", b"one"), 0.0, switching=due < 0.5
         )
     stats.cut(1.0)
     return summarize(
@@ -185,7 +185,7 @@ def test_a_stats_counts_by_outcome_window_stage_and_bundle() -> None:
     for due, kind in ((0.1, "200"), (0.3, "429"), (0.6, TIMED_OUT), (0.9, "200")):
         stats.add_sent(due, 0.0)
         after = 0.1 if due < 0.5 else 0.2
-        stats.add_outcome(Outcome(kind, due, due + after, b"total;dur=100", b"one"), 0.0, switching=due > 0.5)
+        stats.add_outcome(RequestOutcome(kind, due, due + after, b"total;dur=100", b"one"), 0.0, switching=due > 0.5)
     assert {kind: found.count for kind, found in stats.outcomes.items()} == {"200": 2, "429": 1, TIMED_OUT: 1}
     assert [(one.sent, one.failed, one.latency.count) for one in stats.windows] == [
         (1, 0, 1), (1, 1, 0), (1, 1, 0), (1, 0, 1),
