@@ -3,8 +3,8 @@
     python docker/replay.py docker/service.Dockerfile [--build-arg VARIANT=cpu] [--keep FOLDER]
 
 Runs the RUN, ENV and COPY steps of the first stage in a scratch folder instead of the image's root, without apt-get:
-the compiler is this machine's. Then tests what the second stage copies: no pip, no torch for the service, and the golden
-bundle can be opened and served. Takes minutes, because it downloads everything that the image needs.
+the compiler is this machine's. Then tests what the second stage copies: no pip, no torch for the service, and the
+golden bundle can be opened and served. Takes minutes, because it downloads everything that the image needs.
 """
 
 import argparse
@@ -40,9 +40,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         root = (given.keep or Path(scratch)).resolve()
         built = build(given.dockerfile, root, dict(one.split("=", 1) for one in given.build_arg))
-        found = json.loads(
-            subprocess.run([built / "bin/python", "-c", PRINT_INSTALLED], capture_output=True, check=True).stdout
-        )
+        printed = subprocess.run([built / "bin/python", "-c", PRINT_INSTALLED], capture_output=True, check=True).stdout
+        installed = json.loads(printed)
         serves = "service" in given.dockerfile.name
         assert installed == {
             "torch": not serves,
