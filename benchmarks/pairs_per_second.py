@@ -1,10 +1,10 @@
-"""How many (query, positive) pairs a second our trainer learns, and sentence-transformers' own.
+"""How many (query, positive) pairs per second our trainer learns, and sentence-transformers' own.
 
     python benchmarks/pairs_per_second.py DATASET --model FOLDER_OR_NAME --environments FOLDER [--batch 256]
         [--max-tokens 32] [--steps 20] [--rounds 3] [--threads 1] [--markdown FILE]
 
 Both sides fine-tune the same encoder on the same pairs, drawn from DATASET's training split, on the CPU in float32, by
-an in-batch softmax over as many pairs a step (theirs is MultipleNegativesRankingLoss), in turn: ours, theirs, ours, …
+an in-batch softmax over as many pairs per step (theirs is MultipleNegativesRankingLoss), in turn: ours, theirs, ours, …
 Each round of a side is a process of its own; loading and the first steps do not count. Theirs runs in an environment of
 its own, made on first use. Nothing is written but FILE.
 """
@@ -89,7 +89,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("dataset", type=Path, help="a prepared dataset")
     parser.add_argument("--model", required=True, help="a Hugging Face encoder: a folder, or a name")
     parser.add_argument("--environments", type=Path, required=True, help="folder of the peers' environments")
-    parser.add_argument("--batch", type=count, default=256, help="pairs a step (default: 256)")
+    parser.add_argument("--batch", type=count, default=256, help="pairs per step (default: 256)")
     parser.add_argument("--max-tokens", type=count, default=32, help="where texts are cut (default: 32)")
     parser.add_argument("--steps", type=count, default=20, help="measured steps of a round (default: 20)")
     parser.add_argument("--rounds", type=count, default=3, help="times that each side runs (default: 3)")
@@ -163,7 +163,7 @@ def in_turn(
         for side, command in commands.items():
             taken = run(side, command, folder)
             found[side].append(taken)
-            told(f"round {seed + 1} of {rounds}: {taken.pairs / taken.wall:,.0f} pairs a second, {side}")
+            told(f"round {seed + 1} of {rounds}: {taken.pairs / taken.wall:,.0f} pairs per second, {side}")
     return found
 
 
@@ -196,7 +196,7 @@ def page(options: argparse.Namespace, task: StepTask, texts: Texts, rounds: Roun
         f"`{_command(options)}`",
         "",
         f"{Path(options.model).name} fine-tuned whole on the CPU, float32, {task.threads} "
-        f"thread{'s' if task.threads > 1 else ''}, {task.batch} pairs a step, texts cut at {task.max_tokens} tokens. "
+        f"thread{'s' if task.threads > 1 else ''}, {task.batch} pairs per step, texts cut at {task.max_tokens} tokens. "
         f"Median (least–greatest) of {len(ours)} round{'s' if len(ours) > 1 else ''} of {task.steps} steps, the sides "
         f"in turn, each round a process of its own; loading and the first {task.warm} steps do not count. The ratio is "
         "taken round by round. Where other work shares the machine, processor time is the steadier figure.",
@@ -216,14 +216,14 @@ def table(rounds: Rounds, texts: Texts) -> list[str]:
     ours, theirs = rounds.values()
     once = texts.seconds_per_pair
     rows: list[tuple[str, str, Callable[[PairsRound], float], Callable[[PairsRound], float]]] = [
-        ("pairs a second", "{:,.0f}", lambda r: r.pairs / r.wall, lambda r: r.pairs / r.wall),
-        ("pairs a second of processor time", "{:,.0f}", lambda r: r.pairs / r.cpu, lambda r: r.pairs / r.cpu),
+        ("pairs per second", "{:,.0f}", lambda r: r.pairs / r.wall, lambda r: r.pairs / r.wall),
+        ("pairs per second of CPU time", "{:,.0f}", lambda r: r.pairs / r.cpu, lambda r: r.pairs / r.cpu),
         (
             "the same, our tokenizing counted as if for one epoch", "{:,.0f}",
             lambda r: r.pairs / (r.cpu + once * r.pairs), lambda r: r.pairs / r.cpu,
         ),
         ("texts computed a pair", "{:.2f}", lambda r: r.texts / r.pairs, lambda r: r.texts / r.pairs),
-        ("tokens computed a pair, padding included", "{:.1f}", _tokens_per_pair, _tokens_per_pair),
+        ("tokens computed per pair, padding included", "{:.1f}", _tokens_per_pair, _tokens_per_pair),
         ("tokens computed a second of processor time", "{:,.0f}", _tokens_a_second, _tokens_a_second),
     ]  # fmt: skip
     lines = [f"| | {' | '.join(rounds)} | ratio |", "|---|---:|---:|---:|"]

@@ -74,7 +74,7 @@ def hostile_memory(bench: ServingSetup) -> Figure:
             for run in (calm, beside):
                 notes += doubts(run.report, f"a run of {kind}")
     notes[:0] = [
-        f"{number:,} hostile connections; {RATE} ordinary requests a second. The front "
+        f"{number:,} hostile connections; {RATE} ordinary requests per second. The front "
         f"had {before / 1e6:,.0f} MB before. A connection that is closed comes back after ten seconds. {sharing()}"
     ]
     return Figure(f"{number:,} hostile connections of each kind", bars, notes)

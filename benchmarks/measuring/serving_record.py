@@ -1,4 +1,4 @@
-"""What a figure of the service is: bars to reach with what was measured, and lines beside them."""
+"""A figure of the service: limits, measured values and notes."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from loadtest.report import Report
 
 @dataclass(frozen=True)
 class Durations:
-    """How long and how often; times are seconds."""
+    """Lengths and numbers of repetitions; times are seconds."""
 
     saturation: float = 10
     calm: float = 60
@@ -44,7 +44,7 @@ SMALL = Durations(
 
 @dataclass(frozen=True)
 class ServingSetup:
-    """What every figure gets: the store that is served, its queries, a folder of this run, and somebody to tell."""
+    """Input of every figure: the served store, its queries, a folder of this run, and a function for messages."""
 
     store: Path
     queries: QuerySet
@@ -59,7 +59,7 @@ class ServingSetup:
 
 @dataclass(frozen=True)
 class Limit:
-    """One thing to reach: `value` is to be at least, or at most, `limit`."""
+    """One requirement: `value` must be at most `limit`, or at least with `least`."""
 
     asked: str
     value: float
@@ -69,13 +69,13 @@ class Limit:
 
     @property
     def met(self) -> bool:
-        """Whether it was reached."""
+        """True if the value satisfies the limit."""
         return self.value >= self.limit if self.least else self.value <= self.limit
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as it was measured; `load` is how many processes wanted a core in the minute before and in its last."""
+    """A measured figure; `load` is the load average of the minute before it and of its last minute."""
 
     title: str
     bars: Sequence[Limit]
@@ -86,20 +86,20 @@ class Figure:
     machine: str = field(default="")
 
     def write(self, path: Path) -> None:
-        """Whole or not at all."""
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        aside.replace(path)
+        """Write atomically."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        temporary.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """As `write` left it."""
+        """Read what `write` wrote."""
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         return cls(**{**found, "bars": [Limit(**bar) for bar in found["bars"]], "load": tuple(found["load"])})
 
 
 def measured(figure: Callable[[ServingSetup], Figure], bench: ServingSetup, command: str, machine: str) -> Figure:
-    """Measure, and add under which load, how long it took and what made it."""
+    """Measure a figure; record load, duration, command and machine."""
     before, began = os.getloadavg()[0], time.monotonic()
     found = figure(bench)
     return Figure(
@@ -108,10 +108,10 @@ def measured(figure: Callable[[ServingSetup], Figure], bench: ServingSetup, comm
 
 
 def no_failures(report: Report, kinds: str) -> Limit:
-    """That every request of a run got a 200."""
+    """Require that every request of a run got a 200."""
     return Limit("requests that failed", report.failed, 0, beside=f"of {report.sent:,}; {kinds}")
 
 
 def doubts(report: Report, run: str) -> list[str]:
-    """Why the generator takes its own figures for invalid; nothing when it does not."""
-    return [f"The generator's doubt of {run}: {reason}" for reason in report.invalid]
+    """Return the reasons why a run of the load generator is invalid; empty for a valid run."""
+    return [f"Invalid figures of {run}: {reason}" for reason in report.invalid]

@@ -107,7 +107,7 @@ def overload(bench: ServingSetup) -> Figure:
         with Probes(service, bench.queries.bodies) as probes, Memories(service) as memories:
             began = time.monotonic()
             loaded(service.port, bench.queries, half, bench.lengths.calm / 4)
-            # the generator's own start, without which nobody could say when the load ends
+            # the generator's start, which tells when the load ends
             starting = time.monotonic() - began - bench.lengths.calm / 4
             # as it is without a generator, which shares the interpreter's files and so takes a part of them off it
             ended = time.monotonic() + PERIOD

@@ -5,7 +5,7 @@
 Runs in an environment of the peer's own, so nothing in this folder but environments.py may import the project.
 
 TASK holds texts.json (`train`, `test`, `labels`) and positives.npz (`values`, `offsets` of the train rows' label rows;
-`depth_Q`, how many labels each test query wants). OUT receives rankings.json and cost.json. Nobody here sees the test
+`depth_Q`, how many labels each test query wants). OUT receives rankings.json and cost.json. Peers do not see the test
 truth or which labels are excluded: a query is asked for as many more labels as it excludes, and they are taken out when
 it is scored. Shapes: N training queries, Q test queries, L labels, F features.
 """

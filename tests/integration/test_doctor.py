@@ -72,7 +72,7 @@ def distribution(folder: Path, name: str, version: str, *needs: str) -> None:
 
 
 def test_a_whole_store_in_a_whole_environment(store: Store) -> None:
-    """If it fails, the doctor sees illness in health, and nobody believes it."""
+    """If it fails, the doctor reports problems on a machine without any."""
     code, found = told("", ROOT, "--store", str(store.path))
     assert {topic: one for topic, one in found.items() if one.state == "problem"} == {}
     assert code == 0
@@ -81,7 +81,7 @@ def test_a_whole_store_in_a_whole_environment(store: Store) -> None:
 
 
 def test_a_person_reads_what_to_do(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, the table or the exit code hides a problem from whoever asked."""
+    """If it fails, the table or the exit code hides a problem."""
     (store.path / "CURRENT").unlink()
     assert run("doctor", "--store", store.path) == 1
     shown = " ".join(capsys.readouterr().out.split())
@@ -138,7 +138,7 @@ def test_memory_is_the_containers(store: Store, tmp_path: Path, limit_mb: int, s
 
 
 def test_a_processor_without_avx2(tmp_path: Path) -> None:
-    """If it fails, nobody learns why the same bundle is slower on another machine."""
+    """If it fails, the reason why a bundle is slower on another machine is not reported."""
     (tmp_path / "cpuinfo").write_text("model name\t: Old One\nflags\t\t: sse2 sse4_2 avx\n\nmodel name\t: other\n")
     found = {one.topic: one for one in machine.processor(tmp_path)}
     assert found["processor"].value.startswith("Old One, AVX")
@@ -155,7 +155,7 @@ def test_too_few_open_files() -> None:
 
 
 def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """If it fails, exports and fetches end in an error of the system's that the doctor could have told."""
+    """If it fails, exports and downloads end in a system error that the doctor could have reported."""
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
     assert machine.temporary().state == "problem"
@@ -188,7 +188,7 @@ def test_what_is_missing_names_its_extra(tmp_path: Path) -> None:
 
 
 def test_a_library_for_another_processor(tmp_path: Path) -> None:
-    """If it fails, the doctor dies of what it was called for: an illegal instruction."""
+    """If it fails, the doctor itself crashes with an illegal instruction."""
     (tmp_path / "hnswlib.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)\n")
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
     code, found = told("", tmp_path)
@@ -199,7 +199,7 @@ def test_a_library_for_another_processor(tmp_path: Path) -> None:
 
 
 def test_it_needs_neither_the_service_nor_training(tmp_path: Path, store: Store) -> None:
-    """If it fails, the doctor cannot come where half of the packages are left out, which is where it is wanted."""
+    """If it fails, the doctor fails where packages are missing, which is what it should report."""
     for name in (
         "torch",
         "transformers",

@@ -34,7 +34,7 @@ from tests.support.command import run
 from tests.support.processes import running
 from tests.support.service import ADMIN_KEY, PATIENCE, Service, serving, wait_until
 
-CALM = ["--rate", "40", "--duration", "1s", "--max-lag", "1h"]  # whatever else this machine has to do just then
+CALM = ["--rate", "40", "--duration", "1s", "--max-lag", "1h"]  # valid on a busy machine too
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_generator_that_lags_ends_with_code_1(url: str, capsys: pytest.Capture
 def test_switches_are_made_and_told_apart(
     service: Service, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Switching would not happen, or nobody could compare its latencies with the steady ones."""
+    """No switch would happen, or its latencies would not be reported separately."""
     monkeypatch.setenv("DIPTYCH_ADMIN_KEY", ADMIN_KEY)
     before = count(service, "diptych_switches_total", '"done"')
     report = measured(
@@ -264,7 +264,7 @@ def peer(first: bytes, then: bytes, tls: ssl.SSLContext | None = None) -> Iterat
                 if connection.recv(65_536):
                     connection.sendall(answer := next(answers))
                     if b"connection: close" in answer:
-                        connection.recv(1)  # whoever was told so hangs up first, and asks no more
+                        connection.recv(1)  # the client closes first and sends nothing more
 
     with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, args=[0.01])

@@ -1,4 +1,4 @@
-"""The load generator's parts that need no service: schedule, histogram, limits, verdicts, knee, curves."""
+"""Parts of the load generator that need no service: arrival times, histogram, limits, validity, knee, page."""
 
 import asyncio
 import math
@@ -110,8 +110,8 @@ def test_server_timing_is_read(header: bytes, stages: list[tuple[str, float]]) -
         ({"arrivals": "uniform"}, "--arrivals is 'uniform'; input should be 'poisson' or 'constant'."),
     ],
 )  # fmt: skip
-def test_silly_values_are_refused_in_a_sentence(given: dict[str, object], sentence: str) -> None:
-    """A slip of the finger would load a service for hours, or be answered with a traceback."""
+def test_values_out_of_range_are_refused_in_one_sentence(given: dict[str, object], sentence: str) -> None:
+    """A typing mistake would load a service for hours, or end in a traceback."""
     with pytest.raises(BadInput) as refused:
         Plan.from_options(**({"rate": 10, "duration": 1} | given))
     assert str(refused.value) == sentence
@@ -136,8 +136,8 @@ def test_durations_are_read() -> None:
         ("http://127.0.0.1:99999", "Port out of range"),
     ],
 )
-def test_a_target_that_may_be_somebody_elses_is_refused(url: str, sentence: str) -> None:
-    """A load test could be aimed at another's service by mistake."""
+def test_a_remote_target_must_be_confirmed(url: str, sentence: str) -> None:
+    """A load test could be aimed at another owner's service by mistake."""
     with pytest.raises(BadInput) as refused:
         Target.resolve(url)
     assert sentence in str(refused.value)
@@ -255,8 +255,8 @@ class Page(HTMLParser):
         self.ids += [value or "" for name, value in attrs if name == "id"]
 
 
-def test_pages_ask_nobody_for_anything_and_escape_what_they_show() -> None:
-    """A report could not be read offline, would tell others that it is read, or run what a service put in a header."""
+def test_pages_are_self_contained_and_escaped() -> None:
+    """A report would load something from the network, or run a script that a service put in a header."""
     strange = '<script>alert("x")</script>'
     run = report(100, 0.02).model_copy(
         update={

@@ -74,9 +74,9 @@ def test_the_ratio_is_taken_round_by_round() -> None:
     ours = [PairsRound(100, 1.0, 1.0, 190, 900, {}), PairsRound(100, 4.0, 1.0, 190, 900, {})]
     theirs = [PairsRound(100, 2.0, 2.0, 200, 1800, {}), PairsRound(100, 8.0, 2.0, 200, 1800, {})]
     rows = table({"ours": ours, "theirs": theirs}, Texts("words", 8.0, 0.01))
-    assert rows[2] == "| pairs a second | 62 (25–100) | 31 (12–50) | 2.00 |"
+    assert rows[2] == "| pairs per second | 62 (25–100) | 31 (12–50) | 2.00 |"
     assert rows[4] == "| the same, our tokenizing counted as if for one epoch | 50 | 50 | 1.00 |"
-    assert rows[6] == "| tokens computed a pair, padding included | 9.0 | 18.0 | 0.50 |"
+    assert rows[6] == "| tokens computed per pair, padding included | 9.0 | 18.0 | 0.50 |"
 
 
 def test_ours_is_dpr_over_the_whole_encoder_in_float32(task: StepTask) -> None:

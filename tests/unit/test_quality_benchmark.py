@@ -151,7 +151,7 @@ def test_table_shows_median_and_spread_and_marks_the_best() -> None:
     lines = table([ours, peer])
     assert "| P@1 | **50.0 (40.0–60.0)** | 45.0 |" in lines
     assert "| training, s | 500.0 (400.0–600.0) | 450.0 |" in lines
-    assert not any("peak memory" in line or "torso" in line for line in lines), "nobody measured them"
+    assert not any("peak memory" in line or "torso" in line for line in lines), "not measured"
     assert row("x", [None, ours.figure("P@1")], "{:.0f}", max) == ["| x | – | **50 (40–60)** |"]
 
 

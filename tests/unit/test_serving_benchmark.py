@@ -164,6 +164,6 @@ def test_the_open_loop_sends_what_it_is_told(tmp_path: Path) -> None:
 
 
 def test_a_load_that_cannot_be_sent_is_one_sentence(tmp_path: Path) -> None:
-    """If this failed, a traceback would be all that a person gets to see when nobody listens."""
+    """If this failed, a port without a service would end in a traceback."""
     with pytest.raises(DiptychError, match=r"^the load generator could not measure: Nothing answers at "):
         loaded(1, QuerySet(["red shoes"], tmp_path), 50, 0.5)
