@@ -8,7 +8,7 @@ import psutil
 from benchmarks.measuring.serving_cores import apart, sharing
 from benchmarks.measuring.serving_hostile_clients import KINDS, HostileClients
 from benchmarks.measuring.serving_load import loaded
-from benchmarks.measuring.serving_record import WHOLE, Figure, Limit, ServingSetup, doubts
+from benchmarks.measuring.serving_record import WHOLE, Figure, Limit, ServingSetup, invalid_notes
 from benchmarks.measuring.serving_speed import QUIET
 from benchmarks.measuring.serving_watch import Watching
 from loadtest.report import Report
@@ -72,7 +72,7 @@ def hostile_memory(bench: ServingSetup) -> Figure:
             bars += kind_bars(kind, before, budget, calm, beside)
             bench.tell("; ".join(f"{bar.asked} {bar.value:.3g}" for bar in bars[-3:]))
             for run in (calm, beside):
-                notes += doubts(run.report, f"a run of {kind}")
+                notes += invalid_notes(run.report, f"a run of {kind}")
     notes[:0] = [
         f"{number:,} hostile connections; {RATE} ordinary requests per second. The front "
         f"had {before / 1e6:,.0f} MB before. A connection that is closed comes back after ten seconds. {sharing()}"

@@ -112,6 +112,6 @@ def no_failures(report: Report, kinds: str) -> Limit:
     return Limit("requests that failed", report.failed, 0, beside=f"of {report.sent:,}; {kinds}")
 
 
-def doubts(report: Report, run: str) -> list[str]:
+def invalid_notes(report: Report, run: str) -> list[str]:
     """Return the reasons why a run of the load generator is invalid; empty for a valid run."""
     return [f"Invalid figures of {run}: {reason}" for reason in report.invalid]

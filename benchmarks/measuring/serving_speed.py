@@ -10,7 +10,7 @@ from pathlib import Path
 from benchmarks.measuring.serving_cores import apart, sharing
 from benchmarks.measuring.serving_load import QuerySet, Saturated, failures, loaded, saturate
 from benchmarks.measuring.serving_peers import INFINITY, NAIVE, peer, ready_command
-from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup, doubts, no_failures
+from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup, invalid_notes, no_failures
 from benchmarks.peers.environments import python_of
 from loadtest.report import Report
 from retrieval import Retriever
@@ -96,7 +96,7 @@ def beside_sentence_transformers(bench: ServingSetup) -> Figure:
         [
             f"infinity-emb, which gathers requests into batches, with hnswlib: {gathered.rate:,.0f}/s, of which "
             f"ours is {ours.rate / gathered.rate:.1f} times; its p99 at half of that {beside.latency.p99_ms:.1f} ms.",
-            *doubts(fast, "our run"), *doubts(slow, "their run"), *doubts(beside, "infinity's run"),
+            *invalid_notes(fast, "our run"), *invalid_notes(slow, "their run"), *invalid_notes(beside, "infinity's run"),
         ],
     )  # fmt: skip
 
@@ -128,8 +128,8 @@ def evenly_at_half(bench: ServingSetup) -> Figure:
             f"{together.latency.p99_ms / together.latency.p50_ms:.1f} ({_spread_of(together, most_together)}), the "
             f"longest total {together.stages['total'].max_ms:.0f} ms.",
             f"Server-Timing, p50 and p99 in ms: {stages(report)}.",
-            *doubts(report, "the run on separate cores"),
-            *doubts(together, "the run on shared cores"),
+            *invalid_notes(report, "the run on separate cores"),
+            *invalid_notes(together, "the run on shared cores"),
         ],
     )
 
@@ -194,7 +194,7 @@ def distinct_queries(dataset: Dataset) -> list[str]:
 
 
 def best_offline(store: Path, texts: Sequence[str], seconds: float) -> tuple[float, int]:
-    """Measure queries per second of `Retriever.search` alone; returns the rate at the best batch size, and that size."""
+    """Measure queries per second of `Retriever.search` alone; return the best rate and its batch size."""
     rates = {}
     with Retriever.open(store) as retriever:
         retriever.search(texts[: BATCHES[-1]], k=10)

@@ -10,7 +10,7 @@ from functools import partial
 
 from benchmarks.measuring.serving_cores import apart, sharing
 from benchmarks.measuring.serving_load import LoadProcess, failures, loaded, saturate
-from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup, doubts, no_failures
+from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup, invalid_notes, no_failures
 from benchmarks.measuring.serving_slow import SlowClients
 from benchmarks.measuring.serving_speed import CLIENTS, QUIET
 from benchmarks.measuring.serving_watch import PERIOD, Memories, Memory, Probes, back_to_normal
@@ -54,7 +54,7 @@ def switches(bench: ServingSetup) -> Figure:
                 beside=f"{during.p99_ms:.2f} ms against {steady.p99_ms:.2f} ms at {rate:,.0f}/s",
             ),
         ],
-        [*small, *doubts(report, "this run")],
+        [*small, *invalid_notes(report, "this run")],
     )  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def killed_engines(bench: ServingSetup) -> Figure:
             ),
         ],
         [f"{rate:,.0f}/s, half of saturation; p99 over the whole run {report.latency.p99_ms:,.0f} ms.",
-         *doubts(report, "this run")],
+         *invalid_notes(report, "this run")],
     )  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def overload(bench: ServingSetup) -> Figure:
             f"{report.rate:,.0f}/s asked, {report.offered:,.0f}/s sent, {report.achieved:,.0f}/s answered with 200; up "
             f"to {CROWD:,} connections, {CROWD + 2_000:,} allowed by DIPTYCH_MAX_CONNECTIONS. Normal is a single "
             f"request within {usual * 1e3:.0f} ms, twice the calm p99 (10 ms at least). {sharing()}",
-            *doubts(report, "this run"),
+            *invalid_notes(report, "this run"),
         ],
     )  # fmt: skip
 
@@ -165,7 +165,7 @@ def stop_and_slow_clients(bench: ServingSetup) -> Figure:
         [
             f"The generator stops when /readyz says no, as a balancer would; until then {stopped.sent:,} went out.",
             f"{cut_off:,} slow connections were cut off and began anew.",
-            *(line for one in [stopped, *steady, *slow] for line in doubts(one, "a run")),
+            *(line for one in [stopped, *steady, *slow] for line in invalid_notes(one, "a run")),
         ],
     )  # fmt: skip
 
@@ -222,7 +222,7 @@ def soak(bench: ServingSetup) -> Figure:
             Limit("switches that failed", len(trouble), 0, beside=f"of {len(report.switching.switches)}"),
             Limit("memory in the last fifth, of that in the second", last / first, 1.03, beside=f"then {_mb(first)}"),
         ],
-        [f"{rate:,.0f}/s; p99 {report.latency.p99_ms:.1f} ms.", *trouble, *doubts(report, "this run")],
+        [f"{rate:,.0f}/s; p99 {report.latency.p99_ms:.1f} ms.", *trouble, *invalid_notes(report, "this run")],
     )  # fmt: skip
 
 
