@@ -96,7 +96,8 @@ def beside_sentence_transformers(bench: ServingSetup) -> Figure:
         [
             f"infinity-emb, which gathers requests into batches, with hnswlib: {gathered.rate:,.0f}/s, of which "
             f"ours is {ours.rate / gathered.rate:.1f} times; its p99 at half of that {beside.latency.p99_ms:.1f} ms.",
-            *invalid_notes(fast, "our run"), *invalid_notes(slow, "their run"), *invalid_notes(beside, "infinity's run"),
+            *invalid_notes(fast, "our run"), *invalid_notes(slow, "their run"),
+            *invalid_notes(beside, "infinity's run"),
         ],
     )  # fmt: skip
 

@@ -99,6 +99,19 @@ def test_tables_and_page_are_written(url: str, tmp_path: Path, capsys: pytest.Ca
     assert (tmp_path / "page.html").read_text().count("<svg") == 2
 
 
+def test_a_missing_matplotlib_is_reported_before_the_run(
+    url: str, service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run of an hour would end without its page, or in a traceback."""
+    for name in ("loadtest.page", "loadtest.charts"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    before = answers(service)
+    assert run("loadtest", url, *CALM, "--html", tmp_path / "page.html") == 1
+    assert "Install it with: pip install 'diptych[loadtest]'" in capsys.readouterr().err
+    assert answers(service) == before
+
+
 def test_a_generator_that_lags_ends_with_code_1(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A script would take the generator's slowness for the service's, and go on."""
     report = measured(capsys, 1, url, "--rate", "40", "--duration", "1s", "--max-lag", "0.0001ms")
