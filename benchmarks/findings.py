@@ -67,7 +67,7 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
             run = _run_of(name, spec, seed, options.epochs, chosen, out)
             folder = out / run.folder
             runs[name].append(run_recipe(run, dataset.folder.resolve(), dataset.fingerprint, folder, options.threads))
-            pools[name] = read_facts(folder / "checkpoint").history[-1].tally.labels_per_pool
+            pools[name] = read_facts(folder / "checkpoint").history[-1].tally.labels_a_pool
     return write(options, judge, runs, pools, options.markdown or out / "findings.md")
 
 

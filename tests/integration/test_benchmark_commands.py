@@ -2,13 +2,15 @@
 
 import json
 import shutil
-import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
+from benchmarks import dial, findings, pairs_per_second, quality
 from benchmarks.measuring.systems import RecipeRun
 from benchmarks.pairs_per_second import draw, looked_at, run
 from benchmarks.peers.watched_steps import StepTask
@@ -19,8 +21,22 @@ from tests.support.tiny_dataset import ROWS, make_tiny
 from training.data.dataset import Dataset
 from training.prepare.prepare import PrepareSettings, prepare
 
-ROOT = Path(__file__).resolve().parents[2]
+Command = Callable[..., int]
 OURS = [sys.executable, "-m", "benchmarks.measuring.pairs_process"]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs a benchmark's command in this process, which has imported torch already; returns the exit code."""
+
+    def call(module: ModuleType, *arguments: object) -> int:
+        monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+        try:
+            return int(module.main())
+        except SystemExit as ended:  # argparse
+            return int(ended.code or 0)
+
+    return call
 
 
 @pytest.fixture
@@ -42,16 +58,17 @@ def task(tmp_path: Path) -> StepTask:
     return StepTask(model=str(bert), max_tokens=8, batch=16, warm=1, steps=3, threads=1, seed=0)
 
 
-def test_a_finished_command_makes_its_report_again_without_training(tiny: Dataset, tmp_path: Path) -> None:
-    """An interrupted evening of runs would begin anew, or a table could not be made again from what was kept."""
+def test_a_finished_command_makes_its_report_again_without_training(
+    tiny: Dataset, tmp_path: Path, command: Command
+) -> None:
+    """A rerun after an interruption would train again, or a table could not be made from finished runs."""
     out = tmp_path / "runs"
-    command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(tiny.folder), "--out", str(out)]
-    command += ["--recipe", "default:optimizer.epochs=1", "--seeds", "1", "--peers", "--threads", "1"]
-    subprocess.run(command, check=True, capture_output=True)
+    arguments = [tiny.folder, "--out", out, "--recipe", "default:optimizer.epochs=1", "--seeds", 1, "--peers"]
+    assert command(quality, *arguments, "--threads", 1) == 0
     report = (out / "report.md").read_text(encoding="utf-8")
     trained = {path: path.stat().st_mtime_ns for path in out.glob("*seed0/**/*") if path.is_file()}
     (out / "report.md").unlink()
-    subprocess.run(command, check=True, capture_output=True)
+    assert command(quality, *arguments, "--threads", 1) == 0
     assert (out / "report.md").read_text(encoding="utf-8") == report
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
     assert "| seed | head |" in report, "each head beside the unified model"
@@ -62,78 +79,77 @@ def test_a_finished_command_makes_its_report_again_without_training(tiny: Datase
     assert kept["cost"]["wall_seconds"] >= kept["cost"]["train_seconds"] > 0
 
 
-def test_a_recipe_that_does_not_exist_is_one_sentence(tiny: Dataset, tmp_path: Path) -> None:
-    """A typo would show a traceback, or be met only after other systems have run."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(tiny.folder), "--out", str(tmp_path / "x")]
-    ended = subprocess.run([*command, "--recipe", "defualt"], check=False, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: recipe 'defualt'")
+def test_an_unknown_recipe_is_refused_in_one_sentence(
+    tiny: Dataset, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A typo would show a traceback, or be found only after other systems have run."""
+    assert command(quality, tiny.folder, "--out", tmp_path / "x", "--recipe", "defualt") == 1
+    assert capsys.readouterr().err.startswith("error: recipe 'defualt'")
     assert not (tmp_path / "x").exists()
 
 
-def test_what_could_never_be_measured_is_refused_before_the_long_part(tmp_path: Path) -> None:
+def test_a_test_split_without_truth_is_refused_before_training(
+    tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Hours of training would end in a division by zero, or a typo in a traceback."""
     source = tmp_path / "tiny.jsonl"
     source.write_text(
         "".join(json.dumps(row | {"split": row["split"].replace("test", "train")}) + "\n" for row in ROWS)
     )
     prepare(source, tmp_path / "dataset", PrepareSettings())
-    command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(tmp_path / "dataset"), "--out"]
-    ended = subprocess.run([*command, str(tmp_path / "x")], check=False, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert "the split 'test' has no query with a true label" in ended.stderr
+    assert command(quality, tmp_path / "dataset", "--out", tmp_path / "x") == 1
+    assert "the split 'test' has no query with a true label" in capsys.readouterr().err
     assert not list(tmp_path.glob("x/*seed*"))
-    none = subprocess.run([*command, "x", "--seeds", "0"], check=False, capture_output=True, text=True)
-    assert none.returncode == 2
-    assert "argument --seeds: invalid count value: '0'" in none.stderr
+    assert command(quality, tmp_path / "dataset", "--out", tmp_path / "x", "--seeds", 0) == 2
+    assert "argument --seeds: invalid count value: '0'" in capsys.readouterr().err
 
 
-def test_the_dial_is_drawn_from_finished_runs(tiny: Dataset, tmp_path: Path) -> None:
+def test_the_dial_is_drawn_from_finished_runs(
+    tiny: Dataset, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The picture of the three objectives could not be made again, or would leave one of them out."""
     out, svg = tmp_path / "runs", tmp_path / "pictures" / "dial.svg"
-    source = tiny.folder.parent / "tiny.jsonl"
-    draw_dial = [sys.executable, str(ROOT / "benchmarks" / "dial.py"), str(out), "--svg", str(svg)]
     objectives = ["default", "default:objective=precision", "default:objective=tail"]
-    measure_them = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(source), "--out", str(out)]
-    measure_them += ["--recipe", *objectives, "--seeds", "1", "--peers", "--threads", "1"]
-    subprocess.run(measure_them, check=True, capture_output=True)
-    subprocess.run(draw_dial, check=True, capture_output=True)
+    source = tiny.folder.parent / "tiny.jsonl"
+    options = ["--recipe", *objectives, "--seeds", 1, "--peers", "--threads", 1]
+    assert command(quality, source, "--out", out, *options) == 0
+    assert command(dial, out, "--svg", svg) == 0
     assert svg.read_text(encoding="utf-8").count("<path") > 10
     shutil.rmtree(out / RecipeRun(objectives[2], 0).folder)
-    missing = subprocess.run(draw_dial, check=False, capture_output=True, text=True)
-    assert missing.returncode == 1
-    assert missing.stderr.startswith("error: ")
-    assert "objective" in missing.stderr, "which run is missing"
+    capsys.readouterr()
+    assert command(dial, out, "--svg", svg) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "objective" in error, "which run is missing"
 
 
-def test_the_page_holds_every_system_claim_and_cost_that_was_run(words: Dataset, tmp_path: Path) -> None:
-    """If this failed, the findings could not be made again by the command that stands in them."""
+def test_the_page_holds_every_system_claim_and_cost_that_was_run(
+    words: Dataset, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If this failed, the findings could not be reproduced by the command on their page."""
     out = tmp_path / "runs"
     chosen = ["UniDEC DS / DS+BCE", "POL instead of PSL", "NGAME", "DePSL, pool ≤ L/30", "DEXML-full", "Renee"]
-    command = [sys.executable, str(ROOT / "benchmarks" / "findings.py"), str(words.folder), "--out", str(out)]
-    command += ["--epochs", "1", "--threads", "1", "--systems"]
-    subprocess.run([*command, *chosen], check=True, capture_output=True)
+    arguments = [words.folder, "--out", out, "--epochs", 1, "--threads", 1, "--systems"]
+    assert command(findings, *arguments, *chosen) == 0
     page = (out / "findings.md").read_text(encoding="utf-8")
     assert all(f"| {name} |" in page for name in chosen)
     assert "PSL is better than POL" in page
     assert "Mined negatives" not in page, "one of its systems was not run"
     assert "of the whole space's" in page
-    alone = subprocess.run([*command, "Renee"], check=False, capture_output=True, text=True)
-    assert alone.returncode == 1
-    assert "begins with the encoder of 'NGAME'" in alone.stderr
+    assert command(findings, *arguments, "Renee") == 1
+    assert "begins with the encoder of 'NGAME'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("dataset", "wrong"), [("no", "is not a prepared dataset"), ("words", "no such folder")])
-def test_a_mistyped_folder_is_one_sentence_before_anything_is_installed(
-    words: Dataset, tmp_path: Path, dataset: str, wrong: str
+def test_a_mistyped_folder_is_refused_before_anything_is_installed(
+    words: Dataset, tmp_path: Path, dataset: str, wrong: str, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If this failed, a mistyped folder would be found after a long installation, or end in a traceback."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "pairs_per_second.py"), str(tmp_path / dataset)]
-    command += ["--model", str(tmp_path / "no"), "--environments", str(tmp_path / "environments"), "--batch", "8"]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: ")
-    assert wrong in ended.stderr
+    options = ["--model", tmp_path / "no", "--environments", tmp_path / "environments", "--batch", 8]
+    assert command(pairs_per_second, tmp_path / dataset, *options) == 1
+    error = capsys.readouterr().err
+    assert error.splitlines()[-1].startswith("error: ")
+    assert wrong in error
     assert not (tmp_path / "environments").exists()
 
 
