@@ -35,7 +35,7 @@ COMMANDS = {
     "search": Command("retrieval.commands", "Search a bundle from the command line.", "cpu", SERVE),
     "predict": Command("retrieval.commands", "Match a file of queries offline.", "cpu", SERVE),
     "serve": Command("service.commands", "Serve POST /predict from a store's active bundle.", "serve,cpu", SERVE),
-    "loadtest": Command("service.commands", "Measure a running service under load.", "serve,cpu", SERVE),
+    "loadtest": Command("loadtest.commands", "Measure a running service under load.", "loadtest", SERVE),
     "doctor": Command("doctor.commands", "Check this machine, its packages and a store.", "cpu", TROUBLESHOOTING),
 }
 

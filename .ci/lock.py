@@ -5,8 +5,8 @@ newest version of one package, `UPGRADE=all` of every package.
 
 constraints.txt                   everything but CUDA
 docker/constraints-torch-cuda.txt the CUDA libraries of PyPI's torch
-docker/constraints-gpu.txt        onnxruntime-gpu and its CUDA libraries, whose versions differ from torch's
-.ci/requirements-build.txt        pip and what building takes: the first thing that an environment installs
+docker/constraints-gpu.txt        onnxruntime-gpu and its CUDA libraries, in other versions than torch needs
+.ci/requirements-build.txt        pip and the build tools, installed first in each environment
 """
 
 import argparse
@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-EXTRAS = ["export", "serve", "cpu", "dev"]
+EXTRAS = ["export", "serve", "loadtest", "cpu", "dev"]
 CUDA = re.compile(r"nvidia-|cuda-|triton==")
 PIN = re.compile(r"^([A-Za-z0-9._-]+)==([^\s;]+)", re.MULTILINE)
 OPTIONS = [
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def resolve(sources: list[str], before: list[Path], chosen: list[str]) -> dict[str, str]:
-    """Resolve for every platform; the versions that the files of before name are preferred. Entries by package."""
+    """Resolve for all platforms, preferring versions in the files `before`; returns entries by package."""
     uv = shutil.which("uv", path=str(Path(sys.executable).parent)) or "uv"
     with tempfile.TemporaryDirectory() as folder:
         output = Path(folder) / "locked.txt"
@@ -84,7 +84,7 @@ def resolve(sources: list[str], before: list[Path], chosen: list[str]) -> dict[s
 
 
 def torch_cpu_hashes(entry: str) -> str:
-    """The hashes of the CPU wheels, to be added to those of PyPI. Raises SystemExit where they are not known."""
+    """Return hashes of the CPU wheels, to add to those of PyPI. Raises SystemExit if they are unknown."""
     version = PIN.match(entry)[2]  # type: ignore[index]
     if version not in TORCH_CPU:
         raise SystemExit(
@@ -95,7 +95,7 @@ def torch_cpu_hashes(entry: str) -> str:
 
 
 def write(path: Path, about: str, entries: dict[str, str]) -> None:
-    """One file, sorted by name."""
+    """Write one file, sorted by name."""
     lines = [
         f"# {about}",
         "# Written by `make lock`: to change a version, edit it here and run that.",

@@ -1,9 +1,9 @@
-"""Print the third-party requirements of the project and some of its extras, one a line, for `pip install -r`.
+"""Print the third-party requirements of the project and some of its extras, one per line, for `pip install -r`.
 
 python .ci/requirements.py serve s3 cpu
 
-Reads pyproject.toml in the current folder. pip checks the hashes of constraints.txt only for what comes from an index,
-so the project itself is installed apart.
+Reads pyproject.toml in the current folder. pip checks the hashes of constraints.txt only for packages from an index, so
+the project itself is installed separately.
 """
 
 import re
@@ -12,22 +12,22 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
-OURS = re.compile(r"diptych\[([\w,]+)\]")
+PROJECT = re.compile(r"diptych\[([\w,]+)\]")
 
 
 def requirements(project: dict[str, object], extras: list[str]) -> Iterator[str]:
-    """The base's and the extras' requirements; an extra may name others. Raises KeyError for an unknown extra."""
+    """Yield requirements of the base and the extras; an extra may contain others. Raises KeyError for unknown ones."""
     yield from project["dependencies"]  # type: ignore[misc]
-    waiting, seen = list(extras), set[str]()
-    while waiting:
-        if (extra := waiting.pop()) in seen:
+    pending, seen = list(extras), set[str]()
+    while pending:
+        if (extra := pending.pop()) in seen:
             continue
         seen.add(extra)
-        for one in project["optional-dependencies"][extra]:  # type: ignore[index]
-            if ours := OURS.match(one):
-                waiting += ours[1].split(",")
+        for requirement in project["optional-dependencies"][extra]:  # type: ignore[index]
+            if match := PROJECT.match(requirement):
+                pending += match[1].split(",")
             else:
-                yield one
+                yield requirement
 
 
 if __name__ == "__main__":

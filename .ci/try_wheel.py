@@ -1,8 +1,8 @@
-"""What a user gets: the wheel of a folder, installed for serving into a fresh environment, far from the source tree.
+"""Test the wheel of a folder: install it for serving in a fresh environment, outside the source tree.
 
 python .ci/try_wheel.py dist --constraints constraints.txt
 
-Takes about a minute where hnswlib is compiled, seconds where pip has it.
+Takes about a minute if hnswlib must be compiled, else seconds.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "v2"
 PACKAGES = ("training", "export", "retrieval", "service", "loadtest", "doctor")
-PATIENCE_SECONDS = 60
+TIMEOUT_SECONDS = 60
 LIBRARY = """
 import sys
 from retrieval import open_bundle
@@ -36,7 +36,7 @@ with open_bundle("store") as retriever:
 
 
 def main() -> None:
-    """Raise AssertionError, or CalledProcessError, where the wheel is not what it should be."""
+    """Test the wheel. Raises AssertionError or CalledProcessError."""
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("dist", type=Path)
     options.add_argument("--constraints", type=Path, required=True)
@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def install(folder: Path, wheel: Path, constraints: Path) -> None:
-    """Install the wheel with its dependencies, every file's hash checked."""
+    """Install the wheel with its dependencies; all hashes are checked."""
     pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--require-hashes"]
     run(folder, "python", *pip, "--requirement", str(ROOT / ".ci" / "requirements-build.txt"))
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
@@ -65,14 +65,14 @@ def install(folder: Path, wheel: Path, constraints: Path) -> None:
 
 
 def one(folder: Path, pattern: str) -> Path:
-    """The one file of its kind."""
+    """Return the only file that matches."""
     found = list(folder.glob(pattern))
     assert len(found) == 1, f"{folder} has {len(found)} files {pattern}; run `make wheel`."
     return found[0]
 
 
 def check_contents(wheel: Path, sdist: Path) -> None:
-    """Every file of the packages is in both, byte for byte; what is no code too."""
+    """Check that wheel and sdist contain every tracked file of the packages, byte for byte."""
     with zipfile.ZipFile(wheel) as packed, tarfile.open(sdist) as source:
         inside = {name: packed.read(name) for name in packed.namelist() if ".dist-info/" not in name}
         top = sdist.name.removesuffix(".tar.gz")
@@ -87,7 +87,7 @@ def check_contents(wheel: Path, sdist: Path) -> None:
 
 
 def try_commands(folder: Path) -> None:
-    """The command line and the library, as a user meets them first."""
+    """Test the command line and the library as a new user would."""
     assert "diptych serve --store store" in run(folder, "diptych", "--help")
     assert run(folder, "diptych", "--version").startswith("diptych ")
     run(folder, "diptych", "bundles", "activate", "store", "golden")
@@ -107,7 +107,7 @@ def try_commands(folder: Path) -> None:
 
 
 def try_service(folder: Path) -> None:
-    """Serve the bundle on a free port, ask it, and end it as a supervisor does."""
+    """Serve the bundle on a free port, send a query, and stop it with SIGTERM."""
     log = folder / "log"
     with log.open("w") as written:
         serving = subprocess.Popen(
@@ -117,19 +117,19 @@ def try_service(folder: Path) -> None:
     try:
         body = json.dumps({"queries": ["credit card"], "k": 3}).encode()
         asked = urllib.request.Request(f"{address(serving, log)}/predict", body, {"Content-Type": "application/json"})
-        with urllib.request.urlopen(asked, timeout=PATIENCE_SECONDS) as answer:
+        with urllib.request.urlopen(asked, timeout=TIMEOUT_SECONDS) as answer:
             results = json.load(answer)["results"]
         assert len(results[0]["hits"]) == 3, results
         serving.terminate()
-        assert serving.wait(PATIENCE_SECONDS) == 0, log.read_text()
+        assert serving.wait(TIMEOUT_SECONDS) == 0, log.read_text()
     finally:
         serving.kill()
         serving.wait()
 
 
 def address(serving: "subprocess.Popen[bytes]", log: Path) -> str:
-    """Where the service says it listens."""
-    until = time.monotonic() + PATIENCE_SECONDS
+    """Return the address that the service logs."""
+    until = time.monotonic() + TIMEOUT_SECONDS
     while time.monotonic() < until and serving.poll() is None:
         if found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
             return found[0]
@@ -138,17 +138,17 @@ def address(serving: "subprocess.Popen[bytes]", log: Path) -> str:
 
 
 def command(folder: Path, program: str, *arguments: str) -> list[str]:
-    """A program of the fresh environment."""
+    """Return the command line of a program of the fresh environment."""
     return [str(folder / "env" / "bin" / program), *arguments]
 
 
 def environment() -> dict[str, str]:
-    """Nothing of the caller's that could lead back to the source tree."""
+    """Return the environment without variables that could lead to the source tree."""
     return {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
 
 
 def run(folder: Path, program: str, *arguments: str) -> str:
-    """What a program of the fresh environment prints; its own error stands where it fails."""
+    """Return the output of a program of the fresh environment. Raises CalledProcessError."""
     ended = subprocess.run(
         command(folder, program, *arguments),
         cwd=folder,

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.measuring.claims import CLAIMS, FULL, POOLED, WARM, Finding, findings, ratios, systems
+from benchmarks.measuring.claims import CLAIMS, FULL, POOLED, WARM, ClaimResult, findings, ratios, systems
 from benchmarks.measuring.plots import draw
 from benchmarks.measuring.running import count, ended, opened
 from benchmarks.measuring.scoring import Judge
@@ -160,7 +160,7 @@ def _side(of: tuple[str, str]) -> str:
     return name if head == "unified" else f"its {head.replace('_', ' ')}"
 
 
-def _told(finding: Finding) -> str:
+def _told(finding: ClaimResult) -> str:
     gap = finding.difference
     interval = "" if gap.low is None or gap.high is None else f" ({gap.low:+.1f} … {gap.high:+.1f})"
     return f"{finding.metric} {gap.value:+.1f}{interval}, expected {finding.expected}"

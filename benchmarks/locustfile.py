@@ -1,11 +1,11 @@
-"""The load of `diptych loadtest` as Locust makes it, to hold one against the other.
+"""The load of `diptych loadtest` as Locust makes it, to compare the two.
 
     pip install locust                                            # in an environment of its own
     locust -f benchmarks/locustfile.py --headless --only-summary --host http://127.0.0.1:8000 \
         --users 50 --spawn-rate 50 --run-time 30s --each 10 --queries queries.txt
 
 Each user waits for its answer before it asks again: a closed loop, whose latencies leave out what a slow service kept
-from being sent. `--each` requests a second and user, less when answers take longer; 0 asks without a pause, which
+from being sent. `--each` requests per second and user, less when answers take longer; 0 asks without a pause, which
 saturates. Users keep time with one another, so requests come in bunches as large as there are users.
 """
 
@@ -23,7 +23,7 @@ WORDS = ["cheap", "running", "shoes", "red", "winter", "city", "light", "rain", 
 
 @events.init_command_line_parser.add_listener
 def _options(parser: ArgumentParser) -> None:
-    parser.add_argument("--each", type=float, default=1.0, help="requests a second of each user; 0: no pause")
+    parser.add_argument("--each", type=float, default=1.0, help="requests per second and user; 0: no pause")
     parser.add_argument("--queries", type=str, default="", help="file with a query a line; plain words if none")
     parser.add_argument("--hits", type=int, default=10, help="hits for each query")
 
@@ -35,14 +35,14 @@ def _prepare(environment: Environment, **_: object) -> None:
         texts = Path(options.queries).read_text(encoding="utf-8").splitlines()
     else:
         texts = [" ".join(words) for words in itertools.permutations(WORDS, 3)]
-    Asker.bodies = itertools.cycle(
+    QueryUser.bodies = itertools.cycle(
         [json.dumps({"queries": [text], "k": options.hits}).encode() for text in texts if text.strip()]
     )
     if options.each:
-        Asker.wait_time = constant_throughput(options.each)  # type: ignore[assignment]
+        QueryUser.wait_time = constant_throughput(options.each)  # type: ignore[assignment]
 
 
-class Asker(FastHttpUser):
+class QueryUser(FastHttpUser):
     """One user; all take their queries from the same round."""
 
     bodies: Iterator[bytes] = iter(())

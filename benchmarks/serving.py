@@ -23,10 +23,10 @@ from rich.console import Console
 from benchmarks.measuring.serving_body_cost import body_cost
 from benchmarks.measuring.serving_fairness import fairness
 from benchmarks.measuring.serving_hostile import hostile
-from benchmarks.measuring.serving_load import Queries
+from benchmarks.measuring.serving_load import QuerySet
 from benchmarks.measuring.serving_memory import hostile_memory
 from benchmarks.measuring.serving_page import page, section
-from benchmarks.measuring.serving_record import SMALL, WHOLE, Bench, Figure, measured
+from benchmarks.measuring.serving_record import SMALL, WHOLE, Figure, ServingSetup, measured
 from benchmarks.measuring.serving_speed import (
     beside_ready_bytes,
     beside_sentence_transformers,
@@ -37,7 +37,7 @@ from benchmarks.measuring.serving_survival import killed_engines, overload, soak
 from retrieval.errors import BadInput, DiptychError
 from training.data.dataset import Dataset
 
-FIGURES: dict[int, Callable[[Bench], Figure]] = {
+FIGURES: dict[int, Callable[[ServingSetup], Figure]] = {
     1: beside_ready_bytes,
     2: beside_sentence_transformers,
     3: evenly_at_half,
@@ -115,12 +115,12 @@ def chosen(options: argparse.Namespace) -> list[int]:
     return list(dict.fromkeys(wanted))
 
 
-def prepared(options: argparse.Namespace, tell: Callable[[str], object]) -> Bench:
+def prepared(options: argparse.Namespace, tell: Callable[[str], object]) -> ServingSetup:
     """What the figures share, the queries read. Raises DiptychError when the dataset cannot be."""
     texts = distinct_queries(Dataset.open(options.dataset))
     options.work.mkdir(parents=True, exist_ok=True)
-    return Bench(
-        options.store, Queries(texts, options.work), options.work, SMALL if options.small else WHOLE,
+    return ServingSetup(
+        options.store, QuerySet(texts, options.work), options.work, SMALL if options.small else WHOLE,
         (options.environments or options.work / "environments").resolve(), tell,
         tuple(options.minilm) if options.minilm else None, options.model, options.switching,
     )  # fmt: skip

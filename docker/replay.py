@@ -1,10 +1,10 @@
-"""Carry out what an image's recipe installs, without a container engine, and see that it works.
+"""Run the installation steps of a Dockerfile without a container engine, and test the result.
 
     python docker/replay.py docker/service.Dockerfile [--build-arg VARIANT=cpu] [--keep FOLDER]
 
-The RUN, ENV and COPY steps of the first stage run in a scratch folder that stands for the image's root; apt-get is left
-out, since the compiler is this machine's. What the second stage copies is then tried alone: no pip, for the service no
-torch, the golden bundle opened, served and asked. Takes minutes: it downloads what the image would.
+Runs the RUN, ENV and COPY steps of the first stage in a scratch folder instead of the image's root, without apt-get:
+the compiler is this machine's. Then tests what the second stage copies: no pip, no torch for the service, and the
+golden bundle can be opened and served. Takes minutes, because it downloads everything that the image needs.
 """
 
 import argparse
@@ -22,8 +22,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 GOLDEN = ROOT / "tests" / "golden" / "v2"
-PATIENCE_SECONDS = 60
-LOOK = """
+TIMEOUT_SECONDS = 60
+PRINT_INSTALLED = """
 import importlib.util, json
 names = ("torch", "fastapi", "pip", "onnx", "hatchling")
 print(json.dumps({name: importlib.util.find_spec(name) is not None for name in names}))
@@ -31,40 +31,41 @@ print(json.dumps({name: importlib.util.find_spec(name) is not None for name in n
 
 
 def main() -> None:
-    """Raise AssertionError, or CalledProcessError, where an image could not be what it is meant to be."""
+    """Build and test. Raises AssertionError or CalledProcessError if the image would not work."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("dockerfile", type=Path)
     options.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
-    options.add_argument("--keep", type=Path, help="build here and leave it there")
+    options.add_argument("--keep", type=Path, help="build in this folder and keep it")
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         root = (given.keep or Path(scratch)).resolve()
         built = build(given.dockerfile, root, dict(one.split("=", 1) for one in given.build_arg))
-        found = json.loads(subprocess.run([built / "bin/python", "-c", LOOK], capture_output=True, check=True).stdout)
+        printed = subprocess.run([built / "bin/python", "-c", PRINT_INSTALLED], capture_output=True, check=True).stdout
+        installed = json.loads(printed)
         serves = "service" in given.dockerfile.name
-        assert found == {
+        assert installed == {
             "torch": not serves,
             "fastapi": serves,
             "pip": False,
             "onnx": not serves,
             "hatchling": False,
-        }, found
+        }, installed
         listed = {one["name"] for one in json.loads((built / "share/sbom.cdx.json").read_text())["components"]}
         assert "hnswlib" in listed, listed
         assert "pip" not in listed, listed
         (try_service if serves else try_training)(built, root)
-    print(f"{given.dockerfile.name}: what it installs works.")
+    print(f"{given.dockerfile.name}: the installation works.")
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
-    """Its instructions and their words, lines that go on joined and comments left out."""
+    """Return instructions and their arguments, with continued lines joined and comments removed."""
     lines = [line for line in dockerfile.read_text().splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", " ", "\n".join(lines))
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines()) if word]
 
 
 def build(dockerfile: Path, root: Path, given: dict[str, str]) -> Path:
-    """Do the first stage's steps below `root`; returns the environment that the image gets."""
+    """Run the first stage below `root`; returns the Python environment that the image would contain."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     source, stages = root / "src", 0
     source.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def build(dockerfile: Path, root: Path, given: dict[str, str]) -> Path:
 
 
 def copy(source: Path, target: Path) -> None:
-    """As COPY does."""
+    """Copy as COPY does."""
     if source.is_dir():
         shutil.copytree(source, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     else:
@@ -99,7 +100,7 @@ def copy(source: Path, target: Path) -> None:
 
 
 def try_service(built: Path, root: Path) -> None:
-    """Serve the golden bundle as the image would, ask it, and end it as an orchestrator does."""
+    """Serve the golden bundle as the image would, send a query, and stop it with SIGTERM."""
     store = root / "store"
     shutil.copytree(GOLDEN, store / "bundles" / "golden", dirs_exist_ok=True)
     diptych, bare = [str(built / "bin/diptych")], {"PATH": str(built / "bin"), "HOME": str(root)}  # no compiler
@@ -110,20 +111,20 @@ def try_service(built: Path, root: Path) -> None:
     settings = {"DIPTYCH_STORE": str(store), "DIPTYCH_PORT": str(port), "DIPTYCH_LOG_FORMAT": "json"}
     with subprocess.Popen([*diptych, "serve"], env=bare | settings) as serving:
         try:
-            while time.monotonic() < started + PATIENCE_SECONDS and not ready(port):
+            while time.monotonic() < started + TIMEOUT_SECONDS and not ready(port):
                 assert serving.poll() is None, "the service ended"
                 time.sleep(0.1)
             body = json.dumps({"queries": ["credit card"], "k": 3}).encode()
             with urllib.request.urlopen(f"http://127.0.0.1:{port}/predict", body, timeout=10) as answer:
                 assert len(json.load(answer)["results"][0]["hits"]) == 3
-            print(f"ready and asked {time.monotonic() - started:.1f} s after its start")
+            print(f"answered {time.monotonic() - started:.1f} s after its start")
         finally:
             serving.terminate()
-        assert serving.wait(PATIENCE_SECONDS) == 0
+        assert serving.wait(TIMEOUT_SECONDS) == 0
 
 
 def ready(port: int) -> bool:
-    """As the image's health check asks."""
+    """Return whether the image's health check would pass."""
     try:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=4):
             return True
@@ -132,7 +133,7 @@ def ready(port: int) -> bool:
 
 
 def try_training(built: Path, root: Path) -> None:
-    """Prepare the example and train on it for two epochs, then export and activate, by the image's own script."""
+    """Prepare the example, train for two epochs, export and activate, with the image's script."""
     bare = {"PATH": f"{built / 'bin'}:/usr/bin:/bin", "HOME": str(root)}
     folders = {"DATA": ROOT / "examples/keywords", "WORK": root / "work", "STORE": root / "store"}
     told = {name: str(folder) for name, folder in folders.items()} | {"TRAIN": "--set optimizer.epochs=2"}

@@ -1,16 +1,16 @@
 # The service: `docker build -f docker/service.Dockerfile -t diptych-service .`
-# For NVIDIA GPUs: `--build-arg VARIANT=gpu`, which brings CUDA and cuDNN as Python packages; start it with DIPTYCH_PROVIDER=cuda.
+# For NVIDIA GPUs: `--build-arg VARIANT=gpu` installs CUDA and cuDNN as Python packages; run it with DIPTYCH_PROVIDER=cuda.
 ARG PYTHON=3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM python:${PYTHON} AS build
 ARG VARIANT=cpu
-# hadolint ignore=DL3008  # a compiler for hnswlib; what is built is pinned, what builds it is Debian's newest
+# hadolint ignore=DL3008  # a compiler for hnswlib; Debian's current version
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
-# hnswlib for any processor of this kind, not for that of the machine that builds the image
+# hnswlib for any processor of this architecture, not only the build machine's
 ENV HNSWLIB_NO_NATIVE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/diptych && python -m venv --without-pip /opt/sbom
 WORKDIR /src
-# Dependencies first, with hashes checked: this layer is reused while only the project's own code changes.
+# Dependencies first, with hashes checked: this layer is reused while only the project's code changes.
 COPY pyproject.toml constraints.txt docker/constraints-gpu.txt .ci/requirements.py .ci/requirements-build.txt ./
 RUN /opt/diptych/bin/python -m pip install --require-hashes --requirement requirements-build.txt \
     && /opt/diptych/bin/python requirements.py serve s3 otel "${VARIANT}" >requirements.txt \
@@ -26,7 +26,7 @@ COPY loadtest loadtest
 COPY doctor doctor
 COPY training training
 COPY export export
-# Remove the build tools, then list what is left (CycloneDX).
+# Remove the build tools, then write an SBOM of the rest (CycloneDX).
 RUN /opt/diptych/bin/python -m pip install --no-index --no-deps --no-build-isolation . \
     && /opt/diptych/bin/python -m pip uninstall --yes editables hatchling pathspec pluggy pybind11 setuptools tomlkit \
     trove-classifiers wheel pip \
@@ -34,7 +34,7 @@ RUN /opt/diptych/bin/python -m pip install --no-index --no-deps --no-build-isola
     --mc-type application --output-reproducible --output-file /opt/diptych/share/sbom.cdx.json /opt/diptych
 
 FROM python:${PYTHON}
-# Nothing here is written to but these two folders: run it with a read-only root file system.
+# The service writes only to these two folders: run it with a read-only root file system.
 RUN python -m pip uninstall --yes --root-user-action ignore pip setuptools wheel \
     && mkdir /store /cache && chown 10001:10001 /store /cache
 COPY --from=build /opt/diptych /opt/diptych

@@ -1,10 +1,10 @@
 #!/bin/sh
-# The way from data to a served bundle: prepare, train, export and activate. A service on the same store switches by itself.
+# Prepare, train, export and activate. A service on the same store then switches to the new bundle.
 #
-#   DATA     what `diptych prepare` reads (default: the example in the image); PREPARE its further options
-#   RECIPE   of `diptych train` (default: default); TRAIN its further options, EXPORT those of `diptych export`
-#   RUN      a name; the same one goes on where a run was interrupted (default: the day)
-#   WORK, STORE  the folders of runs and bundles (default: /work and /store, the image's volumes)
+#   DATA     input of `diptych prepare` (default: the example in the image); PREPARE: its other options
+#   RECIPE   of `diptych train` (default: default); TRAIN: its other options; EXPORT: options of `diptych export`
+#   RUN      name of the run; use the same name to resume it (default: today's date)
+#   WORK, STORE  folders of runs and bundles (default: /work and /store, the image's volumes)
 set -eu
 run="${WORK:-/work}/${RUN:-$(date -u +%Y-%m-%d)}"
 mkdir -p "$run"

@@ -1,16 +1,16 @@
 # Prepare, train and export: `docker build -f docker/training.Dockerfile -t diptych-training .`
-# For NVIDIA GPUs: `--build-arg TORCH_INDEX=https://pypi.org/simple`, whose torch brings CUDA, and `--gpus all` when it runs.
+# For NVIDIA GPUs: `--build-arg TORCH_INDEX=https://pypi.org/simple`, whose torch includes CUDA; run it with `--gpus all`.
 ARG PYTHON=3.11.14-slim-bookworm@sha256:65a93d69fa75478d554f4ad27c85c1e69fa184956261b4301ebaf6dbb0a3543d
 
 FROM python:${PYTHON} AS build
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
-# hadolint ignore=DL3008  # a compiler for hnswlib; what is built is pinned, what builds it is Debian's newest
+# hadolint ignore=DL3008  # a compiler for hnswlib; Debian's current version
 RUN apt-get update && apt-get install --yes --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
 ENV HNSWLIB_NO_NATIVE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/diptych && python -m venv --without-pip /opt/sbom
 WORKDIR /src
-# Dependencies first, with hashes checked: this layer is reused while only the project's own code changes.
-# torch comes first and alone, so that no other package is taken from its index.
+# Dependencies first, with hashes checked: this layer is reused while only the project's code changes.
+# torch is installed first and separately, so that no other package comes from its index.
 COPY pyproject.toml constraints.txt docker/constraints-torch-cuda.txt .ci/requirements.py .ci/requirements-build.txt ./
 RUN /opt/diptych/bin/python -m pip install --require-hashes --requirement requirements-build.txt \
     && /opt/diptych/bin/python requirements.py export cpu s3 >requirements.txt \
@@ -27,7 +27,7 @@ COPY loadtest loadtest
 COPY doctor doctor
 COPY training training
 COPY export export
-# Remove the build tools except setuptools, which torch needs, then list what is left (CycloneDX).
+# Remove the build tools except setuptools, which torch needs, then write an SBOM of the rest (CycloneDX).
 RUN /opt/diptych/bin/python -m pip install --no-index --no-deps --no-build-isolation . \
     && /opt/diptych/bin/python -m pip uninstall --yes editables hatchling pathspec pluggy pybind11 tomlkit \
     trove-classifiers wheel pip \

@@ -1,4 +1,4 @@
-"""What stands in the way of training, exporting and serving here, and what to do about it.
+"""Check this machine for problems that would stop training, exporting or serving.
 
-Nothing here needs more than the base install: what may be missing or broken is looked at in a child process.
+Needs only the base install: packages that may be missing or broken are imported in a child process.
 """

@@ -1,4 +1,4 @@
-"""`diptych doctor`: what stands in the way here, and what to do about it."""
+"""The command `diptych doctor`."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,30 +18,30 @@ def doctor(
     store: Annotated[str | None, typer.Option(help="Folder or URL of a store to check too. [DIPTYCH_STORE]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Check Python, processor, memory, packages and a store, and say what to do.
+    """Check this machine for problems: Python, processor, memory, packages and a store.
 
-    A note costs speed or leaves a command out; a problem stops work, and the exit code is then 1.
+    A note costs speed or makes a command unavailable. A problem stops work, and the exit code is then 1.
     """
     import os
 
-    from doctor.machine import machine
-    from doctor.packages import packages
-    from doctor.store import store as look_at
+    from doctor.machine import check_machine
+    from doctor.packages import check_packages
+    from doctor.store import check_store
 
     place = store or os.environ.get("DIPTYCH_STORE")
-    found = [*machine(), *packages(), *(look_at(place) if place else ())]
-    problems = sum(one.state == "problem" for one in found)
+    findings = [*check_machine(), *check_packages(), *(check_store(place) if place else ())]
+    problems = sum(one.state == "problem" for one in findings)
     if as_json:
         from retrieval.system.terminal import print_json
 
-        print_json({"ok": not problems, "findings": [one._asdict() for one in found]})
+        print_json({"ok": not problems, "findings": [one._asdict() for one in findings]})
     else:
-        _show(found, problems)
+        _print_table(findings, problems)
     if problems:
         raise typer.Exit(1)
 
 
-def _show(found: "Sequence[Finding]", problems: int) -> None:
+def _print_table(findings: "Sequence[Finding]", problems: int) -> None:
     from rich.table import Table
     from rich.text import Text
 
@@ -51,13 +51,13 @@ def _show(found: "Sequence[Finding]", problems: int) -> None:
     for column in ("topic", "state"):
         table.add_column(column, no_wrap=True)
     table.add_column("value", overflow="fold")
-    for one in found:
+    for one in findings:
         value = f"{one.value}\n→ {one.advice}" if one.advice else one.value
         table.add_row(Text(one.topic), Text(one.state, style=STYLES[one.state]), Text(value))
     Console().print(table)
-    notes = sum(one.state == "note" for one in found)
+    notes = sum(one.state == "note" for one in findings)
     typer.echo(f"\n{_count(problems, 'problem')}, {_count(notes, 'note')}.")
 
 
-def _count(many: int, what: str) -> str:
-    return f"{many} {what}{'s' * (many != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

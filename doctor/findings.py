@@ -1,4 +1,4 @@
-"""One line of the doctor's report."""
+"""One finding of the doctor."""
 
 from typing import Literal, NamedTuple
 
@@ -6,7 +6,10 @@ State = Literal["ok", "note", "problem"]
 
 
 class Finding(NamedTuple):
-    """What was looked at, how it is, and what to do about it; a note costs speed or a command, a problem stops work."""
+    """A topic, its state and value, and what to do about it.
+
+    A note costs speed or makes a command unavailable; a problem stops work.
+    """
 
     topic: str
     state: State
@@ -15,5 +18,5 @@ class Finding(NamedTuple):
 
 
 def gigabytes(size: int) -> str:
-    """Bytes as a person reads them."""
+    """Format bytes in GB."""
     return f"{size / (1 << 30):,.1f} GB"

@@ -1,4 +1,4 @@
-"""The machine, as much of it as this process may use: Python, processor, cores, memory, open files, disk."""
+"""Checks of the machine, within the limits of this process: Python, processor, cores, memory, open files, disk."""
 
 import os
 import platform
@@ -12,78 +12,76 @@ from doctor.findings import Finding, gigabytes
 from retrieval.system.limits import GROUPS, PROCESSES, available_cores, free_memory
 from service.file_limits import DEFAULT_CONNECTIONS, OTHER_FILES
 
-LITTLE_MEMORY = 1 << 30  # the default recipe trains the README's example in about this much
-LITTLE_DISK = 2 << 30
+LOW_MEMORY = 1 << 30  # the default recipe needs about this much for the README's example
+LOW_DISK = 2 << 30
 
 
-def machine(groups: Path = GROUPS, processes: Path = PROCESSES, here: Path = Path()) -> Iterator[Finding]:
-    """Every finding about the machine; `groups` and `processes` are where the kernel tells limits and hardware."""
+def check_machine(groups: Path = GROUPS, processes: Path = PROCESSES, folder: Path = Path()) -> Iterator[Finding]:
+    """Check the machine; the kernel describes limits and hardware in `groups` and `processes`."""
     yield python()
     yield from processor(processes)
     yield cores(groups)
     yield memory(groups, processes)
     yield open_files()
     yield temporary()
-    yield disk("disk", here)
+    yield disk("disk", folder)
 
 
 def python() -> Finding:
-    """Which Python runs; pip and the imports refuse those that are too old."""
+    """Report the version; pip refuses one that is too old."""
     return Finding("Python", "ok", f"{platform.python_version()} ({platform.python_implementation()})")
 
 
 def processor(processes: Path = PROCESSES) -> Iterator[Finding]:
-    """What its vector units can do that encoding and searching profit from."""
-    told = _processor(processes)
-    name, flags = told.get("model name", platform.machine()), set(told.get("flags", told.get("features", "")).split())
-    wide = next((one for one in ("avx512f", "avx2", "avx", "sve", "asimd") if one in flags), "")
-    whole = f"{name}{f', {wide.upper()}' if wide else ''}"
-    if platform.machine() == "x86_64" and wide in ("", "avx"):
-        advice = (
-            "Encoding and searching are slower without AVX2. Use a newer processor, or a virtual one that shows it."
-        )
-        yield Finding("processor", "note", f"{whole}, no AVX2", advice)
+    """Report the vector instructions that encoding and searching use."""
+    info = _cpuinfo(processes)
+    name, flags = info.get("model name", platform.machine()), set(info.get("flags", info.get("features", "")).split())
+    widest = next((one for one in ("avx512f", "avx2", "avx", "sve", "asimd") if one in flags), "")
+    value = f"{name}{f', {widest.upper()}' if widest else ''}"
+    if platform.machine() == "x86_64" and widest in ("", "avx"):
+        advice = "Encoding and searching are slower without AVX2. Use a newer processor, or enable AVX2 for this VM."
+        yield Finding("processor", "note", f"{value}, no AVX2", advice)
     else:
-        yield Finding("processor", "ok", whole)
+        yield Finding("processor", "ok", value)
     products = sorted(flags & {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
     if products:
         yield Finding("int8 products", "ok", ", ".join(products).upper())
     else:
-        advice = "A bundle of `--precision int8` gains less here and may answer differently: `bundles verify` tells."
+        advice = "An int8 bundle gains less speed and may answer differently. Check it: `diptych bundles verify`."
         yield Finding("int8 products", "note", "none (no VNNI)", advice)
 
 
 def cores(groups: Path = GROUPS) -> Finding:
-    """Whole cores this process may use, by its affinity and the container's quota."""
-    usable, there = available_cores(groups), os.cpu_count() or 1
-    value = f"{usable} of {there}" if usable < there else f"{usable}"
+    """Count the whole cores that affinity and the container's quota allow."""
+    usable, total = available_cores(groups), os.cpu_count() or 1
+    value = f"{usable} of {total}" if usable < total else f"{usable}"
     if usable > 1:
         return Finding("cores", "ok", value)
-    return Finding("cores", "note", value, "The service's front and its engine share one core. Two serve steadier.")
+    return Finding("cores", "note", value, "HTTP process and engine share one core. With two, latency varies less.")
 
 
 def memory(groups: Path = GROUPS, processes: Path = PROCESSES) -> Finding:
-    """What machine and container have left; whether a bundle fits is a finding about the store."""
+    """Report the free memory of machine and container; `check_store` checks whether a bundle fits."""
     room = free_memory(groups, processes)
     value = f"{gigabytes(room.free)} free ({room.limit})"
-    if room.free >= LITTLE_MEMORY:
+    if room.free >= LOW_MEMORY:
         return Finding("memory", "ok", value)
-    return Finding("memory", "note", value, "Training takes 1 GB and more. End other programs, or raise the limit.")
+    return Finding("memory", "note", value, "Training needs 1 GB or more. Stop other programs, or raise the limit.")
 
 
 def open_files() -> Finding:
-    """Whether as many connections can be open as the service allows."""
+    """Check that the process may open as many files as the service needs."""
     hard, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1], os.environ.get("DIPTYCH_MAX_CONNECTIONS", "")
     needed = (int(allowed) if allowed.isdecimal() else DEFAULT_CONNECTIONS) + OTHER_FILES
     if hard == resource.RLIM_INFINITY or hard >= needed:
         return Finding("open files", "ok", "unlimited" if hard == resource.RLIM_INFINITY else f"{hard:,}")
-    fits = max(1, hard - OTHER_FILES)
-    advice = f"`diptych serve` needs {needed:,}: raise `ulimit -n`, or set DIPTYCH_MAX_CONNECTIONS={fits}."
+    possible = max(1, hard - OTHER_FILES)
+    advice = f"`diptych serve` needs {needed:,}: raise `ulimit -n`, or set DIPTYCH_MAX_CONNECTIONS={possible}."
     return Finding("open files", "problem", f"{hard:,} at most", advice)
 
 
 def temporary() -> Finding:
-    """Whether there is a folder for temporary files, and room in it."""
+    """Check that there is a folder for temporary files, with free space."""
     try:
         return disk("temporary files", Path(tempfile.gettempdir()))
     except FileNotFoundError:
@@ -91,17 +89,17 @@ def temporary() -> Finding:
 
 
 def disk(topic: str, folder: Path) -> Finding:
-    """Room on the disk of a folder."""
+    """Report the free space on the disk of a folder."""
     folder = folder.resolve()
     free = shutil.disk_usage(folder).free
     value = f"{gigabytes(free)} free in {folder}"
-    if free >= LITTLE_DISK:
+    if free >= LOW_DISK:
         return Finding(topic, "ok", value)
-    return Finding(topic, "note", value, "A checkpoint or a bundle of a million labels needs more. Make room.")
+    return Finding(topic, "note", value, "A checkpoint or a bundle of a million labels needs more. Free some space.")
 
 
-def _processor(processes: Path) -> dict[str, str]:
-    """The first processor's lines in /proc/cpuinfo, keys in lower case."""
+def _cpuinfo(processes: Path) -> dict[str, str]:
+    """Parse the first processor's entry of /proc/cpuinfo; keys in lower case."""
     try:
         block = (processes / "cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
     except OSError:

@@ -1,1 +1,1 @@
-"""The load generator: an open loop that sends on schedule, whatever the service does, and tells its own lag too."""
+"""An open-loop load generator: requests leave on schedule, and each latency counts from when its request was due."""

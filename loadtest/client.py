@@ -1,4 +1,7 @@
-"""A light HTTP/1.1 client: keep-alive connections on bare asyncio protocols, answers told by their head alone."""
+"""An HTTP/1.1 client with keep-alive connections that reads only the heads of answers.
+
+Hand-written: on httptools it needs 14 µs of CPU per request; aiohttp needs 131, httpx 1,600 (decision 0043).
+"""
 
 import asyncio
 from collections import deque
@@ -7,57 +10,57 @@ from typing import NamedTuple, cast
 
 import httptools
 
-from loadtest.alarm import now
 from loadtest.target import Target
+from loadtest.timer import now
 
-TIMED_OUT, LOST, NO_HTTP, UNFINISHED = "time-out", "connection lost", "not HTTP", "unfinished"
-LONGEST_IDLE = 4.0  # seconds; many servers hang up after five, and a request just then would be lost
+TIMED_OUT, LOST, NOT_HTTP, UNFINISHED = "timeout", "connection lost", "not HTTP", "unfinished"
+MAX_IDLE_SECONDS = 4.0  # many servers close idle connections after five seconds; a request sent just then is lost
 
 
-class Ended(NamedTuple):
-    """How a request ended: `kind` is the status, or why there is none; times are seconds of `now()`."""
+class RequestOutcome(NamedTuple):
+    """The end of one request: `kind` is the status, or why there is none; times are seconds of `now()`."""
 
     kind: str
     due: float
     done: float
-    timing: bytes
+    server_timing: bytes
     bundle: bytes
 
 
-class Exchange:
-    """One request on its way."""
+class ScheduledRequest:
+    """One request in flight."""
 
     __slots__ = ("connection", "due", "message")
 
     def __init__(self, message: bytes, due: float) -> None:
         self.message = message
         self.due = due
-        self.connection: Connection | None = None
+        self.connection: KeepAliveConnection | None = None
 
 
-class Connection(asyncio.Protocol):
-    """One keep-alive connection; httptools calls the `on_` methods."""
+class KeepAliveConnection(asyncio.Protocol):
+    """One connection with at most one request in flight; httptools calls the `on_` methods."""
 
-    def __init__(self, client: "Client") -> None:
+    def __init__(self, client: "LoadClient") -> None:
         self._client = client
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
-        self._timing = self._bundle = b""
-        self.exchange: Exchange | None = None
+        self._server_timing = self._bundle = b""
+        self.request: ScheduledRequest | None = None
         self.idle_since = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast(asyncio.Transport, transport)  # uvloop's own are no subclass
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's class is not a subclass
 
-    def ask(self, exchange: Exchange) -> None:
-        """Send a request; the connection must have none under way."""
-        exchange.connection, self.exchange = self, exchange
-        self._timing = self._bundle = b""
+    def send(self, request: ScheduledRequest) -> None:
+        """Send a request; no other may be in flight on this connection."""
+        request.connection, self.request = self, request
+        self._server_timing = self._bundle = b""
         if self._transport:
-            self._transport.write(exchange.message)
+            self._transport.write(request.message)
 
-    def drop(self) -> None:
-        """Close without a word."""
+    def close(self) -> None:
+        """Close at once."""
         if self._transport:
             self._transport.abort()
 
@@ -65,157 +68,157 @@ class Connection(asyncio.Protocol):
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError:
-            self._client.failed(self, NO_HTTP)
-            self.drop()
+            self._client.on_failure(self, NOT_HTTP)
+            self.close()
 
     def connection_lost(self, _: Exception | None) -> None:
-        self._client.failed(self, LOST)
-        self._client.closed(self)
+        self._client.on_failure(self, LOST)
+        self._client.on_closed(self)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if len(name) == 13 and name.lower() == b"server-timing":
-            self._timing = value
+            self._server_timing = value
         elif len(name) == 8 and name.lower() == b"x-bundle":
             self._bundle = value
 
     def on_message_complete(self) -> None:
-        self._client.answered(
-            self, str(self._parser.get_status_code()), self._timing, self._bundle, self._parser.should_keep_alive()
-        )
+        status = str(self._parser.get_status_code())
+        self._client.on_answer(self, status, self._server_timing, self._bundle, self._parser.should_keep_alive())
 
 
-class Client:
-    """Sends each request at once, on an idle connection or a new one; at `most` connections requests wait for one.
+class LoadClient:
+    """Send each request at once, on an idle or a new connection; at `max_connections`, requests wait for one.
 
-    `ended` hears of every request once. Requests without an answer `timeout` seconds after they were due have failed.
+    Calls `on_outcome` once per request. A request without an answer `timeout` seconds after it was due has failed.
     """
 
-    def __init__(self, target: Target, most: int, timeout: float, ended: Callable[[Ended], None]) -> None:
+    def __init__(
+        self, target: Target, max_connections: int, timeout: float, on_outcome: Callable[[RequestOutcome], None]
+    ) -> None:
         self._target = target
-        self._most = most
+        self._max_connections = max_connections
         self._timeout = timeout
-        self._ended = ended
-        self._idle: list[Connection] = []  # the last one in is the first one out, so few are used when few are needed
-        self._waiting: deque[Exchange] = deque()
+        self._on_outcome = on_outcome
+        self._idle: list[KeepAliveConnection] = []  # a stack, so that a low rate uses few connections
+        self._waiting: deque[ScheduledRequest] = deque()
         self._opening: set[asyncio.Task[None]] = set()
         self._open = 0
         self._closing = False
-        self.in_flight: dict[Exchange, None] = {}  # in the order in which they were due
+        self.in_flight: dict[ScheduledRequest, None] = {}  # ordered by due time
         self.opened = 0
         self.waited = 0
 
     async def warm_up(self, connections: int) -> None:
-        """Open so many connections beforehand."""
-        for _ in range(min(connections, self._most)):
+        """Open connections before the run."""
+        for _ in range(min(connections, self._max_connections)):
             self._connect(None)
         await asyncio.gather(*self._opening)
 
-    def ask(self, message: bytes, due: float) -> None:
+    def send(self, message: bytes, due: float) -> None:
         """Send a request that is due now."""
-        exchange = Exchange(message, due)
-        self.in_flight[exchange] = None
+        request = ScheduledRequest(message, due)
+        self.in_flight[request] = None
         if self._idle:
-            self._idle.pop().ask(exchange)
-        elif self._open < self._most:
-            self._connect(exchange)
+            self._idle.pop().send(request)
+        elif self._open < self._max_connections:
+            self._connect(request)
         else:
             self.waited += 1
-            self._waiting.append(exchange)
+            self._waiting.append(request)
 
     def expire(self) -> None:
-        """Give up requests that have waited too long, and hang up before a server does."""
+        """Give up requests after the timeout, and close idle connections before the server does."""
         present = now()
-        while self.in_flight and (exchange := next(iter(self.in_flight))).due < present - self._timeout:
-            self._give_up(exchange, TIMED_OUT)
-        while self._idle and self._idle[0].idle_since < present - LONGEST_IDLE:
-            self._idle.pop(0).drop()
+        while self.in_flight and (request := next(iter(self.in_flight))).due < present - self._timeout:
+            self._give_up(request, TIMED_OUT)
+        while self._idle and self._idle[0].idle_since < present - MAX_IDLE_SECONDS:
+            self._idle.pop(0).close()
 
     async def close(self) -> None:
-        """Give up what is unfinished, and hang up."""
+        """Give up unfinished requests and close all connections."""
         self._closing = True
-        for exchange in list(self.in_flight):
-            self._give_up(exchange, UNFINISHED)
+        for request in list(self.in_flight):
+            self._give_up(request, UNFINISHED)
         for connection in self._idle:
-            connection.drop()
+            connection.close()
         for task in self._opening:
             task.cancel()
         await asyncio.gather(*self._opening, return_exceptions=True)
 
-    def answered(self, connection: Connection, status: str, timing: bytes, bundle: bytes, keep: bool) -> None:
-        """A connection has read an answer; it takes the next request, if it may be kept."""
-        exchange, connection.exchange = connection.exchange, None
-        if exchange is None:  # an answer that nobody asked for
-            connection.drop()
+    def on_answer(
+        self, connection: KeepAliveConnection, status: str, server_timing: bytes, bundle: bytes, keep_alive: bool
+    ) -> None:
+        """Record an answer; the connection takes the next request if it stays open."""
+        request, connection.request = connection.request, None
+        if request is None:  # an answer without a request
+            connection.close()
             return
-        self._settle(exchange, status, timing, bundle)
-        if keep:
-            self._free(connection)
+        self._finish(request, status, server_timing, bundle)
+        if keep_alive:
+            self._reuse(connection)
         else:
-            connection.drop()
+            connection.close()
 
-    def failed(self, connection: Connection, kind: str) -> None:
-        """A connection cannot answer its request."""
-        exchange, connection.exchange = connection.exchange, None
-        if exchange:
-            self._settle(exchange, kind)
+    def on_failure(self, connection: KeepAliveConnection, kind: str) -> None:
+        """Record that a connection cannot answer its request."""
+        request, connection.request = connection.request, None
+        if request:
+            self._finish(request, kind)
 
-    def closed(self, connection: Connection) -> None:
-        """A connection has ended: another may take its place."""
+    def on_closed(self, connection: KeepAliveConnection) -> None:
+        """Remove a closed connection; open another one if requests wait."""
         self._open -= 1
         if connection in self._idle:
             self._idle.remove(connection)
-        self._replace()
+        self._connect_for_waiting()
 
-    def _connect(self, exchange: Exchange | None) -> None:
+    def _connect(self, request: ScheduledRequest | None) -> None:
         self._open += 1
-        task = asyncio.get_running_loop().create_task(self._opened(exchange))
+        task = asyncio.get_running_loop().create_task(self._open_connection(request))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
-    async def _opened(self, exchange: Exchange | None) -> None:
+    async def _open_connection(self, request: ScheduledRequest | None) -> None:
         target = self._target
         try:
             async with asyncio.timeout(self._timeout):
                 _, connection = await asyncio.get_running_loop().create_connection(
-                    lambda: Connection(self),
-                    target.address,
-                    target.port,
-                    ssl=target.tls,
-                    server_hostname=target.host if target.tls else None,
-                )
-        except OSError as error:  # a TimeoutError is one
+                    lambda: KeepAliveConnection(self), target.address, target.port,
+                    ssl=target.tls, server_hostname=target.host if target.tls else None,
+                )  # fmt: skip
+        except OSError as error:  # includes TimeoutError
             self._open -= 1
-            if exchange and exchange in self.in_flight:
-                self._settle(exchange, f"no connection ({error.strerror or 'time-out'})")
-            self._replace()
+            if request and request in self.in_flight:
+                self._finish(request, f"no connection ({error.strerror or TIMED_OUT})")
+            self._connect_for_waiting()
             return
         self.opened += 1
-        if exchange and exchange in self.in_flight:
-            connection.ask(exchange)
+        if request and request in self.in_flight:
+            connection.send(request)
         else:
-            self._free(connection)
+            self._reuse(connection)
 
-    def _free(self, connection: Connection) -> None:
+    def _reuse(self, connection: KeepAliveConnection) -> None:
         if self._closing:
-            connection.drop()
+            connection.close()
         elif self._waiting:
-            connection.ask(self._waiting.popleft())
+            connection.send(self._waiting.popleft())
         else:
             connection.idle_since = now()
             self._idle.append(connection)
 
-    def _replace(self) -> None:
-        if self._waiting and not self._closing and self._open < self._most:
+    def _connect_for_waiting(self) -> None:
+        if self._waiting and not self._closing and self._open < self._max_connections:
             self._connect(self._waiting.popleft())
 
-    def _give_up(self, exchange: Exchange, kind: str) -> None:
-        self._settle(exchange, kind)
-        if connection := exchange.connection:
-            connection.exchange = None
-            connection.drop()
-        elif exchange in self._waiting:
-            self._waiting.remove(exchange)
+    def _give_up(self, request: ScheduledRequest, kind: str) -> None:
+        self._finish(request, kind)
+        if connection := request.connection:
+            connection.request = None
+            connection.close()
+        elif request in self._waiting:
+            self._waiting.remove(request)
 
-    def _settle(self, exchange: Exchange, kind: str, timing: bytes = b"", bundle: bytes = b"") -> None:
-        del self.in_flight[exchange]
-        self._ended(Ended(kind, exchange.due, now(), timing, bundle))
+    def _finish(self, request: ScheduledRequest, kind: str, server_timing: bytes = b"", bundle: bytes = b"") -> None:
+        del self.in_flight[request]
+        self._on_outcome(RequestOutcome(kind, request.due, now(), server_timing, bundle))

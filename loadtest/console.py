@@ -1,4 +1,4 @@
-"""What a person sees: a line that moves while a run goes on, and tables at its end."""
+"""Console output: a progress line during a run, and tables at its end."""
 
 from types import TracebackType
 from typing import Self
@@ -8,17 +8,18 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from loadtest.report import Latencies, Report, SweepReport, Switching
+from loadtest.report import LatencySummary, Report, SweepReport, SwitchingReport
 from loadtest.run import Snapshot
-from loadtest.sweep import held
-from loadtest.tally import OK
+from loadtest.run_stats import OK
+from loadtest.sweep import kept_up
 from retrieval.system.console import Console
 
-FIGURES = ("requests", "mean", "p50", "p90", "p99", "p99.9", "max")
+LATENCY_HEADINGS = ("requests", "mean", "p50", "p90", "p99", "p99.9", "max")
+SWEEP_HEADINGS = ("offered/s", "achieved/s", "p50", "p90", "p99", "p99.9", "max", "failed", "lag p99", "")
 
 
-class Ticker:
-    """One line on stderr, drawn anew each time it is told where the run is; nothing where there is no terminal."""
+class ProgressLine:
+    """One line on stderr, updated with each snapshot; nothing if stderr is not a terminal."""
 
     def __init__(self, rate: float, seconds: float) -> None:
         self._of = f"of {seconds:g} s at {rate:,g}/s"
@@ -33,119 +34,99 @@ class Ticker:
     def __exit__(self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None) -> None:
         self._live.stop()
 
-    def __call__(self, at: Snapshot) -> None:
+    def __call__(self, snapshot: Snapshot) -> None:
         if not self._live.is_started:
             return
-        found = at.tally.outcomes.get(OK)
-        p50, p99 = (milliseconds(value * 1e3) for value in found.quantiles((0.5, 0.99))) if found else ("–", "–")
+        stats = snapshot.stats
+        quantiles = stats.outcomes[OK].quantiles((0.5, 0.99)) if OK in stats.outcomes else ()
+        p50, p99 = (_milliseconds(value * 1e3) for value in quantiles) if quantiles else ("–", "–")
         line = (
-            f"{at.seconds:.0f} s {self._of} · {at.tally.sent:,} sent · {at.in_flight:,} under way · "
-            f"p50 {p50} ms · p99 {p99} ms · {at.tally.failed:,} failed"
+            f"{snapshot.seconds:.0f} s {self._of} · {stats.sent:,} sent · {snapshot.in_flight:,} in flight · "
+            f"p50 {p50} ms · p99 {p99} ms · {stats.failed:,} failed"
         )
         self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
-def print_run(report: Report, console: Console) -> None:
-    """A run as tables, and in a sentence each what is wrong with it."""
+def print_report(report: Report | SweepReport, console: Console) -> None:
+    """Print the tables of a run or a sweep, and the reasons why its figures are invalid."""
+    (_print_sweep if isinstance(report, SweepReport) else _print_run)(report, console)  # type: ignore[arg-type]
+    for reason in report.invalid:
+        console.print(f"INVALID: {reason}", style="bold #d14d68")
+
+
+def _print_run(report: Report, console: Console) -> None:
     console.print(
-        f"{report.url}: {report.rate:,g}/s asked for ({report.arrivals}, {report.queries:,} queries, k={report.k}), "
+        f"{report.url}: {report.rate:,g}/s requested ({report.arrivals}, {report.queries:,} queries, k={report.k}), "
         f"{report.offered:,g}/s offered, {report.achieved:,g}/s achieved, for {report.seconds:g} s"
-        + (", ended early" if report.interrupted else "")
+        + (", interrupted" if report.interrupted else "")
     )
-    table = _table("milliseconds", *FIGURES)
-    table.add_row("answered, 200", *_figures(report.latency))
-    for kind, found in sorted(report.outcomes.items()):
-        if kind != OK:
-            table.add_row(kind, *_figures(found))
+    outcomes = {"answered, 200": report.latency}
+    outcomes |= {kind: latency for kind, latency in sorted(report.outcomes.items()) if kind != OK}
     if report.switching:
-        table.add_row("200 during switches", *_figures(report.switching.during))
-        table.add_row("200 otherwise", *_figures(report.switching.steady))
-    table.add_section()
-    for stage, found in report.stages.items():
-        table.add_row(f"service: {stage}", *_figures(found))
-    table.add_row("the generator's lag", *_figures(report.lag))
+        outcomes |= {"200 during switches": report.switching.during, "200 otherwise": report.switching.steady}
+    stages = {f"service: {stage}": latency for stage, latency in report.stages.items()}
+    stages["generator lag"] = report.lag
+    table = _table("milliseconds", *LATENCY_HEADINGS)
+    for rows in (outcomes, stages):
+        for name, latency in rows.items():
+            table.add_row(name, *_latency_cells(latency))
+        table.add_section()
     console.print(table)
     if report.switching:
-        console.print(switches_line(report.switching))
-    console.print(generator_line(report))
-    _print_invalid(report.invalid, console)
-
-
-def print_sweep(report: SweepReport, console: Console) -> None:
-    """A sweep as one table, a row a rate."""
-    table = _table("offered/s", "achieved/s", "p50", "p90", "p99", "p99.9", "max", "failed", "lag p99", "")
-    for step in report.steps:
-        at = step.latency
-        shown = map(milliseconds, (at.p50_ms, at.p90_ms, at.p99_ms, at.p999_ms, at.max_ms))
-        lag = milliseconds(step.lag.p99_ms)
-        table.add_row(
-            f"{step.offered:,.0f}", f"{step.achieved:,.0f}", *shown, f"{step.failed:,}", lag, word(step, report)
-        )
-    console.print(table)
-    console.print(sweep_line(report))
-    _print_invalid(report.invalid, console)
-
-
-def sweep_line(report: SweepReport) -> str:
-    """What a sweep found, and why it ended."""
-    if report.knee is None or report.saturation is None:
-        return f"No knee: {report.ended}. Begin with a lower --rate."
-    return (
-        f"The knee is at {report.knee:,.0f}/s (most throughput for its mean latency); "
-        f"the most achieved was {report.saturation:,.0f}/s. The sweep stopped because {report.ended}."
-    )
-
-
-def word(step: Report, report: SweepReport) -> str:
-    """What a step of a sweep is, in a word or two."""
-    if step.offered == report.knee:
-        return "knee"
-    if step.late:
-        return "invalid"
-    return "" if held(step) else "too much"
-
-
-def switches_line(switching: Switching) -> str:
-    """How many changes of bundle went well, how long they took, and the first failure."""
-    done = [one for one in switching.switches if one.failure is None and one.ended_seconds is not None]
-    taken = sorted((one.ended_seconds or 0) - one.began_seconds for one in done)
-    failed = [one for one in switching.switches if one.failure]
-    line = f"{len(done)} of {len(switching.switches)} switches done"
-    if taken:
-        line += f", median {taken[len(taken) // 2]:.2f} s"
-    ratio = switching.during.p99_ms / switching.steady.p99_ms if switching.steady.p99_ms else 0
-    if switching.during.count and ratio:
-        line += f"; p99 during switches is {ratio:.2f} of the steady one"
-    return f"{line}; first failure: {failed[0].failure}" if failed else f"{line}."
-
-
-def generator_line(report: Report) -> str:
-    """What the generator itself did."""
+        console.print(_switching_sentence(report.switching))
     bundles = ", ".join(f"{name} {count:,}" for name, count in report.bundles.items())
     waited = f", {report.waited:,} requests waited for one" if report.waited else ""
-    return (
-        f"Generator: {report.busy:.0%} of a core, {report.connections:,} connections{waited}. "
+    console.print(
+        f"Generator: {report.cpu:.0%} of a core, {report.connections:,} connections{waited}. "
         f"Bundles: {bundles or 'not named'}."
     )
 
 
-def milliseconds(value: float) -> str:
-    """Three significant digits."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+def _print_sweep(report: SweepReport, console: Console) -> None:
+    table = _table(*SWEEP_HEADINGS)
+    for step in report.steps:
+        at = step.latency
+        cells = map(_milliseconds, (at.p50_ms, at.p90_ms, at.p99_ms, at.p999_ms, at.max_ms))
+        label = "knee" if step.offered == report.knee else "invalid" if step.late else ""
+        table.add_row(
+            f"{step.offered:,.0f}", f"{step.achieved:,.0f}", *cells, f"{step.failed:,}",
+            _milliseconds(step.lag.p99_ms), label or ("" if kept_up(step) else "overloaded"),
+        )  # fmt: skip
+    console.print(table)
+    if report.knee is None or report.saturation is None:
+        console.print(f"No knee: {report.ended}. Start with a lower --rate.")
+        return
+    console.print(
+        f"The knee is at {report.knee:,.0f}/s (most throughput per mean latency); "
+        f"the highest achieved rate was {report.saturation:,.0f}/s. The sweep stopped because {report.ended}."
+    )
 
 
-def _print_invalid(reasons: tuple[str, ...], console: Console) -> None:
-    for reason in reasons:
-        console.print(f"INVALID: {reason}", style="bold red")
+def _switching_sentence(switching: SwitchingReport) -> str:
+    """State how many switches succeeded, their median time, and the first failure."""
+    done = [one for one in switching.switches if one.failure is None and one.ended_seconds is not None]
+    seconds = sorted((one.ended_seconds or 0) - one.started_seconds for one in done)
+    failures = [one.failure for one in switching.switches if one.failure]
+    text = f"{len(done)} of {len(switching.switches)} switches done"
+    if seconds:
+        text += f", median {seconds[len(seconds) // 2]:.2f} s"
+    if switching.during.count and switching.steady.p99_ms:
+        text += f"; p99 during switches is {switching.during.p99_ms / switching.steady.p99_ms:.2f} times the other p99"
+    return f"{text}; first failure: {failures[0]}" if failures else f"{text}."
 
 
-def _table(*columns: str) -> Table:
+def _table(*headings: str) -> Table:
     table = Table(box=SIMPLE, pad_edge=False)
-    for place, column in enumerate(columns):
-        table.add_column(column, justify="left" if not place and column == "milliseconds" else "right")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "milliseconds" else "right")
     return table
 
 
-def _figures(found: Latencies) -> list[str]:
-    values = (found.mean_ms, found.p50_ms, found.p90_ms, found.p99_ms, found.p999_ms, found.max_ms)
-    return [f"{found.count:,}", *(map(milliseconds, values) if found.count else ["–"] * len(values))]
+def _latency_cells(at: LatencySummary) -> list[str]:
+    values = (at.mean_ms, at.p50_ms, at.p90_ms, at.p99_ms, at.p999_ms, at.max_ms)
+    return [f"{at.count:,}", *(map(_milliseconds, values) if at.count else ["–"] * len(values))]
+
+
+def _milliseconds(value: float) -> str:
+    """Format with three significant digits."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""What a run found, as it is printed, drawn and written as JSON. Times are milliseconds where a name says so."""
+"""The results of a run or a sweep: printed, drawn and written as JSON. Times ending in `_ms` are milliseconds."""
 
 from collections.abc import Mapping, Sequence
 from typing import Self
@@ -7,18 +7,21 @@ from pydantic import BaseModel, ConfigDict
 
 from loadtest.histogram import Histogram
 from loadtest.plan import Plan
-from loadtest.tally import OK, Tally, Window
+from loadtest.run_stats import OK, RunStats, TimeWindow
+from loadtest.switching import Switch
 
-SHARES = (0.5, 0.9, 0.99, 0.999)
-ENOUGH_WAITED = 0.01  # of the requests that had to wait for a connection: more, and the offered rate did not arrive
+QUANTILES = (0.5, 0.9, 0.99, 0.999)
+MAX_WAITED = 0.01  # fraction of requests that may wait for a connection; above it, the rate was not offered
 
 
-class Model(BaseModel):
+class ReportModel(BaseModel):
+    """Base of all parts of a report."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Latencies(Model):
-    """A histogram in its usual figures."""
+class LatencySummary(ReportModel):
+    """Mean, quantiles and maximum of a histogram."""
 
     count: int
     mean_ms: float
@@ -29,14 +32,17 @@ class Latencies(Model):
     max_ms: float
 
     @classmethod
-    def of(cls, found: Histogram) -> Self:
-        p50, p90, p99, p999 = (round(value * 1e3, 4) for value in found.quantiles(SHARES))
-        mean, most = round(found.mean * 1e3, 4), round(found.most * 1e3, 4)
-        return cls(count=found.count, mean_ms=mean, p50_ms=p50, p90_ms=p90, p99_ms=p99, p999_ms=p999, max_ms=most)
+    def from_histogram(cls, histogram: Histogram) -> Self:
+        """Summarize in milliseconds."""
+        p50, p90, p99, p999 = (_milliseconds(value) for value in histogram.quantiles(QUANTILES))
+        return cls(
+            count=histogram.count, mean_ms=_milliseconds(histogram.mean), p50_ms=p50, p90_ms=p90, p99_ms=p99,
+            p999_ms=p999, max_ms=_milliseconds(histogram.max),
+        )  # fmt: skip
 
 
-class Moment(Model):
-    """A stretch of the run: requests due in it a second, those answered with 200, and how quickly."""
+class TimelinePoint(ReportModel):
+    """One time window: requests due in it per second, those answered with 200, and their latency."""
 
     at_seconds: float
     sent_per_second: float
@@ -46,39 +52,31 @@ class Moment(Model):
     p99_ms: float | None
 
     @classmethod
-    def of(cls, window: Window, at: float, width: float) -> Self:
-        p50, p99 = (round(value * 1e3, 4) for value in window.answered.quantiles((0.5, 0.99)))
-        answered = window.answered.count
+    def from_window(cls, window: TimeWindow, at: float, seconds: float) -> Self:
+        """Summarize a window of this length that begins at `at`."""
+        p50, p99 = (_milliseconds(value) for value in window.latency.quantiles((0.5, 0.99)))
+        answered = window.latency.count
         return cls(
-            at_seconds=round(at, 3), sent_per_second=round(window.sent / width, 2),
-            answered_per_second=round(answered / width, 2), failed=window.failed,
+            at_seconds=round(at, 3), sent_per_second=round(window.sent / seconds, 2),
+            answered_per_second=round(answered / seconds, 2), failed=window.failed,
             p50_ms=p50 if answered else None, p99_ms=p99 if answered else None,
         )  # fmt: skip
 
 
-class SwitchMade(Model):
-    """One change of bundle; `ended_seconds` is None when the run ended first, `failure` None when it went well."""
+class SwitchingReport(ReportModel):
+    """The switches, and the latencies of requests that overlapped one and of those that did not."""
 
-    bundle: str
-    began_seconds: float
-    ended_seconds: float | None
-    failure: str | None
-
-
-class Switching(Model):
-    """The changes of bundle, and the latencies of requests that one of them touched beside those of the others."""
-
-    switches: tuple[SwitchMade, ...]
-    during: Latencies
-    steady: Latencies
+    switches: tuple[Switch, ...]
+    during: LatencySummary
+    steady: LatencySummary
 
 
-class Report(Model):
-    """One run at one rate. Latencies are counted from when requests were due; `latency` is that of the 200s.
+class Report(ReportModel):
+    """One run at one rate. Latencies count from when requests were due; `latency` is that of the 200s.
 
-    `rate` was asked for, `offered` was sent, `achieved` are the 200s that came while requests were sent, all a second;
-    the number of these 200s is `in_time`. `busy` is the generator's share of a core. `invalid` says why the figures are
-    the generator's and not the service's; it is empty when they are valid.
+    Per second: `rate` is the requested rate, `offered` was sent, `achieved` counts the 200s that came before the
+    sending ended (`in_time`). `cpu` is the generator's share of a core. `invalid` lists the reasons why the figures
+    measure the generator instead of the service; it is empty for a valid run.
     """
 
     url: str
@@ -91,34 +89,37 @@ class Report(Model):
     achieved: float
     sent: int
     in_time: int
-    latency: Latencies
-    outcomes: dict[str, Latencies]
-    stages: dict[str, Latencies]
+    latency: LatencySummary
+    outcomes: dict[str, LatencySummary]
+    stages: dict[str, LatencySummary]
     bundles: dict[str, int]
-    lag: Latencies
+    lag: LatencySummary
     lag_limit_ms: float
-    busy: float
+    cpu: float
     connections: int
     waited: int
-    moments: tuple[Moment, ...]
-    switching: Switching | None
+    timeline: tuple[TimelinePoint, ...]
+    switching: SwitchingReport | None
     interrupted: bool
     invalid: tuple[str, ...]
 
     @property
     def failed(self) -> int:
-        """Requests that ended otherwise than with a 200."""
-        return sum(found.count for kind, found in self.outcomes.items() if kind != OK)
+        """Number of requests that ended without a 200."""
+        return sum(latency.count for kind, latency in self.outcomes.items() if kind != OK)
 
     @property
     def late(self) -> bool:
-        """Whether the generator could not keep to its schedule."""
+        """True if the generator could not keep its schedule."""
         return self.lag.p99_ms > self.lag_limit_ms
 
 
-class SweepReport(Model):
-    """Runs at rising rates. `knee` is the offered rate with the most throughput for its latency, `saturation` the
-    highest rate of 200s that was reached, None for neither; `ended` says why the rates rose no further."""
+class SweepReport(ReportModel):
+    """Runs at increasing rates.
+
+    `knee` is the offered rate with the most throughput per latency, `saturation` the highest rate of 200s; each is
+    None if no step qualifies. `ended` says why the sweep stopped.
+    """
 
     steps: tuple[Report, ...]
     knee: float | None
@@ -129,44 +130,55 @@ class SweepReport(Model):
 
 
 def summarize(
-    plan: Plan, tally: Tally, *, url: str, queries: int, busy: float, connections: int, waited: int,
-    switching: Switching | None, interrupted: bool,
+    plan: Plan, stats: RunStats, *, url: str, queries: int, cpu: float, connections: int, waited: int,
+    switches: Sequence[Switch] | None, interrupted: bool,
 ) -> Report:  # fmt: skip
-    """The figures of a finished run."""
-    span = max(tally.duration, 1e-9)
-    latency = Latencies.of(tally.outcomes[OK] if OK in tally.outcomes else Histogram())
-    lag, limit = Latencies.of(tally.lag), plan.lag_limit(latency.p99_ms / 1e3) * 1e3
-    moments = [
-        Moment.of(window, number * tally.width, tally.span(number)) for number, window in enumerate(tally.windows)
-    ]
+    """Summarize a finished run; `switches` is None if it did not switch bundles."""
+    seconds = max(stats.duration, 1e-9)
+    latency = LatencySummary.from_histogram(stats.outcomes[OK] if OK in stats.outcomes else Histogram())
+    lag, limit = LatencySummary.from_histogram(stats.lag), plan.lag_limit(latency.p99_ms / 1e3) * 1e3
+    timeline = (
+        TimelinePoint.from_window(window, number * stats.width, stats.window_seconds(number))
+        for number, window in enumerate(stats.windows)
+    )
+    switching = None
+    if switches is not None:
+        switching = SwitchingReport(
+            switches=tuple(switches),
+            during=LatencySummary.from_histogram(stats.switching),
+            steady=LatencySummary.from_histogram(stats.steady),
+        )
     return Report(
-        url=url, arrivals=plan.arrivals, k=plan.k, queries=queries, seconds=round(span, 3), rate=plan.rate,
-        offered=round(tally.sent / span, 2), achieved=round(tally.in_time / span, 2),
-        sent=tally.sent, in_time=tally.in_time, latency=latency, outcomes=_latencies(tally.outcomes),
-        stages=_latencies(tally.stages),
-        bundles=dict(tally.bundles), lag=lag, lag_limit_ms=round(limit, 4), busy=round(busy, 4),
-        connections=connections, waited=waited, moments=tuple(moments), switching=switching, interrupted=interrupted,
-        invalid=tuple(verdict(lag, limit, latency.count, tally.sent, waited)),
+        url=url, arrivals=plan.arrivals, k=plan.k, queries=queries, seconds=round(seconds, 3), rate=plan.rate,
+        offered=round(stats.sent / seconds, 2), achieved=round(stats.in_time / seconds, 2), sent=stats.sent,
+        in_time=stats.in_time, latency=latency, outcomes=_summaries(stats.outcomes), stages=_summaries(stats.stages),
+        bundles=dict(stats.bundles), lag=lag, lag_limit_ms=round(limit, 4), cpu=round(cpu, 4),
+        connections=connections, waited=waited, timeline=tuple(timeline), switching=switching, interrupted=interrupted,
+        invalid=tuple(invalid_reasons(lag, limit, latency.count, stats.sent, waited)),
     )  # fmt: skip
 
 
-def verdict(lag: Latencies, limit_ms: float, answered: int, sent: int, waited: int) -> Sequence[str]:
-    """Why a run's figures say nothing of the service; nothing when they do."""
+def invalid_reasons(lag: LatencySummary, limit_ms: float, answered: int, sent: int, waited: int) -> list[str]:
+    """Return the reasons why a run does not measure the service; empty for a valid run."""
     reasons = []
     if not answered:
         reasons.append("No request was answered with 200.")
     if lag.p99_ms > limit_ms:
         reasons.append(
-            f"The generator was the bottleneck: a hundredth of the requests went out {lag.p99_ms:.3g} ms late or "
-            f"later, where {limit_ms:.3g} ms is the most. Give it a core of its own, or ask for a lower rate."
+            f"The generator was the bottleneck: 1 % of requests left at least {lag.p99_ms:.3g} ms late "
+            f"(limit {limit_ms:.3g} ms). Give it its own core, or lower the rate."
         )
-    if waited > ENOUGH_WAITED * sent:
+    if waited > MAX_WAITED * sent:
         reasons.append(
-            f"The generator was the bottleneck: {waited:,} of {sent:,} requests had to wait for a connection. "
-            "Allow more with --connections, or ask for a lower rate."
+            f"The generator was the bottleneck: {waited:,} of {sent:,} requests waited for a connection. "
+            "Raise --connections, or lower the rate."
         )
     return reasons
 
 
-def _latencies(found: Mapping[str, Histogram]) -> dict[str, Latencies]:
-    return {name: Latencies.of(one) for name, one in found.items()}
+def _summaries(histograms: Mapping[str, Histogram]) -> dict[str, LatencySummary]:
+    return {name: LatencySummary.from_histogram(histogram) for name, histogram in histograms.items()}
+
+
+def _milliseconds(seconds: float) -> float:
+    return round(seconds * 1e3, 4)

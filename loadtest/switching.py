@@ -1,110 +1,136 @@
-"""Changes of bundle while a run goes on: two of them in turn, by the service's own admin call."""
+"""Switch the service between two bundles during a run, through its admin interface."""
 
 import asyncio
 import json
-from dataclasses import dataclass
 
-from loadtest.alarm import now
-from loadtest.target import Target, said, why
+from pydantic import BaseModel
+
+from loadtest.target import ADMIN_KEY_HEADER, Target, error_message, reason
+from loadtest.timer import now
 from retrieval.errors import BadInput
-from service.access.key_headers import ADMIN_HEADER
-from service.http.admin_schemas import BundlesResponse
 
-PATIENCE = 900.0  # seconds for one change: a large bundle takes its time to load
-BUSY = 409
+SWITCH_SECONDS = 900.0  # timeout of one switch; a large bundle takes long to load
+RETRY_SECONDS = 0.2
+CONFLICT = 409  # another switch is in progress
 
 
-@dataclass
-class Switch:
-    """One change: times in seconds from the start of the run, and why it failed, None while all is well."""
+class ListedBundle(BaseModel):
+    """A bundle of the store, as GET /admin/bundles lists it; `trouble` says why it cannot be opened."""
+
+    name: str
+    trouble: str | None = None
+
+
+class OpenBundle(BaseModel):
+    """A bundle that the service has opened."""
 
     bundle: str
-    began: float
-    ended: float | None = None
+    state: str
+
+
+class BundleListing(BaseModel):
+    """The fields of GET /admin/bundles that switching needs."""
+
+    bundles: list[ListedBundle]
+    generations: list[OpenBundle]
+
+
+class Switch(BaseModel):
+    """One switch, timed from the start of the run.
+
+    `ended_seconds` is None until it has ended, `failure` is None if it succeeded.
+    """
+
+    bundle: str
+    started_seconds: float
+    ended_seconds: float | None = None
     failure: str | None = None
 
 
 class Switcher:
-    """Asks for two bundles in turn, every so many seconds, and for the one that was served before at the end."""
+    """Activate two bundles in turn, and at the end the one that was served before."""
 
     def __init__(self, target: Target, bundles: tuple[str, str] | None, key: str, every: float) -> None:
-        """Without `bundles` the two newest of the service's store take turns."""
+        """Switch every `every` seconds; without `bundles`, between the two newest of the store."""
         self._target = target
-        self._given = bundles
-        self._bundles: list[str] = []  # the one to ask for next comes first
+        self._requested = bundles
+        self._bundles: list[str] = []  # in the order of activation
         self._before: str | None = None
-        self._key = f"{ADMIN_HEADER}: {key}\r\n"
+        self._key = f"{ADMIN_KEY_HEADER}: {key}\r\n"
         self._every = every
         self._start = 0.0
         self.switches: list[Switch] = []
 
     async def prepare(self) -> None:
-        """Choose the bundles and have one of them served. Raises BadInput when the service refuses."""
-        url = self._target.url
-        try:
-            status, answer = await self._target.call("/admin/bundles", None, self._key)
-        except OSError as error:
-            raise BadInput(f"{url} does not list its bundles: there was no answer ({why(error)}).") from error
-        if status != 200:
-            raise BadInput(f"{url} does not list its bundles: {said(answer)}")
-        listing = BundlesResponse.model_validate(answer, strict=False)
+        """Choose the bundles and activate one of them. Raises BadInput if the service refuses."""
+        listing = await self._list()
         self._before = next((one.bundle for one in listing.generations if one.state == "serving"), None)
-        self._bundles = _known(self._given, listing) if self._given else _newest(url, listing)
+        self._bundles = self._choose(listing)
         self._bundles.sort(key=lambda name: name == self._before)
         if self._before not in self._bundles:
-            _, failure = await self._ask(self._bundles[1])
+            _, failure = await self._activate(self._bundles[1])
             if failure:
-                raise BadInput(f"{url} does not change to bundle {self._bundles[1]}: {failure}")
+                raise BadInput(f"{self._target.url} does not switch to bundle {self._bundles[1]}: {failure}")
 
     async def run(self, start: float, duration: float) -> None:
-        """Switch until `duration` is over; a change that takes longer than the time between two puts off the next."""
+        """Switch until `duration` is over; a switch that takes longer than the interval delays the next one."""
         self._start = start
         number = 0
         while (due := start + (number + 1) * self._every) < start + duration:
             await asyncio.sleep(max(0.0, due - now()))
-            switch = Switch(self._bundles[len(self.switches) % 2], now() - start)
+            switch = Switch(bundle=self._bundles[len(self.switches) % 2], started_seconds=round(now() - start, 3))
             self.switches.append(switch)
-            _, switch.failure = await self._ask(switch.bundle)
-            switch.ended = now() - start
-            number = max(number + 1, int(switch.ended / self._every))
+            _, switch.failure = await self._activate(switch.bundle)
+            switch.ended_seconds = round(now() - start, 3)
+            number = max(number + 1, int(switch.ended_seconds / self._every))
 
     async def restore(self) -> str | None:
-        """Ask for the bundle that was served before; why that failed, None when it is served again."""
-        deadline = now() + PATIENCE
+        """Activate the bundle that was served before; returns why that failed."""
+        deadline = now() + SWITCH_SECONDS
         while self._before:
-            status, failure = await self._ask(self._before)
-            if status != BUSY or now() > deadline:  # a change that the run's end cut off goes on all the same
-                return failure and f"Bundle {self._before} was served before and is not again: {failure}"
-            await asyncio.sleep(0.2)
+            status, failure = await self._activate(self._before)
+            if status != CONFLICT or now() > deadline:  # a switch in progress goes on after the run has ended
+                return failure and f"Bundle {self._before}, which was served before, is not active again: {failure}"
+            await asyncio.sleep(RETRY_SECONDS)
         return None
 
-    def touches(self, due: float) -> bool:
-        """Whether a change was under way at some moment between `due` (a time of `now()`) and now."""
+    def overlaps(self, due: float) -> bool:
+        """Tell whether a switch was in progress at some time between `due`, a time of `now()`, and now."""
         if not self.switches:
             return False
         last = self.switches[-1]
-        return last.ended is None or due - self._start < last.ended
+        return last.ended_seconds is None or due - self._start < last.ended_seconds
 
-    async def _ask(self, bundle: str) -> tuple[int, str | None]:
-        """The status (0 without an answer), and why the service did not change to `bundle`, None when it did."""
+    async def _list(self) -> BundleListing:
+        url = self._target.url
+        try:
+            status, answer = await self._target.call("/admin/bundles", None, self._key)
+        except OSError as error:
+            raise BadInput(f"{url} does not list its bundles: there was no answer ({reason(error)}).") from error
+        if status != 200:
+            raise BadInput(f"{url} does not list its bundles: {error_message(answer)}")
+        return BundleListing.model_validate(answer)
+
+    def _choose(self, listing: BundleListing) -> list[str]:
+        """Return the requested bundles, or the two newest that can be opened."""
+        names = [one.name for one in listing.bundles]
+        if self._requested:
+            if missing := [name for name in self._requested if name not in names]:
+                raise BadInput(f"--bundles: the store has no bundle {missing[0]}; it has {', '.join(names)}.")
+            return list(self._requested)
+        newest = [one.name for one in listing.bundles if one.trouble is None][-2:]
+        if len(newest) < 2:
+            raise BadInput(
+                f"{self._target.url} has fewer than two bundles to switch between. Export another one, or name two "
+                "with --bundles."
+            )
+        return newest
+
+    async def _activate(self, bundle: str) -> tuple[int, str | None]:
+        """Return the status (0 without an answer) and why the switch failed, None if it succeeded."""
         body = json.dumps({"bundle": bundle}).encode()
         try:
-            status, answer = await self._target.call("/admin/activate", body, self._key, PATIENCE)
+            status, answer = await self._target.call("/admin/activate", body, self._key, SWITCH_SECONDS)
         except OSError as error:
-            return 0, f"there was no answer ({why(error)})."
-        return status, None if status == 200 else said(answer)
-
-
-def _known(given: tuple[str, str], listing: BundlesResponse) -> list[str]:
-    names = [one.name for one in listing.bundles]
-    if unknown := [name for name in given if name not in names]:
-        raise BadInput(f"--bundles: the service's store has no bundle {unknown[0]}; it has {', '.join(names)}.")
-    return list(given)
-
-
-def _newest(url: str, listing: BundlesResponse) -> list[str]:
-    """The two newest bundles that can be opened."""
-    names = [one.name for one in listing.bundles if one.trouble is None][-2:]
-    if len(names) < 2:
-        raise BadInput(f"{url} has fewer than two bundles to switch between; export another, or name them: --bundles.")
-    return names
+            return 0, f"there was no answer ({reason(error)})."
+        return status, None if status == 200 else error_message(answer)

@@ -1,4 +1,4 @@
-"""What is aimed at: an address that is the caller's own, and calls to it outside the measurement."""
+"""The service under test: a confirmed address, and single calls outside the measurement."""
 
 import asyncio
 import ipaddress
@@ -11,13 +11,15 @@ from urllib.parse import urlsplit
 import httptools
 
 from retrieval.errors import BadInput, one_line
-from service.access.key_headers import PREDICT_HEADER
 
-PATIENCE = 10.0  # seconds for one call outside the measurement
+# The client's view of the service's HTTP interface, which is public: see docs/ and /openapi.json.
+PREDICT_PATH = "/predict"
+PREDICT_KEY_HEADER, ADMIN_KEY_HEADER = "X-Api-Key", "X-Admin-Key"
+CALL_SECONDS = 10.0  # timeout of one call outside the measurement
 
 
 class Target(NamedTuple):
-    """A service: its URL as shown, the name it goes by, and the address that was looked up once."""
+    """A service: the URL as given, its network name, and the address resolved once."""
 
     url: str
     name: str
@@ -25,13 +27,13 @@ class Target(NamedTuple):
     port: int
     tls: ssl.SSLContext | None
     prefix: str
-    key: str | None  # to ask with, where the service wants one
+    key: str | None  # sent with every request, if the service needs one
 
     @classmethod
-    def find(cls, url: str, *, mine: bool = False, key: str | None = None) -> "Target":
-        """Look `url` up and try to connect.
+    def resolve(cls, url: str, *, confirmed: bool = False, key: str | None = None) -> "Target":
+        """Resolve `url` and try to connect; an address beyond loopback must be `confirmed`.
 
-        Raises BadInput when it is no URL, when nobody listens, and when it may be somebody else's.
+        Raises BadInput if it is not a URL, is not confirmed, or does not accept connections.
         """
         parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
@@ -41,10 +43,10 @@ class Target(NamedTuple):
         if not port or not parts.hostname or parts.query or parts.fragment or parts.username:
             raise BadInput(f"{url} is not the URL of a service; give one such as http://127.0.0.1:8000.")
         addresses = _addresses(url, parts.hostname, port)
-        foreign = [one for one in addresses if not ipaddress.ip_address(one.partition("%")[0]).is_loopback]
-        if foreign and not mine:
-            raise BadInput(f"{url} is not on this machine. If it is your own, say so with --target-is-mine.")
-        address = _that_listens(url, addresses, port)
+        remote = [one for one in addresses if not ipaddress.ip_address(one.partition("%")[0]).is_loopback]
+        if remote and not confirmed:
+            raise BadInput(f"{url} is not on this machine. Confirm that you own it: --target-is-mine.")
+        address = _first_listening(url, addresses, port)
         tls = ssl.create_default_context() if parts.scheme == "https" else None
         return cls(url.rstrip("/"), parts.netloc, address, port, tls, parts.path.rstrip("/"), key)
 
@@ -54,51 +56,51 @@ class Target(NamedTuple):
         return urlsplit(f"//{self.name}").hostname
 
     def request(self, path: str, body: bytes | None, headers: str = "") -> bytes:
-        """A whole HTTP request, a GET without a body; `headers` are lines with their ends."""
+        """Build an HTTP request: POST, or GET without a body. `headers` are whole lines."""
         method = "GET" if body is None else "POST"
         head = f"{method} {self.prefix}{path} HTTP/1.1\r\nHost: {self.name}\r\nContent-Type: application/json\r\n"
         if self.key:
-            head += f"{PREDICT_HEADER}: {self.key}\r\n"
+            head += f"{PREDICT_KEY_HEADER}: {self.key}\r\n"
         if body is None:
             return f"{head}{headers}\r\n".encode()
         return f"{head}{headers}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     async def call(
-        self, path: str, body: bytes | None, headers: str = "", patience: float = PATIENCE
+        self, path: str, body: bytes | None, headers: str = "", seconds: float = CALL_SECONDS
     ) -> tuple[int, Any]:
-        """One request on a connection of its own: the status and the parsed answer, None unless it is JSON.
+        """Send one request on a new connection; return the status and the parsed JSON, None if it is not JSON.
 
-        Raises OSError when there is no answer within `patience` seconds.
+        Raises OSError without an answer within `seconds`.
         """
         answer = _Answer()
-        async with asyncio.timeout(patience):
+        async with asyncio.timeout(seconds):
             reader, writer = await asyncio.open_connection(
                 self.address, self.port, ssl=self.tls, server_hostname=self.host if self.tls else None
             )
             try:
                 writer.write(self.request(path, body, f"Connection: close\r\n{headers}"))
-                while not answer.whole:
+                while not answer.complete:
                     answer.feed(await reader.read(65_536))
             finally:
                 writer.close()
-        return answer.parser.get_status_code(), answer.parsed()
+        return answer.parser.get_status_code(), answer.json()
 
     async def check(self, body: bytes) -> None:
-        """Ask once before anything is measured. BadInput when the answer is not a 200, with what the service said."""
+        """Send one query before the run. Raises BadInput, with the service's message, unless the answer is a 200."""
         try:
-            status, answer = await self.call("/predict", body)
+            status, answer = await self.call(PREDICT_PATH, body)
         except OSError as error:
-            raise BadInput(f"{self.url} gave no answer to POST /predict ({why(error)}).") from error
+            raise BadInput(f"{self.url} gave no answer to POST /predict ({reason(error)}).") from error
         if status != 200:
-            raise BadInput(f"{self.url} answered POST /predict with {status}: {said(answer)}")
+            raise BadInput(f"{self.url} answered POST /predict with {status}: {error_message(answer)}")
 
 
 class _Answer:
-    """An answer with its body, as httptools reads it."""
+    """An answer with its body; httptools calls the `on_` methods."""
 
     def __init__(self) -> None:
         self.parser = httptools.HttpResponseParser(self)
-        self.whole = False
+        self.complete = False
         self._body = b""
 
     def feed(self, data: bytes) -> None:
@@ -109,7 +111,7 @@ class _Answer:
         except httptools.HttpParserError as error:
             raise ConnectionError("the answer is not HTTP") from error
 
-    def parsed(self) -> Any:
+    def json(self) -> Any:
         try:
             return json.loads(self._body)
         except ValueError:
@@ -119,18 +121,16 @@ class _Answer:
         self._body += body
 
     def on_message_complete(self) -> None:
-        self.whole = True
+        self.complete = True
 
 
-def why(error: OSError) -> str:
-    """What an error of the system says, for the inside of a sentence."""
-    if isinstance(error, TimeoutError):
-        return "it took too long"
-    return one_line(error.strerror or error)
+def reason(error: OSError) -> str:
+    """Return a system error's message as part of a sentence."""
+    return "it took too long" if isinstance(error, TimeoutError) else one_line(error.strerror or error)
 
 
-def said(answer: Any) -> str:
-    """The sentence in an answer that is not a success."""
+def error_message(answer: Any) -> str:
+    """Return the message of an error answer."""
     try:
         return str(answer["error"]["message"])
     except (TypeError, KeyError, IndexError):
@@ -139,19 +139,19 @@ def said(answer: Any) -> str:
 
 def _addresses(url: str, host: str, port: int) -> list[str]:
     try:
-        return [str(found[4][0]) for found in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
+        return [str(info[4][0]) for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)]
     except OSError as error:
-        raise BadInput(f"{url}: the name {host} has no address ({why(error)}).") from error
+        raise BadInput(f"{url}: the name {host} has no address ({reason(error)}).") from error
 
 
-def _that_listens(url: str, addresses: list[str], port: int) -> str:
-    """The first address that takes a connection: a name such as localhost stands for several."""
-    reason = ""
+def _first_listening(url: str, addresses: list[str], port: int) -> str:
+    """Return the first address that accepts a connection; a name such as localhost has several."""
+    failure = ""
     for address in addresses:
         try:
-            socket.create_connection((address, port), PATIENCE).close()
+            socket.create_connection((address, port), CALL_SECONDS).close()
         except OSError as error:
-            reason = why(error)
+            failure = reason(error)
         else:
             return address
-    raise BadInput(f"Nothing answers at {url} ({reason}). Start it with `diptych serve`, or give another URL.")
+    raise BadInput(f"Nothing answers at {url} ({failure}). Start it with `diptych serve`, or give another URL.")

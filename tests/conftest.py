@@ -1,10 +1,12 @@
-"""The real chain, once a session: examples/keywords → dataset → checkpoint → store. Tests must not write to these."""
+"""The real chain, once per session: examples/keywords → dataset → checkpoint → store. Tests must not write to these."""
 
 import signal
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from tests.support.shared import make_once
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -21,35 +23,49 @@ for number in (signal.SIGHUP, signal.SIGINT):
 @pytest.fixture(scope="session")
 def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's dataset, prepared."""
-    from training.prepare.inputs import PrepareSettings
-    from training.prepare.prepare import prepare
 
-    folder = tmp_path_factory.mktemp("chain") / "dataset"
-    prepare(ROOT / "examples" / "keywords", folder, PrepareSettings())
-    return folder
+    def make(folder: Path) -> None:
+        from training.prepare.inputs import PrepareSettings
+        from training.prepare.prepare import prepare
+
+        prepare(ROOT / "examples" / "keywords", folder, PrepareSettings())
+
+    return make_once(tmp_path_factory, "dataset", make)
 
 
 @pytest.fixture(scope="session")
-def checkpoint(dataset_folder: Path) -> Path:
+def checkpoint(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's recipe, trained for three epochs: enough to be far better than chance; popularity always counts."""
-    from tests.support.listener import RecordingCallback
-    from training.data.dataset import Dataset
-    from training.recipe.loading import load_recipe
-    from training.run import train
 
-    folder = dataset_folder.parent / "checkpoint"
-    recipe = load_recipe("default", ["optimizer.epochs=3", "validation.popularities=[0.15]"])
-    train(Dataset.open(dataset_folder), recipe, folder, RecordingCallback())
-    return folder
+    def make(folder: Path) -> None:
+        from tests.support.listener import RecordingCallback
+        from training.data.dataset import Dataset
+        from training.recipe.loading import load_recipe
+        from training.run import train
+
+        recipe = load_recipe("default", ["optimizer.epochs=3", "validation.popularities=[0.15]"])
+        train(Dataset.open(dataset_folder), recipe, folder, RecordingCallback())
+
+    return make_once(tmp_path_factory, "checkpoint", make)
 
 
 @pytest.fixture(scope="session")
-def store(checkpoint: Path) -> Path:
+def store(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store whose one bundle, exported from `checkpoint`, is active."""
-    from export.build import export
-    from retrieval.open import open_store
 
-    folder = checkpoint.parent / "store"
-    opened = open_store(folder)
-    opened.activate(export(checkpoint, opened).name)
-    return folder
+    def make(folder: Path) -> None:
+        from export.build import export
+        from retrieval.open import open_store
+
+        opened = open_store(folder)
+        opened.activate(export(checkpoint, opened).name)
+
+    return make_once(tmp_path_factory, "store", make)
+
+
+@pytest.fixture(scope="session")
+def words_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of 300 labels, trained in seconds; its dataset is beside it."""
+    from tests.support.checkpoints import make_checkpoint
+
+    return make_once(tmp_path_factory, "words", make_checkpoint) / "checkpoint"

@@ -25,7 +25,7 @@ Seconds = tuple[float, float]  # of the clock, of the processor
 
 
 @dataclass(frozen=True)
-class Round:
+class PartsRound:
     """Milliseconds a query that each bare part and the whole took, by the clock and by the processor."""
 
     parts: dict[str, Seconds]
@@ -42,7 +42,7 @@ class Round:
         return clock / whole[0], processor / whole[1]
 
 
-def rounds(retriever: Retriever, texts: Sequence[str], batch: int, batches: int, repeats: int) -> list[Round]:
+def rounds(retriever: Retriever, texts: Sequence[str], batch: int, batches: int, repeats: int) -> list[PartsRound]:
     """Both sides answer the same batches, by turns and never the same one in succession."""
     asked = [texts[start : start + batch] for start in range(0, len(texts) - batch + 1, batch)][:batches]
     bare = Bare(retriever)
@@ -52,7 +52,7 @@ def rounds(retriever: Retriever, texts: Sequence[str], batch: int, batches: int,
     return [_round(retriever, bare, asked) for _ in range(repeats)]
 
 
-def _round(retriever: Retriever, bare: "Bare", asked: list[Sequence[str]]) -> Round:
+def _round(retriever: Retriever, bare: "Bare", asked: list[Sequence[str]]) -> PartsRound:
     bare.spent = dict.fromkeys(PARTS, (0.0, 0.0))
     whole, queries = (0.0, 0.0), sum(map(len, asked))
     for place, batch in enumerate(asked):
@@ -60,7 +60,7 @@ def _round(retriever: Retriever, bare: "Bare", asked: list[Sequence[str]]) -> Ro
         opposite = asked[(place + len(asked) // 2) % len(asked)]
         whole = _plus(whole, _taken(partial(retriever.search, opposite, K))[1])
     spent = {name: (1000 * clock / queries, 1000 * cpu / queries) for name, (clock, cpu) in bare.spent.items()}
-    return Round(spent, (1000 * whole[0] / queries, 1000 * whole[1] / queries))
+    return PartsRound(spent, (1000 * whole[0] / queries, 1000 * whole[1] / queries))
 
 
 class Bare:
@@ -83,7 +83,7 @@ class Bare:
         self.spent: dict[str, Seconds] = {}
 
     def search(self, batch: Sequence[str]) -> None:
-        """Ask a batch; the answer is hnswlib's rows and distances, which nobody reads."""
+        """Search a batch with hnswlib; the rows and distances are discarded."""
         tokenizer, session, index = self._encoder._tokenizer, self._encoder._session, self._index._index
         encodings = self._timed(PARTS[0], lambda: tokenizer.encode_batch_fast(list(batch)))
         inputs = self._padded([encoding.ids for encoding in encodings])

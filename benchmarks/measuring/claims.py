@@ -89,7 +89,7 @@ CLAIMS = (
 
 
 @dataclass(frozen=True)
-class Finding:
+class ClaimResult:
     """Our difference on one metric of a claim, in points, and whether it has the sign that the claim gives it."""
 
     metric: str
@@ -98,7 +98,7 @@ class Finding:
     verdict: str
 
 
-def findings(claim: Claim, runs: Mapping[str, Sequence[Ran]], judge: Judge) -> list[Finding]:
+def findings(claim: Claim, runs: Mapping[str, Sequence[Ran]], judge: Judge) -> list[ClaimResult]:
     """A claim metric by metric; `runs` are each system's runs by its name, one a seed."""
     wanted = {**dict.fromkeys(claim.ahead, "up"), **dict.fromkeys(claim.behind, "down")}
     sides = {side: ratios(runs[name], head, judge) for side, (name, head) in
@@ -107,7 +107,7 @@ def findings(claim: Claim, runs: Mapping[str, Sequence[Ran]], judge: Judge) -> l
     found = []
     for metric, expected in wanted.items():
         difference = drawn.difference(("first", metric), ("second", metric))
-        found.append(Finding(metric, expected, difference, verdict(difference, expected)))
+        found.append(ClaimResult(metric, expected, difference, verdict(difference, expected)))
     return found
 
 

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from benchmarks.measuring.systems import ROOT
 from retrieval.errors import BadInput
 
-QUERIES_A_GROUP = 65_536
+QUERIES_PER_GROUP = 65_536
 PATIENCE = 600  # seconds for the first part to be written
 
 
@@ -44,7 +44,7 @@ def measure(store: Path, texts: Sequence[str], queries: int, folder: Path, weigh
     write_queries(source, texts, queries)
     target.unlink(missing_ok=True)
     started = time.perf_counter()
-    watched = Watched(_command(store, source, target, weight))
+    watched = WatchedProcess(_command(store, source, target, weight))
     watched.wait()
     seconds = time.perf_counter() - started
     return Offline(
@@ -69,7 +69,7 @@ def goes_on(store: Path, texts: Sequence[str], queries: int, folder: Path, weigh
     process.send_signal(signal.SIGINT)
     process.wait()
     written = len(list(parts.glob("part-*")))
-    Watched(command).wait()
+    WatchedProcess(command).wait()
     return written, pq.read_table(target).equals(pq.read_table(whole))
 
 
@@ -79,8 +79,8 @@ def write_queries(path: Path, texts: Sequence[str], queries: int) -> None:
         return
     varied, schema = variations(texts), pa.schema([("query", pa.string())])
     with pq.ParquetWriter(path, schema) as writer:
-        for start in range(0, queries, QUERIES_A_GROUP):
-            part = list(itertools.islice(varied, min(QUERIES_A_GROUP, queries - start)))
+        for start in range(0, queries, QUERIES_PER_GROUP):
+            part = list(itertools.islice(varied, min(QUERIES_PER_GROUP, queries - start)))
             writer.write_table(pa.table({"query": part}, schema))
 
 
@@ -93,7 +93,7 @@ def variations(texts: Sequence[str]) -> Iterator[str]:
             yield f"{text} {word}"
 
 
-class Watched:
+class WatchedProcess:
     """A process and the most memory it held, looked at several times a second."""
 
     def __init__(self, command: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""Pairs learned by our trainer, for pairs_a_second.py, in a process of its own.
+"""Pairs learned by our trainer, for pairs_per_second.py, in a process of its own.
 
     python -m benchmarks.measuring.pairs_process TASK OUT
 
@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.peers.watched_steps import Task, Watch
+from benchmarks.peers.watched_steps import StepTask, StepWatch
 from retrieval.errors import DiptychError
 from training.data.dataset import Dataset
 from training.model import pretrained
@@ -34,7 +34,7 @@ class Enough(Exception):
 class Steps(NullCallback):
     """Tells the watch of every step; ends the run after the last one, without the state that a stop would save."""
 
-    def __init__(self, watch: Watch, enough: int) -> None:
+    def __init__(self, watch: StepWatch, enough: int) -> None:
         self.watch, self.enough = watch, enough
 
     def on_step(self, step: StepStats, epoch: EpochStats) -> None:
@@ -44,7 +44,7 @@ class Steps(NullCallback):
             raise Enough
 
 
-def recipe_of(task: Task) -> Recipe:
+def recipe_of(task: StepTask) -> Recipe:
     """systems/dpr with the task's encoder and batches; RecipeError when they do not go together."""
     return load_recipe(
         "systems/dpr",
@@ -59,9 +59,9 @@ def recipe_of(task: Task) -> Recipe:
     )
 
 
-def learn(folder: Path, task: Task) -> Watch:
+def learn(folder: Path, task: StepTask) -> StepWatch:
     """Take the task's steps on folder/dataset."""
-    watch, load = Watch(), pretrained.transformer
+    watch, load = StepWatch(), pretrained.transformer
 
     def watched(choice: TransformerEncoderRecipe) -> Any:
         encoder: Any = load(choice)
@@ -80,7 +80,7 @@ def learn(folder: Path, task: Task) -> Watch:
 def main() -> int:
     """Learn the task's steps and write what they took to OUT; an error is one sentence and code 1."""
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    task = Task.read(folder)
+    task = StepTask.read(folder)
     torch.set_num_threads(task.threads)
     try:
         watch = learn(folder, task)

@@ -60,7 +60,7 @@ def _scale(facts: Facts) -> list[str]:
         ])  # fmt: skip
     columns = [
         "labels", "ef", "recall@10", "ms", "growth", "ms, exact", "speed-up", "build, s (processor)",
-        "bytes a label, file", "in memory", "open, s (of it checks)",
+        "bytes per label, file", "in memory", "open, s (of it checks)",
     ]  # fmt: skip
     return [
         "## HNSW beside exact search, by the number of labels",
@@ -88,7 +88,7 @@ def _offline(facts: Facts) -> list[str]:
         for row in facts["rows"]
     ]  # fmt: skip
     columns = [
-        "queries", "seconds", "queries a second", "a second of processor time", "processors kept busy",
+        "queries", "seconds", "queries per second", "per second of CPU time", "processors kept busy",
         "MiB at most, its own", "with mapped files",
     ]  # fmt: skip
     weight = "the default weight" if facts["weight"] is None else f"weight {facts['weight']:g}"

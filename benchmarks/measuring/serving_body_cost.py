@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measuring.serving_record import Bar, Bench, Figure
+from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup
 from benchmarks.measuring.serving_speed import QUIET
 from tests.support.service import ADMIN_KEY, Service, serving
 
@@ -72,7 +72,7 @@ def drawn_bodies(number: int) -> Iterator[tuple[str, bytes]]:
         yield f"drawn {place}: {start!r} {unit!r} …", filled(start, unit, end)
 
 
-def body_cost(bench: Bench) -> Figure:
+def body_cost(bench: ServingSetup) -> Figure:
     """11: bodies of 1 MiB that are expensive to parse, on every route that reads a body."""
     statuses: Counter[int] = Counter()
     seconds, size = (0.0, ""), (0.0, "")
@@ -91,10 +91,10 @@ def body_cost(bench: Bench) -> Figure:
     return Figure(
         "Cost of a hostile body of 1 MiB",
         [
-            Bar("ms of CPU time, maximum", seconds[0] * 1e3, 20, beside=seconds[1]),
-            Bar("MB of memory, maximum", size[0], 20, beside=size[1]),
-            Bar("answered with 5xx", failed, 0, beside=counted),
-            Bar("the next good request", good, 200),
+            Limit("ms of CPU time, maximum", seconds[0] * 1e3, 20, beside=seconds[1]),
+            Limit("MB of memory, maximum", size[0], 20, beside=size[1]),
+            Limit("answered with 5xx", failed, 0, beside=counted),
+            Limit("the next good request", good, 200),
         ],
         [f"{len(bodies):,} bodies, each {REPEATS} times on {', '.join(ROUTES)}; the cheapest of the {REPEATS} counts."],
     )  # fmt: skip

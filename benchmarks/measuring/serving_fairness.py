@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.measuring.serving_load import loaded
-from benchmarks.measuring.serving_record import Bar, Bench, Figure
+from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup
 from benchmarks.measuring.serving_speed import QUIET
 from benchmarks.measuring.systems import ROOT
 from loadtest.report import Report
-from loadtest.tally import OK
+from loadtest.run_stats import OK
 from tests.support.service import serving
 
 RATE = 100.0  # small queries per second
@@ -23,7 +23,7 @@ ALLOWED = 3.0  # times the calm p99
 STARTING = 1.0  # seconds until the heavy clients are under way
 
 
-def fairness(bench: Bench) -> Figure:
+def fairness(bench: ServingSetup) -> Figure:
     """12: p99 of small queries with 1 and with 16 heavy clients, with a key each and with an address each."""
     bodies = bench.folder / "heavy.txt"
     texts = [*bench.queries.texts[: 8 * TEXTS]]
@@ -38,9 +38,9 @@ def fairness(bench: Bench) -> Figure:
             ratios = [b / a for a, b in pairs]
             p99s = "; ".join(f"{b:.1f} after {a:.1f} ms" for a, b in pairs)
             name = f"p99 of small queries, times the p99 without heavy clients, {who}"
-            bars.append(Bar(name, statistics.median(ratios), ALLOWED, beside=p99s))
+            bars.append(Limit(name, statistics.median(ratios), ALLOWED, beside=p99s))
             refused = sum(one.count for report in beside for kind, one in report.outcomes.items() if kind != OK)
-            bars.append(Bar(f"small queries refused, {who}", refused, 0))
+            bars.append(Limit(f"small queries refused, {who}", refused, 0))
             notes.append(f"{who}: they got {'; '.join(got)}.")
     return Figure(
         "Small queries beside heavy clients",
@@ -54,7 +54,7 @@ def fairness(bench: Bench) -> Figure:
     )
 
 
-def rounds(bench: Bench, bodies: Path, heavy: int, keys: bool) -> tuple[list[Report], list[Report], list[str]]:
+def rounds(bench: ServingSetup, bodies: Path, heavy: int, keys: bool) -> tuple[list[Report], list[Report], list[str]]:
     """Run without and with heavy clients in turn; return both lists of reports, and what the heavy clients got."""
     prefix = "heavy"
     given = {"predict_key": ",".join(["light", *(f"{prefix}-{number}" for number in range(heavy))])} if keys else {}

@@ -1,4 +1,4 @@
-"""Figure 9: schemathesis against the service's own description, and bodies that nobody should send."""
+"""Figure 9: schemathesis against the service's own description, and hostile bodies."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.measuring.serving_peers import SCHEMATHESIS
-from benchmarks.measuring.serving_record import Bar, Bench, Figure
+from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup
 from benchmarks.measuring.serving_speed import QUIET
 from benchmarks.peers.environments import python_of
 from tests.support.service import ADMIN_KEY, Client, Service, serving
@@ -39,13 +39,13 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
     max_leaves=12,
 )
-LIKE_A_REQUEST = st.fixed_dictionaries(
+REQUEST_LIKE = st.fixed_dictionaries(
     {}, optional=dict.fromkeys(("queries", "k", "weight", "filter", "min_score", "more"), JSON)
 )
-DRAWS = st.binary(max_size=200) | (JSON | LIKE_A_REQUEST).map(lambda value: json.dumps(value).encode())
+DRAWS = st.binary(max_size=200) | (JSON | REQUEST_LIKE).map(lambda value: json.dumps(value).encode())
 
 
-class Asker:
+class RandomClient:
     """Sends bodies on one connection and counts the answers; `broken` are requests that got none."""
 
     def __init__(self, service: Service) -> None:
@@ -68,7 +68,7 @@ class Asker:
             self._client = None
 
 
-def hostile(bench: Bench) -> Figure:
+def hostile(bench: ServingSetup) -> Figure:
     """9: every operation by schemathesis, then so many hostile bodies, then a good request."""
     own = bench.folder / "hostile-store"  # it activates and pauses what it likes
     shutil.rmtree(own, ignore_errors=True)
@@ -77,7 +77,7 @@ def hostile(bench: Bench) -> Figure:
         code, said = schemathesis(service, bench)
     shutil.rmtree(own)
     with serving(bench.store, **QUIET) as service:
-        askers = [Asker(service) for _ in range(THREADS)]
+        askers = [RandomClient(service) for _ in range(THREADS)]
         began = time.monotonic()
         drawn(askers[0], round(DRAWN * bench.lengths.hostile))
         mutated(askers, bench, began + bench.lengths.fuzzing)
@@ -88,16 +88,16 @@ def hostile(bench: Bench) -> Figure:
     return Figure(
         "schemathesis, and hostile bodies",
         [
-            Bar("exit code of schemathesis, all checks", code, 0, beside=said),
-            Bar("hostile bodies sent", sent + broken, bench.lengths.hostile, least=True, beside=counted),
-            Bar("answered with 5xx", sum(count for status, count in statuses.items() if status >= 500), 0),
-            Bar("not answered", broken, 0),
-            Bar("the next good request", good, 200),
+            Limit("exit code of schemathesis, all checks", code, 0, beside=said),
+            Limit("hostile bodies sent", sent + broken, bench.lengths.hostile, least=True, beside=counted),
+            Limit("answered with 5xx", sum(count for status, count in statuses.items() if status >= 500), 0),
+            Limit("not answered", broken, 0),
+            Limit("the next good request", good, 200),
         ],
     )
 
 
-def schemathesis(service: Service, bench: Bench) -> tuple[int, str]:
+def schemathesis(service: Service, bench: ServingSetup) -> tuple[int, str]:
     """Its exit code and what it found; all that it printed stays in the folder."""
     program = python_of(SCHEMATHESIS, bench.environments).with_name("schemathesis")
     log = (bench.folder / "schemathesis.log").resolve()
@@ -118,7 +118,7 @@ def schemathesis(service: Service, bench: Bench) -> tuple[int, str]:
     return code, "; ".join([*FINDING.findall(printed), lines[-1]])
 
 
-def drawn(asker: Asker, number: int) -> None:
+def drawn(asker: RandomClient, number: int) -> None:
     """Bodies that hypothesis draws, always the same ones."""
 
     checks = list(HealthCheck)
@@ -131,7 +131,7 @@ def drawn(asker: Asker, number: int) -> None:
     send()
 
 
-def mutated(askers: Sequence[Asker], bench: Bench, until: float) -> None:
+def mutated(askers: Sequence[RandomClient], bench: ServingSetup, until: float) -> None:
     """Damaged good requests from several connections at once, as many as are missing or until the time is over."""
     missing = bench.lengths.hostile - sum(asker.statuses.total() + asker.broken for asker in askers)
 

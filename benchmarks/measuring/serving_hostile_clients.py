@@ -29,7 +29,7 @@ NICENESS = 10  # gives way to the load generator, which measures the service
 
 
 @dataclass(frozen=True)
-class Kind:
+class Attack:
     """`first` is sent at once, `more` every two seconds after that; `reads` tells whether answers are read."""
 
     first: bytes
@@ -38,16 +38,16 @@ class Kind:
 
 
 KINDS = {
-    "half-sent heads of tiny headers": Kind(HEAD + b"a:b\r\n" * 90, b"c"),
-    "endless heads of tiny headers": Kind(HEAD + b"a:b\r\n" * 20_000, b"a:b\r\n"),
-    "half-sent heads of 32 kB": Kind(HEAD + b"X-Large: " + b"x" * 32_000, b"x"),
-    "endless trailers": Kind(CHUNKED + b"0\r\n" + b"a: b\r\n" * 90, b"a: b\r\n" * 100),
-    "stalled bodies of 1 MB": Kind(HEAD + b"Content-Length: %d\r\n\r\n" % MEGABYTE + b" " * (MEGABYTE - 100), b" "),
-    "chunks of one byte": Kind(CHUNKED + b"1\r\n \r\n" * 3_000, b"1\r\n \r\n"),
-    "endless chunk extensions": Kind(CHUNKED + b"1;" + b"x" * MEGABYTE, b"x"),
-    "pipelined requests": Kind(b"GET /livez HTTP/1.1\r\nHost: hostile\r\n\r\n" * 2_000),
-    "answers that are never read": Kind(b"GET /openapi.json HTTP/1.1\r\nHost: hostile\r\n\r\n" * 400, reads=False),
-    "a byte every two seconds": Kind(HEAD + b"X-Slow: ", b"x"),
+    "half-sent heads of tiny headers": Attack(HEAD + b"a:b\r\n" * 90, b"c"),
+    "endless heads of tiny headers": Attack(HEAD + b"a:b\r\n" * 20_000, b"a:b\r\n"),
+    "half-sent heads of 32 kB": Attack(HEAD + b"X-Large: " + b"x" * 32_000, b"x"),
+    "endless trailers": Attack(CHUNKED + b"0\r\n" + b"a: b\r\n" * 90, b"a: b\r\n" * 100),
+    "stalled bodies of 1 MB": Attack(HEAD + b"Content-Length: %d\r\n\r\n" % MEGABYTE + b" " * (MEGABYTE - 100), b" "),
+    "chunks of one byte": Attack(CHUNKED + b"1\r\n \r\n" * 3_000, b"1\r\n \r\n"),
+    "endless chunk extensions": Attack(CHUNKED + b"1;" + b"x" * MEGABYTE, b"x"),
+    "pipelined requests": Attack(b"GET /livez HTTP/1.1\r\nHost: hostile\r\n\r\n" * 2_000),
+    "answers that are never read": Attack(b"GET /openapi.json HTTP/1.1\r\nHost: hostile\r\n\r\n" * 400, reads=False),
+    "a byte every two seconds": Attack(HEAD + b"X-Slow: ", b"x"),
 }
 
 
@@ -72,7 +72,7 @@ class HostileClients:
 class HostileConnection(asyncio.Protocol):
     """One connection."""
 
-    def __init__(self, kind: Kind, ended: asyncio.Event) -> None:
+    def __init__(self, kind: Attack, ended: asyncio.Event) -> None:
         self._kind = kind
         self._ended = ended
         self._transport: asyncio.Transport | None = None
@@ -102,7 +102,7 @@ class HostileConnection(asyncio.Protocol):
             self._transport.abort()
 
 
-async def _one(port: int, kind: Kind, opening: asyncio.Semaphore, opened: "asyncio.Queue[None]") -> None:
+async def _one(port: int, kind: Attack, opening: asyncio.Semaphore, opened: "asyncio.Queue[None]") -> None:
     """Hold one connection; open it again whenever it is closed."""
     while True:
         ended = asyncio.Event()
@@ -123,7 +123,7 @@ async def _one(port: int, kind: Kind, opening: asyncio.Semaphore, opened: "async
         await asyncio.sleep(PAUSE * random.uniform(0.5, 1.5))
 
 
-async def _all(port: int, kind: Kind, number: int) -> None:
+async def _all(port: int, kind: Attack, number: int) -> None:
     opening, opened = asyncio.Semaphore(OPENING), asyncio.Queue[Any]()
     clients = [asyncio.create_task(_one(port, kind, opening, opened)) for _ in range(number)]
     for _ in range(number):

@@ -15,9 +15,9 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from benchmarks.measuring.systems import ROOT
-from loadtest.entry import PREDICT_KEYS
+from loadtest.entry import PREDICT_KEY
 from loadtest.report import Report, SweepReport
-from loadtest.tally import OK
+from loadtest.run_stats import OK
 from retrieval.errors import DiptychError
 from tests.support.service import ADMIN_KEY
 
@@ -28,7 +28,7 @@ TIMEOUT = 60.0  # seconds a generator may take beside its run
 
 
 @dataclass(frozen=True)
-class Queries:
+class QuerySet:
     """Distinct texts, and the two files that the generators read them from, in a folder of this run."""
 
     texts: Sequence[str]
@@ -65,7 +65,7 @@ class Saturated:
     failed: int
 
 
-def saturate(port: int, queries: Queries, seconds: float, clients: int) -> Saturated:
+def saturate(port: int, queries: QuerySet, seconds: float, clients: int) -> Saturated:
     """As many requests as `clients` get answered. Raises DiptychError when the generator ends otherwise than well."""
     if WRK is None:
         return _swept(port, queries, seconds)
@@ -86,9 +86,9 @@ def read_wrk(printed: str) -> Saturated:
     return Saturated(rate, found["p50_ms"], found["p99_ms"], found["refused"] + found["broken"])
 
 
-def _swept(port: int, queries: Queries, seconds: float) -> Saturated:
+def _swept(port: int, queries: QuerySet, seconds: float) -> Saturated:
     """The highest rate of 200s that a sweep saw, and the latencies at that step."""
-    with Load(port, queries, rate=200, seconds=seconds, options=["--sweep"]) as load:
+    with LoadProcess(port, queries, rate=200, seconds=seconds, options=["--sweep"]) as load:
         printed = load.printed()
     found = SweepReport.model_validate_json(printed)
     if found.invalid or not found.steps:
@@ -97,11 +97,11 @@ def _swept(port: int, queries: Queries, seconds: float) -> Saturated:
     return Saturated(best.achieved, best.latency.p50_ms, best.latency.p99_ms, best.failed)
 
 
-class Load:
+class LoadProcess:
     """`diptych loadtest` in a process of its own, from the block's beginning; ended at the block's end."""
 
     def __init__(
-        self, port: int, queries: Queries, rate: float, seconds: float, options: Sequence[str] = (), key: str = ""
+        self, port: int, queries: QuerySet, rate: float, seconds: float, options: Sequence[str] = (), key: str = ""
     ) -> None:
         """`key` is sent with every request."""
         self._seconds, self._key = seconds, key
@@ -111,10 +111,10 @@ class Load:
             "-k", str(queries.k), *options,
         ]  # fmt: skip
 
-    def __enter__(self) -> "Load":
+    def __enter__(self) -> "LoadProcess":
         self._process = subprocess.Popen(
             self._command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT,
-            env=os.environ | {"DIPTYCH_ADMIN_KEY": ADMIN_KEY, PREDICT_KEYS: self._key},
+            env=os.environ | {"DIPTYCH_ADMIN_KEY": ADMIN_KEY, PREDICT_KEY: self._key},
         )  # fmt: skip
         self._said: list[str] = []
         self._reader = threading.Thread(target=lambda: self._said.extend(self._process.communicate()), daemon=True)
@@ -149,10 +149,10 @@ class Load:
 
 
 def loaded(
-    port: int, queries: Queries, rate: float, seconds: float, options: Sequence[str] = (), key: str = ""
+    port: int, queries: QuerySet, rate: float, seconds: float, options: Sequence[str] = (), key: str = ""
 ) -> Report:
     """A whole run at one rate. Raises DiptychError."""
-    with Load(port, queries, rate, seconds, options, key) as load:
+    with LoadProcess(port, queries, rate, seconds, options, key) as load:
         return load.report()
 
 

@@ -8,7 +8,7 @@ import psutil
 from benchmarks.measuring.serving_cores import apart, sharing
 from benchmarks.measuring.serving_hostile_clients import KINDS, HostileClients
 from benchmarks.measuring.serving_load import loaded
-from benchmarks.measuring.serving_record import WHOLE, Bar, Bench, Figure, doubts
+from benchmarks.measuring.serving_record import WHOLE, Figure, Limit, ServingSetup, invalid_notes
 from benchmarks.measuring.serving_speed import QUIET
 from benchmarks.measuring.serving_watch import Watching
 from loadtest.report import Report
@@ -58,11 +58,11 @@ class Front(Watching):
         self.memory = max(self.memory, resident_bytes(self._pid) or 0)
 
 
-def hostile_memory(bench: Bench) -> Figure:
+def hostile_memory(bench: ServingSetup) -> Figure:
     """10: memory of the front and ordinary requests beside 4,096 hostile connections of each kind."""
     number = HOSTILE * bench.lengths.slow_clients // WHOLE.slow_clients
     budget: int = Settings.model_fields["connection_bytes"].default
-    bars: list[Bar] = []
+    bars: list[Limit] = []
     notes: list[str] = []
     with apart(serving(bench.store, max_connections=number + OTHERS, **QUIET)) as service:
         loaded(service.port, bench.queries, RATE, bench.lengths.calm / 4)
@@ -72,15 +72,15 @@ def hostile_memory(bench: Bench) -> Figure:
             bars += kind_bars(kind, before, budget, calm, beside)
             bench.tell("; ".join(f"{bar.asked} {bar.value:.3g}" for bar in bars[-3:]))
             for run in (calm, beside):
-                notes += doubts(run.report, f"a run of {kind}")
+                notes += invalid_notes(run.report, f"a run of {kind}")
     notes[:0] = [
-        f"{number:,} hostile connections; {RATE} ordinary requests a second. The front "
+        f"{number:,} hostile connections; {RATE} ordinary requests per second. The front "
         f"had {before / 1e6:,.0f} MB before. A connection that is closed comes back after ten seconds. {sharing()}"
     ]
     return Figure(f"{number:,} hostile connections of each kind", bars, notes)
 
 
-def side_by_side(service: Service, bench: Bench, kind: str, number: int) -> tuple[Run, Run]:
+def side_by_side(service: Service, bench: ServingSetup, kind: str, number: int) -> tuple[Run, Run]:
     """Measure ordinary requests without hostile connections, then with them."""
     seconds = bench.lengths.calm / 4
     with Front(service) as front:
@@ -92,15 +92,15 @@ def side_by_side(service: Service, bench: Bench, kind: str, number: int) -> tupl
     return calm, Run(report, front.memory, front.core)
 
 
-def kind_bars(kind: str, before: int, budget: int, calm: Run, beside: Run) -> list[Bar]:
+def kind_bars(kind: str, before: int, budget: int, calm: Run, beside: Run) -> list[Limit]:
     """Return the bars of one kind of connection."""
     p99, calm_p99 = (run.report.latency.p99_ms for run in (beside, calm))
     return [
-        Bar(f"{kind}: MB of memory more than before", (beside.memory - before) / 1e6, (budget + BESIDE) / 1e6),
-        Bar(
+        Limit(f"{kind}: MB of memory more than before", (beside.memory - before) / 1e6, (budget + BESIDE) / 1e6),
+        Limit(
             f"{kind}: p99 of ordinary requests, in p99s without", p99 / calm_p99, 2,
             beside=f"{p99:.2f} beside {calm_p99:.2f} ms; the front used {beside.core:.0%} of a core, {calm.core:.0%} "
             "without",
         ),
-        Bar(f"{kind}: ordinary requests that failed", beside.report.failed, 0, beside=f"of {beside.report.sent:,}"),
+        Limit(f"{kind}: ordinary requests that failed", beside.report.failed, 0, beside=f"of {beside.report.sent:,}"),
     ]  # fmt: skip

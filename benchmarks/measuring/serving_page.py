@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 
 from benchmarks.measuring.serving_load import BY
-from benchmarks.measuring.serving_record import Bar, Figure
+from benchmarks.measuring.serving_record import Figure, Limit
 
 
 def page(figures: Mapping[int, Figure]) -> list[str]:
@@ -46,11 +46,11 @@ def section(number: int, figure: Figure) -> list[str]:
     ]
 
 
-def _met(bar: Bar) -> str:
+def _met(bar: Limit) -> str:
     return "reached" if bar.met else "**missed**"
 
 
-def _limit(bar: Bar) -> str:
+def _limit(bar: Limit) -> str:
     return f"{'≥' if bar.least else '≤'} {_number(bar.limit)}"
 
 

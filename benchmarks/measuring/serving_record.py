@@ -1,4 +1,4 @@
-"""What a figure of the service is: bars to reach with what was measured, and lines beside them."""
+"""A figure of the service: limits, measured values and notes."""
 
 import json
 import os
@@ -8,13 +8,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.measuring.serving_load import Queries
+from benchmarks.measuring.serving_load import QuerySet
 from loadtest.report import Report
 
 
 @dataclass(frozen=True)
-class Lengths:
-    """How long and how often; times are seconds."""
+class Durations:
+    """Lengths and numbers of repetitions; times are seconds."""
 
     saturation: float = 10
     calm: float = 60
@@ -34,8 +34,8 @@ class Lengths:
     fairness: float = 10  # seconds of each run
 
 
-WHOLE = Lengths()
-SMALL = Lengths(
+WHOLE = Durations()
+SMALL = Durations(
     saturation=1, calm=2, rounds=1, switches=2, between_switches=15, kills=2, between_kills=3, overload=3,
     slow_clients=50, soak=20, between_soak_switches=6, examples=2, hostile=500, fuzzing=60, costly_bodies=5,
     fairness=1,
@@ -43,13 +43,13 @@ SMALL = Lengths(
 
 
 @dataclass(frozen=True)
-class Bench:
-    """What every figure gets: the store that is served, its queries, a folder of this run, and somebody to tell."""
+class ServingSetup:
+    """Input of every figure: the served store, its queries, a folder of this run, and a function for messages."""
 
     store: Path
-    queries: Queries
+    queries: QuerySet
     folder: Path
-    lengths: Lengths
+    lengths: Durations
     environments: Path
     tell: Callable[[str], object]
     minilm: tuple[Path, Path] | None = None  # store and dataset
@@ -58,8 +58,8 @@ class Bench:
 
 
 @dataclass(frozen=True)
-class Bar:
-    """One thing to reach: `value` is to be at least, or at most, `limit`."""
+class Limit:
+    """One requirement: `value` must be at most `limit`, or at least with `least`."""
 
     asked: str
     value: float
@@ -69,16 +69,16 @@ class Bar:
 
     @property
     def met(self) -> bool:
-        """Whether it was reached."""
+        """True if the value satisfies the limit."""
         return self.value >= self.limit if self.least else self.value <= self.limit
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure as it was measured; `load` is how many processes wanted a core in the minute before and in its last."""
+    """A measured figure; `load` is the load average of the minute before it and of its last minute."""
 
     title: str
-    bars: Sequence[Bar]
+    bars: Sequence[Limit]
     notes: Sequence[str] = ()
     load: tuple[float, float] = (0, 0)
     seconds: float = 0
@@ -86,20 +86,20 @@ class Figure:
     machine: str = field(default="")
 
     def write(self, path: Path) -> None:
-        """Whole or not at all."""
-        aside = path.with_suffix(".tmp")
-        aside.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
-        aside.replace(path)
+        """Write atomically."""
+        temporary = path.with_suffix(".tmp")
+        temporary.write_text(json.dumps(asdict(self), indent=1), encoding="utf-8")
+        temporary.replace(path)
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """As `write` left it."""
+        """Read what `write` wrote."""
         found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**found, "bars": [Bar(**bar) for bar in found["bars"]], "load": tuple(found["load"])})
+        return cls(**{**found, "bars": [Limit(**bar) for bar in found["bars"]], "load": tuple(found["load"])})
 
 
-def measured(figure: Callable[[Bench], Figure], bench: Bench, command: str, machine: str) -> Figure:
-    """Measure, and add under which load, how long it took and what made it."""
+def measured(figure: Callable[[ServingSetup], Figure], bench: ServingSetup, command: str, machine: str) -> Figure:
+    """Measure a figure; record load, duration, command and machine."""
     before, began = os.getloadavg()[0], time.monotonic()
     found = figure(bench)
     return Figure(
@@ -107,11 +107,11 @@ def measured(figure: Callable[[Bench], Figure], bench: Bench, command: str, mach
     )
 
 
-def no_failures(report: Report, kinds: str) -> Bar:
-    """That every request of a run got a 200."""
-    return Bar("requests that failed", report.failed, 0, beside=f"of {report.sent:,}; {kinds}")
+def no_failures(report: Report, kinds: str) -> Limit:
+    """Require that every request of a run got a 200."""
+    return Limit("requests that failed", report.failed, 0, beside=f"of {report.sent:,}; {kinds}")
 
 
-def doubts(report: Report, run: str) -> list[str]:
-    """Why the generator takes its own figures for invalid; nothing when it does not."""
-    return [f"The generator's doubt of {run}: {reason}" for reason in report.invalid]
+def invalid_notes(report: Report, run: str) -> list[str]:
+    """Return the reasons why a run of the load generator is invalid; empty for a valid run."""
+    return [f"Invalid figures of {run}: {reason}" for reason in report.invalid]

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from benchmarks.measuring.serving_cores import apart, sharing
-from benchmarks.measuring.serving_load import Queries, Saturated, failures, loaded, saturate
+from benchmarks.measuring.serving_load import QuerySet, Saturated, failures, loaded, saturate
 from benchmarks.measuring.serving_peers import INFINITY, NAIVE, peer, ready_command
-from benchmarks.measuring.serving_record import Bar, Bench, Figure, doubts, no_failures
+from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup, invalid_notes, no_failures
 from benchmarks.peers.environments import python_of
 from loadtest.report import Report
 from retrieval import open_bundle
@@ -33,7 +33,7 @@ def serving_port(store: Path) -> Iterator[int]:
         yield service.port
 
 
-def beside_ready_bytes(bench: Bench) -> Figure:
+def beside_ready_bytes(bench: ServingSetup) -> Figure:
     """1: saturated throughput beside a route that does nothing but check the request."""
     answer = bench.folder / "answer.json"
     answer.write_bytes(middle_answer(bench.store, bench.queries))
@@ -53,19 +53,19 @@ def beside_ready_bytes(bench: Bench) -> Figure:
     return Figure(
         "Static encoder, keywords: throughput beside a route that returns ready bytes",
         [
-            Bar("throughput of the faster route", statistics.median(ratios), 0.45, least=True, beside=beside),
-            Bar("requests that failed", failed, 0, beside="all sides together"),
+            Limit("throughput of the faster route", statistics.median(ratios), 0.45, least=True, beside=beside),
+            Limit("requests that failed", failed, 0, beside="all sides together"),
         ],
         [f"Ready answers of {answer.stat().st_size:,} bytes, as the middle one of the service's.", *table(rounds)],
     )
 
 
-def beside_sentence_transformers(bench: Bench) -> Figure:
+def beside_sentence_transformers(bench: ServingSetup) -> Figure:
     """2: throughput and p99 beside the service most people would write, and throughput beside offline search."""
     assert bench.minilm
     assert bench.model
     store, dataset = bench.minilm[0], Dataset.open(bench.minilm[1])
-    queries = Queries(distinct_queries(dataset), bench.folder / "minilm")
+    queries = QuerySet(distinct_queries(dataset), bench.folder / "minilm")
     queries.folder.mkdir(exist_ok=True)
     labels = bench.folder / "labels.jsonl"
     pairs = zip(dataset.label_table["id"].to_pylist(), dataset.label_texts, strict=True)
@@ -85,9 +85,9 @@ def beside_sentence_transformers(bench: Bench) -> Figure:
     return Figure(
         "MiniLM: beside sentence-transformers in the handler, and beside `Retriever.search`",
         [
-            Bar("throughput of theirs", ours.rate / theirs.rate, 10, least=True, beside=_rates(ours, theirs)),
-            Bar("p99 of theirs at equal rate", fast.latency.p99_ms / slow.latency.p99_ms, 0.2, beside=p99s),
-            Bar(
+            Limit("throughput of theirs", ours.rate / theirs.rate, 10, least=True, beside=_rates(ours, theirs)),
+            Limit("p99 of theirs at equal rate", fast.latency.p99_ms / slow.latency.p99_ms, 0.2, beside=p99s),
+            Limit(
                 "throughput of `Retriever.search`", ours.rate / offline, 0.85, least=True,
                 beside=f"{ours.rate:,.0f}/s against {offline:,.0f}/s in batches of {batch}",
             ),
@@ -96,12 +96,13 @@ def beside_sentence_transformers(bench: Bench) -> Figure:
         [
             f"infinity-emb, which gathers requests into batches, with hnswlib: {gathered.rate:,.0f}/s, of which "
             f"ours is {ours.rate / gathered.rate:.1f} times; its p99 at half of that {beside.latency.p99_ms:.1f} ms.",
-            *doubts(fast, "our run"), *doubts(slow, "their run"), *doubts(beside, "infinity's run"),
+            *invalid_notes(fast, "our run"), *invalid_notes(slow, "their run"),
+            *invalid_notes(beside, "infinity's run"),
         ],
     )  # fmt: skip
 
 
-def _beside_peer(command: Sequence[str], bench: Bench, queries: Queries) -> tuple[Saturated, float, Report]:
+def _beside_peer(command: Sequence[str], bench: ServingSetup, queries: QuerySet) -> tuple[Saturated, float, Report]:
     """What a peer answers at most, half of that, and a run at half."""
     with peer(command, bench.folder / f"{command[2].rpartition('.')[2]}.log") as port:
         most = _saturated(port, queries, bench)
@@ -109,7 +110,7 @@ def _beside_peer(command: Sequence[str], bench: Bench, queries: Queries) -> tupl
         return most, rate, loaded(port, queries, rate, bench.lengths.calm)
 
 
-def evenly_at_half(bench: Bench) -> Figure:
+def evenly_at_half(bench: ServingSetup) -> Figure:
     """3: p99 beside p50 at half of saturation, and the longest time the service itself names."""
     with serving(bench.store, **QUIET) as service:
         together, most_together = _half(service, bench)
@@ -119,8 +120,8 @@ def evenly_at_half(bench: Bench) -> Figure:
     return Figure(
         "At half of saturation",
         [
-            Bar("p99 in p50s", found.p99_ms / found.p50_ms, 3, beside=_spread_of(report, most)),
-            Bar("ms, the longest `Server-Timing` total", total.max_ms, 50, beside=f"its p99 {total.p99_ms:.2f} ms"),
+            Limit("p99 in p50s", found.p99_ms / found.p50_ms, 3, beside=_spread_of(report, most)),
+            Limit("ms, the longest `Server-Timing` total", total.max_ms, 50, beside=f"its p99 {total.p99_ms:.2f} ms"),
             no_failures(report, failures(report)),
         ],
         [
@@ -128,13 +129,13 @@ def evenly_at_half(bench: Bench) -> Figure:
             f"{together.latency.p99_ms / together.latency.p50_ms:.1f} ({_spread_of(together, most_together)}), the "
             f"longest total {together.stages['total'].max_ms:.0f} ms.",
             f"Server-Timing, p50 and p99 in ms: {stages(report)}.",
-            *doubts(report, "the run on separate cores"),
-            *doubts(together, "the run on shared cores"),
+            *invalid_notes(report, "the run on separate cores"),
+            *invalid_notes(together, "the run on shared cores"),
         ],
     )
 
 
-def _half(service: Service, bench: Bench) -> tuple[Report, float]:
+def _half(service: Service, bench: ServingSetup) -> tuple[Report, float]:
     """A run at half of what the service answers, and what it answers."""
     most = saturate(service.port, bench.queries, bench.lengths.saturation, CLIENTS[0]).rate
     return loaded(service.port, bench.queries, most / 2, bench.lengths.calm), most
@@ -150,7 +151,7 @@ def stages(report: Report) -> str:
     return ", ".join(f"{name} {one.p50_ms:.2f} and {one.p99_ms:.2f}" for name, one in report.stages.items())
 
 
-def in_turn(sides: dict[str, Opener], bench: Bench, clients: Sequence[int]) -> Rounds:
+def in_turn(sides: dict[str, Opener], bench: ServingSetup, clients: Sequence[int]) -> Rounds:
     """Every side once, then every side again, …, each a process of its own and warmed first; by number of clients."""
     rounds: Rounds = {name: [] for name in sides}
     for number in range(bench.lengths.rounds):
@@ -177,7 +178,7 @@ def table(rounds: Rounds) -> list[str]:
     return lines
 
 
-def middle_answer(store: Path, queries: Queries) -> bytes:
+def middle_answer(store: Path, queries: QuerySet) -> bytes:
     """The answer of middle length to the first hundred queries."""
     with serving(store, **QUIET) as service:
         client = service.client()
@@ -194,7 +195,7 @@ def distinct_queries(dataset: Dataset) -> list[str]:
 
 
 def best_offline(store: Path, texts: Sequence[str], seconds: float) -> tuple[float, int]:
-    """Queries a second of `Retriever.search` with nobody else there, at its best batch size, and that size."""
+    """Measure queries per second of `Retriever.search` alone; return the best rate and its batch size."""
     rates = {}
     with open_bundle(store) as retriever:
         retriever.search(texts[: BATCHES[-1]], k=10)
@@ -209,7 +210,7 @@ def best_offline(store: Path, texts: Sequence[str], seconds: float) -> tuple[flo
     return rates[best], best
 
 
-def _saturated(port: int, queries: Queries, bench: Bench) -> Saturated:
+def _saturated(port: int, queries: QuerySet, bench: ServingSetup) -> Saturated:
     saturate(port, queries, bench.lengths.saturation / 5, CLIENTS[0])
     return saturate(port, queries, bench.lengths.saturation, CLIENTS[0])
 

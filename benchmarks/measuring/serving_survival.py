@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from functools import partial
 
 from benchmarks.measuring.serving_cores import apart, sharing
-from benchmarks.measuring.serving_load import Load, failures, loaded, saturate
-from benchmarks.measuring.serving_record import Bar, Bench, Figure, doubts, no_failures
+from benchmarks.measuring.serving_load import LoadProcess, failures, loaded, saturate
+from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup, invalid_notes, no_failures
 from benchmarks.measuring.serving_slow import SlowClients
 from benchmarks.measuring.serving_speed import CLIENTS, QUIET
 from benchmarks.measuring.serving_watch import PERIOD, Memories, Memory, Probes, back_to_normal
-from loadtest.report import Latencies, Report
+from loadtest.report import LatencySummary, Report
 from retrieval.errors import DiptychError
 from retrieval.open import open_store
 from retrieval.store.local import Store
@@ -27,12 +27,12 @@ WAITING = ["--connections", "4000"]  # many wait while there is no engine; the s
 CROWD = 8_000  # connections under too much load: more than texts may wait
 
 
-def half_of_saturation(service: Service, bench: Bench) -> float:
+def half_of_saturation(service: Service, bench: ServingSetup) -> float:
     """Half of what the service answers now, a second."""
     return saturate(service.port, bench.queries, bench.lengths.saturation, CLIENTS[0]).rate / 2
 
 
-def switches(bench: Bench) -> Figure:
+def switches(bench: ServingSetup) -> Figure:
     """4: twenty switches between two large bundles under load."""
     assert bench.switching
     sizes = bundle_sizes(open_store(bench.switching))
@@ -49,40 +49,40 @@ def switches(bench: Bench) -> Figure:
         "Switches between two bundles under load",
         [
             no_failures(report, failures(report)),
-            Bar("switches that went well", went_well, bench.lengths.switches, least=True, beside=f"of {len(made)}"),
-            Bar(
+            Limit("switches that went well", went_well, bench.lengths.switches, least=True, beside=f"of {len(made)}"),
+            Limit(
                 "p99 while switching, in steady p99s", during.p99_ms / steady.p99_ms, 1.5,
                 beside=f"{during.p99_ms:.2f} ms against {steady.p99_ms:.2f} ms at {rate:,.0f}/s",
             ),
         ],
-        [*small, *doubts(report, "this run")],
+        [*small, *invalid_notes(report, "this run")],
     )  # fmt: skip
 
 
-def killed_engines(bench: Bench) -> Figure:
+def killed_engines(bench: ServingSetup) -> Figure:
     """5: kill -9 of the engine under load."""
     kills, between = bench.lengths.kills, bench.lengths.between_kills
     with serving(bench.store, **QUIET) as service:
         load_seconds = float(service.wait_for_log(r"loaded in ([\d.]+) s"))
         rate = half_of_saturation(service, bench)
-        with Load(service.port, bench.queries, rate, (kills + 0.5) * between, WAITING) as load:
+        with LoadProcess(service.port, bench.queries, rate, (kills + 0.5) * between, WAITING) as load:
             away = [killed(service, bench, due) for due in _every(between, kills)]
             report = load.report()
     return Figure(
         f"kill -9 of the engine, {kills} times under load",
         [
             no_failures(report, failures(report)),
-            Bar(
+            Limit(
                 "seconds until an answer, the longest", max(away), load_seconds + 1,
                 beside=f"median {statistics.median(away):.2f} s; the bundle loads in {load_seconds:.1f} s when calm",
             ),
         ],
         [f"{rate:,.0f}/s, half of saturation; p99 over the whole run {report.latency.p99_ms:,.0f} ms.",
-         *doubts(report, "this run")],
+         *invalid_notes(report, "this run")],
     )  # fmt: skip
 
 
-def killed(service: Service, bench: Bench, due: float) -> float:
+def killed(service: Service, bench: ServingSetup, due: float) -> float:
     """Seconds from the engine's end until a request sent after it is answered with 200; infinite when it is not."""
     wait_until(lambda: time.monotonic() >= due)
     engines = wait_until(service.engines)
@@ -100,7 +100,7 @@ def killed(service: Service, bench: Bench, due: float) -> float:
     return away if status == 200 else math.inf
 
 
-def overload(bench: Bench) -> Figure:
+def overload(bench: ServingSetup) -> Figure:
     """6: three times the saturation rate."""
     seconds = bench.lengths.overload
     with apart(serving(bench.store, max_connections=CROWD + 2_000, **QUIET)) as service:
@@ -108,7 +108,7 @@ def overload(bench: Bench) -> Figure:
         with Probes(service, bench.queries.bodies) as probes, Memories(service) as memories:
             began = time.monotonic()
             loaded(service.port, bench.queries, half, bench.lengths.calm / 4)
-            # the generator's own start, without which nobody could say when the load ends
+            # the generator's start, which tells when the load ends
             starting = time.monotonic() - began - bench.lengths.calm / 4
             # as it is without a generator, which shares the interpreter's files and so takes a part of them off it
             ended = time.monotonic() + PERIOD
@@ -128,28 +128,28 @@ def overload(bench: Bench) -> Figure:
             f"{report.rate:,.0f}/s asked, {report.offered:,.0f}/s sent, {report.achieved:,.0f}/s answered with 200; up "
             f"to {CROWD:,} connections, {CROWD + 2_000:,} allowed by DIPTYCH_MAX_CONNECTIONS. Normal is a single "
             f"request within {usual * 1e3:.0f} ms, twice the calm p99 (10 ms at least). {sharing()}",
-            *doubts(report, "this run"),
+            *invalid_notes(report, "this run"),
         ],
     )  # fmt: skip
 
 
-def overload_bars(report: Report, before: int, most: int, back: float | None) -> list[Bar]:
+def overload_bars(report: Report, before: int, most: int, back: float | None) -> list[Limit]:
     """What stands of service under too much load."""
-    turned: Latencies | None = report.outcomes.get("429")
+    turned: LatencySummary | None = report.outcomes.get("429")
     others = report.failed - (turned.count if turned else 0)
     return [
-        Bar("ms, p99 of the admitted", report.latency.p99_ms, DEADLINE_MS, beside=f"{report.latency.count:,} of them"),
-        Bar(
+        Limit("ms, p99 of the admitted", report.latency.p99_ms, DEADLINE_MS, beside=f"of {report.latency.count:,}"),
+        Limit(
             "ms until a 429, p99", turned.p99_ms if turned else 0, 20,
             beside=f"{turned.count:,} of them, the slowest {turned.max_ms:,.0f} ms" if turned else "there was none",
         ),
-        Bar("answers that are neither 200 nor 429", others, 0, beside=f"of {report.sent:,}; {failures(report)}"),
-        Bar("memory at its most, of that before", most / before, 1.1, beside=f"{_mb(most)} against {_mb(before)}"),
-        Bar("seconds until normal again", math.inf if back is None else back, 2),
+        Limit("answers that are neither 200 nor 429", others, 0, beside=f"of {report.sent:,}; {failures(report)}"),
+        Limit("memory at its most, of that before", most / before, 1.1, beside=f"{_mb(most)} against {_mb(before)}"),
+        Limit("seconds until normal again", math.inf if back is None else back, 2),
     ]  # fmt: skip
 
 
-def stop_and_slow_clients(bench: Bench) -> Figure:
+def stop_and_slow_clients(bench: ServingSetup) -> Figure:
     """7: SIGTERM under load, and a thousand clients that send a byte now and then."""
     stopped, code, seconds = stop_under_load(bench)
     ratios, steady, slow, cut_off = slow_clients(bench)
@@ -159,23 +159,23 @@ def stop_and_slow_clients(bench: Bench) -> Figure:
         f"SIGTERM under load; {bench.lengths.slow_clients:,} slow-loris connections",
         [
             no_failures(stopped, failures(stopped)),
-            Bar("exit code after SIGTERM", code, 0, beside=f"{seconds:.1f} s after it, {GRACE:g} s of them grace"),
-            Bar("p99 beside slow clients, in p99s without", statistics.median(ratios), 2, beside="; ".join(p99s)),
-            Bar("requests that failed beside slow clients", failed, 0, beside=f"of {sum(one.sent for one in slow):,}"),
+            Limit("exit code after SIGTERM", code, 0, beside=f"{seconds:.1f} s after it, {GRACE:g} s of them grace"),
+            Limit("p99 beside slow clients, in p99s without", statistics.median(ratios), 2, beside="; ".join(p99s)),
+            Limit("failed requests beside slow clients", failed, 0, beside=f"of {sum(one.sent for one in slow):,}"),
         ],
         [
             f"The generator stops when /readyz says no, as a balancer would; until then {stopped.sent:,} went out.",
             f"{cut_off:,} slow connections were cut off and began anew.",
-            *(line for one in [stopped, *steady, *slow] for line in doubts(one, "a run")),
+            *(line for one in [stopped, *steady, *slow] for line in invalid_notes(one, "a run")),
         ],
     )  # fmt: skip
 
 
-def stop_under_load(bench: Bench) -> tuple[Report, int, float]:
+def stop_under_load(bench: ServingSetup) -> tuple[Report, int, float]:
     """A run until the service is asked to end: its report, the service's exit code, and the seconds it took."""
     with serving(bench.store, grace_seconds=GRACE, **QUIET) as service:
         rate = half_of_saturation(service, bench)
-        with Load(service.port, bench.queries, rate, bench.lengths.calm + 30) as load:
+        with LoadProcess(service.port, bench.queries, rate, bench.lengths.calm + 30) as load:
             before = time.monotonic() + min(10, bench.lengths.calm)
             wait_until(lambda: time.monotonic() > before)
             began = time.monotonic()
@@ -190,7 +190,7 @@ def _all_open(clients: SlowClients, count: int) -> bool:
     return clients.open >= count
 
 
-def slow_clients(bench: Bench) -> tuple[list[float], list[Report], list[Report], int]:
+def slow_clients(bench: ServingSetup) -> tuple[list[float], list[Report], list[Report], int]:
     """p99 with them beside that without, round by round; the reports of both, and how many were cut off."""
     steady, slow, cut_off = [], [], 0
     with serving(bench.store, **QUIET) as service:
@@ -205,7 +205,7 @@ def slow_clients(bench: Bench) -> tuple[list[float], list[Report], list[Report],
     return ratios, steady, slow, cut_off
 
 
-def soak(bench: Bench) -> Figure:
+def soak(bench: ServingSetup) -> Figure:
     """8: 70 % of saturation with a switch now and then."""
     assert bench.switching
     with serving(bench.switching, **QUIET) as service:
@@ -220,10 +220,10 @@ def soak(bench: Bench) -> Figure:
         f"{bench.lengths.soak / 60:.3g} minutes at 70 % of saturation with switches",
         [
             no_failures(report, failures(report)),
-            Bar("switches that failed", len(trouble), 0, beside=f"of {len(report.switching.switches)}"),
-            Bar("memory in the last fifth, of that in the second", last / first, 1.03, beside=f"then {_mb(first)}"),
+            Limit("switches that failed", len(trouble), 0, beside=f"of {len(report.switching.switches)}"),
+            Limit("memory in the last fifth, of that in the second", last / first, 1.03, beside=f"then {_mb(first)}"),
         ],
-        [f"{rate:,.0f}/s; p99 {report.latency.p99_ms:.1f} ms.", *trouble, *doubts(report, "this run")],
+        [f"{rate:,.0f}/s; p99 {report.latency.p99_ms:.1f} ms.", *trouble, *invalid_notes(report, "this run")],
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ import uvicorn
 from fastapi import FastAPI
 from infinity_emb import AsyncEmbeddingEngine, EngineArgs  # type: ignore[import-not-found]
 
-from benchmarks.peers.label_index import Asked, LabelIndex, Vectors
+from benchmarks.peers.label_index import LabelIndex, SearchRequest, Vectors
 
 LABELS_AT_ONCE = 1024
 
@@ -44,7 +44,7 @@ async def served(model: str, labels: Path, port: int) -> None:
         app = FastAPI()
 
         @app.post("/predict")
-        async def predict(asked: Asked) -> dict[str, Any]:
+        async def predict(asked: SearchRequest) -> dict[str, Any]:
             return index.answer(asked.queries, await embedded(asked.queries), asked.k)
 
         quiet: dict[str, Any] = {"access_log": False, "log_level": "error"}

@@ -18,7 +18,7 @@ LINKS, CONSTRUCTION, SEARCH = 32, 200, 100  # of the index: as `diptych export` 
 Vectors = NDArray[np.float32]
 
 
-class Asked(BaseModel):
+class SearchRequest(BaseModel):
     """Texts to find labels for."""
 
     queries: list[str] = Field(min_length=1, max_length=256)

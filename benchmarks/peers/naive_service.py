@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 from sentence_transformers import SentenceTransformer  # type: ignore[import-not-found]
 
-from benchmarks.peers.label_index import Asked, LabelIndex
+from benchmarks.peers.label_index import LabelIndex, SearchRequest
 
 
 def create_app(model_name: str, labels: Path) -> FastAPI:
@@ -23,7 +23,7 @@ def create_app(model_name: str, labels: Path) -> FastAPI:
     app = FastAPI()
 
     @app.post("/predict")
-    def predict(asked: Asked) -> dict[str, Any]:
+    def predict(asked: SearchRequest) -> dict[str, Any]:
         return index.answer(asked.queries, model.encode(asked.queries, normalize_embeddings=True), asked.k)
 
     return app

@@ -6,7 +6,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from benchmarks.peers.features import Features
-from benchmarks.peers.process import Peer, Task, best_first, run
+from benchmarks.peers.process import Peer, PeerTask, best_first, run
 
 QUERIES_PER_BLOCK = 256
 
@@ -14,7 +14,7 @@ QUERIES_PER_BLOCK = 256
 class Neighbours(Peer):
     """Settings: `neighbours`, how many vote; `power`, how much more the nearer ones count."""
 
-    def fit(self, task: Task) -> None:
+    def fit(self, task: PeerTask) -> None:
         """Keep the training queries' vectors and labels."""
         self.features = Features()
         self.train_FN = self.features.fit(task.train_texts).T.tocsr()

@@ -8,13 +8,13 @@ import numpy as np
 import omikuji
 
 from benchmarks.peers.features import Features
-from benchmarks.peers.process import Peer, Task, run
+from benchmarks.peers.process import Peer, PeerTask, run
 
 
 class Trees(Peer):
     """Settings: `beam`, and any hyper-parameter of omikuji.Model by its name."""
 
-    def fit(self, task: Task) -> None:
+    def fit(self, task: PeerTask) -> None:
         """Grow the trees."""
         self.features = Features()
         train_NF = self.features.fit(task.train_texts)

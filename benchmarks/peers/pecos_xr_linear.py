@@ -6,13 +6,13 @@ from pecos.xmc import Indexer, LabelEmbeddingFactory
 from pecos.xmc.xlinear.model import XLinearModel
 
 from benchmarks.peers.features import Features
-from benchmarks.peers.process import Peer, Task, best_first, run
+from benchmarks.peers.process import Peer, PeerTask, best_first, run
 
 
 class XRLinear(Peer):
     """Settings: `beam`; everything else as PECOS has it."""
 
-    def fit(self, task: Task) -> None:
+    def fit(self, task: PeerTask) -> None:
         """Cluster the labels, then train the rankers."""
         self.features = Features()
         train_NF = self.features.fit(task.train_texts)

@@ -5,7 +5,7 @@
 Runs in an environment of the peer's own, so nothing in this folder but environments.py may import the project.
 
 TASK holds texts.json (`train`, `test`, `labels`) and positives.npz (`values`, `offsets` of the train rows' label rows;
-`depth_Q`, how many labels each test query wants). OUT receives rankings.json and cost.json. Nobody here sees the test
+`depth_Q`, how many labels each test query wants). OUT receives rankings.json and cost.json. Peers do not see the test
 truth or which labels are excluded: a query is asked for as many more labels as it excludes, and they are taken out when
 it is scored. Shapes: N training queries, Q test queries, L labels, F features.
 """
@@ -27,7 +27,7 @@ TIMED_DEPTH = 10
 
 
 @dataclass(frozen=True)
-class Task:
+class PeerTask:
     """Texts, training positives Y_NL as a sparse 0/1 matrix, and the depth each test query is answered to."""
 
     train_texts: list[str]
@@ -37,7 +37,7 @@ class Task:
     depth_Q: Any
 
     @classmethod
-    def read(cls, folder: Path) -> "Task":
+    def read(cls, folder: Path) -> "PeerTask":
         """Read what measuring.scoring.write_task wrote."""
         texts = json.loads((folder / "texts.json").read_text(encoding="utf-8"))
         with np.load(folder / "positives.npz", allow_pickle=False) as arrays:
@@ -57,7 +57,7 @@ class Peer(ABC):
         self.threads = threads
 
     @abstractmethod
-    def fit(self, task: Task) -> None:
+    def fit(self, task: PeerTask) -> None:
         """Learn from the training texts and their positives."""
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Peer(ABC):
 def run(kind: type[Peer]) -> None:
     """The whole life of a peer's process; `kind` is what to run."""
     task_folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    task, peer = Task.read(task_folder), kind(json.loads(sys.argv[3]), int(sys.argv[4]))
+    task, peer = PeerTask.read(task_folder), kind(json.loads(sys.argv[3]), int(sys.argv[4]))
     started, started_cpu = time.perf_counter(), time.process_time()
     peer.fit(task)
     cost = {"train_seconds": time.perf_counter() - started, "train_cpu_seconds": time.process_time() - started_cpu}

@@ -5,7 +5,7 @@ from typing import Any
 from sklearn.preprocessing import normalize
 
 from benchmarks.peers.features import Features
-from benchmarks.peers.process import Peer, Task, best_first, run
+from benchmarks.peers.process import Peer, PeerTask, best_first, run
 
 QUERIES_PER_BLOCK = 256
 
@@ -13,7 +13,7 @@ QUERIES_PER_BLOCK = 256
 class Profiles(Peer):
     """One vector a label; no settings."""
 
-    def fit(self, task: Task) -> None:
+    def fit(self, task: PeerTask) -> None:
         """Add up what is known of each label."""
         self.features = Features()
         train_NF = self.features.fit(task.train_texts)

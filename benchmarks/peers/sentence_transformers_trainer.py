@@ -1,4 +1,4 @@
-"""Pairs learned by sentence-transformers' own trainer, for pairs_a_second.py.
+"""Pairs learned by sentence-transformers' own trainer, for pairs_per_second.py.
 
     python -m benchmarks.peers.sentence_transformers_trainer TASK OUT
 
@@ -24,13 +24,13 @@ from sentence_transformers.sentence_transformer.losses import (  # type: ignore[
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer  # type: ignore[import-not-found]
 from transformers import TrainerCallback
 
-from benchmarks.peers.watched_steps import Task, Watch
+from benchmarks.peers.watched_steps import StepTask, StepWatch
 
 
 class Steps(TrainerCallback):
     """Tells the watch of every step."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, watch: StepWatch) -> None:
         self.watch = watch
 
     def on_step_end(self, *arguments: Any, **named: Any) -> None:
@@ -41,7 +41,7 @@ class Steps(TrainerCallback):
 def main() -> None:
     """Learn the task's steps and write what they took to OUT."""
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    task, watch = Task.read(folder), Watch()
+    task, watch = StepTask.read(folder), StepWatch()
     torch.set_num_threads(task.threads)
     encoder = Transformer(task.model, max_seq_length=task.max_tokens, model_kwargs={"dtype": torch.float32})
     encoder.auto_model.get_input_embeddings().register_forward_pre_hook(watch.reads)
@@ -57,7 +57,7 @@ def main() -> None:
     watch.write(out, task, ("sentence-transformers", "torch", "transformers", "tokenizers"))
 
 
-def arguments(task: Task, folder: str) -> Any:
+def arguments(task: StepTask, folder: str) -> Any:
     """A run of the task's length that does nothing but learn."""
     return SentenceTransformerTrainingArguments(
         output_dir=folder,

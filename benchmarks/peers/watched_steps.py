@@ -1,4 +1,4 @@
-"""What both sides of pairs_a_second.py share: the task, and what is measured of each step.
+"""What both sides of pairs_per_second.py share: the task, and what is measured of each step.
 
 Standard library alone, since one side runs in an environment of its own.
 """
@@ -13,7 +13,7 @@ from typing import Any
 
 
 @dataclass(frozen=True)
-class Task:
+class StepTask:
     """Learn `warm` steps and then `steps` measured ones of `batch` pairs each; `model` is a Hugging Face encoder."""
 
     model: str
@@ -29,13 +29,13 @@ class Task:
         (folder / "task.json").write_text(json.dumps(asdict(self)), encoding="utf-8")
 
     @classmethod
-    def read(cls, folder: Path) -> "Task":
+    def read(cls, folder: Path) -> "StepTask":
         """Read what `write` wrote."""
         return cls(**json.loads((folder / "task.json").read_text(encoding="utf-8")))
 
 
 @dataclass
-class Watch:
+class StepWatch:
     """Counts what the encoder reads, and notes at the end of each step the time and all that was read until then.
 
     `wall` and `cpu` are seconds of the clock and of this process on all its threads; `texts` and `tokens` what the
@@ -62,7 +62,7 @@ class Watch:
         self.texts.append(self.texts_read)
         self.tokens.append(self.tokens_read)
 
-    def spent(self, task: Task) -> dict[str, float]:
+    def spent(self, task: StepTask) -> dict[str, float]:
         """What the measured steps took together."""
         first, last = task.warm - 1, task.warm + task.steps - 1
         noted: dict[str, Sequence[float]] = {
@@ -73,7 +73,7 @@ class Watch:
         }
         return {name: at[last] - at[first] for name, at in noted.items()}
 
-    def write(self, path: Path, task: Task, packages: tuple[str, ...]) -> None:
+    def write(self, path: Path, task: StepTask, packages: tuple[str, ...]) -> None:
         """That and the versions of what took the steps, as JSON."""
         versions = {name: version(name) for name in packages}
         path.write_text(json.dumps({**self.spent(task), "versions": versions}), encoding="utf-8")

@@ -81,6 +81,6 @@ def test_the_cache_folder_is_kept_on_a_claim_if_one_is_named() -> None:
 
 
 def test_a_chart_without_a_store_is_refused_in_a_sentence() -> None:
-    """Pods would start and end for ever, since nobody said where the bundles are."""
+    """Pods would restart for ever without a store."""
     with pytest.raises(Exception, match=r"store\.url or store\.existingClaim must say where the bundles are\."):
         rendered({})

@@ -71,7 +71,7 @@ def test_a_stop_leaves_time_to_drain() -> None:
 
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
-def test_images_are_pinned_small_and_nobodys_root(dockerfile: Path) -> None:
+def test_images_are_pinned_small_and_not_root(dockerfile: Path) -> None:
     """An image would change under the same commit, carry a compiler to production, or run as root."""
     steps = instructions(dockerfile)
     bases = [rest for word, rest in steps if word == "FROM"]

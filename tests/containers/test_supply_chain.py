@@ -90,7 +90,7 @@ def test_pins_agree_where_they_are_installed_together() -> None:
 
 
 def test_nothing_is_installed_without_hashes() -> None:
-    """A build in which one option is forgotten would run whatever a package index gives it."""
+    """A build in which one option is forgotten would run any file that a package index serves."""
     steps = [rest for path in DOCKERFILES for word, rest in instructions(path) if word == "RUN"]
     recipes = re.sub(r"\\\n\s*", " ", (ROOT / "Makefile").read_text()).replace("$(HASHED)", "--require-hashes")
     steps += recipes.splitlines()
@@ -130,7 +130,7 @@ def registry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("name", ["docker-compose.yml", "docker/service.Dockerfile"])
 def test_digests_are_written_and_checked(registry: Path, name: str) -> None:
-    """`make images` would write nothing, or the weekly check would pass whatever the registry says."""
+    """`make images` would write nothing, or the weekly check would ignore the registry's answer."""
     text = (ROOT / name).read_text()
     written = pin_images["pinned"](text)
     assert set(re.findall(r"sha256:\w+", written)) == {DIGEST}

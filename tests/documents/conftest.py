@@ -1,4 +1,4 @@
-"""What pages need: a small click log, and what the quick start's own commands make of it, once a session."""
+"""What pages need: a small click log, and what the quick start's own commands make of it, once per session."""
 
 import csv
 import shutil
@@ -13,6 +13,7 @@ from pyarrow.csv import write_csv
 
 from tests.support.page_runner import run_page
 from tests.support.pages import ROOT, Block
+from tests.support.shared import make_once
 
 QUERIES = 300
 CLICKS = ("clicks.csv", "ads.csv", "queries.csv", "queries.parquet")
@@ -28,7 +29,11 @@ cp -r store/bundles/one store/bundles/two
 @pytest.fixture(scope="session")
 def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """clicks.csv and ads.csv of 300 queries, whose labels have a market too; queries.csv and queries.parquet."""
-    folder = tmp_path_factory.mktemp("clicks")
+    return make_once(tmp_path_factory, "clicks", make_clicks)
+
+
+def make_clicks(folder: Path) -> None:
+    folder.mkdir()
     script = ROOT / "examples" / "clicks" / "make.py"
     subprocess.run([sys.executable, script, folder, "--queries", str(QUERIES)], check=True, capture_output=True)
     with (folder / "ads.csv").open(newline="", encoding="utf-8") as file:
@@ -38,17 +43,18 @@ def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
     queries = pa.table({"query": ["credit card", "rainy day", "shopping basket"]})
     parquet.write_table(queries, folder / "queries.parquet")
     write_csv(queries, folder / "queries.csv")
-    return folder
 
 
 @pytest.fixture(scope="session")
 def made(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """dataset, checkpoint and a store with the bundles `one`, active, and `two`."""
-    folder = tmp_path_factory.mktemp("made") / "folder"
-    shutil.copytree(clicks, folder)
-    run_page([Block("tests/documents/conftest.py", 1, "sh", COMMANDS, None)], folder)
-    shutil.rmtree(folder / ".bin")
-    return folder
+
+    def make(folder: Path) -> None:
+        shutil.copytree(clicks, folder)
+        run_page([Block("tests/documents/conftest.py", 1, "sh", COMMANDS, None)], folder)
+        shutil.rmtree(folder / ".bin")
+
+    return make_once(tmp_path_factory, "made", make)
 
 
 @pytest.fixture

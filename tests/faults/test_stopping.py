@@ -13,7 +13,7 @@ import pytest
 from retrieval.open import open_store
 from retrieval.store.local import Store
 from tests.support.bundles import WORDS, make_store
-from tests.support.checkpoints import make_checkpoint, write_words
+from tests.support.checkpoints import write_words
 from tests.support.command import run
 from tests.support.listener import RecordingCallback
 from tests.support.small_run import weights_hash
@@ -71,8 +71,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+def checkpoint(words_checkpoint: Path) -> Path:
+    return words_checkpoint
 
 
 def train_words(dataset: Dataset, out: Path) -> list[str]:

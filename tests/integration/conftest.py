@@ -1,4 +1,4 @@
-"""A small part of the example and an uninterrupted run on it, once a session. Tests must not write to these."""
+"""A small part of the example and an uninterrupted run on it, once per session. Tests must not write to these."""
 
 from pathlib import Path
 
@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.support.listener import RecordingCallback
+from tests.support.shared import make_once
 from tests.support.small_run import small_recipe
 from training.data.dataset import Dataset, DatasetMeta
 from training.prepare.writing import write_dataset
@@ -15,18 +16,23 @@ from training.run import train
 @pytest.fixture(scope="session")
 def small(dataset_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """The first queries of the example, with all of its labels."""
-    whole = Dataset.open(dataset_folder)
-    splits = {
-        name: whole.split(name).take(np.arange(rows)).table()
-        for name, rows in (("train", 600), ("validation", 150), ("test", 150))
-    }
-    folder = tmp_path_factory.mktemp("small") / "dataset"
-    return write_dataset(folder, whole.label_table, splits, DatasetMeta(name="small"))  # type: ignore[arg-type]
+
+    def make(folder: Path) -> None:
+        whole = Dataset.open(dataset_folder)
+        splits = {
+            name: whole.split(name).take(np.arange(rows)).table()
+            for name, rows in (("train", 600), ("validation", 150), ("test", 150))
+        }
+        write_dataset(folder, whole.label_table, splits, DatasetMeta(name="small"))  # type: ignore[arg-type]
+
+    return Dataset.open(make_once(tmp_path_factory, "small", make))
 
 
 @pytest.fixture(scope="session")
 def finished(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An uninterrupted run."""
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    train(small, small_recipe(), folder, RecordingCallback())
-    return folder
+
+    def make(folder: Path) -> None:
+        train(small, small_recipe(), folder, RecordingCallback())
+
+    return make_once(tmp_path_factory, "finished", make)

@@ -12,7 +12,7 @@ import pytest
 
 from doctor import machine
 from doctor.findings import Finding
-from doctor.store import store as look_at
+from doctor.store import check_store
 from retrieval.bundle.manifest import VECTORS
 from retrieval.bundle.signatures import SIGNING_KEY, TRUSTED_KEYS, new_keys
 from retrieval.open import open_store
@@ -35,7 +35,7 @@ def store(made: Store, tmp_path: Path) -> Store:
 
 
 def by_topic(place: Path, groups: Path = machine.GROUPS) -> dict[str, Finding]:
-    return {one.topic: one for one in look_at(str(place), groups)}
+    return {one.topic: one for one in check_store(str(place), groups)}
 
 
 def told(program: str = "", path: Path = ROOT, *arguments: str) -> tuple[int, dict[str, Finding]]:
@@ -73,7 +73,7 @@ def distribution(folder: Path, name: str, version: str, *needs: str) -> None:
 
 
 def test_a_whole_store_in_a_whole_environment(store: Store) -> None:
-    """If it fails, the doctor sees illness in health, and nobody believes it."""
+    """If it fails, the doctor reports problems on a machine without any."""
     code, found = told("", ROOT, "--store", str(store.path))
     assert {topic: one for topic, one in found.items() if one.state == "problem"} == {}
     assert code == 0
@@ -82,7 +82,7 @@ def test_a_whole_store_in_a_whole_environment(store: Store) -> None:
 
 
 def test_a_person_reads_what_to_do(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, the table or the exit code hides a problem from whoever asked."""
+    """If it fails, the table or the exit code hides a problem."""
     (store.path / "CURRENT").unlink()
     assert run("doctor", "--store", store.path) == 1
     shown = " ".join(capsys.readouterr().out.split())
@@ -106,7 +106,7 @@ def test_a_damaged_bundle_is_a_problem(store: Store) -> None:
 def test_what_is_no_store_is_named(tmp_path: Path) -> None:
     """If it fails, a misspelt folder looks like an empty store."""
     found = by_topic(tmp_path / "absent")["store"]
-    assert (found.state, found.value) == ("problem", f"{tmp_path / 'absent'} is no folder")
+    assert (found.state, found.value) == ("problem", f"{tmp_path / 'absent'} is not a folder")
 
 
 def test_a_signature_is_asked_for_where_keys_are_trusted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,7 +139,7 @@ def test_memory_is_the_containers(store: Store, tmp_path: Path, limit_mb: int, s
 
 
 def test_a_processor_without_avx2(tmp_path: Path) -> None:
-    """If it fails, nobody learns why the same bundle is slower on another machine."""
+    """If it fails, the reason why a bundle is slower on another machine is not reported."""
     (tmp_path / "cpuinfo").write_text("model name\t: Old One\nflags\t\t: sse2 sse4_2 avx\n\nmodel name\t: other\n")
     found = {one.topic: one for one in machine.processor(tmp_path)}
     assert found["processor"].value.startswith("Old One, AVX")
@@ -156,7 +156,7 @@ def test_too_few_open_files() -> None:
 
 
 def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """If it fails, exports and fetches end in an error of the system's that the doctor could have told."""
+    """If it fails, exports and downloads end in a system error that the doctor could have reported."""
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: [str(tmp_path / "absent")])
     assert machine.temporary().state == "problem"
@@ -175,7 +175,7 @@ def test_a_package_of_a_wrong_version(tmp_path: Path) -> None:
     distribution(tmp_path, "onnx", "1.0")
     code, found = told("", tmp_path)
     assert (code, found["for export"].state) == (1, "problem")
-    assert found["for export"].value == "onnx 1.0, where >=1.17 is needed"
+    assert found["for export"].value == "onnx 1.0; >=1.17 is needed"
 
 
 def test_what_is_missing_names_its_extra(tmp_path: Path) -> None:
@@ -189,7 +189,7 @@ def test_what_is_missing_names_its_extra(tmp_path: Path) -> None:
 
 
 def test_a_library_for_another_processor(tmp_path: Path) -> None:
-    """If it fails, the doctor dies of what it was called for: an illegal instruction."""
+    """If it fails, the doctor itself crashes with an illegal instruction."""
     (tmp_path / "hnswlib.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)\n")
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
     code, found = told("", tmp_path)
@@ -200,7 +200,7 @@ def test_a_library_for_another_processor(tmp_path: Path) -> None:
 
 
 def test_it_needs_neither_the_service_nor_training(tmp_path: Path, store: Store) -> None:
-    """If it fails, the doctor cannot come where half of the packages are left out, which is where it is wanted."""
+    """If it fails, the doctor fails where packages are missing, which is what it should report."""
     for name in (
         "torch",
         "transformers",

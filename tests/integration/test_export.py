@@ -1,6 +1,7 @@
 """`diptych export` on a small trained checkpoint: what the bundle holds, and what a refusal leaves behind."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from retrieval.errors import BundleError, CheckpointError, GateError
 from retrieval.open import open_store
 from retrieval.store.local import Store
 from retrieval.system.progress import silent_stage
-from tests.support.checkpoints import N_LABELS, make_checkpoint
+from tests.support.checkpoints import N_LABELS
 from tests.support.command import run
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.evaluation.checkpoint_evaluation import selected_mix
@@ -23,8 +24,9 @@ from training.evaluation.imputation import impute
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint(tmp_path_factory.mktemp("small"))
+def small(words_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy that tests may write beside."""
+    return shutil.copytree(words_checkpoint.parent, tmp_path_factory.mktemp("small") / "words") / "checkpoint"
 
 
 @pytest.fixture(scope="module")

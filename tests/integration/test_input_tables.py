@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import retrieval.tables.delimited
-from loadtest.plan import bodies
+from loadtest.plan import request_bodies
 from retrieval.errors import BadInput, TableError
 from retrieval.offline.query_files import Queries
 from retrieval.open import open_store
@@ -139,7 +139,7 @@ def test_loadtest_and_diff_ask_every_row_of_every_shape(
 ) -> None:
     """If this failed, a file that predict reads would be refused, or read in part, by `loadtest` and `bundles diff`."""
     source = GOOD[shape](tmp_path)
-    assert [json.loads(body)["queries"] for body in bodies(source, None, 1)] == [[query] for query in QUERIES]
+    assert [json.loads(body)["queries"] for body in request_bodies(source, None, 1)] == [[query] for query in QUERIES]
     assert "6 rows read = 6 sent\n" in capsys.readouterr().err
     assert Queries(source, None).first(4) == (QUERIES[:4], None)
 
@@ -224,7 +224,7 @@ def test_a_column_that_no_row_has_is_an_error(tmp_path: Path, bundle: Path, caps
 def test_loadtest_does_not_look_at_labels(tmp_path: Path) -> None:
     """If this failed, a column that loadtest does not use would stop it."""
     source = text("t.csv", "query,labels,labels\na,x,y\n")(tmp_path)
-    assert [json.loads(body)["queries"] for body in bodies(source, None, 1)] == [["a"]]
+    assert [json.loads(body)["queries"] for body in request_bodies(source, None, 1)] == [["a"]]
 
 
 def test_files_of_a_folder_that_are_not_read_are_named(

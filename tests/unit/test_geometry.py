@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,6 @@ from export.geometry import CONE_SHRINK, MIN_TRAINED_LABELS, Cone, balance_for, 
 from export.parity import smallest_cosine
 from export.quality import torch_vectors
 from retrieval.bundle.facts import ModelFacts
-from tests.support.checkpoints import make_checkpoint
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.token_cache import tokenize_in_memory
 from training.evaluation.checkpoint_evaluation import selected_mix
@@ -22,8 +22,8 @@ Change = Callable[..., Checkpoint]
 
 
 @pytest.fixture(scope="module")
-def opened(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
-    return load_checkpoint(make_checkpoint(tmp_path_factory.mktemp("geometry")))
+def opened(words_checkpoint: Path) -> Checkpoint:
+    return load_checkpoint(words_checkpoint)
 
 
 @pytest.fixture

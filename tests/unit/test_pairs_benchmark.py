@@ -1,7 +1,6 @@
-"""benchmarks/pairs_a_second.py: both sides learn the same pairs in turn, and only the measured steps count."""
+"""benchmarks/pairs_per_second.py: both sides learn the same pairs in turn, and only the measured steps count."""
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -10,15 +9,14 @@ import pytest
 import torch
 
 from benchmarks.measuring.pairs_process import recipe_of
-from benchmarks.pairs_a_second import Round, Texts, draw, in_turn, looked_at, run, table
-from benchmarks.peers.watched_steps import Task, Watch
+from benchmarks.pairs_per_second import PairsRound, Texts, draw, in_turn, run, table
+from benchmarks.peers.watched_steps import StepTask, StepWatch
 from retrieval.errors import BadInput, DiptychError
 from tests.support.bundles import WORDS
 from tests.support.checkpoints import write_words
 from tests.support.pretrained import save_tiny_bert
 from training.data.dataset import Dataset
 
-ROOT = Path(__file__).resolve().parents[2]
 OURS = [sys.executable, "-m", "benchmarks.measuring.pairs_process"]
 
 
@@ -29,13 +27,13 @@ def words(tmp_path: Path) -> Dataset:
 
 
 @pytest.fixture
-def task(tmp_path: Path) -> Task:
+def task(tmp_path: Path) -> StepTask:
     """Four steps of 16 pairs, the last three measured, on an encoder of two layers."""
     bert = save_tiny_bert(tmp_path / "bert", WORDS)
-    return Task(model=str(bert), max_tokens=8, batch=16, warm=1, steps=3, threads=1, seed=0)
+    return StepTask(model=str(bert), max_tokens=8, batch=16, warm=1, steps=3, threads=1, seed=0)
 
 
-def test_both_sides_get_the_same_true_pairs_one_a_query(words: Dataset, task: Task, tmp_path: Path) -> None:
+def test_both_sides_get_the_same_true_pairs_one_a_query(words: Dataset, task: StepTask, tmp_path: Path) -> None:
     """If this failed, one side would learn other texts than the other, or pairs that are not true."""
     drawn = draw(words, task, tmp_path)
     theirs = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text("utf-8").splitlines()]
@@ -51,7 +49,7 @@ def test_both_sides_get_the_same_true_pairs_one_a_query(words: Dataset, task: Ta
 
 def test_only_the_measured_steps_count() -> None:
     """If this failed, slow first steps would be told as speed, or the work of a step as more than it is."""
-    watch, task = Watch(), Task("bert", 8, 2, warm=2, steps=2, threads=1, seed=0)
+    watch, task = StepWatch(), StepTask("bert", 8, 2, warm=2, steps=2, threads=1, seed=0)
     for rows in (9, 9, 3, 4, 9):
         watch.reads(None, (torch.zeros(rows, 5),))
         watch.step_ended()
@@ -59,19 +57,7 @@ def test_only_the_measured_steps_count() -> None:
     assert watch.spent(task)["tokens"] == 35
 
 
-def test_our_side_takes_the_steps_of_the_task(words: Dataset, task: Task, tmp_path: Path) -> None:
-    """If this failed, our figures would not be those of our trainer's own steps."""
-    drawn = draw(words, task, tmp_path)
-    task.write(tmp_path)
-    taken = run("ours", OURS, tmp_path)
-    assert taken.pairs == 3 * 16
-    assert 16 * 3 < taken.texts <= 2 * 16 * 3  # a label that several queries of a batch share is computed once
-    assert taken.tokens >= taken.texts * 4  # two words or three, and two special tokens
-    assert taken.versions["torch"] == torch.__version__
-    assert looked_at(words, drawn, task).tokens_a_pair > 2 * 4
-
-
-def test_sides_run_in_turn_with_a_seed_a_round(task: Task, tmp_path: Path) -> None:
+def test_sides_run_in_turn_with_a_seed_a_round(task: StepTask, tmp_path: Path) -> None:
     """If this failed, a busy minute would fall on one side alone, or a round would repeat the one before."""
     side = (
         "import json, sys; seed = json.load(open(sys.argv[1] + '/task.json'))['seed'];"
@@ -85,15 +71,15 @@ def test_sides_run_in_turn_with_a_seed_a_round(task: Task, tmp_path: Path) -> No
 
 def test_the_ratio_is_taken_round_by_round() -> None:
     """If this failed, a machine that was busy in one round would be told as a difference between the sides."""
-    ours = [Round(100, 1.0, 1.0, 190, 900, {}), Round(100, 4.0, 1.0, 190, 900, {})]
-    theirs = [Round(100, 2.0, 2.0, 200, 1800, {}), Round(100, 8.0, 2.0, 200, 1800, {})]
+    ours = [PairsRound(100, 1.0, 1.0, 190, 900, {}), PairsRound(100, 4.0, 1.0, 190, 900, {})]
+    theirs = [PairsRound(100, 2.0, 2.0, 200, 1800, {}), PairsRound(100, 8.0, 2.0, 200, 1800, {})]
     rows = table({"ours": ours, "theirs": theirs}, Texts("words", 8.0, 0.01))
-    assert rows[2] == "| pairs a second | 62 (25–100) | 31 (12–50) | 2.00 |"
+    assert rows[2] == "| pairs per second | 62 (25–100) | 31 (12–50) | 2.00 |"
     assert rows[4] == "| the same, our tokenizing counted as if for one epoch | 50 | 50 | 1.00 |"
-    assert rows[6] == "| tokens computed a pair, padding included | 9.0 | 18.0 | 0.50 |"
+    assert rows[6] == "| tokens computed per pair, padding included | 9.0 | 18.0 | 0.50 |"
 
 
-def test_ours_is_dpr_over_the_whole_encoder_in_float32(task: Task) -> None:
+def test_ours_is_dpr_over_the_whole_encoder_in_float32(task: StepTask) -> None:
     """If this failed, the sides would not do the same kind of work."""
     recipe = recipe_of(task)
     assert (recipe.encoder.kind, recipe.encoder.max_tokens, recipe.precision) == ("transformer", 8, "float32")
@@ -101,13 +87,13 @@ def test_ours_is_dpr_over_the_whole_encoder_in_float32(task: Task) -> None:
     assert (recipe.loss.dual_encoder_share, recipe.loss.dual_encoder.query_to_label) == (1.0, 1.0)
 
 
-def test_too_few_queries_are_refused(words: Dataset, task: Task, tmp_path: Path) -> None:
+def test_too_few_queries_are_refused(words: Dataset, task: StepTask, tmp_path: Path) -> None:
     """If this failed, pairs would be learned twice, or our side would end in a validation in the middle."""
     with pytest.raises(BadInput, match="smaller --batch"):
         draw(words, replace(task, batch=256), tmp_path)
 
 
-def test_a_side_that_fails_is_one_sentence(words: Dataset, task: Task, tmp_path: Path) -> None:
+def test_a_side_that_fails_is_one_sentence(words: Dataset, task: StepTask, tmp_path: Path) -> None:
     """If this failed, a traceback of the other library would be all that a person gets to see."""
     draw(words, task, tmp_path)
     replace(task, model=str(tmp_path / "no")).write(tmp_path)
@@ -115,17 +101,3 @@ def test_a_side_that_fails_is_one_sentence(words: Dataset, task: Task, tmp_path:
         run("ours", OURS, tmp_path)
     with pytest.raises(DiptychError, match="ended with code 3"):
         run("ours", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path)
-
-
-@pytest.mark.parametrize(("dataset", "wrong"), [("no", "is not a prepared dataset"), ("words", "no such folder")])
-def test_a_mistyped_folder_is_one_sentence_before_anything_is_installed(
-    words: Dataset, tmp_path: Path, dataset: str, wrong: str
-) -> None:
-    """If this failed, a mistyped folder would be found after a long installation, or end in a traceback."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "pairs_a_second.py"), str(tmp_path / dataset)]
-    command += ["--model", str(tmp_path / "no"), "--environments", str(tmp_path / "environments"), "--batch", "8"]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True, cwd=ROOT)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: ")
-    assert wrong in ended.stderr
-    assert not (tmp_path / "environments").exists()

@@ -1,7 +1,6 @@
 """benchmarks/quality.py: every system is scored alike, peers run in their own processes, reports can be made again."""
 
 import json
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,32 +16,20 @@ from benchmarks.measuring.systems import PEERS, RecipeRun, run_recipe
 from benchmarks.measuring.tables import row, table
 from retrieval import metrics
 from retrieval.errors import DiptychError, RecipeError
+from tests.support.tiny_dataset import make_tiny
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
 from training.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from training.evaluation.significance import Estimate
-from training.prepare.inputs import PrepareSettings
-from training.prepare.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS = [
-    {"query": "cheap running shoes", "labels": ["running shoes", "sneakers"], "split": "train"},
-    {"query": "trail running", "labels": ["running shoes", "trail shoes"], "split": "train"},
-    {"query": "leather office shoes", "labels": ["oxfords"], "split": "train"},
-    {"query": "rain coat", "labels": ["raincoats"], "split": "train"},
-    {"query": "warm winter coat", "labels": ["parkas"], "split": "validation"},
-    {"query": "running", "labels": ["running shoes", "sneakers"], "exclude": ["sneakers"], "split": "test"},
-    {"query": "winter coats", "labels": ["parkas"], "split": "test"},
-]
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Dataset:
     """Seven queries; the first test query excludes one of the labels its neighbours have."""
-    source = tmp_path / "tiny.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in ROWS), encoding="utf-8")
-    return prepare(source, tmp_path / "dataset", PrepareSettings())[0]
+    return make_tiny(tmp_path)
 
 
 def label_rows(dataset: Dataset, *texts: str) -> list[int]:
@@ -143,58 +130,12 @@ def test_a_recipe_takes_overrides_and_its_folder_tells_them_apart() -> None:
         RecipeRun("default:seed=2", 0).check()
 
 
-def test_a_finished_command_makes_its_report_again_without_training(tiny: Dataset, tmp_path: Path) -> None:
-    """An interrupted evening of runs would begin anew, or a table could not be made again from what was kept."""
-    out = tmp_path / "runs"
-    command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(tiny.folder), "--out", str(out)]
-    command += ["--recipe", "default:optimizer.epochs=1", "--seeds", "1", "--peers", "--threads", "1"]
-    subprocess.run(command, check=True, capture_output=True)
-    report = (out / "report.md").read_text(encoding="utf-8")
-    trained = {path: path.stat().st_mtime_ns for path in out.glob("*seed0/**/*") if path.is_file()}
-    (out / "report.md").unlink()
-    subprocess.run(command, check=True, capture_output=True)
-    assert (out / "report.md").read_text(encoding="utf-8") == report
-    assert {path: path.stat().st_mtime_ns for path in trained} == trained
-    assert "| seed | head |" in report, "each head beside the unified model"
-    assert "unified − classifier" in report, "paired gaps"
-    assert "Peers" not in report
-    kept = json.loads((out / "report.json").read_text(encoding="utf-8"))["systems"]["default optimizer.epochs=1"][0]
-    assert kept["cost"]["peak_mib"] > 10
-    assert kept["cost"]["wall_seconds"] >= kept["cost"]["train_seconds"] > 0
-
-
 def test_a_run_of_other_code_is_refused(tiny: Dataset, tmp_path: Path) -> None:
     """Figures of a model that the code no longer makes would be quoted as its own."""
     run = RecipeRun("default", 0)
     (tmp_path / "run.json").write_text(json.dumps({"code": "of last week"}), encoding="utf-8")
     with pytest.raises(DiptychError, match="holds a run of other data, recipe or code"):
         run_recipe(run, tiny.folder, tiny.fingerprint, tmp_path, 1)
-
-
-def test_a_recipe_that_does_not_exist_is_one_sentence(tiny: Dataset, tmp_path: Path) -> None:
-    """A typo would show a traceback, or be met only after other systems have run."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(tiny.folder), "--out", str(tmp_path / "x")]
-    ended = subprocess.run([*command, "--recipe", "defualt"], check=False, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr.startswith("error: recipe 'defualt'")
-    assert not (tmp_path / "x").exists()
-
-
-def test_what_could_never_be_measured_is_refused_before_the_long_part(tmp_path: Path) -> None:
-    """Hours of training would end in a division by zero, or a typo in a traceback."""
-    source = tmp_path / "tiny.jsonl"
-    source.write_text(
-        "".join(json.dumps(row | {"split": row["split"].replace("test", "train")}) + "\n" for row in ROWS)
-    )
-    prepare(source, tmp_path / "dataset", PrepareSettings())
-    command = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(tmp_path / "dataset"), "--out"]
-    ended = subprocess.run([*command, str(tmp_path / "x")], check=False, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert "the split 'test' has no query with a true label" in ended.stderr
-    assert not list(tmp_path.glob("x/*seed*"))
-    none = subprocess.run([*command, "x", "--seeds", "0"], check=False, capture_output=True, text=True)
-    assert none.returncode == 2
-    assert "argument --seeds: invalid count value: '0'" in none.stderr
 
 
 def run_of(seed: int, value: float) -> Scored:
@@ -210,7 +151,7 @@ def test_table_shows_median_and_spread_and_marks_the_best() -> None:
     lines = table([ours, peer])
     assert "| P@1 | **50.0 (40.0–60.0)** | 45.0 |" in lines
     assert "| training, s | 500.0 (400.0–600.0) | 450.0 |" in lines
-    assert not any("peak memory" in line or "torso" in line for line in lines), "nobody measured them"
+    assert not any("peak memory" in line or "torso" in line for line in lines), "not measured"
     assert row("x", [None, ours.figure("P@1")], "{:.0f}", max) == ["| x | – | **50 (40–60)** |"]
 
 
@@ -223,24 +164,6 @@ def test_plots_are_written_alike_twice_and_name_every_system(tmp_path: Path) -> 
     assert all(b">ours<" in picture and b">peer<" in picture for picture in first)
     draw("tiny", systems, tmp_path, "report")
     assert [(tmp_path / name).read_bytes() for name in names] == first
-
-
-def test_the_dial_is_drawn_from_finished_runs(tiny: Dataset, tmp_path: Path) -> None:
-    """The picture of the three objectives could not be made again, or would leave one of them out."""
-    out, svg = tmp_path / "runs", tmp_path / "pictures" / "dial.svg"
-    source = tiny.folder.parent / "tiny.jsonl"
-    draw_dial = [sys.executable, str(ROOT / "benchmarks" / "dial.py"), str(out), "--svg", str(svg)]
-    objectives = ["default", "default:objective=precision", "default:objective=tail"]
-    measure_them = [sys.executable, str(ROOT / "benchmarks" / "quality.py"), str(source), "--out", str(out)]
-    measure_them += ["--recipe", *objectives, "--seeds", "1", "--peers", "--threads", "1"]
-    subprocess.run(measure_them, check=True, capture_output=True)
-    subprocess.run(draw_dial, check=True, capture_output=True)
-    assert svg.read_text(encoding="utf-8").count("<path") > 10
-    shutil.rmtree(out / RecipeRun(objectives[2], 0).folder)
-    missing = subprocess.run(draw_dial, check=False, capture_output=True, text=True)
-    assert missing.returncode == 1
-    assert missing.stderr.startswith("error: ")
-    assert "objective" in missing.stderr, "which run is missing"
 
 
 def test_names_of_points_stay_apart_and_inside_their_panel() -> None:

@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 from benchmarks.measuring.serving_hostile import MOST_BYTES, damaged
-from benchmarks.measuring.serving_load import WRK, Queries, loaded, read_wrk, saturate
+from benchmarks.measuring.serving_load import WRK, QuerySet, loaded, read_wrk, saturate
 from benchmarks.measuring.serving_page import page
 from benchmarks.measuring.serving_peers import peer, ready_command
-from benchmarks.measuring.serving_record import Bar, Figure
+from benchmarks.measuring.serving_record import Figure, Limit
 from benchmarks.measuring.serving_survival import grown, overload_bars
 from benchmarks.measuring.serving_watch import Memory, Probe, back_to_normal
 from benchmarks.serving import chosen
 from loadtest.plan import Plan
 from loadtest.report import summarize
-from loadtest.tally import Tally
+from loadtest.run_stats import RunStats
 from retrieval.errors import BadInput, DiptychError
 from tests.support.service import Client
 
@@ -30,17 +30,19 @@ GIVEN = {"only": None, "markdown": None, "small": False, "minilm": None, "model"
 
 def test_a_bar_is_reached_on_its_own_side() -> None:
     """If this failed, the page would call a missed bar reached, or the other way round."""
-    assert Bar("ratio", 0.45, 0.45, least=True).met
-    assert not Bar("ratio", 0.44, 0.45, least=True).met
-    assert Bar("failed", 0, 0).met
-    assert not Bar("failed", 1, 0).met
-    assert not Bar("seconds until normal", math.inf, 2).met
+    assert Limit("ratio", 0.45, 0.45, least=True).met
+    assert not Limit("ratio", 0.44, 0.45, least=True).met
+    assert Limit("failed", 0, 0).met
+    assert not Limit("failed", 1, 0).met
+    assert not Limit("seconds until normal", math.inf, 2).met
 
 
 def test_the_page_shows_a_missed_bar_with_its_absolute_figures(tmp_path: Path) -> None:
     """If this failed, a ratio would stand alone, a miss would not show, or a kept figure could not be read again."""
-    missed = Bar("throughput", 0.331, 0.45, least=True, beside="4,800/s against 14,500/s")
-    figure = Figure("Beside ready bytes", [missed, Bar("seconds", math.inf, 2)], ["A note."], (0.5, 2.25), 61, "run it")
+    missed = Limit("throughput", 0.331, 0.45, least=True, beside="4,800/s against 14,500/s")
+    figure = Figure(
+        "Beside ready bytes", [missed, Limit("seconds", math.inf, 2)], ["A note."], (0.5, 2.25), 61, "run it"
+    )
     figure.write(tmp_path / "1.json")
     assert Figure.read(tmp_path / "1.json") == figure
     lines = page({1: figure})
@@ -71,11 +73,11 @@ def test_memory_is_compared_without_moments_of_two_engines() -> None:
 
 def test_too_much_load_tells_429_from_other_failures() -> None:
     """If this failed, a 500 under load would pass as a refusal, or a slow refusal as a quick one."""
-    tally = Tally(100, 1)
+    stats = RunStats(100, 1)
     for status, seconds in [("200", 1.0), ("429", 0.005), ("429", 0.012), ("500", 0.001)]:
-        tally.outcomes[status].record(seconds)
+        stats.outcomes[status].record(seconds)
     report = summarize(
-        Plan(rate=100, duration=1), tally, url="", queries=1, busy=0, connections=1, waited=0, switching=None,
+        Plan(rate=100, duration=1), stats, url="", queries=1, cpu=0, connections=1, waited=0, switches=None,
         interrupted=False,
     )  # fmt: skip
     admitted, refused, others, memory, back = overload_bars(report, 100, 112, None)
@@ -140,8 +142,8 @@ def test_the_ready_route_checks_requests(tmp_path: Path, by_hand: bool) -> None:
 def test_wrk_sends_the_queries(tmp_path: Path) -> None:
     """If this failed, saturation would be that of requests which the service refuses, or of none."""
     with ready(tmp_path) as port:
-        found = saturate(port, Queries(["red shoes", 'a "quoted" cart'], tmp_path), 1, 2)
-        refused = saturate(port, Queries([" "], tmp_path), 1, 2)
+        found = saturate(port, QuerySet(["red shoes", 'a "quoted" cart'], tmp_path), 1, 2)
+        refused = saturate(port, QuerySet([" "], tmp_path), 1, 2)
     assert found.failed == 0
     assert found.rate > 0
     assert refused.failed > 0
@@ -157,11 +159,11 @@ def test_wrk_without_an_answer_is_one_sentence() -> None:
 def test_the_open_loop_sends_what_it_is_told(tmp_path: Path) -> None:
     """If this failed, a run at a rate could not be read, or would end otherwise than it was asked to."""
     with ready(tmp_path) as port:
-        report = loaded(port, Queries(["red shoes"], tmp_path), 50, 0.5)
+        report = loaded(port, QuerySet(["red shoes"], tmp_path), 50, 0.5)
     assert (report.sent, report.failed) == (25, 0)
 
 
 def test_a_load_that_cannot_be_sent_is_one_sentence(tmp_path: Path) -> None:
-    """If this failed, a traceback would be all that a person gets to see when nobody listens."""
+    """If this failed, a port without a service would end in a traceback."""
     with pytest.raises(DiptychError, match=r"^the load generator could not measure: Nothing answers at "):
-        loaded(1, Queries(["red shoes"], tmp_path), 50, 0.5)
+        loaded(1, QuerySet(["red shoes"], tmp_path), 50, 0.5)

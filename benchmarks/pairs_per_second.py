@@ -1,10 +1,10 @@
-"""How many (query, positive) pairs a second our trainer learns, and sentence-transformers' own.
+"""How many (query, positive) pairs per second our trainer learns, and sentence-transformers' own.
 
-    python benchmarks/pairs_a_second.py DATASET --model FOLDER_OR_NAME --environments FOLDER [--batch 256]
+    python benchmarks/pairs_per_second.py DATASET --model FOLDER_OR_NAME --environments FOLDER [--batch 256]
         [--max-tokens 32] [--steps 20] [--rounds 3] [--threads 1] [--markdown FILE]
 
 Both sides fine-tune the same encoder on the same pairs, drawn from DATASET's training split, on the CPU in float32, by
-an in-batch softmax over as many pairs a step (theirs is MultipleNegativesRankingLoss), in turn: ours, theirs, ours, …
+an in-batch softmax over as many pairs per step (theirs is MultipleNegativesRankingLoss), in turn: ours, theirs, ours, …
 Each round of a side is a process of its own; loading and the first steps do not count. Theirs runs in an environment of
 its own, made on first use. Nothing is written but FILE.
 """
@@ -31,7 +31,7 @@ from benchmarks.measuring.pairs_process import recipe_of
 from benchmarks.measuring.running import count
 from benchmarks.measuring.systems import ROOT, THREAD_VARIABLES
 from benchmarks.peers.environments import ENVIRONMENTS, python_of
-from benchmarks.peers.watched_steps import Task
+from benchmarks.peers.watched_steps import StepTask
 from retrieval.errors import BadInput, DiptychError
 from training.batching.batches import sample_positives
 from training.data.dataset import Dataset, DatasetMeta, Split, SplitName
@@ -45,7 +45,7 @@ PEER = ENVIRONMENTS["sentence-transformers"]
 
 
 @dataclass(frozen=True)
-class Round:
+class PairsRound:
     """What a side's measured steps took: seconds of the clock and of processors, texts and tokens computed."""
 
     pairs: int
@@ -61,11 +61,11 @@ class Texts:
     """What is learned from: how the texts look to the tokenizer, and what tokenizing beforehand takes."""
 
     dataset: str
-    tokens_a_pair: float
-    seconds_a_pair: float
+    tokens_per_pair: float
+    seconds_per_pair: float
 
 
-Rounds = dict[str, list[Round]]
+Rounds = dict[str, list[PairsRound]]
 
 
 def main() -> int:
@@ -90,7 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("dataset", type=Path, help="a prepared dataset")
     parser.add_argument("--model", required=True, help="a Hugging Face encoder: a folder, or a name")
     parser.add_argument("--environments", type=Path, required=True, help="folder of the peers' environments")
-    parser.add_argument("--batch", type=count, default=256, help="pairs a step (default: 256)")
+    parser.add_argument("--batch", type=count, default=256, help="pairs per step (default: 256)")
     parser.add_argument("--max-tokens", type=count, default=32, help="where texts are cut (default: 32)")
     parser.add_argument("--steps", type=count, default=20, help="measured steps of a round (default: 20)")
     parser.add_argument("--rounds", type=count, default=3, help="times that each side runs (default: 3)")
@@ -104,7 +104,7 @@ def measure(options: argparse.Namespace, console: Console) -> list[str]:
     if options.markdown and not options.markdown.resolve().parent.is_dir():
         raise BadInput(f"--markdown '{options.markdown}': there is no such folder to write to.")
     dataset = Dataset.open(options.dataset)
-    task = Task(
+    task = StepTask(
         model=options.model, max_tokens=options.max_tokens, batch=options.batch, warm=WARM, steps=options.steps,
         threads=options.threads, seed=0,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def measure(options: argparse.Namespace, console: Console) -> list[str]:
     return page(options, task, texts, rounds)
 
 
-def draw(dataset: Dataset, task: Task, folder: Path) -> Split:
+def draw(dataset: Dataset, task: StepTask, folder: Path) -> Split:
     """Write the pairs for both sides: training queries at random, each with one of its positives at random.
 
     As many as make whole batches for our trainer, which halves its queries until none is above the batch size.
@@ -143,7 +143,7 @@ def draw(dataset: Dataset, task: Task, folder: Path) -> Split:
     return drawn
 
 
-def looked_at(dataset: Dataset, drawn: Split, task: Task) -> Texts:
+def looked_at(dataset: Dataset, drawn: Split, task: StepTask) -> Texts:
     """Tokenize the drawn pairs once, as our trainer does before its steps; RecipeError when the model cannot be."""
     os.environ["RAYON_NUM_THREADS"] = str(task.threads)  # the tokenizer's own threads, read when it first starts them
     tokenizer = make_tokenizer(recipe_of(task), [])
@@ -155,7 +155,7 @@ def looked_at(dataset: Dataset, drawn: Split, task: Task) -> Texts:
 
 
 def in_turn(
-    commands: Mapping[str, Sequence[str]], task: Task, folder: Path, rounds: int, told: Callable[[str], object]
+    commands: Mapping[str, Sequence[str]], task: StepTask, folder: Path, rounds: int, told: Callable[[str], object]
 ) -> Rounds:
     """Every side once, then every side again, …; each round has a seed of its own, the same for all sides."""
     found: Rounds = {side: [] for side in commands}
@@ -164,13 +164,13 @@ def in_turn(
         for side, command in commands.items():
             taken = run(side, command, folder)
             found[side].append(taken)
-            told(f"round {seed + 1} of {rounds}: {taken.pairs / taken.wall:,.0f} pairs a second, {side}")
+            told(f"round {seed + 1} of {rounds}: {taken.pairs / taken.wall:,.0f} pairs per second, {side}")
     return found
 
 
-def run(side: str, command: Sequence[str], folder: Path) -> Round:
+def run(side: str, command: Sequence[str], folder: Path) -> PairsRound:
     """The task in `folder`, in a process of its own; DiptychError with its last line when it fails."""
-    task, out = Task.read(folder), folder / "round.json"
+    task, out = StepTask.read(folder), folder / "round.json"
     names = (*THREAD_VARIABLES, "RAYON_NUM_THREADS")
     variables = {name: str(task.threads) for name in names} | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run(
@@ -179,7 +179,7 @@ def run(side: str, command: Sequence[str], folder: Path) -> Round:
     if ended.returncode:
         said = ended.stderr.strip().splitlines() or [f"it ended with code {ended.returncode} and said nothing"]
         raise DiptychError(f"{side} could not be measured: {said[-1].removeprefix('error: ')}")
-    taken = Round(pairs=task.batch * task.steps, **json.loads(out.read_text(encoding="utf-8")))
+    taken = PairsRound(pairs=task.batch * task.steps, **json.loads(out.read_text(encoding="utf-8")))
     out.unlink()
     return taken
 
@@ -187,7 +187,7 @@ def run(side: str, command: Sequence[str], folder: Path) -> Round:
 # ---- the page
 
 
-def page(options: argparse.Namespace, task: Task, texts: Texts, rounds: Rounds) -> list[str]:
+def page(options: argparse.Namespace, task: StepTask, texts: Texts, rounds: Rounds) -> list[str]:
     """The table, how to read it, and what made it."""
     ours, theirs = rounds.values()
     versions = theirs[0].versions
@@ -197,7 +197,7 @@ def page(options: argparse.Namespace, task: Task, texts: Texts, rounds: Rounds) 
         f"`{_command(options)}`",
         "",
         f"{Path(options.model).name} fine-tuned whole on the CPU, float32, {task.threads} "
-        f"thread{'s' if task.threads > 1 else ''}, {task.batch} pairs a step, texts cut at {task.max_tokens} tokens. "
+        f"thread{'s' if task.threads > 1 else ''}, {task.batch} pairs per step, texts cut at {task.max_tokens} tokens. "
         f"Median (least–greatest) of {len(ours)} round{'s' if len(ours) > 1 else ''} of {task.steps} steps, the sides "
         f"in turn, each round a process of its own; loading and the first {task.warm} steps do not count. The ratio is "
         "taken round by round. Where other work shares the machine, processor time is the steadier figure.",
@@ -215,16 +215,16 @@ def page(options: argparse.Namespace, task: Task, texts: Texts, rounds: Rounds) 
 def table(rounds: Rounds, texts: Texts) -> list[str]:
     """A row a figure, a column a side, and what ours is of theirs."""
     ours, theirs = rounds.values()
-    once = texts.seconds_a_pair
-    rows: list[tuple[str, str, Callable[[Round], float], Callable[[Round], float]]] = [
-        ("pairs a second", "{:,.0f}", lambda r: r.pairs / r.wall, lambda r: r.pairs / r.wall),
-        ("pairs a second of processor time", "{:,.0f}", lambda r: r.pairs / r.cpu, lambda r: r.pairs / r.cpu),
+    once = texts.seconds_per_pair
+    rows: list[tuple[str, str, Callable[[PairsRound], float], Callable[[PairsRound], float]]] = [
+        ("pairs per second", "{:,.0f}", lambda r: r.pairs / r.wall, lambda r: r.pairs / r.wall),
+        ("pairs per second of CPU time", "{:,.0f}", lambda r: r.pairs / r.cpu, lambda r: r.pairs / r.cpu),
         (
             "the same, our tokenizing counted as if for one epoch", "{:,.0f}",
             lambda r: r.pairs / (r.cpu + once * r.pairs), lambda r: r.pairs / r.cpu,
         ),
         ("texts computed a pair", "{:.2f}", lambda r: r.texts / r.pairs, lambda r: r.texts / r.pairs),
-        ("tokens computed a pair, padding included", "{:.1f}", _tokens_a_pair, _tokens_a_pair),
+        ("tokens computed per pair, padding included", "{:.1f}", _tokens_per_pair, _tokens_per_pair),
         ("tokens computed a second of processor time", "{:,.0f}", _tokens_a_second, _tokens_a_second),
     ]  # fmt: skip
     lines = [f"| | {' | '.join(rounds)} | ratio |", "|---|---:|---:|---:|"]
@@ -241,7 +241,7 @@ def notes(rounds: Rounds, texts: Texts) -> list[str]:
     less = statistics.median(b.tokens / a.tokens for a, b in zip(ours, theirs, strict=True))
     fast = statistics.median(_tokens_a_second(a) / _tokens_a_second(b) for a, b in zip(ours, theirs, strict=True))
     return [
-        f"A pair's two texts have {texts.tokens_a_pair:.1f} tokens. Ours computes a step's distinct texts, those of "
+        f"A pair's two texts have {texts.tokens_per_pair:.1f} tokens. Ours computes a step's distinct texts, those of "
         "like length together, which leaves less padding; theirs computes every pair's two texts, queries and "
         f"positives each padded to the longest of the batch. So theirs computes {less:.2f} times our tokens for as "
         f"many pairs, and ours {fast:.2f} times theirs in a second of processor time; the ratio is the product. "
@@ -249,17 +249,17 @@ def notes(rounds: Rounds, texts: Texts) -> list[str]:
         "alone, which needs a GPU.",
         "",
         "Theirs tokenizes within each step and ours reads tokens that were made once beforehand, which takes "
-        f"{1e6 * texts.seconds_a_pair:.0f} µs of processor time a pair, once a run; a row of the table adds it. "
+        f"{1e6 * texts.seconds_per_pair:.0f} µs of processor time a pair, once a run; a row of the table adds it. "
         "Both have everything else as they come: our loss, heads and events for TensorBoard, their "
         "MultipleNegativesRankingLoss and fused AdamW; theirs logs, saves and evaluates nothing.",
     ]
 
 
-def _tokens_a_pair(taken: Round) -> float:
+def _tokens_per_pair(taken: PairsRound) -> float:
     return taken.tokens / taken.pairs
 
 
-def _tokens_a_second(taken: Round) -> float:
+def _tokens_a_second(taken: PairsRound) -> float:
     return taken.tokens / taken.cpu
 
 
@@ -270,7 +270,7 @@ def _spread(figures: Sequence[float], form: str) -> str:
 
 
 def _command(options: argparse.Namespace) -> str:
-    words = ["python", "benchmarks/pairs_a_second.py", options.dataset.name, "--model", Path(options.model).name]
+    words = ["python", "benchmarks/pairs_per_second.py", options.dataset.name, "--model", Path(options.model).name]
     words += ["--environments", "FOLDER", "--batch", str(options.batch), "--max-tokens", str(options.max_tokens)]
     words += ["--steps", str(options.steps), "--rounds", str(options.rounds), "--threads", str(options.threads)]
     return shlex.join(words)
