@@ -1,22 +1,22 @@
-// The request of this moment as a program that asks the same.
+// The current request as code that sends the same request.
 
 import { keys } from "./api.js";
-import { byId, write } from "./page.js";
+import { byId, setText } from "./dom.js";
 
-/** Show both programs for a request to /predict. */
-export function showPrograms(body) {
+/** Show the curl command and the Python program for a request to /predict. */
+export function showSnippets(body) {
   const url = new URL("predict", document.baseURI).href;
-  write(byId("curl"), asCurl(url, body));
-  write(byId("python"), asPython(url, body));
+  setText(byId("curl"), asCurl(url, body));
+  setText(byId("python"), asPython(url, body));
 }
 
 export function asCurl(url, body) {
   const key = keys.api ? ' \\\n  -H "X-Api-Key: $DIPTYCH_PREDICT_KEY"' : "";
-  return `curl -s ${quoted(url)} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d ${quoted(JSON.stringify(body))}`;
+  return `curl -s ${shellQuote(url)} \\\n  -H 'Content-Type: application/json'${key} \\\n  -d ${shellQuote(JSON.stringify(body))}`;
 }
 
 /** Quote a text for a POSIX shell. */
-const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
+const shellQuote = (text) => `'${text.replaceAll("'", "'\\''")}'`;
 
 export function asPython(url, body) {
   const key = keys.api ? ', "X-Api-Key": os.environ["DIPTYCH_PREDICT_KEY"]' : "";
@@ -24,7 +24,7 @@ export function asPython(url, body) {
     `import json${keys.api ? ", os" : ""}`,
     "from urllib.request import Request, urlopen",
     "",
-    `body = ${literal(body)}`,
+    `body = ${pythonLiteral(body)}`,
     `headers = {"Content-Type": "application/json"${key}}`,
     `request = Request(${JSON.stringify(url)}, json.dumps(body).encode(), headers)`,
     "with urlopen(request) as response:",
@@ -33,23 +33,23 @@ export function asPython(url, body) {
   ].join("\n");
 }
 
-/** A value of JSON as Python writes it. */
-function literal(value) {
+/** Format a JSON value as Python code. */
+function pythonLiteral(value) {
   if (value === null || value === undefined) return "None";
   if (typeof value === "boolean") return value ? "True" : "False";
-  if (Array.isArray(value)) return `[${value.map(literal).join(", ")}]`;
+  if (Array.isArray(value)) return `[${value.map(pythonLiteral).join(", ")}]`;
   if (typeof value !== "object") return JSON.stringify(value);
-  return `{${Object.entries(value).map(([name, one]) => `${JSON.stringify(name)}: ${literal(one)}`).join(", ")}}`;
+  return `{${Object.entries(value).map(([name, item]) => `${JSON.stringify(name)}: ${pythonLiteral(item)}`).join(", ")}}`;
 }
 
-/** Put a program into the clipboard; where the browser forbids that, mark it. */
+/** Copy a snippet to the clipboard; if the browser forbids that, select it. */
 export async function copy(id) {
   const source = byId(id);
   try {
     await navigator.clipboard.writeText(source.textContent);
-    write(byId("copied"), "Copied.");
+    setText(byId("copied"), "Copied.");
   } catch {
     getSelection().selectAllChildren(source);
-    write(byId("copied"), "The browser does not let the page copy; the text is marked, so Ctrl-C does.");
+    setText(byId("copied"), "The browser does not allow copying. The text is selected; press Ctrl-C.");
   }
 }
