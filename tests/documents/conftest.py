@@ -1,4 +1,4 @@
-"""What pages need: a small click log, and what the quick start's own commands make of it, once a session."""
+"""Fixtures of the pages: a small click log, and the dataset and store that the quick start makes of it."""
 
 import csv
 import shutil
@@ -27,7 +27,7 @@ cp -r store/bundles/one store/bundles/two
 
 @pytest.fixture(scope="session")
 def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """clicks.csv and ads.csv of 300 queries, whose labels have a market too; queries.csv and queries.parquet."""
+    """Write clicks.csv and ads.csv of 300 queries, with a market per label; queries.csv and queries.parquet."""
     folder = tmp_path_factory.mktemp("clicks")
     script = ROOT / "examples" / "clicks" / "make.py"
     subprocess.run([sys.executable, script, folder, "--queries", str(QUERIES)], check=True, capture_output=True)
@@ -43,7 +43,7 @@ def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def made(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """dataset, checkpoint and a store with the bundles `one`, active, and `two`."""
+    """Make a dataset, a checkpoint, and a store with the bundles `one` (active) and `two`."""
     folder = tmp_path_factory.mktemp("made") / "folder"
     shutil.copytree(clicks, folder)
     run_page([Block("tests/documents/conftest.py", 1, "sh", COMMANDS, None)], folder)
@@ -53,12 +53,12 @@ def made(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> "Preparer":
-    """Fills a scratch folder with what a page says that it needs."""
+    """Return a function that fills a scratch folder with what a page needs."""
     return Preparer(request, tmp_path / "scratch")
 
 
 class Preparer:
-    """The folder that a page runs in."""
+    """Fill the folder that a page runs in."""
 
     def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
         self._request = request
@@ -70,17 +70,17 @@ class Preparer:
             case "nothing":
                 pass
             case "repository":
-                self._shrunken_examples()
+                self._copy_small_examples()
             case _:
                 source = self._request.getfixturevalue("clicks" if needs == "clicks" else "made")
-                self._take(source, PARTS[needs])
+                self._copy(source, PARTS[needs])
         return self._folder
 
-    def _take(self, source: Path, names: tuple[str, ...]) -> None:
+    def _copy(self, source: Path, names: tuple[str, ...]) -> None:
         for name in names:
             (shutil.copytree if (source / name).is_dir() else shutil.copy)(source / name, self._folder / name)
 
-    def _shrunken_examples(self) -> None:
+    def _copy_small_examples(self) -> None:
         shutil.copytree(ROOT / "examples" / "clicks", self._folder / "examples" / "clicks")
         keywords = Path("examples") / "keywords" / "keywords.parquet"
         (self._folder / keywords).parent.mkdir()
