@@ -1,4 +1,4 @@
-"""Figure 9: schemathesis against the service's own description, and bodies that nobody should send."""
+"""Figure 9: schemathesis against the service's OpenAPI document, and hostile bodies."""
 
 import json
 import random
