@@ -5,8 +5,9 @@
 Runs in the peer's environment, so nothing in this folder except environments.py may import the project.
 
 TASK holds texts.json (`train`, `test`, `labels`) and positives.npz (`values`, `offsets` of the train rows' label rows;
-`depth_Q`, number of labels per test query). OUT receives rankings.json and cost.json. A peer does not see the test truth
-or the excluded labels: it ranks as many more labels as a query excludes, and they are removed before scoring. Shapes: N training queries, Q test queries, L labels, F features.
+`depth_Q`, number of labels per test query). OUT receives rankings.json and cost.json. A peer does not see the test
+truth or the excluded labels: it ranks as many more labels as a query excludes, and they are removed before scoring.
+Shapes: N training queries, Q test queries, L labels, F features.
 """
 
 import json
