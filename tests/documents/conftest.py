@@ -1,4 +1,4 @@
-"""Fixtures of the pages: a small click log, and the dataset and store that the quick start makes of it."""
+"""What pages need: a small click log, and what the quick start's own commands make of it, once a session."""
 
 import csv
 import shutil
@@ -27,7 +27,7 @@ cp -r store/bundles/one store/bundles/two
 
 @pytest.fixture(scope="session")
 def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write clicks.csv and ads.csv of 300 queries, with a market per label; queries.csv and queries.parquet."""
+    """clicks.csv and ads.csv of 300 queries, whose labels have a market too; queries.csv and queries.parquet."""
     folder = tmp_path_factory.mktemp("clicks")
     script = ROOT / "examples" / "clicks" / "make.py"
     subprocess.run([sys.executable, script, folder, "--queries", str(QUERIES)], check=True, capture_output=True)
@@ -43,7 +43,7 @@ def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def made(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a dataset, a checkpoint, and a store with the bundles `one` (active) and `two`."""
+    """dataset, checkpoint and a store with the bundles `one`, active, and `two`."""
     folder = tmp_path_factory.mktemp("made") / "folder"
     shutil.copytree(clicks, folder)
     run_page([Block("tests/documents/conftest.py", 1, "sh", COMMANDS, None)], folder)
