@@ -11,8 +11,8 @@ TOPICS: dict[str, Sequence[int]] = {
     "Console": range(50, 52),
     "Commands and tables": [57, *range(64, 66)],
     "Containers and packages": [*range(52, 54), 70],
-    "Documentation and checks": range(54, 57),
-    "Code structure": range(71, 80),
+    "Documentation and development": [*range(54, 57), 77],
+    "Code structure": [*range(71, 77), 78, 79],
 }
 
 
