@@ -22,7 +22,7 @@ QUERIES, K, TOLERANCE = 200, 10, 1e-5
 
 
 def main() -> None:
-    """Send load, switch bundles, then compare every answer with its bundle's answer without load."""
+    """Load, switch, then compare every answer with what its bundle answers when nobody else is there."""
     parser = argparse.ArgumentParser(description="Answers while bundles are switched.")
     parser.add_argument("store", type=Path)
     parser.add_argument("dataset", type=Path)

@@ -83,7 +83,7 @@ class Bare:
         self.spent: dict[str, Seconds] = {}
 
     def search(self, batch: Sequence[str]) -> None:
-        """Search a batch with the native calls only; discard hnswlib's rows and distances."""
+        """Ask a batch; the answer is hnswlib's rows and distances, which nobody reads."""
         tokenizer, session, index = self._encoder._tokenizer, self._encoder._session, self._index._index
         encodings = self._timed(PARTS[0], lambda: tokenizer.encode_batch_fast(list(batch)))
         inputs = self._padded([encoding.ids for encoding in encodings])

@@ -238,6 +238,6 @@ def _resident_bytes() -> int:
 
 
 def _scores(query_QD: Vectors, rows_QK: Rows, vectors_LD: Vectors) -> NDArray[np.float64]:
-    """Compute the scores of some rows, best first, always with the same summation."""
+    """Scores of some rows, best first, summed in one way whoever found them."""
     scores_QK = np.einsum("qd,qkd->qk", query_QD, vectors_LD[rows_QK], dtype=np.float64)
     return -np.sort(-scores_QK, axis=1)

@@ -1,4 +1,4 @@
-"""Figure 9: schemathesis against the service's OpenAPI document, and hostile bodies."""
+"""Figure 9: schemathesis against the service's own description, and bodies that nobody should send."""
 
 import json
 import random

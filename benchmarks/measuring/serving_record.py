@@ -44,7 +44,7 @@ SMALL = Lengths(
 
 @dataclass(frozen=True)
 class Bench:
-    """Context of every figure: the served store, its queries, a folder of this run, and a function for progress."""
+    """What every figure gets: the store that is served, its queries, a folder of this run, and somebody to tell."""
 
     store: Path
     queries: Queries

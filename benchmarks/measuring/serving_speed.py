@@ -194,7 +194,7 @@ def distinct_queries(dataset: Dataset) -> list[str]:
 
 
 def best_offline(store: Path, texts: Sequence[str], seconds: float) -> tuple[float, int]:
-    """Measure `Retriever.search` without other load: queries per second at its best batch size, and that size."""
+    """Queries a second of `Retriever.search` with nobody else there, at its best batch size, and that size."""
     rates = {}
     with Retriever.open(store) as retriever:
         retriever.search(texts[: BATCHES[-1]], k=10)

@@ -1,13 +1,13 @@
-"""Process of a peer: read the task, train, rank, and write rankings and cost.
+"""What every peer's process does: read the task, learn, answer, and write what that cost.
 
     python -m benchmarks.peers.MODULE TASK OUT SETTINGS THREADS
 
-Runs in the peer's environment, so nothing in this folder except environments.py may import the project.
+Runs in an environment of the peer's own, so nothing in this folder but environments.py may import the project.
 
 TASK holds texts.json (`train`, `test`, `labels`) and positives.npz (`values`, `offsets` of the train rows' label rows;
-`depth_Q`, number of labels per test query). OUT receives rankings.json and cost.json. A peer does not see the test
-truth or the excluded labels: it ranks as many more labels as a query excludes, and they are removed before scoring.
-Shapes: N training queries, Q test queries, L labels, F features.
+`depth_Q`, how many labels each test query wants). OUT receives rankings.json and cost.json. Nobody here sees the test
+truth or which labels are excluded: a query is asked for as many more labels as it excludes, and they are taken out when
+it is scored. Shapes: N training queries, Q test queries, L labels, F features.
 """
 
 import json
