@@ -1,4 +1,4 @@
-"""The capacity table, from the formulas of the bundle format and of the service's own check."""
+"""Calculate the capacity table from the formulas of the bundle format and of the service's memory check."""
 
 from service.bundles.memory_check import ENCODER_TIMES, ENGINE_BYTES, INDEX_TIMES, TOKENIZER_TIMES
 
@@ -6,7 +6,7 @@ LABELS = (100_000, 1_000_000, 3_000_000, 10_000_000)
 LINKS = 32  # `diptych export --m`
 ARROW = 30  # bytes of a label's text and id in the measured bundles
 MARK = "<!-- capacity table -->"
-# dimensions, directions of the index, bytes of the query encoder, the label encoder and the tokenizer
+# dimensions, dimensions of the index, bytes of the query encoder, the label encoder and the tokenizer
 MODELS = {
     "static": (513, 240, 83e6, 82e6, 0.5e6),
     "MiniLM, int8": (769, 192, 61e6, 92e6, 0.5e6),
@@ -14,14 +14,14 @@ MODELS = {
 
 
 def index_bytes(labels: int, width: int, links: int) -> float:
-    """Bytes of an hnswlib file: vector, links of the lowest level, label, and the few nodes of higher levels."""
+    """Return the bytes of an hnswlib file: vectors, links of the lowest level, labels, nodes of higher levels."""
     return labels * (4 * width + 8 * links + 16 + 4 * (links + 1) / (links - 1))
 
 
 def table() -> str:
-    """The Markdown of the table."""
+    """Render the table as Markdown."""
     rows = [
-        "| labels | encoder | D | W | bundle on disk | memory of an engine | two of them |",
+        "| labels | encoder | D | W | bundle on disk | memory of one engine | two engines |",
         "|---:|---|---:|---:|---:|---:|---:|",
     ]
     for labels in LABELS:

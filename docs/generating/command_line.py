@@ -1,4 +1,4 @@
-"""The command line's page: every command's own help, as a terminal shows it."""
+"""Generate the page of the command line: the help of every command."""
 
 import re
 
@@ -10,8 +10,8 @@ WIDTH = {"COLUMNS": "88", "TERM": "dumb", "NO_COLOR": "1"}
 
 
 def page() -> str:
-    """The Markdown of the page."""
-    parts = ["# Command line", "Every command's help, as `diptych COMMAND --help` shows it.", _block(help_of())]
+    """Render the page as Markdown."""
+    parts = ["# Command line", "The output of `diptych COMMAND --help` for every command.", _block(help_of())]
     for command, entry in diptych.COMMANDS.items():
         parts += [f"## diptych {command}", f"Needs `pip install 'diptych[{entry.extras}]'`.", _block(help_of(command))]
         for inner in inner_commands(command):
@@ -20,7 +20,7 @@ def page() -> str:
 
 
 def help_of(*words: str) -> str:
-    """What `diptych WORDS --help` prints."""
+    """Return the output of `diptych WORDS --help`."""
     outcome = CliRunner().invoke(diptych.build_app(words[0] if words else None), [*words, "--help"], env=WIDTH)
     if outcome.exit_code:
         raise RuntimeError(f"`diptych {' '.join(words)} --help` ended with {outcome.exit_code}: {outcome.output}")
@@ -28,7 +28,7 @@ def help_of(*words: str) -> str:
 
 
 def inner_commands(command: str) -> list[str]:
-    """The names of the commands that a command holds; none for most."""
+    """Return the names of a command's sub-commands; most have none."""
     from typer.main import get_command
 
     group = get_command(diptych.build_app(command))

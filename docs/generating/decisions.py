@@ -1,32 +1,35 @@
-"""The index of docs/decisions/: every decision by its number and title, in the order of the rooms they belong to."""
+"""Generate the list of docs/decisions/: every record with its number and title, in topics."""
 
 from collections.abc import Sequence
 from pathlib import Path
 
 DECISIONS = Path(__file__).resolve().parents[1] / "decisions"
-ROOMS: dict[str, Sequence[int]] = {
-    "Learning": range(1, 20),
-    "Commands and tables": range(64, 66),
-    "Building and searching bundles": range(20, 40),
-    "Answering": [*range(40, 50), *range(58, 64), *range(66, 70)],
-    "The console": range(50, 52),
-    "Containers and packages": [*range(52, 54), *range(70, 72)],
-    "Documents": range(54, 56),
-    "What commits are held to, and help on the spot": range(56, 58),
+TOPICS: dict[str, Sequence[int]] = {
+    "Training": range(1, 20),
+    "Bundles, stores and search": range(20, 40),
+    "Service": [*range(40, 50), *range(58, 64), *range(66, 70)],
+    "Console": range(50, 52),
+    "Commands and tables": [57, *range(64, 66)],
+    "Containers and packages": [*range(52, 54), 70],
+    "Documentation and development": [*range(54, 57), 77],
+    "Code structure": [*range(71, 77), 78, 79],
 }
 
 
 def page() -> str:
-    """The Markdown of the index. ValueError where a decision's number belongs to no room."""
-    found = sorted(DECISIONS.glob("[0-9]*.md"))
-    if homeless := [path.name for path in found if not any(_number(path) in room for room in ROOMS.values())]:
-        raise ValueError(
-            f"{', '.join(homeless)}: no room of the index has this number. Add one to ROOMS in {__file__}."
-        )
-    lines = ["# Decisions", "", "Why things are as they are, and what was tried instead. One page a decision.", ""]
-    for room, numbers in ROOMS.items():
-        kept = [path for path in found if _number(path) in numbers]
-        lines += [f"## {room}", "", *(f"- [{_title(path)}]({path.name})" for path in kept), ""] if kept else []
+    """Render the list as Markdown. Raises ValueError if a record's number belongs to no topic."""
+    paths = sorted(DECISIONS.glob("[0-9]*.md"))
+    if unlisted := [path.name for path in paths if not any(_number(path) in numbers for numbers in TOPICS.values())]:
+        raise ValueError(f"{', '.join(unlisted)}: no topic has this number. Add it to TOPICS in {__file__}.")
+    lines = [
+        "# Decisions",
+        "",
+        "Each record has four parts: the context, the decision, the figures behind it, and its consequences.",
+        "",
+    ]
+    for topic, numbers in TOPICS.items():
+        members = [path for path in paths if _number(path) in numbers]
+        lines += [f"## {topic}", "", *(f"- [{_title(path)}]({path.name})" for path in members), ""] if members else []
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""The HTTP API's page, from the OpenAPI document that the service itself gives at /openapi.json."""
+"""Generate the page of the HTTP API from the service's OpenAPI document."""
 
 import json
 import re
@@ -10,24 +10,23 @@ from service.settings import Settings
 
 INTRODUCTION = """# HTTP API
 
-A running service describes itself at `/openapi.json`; this page is made from that document, with the default limits.
-Every answer carries `X-Request-ID` (the caller's, if it sent one); those of `/predict` carry `X-Bundle` and
-`Server-Timing` too.
-Whatever is not a success has one shape, a code for programs and a sentence for a person:
+This page is generated from the OpenAPI document with the default limits. A running service has it at `/openapi.json`.
+Every response has the header `X-Request-ID` (the caller's, if it sent one). Those of `/predict` also have `X-Bundle`
+and `Server-Timing`. Every error has a code for programs and a message for people:
 
 ```json
 {"error": {"code": "out_of_range", "message": "k is 1000; the maximum is 100."}}
 ```
 
-`X-Api-Key` is asked for only where `DIPTYCH_PREDICT_KEY` is set, and `/admin/` is off until `DIPTYCH_ADMIN_KEY` or
-`DIPTYCH_ADMIN_KEYS` is (see [settings](settings.md)). If `DIPTYCH_ALLOWED_HOSTS` is set, a request with another name in
-its Host header is answered 421, except on `/livez` and `/readyz`.
+`X-Api-Key` is required only if `DIPTYCH_PREDICT_KEY` is set. `/admin/` is off until `DIPTYCH_ADMIN_KEY` or
+`DIPTYCH_ADMIN_KEYS` is set (see [settings](settings.md)). If `DIPTYCH_ALLOWED_HOSTS` is set, a request with another
+name in its Host header is answered 421, except on `/livez` and `/readyz`.
 """
 Schema = dict[str, Any]
 
 
 def page() -> str:
-    """The Markdown of the page."""
+    """Render the page as Markdown."""
     settings = Settings(store=Path("store"), admin_key="only for this document", predict_key="-")  # type: ignore[arg-type]
     document = create_service(settings).fastapi.openapi()
     parts = [INTRODUCTION]
@@ -47,7 +46,7 @@ def _operation(path: str, method: str, operation: Schema, document: Schema) -> s
         parts += _described("Request", _json(body), document)
     for status, answer in operation["responses"].items():
         if status == "200" and (schema := _json(answer)):
-            parts += _described("Answer 200", schema, document)
+            parts += _described("Response 200", schema, document)
     refusals = {status: one for status, one in operation["responses"].items() if status != "200"}
     if refusals:
         rows = [f"| {status} | {one['description']} |" for status, one in sorted(refusals.items())]
@@ -56,12 +55,12 @@ def _operation(path: str, method: str, operation: Schema, document: Schema) -> s
 
 
 def _json(part: Schema) -> Schema:
-    found: Schema = part.get("content", {}).get("application/json", {}).get("schema", {})
-    return found
+    schema: Schema = part.get("content", {}).get("application/json", {}).get("schema", {})
+    return schema
 
 
 def _described(title: str, schema: Schema, document: Schema) -> list[str]:
-    """An object's fields, its example, and the fields of the objects within it."""
+    """Describe an object: its fields, its examples, and the objects in its fields."""
     parts = _fields(title, schema, document)
     for example in _resolved(schema, document).get("examples", []):
         parts.append("\n".join(["```json", json.dumps(example, indent=2, ensure_ascii=False), "```"]))
@@ -71,18 +70,18 @@ def _described(title: str, schema: Schema, document: Schema) -> list[str]:
 
 
 def _fields(title: str, schema: Schema, document: Schema) -> list[str]:
-    """What an object is, and a table of its fields; nothing where it is no object of named ones."""
+    """Describe an object and tabulate its fields; empty if it has no named fields."""
     whole = _resolved(schema, document)
     if not (fields := whole.get("properties")):
         return []
     required = whole.get("required", [])
     rows = [_field(name, field, name in required, document) for name, field in fields.items()]
     says = f"**{title}.** {' '.join(whole.get('description', '').split())}".rstrip()
-    return [says, "\n".join(["| field | type | |", "|---|---|---|", *rows])]
+    return [says, "\n".join(["| field | type | description |", "|---|---|---|", *rows])]
 
 
 def _within(schema: Schema, document: Schema) -> list[str]:
-    """Names of the objects that an object's fields hold, and of those within them, each once."""
+    """Return the names of all objects nested in an object's fields, each once."""
     names: list[str] = []
     for field in _resolved(schema, document).get("properties", {}).values():
         for name in re.findall(r'"#/components/schemas/(\w+)"', json.dumps(field)):
@@ -130,5 +129,5 @@ def _bounds(field: Schema, least: str, most: str) -> str:
 def _resolved(schema: Schema, document: Schema) -> Schema:
     if "$ref" not in schema:
         return schema
-    found: Schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
-    return found
+    resolved: Schema = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
+    return resolved

@@ -1,4 +1,4 @@
-"""The pages of settings and metrics: a table each, from the classes that the service reads and counts with."""
+"""Generate the pages of settings and metrics from the service's classes."""
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
@@ -9,37 +9,37 @@ from service.settings import PREFIX, Settings
 
 SETTINGS = """# Settings
 
-Every limit of `diptych serve` is an environment variable. What is not set has the default that stands here; a value
-that cannot be used ends the start with one sentence that names it, and a variable called `DIPTYCH_…` that is no setting
-is named in a warning. `--store`, `--host` and `--port` come before the environment.
+Every limit of `diptych serve` is an environment variable with a default. An invalid value ends the start with a
+message that names it. A variable `DIPTYCH_…` that is not a setting causes a warning. The options `--store`, `--host`
+and `--port` override the environment.
 
-| variable | default | what it is |
+| variable | default | description |
 |---|---|---|
 """
 OTHERS = """
-Other commands read these:
+Other commands read these variables:
 
-| variable | what it is |
+| variable | description |
 |---|---|
-| `DIPTYCH_SIGNING_KEY` | the secret key that `diptych bundles sign` signs with; `diptych bundles keygen` prints one |
+| `DIPTYCH_SIGNING_KEY` | secret key for `diptych bundles sign`; `diptych bundles keygen` prints one |
 | `DIPTYCH_TRUSTED_KEYS` | as above, for `search`, `predict`, `bundles`, `export`, `doctor`; Python takes `trusted=` |
 | `DIPTYCH_SANDBOX` | as above, for commands that verify a bundle in a child process |
-| `DIPTYCH_CACHE` | folder for bundles from URLs and for serial numbers; the user's cache folder when unset |
-| `OTEL_EXPORTER_OTLP_ENDPOINT` | where traces go (`pip install 'diptych[otel]'`); none are made when unset |
+| `DIPTYCH_CACHE` | folder for bundles from URLs and for serial numbers; default: the user's cache folder |
+| `OTEL_EXPORTER_OTLP_ENDPOINT` | destination of traces (`pip install 'diptych[otel]'`); no traces if unset |
 """
 METRICS = """# Metrics
 
-`GET /metrics` speaks Prometheus. Stages of the engine are counted once a batch, `queue` and `total` once a
-request. Histograms come as `_bucket`, `_sum` and `_count`. What to alert on is in
-[operating](../operate.md#alerts).
+`GET /metrics` returns all metrics in Prometheus format. Stages of the engine are counted once per batch, `queue` and
+`total` once per request. Histograms have the suffixes `_bucket`, `_sum` and `_count`.
+See [alerts](../operate.md#alerts).
 
-| metric | kind | labels | what it is |
+| metric | kind | labels | description |
 |---|---|---|---|
 """
 
 
 def settings_page() -> str:
-    """The Markdown of the settings' page."""
+    """Render the page of settings as Markdown."""
     rows = [_setting(name, field) for name, field in Settings.model_fields.items()]
     return SETTINGS + "\n".join(rows) + "\n" + OTHERS
 
@@ -60,7 +60,7 @@ def _written(value: object) -> str:
 
 
 def metrics_page() -> str:
-    """The Markdown of the metrics' page."""
+    """Render the page of metrics as Markdown."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     names = {part._name: part._labelnames for part in vars(metrics).values() if isinstance(part, MetricWrapperBase)}

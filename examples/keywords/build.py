@@ -2,8 +2,8 @@
 
     python examples/keywords/build.py FOLDER
 
-FOLDER takes the packages, fetched with `npm pack`; those already there are not fetched again. The output stands beside
-this script; one version of pyarrow writes the same bytes each time. Needs Python ≥ 3.11 with pyarrow, and npm.
+Downloads packages to FOLDER with `npm pack`, unless they exist. Writes the table beside this script. The same version
+of pyarrow writes the same bytes. Needs Python ≥ 3.11 with pyarrow, and npm.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-HERE = Path(__file__).parent
+OUTPUT = Path(__file__).parent / "keywords.parquet"
 PACKAGES = (
     "@mdi/svg@7.4.47",
     "lucide-static@1.62.0",
@@ -27,7 +27,7 @@ PACKAGES = (
     "ionicons@8.1.0",
     "cldr-annotations-full@48.2.0",
 )
-# Words that tell how a thing is drawn and not what it is; bare numbers only tell its variants apart.
+# Words for the style of an icon. Numbers only distinguish variants.
 STYLES = {"outline", "circle", "box", "square", "filled", "rounded", "round", "variant", "sharp", "fill", "solid"}
 SCHEMA = pa.schema(
     [
@@ -37,33 +37,33 @@ SCHEMA = pa.schema(
         ("exclude", pa.list_(pa.string())),
     ]
 )
-Tagged = tuple[str, list[str]]
+Icon = tuple[str, list[str]]
 
 
 def main(folder: Path) -> None:
-    """Fetch what is missing, build, and write the table."""
-    labels_of = merge(tagged(folder))
-    pq.write_table(pa.Table.from_pylist(list(rows(labels_of)), SCHEMA), HERE / "keywords.parquet", compression="zstd")
-    print(f"{len(labels_of):,} concepts written to {HERE / 'keywords.parquet'}")
+    """Download missing packages, build the table and write it."""
+    labels_of = merge(read_icons(folder))
+    pq.write_table(pa.Table.from_pylist(list(rows(labels_of)), SCHEMA), OUTPUT, compression="zstd")
+    print(f"{len(labels_of):,} concepts written to {OUTPUT}")
 
 
-def tagged(folder: Path) -> Iterator[Tagged]:
-    """(name, keywords) of every icon and emoji, in the packages' order."""
+def read_icons(folder: Path) -> Iterator[Icon]:
+    """Yield (name, keywords) of every icon and emoji, in the order of the packages."""
     icons, lucide, tabler, ionicons, cldr = (fetch(package, folder) for package in PACKAGES)
-    for icon in member(icons, "meta.json"):
+    for icon in read_json(icons, "meta.json"):
         yield icon["name"], icon["aliases"] + icon["tags"]
-    yield from member(lucide, "tags.json").items()
-    for name, icon in member(tabler, "icons.json").items():
+    yield from read_json(lucide, "tags.json").items()
+    for name, icon in read_json(tabler, "icons.json").items():
         yield name, [str(tag) for tag in icon["tags"]] + [icon["category"]]
-    for icon in member(ionicons, "dist/ionicons.json")["icons"]:
+    for icon in read_json(ionicons, "dist/ionicons.json")["icons"]:
         yield icon["name"], icon["tags"]
-    for entry in member(cldr, "annotations/en/annotations.json")["annotations"]["annotations"].values():
+    for entry in read_json(cldr, "annotations/en/annotations.json")["annotations"]["annotations"].values():
         if "tts" in entry:
             yield entry["tts"][0], entry["default"]
 
 
 def fetch(package: str, folder: Path) -> Path:
-    """The package's archive in `folder`, fetched by npm when it is not there."""
+    """Return the package's archive in `folder`; download it with npm if it is missing."""
     path = folder / f"{package.removeprefix('@').replace('/', '-').replace('@', '-')}.tgz"
     if not path.is_file():
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,8 +71,8 @@ def fetch(package: str, folder: Path) -> Path:
     return path
 
 
-def member(archive: Path, name: str) -> Any:
-    """One JSON file of a package."""
+def read_json(archive: Path, name: str) -> Any:
+    """Read one JSON file of a package."""
     with tarfile.open(archive) as tar:
         file = tar.extractfile(f"package/{name}")
         if file is None:
@@ -80,33 +80,33 @@ def member(archive: Path, name: str) -> Any:
         return json.load(file)
 
 
-def merge(icons: Iterable[Tagged]) -> dict[str, list[str]]:
-    """Each concept's labels in the order met, the style variants of one concept taken together."""
+def merge(icons: Iterable[Icon]) -> dict[str, list[str]]:
+    """Return the labels of each concept in order of occurrence. Style variants of a concept are merged."""
     labels_of: dict[str, dict[str, None]] = {}
     for name, keywords in icons:
-        query, own = concept(name), plain(name)
+        query, text = concept(name), plain(name)
         for label in map(plain, keywords):
-            if label and label not in (query, own):
+            if label and label not in (query, text):
                 labels_of.setdefault(query, {})[label] = None
     return {query: list(labels) for query, labels in labels_of.items()}
 
 
 def plain(text: str) -> str:
-    """Small letters, with single spaces for hyphens, underscores and white space."""
+    """Convert to lower case, and hyphens, underscores and white space to single spaces."""
     return " ".join(re.split(r"[-_\s]+", text.lower())).strip()
 
 
 def concept(name: str) -> str:
-    """What is drawn, whatever the style; a name that is nothing but style stays."""
+    """Remove words for the style from a name, unless no other words are left."""
     words = plain(name).split()
     return " ".join([word for word in words if word not in STYLES and not word.isdigit()] or words)
 
 
 def rows(labels_of: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
-    """A row a concept; a tenth of the concepts, chosen by hash, are for the test.
+    """Yield one row per concept. A tenth of the concepts, selected by hash, is the test split.
 
-    Excluded are the concept's own text where it is a label too and, on test rows, labels that are training concepts
-    with this concept among their labels: the pair was seen the other way round.
+    Excluded are the concept's text if it is also a label and, on test rows, labels that are training concepts with this
+    concept among their labels: the reverse pair is a training pair.
     """
     known = {label for labels in labels_of.values() for label in labels}
     for query, labels in labels_of.items():
@@ -117,7 +117,7 @@ def rows(labels_of: dict[str, list[str]]) -> Iterator[dict[str, Any]]:
 
 
 def is_test(query: str) -> bool:
-    """Whether a concept is held out; a concept stays where it is when others come or go."""
+    """Return whether a concept is in the test split; this depends only on its text."""
     return int(hashlib.sha1(f"split:{query}".encode(), usedforsecurity=False).hexdigest(), 16) % 10 == 0
 
 

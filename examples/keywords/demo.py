@@ -1,8 +1,8 @@
-"""The whole way on this folder's data: prepare → train → export → serve, then a few questions to the live server.
+"""Run all steps on this folder's data: prepare → train → export → serve, then send a few queries to the server.
 
     python examples/keywords/demo.py --folder demo [--port 8000] [--once]
 
-Every stage is the command that a person would type, and is printed before it runs.
+Every step is a command of `diptych` and is printed before it runs.
 """
 
 import argparse
@@ -24,10 +24,10 @@ START_SECONDS = 120
 
 
 def main() -> int:
-    """Run the stages, ask, and either end (--once) or leave the server running until Ctrl-C."""
+    """Run the steps and the queries; then stop (--once) or keep the server running until Ctrl-C."""
     options = arguments()
     folder, seconds = options.folder, {}
-    refuse_a_taken_port(options.port)
+    check_port(options.port)
     for stage, parts in stages(folder).items():
         seconds[stage] = timed(folder, *parts)
     started = time.perf_counter()
@@ -42,29 +42,29 @@ def main() -> int:
                 print(f"Serving on {url} until Ctrl-C.", flush=True)
                 server.wait()
         except KeyboardInterrupt:
-            pass  # the person's way to end the demo; the server is stopped below
+            pass  # the user ends the demo; the server is stopped below
         finally:
             server.send_signal(signal.SIGTERM)
         return server.wait(timeout=60)
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The whole way on the keywords example.")
-    parser.add_argument("--folder", type=Path, required=True, help="where dataset, checkpoint and store go")
+    parser = argparse.ArgumentParser(description="Run all steps on the keywords example.")
+    parser.add_argument("--folder", type=Path, required=True, help="folder for dataset, checkpoint and store")
     parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--once", action="store_true", help="end after the answers")
+    parser.add_argument("--once", action="store_true", help="stop after the answers")
     return parser.parse_args()
 
 
-def refuse_a_taken_port(port: int) -> None:
-    """End the demo before its long part when another server would answer in place of ours."""
+def check_port(port: int) -> None:
+    """Exit early if another server uses the port."""
     with socket.socket() as probe:
         if probe.connect_ex(("127.0.0.1", port)) == 0:
-            sys.exit(f"error: port {port} is taken. Choose another one: make demo PORT={port + 1}")
+            sys.exit(f"error: port {port} is in use. Choose another one: make demo PORT={port + 1}")
 
 
 def stages(folder: Path) -> dict[str, tuple[object, ...]]:
-    """The commands of each stage before serving."""
+    """Return the commands of each step before serving."""
     dataset, checkpoint, store = folder / "dataset", folder / "checkpoint", folder / "store"
     return {
         "prepare": ("prepare", HERE, "--out", dataset),
@@ -75,24 +75,24 @@ def stages(folder: Path) -> dict[str, tuple[object, ...]]:
 
 
 def announced(*parts: object) -> list[str]:
-    """The command `diptych` with `parts`, printed as a person would type it, for this Python to run."""
+    """Print a `diptych` command and return its arguments for this Python."""
     words = [str(part) for part in parts]
     print(f"\n$ diptych {shlex.join(words)}", flush=True)
     return [sys.executable, "-m", "diptych", *words]
 
 
 def timed(folder: Path, *parts: object) -> float:
-    """Seconds that a command took; ends the demo when it fails."""
+    """Run a command and return its duration in seconds. Exit if it fails."""
     started = time.perf_counter()
     code = subprocess.run(announced(*parts), check=False).returncode
     if code:
-        print(f"If {folder}/ was made by another version of Diptych, remove it and start anew.", file=sys.stderr)
+        print(f"If {folder}/ was made by another version of Diptych, remove it and try again.", file=sys.stderr)
         sys.exit(code)
     return time.perf_counter() - started
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
-    """Return when /readyz says yes; ends the demo when the server has ended or takes too long."""
+    """Wait until /readyz answers 200. Exit if the server ends or takes too long."""
     deadline = time.monotonic() + START_SECONDS
     while server.poll() is None and time.monotonic() < deadline:
         try:
@@ -104,7 +104,7 @@ def wait_until_ready(server: subprocess.Popen[bytes], url: str) -> None:
 
 
 def ask(url: str) -> None:
-    """POST a few queries and print what comes back."""
+    """POST a few queries and print the answers."""
     body = json.dumps({"queries": QUERIES, "k": 5}).encode()
     request = urllib.request.Request(f"{url}/predict", body, {"Content-Type": "application/json"})
     print(f"\nPOST {url}/predict {body.decode()}")

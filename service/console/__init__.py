@@ -1,4 +1,4 @@
-"""The page at `/`, and what it loads: files of this folder, sent as they are, that ask no other server for anything."""
+"""Serve the web page at `/` and its files. They are sent unchanged and load nothing from other servers."""
 
 from hashlib import sha256
 from pathlib import Path
@@ -15,8 +15,8 @@ TYPES = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
-HERE = {"service": "diptych", "ask": "POST /predict", "describe": "/openapi.json", "ready": "/readyz"}
-POLICY = "; ".join(
+ENDPOINTS = {"service": "diptych", "predict": "POST /predict", "openapi": "/openapi.json", "readiness": "/readyz"}
+CONTENT_SECURITY_POLICY = "; ".join(
     [
         "default-src 'none'",
         "script-src 'self'",
@@ -31,22 +31,24 @@ POLICY = "; ".join(
 
 
 def add_front_page(router: APIRouter, console: bool) -> None:
-    """`/`: the console for a browser, where it is on, and a few lines of JSON for everybody else."""
-    files = {path.name: _File(path) for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES} if console else {}
+    """Add the route `/`: the console for browsers, if it is enabled, and a JSON object for other clients."""
+    files = (
+        {path.name: _StaticFile(path) for path in sorted(FOLDER.iterdir()) if path.suffix in TYPES} if console else {}
+    )
 
-    @router.get("/", summary="Where to go from here: the console for a browser, JSON for others")
+    @router.get("/", summary="The console for browsers, a JSON object with the main endpoints for other clients")
     async def index(request: Request) -> Response:
         if files and "text/html" in request.headers.get("accept", ""):
-            return files[PAGE].answer(request)
-        return JSONResponse(HERE, headers={"Vary": "Accept"} if files else None)
+            return files[PAGE].respond(request)
+        return JSONResponse(ENDPOINTS, headers={"Vary": "Accept"} if files else None)
 
     for name, file in files.items():
         if name != PAGE:
-            router.add_api_route(f"/console/{name}", file.answer, name=name, include_in_schema=False)
+            router.add_api_route(f"/console/{name}", file.respond, name=name, include_in_schema=False)
 
 
-class _File:
-    """One file, read once; a browser asks each time whether it is still the same."""
+class _StaticFile:
+    """A file that is read once; browsers revalidate it by its ETag."""
 
     def __init__(self, path: Path) -> None:
         self._content = path.read_bytes()
@@ -54,14 +56,14 @@ class _File:
             "Content-Type": TYPES[path.suffix],
             "ETag": f'"{sha256(self._content).hexdigest()[:32]}"',
             "Cache-Control": "no-cache",
-            "Content-Security-Policy": POLICY,
+            "Content-Security-Policy": CONTENT_SECURITY_POLICY,
             "X-Content-Type-Options": "nosniff",
             "Referrer-Policy": "no-referrer",
         }
         if path.name == PAGE:
             self._headers["Vary"] = "Accept"
 
-    def answer(self, request: Request) -> Response:
-        """The file, or 304 to who has it."""
-        same = self._headers["ETag"] in request.headers.get("if-none-match", "")
-        return Response(b"" if same else self._content, 304 if same else 200, self._headers)
+    def respond(self, request: Request) -> Response:
+        """Return the file, or 304 if the client has it."""
+        unchanged = self._headers["ETag"] in request.headers.get("if-none-match", "")
+        return Response(b"" if unchanged else self._content, 304 if unchanged else 200, self._headers)

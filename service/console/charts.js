@@ -1,10 +1,10 @@
-// Three small charts of the last minutes, each with its newest figures in words.
+// Three small charts of the last minutes, each with its latest values as text.
 
-import { figures } from "./api.js";
-import { between, parsed } from "./figures.js";
-import { byId, make, short, write } from "./page.js";
+import { metrics } from "./api.js";
+import { byId, make, setText, short } from "./dom.js";
+import { between, parse } from "./prometheus.js";
 
-const KEPT = 90; // looks
+const MAX_SAMPLES = 90;
 const [WIDTH, HEIGHT] = [300, 44];
 const NAMESPACE = "http://www.w3.org/2000/svg";
 const CHARTS = [
@@ -13,51 +13,51 @@ const CHARTS = [
   { name: "Batch size", unit: "texts", lines: [["mean", "batch"]] },
 ];
 
-const looks = [];
-let last = null;
+const samples = [];
+let previous = null;
 
 /** Draw the empty charts. */
 export function drawCharts() {
-  byId("charts").replaceChildren(...CHARTS.map(drawn));
+  byId("charts").replaceChildren(...CHARTS.map(draw));
 }
 
-/** Look at the figures once more and draw what is new. Throws Trouble. */
-export async function lookAgain() {
-  const now = { at: performance.now(), figures: parsed(await figures()) };
-  if (last) {
-    looks.push(between(last.figures, now.figures, (now.at - last.at) / 1000));
-    looks.splice(0, looks.length - KEPT);
-    CHARTS.forEach(redrawn);
+/** Read the metrics and redraw the charts. Throws RequestError. */
+export async function updateCharts() {
+  const current = { time: performance.now(), values: parse(await metrics()) };
+  if (previous) {
+    samples.push(between(previous.values, current.values, (current.time - previous.time) / 1000));
+    samples.splice(0, samples.length - MAX_SAMPLES);
+    CHARTS.forEach(redraw);
   }
-  last = now;
+  previous = current;
 }
 
-function drawn(chart) {
-  const picture = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
-  picture.setAttribute("aria-label", `${chart.name}: nothing yet`);
-  chart.paths = chart.lines.map((_, place) => svg("path", { class: place < chart.lines.length - 1 ? "lesser" : "main" }));
-  picture.append(...chart.paths);
-  chart.figure = make("span", "", "–");
-  chart.most = make("span", "most");
-  chart.picture = picture;
-  const name = make("span", "name", chart.name, " ", chart.most);
-  return make("figure", "", make("figcaption", "", name, chart.figure), picture);
+function draw(chart) {
+  const image = svg("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", role: "img" });
+  image.setAttribute("aria-label", `${chart.name}: no data yet`);
+  chart.paths = chart.lines.map((_, index) => svg("path", { class: index < chart.lines.length - 1 ? "secondary" : "main" }));
+  image.append(...chart.paths);
+  chart.latest = make("span", "", "–");
+  chart.maximum = make("span", "maximum");
+  chart.image = image;
+  const name = make("span", "name", chart.name, " ", chart.maximum);
+  return make("figure", "", make("figcaption", "", name, chart.latest), image);
 }
 
-function redrawn(chart) {
-  const values = chart.lines.map(([, key]) => looks.map((look) => look[key]));
-  const most = Math.max(...values.flat().filter((value) => value !== null), 0);
-  chart.paths.forEach((path, place) => path.setAttribute("d", line(values[place], most)));
-  const said = inWords(chart, looks.at(-1));
-  write(chart.figure, said);
-  write(chart.most, most ? `up to ${short(most)}` : "");
-  chart.picture.setAttribute("aria-label", `${chart.name}: ${said}; the most of three minutes ${short(most)} ${chart.unit}`);
+function redraw(chart) {
+  const values = chart.lines.map(([, key]) => samples.map((sample) => sample[key]));
+  const maximum = Math.max(...values.flat().filter((value) => value !== null), 0);
+  chart.paths.forEach((path, index) => path.setAttribute("d", pathOf(values[index], maximum)));
+  const latest = asText(chart, samples.at(-1));
+  setText(chart.latest, latest);
+  setText(chart.maximum, maximum ? `up to ${short(maximum)}` : "");
+  chart.image.setAttribute("aria-label", `${chart.name}: ${latest}; maximum of three minutes ${short(maximum)} ${chart.unit}`);
 }
 
-function inWords(chart, look) {
-  const known = chart.lines.filter(([, key]) => look[key] !== null);
-  if (!known.length) return "no request";
-  const numbers = known.map(([label, key]) => (chart.lines.length > 1 ? `${label} ${short(look[key])}` : short(look[key])));
+function asText(chart, sample) {
+  const known = chart.lines.filter(([, key]) => sample[key] !== null);
+  if (!known.length) return "no requests";
+  const numbers = known.map(([label, key]) => (chart.lines.length > 1 ? `${label} ${short(sample[key])}` : short(sample[key])));
   return `${numbers.join(" · ")} ${chart.unit}`;
 }
 
@@ -67,20 +67,20 @@ function svg(tag, attributes) {
   return element;
 }
 
-/** An SVG path through values, the newest at the right; a gap where nothing is known. */
-export function line(values, most) {
-  let pen = "M";
+/** Return an SVG path through values, the newest at the right, with gaps for null. */
+function pathOf(values, maximum) {
+  let command = "M";
   const parts = [];
-  values.forEach((value, place) => {
+  values.forEach((value, index) => {
     if (value === null) {
-      pen = "M";
+      command = "M";
       return;
     }
-    const x = WIDTH - ((values.length - 1 - place) * WIDTH) / (KEPT - 1);
-    const y = HEIGHT - 1 - (most ? (value / most) * (HEIGHT - 4) : 0);
-    parts.push(`${pen}${x.toFixed(1)} ${y.toFixed(1)}`);
-    if (pen === "M" && (values[place + 1] ?? null) === null) parts.push("h0.01"); // one alone is a dot
-    pen = "L";
+    const x = WIDTH - ((values.length - 1 - index) * WIDTH) / (MAX_SAMPLES - 1);
+    const y = HEIGHT - 1 - (maximum ? (value / maximum) * (HEIGHT - 4) : 0);
+    parts.push(`${command}${x.toFixed(1)} ${y.toFixed(1)}`);
+    if (command === "M" && (values[index + 1] ?? null) === null) parts.push("h0.01"); // a single value is a dot
+    command = "L";
   });
   return parts.join("");
 }

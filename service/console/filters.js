@@ -1,71 +1,72 @@
-// What labels may be chosen by: the bundle's attributes, their frequent values, and a field for the others.
+// Filters on the bundle's attributes: checkboxes for frequent values, and a text field for other values.
 
-import { byId, make, nameOf, write } from "./page.js";
+import { byId, displayName, make, setText } from "./dom.js";
 
-const OFFERED = 12; // values of one attribute with a box of their own
+const MAX_CHECKBOXES = 12; // per attribute
 
-/** Offer a bundle's attributes; what was chosen stays chosen where the bundle still has it. */
-export function offerFilters(attributes, changed) {
-  const before = chosen();
+/** Show filters for a bundle's attributes. Selected values stay selected if the bundle has their attribute. */
+export function showFilters(attributes, onChange) {
+  const selected = selectedValues();
   byId("filters").hidden = !attributes.length;
-  byId("attributes").replaceChildren(...attributes.map((one) => offered(one, before.get(one.name) ?? [])));
+  byId("attributes").replaceChildren(...attributes.map((one) => fieldset(one, selected.get(one.name) ?? [])));
   byId("attributes").oninput = () => {
-    count();
-    changed();
+    showCount();
+    onChange();
   };
-  count();
+  showCount();
 }
 
-/** The filter as a request has it; undefined when nothing is chosen. */
-export function chosenFilter() {
-  const filter = chosen();
-  return filter.size ? Object.fromEntries(filter) : undefined; // fromEntries defines even __proto__ as an own property
+/** Return the filter for a request; undefined if nothing is selected. */
+export function currentFilter() {
+  const values = selectedValues();
+  return values.size ? Object.fromEntries(values) : undefined; // fromEntries defines even __proto__ as a plain property
 }
 
-/** Chosen values by attribute; a Map, because an attribute may be named __proto__. */
-function chosen() {
-  const filter = new Map();
+/** Return the selected values per attribute; a Map, because an attribute may be named __proto__. */
+function selectedValues() {
+  const selected = new Map();
   for (const group of byId("attributes").children) {
     const values = [...group.querySelectorAll("input:checked")].map((box) => JSON.parse(box.value));
     for (const field of group.querySelectorAll("input[type=text]")) {
-      const typed = field.value.split(",").map((one) => one.trim()).filter(Boolean);
-      values.push(...typed.map((one) => read(one, field.dataset.kind)));
+      const typed = field.value.split(",").map((text) => text.trim()).filter(Boolean);
+      values.push(...typed.map((text) => parseValue(text, field.dataset.kind)));
     }
-    if (values.length) filter.set(group.dataset.name, values);
+    if (values.length) selected.set(group.dataset.name, values);
   }
-  return filter;
+  return selected;
 }
 
-function offered(attribute, before) {
-  const exact = attribute.values.filter((one) => typeof one !== "number" || Math.abs(one) <= Number.MAX_SAFE_INTEGER);
-  const boxes = exact.slice(0, OFFERED).map((value) => {
+function fieldset(attribute, selected) {
+  const exact = attribute.values.filter((value) => typeof value !== "number" || Math.abs(value) <= Number.MAX_SAFE_INTEGER);
+  const shown = exact.slice(0, MAX_CHECKBOXES);
+  const boxes = shown.map((value) => {
     const box = make("input");
     box.type = "checkbox";
     box.value = JSON.stringify(value);
-    box.checked = before.includes(value);
+    box.checked = selected.includes(value);
     return make("label", "", box, String(value));
   });
-  const group = make("fieldset", "", make("legend", "", nameOf(attribute.name)), ...boxes);
+  const group = make("fieldset", "", make("legend", "", displayName(attribute.name)), ...boxes);
   group.dataset.name = attribute.name;
-  if (attribute.more || attribute.values.length > boxes.length) group.append(others(attribute, exact.slice(0, OFFERED), before));
+  if (attribute.more || attribute.values.length > boxes.length) group.append(otherValuesField(attribute, shown, selected));
   return group;
 }
 
-function others(attribute, offeredValues, before) {
+function otherValuesField(attribute, shown, selected) {
   const field = make("input");
   field.type = "text";
-  field.placeholder = "others, by commas";
-  field.setAttribute("aria-label", `Other values of ${nameOf(attribute.name)}, by commas`);
+  field.placeholder = "other values, separated by commas";
+  field.setAttribute("aria-label", `Other values of ${displayName(attribute.name)}, separated by commas`);
   field.dataset.kind = typeof (attribute.values[0] ?? "");
-  field.value = before.filter((value) => !offeredValues.includes(value)).join(", ");
+  field.value = selected.filter((value) => !shown.includes(value)).join(", ");
   return field;
 }
 
-function read(text, kind) {
+function parseValue(text, kind) {
   return kind === "number" && Number.isFinite(Number(text)) ? Number(text) : text;
 }
 
-function count() {
-  const attributes = chosen().size;
-  write(byId("filters-count"), attributes ? `(${attributes})` : "");
+function showCount() {
+  const attributes = selectedValues().size;
+  setText(byId("filters-count"), attributes ? `(${attributes})` : "");
 }

@@ -1,98 +1,98 @@
-// Wires the page: what the controls say becomes a request, and what the service says becomes the status.
+// Entry point: connect the controls to requests, and the service's state to the page.
 
-import { moveByKeys } from "./answers.js";
-import { ask, forgetRefusals, keys, readiness } from "./api.js";
-import { askSoon, isUnanswered } from "./asking.js";
-import { drawCharts, lookAgain } from "./charts.js";
-import { copy, showPrograms } from "./copy.js";
-import { chosenFilter, offerFilters } from "./filters.js";
-import { listBundles } from "./generations.js";
-import { byId, say, whole, write } from "./page.js";
+import { forgetRejectedKeys, keys, readiness, request } from "./api.js";
+import { listBundles } from "./bundles.js";
+import { drawCharts, updateCharts } from "./charts.js";
+import { byId, integer, setText, showMessage } from "./dom.js";
+import { currentFilter, showFilters } from "./filters.js";
+import { moveFocus } from "./hits.js";
+import { isUnanswered, searchSoon } from "./search.js";
+import { copy, showSnippets } from "./snippets.js";
 
-const LOOK = 2000; // milliseconds
+const POLL_INTERVAL = 2000; // milliseconds
 const EXAMPLE = "cheap running shoes";
-let about = null; // of the bundle that is served
-let ownWeight = true;
+let about = null; // facts about the served bundle, from /about
+let defaultWeight = true; // the slider was not moved
 
-/** The request that the controls describe. */
-function request() {
+/** Build the request body from the controls. */
+function requestBody() {
   const body = { queries: [byId("query").value.trim() || EXAMPLE], k: Math.round(Number(byId("k").value)) || 10 };
-  if (!ownWeight) body.weight = Number(byId("weight").value);
-  const least = byId("min-score").value;
-  if (least !== "") body.min_score = Number(least);
-  const filter = chosenFilter();
+  if (!defaultWeight) body.weight = Number(byId("weight").value);
+  const minScore = byId("min-score").value;
+  if (minScore !== "") body.min_score = Number(minScore);
+  const filter = currentFilter();
   if (filter) body.filter = filter;
   return body;
 }
 
-function changed() {
-  const asked = byId("query").value.trim() !== "";
-  askSoon(asked ? request() : null);
-  if (!asked) showPrograms(request());
+function onChange() {
+  const hasQuery = byId("query").value.trim() !== "";
+  searchSoon(hasQuery ? requestBody() : null);
+  if (!hasQuery) showSnippets(requestBody());
 }
 
 function showWeight() {
   const weight = Number(byId("weight").value);
-  write(byId("weight-classifier"), weight.toFixed(2));
-  write(byId("weight-dual"), (1 - weight).toFixed(2));
+  setText(byId("weight-classifier"), weight.toFixed(2));
+  setText(byId("weight-dual"), (1 - weight).toFixed(2));
   byId("weight").setAttribute("aria-valuetext", `${weight.toFixed(2)} classifier, ${(1 - weight).toFixed(2)} dual encoder`);
-  byId("weight-own").disabled = ownWeight;
+  byId("weight-default").disabled = defaultWeight;
 }
 
-function takeOwnWeight() {
-  ownWeight = true;
+function resetWeight() {
+  defaultWeight = true;
   byId("weight").value = String(about?.weight ?? 0.5);
   showWeight();
 }
 
-async function learnAbout() {
-  about = (await ask("about")).json;
+async function loadAbout() {
+  about = (await request("about")).json;
   byId("k").max = String(about.max_k);
   byId("query").maxLength = about.max_query_chars;
-  if (ownWeight) takeOwnWeight();
+  if (defaultWeight) resetWeight();
   byId("administrator").hidden = !about.administration;
-  offerFilters(about.attributes, changed);
+  showFilters(about.attributes, onChange);
 }
 
-/** The status line, and what follows from a service that has come, gone or changed its bundle. */
-async function look() {
+/** Update the status line; reload facts, charts and bundles. */
+async function poll() {
   try {
-    const now = await readiness();
-    if (now.ready && now.bundle !== about?.bundle) await learnAbout();
-    const labels = about && now.ready ? ` · ${whole.format(about.labels)} labels` : "";
-    const note = now.detail === "serving" ? "" : ` · ${now.detail}`;
-    showStatus(now.ready, now.ready ? `${now.bundle}${labels}${note}` : `Not ready: ${now.detail}.`);
-    await lookAgain();
-    if (keys.admin) await listBundles(look);
-  } catch (trouble) {
-    showStatus(trouble.status === 401, trouble.status === 401 ? "Ready; it wants a key before it answers." : trouble.message);
+    const state = await readiness();
+    if (state.ready && state.bundle !== about?.bundle) await loadAbout();
+    const labels = about && state.ready ? ` · ${integer.format(about.labels)} labels` : "";
+    const note = state.detail === "serving" ? "" : ` · ${state.detail}`;
+    showStatus(state.ready, state.ready ? `${state.bundle}${labels}${note}` : `Not ready: ${state.detail}.`);
+    await updateCharts();
+    if (keys.admin) await listBundles(poll);
+  } catch (error) {
+    showStatus(error.status === 401, error.status === 401 ? "Ready. The service requires a key." : error.message);
   }
 }
 
 function showStatus(ready, text) {
-  write(byId("status"), text);
+  setText(byId("status"), text);
   byId("status").dataset.ready = String(ready);
-  if (ready && isUnanswered()) changed();
+  if (ready && isUnanswered()) onChange();
 }
 
-async function keepLooking() {
-  if (!document.hidden) await look();
-  setTimeout(keepLooking, LOOK);
+async function keepPolling() {
+  if (!document.hidden) await poll();
+  setTimeout(keepPolling, POLL_INTERVAL);
 }
 
 async function useKeys(event) {
   event.preventDefault();
   keys.api = byId("api-key").value;
   keys.admin = byId("admin-key").value;
-  forgetRefusals();
+  forgetRejectedKeys();
   about = null;
-  say(byId("admin-said"), null);
-  if (!(await listBundles(look))) byId("other").value = "";
-  await look();
-  changed();
+  showMessage(byId("admin-message"), null);
+  if (!(await listBundles(poll))) byId("other").value = "";
+  await poll();
+  onChange();
 }
 
-function pressed(event) {
+function onKeyDown(event) {
   const typing = event.target.closest("input:not([type=range], [type=checkbox]), select, dialog");
   if (event.key === "/" && !typing) {
     event.preventDefault();
@@ -101,31 +101,31 @@ function pressed(event) {
   } else if (event.key === "Escape" && event.target.closest("#form, #answers, body") && !event.target.closest("dialog")) {
     byId("query").value = "";
     byId("query").focus();
-    changed();
-  } else if (!event.altKey && !event.ctrlKey && !event.metaKey) moveByKeys(event);
+    onChange();
+  } else if (!event.altKey && !event.ctrlKey && !event.metaKey) moveFocus(event);
 }
 
 byId("form").addEventListener("submit", (event) => event.preventDefault());
-for (const id of ["query", "k", "min-score"]) byId(id).addEventListener("input", changed);
+for (const id of ["query", "k", "min-score"]) byId(id).addEventListener("input", onChange);
 byId("other").addEventListener("change", () => {
   byId("other-hits").replaceChildren();
-  changed();
+  onChange();
 });
 byId("weight").addEventListener("input", () => {
-  ownWeight = false;
+  defaultWeight = false;
   showWeight();
-  changed();
+  onChange();
 });
-byId("weight-own").addEventListener("click", () => {
-  takeOwnWeight();
+byId("weight-default").addEventListener("click", () => {
+  resetWeight();
   byId("weight").focus();
-  changed();
+  onChange();
 });
 byId("keys-form").addEventListener("submit", useKeys);
 for (const button of document.querySelectorAll("[data-copies]")) button.addEventListener("click", () => copy(button.dataset.copies));
-document.addEventListener("keydown", pressed);
+document.addEventListener("keydown", onKeyDown);
 
 drawCharts();
 showWeight();
-changed();
-keepLooking();
+onChange();
+keepPolling();

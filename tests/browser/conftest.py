@@ -1,6 +1,6 @@
-"""A headless Chromium before a real service on a store of two bundles that give other answers to the same labels.
+"""Fixtures: a headless Chromium, and a real service on a store of two bundles with the same labels and other answers.
 
-Screenshots are written to `artefacts/` beside this file, for people to look at; git does not keep them.
+Screenshots are written to `artefacts/` beside this file, which git ignores.
 """
 
 import os
@@ -25,7 +25,7 @@ HOSTILE = '<img src=x onerror="document.title=1"> cheap'
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Bundles `first` and `second`, of the same labels; one label's text is markup."""
+    """Create the bundles `first` and `second` with the same labels; one label's text is markup."""
     store = Store(tmp_path_factory.mktemp("browser") / "store", verify_in_process)
     texts = [HOSTILE, *label_texts(199)]
     for seed, name in enumerate(("first", "second")):
@@ -41,23 +41,23 @@ def service(store: Path) -> Iterator[Service]:
         yield service
 
 
-@pytest.fixture(scope="module")  # not longer: while it lives, no other test of this process can start a loop
+@pytest.fixture(scope="module")  # not the session: while it runs, no other test of this process can start an event loop
 def browser() -> Iterator["Browser"]:
     driver = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
+    executable = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if executable is None:
         pytest.skip("there is no Chromium: apt-get install chromium")
     as_root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium's sandbox refuses root
-    driver.expect.set_options(timeout=1000 * PATIENCE)  # a bundle is opened behind whatever else the machine does
+    driver.expect.set_options(timeout=1000 * PATIENCE)  # opening a bundle is slow on a busy machine
     with driver.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=as_root)
+        browser = playwright.chromium.launch(executable_path=executable, args=as_root)
         yield browser
         browser.close()
 
 
 @pytest.fixture
 def opened(browser: "Browser", service: Service) -> Iterator[Callable[..., "Page"]]:
-    """Opens the console; the test fails if the page logged an error or asked anybody but its own origin."""
+    """Open the console. The test fails if the page logs an error or sends a request to another origin."""
     contexts, errors, origin = [], [], f"http://127.0.0.1:{service.port}/"
 
     def open_(at: str = origin, ready: bool = True, **options: object) -> "Page":
@@ -85,15 +85,15 @@ def page(opened: Callable[..., "Page"]) -> "Page":
 
 @pytest.fixture
 def picture() -> Callable[["Page", str], None]:
-    """Keeps a screenshot of a whole page under a name."""
+    """Save a screenshot of the whole page under a name."""
     ARTEFACTS.mkdir(exist_ok=True)
     return lambda page, name: page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True) and None
 
 
 @pytest.fixture
 def administrator(page: "Page") -> "Page":
-    """The console after its administrator has typed the key."""
-    page.get_by_label("Administration").fill(ADMIN_KEY)
+    """Open the console and enter the administrator key."""
+    page.get_by_label("Administrator key").fill(ADMIN_KEY)
     page.get_by_role("button", name="Use", exact=True).click()
     page.wait_for_selector("#bundle-list li")
     return page

@@ -1,4 +1,4 @@
-"""The console at `/` shows what the service says and asks what its controls say, in a real browser."""
+"""The console in a real browser: it shows the service's answers, and its controls change the requests."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def shown(page: Page, where: str = "#hits") -> list[str]:
 
 
 def expect_shown(page: Page, hits: list[dict[str, Any]], where: str = "#hits") -> None:
-    """The page shows these texts, scores and shares, and bars as wide as the shares."""
+    """Expect these texts, scores and contributions on the page, and bars as wide as the contributions."""
     rows = page.locator(f"{where} li")
     expect(page.locator(f"{where} .score")).to_have_text([f"{hit['score']:.3f}" for hit in hits])
     assert shown(page, where) == [hit["text"] for hit in hits]
@@ -46,8 +46,8 @@ def expect_shown(page: Page, hits: list[dict[str, Any]], where: str = "#hits") -
 
 
 @contextmanager
-def asks(page: Page, path: str = "/predict") -> Iterator[list[dict[str, Any]]]:
-    """The bodies that the page sends to a path inside the block."""
+def recorded_requests(page: Page, path: str = "/predict") -> Iterator[list[dict[str, Any]]]:
+    """Collect the bodies that the page sends to a path within the block."""
     bodies: list[dict[str, Any]] = []
 
     def note(request: Any) -> None:
@@ -59,8 +59,8 @@ def asks(page: Page, path: str = "/predict") -> Iterator[list[dict[str, Any]]]:
     page.remove_listener("request", note)
 
 
-def test_answers_as_one_types_are_those_of_the_service(page: Page, service: Service) -> None:
-    """The page would show other labels, scores or shares than POST /predict gives."""
+def test_answers_while_typing_are_those_of_the_service(page: Page, service: Service) -> None:
+    """If this failed, the page would show other labels, scores or contributions than POST /predict returns."""
     page.get_by_label("Query").press_sequentially("red win", delay=30)
     expect_shown(page, predicted(service, queries=["red win"]))
     page.get_by_label("Query").press_sequentially("ter city", delay=30)
@@ -69,8 +69,8 @@ def test_answers_as_one_types_are_those_of_the_service(page: Page, service: Serv
         expect(page.locator("#timing-stages dt", has_text=stage)).to_be_visible()
 
 
-def test_an_outdated_question_never_replaces_a_newer_answer(page: Page, service: Service) -> None:
-    """A slow answer to what was typed before would overwrite the answer to what stands there now."""
+def test_an_outdated_answer_never_replaces_a_newer_one(page: Page, service: Service) -> None:
+    """If this failed, a slow answer to an earlier query would replace the answer to the current one."""
     held: list[Any] = []
 
     def hold(route: Any) -> None:
@@ -90,27 +90,27 @@ def test_an_outdated_question_never_replaces_a_newer_answer(page: Page, service:
 
 
 def test_the_slider_sends_its_weight(page: Page, service: Service) -> None:
-    """The weight between the halves would be shown and not asked for."""
+    """If this failed, the weight of the slider would be shown but not sent."""
     page.get_by_label("Query").fill("light rain")
     expect_shown(page, predicted(service, queries=["light rain"]))
-    with asks(page) as bodies:
+    with recorded_requests(page) as bodies:
         page.get_by_label("Weight of the classifier").press("Home")
         expect_shown(page, predicted(service, queries=["light rain"], weight=0))
-        page.get_by_role("button", name="Bundle’s own weight").click()
+        page.get_by_role("button", name="Reset to the bundle’s weight").click()
         expect_shown(page, predicted(service, queries=["light rain"]))
     assert bodies[0]["weight"] == 0
     assert "weight" not in bodies[-1]
 
 
-def test_filters_and_least_score_are_asked_for(page: Page, service: Service) -> None:
-    """A filter that was chosen would not hold, or a number would be sent as text."""
+def test_filters_and_minimum_score_are_sent(page: Page, service: Service) -> None:
+    """If this failed, a selected filter would have no effect, or a number would be sent as text."""
     page.get_by_label("Query").fill("cheap running shoes")
     page.locator("#filters summary").click()
     page.get_by_label("CA").check()
     page.get_by_label("2021").check()
     filter_ = {"market": ["CA"], "year": [2021]}
     expect_shown(page, predicted(service, queries=["cheap running shoes"], filter=filter_))
-    page.get_by_label("Least score").fill("0.5")
+    page.get_by_label("Minimum score").fill("0.5")
     page.get_by_role("spinbutton", name="Answers").fill("3")
     expected = predicted(service, queries=["cheap running shoes"], filter=filter_, min_score=0.5, k=3)
     expect_shown(page, expected)
@@ -118,7 +118,7 @@ def test_filters_and_least_score_are_asked_for(page: Page, service: Service) -> 
 
 
 def test_two_bundles_side_by_side(administrator: Page, service: Service) -> None:
-    """The second column would show the served bundle's answers, or ranks that are not so."""
+    """If this failed, the second column would show the served bundle's answers or wrong rank changes."""
     page = administrator
     page.get_by_label("Query").fill("cheap running shoes")
     page.get_by_label("Compare with").select_option("second")
@@ -130,20 +130,20 @@ def test_two_bundles_side_by_side(administrator: Page, service: Service) -> None
         X_Admin_Key="the administrator's key",
     )
     others = reply.json()["results"][0]["hits"]
-    ours = predicted(service, queries=["cheap running shoes"])
-    expect_shown(page, ours)
+    hits = predicted(service, queries=["cheap running shoes"])
+    expect_shown(page, hits)
     expect_shown(page, others, "#other-hits")
-    ranks = {hit["id"]: place for place, hit in enumerate(ours)}
+    ranks = {hit["id"]: place for place, hit in enumerate(hits)}
     for place, hit in enumerate(others):
         before = ranks.get(hit["id"])
-        says = "only here" if before is None else "same place" if before == place else None
-        says = says or (f"↑ {before - place}" if before > place else f"↓ {place - before}")
-        expect(page.locator("#other-hits .moved").nth(place)).to_have_text(says)
+        text = "only here" if before is None else "same rank" if before == place else None
+        text = text or (f"↑ {before - place}" if before > place else f"↓ {place - before}")
+        expect(page.locator("#other-hits .rank-change").nth(place)).to_have_text(text)
 
 
 def test_answers_do_not_wait_for_the_compared_bundle(administrator: Page) -> None:
-    """The served bundle's answers would look outdated for as long as another one takes to be opened, or fresh when they
-    are those to what was typed before."""
+    """If this failed, answers would look outdated while another bundle is opened, or current although they belong to an
+    earlier query."""
     page = administrator
     held: list[Any] = []
 
@@ -155,7 +155,7 @@ def test_answers_do_not_wait_for_the_compared_bundle(administrator: Page) -> Non
     with page.expect_request("**/admin/compare"):
         page.get_by_label("Query").fill("cheap running shoes")
     page.wait_for_selector("#hits:not(.outdated) li")
-    expect(page.locator("#other-empty")).to_contain_text("Being opened beside the one that is served")
+    expect(page.locator("#other-empty")).to_contain_text("Opening this bundle")
     expect(page.locator("#other-hits")).to_have_class("outdated")
     page.route("**/predict", hold)
     with page.expect_request("**/predict"):
@@ -167,40 +167,45 @@ def test_answers_do_not_wait_for_the_compared_bundle(administrator: Page) -> Non
 
 
 def test_activating_and_rolling_back(administrator: Page, service: Service) -> None:
-    """The buttons would not change what is served, or the page would go on showing the bundle of before."""
+    """If this failed, the buttons would not change the served bundle, or the page would show the previous one."""
     page = administrator
+    dialog = page.get_by_role("dialog")
     page.get_by_role("button", name="Activate second").click()
-    page.get_by_role("button", name="Go on").click()
-    expect(page.locator("#admin-said")).to_contain_text("Bundle second is served")
+    expect(dialog).to_contain_text("Activate second?")
+    dialog.get_by_role("button", name="Activate").click()
+    expect(page.locator("#admin-message")).to_contain_text("Bundle second is served")
     expect(page.locator("#status")).to_contain_text("second")
     expect(page.locator("#weight-classifier")).to_have_text("0.25")
     page.get_by_role("button", name="Roll back").click()
-    page.get_by_role("button", name="Cancel").click()
+    dialog.get_by_role("button", name="Cancel").click()
     assert service.ask("GET", "/readyz").json()["bundle"] == "second"
     page.get_by_role("button", name="Roll back").click()
-    page.get_by_role("button", name="Go on").click()
-    expect(page.locator("#admin-said")).to_contain_text("Bundle first is served")  # its status names it before that
+    expect(dialog).to_contain_text("Roll back to the previous bundle?")
+    dialog.get_by_role("button", name="Roll back").click()
+    expect(page.locator("#admin-message")).to_contain_text(
+        "Bundle first is served"
+    )  # the status line changes before this
     expect(page.locator("#status")).to_contain_text("first")
 
 
-def test_a_wrong_key_is_told(page: Page) -> None:
-    """Somebody with a mistyped key would wait for a list that never comes."""
-    page.get_by_label("Administration").fill("guessed")
+def test_a_wrong_key_is_reported(page: Page) -> None:
+    """If this failed, an administrator with a mistyped key would wait for a list that never comes."""
+    page.get_by_label("Administrator key").fill("guessed")
     page.get_by_role("button", name="Use", exact=True).click()
-    expect(page.locator("#admin-said")).to_have_text("This needs the administrator's key in the header X-Admin-Key.")
+    expect(page.locator("#admin-message")).to_have_text("This needs the administrator's key in the header X-Admin-Key.")
     expect(page.locator("#bundle-list li")).to_have_count(0)
     expect(page.get_by_role("button", name="Roll back")).to_be_disabled()
 
 
-def test_keys_are_kept_in_memory_alone(administrator: Page) -> None:
-    """A key would outlive the page on a machine that others use."""
-    kept = administrator.evaluate("[localStorage.length, sessionStorage.length, document.cookie, location.href]")
-    assert kept[:3] == [0, 0, ""]
-    assert "key" not in kept[3]
+def test_keys_stay_in_memory(administrator: Page) -> None:
+    """If this failed, a key would outlive the page on a shared machine."""
+    stored = administrator.evaluate("[localStorage.length, sessionStorage.length, document.cookie, location.href]")
+    assert stored[:3] == [0, 0, ""]
+    assert "key" not in stored[3]
 
 
 def test_a_label_that_is_markup_stays_text(page: Page, service: Service) -> None:
-    """Whoever writes a label could run programs in the browser of whoever sees it."""
+    """If this failed, the author of a label could run scripts in the browser of a user who sees it."""
     page.get_by_label("Query").fill("cheap")
     page.get_by_role("spinbutton", name="Answers").fill("50")
     expect_shown(page, predicted(service, queries=["cheap"], k=50))
@@ -212,8 +217,8 @@ def test_a_label_that_is_markup_stays_text(page: Page, service: Service) -> None
 
 
 @pytest.mark.parametrize("language", ["curl", "python"])
-def test_the_copied_program_gives_the_answers_on_the_page(page: Page, language: str) -> None:
-    """What is copied would not run, or would ask something else than the page does."""
+def test_the_copied_code_prints_the_answers_on_the_page(page: Page, language: str) -> None:
+    """If this failed, the copied code would not run, or would send another request than the page."""
     page.get_by_label("Query").fill('it\'s "red" $HOME \\ 北京')
     page.get_by_label("Weight of the classifier").press("End")
     page.locator("#filters summary").click()
@@ -230,57 +235,57 @@ def test_the_copied_program_gives_the_answers_on_the_page(page: Page, language: 
     assert texts == shown(page)
 
 
-def test_the_charts_tell_what_the_service_did(page: Page, service: Service) -> None:
-    """Figures of the charts would not be those of /metrics."""
+def test_the_charts_show_the_metrics(page: Page, service: Service) -> None:
+    """If this failed, the charts would not show the values of /metrics."""
     for number in range(30):
         service.ask("POST", "/predict", {"queries": [f"red {number}"]})
     for name in ("Throughput", "Latency", "Batch size"):
-        expect(page.get_by_role("img", name=re.compile(f"^{name}: .*most of three minutes (?!0 )"))).to_be_visible()
+        expect(page.get_by_role("img", name=re.compile(f"^{name}: .*maximum of three minutes (?!0 )"))).to_be_visible()
     percentiles = page.evaluate(
         """async () => {
-            const { percentile, between, parsed } = await import("/console/figures.js");
+            const { percentile, between, parse } = await import("/console/prometheus.js");
             const buckets = [{bound: 1, count: 50}, {bound: 2, count: 90}, {bound: Infinity, count: 100}];
             const text = (n) => `# HELP x\\ndiptych_requests_total{code="200",route="/predict"} ${n}\\n`
                 + `diptych_batch_queries_sum ${n * 4}\\ndiptych_batch_queries_count ${n}\\n`;
-            const was = between(parsed(text(10)), parsed(text(30)), 4);
-            const anew = between(parsed(text(10)), parsed(text(4)), 4);
+            const usual = between(parse(text(10)), parse(text(30)), 4);
+            const restarted = between(parse(text(10)), parse(text(4)), 4);
             return [percentile(buckets, 0.5), percentile(buckets, 0.7), percentile(buckets, 0.99), percentile([], 0.5),
-                    was.throughput, was.batch, anew.throughput];
+                    usual.throughput, usual.batch, restarted.throughput];
         }"""
     )
     assert percentiles == [1, pytest.approx(1.5), 2, None, 5, 4, 1]
 
 
-def test_a_service_that_goes_and_comes_back(opened: Callable[..., Page], store: Path) -> None:
-    """The page would stay blank or full of errors after a restart, until somebody loads it anew."""
+def test_a_service_that_restarts(opened: Callable[..., Page], store: Path) -> None:
+    """If this failed, the page would stay blank or show errors after a restart, until it is reloaded."""
     with serving(store) as service:
         port = service.port
         page = opened(f"http://127.0.0.1:{port}/")
     page.get_by_label("Query").fill("red")
-    expect(page.get_by_role("alert")).to_have_text("The service cannot be reached; the page goes on trying.")
+    expect(page.get_by_role("alert")).to_have_text("The service cannot be reached. The page keeps trying.")
     with serving(store, port=port):
         expect(page.locator("#hits li")).to_have_count(10)
         expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_a_service_that_wants_a_key(opened: Callable[..., Page], store: Path) -> None:
-    """Somebody who has a key could not tell that one is wanted, nor use it."""
+def test_a_service_that_requires_a_key(opened: Callable[..., Page], store: Path) -> None:
+    """If this failed, a user with a key could not see that one is required, or could not use it."""
     with serving(store, predict_key="sesame") as service:
         page = opened(f"http://127.0.0.1:{service.port}/")
         page.get_by_label("Query").fill("red")
-        expect(page.get_by_role("alert")).to_contain_text("wants a key")
-        page.get_by_label("Asking").fill("guessed")
+        expect(page.get_by_role("alert")).to_contain_text("requires a key")
+        page.get_by_label("Search key").fill("guessed")
         page.get_by_role("button", name="Use", exact=True).click()
-        expect(page.get_by_role("alert")).to_have_text("The service does not know this key.")
-        page.get_by_label("Asking").fill("sesame")
+        expect(page.get_by_role("alert")).to_have_text("The service does not accept this key.")
+        page.get_by_label("Search key").fill("sesame")
         page.get_by_role("button", name="Use", exact=True).click()
         expect(page.locator("#hits li")).to_have_count(10)
         expect(page.get_by_role("alert")).to_be_hidden()
 
 
-def test_who_asks_too_much_is_told_and_asked_again(opened: Callable[..., Page], store: Path) -> None:
-    """A refusal would stand on the page for good, or every key would send another request into a limit."""
-    # so few that the third request is refused however long a busy machine takes for the first two
+def test_a_rate_limit_is_shown_and_the_request_repeated(opened: Callable[..., Page], store: Path) -> None:
+    """If this failed, a refusal would stay on the page, or every key press would send a request into the limit."""
+    # so low that the third request is refused, however slow the first two are on a busy machine
     with serving(store, rate_limit=0.2, rate_burst=2, max_queries=2) as service:
         page = opened(f"http://127.0.0.1:{service.port}/")
         for text in ("red", "red city", "red city rain"):

@@ -1,4 +1,4 @@
-"""The console is for everybody: by keyboard, by ear, in light and dark, on a phone."""
+"""Accessibility of the console: keyboard, screen reader, light and dark mode, phone."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ expect = playwright.expect
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 360, "height": 740}
 LEAST_CONTRAST = 4.5  # WCAG 2.2 AA, text of any size
 
-# Every text that can be seen, with the contrast of its colour to the nearest ground behind it.
+# Every visible text, with the contrast of its colour to the nearest background behind it.
 CONTRASTS = """() => {
     const canvas = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
     const rgba = (colour) => {
@@ -50,8 +50,8 @@ CONTRASTS = """() => {
 
 
 def filled(page: Page) -> Page:
-    """The page with everything on it that it can show."""
-    page.get_by_label("Administration").fill(ADMIN_KEY)
+    """Open all parts of the page and fill all controls."""
+    page.get_by_label("Administrator key").fill(ADMIN_KEY)
     page.get_by_role("button", name="Use", exact=True).click()
     page.wait_for_selector("#bundle-list li")
     page.get_by_label("Query").fill("cheap running shoes")
@@ -72,7 +72,7 @@ def test_it_can_be_read(
     device: str,
     viewport: dict[str, int],
 ) -> None:
-    """Texts would be too pale for many eyes in one of the schemes, or a phone would have to scroll sideways."""
+    """If this failed, texts would have too little contrast in one of the schemes, or a phone would scroll sideways."""
     page = filled(opened(color_scheme=scheme, viewport=viewport))
     picture(page, f"{device}-{scheme}")
     pale = [(text, contrast) for text, contrast in page.evaluate(CONTRASTS) if contrast < LEAST_CONTRAST]
@@ -81,7 +81,7 @@ def test_it_can_be_read(
 
 
 def test_the_empty_page_and_a_refusal(opened: Callable[..., Page], picture: Callable[[Page, str], None]) -> None:
-    """The first thing that anybody sees, or a refusal, would be too pale to be read."""
+    """If this failed, the empty page or an error message would have too little contrast."""
     page = opened(viewport=DESK)
     picture(page, "desk-empty")
     assert min(contrast for _, contrast in page.evaluate(CONTRASTS)) >= LEAST_CONTRAST
@@ -93,7 +93,7 @@ def test_the_empty_page_and_a_refusal(opened: Callable[..., Page], picture: Call
 
 
 def test_every_control_has_a_name(opened: Callable[..., Page]) -> None:
-    """Who listens to the page would hear "button" or "edit text" and not know what it is for."""
+    """If this failed, a screen reader would read "button" or "edit text" without a name."""
     page = filled(opened())
     controls = page.locator("input, select, button, summary, [role=img], [tabindex='0']:not(li)")
     tree = page.locator("body").aria_snapshot()
@@ -103,15 +103,15 @@ def test_every_control_has_a_name(opened: Callable[..., Page]) -> None:
             || (["BUTTON", "SUMMARY"].includes(one.tagName) && one.textContent.trim()))).map((one) => one.outerHTML)"""
     )
     assert nameless == []
-    # and as the browser itself tells it to a screen reader
+    # the same in the browser's accessibility tree
     lines = [line.strip().removeprefix("- ") for line in tree.splitlines()]
     assert [line for line in lines if line.split(":")[0] in ("button", "textbox", "searchbox", "slider", "img")] == []
     ids = page.evaluate("[...document.querySelectorAll('[id]')].map((one) => one.id)")
     assert len(ids) == len(set(ids))
 
 
-def test_the_tab_key_goes_through_the_page_in_its_order(opened: Callable[..., Page]) -> None:
-    """The keyboard would jump about, be caught somewhere, or never reach a control."""
+def test_the_tab_key_follows_the_order_of_the_page(opened: Callable[..., Page]) -> None:
+    """If this failed, the focus would jump, be trapped, or never reach a control."""
     page = filled(opened())
     page.get_by_label("Query").focus()
     reached = []
@@ -134,8 +134,8 @@ def test_the_tab_key_goes_through_the_page_in_its_order(opened: Callable[..., Pa
     assert len(reached) == wanted
 
 
-def test_the_keyboard_is_enough(page: Page) -> None:
-    """Answers could be reached with a mouse alone."""
+def test_the_keyboard_reaches_the_answers(page: Page) -> None:
+    """If this failed, the answers could be reached only with a mouse."""
     query = page.get_by_label("Query")
     query.fill("red winter city")
     page.wait_for_selector("#hits:not(.outdated) li")
@@ -156,14 +156,14 @@ def test_the_keyboard_is_enough(page: Page) -> None:
     expect(rows).to_have_count(0)
 
 
-def test_what_has_changed_is_read_aloud(page: Page) -> None:
-    """Who does not see the answers would not hear that there are any."""
+def test_new_answers_are_announced(page: Page) -> None:
+    """If this failed, a screen reader would not announce new answers."""
     page.get_by_label("Query").fill("red winter city")
-    expect(page.locator("#heard[role=status]")).to_contain_text("10 answers, the best is ")
+    expect(page.locator("#announcement[role=status]")).to_contain_text("10 answers, the best is ")
 
 
-def test_nothing_moves_for_who_wants_that(opened: Callable[..., Page]) -> None:
-    """Motion would go on for people whom it makes ill."""
+def test_reduced_motion_is_respected(opened: Callable[..., Page]) -> None:
+    """If this failed, animations would run for users who disabled them."""
     page = opened(reduced_motion="reduce")
     moving = page.evaluate(
         """[...document.querySelectorAll("*")].filter((one) => {

@@ -1,4 +1,4 @@
-"""The console with attributes of any name: those that every JavaScript object has, markup, quotes, none, very long."""
+"""The console with unusual attribute names: properties of every JavaScript object, markup, quotes, empty, very long."""
 
 import json
 import subprocess
@@ -39,7 +39,7 @@ VALUES = ["plain", 'it\'s "$(id)"']
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two bundles whose labels have an attribute of each name."""
+    """Create two bundles whose labels have an attribute of each name."""
     store = Store(tmp_path_factory.mktemp("names") / "store", verify_in_process)
     attributes = {name: [VALUES[(row >> place % 2) % 2] for row in range(200)] for place, name in enumerate(NAMES)}
     for seed, name in enumerate(("toString", "constructor")):
@@ -61,7 +61,7 @@ def open_parts(page: Page) -> None:
 
 
 def box(page: Page, name: str, value: str) -> Any:
-    """The box for a value of the attribute with exactly this name."""
+    """Return the checkbox for a value of the attribute with exactly this name."""
     groups = page.locator("#attributes fieldset")
     names = groups.evaluate_all("all => all.map((one) => one.dataset.name)")
     assert names == NAMES
@@ -75,12 +75,12 @@ def shown(page: Page) -> list[str]:
 
 
 def filters_by(request: Any, names: list[str]) -> bool:
-    """Whether a response is that to /predict with a filter of exactly these attributes."""
+    """Return whether a response belongs to a /predict request with a filter on exactly these attributes."""
     return request.url.endswith("/predict") and list(request.request.post_data_json.get("filter", {})) == names
 
 
-def test_a_filter_of_any_name_is_asked_for(page: Page, service: Service) -> None:
-    """A filter would not be sent, the page would stop working, or a name would be read as markup."""
+def test_a_filter_of_any_name_is_sent(page: Page, service: Service) -> None:
+    """If this failed, a filter would not be sent, the page would stop working, or a name would be parsed as markup."""
     page.get_by_label("Query").fill("cheap running shoes")
     open_parts(page)
     for name in NAMES:
@@ -91,8 +91,8 @@ def test_a_filter_of_any_name_is_asked_for(page: Page, service: Service) -> None
         hits = service.ask("POST", "/predict", body).json()["results"][0]["hits"]
         assert {hit["attributes"][name] for hit in hits} == {VALUES[1]}
         assert shown(page) == [hit["text"] for hit in hits]
-        about = page.locator("#hits .about").first.text_content() or ""
-        assert f"{name if name.strip() else '(no name)'} {VALUES[1]}" in about
+        details = page.locator("#hits .details").first.text_content() or ""
+        assert f"{name if name.strip() else '(no name)'} {VALUES[1]}" in details
         expect(page.locator("#filters-count")).to_have_text("(1)")
         box(page, name, VALUES[1]).uncheck()
     assert page.title() == "Diptych"
@@ -100,8 +100,8 @@ def test_a_filter_of_any_name_is_asked_for(page: Page, service: Service) -> None
 
 
 @pytest.mark.parametrize("language", ["curl", "python"])
-def test_the_program_asks_with_filters_of_any_name(page: Page, language: str) -> None:
-    """The copied program would run a name as a command, lose one, or not run at all."""
+def test_the_copied_code_filters_by_any_name(page: Page, language: str) -> None:
+    """If this failed, the copied code would run a name as a command, lose a name, or not run at all."""
     page.get_by_label("Query").fill("cheap running shoes")
     open_parts(page)
     with page.expect_response(lambda one: filters_by(one, NAMES)):
@@ -117,19 +117,19 @@ def test_the_program_asks_with_filters_of_any_name(page: Page, language: str) ->
         assert [line.split("  ", 1)[1] for line in printed.splitlines()] == texts
 
 
-def test_a_program_quotes_the_address_too(page: Page) -> None:
-    """A page behind a proxy, under a path with a shell's characters, would copy a command that runs them."""
+def test_the_copied_code_quotes_the_url(page: Page) -> None:
+    """If this failed, a URL path with shell characters would be run by the copied command."""
     url = "http://127.0.0.1:9/it's;echo$(id)/predict"
-    program = page.evaluate("async (url) => (await import('/console/copy.js')).asCurl(url, {k: 1})", url)
+    program = page.evaluate("async (url) => (await import('/console/snippets.js')).asCurl(url, {k: 1})", url)
     printed = subprocess.run(
         ["bash", "-c", f"curl() {{ printf '%s\\n' \"$@\"; }}\n{program}"], capture_output=True, check=True, text=True
     )
     assert printed.stdout.splitlines()[1] == url
 
 
-def test_all_of_them_together_stay_chosen_when_the_bundle_changes(page: Page, service: Service) -> None:
-    """Choices would be lost, or belong to another attribute, after every change of bundle."""
-    page.get_by_label("Administration").fill(ADMIN_KEY)
+def test_selected_filters_survive_a_change_of_bundle(page: Page, service: Service) -> None:
+    """If this failed, selections would be lost or moved to another attribute after a change of bundle."""
+    page.get_by_label("Administrator key").fill(ADMIN_KEY)
     page.get_by_role("button", name="Use", exact=True).click()
     open_parts(page)
     for name in NAMES:
@@ -140,13 +140,13 @@ def test_all_of_them_together_stay_chosen_when_the_bundle_changes(page: Page, se
         assert service.activate(bundle).status == 200
         expect(page.locator("#status")).to_contain_text(bundle)
         expect(page.locator("#filters-count")).to_have_text(f"({len(NAMES)})")
-    with page.expect_request("**/predict") as asked:
+    with page.expect_request("**/predict") as sent:
         page.get_by_label("Query").fill("cheap")
-    assert asked.value.post_data_json["filter"] == {name: [VALUES[0]] for name in NAMES}
+    assert sent.value.post_data_json["filter"] == {name: [VALUES[0]] for name in NAMES}
 
 
-def test_long_names_leave_the_page_as_wide_as_the_window(opened: Callable[..., Page]) -> None:
-    """A phone would have to scroll sideways."""
+def test_long_names_do_not_widen_the_page(opened: Callable[..., Page]) -> None:
+    """If this failed, a phone would scroll sideways."""
     page = opened(viewport={"width": 360, "height": 740})
     page.get_by_label("Query").fill("cheap running shoes")
     open_parts(page)
@@ -155,24 +155,24 @@ def test_long_names_leave_the_page_as_wide_as_the_window(opened: Callable[..., P
 
 
 def test_a_wrong_key_is_sent_once(opened: Callable[..., Page], store: Path) -> None:
-    """The page asks every two seconds: it would count as a guesser, and the right key would have to wait."""
+    """If this failed, the page, which polls every two seconds, would be locked out for guessing keys."""
     with serving(store, predict_key="caller's own long key 1") as service:
         page = opened(f"http://127.0.0.1:{service.port}/")
-        page.get_by_label("Asking").fill("mistyped")
-        page.get_by_label("Administration").fill("mistyped too")
+        page.get_by_label("Search key").fill("mistyped")
+        page.get_by_label("Administrator key").fill("mistyped too")
         page.get_by_role("button", name="Use", exact=True).click()
-        expect(page.locator("#admin-said")).to_contain_text("needs the administrator's key")
+        expect(page.locator("#admin-message")).to_contain_text("needs the administrator's key")
         for text in ("red", "red city", "red city rain"):
             page.get_by_label("Query").fill(text)
-            expect(page.get_by_role("alert")).to_have_text("The service does not know this key.")
+            expect(page.get_by_role("alert")).to_have_text("The service does not accept this key.")
         for _ in range(2):
             with page.expect_response("**/readyz"):
-                pass  # the page looks again
+                pass  # the page polls again
         wrong = figures(service)
         assert wrong['diptych_wrong_keys_total{header="X-Admin-Key"}'] == 1
         assert wrong['diptych_wrong_keys_total{header="X-Api-Key"}'] <= 2  # two requests may be under way together
-        page.get_by_label("Asking").fill("caller's own long key 1")
-        page.get_by_label("Administration").fill(ADMIN_KEY)
+        page.get_by_label("Search key").fill("caller's own long key 1")
+        page.get_by_label("Administrator key").fill(ADMIN_KEY)
         page.get_by_role("button", name="Use", exact=True).click()
         expect(page.locator("#hits li")).to_have_count(10)
         page.wait_for_selector("#bundle-list li")

@@ -59,12 +59,12 @@ def made(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def prepared(request: pytest.FixtureRequest, tmp_path: Path) -> "Preparer":
-    """Fills a scratch folder with what a page says that it needs."""
+    """Return a function that fills a scratch folder with what a page needs."""
     return Preparer(request, tmp_path / "scratch")
 
 
 class Preparer:
-    """The folder that a page runs in."""
+    """Fill the folder that a page runs in."""
 
     def __init__(self, request: pytest.FixtureRequest, folder: Path) -> None:
         self._request = request
@@ -76,17 +76,17 @@ class Preparer:
             case "nothing":
                 pass
             case "repository":
-                self._shrunken_examples()
+                self._copy_small_examples()
             case _:
                 source = self._request.getfixturevalue("clicks" if needs == "clicks" else "made")
-                self._take(source, PARTS[needs])
+                self._copy(source, PARTS[needs])
         return self._folder
 
-    def _take(self, source: Path, names: tuple[str, ...]) -> None:
+    def _copy(self, source: Path, names: tuple[str, ...]) -> None:
         for name in names:
             (shutil.copytree if (source / name).is_dir() else shutil.copy)(source / name, self._folder / name)
 
-    def _shrunken_examples(self) -> None:
+    def _copy_small_examples(self) -> None:
         shutil.copytree(ROOT / "examples" / "clicks", self._folder / "examples" / "clicks")
         keywords = Path("examples") / "keywords" / "keywords.parquet"
         (self._folder / keywords).parent.mkdir()

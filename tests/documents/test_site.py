@@ -1,4 +1,4 @@
-"""The site: it builds without a warning, keeps to itself, and its figures follow from the code."""
+"""The site: it builds without a warning, loads nothing from elsewhere, and its figures follow from the code."""
 
 import re
 import subprocess
@@ -31,19 +31,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_it_builds_without_a_warning(site: Path) -> None:
-    """If this failed, a link or an anchor of the site would lead nowhere, or a page would not be in its menu."""
+    """If this failed, a link or an anchor of the site would be broken, or a page would be missing from its menu."""
     assert (site / "index.html").is_file()
     assert (site / "benchmarks" / "results" / "keywords" / "index.html").is_file()
 
 
 def test_a_wrong_link_is_a_warning(tmp_path: Path) -> None:
-    """If this failed, the build would pass with a link to a heading that is not there, and nobody would look."""
-    wrong = tmp_path / "docs"
-    wrong.mkdir()
-    (wrong / "index.md").write_text("# One\n\n[two](other.md#not-there)\n")
-    (wrong / "other.md").write_text("# Other\n")
-    kept = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
-    checks = kept[kept.index("validation:") : kept.index("not_in_nav:")]
+    """If this failed, the build would accept a link to a heading that does not exist."""
+    pages = tmp_path / "docs"
+    pages.mkdir()
+    (pages / "index.md").write_text("# One\n\n[two](other.md#not-there)\n")
+    (pages / "other.md").write_text("# Other\n")
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    checks = config[config.index("validation:") : config.index("not_in_nav:")]
     (tmp_path / "mkdocs.yml").write_text(f"site_name: x\nstrict: true\n{checks}")
     built = build(tmp_path / "site", "--config-file", str(tmp_path / "mkdocs.yml"))
     assert built.returncode != 0
@@ -51,7 +51,7 @@ def test_a_wrong_link_is_a_warning(tmp_path: Path) -> None:
 
 
 def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
-    """If this failed, readers' browsers would tell another server which page they read."""
+    """If this failed, readers' browsers would send requests to other servers."""
     loaded = re.compile(
         r"<(?:script|img|iframe)[^>]+src=\"?(https?:)?//|<link[^>]+rel=\"?stylesheet[^>]+href=\"?(https?:)?//"
     )
@@ -60,21 +60,21 @@ def test_it_loads_nothing_from_elsewhere(site: Path) -> None:
     assert [page for page in pages if loaded.search(page.read_text(encoding="utf-8"))] == []
 
 
-def test_every_setting_is_told(site: Path) -> None:
-    """If this failed, a setting could only be found in the code."""
+def test_every_setting_is_documented(site: Path) -> None:
+    """If this failed, a setting would be missing from the documentation."""
     shown = (site / "reference" / "settings" / "index.html").read_text(encoding="utf-8")
     assert [name for name in Settings.model_fields if f"DIPTYCH_{name.upper()}" not in shown] == []
 
 
 @pytest.mark.parametrize("name", PROJECT)
-def test_links_of_the_repository_lead_somewhere(name: str) -> None:
-    """If this failed, whoever reads the repository's own pages would follow a link to nothing."""
+def test_links_of_the_repository_exist(name: str) -> None:
+    """If this failed, a page in the repository would have a broken link."""
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", (ROOT / name).read_text(encoding="utf-8"))
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
 def test_the_capacity_formula_is_that_of_real_bundles(made: Path) -> None:
-    """If this failed, somebody would buy memory by a table that no bundle follows."""
+    """If this failed, the capacity table would not match real bundles."""
     manifest = read_manifest(made / "store" / "bundles" / "one")
     labels = manifest.labels.count
     expected = capacity.index_bytes(labels, manifest.index_dim, manifest.index.m)

@@ -233,7 +233,7 @@ def test_probes_and_index(client: Client) -> None:
     assert client.get("/livez").json() == {"live": True}
     ready = client.get("/readyz")
     assert (ready.status, ready.json()["ready"], ready.json()["bundle"]) == (200, True, "first")
-    assert client.get("/").json()["ask"] == "POST /predict"
+    assert client.get("/").json()["predict"] == "POST /predict"
 
 
 def test_metrics_count_what_happened(client: Client) -> None:

@@ -1,8 +1,7 @@
-"""Runs a page as a reader would: block after block, in one shell, in a scratch folder, with the real commands.
+"""Run a page like a reader: block after block, in one shell, in a scratch folder, with the real commands.
 
-Four things are other than in a reader's shell, so that it takes seconds. `diptych train` gets a tiny recipe beside what
-the page says, `diptych evaluate` few resamples, `diptych loadtest` one second; `diptych serve` goes on in the
-background, on a free port, once it is ready.
+Four things differ from a reader's shell, so that it takes seconds. `diptych train` gets a tiny recipe, `diptych
+evaluate` few resamples and `diptych loadtest` one second. `diptych serve` runs in the background on a free port.
 """
 
 import os
@@ -28,14 +27,14 @@ case "${{1:-}}" in
     serve) ;;
     *) exec "${{real[@]}}" "$@" ;;
 esac
-# A process that has ended may stay as a zombie, which `kill -0` still finds.
+# A process that has ended may be a zombie, for which `kill -0` succeeds.
 runs() {{ grep -qs '^State:[[:space:]]*[^ZX]' "/proc/$1/status"; }}
 stop() {{
     pid=$(cat service.pid)
     kill "$pid" && while runs "$pid"; do sleep 0.1; done
     rm service.pid
 }}
-[ ! -f service.pid ] || stop  # its port must be free, and must not answer for the next service
+[ ! -f service.pid ] || stop  # its port must be free for the next service
 "${{real[@]}}" "$@" >service.log 2>&1 &
 echo $! >service.pid
 for _ in $(seq 600); do
@@ -46,12 +45,12 @@ done
 cat service.log >&2
 exit 1
 """
-# Comes after the page's own --set, and so before it where both name a key.
+# Appended after the page's --set options, so these values win.
 TRAIN = [*SMALL, "optimizer.epochs=2", "batching.batch_size=256", "validation.every_epochs=2"]
 
 
 def run_page(page: Iterable[Block], folder: Path) -> str:
-    """Run what can run of a page in `folder`; return what it printed. AssertionError with the block that failed."""
+    """Run the blocks of a page in `folder` and return their output. Raises AssertionError with the failed block."""
     port = _free_port()
     _write_commands(folder / ".bin", port)
     script = "\n".join(_step(block, port) for block in page if block.language in ("sh", "python") and not block.reason)
@@ -80,9 +79,11 @@ def run_page(page: Iterable[Block], folder: Path) -> str:
 
 
 def _step(block: Block, port: int) -> str:
-    said = f"echo '=== {block.place}'"
+    header = f"echo '=== {block.place}'"
     text = block.text.replace(":8000", f":{port}")
-    return f"{said}\n{text}" if block.language == "sh" else f"{said}\npython - <<'END OF BLOCK'\n{text}\nEND OF BLOCK"
+    return (
+        f"{header}\n{text}" if block.language == "sh" else f"{header}\npython - <<'END OF BLOCK'\n{text}\nEND OF BLOCK"
+    )
 
 
 def _write_commands(folder: Path, port: int) -> None:
@@ -94,13 +95,13 @@ def _write_commands(folder: Path, port: int) -> None:
 
 
 def _stop_service(folder: Path) -> None:
-    kept = folder / "service.pid"
-    if kept.is_file():
-        pid = int(kept.read_text())
+    pid_file = folder / "service.pid"
+    if pid_file.is_file():
+        pid = int(pid_file.read_text())
         try:
             os.kill(pid, signal.SIGTERM)
         except ProcessLookupError:
-            return  # it has ended by itself; the page's own commands have said so
+            return  # it has already ended; the page's commands have reported that
         try:
             wait_until(lambda: has_ended(pid))
         except AssertionError:

@@ -1,4 +1,4 @@
-"""The documentation as data: pages, their code blocks, what each page needs, and which blocks cannot run and why."""
+"""Parse the documentation: pages, their code blocks, what a page needs, and why a block is not run."""
 
 import re
 import textwrap
@@ -17,7 +17,7 @@ RUN = {"sh", "python"}
 
 @dataclass(frozen=True)
 class Block:
-    """One code block; `reason` says why it is not run, None where it is."""
+    """A code block. `reason` says why it is not run; None if it is run."""
 
     page: str
     line: int
@@ -31,19 +31,19 @@ class Block:
 
 
 def written_pages() -> list[Path]:
-    """The pages that people write: docs/ with the decisions, the examples', README.md, CONTRIBUTING.md."""
+    """Return the pages that are not generated: docs/, READMEs of examples, README.md, CONTRIBUTING.md."""
     examples = sorted((ROOT / "examples").glob("*/README.md"))
     return [*sorted((ROOT / "docs").rglob("*.md")), *examples, ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 
 
 def needs(page: Path) -> str | None:
-    """What the comment at a page's top says that it needs."""
+    """Return what a page needs, from the comment at its top."""
     found = NEEDS.search(page.read_text(encoding="utf-8"))
     return found["needs"] if found else None
 
 
 def blocks(page: Path) -> list[Block]:
-    """A page's fenced blocks in order; the first README's are indented, and told apart by their first word."""
+    """Return a page's fenced blocks in order. README.md has indented blocks; their first word gives the language."""
     text = page.read_text(encoding="utf-8")
     found = _indented(page, text) if page == ROOT / "README.md" else _fenced(page, text)
     return sorted(found, key=lambda block: block.line)
