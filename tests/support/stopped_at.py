@@ -1,8 +1,8 @@
-"""A command that stays at one stage until it is stopped: `python -m tests.support.stopped_at STAGE HOW WORD...`.
+"""Run a command that blocks at one stage until it is stopped: `python -m tests.support.stopped_at STAGE HOW WORD...`.
 
-STAGE is a function as module:name. When the command calls it, this program prints "reached" and stays there: in Python
-(`python`), in native code that hears no signal (`native`), or after the function's own work (`after`). The words are
-the command line of `diptych`, run as its own program runs it.
+STAGE is a function as module:name. When the command calls it, this program prints "reached" and blocks: in Python
+(`python`), in native code that does not handle signals (`native`), or after calling the function (`after`). The words
+are the command line of `diptych`.
 """
 
 import hashlib
@@ -19,11 +19,11 @@ def main() -> int:
     module, _, name = stage.partition(":")
     owner: Any = import_module(module)
     *classes, name = name.split(".")
-    for one in classes:
-        owner = getattr(owner, one)
+    for class_name in classes:
+        owner = getattr(owner, class_name)
     original = getattr(owner, name)
 
-    def stays(*arguments: Any, **more: Any) -> None:
+    def block(*arguments: Any, **more: Any) -> None:
         if how == "after":
             original(*arguments, **more)
         print("reached", flush=True)
@@ -32,7 +32,7 @@ def main() -> int:
         while True:
             time.sleep(0.05)
 
-    setattr(owner, name, stays)
+    setattr(owner, name, block)
     sys.argv = ["diptych", *words]
     return diptych.main()
 
