@@ -35,7 +35,8 @@ from training.data.ragged import Ragged
 from training.data.token_cache import TokenizedTexts
 from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder
-from training.model.unified import MIN_TOKENS, UnifiedModel, groups_by_length
+from training.model.transformer_encoder import MIN_TOKENS, groups_by_length
+from training.model.unified import UnifiedModel
 from training.monitoring.callbacks import NullCallback
 from training.optim.optimizers import Optimizers
 from training.optim.step_stats import EpochStats, StepIndex, StepStats

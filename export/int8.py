@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from export.encoders import INLINE_LIMIT, quiet
 from training.data.token_cache import TokenizedTexts
-from training.model.unified import TransformerEncoder
+from training.model.transformer_encoder import TransformerEncoder
 
 TEXTS_PER_BATCH = 64
 SMOOTHING = 0.8  # measured in docs/decisions/0026; 0: activations unchanged, 1: all outliers move into the weights

@@ -29,7 +29,8 @@ from retrieval.search.indexes import ExactIndex, Rows, Vectors
 from training.checkpoint.opened import Checkpoint
 from training.data.token_cache import tokenize_in_memory
 from training.evaluation.results import MetricValues
-from training.model.unified import TransformerEncoder, UnifiedModel
+from training.model.transformer_encoder import TransformerEncoder
+from training.model.unified import UnifiedModel
 
 MAX_PRECISION_LOSS = 0.5  # points of P@1 that reduced precision may cost
 MIN_SPEEDUP = 2.0  # of int8 on one thread, geometric mean over the batch sizes

@@ -87,15 +87,13 @@ def test_training_stops_at_every_stage_and_ends_with_the_same_weights(words: Dat
         ("training.batching.batch_source:balanced_clusters", "python"),
         ("training.optim.training_step:head_loss", "python"),
         ("training.evaluation.validator:Validator.validate", "python"),
-        (
-            "training.checkpoint.manager:CheckpointManager.save_if_best",
-            "after",
-        ),  # the best weights are written, the state knows nothing of it
+        # The best weights are written, but the saved state does not have their record.
+        ("training.checkpoint.manager:CheckpointManager.save_if_best", "after"),
         ("training.reporting.report:render", "python"),
     ]
     for stage, how in stages:
         said = stopped(stage, command, how)
-        assert f"Stopped and saved in {out}. Go on with:" in said, stage
+        assert f"Stopped and saved in {out}. Resume with:" in said, stage
     assert run(*command) == 0
     train(words, load_recipe("default", SMALL), tmp_path / "whole", RecordingCallback())
     assert weights_hash(out) == weights_hash(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""A run that meets a full disk, too little memory, numbers out of range or other data: one sentence, nothing lost."""
+"""Full disk, too little memory, divergence and changed data: one sentence, and nothing saved is lost."""
 
 import hashlib
 import os
@@ -65,7 +65,7 @@ def begun(begun_once: Path, tmp_path: Path) -> Path:
 
 
 def saved(folder: Path) -> dict[str, str]:
-    """A hash of each file that a run saves, events aside."""
+    """Return a hash of each file that a run saves, without TensorBoard events."""
     files = ("state.safetensors", "model.safetensors", "labels.parquet", "tokenizer.json", "validation.parquet")
     return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in files}
 
@@ -76,8 +76,8 @@ def command(dataset: Path, out: Path, *overrides: str) -> list[str]:
 
 
 def told(arguments: list[str], **limits: object) -> str:
-    """What a failing command says on stderr; it must be one error in one line."""
-    # whoever measures coverage in it would meet the full disk as well, and say so in a traceback
+    """Run a failing command; return its error, which must be one line on stderr."""
+    # coverage in the subprocess would fail on the full disk too, with a traceback
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     ended = subprocess.run(  # type: ignore[call-overload]
         arguments, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, **limits
@@ -92,10 +92,10 @@ def told(arguments: list[str], **limits: object) -> str:
 
 # What each file needs, a little less than that: the first tokens, the label table, the tokenizer and events, the state.
 @pytest.mark.parametrize("most_bytes", [300, 3_000, 20_000, 60_000])
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
+def test_a_full_disk_is_one_sentence_and_the_run_resumes_when_there_is_space(
     words: Path, tmp_path: Path, most_bytes: int
 ) -> None:
-    """If this failed, a full disk would end in a traceback, or leave half a file that stops the run for good."""
+    """If it fails, a full disk ends in a traceback, or leaves an incomplete file that breaks the run."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most_bytes, most_bytes))
@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_sentence_and_the_run_goes_on_when_there_is_room(
 
 
 def test_a_full_disk_keeps_what_was_saved(words: Path, begun: Path) -> None:
-    """If this failed, hours of training would be lost to the disk filling up."""
+    """If it fails, a full disk loses hours of training."""
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, 60_000))
@@ -121,8 +121,8 @@ def test_a_full_disk_keeps_what_was_saved(words: Path, begun: Path) -> None:
     train(Dataset.open(words), load_recipe("default", SMALL), begun, RecordingCallback())
 
 
-def test_a_folder_that_goes_away_is_one_sentence(words: Path, tmp_path: Path) -> None:
-    """If this failed, a run whose folder somebody deleted would end in a traceback."""
+def test_a_deleted_folder_is_one_sentence(words: Path, tmp_path: Path) -> None:
+    """If it fails, deleting the folder of a run ends in a traceback."""
     out = tmp_path / "run"
 
     def taken_away() -> bool:
@@ -134,7 +134,7 @@ def test_a_folder_that_goes_away_is_one_sentence(words: Path, tmp_path: Path) ->
 
 
 def test_too_little_memory_from_the_start_is_one_sentence(words: Path, tmp_path: Path) -> None:
-    """If this failed, a model that cannot fit would end in an allocator's stack of numbers."""
+    """If it fails, a model that does not fit into memory ends in a traceback of the allocator."""
     absurd = "heads.classifier.dim=1000000000000"
     sentence = told(command(words, tmp_path / "run", *SMALL, absurd))
     assert "the memory ran out" in sentence
@@ -167,8 +167,8 @@ except DiptychError as error:
 """
 
 
-def test_memory_that_runs_out_in_the_middle_keeps_what_was_saved(words: Path, tmp_path: Path) -> None:
-    """If this failed, a run that outgrows its machine would say nothing useful or spoil its state."""
+def test_memory_that_runs_out_during_training_keeps_the_saved_state(words: Path, tmp_path: Path) -> None:
+    """If it fails, a run that needs too much memory has no useful error or damages its state."""
     big = [*SMALL, "encoder.dim=2048", "heads.classifier.dim=30000", "encoder.pair_rows=100"]
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -185,14 +185,14 @@ def test_memory_that_runs_out_in_the_middle_keeps_what_was_saved(words: Path, tm
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_that_is_too_small_is_one_sentence(words: Path, tmp_path: Path) -> None:
-    """If this failed, CUDA's out-of-memory error would reach the user as a traceback."""
+    """If it fails, CUDA's out-of-memory error ends in a traceback."""
     absurd = "heads.classifier.dim=100000000"
     sentence = told([*command(words, tmp_path / "run", *SMALL, absurd), "--device", "cuda"])
     assert "memory ran out" in sentence
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(words: Path, tmp_path: Path) -> None:
-    """If this failed, a diverged run would save NaN over its last good state and look finished."""
+def test_a_run_that_diverges_ends_and_keeps_the_saved_state(words: Path, tmp_path: Path) -> None:
+    """If it fails, a diverged run replaces its last state with NaN and looks finished."""
     absurd = load_recipe("default", [*SMALL, "optimizer.weight_decay=1e18"])  # every step multiplies the heads by 1e15
     out = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -206,7 +206,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_what_was_saved(words: P
 
 
 def test_a_dataset_that_changed_since_the_checkpoint_is_one_sentence(words: Path, begun: Path, tmp_path: Path) -> None:
-    """If this failed, a run would go on with labels whose rows mean something else."""
+    """If it fails, a run resumes with other labels."""
     whole = Dataset.open(words)
     table = whole.label_table
     texts = table["text"].to_pylist()
@@ -220,8 +220,8 @@ def test_a_dataset_that_changed_since_the_checkpoint_is_one_sentence(words: Path
     assert saved(begun) == before
 
 
-def test_ctrl_c_gives_the_very_command_that_goes_on(words: Path, tmp_path: Path) -> None:
-    """If this failed, the command a user repeats would not go on, or --restart would throw away what was saved."""
+def test_ctrl_c_prints_the_command_that_resumes(words: Path, tmp_path: Path) -> None:
+    """If it fails, the printed command does not resume, or has --restart and deletes the run."""
     out = tmp_path / "a run"  # a space, so that the command needs its quotes
     long = [*SMALL, "optimizer.epochs=400"]
     with running([*command(words, out, *long), "--restart"], cwd=ROOT, **PIPES) as first:

@@ -1,4 +1,4 @@
-"""The files of a run must belong together: after kills at any moment, and where a file is damaged or exchanged."""
+"""The files of a run belong together: after kills at any moment, and after damage or exchange of a file."""
 
 import json
 import os
@@ -71,7 +71,7 @@ def whole(words: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_weights_and_record_agree_after_kills_at_any_moment(tmp_path: Path) -> None:
-    """If it fails, a run that was killed reports figures of other weights than it holds, or cannot go on."""
+    """If it fails, a killed run reports metrics of other weights, or cannot resume."""
     command = [sys.executable, "-m", "tests.support.train_kill_runner", "4", "1", str(tmp_path)]
     # One thread: sums of several threads may differ in their last bits on a busy machine.
     environment = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
@@ -83,10 +83,10 @@ def test_weights_and_record_agree_after_kills_at_any_moment(tmp_path: Path) -> N
     assert last == {"differences": [], "best": True}
 
 
-def test_better_weights_than_the_state_knows_of_are_kept_as_the_best(
+def test_better_weights_than_the_saved_state_records_are_the_best(
     words: Dataset, begun: Path, whole: Path, tmp_path: Path
 ) -> None:
-    """If it fails, a kill between the two writes leaves the figures of one epoch beside the weights of another."""
+    """If it fails, a kill between the two writes combines the metrics of one epoch with the weights of another."""
     tensors, facts = read_tensors(begun / WEIGHTS)
     record = facts["record"] | {"score": 1e9, "epoch": 2}  # an epoch that the run will not reach as well again
     write_tensors(begun / WEIGHTS, tensors, {"record": record})
@@ -111,7 +111,7 @@ def test_a_run_that_lost_its_best_weights_is_refused(words: Dataset, begun: Path
 
 
 def test_a_checkpoint_with_the_weights_of_another_epoch_is_refused(whole: Path, tmp_path: Path) -> None:
-    """If it fails, an export holds weights whose figures were never measured."""
+    """If it fails, an export has weights whose metrics were never measured."""
     mixed = shutil.copytree(whole, tmp_path / "mixed")
     tensors, facts = read_tensors(mixed / WEIGHTS)
     write_tensors(mixed / WEIGHTS, tensors, {"record": facts["record"] | {"epoch": 77}})
@@ -143,7 +143,7 @@ MOMENT = "dense.dual_head.linear.weight.exp_avg"
         (_without("model.dual_head.linear.weight"), "missing tensors"),
     ],
 )
-def test_a_state_that_lost_something_is_refused(
+def test_a_state_with_a_missing_part_is_refused(
     words: Dataset, begun: Path, change: Callable[[Tensors], Tensors], said: str, listed: bool
 ) -> None:
     """If it fails, a run resumes with part of its state and ends with other weights, without an error."""
@@ -175,7 +175,7 @@ def test_a_state_that_lost_something_is_refused(
 def test_a_state_that_does_not_fit_is_refused(
     words: Dataset, begun: Path, change: Callable[[Tensors], Tensors], said: str
 ) -> None:
-    """If it fails, a state of another run ends in a traceback in the middle, or trains on rows that are not there."""
+    """If it fails, a state of another run ends in a traceback, or trains on rows that do not exist."""
     tensors, facts = read_tensors(begun / STATE)
     write_tensors(begun / STATE, {name: one.contiguous() for name, one in change(tensors).items()}, facts)
     with pytest.raises(CheckpointError, match=said):
@@ -185,7 +185,7 @@ def test_a_state_that_does_not_fit_is_refused(
 def test_a_restart_that_was_killed_can_be_repeated(
     words: Dataset, begun: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it fails, a kill while an old run is removed leaves a folder that nothing can be done with."""
+    """If it fails, a kill during --restart leaves an unusable folder."""
     removed: list[Path] = []
     unlink = Path.unlink
 

@@ -1,4 +1,4 @@
-"""Training runs on a small real dataset: what is learned, and what a checkpoint holds."""
+"""Training runs on a small real dataset, and the checkpoints that they write."""
 
 import json
 import shutil
@@ -27,7 +27,7 @@ from training.trainer import Stopped
 def test_training_learns_and_the_unified_model_is_better_than_either_head(
     checkpoint: Path, dataset_folder: Path
 ) -> None:
-    """If this failed, the model would not learn, or concatenating the heads would not pay."""
+    """If it fails, the model does not learn, or combining the heads has no benefit."""
     figures = evaluate_checkpoint(checkpoint, Dataset.open(dataset_folder), "validation").metrics
     assert figures["unified"]["P@1"] > 50
     # by what the weight was not chosen by: there the unified model could not lose
@@ -35,8 +35,8 @@ def test_training_learns_and_the_unified_model_is_better_than_either_head(
     assert figures["unified"]["nDCG@5"] > figures["classifier"]["nDCG@5"]
 
 
-def test_a_checkpoint_answers_as_the_run_that_made_it(finished: Path, small: Dataset) -> None:
-    """If this failed, what was saved would not be the epoch whose figures stand beside it."""
+def test_a_checkpoint_has_the_metrics_of_its_run(finished: Path, small: Dataset) -> None:
+    """If it fails, the saved weights are not those of the epoch in checkpoint.json."""
     facts = read_facts(finished)
     again = evaluate_checkpoint(finished, small, "validation").metrics
     for head, figures in facts.best.metrics.items():
@@ -44,7 +44,7 @@ def test_a_checkpoint_answers_as_the_run_that_made_it(finished: Path, small: Dat
 
 
 def test_labels_never_trained_are_marked(finished: Path, small: Dataset) -> None:
-    """If this failed, export would give labels without data a classifier half made of noise."""
+    """If it fails, export uses noise as classifier vectors of labels without data."""
     opened = load_checkpoint(finished)
     positives = np.zeros(small.n_labels, bool)
     positives[small.split("train").labels.values] = True
@@ -55,7 +55,7 @@ def test_labels_never_trained_are_marked(finished: Path, small: Dataset) -> None
 
 @pytest.mark.parametrize("file", ["model.safetensors", "tokenizer.json", "labels.parquet", "checkpoint.json"])
 def test_a_damaged_checkpoint_is_one_sentence(finished: Path, tmp_path: Path, file: str) -> None:
-    """If this failed, a truncated file would end in a traceback or, worse, load."""
+    """If it fails, a truncated file ends in a traceback or is loaded."""
     for source in finished.iterdir():
         if source.is_file():
             (tmp_path / source.name).write_bytes(source.read_bytes())
@@ -66,7 +66,7 @@ def test_a_damaged_checkpoint_is_one_sentence(finished: Path, tmp_path: Path, fi
 
 
 def test_a_checkpoint_of_another_version_is_one_sentence(finished: Path, tmp_path: Path) -> None:
-    """If this failed, an older checkpoint would end in a traceback, or answer by another score than it was made for."""
+    """If it fails, an older checkpoint ends in a traceback, or is used with another score."""
     facts = json.loads((finished / "checkpoint.json").read_text())
     (tmp_path / "checkpoint.json").write_text(json.dumps({**facts, "format_version": 1}))
     with pytest.raises(CheckpointError, match=r"format_version: Input should be 2\. Train again"):
@@ -82,7 +82,7 @@ KINDS = {
     "tiny pool, uneven heads": ["batching.pool_size=50", "heads.dual_encoder.dim=16", "heads.classifier.dim=24"],
     "encoder only": ["loss.dual_encoder_share=1"],
     "classifier only": ["loss.dual_encoder_share=0", "batching.hard_negatives=0"],
-    "a few texts at once": ["batching.grad_cache_chunk=50"],
+    "GradCache": ["batching.grad_cache_chunk=50"],
     "half the memory for ψ": ["optimizer.classifier_rows=bfloat16"],
     "gandalf": ["batching.label_queries={share: 1, targets: gandalf}"],
     "one-hot label queries": ["batching.label_queries={share: 1, targets: one_hot}"],
@@ -100,7 +100,7 @@ KINDS = {
 
 @pytest.mark.parametrize("overrides", KINDS.values(), ids=KINDS)
 def test_every_kind_of_recipe_trains(small: Dataset, tmp_path: Path, overrides: list[str]) -> None:
-    """If this failed, a combination that the recipe's schema allows would crash, or lose itself in NaN."""
+    """If it fails, a recipe that the schema allows crashes or diverges."""
     callback = RecordingCallback()
     train(small, small_recipe("optimizer.epochs=2", *overrides), tmp_path / "run", callback)
     assert callback.records[1].loss < callback.records[0].loss
@@ -126,16 +126,16 @@ SYSTEMS = [name for name in shipped_recipes() if name.startswith("systems/")]
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
-def test_every_system_of_the_literature_learns(small: Dataset, finished: Path, tmp_path: Path, name: str) -> None:
-    """If this failed, a recipe that a comparison rests on would not train, or would train nothing."""
+def test_every_recipe_of_the_literature_learns(small: Dataset, finished: Path, tmp_path: Path, name: str) -> None:
+    """If it fails, a recipe used in comparisons does not train."""
     callback = RecordingCallback()
     start = [f"warm_start={finished}"] if name == "systems/renee" else []
     train(small, load_recipe(name, [*SMALL, "optimizer.epochs=2", *start]), tmp_path / "run", callback)
     assert callback.records[1].loss < 0.95 * callback.records[0].loss
 
 
-def test_a_warm_start_answers_as_the_run_before_until_it_learns(finished: Path, small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a retraining or Renee would begin from another encoder than the one it names."""
+def test_a_warm_start_begins_with_the_metrics_of_its_checkpoint(finished: Path, small: Dataset, tmp_path: Path) -> None:
+    """If it fails, a warm start uses another encoder than its checkpoint has."""
     before = evaluate_checkpoint(finished, small, "validation").metrics["dual_encoder"]
     still = ["optimizer.epochs=1", *(f"optimizer.{rate}=1e-30" for rate in ("token_lr", "heads_lr", "classifier_lr"))]
     recipe = small_recipe(*still, f"warm_start={finished}")
@@ -144,7 +144,7 @@ def test_a_warm_start_answers_as_the_run_before_until_it_learns(finished: Path, 
 
 
 def test_a_warm_start_of_another_shape_is_one_sentence(finished: Path, small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a run would begin with half of another encoder, or end in a traceback."""
+    """If it fails, a run starts with part of another encoder, or ends in a traceback."""
     with pytest.raises(RecipeError, match=r"another shape: classifier_head.* is \[32\], the recipe needs \[16\]"):
         train(
             small,
@@ -154,8 +154,8 @@ def test_a_warm_start_of_another_shape_is_one_sentence(finished: Path, small: Da
         )
 
 
-def test_a_warm_start_cuts_texts_where_the_new_recipe_says(finished: Path, small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a run would ignore its own max_tokens, and its export would wait for texts of that length."""
+def test_a_warm_start_truncates_at_the_new_max_tokens(finished: Path, small: Dataset, tmp_path: Path) -> None:
+    """If it fails, a run ignores its max_tokens, and export fails its check of long texts."""
     longer = "encoder={kind: static, dim: 32, vocabulary_size: 3000, max_tokens: 96}"
     train(
         small,
@@ -169,14 +169,14 @@ def test_a_warm_start_cuts_texts_where_the_new_recipe_says(finished: Path, small
 
 
 def test_a_warm_start_of_another_tokenizer_is_one_sentence(finished: Path, small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a setting of the recipe would be silently ignored."""
+    """If it fails, a setting of the recipe is silently ignored."""
     other = "encoder={kind: static, dim: 32, vocabulary_size: 2000}"
     with pytest.raises(RecipeError, match=r"encoder\.vocabulary_size 3000, and the recipe says 2000\. Set "):
         train(small, small_recipe(other, f"warm_start={finished}"), tmp_path / "run", RecordingCallback())
 
 
-def test_a_warm_start_of_a_transformer_that_computes_otherwise_is_one_sentence(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, weights would go into a model of the same shapes that makes something else of them."""
+def test_a_warm_start_of_a_transformer_with_another_config_is_one_sentence(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, weights are loaded into a model of equal shapes that computes something else."""
     folder = save_tiny_bert(tmp_path / "tiny", ["fast", "car"])
     encoder = f"encoder={{kind: transformer, model: '{folder}', max_tokens: 8}}"
     train(small, small_recipe(encoder, "optimizer.epochs=1"), tmp_path / "first", RecordingCallback())
@@ -190,8 +190,8 @@ def test_a_warm_start_of_a_transformer_that_computes_otherwise_is_one_sentence(s
         train(small, small_recipe(encoder, "optimizer.epochs=1", start), tmp_path / "third", RecordingCallback())
 
 
-def test_epochs_are_validated_as_often_as_asked_for_and_the_last_one_always(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a run would pay for validations nobody asked for, or end with weights that nothing measured."""
+def test_every_nth_epoch_and_the_last_one_are_validated(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, validation runs too often, or the last weights are never measured."""
     callback = RecordingCallback()
     facts = train(small, small_recipe("validation.every_epochs=3"), tmp_path / "run", callback)
     assert [record.epoch for record in callback.records] == [record.epoch for record in facts.history] == [3, 4]
@@ -212,7 +212,7 @@ def tiny_transformer(small: Dataset, tmp_path_factory: pytest.TempPathFactory) -
 def test_a_pretrained_model_trains_resumes_and_loads_without_its_folder(
     small: Dataset, tiny_transformer: Path, tmp_path: Path, kind: str, choice: str
 ) -> None:
-    """If this failed, checkpoints would need the model that they began with, or not resume exactly."""
+    """If it fails, a checkpoint needs its pretrained model, or does not resume exactly."""
     source = shutil.copytree(tiny_transformer, tmp_path / "there")
     recipe = load_recipe(
         "default",
@@ -232,8 +232,8 @@ def test_a_pretrained_model_trains_resumes_and_loads_without_its_folder(
     assert opened.tokenizer.encode("a " * 50).ids.__len__() == 12
 
 
-def test_excluded_labels_are_neither_taught_nor_predicted(tmp_path: Path) -> None:
-    """If this failed, a query's own text would be learned as its answer, or count against it."""
+def test_excluded_labels_are_neither_trained_nor_predicted(tmp_path: Path) -> None:
+    """If it fails, excluded labels are trained as positives or negatives, or counted as errors."""
     labels = pa.table({"id": [f"l{i}" for i in range(8)], "text": [f"word{i}" for i in range(8)]})
     rows = [(f"word{i}", [(i + 1) % 8, (i + 2) % 8], [i]) for i in range(8)]
 
@@ -258,8 +258,8 @@ def test_excluded_labels_are_neither_taught_nor_predicted(tmp_path: Path) -> Non
     assert evaluate_checkpoint(tmp_path / "run", data, "test").metrics["unified"]["P@1"] > 90
 
 
-def test_a_device_that_is_not_there_is_an_error(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, asking for CUDA on a machine without one would silently train on the CPU."""
+def test_a_missing_device_is_an_error(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, `--device cuda` without a GPU silently trains on the CPU."""
     if torch.cuda.is_available():
         pytest.skip("this machine has a CUDA device")
     with pytest.raises(RecipeError, match="sees 0 CUDA devices"):
@@ -270,7 +270,7 @@ def test_a_device_that_is_not_there_is_an_error(small: Dataset, tmp_path: Path) 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_training_runs_on_cuda(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a tensor would have been left on the CPU."""
+    """If it fails, a tensor is not moved to the GPU."""
     callback = RecordingCallback()
     train(small, small_recipe("loss.classifier.bce=0.1"), tmp_path / "run", callback, device="cuda")
     assert callback.records[-1].loss < callback.records[0].loss

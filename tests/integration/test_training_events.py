@@ -1,4 +1,4 @@
-"""TensorBoard events: what an uninterrupted and an interrupted run leave to be looked at."""
+"""TensorBoard events of uninterrupted and interrupted runs."""
 
 from pathlib import Path
 
@@ -34,13 +34,13 @@ def finished(words: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def curves(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every curve as TensorBoard would draw it: (step, value) by tag."""
+    """Return every curve as TensorBoard draws it: (step, value) by tag."""
     read = EventAccumulator(str(folder / "tensorboard"), {"scalars": 0}).Reload()
     return {tag: [(point.step, point.value) for point in read.Scalars(tag)] for tag in read.Tags()["scalars"]}
 
 
-def test_every_figure_has_its_curve(finished: Path) -> None:
-    """If this failed, a user of TensorBoard would miss a part of the loss, a rate or a figure."""
+def test_every_statistic_has_a_curve(finished: Path) -> None:
+    """If it fails, TensorBoard lacks a term of the loss, a learning rate or a metric."""
     drawn = curves(finished)
     steps = len(drawn["loss/total"])
     assert [step for step, _ in drawn["loss/total"]] == list(range(steps))
@@ -62,10 +62,10 @@ def test_every_figure_has_its_curve(finished: Path) -> None:
 @pytest.mark.parametrize(
     ("stops", "crash"), [([4, 5], 0), ([8], 0), ([16, 1], 0), ([4], 3), ([8], 5), ([], 4), ([], 10)]
 )
-def test_a_resumed_run_goes_on_with_the_same_curves(
+def test_a_resumed_run_continues_the_same_curves(
     words: Dataset, finished: Path, tmp_path: Path, stops: list[int], crash: int
 ) -> None:
-    """If this failed, a resumed curve would have a gap, a step twice, or a zigzag of two runs."""
+    """If it fails, a resumed curve has a gap, duplicate steps, or points of two runs."""
     folder = tmp_path / "run"
     for steps in stops:
         counted = iter(range(steps - 1))
@@ -91,7 +91,7 @@ def test_a_resumed_run_goes_on_with_the_same_curves(
 
 
 def test_a_resumed_run_keeps_the_same_history(words: Dataset, finished: Path, tmp_path: Path) -> None:
-    """If this failed, the epoch in which a run was interrupted would report only what came after."""
+    """If it fails, an interrupted epoch reports only the steps after the interruption."""
     counted = iter(range(4))
     with pytest.raises(Stopped):
         train(words, RECIPE, tmp_path / "run", RecordingCallback(), should_stop=lambda: next(counted, None) is None)

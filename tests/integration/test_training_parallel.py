@@ -1,4 +1,4 @@
-"""Two processes that learn as one, as `torchrun` starts them, over gloo."""
+"""Distributed runs of two processes, started by `torchrun`, over gloo."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from training.run import train
 
 NO_DROPOUT = ["heads.dual_encoder.dropout=0", "heads.classifier.dropout=0"]
 STATIC = "encoder={kind: static, dim: 32, vocabulary_size: 3000, pair_dropout: 0}"
-# In bfloat16 a text's vector hangs on the texts beside it; mined again, a near tie may fall either way.
+# In bfloat16 a text's vector depends on its batch, so a second mining could rank near ties differently.
 SHORT = ["optimizer.epochs=2", "batching.refresh_epochs=2", "precision=float32"]
 
 
@@ -36,7 +36,7 @@ def started(module: str, *arguments: str | Path) -> AbstractContextManager["subp
 
 
 def run_of_two(dataset: Dataset, folder: Path, *overrides: str) -> list[dict[str, Any]]:
-    """Train in two processes; return what each of them reports: its losses and its weights' hash."""
+    """Train in two processes; return the losses and the hash of the weights of each."""
     folder.mkdir()
     with started("tests.support.parallel_run", dataset.folder.resolve(), folder / "run", folder, *overrides) as two:
         told, _ = two.communicate(timeout=300)
@@ -46,7 +46,7 @@ def run_of_two(dataset: Dataset, folder: Path, *overrides: str) -> list[dict[str
 
 @pytest.fixture
 def transformer(small: Dataset, tmp_path: Path) -> str:
-    """The recipe's line for a tiny transformer that draws no dropout."""
+    """A recipe override for a tiny transformer without dropout."""
     words = sorted({word for text in small.split("train").texts + small.label_texts for word in text.split()})
     folder = save_tiny_bert(tmp_path / "tiny", words)
     config = json.loads((folder / "config.json").read_text())
@@ -55,13 +55,15 @@ def transformer(small: Dataset, tmp_path: Path) -> str:
     return f"encoder={{kind: transformer, model: '{folder}'}}"
 
 
-@pytest.mark.parametrize(("kind", "at_once"), [("static", "null"), ("transformer", "null"), ("transformer", "50")])
-def test_two_processes_learn_what_one_learns(
-    small: Dataset, tmp_path: Path, request: pytest.FixtureRequest, kind: str, at_once: str
+@pytest.mark.parametrize(
+    ("kind", "grad_cache_chunk"), [("static", "null"), ("transformer", "null"), ("transformer", "50")]
+)
+def test_two_processes_train_like_one(
+    small: Dataset, tmp_path: Path, request: pytest.FixtureRequest, kind: str, chunk: str
 ) -> None:
-    """If this failed, a run on two GPUs would be another run: other batches, gradients lost or counted twice."""
+    """If it fails, a run on two GPUs uses other batches, or loses or doubles gradients."""
     encoder = STATIC if kind == "static" else request.getfixturevalue("transformer")
-    recipe = [*NO_DROPOUT, *SHORT, encoder, f"batching.grad_cache_chunk={at_once}"]
+    recipe = [*NO_DROPOUT, *SHORT, encoder, f"batching.grad_cache_chunk={chunk}"]
     both, alone = run_of_two(small, tmp_path / "two", *recipe), RecordingCallback()
     train(small, small_recipe(*recipe), tmp_path / "one", alone)
     assert len(alone.steps) > 10
@@ -71,16 +73,16 @@ def test_two_processes_learn_what_one_learns(
     assert two["P@5"] == pytest.approx(one["P@5"], abs=0.5)
 
 
-def test_two_processes_hold_the_same_weights(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, processes that draw dropout of their own would draw heads' or rows' alike no more, and part."""
+def test_two_processes_have_the_same_weights(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, the processes draw different dropout for heads or rows, and their weights diverge."""
     overrides = ["batching.refresh_epochs=1", "optimizer.epochs=2", "optimizer.classifier_rows=bfloat16"]
     one, two = run_of_two(small, tmp_path / "two", *overrides)
     assert one["losses"] == two["losses"]
     assert one["weights"] == two["weights"]
 
 
-def test_two_processes_stop_and_one_goes_on(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, ending a run of several processes would lose it, or leave some of them waiting for ever."""
+def test_two_processes_stop_and_one_resumes(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, stopping a distributed run loses it, or some processes hang."""
     arguments = ["train", "--dataset", str(small.folder.resolve()), "--out", str(tmp_path / "run")]
     arguments += [part for override in [*SMALL, "optimizer.epochs=12"] for part in ("--set", override)]
     with started("diptych", *arguments) as two:
@@ -94,7 +96,7 @@ def test_two_processes_stop_and_one_goes_on(small: Dataset, tmp_path: Path) -> N
 
 
 def test_two_processes_stop_while_one_validates(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a run of several processes that gets SIGTERM would run on until its validation has ended."""
+    """If it fails, a distributed run continues after SIGTERM until validation ends."""
     arguments = ["train", "--dataset", str(small.folder.resolve()), "--out", str(tmp_path / "run")]
     arguments += [part for override in [*SMALL, "optimizer.epochs=2"] for part in ("--set", override)]
     with started(
@@ -111,8 +113,8 @@ def test_two_processes_stop_while_one_validates(small: Dataset, tmp_path: Path) 
     assert [record.epoch for record in read_facts(tmp_path / "run").history] == [1, 2]
 
 
-def test_one_process_tells_that_another_has_ended(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, the loss of one machine would leave the others waiting for hours, or with a traceback."""
+def test_a_process_reports_that_another_has_ended(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, the processes wait for hours after one has died, or end in a traceback."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -132,8 +134,8 @@ def test_one_process_tells_that_another_has_ended(small: Dataset, tmp_path: Path
     assert "Traceback" not in told
 
 
-def test_more_processes_than_a_batch_feeds_are_refused(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a process without a text would break the run in the middle with a traceback."""
+def test_too_many_processes_for_the_batch_size_are_refused(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, a process without texts ends the run with a traceback."""
     with pytest.raises(RecipeError, match=r"3 processes cannot share batches of 4 queries.*to 6"):
         train(
             small,

@@ -1,4 +1,4 @@
-"""Runs that stop, go on, are left alone or refused."""
+"""Runs that are stopped, resumed, already finished or refused."""
 
 import signal
 import subprocess
@@ -27,7 +27,7 @@ SHARE = 0.25
 def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
     small: Dataset, finished: Path, tmp_path: Path, stops: list[int]
 ) -> None:
-    """If this failed, an interrupted run would end elsewhere: lost optimiser state, other batches, other dropout."""
+    """If it fails, a resumed run loses optimizer state, or draws other batches or dropout."""
     folder = tmp_path / "run"
     for steps in stops:
         with pytest.raises(Stopped):
@@ -38,7 +38,7 @@ def test_a_resumed_run_ends_with_the_same_weights_bit_for_bit(
 
 
 def test_rows_in_bfloat16_resume_bit_for_bit(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, rounding at random would draw other numbers after a stop, or the state would lose its format."""
+    """If it fails, stochastic rounding draws other numbers after a stop, or the state changes its dtype."""
     recipe = small_recipe("optimizer.classifier_rows=bfloat16", "optimizer.epochs=2")
     train(small, recipe, tmp_path / "whole", RecordingCallback())
     with pytest.raises(Stopped):
@@ -89,8 +89,8 @@ def test_a_resumed_run_draws_the_same_label_queries(
     assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
 
 
-def test_a_killed_run_goes_on_from_its_last_saved_state(small: Dataset, finished: Path, tmp_path: Path) -> None:
-    """If this failed, a crash between two saves would change the result or leave a folder that cannot go on."""
+def test_a_killed_run_resumes_from_its_last_saved_state(small: Dataset, finished: Path, tmp_path: Path) -> None:
+    """If it fails, a crash between two saves changes the result or breaks the folder."""
     folder = tmp_path / "run"
     with pytest.raises(Stopped):
         train(small, small_recipe(), folder, RecordingCallback(), should_stop=stop_after(18))
@@ -109,15 +109,15 @@ def test_a_killed_run_goes_on_from_its_last_saved_state(small: Dataset, finished
 
 
 def test_another_seed_ends_with_other_weights(small: Dataset, finished: Path, tmp_path: Path) -> None:
-    """If this failed, the bit-for-bit tests would pass for a trainer that does nothing."""
+    """If it fails, the bit-for-bit tests pass for a trainer that does nothing."""
     train(small, small_recipe("seed=1"), tmp_path / "run", RecordingCallback())
     assert weights_hash(tmp_path / "run") != weights_hash(finished)
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(
+def test_ctrl_c_saves_and_the_same_command_resumes(
     dataset_folder: Path, small: Dataset, finished: Path, tmp_path: Path
 ) -> None:
-    """If this failed, an interrupted `diptych train` would lose its work or end in a traceback."""
+    """If it fails, an interrupted `diptych train` loses its work or ends in a traceback."""
     command = [sys.executable, "-m", "diptych", "train", "--dataset", str(small.folder), "--out", str(tmp_path / "run")]
     command += [part for override in SMALL for part in ("--set", override)]
     with running(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE) as first:
@@ -135,7 +135,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(
 
 
 def test_a_finished_run_is_left_as_it_is(small: Dataset, finished: Path) -> None:
-    """If this failed, repeating the command would train again or change a finished checkpoint."""
+    """If it fails, repeating the command trains again or changes a finished checkpoint."""
     before, callback = weights_hash(finished), RecordingCallback()
     train(small, small_recipe(), finished, callback)
     assert callback.steps == []
@@ -145,7 +145,7 @@ def test_a_finished_run_is_left_as_it_is(small: Dataset, finished: Path) -> None
 def test_another_run_in_the_same_folder_is_refused_and_restart_begins_anew(
     small: Dataset, finished: Path, tmp_path: Path
 ) -> None:
-    """If this failed, a checkpoint could be overwritten or mixed with another recipe's."""
+    """If it fails, a checkpoint is overwritten or mixed with another recipe's."""
     with pytest.raises(CheckpointError, match=r"another recipe \(optimizer.epochs: 4 → 2\).*--restart"):
         train(small, small_recipe("optimizer.epochs=2"), finished, RecordingCallback())
     run = tmp_path / "run"
@@ -157,8 +157,8 @@ def test_another_run_in_the_same_folder_is_refused_and_restart_begins_anew(
 
 
 @pytest.mark.parametrize("also", [{}, {"run.json": '{"wandb": 1}'}], ids=["a file", "another program's run.json"])
-def test_a_folder_that_is_not_ours_keeps_everything(small: Dataset, tmp_path: Path, also: dict[str, str]) -> None:
-    """If this failed, a mistyped --out with --restart would delete somebody's work."""
+def test_a_folder_without_a_run_is_not_changed(small: Dataset, tmp_path: Path, also: dict[str, str]) -> None:
+    """If it fails, a mistyped --out with --restart deletes unrelated files."""
     files = {"thesis.txt": "not yours", **also}
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -167,8 +167,8 @@ def test_a_folder_that_is_not_ours_keeps_everything(small: Dataset, tmp_path: Pa
     assert {name: (tmp_path / name).read_text() for name in files} == files
 
 
-def test_a_run_that_never_began_does_not_hold_its_folder(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, correcting a mistyped model name would need another --out."""
+def test_a_run_that_failed_to_start_does_not_block_its_folder(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, correcting a mistyped model name needs another --out."""
     wrong = f"encoder={{kind: transformer, model: '{tmp_path / 'nowhere'}'}}"
     with pytest.raises(RecipeError, match="there is no such folder"):
         train(small, load_recipe("default", [wrong]), tmp_path / "run", RecordingCallback())
@@ -177,7 +177,7 @@ def test_a_run_that_never_began_does_not_hold_its_folder(small: Dataset, tmp_pat
 
 
 def test_two_runs_cannot_share_a_folder(small: Dataset, tmp_path: Path) -> None:
-    """If this failed, a retraining that overlaps the last one would mix two runs' files."""
+    """If it fails, two overlapping runs mix their files."""
     refused: list[str] = []
 
     def start_another() -> bool:

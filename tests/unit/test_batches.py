@@ -1,4 +1,4 @@
-"""Algorithm 1's inner lines, clusters and mined negatives, on random data."""
+"""Sampling, clusters and hard negatives on random data."""
 
 import numpy as np
 import pytest
@@ -18,20 +18,20 @@ label_lists = st.lists(
 
 
 @given(label_lists, st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_positives_are_sampled_without_replacement(lists: list[list[int]], most: int, seed: int) -> None:
-    """If this failed, β would not be the number of positives a query, or a query would get another's labels."""
+def test_positives_are_sampled_without_replacement(lists: list[list[int]], count: int, seed: int) -> None:
+    """If it fails, β is not the number of positives per query, or a query gets labels of another query."""
     positives = Ragged.from_lists(lists)
     for row in range(len(positives)):
         alone = positives.take(np.array([row]))
-        sampled = batches.sample_positives(alone, most, np.random.default_rng(seed))
-        assert len(sampled[0]) == min(most, len(lists[row])) == len(set(sampled.values.tolist()))
+        sampled = batches.sample_positives(alone, count, np.random.default_rng(seed))
+        assert len(sampled[0]) == min(count, len(lists[row])) == len(set(sampled.values.tolist()))
         assert set(sampled.values.tolist()) <= set(lists[row])
-    together = batches.sample_positives(positives, most, np.random.default_rng(seed))
-    assert len(together.values) == sum(min(most, len(labels)) for labels in lists)
+    together = batches.sample_positives(positives, count, np.random.default_rng(seed))
+    assert len(together.values) == sum(min(count, len(labels)) for labels in lists)
 
 
 def test_the_whole_label_space_is_a_pool() -> None:
-    """If this failed, DEXML's and Renee's comparison with every label would leave some out."""
+    """If it fails, recipes with pool_size=all (DEXML, Renee) omit labels."""
     positives = Ragged.from_lists([[3, 5], [7]])
     recipe = BatchingRecipe(pool_size="all")
     generator = np.random.default_rng(0)
@@ -43,15 +43,15 @@ def test_the_whole_label_space_is_a_pool() -> None:
 
 
 def test_every_positive_is_sampled_equally_often() -> None:
-    """If this failed, sampling would favour some labels of a query, for example those that stand first."""
+    """If it fails, sampling favours some labels of a query, such as the first ones."""
     positives, generator = Ragged.from_lists([list(range(6))]), np.random.default_rng(0)
     drawn = np.concatenate([batches.sample_positives(positives, 2, generator).values for _ in range(3000)])
     assert np.bincount(drawn, minlength=6) == pytest.approx(1000, rel=0.12)
 
 
 @given(label_lists, st.integers(0, 2**32 - 1), st.integers(3, 30))
-def test_the_target_mask_holds_every_true_label_of_the_pool(lists: list[list[int]], seed: int, pool: int) -> None:
-    """If this failed, a true label that came into the pool for another query would be taught as a negative."""
+def test_every_true_label_in_the_pool_is_a_positive(lists: list[list[int]], seed: int, pool: int) -> None:
+    """If it fails, a true label that another query added to the pool is treated as a negative."""
     generator = np.random.default_rng(seed)
     mined = generator.integers(-1, LABELS, size=(len(lists), 6)).astype(np.int32)
     exclude = Ragged.from_lists([[int(generator.integers(LABELS))] for _ in lists])
@@ -77,8 +77,8 @@ def test_the_target_mask_holds_every_true_label_of_the_pool(lists: list[list[int
     assert len({row for row, _ in picked}) == len(picked)
 
 
-def test_over_the_cap_hard_negatives_go_before_positives() -> None:
-    """If this failed, a full pool would lose the labels it has data for."""
+def test_a_full_pool_drops_hard_negatives_before_positives() -> None:
+    """If it fails, a full pool drops positives although it has hard negatives."""
     generator = np.random.default_rng(1)
     pool = batches.label_pool(np.arange(10), np.arange(5, 40), 14, generator)
     assert len(pool) == 14
@@ -86,8 +86,8 @@ def test_over_the_cap_hard_negatives_go_before_positives() -> None:
     assert len(batches.label_pool(np.arange(10), np.arange(5, 40), 6, generator)) == 6
 
 
-def test_drawn_hard_negatives_are_mined_ones_and_none_twice() -> None:
-    """If this failed, padding would become label −1, or η draws would repeat."""
+def test_hard_negatives_are_drawn_without_replacement() -> None:
+    """If it fails, padding is used as label −1, or a hard negative is drawn twice."""
     mined = np.array([[1, 2, 3, 4, -1, -1], [7, -1, -1, -1, -1, -1]], np.int32)
     drawn = batches.draw_hard_negatives(np.array([0]), mined, 3, np.random.default_rng(0))
     assert len(set(drawn.tolist())) == 3
@@ -98,7 +98,7 @@ def test_drawn_hard_negatives_are_mined_ones_and_none_twice() -> None:
 @given(st.integers(1, 300), st.integers(2, 64))
 @settings(max_examples=40)
 def test_clusters_are_balanced_and_complete(count: int, largest: int) -> None:
-    """If this failed, a batch would be larger than the memory was planned for, or a query would never be trained on."""
+    """If it fails, a batch exceeds batch_size, or a query is never used for training."""
     vectors = np.random.default_rng(count).standard_normal((count, 5)).astype(np.float32)
     for clusters in (
         balanced_clusters(vectors, largest, np.random.default_rng(0)),
@@ -111,8 +111,8 @@ def test_clusters_are_balanced_and_complete(count: int, largest: int) -> None:
         assert len(clusters) == 1 or len(clusters) & (len(clusters) - 1) == 0
 
 
-def test_clusters_hold_what_is_near() -> None:
-    """If this failed, batches would be random and in-batch negatives easy."""
+def test_clusters_group_near_queries() -> None:
+    """If it fails, batches are random and in-batch negatives easy."""
     generator = np.random.default_rng(3)
     centres = 10 * generator.standard_normal((4, 16))
     group = np.repeat(np.arange(4), 32)
@@ -123,14 +123,14 @@ def test_clusters_hold_what_is_near() -> None:
 
 @pytest.mark.parametrize("block", [1 << 24, 130, 1])
 def test_mined_negatives_are_the_nearest_that_are_not_true(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
-    """If this failed, a true or excluded label would be a hard negative, or a large set would be mined wrongly."""
+    """If it fails, a true or excluded label is a hard negative, or mining in blocks gives other labels."""
     monkeypatch.setattr("training.batching.hard_negatives.SCORES_PER_BLOCK", block)
     generator = np.random.default_rng(5)
     queries, labels = (generator.standard_normal((n, 8)).astype(np.float32) for n in (30, 50))
     not_negative = Ragged.from_lists(
         [generator.choice(50, size=int(n), replace=False) for n in generator.integers(0, 12, 30)]
     )
-    clusters = np.array_split(generator.permutation(30), 5)  # fewer than CLUSTERS_PER_LABEL: every label is looked at
+    clusters = np.array_split(generator.permutation(30), 5)  # fewer than CLUSTERS_PER_LABEL: every label is a candidate
     mined = mine_hard_negatives(queries, labels, clusters, not_negative, 7)
     for row in range(30):
         order = [int(label) for label in np.argsort(-(labels @ queries[row])) if label not in not_negative[row]]
@@ -138,7 +138,7 @@ def test_mined_negatives_are_the_nearest_that_are_not_true(monkeypatch: pytest.M
 
 
 def test_mined_negatives_are_padded_when_there_are_too_few() -> None:
-    """If this failed, a query that is true of nearly everything would get made-up negatives."""
+    """If it fails, a query with few negatives gets invalid ones."""
     ones, both = np.ones((3, 2), np.float32), [np.array([1]), np.array([0])]
     mined = mine_hard_negatives(ones[:2], ones, both, Ragged.from_lists([[2, 0, 1], [1]]), 4)
     assert mined[0].tolist() == [-1] * 4
@@ -147,7 +147,7 @@ def test_mined_negatives_are_padded_when_there_are_too_few() -> None:
 
 
 def test_with_many_clusters_mined_negatives_come_from_near_them() -> None:
-    """If this failed, mining would cost every query against every label, or find labels of another subject."""
+    """If it fails, mining scores every query with every label, or returns distant labels."""
     generator = np.random.default_rng(6)
     subjects = generator.standard_normal((2 * CLUSTERS_PER_LABEL, 128)).astype(np.float32)
     subjects /= np.linalg.norm(subjects, axis=1, keepdims=True)

@@ -1,4 +1,4 @@
-"""What goes wrong when processes exchange data is named by its cause."""
+"""Errors of collectives name their cause."""
 
 import pytest
 import torch
@@ -27,8 +27,8 @@ from training.optim.collective_errors import collective_errors
         ("NCCL Error 1: unhandled cuda error", "cannot exchange data"),
     ],
 )
-def test_each_cause_is_named_with_the_library_s_own_words(said: str, named: str) -> None:
-    """If it fails, a user looks for a dead process where memory or the shapes of tensors are the cause."""
+def test_the_error_names_the_cause_and_has_the_original_message(said: str, named: str) -> None:
+    """If it fails, a user looks for a dead process although memory or tensor shapes are the cause."""
     with pytest.raises(TrainingError, match=named) as raised, collective_errors():
         raise RuntimeError(said)
     assert said.rstrip(".") in str(raised.value)

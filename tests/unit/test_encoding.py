@@ -1,4 +1,4 @@
-"""Encoding in two passes gives the gradients of one."""
+"""GradCache gives the gradients of direct encoding."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from training.data.token_cache import TokenBatch, TokenizedTexts
 from training.model.pretrained import transformer
 from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder
-from training.model.unified import TransformerEncoder
+from training.model.transformer_encoder import TransformerEncoder
 from training.optim.grad_cache import GradCacheEncoding
 from training.recipe.schema import TransformerEncoderRecipe
 
@@ -29,7 +29,7 @@ def texts() -> TokenizedTexts:
 
 @pytest.fixture(params=["static", "transformer"])
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> nn.Module:
-    """Either encoder, learning, with dropout."""
+    """Either encoder in training mode, with dropout."""
     torch.manual_seed(0)
     if request.param == "static":
         pairs = StaticEncoder(RowTable(torch.randn(64, 8)), torch.zeros(64, 1), pairs=40, pair_dropout=0.5)
@@ -42,12 +42,12 @@ def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 
 def loss_of(vectors_BE: Tensor) -> Tensor:
-    """A loss in which every text meets every other."""
+    """Return a loss that depends on every pair of texts."""
     return (vectors_BE @ vectors_BE.T).logsumexp(dim=1).sum()
 
 
 def gradients(encoder: nn.Module) -> dict[str, Tensor]:
-    """By parameter or table; those of a table added up by row."""
+    """Return gradients by parameter or table; those of a table summed per row."""
     found = {name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None}
     for name, table in encoder.named_modules():
         if isinstance(table, RowTable):
@@ -55,16 +55,18 @@ def gradients(encoder: nn.Module) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("at_once", [1, 4, 13, 50])
-def test_two_passes_give_the_gradients_of_one(encoder: nn.Module, texts: TokenizedTexts, at_once: int) -> None:
-    """If this failed, a batch that does not fit into memory at once would teach something else than one that does."""
+@pytest.mark.parametrize("chunk_size", [1, 4, 13, 50])
+def test_grad_cache_gives_the_gradients_of_direct_encoding(
+    encoder: nn.Module, texts: TokenizedTexts, chunk_size: int
+) -> None:
+    """If it fails, a large batch with GradCache is trained with other gradients than without."""
 
     def encode(tokens: TokenBatch) -> Tensor:
         vectors_BE: Tensor = encoder(tokens.input_ids_BT, tokens.attention_mask_BT)
         return vectors_BE
 
     torch.manual_seed(1)
-    chunks = list(texts.batches_by_length(at_once))
+    chunks = list(texts.batches_by_length(chunk_size))
     whole_BE = torch.cat([encode(tokens) for _, tokens in chunks])
     order = np.argsort(np.concatenate([places for places, _ in chunks]))
     loss_of(whole_BE[torch.from_numpy(order)]).backward()  # type: ignore[no-untyped-call]
@@ -72,7 +74,7 @@ def test_two_passes_give_the_gradients_of_one(encoder: nn.Module, texts: Tokeniz
     encoder.zero_grad()
 
     torch.manual_seed(1)
-    chunked = GradCacheEncoding(encode, texts, at_once, CPU)
+    chunked = GradCacheEncoding(encode, texts, chunk_size, CPU)
     loss_of(chunked.vectors_BE).backward()  # type: ignore[no-untyped-call]
     chunked.backward()
     found = gradients(encoder)

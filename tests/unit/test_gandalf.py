@@ -1,4 +1,4 @@
-"""Label texts as training queries: which labels are neighbours, and which of them become queries."""
+"""Label queries: their positives, targets and number."""
 
 import math
 
@@ -24,7 +24,7 @@ def neighbouring_labels(labels: Ragged, n_labels: int, most: int, threshold: flo
 
 
 def cosine(label: int, other: int, rows: list[set[int]]) -> float:
-    """Of the sets of queries that two labels are positives of; 0 when no two queries are in both."""
+    """Return the cosine of two labels' query sets; 0 if they share fewer than two queries."""
     mine, theirs = ({q for q, row in enumerate(rows) if one in row} for one in (label, other))
     shared = len(mine & theirs)
     return shared / math.sqrt(len(mine) * len(theirs)) if shared >= 2 else 0.0
@@ -34,7 +34,7 @@ def cosine(label: int, other: int, rows: list[set[int]]) -> float:
 def test_neighbours_are_the_nearest_by_their_queries(
     rows: list[set[int]], most: int, threshold: float, block: int
 ) -> None:
-    """If this failed, a label's text would be taught labels that have nothing to do with it; blocks change nothing."""
+    """If it fails, label queries get unrelated labels as positives, or the block size changes them."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(gandalf, "LABELS_PER_BLOCK", block)
         found = neighbouring_labels(Ragged.from_lists([sorted(row) for row in rows]), N_LABELS, most, threshold)
@@ -49,7 +49,7 @@ def test_neighbours_are_the_nearest_by_their_queries(
 
 @pytest.mark.parametrize("block", [1, 2, 1000])
 def test_neighbours_come_nearest_first_and_equal_ones_by_row(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this failed, `most` would keep other labels than the nearest, or others in each run."""
+    """If it fails, `max_positives` selects other labels than the nearest, or varies between runs."""
     monkeypatch.setattr(gandalf, "LABELS_PER_BLOCK", block)
     shared = [[0, 3, 4, 1]] * 2 + [[0, 3, 4]] * 2 + [[0, 2]] * 2 + [[5], [6, 0]]  # 6 shares one query: chance
     positives = Ragged.from_lists(shared)
@@ -73,7 +73,7 @@ def train() -> Split:
 
 
 def test_label_queries_are_label_texts_with_their_neighbours(train: Split) -> None:
-    """If this failed, a label's text would be taught twice, with itself as its answer, or without any."""
+    """If it fails, a label query duplicates a training query, has itself as positive, or has none."""
     extra = label_queries(train, LABEL_TEXTS, LabelQueriesRecipe(share=1.0)).split
     # No row for "first", which is a training query, nor for "alone", which shares queries with no other label.
     assert extra.texts == ["second", "third", "fourth"]
@@ -85,19 +85,19 @@ def test_label_queries_are_label_texts_with_their_neighbours(train: Split) -> No
 
 @pytest.mark.parametrize(("share", "drawn"), [(0.4, 2), (1.0, 3), (3.0, 3)])
 def test_as_many_are_drawn_as_the_share_of_the_training_queries(train: Split, share: float, drawn: int) -> None:
-    """If this failed, label texts would crowd out the queries, or none would be learned from; there are three."""
+    """If it fails, an epoch has too many label queries, or none; there are three."""
     assert label_queries(train, LABEL_TEXTS, LabelQueriesRecipe(share=share)).per_epoch == drawn
 
 
 @pytest.mark.parametrize(("share", "texts"), [(0.0, LABEL_TEXTS), (None, LABEL_TEXTS)])
 def test_without_a_share_there_are_none(train: Split, share: float | None, texts: list[str]) -> None:
-    """If this failed, queries that are mostly no labels (one of five here) would learn another task."""
+    """If it fails, a dataset whose queries are mostly not labels (one of five here) trains another task."""
     extra = label_queries(train, texts, LabelQueriesRecipe(share=share))
     assert (len(extra), len(extra.split), extra.per_epoch) == (0, 0, 0)
 
 
-def test_most_and_threshold_are_the_recipes(train: Split) -> None:
-    """If this failed, the recipe's keys would be ignored."""
+def test_max_positives_and_threshold_follow_the_recipe(train: Split) -> None:
+    """If it fails, the recipe's keys are ignored."""
     tripled = Split.from_lists(
         [f"{n}" for n in range(6)], list("uvwxyz"), Ragged.from_lists([[0, 1, 2]] * 3 + [[0, 1]] * 3), Ragged.empty(6)
     )
@@ -107,7 +107,7 @@ def test_most_and_threshold_are_the_recipes(train: Split) -> None:
 
 
 def test_the_share_of_queries_that_are_labels() -> None:
-    """If this failed, the default number of label queries would be another one than the dataset asks for."""
+    """If it fails, the default number of label queries does not follow the dataset."""
     assert default_share(["a", "b", "b", "c"], ["b", "c", "d"]) == 0.75
     assert default_share(["a", "a", "b", "c"], ["b", "c", "d"]) == 0.0
     assert default_share([], ["b"]) == 0.0
@@ -121,8 +121,8 @@ def test_the_share_of_queries_that_are_labels() -> None:
         ("one_hot", {0: 1.0}),
     ],
 )
-def test_soft_targets_are_the_papers(targets: str, of_first: dict[int, float]) -> None:
-    """If this failed, a label's text would be taught its neighbours as truer, or less true, than the paper says."""
+def test_soft_targets_follow_the_papers(targets: str, of_first: dict[int, float]) -> None:
+    """If it fails, the targets of neighbours differ from the papers."""
     clicks = Ragged.from_lists([[0, 1], [0, 1], [0, 2], [0], [3]])
     train = Split.from_lists(list("abcde"), ["first", "v", "w", "x", "y"], clicks, Ragged.empty(5))
     recipe = LabelQueriesRecipe(share=1.0, targets=targets)

@@ -1,4 +1,4 @@
-"""The losses against slow, obvious versions of their equations."""
+"""The losses against slow, direct implementations of their equations."""
 
 import math
 from functools import partial
@@ -18,7 +18,7 @@ def make_targets(positive_QP: Tensor, ignored_QP: Tensor | None = None) -> Targe
 
 
 def slow(scores_QP: Tensor, positive_QP: Tensor, ignored_QP: Tensor, *, decoupled: bool) -> float:
-    """The mean over rows of the mean over positives, written as the paper writes it, one exponential at a time."""
+    """Return the mean over rows of the mean over positives, directly from the paper's equation."""
     rows = []
     for scores, positive, ignored in zip(scores_QP.tolist(), positive_QP.tolist(), ignored_QP.tolist(), strict=True):
         negatives = [s for s, p, i in zip(scores, positive, ignored, strict=True) if not p and not i]
@@ -42,21 +42,21 @@ def example() -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_decoupled_softmax_is_the_equation(example: tuple[Tensor, Tensor, Tensor]) -> None:
-    """If this failed, another positive or an excluded label would stand in the denominator."""
+    """If it fails, the denominator includes another positive or an excluded label."""
     scores_QP, positive_QP, ignored_QP = example
     found = losses.decoupled_softmax(scores_QP, make_targets(positive_QP, ignored_QP))
     assert found.item() == pytest.approx(slow(scores_QP, positive_QP, ignored_QP, decoupled=True), rel=1e-5)
 
 
 def test_supcon_is_the_equation(example: tuple[Tensor, Tensor, Tensor]) -> None:
-    """If this failed, SupCon recipes would train some other loss."""
+    """If it fails, SupCon recipes train another loss."""
     scores_QP, positive_QP, ignored_QP = example
     found = losses.supcon(scores_QP, make_targets(positive_QP, ignored_QP))
     assert found.item() == pytest.approx(slow(scores_QP, positive_QP, ignored_QP, decoupled=False), rel=1e-5)
 
 
-def test_bce_is_a_sum_over_the_pool_a_query(example: tuple[Tensor, Tensor, Tensor]) -> None:
-    """If this failed, the BCE weight of a recipe would mean something else than 'on the sum over the pool'."""
+def test_bce_is_a_sum_over_the_pool_per_query(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If it fails, the BCE weight of a recipe does not apply to the sum over the pool, per query."""
     scores_QP, positive_QP, ignored_QP = example
     each_QP = torch.nn.functional.binary_cross_entropy_with_logits(scores_QP, positive_QP.float(), reduction="none")
     rows_Q = each_QP.masked_fill(ignored_QP, 0).sum(dim=1)
@@ -67,7 +67,7 @@ def test_bce_is_a_sum_over_the_pool_a_query(example: tuple[Tensor, Tensor, Tenso
 
 
 def test_triplet_is_the_mean_over_the_negatives_within_the_margin(example: tuple[Tensor, Tensor, Tensor]) -> None:
-    """If this failed, NGAME recipes would train some other loss."""
+    """If it fails, NGAME recipes train another loss."""
     scores_QP, positive_QP, ignored_QP = example
     rows = []
     for scores, positive, left_out in zip(scores_QP, positive_QP, positive_QP | ignored_QP, strict=True):
@@ -79,8 +79,8 @@ def test_triplet_is_the_mean_over_the_negatives_within_the_margin(example: tuple
     assert found.item() == pytest.approx(sum(rows) / len(rows), rel=1e-5)
 
 
-def test_pick_one_label_takes_the_loss_of_the_picked_pairs_alone(example: tuple[Tensor, Tensor, Tensor]) -> None:
-    """If this failed, POL would be PSL, or would push a query away from its other true labels."""
+def test_pick_one_label_uses_the_picked_pairs_only(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If it fails, POL equals PSL, or treats the other true labels as negatives."""
     scores_QP, positive_QP, ignored_QP = example
     targets = make_targets(positive_QP, ignored_QP)
     rows = [row for row in range(len(positive_QP)) if positive_QP[row].any()]
@@ -97,8 +97,8 @@ def test_pick_one_label_takes_the_loss_of_the_picked_pairs_alone(example: tuple[
     assert found.item() == pytest.approx(sum(each) / len(each), rel=1e-5)
 
 
-def test_a_positive_weighs_as_much_as_it_is_true(example: tuple[Tensor, Tensor, Tensor]) -> None:
-    """If this failed, Gandalf's soft targets would be taught as plain truth."""
+def test_positives_are_weighted_by_their_targets(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If it fails, Gandalf's soft targets count as 1."""
     scores_QP, positive_QP, ignored_QP = example
     hard = make_targets(positive_QP, ignored_QP)
     target_M = torch.linspace(0.1, 1, len(hard.row_M))
@@ -123,8 +123,8 @@ def test_a_positive_weighs_as_much_as_it_is_true(example: tuple[Tensor, Tensor, 
     assert losses.binary_cross_entropy(scores_QP, soft).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_rows_without_a_contrast_give_zero_and_finite_gradients() -> None:
-    """If this failed, one query whose whole pool is positive would turn every weight into NaN."""
+def test_rows_without_negatives_or_positives_give_zero_loss_and_finite_gradients() -> None:
+    """If it fails, one query whose pool has only positives turns all weights into NaN."""
     for positive_QP in (torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3, dtype=torch.bool)):
         for loss in (losses.decoupled_softmax, losses.supcon, partial(losses.triplet, margin=0.3)):
             scores_QP = torch.randn(2, 3, requires_grad=True)
@@ -136,7 +136,7 @@ def test_rows_without_a_contrast_give_zero_and_finite_gradients() -> None:
 
 
 def test_scores_far_below_minus_100_stay_exact() -> None:
-    """If this failed, a mask of −100 would have crept in: unnormalised scores over a temperature go far below that."""
+    """If it fails, masks are large negative numbers: scores divided by a temperature can be smaller."""
     scores_QP = torch.tensor([[-400.0, -401.0, -402.0]])
     positive_QP = torch.tensor([[False, True, False]])
     expected = -math.log(math.exp(-1) / (math.exp(-1) + math.exp(0) + math.exp(-2)))
@@ -144,7 +144,7 @@ def test_scores_far_below_minus_100_stay_exact() -> None:
 
 
 def test_both_directions_and_terms_add_up_with_their_weights(example: tuple[Tensor, Tensor, Tensor]) -> None:
-    """If this failed, λ_D, λ_C or a term's weight would not do what the recipe says."""
+    """If it fails, λ_D, λ_C or the weight of a term has no effect or a wrong one."""
     scores_QP, positive_QP, ignored_QP = example
     targets = make_targets(positive_QP, ignored_QP)
     terms = LossRecipe(decoupled_softmax=0.5, supcon=2.0, bce=0.1, temperature=0.5, query_to_label=0.8)
@@ -164,7 +164,7 @@ def test_both_directions_and_terms_add_up_with_their_weights(example: tuple[Tens
 
 
 def test_the_gradient_pulls_positives_up_and_negatives_down(example: tuple[Tensor, Tensor, Tensor]) -> None:
-    """If this failed, a sign would be wrong or an excluded pair would be taught."""
+    """If it fails, a sign is wrong, or an excluded pair has a gradient."""
     scores_QP, positive_QP, ignored_QP = example
     scores_QP = scores_QP.clone().requires_grad_(True)
     targets = make_targets(positive_QP, ignored_QP)

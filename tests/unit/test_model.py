@@ -20,14 +20,8 @@ from transformers import (
 
 from retrieval.errors import RecipeError
 from training.model.device import uses_bfloat16
-from training.model.unified import (
-    MIN_TOKENS,
-    TransformerEncoder,
-    UnifiedModel,
-    groups_by_length,
-    init_model,
-    model_skeleton,
-)
+from training.model.transformer_encoder import MIN_TOKENS, TransformerEncoder, groups_by_length
+from training.model.unified import UnifiedModel, init_model, model_skeleton
 from training.optim.optimizers import dense_optimizer
 from training.recipe.loading import load_recipe
 from training.recipe.schema import Recipe
@@ -40,8 +34,8 @@ def small(**sections: object) -> Recipe:
     return Recipe.model_validate({"name": "small", "encoder": {"kind": "static", "dim": 8}, **sections})
 
 
-def test_what_is_searched_with_has_unit_length_and_training_leaves_the_classifier_raw() -> None:
-    """If this failed, the score would not be a mean of two cosines, or training would normalise Φ_C."""
+def test_search_vectors_are_normalized_and_training_vectors_of_the_classifier_are_not() -> None:
+    """If it fails, the score is not a mean of two cosines, or training normalizes Φ_C."""
     model = init_model(small(heads={"classifier": {"dim": 5}}), n_labels=4, rarity_V=torch.ones(12)).eval()
     dual_BD, classifier_BC = model.query_vectors(IDS, MASK)
     assert dual_BD.shape == (3, 8)
@@ -68,18 +62,18 @@ def transformer(folder: Path, **encoder: object) -> Recipe:
     return Recipe.model_validate({"name": "t", "encoder": {"kind": "transformer", "model": str(folder), **encoder}})
 
 
-def test_a_transformer_is_mean_pooled_and_blind_to_padding(tiny_bert: Path) -> None:
-    """If this failed, a query's vector would depend on its batch."""
+def test_a_transformer_is_mean_pooled_without_padding(tiny_bert: Path) -> None:
+    """If it fails, a query's vector depends on its batch."""
     model = init_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40)).eval()
     together = model.encoder(IDS, MASK)
     alone = model.encoder(IDS[1:2, :1], MASK[1:2, :1])
     assert torch.allclose(together[1], alone[0], atol=1e-5)
 
 
-def test_learning_sorts_texts_by_length_and_encodes_them_alike(
+def test_training_encodes_groups_by_length_with_the_same_result(
     tiny_bert: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If this failed, a text would be learned with another's vector, be cut short, or get no gradient."""
+    """If it fails, a text gets the vector of another, is truncated, or has no gradient."""
     monkeypatch.setitem(MIN_TOKENS, "cpu", 6)
     silent = BertConfig.from_pretrained(tiny_bert, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
     silent.save_pretrained(tiny_bert)
@@ -95,8 +89,8 @@ def test_learning_sorts_texts_by_length_and_encodes_them_alike(
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=60).map(sorted), st.integers(1, 100))
-def test_groups_of_like_length_hold_whole_lengths(sorted_B: list[int], least: int) -> None:
-    """If this failed, texts would be left out, padded for nothing, or learned in more calls than they are worth."""
+def test_texts_of_equal_length_are_in_one_group(sorted_B: list[int], least: int) -> None:
+    """If it fails, texts are omitted, padded needlessly, or encoded in too many calls."""
     groups = groups_by_length(sorted_B, least)
     assert [place for start, stop in groups for place in range(start, stop)] == list(range(len(sorted_B)))
     for start, stop in groups[:-1]:
@@ -106,8 +100,8 @@ def test_groups_of_like_length_hold_whole_lengths(sorted_B: list[int], least: in
         assert all((at - start) * sorted_B[at - 1] < least for at in shorter)
 
 
-def test_only_the_first_layers_are_kept_and_more_than_there_are_is_refused(tiny_bert: Path) -> None:
-    """If this failed, `encoder.layers` would be ignored."""
+def test_only_the_first_layers_are_used_and_too_many_are_refused(tiny_bert: Path) -> None:
+    """If it fails, `encoder.layers` is ignored."""
     model = init_model(transformer(tiny_bert, layers=1), n_labels=3, rarity_V=torch.ones(40))
     assert isinstance(model.encoder, TransformerEncoder)
     assert model.encoder.transformer.config.num_hidden_layers == 1  # type: ignore[union-attr]
@@ -116,30 +110,30 @@ def test_only_the_first_layers_are_kept_and_more_than_there_are_is_refused(tiny_
         init_model(transformer(tiny_bert, layers=3), n_labels=3, rarity_V=torch.ones(40))
 
 
-def test_a_model_folder_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    """If this failed, a wrong path would end in a traceback of another library."""
+def test_a_missing_model_folder_is_one_sentence(tmp_path: Path) -> None:
+    """If it fails, a wrong path ends in a traceback of another library."""
     with pytest.raises(RecipeError, match="there is no such folder"):
         init_model(transformer(tmp_path / "nowhere"), n_labels=3, rarity_V=torch.ones(40))
 
 
 @pytest.mark.parametrize("damage", ["config.json", "model.safetensors"])
 def test_a_damaged_model_folder_is_one_sentence(tiny_bert: Path, damage: str) -> None:
-    """If this failed, a half-copied model would end in a traceback of another library."""
+    """If it fails, an incomplete model ends in a traceback of another library."""
     whole = (tiny_bert / damage).read_bytes()
     (tiny_bert / damage).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RecipeError, match="cannot be loaded"):
         init_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40))
 
 
-def test_more_tokens_than_the_model_reads_are_refused(tiny_bert: Path) -> None:
-    """If this failed, the first long text would end a run hours in."""
+def test_max_tokens_above_the_context_length_is_refused(tiny_bert: Path) -> None:
+    """If it fails, the first long text ends a run after hours."""
     with pytest.raises(RecipeError, match="reads 32 tokens"):
         init_model(transformer(tiny_bert, max_tokens=33), n_labels=3, rarity_V=torch.ones(40))
 
 
 @pytest.mark.parametrize("architecture", ["t5", "modernbert", "distilbert"])
 def test_other_architectures_encode_and_reload(tmp_path: Path, architecture: str) -> None:
-    """If this failed, "any Hugging Face encoder" would mean BERT: decoders, per-layer settings, other names."""
+    """If it fails, only BERT works: decoders, per-layer settings and other names break."""
     torch.manual_seed(0)
     made = {
         "t5": lambda: T5Model(T5Config(vocab_size=40, d_model=16, d_ff=32, num_layers=2, num_heads=2, d_kv=8)),
@@ -180,13 +174,13 @@ def test_other_architectures_encode_and_reload(tmp_path: Path, architecture: str
             module.dropout = 0.0
     learning_BE = model.train().encoder(IDS, MASK)
     assert torch.allclose(learning_BE, answering_BE, atol=1e-5)
-    (learning_BE * torch.randn_like(learning_BE)).sum().backward()  # a plain sum of normalised numbers teaches nothing
+    (learning_BE * torch.randn_like(learning_BE)).sum().backward()  # a plain sum of normalized values has no gradient
     words = model.encoder.transformer.get_input_embeddings().weight.grad  # type: ignore[union-attr, operator]
     assert words.abs().sum(dim=1).nonzero().flatten().tolist() == sorted(IDS[MASK.bool()].unique().tolist())
 
 
-def test_an_model_skeleton_takes_exactly_the_weights_of_a_fresh_one(tiny_bert: Path) -> None:
-    """If this failed, a checkpoint could not be loaded without the files it was made from."""
+def test_a_skeleton_loads_the_weights_of_an_initialized_model(tiny_bert: Path) -> None:
+    """If it fails, a checkpoint cannot be loaded without its pretrained model."""
     recipe = transformer(tiny_bert, layers=1)
     model = init_model(recipe, n_labels=3, rarity_V=torch.ones(40))
     assert isinstance(model.encoder, TransformerEncoder)
@@ -198,7 +192,7 @@ def test_an_model_skeleton_takes_exactly_the_weights_of_a_fresh_one(tiny_bert: P
 
 
 def test_every_dense_weight_has_one_optimizer_and_rows_have_theirs(tiny_bert: Path) -> None:
-    """If this failed, a part of the model would never learn, or ψ would be decayed by AdamW."""
+    """If it fails, some weights are never trained, or AdamW decays ψ."""
     model = init_model(transformer(tiny_bert), n_labels=3, rarity_V=torch.ones(40))
     dense = dense_optimizer(model, transformer(tiny_bert).optimizer)
     held = [id(parameter) for group in dense.param_groups for parameter in group["params"]]
@@ -213,8 +207,8 @@ def test_every_dense_weight_has_one_optimizer_and_rows_have_theirs(tiny_bert: Pa
     ]
 
 
-def test_bfloat16_is_chosen_by_encoder_and_processor_or_by_the_recipe() -> None:
-    """If this failed, a static encoder would lose precision for nothing, or precision=float32 would be overruled."""
+def test_the_encoder_and_the_hardware_or_the_recipe_select_bfloat16() -> None:
+    """If it fails, a static encoder loses precision without benefit, or precision=float32 is ignored."""
     cpu = torch.device("cpu")
     assert not uses_bfloat16(small(), cpu)
     assert uses_bfloat16(small(precision="bfloat16"), cpu)
@@ -222,5 +216,5 @@ def test_bfloat16_is_chosen_by_encoder_and_processor_or_by_the_recipe() -> None:
 
 
 def test_the_default_recipe_builds_a_model() -> None:
-    """If this failed, `diptych train` without --recipe would not start."""
+    """If it fails, `diptych train` without --recipe does not start."""
     assert isinstance(init_model(load_recipe("default"), 10, torch.ones(100)), UnifiedModel)

@@ -12,7 +12,9 @@ from transformers import AutoModel, DistilBertConfig
 from export.encoders import write_encoders
 from export.geometry import Cone
 from training.model.row_table import RowTable
-from training.model.unified import StaticEncoder, TransformerEncoder, UnifiedModel
+from training.model.static_encoder import StaticEncoder
+from training.model.transformer_encoder import TransformerEncoder
+from training.model.unified import UnifiedModel
 from training.recipe.schema import Recipe
 
 VOCABULARY, N_LABELS = 200, 1000

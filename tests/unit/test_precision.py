@@ -19,7 +19,8 @@ from tests.support.pretrained import HIDDEN, save_tiny_bert
 from training.checkpoint.files import read_tokenizer
 from training.data.token_cache import TokenizedTexts, tokenize_in_memory
 from training.model.pretrained import transformer
-from training.model.unified import TransformerEncoder, UnifiedModel
+from training.model.transformer_encoder import TransformerEncoder
+from training.model.unified import UnifiedModel
 from training.recipe.schema import Recipe, TransformerEncoderRecipe
 
 WORDS = [f"w{number}" for number in range(60)]

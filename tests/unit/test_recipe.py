@@ -1,4 +1,4 @@
-"""Recipes: data that is validated once."""
+"""Recipes: schema, loading and overrides."""
 
 import json
 from pathlib import Path
@@ -12,12 +12,12 @@ from training.recipe.schema import StaticEncoderRecipe, TransformerEncoderRecipe
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_every_shipped_recipe_is_valid_and_named_as_its_file(name: str) -> None:
-    """If this failed, `diptych train --recipe NAME` would refuse a recipe of ours."""
+    """If it fails, `diptych train --recipe NAME` refuses a shipped recipe."""
     assert load_recipe(name).name == name
 
 
 def test_overrides_reach_any_key_with_its_type() -> None:
-    """If this failed, --set would leave a value as text or miss the key."""
+    """If it fails, --set leaves a value as text or misses the key."""
     recipe = load_recipe(
         "default",
         [
@@ -37,7 +37,7 @@ def test_overrides_reach_any_key_with_its_type() -> None:
 
 @pytest.mark.parametrize("name", ["default", "lf_amazontitles_131k"])
 def test_every_key_of_a_recipe_can_be_set(name: str) -> None:
-    """If this failed, some field could not be overridden from the command line."""
+    """If it fails, some key cannot be set on the command line."""
     recipe = load_recipe(name)
     for key in recipe.origins():
         value: object = recipe.model_dump(mode="json")
@@ -47,7 +47,7 @@ def test_every_key_of_a_recipe_can_be_set(name: str) -> None:
 
 
 def test_the_encoder_is_chosen_by_its_kind() -> None:
-    """If this failed, a transformer recipe would train a static encoder."""
+    """If it fails, a transformer recipe trains a static encoder."""
     assert isinstance(load_recipe("default").encoder, StaticEncoderRecipe)
     chosen = load_recipe("default", ["encoder={kind: transformer, model: some/model, layers: 2}"]).encoder
     assert isinstance(chosen, TransformerEncoderRecipe)
@@ -55,7 +55,7 @@ def test_the_encoder_is_chosen_by_its_kind() -> None:
 
 
 def test_an_override_changes_its_own_key_and_no_other() -> None:
-    """If this failed, setting one term of a loss would silently reset its temperature."""
+    """If it fails, setting one term of a loss silently resets its temperature."""
     changed = load_recipe("default", ["loss.dual_encoder.supcon=0.5", "loss.classifier.query_to_label=1"])
     assert changed.differences(load_recipe("default")) == [
         "loss.classifier.query_to_label: 1.0 → 0.5",
@@ -78,20 +78,20 @@ def test_an_override_changes_its_own_key_and_no_other() -> None:
     ],
 )
 def test_a_bad_override_is_refused_with_its_key_and_value(override: str, sentence: str) -> None:
-    """If this failed, a misspelt key would train something else than was asked for, or end in a traceback."""
+    """If it fails, a misspelt key is ignored, or ends in a traceback."""
     with pytest.raises(RecipeError) as caught:
         load_recipe("default", ["seed=1", override])
     assert sentence in str(caught.value)
 
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
-    """If this failed, a typo in --recipe would leave a person guessing."""
+    """If it fails, the error of a misspelt --recipe does not list the recipes."""
     with pytest.raises(RecipeError, match="default, lf_amazon_131k"):
         load_recipe("keyword")
 
 
-def test_a_file_that_is_no_recipe_is_one_sentence(tmp_path: Path) -> None:
-    """If this failed, a wrong file given as recipe would end in a traceback."""
+def test_a_file_that_is_not_a_recipe_is_one_sentence(tmp_path: Path) -> None:
+    """If it fails, a wrong file as recipe ends in a traceback."""
     path = tmp_path / "recipe.yaml"
     for text in ("- a\n- list\n", "a: [\n"):
         path.write_text(text)
@@ -100,7 +100,7 @@ def test_a_file_that_is_no_recipe_is_one_sentence(tmp_path: Path) -> None:
 
 
 def test_a_copied_file_is_the_same_recipe(tmp_path: Path) -> None:
-    """If this failed, a user's edited copy of a recipe would not start from what was shipped."""
+    """If it fails, a copy of a recipe has other defaults than the shipped one."""
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\nbatching: {batch_size: 128}\n")
     assert load_recipe(str(path)).differences(load_recipe("default", ["batching.batch_size=128"])) == []

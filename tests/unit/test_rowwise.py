@@ -1,4 +1,4 @@
-"""Tables that are learned row by row."""
+"""Row tables and the row-wise optimizer."""
 
 import torch
 
@@ -12,8 +12,8 @@ def train_rows(table: RowTable, rows: list[int], gradient: torch.Tensor, rate: f
     update_rows_(table, *table.pop_gradients(), rate)
 
 
-def test_only_the_rows_of_the_batch_move() -> None:
-    """If this failed, labels without data would drift or decay, which the row-wise optimiser is there to stop."""
+def test_only_the_rows_of_the_batch_change() -> None:
+    """If it fails, labels without data drift or decay, which the row-wise optimizer exists to prevent."""
     before = torch.randn(50, 8)
     table = RowTable(before.clone())
     train_rows(table, [3, 7], torch.randn(2, 8))
@@ -23,8 +23,8 @@ def test_only_the_rows_of_the_batch_move() -> None:
     assert table.steps.nonzero().flatten().tolist() == [3, 7]
 
 
-def test_a_step_is_the_written_rule() -> None:
-    """If this failed, the update would not be RMSprop with one second moment per row and bias correction."""
+def test_an_update_follows_the_equation() -> None:
+    """If it fails, the update is not RMSprop with one second moment per row and bias correction."""
     table = RowTable(torch.zeros(1, 4))
     moment, expected = 0.0, torch.zeros(4)
     for count, scale in enumerate((1.0, 3.0, 0.5), start=1):
@@ -35,8 +35,8 @@ def test_a_step_is_the_written_rule() -> None:
     assert torch.allclose(table.weight[0], expected, atol=1e-5)
 
 
-def test_rows_taken_twice_in_a_step_move_once_by_the_summed_gradient() -> None:
-    """If this failed, a token that stands in queries and labels of one batch would lose one of its two gradients."""
+def test_rows_taken_twice_are_updated_once_with_the_summed_gradient() -> None:
+    """If it fails, a token in queries and labels of one batch loses one of its two gradients."""
     once, twice = RowTable(torch.zeros(4, 3)), RowTable(torch.zeros(4, 3))
     train_rows(once, [1, 2], torch.tensor([[2.0, 2, 2], [1, 1, 1]]))
     first, second = twice.take(torch.tensor([1])), twice.take(torch.tensor([2, 1]))
@@ -45,8 +45,8 @@ def test_rows_taken_twice_in_a_step_move_once_by_the_summed_gradient() -> None:
     assert torch.allclose(once.weight, twice.weight)
 
 
-def test_evaluation_takes_leave_nothing_behind() -> None:
-    """If this failed, validating would leak memory or move weights at the next step."""
+def test_rows_taken_in_evaluation_mode_have_no_gradient() -> None:
+    """If it fails, validation leaks memory or changes weights at the next step."""
     table = RowTable(torch.randn(4, 3)).eval()
     before = table.weight.clone()
     assert not table.take(torch.tensor([0, 1])).requires_grad
@@ -54,20 +54,20 @@ def test_evaluation_takes_leave_nothing_behind() -> None:
     assert torch.equal(table.weight, before)
 
 
-def test_rounding_at_random_is_right_on_average_and_leaves_what_fits() -> None:
-    """If this failed, ψ in bfloat16 would drift, or change without a step."""
+def test_stochastic_rounding_is_unbiased_and_exact_for_bfloat16_values() -> None:
+    """If it fails, ψ in bfloat16 drifts, or changes without an update."""
     torch.manual_seed(0)
     exact = torch.tensor([0.0, 1.0, -2.5, 3e-20, -1e30]).bfloat16()
     assert torch.equal(stochastic_round(exact.float()), exact)
     between = torch.tensor([1.001, -1.001, 0.3337, -7.77e-9]).repeat(200_000, 1)
     rounded = stochastic_round(between)
-    assert all(len(rounded[:, column].unique()) == 2 for column in range(4)), "its two neighbours and nothing else"
+    assert all(len(rounded[:, column].unique()) == 2 for column in range(4)), "both neighbours, and no other value"
     mean = rounded.double().mean(dim=0)
     assert torch.allclose(mean, between[0].double(), rtol=1e-4, atol=0)
 
 
 def test_a_bfloat16_table_follows_a_float32_one() -> None:
-    """If this failed, steps smaller than a bfloat16 can tell would be lost, as rounding to the nearest loses them."""
+    """If it fails, updates below the precision of bfloat16 are lost, as with rounding to nearest."""
     torch.manual_seed(0)
     start = torch.randn(400, 16).bfloat16()
     whole, half = RowTable(start.float()), RowTable(start.clone())
@@ -83,8 +83,8 @@ def test_a_bfloat16_table_follows_a_float32_one() -> None:
     assert abs((nearest.float() - start.float()).mean() / went - 1) > 0.2, "the test would pass without random rounding"
 
 
-def test_a_row_takes_as_many_bytes_as_it_says() -> None:
-    """If this failed, ψ of millions of labels would need more memory than is planned for."""
+def test_the_memory_per_row_is_as_documented() -> None:
+    """If it fails, ψ of millions of labels needs more memory than documented."""
     for dtype, each in ((torch.float32, 4), (torch.bfloat16, 2)):
         table = RowTable(torch.zeros(10, 32, dtype=dtype))
         train_rows(table, [1, 2], torch.ones(2, 32))

@@ -23,7 +23,7 @@ PAIRS = 13
 
 
 def batch() -> tuple[Tensor, Tensor]:
-    """Ids and mask of TEXTS; padding is a token that also stands in a text, so that only the mask tells."""
+    """Return ids and mask of TEXTS; the padding id also occurs in a text, so only the mask marks padding."""
     longest = max(map(len, TEXTS))
     ids_BT = torch.full((len(TEXTS), longest), 5)
     mask_BT = torch.zeros_like(ids_BT)
@@ -42,7 +42,7 @@ def encoder(pairs: int = PAIRS) -> StaticEncoder:
 
 
 def by_definition(made: StaticEncoder, text: list[int], tables: dict[str, Tensor]) -> Tensor:
-    """Φ of one text as the module's docstring writes it."""
+    """Return Φ of one text by the equation in the module's docstring."""
     weights = [
         F.softplus(tables["weights"][token, 0])
         * torch.exp(
@@ -63,16 +63,16 @@ def tables_of(made: StaticEncoder) -> dict[str, Tensor]:
     return {name: table.weight.clone().requires_grad_() for name, table in tables.items()}
 
 
-def test_a_text_is_encoded_by_the_definition_whatever_stands_beside_it() -> None:
-    """If this failed, padding or a longer text beside it would change a vector, or a term would be missing."""
+def test_a_text_is_encoded_by_the_definition_in_any_batch() -> None:
+    """If it fails, padding or a longer text in the batch changes a vector, or a term is missing."""
     made = encoder()
     expected = torch.stack([by_definition(made, text, tables_of(made)) for text in TEXTS])
     with torch.no_grad():
         assert torch.allclose(made.eval()(*batch()), expected, atol=1e-5)
 
 
-def test_learning_and_answering_encode_alike() -> None:
-    """If this failed, what is trained would not be what is exported and served."""
+def test_training_and_evaluation_mode_encode_alike() -> None:
+    """If it fails, other vectors are exported and served than were trained."""
     for pairs in (0, PAIRS):
         made = encoder(pairs)
         learned = made.train()(*batch())
@@ -81,7 +81,7 @@ def test_learning_and_answering_encode_alike() -> None:
 
 
 def test_every_table_gets_the_true_gradient() -> None:
-    """If this failed, vectors, weights, places or pairs would learn something else than the loss says."""
+    """If it fails, vectors, weights, positions or pairs are trained with wrong gradients."""
     made = encoder().train()
     direction = torch.randn(len(TEXTS), 8)
     (made(*batch()) * direction).sum().backward()
@@ -98,8 +98,8 @@ def test_every_table_gets_the_true_gradient() -> None:
         assert torch.allclose(whole, tables[name].grad, atol=1e-4), name
 
 
-def test_word_order_counts_only_through_places_and_pairs() -> None:
-    """If this failed, "dog bites man" and "man bites dog" would be one text, or plain means would not be plain."""
+def test_word_order_counts_only_through_positions_and_pairs() -> None:
+    """If it fails, "dog bites man" equals "man bites dog", or an encoder without pairs depends on order."""
     ids, mask = torch.tensor([[5, 6, 7], [7, 6, 5]]), torch.ones(2, 3, dtype=torch.int64)
     ordered, plain = encoder().eval(), StaticEncoder(RowTable(torch.randn(21, 8)), torch.randn(21, 1)).eval()
     assert not torch.allclose(*ordered(ids, mask))
@@ -107,7 +107,7 @@ def test_word_order_counts_only_through_places_and_pairs() -> None:
 
 
 def test_rare_tokens_start_with_more_weight() -> None:
-    """If this failed, "the" would weigh as much as a name until training has found out."""
+    """If it fails, "the" has the same initial weight as a name."""
     weights = F.softplus(rarity_weights(torch.tensor([0.0, 2.0, 8.0, 8.0, 9.0])))
     assert weights.squeeze(1).tolist() == sorted(weights.squeeze(1).tolist())
     assert math.isclose(float(weights[2]), 0.7, rel_tol=1e-4)
@@ -115,7 +115,7 @@ def test_rare_tokens_start_with_more_weight() -> None:
 
 
 def test_pretrained_vectors_keep_their_neighbourhoods() -> None:
-    """If this failed, a start from a transformer's token vectors would be no better than a random one."""
+    """If it fails, a transformer's token vectors are no better than random ones."""
     table = torch.randn(50, 12) @ torch.diag(torch.linspace(2, 0.01, 12)) + 3.0
     for width in (6, 12, 20):
         turned = pretrained_vectors(table, width)
@@ -141,7 +141,7 @@ def tiny_bert(tmp_path: Path) -> Path:
 
 
 def test_the_pretrained_tokenizer_comes_without_its_special_tokens(tiny_bert: Path) -> None:
-    """If this failed, every text would have the same start and end averaged in, or be cut two tokens short."""
+    """If it fails, every text includes the same start and end vectors, or is truncated two tokens early."""
     tokenizer = make_tokenizer(starting_from(tiny_bert, max_tokens=3), ["never read: the vocabulary is there"])
     assert tokenizer.encode("red running shoes").tokens == ["red", "running", "shoes"]
     assert tokenizer.encode("red running shoes trail").tokens == ["red", "running", "shoes"]
@@ -149,7 +149,7 @@ def test_the_pretrained_tokenizer_comes_without_its_special_tokens(tiny_bert: Pa
 
 
 def test_the_encoder_starts_with_the_pretrained_vectors(tiny_bert: Path) -> None:
-    """If this failed, each token would begin as a random vector or as another token's."""
+    """If it fails, tokens start with random vectors or with those of other tokens."""
     table = BertModel.from_pretrained(tiny_bert).get_input_embeddings().weight.detach()
     rarity_V = torch.ones(len(SPECIAL) + len(WORDS))
     recipe = starting_from(tiny_bert)
@@ -163,15 +163,15 @@ def test_the_encoder_starts_with_the_pretrained_vectors(tiny_bert: Path) -> None
 
 
 def test_a_model_with_fewer_vectors_than_tokens_is_refused(tiny_bert: Path) -> None:
-    """If this failed, some tokens would be looked up behind the end of the table."""
+    """If it fails, some tokens are looked up beyond the end of the table."""
     config = BertConfig(vocab_size=6, hidden_size=HIDDEN, num_attention_heads=2, num_hidden_layers=1)
     BertModel(config).save_pretrained(tiny_bert)
     with pytest.raises(RecipeError, match=r"encoder.start_from '.*bert' has vectors for 6 tokens, but its .* has 9"):
         init_model(starting_from(tiny_bert), 3, torch.ones(len(SPECIAL) + len(WORDS)))
 
 
-def test_what_a_start_lacks_is_one_sentence_that_names_the_key(tiny_bert: Path) -> None:
-    """If this failed, a wrong path would end in another library's traceback, or blame `encoder.model`."""
+def test_an_invalid_start_from_is_one_sentence_with_the_key(tiny_bert: Path) -> None:
+    """If it fails, a wrong path ends in another library's traceback, or the error names `encoder.model`."""
     nowhere = starting_from(tiny_bert.parent / "nowhere")
     with pytest.raises(RecipeError, match=r"^encoder\.start_from '.*nowhere': there is no such folder"):
         make_tokenizer(nowhere, [])
@@ -184,7 +184,7 @@ def test_what_a_start_lacks_is_one_sentence_that_names_the_key(tiny_bert: Path) 
 
 
 def test_gradients_of_a_large_batch_are_reproducible() -> None:
-    """If it fails, a run that is resumed ends with other weights: gradients were added up in any order."""
+    """If it fails, a resumed run ends with other weights, because gradients are summed in varying order."""
     torch.manual_seed(0)
     encoder = StaticEncoder(RowTable(torch.randn(50, 8)), torch.randn(50, 1)).train()
     token_BT, mask_BT = torch.randint(0, 50, (8192, 16)), torch.ones(8192, 16, dtype=torch.int64)

@@ -1,4 +1,4 @@
-"""Text → token ids."""
+"""Tokenizer and token cache."""
 
 import math
 from pathlib import Path
@@ -19,20 +19,20 @@ TEXTS = ["credit card", "credit union", "card game", "Café au lait", "cafe latt
 
 
 def test_the_same_texts_give_the_same_vocabulary() -> None:
-    """If this failed, two runs of one recipe on one dataset would learn different weights."""
+    """If it fails, two runs of one recipe on one dataset end with different weights."""
     texts = [f"{left}{right} {right}{left}" for left in "abcdefgh" for right in ("ing", "er", "tion", "ally", "ß", "é")]
     vocabularies = [learn_wordpiece(texts, 90).get_vocab() for _ in range(8)]
     assert all(vocabulary == vocabularies[0] for vocabulary in vocabularies)
 
 
 def test_recurring_words_are_one_token_and_case_and_accents_do_not_matter() -> None:
-    """If this failed, 'Café' and 'cafe' would be different queries, or frequent words would be spelled out."""
+    """If it fails, 'Café' and 'cafe' are different queries, or frequent words are split."""
     tokenizer = learn_wordpiece(TEXTS, 1000)
     assert tokenizer.encode("CAFÉ credit card").tokens == ["cafe", "credit", "card"]
 
 
 def test_a_text_without_a_known_token_becomes_unknown() -> None:
-    """If this failed, such a text would have no token, and its mean would be 0/0."""
+    """If it fails, such a text has no token, and its mean is 0/0."""
     tokenizer = learn_wordpiece(TEXTS, 1000)
     tokens = tokenize_in_memory(["   ", "щука", "card"], tokenizer)
     unknown = tokenizer.token_to_id(UNKNOWN)
@@ -40,8 +40,8 @@ def test_a_text_without_a_known_token_becomes_unknown() -> None:
     assert tokens.ids.values.tolist()[:2] == [unknown, unknown]
 
 
-def test_batches_hold_each_text_padded_in_the_order_asked_for() -> None:
-    """If this failed, a query would be trained with another query's tokens."""
+def test_a_batch_has_the_selected_texts_in_order() -> None:
+    """If it fails, a query is trained with another query's tokens."""
     tokenizer = learn_wordpiece(TEXTS, 1000)
     tokens = tokenize_in_memory(TEXTS, tokenizer)
     rows = np.array([5, 0, 3])
@@ -55,10 +55,10 @@ def test_batches_hold_each_text_padded_in_the_order_asked_for() -> None:
 
 
 def test_the_cache_is_read_back_as_it_was_written(tmp_path: Path) -> None:
-    """If this failed, a resumed run would train on other tokens than it began with."""
+    """If it fails, a resumed run uses other tokens than before."""
     tokenizer = learn_wordpiece(TEXTS, 1000)
     first = tokenize_cached(TEXTS, tokenizer, tmp_path, "texts")
-    again = tokenize_cached(["never read: the cache stands"], tokenizer, tmp_path, "texts")
+    again = tokenize_cached(["not tokenized, because the cache exists"], tokenizer, tmp_path, "texts")
     assert (
         again.ids.values.tolist()
         == first.ids.values.tolist()
@@ -67,8 +67,8 @@ def test_the_cache_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert again.ids.offsets.tolist() == first.ids.offsets.tolist()
 
 
-def test_batches_of_some_texts_say_which_of_them_they_hold() -> None:
-    """If this failed, a vector of one query would be kept as another's when only some queries are encoded."""
+def test_batches_of_selected_texts_come_with_their_positions() -> None:
+    """If it fails, queries get the vectors of other queries when only some are encoded."""
     tokens = tokenize_in_memory(TEXTS, learn_wordpiece(TEXTS, 1000))
     rows_R = np.array([9, 2, 6, 3, 0])
     seen = []
@@ -81,8 +81,8 @@ def test_batches_of_some_texts_say_which_of_them_they_hold() -> None:
     assert list(tokens.batches_by_length(2, np.zeros(0, np.int64))) == []
 
 
-def test_texts_that_follow_others_keep_their_tokens() -> None:
-    """If this failed, label queries would be trained with the tokens of other texts."""
+def test_concatenated_texts_keep_their_tokens() -> None:
+    """If it fails, label queries are trained with the tokens of other texts."""
     tokenizer = learn_wordpiece(TEXTS, 1000)
     first, second = (tokenize_in_memory(texts, tokenizer) for texts in (TEXTS[:3], TEXTS[3:]))
     joined, whole = first.followed_by(second), tokenize_in_memory(TEXTS, tokenizer)
@@ -95,8 +95,8 @@ def test_texts_that_follow_others_keep_their_tokens() -> None:
 
 
 @pytest.mark.parametrize("block", [1, 2, 1000])
-def test_rarity_counts_the_texts_that_a_token_stands_in(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this failed, a word said twice in a text would count as common, or the labels' words as never seen."""
+def test_inverse_document_frequency_counts_texts(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a word that occurs twice in a text counts twice, or words of labels are not counted."""
     monkeypatch.setattr("training.data.token_cache.TEXTS_PER_BLOCK", block)
     tokenizer = learn_wordpiece(TEXTS, 1000)
     vocabulary = tokenizer.get_vocab_size()

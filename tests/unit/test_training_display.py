@@ -80,7 +80,7 @@ def test_an_epoch_is_one_line(stats: EpochStats) -> None:
 
 
 def test_a_title_is_shown_as_it_is() -> None:
-    """If this failed, a dataset called "clicks [/old]" would end its training in a traceback, or lose its name."""
+    """If it fails, a dataset named "clicks [/old]" ends training in a traceback, or loses its name."""
     console = Console(file=io.StringIO(), width=120)
     of_head = dict.fromkeys(HEADLINE_METRICS, 12.5)
     console.print(metrics_table("clicks [/old] [red]", dict.fromkeys(HEADS, of_head), 0.55, 1.5))
@@ -88,7 +88,7 @@ def test_a_title_is_shown_as_it_is() -> None:
 
 
 def test_durations_read_as_a_clock() -> None:
-    """If this failed, two hours would read as two minutes."""
+    """If it fails, two hours are shown as two minutes."""
     assert [duration(s) for s in (0.4, 61, 7322)] == ["0:00:00", "0:01:01", "2:02:02"]
 
 

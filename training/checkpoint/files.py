@@ -16,7 +16,8 @@ from retrieval.errors import CheckpointError, in_a_line
 from retrieval.system.atomic_files import atomic_file, write_text
 from training.checkpoint.schema import CHECKPOINT, ENCODER, LABELS, TOKENIZER, VALIDATION, CheckpointFacts, EpochRecord
 from training.data.dataset import Split
-from training.model.unified import TransformerEncoder, UnifiedModel
+from training.model.transformer_encoder import TransformerEncoder
+from training.model.unified import UnifiedModel
 
 
 def read_facts(folder: Path) -> CheckpointFacts:

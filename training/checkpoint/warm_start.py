@@ -14,7 +14,8 @@ from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder
 from training.model.subword_ngrams import SubwordVectors
 from training.model.tokenizer import set_truncation
-from training.model.unified import TransformerEncoder, UnifiedModel
+from training.model.transformer_encoder import TransformerEncoder
+from training.model.unified import UnifiedModel
 from training.recipe.schema import Recipe
 
 # Fields of a transformer's config that do not affect its output.
