@@ -1,8 +1,6 @@
-"""The front door: one line a command, each room opened only when somebody walks in.
+"""The command line `diptych`: prepare → train → evaluate → export → search → serve.
 
-    prepare → train → evaluate → export → search → serve
-
-A command's module is imported when the command is called, so `diptych serve` starts where torch is not installed.
+Only the module of the called command is imported, so `diptych serve` works where torch is not installed.
 """
 
 import os
@@ -18,8 +16,8 @@ from retrieval.system import stopping
 from retrieval.system.terminal import echo, replace_unprintable
 
 
-class Room(NamedTuple):
-    """Where a command lives, what it is for, the extras that bring its packages, and its panel in the help."""
+class Command(NamedTuple):
+    """The module of a command, its line in the help, the extras that it needs, and its panel in the help."""
 
     module: str
     help: str
@@ -27,21 +25,21 @@ class Room(NamedTuple):
     panel: str
 
 
-LEARN, PUBLISH, ANSWER, LOOK = "1. Learn", "2. Publish", "3. Answer", "When something is wrong"
+TRAIN, PUBLISH, SERVE, TROUBLESHOOTING = "1. Train", "2. Publish", "3. Serve", "Troubleshooting"
 COMMANDS = {
-    "prepare": Room("training.commands", "Turn queries, labels and clicks into a dataset.", "train", LEARN),
-    "train": Room("training.commands", "Train the unified model on a dataset.", "train", LEARN),
-    "evaluate": Room("training.commands", "Measure a checkpoint on one split of a dataset.", "train", LEARN),
-    "export": Room("export.commands", "Build a verified bundle from a checkpoint.", "export,cpu", PUBLISH),
-    "bundles": Room("retrieval.commands", "List, show, verify and activate a store's bundles.", "cpu", PUBLISH),
-    "search": Room("retrieval.commands", "Ask a bundle from the command line.", "cpu", ANSWER),
-    "predict": Room("retrieval.commands", "Match a whole file of queries offline.", "cpu", ANSWER),
-    "serve": Room("service.commands", "Answer POST /predict from a store's active bundle.", "serve,cpu", ANSWER),
-    "loadtest": Room("service.commands", "Measure a running service under load.", "serve,cpu", ANSWER),
-    "doctor": Room("doctor.commands", "Check this machine, its packages and a store.", "cpu", LOOK),
+    "prepare": Command("training.commands", "Turn queries, labels and clicks into a dataset.", "train", TRAIN),
+    "train": Command("training.commands", "Train a model on a dataset.", "train", TRAIN),
+    "evaluate": Command("training.commands", "Measure a checkpoint on a split of a dataset.", "train", TRAIN),
+    "export": Command("export.commands", "Build a verified bundle from a checkpoint.", "export,cpu", PUBLISH),
+    "bundles": Command("retrieval.commands", "List, show, verify and activate the bundles of a store.", "cpu", PUBLISH),
+    "search": Command("retrieval.commands", "Search a bundle from the command line.", "cpu", SERVE),
+    "predict": Command("retrieval.commands", "Match a file of queries offline.", "cpu", SERVE),
+    "serve": Command("service.commands", "Serve POST /predict from a store's active bundle.", "serve,cpu", SERVE),
+    "loadtest": Command("service.commands", "Measure a running service under load.", "serve,cpu", SERVE),
+    "doctor": Command("doctor.commands", "Check this machine, its packages and a store.", "cpu", TROUBLESHOOTING),
 }
 
-THE_WAY = """From clicks to answers:
+QUICKSTART = """Quick start:
   diptych prepare clicks.csv --out dataset
   diptych train --dataset dataset --out checkpoint
   diptych evaluate checkpoint --dataset dataset
@@ -49,71 +47,72 @@ THE_WAY = """From clicks to answers:
   diptych search store "cheap flights"
   diptych serve --store store
 
-`diptych COMMAND --help` shows every option, and an example.
+`diptych COMMAND --help` shows all options and an example.
 """
 
 
-def front_door(called: str | None) -> typer.Typer:
-    """The whole command line, with only the called command's module imported; the others show their help line."""
+def build_app(called: str | None) -> typer.Typer:
+    """Build the command line. Only the called command's module is imported; the others have only a line of help."""
     app = typer.Typer(
         name="diptych",
-        help="Answer short queries with the few best of millions of short texts.",
-        epilog=THE_WAY,
+        help="Match short queries to the best of millions of labels: train, export and serve a model.",
+        epilog=QUICKSTART,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
-    app.callback()(_before_any_command)
-    opened = COMMANDS[called].module if called in COMMANDS else None
-    for name, room in COMMANDS.items():
-        if room.module != opened:
-            app.command(name, help=room.help, rich_help_panel=room.panel)(lambda: None)
+    app.callback()(_global_options)
+    called_module = COMMANDS[called].module if called in COMMANDS else None
+    for name, command in COMMANDS.items():
+        if command.module != called_module:
+            app.command(name, help=command.help, rich_help_panel=command.panel)(lambda: None)
     if called in COMMANDS:
-        app.add_typer(import_room(called).app)
+        app.add_typer(import_command(called).app)
     return app
 
 
-def _show_version(wanted: bool) -> None:
-    if wanted:
+def _show_version(show: bool) -> None:
+    if show:
         from importlib.metadata import version
 
         print(f"diptych {version('diptych')}")
         raise typer.Exit
 
 
-def _before_any_command(
+def _global_options(
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """What may stand before a command's name."""
+    """Options before the name of a command."""
 
 
 def called_command(args: Sequence[str]) -> str | None:
-    """The first word after `diptych`: of the arguments, or of the line in which a shell asks to complete a word."""
+    """Return the first word after `diptych`, of the arguments or of the line that a shell wants to complete."""
     if "_DIPTYCH_COMPLETE" in os.environ:
         line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS") or ""
         args = line.split()[1:]
     return args[0] if args else None
 
 
-def import_room(command: str):  # type: ignore[no-untyped-def]  # a module, whose `app` mypy checks where it is written
-    """Import the module of `command`; DiptychError with the extra to install when a package is missing."""
+def import_command(name: str):  # type: ignore[no-untyped-def]  # a module; mypy checks its `app` where it is defined
+    """Import the module of a command. Raises DiptychError that names the extra to install if a package is missing."""
     try:
-        return import_module(COMMANDS[command].module)
+        return import_module(COMMANDS[name].module)
     except ModuleNotFoundError as missing:
-        raise missing_package(command, missing) from missing
+        raise missing_package(name, missing) from missing
 
 
 def missing_package(command: str, missing: ModuleNotFoundError) -> DiptychError:
+    """Return the error for a command whose package is not installed."""
     return DiptychError(
-        f"`diptych {command}` needs the package '{missing.name}', which is not installed here. "
+        f"`diptych {command}` needs the package '{missing.name}', which is not installed. "
         f"Install it with: pip install 'diptych[{COMMANDS[command].extras}]'"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 1 after an error, which is one sentence on stderr.
+    """Run a command and return its exit code: 1 after an error, which is printed on stderr in one sentence.
 
     After SIGTERM or Ctrl-C it is 128 plus the signal's number; see retrieval/system/stopping.py.
     """
@@ -123,11 +122,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         stopping.install()
     replace_unprintable()
     try:
-        front_door(called)(args, prog_name="diptych")
-    except OSError as error:  # a path or a disk that cannot be used, wherever it was met
+        build_app(called)(args, prog_name="diptych")
+    except OSError as error:  # an unusable path or a full disk, anywhere in a command
         echo(f"error: {error.filename or 'the system'}: {error.strerror or error}", err=True)
         return 1
-    except SystemExit as ended:  # how Typer reports every outcome, success included
+    except SystemExit as ended:  # Typer raises it for every outcome, also for success
         return int(ended.code or 0)
     except DiptychError as error:
         echo(f"error: {error}", err=True)

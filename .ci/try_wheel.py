@@ -27,10 +27,10 @@ PACKAGES = ("training", "export", "retrieval", "service", "loadtest", "doctor")
 PATIENCE_SECONDS = 60
 LIBRARY = """
 import sys
-from retrieval import Retriever
+from retrieval import open_bundle
 import diptych
 assert not [place for place in sys.path if place == sys.argv[1]], "the source tree is on the path"
-with Retriever.open("store") as retriever:
+with open_bundle("store") as retriever:
     print(retriever.check_golden())
 """
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from retrieval import Retriever
+from retrieval import Retriever, open_bundle
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.data.token_cache import tokenize_in_memory
@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=500)
     options = parser.parse_args()
     queries = Dataset.open(options.dataset).split("test").texts[: options.queries]
-    with Retriever.open(options.store) as retriever:
+    with open_bundle(options.store) as retriever:
         torch_and_onnx(options.checkpoint, retriever, queries)
         index_and_exact(retriever, queries)
         http_and_library(options.store, retriever, queries)

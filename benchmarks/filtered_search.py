@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.measuring.running import count
-from retrieval import Retriever
+from retrieval import Retriever, open_bundle
 from retrieval.errors import DiptychError
 from retrieval.search.attributes import Allowed
 from retrieval.search.candidates import Candidates
@@ -46,7 +46,7 @@ def main() -> int:
     options = parser.parse_args()
     try:
         texts = Dataset.open(options.dataset).scored("test").texts[: options.queries]
-        with Retriever.open(options.store, threads=options.threads) as retriever:
+        with open_bundle(options.store, threads=options.threads) as retriever:
             Console(width=140).print(measure(retriever, texts, options.threads))
     except DiptychError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -60,7 +60,7 @@ def measure(retriever: Retriever, texts: list[str], threads: int) -> Table:
     query_QD = np.concatenate(retriever.encode(texts), axis=1) * manifest.model.query_scale(weight)
     exact, candidates = ExactIndex(retriever.vectors_LD, threads), retriever._candidates
     assert candidates is not None
-    effort = manifest.index.effort(weight)
+    effort = manifest.index.ef_search_at(weight)
     table = Table(
         title=f"{retriever.name}, {manifest.labels.count:,} labels, weight {weight:g}, effort {effort}", box=None
     )

@@ -27,7 +27,7 @@ from rich.console import Console
 from benchmarks.measuring import bare_parts, label_scale, offline
 from benchmarks.measuring.retrieval_page import page
 from benchmarks.measuring.running import count, ended
-from retrieval import Retriever
+from retrieval import open_bundle
 from retrieval.errors import BadInput
 from training.data.dataset import Dataset
 
@@ -80,7 +80,7 @@ def parts(options: argparse.Namespace, told: Callable[[str], object]) -> dict[st
     rows = []
     for store, dataset in options.of:
         texts = _queries(dataset)
-        with Retriever.open(store, threads=options.threads) as retriever:
+        with open_bundle(store, threads=options.threads) as retriever:
             manifest = retriever.manifest
             for batch, batches in BATCHES.items():
                 told(f"{retriever.name}: batches of {batch}")
@@ -88,7 +88,7 @@ def parts(options: argparse.Namespace, told: Callable[[str], object]) -> dict[st
                 rows.append(
                     {
                         "encoder": manifest.model.encoder, "labels": manifest.labels.count, "dim": retriever.dim,
-                        "effort": manifest.index.effort(manifest.classifier_weight), "batch": batch,
+                        "effort": manifest.index.ef_search_at(manifest.classifier_weight), "batch": batch,
                         "rounds": [asdict(one) | {"ratios": one.ratios(), "sums": one.sums()} for one in rounds],
                     }
                 )  # fmt: skip
@@ -99,7 +99,7 @@ def scale(options: argparse.Namespace, told: Callable[[str], object]) -> dict[st
     """On one bundle's label vectors, at its default weight."""
     store, dataset = options.labels_of or options.of[0]
     texts = _queries(dataset)[:SCALE_QUERIES]
-    with Retriever.open(store, threads=options.threads) as retriever:
+    with open_bundle(store, threads=options.threads) as retriever:
         model, weight = retriever.manifest.model, retriever.manifest.classifier_weight
         query_QD = np.concatenate(retriever.encode(texts), axis=1) * model.query_scale(weight)
         scales = label_scale.measure(

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from retrieval import Retriever
+from retrieval import open_bundle
+from retrieval.open import open_store
 from retrieval.store.local import Store
 from tests.support.service import Load, serving, wait_until
 from training.data.dataset import Dataset
@@ -31,7 +32,7 @@ def main() -> None:
     options = parser.parse_args()
     queries = Dataset.open(options.dataset).split("test").texts[:QUERIES]
     bodies = [json.dumps({"queries": [query], "k": K}).encode() for query in queries]
-    store = Store(options.store)
+    store = open_store(options.store)
     bundles = store.bundles()[:2]
     own = {name: own_answers(store, name, queries) for name in bundles}
     differing = sum(a[0] != b[0] for a, b in zip(*own.values(), strict=True))
@@ -57,7 +58,7 @@ def main() -> None:
 
 def own_answers(store: Store, bundle: str, queries: list[str]) -> list[tuple[list[str], list[float]]]:
     """Ids and scores of each query, from the bundle alone."""
-    with Retriever.open(store.bundle_path(bundle)) as retriever:
+    with open_bundle(store.bundle_path(bundle)) as retriever:
         return [([hit.id for hit in hits], [hit.score for hit in hits]) for hits in retriever.search(queries, k=K)]
 
 

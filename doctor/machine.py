@@ -10,8 +10,8 @@ from pathlib import Path
 
 from doctor.findings import Finding, gigabytes
 from retrieval.system.limits import GROUPS, PROCESSES, available_cores, free_memory
+from service.file_limits import DEFAULT_CONNECTIONS, OTHER_FILES
 
-CONNECTIONS, OTHER_FILES = 4096, 256  # of service/settings and service/server, which need what may be missing here
 LITTLE_MEMORY = 1 << 30  # the default recipe trains the README's example in about this much
 LITTLE_DISK = 2 << 30
 
@@ -65,7 +65,7 @@ def cores(groups: Path = GROUPS) -> Finding:
 def memory(groups: Path = GROUPS, processes: Path = PROCESSES) -> Finding:
     """What machine and container have left; whether a bundle fits is a finding about the store."""
     room = free_memory(groups, processes)
-    value = f"{gigabytes(room.free)} free ({room.bound})"
+    value = f"{gigabytes(room.free)} free ({room.limit})"
     if room.free >= LITTLE_MEMORY:
         return Finding("memory", "ok", value)
     return Finding("memory", "note", value, "Training takes 1 GB and more. End other programs, or raise the limit.")
@@ -74,7 +74,7 @@ def memory(groups: Path = GROUPS, processes: Path = PROCESSES) -> Finding:
 def open_files() -> Finding:
     """Whether as many connections can be open as the service allows."""
     hard, allowed = resource.getrlimit(resource.RLIMIT_NOFILE)[1], os.environ.get("DIPTYCH_MAX_CONNECTIONS", "")
-    needed = (int(allowed) if allowed.isdecimal() else CONNECTIONS) + OTHER_FILES
+    needed = (int(allowed) if allowed.isdecimal() else DEFAULT_CONNECTIONS) + OTHER_FILES
     if hard == resource.RLIM_INFINITY or hard >= needed:
         return Finding("open files", "ok", "unlimited" if hard == resource.RLIM_INFINITY else f"{hard:,}")
     fits = max(1, hard - OTHER_FILES)

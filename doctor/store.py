@@ -9,24 +9,24 @@ from doctor.machine import disk
 from retrieval.bundle.manifest import read_manifest
 from retrieval.bundle.signatures import SIGNATURE, TRUSTED_KEYS, trusted_keys
 from retrieval.errors import DiptychError
-from retrieval.sandboxed_opening import prove_aside
+from retrieval.sandboxed_opening import verify_in_subprocess
 from retrieval.system.limits import GROUPS, free_memory
 from service.bundles.memory_check import needed_memory
-from service.bundles.store_access import Source
+from service.bundles.store_access import StoreAccess
 
 
 def store(place: str, groups: Path = GROUPS) -> Iterator[Finding]:
     """Every finding about the store at `place`, a folder or a URL; behind a URL, the active bundle is fetched."""
     try:
         trusted = trusted_keys()
-        source = Source(Path(place), trusted)
-        if source.url is None and not source.store.path.is_dir():
+        source = StoreAccess(Path(place), trusted)
+        if source.url is None and not source.local_store.path.is_dir():
             yield Finding(
                 "store", "problem", f"{place} is no folder", "Name the folder that `diptych export` wrote to."
             )
             return
         yield _whole(source)
-        folder = source.bring(None)
+        folder = source.fetch(None)
     except DiptychError as error:
         yield _refused("active bundle", error)
         return
@@ -41,12 +41,12 @@ def bundle(folder: Path, trusted: tuple[str, ...], groups: Path = GROUPS) -> Ite
     """Whether a bundle opens, gives its golden answers, is signed, and fits into memory."""
     try:
         needed, room = needed_memory(read_manifest(folder, trusted), trusted), free_memory(groups)
-        value = f"about {gigabytes(needed)} needed, {gigabytes(room.free)} free ({room.bound})"
+        value = f"about {gigabytes(needed)} needed, {gigabytes(room.free)} free ({room.limit})"
         if needed > room.free:  # opened all the same, the kernel might end an engine that serves it here
             advice = "It was not opened. Give the service more memory, or serve a smaller bundle."
             yield Finding("memory for it", "problem", value, advice)
             return
-        report = prove_aside(folder, trusted)
+        report = verify_in_subprocess(folder, trusted)
     except DiptychError as error:
         yield _refused("active bundle", error)
         return
@@ -59,15 +59,15 @@ def bundle(folder: Path, trusted: tuple[str, ...], groups: Path = GROUPS) -> Ite
         yield Finding("memory for it", "ok", value)
 
 
-def _whole(source: Source) -> Finding:
+def _whole(source: StoreAccess) -> Finding:
     names = source.names()
     value = f"{source.place}, {len(names)} bundle{'s' * (len(names) != 1)}"
     if source.url is not None:
         return Finding("store", "ok", value)
-    if not os.access(source.store.path, os.W_OK):
+    if not os.access(source.local_store.path, os.W_OK):
         advice = "Serving works; exporting and activating need the right to write it."
         return Finding("store", "note", f"{value}, cannot be written", advice)
-    room = disk("store", source.store.path)
+    room = disk("store", source.local_store.path)
     return room._replace(value=f"{value}, {room.value}")
 
 

@@ -20,37 +20,39 @@ from export.precision import MAX_PRECISION_LOSS, reduce_precision
 from export.quality import MAX_QUALITY_LOSS, ValidationQueries, bundle_quality, check_quality, checkpoint_quality
 from export.recall import RECALL_TARGET, IndexProbe, QualityCheck, choose_ef_search
 from export.sampling import MAX_QUERIES, sample, sample_label_texts
+from retrieval import open_bundle
+from retrieval.bundle.facts import (
+    GoldenFacts,
+    IndexFacts,
+    LabelFacts,
+    ModelFacts,
+    Parity,
+    Precision,
+    Provenance,
+    Quality,
+)
 from retrieval.bundle.golden_answers import Golden, GoldenReport, record_golden, write_golden
 from retrieval.bundle.label_size import check_label_size
 from retrieval.bundle.labels import write_labels
 from retrieval.bundle.manifest import (
-    DIRECTIONS,
     INDEX,
     LABEL_ENCODER,
     LABELS,
     NODES,
+    PROJECTION,
     QUERY_ENCODER,
     TOKENIZER,
     VECTORS,
-    GoldenFacts,
-    IndexFacts,
-    LabelFacts,
     Manifest,
-    ModelFacts,
-    Parity,
-    Precision,
-    Quality,
-    Source,
     read_manifest,
 )
 from retrieval.bundle.verified_files import seal
 from retrieval.errors import BundleError, GateError
-from retrieval.retriever import Retriever
 from retrieval.search.distinct_vectors import nodes_of
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import HnswIndex
-from retrieval.search.pca_index import NarrowIndex
-from retrieval.search.thread_pool import Workers
+from retrieval.search.pca_index import PcaIndex
+from retrieval.search.thread_pool import ThreadPool
 from retrieval.store.local import Store
 from retrieval.system.progress import Stage, silent_stage
 from training.checkpoint.opened import Checkpoint, load_checkpoint
@@ -196,14 +198,14 @@ def _build_index(job: _Export, validation: ValidationQueries, expected: MetricVa
         built.save(folder / INDEX)
         del built, projected_NW  # the file is measured, and two graphs need twice the memory
         (folder / PROJECTED).unlink()
-        np.save(folder / DIRECTIONS, projection_DW)
+        np.save(folder / PROJECTION, projection_DW)
         shared = nodes if nodes.size < len(vectors_LD) else None
         if shared is not None:
             np.save(folder / NODES, shared.node_L)
     width, label_texts = projection_DW.shape[1], sample_label_texts(job.checkpoint.labels.column("text"))
     with job.stage("recall") as progress:
-        graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, workers=Workers(settings.threads))
-        probe = IndexProbe(NarrowIndex(graph, projection_DW), vectors_LD, job.model.dual_dim, shared)
+        graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, pool=ThreadPool(settings.threads))
+        probe = IndexProbe(PcaIndex(graph, projection_DW), vectors_LD, job.model.dual_dim, shared)
         encoder, weight = _query_encoder(job), job.checkpoint.classifier_weight
         check = QualityCheck(encoder, job.model, probe, validation, expected, settings.max_quality_loss)
         chosen = choose_ef_search(encoder, job.model, probe, job.queries, label_texts, weight, check, progress)
@@ -216,7 +218,7 @@ def _build_index(job: _Export, validation: ValidationQueries, expected: MetricVa
         recall_target=RECALL_TARGET,
         recall_queries=len(job.queries),
         recall_label_texts=len(label_texts),
-        efforts=chosen,
+        ef_search=chosen,
     )
 
 
@@ -229,13 +231,13 @@ def _check_end_to_end(
     with job.stage("quality of the bundle") as progress:
         write_golden(folder, Golden(weight=job.checkpoint.classifier_weight, answers=()))
         seal(folder, **facts, quality=None, golden=_golden_facts(0, settings))
-        with Retriever.open(folder, threads=settings.threads, paused=()) as retriever:
+        with open_bundle(folder, threads=settings.threads, paused=()) as retriever:
             measured = bundle_quality(retriever, validation, progress)
             quality = Quality(queries=validation.scored, checkpoint=expected, bundle=measured)
             check_quality(quality, settings.max_quality_loss)
             write_golden(folder, record_golden(retriever, golden_queries))
         seal(folder, **facts, quality=quality, golden=_golden_facts(len(golden_queries), settings))
-    with job.stage("golden answers"), Retriever.open(folder, threads=settings.threads, paused=()) as reader:
+    with job.stage("golden answers"), open_bundle(folder, threads=settings.threads, paused=()) as reader:
         report = reader.check_golden()
     if not report.passed:
         raise GateError(
@@ -249,7 +251,7 @@ def _check_end_to_end(
 def _facts(checkpoint: Checkpoint, settings: ExportSettings) -> dict[str, Any]:
     return {
         "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "source": Source(
+        "source": Provenance(
             dataset=checkpoint.dataset_name,
             dataset_fingerprint=checkpoint.dataset_fingerprint,
             recipe=checkpoint.recipe.name,

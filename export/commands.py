@@ -45,11 +45,11 @@ def export(
     from export.build import ExportSettings
     from export.build import export as build
     from retrieval.bundle.signatures import trusted_keys
-    from retrieval.store.local import Store
+    from retrieval.open import open_store
     from retrieval.system.console import Console
     from training.monitoring.console import ConsoleCallback
 
-    opened = Store(store, trusted=trusted_keys())
+    opened = open_store(store, trusted=trusted_keys())
     settings = ExportSettings(m=m, ef_construction=ef_construction, threads=threads, precision=precision)
     with ConsoleCallback() as callback:
         exported = build(checkpoint, opened, name=name, settings=settings, stage=callback.stage)
@@ -99,7 +99,7 @@ def _recall_table(exported: "ExportedBundle") -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
 
-    from retrieval.bundle.manifest import MANY
+    from retrieval.bundle.facts import LARGE_K
 
     index = exported.manifest.index
     title = (
@@ -109,12 +109,12 @@ def _recall_table(exported: "ExportedBundle") -> "Table":
     table = Table(title=title, title_justify="left", box=SIMPLE)
     for column in ("classifier weight", "queries @1", "@10", "@100", "labels @10", "@100", "ef"):
         table.add_column(column, no_wrap=True)
-    for setting in index.efforts:
+    for setting in index.ef_search:
         default = " (default)" if setting.weight == exported.manifest.classifier_weight else ""
         recalls = (
             setting.recall_at_1, setting.recall_at_10, setting.recall_at_100, setting.label_text_recall_at_10,
             setting.label_text_recall_at_100,
         )  # fmt: skip
-        candidates = ", ".join(str(ef) if ef else "all labels" for ef in (setting.ef, setting.at(MANY)))
+        candidates = ", ".join(str(ef) if ef else "all labels" for ef in (setting.ef, setting.at(LARGE_K)))
         table.add_row(f"{setting.weight:g}{default}", *(f"{recall:.4f}" for recall in recalls), candidates)
     return table

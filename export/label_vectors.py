@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.geometry import LABELS_PER_CHUNK, Cone, classifier_vectors, with_bias
-from retrieval.bundle.manifest import ModelFacts
+from retrieval.bundle.facts import ModelFacts
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import Vectors

@@ -10,7 +10,7 @@ import numpy as np
 from export.geometry import Cone
 from export.quality import torch_vectors
 from export.sampling import MAX_LABELS, sample, with_long_texts
-from retrieval.bundle.manifest import Parity
+from retrieval.bundle.facts import Parity
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import Vectors

@@ -22,7 +22,8 @@ from export.geometry import Cone, bias
 from export.int8 import quantize, smooth
 from export.quality import ValidationQueries
 from export.sampling import MAX_LABELS, sample
-from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, ModelFacts, Precision, Reduced, Speed
+from retrieval.bundle.facts import ModelFacts, Precision, Reduced, Speed
+from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import ExactIndex, Rows, Vectors

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from export.geometry import Cone, bias
-from retrieval.bundle.manifest import ModelFacts, Quality
+from retrieval.bundle.facts import ModelFacts, Quality
 from retrieval.errors import GateError
 from retrieval.retriever import Retriever
 from retrieval.search.indexes import ExactIndex, Vectors

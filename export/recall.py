@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.quality import ValidationQueries, failed_metric
-from retrieval.bundle.manifest import FEW, MANY, Effort, ModelFacts
+from retrieval.bundle.facts import LARGE_K, SMALL_K, EfSearch, ModelFacts
 from retrieval.errors import GateError
 from retrieval.search.candidates import Candidates
 from retrieval.search.distinct_vectors import Nodes, expand
 from retrieval.search.encoder import TextEncoder
-from retrieval.search.indexes import QUERIES_A_PASS, ExactIndex, Rows, VectorIndex, Vectors
+from retrieval.search.indexes import QUERIES_PER_PASS, ExactIndex, Rows, VectorIndex, Vectors
 from retrieval.search.pca_index import rescore, to_rescore
 from retrieval.system.progress import Progress
 from training.evaluation.results import MetricValues
@@ -32,7 +32,7 @@ FULL_SCAN_RECALLS = {
     "ef_at_100": None, "recall_at_1": 1.0, "recall_at_10": 1.0, "recall_at_100": 1.0, "label_text_recall_at_10": 1.0,
     "label_text_recall_at_100": 1.0,
 }  # fmt: skip
-QUERIES_PER_BLOCK = 64  # bounds the memory of MANY label vectors per query
+QUERIES_PER_BLOCK = 64  # bounds the memory of LARGE_K label vectors per query
 EQUAL_SCORE = 1e-6
 
 
@@ -47,8 +47,8 @@ class IndexProbe:
     def search(self, query_QD: Vectors, k: int, ef: int) -> Rows:
         """Return the k best rows [Q, K] among `ef` candidates."""
         parts, k = [], min(k, len(self.vectors_LD))
-        for start in range(0, len(query_QD), QUERIES_A_PASS):
-            part_QD = query_QD[start : start + QUERIES_A_PASS]
+        for start in range(0, len(query_QD), QUERIES_PER_PASS):
+            part_QD = query_QD[start : start + QUERIES_PER_PASS]
             rows_QC = self._candidates.find(part_QD, to_rescore(k, self._index, ef), ef)
             scored = rescore(part_QD, rows_QC, self.vectors_LD, self._dual_dim, k)
             parts.append(scored[0] if self._nodes is None else expand(scored, self._nodes, k)[0])
@@ -83,7 +83,7 @@ class RecallMeasurement:
     def __init__(self, index: IndexProbe, query_QD: Vectors, label_QD: Vectors) -> None:
         self._index, self._inputs = index, (query_QD, label_QD)
         exact = ExactIndex(index.vectors_LD)
-        self._best = [self._scores(vectors_QD, exact.search(vectors_QD, MANY)[0]) for vectors_QD in self._inputs]
+        self._best = [self._scores(vectors_QD, exact.search(vectors_QD, LARGE_K)[0]) for vectors_QD in self._inputs]
 
     def at(self, ef: int, k: int, *ranks: int) -> list[tuple[float, float]]:
         """Return the recall at each rank, for queries and label texts, when k labels are searched with `ef`."""
@@ -107,7 +107,7 @@ class RecallMeasurement:
 def choose_ef_search(
     encoder: TextEncoder, facts: ModelFacts, index: IndexProbe, queries: Sequence[str], label_texts: Sequence[str],
     default_weight: float, quality_check: Callable[[int], bool], progress: Progress,
-) -> tuple[Effort, ...]:  # fmt: skip
+) -> tuple[EfSearch, ...]:  # fmt: skip
     """Return the smallest ef_search that reaches the recall target at each weight, and keeps quality at the default.
 
     If no value on the ladder suffices at a weight, all labels are compared there. Raises GateError if that happens at
@@ -137,23 +137,23 @@ def always_true(ef: int) -> bool:
     return True
 
 
-def ef_search_at(recall: RecallMeasurement, weight: float, size: int, accepted: Callable[[int], bool]) -> Effort:
+def ef_search_at(recall: RecallMeasurement, weight: float, size: int, accepted: Callable[[int], bool]) -> EfSearch:
     """Return the smallest accepted ef_search for k = 10 and k = 100; None if the largest on the ladder is too small."""
 
     def suffices_at_10(ef: int) -> bool:
-        at_1, at_10 = recall.at(ef, FEW, 1, FEW)
+        at_1, at_10 = recall.at(ef, SMALL_K, 1, SMALL_K)
         return min(at_1[0], *at_10) >= RECALL_TARGET and accepted(ef)
 
     def suffices_at_100(ef: int) -> bool:
-        return min(*recall.at(ef, MANY, MANY)[0]) >= RECALL_TARGET
+        return min(*recall.at(ef, LARGE_K, LARGE_K)[0]) >= RECALL_TARGET
 
     ef = _smallest(EF_LADDER, size, suffices_at_10)
-    at_1, at_10 = recall.at(ef, FEW, 1, FEW)
+    at_1, at_10 = recall.at(ef, SMALL_K, 1, SMALL_K)
     ef_at_100 = max(ef, _smallest(EF_LADDER_AT_100, size, suffices_at_100))
-    (at_100,) = recall.at(ef_at_100, MANY, MANY)
+    (at_100,) = recall.at(ef_at_100, LARGE_K, LARGE_K)
     if min(at_100) < MIN_RECALL:
         ef_at_100, at_100 = 0, (1.0, 1.0)
-    return Effort(
+    return EfSearch(
         weight=weight, ef=ef if min(at_10) >= MIN_RECALL else None, ef_at_100=ef_at_100 or None,
         recall_at_1=at_1[0], recall_at_10=at_10[0], recall_at_100=at_100[0],
         label_text_recall_at_10=at_10[1], label_text_recall_at_100=at_100[1],

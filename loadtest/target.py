@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import httptools
 
-from retrieval.errors import BadInput, in_a_line
+from retrieval.errors import BadInput, one_line
 from service.access.key_headers import PREDICT_HEADER
 
 PATIENCE = 10.0  # seconds for one call outside the measurement
@@ -37,7 +37,7 @@ class Target(NamedTuple):
         try:
             port = parts.port or {"http": 80, "https": 443}.get(parts.scheme, 0)
         except ValueError as error:
-            raise BadInput(f"{url}: {in_a_line(error)}.") from error
+            raise BadInput(f"{url}: {one_line(error)}.") from error
         if not port or not parts.hostname or parts.query or parts.fragment or parts.username:
             raise BadInput(f"{url} is not the URL of a service; give one such as http://127.0.0.1:8000.")
         addresses = _addresses(url, parts.hostname, port)
@@ -126,7 +126,7 @@ def why(error: OSError) -> str:
     """What an error of the system says, for the inside of a sentence."""
     if isinstance(error, TimeoutError):
         return "it took too long"
-    return in_a_line(error.strerror or error)
+    return one_line(error.strerror or error)
 
 
 def said(answer: Any) -> str:

@@ -1,50 +1,50 @@
-"""Every error a caller can catch: each message is a sentence or two for a person, naming the thing and the way out."""
+"""All errors that a caller can catch. Each message names the thing, the value and the fix."""
 
 
 class DiptychError(Exception):
-    """The root of all errors of this project; the command line prints the message and ends with code 1."""
+    """Base class of all errors. The command line prints the message and exits with code 1."""
 
 
 class BadInput(DiptychError):
-    """A value that the caller gave cannot be used: an empty query, k below 1, a vector of the wrong width."""
+    """An invalid argument, such as an empty query, k below 1, or a vector of the wrong dimension."""
 
 
 class DatasetError(DiptychError):
-    """A source or a prepared dataset does not hold what it should."""
+    """An invalid source or prepared dataset."""
 
 
 class TableError(BadInput, DatasetError):
-    """A table of rows cannot be read; `prepare` and `predict` read the same tables, so it is the error of both."""
+    """A table cannot be read. `prepare` (DatasetError) and `predict` (BadInput) read the same tables."""
 
 
 class InternalError(DiptychError):
-    """An error in diptych itself, such as row counts that do not add up."""
+    """A bug in Diptych, such as row counts that do not add up."""
 
 
 class RecipeError(DiptychError):
-    """A recipe has an unknown key, or a value outside its range."""
+    """A recipe with an unknown key, or a value outside its range."""
 
 
 class TrainingError(DiptychError):
-    """A run cannot go on: its loss is no number any more."""
+    """A training run that cannot continue, such as one whose loss is NaN."""
 
 
 class CheckpointError(DiptychError):
-    """A checkpoint is missing, damaged or of another version."""
+    """A missing or damaged checkpoint, or one of another version."""
 
 
 class BundleError(DiptychError):
-    """A bundle or a store is missing, damaged or of a version this release cannot read."""
+    """A missing or damaged bundle or store, or one of a version that this release cannot read."""
 
 
 class Unreachable(BundleError):
-    """Nothing answers at the URL of a store: the network, the server or the credentials; later it may."""
+    """No response from the URL of a store, because of the network, the server or the credentials. Retry later."""
 
 
 class GateError(DiptychError):
-    """A bundle did not prove what it must before it gets its name."""
+    """A bundle that fails a check of its export."""
 
 
-def in_a_line(said: object) -> str:
-    """What a library says of an error, without its line breaks and its full stop: to stand inside a sentence."""
-    return " ".join(str(said).split()).rstrip(".")
+def one_line(error: object) -> str:
+    """Return a library's error text without line breaks and the full stop, to use it within a message."""
+    return " ".join(str(error).split()).rstrip(".")

@@ -1,7 +1,7 @@
-"""Ranking metrics of extreme classification: P@k, nDCG@k, PSP@k, R@k and C@k, in numpy.
+"""Ranking metrics of extreme classification, in NumPy: P@k, nDCG@k, PSP@k, R@k and C@k.
 
-All but C@k are one sum over queries divided by another, which `ratios` keeps apart by query: a part of the queries is
-measured, and a figure resampled, without ranking again.
+All metrics but C@k are a sum over queries divided by another sum over queries. `ratios` returns both per query, so a
+subset of the queries can be measured, and a metric resampled, without ranking again.
 
 Suffixes: Q queries, K ranks (best first), L labels, P (query, true label) pairs.
 """
@@ -21,34 +21,35 @@ KS = (1, 3, 5, 10)
 
 @dataclass(frozen=True, eq=False)
 class Ratio:
-    """A figure that is Σ gain_Q / Σ base_Q; a query that does not count has 0 in both."""
+    """A metric Σ gain_Q / Σ base_Q. A query that does not count has 0 in both."""
 
     gain_Q: FloatArray
     base_Q: FloatArray
 
     @property
     def percent(self) -> float:
-        """The figure; NaN when no query counts."""
+        """Return the metric in percent; NaN if no query counts."""
         base = float(self.base_Q.sum())
         return 100.0 * float(self.gain_Q.sum()) / base if base else float("nan")
 
     @property
     def queries(self) -> int:
-        """How many queries count."""
+        """Return the number of queries that count."""
         return int(np.count_nonzero(self.base_Q))
 
     def within(self, chosen_Q: NDArray[np.bool_]) -> "Ratio":
-        """The same figure over the chosen queries alone."""
+        """Return the metric over the chosen queries."""
         return Ratio(self.gain_Q * chosen_Q, self.base_Q * chosen_Q)
 
 
 def propensities(label_counts_L: IntArray, n_queries: int, a: float = 0.55, b: float = 1.5) -> FloatArray:
-    """The inverse propensity 1/p of each label (Jain et al. 2016, section 4).
+    """Return the inverse propensity 1/p of each label (Jain et al. 2016, section 4).
 
-    `label_counts_L` counts each label's positives among `n_queries` training queries; a and b are its constants.
+    label_counts_L: positives of each label among `n_queries` training queries; a, b: constants of the dataset.
+    Raises BadInput if `n_queries` is less than 1.
     """
     if n_queries < 1:
-        raise BadInput(f"propensities need at least one training query, not {n_queries}")
+        raise BadInput(f"n_queries is {n_queries}; propensities need at least 1 training query.")
     scale = (np.log(n_queries) - 1.0) * (b + 1.0) ** a
     return np.asarray(1.0 + scale * (np.asarray(label_counts_L, np.float64) + b) ** -a)
 
@@ -56,11 +57,12 @@ def propensities(label_counts_L: IntArray, n_queries: int, a: float = 0.55, b: f
 def evaluate(
     top_rows_QK: IntArray, truth: Sequence[IntArray], inverse_propensity_L: FloatArray, ks: Sequence[int] = KS
 ) -> dict[str, float]:
-    """P@k, nDCG@k, PSP@k, R@k and C@k in percent, for each k, over the queries that have a true label.
+    """Return P@k, nDCG@k, PSP@k, R@k and C@k in percent, for each k, over the queries with a true label.
 
-    `top_rows_QK` holds label rows, best first, −1 where a ranking is shorter. PSP@k is the gain summed over all queries
-    divided by the best possible sum. C@k is the share of the labels in the truth that the first k of some query found.
-    Raises BadInput for a ranking that repeats a label, for unequal lengths and where no query has a true label.
+    top_rows_QK: label rows, best first, −1 after the end of a shorter ranking; truth: Q arrays of true label rows.
+    PSP@k is the sum of gains over all queries divided by the best possible sum. C@k is the share of all true labels
+    that are among the first k of a query that they are true for.
+    Raises BadInput for a ranking with a repeated label, for different lengths, and if no query has a true label.
     """
     figures = {name: r.percent for name, r in ratios(top_rows_QK, truth, inverse_propensity_L, ks).items()}
     ranked_QK, hit_QK, _, pair_label_P = match(top_rows_QK, truth, max(ks), len(inverse_propensity_L))
@@ -73,7 +75,7 @@ def evaluate(
 def ratios(
     top_rows_QK: IntArray, truth: Sequence[IntArray], inverse_propensity_L: FloatArray, ks: Sequence[int] = KS
 ) -> dict[str, Ratio]:
-    """P@k, nDCG@k, PSP@k and R@k for each k as what every query adds to them; raises as `evaluate` does."""
+    """Return P@k, nDCG@k, PSP@k and R@k for each k, per query. Arguments and errors are those of `evaluate`."""
     ranked_QK, hit_QK, pair_query_P, pair_label_P = match(top_rows_QK, truth, max(ks), len(inverse_propensity_L))
     n_true_Q = np.bincount(pair_query_P, minlength=len(ranked_QK))
     one_Q = (n_true_Q > 0).astype(np.float64)
@@ -82,30 +84,33 @@ def ratios(
     rank_P = _rank_by_gain(pair_query_P, gain_P)
     discount_K = 1.0 / np.log2(np.arange(max(ks)) + 2.0)
     ideal_K = np.concatenate([[1.0], np.cumsum(discount_K)])
-    found: dict[str, Ratio] = {}
+    metrics: dict[str, Ratio] = {}
     for k in ks:
         hit_Qk = hit_QK[:, :k]
         best_Q = np.asarray(np.bincount(pair_query_P, gain_P * (rank_P < k), len(ranked_QK)), np.float64)
-        found[f"P@{k}"] = Ratio(hit_Qk.sum(axis=1) / k, one_Q)
-        found[f"nDCG@{k}"] = Ratio(hit_Qk @ discount_K[:k] / ideal_K[np.minimum(n_true_Q, k)], one_Q)
-        found[f"PSP@{k}"] = Ratio(gain_QK[:, :k].sum(axis=1), best_Q)
-        found[f"R@{k}"] = Ratio(hit_Qk.sum(axis=1) / np.maximum(n_true_Q, 1), one_Q)
-    return found
+        metrics[f"P@{k}"] = Ratio(hit_Qk.sum(axis=1) / k, one_Q)
+        metrics[f"nDCG@{k}"] = Ratio(hit_Qk @ discount_K[:k] / ideal_K[np.minimum(n_true_Q, k)], one_Q)
+        metrics[f"PSP@{k}"] = Ratio(gain_QK[:, :k].sum(axis=1), best_Q)
+        metrics[f"R@{k}"] = Ratio(hit_Qk.sum(axis=1) / np.maximum(n_true_Q, 1), one_Q)
+    return metrics
 
 
 def match(
     top_rows_QK: IntArray, truth: Sequence[IntArray], k: int, n_labels: int
 ) -> tuple[IntArray, NDArray[np.bool_], IntArray, IntArray]:
-    """Rankings cut or padded to k [Q, K], which of them are hits [Q, K], and the (query, true label) pairs, each once.
+    """Match rankings with true labels.
 
-    Raises as `evaluate` does.
+    Returns the rankings cut or padded to k [Q, K], booleans for hits [Q, K], and query and label of the P distinct
+    (query, true label) pairs. Raises the errors of `evaluate`.
     """
     top_rows_QK = np.asarray(top_rows_QK, np.int64)
     if top_rows_QK.ndim != 2 or len(top_rows_QK) != len(truth):
-        raise BadInput(f"rankings of shape {top_rows_QK.shape} do not match the truth of {len(truth)} queries")
+        raise BadInput(
+            f"rankings of shape {top_rows_QK.shape} do not match {len(truth)} queries. Give one row per query."
+        )
     counts_Q = [len(labels) for labels in truth]
     if not any(counts_Q):
-        raise BadInput("no query has a true label, so there is nothing to score")
+        raise BadInput("no query has a true label, so no metric is defined. Give queries with true labels.")
     ranked_QK = np.full((len(truth), k), -1, np.int64)
     width = min(k, top_rows_QK.shape[1])
     ranked_QK[:, :width] = top_rows_QK[:, :width]
@@ -113,8 +118,10 @@ def match(
     true_label_P = np.concatenate([np.asarray(labels, np.int64) for labels in truth])
     lowest, highest = int(true_label_P.min()), max(int(ranked_QK.max()), int(true_label_P.max()))
     if lowest < 0 or highest >= n_labels:
-        raise BadInput(f"label rows must lie between 0 and {n_labels - 1}; found {lowest if lowest < 0 else highest}")
-    # One integer for a (query, label) pair makes membership a single sorted search instead of a loop over queries.
+        raise BadInput(
+            f"label row {lowest if lowest < 0 else highest} is not between 0 and {n_labels - 1}. Use label rows."
+        )
+    # One integer per (query, label) pair: a single sorted search finds all hits, without a loop over queries
     keys_P = np.unique(np.repeat(np.arange(len(truth)), counts_Q) * n_labels + true_label_P)
     keys_QK = np.arange(len(truth))[:, None] * n_labels + ranked_QK
     hit_QK = (ranked_QK >= 0) & np.isin(keys_QK, keys_P)
@@ -125,11 +132,13 @@ def _refuse_repeats(ranked_QK: IntArray) -> None:
     ordered_QK = np.sort(ranked_QK, axis=1)
     repeated_Q = ((ordered_QK[:, 1:] == ordered_QK[:, :-1]) & (ordered_QK[:, 1:] >= 0)).any(axis=1)
     if repeated_Q.any():
-        raise BadInput(f"the ranking {ranked_QK[int(repeated_Q.argmax())].tolist()} names a label twice")
+        raise BadInput(
+            f"the ranking {ranked_QK[int(repeated_Q.argmax())].tolist()} contains a label twice. Rank each label once."
+        )
 
 
 def _rank_by_gain(pair_query_P: IntArray, gain_P: FloatArray) -> IntArray:
-    """Position of each pair among its query's pairs when the greatest gain comes first."""
+    """Return the rank of each pair among its query's pairs, largest gain first."""
     order_P = np.lexsort((-gain_P, pair_query_P))
     first_P = np.concatenate([[True], np.diff(pair_query_P[order_P]) != 0])
     start_P = np.maximum.accumulate(np.where(first_P, np.arange(len(order_P)), 0))

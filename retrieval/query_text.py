@@ -35,8 +35,9 @@ def query_identity(text: str) -> str:
     # Case folding would turn this accent into a letter, which the encoder does not read.
     plain = unicodedata.normalize("NFD", text).replace(IOTA_SUBSCRIPT, "")
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold())
-    kept = (letter for letter in folded if letter.isspace() or unicodedata.category(letter) not in ("Cc", "Cf", "Cs"))
-    return " ".join("".join(kept).split())
+    invisible = ("Cc", "Cf", "Cs")
+    visible = (one for one in folded if one.isspace() or unicodedata.category(one) not in invisible)
+    return " ".join("".join(visible).split())
 
 
 def split_key(text: str) -> str:

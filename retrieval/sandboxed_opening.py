@@ -1,8 +1,8 @@
-"""Verify a bundle in a child process, so that a hostile file can crash only that process.
+"""Verify that a bundle opens and answers as recorded, in a child process: a hostile file can crash only that process.
 
 `python -m retrieval.sandboxed_opening SECONDS DATA_BYTES MODE FOLDER TRUSTED_KEYS`
 restricts itself (see system/sandbox.py), opens a bundle, runs its golden queries and prints one line of JSON: the
-report, or the reason for a refusal.
+report, or the reason why the bundle is refused.
 """
 
 import json
@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -24,35 +24,52 @@ if TYPE_CHECKING:
     from retrieval.bundle.golden_answers import GoldenReport
 
 LOG = logging.getLogger("diptych")
-PATIENCE_SECONDS = 60
+LEAST_SECONDS = 60
 GRACE_SECONDS = 15  # added by the parent, in case the child cancels its alarm
-OUTPUT_BYTES = 1 << 16  # kept of each output of the child
+OUTPUT_BYTES = 1 << 16  # at the end of each output of the child
 SLOWEST_BYTES_PER_SECOND = 20_000_000  # of a slow disk; for hashing, checking and loading together
 
+Run = Callable[[Sequence[str], Mapping[str, str], float], tuple[int | None, bytes, bytes]]
 
-def prove(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
-    """Open a bundle in this process and run its golden queries. Raises BundleError with the figures."""
+
+def verify_in_process(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
+    """Open a bundle in this process and check its golden answers; return the comparison.
+
+    With `trusted` keys, one of them must have signed the bundle. Raises BundleError.
+    """
     from retrieval.retriever import Retriever
 
-    with Retriever.open(folder, trusted=trusted, paused=()) as retriever:
+    with Retriever.load(folder, trusted=trusted) as retriever:
         report = retriever.check_golden()
     if not report.passed:
-        raise BundleError(f"{folder} is whole but answers differently here: {report}. Export it again on this machine.")
+        raise BundleError(
+            f"{folder} is undamaged, but its answers on this machine differ from its golden answers: {report}. Export "
+            "it again on this machine."
+        )
     return report
 
 
-def prove_aside(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
-    """Verify as `prove` does, in a child process. Raises BundleError, also if the child dies or does not answer."""
+def verify_in_subprocess(
+    folder: Path, trusted: Sequence[str] = (), *, least_seconds: int = LEAST_SECONDS, run: Run | None = None
+) -> "GoldenReport":
+    """Verify as `verify_in_process` does, in a child process.
+
+    Args:
+        least_seconds: time limit of the child, to which the time for reading the files of the bundle is added.
+        run: runs a program; default: `run_program`.
+
+    Raises BundleError, also if the child dies or does not answer.
+    """
     from retrieval.bundle.golden_answers import GoldenReport
 
     folder = folder.parent.resolve() / folder.name
-    seconds, mode = _patience(folder), sandbox_mode()
+    seconds, mode = least_seconds + folder_bytes(folder) // SLOWEST_BYTES_PER_SECOND, sandbox_mode()
     if mode != "off":
         warn_of_missing()
     arguments = (str(seconds), str(data_limit(folder)), mode, str(folder), ",".join(trusted))
     command = [sys.executable, "-P", "-m", "retrieval.sandboxed_opening", *arguments]
     environment = child_environment() | {"OPENBLAS_NUM_THREADS": "1"}  # more would reserve memory
-    code, output, errors = _run(command, environment, seconds + GRACE_SECONDS)
+    code, output, errors = (run or run_program)(command, environment, seconds + GRACE_SECONDS)
     if code is None or code in (-signal.SIGALRM, -signal.SIGXCPU):
         raise BundleError(f"{folder} did not answer within {seconds} s. Export the bundle again.")
     if code < 0:
@@ -62,10 +79,10 @@ def prove_aside(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
     if code:
         raise BundleError(f"{folder} cannot be opened ({_last_line(errors)}). Export the bundle again.")
     try:
-        said: dict[str, Any] = json.loads(_last_line(output))
-        if "refused" not in said:
-            return GoldenReport(**said)
-        refusal = str(said["refused"])
+        message: dict[str, Any] = json.loads(_last_line(output))
+        if "refused" not in message:
+            return GoldenReport(**message)
+        refusal = str(message["refused"])
     except (ValueError, TypeError) as error:  # a compromised child can print anything
         raise BundleError(
             f"{folder}: the process that opened it did not print a report. Export the bundle again."
@@ -73,7 +90,9 @@ def prove_aside(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
     raise BundleError(refusal)
 
 
-def _run(command: Sequence[str], environment: Mapping[str, str], seconds: float) -> tuple[int | None, bytes, bytes]:
+def run_program(
+    command: Sequence[str], environment: Mapping[str, str], seconds: float
+) -> tuple[int | None, bytes, bytes]:
     """Run a program; return its exit code (None: killed after `seconds`) and the last bytes of both outputs."""
     with (
         subprocess.Popen(
@@ -97,10 +116,10 @@ def _run(command: Sequence[str], environment: Mapping[str, str], seconds: float)
 
 def _read_end(stream: IO[bytes]) -> bytes:
     """Read a stream to its end; return its last OUTPUT_BYTES."""
-    kept = b""
+    end = b""
     while block := stream.read(OUTPUT_BYTES):
-        kept = (kept + block)[-OUTPUT_BYTES:]
-    return kept
+        end = (end + block)[-OUTPUT_BYTES:]
+    return end
 
 
 def _last_line(written: bytes) -> str:
@@ -136,16 +155,12 @@ def main(arguments: Sequence[str]) -> None:
         confine([Path(folder)], sandbox_mode(mode))
         from dataclasses import asdict
 
-        said = asdict(prove(Path(folder), [key for key in trusted.split(",") if key]))
+        message = asdict(verify_in_process(Path(folder), [key for key in trusted.split(",") if key]))
     except DiptychError as refusal:
-        said = {"refused": str(refusal)}
+        message = {"refused": str(refusal)}
     except MemoryError:
-        said = {"refused": f"{folder} takes more than {int(data) >> 20:,} MB of memory. Export the bundle again."}
-    print(json.dumps(said))
-
-
-def _patience(folder: Path) -> int:
-    return PATIENCE_SECONDS + folder_bytes(folder) // SLOWEST_BYTES_PER_SECOND
+        message = {"refused": f"{folder} needs more than {int(data) >> 20:,} MB of memory. Export the bundle again."}
+    print(json.dumps(message))
 
 
 if __name__ == "__main__":

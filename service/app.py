@@ -22,7 +22,7 @@ from service.access.key_guessing import GuessLimit
 from service.access.key_headers import PREDICT_HEADER, BodyGuard
 from service.access.keys import AdminKeys
 from service.bundles.generation import Generation
-from service.bundles.manager import Generations
+from service.bundles.manager import BundleManager
 from service.errors import Refusal
 from service.http import audit
 from service.http.methods import HeadAndOptions, allow
@@ -69,7 +69,7 @@ def create_app(settings: Settings, opened: Callable[[Generation | DiptychError],
     metrics = Metrics(CollectorRegistry())
     tracing = Tracing.from_environment()
     supervisor = Supervisor(metrics)
-    generations = Generations(settings, metrics, supervisor)
+    generations = BundleManager(settings, metrics, supervisor)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -133,7 +133,7 @@ def _layers(
 
 
 async def _open(
-    generations: Generations, supervisor: Supervisor, opened: Callable[[Generation | DiptychError], None] | None
+    generations: BundleManager, supervisor: Supervisor, opened: Callable[[Generation | DiptychError], None] | None
 ) -> None:
     """Open the active bundle and report the generation or the error, whatever its type."""
     try:

@@ -17,22 +17,22 @@ from retrieval.errors import BadInput, DiptychError
 from service.access.key_settings import weak_predict_keys
 from service.app import create_app
 from service.bundles.generation import Generation
-from service.bundles.manager import Generations
+from service.bundles.manager import BundleManager
 from service.connections.pool import Connections
-from service.engine.gc_tuning import settle
+from service.engine.gc_tuning import freeze_gc
+from service.file_limits import OTHER_FILES
 from service.observe import logs
 from service.settings import Settings, unheard
 
 LOG = logging.getLogger("diptych")
 BACKLOG = 2048
 MAX_UNSENT_IN_SYSTEM = 131_072  # bytes of a response in the socket's send buffer
-OTHER_FILES = 256  # file descriptors beside connections: store, engines, log
 
 
 class Server(uvicorn.Server):
     """uvicorn's server, which first becomes not ready on a signal and then ends with exit code 0."""
 
-    def __init__(self, config: uvicorn.Config, generations: Generations, grace_seconds: float) -> None:
+    def __init__(self, config: uvicorn.Config, generations: BundleManager, grace_seconds: float) -> None:
         super().__init__(config)
         self._generations = generations
         self._grace_seconds = grace_seconds
@@ -89,7 +89,7 @@ async def _serve(settings: Settings, listener: socket.socket) -> None:
 
     def opened(outcome: Generation | DiptychError) -> None:
         if isinstance(outcome, Generation):
-            settle()
+            freeze_gc()
             _announce(outcome, listener, logs.as_text(settings.log_format))
         else:
             failures.append(outcome)
@@ -161,7 +161,7 @@ def _listen(host: str, port: int) -> socket.socket:
 def _announce(generation: Generation, listener: socket.socket, how_to_ask: bool) -> None:
     host, port = listener.getsockname()[:2]
     address = f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
-    if opened := generation.opened:
+    if opened := generation.info:
         LOG.info(
             "serving bundle %s (%s labels, %d dimensions, loaded in %.1f s) on %s",
             generation.name, f"{opened.labels:,}", opened.dim, opened.seconds, address,

@@ -12,10 +12,12 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.bundle.signatures import trusted_keys
 from retrieval.errors import BadInput
+from retrieval.system.limits import GROUPS
 from retrieval.system.sandbox import Mode
 from service.access.allowed_hosts import AllowedHosts
 from service.access.client_address import proxy_networks
 from service.access.key_settings import SINGLE, checked_admin_key, named_admin_keys
+from service.file_limits import DEFAULT_CONNECTIONS
 from service.observe.logs import Form
 
 PREFIX = "DIPTYCH_"
@@ -103,7 +105,9 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30, gt=0, description="longest time unfinished requests hold up a stop or a switch")
     receive_seconds: float = Field(10, gt=0, description="a request not complete after this is answered 408")
     send_seconds: float = Field(30, gt=0, description="a client that has not read on for this long is cut off")
-    max_connections: int = Field(4096, ge=1, description="open connections; beyond it an idle one makes room, else 503")
+    max_connections: int = Field(
+        DEFAULT_CONNECTIONS, ge=1, description="open connections; beyond it an idle one makes room, else 503"
+    )
     max_head_bytes: int = Field(32_768, ge=1024, description="a request's line and headers; beyond it 431")
     max_headers: int = Field(100, ge=10, description="headers and trailers of one request; beyond it 431")
     connection_bytes: int = Field(
@@ -129,7 +133,7 @@ class Settings(BaseSettings):
     )
     keep_previous: bool = Field(False, description="keep the bundle before in memory, so that going back is instant")
     memory_check: bool = Field(True, description="refuse to load a bundle that does not fit into free memory")
-    cgroups: Path = Field(Path("/sys/fs/cgroup"), description="where the container's limits are read")
+    cgroups: Path = Field(GROUPS, description="where the container's limits are read")
     crashes: int = Field(5, ge=1, description="engines that may end in crash_seconds before the bundle is given up")
     crash_seconds: float = Field(60, gt=0, description="time in which ends of engines are counted")
     max_paused: int = Field(10_000, ge=1, description="labels that may be paused")

@@ -46,9 +46,9 @@ def checkpoint(dataset_folder: Path) -> Path:
 def store(checkpoint: Path) -> Path:
     """A store whose one bundle, exported from `checkpoint`, is active."""
     from export.build import export
-    from retrieval.store.local import Store
+    from retrieval.open import open_store
 
     folder = checkpoint.parent / "store"
-    opened = Store(folder)
+    opened = open_store(folder)
     opened.activate(export(checkpoint, opened).name)
     return folder

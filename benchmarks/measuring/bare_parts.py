@@ -16,7 +16,7 @@ import numpy as np
 
 from retrieval import Retriever
 from retrieval.search.indexes import HnswIndex, VectorIndex, Vectors
-from retrieval.search.pca_index import NarrowIndex
+from retrieval.search.pca_index import PcaIndex
 
 K = 10
 PARTS = ("encode_batch", "ONNX Runtime", "hnswlib")
@@ -67,17 +67,17 @@ class Bare:
     """The three calls, as often as they are asked for; `spent` sums up what each took."""
 
     def __init__(self, retriever: Retriever) -> None:
-        self._encoder, candidates = retriever._open_encoder(), retriever._candidates
-        assert candidates is not None
-        index: VectorIndex = candidates.index
+        parts = retriever._open_parts()
+        self._encoder = parts.encoder
+        index: VectorIndex = parts.ranker.index
         self._directions_DW: Vectors | None = None
-        if isinstance(index, NarrowIndex):
-            self._directions_DW, index = index.directions_DW, index.index
+        if isinstance(index, PcaIndex):
+            self._directions_DW, index = index.projection_DW, index.index
         assert isinstance(index, HnswIndex)
         self._index = index
         weight = retriever.manifest.classifier_weight
         self._scale_D, self._model = retriever.manifest.model.query_scale(weight), retriever.manifest.model
-        effort = retriever.manifest.index.effort(weight)
+        effort = retriever.manifest.index.ef_search_at(weight)
         assert effort is not None, "no bundle is exported whose default weight needs exact search"
         self.effort = effort
         self.spent: dict[str, Seconds] = {}
@@ -91,7 +91,7 @@ class Bare:
         if self._directions_DW is not None:
             vectors_QD = vectors_QD @ self._directions_DW
         index.set_ef(self.effort)
-        self._timed(PARTS[2], lambda: index.knn_query(vectors_QD, k=K, num_threads=self._index._workers.threads))
+        self._timed(PARTS[2], lambda: index.knn_query(vectors_QD, k=K, num_threads=self._index._pool.threads))
         index.set_ef(self._index.ef)
 
     def _padded(self, ids: list[list[int]]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from export.build import ExportSettings
 from export.recall import recall_at
 from retrieval.bundle.index_file import check_index_file
 from retrieval.search.indexes import LABELS_PER_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
-from retrieval.search.thread_pool import Workers
+from retrieval.search.thread_pool import ThreadPool
 
 K = 10
 RECALL = 0.99  # that latencies are compared at
@@ -194,7 +194,7 @@ def _grow(vectors_LD: Vectors, sizes: list[int], folder: Path, threads: int, tol
                 index.add_items(np.asarray(vectors_LD[start:stop]), np.arange(start, stop), num_threads=threads)
             cost["build_seconds"] += time.perf_counter() - wall
             cost["build_processor_seconds"] += time.process_time() - processor
-            HnswIndex(index, K, Workers(threads)).save(path)
+            HnswIndex(index, K, ThreadPool(threads)).save(path)
             path.with_suffix(".json").write_text(json.dumps(cost), encoding="utf-8")
         if before and before not in sizes:
             (folder / f"index-{before}").unlink(missing_ok=True)
@@ -222,7 +222,7 @@ def _opened(path: Path, dim: int, size: int) -> tuple[HnswIndex, dict[str, float
     started = time.perf_counter()
     check_index_file(path, dim, size)
     checked, before = time.perf_counter(), _resident_bytes()
-    index = HnswIndex.load(path, dim, size, ef=1, workers=Workers(1))
+    index = HnswIndex.load(path, dim, size, ef=1, pool=ThreadPool(1))
     return index, {
         "check_seconds": checked - started,
         "open_seconds": time.perf_counter() - checked,

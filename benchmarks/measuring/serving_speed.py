@@ -13,7 +13,7 @@ from benchmarks.measuring.serving_peers import INFINITY, NAIVE, peer, ready_comm
 from benchmarks.measuring.serving_record import Bar, Bench, Figure, doubts, no_failures
 from benchmarks.peers.environments import python_of
 from loadtest.report import Report
-from retrieval import Retriever
+from retrieval import open_bundle
 from retrieval.errors import DiptychError
 from tests.support.service import Service, serving
 from training.data.dataset import Dataset
@@ -196,7 +196,7 @@ def distinct_queries(dataset: Dataset) -> list[str]:
 def best_offline(store: Path, texts: Sequence[str], seconds: float) -> tuple[float, int]:
     """Queries a second of `Retriever.search` with nobody else there, at its best batch size, and that size."""
     rates = {}
-    with Retriever.open(store) as retriever:
+    with open_bundle(store) as retriever:
         retriever.search(texts[: BATCHES[-1]], k=10)
         for batch in BATCHES:
             done, began = 0, time.perf_counter()

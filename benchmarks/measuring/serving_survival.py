@@ -16,6 +16,7 @@ from benchmarks.measuring.serving_speed import CLIENTS, QUIET
 from benchmarks.measuring.serving_watch import PERIOD, Memories, Memory, Probes, back_to_normal
 from loadtest.report import Latencies, Report
 from retrieval.errors import DiptychError
+from retrieval.open import open_store
 from retrieval.store.local import Store
 from tests.support.service import Service, serving, wait_until
 
@@ -34,7 +35,7 @@ def half_of_saturation(service: Service, bench: Bench) -> float:
 def switches(bench: Bench) -> Figure:
     """4: twenty switches between two large bundles under load."""
     assert bench.switching
-    sizes = bundle_sizes(Store(bench.switching))
+    sizes = bundle_sizes(open_store(bench.switching))
     with serving(bench.switching, **QUIET) as service:
         rate, every = half_of_saturation(service, bench), bench.lengths.between_switches
         options = ["--switch-every", f"{every:g}s"]

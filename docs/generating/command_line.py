@@ -12,8 +12,8 @@ WIDTH = {"COLUMNS": "88", "TERM": "dumb", "NO_COLOR": "1"}
 def page() -> str:
     """The Markdown of the page."""
     parts = ["# Command line", "Every command's help, as `diptych COMMAND --help` shows it.", _block(help_of())]
-    for command, room in diptych.COMMANDS.items():
-        parts += [f"## diptych {command}", f"Needs `pip install 'diptych[{room.extras}]'`.", _block(help_of(command))]
+    for command, entry in diptych.COMMANDS.items():
+        parts += [f"## diptych {command}", f"Needs `pip install 'diptych[{entry.extras}]'`.", _block(help_of(command))]
         for inner in inner_commands(command):
             parts += [f"### diptych {command} {inner}", _block(help_of(command, inner))]
     return "\n\n".join(parts) + "\n"
@@ -21,7 +21,7 @@ def page() -> str:
 
 def help_of(*words: str) -> str:
     """What `diptych WORDS --help` prints."""
-    outcome = CliRunner().invoke(diptych.front_door(words[0] if words else None), [*words, "--help"], env=WIDTH)
+    outcome = CliRunner().invoke(diptych.build_app(words[0] if words else None), [*words, "--help"], env=WIDTH)
     if outcome.exit_code:
         raise RuntimeError(f"`diptych {' '.join(words)} --help` ended with {outcome.exit_code}: {outcome.output}")
     return re.sub(r"Usage: root", "Usage: diptych", outcome.output)
@@ -31,7 +31,7 @@ def inner_commands(command: str) -> list[str]:
     """The names of the commands that a command holds; none for most."""
     from typer.main import get_command
 
-    group = get_command(diptych.front_door(command))
+    group = get_command(diptych.build_app(command))
     return sorted(getattr(group.commands[command], "commands", {}))  # type: ignore[attr-defined]
 
 

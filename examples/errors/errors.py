@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from retrieval import Retriever
+from retrieval import Retriever, open_bundle
 from training.data.dataset import Dataset
 
 K = 10
@@ -46,7 +46,7 @@ def main() -> None:
     options.add_argument("--explain", nargs="*", default=[], metavar="QUERY", help="queries to explain; any will do")
     given = options.parse_args()
     dataset = Dataset.open(given.dataset)
-    with Retriever.open(given.store) as retriever:
+    with open_bundle(given.store) as retriever:
         outcomes = asked(retriever, dataset)
         clicks_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
         tell_kinds(outcomes, clicks_L)

@@ -17,7 +17,7 @@ HEADER, DATA, COMPRESSION = 2, 1, 3
 def read_uncompressed(content: pa.Buffer) -> pa.Table:
     """Read an Arrow file without copying it. Raises ValueError for a compressed one, and pa.ArrowException."""
     if content.size < len(MAGIC) or content.slice(0, len(MAGIC)).to_pybytes() != MAGIC:
-        raise ValueError("it does not begin as an Arrow file does")
+        raise ValueError("it does not begin like an Arrow file")
     stream = content.slice(len(MAGIC))
     for message in pa.ipc.MessageReader.open_stream(pa.BufferReader(stream)):
         of_dictionary = message.type == DICTIONARY

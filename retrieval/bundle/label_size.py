@@ -1,4 +1,4 @@
-"""Measure and limit the size of labels as JSON, since every answer contains its labels in full.
+"""Measure and limit the size of labels as JSON, since every answer contains the complete labels.
 
 Suffix: L labels (or rows of a column).
 """
@@ -14,7 +14,7 @@ from retrieval.errors import BadInput
 MAX_LABEL_BYTES = 32_768  # of one label's id, text and attributes as JSON
 ESCAPED = 6  # bytes of JSON that one byte of text may need
 SCALAR_BYTES = 24  # of a number, a date or a missing value, rounded up
-MARKS = 4  # quotes, colon and comma around a value
+PUNCTUATION = 4  # quotes, colon and comma around a value
 
 
 def label_bytes(table: pa.Table) -> NDArray[np.int64]:
@@ -23,7 +23,7 @@ def label_bytes(table: pa.Table) -> NDArray[np.int64]:
     for name in table.column_names:
         chunks = [_value_bytes(chunk) for chunk in table.column(name).chunks]
         if chunks:
-            total_L += np.concatenate(chunks) + len(name.encode()) + MARKS
+            total_L += np.concatenate(chunks) + len(name.encode()) + PUNCTUATION
     return total_L
 
 
@@ -37,8 +37,8 @@ def check_label_size(table: pa.Table) -> None:
         if size > MAX_LABEL_BYTES:
             attribute = max((name for name in label if name != "id"), key=lambda name: len(str(label[name])))
             raise BadInput(
-                f"label {_short(label['id'])!r} has {size:,} bytes as JSON, most of them in {attribute!r}; the most "
-                f"is {MAX_LABEL_BYTES:,}, since every answer repeats its labels whole. Shorten it or leave the "
+                f"label {_short(label['id'])!r} has {size:,} bytes as JSON, most of them in {attribute!r}; the limit "
+                f"is {MAX_LABEL_BYTES:,}, since every answer contains the complete labels. Shorten it or leave the "
                 "attribute out."
             )
 
@@ -53,8 +53,8 @@ def _value_bytes(column: pa.Array) -> NDArray[np.int64]:
         return _numbers(pc.binary_length(column).fill_null(SCALAR_BYTES))
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         parents = _numbers(pc.list_parent_indices(column))
-        sizes = np.bincount(parents, _value_bytes(column.flatten()) + MARKS, minlength=len(column))
-        return sizes.astype(np.int64) + MARKS
+        sizes = np.bincount(parents, _value_bytes(column.flatten()) + PUNCTUATION, minlength=len(column))
+        return sizes.astype(np.int64) + PUNCTUATION
     if pa.types.is_string_view(kind):
         return _value_bytes(column.cast(pa.large_string()))
     if pa.types.is_nested(kind):
@@ -63,8 +63,8 @@ def _value_bytes(column: pa.Array) -> NDArray[np.int64]:
 
 
 def _numbers(column: pa.Array) -> NDArray[np.int64]:
-    found: NDArray[np.int64] = column.to_numpy(zero_copy_only=False).astype(np.int64)
-    return found
+    numbers: NDArray[np.int64] = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    return numbers
 
 
 def _short(text: str) -> str:

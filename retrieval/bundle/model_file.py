@@ -23,7 +23,7 @@ FUNCTION_NODES, OPERATOR, ATTRIBUTES, SUBGRAPH, SUBGRAPHS = 7, 4, 5, 6, 11
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
 
 
-class Field(NamedTuple):
+class ProtobufField(NamedTuple):
     """A field of a protobuf message: its number, and where its bytes begin and end."""
 
     number: int
@@ -49,24 +49,24 @@ def external_files(path: Path, written: Buffer) -> list[str]:
         ) from error
     if operator is not None:
         raise BundleError(
-            f"{path} has a node {operator!r} with a graph inside. Such a node may run for ever, and no export makes "
-            "one: export the bundle again."
+            f"{path} has a node {operator!r} with a graph inside. Such a node may run for ever, and exports do "
+            "not contain one. Export the bundle again."
         )
     return names
 
 
 def _references(path: Path, written: bytes) -> list[str]:
-    """Return the names of other files. Every encoding of the key's length 8 ends in the byte 8 or 0."""
+    """Return the names of files with external data. Every encoding of the key's length 8 ends in the byte 8 or 0."""
     names: dict[str, None] = {}
     try:
-        parts = list(_beside_weights(written))
+        parts = list(_parts_without_weights(written))
     except ValueError:  # not a protobuf message; reported elsewhere
         parts = [(0, len(written))]
     for start, stop in parts:
         place = written.find(KEY, start, stop)
         while place >= 0:
             if written[max(place - 1, 0)] in (0, 8):
-                name = _beside(written, place)
+                name = _external_name(written, place)
                 if name is None:
                     raise BundleError(f"{path} refers to data outside of the bundle. Export the bundle again.")
                 names[name] = None
@@ -74,7 +74,7 @@ def _references(path: Path, written: bytes) -> list[str]:
     return list(names)
 
 
-def _beside_weights(written: bytes) -> Iterator[tuple[int, int]]:
+def _parts_without_weights(written: bytes) -> Iterator[tuple[int, int]]:
     """Yield the parts of a file without the raw data of weights, which cannot hold a reference."""
     start = 0
     for field in _fields(written, 0, len(written)):
@@ -88,7 +88,7 @@ def _beside_weights(written: bytes) -> Iterator[tuple[int, int]]:
     yield start, len(written)
 
 
-def _beside(written: bytes, place: int) -> str | None:
+def _external_name(written: bytes, place: int) -> str | None:
     """Return the name in the entry around this key; None unless it is a plain file name."""
     entry = ENTRY.match(written, place - 4) if place >= 4 else None
     if entry is None:
@@ -110,7 +110,7 @@ def _node_with_graph(written: bytes) -> str | None:
     return None
 
 
-def _has_graph(written: bytes, node: Field) -> bool:
+def _has_graph(written: bytes, node: ProtobufField) -> bool:
     return any(
         part.number in (SUBGRAPH, SUBGRAPHS)
         for attribute in _fields(written, node.start, node.stop)
@@ -119,14 +119,14 @@ def _has_graph(written: bytes, node: Field) -> bool:
     )
 
 
-def _operator(written: bytes, node: Field) -> str:
+def _operator(written: bytes, node: ProtobufField) -> str:
     for part in _fields(written, node.start, node.stop):
         if part.number == OPERATOR:
             return written[part.start : min(part.stop, part.start + 64)].decode(errors="replace")
     return "without a name"
 
 
-def _fields(written: bytes, place: int, stop: int) -> Iterator[Field]:
+def _fields(written: bytes, place: int, stop: int) -> Iterator[ProtobufField]:
     """Yield the fields of the message between two offsets. Raises ValueError."""
     while place < stop:
         tag, place = _varint(written, place, stop)
@@ -136,15 +136,15 @@ def _fields(written: bytes, place: int, stop: int) -> Iterator[Field]:
         elif kind == VARINT:
             start = place
             _, place = _varint(written, place, stop)
-            yield Field(tag >> 3, start, place)
+            yield ProtobufField(tag >> 3, start, place)
             continue
         elif kind in (FIXED32, FIXED64):
             length = 4 if kind == FIXED32 else 8
         else:
-            raise ValueError(f"a field of kind {kind}")
+            raise ValueError(f"a field has the wire type {kind}")
         if length > stop - place:
-            raise ValueError("a field that is longer than the file")
-        yield Field(tag >> 3, place, place + length)
+            raise ValueError("a field is longer than the file")
+        yield ProtobufField(tag >> 3, place, place + length)
         place += length
 
 
@@ -159,4 +159,4 @@ def _varint(written: bytes, place: int, stop: int) -> tuple[int, int]:
         number |= (byte & 0x7F) << shift
         if byte < 128:
             return number & ((1 << 64) - 1), place
-    raise ValueError("a number without an end")
+    raise ValueError("a number does not end")

@@ -23,10 +23,10 @@ SIGNING_KEY, TRUSTED_KEYS = "DIPTYCH_SIGNING_KEY", "DIPTYCH_TRUSTED_KEYS"
 PURPOSE = b"diptych bundle manifest\0"
 PURPOSE_WITH_SERIAL = b"diptych bundle manifest with serial\0"
 WITHOUT_SERIAL, WITH_SERIAL = "ed25519", "ed25519-serial"  # the first word of a signature file
-MOST = (1 << 53) - 1  # of a serial number; greater ones are not exact in every JSON reader
+MAX_SERIAL = (1 << 53) - 1  # larger numbers are not exact in every JSON reader
 LIMIT = 1_024  # bytes of a signature file; it has about 140
 KEY_BYTES = 32
-MAKE_KEYS = "Make keys with `diptych bundles keygen`."
+MAKE_KEYS = "Create keys with `diptych bundles keygen`."
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def new_keys() -> KeyPair:
 def signing_key() -> str:
     """Return the signing key from the environment. Raises BadInput if it is not set."""
     if not (key := os.environ.get(SIGNING_KEY)):
-        raise BadInput(f"no signing key: set {SIGNING_KEY} to the one that `diptych bundles keygen` printed.")
+        raise BadInput(f"{SIGNING_KEY} is not set. Set it to a signing key; `diptych bundles keygen` creates one.")
     return key
 
 
@@ -81,8 +81,8 @@ class NotTrusted(BundleError):
 
 def signed(manifest: bytes, signing: str, serial: int) -> str:
     """Return the content of manifest.sig: trusted key, serial number and signature. Raises BadInput."""
-    if not 0 < serial <= MOST:
-        raise BadInput(f"the serial number is {serial}; it must be from 1 to {MOST}.")
+    if not 0 < serial <= MAX_SERIAL:
+        raise BadInput(f"the serial number is {serial}; it must be from 1 to {MAX_SERIAL}.")
     key = Ed25519PrivateKey.from_private_bytes(_bytes_of(signing, f"the key in {SIGNING_KEY}"))
     signature = key.sign(_message(manifest, serial))
     return f"{WITH_SERIAL} {_text(key.public_key().public_bytes_raw())} {serial} {_text(signature)}\n"
@@ -100,27 +100,27 @@ def check_signature(folder: Path, opened: int, manifest: bytes, trusted: Sequenc
         signature, raw = parse_signature(path, read_small(path, LIMIT, opened))
     except FileNotFoundError as error:
         raise NotTrusted(
-            f"{folder} is not signed, and only signed bundles are trusted here. Sign it, or take another."
+            f"{folder} is not signed, and {TRUSTED_KEYS} requires a signature. Sign it, or use another bundle."
         ) from error
     except OSError as error:
         raise NotTrusted(f"{path} cannot be read ({error.strerror}). Check its permissions.") from error
     if signature.key not in trusted:
         raise NotTrusted(
-            f"{path}: the key {signature.key} is not trusted here. Add it to {TRUSTED_KEYS}, or take another bundle."
+            f"{path}: the key {signature.key} is not trusted. Add it to {TRUSTED_KEYS}, or use another bundle."
         )
     try:
         public = Ed25519PublicKey.from_public_bytes(base64.b64decode(signature.key))
         public.verify(raw, _message(manifest, signature.serial))
     except InvalidSignature as error:
         raise NotTrusted(
-            f"{path} was not made for this manifest: one of the two was changed. Copy the bundle again."
+            f"{path} is not a signature of this manifest: one of the two was changed. Copy the bundle again."
         ) from error
     return signature
 
 
 def parse_signature(path: Path, written: bytes) -> tuple[Signature, bytes]:
     """Parse a manifest.sig; return its claims and the raw signature. Raises NotTrusted if it is invalid."""
-    refused = NotTrusted(f"{path} holds no signature. Sign the bundle again.")
+    refused = NotTrusted(f"{path} is not a valid signature file. Sign the bundle again.")
     try:
         words = written.decode("ascii").split()
         if words[0] == WITHOUT_SERIAL:
@@ -128,7 +128,7 @@ def parse_signature(path: Path, written: bytes) -> tuple[Signature, bytes]:
             return Signature(key, 0), base64.b64decode(signature, validate=True)
         _, key, serial, signature = words
         number = int(serial)
-        if words[0] != WITH_SERIAL or serial != str(number) or not 0 < number <= MOST:
+        if words[0] != WITH_SERIAL or serial != str(number) or not 0 < number <= MAX_SERIAL:
             raise refused
         return Signature(key, number), base64.b64decode(signature, validate=True)
     except (ValueError, IndexError) as error:  # not ASCII, not these words, not base64
@@ -145,7 +145,7 @@ def _bytes_of(key: str, name: str) -> bytes:
     except ValueError as error:  # binascii.Error is one
         raise BadInput(f"{name} is not base64. {MAKE_KEYS}") from error
     if len(raw) != KEY_BYTES:
-        raise BadInput(f"{name} has {len(raw)} bytes where {KEY_BYTES} are needed. {MAKE_KEYS}")
+        raise BadInput(f"{name} has {len(raw)} bytes, not {KEY_BYTES}. {MAKE_KEYS}")
     return raw
 
 

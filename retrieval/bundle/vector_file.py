@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle.index_file import Buffer
-from retrieval.errors import BundleError, in_a_line
+from retrieval.errors import BundleError, one_line
 
-LARGEST = 1e6  # of a number in a vector of length one or less; scores of such are finite
-LABELS_PER_BLOCK = 128  # which fit into the processor's cache
-LONGEST_HEADER = 16_384  # bytes; numpy reads no longer one either
+LARGEST = 1e6  # of a number in a vector; vectors have a length of at most one, and scores up to this limit are finite
+LABELS_PER_BLOCK = 128  # a block fits into the processor's cache
+LONGEST_HEADER = 16_384  # bytes; numpy has a similar limit
 
 
 def read_finite(
@@ -56,7 +56,7 @@ def read_finite(
         if file.readinto(vectors_BD.data.cast("B")) != vectors_BD.nbytes:
             raise BundleError(f"{path} changed while it was read. Copy the bundle again.")
         if not (vectors_BD.max() <= LARGEST and vectors_BD.min() >= -LARGEST):  # also true for NaN
-            raise BundleError(f"{path} holds a vector that is not finite. Export the bundle again.")
+            raise BundleError(f"{path} contains a vector that is not finite. Export the bundle again.")
         yield vectors_BD.data
 
 
@@ -66,25 +66,24 @@ def vectors_in(content: Buffer, path: Path, shape: tuple[int, int]) -> NDArray[n
     return vectors_LD
 
 
-def array_in(content: Buffer, path: Path, shape: tuple[int, ...], wanted: type[np.generic]) -> NDArray[Any]:
+def array_in(content: Buffer, path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
     """View an array of this shape and type in the bytes of an .npy file, named `path` in errors. Raises BundleError."""
     head = BytesIO(bytes(memoryview(content)[:LONGEST_HEADER]))
     try:
         version = np.lib.format.read_magic(head)
         readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
         if version not in readers:
-            raise ValueError(f"version {version} of the format is not read here")
-        found, by_columns, dtype = readers[version](head)
+            raise ValueError(f"version {version} of the format is not supported")
+        actual_shape, by_columns, actual_dtype = readers[version](head)
     except (ValueError, TypeError, EOFError, OverflowError, SyntaxError, TokenError) as error:
+        raise BundleError(f"{path} is not an array of numbers ({one_line(error)}). Export the bundle again.") from error
+    if actual_shape != shape or actual_dtype != dtype or (by_columns and len(shape) > 1 and 1 not in shape):
+        order = ", in column order" if by_columns else ""
         raise BundleError(
-            f"{path} is not an array of numbers ({in_a_line(error)}). Export the bundle again."
-        ) from error
-    if found != shape or dtype != wanted or (by_columns and len(shape) > 1 and 1 not in shape):
-        order = ", by columns" if by_columns else ""
-        name = np.dtype(wanted).name
-        raise BundleError(f"{path} holds {dtype} of shape {found}{order}, not {name} of {shape}. Export it again.")
-    if len(content) != head.tell() + np.dtype(wanted).itemsize * math.prod(shape):
-        raise BundleError(
-            f"{path} has {len(content)} bytes, not those of an array of {shape}. Export the bundle again."
+            f"{path} is an array of {actual_dtype} of shape {actual_shape}{order}, not of {np.dtype(dtype).name} of "
+            f"shape {shape}. Export the bundle again."
         )
-    return np.frombuffer(content, wanted, offset=head.tell()).reshape(shape)
+    expected = head.tell() + np.dtype(dtype).itemsize * math.prod(shape)
+    if len(content) != expected:
+        raise BundleError(f"{path} has {len(content)} bytes, not {expected}. Export the bundle again.")
+    return np.frombuffer(content, dtype, offset=head.tell()).reshape(shape)

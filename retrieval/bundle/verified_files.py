@@ -1,6 +1,6 @@
 """Read the files of a bundle and compare them with its manifest. Readers get the same bytes that were compared.
 
-Each file is opened once. What a reader needs is copied into memory that no other process can change. One exception:
+Each file is opened once. The files to load are copied into memory that no other process can change. One exception:
 `vectors.npy` stays a memory-mapped file if memory is short and no keys are trusted, see docs/decisions/0032.
 """
 
@@ -19,35 +19,36 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from retrieval.bundle.facts import FileEntry
 from retrieval.bundle.index_file import Buffer, read_checked
 from retrieval.bundle.manifest import (
-    DIRECTIONS,
     FORMAT_VERSION,
     INDEX,
     MANIFEST,
+    PROJECTION,
     TOKENIZER,
     UNLISTED,
     VECTORS,
-    FileEntry,
     Manifest,
     SignedManifest,
     read_signed_manifest,
 )
 from retrieval.bundle.vector_file import read_finite
 from retrieval.errors import BundleError
-from retrieval.system.limits import available_cores, free_memory
+from retrieval.system.limits import FreeMemory, available_cores, free_memory
 from retrieval.system.safe_open import open_bundle_folder, open_file
 
 LOG = logging.getLogger("diptych")
 BLOCK = 1 << 18  # bytes per hashed block; fits into a core's cache
 TOKENIZER_LIMIT = 256 << 20  # bytes; a tokenizer for a hundred languages has 17 MB
+OpenEntry = Callable[[Path, int, FileEntry], FileIO]  # called with the path, the open folder and the manifest's entry
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class BundleFiles(NamedTuple):
-    """A verified bundle: its manifest, who signed it, and the contents of the wanted files.
+    """A verified bundle: its manifest, its signature, and the contents of the files to load.
 
-    `graph` is the index as a sealed file in memory, since hnswlib reads from a path; None if it was not wanted.
+    `graph` is the index as a sealed file in memory, since hnswlib reads from a path; None if it is not loaded.
     """
 
     signed: SignedManifest
@@ -56,7 +57,7 @@ class BundleFiles(NamedTuple):
 
     @property
     def manifest(self) -> Manifest:
-        """The bundle's manifest."""
+        """Return the bundle's manifest."""
         return self.signed.manifest
 
     def close(self) -> None:
@@ -65,8 +66,8 @@ class BundleFiles(NamedTuple):
             self.graph.close()
 
 
-class _Seen(NamedTuple):
-    """Size and hash of a file that was read, and its content if that was wanted."""
+class _ReadFile(NamedTuple):
+    """Size and hash of a file that was read, and its content if it is to be loaded."""
 
     entry: FileEntry
     content: Buffer | None = None
@@ -89,37 +90,35 @@ def verify_signed(folder: Path, trusted: Sequence[str] = ()) -> SignedManifest:
 
 def read_bundle(
     folder: Path,
-    wanted: Callable[[str], bool],
+    is_loaded: Callable[[str], bool],
     trusted: Sequence[str] = (),
     threads: int | None = None,
+    *,
+    open_entry: OpenEntry | None = None,
+    memory: Callable[[], FreeMemory] = free_memory,
 ) -> BundleFiles:
-    """Verify a bundle as `verify_bundle` does; keep the contents of the `wanted` files. Raises BundleError."""
+    """Verify a bundle as `verify_bundle` does; return the contents of the files to load. Raises BundleError.
+
+    is_loaded: whether to load the file of a name. open_entry: opens a listed file; default: `open_listed_file`.
+    memory: returns the free memory.
+    """
     with ExitStack() as stack:
-        opened = _open_folder(folder)
-        stack.callback(os.close, opened)
-        signed = read_signed_manifest(folder, trusted, opened)
+        descriptor = _open_folder(folder)
+        stack.callback(os.close, descriptor)
+        signed = read_signed_manifest(folder, trusted, descriptor)
         manifest = signed.manifest
-        _check_names(folder, os.listdir(opened), manifest)
+        _check_names(folder, os.listdir(descriptor), manifest)
+        open_entry = open_entry or open_listed_file
         files = {
-            name: stack.enter_context(_open(folder / name, opened, entry)) for name, entry in manifest.files.items()
+            name: stack.enter_context(open_entry(folder / name, descriptor, entry))
+            for name, entry in manifest.files.items()
         }
-        mapped = _mapped(folder, manifest, wanted, trusted)
+        mapped = _must_map(folder, manifest, is_loaded, trusted, memory)
         with ThreadPoolExecutor(threads or available_cores()) as pool:
-            found = dict(
-                zip(
-                    files,
-                    pool.map(lambda name: _see(folder / name, files[name], manifest, wanted(name), mapped), files),
-                    strict=True,
-                )
+            read = list(
+                pool.map(lambda name: _read_file(folder / name, files[name], manifest, is_loaded(name), mapped), files)
             )
-    graph = next((seen.graph for seen in found.values() if seen.graph is not None), None)
-    contents = {name: seen.content for name, seen in found.items() if seen.content is not None}
-    bundle = BundleFiles(signed, contents, graph)
-    for name, entry in manifest.files.items():
-        if found[name].entry != entry:
-            bundle.close()
-            raise BundleError(f"{folder / name} is damaged: its SHA-256 is not the one in {MANIFEST}. Copy it again.")
-    return bundle
+    return _compare(folder, signed, dict(zip(files, read, strict=True)))
 
 
 def describe_file(path: Path) -> FileEntry:
@@ -153,58 +152,77 @@ def _check_names(folder: Path, names: Collection[str], manifest: Manifest) -> No
         raise BundleError(f"{folder / TOKENIZER} has {size:,} bytes; a tokenizer has at most {TOKENIZER_LIMIT:,}.")
 
 
-def _open(path: Path, folder: int, entry: FileEntry) -> FileIO:
+def open_listed_file(path: Path, folder: int, entry: FileEntry) -> FileIO:
+    """Open a file of an open bundle folder, and check its size. Raises BundleError."""
     try:
         file = FileIO(open_file(path, folder))
     except FileNotFoundError as error:
-        raise BundleError(f"{path} is missing though {MANIFEST} lists it. Copy the bundle again.") from error
+        raise BundleError(f"{path} is missing, but {MANIFEST} lists it. Copy the bundle again.") from error
     except OSError as error:
         raise BundleError(f"{path} cannot be opened ({error.strerror}). Check its permissions.") from error
     size = os.fstat(file.fileno()).st_size
     if size != entry.bytes:
         file.close()
-        raise BundleError(f"{path} has {size} bytes where {entry.bytes} are listed. Copy it again.")
+        raise BundleError(f"{path} has {size} bytes, but {MANIFEST} lists {entry.bytes}. Copy it again.")
     return file
 
 
-def _mapped(folder: Path, manifest: Manifest, wanted: Callable[[str], bool], trusted: Sequence[str]) -> bool:
+def _must_map(
+    folder: Path,
+    manifest: Manifest,
+    is_loaded: Callable[[str], bool],
+    trusted: Sequence[str],
+    memory: Callable[[], FreeMemory],
+) -> bool:
     """Return whether the vectors must stay a mapped file because memory is short; never with trusted keys."""
-    if trusted or not wanted(VECTORS):
+    if trusted or not is_loaded(VECTORS):
         return False
-    needed = sum(entry.bytes for name, entry in manifest.files.items() if wanted(name))
-    room = free_memory()
-    if needed < room.free:
+    needed = sum(entry.bytes for name, entry in manifest.files.items() if is_loaded(name))
+    available = memory()
+    if needed < available.free:
         return False
     LOG.warning(
         "%s is not copied into memory: %d MB are needed, %d MB are free (%s). A change of the file changes answers.",
-        folder / VECTORS, needed >> 20, room.free >> 20, room.bound,
+        folder / VECTORS, needed >> 20, available.free >> 20, available.limit,
     )  # fmt: skip
     return True
 
 
-def _see(path: Path, file: FileIO, manifest: Manifest, wanted: bool, mapped: bool) -> _Seen:
+def _compare(folder: Path, signed: SignedManifest, read: dict[str, _ReadFile]) -> BundleFiles:
+    """Return a bundle whose files have the sizes and hashes of its manifest. Raises BundleError."""
+    graph = next((file.graph for file in read.values() if file.graph is not None), None)
+    contents = {name: file.content for name, file in read.items() if file.content is not None}
+    bundle = BundleFiles(signed, contents, graph)
+    for name, entry in signed.manifest.files.items():
+        if read[name].entry != entry:
+            bundle.close()
+            raise BundleError(f"{folder / name} is damaged: its SHA-256 is not the one in {MANIFEST}. Copy it again.")
+    return bundle
+
+
+def _read_file(path: Path, file: FileIO, manifest: Manifest, loaded: bool, mapped: bool) -> _ReadFile:
     """Read and hash a file. Links of the index and values of vectors are checked while they are read."""
     size, dim, entry = manifest.labels.count, manifest.model.dim, manifest.files[path.name]
     try:
         if path.name == INDEX:
-            return _see_index(read_checked(path, file, manifest.index_dim, manifest.index_size), wanted)
-        if path.name in (DIRECTIONS, VECTORS):
-            shape = (manifest.index_dim, dim) if path.name == DIRECTIONS else (dim, size)
-            copied = wanted and not (mapped and path.name == VECTORS)
+            return _read_index(read_checked(path, file, manifest.index_dim, manifest.index_size), loaded)
+        if path.name in (PROJECTION, VECTORS):
+            shape = (manifest.index_dim, dim) if path.name == PROJECTION else (dim, size)
+            copied = loaded and not (mapped and path.name == VECTORS)
             content = np.empty(entry.bytes, np.uint8) if copied else None
-            seen = _describe(read_finite(path, file, *shape, content))
-            if wanted and not copied:
-                return _Seen(seen, memoryview(mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_READ)))
-            return _Seen(seen, None if content is None else content.data)
-        if wanted:
+            actual = _describe(read_finite(path, file, *shape, content))
+            if loaded and not copied:
+                return _ReadFile(actual, memoryview(mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_READ)))
+            return _ReadFile(actual, None if content is None else content.data)
+        if loaded:
             written = _read_at_most(file, entry.bytes + 1)
-            return _Seen(_describe([written]), written)
-        return _Seen(_describe_open(file))
+            return _ReadFile(_describe([written]), written)
+        return _ReadFile(_describe_open(file))
     except BundleError:
-        found = _describe_again(path, file)
-        if found == entry:
-            raise
-        return _Seen(found)
+        actual = _describe_again(path, file)
+        if actual == entry:
+            raise  # the file is as published, and invalid; otherwise it is damaged
+        return _ReadFile(actual)
     except OSError as error:
         raise _unreadable(path, error) from error
     except MemoryError as error:
@@ -226,10 +244,10 @@ def _unreadable(path: Path, error: OSError) -> BundleError:
     return BundleError(f"{path} cannot be read ({error.strerror}). Check the disk, or copy it again.")
 
 
-def _see_index(blocks: Iterable[Buffer], wanted: bool) -> _Seen:
-    """Hash an index. If it is wanted, copy it to a file in memory, which is then sealed."""
-    if not wanted:
-        return _Seen(_describe(blocks))
+def _read_index(blocks: Iterable[Buffer], loaded: bool) -> _ReadFile:
+    """Hash an index. If it is loaded, copy it to a file in memory, which is then sealed."""
+    if not loaded:
+        return _ReadFile(_describe(blocks))
     copy = FileIO(os.memfd_create("index", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING), "r+")
     try:
         digest, size = hashlib.sha256(), 0
@@ -243,7 +261,7 @@ def _see_index(blocks: Iterable[Buffer], wanted: bool) -> _Seen:
     except BaseException:
         copy.close()
         raise
-    return _Seen(FileEntry(bytes=size, sha256=digest.hexdigest()), None, copy)
+    return _ReadFile(FileEntry(bytes=size, sha256=digest.hexdigest()), None, copy)
 
 
 def _read_at_most(file: FileIO, limit: int) -> bytes:

@@ -1,4 +1,4 @@
-"""Read the queries of a table in parts: CSV, TSV, JSON Lines or Parquet, one file or a folder of part files."""
+"""Read the queries of a table in shards: CSV, TSV, JSON Lines or Parquet, one file or a folder of part files."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,18 +11,18 @@ from retrieval.query_text import is_blank
 from retrieval.tables.account import RowAccount
 from retrieval.tables.delimited import Layout
 from retrieval.tables.table import Table
-from retrieval.tables.values import BadRow, id_of, labels_of, refuse_surrogates, shown, written_list
+from retrieval.tables.values import BadRow, parse_id, parse_labels, parse_list_cell, preview, refuse_surrogates
 
 COLUMNS = ("query", "text")  # default columns of the queries, in order of preference
-LISTED = 20
+MAX_PROBLEMS = 20  # messages about bad rows
 LONGEST = 2**26  # characters of one query
 
 
 @dataclass(frozen=True)
-class Part:
-    """Consecutive queries; `first` is the row of the first one, and None is a skipped row."""
+class QueryShard:
+    """Consecutive queries; `first_row` is the row of the first one, and None is a skipped row."""
 
-    first: int
+    first_row: int
     texts: list[str | None]
 
     @property
@@ -64,22 +64,21 @@ class Queries:
         if self.skipped and not self._skip:
             rows = "1 bad row" if self.skipped == 1 else f"{self.skipped:,} bad rows"
             raise BadInput(
-                f"{self.path} has {rows}. Fix what is named here, or leave such rows out with --skip-bad-rows.\n  "
-                + "\n  ".join(self.problems)
+                f"{self.path} has {rows}. Fix them, or skip them with --skip-bad-rows.\n  " + "\n  ".join(self.problems)
             )
 
-    def parts(self, size: int, characters: int = LONGEST) -> Iterator[Part]:
-        """Yield parts of at most `size` queries and about `characters` in total; the same parts on every call."""
+    def shards(self, size: int, characters: int = LONGEST) -> Iterator[QueryShard]:
+        """Yield shards of at most `size` queries and about `characters` in total; the same shards on every call."""
         texts: list[str | None] = []
         first = length = 0
         for text in self._texts():
             texts.append(text)
             length += len(text or "")
             if len(texts) == size or length >= characters:
-                yield Part(first, texts)
+                yield QueryShard(first, texts)
                 first, texts, length = first + len(texts), [], 0
         if texts:
-            yield Part(first, texts)
+            yield QueryShard(first, texts)
 
     def first(self, most: int, *, truths: bool = True) -> tuple[list[str], list[list[str]] | None]:
         """Return the first queries that have text, at most `most`, and the ids of their true labels; set `account`.
@@ -105,21 +104,21 @@ class Queries:
                     skipped["blank_line" if record is None else "blank_query"] += 1
                     continue
                 has_labels = has_labels or (may_have and isinstance(record, dict) and "labels" in record)
-                labels.append(labels_of(written_list(_labels(record)), "labels", _id) if may_have else [])
+                labels.append(parse_labels(parse_list_cell(_labels(record)), "labels", _id) if may_have else [])
                 texts.append(text)
             except BadRow as bad:
                 raise BadInput(f"{where}: {bad}") from bad
         if not texts:
-            raise BadInput(f"{self.path} holds no query.")
+            raise BadInput(f"{self.path} contains no query.")
         read = len(texts) + sum(skipped.values())
         self.account = RowAccount(read=read, written=len(texts), skipped=dict(skipped)).check(str(self.path))
         return texts, labels if has_labels else None
 
     def _texts(self, *, counted: bool = False) -> Iterator[str | None]:
         """Yield the text of each row: empty if it has none, None if the row is invalid."""
-        alone = self.table.has_header and len(self.table.names) == 1
+        is_only_column = self.table.has_header and len(self.table.names) == 1
         for where, record in self.table.rows([self.column] if self.table.names else []):
-            if record is None and not alone:
+            if record is None and not is_only_column:
                 self.blank_lines += counted
                 continue
             if isinstance(record, dict) and self.column not in record:
@@ -129,7 +128,7 @@ class Queries:
             except BadRow as bad:
                 if counted:
                     self.skipped += 1
-                    if len(self.problems) < LISTED:
+                    if len(self.problems) < MAX_PROBLEMS:
                         self.problems.append(f"{where}: {bad}")
                 yield None
 
@@ -140,7 +139,7 @@ class Queries:
         if value is None:
             return ""
         if not isinstance(value, str):
-            raise BadRow(f"{self.column} is {shown(value)}, not text. Give it text or remove the row.")
+            raise BadRow(f"{self.column} is {preview(value)}, not text. Write text or remove the row.")
         if len(value) > LONGEST:
             raise BadRow(f"{self.column} has {len(value):,} characters, more than {LONGEST:,}. Shorten it.")
         if not value.isascii():
@@ -154,4 +153,4 @@ def _labels(record: Any) -> Any:
 
 
 def _id(value: Any, name: str) -> str:
-    return id_of(value, name, LONGEST)
+    return parse_id(value, name, LONGEST)

@@ -9,13 +9,13 @@ from retrieval.errors import BadInput
 
 
 def check_search(k: int, weight: float, min_score: float | None) -> None:
-    """Check how to search. Raises BadInput that names the argument and its value."""
+    """Check the options of a search. Raises BadInput that names the option and its value."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:
-        raise BadInput(f"k is {k!r}; it must be a whole number of at least 1")
+        raise BadInput(f"k is {k!r}; it must be an integer of at least 1")
     if not isinstance(weight, int | float | np.number) or not 0.0 <= weight <= 1.0:
-        raise BadInput(f"weight is {weight!r}; it must lie between 0 (dual encoder alone) and 1 (classifier alone)")
+        raise BadInput(f"weight is {weight!r}; it must be from 0 (dual encoder only) to 1 (classifier only)")
     if min_score is not None and not (isinstance(min_score, int | float | np.number) and math.isfinite(min_score)):
-        raise BadInput(f"min_score is {min_score!r}; it must be a number")
+        raise BadInput(f"min_score is {min_score!r}; it must be a finite number")
 
 
 def check_queries(queries: Sequence[str]) -> None:

@@ -10,6 +10,7 @@ Suffixes: Q queries, C candidates, S allowed labels, L labels, N nodes, D vector
 """
 
 import math
+from collections.abc import Callable
 from threading import Lock
 from weakref import WeakKeyDictionary
 
@@ -25,15 +26,27 @@ COST_PER_CANDIDATE = 150  # of the graph: its neighbours are scattered over memo
 SLACK = 2  # allowed labels are not evenly distributed
 
 
+def scan_is_cheaper(queries: int, candidates: int, rows: int) -> bool:
+    """Return whether comparing `rows` allowed labels is cheaper than searching the index for `candidates`."""
+    return rows * (COST_PER_ROW + queries) <= queries * candidates * COST_PER_CANDIDATE
+
+
 class Candidates:
     """Find candidates for the queries of one bundle.
 
-    `exact` holds every label. `index` holds the same rows, or with `nodes` one vector per node.
+    `exact` contains every label. `index` contains the same rows, or with `nodes` one vector per node. `prefer_scan`
+    decides as `scan_is_cheaper` does.
     """
 
-    def __init__(self, index: VectorIndex, exact: ExactIndex, nodes: Nodes | None = None) -> None:
-        self.index, self._exact, self._nodes = index, exact, nodes
-        self._among: WeakKeyDictionary[Allowed, Nodes] = WeakKeyDictionary()  # by compiled filter
+    def __init__(
+        self,
+        index: VectorIndex,
+        exact: ExactIndex,
+        nodes: Nodes | None = None,
+        prefer_scan: Callable[[int, int, int], bool] = scan_is_cheaper,
+    ) -> None:
+        self.index, self._exact, self._nodes, self._prefer_scan = index, exact, nodes, prefer_scan
+        self._allowed_nodes: WeakKeyDictionary[Allowed, Nodes] = WeakKeyDictionary()  # by compiled filter
         self._lock = Lock()
 
     def close(self) -> None:
@@ -45,54 +58,49 @@ class Candidates:
         if self._nodes is None or allowed is None:
             return self._nodes
         with self._lock:
-            found = self._among.get(allowed)
-        if found is None:
-            found = self._nodes.among(allowed.mask_L)
+            nodes = self._allowed_nodes.get(allowed)
+        if nodes is None:
+            nodes = self._nodes.among(allowed.mask_L)
             with self._lock:
-                self._among[allowed] = found
-        return found
+                self._allowed_nodes[allowed] = nodes
+        return nodes
 
-    def find(self, query_QD: Vectors, wanted: int, effort: int | None, allowed: Allowed | None = None) -> Rows:
-        """Return up to `wanted` candidate rows per query [Q, C], best first.
+    def find(self, query_QD: Vectors, count: int, ef_search: int | None, allowed: Allowed | None = None) -> Rows:
+        """Return up to `count` candidate rows per query [Q, C], best first.
 
-        `effort` is the number of candidates that the index has to examine for its recall; None: compare all labels.
+        `ef_search` is the number of candidates that the index must examine for its recall; None: compare all labels.
         """
         if allowed is not None and allowed.count < self._exact.size:
             if not allowed.count:
                 return np.empty((len(query_QD), 0), np.int64)
-            return self._find_among(query_QD, wanted, effort, allowed)
-        wanted = min(wanted, self.index.size)
-        if effort is None:
+            return self._find_allowed(query_QD, count, ef_search, allowed)
+        count = min(count, self.index.size)
+        if ef_search is None:
             rows_N = None if self._nodes is None else self._nodes.representatives
-            return self._exact.search(query_QD, wanted, rows_N)[0]
-        place_QC = self.index.search(query_QD, max(wanted, effort))[0][:, :wanted]
-        return place_QC if self._nodes is None else self._nodes.first_rows(place_QC)
+            return self._exact.search(query_QD, count, rows_N)[0]
+        node_QC = self.index.search(query_QD, max(count, ef_search))[0][:, :count]
+        return node_QC if self._nodes is None else self._nodes.first_rows(node_QC)
 
-    def _find_among(self, query_QD: Vectors, wanted: int, effort: int | None, allowed: Allowed) -> Rows:
+    def _find_allowed(self, query_QD: Vectors, count: int, ef_search: int | None, allowed: Allowed) -> Rows:
         nodes = self.nodes(allowed)
         mask_N, rows_S = (allowed.mask_L, allowed.rows_R) if nodes is None else (nodes.used_N, nodes.representatives)
-        wanted, share = min(wanted, len(rows_S)), len(rows_S) / self.index.size
+        count, share = min(count, len(rows_S)), len(rows_S) / self.index.size
         # The k-th allowed label is about the (k/share)-th of all labels, so the index must be accurate to that depth.
-        asked = min(self.index.size, math.ceil(max(effort or 0, SLACK * wanted) / share))
-        if effort is None or self.compares_each(len(query_QD), asked, len(rows_S)):
-            return self._exact.search(query_QD, wanted, rows_S)[0]
-        place_QC, _ = self.index.search(query_QD, asked)
-        place_QC, enough_Q = _first(place_QC, mask_N[place_QC], wanted)
+        depth = min(self.index.size, math.ceil(max(ef_search or 0, SLACK * count) / share))
+        if ef_search is None or self._prefer_scan(len(query_QD), depth, len(rows_S)):
+            return self._exact.search(query_QD, count, rows_S)[0]
+        node_QC, _ = self.index.search(query_QD, depth)
+        node_QC, enough_Q = _first_allowed(node_QC, mask_N[node_QC], count)
         short_Q = ~enough_Q
         if nodes is not None:
-            place_QC[short_Q] = nodes.node_L[rows_S[0]]  # overwritten below; an unused node has no first row
-            place_QC = nodes.first_rows(place_QC)
+            node_QC[short_Q] = nodes.node_L[rows_S[0]]  # overwritten below; an unused node has no first row
+            node_QC = nodes.first_rows(node_QC)
         if short_Q.any():
-            place_QC[short_Q] = self._exact.search(query_QD[short_Q], wanted, rows_S)[0]
-        return place_QC
-
-    @staticmethod
-    def compares_each(queries: int, asked: int, rows: int) -> bool:
-        """Return whether comparing `rows` allowed labels is cheaper than searching the index for `asked` candidates."""
-        return rows * (COST_PER_ROW + queries) <= queries * asked * COST_PER_CANDIDATE
+            node_QC[short_Q] = self._exact.search(query_QD[short_Q], count, rows_S)[0]
+        return node_QC
 
 
-def _first(place_QC: Rows, allowed_QC: np.ndarray, wanted: int) -> tuple[Rows, np.ndarray]:
-    """Return the first `wanted` allowed candidates of each query, and which queries have that many."""
-    order_QC = np.argsort(~allowed_QC, axis=1, kind="stable")[:, :wanted]
-    return np.take_along_axis(place_QC, order_QC, 1), allowed_QC.sum(axis=1) >= wanted
+def _first_allowed(node_QC: Rows, allowed_QC: np.ndarray, count: int) -> tuple[Rows, np.ndarray]:
+    """Return the first `count` allowed candidates of each query, and which queries have that many."""
+    order_QC = np.argsort(~allowed_QC, axis=1, kind="stable")[:, :count]
+    return np.take_along_axis(node_QC, order_QC, 1), allowed_QC.sum(axis=1) >= count

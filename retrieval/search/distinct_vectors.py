@@ -4,7 +4,7 @@ In a graph with many equal vectors, equal nodes link only to each other and cann
 each vector once, and each node is replaced by its labels after the search.
 
 Suffixes: L labels, N nodes, S labels that a filter allows, B labels of a block, Q queries, C candidates, E expanded
-labels, K results.
+labels, K results, X any shape.
 """
 
 from dataclasses import dataclass
@@ -19,11 +19,11 @@ from retrieval.bundle.index_file import Buffer
 from retrieval.bundle.vector_file import array_in
 from retrieval.errors import BundleError
 
-# rows, scores, dual-encoder shares, classifier shares
-Scored = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+# rows, scores, dual-encoder scores, classifier scores
+ScoredRows = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
 
 LABELS_PER_BLOCK = 8_192
-EXPANDED_AT_ONCE = 1 << 22  # labels; bounds the memory of `expand`
+MAX_EXPANDED = 1 << 22  # labels per pass of `expand`; bounds its memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +55,7 @@ class Nodes:
 
     @cached_property
     def representatives(self) -> NDArray[np.int64]:
-        """Return the first label of each node that has one, in ascending order."""
+        """Return the first label of each node that has labels, in ascending order."""
         return np.sort(self.first_rows(np.flatnonzero(self.used_N)))
 
     @cached_property
@@ -109,14 +109,14 @@ def nodes_in(content: Buffer, path: Path, labels: int, size: int) -> Nodes:
     Nodes are numbered by their first labels, so each number is at most one more than the maximum before it.
     """
     node_L: NDArray[np.int32] = array_in(content, path, (labels,), np.int32)
-    greatest_L = np.maximum.accumulate(node_L)
-    numbered = node_L[0] == 0 and int(node_L.min()) == 0 and (np.diff(greatest_L) <= 1).all()
-    if not numbered or int(greatest_L[-1]) != size - 1:
+    maximum_L = np.maximum.accumulate(node_L)
+    is_numbered = node_L[0] == 0 and int(node_L.min()) == 0 and (np.diff(maximum_L) <= 1).all()
+    if not is_numbered or int(maximum_L[-1]) != size - 1:
         raise BundleError(f"{path} does not number {size} nodes from 0 by their first label. Export the bundle again.")
     return Nodes.of(node_L)
 
 
-def expand(scored: Scored, nodes: Nodes, k: int) -> Scored:
+def expand(scored: ScoredRows, nodes: Nodes, k: int) -> ScoredRows:
     """Replace nodes by their labels: the k best labels of each query, equal scores in the order of rows.
 
     `scored` holds nodes [Q, C] by their first allowed label, best first: at least k nodes, or all. At least k labels
@@ -126,34 +126,34 @@ def expand(scored: Scored, nodes: Nodes, k: int) -> Scored:
     if not k:
         return scored
     rows_QC, scores_QC, dual_QC, classifier_QC = scored
-    if not nodes.shared_L[rows_QC[:, :k]].any():  # most answers; the expansion takes a third of a search
+    if not nodes.shared_L[rows_QC[:, :k]].any():  # the usual case; the expansion takes a third of a search
         return rows_QC[:, :k], scores_QC[:, :k], dual_QC[:, :k], classifier_QC[:, :k]
-    size = max(1, min(queries, EXPANDED_AT_ONCE // (k * k)))
-    parts = [
+    size = max(1, min(queries, MAX_EXPANDED // (k * k)))
+    passes = [
         _expand(tuple(one[start : start + size, :k] for one in scored), nodes, k)  # type: ignore[arg-type]
         for start in range(0, max(queries, 1), size)
     ]
-    rows, scores, dual, classifier = zip(*parts, strict=True)
+    rows, scores, dual, classifier = zip(*passes, strict=True)
     return np.concatenate(rows), np.concatenate(scores), np.concatenate(dual), np.concatenate(classifier)
 
 
-def _expand(scored: Scored, nodes: Nodes, k: int) -> Scored:
-    rows_QC, scores_QC, *shares = scored
+def _expand(scored: ScoredRows, nodes: Nodes, k: int) -> ScoredRows:
+    rows_QC, scores_QC, *halves = scored
     columns = rows_QC.shape[1]
     node_QC = nodes.node_L[rows_QC]
     # Of the node at place j, at most k − j labels can be among the k best: j nodes have an earlier first label.
-    taken_QC = np.minimum(nodes.starts_N1[node_QC + 1] - nodes.starts_N1[node_QC], k - np.arange(columns))
-    before_QC = np.cumsum(taken_QC, axis=1) - taken_QC
+    used_QC = np.minimum(nodes.starts_N1[node_QC + 1] - nodes.starts_N1[node_QC], k - np.arange(columns))
+    before_QC = np.cumsum(used_QC, axis=1) - used_QC
     last_Q1 = np.take_along_axis(scores_QC, (before_QC < k).sum(axis=1, keepdims=True) - 1, 1)
-    taken_QC[(before_QC >= k) & (scores_QC < last_Q1)] = 0
-    taken_X = taken_QC.ravel()
-    place_E = np.repeat(np.arange(taken_X.size), taken_X)
-    nth_E = np.arange(len(place_E)) - np.repeat(np.cumsum(taken_X) - taken_X, taken_X)
+    used_QC[(before_QC >= k) & (scores_QC < last_Q1)] = 0
+    used_X = used_QC.ravel()
+    place_E = np.repeat(np.arange(used_X.size), used_X)
+    nth_E = np.arange(len(place_E)) - np.repeat(np.cumsum(used_X) - used_X, used_X)
     row_E = nodes.rows_S[nodes.starts_N1[node_QC.ravel()[place_E]] + nth_E].astype(np.int64)
     query_E = place_E // columns
     order_E = np.lexsort((row_E, -scores_QC.ravel()[place_E], query_E))
-    begins_Q = np.cumsum(taken_QC.sum(axis=1)) - taken_QC.sum(axis=1)
+    begins_Q = np.cumsum(used_QC.sum(axis=1)) - used_QC.sum(axis=1)
     best_QK = order_E[begins_Q[:, None] + np.arange(k)]
     from_QK = place_E[best_QK]
-    dual, classifier = (share.ravel()[from_QK] for share in shares)
+    dual, classifier = (half_QC.ravel()[from_QK] for half_QC in halves)
     return row_E[best_QK], scores_QC.ravel()[from_QK], dual, classifier

@@ -1,4 +1,4 @@
-"""Text to vectors: a tokenizer and an ONNX Runtime session.
+"""Encode texts to vectors with a tokenizer and an ONNX Runtime session.
 
 Suffixes: B texts of a batch, R of a run, T tokens, D output width.
 """
@@ -15,22 +15,22 @@ import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from retrieval.bundle.facts import ModelFacts
 from retrieval.bundle.index_file import Buffer
-from retrieval.bundle.manifest import ModelFacts
 from retrieval.bundle.model_file import external_files
-from retrieval.errors import BadInput, BundleError, in_a_line
-from retrieval.search.thread_pool import Workers
-from retrieval.system.low_priority import at_once, gently
+from retrieval.errors import BadInput, BundleError, one_line
+from retrieval.search.thread_pool import ThreadPool
+from retrieval.system.low_priority import at_low_priority, directly
 from retrieval.system.safe_open import read_file
 
-TEXTS_A_RUN = 64
-TEXTS_A_THREAD = 4  # of a transformer on a processor: the products of more do not stay in a core's cache, see 0048
+TEXTS_PER_RUN = 64
+TEXTS_PER_THREAD = 4  # for a transformer on a CPU: more do not fit into a core's cache, see docs/decisions/0048
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """Vectors of some texts, in their order, and what they cost: seconds, the texts' tokens, the padding among them."""
+    """Vectors of texts in order, with seconds per stage, the number of tokens and the number of padding tokens."""
 
     vectors_BD: NDArray[np.float32]
     tokenize_seconds: float
@@ -49,19 +49,19 @@ class TextEncoder:
         facts: ModelFacts,
         dim: int,
         files: tuple[Path, Path],
-        workers: Workers,
-        texts_a_run: int,
+        pool: ThreadPool,
+        texts_per_run: int,
     ) -> None:
-        """Join parts that `open` has checked; `files` are those of the tokenizer and the model.
+        """Combine parts that `load` has checked; `files` are those of the tokenizer and the model.
 
-        Runs of at most `texts_a_run` texts are shared out among the `workers`.
+        The threads of `pool` encode runs of at most `texts_per_run` texts.
         """
         self._tokenizer = tokenizer
         self._session = session
         self._files = files
         self._facts = facts
-        self._workers = workers
-        self._texts_a_run = texts_a_run
+        self._pool = pool
+        self._texts_per_run = texts_per_run
         self.dim = dim
 
     @classmethod
@@ -74,9 +74,9 @@ class TextEncoder:
         *,
         threads: int | None = None,
         provider: str = "cpu",
-        behind: bool = False,
+        low_priority: bool = False,
     ) -> Self:
-        """Read both files and call `load`. Raises BundleError, and BadInput for a provider."""
+        """Read both files and call `load`. Raises BundleError, and BadInput for an unavailable provider."""
         try:
             contents: dict[str, Buffer] = {tokenizer.name: read_file(tokenizer), model.name: read_file(model)}
             for name in external_files(model, contents[model.name]):
@@ -86,7 +86,7 @@ class TextEncoder:
                 f"{error.filename} cannot be read ({error.strerror}). Export the bundle again."
             ) from error
         return cls.load(
-            contents, tokenizer, model, facts, dim, threads=threads, provider=provider, behind=behind
+            contents, tokenizer, model, facts, dim, threads=threads, provider=provider, low_priority=low_priority
         )  # fmt: skip
 
     @classmethod
@@ -100,53 +100,53 @@ class TextEncoder:
         *,
         threads: int | None = None,
         provider: str = "cpu",
-        behind: bool = False,
+        low_priority: bool = False,
     ) -> Self:
         """Load both files from their `contents`, by name; `dim` is the required width of the model's output.
 
-        `threads` (default: all cores) each encode a few texts of a transformer; other models use one. With `behind`,
-        files are loaded at low priority. Raises BundleError, and BadInput for a provider.
+        `threads` (default: one per core) each encode a few texts of a transformer; other models use one. With
+        `low_priority`, files are loaded at low priority. Raises BundleError, and BadInput for an unavailable provider.
         """
-        side_by_side = facts.encoder == "transformer" and provider == "cpu"
-        workers, texts = (Workers(threads), TEXTS_A_THREAD) if side_by_side else (Workers(1), TEXTS_A_RUN)
-        # A CUDA session starts threads that stay, and they would keep the low priority.
-        run = gently if behind and provider == "cpu" else at_once
+        is_parallel = facts.encoder == "transformer" and provider == "cpu"
+        pool, texts = (ThreadPool(threads), TEXTS_PER_THREAD) if is_parallel else (ThreadPool(1), TEXTS_PER_RUN)
+        # The threads of a CUDA session exist as long as the session, and would keep the low priority.
+        run = at_low_priority if low_priority and provider == "cpu" else directly
         loaded = run(lambda: _open_tokenizer(tokenizer, contents[tokenizer.name]))
         session = run(lambda: _open_session(model, contents, dim, provider))
-        return cls(loaded, session, facts, dim, (tokenizer, model), workers, texts)
+        return cls(loaded, session, facts, dim, (tokenizer, model), pool, texts)
 
     def close(self) -> None:
-        """Stop its threads; what is still being encoded is finished."""
-        self._workers.close()
+        """Stop its threads after the calls in progress."""
+        self._pool.close()
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        """Encode texts in runs of similar length, so that a long one does not make every other one long."""
+        """Encode texts in runs of similar length, so that few texts are padded to the length of a long one."""
         started = time.perf_counter()
         ids = self.tokenize(texts)
         tokenized = time.perf_counter()
-        size = max(1, min(self._texts_a_run, math.ceil(len(ids) / self._workers.threads)))
+        size = max(1, min(self._texts_per_run, math.ceil(len(ids) / self._pool.threads)))
         vectors_BD = self._run(ids) if len(ids) == size else self._in_runs(ids, size)
         seconds = (tokenized - started, time.perf_counter() - tokenized)
         return Encoded(vectors_BD, *seconds, *_tokens_and_padding([len(one) for one in ids], size))
 
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text, at least one each."""
-        # encode_batch releases the GIL, encode does not; a cap on characters bounds the work of one text.
-        cap = self._facts.max_characters
+        """Return the token ids of each text, at least one per text."""
+        # encode_batch releases the GIL, encode does not. The limit of characters bounds the work for one text.
+        limit = self._facts.max_characters
         try:
-            encodings = self._tokenizer.encode_batch_fast([text[:cap] for text in texts])
-        except Exception as error:  # as in `open`
+            encodings = self._tokenizer.encode_batch_fast([text[:limit] for text in texts])
+        except Exception as error:  # tokenizers raises Exception itself
             raise BundleError(
-                f"{self._files[0]} fails on a text ({in_a_line(error)}). Export the bundle again."
+                f"{self._files[0]} fails on a text ({one_line(error)}). Export the bundle again."
             ) from error
         return [encoding.ids or [self._facts.unknown_id] for encoding in encodings]
 
     def _in_runs(self, ids: list[list[int]], size: int) -> NDArray[np.float32]:
         vectors_BD = np.empty((len(ids), self.dim), np.float32)
-        order_B = np.argsort([-len(one) for one in ids], kind="stable")  # the longest first: they take the longest
+        order_B = np.argsort([-len(one) for one in ids], kind="stable")  # longest first, since they take the most time
         runs = [order_B[start : start + size].tolist() for start in range(0, len(ids), size)]
-        found = self._workers.each(lambda run: self._run([ids[place] for place in run]), runs)
-        for run, vectors_RD in zip(runs, found, strict=True):
+        results = self._pool.map(lambda run: self._run([ids[place] for place in run]), runs)
+        for run, vectors_RD in zip(runs, results, strict=True):
             vectors_BD[run] = vectors_RD
         return vectors_BD
 
@@ -159,11 +159,11 @@ class TextEncoder:
             vectors_BD = self._session.run(None, {"input_ids": ids_BT, "attention_mask": mask_BT})[0]
         except Exception as error:  # ONNX Runtime's errors share no narrower class
             raise BundleError(
-                f"{self._files[1]} fails on a text ({in_a_line(error)}). Export the bundle again."
+                f"{self._files[1]} fails on a text ({one_line(error)}). Export the bundle again."
             ) from error
         if vectors_BD.shape != (len(ids), self.dim):
             raise BundleError(
-                f"{self._files[1]} gives {vectors_BD.shape} where {len(ids), self.dim} is needed. Export it again."
+                f"{self._files[1]} returned the shape {vectors_BD.shape}, not {len(ids), self.dim}. Export it again."
             )
         return cast(NDArray[np.float32], vectors_BD)
 
@@ -178,48 +178,48 @@ def _open_tokenizer(path: Path, content: Buffer) -> Tokenizer:
     try:
         loaded = Tokenizer.from_str(str(content, "utf-8"))
     except Exception as error:  # tokenizers raises Exception itself for every kind of bad file
-        raise BundleError(f"{path} is not a tokenizer ({in_a_line(error)}). Export the bundle again.") from error
-    loaded.no_padding()  # padding is ours: to the longest text of the batch
+        raise BundleError(f"{path} is not a tokenizer ({one_line(error)}). Export the bundle again.") from error
+    loaded.no_padding()  # `_run` pads to the longest text of a run
     return loaded
 
 
 def _open_session(model: Path, contents: Mapping[str, Buffer], dim: int, provider: str) -> onnxruntime.InferenceSession:
-    wanted = _provider(provider)
+    provider_name = _provider_name(provider)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1  # threads are ours, each with texts of its own
+    options.intra_op_num_threads = 1  # `ThreadPool` runs several texts in parallel
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
-    if provider == "cpu":  # these fused kernels take longer than what they replace; docs/decisions/0026 has the figures
+    if provider == "cpu":  # these fused kernels are slower than the kernels they replace, see docs/decisions/0026
         fusions = "SkipLayerNormFusion;BiasGeluFusion"
         options.add_session_config_entry("optimization.disable_specified_optimizers", fusions)
     else:
-        onnxruntime.preload_dlls()  # CUDA's libraries where they came as Python packages
+        onnxruntime.preload_dlls()  # finds CUDA libraries that were installed as Python packages
     external = external_files(model, contents[model.name])
-    _give_external(options, model, contents, external)
+    _add_external_weights(options, model, contents, external)
     try:
-        session = onnxruntime.InferenceSession(contents[model.name], options, providers=[wanted])
+        session = onnxruntime.InferenceSession(contents[model.name], options, providers=[provider_name])
     except Exception as error:  # ONNX Runtime's errors share no narrower class
         raise BundleError(
-            f"{model} is not a model that ONNX Runtime can read ({in_a_line(error)}). Export it again."
+            f"{model} is not a model that ONNX Runtime can read ({one_line(error)}). Export it again."
         ) from error
-    if session.get_providers()[0] != wanted:
+    if session.get_providers()[0] != provider_name:
         raise BadInput(f"ONNX Runtime could not start {provider!r} and fell back to {session.get_providers()[0]}.")
     inputs = {one.name: one.type for one in session.get_inputs()}
     outputs = [(one.type, one.shape[-1]) for one in session.get_outputs()]
     if inputs != dict.fromkeys(("input_ids", "attention_mask"), "tensor(int64)") or outputs != [("tensor(float)", dim)]:
         raise BundleError(
-            f"{model} takes {inputs} and gives {outputs}; token ids and mask must go in and {dim} floats come out. "
-            "Export the bundle again."
+            f"{model} has the inputs {inputs} and outputs {outputs}; it needs input_ids and attention_mask, and an "
+            f"output of {dim} floats. Export the bundle again."
         )
     return session
 
 
-def _give_external(
+def _add_external_weights(
     options: onnxruntime.SessionOptions, model: Path, contents: Mapping[str, Buffer], names: Sequence[str]
 ) -> None:
     """Pass the weights that a model keeps in other files of its bundle: the verified bytes, not the paths."""
     if missing := [name for name in names if name not in contents]:
-        raise BundleError(f"{model} refers to {missing[0]}, which is no file of weights. Export the bundle again.")
+        raise BundleError(f"{model} refers to {missing[0]}, which is not a file of weights. Export the bundle again.")
     if not names:
         return
     if not hasattr(options, "add_external_initializers_from_files_in_memory"):
@@ -231,7 +231,7 @@ def _give_external(
     options.add_external_initializers_from_files_in_memory(list(names), written, [len(one) for one in written])
 
 
-def _provider(name: str) -> str:
+def _provider_name(name: str) -> str:
     if name not in PROVIDERS:
         raise BadInput(f"provider {name!r} is unknown. Choose one of: {', '.join(PROVIDERS)}.")
     if PROVIDERS[name] not in onnxruntime.get_available_providers():

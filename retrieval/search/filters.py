@@ -1,7 +1,7 @@
-"""What a filter on attributes is: which values of which attributes a label may have.
+"""Filters on attributes: the allowed values of each attribute.
 
-`{"market": ["US", "CA"], "language": ["en"]}` allows the labels whose market is one of the two and whose language is
-English. Of an attribute that holds a list, one of its values is enough.
+`{"market": ["US", "CA"], "language": ["en"]}` allows labels whose market is US or CA and whose language is English. If
+an attribute is a list, one of its values is enough.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,27 +11,27 @@ from retrieval.errors import BadInput
 
 Value = str | int | float | bool
 Filter = Mapping[str, Sequence[Value]]
-Key = tuple[tuple[str, tuple[tuple[str, Value], ...]], ...]  # of each attribute its values, and their types
+FilterKey = tuple[tuple[str, tuple[tuple[str, Value], ...]], ...]  # per attribute: its name, types and values
 
-NAMES, VALUES = 16, 1_000  # in one filter; more is no question any more
-
-
-def key_of(wanted: Filter) -> Key:
-    """The same for filters that allow the same, whatever the order they are written in. Raises BadInput."""
-    if not isinstance(wanted, Mapping):
-        raise BadInput(f"filter is {type(wanted).__name__}; give attributes, each with a list of values")
-    if len(wanted) > NAMES:
-        raise BadInput(f"filter names {len(wanted)} attributes; at most {NAMES} are possible")
-    return tuple((name, _values(name, values)) for name, values in sorted(wanted.items()))
+MAX_ATTRIBUTES, MAX_VALUES = 16, 1_000  # per filter
 
 
-def _values(name: str, values: Any) -> tuple[tuple[str, Value], ...]:
+def filter_key(attribute_filter: Filter) -> FilterKey:
+    """Return a key that is equal for equal filters, whatever their order. Raises BadInput for an invalid filter."""
+    if not isinstance(attribute_filter, Mapping):
+        raise BadInput(f"filter is {type(attribute_filter).__name__}; give attributes, each with a list of values")
+    if len(attribute_filter) > MAX_ATTRIBUTES:
+        raise BadInput(f"filter names {len(attribute_filter)} attributes; the maximum is {MAX_ATTRIBUTES}")
+    return tuple((name, _typed_values(name, values)) for name, values in sorted(attribute_filter.items()))
+
+
+def _typed_values(name: str, values: Any) -> tuple[tuple[str, Value], ...]:
     if isinstance(values, str) or not isinstance(values, Sequence):
         raise BadInput(f"filter: the values of {name!r} must be a list, such as [{values!r}]")
-    if not 0 < len(values) <= VALUES:
-        raise BadInput(f"filter: {len(values)} values of {name!r}; give from 1 to {VALUES}")
+    if not 0 < len(values) <= MAX_VALUES:
+        raise BadInput(f"filter: {name!r} has {len(values)} values; give from 1 to {MAX_VALUES}")
     for value in values:
         if not isinstance(value, str | int | float | bool):
-            raise BadInput(f"filter: {value!r} of {name!r} is no text, number or truth value")
+            raise BadInput(f"filter: {name!r} has the value {value!r}; give text, a number, true or false")
     # 1, 1.0 and True are equal in Python and not in a filter.
     return tuple(sorted({(type(value).__name__, value) for value in values}))

@@ -1,4 +1,4 @@
-"""Nearest labels by inner product: exact, and approximate through hnswlib, behind one protocol.
+"""Indexes for maximum inner product search, exact and approximate (hnswlib), behind one protocol.
 
 Suffixes: Q queries, L labels, B a block of labels, D vector width, K results of a query (best first).
 """
@@ -18,19 +18,19 @@ from numpy.typing import NDArray
 from retrieval.bundle.index_file import check_index_file
 from retrieval.errors import BadInput, BundleError
 from retrieval.search.distinct_vectors import first_equal_rows
-from retrieval.search.thread_pool import Workers
+from retrieval.search.thread_pool import ThreadPool
 from retrieval.system.limits import available_cores
+from retrieval.system.progress import Progress
 
 Vectors = NDArray[np.float32]
 Rows = NDArray[np.int64]
-Progress = Callable[[int, int], object]  # called with (labels added, labels in all)
 
-QUERIES_A_PASS = 256
-LABELS_PER_BLOCK = 65_536  # 256 × 65,536 float32 scores: 64 MB a thread, whatever the number of labels
-LABELS_PER_INSERTION = 1_024  # between two looks at signals and progress
-TOO_FEW = "Cannot return the results"  # hnswlib's words for a query that found fewer than k
+QUERIES_PER_PASS = 256
+LABELS_PER_BLOCK = 65_536  # 256 × 65,536 float32 scores: 64 MB per thread for any number of labels
+LABELS_PER_INSERTION = 1_024  # signals are handled and progress is reported after each insertion
+TOO_FEW = "Cannot return the results"  # hnswlib's message for a query that found fewer than k
 LOG = logging.getLogger("diptych.index")
-MOVED = 1e-4  # of a vector's length; the same recall from 1e-4 to 3e-2
+NOISE = 1e-4  # of a vector's length; the recall is the same from 1e-4 to 3e-2
 
 
 class FullScans:
@@ -56,7 +56,7 @@ class FullScans:
 
 
 class VectorIndex(Protocol):
-    """Anything that finds the rows of greatest inner product; one contract-test suite holds every implementation."""
+    """An index that finds the rows with the largest inner products; tests/contract/test_index.py tests all kinds."""
 
     @property
     def full_scans(self) -> FullScans:
@@ -67,25 +67,25 @@ class VectorIndex(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of vectors."""
+        """Return the number of vectors."""
 
     @property
     def dim(self) -> int:
-        """Width of a vector."""
+        """Return the width of a vector."""
 
     def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
-        """Rows and inner products of min(k, size) vectors for each query, best first. Raises BadInput."""
+        """Return rows and inner products of min(k, size) vectors per query, best first. Raises BadInput."""
 
 
 class ExactIndex:
-    """Every inner product is computed: blocked, so memory does not grow with the number of labels."""
+    """An index that computes every inner product, in blocks, so memory does not grow with the number of labels."""
 
     def __init__(self, vectors_LD: Vectors, threads: int | None = None) -> None:
         if vectors_LD.ndim != 2 or not vectors_LD.size:
             raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
         self._vectors_LD = vectors_LD
         self._threads = threads or available_cores()
-        self.full_scans = FullScans()  # stays 0: comparing every vector is not a fallback here
+        self.full_scans = FullScans()  # stays 0: comparing every vector is not a fallback of this index
 
     def close(self) -> None:
         """Do nothing: its threads end with each search."""
@@ -99,9 +99,9 @@ class ExactIndex:
         return int(self._vectors_LD.shape[1])
 
     def search(self, query_QD: Vectors, k: int, among_S: Rows | None = None) -> tuple[Rows, Vectors]:
-        """Rows and inner products of the min(k, size) best vectors for each query, best first. Raises BadInput.
+        """Return rows and inner products of the min(k, size) best vectors per query, best first. Raises BadInput.
 
-        Only the rows `among_S`, rising, are looked at where they are given.
+        `among_S`: compare only these rows, in ascending order.
         """
         query_QD = checked(query_QD, k, self.dim)
         if among_S is None:
@@ -121,14 +121,14 @@ class ExactIndex:
 
 
 class HnswIndex:
-    """hnswlib's graph. `ef` is fixed when the index is made: changing it would change it under other searches."""
+    """An index that searches hnswlib's graph. `ef` is fixed, since changing it would affect concurrent searches."""
 
-    def __init__(self, index: Any, ef: int, workers: Workers) -> None:
-        """Wrap a filled hnswlib.Index; callers use `build` or `load`."""
+    def __init__(self, index: Any, ef: int, pool: ThreadPool) -> None:
+        """Wrap a filled hnswlib.Index. Use `build` or `load`."""
         index.set_ef(ef)
         self._index = index
         self.size, self.dim = int(index.get_current_count()), int(index.dim)
-        self._workers = workers
+        self._pool = pool
         self.ef = ef
         self.full_scans = FullScans()
 
@@ -146,9 +146,9 @@ class HnswIndex:
     ) -> Self:
         """Insert every vector; `m` links per node and `ef_construction` candidates trade build time for recall.
 
-        A vector that equals an earlier one is moved by a ten-thousandth of its length. Equal vectors would link only to
-        each other, and a large group of them could not be reached by a search. Labels with equal vectors share a node,
-        but different vectors may be equal when projected to the directions of the index.
+        A vector that equals an earlier one gets noise of a ten-thousandth of its length. Equal vectors would link only
+        to each other, and a search could not reach a large group of them. Labels with equal vectors share a node,
+        but different vectors may have equal projections.
         """
         if vectors_LD.ndim != 2 or not vectors_LD.size:
             raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
@@ -159,15 +159,15 @@ class HnswIndex:
         for start in range(0, size, LABELS_PER_INSERTION):
             stop = min(start + LABELS_PER_INSERTION, size)
             block_BD = np.array(vectors_LD[start:stop], np.float32, order="C")
-            block_BD += _moves(block_BD, repeated_L[start:stop], np.random.default_rng([seed, start]))
+            block_BD += _noise(block_BD, repeated_L[start:stop], np.random.default_rng([seed, start]))
             index.add_items(block_BD, np.arange(start, stop), num_threads=threads or available_cores())
             if progress is not None:
                 progress(stop, size)
-        return cls(index, ef, Workers(threads))
+        return cls(index, ef, ThreadPool(threads))
 
     @classmethod
     def load(
-        cls, path: Path, dim: int, size: int, ef: int, workers: Workers | None = None, *, verified: FileIO | None = None
+        cls, path: Path, dim: int, size: int, ef: int, pool: ThreadPool | None = None, *, verified: FileIO | None = None
     ) -> Self:
         """Read an index file of `size` vectors of width `dim`. Raises BundleError if it is invalid.
 
@@ -176,38 +176,40 @@ class HnswIndex:
         if verified is None:
             check_index_file(path, dim, size)
         # hnswlib takes only paths; this one refers to the open file.
-        place = str(path) if verified is None else f"/proc/self/fd/{verified.fileno()}"
-        index = hnswlib.Index(space="ip", dim=dim)  # a fresh object: loading into a used one leaks and mixes its state
+        readable = str(path) if verified is None else f"/proc/self/fd/{verified.fileno()}"
+        index = hnswlib.Index(
+            space="ip", dim=dim
+        )  # a new object: loading into a used one leaks its memory and mixes its state
         try:
-            index.load_index(place, max_elements=size)
+            index.load_index(readable, max_elements=size)
         except RuntimeError as error:
             raise BundleError(f"{path}: hnswlib cannot read this index ({error}). Export the bundle again.") from error
-        return cls(index, ef, workers or Workers())
+        return cls(index, ef, pool or ThreadPool())
 
     def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
-        """Rows and inner products of min(k, size) near vectors for each query, best first. Raises BadInput.
+        """Return rows and inner products of min(k, size) near vectors per query, best first. Raises BadInput.
 
-        hnswlib keeps max(ef, k) candidates, so asking for a greater k also searches harder.
+        hnswlib examines max(ef, k) candidates, so a larger k also increases the recall.
         """
         query_QD, k = checked(query_QD, k, self.dim), min(k, self.size)
         try:
-            parts = self._workers.share(lambda part_PD: self._index.knn_query(part_PD, k, num_threads=1), query_QD)
+            parts = self._pool.map_parts(lambda part_PD: self._index.knn_query(part_PD, k, num_threads=1), query_QD)
         except RuntimeError as error:
             if TOO_FEW not in str(error):
                 raise
-            # One query found fewer than k (a part of the graph cannot be reached) and hnswlib gives up its whole part.
+            # One query found fewer than k, because part of the graph cannot be reached; hnswlib fails for all.
             self.full_scans.add(len(query_QD))
-            return _search_blocks(query_QD, k, self._blocks, self._workers.threads)
+            return _search_blocks(query_QD, k, self._blocks, self._pool.threads)
         rows, distances = zip(*parts, strict=True)
         distance_QK: Vectors = np.concatenate(distances)
         return np.concatenate(rows).view(np.int64), 1.0 - distance_QK
 
     def close(self) -> None:
         """Stop its threads after the searches in progress."""
-        self._workers.close()
+        self._pool.close()
 
     def save(self, path: Path) -> None:
-        """Write the index file; raises BundleError when it is not whole, which hnswlib does not notice itself."""
+        """Write the index file. Raises BundleError if it is incomplete, which hnswlib does not report itself."""
         try:
             self._index.save_index(str(path))
         except RuntimeError as error:
@@ -222,16 +224,16 @@ class HnswIndex:
             yield start, np.asarray(self._index.get_items(np.arange(start, stop)), np.float32)
 
 
-def _moves(block_BD: Vectors, repeated_B: NDArray[np.bool_], draw: np.random.Generator) -> Vectors:
-    """Return what to add to the vectors of a block: a random vector of MOVED times their mean length if repeated."""
-    scale = MOVED * float(np.sqrt(np.mean(block_BD**2)))
-    moves_BD = np.zeros_like(block_BD)
-    moves_BD[repeated_B] = scale * draw.standard_normal((int(repeated_B.sum()), block_BD.shape[1]), np.float32)
-    return moves_BD
+def _noise(block_BD: Vectors, repeated_B: NDArray[np.bool_], rng: np.random.Generator) -> Vectors:
+    """Return noise for the vectors of a block: NOISE times their mean length for repeated ones, zero for others."""
+    scale = NOISE * float(np.sqrt(np.mean(block_BD**2)))
+    noise_BD = np.zeros_like(block_BD)
+    noise_BD[repeated_B] = scale * rng.standard_normal((int(repeated_B.sum()), block_BD.shape[1]), np.float32)
+    return noise_BD
 
 
 def checked(query_QD: Vectors, k: int, dim: int) -> Vectors:
-    """Queries as an index of width `dim` takes them. Raises BadInput."""
+    """Return the queries as a contiguous float32 array of width `dim`. Raises BadInput."""
     if k < 1:
         raise BadInput(f"k is {k}; it must be at least 1")
     if query_QD.ndim != 2 or query_QD.shape[1] != dim:
@@ -242,18 +244,18 @@ def checked(query_QD: Vectors, k: int, dim: int) -> Vectors:
 def _search_blocks(
     query_QD: Vectors, k: int, blocks: Callable[[], Iterable[tuple[int, Vectors]]], threads: int
 ) -> tuple[Rows, Vectors]:
-    passes = [query_QD[start : start + QUERIES_A_PASS] for start in range(0, len(query_QD), QUERIES_A_PASS)]
+    passes = [query_QD[start : start + QUERIES_PER_PASS] for start in range(0, len(query_QD), QUERIES_PER_PASS)]
     if len(passes) < 2 or threads < 2:
-        found = [_search_pass(part_QD, k, blocks()) for part_QD in passes]
+        results = [_search_pass(part_QD, k, blocks()) for part_QD in passes]
     else:
         with ThreadPoolExecutor(min(threads, len(passes))) as pool:
             try:
-                found = list(pool.map(lambda part_QD: _search_pass(part_QD, k, blocks()), passes))
-            finally:  # an interrupted search does not wait for the passes that have not begun
+                results = list(pool.map(lambda part_QD: _search_pass(part_QD, k, blocks()), passes))
+            finally:  # an interrupted search does not wait for passes that have not started
                 pool.shutdown(wait=False, cancel_futures=True)
-    if not found:
+    if not results:
         return np.empty((0, k), np.int64), np.empty((0, k), np.float32)
-    return np.concatenate([rows for rows, _ in found]), np.concatenate([scores for _, scores in found])
+    return np.concatenate([rows for rows, _ in results]), np.concatenate([scores for _, scores in results])
 
 
 def _search_pass(query_QD: Vectors, k: int, blocks: Iterable[tuple[int, Vectors]]) -> tuple[Rows, Vectors]:
@@ -273,7 +275,7 @@ def _search_pass(query_QD: Vectors, k: int, blocks: Iterable[tuple[int, Vectors]
 
 
 def _top_columns(scores_QB: Vectors, k: int) -> Rows:
-    """Columns of the min(k, B) greatest scores of each row, in no order."""
+    """Return the columns of the min(k, B) largest scores of each row, unordered."""
     n_queries, n_columns = scores_QB.shape
     if k >= n_columns:
         return np.tile(np.arange(n_columns), (n_queries, 1))

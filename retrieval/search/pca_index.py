@@ -1,46 +1,46 @@
-"""An index over the principal directions of the label vectors: what is near in all is near in these few.
+"""An index of label vectors projected to their principal directions, and exact re-ranking with whole vectors.
 
-Which of the candidates are best is decided by their whole vectors (`rescore`), so nothing of a score is lost; only a
-label that the few directions put far down could be missed, and export measures that with the rest of recall.
+The projected index only finds candidates. `rescore` ranks them by whole vectors, so scores are exact. A label that is
+far away in the projection can be missed; export measures this as part of the recall.
 
-Suffixes: Q queries, K results, C candidates, D width of a vector, W directions.
+Suffixes: Q queries, K results, C candidates, D vector width, L labels, W width of the projection.
 """
 
 import numpy as np
 
-from retrieval.search.distinct_vectors import Scored
+from retrieval.search.distinct_vectors import ScoredRows
 from retrieval.search.indexes import Rows, VectorIndex, Vectors, checked
 
 
-class NarrowIndex:
-    """An index of vectors [L, W] that is asked with vectors [Q, D]."""
+class PcaIndex:
+    """An index of projected vectors [L, W] that is searched with whole vectors [Q, D]."""
 
-    def __init__(self, index: VectorIndex, directions_DW: Vectors) -> None:
-        """`directions_DW` have unit length and stand at right angles, so that inner products are kept."""
-        self.index, self.directions_DW = index, directions_DW
-        self.size, self.dim, self.full_scans = index.size, int(directions_DW.shape[0]), index.full_scans
+    def __init__(self, index: VectorIndex, projection_DW: Vectors) -> None:
+        """Combine an index and its projection, whose columns are orthonormal, so that it keeps inner products."""
+        self.index, self.projection_DW = index, projection_DW
+        self.size, self.dim, self.full_scans = index.size, int(projection_DW.shape[0]), index.full_scans
 
     def close(self) -> None:
         """Stop the index's threads."""
         self.index.close()
 
     def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
-        """Rows near each query, the nearest first, and inner products along the directions alone. Raises BadInput."""
-        return self.index.search(checked(query_QD, k, self.dim) @ self.directions_DW, k)
+        """Return the k nearest rows of each query, and their inner products in the projection. Raises BadInput."""
+        return self.index.search(checked(query_QD, k, self.dim) @ self.projection_DW, k)
 
 
-def to_rescore(k: int, index: VectorIndex, effort: int | None) -> int:
-    """How many candidates have to be compared in full so that the k best are among them; docs/decisions/0031."""
-    if isinstance(index, NarrowIndex) and effort is not None:
-        return max(3 * k + 18, effort // 3)
-    return k + 16  # equal scores around place k must all be seen to be ordered by row
+def to_rescore(k: int, index: VectorIndex, ef_search: int | None) -> int:
+    """Return the number of candidates to compare as whole vectors for the k best; see docs/decisions/0031."""
+    if isinstance(index, PcaIndex) and ef_search is not None:
+        return max(3 * k + 18, ef_search // 3)
+    return k + 16  # all labels with the k-th score must be compared, since equal scores are ranked by row
 
 
-def rescore(query_QD: Vectors, rows_QC: Rows, vectors_LD: Vectors, dual_dim: int, k: int) -> Scored:
-    """The k best candidates by exact score, equal scores in the order of their rows; and the two shares of each."""
-    label_QCD, shares_2QC = vectors_LD[rows_QC], np.empty((2, *rows_QC.shape))
-    for share_QC, half in zip(shares_2QC, (slice(None, dual_dim), slice(dual_dim, None)), strict=True):
-        np.matmul(label_QCD[:, :, half], query_QD[:, half, None], out=share_QC[:, :, None])
-    scores_QC = shares_2QC[0] + shares_2QC[1]
+def rescore(query_QD: Vectors, rows_QC: Rows, vectors_LD: Vectors, dual_dim: int, k: int) -> ScoredRows:
+    """Return the k best candidates by exact score with the scores of both halves; equal scores are ranked by row."""
+    label_QCD, halves_2QC = vectors_LD[rows_QC], np.empty((2, *rows_QC.shape))
+    for scores_QC, half in zip(halves_2QC, (slice(None, dual_dim), slice(dual_dim, None)), strict=True):
+        np.matmul(label_QCD[:, :, half], query_QD[:, half, None], out=scores_QC[:, :, None])
+    scores_QC = halves_2QC[0] + halves_2QC[1]
     best_QK = (np.arange(len(rows_QC))[:, None], np.lexsort((rows_QC, -scores_QC))[:, :k])
-    return rows_QC[best_QK], scores_QC[best_QK], *shares_2QC[:, *best_QK]
+    return rows_QC[best_QK], scores_QC[best_QK], *halves_2QC[:, *best_QK]

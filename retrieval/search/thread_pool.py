@@ -1,9 +1,9 @@
-"""Threads that share out the texts of a call, and stay for the next one.
+"""Threads that share the queries of a call and stay for the next call.
 
-hnswlib starts threads for every call and only for batches of more than four queries a thread, ONNX Runtime shares out
-each product of a small model: both cost more than they bring where texts are short (docs/decisions/0047, 0048).
+hnswlib starts threads in every call, and only for batches of more than four queries per thread. ONNX Runtime splits
+each product of a small model. Both cost more than they gain for short texts (docs/decisions/0047, 0048).
 
-Suffixes: Q queries, D vector width, P the queries of a part.
+Suffixes: Q queries, D vector width, P queries of a part.
 """
 
 from collections import deque
@@ -19,62 +19,62 @@ from numpy.typing import NDArray
 from retrieval.system.limits import available_cores
 
 Item = TypeVar("Item")
-Found = TypeVar("Found")
-PARTS_PER_THREAD = 4  # a thread whose core is busy with something else takes fewer of them
-QUERIES_PER_PART = 2  # to wake a thread takes about as long as to look for one
+Result = TypeVar("Result")
+PARTS_PER_THREAD = 4  # a thread whose core is busy with other work takes fewer of them
+QUERIES_PER_PART = 2  # waking a thread takes about as long as searching for one query
 
 
-class Workers:
-    """`threads` in all, the caller's among them; by default one for each core that this process may use.
+class ThreadPool:
+    """A pool of `threads` threads, including the caller's; default: one per available core.
 
-    They are started here and now, since a thread is as gentle as the one that starts it (system/low_priority.py).
+    The threads are started in the constructor, since a thread inherits the priority of the thread that starts it.
     """
 
     def __init__(self, threads: int | None = None) -> None:
         self.threads = threads or available_cores()
-        self._pool: ThreadPoolExecutor | None = None
+        self._executor: ThreadPoolExecutor | None = None
         if self.threads > 1:
-            self._pool = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="worker")
+            self._executor = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="worker")
             started = Barrier(self.threads)
             for _ in range(self.threads - 1):
-                self._pool.submit(started.wait)
+                self._executor.submit(started.wait)
             started.wait()
 
     def close(self) -> None:
         """Stop the threads after their current work; later work runs in the caller's thread."""
-        pool, self._pool = self._pool, None
-        if pool is not None:
-            pool.shutdown()
+        executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown()
 
-    def each(self, work: Callable[[Item], Found], items: Sequence[Item]) -> list[Found]:
+    def map(self, work: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
         """Return the result of `work` for each item, in order; free threads take the next. Raises its exceptions."""
-        pool = self._pool
-        if pool is None or len(items) < 2:
+        executor = self._executor
+        if executor is None or len(items) < 2:
             return [work(item) for item in items]
-        left, found = deque(enumerate(items)), dict[int, Found]()
+        queue, results = deque(enumerate(items)), dict[int, Result]()
 
-        def take() -> None:
-            while left:
+        def run() -> None:
+            while queue:
                 try:
-                    place, item = left.popleft()
+                    place, item = queue.popleft()
                 except IndexError:  # another thread took it
                     return
-                found[place] = work(item)
+                results[place] = work(item)
 
-        others = []
+        futures = []
         try:
             with suppress(RuntimeError):  # closed: this thread does all the work
                 for _ in range(min(self.threads, len(items)) - 1):
-                    others.append(pool.submit(take))
-            take()
-            for other in others:
-                other.result()
+                    futures.append(executor.submit(run))
+            run()
+            for future in futures:
+                future.result()
         finally:
-            left.clear()  # after an error or a signal, skip the rest
-        return [found[place] for place in range(len(items))]
+            queue.clear()  # after an error or a signal, skip the rest
+        return [results[place] for place in range(len(items))]
 
-    def share(self, work: Callable[[NDArray[np.float32]], Found], query_QD: NDArray[np.float32]) -> list[Found]:
-        """What `work` returns for each part [P, D] of the queries, in their order. Raises what one of them raises."""
+    def map_parts(self, work: Callable[[NDArray[np.float32]], Result], query_QD: NDArray[np.float32]) -> list[Result]:
+        """Split queries [Q, D] into parts [P, D] and return the result of `work` for each, in order."""
         most = PARTS_PER_THREAD * self.threads if self.threads > 1 else 1
         parts = min(most, len(query_QD) // QUERIES_PER_PART)
-        return self.each(work, np.array_split(query_QD, parts)) if parts > 1 else [work(query_QD)]
+        return self.map(work, np.array_split(query_QD, parts)) if parts > 1 else [work(query_QD)]

@@ -6,15 +6,15 @@ from pathlib import Path
 CACHE = "DIPTYCH_CACHE"
 
 
-def cache_folder(named: Path | str | None = None) -> Path:
-    """Return the folder `named`, or that of the environment, or the user's. It need not exist.
+def cache_folder(folder: Path | str | None = None) -> Path:
+    """Return `folder`, or the folder in the environment, or the user's cache folder. It need not exist.
 
     Raises FileNotFoundError for a user without a home folder.
     """
-    if chosen := named or os.environ.get(CACHE):
-        return Path(chosen)
-    if of_user := os.environ.get("XDG_CACHE_HOME"):
-        return Path(of_user) / "diptych"
+    if path := folder or os.environ.get(CACHE):
+        return Path(path)
+    if user_cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(user_cache) / "diptych"
     try:
         return Path.home() / ".cache" / "diptych"
     except RuntimeError as error:

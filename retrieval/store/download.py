@@ -1,34 +1,35 @@
 """Download a bundle's files from a URL, with retries. Partial files are resumed, and hashes are checked.
 
 store/.partial/<sha256>   a partial file, named by the hash of the whole file
-store/.pulling            a lock: one process downloads at a time
+store/.pulling            a lock file: one process downloads at a time
 """
 
 import hashlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
-from retrieval.bundle.manifest import MANIFEST, FileEntry, read_manifest
+from retrieval.bundle.facts import FileEntry
+from retrieval.bundle.manifest import MANIFEST, read_manifest
 from retrieval.bundle.signatures import SIGNATURE
 from retrieval.bundle.verified_files import describe_file
 from retrieval.errors import BundleError, Unreachable
 from retrieval.store.cache_folder import CACHE
-from retrieval.store.folder import file_locked, made_folder
+from retrieval.store.folder import subfolder
 from retrieval.store.local import Store
-from retrieval.store.remote import Missing, NotSeekable, Remote, blaming
+from retrieval.store.remote import Missing, NotSeekable, Remote, rewrite_paths
+from retrieval.system.file_locks import exclusive_lock
+from retrieval.system.progress import Progress
 from retrieval.system.safe_open import copy_file, folder_open, open_file, remove
 
-PARTIAL, PULLING = ".partial", ".pulling"
+PARTIAL, DOWNLOAD_LOCK = ".partial", ".pulling"
 ATTEMPTS = 5  # per file; each resumes the one before
 FIRST_WAIT, LONGEST_WAIT = 0.1, 3.0  # seconds between attempts
 BLOCK = 1 << 20
-
-Progress = Callable[[int, int], object]  # called with (bytes present, bytes in all)
 
 
 @dataclass(frozen=True)
@@ -46,52 +47,57 @@ class RemoteBundle:
         return self.remote.place(self.folder)
 
 
-def download(source: RemoteBundle, store: Store, trusted: Sequence[str], progress: Progress) -> None:
+def download(source: RemoteBundle, store: Store, progress: Progress) -> None:
     """Fetch a bundle into a staging folder and publish it, which verifies it. Raises BundleError."""
-    with store.incoming() as folder, blaming(source.place, folder), _writing(store), _partial(store) as partial:
+    with (
+        store.incoming() as folder,
+        rewrite_paths(folder, source.place),
+        _write_errors(store),
+        _partial_folder(store) as partial,
+    ):
         (folder / MANIFEST).write_bytes(source.manifest)
         if (signature := source.remote.signature(source.folder)) is not None:
             (folder / SIGNATURE).write_bytes(signature)
-        files = read_manifest(folder, trusted).files
+        files = read_manifest(folder, store.trusted).files
         _remove_others(partial, {entry.sha256 for entry in files.values()})
         done, total = 0, sum(entry.bytes for entry in files.values())
 
-        def arrived(count: int) -> None:
+        def on_bytes(count: int) -> None:
             nonlocal done
             done += count
             progress(done, total)
 
-        here = sum(os.stat(name, dir_fd=partial).st_size for name in os.listdir(partial))
-        if total - here > (free := shutil.disk_usage(folder).free):
+        present = sum(os.stat(name, dir_fd=partial).st_size for name in os.listdir(partial))
+        if total - present > (free := shutil.disk_usage(folder).free):
             raise BundleError(
-                f"{source.place} has {total:,} bytes; {store.path} has room for {free:,}. Free some space."
+                f"{source.place} has {total:,} bytes; {store.path} has {free:,} bytes free. Free some space."
             )
         for file, entry in files.items():
-            if (known := _same_file(store, file, entry)) is not None:
-                copy_file(known, folder / file)
-                arrived(entry.bytes)
+            if (local := _same_file(store, file, entry)) is not None:
+                copy_file(local, folder / file)
+                on_bytes(entry.bytes)
             else:
-                _fetch(source, store.path / PARTIAL / entry.sha256, partial, folder / file, entry, arrived)
+                _fetch(source, store.path / PARTIAL / entry.sha256, partial, folder / file, entry, on_bytes)
         store.publish(folder, source.name)
 
 
 @contextmanager
-def downloading(store: Store) -> Iterator[None]:
+def download_lock(store: Store) -> Iterator[None]:
     """Hold the download lock. The store's own lock stays free for other commands."""
-    with _writing(store):
+    with _write_errors(store):
         store.path.mkdir(parents=True, exist_ok=True)
-        with folder_open(store.path, follow=True) as root, file_locked(store.path / PULLING, root):
+        with folder_open(store.path, follow=True) as root, exclusive_lock(store.path / DOWNLOAD_LOCK, root):
             yield
 
 
 @contextmanager
-def _partial(store: Store) -> Iterator[int]:
+def _partial_folder(store: Store) -> Iterator[int]:
     """Open the folder of partial files; remove it at the end if it is empty."""
-    with folder_open(store.path, follow=True) as root, made_folder(store.path / PARTIAL, root) as opened:
+    with folder_open(store.path, follow=True) as root, subfolder(store.path / PARTIAL, root) as partial:
         try:
-            yield opened
+            yield partial
         finally:
-            if not os.listdir(opened):
+            if not os.listdir(partial):
                 os.rmdir(PARTIAL, dir_fd=root)
 
 
@@ -107,8 +113,7 @@ def _same_file(store: Store, file: str, entry: FileEntry) -> Path | None:
     for name in store.bundles():
         try:
             path = store.bundle_path(name) / file
-            listed = read_manifest(path.parent).files.get(file)
-            if listed == entry and describe_file(path) == entry:
+            if read_manifest(path.parent).files.get(file) == entry and describe_file(path) == entry:
                 return path
         except (BundleError, OSError):
             continue  # damaged, or of another release
@@ -116,58 +121,58 @@ def _same_file(store: Store, file: str, entry: FileEntry) -> Path | None:
 
 
 def _fetch(
-    source: RemoteBundle, path: Path, partial: int, target: Path, entry: FileEntry, arrived: Callable[[int], object]
+    source: RemoteBundle, path: Path, partial: int, target: Path, entry: FileEntry, on_bytes: Callable[[int], object]
 ) -> None:
-    """Fetch a file to `path`, resuming what is there, and move it to `target` if its hash is right."""
-    handle = open_file(path, partial, os.O_RDWR | os.O_CREAT)
-    with FileIO(handle, "r+") as file:
-        begun = os.fstat(handle).st_size
-        seen = _fetch_open(source, file, target.name, entry, arrived)
-        if seen != entry and begun and seen.bytes == entry.bytes:  # the resumed part may have been wrong
+    """Fetch a file to `path`, resuming an earlier download, and move it to `target` if its hash is right."""
+    descriptor = open_file(path, partial, os.O_RDWR | os.O_CREAT)
+    with FileIO(descriptor, "r+") as file:
+        resumed = os.fstat(descriptor).st_size > 0
+        fetched = _fetch_open(source, file, target.name, entry, on_bytes)
+        if fetched != entry and resumed and fetched.bytes == entry.bytes:  # the resumed part may have been wrong
             file.truncate(0)
-            seen = _fetch_open(source, file, target.name, entry, lambda count: None)
-    if seen == entry:
+            fetched = _fetch_open(source, file, target.name, entry, lambda count: None)
+    if fetched == entry:
         with folder_open(target.parent) as folder:
             os.rename(path.name, target.name, src_dir_fd=partial, dst_dir_fd=folder)
         return
     os.unlink(path.name, dir_fd=partial)
-    sizes = f"more than {entry.bytes}" if seen.bytes > entry.bytes else f"{seen.bytes}"
-    wrong = "another SHA-256" if seen.bytes == entry.bytes else f"{sizes} bytes where {entry.bytes} are listed"
+    size = f"more than {entry.bytes}" if fetched.bytes > entry.bytes else f"{fetched.bytes}"
+    reason = "its SHA-256 differs" if fetched.bytes == entry.bytes else f"it has {size} bytes, not {entry.bytes}"
     place = source.remote.place(f"{source.folder}{target.name}")
-    raise BundleError(f"{place} is not the file in {MANIFEST}: {wrong}. Publish the bundle there again.")
+    raise BundleError(f"{place} is not the file that {MANIFEST} lists: {reason}. Publish the bundle there again.")
 
 
 def _fetch_open(
-    source: RemoteBundle, file: FileIO, name: str, entry: FileEntry, arrived: Callable[[int], object]
+    source: RemoteBundle, file: FileIO, name: str, entry: FileEntry, on_bytes: Callable[[int], object]
 ) -> FileEntry:
     """Fetch a file in several attempts; return its size and hash. Reads at most one byte more than listed."""
     import stamina
 
-    download = _Download(source, file, name, entry, arrived)
+    file_download = _FileDownload(source, file, name, entry, on_bytes)
     for attempt in stamina.retry_context(
         on=Unreachable, attempts=ATTEMPTS, timeout=None, wait_initial=FIRST_WAIT, wait_max=LONGEST_WAIT
     ):
         with attempt:
-            download.go_on()
-    return download.seen()
+            file_download.resume()
+    return file_download.describe()
 
 
-class _Download:
+class _FileDownload:
     """The download of one file: the bytes present, and their hash."""
 
     def __init__(
-        self, source: RemoteBundle, file: FileIO, name: str, entry: FileEntry, arrived: Callable[[int], object]
+        self, source: RemoteBundle, file: FileIO, name: str, entry: FileEntry, on_bytes: Callable[[int], object]
     ) -> None:
-        self._source, self._file, self._entry, self._arrived = source, file, entry, arrived
+        self._source, self._file, self._entry, self._on_bytes = source, file, entry, on_bytes
         self._path = f"{source.folder}{name}"
-        self._digest, self._count, self._told = hashlib.sha256(), 0, 0
+        self._digest, self._count, self._reported = hashlib.sha256(), 0, 0
         file.seek(0)
         if os.fstat(file.fileno()).st_size > entry.bytes:
             file.truncate(0)
         while block := file.read(BLOCK):
-            self._take(block)
+            self._add(block)
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Fetch the rest. Raises Unreachable if the connection fails, and BundleError if the file does not exist."""
         try:
             self._read(self._count)
@@ -183,24 +188,24 @@ class _Download:
                 view = memoryview(chunk)
                 while view:
                     view = view[self._file.write(view) :]
-                self._take(chunk)
+                self._add(chunk)
         except Missing as missing:
-            raise BundleError(f"{missing} Yet {MANIFEST} lists it: publish the bundle there again.") from missing
+            raise BundleError(f"{missing} But {MANIFEST} lists it. Publish the bundle there again.") from missing
 
-    def _take(self, chunk: bytes) -> None:
+    def _add(self, chunk: bytes) -> None:
         self._digest.update(chunk)
         self._count += len(chunk)
-        if self._count > self._told:  # bytes that are fetched again are not counted again
-            self._arrived(self._count - self._told)
-            self._told = self._count
+        if self._count > self._reported:  # bytes that are fetched again are not counted again
+            self._on_bytes(self._count - self._reported)
+            self._reported = self._count
 
-    def seen(self) -> FileEntry:
+    def describe(self) -> FileEntry:
         """Return size and hash of the bytes present."""
         return FileEntry(bytes=self._count, sha256=self._digest.hexdigest())
 
 
 @contextmanager
-def _writing(store: Store) -> Iterator[None]:
+def _write_errors(store: Store) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -1,7 +1,6 @@
 """A folder of bundles and the name of the active one. Every change is a rename, so readers never see a partial one.
 
-store/CURRENT           the active bundle's name
-store/HISTORY           names in the order they were activated, for rollback
+store/CURRENT, HISTORY  the active bundle and the earlier ones, see retrieval/store/history
 store/PAUSED.json       ids of labels to leave out of all answers, see retrieval/store/paused_labels
 store/bundles/<name>/   the bundles
 store/.incoming/        files being written or removed; the next change removes what dead processes left there
@@ -12,74 +11,72 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 
-from retrieval.bundle.manifest import (
-    MANIFEST,
-    NAME,
-    UNLISTED,
-    Manifest,
-    read_manifest,
-    read_signed_manifest,
-)
+from retrieval.bundle.manifest import MANIFEST, NAME, UNLISTED, Manifest, read_manifest, read_signed_manifest
+from retrieval.bundle.read_lock import read_lock
 from retrieval.bundle.signatures import SIGNATURE, Signature, public_key, signed
 from retrieval.bundle.verified_files import verify_bundle, verify_signed
 from retrieval.errors import BadInput, BundleError
-from retrieval.sandboxed_opening import prove_aside
 from retrieval.store.folder import (
     STAGING,
     bundle_names,
-    changing,
-    discard,
-    in_use,
-    locked,
-    made_folder,
-    replace,
+    created_at,
+    replace_file,
     stage,
-    sync,
+    store_lock,
+    subfolder,
+    sync_folder,
+    unstage,
+    write_errors,
+)
+from retrieval.store.history import (
+    CURRENT,
+    HISTORY,
+    NAMES_IN_HISTORY,
+    check_name,
+    places_of,
+    previous_in,
+    read_active,
+    read_history,
 )
 from retrieval.store.paused_labels import LIMIT as PAUSED_LIMIT
-from retrieval.store.read_lock import created_at, lease
-from retrieval.store.remote import CURRENT, CURRENT_LIMIT, HISTORY, HISTORY_LIMIT
 from retrieval.store.serials import Serials
 from retrieval.store.urls import as_url
+from retrieval.system.file_locks import is_locked
 from retrieval.system.paths import require_utf8
-from retrieval.system.safe_open import (
-    BUNDLES,
-    copy_file,
-    folder_open,
-    is_folder,
-    read_small,
-)
+from retrieval.system.safe_open import BUNDLES, copy_file, folder_open, is_folder, read_small
 
-REMEMBERED = 50  # names in HISTORY
+# Opens the bundle in a folder and raises BundleError if it does not work; one of the keys, if any, must have signed it.
+Verify = Callable[[Path, Sequence[str]], object]
 
 
 class Store:
     """Publish, activate, roll back and prune bundles. All methods raise BundleError with the cause and the fix.
 
-    `prove` opens a bundle before it is published or activated; default: in a child process, see
-    sandboxed_opening.py. With `trusted` keys, one of them must have signed every bundle that is read, activated or
-    rolled back to. Publishing needs no signature, since bundles are signed inside the store. `place` identifies the
-    store in the notes of serial numbers; default: its path."""
+    `retrieval.open.open_store` makes a store that verifies bundles in a child process.
+    """
 
     def __init__(
-        self,
-        path: Path | str,
-        prove: Callable[[Path], object] | None = None,
-        *,
-        trusted: Sequence[str] = (),
-        place: str | None = None,
+        self, path: Path | str, verify: Verify, *, trusted: Sequence[str] = (), identity: str | None = None
     ) -> None:
+        """Use the store in the folder `path`, which need not exist.
+
+        `verify` is called before a bundle is published or activated. With `trusted` keys, one of them must have signed
+        every bundle that is read, activated or rolled back to. Publishing needs no signature, since bundles are signed
+        inside the store. `identity` names the store in the records of serial numbers; default: its path.
+        Raises BadInput for a URL.
+        """
         if (url := as_url(path)) is not None:
-            raise BadInput(f"{url} can be read, not changed: `diptych bundles pull` brings its bundles into a folder.")
+            raise BadInput(
+                f"{url} is a URL, and only a store in a folder can be changed. Fetch its bundles into a folder with "
+                "`diptych bundles pull`."
+            )
         self.path = Path(path)
         self.trusted = tuple(trusted)
-        self._prove_new = prove or prove_aside
-        self._prove = prove or partial(prove_aside, trusted=self.trusted)
-        self.place = place or os.path.abspath(path)
-        self._serials = Serials(self.place)
+        self.identity = identity or os.path.abspath(path)
+        self._verify = verify
+        self._serials = Serials(self.identity)
 
     def bundles(self) -> list[str]:
         """Return the names of the published bundles, oldest first by the dates in their manifests, undated ones first.
@@ -100,28 +97,23 @@ class Store:
 
     def bundle_path(self, name: str) -> Path:
         """Return the folder of a published bundle."""
-        _check_name(name)
+        check_name(name)
         if not self._is_published(name):
             for path in (self.path / BUNDLES, self.path / BUNDLES / name):
                 if path.is_symlink():
-                    raise BundleError(f"{path} is a symbolic link; a store holds none. Replace it by a folder.")
-            known = ", ".join(self.bundles()) or "none yet"
-            raise BundleError(f"{self.path} has no bundle {name!r}. It has: {known}.")
+                    raise BundleError(f"{path} is a symbolic link. Replace it by a folder.")
+            names = ", ".join(self.bundles()) or "none yet"
+            raise BundleError(f"{self.path} has no bundle {name!r}. It has: {names}.")
         return self.path / BUNDLES / name
 
     def active(self) -> str | None:
         """Return the name of the active bundle; None before the first activation."""
-        text = self._text(CURRENT, CURRENT_LIMIT)
-        if text is None:
-            return None
-        name = text.strip()
-        _check_name(name)
-        return name
+        return read_active(self.path)
 
     def previous(self) -> str | None:
         """Return the name of the previously active bundle; None if there is none."""
         active = self.active()
-        return before([name for name in self._history() if name == active or self.has(name)], active)
+        return previous_in([name for name in read_history(self.path) if name == active or self.has(name)], active)
 
     def manifest(self, name: str) -> Manifest:
         """Read a bundle's manifest; its files are not compared with it."""
@@ -146,11 +138,11 @@ class Store:
         """Write a signature into a bundle's folder, replacing an earlier one."""
         folder = self.bundle_path(name)
         with (
-            locked(self.path) as root,
+            store_lock(self.path) as root,
             folder_open(folder.parent, root) as bundles,
-            folder_open(folder, bundles) as opened,
+            folder_open(folder, bundles) as descriptor,
         ):
-            replace(self.path, root, opened, SIGNATURE, text.encode())
+            replace_file(self.path, root, descriptor, SIGNATURE, text.encode())
 
     @contextmanager
     def incoming(self) -> Iterator[Path]:
@@ -159,18 +151,18 @@ class Store:
         Raises BundleError, and BadInput for a path that is not UTF-8.
         """
         require_utf8(self.path)
-        with changing(self.path):
+        with write_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        with locked(self.path) as root:
-            folder, held = stage(self.path, root)
+        with store_lock(self.path) as root:
+            folder, lock = stage(self.path, root)
         try:
             yield folder
         finally:
-            discard(self.path, folder, held)
+            unstage(self.path, folder, lock)
 
     def check_free(self, name: str) -> None:
         """Raise BundleError unless `name` is valid and not taken."""
-        _check_name(name)
+        check_name(name)
         if os.path.lexists(self.path / BUNDLES / name):
             raise BundleError(f"{self.path} already has a bundle {name!r}. Choose another name.")
 
@@ -178,51 +170,57 @@ class Store:
         """Verify a finished bundle and move it into the store under `name`; return its folder. Does not activate it."""
         self.check_free(name)
         folder = folder.parent.resolve() / folder.name if is_folder(folder) else folder.resolve()
-        with changing(self.path), ExitStack() as stack:
+        with write_errors(self.path), ExitStack() as stack:
             self.path.mkdir(parents=True, exist_ok=True)
             root = stack.enter_context(folder_open(self.path, follow=True))
-            bundles = stack.enter_context(made_folder(self.path / BUNDLES, root))
-            if folder.is_dir() and not _same_file_system(folder, bundles):
-                return self._publish_copy(folder, name)
-            self._prove_new(folder)
-            with folder_open(folder) as opened:
-                sync(opened)
-            with locked(self.path):
+            bundles = stack.enter_context(subfolder(self.path / BUNDLES, root))
+            if folder.is_dir() and not _is_on_file_system(folder, bundles):
+                return self.publish_copy(folder, name)
+            self._verify(folder, ())
+            with folder_open(folder) as descriptor:
+                sync_folder(descriptor)
+            with store_lock(self.path):
                 self.check_free(name)  # another process may have taken the name
                 os.rename(folder, name, dst_dir_fd=bundles)
                 os.fsync(bundles)
         return self.path / BUNDLES / name
 
-    def _publish_copy(self, folder: Path, name: str) -> Path:
+    def publish_copy(self, folder: Path, name: str) -> Path:
+        """Publish a copy of a finished bundle, such as one on another file system."""
         manifest = verify_bundle(folder)  # so only files of the bundle are copied
         with self.incoming() as copy:
-            with changing(self.path):
+            with write_errors(self.path):
                 for file in manifest.files.keys() | UNLISTED:
                     if os.path.lexists(folder / file):
                         copy_file(folder / file, copy / file)
             return self.publish(copy, name)
 
-    def activate(self, name: str) -> None:
-        """Verify a bundle and make it active. Refuses a signed one with a lower serial number than was active here."""
+    def activate(self, name: str, *, verified: bool = False) -> None:
+        """Verify a bundle and make it active. Refuses a signed one with a lower serial number than was active here.
+
+        `verified`: the caller has verified the bundle; do not open it again.
+        """
         folder = self.bundle_path(name)
-        with lease(folder):
+        with read_lock(folder):
             signature = self._signature(name)
             self._serials.check(name, signature)
-            self._prove(folder)
-            with locked(self.path) as root:
-                self.bundle_path(name)  # raises if prune removed it before the lease
+            if not verified:
+                self._verify(folder, self.trusted)
+            with store_lock(self.path) as root:
+                self.bundle_path(name)  # raises if prune removed it before it was locked
                 if name != self.active():
                     # HISTORY first: after a crash between the two writes, it still names the predecessor of CURRENT.
-                    self._write(root, HISTORY, "\n".join([*self._history(), name][-REMEMBERED:]) + "\n")
-                    self._write(root, CURRENT, name + "\n")
-            self._serials.note_active(signature)
+                    names = [*read_history(self.path), name][-NAMES_IN_HISTORY:]
+                    self._replace(root, HISTORY, "\n".join(names) + "\n")
+                    self._replace(root, CURRENT, name + "\n")
+            self._serials.record_active(signature)
 
     def check_serial(self, name: str) -> None:
         """Raise BundleError for a signed bundle with a lower serial number than was active here."""
         if self.trusted:
             self._serials.check(name, self._signature(name))
 
-    def follow(self, name: str, signature: Signature | None = None) -> None:
+    def record_use(self, name: str, signature: Signature | None = None) -> None:
         """Record that the bundle in CURRENT is used here. Raises BundleError as `check_serial` does.
 
         `signature` is the one that was read when the bundle was opened; default: read it now.
@@ -230,38 +228,38 @@ class Store:
         if self.trusted:
             signature = signature or self._signature(name)
             self._serials.check(name, signature)
-            self._serials.note_active(signature)
+            self._serials.record_active(signature)
 
     def allow_older(self, name: str) -> None:
         """Record a rollback to a signed bundle, which allows its lower serial number."""
-        self._serials.note_rollback(self._signature(name))
+        self._serials.record_rollback(self._signature(name))
 
     def amend(self, name: str, change: Callable[[bytes | None], str]) -> None:
         """Replace a small file in the store's folder with the result of `change(content)`; None if it does not exist.
 
         One writer at a time; readers see the old or the new content.
         """
-        with locked(self.path) as root:
+        with store_lock(self.path) as root:
             try:
                 content = read_small(self.path / name, PAUSED_LIMIT, root)
             except FileNotFoundError:
                 content = None
-            self._write(root, name, change(content))
+            self._replace(root, name, change(content))
 
-    def rollback(self, proved: str | None = None) -> str:
+    def rollback(self, verified: str | None = None) -> str:
         """Reactivate the previous bundle; return its name.
 
-        Its files are compared with the manifest, unless its name is `proved`: the caller has it open.
+        Its files are compared with the manifest, unless its name is `verified`: the caller has it open.
         """
-        with locked(self.path) as root:
-            name, history = self.previous(), self._history()
+        with store_lock(self.path) as root:
+            name, history = self.previous(), read_history(self.path)
             if name is None:
                 raise BundleError(f"{self.path} has no earlier bundle to go back to. Activate one by name.")
-            if name != proved:
+            if name != verified:
                 self.verify(name)
             self.allow_older(name)
-            self._write(root, CURRENT, name + "\n")
-            self._write(root, HISTORY, "\n".join(history[: max(_places(history[:-1], name)) + 1]) + "\n")
+            self._replace(root, CURRENT, name + "\n")
+            self._replace(root, HISTORY, "\n".join(history[: max(places_of(name, history[:-1])) + 1]) + "\n")
         return name
 
     def prune(self, keep: int) -> list[str]:
@@ -272,12 +270,12 @@ class Store:
         if keep < 0:
             raise BundleError(f"prune cannot keep {keep} bundles. Keep 0 or more.")
         removed: list[str] = []
-        with locked(self.path) as root:
+        with store_lock(self.path) as root:
             undated = set(self.undated())
             names = [name for name in self.bundles() if name not in undated]
-            kept = {*names[max(len(names) - keep, 0) :], self.active(), self.previous()}
+            protected = {*names[max(len(names) - keep, 0) :], self.active(), self.previous()}
             for name in names:
-                if name not in kept and self._remove(root, name):
+                if name not in protected and self._remove(root, name):
                     removed.append(name)
         return removed
 
@@ -285,15 +283,15 @@ class Store:
         """Remove a bundle unless a reader has it open. Returns whether it was removed."""
         with folder_open(self.path / BUNDLES, root) as bundles:
             path = self.path / BUNDLES / name
-            with folder_open(path, bundles) as opened:
-                if in_use(path / MANIFEST, opened):
+            with folder_open(path, bundles) as descriptor:
+                if is_locked(path / MANIFEST, descriptor):
                     return False
-            trash, held = stage(self.path, root)
+            trash, lock = stage(self.path, root)
             try:
                 with folder_open(self.path / STAGING, root) as staging, folder_open(trash.parent, staging) as target:
                     os.rename(name, name, src_dir_fd=bundles, dst_dir_fd=target)
             finally:
-                discard(self.path, trash, held)
+                unstage(self.path, trash, lock)
         return True
 
     def _signature(self, name: str) -> Signature | None:
@@ -318,47 +316,9 @@ class Store:
         names = [name for name in bundle_names(self.path) if NAME.fullmatch(name)]
         return {name: created_at(self.path / BUNDLES / name) for name in names}
 
-    def _history(self) -> list[str]:
-        """Return the activated names up to the active one, without what an interrupted activation added."""
-        active = self.active()
-        if active is None:
-            return []
-        names = (self._text(HISTORY, HISTORY_LIMIT) or "").split()
-        places = _places(names, active)
-        return names[: places[-1] + 1] if places else [active]
-
-    def _text(self, name: str, limit: int) -> str | None:
-        """Read a small file in the store's folder; None if it does not exist."""
-        path = self.path / name
-        try:
-            return read_small(path, limit).decode()
-        except FileNotFoundError:
-            return None
-        except (OSError, UnicodeDecodeError) as error:
-            raise BundleError(f"{path} cannot be read ({error}). Activate a bundle again.") from error
-
-    def _write(self, root: int, name: str, content: str) -> None:
-        replace(self.path, root, root, name, content.encode())
+    def _replace(self, root: int, name: str, content: str) -> None:
+        replace_file(self.path, root, root, name, content.encode())
 
 
-def before(history: Sequence[str], active: str | None) -> str | None:
-    """Return the last other name before the last occurrence of `active` in a history; None if there is none."""
-    places = _places(history, active)
-    # `active` can precede itself if the bundle between its two activations was removed.
-    return next((name for name in reversed(history[: places[-1]]) if name != active), None) if places else None
-
-
-def _check_name(name: str) -> None:
-    if not NAME.fullmatch(name):
-        raise BundleError(
-            f"{name!r} is not a bundle name: up to 64 letters, digits, dots, dashes and underscores, "
-            "beginning with a letter or digit."
-        )
-
-
-def _same_file_system(one: Path, other: int) -> bool:
-    return one.stat().st_dev == os.fstat(other).st_dev
-
-
-def _places(names: Sequence[str], name: str | None) -> list[int]:
-    return [place for place, one in enumerate(names) if one == name]
+def _is_on_file_system(path: Path, descriptor: int) -> bool:
+    return path.stat().st_dev == os.fstat(descriptor).st_dev

@@ -1,7 +1,7 @@
-"""PAUSED.json of a store: ids of labels to leave out of all answers, by every way to query.
+"""PAUSED.json of a store: ids of labels to leave out of all answers.
 
-It belongs to the store, so it survives restarts and applies to every bundle. Ids that a bundle does not have are kept,
-since the next bundle may have them.
+The list belongs to the store, so it survives restarts and applies to every bundle. Ids that a bundle does not have stay
+in the list, since the next bundle may have them.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import to_json
 
-from retrieval.errors import BundleError, in_a_line
+from retrieval.errors import BundleError, one_line
 from retrieval.system.safe_open import read_small
 
 PAUSED = "PAUSED.json"
@@ -46,11 +46,11 @@ def parse_paused(content: bytes | None, path: Path | str, most: int | None = Non
         ids = tuple(dict.fromkeys(_List.model_validate_json(content).paused))
     except ValidationError as error:
         raise BundleError(
-            f"{path} is not a list of paused labels ({in_a_line(error.errors()[0]['msg'])}). "
+            f"{path} is not a list of paused labels ({one_line(error.errors()[0]['msg'])}). "
             'Write it as {"paused": ["id", …]}, or remove it.'
         ) from error
     if most is not None and len(ids) > most:
-        raise BundleError(f"{path} holds {len(ids):,} labels; the most is {most:,}. Export a bundle without them.")
+        raise BundleError(f"{path} lists {len(ids):,} labels; the limit is {most:,}. Export a bundle without them.")
     return ids
 
 

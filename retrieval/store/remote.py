@@ -16,13 +16,11 @@ from retrieval.bundle.manifest import MANIFEST, MANIFEST_LIMIT, NAME, Manifest, 
 from retrieval.bundle.signatures import LIMIT as SIGNATURE_LIMIT
 from retrieval.bundle.signatures import SIGNATURE
 from retrieval.errors import BadInput, BundleError, Unreachable
+from retrieval.store.history import CURRENT, CURRENT_LIMIT, HISTORY, HISTORY_LIMIT
 from retrieval.store.paused_labels import LIMIT as PAUSED_LIMIT
 from retrieval.store.paused_labels import PAUSED
 from retrieval.store.urls import as_url
 
-CURRENT, HISTORY = "CURRENT", "HISTORY"
-CURRENT_LIMIT = 256  # bytes; a name has at most 64
-HISTORY_LIMIT = 1 << 14
 CHUNK = 16 << 20  # bytes per request
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
@@ -55,37 +53,39 @@ class Remote:
         except Missing:
             return None
         if not NAME.fullmatch(name):
-            raise BundleError(f"{self.url}/{CURRENT} holds {name!r}, which is no bundle name. Activate a bundle there.")
+            raise BundleError(
+                f"{self.url}/{CURRENT} contains {name!r}, which is not a bundle name. Activate a bundle there."
+            )
         return name
 
     def bundles(self) -> list[str]:
         """Return the names of the bundles in alphabetical order; object stores have no dates of folders."""
         try:
-            with self._asking("bundles"):
-                found = self._files.ls(f"{self._root}/bundles", detail=False)
+            with self._driver_errors("bundles"):
+                paths = self._files.ls(f"{self._root}/bundles", detail=False)
         except Missing as missing:
-            raise BundleError(f"{self.url} is no store: it has no folder bundles. Check the URL.") from missing
-        names = {path.rstrip("/").rpartition("/")[2] for path in found}
+            raise BundleError(f"{self.url} is not a store: it has no folder bundles. Check the URL.") from missing
+        names = {path.rstrip("/").rpartition("/")[2] for path in paths}
         return sorted(name for name in names if NAME.fullmatch(name))
 
     def manifest(self, name: str) -> Manifest:
         """Read a bundle's manifest; no other file is read."""
         name, folder = self.find(name)
-        with TemporaryDirectory() as here, blaming(self.place(folder), here):
-            Path(here, MANIFEST).write_bytes(self.manifest_bytes(folder))
+        with TemporaryDirectory() as copy, rewrite_paths(copy, self.place(folder)):
+            Path(copy, MANIFEST).write_bytes(self.manifest_bytes(folder))
             if self._trusted and (signature := self.signature(folder)) is not None:
-                Path(here, SIGNATURE).write_bytes(signature)
-            return read_manifest(Path(here), self._trusted)
+                Path(copy, SIGNATURE).write_bytes(signature)
+            return read_manifest(Path(copy), self._trusted)
 
     def find(self, name: str | None) -> tuple[str, str]:
         """Return name and folder of a bundle: of `name`, or of the active one, or of the one at the URL."""
         if name is None and (name := self.active()) is None:
             name = self._root.rpartition("/")[2]
             if not NAME.fullmatch(name):
-                raise BundleError(f"{self.url} has no active bundle, and {name!r} is no bundle's name. Check the URL.")
+                raise BundleError(f"{self.url} has no active bundle, and {name!r} is not a bundle name. Check the URL.")
             return name, ""
         if not NAME.fullmatch(name):
-            raise BundleError(f"{name!r} is not a bundle name. `diptych bundles list {self.url}` shows what there is.")
+            raise BundleError(f"{name!r} is not a bundle name. `diptych bundles list {self.url}` lists the bundles.")
         return name, f"bundles/{name}/"
 
     def place(self, folder: str) -> str:
@@ -98,10 +98,12 @@ class Remote:
             return self.read(f"{folder}{MANIFEST}", MANIFEST_LIMIT)
         except Missing as missing:
             if not folder:
-                why = f"is neither a store with an active bundle (no {CURRENT}) nor a bundle (no {MANIFEST})"
-                raise BundleError(f"{self.url} {why}. Check the URL, or activate a bundle there.") from missing
-            known = ", ".join(self.bundles()) or "none yet"
-            raise BundleError(f"{missing} The bundles of {self.url} are: {known}.") from missing
+                raise BundleError(
+                    f"{self.url} is neither a store with an active bundle (no {CURRENT}) nor a bundle (no {MANIFEST}). "
+                    "Check the URL, or activate a bundle there."
+                ) from missing
+            names = ", ".join(self.bundles()) or "none yet"
+            raise BundleError(f"{missing} The bundles of {self.url} are: {names}.") from missing
 
     def signature(self, folder: str) -> bytes | None:
         """Read the bytes of a bundle's manifest.sig; None if it has none."""
@@ -128,17 +130,17 @@ class Remote:
         """Replace a small file of the store. Raises BundleError if the driver or the credentials cannot write."""
         try:
             self._files.pipe_file(f"{self._root}/{path}", content)
-        except Exception as error:  # as in `_asking`
+        except Exception as error:  # as in `_driver_errors`
             raise BundleError(
-                f"{self.place(path)} cannot be written ({_words(error)}), and a change in the cache would apply to one "
-                "replica only. Change it at the URL, or give the service permission to write."
+                f"{self.place(path)} cannot be written ({_error_text(error)}). A change in the cache would apply to "
+                "one replica only. Change it at the URL, or give the service permission to write."
             ) from error
 
     def read(self, path: str, limit: int) -> bytes:
         """Read a small file. Raises BundleError if it has more than `limit` bytes."""
         content = b"".join(self.chunks(path, limit))
         if len(content) > limit:
-            raise BundleError(f"{self.place(path)} has more than the {limit:,} bytes that such a file has at most.")
+            raise BundleError(f"{self.place(path)} has more than {limit:,} bytes, the limit for this file.")
         return content
 
     def chunks(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
@@ -148,17 +150,17 @@ class Remote:
         """
         left = size + 1 - start
         with (
-            self._asking(path),
+            self._driver_errors(path),
             self._files.open(f"{self._root}/{path}", "rb", block_size=min(left, CHUNK)) as source,
         ):
             if start:
-                _seek(source, start)
+                seek(source, start)
             while left and (chunk := source.read(min(left, CHUNK))):
                 left -= len(chunk)
                 yield chunk
 
     @contextmanager
-    def _asking(self, path: str) -> Iterator[None]:
+    def _driver_errors(self, path: str) -> Iterator[None]:
         """Turn the errors of drivers into Missing, BundleError or Unreachable, and keep their text."""
         try:
             yield
@@ -167,10 +169,10 @@ class Remote:
         except FileNotFoundError as error:
             if (outage := _outage_behind(error)) is not None:
                 raise _unreachable(self.place(path), outage) from error
-            raise Missing(f"{self.place(path)} is not there.") from error
+            raise Missing(f"{self.place(path)} does not exist.") from error
         except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
             raise BundleError(
-                f"{self.place(path)} cannot be read ({_words(error)}). "
+                f"{self.place(path)} cannot be read ({_error_text(error)}). "
                 "Check the URL, and the credentials in the environment."
             ) from error
         except Exception as error:
@@ -178,24 +180,24 @@ class Remote:
 
 
 @contextmanager
-def blaming(place: str, here: Path | str) -> Iterator[None]:
-    """Replace the temporary folder `here` by the URL `place` in BundleErrors."""
+def rewrite_paths(folder: Path | str, url: str) -> Iterator[None]:
+    """Replace the path of a temporary folder by a URL in the messages of BundleErrors."""
     try:
         yield
     except BundleError as error:
-        said = str(error).replace(str(Path(here).resolve()), place).replace(str(here), place)
-        raise type(error)(said) from error
+        message = str(error).replace(str(Path(folder).resolve()), url).replace(str(folder), url)
+        raise type(error)(message) from error
 
 
 def checked_url(url: str) -> str:
-    """Return a normalized URL. Raises BadInput if it is not a URL, or holds a password."""
+    """Return a normalized URL. Raises BadInput if it is not a URL, or contains a password."""
     whole = (as_url(url) or "").rstrip("/")
     try:
         secret = urlsplit(whole).password
     except ValueError as error:
         raise BadInput(f"{url} is not a URL ({error}).") from error
     if secret is not None:
-        raise BadInput("The URL holds a password. Leave it out, and give it to the driver through the environment.")
+        raise BadInput("The URL contains a password. Remove it, and pass it to the driver through the environment.")
     if as_url(whole) is None:
         raise BadInput(f"{url} is not the URL of a store, such as s3://bucket/store.")
     return whole
@@ -210,13 +212,13 @@ def _driver(url: str) -> tuple[Any, str]:
         from fsspec.core import url_to_fs
 
         if schemes[0] not in available_protocols():
-            raise BadInput(f"{url}: {schemes[0]}:// is no kind of store that fsspec knows. Take s3://, gs:// or az://.")
+            raise BadInput(f"{url}: fsspec has no driver for {schemes[0]}://. Use s3://, gs:// or az://.")
         files, root = url_to_fs(url)
     except ImportError as error:
         if error.name == "fsspec":
             extra = extra or "remote"
-        way_out = f" Install it with: pip install 'diptych[{extra}]'." if extra else ""
-        raise BadInput(f"{url} needs a package that is not installed here ({_words(error)}).{way_out}") from error
+        fix = f" Install it with: pip install 'diptych[{extra}]'." if extra else ""
+        raise BadInput(f"{url} needs a package that is not installed ({_error_text(error)}).{fix}") from error
     except BadInput:
         raise
     except Exception as error:
@@ -224,8 +226,8 @@ def _driver(url: str) -> tuple[Any, str]:
     return files, root.rstrip("/")
 
 
-def _seek(source: Any, start: int) -> None:
-    """Move to an offset. Raises NotSeekable if the driver cannot; errors of the network pass, and are retried there."""
+def seek(source: Any, start: int) -> None:
+    """Move to an offset. Raises NotSeekable if the driver cannot; errors of the network pass, and callers retry."""
     try:
         source.seek(start)
     except (ValueError, NotImplementedError) as error:  # io.UnsupportedOperation is a ValueError
@@ -242,10 +244,10 @@ def _outage_behind(error: FileNotFoundError) -> BaseException | None:
 
 def _unreachable(place: str, error: BaseException) -> Unreachable:
     return Unreachable(
-        f"{place} cannot be reached ({_words(error)}). Check the network, and the credentials in the environment."
+        f"{place} cannot be reached ({_error_text(error)}). Check the network, and the credentials in the environment."
     )
 
 
-def _words(error: BaseException) -> str:
+def _error_text(error: BaseException) -> str:
     """Return the text of an error, on one line and shortened; drivers may include whole pages."""
     return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

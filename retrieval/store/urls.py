@@ -1,4 +1,4 @@
-"""Tell URLs from paths. Kept apart from remote.py, so that a local store needs none of it."""
+"""Distinguish URLs from paths. This is a separate module, since a local store does not need remote.py."""
 
 import re
 from pathlib import Path
@@ -7,9 +7,9 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+(?:::[A-Za-z0-9+.-]+)*):/+")
 
 
 def as_url(place: Path | str) -> str | None:
-    """The URL that `place` is, also where a path object has taken some of its slashes away; None for a path."""
+    """Return `place` as a URL, with the slashes that a Path object removes; None for a path."""
     text = str(place)
-    if not (found := SCHEME.match(text)):
+    if not (match := SCHEME.match(text)):
         return None
-    slashes = ":///" if found[1] == "file" else "://"
-    return f"{found[1]}{slashes}{text[found.end() :]}"
+    slashes = ":///" if match[1] == "file" else "://"
+    return f"{match[1]}{slashes}{text[match.end() :]}"

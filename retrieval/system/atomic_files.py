@@ -6,10 +6,13 @@ so the rename itself survives a power failure.
 
 import errno
 import os
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 
+_UMASK_LOCK = Lock()
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # errors of file systems that cannot flush a folder
 
 
@@ -42,6 +45,22 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8"))
 
 
+def replace_in_folder(staging: int, target: int, name: str, content: bytes) -> None:
+    """Replace a file of the open folder `target` atomically; raises OSError.
+
+    The temporary file is written in the open folder `staging` of the same file system. No symbolic link is followed,
+    also if another process exchanges folders meanwhile.
+    """
+    temporary = uuid.uuid4().hex
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(temporary, flags, 0o644, dir_fd=staging), "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, name, src_dir_fd=staging, dst_dir_fd=target)
+    os.fsync(target)
+
+
 def sync(path: Path) -> None:
     """Flush a file's content to disk; raises OSError."""
     with path.open("rb+") as file:
@@ -62,6 +81,7 @@ def sync_folder(path: Path) -> None:
 
 def _umask() -> int:
     """Return the process's umask; it can only be read by setting it."""
-    mask = os.umask(0)
-    os.umask(mask)
+    with _UMASK_LOCK:  # two threads at once could leave the umask at 0
+        mask = os.umask(0)
+        os.umask(mask)
     return mask

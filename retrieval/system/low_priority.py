@@ -9,31 +9,45 @@ from typing import TypeVar
 
 Result = TypeVar("Result")
 LOW = 10  # niceness; it gets a tenth of a core that a normal thread uses, while 19 would get a seventieth
-GENTLE_SECONDS = 15.0  # after the first call in this process; later calls run at normal priority
-
-_began: float | None = None  # time of the first call in this process
+LOW_SECONDS = 15.0  # after the first call in this process; later calls run at normal priority
 
 
-def gently(work: Callable[[], Result]) -> Result:
-    """Run `work` at low priority and return its result; at normal priority once GENTLE_SECONDS have passed.
+class LowPriority:
+    """Run work at low priority until `seconds` have passed since the first call."""
 
-    It runs in its own thread, since a thread cannot raise its priority again. Threads that it starts inherit the low
-    priority.
-    """
-    global _began
-    _began = time.monotonic() if _began is None else _began
-    if time.monotonic() - _began > GENTLE_SECONDS:
-        return work()
+    def __init__(self, seconds: float = LOW_SECONDS) -> None:
+        self._seconds = seconds
+        self._first_call: float | None = None
 
-    def behind() -> Result:
-        own = os.getpriority(os.PRIO_PROCESS, 0)
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(own, LOW))  # lowering niceness needs a privilege
-        return work()
+    def run(self, work: Callable[[], Result]) -> Result:
+        """Run `work` and return its result.
 
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(behind).result()
+        It runs in its own thread, since a thread cannot raise its priority again. Threads that it starts inherit the
+        low priority.
+        """
+        now = time.monotonic()
+        self._first_call = now if self._first_call is None else self._first_call
+        if now - self._first_call > self._seconds:
+            return work()
+
+        def run() -> Result:
+            niceness = os.getpriority(os.PRIO_PROCESS, 0)
+            # max: lowering the niceness needs a privilege
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), max(niceness, LOW))
+            return work()
+
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(run).result()
 
 
-def at_once(work: Callable[[], Result]) -> Result:
+_OF_THIS_PROCESS = LowPriority()
+
+
+def at_low_priority(work: Callable[[], Result]) -> Result:
+    """Run `work` at low priority and return its result; at normal priority once LOW_SECONDS have passed."""
+    return _OF_THIS_PROCESS.run(work)
+
+
+def directly(work: Callable[[], Result]) -> Result:
     """Run `work` at normal priority and return its result."""
     return work()

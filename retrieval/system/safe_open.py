@@ -14,7 +14,7 @@ from pathlib import Path
 
 from retrieval.errors import BundleError
 
-BUNDLES = "bundles"  # the folder of a store that holds its bundles
+BUNDLES = "bundles"  # the folder of bundles in a store
 OPEN_FILE = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -48,7 +48,9 @@ def open_folder(path: Path, parent: int | None = None, *, follow: bool = False, 
         return os.open(name, flags, dir_fd=parent)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENOTDIR) and _is_link(name, parent):
-            raise BundleError(f"{path} is a symbolic link; a store holds none. Replace it by a folder.") from error
+            raise BundleError(
+                f"{path} is a symbolic link. A store has only regular files and folders: replace it by a folder."
+            ) from error
         raise
 
 
@@ -135,5 +137,7 @@ def _is_regular(name: Path | str, folder: int | None) -> bool:
 
 
 def _refused(path: Path, name: Path | str, folder: int | None) -> BundleError:
-    what = "a symbolic link" if _is_link(name, folder) else "not a regular file"
-    return BundleError(f"{path} is {what}; a store holds plain files and folders. Replace it by a copy of the file.")
+    kind = "a symbolic link" if _is_link(name, folder) else "not a regular file"
+    return BundleError(
+        f"{path} is {kind}. A store has only regular files and folders: replace it by a copy of the file."
+    )

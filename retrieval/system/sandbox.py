@@ -12,12 +12,12 @@ import re
 import resource
 import stat
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from retrieval.errors import BadInput
 
@@ -85,12 +85,12 @@ def sandbox_mode(written: str | None = None) -> Mode:
 
 def child_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment of a child process: the import path of its parent, and no credentials."""
-    kept = {
+    allowed = {
         name: value
         for name, value in environment.items()
         if (name in VARIABLES or name.startswith(PREFIXES)) and not SECRET.search(name.removeprefix(NO_SECRET))
     }
-    return kept | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    return allowed | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
 
 
 def data_limit(folder: Path) -> int:
@@ -125,38 +125,47 @@ def limit(data: int | None = None, cpu_seconds: int | None = None, file_bytes: i
 
 def missing() -> list[str]:
     """Return what this system lacks to confine a process; empty if nothing."""
-    lacks = []
-    for package, name in (("landlockpy", NO_LANDLOCK), ("seccompy", NO_SECCOMP)):
-        if find_spec(package) is None:
-            lacks.append(f"the package {package} is not installed")
-        elif not _is_supported(package):
-            lacks.append(name)
+    return list(missing_by_package().values())
+
+
+def missing_by_package(
+    find: Callable[[str], object] = find_spec, load: Callable[[str], Any] = import_module
+) -> dict[str, str]:
+    """Return what this system lacks, by Python package; `find` and `load` find and import packages."""
+    lacks = {}
+    for package, reason in (("landlockpy", NO_LANDLOCK), ("seccompy", NO_SECCOMP)):
+        if find(package) is None:
+            lacks[package] = f"the package {package} is not installed"
+        elif not _is_supported(load(package)):
+            lacks[package] = reason
     return lacks
 
 
-def _is_supported(package: str) -> bool:
+def _is_supported(package: Any) -> bool:
     try:
-        return bool(import_module(package).supported())
+        return bool(package.supported())
     except OSError:  # a container may forbid the call that tests for support
         return False
 
 
-def confine(readable: Iterable[Path], mode: Mode) -> list[str]:
+def confine(readable: Iterable[Path], mode: Mode, lacks: Mapping[str, str] | None = None) -> list[str]:
     """Permanently restrict this thread, and the threads that it starts, to what opening a bundle needs.
 
     Files under `readable` and those of Python can be read. Nothing can be written, and no program or connection can be
-    started. Returns what this system lacks; raises BadInput instead if the mode is "required".
+    started. Returns what this system lacks; raises BadInput instead if the mode is "required". `lacks` is the result of
+    `missing_by_package`; default: call it.
     """
     if mode == "off":
         return []
-    lacks = missing()
-    if lacks and mode == "required":
-        raise BadInput(f"{SANDBOX}=required: {', '.join(lacks)}. Install 'diptych[sandbox]' on Linux 5.13 or newer.")
-    if find_spec("landlockpy") is not None and NO_LANDLOCK not in lacks:
+    lacks = missing_by_package() if lacks is None else lacks
+    reasons = list(lacks.values())
+    if reasons and mode == "required":
+        raise BadInput(f"{SANDBOX}=required: {', '.join(reasons)}. Install 'diptych[sandbox]' on Linux 5.13 or newer.")
+    if "landlockpy" not in lacks:
         _restrict_files(readable)
-    if find_spec("seccompy") is not None and NO_SECCOMP not in lacks:
+    if "seccompy" not in lacks:
         _restrict_calls()
-    return lacks
+    return reasons
 
 
 def _restrict_files(readable: Iterable[Path]) -> None:

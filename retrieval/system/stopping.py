@@ -22,7 +22,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequested(SystemExit):
-    """A signal asked this process to stop; the code is 128 plus its number."""
+    """Stop this process after a signal; the exit code is 128 plus the signal number."""
 
     code: int
 
@@ -50,7 +50,7 @@ def install() -> None:
 
 
 def requested() -> int | None:
-    """Return the signal that asked this process to stop; None if there was none."""
+    """Return the signal that this process received to stop; None without one."""
     return _State.requested
 
 

@@ -26,7 +26,7 @@ def echo(text: str, *, err: bool = False) -> None:
 def print_json(content: Any) -> None:
     """Print valid JSON. NaN and infinity become null, other types text, unsafe or unencodable characters escapes."""
     text = json.dumps(json_value(content), ensure_ascii=False, indent=2, allow_nan=False)
-    text = UNSAFE.sub(lambda found: _escaped(found[0]), text)
+    text = UNSAFE.sub(lambda match: _escaped(match[0]), text)
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     try:
         text.encode(encoding)

@@ -1,4 +1,4 @@
-"""Row counts of a run: rows read = rows written + rows skipped, by reason."""
+"""Count rows: rows read = rows written + rows skipped, by reason."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from retrieval.errors import InternalError
 
 
 class RowAccount(BaseModel):
-    """Rows of one input: read, written, and skipped by reason (identifiers, see REASONS)."""
+    """Rows of one input: read, written, and skipped by reason (keys of REASONS)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -41,14 +41,14 @@ class RowAccount(BaseModel):
 
 
 REASONS: Mapping[str, str] = {
-    "bad_row": "bad, each named below or in skipped-rows.txt",
+    "bad_row": "bad (listed below or in skipped-rows.txt)",
     "blank_line": "blank",
     "blank_query": "without text",
-    "count_zero": "with count 0: shown and not chosen; --min-count 0 keeps them",
-    "repeated_pair": "repeating an earlier (query, label) pair, counted with it",
-    "below_min_count": "with a pair that is below --min-count",
-    "below_min_label_count": "with a label that is below --min-label-count",
-    "no_label": "with an empty list of labels, in training",
-    "no_label_left": "with no label left, in training: all excluded, or below --min-label-count",
-    "rare_label": "with a label that is below --min-label-count",
+    "count_zero": "with count 0 (shown, not clicked), which --min-count 0 keeps",
+    "repeated_pair": "repeating an earlier (query, label) pair, whose count they increase",
+    "below_min_count": "with a pair below --min-count",
+    "below_min_label_count": "with a label below --min-label-count",
+    "no_label": "in training, with an empty list of labels",
+    "no_label_left": "in training, with all labels excluded or below --min-label-count",
+    "rare_label": "with a label below --min-label-count",
 }

@@ -1,4 +1,4 @@
-"""Read CSV and TSV. The separator is detected from the header; a stray quote invalidates only its own line."""
+"""Read CSV and TSV. The separator is detected from the header; an unmatched quote invalidates only its line."""
 
 import csv
 from collections import deque
@@ -7,16 +7,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 from retrieval.errors import BadInput, TableError
 from retrieval.tables.files import ending
-from retrieval.tables.opening import LINES_BETWEEN_TICKS, MAX_LINE, Meter, opened_text, too_long
-from retrieval.tables.values import BadRow, shown
+from retrieval.tables.opening import LINES_PER_PROGRESS_UPDATE, MAX_LINE, ReadingProgress, line_too_long, opened_text
+from retrieval.tables.values import BadRow, PlacedRow, preview
 
 SEPARATORS = (",", "\t", ";", "|", "\x01")  # the last one is Hive's
 SAMPLE_LINES, SAMPLE_CHARACTERS = 50, 2**20
-MAX_RECORD_LINES = 1_000  # of one quoted row; a quote that stays open for longer is a stray one
+MAX_RECORD_LINES = 1_000  # of one quoted row; a quote that stays open for longer is not one that encloses a cell
 NAMES = {"\t": "tab", "\x01": "character 1"}
 
 Quoting = Literal["auto", "csv", "none"]
@@ -34,18 +34,24 @@ class Layout:
         """Build from a command's options; `\\t` and `tab` are a tab. Raises BadInput for an invalid separator."""
         named = {"\\t": "\t", "tab": "\t"}.get(separator or "", separator)
         if named is not None and (len(named) != 1 or named in '"\r\n'):
-            raise BadInput(f"--separator is {separator!r}; give one character that is no quote, or tab.")
+            raise BadInput(f"--separator is {separator!r}. Give one character other than a quote, or tab.")
         return cls(named, quoting)
 
 
 @dataclass
-class Seen:
-    """Counts of unusual rows: rows of several lines, and rows whose cells kept their quotes."""
+class UnusualRows:
+    """Counts of rows that span several lines, and of rows with quotes that are part of the text."""
 
-    long_rows: int = 0
-    long_lines: int = 0
-    first_long: str = ""
-    quoted_rows: int = 0
+    multi_line: int = 0
+    multi_line_lines: int = 0
+    first_multi_line: str = ""
+    quoted: int = 0
+
+    def add_multi_line(self, place: str, lines: int) -> None:
+        """Count a row that spans several lines."""
+        self.first_multi_line = self.first_multi_line or place
+        self.multi_line += 1
+        self.multi_line_lines += lines
 
 
 class DelimitedFile:
@@ -70,19 +76,19 @@ class DelimitedFile:
             self.names = self.names[:-1]
         if lines and not self.names:
             raise TableError(f"{path} has no header line. Name the columns in the first line.")
-        self.seen = Seen()
-        self.unusual = "" if layout.separator or self.separator == self._usual else _name(self.separator)
+        self.unusual_rows = UnusualRows()
+        self.unusual_separator = "" if layout.separator or self.separator == self._usual else _name(self.separator)
 
-    def rows(self, columns: Sequence[str], meter: Meter) -> Iterator[tuple[str, dict[str, Any] | BadRow | None]]:
+    def rows(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[PlacedRow]:
         """Yield each row's place and its cells in `columns`, None where empty; BadRow; None for a blank line."""
-        self.seen = Seen()
-        wanted = [(name, self.names.index(name)) for name in columns]
+        self.unusual_rows = UnusualRows()
+        positions = [(name, self.names.index(name)) for name in columns]
         width, most = len(self.names), max(self._cells, len(self.names))
-        for where, cells in self._records(meter):
+        for where, cells in self._records(progress):
             if isinstance(cells, BadRow):
                 yield where, cells
-            elif len(cells) == width or self._fits(cells, width, most):
-                record = {name: cells[place] or None for name, place in wanted}
+            elif len(cells) == width or self._has_only_empty_extras(cells, width, most):
+                record = {name: cells[position] or None for name, position in positions}
                 if width > 1 and not any(record.values()) and not any(map(str.strip, cells)):
                     yield where, None
                 else:
@@ -90,22 +96,20 @@ class DelimitedFile:
             elif len(cells) <= 1 and not "".join(cells).strip():
                 yield where, None
             else:
-                yield (
-                    where,
-                    BadRow(f"the row has {len(cells)} fields ({shown(cells)}), the header {width}. Mend the row."),
-                )
+                shape = f"the row has {len(cells)} fields ({preview(cells)}), the header has {width}"
+                yield where, BadRow(f"{shape}. Correct the row.")
 
-    def _fits(self, cells: list[str], width: int, most: int) -> bool:
+    def _has_only_empty_extras(self, cells: list[str], width: int, most: int) -> bool:
         """Return whether all extra cells are in unnamed columns or empty."""
         return len(cells) > width and not any(map(str.strip, cells[most:]))
 
-    def _records(self, meter: Meter) -> Iterator[tuple[str, list[str] | BadRow]]:
+    def _records(self, progress: ReadingProgress) -> Iterator[tuple[str, list[str] | BadRow]]:
         with opened_text(self.path) as (text, raw):
             lines, header = _Lines(self.path, text), True
             read = self._quoted(lines) if self.quoted else self._plain(lines)
             for start, end, cells in read:
-                if end % LINES_BETWEEN_TICKS == 0:
-                    meter.at(self.path.name, raw.tell())
+                if end % LINES_PER_PROGRESS_UPDATE == 0:
+                    progress.at(self.path.name, raw.tell())
                 if start <= self._skip:
                     continue
                 if header:
@@ -113,19 +117,17 @@ class DelimitedFile:
                     continue
                 place = f"line {end}" if start == end else f"lines {start}–{end}"
                 if start != end:
-                    self.seen.first_long = self.seen.first_long or f"{self.path.name} {place}"
-                    self.seen.long_rows += 1
-                    self.seen.long_lines += end - start + 1
+                    self.unusual_rows.add_multi_line(f"{self.path.name} {place}", end - start + 1)
                 yield f"{self.path.name} {place}", cells
-        meter.finish(self.path.stat().st_size)
+        progress.finish(self.path.stat().st_size)
 
     def _plain(self, lines: "_Lines") -> Iterator[tuple[int, int, list[str]]]:
         separator, quote = self.separator, '"'
         for number, line in enumerate(lines.feed(), 1):
-            lines.taken.clear()
+            lines.of_row.clear()
             cells = line.rstrip("\r\n").split(separator)
             if quote in line and any(len(cell) > 1 and cell[0] == quote == cell[-1] for cell in cells):
-                self.seen.quoted_rows += 1
+                self.unusual_rows.quoted += 1
             yield number, number, cells
 
     def _quoted(self, lines: "_Lines") -> Iterator[tuple[int, int, list[str] | BadRow]]:
@@ -135,30 +137,31 @@ class DelimitedFile:
         """
         reader, number = self._reader(lines), 1
         while True:
-            lines.taken.clear()
+            lines.of_row.clear()
             try:
                 cells: list[str] | BadRow = next(reader)
             except StopIteration:
                 return
             except (csv.Error, _TooManyLines) as error:
                 cells = BadRow(f"the quotes do not match ({error}). Double each quote inside a quoted field.")
-            taken = lines.taken
-            if not isinstance(cells, BadRow) and len(taken) > 1 and self._is_glued(taken):
+            row_lines = lines.of_row
+            if not isinstance(cells, BadRow) and len(row_lines) > 1 and self._looks_like_rows(row_lines):
                 cells = BadRow(
-                    f"a quote opens here and closes {_lines(len(taken) - 1)} below, and these lines look like rows. "
-                    "Remove or double the quote; --quoting none takes quotes as text, --quoting csv joins the lines."
+                    f"a quote opens in this line and closes {_lines(len(row_lines) - 1)} below, but these lines look "
+                    "like rows. Remove or double the quote; --quoting none reads quotes as text, --quoting csv joins "
+                    "the lines."
                 )
-            if isinstance(cells, BadRow) and len(taken) > 1:
+            if isinstance(cells, BadRow) and len(row_lines) > 1:
                 lines.give_back()
                 reader = self._reader(lines)
-            used = 1 if isinstance(cells, BadRow) else len(taken)
+            used = 1 if isinstance(cells, BadRow) else len(row_lines)
             yield number, number + used - 1, cells
             number += used
 
     def _reader(self, lines: "_Lines") -> "Iterator[list[str]]":
         return csv.reader(lines.feed(), delimiter=self.separator, strict=True)
 
-    def _is_glued(self, taken: list[str]) -> bool:
+    def _looks_like_rows(self, row_lines: list[str]) -> bool:
         """Return whether the lines of one quoted row look like separate rows.
 
         They do if the first, the last and most of the others have as many separators as the header.
@@ -166,7 +169,7 @@ class DelimitedFile:
         between = len(self.names) - 1
         if self._trusts_quotes or between == 0:
             return False
-        alike = [line.count(self.separator) == between for line in taken]
+        alike = [line.count(self.separator) == between for line in row_lines]
         return alike[0] and alike[-1] and sum(alike[1:-1]) * 2 >= len(alike) - 2
 
     def _uses_quotes(self, lines: list[str]) -> bool:
@@ -190,7 +193,7 @@ class DelimitedFile:
 
 
 class _TooManyLines(Exception):
-    """A quoted row has more than MAX_RECORD_LINES."""
+    """A quoted row has more than MAX_RECORD_LINES lines."""
 
 
 class _Lines:
@@ -200,24 +203,24 @@ class _Lines:
         self._path, self._read = path, partial(text.readline, MAX_LINE + 1)
         self._again: deque[str] = deque()
         self._number = 0  # of the last yielded line, from 1
-        self.taken: list[str] = []
+        self.of_row: list[str] = []
 
     def feed(self) -> Iterator[str]:
         """Yield lines. Raises _TooManyLines, and TableError for a line that is too long."""
-        again, taken, read = self._again, self.taken, self._read
+        again, row_lines, read = self._again, self.of_row, self._read
         while line := again.popleft() if again else read():
-            taken.append(line)
+            row_lines.append(line)
             self._number += 1
             if len(line) > MAX_LINE:
-                raise too_long(self._path, self._number)
-            if len(taken) > MAX_RECORD_LINES:
+                raise line_too_long(self._path, self._number)
+            if len(row_lines) > MAX_RECORD_LINES:
                 raise _TooManyLines(f"a quote stays open for more than {MAX_RECORD_LINES:,} lines")
             yield line
 
     def give_back(self) -> None:
         """Yield all lines of the current row except the first again."""
-        self._again.extendleft(reversed(self.taken[1:]))
-        self._number -= len(self.taken) - 1
+        self._again.extendleft(reversed(self.of_row[1:]))
+        self._number -= len(self.of_row) - 1
 
 
 def _sample(path: Path) -> list[str]:
@@ -225,14 +228,14 @@ def _sample(path: Path) -> list[str]:
     with opened_text(path) as (text, _):
         first = text.readline(MAX_LINE + 1)
         if len(first) > MAX_LINE:
-            raise too_long(path, 1)
-        found, length = [first], len(first)
+            raise line_too_long(path, 1)
+        lines, length = [first], len(first)
         for line in islice(iter(partial(text.readline, SAMPLE_CHARACTERS), ""), SAMPLE_LINES):
-            found.append(line)
+            lines.append(line)
             length += len(line)
             if length > SAMPLE_CHARACTERS:
                 break
-    return [line for line in found if line]
+    return [line for line in lines if line]
 
 
 def _marked_separator(lines: list[str]) -> str | None:

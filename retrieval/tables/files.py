@@ -37,7 +37,7 @@ def kind_of(path: Path) -> str:
     kind = KINDS.get(ending(path))
     if kind is None:
         raise TableError(
-            f"{path} is none of {READABLE} (compressed as {', '.join(COMPRESSIONS)} too). Convert it to one of them."
+            f"{path} has none of the endings {READABLE} (also with {', '.join(COMPRESSIONS)}). Convert or rename it."
         )
     return kind
 
@@ -47,31 +47,31 @@ def require_file(path: Path) -> None:
     if not path.exists():
         raise TableError(f"{path} does not exist. Check the path.")
     if not path.is_file():
-        raise TableError(f"{path} is not a file. Name the file itself.")
+        raise TableError(f"{path} is not a regular file. Name a file.")
 
 
 def table_files(path: Path, without: Path | None = None) -> list[Path]:
     """Return the files of a table in order: `path` itself, or the part files in the folder `path`.
 
     Names that start with `_` or `.` are ignored, as Spark writes them beside its parts; so is the file `without`.
-    Raises TableError for a folder without data files, with files of several kinds, or with data in inner folders.
+    Raises TableError for a folder without data files, with files of several formats, or with data in subfolders.
     """
     if not path.is_dir():
         require_file(path)
         kind_of(path)
         return [path]
     _refuse_more_than_parts(path)
-    found = [one for one in _visible(path) if one.is_file() and ending(one) in KINDS and not _same(one, without)]
-    found = [one for one in found if ending(one) != ".json"] or found  # next to other data, .json files are metadata
-    if not found:
-        raise TableError(f"{path} holds no data file ({READABLE}) and is no LF-* set. Name the file itself.")
-    kinds = {KINDS[ending(one)] for one in found}
+    files = [one for one in _visible(path) if one.is_file() and ending(one) in KINDS and not _same(one, without)]
+    files = [one for one in files if ending(one) != ".json"] or files  # next to other data, .json files are metadata
+    if not files:
+        raise TableError(f"{path} contains no data file ({READABLE}) and is not an LF-* set. Name a file.")
+    kinds = {KINDS[ending(one)] for one in files}
     if len(kinds) > 1:
         raise TableError(
-            f"{path} holds files of several kinds: {_names(one.name for one in found)}. Name the file itself, "
-            "or keep part files of one kind in the folder."
+            f"{path} contains files of several formats: {_names(one.name for one in files)}. Name one file, "
+            "or keep only part files of one format in the folder."
         )
-    return found
+    return files
 
 
 def unread_files(path: Path, files: list[Path], without: Path | None = None) -> list[str]:
@@ -82,18 +82,20 @@ def unread_files(path: Path, files: list[Path], without: Path | None = None) -> 
 
 def _refuse_more_than_parts(path: Path) -> None:
     """Raise TableError for a folder that needs more than reading its files."""
-    if managed := next((what for name, what in _MANAGED.items() if (path / name).is_dir()), None):
+    if managed := next((table_format for name, table_format in _MANAGED.items() if (path / name).is_dir()), None):
         raise TableError(
-            f"{path} is a table of {managed}, whose folder also holds files of deleted rows. Write it as plain Parquet."
+            f"{path} is a {managed} table, whose folder also has files with deleted rows. Write it as plain Parquet."
         )
     inner = [one.name for one in _visible(path) if one.is_dir() and ("=" in one.name or _holds_data(one))]
     if inner:
         raise TableError(
-            f"{path} has data in inner folders ({_names(inner)}), which would be left out. Name one of these folders, "
+            f"{path} has data in subfolders ({_names(inner)}), which would not be read. Name one of them, "
             "or write the table into one folder without partitions."
         )
     if broken := [one.name for one in _visible(path) if ending(one) in KINDS and not one.exists()]:
-        raise TableError(f"{path} holds links to files that do not exist: {_names(broken)}. Fetch them or remove them.")
+        raise TableError(
+            f"{path} contains links to missing files: {_names(broken)}. Restore the files or remove the links."
+        )
 
 
 def _visible(path: Path) -> list[Path]:

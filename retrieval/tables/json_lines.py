@@ -8,20 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.errors import TableError
-from retrieval.tables.opening import Meter, text_lines
-from retrieval.tables.values import BadRow, refuse_surrogates, shown
-
-Record = dict[str, Any]
+from retrieval.tables.opening import ReadingProgress, text_lines
+from retrieval.tables.values import BadRow, PlacedRow, Record, preview, refuse_surrogates
 
 
-def json_rows(path: Path, meter: Meter, used: Sequence[str] = ()) -> Iterator[tuple[str, Record | BadRow | None]]:
+def json_rows(path: Path, progress: ReadingProgress, used: Sequence[str] = ()) -> Iterator[PlacedRow]:
     """Yield each line's place and its object; BadRow for an invalid line, None for a blank line.
 
     A line with a duplicate key of `used` is a BadRow. A file with only `[]` is an empty table. Raises TableError for
     any other JSON array.
     """
     keys = [json.dumps(name, ensure_ascii=False) for name in used]
-    rows = iter(text_lines(path, meter))
+    rows = iter(text_lines(path, progress))
     for number, line in rows:
         if not line:
             yield f"{path.name} line {number}", None
@@ -40,7 +38,7 @@ def json_rows(path: Path, meter: Meter, used: Sequence[str] = ()) -> Iterator[tu
                 record = json_record(text) if text else None
                 for key in keys:
                     if text.count(key) > 1:
-                        _refuse_twice(text, key)
+                        _refuse_duplicate_key(text, key)
                 yield where, record
             except BadRow as bad:
                 yield where, bad
@@ -54,12 +52,12 @@ def json_record(line: str) -> Record:
         if not line.isascii():
             refuse_surrogates(line, "the line")
         raise BadRow(
-            f"{shown(line)} is not JSON ({error.msg}, column {error.colno}). Write one JSON object a line."
+            f"{preview(line)} is not JSON ({error.msg}, column {error.colno}). Write one JSON object per line."
         ) from error
     except RecursionError as error:
-        raise BadRow("the JSON is nested too deeply. Write one flat JSON object a line.") from error
+        raise BadRow("the JSON is nested too deeply. Write one flat JSON object per line.") from error
     if not isinstance(value, dict):
-        raise BadRow(f'{shown(value)} is no JSON object. Write one object a line, such as {{"query": …}}.')
+        raise BadRow(f'{preview(value)} is not a JSON object. Write one object per line, such as {{"query": …}}.')
     return value
 
 
@@ -72,12 +70,12 @@ def _parsed(line: str) -> Any:
         return json.loads(line, parse_int=_integer)
 
 
-def _refuse_twice(line: str, key: str) -> None:
+def _refuse_duplicate_key(line: str, key: str) -> None:
     """Raise BadRow if the object has the key twice. Nested keys and values do not count."""
     pairs = json.loads(line, object_pairs_hook=list, parse_int=_integer)
     name = json.loads(key)
     if sum(one == name for one, _ in pairs) > 1:
-        raise BadRow(f"the key {key} is there twice. Remove one.")
+        raise BadRow(f"the key {key} occurs twice. Remove one.")
 
 
 def _integer(digits: str) -> int | Decimal:
@@ -92,5 +90,5 @@ def _refuse_array(path: Path, line: str) -> None:
         value = None
     if value is None or (value and isinstance(value[0], dict)):
         raise TableError(
-            f"{path} holds a JSON array. Write one object a line, for example with `jq -c '.[]' {path.name}`."
+            f"{path} contains a JSON array. Write one object per line, for example with `jq -c '.[]' {path.name}`."
         )

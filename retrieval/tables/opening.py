@@ -16,12 +16,12 @@ from retrieval.errors import TableError
 from retrieval.tables.files import require_file
 
 MAX_LINE = 64 * 2**20  # characters
-LINES_BETWEEN_TICKS = 2_000
-_HEAD = 4_096
+LINES_PER_PROGRESS_UPDATE = 2_000
+_FIRST_BYTES = 4_096
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&|\x17rE8)")  # the header, then the start of a block, or the end of an empty file
-_FOREIGN = {
-    b"PAR1": "Parquet; give it the ending .parquet",
+_BINARY_FORMATS = {
+    b"PAR1": "Parquet; rename it to .parquet",
     b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save it as CSV",
     b"\xd0\xcf\x11\xe0": "a spreadsheet; save it as CSV",
     b"ARROW1": "an Arrow file; write it as Parquet",
@@ -40,18 +40,18 @@ _BOMS = {
 }
 
 
-class Meter(Protocol):
-    """Progress of reading."""
+class ReadingProgress(Protocol):
+    """Receives the progress of reading files."""
 
     def at(self, description: str, bytes_of_file: int) -> None:
-        """Report how many bytes of the current file were read."""
+        """Report compression many bytes of the current file were read."""
 
     def finish(self, size: int) -> None:
         """Report that the current file of `size` bytes is read."""
 
 
-class NoMeter:
-    """A meter that does nothing."""
+class NoReadingProgress:
+    """Ignores the progress."""
 
     def at(self, description: str, bytes_of_file: int) -> None:
         """Do nothing."""
@@ -68,50 +68,49 @@ def opened_text(path: Path, newline: str | None = "") -> Iterator[tuple[TextIO, 
     missing, truncated, or not text.
     """
     require_file(path)
-    how = ""
+    compression = ""
     try:
         with path.open("rb") as raw:
-            how = _compression(raw.peek(8)) if raw.peek(8) else ""
-            content = _decompressed(raw, how)
-            encoding = _encoding(path, _head(path, how))
+            compression = _compression(raw.peek(8)) if raw.peek(8) else ""
+            content = _decompress(raw, compression)
+            encoding = _encoding(path, _first_bytes(path, compression))
             errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
             yield io.TextIOWrapper(content, encoding, errors=errors, newline=newline), raw
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
-        raise TableError(f"{path} is cut off or no {how} file ({error}). Fetch or write it again.") from error
-    except UnicodeError as error:
         raise TableError(
-            f"{path} is not the {_named(error)} that it begins as ({error}). Write it as UTF-8."
+            f"{path} is truncated or not a {compression} file ({error}). Download or write it again."
         ) from error
+    except UnicodeError as error:
+        raise TableError(f"{path} is not valid {_encoding_name(error)} ({error}). Write it as UTF-8.") from error
     except OSError as error:
-        why = error.strerror or f"cut off or no {how} file ({error})"
-        raise TableError(f"{path} cannot be read: {why}. Fetch or write it again.") from error
+        reason = error.strerror or f"truncated or not a {compression} file ({error})"
+        raise TableError(f"{path} cannot be read: {reason}. Download or write it again.") from error
 
 
-def text_lines(path: Path, meter: Meter) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path, progress: ReadingProgress) -> Iterator[tuple[int, str]]:
     """Yield each line, stripped, with its number counted from 1; blank lines are empty texts. Raises TableError."""
     with opened_text(path, newline=None) as (text, raw):
         number = 0
         while line := text.readline(MAX_LINE + 1):
             number += 1
             if len(line) > MAX_LINE:
-                raise too_long(path, number)
-            if number % LINES_BETWEEN_TICKS == 1:
-                meter.at(path.name, raw.tell())
+                raise line_too_long(path, number)
+            if number % LINES_PER_PROGRESS_UPDATE == 1:
+                progress.at(path.name, raw.tell())
             yield number, line.strip()
-    meter.finish(path.stat().st_size)
+    progress.finish(path.stat().st_size)
 
 
-def too_long(path: Path, number: int) -> TableError:
+def line_too_long(path: Path, number: int) -> TableError:
     """Return the error for a line beyond MAX_LINE."""
-    return TableError(f"{path} line {number} is longer than {MAX_LINE // 2**20} MB. Write one record a line.")
+    return TableError(f"{path} line {number} is longer than {MAX_LINE // 2**20} MB. Write one record per line.")
 
 
-def foreign(head: bytes) -> str | None:
-    """Return what a file is by its first bytes, with the fix; None if it may be text."""
-    binary = b"\0" in head  # a header such as ORCID begins as some files do
-    return next(
-        (what for magic, what in _FOREIGN.items() if head.startswith(magic) and (binary or not magic.isalnum())), None
-    )
+def binary_format(head: bytes) -> str | None:
+    """Return the format of a binary file by its first bytes, with the fix; None if it may be text."""
+    binary = b"\0" in head  # some formats start with letters, as the header ORCID does
+    formats = ((magic, name) for magic, name in _BINARY_FORMATS.items() if binary or not magic.isalnum())
+    return next((name for magic, name in formats if head.startswith(magic)), None)
 
 
 def compressed_as(path: Path) -> str:
@@ -126,24 +125,24 @@ def _compression(head: bytes) -> str:
     return next((name for magic, name in _MAGIC.items() if head.startswith(magic)), "")
 
 
-def _decompressed(raw: Any, how: str) -> Any:
-    if how == "zstd":
+def _decompress(raw: Any, compression: str) -> Any:
+    if compression == "zstd":
         import pyarrow as pa
 
         return pa.CompressedInputStream(raw, "zstd")
     openers: dict[str, Callable[[Any], Any]] = {"gzip": gzip.open, "xz": lzma.open, "bzip2": bz2.open}
-    return openers[how](raw) if how else raw
+    return openers[compression](raw) if compression else raw
 
 
-def _head(path: Path, how: str) -> bytes:
+def _first_bytes(path: Path, compression: str) -> bytes:
     with path.open("rb") as raw:
-        return bytes(_decompressed(raw, how).read(_HEAD))
+        return bytes(_decompress(raw, compression).read(_FIRST_BYTES))
 
 
 def _encoding(path: Path, head: bytes) -> str:
     """Return the encoding, detected from the first bytes. Raises TableError if they are not text."""
-    if what := foreign(head):
-        raise TableError(f"{path} is {what}.")
+    if name := binary_format(head):
+        raise TableError(f"{path} is {name}.")
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
             return encoding
@@ -153,5 +152,5 @@ def _encoding(path: Path, head: bytes) -> str:
     return "utf-16-be" if zeros == [True, False, True, False] else "utf-8"
 
 
-def _named(error: UnicodeError) -> str:
+def _encoding_name(error: UnicodeError) -> str:
     return error.encoding.upper() if isinstance(error, UnicodeDecodeError) else "text"

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.errors import TableError
-from retrieval.tables.opening import Meter, compressed_as
+from retrieval.tables.opening import ReadingProgress, compressed_as
 
 ROWS_PER_BATCH = 16_384
 
@@ -20,14 +20,15 @@ class ParquetTable:
         """Read the schema. Raises TableError if it is not a Parquet file."""
         self.path = path
         try:
-            self._file = pq.ParquetFile(path.open("rb"))  # Arrow itself takes only paths that are UTF-8
+            self._file = pq.ParquetFile(path.open("rb"))  # Arrow opens only paths that are UTF-8
             self.names: list[str] = list(self._file.schema_arrow.names)
         except (pa.ArrowException, OSError, ValueError) as error:
-            how = compressed_as(path)
-            why = f"it is compressed as {how}: unpack it" if how else f"{_first_line(error)}: write it again"
-            raise TableError(f"{path} cannot be read as Parquet; {why}.") from error
+            compression = compressed_as(path)
+            unpack = f"it is compressed as {compression}. Unpack it"
+            reason = unpack if compression else f"{_first_line(error)}. Write it again"
+            raise TableError(f"{path} cannot be read as Parquet: {reason}.") from error
 
-    def rows(self, columns: Sequence[str], meter: Meter) -> Iterator[tuple[str, dict[str, Any]]]:
+    def rows(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield each row's place, counted from 0, and its values in `columns`. Raises TableError."""
         for name in columns:
             self._require_plain(name)
@@ -38,12 +39,12 @@ class ParquetTable:
                 for row, record in enumerate(zip(*values, strict=True), done):
                     yield f"{self.path.name} row {row}", dict(zip(columns, record, strict=True))
                 done += batch.num_rows
-                meter.at(self.path.name, size * done // max(total, 1))
+                progress.at(self.path.name, size * done // max(total, 1))
         except (pa.ArrowException, OSError) as error:
             raise TableError(
                 f"{self.path} cannot be read after row {done} ({_first_line(error)}). Write it again."
             ) from error
-        meter.finish(size)
+        progress.finish(size)
 
     def is_list(self, name: str) -> bool:
         """Return whether a column holds lists."""
@@ -60,7 +61,7 @@ class ParquetTable:
         kind = self._file.schema_arrow.field(self.names.index(name)).type
         if not _is_plain(kind):
             raise TableError(
-                f"{self.path}: column {name!r} holds {kind}, neither text nor numbers. Name another column."
+                f"{self.path}: column {name!r} has the type {kind}, not text or numbers. Name another column."
             )
 
 

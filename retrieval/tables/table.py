@@ -1,6 +1,5 @@
 """Read a table from one file or a folder of part files."""
 
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,9 @@ from retrieval.errors import TableError
 from retrieval.tables.delimited import DelimitedFile, Layout
 from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, kind_of, table_files, unread_files
 from retrieval.tables.json_lines import json_rows
-from retrieval.tables.opening import Meter, NoMeter
-from retrieval.tables.values import BadRow
-
-Record = dict[str, Any]
-Row = tuple[str, Record | BadRow | None]  # the place, and the row; None for a blank line
+from retrieval.tables.notes import Notes
+from retrieval.tables.opening import NoReadingProgress, ReadingProgress
+from retrieval.tables.values import PlacedRow
 
 
 class Table:
@@ -58,25 +55,24 @@ class Table:
         for part in self._parts:
             if name not in part.names:
                 has = ", ".join(one or "(no name)" for one in part.names)
-                raise TableError(
-                    f"{part.path} has no column {name!r}. It has: {has}. Choose with {option}.{_hint(part)}"
-                )
+                hint = _separator_hint(part)
+                raise TableError(f"{part.path} has no column {name!r}. It has: {has}. Name one with {option}.{hint}")
             if part.names.count(name) > 1:
-                raise TableError(f"{part.path} names column {name!r} twice in its header. Rename one.")
+                raise TableError(f"{part.path} has two columns {name!r} in its header. Rename one.")
 
     def may_hold_lists(self, name: str) -> bool:
-        """Return whether a column may hold lists: by its type in Parquet, by the name `labels` elsewhere."""
+        """Return whether a column may contain lists: by its type in Parquet, by the name `labels` elsewhere."""
         if self.kind == PARQUET:
             return any(part.is_list(name) for part in self._parts if name in part.names)
         return name == "labels"
 
-    def rows(self, columns: Sequence[str], meter: Meter | None = None) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str], progress: ReadingProgress | None = None) -> Iterator[PlacedRow]:
         """Yield each row's place and its values in `columns`; for JSON Lines, the whole object.
 
         A row that cannot be parsed is a BadRow. Raises TableError for a damaged file.
         """
         for part in self._parts:
-            yield from part.rows(columns, meter or NoMeter())
+            yield from part.rows(columns, progress or NoReadingProgress())
 
     def arrow(self, columns: Sequence[str]) -> Any:
         """Read some columns of a Parquet table as one Arrow table. Raises TableError if the types of parts differ."""
@@ -86,26 +82,25 @@ class Table:
             tables = [part.arrow(columns) for part in self._parts]
             return pa.concat_tables(tables, promote_options="permissive")
         except pa.ArrowException as error:
-            raise TableError(f"{self.path}: the part files differ in the type of a column ({error}).") from error
+            raise TableError(
+                f"{self.path}: the part files have different types for a column ({error}). "
+                "Write all parts with one schema."
+            ) from error
 
-    def observations(self) -> Counter[str]:
-        """Return unusual facts about the files, as sentences with counts; complete after all rows were read."""
-        found = Counter[str]()
-        first_long = ""
-        for part in self._parts:
-            if isinstance(part, DelimitedFile):
-                if part.unusual:
-                    found[f"files read with {part.unusual} between cells, as their headers show"] += 1
-                found["rows with cells in quotes, which are kept; --quoting csv removes them"] += part.seen.quoted_rows
-                first_long = first_long or part.seen.first_long
-                found["long rows"] += part.seen.long_rows
-                found["lines in rows that span several"] += part.seen.long_lines
-        if rows := found.pop("long rows", 0):
-            found[f"rows that span several lines, because of quotes; the first is {first_long}"] = rows
-        if self.unread:
-            names = ", ".join(self.unread[:5]) + (", …" if len(self.unread) > 5 else "")
-            found[f"files of the folder that were not read: {names}"] = len(self.unread)
-        return +found
+    def notes(self) -> dict[str, int | dict[str, int]]:
+        """Return notes about the files, with keys of TABLE_NOTES. Call it after all rows are read."""
+        notes = Notes()
+        files = [part for part in self._parts if isinstance(part, DelimitedFile)]
+        for file in files:
+            if file.unusual_separator:
+                notes.add("unusual_separators", 1, file.unusual_separator)
+            notes.add("quoted_cells", file.unusual_rows.quoted)
+            notes.add("multi_line_row_lines", file.unusual_rows.multi_line_lines)
+        first = next((file.unusual_rows.first_multi_line for file in files if file.unusual_rows.first_multi_line), "")
+        notes.add("multi_line_rows", sum(file.unusual_rows.multi_line for file in files), first)
+        for name in self.unread:
+            notes.add("unread_files", 1, name)
+        return notes.counts()
 
 
 class _JsonFile:
@@ -114,14 +109,14 @@ class _JsonFile:
     def __init__(self, path: Path) -> None:
         """Read the first object, whose keys are used as the header."""
         self.path = path
-        first = next((row for _, row in json_rows(path, NoMeter()) if row is not None), None)
+        first = next((row for _, row in json_rows(path, NoReadingProgress()) if row is not None), None)
         self.names: list[str] = list(first) if isinstance(first, dict) else []
 
-    def rows(self, columns: Sequence[str], meter: Meter) -> Iterator[Row]:
+    def rows(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[PlacedRow]:
         """Yield all rows with all keys, so that unused keys can be reported; duplicate `columns` are BadRows."""
-        return json_rows(self.path, meter, columns)
+        return json_rows(self.path, progress, columns)
 
 
-def _hint(part: Any) -> str:
+def _separator_hint(part: Any) -> str:
     only_one = isinstance(part, DelimitedFile) and len(part.names) == 1
     return " If another character separates its columns, name it with --separator." if only_one else ""

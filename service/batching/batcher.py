@@ -19,7 +19,7 @@ from service.batching.fair_queue import FairQueue
 from service.batching.pending_request import Lengths, PendingRequest, RequestSlice, length_class
 from service.batching.quarantine import Quarantine
 from service.batching.queue_limits import QueueLimits
-from service.engine.protocol import Answers, Asked, Outcome, Stages, pack_batch
+from service.engine.protocol import BatchAnswers, Outcome, Query, Stages, encode_batch
 from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.settings import Settings
@@ -78,11 +78,11 @@ class Batcher:
         """Number of waiting tokens."""
         return self._waiting.tokens
 
-    def admit(self, asked: Asked, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
+    def admit(self, asked: Query, seconds: float | None = None, caller: Caller = ANYONE) -> PendingRequest:
         """Queue a request; send it immediately when the engine has room. Raises Refusal 422 or 429."""
         if self._quarantine:
             self._refuse_quarantined(asked)
-        tokens = [self.lengths.tokens(query) for query in asked.queries]
+        tokens = [self.lengths.tokens(query) for query in asked.texts]
         self._make_room(len(tokens), sum(tokens), len(tokens) * asked.k, caller)
         deadline = self._settings.deadline_seconds
         seconds = min(seconds, deadline) if seconds else deadline
@@ -104,7 +104,7 @@ class Batcher:
     def take_over(self, requests: Iterable[PendingRequest]) -> None:
         """Adopt another bundle's requests and answer them from the beginning: no answer mixes two bundles."""
         for request in requests:
-            request.begin(self, [self.lengths.tokens(query) for query in request.asked.queries])
+            request.begin(self, [self.lengths.tokens(query) for query in request.asked.texts])
             self._queue(request)
         self._limits.lose_pace()
         self._feed()
@@ -153,10 +153,10 @@ class Batcher:
                 excused = len(self._blamed) == 1
         return excused
 
-    def answered(self, answers: Answers) -> None:
+    def answered(self, answers: BatchAnswers) -> None:
         """Deliver the answers of a batch to its requests. Raises ValueError for a batch that is not due."""
         due = list(islice(self._in_flight, self._lanes))
-        if answers.number not in due or len(answers.pieces) != len(self._in_flight[answers.number]):
+        if answers.number not in due or len(answers.answers) != len(self._in_flight[answers.number]):
             raise ValueError(f"the engine answered batch {answers.number} where {_either(due)} was due")
         batch = self._in_flight.pop(answers.number)
         self._blamed.clear()
@@ -164,11 +164,11 @@ class Batcher:
         texts = sum(one.stop - one.start for one in batch)
         self._metrics.batch(texts, answers.stages)
         self._charge_filters(batch, answers.stages.total)
-        size, hits = sum(len(body) for _, body in answers.pieces), sum(one.hits for one in batch)
+        size, hits = sum(len(body) for _, body in answers.answers), sum(one.hits for one in batch)
         self._limits.measured(size, hits)
         now = perf_counter()
         self._limits.answered(texts, now)
-        for one, (outcome, body) in zip(batch, answers.pieces, strict=True):
+        for one, (outcome, body) in zip(batch, answers.answers, strict=True):
             if self._mine(one):
                 one.request.begun = now - answers.stages.total  # excludes the wait in the pipe
                 self._deliver(one, outcome, body, answers.stages)
@@ -225,7 +225,7 @@ class Batcher:
         while self._send and self._may_send() and (batch := self.take()):
             self._number += 1
             self._in_flight[self._number] = batch
-            self._send(pack_batch(self._number, [one.asked() for one in batch]))
+            self._send(encode_batch(self._number, [one.asked() for one in batch]))
 
     def _may_send(self) -> bool:
         """Return whether the engine has room for a batch.
@@ -257,7 +257,7 @@ class Batcher:
     def _charge_filters(self, batch: Sequence[RequestSlice], seconds: float) -> None:
         """Charge callers for batches that took longer because of their filters, which no estimate covers."""
         cost = sum(one.request.cost(one.start, one.stop) for one in batch)
-        filtered = [one.request.caller for one in batch if one.request.asked.filter]
+        filtered = [one.request.caller for one in batch if one.request.asked.filter_json]
         if not filtered:
             rate = cost / max(seconds, 1e-6)
             self._cost_per_second += (rate - self._cost_per_second) * (SMOOTHING if self._cost_per_second else 1)
@@ -327,7 +327,7 @@ class Batcher:
 
     def _blame(self, one: RequestSlice) -> None:
         """Quarantine a text that was in flight when two engines died."""
-        texts = one.asked().queries
+        texts = one.asked().texts
         self._blamed.add(one.request.caller)
         self._quarantine.add(one.request.asked, texts)
         self._metrics.quarantined.inc()
@@ -365,7 +365,7 @@ class Batcher:
                 raise refusal
             self._finish(heaviest.newest, refusal)
 
-    def _refuse_quarantined(self, asked: Asked) -> None:
+    def _refuse_quarantined(self, asked: Query) -> None:
         try:
             self._quarantine.check(asked)
         except Refusal:

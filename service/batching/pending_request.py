@@ -5,7 +5,7 @@ from time import perf_counter
 from typing import NamedTuple, Protocol
 
 from service.access.callers import ANYONE, Caller
-from service.engine.protocol import Asked, Stages
+from service.engine.protocol import Query, Stages
 
 SPECIAL_TOKENS = 2  # most tokenizers add one at each end
 SHORT = 8  # tokens; below, padding costs next to nothing
@@ -44,7 +44,7 @@ class PendingRequest:
 
     def __init__(
         self,
-        asked: Asked,
+        asked: Query,
         tokens: list[int],
         seconds: float,
         batcher: Owner,
@@ -135,12 +135,12 @@ class RequestSlice(NamedTuple):
         """Number of hits that it may have."""
         return (self.stop - self.start) * self.request.asked.k
 
-    def asked(self) -> Asked:
+    def asked(self) -> Query:
         """Return the query for the engine."""
         asked = self.request.asked
-        if self.stop - self.start == len(asked.queries):
+        if self.stop - self.start == len(asked.texts):
             return asked
-        return asked._replace(queries=asked.queries[self.start : self.stop])
+        return asked.with_texts(asked.texts[self.start : self.stop])
 
 
 def length_class(tokens: int) -> int:

@@ -5,10 +5,8 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from time import monotonic
 
-from pydantic_core import to_json
-
 from service import errors
-from service.engine.protocol import Asked
+from service.engine.protocol import Query
 
 MAX_QUERIES = 1024
 SECONDS = 3600.0  # length of the quarantine; it also ends a wrong one
@@ -23,7 +21,7 @@ class Quarantine:
     def __len__(self) -> int:
         return len(self._until)
 
-    def add(self, asked: Asked, texts: Sequence[str], now: float | None = None) -> None:
+    def add(self, asked: Query, texts: Sequence[str], now: float | None = None) -> None:
         """Quarantine these texts with the options of a request."""
         until = (monotonic() if now is None else now) + SECONDS
         for key in _hashes(asked, texts):
@@ -31,25 +29,25 @@ class Quarantine:
         while len(self._until) > MAX_QUERIES:
             self._until.popitem(last=False)
 
-    def check(self, asked: Asked, now: float | None = None) -> None:
+    def check(self, asked: Query, now: float | None = None) -> None:
         """Check that no text of a request is in quarantine. Raises Refusal 422."""
         now = monotonic() if now is None else now
         while self._until and next(iter(self._until.values())) <= now:
             self._until.popitem(last=False)
         if not self._until:
             return
-        for text, key in zip(asked.queries, _hashes(asked, asked.queries), strict=True):
+        for text, key in zip(asked.texts, _hashes(asked, asked.texts), strict=True):
             if key in self._until:
                 raise errors.quarantined(text)
 
 
-def _hashes(asked: Asked, texts: Sequence[str]) -> Iterator[bytes]:
+def _hashes(asked: Query, texts: Sequence[str]) -> Iterator[bytes]:
     """Yield the hash of each text with the request's options.
 
     The options are included: otherwise a filter that ends engines could block any text for all callers. They are hashed
     once, because a filter may have 64 kB and a request 256 texts.
     """
-    options = hashlib.blake2b(to_json(asked._replace(queries=())), digest_size=16)
+    options = hashlib.blake2b(asked.with_texts(()).to_bytes(), digest_size=16)
     for text in texts:
         whole = options.copy()
         whole.update(text.encode())

@@ -1,6 +1,6 @@
 """Open a bundle by name: fetch it, check the memory, start an engine."""
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -10,66 +10,70 @@ from prometheus_client import CollectorRegistry
 from retrieval.bundle.manifest import read_manifest
 from retrieval.bundle.signatures import trusted_keys
 from retrieval.errors import BundleError
-from service.bundles.generation import Beside, Generation
+from service.bundles.generation import Generation, GenerationObserver
 from service.bundles.memory_check import check_memory
-from service.bundles.store_access import Source
+from service.bundles.paused_labels import PausedBroadcaster
+from service.bundles.store_access import StoreAccess
+from service.engine.load_policy import LoadPolicy
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor
 from service.settings import Settings
 
-MakeRoom = Callable[[], Awaitable[bool]]
+ChoosePolicy = Callable[[Generation], LoadPolicy]
+FreeMemory = Callable[[], Awaitable[bool]]
 
 
-class Opener:
-    """Open the bundles of a source, each as a generation with its own number."""
+class BundleLoader:
+    """Open the bundles of a store, each as a generation with its own number."""
 
     def __init__(
         self,
         settings: Settings,
         metrics: Metrics,
-        source: Source,
-        paused: Callable[[], Sequence[str]],
+        store: StoreAccess,
+        paused: PausedBroadcaster,
         supervisor: Supervisor,
     ) -> None:
-        """Set up the opener. `paused` returns the ids of labels that must not be shown."""
         self._settings = settings
         self._metrics = metrics
-        self._source = source
+        self._store = store
         self._paused = paused
         self._supervisor = supervisor
-        self._numbers = 0
+        self._last_number = 0
 
     async def open(
-        self, name: str, crashes: Callable[[Generation], None], beside: Beside, make_room: MakeRoom
+        self, name: str, observer: GenerationObserver, choose_policy: ChoosePolicy, free_memory: FreeMemory
     ) -> Generation:
-        """Open a generation to serve. `make_room` frees memory if it can and returns whether it did.
+        """Open a generation to serve. `free_memory` frees memory if it can and returns whether it did.
 
         Raises BundleError.
         """
-        folder = await self._bring(name)
+        folder = await self._fetch(name)
         try:
             await self._check_memory(folder)
         except BundleError:
-            if not await make_room():
+            if not await free_memory():
                 raise
             await self._check_memory(folder)
-        return await self._start(folder, self._settings, self._metrics, crashes, beside)
+        return await self._start(folder, self._settings, self._metrics, observer, choose_policy)
 
-    async def open_aside(self, name: str, crashes: Callable[[Generation], None], beside: Beside) -> Generation:
+    async def open_for_comparison(
+        self, name: str, observer: GenerationObserver, choose_policy: ChoosePolicy
+    ) -> Generation:
         """Open a generation for comparison, with one thread and separate metrics. Raises BundleError."""
-        folder = await self._bring(name)
+        folder = await self._fetch(name)
         await self._check_memory(folder)
         settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1, "lanes": 1})
-        apart = Metrics(CollectorRegistry())  # the service's metrics count live traffic only
-        return await self._start(folder, settings, apart, crashes, beside)
+        separate_metrics = Metrics(CollectorRegistry())  # the service's metrics count live traffic only
+        return await self._start(folder, settings, separate_metrics, observer, choose_policy)
 
-    async def _bring(self, name: str) -> Path:
+    async def _fetch(self, name: str) -> Path:
         """Return the bundle's folder, downloaded if needed; cancellation ends the download."""
-        given_up = Event()
+        cancelled = Event()
         try:
-            return await self._supervisor.read(partial(self._source.bring, name, given_up.is_set))
+            return await self._supervisor.read(partial(self._store.fetch, name, cancelled.is_set))
         finally:
-            given_up.set()
+            cancelled.set()
 
     async def _check_memory(self, folder: Path) -> None:
         if self._settings.memory_check:
@@ -78,8 +82,22 @@ class Opener:
             check_memory(folder.name, manifest, self._settings.cgroups, trusted)
 
     async def _start(
-        self, folder: Path, settings: Settings, metrics: Metrics, crashes: Callable[[Generation], None], beside: Beside
+        self,
+        folder: Path,
+        settings: Settings,
+        metrics: Metrics,
+        observer: GenerationObserver,
+        choose_policy: ChoosePolicy,
     ) -> Generation:
-        self._numbers += 1
-        parts = (settings, metrics, self._paused, crashes, beside, self._supervisor)
-        return await Generation(self._numbers, folder, *parts).open()
+        self._last_number += 1
+        generation = Generation(
+            self._last_number,
+            folder,
+            settings,
+            metrics=metrics,
+            supervisor=self._supervisor,
+            paused=self._paused,
+            observer=observer,
+            choose_policy=choose_policy,
+        )
+        return await generation.open()

@@ -6,13 +6,13 @@ from pathlib import Path
 from retrieval.bundle.manifest import INDEX, LABELS, NODES, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest
 from retrieval.errors import BundleError
 from retrieval.system.limits import free_memory
+from service.engine.options import LABEL_CACHE_BYTES
 
 # Measured with the bundles of the example, rounded up, see docs/decisions/0045.
 ENGINE_BYTES = 96 << 20
 ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # float16 weights are stored in float32 as well
 TOKENIZER_TIMES = 10
 NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label
-LABEL_CACHE_BYTES = 32 << 20  # label JSON cached by an engine, see label_cache.py
 INDEX_TIMES = 2  # while it is loaded: the copy that was verified, and hnswlib's own
 
 
@@ -35,8 +35,8 @@ def check_memory(name: str, manifest: Manifest, groups: Path, trusted: Sequence[
     needed, room = needed_memory(manifest, trusted), free_memory(groups)
     if needed > room.free:
         raise BundleError(
-            f"{name} takes about {_megabytes(needed)} of memory and {_megabytes(room.free)} are free ({room.bound}). "
-            "Give the service more, or set DIPTYCH_MEMORY_CHECK=false to try all the same."
+            f"{name} needs about {_megabytes(needed)} of memory and {_megabytes(room.free)} are free ({room.limit}). "
+            "Give the service more memory, or set DIPTYCH_MEMORY_CHECK=false to load it anyway."
         )
 
 

@@ -3,67 +3,80 @@
 import asyncio
 import logging
 from functools import partial
-from typing import TYPE_CHECKING
 
 from retrieval.errors import DiptychError
 from service.bundles.generation import Generation
+from service.bundles.generation_set import GenerationSet
+from service.bundles.store_access import StoreAccess
+from service.bundles.switch_queue import SwitchQueue
+from service.bundles.switcher import Change, Switcher
 from service.errors import Refusal
+from service.observe.supervisor import Supervisor
 from service.settings import Settings
-
-if TYPE_CHECKING:
-    from service.bundles.manager import Generations
 
 LOG = logging.getLogger("diptych")
 
 
-class Fallback:
+class AutomaticRollback:
     """Replace a bundle whose engines keep dying by the one that worked before it."""
 
-    def __init__(self, generations: "Generations", settings: Settings) -> None:
-        self._generations = generations
+    def __init__(
+        self,
+        settings: Settings,
+        generations: GenerationSet,
+        queue: SwitchQueue,
+        switcher: Switcher,
+        store: StoreAccess,
+        supervisor: Supervisor,
+    ) -> None:
         self._settings = settings
+        self._generations = generations
+        self._queue = queue
+        self._switcher = switcher
+        self._store = store
+        self._supervisor = supervisor
         self._task: asyncio.Task[None] | None = None
-        self._suspect: Generation | None = None  # the generation that the task replaces
+        self._faulty: Generation | None = None  # the generation that the task replaces
 
-    def suspect(self, generation: Generation) -> None:
+    def start(self, generation: Generation) -> None:
         """Start the rollback from a bundle whose engines keep dying, unless one is in progress."""
-        generations = self._generations
-        if generation is not generations.current or generations.stopping or generations.urgent:
+        if generation is not self._generations.current or self._queue.is_stopping or self._queue.is_urgent:
             return
         if self._task and not self._task.done():
-            if self._suspect is generation:
+            if self._faulty is generation:
                 return  # the task may be waiting for a store that does not respond
             self._task.cancel()
-        self._suspect = generation
-        self._task = generations.supervisor.retry("fall_back", partial(self._fall_back, generation))
+        self._faulty = generation
+        self._task = self._supervisor.retry("fall_back", partial(self._roll_back, generation))
 
     def stop(self) -> None:
         """Cancel the rollback in progress."""
         if self._task:
             self._task.cancel()
 
-    async def _fall_back(self, generation: Generation) -> None:
-        generations, settings = self._generations, self._settings
+    async def _roll_back(self, generation: Generation) -> None:
+        settings = self._settings
         try:
-            name = await generations.supervisor.read(partial(self._earlier, generation.name))
+            name = await self._supervisor.read(partial(self._previous_bundle, generation.name))
         except (DiptychError, OSError) as error:
-            LOG.error("the store does not say which bundle is the one before: %s", error)
+            LOG.error("the previous bundle cannot be read from the store: %s", error)
             return
-        if name is None or generation is not generations.current:
+        if name is None or generation is not self._generations.current:
             return
         why = f"bundle {generation.name} was given up: {settings.crashes} engines ended in {settings.crash_seconds:g} s"
-        LOG.error("%s; going back to bundle %s", why, name)
+        LOG.error("%s; rolling back to bundle %s", why, name)
         try:
-            await generations.give_up(generation, name, why)
+            async with self._queue.change(name, urgent=True):
+                if generation is self._generations.current:
+                    await self._switcher.switch(Change(name, None, faulty=generation, urgent=True))
+                    self._switcher.failure = f"{why}; bundle {name} is served until another is activated"
         except (DiptychError, OSError, Refusal):
             return  # the reason is in the log, and the engine is still being replaced
 
-    def _earlier(self, than: str) -> str | None:
+    def _previous_bundle(self, faulty: str) -> str | None:
         """Return the bundle to roll back to: the kept, the last served or the store's previous one."""
-        generations = self._generations
-        if (kept := generations.kept) and kept.name != than:
+        if (kept := self._generations.kept) and kept.name != faulty:
             return kept.name
-        source = generations.source
-        known = source.store.bundles()
-        candidates = [generations.before, source.previous()]
-        return next((name for name in candidates if name in known and name != than), None)
+        stored = self._store.local_store.bundles()
+        candidates = [self._generations.previous_name, self._store.previous()]
+        return next((name for name in candidates if name in stored and name != faulty), None)

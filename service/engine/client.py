@@ -7,25 +7,32 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
-
-from pydantic_core import from_json
+from typing import Protocol, Self, cast
 
 from retrieval.errors import BundleError
 from retrieval.sandboxed_opening import warn_of_missing
 from retrieval.system.sandbox import SANDBOX, child_environment, data_limit, folder_bytes, missing
-from service.batching.pending_request import Lengths
-from service.engine.cpu_throttle import Ration, Traffic, no_traffic
-from service.engine.options import Orders
-from service.engine.protocol import Answers, Kind, Parts, Splitter, unpack_answers
+from service.engine.cpu_throttle import CpuThrottle
+from service.engine.load_policy import LoadPolicy
+from service.engine.options import EngineOptions
+from service.engine.protocol import (
+    AnswerParts,
+    BatchAnswers,
+    BundleInfo,
+    FrameKind,
+    FrameSplitter,
+    decode_answers,
+    decode_info,
+    decode_part,
+    decode_paused,
+)
 from service.observe import logs
 from service.observe.detached_thread import aside
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
-# Batches are small: a second core for their tokens, or for a product of thin matrices, costs more than it gives.
+# Batches are small: a second core for tokenization, or for a product of thin matrices, costs more than it saves.
 SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
 END_SECONDS = 5.0  # an engine that has not ended by then is killed
 POLL_SECONDS = 0.01  # between two checks whether a process has ended; a waiting thread might not be available
@@ -35,71 +42,42 @@ class CannotStart(BundleError):
     """The system temporarily has no process, descriptor or memory for an engine."""
 
 
-class Opened(NamedTuple):
-    """Description of the bundle, sent by a ready engine."""
+class EngineObserver(Protocol):
+    """Receiver of an engine's messages."""
 
-    labels: int
-    dim: int
-    bytes_per_token: float
-    max_tokens: int
-    padded: bool
-    lanes: int
-    seconds: float
-    weight: float  # default weight of the classifier
-    attributes: list[dict[str, Any]]  # filterable attributes of the labels, see facets.py
+    def on_answers(self, batch: BatchAnswers) -> None:
+        """Receive the answers of one batch."""
 
-    @property
-    def lengths(self) -> Lengths:
-        """Token lengths of texts in this bundle's encoder."""
-        return Lengths(1 / self.bytes_per_token, self.max_tokens, self.padded)
+    def on_paused(self, unknown_ids: list[str]) -> None:
+        """Receive the acknowledgement of paused labels, with the ids that the bundle does not have."""
+
+    def on_engine_death(self) -> None:
+        """Note that the process ended unexpectedly. Called once."""
 
 
 class EngineProcess(asyncio.Protocol):
-    """One running engine.
+    """One running engine."""
 
-    `on_answers` gets the answers of each batch, and `on_paused` the paused ids that the bundle does not have.
-    `on_death` is called once if the process ends unexpectedly.
-    """
-
-    def __init__(
-        self,
-        folder: Path,
-        on_answers: Callable[[Answers], None],
-        on_death: Callable[[], None],
-        on_paused: Callable[[list[str]], None],
-    ) -> None:
+    def __init__(self, folder: Path, observer: EngineObserver) -> None:
         self._folder = folder
-        self._on_answers = on_answers
-        self._on_death = on_death
-        self._on_paused = on_paused
-        self._frames = Splitter()
-        self._parts = Parts()
-        self._ready: asyncio.Future[Opened] = asyncio.get_running_loop().create_future()
-        self._ending = self._started = self._lost = False
+        self._observer = observer
+        self._frames = FrameSplitter()
+        self._parts = AnswerParts()
+        self._ready: asyncio.Future[BundleInfo] = asyncio.get_running_loop().create_future()
+        self._is_ending = self._is_started = self._is_disconnected = False
         self._transport: asyncio.WriteTransport | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
     @classmethod
-    async def start(
-        cls,
-        folder: Path,
-        settings: Settings,
-        on_answers: Callable[[Answers], None],
-        on_death: Callable[[], None],
-        on_paused: Callable[[list[str]], None],
-        beside: Traffic | None = None,
-    ) -> Self:
-        """Start an engine on a bundle's folder and wait until it can answer. Raises BundleError.
-
-        With traffic `beside` it, it loads at low priority, and only for a share of the time while requests arrive.
-        """
-        engine = cls(folder, on_answers, on_death, on_paused)
+    async def start(cls, folder: Path, settings: Settings, observer: EngineObserver, policy: LoadPolicy) -> Self:
+        """Start an engine on a bundle's folder and wait until it can answer. Raises BundleError."""
+        engine = cls(folder, observer)
         try:
-            await engine._spawn_connected(settings, beside is not None)
-            with Ration(engine.pid, settings.load_share, beside or no_traffic) as ration:
-                await ration.wait(engine._ready, settings.load_seconds)
+            await engine._spawn_connected(settings, policy.low_priority)
+            with CpuThrottle(engine.pid, policy) as throttle:
+                await throttle.wait(engine._ready, settings.load_seconds)
             engine._ready.result()
-            if engine._lost:
+            if engine._is_disconnected:
                 raise engine._ended_early()
         except TimeoutError as error:
             await engine.end()
@@ -111,11 +89,12 @@ class EngineProcess(asyncio.Protocol):
         except BaseException:
             await engine.end()
             raise
-        engine._started = True
+        engine._is_started = True
         return engine
 
     @property
-    def opened(self) -> Opened:
+    def info(self) -> BundleInfo:
+        """Description of the opened bundle."""
         return self._ready.result()
 
     @property
@@ -123,7 +102,7 @@ class EngineProcess(asyncio.Protocol):
         return cast(subprocess.Popen[bytes], self._process).pid
 
     @property
-    def how(self) -> str:
+    def exit_reason(self) -> str:
         """The signal or exit code that the process ended with, as a phrase."""
         code = cast(subprocess.Popen[bytes], self._process).returncode
         if code is None or code >= 0:
@@ -134,43 +113,43 @@ class EngineProcess(asyncio.Protocol):
             return f"by signal {-code}"
 
     def send(self, frame: bytes) -> None:
-        """Send a frame. It is silently dropped if the engine is exiting; `on_death` follows."""
+        """Send a frame. It is silently dropped if the engine is exiting; `on_engine_death` follows."""
         if self._transport and not self._transport.is_closing():
             self._transport.write(frame)
 
     def kill(self) -> None:
-        """Kill the process; `on_death` follows."""
+        """Kill the process; `on_engine_death` follows."""
         if self._process:
             self._process.kill()
 
     async def end(self) -> None:
         """Let the engine finish its batches, then wait until the process has ended."""
-        self._ending = True
+        self._is_ending = True
         if not self._ready.done():
             self._ready.cancel()
             self.kill()  # it may load for minutes before it reads its pipe
         if self._transport:
             self._transport.close()
-        if self._process and not await self._ended(END_SECONDS):
+        if self._process and not await self._has_ended(END_SECONDS):
             self._process.kill()
-            if not await self._ended(END_SECONDS):
+            if not await self._has_ended(END_SECONDS):
                 LOG.error("process %d of bundle %s was killed and does not end", self.pid, self._folder.name)
 
-    async def _spawn_connected(self, settings: Settings, behind: bool) -> None:
+    async def _spawn_connected(self, settings: Settings, low_priority: bool) -> None:
         """Start the process and connect to its pipe. Raises BundleError and OSError, TimeoutError included."""
         _check_sandbox(settings)
         async with asyncio.timeout(settings.load_seconds):  # in a thread: a network file system may not respond
             limits = await aside(lambda: (data_limit(self._folder), folder_bytes(self._folder)))
-        ours, theirs = socket.socketpair()
+        front_end, engine_end = socket.socketpair()
         try:
-            with theirs:
-                self._process = _spawn(self._folder, settings, theirs, behind, limits)
-            await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=ours)
+            with engine_end:
+                self._process = _spawn(self._folder, settings, engine_end, low_priority, limits)
+            await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=front_end)
         except BaseException:
-            ours.close()
+            front_end.close()
             raise
 
-    async def _ended(self, seconds: float) -> bool:
+    async def _has_ended(self, seconds: float) -> bool:
         """Wait until the process has ended; return whether it did within `seconds`."""
         process, loop = cast(subprocess.Popen[bytes], self._process), asyncio.get_running_loop()
         deadline = loop.time() + seconds
@@ -186,54 +165,63 @@ class EngineProcess(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             for kind, payload in self._frames.feed(data):
-                self._received(kind, payload)
+                self._receive(kind, payload)
         except Exception:
             self.kill()  # the rest of the stream cannot be trusted
             raise
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._lost = True
+        self._is_disconnected = True
         if not self._ready.done():
             self._ready.set_exception(self._ended_early())
-        elif self._started and not self._ending:
-            self._on_death()
+        elif self._is_started and not self._is_ending:
+            self._observer.on_engine_death()
 
     def _ended_early(self) -> BundleError:
         return BundleError(f"the engine for {self._folder.name} ended while it was being started")
 
-    def _received(self, kind: Kind, payload: bytes) -> None:
-        if kind is Kind.ANSWERS:
-            self._on_answers(self._parts.complete(unpack_answers(payload)))
-        elif kind is Kind.PART:
-            self._parts.add(payload)
-        elif kind is Kind.PAUSED:
-            self._on_paused(from_json(payload))
-        elif kind is Kind.READY:
-            self._ready.set_result(Opened(*from_json(payload)))
-        elif kind is Kind.FAILED:
+    def _receive(self, kind: FrameKind, payload: bytes) -> None:
+        if kind is FrameKind.ANSWERS:
+            self._observer.on_answers(self._parts.complete(decode_answers(payload)))
+        elif kind is FrameKind.PART:
+            self._parts.add(decode_part(payload))
+        elif kind is FrameKind.PAUSED:
+            self._observer.on_paused(decode_paused(payload))
+        elif kind is FrameKind.READY:
+            self._ready.set_result(decode_info(payload))
+        elif kind is FrameKind.FAILED:
             self._ready.set_exception(BundleError(payload.decode()))
         else:
             raise ValueError(f"an engine sent a frame of kind {kind.name}")
 
 
 def _spawn(
-    folder: Path, settings: Settings, theirs: socket.socket, behind: bool, limits: tuple[int, int]
+    folder: Path, settings: Settings, pipe: socket.socket, low_priority: bool, limits: tuple[int, int]
 ) -> subprocess.Popen[bytes]:
     """Start the process; `limits` are the bytes of memory and of a file that it may use. Raises OSError.
 
     Call it in the main thread: the kernel ends the engine when the thread that started it ends.
     """
-    orders = Orders(
-        behind, settings.provider, settings.threads, settings.search_threads, settings.lanes,
-        settings.max_batch_queries, settings.max_answer_bytes, settings.trusted_keys, os.getpid(), settings.sandbox,
-        *limits,
-    )  # fmt: skip
-    command = [sys.executable, "-P", "-m", "service.engine.start", str(theirs.fileno()), str(folder), orders.written()]
+    data_bytes, file_bytes = limits
+    options = EngineOptions(
+        low_priority=low_priority,
+        provider=settings.provider,
+        threads=settings.threads,
+        search_threads=settings.search_threads,
+        worker_threads=settings.lanes,
+        largest_batch=settings.max_batch_queries,
+        max_answer_bytes=settings.max_answer_bytes,
+        trusted_keys=settings.trusted_keys,
+        front_pid=os.getpid(),
+        sandbox=settings.sandbox,
+        data_bytes=data_bytes,
+        file_bytes=file_bytes,
+    )
+    descriptor = pipe.fileno()
+    command = [sys.executable, "-P", "-m", "service.engine.start", str(descriptor), str(folder), options.to_json()]
     environment = child_environment() | SINGLE_THREADED | {logs.FORMAT: settings.log_format}
     # In a separate process group: Ctrl-C in a terminal reaches only the front, which lets the engine finish.
-    return subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[theirs.fileno()], process_group=0
-    )
+    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[descriptor], process_group=0)
 
 
 def _check_sandbox(settings: Settings) -> None:

@@ -1,73 +1,68 @@
-"""A share of the time for an engine that loads its bundle while another one answers.
+"""Limit the CPU time of an engine that loads its bundle while another engine answers.
 
-Priority alone is not enough: what loads shares the memory, the caches and, as a rule, the very core of what answers
-(docs/decisions/0049). So it is stopped and continued in turn, as long as anybody is asking.
+Low priority is not enough: a loading engine shares memory bandwidth, caches and usually the core of the engine that
+answers (docs/decisions/0049). While requests arrive, its process group is therefore stopped and continued in turn.
 """
 
 import asyncio
 import os
 import signal
-from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-PERIOD = 0.05  # seconds: a tenth of it is as long as an answer takes
+from service.engine.load_policy import LoadPolicy
 
-Traffic = Callable[[], bool]  # whether requests are being answered that must not be slowed
-
-
-def no_traffic() -> bool:
-    """There is nobody to be slowed."""
-    return False
+PERIOD = 0.05  # seconds between two starts; a tenth of it is as long as an answer takes
 
 
-class Ration:
-    """While this context lasts, a process group runs for a share of the time if there is traffic, else always.
+class CpuThrottle:
+    """A context in which a process group runs for a share of the time while requests are being answered.
 
-    Should this process die meanwhile, nothing is left behind: the kernel ends a stopped group that lost its parent.
+    If this process dies inside the context, the kernel ends the stopped group, because it has lost its parent.
     """
 
-    def __init__(self, group: int, share: float, traffic: Traffic) -> None:
-        """`group` is the id of a process group whose leader is a child that nobody has waited for yet."""
-        self.rested = 0.0  # seconds
+    def __init__(self, group: int, policy: LoadPolicy) -> None:
+        """Set up the throttle. `group` is a process group whose leader is a child that has not been waited for."""
+        self.stopped_seconds = 0.0
         self._group = group
-        self._run, self._rest = share * PERIOD, (1 - share) * PERIOD
-        self._traffic = traffic
+        self._policy = policy
+        self._run_seconds = policy.cpu_share * PERIOD
+        self._stop_seconds = (1 - policy.cpu_share) * PERIOD
         self._loop = asyncio.get_running_loop()
-        self._next: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Self:
-        self._next = self._loop.call_later(self._run, self._turn)
+        self._timer = self._loop.call_later(self._run_seconds, self._stop_if_busy)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._next:
-            self._next.cancel()
+        if self._timer:
+            self._timer.cancel()
         self._send(signal.SIGCONT)
 
     async def wait(self, ready: asyncio.Future[Any], seconds: float) -> None:
-        """Until it is `ready`, which may take so many seconds in which it did not have to rest. Raises TimeoutError."""
+        """Wait until `ready` is done, for at most `seconds` in which the group was not stopped. Raises TimeoutError."""
         counted = 0.0
         while not (await asyncio.wait([ready], timeout=seconds))[0]:
-            if self.rested == counted:
+            if self.stopped_seconds == counted:
                 raise TimeoutError
-            seconds, counted = self.rested - counted, self.rested
+            seconds, counted = self.stopped_seconds - counted, self.stopped_seconds
 
-    def _turn(self) -> None:
-        if self._rest and self._traffic() and self._send(signal.SIGSTOP):
-            self._next = self._loop.call_later(self._rest, self._continue)
+    def _stop_if_busy(self) -> None:
+        if self._stop_seconds and self._policy.is_busy() and self._send(signal.SIGSTOP):
+            self._timer = self._loop.call_later(self._stop_seconds, self._continue)
         else:
-            self._next = self._loop.call_later(self._run, self._turn)
+            self._timer = self._loop.call_later(self._run_seconds, self._stop_if_busy)
 
     def _continue(self) -> None:
-        self.rested += self._rest
+        self.stopped_seconds += self._stop_seconds
         self._send(signal.SIGCONT)
-        self._next = self._loop.call_later(self._run, self._turn)
+        self._timer = self._loop.call_later(self._run_seconds, self._stop_if_busy)
 
-    def _send(self, what: signal.Signals) -> bool:
-        """Whether there was a process to hear it."""
+    def _send(self, number: signal.Signals) -> bool:
+        """Send a signal to the group; return whether the group still exists."""
         try:
-            os.killpg(self._group, what)
-        except (ProcessLookupError, PermissionError):  # it has ended; macOS says the latter
+            os.killpg(self._group, number)
+        except (ProcessLookupError, PermissionError):  # PermissionError: an ended group on macOS
             return False
         return True

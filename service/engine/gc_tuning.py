@@ -1,16 +1,16 @@
-"""Pauses of Python's garbage collector, which in a full collection looks at every object, all that was imported too."""
+"""Tune Python's garbage collector, whose full collections traverse every object, including all imported modules."""
 
 import gc
 
-YOUNG = 50_000  # new objects before anything is looked at: thousands of waiting requests are no garbage
+YOUNG_OBJECTS = 50_000  # new objects before a collection; thousands of waiting requests are not garbage
 
 
-def settle() -> None:
-    """Count what lives now as permanent, and look for cycles seldom: what requests make is freed without it.
+def freeze_gc() -> None:
+    """Exempt all present objects from garbage collection and raise the collector's thresholds.
 
-    A full collection of a service that has just started takes 50 ms, of which all answers of that moment would tell;
-    with a full queue, looking took a third of the front's time.
+    Requests are freed by reference counting. A full collection of a service that has just started takes 50 ms, during
+    which no request is answered. With a full queue, collections took a third of the front's time.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(YOUNG, 10, 10)
+    gc.set_threshold(YOUNG_OBJECTS, 10, 10)

@@ -1,41 +1,39 @@
-"""Encode and decode the messages between front and engine: length-prefixed frames on a socket pair, no pickle."""
+"""Messages between front and engine: length-prefixed MessagePack frames on a socket pair, no pickle.
+
+The length of a frame is checked before its payload is read. msgspec checks the types of a payload while it is decoded.
+benchmarks/ipc_messages.py compares the cost with that of JSON and packed structs (docs/decisions/0074).
+"""
 
 import struct
 from collections.abc import Iterator, Sequence
 from enum import IntEnum
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol, Self
 
+import msgspec
 from pydantic_core import from_json, to_json
 
 HEAD = struct.Struct("<IB")  # payload bytes, kind
-# The batch number has 64 bits: a fast engine exhausts 32 bits in a few weeks.
-ANSWERS = struct.Struct("<QH5f3I")  # batch number, pieces, its Stages
-PIECE = struct.Struct("<BI")  # outcome, bytes
-PART = struct.Struct("<QH")  # batch number, piece
-PART_BYTES = 1 << 20  # of one piece in one frame; larger pieces are sent in several frames
-MAX_PARTS = 1 << 30  # bytes of parts without their ANSWERS frame; several times the most of all lanes
+PART_BYTES = 1 << 20  # bytes of one answer in one frame; larger answers are sent in several frames
+MAX_PART_BYTES = 1 << 30  # of parts whose ANSWERS frame has not arrived; several times the most of all worker threads
+PART_OVERHEAD = 64  # bytes that an empty part is counted as, so that empty parts are bounded as well
 MAX_PAYLOAD = 1 << 28  # far above any batch; a larger length means that the stream is out of step
 
-
-class Source(Protocol):
-    """What frames are read from: `read` waits for so many bytes, and gives fewer only when there are no more."""
-
-    def read(self, size: int, /) -> bytes: ...
+FilterValues = dict[str, list[str | int | float | bool]]
 
 
-class Kind(IntEnum):
-    """What a frame carries."""
+class FrameKind(IntEnum):
+    """Content of a frame."""
 
-    READY = 1  # engine → front: JSON, what was opened
-    FAILED = 2  # engine → front: a sentence, why nothing was opened
-    BATCH = 3  # front → engine: JSON, texts to answer
-    ANSWERS = 4  # engine → front: stage times and each piece's bytes
-    PAUSED = 5  # front → engine: JSON, ids of labels not to be shown; and back: those that the bundle has not
-    PART = 6  # engine → front: the next bytes of a piece's results, whose batch's ANSWERS follow
+    READY = 1  # engine → front: BundleInfo
+    FAILED = 2  # engine → front: a sentence, why the bundle was not opened
+    BATCH = 3  # front → engine: Batch
+    ANSWERS = 4  # engine → front: BatchAnswers
+    PAUSED = 5  # front → engine: ids of paused labels; engine → front: those that the bundle does not have
+    PART = 6  # engine → front: AnswerPart; the BatchAnswers of the same batch follow
 
 
 class Outcome(IntEnum):
-    """Outcome of one piece. Its bytes are the JSON of the results, an error message, or empty."""
+    """Outcome of one query. Its bytes are the JSON of the results, an error message, or empty."""
 
     ANSWERED = 0
     REFUSED = 1
@@ -44,21 +42,59 @@ class Outcome(IntEnum):
     POSTPONED = 4  # the answers of its batch have too many bytes in total; send it again
 
 
-class Asked(NamedTuple):
-    """One piece of a batch: texts of one request, and how that request wants them answered."""
+class Query(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Texts of one request, or of a slice of it, and the options for answering them."""
 
-    queries: Sequence[str]
+    texts: Sequence[str]
     k: int
     weight: float | None = None
-    filter: dict[str, list[Any]] | None = None
+    # JSON, because MessagePack has no integers above 64 bits; it is also encoded once, not once per slice of a request
+    filter_json: bytes = b""
     min_score: float | None = None
+
+    @classmethod
+    def create(
+        cls,
+        texts: Sequence[str],
+        k: int,
+        weight: float | None = None,
+        filter: FilterValues | None = None,
+        min_score: float | None = None,
+    ) -> Self:
+        """Create a query from a filter that is not yet encoded."""
+        return cls(texts, k, weight, to_json(filter) if filter else b"", min_score)
+
+    @property
+    def filter(self) -> FilterValues | None:
+        """Return the filter, decoded; None without one."""
+        return from_json(self.filter_json) if self.filter_json else None
+
+    @property
+    def options(self) -> tuple[int, float | None, bytes, float | None]:
+        """Return the options without the texts. Queries with equal options can be searched together."""
+        return self.k, self.weight, self.filter_json, self.min_score
+
+    def with_texts(self, texts: Sequence[str]) -> Self:
+        """Return a query for other texts with the same options."""
+        return type(self)(texts, *self.options)
+
+    def to_bytes(self) -> bytes:
+        """Return bytes that are equal for equal queries, as a key."""
+        return ENCODER.encode(self)
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Queries that an engine answers together."""
+
+    number: int
+    queries: list[Query]
 
 
 class Stages(NamedTuple):
-    """Seconds that the engine spent on one batch, tokens and padding that it encoded.
+    """Seconds that the engine spent on each stage of a batch, and the tokens and padding that it encoded.
 
-    `full_scans` counts the queries since the last batch that were compared with every label because the index found too
-    few.
+    `full_scans` counts the queries since the last batch that were compared with every label because the index returned
+    too few.
     """
 
     tokenize: float
@@ -71,20 +107,72 @@ class Stages(NamedTuple):
     full_scans: int = 0
 
 
-class Answers(NamedTuple):
-    """One batch's answers, in the order of its pieces."""
+class QueryAnswer(NamedTuple):
+    """Outcome of one query, and the bytes that belong to it."""
+
+    outcome: Outcome
+    body: bytes = b""
+
+
+class BatchAnswers(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Answers of one batch, in the order of its queries."""
 
     number: int
     stages: Stages
-    pieces: list[tuple[Outcome, bytes]]
+    answers: list[QueryAnswer]
 
 
-def frame(kind: Kind, payload: bytes) -> bytes:
+class AnswerPart(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """The next bytes of an answer that is too large for one frame."""
+
+    number: int  # of the batch
+    place: int  # of the query in its batch
+    data: bytes
+
+
+class FilterAttribute(msgspec.Struct, frozen=True, array_like=True):
+    """One attribute that a filter may name, its most frequent values, and whether there are more of them."""
+
+    name: str
+    values: list[str | int | float | bool]
+    more: bool
+
+
+class BundleInfo(msgspec.Struct, frozen=True, array_like=True):
+    """Description of the opened bundle, sent by a ready engine."""
+
+    labels: int
+    dim: int
+    bytes_per_token: float
+    max_tokens: int
+    padded: bool
+    worker_threads: int
+    seconds: float
+    weight: float  # default weight of the classifier
+    attributes: list[FilterAttribute]
+
+
+ENCODER = msgspec.msgpack.Encoder()
+_BATCH = msgspec.msgpack.Decoder(Batch)
+_ANSWERS = msgspec.msgpack.Decoder(BatchAnswers)
+_PART = msgspec.msgpack.Decoder(AnswerPart)
+_INFO = msgspec.msgpack.Decoder(BundleInfo)
+_IDS = msgspec.msgpack.Decoder(list[str])
+
+
+class Readable(Protocol):
+    """A source of frames: `read` waits for `size` bytes and returns fewer only at the end of the stream."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def encode_frame(kind: FrameKind, payload: bytes) -> bytes:
+    """Return a frame with this payload."""
     return HEAD.pack(len(payload), kind) + payload
 
 
-def read_frame(source: Source) -> tuple[Kind, bytes] | None:
-    """The next frame; None when the other side has gone."""
+def read_frame(source: Readable) -> tuple[FrameKind, bytes] | None:
+    """Read the next frame; return None at the end of the stream. Raises ValueError when the stream is out of step."""
     head = source.read(HEAD.size)
     if len(head) < HEAD.size:
         return None
@@ -93,14 +181,14 @@ def read_frame(source: Source) -> tuple[Kind, bytes] | None:
     return (kind, payload) if len(payload) == size else None
 
 
-class Splitter:
-    """Cuts a stream that arrives in arbitrary chunks into its frames."""
+class FrameSplitter:
+    """Split a stream that arrives in arbitrary chunks into frames."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> Iterator[tuple[Kind, bytes]]:
-        """Every frame that `data` completes. Raises ValueError when the stream is out of step."""
+    def feed(self, data: bytes) -> Iterator[tuple[FrameKind, bytes]]:
+        """Yield every frame that `data` completes. Raises ValueError when the stream is out of step."""
         self._buffer += data
         start = 0
         while len(self._buffer) - start >= HEAD.size:
@@ -113,77 +201,89 @@ class Splitter:
         del self._buffer[:start]
 
 
-def pack_batch(number: int, pieces: Sequence[Asked]) -> bytes:
-    return frame(Kind.BATCH, to_json((number, pieces)))
+class AnswerParts:
+    """Join the parts of answers that are too large for one frame."""
 
-
-def unpack_batch(payload: bytes) -> tuple[int, list[Asked]]:
-    number, pieces = from_json(payload)
-    return number, [Asked(*piece) for piece in pieces]
-
-
-class Parts:
-    """Join the results of pieces that are too large for one frame."""
-
-    def __init__(self, limit: int = MAX_PARTS) -> None:
+    def __init__(self, limit: int = MAX_PART_BYTES) -> None:
         """Hold at most `limit` bytes."""
-        self._parts: dict[tuple[int, int], list[bytes]] = {}  # (batch number, index of the piece) → its parts
+        self._parts: dict[tuple[int, int], list[bytes]] = {}  # (batch number, place of the query) → its parts
         self._limit = limit
-        self._held = 0  # bytes
+        self.held_bytes = 0
 
-    def add(self, payload: bytes) -> None:
-        """Store the payload of one PART frame. Raises ValueError when it is too short or there are too many."""
-        if len(payload) < PART.size:
-            raise ValueError("a part of an answer without its number: the stream is out of step")
-        self._held += len(payload)
-        if self._held > self._limit:
+    def add(self, part: AnswerPart) -> None:
+        """Store one part. Raises ValueError when there are too many bytes."""
+        self.held_bytes += PART_OVERHEAD + len(part.data)
+        if self.held_bytes > self._limit:
             raise ValueError(f"parts of answers with more than {self._limit} bytes: the engine is out of step")
-        self._parts.setdefault(PART.unpack_from(payload), []).append(payload[PART.size :])
+        self._parts.setdefault((part.number, part.place), []).append(part.data)
 
-    def complete(self, answers: Answers) -> Answers:
+    def complete(self, batch: BatchAnswers) -> BatchAnswers:
         """Return the answers with the parts that were received before them."""
         if not self._parts:
-            return answers
-        pieces = []
-        for place, (outcome, body) in enumerate(answers.pieces):
-            parts = self._parts.pop((answers.number, place), [])
-            self._held -= sum(PART.size + len(part) for part in parts)
-            pieces.append((outcome, b"".join([*parts, body])))
-        return answers._replace(pieces=pieces)
+            return batch
+        whole = []
+        for place, (outcome, body) in enumerate(batch.answers):
+            parts = self._parts.pop((batch.number, place), [])
+            self.held_bytes -= sum(PART_OVERHEAD + len(part) for part in parts)
+            whole.append(QueryAnswer(outcome, b"".join([*parts, body])))
+        return BatchAnswers(batch.number, batch.stages, whole)
 
 
-def pack_parts(answers: Answers) -> Iterator[bytes]:
-    """Yield a PART frame for each part of a large piece, then the ANSWERS frame."""
-    pieces = []
-    for place, (outcome, body) in enumerate(answers.pieces):
-        last = max(len(body) - 1, 0) // PART_BYTES * PART_BYTES
-        for start in range(0, last, PART_BYTES):
-            yield frame(Kind.PART, PART.pack(answers.number, place) + body[start : start + PART_BYTES])
-        pieces.append((outcome, body[last:]))
-    yield pack_answers(answers._replace(pieces=pieces))
+def encode_batch(number: int, queries: list[Query]) -> bytes:
+    """Return the BATCH frame."""
+    return encode_frame(FrameKind.BATCH, ENCODER.encode(Batch(number, queries)))
 
 
-def pack_answers(answers: Answers) -> bytes:
-    heads = [PIECE.pack(outcome, len(body)) for outcome, body in answers.pieces]
-    bodies = [body for _, body in answers.pieces]
-    return frame(Kind.ANSWERS, b"".join([ANSWERS.pack(answers.number, len(heads), *answers.stages), *heads, *bodies]))
+def decode_batch(payload: bytes) -> Batch:
+    """Return the queries of a BATCH frame."""
+    return _BATCH.decode(payload)
 
 
-def unpack_answers(payload: bytes) -> Answers:
-    number, count, *stages = ANSWERS.unpack_from(payload)
-    bodies_at = ANSWERS.size + count * PIECE.size
-    pieces = []
-    for outcome, size in PIECE.iter_unpack(payload[ANSWERS.size : bodies_at]):
-        pieces.append((Outcome(outcome), payload[bodies_at : bodies_at + size]))
-        bodies_at += size
-    return Answers(number, Stages(*stages), pieces)
+def encode_answers(batch: BatchAnswers, part_bytes: int = PART_BYTES) -> Iterator[bytes]:
+    """Yield a PART frame for each `part_bytes` of a larger answer, then the ANSWERS frame."""
+    if any(len(answer.body) > part_bytes for answer in batch.answers):
+        rest = []
+        for place, (outcome, body) in enumerate(batch.answers):
+            last = max(len(body) - 1, 0) // part_bytes * part_bytes
+            for start in range(0, last, part_bytes):
+                part = AnswerPart(batch.number, place, body[start : start + part_bytes])
+                yield encode_frame(FrameKind.PART, ENCODER.encode(part))
+            rest.append(QueryAnswer(outcome, body[last:]))
+        batch = BatchAnswers(batch.number, batch.stages, rest)
+    yield encode_frame(FrameKind.ANSWERS, ENCODER.encode(batch))
 
 
-def pack_json(kind: Kind, value: Any) -> bytes:
-    return frame(kind, to_json(value))
+def decode_answers(payload: bytes) -> BatchAnswers:
+    """Return the answers of an ANSWERS frame."""
+    return _ANSWERS.decode(payload)
 
 
-def _checked(size: int, kind: int) -> tuple[int, Kind]:
+def decode_part(payload: bytes) -> AnswerPart:
+    """Return the content of a PART frame."""
+    return _PART.decode(payload)
+
+
+def encode_info(info: BundleInfo) -> bytes:
+    """Return the READY frame."""
+    return encode_frame(FrameKind.READY, ENCODER.encode(info))
+
+
+def decode_info(payload: bytes) -> BundleInfo:
+    """Return the content of a READY frame."""
+    return _INFO.decode(payload)
+
+
+def encode_paused(ids: Sequence[str]) -> bytes:
+    """Return a PAUSED frame."""
+    return encode_frame(FrameKind.PAUSED, ENCODER.encode(ids))
+
+
+def decode_paused(payload: bytes) -> list[str]:
+    """Return the ids of a PAUSED frame."""
+    return _IDS.decode(payload)
+
+
+def _checked(size: int, kind: int) -> tuple[int, FrameKind]:
     if size > MAX_PAYLOAD:
         raise ValueError(f"a frame of {size} bytes: the stream is out of step")
-    return size, Kind(kind)
+    return size, FrameKind(kind)

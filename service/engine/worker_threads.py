@@ -1,9 +1,9 @@
-"""Lanes: threads of an engine that answer a batch each, side by side, on one pipe.
+"""Worker threads of an engine: each answers one batch at a time, and all share one pipe.
 
-A transformer's encoder leaves the interpreter to others while it computes, so the second of two queries need not wait
-for the first. Who began to wait last is woken first: queries that come one by one are all answered by the same thread,
-whose core is warm. Where there is a core for each lane, each keeps to its own: left to the system, two that work at a
-time share one core more often than not, beside one that idles (docs/decisions/0059).
+A transformer encoder releases the GIL while it computes, so a second batch need not wait for the first. The thread that
+began to wait last is woken first: queries that arrive one by one are all answered by the same thread, whose core is
+warm. With a core for each thread, each thread is pinned to its own core: otherwise the system often runs two threads on
+one core while another core is idle (docs/decisions/0059).
 """
 
 import os
@@ -18,56 +18,59 @@ from types import TracebackType
 
 from retrieval.system.limits import available_cores
 
-SIDE_BY_SIDE = 2  # more were not measured
+MAX_THREADS = 2  # by default; more were not measured
 
 
-def lanes_for(encoder: str, provider: str, threads: int | None) -> int:
-    """How many lanes suit a bundle's encoder. Those of a static one would wait for each other: it keeps the lock."""
+def count_threads(encoder: str, provider: str, threads: int | None, cores: int | None = None) -> int:
+    """Return the default number of worker threads on `cores` (default: the available ones).
+
+    `threads` are the encoder's. A static encoder holds the GIL, so its worker threads would wait for each other.
+    """
     if (encoder, provider) != ("transformer", "cpu"):
         return 1
-    return min(SIDE_BY_SIDE, available_cores(), threads or SIDE_BY_SIDE)
+    return min(MAX_THREADS, cores or available_cores(), threads or MAX_THREADS)
 
 
 class SharedPipe:
-    """The engine's end of its pipe. A lane reads a whole frame in its turn: `with pipe.turn: read_frame(pipe)`."""
+    """The engine's end of its pipe. Read a whole frame under the lock: `with pipe.read_lock: read_frame(pipe)`."""
 
-    turn: AbstractContextManager[None]
+    read_lock: AbstractContextManager[None]
     _read: Callable[[int], bytes]
 
-    def __init__(self, pipe: socket.socket, lanes: int) -> None:
+    def __init__(self, pipe: socket.socket, threads: int) -> None:
         self._pipe = pipe
         self._sending = Lock()
-        if lanes > 1:
-            self.turn, self._read = _Turn(pipe), partial(_read_whole, pipe)
-        else:  # who is alone needs no turn and may read ahead; an engine that takes batches of 0.3 ms feels either
-            self.turn, self._read = nullcontext(), pipe.makefile("rb").read
+        if threads > 1:
+            self.read_lock, self._read = _ReadLock(pipe), partial(_read_whole, pipe)
+        else:  # a single thread needs no lock and may read ahead; either costs an engine with batches of 0.3 ms time
+            self.read_lock, self._read = nullcontext(), pipe.makefile("rb").read
 
     def read(self, size: int) -> bytes:
-        """The next `size` bytes; fewer when the other side has gone."""
+        """Return the next `size` bytes; fewer at the end of the stream."""
         return self._read(size)
 
     def send(self, frame: bytes) -> None:
-        """Write a whole frame, between two of other lanes."""
+        """Write a whole frame; frames of several threads are not mixed."""
         with self._sending:
             self._pipe.sendall(frame)
 
-    def hang_up(self) -> None:
-        """End every lane's reading, and tell the other side."""
+    def shutdown(self) -> None:
+        """Close both directions of the pipe: the reads of all threads end, and the front is notified."""
         self._pipe.shutdown(socket.SHUT_RDWR)
 
 
 def _read_whole(pipe: socket.socket, size: int) -> bytes:
-    found = pipe.recv(size, socket.MSG_WAITALL)
-    while len(found) < size and (more := pipe.recv(size - len(found), socket.MSG_WAITALL)):
-        found += more  # whoever was stopped and continued meanwhile has got a part
-    return found
+    received = pipe.recv(size, socket.MSG_WAITALL)
+    while len(received) < size and (rest := pipe.recv(size - len(received), socket.MSG_WAITALL)):
+        received += rest  # a signal, such as SIGSTOP and SIGCONT, can shorten a read
+    return received
 
 
-class _Turn(AbstractContextManager[None]):
-    """Entered by one thread at a time, once there is something to read; by the one that began to wait last."""
+class _ReadLock(AbstractContextManager[None]):
+    """A lock that a thread gets when there is data to read; the thread that began to wait last gets it first."""
 
     def __init__(self, pipe: socket.socket) -> None:
-        # The kernel wakes the last of an epoll's waiters first, and with ONESHOT nobody else until it is armed again.
+        # The kernel wakes the last waiter of an epoll first, and with ONESHOT no other one until it is armed again.
         self._pipe, self._ready = pipe, select.epoll()
         self._ready.register(pipe, select.EPOLLIN | select.EPOLLONESHOT)
 
@@ -80,24 +83,27 @@ class _Turn(AbstractContextManager[None]):
         self._ready.modify(self._pipe, select.EPOLLIN | select.EPOLLONESHOT)
 
 
-def side_by_side(lanes: int, work: Callable[[], None], hang_up: Callable[[], None]) -> None:
-    """Run `work` in so many threads until all have returned. One that raises hangs up, and its error is raised."""
-    cores = sorted(os.sched_getaffinity(0))
-    apart = lanes == len(cores) == available_cores()  # a quota of more cores gives none of them for oneself
+def run_in_threads(threads: int, work: Callable[[], None], shutdown: Callable[[], None]) -> None:
+    """Run `work` in each of `threads` threads until all return.
 
-    def lane(number: int) -> None:
-        if apart:
-            with suppress(OSError):  # forbidden, or the cores have changed: then the system places it, somewhat worse
-                os.sched_setaffinity(0, {cores[number]})  # of this thread alone
+    When one raises, `shutdown` is called so that the others end, and its error is raised.
+    """
+    cores = sorted(os.sched_getaffinity(0))
+    pinned = threads == len(cores) == available_cores()  # a CPU quota does not give exclusive use of a core
+
+    def run(number: int) -> None:
+        if pinned:
+            with suppress(OSError):  # not permitted, or the cores have changed: the system places the thread
+                os.sched_setaffinity(0, {cores[number]})  # of this thread only
         try:
             work()
         except BaseException:
-            hang_up()
+            shutdown()
             raise
 
-    if lanes == 1:
+    if threads == 1:
         work()
         return
-    with ThreadPoolExecutor(lanes, thread_name_prefix="lane") as pool:
-        for ended in as_completed([pool.submit(lane, number) for number in range(lanes)]):
+    with ThreadPoolExecutor(threads, thread_name_prefix="worker") as pool:
+        for ended in as_completed([pool.submit(run, number) for number in range(threads)]):
             ended.result()

@@ -5,37 +5,37 @@ from functools import partial
 from retrieval.errors import BundleError, DiptychError, Unreachable
 from retrieval.store.local import Store
 from service.bundles.generation import Generation
-from service.bundles.manager import Generations
-from service.bundles.store_access import Source
+from service.bundles.manager import BundleManager
+from service.bundles.store_access import StoreAccess
 from service.errors import Refusal, unavailable
 from service.http.schemas import About, Attribute, BundlesResponse, ServedGeneration, State, StoredBundle
 from service.settings import Settings
 
 
-def about(generations: Generations, settings: Settings) -> About:
+def about(generations: BundleManager, settings: Settings) -> About:
     """What there is to ask the served bundle. Raises Refusal 503 while there is no engine to say so."""
     served = generations.current
-    if served is None or (opened := served.opened) is None:
+    if served is None or (opened := served.info) is None:
         raise unavailable(f"The service is not ready: {generations.readiness().detail}.")
     return About(
         bundle=served.name,
         labels=opened.labels,
         weight=opened.weight,
-        attributes=[Attribute(**one) for one in opened.attributes],
+        attributes=[Attribute(name=one.name, values=one.values, more=one.more) for one in opened.attributes],
         max_k=settings.max_k,
         max_query_chars=settings.max_query_chars,
         administration=bool(settings.administrators),
     )
 
 
-async def list_bundles(generations: Generations) -> BundlesResponse:
+async def list_bundles(generations: BundleManager) -> BundlesResponse:
     """Look at the store and at the engines. Raises Refusal 422 when the store cannot be read."""
     try:
-        stored = await generations.supervisor.read(partial(_stored, generations.source))
+        stored = await generations.supervisor.read(partial(_stored, generations.store))
     except (DiptychError, OSError) as error:
         raise Refusal(422, "bad_store", generations.public(f"The store cannot be listed: {error}")) from error
     opened: list[tuple[State, Generation | None]] = [("serving", generations.current), ("kept", generations.kept)]
-    opened.append(("compared", generations.compared.generation))
+    opened.append(("compared", generations.comparison.generation))
     opened += [("draining", generation) for generation in generations.draining]
     return BundlesResponse(
         bundles=[one.model_copy(update={"trouble": one.trouble and generations.public(one.trouble)}) for one in stored],
@@ -44,7 +44,7 @@ async def list_bundles(generations: Generations) -> BundlesResponse:
                 number=generation.number,
                 bundle=generation.name,
                 state=state,
-                labels=generation.opened.labels if generation.opened else None,
+                labels=generation.info.labels if generation.info else None,
                 unfinished=generation.batcher.unfinished,
             )
             for state, generation in opened
@@ -54,8 +54,8 @@ async def list_bundles(generations: Generations) -> BundlesResponse:
     )
 
 
-def _stored(source: Source) -> list[StoredBundle]:
-    names, store = source.names(), source.store
+def _stored(source: StoreAccess) -> list[StoredBundle]:
+    names, store = source.names(), source.local_store
     try:
         active = source.active()
     except Unreachable:

@@ -212,9 +212,9 @@ class Exchanges:
         if exchange.refusal:
             about["refusal"] = exchange.refusal
         if ticket:
-            about |= {"bundle": ticket.bundle, "texts": len(ticket.asked.queries)}
+            about |= {"bundle": ticket.bundle, "texts": len(ticket.asked.texts)}
             if self._log_queries:
-                about["queries"] = list(ticket.asked.queries)
+                about["queries"] = list(ticket.asked.texts)
         LOG.log(logging.WARNING if exchange.status >= 500 else logging.INFO, "request", extra=about)
 
 

@@ -14,8 +14,8 @@ from service.access.callers import Caller, caller_of
 from service.access.key_guessing import GuessLimit
 from service.access.keys import PredictKeys
 from service.access.rate_limit import RateLimit, texts_for_bytes
-from service.bundles.manager import Generations
-from service.engine.protocol import Asked
+from service.bundles.manager import BundleManager
+from service.engine.protocol import Query
 from service.errors import Refusal
 from service.http import deadlines
 from service.http.body_limits import UNCHECKED_BYTES, least_texts
@@ -33,7 +33,7 @@ REFUSAL_SECONDS = (0.25, 0.75)  # until a large request is refused because the q
 class Predict:
     """The ASGI application of /predict."""
 
-    def __init__(self, settings: Settings, generations: Generations, metrics: Metrics, guesses: GuessLimit) -> None:
+    def __init__(self, settings: Settings, generations: BundleManager, metrics: Metrics, guesses: GuessLimit) -> None:
         self.model = predict_request(settings)
         self._max_queries = settings.max_queries
         self.keys = PredictKeys(settings.predict_keys, guesses, metrics)
@@ -68,8 +68,8 @@ class Predict:
             raise
         wanted = parse(self.model, body).wanted
         del body  # the memory budget of the connections counts it only until it is read
-        if self._limit and len(wanted.queries) > charged:
-            self._limit.take(caller, len(wanted.queries) - charged, whole=len(wanted.queries))
+        if self._limit and len(wanted.texts) > charged:
+            self._limit.take(caller, len(wanted.texts) - charged, whole=len(wanted.texts))
         seconds = deadline_seconds(exchange.headers.get(deadlines.HEADER_BYTES))
         state = self._generations.state if self._answers else None
         if not self._answers or not state:
@@ -95,7 +95,7 @@ class Predict:
         return caller_of(self.keys.check(exchange), exchange.address)
 
     async def _asked(
-        self, exchange: Exchange, asked: Asked, seconds: float | None, caller: Caller, is_large: bool
+        self, exchange: Exchange, asked: Query, seconds: float | None, caller: Caller, is_large: bool
     ) -> bytes:
         try:
             exchange.ticket = ticket = self._generations.admit(asked, seconds, caller)

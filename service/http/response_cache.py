@@ -2,9 +2,7 @@
 
 from collections import OrderedDict
 
-from pydantic_core import to_json
-
-from service.engine.protocol import Asked
+from service.engine.protocol import Query
 from service.observe.metrics import Metrics
 
 OVERHEAD = 256  # bytes of Python's own around an entry
@@ -44,12 +42,12 @@ class Answers:
             self.bytes -= _size(*self._kept.popitem(last=False))
 
 
-def key_of(state: tuple[int, int], asked: Asked) -> Key:
+def key_of(state: tuple[int, int], asked: Query) -> Key:
     """The whole request in the state of the service that answers it: its generation, and the changes of what is paused.
 
     The order of a filter's attributes is part of it: the same request, written otherwise, is answered anew.
     """
-    return (*state, to_json(asked))
+    return (*state, asked.to_bytes())
 
 
 def _size(key: Key, body: bytes) -> int:

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 
 from service.access.key_headers import ADMIN_HEADER, PREDICT_HEADER
 from service.access.keys import AdminKeys
-from service.bundles.manager import Generations
+from service.bundles.manager import BundleManager
 from service.console import add_front_page
 from service.http import audit, deadlines
 from service.http.listing import about, list_bundles
@@ -80,7 +80,7 @@ class Direct(APIRoute):
 def add_routes(
     router: APIRouter,
     settings: Settings,
-    generations: Generations,
+    generations: BundleManager,
     metrics: Metrics,
     predict: Predict,
     admin: AdminKeys,
@@ -115,7 +115,7 @@ def _add_predict(router: APIRouter, predict: Predict) -> None:
     )
 
 
-def _add_about(router: APIRouter, settings: Settings, generations: Generations, predict: Predict) -> None:
+def _add_about(router: APIRouter, settings: Settings, generations: BundleManager, predict: Predict) -> None:
     async def answered_about(request: Request) -> Response:
         predict.keys.check(exchange_of(request.scope))  # attributes reveal something of the labels
         return JSONResponse(about(generations, settings).model_dump())
@@ -132,7 +132,7 @@ def _add_about(router: APIRouter, settings: Settings, generations: Generations, 
     )
 
 
-def _add_comparing(router: APIRouter, generations: Generations, predict: Predict, admin: AdminKeys) -> None:
+def _add_comparing(router: APIRouter, generations: BundleManager, predict: Predict, admin: AdminKeys) -> None:
     keyed = [Depends(_key_in(ADMIN_HEADER, "administration"))]  # OpenAPI alone reads it
     model = compare_request(predict.model)
 
@@ -155,7 +155,7 @@ def _add_comparing(router: APIRouter, generations: Generations, predict: Predict
         return Response(answer_body(ticket.bundle, results), media_type="application/json")
 
 
-def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -> None:
+def _add_probes(router: APIRouter, generations: BundleManager, metrics: Metrics) -> None:
     @router.get("/livez", summary="Whether the process answers at all")
     async def livez() -> dict[str, bool]:
         return {"live": True}
@@ -167,7 +167,7 @@ def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -
         responses={503: {"model": Readiness, "description": REFUSALS[503]}},
     )
     async def readyz() -> Response:
-        readiness = generations.readiness()
+        readiness = Readiness(**generations.readiness()._asdict())
         return JSONResponse(readiness.model_dump(), 200 if readiness.ready else 503)
 
     @router.get("/metrics", summary="Figures for Prometheus", response_class=Response)
@@ -175,7 +175,7 @@ def _add_probes(router: APIRouter, generations: Generations, metrics: Metrics) -
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
 
 
-def _add_admin(router: APIRouter, generations: Generations, admin: AdminKeys) -> None:
+def _add_admin(router: APIRouter, generations: BundleManager, admin: AdminKeys) -> None:
     keyed = [Depends(_key_in(ADMIN_HEADER, "administration"))]  # OpenAPI alone reads it
 
     @router.post(
@@ -190,7 +190,7 @@ def _add_admin(router: APIRouter, generations: Generations, admin: AdminKeys) ->
         admin.check(exchange := exchange_of(request.scope))
         asked = parse(ActivateRequest, await request.body())
         exchange.act = {"bundle": asked.bundle}
-        done = await generations.activate(asked.bundle)
+        done = ActivateResponse(**(await generations.activate(asked.bundle))._asdict())
         exchange.act["previous"] = done.previous
         return JSONResponse(done.model_dump())
 
@@ -203,7 +203,7 @@ def _add_admin(router: APIRouter, generations: Generations, admin: AdminKeys) ->
     )
     async def rollback(request: Request) -> Response:
         admin.check(exchange := exchange_of(request.scope))
-        done = await generations.rollback()
+        done = ActivateResponse(**(await generations.rollback())._asdict())
         exchange.act = {"bundle": done.bundle, "previous": done.previous}
         return JSONResponse(done.model_dump())
 
@@ -219,7 +219,7 @@ def _add_admin(router: APIRouter, generations: Generations, admin: AdminKeys) ->
         return JSONResponse((await list_bundles(generations)).model_dump())
 
 
-def _add_pausing(router: APIRouter, settings: Settings, generations: Generations, admin: AdminKeys) -> None:
+def _add_pausing(router: APIRouter, settings: Settings, generations: BundleManager, admin: AdminKeys) -> None:
     keyed = [Depends(_key_in(ADMIN_HEADER, "administration"))]  # OpenAPI alone reads it
     model = paused_request(settings)
 
@@ -232,7 +232,7 @@ def _add_pausing(router: APIRouter, settings: Settings, generations: Generations
     )
     async def list_paused(request: Request) -> Response:
         admin.check(exchange_of(request.scope))
-        unknown = generations.current.unknown if generations.current else None
+        unknown = generations.current.unknown_ids if generations.current else None
         return JSONResponse(PausedResponse(paused=list(generations.paused.ids), unknown=unknown).model_dump())
 
     @router.post(

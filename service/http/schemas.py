@@ -5,8 +5,8 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 from pydantic_core import to_json
 
-from retrieval.search.filters import NAMES, VALUES
-from service.engine.protocol import Asked
+from retrieval.search.filters import MAX_ATTRIBUTES, MAX_VALUES
+from service.engine.protocol import Query
 from service.errors import Refusal, refusal
 from service.http.body_limits import DEFAULT_LIMITS, JsonLimits, check_structure
 from service.settings import Settings
@@ -76,8 +76,8 @@ class PredictRequest(RequestBody):
     filter: (
         Annotated[
             # fail_fast: report only the first bad value
-            dict[str, Annotated[list[Value], Field(min_length=1, max_length=VALUES, fail_fast=True)]],
-            Field(max_length=NAMES),
+            dict[str, Annotated[list[Value], Field(min_length=1, max_length=MAX_VALUES, fail_fast=True)]],
+            Field(max_length=MAX_ATTRIBUTES),
         ]
         | None
     ) = Field(None, description="Attributes, and the values of each that a label may have: it must fit all of them.")
@@ -86,9 +86,9 @@ class PredictRequest(RequestBody):
     )
 
     @property
-    def wanted(self) -> Asked:
+    def wanted(self) -> Query:
         """What the engine is asked."""
-        return Asked(self.queries, self.k, self.weight, self.filter, self.min_score)
+        return Query.create(self.queries, self.k, self.weight, self.filter, self.min_score)
 
 
 class Hit(BaseModel):
@@ -254,7 +254,7 @@ def predict_request(settings: Settings) -> type[PredictRequest]:
         "k": (k, Field(min(plain["k"].default, settings.max_k), description=plain["k"].description)),
     }
     model = create_model("PredictRequest", __base__=PredictRequest, __doc__=PredictRequest.__doc__, **fields)
-    names, values = FIELDS + NAMES, settings.max_queries + NAMES * VALUES + FIELDS
+    names, values = FIELDS + MAX_ATTRIBUTES, settings.max_queries + MAX_ATTRIBUTES * MAX_VALUES + FIELDS
     escapes = ESCAPES_PER_CHAR * settings.max_queries * settings.max_query_chars
     model.json_limits = JsonLimits(names, names, values, max(escapes, DEFAULT_LIMITS.escapes))
     return model

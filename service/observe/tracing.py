@@ -111,7 +111,7 @@ def _attributes(exchange: Exchange) -> dict[str, Any]:
     if exchange.refusal:
         found["error.type"] = exchange.refusal
     if exchange.ticket:
-        found |= {"diptych.bundle": exchange.ticket.bundle, "diptych.texts": len(exchange.ticket.asked.queries)}
+        found |= {"diptych.bundle": exchange.ticket.bundle, "diptych.texts": len(exchange.ticket.asked.texts)}
     return found
 
 

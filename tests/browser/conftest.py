@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from retrieval.sandboxed_opening import prove
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
 from tests.support.bundles import label_texts, make_bundle
 from tests.support.service import ADMIN_KEY, PATIENCE, Service, serving
@@ -26,7 +26,7 @@ HOSTILE = '<img src=x onerror="document.title=1"> cheap'
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Bundles `first` and `second`, of the same labels; one label's text is markup."""
-    store = Store(tmp_path_factory.mktemp("browser") / "store", prove)
+    store = Store(tmp_path_factory.mktemp("browser") / "store", verify_in_process)
     texts = [HOSTILE, *label_texts(199)]
     for seed, name in enumerate(("first", "second")):
         with store.incoming() as folder:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from retrieval.sandboxed_opening import prove
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
 from tests.support.bundles import label_texts, make_bundle
 from tests.support.service import ADMIN_KEY, Service, figures, serving
@@ -40,7 +40,7 @@ VALUES = ["plain", 'it\'s "$(id)"']
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two bundles whose labels have an attribute of each name."""
-    store = Store(tmp_path_factory.mktemp("names") / "store", prove)
+    store = Store(tmp_path_factory.mktemp("names") / "store", verify_in_process)
     attributes = {name: [VALUES[(row >> place % 2) % 2] for row in range(200)] for place, name in enumerate(NAMES)}
     for seed, name in enumerate(("toString", "constructor")):
         with store.incoming() as folder:

@@ -3,7 +3,7 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from retrieval import Retriever
+from retrieval import open_bundle
 from tests.support.service import serving
 from training.data.dataset import Dataset
 
@@ -14,7 +14,7 @@ def test_real_queries_get_the_same_answers(store: Path, dataset_folder: Path) ->
     """What an evaluation found with the library would not be what clients of the service get."""
     queries = Dataset.open(dataset_folder).split("test").texts[:QUERIES]
     assert len(queries) == QUERIES
-    with serving(store) as service, service.client() as client, Retriever.open(store) as retriever:
+    with serving(store) as service, service.client() as client, open_bundle(store) as retriever:
         for query in queries:
             reply = client.post("/predict", {"queries": [query]})
             assert reply.status == 200

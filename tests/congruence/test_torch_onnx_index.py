@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval.retriever import Retriever
+from retrieval import Retriever, open_bundle
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.data.token_cache import tokenize_in_memory
@@ -25,7 +25,7 @@ def opened(checkpoint: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def retriever(store: Path) -> Retriever:
-    return Retriever.open(store)
+    return open_bundle(store)
 
 
 @pytest.fixture(scope="module")

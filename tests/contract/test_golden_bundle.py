@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from retrieval import open_bundle
 from retrieval.bundle.golden_answers import read_golden
 from retrieval.bundle.manifest import FORMAT_VERSION
 from retrieval.bundle.verified_files import verify_bundle
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever
 
 KEPT = Path(__file__).parents[1] / "golden"
 VERSIONS = [f"v{version}" for version in range(1, FORMAT_VERSION + 1)]
@@ -27,7 +27,7 @@ def test_there_is_one_of_each_version() -> None:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_it_answers_as_on_the_day_it_was_made(version: str) -> None:
     """If it fails, bundles that people have in their stores cannot be opened any more, or give other answers."""
-    with Retriever.open(KEPT / version) as retriever:
+    with open_bundle(KEPT / version) as retriever:
         report = retriever.check_golden()
         assert report.passed, report
         assert report.queries == retriever.manifest.golden.queries > 50
@@ -56,4 +56,4 @@ def test_a_newer_version_is_refused_with_both_numbers(tmp_path: Path) -> None:
     (folder / "manifest.json").write_text(json.dumps(content | {"format_version": FORMAT_VERSION + 1}))
     said = f"version {FORMAT_VERSION + 1}; this release reads versions 1 to {FORMAT_VERSION}. Install a newer release"
     with pytest.raises(BundleError, match=said):
-        Retriever.open(folder)
+        open_bundle(folder)

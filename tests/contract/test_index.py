@@ -7,7 +7,7 @@ import pytest
 
 from retrieval.errors import BadInput
 from retrieval.search.indexes import ExactIndex, HnswIndex, VectorIndex, Vectors
-from retrieval.search.pca_index import NarrowIndex
+from retrieval.search.pca_index import PcaIndex
 
 INDEXES: dict[str, Callable[[Vectors], VectorIndex]] = {
     "exact": lambda vectors_LD: ExactIndex(vectors_LD, threads=1),
@@ -19,7 +19,7 @@ def turned(vectors_LD: Vectors) -> VectorIndex:
     """As many directions as numbers: another point of view, and the same inner products."""
     directions_DD = np.linalg.qr(np.random.default_rng(3).standard_normal((vectors_LD.shape[1],) * 2))[0]
     directions_DD = directions_DD.astype(np.float32)
-    return NarrowIndex(HnswIndex.build(vectors_LD @ directions_DD, ef=200, threads=2), directions_DD)
+    return PcaIndex(HnswIndex.build(vectors_LD @ directions_DD, ef=200, threads=2), directions_DD)
 
 
 INDEXES["narrow"] = turned

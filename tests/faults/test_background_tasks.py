@@ -1,4 +1,4 @@
-"""Background tasks of a real service when the store, the system or their own code fails: seen, and recovered from."""
+"""Background tasks of a real service when the store, the system or their code fails: reported, and retried."""
 
 import os
 import resource
@@ -37,12 +37,11 @@ BAD_LISTS = {
 
 FAIL_ONCE = """
 import {module} as module
-true, left = module.{method}, [1]
-def failing(self, *given):
-    if left and ({condition}):
-        left.pop()
-        raise ZeroDivisionError("injected")
-    return true(self, *given)
+original, failures = module.{method}, [ZeroDivisionError("injected")]
+def failing(self, *given, **named):
+    if failures and ({condition}):
+        raise failures.pop()
+    return original(self, *given, **named)
 module.{method} = failing
 """
 
@@ -84,7 +83,7 @@ def test_a_service_does_not_start_on_a_list_that_cannot_be_read(store: Store, tm
 
 
 @pytest.mark.parametrize("content", BAD_LISTS.values(), ids=BAD_LISTS.keys())
-def test_a_list_that_turns_bad_is_told_and_the_watch_goes_on(store: Store, content: bytes) -> None:
+def test_an_invalid_list_is_reported_and_watching_continues(store: Store, content: bytes) -> None:
     """One byte would end the watcher: no pause and no new bundle would be seen again, and nothing would be logged."""
     file = store.path / "PAUSED.json"
     with serving(store.path, watch_seconds=0.05, load_share=1) as service:
@@ -104,7 +103,7 @@ def test_a_list_that_turns_bad_is_told_and_the_watch_goes_on(store: Store, conte
         assert service.log.count("the list of paused labels cannot be read") == 2  # when it began and when it ended
 
 
-def test_a_list_that_is_removed_pauses_nothing_and_is_told(store: Store) -> None:
+def test_a_removed_list_pauses_nothing_and_is_reported(store: Store) -> None:
     """An operator would not know why paused labels are shown again."""
     with serving(store.path, watch_seconds=0.05) as service:
         gone = shown(service)[:2]
@@ -116,7 +115,7 @@ def test_a_list_that_is_removed_pauses_nothing_and_is_told(store: Store) -> None
         assert service.ask("GET", "/admin/paused", X_Admin_Key=ADMIN_KEY).json()["paused"] == []
 
 
-def test_a_store_that_is_removed_is_told_and_comes_back(store: Store) -> None:
+def test_a_removed_store_is_reported_and_used_again_when_it_is_back(store: Store) -> None:
     """A file share that is gone would look like a service that does well, until its next start; or its paused labels
     would be shown again."""
     with serving(store.path, watch_seconds=0.05, load_share=1) as service:
@@ -146,7 +145,7 @@ def change_link(link: Path, target: Path) -> None:
     new.replace(link)
 
 
-def test_a_store_behind_a_link_is_followed(tmp_path: Path) -> None:
+def test_a_store_that_is_a_symlink_is_followed(tmp_path: Path) -> None:
     """A release that is deployed by changing a symlink would never be served."""
     old, new = make_store(tmp_path / "old", "one", "two"), make_store(tmp_path / "new", "three", "one")
     link = tmp_path / "live"
@@ -178,7 +177,7 @@ def engine_folder(service: Service) -> Path | None:
     return next((Path(word) for word in command_line(engines[0]) if "/bundles/" in word), None)
 
 
-def test_a_copy_of_the_served_bundle_behind_the_link_is_not_loaded_again(tmp_path: Path) -> None:
+def test_a_copy_of_the_served_bundle_is_not_loaded_again(tmp_path: Path) -> None:
     """Every release of a store would load its bundle anew, changed or not; or an engine that dies after it would be
     looked for in a folder that has been removed."""
     old, new = make_store(tmp_path / "old", "one"), make_store(tmp_path / "new", "one")
@@ -187,7 +186,7 @@ def test_a_copy_of_the_served_bundle_behind_the_link_is_not_loaded_again(tmp_pat
     with serving(link, watch_seconds=0.05, deadline_seconds=PATIENCE) as service:
         engines = service.engines()
         change_link(link, new.path)
-        service.wait_for_log("bundle one is served, and lies in another folder of the store now")
+        service.wait_for_log("bundle one is served, and is in another folder of the store now")
         assert service.engines() == engines
         old.path.rename(tmp_path / "gone")
         os.kill(engines[0], signal.SIGKILL)
@@ -214,10 +213,8 @@ def test_an_engine_is_replaced_once_there_are_descriptors_again(store: Store) ->
         with no_descriptors(service):
             for engine in service.engines():
                 os.kill(engine, signal.SIGKILL)
-            told = wait_until(
-                lambda: "Too many open files" in (text := client.get("/readyz").json()["detail"]) and text
-            )
-            assert "no process can be started for bundle one" in told
+            reason = "no process can be started for bundle one (Too many open files)"
+            wait_until(lambda: reason in client.get("/readyz").json()["detail"])
             assert client.post("/predict", RED).status == 503
         wait_until(lambda: client.get("/readyz").json()["detail"] == "serving")
         assert client.post("/predict", RED).status == 200
@@ -238,10 +235,15 @@ def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> 
     [
         ("connection_watch", "service.connections.pool", "Connections.watch", "True"),
         ("generation_closing", "service.bundles.generation", "Generation.close", "self.name == 'one'"),
-        ("engine_replacement", "service.bundles.generation", "Generation._start_engine", "self._batcher"),
-        ("store_follow", "service.bundles.store_follower", "Following._move", "True"),
-        ("store_watch", "service.bundles.store_access", "Source.look", "True"),
-        ("comparison_closing", "service.bundles.comparison", "Compared._end", "self.generation"),
+        (
+            "engine_replacement",
+            "service.bundles.generation_set",
+            "GenerationSet.choose_policy",
+            "self.current is given[0]",
+        ),
+        ("store_follow", "service.bundles.generation_set", "GenerationSet.serves", "True"),
+        ("store_watch", "service.bundles.store_access", "StoreAccess.active_folder", "True"),
+        ("comparison_closing", "service.bundles.comparison", "Comparison.close", "self.generation"),
     ],
 )
 def test_a_task_that_fails_once_is_counted_and_goes_on(
@@ -273,17 +275,17 @@ def test_a_task_that_fails_once_is_counted_and_goes_on(
 @pytest.mark.parametrize(
     ("task", "method", "path", "body"),
     [
-        ("bundle_loading", "Opener.open", "activate", {"bundle": "two"}),
-        ("comparison_opening", "Opener.open_aside", "compare", {"bundle": "two", "queries": ["red"]}),
+        ("bundle_loading", "BundleLoader.open", "activate", {"bundle": "two"}),
+        ("comparison_opening", "BundleLoader.open_for_comparison", "compare", {"bundle": "two", "queries": ["red"]}),
     ],
 )
-def test_an_order_that_fails_unexpectedly_is_answered_and_the_next_one_is_taken(
+def test_an_admin_request_that_fails_unexpectedly_is_answered_and_can_be_repeated(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, method: str, path: str, body: Any
 ) -> None:
     """The administrator would get no answer, or no bundle could be opened any more."""
     condition = "given[0] != 'one'"
     code = FAIL_ONCE.format(module="service.bundles.loader", method=method, condition=condition)
-    code = code.replace("def failing", "async def failing").replace("return true", "return await true")
+    code = code.replace("def failing", "async def failing").replace("return original", "return await original")
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path) as service:
         reply = service.ask("POST", f"/admin/{path}", body, X_Admin_Key=ADMIN_KEY)
@@ -294,11 +296,11 @@ def test_an_order_that_fails_unexpectedly_is_answered_and_the_next_one_is_taken(
         assert detail(service) == "serving"
 
 
-def test_a_way_back_that_fails_once_is_taken_all_the_same(
+def test_a_rollback_that_fails_once_is_tried_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bundle whose engines keep ending would be served on because of one error at the wrong moment."""
-    code = FAIL_ONCE.format(module="service.bundles.rollback", method="Fallback._earlier", condition="True")
+    """A bundle whose engines keep ending would still be served because of one error at the wrong moment."""
+    code = FAIL_ONCE.format(module="service.bundles.store_access", method="StoreAccess.previous", condition="True")
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, crashes=1) as service:
         assert service.activate("two").status == 200
@@ -311,8 +313,9 @@ def test_a_way_back_that_fails_once_is_taken_all_the_same(
 def test_paused_labels_that_could_not_be_sent_are_sent_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The list would be right in the store and in /admin/paused, and a stopped campaign would be shown on."""
-    code = FAIL_ONCE.format(module="service.bundles.manager", method="Generations._tell_paused", condition="True")
+    """The list would be right in the store and in /admin/paused, and a paused label would still be shown."""
+    condition = "self.pause_version"  # the first list is sent before the generation is open
+    code = FAIL_ONCE.format(module="service.bundles.generation", method="Generation.send_paused", condition=condition)
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, watch_seconds=0.05) as service:
         gone = shown(service)[0]
@@ -324,11 +327,11 @@ def test_paused_labels_that_could_not_be_sent_are_sent_again(
 @pytest.mark.parametrize(
     ("where", "sentence"),
     [
-        ("s.Source.bring", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
-        ("s.Source.folder", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
+        ("s.StoreAccess.fetch", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
+        ("s.StoreAccess.folder", "the active bundle cannot be opened: unexpected ZeroDivisionError: injected"),
     ],
 )
-def test_a_service_that_cannot_open_its_bundle_ends_and_says_why(
+def test_a_service_that_cannot_open_its_bundle_ends_with_the_reason(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, sentence: str
 ) -> None:
     """It would stay at "no bundle is open yet" for ever, and no orchestrator would start another one."""
@@ -358,8 +361,10 @@ def test_a_service_whose_application_cannot_start_ends(
     assert "error: the service could not be started" in log
 
 
-def test_a_stop_does_not_wait_for_a_silent_collector_of_traces(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A collector that takes connections and says nothing would keep every service from ending."""
+def test_a_stop_does_not_wait_for_a_trace_collector_that_does_not_answer(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A collector that accepts connections and does not answer would keep every service from ending."""
     pytest.importorskip("opentelemetry.sdk")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -370,7 +375,7 @@ def test_a_stop_does_not_wait_for_a_silent_collector_of_traces(store: Store, mon
             assert "the last traces were not sent" in service.log
 
 
-def test_traces_that_cannot_be_sent_are_counted_and_do_not_keep_it_from_ending(
+def test_traces_that_cannot_be_sent_are_counted_and_do_not_delay_a_stop(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A failing exporter would end the service in a traceback, with its engines still there."""

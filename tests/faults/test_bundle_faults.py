@@ -9,11 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from retrieval import open_bundle
 from retrieval.bundle.labels import write_labels
 from retrieval.bundle.manifest import REQUIRED
 from retrieval.bundle.verified_files import describe_file
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever
 from tests.support.bundles import make_bundle
 
 
@@ -30,7 +30,7 @@ def bundle(whole: Path, tmp_path: Path) -> Path:
 def refused(folder: Path, naming: str) -> None:
     """Opening must fail with a sentence that names the file."""
     with pytest.raises(BundleError) as caught:
-        Retriever.open(folder)
+        open_bundle(folder)
     message = str(caught.value)
     assert naming in message, message
     assert message.endswith("."), message
@@ -38,7 +38,7 @@ def refused(folder: Path, naming: str) -> None:
 
 
 def rehash(folder: Path, name: str) -> None:
-    """Make the manifest agree with a changed file, as somebody who wants to be believed would."""
+    """Update the hash of a changed file in the manifest, as an attacker would."""
     content = json.loads((folder / "manifest.json").read_text())
     content["files"][name] = describe_file(folder / name).model_dump()
     (folder / "manifest.json").write_text(json.dumps(content))
@@ -86,7 +86,7 @@ def test_a_link_in_place_of_a_file_is_refused(whole: Path, bundle: Path, name: s
 
 
 def test_a_file_that_is_not_listed_is_refused(bundle: Path) -> None:
-    """If it fails, files that nobody verified travel with a bundle, ONNX external data among them."""
+    """If it fails, a bundle can contain files without hashes, such as ONNX external data."""
     (bundle / "query_encoder.onnx.data").write_bytes(b"0")
     refused(bundle, "query_encoder.onnx.data")
 
@@ -135,11 +135,11 @@ def test_vectors_that_give_no_scores_are_refused(bundle: Path, number: float) ->
     vectors_LD[150, 7] = number
     np.save(bundle / "vectors.npy", vectors_LD)
     rehash(bundle, "vectors.npy")
-    refused(bundle, "vectors.npy holds a vector that is not finite")
+    refused(bundle, "vectors.npy contains a vector that is not finite")
 
 
 def test_an_index_that_became_another_is_called_damaged(bundle: Path) -> None:
-    """If it fails, whoever copied a bundle badly is told to export it again, which does not help."""
+    """If it fails, the message after a bad copy asks for a new export, which does not help."""
     content = bytearray((bundle / "index.hnsw").read_bytes())
     content[8:16] = bytes(8)  # the capacity, which the index's own check would refuse as well
     (bundle / "index.hnsw").write_bytes(content)
@@ -147,7 +147,7 @@ def test_an_index_that_became_another_is_called_damaged(bundle: Path) -> None:
 
 
 def test_pickled_vectors_are_refused(bundle: Path) -> None:
-    """If it fails, opening a bundle runs code that somebody put into it."""
+    """If it fails, opening a hostile bundle runs its code."""
     np.save(bundle / "vectors.npy", np.array([{}], object), allow_pickle=True)
     rehash(bundle, "vectors.npy")
     refused(bundle, "vectors.npy")
@@ -169,13 +169,13 @@ def test_an_encoder_of_another_width_is_refused(bundle: Path) -> None:
 
 @pytest.mark.parametrize("name", REQUIRED)
 def test_a_rehashed_file_of_nonsense_is_refused(bundle: Path, name: str) -> None:
-    """If it fails, a file that is not what its name says crashes whoever opens the bundle."""
+    """If it fails, a file with other content than its name says crashes the process that opens the bundle."""
     (bundle / name).write_bytes(b"\x93NUMPY nonsense" * 100)
     rehash(bundle, name)
     if name == "label_encoder.onnx":  # never opened by a reader: only its hash counts
-        assert Retriever.open(bundle).search(["red"], 1)
+        assert open_bundle(bundle).search(["red"], 1)
     elif name == "golden.json":
-        with Retriever.open(bundle) as retriever, pytest.raises(BundleError, match=r"golden\.json"):
+        with open_bundle(bundle) as retriever, pytest.raises(BundleError, match=r"golden\.json"):
             retriever.check_golden()
     else:
         refused(bundle, name)

@@ -39,7 +39,7 @@ def strike(service: Service, number: int) -> int:
 
 @pytest.mark.parametrize("lanes", [1, 2])
 def test_no_client_notices_a_killed_engine(two_bundles: Store, lanes: int) -> None:
-    """A crash in native code would be an error for everybody it was working for, and the end of the service."""
+    """A crash in native code would fail the requests of its batch, and end the service."""
     with serving(two_bundles.path, lanes=lanes, **PATIENT) as service, Load(service, BODIES, clients=3) as load:
         for _ in range(KILLS):
             answered = len(load.replies)
@@ -55,7 +55,7 @@ def test_no_client_notices_a_killed_engine(two_bundles: Store, lanes: int) -> No
 
 
 def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
-    """One endless search would hold up every request after it, for ever."""
+    """One endless search would block every request after it for ever."""
     # long enough for the replacement's answer on a busy machine: a query that ends two engines is refused
     with serving(two_bundles.path, silence_seconds=2, **PATIENT) as service:
         stopped = strike(service, signal.SIGSTOP)
@@ -63,8 +63,8 @@ def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
         assert stopped not in service.engines()
 
 
-def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundles: Store) -> None:
-    """A stopped engine would stay for ever, with its memory, and nobody would know of it."""
+def test_a_throttled_engine_ends_with_its_service(two_bundles: Store) -> None:
+    """A stopped engine would stay for ever, with its memory, unnoticed."""
     with serving(two_bundles.path, load_share=0.01) as service, Load(service, BODIES, clients=3) as load:
         activated: list[str] = []
 
@@ -85,7 +85,7 @@ def test_nothing_is_left_of_a_service_that_dies_while_an_engine_rests(two_bundle
         assert not activated
 
 
-def test_a_bundle_whose_engines_keep_ending_gives_way_to_the_one_before(two_bundles: Store) -> None:
+def test_a_bundle_whose_engines_keep_ending_is_rolled_back(two_bundles: Store) -> None:
     """A bundle that crashes on some request would be started over and over, and its clients would wait in vain."""
     with serving(two_bundles.path, crashes=3, watch_seconds=0.05, **PATIENT) as service:
         assert service.activate("other").status == 200
@@ -138,7 +138,7 @@ def empty_it(folder: Path) -> None:
 
 
 def spoil_the_answers(folder: Path) -> None:
-    """Golden answers that the bundle does not give, honestly listed in the manifest."""
+    """Write golden answers that the bundle does not give, with a correct hash in the manifest."""
     golden = json.loads((folder / "golden.json").read_bytes())
     for answer in golden["answers"]:
         answer["ids"] = [f"absent-{place}" for place, _ in enumerate(answer["ids"])]
@@ -158,7 +158,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def test_a_damaged_bundle_is_not_activated(tmp_path: Path) -> None:
-    """A bad copy would end a service that was doing well, or the operator would not learn what is wrong with it."""
+    """A bad copy would end a working service, or the operator would not get the reason."""
     store = make_store(tmp_path / "store", "good", *DAMAGES)
     with serving(store.path, load_share=1) as service, Load(service, BODIES, clients=1) as load:
         for name, (damage, reason) in DAMAGES.items():
@@ -180,8 +180,8 @@ def test_a_damaged_bundle_is_not_activated(tmp_path: Path) -> None:
     assert {(reply.status, reply.headers.get("x-bundle")) for _, reply in load.replies} == {(200, "good")}
 
 
-def test_an_engine_that_cannot_come_back_says_why(two_bundles: Store) -> None:
-    """Requests would wait in vain, and nobody would learn that the bundle on disk has been damaged meanwhile."""
+def test_the_reason_why_an_engine_cannot_be_replaced_is_reported(two_bundles: Store) -> None:
+    """Requests would wait in vain, and the damage of the bundle on disk would not be reported."""
     index = two_bundles.bundle_path("good") / "index.hnsw"
     whole = index.read_bytes()
     with serving(two_bundles.path) as service:

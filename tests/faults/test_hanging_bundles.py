@@ -72,7 +72,7 @@ def refused(client: Client) -> tuple[int, str, str]:
     return reply.status, reply.json()["error"]["code"], reply.json()["error"]["message"]
 
 
-def test_going_back_does_not_wait_for_it(store: Store, gate: Path) -> None:
+def test_a_rollback_does_not_wait_for_a_hanging_bundle(store: Store, gate: Path) -> None:
     """After the activation of a bad bundle, a rollback would wait for a quarter of an hour."""
     with serving(store.path, **CALM) as service, activating(service, "hang") as client:
         assert admin(service, "rollback").json()["bundle"] == "one"
@@ -83,7 +83,7 @@ def test_going_back_does_not_wait_for_it(store: Store, gate: Path) -> None:
         assert figures(service)['diptych_switches_total{result="preempted"}'] == 1
 
 
-def test_another_activation_takes_its_place_and_the_same_is_told_of_it(store: Store, gate: Path) -> None:
+def test_another_activation_preempts_it_and_the_same_is_refused(store: Store, gate: Path) -> None:
     """One bundle that hangs would keep every later one from being served."""
     with serving(store.path, **CALM) as service, activating(service, "hang") as client:
         again = service.activate("hang")
@@ -94,7 +94,7 @@ def test_another_activation_takes_its_place_and_the_same_is_told_of_it(store: St
         wait_until(lambda: len(service.engines()) == 1)
 
 
-def test_what_the_store_names_next_takes_its_place(store: Store, gate: Path) -> None:
+def test_the_next_active_bundle_of_the_store_preempts_it(store: Store, gate: Path) -> None:
     """A good bundle after a bad one would not be served although every store command says that it is."""
     with serving(store.path, **CALM) as service:
         store.activate("hang")
@@ -109,7 +109,7 @@ def test_what_the_store_names_next_takes_its_place(store: Store, gate: Path) -> 
         assert served(service) == "three"
 
 
-def test_an_order_is_newer_than_what_the_store_named_before(store: Store, gate: Path) -> None:
+def test_an_admin_request_is_newer_than_the_present_value_of_current(store: Store, gate: Path) -> None:
     """The service would load the hanging bundle again after its administrator has activated another one."""
     with serving(store.path, **CALM) as service:
         store.activate("hang")
@@ -118,7 +118,7 @@ def test_an_order_is_newer_than_what_the_store_named_before(store: Store, gate: 
         wait_until(lambda: detail(service) == "serving" and len(service.engines()) == 1)
 
 
-def test_a_service_that_starts_with_it_takes_orders(store: Store, gate: Path, tmp_path: Path) -> None:
+def test_a_service_that_starts_with_it_accepts_admin_requests(store: Store, gate: Path, tmp_path: Path) -> None:
     """A service that starts with a hanging bundle could only be repaired by hand, in the store."""
     store.activate("hang")
     process = start(store.path, tmp_path / "log", **CALM)
@@ -200,8 +200,8 @@ def engine_of(service: Service, bundle: str) -> int | None:
     return next((one for one in engines if any(f"/bundles/{bundle}" in word for word in command_line(one))), None)
 
 
-def test_a_bundle_is_given_up_although_another_one_hangs(store: Store, gate: Path) -> None:
-    """A bundle whose engines keep ending would be served on for as long as the next one does not open."""
+def test_an_automatic_rollback_does_not_wait_for_a_hanging_bundle(store: Store, gate: Path) -> None:
+    """A bundle whose engines keep ending would be served for as long as the next one does not open."""
     with serving(store.path, crashes=2, **CALM) as service:
         assert service.activate("three").status == 200
         store.activate("hang")

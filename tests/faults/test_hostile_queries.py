@@ -17,7 +17,7 @@ from retrieval.bundle.label_size import label_bytes
 from retrieval.bundle.labels import write_labels
 from retrieval.bundle.manifest import LABELS
 from retrieval.bundle.verified_files import describe_file
-from retrieval.sandboxed_opening import prove
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
 from service.errors import longest_retry
 from tests.support import bundles
@@ -146,7 +146,7 @@ def with_large_labels(folder: Path, characters: int) -> None:
 @pytest.fixture(scope="module")
 def large_labels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle whose labels have 200 kB each."""
-    store = Store(tmp_path_factory.mktemp("large") / "store", prove)
+    store = Store(tmp_path_factory.mktemp("large") / "store", verify_in_process)
     with store.incoming() as folder:
         make_bundle(folder)
         with_large_labels(folder, 100_000)

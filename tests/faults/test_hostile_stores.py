@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 
 import retrieval.store.folder
+import retrieval.system.file_locks
+from retrieval import open_bundle
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever
-from retrieval.sandboxed_opening import prove
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
 from retrieval.store.paused_labels import PAUSED, read_paused
 from tests.support.bundles import make_bundle, make_store
@@ -30,7 +31,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Store:
     """Bundles one, which is active and was activated after two, and two."""
-    copied = Store(shutil.copytree(made, tmp_path / "store"), prove)
+    copied = Store(shutil.copytree(made, tmp_path / "store"), verify_in_process)
     copied.activate("two")
     copied.activate("one")
     return copied
@@ -127,10 +128,10 @@ def test_bundles_that_are_links_are_none(store: Store, outside: Path, tmp_path: 
         with pytest.raises(BundleError, match="link is a symbolic link"):
             act("link")
     with pytest.raises(BundleError, match="link is a symbolic link"):
-        Retriever.open(link)
+        open_bundle(link)
     (store.path / "CURRENT").write_text("link\n")
     with pytest.raises(BundleError, match="link is a symbolic link"):
-        Retriever.open(store.path)
+        open_bundle(store.path)
     (store.path / "CURRENT").write_text("one\n")
     store.prune(0)
     assert {item.name for item in elsewhere.iterdir()} == files
@@ -139,10 +140,10 @@ def test_bundles_that_are_links_are_none(store: Store, outside: Path, tmp_path: 
 def test_a_store_that_is_reached_through_a_link_works(store: Store, tmp_path: Path) -> None:
     """If it fails, release folders that a link names cannot be used as stores any more."""
     (tmp_path / "link").symlink_to(store.path)
-    linked = Store(tmp_path / "link", prove)
+    linked = Store(tmp_path / "link", verify_in_process)
     linked.activate("two")
     publish(linked)
-    with Retriever.open(tmp_path / "link") as retriever:
+    with open_bundle(tmp_path / "link") as retriever:
         assert retriever.name == "two"
     assert store.active() == "two"
 
@@ -169,7 +170,7 @@ KINDS = (as_pipe, as_folder, as_endless, as_nonsense)
 
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("name", ["CURRENT", "HISTORY", PAUSED])
-def test_a_file_that_is_none_is_one_sentence_and_holds_nobody(
+def test_what_is_no_file_is_one_sentence_and_blocks_no_command(
     store: Store, name: str, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If it fails, a pipe or a file without end in a store stops every command and service that looks at it."""
@@ -189,7 +190,7 @@ def test_a_file_that_is_none_is_one_sentence_and_holds_nobody(
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_a_lock_that_is_none_holds_nobody(store: Store, make: Callable[[Path], None]) -> None:
+def test_what_is_no_lock_file_blocks_no_command(store: Store, make: Callable[[Path], None]) -> None:
     """If it fails, a pipe in place of the lock holds every command that changes a store, for ever."""
     (store.path / ".lock").unlink()
     make(store.path / ".lock")
@@ -221,7 +222,7 @@ def as_on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_locks_work_on_nfs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a store on NFS cannot be changed, loses a bundle that is read, or one that is being written."""
     as_on_nfs(monkeypatch)
-    with store.incoming() as folder, Retriever.open(store.bundle_path("two")):
+    with store.incoming() as folder, open_bundle(store.bundle_path("two")):
         (folder / "file").write_text("half a bundle")
         publish(store)
         store.activate("new")
@@ -257,7 +258,7 @@ def test_a_file_system_without_locks_can_be_read(store: Store, monkeypatch: pyte
         raise OSError(37, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refused)
-    with Retriever.open(store.path) as retriever:
+    with open_bundle(store.path) as retriever:
         assert retriever.name == "one"
     with pytest.raises(BundleError, match="No locks available"):
         store.activate("two")
@@ -293,21 +294,21 @@ def test_what_has_no_date_is_left_alone_and_named(
     assert store.bundles() == ["strange", "one", "two"]
 
 
-def test_a_manifest_that_somebody_locks_holds_nobody(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locked_manifest_is_an_error_after_a_time_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a process that may read a store stops every command and service that opens a bundle of it."""
-    monkeypatch.setattr(retrieval.store.folder, "SHARE_SECONDS", 0.1)
-    acts: tuple[Callable[[], object], ...] = (lambda: Retriever.open(store.path), lambda: store.activate("one"))
+    monkeypatch.setattr(retrieval.system.file_locks, "SHARED_LOCK_SECONDS", 0.1)
+    acts: tuple[Callable[[], object], ...] = (lambda: open_bundle(store.path), lambda: store.activate("one"))
     with (store.path / "bundles" / "one" / "manifest.json").open("rb") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         for act in acts:
             with pytest.raises(BundleError, match=r"manifest\.json is locked by another process"):
                 act()
-    Retriever.open(store.path).close()
+    open_bundle(store.path).close()
 
 
-def test_a_store_that_somebody_locks_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, a process that may read a store stops every activation and rollback without a word."""
-    monkeypatch.setattr(retrieval.store.folder, "CHANGE_SECONDS", 0.1)
+def test_a_locked_store_is_an_error_after_a_time_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a process that may read a store stops every activation and rollback without a message."""
+    monkeypatch.setattr(retrieval.store.folder, "STORE_LOCK_SECONDS", 0.1)
     store.activate("two")
     with (store.path / ".lock").open("rb") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)

@@ -8,9 +8,9 @@ import onnxruntime
 import pytest
 from onnx.external_data_helper import convert_model_to_external_data
 
+from retrieval import open_bundle
 from retrieval.bundle.manifest import QUERY_ENCODER
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever
 from tests.support.bundles import make_bundle
 from tests.support.mutations import rehash
 
@@ -66,7 +66,7 @@ HOSTILE = {
 
 def test_weights_beside_the_model_are_read(bundle: Path) -> None:
     """If it fails, a model beyond the 2 GB of one protobuf file cannot be served."""
-    with Retriever.open(bundle) as retriever:
+    with open_bundle(bundle) as retriever:
         assert retriever.search(["rain"], 1)[0][0].text == "rain"
         assert retriever.check_golden().passed
 
@@ -81,7 +81,7 @@ def test_a_reference_out_of_the_bundle_is_refused(bundle: Path, how: str) -> Non
     assert path.read_bytes() != before
     rehash(bundle, QUERY_ENCODER)
     with pytest.raises(BundleError, match=r"query_encoder\.onnx refers to data outside of the bundle\. Export"):
-        Retriever.open(bundle)
+        open_bundle(bundle)
 
 
 def test_a_reference_to_a_file_that_is_not_listed_is_refused(bundle: Path) -> None:
@@ -90,10 +90,10 @@ def test_a_reference_to_a_file_that_is_not_listed_is_refused(bundle: Path) -> No
     path.write_bytes(renamed("absent.data")(path.read_bytes()))
     rehash(bundle, QUERY_ENCODER)
     with pytest.raises(BundleError, match=r"query_encoder\.onnx refers to absent\.data, which is no file of weights"):
-        Retriever.open(bundle)
+        open_bundle(bundle)
     (bundle / "absent.data").write_bytes((bundle / BESIDE).read_bytes())
     with pytest.raises(BundleError, match=r"absent\.data is not listed"):
-        Retriever.open(bundle)
+        open_bundle(bundle)
 
 
 def test_words_that_only_contain_the_key_are_no_references(bundle: Path) -> None:
@@ -104,4 +104,4 @@ def test_words_that_only_contain_the_key_are_no_references(bundle: Path) -> None
     onnx.save(model, bundle / QUERY_ENCODER)
     rehash(bundle, QUERY_ENCODER)
     assert onnxruntime.InferenceSession(str(bundle / QUERY_ENCODER), providers=["CPUExecutionProvider"])
-    Retriever.open(bundle).close()
+    open_bundle(bundle).close()

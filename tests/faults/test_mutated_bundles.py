@@ -1,4 +1,4 @@
-"""A thousand damaged bundles: none passes for whole, and what lies about itself harms nobody. `-s` shows the counts."""
+"""A thousand damaged bundles: none is accepted as valid, and hostile ones do no harm. `-s` shows the counts."""
 
 import json
 import subprocess
@@ -50,7 +50,7 @@ def test_a_refusal_names_file_and_cause_in_a_sentence(opened: list[dict[str, Any
             assert "\n" not in case["how"], case
 
 
-def test_a_lying_bundle_raises_one_error_and_holds_nobody(opened: list[dict[str, Any]]) -> None:
+def test_a_hostile_bundle_raises_one_error_within_its_limits(opened: list[dict[str, Any]]) -> None:
     """If it fails, a hostile bundle ends its reader in a way that the reader cannot expect, or keeps it for ever."""
     strange = [case for case in opened if case["outcome"] in ("escaped", "hung")]
     assert strange == []

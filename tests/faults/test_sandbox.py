@@ -12,9 +12,17 @@ from types import SimpleNamespace
 
 import pytest
 
-import retrieval.system.sandbox
 from retrieval.errors import BadInput
-from retrieval.system.sandbox import child_environment, confine, data_limit, folder_bytes, missing, sandbox_mode
+from retrieval.system.sandbox import (
+    NO_LANDLOCK,
+    child_environment,
+    confine,
+    data_limit,
+    folder_bytes,
+    missing,
+    missing_by_package,
+    sandbox_mode,
+)
 from tests.support.bundles import make_store
 from tests.support.service import serving
 
@@ -157,14 +165,14 @@ def test_what_the_system_lacks_is_said_or_refused(tmp_path: Path, monkeypatch: p
         pass
 
 
-def test_each_part_of_the_sandbox_is_tested_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_part_of_the_sandbox_is_tested_on_its_own() -> None:
     """If it fails, one missing package hides that the kernel lacks what the other one needs, and `confine` fails."""
-    monkeypatch.setattr(retrieval.system.sandbox, "find_spec", lambda name: None if name == "seccompy" else name)
-    monkeypatch.setattr(
-        retrieval.system.sandbox, "import_module", lambda name: SimpleNamespace(supported=lambda: False)
+    lacks = missing_by_package(
+        find=lambda name: None if name == "seccompy" else name,
+        load=lambda name: SimpleNamespace(supported=lambda: False),
     )
-    assert missing() == [retrieval.system.sandbox.NO_LANDLOCK, "the package seccompy is not installed"]
-    assert confine([], "auto") == missing()
+    assert list(lacks.values()) == [NO_LANDLOCK, "the package seccompy is not installed"]
+    assert confine([], "auto", lacks) == list(lacks.values())
 
 
 def test_the_memory_limit_follows_the_files_that_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

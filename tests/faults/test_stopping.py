@@ -1,4 +1,4 @@
-"""SIGTERM at any stage of any command: it ends soon, with code 143 and no traceback, and the rerun gives the same."""
+"""SIGTERM at any stage of any command: it stops with code 143 and no traceback, and a rerun gives the same result."""
 
 import os
 import signal
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from retrieval.open import open_store
 from retrieval.store.local import Store
 from tests.support.bundles import WORDS, make_store
 from tests.support.checkpoints import make_checkpoint, write_words
@@ -21,7 +22,7 @@ from training.recipe.loading import load_recipe
 from training.run import train
 
 ROOT = Path(__file__).parents[2]
-DEADLINE = 60  # seconds; what would not end by itself would need hours
+DEADLINE = 60  # seconds; a command that does not stop would run for hours
 SMALL = [
     "optimizer.epochs=2",
     "validation.every_epochs=1",
@@ -35,7 +36,7 @@ SMALL = [
 
 @contextmanager
 def at_stage(stage: str, words: Sequence[str | Path], how: str = "python") -> Iterator[subprocess.Popen[str]]:
-    """Start a command that stays at a stage; yield its process once it is there."""
+    """Start a command that waits at a stage; yield its process when it is there."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE")}
     command = [sys.executable, "-m", "tests.support.stopped_at", stage, how, *map(str, words)]
     with subprocess.Popen(
@@ -80,7 +81,7 @@ def train_words(dataset: Dataset, out: Path) -> list[str]:
 
 
 def test_training_stops_at_every_stage_and_ends_with_the_same_weights(words: Dataset, tmp_path: Path) -> None:
-    """If it fails, a run that gets SIGTERM outside of its steps runs on for minutes, or ends with other weights."""
+    """If it fails, a run that gets SIGTERM outside its steps continues for minutes, or ends with other weights."""
     out, command = tmp_path / "run", train_words(words, tmp_path / "run")
     stages = [
         ("training.batching.training_data:tokenize_cached", "python"),
@@ -100,8 +101,8 @@ def test_training_stops_at_every_stage_and_ends_with_the_same_weights(words: Dat
     assert (out / "report.html").is_file()
 
 
-def test_native_code_that_hears_no_signal_does_not_hold_a_command(words: Dataset, tmp_path: Path) -> None:
-    """If it fails, a command in a long call of a library is killed by its supervisor, or runs on for minutes."""
+def test_native_code_that_delays_signals_does_not_block_a_command(words: Dataset, tmp_path: Path) -> None:
+    """If it fails, a command in a long call of a library continues for minutes, or is killed by its supervisor."""
     out = tmp_path / "run"
     stopped("training.evaluation.validator:Validator.validate", train_words(words, out), "native")
     assert run(*train_words(words, out)) == 0
@@ -109,20 +110,20 @@ def test_native_code_that_hears_no_signal_does_not_hold_a_command(words: Dataset
 
 @pytest.mark.parametrize("stage", ["export.build:write_vectors", "export.build:choose_ef_search", "export.build:seal"])
 def test_an_export_that_stops_leaves_nothing(checkpoint: Path, tmp_path: Path, stage: str) -> None:
-    """If it fails, an export runs on after SIGTERM, or leaves half a bundle that fills the disk."""
-    store = Store(tmp_path / "store")
+    """If it fails, an export continues after SIGTERM, or leaves an incomplete bundle on the disk."""
+    store = open_store(tmp_path / "store")
     stopped(stage, ["export", checkpoint, "--store", store.path])
     assert store.bundles() == []
     assert list((store.path / ".incoming").iterdir()) == []
 
 
 def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> None:
-    """If it fails, a long matching job is lost by a restart of its machine, or gives other answers after it."""
+    """If it fails, a batch search starts again after a restart of its machine, or gives other answers."""
     queries = tmp_path / "queries.csv"
     queries.write_text("query\n" + "\n".join(f"{one} {other}" for one in WORDS for other in WORDS) + "\n")
     command = ["predict", "--bundle", store.path, "--input", queries, "--output"]
-    said = stopped("retrieval.offline.batch_search:Parts.join", [*command, tmp_path / "found.jsonl"])
-    assert "The same command goes on from here." in said
+    said = stopped("retrieval.offline.shards:Shards.join", [*command, tmp_path / "found.jsonl"])
+    assert "Rerun the same command to resume." in said
     assert run(*command, tmp_path / "found.jsonl") == run(*command, tmp_path / "whole.jsonl") == 0
     assert (tmp_path / "found.jsonl").read_text() == (tmp_path / "whole.jsonl").read_text()
 
@@ -131,7 +132,7 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
     ("stage", "command"),
     [
         ("retrieval.retriever:read_bundle", ["search", "STORE", "red shoes"]),
-        ("retrieval.sandboxed_opening:prove_aside", ["bundles", "verify", "STORE", "one"]),
+        ("retrieval.sandboxed_opening:verify_in_subprocess", ["bundles", "verify", "STORE", "one"]),
         ("training.prepare.writing:_publish", ["prepare", "CLICKS", "--out", "OUT"]),
         (
             "training.evaluation.checkpoint_evaluation:load_checkpoint",
@@ -143,7 +144,7 @@ def test_predictions_go_on_where_they_stopped(store: Store, tmp_path: Path) -> N
 def test_every_other_command_stops(
     store: Store, words: Dataset, checkpoint: Path, tmp_path: Path, stage: str, command: list[str]
 ) -> None:
-    """If it fails, a command ignores SIGTERM, answers with a traceback, or leaves half of what it was writing."""
+    """If it fails, a command ignores SIGTERM, prints a traceback, or leaves incomplete files."""
     clicks = tmp_path / "clicks.csv"
     clicks.write_text("query,label\n" + "".join(f"query {row},label {row % 7}\n" for row in range(40)))
     places = {"STORE": store.path, "CLICKS": clicks, "OUT": tmp_path / "dataset", "DATASET": words.folder}
@@ -152,9 +153,9 @@ def test_every_other_command_stops(
 
 
 def test_ctrl_c_that_a_shell_ignores_stays_ignored() -> None:
-    """Ctrl-C would end the commands that a script has started in the background."""
+    """If it fails, Ctrl-C ends commands that a script started in the background."""
     program = (
-        "import signal; from retrieval import stopping; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+        "import signal; from retrieval.system import stopping; signal.signal(signal.SIGINT, signal.SIG_IGN); "
         "stopping.install(); signal.raise_signal(signal.SIGINT); print('going on', stopping.requested())"
     )
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""A store on a disk that is full, read-only or another one, or that is somebody else's: a sentence, no loss."""
+"""A store on a full or read-only disk, on another file system, or of another user: one message, and no loss."""
 
 import os
 import resource
@@ -12,15 +12,16 @@ from pathlib import Path
 
 import pytest
 
+from retrieval import open_bundle
 from retrieval.bundle.verified_files import verify_bundle
-from retrieval.retriever import Retriever
-from retrieval.sandboxed_opening import prove
+from retrieval.open import open_store
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
 from tests.support.bundles import make_bundle
 from tests.support.processes import running
 
 ROOT = Path(__file__).parents[2]
-NOBODY = 65_534
+OTHER_UID = 65_534
 COMMANDS = (["publish", "{folder}", "three"], ["activate", "two"], ["rollback"], ["prune"])
 
 
@@ -35,7 +36,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture
 def store(folder: Path) -> Store:
     """Bundles none, one and two; one is active, none was before it."""
-    made = Store(folder / "store", prove)
+    made = Store(folder / "store", verify_in_process)
     for seed, name in enumerate(("none", "one", "two")):
         with made.incoming() as incoming:
             made.publish(make_bundle(incoming, seed=seed, prefix=name), name)
@@ -72,10 +73,10 @@ def sentence(line: str, *parts: str) -> None:
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
-def test_a_store_of_somebody_elses_is_a_sentence(store: Store, command: list[str]) -> None:
+def test_a_store_of_another_user_is_one_sentence(store: Store, command: list[str]) -> None:
     """If it fails, a missing right ends in a traceback, or a command stops half way."""
     name, *arguments = (word.format(folder=store.path.parent / "whole") for word in command)
-    others = {"UID_FOR_TEST": str(NOBODY)} if os.getuid() == 0 else {}
+    others = {"UID_FOR_TEST": str(OTHER_UID)} if os.getuid() == 0 else {}
     modes = {
         path: path.stat().st_mode for path in (store.path, *store.path.iterdir(), *(store.path / "bundles").iterdir())
     }
@@ -95,7 +96,7 @@ def test_a_store_of_somebody_elses_is_a_sentence(store: Store, command: list[str
 def in_a_mount(size: str, then: str) -> list[str]:
     """A command in a namespace where folder/mount is a small disk of its own, holding a copy of the store."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
-        pytest.skip("this system lets nobody mount anything, not even in a namespace of its own")
+        pytest.skip("this system does not allow mounts, not even in a new namespace")
     script = f'cd "$0" && mkdir mount && mount -t tmpfs -o size={size} none mount && cp -a store mount/ && {then}'
     return ["unshare", "-rm", "sh", "-c", f'{script} && cd "$1" && shift 1 && "$@"; cp -a "$0"/mount/store "$0"/after']
 
@@ -109,7 +110,7 @@ def test_a_read_only_store_is_a_sentence(store: Store, command: list[str]) -> No
     sentence(
         said(name, folder / "mount" / "store", *arguments, before=before), "(Read-only file system)", "free space."
     )
-    nothing_lost(Store(folder / "after"))
+    nothing_lost(open_store(folder / "after"))
 
 
 @pytest.mark.parametrize("command", COMMANDS[:3], ids=lambda command: command[0])
@@ -122,7 +123,7 @@ def test_a_full_disk_is_a_sentence(store: Store, command: list[str]) -> None:
     sentence(
         said(name, folder / "mount" / "store", *arguments, before=before), "(No space left on device)", "free space."
     )
-    nothing_lost(Store(folder / "after"))
+    nothing_lost(open_store(folder / "after"))
 
 
 def test_pruning_frees_a_full_disk(store: Store) -> None:
@@ -130,7 +131,7 @@ def test_pruning_frees_a_full_disk(store: Store) -> None:
     folder = store.path.parent
     fill = "{ cat /dev/zero > mount/rest 2> /dev/null || true; }"
     assert said("prune", folder / "mount" / "store", before=[*in_a_mount("10m", fill), folder, ROOT]) == "done"
-    assert Store(folder / "after").bundles() == ["none", "one"]
+    assert open_store(folder / "after").bundles() == ["none", "one"]
 
 
 @pytest.mark.parametrize("most_bytes", [0, 10_000])
@@ -160,7 +161,7 @@ def test_a_bundle_comes_from_another_file_system(store: Store, folder: Path) -> 
         whole = shutil.copytree(folder / "whole", Path(outside) / "whole")
         assert said("publish", store.path, whole, "three") == "done"
         verify_bundle(whole)
-    with Retriever.open(store.bundle_path("three")) as retriever:
+    with open_bundle(store.bundle_path("three")) as retriever:
         assert retriever.check_golden().passed
     assert list((store.path / ".incoming").iterdir()) == []
 

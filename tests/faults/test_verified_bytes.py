@@ -1,4 +1,4 @@
-"""The bytes that are opened are those that were hashed, whatever happens to the files of an open bundle."""
+"""The bytes that are used are the bytes that were hashed, even if the files of an open bundle change."""
 
 import gc
 import mmap
@@ -12,27 +12,30 @@ from typing import Any
 import numpy as np
 import pytest
 
-import retrieval.bundle.verified_files
+from retrieval import open_bundle
+from retrieval.bundle.facts import FileEntry
 from retrieval.bundle.manifest import (
-    DIRECTIONS,
     GOLDEN,
     INDEX,
     LABEL_ENCODER,
     LABELS,
+    PROJECTION,
     QUERY_ENCODER,
     REQUIRED,
     TOKENIZER,
     VECTORS,
 )
+from retrieval.bundle.signatures import new_keys
 from retrieval.bundle.vector_file import read_finite
+from retrieval.bundle.verified_files import OpenEntry, open_listed_file, read_bundle
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever
+from retrieval.retriever import Retriever, is_loaded
 from retrieval.store.local import Store
-from retrieval.system.limits import Room
+from retrieval.system.limits import FreeMemory
 from tests.support.bundles import make_bundle
 
 QUERIES = ["cheap running shoes", "red winter city", "rain"]
-OPENED = (TOKENIZER, QUERY_ENCODER, INDEX, DIRECTIONS, VECTORS, LABELS, GOLDEN)
+OPENED = (TOKENIZER, QUERY_ENCODER, INDEX, PROJECTION, VECTORS, LABELS, GOLDEN)
 
 
 @pytest.fixture
@@ -72,28 +75,17 @@ def cut(path: Path, other: Path) -> None:
 CHANGES = (by_rename, by_link, in_place, cut)
 
 
-def after_hashing(monkeypatch: pytest.MonkeyPatch, change: Callable[[], None]) -> None:
-    """Let something happen between the moment a bundle's files were hashed and the moment they are used."""
-    read = retrieval.bundle.verified_files.read_bundle
-
-    def then_change(*arguments: Any, **named: Any) -> Any:
-        files = read(*arguments, **named)
-        change()
-        return files
-
-    monkeypatch.setattr("retrieval.retriever.read_bundle", then_change)
-
-
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("name", OPENED)
 def test_a_file_that_is_changed_after_it_was_hashed_is_not_used(
-    bundle: Path, other: Path, name: str, change: Callable[[Path, Path], None], monkeypatch: pytest.MonkeyPatch
+    bundle: Path, other: Path, name: str, change: Callable[[Path, Path], None]
 ) -> None:
     """If it fails, an attacker who can write to a store has content served that no trusted key has signed."""
-    with Retriever.open(bundle) as retriever:
+    with open_bundle(bundle) as retriever:
         expected = retriever.search(QUERIES, 5)
-    after_hashing(monkeypatch, lambda: change(bundle / name, other / name))
-    with Retriever.open(bundle) as retriever:
+    files = read_bundle(bundle, is_loaded)
+    change(bundle / name, other / name)
+    with Retriever.from_files(bundle, files) as retriever:
         assert retriever.search(QUERIES, 5) == expected
         assert retriever.check_golden().passed
 
@@ -103,7 +95,7 @@ def test_files_that_are_changed_under_an_open_bundle_change_nothing(
     bundle: Path, other: Path, change: Callable[[Path, Path], None]
 ) -> None:
     """If it fails, an edit in a store silently changes answers, or a copy over it ends the engine (SIGBUS)."""
-    with Retriever.open(bundle) as retriever:
+    with open_bundle(bundle) as retriever:
         expected, exact = retriever.search(QUERIES, 5), retriever.search(QUERIES, 5, exact=True)
         for name in (*OPENED, LABEL_ENCODER):
             change(bundle / name, other / name)
@@ -112,28 +104,29 @@ def test_files_that_are_changed_under_an_open_bundle_change_nothing(
         assert retriever.check_golden().passed
 
 
-def test_a_file_that_is_edited_while_it_is_hashed_is_refused_or_whole(
-    bundle: Path, other: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_is_edited_after_it_was_opened_is_refused(bundle: Path, other: Path) -> None:
     """If it fails, a writer that is quick enough gets some of its bytes past the check."""
-    see = retrieval.bundle.verified_files._see
 
-    def edited(path: Path, *arguments: Any) -> Any:
+    def open_and_edit(path: Path, folder: int, entry: FileEntry) -> FileIO:
+        file = open_listed_file(path, folder, entry)
         if path.name == VECTORS:
             in_place(path, other / VECTORS)
-        return see(path, *arguments)
+        return file
 
-    monkeypatch.setattr(retrieval.bundle.verified_files, "_see", edited)
     with pytest.raises(BundleError, match=r"vectors\.npy is damaged"):
-        Retriever.open(bundle)
+        read_bundle(bundle, is_loaded, open_entry=open_and_edit)
 
 
-def test_where_memory_is_short_vectors_are_mapped_and_that_is_said(
-    bundle: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def little_memory() -> FreeMemory:
+    return FreeMemory(1000, "the machine has 1 MB")
+
+
+def test_vectors_are_mapped_if_memory_is_short_and_this_is_logged(
+    bundle: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """If it fails, a bundle larger than memory cannot be opened, or its weaker guarantee is not logged."""
-    monkeypatch.setattr(retrieval.bundle.verified_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
-    with Retriever.open(bundle) as retriever:
+    files = read_bundle(bundle, is_loaded, memory=little_memory)
+    with Retriever.from_files(bundle, files) as retriever:
         base: Any = retriever.vectors_LD
         while isinstance(base, np.ndarray) and base.base is not None:
             base = base.base
@@ -142,17 +135,13 @@ def test_where_memory_is_short_vectors_are_mapped_and_that_is_said(
     assert "vectors.npy is not copied into memory" in caplog.text
 
 
-def test_with_trusted_keys_vectors_are_never_mapped(
-    bundle: Path, other: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If it fails, the guarantee of signatures ends where memory does."""
-    from retrieval.bundle.signatures import new_keys
-
-    keys, store = new_keys(), Store(tmp_path / "store", lambda folder: None)
+def test_with_trusted_keys_vectors_are_never_mapped(bundle: Path, other: Path, tmp_path: Path) -> None:
+    """If it fails, the guarantee of signatures does not apply to a bundle larger than memory."""
+    keys, store = new_keys(), Store(tmp_path / "store", lambda folder, trusted: None)
     path = store.publish(bundle, "one")
     store.sign("one", keys.signing)
-    monkeypatch.setattr(retrieval.bundle.verified_files, "free_memory", lambda: Room(1000, "the machine has 1 MB"))
-    with Retriever.open(path, trusted=[keys.trusted]) as retriever:
+    files = read_bundle(path, is_loaded, [keys.trusted], memory=little_memory)
+    with Retriever.from_files(path, files) as retriever:
         expected = retriever.search(QUERIES, 5)
         in_place(path / VECTORS, other / VECTORS)
         assert retriever.search(QUERIES, 5) == expected
@@ -160,7 +149,7 @@ def test_with_trusted_keys_vectors_are_never_mapped(
 
 def test_the_copy_of_the_index_cannot_be_written(bundle: Path) -> None:
     """If it fails, another process of the same user changes the index between its check and its loading."""
-    files = retrieval.bundle.verified_files.read_bundle(bundle, lambda name: name == INDEX)
+    files = read_bundle(bundle, lambda name: name == INDEX)
     assert files.graph is not None
     with files.graph as graph:
         graph.seek(0)
@@ -174,15 +163,15 @@ def test_no_descriptor_is_left_open(bundle: Path) -> None:
     def opened() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
 
-    Retriever.open(bundle).close()  # what libraries open once
+    open_bundle(bundle).close()  # what libraries open once
     gc.collect()  # else files that earlier tests left to the garbage collector could be closed between the two counts
     before = opened()
     for _ in range(3):
-        Retriever.open(bundle).close()
+        open_bundle(bundle).close()
     (bundle / VECTORS).write_bytes((bundle / VECTORS).read_bytes()[:-1] + b"?")
     for _ in range(3):
         with pytest.raises(BundleError):
-            Retriever.open(bundle)
+            open_bundle(bundle)
     assert opened() <= before
 
 
@@ -192,7 +181,7 @@ def test_a_bundle_of_hard_links_opens(bundle: Path, tmp_path: Path) -> None:
     copy.mkdir()
     for file in bundle.iterdir():
         os.link(file, copy / file.name)
-    with Retriever.open(copy) as retriever:
+    with open_bundle(copy) as retriever:
         assert retriever.check_golden().passed
 
 
@@ -212,32 +201,32 @@ def test_what_is_no_plain_file_is_refused_at_once(bundle: Path, tmp_path: Path, 
     else:
         path.symlink_to(content if kind == "link" else tmp_path / "absent")
     with pytest.raises(BundleError, match=name) as refused:
-        Retriever.open(bundle, trusted=["key"] if name == "manifest.sig" else [])
+        open_bundle(bundle, trusted=["key"] if name == "manifest.sig" else [])
     assert str(refused.value).endswith(".")
 
 
-@pytest.mark.parametrize("name", [LABEL_ENCODER, INDEX, VECTORS, LABELS])
-def test_a_file_that_the_disk_does_not_give_is_one_sentence(
-    bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If it fails, a failing disk ends a command in a traceback."""
+def failing_at(name: str, error: Exception) -> OpenEntry:
+    """Open files of a bundle; reading the file `name` raises an error."""
 
-    class Failing(FileIO):
+    class FailingFile(FileIO):
         def read(self, *_: Any) -> bytes:
-            raise OSError(5, os.strerror(5))
+            raise error
 
         def readinto(self, *_: Any) -> int:
-            raise OSError(5, os.strerror(5))
+            raise error
 
-    opened = retrieval.bundle.verified_files._open
+    def open_entry(path: Path, folder: int, entry: FileEntry) -> FileIO:
+        with open_listed_file(path, folder, entry) as file:
+            return (FailingFile if path.name == name else FileIO)(os.dup(file.fileno()))
 
-    def failing(path: Path, folder: int, entry: Any) -> FileIO:
-        with opened(path, folder, entry) as file:
-            return Failing(os.dup(file.fileno())) if path.name == name else FileIO(os.dup(file.fileno()))
+    return open_entry
 
-    monkeypatch.setattr(retrieval.bundle.verified_files, "_open", failing)
+
+@pytest.mark.parametrize("name", [LABEL_ENCODER, INDEX, VECTORS, LABELS])
+def test_a_read_error_is_one_sentence(bundle: Path, name: str) -> None:
+    """If it fails, a failing disk ends a command in a traceback."""
     with pytest.raises(BundleError, match=rf"{name} cannot be read \(Input/output error\)"):
-        Retriever.open(bundle)
+        read_bundle(bundle, is_loaded, open_entry=failing_at(name, OSError(5, os.strerror(5))))
 
 
 def test_vectors_of_another_length_are_refused(tmp_path: Path) -> None:
@@ -254,19 +243,7 @@ def test_vectors_of_another_length_are_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", [VECTORS, LABELS])
-def test_a_file_that_does_not_fit_into_memory_is_one_sentence(
-    bundle: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_does_not_fit_into_memory_is_one_sentence(bundle: Path, name: str) -> None:
     """If it fails, a bundle that is too large for the machine ends a command in a traceback."""
-
-    def full(*_: object) -> None:
-        raise MemoryError
-
-    monkeypatch.setattr(
-        "retrieval.bundle.verified_files.read_finite"
-        if name == VECTORS
-        else "retrieval.bundle.verified_files._read_at_most",
-        full,
-    )
     with pytest.raises(BundleError, match=r"bytes and does not fit into memory"):
-        Retriever.open(bundle)
+        read_bundle(bundle, is_loaded, open_entry=failing_at(name, MemoryError()))

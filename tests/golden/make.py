@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 from export.build import ExportSettings, export
-from retrieval.store.local import Store
+from retrieval.open import open_store
 from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.listener import RecordingCallback
 from training.recipe.loading import load_recipe
@@ -29,7 +29,7 @@ def main(target: Path) -> None:
             folder / "run",
             RecordingCallback(),
         )
-        built = export(folder / "run", Store(folder / "store"), name="golden", settings=ExportSettings(m=8))
+        built = export(folder / "run", open_store(folder / "store"), name="golden", settings=ExportSettings(m=8))
         shutil.copytree(built.path, target)
     print(f"{target}: {sum(item.stat().st_size for item in target.iterdir()):,} bytes, {built.golden}")
 

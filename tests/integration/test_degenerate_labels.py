@@ -8,9 +8,9 @@ import pytest
 
 from export.build import ExportSettings, export
 from export.pca import fit_projection
-from retrieval import Retriever
+from retrieval import open_bundle
+from retrieval.open import open_store
 from retrieval.search.indexes import Vectors
-from retrieval.store.local import Store
 from tests.support.bundles import WORDS
 from tests.support.listener import RecordingCallback
 from training.data.dataset import DatasetMeta
@@ -59,8 +59,8 @@ def test_every_degenerate_set_of_labels_exports(tmp_path: Path, texts: list[str]
     halves = {"train": split.slice(0, 24), "validation": split.slice(24)}
     dataset = write_dataset(tmp_path / "dataset", labels, halves, DatasetMeta(name="few"))  # type: ignore[arg-type]
     train(dataset, load_recipe("default", SMALL), tmp_path / "run", RecordingCallback())
-    built = export(tmp_path / "run", Store(tmp_path / "store"), settings=ExportSettings(m=8, threads=1))
-    with Retriever.open(built.path, threads=1) as retriever:
+    built = export(tmp_path / "run", open_store(tmp_path / "store"), settings=ExportSettings(m=8, threads=1))
+    with open_bundle(built.path, threads=1) as retriever:
         for weight in (0.0, 0.5, 1.0):
             (hits,) = retriever.search(["red shoes"], 200, weight=weight)
             assert sorted(hit.id for hit in hits) == sorted(labels["id"].to_pylist())

@@ -9,9 +9,10 @@ import pytest
 from export.build import ExportSettings
 from export.build import export as build
 from export.quality import bundle_quality
-from retrieval.bundle.manifest import LabelFacts
+from retrieval import Retriever, open_bundle
+from retrieval.bundle.facts import LabelFacts
 from retrieval.errors import BundleError, CheckpointError, GateError
-from retrieval.retriever import Retriever
+from retrieval.open import open_store
 from retrieval.store.local import Store
 from retrieval.system.progress import silent_stage
 from tests.support.checkpoints import N_LABELS, make_checkpoint
@@ -33,14 +34,14 @@ def opened(small: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def store(small: Path) -> Store:
-    store = Store(small.parent / "store")
+    store = open_store(small.parent / "store")
     assert run("export", small, "--store", store.path, "--activate") == 0
     return store
 
 
 @pytest.fixture(scope="module")
 def retriever(store: Store) -> Retriever:
-    return Retriever.open(store.path)
+    return open_bundle(store.path)
 
 
 def test_the_manifest_says_what_was_proved(retriever: Retriever, opened: Checkpoint) -> None:
@@ -55,8 +56,8 @@ def test_the_manifest_says_what_was_proved(retriever: Retriever, opened: Checkpo
     assert (manifest.index.recall_queries, manifest.parity.labels) == (120, N_LABELS)
     assert manifest.parity.queries > 120, "no query was as long as a query may be"
     assert manifest.parity.longest_tokens == opened.max_tokens
-    assert {0.0, 0.25, 0.5, 0.75, 1.0, opened.classifier_weight} == {one.weight for one in manifest.index.efforts}
-    assert all(one.recall_at_10 >= 0.99 for one in manifest.index.efforts)
+    assert {0.0, 0.25, 0.5, 0.75, 1.0, opened.classifier_weight} == {one.weight for one in manifest.index.ef_search}
+    assert all(one.recall_at_10 >= 0.99 for one in manifest.index.ef_search)
     assert manifest.quality is not None
     for figure in ("P@1", "P@5"):
         assert manifest.quality.checkpoint[figure] == pytest.approx(opened.metrics["unified"][figure], abs=1e-6)
@@ -135,7 +136,7 @@ def test_a_refused_bundle_leaves_nothing(
 ) -> None:
     """If it fails, a bundle that did not pass its gates can be activated, or fills the disk."""
     monkeypatch.setattr(f"export.{gate}", value)
-    store = Store(tmp_path / "store")
+    store = open_store(tmp_path / "store")
     with pytest.raises(GateError, match=said):
         build(small, store)
     assert store.bundles() == []
@@ -152,14 +153,14 @@ def test_a_bundle_that_answers_worse_than_its_checkpoint_is_refused(
 
     monkeypatch.setattr("export.build.bundle_quality", worse)
     with pytest.raises(GateError, match=r"quality: P@1 of the bundle is"):
-        build(small, Store(tmp_path / "store"))
-    assert Store(tmp_path / "store").bundles() == []
+        build(small, open_store(tmp_path / "store"))
+    assert open_store(tmp_path / "store").bundles() == []
 
 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """If it fails, a mistyped folder ends in a traceback."""
     with pytest.raises(CheckpointError, match="no checkpoint"):
-        build(tmp_path, Store(tmp_path / "store"))
+        build(tmp_path, open_store(tmp_path / "store"))
     assert run("export", tmp_path, "--store", tmp_path / "store") == 1
     assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no checkpoint")
 
@@ -168,14 +169,14 @@ def test_a_store_that_cannot_be_written_is_named(small: Path, tmp_path: Path) ->
     """If it fails, a full or read-only disk ends in a traceback."""
     (tmp_path / "store").write_text("a file where the store should be")
     with pytest.raises(BundleError, match="cannot be changed"):
-        build(small, Store(tmp_path / "store"))
+        build(small, open_store(tmp_path / "store"))
 
 
 def test_int8_of_a_static_encoder_is_refused_with_its_figures(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If it fails, an int8 bundle that is no faster takes the place of an exact one, or a refusal does not say why."""
-    store = Store(tmp_path / "store")
+    store = open_store(tmp_path / "store")
     assert run("export", small, "--store", store.path, "--name", "small", "--precision", "int8") == 1
     said = capsys.readouterr().err
     figures = r"P@1 is (\d+\.\d\d), with float32 \1 .* batches of 1, .* batches of 64, .* speed-up is"
@@ -188,7 +189,7 @@ def test_int8_of_a_static_encoder_is_refused_with_its_figures(
 
 def test_float16_answers_as_float32_and_the_manifest_says_what_it_cost(small: Path, retriever: Retriever) -> None:
     """If it fails, a bundle for GPUs answers otherwise, or nobody can see what its precision cost."""
-    store = Store(small.parent / "half")
+    store = open_store(small.parent / "half")
     built = build(small, store, settings=ExportSettings(precision="float16"))
     reduced = built.manifest.reduced
     assert reduced is not None
@@ -199,5 +200,5 @@ def test_float16_answers_as_float32_and_the_manifest_says_what_it_cost(small: Pa
     assert built.manifest.golden.score_tolerance > retriever.manifest.golden.score_tolerance
     files = built.manifest.files.keys()
     assert files == retriever.manifest.files.keys(), "something was left in the folder"
-    with Retriever.open(built.path) as half:
+    with open_bundle(built.path) as half:
         assert np.array_equal(half.vectors_LD, retriever.vectors_LD), "labels are encoded in float32"

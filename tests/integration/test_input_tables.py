@@ -1,4 +1,4 @@
-"""`diptych prepare` and `diptych predict` on files as users have them: every row is read, or skipped and counted."""
+"""`diptych prepare` and `diptych predict` on files like those of users: each row is read, or skipped and counted."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ import retrieval.tables.delimited
 from loadtest.plan import bodies
 from retrieval.errors import BadInput, TableError
 from retrieval.offline.query_files import Queries
-from retrieval.store.local import Store
+from retrieval.open import open_store
 from retrieval.tables.table import Table
 from tests.support.bundles import make_bundle
 from tests.support.command import run
@@ -73,12 +73,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def answered(path: Path) -> list[str]:
-    """The queries of a file of matches with one hit a query, in their order."""
+    """Return the queries of a file of matches with one hit per query, in order."""
     return list(pq.read_table(path).sort_by("row").column("query").to_pylist())
 
 
 def prepared_pairs(dataset: Dataset) -> set[tuple[str, str]]:
-    """All (query, label text) pairs of a dataset."""
+    """Return all (query, label text) pairs of a dataset."""
     texts = dataset.label_texts
     splits = [dataset.split(name) for name in SPLITS]
     return {
@@ -90,7 +90,7 @@ def prepared_pairs(dataset: Dataset) -> set[tuple[str, str]]:
 
 
 def test_a_path_need_not_be_utf8(bundle: Path, tmp_path: Path) -> None:
-    """Files below a folder with a name in another encoding would be reported as damaged, or end in a traceback."""
+    """If it fails, files in a folder whose name is not UTF-8 are reported as damaged, or end in a traceback."""
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
     with (folder / "t.parquet").open("wb") as file:
@@ -106,13 +106,16 @@ def test_a_path_need_not_be_utf8(bundle: Path, tmp_path: Path) -> None:
         assert pq.read_table(file).num_rows == 2
     assert len((folder / "found.jsonl").read_text().splitlines()) == 2
     assert run("train", "--dataset", folder / "dataset", "--out", folder / "run") == 1
-    with pytest.raises(BadInput, match="the path of a store or a run must be valid UTF-8"), Store(folder).incoming():
+    with (
+        pytest.raises(BadInput, match="the path of a store or a run must be valid UTF-8"),
+        open_store(folder).incoming(),
+    ):
         pass
 
 
 @pytest.mark.parametrize("shape", GOOD)
 def test_prepare_reads_every_row_of_every_shape(tmp_path: Path, capsys: pytest.CaptureFixture[str], shape: str) -> None:
-    """If this failed, a file as users have them would be refused or lose rows."""
+    """If this failed, a valid file would be refused or lose rows."""
     out = tmp_path / "out"
     assert run("prepare", GOOD[shape](tmp_path), "--out", out, *KEEP_ALL) == 0, capsys.readouterr().err
     assert prepared_pairs(Dataset.open(out)) == set(ROWS)
@@ -180,7 +183,7 @@ def test_prepare_counts_what_it_skips(tmp_path: Path, capsys: pytest.CaptureFixt
 def test_predict_counts_what_it_skips(
     tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str], case: str
 ) -> None:
-    """If this failed, a query would have no answer and no message would say so."""
+    """If this failed, a query would have no answer and no message."""
     write, read, _, queries, skipped = ROW_CASES[case]
     source, target = write(tmp_path), tmp_path / "m.parquet"
     asked = ("predict", "--bundle", bundle, "--input", source, "--output", target, "-k", "1")
@@ -230,13 +233,13 @@ def test_files_of_a_folder_that_are_not_read_are_named(
     """If this failed, a part of an unknown format would be lost without a message."""
     source = folder_of({"a.csv": b"query,label\na,x\n", "b.csv.lz4": b"x", "_SUCCESS": b""})(tmp_path)
     assert run("prepare", source, "--out", tmp_path / "out", *KEEP_ALL) == 0
-    assert "1  files of the folder that were not read: b.csv.lz4" in capsys.readouterr().out
+    assert "1  files in the folder that were not read: b.csv.lz4" in capsys.readouterr().out
     assert run("predict", "--bundle", bundle, "--input", source, "--output", tmp_path / "m.csv") == 0
-    assert "1 files of the folder that were not read: b.csv.lz4" in capsys.readouterr().out
+    assert "1 files in the folder that were not read: b.csv.lz4" in capsys.readouterr().out
 
 
 def test_quotes_are_read_as_asked(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """If this failed, a file that quotes otherwise than its ending says could not be read."""
+    """If this failed, a file with other quoting than its suffix suggests could not be read."""
     glued = 'query,label\n"a,x\nb,x\nc,x"\n'
     for content, name, options, expected in (
         (glued, "t.csv", ("--quoting", "none"), ['"a', "b", "c"]),
@@ -259,7 +262,7 @@ def test_quotes_are_read_as_asked(tmp_path: Path, bundle: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "1  rows that span several lines, because of quotes; the first is t.csv lines 2–4" in printed
     assert "3  lines in rows that span several" in printed
-    assert "1  rows with cells in quotes, which are kept; --quoting csv removes them" in printed
+    assert "1  rows with cells in quotes; the quotes are part of the text; --quoting csv removes them" in printed
 
 
 @pytest.mark.parametrize("separator", ["", "ab", '"', "\n"])
@@ -273,7 +276,7 @@ def test_a_separator_that_separates_nothing_is_refused(
         ("predict", "--bundle", bundle, "--input", source, "--output", tmp_path / "m.csv"),
     ):
         assert run(*command, "--separator", separator) == 1
-        assert "; give one character that is no quote, or tab." in capsys.readouterr().err
+        assert ". Give one character other than a quote, or tab." in capsys.readouterr().err
 
 
 def test_formulas_are_guarded_when_asked(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -300,7 +303,7 @@ def test_true_labels_may_begin_in_a_later_line(tmp_path: Path) -> None:
 
 
 def test_a_line_that_is_too_long_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this failed, the error would name a line that is not the one to mend."""
+    """If this failed, the error would name the wrong line."""
     limit = csv.field_size_limit()
     monkeypatch.setattr(retrieval.tables.delimited, "MAX_LINE", 100)
     rows = 'a,x\n"b,x\nc,x\nd,x"\n"e\nf",x\n'  # a stray quote, then a row of two lines

@@ -7,11 +7,11 @@ import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
 
+from retrieval import open_bundle
 from retrieval.errors import BundleError, Unreachable
-from retrieval.retriever import Retriever
+from retrieval.open import cache_store
 from retrieval.store.paused_labels import write_paused
-from retrieval.store.pull import cache_store
-from service.bundles.store_access import Source
+from service.bundles.store_access import StoreAccess
 from tests.support.bundles import make_store
 from tests.support.command import run
 
@@ -48,30 +48,30 @@ def test_a_store_in_s3_answers_is_kept_and_followed(
     files.mkdir("bucket")
     files.put(str(made.path), "bucket/shop/store", recursive=True)
 
-    with Retriever.open(URL) as fetched, Retriever.open(made.path) as there:
+    with open_bundle(URL) as fetched, open_bundle(made.path) as there:
         assert fetched.search(["red shoes", "light rain"], 5) == there.search(["red shoes", "light rain"], 5)
     assert run("bundles", "list", URL) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["*", "one"]
     files.pipe("bucket/shop/store/CURRENT", b"two\n")
-    with Retriever.open(URL) as retriever:
+    with open_bundle(URL) as retriever:
         assert retriever.name == "two"
-    source = Source(Path(URL), [])
-    with Retriever.open(URL) as retriever:
+    source = StoreAccess(Path(URL), [])
+    with open_bundle(URL) as retriever:
         gone = retriever.search(["red shoes"], 1)[0][0].id
     source.amend_paused(lambda content: write_paused([gone]))
-    source.note(source.folder("one"))
-    source.note_rollback(source.folder("two"))
+    source.activate(source.folder("one"))
+    source.record_rollback(source.folder("two"))
     assert (files.cat("bucket/shop/store/CURRENT"), source.previous()) == (b"two\n", None)
     for cache in ("cache", "empty"):
-        with Retriever.open(URL, cache=tmp_path / cache) as retriever:
+        with open_bundle(URL, cache=tmp_path / cache) as retriever:
             assert retriever.name == "two"
             assert gone not in [hit.id for hit in retriever.search(["red shoes"], 5)[0]]
     for url, said in (("s3://bucket/shop/stoer", "is neither a store"), ("s3://elsewhere/store", "is neither a store")):
         with pytest.raises(BundleError, match=said):
-            Retriever.open(url)
+            open_bundle(url)
 
     server.stop()
-    with pytest.warns(RuntimeWarning, match="Going on with bundle 'two'"), Retriever.open(URL) as retriever:
+    with pytest.warns(RuntimeWarning, match="Bundle 'two' from the cache is used"), open_bundle(URL) as retriever:
         assert retriever.name == cache_store(URL).active() == "two"
     with pytest.raises(Unreachable, match=rf"{URL}/CURRENT cannot be reached"):
-        Retriever.open(URL, cache=tmp_path / "cold")
+        open_bundle(URL, cache=tmp_path / "cold")

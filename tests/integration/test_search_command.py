@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from retrieval.retriever import Retriever
+from retrieval import open_bundle
 from retrieval.store.local import Store
 from tests.support.bundles import make_store
 from tests.support.command import run
@@ -19,7 +19,7 @@ def test_json_is_what_the_library_answers(store: Store, capsys: pytest.CaptureFi
     """If it fails, the command line and the library disagree."""
     assert run("search", store.path, "red shoes", "light rain", "-k", "3", "--weight", "0.25", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
-    expected = Retriever.open(store.path).search(["red shoes", "light rain"], 3, weight=0.25)
+    expected = open_bundle(store.path).search(["red shoes", "light rain"], 3, weight=0.25)
     assert printed["bundle"] == "one"
     assert [result["query"] for result in printed["results"]] == ["red shoes", "light rain"]
     for result, hits in zip(printed["results"], expected, strict=True):
@@ -36,16 +36,16 @@ def test_filters_are_read_as_their_attributes_types(store: Store, capsys: pytest
     assert hits
     assert all(hit["attributes"]["market"] == "US" and hit["attributes"]["year"] < 2022 for hit in hits)
     assert all(hit["score"] >= 0.1 for hit in hits)
-    for wrong, why in (("year=soon", "'soon' is none"), ("market", "names no values"), ("city=NY", "no attribute")):
+    for wrong, why in (("year=soon", "'soon' is not"), ("market", "has no values"), ("city=NY", "no attribute")):
         assert run("search", store.path, "red", "--filter", wrong) == 1
         assert why in capsys.readouterr().err
 
 
-def test_the_table_shows_both_shares(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, a person cannot see which half found a label."""
+def test_the_table_shows_both_scores(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+    """If it fails, users cannot see which half found a label."""
     assert run("search", store.path / "bundles" / "two", "[red] shoes", "-k", "2") == 0
     printed = capsys.readouterr().out
-    hit = Retriever.open(store.path / "bundles" / "two").search(["[red] shoes"], 1)[0][0]
+    hit = open_bundle(store.path / "bundles" / "two").search(["[red] shoes"], 1)[0][0]
     for expected in ("[red] shoes", "dual encoder", "classifier", "market", "bundle two", hit.text, f"{hit.score:.3f}"):
         assert expected in printed
 
@@ -68,7 +68,7 @@ def test_bundles_are_listed_verified_and_activated(store: Store, capsys: pytest.
     [
         (["search", "{store}", " "], "error: query 0 is empty"),
         (["search", "{store}/nowhere", "red"], "error: {store}/nowhere is neither a store"),
-        (["bundles", "list", "{store}/nowhere"], "error: {store}/nowhere holds no bundles. Make one with"),
+        (["bundles", "list", "{store}/nowhere"], "error: {store}/nowhere has no bundles. Create one with"),
         (["bundles", "activate", "{store}", "three"], "error: {store} has no bundle 'three'. It has: one, two."),
         (["bundles", "show", "{store}", "../one"], "error: '../one' is not a bundle name"),
     ],

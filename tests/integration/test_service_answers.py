@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from retrieval import Retriever
+from retrieval import Retriever, open_bundle
 from tests.support.bundles import WORDS, make_store
 from tests.support.service import ADMIN_KEY, Client, Reply, Service, figures, serving
 
@@ -28,7 +28,7 @@ def service(words_store: Path) -> Iterator[Service]:
 
 @pytest.fixture(scope="module")
 def retriever(words_store: Path) -> Iterator[Retriever]:
-    with Retriever.open(words_store) as retriever:
+    with open_bundle(words_store) as retriever:
         yield retriever
 
 

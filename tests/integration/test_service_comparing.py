@@ -1,4 +1,4 @@
-"""What the console stands on: the front page, what a bundle says of itself, and another bundle asked beside it."""
+"""Routes of the console: the front page, the description of the bundle, and comparisons with another bundle."""
 
 import json
 import os
@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from retrieval import Retriever
+from retrieval import open_bundle
 from tests.support.bundles import make_store
+from tests.support.faults import with_hanging_bundle
 from tests.support.service import ADMIN_KEY, Reply, Service, figures, serving, wait_until
 
 QUESTION = {"queries": ["cheap running shoes", "red winter city"], "k": 5}
@@ -23,7 +24,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def own_store(tmp_path: Path) -> Path:
-    """A store for one test: whoever activates in `store` switches the service of all others, which watches it."""
+    """A store for one test: an activation in `store` would switch the service of all other tests, which watches it."""
     return make_store(tmp_path / "store", "first", "second", "third").path
 
 
@@ -44,7 +45,7 @@ def opened(service: Service) -> dict[str, str]:
 
 
 def test_the_bundle_says_what_to_filter_by(service: Service) -> None:
-    """Nobody could tell from outside which filters a bundle takes, nor which weight it answers with."""
+    """A client could not see which filters a bundle takes, nor which weight it answers with."""
     about = service.ask("GET", "/about").json()
     assert (about["bundle"], about["labels"], about["weight"]) == ("first", 200, 0.5)
     assert about["attributes"] == [
@@ -55,16 +56,16 @@ def test_the_bundle_says_what_to_filter_by(service: Service) -> None:
 
 
 def test_what_a_bundle_is_filtered_by_is_for_those_who_may_ask(store: Path) -> None:
-    """Attributes of labels would be told to anybody, where asking needs a key."""
+    """Attributes of labels would be shown without a key, although predictions need one."""
     with serving(store, predict_key="sesame") as service:
         assert service.ask("GET", "/about").status == 401
         assert service.ask("GET", "/about", X_Api_Key="sesame").json()["bundle"] == "first"
 
 
-def test_another_bundle_answers_as_it_would_alone(service: Service, store: Path) -> None:
+def test_another_bundle_answers_as_it_does_when_it_is_served(service: Service, store: Path) -> None:
     """A comparison would show other answers than those that activating the bundle gives."""
     reply = compare(service, bundle="second", weight=0.25, filter={"market": ["US"]})
-    with Retriever.open(store / "bundles" / "second") as alone:
+    with open_bundle(store / "bundles" / "second") as alone:
         found = alone.search(QUESTION["queries"], 5, weight=0.25, filter={"market": ["US"]})
     assert reply.headers["x-bundle"] == "second"
     assert reply.json() == {
@@ -86,7 +87,7 @@ def test_one_bundle_is_compared_at_a_time_and_the_served_one_goes_on(service: Se
 
 
 def test_comparing_is_not_counted_as_traffic(service: Service) -> None:
-    """Charts and alarms would show an administrator's questions to a bundle that nobody is served from."""
+    """Charts and alarms would show an administrator's queries to a bundle that is not served."""
     compare(service, bundle="second")
     before = figures(service)
     compare(service, bundle="second")
@@ -116,7 +117,7 @@ def test_what_cannot_be_compared_is_refused_in_a_sentence(
 
 
 def test_comparing_needs_the_administrators_key(service: Service) -> None:
-    """Anybody could have bundles loaded beside the live one."""
+    """A client without a key could have bundles loaded beside the served one."""
     assert compare(service, key="guessed", bundle="second").status == 401
 
 
@@ -137,8 +138,11 @@ def test_activating_comes_before_comparing(own_store: Path) -> None:
         assert "second" not in opened(service)
 
 
-def test_a_switch_does_not_wait_for_a_comparison(own_store: Path) -> None:
-    """An administrator's switch would wait until a bundle is loaded that somebody only wants to look at."""
+def test_a_switch_does_not_wait_for_a_comparison(
+    own_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An administrator's switch would wait until a bundle is loaded that is only compared with."""
+    gate = with_hanging_bundle(tmp_path, monkeypatch, "second")
     with serving(own_store) as service:
         asking = service.client()
         body = json.dumps({**QUESTION, "bundle": "second"}).encode()
@@ -146,12 +150,13 @@ def test_a_switch_does_not_wait_for_a_comparison(own_store: Path) -> None:
         wait_until(lambda: len(service.engines()) == 2)
         assert service.activate("third").status == 200
         reply = asking.finish()
-        assert reply.status == 200 or reply.json()["error"]["code"] == "busy_switching"
+        assert (reply.status, reply.json()["error"]["code"]) == (409, "busy_switching")
         wait_until(lambda: opened(service) == {"third": "serving"})
+        gate.touch()
         assert compare(service, bundle="second").status == 200
 
 
-def test_a_compared_engine_that_dies_is_nobody_elses_trouble(store: Path) -> None:
+def test_a_compared_engine_that_dies_does_not_affect_the_served_bundle(store: Path) -> None:
     """A crash in the bundle that is looked at would fail requests to the one that is served."""
     with serving(store) as service:
         served = service.engines()

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from retrieval.bundle.signatures import new_keys
-from retrieval.store.local import Store
+from retrieval.open import open_store
 from service.errors import longest_retry
 from tests.support.bundles import make_store
 from tests.support.service import (
@@ -67,7 +67,7 @@ def listens(port: int) -> bool:
 
 
 def test_only_signed_bundles_are_served_where_keys_are_trusted(tmp_path: Path) -> None:
-    """Whoever can write to the store, or reach the admin route, would decide what is answered."""
+    """An attacker who can write to the store, or reach the admin route, would decide what is answered."""
     store, keys = make_store(tmp_path / "store", "first", "second"), new_keys()
     store.sign("first", keys.signing)
     with serving(store.path, trusted_keys=keys.trusted) as service:
@@ -109,7 +109,7 @@ def test_a_full_queue_is_refused_at_once(words_store: Path) -> None:
             reply = service.ask("POST", "/predict", RED)
             assert (reply.status, reply.json()["error"]["code"]) == (429, "overloaded")
             assert 1 <= int(reply.headers["retry-after"]) <= longest_retry()
-            client = service.client()  # refused before it is heard: on one connection, whatever comes with it
+            client = service.client()  # refused before it is read: on one connection, with any body
             for body in (b"{", b"x" * 100_000, json.dumps(RED).encode()):
                 refused = client.post("/predict", body, X_Request_ID="mine")
                 assert (refused.status, refused.headers["x-request-id"]) == (429, "mine")
@@ -149,7 +149,7 @@ def test_a_client_says_how_long_its_answer_is_of_use(words_store: Path) -> None:
 
 
 def test_after_sigterm_it_answers_until_load_balancers_have_noticed(words_store: Path) -> None:
-    """Requests that are still sent there for a moment would find nobody listening."""
+    """Requests that are still sent there for a moment would be refused a connection."""
     with serving(words_store, grace_seconds=PATIENCE) as service:
         service.process.send_signal(signal.SIGTERM)
         wait_until(lambda: service.ask("GET", "/readyz").status == 503)
@@ -210,7 +210,7 @@ def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, gate:
 
 
 def test_a_bundle_that_never_opens_is_given_up(words_store: Path, gate: Path) -> None:
-    """One bundle that hangs would keep every later one from being activated, until somebody starts the service anew."""
+    """One bundle that hangs would keep every later one from being activated, until the service is restarted."""
     gate.touch()
     with serving(words_store, load_seconds=15) as service:
         gate.unlink()
@@ -236,7 +236,7 @@ def test_a_stop_does_not_wait_for_a_bundle_that_is_being_prepared(words_store: P
         reply = client.finish()
         assert (reply.status, reply.json()["error"]["code"]) == (409, "busy_switching")
         assert service.process.wait(PATIENCE) == 0
-        assert Store(words_store).active() == "first"
+        assert open_store(words_store).active() == "first"
 
 
 def test_a_stop_does_not_wait_for_a_silent_store(
@@ -278,7 +278,7 @@ def test_a_store_without_an_active_bundle_is_one_sentence(tmp_path: Path) -> Non
 def test_a_file_for_a_store_and_a_misspelt_setting_are_a_sentence_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever names a bundle's file would read of a list of paused labels; a limit that is misspelt would be none."""
+    """The error for a bundle's file would be about paused labels; a misspelt limit would be ignored silently."""
     monkeypatch.setenv("DIPTYCH_MAX_KK", "3")
     (tmp_path / "file").touch()
     code, log = ended_with(tmp_path / "file", tmp_path / "log")
@@ -312,7 +312,7 @@ def test_a_taken_port_is_one_sentence(words_store: Path, tmp_path: Path) -> None
 
 
 def test_administration_is_off_without_a_key(words_store: Path) -> None:
-    """A service whose operator set no key would let anybody change what is served."""
+    """A service whose operator set no key would let every client change the served bundle."""
     with serving(words_store, admin_key="") as service:
         for headers in ({}, {"X_Admin_Key": ""}):
             reply = service.ask("POST", "/admin/activate", {"bundle": "first"}, **headers)
@@ -333,7 +333,7 @@ def test_it_serves_where_torch_cannot_be_imported(
 
 def test_the_store_is_left_as_it_was(words_store: Path) -> None:
     """Serving alone would rewrite the store, which may be mounted read-only."""
-    store = Store(words_store)
+    store = open_store(words_store)
     before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
     with serving(words_store) as service:
         assert service.ask("POST", "/predict", RED).status == 200

@@ -1,4 +1,4 @@
-"""Labels that must not be shown any more, from the next request on."""
+"""Paused labels: not shown from the next request on."""
 
 import json
 import os
@@ -47,8 +47,8 @@ def test_a_paused_label_is_gone_from_the_next_answer_and_another_takes_its_place
         assert shown(service, k=20) == before
 
 
-def test_what_is_paused_outlives_switches_restarts_and_engines(store: Store) -> None:
-    """A stopped campaign would be back after the next deployment, and nobody would have asked for it."""
+def test_paused_labels_survive_switches_restarts_and_engines(store: Store) -> None:
+    """A stopped campaign would be back after the next deployment."""
     with serving(store.path, keep_previous=True, deadline_seconds=PATIENCE) as service:
         gone = shown(service)[0]
         pause(service, add=[gone, "two-0", "two-1", "two-2"])
@@ -67,7 +67,7 @@ def test_what_is_paused_outlives_switches_restarts_and_engines(store: Store) -> 
 
 
 def test_services_on_one_store_share_the_list(store: Store) -> None:
-    """With several replicas, only the one that was asked would stop the campaign."""
+    """With several replicas, only the one that got the request would stop the campaign."""
     with serving(store.path, watch_seconds=0.05) as first, serving(store.path, watch_seconds=0.05) as second:
         gone = shown(first)[0]
         pause(first, add=[gone])
@@ -77,7 +77,7 @@ def test_services_on_one_store_share_the_list(store: Store) -> None:
 
 
 def test_the_list_is_bounded_and_its_changes_are_guarded(store: Store) -> None:
-    """Anybody could take labels off, or fill memory and disk with ids."""
+    """A client without a key could pause labels, or fill memory and disk with ids."""
     with serving(store.path, max_paused=3) as service:
         assert service.ask("POST", "/admin/paused", {"add": ["one-1"]}).status == 401
         assert service.ask("GET", "/admin/paused").status == 401
@@ -96,7 +96,7 @@ def test_the_list_is_bounded_and_its_changes_are_guarded(store: Store) -> None:
         assert pause(service, add=["c", "d"], remove=["a", "d"]).json()["paused"] == ["b", "c"]
 
 
-def test_a_list_that_cannot_be_read_is_no_empty_list(store: Store, tmp_path: Path) -> None:
+def test_an_unreadable_list_is_not_an_empty_list(store: Store, tmp_path: Path) -> None:
     """A slip in an edited file would show every paused label again."""
     file = store.path / "PAUSED.json"
     with serving(store.path, watch_seconds=0.05) as service:

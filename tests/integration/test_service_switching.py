@@ -1,4 +1,4 @@
-"""Changing the bundle while clients ask: every answer is whole, and wholly one bundle's."""
+"""Switches under load: every answer is complete and comes from one bundle."""
 
 import json
 import os
@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from retrieval import Retriever
+from retrieval import open_bundle
 from retrieval.store.local import Store
-from service.engine.options import Orders
+from service.engine.options import EngineOptions
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, Load, Service, serving, wait_until
 
@@ -29,9 +29,9 @@ def words_store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return make_store(tmp_path_factory.mktemp("switching") / "store", "left", "right")
 
 
-def own_answers(store: Store, bundle: str) -> dict[bytes, Answer]:
-    """What the bundle answers when nobody else is there."""
-    with Retriever.open(store.bundle_path(bundle)) as retriever:
+def library_answers(store: Store, bundle: str) -> dict[bytes, Answer]:
+    """Return the answers of a bundle that is opened as a library."""
+    with open_bundle(store.bundle_path(bundle)) as retriever:
         return {
             body: [
                 [(hit.id, hit.text, hit.score) for hit in hits]
@@ -41,20 +41,20 @@ def own_answers(store: Store, bundle: str) -> dict[bytes, Answer]:
         }
 
 
-def heard(answer: dict[str, Any]) -> Answer:
+def hits_of(answer: dict[str, Any]) -> Answer:
     return [[(hit["id"], hit["text"], hit["score"]) for hit in one["hits"]] for one in answer["results"]]
 
 
-def assert_equal(found: Answer, wanted: Answer) -> None:
-    # A text's company in its batch may change the last bits of its score, never which labels it gets.
-    assert [[hit[:2] for hit in hits] for hits in found] == [[hit[:2] for hit in hits] for hits in wanted]
-    for hits, same in zip(found, wanted, strict=True):
+def assert_equal(answer: Answer, expected: Answer) -> None:
+    # The other texts of a batch may change the last bits of a score, never which labels a text gets.
+    assert [[hit[:2] for hit in hits] for hits in answer] == [[hit[:2] for hit in hits] for hits in expected]
+    for hits, same in zip(answer, expected, strict=True):
         assert [hit[2] for hit in hits] == pytest.approx([hit[2] for hit in same], abs=1e-5)
 
 
 def test_twenty_switches_under_load(words_store: Store) -> None:
     """A switch would fail requests, or give one request the results of two bundles."""
-    wanted = {bundle: own_answers(words_store, bundle) for bundle in ("left", "right")}
+    expected = {bundle: library_answers(words_store, bundle) for bundle in ("left", "right")}
     with serving(words_store.path, load_share=0.5) as service:
         with Load(service, BODIES, clients=3) as load:
             for number in range(SWITCHES):
@@ -67,7 +67,7 @@ def test_twenty_switches_under_load(words_store: Store) -> None:
         for body, reply in load.replies:
             answer = reply.json()
             assert answer["bundle"] == reply.headers["x-bundle"]
-            assert_equal(heard(answer), wanted[answer["bundle"]][body])
+            assert_equal(hits_of(answer), expected[answer["bundle"]][body])
         served = [reply.headers["x-bundle"] for _, reply in load.replies]
         assert {"left", "right"} == set(served)
         wait_until(lambda: len(service.engines()) == 1)
@@ -93,15 +93,15 @@ def test_a_switch_outlives_the_service(words_store: Store) -> None:
         assert service.ask("POST", "/predict", REQUESTS[0]).headers["x-bundle"] == "right"
 
 
-@pytest.mark.parametrize("asked", ["of the service", "of the store"])
-def test_going_back_does_not_rest(words_store: Store, asked: str) -> None:
-    """Whoever goes back has a bad bundle in service, and would have to look at it for ten times as long."""
+@pytest.mark.parametrize("through", ["service", "store"])
+def test_a_rollback_is_not_throttled(words_store: Store, through: str) -> None:
+    """A bad bundle would be served ten times as long after an administrator rolls back."""
     words_store.activate("left")
     with serving(words_store.path, load_share=0.001, watch_seconds=0.05) as service:
         assert service.activate("right").status == 200
         with Load(service, BODIES, clients=1) as load:
             wait_until(lambda: load.replies)
-            if asked == "of the service":
+            if through == "service":
                 assert service.ask("POST", "/admin/rollback", X_Admin_Key=ADMIN_KEY).status == 200
             else:
                 words_store.rollback()
@@ -120,24 +120,24 @@ def test_the_store_changes_only_when_the_new_bundle_can_answer(words_store: Stor
         assert service.ask("GET", "/readyz").json() == {"ready": True, "bundle": "right", "detail": "serving"}
 
 
-def test_an_engine_gives_way_only_to_another_bundles(words_store: Store) -> None:
-    """A bundle that is loaded would slow the one that is served, or the replacement of a dead engine would give way to
-    whatever else runs, while every client waits for it."""
+def test_an_engine_has_low_priority_only_beside_another_bundle(words_store: Store) -> None:
+    """A bundle that is loaded would slow the one that is served, or the replacement of a dead engine would load at low
+    priority while every client waits for it."""
     words_store.activate("left")
     with serving(words_store.path) as service:
         (first,) = wait_until(service.engines)
-        assert not gives_way(first)
+        assert not loads_at_low_priority(first)
         assert service.activate("right").status == 200
         wait_until(lambda: len(service.engines()) == 1)
         (second,) = service.engines()
-        assert gives_way(second)
+        assert loads_at_low_priority(second)
         os.kill(second, signal.SIGKILL)
         wait_until(lambda: service.engines() not in ([], [second]))
-        assert not gives_way(service.engines()[0])
+        assert not loads_at_low_priority(service.engines()[0])
         assert service.wait_for_log(rf"process {second}\) ended by (\w+);") == "SIGKILL"
 
 
-def gives_way(engine: int) -> bool:
-    """Whether its front told this process to load behind everybody else."""
+def loads_at_low_priority(engine: int) -> bool:
+    """Return whether the options of this engine say low priority."""
     words = Path(f"/proc/{engine}/cmdline").read_bytes().decode().split("\0")
-    return Orders.read(words[words.index("service.engine.start") + 3]).behind
+    return EngineOptions.from_json(words[words.index("service.engine.start") + 3]).low_priority

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from retrieval import open_bundle
 from retrieval.bundle.signatures import new_keys
-from retrieval.retriever import Retriever
 from retrieval.store.local import Store
 from tests.support.bundles import make_store
 from tests.support.service import ADMIN_KEY, Service, serving, wait_until, write_whole
@@ -57,7 +57,7 @@ def test_replicas_share_what_is_paused_and_an_empty_cache_loses_nothing(store: S
         wait_until(lambda: gone in shown(third))
         assert "PAUSED.json" in third.log
     (store.path / "PAUSED.json").write_text(json.dumps({"paused": [gone]}))
-    with Retriever.open(str(url), cache=tmp_path / "fourth") as retriever:
+    with open_bundle(str(url), cache=tmp_path / "fourth") as retriever:
         assert gone not in [hit.id for hit in retriever.search(["red shoes"], 5)[0]]
 
 

@@ -1,4 +1,4 @@
-"""What other processes do to the store, going back, and what an administrator is shown of both."""
+"""Changes that other processes make in the store, rollbacks, and how both are shown to an administrator."""
 
 from pathlib import Path
 
@@ -38,8 +38,8 @@ def states(service: Service) -> dict[str, str]:
     return {one["bundle"]: one["state"] for one in admin(service, "GET", "bundles").json()["generations"]}
 
 
-def test_what_another_process_activates_is_served(store: Store) -> None:
-    """A training job that ends with `export --activate` would change nothing until somebody restarts the service."""
+def test_a_bundle_that_another_process_activates_is_served(store: Store) -> None:
+    """A training job that ends with `export --activate` would change nothing until the service is restarted."""
     with serving(store.path, watch_seconds=0.05, load_share=1) as service:
         assert served(service) == "one"
         assert run("bundles", "activate", store.path, "two") == 0
@@ -50,8 +50,8 @@ def test_what_another_process_activates_is_served(store: Store) -> None:
         assert (store.active(), served(service), switches(service, "done")) == ("three", "three", 3)
 
 
-def test_going_back_from_what_the_service_itself_activated_is_seen_between_two_looks(store: Store) -> None:
-    """The store would name one bundle and the service serve another, for good: to its watch nothing had changed."""
+def test_a_rollback_in_the_store_is_seen_right_after_an_activation_by_the_service(store: Store) -> None:
+    """The store would name one bundle and the service would serve another: the watcher would see no change."""
     with serving(store.path, watch_seconds=1) as service:
         assert service.activate("two").status == 200
         store.rollback()
@@ -60,7 +60,7 @@ def test_going_back_from_what_the_service_itself_activated_is_seen_between_two_l
 
 
 def test_a_broken_bundle_is_tried_once_and_the_old_one_stays(store: Store) -> None:
-    """One bad activation would end a service that was doing well, or load its bundle again and again."""
+    """One bad activation would end a working service, or load its bundle again and again."""
     index = store.bundle_path("two") / "index.hnsw"
     index.write_bytes(index.read_bytes()[:-1] + b"?")
     with serving(store.path, watch_seconds=0.05) as service:
@@ -76,7 +76,7 @@ def test_a_broken_bundle_is_tried_once_and_the_old_one_stays(store: Store) -> No
 
 
 def test_a_store_behind_a_url_is_followed(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Services that share a bucket would never see a new bundle, or could not start while the bucket is away."""
+    """Services that share a bucket would never see a new bundle, or could not start while the bucket is unavailable."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     url = store.path.as_uri()
     with serving(Path(url), watch_seconds=0.05) as service:
@@ -96,8 +96,8 @@ def test_a_store_behind_a_url_is_followed(store: Store, tmp_path: Path, monkeypa
     assert store.active() == "three"
 
 
-def test_going_back_to_a_kept_bundle_starts_no_engine(store: Store) -> None:
-    """Going back from a bad bundle would take as long as loading the good one."""
+def test_a_rollback_to_a_kept_bundle_starts_no_engine(store: Store) -> None:
+    """A rollback would take as long as loading the bundle."""
     with serving(store.path, keep_previous=True) as service:
         assert service.activate("two").status == 200
         (kept, serves), before = sorted(service.engines()), service.engines()
@@ -112,8 +112,8 @@ def test_going_back_to_a_kept_bundle_starts_no_engine(store: Store) -> None:
     assert service.process.returncode == 0
 
 
-def test_going_back_without_a_kept_bundle_loads_it(store: Store) -> None:
-    """An administrator could not undo an activation, or would be told nothing where there is none."""
+def test_a_rollback_without_a_kept_bundle_loads_it(store: Store) -> None:
+    """An administrator could not undo an activation, or would get no error where there is no earlier bundle."""
     with serving(store.path) as service:
         reply = admin(service, "POST", "rollback")
         assert (reply.status, reply.json()["error"]["code"]) == (409, "no_earlier_bundle")
@@ -123,8 +123,8 @@ def test_going_back_without_a_kept_bundle_loads_it(store: Store) -> None:
         wait_until(lambda: states(service) == {"one": "serving"})
 
 
-def test_an_administrator_sees_what_there_is(store: Store) -> None:
-    """Whoever chooses a bundle would have to log in to the machine to see its name."""
+def test_an_administrator_sees_all_bundles_and_generations(store: Store) -> None:
+    """An administrator would have to log in to the machine to see the names of bundles."""
     (store.bundle_path("three") / "manifest.json").write_text("{")
     with serving(store.path) as service:
         assert service.ask("GET", "/admin/bundles").status == 401
@@ -163,8 +163,8 @@ def test_a_bundle_that_does_not_fit_into_memory_is_not_loaded(store: Store, tmp_
         assert service.activate("two").status == 200
 
 
-def test_a_kept_bundle_makes_room_for_a_new_one(store: Store, tmp_path: Path) -> None:
-    """The way back would be dearer than the way forward: no new bundle could be loaded any more."""
+def test_a_kept_bundle_is_closed_to_free_memory_for_a_new_one(store: Store, tmp_path: Path) -> None:
+    """No new bundle could be loaded any more, because the kept one takes the memory."""
     groups = tmp_path / "groups"
     groups.mkdir()
     (groups / "memory.current").write_text(f"{100 * MB}")

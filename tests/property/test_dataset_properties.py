@@ -1,4 +1,4 @@
-"""What holds for every dataset, whatever its rows."""
+"""Properties of every dataset, with random rows."""
 
 import json
 import tempfile
@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retrieval.query_text import is_blank
-from training.data import SPLITS, Dataset, DatasetMeta, Ragged, write_dataset
+from training.data import SPLITS, Dataset, DatasetMeta, Ragged
 from training.prepare.assemble import TEST, TRAIN, cut
-from training.prepare.intake import UNSPLIT, text_hashes
 from training.prepare.prepare import PrepareSettings, prepare
+from training.prepare.source_data import UNSPLIT, text_hashes
+from training.prepare.writing import write_dataset
 
 N_LABELS = 6
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(lambda text: not is_blank(text))
@@ -52,7 +53,7 @@ def test_a_dataset_is_read_as_it_was_written(rows: list[tuple[str, list[int], li
 @settings(max_examples=40)
 @given(SOURCE_ROWS)
 def test_no_split_breaks_a_guarantee(rows: list[tuple[str, list[int], list[int]]]) -> None:
-    """If this failed, some source would teach an excluded label, repeat an id, or train on a row without a positive."""
+    """If this failed, some source would train on an excluded label or on a row without a positive, or repeat an id."""
     rows = [*rows, ("the one sure row", [0], [])]
     lines = [
         {"query": text, "labels": [f"label {n}" for n in labels], "exclude": [f"label {n}" for n in exclude]}
@@ -76,7 +77,7 @@ def test_no_split_breaks_a_guarantee(rows: list[tuple[str, list[int], list[int]]
 
 @given(st.lists(TEXTS, min_size=1, max_size=30), st.lists(TEXTS, max_size=30), st.floats(0, 0.9))
 def test_a_query_stays_on_its_side(some: list[str], others: list[str], share: float) -> None:
-    """If this failed, new rows would move old queries between train and test, and one query could stand in both."""
+    """If this failed, new rows would move old queries between train and test, and a query could be in both."""
 
     def sides(texts: list[str]) -> dict[str, set[int]]:
         hashes = np.array([text_hashes(text)[0] for text in texts], np.uint64)
@@ -94,7 +95,7 @@ def test_the_hash_of_a_query_never_changes() -> None:
 
 
 def test_a_cut_takes_about_its_share_and_two_cuts_are_independent() -> None:
-    """If this failed, --test 0.1 would take another share, or validation would be cut from one corner of train."""
+    """If this failed, --test 0.1 would select another share, or validation rows would not be a random part of train."""
     hashes = np.array([text_hashes(f"query {number}") for number in range(20_000)], np.uint64)
     everything = np.full(len(hashes), UNSPLIT, np.int8)
     first, second = (cut(everything, hashes[:, column], UNSPLIT, 0.1, TEST, TRAIN) == TEST for column in (0, 1))
@@ -104,7 +105,7 @@ def test_a_cut_takes_about_its_share_and_two_cuts_are_independent() -> None:
 
 @given(RAGGED, RAGGED, st.data())
 def test_ragged_rows_behave_like_lists(lists: list[list[int]], others: list[list[int]], data: st.DataObject) -> None:
-    """If this failed, some arrangement of empty rows would shift labels onto the next query."""
+    """If this failed, some order of empty rows would move labels to the next query."""
     ragged = Ragged.from_lists(lists)
     assert [list(row) for row in ragged] == lists
     assert [list(row) for row in Ragged.from_arrow(ragged.to_arrow())] == lists

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import Retriever
+from retrieval import Retriever, open_bundle
 from retrieval.search.attributes import Attributes
 from tests.support.bundles import WORDS, make_bundle
 
@@ -53,7 +53,7 @@ def test_a_compiled_filter_is_the_plain_one(labels: list[Any], wanted: dict[str,
 
 @pytest.fixture(scope="module")
 def retriever(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
-    return Retriever.open(make_bundle(tmp_path_factory.mktemp("filtered") / "words", efforts=(200, 200, 200)))
+    return open_bundle(make_bundle(tmp_path_factory.mktemp("filtered") / "words", efforts=(200, 200, 200)))
 
 
 @settings(max_examples=50)

@@ -1,4 +1,4 @@
-"""The metrics against loops that follow their definitions word for word."""
+"""The metrics, compared with loops that follow their definitions."""
 
 import math
 
@@ -43,7 +43,7 @@ def by_definition(top: list[list[int]], truth: list[list[int]], inverse: list[fl
 
 @given(rankings(), st.integers(1, 12))
 def test_metrics_equal_their_definitions(case: tuple[list[list[int]], list[list[int]], list[float]], k: int) -> None:
-    """If it fails, the vectorised metrics differ from what their names mean on some ranking."""
+    """If it fails, the vectorised metrics differ from their definition for some rankings."""
     top, truth, inverse = case
     top_QK, true_labels = np.array(top), [np.array(labels, np.int64) for labels in truth]
     expected = by_definition(top, truth, inverse, k)

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
 from service.batching.pending_request import Lengths
-from service.engine.protocol import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
+from service.engine.protocol import HEAD, Batch, BatchAnswers, Outcome, Query, QueryAnswer, Stages, decode_batch
 from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.settings import Settings
@@ -39,7 +39,7 @@ class Play:
         self.padded, self.lanes = padded, lanes
         self.batcher = self.new_batcher()
         self.requests = []
-        self.sent: list[tuple[int, list[Asked]]] = []
+        self.sent: list[Batch] = []
         self.gone = set()  # abandoned or cancelled
         self.admitted = 0
 
@@ -52,7 +52,7 @@ class Play:
         waiting = self.waiting_texts()
         others = len({*waiting, caller})
         try:
-            self.requests.append(self.batcher.admit(Asked(queries, k, None), caller=caller))
+            self.requests.append(self.batcher.admit(Query.create(queries, k, None), caller=caller))
         except Refusal:
             tokens = sum(self.batcher.lengths.tokens(query) for query in queries)
             places = self.batcher._waiting.places(texts, tokens)
@@ -69,10 +69,11 @@ class Play:
 
     def answer(self, lane: int, outcome: Outcome = Outcome.ANSWERED) -> None:
         if self.sent:
-            number, pieces = self.sent.pop(min(lane % self.lanes, len(self.sent) - 1))
-            bodies = [(Outcome.ANSWERED, ",".join(piece.queries).encode()) for piece in pieces]
-            bodies[1:] = [(outcome, body if outcome is Outcome.ANSWERED else b"") for _, body in bodies[1:]]
-            self.batcher.answered(Answers(number, NO_TIME, bodies))
+            batch = self.sent.pop(min(lane % self.lanes, len(self.sent) - 1))
+            number, pieces = batch.number, batch.queries
+            bodies = [QueryAnswer(Outcome.ANSWERED, ",".join(piece.texts).encode()) for piece in pieces]
+            bodies[1:] = [QueryAnswer(outcome, body if outcome is Outcome.ANSWERED else b"") for _, body in bodies[1:]]
+            self.batcher.answered(BatchAnswers(number, NO_TIME, bodies))
 
     def postpone(self, _: int) -> None:
         """The first piece of a batch is answered, the others were too much for the engine."""
@@ -85,7 +86,7 @@ class Play:
     def attach(self, _: int) -> None:
         self.sent.clear()
         self.batcher.lost()
-        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])), self.lanes)
+        self.batcher.attach(lambda frame: self.sent.append(decode_batch(frame[HEAD.size :])), self.lanes)
 
     def abandon(self, number: int) -> None:
         if number < len(self.requests):
@@ -116,9 +117,9 @@ class Play:
             heaviest = queue.heaviest()
             assert (heaviest is None) == (not waiting)
             assert heaviest is None or queue.places_of(heaviest.caller) == max(map(queue.places_of, waiting))
-        for _, pieces in self.sent:
-            hits = sum(len(piece.queries) * piece.k for piece in pieces)
-            assert hits <= MAX_HITS or sum(len(piece.queries) for piece in pieces) == 1
+        for pieces in (batch.queries for batch in self.sent):
+            hits = sum(len(piece.texts) * piece.k for piece in pieces)
+            assert hits <= MAX_HITS or sum(len(piece.texts) for piece in pieces) == 1
 
 
 @settings(max_examples=250)
@@ -143,7 +144,7 @@ def test_every_request_is_settled_once_and_with_its_own_answer(
             if request.answer.cancelled():
                 assert number in play.gone
             elif (refusal := request.answer.exception()) is None:
-                assert request.answer.result() == ",".join(request.asked.queries).encode()
+                assert request.answer.result() == ",".join(request.asked.texts).encode()
             else:
                 assert number in play.gone or refusal.code == "overloaded" or request.deaths == 2
         play.check()
@@ -185,11 +186,11 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
             before = play.waiting_texts()
             if not play.sent:
                 break
-            _, pieces = play.sent[0]
+            pieces = play.sent[0].queries
             for piece in pieces:
-                request = next(one for one in play.requests if set(piece.queries) <= set(one.asked.queries))
-                start = list(request.asked.queries).index(piece.queries[0])
-                given[request.caller] += request.cost(start, start + len(piece.queries))
+                request = next(one for one in play.requests if set(piece.texts) <= set(one.asked.texts))
+                start = list(request.asked.texts).index(piece.texts[0])
+                given[request.caller] += request.cost(start, start + len(piece.texts))
             play.answer(0)
             totals = [given[caller] + since[caller] for caller in before]
             if len(totals) > 1 and not late:

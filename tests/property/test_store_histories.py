@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from retrieval.errors import BundleError
-from retrieval.sandboxed_opening import prove
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
 from tests.support.bundles import make_bundle
 
@@ -46,12 +46,12 @@ def run(store: Store, bundle: Path, command: str, argument: str | int | None) ->
 
 @given(st.lists(st.tuples(COMMANDS, st.integers(0, 6)), max_size=12))
 @settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_a_whole_bundle_stays_active_whatever_dies(
+def test_a_valid_bundle_stays_active_after_any_kill(
     bundle: Path, steps: list[tuple[tuple[str, str | int | None], int]]
 ) -> None:
     """If it fails, some sequence of commands, or a crash in one, leaves a store that no service can open."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        store = Store(Path(folder) / "store", prove)
+        store = Store(Path(folder) / "store", verify_in_process)
         for (command, argument), survives in steps:
             before = store.active()
             dying(patch, survives)
@@ -93,7 +93,7 @@ def dying(patch: pytest.MonkeyPatch, survives: int) -> None:
 def test_rolling_back_is_the_reverse_of_activating(bundle: Path, activated: list[str]) -> None:
     """If it fails, rolling back several times does not retrace what was active."""
     with tempfile.TemporaryDirectory() as folder:
-        store = Store(Path(folder) / "store", prove)
+        store = Store(Path(folder) / "store", verify_in_process)
         for name in NAMES:
             run(store, bundle, "publish", name)
         for name in activated:

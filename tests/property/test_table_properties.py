@@ -1,4 +1,4 @@
-"""Properties of every file, whatever its bytes: each line belongs to one row; only TableError stops reading."""
+"""Properties of every file, with random bytes: each line belongs to one row; only TableError stops reading."""
 
 import contextlib
 import re
@@ -21,7 +21,7 @@ LAYOUTS = st.sampled_from([Layout(), Layout(","), Layout(quoting="csv"), Layout(
 
 
 def rows(name: str, content: bytes, layout: Layout | None = None) -> list[tuple[str, object]]:
-    """All rows of a file with these bytes."""
+    """Return all rows of a file with these bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
         path.write_bytes(content)
@@ -33,7 +33,7 @@ def rows(name: str, content: bytes, layout: Layout | None = None) -> list[tuple[
 @settings(max_examples=300)
 @given(CONTENT, LAYOUTS, st.sampled_from(["t.csv", "t.tsv"]))
 def test_every_line_belongs_to_exactly_one_row(content: str, layout: Layout, name: str) -> None:
-    """If this failed, some arrangement of quotes would lose lines, or read lines twice."""
+    """If this failed, some order of quotes would lose lines, or read lines twice."""
     content = "query,label\n" + content
     try:
         found = rows(name, content.encode(), layout)

@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from service.batching.batcher import Batcher
 from service.batching.pending_request import Lengths, PendingRequest
-from service.engine.protocol import HEAD, Answers, Asked, Outcome, Stages, unpack_batch
+from service.engine.protocol import HEAD, BatchAnswers, Outcome, Query, QueryAnswer, Stages, decode_batch
 from service.observe.metrics import Metrics
 from service.settings import Settings
 
@@ -24,25 +24,25 @@ class Bench:
         settings = Settings(store=Path("unused"), **{"max_queries": 1, **limits})
         self.batcher = Batcher("words", settings, Metrics(CollectorRegistry()), Lengths(1.0, 512, padded))
         self.lanes = lanes
-        self.sent: list[list[Asked]] = []
+        self.sent: list[list[Query]] = []
         self.answered = 0
 
     def attach(self) -> "Bench":
-        self.batcher.attach(lambda frame: self.sent.append(unpack_batch(frame[HEAD.size :])[1]), self.lanes)
+        self.batcher.attach(lambda frame: self.sent.append(decode_batch(frame[HEAD.size :]).queries), self.lanes)
         return self
 
     def ask(self, *queries: str) -> PendingRequest:
-        return self.batcher.admit(Asked(queries, 10, None))
+        return self.batcher.admit(Query.create(queries, 10, None))
 
     def answer(self, outcome: Outcome = Outcome.ANSWERED) -> None:
         """Answer the oldest batch: each text's result is the text itself."""
         self.answered += 1
-        bodies = [(outcome, ",".join(piece.queries).encode()) for piece in self.sent[self.answered - 1]]
-        self.batcher.answered(Answers(self.answered, NO_TIME, bodies))
+        bodies = [QueryAnswer(outcome, ",".join(piece.texts).encode()) for piece in self.sent[self.answered - 1]]
+        self.batcher.answered(BatchAnswers(self.answered, NO_TIME, bodies))
 
     def texts(self) -> list[list[str]]:
         """The texts of each batch sent so far."""
-        return [[query for piece in batch for query in piece.queries] for batch in self.sent]
+        return [[query for piece in batch for query in piece.texts] for batch in self.sent]
 
 
 class Clock:

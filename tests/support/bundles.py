@@ -14,28 +14,13 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
+from retrieval import open_bundle
+from retrieval.bundle.facts import EfSearch, GoldenFacts, IndexFacts, LabelFacts, ModelFacts, Parity, Provenance
 from retrieval.bundle.golden_answers import Golden, record_golden, write_golden
 from retrieval.bundle.labels import write_labels
-from retrieval.bundle.manifest import (
-    DIRECTIONS,
-    INDEX,
-    LABEL_ENCODER,
-    LABELS,
-    NODES,
-    QUERY_ENCODER,
-    TOKENIZER,
-    VECTORS,
-    Effort,
-    GoldenFacts,
-    IndexFacts,
-    LabelFacts,
-    ModelFacts,
-    Parity,
-    Source,
-)
+from retrieval.bundle.manifest import INDEX, LABEL_ENCODER, LABELS, NODES, PROJECTION, QUERY_ENCODER, TOKENIZER, VECTORS
 from retrieval.bundle.verified_files import seal
-from retrieval.retriever import Retriever
-from retrieval.sandboxed_opening import prove
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.search.distinct_vectors import nodes_of
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import HnswIndex
@@ -86,7 +71,7 @@ def make_bundle(
     vectors_LD = encoder.encode(texts).vectors_BD * model.label_scale()
     np.save(folder / VECTORS, vectors_LD)
     directions_DW = np.ascontiguousarray(np.linalg.eigh(vectors_LD.T @ vectors_LD)[1][:, -WIDTH:])
-    np.save(folder / DIRECTIONS, directions_DW)
+    np.save(folder / PROJECTION, directions_DW)
     nodes = nodes_of(vectors_LD)
     HnswIndex.build(vectors_LD[nodes.representatives] @ directions_DW, threads=1).save(folder / INDEX)
     shared = nodes.size < len(texts)
@@ -99,20 +84,21 @@ def make_bundle(
         folder / LABELS, pa.table({"id": ids or [f"{prefix}-{row}" for row in rows], "text": list(texts), **attributes})
     )
     measured = tuple(
-        Effort(weight=at, ef=ef, recall_at_10=1.0, recall_at_1=1.0) for at, ef in zip((0, 0.5, 1), efforts, strict=True)
+        EfSearch(weight=at, ef=ef, recall_at_10=1.0, recall_at_1=1.0)
+        for at, ef in zip((0, 0.5, 1), efforts, strict=True)
     )
     index = IndexFacts(
         width=WIDTH, energy=0.9, nodes=nodes.size if shared else None, m=16, ef_construction=200,
-        recall_target=0.995, recall_queries=0, efforts=measured,
+        recall_target=0.995, recall_queries=0, ef_search=measured,
     )  # fmt: skip
     write_golden(folder, Golden(weight=weight, answers=()))
     for queries in ((), GOLDEN_QUERIES):
         if queries:
-            write_golden(folder, record_golden(Retriever.open(folder, threads=1, paused=()), queries))
+            write_golden(folder, record_golden(open_bundle(folder, threads=1, paused=()), queries))
         seal(
             folder,
             created=created,
-            source=Source(dataset="words", dataset_fingerprint="0" * 8, recipe="default", diptych_version="0.1.0"),
+            source=Provenance(dataset="words", dataset_fingerprint="0" * 8, recipe="default", diptych_version="0.1.0"),
             labels=LabelFacts(count=len(texts), trained=len(texts), imputed=0, duplicates=0, zeros=0),
             precision="float32",
             classifier_weight=weight,
@@ -130,7 +116,7 @@ def make_store(path: Path, *names: str) -> Store:
 
     It opens bundles in this process to prove them: half a second less than in one of their own.
     """
-    store = Store(path, prove)
+    store = Store(path, verify_in_process)
     for seed, name in enumerate(names):
         with store.incoming() as folder:
             created = f"2026-11-22T{seed:02}:00:00Z"

@@ -17,9 +17,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import retrieval.retriever  # noqa: F401  # so that the forked processes need not import it
+from retrieval import open_bundle
 from retrieval.bundle.verified_files import verify_bundle
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever
+from retrieval.open import open_store
 from retrieval.store.local import Store
 from tests.support.bundles import make_bundle
 from tests.support.forked import forked, start_forked
@@ -72,7 +73,7 @@ def rounds(first: int) -> Iterator[int]:
 
 def fault(path: Path) -> tuple[str, str]:
     """What is wrong with a store after one more command."""
-    store = Store(path)
+    store = open_store(path)
     store.prune(1000)
     if strange := {item.name for item in path.iterdir()} - KEPT:
         return "fault", f"{strange} lies about"
@@ -82,7 +83,7 @@ def fault(path: Path) -> tuple[str, str]:
         store.verify(name)
     if (previous := store.previous()) and previous not in store.bundles():
         return "fault", f"{previous} cannot be rolled back to"
-    with Retriever.open(path) as retriever:
+    with open_bundle(path) as retriever:
         return ("whole", retriever.name) if retriever.check_golden().passed else ("fault", "answers differ")
 
 

@@ -13,8 +13,8 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
+from retrieval import open_bundle
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever
 from tests.support.bundles import label_texts, make_bundle
 from tests.support.forked import forked, start_forked
 from tests.support.mutations import GROUPS, cases, damaged
@@ -25,7 +25,7 @@ QUERIES = ["red winter city", "light rain", "cheap"]
 def verdict(folder: Path) -> tuple[str, str]:
     """What becomes of a bundle: refused, different (golden answers missed), accepted, or an error that escaped."""
     try:
-        with Retriever.open(folder, threads=1) as retriever:
+        with open_bundle(folder, threads=1) as retriever:
             retriever.search(QUERIES, 5)
             report = retriever.check_golden()
     except BundleError as refusal:

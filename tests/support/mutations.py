@@ -1,6 +1,6 @@
 """Damaged bundles by the hundred: every one is drawn from a seed, and says which file it damaged and how.
 
-Some leave the hashes in the manifest as they were; others fix them up, as somebody would who wants to be believed.
+Some leave the hashes in the manifest as they were; others fix them up, as an attacker would.
 """
 
 import json
@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from retrieval.bundle.index_file import HEADER
-from retrieval.bundle.manifest import DIRECTIONS, INDEX, LABEL_ENCODER, MANIFEST, NODES, REQUIRED
+from retrieval.bundle.manifest import INDEX, LABEL_ENCODER, MANIFEST, NODES, PROJECTION, REQUIRED
 from retrieval.bundle.verified_files import describe_file
 
 Draw = np.random.Generator
-FILES = (*REQUIRED, DIRECTIONS, NODES)
+FILES = (*REQUIRED, PROJECTION, NODES)
 
 
 @dataclass(frozen=True)

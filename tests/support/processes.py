@@ -1,4 +1,4 @@
-"""Commands of a test's own that leave no process behind, whatever happens in the test."""
+"""Run commands that leave no process behind, even if the test fails."""
 
 import subprocess
 from collections.abc import Iterator, Sequence

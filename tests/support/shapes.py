@@ -1,4 +1,4 @@
-"""One small table in every format of users' files; each entry writes the table and returns the path to read."""
+"""Write one small table in many formats; each entry returns the path to read."""
 
 import bz2
 import gzip
@@ -207,42 +207,42 @@ GOOD: dict[str, Write] = {
 # Each of these is refused by every command with one sentence; the text here is part of it.
 REFUSED: dict[str, tuple[Write, str]] = {
     "nothing": (lambda folder: folder / "none.csv", "does not exist. Check the path."),
-    "another ending": (text("t.xlsx", CSV), "is none of .jsonl, .ndjson, .csv, .tsv, .parquet, .json"),
-    "a folder of several kinds": (folder_of({"a.csv": b"", "b.parquet": b""}), "several kinds: a.csv, b.parquet"),
+    "another ending": (text("t.xlsx", CSV), "has none of the endings .jsonl, .ndjson, .csv, .tsv, .parquet, .json"),
+    "a folder of several kinds": (folder_of({"a.csv": b"", "b.parquet": b""}), "several formats: a.csv, b.parquet"),
     "a folder with data in inner folders": (
-        folder_of({"a.csv": CSV.encode(), "more/b.csv": CSV.encode()}), "has data in inner folders (more), which would",
+        folder_of({"a.csv": CSV.encode(), "more/b.csv": CSV.encode()}), "has data in subfolders (more), which would",
     ),
-    "a folder with partitions": (folder_of({"split=test/a.csv": CSV.encode()}), "inner folders (split=test)"),
-    "a folder with a broken link": (broken_link, "holds links to files that do not exist: b.csv."),
+    "a folder with partitions": (folder_of({"split=test/a.csv": CSV.encode()}), "subfolders (split=test)"),
+    "a folder with a broken link": (broken_link, "contains links to missing files: b.csv."),
     "a folder of Delta Lake": (
-        folder_of({"a.csv": CSV.encode(), "_delta_log/0.json": b"{}"}), "is a table of Delta Lake, whose folder also",
+        folder_of({"a.csv": CSV.encode(), "_delta_log/0.json": b"{}"}), "is a Delta Lake table, whose folder also",
     ),
-    "a folder without data": (folder_of({"README.md": b"x", "_SUCCESS": b""}), "holds no data file"),
+    "a folder without data": (folder_of({"README.md": b"x", "_SUCCESS": b""}), "contains no data file"),
     "a folder of two tables": (
         folder_of({"a.csv": CSV.encode(), "b.csv": b"id,text\n1,x\n"}),
         "b.csv has no column 'query'. It has: id, text.",
     ),
     "a zip archive": (packed("t.csv", b"PK\x03\x04" + bytes(99)), "is a zip archive or a spreadsheet; unpack it"),
-    "parquet named csv": (packed("t.csv", b"PAR1" + bytes(99)), "is Parquet; give it the ending .parquet"),
+    "parquet named csv": (packed("t.csv", b"PAR1" + bytes(99)), "is Parquet; rename it to .parquet"),
     "csv named parquet": (text("t.parquet", CSV), "cannot be read as Parquet"),
-    "gzip named parquet": (packed("t.parquet", gzip.compress(CSV.encode())), "it is compressed as gzip: unpack it"),
+    "gzip named parquet": (packed("t.parquet", gzip.compress(CSV.encode())), "it is compressed as gzip. Unpack it"),
     "lz4": (packed("t.csv", b"\x04\x22\x4d\x18" + bytes(99)), "is compressed as lz4; use gzip or zstd."),
-    "gzip cut off": (packed("t.csv.gz", gzip.compress(CSV.encode())[:-9]), "is cut off or no gzip file"),
+    "gzip cut off": (packed("t.csv.gz", gzip.compress(CSV.encode())[:-9]), "is truncated or not a gzip file"),
     "zstd cut off": (
-        packed("t.csv.zst", pa.compress(CSV.encode(), codec="zstd", asbytes=True)[:-9]), "cut off or no zstd file",
+        packed("t.csv.zst", pa.compress(CSV.encode(), codec="zstd", asbytes=True)[:-9]), "truncated or not a zstd file",
     ),
-    "UTF-16 cut off": (packed("t.csv", CSV.encode("utf-16")[:-1]), "is not the UTF-16"),
+    "UTF-16 cut off": (packed("t.csv", CSV.encode("utf-16")[:-1]), "is not valid UTF-16"),
     "no such column": (text("t.csv", delimited(header=("q", "label"))), "has no column 'query'. It has: q, label."),
     "an unknown separator": (text("t.csv", delimited("^")), "name it with --separator"),
     "the column twice": (
-        text("t.csv", delimited(header=("query", "label", "query"), more=("x",))), "names column 'query' twice",
+        text("t.csv", delimited(header=("query", "label", "query"), more=("x",))), "has two columns 'query'",
     ),
     "a header without names": (text("t.csv", ",,\na,b,\n"), "has no header line. Name the columns in the first line."),
     "a header with a stray quote": (text("t.csv", '"query"x,label\na,b\n'), "line 1: the quotes do not match"),
     "a JSON array": (text("t.json", json.dumps([{"query": "a", "label": "b"}])), "a JSON array. Write one object"),
-    "a JSON array over lines": (text("t.jsonl", '[\n{"query": "a", "label": "b"}\n]\n'), "holds a JSON array."),
+    "a JSON array over lines": (text("t.jsonl", '[\n{"query": "a", "label": "b"}\n]\n'), "contains a JSON array."),
     "times as text": (
         parquet("t.parquet", table(query=pa.array([1] * len(ROWS), pa.timestamp("ns")))),
-        "column 'query' holds timestamp[ns], neither text nor numbers.",
+        "column 'query' has the type timestamp[ns], not text or numbers.",
     ),
 }  # fmt: skip

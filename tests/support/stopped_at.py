@@ -1,13 +1,13 @@
-"""A command that stays at one stage until it is stopped: `python -m tests.support.stopped_at STAGE HOW WORD...`.
+"""Run a command that waits at one stage until it is stopped: `python -m tests.support.stopped_at STAGE HOW WORD...`.
 
-STAGE is a function as module:name. When the command calls it, this program prints "reached" and stays there: in Python
-(`python`), in native code that hears no signal (`native`), or after the function's own work (`after`). The words are
-the command line of `diptych`, run as its own program runs it.
+STAGE is a function as module:name. When the command calls it, this program prints "reached" and waits: in Python
+(`python`), in native code that delays signals (`native`), or in Python after the function has run (`after`). The words
+are the command line of `diptych`.
 """
 
 import hashlib
+import signal
 import sys
-import time
 from importlib import import_module
 from typing import Any
 
@@ -23,16 +23,16 @@ def main() -> int:
         owner = getattr(owner, one)
     original = getattr(owner, name)
 
-    def stays(*arguments: Any, **more: Any) -> None:
+    def wait(*arguments: Any, **more: Any) -> None:
         if how == "after":
             original(*arguments, **more)
         print("reached", flush=True)
         if how == "native":
             hashlib.pbkdf2_hmac("sha256", b"", b"", (1 << 31) - 1)  # for half an hour
         while True:
-            time.sleep(0.05)
+            signal.pause()
 
-    setattr(owner, name, stays)
+    setattr(owner, name, wait)
     sys.argv = ["diptych", *words]
     return diptych.main()
 

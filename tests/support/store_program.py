@@ -10,7 +10,7 @@ from pathlib import Path
 
 import retrieval.retriever  # noqa: F401  # while the process may still read where the packages are installed
 from retrieval.errors import BundleError
-from retrieval.sandboxed_opening import prove
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
 
 
@@ -18,7 +18,7 @@ def main(command: str, store: str, *arguments: str) -> None:
     if uid := os.environ.get("UID_FOR_TEST"):
         os.setgroups([])
         os.setuid(int(uid))
-    opened = Store(store, prove)
+    opened = Store(store, verify_in_process)
     try:
         if command == "publish":
             opened.publish(Path(arguments[0]), arguments[1])

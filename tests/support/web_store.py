@@ -2,7 +2,7 @@
 
 with web_store(folder) as web:
     web.instead["/CURRENT"] = endless
-    Retriever.open(web.url, cache=cache)
+    open_bundle(web.url, cache=cache)
 """
 
 import threading

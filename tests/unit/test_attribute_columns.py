@@ -15,7 +15,7 @@ TABLE = Path("labels.parquet")
 
 
 def nested(depth: int) -> Any:
-    """A number inside of `depth` lists."""
+    """Return a number nested in `depth` lists."""
     return [nested(depth - 1)] if depth else 1
 
 
@@ -46,10 +46,10 @@ def test_values_that_json_lacks_are_replaced_wherever_they_are(values: Any, answ
     ("values", "why"),
     [
         ([{"\ud800": 1}], "a key that is not UTF-8"),
-        ([{}, None], "objects that are all empty"),
-        ([{"a": [{}]}], "objects that are all empty"),
+        ([{}, None], "only empty objects"),
+        ([{"a": [{}]}], "only empty objects"),
         ([nested(MAX_DEPTH + 1)], "nested more than 32 deep"),
-        (column(pa.array([b"0" * 16], pa.uuid())), "holds bytes"),
+        (column(pa.array([b"0" * 16], pa.uuid())), "contains bytes"),
         (column(pa.array([[1.5]], pa.list_view(pa.float64()))), "list views"),
     ],
     ids=["key", "empty object", "empty object inside", "depth", "uuid", "list view"],
@@ -61,7 +61,7 @@ def test_what_no_file_can_store_is_one_sentence(values: Any, why: str) -> None:
 
 
 def test_a_name_that_is_not_utf_8_is_refused() -> None:
-    """If it fails, a header with a stray byte stops `prepare` with a traceback."""
+    """If it fails, a header with an invalid byte stops `prepare` with a traceback."""
     with pytest.raises(DatasetError, match="name that is not UTF-8"):
         attribute_column(TABLE, "\udcff", [1])
 

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from retrieval.search.attributes import Allowed
-from retrieval.search.candidates import Candidates
+from retrieval.search.candidates import Candidates, scan_is_cheaper
 from retrieval.search.indexes import ExactIndex, HnswIndex, Rows, Vectors
 from tests.contract.test_index import clustered
 
 LABELS = 4_000
+Indexes = tuple[HnswIndex, ExactIndex]
 
 
 @pytest.fixture(scope="module")
@@ -17,8 +18,13 @@ def vectors_LD() -> Vectors:
 
 
 @pytest.fixture(scope="module")
-def candidates(vectors_LD: Vectors) -> Candidates:
-    return Candidates(HnswIndex.build(vectors_LD, ef=64, threads=2), ExactIndex(vectors_LD, threads=1))
+def indexes(vectors_LD: Vectors) -> Indexes:
+    return HnswIndex.build(vectors_LD, ef=64, threads=2), ExactIndex(vectors_LD, threads=1)
+
+
+@pytest.fixture(scope="module")
+def candidates(indexes: Indexes) -> Candidates:
+    return Candidates(*indexes)
 
 
 def best(query_QD: Vectors, vectors_LD: Vectors, mask_L: np.ndarray, k: int) -> Rows:
@@ -26,13 +32,13 @@ def best(query_QD: Vectors, vectors_LD: Vectors, mask_L: np.ndarray, k: int) -> 
     return np.argsort(-scores_QL, axis=1)[:, : min(k, int(mask_L.sum()))]
 
 
-@pytest.mark.parametrize("each", [True, False])
+@pytest.mark.parametrize("scan", [True, False])
 @pytest.mark.parametrize("share", [0.5, 0.1, 0.01, 0.001])
 def test_the_best_allowed_labels_are_found_either_way(
-    candidates: Candidates, vectors_LD: Vectors, monkeypatch: pytest.MonkeyPatch, share: float, each: bool
+    indexes: Indexes, vectors_LD: Vectors, share: float, scan: bool
 ) -> None:
     """If it fails, a filter costs answers: too few, forbidden ones, or not the best."""
-    monkeypatch.setattr(Candidates, "compares_each", lambda *_: each)
+    candidates = Candidates(*indexes, prefer_scan=lambda *_: scan)
     mask_L = np.random.default_rng(7).random(LABELS) < share
     query_QD = clustered(60, seed=8)
     found_QC = candidates.find(query_QD, 10, 64, Allowed(mask_L))
@@ -43,11 +49,9 @@ def test_the_best_allowed_labels_are_found_either_way(
     assert np.mean([np.isin(row, top).mean() for row, top in zip(found_QC, best_QK, strict=True)]) >= 0.99
 
 
-def test_labels_far_from_the_query_are_found_as_well(
-    candidates: Candidates, vectors_LD: Vectors, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_labels_far_from_the_query_are_found_as_well(indexes: Indexes, vectors_LD: Vectors) -> None:
     """If it fails, a filter that allows only unlikely labels gives fewer than k though k exist."""
-    monkeypatch.setattr(Candidates, "compares_each", lambda *_: False)
+    candidates = Candidates(*indexes, prefer_scan=lambda *_: False)
     query_QD = clustered(20, seed=9)
     scores_L = query_QD.mean(axis=0) @ vectors_LD.T
     mask_L = scores_L < np.quantile(scores_L, 0.1)
@@ -56,16 +60,19 @@ def test_labels_far_from_the_query_are_found_as_well(
     assert found_QC.shape == (20, 10)
 
 
-def test_no_python_code_runs_for_a_candidate(
-    candidates: Candidates, vectors_LD: Vectors, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_python_code_runs_for_a_candidate(indexes: Indexes, vectors_LD: Vectors) -> None:
     """If it fails, hnswlib calls back for every candidate, which is slower by an order of magnitude."""
-    monkeypatch.setattr(Candidates, "compares_each", lambda *_: False)
-    asked: list[int] = []
-    search = candidates.index.search
-    monkeypatch.setattr(candidates.index, "search", lambda query_QD, k: asked.append(k) or search(query_QD, k))
+    searched: list[int] = []
+
+    class CountingIndex(HnswIndex):
+        def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
+            searched.append(k)
+            return super().search(query_QD, k)
+
+    index = CountingIndex.build(vectors_LD, ef=64, threads=2)
+    candidates = Candidates(index, indexes[1], prefer_scan=lambda *_: False)
     candidates.find(clustered(2), 10, 64, Allowed(np.arange(LABELS) % 10 == 0))
-    assert asked == [640]  # an effort of 64, for a tenth
+    assert searched == [640]  # an ef_search of 64, for a tenth of the labels
 
 
 def test_a_filter_that_allows_everything_or_nothing(candidates: Candidates) -> None:
@@ -76,7 +83,7 @@ def test_a_filter_that_allows_everything_or_nothing(candidates: Candidates) -> N
     assert candidates.find(query_QD, 10, 64, nothing).shape == (5, 0)
 
 
-def test_small_subsets_are_compared_and_large_ones_asked_for() -> None:
+def test_small_subsets_are_scanned_and_large_ones_searched() -> None:
     """If it fails, the planner has its costs the wrong way round."""
-    assert Candidates.compares_each(queries=1, asked=2_600, rows=1_000)
-    assert not Candidates.compares_each(queries=1, asked=100, rows=500_000)
+    assert scan_is_cheaper(queries=1, candidates=2_600, rows=1_000)
+    assert not scan_is_cheaper(queries=1, candidates=100, rows=500_000)

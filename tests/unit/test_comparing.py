@@ -1,13 +1,12 @@
 """The bundle that is open for comparison gives way to one that is served."""
 
 import asyncio
-from collections.abc import Callable
 
 import pytest
 from prometheus_client import CollectorRegistry
 
-from service.bundles.comparison import Compared
-from service.bundles.generation import Generation
+from service.bundles.comparison import Comparison
+from service.bundles.generation import Generation, GenerationObserver
 from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor
@@ -17,7 +16,7 @@ def test_requests_that_wait_for_an_opening_end_with_it() -> None:
     """A rollback would wait until a bundle is loaded that several administrators compare with."""
     opened: list[str] = []
 
-    async def hang(name: str, _: Callable[[Generation], None]) -> Generation:
+    async def hang(name: str, _: GenerationObserver) -> Generation:
         opened.append(name)
         await asyncio.Event().wait()
         raise AssertionError("the event is never set")
@@ -25,12 +24,12 @@ def test_requests_that_wait_for_an_opening_end_with_it() -> None:
     async def main() -> None:
         metrics = Metrics(CollectorRegistry())
         supervisor = Supervisor(metrics)
-        compared = Compared(hang, metrics, 60, supervisor)
+        comparison = Comparison(hang, metrics, 60, supervisor)
         async with asyncio.timeout(60):
-            requests = [asyncio.ensure_future(compared.open("one")) for _ in range(3)]
+            requests = [asyncio.ensure_future(comparison.open("one")) for _ in range(3)]
             while not opened:
                 await asyncio.sleep(0)
-            await compared.close()
+            await comparison.close()
             for request in requests:
                 with pytest.raises(Refusal) as refused:
                     await request

@@ -1,4 +1,4 @@
-"""The prepared dataset: what is written is read back, and no table that breaks a guarantee is read or written."""
+"""The prepared dataset: it is read as it was written, and invalid tables are neither written nor read."""
 
 import resource
 from pathlib import Path
@@ -10,21 +10,22 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrieval.errors import DatasetError
-from training.data import Dataset, DatasetMeta, Ragged, Split, write_dataset
+from training.data import Dataset, DatasetMeta, Ragged, Split
+from training.prepare.writing import write_dataset
 
 LABELS = pa.table({"id": ["a", "b", "c"], "text": ["apple", "bread", "cheese"], "market": ["uk", None, "fr"]})
 META = DatasetMeta(name="food")
 
 
 def split_table(**columns: Any) -> Any:
-    """A table of two good rows, with columns replaced."""
+    """Return a table of two valid rows, with some columns replaced."""
     good = {"id": ["1", "2"], "text": ["fruit", "loaf"], "labels": [[0, 2], [1]], "exclude": [[2], []]}
     chosen = {**good, **columns}
     return pa.table({name: values for name, values in chosen.items() if values is not None})
 
 
 def written(folder: Path) -> Dataset:
-    """A small dataset in `folder`."""
+    """Write a small dataset to `folder`."""
     return write_dataset(folder, LABELS, {"train": split_table(), "test": split_table(labels=[[1], [2]])}, META)
 
 
@@ -40,7 +41,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
 
 def test_excluded_labels_are_out_of_the_truth(tmp_path: Path) -> None:
-    """If this failed, a label that may never be answered would be taught and would count as an answer."""
+    """If this failed, an excluded label would be a positive in training and a true label in evaluation."""
     train = written(tmp_path / "food").split("train")
     assert [list(row) for row in train.labels] == [[0], [1]]
     assert [list(row) for row in train.exclude] == [[2], []]
@@ -49,33 +50,33 @@ def test_excluded_labels_are_out_of_the_truth(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("columns", "sentence"),
     [
-        ({"id": ["1", "1"]}, "train.parquet row 1: id '1' stands in row 0 too. Give each row its own id."),
-        ({"id": ["1", None]}, "train.parquet row 1: id is null. Remove the row or fill it."),
-        ({"text": ["fruit", " "]}, "train.parquet row 1: text is empty. Remove the row or give it text."),
-        ({"text": ["fruit", None]}, "train.parquet row 1: text is null. Remove the row or fill it."),
+        ({"id": ["1", "1"]}, "train.parquet row 1: id '1' is the id of row 0 too. Give each row its own id."),
+        ({"id": ["1", None]}, "train.parquet row 1: id is null. Remove the row or add the value."),
+        ({"text": ["fruit", " "]}, "train.parquet row 1: text is empty. Remove the row or add text."),
+        ({"text": ["fruit", None]}, "train.parquet row 1: text is null. Remove the row or add the value."),
         ({"text": None}, "train.parquet needs one column text; it has id, labels, exclude."),
         ({"text": [True, False]}, "train.parquet: column text is bool, not text. Store it as strings."),
         (
             {"labels": [[0], [3]]},
-            "train.parquet row 1: labels names label row 3, but labels.parquet has rows 0 to 2. "
+            "train.parquet row 1: labels contains label row 3, but labels.parquet has rows 0 to 2. "
             "Remove the number or add the label.",
         ),
-        ({"labels": [[-1], [1]]}, "train.parquet row 0: labels names label row -1, but"),
-        ({"labels": [[0], [1, 1]]}, "train.parquet row 1: labels names label row 1 twice. Remove one."),
-        ({"labels": [[0], None]}, "train.parquet row 1: labels is null. Remove the row or fill it."),
-        ({"labels": [[0], [None]]}, "train.parquet row 1: labels holds a null. Remove it."),
+        ({"labels": [[-1], [1]]}, "train.parquet row 0: labels contains label row -1, but"),
+        ({"labels": [[0], [1, 1]]}, "train.parquet row 1: labels contains label row 1 twice. Remove one."),
+        ({"labels": [[0], None]}, "train.parquet row 1: labels is null. Remove the row or add the value."),
+        ({"labels": [[0], [None]]}, "train.parquet row 1: labels contains a null. Remove it."),
         ({"labels": ["0", "1"]}, "train.parquet: column labels is string, not lists of row numbers."),
-        ({"labels": [[2], [1]]}, "train.parquet row 0: labels is empty once the excluded ones are taken out."),
+        ({"labels": [[2], [1]]}, "train.parquet row 0: labels is empty after the excluded labels are removed."),
         (
             {"exclude": [[0], [9]]},
-            "train.parquet row 1: exclude names label row 9, but labels.parquet has rows 0 to 2.",
+            "train.parquet row 1: exclude contains label row 9, but labels.parquet has rows 0 to 2.",
         ),
     ],
 )
 def test_a_foreign_file_with_a_bad_row_is_refused_where_it_is_bad(
     tmp_path: Path, columns: dict[str, Any], sentence: str
 ) -> None:
-    """If this failed, a broken dataset of somebody else's making would train on wrong labels or end in a traceback."""
+    """If this failed, a broken dataset written by another program would train on wrong labels or end in a traceback."""
     folder = written(tmp_path / "food").folder
     pq.write_table(split_table(**columns), folder / "train.parquet")
     with pytest.raises(DatasetError) as caught:
@@ -86,34 +87,34 @@ def test_a_foreign_file_with_a_bad_row_is_refused_where_it_is_bad(
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [
-        ({"id": ["a", "a"], "text": ["x", "y"]}, "labels.parquet row 1: id 'a' stands in row 0 too."),
-        ({"id": ["a", "b"], "text": ["x", ""]}, "labels.parquet row 1: text is empty. Remove the row or give it text."),
+        ({"id": ["a", "a"], "text": ["x", "y"]}, "labels.parquet row 1: id 'a' is the id of row 0 too."),
+        ({"id": ["a", "b"], "text": ["x", ""]}, "labels.parquet row 1: text is empty. Remove the row or add text."),
         ({"id": ["a"]}, "labels.parquet needs one column text; it has id."),
         ({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())}, "labels.parquet has no rows."),
     ],
 )
 def test_a_bad_label_table_is_refused(tmp_path: Path, labels: dict[str, Any], sentence: str) -> None:
-    """If this failed, two labels could answer by one id, or a label without text would be served."""
+    """If this failed, two labels could have the same id, or a label without text would be served."""
     with pytest.raises(DatasetError, match=sentence.replace(".", r"\.")):
         write_dataset(tmp_path / "food", pa.table(labels), {}, META)
 
 
 def test_a_refused_write_leaves_what_was_there(tmp_path: Path) -> None:
-    """If this failed, a bad second run would cost the user the dataset of the first."""
+    """If this failed, a failed run would destroy the dataset of an earlier one."""
     dataset = written(tmp_path / "food")
-    with pytest.raises(DatasetError, match="labels names label row 7"):
+    with pytest.raises(DatasetError, match="labels contains label row 7"):
         write_dataset(dataset.folder, LABELS, {"train": split_table(labels=[[7], [0]])}, META, replace=True)
     assert Dataset.open(dataset.folder).fingerprint == dataset.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["food"]
 
 
 def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> None:
-    """If this failed, a full disk would leave half a dataset in the place of a whole one."""
+    """If this failed, a full disk would replace a dataset by an incomplete one."""
     dataset = written(tmp_path / "food")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (300, limits[1]))  # the kernel refuses longer files, as a full disk does
     try:
-        with pytest.raises(DatasetError, match=r"cannot be written: File too large\. Nothing was changed\."):
+        with pytest.raises(DatasetError, match=r"cannot be written: File too large\. It is unchanged\."):
             write_dataset(dataset.folder, LABELS, {"train": split_table()}, META, replace=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -124,8 +125,8 @@ def test_a_write_that_fails_half_way_leaves_what_was_there(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "replace", "sentence"),
     [
-        ("food", False, "holds another dataset. Choose another folder, or add --force to replace it."),
-        ("notes", True, "exists and is not a prepared dataset, so it is left alone."),
+        ("food", False, "contains another dataset. Choose another folder, or add --force to replace it."),
+        ("notes", True, "exists and is not a prepared dataset, so it is not replaced."),
         ("notes/mine.txt", True, "is a file. Choose a folder"),
     ],
 )
@@ -140,10 +141,10 @@ def test_nothing_of_the_users_is_overwritten(tmp_path: Path, name: str, replace:
 
 
 def test_a_dataset_with_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> None:
-    """If this failed, --force would delete what the user keeps beside the dataset."""
+    """If this failed, --force would delete the user's other files in the folder."""
     folder = written(tmp_path / "food").folder
     (folder / "notes.txt").write_text("keep")
-    with pytest.raises(DatasetError, match=r"also holds 'notes\.txt', which would be lost"):
+    with pytest.raises(DatasetError, match=r"also contains 'notes\.txt', which would be deleted"):
         write_dataset(folder, LABELS, {"train": split_table()}, META, replace=True)
 
 
@@ -154,7 +155,7 @@ def test_the_fingerprint_depends_on_content_and_not_on_the_parquet_writer(tmp_pa
     pq.write_table(pq.read_table(path), path, compression="gzip", row_group_size=1)
     assert Dataset.open(dataset.folder).fingerprint == dataset.fingerprint
     pq.write_table(split_table(text=["fruits", "loaf"]), path)
-    with pytest.raises(DatasetError, match=r"does not hold what dataset\.json records"):
+    with pytest.raises(DatasetError, match=r"differs from its dataset\.json"):
         _ = Dataset.open(dataset.folder).fingerprint
 
 
@@ -162,14 +163,18 @@ def test_the_fingerprint_depends_on_content_and_not_on_the_parquet_writer(tmp_pa
     ("file", "content", "sentence"),
     [
         ("dataset.json", None, "is not a prepared dataset: it has no dataset.json"),
-        ("dataset.json", b'{"name": "x", "format_version": 2}', "format_version: Input should be 1"),
+        (
+            "dataset.json",
+            b'{"name": "x", "format_version": 1}',
+            "dataset.json: format_version is 1, not 2. Prepare the dataset again.",
+        ),
         ("dataset.json", b"{", "Invalid JSON"),
-        ("test.parquet", None, "has no test.parquet. Make it again with `diptych prepare`."),
+        ("test.parquet", None, "has no test.parquet. Prepare the dataset again with `diptych prepare`."),
         ("test.parquet", b"no parquet", "cannot be read as Parquet"),
     ],
 )
 def test_a_damaged_folder_says_what_is_missing(tmp_path: Path, file: str, content: bytes | None, sentence: str) -> None:
-    """If this failed, a half-copied dataset would end in a traceback."""
+    """If this failed, an incomplete copy of a dataset would end in a traceback."""
     folder = written(tmp_path / "food").folder
     (folder / file).unlink() if content is None else (folder / file).write_bytes(content)
     with pytest.raises(DatasetError, match=sentence.replace(".", r"\.")):
@@ -178,12 +183,12 @@ def test_a_damaged_folder_says_what_is_missing(tmp_path: Path, file: str, conten
 
 def test_an_unknown_split_is_named_with_the_known_ones(tmp_path: Path) -> None:
     """If this failed, `--split tset` would end in a KeyError."""
-    with pytest.raises(DatasetError, match=r"there is no split 'tset'\. Choose one of train, validation, test"):
+    with pytest.raises(DatasetError, match=r"'tset' is not a split\. Choose one of train, validation, test"):
         written(tmp_path / "food").split("tset")
 
 
 def test_only_queries_with_a_true_label_are_scored(tmp_path: Path) -> None:
-    """If this failed, queries that no answer could satisfy would be asked, or a set without truth end in NaN."""
+    """If this failed, queries without a true label would be evaluated, or a split without any would give NaN."""
     tables = {"train": split_table(), "test": split_table(labels=[[2], [1]])}  # the first excludes its only label
     dataset = write_dataset(tmp_path / "food", LABELS, tables, META)
     assert dataset.scored("test").ids == ["2"]
@@ -201,7 +206,7 @@ def test_a_split_can_be_taken_apart_and_built_from_lists() -> None:
 
 
 def test_a_split_followed_by_another_holds_both() -> None:
-    """If this failed, a label query would be taught with a training query's answers."""
+    """If this failed, label queries would be trained with the labels of other queries."""
     splits = [
         Split.from_lists(ids, texts, Ragged.from_lists(labels), Ragged.from_lists(exclude))
         for ids, texts, labels, exclude in (
@@ -220,9 +225,9 @@ def test_a_split_followed_by_another_holds_both() -> None:
 
 
 def test_two_ragged_lists_are_joined_row_by_row_or_one_behind_the_other() -> None:
-    """If this failed, a query would be given another query's labels or excludes."""
+    """If this failed, queries would get the labels or excluded labels of others."""
     rows, more = [[3, 1], [], [7]], [[2], [5, 5], []]
     left, right = Ragged.from_lists(rows), Ragged.from_lists(more)
-    joined, behind = left.joined(right), left.followed_by(right)
+    joined, behind = left.concat_values(right), left.followed_by(right)
     assert [joined[row].tolist() for row in range(3)] == [a + b for a, b in zip(rows, more, strict=True)]
     assert [behind[row].tolist() for row in range(6)] == rows + more

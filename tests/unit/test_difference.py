@@ -1,4 +1,4 @@
-"""`bundles diff`: how far two bundles agree, what moved, and which is better."""
+"""`bundles diff`: agreement of two bundles, changed queries, and metrics."""
 
 import json
 from pathlib import Path
@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from retrieval import Retriever
+from retrieval import Retriever, open_bundle
 from retrieval.errors import BadInput
-from retrieval.offline.comparison import difference
+from retrieval.offline.comparison import compare_bundles
 from retrieval.offline.query_files import Queries
-from retrieval.store.local import Store
+from retrieval.open import open_store
 from tests.support.bundles import WORDS, label_texts, make_bundle, make_store
 from tests.support.command import run
 
@@ -19,50 +19,52 @@ QUERIES = [f"{one} {other}" for one in WORDS[:4] for other in WORDS[4:8]]
 
 @pytest.fixture(scope="module")
 def words(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
-    return Retriever.open(make_bundle(tmp_path_factory.mktemp("bundles") / "words"))
+    return open_bundle(make_bundle(tmp_path_factory.mktemp("bundles") / "words"))
 
 
 def test_a_bundle_does_not_differ_from_itself(words: Retriever) -> None:
     """If it fails, every retraining looks like a change."""
-    found = difference(words, words, QUERIES, None)
-    assert (found.overlap, found.same_first, found.same, found.moved, found.figures) == (1.0, 1.0, 1.0, (), None)
+    comparison = compare_bundles(words, words, QUERIES, None)
+    shares = (comparison.overlap, comparison.same_first, comparison.same)
+    assert (shares, comparison.changed, comparison.metrics) == ((1.0, 1.0, 1.0), (), None)
 
 
 def test_labels_are_compared_by_id_and_not_by_row(tmp_path: Path, words: Retriever) -> None:
     """If it fails, a label table in another order looks like other answers."""
     texts = label_texts()
     ids = np.random.default_rng(1).permutation(200)
-    turned = make_bundle(tmp_path / "turned", [texts[row] for row in ids], ids=[f"label-{row}" for row in ids])
-    # Of labels with equal scores at the tenth place the rows decide, and so here not always the same ones.
-    assert difference(words, Retriever.open(turned), QUERIES, None).overlap > 0.95
+    shuffled = make_bundle(tmp_path / "shuffled", [texts[row] for row in ids], ids=[f"label-{row}" for row in ids])
+    # Equal scores at the tenth place are ranked by row, so a few of these labels differ.
+    assert compare_bundles(words, open_bundle(shuffled), QUERIES, None).overlap > 0.95
 
 
-def test_what_moved_is_what_left_and_what_entered(tmp_path: Path, words: Retriever) -> None:
-    """If it fails, a person reads of other labels than those that changed."""
-    fewer = Retriever.open(make_bundle(tmp_path / "fewer", label_texts()[:150]))
-    found = difference(words, fewer, QUERIES, None, k=5)
-    overlaps, moved = [], {change.query: change for change in found.moved}
+def test_changes_are_removed_and_added_labels(tmp_path: Path, words: Retriever) -> None:
+    """If it fails, the comparison names labels that did not change."""
+    fewer = open_bundle(make_bundle(tmp_path / "fewer", label_texts()[:150]))
+    comparison = compare_bundles(words, fewer, QUERIES, None, k=5)
+    overlaps, changes = [], {change.query: change for change in comparison.changed}
     for query, old, new in zip(QUERIES, words.search(QUERIES, 5), fewer.search(QUERIES, 5), strict=True):
-        left = [hit.text for hit in old if hit.id not in {hit.id for hit in new}]
-        overlaps.append(1 - len(left) / 5)
-        assert list(moved[query].left if query in moved else ()) == left
-    assert found.overlap == pytest.approx(np.mean(overlaps))
-    assert found.overlap < 1
-    assert [len(change.entered) for change in found.moved] == sorted(map(len, (c.entered for c in found.moved)))[::-1]
+        removed = [hit.text for hit in old if hit.id not in {hit.id for hit in new}]
+        overlaps.append(1 - len(removed) / 5)
+        assert list(changes[query].removed if query in changes else ()) == removed
+    assert comparison.overlap == pytest.approx(np.mean(overlaps))
+    assert comparison.overlap < 1
+    added = [len(change.added) for change in comparison.changed]
+    assert added == sorted(added, reverse=True)
 
 
-def test_truths_say_which_is_better(words: Retriever, tmp_path: Path) -> None:
+def test_metrics_show_which_bundle_is_better(words: Retriever, tmp_path: Path) -> None:
     """If it fails, the worse bundle is activated."""
     truths = [[hits[0].id, "label-of-neither"] for hits in words.search(QUERIES, 1)]
-    other = Retriever.open(make_bundle(tmp_path / "other", seed=3))
-    figures = difference(words, other, QUERIES, truths).figures
-    assert figures is not None
-    assert figures["P@1"][0] == 100.0
-    assert figures["P@5"][0] == pytest.approx(20.0)
-    assert figures["R@10"][0] == pytest.approx(50.0)
+    other = open_bundle(make_bundle(tmp_path / "other", seed=3))
+    metrics = compare_bundles(words, other, QUERIES, truths).metrics
+    assert metrics is not None
+    assert metrics["P@1"][0] == 100.0
+    assert metrics["P@5"][0] == pytest.approx(20.0)
+    assert metrics["R@10"][0] == pytest.approx(50.0)
     firsts = [hits[0].id for hits in other.search(QUERIES, 1)]
     expected = 100 * np.mean([first in truth for first, truth in zip(firsts, truths, strict=True)])
-    assert figures["P@1"][1] == pytest.approx(expected)
+    assert metrics["P@1"][1] == pytest.approx(expected)
 
 
 def test_the_commands_roll_back_prune_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,7 +73,7 @@ def test_the_commands_roll_back_prune_and_compare(tmp_path: Path, capsys: pytest
     rows = [{"query": query, "labels": [f"one-{row}"]} for row, query in enumerate(QUERIES)]
     queries = tmp_path / "queries.jsonl"
     queries.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert run("bundles", "diff", store.path, "one", "two", "--queries", queries, "--moved", "2") == 0
+    assert run("bundles", "diff", store.path, "one", "two", "--queries", queries, "--changed", "2") == 0
     printed = capsys.readouterr().out
     for expected in ("16 queries", "overlap@10", "0.0%", "P@1", "difference", "2 of 16 queries"):
         assert expected in printed
@@ -80,16 +82,16 @@ def test_the_commands_roll_back_prune_and_compare(tmp_path: Path, capsys: pytest
     assert store.active() == "one"
     assert run("bundles", "prune", store.path, "--keep", "0") == 0
     assert "Removed two, three." in capsys.readouterr().out
-    assert Store(store.path).bundles() == ["one"]
+    assert open_store(store.path).bundles() == ["one"]
     assert run("bundles", "prune", store.path) == 0
     assert "nothing to remove" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("lines", "why"),
-    [('{"query": " "}\n', "holds no query"), ('{"query": "red", "labels": "a"}\n', "labels is .a., not")],
+    [('{"query": " "}\n', "contains no query"), ('{"query": "red", "labels": "a"}\n', "labels is .a., not")],
 )
-def test_a_file_that_cannot_be_asked_is_refused(tmp_path: Path, lines: str, why: str) -> None:
+def test_a_file_without_valid_queries_is_refused(tmp_path: Path, lines: str, why: str) -> None:
     """If it fails, an empty comparison looks like agreement."""
     path = tmp_path / "queries.jsonl"
     path.write_text(lines)

@@ -7,7 +7,7 @@ import pytest
 
 from export.pca import ENERGY, SIMD_WIDTH, fit_projection, write_projected
 from retrieval.search.indexes import HnswIndex, Vectors
-from retrieval.search.pca_index import NarrowIndex, rescore, to_rescore
+from retrieval.search.pca_index import PcaIndex, rescore, to_rescore
 from tests.contract.test_index import clustered
 
 
@@ -70,7 +70,7 @@ def test_the_best_are_found_with_a_third_of_the_numbers_and_scored_with_all() ->
     """If it fails, the PCA index loses answers, or changes their scores."""
     vectors_LD, query_QD = flat_and_wide(), flat_and_wide(50, seed=4)
     projection_DW, _ = fit_projection(vectors_LD, 40)
-    index = NarrowIndex(HnswIndex.build(vectors_LD @ projection_DW, ef=200, threads=1), projection_DW)
+    index = PcaIndex(HnswIndex.build(vectors_LD @ projection_DW, ef=200, threads=1), projection_DW)
     rows_QC, near_QC = index.search(query_QD, to_rescore(10, index, 200))
     rows_QK, scores_QK, dual_QK, classifier_QK = rescore(query_QD, rows_QC, vectors_LD, 40, 10)
     true_QL = query_QD @ vectors_LD.T

@@ -4,9 +4,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from retrieval import Retriever
-from service.engine.protocol import HEAD, Asked, pack_answers, unpack_answers
-from service.engine.worker import Engine
+from retrieval import open_bundle
+from service.engine.batch_searcher import BatchSearcher
+from service.engine.protocol import Batch, Query
 from service.observe.metrics import Metrics
 from tests.support.bundles import make_bundle
 
@@ -15,10 +15,10 @@ def test_full_scans_reach_the_metrics_once(tmp_path: Path) -> None:
     """If it fails, a bundle whose index answers little itself is slow and nothing says why."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
-    with Retriever.open(make_bundle(tmp_path / "bundle", ["red shoes", "blue hats"])) as retriever:
-        engine = Engine(retriever)
+    with open_bundle(make_bundle(tmp_path / "bundle", ["red shoes", "blue hats"])) as retriever:
+        searcher = BatchSearcher(retriever)
         retriever._full_scans.add(3)
         for number in (1, 2):
-            answers = unpack_answers(pack_answers(engine.answer(number, [Asked(["red"], 1)]))[HEAD.size :])
+            answers = searcher.answer(Batch(number, [Query.create(["red"], 1)]))
             metrics.batch(1, answers.stages)
     assert registry.get_sample_value("diptych_full_scans_total") == 3

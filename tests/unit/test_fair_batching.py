@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service.batching.pending_request import PendingRequest
-from service.engine.protocol import Answers, Asked, Outcome
+from service.engine.protocol import BatchAnswers, Outcome, Query, QueryAnswer
 from service.errors import Refusal
 from tests.support.batching import NO_TIME, Bench, Clock, played
 
@@ -39,8 +39,8 @@ def test_a_batch_is_bounded_in_hits() -> None:
     @played(max_queries=8, max_batch_hits=250, batches_ahead=0)
     async def _(bench: Bench) -> None:
         bench.attach()
-        bench.batcher.admit(Asked([f"{number}" for number in range(5)], 100))
-        bench.batcher.admit(Asked(["a", "b"], 1000))
+        bench.batcher.admit(Query.create([f"{number}" for number in range(5)], 100))
+        bench.batcher.admit(Query.create(["a", "b"], 1000))
         for _ in range(4):
             bench.answer()
         assert bench.texts() == [["0", "1"], ["2", "3"], ["4"], ["a"], ["b"]]
@@ -53,10 +53,10 @@ def test_small_requests_share_no_batch_with_large_ones(monkeypatch: pytest.Monke
     @played(max_queries=32, batches_ahead=1)
     async def _(bench: Bench) -> None:
         bench.attach()
-        large = Asked([f"{number}" for number in range(32)], 100)
+        large = Query.create([f"{number}" for number in range(32)], 100)
         bench.batcher.admit(large, caller=b"heavy")
         bench.batcher.admit(large, caller=b"heavy")
-        small = bench.batcher.admit(Asked(["small"], 10), caller=b"light")
+        small = bench.batcher.admit(Query.create(["small"], 10), caller=b"light")
         for _ in range(2):  # those that had been sent
             bench.answer()
         assert bench.texts()[2] == ["small"]
@@ -72,21 +72,21 @@ def test_a_caller_under_its_share_is_admitted_to_a_full_queue() -> None:
 
     @played(max_queries=8, max_waiting_queries=40)
     async def _(bench: Bench) -> None:
-        heavy = [bench.batcher.admit(Asked(["h"] * 8, 10), caller=b"heavy") for _ in range(5)]
+        heavy = [bench.batcher.admit(Query.create(["h"] * 8, 10), caller=b"heavy") for _ in range(5)]
         assert bench.batcher.full
         assert bench.batcher.turns_away(b"heavy")
         assert not bench.batcher.turns_away(b"light")
         with pytest.raises(Refusal):
-            bench.batcher.admit(Asked(["h"], 10), caller=b"heavy")
+            bench.batcher.admit(Query.create(["h"], 10), caller=b"heavy")
         with pytest.raises(Refusal):
             bench.batcher.refuse_early(b"heavy", 1)
         bench.batcher.refuse_early(b"light", 1)
-        lights = [bench.batcher.admit(Asked(["l"], 10), caller=b"light") for _ in range(15)]
+        lights = [bench.batcher.admit(Query.create(["l"], 10), caller=b"light") for _ in range(15)]
         assert not any(request.answer.done() for request in heavy)
         for number in range(25):
-            lights.append(bench.batcher.admit(Asked(["l"], 10), caller=b"light%d" % number))
+            lights.append(bench.batcher.admit(Query.create(["l"], 10), caller=b"light%d" % number))
         assert [request.answer.done() for request in heavy] == [False] * 5
-        newcomer = bench.batcher.admit(Asked(["n"], 10), caller=b"newcomer")
+        newcomer = bench.batcher.admit(Query.create(["n"], 10), caller=b"newcomer")
         assert [request.answer.done() for request in heavy] == [False] * 4 + [True]  # the newest of who has most
         refusal = heavy[-1].answer.exception()
         assert isinstance(refusal, Refusal)
@@ -105,8 +105,8 @@ def test_a_postponed_piece_is_asked_again() -> None:
     async def _(bench: Bench) -> None:
         first, second = bench.ask("a", "b"), bench.ask("c", "d")
         bench.attach()
-        bodies = [(Outcome.ANSWERED, b"a,b"), (Outcome.POSTPONED, b"")]
-        bench.batcher.answered(Answers(1, NO_TIME, bodies))
+        bodies = [QueryAnswer(Outcome.ANSWERED, b"a,b"), QueryAnswer(Outcome.POSTPONED)]
+        bench.batcher.answered(BatchAnswers(1, NO_TIME, bodies))
         bench.answered = 1
         bench.answer()
         assert (await first.answer, await second.answer) == (b"a,b", b"c,d")
@@ -145,14 +145,14 @@ def test_only_the_text_that_ends_engines_is_in_quarantine() -> None:
         with pytest.raises(Refusal, match="'poison'"):
             bench.ask("other", "poison")
         bench.attach().ask("good", "fine")
-        bench.batcher.admit(Asked(["poison"], 5))  # asked otherwise, it may be answered
+        bench.batcher.admit(Query.create(["poison"], 5))  # asked otherwise, it may be answered
 
 
 def _deaths(bench: Bench, callers: list[bytes]) -> list[bool]:
     """Let a query of each caller end two engines; return which of the deaths were excused."""
     excused = []
     for number, caller in enumerate(callers):
-        bench.attach().batcher.admit(Asked([f"query {number}"], 10), caller=caller)
+        bench.attach().batcher.admit(Query.create([f"query {number}"], 10), caller=caller)
         excused += [bench.batcher.lost()]
         bench.attach()
         excused += [bench.batcher.lost()]
@@ -177,7 +177,7 @@ def test_one_caller_cannot_force_another_bundle() -> None:
     @played(batches_ahead=0)
     async def _(bench: Bench) -> None:
         for number in range(6):  # all of them in flight when the first engine ends
-            bench.batcher.admit(Asked([f"query {number}"], 10), caller=b"a")
+            bench.batcher.admit(Query.create([f"query {number}"], 10), caller=b"a")
         excused = []
         for _ in range(7):
             bench.attach()
@@ -190,11 +190,11 @@ def test_answers_in_the_making_are_bounded() -> None:
 
     @played(connection_bytes=1 << 24, max_queries=8)
     async def _(bench: Bench) -> None:
-        large = Asked(["text"] * 8, 2000)  # 3.2 MB, as long as nothing is known of the answers
+        large = Query.create(["text"] * 8, 2000)  # 3.2 MB, as long as nothing is known of the answers
         first = bench.attach().batcher.admit(large, caller=b"heavy")
         with pytest.raises(Refusal, match=r"answers of 3200000 bytes already wait"):
             bench.batcher.admit(large, caller=b"heavy")
-        bench.batcher.admit(Asked(["small"], 10), caller=b"light")
+        bench.batcher.admit(Query.create(["small"], 10), caller=b"light")
         while not first.answer.done():
             bench.answer()
         bench.batcher.admit(large, caller=b"heavy")
@@ -206,7 +206,7 @@ def test_a_costly_filter_is_charged_to_its_caller() -> None:
     @played(max_batch_queries=1, batches_ahead=0, max_waiting_queries=1000)
     async def _(bench: Bench) -> None:
         bench.attach()
-        plain, filtered = Asked(["plain"], 10), Asked(["filtered"], 10, filter={"a": [1]})
+        plain, filtered = Query.create(["plain"], 10), Query.create(["filtered"], 10, filter={"a": [1]})
         for _ in range(30):
             bench.batcher.admit(plain, caller=b"plain")
             bench.batcher.admit(filtered, caller=b"filtered")
@@ -214,7 +214,7 @@ def test_a_costly_filter_is_charged_to_its_caller() -> None:
             seconds = 0.01 if bench.sent[bench.answered][0].filter else 0.001
             bench.answered += 1
             stages = NO_TIME._replace(total=seconds)
-            bench.batcher.answered(Answers(bench.answered, stages, [(Outcome.ANSWERED, b"")]))
-        counted = [batch[0].queries[0] for batch in bench.sent[:40]]
+            bench.batcher.answered(BatchAnswers(bench.answered, stages, [QueryAnswer(Outcome.ANSWERED, b"")]))
+        counted = [batch[0].texts[0] for batch in bench.sent[:40]]
         assert counted.count("plain") == 30
         assert counted[:33].count("filtered") <= 5

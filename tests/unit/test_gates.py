@@ -19,7 +19,8 @@ from export.recall import (
     recall_at,
 )  # fmt: skip
 from export.sampling import sample, sample_label_texts, with_long_texts
-from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, Quality, read_manifest
+from retrieval.bundle.facts import Quality
+from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, read_manifest
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import HnswIndex

@@ -1,4 +1,4 @@
-"""Work that gives way."""
+"""Work at low priority."""
 
 import os
 import threading
@@ -6,42 +6,34 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from retrieval.system import low_priority as module
-from retrieval.system.low_priority import LOW, gently
-
-
-@pytest.fixture(autouse=True)
-def first_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing gentle has been done in this process yet."""
-    monkeypatch.setattr(module, "_began", None)
+from retrieval.system.low_priority import LOW, LowPriority
 
 
 def niceness() -> int:
     return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
 
-def test_it_and_its_threads_stand_behind_and_nobody_else_does() -> None:
-    """If it fails, loading a bundle takes the processor from answers, or the process stays slow for ever."""
+def test_only_the_work_and_its_threads_have_low_priority() -> None:
+    """Loading a bundle would take the processor from answers, or the process would stay slow for ever."""
     before = niceness()
 
     def work() -> list[int]:
         with ThreadPoolExecutor(1) as pool:
             return [niceness(), pool.submit(niceness).result()]
 
-    assert gently(work) == [max(before, LOW)] * 2
+    assert LowPriority().run(work) == [max(before, LOW)] * 2
     assert niceness() == before
 
 
-def test_it_does_not_stand_behind_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, a bundle never finishes loading on a machine that is busy with something else."""
+def test_low_priority_ends_after_its_seconds() -> None:
+    """A bundle would never finish loading on a machine that is busy with something else."""
     before = niceness()
-    gently(niceness)
-    monkeypatch.setattr(module, "GENTLE_SECONDS", -1.0)
-    assert gently(niceness) == before
-    assert gently(lambda: threading.get_native_id()) == threading.get_native_id()
+    low_priority = LowPriority(seconds=-1)
+    assert low_priority.run(niceness) == before
+    assert low_priority.run(lambda: threading.get_native_id()) == threading.get_native_id()
 
 
-def test_its_errors_are_the_callers() -> None:
-    """If it fails, a damaged bundle is opened as if it were whole."""
+def test_errors_of_the_work_are_raised() -> None:
+    """A damaged bundle would be opened as if it were whole."""
     with pytest.raises(ValueError, match="damaged"):
-        gently(lambda: int("damaged"))
+        LowPriority().run(lambda: int("damaged"))

@@ -10,7 +10,7 @@ import torch
 from export.geometry import CONE_SHRINK, MIN_TRAINED_LABELS, Cone, balance_for, classifier_vectors, find_cone
 from export.parity import smallest_cosine
 from export.quality import torch_vectors
-from retrieval.bundle.manifest import ModelFacts
+from retrieval.bundle.facts import ModelFacts
 from tests.support.checkpoints import make_checkpoint
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.token_cache import tokenize_in_memory

@@ -1,4 +1,4 @@
-"""The example's table follows from its build script's rules, so that it can be rebuilt and its split never moves."""
+"""The example's table is what its build script writes, and its splits do not change."""
 
 import importlib.util
 from pathlib import Path
@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parents[2] / "examples" / "keywords"
 
 @pytest.fixture(scope="module")
 def build() -> ModuleType:
-    """The build script as a module."""
+    """Import the build script."""
     spec = importlib.util.spec_from_file_location("build", FOLDER / "build.py")
     assert spec is not None
     assert spec.loader is not None
@@ -22,7 +22,7 @@ def build() -> ModuleType:
 
 
 def test_split_and_excludes_follow_from_the_labels(build: ModuleType) -> None:
-    """If this failed, the committed table would not be what the script builds: a test concept could become training."""
+    """If this failed, the script would build another table, in which a test concept could be in training."""
     table = pq.read_table(FOLDER / "keywords.parquet").to_pylist()
     assert list(build.rows({row["query"]: row["labels"] for row in table})) == table
     assert (len(table), sum(row["split"] == "test" for row in table)) == (10_718, 1_054)
@@ -40,7 +40,7 @@ def test_variants_of_a_style_are_one_concept(build: ModuleType) -> None:
 
 
 def test_every_package_and_its_licence_is_in_the_notice(build: ModuleType) -> None:
-    """If this failed, the words of a package would be passed on without its terms."""
+    """If this failed, a package would be redistributed without its licence."""
     notice = (FOLDER / "NOTICE").read_text()
     for package in build.PACKAGES:
         name, _, version = package.rpartition("@")

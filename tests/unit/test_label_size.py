@@ -62,7 +62,7 @@ def test_a_label_that_is_too_large_is_named(value: object) -> None:
     """A bundle would be exported whose answers are megabytes, or the error would not say which label to shorten."""
     table = pa.table({"id": ["good", "bad"], "text": ["a", "b"], "notes": [value[:5], value]})
     with pytest.raises(
-        BadInput, match=r"^label 'bad' has .* bytes as JSON, most of them in 'notes'; the most is 32,768"
+        BadInput, match=r"^label 'bad' has .* bytes as JSON, most of them in 'notes'; the limit is 32,768"
     ):
         check_label_size(table)
     check_label_size(table.slice(0, 1))
@@ -78,13 +78,13 @@ def test_the_cache_is_bounded_in_bytes() -> None:
     """The engine's memory would grow with the size of labels, until the kernel ends it."""
     texts = [f"label {row} " + "é" * (row % 7 * 100) for row in range(3000)]
     labels = LabelTable(pa.table({"id": [f"id-{row}" for row in range(3000)], "text": texts}))
-    cache = LabelCache(labels, most_bytes=500_000)
+    cache = LabelCache(labels, max_bytes=500_000)
     for start in range(0, 3000, 10):
         rows = set(range(start, start + 10))
         written = cache.get(rows)
         for row in rows:
             assert json.loads(f"{{{written[row]}}}") == {"id": f"id-{row}", "text": texts[row], "attributes": {}}
-        held = sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._written.values())
+        held = sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._json.values())
         assert held == cache.bytes <= 500_000
     assert len(cache) > 100
     assert cache.get(rows) is cache.get(rows)
@@ -93,17 +93,17 @@ def test_the_cache_is_bounded_in_bytes() -> None:
 def test_one_request_does_not_exceed_the_bound_of_the_cache() -> None:
     """Many large labels in one answer would stay in memory together."""
     labels = LabelTable(pa.table({"id": [f"id-{row}" for row in range(100)], "text": ["x" * 7000] * 100}))
-    cache = LabelCache(labels, most_bytes=500_000)
+    cache = LabelCache(labels, max_bytes=500_000)
     assert set(cache.get(range(100))) == set(range(100))
     assert cache.bytes <= 500_000
     assert cache.get(range(10)).keys() >= set(range(10))
     assert 0 < cache.bytes <= 500_000
 
 
-def test_several_lanes_share_the_cache() -> None:
-    """A search would fail because another lane changes the cache at the same moment."""
+def test_several_threads_share_the_cache() -> None:
+    """A search would fail because another thread changes the cache at the same moment."""
     labels = LabelTable(pa.table({"id": [f"id-{row}" for row in range(2000)], "text": ["x" * 100] * 2000}))
-    cache = LabelCache(labels, most_bytes=50_000)
+    cache = LabelCache(labels, max_bytes=50_000)
 
     def ask(seed: int) -> None:
         drawing = random.Random(seed)
@@ -118,13 +118,13 @@ def test_several_lanes_share_the_cache() -> None:
             list(pool.map(ask, range(4)))
     finally:
         sys.setswitchinterval(interval)
-    assert sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._written.values()) == cache.bytes <= 50_000
+    assert sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._json.values()) == cache.bytes <= 50_000
 
 
 def test_a_very_large_label_is_not_kept() -> None:
     """One label would push out all others, on every answer."""
     labels = LabelTable(pa.table({"id": ["small", "large"], "text": ["a", "x" * 100_000]}))
-    cache = LabelCache(labels, most_bytes=500_000)
+    cache = LabelCache(labels, max_bytes=500_000)
     cache.get({0})
     assert json.loads(f"{{{cache.get({0, 1})[1]}}}")["id"] == "large"
     assert (len(cache), set(cache.get({0}))) == (1, {0})

@@ -60,7 +60,7 @@ def test_a_table_of_many_chunks_is_read_alike(tmp_path: Path) -> None:
 def test_a_table_without_ids_or_texts_is_refused(tmp_path: Path, table: pa.Table) -> None:
     """If it fails, a hit without id or text reaches a client."""
     write_labels(tmp_path / "labels.arrow", table)
-    with pytest.raises(BundleError, match="must be text without gaps"):
+    with pytest.raises(BundleError, match="must be text without missing values"):
         LabelTable.open(tmp_path / "labels.arrow")
 
 

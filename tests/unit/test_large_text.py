@@ -1,14 +1,14 @@
-"""More than 2 GB of text in one column: each column here repeats one buffer, so it needs little memory."""
+"""Columns with more than 2 GB of text. They repeat one buffer, so they need little memory."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
 from retrieval.bundle.labels import LabelTable, write_labels
-from training.data import Ragged, Split, checks, ragged
+from training.data import Ragged, Split, checks
 from training.data.dataset import take_rows
-from training.prepare.intake import TextColumn, text_column
 from training.prepare.reciprocal import label_of_text
+from training.prepare.source_data import TextColumn, text_column
 
 TEXT = "x" * 2**20
 CHUNK = pa.array([TEXT] * 64, pa.large_string())
@@ -17,7 +17,7 @@ ROWS = CHUNKS * len(CHUNK)
 
 
 def large(kind: pa.DataType) -> pa.ChunkedArray:
-    """2.5 GB of text in 2,560 rows, in 64 MB of memory."""
+    """Return 2.5 GB of text in 2,560 rows, in 64 MB of memory."""
     return pa.chunked_array([CHUNK.cast(kind)] * CHUNKS)
 
 
@@ -33,7 +33,7 @@ def test_a_split_of_more_than_2_gb_is_read_and_taken_from(kind: pa.DataType) -> 
         }
     )
     assert table["text"].nbytes > 2**31
-    split = Split.from_table(checks.split_table(table, "train.parquet", 1))
+    split = Split.from_table(checks.check_split_table(table, "train.parquet", 1))
     peak = pa.default_memory_pool().max_memory()
     taken = split.take(np.array([ROWS - 1, 0]))
     assert pa.default_memory_pool().max_memory() - peak < 2**30  # the rows were copied, not the column
@@ -52,8 +52,8 @@ def test_rows_are_taken_from_chunks_in_the_order_asked_for() -> None:
 def test_ids_of_more_than_2_gb_are_compared() -> None:
     """If this failed, the check for repeated ids would overflow."""
     table = pa.table({"id": large(pa.string()), "text": large(pa.string())})
-    with pytest.raises(checks.DatasetError, match="stands in row 0 too"):
-        checks.label_table(table, "labels.parquet")
+    with pytest.raises(checks.DatasetError, match="is the id of row 0 too"):
+        checks.check_label_table(table, "labels.parquet")
 
 
 def test_texts_of_more_than_2_gb_are_matched_with_labels() -> None:
@@ -61,10 +61,9 @@ def test_texts_of_more_than_2_gb_are_matched_with_labels() -> None:
     assert set(label_of_text(large(pa.string()), text_column([TEXT]))) == {0}
 
 
-def test_a_growing_column_never_holds_more_than_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_growing_column_never_holds_more_than_a_chunk() -> None:
     """If this failed, 65,536 long texts would overflow the chunk they are written to."""
-    monkeypatch.setattr("training.prepare.intake._CHUNK_CHARACTERS", 10)
-    column = TextColumn()
+    column = TextColumn(characters_per_chunk=10)
     for text in ["a" * 8, "b" * 8, "c", "d"]:
         column.append(text)
     finished = column.finish()
@@ -73,11 +72,10 @@ def test_a_growing_column_never_holds_more_than_a_chunk(monkeypatch: pytest.Monk
     assert finished.to_pylist() == ["a" * 8, "b" * 8, "c", "d"]
 
 
-def test_lists_of_more_values_than_32_bits_count_come_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_of_more_values_than_32_bits_count_come_in_chunks() -> None:
     """If this failed, more than two billion positives would be written with wrapped offsets."""
-    monkeypatch.setattr(ragged, "MOST_VALUES", 3)
     lists = [[1, 2], [3], [], [4, 5, 6, 7], [8], []]
-    column = Ragged.from_lists(lists).to_arrow()
+    column = Ragged.from_lists(lists).to_arrow(max_values=3)
     assert column.to_pylist() == lists
     assert column.num_chunks == 3
     assert Ragged.from_lists([]).to_arrow().to_pylist() == []
@@ -91,7 +89,7 @@ def test_a_label_table_is_written_with_the_offsets_it_needs(
         {"id": pa.chunked_array([["a"], ["b"]]), "text": pa.chunked_array([["x"], ["y"]], pa.large_string())}
     )
     for most, kind in ((2**31, pa.string()), (1, pa.large_string())):
-        monkeypatch.setattr("retrieval.bundle.labels.MOST_BYTES_OF_32_BITS", most)
+        monkeypatch.setattr("retrieval.bundle.labels.LARGEST_32_BIT_COLUMN", most)
         path = tmp_path / f"{most}.arrow"
         write_labels(path, table)
         opened = LabelTable.open(path)

@@ -1,4 +1,4 @@
-"""What control groups allow, from folders as the kernel shows them."""
+"""Cores and memory of control groups, read from folders like those of the kernel."""
 
 import os
 from pathlib import Path
@@ -19,7 +19,7 @@ def written(folder: Path, **files: str) -> Path:
 
 @pytest.mark.parametrize(("quota", "cores"), [("100000 100000", 1), ("50000 100000", 1), ("190000 100000", 1)])
 def test_a_share_of_the_processor_bounds_the_threads(tmp_path: Path, quota: str, cores: int) -> None:
-    """In a container of one core on a large machine, dozens of threads would stop each other all the time."""
+    """If it fails, a container with one core on a large machine runs dozens of threads and is throttled."""
     assert available_cores(written(tmp_path / "v2", cpu__max=quota + "\n")) == cores
     allowed, period = quota.split()
     written(tmp_path / "v1" / "cpu", cpu__cfs_quota_us=allowed, cpu__cfs_period_us=period)
@@ -28,7 +28,7 @@ def test_a_share_of_the_processor_bounds_the_threads(tmp_path: Path, quota: str,
 
 @pytest.mark.parametrize("quota", ["max 100000", "100000000 100000", "", "max"])
 def test_without_a_bound_all_cores_are_used(tmp_path: Path, quota: str) -> None:
-    """A machine without control groups would answer with one core."""
+    """If it fails, a machine without control groups uses one core."""
     cores = len(os.sched_getaffinity(0))
     assert available_cores(written(tmp_path / "v2", cpu__max=quota)) == cores
     written(tmp_path / "v1" / "cpu", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
@@ -36,7 +36,7 @@ def test_without_a_bound_all_cores_are_used(tmp_path: Path, quota: str) -> None:
 
 
 def test_memory_that_is_left_of_the_containers_limit(tmp_path: Path) -> None:
-    """A bundle would be loaded beside another one until the kernel ends the service."""
+    """If it fails, a second bundle is loaded although memory is short, and the kernel ends the service."""
     stat = f"inactive_file {30 * MB}\nactive_file {20 * MB}\nfile_mapped {10 * MB}\n"
     v2 = written(tmp_path / "v2", memory__max=str(100 * MB), memory__current=str(80 * MB), memory__stat=stat)
     assert free_memory(v2) == (60 * MB, "the container's limit is 100 MB")
@@ -47,7 +47,7 @@ def test_memory_that_is_left_of_the_containers_limit(tmp_path: Path) -> None:
 
 
 def test_memory_that_is_left_of_the_machines(tmp_path: Path) -> None:
-    """Where no group has a limit, nothing would be counted."""
+    """If it fails, free memory is unknown on a machine without limits."""
     processes = written(tmp_path / "proc", meminfo=f"MemTotal: {800 << 10} kB\nMemAvailable: {300 << 10} kB\n")
     boundless = written(tmp_path / "v2", memory__max="max", memory__current=str(80 * MB))
     assert free_memory(boundless, processes) == (300 * MB, "the machine has 800 MB")

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retrieval.bundle.manifest import MOST_FILES, Effort, IndexFacts, Manifest, ModelFacts, read_manifest
+from retrieval.bundle.facts import EfSearch, IndexFacts, ModelFacts
+from retrieval.bundle.manifest import MAX_FILES, Manifest, read_manifest
 from retrieval.bundle.verified_files import verify_bundle
 from retrieval.errors import BundleError
 from tests.support.bundles import make_bundle
@@ -42,10 +43,12 @@ def facts(balance: float = 0.3) -> ModelFacts:
     )
 
 
-def efforts(*efs: int | None) -> IndexFacts:
+def index_facts(*efs: int | None) -> IndexFacts:
     weights = np.linspace(0, 1, len(efs)).tolist()
-    measured = tuple(Effort(weight=w, ef=ef, recall_at_10=1, recall_at_1=1) for w, ef in zip(weights, efs, strict=True))
-    return IndexFacts(m=16, ef_construction=100, recall_target=0.99, recall_queries=10, efforts=measured)
+    measured = tuple(
+        EfSearch(weight=w, ef=ef, recall_at_10=1, recall_at_1=1) for w, ef in zip(weights, efs, strict=True)
+    )
+    return IndexFacts(m=16, ef_construction=100, recall_target=0.99, recall_queries=10, ef_search=measured)
 
 
 def test_a_real_manifest_is_read_as_it_was_written(bundle: Path) -> None:
@@ -96,32 +99,32 @@ def test_what_is_not_a_manifest_is_refused(tmp_path: Path, content: bytes) -> No
 def test_a_manifest_of_too_many_files_is_refused(bundle: Path, tmp_path: Path) -> None:
     """If it fails, a manifest uses up the descriptors of its reader."""
     files = json.loads((bundle / "manifest.json").read_text())["files"]
-    files |= {f"file{number}": files["golden.json"] for number in range(MOST_FILES)}
+    files |= {f"file{number}": files["golden.json"] for number in range(MAX_FILES)}
     with pytest.raises(BundleError, match=r"files: Dictionary should have at most 256 items"):
         read_manifest(rewritten(bundle, tmp_path, files=files))
 
 
 def test_an_oversized_manifest_is_not_read(tmp_path: Path) -> None:
-    """If it fails, a huge manifest fills the memory of whoever opens the bundle."""
+    """If it fails, a huge manifest fills the memory of every reader."""
     (tmp_path / "manifest.json").write_bytes(b" " * ((1 << 20) + 1))
     with pytest.raises(BundleError, match="at most"):
         read_manifest(tmp_path)
 
 
-def test_a_weight_between_two_measured_ones_takes_the_harder_effort() -> None:
+def test_a_weight_between_two_measured_ones_takes_the_larger_ef_search() -> None:
     """If it fails, a request at its own weight gets less recall than the manifest promises."""
-    index = efforts(64, 32, 128)
-    assert [index.effort(weight) for weight in (0.0, 0.2, 0.5, 0.7, 1.0)] == [64, 64, 32, 128, 128]
-    index = efforts(64, 32, None)
-    assert [index.effort(weight) for weight in (0.2, 0.5, 0.7, 1.0)] == [64, 32, None, None]
+    index = index_facts(64, 32, 128)
+    assert [index.ef_search_at(weight) for weight in (0.0, 0.2, 0.5, 0.7, 1.0)] == [64, 64, 32, 128, 128]
+    index = index_facts(64, 32, None)
+    assert [index.ef_search_at(weight) for weight in (0.2, 0.5, 0.7, 1.0)] == [64, 32, None, None]
 
 
 @pytest.mark.parametrize("weights", [[], [0.0], [0.0, 0.5], [0.5, 1.0], [1.0, 0.0], [0.0, 0.0, 1.0]])
-def test_efforts_must_cover_every_weight(weights: list[float]) -> None:
-    """If it fails, some weight between 0 and 1 has no measured effort and its search fails."""
-    measured = tuple(Effort(weight=weight, ef=10, recall_at_10=1, recall_at_1=1) for weight in weights)
-    with pytest.raises(ValueError, match="weight 0 to weight 1"):
-        IndexFacts(m=16, ef_construction=100, recall_target=0.99, recall_queries=10, efforts=measured)
+def test_ef_search_must_cover_every_weight(weights: list[float]) -> None:
+    """If it fails, some weight between 0 and 1 has no measured ef_search and its search fails."""
+    measured = tuple(EfSearch(weight=weight, ef=10, recall_at_10=1, recall_at_1=1) for weight in weights)
+    with pytest.raises(ValueError, match="must rise from 0 to 1"):
+        IndexFacts(m=16, ef_construction=100, recall_target=0.99, recall_queries=10, ef_search=measured)
 
 
 @pytest.mark.parametrize("balance", [0.2, 0.5, 0.8])
@@ -145,8 +148,8 @@ def test_the_manifest_is_frozen(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("nodes", "listed", "said"),
     [
-        (3, False, r"index\.nodes and nodes\.npy go together"),
-        (None, True, r"index\.nodes and nodes\.npy go together"),
+        (3, False, r"index\.nodes and nodes\.npy must be given together"),
+        (None, True, r"index\.nodes and nodes\.npy must be given together"),
         (201, True, "the index has 201 nodes, more than the 200 labels"),
     ],
 )
@@ -163,10 +166,10 @@ def test_nodes_and_their_file_go_together(
 
 def test_more_answers_search_harder_and_older_bundles_as_before() -> None:
     """If it fails, k = 100 finds too little or k = 10 pays for it, or an older bundle is searched in another way."""
-    old = Effort(weight=0.5, ef=100, recall_at_10=1.0, recall_at_1=1.0)
+    old = EfSearch(weight=0.5, ef=100, recall_at_10=1.0, recall_at_1=1.0)
     new = old.model_copy(update={"ef_at_100": 280, "recall_at_100": 1.0})
-    with pytest.raises(ValueError, match="go together"):
-        Effort(weight=0.5, ef=100, ef_at_100=280, recall_at_10=1.0, recall_at_1=1.0)
+    with pytest.raises(ValueError, match="must be given together"):
+        EfSearch(weight=0.5, ef=100, ef_at_100=280, recall_at_10=1.0, recall_at_1=1.0)
     assert [old.at(k) for k in (1, 10, 100, 1000)] == [100] * 4
     assert [new.at(k) for k in (1, 10, 11, 55, 100, 190)] == [100, 100, 102, 190, 280, 460]
     none = new.model_copy(update={"ef_at_100": None})
@@ -177,12 +180,12 @@ def test_more_answers_search_harder_and_older_bundles_as_before() -> None:
 @pytest.mark.parametrize(
     ("width", "dropped", "said"),
     [
-        (None, False, "index.width and directions.npy go together"),
-        (20, True, "index.width and directions.npy go together"),
-        (41, False, "the index has 41 numbers a label, more than a whole vector"),
+        (None, False, "index.width and directions.npy must be given together"),
+        (20, True, "index.width and directions.npy must be given together"),
+        (41, False, "the index has 41 numbers per label, more than the 40 of a whole vector"),
     ],
 )
-def test_the_index_and_its_directions_go_together(
+def test_the_index_and_its_projection_go_together(
     bundle: Path, tmp_path: Path, width: int | None, dropped: bool, said: str
 ) -> None:
     """If it fails, hnswlib is given queries of another width than its vectors', and reads beyond them."""

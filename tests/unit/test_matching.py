@@ -1,4 +1,4 @@
-"""`diptych predict`: every query of a file gets what a search gives it, whatever happens in between."""
+"""`diptych predict`: every query of a file gets the results of a search, also after an interruption."""
 
 import json
 from collections.abc import Callable
@@ -11,10 +11,9 @@ import pyarrow.json
 import pyarrow.parquet as pq
 import pytest
 
-from retrieval import Retriever
+from retrieval import Retriever, open_bundle
 from retrieval.errors import BadInput
-from retrieval.offline import batch_search as module
-from retrieval.offline.batch_search import Matched, Reading, Wanted, match
+from retrieval.offline.batch_search import BatchResult, QueryFormat, SearchOptions, batch_search
 from retrieval.tables.account import RowAccount
 from tests.support.bundles import WORDS, make_bundle
 from tests.support.command import run
@@ -34,13 +33,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def retriever(bundle: Path) -> Retriever:
-    return Retriever.open(bundle, threads=1)
-
-
-@pytest.fixture(autouse=True)
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Parts of seven queries, so that thirty are five."""
-    monkeypatch.setattr(module, "QUERIES_PER_PART", 7)
+    return open_bundle(bundle, threads=1)
 
 
 def written(folder: Path, ending: str, queries: list[str | None], column: str = "query") -> Path:
@@ -73,21 +66,42 @@ def found(path: Path) -> list[tuple[Any, ...]]:
 def ignore(done: int, total: int) -> None: ...
 
 
+def search_file(
+    retriever: Retriever,
+    source: Path,
+    target: Path,
+    query_format: QueryFormat,
+    options: SearchOptions,
+    progress: Callable[[int, int], object],
+) -> BatchResult:
+    """Search in shards of seven queries, so that thirty are five."""
+    return batch_search(retriever, source, target, query_format, options, progress, queries_per_shard=7)
+
+
 @pytest.mark.parametrize("out", [".parquet", ".csv", ".jsonl"])
 @pytest.mark.parametrize("source", [".parquet", ".csv", ".jsonl"])
 def test_every_format_gives_what_a_search_gives(tmp_path: Path, retriever: Retriever, source: str, out: str) -> None:
     """If it fails, a nightly job loses, doubles or mixes up queries, or ranks otherwise than the service."""
     target = tmp_path / f"matches{out}"
-    told = match(retriever, written(tmp_path, source, list(QUERIES)), target, Reading(), Wanted(k=3), ignore)
+    result = search_file(
+        retriever, written(tmp_path, source, list(QUERIES)), target, QueryFormat(), SearchOptions(k=3), ignore
+    )
     assert found(target) == expected(retriever, list(QUERIES), 3)
-    assert told == Matched(RowAccount(read=30, written=30), matches=90)
+    assert result == BatchResult(RowAccount(read=30, written=30), matches=90)
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([f"matches{out}", f"queries{source}"])
 
 
 def test_scores_and_shares_are_those_of_the_search(tmp_path: Path, retriever: Retriever) -> None:
     """If it fails, a threshold that was set on the service's scores cuts elsewhere offline."""
     target = tmp_path / "matches.parquet"
-    match(retriever, written(tmp_path, ".csv", ["red city"]), target, Reading(), Wanted(k=4, weight=0.3), ignore)
+    search_file(
+        retriever,
+        written(tmp_path, ".csv", ["red city"]),
+        target,
+        QueryFormat(),
+        SearchOptions(k=4, weight=0.3),
+        ignore,
+    )
     hits = retriever.search(["red city"], 4, weight=0.3)[0]
     for row, hit in zip(pq.read_table(target).to_pylist(), hits, strict=True):
         shares = (hit.score, hit.dual_encoder, hit.classifier)
@@ -101,23 +115,38 @@ def test_queries_without_text_have_no_matches_and_are_counted(
     """If it fails, one blank line among a million ends the night's run, or shifts every row behind it."""
     queries = ["red", None, "  ", "rain", "two\nlines of red", *[""] * 15, "blue"]
     target = tmp_path / "matches.jsonl"
-    told = match(retriever, written(tmp_path, ending, queries), target, Reading(), Wanted(k=2), ignore)
+    result = search_file(
+        retriever, written(tmp_path, ending, queries), target, QueryFormat(), SearchOptions(k=2), ignore
+    )
     assert found(target) == expected(retriever, queries, 2)
-    assert told.account == RowAccount(read=21, written=4, skipped={"blank_query": 17})
+    assert result.account == RowAccount(read=21, written=4, skipped={"blank_query": 17})
 
 
 def test_an_empty_line_of_a_list_of_queries_keeps_its_place(tmp_path: Path, retriever: Retriever) -> None:
     """If it fails, the matches of a plain list are joined to the queries one line above."""
     source, target = tmp_path / "queries.csv", tmp_path / "matches.csv"
     source.write_text("query\nred\n\nrain\n")
-    told = match(retriever, source, target, Reading(), Wanted(k=1), ignore)
+    result = search_file(retriever, source, target, QueryFormat(), SearchOptions(k=1), ignore)
     assert [row[:2] for row in found(target)] == [(0, "red"), (2, "rain")]
-    assert told.account == RowAccount(read=3, written=2, skipped={"blank_query": 1})
+    assert result.account == RowAccount(read=3, written=2, skipped={"blank_query": 1})
 
 
-def test_an_interrupted_run_goes_on_and_ends_alike(
-    tmp_path: Path, retriever: Retriever, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class CountingRetriever:
+    """A retriever that records the number of queries of each search."""
+
+    def __init__(self, retriever: Retriever) -> None:
+        self._retriever = retriever
+        self.searched: list[int] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._retriever, name)
+
+    def search_rows(self, queries: list[str], *arguments: Any, **options: Any) -> Any:
+        self.searched.append(len(queries))
+        return self._retriever.search_rows(queries, *arguments, **options)
+
+
+def test_an_interrupted_run_resumes_with_the_same_result(tmp_path: Path, retriever: Retriever) -> None:
     """If it fails, a run that was stopped begins again, or leaves a hole where it was stopped."""
     source, target = written(tmp_path, ".jsonl", list(QUERIES)), tmp_path / "matches.csv"
 
@@ -126,34 +155,29 @@ def test_an_interrupted_run_goes_on_and_ends_alike(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        match(retriever, source, target, Reading(), Wanted(k=3), stop)
+        search_file(retriever, source, target, QueryFormat(), SearchOptions(k=3), stop)
     assert not target.exists()
-    answered = len(list(tmp_path.glob(".matches.csv.parts/part-*")))
+    answered = len(list(tmp_path.glob(".matches.csv.shards/shard-*")))
     assert answered >= 3  # the one that was being answered when it was stopped is kept
-    asked: list[int] = []
-    search = retriever.search_rows
-    monkeypatch.setattr(
-        retriever, "search_rows", lambda texts, *a, **b: asked.append(len(texts)) or search(texts, *a, **b)
-    )
-    match(retriever, source, target, Reading(), Wanted(k=3), ignore)
-    assert asked == [7, 7, 7, 7, 2][answered:]
-    monkeypatch.undo()
+    counting = CountingRetriever(retriever)
+    search_file(counting, source, target, QueryFormat(), SearchOptions(k=3), ignore)  # type: ignore[arg-type]
+    assert counting.searched == [7, 7, 7, 7, 2][answered:]
     assert found(target) == expected(retriever, list(QUERIES), 3)
 
 
-def test_parts_of_another_question_are_begun_anew(tmp_path: Path, retriever: Retriever) -> None:
+def test_shards_of_other_arguments_are_not_reused(tmp_path: Path, retriever: Retriever) -> None:
     """If it fails, half of a file holds three matches a query and half five, or those of yesterday's queries."""
     source, target = written(tmp_path, ".csv", list(QUERIES)), tmp_path / "matches.parquet"
 
     def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
-    for queries, wanted in ((QUERIES, Wanted(k=5)), (QUERIES[::-1], Wanted(k=3))):
+    for queries, wanted in ((QUERIES, SearchOptions(k=5)), (QUERIES[::-1], SearchOptions(k=3))):
         written(tmp_path, ".csv", list(queries))
         with pytest.raises(KeyboardInterrupt):
-            match(retriever, source, target, Reading(), wanted, stop)
+            search_file(retriever, source, target, QueryFormat(), wanted, stop)
     written(tmp_path, ".csv", list(QUERIES))
-    match(retriever, source, target, Reading(), Wanted(k=3), ignore)
+    search_file(retriever, source, target, QueryFormat(), SearchOptions(k=3), ignore)
     assert found(target) == expected(retriever, list(QUERIES), 3)
 
 
@@ -173,25 +197,25 @@ def test_the_command_filters_and_names_what_it_wrote(
 @pytest.mark.parametrize(
     ("name", "content", "column", "output", "why"),
     [
-        ("queries.csv", "query\nred\n", None, "matches.xlsx", "'.xlsx' is none of"),
-        ("queries.txt", "red\n", None, "matches.csv", "queries.txt is none of"),
+        ("queries.csv", "query\nred\n", None, "matches.xlsx", "'.xlsx' is not an output format"),
+        ("queries.txt", "red\n", None, "matches.csv", "queries.txt has none of the endings"),
         ("queries.csv", "q\nred\n", None, "matches.csv", "has no column 'query'. It has: q"),
         ("queries.csv", "q\nred\n", "x", "matches.csv", "has no column 'x'"),
         ("queries.jsonl", '{"query": 1}\n', None, "matches.csv", "line 1: query is 1, not text"),
         ("queries.jsonl", "red\n", None, "matches.csv", 'line 1: "red" is not JSON'),
         ("queries.parquet", "red\n", None, "matches.csv", "cannot be read"),
         ("queries.csv", None, None, "matches.csv", "does not exist"),
-        ("queries.csv", "query\nred\n", None, "queries.csv", "is there already"),
+        ("queries.csv", "query\nred\n", None, "queries.csv", "exists already"),
     ],
 )
 def test_what_cannot_be_matched_is_one_sentence(
     tmp_path: Path, retriever: Retriever, name: str, content: str | None, column: str | None, output: str, why: str
 ) -> None:
-    """If it fails, a wrong path or column ends in a traceback, or overwrites somebody's file."""
+    """If it fails, a wrong path or column ends in a traceback, or overwrites a file."""
     if content is not None:
         (tmp_path / name).write_text(content)
     with pytest.raises(BadInput, match=why):
-        match(retriever, tmp_path / name, tmp_path / output, Reading(column), Wanted(), ignore)
+        search_file(retriever, tmp_path / name, tmp_path / output, QueryFormat(column), SearchOptions(), ignore)
     assert content is None or (tmp_path / name).read_text() == content
 
 
@@ -201,10 +225,10 @@ def test_a_run_that_was_killed_while_it_began_is_begun_anew(
 ) -> None:
     """If it fails, a kill in the first moment ends every later run in a traceback."""
     source, target = written(tmp_path, ".csv", list(QUERIES)), tmp_path / "matches.csv"
-    (tmp_path / ".matches.csv.parts").mkdir()
-    (tmp_path / ".matches.csv.parts" / "question.json").write_text(question)
-    (tmp_path / ".matches.csv.parts" / "part-00000001").write_text("of another run")
-    match(retriever, source, target, Reading(), Wanted(k=3), ignore)
+    (tmp_path / ".matches.csv.shards").mkdir()
+    (tmp_path / ".matches.csv.shards" / "arguments.json").write_text(question)
+    (tmp_path / ".matches.csv.shards" / "shard-00000001").write_text("of another run")
+    search_file(retriever, source, target, QueryFormat(), SearchOptions(k=3), ignore)
     assert found(target) == expected(retriever, list(QUERIES), 3)
 
 
@@ -217,7 +241,7 @@ def test_queries_that_change_while_they_are_answered_are_an_error(tmp_path: Path
             file.write('{"query": "red rain blue kids"}\n')
 
     with pytest.raises(BadInput, match="changed while it was read"):
-        match(retriever, source, target, Reading(), Wanted(k=3), append)
+        search_file(retriever, source, target, QueryFormat(), SearchOptions(k=3), append)
     assert not target.exists()
-    match(retriever, source, target, Reading(), Wanted(k=3), ignore)
+    search_file(retriever, source, target, QueryFormat(), SearchOptions(k=3), ignore)
     assert {row[1] for row in found(target)} == {*QUERIES, "red rain blue kids"}

@@ -14,7 +14,7 @@ INVERSE_L = np.array([2.0, 1.0, 1.0, 4.0, 3.0])
 
 
 def test_hand_computed_figures() -> None:
-    """If it fails, every figure that this project reports is wrong."""
+    """If it fails, all reported metrics are wrong."""
     figures = evaluate(TOP_QK, TRUTH, INVERSE_L, ks=(1, 3))
     discount = [1.0, 1 / math.log2(3), 0.5]
     assert figures["P@1"] == pytest.approx(50.0)
@@ -31,21 +31,21 @@ def test_hand_computed_figures() -> None:
 
 
 def test_psp_is_a_ratio_of_sums_and_takes_the_best_possible_first() -> None:
-    """If it fails, PSP@k is averaged per query, or its ideal is not the greatest gain first, unlike all of XMC."""
+    """If it fails, PSP@k is averaged per query, or not divided by the best possible sum, unlike in all of XMC."""
     truth = [np.array([0, 1, 2]), np.array([3])]
     figures = evaluate(np.array([[0], [3]]), truth, np.array([1.0, 5.0, 2.0, 10.0]), ks=(1,))
     assert figures["PSP@1"] == pytest.approx(100 * (1 + 10) / (5 + 10))
 
 
 def test_queries_without_truth_are_not_scored() -> None:
-    """If it fails, queries that no answer could satisfy pull every figure down."""
+    """If it fails, queries without a true label lower all metrics."""
     top_QK = np.concatenate([TOP_QK, [[0, 1, 2]]])
     truth = [*TRUTH, np.array([], np.int64)]
     assert evaluate(top_QK, truth, INVERSE_L, ks=(1, 3)) == evaluate(TOP_QK, TRUTH, INVERSE_L, ks=(1, 3))
 
 
 def test_ratios_keep_the_rows_of_the_queries() -> None:
-    """If it fails, a part of the queries is measured on other queries' answers."""
+    """If it fails, a subset of the queries is measured on the answers of others."""
     truth = [TRUTH[0], np.array([], np.int64), TRUTH[1]]
     found = ratios(TOP_QK[[0, 0, 1]], truth, INVERSE_L, ks=(3,))
     assert found["R@3"].gain_Q.tolist() == [1, 0, 1]
@@ -57,13 +57,13 @@ def test_ratios_keep_the_rows_of_the_queries() -> None:
 
 
 def test_a_truth_that_repeats_a_label_counts_it_once() -> None:
-    """If it fails, a doubled click raises the best possible gain and lowers the figures."""
+    """If it fails, a repeated label raises the best possible gain and lowers the metrics."""
     doubled = [np.array([3, 0, 3]), np.array([4, 4])]
     assert evaluate(TOP_QK, doubled, INVERSE_L) == evaluate(TOP_QK, TRUTH, INVERSE_L)
 
 
 def test_propensities_follow_the_published_formula() -> None:
-    """If it fails, PSP figures cannot be compared with any paper's."""
+    """If it fails, PSP@k cannot be compared with published values."""
     scale = (math.log(1000) - 1) * 2.5**0.55
     expected = [1 + scale * (count + 1.5) ** -0.55 for count in (0, 1, 50)]
     np.testing.assert_allclose(propensities(np.array([0, 1, 50]), 1000), expected)
@@ -83,6 +83,6 @@ def test_propensities_follow_the_published_formula() -> None:
     ],
 )
 def test_impossible_rankings_are_refused(top: list[list[int]], truth: list[list[int]], said: str) -> None:
-    """If it fails, a mistake upstream turns into a figure that looks real."""
+    """If it fails, an error in the caller gives a plausible metric."""
     with pytest.raises(BadInput, match=said):
         evaluate(np.array(top), [np.array(labels, np.int64) for labels in truth], INVERSE_L, ks=(1, 3))

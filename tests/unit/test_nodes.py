@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retrieval import Retriever
+from retrieval import Retriever, open_bundle
 from retrieval.bundle.manifest import NODES
 from retrieval.errors import BundleError
 from retrieval.search import distinct_vectors as nodes_module
@@ -77,7 +77,7 @@ def test_queries_are_expanded_in_parts_of_bounded_size(monkeypatch: pytest.Monke
     scored = (rows_QC, *(np.array([[3.0, 2, 1]] * 3) for _ in range(3)))
     whole = expand(scored, nodes, 4)
     assert whole[0].tolist() == [[0, 2, 1, 3], [4, 1, 3, 0], [1, 3, 4, 0]]
-    monkeypatch.setattr(nodes_module, "EXPANDED_AT_ONCE", 1)
+    monkeypatch.setattr(nodes_module, "MAX_EXPANDED", 1)
     assert expand(scored, nodes, 4)[0].tolist() == whole[0].tolist()
 
 
@@ -88,7 +88,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def retriever(bundle: Path) -> Retriever:
-    return Retriever.open(bundle, threads=1)
+    return open_bundle(bundle, threads=1)
 
 
 @pytest.mark.parametrize("exact", [True, False])
@@ -107,7 +107,7 @@ def test_all_ids_of_a_text_are_found_in_row_order(retriever: Retriever, k: int, 
 @pytest.mark.parametrize("exact", [True, False])
 def test_filters_pauses_and_least_scores_see_every_id(bundle: Path, exact: bool) -> None:
     """If it fails, a filter or a pause hides a whole node, or shows an id that is left out, or k is not filled."""
-    with Retriever.open(bundle, threads=1) as retriever:
+    with open_bundle(bundle, threads=1) as retriever:
         us = list(range(0, 400, 10))
         (hits,) = retriever.search([TEXTS[0]], 50, filter={"market": ["US"]}, exact=exact)
         assert [int(hit.id.removeprefix("label-")) for hit in hits[:40]] == us
@@ -126,15 +126,15 @@ def test_filters_pauses_and_least_scores_see_every_id(bundle: Path, exact: bool)
         assert list(retriever.search([TEXTS[0]], 5, exact=exact)) == [[]]
 
 
-def test_a_filter_answered_by_the_index_expands_allowed_ids_alone(
+def test_a_filter_answered_by_the_index_expands_only_allowed_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it fails, the way through the index answers a filter otherwise than comparing one by one does."""
-    monkeypatch.setattr("retrieval.search.candidates.Candidates.compares_each", lambda *_: False)
+    """If it fails, a filter gives other answers through the index than by comparing all allowed labels."""
+    monkeypatch.setattr("retrieval.search.candidates.COST_PER_CANDIDATE", -1)  # a scan is never cheaper
     texts = [
         f"{one} {other}" for one in ("red", "blue", "cheap", "city") for other in ("rain", "kids", "trail", "light")
     ]
-    with Retriever.open(make_bundle(tmp_path / "bundle", (texts * 5)[:79]), threads=1) as retriever:
+    with open_bundle(make_bundle(tmp_path / "bundle", (texts * 5)[:79]), threads=1) as retriever:
         for wanted in ({"market": ["CA"]}, {"year": [2021]}, {"year": [2020], "market": ["US"]}):
             for k in (1, 4, 30):
                 found = retriever.search(texts, k, filter=wanted)
@@ -145,8 +145,8 @@ def test_a_filter_answered_by_the_index_expands_allowed_ids_alone(
     ("node_L", "said"),
     [
         (np.zeros(401, np.int64), "int64 of shape"),
-        (np.zeros(400, np.int32), r"not int32 of \(401,\)"),
-        (np.zeros((401, 1), np.int32), r"not int32 of \(401,\)"),
+        (np.zeros(400, np.int32), r"not of int32 of shape \(401,\)"),
+        (np.zeros((401, 1), np.int32), r"not of int32 of shape \(401,\)"),
         (np.zeros(401, np.int32), "does not number 6 nodes"),
         (np.full(401, -1, np.int32), "does not number 6 nodes"),
         (np.r_[0, 2, np.arange(399) % 6].astype(np.int32), "does not number 6 nodes"),
@@ -171,9 +171,9 @@ def test_a_file_that_is_no_array_is_one_sentence(bundle: Path, tmp_path: Path) -
         (folder / NODES).write_bytes(content)
         rehash(folder, NODES)
         with pytest.raises(BundleError, match=r"nodes.npy is not an array of numbers"):
-            Retriever.open(folder)
+            open_bundle(folder)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["index"]["nodes"] = 5
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(BundleError, match=r"index.hnsw"):
-        Retriever.open(folder)
+        open_bundle(folder)

@@ -1,4 +1,4 @@
-"""PAUSED.json applies to every way to query, also without a service; and files that are no such list."""
+"""PAUSED.json applies to every way to query, also without a service; invalid files are refused."""
 
 import json
 import shutil
@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from retrieval import open_bundle
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever
-from retrieval.sandboxed_opening import prove_aside
-from retrieval.store.local import Store
+from retrieval.open import open_store
+from retrieval.sandboxed_opening import verify_in_subprocess
 from retrieval.store.paused_labels import PAUSED, read_paused
-from service.bundles.paused_labels import Paused
-from service.bundles.store_access import Source
+from service.bundles.paused_labels import PausedFile
+from service.bundles.store_access import StoreAccess
 from tests.support.bundles import make_store
 from tests.support.command import run
 
@@ -30,7 +30,7 @@ def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def best(place: Path | str) -> str:
     """The id of the best label for a query."""
-    with Retriever.open(place) as retriever:
+    with open_bundle(place) as retriever:
         return retriever.search(["red shoes"], 1)[0][0].id
 
 
@@ -40,7 +40,7 @@ def pause(store: Path, *ids: str) -> None:
 
 @pytest.mark.parametrize("of", ["{store}", "{store}/bundles/one", "file://{store}"])
 def test_the_library_leaves_paused_labels_out(store: Path, of: str) -> None:
-    """If it fails, a campaign that was stopped is shown by everything that does not ask the service."""
+    """If it fails, a campaign that was stopped is shown by every command that does not use the service."""
     place = of.format(store=store)
     gone = best(place)
     pause(store, gone, "absent")
@@ -53,11 +53,11 @@ def test_the_library_leaves_paused_labels_out(store: Path, of: str) -> None:
     assert best(place) == gone
 
 
-def test_a_caller_can_say_what_is_paused(store: Path) -> None:
+def test_a_caller_can_choose_the_paused_labels(store: Path) -> None:
     """If it fails, the answers with paused labels included cannot be inspected."""
     gone = best(store)
     pause(store, gone)
-    with Retriever.open(store, paused=()) as retriever:
+    with open_bundle(store, paused=()) as retriever:
         assert retriever.search(["red shoes"], 1)[0][0].id == gone
 
 
@@ -76,29 +76,29 @@ def test_the_commands_leave_paused_labels_out(store: Path, tmp_path: Path, capsy
     assert gone not in capsys.readouterr().out.split()
 
 
-def test_an_interrupted_run_begins_anew_when_something_is_paused(store: Path, tmp_path: Path) -> None:
-    """If it fails, `predict` resumes from parts that contain a paused label."""
-    from retrieval.offline.batch_search import Reading, Wanted, _question
+def test_an_interrupted_run_restarts_when_the_paused_labels_change(store: Path, tmp_path: Path) -> None:
+    """If it fails, `predict` resumes from shards that contain a paused label."""
+    from retrieval.offline.batch_search import QueryFormat, SearchOptions, run_arguments
     from retrieval.offline.query_files import Queries
 
     (tmp_path / "queries.csv").write_text("query\nred shoes\n")
-    questions = []
+    arguments = []
     for ids in ((), ("one-1",), ("one-1",)):
         pause(store, *ids)
-        with Retriever.open(store) as retriever:
+        with open_bundle(store) as retriever:
             queries = Queries(tmp_path / "queries.csv", None)
-            questions.append(_question(retriever, queries, Reading(), Wanted(10, None, None, None)))
-    assert questions[0] != questions[1] == questions[2]
+            arguments.append(run_arguments(retriever, queries, QueryFormat(), SearchOptions(10)))
+    assert arguments[0] != arguments[1] == arguments[2]
 
 
-def test_a_bundle_proves_itself_whatever_is_paused(store: Path) -> None:
+def test_a_bundle_is_verified_although_its_golden_answers_are_paused(store: Path) -> None:
     """If it fails, a bundle whose golden answers hold a paused label can be neither verified nor activated."""
-    with Retriever.open(store) as retriever:
+    with open_bundle(store) as retriever:
         golden = [hit.id for hits in retriever.search(["cheap running shoes", "light rain"], 10) for hit in hits]
     pause(store, *golden)
-    assert prove_aside(store / "bundles" / "one").passed
-    Store(store).activate("two")
-    with Retriever.open(store / "bundles" / "one") as retriever:
+    assert verify_in_subprocess(store / "bundles" / "one").passed
+    open_store(store).activate("two")
+    with open_bundle(store / "bundles" / "one") as retriever:
         assert retriever.check_golden().passed
 
 
@@ -107,7 +107,7 @@ def test_a_bundle_proves_itself_whatever_is_paused(store: Path) -> None:
     [b"", b"{", b"[]", b'{"paused": "a"}', b'{"paused": [1]}', b'{"paused": ["\xff"]}', b"\xff\xfe", b'{"other": []}',
      b"[" * 100_000],
 )  # fmt: skip
-def test_what_is_no_list_is_one_sentence(store: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_invalid_list_is_one_sentence(store: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     """If it fails, a slip in the file shows every paused label again, or ends in a traceback."""
     (store / PAUSED).write_bytes(content)
     with pytest.raises(BundleError, match=r"PAUSED\.json is not a list of paused labels \(.*\)\. Write it as"):
@@ -120,7 +120,7 @@ def test_a_list_has_a_bound(store: Path) -> None:
     """If it fails, a writer of the file can fill the memory of every service on the store."""
     pause(store, "a", "b", "a")
     assert read_paused(store, 2) == ("a", "b")
-    with pytest.raises(BundleError, match=r"PAUSED\.json holds 2 labels; the most is 1\."):
+    with pytest.raises(BundleError, match=r"PAUSED\.json holds 2 labels; the limit is 1\."):
         read_paused(store, 1)
     with (store / PAUSED).open("wb") as file:
         file.truncate(1 << 30)
@@ -128,12 +128,12 @@ def test_a_list_has_a_bound(store: Path) -> None:
         read_paused(store)
 
 
-def test_a_service_applies_its_bound_when_it_reads_and_sees_that_the_list_is_gone(store: Path) -> None:
+def test_a_service_applies_its_limit_and_notices_a_removed_list(store: Path) -> None:
     """If it fails, an edited file goes beyond what the service would accept, or its removal changes nothing."""
-    paused = Paused(Source(store, []), 2)
+    paused = PausedFile(StoreAccess(store, []), 2)
     assert not paused.read()
     pause(store, "a", "b", "c")
-    with pytest.raises(BundleError, match="the most is 2"):
+    with pytest.raises(BundleError, match="the limit is 2"):
         paused.read()
     pause(store, "a", "b")
     assert paused.read()
@@ -143,10 +143,10 @@ def test_a_service_applies_its_bound_when_it_reads_and_sees_that_the_list_is_gon
     assert paused.ids == ()
 
 
-def test_a_list_of_no_utf_8_is_one_sentence_for_a_service(store: Path) -> None:
-    """If it fails, one wrong byte ends the task of a service that looks at the store."""
+def test_a_list_that_is_not_utf_8_is_one_sentence_for_a_service(store: Path) -> None:
+    """If it fails, one wrong byte ends the task of a service that polls the store."""
     (store / PAUSED).write_bytes(b'{"paused": ["\xff"]}')
-    paused = Paused(Source(store, []), 10)
+    paused = PausedFile(StoreAccess(store, []), 10)
     with pytest.raises(BundleError, match="is not a list of paused labels"):
         paused.read()
     with pytest.raises(BundleError, match="is not a list of paused labels"):

@@ -12,7 +12,7 @@ from export.encoders import write_query_encoder
 from export.geometry import Cone
 from export.int8 import SmoothedLinear, quantize, smooth
 from export.precision import HalfEncoder, check_precision, replaced_encoder
-from retrieval.bundle.manifest import ModelFacts, Reduced, Speed
+from retrieval.bundle.facts import ModelFacts, Reduced, Speed
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from tests.support.pretrained import HIDDEN, save_tiny_bert

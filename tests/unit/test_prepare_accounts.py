@@ -1,4 +1,4 @@
-"""What `diptych prepare` makes of mixed forms, ids, counts, spellings and attributes: nothing is lost or mixed up."""
+"""`diptych prepare` on mixed rows, ids, counts, spellings and attributes: no row or label is lost or mixed up."""
 
 import json
 from pathlib import Path
@@ -19,24 +19,24 @@ LABELS = '{"id": 7, "text": "shoes"}\n{"id": 8, "text": "boots"}\n'
 
 
 def written(path: Path, content: str) -> Path:
-    """A file with this content."""
+    """Write a file and return its path."""
     path.write_text(content, encoding="utf-8")
     return path
 
 
 def lines(*records: dict[str, Any]) -> str:
-    """Records as JSON Lines."""
+    """Return records as JSON Lines."""
     return "".join(json.dumps(record) + "\n" for record in records)
 
 
 def prepared(source: Path, labels: Path | None = None, **choices: Any) -> Dataset:
-    """The dataset of a source, with nothing cut unless asked for."""
+    """Prepare a source, by default without test and validation rows."""
     settings = PrepareSettings(**{"test": 0.0, "validation": 0.0, **choices})
     return prepare(source, source.parent / "out", settings, labels=labels)[0]
 
 
 def rows(dataset: Dataset) -> dict[str, list[str]]:
-    """Label texts by query text, of all splits."""
+    """Return label texts by query text, of all splits."""
     return {
         text: [dataset.label_texts[label] for label in labels]
         for split in (dataset.split(name) for name in SPLITS)
@@ -46,7 +46,7 @@ def rows(dataset: Dataset) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("label", [8, "8", 8.0])
 def test_a_single_label_among_lists_is_a_list_of_one(tmp_path: Path, label: Any) -> None:
-    """If this failed, every later row with one label instead of a list would be lost without a message."""
+    """If this failed, all later rows with one label instead of a list would be silently lost."""
     records = [{"query": f"many {n}", "labels": [7, 8]} for n in range(20)]
     records += [{"query": f"one {n}", "label": label} for n in range(20)]
     labels = written(tmp_path / "labels.jsonl", LABELS)
@@ -94,7 +94,7 @@ def test_lists_written_in_cells_are_lists(tmp_path: Path) -> None:
 
 
 def test_a_pair_with_count_0_is_no_positive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """If this failed, every label that was shown and not chosen would be learned as right."""
+    """If this failed, every label that was shown but not clicked would be a positive."""
     source = written(tmp_path / "s.csv", "query,label,n\na,x,0\na,y,2\nb,x,0\nc,x,0\nc,x,1\nd,z,3.5\n")
     options = (source, "--test", "0", "--validation", "0", "--count-column", "n", "--out")
     assert run("prepare", *options, tmp_path / "one") == 1
@@ -103,21 +103,21 @@ def test_a_pair_with_count_0_is_no_positive(tmp_path: Path, capsys: pytest.Captu
     dataset = Dataset.open(tmp_path / "one")
     assert rows(dataset) == {"a": ["y"], "c": ["x"]}
     assert dataset.meta.accounts["rows"].skipped == {"count_zero": 3, "bad_row": 1}
-    assert "3  with count 0: shown and not chosen; --min-count 0 keeps them" in capsys.readouterr().out
+    assert "3  with count 0 (shown, not clicked), which --min-count 0 keeps" in capsys.readouterr().out
     assert run("prepare", *options, tmp_path / "all", "--skip-bad-rows", "--min-count", "0") == 0
     assert rows(Dataset.open(tmp_path / "all")) == {"a": ["x", "y"], "b": ["x"], "c": ["x"]}
 
 
 def test_a_source_of_zeros_says_why_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """If this failed, the reader would not know that the counts are the reason."""
+    """If this failed, the message would not name the counts as the reason."""
     source = written(tmp_path / "s.csv", "query,label,n\na,x,0\nb,y,0\n")
     assert run("prepare", source, "--count-column", "n", "--out", tmp_path / "out") == 1
     said = capsys.readouterr().err
-    assert "leaves no training row: 2 rows read = 0 written + 2 skipped (2 with count 0: shown and not" in said
+    assert "has no training row left: 2 rows read = 0 written + 2 skipped; 2 with count 0 (shown, not" in said
 
 
 def test_spellings_of_a_query_are_one_query_on_one_side(tmp_path: Path) -> None:
-    """If this failed, a query would be tested that was trained on: the encoder reads both spellings alike."""
+    """If this failed, a test query could be in training: the encoder reads both spellings alike."""
     spellings = [
         "Red Shoes {}",
         "red shoes {}",
@@ -135,9 +135,9 @@ def test_spellings_of_a_query_are_one_query_on_one_side(tmp_path: Path) -> None:
     assert not keys[0] & keys[1]
     assert not keys[1] & keys[2]
     assert sum(len(dataset.split(name)) for name in SPLITS) == 120  # the accented spelling has a row of its own
-    report = dataset.meta.report
-    assert report["spellings of a query merged with its first one (case, spaces, invisible characters)"] == 240
-    assert report["queries that the encoder reads like another one (case, accents)"] == 60
+    notes = dataset.meta.notes
+    assert notes["merged_spellings"] == 240
+    assert notes["queries_read_alike"] == 60
     assert dataset.meta.accounts["rows"] == RowAccount(read=360, written=120, skipped={"repeated_pair": 240})
 
 
@@ -167,19 +167,19 @@ def test_ids_are_whole_numbers_or_texts(tmp_path: Path, ids: Any, clicked: str, 
     ("records", "sentence"),
     [
         ('{"id": true, "text": "x"}', "labels.jsonl line 1: id is true, not text."),
-        ('{"id": 1.5, "text": "x"}', "id is 1.5, which is no exact whole number."),
-        ('{"id": 1e300, "text": "x"}', "id is 1e+300, which is no exact whole number."),
+        ('{"id": 1.5, "text": "x"}', "id is 1.5, which is not an exact integer."),
+        ('{"id": 1e300, "text": "x"}', "id is 1e+300, which is not an exact integer."),
         ('{"id": NaN, "text": "x"}', "id is NaN, not text."),
         ('{"id": null, "text": "x"}', "id is null, not text."),
         ('{"id": [1], "text": "x"}', "id is [1], not text."),
-        ('{"id": 7, "text": "x"}\n{"id": "7", "text": "y"}', 'labels.jsonl line 2: id "7" stands in an earlier'),
-        ('{"id": 7, "text": "x"}\n{"id": 7.0, "text": "y"}', 'id "7" stands in an earlier row too.'),
-        ('{"id": "8", "text": "x"}', 'label "008" is no id of labels.jsonl. It has "8": spell both the same.'),
-        ('{"id": "008.0", "text": "x"}', 'label "008" is no id of labels.jsonl. Add it there'),
+        ('{"id": 7, "text": "x"}\n{"id": "7", "text": "y"}', 'labels.jsonl line 2: id "7" is in an earlier'),
+        ('{"id": 7, "text": "x"}\n{"id": 7.0, "text": "y"}', 'id "7" is in an earlier row too.'),
+        ('{"id": "8", "text": "x"}', 'label "008" is not in column id of labels.jsonl. It has "8": write both'),
+        ('{"id": "008.0", "text": "x"}', 'label "008" is not in column id of labels.jsonl. Add it there'),
     ],
 )  # fmt: skip
 def test_ids_that_are_ambiguous_are_named(tmp_path: Path, records: str, sentence: str) -> None:
-    """If this failed, a truth value or a fraction would name a label, or two rows would silently be one."""
+    """If this failed, a boolean or a fraction would be an id, or two rows would silently be one."""
     labels = written(tmp_path / "labels.jsonl", records)
     with pytest.raises(DatasetError) as caught:
         prepared(written(tmp_path / "s.csv", "query,label\na,008\n"), labels)
@@ -187,7 +187,7 @@ def test_ids_that_are_ambiguous_are_named(tmp_path: Path, records: str, sentence
 
 
 def test_attributes_of_every_type_become_values_that_json_has(tmp_path: Path) -> None:
-    """If this failed, one attribute would stop the whole table, or answers would carry what no JSON parser reads."""
+    """If this failed, one attribute would stop the command, or answers would be invalid JSON."""
     nan = float("nan")
     columns: dict[str, tuple[Any, Any]] = {
         "ns": (pa.array([1_700_000_000_123_456_789], pa.timestamp("ns")), "2023-11-14 22:13:20.123456789"),
@@ -219,7 +219,7 @@ def test_attributes_of_every_type_become_values_that_json_has(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("column", "sentence"),
     [
-        (pa.array([b"\xff"]), "column 'a' holds bytes"),
+        (pa.array([b"\xff"]), "column 'a' contains bytes"),
         (
             pa.array([2**40], pa.timestamp("s")).cast(pa.timestamp("s")),
             "column 'a' of type timestamp",
@@ -246,7 +246,7 @@ def test_an_attribute_that_no_answer_can_carry_is_named(tmp_path: Path, column: 
         ("l.jsonl", '{"id": 7, "text": "x", "n": 1180591620717411303424}', "l.jsonl line 1: n is 11805916207"),
         ("l.jsonl", '{"id": 7, "text": "x", "n": ' + "9" * 5_000 + "}", "l.jsonl line 1: n is"),
         ("l.jsonl", '{"id": 7, "text": "x", "n": [18446744073709551616]}', "l.jsonl line 1: n is 184467440"),
-        ("l.csv", b"id,text,n\n7,x,\xe9\n", "l.csv line 2: n holds the byte 0xe9, which is not UTF-8. It may"),
+        ("l.csv", b"id,text,n\n7,x,\xe9\n", "l.csv line 2: n contains the byte 0xe9, which is not UTF-8. It may"),
     ],
 )  # fmt: skip
 def test_an_attribute_that_no_type_holds_is_a_named_bad_row(
@@ -261,7 +261,7 @@ def test_an_attribute_that_no_type_holds_is_a_named_bad_row(
 
 
 def test_bad_labels_are_named_before_the_clicks_that_need_them(tmp_path: Path) -> None:
-    """If this failed, one bad label would be buried under the bad rows of all its clicks."""
+    """If this failed, the message about one bad label would be lost among those about its clicks."""
     labels = written(tmp_path / "labels.csv", "id,text\n7,\n8,boots\n")
     with pytest.raises(DatasetError, match=r"labels\.csv has 1 bad row") as caught:
         prepared(written(tmp_path / "s.csv", "query,label\n" + "a,7\n" * 50), labels)
@@ -280,7 +280,7 @@ def test_label_rows_are_counted_too(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_folder_of_label_parts_is_one_table(tmp_path: Path) -> None:
-    """If this failed, a label table that Spark wrote would have to be joined by hand."""
+    """If this failed, a label table written by Spark could not be read."""
     (tmp_path / "labels").mkdir()
     for number, (row, text) in enumerate([(7, "shoes"), (8, "boots")]):
         part = pa.table({"id": [row], "text": [text], "n": pa.array([number], pa.int32() if number else pa.int64())})
@@ -301,7 +301,7 @@ def test_labels_in_the_folder_of_the_source_are_no_part_of_it(tmp_path: Path) ->
 
 
 def test_an_account_that_does_not_add_up_is_an_internal_error() -> None:
-    """If this failed, a row that was lost by an error in this program would not be noticed."""
+    """If this failed, a row lost by a bug would not be noticed."""
     assert RowAccount(read=3, written=1, skipped={"bad_row": 2}).check("x")
     with pytest.raises(InternalError, match="x: 4 rows were read, but 1 written and 2 skipped"):
         RowAccount(read=4, written=1, skipped={"bad_row": 2}).check("x")

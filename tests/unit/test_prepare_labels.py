@@ -1,4 +1,4 @@
-"""The attribute table of `--labels`: matched by text or id, every label of it kept, every attribute carried along."""
+"""The table of `--labels`: labels are matched by text or id, and all labels and attributes are in the dataset."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from training.prepare.prepare import PrepareSettings, prepare
 
 
 def prepared(folder: Path, clicks: str, labels: Path, **choices: Any) -> Dataset:
-    """The dataset of some clicks and a label table, with nothing cut."""
+    """Prepare clicks with a label table, without test and validation rows."""
     folder.mkdir(exist_ok=True)
     source = folder / "clicks.csv"
     source.write_text(clicks)
@@ -23,13 +23,13 @@ def prepared(folder: Path, clicks: str, labels: Path, **choices: Any) -> Dataset
 
 
 def write(path: Path, content: str) -> Path:
-    """A file with this content."""
+    """Write a file and return its path."""
     path.write_text(content)
     return path
 
 
 def table(dataset: Dataset) -> list[dict[str, Any]]:
-    """The label table row by row."""
+    """Return the rows of the label table."""
     return list(dataset.label_table.to_pylist())
 
 
@@ -48,7 +48,7 @@ def test_labels_are_matched_by_text_and_new_ones_have_no_attributes(tmp_path: Pa
 
 @pytest.mark.parametrize("form", ["csv", "tsv", "jsonl", "parquet"])
 def test_labels_are_matched_by_id(tmp_path: Path, form: str) -> None:
-    """If this failed, a click log of product numbers would train on numbers and not on the products' texts."""
+    """If this failed, a click log with product numbers would train on the numbers instead of the products' texts."""
     labels = tmp_path / f"labels.{form}"
     columns = {"id": ["7", "8"], "text": ["shoes", "boots"], "brand": ["x", "y"]}
     if form == "parquet":
@@ -71,30 +71,32 @@ def test_labels_are_matched_by_id(tmp_path: Path, form: str) -> None:
 
 
 def test_another_column_can_be_the_key(tmp_path: Path) -> None:
-    """If this failed, a table whose keys are called otherwise would have to be rewritten first."""
+    """If this failed, a table with another key column could not be read."""
     labels = write(tmp_path / "labels.csv", "sku,text,price\nS1,shoes,9\nS2,boots,8\n")
     dataset = prepared(tmp_path, "query,label\nfootwear,S2\n", labels, label_key="sku")
     assert table(dataset)[1] == {"id": "S2", "text": "boots", "price": "8"}
 
 
 def test_another_column_can_be_the_text(tmp_path: Path) -> None:
-    """If this failed, a shop's table of products would be learned by their numbers, or would have to be rewritten."""
+    """If this failed, product numbers would be learned as texts, or another text column could not be used."""
     labels = write(tmp_path / "labels.csv", "sku,title,price\nS1,shoes,9\nS2,boots,8\n")
     clicks = "query,label\nfootwear,S2\n"
     dataset = prepared(tmp_path, clicks, labels, label_key="sku", label_text="title")
     assert table(dataset)[1] == {"id": "S2", "text": "boots", "price": "8"}
-    assert not [said for said in dataset.meta.report if "--label-text" in said]
+    assert not [said for said in dataset.meta.notes if "--label-text" in said]
     by_text = prepared(tmp_path / "by text", "query,label\nfootwear,boots\n", labels, label_text="title")
     assert table(by_text)[1] == {"id": "boots", "text": "boots", "sku": "S2", "price": "8"}
     by_number = prepared(tmp_path / "by number", clicks, labels, label_key="sku")
     assert table(by_number)[1]["text"] == "S2"
-    assert by_number.meta.report["labels whose text is their 'sku'; --label-text names another column"] == 2
-    with pytest.raises(DatasetError, match=r"has no column 'name'\. .* Choose the labels' text with --label-text"):
+    assert by_number.meta.notes["labels_with_key_as_text"] == {"sku": 2}
+    with pytest.raises(
+        DatasetError, match=r"has no column 'name'\. .* Name the column of the labels' text with --label-text"
+    ):
         prepared(tmp_path / "absent", clicks, labels, label_key="sku", label_text="name")
 
 
 def test_a_table_with_ids_can_be_matched_by_text(tmp_path: Path) -> None:
-    """If this failed, --label-key text could not be used as the error for an unknown id advises."""
+    """If this failed, the fix in the error for an unknown id, --label-key text, would not work."""
     labels = write(tmp_path / "labels.csv", "id,text\n7,shoes\n8,boots\n")
     dataset = prepared(tmp_path, "query,label\nfootwear,boots\n", labels, label_key="text")
     assert [row["id"] for row in table(dataset)] == ["7", "8"]
@@ -102,7 +104,7 @@ def test_a_table_with_ids_can_be_matched_by_text(tmp_path: Path) -> None:
 
 
 def test_typed_attributes_keep_their_types(tmp_path: Path) -> None:
-    """If this failed, numbers and dates would reach the answers in another form, or as NaN that no JSON can hold."""
+    """If this failed, numbers and dates would change, or NaN would make answers invalid JSON."""
     labels = tmp_path / "labels.parquet"
     columns = {"price": [1.5, float("nan")], "tags": [["a"], []], "since": pa.array([1, 2], pa.date32())}
     pq.write_table(pa.table({"text": ["shoes", "boots"], **columns}), labels)
@@ -119,14 +121,18 @@ def test_typed_attributes_keep_their_types(tmp_path: Path) -> None:
         (
             "l.csv",
             "id,text\n7,shoes\n7,boots\n",
-            'l.csv line 3: id "7" stands in an earlier row too. Keep one of them.',
+            'l.csv line 3: id "7" is in an earlier row too. Remove one of them.',
         ),
         ("l.csv", "id,text\n7,shoes\n8,\n", "l.csv line 3: text is null, not text."),
-        ("l.csv", "id,text\n7,shoes\n", 'clicks.csv line 2: label "8" is no id of l.csv. Add it there'),
-        ("l.csv", "name,market\nshoes,uk\n", "has no column 'text'. It has: name, market. Choose the labels' text"),
-        ("l.jsonl", '{"text": "a", "n": 1}\n{"text": "b", "n": "x"}', "column 'n' holds values of different types"),
+        ("l.csv", "id,text\n7,shoes\n", 'clicks.csv line 2: label "8" is not in column id of l.csv. Add it there'),
+        (
+            "l.csv",
+            "name,market\nshoes,uk\n",
+            "has no column 'text'. It has: name, market. Name the column of the labels' text",
+        ),
+        ("l.jsonl", '{"text": "a", "n": 1}\n{"text": "b", "n": "x"}', "column 'n' contains values of different types"),
         ("l.jsonl", '{"text": "a"}\n{"text": "b", "n": 1}', 'l.jsonl line 2: column "n" is not in the first row.'),
-        ("l.txt", "shoes\n", "l.txt is none of .jsonl, .ndjson, .csv, .tsv, .parquet"),
+        ("l.txt", "shoes\n", "l.txt has none of the endings .jsonl, .ndjson, .csv, .tsv, .parquet"),
     ],
 )
 def test_a_bad_label_table_is_named(tmp_path: Path, name: str, content: str, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""The XMC repository's raw LF-* format: a small folder in the public form, and what is wrong with broken ones."""
+"""The raw LF-* format of the XMC repository, on a small folder and on damaged ones."""
 
 import gzip
 import json
@@ -28,7 +28,7 @@ TEST = [
 
 
 def lf_folder(folder: Path, **changes: Any) -> Path:
-    """A folder as the XMC repository packs it, with parts replaced; None leaves a part out."""
+    """Write a folder in the repository's format; `changes` replace parts, None leaves one out."""
     good = {"lbl": LABELS, "trn": TRAIN, "tst": TEST, "train": "1 1\n", "test": "1 2\n"}
     parts = {**good, **changes}
     folder.mkdir()
@@ -43,18 +43,18 @@ def lf_folder(folder: Path, **changes: Any) -> Path:
 
 
 def prepared(source: Path, **choices: Any) -> Dataset:
-    """The dataset of the folder, with no validation cut."""
+    """Prepare the folder without validation rows."""
     return prepare(source, source.parent / "out", PrepareSettings(**{"validation": 0.0, **choices}))[0]
 
 
 def label_uids(dataset: Dataset, name: SplitName, column: str = "labels") -> list[list[str]]:
-    """Uids of each row's labels."""
+    """Return the uids of each row's labels."""
     uids = dataset.label_table["id"].to_pylist()
     return [[uids[label] for label in row] for row in getattr(dataset.split(name), column)]
 
 
 def test_the_public_format_is_read_whole(tmp_path: Path) -> None:
-    """If this failed, a published set would give other rows, labels or filters than other people's figures rest on."""
+    """If this failed, metrics on a public dataset could not be compared with published ones."""
     dataset = prepared(lf_folder(tmp_path / "LF-Kitchen-3"))
     assert dataset.meta.name == "LF-Kitchen-3"
     assert dataset.label_texts == ["Coffee Mill", "Tea Pot", "Sugar Bowl"]
@@ -65,9 +65,9 @@ def test_the_public_format_is_read_whole(tmp_path: Path) -> None:
     assert label_uids(dataset, "train", "exclude") == [[], ["L1"]]
     assert label_uids(dataset, "test") == [["L0"], ["L1"]]
     assert label_uids(dataset, "test", "exclude") == [[], ["L2"]]
-    assert dataset.meta.report == {
-        "targets of relevance 0": 1,
-        "excluded labels taken out of their row's labels": 1,
+    assert dataset.meta.notes == {
+        "targets_of_relevance_0": 1,
+        "excluded_labels_removed": 1,
     }
     accounts = dataset.meta.accounts
     assert (accounts["rows"].read, accounts["rows"].written, accounts["rows"].skipped) == (5, 4, {"no_label": 1})
@@ -82,7 +82,7 @@ def test_title_and_content_are_one_text_when_asked_for(tmp_path: Path) -> None:
 
 
 def test_the_filters_may_be_missing(tmp_path: Path) -> None:
-    """If this failed, a set that comes without filter files could not be prepared."""
+    """If this failed, a set without filter files could not be prepared."""
     dataset = prepared(lf_folder(tmp_path / "set", train=None, test=None))
     assert label_uids(dataset, "train") == [["L0", "L2"], ["L1", "L2"]]
 
@@ -103,7 +103,7 @@ def test_skipped_labels_leave_the_others_in_place(tmp_path: Path) -> None:
     dataset = prepared(lf_folder(tmp_path / "set", lbl=labels), skip_bad_rows=True)
     assert dataset.label_texts == ["Coffee Mill", "Sugar Bowl"]
     assert label_uids(dataset, "train") == [["L0", "L2"], ["L2"]]
-    assert dataset.meta.report["targets that name a skipped label"] == 2
+    assert dataset.meta.notes["targets_of_skipped_labels"] == 2
     assert dataset.meta.skipped == 1
 
 
@@ -116,7 +116,7 @@ def row(**changes: Any) -> list[dict[str, Any]]:
     ("changes", "sentence"),
     [
         ({"trn": row(uid=None)}, "trn.json.gz line 2: uid is null, not text."),
-        ({"trn": row(uid="A")}, 'trn.json.gz line 2: id "A" stands in an earlier row too.'),
+        ({"trn": row(uid="A")}, 'trn.json.gz line 2: id "A" is the id of an earlier row too.'),
         ({"trn": row(title=" ")}, 'trn.json.gz line 2: title is " ", which is empty.'),
         ({"trn": row(target_ind="0")}, 'trn.json.gz line 2: target_ind is "0", not a list of label lines.'),
         ({"trn": row(target_ind=[True])}, "trn.json.gz line 2: target_ind is [true], not a list of label lines."),
@@ -125,8 +125,8 @@ def row(**changes: Any) -> list[dict[str, Any]]:
             "line 2: target_ind names label 3, but lbl.json has lines 0 to 2. Remove it.",
         ),
         ({"trn": row(target_rel=[1.0])}, "line 2: target_rel is [1.0], not one number for each of 2 targets."),
-        ({"lbl": [LABELS[0], LABELS[0], LABELS[2]]}, 'lbl.json.gz line 2: uid "L0" stands in an earlier row too.'),
-        ({"test": "0\n"}, 'filter_labels_test.txt line 1: "0" is no pair of row and label. Write two whole numbers.'),
+        ({"lbl": [LABELS[0], LABELS[0], LABELS[2]]}, 'lbl.json.gz line 2: uid "L0" is in an earlier row too.'),
+        ({"test": "0\n"}, 'filter_labels_test.txt line 1: "0" is not a pair of row and label. Write two integers.'),
         ({"test": "2 0\n"}, "filter_labels_test.txt line 1: row 2, label 0 is outside rows 0–1, labels 0–2."),
     ],
 )
@@ -139,12 +139,14 @@ def test_each_bad_line_is_named(tmp_path: Path, changes: dict[str, Any], sentenc
 
 @pytest.mark.parametrize("part", ["lbl", "trn", "tst"])
 def test_a_missing_part_is_named(tmp_path: Path, part: str) -> None:
-    """If this failed, half a download would be prepared as a whole set."""
-    with pytest.raises(DatasetError, match=rf"has no {part}\.json\.gz\. An LF-\* folder holds trn, tst and lbl"):
+    """If this failed, an incomplete download would be prepared."""
+    with pytest.raises(DatasetError, match=rf"has no {part}\.json\.gz\. An LF-\* folder needs trn, tst and lbl"):
         prepared(lf_folder(tmp_path / "set", **{part: None}))
 
 
 def test_options_of_other_sources_are_refused(tmp_path: Path) -> None:
-    """If this failed, an option would be ignored without a word."""
-    with pytest.raises(DatasetError, match=r"--min-count does not go with .*, an LF-\* set with labels of its own"):
+    """If this failed, an option would be silently ignored."""
+    with pytest.raises(
+        DatasetError, match=r"--min-count does not apply to .*, which is an LF-\* set and has its own labels"
+    ):
         prepared(lf_folder(tmp_path / "set"), min_count=2)

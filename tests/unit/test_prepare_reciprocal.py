@@ -1,4 +1,4 @@
-"""Validation rows cut from training leave out reciprocal pairs where the source's test rows do."""
+"""Validation rows exclude reciprocal pairs if the source's test rows exclude theirs."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ from training.prepare.reciprocal import label_of_text, reversed_pairs
 
 
 def thesaurus(words: int, *, test_leaves_out: bool) -> list[dict[str, Any]]:
-    """Words on a ring, each related to the next two and the previous two: every pair has its reverse."""
+    """Return words on a ring, each related to two neighbours on both sides: each pair has its reverse."""
     name = "word {}".format
     rows = []
     for word in range(words):
@@ -34,7 +34,7 @@ def prepared(folder: Path, rows: list[dict[str, Any]]) -> Dataset:
 
 
 def test_validation_leaves_out_what_the_test_rows_leave_out(tmp_path: Path) -> None:
-    """If this failed, pairs whose reverse was trained on would choose epoch and weight, and no test row counts them."""
+    """If this failed, epoch and weight would be chosen on pairs that the test split excludes."""
     dataset = prepared(tmp_path, thesaurus(100, test_leaves_out=True))
     train, validation = dataset.split("train"), dataset.split("validation")
     trained = {
@@ -48,19 +48,19 @@ def test_validation_leaves_out_what_the_test_rows_leave_out(tmp_path: Path) -> N
         assert all((dataset.label_texts[label], text) in trained for label in exclude)
         left_out += len(exclude)
     assert left_out > 0
-    report = dataset.meta.report
-    assert report["reciprocal pairs left out of the validation rows, as the test rows leave out theirs"] == left_out
+    notes = dataset.meta.notes
+    assert notes["reciprocal_pairs_removed"] == left_out
 
 
 def test_validation_keeps_reciprocal_pairs_where_the_test_rows_count_them(tmp_path: Path) -> None:
-    """If this failed, an ordinary click log would lose validation truth that its test split counts."""
+    """If this failed, a click log would lose validation labels that its test split counts."""
     validation = prepared(tmp_path, thesaurus(100, test_leaves_out=False)).split("validation")
     assert set(validation.labels.lengths) == {5}
     assert not len(validation.exclude.values)
 
 
 def test_reversed_pairs_are_the_labels_that_list_the_row() -> None:
-    """If this failed, other labels than the reciprocal ones would be taken out of the truth."""
+    """If this failed, labels other than the reciprocal ones would be removed from the true labels."""
     label_texts = pa.chunked_array([pa.array(["a", "b", "c"])])
     own = label_of_text(pa.chunked_array([pa.array(["a", "b", "elsewhere", "c"])]), label_texts)
     assert own.tolist() == [0, 1, -1, 2]

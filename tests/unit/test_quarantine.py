@@ -1,10 +1,9 @@
 """Queries that ended engines."""
 
 import pytest
-from pydantic_core import to_json
 
 from service.batching.quarantine import MAX_QUERIES, SECONDS, Quarantine
-from service.engine.protocol import Asked
+from service.engine.protocol import Query
 from service.errors import Refusal
 
 
@@ -12,10 +11,10 @@ def test_the_memory_of_queries_is_bounded_and_ends() -> None:
     """Texts without end would fill the memory; or a text that was blamed by mistake would never be answered again."""
     quarantine = Quarantine()
     for number in range(2 * MAX_QUERIES):
-        quarantine.add(Asked([], 10), [f"text {number}"], now=0)
+        quarantine.add(Query.create([], 10), [f"text {number}"], now=0)
     assert len(quarantine) == MAX_QUERIES
-    quarantine.check(Asked(["text 0"], 10), now=1)
-    last = Asked(["fine", f"text {2 * MAX_QUERIES - 1}"], 10)
+    quarantine.check(Query.create(["text 0"], 10), now=1)
+    last = Query.create(["fine", f"text {2 * MAX_QUERIES - 1}"], 10)
     with pytest.raises(Refusal) as refused:
         quarantine.check(last, now=1)
     assert (refused.value.status, refused.value.code) == (422, "quarantined")
@@ -23,20 +22,21 @@ def test_the_memory_of_queries_is_bounded_and_ends() -> None:
     assert len(quarantine) == 0
 
 
-def test_the_options_of_a_request_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While anything is in quarantine, a large filter would be written out for each of a request's texts."""
-    calls: list[object] = []
+def test_the_options_of_a_request_are_encoded_once() -> None:
+    """While a text is in quarantine, a large filter would be encoded for each of a request's texts."""
+    encoded: list[Query] = []
 
-    def counted(value: object) -> bytes:
-        calls.append(value)
-        return to_json(value)
+    class CountingQuery(Query):
+        def to_bytes(self) -> bytes:
+            encoded.append(self)
+            return super().to_bytes()
 
     quarantine = Quarantine()
-    options = Asked([], 10, filter={"market": ["US"]})
+    options = CountingQuery.create([], 10, filter={"market": ["US"]})
     quarantine.add(options, ["bad"])
-    monkeypatch.setattr("service.batching.quarantine.to_json", counted)
-    quarantine.check(options._replace(queries=["fine"] * 256))
-    assert len(calls) == 1
-    quarantine.check(options._replace(queries=["bad"], k=11))
+    encoded.clear()
+    quarantine.check(options.with_texts(["fine"] * 256))
+    assert len(encoded) == 1
+    quarantine.check(CountingQuery.create(["bad"], 11, filter={"market": ["US"]}))
     with pytest.raises(Refusal):
-        quarantine.check(options._replace(queries=["fine", "bad"]))
+        quarantine.check(options.with_texts(["fine", "bad"]))

@@ -1,4 +1,4 @@
-"""Which texts are blank, and which spellings are one query: one rule for all commands, in step with the tokenizer."""
+"""Blank texts and spellings of one query: all commands have the same rules, which agree with the tokenizer."""
 
 import unicodedata
 
@@ -34,14 +34,14 @@ KNOWN = st.characters(exclude_categories=("Cn", "Co", "Cs"), exclude_characters=
 
 @pytest.mark.parametrize("text", BLANK)
 def test_a_text_without_a_visible_character_is_blank(text: str) -> None:
-    """If this failed, a zero-width text would be a query, and its answers those of no text at all."""
+    """If this failed, a text without visible characters would be a query."""
     assert is_blank(text)
     assert not pc.match_substring_regex(pa.array([text]), VISIBLE_PATTERN)[0].as_py()
 
 
 @pytest.mark.parametrize("text", VISIBLE)
 def test_a_text_with_a_visible_character_is_not_blank(text: str) -> None:
-    """If this failed, queries in some script would be left out as blank."""
+    """If this failed, queries in some scripts would be skipped as blank."""
     assert not is_blank(text)
     assert pc.match_substring_regex(pa.array([text]), VISIBLE_PATTERN)[0].as_py()
 

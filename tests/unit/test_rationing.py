@@ -1,4 +1,4 @@
-"""A share of the time: a process group is stopped and continued in turn."""
+"""The CPU throttle: a process group is stopped and continued in turn."""
 
 import asyncio
 import signal
@@ -8,15 +8,31 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from service.engine.cpu_throttle import PERIOD, Ration, Traffic, no_traffic
+from service.engine.cpu_throttle import PERIOD, CpuThrottle
+from service.engine.load_policy import FULL_SPEED, IsBusy, LoadPolicy, never_busy
 from tests.support.service import process_state
 
 STOPPED = "T"
 
 
+def policy(cpu_share: float, is_busy: IsBusy = lambda: True) -> LoadPolicy:
+    return LoadPolicy(True, cpu_share, is_busy)
+
+
+class CountedCalls:
+    """An `is_busy` function that counts its calls, which the throttle makes once per period."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def __call__(self) -> bool:
+        self.count += 1
+        return True
+
+
 @pytest.fixture
 def engine() -> Iterator["subprocess.Popen[bytes]"]:
-    """Something that runs, in a group of its own."""
+    """A running process in a group of its own."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
     yield process
     process.kill()
@@ -29,67 +45,78 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(PERIOD / 50)
 
 
-def test_it_is_stopped_and_continued_while_there_is_traffic(engine: "subprocess.Popen[bytes]") -> None:
-    """If it fails, loading a bundle slows every answer, or never ends."""
+async def later_timer() -> None:
+    """Wait for a timer that fires after every timer that a throttle has set now."""
+    loop = asyncio.get_running_loop()
+    fired = loop.create_future()
+    loop.call_later(3 * PERIOD, fired.set_result, None)
+    await fired
+
+
+def test_it_is_stopped_and_continued_while_requests_arrive(engine: "subprocess.Popen[bytes]") -> None:
+    """Loading a bundle would slow every answer, or never end."""
 
     async def run() -> float:
-        with Ration(engine.pid, 0.5, lambda: True) as ration:
+        is_busy = CountedCalls()
+        with CpuThrottle(engine.pid, policy(0.5, is_busy)) as throttle:
             for _ in range(3):
                 await until(lambda: process_state(engine.pid) == STOPPED)
                 await until(lambda: process_state(engine.pid) != STOPPED)
             await until(lambda: process_state(engine.pid) == STOPPED)  # the end must find it stopped
         await until(lambda: process_state(engine.pid) != STOPPED)
-        await asyncio.sleep(3 * PERIOD)
+        calls = is_busy.count
+        await later_timer()
+        assert is_busy.count == calls
         assert process_state(engine.pid) != STOPPED
-        return ration.rested
+        return throttle.stopped_seconds
 
-    rests = asyncio.run(run()) / (PERIOD / 2)
-    assert rests >= 3 - 1e-6  # more where the system was slow to stop it, and a rest was over before it was seen
-    assert rests == pytest.approx(round(rests))
+    stops = asyncio.run(run()) / (PERIOD / 2)
+    assert stops >= 3 - 1e-6  # more where the system was slow to stop it, and a stop was over before it was seen
+    assert stops == pytest.approx(round(stops))
 
 
-@pytest.mark.parametrize(("share", "traffic"), [(0.1, no_traffic), (1, lambda: True)])
-def test_it_has_all_the_time_when_nobody_asks_or_so_it_is_wanted(
-    engine: "subprocess.Popen[bytes]", share: float, traffic: Traffic
+@pytest.mark.parametrize("chosen", [policy(0.1, never_busy), policy(1), FULL_SPEED])
+def test_it_is_never_stopped_without_requests_or_with_the_whole_share(
+    engine: "subprocess.Popen[bytes]", chosen: LoadPolicy
 ) -> None:
-    """If it fails, a calm service takes ten times as long to change its bundle, or the setting cannot be turned off."""
-    seen = []
+    """A calm service would take ten times as long to change its bundle, or the setting could not be turned off."""
 
     async def run() -> float:
-        with Ration(engine.pid, share, traffic) as ration:
-            for _ in range(40):
-                await asyncio.sleep(PERIOD / 10)
-                seen.append(process_state(engine.pid))
-        return ration.rested
+        with CpuThrottle(engine.pid, chosen) as throttle:
+            await later_timer()
+            assert process_state(engine.pid) != STOPPED
+        return throttle.stopped_seconds
 
     assert asyncio.run(run()) == 0
-    assert STOPPED not in seen
 
 
-def test_a_process_that_has_ended_troubles_nobody(engine: "subprocess.Popen[bytes]") -> None:
-    """If it fails, a bundle that cannot be opened fills the log with errors that are none."""
+def test_a_process_that_has_ended_is_no_error(engine: "subprocess.Popen[bytes]") -> None:
+    """A bundle that cannot be opened would fill the log with further errors."""
     errors: list[dict[str, object]] = []
 
     async def run() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
-        with Ration(engine.pid, 0.5, lambda: True):
+        is_busy = CountedCalls()
+        with CpuThrottle(engine.pid, policy(0.5, is_busy)):
             engine.send_signal(signal.SIGKILL)
             engine.wait()
-            await asyncio.sleep(3 * PERIOD)
+            calls = is_busy.count
+            await until(lambda: is_busy.count >= calls + 3)
 
     asyncio.run(run())
     assert not errors
 
 
-def test_rest_does_not_count_as_loading(engine: "subprocess.Popen[bytes]") -> None:
-    """If it fails, a large bundle is never served while clients ask, or an engine that hangs is waited for in vain."""
+def test_stopped_time_does_not_count_as_loading(engine: "subprocess.Popen[bytes]") -> None:
+    """A large bundle would never be served while clients ask, or an engine that hangs would be waited for in vain."""
 
     async def run() -> None:
         ready = asyncio.get_running_loop().create_future()
-        with Ration(engine.pid, 0.05, lambda: True) as ration:
+        with CpuThrottle(engine.pid, policy(0.05)) as throttle:
             asyncio.get_running_loop().call_later(40 * PERIOD, ready.set_result, None)
-            await ration.wait(ready, 30 * PERIOD)  # it runs for a twentieth of that; a busy machine may hold this up
-        with Ration(engine.pid, 1, no_traffic) as ration, pytest.raises(TimeoutError):
-            await ration.wait(asyncio.get_running_loop().create_future(), PERIOD)
+            # it runs for a twentieth of that; a busy machine may delay this
+            await throttle.wait(ready, 30 * PERIOD)
+        with CpuThrottle(engine.pid, FULL_SPEED) as throttle, pytest.raises(TimeoutError):
+            await throttle.wait(asyncio.get_running_loop().create_future(), PERIOD)
 
     asyncio.run(run())

@@ -11,14 +11,14 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from retrieval import open_bundle
 from retrieval.bundle.manifest import MANIFEST, QUERY_ENCODER, TOKENIZER
 from retrieval.bundle.signatures import SIGNATURE, new_keys
 from retrieval.errors import BadInput, BundleError
-from retrieval.retriever import Retriever
-from retrieval.store.local import Store
+from retrieval.open import cache_store, open_store
 from retrieval.store.paused_labels import PAUSED
-from retrieval.store.pull import cache_store, pull
-from retrieval.store.remote import NotSeekable, _seek
+from retrieval.store.pull import pull
+from retrieval.store.remote import NotSeekable, seek
 from retrieval.store.urls import as_url
 from tests.support.bundles import make_bundle, make_store
 from tests.support.command import run
@@ -50,7 +50,7 @@ def memory(made: Path) -> Iterator[fsspec.AbstractFileSystem]:
 
 def test_a_url_answers_as_the_folder_does(made: Path, memory: fsspec.AbstractFileSystem, cache: Path) -> None:
     """If it fails, what is fetched is not what was published, or the cache is no store that can be looked after."""
-    with Retriever.open(URL) as fetched, Retriever.open(made) as there:
+    with open_bundle(URL) as fetched, open_bundle(made) as there:
         assert fetched.name == "one"
         assert fetched.search(["red shoes"], 5) == there.search(["red shoes"], 5)
     store = cache_store(URL)
@@ -61,19 +61,19 @@ def test_a_url_answers_as_the_folder_does(made: Path, memory: fsspec.AbstractFil
 
 def test_what_the_cache_has_is_not_fetched_again(memory: fsspec.AbstractFileSystem) -> None:
     """If it fails, every start of a program downloads gigabytes."""
-    Retriever.open(URL).close()
+    open_bundle(URL).close()
     for path in memory.ls("/shop/store/bundles/one", detail=False):
         if not path.endswith(MANIFEST):
             memory.rm(path)
-    with Retriever.open(URL) as retriever:
+    with open_bundle(URL) as retriever:
         assert retriever.search(["red shoes"], 1)
 
 
 def test_an_activation_is_seen_at_the_next_opening(memory: fsspec.AbstractFileSystem) -> None:
-    """If it fails, whoever has a cache stays with the bundle that was active when it was made."""
+    """If it fails, a cache keeps the bundle that was active when it was created."""
     for name in ("one", "two", "one"):
         memory.pipe("/shop/store/CURRENT", f"{name}\n".encode())
-        with Retriever.open(URL) as retriever:
+        with open_bundle(URL) as retriever:
             assert retriever.name == cache_store(URL).active() == name
     assert sorted(cache_store(URL).bundles()) == ["one", "two"]
     assert cache_store(URL).previous() == "two"
@@ -82,35 +82,35 @@ def test_an_activation_is_seen_at_the_next_opening(memory: fsspec.AbstractFileSy
 def test_a_damaged_list_of_paused_labels_in_the_cache_is_replaced(memory: fsspec.AbstractFileSystem) -> None:
     """If it fails, one wrong byte in the cache stops every use of a store that is whole."""
     memory.pipe("/shop/store/PAUSED.json", b'{"paused": ["one-1"]}')
-    Retriever.open(URL).close()
+    open_bundle(URL).close()
     (cache_store(URL).path / PAUSED).write_bytes(b"\xff")
-    with Retriever.open(URL) as retriever:
+    with open_bundle(URL) as retriever:
         assert retriever.paused == {"one-1"}
 
 
 def test_a_file_that_an_earlier_bundle_brought_is_not_fetched_again(memory: fsspec.AbstractFileSystem) -> None:
     """If it fails, a bundle with the same tokenizer and encoders brings them once more."""
-    Retriever.open(URL).close()
+    open_bundle(URL).close()
     memory.rm(f"/shop/store/bundles/two/{TOKENIZER}")
     memory.pipe("/shop/store/CURRENT", b"two\n")
-    with Retriever.open(URL) as retriever:
+    with open_bundle(URL) as retriever:
         assert retriever.name == "two"
     memory.rm(f"/shop/store/bundles/one/{QUERY_ENCODER}")
     memory.pipe("/shop/store/CURRENT", b"one\n")
     shutil.rmtree(cache_store(URL).bundle_path("one"))
-    with pytest.raises(BundleError, match=rf"{URL}/bundles/one/{QUERY_ENCODER} is not there"):
-        Retriever.open(URL)
+    with pytest.raises(BundleError, match=rf"{URL}/bundles/one/{QUERY_ENCODER} does not exist"):
+        open_bundle(URL)
 
 
 def test_one_bundle_has_a_url_too(made: Path) -> None:
-    """If it fails, only whole stores can be fetched, and not a bundle that somebody copied to a bucket."""
+    """If it fails, only whole stores can be fetched, and not a single bundle in a bucket."""
     url = f"file://{made / 'bundles' / 'two'}"
-    with Retriever.open(url) as retriever:
+    with open_bundle(url) as retriever:
         assert retriever.name == "two"
         assert retriever.search(["red shoes"], 1)[0][0].id.startswith("two-")
 
 
-def test_a_bundle_is_brought_into_a_store_of_ones_own(
+def test_a_bundle_is_pulled_into_a_local_store(
     memory: fsspec.AbstractFileSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If it fails, a bundle from a bucket cannot join a local store, or arrives there active without being asked to."""
@@ -125,8 +125,8 @@ def test_a_bundle_is_brought_into_a_store_of_ones_own(
 def test_pulling_tells_how_far_it_is(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     """If it fails, a download of gigabytes shows nothing, or a bar that runs past its end."""
     told: list[tuple[int, int]] = []
-    pull(URL, Store(tmp_path / "own"), progress=lambda done, total: told.append((done, total)))
-    size = sum(entry.bytes for entry in Store(tmp_path / "own").manifest("one").files.values())
+    pull(URL, open_store(tmp_path / "own"), progress=lambda done, total: told.append((done, total)))
+    size = sum(entry.bytes for entry in open_store(tmp_path / "own").manifest("one").files.values())
     assert {total for _, total in told} == {size}
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1] == (size, size)
@@ -142,7 +142,7 @@ def test_the_reading_commands_take_a_url(
     assert run("bundles", "show", URL, "two") == 0
     assert json.loads(capsys.readouterr().out)["labels"]["count"] == 200
     assert run("bundles", "verify", URL, "two") == 0
-    assert "two is whole" in capsys.readouterr().out
+    assert "two is valid" in capsys.readouterr().out
     assert run("search", URL, "red shoes", "-k", "1", "--json") == 0
     assert json.loads(capsys.readouterr().out)["bundle"] == "one"
     (tmp_path / "queries.jsonl").write_text('{"query": "red shoes"}\n')
@@ -165,10 +165,11 @@ def test_the_reading_commands_take_a_url(
 def test_a_command_that_changes_a_store_refuses_a_url(
     memory: fsspec.AbstractFileSystem, arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, a folder called `s3:` appears here, and nobody ever sees what was put into it."""
+    """If it fails, a local folder called `s3:` is created instead."""
     assert run(*arguments) == 1
     assert capsys.readouterr().err == (
-        "error: s3://shop/store can be read, not changed: `diptych bundles pull` brings its bundles into a folder.\n"
+        "error: s3://shop/store is a URL, and only a store in a folder can be changed. Fetch its bundles into a folder "
+        "with `diptych bundles pull`.\n"
     )
     assert not Path("s3:").exists()
 
@@ -176,13 +177,13 @@ def test_a_command_that_changes_a_store_refuses_a_url(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["bundles", "show", URL, "tow"], "json is not there. The bundles of memory://shop/store are: one, two."),
+        (["bundles", "show", URL, "tow"], "json does not exist. The bundles of memory://shop/store are: one, two."),
         (["bundles", "show", URL, "../one"], "'../one' is not a bundle name"),
-        (["bundles", "list", "memory://shop/stoer"], "memory://shop/stoer is no store: it has no folder bundles"),
+        (["bundles", "list", "memory://shop/stoer"], "memory://shop/stoer is not a store: it has no folder bundles"),
         (["search", "memory://shop/stoer", "red"], "is neither a store with an active bundle (no CURRENT) nor"),
         (["search", "memory://", "red"], "memory:// is not the URL of a store"),
-        (["search", "ftp://me:secret@host/store", "red"], "The URL holds a password. Leave it out"),
-        (["search", "foo://shop/store", "red"], "foo:// is no kind of store that fsspec knows"),
+        (["search", "ftp://me:secret@host/store", "red"], "The URL contains a password. Remove it"),
+        (["search", "foo://shop/store", "red"], "fsspec has no driver for foo://"),
         (["bundles", "pull", "store"], "store is not the URL of a store, such as s3://bucket/store."),
         (["bundles", "pull", URL, "--activate"], "--activate needs --store"),
     ],
@@ -203,30 +204,30 @@ def test_a_signature_made_later_is_fetched_with_it(made: Path, tmp_path: Path) -
     keys, there = new_keys(), tmp_path / "there"
     shutil.copytree(made, there)
     url = f"file://{there}"
-    Retriever.open(url).close()
+    open_bundle(url).close()
     with pytest.raises(BundleError, match="is not signed"):
-        Retriever.open(url, trusted=[keys.trusted])
-    Store(there).sign("one", keys.signing)
-    Retriever.open(url, trusted=[keys.trusted]).close()
+        open_bundle(url, trusted=[keys.trusted])
+    open_store(there).sign("one", keys.signing)
+    open_bundle(url, trusted=[keys.trusted]).close()
     kept = cache_store(url).bundle_path("one") / SIGNATURE
     before = kept.read_bytes()
-    Store(there).sign("one", new_keys().signing)
-    with pytest.raises(BundleError, match="is not trusted here"):
-        Retriever.open(url, trusted=[keys.trusted])
+    open_store(there).sign("one", new_keys().signing)
+    with pytest.raises(BundleError, match="is not trusted"):
+        open_bundle(url, trusted=[keys.trusted])
     assert kept.read_bytes() == before
 
 
 def test_a_name_is_for_good(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     """If it fails, a bundle that was published anew under an old name is mixed up with the old one."""
-    Retriever.open(URL).close()
+    open_bundle(URL).close()
     memory.rm("/shop/store/bundles/one", recursive=True)
     memory.put(str(make_bundle(tmp_path / "other", seed=9)), "/shop/store/bundles/one", recursive=True)
     with pytest.raises(
-        BundleError, match=r"bundles/one is another bundle than memory://shop/store/bundles/one\. .*remove"
+        BundleError, match=r"bundles/one and memory://shop/store/bundles/one are different bundles .*remove"
     ):
-        Retriever.open(URL)
+        open_bundle(URL)
     shutil.rmtree(cache_store(URL).bundle_path("one"))
-    with Retriever.open(URL) as retriever:
+    with open_bundle(URL) as retriever:
         assert retriever.search(["red shoes"], 1)[0][0].id.startswith("label-")
 
 
@@ -271,23 +272,23 @@ def without(package: str, program: str, folder: Path) -> str:
 
 @pytest.mark.parametrize(("package", "extra"), [("fsspec", "s3"), ("s3fs", "s3"), ("gcsfs", "gcs"), ("adlfs", "azure")])
 def test_a_missing_driver_names_the_extra_that_brings_it(package: str, extra: str, tmp_path: Path) -> None:
-    """If it fails, somebody without s3fs gets a traceback, or does not learn what to install."""
+    """If it fails, a missing driver is a traceback, or the message does not name the package."""
     scheme = {"gcs": "gs", "azure": "az"}.get(extra, extra)
     said = without(package, f"import diptych; diptych.main(['search', '{scheme}://shop/store', 'red'])", tmp_path)
-    assert said.startswith(f"error: {scheme}://shop/store needs a package that is not installed here (")
+    assert said.startswith(f"error: {scheme}://shop/store needs a package that is not installed (")
     assert said.endswith(f"). Install it with: pip install 'diptych[{extra}]'.")
 
 
 def test_a_local_store_needs_no_fsspec(made: Path, tmp_path: Path) -> None:
     """If it fails, the base installation cannot open a folder, or loads a network client to do so."""
-    program = f"from retrieval import Retriever; print(Retriever.open({str(made)!r}).name)"
+    program = f"from retrieval import open_bundle; print(open_bundle({str(made)!r}).name)"
     assert without("fsspec", program, tmp_path) == "one"
 
 
 def test_a_url_for_a_store_to_change_is_refused_by_the_library_too() -> None:
-    """If it fails, `Store("s3://…")` quietly works on a local folder of that name."""
-    with pytest.raises(BadInput, match="can be read, not changed"):
-        Store("s3://shop/store")
+    """If it fails, `open_store("s3://…")` quietly works on a local folder of that name."""
+    with pytest.raises(BadInput, match="is a URL, and only a store in a folder can be changed"):
+        open_store("s3://shop/store")
 
 
 @pytest.mark.parametrize(
@@ -308,4 +309,4 @@ def test_only_a_driver_that_cannot_seek_starts_a_download_again(error: Exception
             raise error
 
     with pytest.raises(expected):
-        _seek(Source(), 5)
+        seek(Source(), 5)

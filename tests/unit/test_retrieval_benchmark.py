@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.measuring import bare_parts, label_scale, offline
 from benchmarks.measuring.retrieval_page import page
-from retrieval import Retriever
+from retrieval import Retriever, open_bundle
 from retrieval.search.indexes import HnswIndex
 from tests.support.bundles import WORDS, make_bundle
 
@@ -19,7 +19,7 @@ QUERIES = [f"{one} {other}" for one in WORDS for other in WORDS if one != other]
 @pytest.fixture
 def retriever(tmp_path: Path) -> Retriever:
     """A small real bundle."""
-    return Retriever.open(make_bundle(tmp_path / "bundle"), threads=1)
+    return open_bundle(make_bundle(tmp_path / "bundle"), threads=1)
 
 
 def test_the_bare_parts_find_what_search_finds(retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-import retrieval.store.serials
-from retrieval.bundle.signatures import MOST, SIGNATURE, KeyPair, NotTrusted, Signature, new_keys, signed
+from retrieval import Retriever, open_bundle
+from retrieval.bundle.signatures import MAX_SERIAL, SIGNATURE, KeyPair, NotTrusted, Signature, new_keys, signed
 from retrieval.errors import BadInput, BundleError
-from retrieval.retriever import Retriever
-from retrieval.sandboxed_opening import prove
+from retrieval.open import open_store
+from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
-from retrieval.store.serials import OlderSerial, Serials
+from retrieval.store.serials import OlderSerial, Serials, process_records
 from tests.support.bundles import make_store
 from tests.support.command import run
 
@@ -33,26 +33,26 @@ def made(tmp_path_factory: pytest.TempPathFactory, keys: KeyPair) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of this test's own, and a process that remembers nothing."""
+    """A cache folder of this test, and a process without records."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(retrieval.store.serials, "_process_notes", {})
+    forget()
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path, keys: KeyPair) -> Store:
-    return Store(shutil.copytree(made, tmp_path / "store"), prove, trusted=[keys.trusted])
+    return Store(shutil.copytree(made, tmp_path / "store"), verify_in_process, trusted=[keys.trusted])
 
 
-def forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget what this process remembers, as a new process would."""
-    monkeypatch.setattr(retrieval.store.serials, "_process_notes", {})
+def forget() -> None:
+    """Remove the records of this process, as in a new process."""
+    process_records.clear()
 
 
-def test_an_older_signed_bundle_is_not_activated_again(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_older_signed_bundle_is_not_activated_again(store: Store) -> None:
     """If it fails, an attacker who can write to a store brings back a bundle that was replaced for a reason."""
     store.activate("two")
-    forget(monkeypatch)
+    forget()
     with pytest.raises(OlderSerial, match="bundle one has the serial number 1, and 2 was active here before"):
         store.activate("one")
     store.activate("three")
@@ -61,47 +61,36 @@ def test_an_older_signed_bundle_is_not_activated_again(store: Store, monkeypatch
     assert store.active() == "three"
 
 
-def test_what_current_names_is_checked_by_whoever_opens_the_store(
-    store: Store, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_opening_a_store_checks_the_bundle_in_current(store: Store, keys: KeyPair) -> None:
     """If it fails, the check is passed by writing CURRENT with an editor instead of by the command."""
     (store.path / "CURRENT").write_text("three\n")
-    Retriever.open(store.path, trusted=[keys.trusted]).close()
-    forget(monkeypatch)
+    open_bundle(store.path, trusted=[keys.trusted]).close()
+    forget()
     (store.path / "CURRENT").write_text("two\n")
     (store.path / "HISTORY").write_text("three\ntwo\n")
     with pytest.raises(OlderSerial):
-        Retriever.open(store.path, trusted=[keys.trusted])
-    with Retriever.open(store.path) as retriever:  # without keys nothing is promised
+        open_bundle(store.path, trusted=[keys.trusted])
+    with open_bundle(store.path) as retriever:  # without keys nothing is promised
         assert retriever.name == "two"
 
 
-def test_a_bundle_that_is_exchanged_after_the_check_is_refused(
-    store: Store, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bundle_that_is_exchanged_after_the_check_is_refused(store: Store, keys: KeyPair) -> None:
     """If it fails, an attacker who exchanges the folder at the right moment has an older signed bundle opened."""
     store.activate("two")
-    check = Store.check_serial
-
-    def then_exchange(self: Store, name: str) -> None:
-        check(self, name)
-        (store.path / "bundles" / "two").rename(store.path / "before")
-        shutil.copytree(store.path / "bundles" / "one", store.path / "bundles" / "two")
-
-    monkeypatch.setattr(Store, "check_serial", then_exchange)
-    with pytest.raises(OlderSerial):
-        Retriever.open(store.path, trusted=[keys.trusted])
+    store.check_serial("two")
+    (store.path / "bundles" / "two").rename(store.path / "before")
+    shutil.copytree(store.path / "bundles" / "one", store.path / "bundles" / "two")
+    with Retriever.load(store.bundle_path("two"), trusted=[keys.trusted]) as retriever, pytest.raises(OlderSerial):
+        store.record_use(retriever.name, retriever.signature)
 
 
-def test_a_rollback_allows_the_one_bundle_it_went_back_to(
-    store: Store, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rollback_allows_the_one_bundle_it_went_back_to(store: Store, keys: KeyPair) -> None:
     """If it fails, a rollback is refused where keys are trusted, or allows every older bundle."""
     for name in ("one", "two", "three"):
         store.activate(name)
     assert store.rollback() == "two"
-    forget(monkeypatch)
-    Retriever.open(store.path, trusted=[keys.trusted]).close()
+    forget()
+    open_bundle(store.path, trusted=[keys.trusted]).close()
     store.activate("two")
     with pytest.raises(OlderSerial):
         store.activate("one")
@@ -116,7 +105,7 @@ def test_signing_again_makes_a_bundle_newer(store: Store, keys: KeyPair) -> None
     assert store.sign("one", keys.signing) > 1_700_000_000
     store.activate("one")
     number = store.sign("two", keys.signing)
-    assert number > json.loads(Serials(store.place).path.read_text())["highest"][keys.trusted]
+    assert number > json.loads(Serials(store.identity).path.read_text())["highest"][keys.trusted]
     store.activate("two")
 
 
@@ -125,7 +114,7 @@ def test_a_number_is_more_than_any_here(store: Store, keys: KeyPair) -> None:
     far = 9_000_000_000
     store.sign("three", keys.signing, far)
     assert store.sign("one", keys.signing) == far + 1
-    (store.path / "bundles" / "two" / SIGNATURE).write_text(f"ed25519-serial {keys.trusted} {MOST} AAAA\n")
+    (store.path / "bundles" / "two" / SIGNATURE).write_text(f"ed25519-serial {keys.trusted} {MAX_SERIAL} AAAA\n")
     assert store.sign("one", keys.signing) == far + 2  # a number without a valid signature does not count
 
 
@@ -135,11 +124,11 @@ def test_a_number_belongs_to_its_signature(store: Store, keys: KeyPair) -> None:
     scheme, key, _, signature = path.read_text().split()
     for text in (f"{scheme} {key} 99 {signature}", f"ed25519 {key} {signature}"):
         path.write_text(text)
-        with pytest.raises(NotTrusted, match="was not made for this manifest"):
+        with pytest.raises(NotTrusted, match="is not a signature of this manifest"):
             store.activate("one")
-    for number in ("01", "-1", "0", "1.5", "9" * 400, "x", str(MOST + 1)):
+    for number in ("01", "-1", "0", "1.5", "9" * 400, "x", str(MAX_SERIAL + 1)):
         path.write_text(f"{scheme} {key} {number} {signature}")
-        with pytest.raises(NotTrusted, match="holds no signature"):
+        with pytest.raises(NotTrusted, match="is not a valid signature file"):
             store.activate("one")
     with pytest.raises(BadInput, match="serial number is 0"):
         signed(b"", keys.signing, 0)
@@ -163,7 +152,7 @@ def test_signatures_without_a_number_count_as_the_oldest(store: Store, keys: Key
 
 def test_keys_and_stores_have_numbers_of_their_own() -> None:
     """If it fails, one team's bundles keep another's from being served."""
-    Serials("/one").note_active(Signature("a", 9))
+    Serials("/one").record_active(Signature("a", 9))
     Serials("/one").check("bundle", Signature("b", 1))
     Serials("/two").check("bundle", Signature("a", 1))
     with pytest.raises(OlderSerial):
@@ -176,17 +165,17 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_the_process_remembers(
     """If it fails, a container with a read-only file system cannot serve signed bundles, or is not protected at all."""
     cache.write_text("a file, which also root cannot make folders in")
     for number in (2, 3):
-        Serials("/one").note_active(Signature("a", number))
+        Serials("/one").record_active(Signature("a", number))
     with pytest.raises(OlderSerial):
         Serials("/one").check("bundle", Signature("a", 2))
-    assert caplog.text.count("are remembered by this process alone") == 1
+    assert caplog.text.count("are remembered only by this process") == 1
 
 
-def test_a_damaged_note_is_not_an_empty_one(store: Store) -> None:
+def test_a_damaged_record_is_an_error(store: Store) -> None:
     """If it fails, damage to a file of the cache lets every old bundle pass."""
     store.activate("two")
-    Serials(store.place).path.write_text("{")
-    with pytest.raises(BundleError, match="the note of serial numbers, cannot be read"):
+    Serials(store.identity).path.write_text("{")
+    with pytest.raises(BundleError, match="the record of serial numbers, cannot be read"):
         store.activate("three")
 
 
@@ -197,7 +186,7 @@ def test_every_command_asks_for_signatures(
     folder = shutil.copytree(made, tmp_path / "store")
     for name in ("one", "two"):
         (folder / "bundles" / name / SIGNATURE).unlink()
-    Store(folder, prove).activate("two")
+    Store(folder, verify_in_process).activate("two")
     (tmp_path / "queries.csv").write_text("query\nred\n")
     queries = tmp_path / "queries.csv"
     monkeypatch.setenv("DIPTYCH_TRUSTED_KEYS", keys.trusted)
@@ -220,23 +209,21 @@ def test_every_command_asks_for_signatures(
     ]
     for arguments in refused:
         assert run(*arguments) == 1, arguments
-        assert "is not signed, and only signed bundles are trusted here" in capsys.readouterr().err, arguments
-    assert Store(folder).active() == "two"
+        assert "is not signed, and DIPTYCH_TRUSTED_KEYS requires a signature" in capsys.readouterr().err, arguments
+    assert open_store(folder).active() == "two"
     assert run("bundles", "list", folder) == 0
     assert capsys.readouterr().out.count("not trusted") == 2
     assert run("bundles", "activate", folder, "three") == 0
 
 
-def test_a_rollback_ends_for_every_process_with_the_next_bundle(
-    store: Store, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_rollback_ends_for_every_process_with_the_next_bundle(store: Store, keys: KeyPair) -> None:
     """If it fails, a service that once rolled back opens that old bundle again after others have moved on."""
     for name in ("one", "two"):
         store.activate(name)
     assert store.rollback() == "one"
-    of_service = dict(retrieval.store.serials._process_notes)
-    forget(monkeypatch)
+    of_service = dict(process_records)
+    forget()
     store.activate("three")
-    monkeypatch.setattr(retrieval.store.serials, "_process_notes", of_service)
+    process_records.update(of_service)
     with pytest.raises(OlderSerial):
         store.activate("one")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.engine.protocol import Answers, Asked, Outcome, Stages
+from service.engine.protocol import BatchAnswers, Outcome, Query, QueryAnswer, Stages
 from service.errors import Refusal
 from tests.support.batching import NO_TIME, Bench, Clock, played
 
@@ -165,7 +165,7 @@ def test_a_client_may_wait_less_than_the_service_would() -> None:
     @played(deadline_seconds=0.02)
     async def _(bench: Bench) -> None:
         for wish, most in ((0.001, "0.001"), (60.0, "0.02")):
-            ticket = bench.batcher.admit(Asked(["late"], 10), wish)
+            ticket = bench.batcher.admit(Query.create(["late"], 10), wish)
             with pytest.raises(Refusal, match=f"within {most} s"):
                 await ticket.answer
 
@@ -238,7 +238,7 @@ def test_waiting_in_the_pipe_is_waiting_in_the_queue(monkeypatch: pytest.MonkeyP
         clock.now += 2
         stages = Stages(0.0, 0.0, 0.0, 0.0, 0.5, 0, 0)
         for number, ticket in ((1, first), (2, ahead)):
-            bench.batcher.answered(Answers(number, stages, [(Outcome.ANSWERED, b"")]))
+            bench.batcher.answered(BatchAnswers(number, stages, [QueryAnswer(Outcome.ANSWERED, b"")]))
             assert ticket.begun - ticket.arrived == 1.5
 
 
@@ -251,9 +251,9 @@ def test_lanes_answer_in_any_order() -> None:
         tickets = [bench.ask(text) for text in "abcd"]
         assert bench.texts() == [["a"], ["b"], ["c"]]  # one for each lane, one ahead
         with pytest.raises(ValueError, match="answered batch 3 where 1 or 2 was due"):
-            bench.batcher.answered(Answers(3, NO_TIME, [(Outcome.ANSWERED, b"c")]))
+            bench.batcher.answered(BatchAnswers(3, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"c")]))
         for number, text in ((2, b"b"), (3, b"c"), (1, b"a"), (4, b"d")):
-            bench.batcher.answered(Answers(number, NO_TIME, [(Outcome.ANSWERED, text)]))
+            bench.batcher.answered(BatchAnswers(number, NO_TIME, [QueryAnswer(Outcome.ANSWERED, text)]))
             assert bench.batcher.oldest == {2: 1, 3: 1, 1: 4, 4: None}[number]
         assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c", b"d"]
 
@@ -269,10 +269,10 @@ def test_a_replacement_may_have_more_lanes() -> None:
         bench.lanes = 2
         bench.attach()
         assert bench.texts()[2:] == [["a"]]
-        bench.batcher.answered(Answers(3, NO_TIME, [(Outcome.ANSWERED, b"a")]))
+        bench.batcher.answered(BatchAnswers(3, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"a")]))
         tickets += [bench.ask(text) for text in "cd"]
         for number, text in ((5, b"c"), (4, b"b"), (6, b"d")):
-            bench.batcher.answered(Answers(number, NO_TIME, [(Outcome.ANSWERED, text)]))
+            bench.batcher.answered(BatchAnswers(number, NO_TIME, [QueryAnswer(Outcome.ANSWERED, text)]))
         assert [await ticket.answer for ticket in tickets] == [b"a", b"b", b"c", b"d"]
 
 
@@ -330,7 +330,7 @@ def test_an_answer_out_of_turn_is_an_error() -> None:
     async def _(bench: Bench) -> None:
         bench.attach().ask("a")
         with pytest.raises(ValueError, match="answered batch 7 where 1 was due"):
-            bench.batcher.answered(Answers(7, NO_TIME, [(Outcome.ANSWERED, b"a")]))
+            bench.batcher.answered(BatchAnswers(7, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"a")]))
 
 
 @pytest.mark.parametrize(("outcome", "status"), [(Outcome.REFUSED, 422), (Outcome.BROKEN, 500)])

@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from retrieval.errors import BundleError
 from service.bundles.generation import Generation
-from service.bundles.store_watcher import StoreRead, Watch
-from service.bundles.switch_queue import Turns
+from service.bundles.store_watcher import StoreRead, StoreWatcher
+from service.bundles.switch_queue import SwitchQueue
 from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor
@@ -36,7 +36,7 @@ def failures(metrics: Metrics) -> float:
     return metrics.registry.get_sample_value("diptych_task_failures_total", {"task": "store_watch"}) or 0.0
 
 
-def test_each_kind_of_failure_is_trouble_and_none_of_them_ends_the_reading(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_failure_of_a_read_is_reported_and_none_ends_the_polling(caplog: pytest.LogCaptureFixture) -> None:
     """A store that cannot be read would not be read again, or fill the log with one line per read."""
     errors = [BundleError("CURRENT is damaged."), BundleError("CURRENT is damaged."), OSError("gone"), KeyError("bug")]
     outcomes: list[Exception | str] = [*errors, "found"]
@@ -49,11 +49,11 @@ def test_each_kind_of_failure_is_trouble_and_none_of_them_ends_the_reading(caplo
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         reading = StoreRead("it cannot be read", read, supervisor, metrics)
-        troubles = []
+        problems = []
         for _ in errors:
             assert await reading.read() is None
-            troubles.append(reading.trouble)
-        assert troubles == [
+            problems.append(reading.problem)
+        assert problems == [
             "it cannot be read (CURRENT is damaged)",
             "it cannot be read (CURRENT is damaged)",
             "it cannot be read (gone)",
@@ -61,7 +61,7 @@ def test_each_kind_of_failure_is_trouble_and_none_of_them_ends_the_reading(caplo
         ]
         assert failures(metrics) == 4
         assert await reading.read() == "found"
-        assert reading.trouble is None
+        assert reading.problem is None
 
     with caplog.at_level(logging.INFO):
         in_loop(check)
@@ -70,42 +70,42 @@ def test_each_kind_of_failure_is_trouble_and_none_of_them_ends_the_reading(caplo
     assert messages[-1] == "resolved: it cannot be read"
 
 
-def test_a_store_that_does_not_answer_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """A dead file server would stop the watch in silence: the service would look as if nothing had changed."""
+def test_a_store_that_does_not_answer_is_reported(caplog: pytest.LogCaptureFixture) -> None:
+    """A dead file server would stop the polling silently: the service would look as if nothing had changed."""
     held = threading.Event()
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         async def read() -> bool:
             return await supervisor.read(lambda: held.wait(60))
 
-        reading = StoreRead("it cannot be read", read, supervisor, metrics, patience=0.05)
+        reading = StoreRead("it cannot be read", read, supervisor, metrics, timeout=0.05)
         assert await reading.read() is None
-        assert reading.trouble == "it cannot be read (no answer for 0.05 s)"
+        assert reading.problem == "it cannot be read (no answer for 0.05 s)"
         assert await reading.read() is None
-        assert reading.trouble == "it cannot be read (no answer for 0.1 s)"
+        assert reading.problem == "it cannot be read (no answer for 0.1 s)"
         held.set()
         for _ in range(20):
             if await reading.read():
                 break
-        assert reading.trouble is None
+        assert reading.problem is None
 
     in_loop(check)
 
 
-def test_what_the_store_names_is_followed_once_and_again_when_asked() -> None:
-    """A broken bundle would be loaded over and over, or one that was put off never."""
+def test_the_active_bundle_is_followed_once_and_again_on_request() -> None:
+    """A broken bundle would be loaded over and over, or one whose loading was pre-empted never again."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         named, followed = [ONE], list[Path]()
 
-        async def look() -> Path | None:
+        async def read_active() -> Path | None:
             return named[0]
 
         async def read_paused() -> None:
             return None
 
-        watch = Watch(look, read_paused, followed.append, supervisor, metrics)
-        watch.seen = ONE
+        watch = StoreWatcher(read_active, read_paused, followed.append, supervisor, metrics)
+        watch.active = ONE
         await watch.check()
         named[0] = TWO
         await watch.check()
@@ -117,14 +117,14 @@ def test_what_the_store_names_is_followed_once_and_again_when_asked() -> None:
         watch.try_again(TWO)
         await watch.check()
         assert followed == [TWO, TWO]
-        watch.begin_order()
+        watch.begin_admin_change()
         watch.try_again(TWO)
         await watch.check()  # named before the order
         assert followed == [TWO, TWO]
         named[0] = THREE
         await watch.check()
         assert followed == [TWO, TWO, THREE]
-        watch.end_order()
+        watch.end_admin_change()
 
     in_loop(check)
 
@@ -134,64 +134,64 @@ async def never() -> Generation:
     raise AssertionError("an event that is never set was set")
 
 
-async def at_once() -> Generation:
+async def immediately() -> Generation:
     return cast(Generation, "generation")
 
 
 async def change(
-    turns: Turns, bundle: str, work: Callable[[], Coroutine[Any, Any, Generation]], urgent: bool = False
+    queue: SwitchQueue, bundle: str, work: Callable[[], Coroutine[Any, Any, Generation]], urgent: bool = False
 ) -> Generation:
-    async with turns.turn(bundle, urgent):
-        return await turns.load(bundle, work())
+    async with queue.change(bundle, urgent):
+        return await queue.load(bundle, work())
 
 
-def test_the_last_order_wins() -> None:
-    """Orders that come while one is loaded would wait for it, or all be loaded one after the other."""
+def test_the_last_change_wins() -> None:
+    """Changes that are requested while a bundle is loaded would wait for it, or all be loaded one after the other."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
-        turns = Turns(supervisor)
+        queue = SwitchQueue(supervisor)
         first, second, third = (
-            asyncio.ensure_future(change(turns, name, work))
-            for name, work in (("one", never), ("two", never), ("three", at_once))
+            asyncio.ensure_future(change(queue, name, work))
+            for name, work in (("one", never), ("two", never), ("three", immediately))
         )
         assert await third == "generation"
         for earlier in (first, second):
             with pytest.raises(Refusal, match="bundle three was requested later"):
                 await earlier
-        assert turns.bundle is None
+        assert queue.preparing is None
 
     in_loop(check)
 
 
-def test_the_same_bundle_is_not_loaded_twice_unless_it_is_to_go_back_to() -> None:
-    """An impatient administrator would start the load anew with each try."""
+def test_the_same_bundle_is_not_loaded_twice_except_for_a_rollback() -> None:
+    """An impatient administrator would restart the loading with each request."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
-        turns = Turns(supervisor)
-        first = asyncio.ensure_future(change(turns, "one", never))
-        while turns.bundle is None:
+        queue = SwitchQueue(supervisor)
+        first = asyncio.ensure_future(change(queue, "one", never))
+        while queue.preparing is None:
             await asyncio.sleep(0)
         with pytest.raises(Refusal, match="bundle one is being prepared"):
-            await change(turns, "one", never)
-        assert await change(turns, "one", at_once, urgent=True) == "generation"
+            await change(queue, "one", never)
+        assert await change(queue, "one", immediately, urgent=True) == "generation"
         with pytest.raises(Refusal):
             await first
 
     in_loop(check)
 
 
-def test_a_stop_ends_what_is_loaded_and_takes_no_more() -> None:
+def test_a_stop_cancels_the_loading_and_refuses_further_changes() -> None:
     """A stopping service would begin to load a bundle."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
-        turns = Turns(supervisor)
-        loading = asyncio.ensure_future(change(turns, "one", never))
-        while turns.bundle is None:
+        queue = SwitchQueue(supervisor)
+        loading = asyncio.ensure_future(change(queue, "one", never))
+        while queue.preparing is None:
             await asyncio.sleep(0)
-        turns.stop()
+        queue.stop()
         with pytest.raises(Refusal, match="the service is stopping"):
             await loading
         with pytest.raises(Refusal, match="the service is stopping"):
-            await change(turns, "two", at_once)
+            await change(queue, "two", immediately)
 
     in_loop(check)

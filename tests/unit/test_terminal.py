@@ -1,4 +1,4 @@
-"""What commands print: no control character of a text reaches a terminal, no encoding stops them, JSON is JSON."""
+"""The output of commands: no control characters from texts, no encoding errors, valid JSON."""
 
 import io
 import json
@@ -55,7 +55,7 @@ def test_lines_are_printed_without_controls(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_printed_json_is_valid(capsys: pytest.CaptureFixture[str]) -> None:
-    """If this failed, a script that reads --json would stop at NaN, or a terminal would obey a label in it."""
+    """If this failed, a script could not parse NaN in --json, or a label in it could send escape sequences."""
     content = {
         "nan": float("nan"), "inf": [float("-inf")], "day": date(2020, 1, 2), "exact": Decimal("1.5"), "raw": b"a\xff",
         1: True, "text": EVIL, "half": "\ud800", "letters": "é鞋👟", "pair": (1, 2),

@@ -117,7 +117,7 @@ class BatchSource:
         if label_LD is None:
             return Mined(clusters, None)
         count = batching.hard_negatives * batching.refresh_epochs
-        not_negative = train.labels.take(rows_R).joined(train.exclude.take(rows_R))
+        not_negative = train.labels.take(rows_R).concat_values(train.exclude.take(rows_R))
         hard_negative_NH = np.full((len(train), count), -1, np.int32)
         hard_negative_NH[rows_R] = mine_hard_negatives(query_RD, label_LD, members, not_negative, count, progress)
         return Mined(clusters, hard_negative_NH)

@@ -67,7 +67,7 @@ def make_batch(
         pool_P=pool_P,
         positive_row_M=row_M,
         positive_column_M=column_M,
-        target_M=None if target_V is None else target_V[positives.places(query_Q)[in_pool]],
+        target_M=None if target_V is None else target_V[positives.value_positions(query_Q)[in_pool]],
         picked_row_O=picked_row_O,
         picked_column_O=picked_column_O,
         ignored_row=ignored_row,

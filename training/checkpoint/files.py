@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from retrieval.errors import CheckpointError, in_a_line
+from retrieval.errors import CheckpointError, one_line
 from retrieval.system.atomic_files import atomic_file, write_text
 from training.checkpoint.schema import CHECKPOINT, ENCODER, LABELS, TOKENIZER, VALIDATION, CheckpointFacts, EpochRecord
 from training.data.dataset import Split
@@ -46,7 +46,7 @@ def read_record(path: Path) -> EpochRecord | None:
         with safetensors.safe_open(path, framework="pt") as file:
             return EpochRecord.model_validate(json.loads(file.metadata()["facts"])["record"])
     except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged ({in_a_line(error)}). Delete the folder and train again.") from error
+        raise CheckpointError(f"{path} is damaged ({one_line(error)}). Delete the folder and train again.") from error
 
 
 def save_static_files(

@@ -1,14 +1,16 @@
-"""Contract 1, the prepared dataset: a folder of Parquet files and dataset.json that everything after `prepare` reads.
+"""Contract 1: the prepared dataset, a folder of Parquet files and dataset.json. All later commands read it.
 
-    labels.parquet                                   id (unique), text, then any attribute columns
+    labels.parquet                                   id (unique), text, attribute columns
     train.parquet, validation.parquet, test.parquet  id, text, labels, exclude (lists of rows of labels.parquet)
     dataset.json                                     DatasetMeta
 
-Row numbers count from 0. Opening checks what is there; reading a table checks each of its rows. What stands in
-`exclude` is taken out of `labels` on the way in, so a truth never holds an excluded label.
+Row numbers count from 0. Opening a dataset checks that its files exist; reading a table checks each row. Labels in
+`exclude` are removed from `labels` when a split is read, so a true label is never an excluded one.
 """
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,14 +28,15 @@ from training.data.ragged import IntArray, Ragged
 
 __all__ = ["FORMAT_VERSION", "SPLITS", "Dataset", "DatasetMeta", "Ragged", "Split", "SplitCounts", "SplitName"]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # of dataset.json; 2: keys of `notes` are identifiers
+ROWS_PER_HASH_UPDATE = 65_536
 TEXT = pa.large_string()
 SplitName = Literal["train", "validation", "test"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 
 class SplitCounts(BaseModel):
-    """What one split holds."""
+    """Sizes of one split."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -43,18 +46,22 @@ class SplitCounts(BaseModel):
 
 
 class DatasetMeta(BaseModel):
-    """dataset.json: where the data came from, with which settings, and what preparing it counted."""
+    """dataset.json: source, settings, sizes and counts of a prepared dataset.
+
+    `notes` maps identifiers to counts, or to counts by name, such as `{"unused_columns": {"price": 200}}`;
+    training/prepare/summary.py has their texts. `skipped_first` are messages for the first of `skipped` bad rows.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[1] = 1
+    format_version: Literal[2] = 2
     name: str
     source: str = ""
     settings: dict[str, JsonValue] = {}
     labels: int = 0
     splits: dict[SplitName, SplitCounts] = {}
     accounts: dict[Literal["rows", "labels"], RowAccount] = {}
-    report: dict[str, int] = {}
+    notes: dict[str, int | dict[str, int]] = {}
     skipped: int = 0
     skipped_first: tuple[str, ...] = ()
     fingerprint: str = ""
@@ -62,9 +69,9 @@ class DatasetMeta(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """R queries with their true labels (the excluded ones already taken out) and the labels to exclude.
+    """R queries with their true labels (without the excluded ones) and their excluded labels.
 
-    `ids_column` and `texts_column` are Arrow string columns; `ids` and `texts` make Python strings of them once.
+    `ids_column` and `texts_column` are Arrow string columns; `ids` and `texts` convert them to Python strings once.
     """
 
     ids_column: Any
@@ -80,25 +87,25 @@ class Split:
 
     @classmethod
     def from_table(cls, table: Any) -> "Split":
-        """Build from a table in canonical form (checks.split_table), taking the excluded labels out of the truth."""
+        """Build from a table of `checks.check_split_table`; excluded labels are removed from the true labels."""
         labels, exclude = Ragged.from_arrow(table["labels"]), Ragged.from_arrow(table["exclude"])
         return cls(table["id"].cast(TEXT), table["text"].cast(TEXT), labels.keep(~labels.overlap(exclude)), exclude)
 
     @cached_property
     def ids(self) -> list[str]:
-        """R ids."""
+        """Return R ids."""
         return list(self.ids_column.to_pylist())
 
     @cached_property
     def texts(self) -> list[str]:
-        """R query texts."""
+        """Return R query texts."""
         return list(self.texts_column.to_pylist())
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def take(self, rows_N: IntArray) -> "Split":
-        """N rows by number, in the order given."""
+        """Return N rows by number, in that order."""
         return Split(
             take_rows(self.ids_column, rows_N),
             take_rows(self.texts_column, rows_N),
@@ -107,22 +114,22 @@ class Split:
         )
 
     def followed_by(self, other: "Split") -> "Split":
-        """These rows and then those of `other`."""
+        """Return these rows, then those of `other`."""
         ids, texts = (
-            pa.chunked_array([*mine.chunks, *more.chunks], TEXT)
-            for mine, more in ((self.ids_column, other.ids_column), (self.texts_column, other.texts_column))
+            pa.chunked_array([*first.chunks, *second.chunks], TEXT)
+            for first, second in ((self.ids_column, other.ids_column), (self.texts_column, other.texts_column))
         )
         return Split(ids, texts, self.labels.followed_by(other.labels), self.exclude.followed_by(other.exclude))
 
     def table(self) -> Any:
-        """The four columns of the split's file."""
+        """Return the four columns of the split's file."""
         return pa.table(
             [self.ids_column, self.texts_column, self.labels.to_arrow(), self.exclude.to_arrow()],
             schema=checks.SPLIT_SCHEMA,
         )
 
     def counts(self) -> SplitCounts:
-        """Rows, positives, and rows that have none."""
+        """Count rows, positives, and rows without a true label."""
         lengths = self.labels.lengths
         return SplitCounts(
             rows=len(self), positives=int(lengths.sum()), rows_without_labels=int(np.count_nonzero(lengths == 0))
@@ -130,7 +137,7 @@ class Split:
 
 
 def take_rows(column: Any, rows_N: IntArray) -> Any:
-    """Return N rows of a chunked column by number, in the order given, without copying the whole column."""
+    """Return N rows of a chunked column by number, in that order, without copying the whole column."""
     if column.num_chunks <= 1:
         return column.take(pa.array(rows_N))
     order_N = np.argsort(rows_N, kind="stable")
@@ -149,7 +156,7 @@ def take_rows(column: Any, rows_N: IntArray) -> Any:
 
 
 class Dataset:
-    """A prepared dataset, read piece by piece: each piece is loaded and checked when it is first asked for."""
+    """A prepared dataset. Each table is loaded and checked when it is first used."""
 
     def __init__(self, folder: Path, meta: DatasetMeta) -> None:
         self.folder = folder
@@ -158,64 +165,65 @@ class Dataset:
 
     @classmethod
     def open(cls, folder: Path | str) -> "Dataset":
-        """Open a prepared dataset; DatasetError when dataset.json or a file is missing or not what it should be."""
+        """Open a prepared dataset. Raises DatasetError if dataset.json is invalid or a file is missing."""
         folder = Path(folder)
         meta = read_meta(folder)
         for name in ("labels", *SPLITS):
             if not (folder / f"{name}.parquet").is_file():
-                raise DatasetError(f"{folder} has no {name}.parquet. Make it again with `diptych prepare`.")
+                raise DatasetError(f"{folder} has no {name}.parquet. Prepare the dataset again with `diptych prepare`.")
         return cls(folder, meta)
 
     @cached_property
     def label_table(self) -> Any:
-        """The L labels: id, text and attribute columns. DatasetError names the first bad row."""
-        return checks.label_table(self._read("labels"), "labels.parquet")
+        """Return the L labels: id, text and attribute columns. Raises DatasetError for the first invalid row."""
+        return checks.check_label_table(self._read("labels"), "labels.parquet")
 
     @cached_property
     def label_texts(self) -> list[str]:
-        """L label texts."""
+        """Return L label texts."""
         return list(self.label_table["text"].to_pylist())
 
     @property
     def n_labels(self) -> int:
-        """L."""
+        """Return the number of labels, L."""
         return int(self.label_table.num_rows)
 
     def split(self, name: str) -> Split:
-        """One split, each row checked; DatasetError names the first bad row, or the splits that there are."""
+        """Return a split, each row checked. Raises DatasetError for the first invalid row and for an unknown name."""
         if name not in SPLITS:
-            raise DatasetError(f"there is no split {name!r}. Choose one of {', '.join(SPLITS)}.")
+            raise DatasetError(f"{name!r} is not a split. Choose one of {', '.join(SPLITS)}.")
         if name not in self._splits:
             self._splits[name] = self._checked(name)
         return self._splits[name]
 
     def scored(self, name: str) -> Split:
-        """The queries of a split that have a true label, in their order; DatasetError when there is none."""
+        """Return the queries of a split that have a true label, in order. Raises DatasetError if there is none."""
         split = self.split(name)
         scored = split.take(np.flatnonzero(split.labels.lengths > 0))
         if not len(scored):
-            raise DatasetError(f"{self.folder}: the split '{name}' has no query with a true label to measure on.")
+            raise DatasetError(
+                f"{self.folder}: the split '{name}' has no query with a true label. Evaluate another split, or prepare "
+                "the dataset with more rows in this one."
+            )
         return scored
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of the labels and the three splits; DatasetError when it is not the one dataset.json records."""
-        from training.data.fingerprint import fingerprint
-
-        found = fingerprint(self.label_table, {name: self.split(name) for name in SPLITS})
-        if self.meta.fingerprint not in ("", found):
+        """Return the SHA-256 of the labels and splits. Raises DatasetError if dataset.json records another one."""
+        actual = fingerprint(self.label_table, {name: self.split(name) for name in SPLITS})
+        if self.meta.fingerprint not in ("", actual):
             raise DatasetError(
-                f"{self.folder} does not hold what dataset.json records: fingerprint {found[:12]} instead of "
-                f'{self.meta.fingerprint[:12]}. Prepare it again, or set "fingerprint" to "" if that was on purpose.'
+                f"{self.folder} differs from its dataset.json: the fingerprint is {actual[:12]}, recorded is "
+                f'{self.meta.fingerprint[:12]}. Prepare it again, or set "fingerprint" to "" if that is on purpose.'
             )
-        return found
+        return actual
 
     def _checked(self, name: SplitName) -> Split:
         file = f"{name}.parquet"
-        table = checks.split_table(self._read(name), file, self.n_labels)
+        table = checks.check_split_table(self._read(name), file, self.n_labels)
         split = Split.from_table(table)
         if name == "train":
-            checks.every_row_has_a_positive(split.labels, file)
+            checks.require_positives(split.labels, file)
         return split
 
     def _read(self, name: str) -> Any:
@@ -228,7 +236,7 @@ class Dataset:
 
 
 def read_meta(folder: Path) -> DatasetMeta:
-    """dataset.json of a prepared dataset; DatasetError when there is none or it is not one of this version."""
+    """Read dataset.json of a prepared dataset. Raises DatasetError if it is missing, invalid or of another version."""
     path = folder / "dataset.json"
     if not path.is_file():
         raise DatasetError(
@@ -237,6 +245,42 @@ def read_meta(folder: Path) -> DatasetMeta:
     try:
         return DatasetMeta.model_validate_json(path.read_bytes())
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise DatasetError(f"{path}: {where}: {first['msg']}. Prepare the dataset again.") from error
+        raise DatasetError(f"{path}: {_first_problem(error)}. Prepare the dataset again.") from error
+
+
+def _first_problem(error: ValidationError) -> str:
+    """Describe the first error; another format version explains all others."""
+    problems = {".".join(map(str, problem["loc"])): problem for problem in error.errors()}
+    if "format_version" in problems:
+        return f"format_version is {problems['format_version']['input']}, not {FORMAT_VERSION}"
+    where, problem = next(iter(problems.items()))
+    return f"{where or 'the file'}: {problem['msg']}"
+
+
+def fingerprint(label_table: Any, splits: Mapping[Any, Split]) -> str:
+    """Return the SHA-256 (64 hexadecimal digits) of the label table's columns and of each split's rows, in order.
+
+    It depends on the values only, not on Parquet's compression, chunks or version.
+    """
+    digest = hashlib.sha256()
+    for name in label_table.column_names:
+        _hash_column(digest, f"labels.{name}", label_table[name])
+    for name, split in splits.items():
+        _hash_column(digest, f"{name}.id", split.ids_column)
+        _hash_column(digest, f"{name}.text", split.texts_column)
+        _hash_lists(digest, f"{name}.labels", split.labels)
+        _hash_lists(digest, f"{name}.exclude", split.exclude)
+    return digest.hexdigest()
+
+
+def _hash_column(digest: "hashlib._Hash", name: str, column: Any) -> None:
+    digest.update(f"\0{name}:{len(column)}\0".encode())
+    for start in range(0, len(column), ROWS_PER_HASH_UPDATE):
+        values = column.slice(start, ROWS_PER_HASH_UPDATE).to_pylist()
+        digest.update(json.dumps(values, default=str).encode())
+
+
+def _hash_lists(digest: "hashlib._Hash", name: str, lists: Ragged) -> None:
+    digest.update(f"\0{name}:{len(lists)}\0".encode())
+    digest.update(lists.offsets.astype("<i8").tobytes())
+    digest.update(np.ascontiguousarray(lists.values, dtype="<i4").tobytes())

@@ -1,6 +1,6 @@
-"""Rows of different length in two flat arrays, so that a million label lists cost no Python object each.
+"""Lists of different lengths in two flat arrays: a million label lists need no Python objects.
 
-Shapes: R rows, V values in all of them, N rows taken.
+Shapes: R rows, V values in all rows, N selected rows.
 """
 
 from collections.abc import Iterable, Sequence
@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 IntArray = npt.NDArray[np.integer[Any]]
-ROWS_AT_ONCE = 262_144
-MOST_VALUES = 2**31 - 1  # of one Arrow list array
+ROWS_PER_STEP = 262_144
+MAX_VALUES_PER_CHUNK = 2**31 - 1  # an Arrow list array has 32-bit offsets
 
 
 @dataclass(frozen=True, eq=False)
 class Ragged(Sequence[IntArray]):
     """R integer lists: row r is `values[offsets[r]:offsets[r + 1]]`.
 
-    values: V int32 or int64; offsets: R + 1 int64, rising from 0 to V.
+    values: V int32 or int64; offsets: R + 1 int64, ascending from 0 to V.
     """
 
     values: IntArray
@@ -51,7 +51,7 @@ class Ragged(Sequence[IntArray]):
 
     @classmethod
     def empty(cls, n_rows: int) -> "Ragged":
-        """R rows of nothing."""
+        """Build R empty rows."""
         return cls(np.empty(0, np.int32), np.zeros(n_rows + 1, np.int64))
 
     def __len__(self) -> int:
@@ -75,66 +75,66 @@ class Ragged(Sequence[IntArray]):
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """R row lengths."""
+        """Return R row lengths."""
         return np.diff(self.offsets)
 
     @property
     def row_of_value(self) -> npt.NDArray[np.int64]:
-        """V row numbers: the row in which each value stands."""
+        """Return the row number of each of V values."""
         return np.repeat(np.arange(len(self), dtype=np.int64), self.lengths)
 
     def take(self, rows_N: IntArray) -> "Ragged":
-        """N rows by number, in the order given."""
-        return Ragged.from_lengths(self.values[self.places(rows_N)], self.lengths[rows_N])
+        """Return N rows by number, in that order."""
+        return Ragged.from_lengths(self.values[self.value_positions(rows_N)], self.lengths[rows_N])
 
-    def places(self, rows_N: IntArray) -> npt.NDArray[np.int64]:
-        """Where in `values` each value of `take(rows_N)` stands."""
+    def value_positions(self, rows_N: IntArray) -> npt.NDArray[np.int64]:
+        """Return the position in `values` of each value of `take(rows_N)`."""
         lengths_N = self.lengths[rows_N]
         begin_N: npt.NDArray[np.int64] = np.cumsum(lengths_N) - lengths_N
         shift_V: npt.NDArray[np.int64] = np.repeat(self.offsets[:-1][rows_N] - begin_N, lengths_N)
         return np.arange(len(shift_V)) + shift_V
 
     def select(self, chosen_R: npt.NDArray[np.bool_]) -> "Ragged":
-        """The rows where `chosen_R` is true; needs less memory than `take`."""
+        """Return the rows where `chosen_R` is true. Needs less memory than `take`."""
         return Ragged.from_lengths(self.values[np.repeat(chosen_R, self.lengths)], self.lengths[chosen_R])
 
     def keep(self, kept_V: npt.NDArray[np.bool_]) -> "Ragged":
-        """The same rows with only the values where `kept_V` is true."""
+        """Return the same rows with only the values where `kept_V` is true."""
         before = np.concatenate([[0], np.cumsum(kept_V, dtype=np.int64)])
         return Ragged(self.values[kept_V], before[self.offsets])
 
-    def joined(self, other: "Ragged") -> "Ragged":
-        """In each row the values of both, those of `other` (as many rows) behind."""
+    def concat_values(self, other: "Ragged") -> "Ragged":
+        """Return R rows; each has its values, then those of the same row of `other`."""
         order_V = np.argsort(np.concatenate([self.row_of_value, other.row_of_value]), kind="stable")
         return Ragged.from_lengths(np.concatenate([self.values, other.values])[order_V], self.lengths + other.lengths)
 
     def followed_by(self, other: "Ragged") -> "Ragged":
-        """These rows and then those of `other`."""
+        """Return these rows, then those of `other`."""
         return Ragged.from_lengths(
             np.concatenate([self.values, other.values]), np.concatenate([self.lengths, other.lengths])
         )
 
     def keys(self, base: int) -> npt.NDArray[np.int64]:
-        """V numbers `row * base + value`, one for each distinct (row, value) when all values are in 0..base-1."""
+        """Return V numbers `row * base + value`, unique per (row, value) if all values are in 0..base-1."""
         return self.row_of_value * base + self.values
 
     def overlap(self, other: "Ragged") -> npt.NDArray[np.bool_]:
-        """V booleans: the value also stands in the same row of `other` (as many rows; no negative values)."""
-        found_V = np.zeros(len(self.values), np.bool_)
+        """Return V booleans: whether the same row of `other` has the value too. No value may be negative."""
+        overlap_V = np.zeros(len(self.values), np.bool_)
         if not len(self.values) or not len(other.values):
-            return found_V
+            return overlap_V
         base = int(max(self.values.max(), other.values.max())) + 1
-        for start in range(0, len(self), ROWS_AT_ONCE):
-            mine, theirs = self[start : start + ROWS_AT_ONCE], other[start : start + ROWS_AT_ONCE]
+        for start in range(0, len(self), ROWS_PER_STEP):
+            part, other_part = self[start : start + ROWS_PER_STEP], other[start : start + ROWS_PER_STEP]
             first = self.offsets[start]
-            found_V[first : first + len(mine.values)] = np.isin(mine.keys(base), theirs.keys(base))
-        return found_V
+            overlap_V[first : first + len(part.values)] = np.isin(part.keys(base), other_part.keys(base))
+        return overlap_V
 
-    def to_arrow(self) -> Any:
-        """Return an Arrow column of list<int32>, in chunks of at most MOST_VALUES values: offsets have 32 bits."""
+    def to_arrow(self, max_values: int = MAX_VALUES_PER_CHUNK) -> Any:
+        """Return an Arrow column of list<int32>, in chunks of at most `max_values` values."""
         starts = [0]
         while starts[-1] < len(self):
-            last = int(np.searchsorted(self.offsets, self.offsets[starts[-1]] + MOST_VALUES, side="right")) - 1
+            last = int(np.searchsorted(self.offsets, self.offsets[starts[-1]] + max_values, side="right")) - 1
             starts.append(max(last, starts[-1] + 1))
         chunks = [self[start:stop] for start, stop in pairwise(starts)] or [self]
         return pa.chunked_array([pa.ListArray.from_arrays(pa.array(chunk.offsets.astype(np.int32)),

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 import torch
 
-from retrieval.errors import TrainingError, in_a_line
+from retrieval.errors import TrainingError, one_line
 from retrieval.system import stopping
 
 # Exception types do not distinguish the causes, so the messages must.
@@ -28,7 +28,7 @@ def collective_errors() -> Iterator[None]:
     except torch.OutOfMemoryError:
         raise  # resource_errors handles it
     except RuntimeError as error:  # from gloo, NCCL, and torch's checks of tensors
-        text = in_a_line(error)
+        text = one_line(error)
         if OUT_OF_MEMORY.search(text):
             raise TrainingError(
                 f"memory ran out while the processes of this run exchanged data ({text}). Train into another --out "

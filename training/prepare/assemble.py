@@ -1,6 +1,6 @@
-"""From what was read to what is written: splits cut, excluded labels out of the truth, rare labels left out.
+"""Split the rows of a source, remove excluded labels from the true labels, and leave out rare labels.
 
-Everything left out is counted in the report. Shapes: L labels, R rows.
+All that is left out is counted in the notes. Shapes: L labels, R rows.
 """
 
 from collections import Counter
@@ -13,14 +13,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from retrieval.tables.notes import Notes
 from training.data.dataset import SplitName
 from training.data.ragged import Ragged
-from training.prepare import reciprocal
-from training.prepare.intake import UNSPLIT, Raw
+from training.prepare.reciprocal import reciprocal_pairs_of_validation
+from training.prepare.source_data import UNSPLIT, SourceData
 
 TRAIN, VALIDATION, TEST = range(3)
 CODES: Mapping[SplitName, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-MOST_VALIDATION = 2_000  # rows, about: training looks at no more of them, so any beyond would only be lost to it
+MAX_VALIDATION_ROWS = 2_000  # about; training evaluates at most as many, so more would be lost to training
 _HASHES = 2.0**64
 
 
@@ -39,122 +40,107 @@ class Assembled:
 
 
 def assemble(
-    raw: Raw, test: float, validation: float, min_label_count: int, report: Counter[str], skipped: Counter[str]
+    data: SourceData, test: float, validation: float, min_label_count: int, notes: Notes, skipped: Counter[str]
 ) -> Assembled:
-    """Split the rows and leave out labels and rows that are not learned; count the rows left out in `skipped`.
+    """Split the rows, and leave out labels and rows without use in training; count these rows in `skipped`.
 
-    test: share of the queries cut off where the source names no splits; validation: share of the training queries cut
-    off where the source has no validation rows, about MOST_VALIDATION at most. A query's text alone decides its side.
+    test: share of the queries to cut if the source names no splits; validation: share of the training queries to cut if
+    the source has no validation rows, limited to about MAX_VALIDATION_ROWS. Only its text decides the split of a query.
     """
-    excluded = raw.labels.overlap(raw.exclude)
-    report["excluded labels taken out of their row's labels"] += int(np.count_nonzero(excluded))
-    labels = raw.labels.keep(~excluded)
-    split_R = cut(raw.split_R, raw.hash_R2[:, 0], UNSPLIT, test, TEST, TRAIN)
-    keep_L = frequent(raw, labels, split_R != TEST, min_label_count, report)
+    excluded_V = data.labels.overlap(data.exclude)
+    notes.add("excluded_labels_removed", int(np.count_nonzero(excluded_V)))
+    labels = data.labels.keep(~excluded_V)
+    split_R = cut(data.split_R, data.hash_R2[:, 0], UNSPLIT, test, TEST, TRAIN)
+    keep_L = frequent_labels(data, labels, split_R != TEST, min_label_count, notes)
     number_L = np.cumsum(keep_L, dtype=np.int32) - 1
-    if raw.from_pairs:
+    if data.from_pairs:
         skipped["below_min_label_count"] += int(np.count_nonzero(~keep_L[labels.values]))
-    labels, exclude = (_renumbered(lists, keep_L, number_L) for lists in (labels, raw.exclude))
-    split_R = _without_bare_rows(raw, labels, split_R, report, skipped)
+    labels, exclude = (_renumbered(lists, keep_L, number_L) for lists in (labels, data.exclude))
+    split_R = _without_rows_without_label(data, labels, split_R, notes, skipped)
     if not np.any(split_R == VALIDATION):
-        share = min(validation, MOST_VALIDATION / max(1, int(np.count_nonzero(split_R == TRAIN))))
-        split_R = cut(split_R, raw.hash_R2[:, 1], TRAIN, share, VALIDATION, TRAIN)
-        labels, exclude = without_reciprocal_pairs(raw, labels, exclude, split_R, keep_L, report)
-    _count_repeated_queries(raw, split_R, report)
-    tables = {name: _table(raw, labels, exclude, split_R == code) for name, code in CODES.items()}
-    written = [pc.sum(pc.list_value_length(table["labels"])).as_py() or 0 for table in tables.values()]
-    rows = [table.num_rows for table in tables.values()]
-    kept = pa.array(keep_L)
-    columns = {"id": raw.label_ids, "text": raw.label_texts, **raw.attributes}
-    label_table = pa.table({name: column.filter(kept) for name, column in columns.items()})
-    listed = int(np.count_nonzero(keep_L[: raw.listed]))
-    return Assembled(label_table, tables, sum(written if raw.from_pairs else rows), listed)
+        share = min(validation, MAX_VALIDATION_ROWS / max(1, int(np.count_nonzero(split_R == TRAIN))))
+        split_R = cut(split_R, data.hash_R2[:, 1], TRAIN, share, VALIDATION, TRAIN)
+        label_texts = data.label_texts.filter(pa.array(keep_L))
+        masks_R = [split_R == code for code in (TRAIN, VALIDATION, TEST)]
+        reciprocal_V = reciprocal_pairs_of_validation(data.texts, label_texts, labels, exclude, *masks_R)
+        notes.add("reciprocal_pairs_removed", int(np.count_nonzero(reciprocal_V)))
+        if reciprocal_V.any():
+            labels, exclude = labels.keep(~reciprocal_V), exclude.concat_values(labels.keep(reciprocal_V))
+    _count_repeated_queries(data, split_R, notes)
+    return _assembled(data, labels, exclude, split_R, keep_L)
 
 
-def _without_bare_rows(
-    raw: Raw, labels: Ragged, split_R: npt.NDArray[np.int8], report: Counter[str], skipped: Counter[str]
+def _assembled(
+    data: SourceData, labels: Ragged, exclude: Ragged, split_R: npt.NDArray[np.int8], keep_L: npt.NDArray[np.bool_]
+) -> Assembled:
+    tables = {name: _table(data, labels, exclude, split_R == code) for name, code in CODES.items()}
+    if data.from_pairs:
+        written = sum(pc.sum(pc.list_value_length(table["labels"])).as_py() or 0 for table in tables.values())
+    else:
+        written = sum(table.num_rows for table in tables.values())
+    columns = {"id": data.label_ids, "text": data.label_texts, **data.attributes}
+    label_table = pa.table({name: column.filter(pa.array(keep_L)) for name, column in columns.items()})
+    return Assembled(label_table, tables, written, int(np.count_nonzero(keep_L[: data.listed])))
+
+
+def _without_rows_without_label(
+    data: SourceData, labels: Ragged, split_R: npt.NDArray[np.int8], notes: Notes, skipped: Counter[str]
 ) -> npt.NDArray[np.int8]:
-    """Return the splits with training rows that have no label moved to UNSPLIT, and count them."""
-    bare_R = (labels.lengths == 0) & (split_R == TRAIN)
-    empty_R = bare_R & (raw.labels.lengths == 0)
-    if raw.from_pairs:
-        report["queries left out of training because no label is left"] += int(np.count_nonzero(bare_R))
+    """Return the splits with training rows without label moved to UNSPLIT; count these rows."""
+    unlabelled_R = (labels.lengths == 0) & (split_R == TRAIN)
+    empty_R = unlabelled_R & (data.labels.lengths == 0)
+    if data.from_pairs:
+        notes.add("queries_without_label_removed", int(np.count_nonzero(unlabelled_R)))
     else:
         skipped["no_label"] += int(np.count_nonzero(empty_R))
-        skipped["no_label_left"] += int(np.count_nonzero(bare_R & ~empty_R))
-    return np.where(bare_R, np.int8(UNSPLIT), split_R)
+        skipped["no_label_left"] += int(np.count_nonzero(unlabelled_R & ~empty_R))
+    return np.where(unlabelled_R, np.int8(UNSPLIT), split_R)
 
 
 def cut(
-    split_R: npt.NDArray[np.int8], hash_R: npt.NDArray[np.uint64], of: int, share: float, chosen: int, rest: int
+    split_R: npt.NDArray[np.int8], hash_R: npt.NDArray[np.uint64], source: int, share: float, chosen: int, rest: int
 ) -> npt.NDArray[np.int8]:
-    """Give the rows of split `of` a new one: `chosen` for about `share` of the query texts, `rest` for the others."""
+    """Divide split `source`: about `share` of its query texts get the split `chosen`, the others `rest`."""
     split_R = split_R.copy()
-    among = split_R == of
-    split_R[among] = np.where(hash_R[among].astype(np.float64) < share * _HASHES, chosen, rest)
+    source_R = split_R == source
+    split_R[source_R] = np.where(hash_R[source_R].astype(np.float64) < share * _HASHES, chosen, rest)
     return split_R
 
 
-def without_reciprocal_pairs(
-    raw: Raw,
-    labels: Ragged,
-    exclude: Ragged,
-    split_R: npt.NDArray[np.int8],
-    keep_L: npt.NDArray[np.bool_],
-    report: Counter[str],
-) -> tuple[Ragged, Ragged]:
-    """Labels and excludes with the validation rows' reciprocal pairs left out, if the test rows leave out theirs."""
-    test_R, validation_R = split_R == TEST, split_R == VALIDATION
-    excluded_N = exclude.select(test_R)
-    if not len(excluded_N.values):
-        return labels, exclude
-    own_R = reciprocal.label_of_text(raw.texts, raw.label_texts.filter(pa.array(keep_L)))
-    tested = reciprocal.reversed_pairs(own_R, labels, (split_R == TRAIN) | validation_R).select(test_R)
-    if not reciprocal.left_out(tested, labels.select(test_R), excluded_N):
-        return labels, exclude
-    known = reciprocal.reversed_pairs(own_R, labels, split_R == TRAIN)
-    gone = labels.overlap(known) & validation_R[labels.row_of_value]
-    report["reciprocal pairs left out of the validation rows, as the test rows leave out theirs"] += int(gone.sum())
-    return labels.keep(~gone), exclude.joined(labels.keep(gone))
-
-
-def frequent(
-    raw: Raw, labels: Ragged, learn_R: npt.NDArray[np.bool_], minimum: int, report: Counter[str]
+def frequent_labels(
+    data: SourceData, labels: Ragged, learn_R: npt.NDArray[np.bool_], min_count: int, notes: Notes
 ) -> npt.NDArray[np.bool_]:
-    """L booleans: texts that are labels at all and positives of at least `minimum` rows outside the test split."""
+    """Return L booleans: labels that are a positive of at least `min_count` rows of `learn_R`."""
     learned = labels.values[np.repeat(learn_R, labels.lengths)]
-    count_L = np.bincount(learned, minlength=len(raw.is_label_L))
-    keep_L = raw.is_label_L & (count_L >= minimum)
-    gone = raw.is_label_L & ~keep_L
-    report[f"labels below --min-label-count {minimum}"] += int(np.count_nonzero(gone))
-    report["positives lost with those labels"] += int(np.count_nonzero(gone[labels.values]))
-    stray = ~raw.is_label_L
-    report["excluded labels that are no label of any row"] += int(np.count_nonzero(stray[raw.exclude.values]))
+    count_L = np.bincount(learned, minlength=len(data.is_label_L))
+    keep_L = data.is_label_L & (count_L >= min_count)
+    rare_L = data.is_label_L & ~keep_L
+    notes.add("rare_labels", int(np.count_nonzero(rare_L)))
+    notes.add("positives_of_rare_labels", int(np.count_nonzero(rare_L[labels.values])))
+    notes.add("excluded_texts_without_label", int(np.count_nonzero(~data.is_label_L[data.exclude.values])))
     return keep_L
 
 
 def _renumbered(lists: Ragged, keep_L: npt.NDArray[np.bool_], number_L: npt.NDArray[np.int32]) -> Ragged:
-    kept = lists.keep(keep_L[lists.values])
-    return Ragged(number_L[kept.values], kept.offsets)
+    lists = lists.keep(keep_L[lists.values])
+    return Ragged(number_L[lists.values], lists.offsets)
 
 
-def _count_repeated_queries(raw: Raw, split_R: npt.NDArray[np.int8], report: Counter[str]) -> None:
-    hash_R = raw.hash_R2[:, 0]
+def _count_repeated_queries(data: SourceData, split_R: npt.NDArray[np.int8], notes: Notes) -> None:
+    hash_R = data.hash_R2[:, 0]
     learned = np.unique(hash_R[(split_R == TRAIN) | (split_R == VALIDATION)])
     tested = np.unique(hash_R[split_R == TEST])
-    repeated = len(np.intersect1d(learned, tested, assume_unique=True))
-    report["test queries whose text is a training query too"] += repeated
-    spellings = len(np.unique(raw.spelling_R)) - len(np.unique(hash_R))
-    report["queries that the encoder reads like another one (case, accents)"] += spellings
+    notes.add("test_queries_in_training", len(np.intersect1d(learned, tested, assume_unique=True)))
+    notes.add("queries_read_alike", len(np.unique(data.spelling_R)) - len(np.unique(hash_R)))
 
 
-def _table(raw: Raw, labels: Ragged, exclude: Ragged, rows_R: npt.NDArray[np.bool_]) -> Any:
+def _table(data: SourceData, labels: Ragged, exclude: Ragged, rows_R: npt.NDArray[np.bool_]) -> Any:
     # filter and not take: take joins a column's chunks, which overflows above 2 GB of text
     mask = pa.array(rows_R)
     return pa.table(
         {
-            "id": raw.ids.filter(mask),
-            "text": raw.texts.filter(mask),
+            "id": data.ids.filter(mask),
+            "text": data.texts.filter(mask),
             "labels": labels.select(rows_R).to_arrow(),
             "exclude": exclude.select(rows_R).to_arrow(),
         }

@@ -1,4 +1,4 @@
-"""Attribute columns of the label table, converted to types that JSON has."""
+"""Convert attribute columns of the label table to types that JSON has."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from retrieval.errors import DatasetError
 
-OUT_OF_RANGE = "<value out of range"  # Arrow's text for a date or time outside of the calendar
+OUT_OF_RANGE = "<value out of range"  # Arrow's text for a date or time outside the calendar
 MAX_DEPTH = 32  # lists and objects inside each other; Parquet and Arrow files refuse about 50
 
 
@@ -17,8 +17,8 @@ def attribute_column(path: Path, name: str, values: Any) -> Any:
     """Return one attribute as an Arrow column of a type that JSON has: texts, numbers, truth values, lists, objects.
 
     values: an Arrow column, or a list of Python values. Dates, times, decimals and durations become text, NaN and
-    infinity null, maps lists of objects with `key` and `value`. Raises DatasetError for a name that is not UTF-8, and
-    for bytes, values of several types, empty objects, deep nesting, and what no type holds.
+    infinity null, maps lists of objects with `key` and `value`. Raises DatasetError for a name that is not UTF-8, for
+    bytes, values of several types, integers of more than 64 bits, empty objects and deep nesting.
     """
     where = f"{path}: column {name!r}"
     if not _is_utf8(name):
@@ -30,8 +30,8 @@ def attribute_column(path: Path, name: str, values: Any) -> Any:
         column.validate(full=True)  # a Parquet file may declare bytes as UTF-8 that are not
     except (pa.ArrowException, UnicodeDecodeError) as error:
         raise DatasetError(f"{where} of type {column.type} cannot be read ({error}). Write it as text.") from error
-    if _holds(column.type, _is_bytes):
-        raise DatasetError(f"{where} holds bytes, which no answer can carry. Leave it out or write text.")
+    if _contains(column.type, _is_bytes):
+        raise DatasetError(f"{where} contains bytes, which JSON cannot represent. Leave it out or write text.")
     return column
 
 
@@ -42,11 +42,13 @@ def _from_python(where: str, values: list[Any]) -> Any:
         try:
             column = pa.array(values, pa.uint64())
         except (pa.ArrowException, OverflowError, TypeError) as error:
-            raise DatasetError(f"{where} holds integers that no one type holds ({error}). Write text.") from error
-    except UnicodeEncodeError as error:  # cells were checked, so it is a key of an object
-        raise DatasetError(f"{where} holds an object with a key that is not UTF-8. Rename the key.") from error
+            raise DatasetError(
+                f"{where} contains integers that do not fit in one type ({error}). Write text."
+            ) from error
+    except UnicodeEncodeError as error:  # cells were checked before, so it is a key of an object
+        raise DatasetError(f"{where} contains an object with a key that is not UTF-8. Rename the key.") from error
     except (pa.ArrowException, TypeError) as error:
-        raise DatasetError(f"{where} holds values of different types ({error}). Use one type.") from error
+        raise DatasetError(f"{where} contains values of different types ({error}). Use one type.") from error
     return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
 
 
@@ -67,28 +69,28 @@ def _is_utf8(text: str) -> bool:
 def _refuse_unwritable(where: str, kind: Any) -> None:
     """Raise DatasetError for a type that Parquet cannot store, or that Arrow cannot convert."""
     if _depth(kind) > MAX_DEPTH:
-        raise DatasetError(f"{where} holds lists or objects nested more than {MAX_DEPTH} deep. Write them as text.")
-    if _holds(kind, lambda one: pa.types.is_struct(one) and one.num_fields == 0):
-        raise DatasetError(f"{where} holds objects that are all empty. Leave it out.")
-    if _holds(kind, lambda one: pa.types.is_list_view(one) or pa.types.is_large_list_view(one)):
+        raise DatasetError(f"{where} contains lists or objects nested more than {MAX_DEPTH} deep. Write them as text.")
+    if _contains(kind, lambda one: pa.types.is_struct(one) and one.num_fields == 0):
+        raise DatasetError(f"{where} contains only empty objects. Leave it out.")
+    if _contains(kind, lambda one: pa.types.is_list_view(one) or pa.types.is_large_list_view(one)):
         # Arrow 26 casts them to lists with too few offsets.
-        raise DatasetError(f"{where} of type {kind} holds list views. Write lists.")
+        raise DatasetError(f"{where} of type {kind} contains list views. Write lists.")
 
 
 def _depth(kind: Any) -> int:
-    return max((1 + _depth(kind.field(place).type) for place in range(kind.num_fields)), default=0)
+    return max((1 + _depth(kind.field(index).type) for index in range(kind.num_fields)), default=0)
 
 
 def _as_json(column: Any) -> Any:
     kind = column.type
-    wanted = _json_type(kind)
-    if wanted != kind:
-        column = column.cast(wanted)
+    json_type = _json_type(kind)
+    if json_type != kind:
+        column = column.cast(json_type)
     if pa.types.is_temporal(kind) and pc.any(pc.starts_with(column, OUT_OF_RANGE)).as_py():
         raise pa.ArrowInvalid("a value is out of the calendar's range")
-    if not _holds(wanted, pa.types.is_floating):
+    if not _contains(json_type, pa.types.is_floating):
         return column
-    return pa.chunked_array([_finite(chunk) for chunk in column.chunks], wanted)
+    return pa.chunked_array([_finite(chunk) for chunk in column.chunks], json_type)
 
 
 def _finite(array: Any) -> Any:
@@ -106,7 +108,7 @@ def _finite(array: Any) -> Any:
 
 
 def _json_type(kind: Any) -> Any:
-    """Return the type that a column of type `kind` is cast to."""
+    """Return the type to cast a column of type `kind` to."""
     types = pa.types
     if isinstance(kind, pa.BaseExtensionType):
         return _json_type(kind.storage_type)
@@ -133,6 +135,6 @@ def _is_bytes(kind: Any) -> bool:
     return any(check(kind) for check in checks)
 
 
-def _holds(kind: Any, check: Callable[[Any], bool]) -> bool:
-    """Tell whether a type, or one inside it, passes the check."""
-    return check(kind) or any(_holds(kind.field(place).type, check) for place in range(kind.num_fields))
+def _contains(kind: Any, check: Callable[[Any], bool]) -> bool:
+    """Return whether a type, or a type inside it, passes the check."""
+    return check(kind) or any(_contains(kind.field(index).type, check) for index in range(kind.num_fields))

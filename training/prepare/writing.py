@@ -1,4 +1,4 @@
-"""Writing a prepared dataset: into a folder beside its place, checked, made durable, then renamed."""
+"""Write a prepared dataset: check the tables, write them to a temporary folder, fsync, rename."""
 
 import os
 import shutil
@@ -12,33 +12,26 @@ import pyarrow.parquet as pq
 
 from retrieval.errors import DatasetError
 from training.data import checks
-from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName
-from training.data.fingerprint import fingerprint
+from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName, fingerprint
 
 SKIPPED = "skipped-rows.txt"
 FILES = {"dataset.json", "labels.parquet", SKIPPED, *(f"{name}.parquet" for name in SPLITS)}
 
 
 def write_dataset(
-    folder: Path | str,
-    labels: Any,
-    splits: Mapping[SplitName, Any],
-    meta: DatasetMeta,
-    *,
-    replace: bool = False,
+    folder: Path | str, labels: Any, splits: Mapping[SplitName, Any], meta: DatasetMeta, *, replace: bool = False,
     skipped: Sequence[str] = (),
-) -> Dataset:
-    """Write a prepared dataset and open it; on any failure what stood there before still stands.
+) -> Dataset:  # fmt: skip
+    """Write a prepared dataset and open it. If it fails, `folder` is unchanged.
 
-    labels: table of id, text, attributes; splits: one table a split (id, text, labels, and exclude unless nothing is
-    excluded; a split left out is empty). `meta` gives everything but the counts and the fingerprint, which are taken
-    from the data. `skipped` are sentences for skipped-rows.txt, one a line. `replace` allows an earlier prepared
-    dataset to be replaced.
-    Raises DatasetError for the first bad row, and when `folder` exists and may not be replaced.
+    labels: table of id, text and attributes; splits: a table per split with id, text, labels and, optionally, exclude;
+    a missing split is empty. The sizes and the fingerprint of `meta` are computed from the tables. skipped: lines of
+    skipped-rows.txt. replace: allow to replace a prepared dataset.
+    Raises DatasetError for the first invalid row, and if `folder` exists and may not be replaced.
     """
     folder = Path(folder)
     refuse_to_overwrite(folder, replace)
-    labels = checks.label_table(labels, "labels.parquet")
+    labels = checks.check_label_table(labels, "labels.parquet")
     checked: dict[SplitName, Split] = {name: _checked_split(splits.get(name), name, labels.num_rows) for name in SPLITS}
     meta = meta.model_copy(
         update={
@@ -54,25 +47,27 @@ def write_dataset(
     try:
         _publish(folder, tables, texts)
     except OSError as error:
-        raise DatasetError(f"{folder} cannot be written: {error.strerror or error}. Nothing was changed.") from error
+        raise DatasetError(f"{folder} cannot be written: {error.strerror or error}. It is unchanged.") from error
     return Dataset.open(folder)
 
 
 def refuse_to_overwrite(folder: Path, replace: bool) -> None:
-    """DatasetError unless `folder` is free, empty, or a prepared dataset that may be replaced."""
+    """Raise DatasetError unless `folder` does not exist, is empty, or is a prepared dataset that may be replaced."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return
     if not folder.is_dir():
         raise DatasetError(f"{folder} is a file. Choose a folder to write the dataset to.")
     if not (folder / "dataset.json").is_file():
         raise DatasetError(
-            f"{folder} exists and is not a prepared dataset, so it is left alone. Choose another folder."
+            f"{folder} exists and is not a prepared dataset, so it is not replaced. Choose another folder."
         )
     if not replace:
-        raise DatasetError(f"{folder} holds another dataset. Choose another folder, or add --force to replace it.")
+        raise DatasetError(f"{folder} contains another dataset. Choose another folder, or add --force to replace it.")
     others = sorted(path.name for path in folder.iterdir() if path.name not in FILES)
     if others:
-        raise DatasetError(f"{folder} also holds {others[0]!r}, which would be lost. Move it or choose another folder.")
+        raise DatasetError(
+            f"{folder} also contains {others[0]!r}, which would be deleted. Move it or choose another folder."
+        )
 
 
 def _checked_split(table: Any, name: SplitName, n_labels: int) -> Split:
@@ -81,20 +76,20 @@ def _checked_split(table: Any, name: SplitName, n_labels: int) -> Split:
         table = checks.SPLIT_SCHEMA.empty_table()
     if "exclude" not in table.column_names:
         table = table.append_column("exclude", pa.array([[]] * table.num_rows, pa.list_(pa.int32())))
-    split = Split.from_table(checks.split_table(table, file, n_labels))
+    split = Split.from_table(checks.check_split_table(table, file, n_labels))
     if name == "train":
-        checks.every_row_has_a_positive(split.labels, file)
+        checks.require_positives(split.labels, file)
     return split
 
 
 def _publish(folder: Path, tables: Mapping[str, Any], texts: Mapping[str, str]) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
-        _write_files(aside, tables, texts)
-        _move_into_place(aside, folder)
+        _write_files(temporary, tables, texts)
+        _replace(temporary, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_files(folder: Path, tables: Mapping[str, Any], texts: Mapping[str, str]) -> None:
@@ -106,7 +101,7 @@ def _write_files(folder: Path, tables: Mapping[str, Any], texts: Mapping[str, st
         with (folder / name).open("wb") as file:
             file.write(text.encode())
             _flush(file)
-    folder.chmod(0o755)  # mkdtemp's 0o700 would keep a service account from reading it
+    folder.chmod(0o755)  # mkdtemp sets 0o700, which other accounts could not read
 
 
 def _flush(file: Any) -> None:
@@ -114,14 +109,14 @@ def _flush(file: Any) -> None:
     os.fsync(file.fileno())
 
 
-def _move_into_place(aside: Path, folder: Path) -> None:
+def _replace(temporary: Path, folder: Path) -> None:
     if not folder.exists():
-        os.rename(aside, folder)
+        os.rename(temporary, folder)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".replaced", dir=folder.parent))
     os.rename(folder, old)
     try:
-        os.rename(aside, folder)
+        os.rename(temporary, folder)
     except OSError:
         os.rename(old, folder)
         raise

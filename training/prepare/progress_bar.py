@@ -1,8 +1,6 @@
-"""A progress bar over source files, and their SHA-256."""
+"""Show the progress of reading source files."""
 
-import hashlib
 import sys
-from pathlib import Path
 from types import TracebackType
 
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
@@ -10,8 +8,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from retrieval.system.console import Console
 
 
-class Meter:
-    """A progress bar over the bytes of all source files, on standard error; silent where that is no terminal."""
+class ProgressBar:
+    """A progress bar over the bytes of all source files, on standard error if that is a terminal."""
 
     def __init__(self, total_bytes: int) -> None:
         console = Console(file=sys.stderr)
@@ -20,9 +18,9 @@ class Meter:
             console=console, disable=not console.is_terminal, transient=True,
         )  # fmt: skip
         self._task = self._progress.add_task("reading", total=total_bytes)
-        self._done_before = 0
+        self._bytes_before = 0
 
-    def __enter__(self) -> "Meter":
+    def __enter__(self) -> "ProgressBar":
         self._progress.start()
         return self
 
@@ -30,15 +28,9 @@ class Meter:
         self._progress.stop()
 
     def at(self, description: str, bytes_of_file: int) -> None:
-        """Show how far into the present file reading is."""
-        self._progress.update(self._task, description=description, completed=self._done_before + bytes_of_file)
+        """Show how many bytes of the current file were read."""
+        self._progress.update(self._task, description=description, completed=self._bytes_before + bytes_of_file)
 
     def finish(self, size: int) -> None:
-        """The present file, `size` bytes long, is read."""
-        self._done_before += size
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of the file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        """Count the current file, `size` bytes long, as read."""
+        self._bytes_before += size

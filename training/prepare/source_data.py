@@ -1,6 +1,6 @@
-"""Where readers put what they read: rows and click pairs become flat columns, one number a label, no object a row.
+"""The rows and labels of a source in flat columns, without a Python object per row.
 
-Shapes: L labels, R rows, P pairs.
+Shapes: L labels, R rows, P (query, label) pairs, U distinct pairs, Q queries.
 """
 
 import hashlib
@@ -15,20 +15,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from retrieval.query_text import query_identity, split_key
-from retrieval.tables.values import BadRow, shown
+from retrieval.tables.notes import Notes
+from retrieval.tables.values import BadRow, preview
 from training.data.ragged import Ragged
 
 UNSPLIT = -1
-_CHUNK, _CHUNK_CHARACTERS = 65_536, 2**26  # texts and characters per chunk
+ROWS_PER_CHUNK, CHARACTERS_PER_CHUNK = 65_536, 2**26
 
 
 @dataclass
-class Raw:
-    """All of a source, read and numbered, before anything is cut, filtered or left out.
+class SourceData:
+    """All rows and labels of a source, before they are split and filtered.
 
-    label_ids, label_texts: Arrow, L; attributes: Arrow columns of L; is_label_L: false for texts met only in `exclude`;
-    ids, texts: Arrow, R; split_R: 0 train, 1 validation, 2 test, −1 not said; hash_R2: text_hashes of the text;
-    spelling_R: Python's hash of the text as written; it differs between processes.
+    label_ids, label_texts: Arrow, L; attributes: Arrow columns of L; is_label_L: false for texts that occur only in
+    `exclude`; ids, texts: Arrow, R; split_R: 0 train, 1 validation, 2 test, −1 none; hash_R2: text_hashes of the text;
+    spelling_R: Python's hash of the text, which differs between processes.
     The first `listed` labels come from a label table. `from_pairs`: the input had a row per (query, label) pair.
     """
 
@@ -48,18 +49,19 @@ class Raw:
 
 
 class TextColumn:
-    """An Arrow string column that grows, holding at most one chunk as Python strings."""
+    """An Arrow string column that grows. At most one chunk is in Python strings."""
 
-    def __init__(self) -> None:
+    def __init__(self, characters_per_chunk: int = CHARACTERS_PER_CHUNK) -> None:
+        self._characters_per_chunk = characters_per_chunk
         self._chunks: list[Any] = []
         self._pending: list[str] = []
         self._characters = 0
 
     def append(self, text: str) -> None:
-        """Add one text."""
+        """Add a text."""
         self._pending.append(text)
         self._characters += len(text)
-        if len(self._pending) == _CHUNK or self._characters > _CHUNK_CHARACTERS:
+        if len(self._pending) == ROWS_PER_CHUNK or self._characters > self._characters_per_chunk:
             self._flush()
 
     def finish(self) -> Any:
@@ -84,18 +86,18 @@ class RaggedColumn:
         self._values, self._lengths = array("i"), array("q")
 
     def append(self, values: Sequence[int]) -> None:
-        """Add one list."""
+        """Add a list."""
         self._values.extend(values)
         self._lengths.append(len(values))
 
     def finish(self) -> Ragged:
-        """The lists so far."""
+        """Return all lists."""
         return Ragged.from_lengths(np.asarray(self._values, np.int32), np.asarray(self._lengths, np.int64))
 
 
 @dataclass
-class Rows:
-    """Queries with their label numbers, in the order met."""
+class QueryRows:
+    """Queries with their label numbers, in the order of the source."""
 
     ids: TextColumn = field(default_factory=TextColumn)
     texts: TextColumn = field(default_factory=TextColumn)
@@ -105,7 +107,6 @@ class Rows:
     hashes: "array[int]" = field(default_factory=lambda: array("Q"))
     spellings: "array[int]" = field(default_factory=lambda: array("q"))
     known_ids: set[str] = field(default_factory=set)
-    repeated_labels: int = 0
 
     def __len__(self) -> int:
         return len(self.split)
@@ -113,16 +114,14 @@ class Rows:
     def append(
         self, split: int, row_id: str | None, text: str, labels: Sequence[int], exclude: Sequence[int] = ()
     ) -> None:
-        """Add a row; one without an id is named by its number. BadRow when another row has the id."""
+        """Add a row; without an id, its number is its id. Raises BadRow for an id that an earlier row has."""
         name = str(len(self) + 1) if row_id is None else row_id
         if name in self.known_ids:
-            raise BadRow(f"id {shown(name)} stands in an earlier row too. Give each row its own id.")
+            raise BadRow(f"id {preview(name)} is the id of an earlier row too. Give each row its own id.")
         self.known_ids.add(name)
-        distinct = list(dict.fromkeys(labels))
-        self.repeated_labels += len(labels) - len(distinct)
         self.ids.append(name)
         self.texts.append(text)
-        self.labels.append(distinct)
+        self.labels.append(list(dict.fromkeys(labels)))
         self.exclude.append(list(dict.fromkeys(exclude)))
         self.split.append(split)
         self.hashes.extend(text_hashes(text))
@@ -130,25 +129,26 @@ class Rows:
 
 
 @dataclass
-class Pairs:
-    """Clicks: P (query, label, times), grouped into rows at the end. Spellings of one query share a row."""
+class ClickPairs:
+    """P (query, label, count) clicks, grouped into rows at the end. Spellings of one query share a row."""
 
-    texts: list[str] = field(default_factory=list)  # per row: the spelling that came first
+    texts: list[str] = field(default_factory=list)  # per row: the first spelling
     splits: "array[int]" = field(default_factory=lambda: array("b"))
     query_of_pair: "array[int]" = field(default_factory=lambda: array("i"))
     label_of_pair: "array[int]" = field(default_factory=lambda: array("i"))
-    times: "array[int]" = field(default_factory=lambda: array("q"))
+    counts: "array[int]" = field(default_factory=lambda: array("q"))
+    # per split code: train, validation, test and UNSPLIT, which is the last one
     _row_of_text: list[dict[str, int]] = field(default_factory=lambda: [{}, {}, {}, {}])
     _row_of_identity: list[dict[str, int]] = field(default_factory=lambda: [{}, {}, {}, {}])
 
-    def append(self, split: int, query: str, label: int, times: int = 1) -> None:
-        """Count a pair; pairs of one query and one split share a row."""
+    def append(self, split: int, query: str, label: int, count: int = 1) -> None:
+        """Add a pair. Pairs of one query and one split share a row."""
         row = self._row_of_text[split].get(query)
         if row is None:
             row = self._row_of_text[split][query] = self._row(split, query)
         self.query_of_pair.append(row)
         self.label_of_pair.append(label)
-        self.times.append(times)
+        self.counts.append(count)
 
     def _row(self, split: int, query: str) -> int:
         row = self._row_of_identity[split].setdefault(query_identity(query), len(self.texts))
@@ -157,19 +157,18 @@ class Pairs:
             self.splits.append(split)
         return row
 
-    def into_rows(self, rows: Rows, min_count: int, report: Counter[str], skipped: Counter[str]) -> None:
-        """Add a row a query: its labels clicked at least `min_count` times, in the order first met."""
+    def add_to(self, rows: QueryRows, min_count: int, notes: Notes, skipped: Counter[str]) -> None:
+        """Add a row per query to `rows`: its labels with a count of at least `min_count`, in order of occurrence."""
         query_P, label_P = np.asarray(self.query_of_pair, np.int64), np.asarray(self.label_of_pair, np.int64)
         base = int(label_P.max(initial=0)) + 1
         keys_U, first_U, pair_P = np.unique(query_P * base + label_P, return_index=True, return_inverse=True)
-        times_U = np.bincount(pair_P, weights=np.array(self.times, np.float64), minlength=len(keys_U))
-        kept_U = times_U >= min_count
+        count_U = np.bincount(pair_P, weights=np.array(self.counts, np.float64), minlength=len(keys_U))
+        frequent_U = count_U >= min_count
         skipped["repeated_pair"] += len(query_P) - len(keys_U)
-        skipped["below_min_count"] += int(np.count_nonzero(~kept_U))
-        merged = sum(map(len, self._row_of_text)) - len(self.texts)
-        report["spellings of a query merged with its first one (case, spaces, invisible characters)"] += merged
-        query_U, label_U = np.divmod(keys_U[kept_U], base)
-        order_U = np.lexsort((first_U[kept_U], query_U))
+        skipped["below_min_count"] += int(np.count_nonzero(~frequent_U))
+        notes.add("merged_spellings", sum(map(len, self._row_of_text)) - len(self.texts))
+        query_U, label_U = np.divmod(keys_U[frequent_U], base)
+        order_U = np.lexsort((first_U[frequent_U], query_U))
         lengths_Q = np.bincount(query_U, minlength=len(self.texts))
         labels = Ragged.from_lengths(label_U[order_U].astype(np.int32), lengths_Q)
         for row, (text, split) in enumerate(zip(self.texts, self.splits, strict=True)):

@@ -1,0 +1,245 @@
+"""The sections of a manifest: sizes, model, index, and the figures measured when the bundle was built.
+
+Field names are keys of manifest.json, except where an alias keeps the key of an earlier format.
+"""
+
+from statistics import geometric_mean
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+SMALL_K, LARGE_K = 10, 100  # values of k at which the index's recall is measured
+MAX_COUNT = (1 << 31) - 1  # bounds what a reader allocates or loops over
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Percent = Annotated[float, Field(ge=0.0, le=100.0)]
+Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
+Precision = Literal["float32", "float16", "int8"]  # of the query encoder; labels are encoded in float32
+
+
+class ManifestPart(BaseModel):
+    """A section of a manifest. Keys without a field are errors."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        validate_by_name=True,
+        validate_by_alias=True,
+        serialize_by_alias=True,
+    )
+
+
+class FileEntry(ManifestPart):
+    """The size and SHA-256 of one file."""
+
+    bytes: Annotated[int, Field(ge=0, lt=1 << 63)]
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class LabelFacts(ManifestPart):
+    """Numbers of labels.
+
+    Attributes:
+        count: all labels.
+        trained: labels that the classifier was trained on.
+        imputed: labels whose classifier rows were imputed from their nearest trained neighbours.
+        duplicates: labels with the text of an earlier row. They have equal scores and are ranked by row.
+        zeros: labels whose vector is zero. Their score is 0 for every query.
+    """
+
+    count: Count
+    trained: CountOrZero
+    imputed: CountOrZero
+    duplicates: CountOrZero
+    zeros: CountOrZero
+
+
+class Provenance(ManifestPart):
+    """The dataset, recipe and release that a bundle was made from."""
+
+    dataset: str
+    dataset_fingerprint: str
+    recipe: str
+    diptych_version: str
+
+
+class ModelFacts(ManifestPart):
+    """Inputs and outputs of the encoders; widths in numbers, lengths in tokens or characters.
+
+    `balance` b is the classifier's share in the geometry of the label vectors, [√(1−b)·d ; √b·ψ]. It decides at which
+    weight the index is most accurate, and changes no score. d and ψ have unit length, except that ψ is shrunk by
+    `cone_shrink` ε along the direction that trained labels share. The query encoder stretches its classifier half by
+    1/ε along it, so scores do not change. ε = 1: nothing is shrunk.
+    """
+
+    encoder: Literal["static", "transformer"]
+    dual_dim: Count
+    classifier_dim: Count
+    balance: Annotated[float, Field(gt=0.0, lt=1.0)]
+    cone_shrink: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_tokens: Annotated[int, Field(ge=1, le=1 << 16)]
+    max_characters: Annotated[int, Field(ge=1, le=1 << 24)]
+    pad_id: CountOrZero
+    unknown_id: CountOrZero
+    bytes_per_token: Annotated[float, Field(ge=1e-3, le=1e6)]
+
+    @property
+    def dim(self) -> int:
+        """Return the width of a label vector: both halves."""
+        return self.dual_dim + self.classifier_dim
+
+    def query_scale(self, weight: float) -> NDArray[np.float32]:
+        """Return the factors [D] of a query vector for a search at `weight`.
+
+        ⟨[(1−w)/√(1−b)·q ; w/√b·c], [√(1−b)·d ; √b·ψ]⟩ = (1−w)⟨q, d⟩ + w⟨c, ψ⟩: the weight is applied to the query, so
+        one index serves every weight.
+        """
+        return np.array([1.0 - weight, weight], np.float32).repeat(self._widths) / self.label_scale()
+
+    def label_scale(self) -> NDArray[np.float32]:
+        """Return the factors [D] of a label vector."""
+        return np.sqrt([1.0 - self.balance, self.balance]).astype(np.float32).repeat(self._widths)
+
+    @property
+    def _widths(self) -> tuple[int, int]:
+        return self.dual_dim, self.classifier_dim
+
+
+class EfSearch(ManifestPart):
+    """The index's `ef_search` at one weight, and the recalls reached with it.
+
+    Attributes:
+        ef: candidates for k up to 10; None: no number of candidates reaches the recall, so all labels are compared.
+        ef_at_100: candidates for k = 100; None as for `ef`.
+
+    Recalls are over validation queries, or over label texts if the name begins with `label_text`. Older bundles have
+    only the first two.
+    """
+
+    weight: Share
+    ef: Count | None
+    ef_at_100: Count | None = None
+    recall_at_10: Share
+    recall_at_1: Share
+    recall_at_100: Share | None = None
+    label_text_recall_at_10: Share | None = None
+    label_text_recall_at_100: Share | None = None
+
+    @model_validator(mode="after")
+    def _has_all_later_recalls_or_none(self) -> Self:
+        later = (self.recall_at_100, self.label_text_recall_at_10, self.label_text_recall_at_100)
+        if None in later and (any(recall is not None for recall in later) or self.ef_at_100 is not None):
+            raise ValueError("ef_at_100, recall_at_100 and the recalls of label texts must be given together")
+        return self
+
+    def at(self, k: int) -> int | None:
+        """Return the candidates for k results, interpolated between 10 and 100; None: compare all labels."""
+        if k <= SMALL_K or self.ef is None or self.recall_at_100 is None:
+            return self.ef
+        if self.ef_at_100 is None:
+            return None
+        return self.ef + -(-max(self.ef_at_100 - self.ef, 0) * (k - SMALL_K) // (LARGE_K - SMALL_K))
+
+
+class IndexFacts(ManifestPart):
+    """The index's settings and its measured recall against exact search.
+
+    Attributes:
+        width: number of principal directions that label vectors are projected to; None: they are not projected.
+        energy: share of the variance that the projection keeps.
+        nodes: number of distinct vectors, each in one node; None: all vectors are distinct.
+        m: links per node of the graph.
+        ef_construction: candidates per insertion into the graph.
+        recall_queries: number of validation queries that the recalls are over.
+        recall_label_texts: number of label texts that the recalls are over.
+        ef_search: in ascending order of weight, from 0 to 1.
+    """
+
+    width: Count | None = None
+    energy: Share | None = None
+    nodes: Count | None = None
+    m: Count
+    ef_construction: Count
+    recall_target: Share
+    recall_queries: CountOrZero
+    recall_label_texts: CountOrZero = 0
+    ef_search: Annotated[tuple[EfSearch, ...], Field(validation_alias="efforts", serialization_alias="efforts")]
+
+    @model_validator(mode="after")
+    def _weights_span_zero_to_one(self) -> Self:
+        weights = [setting.weight for setting in self.ef_search]
+        if not weights or weights != sorted(set(weights)) or (weights[0], weights[-1]) != (0.0, 1.0):
+            raise ValueError(f"the weights of efforts must rise from 0 to 1, not {weights}")
+        return self
+
+    def ef_search_at(self, weight: float, k: int = SMALL_K) -> int | None:
+        """Return the candidates for `weight` and k, the larger of the two nearest weights; None: compare all labels."""
+        below = max((one for one in self.ef_search if one.weight <= weight), key=lambda one: one.weight).at(k)
+        above = min((one for one in self.ef_search if one.weight >= weight), key=lambda one: one.weight).at(k)
+        return None if below is None or above is None else max(below, above)
+
+
+class Parity(ManifestPart):
+    """The smallest cosines between vectors of the checkpoint and of the ONNX encoders, over real texts.
+
+    `longest_tokens` is the length of the longest text.
+    """
+
+    queries: CountOrZero
+    query_cosine: Annotated[float, Field(ge=-1.0, le=1.001)]
+    labels: CountOrZero
+    label_cosine: Annotated[float, Field(ge=-1.0, le=1.001)]
+    longest_tokens: Count
+
+
+class Speed(ManifestPart):
+    """Queries per second that one thread encodes in batches of `batch`, with float32 and with reduced precision."""
+
+    batch: Count
+    float32: Annotated[float, Field(gt=0.0)]
+    reduced: Annotated[float, Field(gt=0.0)]
+
+    @property
+    def times(self) -> float:
+        """Return the speed-up of the bundle's encoder."""
+        return self.reduced / self.float32
+
+
+class Reduced(ManifestPart):
+    """A query encoder of reduced precision compared with float32, over validation queries.
+
+    Cosines are between their query vectors at the default weight. P@1 in percent is of exact search, so that only the
+    precision differs.
+    """
+
+    queries: Count
+    least_cosine: Cosine
+    mean_cosine: Cosine
+    float32_p_at_1: Percent
+    p_at_1: Percent
+    speeds: tuple[Speed, ...]
+
+    @property
+    def times(self) -> float | None:
+        """Return the geometric mean of the speed-ups; None if no speed was measured."""
+        return geometric_mean([speed.times for speed in self.speeds]) if self.speeds else None
+
+
+class Quality(ManifestPart):
+    """Metrics in percent over the checkpoint's validation queries, of the checkpoint and of the bundle end to end."""
+
+    queries: Count
+    checkpoint: dict[str, float]
+    bundle: dict[str, float]
+
+
+class GoldenFacts(ManifestPart):
+    """Tolerances of the golden answers, since scores vary slightly between CPUs."""
+
+    queries: CountOrZero
+    overlap_at_10: Share
+    score_tolerance: Annotated[float, Field(gt=0.0, le=1.0)]
