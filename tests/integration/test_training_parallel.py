@@ -55,9 +55,7 @@ def transformer(small: Dataset, tmp_path: Path) -> str:
     return f"encoder={{kind: transformer, model: '{folder}'}}"
 
 
-@pytest.mark.parametrize(
-    ("kind", "grad_cache_chunk"), [("static", "null"), ("transformer", "null"), ("transformer", "50")]
-)
+@pytest.mark.parametrize(("kind", "chunk"), [("static", "null"), ("transformer", "null"), ("transformer", "50")])
 def test_two_processes_train_like_one(
     small: Dataset, tmp_path: Path, request: pytest.FixtureRequest, kind: str, chunk: str
 ) -> None:

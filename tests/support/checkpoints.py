@@ -1,4 +1,4 @@
-"""A small checkpoint that is really trained, in seconds: word queries that should find the labels sharing two words."""
+"""A small checkpoint, trained in seconds: queries of words whose labels share two words with them."""
 
 from pathlib import Path
 
@@ -19,21 +19,21 @@ SETTINGS = [
     "encoder.dim=32",
     "encoder.vocabulary_size=64",
     "batching.batch_size=64",
-    "loss.classifier.bce=0.2",  # so little data needs this much for the classifier's rows to lie in a cone
-    "validation.weights=[0.5]",  # both halves count, and popularity, in what is exported and reported
+    "loss.classifier.bce=0.2",  # with so little data, a lower weight does not move the classifier's rows into a cone
+    "validation.weights=[0.5]",  # so that both heads and popularity affect what is exported and reported
     "validation.popularities=[0.25]",
 ]
 
 
 def make_checkpoint(folder: Path) -> Path:
-    """Prepare and train in `folder`; returns the checkpoint. Some labels have no positive."""
+    """Prepare and train in `folder`; return the checkpoint folder. Some labels have no positive."""
     dataset = write_words(folder / "dataset")
     train(dataset, load_recipe("default", SETTINGS), folder / "checkpoint", RecordingCallback())
     return folder / "checkpoint"
 
 
 def write_words(folder: Path, shared: int = 0) -> Dataset:
-    """The dataset that `make_checkpoint` trains on; so many labels without a positive share the first one's text."""
+    """Write the dataset of `make_checkpoint`; `shared` labels without a positive have the text of the first label."""
     texts = label_texts(N_LABELS)
     texts[10 : 10 * shared + 1 : 10] = texts[:1] * shared
     draw = np.random.default_rng(1)

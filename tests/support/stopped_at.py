@@ -1,7 +1,7 @@
-"""Run a command that waits at one stage until it is stopped: `python -m tests.support.stopped_at STAGE HOW WORD...`.
+"""Run a command that blocks at one stage until it is stopped: `python -m tests.support.stopped_at STAGE HOW WORD...`.
 
-STAGE is a function as module:name. When the command calls it, this program prints "reached" and waits: in Python
-(`python`), in native code that delays signals (`native`), or in Python after the function has run (`after`). The words
+STAGE is a function as module:name. When the command calls it, this program prints "reached" and blocks: in Python
+(`python`), in native code that does not handle signals (`native`), or after calling the function (`after`). The words
 are the command line of `diptych`.
 """
 
@@ -19,11 +19,11 @@ def main() -> int:
     module, _, name = stage.partition(":")
     owner: Any = import_module(module)
     *classes, name = name.split(".")
-    for one in classes:
-        owner = getattr(owner, one)
+    for class_name in classes:
+        owner = getattr(owner, class_name)
     original = getattr(owner, name)
 
-    def wait(*arguments: Any, **more: Any) -> None:
+    def block(*arguments: Any, **more: Any) -> None:
         if how == "after":
             original(*arguments, **more)
         print("reached", flush=True)
@@ -32,7 +32,7 @@ def main() -> int:
         while True:
             signal.pause()
 
-    setattr(owner, name, wait)
+    setattr(owner, name, block)
     sys.argv = ["diptych", *words]
     return diptych.main()
 

@@ -1,8 +1,8 @@
 """Kill a training run with SIGKILL at random moments: `python -m tests.support.train_kill_runner TIMES SEED FOLDER`.
 
 Each time a forked process resumes the run in FOLDER/run until it is killed. Prints one line of JSON per kill: the
-epochs whose records the weights and the state hold afterwards. Then the run is finished, and compared with a run that
-was never killed; the last line says whether weights, state and records agree.
+epochs of the records in weights and state. Then the run is finished and compared with a run without kills; the last
+line reports whether weights, state and records agree.
 """
 
 import json
@@ -25,7 +25,7 @@ from training.data.dataset import Dataset
 from training.recipe.loading import load_recipe
 from training.run import train
 
-MOST_WRITES, LONGEST_SECONDS = 6, 0.03  # a kill comes after at most so many writes of weights or state, and so long
+MAX_WRITES, MAX_SECONDS = 6, 0.03  # a kill comes after at most so many writes of weights or state, and this delay
 RECIPE = [
     "optimizer.epochs=6",
     "validation.every_epochs=1",
@@ -38,20 +38,20 @@ RECIPE = [
 ]
 
 
-def trains(folder: Path, run: str) -> tuple[str, str]:
+def train_run(folder: Path, run: str) -> tuple[str, str]:
     train(Dataset.open(folder / "dataset"), load_recipe("default", RECIPE), folder / run, RecordingCallback())
     return weights_hash(folder / run), json.dumps(measured(folder / run))
 
 
 def killed(folder: Path, writes: int, seconds: float) -> None:
-    child = start_forked(lambda: trains(folder, "run"))
+    child = start_forked(lambda: train_run(folder, "run"))
     seen = _written(folder / "run")
     while writes and not os.waitpid(child, os.WNOHANG)[0]:
         if (now := _written(folder / "run")) != seen:
             seen, writes = now, writes - 1
         time.sleep(0.001)
     if not writes:
-        time.sleep(seconds)  # the random moment itself, not a wait for anything
+        time.sleep(seconds)  # a random moment for the kill, not a wait for an event
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
 
@@ -77,9 +77,9 @@ def main(times: int, seed: int, folder: Path) -> None:
     draw = random.Random(seed)
     assert forked(lambda: ("made", write_words(folder / "dataset").meta.name))[0] == "made"
     for _ in range(times):
-        killed(folder, draw.randint(1, MOST_WRITES), draw.uniform(0, LONGEST_SECONDS))
+        killed(folder, draw.randint(1, MAX_WRITES), draw.uniform(0, MAX_SECONDS))
         print(json.dumps(left_behind(folder / "run")), flush=True)
-    outcomes = [forked(lambda name=name: trains(folder, name), 120) for name in ("run", "whole")]  # type: ignore[misc]
+    outcomes = [forked(lambda name=name: train_run(folder, name), 120) for name in ("run", "whole")]  # type: ignore[misc]
     opened = load_checkpoint(folder / "run")
     last = {
         "differences": differences(folder, outcomes),
