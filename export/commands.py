@@ -72,8 +72,8 @@ def _tables(exported: "ExportedBundle") -> "tuple[Table, Table]":
     table = Table("check", "result", "measured on", title=exported.name, title_justify="left", box=SIMPLE)
     parity = manifest.parity
     queries = f"{parity.queries:,} queries, up to {parity.longest_tokens:,} tokens"
-    table.add_row("query vectors, smallest cosine", f"{parity.query_cosine:.6f}", queries)
-    table.add_row("label vectors, smallest cosine", f"{parity.label_cosine:.6f}", f"{parity.labels:,} labels")
+    table.add_row("smallest cosine, queries", f"{parity.query_cosine:.6f}", queries)
+    table.add_row("smallest cosine, labels", f"{parity.label_cosine:.6f}", f"{parity.labels:,} labels")
     if (reduced := manifest.reduced) is not None:
         values = f"{reduced.p_at_1:.2f} ({reduced.float32_p_at_1:.2f})"
         table.add_row(f"P@1, {manifest.precision} (float32)", values, f"{reduced.queries:,} queries, exact search")
@@ -104,10 +104,10 @@ def _recall_table(exported: "ExportedBundle") -> "Table":
     index = exported.manifest.index
     title = (
         f"Recall of the index against exact search, over {index.recall_queries:,} queries and\n"
-        f"{index.recall_label_texts:,} label texts. ef: candidates examined, for k ≤ 10 and k = 100."
+        f"{index.recall_label_texts:,} label texts; ef: candidates examined for k ≤ 10 and for k = 100"
     )
-    table = Table(title=title, title_justify="left", box=SIMPLE)
-    for column in ("classifier weight", "queries @1", "@10", "@100", "labels @10", "@100", "ef"):
+    table = Table(title=title, title_justify="left", box=SIMPLE, padding=(0, 2, 0, 0))
+    for column in ("weight", "queries @1", "@10", "@100", "labels @10", "@100", "ef"):
         table.add_column(column, no_wrap=True)
     for setting in index.ef_search:
         default = " (default)" if setting.weight == exported.manifest.classifier_weight else ""

@@ -1,4 +1,4 @@
-"""One set of real queries through torch, ONNX with exact search, and the index: the same answers each time."""
+"""Real queries through torch, ONNX with exact search, and the index: all give the same answers."""
 
 from pathlib import Path
 
@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from retrieval import open_bundle
-from retrieval.retriever import Retriever
+from retrieval import Retriever, open_bundle
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.data.token_cache import tokenize_in_memory
@@ -36,7 +35,7 @@ def queries(dataset_folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module")
 def torch_scores(opened: Checkpoint, queries: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Cosines [Q, L] of the dual encoder, and scores [Q, L] of the classifier, by the model itself."""
+    """Compute cosines [Q, L] of the dual encoder and scores [Q, L] of the classifier with the model itself."""
     cpu = torch.device("cpu")
     query_vectors = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     texts = opened.labels["text"].to_pylist()
@@ -72,7 +71,7 @@ def test_torch_and_onnx_agree_on_the_ten_best(
 def test_the_index_finds_what_exact_search_finds(
     retriever: Retriever, queries: list[str], weight: float | None
 ) -> None:
-    """If it fails, queries that export never saw lose more answers to the index than the manifest says."""
+    """If it fails, recall on queries that export did not use is lower than the manifest says."""
     exact = retriever.search_rows(queries, 10, weight=weight, exact=True)
     found = retriever.search_rows(queries, 10, weight=weight)
     recall = (found.scores_QK >= exact.scores_QK[:, -1:] - 1e-6).mean()

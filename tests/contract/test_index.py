@@ -1,4 +1,4 @@
-"""What every VectorIndex must do; a new implementation joins by adding itself to `INDEXES`."""
+"""The contract of every VectorIndex; add a new implementation to `INDEXES`."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ INDEXES: dict[str, Callable[[Vectors], VectorIndex]] = {
 
 
 def turned(vectors_LD: Vectors) -> VectorIndex:
-    """As many directions as numbers: another point of view, and the same inner products."""
+    """Return a PCA index with as many directions as dimensions: a rotation, which keeps inner products."""
     directions_DD = np.linalg.qr(np.random.default_rng(3).standard_normal((vectors_LD.shape[1],) * 2))[0]
     directions_DD = directions_DD.astype(np.float32)
     return PcaIndex(HnswIndex.build(vectors_LD @ directions_DD, ef=200, threads=2), directions_DD)
@@ -60,7 +60,7 @@ def test_answers_come_best_first_and_once(make: Callable[[Vectors], VectorIndex]
 
 
 def test_many_equal_vectors_hide_nothing(make: Callable[[Vectors], VectorIndex]) -> None:
-    """If it fails, a text that a catalogue holds a thousand times makes labels around it, or itself, unfindable."""
+    """If it fails, many labels with equal vectors make themselves, or labels near them, unreachable."""
     draw = np.random.default_rng(0)
     vectors_LD = np.asarray(draw.standard_normal((5000, 24)), np.float32)
     vectors_LD[draw.permutation(5000)[:2000]] = vectors_LD[0]
@@ -103,7 +103,7 @@ def test_many_queries_equal_single_ones(make: Callable[[Vectors], VectorIndex]) 
 
 
 def test_a_column_major_query_of_doubles_is_understood(make: Callable[[Vectors], VectorIndex]) -> None:
-    """If it fails, vectors in another layout are read as other numbers."""
+    """If it fails, vectors in another memory layout are misread."""
     index, query_QD = make(clustered(100)), clustered(7, seed=5)
     odd_QD = np.asfortranarray(query_QD.astype(np.float64))
     assert index.search(odd_QD, 3)[0].tolist() == index.search(query_QD, 3)[0].tolist()  # type: ignore[arg-type]

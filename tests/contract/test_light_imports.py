@@ -1,4 +1,4 @@
-"""What each room must not bring with it, asked of a fresh process."""
+"""Packages that importing each part must not load, checked in a new process."""
 
 import json
 import subprocess
@@ -10,7 +10,7 @@ HEAVY = ["torch", "transformers", "safetensors", "onnx", "onnxscript"]
 
 
 def modules_after(statement: str) -> set[str]:
-    """Top-level names of all modules that a new interpreter has loaded after a statement."""
+    """Return the top-level names of all modules that a new interpreter has loaded after a statement."""
     program = (
         f"{statement}\nimport json, sys\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
     )
@@ -27,7 +27,7 @@ def modules_after(statement: str) -> set[str]:
         "import service.app, service.engine.client, service.commands",
     ],
 )
-def test_answering_needs_no_torch(statement: str) -> None:
+def test_serving_needs_no_torch(statement: str) -> None:
     """If it fails, a server image needs gigabytes of training packages to start."""
     assert not modules_after(statement) & set(HEAVY)
 
@@ -35,7 +35,7 @@ def test_answering_needs_no_torch(statement: str) -> None:
 @pytest.mark.parametrize(
     "statement", ["import retrieval", "import retrieval.metrics, retrieval.errors, retrieval.search.indexes"]
 )
-def test_the_light_rooms_stay_light(statement: str) -> None:
+def test_base_modules_load_no_large_package(statement: str) -> None:
     """If it fails, training needs ONNX Runtime, or importing a metric costs a second."""
     assert not modules_after(statement) & {*HEAVY, "onnxruntime", "tokenizers", "pyarrow", "pydantic"}
 

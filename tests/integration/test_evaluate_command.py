@@ -1,4 +1,4 @@
-"""`diptych evaluate` on a real checkpoint, alone and beside one with another vocabulary, width and propensity."""
+"""`diptych evaluate` on one checkpoint, and compared with one of another vocabulary, width and propensity."""
 
 import json
 from pathlib import Path
@@ -43,7 +43,7 @@ def facts(checkpoint: Path, dataset_folder: Path, capsys: pytest.CaptureFixture[
 
 
 def test_the_screen_fits_80_columns_and_json_holds_what_it_shows(shown: str, facts: dict[str, Any]) -> None:
-    """If it failed, a figure on the screen could not be had by a program, or a table would be cut off."""
+    """If it failed, a value on the screen would be missing from the JSON, or a table would be cut off."""
     assert max(map(len, shown.splitlines())) <= 80
     assert f"{facts['subject']['queries']:,} queries" in shown
     for metric, estimate in facts["estimates"]["unified"].items():
@@ -62,8 +62,8 @@ def test_the_screen_fits_80_columns_and_json_holds_what_it_shows(shown: str, fac
     assert "300 resamples, seed 0" in shown
 
 
-def test_parts_add_up_and_intervals_hold_the_figures(facts: dict[str, Any]) -> None:
-    """If it failed, a part would be measured on other answers than the whole."""
+def test_slices_add_up_and_intervals_contain_their_values(facts: dict[str, Any]) -> None:
+    """If it failed, slices would be computed from other rankings than the totals."""
     parts = facts["label_frequency"]
     assert list(parts) == ["head", "torso", "tail", "unseen"]
     assert parts["unseen"]["max_positives"] == 0 < parts["tail"]["min_positives"]
@@ -77,10 +77,10 @@ def test_parts_add_up_and_intervals_hold_the_figures(facts: dict[str, Any]) -> N
         assert all(estimate["low"] <= estimate["value"] <= estimate["high"] for estimate in of.values())
 
 
-def test_the_better_checkpoint_is_named_with_its_parts(
+def test_the_better_checkpoint_is_named_with_its_slices(
     checkpoint: Path, weaker: Path, dataset_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it failed, a person would ship the weaker model, or not learn where it is weaker."""
+    """If it failed, the comparison would name the weaker model, or not the slices on which it is weaker."""
     arguments = [checkpoint, "--dataset", dataset_folder, "--compare", weaker, "--worst", "1", "--resamples", "500"]
     facts, shown = json.loads(output(capsys, *arguments, "--json")), output(capsys, *arguments)
     assert max(map(len, shown.splitlines())) <= 80 + len(str(weaker))
@@ -97,7 +97,7 @@ def test_the_better_checkpoint_is_named_with_its_parts(
 
 
 def test_both_sides_are_scored_with_the_same_propensities(checkpoint: Path, weaker: Path, dataset_folder: Path) -> None:
-    """If it failed, PSP of two recipes with other constants would be compared as if it were one figure."""
+    """If it failed, PSP of two recipes with other constants would be compared."""
     dataset = Dataset.open(dataset_folder)
     first = evaluate_checkpoint(checkpoint, dataset, "validation", weight=0.3)
     own, lent = (evaluate_checkpoint(weaker, dataset, "validation", propensities_of=by) for by in (None, first))
@@ -113,7 +113,7 @@ def test_both_sides_are_scored_with_the_same_propensities(checkpoint: Path, weak
     )
 
 
-def test_another_weight_keeps_the_worth_of_popularity(checkpoint: Path, dataset_folder: Path) -> None:
+def test_another_weight_keeps_the_popularity_bonus(checkpoint: Path, dataset_folder: Path) -> None:
     """If it failed, `--weight` would measure other scores than the bundle gives at that weight."""
     dataset = Dataset.open(dataset_folder)
     chosen = evaluate_checkpoint(checkpoint, dataset, "validation")
@@ -140,7 +140,7 @@ def test_a_checkpoint_is_as_good_as_itself(
 def test_a_checkpoint_of_another_dataset_is_an_error_of_one_sentence(
     checkpoint: Path, dataset_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it failed, rows of another label table would be compared as if they meant the same labels."""
+    """If it failed, label rows of two different datasets would be compared."""
     facts = json.loads((checkpoint / "checkpoint.json").read_text())
     (tmp_path / "checkpoint.json").write_text(json.dumps({**facts, "dataset_fingerprint": "0" * 64}))
     assert run("evaluate", checkpoint, "--dataset", dataset_folder, "--compare", tmp_path) == 1

@@ -1,4 +1,4 @@
-"""`diptych export` on a small trained checkpoint: what the bundle holds, and what a refusal leaves behind."""
+"""`diptych export` on a small trained checkpoint: the content of the bundle, and the store after a failed export."""
 
 import re
 import shutil
@@ -46,8 +46,8 @@ def retriever(store: Store) -> Retriever:
     return open_bundle(store.path)
 
 
-def test_the_manifest_says_what_was_proved(retriever: Retriever, opened: Checkpoint) -> None:
-    """If it fails, a bundle exists without the proofs that its manifest should record."""
+def test_the_manifest_records_what_was_checked(retriever: Retriever, opened: Checkpoint) -> None:
+    """If it fails, a bundle is published without the measurements that its manifest should record."""
     manifest = retriever.manifest
     trained = int(opened.trained_L.sum())
     assert manifest.labels == LabelFacts(
@@ -68,7 +68,7 @@ def test_the_manifest_says_what_was_proved(retriever: Retriever, opened: Checkpo
 
 
 def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: Checkpoint) -> None:
-    """If it fails, a label is found by another label's vector, or an untrained one by none or by noise."""
+    """If it fails, labels have the vectors of other labels, or untrained labels have zero or random ones."""
     dual_dim = opened.model.dual_dim
     halves_LD = retriever.vectors_LD / retriever.manifest.model.label_scale()
     psi_LC = opened.model.classifier_rows().numpy()
@@ -89,8 +89,8 @@ def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: C
     assert retriever.manifest.model.cone_shrink < 1, "the checkpoint has no cone: nothing was put to the test"
 
 
-def test_the_label_table_comes_along(retriever: Retriever, opened: Checkpoint) -> None:
-    """If it fails, answers lose the ids or attributes that the dataset had."""
+def test_the_bundle_has_the_label_table(retriever: Retriever, opened: Checkpoint) -> None:
+    """If it fails, answers lose ids or attributes of the dataset."""
     assert retriever.labels.table.to_pylist() == opened.labels.to_pylist()
     assert retriever.labels.table.column_names == opened.labels.column_names
     assert retriever.search(["cheap red shoes"], 1)[0][0].attributes == {"market": "US"}
@@ -101,7 +101,7 @@ def test_the_default_name_is_readable(store: Store) -> None:
     assert str(store.active()).startswith("words-more-default-20")
 
 
-def test_a_second_export_has_a_name_of_its_own(small: Path, store: Store) -> None:
+def test_a_second_export_has_another_name(small: Path, store: Store) -> None:
     """If it fails, exporting twice fails, or replaces a bundle that is being served."""
     before = store.active()
     second = build(small, store, settings=ExportSettings(m=8, ef_construction=50))
@@ -111,8 +111,8 @@ def test_a_second_export_has_a_name_of_its_own(small: Path, store: Store) -> Non
     assert len(store.bundles()) == 2
 
 
-def test_a_taken_name_is_refused_before_any_work(small: Path, store: Store) -> None:
-    """If it fails, a long export ends only to find that its name is taken."""
+def test_a_name_in_use_is_an_error_before_any_work(small: Path, store: Store) -> None:
+    """If it fails, a long export fails at its end because its name is in use."""
     stages: list[str] = []
     name = str(store.active())
 
@@ -133,10 +133,10 @@ def test_a_taken_name_is_refused_before_any_work(small: Path, store: Store) -> N
         ("recall.MIN_RECALL", 1.5, r"recall: .*Raise --m"),
     ],
 )
-def test_a_refused_bundle_leaves_nothing(
+def test_a_failed_gate_leaves_nothing_in_the_store(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, gate: str, value: float, said: str
 ) -> None:
-    """If it fails, a bundle that did not pass its gates can be activated, or fills the disk."""
+    """If it fails, a bundle that failed a gate can be activated, or fills the disk."""
     monkeypatch.setattr(f"export.{gate}", value)
     store = open_store(tmp_path / "store")
     with pytest.raises(GateError, match=said):
@@ -145,10 +145,10 @@ def test_a_refused_bundle_leaves_nothing(
     assert list((store.path / ".incoming").iterdir()) == []
 
 
-def test_a_bundle_that_answers_worse_than_its_checkpoint_is_refused(
+def test_a_bundle_that_is_worse_than_its_checkpoint_is_not_published(
     small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it fails, an encoder or index that lost something on the way is served, and nobody knows why clicks fell."""
+    """If it fails, a bundle whose encoder or index lost accuracy is published."""
 
     def worse(*asked: object) -> dict[str, float]:
         return {figure: value - 5 for figure, value in bundle_quality(*asked).items()}  # type: ignore[arg-type]
@@ -159,12 +159,12 @@ def test_a_bundle_that_answers_worse_than_its_checkpoint_is_refused(
     assert open_store(tmp_path / "store").bundles() == []
 
 
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_without_a_checkpoint_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """If it fails, a mistyped folder ends in a traceback."""
     with pytest.raises(CheckpointError, match="no checkpoint"):
         build(tmp_path, open_store(tmp_path / "store"))
     assert run("export", tmp_path, "--store", tmp_path / "store") == 1
-    assert capsys.readouterr().err.startswith(f"error: {tmp_path} holds no checkpoint")
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path} is not a checkpoint")
 
 
 def test_a_store_that_cannot_be_written_is_named(small: Path, tmp_path: Path) -> None:
@@ -174,10 +174,10 @@ def test_a_store_that_cannot_be_written_is_named(small: Path, tmp_path: Path) ->
         build(small, open_store(tmp_path / "store"))
 
 
-def test_int8_of_a_static_encoder_is_refused_with_its_figures(
+def test_int8_of_a_static_encoder_fails_with_measurements(
     small: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, an int8 bundle that is no faster takes the place of an exact one, or a refusal does not say why."""
+    """If it fails, an int8 bundle that is not faster is published, or the error lacks the measurements."""
     store = open_store(tmp_path / "store")
     assert run("export", small, "--store", store.path, "--name", "small", "--precision", "int8") == 1
     said = capsys.readouterr().err
@@ -189,8 +189,8 @@ def test_int8_of_a_static_encoder_is_refused_with_its_figures(
     assert list((store.path / ".incoming").iterdir()) == []
 
 
-def test_float16_answers_as_float32_and_the_manifest_says_what_it_cost(small: Path, retriever: Retriever) -> None:
-    """If it fails, a bundle for GPUs answers otherwise, or nobody can see what its precision cost."""
+def test_float16_answers_as_float32_and_the_manifest_records_its_loss(small: Path, retriever: Retriever) -> None:
+    """If it fails, a bundle for GPUs has different answers, or its manifest lacks the loss."""
     store = open_store(small.parent / "half")
     built = build(small, store, settings=ExportSettings(precision="float16"))
     reduced = built.manifest.reduced

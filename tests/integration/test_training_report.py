@@ -24,7 +24,7 @@ HOSTILE = "<img src=http://example.org/x onerror=alert(1)>"
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """The words dataset, where every label's and query's text and the dataset's name try to be HTML."""
+    """The words dataset, with HTML in every label text, query text and the dataset's name."""
     plain = write_words(tmp_path_factory.mktemp("words") / "dataset")
 
     def spoilt(table: pa.Table) -> pa.Table:
@@ -85,7 +85,7 @@ def test_the_page_loads_nothing_and_runs_nothing(page: Page) -> None:
 
 
 def test_the_page_shows_metrics_and_settings_of_the_run(page: Page, trained: Path) -> None:
-    """If this failed, the page would leave out, or misstate, what a reader needs to trust the model."""
+    """If this failed, the page would omit or misstate metrics, groups or charts."""
     facts, words = read_facts(trained), " ".join(" ".join(page.words).split())
     for head in ("unified", "dual_encoder", "classifier"):
         assert f"{facts.best.metrics[head]['PSP@5']:.2f}" in words
@@ -111,7 +111,7 @@ def test_the_page_shows_metrics_and_settings_of_the_run(page: Page, trained: Pat
 
 
 def test_its_metrics_are_those_of_the_checkpoint(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this failed, one model's figure would stand on the page twice, with two values."""
+    """If this failed, the page would show two values of one metric."""
     monkeypatch.setattr(ranking, "SHORTLIST_SIZE", ranking.DEPTH)  # a long shortlist would hide that it is used
     opened = load_checkpoint(trained)
     evaluation = evaluate_for_report(opened, torch.device("cpu"))
@@ -123,13 +123,13 @@ def test_its_metrics_are_those_of_the_checkpoint(trained: Path, monkeypatch: pyt
 
 
 def test_the_page_can_be_made_again_from_the_folder_alone(trained: Path, tmp_path: Path) -> None:
-    """If this failed, a report could not be made on another machine, or would say something else there."""
+    """If this failed, a report could not be made on another machine, or would be different there."""
     copy = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("tokens", "report.html", "state*"))
     assert write_report(copy, "cpu").read_text() == (trained / "report.html").read_text()
 
 
 def test_repeating_the_command_writes_a_missing_page(hostile: Dataset, trained: Path, tmp_path: Path) -> None:
-    """If this failed, a run whose report met a full disk would never get one."""
+    """If this failed, a run whose report failed on a full disk would never get one."""
     copy = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("report.html"))
     overrides = [word for setting in SETTINGS for word in ("--set", setting)]
     assert run("train", "--dataset", hostile.folder, "--out", copy, *overrides) == 0
@@ -147,8 +147,8 @@ def test_a_run_of_one_epoch_with_a_single_validation_query_has_a_page(tmp_path: 
     assert 'id="p-1-unified"' in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_settings_stand_beside_the_default_with_their_origin() -> None:
-    """If this failed, a reader could not tell what was changed, or what a paper prints."""
+def test_settings_have_their_default_and_origin() -> None:
+    """If this failed, changed settings, or values published in a paper, would not be marked."""
     found = {one.key: one for one in recipe_settings(load_recipe("lf_amazontitles_131k", ["seed=3"]))}
     assert (found["seed"].value, found["seed"].default, found["seed"].changed) == ("3", "0", True)
     assert found["batching.positives"].origin == "published"
