@@ -49,9 +49,11 @@ def loadtest(
 ) -> None:
     """Measure a running service: rates, latencies, errors and capacity.
 
-    Requests leave on schedule even if the service falls behind, and each latency counts from when its request
-    was due. Ctrl-C stops early and prints the report. Exit code 1: the generator was the bottleneck, so the figures
-    are invalid. The keys are read from DIPTYCH_PREDICT_KEY and, for --switch-every, DIPTYCH_ADMIN_KEY.
+    Requests leave on schedule even if the service falls behind, and each
+    latency counts from when its request was due. Ctrl-C stops early and
+    prints the report. Exit code 1: the generator was the bottleneck, so the
+    figures are invalid. The keys are read from DIPTYCH_PREDICT_KEY and, for
+    --switch-every, DIPTYCH_ADMIN_KEY.
     """
     from loadtest.entry import main
     from loadtest.plan import Plan, parse_duration

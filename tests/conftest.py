@@ -1,5 +1,6 @@
 """The real chain, once per session: examples/keywords → dataset → checkpoint → store. Tests must not write to these."""
 
+import os
 import signal
 from pathlib import Path
 
@@ -9,6 +10,10 @@ from hypothesis import HealthCheck, settings
 from tests.support.shared import make_once
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Workers of pytest-xdist share the cores: OpenMP threads beyond one per process would only wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Hypothesis fails an example that takes more than 200 ms, or inputs that are slow to draw: that is the machine's load.
 settings.register_profile("no time limits", deadline=None, suppress_health_check=[HealthCheck.too_slow])

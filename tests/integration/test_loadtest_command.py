@@ -25,8 +25,10 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from loadtest.plan import Plan, request_bodies
+from loadtest.report import Report
 from loadtest.run import WARM_CONNECTIONS, Snapshot
 from loadtest.run import run as measure
+from loadtest.sweep import kept_up, knee
 from loadtest.target import Target
 from loadtest.timer import now
 from tests.support.bundles import make_store
@@ -154,19 +156,22 @@ def test_a_store_with_one_bundle_is_not_switched(
         assert "does not list its bundles: This needs the administrator's key" in capsys.readouterr().err
 
 
-def test_a_sweep_finds_where_the_service_falls_behind(
-    url: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    """A sweep would not rise, not end, or draw no curve."""
-    report = measured(
-        capsys, 0, url, "--sweep", "--rate", "100", "--duration", "300ms", "--max-lag", "1h",
-        "--html", tmp_path / "page.html",
-    )  # fmt: skip
-    rates = [step["rate"] for step in report["steps"]]
+def test_a_sweep_stops_at_the_rate_that_the_service_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A sweep would not raise the rate, not stop, or draw no curve."""
+    store = make_store(tmp_path / "store", "only").path
+    # 60 texts and then none: the first step sends 30, the second one 42
+    with serving(store, max_queries=60, rate_burst=60, rate_limit=0.001) as service:
+        report = measured(
+            capsys, 0, f"http://127.0.0.1:{service.port}", "--sweep", "--rate", "100", "--duration", "300ms",
+            "--max-lag", "1h", "--html", tmp_path / "page.html",
+        )  # fmt: skip
+    steps = [Report.model_validate(step) for step in report["steps"]]
+    rates = [step.rate for step in steps]
     assert rates == [round(100 * 2 ** (number / 2), 1) for number in range(len(rates))]
-    assert report["knee"] in [None, *(step["offered"] for step in report["steps"])]
-    assert report["saturation"] == max(step["achieved"] for step in report["steps"])
-    assert "did not keep up" in report["ended"] or len(rates) == 24 or "exceed the limits of one run" in report["ended"]
+    assert report["ended"] == f"the service did not keep up with {rates[-1]:,g} requests per second"
+    assert report["saturation"] == max(step.achieved for step in steps)
+    best = knee([step for step in steps if kept_up(step)])
+    assert report["knee"] == (best.offered if best else None)
     assert (tmp_path / "page.html").read_text().count("<svg") == 1
 
 
