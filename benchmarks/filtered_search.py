@@ -58,8 +58,7 @@ def measure(retriever: Retriever, texts: list[str], threads: int) -> Table:
     """A row a filter: recall@10 and milliseconds a query, alone and 64 together, by way."""
     manifest, weight = retriever.manifest, retriever.manifest.classifier_weight
     query_QD = np.concatenate(retriever.encode(texts), axis=1) * manifest.model.query_scale(weight)
-    exact, candidates = ExactIndex(retriever.vectors_LD, threads), retriever._candidates
-    assert candidates is not None
+    exact, candidates = ExactIndex(retriever.vectors_LD, threads), retriever.candidates
     effort = manifest.index.ef_search_at(weight)
     table = Table(
         title=f"{retriever.name}, {manifest.labels.count:,} labels, weight {weight:g}, effort {effort}", box=None

@@ -36,6 +36,7 @@ from retrieval.errors import BundleError
 from retrieval.results import NO_ROW, Hit, Ranking, SearchResults, Timings, hits_of
 from retrieval.search.arguments import check_queries, check_search
 from retrieval.search.attributes import BYTES_PER_LABEL, BYTES_PER_LABEL_WITH_NODES, Attributes
+from retrieval.search.candidates import Candidates
 from retrieval.search.distinct_vectors import nodes_in
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.filters import Filter
@@ -124,6 +125,11 @@ class Retriever:
     def vectors_LD(self) -> NDArray[np.float32]:
         """Return the label vectors [L, D], in memory; memory-mapped if memory is short and no keys are trusted."""
         return self._open_parts().ranker.vectors_LD
+
+    @property
+    def candidates(self) -> Candidates:
+        """Return the search for candidates: the index, and the comparison of all vectors."""
+        return self._open_parts().ranker.candidates
 
     @property
     def full_scans(self) -> int:

@@ -54,21 +54,21 @@ def measure(store: Path, texts: Sequence[str], queries: int, folder: Path, weigh
 
 
 def goes_on(store: Path, texts: Sequence[str], queries: int, folder: Path, weight: float | None) -> tuple[int, bool]:
-    """Stop a run with Ctrl-C behind its first part and start it again.
+    """Stop a run with Ctrl-C after its first shard and start it again.
 
-    How many parts the second run found, and whether the matches are those of a run that was never stopped.
+    How many shards the second run found, and whether the matches are those of a run that was never stopped.
     """
     source, whole = folder / f"queries-{queries}.parquet", folder / f"matches-{queries}.parquet"
     target = folder / "stopped.parquet"
     target.unlink(missing_ok=True)
     command = _command(store, source, target, weight)
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline, parts = time.monotonic() + PATIENCE, target.with_name(f".{target.name}.parts")
-    while not list(parts.glob("part-*")) and process.poll() is None and time.monotonic() < deadline:
+    deadline, shards = time.monotonic() + PATIENCE, target.with_name(f".{target.name}.shards")
+    while not list(shards.glob("shard-*")) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     process.wait()
-    written = len(list(parts.glob("part-*")))
+    written = len(list(shards.glob("shard-*")))
     WatchedProcess(command).wait()
     return written, pq.read_table(target).equals(pq.read_table(whole))
 

@@ -33,7 +33,7 @@ class Ranker:
         """Use an index of the label vectors, or of one vector per node; `threads` compare vectors one by one."""
         self.vectors_LD, self.index, self.full_scans = vectors_LD, index, index.full_scans
         self._dual_dim = model.dual_dim
-        self._candidates = Candidates(index, ExactIndex(vectors_LD, threads), nodes)
+        self.candidates = Candidates(index, ExactIndex(vectors_LD, threads), nodes)
         self._settings = lru_cache(CACHED_WEIGHTS)(
             lambda weight, k: (model.query_scale(weight), index_facts.ef_search_at(weight, k))
         )
@@ -51,10 +51,10 @@ class Ranker:
         scale_D, measured = self._settings(weight, k)
         ef_search = None if exact else measured
         count = to_rescore(k, self.index, ef_search)
-        nodes, passes = self._candidates.nodes(allowed), []
+        nodes, passes = self.candidates.nodes(allowed), []
         for start in range(0, max(len(vectors_QD), 1), QUERIES_PER_PASS):
             query_QD = vectors_QD[start : start + QUERIES_PER_PASS] * scale_D
-            rows_QC = self._candidates.find(query_QD, count, ef_search, allowed)
+            rows_QC = self.candidates.find(query_QD, count, ef_search, allowed)
             scored = rescore(query_QD, rows_QC, self.vectors_LD, self._dual_dim, k)
             passes.append(scored if nodes is None else expand(scored, nodes, k))
         if len(passes) == 1:
@@ -64,4 +64,4 @@ class Ranker:
 
     def close(self) -> None:
         """Stop the threads of the index."""
-        self._candidates.close()
+        self.candidates.close()

@@ -153,7 +153,7 @@ def test_built_in_queries_differ_and_files_are_read(tmp_path: Path) -> None:
         b'{"queries": ["red shoes"], "k": 1}', b'{"queries": ["light rain"], "k": 1}',
     ]  # fmt: skip
     (tmp_path / "blank.csv").write_text("query\n \n")
-    with pytest.raises(BadInput, match="holds no query"):
+    with pytest.raises(BadInput, match="contains no query"):
         request_bodies(tmp_path / "blank.csv", None, 1)
 
 

@@ -35,7 +35,7 @@ def test_the_bare_parts_find_what_search_finds(retriever: Retriever, monkeypatch
     place_QK, _ = found[-1]
     ranking = retriever.search_rows(QUERIES[:8], bare_parts.K)
     assert place_QK.shape == ranking.rows_QK.shape
-    nodes = retriever._candidates.nodes()
+    nodes = retriever.candidates.nodes()
     best_QK = nodes.node_L[ranking.rows_QK]  # texts of the same words share a node
     alike = [np.isin(best, row).mean() for row, best in zip(place_QK, best_QK, strict=True)]
     assert np.mean(alike) > 0.7  # the graph knows less of a label than what its score is from
