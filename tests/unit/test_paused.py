@@ -120,7 +120,7 @@ def test_a_list_has_a_bound(store: Path) -> None:
     """If it fails, a writer of the file can fill the memory of every service on the store."""
     pause(store, "a", "b", "a")
     assert read_paused(store, 2) == ("a", "b")
-    with pytest.raises(BundleError, match=r"PAUSED\.json holds 2 labels; the limit is 1\."):
+    with pytest.raises(BundleError, match=r"PAUSED\.json lists 2 labels; the limit is 1\."):
         read_paused(store, 1)
     with (store / PAUSED).open("wb") as file:
         file.truncate(1 << 30)
