@@ -1,6 +1,6 @@
 """Notes about an input: counts of what a user should know, such as rows with a column that is not used."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 
 Counts = Mapping[str, int | Mapping[str, int]]  # by identifier, or by identifier and name
@@ -20,11 +20,11 @@ class Notes:
     """Counts by identifier, or by identifier and name."""
 
     def __init__(self) -> None:
-        self._counts: dict[str, Counter[str | None]] = {}
+        self._counts: defaultdict[str, Counter[str | None]] = defaultdict(Counter)
 
     def add(self, note: str, count: int, name: str | None = None) -> None:
         """Add `count` to a note; `name` is the column, file or place that the count is about."""
-        self._counts.setdefault(note, Counter())[name] += count
+        self._counts[note][name] += count
 
     def update(self, counts: Counts) -> None:
         """Add all counts of other notes."""

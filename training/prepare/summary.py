@@ -65,7 +65,7 @@ def _print(console: Console, text: str) -> None:
 
 def _splits(dataset: Dataset) -> Table:
     table = Table("split", box=None, padding=(0, 2, 0, 0))
-    for heading in ("rows", "positives", "positives per row", "rows without label", "excluded labels"):
+    for heading in ("rows", "positives", "per row", "rows without label", "excluded labels"):
         table.add_column(heading, justify="right")
     for name in SPLITS:
         split = dataset.split(name)
