@@ -68,18 +68,20 @@ def _write(encoder: QueryEncoder | LabelEncoder, path: Path) -> None:
     dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}
     weights = encoder.model.encoder.state_dict().values()
     with quiet("torch.onnx"):
-        torch.onnx.export(
+        program = torch.onnx.export(
             encoder.eval(),
             (ids_BT, torch.ones_like(ids_BT)),
-            path,
             dynamo=True,
             opset_version=OPSET,
             input_names=["input_ids", "attention_mask"],
             output_names=["vectors"],
             dynamic_shapes={"input_ids": dynamic, "attention_mask": dynamic},
-            external_data=sum(tensor.nbytes for tensor in weights) > INLINE_LIMIT,
             verbose=False,
         )
+        assert program is not None, "dynamo=True returns a program"
+        for node in program.model.graph:
+            node.metadata_props.clear()  # stack traces with the paths of the source files on this machine
+        program.save(path, external_data=sum(tensor.nbytes for tensor in weights) > INLINE_LIMIT)
 
 
 @contextmanager
