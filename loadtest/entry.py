@@ -9,7 +9,7 @@ from typing import Any
 
 import uvloop
 
-from loadtest.console import ProgressLine, print_report
+from loadtest.display.console import ProgressLine, print_report
 from loadtest.plan import Plan, request_bodies
 from loadtest.report import Report, SweepReport
 from loadtest.run import run
@@ -41,7 +41,7 @@ def main(
     target = Target.resolve(url, confirmed=confirmed, key=key or None)
     switcher = _switcher(target, plan, bundles)
     if html:
-        from loadtest.page import render  # fails before the run, not after it, if matplotlib is missing
+        from loadtest.display.page import render  # fails before the run, not after it, if matplotlib is missing
 
         html.touch()
     report = uvloop.run(_measure(target, plan, bodies, switcher, rising=rising))

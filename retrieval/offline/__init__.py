@@ -1,0 +1,1 @@
+"""Search for a whole file of queries, and compare two bundles."""

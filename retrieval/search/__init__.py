@@ -1,0 +1,1 @@
+"""Search an opened bundle: encoder, indexes, candidates and filters."""

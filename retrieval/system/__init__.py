@@ -1,0 +1,1 @@
+"""The operating system: files, limits, priorities, signals, terminals and sandboxing."""

@@ -1,0 +1,1 @@
+"""Decide who may send requests: keys, addresses, host names and rate limits."""

@@ -1,0 +1,1 @@
+"""Open, serve, switch, compare and close bundles; follow the store."""

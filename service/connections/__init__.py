@@ -1,0 +1,1 @@
+"""Limit what a client connection may send, hold and leave unread."""

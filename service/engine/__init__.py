@@ -1,0 +1,1 @@
+"""The engine: a process that holds one bundle and answers batches."""

@@ -105,7 +105,7 @@ def test_a_missing_matplotlib_is_reported_before_the_run(
     url: str, service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run of an hour would end without its page, or in a traceback."""
-    for name in ("loadtest.page", "loadtest.charts"):
+    for name in ("loadtest.display.page", "loadtest.display.charts"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     before = answers(service)

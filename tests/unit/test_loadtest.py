@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from loadtest.arrivals import arrival_times
 from loadtest.client import TIMED_OUT, RequestOutcome
+from loadtest.display.page import render
 from loadtest.histogram import Histogram
-from loadtest.page import render
 from loadtest.plan import Plan, parse_duration, request_bodies
 from loadtest.report import LatencySummary, Report, SwitchingReport, invalid_reasons, summarize
 from loadtest.run_stats import RunStats, parse_server_timing

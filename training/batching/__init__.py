@@ -1,0 +1,1 @@
+"""Form batches: training data, sampled positives, hard negatives, label queries and clusters."""

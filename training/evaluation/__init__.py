@@ -1,0 +1,1 @@
+"""Score and rank labels, and measure the result: validation, `diptych evaluate`, reports and export."""

@@ -1,0 +1,1 @@
+"""The unified model: encoders, heads, classifier rows and tokenizers."""

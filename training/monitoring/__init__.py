@@ -1,0 +1,1 @@
+"""Show the progress of a run: callbacks, console, TensorBoard, and errors of exhausted resources."""

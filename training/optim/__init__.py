@@ -1,0 +1,1 @@
+"""Losses, optimizers, GradCache and distributed training: one training step."""

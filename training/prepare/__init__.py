@@ -1,0 +1,1 @@
+"""Turn a click log into a dataset: read, check, split and write."""

@@ -1,0 +1,1 @@
+"""The recipe: every option of a training run."""

@@ -3,8 +3,8 @@
 import io
 from html import escape
 
-from loadtest.charts import line_chart
-from loadtest.console import print_report
+from loadtest.display.charts import line_chart
+from loadtest.display.console import print_report
 from loadtest.report import Report, SweepReport
 from retrieval.system.console import Console
 
