@@ -1,4 +1,4 @@
-"""Learns: UniDEC's Algorithm 1, from a prepared dataset to a checkpoint (torch, transformers)."""
+"""Train the unified model (UniDEC, Algorithm 1): from a prepared dataset to a checkpoint. Needs torch and transformers."""
 
 import os
 
