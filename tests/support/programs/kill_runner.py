@@ -1,7 +1,8 @@
 """Kill store commands with SIGKILL at random moments.
 
-`python -m tests.support.programs.kill_runner TIMES SEED FOLDER` prints one line of JSON per kill: the command that died, what it left behind, and what is wrong with the store after the
-next command. Each time a forked process runs commands without end until it is killed.
+`python -m tests.support.programs.kill_runner TIMES SEED FOLDER` prints one line of JSON per kill: the command that
+died, what it left behind, and what is wrong with the store after the next command. Each time a forked process runs
+commands without end until it is killed.
 """
 
 import json
