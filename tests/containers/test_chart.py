@@ -73,7 +73,7 @@ def test_a_release_named_diptych_starts_and_is_stopped_in_time() -> None:
 
 
 def test_the_cache_folder_is_kept_on_a_claim_if_one_is_named() -> None:
-    """The serial numbers of signed bundles would be lost with each pod, and an older bundle be accepted again."""
+    """The serial numbers of signed bundles would be lost with each pod, and an older bundle would be accepted again."""
     pods = [rendered(values)["Deployment"]["spec"]["template"]["spec"] for values in (URL | {"cacheClaim": "c"}, URL)]
     claimed, default = [next(one for one in pod["volumes"] if one["name"] == "cache") for pod in pods]
     assert claimed == {"name": "cache", "persistentVolumeClaim": {"claimName": "c"}}
@@ -81,6 +81,6 @@ def test_the_cache_folder_is_kept_on_a_claim_if_one_is_named() -> None:
 
 
 def test_a_chart_without_a_store_is_refused_in_a_sentence() -> None:
-    """Pods would restart for ever without a store."""
+    """Pods would restart forever without a store."""
     with pytest.raises(Exception, match=r"store\.url or store\.existingClaim must say where the bundles are\."):
         rendered({})

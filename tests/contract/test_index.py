@@ -51,7 +51,7 @@ def test_finds_the_greatest_inner_products(make: Callable[[Vectors], VectorIndex
 
 
 def test_answers_come_best_first_and_once(make: Callable[[Vectors], VectorIndex]) -> None:
-    """If it fails, a caller that cuts a ranking off loses good labels, or shows one twice."""
+    """If it fails, a caller that truncates a ranking loses good labels, or shows one twice."""
     rows_QK, scores_QK = make(clustered(500)).search(clustered(9, seed=2), 50)
     assert (np.diff(scores_QK, axis=1) <= 1e-6).all()
     assert all(len(set(row)) == 50 for row in rows_QK)
@@ -103,7 +103,7 @@ def test_many_queries_equal_single_ones(make: Callable[[Vectors], VectorIndex]) 
 
 
 def test_a_column_major_query_of_doubles_is_understood(make: Callable[[Vectors], VectorIndex]) -> None:
-    """If it fails, vectors in another memory layout are misread."""
+    """If it fails, vectors in another memory layout are read incorrectly."""
     index, query_QD = make(clustered(100)), clustered(7, seed=5)
     odd_QD = np.asfortranarray(query_QD.astype(np.float64))
     assert index.search(odd_QD, 3)[0].tolist() == index.search(query_QD, 3)[0].tolist()  # type: ignore[arg-type]

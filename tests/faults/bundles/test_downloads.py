@@ -74,7 +74,7 @@ def breaking(times: int) -> object:
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_stopped(web: WebStore, here: Store) -> None:
-    """If it fails, one lost packet costs a download of gigabytes, or the bundle."""
+    """If it fails, one lost packet makes a download of gigabytes start again, or fail."""
     web.instead[PATH] = breaking(2)  # type: ignore[assignment]
     assert pull(web.url, here) == "one"
     here.verify("one")
@@ -84,7 +84,7 @@ def test_a_download_that_breaks_off_goes_on_where_it_stopped(web: WebStore, here
 
 
 def test_a_later_run_goes_on_too(web: WebStore, here: Store, there: Path) -> None:
-    """If it fails, a download that is larger than what one night's connection brings never ends."""
+    """If it fails, a download that takes longer than one connection lasts never ends."""
     web.instead[PATH] = breaking(1000)  # type: ignore[assignment]
     with pytest.raises(Unreachable, match=f"{web.url}{PATH} cannot be reached"):
         pull(web.url, here)
@@ -101,7 +101,7 @@ def test_a_later_run_goes_on_too(web: WebStore, here: Store, there: Path) -> Non
 
 
 def test_attempts_have_an_end(web: WebStore, here: Store) -> None:
-    """If it fails, a server that always breaks the connection keeps its client trying for ever."""
+    """If it fails, a server that always breaks the connection keeps its client trying forever."""
     asked: list[str] = []
 
     def refuse(handler: Handler) -> None:
@@ -135,7 +135,7 @@ def test_what_is_too_long_begins_anew_and_what_is_of_others_goes(web: WebStore, 
 
 
 def test_a_file_that_is_not_the_right_one_leaves_nothing(web: WebStore, here: Store, there: Path) -> None:
-    """If it fails, a damaged part is resumed again and again although the store has the right file by now."""
+    """If it fails, a damaged part is resumed again and again although the store has a correct file now."""
     path = there / "bundles" / "one" / LABELS
     right = path.read_bytes()
     path.write_bytes(right[::-1])
@@ -166,7 +166,7 @@ def test_a_server_without_ranges_is_asked_for_everything_again(web: WebStore, he
 
 @pytest.mark.parametrize("name", [PARTIAL, DOWNLOAD_LOCK])
 def test_links_in_the_cache_are_not_followed(web: WebStore, here: Store, tmp_path: Path, name: str) -> None:
-    """If it fails, a link in the cache decides where a download is written, or what is emptied."""
+    """If it fails, a link in the cache redirects a download, or the removal of a folder."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("precious")
@@ -179,7 +179,7 @@ def test_links_in_the_cache_are_not_followed(web: WebStore, here: Store, tmp_pat
 
 
 def test_a_part_that_is_a_link_is_not_written_through(web: WebStore, here: Store, there: Path, tmp_path: Path) -> None:
-    """If it fails, a link in the cache lets a download write over any file."""
+    """If it fails, a link in the cache lets a download overwrite any file."""
     _, sha256 = entry(there)
     (tmp_path / "precious").write_text("precious")
     (here.path / PARTIAL).mkdir(parents=True)
@@ -190,6 +190,6 @@ def test_a_part_that_is_a_link_is_not_written_through(web: WebStore, here: Store
 
 
 def test_a_fetched_bundle_answers(web: WebStore, tmp_path: Path) -> None:
-    """If it fails, fetching in parts mixes their order."""
+    """If it fails, parallel downloads mix the order of parts."""
     with open_bundle(web.url, cache=tmp_path / "cache") as retriever:
         assert retriever.check_golden().passed

@@ -37,7 +37,7 @@ def test_a_whole_bundle_is_active_after_every_kill(kills: list[dict[str, Any]]) 
 
 
 def test_the_kills_hit_every_command_and_left_something(kills: list[dict[str, Any]]) -> None:
-    """If it fails, the moments are not as random as they must be, and the test above says little."""
+    """If it fails, the kills do not happen at random moments, and the test above checks little."""
     assert {kill["command"] for kill in kills} == set(COMMANDS)
     assert sum(kill["left"] > 0 for kill in kills) > 10
     assert sum(kill["left"] == 0 for kill in kills) > 10

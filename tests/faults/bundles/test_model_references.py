@@ -73,7 +73,7 @@ def test_weights_beside_the_model_are_read(bundle: Path) -> None:
 
 @pytest.mark.parametrize("how", sorted(HOSTILE))
 def test_a_reference_out_of_the_bundle_is_refused(bundle: Path, how: str) -> None:
-    """If it fails, a bundle from elsewhere reads any file of the machine into its answers."""
+    """If it fails, a hostile bundle can read any file of the machine into its answers."""
     (bundle.parent / "secret").write_bytes((bundle / BESIDE).read_bytes())
     path = bundle / QUERY_ENCODER
     before = path.read_bytes()
@@ -85,7 +85,7 @@ def test_a_reference_out_of_the_bundle_is_refused(bundle: Path, how: str) -> Non
 
 
 def test_a_reference_to_a_file_that_is_not_listed_is_refused(bundle: Path) -> None:
-    """If it fails, a bundle's weights can be exchanged after it was verified."""
+    """If it fails, a bundle's weights can be replaced after it was verified."""
     path = bundle / QUERY_ENCODER
     path.write_bytes(renamed("absent.data")(path.read_bytes()))
     rehash(bundle, QUERY_ENCODER)
@@ -97,7 +97,7 @@ def test_a_reference_to_a_file_that_is_not_listed_is_refused(bundle: Path) -> No
 
 
 def test_words_that_only_contain_the_key_are_no_references(bundle: Path) -> None:
-    """If it fails, a good model is refused because some operator's name speaks of an allocation or a location."""
+    """If it fails, a good model is refused because the name of an operator contains "alloc" or "location"."""
     model = onnx.load(bundle / QUERY_ENCODER)
     for place, node in enumerate(model.graph.node):
         node.name = f"/encoder/location_{place}/allocation"

@@ -36,13 +36,13 @@ def of(cases: list[dict[str, Any]], group: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("group", ["hashes left alone", "manifest changed"])
 def test_damage_that_the_manifest_tells_is_refused(opened: list[dict[str, Any]], group: str) -> None:
-    """If it fails, a bundle that was damaged on its way, or whose manifest makes no sense, is served."""
+    """If it fails, a bundle that was damaged in transfer, or whose manifest is inconsistent, is served."""
     accepted = [case for case in of(opened, group) if case["outcome"] != "refused"]
     assert accepted == []
 
 
 def test_a_refusal_names_file_and_cause_in_a_sentence(opened: list[dict[str, Any]]) -> None:
-    """If it fails, an operator learns that something is wrong, but not what, or in the words of a library."""
+    """If it fails, an operator gets an error without its cause, or in a library's wording."""
     for case in opened:
         if case["outcome"] == "refused":
             assert any(name in case["how"] for name in case["files"]), case
@@ -51,19 +51,21 @@ def test_a_refusal_names_file_and_cause_in_a_sentence(opened: list[dict[str, Any
 
 
 def test_a_hostile_bundle_raises_one_error_within_its_limits(opened: list[dict[str, Any]]) -> None:
-    """If it fails, a hostile bundle ends its reader in a way that the reader cannot expect, or keeps it for ever."""
+    """If it fails, a hostile bundle ends its reader with an unexpected exception, or blocks it forever."""
     strange = [case for case in opened if case["outcome"] in ("escaped", "hung")]
     assert strange == []
 
 
 def test_no_lying_bundle_reaches_native_code_that_dies_of_it(opened: list[dict[str, Any]]) -> None:
-    """If it fails, a file ends the process that opens it; a model may, which is what the store's probe is for."""
+    """If it fails, a file other than a model ends the process that opens it; models are first opened in a child
+    process.
+    """
     died = [case for case in opened if case["outcome"] == "died" and QUERY_ENCODER not in case["files"]]
     assert died == []
 
 
 def test_an_index_that_passes_is_one_with_another_vector_or_link(opened: list[dict[str, Any]]) -> None:
-    """If it fails, so much of an index goes unchecked, or is refused though harmless, that the checks say little."""
+    """If it fails, the checks miss much damage of an index, or refuse much that is harmless."""
     outcomes = Counter(case["outcome"] for case in opened if INDEX in case["files"] and "rehashed" in case["kind"])
     assert outcomes.keys() <= {"refused", "accepted", "different"}
     assert outcomes["refused"] > outcomes["accepted"] > 0

@@ -88,7 +88,7 @@ def replace(bundle: Path, file: str, content: bytes) -> None:
     ],
 )
 def test_a_file_without_end_is_read_to_its_limit(web: WebStore, here: Store, path: str, said: str) -> None:
-    """If it fails, a writer of the bucket can fill the memory or the disk of all readers."""
+    """If it fails, a process that can write to the bucket can fill the memory or the disk of all readers."""
     web.instead[path] = endless
     with pytest.raises(BundleError, match=said):
         pull(web.url, here)
@@ -100,7 +100,7 @@ def test_a_file_without_end_is_read_to_its_limit(web: WebStore, here: Store, pat
     "name", ["../two", "/etc", "bundles/one", "one\ntwo", "", "\x00", "é", "x" * 65, "-x"]
 )  # fmt: skip
 def test_a_hostile_name_in_current_is_refused(there: Path, here: Store, name: str) -> None:
-    """If it fails, CURRENT of a bucket decides which folder of this machine is written to."""
+    """If it fails, CURRENT of a bucket can make a reader write to any folder."""
     (there / "CURRENT").write_text(name)
     with pytest.raises(BundleError, match=r"not a bundle name\. Activate a bundle there"):
         pull(f"file://{there}", here)
@@ -109,7 +109,7 @@ def test_a_hostile_name_in_current_is_refused(there: Path, here: Store, name: st
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "..", MANIFEST, SIGNATURE, "-x", ".x"])
 def test_a_file_name_that_leaves_the_folder_is_refused(there: Path, here: Store, name: str) -> None:
-    """If it fails, a manifest writes files wherever it likes."""
+    """If it fails, a manifest can make a reader write files anywhere."""
     entry = {"bytes": 1, "sha256": "0" * 64}
     rewrite(there / "bundles" / "one", lambda manifest: manifest["files"].update({name: entry}))
     with pytest.raises(BundleError, match="is not a plain file name"):
@@ -136,7 +136,7 @@ def test_a_file_name_that_leaves_the_folder_is_refused(there: Path, here: Store,
     ],
 )  # fmt: skip
 def test_a_spoiled_bundle_gets_no_name(there: Path, here: Store, change: Callable[[Path], object], said: str) -> None:
-    """If it fails, a damaged or hostile bundle is taken in, or its refusal names no file and no place."""
+    """If it fails, a damaged or hostile bundle is accepted, or the error names neither file nor location."""
     change(there / "bundles" / "one")
     with pytest.raises(BundleError, match=said) as refused:
         pull(f"file://{there}", here)
@@ -146,7 +146,7 @@ def test_a_spoiled_bundle_gets_no_name(there: Path, here: Store, change: Callabl
 
 
 def test_no_file_of_a_bundle_without_a_trusted_signature_is_fetched(web: WebStore, here: Store) -> None:
-    """If it fails, files of an unknown author are on the disk before the signature is checked."""
+    """If it fails, files of an unknown author are downloaded before the signature is checked."""
     with pytest.raises(BundleError, match=f"{web.url}/bundles/one is not signed, and DIPTYCH_TRUSTED_KEYS"):
         pull(web.url, open_store(here.path, trusted=[new_keys().trusted]))
     assert {path.rpartition("/")[2] for path in web.asked} == {"CURRENT", MANIFEST, SIGNATURE}
@@ -154,7 +154,7 @@ def test_no_file_of_a_bundle_without_a_trusted_signature_is_fetched(web: WebStor
 
 
 def test_a_connection_that_breaks_leaves_nothing(web: WebStore, here: Store) -> None:
-    """If it fails, half a bundle is taken for a whole one, or stays on the disk."""
+    """If it fails, an incomplete bundle counts as complete, or stays on the disk."""
     web.instead[f"/bundles/one/{INDEX}"] = cut_off
     with pytest.raises(BundleError, match=f"{web.url}/bundles/one/{INDEX} "):
         pull(web.url, here)
@@ -164,7 +164,7 @@ def test_a_connection_that_breaks_leaves_nothing(web: WebStore, here: Store) -> 
 
 
 def test_a_killed_download_is_swept_away_by_the_next(web: WebStore, here: Store) -> None:
-    """If it fails, what a killed process had fetched is taken for a bundle, or fills the disk for ever."""
+    """If it fails, the partial download of a killed process counts as a bundle, or is never removed."""
     begun, over = threading.Event(), threading.Event()
 
     def stall(handler: Handler) -> None:
@@ -187,7 +187,7 @@ def test_a_killed_download_is_swept_away_by_the_next(web: WebStore, here: Store)
 
 
 def test_of_two_at_once_one_fetches(web: WebStore, here: Store) -> None:
-    """If it fails, ten workers that start together fetch ten times, or stumble over each other's files."""
+    """If it fails, ten workers that start together download ten times, or overwrite each other's files."""
     both = threading.Event()
 
     def once_both_ask(handler: Handler) -> None:
@@ -212,7 +212,7 @@ def test_of_two_at_once_one_fetches(web: WebStore, here: Store) -> None:
 
 
 def test_a_store_that_is_gone_is_an_error_or_a_warning(there: Path, tmp_path: Path) -> None:
-    """If it fails, an outage stops what could go on, or goes unnoticed while an old bundle answers."""
+    """If it fails, an outage stops a service that could continue, or is not reported while an old bundle answers."""
     cache = tmp_path / "cache"
     with web_store(there) as web:
         open_bundle(web.url, cache=cache).close()
@@ -229,7 +229,7 @@ def test_a_store_that_is_gone_is_an_error_or_a_warning(there: Path, tmp_path: Pa
 
 
 def test_a_server_in_trouble_is_not_an_empty_store(web: WebStore, here: Store) -> None:
-    """If it fails, an overloaded server passes for a store without an active bundle, or without signatures."""
+    """If it fails, an overloaded server counts as a store without an active bundle, or without signatures."""
     for path in ("/CURRENT", f"/bundles/one/{SIGNATURE}"):
         web.instead = {path: failing}
         with pytest.raises(Unreachable, match=f"{web.url}{path} cannot be reached"):
@@ -239,7 +239,9 @@ def test_a_server_in_trouble_is_not_an_empty_store(web: WebStore, here: Store) -
 def test_an_outage_half_way_through_a_download_goes_on_with_the_last_one(
     web: WebStore, there: Path, tmp_path: Path
 ) -> None:
-    """If it fails, a bundle that was activated but cannot be fetched takes down what the one before could answer."""
+    """If it fails, a bundle that was activated but cannot be downloaded stops a service that could serve the previous
+    one.
+    """
     open_bundle(web.url, cache=tmp_path / "cache").close()
     (there / "CURRENT").write_text("two\n")
     web.instead[f"/bundles/two/{INDEX}"] = cut_off
@@ -253,7 +255,7 @@ def test_an_outage_half_way_through_a_download_goes_on_with_the_last_one(
 
 
 def test_a_refusal_is_no_outage(there: Path, tmp_path: Path) -> None:
-    """If it fails, a hostile bundle passes for a network fault, and an old one answers in its place."""
+    """If it fails, a hostile bundle counts as a network fault, and an old bundle answers instead."""
     url = f"file://{there}"
     open_bundle(url, cache=tmp_path / "cache").close()
     (there / "CURRENT").write_text("two\n")

@@ -84,7 +84,7 @@ def attempted(tmp_path: Path, mode: str) -> dict[str, object]:
 
 
 def test_a_confined_process_reads_its_bundle_and_does_nothing_else(tmp_path: Path) -> None:
-    """If it fails, native code that a hostile bundle takes over reads keys, changes files or calls home."""
+    """If it fails, compromised native code can read keys, change files or open connections."""
     if lacks := missing():
         pytest.skip(f"this system has no sandbox: {', '.join(lacks)}")
     found = attempted(tmp_path, "required")
@@ -103,7 +103,7 @@ def test_memory_is_bounded_without_a_sandbox_too(tmp_path: Path) -> None:
 
 
 def test_children_get_no_credentials() -> None:
-    """If it fails, a key of the cloud, of the service or of anything else lies in the memory that a bundle may read."""
+    """If it fails, credentials are in the memory of the process that reads a bundle."""
     secrets = {
         "AWS_SECRET_ACCESS_KEY": "1", "AWS_SESSION_TOKEN": "1", "GOOGLE_APPLICATION_CREDENTIALS": "1",
         "AZURE_STORAGE_CONNECTION_STRING": "1", "DIPTYCH_ADMIN_KEY": "1", "DIPTYCH_SIGNING_KEY": "1", "HF_TOKEN": "1",
@@ -122,7 +122,7 @@ def test_a_mistyped_mode_is_refused(written: str) -> None:
 
 
 def test_an_engine_is_confined_and_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, engines hold credentials, or run unconfined though the operator required otherwise."""
+    """If it fails, engines have credentials, or run without a sandbox although the operator required one."""
     if missing():
         pytest.skip("this system has no sandbox")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
@@ -166,7 +166,7 @@ def test_what_the_system_lacks_is_said_or_refused(tmp_path: Path, monkeypatch: p
 
 
 def test_each_part_of_the_sandbox_is_tested_on_its_own() -> None:
-    """If it fails, one missing package hides that the kernel lacks what the other one needs, and `confine` fails."""
+    """If it fails, one missing package hides that the kernel lacks a feature, and `confine` fails."""
     lacks = missing_by_package(
         find=lambda name: None if name == "seccompy" else name,
         load=lambda name: SimpleNamespace(supported=lambda: False),

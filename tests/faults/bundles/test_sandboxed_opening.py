@@ -118,14 +118,14 @@ def test_a_bundle_that_never_answers_is_refused(bundle: Path, tmp_path: Path) ->
 
 
 def test_a_model_that_can_loop_is_refused_before_it_is_opened(bundle: Path, tmp_path: Path) -> None:
-    """If it fails, a model may run for ever on a query: that its golden queries end says nothing about others."""
+    """If it fails, a model that never ends on some query is accepted, because it ends on its golden queries."""
     loop_for_ever(bundle)
     with pytest.raises(BundleError, match=r"query_encoder\.onnx has a node 'Loop' with a graph inside\."):
         Store(tmp_path / "store", verify_in_process).publish(bundle, "one")
 
 
 def test_a_bundle_that_answers_differently_is_refused(bundle: Path, tmp_path: Path) -> None:
-    """If it fails, a bundle becomes active on a machine that does not give the answers it was measured with."""
+    """If it fails, a bundle becomes active on a machine where it gives other answers than were measured."""
     store = open_store(tmp_path / "store")
     path = store.publish(bundle, "one")
     golden = json.loads((path / "golden.json").read_text())
@@ -148,7 +148,7 @@ def multiply_texts(bundle: Path) -> None:
 
 
 def test_a_bundle_that_takes_all_memory_is_refused(bundle: Path, tmp_path: Path) -> None:
-    """If it fails, a few kilobytes of a hostile bundle end what else runs on the machine that publishes it."""
+    """If it fails, a few kilobytes of a hostile bundle exhaust the memory of the machine that publishes it."""
     multiply_texts(bundle)
     store = open_store(tmp_path / "store")
     with pytest.raises(BundleError, match=r"words .*\. Export the bundle again"):
@@ -194,7 +194,7 @@ def test_a_compromised_child_does_not_harm_its_parent(program: str, code: int | 
 
 @pytest.mark.parametrize("output", [b"", b"{", b"5", b"[]", b'{"queries": 1}', b"\xff\n"])
 def test_a_child_without_a_report_is_a_refusal(bundle: Path, output: bytes) -> None:
-    """If it fails, a child that ends early without an error counts as verified, or ends its parent in a traceback."""
+    """If it fails, a child that ends early without an error counts as success, or ends its parent with a traceback."""
     with pytest.raises(BundleError, match=r"words: the process that opened it did not print a report\."):
         verify_in_subprocess(bundle, run=lambda *arguments: (0, output, b""))
 

@@ -80,7 +80,7 @@ def sentence(line: str, *parts: str) -> None:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_a_store_of_another_user_is_one_sentence(store: Store, command: list[str]) -> None:
-    """If it fails, a missing right ends in a traceback, or a command stops half way."""
+    """If it fails, a missing permission ends in a traceback, or a command stops in the middle."""
     name, *arguments = (word.format(folder=store.path.parent / "whole") for word in command)
     others = {"UID_FOR_TEST": str(OTHER_UID)} if os.getuid() == 0 else {}
     modes = {
@@ -109,7 +109,7 @@ def in_a_mount(size: str, then: str) -> list[str]:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command[0])
 def test_a_read_only_store_is_a_sentence(store: Store, command: list[str]) -> None:
-    """If it fails, a store on a medium that cannot be written ends in a traceback."""
+    """If it fails, a store on a read-only medium ends in a traceback."""
     folder = store.path.parent
     name, *arguments = (word.format(folder=folder / "whole") for word in command)
     before = [*in_a_mount("10m", "mount -o remount,ro mount"), folder, ROOT]
@@ -121,7 +121,7 @@ def test_a_read_only_store_is_a_sentence(store: Store, command: list[str]) -> No
 
 @pytest.mark.parametrize("command", COMMANDS[:3], ids=lambda command: command[0])
 def test_a_full_disk_is_a_sentence(store: Store, command: list[str]) -> None:
-    """If it fails, a full disk leaves half a bundle in the store, or an active one that is not there."""
+    """If it fails, a full disk leaves an incomplete bundle in the store, or CURRENT names a missing one."""
     folder = store.path.parent
     name, *arguments = (word.format(folder=folder / "whole") for word in command)
     fill = "{ cat /dev/zero > mount/rest 2> /dev/null || true; }"
@@ -142,7 +142,7 @@ def test_pruning_frees_a_full_disk(store: Store) -> None:
 
 @pytest.mark.parametrize("most_bytes", [0, 10_000])
 def test_files_that_cannot_grow_are_a_sentence(store: Store, folder: Path, most_bytes: int) -> None:
-    """If it fails, a quota ends in a traceback, or a bundle is published without the rest of a file."""
+    """If it fails, a quota ends in a traceback, or a bundle with a truncated file is published."""
     elsewhere = other_file_system(folder)
 
     def limit() -> None:
@@ -162,7 +162,7 @@ def other_file_system(folder: Path) -> Path:
 
 
 def test_a_bundle_comes_from_another_file_system(store: Store, folder: Path) -> None:
-    """If it fails, a bundle that was built on a fast disk cannot be published, or is lost from where it was."""
+    """If it fails, a bundle on another file system cannot be published, or is lost."""
     with tempfile.TemporaryDirectory(dir=other_file_system(folder)) as outside:
         whole = shutil.copytree(folder / "whole", Path(outside) / "whole")
         assert said("publish", store.path, whole, "three") == "done"

@@ -105,7 +105,7 @@ def test_files_that_are_changed_under_an_open_bundle_change_nothing(
 
 
 def test_a_file_that_is_edited_after_it_was_opened_is_refused(bundle: Path, other: Path) -> None:
-    """If it fails, a writer that is quick enough gets some of its bytes past the check."""
+    """If it fails, a process that writes quickly enough can change bytes after the check."""
 
     def open_and_edit(path: Path, folder: int, entry: FileEntry) -> FileIO:
         file = open_listed_file(path, folder, entry)
@@ -158,7 +158,7 @@ def test_the_copy_of_the_index_cannot_be_written(bundle: Path) -> None:
 
 
 def test_no_descriptor_is_left_open(bundle: Path) -> None:
-    """If it fails, every bundle that a service opens, or refuses, takes files away from its limit."""
+    """If it fails, every bundle that a service opens or refuses leaks file descriptors."""
 
     def opened() -> int:
         return len(list(Path("/proc/self/fd").iterdir()))
@@ -176,7 +176,7 @@ def test_no_descriptor_is_left_open(bundle: Path) -> None:
 
 
 def test_a_bundle_of_hard_links_opens(bundle: Path, tmp_path: Path) -> None:
-    """If it fails, a store that a backup or `cp -al` has made of hard links is refused, though its bytes are copied."""
+    """If it fails, a store made of hard links (by a backup or `cp -al`) is refused, although its bytes are copied."""
     copy = tmp_path / "copy"
     copy.mkdir()
     for file in bundle.iterdir():
@@ -188,7 +188,7 @@ def test_a_bundle_of_hard_links_opens(bundle: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", [*REQUIRED, "manifest.json", "manifest.sig"])
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link", "link to nothing"])
 def test_what_is_no_plain_file_is_refused_at_once(bundle: Path, tmp_path: Path, name: str, kind: str) -> None:
-    """If it fails, a pipe in place of a file holds its reader for ever, or a link shows it another file."""
+    """If it fails, a pipe in place of a file blocks its reader forever, or a link redirects it to another file."""
     path, content = bundle / name, tmp_path / "content"
     if path.exists():
         path.rename(content)

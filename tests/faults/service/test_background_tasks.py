@@ -73,7 +73,7 @@ def pause(service: Service, **change: Any) -> Reply:
 
 @pytest.mark.parametrize("content", BAD_LISTS.values(), ids=BAD_LISTS.keys())
 def test_a_service_does_not_start_on_a_list_that_cannot_be_read(store: Store, tmp_path: Path, content: bytes) -> None:
-    """It would wait for ever without a log line, or show labels that must not be shown."""
+    """The service would wait forever without a log line, or show labels that must not be shown."""
     (store.path / "PAUSED.json").write_bytes(content)
     code, log = ended_with(store.path, tmp_path / "log")
     errors = [line for line in log.splitlines() if line.startswith("error: ")]
@@ -84,7 +84,7 @@ def test_a_service_does_not_start_on_a_list_that_cannot_be_read(store: Store, tm
 
 @pytest.mark.parametrize("content", BAD_LISTS.values(), ids=BAD_LISTS.keys())
 def test_an_invalid_list_is_reported_and_watching_continues(store: Store, content: bytes) -> None:
-    """One byte would end the watcher: no pause and no new bundle would be seen again, and nothing would be logged."""
+    """One invalid byte would end the watcher: no later pause or bundle would be noticed, without a log line."""
     file = store.path / "PAUSED.json"
     with serving(store.path, watch_seconds=0.05, load_share=1) as service:
         gone = shown(service)[0]
@@ -116,8 +116,7 @@ def test_a_removed_list_pauses_nothing_and_is_reported(store: Store) -> None:
 
 
 def test_a_removed_store_is_reported_and_used_again_when_it_is_back(store: Store) -> None:
-    """A file share that is gone would look like a service that does well, until its next start; or its paused labels
-    would be shown again."""
+    """A missing file share would not be noticed until the next start, or its paused labels would be shown again."""
     with serving(store.path, watch_seconds=0.05, load_share=1) as service:
         gone = shown(service)[0]
         pause(service, add=[gone])
@@ -178,8 +177,7 @@ def engine_folder(service: Service) -> Path | None:
 
 
 def test_a_copy_of_the_served_bundle_is_not_loaded_again(tmp_path: Path) -> None:
-    """Every release of a store would load its bundle anew, changed or not; or an engine that dies after it would be
-    looked for in a folder that has been removed."""
+    """Every release of a store would load its bundle again, or a replacement engine would open a removed folder."""
     old, new = make_store(tmp_path / "old", "one"), make_store(tmp_path / "new", "one")
     link = tmp_path / "live"
     link.symlink_to(old.path)
@@ -207,7 +205,7 @@ def no_descriptors(service: Service) -> Iterator[None]:
 
 
 def test_an_engine_is_replaced_once_there_are_descriptors_again(store: Store) -> None:
-    """EMFILE in the moment when an engine dies would leave the service without one for good."""
+    """EMFILE at the moment when an engine dies would leave the service without an engine permanently."""
     with serving(store.path, watch_seconds=0.05) as service, service.client() as client:
         assert client.post("/predict", RED).status == 200
         with no_descriptors(service):
@@ -221,7 +219,7 @@ def test_an_engine_is_replaced_once_there_are_descriptors_again(store: Store) ->
 
 
 def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> None:
-    """A bundle that was activated while the service had no descriptor left would never be served."""
+    """A bundle that was activated while the service had no free descriptor would never be served."""
     with serving(store.path, watch_seconds=0.05, load_share=1) as service, service.client() as client:
         assert client.post("/predict", RED).headers["x-bundle"] == "one"  # the connection is accepted before
         with no_descriptors(service):
@@ -249,7 +247,7 @@ def test_a_bundle_is_followed_once_there_are_descriptors_again(store: Store) -> 
 def test_a_task_that_fails_once_is_counted_and_goes_on(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str, module: str, method: str, condition: str
 ) -> None:
-    """An unexpected exception would end a task of the service for good, without a log line or a metric."""
+    """An unexpected exception would end a background task permanently, without a log line or a metric."""
     code = FAIL_ONCE.format(module=module, method=method, condition=condition)
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, watch_seconds=0.05, load_share=1, compare_seconds=0.1, keep_alive_seconds=1) as service:
@@ -299,7 +297,7 @@ def test_an_admin_request_that_fails_unexpectedly_is_answered_and_can_be_repeate
 def test_a_rollback_that_fails_once_is_tried_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bundle whose engines keep ending would still be served because of one error at the wrong moment."""
+    """A bundle whose engines keep dying would still be served because of one error at the wrong moment."""
     code = FAIL_ONCE.format(module="service.bundles.store_access", method="StoreAccess.previous", condition="True")
     with_code_before(tmp_path, monkeypatch, "service.server", code)
     with serving(store.path, crashes=1) as service:
@@ -313,7 +311,7 @@ def test_a_rollback_that_fails_once_is_tried_again(
 def test_paused_labels_that_could_not_be_sent_are_sent_again(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The list would be right in the store and in /admin/paused, and a paused label would still be shown."""
+    """The list would be right in the store and in /admin/paused, but a paused label would still be shown."""
     condition = "self.pause_version"  # the first list is sent before the generation is open
     code = FAIL_ONCE.format(module="service.bundles.generation", method="Generation.send_paused", condition=condition)
     with_code_before(tmp_path, monkeypatch, "service.server", code)
@@ -334,7 +332,7 @@ def test_paused_labels_that_could_not_be_sent_are_sent_again(
 def test_a_service_that_cannot_open_its_bundle_ends_with_the_reason(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, sentence: str
 ) -> None:
-    """It would stay at "no bundle is open yet" for ever, and no orchestrator would start another one."""
+    """The service would stay at "no bundle is open yet" forever, and no orchestrator would restart it."""
     code = "import service.bundles.store_access as s\ndef fail(*_):\n    raise ZeroDivisionError('injected')\n"
     code += f"{where} = fail\n"
     with_code_before(tmp_path, monkeypatch, "service.server", code)
@@ -347,7 +345,7 @@ def test_a_service_that_cannot_open_its_bundle_ends_with_the_reason(
 def test_a_service_whose_application_cannot_start_ends(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would listen, be alive, and never open a bundle."""
+    """The service would listen and be alive, but never open a bundle."""
     code = (
         "import service.observe.supervisor as s\n"
         "def fail(self):\n"
@@ -364,7 +362,7 @@ def test_a_service_whose_application_cannot_start_ends(
 def test_a_stop_does_not_wait_for_a_trace_collector_that_does_not_answer(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A collector that accepts connections and does not answer would keep every service from ending."""
+    """A trace collector that accepts connections and does not answer would prevent the service from ending."""
     pytest.importorskip("opentelemetry.sdk")
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
@@ -378,7 +376,7 @@ def test_a_stop_does_not_wait_for_a_trace_collector_that_does_not_answer(
 def test_traces_that_cannot_be_sent_are_counted_and_do_not_delay_a_stop(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A failing exporter would end the service in a traceback, with its engines still there."""
+    """A failing exporter would end the service with a traceback and leave its engines running."""
     pytest.importorskip("opentelemetry.sdk")
     code = FAIL_ONCE.format(module="service.observe.tracing", method="Tracing.close", condition="True")
     with_code_before(tmp_path, monkeypatch, "service.server", code)

@@ -61,7 +61,7 @@ def pushed(service: Service, content: bytes, patience: float = 0.2) -> Client:
 
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_what_clients_send_is_bounded_together(service: Service, kind: str) -> None:
-    """Sixty clients would take sixty megabytes, or twenty times as much in objects; thousands of them all memory."""
+    """Sixty clients would take sixty megabytes, or twenty times as much in objects; thousands would take all memory."""
     before = resident(service)
     # with more clients, the turns of small chunks are rarer, and the wait at the end would take 40 s
     clients = FEW_CLIENTS if kind == "tiny chunks" else CLIENTS
@@ -77,7 +77,7 @@ def test_what_clients_send_is_bounded_together(service: Service, kind: str) -> N
 
 
 def test_unread_answers_are_bounded_together(service: Service) -> None:
-    """Clients that ask for large answers and do not take them would fill the memory."""
+    """Clients that request large answers and do not read them would fill the memory."""
     big = json.dumps({"queries": ["red winter city"] * 256, "k": 100}).encode()
     request = POST + b"Content-Length: %d\r\n\r\n" % len(big) + big
     before, hostile = resident(service), []
@@ -97,7 +97,7 @@ def test_unread_answers_are_bounded_together(service: Service) -> None:
 
 
 def test_who_has_stalled_makes_room(service: Service) -> None:
-    """Stalled uploads would keep the memory, and every large request would be refused."""
+    """Stalled uploads would keep their memory, and every large request would be refused."""
     fits = BUDGET % SENT - 100_000  # beside as many whole ones as the budget takes
     part = POST + b"Content-Length: %d\r\n\r\n" % SENT + b" " * fits
     stalled = [pushed(service, content, PATIENCE) for content in [part, *[HOSTILE["stalled body"]] * 20]]
@@ -116,7 +116,7 @@ def test_who_has_stalled_makes_room(service: Service) -> None:
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
 def test_many_headers_are_refused_as_one_large_one_is(service: Service, method: str) -> None:
-    """A head of thousands of tiny headers would pass the limit of its bytes and cost thirty times as much."""
+    """A head of thousands of tiny headers would pass the byte limit and cost thirty times its size."""
     for head in (b"a: b\r\n" * 101 + b"\r\n", b"a: b\r\n" * 101):
         with closing(service.client()) as client:
             client._socket.sendall(f"{method} /livez HTTP/1.1\r\n".encode() + head)
@@ -133,7 +133,7 @@ def test_a_hundred_headers_are_heard(service: Service) -> None:
 
 
 def test_connections_that_stall_make_room_for_others(tmp_path: Path) -> None:
-    """A client that sends one request and then half of another on every connection would lock all others out."""
+    """A client that sends one and a half requests on every connection would lock out all others."""
     store = make_store(tmp_path / "store", "first")
     with serving(store.path, max_connections=5, receive_seconds=2) as service:
         hostile = [service.client() for _ in range(5)]

@@ -58,7 +58,7 @@ def test_no_client_notices_a_killed_engine(two_bundles: Store, threads: int) -> 
 
 
 def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
-    """One endless search would block every request after it for ever."""
+    """One endless search would block all later requests forever."""
     # long enough for the replacement's answer on a busy machine: a query that ends two engines is refused
     with serving(two_bundles.path, engine_timeout_seconds=2, **PATIENT) as service:
         stopped = strike(service, signal.SIGSTOP)
@@ -67,7 +67,7 @@ def test_a_hanging_engine_is_replaced(two_bundles: Store) -> None:
 
 
 def test_a_throttled_engine_ends_with_its_service(two_bundles: Store) -> None:
-    """A stopped engine would stay for ever, with its memory, unnoticed."""
+    """A stopped engine would never be detected, and would keep its memory."""
     with serving(two_bundles.path, load_share=0.01) as service, Load(service, BODIES, clients=3) as load:
         activated: list[str] = []
 
@@ -89,7 +89,7 @@ def test_a_throttled_engine_ends_with_its_service(two_bundles: Store) -> None:
 
 
 def test_a_bundle_whose_engines_keep_ending_is_rolled_back(two_bundles: Store) -> None:
-    """A bundle that crashes on some request would be started over and over, and its clients would wait in vain."""
+    """A bundle that crashes on some request would be restarted again and again while its clients wait."""
     with serving(two_bundles.path, crashes=3, watch_seconds=0.05, **PATIENT) as service:
         assert service.activate("other").status == 200
         wait_until(lambda: len(service.engines()) == 1)
@@ -161,7 +161,7 @@ DAMAGES: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 def test_a_damaged_bundle_is_not_activated(tmp_path: Path) -> None:
-    """A bad copy would end a working service, or the operator would not get the reason."""
+    """A damaged copy would end a working service, or the operator would not get the reason."""
     store = make_store(tmp_path / "store", "good", *DAMAGES)
     with serving(store.path, load_share=1) as service, Load(service, BODIES, clients=1) as load:
         for name, (damage, reason) in DAMAGES.items():
@@ -184,7 +184,7 @@ def test_a_damaged_bundle_is_not_activated(tmp_path: Path) -> None:
 
 
 def test_the_reason_why_an_engine_cannot_be_replaced_is_reported(two_bundles: Store) -> None:
-    """Requests would wait in vain, and the damage of the bundle on disk would not be reported."""
+    """Requests would wait without an answer, and the damage of the bundle on disk would not be reported."""
     index = two_bundles.bundle_path("good") / "index.hnsw"
     whole = index.read_bytes()
     with serving(two_bundles.path) as service:

@@ -84,7 +84,7 @@ def test_a_rollback_does_not_wait_for_a_hanging_bundle(store: Store, gate: Path)
 
 
 def test_another_activation_preempts_it_and_the_same_is_refused(store: Store, gate: Path) -> None:
-    """One bundle that hangs would keep every later one from being served."""
+    """One bundle that hangs would prevent every later one from being served."""
     with serving(store.path, **CALM) as service, activating(service, "hang") as client:
         again = service.activate("hang")
         assert again.status == 409
@@ -95,7 +95,7 @@ def test_another_activation_preempts_it_and_the_same_is_refused(store: Store, ga
 
 
 def test_the_next_active_bundle_of_the_store_preempts_it(store: Store, gate: Path) -> None:
-    """A good bundle after a bad one would not be served although every store command says that it is."""
+    """A good bundle after a bad one would not be served although store commands show it as active."""
     with serving(store.path, **CALM) as service:
         store.activate("hang")
         wait_until(lambda: "bundle hang is being prepared" in detail(service) and len(service.engines()) == 2)
@@ -119,7 +119,7 @@ def test_an_admin_request_is_newer_than_the_present_value_of_current(store: Stor
 
 
 def test_a_service_that_starts_with_it_accepts_admin_requests(store: Store, gate: Path, tmp_path: Path) -> None:
-    """A service that starts with a hanging bundle could only be repaired by hand, in the store."""
+    """A service that starts with a hanging bundle could only be repaired in the store."""
     store.activate("hang")
     process = start(store.path, tmp_path / "log", **CALM)
     try:
@@ -157,7 +157,7 @@ def port_of(pid: int) -> int:
 def test_the_service_ends_and_leaves_no_engine_behind(
     store: Store, gate: Path, tmp_path: Path, stage: str, how: signal.Signals
 ) -> None:
-    """An engine that hangs would keep its service from ending, or outlive it with all its memory."""
+    """An engine that hangs would prevent its service from ending, or outlive it."""
     log = tmp_path / "log"
     if stage in ("opening", "replacing"):
         store.activate("hang")
@@ -201,7 +201,7 @@ def engine_of(service: Service, bundle: str) -> int | None:
 
 
 def test_an_automatic_rollback_does_not_wait_for_a_hanging_bundle(store: Store, gate: Path) -> None:
-    """A bundle whose engines keep ending would be served for as long as the next one does not open."""
+    """A bundle whose engines keep dying would be served until the next one opens."""
     with serving(store.path, crashes=2, **CALM) as service:
         assert service.activate("three").status == 200
         store.activate("hang")

@@ -81,7 +81,7 @@ def error_of(reply: Reply) -> tuple[int, str]:
 
 
 def test_one_caller_cannot_force_a_rollback(poisoned_store: Store) -> None:
-    """Any client that finds a query that ends engines could force a rollback by repeating it."""
+    """A client with a query that ends engines could force a rollback by repeating it."""
     # the other requests wait until two engines have been given up and replaced
     settings = {"engine_timeout_seconds": 2, "crashes": 3, "deadline_seconds": PATIENCE}
     with serving(poisoned_store.path, **settings) as service, Load(service, GOOD, clients=2) as load:
@@ -103,7 +103,7 @@ def test_one_caller_cannot_force_a_rollback(poisoned_store: Store) -> None:
 
 
 def test_a_caller_under_its_share_gets_no_429(tmp_path: Path) -> None:
-    """A caller that fills the queue would lock all others out, whether the connection or the queue refuses."""
+    """A caller that fills the queue would lock out all others, whether the connection or the queue refuses."""
     store = make_store(tmp_path / "store", "words")
     large = json.dumps({"queries": ["red winter"] * 16, "k": 100}).encode()
     limits = {"predict_key": "heavy,light", "max_queries": 16, "max_waiting_queries": 64}
@@ -164,7 +164,7 @@ def survives(service: Service, ask: dict[str, Any]) -> Reply:
 
 
 def test_old_bundles_with_large_labels_end_no_engine(large_labels: Path) -> None:
-    """A request of two kilobytes would exceed the limit of a frame and end the engine, again and again."""
+    """A request of two kilobytes would exceed the frame limit and end the engine, again and again."""
     with serving(large_labels) as service:
         reply = survives(service, {"queries": ["red winter"], "k": 100})  # 20 MB, in many frames
         assert reply.status == 200

@@ -88,7 +88,7 @@ UPGRADES = {
 @pytest.mark.parametrize("piece", [7, 10_000])
 @pytest.mark.parametrize("kind", UPGRADES)
 def test_an_offer_to_upgrade_is_ignored(service: Service, kind: str, piece: int) -> None:
-    """Java's default client and `curl --http2` would get 400 on every POST, for a body that was lost."""
+    """Java's default client and `curl --http2` would get 400 on every POST, because the body was lost."""
     with sent(service, PLAIN) as client:
         expected = results(client.finish())
     with sent(service, *cut(UPGRADES[kind], piece)) as client:
@@ -99,7 +99,7 @@ def test_an_offer_to_upgrade_is_ignored(service: Service, kind: str, piece: int)
 
 
 def test_an_offer_to_upgrade_is_ignored_in_every_refusal(words_store: Path) -> None:
-    """The body behind the offer would be read as the next request."""
+    """The body after the offer would be read as the next request."""
     with serving(words_store, max_queries=2, max_waiting_queries=2, batches_ahead=0) as service:
         with service.engine_stopped():
             waiting = [service.client() for _ in range(3)]
@@ -153,7 +153,7 @@ def test_curl_is_answered(service: Service, options: list[str]) -> None:
     ],
 )  # fmt: skip
 def test_an_ambiguous_length_is_refused(service: Service, header: bytes) -> None:
-    """A digit string of 4,400 zeros would be an error of the service; two lengths would hide a request in a body."""
+    """A length of 4,400 zeros would be an error of the service; two lengths would hide a request in a body."""
     with sent(service, POST + header + b"\r\n\r\n2\r\n{}\r\n0\r\n\r\n" + PLAIN) as client:
         reply = client.finish()
         assert (reply.status, reply.json()["error"]["code"]) == (400, "not_http")
@@ -161,7 +161,7 @@ def test_an_ambiguous_length_is_refused(service: Service, header: bytes) -> None
 
 
 def test_chunks_need_http_11(service: Service) -> None:
-    """A proxy that speaks HTTP/1.0 does not know of chunks, and would read a request in what is a body here."""
+    """An HTTP/1.0 proxy, which knows no chunks, would read a request where this service reads a body."""
     with sent(service, b"POST /predict HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n" + CHUNKED_BODY) as client:
         assert client.finish().status == 400
 
@@ -205,7 +205,7 @@ def test_a_request_gets_one_answer(impatient: Service, kind: str) -> None:
 
 
 def test_a_refused_body_may_still_be_sent(service: Service) -> None:
-    """A client that sends all before it reads would meet a broken connection instead of the reason."""
+    """A client that sends everything before it reads would get a broken connection instead of the reason."""
     body = b" " * 3_000_000
     with sent(service, POST + b"Content-Length: %d\r\n\r\n" % len(body) + body) as client:
         assert client.finish().status == 413
@@ -217,7 +217,7 @@ def test_a_refused_body_may_still_be_sent(service: Service) -> None:
 
 
 def test_who_asks_first_keeps_the_connection(service: Service) -> None:
-    """curl, which asks before it sends a larger body, would open a connection for each request."""
+    """curl, which waits for 100 Continue before a large body, would open a connection per request."""
     with sent(service, POST + LENGTH + b"Expect: 100-continue\r\n\r\n") as client:
         assert client.finish().status == 100
         client._socket.sendall(BODY)
@@ -231,7 +231,7 @@ def test_who_asks_first_keeps_the_connection(service: Service) -> None:
 @pytest.mark.parametrize("requests", [1, 3])
 @pytest.mark.parametrize("wait", [False, True])
 def test_a_half_closed_client_is_answered(service: Service, requests: int, wait: bool) -> None:
-    """`nc -N` and clients that say so when they have asked everything would get nothing."""
+    """Clients that close their sending side after the request, such as `nc -N`, would get no answer."""
     with service.engine_stopped(), sent(service, PLAIN * requests) as client:
         client._socket.shutdown(socket.SHUT_WR)
         if wait:
@@ -246,7 +246,7 @@ def test_a_half_closed_client_is_answered(service: Service, requests: int, wait:
 @pytest.mark.parametrize("ahead", [0, 4, 2_000])
 @pytest.mark.parametrize("abrupt", [False, True])
 def test_a_client_that_has_gone_is_abandoned_with_all_it_asked(words_store: Path, ahead: int, abrupt: bool) -> None:
-    """The engine would answer thousands of requests whose client has gone."""
+    """The engine would answer thousands of requests of clients that have disconnected."""
     with serving(words_store, batches_ahead=0) as service:
         with service.engine_stopped():
             first = service.client()
@@ -267,7 +267,7 @@ def test_a_client_that_has_gone_is_abandoned_with_all_it_asked(words_store: Path
 
 
 def test_half_a_request_of_a_half_closed_client_is_none(service: Service) -> None:
-    """A connection that can never bring a whole request would be held for ten seconds."""
+    """A connection that can never send a complete request would be kept for ten seconds."""
     with sent(service, PLAIN + PLAIN[:-1]) as client:
         client._socket.shutdown(socket.SHUT_WR)
         assert client.finish().status == 200
@@ -276,7 +276,7 @@ def test_half_a_request_of_a_half_closed_client_is_none(service: Service) -> Non
 
 @pytest.mark.parametrize("path", [*GET_ROUTES, "/predict", "/nothing"])
 def test_head_is_get_without_a_body(service: Service, path: str) -> None:
-    """Probes by `curl -I` and `wget --spider` would call a healthy service broken."""
+    """Probes by `curl -I` and `wget --spider` would report a healthy service as broken."""
     key = {"X_Admin_Key": ADMIN_KEY}
     with closing(service.client()) as client:
         expected = client.send("GET", path, b"", **key)
@@ -302,14 +302,14 @@ def test_head_is_get_without_a_body(service: Service, path: str) -> None:
     ],
 )  # fmt: skip
 def test_options_names_the_methods(service: Service, path: str, allowed: str) -> None:
-    """Proxies and monitors that ask which methods there are would report an error."""
+    """Proxies and monitors that send OPTIONS would report an error."""
     reply = service.ask("OPTIONS", path)
     assert (reply.status, reply.headers["allow"], reply.body) == (204, allowed, b"")
     assert service.ask("OPTIONS", "/nothing").status == 404
 
 
 def test_limits_and_the_log_know_the_client_behind_a_proxy(words_store: Path) -> None:
-    """All clients behind a proxy would share one limit; or any client choose the address it is known by."""
+    """All clients behind a proxy would share one limit, or any client could choose its address."""
     limits = {"max_queries": 1, "rate_limit": 0.01, "rate_burst": 1, "log_requests": "all"}
     with serving(words_store, trusted_proxies="127.0.0.0/8", **limits) as service:
         forwarded = ["198.51.100.1", "198.51.100.2", "6.6.6.6, 198.51.100.2", "2001:db8::1", "198.51.100.1:99"]

@@ -99,20 +99,20 @@ def ends(client: Client) -> bool:
     ],
 )
 def test_a_request_that_never_ends_is_ended(impatient: Service, begun: bytes) -> None:
-    """A few thousand clients that send a byte a minute would hold every connection there is."""
+    """A few thousand clients that send a byte per minute would occupy all connections."""
     with closing(raw(impatient, begun)) as client:
         assert refusal(client.finish()) == (408, "too_slow")
         assert ends(client)
 
 
 def test_a_connection_that_says_nothing_is_closed(impatient: Service) -> None:
-    """Half-open connections, whose client has long gone, would pile up for ever."""
+    """Half-open connections of clients that are gone would accumulate."""
     with closing(impatient.client()) as client:
         assert ends(client)
 
 
 def test_a_client_that_does_not_read_is_cut_off(words_store: Path) -> None:
-    """Answers to clients that do not take them would fill the memory."""
+    """Answers to clients that do not read them would fill the memory."""
     big = json.dumps({"queries": ["red winter city"] * 256, "k": 100}).encode()
     request = HEAD + b"Content-Length: %d\r\n\r\n" % len(big) + big
     with serving(words_store, send_seconds=0.4) as service:
@@ -125,7 +125,7 @@ def test_a_client_that_does_not_read_is_cut_off(words_store: Path) -> None:
 
 @pytest.mark.parametrize("endless", [b"GET /" + b"x" * 200_000, HEAD + b"X-Endless: y\r\n" * 20_000])
 def test_an_endless_head_is_refused(service: Service, endless: bytes) -> None:
-    """Headers without an end would be read into memory whole."""
+    """Endless headers would be read into memory completely."""
     with closing(service.client()) as client:
         client._socket.sendall(endless[:8000])
         assert refusal(client.finish()) == (431, "head_too_large")
@@ -133,27 +133,27 @@ def test_an_endless_head_is_refused(service: Service, endless: bytes) -> None:
 
 @pytest.mark.parametrize("nonsense", [b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
 def test_what_is_not_http_is_told_so(service: Service, nonsense: bytes) -> None:
-    """A client that speaks TLS to a plain port would get an answer in another shape than all others."""
+    """A client that sends TLS to a plain port would get an answer in another format."""
     with closing(raw(service, nonsense)) as client:
         assert refusal(client.finish()) == (400, "not_http")
 
 
 @pytest.mark.parametrize("lengths", [b"Content-Length: 2\r\nTransfer-Encoding: chunked", b"Content-Length: 2, 900"])
 def test_a_body_has_one_length(service: Service, lengths: bytes) -> None:
-    """A body longer than it says would pass the limit, or hide a second request inside the first."""
+    """A body longer than its Content-Length would pass the limit, or hide a second request."""
     with closing(raw(service, HEAD + lengths + b"\r\n\r\n{}")) as client:
         assert refusal(client.finish()) == (400, "not_http")
 
 
 def test_requests_in_one_segment_are_answered_in_turn(service: Service) -> None:
-    """Pipelined requests would be taken for a slow sender, or lost."""
+    """Pipelined requests would count as a slow sender, or be lost."""
     request = HEAD + b"Content-Length: %d\r\n\r\n" % len(BODY) + BODY
     with closing(raw(service, request * 5)) as client:
         assert [client.finish().status for _ in range(5)] == [200] * 5
 
 
 def test_idle_connections_make_room(service: Service) -> None:
-    """A client that opens enough connections would lock all others out."""
+    """A client that opens enough connections would lock out all others."""
     idle = [service.client() for _ in range(60)]
     for client in idle[::7]:
         client._socket.sendall(b"GET /li")
@@ -165,7 +165,7 @@ def test_idle_connections_make_room(service: Service) -> None:
 
 
 def test_a_full_house_says_so(words_store: Path) -> None:
-    """A service at its limit would hang on new clients instead of sending them elsewhere."""
+    """A service at capacity would block new clients instead of refusing them."""
     with serving(words_store, max_connections=2, receive_seconds=PATIENCE) as service:
         asked = [service.client() for _ in range(2)]
         for client in asked:
@@ -187,14 +187,14 @@ def refusal_or_none(service: Service) -> tuple[int, str] | None:
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate, gzip", "x"])
 def test_compressed_bodies_are_not_read(service: Service, coding: str) -> None:
-    """A kilobyte could unfold to gigabytes; or a compressed body would be called bad JSON."""
+    """A kilobyte could decompress to gigabytes, or the error would say that a compressed body is invalid JSON."""
     reply = service.ask("POST", "/predict", BODY, Content_Encoding=coding)
     assert refusal(reply) == (415, "compressed_body")
     assert service.ask("POST", "/predict", BODY, Content_Encoding="identity").status == 200
 
 
 def test_hostile_bodies_are_refused_and_do_no_harm(service: Service) -> None:
-    """Some mutation of a good body would be an error of the service, or the end of it."""
+    """Some mutation of a valid body would be answered 5xx, or end the service."""
     draw = random.Random(20261122)
     good = json.dumps({"queries": ["red winter", "北京"], "k": 5, "filter": {"market": ["US"]}, "min_score": 0.1})
     with closing(service.client()) as client:
@@ -209,14 +209,14 @@ def test_hostile_bodies_are_refused_and_do_no_harm(service: Service) -> None:
 
 @pytest.mark.parametrize("key", [None, "", "gamma", "alpha,", "alpha, beta", "alpha,beta", ADMIN_KEY, "schlüssel"])
 def test_predicting_needs_a_key_where_one_is_set(locked: Service, key: str | None) -> None:
-    """Any client that reaches the port could send queries, or need the administrator's key for it."""
+    """Any client that reaches the port could send queries, or would need the administrator's key for them."""
     headers = {} if key is None else {"X_Api_Key": key}
     assert refusal(locked.ask("POST", "/predict", RED, **headers)) == (401, "wrong_key")
     assert locked.ask("GET", "/readyz").status == 200
 
 
 def test_each_caller_has_a_rate_of_its_own(locked: Service) -> None:
-    """One caller's flood would cause 429 for all callers; or splitting texts into requests would evade the limit."""
+    """One caller's requests would cause 429 for all callers, or splitting texts into requests would evade the limit."""
     ask = {"queries": ["red", "blue"]}
     assert [locked.ask("POST", "/predict", ask, X_Api_Key="alpha").status for _ in range(2)] == [200, 200]
     reply = locked.ask("POST", "/predict", ask, X_Api_Key="alpha")
@@ -227,13 +227,13 @@ def test_each_caller_has_a_rate_of_its_own(locked: Service) -> None:
 
 
 def test_a_body_that_is_not_parsed_is_charged(locked: Service) -> None:
-    """A caller over its limit could still keep the service busy with bodies that it has to parse."""
+    """A caller over its limit could still keep the service busy parsing bodies."""
     replies = [refusal(locked.ask("POST", "/predict", b"{" * 100, X_Api_Key="delta")) for _ in range(7)]
     assert replies == [(400, "not_json")] * 5 + [(429, "rate_limited")] * 2
 
 
 def test_a_predicting_key_does_not_administer(locked: Service) -> None:
-    """Every client could change what is served."""
+    """Every client could change the served bundle."""
     reply = locked.ask("POST", "/admin/activate", {"bundle": "second"}, X_Admin_Key="alpha", X_Api_Key="alpha")
     assert refusal(reply) == (401, "wrong_key")
 

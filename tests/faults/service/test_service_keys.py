@@ -74,7 +74,7 @@ def test_every_named_key_administers_under_its_name(service: Service, name: str,
 
 
 def test_the_audit_says_what_was_done(service: Service) -> None:
-    """The audit would not show which labels were paused, or what was served before; or it would hold whole bodies."""
+    """The audit log would not show which labels were paused or which bundle was served before, or contain bodies."""
     ids = [hit["id"] for hit in service.ask("POST", "/predict", RED, X_Api_Key=CALLER).json()["results"][0]["hits"]]
 
     def act(path: str, body: dict[str, Any], key: str | None = ANN) -> dict[str, Any]:
@@ -118,7 +118,7 @@ def guess_until_refused(service: Service, address: str, header: str) -> tuple[in
 
 
 def test_only_guessing_is_slowed_down(words_store: Path) -> None:
-    """A weak key would be found in minutes; or one stranger could lock the administrators out."""
+    """A weak key would be guessed in minutes, or one client could lock out the administrators."""
     with serving(words_store, predict_key=CALLER) as service:
         assert from_address(service, "127.0.0.7", ADMIN_KEY).status == 200  # known here from now on
         looked_at, reply = guess_until_refused(service, "127.0.0.7", "X-Admin-Key")
@@ -139,7 +139,7 @@ def test_only_guessing_is_slowed_down(words_store: Path) -> None:
 
 
 def test_guessing_keys_of_callers_is_slowed_down(words_store: Path) -> None:
-    """Only administration would be protected; or the quick route would not be."""
+    """Only administrative routes would be protected, or /predict would not be."""
     body = json.dumps(RED).encode()
     head = "POST /predict HTTP/1.1\nHost: test\nX-Api-Key: "
     with serving(words_store, predict_key=CALLER) as service:
@@ -165,7 +165,7 @@ def test_guessing_keys_of_callers_is_slowed_down(words_store: Path) -> None:
 )
 @pytest.mark.parametrize("path", ["/predict", "/admin/paused", "/livez"])
 def test_a_header_that_is_read_once_is_sent_once(service: Service, path: str, lines: str) -> None:
-    """A proxy that checks the first of two keys would let through a request whose last one counts, or the reverse."""
+    """A proxy that checks the first of two keys would pass a request whose second key counts, or the reverse."""
     method = "POST" if path == "/predict" else "GET"
     body = json.dumps(RED).encode() if path == "/predict" else b""
     reply = raw(service, f"{method} {path} HTTP/1.1\nHost: test\n{lines}", body)
@@ -194,7 +194,7 @@ def test_other_headers_may_be_repeated(service: Service) -> None:
 )
 @pytest.mark.parametrize("request_line", ["POST /predict", "GET /about", "GET /", "GET /admin/paused", "GET /metrics"])
 def test_only_listed_names_are_answered(open_service: Service, request_line: str, host: str, expected: int) -> None:
-    """A page of another site could ask the service, on its quick route or any other, through a name that leads here."""
+    """A page of another site could send queries through a host name that resolves to this service."""
     body = json.dumps(RED).encode() if request_line.startswith("POST") else b""
     reply = raw(open_service, f"{request_line} HTTP/1.1\n{host}\nX-Admin-Key: {ADMIN_KEY}", body)
     assert reply.status == expected
@@ -204,7 +204,7 @@ def test_only_listed_names_are_answered(open_service: Service, request_line: str
 
 
 def test_probes_do_not_need_a_listed_name(open_service: Service) -> None:
-    """Kubernetes would restart every pod, since it asks by address."""
+    """Kubernetes would restart every pod, because it probes by address."""
     for path in ("/livez", "/readyz"):
         assert raw(open_service, f"GET {path} HTTP/1.1\nHost: 10.0.0.9:8000").status == 200
 
@@ -231,7 +231,7 @@ def test_probes_do_not_need_a_listed_name(open_service: Service) -> None:
 def test_no_shared_cache_stores_private_responses(
     service: Service, method: str, path: str, body: dict[str, Any], key: str | None, status: int
 ) -> None:
-    """A proxy or a browser would give an administrator's answer, or one that needs a key, to the next client."""
+    """A proxy or a browser would give one client's administrative or keyed answer to another client."""
     headers = {"X_Admin_Key": key} if key else {"X_Api_Key": CALLER}
     reply = service.ask(method, path, body or b"", **headers)
     assert reply.status == status
@@ -239,7 +239,7 @@ def test_no_shared_cache_stores_private_responses(
 
 
 def test_the_console_may_be_kept_as_long_as_it_is_the_same(service: Service) -> None:
-    """A browser would fetch every file of the page again each time."""
+    """A browser would download every file of the page again each time."""
     reply = service.ask("GET", "/console/main.js")
     assert reply.headers["cache-control"] == "no-cache"
 

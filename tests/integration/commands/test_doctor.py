@@ -124,8 +124,9 @@ def test_a_signature_is_asked_for_where_keys_are_trusted(store: Store, monkeypat
 
 @pytest.mark.parametrize(("limit_mb", "state"), [(64, "problem"), (150, "note"), (4096, "ok")])
 def test_memory_is_the_containers(store: Store, tmp_path: Path, limit_mb: int, state: str) -> None:
-    """If it fails, the kernel ends a service that the doctor had passed, or beside whose engine it opened the bundle
-    again; or the first switch is refused."""
+    """If it fails, the kernel ends a service that the doctor had passed, or the first switch is refused for lack of
+    memory.
+    """
     groups = tmp_path / "groups"
     for folder in (groups, groups / "memory"):  # version 2, version 1
         folder.mkdir()
@@ -171,7 +172,7 @@ def test_two_builds_of_onnx_runtime(tmp_path: Path) -> None:
 
 
 def test_a_package_of_a_wrong_version(tmp_path: Path) -> None:
-    """If it fails, an old package is found by a traceback in the middle of an export."""
+    """If it fails, an old package is only detected by a traceback in the middle of an export."""
     distribution(tmp_path, "onnx", "1.0")
     code, found = told("", tmp_path)
     assert (code, found["for export"].state) == (1, "problem")
@@ -179,7 +180,7 @@ def test_a_package_of_a_wrong_version(tmp_path: Path) -> None:
 
 
 def test_what_is_missing_names_its_extra(tmp_path: Path) -> None:
-    """If it fails, a command that lacks its packages is taken for one that works."""
+    """If it fails, a command whose packages are missing is reported as working."""
     distribution(tmp_path, "diptych", "9.9", "no-such-base", "no-such-server>=1; extra == 'serve'")
     code, found = told("", tmp_path)
     assert code == 1

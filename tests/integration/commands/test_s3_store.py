@@ -41,7 +41,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
 def test_a_store_in_s3_answers_is_kept_and_followed(
     server: ThreadedMotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, a store that works in a folder does not work in a bucket, or its changes and its end go unseen."""
+    """If it fails, a store works in a folder but not in a bucket, or changes and outages are not noticed."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     made = make_store(tmp_path / "store", "one", "two")
     files = s3fs.S3FileSystem()

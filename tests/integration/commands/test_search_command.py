@@ -29,7 +29,7 @@ def test_json_is_what_the_library_answers(store: Store, capsys: pytest.CaptureFi
 
 
 def test_filters_are_read_as_their_attributes_types(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, a number cannot be filtered by from the command line, or a market is shown another's labels."""
+    """If it fails, the command line cannot filter by a number, or shows a market another market's labels."""
     asked = ("search", store.path, "red shoes", "--filter", "market=US", "--filter", "year=2020,2021")
     assert run(*asked, "--min-score", "0.1", "--json") == 0
     hits = json.loads(capsys.readouterr().out)["results"][0]["hits"]
@@ -42,7 +42,7 @@ def test_filters_are_read_as_their_attributes_types(store: Store, capsys: pytest
 
 
 def test_the_table_shows_both_scores(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, users cannot see which half found a label."""
+    """If it fails, users cannot see which head contributed to a score."""
     assert run("search", store.path / "bundles" / "two", "[red] shoes", "-k", "2") == 0
     printed = capsys.readouterr().out
     hit = open_bundle(store.path / "bundles" / "two").search(["[red] shoes"], 1)[0][0]
@@ -51,7 +51,7 @@ def test_the_table_shows_both_scores(store: Store, capsys: pytest.CaptureFixture
 
 
 def test_bundles_are_listed_verified_and_activated(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, a store cannot be looked after from the command line."""
+    """If it fails, a store cannot be managed from the command line."""
     assert run("bundles", "verify", store.path, "two") == 0
     assert run("bundles", "activate", store.path, "two") == 0
     assert store.active() == "two"

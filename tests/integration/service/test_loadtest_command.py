@@ -58,7 +58,7 @@ def measured(capsys: pytest.CaptureFixture[str], code: int, *arguments: str | Pa
 
 
 def test_a_run_reports_every_request(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Requests would be lost between schedule and report, or stages, bundles and rates would not be told."""
+    """Requests would be lost between schedule and report, or stages, bundles and rates would be missing."""
     report = measured(capsys, 0, url, *CALM)
     assert (report["sent"], report["latency"]["count"], report["offered"]) == (40, 40, 40.0)
     assert list(report["outcomes"]) == ["200"]
@@ -72,7 +72,7 @@ def test_a_run_reports_every_request(url: str, capsys: pytest.CaptureFixture[str
 
 
 def test_the_service_gets_what_was_sent(service: Service, url: str, tmp_path: Path) -> None:
-    """Queries would not be those of the file, or the count would not be the service's own."""
+    """Queries would not be those of the file, or the count would differ from the service's count."""
     (tmp_path / "queries.jsonl").write_text('{"text": "red shoes"}\n{"text": "light rain"}\n')
     before = answers(service)
     assert run("loadtest", url, *CALM, "--queries", tmp_path / "queries.jsonl", "-k", "3") == 0
@@ -91,7 +91,7 @@ def count(service: Service, name: str, label: str) -> int:
 
 
 def test_tables_and_page_are_written(url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A person would see no figures at the end, or find no page."""
+    """The command would print no figures at its end, or write no page."""
     assert run("loadtest", url, *CALM, "--arrivals", "constant", "--html", tmp_path / "page.html") == 0
     shown = capsys.readouterr().out
     assert f"{url}: 40/s requested (constant" in shown
@@ -104,7 +104,7 @@ def test_tables_and_page_are_written(url: str, tmp_path: Path, capsys: pytest.Ca
 def test_a_missing_matplotlib_is_reported_before_the_run(
     url: str, service: Service, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run of an hour would end without its page, or in a traceback."""
+    """A run of an hour would end without its page, or with a traceback."""
     for name in ("loadtest.display.page", "loadtest.display.charts"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib", None)
@@ -115,7 +115,7 @@ def test_a_missing_matplotlib_is_reported_before_the_run(
 
 
 def test_a_generator_that_lags_ends_with_code_1(url: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A script would take the generator's slowness for the service's, and go on."""
+    """A script would take the generator's slowness for the service's."""
     report = measured(capsys, 1, url, "--rate", "40", "--duration", "1s", "--max-lag", "0.0001ms")
     assert "The generator was the bottleneck" in report["invalid"][0]
 
@@ -178,7 +178,7 @@ def test_a_sweep_stops_at_the_rate_that_the_service_refuses(tmp_path: Path, caps
 def test_a_service_that_stands_still_does_not_slow_its_test_down(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The generator would wait for the service, and what was never sent would be missing from the latencies."""
+    """The generator would wait for the service, and requests that were not sent would be missing from the latencies."""
     store = make_store(tmp_path / "store", "only").path
     with serving(store) as service:
         address, stopping = f"http://127.0.0.1:{service.port}", threading.Thread(target=stop_when_asked, args=[service])
@@ -203,7 +203,7 @@ def stop_when_asked(service: Service) -> None:
 
 
 def test_latency_counts_from_when_a_request_was_due(service: Service) -> None:
-    """Requests that went out late would look as quick as the others, and hide that they had to wait."""
+    """Requests that were sent late would look as fast as the others, without their waiting time."""
     target, plan = Target.resolve(f"http://127.0.0.1:{service.port}"), Plan(rate=100, duration=2)
 
     def hold_up(at: Snapshot) -> None:
@@ -221,7 +221,7 @@ def test_latency_counts_from_when_a_request_was_due(service: Service) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_end_by_a_signal_reports_what_was_measured(service: Service, url: str, number: signal.Signals) -> None:
-    """An hour's measurement would be lost by ending it a minute early."""
+    """An hour's measurement would be lost if it is interrupted a minute early."""
     before = answers(service)
     command = [sys.executable, "-m", "diptych", "loadtest", url, "--rate", "50", "--duration", "10m", "--json"]
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -251,7 +251,7 @@ def test_an_end_by_a_signal_reports_what_was_measured(service: Service, url: str
 def test_what_cannot_be_run_is_told_in_a_sentence(
     url: str, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run would begin that cannot end well, or end in a traceback."""
+    """A run that cannot succeed would start, or end with a traceback."""
     monkeypatch.setenv("DIPTYCH_ADMIN_KEY", ADMIN_KEY)
     assert run("loadtest", url, *arguments) == 1
     told = capsys.readouterr().err
@@ -261,7 +261,7 @@ def test_what_cannot_be_run_is_told_in_a_sentence(
 
 
 def test_a_wrong_address_is_told_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    """Forgetting to start the service would look like a slow one."""
+    """A service that was not started would look like a slow one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     assert run("loadtest", f"http://127.0.0.1:{port}") == 1
@@ -309,7 +309,7 @@ GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
 def test_every_kind_of_end_is_counted_as_what_it_is(
     answer: bytes, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A service that breaks the protocol or hangs up would be counted as answering, or hang the generator."""
+    """A service that breaks the protocol or closes connections would count as answering, or block the generator."""
     with peer(GOOD, answer) as port:
         code = 0 if kind == "200" else 1
         report = measured(capsys, code, f"127.0.0.1:{port}", "--rate", "20", "--duration", "1s", "--max-lag", "1h")
@@ -320,7 +320,7 @@ def test_every_kind_of_end_is_counted_as_what_it_is(
 def test_a_target_behind_tls_is_asked_if_its_certificate_is_good(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A service behind TLS could not be measured, or one that only claims to be it would get the keys."""
+    """A service behind TLS could not be measured, or the keys would be sent to an impostor."""
     certificate = self_signed(tmp_path / "certificate.pem")
     tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     tls.load_cert_chain(certificate)
@@ -367,7 +367,7 @@ def test_a_service_that_wants_a_key_is_asked_with_it(
 def test_idle_connections_are_hung_up_before_the_service_does(
     url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A request would now and then go out on a connection that its server is just closing, and count as failed."""
+    """Requests would be sent on connections that the server is closing, and count as failed."""
     monkeypatch.setattr("loadtest.client.MAX_IDLE_SECONDS", 0.05)
     report = measured(capsys, 0, url, "--rate", "4", "--duration", "2s", "--arrivals", "constant", "--max-lag", "1h")
     assert report["connections"] > WARM_CONNECTIONS

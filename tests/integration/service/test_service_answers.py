@@ -46,7 +46,7 @@ def expected(retriever: Retriever, queries: list[str], k: int, weight: float | N
 @pytest.mark.parametrize("weight", [None, 0.0, 0.3, 1.0])
 @pytest.mark.parametrize("k", [1, 10, 50])
 def test_single_queries_equal_the_retriever(client: Client, retriever: Retriever, k: int, weight: float | None) -> None:
-    """HTTP would give other labels, attributes, scores or shares than the library does."""
+    """HTTP would give other labels, attributes, scores or contributions than the library."""
     for query in QUERIES:
         reply = client.post("/predict", {"queries": [query], "k": k, "weight": weight})
         assert reply.status == 200
@@ -54,7 +54,7 @@ def test_single_queries_equal_the_retriever(client: Client, retriever: Retriever
 
 
 def test_many_queries_keep_their_order(client: Client, retriever: Retriever) -> None:
-    """A request that is split into pieces would come back with its texts shuffled, doubled or lost."""
+    """A request that is split into slices would return its texts in another order, twice or not at all."""
     queries = [f"{WORDS[number % 12]} {WORDS[number % 7]}" for number in range(40)]
     results = client.post("/predict", {"queries": queries, "k": 3}).json()["results"]
     wanted = expected(retriever, queries, 3, None)
@@ -68,7 +68,7 @@ def test_many_queries_keep_their_order(client: Client, retriever: Retriever) -> 
 
 
 def test_an_answer_names_its_bundle_and_its_stages(client: Client) -> None:
-    """Operators could not tell which bundle answered, nor where the time went."""
+    """Operators could not see which bundle answered, or which stage took the time."""
     headers = client.post("/predict", {"queries": ["red"]}).headers
     assert headers["x-bundle"] == "first"
     assert headers["content-type"] == "application/json"
@@ -88,7 +88,7 @@ def test_filters_and_least_scores_equal_the_retriever(client: Client, retriever:
 
 
 def test_a_filter_on_what_labels_do_not_have_is_refused(client: Client) -> None:
-    """A misspelt attribute would look like a market without ads."""
+    """A misspelt attribute would look like an attribute without matching labels."""
     for wanted, why in (({"country": ["US"]}, "It has: market, year"), ({"year": ["2020"]}, "holds int64")):
         reply = client.post("/predict", {"queries": ["red"], "filter": wanted})
         assert reply.status == 422
@@ -155,13 +155,13 @@ def assert_refused(reply: Any, status: int, code: str) -> None:
 
 @pytest.mark.parametrize(("body", "status", "code"), BAD_BODIES)
 def test_a_bad_body_is_refused_in_one_sentence(client: Client, body: bytes, status: int, code: str) -> None:
-    """A caller's mistake would look like the service's, leak its insides, or be answered as if it were right."""
+    """A caller's mistake would look like the service's, expose internals, or be answered as if it were valid."""
     assert_refused(client.post("/predict", body), status, code)
     assert client.post("/predict", {"queries": ["red"]}).status == 200
 
 
 def test_a_refusal_names_field_value_and_limit(client: Client) -> None:
-    """A caller could not tell which of many texts is at fault, nor what would be right."""
+    """A caller could not see which of many texts is invalid, or what would be valid."""
     message = client.post("/predict", {"queries": ["a", "b", ""]}).json()["error"]["message"]
     assert message == "queries[2] is empty; give it text or leave it out."
     assert "51; the maximum is 50" in client.post("/predict", {"queries": ["a"], "k": 51}).json()["error"]["message"]
@@ -193,13 +193,13 @@ def test_a_wrong_path_or_method_has_the_same_shape(
     ],
 )
 def test_a_wrong_method_is_told_the_right_ones(client: Client, path: str, methods: str) -> None:
-    """A path of several routes would name the methods of its first alone."""
+    """On a path with several routes, Allow would list the methods of the first route only."""
     reply = client.send("PATCH", path, b"")
     assert (reply.status, reply.headers["allow"]) == (405, methods)
 
 
 def test_a_streamed_body_is_bounded_too(service: Service) -> None:
-    """A body without a declared length would be read into memory whole."""
+    """A body without a declared length would be read into memory completely."""
     chunk = b"2000\r\n" + b"x" * 0x2000 + b"\r\n"
     with service.client() as client:
         client.begin_chunked("/predict", [chunk] * 3)
@@ -223,13 +223,13 @@ def test_administration_needs_the_key(service: Service, key: str) -> None:
     ],
 )
 def test_a_bad_activation_changes_nothing(service: Service, body: Any, status: int, code: str) -> None:
-    """A mistyped bundle would end the service of the right one, or reach files outside the store."""
+    """A misspelt bundle name would end the served bundle, or reach files outside the store."""
     assert_refused(service.ask("POST", "/admin/activate", body, X_Admin_Key=ADMIN_KEY), status, code)
     assert service.ask("POST", "/predict", {"queries": ["red"]}).headers["x-bundle"] == "first"
 
 
 def test_probes_and_index(client: Client) -> None:
-    """Orchestrators could not tell alive from ready, nor newcomers where to go."""
+    """Orchestrators could not distinguish alive from ready, and users would find no entry point."""
     assert client.get("/livez").json() == {"live": True}
     ready = client.get("/readyz")
     assert (ready.status, ready.json()["ready"], ready.json()["bundle"]) == (200, True, "first")
@@ -237,7 +237,7 @@ def test_probes_and_index(client: Client) -> None:
 
 
 def test_metrics_count_what_happened(client: Client) -> None:
-    """Prometheus would miss requests, or see each unknown path as a route of its own."""
+    """Prometheus would miss requests, or count each unknown path as a route."""
 
     def figures() -> dict[str, float]:
         lines = client.get("/metrics").body.decode().splitlines()
@@ -263,7 +263,7 @@ def test_metrics_count_what_happened(client: Client) -> None:
 
 
 def test_openapi_examples_work_and_every_answer_is_documented(client: Client) -> None:
-    """A client generated from the document would send what is refused, or meet answers it does not know."""
+    """A client generated from the document would send requests that are refused, or get undocumented answers."""
     document = client.get("/openapi.json").json()
     predict = document["paths"]["/predict"]["post"]
     schema = predict["requestBody"]["content"]["application/json"]["schema"]
@@ -278,7 +278,7 @@ def test_openapi_examples_work_and_every_answer_is_documented(client: Client) ->
 
 
 def test_an_answer_is_given_again_only_while_it_is_true(tmp_path: Path) -> None:
-    """A cache that outlives a switch or a pause would show another bundle's answers, or a campaign that has stopped."""
+    """A cached response after a switch or a pause would show another bundle's answers, or a paused label."""
     store = make_store(tmp_path / "store", "one", "two")
     asked = {"queries": ["red winter city", "light rain"], "k": 7}
     with serving(store.path, cache_bytes=1_000_000) as service:
@@ -310,7 +310,7 @@ def test_an_answer_is_given_again_only_while_it_is_true(tmp_path: Path) -> None:
 
 
 def test_the_cache_is_bounded_in_bytes(words_store: Path) -> None:
-    """Distinct queries are without end: the service would grow until the container is killed."""
+    """The number of distinct queries is unbounded: the service would grow until the container is killed."""
     with serving(words_store, cache_bytes=100_000) as service:
         for number in range(400):
             service.ask("POST", "/predict", {"queries": [f"red shoes {number}"], "k": 3})

@@ -45,7 +45,7 @@ def opened(service: Service) -> dict[str, str]:
 
 
 def test_the_bundle_says_what_to_filter_by(service: Service) -> None:
-    """A client could not see which filters a bundle takes, nor which weight it answers with."""
+    """A client could not see which filters a bundle has, or its default weight."""
     about = service.ask("GET", "/about").json()
     assert (about["bundle"], about["labels"], about["weight"]) == ("first", 200, 0.5)
     assert about["attributes"] == [
@@ -87,7 +87,7 @@ def test_one_bundle_is_compared_at_a_time_and_the_served_one_goes_on(service: Se
 
 
 def test_comparing_is_not_counted_as_traffic(service: Service) -> None:
-    """Charts and alarms would show an administrator's queries to a bundle that is not served."""
+    """Charts and alerts would include an administrator's queries to a bundle that is not served."""
     compare(service, bundle="second")
     before = figures(service)
     compare(service, bundle="second")
@@ -110,19 +110,19 @@ def test_comparing_is_not_counted_as_traffic(service: Service) -> None:
 def test_what_cannot_be_compared_is_refused_in_a_sentence(
     service: Service, body: dict[str, object], status: int, code: str
 ) -> None:
-    """A wrong request would end in a traceback, or in an answer of something else."""
+    """An invalid request would end in a traceback, or in an answer to another request."""
     reply = compare(service, **body)
     assert (reply.status, reply.json()["error"]["code"]) == (status, code)
     assert reply.json()["error"]["message"].endswith(".")
 
 
 def test_comparing_needs_the_administrators_key(service: Service) -> None:
-    """A client without a key could have bundles loaded beside the served one."""
+    """A client without a key could make the service load further bundles."""
     assert compare(service, key="guessed", bundle="second").status == 401
 
 
 def test_a_bundle_that_is_not_asked_any_longer_is_closed(store: Path) -> None:
-    """One look at another bundle would cost its memory for ever."""
+    """One comparison would keep the memory of a bundle forever."""
     with serving(store, compare_seconds=0.2) as service:
         assert compare(service, bundle="second").status == 200
         wait_until(lambda: opened(service) == {"first": "serving"})
@@ -130,7 +130,7 @@ def test_a_bundle_that_is_not_asked_any_longer_is_closed(store: Path) -> None:
 
 
 def test_activating_comes_before_comparing(own_store: Path) -> None:
-    """A switch would find the memory taken by a bundle that is only looked at."""
+    """A switch would not find enough memory because a bundle is open for comparison."""
     with serving(own_store) as service:
         compare(service, bundle="second")
         assert service.activate("third").status == 200
@@ -141,7 +141,7 @@ def test_activating_comes_before_comparing(own_store: Path) -> None:
 def test_a_switch_does_not_wait_for_a_comparison(
     own_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """An administrator's switch would wait until a bundle is loaded that is only compared with."""
+    """An administrator's switch would wait until a bundle for comparison is loaded."""
     gate = with_hanging_bundle(tmp_path, monkeypatch, "second")
     with serving(own_store) as service:
         asking = service.client()
@@ -157,7 +157,7 @@ def test_a_switch_does_not_wait_for_a_comparison(
 
 
 def test_a_compared_engine_that_dies_does_not_affect_the_served_bundle(store: Path) -> None:
-    """A crash in the bundle that is looked at would fail requests to the one that is served."""
+    """A crash in the compared bundle would fail requests to the served one."""
     with serving(store) as service:
         served = service.engines()
         before = compare(service, bundle="second").body
@@ -169,7 +169,7 @@ def test_a_compared_engine_that_dies_does_not_affect_the_served_bundle(store: Pa
 
 
 def test_a_bundle_that_does_not_fit_is_not_opened(store: Path, tmp_path: Path) -> None:
-    """The kernel might end the engine that serves, to make room for one that is only looked at."""
+    """The kernel might end the serving engine for the memory of a compared one."""
     (tmp_path / "memory.current").write_text(f"{100 << 20}")
     (tmp_path / "memory.max").write_text(f"{1000 << 20}")
     with serving(store, cgroups=tmp_path) as service:
@@ -181,7 +181,7 @@ def test_a_bundle_that_does_not_fit_is_not_opened(store: Path, tmp_path: Path) -
 
 
 def test_comparing_can_be_off(store: Path) -> None:
-    """An operator without memory to spare could not keep a second bundle out."""
+    """An operator with little memory could not disable comparisons."""
     with serving(store, compare_seconds=0) as service:
         reply = compare(service, bundle="second")
         assert (reply.status, reply.json()["error"]["code"]) == (403, "compare_off")
@@ -189,7 +189,7 @@ def test_comparing_can_be_off(store: Path) -> None:
 
 
 def test_a_paused_label_is_missing_in_both(service: Service) -> None:
-    """A stopped campaign would look alive in a comparison."""
+    """A paused label would be shown in a comparison."""
     first = compare(service, bundle="second").json()["results"][0]["hits"][0]["id"]
     service.ask("POST", "/admin/paused", {"add": [first]}, X_Admin_Key=ADMIN_KEY)
     try:
@@ -200,7 +200,7 @@ def test_a_paused_label_is_missing_in_both(service: Service) -> None:
 
 
 def test_a_comparison_leaves_no_text_in_the_log(service: Service) -> None:
-    """Texts would be kept although DIPTYCH_LOG_QUERIES is off."""
+    """Texts would be logged although DIPTYCH_LOG_QUERIES is off."""
     body = {**QUESTION, "bundle": "second", "queries": ["a secret question"]}
     for number, key in enumerate((ADMIN_KEY, "guessed")):
         service.ask("POST", "/admin/compare", body, X_Admin_Key=key, X_Request_ID=f"secret-free-{number}")
@@ -209,7 +209,7 @@ def test_a_comparison_leaves_no_text_in_the_log(service: Service) -> None:
 
 
 def test_a_browser_gets_the_console_and_everybody_else_json(service: Service) -> None:
-    """A person would see JSON at `/`, or a script a page."""
+    """A browser would get JSON at `/`, or a script HTML."""
     page = service.ask("GET", "/", Accept="text/html,application/xhtml+xml")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in page.headers["content-security-policy"]
@@ -222,7 +222,7 @@ def test_a_browser_gets_the_console_and_everybody_else_json(service: Service) ->
 
 
 def test_the_console_can_be_off(store: Path) -> None:
-    """A service on the open net could not do without a page."""
+    """A service on a public network could not run without the console."""
     with serving(store, console=False) as service:
         assert service.ask("GET", "/", Accept="text/html").json()["ask"] == "POST /predict"
         assert service.ask("GET", "/console/console.css").status == 404

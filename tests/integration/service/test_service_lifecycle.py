@@ -49,7 +49,7 @@ def asking(service: Service, clients: int) -> list[Client]:
 
 
 def test_sigterm_answers_what_was_admitted(words_store: Path) -> None:
-    """Every deployment would break the requests that were under way."""
+    """Every deployment would break the requests in flight."""
     with serving(words_store) as service:
         with service.engine_stopped():
             waiting = asking(service, 5)
@@ -67,7 +67,7 @@ def listens(port: int) -> bool:
 
 
 def test_only_signed_bundles_are_served_where_keys_are_trusted(tmp_path: Path) -> None:
-    """An attacker who can write to the store, or reach the admin route, would decide what is answered."""
+    """An attacker who can write to the store, or reach the admin route, would control the answers."""
     store, keys = make_store(tmp_path / "store", "first", "second"), new_keys()
     store.sign("first", keys.signing)
     with serving(store.path, trusted_keys=keys.trusted) as service:
@@ -81,7 +81,7 @@ def test_only_signed_bundles_are_served_where_keys_are_trusted(tmp_path: Path) -
 
 
 def test_a_stopped_service_leaves_no_process_behind(words_store: Path) -> None:
-    """Engines would go on holding their bundle's memory after the service has ended, or been killed."""
+    """Engines would keep their memory after the service has ended or was killed."""
     with serving(words_store) as service:
         engines = service.engines()
         assert service.stop() == 0
@@ -125,7 +125,7 @@ def test_a_full_queue_is_refused_at_once(words_store: Path) -> None:
 
 
 def test_a_deadline_ends_the_wait(words_store: Path) -> None:
-    """A client would wait for an engine for ever."""
+    """A client would wait for an engine forever."""
     with serving(words_store, deadline_seconds=0.2) as service:
         with service.engine_stopped():
             reply = service.ask("POST", "/predict", RED)
@@ -134,7 +134,7 @@ def test_a_deadline_ends_the_wait(words_store: Path) -> None:
 
 
 def test_a_client_says_how_long_its_answer_is_of_use(words_store: Path) -> None:
-    """The engine would work for clients that have long shown something else; or a nonsensical wish would be obeyed."""
+    """The engine would work for clients that gave up, or an invalid deadline would be accepted."""
     with serving(words_store) as service:
         client = service.client()
         assert client.post("/predict", RED, X_Deadline_Ms="60000").status == 200
@@ -149,7 +149,7 @@ def test_a_client_says_how_long_its_answer_is_of_use(words_store: Path) -> None:
 
 
 def test_after_sigterm_it_answers_until_load_balancers_have_noticed(words_store: Path) -> None:
-    """Requests that are still sent there for a moment would be refused a connection."""
+    """Requests that arrive shortly after SIGTERM would be refused a connection."""
     with serving(words_store, grace_seconds=PATIENCE) as service:
         service.process.send_signal(signal.SIGTERM)
         wait_until(lambda: service.ask("GET", "/readyz").status == 503)
@@ -160,7 +160,7 @@ def test_after_sigterm_it_answers_until_load_balancers_have_noticed(words_store:
 
 
 def test_a_client_that_hangs_up_costs_the_engine_nothing(words_store: Path) -> None:
-    """Abandoned work would be done all the same, while clients who still wait stand behind it."""
+    """The engine would finish abandoned requests while other clients wait."""
     with serving(words_store, batches_ahead=0) as service:
         with service.engine_stopped():
             first = asking(service, 1)
@@ -210,7 +210,7 @@ def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, gate:
 
 
 def test_a_bundle_that_never_opens_is_given_up(words_store: Path, gate: Path) -> None:
-    """One bundle that hangs would keep every later one from being activated, until the service is restarted."""
+    """One bundle that hangs would block every later activation until the service is restarted."""
     gate.touch()
     with serving(words_store, load_seconds=15) as service:
         gate.unlink()
@@ -223,7 +223,7 @@ def test_a_bundle_that_never_opens_is_given_up(words_store: Path, gate: Path) ->
 
 
 def test_a_stop_does_not_wait_for_a_bundle_that_is_being_prepared(words_store: Path, gate: Path) -> None:
-    """A deployment during a switch would hang until a large bundle is loaded for nothing."""
+    """A deployment during a switch would wait until a large bundle is loaded, which is then not used."""
     gate.touch()
     with serving(words_store, drain_seconds=PATIENCE) as service:
         gate.unlink()
@@ -242,7 +242,7 @@ def test_a_stop_does_not_wait_for_a_bundle_that_is_being_prepared(words_store: P
 def test_a_stop_does_not_wait_for_a_silent_store(
     words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A deployment would hang for minutes because a bucket does not answer, or until a large bundle has come."""
+    """A deployment would hang for minutes because a bucket does not answer, or until a large bundle is downloaded."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     silent = threading.Event()
 
@@ -267,7 +267,7 @@ def test_a_stop_does_not_wait_for_a_silent_store(
 
 
 def test_a_store_without_an_active_bundle_is_one_sentence(tmp_path: Path) -> None:
-    """A newcomer who forgot `--activate` would meet a traceback, or a service that is never ready."""
+    """A user who forgot `--activate` would get a traceback, or a service that is never ready."""
     code, log = ended_with(tmp_path / "absent", tmp_path / "log")
     assert code == 1
     assert "error:" in log
@@ -278,7 +278,7 @@ def test_a_store_without_an_active_bundle_is_one_sentence(tmp_path: Path) -> Non
 def test_a_file_for_a_store_and_a_misspelt_setting_are_a_sentence_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error for a bundle's file would be about paused labels; a misspelt limit would be ignored silently."""
+    """The error for a bundle's file would be about paused labels, or a misspelt limit would be ignored silently."""
     monkeypatch.setenv("DIPTYCH_MAX_KK", "3")
     (tmp_path / "file").touch()
     code, log = ended_with(tmp_path / "file", tmp_path / "log")
@@ -332,7 +332,7 @@ def test_it_serves_where_torch_cannot_be_imported(
 
 
 def test_the_store_is_left_as_it_was(words_store: Path) -> None:
-    """Serving alone would rewrite the store, which may be mounted read-only."""
+    """Serving would rewrite the store, which may be mounted read-only."""
     store = open_store(words_store)
     before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
     with serving(words_store) as service:

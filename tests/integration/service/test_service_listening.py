@@ -69,7 +69,7 @@ def test_no_host_is_the_default(words_store: Path, tmp_path: Path) -> None:
 
 
 def test_sighup_ends_as_sigterm_does(words_store: Path) -> None:
-    """Closing a terminal, or a supervisor's reload, would break every request that is under way."""
+    """Closing a terminal, or a supervisor's reload, would break every request in flight."""
     with serving(words_store) as service:
         (engine,) = service.engines()
         os.kill(engine, signal.SIGSTOP)
@@ -103,7 +103,7 @@ def test_nohup_is_obeyed(words_store: Path, tmp_path: Path) -> None:
 def test_a_low_limit_of_files_allows_fewer_connections(
     words_store: Path, tmp_path: Path, files: int, connections: int
 ) -> None:
-    """A machine with a low limit would not start the service at all."""
+    """The service would not start on a machine with a low limit of open files."""
 
     def lower() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (files, files))

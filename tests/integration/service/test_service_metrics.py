@@ -51,7 +51,7 @@ def lines(service: Service, event: str, **wanted: Any) -> list[dict[str, Any]]:
     ],
 )
 def test_every_answer_has_an_id_and_a_time(service: Service, method: str, path: str, body: bytes) -> None:
-    """A caller's report of one bad answer could not be found in the log, nor where its time went."""
+    """A reported bad answer could not be found in the log, nor the time of its stages."""
     reply = service.ask(method, path, body, X_Request_ID="from-the-caller.1")
     assert reply.headers["x-request-id"] == "from-the-caller.1"
     assert float(reply.headers["server-timing"].rpartition("total;dur=")[2]) > 0
@@ -60,7 +60,7 @@ def test_every_answer_has_an_id_and_a_time(service: Service, method: str, path: 
 
 @pytest.mark.parametrize("given", ["", "x" * 65, "two words", "line\tbreak", "ü", '"quoted"'])
 def test_a_strange_request_id_is_replaced(service: Service, given: str) -> None:
-    """Any caller could write what it likes into the log, or into other people's headers."""
+    """Any caller could write arbitrary text into the log, or into other clients' headers."""
     made = {service.ask("GET", "/livez", X_Request_ID=given).headers["x-request-id"] for _ in range(3)}
     assert len(made) == 3
     assert given not in made
@@ -100,7 +100,7 @@ def test_texts_are_logged_where_the_operator_asks_for_them(words_store: Path) ->
 
 
 def test_every_administrative_act_leaves_a_line(service: Service) -> None:
-    """It would be unknown which key changed the served bundle, or tried to."""
+    """The log would not show whose key changed the served bundle, or tried to."""
     service.ask("POST", "/admin/activate", {"bundle": "absent"}, X_Admin_Key=ADMIN_KEY)
     service.ask("POST", "/admin/activate", {"bundle": "second"}, X_Admin_Key="guessed")
     service.ask("POST", "/admin/activate", {"bundle": "second"})
@@ -118,7 +118,7 @@ def test_every_administrative_act_leaves_a_line(service: Service) -> None:
 
 
 def test_figures_show_generations_batches_and_memory(service: Service) -> None:
-    """Operators could not see padding, an engine that grows, or requests that an old bundle still holds."""
+    """Operators could not see padding, the memory of an engine, or requests that an old bundle still has."""
     before = figures(service)
     service.ask("POST", "/predict", {"queries": ["red", "red winter city"]})
     after = figures(service)
@@ -160,7 +160,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 
 
 def test_traces_join_the_callers_and_show_the_stages(words_store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A slow answer could not be followed from the page that waited for it down to the stage that was slow."""
+    """A slow answer could not be traced from the calling page to the slow stage."""
     with collector() as (address, spans):
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", address)
         with serving(words_store) as service:
@@ -195,7 +195,7 @@ def test_traces_join_the_callers_and_show_the_stages(words_store: Path, monkeypa
 def test_traces_that_cannot_be_sent_are_one_sentence(
     words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
-    """An operator who asks for what is not there would wait for traces that never come."""
+    """An operator with an unsupported exporter would wait for traces that never arrive."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv(variable, value)
     code, log = ended_with(words_store, tmp_path / "log")
@@ -207,7 +207,7 @@ def test_traces_that_cannot_be_sent_are_one_sentence(
 def test_traces_need_their_extra_and_nothing_else_does(
     words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The service would not start without packages it has no use for, or would drop traces in silence."""
+    """The service would require packages that it does not use, or drop traces silently."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nfor name in ('opentelemetry.sdk', 'opentelemetry.exporter'):\n    sys.modules[name] = None\n"
     )

@@ -35,7 +35,7 @@ def listed(service: Service) -> list[str]:
 
 
 def test_a_paused_label_is_gone_from_the_next_answer_and_another_takes_its_place(store: Store) -> None:
-    """A campaign that has to stop would be shown until the next training, or leave answers with holes."""
+    """A label that must not be shown would be shown until the next training, or leave gaps in answers."""
     with serving(store.path) as service:
         before, filtered = shown(service, k=20), shown(service, k=20, filter={"market": ["US"]})
         gone = [*before[:4], *filtered[:3]]
@@ -48,7 +48,7 @@ def test_a_paused_label_is_gone_from_the_next_answer_and_another_takes_its_place
 
 
 def test_paused_labels_survive_switches_restarts_and_engines(store: Store) -> None:
-    """A stopped campaign would be back after the next deployment."""
+    """A paused label would be shown again after the next deployment."""
     with serving(store.path, keep_previous=True, deadline_seconds=PATIENCE) as service:
         gone = shown(service)[0]
         pause(service, add=[gone, "two-0", "two-1", "two-2"])
@@ -67,7 +67,7 @@ def test_paused_labels_survive_switches_restarts_and_engines(store: Store) -> No
 
 
 def test_services_on_one_store_share_the_list(store: Store) -> None:
-    """With several replicas, only the one that got the request would stop the campaign."""
+    """With several replicas, only the one that got the request would pause the label."""
     with serving(store.path, watch_seconds=0.05) as first, serving(store.path, watch_seconds=0.05) as second:
         gone = shown(first)[0]
         pause(first, add=[gone])
@@ -97,7 +97,7 @@ def test_the_list_is_bounded_and_its_changes_are_guarded(store: Store) -> None:
 
 
 def test_an_unreadable_list_is_not_an_empty_list(store: Store, tmp_path: Path) -> None:
-    """A slip in an edited file would show every paused label again."""
+    """A mistake in an edited file would show all paused labels again."""
     file = store.path / "PAUSED.json"
     with serving(store.path, watch_seconds=0.05) as service:
         gone = shown(service)[0]

@@ -110,7 +110,7 @@ def test_a_rollback_is_not_throttled(words_store: Store, through: str) -> None:
 
 
 def test_the_store_changes_only_when_the_new_bundle_can_answer(words_store: Store) -> None:
-    """A bundle that cannot be opened would be the active one at the next start."""
+    """A bundle that cannot be opened would be active at the next start."""
     words_store.activate("left")
     with serving(words_store.path) as service:
         assert service.activate("absent").status == 404
@@ -121,8 +121,7 @@ def test_the_store_changes_only_when_the_new_bundle_can_answer(words_store: Stor
 
 
 def test_an_engine_has_low_priority_only_beside_another_bundle(words_store: Store) -> None:
-    """A bundle that is loaded would slow the one that is served, or the replacement of a dead engine would load at low
-    priority while every client waits for it."""
+    """Loading would slow the served bundle, or the replacement of an engine would load slowly while clients wait."""
     words_store.activate("left")
     with serving(words_store.path) as service:
         (first,) = wait_until(service.engines)

@@ -38,7 +38,7 @@ def administer(service: Service, act: str, **body: object) -> tuple[int, dict[st
 
 
 def test_replicas_share_what_is_paused_and_an_empty_cache_loses_nothing(store: Store, tmp_path: Path) -> None:
-    """If it fails, a campaign that was stopped is shown by other replicas, and by all after they are replaced."""
+    """If it fails, a paused label is shown by other replicas, and by all after they are replaced."""
     url = Path(store.path.as_uri())
     with (
         serving(url, cache=tmp_path / "first", watch_seconds=0.05) as first,
@@ -62,7 +62,7 @@ def test_replicas_share_what_is_paused_and_an_empty_cache_loses_nothing(store: S
 
 
 def test_replicas_share_a_rollback_and_an_empty_cache_loses_nothing(store: Store, tmp_path: Path) -> None:
-    """If it fails, a bad bundle is taken back on one machine, and the others, and the next restart, serve it on."""
+    """If it fails, a rollback affects one machine only: the others, and the next restart, serve the bad bundle."""
     url = Path(store.path.as_uri())
     with serving(url, cache=tmp_path / "first", watch_seconds=0.05) as first:
         assert administer(first, "activate", bundle="two")[0] == 200
@@ -80,7 +80,7 @@ def test_replicas_share_a_rollback_and_an_empty_cache_loses_nothing(store: Store
 
 
 def test_a_store_that_cannot_be_written_refuses_and_says_why(store: Store, tmp_path: Path) -> None:
-    """If it fails, a change is acknowledged that one replica alone obeys, until its cache is gone."""
+    """If it fails, a change is acknowledged that only one replica applies, until its cache is deleted."""
     with web_store(store.path) as web, serving(Path(web.url), cache=tmp_path / "cache", watch_seconds=0.05) as service:
         before = shown(service)
         for act, body in (("paused", {"add": [before[0]]}), ("activate", {"bundle": "two"})):

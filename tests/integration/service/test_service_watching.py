@@ -164,7 +164,7 @@ def test_a_bundle_that_does_not_fit_into_memory_is_not_loaded(store: Store, tmp_
 
 
 def test_a_kept_bundle_is_closed_to_free_memory_for_a_new_one(store: Store, tmp_path: Path) -> None:
-    """No new bundle could be loaded any more, because the kept one takes the memory."""
+    """No new bundle could be loaded, because the kept one uses the memory."""
     groups = tmp_path / "groups"
     groups.mkdir()
     (groups / "memory.current").write_text(f"{100 * MB}")
