@@ -129,8 +129,9 @@ class Play:
 def test_every_request_is_settled_once_and_with_its_own_answer(
     events: list[tuple], padded: bool, threads: int, room: int
 ) -> None:
-    """Some order of events would lose a request, answer it with another's results, leak its place in the queue, or
-    refuse a caller that is under its share."""
+    """Some order of events would lose a request, return another's results, keep its place in the queue, or refuse a
+    caller below its share.
+    """
 
     async def run() -> None:
         play = Play(padded, threads, room)
@@ -162,8 +163,7 @@ LOADS = st.lists(st.tuples(st.integers(1, 12), st.sampled_from(KS)), min_size=1,
 @settings(max_examples=150)
 @given(st.lists(LOADS, min_size=2, max_size=5), st.booleans())
 def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]], late: bool) -> None:
-    """A caller would get more of the engine for asking more texts, for larger k, for more requests, or for coming
-    later than the others."""
+    """A caller would get more of the engine by sending more texts, larger k, more requests, or by arriving later."""
 
     async def run() -> None:
         play = Play(padded=False, threads=1, room=10_000)
@@ -205,7 +205,7 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
 @settings(max_examples=60)
 @given(st.integers(1, 16), st.integers(4, 12), st.integers(5, 20))
 def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, requests: int) -> None:
-    """Beside callers that ask much, a caller that asks one text now and then would wait for all that they have."""
+    """A caller that sends one text now and then would wait for all texts of callers that send many."""
 
     async def run() -> None:
         play = Play(padded=False, threads=1, room=10_000, clock=Clock())

@@ -83,7 +83,7 @@ def test_a_finished_command_makes_its_report_again_without_training(
 def test_an_unknown_recipe_is_refused_in_one_sentence(
     tiny: Dataset, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A typo would show a traceback, or be found only after other systems have run."""
+    """A mistake in an option would end in a traceback, or be found only after other systems have run."""
     assert command(quality, tiny.folder, "--out", tmp_path / "x", "--recipe", "defualt") == 1
     assert capsys.readouterr().err.startswith("error: recipe 'defualt'")
     assert not (tmp_path / "x").exists()
@@ -92,7 +92,7 @@ def test_an_unknown_recipe_is_refused_in_one_sentence(
 def test_a_test_split_without_truth_is_refused_before_training(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Hours of training would end in a division by zero, or a typo in a traceback."""
+    """Hours of training would end in a division by zero, or a mistyped option in a traceback."""
     source = tmp_path / "tiny.jsonl"
     source.write_text(
         "".join(json.dumps(row | {"split": row["split"].replace("test", "train")}) + "\n" for row in ROWS)
@@ -108,7 +108,7 @@ def test_a_test_split_without_truth_is_refused_before_training(
 def test_the_dial_is_drawn_from_finished_runs(
     tiny: Dataset, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The picture of the three objectives could not be made again, or would leave one of them out."""
+    """The chart of the three objectives could not be reproduced, or would lack one of them."""
     out, svg = tmp_path / "runs", tmp_path / "pictures" / "dial.svg"
     objectives = ["default", "default:objective=precision", "default:objective=tail"]
     source = tiny.folder.parent / "tiny.jsonl"
@@ -145,7 +145,7 @@ def test_the_page_holds_every_system_claim_and_cost_that_was_run(
 def test_a_mistyped_folder_is_refused_before_anything_is_installed(
     words: Dataset, tmp_path: Path, dataset: str, wrong: str, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If this failed, a mistyped folder would be found after a long installation, or end in a traceback."""
+    """If this failed, a mistyped folder would be found only after a long installation, or end in a traceback."""
     options = ["--model", tmp_path / "no", "--environments", tmp_path / "environments", "--batch", 8]
     assert command(pairs_per_second, tmp_path / dataset, *options) == 1
     error = capsys.readouterr().err
@@ -155,7 +155,7 @@ def test_a_mistyped_folder_is_refused_before_anything_is_installed(
 
 
 def test_our_side_takes_the_steps_of_the_task(words: Dataset, task: StepTask, tmp_path: Path) -> None:
-    """If this failed, our figures would not be those of our trainer's own steps."""
+    """If this failed, our figures would not be those of our trainer's steps."""
     drawn = draw(words, task, tmp_path)
     task.write(tmp_path)
     taken = run("ours", OURS, tmp_path)

@@ -20,7 +20,7 @@ def words(tmp_path: Path) -> Dataset:
 
 
 def test_every_claim_compares_systems_that_are_run() -> None:
-    """If this failed, a misspelt name would leave a claim out of the page without a word."""
+    """If this failed, a misspelt name would silently leave a claim out of the page."""
     known = systems(1000)
     assert {name for claim in CLAIMS for name, _ in (claim.first, claim.second)} <= known.keys()
     assert set(WARM) | set(WARM.values()) <= known.keys()
@@ -39,7 +39,7 @@ def test_every_claim_compares_systems_that_are_run() -> None:
     ],
 )
 def test_a_claim_holds_only_where_the_interval_leaves_zero_out(difference: Estimate, expected: str, told: str) -> None:
-    """If this failed, noise would be told as a finding, or a finding as its opposite."""
+    """If this failed, noise would be reported as a finding, or a finding as its opposite."""
     assert verdict(difference, expected) == told
 
 

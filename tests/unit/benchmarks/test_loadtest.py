@@ -52,7 +52,7 @@ def report(
 
 @given(st.lists(st.floats(1e-6, 5000), min_size=1, max_size=300))
 def test_quantiles_are_right_to_three_digits(durations: list[float]) -> None:
-    """A p99 would be off by more than a reader of three digits sees, or the maximum would not be the largest."""
+    """A p99 would be wrong in the first three digits, or the maximum would not be the largest value."""
     found = histogram(*durations)
     ordered = sorted(durations)
     shares = (0.5, 0.9, 0.99, 0.999, 1.0)
@@ -70,7 +70,7 @@ def test_an_empty_histogram_and_a_clock_that_went_back() -> None:
 
 @pytest.mark.parametrize("arrivals", ["poisson", "constant"])
 def test_a_schedule_is_in_order_and_has_its_rate(arrivals: str) -> None:
-    """Requests would be offered at another rate than was asked for, or after the end."""
+    """Requests would be sent at another rate than requested, or after the end."""
     due = list(arrival_times(500, 20, arrivals))  # type: ignore[arg-type]
     assert len(due) == 10_000
     assert due == sorted(due)
@@ -111,14 +111,14 @@ def test_server_timing_is_read(header: bytes, stages: list[tuple[str, float]]) -
     ],
 )  # fmt: skip
 def test_values_out_of_range_are_refused_in_one_sentence(given: dict[str, object], sentence: str) -> None:
-    """A typing mistake would load a service for hours, or end in a traceback."""
+    """A mistyped option would put a service under load for hours, or end in a traceback."""
     with pytest.raises(BadInput) as refused:
         Plan.from_options(**({"rate": 10, "duration": 1} | given))
     assert str(refused.value) == sentence
 
 
 def test_durations_are_read() -> None:
-    """30s would mean something else, or a misspelt unit would be taken for seconds."""
+    """30s would mean something else, or a misspelt unit would be read as seconds."""
     assert [parse_duration(one, "--duration") for one in ("500ms", "30s", "5m", "1h", "2", "1.5 s")] == [
         0.5, 30, 300, 3600, 2, 1.5,
     ]  # fmt: skip
@@ -144,7 +144,7 @@ def test_a_remote_target_must_be_confirmed(url: str, sentence: str) -> None:
 
 
 def test_built_in_queries_differ_and_files_are_read(tmp_path: Path) -> None:
-    """An answer cache would flatter a run without a file, or blank rows of a file would be sent and refused."""
+    """A response cache would improve the figures of a run without a file, or blank rows of a file would be refused."""
     plain = request_bodies(None, None, 5)
     assert len(set(plain)) == len(plain) > 4000
     assert plain[0].endswith(b'"k": 5}')
@@ -196,7 +196,7 @@ def test_a_stats_counts_by_outcome_window_stage_and_bundle() -> None:
 
 
 def test_a_service_that_falls_behind_has_not_kept_up() -> None:
-    """A sweep would take a rate for sustainable whose answers come ever later, or are refusals."""
+    """A sweep would report a rate as sustainable whose answers come ever later, or are refusals."""
     assert kept_up(report(1000, 0.001))
     assert kept_up(report(20, 0.2))  # ten under way at the end are no sign of anything
     assert not kept_up(report(1000, 0.001, answered=0.9))
@@ -205,7 +205,7 @@ def test_a_service_that_falls_behind_has_not_kept_up() -> None:
 
 
 def test_the_knee_has_the_most_throughput_for_its_latency() -> None:
-    """An operator would be told to run the service where latency has already begun to grow, or far below."""
+    """An operator would run the service at a rate where latency already grows, or far below capacity."""
     curve = [report(rate, latency) for rate, latency in ((100, 0.004), (200, 0.005), (400, 0.006), (800, 0.020))]
     found = knee(curve)
     assert found is not None
@@ -214,7 +214,7 @@ def test_the_knee_has_the_most_throughput_for_its_latency() -> None:
 
 
 def test_a_sweep_rises_until_the_service_falls_behind() -> None:
-    """A sweep would end too early, or go on loading a service that is long overloaded."""
+    """A sweep would end too early, or continue to load a service that is overloaded."""
 
     async def service(plan: Plan) -> Report:
         """Answers in 5 ms up to 500/s, and from there on only half in time."""

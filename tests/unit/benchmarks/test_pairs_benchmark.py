@@ -48,7 +48,7 @@ def test_both_sides_get_the_same_true_pairs_one_a_query(words: Dataset, task: St
 
 
 def test_only_the_measured_steps_count() -> None:
-    """If this failed, slow first steps would be told as speed, or the work of a step as more than it is."""
+    """If this failed, slow first steps would be counted as speed, or the work of a step would be overstated."""
     watch, task = StepWatch(), StepTask("bert", 8, 2, warm=2, steps=2, threads=1, seed=0)
     for rows in (9, 9, 3, 4, 9):
         watch.reads(None, (torch.zeros(rows, 5),))
@@ -58,7 +58,7 @@ def test_only_the_measured_steps_count() -> None:
 
 
 def test_sides_run_in_turn_with_a_seed_a_round(task: StepTask, tmp_path: Path) -> None:
-    """If this failed, a busy minute would fall on one side alone, or a round would repeat the one before."""
+    """If this failed, a busy minute would affect one side only, or a round would repeat the previous one."""
     side = (
         "import json, sys; seed = json.load(open(sys.argv[1] + '/task.json'))['seed'];"
         "json.dump(dict(wall=1, cpu=1, texts=seed, tokens=1, versions={}), open(sys.argv[2], 'w'))"
@@ -70,7 +70,7 @@ def test_sides_run_in_turn_with_a_seed_a_round(task: StepTask, tmp_path: Path) -
 
 
 def test_the_ratio_is_taken_round_by_round() -> None:
-    """If this failed, a machine that was busy in one round would be told as a difference between the sides."""
+    """If this failed, a machine that was busy in one round would show as a difference between the sides."""
     ours = [PairsRound(100, 1.0, 1.0, 190, 900, {}), PairsRound(100, 4.0, 1.0, 190, 900, {})]
     theirs = [PairsRound(100, 2.0, 2.0, 200, 1800, {}), PairsRound(100, 8.0, 2.0, 200, 1800, {})]
     rows = table({"ours": ours, "theirs": theirs}, Texts("words", 8.0, 0.01))
@@ -88,13 +88,13 @@ def test_ours_is_dpr_over_the_whole_encoder_in_float32(task: StepTask) -> None:
 
 
 def test_too_few_queries_are_refused(words: Dataset, task: StepTask, tmp_path: Path) -> None:
-    """If this failed, pairs would be learned twice, or our side would end in a validation in the middle."""
+    """If this failed, pairs would be learned twice, or our side would run a validation during the measurement."""
     with pytest.raises(BadInput, match="smaller --batch"):
         draw(words, replace(task, batch=256), tmp_path)
 
 
 def test_a_side_that_fails_is_one_sentence(words: Dataset, task: StepTask, tmp_path: Path) -> None:
-    """If this failed, a traceback of the other library would be all that a person gets to see."""
+    """If this failed, the user would see only a traceback of the other library."""
     draw(words, task, tmp_path)
     replace(task, model=str(tmp_path / "no")).write(tmp_path)
     with pytest.raises(DiptychError, match=r"^ours could not be measured: encoder.model '.*no such folder"):

@@ -37,7 +37,7 @@ def label_rows(dataset: Dataset, *texts: str) -> list[int]:
 
 
 def test_excluded_labels_leave_predictions_and_the_next_ones_move_up() -> None:
-    """A peer would be punished, or paid, for labels that count neither as prediction nor as truth."""
+    """Other systems would be scored on labels that count neither as prediction nor as truth."""
     exclude = Ragged.from_lists([[4, 2], [], [0]])
     ranking_QK = without_excluded([[4, 7, 2, 1], [4, -1], []], exclude)
     assert ranking_QK[:, :3].tolist() == [[7, 1, -1], [4, -1, -1], [-1, -1, -1]]
@@ -53,7 +53,7 @@ def test_rankings_of_another_number_of_queries_are_refused() -> None:
 def test_a_peer_runs_in_its_own_process_and_its_file_is_scored_without_the_excluded(
     name: str, tiny: Dataset, tmp_path: Path
 ) -> None:
-    """A peer's file would not be what the scorer reads, or an excluded label in it would be counted."""
+    """The file of another system would not be what the scorer reads, or would count an excluded label."""
     write_task(tiny, tmp_path / "task")
     peer, out = PEERS[name], tmp_path / "out"
     out.mkdir()
@@ -76,7 +76,7 @@ def test_a_peer_runs_in_its_own_process_and_its_file_is_scored_without_the_exclu
 
 
 def test_a_peer_is_asked_for_as_many_more_labels_as_a_query_excludes(tiny: Dataset, tmp_path: Path) -> None:
-    """After the excluded labels are taken out, a ranking would be shorter than the greatest k."""
+    """Without the excluded labels, a ranking would be shorter than the largest k."""
     write_task(tiny, tmp_path / "task")
     with np.load(tmp_path / "task" / "positives.npz", allow_pickle=False) as arrays:
         assert arrays["depth_Q"].tolist() == [11, 10]
@@ -84,7 +84,7 @@ def test_a_peer_is_asked_for_as_many_more_labels_as_a_query_excludes(tiny: Datas
 
 
 def test_our_runs_are_scored_as_diptych_evaluate_scores_them(checkpoint: Path, dataset_folder: Path) -> None:
-    """Ours and the peers' figures in one table would not be what `diptych evaluate` prints of the same checkpoint."""
+    """Figures in the table would differ from those of `diptych evaluate` for the same checkpoint."""
     dataset = Dataset.open(dataset_folder)
     opened = load_checkpoint(checkpoint)
     answers = Answers(opened, dataset).rankings()
@@ -106,7 +106,7 @@ def test_groups_by_frequency_share_out_the_hits(tiny: Dataset) -> None:
 
 
 def test_gaps_are_those_of_the_figures_and_paired_by_query(tiny: Dataset) -> None:
-    """A half would look useless, or the interval would be that of two models on different queries."""
+    """A head would look useless, or the interval would compare two models on different queries."""
     judge = Judge(tiny, 0.55, 1.5)
     (shoes, sneakers, parkas), nothing = label_rows(tiny, "running shoes", "sneakers", "parkas"), [[], []]
     both = [[sneakers, shoes], [parkas]]  # the sneakers are excluded
@@ -118,7 +118,7 @@ def test_gaps_are_those_of_the_figures_and_paired_by_query(tiny: Dataset) -> Non
 
 
 def test_a_recipe_takes_overrides_and_its_folder_tells_them_apart() -> None:
-    """Two points of a dial would share one folder, or a typo would be found after an hour of other runs."""
+    """Two points of a curve would share one folder, or a mistyped option would be found after an hour of other runs."""
     plain, other = RecipeRun("default", 1), RecipeRun("default:optimizer.epochs=2", 1)
     assert other.overrides == ["optimizer.epochs=2", "seed=1"]
     assert plain.folder != other.folder
@@ -131,7 +131,7 @@ def test_a_recipe_takes_overrides_and_its_folder_tells_them_apart() -> None:
 
 
 def test_a_run_of_other_code_is_refused(tiny: Dataset, tmp_path: Path) -> None:
-    """Figures of a model that the code no longer makes would be quoted as its own."""
+    """Figures of a model that the code no longer makes would be reported as current."""
     run = RecipeRun("default", 0)
     (tmp_path / "run.json").write_text(json.dumps({"code": "of last week"}), encoding="utf-8")
     with pytest.raises(DiptychError, match="holds a run of other data, recipe or code"):
@@ -145,7 +145,7 @@ def run_of(seed: int, value: float) -> Scored:
 
 
 def test_table_shows_median_and_spread_and_marks_the_best() -> None:
-    """A lucky seed would stand for a recipe, or the wrong system would look best."""
+    """One lucky seed would represent a recipe, or the wrong system would look best."""
     ours = System("ours", True, (run_of(0, 40.0), run_of(1, 60.0), run_of(2, 50.0)))
     peer = System("peer", False, (run_of(0, 45.0),))
     lines = table([ours, peer])
@@ -156,7 +156,7 @@ def test_table_shows_median_and_spread_and_marks_the_best() -> None:
 
 
 def test_plots_are_written_alike_twice_and_name_every_system(tmp_path: Path) -> None:
-    """A report made again from the same figures would differ, or a system would be missing from a picture."""
+    """A report made again from the same figures would differ, or a chart would lack a system."""
     systems = [System("ours", True, (run_of(0, 40.0),)), System("peer", False, (run_of(0, 45.0),))]
     names = draw("tiny", systems, tmp_path, "report")
     assert names == ["report-quality.svg", "report-frequency.svg", "report-time.svg"]
@@ -167,7 +167,7 @@ def test_plots_are_written_alike_twice_and_name_every_system(tmp_path: Path) -> 
 
 
 def test_names_of_points_stay_apart_and_inside_their_panel() -> None:
-    """If this failed, the names of many systems would stand on each other, or run out of the picture."""
+    """If this failed, the names of many systems would overlap, or leave the chart."""
     assert spread([0.2, 0.21, 0.9], 0.1) == pytest.approx([0.2, 0.3, 0.9])
     assert spread([0.95, 0.96, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
     assert spread([0.0, 0.0, 0.0, 1.0], 0.3) == pytest.approx([0.0, 0.3, 0.6, 1.0])

@@ -23,7 +23,7 @@ def retriever(tmp_path: Path) -> Retriever:
 
 
 def test_the_bare_parts_find_what_search_finds(retriever: Retriever, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, the sum of the parts is that of another search, and the ratio says nothing."""
+    """If it fails, the sum of the parts is that of another search, and the ratio is meaningless."""
     bare, found = bare_parts.Bare(retriever), []
 
     def kept(call: object) -> tuple[object, bare_parts.Seconds]:
@@ -43,7 +43,7 @@ def test_the_bare_parts_find_what_search_finds(retriever: Retriever, monkeypatch
 
 
 def test_a_search_costs_more_than_its_parts_and_every_query_is_counted(retriever: Retriever) -> None:
-    """If it fails, a figure is of a batch where it is said to be of a query, or a part is left out of the sum."""
+    """If it fails, a figure per batch is reported as one per query, or the sum lacks a part."""
     alone, together = (bare_parts.rounds(retriever, QUERIES, batch, 4, repeats=2) for batch in (1, 32))
     for one in (*alone, *together):
         assert set(one.parts) == set(bare_parts.PARTS)
@@ -53,7 +53,7 @@ def test_a_search_costs_more_than_its_parts_and_every_query_is_counted(retriever
 
 
 def test_copies_lie_as_near_as_labels_do(retriever: Retriever, tmp_path: Path) -> None:
-    """If it fails, a million labels are an easier or a harder set than real ones."""
+    """If it fails, a million synthetic labels are easier or harder to search than real ones."""
     real_LD, dual_dim = retriever.vectors_LD, retriever.manifest.model.dual_dim
     wide_LD = label_scale.extended(real_LD, dual_dim, 1000, tmp_path / "wide.npy", lambda _: None)
     real = len(real_LD)
@@ -68,7 +68,7 @@ def test_copies_lie_as_near_as_labels_do(retriever: Retriever, tmp_path: Path) -
 
 
 def test_an_untrained_label_has_untrained_copies() -> None:
-    """If it fails, copies have a classifier half that their label does not have."""
+    """If it fails, copied labels have a classifier half that their original does not have."""
     draw = np.random.default_rng(0)
     label_LD = draw.standard_normal((50, 8)).astype(np.float32)
     label_LD[::2, 4:] = 0
@@ -97,7 +97,7 @@ def test_the_least_ef_that_reaches_the_recall_is_taken() -> None:
 def test_indexes_that_are_built_are_not_built_again(
     retriever: Retriever, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it fails, an interrupted run of an hour begins anew, or the page mixes up sizes."""
+    """If it fails, an interrupted run of an hour starts again, or the page mixes up sizes."""
     monkeypatch.setattr(label_scale, "LABELS_BETWEEN", 150)
     query_QD = np.concatenate(retriever.encode(QUERIES), axis=1) * retriever.manifest.model.query_scale(0.5)
     told: list[str] = []
@@ -115,7 +115,7 @@ def test_indexes_that_are_built_are_not_built_again(
 
 
 def test_offline_queries_are_as_many_as_asked_for_and_begin_with_the_real_ones(tmp_path: Path) -> None:
-    """If it fails, speed and memory are told for another number of queries."""
+    """If it fails, speed and memory are reported for another number of queries."""
     offline.write_queries(tmp_path / "queries.parquet", QUERIES, 1000)
     written = pq.read_table(tmp_path / "queries.parquet")["query"].to_pylist()
     assert written[: len(QUERIES)] == QUERIES
@@ -124,7 +124,7 @@ def test_offline_queries_are_as_many_as_asked_for_and_begin_with_the_real_ones(t
 
 
 def test_offline_matching_is_measured_and_goes_on(retriever: Retriever, tmp_path: Path) -> None:
-    """If it fails, memory or matches are not those of the command, or a restart's matches are taken for granted."""
+    """If it fails, memory or matches are not those of the command, or a restart's matches are not checked."""
     taken = offline.measure(retriever.folder, QUERIES, 20_000, tmp_path, None)
     assert taken.matches == 10 * 20_000
     assert 10 * 2**20 < taken.own_bytes < taken.mapped_bytes

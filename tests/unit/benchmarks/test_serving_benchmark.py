@@ -29,7 +29,7 @@ GIVEN = {"only": None, "markdown": None, "small": False, "minilm": None, "model"
 
 
 def test_a_bar_is_reached_on_its_own_side() -> None:
-    """If this failed, the page would call a missed bar reached, or the other way round."""
+    """If this failed, the page would call a missed target reached, or the reverse."""
     assert Limit("ratio", 0.45, 0.45, least=True).met
     assert not Limit("ratio", 0.44, 0.45, least=True).met
     assert Limit("failed", 0, 0).met
@@ -38,7 +38,7 @@ def test_a_bar_is_reached_on_its_own_side() -> None:
 
 
 def test_the_page_shows_a_missed_bar_with_its_absolute_figures(tmp_path: Path) -> None:
-    """If this failed, a ratio would stand alone, a miss would not show, or a kept figure could not be read again."""
+    """If this failed, a ratio would lack its figures, a miss would not show, or a saved figure could not be read."""
     missed = Limit("throughput", 0.331, 0.45, least=True, beside="4,800/s against 14,500/s")
     figure = Figure(
         "Beside ready bytes", [missed, Limit("seconds", math.inf, 2)], ["A note."], (0.5, 2.25), 61, "run it"
@@ -53,7 +53,7 @@ def test_the_page_shows_a_missed_bar_with_its_absolute_figures(tmp_path: Path) -
 
 
 def test_normal_again_needs_answers_in_a_row() -> None:
-    """If this failed, one lucky answer among slow and refused ones would count as a service that is back."""
+    """If this failed, one answer among slow and refused ones would count as a service that has recovered."""
     quick = [Probe(at, 0.005, 200) for at in (0.0, 10.0, 12.0, 12.1, 12.2)]
     others = [Probe(11.0, 3.0, 200), Probe(11.5, 0.001, 429), Probe(11.9, 0.2, 200)]
     seen = sorted([*quick, *others])
@@ -63,7 +63,7 @@ def test_normal_again_needs_answers_in_a_row() -> None:
 
 
 def test_memory_is_compared_without_moments_of_two_engines() -> None:
-    """If this failed, a switch in the last minutes of a soak would look like a leak, or would hide one."""
+    """If this failed, a switch in the last minutes of a long run would look like a leak, or hide one."""
     seen = [Memory(float(at), 100 + at, 1) for at in range(101)]
     switching = [one._replace(bytes=1000, engines=2) if 82 <= one.at < 90 else one for one in seen]
     assert grown(switching) == (130, 194)
@@ -72,7 +72,7 @@ def test_memory_is_compared_without_moments_of_two_engines() -> None:
 
 
 def test_too_much_load_tells_429_from_other_failures() -> None:
-    """If this failed, a 500 under load would pass as a refusal, or a slow refusal as a quick one."""
+    """If this failed, a 500 under load would count as a refusal, or a slow refusal as a fast one."""
     stats = RunStats(100, 1)
     for status, seconds in [("200", 1.0), ("429", 0.005), ("429", 0.012), ("500", 0.001)]:
         stats.outcomes[status].record(seconds)
@@ -88,7 +88,7 @@ def test_too_much_load_tells_429_from_other_failures() -> None:
 
 
 def test_damaged_bodies_are_many_bounded_and_the_same_again() -> None:
-    """If this failed, a body that broke the service could not be sent again, or most would be good ones."""
+    """If this failed, a body that broke the service could not be sent again, or most bodies would be valid."""
     good = [json.dumps({"queries": [text], "k": 10}).encode() for text in ("red shoes", "cart")]
     first, second = (list(itertools.islice(damaged(good, 7), 300)) for _ in range(2))
     assert first == second
@@ -107,13 +107,13 @@ def test_damaged_bodies_are_many_bounded_and_the_same_again() -> None:
     ],
 )
 def test_what_cannot_be_measured_is_refused_at_once(given: dict[str, object], wrong: str) -> None:
-    """If this failed, a run of an hour would end with an option that was missing from its start."""
+    """If this failed, a run of an hour would end with an error about an option that was missing at its start."""
     with pytest.raises(BadInput, match=wrong):
         chosen(argparse.Namespace(**{**GIVEN, "switching": None, **given}))
 
 
 def test_stores_that_are_given_are_measured_without_asking() -> None:
-    """If this failed, figure 4 would be left out silently, or the long soak would run unasked."""
+    """If this failed, figure 4 would be left out silently, or the long run would start without being requested."""
     assert chosen(argparse.Namespace(**{**GIVEN, "switching": Path("large")})) == [1, 3, 4, 5, 6, 7]
 
 
@@ -127,7 +127,7 @@ def ready(folder: Path, *, by_hand: bool = True) -> Iterator[int]:
 
 @pytest.mark.parametrize("by_hand", [False, True])
 def test_the_ready_route_checks_requests(tmp_path: Path, by_hand: bool) -> None:
-    """If this failed, the peer would be faster for not checking anything."""
+    """If this failed, the compared service would be faster because it checks nothing."""
     json_type = {"Content_Type": "application/json"}
     with ready(tmp_path, by_hand=by_hand) as port:
         with Client(port) as client:
@@ -140,7 +140,7 @@ def test_the_ready_route_checks_requests(tmp_path: Path, by_hand: bool) -> None:
 
 @pytest.mark.skipif(WRK is None, reason="wrk is not installed")
 def test_wrk_sends_the_queries(tmp_path: Path) -> None:
-    """If this failed, saturation would be that of requests which the service refuses, or of none."""
+    """If this failed, saturation would be measured on requests that the service refuses, or on none."""
     with ready(tmp_path) as port:
         found = saturate(port, QuerySet(["red shoes", 'a "quoted" cart'], tmp_path), 1, 2)
         refused = saturate(port, QuerySet([" "], tmp_path), 1, 2)
@@ -151,13 +151,13 @@ def test_wrk_sends_the_queries(tmp_path: Path) -> None:
 
 
 def test_wrk_without_an_answer_is_one_sentence() -> None:
-    """If this failed, a service that answers nothing would be a division by zero."""
+    """If this failed, a service that answers nothing would end in a division by zero."""
     with pytest.raises(DiptychError, match="no answer at all"):
         read_wrk('\n{"answers": 0, "seconds": 1.0, "refused": 0, "broken": 3, "p50_ms": 0, "p99_ms": 0}\n')
 
 
 def test_the_open_loop_sends_what_it_is_told(tmp_path: Path) -> None:
-    """If this failed, a run at a rate could not be read, or would end otherwise than it was asked to."""
+    """If this failed, a run at a rate could not be parsed, or would end at another time than requested."""
     with ready(tmp_path) as port:
         report = loaded(port, QuerySet(["red shoes"], tmp_path), 50, 0.5)
     assert (report.sent, report.failed) == (25, 0)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_cost_is_told(tmp_path: Path) -> None:
-    """If this failed, the cost table of a note could not be made again, or would miss one of its figures."""
+    """If this failed, the cost table of a decision record could not be reproduced, or would lack a figure."""
     write_words(tmp_path / "dataset")
     model = save_tiny_bert(tmp_path / "bert", ["red", "blue"])
     command = [sys.executable, str(ROOT / "benchmarks" / "training_cost.py"), str(tmp_path / "dataset")]
@@ -28,7 +28,7 @@ def test_every_cost_is_told(tmp_path: Path) -> None:
 
 
 def test_a_dataset_that_is_not_there_is_one_sentence(tmp_path: Path) -> None:
-    """If this failed, a mistyped folder would end in a traceback after the long part."""
+    """If this failed, a mistyped folder would end in a traceback after hours."""
     command = [
         sys.executable,
         str(ROOT / "benchmarks" / "training_cost.py"),

@@ -30,7 +30,7 @@ def test_a_saved_index_answers_the_same(tmp_path: Path) -> None:
 
 
 def test_building_reports_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, the progress bar of a long build stands still or never ends."""
+    """If it fails, the progress bar of a long build stops or never ends."""
     monkeypatch.setattr(index_module, "LABELS_PER_INSERTION", 100)
     steps: list[tuple[int, int]] = []
     HnswIndex.build(some(250), progress=lambda done, total: steps.append((done, total)))
@@ -85,7 +85,7 @@ def test_full_scans_are_counted_and_logged_ever_more_rarely(caplog: pytest.LogCa
 
 
 def test_unreachable_vectors_are_found_exactly(tmp_path: Path) -> None:
-    """If it fails, hnswlib's "cannot return the results" reaches the caller and the whole batch has no answer."""
+    """If it fails, hnswlib's "cannot return the results" reaches the caller, and no query of the batch is answered."""
     path = tmp_path / "index.hnsw"
     HnswIndex.build(some(50), threads=1).save(path)
     content = bytearray(path.read_bytes())
@@ -196,7 +196,9 @@ LINKS: dict[str, Callable[[bytearray], tuple[int, str, float]]] = {
 
 @pytest.mark.parametrize("said", sorted(LINKS))
 def test_links_that_lead_nowhere_are_refused(graph: Path, said: str) -> None:
-    """If it fails, hnswlib follows a link out of its memory, and a hostile index ends the process or reads others'."""
+    """If it fails, hnswlib follows a link out of its memory, and a hostile index crashes the process or reads other
+    data.
+    """
     content = bytearray(graph.read_bytes())
     place, layout, value = LINKS[said](content)
     struct.pack_into(layout, content, place, value)
@@ -207,7 +209,7 @@ def test_links_that_lead_nowhere_are_refused(graph: Path, said: str) -> None:
 
 @pytest.mark.parametrize("cut", [-4, -3, 4, 3])
 def test_an_end_that_is_not_the_end_is_refused(graph: Path, cut: int) -> None:
-    """If it fails, a file with its last links missing, or with something behind them, is loaded."""
+    """If it fails, a file with missing links at its end, or with data after them, is loaded."""
     content = graph.read_bytes()
     graph.write_bytes(content[:cut] if cut < 0 else content + bytes(cut))
     with pytest.raises(BundleError, match=r"index\.hnsw"):
@@ -215,7 +217,9 @@ def test_an_end_that_is_not_the_end_is_refused(graph: Path, cut: int) -> None:
 
 
 def test_no_change_of_a_byte_ends_the_process(graph: Path, tmp_path: Path) -> None:
-    """If it fails, some damage passes the checks and hnswlib dies of it: here in a child, else in the service."""
+    """If it fails, some damage passes the checks and crashes hnswlib: here in a child process, otherwise in the
+    service.
+    """
     program = """
 import sys, numpy as np
 from pathlib import Path

@@ -103,8 +103,7 @@ def test_a_sample_is_spread_and_never_repeats(length: int, n: int, expected: int
 
 
 def test_a_weight_that_the_index_cannot_serve_compares_every_label_unless_it_is_the_default(tmp_path: Path) -> None:
-    """If it fails, a weight that is rarely used prevents an export, or searches at the default weight are slow or miss
-    labels."""
+    """If it fails, a rarely used weight prevents an export, or searches at the default weight are slow or inexact."""
     bundle = make_bundle(tmp_path / "bundle")
     facts, vectors_LD = read_manifest(bundle).model, np.load(bundle / VECTORS)
     encoder = TextEncoder.open(bundle / TOKENIZER, bundle / QUERY_ENCODER, facts, facts.dim, threads=1)

@@ -67,7 +67,7 @@ def test_a_name_that_is_not_utf_8_is_refused() -> None:
 
 
 def test_the_deepest_nesting_that_is_accepted_can_be_written_and_read(tmp_path: Path) -> None:
-    """If it fails, `prepare` writes a label table that nothing can open."""
+    """If it fails, `prepare` writes a label table that cannot be opened."""
     table = pa.table({"x": attribute_column(TABLE, "x", [nested(MAX_DEPTH)])})
     pq.write_table(table, tmp_path / "labels.parquet")
     assert pq.read_table(tmp_path / "labels.parquet").equals(table)

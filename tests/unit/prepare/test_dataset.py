@@ -149,7 +149,7 @@ def test_a_dataset_with_a_file_of_the_users_is_not_replaced(tmp_path: Path) -> N
 
 
 def test_the_fingerprint_depends_on_content_and_not_on_the_parquet_writer(tmp_path: Path) -> None:
-    """If this failed, a resumed run would be refused on the same data, or go on with other data."""
+    """If this failed, a resumed run would be refused on the same data, or continue with other data."""
     dataset = written(tmp_path / "food")
     path = dataset.folder / "train.parquet"
     pq.write_table(pq.read_table(path), path, compression="gzip", row_group_size=1)

@@ -22,14 +22,14 @@ def build() -> ModuleType:
 
 
 def test_split_and_excludes_follow_from_the_labels(build: ModuleType) -> None:
-    """If this failed, the script would build another table, in which a test concept could be in training."""
+    """If this failed, the script would create another table, in which a test concept could be in training."""
     table = pq.read_table(FOLDER / "keywords.parquet").to_pylist()
     assert list(build.rows({row["query"]: row["labels"] for row in table})) == table
     assert (len(table), sum(row["split"] == "test" for row in table)) == (10_718, 1_054)
 
 
 def test_variants_of_a_style_are_one_concept(build: ModuleType) -> None:
-    """If this failed, "heart" and "heart-outline" would be two queries, and one could be trained, the other tested."""
+    """If this failed, "heart" and "heart-outline" would be two queries, one in training and one in test."""
     icons = [
         ("heart", ["love"]),
         ("heart-outline", ["Heart Outline", "like"]),

@@ -68,7 +68,7 @@ def test_metrics_show_which_bundle_is_better(words: Retriever, tmp_path: Path) -
 
 
 def test_the_commands_roll_back_prune_and_compare(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, a store cannot be looked after from the command line."""
+    """If it fails, a store cannot be managed from the command line."""
     store = make_store(tmp_path / "store", "one", "two", "three")
     rows = [{"query": query, "labels": [f"one-{row}"]} for row, query in enumerate(QUERIES)]
     queries = tmp_path / "queries.jsonl"

@@ -37,7 +37,7 @@ def best(query_QD: Vectors, vectors_LD: Vectors, mask_L: np.ndarray, k: int) -> 
 def test_the_best_allowed_labels_are_found_either_way(
     indexes: Indexes, vectors_LD: Vectors, share: float, scan: bool
 ) -> None:
-    """If it fails, a filter costs answers: too few, forbidden ones, or not the best."""
+    """If it fails, a filtered search returns too few, forbidden or worse labels."""
     candidates = Candidates(*indexes, prefer_scan=lambda *_: scan)
     mask_L = np.random.default_rng(7).random(LABELS) < share
     query_QD = clustered(60, seed=8)
@@ -61,7 +61,7 @@ def test_labels_far_from_the_query_are_found_as_well(indexes: Indexes, vectors_L
 
 
 def test_no_python_code_runs_for_a_candidate(indexes: Indexes, vectors_LD: Vectors) -> None:
-    """If it fails, hnswlib calls back for every candidate, which is slower by an order of magnitude."""
+    """If it fails, hnswlib calls a Python function per candidate, which is slower by an order of magnitude."""
     searched: list[int] = []
 
     class CountingIndex(HnswIndex):
@@ -76,7 +76,7 @@ def test_no_python_code_runs_for_a_candidate(indexes: Indexes, vectors_LD: Vecto
 
 
 def test_a_filter_that_allows_everything_or_nothing(candidates: Candidates) -> None:
-    """If it fails, a filter that fits all labels costs recall, or one that fits none raises."""
+    """If it fails, a filter that allows all labels lowers recall, or one that allows none raises."""
     query_QD = clustered(5, seed=10)
     everything, nothing = Allowed(np.ones(LABELS, np.bool_)), Allowed(np.zeros(LABELS, np.bool_))
     assert candidates.find(query_QD, 10, 64, everything).tolist() == candidates.find(query_QD, 10, 64).tolist()
@@ -84,6 +84,6 @@ def test_a_filter_that_allows_everything_or_nothing(candidates: Candidates) -> N
 
 
 def test_small_subsets_are_scanned_and_large_ones_searched() -> None:
-    """If it fails, the planner has its costs the wrong way round."""
+    """If it fails, the planner confuses the two costs."""
     assert scan_is_cheaper(queries=1, candidates=2_600, rows=1_000)
     assert not scan_is_cheaper(queries=1, candidates=100, rows=500_000)

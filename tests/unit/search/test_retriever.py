@@ -57,14 +57,14 @@ def test_scores_are_the_weighted_sum_of_the_halves(retriever: Retriever, weight:
 
 
 def test_the_weight_of_training_is_the_default(bundle: Path, tmp_path: Path) -> None:
-    """If it fails, every search that names no weight uses another one than training chose."""
+    """If it fails, searches without a weight use another one than was chosen at training."""
     other = open_bundle(make_bundle(tmp_path / "other", weight=0.25))
     assert other.search(QUERIES, 5) == other.search(QUERIES, 5, weight=0.25)
     assert other.search(QUERIES, 5) != other.search(QUERIES, 5, weight=0.75)
 
 
 def test_answers_name_the_bundle_that_gave_them(tmp_path: Path) -> None:
-    """If it fails, after a switch it is unknown which model an answer is from."""
+    """If it fails, after a switch it is unknown which bundle an answer is from."""
     store = open_store(tmp_path / "store")
     for name in ("monday", "tuesday"):
         with store.incoming() as folder:
@@ -108,7 +108,7 @@ def test_k_beyond_the_labels_gives_all_of_them(retriever: Retriever, k: int) -> 
 
 
 def test_an_answer_does_not_depend_on_its_batch(retriever: Retriever) -> None:
-    """If it fails, batching in the service changes what a client gets."""
+    """If it fails, batching in the service changes answers."""
     queries = (QUERIES * 100)[:300]
     together = retriever.search_rows(queries, 10)
     for place in (0, 1, 63, 64, 255, 256, 299):
@@ -118,7 +118,7 @@ def test_an_answer_does_not_depend_on_its_batch(retriever: Retriever) -> None:
 
 
 def test_many_threads_get_the_same_answers(retriever: Retriever) -> None:
-    """If it fails, concurrent searches see each other's state."""
+    """If it fails, concurrent searches influence each other."""
     expected = [retriever.search([query], 10) for query in QUERIES]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
@@ -134,7 +134,7 @@ def test_unknown_words_still_get_an_answer(retriever: Retriever) -> None:
 
 
 def test_a_very_long_query_is_cut(retriever: Retriever) -> None:
-    """If it fails, one megabyte of text occupies the encoder for all others."""
+    """If it fails, one megabyte of text blocks the encoder for all others."""
     long = "red shoes " * 200_000
     assert retriever.search([long], 3) == retriever.search([long[:512]], 3)
 
@@ -146,7 +146,7 @@ def test_timings_cover_each_stage(retriever: Retriever) -> None:
 
 
 def test_padding_is_what_shorter_texts_are_filled_with(retriever: Retriever) -> None:
-    """Operators would not see how much of the encoder's work is spent on nothing."""
+    """Operators would not see how much of the encoder's work is padding."""
     timings = retriever.search_rows(["red", "red red red"] * 40, 3).timings
     alone = [retriever.search_rows([text], 3).timings for text in ("red", "red red red")]
     assert [one.padding for one in alone] == [0, 0]
@@ -203,7 +203,7 @@ def test_a_closed_retriever_says_so(bundle: Path) -> None:
 
 
 def test_a_closed_retriever_holds_nothing(tmp_path: Path) -> None:
-    """If it fails, a program that opens a new bundle each day keeps the memory and the threads of all earlier ones."""
+    """If it fails, a program that opens a new bundle each day keeps the memory and threads of all earlier ones."""
     before = set(threading.enumerate())
     retriever = open_bundle(make_bundle(tmp_path / "words"), threads=3)
     retriever.search(QUERIES * 20, 5)
@@ -224,7 +224,7 @@ def test_a_closed_retriever_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_closing_beside_searches_ends_them_whole_or_with_one_sentence(tmp_path: Path) -> None:
-    """If it fails, a search that meets the closing ends in an error of a library, or never."""
+    """If it fails, a search during the close ends in an error of a library, or never ends."""
     retriever = open_bundle(make_bundle(tmp_path / "words"), threads=3)
     expected, ready = retriever.search(QUERIES * 40, 5), threading.Barrier(5)
 
@@ -265,7 +265,7 @@ print(len(retriever.search(["red shoes"] * 100)))
 
 
 def test_a_forked_retriever_says_so(bundle: Path) -> None:
-    """If it fails, a program that forks its workers after opening a bundle hangs for ever."""
+    """If it fails, a program that forks its workers after opening a bundle hangs forever."""
     ended = subprocess.run(
         [sys.executable, "-c", FORKED, str(bundle)], capture_output=True, text=True, timeout=120, cwd=ROOT
     )
@@ -275,14 +275,14 @@ def test_a_forked_retriever_says_so(bundle: Path) -> None:
 
 
 def test_golden_answers_are_given_again(retriever: Retriever) -> None:
-    """If it fails, a whole bundle is refused, or the check compares nothing."""
+    """If it fails, a valid bundle is refused, or the check compares nothing."""
     report = retriever.check_golden()
     assert (report.queries, report.overlap_at_10, report.passed) == (3, 1.0, True)
     assert report.score_deviation <= 1e-6
 
 
 def test_other_answers_fail_the_golden_check(bundle: Path) -> None:
-    """If it fails, a processor that computes something else passes for one that does not."""
+    """If it fails, a processor that computes other results passes the check."""
     retriever = open_bundle(bundle)
     rng = np.random.default_rng(0)
 
@@ -305,7 +305,9 @@ def test_other_answers_fail_the_golden_check(bundle: Path) -> None:
 def test_the_index_may_have_other_threads_than_the_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], used: int
 ) -> None:
-    """On a machine with many cores one of the two would slow the other down, with no way to part them."""
+    """On a machine with many cores, encoder and search threads would slow each other down without a setting to separate
+    them.
+    """
     folder, load, seen = make_bundle(tmp_path / "words"), HnswIndex.load, []
     monkeypatch.setattr(HnswIndex, "load", lambda *args, **more: (seen.append(args[4].threads), load(*args, **more))[1])
     with open_bundle(folder, **given) as retriever:
@@ -315,7 +317,7 @@ def test_the_index_may_have_other_threads_than_the_encoder(
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_paused_labels_make_room_for_the_next_ones(tmp_path: Path, exact: bool) -> None:
-    """Labels that must not be shown would be shown, or leave holes in an answer of k."""
+    """Paused labels would be shown, or leave gaps in an answer of k."""
     with open_bundle(make_bundle(tmp_path / "words")) as retriever:
         (before,) = retriever.search(["red winter city"], 30, exact=exact)
         paused = {hit.id for hit in before[:20:2]}

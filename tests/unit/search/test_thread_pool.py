@@ -38,7 +38,7 @@ def test_what_is_found_stands_where_its_item_stood(threads: int) -> None:
 
 
 def test_work_is_done_by_as_many_threads_as_asked_for() -> None:
-    """If this failed, a machine's cores would idle while a batch is searched by one of them."""
+    """If this failed, cores would idle while one of them searches a batch."""
     pool, together = ThreadPool(3), threading.Barrier(3, timeout=30)
 
     def meet(_: np.ndarray) -> int:
@@ -50,7 +50,7 @@ def test_work_is_done_by_as_many_threads_as_asked_for() -> None:
 
 
 def test_an_error_of_any_part_reaches_the_caller() -> None:
-    """If this failed, a part that could not be searched would be answered with nothing."""
+    """If this failed, a slice that failed would be answered with an empty result."""
 
     def refuse(part_PD: np.ndarray) -> None:
         if part_PD[-1, 0] == 5:
@@ -61,7 +61,7 @@ def test_an_error_of_any_part_reaches_the_caller() -> None:
 
 
 def test_threads_do_not_keep_the_low_priority_of_their_first_work() -> None:
-    """If this failed, a bundle that was warmed at low priority would be searched at low priority ever after."""
+    """If this failed, a bundle that was warmed up at low priority would always be searched at low priority."""
     pool, normal = ThreadPool(2), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
     together = threading.Barrier(2, timeout=30)
 
