@@ -13,7 +13,7 @@ from service.observe.supervisor import Supervisor
 
 
 def test_requests_that_wait_for_an_opening_end_with_it() -> None:
-    """A rollback would wait until a bundle is loaded that several administrators compare with."""
+    """A rollback would wait until a bundle is loaded for comparison."""
     opened: list[str] = []
 
     async def hang(name: str, _: GenerationObserver) -> Generation:

@@ -4,7 +4,7 @@ from service.bundles.generation import CrashCounter
 
 
 def test_only_recent_ends_count() -> None:
-    """A bundle whose engines end once a day would be given up after a week."""
+    """A bundle whose engines die once a day would be given up after a week."""
     counter = CrashCounter(60)
     assert [counter.add(now, excused=False) for now in (0, 10, 59, 60, 71, 200)] == [1, 2, 3, 4, 3, 1]
 

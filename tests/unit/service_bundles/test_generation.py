@@ -144,7 +144,7 @@ def test_a_request_is_answered_although_its_engine_dies(store: Path) -> None:
 
 
 def test_paused_labels_are_sent_before_the_first_batch_and_after_each_change(store: Path) -> None:
-    """An answer would contain a paused label; or a change during the record of a switch would be missed."""
+    """An answer would contain a paused label, or a change while a switch is recorded would be missed."""
 
     async def body(bench: Bench) -> None:
         await bench.paused.change(["a"], [])
@@ -165,7 +165,7 @@ def test_paused_labels_are_sent_before_the_first_batch_and_after_each_change(sto
 
 
 def test_a_bundle_whose_engines_keep_dying_is_reported(store: Path) -> None:
-    """A faulty bundle would be served for ever although an earlier one works."""
+    """A faulty bundle would be served forever although an earlier one works."""
 
     async def body(bench: Bench) -> None:
         await bench.generation.open()
@@ -176,7 +176,7 @@ def test_a_bundle_whose_engines_keep_dying_is_reported(store: Path) -> None:
 
 
 def test_the_reason_is_known_while_no_engine_can_be_started(store: Path) -> None:
-    """Requests would wait in vain, and /readyz would not show the reason."""
+    """Requests would wait without an answer, and /readyz would not show the reason."""
 
     async def body(bench: Bench) -> None:
         await bench.generation.open()
@@ -193,7 +193,7 @@ def test_the_reason_is_known_while_no_engine_can_be_started(store: Path) -> None
 
 
 def test_a_generation_is_closed_after_its_last_answer(store: Path) -> None:
-    """A switch would fail the requests that the former bundle has admitted, or its engine would never end."""
+    """A switch would fail requests that the previous bundle has admitted, or its engine would never end."""
 
     async def body(bench: Bench) -> None:
         generation = await bench.generation.open()
@@ -218,7 +218,7 @@ def test_a_generation_is_closed_after_its_last_answer(store: Path) -> None:
 
 
 def test_a_generation_that_does_not_open_is_closed(store: Path) -> None:
-    """A bundle that cannot be opened would get the paused labels for ever."""
+    """A bundle that cannot be opened would receive paused labels forever."""
 
     async def body(bench: Bench) -> None:
         bench.failures.append(BundleError("index.hnsw is damaged"))

@@ -25,7 +25,7 @@ def test_a_generation_goes_through_all_states_in_order() -> None:
 
 
 def test_a_generation_that_does_not_open_is_closed() -> None:
-    """A bundle that cannot be opened would count as one that is being loaded for ever."""
+    """A bundle that cannot be opened would count as loading forever."""
     lifecycle = Lifecycle()
     lifecycle.advance(State.CLOSED)
     assert lifecycle.state is State.CLOSED
@@ -33,7 +33,7 @@ def test_a_generation_that_does_not_open_is_closed() -> None:
 
 @pytest.mark.parametrize("state", State)
 def test_every_other_transition_is_an_error(state: State) -> None:
-    """A closed generation could serve again without an engine, or one that serves could end without draining."""
+    """A closed generation could serve again without an engine, or a serving one could end without draining."""
     for target in set(State) - TRANSITIONS[state]:
         lifecycle = in_state(state)
         with pytest.raises(RuntimeError, match=f"cannot change from {state.value} to {target.value}"):

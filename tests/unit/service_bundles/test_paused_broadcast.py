@@ -14,7 +14,7 @@ from tests.support.bundles import make_store
 
 
 def test_a_change_is_sent_to_every_subscriber_once_and_again_after_a_failure(tmp_path: Path) -> None:
-    """A generation would go on showing a paused label, or each look at the store would send the list again."""
+    """A generation would keep showing a paused label, or every poll of the store would send the list again."""
     store = make_store(tmp_path / "store", "one")
     received: list[tuple[str, tuple[str, ...]]] = []
     failures = [ZeroDivisionError("injected")]

@@ -37,7 +37,7 @@ def failures(metrics: Metrics) -> float:
 
 
 def test_every_failure_of_a_read_is_reported_and_none_ends_the_polling(caplog: pytest.LogCaptureFixture) -> None:
-    """A store that cannot be read would not be read again, or fill the log with one line per read."""
+    """A store that cannot be read would not be read again, or every poll would log a line."""
     errors = [BundleError("CURRENT is damaged."), BundleError("CURRENT is damaged."), OSError("gone"), KeyError("bug")]
     outcomes: list[Exception | str] = [*errors, "found"]
 
@@ -71,7 +71,7 @@ def test_every_failure_of_a_read_is_reported_and_none_ends_the_polling(caplog: p
 
 
 def test_a_store_that_does_not_answer_is_reported(caplog: pytest.LogCaptureFixture) -> None:
-    """A dead file server would stop the polling silently: the service would look as if nothing had changed."""
+    """A dead file server would end the polling silently: the service would look as if nothing had changed."""
     held = threading.Event()
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
@@ -93,7 +93,7 @@ def test_a_store_that_does_not_answer_is_reported(caplog: pytest.LogCaptureFixtu
 
 
 def test_the_active_bundle_is_followed_once_and_again_on_request() -> None:
-    """A broken bundle would be loaded over and over, or one whose loading was pre-empted never again."""
+    """A broken bundle would be loaded again and again, or one whose loading was pre-empted never again."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         named, followed = [ONE], list[Path]()
@@ -146,7 +146,7 @@ async def change(
 
 
 def test_the_last_change_wins() -> None:
-    """Changes that are requested while a bundle is loaded would wait for it, or all be loaded one after the other."""
+    """Changes that are requested while a bundle is loading would wait for it, or all be loaded in turn."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         queue = SwitchQueue(supervisor)
@@ -164,7 +164,7 @@ def test_the_last_change_wins() -> None:
 
 
 def test_the_same_bundle_is_not_loaded_twice_except_for_a_rollback() -> None:
-    """An impatient administrator would restart the loading with each request."""
+    """An administrator who repeats a request would restart the loading each time."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         queue = SwitchQueue(supervisor)
@@ -181,7 +181,7 @@ def test_the_same_bundle_is_not_loaded_twice_except_for_a_rollback() -> None:
 
 
 def test_a_stop_cancels_the_loading_and_refuses_further_changes() -> None:
-    """A stopping service would begin to load a bundle."""
+    """A stopping service would start to load a bundle."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         queue = SwitchQueue(supervisor)

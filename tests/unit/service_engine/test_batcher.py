@@ -33,7 +33,7 @@ def test_what_waits_forms_the_next_batch() -> None:
 
 
 def test_admission_is_bounded_in_texts_and_freed_by_answers() -> None:
-    """Without the bound, overload would grow memory and every answer would come too late."""
+    """Without the limit, overload would fill the memory and every answer would be late."""
 
     @played(max_waiting_queries=2)
     async def _(bench: Bench) -> None:
@@ -47,7 +47,7 @@ def test_admission_is_bounded_in_texts_and_freed_by_answers() -> None:
 
 
 def test_admission_is_bounded_in_tokens() -> None:
-    """A few long texts, which cost the engine as much as many short ones, would fill the queue beyond its bound."""
+    """A few long texts, which cost the engine as much as many short ones, would exceed the queue's limit."""
 
     @played(max_waiting_tokens=100)
     async def _(bench: Bench) -> None:
@@ -57,8 +57,9 @@ def test_admission_is_bounded_in_tokens() -> None:
 
 
 def test_admission_is_bounded_in_time() -> None:
-    """Clients of a slow encoder would wait much longer in the same queue; or requests would be lost while an engine is
-    replaced."""
+    """Clients of a slow encoder would wait much longer in the same queue, or requests would be lost while an engine is
+    replaced.
+    """
     clock = Clock()
 
     @played(clock=clock, batches_ahead=0, max_batch_queries=1, max_waiting_queries=30, max_waiting_seconds=1)
@@ -110,7 +111,7 @@ def test_an_abandoned_request_leaves_the_queue() -> None:
 
 
 def test_a_large_request_cannot_block_small_ones() -> None:
-    """Single queries behind a client's bulk request would wait until all of it is done."""
+    """Single queries after a client's bulk request would wait until all of it is done."""
 
     @played(max_queries=100, max_batch_queries=4, max_slice_queries=2, batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -127,7 +128,7 @@ def test_a_large_request_cannot_block_small_ones() -> None:
 
 
 def test_the_oldest_always_goes() -> None:
-    """A text that no batch has room for, or a stream of newcomers, would keep a request waiting for ever."""
+    """A text larger than a batch, or a constant stream of new requests, would keep a request waiting forever."""
 
     @played(max_batch_tokens=20, batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -143,7 +144,7 @@ def test_the_oldest_always_goes() -> None:
 
 
 def test_texts_of_one_length_go_together_and_none_waits_for_ever() -> None:
-    """Short texts would be padded to long ones; or, sorted by length alone, a long one would never get its turn."""
+    """Short texts would be padded to long ones, or, with sorting by length only, a long one would never be sent."""
 
     @played(padded=True, max_queries=4, batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -160,7 +161,7 @@ def test_texts_of_one_length_go_together_and_none_waits_for_ever() -> None:
 
 
 def test_a_client_may_wait_less_than_the_service_would() -> None:
-    """An engine would work for a client that said how soon the answer is of no use; or wait longer than it may."""
+    """An engine would work for a client whose deadline has passed, or a client would wait longer than the limit."""
 
     @played(deadline_seconds=0.02)
     async def _(bench: Bench) -> None:
@@ -171,7 +172,7 @@ def test_a_client_may_wait_less_than_the_service_would() -> None:
 
 
 def test_another_bundle_answers_the_whole_of_what_was_begun() -> None:
-    """A bundle that is given up would take its requests with it, or two bundles would share one answer."""
+    """A bundle that is given up would lose its requests, or two bundles would share one answer."""
 
     @played(max_queries=4, max_batch_queries=2, max_slice_queries=2, batches_ahead=1)
     async def _(bench: Bench) -> None:
@@ -191,7 +192,7 @@ def test_another_bundle_answers_the_whole_of_what_was_begun() -> None:
 
 
 def test_a_replacement_gets_what_the_dead_engine_had() -> None:
-    """An engine's death would otherwise be an error for every client it was working for."""
+    """An engine's death would be an error for every client that it was working for."""
 
     @played(batches_ahead=1, max_batch_queries=1)
     async def _(bench: Bench) -> None:
@@ -207,7 +208,7 @@ def test_a_replacement_gets_what_the_dead_engine_had() -> None:
 
 
 def test_a_request_present_at_two_deaths_is_refused_and_its_neighbours_are_not() -> None:
-    """One request that crashes engines would be replayed for ever, or take down all that happen to share its batch."""
+    """One request that crashes engines would be replayed forever, or fail all requests in its batch."""
 
     @played(batches_ahead=0, max_batch_queries=3)
     async def _(bench: Bench) -> None:
@@ -228,7 +229,7 @@ def test_a_request_present_at_two_deaths_is_refused_and_its_neighbours_are_not()
 
 
 def test_waiting_in_the_pipe_is_waiting_in_the_queue() -> None:
-    """The time that a batch sent ahead waits for its engine would be in no stage: a slow answer without a reason."""
+    """The time that a batch sent ahead waits for its engine would be in no stage."""
     clock = Clock()
 
     @played(clock=clock, batches_ahead=1, max_batch_queries=1)
@@ -243,7 +244,7 @@ def test_waiting_in_the_pipe_is_waiting_in_the_queue() -> None:
 
 
 def test_worker_threads_answer_in_any_order() -> None:
-    """The second of two threads would wait for the first, or its answers would be taken for a fault of the engine."""
+    """The second of two threads would wait for the first, or its answers would count as an error of the engine."""
 
     @played(worker_threads=2, max_batch_queries=1)
     async def _(bench: Bench) -> None:
@@ -259,7 +260,7 @@ def test_worker_threads_answer_in_any_order() -> None:
 
 
 def test_a_replacement_may_have_more_worker_threads() -> None:
-    """A container that is given a second core would lose every engine from then on, for answering out of turn."""
+    """A container with a second core would lose every engine because answers arrive in another order."""
 
     @played(worker_threads=1, max_batch_queries=1)
     async def _(bench: Bench) -> None:
@@ -277,7 +278,7 @@ def test_a_replacement_may_have_more_worker_threads() -> None:
 
 
 def test_a_request_that_was_never_answered_has_waited() -> None:
-    """The answer 504 would say that it did not wait at all, where waiting is all that it did."""
+    """A 504 would say that it did not wait, although it only waited."""
     clock = Clock()
 
     @played(clock=clock)
@@ -291,7 +292,7 @@ def test_a_request_that_was_never_answered_has_waited() -> None:
 
 
 def test_every_worker_thread_is_suspected_and_then_each_request_alone() -> None:
-    """A request that kills engines would take down, for good, what another thread happened to answer at the time."""
+    """A request that kills engines would fail requests that another thread answered at the time."""
 
     @played(worker_threads=2, max_batch_queries=1)
     async def _(bench: Bench) -> None:
@@ -324,7 +325,7 @@ def test_only_the_oldest_batch_is_suspected() -> None:
 
 
 def test_an_answer_out_of_turn_is_an_error() -> None:
-    """Answers matched to the wrong batch would hand one client the results of another."""
+    """Answers of one batch would be returned to the clients of another."""
 
     @played()
     async def _(bench: Bench) -> None:
@@ -335,7 +336,7 @@ def test_an_answer_out_of_turn_is_an_error() -> None:
 
 @pytest.mark.parametrize(("outcome", "status"), [(Outcome.REFUSED, 422), (Outcome.BROKEN, 500)])
 def test_a_failed_piece_is_a_refusal(outcome: Outcome, status: int) -> None:
-    """What the engine cannot answer would otherwise reach the client as broken JSON in a 200."""
+    """A result that the engine cannot serialize would reach the client as broken JSON in a 200."""
 
     @played()
     async def _(bench: Bench) -> None:

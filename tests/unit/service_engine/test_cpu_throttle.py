@@ -79,7 +79,7 @@ def test_it_is_stopped_and_continued_while_requests_arrive(engine: "subprocess.P
 def test_it_is_never_stopped_without_requests_or_with_the_whole_share(
     engine: "subprocess.Popen[bytes]", chosen: LoadPolicy
 ) -> None:
-    """A calm service would take ten times as long to change its bundle, or the setting could not be turned off."""
+    """A calm service would take ten times as long to switch, or the throttle could not be disabled."""
 
     async def run() -> float:
         with CpuThrottle(engine.pid, chosen) as throttle:
@@ -108,7 +108,7 @@ def test_a_process_that_has_ended_is_no_error(engine: "subprocess.Popen[bytes]")
 
 
 def test_stopped_time_does_not_count_as_loading(engine: "subprocess.Popen[bytes]") -> None:
-    """A large bundle would never be served while clients ask, or an engine that hangs would be waited for in vain."""
+    """A large bundle would never be served under traffic, or an engine that hangs would be waited for forever."""
 
     async def run() -> None:
         ready = asyncio.get_running_loop().create_future()

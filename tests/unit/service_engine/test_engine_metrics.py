@@ -12,7 +12,7 @@ from tests.support.bundles import make_bundle
 
 
 def test_full_scans_reach_the_metrics_once(tmp_path: Path) -> None:
-    """If it fails, a bundle whose index answers little itself is slow and nothing says why."""
+    """If it fails, a bundle whose index answers few queries is slow, without a log line or a metric."""
     registry = CollectorRegistry()
     metrics = Metrics(registry)
     with open_bundle(make_bundle(tmp_path / "bundle", ["red shoes", "blue hats"])) as retriever:

@@ -11,7 +11,7 @@ from tests.support.batching import NO_TIME, Bench, Clock, played
 
 
 def test_a_cancelled_handler_leaves_the_queue() -> None:
-    """A handler that is cancelled would keep its place for ever, and no bundle could drain."""
+    """A handler that is cancelled would keep its place forever, and no bundle could drain."""
 
     @played(batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -47,7 +47,7 @@ def test_a_batch_is_bounded_in_hits() -> None:
 
 
 def test_small_requests_share_no_batch_with_large_ones() -> None:
-    """A single query would be answered only after the hundreds of hits that happened to fill its batch."""
+    """A single query would be answered only after the hundreds of hits in the same batch."""
 
     @played(clock=Clock(), max_queries=32, batches_ahead=1)
     async def _(bench: Bench) -> None:
@@ -67,7 +67,7 @@ def test_small_requests_share_no_batch_with_large_ones() -> None:
 
 
 def test_a_caller_under_its_share_is_admitted_to_a_full_queue() -> None:
-    """A caller with one text would be refused because another has filled the queue; or the queue would be unbounded."""
+    """A caller with one text would be refused because another has filled the queue, or the queue would be unlimited."""
 
     @played(max_queries=8, max_waiting_queries=40)
     async def _(bench: Bench) -> None:
@@ -98,7 +98,7 @@ def test_a_caller_under_its_share_is_admitted_to_a_full_queue() -> None:
 
 
 def test_a_postponed_piece_is_asked_again() -> None:
-    """What was too much for one batch together would be lost, or answered with an error."""
+    """A request that is larger than a batch would be lost, or answered with an error."""
 
     @played(max_queries=4, batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -112,7 +112,7 @@ def test_a_postponed_piece_is_asked_again() -> None:
 
 
 def test_an_answer_is_bounded_in_bytes() -> None:
-    """A few texts over labels of a megabyte would fill the memory of the service."""
+    """A few texts with labels of a megabyte would fill the memory of the service."""
 
     @played(max_queries=20, max_answer_bytes=1024)
     async def _(bench: Bench) -> None:
@@ -127,7 +127,7 @@ def test_an_answer_is_bounded_in_bytes() -> None:
 
 
 def test_only_the_text_that_ends_engines_is_in_quarantine() -> None:
-    """A caller could have any text refused for all callers by sending it together with one that ends engines."""
+    """A caller could have any text refused for all callers by sending it together with one that kills engines."""
 
     @played(max_queries=4, batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -159,7 +159,7 @@ def _deaths(bench: Bench, callers: list[bytes]) -> list[bool]:
 
 
 def test_a_bundle_that_answers_nothing_is_not_excused() -> None:
-    """A bundle on which every query ends the engine would be served forever, as each query would be blamed."""
+    """A bundle on which every query kills the engine would be served forever, because each query would be blamed."""
 
     @played(batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -167,7 +167,7 @@ def test_a_bundle_that_answers_nothing_is_not_excused() -> None:
 
 
 def test_one_caller_cannot_force_another_bundle() -> None:
-    """A caller with several queries that end engines could make the service give its bundle up."""
+    """A caller with several queries that kill engines could force a fallback."""
 
     @played(batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -185,7 +185,7 @@ def test_one_caller_cannot_force_another_bundle() -> None:
 
 
 def test_answers_in_the_making_are_bounded() -> None:
-    """Answers of megabytes that are ready in parts would fill the memory before any of them is complete."""
+    """Partial answers of megabytes would fill the memory before one of them is complete."""
 
     @played(connection_bytes=1 << 24, max_queries=8)
     async def _(bench: Bench) -> None:
@@ -200,7 +200,7 @@ def test_answers_in_the_making_are_bounded() -> None:
 
 
 def test_a_costly_filter_is_charged_to_its_caller() -> None:
-    """A filter that the engine needs a hundred times as long for would cost its caller no more than a plain query."""
+    """A filter that takes the engine a hundred times as long would cost its caller no more than a plain query."""
 
     @played(max_batch_queries=1, batches_ahead=0, max_waiting_queries=1000)
     async def _(bench: Bench) -> None:

@@ -6,7 +6,7 @@ from service.engine.gc_tuning import freeze_gc
 
 
 def test_full_collections_traverse_only_objects_that_came_after() -> None:
-    """Every full collection would traverse all imported modules, and stop all answers for 50 ms."""
+    """Every full garbage collection would traverse all imported modules, and stop all answers for 50 ms."""
     before = gc.get_threshold()
     try:
         freeze_gc()

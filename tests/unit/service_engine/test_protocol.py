@@ -64,7 +64,7 @@ def test_a_filter_survives_the_wire() -> None:
 
 
 def test_answers_survive_the_wire() -> None:
-    """Results would reach the wrong request, or a refusal would look like an answer."""
+    """Results would be returned to the wrong request, or a refusal would look like an answer."""
     answers = [
         QueryAnswer(Outcome.ANSWERED, b'{"a":1}'),
         QueryAnswer(Outcome.REFUSED, "é".encode()),
@@ -76,7 +76,7 @@ def test_answers_survive_the_wire() -> None:
 
 @pytest.mark.parametrize("payload", [b"", b"\xff", msgspec.msgpack.encode([1, "not a list"])])
 def test_a_payload_of_another_type_is_an_error(payload: bytes) -> None:
-    """A faulty engine would fail the front somewhere else, long after the faulty message."""
+    """A faulty engine would cause an error in the front long after the faulty message."""
     with pytest.raises(msgspec.DecodeError):
         decode_answers(payload)
 
@@ -92,7 +92,7 @@ def test_chunks_of_any_size_make_the_same_frames(payloads: list[bytes], size: in
 
 @pytest.mark.parametrize("head", [HEAD.pack(MAX_PAYLOAD + 1, FrameKind.BATCH), HEAD.pack(1, 99)])
 def test_a_stream_out_of_step_is_an_error(head: bytes) -> None:
-    """Garbage lengths would make either side wait for, or allocate, gigabytes."""
+    """An invalid length would make either side wait for, or allocate, gigabytes."""
     with pytest.raises(ValueError, match=r"out of step|99"):
         list(FrameSplitter().feed(head))
 
@@ -105,7 +105,7 @@ def test_a_stream_that_ends_is_the_end(cut: int) -> None:
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=6), st.integers(1, 7), st.randoms())
 def test_large_answers_are_sent_in_several_frames(sizes: list[int], part_bytes: int, random_: random.Random) -> None:
-    """An answer of a few megabytes would be one frame above the limit, which ends the engine; or come out mixed up."""
+    """An answer of a few megabytes would exceed the frame limit, which ends the engine, or be reassembled wrongly."""
     batch = BatchAnswers(7, NO_TIME, [QueryAnswer(Outcome.ANSWERED, random_.randbytes(size)) for size in sizes])
     frames = list(encode_answers(batch, part_bytes))
     assert max(map(len, frames[:-1]), default=0) <= part_bytes + 20
@@ -115,7 +115,7 @@ def test_large_answers_are_sent_in_several_frames(sizes: list[int], part_bytes: 
 
 @pytest.mark.parametrize("data", [b"", b"x" * 50])
 def test_parts_without_their_answers_are_bounded(data: bytes) -> None:
-    """A bundle that took over its engine could fill the memory of the front."""
+    """A compromised engine could fill the memory of the front."""
     parts = AnswerParts(limit=2 * (PART_OVERHEAD + len(data)))
     parts.add(AnswerPart(1, 0, data))
     parts.add(AnswerPart(1, 0, data))
@@ -124,6 +124,6 @@ def test_parts_without_their_answers_are_bounded(data: bytes) -> None:
 
 
 def test_the_number_of_a_batch_may_be_large() -> None:
-    """An engine that has answered four billion batches would fail on each one after that."""
+    """An engine that has answered four billion batches would fail on every later one."""
     batch = BatchAnswers(1 << 32, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"x" * 5)])
     assert received(b"".join(encode_answers(batch, part_bytes=2))) == [batch]

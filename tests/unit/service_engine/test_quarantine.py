@@ -8,7 +8,7 @@ from service.errors import Refusal
 
 
 def test_the_memory_of_queries_is_bounded_and_ends() -> None:
-    """Texts without end would fill the memory; or a text that was blamed by mistake would never be answered again."""
+    """Endless texts would fill the memory, or a text that was blamed by mistake would never be answered again."""
     quarantine = Quarantine()
     for number in range(2 * MAX_QUERIES):
         quarantine.add(Query.create([], 10), [f"text {number}"], now=0)

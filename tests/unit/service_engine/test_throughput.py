@@ -15,7 +15,7 @@ def answer(estimate: ThroughputEstimate, texts: int, apart: float, start: float 
 
 
 def test_the_pace_is_that_of_an_engine_that_never_lacked_work() -> None:
-    """An engine that waits for texts most of the time would pass for a slow one, and a short burst be refused."""
+    """An engine that mostly waits for texts would count as slow, and a short burst would be refused."""
     estimate = ThroughputEstimate()
     for number in range(100):
         estimate.update(1, number % 2 == 0, number * 0.1)
@@ -25,7 +25,7 @@ def test_the_pace_is_that_of_an_engine_that_never_lacked_work() -> None:
 
 
 def test_the_pace_follows_the_engine() -> None:
-    """Longer texts, or a bundle loading beside, would leave a queue in which requests wait too long."""
+    """With longer texts, or while a bundle loads, the queue would hold more than is answered in its time limit."""
     estimate = ThroughputEstimate()
     now = answer(estimate, 8, 0.01)
     for _ in range(4):
@@ -34,7 +34,9 @@ def test_the_pace_follows_the_engine() -> None:
 
 
 def test_what_came_while_there_was_no_engine_says_nothing_of_the_next_one() -> None:
-    """Behind a dead engine a queue may grow; judged at once by its replacement's pace, new requests would be lost."""
+    """The queue of a dead engine may grow; judged at once by its replacement's throughput, new requests would be
+    refused.
+    """
     estimate = ThroughputEstimate()
     answer(estimate, 8, 0.01)
     estimate.reset()

@@ -33,7 +33,7 @@ class TimerLoop:
 
 
 def test_a_thread_that_hangs_is_noticed_while_another_answers() -> None:
-    """Half of an engine would hang for ever, with every request that came to it, since the other half goes on."""
+    """One of two threads would hang forever, with every request that it reads, while the other one works."""
 
     async def run() -> None:
         hung = asyncio.Event()
@@ -54,7 +54,7 @@ def test_a_thread_that_hangs_is_noticed_while_another_answers() -> None:
 
 
 def test_an_engine_that_answers_or_idles_is_not_killed() -> None:
-    """An engine at work, or with nothing to do, would be killed."""
+    """A busy or an idle engine would be killed."""
     loop, kills = TimerLoop(), list[int]()
     watchdog = Watchdog(10, lambda: kills.append(1), loop)
     for number in range(100):

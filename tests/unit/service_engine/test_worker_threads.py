@@ -91,8 +91,7 @@ def epoll_waiters() -> int:
 
 @pytest.mark.skipif(not Path("/proc/self/wchan").exists(), reason="the system does not show what a thread waits for")
 def test_queries_one_by_one_stay_with_one_thread() -> None:
-    """Threads would take turns, each on a core that has gone cold since its last query: a single client would wait
-    longer."""
+    """Threads would take turns, each on a core whose cache has gone cold, and a single client would wait longer."""
     before = epoll_waiters()
     answered_by = set()
     with worker_threads(2, lambda _: str(threading.get_ident()).encode()) as pipe:
@@ -104,7 +103,7 @@ def test_queries_one_by_one_stay_with_one_thread() -> None:
 
 
 def test_frames_of_any_size_stay_whole() -> None:
-    """Two threads that read or write at a time would mix their bytes, and the front would kill the engine."""
+    """Two threads that read or write at the same time would mix their bytes, and the front would kill the engine."""
     texts = [bytes([number]) * (number * 7919 % 300_000) for number in range(64)]
     with worker_threads(3, lambda text: text) as pipe:
         threading.Thread(target=lambda: [ask(pipe, text) for text in texts], daemon=True).start()
@@ -112,7 +111,7 @@ def test_frames_of_any_size_stay_whole() -> None:
 
 
 def test_the_error_of_one_thread_ends_all() -> None:
-    """The engine would go on with a thread less, and the batch of that thread would never be answered."""
+    """The engine would continue with one thread less, and the batch of that thread would never be answered."""
     front, engine = socket.socketpair()
     pipe = SharedPipe(engine, 2)
 
@@ -134,8 +133,7 @@ def test_the_error_of_one_thread_ends_all() -> None:
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) != available_cores(), reason="a quota gives no core of one's own")
 def test_as_many_threads_as_cores_are_pinned() -> None:
-    """The system would put two threads on one core while another is idle, so each of two queries at a time would take
-    twice as long; or the caller would be left on one core as well."""
+    """The system would put two threads on one core while another is idle, or the caller would stay on one core."""
     before, pinned = os.sched_getaffinity(0), []
     run_in_threads(max(2, len(before)), lambda: pinned.append(frozenset(os.sched_getaffinity(0))), lambda: None)
     one_each = {frozenset({core}) for core in before}
@@ -144,7 +142,7 @@ def test_as_many_threads_as_cores_are_pinned() -> None:
 
 
 def test_only_encoders_that_release_the_gil_get_several_threads() -> None:
-    """Static encoders would answer less, or a transformer's queries would wait for each other while a core is idle."""
+    """Static encoders would answer fewer requests, or a transformer's queries would wait while a core is idle."""
     assert [count_threads("transformer", "cpu", threads, cores=4) for threads in (None, 1, 2, 8)] == [2, 1, 2, 2]
     assert count_threads("static", "cpu", 8, cores=4) == count_threads("transformer", "cuda", 8, cores=4) == 1
     assert count_threads("transformer", "cpu", 2, cores=1) == 1

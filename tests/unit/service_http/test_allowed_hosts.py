@@ -34,7 +34,7 @@ def test_what_is_listed_is_answered(host: str) -> None:
     ],
 )  # fmt: skip
 def test_any_other_name_is_misdirected(host: str) -> None:
-    """A page of another site, whose name leads to this machine, could ask the service from inside a browser."""
+    """A page of another site could send requests from a browser through a host name that resolves to this machine."""
     assert status(host) == 421
 
 
@@ -42,12 +42,12 @@ def test_any_other_name_is_misdirected(host: str) -> None:
     "host", [None, "", ":8000", "::1", "shop.example:80:80", "shop.example:http", "[shop.example]", "[::1", "[::1]x"]
 )
 def test_no_host_or_a_malformed_one_is_refused(host: str | None) -> None:
-    """A request without a name would pass a list of names."""
+    """A request without a Host header would pass the list of names."""
     assert status(host) == 400
 
 
 def test_probes_are_asked_by_address() -> None:
-    """Kubernetes, which asks by the pod's address, would restart every pod; or /metrics would be exempt too."""
+    """Kubernetes, which probes by the pod's address, would restart every pod, or /metrics would be exempt too."""
     assert status("172.16.0.9:8000", "/livez") == status(None, "/readyz") == 200
     assert status("172.16.0.9:8000", "/metrics") == 421
 
@@ -63,6 +63,6 @@ def test_without_a_list_every_name_is_answered() -> None:
     ["shop.example:8000", "http://shop.example", "*", "*.", "a*.example", "shöp.example", "a b", "*.10.0.0.0/8"],
 )
 def test_what_is_no_host_is_named(entry: str) -> None:
-    """A misspelt entry would silently allow nothing, or everything."""
+    """A misspelt entry would silently allow no name, or every name."""
     with pytest.raises(ValueError, match="is not a host"):
         AllowedHosts([entry])

@@ -107,7 +107,7 @@ def test_characters_of_strings_do_not_count(value: object) -> None:
 
 
 def test_errors_are_not_enumerated() -> None:
-    """A filter with thousands of bad values would be described whole, only to name the first of them."""
+    """A filter with thousands of invalid values would be validated completely, only to name the first of them."""
     body = b'{"queries":["a"],"filter":{"a":[%b]}}' % b",".join([b"null"] * 16_000)
     tracemalloc.start()
     try:
@@ -120,7 +120,7 @@ def test_errors_are_not_enumerated() -> None:
 
 
 def test_a_filter_is_limited_in_bytes() -> None:
-    """A filter of a megabyte would go to the engine with every part of a request: 32 times."""
+    """A filter of a megabyte would be sent to the engine with every slice of a request: 32 times."""
     for values, accepted in ((600, True), (700, False)):
         body = json.dumps({"queries": ["a"], "filter": {"a": ["x" * 100] * values}}).encode()
         if accepted:

@@ -36,7 +36,7 @@ def address(peer: str, *lines: str, trusted: str = TRUSTED) -> str:
     ],
 )
 def test_the_client_is_the_last_that_is_no_trusted_proxy(peer: str, lines: list[str], client: str) -> None:
-    """Every caller behind a proxy would share one limit; or a made-up header would evade it."""
+    """All callers behind a proxy would share one limit, or a forged header would evade it."""
     assert address(peer, *lines) == client
 
 
@@ -45,14 +45,14 @@ def test_the_client_is_the_last_that_is_no_trusted_proxy(peer: str, lines: list[
     ["unknown", "_hidden", "300.1.1.1", "1.2.3", "[", "[]", ":::", "a" * 9000, "\xff\xfe", "10.0.0.0/8", "0x0a000001"],
 )
 def test_what_is_no_address_is_never_the_client(entry: str) -> None:
-    """A malformed entry would end the request in a 500, be a limit's key, or let what the client wrote decide."""
+    """A malformed entry would end the request in a 500, or be used as an address."""
     assert address("10.1.2.3", f"6.6.6.6, {entry}, 10.5.5.5") == "10.5.5.5"
     assert address("10.1.2.3", f"6.6.6.6, {entry}") == "10.1.2.3"
     assert address("10.1.2.3", f"{entry}, 198.51.100.1") == "198.51.100.1"
 
 
 def test_a_long_list_is_read_to_a_limit() -> None:
-    """A head of 32 kB of addresses would cost milliseconds for each time it is looked at."""
+    """A head of 32 kB of addresses would cost milliseconds each time it is read."""
     assert address("10.1.2.3", "6.6.6.6, " + ", ".join(["10.5.5.5"] * 3000)) == "10.5.5.5"
 
 
@@ -63,7 +63,7 @@ def test_no_proxy_is_trusted_unless_configured() -> None:
 
 
 def test_a_request_has_the_forwarded_address() -> None:
-    """Limits, fairness and the audit log would each have their own idea of the client, or the proxy's."""
+    """Limits, fair queueing and the audit log would use different addresses of one client."""
     scope = {
         "type": "http", "method": "GET", "path": "/livez", "client": ("10.0.0.1", 5),
         "headers": [(b"x-forwarded-for", b"6.6.6.6"), (b"x-forwarded-for", b"198.51.100.1")],

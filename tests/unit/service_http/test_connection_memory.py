@@ -33,7 +33,7 @@ def filled(holdings: list[Holding], limit: int) -> MemoryBudget:
 
 
 def test_the_largest_and_longest_stalled_end_first_and_only_as_many_as_needed() -> None:
-    """A client that has just begun would be ended for those that stall, or many more than needed."""
+    """A client that has just started would be closed instead of stalled ones, or more clients than needed."""
     ended: list[str] = []
     old, large = Holding("old", MB, 0.0, ended), Holding("large", 3 * MB, 50.0, ended)
     new, small = Holding("new", 9 * MB, 99.9, ended), Holding("small", 1000, 0.0, ended)
@@ -62,7 +62,7 @@ def test_few_are_ended_together() -> None:
 
 
 def test_the_sender_ends_when_no_connection_stalls() -> None:
-    """Clients that all send as fast as they can would fill the memory."""
+    """Clients that send as fast as they can would fill the memory."""
     ended: list[str] = []
     senders = [Holding(f"{number}", MB, 99.5, ended) for number in range(3)]
     budget = filled(senders, 2 * MB)
@@ -71,7 +71,7 @@ def test_the_sender_ends_when_no_connection_stalls() -> None:
 
 
 def test_a_request_that_has_gone_on_is_not_ended() -> None:
-    """A connection that stalled at the search, and has got its answer since, would lose its next request."""
+    """A connection that stalled at an earlier check, and was answered since, would lose its next request."""
     ended: list[str] = []
     stalled = [Holding(f"{number}", MB, 0.0, ended) for number in range(10)]
     budget = filled(stalled, 2 * MB)

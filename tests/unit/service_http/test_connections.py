@@ -34,7 +34,7 @@ def new_pool(**settings: Any) -> ConnectionPool:
 
 
 def test_connections_that_close_before_their_turn_leave_no_timers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A client that opens and closes pipelined connections would multiply the turns per second."""
+    """A client that opens and closes pipelined connections would get more turns per second."""
 
     async def main() -> None:
         loop, pool = asyncio.get_running_loop(), new_pool()

@@ -44,7 +44,7 @@ def wait_of(limit: GuessLimit, address: str) -> int:
 
 
 def test_the_wait_grows_and_ends() -> None:
-    """Guessing would not be slowed; or a mistake would lock an administrator out for ever."""
+    """Guessing would not be slowed, or a mistake would lock out an administrator forever."""
     clock = Clock()
     limit = GuessLimit(clock)
     waits = []
@@ -71,7 +71,7 @@ def test_the_wait_grows_and_ends() -> None:
     ],
 )
 def test_a_client_is_a_network(guesser: str, same: str, other: str) -> None:
-    """A guesser with an IPv6 network would have 2^64 first attempts; or its neighbour would have to wait."""
+    """An attacker with an IPv6 network would have 2^64 first attempts, or its neighbour would have to wait."""
     limit = GuessLimit(Clock())
     for _ in range(FREE_ATTEMPTS):
         limit.wrong(guesser)
@@ -80,7 +80,7 @@ def test_a_client_is_a_network(guesser: str, same: str, other: str) -> None:
 
 
 def test_a_flood_of_guessers_neither_fills_the_memory_nor_frees_one() -> None:
-    """Many addresses would fill the memory, or push the one that has to wait out of it."""
+    """Many addresses would fill the memory, or evict the address that has to wait."""
     limit = GuessLimit(Clock())
     for _ in range(FREE_ATTEMPTS + 5):
         limit.wrong("10.0.0.1")
@@ -94,7 +94,7 @@ def test_a_flood_of_guessers_neither_fills_the_memory_nor_frees_one() -> None:
 
 
 def test_what_is_no_address_is_a_client_of_its_own() -> None:
-    """A Unix socket's peer, which has no address, would end the request."""
+    """A peer of a Unix socket, which has no address, would end the request."""
     assert network_of("") == b""
     assert network_of("unknown") == b"unknown"
 
@@ -106,7 +106,7 @@ def request(address: str, **headers: str) -> RequestContext:
 
 
 def test_a_right_key_waits_too_unless_it_was_used_there_before() -> None:
-    """Guessing would not be slowed if right guesses passed; or all clients behind one proxy could be locked out."""
+    """Correct guesses would pass during the wait, or all clients behind one proxy could be locked out."""
     clock = Clock()
     guesses, metrics = GuessLimit(clock), Metrics(CollectorRegistry())
     admin, predict = AdminKeys({"ann": KEY}, guesses, metrics), PredictKeys([PREDICT_KEY], guesses, metrics)

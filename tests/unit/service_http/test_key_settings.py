@@ -30,7 +30,7 @@ OTHER = "Zt5!pq8Rw3-uJ6yM"
     ],
 )
 def test_a_key_that_is_easy_to_guess_is_weak(key: str) -> None:
-    """A service would start with a key that a list of common ones has."""
+    """A service would start with a key that is on lists of common keys."""
     assert weakness(key)
 
 
@@ -43,7 +43,7 @@ def test_a_key_as_generators_make_them_is_strong(key: str) -> None:
 
 
 def test_named_keys_are_read_by_name() -> None:
-    """A key with an equals sign, as base64 ends, would be cut, or a name would get another one's key."""
+    """A key with an equals sign, such as base64, would be cut, or a name would get another name's key."""
     assert named_admin_keys(f" ann={STRONG}== ,\nci.2={OTHER},") == {"ann": f"{STRONG}==", "ci.2": OTHER}
 
 
@@ -79,14 +79,14 @@ def test_bad_keys_are_one_sentence_that_does_not_show_them(
 
 
 def test_both_variables_count_while_a_key_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Moving from one key to several would lock an administrator out; or a final newline would be part of the key."""
+    """Moving from one key to several would lock an administrator out, or a final newline would be part of the key."""
     monkeypatch.setenv("DIPTYCH_ADMIN_KEY", f"{STRONG}\n")
     monkeypatch.setenv("DIPTYCH_ADMIN_KEYS", f"ann={OTHER}")
     assert Settings.load(store=Path("s")).administrators == {"admin": STRONG, "ann": OTHER}
 
 
 def test_weak_keys_of_callers_are_named_by_their_place() -> None:
-    """An operator would not learn that a caller's key can be guessed; or the warning would show the key."""
+    """An operator would not learn that a caller's key can be guessed, or the warning would contain the key."""
     sentences = weak_predict_keys([STRONG, "alpha"])
     assert len(sentences) == 1
     assert "key 2 is weak: it has 5 characters" in sentences[0]

@@ -36,7 +36,7 @@ async def discard(message: Message) -> None:
 def test_not_ready_is_no_failure(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, logged: str, lines: list[str]
 ) -> None:
-    """If it fails, waiting for a service to start fills its log with warnings, or a real failure leaves no line."""
+    """If it fails, waiting for a service to start fills its log with warnings, or a real failure is not logged."""
     settings = Settings(store=tmp_path, log_requests=logged)
     layer = RequestMiddleware(
         unavailable, settings, Metrics(CollectorRegistry()), None, frozenset({"/readyz", "/predict"})

@@ -16,7 +16,9 @@ def seconds_until_retry(limit: RateLimit, caller: bytes, texts: int, now: float)
 
 
 def test_a_caller_gets_its_rate_and_no_more() -> None:
-    """A limit would forget the burst, let a caller save up for ever, or promise a time at which it still refuses."""
+    """A limit would ignore the burst, let a caller accumulate without bound, or give a Retry-After at which it still
+    refuses.
+    """
     limit = RateLimit(rate=2, burst=4)
     limit.take(b"a", 4, now=100)
     limit.take(b"b", 4, now=100)
@@ -38,7 +40,7 @@ def test_the_time_to_retry_is_that_of_the_whole_request() -> None:
 
 
 def test_a_flood_of_new_callers_spares_no_throttled_one() -> None:
-    """Ten thousand made-up addresses would give the caller who asks most a new bucket; or fill the memory."""
+    """Ten thousand forged addresses would reset the busiest caller's limit, or fill the memory."""
     limit = RateLimit(rate=1, burst=10, max_callers=100)
     limit.take(b"heavy", 10, now=0)
     refused = 0
@@ -54,7 +56,7 @@ def test_a_flood_of_new_callers_spares_no_throttled_one() -> None:
 
 
 def test_jitter_is_bounded_and_in_whole_seconds() -> None:
-    """All clients that were refused together would return together, or be sent away for much too long."""
+    """All clients that were refused together would return together, or wait much too long."""
     limit = RateLimit(rate=1, burst=100)
     limit.take(b"a", 100, now=0)
     seen = {seconds_until_retry(limit, b"a", 40, now=0) for _ in range(200)}
@@ -65,7 +67,7 @@ def test_jitter_is_bounded_and_in_whole_seconds() -> None:
 
 @pytest.mark.parametrize(("size", "texts"), [(0, 1), (1, 1), (8192, 1), (8193, 2), (1 << 20, 128), (1 << 30, 256)])
 def test_a_large_body_is_charged_before_it_is_parsed(size: int, texts: int) -> None:
-    """A caller that is refused could still make the service parse megabytes; or no large request would be admitted."""
+    """A refused caller could still make the service parse megabytes, or no large request would be admitted."""
     assert texts_for_bytes(size, 256) == texts
 
 
@@ -82,7 +84,7 @@ def test_a_large_body_is_charged_before_it_is_parsed(size: int, texts: int) -> N
     ],
 )
 def test_an_ipv6_caller_is_its_network(one: str, other: str, same: bool) -> None:
-    """A single IPv6 customer has 2⁶⁴ addresses, each of which would have a rate and a share of its own."""
+    """A single IPv6 customer has 2⁶⁴ addresses, each with a separate rate and share."""
     assert (caller_of(None, one) == caller_of(None, other)) is same
 
 

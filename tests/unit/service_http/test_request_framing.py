@@ -96,7 +96,7 @@ def refused(data: bytes, piece: int = 10_000) -> int:
     ids=["trailers", "one trailer", "extension", "extensions", "zeros", "chunks"],
 )
 def test_what_surrounds_a_body_has_a_limit(data: bytes, status: int, piece: int) -> None:
-    """Trailers, extensions and chunks of a byte would be read without end, and kept."""
+    """Endless trailers, chunk extensions or chunks of one byte would be read, and stored."""
     assert refused(data, piece) == status
 
 
@@ -107,7 +107,7 @@ def test_many_chunks_are_read_in_turns() -> None:
 
 
 def test_a_head_without_an_upgrade_is_otherwise_the_same() -> None:
-    """What a client asks for would change with the offer it makes, or the offer be made again."""
+    """Removing an upgrade offer would change the request, or leave a part of the offer."""
     headers = [
         (b"host", b"a"), (b"connection", b"Upgrade, keep-alive, HTTP2-Settings"), (b"upgrade", b"h2c"),
         (b"http2-settings", b"AAMA"), (b"content-length", b"2"),
@@ -118,12 +118,12 @@ def test_a_head_without_an_upgrade_is_otherwise_the_same() -> None:
 
 @pytest.mark.parametrize("head", [b"\x16\x03\x01", b"get / HTTP/1.1", b"GET / HTTP/1.1\n", b"hello", b"A" * 40])
 def test_what_cannot_become_a_head_is_known_at_once(head: bytes) -> None:
-    """A client that speaks another protocol would wait ten seconds for the refusal."""
+    """A client of another protocol would wait ten seconds for the refusal."""
     with pytest.raises(httptools.HttpParserError):
         check_beginning(bytearray(head))
 
 
 @pytest.mark.parametrize("head", [b"G", b"GET", b"M-SEARCH ", b"POST /predict HTTP/1.1\r", b"GET / HTTP/1.1\r\nHost"])
 def test_the_beginning_of_a_head_may_go_on(head: bytes) -> None:
-    """A request that comes in two segments would be refused."""
+    """A request that arrives in two segments would be refused."""
     check_beginning(bytearray(head))

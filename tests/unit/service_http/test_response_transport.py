@@ -29,7 +29,7 @@ def test_head_and_body_are_written_together() -> None:
 
 
 def test_a_head_without_a_body_is_sent() -> None:
-    """A client would wait for the answer to a HEAD request for ever."""
+    """A client would wait for the body of a HEAD response forever."""
     transport, written, _ = made()
     transport.write(HEAD)
     transport.flush()

@@ -54,12 +54,12 @@ def test_a_missing_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_keys_are_not_shown() -> None:
-    """Printing the settings, in a log or an error, would give the keys away."""
+    """Printing the settings, in a log or an error, would show the keys."""
     assert "hunter2" not in repr(Settings(store="s", admin_key="hunter2 of the admin", predict_key="hunter2"))
 
 
 def test_a_rate_limit_admits_the_largest_request() -> None:
-    """A request that is allowed by its size could never be asked."""
+    """A request within the size limits would always exceed another limit."""
     assert Settings(store="s", rate_limit=1).burst == 256
     assert Settings(store="s", rate_limit=1000.5).burst == 1001
     with pytest.raises(BadInput, match=r"rate_burst \(9\) is below max_queries \(256\)"):
@@ -67,7 +67,7 @@ def test_a_rate_limit_admits_the_largest_request() -> None:
 
 
 def test_limits_of_a_request_are_the_settings() -> None:
-    """A limit that an operator set would not hold, or OpenAPI would promise another one."""
+    """A limit that an operator set would have no effect, or OpenAPI would show another one."""
     model = predict_request(Settings(store="s", max_k=5, max_queries=2, max_query_chars=3))
     fields = model.model_json_schema()["properties"]
     assert (fields["k"]["maximum"], fields["k"]["default"], fields["queries"]["maxItems"]) == (5, 5, 2)

@@ -31,7 +31,7 @@ def failures(metrics: Metrics, task: str) -> float:
 
 
 def test_a_failing_task_is_tried_again_until_it_succeeds(caplog: pytest.LogCaptureFixture) -> None:
-    """One unexpected exception would end the watcher of the store, or the replacement of an engine, for good."""
+    """One unexpected exception would permanently end the watcher of the store, or the replacement of an engine."""
     attempts, shown = [], []
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
@@ -76,7 +76,7 @@ def test_a_repeated_task_outlives_its_failures() -> None:
 
 @pytest.mark.parametrize(("error", "counted"), [(BundleError("damaged"), 0), (OSError("full"), 0), (KeyError("x"), 1)])
 def test_the_caller_gets_the_error_and_unexpected_errors_are_counted(error: Exception, counted: int) -> None:
-    """An activation would end without an answer, or a bug in it would be counted as a damaged bundle."""
+    """An activation would end without an answer, or a bug in it would count as a damaged bundle."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         async def work() -> None:
@@ -91,7 +91,7 @@ def test_the_caller_gets_the_error_and_unexpected_errors_are_counted(error: Exce
 
 
 def test_a_stop_does_not_wait_for_a_thread_that_reads_the_store() -> None:
-    """A dead file server would keep the service from ending."""
+    """A dead file server would prevent the service from ending."""
     held = threading.Event()
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
@@ -116,7 +116,7 @@ def test_a_stop_does_not_wait_for_a_thread_that_reads_the_store() -> None:
 
 
 def test_a_thread_that_raises_what_no_future_takes_still_answers() -> None:
-    """The caller of the thread would wait for ever."""
+    """The caller of the thread would wait forever."""
 
     async def main() -> None:
         async with asyncio.timeout(30):
@@ -127,7 +127,7 @@ def test_a_thread_that_raises_what_no_future_takes_still_answers() -> None:
 
 
 def test_a_failing_callback_of_the_loop_is_logged_and_counted(caplog: pytest.LogCaptureFixture) -> None:
-    """A timer or a connection whose code is wrong would fail in silence."""
+    """An error in a timer or a connection callback would not be logged."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         supervisor.watch_loop()
@@ -140,7 +140,7 @@ def test_a_failing_callback_of_the_loop_is_logged_and_counted(caplog: pytest.Log
 
 
 def test_a_broken_connection_does_not_hide_another_failure(caplog: pytest.LogCaptureFixture) -> None:
-    """A client that hangs up in the wrong moment would keep the log silent on a fault of the service."""
+    """A client that disconnects at the wrong moment would hide an error of the service from the log."""
 
     async def check(supervisor: Supervisor, metrics: Metrics) -> None:
         def fail(error: Exception) -> None:

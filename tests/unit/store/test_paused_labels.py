@@ -40,7 +40,7 @@ def pause(store: Path, *ids: str) -> None:
 
 @pytest.mark.parametrize("of", ["{store}", "{store}/bundles/one", "file://{store}"])
 def test_the_library_leaves_paused_labels_out(store: Path, of: str) -> None:
-    """If it fails, a campaign that was stopped is shown by every command that does not use the service."""
+    """If it fails, a paused label is shown by every command that does not use the service."""
     place = of.format(store=store)
     gone = best(place)
     pause(store, gone, "absent")
@@ -62,7 +62,7 @@ def test_a_caller_can_choose_the_paused_labels(store: Path) -> None:
 
 
 def test_the_commands_leave_paused_labels_out(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, `search`, `predict` or `bundles diff` show what must not be shown."""
+    """If it fails, `search`, `predict` or `bundles diff` show paused labels."""
     gone = best(store)
     pause(store, gone)
     assert run("search", store, "red shoes", "--json") == 0
@@ -92,7 +92,7 @@ def test_an_interrupted_run_restarts_when_the_paused_labels_change(store: Path, 
 
 
 def test_a_bundle_is_verified_although_its_golden_answers_are_paused(store: Path) -> None:
-    """If it fails, a bundle whose golden answers hold a paused label can be neither verified nor activated."""
+    """If it fails, a bundle whose golden answers contain a paused label can be neither verified nor activated."""
     with open_bundle(store) as retriever:
         golden = [hit.id for hits in retriever.search(["cheap running shoes", "light rain"], 10) for hit in hits]
     pause(store, *golden)
@@ -108,7 +108,7 @@ def test_a_bundle_is_verified_although_its_golden_answers_are_paused(store: Path
      b"[" * 100_000],
 )  # fmt: skip
 def test_an_invalid_list_is_one_sentence(store: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, a slip in the file shows every paused label again, or ends in a traceback."""
+    """If it fails, a mistake in the file shows all paused labels again, or ends in a traceback."""
     (store / PAUSED).write_bytes(content)
     with pytest.raises(BundleError, match=r"PAUSED\.json is not a list of paused labels \(.*\)\. Write it as"):
         read_paused(store)
@@ -117,7 +117,7 @@ def test_an_invalid_list_is_one_sentence(store: Path, content: bytes, capsys: py
 
 
 def test_a_list_has_a_bound(store: Path) -> None:
-    """If it fails, a writer of the file can fill the memory of every service on the store."""
+    """If it fails, a process that can write to the file can fill the memory of every service on the store."""
     pause(store, "a", "b", "a")
     assert read_paused(store, 2) == ("a", "b")
     with pytest.raises(BundleError, match=r"PAUSED\.json lists 2 labels; the limit is 1\."):
@@ -129,7 +129,7 @@ def test_a_list_has_a_bound(store: Path) -> None:
 
 
 def test_a_service_applies_its_limit_and_notices_a_removed_list(store: Path) -> None:
-    """If it fails, an edited file goes beyond what the service would accept, or its removal changes nothing."""
+    """If it fails, an edited file exceeds the limits of the service, or its removal has no effect."""
     paused = PausedFile(StoreAccess(store, []), 2)
     assert not paused.read()
     pause(store, "a", "b", "c")
@@ -144,7 +144,7 @@ def test_a_service_applies_its_limit_and_notices_a_removed_list(store: Path) -> 
 
 
 def test_a_list_that_is_not_utf_8_is_one_sentence_for_a_service(store: Path) -> None:
-    """If it fails, one wrong byte ends the task of a service that polls the store."""
+    """If it fails, one invalid byte ends the background task that polls the store."""
     (store / PAUSED).write_bytes(b'{"paused": ["\xff"]}')
     paused = PausedFile(StoreAccess(store, []), 10)
     with pytest.raises(BundleError, match="is not a list of paused labels"):

@@ -49,7 +49,7 @@ def memory(made: Path) -> Iterator[fsspec.AbstractFileSystem]:
 
 
 def test_a_url_answers_as_the_folder_does(made: Path, memory: fsspec.AbstractFileSystem, cache: Path) -> None:
-    """If it fails, what is fetched is not what was published, or the cache is no store that can be looked after."""
+    """If it fails, the downloaded bundle differs from the published one, or the cache cannot be managed as a store."""
     with open_bundle(URL) as fetched, open_bundle(made) as there:
         assert fetched.name == "one"
         assert fetched.search(["red shoes"], 5) == there.search(["red shoes"], 5)
@@ -80,7 +80,7 @@ def test_an_activation_is_seen_at_the_next_opening(memory: fsspec.AbstractFileSy
 
 
 def test_a_damaged_list_of_paused_labels_in_the_cache_is_replaced(memory: fsspec.AbstractFileSystem) -> None:
-    """If it fails, one wrong byte in the cache stops every use of a store that is whole."""
+    """If it fails, one invalid byte in the cache prevents every use of a valid store."""
     memory.pipe("/shop/store/PAUSED.json", b'{"paused": ["one-1"]}')
     open_bundle(URL).close()
     (cache_store(URL).path / PAUSED).write_bytes(b"\xff")
@@ -89,7 +89,7 @@ def test_a_damaged_list_of_paused_labels_in_the_cache_is_replaced(memory: fsspec
 
 
 def test_a_file_that_an_earlier_bundle_brought_is_not_fetched_again(memory: fsspec.AbstractFileSystem) -> None:
-    """If it fails, a bundle with the same tokenizer and encoders brings them once more."""
+    """If it fails, a bundle with the same tokenizer and encoders downloads them again."""
     open_bundle(URL).close()
     memory.rm(f"/shop/store/bundles/two/{TOKENIZER}")
     memory.pipe("/shop/store/CURRENT", b"two\n")
@@ -103,7 +103,7 @@ def test_a_file_that_an_earlier_bundle_brought_is_not_fetched_again(memory: fssp
 
 
 def test_one_bundle_has_a_url_too(made: Path) -> None:
-    """If it fails, only whole stores can be fetched, and not a single bundle in a bucket."""
+    """If it fails, only complete stores can be downloaded, and not a single bundle in a bucket."""
     url = f"file://{made / 'bundles' / 'two'}"
     with open_bundle(url) as retriever:
         assert retriever.name == "two"
@@ -113,7 +113,7 @@ def test_one_bundle_has_a_url_too(made: Path) -> None:
 def test_a_bundle_is_pulled_into_a_local_store(
     memory: fsspec.AbstractFileSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, a bundle from a bucket cannot join a local store, or arrives there active without being asked to."""
+    """If it fails, a bundle from a bucket cannot be pulled into a local store, or becomes active without --activate."""
     own = make_store(tmp_path / "own", "mine")
     assert run("bundles", "pull", URL, "--store", own.path, "--name", "two") == 0
     assert (own.active(), sorted(own.bundles())) == ("mine", ["mine", "two"])
@@ -123,7 +123,7 @@ def test_a_bundle_is_pulled_into_a_local_store(
 
 
 def test_pulling_tells_how_far_it_is(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
-    """If it fails, a download of gigabytes shows nothing, or a bar that runs past its end."""
+    """If it fails, a download of gigabytes shows no progress, or a bar that exceeds its end."""
     told: list[tuple[int, int]] = []
     pull(URL, open_store(tmp_path / "own"), progress=lambda done, total: told.append((done, total)))
     size = sum(entry.bytes for entry in open_store(tmp_path / "own").manifest("one").files.values())
@@ -135,7 +135,7 @@ def test_pulling_tells_how_far_it_is(memory: fsspec.AbstractFileSystem, tmp_path
 def test_the_reading_commands_take_a_url(
     memory: fsspec.AbstractFileSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, a command that only reads a store wants it copied by hand first."""
+    """If it fails, a command that only reads a store requires a manual copy first."""
     assert run("bundles", "list", URL) == 0
     listed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[:2] for line in listed[1:]] == [["*", "one"], ["two", "2026-11-22T01:00:00Z"]]
@@ -200,7 +200,7 @@ def test_a_mistake_is_one_sentence(
 
 
 def test_a_signature_made_later_is_fetched_with_it(made: Path, tmp_path: Path) -> None:
-    """If it fails, a bundle that was signed after it was cached is refused for ever where keys are required."""
+    """If it fails, a bundle that was signed after it was cached is refused forever where keys are required."""
     keys, there = new_keys(), tmp_path / "there"
     shutil.copytree(made, there)
     url = f"file://{there}"
@@ -218,7 +218,7 @@ def test_a_signature_made_later_is_fetched_with_it(made: Path, tmp_path: Path) -
 
 
 def test_a_name_is_for_good(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
-    """If it fails, a bundle that was published anew under an old name is mixed up with the old one."""
+    """If it fails, a bundle that was published again under an old name is mixed up with the old one."""
     open_bundle(URL).close()
     memory.rm("/shop/store/bundles/one", recursive=True)
     memory.put(str(make_bundle(tmp_path / "other", seed=9)), "/shop/store/bundles/one", recursive=True)
@@ -232,7 +232,7 @@ def test_a_name_is_for_good(memory: fsspec.AbstractFileSystem, tmp_path: Path) -
 
 
 def test_the_cache_is_where_it_is_told_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """If it fails, a container's cache is not on the volume that was made for it; or two stores share one folder."""
+    """If it fails, a container's cache is not on its volume, or two stores share one folder."""
     assert cache_store(URL, tmp_path / "here").path.parent == tmp_path / "here"
     assert cache_store(URL).path.parent == tmp_path / "cache"
     monkeypatch.delenv("DIPTYCH_CACHE")
@@ -258,7 +258,7 @@ def test_the_cache_is_where_it_is_told_to_be(monkeypatch: pytest.MonkeyPatch, tm
     ],
 )
 def test_what_is_a_url(place: Path | str, url: str | None) -> None:
-    """If it fails, a folder is looked for in the network, or a URL is made as a folder."""
+    """If it fails, a folder is requested from the network, or a folder with the name of a URL is created."""
     assert as_url(place) == url
 
 
@@ -272,7 +272,7 @@ def without(package: str, program: str, folder: Path) -> str:
 
 @pytest.mark.parametrize(("package", "extra"), [("fsspec", "s3"), ("s3fs", "s3"), ("gcsfs", "gcs"), ("adlfs", "azure")])
 def test_a_missing_driver_names_the_extra_that_brings_it(package: str, extra: str, tmp_path: Path) -> None:
-    """If it fails, a missing driver is a traceback, or the message does not name the package."""
+    """If it fails, a missing driver ends in a traceback, or the message does not name the package."""
     scheme = {"gcs": "gs", "azure": "az"}.get(extra, extra)
     said = without(package, f"import diptych; diptych.main(['search', '{scheme}://shop/store', 'red'])", tmp_path)
     assert said.startswith(f"error: {scheme}://shop/store needs a package that is not installed (")
@@ -286,7 +286,7 @@ def test_a_local_store_needs_no_fsspec(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_url_for_a_store_to_change_is_refused_by_the_library_too() -> None:
-    """If it fails, `open_store("s3://…")` quietly works on a local folder of that name."""
+    """If it fails, `open_store("s3://…")` silently works on a local folder of that name."""
     with pytest.raises(BadInput, match="is a URL, and only a store in a folder can be changed"):
         open_store("s3://shop/store")
 

@@ -50,7 +50,7 @@ def forget() -> None:
 
 
 def test_an_older_signed_bundle_is_not_activated_again(store: Store) -> None:
-    """If it fails, an attacker who can write to a store brings back a bundle that was replaced for a reason."""
+    """If it fails, an attacker who can write to a store restores a bundle that was replaced for a reason."""
     store.activate("two")
     forget()
     with pytest.raises(OlderSerial, match="bundle one has the serial number 1, and 2 was active here before"):
@@ -62,7 +62,7 @@ def test_an_older_signed_bundle_is_not_activated_again(store: Store) -> None:
 
 
 def test_opening_a_store_checks_the_bundle_in_current(store: Store, keys: KeyPair) -> None:
-    """If it fails, the check is passed by writing CURRENT with an editor instead of by the command."""
+    """If it fails, writing CURRENT with an editor instead of the command evades the check."""
     (store.path / "CURRENT").write_text("three\n")
     open_bundle(store.path, trusted=[keys.trusted]).close()
     forget()
@@ -75,7 +75,7 @@ def test_opening_a_store_checks_the_bundle_in_current(store: Store, keys: KeyPai
 
 
 def test_a_bundle_that_is_exchanged_after_the_check_is_refused(store: Store, keys: KeyPair) -> None:
-    """If it fails, an attacker who exchanges the folder at the right moment has an older signed bundle opened."""
+    """If it fails, an attacker who replaces the folder at the right moment has an older signed bundle opened."""
     store.activate("two")
     store.check_serial("two")
     (store.path / "bundles" / "two").rename(store.path / "before")
@@ -100,7 +100,7 @@ def test_a_rollback_allows_the_one_bundle_it_went_back_to(store: Store, keys: Ke
 
 
 def test_signing_again_makes_a_bundle_newer(store: Store, keys: KeyPair) -> None:
-    """If it fails, an old bundle that shall be served on all machines again cannot be, without exporting it anew."""
+    """If it fails, an old bundle can be served on all machines again only after another export."""
     store.activate("three")
     assert store.sign("one", keys.signing) > 1_700_000_000
     store.activate("one")
@@ -135,7 +135,7 @@ def test_a_number_belongs_to_its_signature(store: Store, keys: KeyPair) -> None:
 
 
 def test_signatures_without_a_number_count_as_the_oldest(store: Store, keys: KeyPair) -> None:
-    """If it fails, bundles that were signed before there were numbers cannot be served, or pass for new ones."""
+    """If it fails, bundles that were signed without a number cannot be served, or count as new ones."""
     import base64
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -151,7 +151,7 @@ def test_signatures_without_a_number_count_as_the_oldest(store: Store, keys: Key
 
 
 def test_keys_and_stores_have_numbers_of_their_own() -> None:
-    """If it fails, one team's bundles keep another's from being served."""
+    """If it fails, one team's bundles prevent another team's from being served."""
     Serials("/one").record_active(Signature("a", 9))
     Serials("/one").check("bundle", Signature("b", 1))
     Serials("/two").check("bundle", Signature("a", 1))
@@ -162,7 +162,7 @@ def test_keys_and_stores_have_numbers_of_their_own() -> None:
 def test_a_cache_that_cannot_be_written_is_a_warning_and_the_process_remembers(
     cache: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """If it fails, a container with a read-only file system cannot serve signed bundles, or is not protected at all."""
+    """If it fails, a container with a read-only file system cannot serve signed bundles, or has no protection."""
     cache.write_text("a file, which also root cannot make folders in")
     for number in (2, 3):
         Serials("/one").record_active(Signature("a", number))
@@ -172,7 +172,7 @@ def test_a_cache_that_cannot_be_written_is_a_warning_and_the_process_remembers(
 
 
 def test_a_damaged_record_is_an_error(store: Store) -> None:
-    """If it fails, damage to a file of the cache lets every old bundle pass."""
+    """If it fails, a damaged file in the cache allows every old bundle."""
     store.activate("two")
     Serials(store.identity).path.write_text("{")
     with pytest.raises(BundleError, match="the record of serial numbers, cannot be read"):
@@ -182,7 +182,7 @@ def test_a_damaged_record_is_an_error(store: Store) -> None:
 def test_every_command_asks_for_signatures(
     made: Path, tmp_path: Path, keys: KeyPair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, one of the commands makes active, shows or asks what no trusted key has signed."""
+    """If it fails, one of the commands activates, shows or searches a bundle that no trusted key has signed."""
     folder = shutil.copytree(made, tmp_path / "store")
     for name in ("one", "two"):
         (folder / "bundles" / name / SIGNATURE).unlink()
@@ -217,7 +217,7 @@ def test_every_command_asks_for_signatures(
 
 
 def test_a_rollback_ends_for_every_process_with_the_next_bundle(store: Store, keys: KeyPair) -> None:
-    """If it fails, a service that once rolled back opens that old bundle again after others have moved on."""
+    """If it fails, a service that once rolled back opens that old bundle again after another one became active."""
     for name in ("one", "two"):
         store.activate(name)
     assert store.rollback() == "one"

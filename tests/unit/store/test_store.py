@@ -31,7 +31,7 @@ def test_an_activated_bundle_answers(store: Store) -> None:
 
 
 def test_rolling_back_retraces_the_activations(store: Store) -> None:
-    """If it fails, rolling back lands on a bundle that was not the one before."""
+    """If it fails, a rollback activates another bundle than the previous one."""
     store.activate("two")
     store.activate("three")
     assert (store.previous(), store.rollback(), store.active()) == ("two", "two", "two")
@@ -62,7 +62,7 @@ def test_a_crash_between_the_two_writes_of_an_activation_changes_nothing(
 
 
 def test_a_removed_predecessor_is_passed_over(store: Store) -> None:
-    """If it fails, rolling back activates a bundle that is no longer there."""
+    """If it fails, a rollback activates a bundle that was removed."""
     store.activate("two")
     store.activate("three")
     shutil.rmtree(store.bundle_path("two"))
@@ -78,7 +78,7 @@ def test_pruning_keeps_what_is_needed(store: Store) -> None:
 
 
 def test_pruning_keeps_the_newest(store: Store) -> None:
-    """If it fails, pruning removes more bundles than it was told to."""
+    """If it fails, pruning removes more bundles than requested."""
     assert store.prune(3) == []
     newest = store.bundles()[-1]
     store.prune(1)
@@ -118,7 +118,7 @@ def test_a_hostile_name_is_refused(store: Store, name: str) -> None:
 
 
 def test_a_store_names_what_it_has(tmp_path: Path, store: Store) -> None:
-    """If it fails, a mistyped name leaves the user guessing."""
+    """If it fails, the error for a misspelt name does not help the user."""
     with pytest.raises(BundleError, match=r"no bundle 'tow'. It has: .*one"):
         store.activate("tow")
     with pytest.raises(BundleError, match="neither a store"):
@@ -158,14 +158,14 @@ def test_a_store_that_cannot_be_written_says_so(store: Store) -> None:
 
 
 def test_activating_the_active_bundle_changes_nothing(store: Store) -> None:
-    """If it fails, a repeated deployment makes the bundle its own predecessor, and rolling back does nothing."""
+    """If it fails, a repeated deployment makes the bundle its own predecessor, and a rollback does nothing."""
     store.activate("two")
     store.activate("two")
     assert store.rollback() == "one"
 
 
 def test_pruning_leaves_what_a_reader_holds_open(tmp_path: Path) -> None:
-    """If it fails, a service that still answers from an older bundle loses its files, or nothing is ever removed."""
+    """If it fails, a service that still answers from an older bundle loses its files, or no bundle is ever removed."""
     store = make_store(tmp_path / "store", "one", "two", "three", "four")
     with open_bundle(store.bundle_path("two")):
         assert store.prune(0) == ["three", "four"]
@@ -174,7 +174,7 @@ def test_pruning_leaves_what_a_reader_holds_open(tmp_path: Path) -> None:
 
 
 def test_a_reader_that_died_holds_nothing(tmp_path: Path) -> None:
-    """If it fails, a crashed engine keeps its bundle in the store for ever."""
+    """If it fails, a crashed engine keeps its bundle in the store forever."""
     store = make_store(tmp_path / "store", "one", "two")
     program = "import signal, sys\nfrom retrieval import open_bundle\nheld = open_bundle(sys.argv[1])\n"
     program += "print('open', flush=True)\nsignal.pause()"
@@ -188,7 +188,7 @@ def test_a_reader_that_died_holds_nothing(tmp_path: Path) -> None:
 
 
 def test_what_a_dead_command_left_goes_with_the_next_change(store: Store) -> None:
-    """If it fails, every interrupted publication costs the size of a bundle for ever, or loses what still runs."""
+    """If it fails, every interrupted publication leaves the size of a bundle forever, or one in progress is removed."""
     left = store.path / ".incoming"
     (left / "dead" / "one").mkdir(parents=True)
     (left / "dead" / "one" / "index.hnsw").write_bytes(b"half")
@@ -210,7 +210,7 @@ def test_a_bundle_that_is_being_verified_is_not_pruned(store: Store) -> None:
 
 
 def test_a_small_file_is_replaced_whole_and_from_what_it_was(store: Store) -> None:
-    """Two writers of one file would lose a change, or a reader would meet half of it."""
+    """Two writers of one file would lose a change, or a reader would read half of it."""
     asked: list[bytes | None] = []
     for content in ("first", "second"):
         store.amend("PAUSED.json", lambda now, content=content: (asked.append(now), content)[1])
@@ -219,7 +219,7 @@ def test_a_small_file_is_replaced_whole_and_from_what_it_was(store: Store) -> No
 
 
 def test_rolling_back_compares_all_but_what_the_caller_has_open(store: Store) -> None:
-    """Going back would take as long as reading the bundle, or a damaged one would become active."""
+    """A rollback would take as long as reading the bundle, or a damaged one would become active."""
     store.activate("two")
     index = store.bundle_path("one") / "index.hnsw"
     index.write_bytes(index.read_bytes()[:-1] + b"?")
@@ -229,7 +229,7 @@ def test_rolling_back_compares_all_but_what_the_caller_has_open(store: Store) ->
 
 
 def test_a_bundle_is_never_its_own_predecessor(tmp_path: Path) -> None:
-    """If it fails, a rollback says that it went back and changes nothing, once `prune` removed what was between."""
+    """If it fails, a rollback reports success and changes nothing after `prune` removed the bundles in between."""
     store = Store(make_store(tmp_path / "store", "one", "two", "three").path, lambda folder, trusted: None)
     for name in ("one", "two", "one", "three", "one"):
         store.activate(name)

@@ -28,7 +28,7 @@ def test_a_share_of_the_processor_bounds_the_threads(tmp_path: Path, quota: str,
 
 @pytest.mark.parametrize("quota", ["max 100000", "100000000 100000", "", "max"])
 def test_without_a_bound_all_cores_are_used(tmp_path: Path, quota: str) -> None:
-    """If it fails, a machine without control groups uses one core."""
+    """If it fails, a machine without control groups uses one core only."""
     cores = len(os.sched_getaffinity(0))
     assert available_cores(written(tmp_path / "v2", cpu__max=quota)) == cores
     written(tmp_path / "v1" / "cpu", cpu__cfs_quota_us="-1", cpu__cfs_period_us="100000")
