@@ -97,7 +97,7 @@ def test_a_reference_to_a_file_that_is_not_listed_is_refused(bundle: Path) -> No
 
 
 def test_words_that_only_contain_the_key_are_no_references(bundle: Path) -> None:
-    """If it fails, a good model is refused because the name of an operator contains "alloc" or "location"."""
+    """If it fails, a good model is refused because the name of an operator contains the word "location"."""
     model = onnx.load(bundle / QUERY_ENCODER)
     for place, node in enumerate(model.graph.node):
         node.name = f"/encoder/location_{place}/allocation"

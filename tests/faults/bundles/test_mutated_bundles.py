@@ -57,9 +57,7 @@ def test_a_hostile_bundle_raises_one_error_within_its_limits(opened: list[dict[s
 
 
 def test_no_lying_bundle_reaches_native_code_that_dies_of_it(opened: list[dict[str, Any]]) -> None:
-    """If it fails, a file other than a model ends the process that opens it; models are first opened in a child
-    process.
-    """
+    """If it fails, a damaged file that is not a model ends the process that opens it."""
     died = [case for case in opened if case["outcome"] == "died" and QUERY_ENCODER not in case["files"]]
     assert died == []
 

@@ -305,9 +305,7 @@ def test_other_answers_fail_the_golden_check(bundle: Path) -> None:
 def test_the_index_may_have_other_threads_than_the_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], used: int
 ) -> None:
-    """On a machine with many cores, encoder and search threads would slow each other down without a setting to separate
-    them.
-    """
+    """On a machine with many cores, encoder and search could not have different numbers of threads."""
     folder, load, seen = make_bundle(tmp_path / "words"), HnswIndex.load, []
     monkeypatch.setattr(HnswIndex, "load", lambda *args, **more: (seen.append(args[4].threads), load(*args, **more))[1])
     with open_bundle(folder, **given) as retriever:
