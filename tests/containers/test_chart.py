@@ -72,7 +72,7 @@ def test_a_release_named_diptych_starts_and_is_stopped_in_time() -> None:
     assert pod["terminationGracePeriodSeconds"] > waits
 
 
-def test_the_cache_folder_is_kept_on_a_claim_if_one_is_named() -> None:
+def test_the_cache_folder_is_on_a_claim_if_one_is_set() -> None:
     """The serial numbers of signed bundles would be lost with each pod, and an older bundle would be accepted again."""
     pods = [rendered(values)["Deployment"]["spec"]["template"]["spec"] for values in (URL | {"cacheClaim": "c"}, URL)]
     claimed, default = [next(one for one in pod["volumes"] if one["name"] == "cache") for pod in pods]

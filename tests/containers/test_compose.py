@@ -42,7 +42,7 @@ def test_every_service_is_walled_in() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
-def test_what_compose_mounts_and_builds_is_there() -> None:
+def test_files_that_compose_mounts_and_builds_exist() -> None:
     """`docker compose up` would fail on a fresh clone."""
     for service in SERVICES.values():
         if "build" in service:
@@ -53,7 +53,7 @@ def test_what_compose_mounts_and_builds_is_there() -> None:
             assert source in COMPOSE["volumes"] or (ROOT / source).exists(), volume
 
 
-def test_what_compose_and_chart_set_is_obeyed() -> None:
+def test_variables_of_compose_and_chart_are_settings() -> None:
     """A limit or a key in a misspelt variable would silently have no effect."""
     named = re.findall(
         rf"\b{PREFIX}[A-Z_]+", "\n".join([str(SERVICES), (CHART / "templates/deployment.yaml").read_text()])

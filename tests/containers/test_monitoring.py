@@ -80,7 +80,7 @@ def test_every_query_names_what_the_service_exports(tmp_path: Path) -> None:
         )
 
 
-def test_what_rings_an_alert_is_counted_from_nought(tmp_path: Path) -> None:
+def test_counters_of_alerts_start_at_zero(tmp_path: Path) -> None:
     """The first failed switch would trigger no alert: Prometheus sees no increase in a series that begins at 1."""
     counters = {one for rule in rules("alert") for one in re.findall(r'increase\((\w+\{\w+="\w+"\})', rule["expr"])}
     assert len(counters) > 2

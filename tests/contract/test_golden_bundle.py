@@ -43,7 +43,7 @@ def test_it_gives_its_recorded_answers(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_it_is_whole_and_small(version: str) -> None:
+def test_it_is_complete_and_small(version: str) -> None:
     """If it fails, the golden bundle was changed, or makes the repository large."""
     manifest = verify_bundle(GOLDEN / version)
     assert sum(entry.bytes for entry in manifest.files.values()) < 300_000

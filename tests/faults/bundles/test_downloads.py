@@ -114,7 +114,7 @@ def test_attempts_have_an_end(web: WebStore, here: Store) -> None:
     assert 1 <= len(asked) <= 2 * ATTEMPTS
 
 
-def test_what_lies_there_from_before_must_fit(web: WebStore, here: Store, there: Path) -> None:
+def test_a_partial_file_must_match_to_be_resumed(web: WebStore, here: Store, there: Path) -> None:
     """If it fails, a part of another file under the same name makes every later download fail."""
     _, sha256 = entry(there)
     (here.path / PARTIAL).mkdir(parents=True)
@@ -123,7 +123,9 @@ def test_what_lies_there_from_before_must_fit(web: WebStore, here: Store, there:
     here.verify("one")
 
 
-def test_what_is_too_long_begins_anew_and_what_is_of_others_goes(web: WebStore, here: Store, there: Path) -> None:
+def test_a_partial_file_that_is_too_long_starts_again_and_others_are_removed(
+    web: WebStore, here: Store, there: Path
+) -> None:
     """If it fails, parts of bundles that are no longer active fill the disk."""
     size, sha256 = entry(there)
     (here.path / PARTIAL / "folder").mkdir(parents=True)
@@ -146,7 +148,7 @@ def test_a_file_that_is_not_the_right_one_leaves_nothing(web: WebStore, here: St
     here.verify("one")
 
 
-def test_a_server_without_ranges_is_asked_for_everything_again(web: WebStore, here: Store) -> None:
+def test_a_download_from_a_server_without_ranges_starts_again(web: WebStore, here: Store) -> None:
     """If it fails, a store behind a plain web server cannot be fetched after a connection broke."""
     web.ranges = False
     broken = []

@@ -91,7 +91,9 @@ def test_a_link_in_a_store_is_not_followed(store: Store, outside: Path, name: st
 
 
 @pytest.mark.parametrize("change", sorted(CHANGES))
-def test_links_that_lie_in_the_staging_folder_are_removed_alone(store: Store, outside: Path, change: str) -> None:
+def test_only_links_in_the_staging_folder_are_removed_and_not_their_targets(
+    store: Store, outside: Path, change: str
+) -> None:
     """If it fails, the next change of a store removes the target of a link in .incoming."""
     (store.path / ".incoming" / "folder").symlink_to(outside)
     (store.path / ".incoming" / "file").symlink_to(outside / "file")
@@ -117,7 +119,7 @@ def test_a_file_that_is_a_link_is_not_read_and_not_written_through(
     assert untouched(outside)
 
 
-def test_bundles_that_are_links_are_none(store: Store, outside: Path, tmp_path: Path) -> None:
+def test_links_are_not_bundles(store: Store, outside: Path, tmp_path: Path) -> None:
     """If it fails, a bundle outside of the store is served, verified, pruned or signed as if it were in the store."""
     elsewhere = make_bundle(tmp_path / "elsewhere", seed=5)
     files = {item.name for item in elsewhere.iterdir()}
@@ -170,7 +172,7 @@ KINDS = (as_pipe, as_folder, as_endless, as_nonsense)
 
 @pytest.mark.parametrize("make", KINDS)
 @pytest.mark.parametrize("name", ["CURRENT", "HISTORY", PAUSED])
-def test_what_is_no_file_is_one_sentence_and_blocks_no_command(
+def test_a_path_that_is_not_a_file_is_one_sentence_and_blocks_no_command(
     store: Store, name: str, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If it fails, a pipe or an endless file in a store blocks every command and service that reads it."""
@@ -190,7 +192,7 @@ def test_what_is_no_file_is_one_sentence_and_blocks_no_command(
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_what_is_no_lock_file_blocks_no_command(store: Store, make: Callable[[Path], None]) -> None:
+def test_an_invalid_lock_file_blocks_no_command(store: Store, make: Callable[[Path], None]) -> None:
     """If it fails, a pipe in place of the lock blocks every command that changes a store, forever."""
     (store.path / ".lock").unlink()
     make(store.path / ".lock")
@@ -234,7 +236,7 @@ def test_locks_work_on_nfs(store: Store, monkeypatch: pytest.MonkeyPatch) -> Non
     assert list((store.path / ".incoming").iterdir()) == []
 
 
-def test_a_bundle_whose_lock_cannot_be_asked_for_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bundle_that_cannot_be_locked_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, on NFS a bundle of another user is removed while it is read."""
     as_on_nfs(monkeypatch)
     opened = os.open
@@ -280,7 +282,7 @@ def test_age_is_what_the_manifest_says(store: Store) -> None:
 
 
 @pytest.mark.parametrize("manifest", [None, "{", '{"created": "yesterday"}', '{"created": 5}', "[]"])
-def test_what_has_no_date_is_left_alone_and_named(
+def test_bundles_without_a_date_stay_and_are_listed(
     store: Store, manifest: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If it fails, a bundle of a later release, or one that is being copied manually, is removed as an old one."""

@@ -31,7 +31,7 @@ def kills() -> list[dict[str, Any]]:
     return found
 
 
-def test_a_whole_bundle_is_active_after_every_kill(kills: list[dict[str, Any]]) -> None:
+def test_a_complete_bundle_is_active_after_every_kill(kills: list[dict[str, Any]]) -> None:
     """If it fails, a power cut while a bundle is published, activated or removed leaves a store that cannot be read."""
     assert [kill for kill in kills if kill["outcome"] != "whole"] == []
 

@@ -64,7 +64,7 @@ HOSTILE = {
 }
 
 
-def test_weights_beside_the_model_are_read(bundle: Path) -> None:
+def test_weights_in_a_separate_file_are_read(bundle: Path) -> None:
     """If it fails, a model beyond the 2 GB of one protobuf file cannot be served."""
     with open_bundle(bundle) as retriever:
         assert retriever.search(["rain"], 1)[0][0].text == "rain"

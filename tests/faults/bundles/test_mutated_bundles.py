@@ -56,7 +56,7 @@ def test_a_hostile_bundle_raises_one_error_within_its_limits(opened: list[dict[s
     assert strange == []
 
 
-def test_no_lying_bundle_reaches_native_code_that_dies_of_it(opened: list[dict[str, Any]]) -> None:
+def test_no_damaged_bundle_crashes_native_code(opened: list[dict[str, Any]]) -> None:
     """If it fails, a damaged file that is not a model ends the process that opens it."""
     died = [case for case in opened if case["outcome"] == "died" and QUERY_ENCODER not in case["files"]]
     assert died == []

@@ -144,7 +144,7 @@ def test_an_engine_is_confined_and_answers(tmp_path: Path, monkeypatch: pytest.M
         assert service.engines() == [engine]
 
 
-def test_what_the_system_lacks_is_said_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_system_features_are_logged_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, engines silently run without a sandbox, or a service that requires one starts without it."""
     store = make_store(tmp_path / "store", "one")
     (tmp_path / "path").mkdir()

@@ -187,7 +187,7 @@ def test_a_bundle_of_hard_links_opens(bundle: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", [*REQUIRED, "manifest.json", "manifest.sig"])
 @pytest.mark.parametrize("kind", ["pipe", "folder", "link", "link to nothing"])
-def test_what_is_no_plain_file_is_refused_at_once(bundle: Path, tmp_path: Path, name: str, kind: str) -> None:
+def test_only_regular_files_are_opened(bundle: Path, tmp_path: Path, name: str, kind: str) -> None:
     """If it fails, a pipe in place of a file blocks its reader forever, or a link redirects it to another file."""
     path, content = bundle / name, tmp_path / "content"
     if path.exists():

@@ -60,7 +60,7 @@ def pushed(service: Service, content: bytes, patience: float = 0.2) -> Client:
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_what_clients_send_is_bounded_together(service: Service, kind: str) -> None:
+def test_received_bytes_of_all_clients_are_limited(service: Service, kind: str) -> None:
     """Sixty clients would take sixty megabytes, or twenty times as much in objects; thousands would take all memory."""
     before = resident(service)
     # with more clients, the turns of small chunks are rarer, and the wait at the end would take 40 s
@@ -96,7 +96,7 @@ def test_unread_answers_are_bounded_together(service: Service) -> None:
     wait_until(lambda: figures(service)["diptych_connection_bytes"] == 0)
 
 
-def test_who_has_stalled_makes_room(service: Service) -> None:
+def test_stalled_requests_end_first(service: Service) -> None:
     """Stalled uploads would keep their memory, and every large request would be refused."""
     fits = BUDGET % SENT - 100_000  # beside as many whole ones as the budget takes
     part = POST + b"Content-Length: %d\r\n\r\n" % SENT + b" " * fits

@@ -132,7 +132,7 @@ def test_an_endless_head_is_refused(service: Service, endless: bytes) -> None:
 
 
 @pytest.mark.parametrize("nonsense", [b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
-def test_what_is_not_http_is_told_so(service: Service, nonsense: bytes) -> None:
+def test_other_protocols_get_a_400(service: Service, nonsense: bytes) -> None:
     """A client that sends TLS to a plain port would get an answer in another format."""
     with closing(raw(service, nonsense)) as client:
         assert refusal(client.finish()) == (400, "not_http")
@@ -238,7 +238,7 @@ def test_a_predicting_key_does_not_administer(locked: Service) -> None:
     assert refusal(reply) == (401, "wrong_key")
 
 
-def test_pages_of_other_origins_are_kept_out(service: Service, locked: Service) -> None:
+def test_pages_of_other_origins_are_refused(service: Service, locked: Service) -> None:
     """Any page in an employee's browser could read answers from a service inside the company's network."""
 
     def allowed(service: Service, origin: str, **headers: str) -> str | None:

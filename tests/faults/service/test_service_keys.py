@@ -238,13 +238,13 @@ def test_no_shared_cache_stores_private_responses(
     assert reply.headers["cache-control"] == "no-store"
 
 
-def test_the_console_may_be_kept_as_long_as_it_is_the_same(service: Service) -> None:
+def test_files_of_the_console_are_cached_until_they_change(service: Service) -> None:
     """A browser would download every file of the page again each time."""
     reply = service.ask("GET", "/console/main.js")
     assert reply.headers["cache-control"] == "no-cache"
 
 
-def test_weak_keys_of_callers_are_said_at_the_start(words_store: Path) -> None:
+def test_weak_keys_of_callers_are_logged_at_the_start(words_store: Path) -> None:
     """An operator would not learn that callers' keys can be guessed; or the log would contain one."""
     with serving(words_store, predict_key=f"{CALLER},alpha") as service:
         assert "DIPTYCH_PREDICT_KEY: key 2 is weak" in service.log

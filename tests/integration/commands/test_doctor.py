@@ -72,7 +72,7 @@ def distribution(folder: Path, name: str, version: str, *needs: str) -> None:
     (info / "METADATA").write_text("\n".join(lines) + "\n")
 
 
-def test_a_whole_store_in_a_whole_environment(store: Store) -> None:
+def test_a_valid_store_in_a_complete_environment(store: Store) -> None:
     """If it fails, the doctor reports problems on a machine without any."""
     code, found = told("", ROOT, "--store", str(store.path))
     assert {topic: one for topic, one in found.items() if one.state == "problem"} == {}
@@ -103,13 +103,13 @@ def test_a_damaged_bundle_is_a_problem(store: Store) -> None:
     assert found.advice.endswith(".")
 
 
-def test_what_is_no_store_is_named(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_store_is_named(tmp_path: Path) -> None:
     """If it fails, a misspelt folder looks like an empty store."""
     found = by_topic(tmp_path / "absent")["store"]
     assert (found.state, found.value) == ("problem", f"{tmp_path / 'absent'} is not a folder")
 
 
-def test_a_signature_is_asked_for_where_keys_are_trusted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signature_is_required_if_keys_are_trusted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a service refuses at start what the doctor had passed."""
     keys = new_keys()
     assert by_topic(store.path)["signature"].state == "ok"
@@ -179,7 +179,7 @@ def test_a_package_of_a_wrong_version(tmp_path: Path) -> None:
     assert found["for export"].value == "onnx 1.0; >=1.17 is needed"
 
 
-def test_what_is_missing_names_its_extra(tmp_path: Path) -> None:
+def test_a_missing_package_names_its_extra(tmp_path: Path) -> None:
     """If it fails, a command whose packages are missing is reported as working."""
     distribution(tmp_path, "diptych", "9.9", "no-such-base", "no-such-server>=1; extra == 'serve'")
     code, found = told("", tmp_path)

@@ -238,7 +238,7 @@ def test_files_of_a_folder_that_are_not_read_are_named(
     assert "1 files in the folder that were not read: b.csv.lz4" in capsys.readouterr().out
 
 
-def test_quotes_are_read_as_asked(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_quotes_are_read_as_the_option_says(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """If this failed, a file with other quoting than its suffix suggests could not be read."""
     glued = 'query,label\n"a,x\nb,x\nc,x"\n'
     for content, name, options, expected in (
@@ -279,7 +279,7 @@ def test_a_separator_that_separates_nothing_is_refused(
         assert ". Give one character other than a quote, or tab." in capsys.readouterr().err
 
 
-def test_formulas_are_guarded_when_asked(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_formulas_are_guarded_by_option(tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """If this failed, a query such as =HYPERLINK(…) would run in a spreadsheet that opens the matches."""
     queries = ["=1+1", "+1", "-1", "@a", "＝1", "red = blue"]
     source, target = tmp_path / "q.jsonl", tmp_path / "m.csv"

@@ -38,7 +38,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
     s3fs.S3FileSystem.clear_instance_cache()
 
 
-def test_a_store_in_s3_answers_is_kept_and_followed(
+def test_a_store_in_s3_is_served_changed_and_followed(
     server: ThreadedMotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """If it fails, a store works in a folder but not in a bucket, or changes and outages are not noticed."""

@@ -120,7 +120,7 @@ def test_a_generator_that_lags_ends_with_code_1(url: str, capsys: pytest.Capture
     assert "The generator was the bottleneck" in report["invalid"][0]
 
 
-def test_switches_are_made_and_told_apart(
+def test_switches_are_made_and_reported_separately(
     service: Service, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """No switch would happen, or its latencies would not be reported separately."""
@@ -248,7 +248,7 @@ def test_an_end_by_a_signal_reports_what_was_measured(service: Service, url: str
         (["--html", "nowhere/page.html"], "nowhere/page.html: No such file or directory"),
     ],
 )
-def test_what_cannot_be_run_is_told_in_a_sentence(
+def test_invalid_options_end_with_one_sentence(
     url: str, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run that cannot succeed would start, or end with a traceback."""
@@ -260,7 +260,7 @@ def test_what_cannot_be_run_is_told_in_a_sentence(
     assert told.count("\n") == 1
 
 
-def test_a_wrong_address_is_told_in_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_address_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     """A service that was not started would look like a slow one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -317,7 +317,7 @@ def test_every_kind_of_end_is_counted_as_what_it_is(
     assert report["sent"] == 20
 
 
-def test_a_target_behind_tls_is_asked_if_its_certificate_is_good(
+def test_a_target_behind_tls_needs_a_valid_certificate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service behind TLS could not be measured, or the keys would be sent to an impostor."""
@@ -352,7 +352,7 @@ def self_signed(path: Path) -> Path:
     return path
 
 
-def test_a_service_that_wants_a_key_is_asked_with_it(
+def test_the_key_is_sent_to_a_service_that_requires_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service with keys could not be measured, or a missing key would look like a slow service."""

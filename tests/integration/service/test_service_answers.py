@@ -192,7 +192,7 @@ def test_a_wrong_path_or_method_has_the_same_shape(
         ("/livez", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_a_wrong_method_is_told_the_right_ones(client: Client, path: str, methods: str) -> None:
+def test_a_wrong_method_gets_the_allowed_ones(client: Client, path: str, methods: str) -> None:
     """On a path with several routes, Allow would list the methods of the first route only."""
     reply = client.send("PATCH", path, b"")
     assert (reply.status, reply.headers["allow"]) == (405, methods)

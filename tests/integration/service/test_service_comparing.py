@@ -55,7 +55,7 @@ def test_the_bundle_says_what_to_filter_by(service: Service) -> None:
     assert about["administration"] is True
 
 
-def test_what_a_bundle_is_filtered_by_is_for_those_who_may_ask(store: Path) -> None:
+def test_attributes_for_filters_need_the_key_of_predictions(store: Path) -> None:
     """Attributes of labels would be shown without a key, although predictions need one."""
     with serving(store, predict_key="sesame") as service:
         assert service.ask("GET", "/about").status == 401
@@ -107,7 +107,7 @@ def test_comparing_is_not_counted_as_traffic(service: Service) -> None:
         ({"bundle": "second", "filter": {"colour": ["red"]}}, 422, "bad_query"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_in_a_sentence(
+def test_invalid_comparisons_are_refused_with_one_sentence(
     service: Service, body: dict[str, object], status: int, code: str
 ) -> None:
     """An invalid request would end in a traceback, or in an answer to another request."""
@@ -121,7 +121,7 @@ def test_comparing_needs_the_administrators_key(service: Service) -> None:
     assert compare(service, key="guessed", bundle="second").status == 401
 
 
-def test_a_bundle_that_is_not_asked_any_longer_is_closed(store: Path) -> None:
+def test_an_unused_comparison_is_closed(store: Path) -> None:
     """One comparison would keep the memory of a bundle forever."""
     with serving(store, compare_seconds=0.2) as service:
         assert compare(service, bundle="second").status == 200

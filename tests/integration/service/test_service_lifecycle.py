@@ -299,7 +299,7 @@ def test_a_damaged_active_bundle_is_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in log
 
 
-def test_a_taken_port_is_one_sentence(words_store: Path, tmp_path: Path) -> None:
+def test_a_port_in_use_is_one_sentence(words_store: Path, tmp_path: Path) -> None:
     """Starting a second service on the same port would end in a traceback."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -120,7 +120,7 @@ def test_the_store_changes_only_when_the_new_bundle_can_answer(words_store: Stor
         assert service.ask("GET", "/readyz").json() == {"ready": True, "bundle": "right", "detail": "serving"}
 
 
-def test_an_engine_has_low_priority_only_beside_another_bundle(words_store: Store) -> None:
+def test_an_engine_has_low_priority_only_while_another_bundle_is_served(words_store: Store) -> None:
     """Loading would slow the served bundle, or the replacement of an engine would load slowly while clients wait."""
     words_store.activate("left")
     with serving(words_store.path) as service:

@@ -122,7 +122,7 @@ def test_its_metrics_are_those_of_the_checkpoint(trained: Path, monkeypatch: pyt
         assert by_weight[weight] == evaluation.result.metrics[head]
 
 
-def test_the_page_can_be_made_again_from_the_folder_alone(trained: Path, tmp_path: Path) -> None:
+def test_the_page_can_be_made_again_from_the_folder_only(trained: Path, tmp_path: Path) -> None:
     """If this failed, a report could not be made on another machine, or would be different there."""
     copy = shutil.copytree(trained, tmp_path / "copy", ignore=shutil.ignore_patterns("tokens", "report.html", "state*"))
     assert write_report(copy, "cpu").read_text() == (trained / "report.html").read_text()

@@ -69,7 +69,7 @@ def test_sides_run_in_turn_with_a_seed_a_round(task: StepTask, tmp_path: Path) -
     assert {name: [one.texts for one in taken] for name, taken in rounds.items()} == {"ours": [0, 1], "theirs": [0, 1]}
 
 
-def test_the_ratio_is_taken_round_by_round() -> None:
+def test_the_ratio_is_computed_per_round() -> None:
     """If this failed, a machine that was busy in one round would show as a difference between the sides."""
     ours = [PairsRound(100, 1.0, 1.0, 190, 900, {}), PairsRound(100, 4.0, 1.0, 190, 900, {})]
     theirs = [PairsRound(100, 2.0, 2.0, 200, 1800, {}), PairsRound(100, 8.0, 2.0, 200, 1800, {})]
@@ -79,7 +79,7 @@ def test_the_ratio_is_taken_round_by_round() -> None:
     assert rows[6] == "| tokens computed per pair, padding included | 9.0 | 18.0 | 0.50 |"
 
 
-def test_ours_is_dpr_over_the_whole_encoder_in_float32(task: StepTask) -> None:
+def test_our_recipe_is_dpr_over_the_complete_encoder_in_float32(task: StepTask) -> None:
     """If this failed, the sides would not do the same kind of work."""
     recipe = recipe_of(task)
     assert (recipe.encoder.kind, recipe.encoder.max_tokens, recipe.precision) == ("transformer", 8, "float32")

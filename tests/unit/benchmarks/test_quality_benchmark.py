@@ -75,7 +75,7 @@ def test_a_peer_runs_in_its_own_process_and_its_file_is_scored_without_the_exclu
     assert cost["seconds_per_thousand"] > 0
 
 
-def test_a_peer_is_asked_for_as_many_more_labels_as_a_query_excludes(tiny: Dataset, tmp_path: Path) -> None:
+def test_a_peer_returns_as_many_more_labels_as_a_query_excludes(tiny: Dataset, tmp_path: Path) -> None:
     """Without the excluded labels, a ranking would be shorter than the largest k."""
     write_task(tiny, tmp_path / "task")
     with np.load(tmp_path / "task" / "positives.npz", allow_pickle=False) as arrays:

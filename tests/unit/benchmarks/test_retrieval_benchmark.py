@@ -77,7 +77,7 @@ def test_an_untrained_label_has_untrained_copies() -> None:
     assert copies_LD[1::2, 4:].all()
 
 
-def test_the_least_ef_that_reaches_the_recall_is_taken() -> None:
+def test_the_smallest_ef_that_reaches_the_recall_is_chosen() -> None:
     """If it fails, latencies are compared at unequal recall."""
     draw = np.random.default_rng(0)
     label_LD, query_QD = (draw.standard_normal((rows, 24)).astype(np.float32) for rows in (3000, 200))
@@ -114,7 +114,7 @@ def test_indexes_that_are_built_are_not_built_again(
     assert all(one.recall_at_10 >= label_scale.RECALL for one in first)
 
 
-def test_offline_queries_are_as_many_as_asked_for_and_begin_with_the_real_ones(tmp_path: Path) -> None:
+def test_offline_queries_have_the_requested_number_and_start_with_real_ones(tmp_path: Path) -> None:
     """If it fails, speed and memory are reported for another number of queries."""
     offline.write_queries(tmp_path / "queries.parquet", QUERIES, 1000)
     written = pq.read_table(tmp_path / "queries.parquet")["query"].to_pylist()

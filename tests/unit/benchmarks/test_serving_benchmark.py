@@ -106,7 +106,7 @@ def test_damaged_bodies_are_many_bounded_and_the_same_again() -> None:
         ({"markdown": Path("no/such/page.md")}, r"no such folder"),
     ],
 )
-def test_what_cannot_be_measured_is_refused_at_once(given: dict[str, object], wrong: str) -> None:
+def test_impossible_measurements_are_refused_at_once(given: dict[str, object], wrong: str) -> None:
     """If this failed, a run of an hour would end with an error about an option that was missing at its start."""
     with pytest.raises(BadInput, match=wrong):
         chosen(argparse.Namespace(**{**GIVEN, "switching": None, **given}))
@@ -156,7 +156,7 @@ def test_wrk_without_an_answer_is_one_sentence() -> None:
         read_wrk('\n{"answers": 0, "seconds": 1.0, "refused": 0, "broken": 3, "p50_ms": 0, "p99_ms": 0}\n')
 
 
-def test_the_open_loop_sends_what_it_is_told(tmp_path: Path) -> None:
+def test_the_open_loop_sends_the_requested_rate(tmp_path: Path) -> None:
     """If this failed, a run at a rate could not be parsed, or would end at another time than requested."""
     with ready(tmp_path) as port:
         report = loaded(port, QuerySet(["red shoes"], tmp_path), 50, 0.5)

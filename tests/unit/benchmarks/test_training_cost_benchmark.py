@@ -10,7 +10,7 @@ from tests.support.pretrained import save_tiny_bert
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def test_every_cost_is_told(tmp_path: Path) -> None:
+def test_every_cost_is_reported(tmp_path: Path) -> None:
     """If this failed, the cost table of a decision record could not be reproduced, or would lack a figure."""
     write_words(tmp_path / "dataset")
     model = save_tiny_bert(tmp_path / "bert", ["red", "blue"])

@@ -122,7 +122,7 @@ def test_several_threads_share_the_cache() -> None:
     assert sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._json.values()) == cache.bytes <= 50_000
 
 
-def test_a_very_large_label_is_not_kept() -> None:
+def test_a_very_large_label_is_not_cached() -> None:
     """One label would evict all others, at every answer."""
     labels = LabelTable(pa.table({"id": ["small", "large"], "text": ["a", "x" * 100_000]}))
     cache = LabelCache(labels, max_bytes=500_000)

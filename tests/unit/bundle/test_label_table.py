@@ -10,7 +10,7 @@ from retrieval.bundle.labels import LabelTable, write_labels
 from retrieval.errors import BundleError
 
 
-def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
+def test_rows_are_returned_in_the_requested_order(tmp_path: Path) -> None:
     """If it fails, hits show other labels than the search returned."""
     table = pa.table(
         {"id": ["a", "b", "c"], "text": ["A", "B", "C"], "tags": [["x"], None, []], "price": [1.5, None, 2.0]}
@@ -23,7 +23,7 @@ def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
-def test_texts_of_any_alphabet_and_length_come_back_whole(tmp_path: Path, kind: pa.DataType) -> None:
+def test_texts_of_any_alphabet_and_length_are_returned_unchanged(tmp_path: Path, kind: pa.DataType) -> None:
     """If it fails, a text is cut within a character, or includes the start of the next label's."""
     texts = ["Zürich", "", "靴", "a" * 1000, "🥾 shoes"]
     table = pa.table({"id": pa.array(["b", "a", "", "d", "e"], kind), "text": pa.array(texts, kind)})

@@ -89,7 +89,7 @@ def test_a_file_name_cannot_leave_the_bundle(bundle: Path, tmp_path: Path, name:
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"\xff\xfe", b"[" * 100_000])
-def test_what_is_not_a_manifest_is_refused(tmp_path: Path, content: bytes) -> None:
+def test_invalid_manifests_are_refused(tmp_path: Path, content: bytes) -> None:
     """If it fails, a truncated manifest ends in a traceback."""
     (tmp_path / "manifest.json").write_bytes(content)
     with pytest.raises(BundleError, match=r"manifest\.json"):

@@ -110,7 +110,7 @@ def test_the_commands_make_keys_sign_and_refuse(
 
 
 @pytest.mark.parametrize(("key", "why"), [("secret!", "not base64"), ("c2hvcnQ=", "has 5 bytes, not 32")])
-def test_what_is_no_key_is_refused_at_start(key: str, why: str) -> None:
+def test_an_invalid_key_is_refused_at_start(key: str, why: str) -> None:
     """If it fails, with a mistyped key, a service starts that can serve no bundle, or that trusts every bundle."""
     with pytest.raises(BadInput, match=why):
         trusted_keys(key)

@@ -52,7 +52,7 @@ def test_a_group_without_a_true_label_is_left_out() -> None:
     assert list(figures) == ["head"]
 
 
-def test_figures_by_query_length_are_those_of_these_queries_alone() -> None:
+def test_metrics_by_query_length_are_those_of_these_queries_only() -> None:
     """If this failed, metrics of a query length would include other queries."""
     texts, inverse_L = ["one", "two words", "five words are in  here"], np.array([1.0, 2.0, 3.0, 4.0])
     figures = slices.by_query_length(RANKING_QK, TRUTH, texts, inverse_L, ks=(1, 3))
@@ -78,7 +78,7 @@ def test_the_worst_query_misses_most_and_perfect_ones_are_not_listed() -> None:
     assert slices.worst_queries(ranking_QK, truth, 0).tolist() == []
 
 
-def test_an_example_shows_answers_beside_the_truth() -> None:
+def test_an_example_shows_answers_and_true_labels() -> None:
     """If this failed, an example would show a wrong answer as a true label, or true labels out of order."""
     shown = slices.example(
         "q",

@@ -62,7 +62,7 @@ def test_a_bundle_may_lose_0_2_points_or_one_hit(queries: int, checkpoint: float
         check_quality(quality)
 
 
-def test_ef_search_grows_until_quality_is_kept() -> None:
+def test_ef_search_grows_until_quality_is_sufficient() -> None:
     """If it fails, an index with sufficient recall misses true labels, and the quality check rejects the bundle."""
     vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((2000, 8)), np.float32)
     index = IndexProbe(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)

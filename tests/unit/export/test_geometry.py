@@ -105,7 +105,7 @@ def test_a_classifier_half_holds_the_worth_of_popularity(opened: Checkpoint) -> 
     assert not half_LC[opened.positives_L == 0].any()
 
 
-def test_rows_that_share_no_direction_are_left_alone(with_rows: Change) -> None:
+def test_rows_without_a_shared_direction_are_unchanged(with_rows: Change) -> None:
     """If it fails, a random direction, or NaN, becomes part of every vector."""
     opposite_LC = torch.ones(300, 32) * (1 - 2 * (torch.arange(300) % 2))[:, None]
     for rows_LC, trained in (

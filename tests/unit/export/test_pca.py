@@ -31,7 +31,7 @@ def test_few_directions_keep_most_of_the_energy() -> None:
     assert energy >= ENERGY
 
 
-def test_a_half_of_little_length_is_kept_as_well() -> None:
+def test_a_short_half_is_projected_as_well() -> None:
     """If it fails, searches at a weight that favours the smaller half find little, and the recall gate fails."""
     vectors_LD = np.concatenate([flat_and_wide(), 0.4 * flat_and_wide(seed=1) + 0.3], axis=1)
     projection_DW, _ = fit_projection(vectors_LD, 96)

@@ -54,7 +54,7 @@ def test_values_that_json_lacks_are_replaced_wherever_they_are(values: Any, answ
     ],
     ids=["key", "empty object", "empty object inside", "depth", "uuid", "list view"],
 )
-def test_what_no_file_can_store_is_one_sentence(values: Any, why: str) -> None:
+def test_values_that_no_file_can_store_are_one_sentence(values: Any, why: str) -> None:
     """If it fails, one attribute stops `prepare` with a traceback, or after it wrote a dataset that cannot be read."""
     with pytest.raises(DatasetError, match=rf"^labels.parquet: column 'x' .*{why}"):
         attribute_column(TABLE, "x", values)

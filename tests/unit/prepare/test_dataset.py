@@ -29,7 +29,7 @@ def written(folder: Path) -> Dataset:
     return write_dataset(folder, LABELS, {"train": split_table(), "test": split_table(labels=[[1], [2]])}, META)
 
 
-def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+def test_written_data_are_read_back(tmp_path: Path) -> None:
     """If this failed, training and export would see other texts, labels or attributes than were prepared."""
     dataset = written(tmp_path / "food")
     train = dataset.split("train")
@@ -196,7 +196,7 @@ def test_only_queries_with_a_true_label_are_scored(tmp_path: Path) -> None:
         dataset.scored("validation")
 
 
-def test_a_split_can_be_taken_apart_and_built_from_lists() -> None:
+def test_a_split_can_be_split_up_and_built_from_lists() -> None:
     """If this failed, a checkpoint's validation queries would lose or swap their labels."""
     labels, exclude = Ragged.from_lists([[0], [], [1, 2]]), Ragged.from_lists([[], [4], []])
     split = Split.from_lists(["x", "y", "z"], ["1", "2", "3"], labels, exclude).take(np.array([2, 1]))

@@ -22,7 +22,7 @@ def large(kind: pa.DataType) -> pa.ChunkedArray:
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
-def test_a_split_of_more_than_2_gb_is_read_and_taken_from(kind: pa.DataType) -> None:
+def test_rows_of_a_split_of_more_than_2_gb_are_read(kind: pa.DataType) -> None:
     """If this failed, a log with more than 2 GB of queries would end in an overflow at prepare or train."""
     table = pa.table(
         {
@@ -42,7 +42,7 @@ def test_a_split_of_more_than_2_gb_is_read_and_taken_from(kind: pa.DataType) -> 
     assert split.followed_by(taken).table().num_rows == ROWS + 2
 
 
-def test_rows_are_taken_from_chunks_in_the_order_asked_for() -> None:
+def test_rows_of_chunks_are_returned_in_the_requested_order() -> None:
     """If this failed, queries would get each other's labels."""
     column = pa.chunked_array([["a", "b"], [], ["c"], ["d", "e"]], pa.large_string())
     for rows in ([4, 0, 2, 2], [0, 1, 2], [], [3]):

@@ -58,7 +58,7 @@ def test_a_single_label_among_lists_is_a_list_of_one(tmp_path: Path, label: Any)
 
 
 @pytest.mark.parametrize("value", [["boots"], [], None, {"a": 1}, 1.5, True, 3])
-def test_what_is_no_single_label_among_pairs_is_a_named_bad_row(tmp_path: Path, value: Any) -> None:
+def test_a_value_that_is_not_a_single_label_among_pairs_is_a_named_bad_row(tmp_path: Path, value: Any) -> None:
     """If this failed, a list after a first row with one label would be lost, or another value read as a label."""
     source = written(tmp_path / "s.jsonl", lines({"query": "a", "label": "shoes"}, {"query": "b", "label": value}))
     with pytest.raises(DatasetError, match=r"s\.jsonl line 2: label is "):

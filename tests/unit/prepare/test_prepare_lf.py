@@ -54,7 +54,7 @@ def label_uids(dataset: Dataset, name: SplitName, column: str = "labels") -> lis
     return [[uids[label] for label in row] for row in getattr(dataset.split(name), column)]
 
 
-def test_the_public_format_is_read_whole(tmp_path: Path) -> None:
+def test_the_public_format_is_read_completely(tmp_path: Path) -> None:
     """If this failed, metrics on a public dataset could not be compared with published ones."""
     dataset = prepared(lf_folder(tmp_path / "LF-Kitchen-3"))
     assert dataset.meta.name == "LF-Kitchen-3"
@@ -75,7 +75,7 @@ def test_the_public_format_is_read_whole(tmp_path: Path) -> None:
     assert (accounts["labels"].read, accounts["labels"].written, accounts["labels"].skipped) == (3, 3, {})
 
 
-def test_title_and_content_are_one_text_when_asked_for(tmp_path: Path) -> None:
+def test_title_and_content_are_one_text_by_option(tmp_path: Path) -> None:
     """If this failed, the full-text sets would be trained on titles."""
     dataset = prepared(lf_folder(tmp_path / "set"), text="title+content")
     assert dataset.label_texts == ["Coffee Mill grinds beans", "Tea Pot", "Sugar Bowl white"]
@@ -88,7 +88,7 @@ def test_the_filters_may_be_missing(tmp_path: Path) -> None:
     assert label_uids(dataset, "train") == [["L0", "L2"], ["L1", "L2"]]
 
 
-def test_validation_is_cut_from_train_and_test_stays_whole(tmp_path: Path) -> None:
+def test_validation_is_cut_from_train_and_test_stays_complete(tmp_path: Path) -> None:
     """If this failed, epochs would be chosen on test queries, or test figures measured on fewer."""
     train = [{"uid": f"q{n}", "title": f"query {n}", "target_ind": [n % 3], "target_rel": [1.0]} for n in range(200)]
     dataset = prepared(lf_folder(tmp_path / "set", trn=train, train=None), validation=0.2)

@@ -125,7 +125,7 @@ def test_excludes_and_ids_are_read_with_any_name_of_the_label_column(tmp_path: P
     assert dataset.meta.notes == {"excluded_labels_removed": 1}
 
 
-def test_a_split_column_of_clicks_is_kept(tmp_path: Path) -> None:
+def test_a_split_column_of_clicks_is_used(tmp_path: Path) -> None:
     """If this failed, clicks marked as test would be trained on."""
     source = tmp_path / "clicks.csv"
     source.write_text("query,label,part\nbike,a,train\nbike,b,test\ncar,b,dev\nbike,c,train\n")

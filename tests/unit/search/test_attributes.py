@@ -62,7 +62,7 @@ def test_a_filter_allows_what_fits_all_of_its_attributes(wanted: dict[str, Any],
         (["market"], "give attributes"),
     ],
 )
-def test_a_filter_that_no_label_can_be_asked_is_one_sentence(wanted: Any, why: str) -> None:
+def test_a_filter_on_an_unknown_attribute_is_one_sentence(wanted: Any, why: str) -> None:
     """If it fails, a misspelt attribute silently gives no hits, or a traceback."""
     with pytest.raises(BadInput, match=why):
         Attributes(TABLE).allowed(wanted)
@@ -100,7 +100,7 @@ def test_several_batches_of_labels_are_one_table() -> None:
     assert Attributes(twice).allowed({"tags": ["new"], "brand": ["x"]}).rows_R.tolist() == [0, 4]
 
 
-def test_what_is_paused_is_allowed_by_no_filter_until_it_is_not_paused() -> None:
+def test_no_filter_allows_a_paused_label() -> None:
     """A paused label would still be shown with a cached filter, or never return."""
     attributes = Attributes(TABLE)
     assert attributes.allowed({"market": ["US"]}).rows_R.tolist() == [0, 3]

@@ -208,7 +208,7 @@ def test_the_command_filters_and_names_what_it_wrote(
         ("queries.csv", "query\nred\n", None, "queries.csv", "exists already"),
     ],
 )
-def test_what_cannot_be_matched_is_one_sentence(
+def test_invalid_arguments_of_a_batch_search_are_one_sentence(
     tmp_path: Path, retriever: Retriever, name: str, content: str | None, column: str | None, output: str, why: str
 ) -> None:
     """If it fails, a wrong path or column ends in a traceback, or overwrites a file."""

@@ -89,7 +89,7 @@ def test_a_lower_case_ascii_text_is_its_own_key(text: str) -> None:
 
 @settings(max_examples=500)
 @given(st.text(KNOWN, max_size=8))
-def test_what_the_tokenizer_reads_alike_is_cut_alike(text: str) -> None:
+def test_spellings_that_the_tokenizer_reads_alike_are_in_one_split(text: str) -> None:
     """If this failed, a test query could be a training query to the encoder."""
     text = " ".join(text.split())  # as prepare writes it
     read = normalizers.BertNormalizer(lowercase=True, strip_accents=True).normalize_str(text)

@@ -223,7 +223,7 @@ def test_a_closed_retriever_holds_nothing(tmp_path: Path) -> None:
             use()
 
 
-def test_closing_beside_searches_ends_them_whole_or_with_one_sentence(tmp_path: Path) -> None:
+def test_closing_during_searches_lets_them_finish_or_end_with_one_sentence(tmp_path: Path) -> None:
     """If it fails, a search during the close ends in an error of a library, or never ends."""
     retriever = open_bundle(make_bundle(tmp_path / "words"), threads=3)
     expected, ready = retriever.search(QUERIES * 40, 5), threading.Barrier(5)

@@ -22,7 +22,7 @@ def test_every_query_is_worked_on_once_and_in_order(queries: int, threads: int) 
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_what_is_found_stands_where_its_item_stood(threads: int) -> None:
+def test_results_are_in_the_order_of_the_items(threads: int) -> None:
     """If this failed, texts would get each other's vectors whenever a short run overtakes a long one."""
 
     def slow_first(number: int) -> int:
@@ -37,7 +37,7 @@ def test_what_is_found_stands_where_its_item_stood(threads: int) -> None:
     assert ThreadPool(threads).map(slow_first, []) == []
 
 
-def test_work_is_done_by_as_many_threads_as_asked_for() -> None:
+def test_work_is_done_by_the_requested_number_of_threads() -> None:
     """If this failed, cores would idle while one of them searches a batch."""
     pool, together = ThreadPool(3), threading.Barrier(3, timeout=30)
 

@@ -36,7 +36,7 @@ def failures(metrics: Metrics) -> float:
     return metrics.registry.get_sample_value("diptych_task_failures_total", {"task": "store_watch"}) or 0.0
 
 
-def test_every_failure_of_a_read_is_reported_and_none_ends_the_polling(caplog: pytest.LogCaptureFixture) -> None:
+def test_every_failure_of_a_read_is_reported_and_polling_continues(caplog: pytest.LogCaptureFixture) -> None:
     """A store that cannot be read would not be read again, or every poll would log a line."""
     errors = [BundleError("CURRENT is damaged."), BundleError("CURRENT is damaged."), OSError("gone"), KeyError("bug")]
     outcomes: list[Exception | str] = [*errors, "found"]

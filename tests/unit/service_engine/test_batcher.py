@@ -18,7 +18,7 @@ def test_an_idle_engine_gets_work_at_once() -> None:
         assert await request.answer == b"one"
 
 
-def test_what_waits_forms_the_next_batch() -> None:
+def test_waiting_texts_form_the_next_batch() -> None:
     """If waiting requests were sent one by one, a busy engine would never profit from batches."""
 
     @played(batches_ahead=0)
@@ -143,7 +143,7 @@ def test_the_oldest_always_goes() -> None:
             assert bench.answered < 30
 
 
-def test_texts_of_one_length_go_together_and_none_waits_for_ever() -> None:
+def test_texts_of_one_length_share_a_batch_and_no_text_waits_forever() -> None:
     """Short texts would be padded to long ones, or, with sorting by length only, a long one would never be sent."""
 
     @played(padded=True, max_queries=4, batches_ahead=0)
@@ -171,7 +171,7 @@ def test_a_client_may_wait_less_than_the_service_would() -> None:
                 await request.answer
 
 
-def test_another_bundle_answers_the_whole_of_what_was_begun() -> None:
+def test_another_bundle_answers_complete_requests() -> None:
     """A bundle that is given up would lose its requests, or two bundles would share one answer."""
 
     @played(max_queries=4, max_batch_queries=2, max_slice_queries=2, batches_ahead=1)
@@ -291,7 +291,7 @@ def test_a_request_that_was_never_answered_has_waited() -> None:
         assert request.begun - request.arrived == 2
 
 
-def test_every_worker_thread_is_suspected_and_then_each_request_alone() -> None:
+def test_every_worker_thread_is_suspected_and_then_each_request_separately() -> None:
     """A request that kills engines would fail requests that another thread answered at the time."""
 
     @played(worker_threads=2, max_batch_queries=1)

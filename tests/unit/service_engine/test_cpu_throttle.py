@@ -76,7 +76,7 @@ def test_it_is_stopped_and_continued_while_requests_arrive(engine: "subprocess.P
 
 
 @pytest.mark.parametrize("chosen", [policy(0.1, never_busy), policy(1), FULL_SPEED])
-def test_it_is_never_stopped_without_requests_or_with_the_whole_share(
+def test_it_is_never_stopped_without_requests_or_with_a_share_of_one(
     engine: "subprocess.Popen[bytes]", chosen: LoadPolicy
 ) -> None:
     """A calm service would take ten times as long to switch, or the throttle could not be disabled."""

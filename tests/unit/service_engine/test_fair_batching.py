@@ -97,7 +97,7 @@ def test_a_caller_under_its_share_is_admitted_to_a_full_queue() -> None:
         assert await newcomer.answer == b"n"
 
 
-def test_a_postponed_piece_is_asked_again() -> None:
+def test_a_postponed_slice_is_sent_again() -> None:
     """A request that is larger than a batch would be lost, or answered with an error."""
 
     @played(max_queries=4, batches_ahead=0)

@@ -33,7 +33,7 @@ def test_the_pace_follows_the_engine() -> None:
     assert estimate.texts_per_second == pytest.approx(200, rel=0.1)
 
 
-def test_what_came_while_there_was_no_engine_says_nothing_of_the_next_one() -> None:
+def test_the_estimate_ignores_texts_that_arrived_without_an_engine() -> None:
     """The queue of a dead engine may grow; judged at once by its replacement's throughput, new requests would be
     refused.
     """

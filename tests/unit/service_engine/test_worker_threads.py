@@ -102,7 +102,7 @@ def test_queries_one_by_one_stay_with_one_thread() -> None:
     assert len(answered_by) == 1
 
 
-def test_frames_of_any_size_stay_whole() -> None:
+def test_frames_of_any_size_are_not_mixed() -> None:
     """Two threads that read or write at the same time would mix their bytes, and the front would kill the engine."""
     texts = [bytes([number]) * (number * 7919 % 300_000) for number in range(64)]
     with worker_threads(3, lambda text: text) as pipe:

@@ -44,7 +44,7 @@ def test_the_client_is_the_last_that_is_no_trusted_proxy(peer: str, lines: list[
     "entry",
     ["unknown", "_hidden", "300.1.1.1", "1.2.3", "[", "[]", ":::", "a" * 9000, "\xff\xfe", "10.0.0.0/8", "0x0a000001"],
 )
-def test_what_is_no_address_is_never_the_client(entry: str) -> None:
+def test_a_malformed_address_is_never_the_client(entry: str) -> None:
     """A malformed entry would end the request in a 500, or be used as an address."""
     assert address("10.1.2.3", f"6.6.6.6, {entry}, 10.5.5.5") == "10.5.5.5"
     assert address("10.1.2.3", f"6.6.6.6, {entry}") == "10.1.2.3"

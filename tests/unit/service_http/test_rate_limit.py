@@ -28,7 +28,7 @@ def test_a_caller_gets_its_rate_and_no_more() -> None:
     seconds_until_retry(limit, b"a", 1, now=10_000)
 
 
-def test_the_time_to_retry_is_that_of_the_whole_request() -> None:
+def test_the_time_to_retry_is_that_of_the_complete_request() -> None:
     """A request that is charged in two steps would get a Retry-After at which it is refused again."""
     limit = RateLimit(rate=1, burst=10)
     limit.take(b"a", 9, now=0)

@@ -95,7 +95,7 @@ def refused(data: bytes, piece: int = 10_000) -> int:
     ],
     ids=["trailers", "one trailer", "extension", "extensions", "zeros", "chunks"],
 )
-def test_what_surrounds_a_body_has_a_limit(data: bytes, status: int, piece: int) -> None:
+def test_trailers_and_chunk_extensions_have_a_limit(data: bytes, status: int, piece: int) -> None:
     """Endless trailers, chunk extensions or chunks of one byte would be read, and stored."""
     assert refused(data, piece) == status
 
@@ -117,7 +117,7 @@ def test_a_head_without_an_upgrade_is_otherwise_the_same() -> None:
 
 
 @pytest.mark.parametrize("head", [b"\x16\x03\x01", b"get / HTTP/1.1", b"GET / HTTP/1.1\n", b"hello", b"A" * 40])
-def test_what_cannot_become_a_head_is_known_at_once(head: bytes) -> None:
+def test_an_invalid_beginning_is_detected_at_once(head: bytes) -> None:
     """A client of another protocol would wait ten seconds for the refusal."""
     with pytest.raises(httptools.HttpParserError):
         check_beginning(bytearray(head))

@@ -77,7 +77,7 @@ def test_limits_of_a_request_are_the_settings() -> None:
             parse(model, body)
 
 
-def test_an_empty_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_is_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     """Docker Compose passes unset variables as empty: the service would not start, or have an empty key."""
     for name in ("DIPTYCH_ADMIN_KEY", "DIPTYCH_PREDICT_KEY", "DIPTYCH_RATE_LIMIT", "DIPTYCH_PROVIDER"):
         monkeypatch.setenv(name, "")

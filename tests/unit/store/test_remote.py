@@ -59,7 +59,7 @@ def test_a_url_answers_as_the_folder_does(made: Path, memory: fsspec.AbstractFil
     assert store.verify("one").labels.count == 200
 
 
-def test_what_the_cache_has_is_not_fetched_again(memory: fsspec.AbstractFileSystem) -> None:
+def test_cached_files_are_not_downloaded_again(memory: fsspec.AbstractFileSystem) -> None:
     """If it fails, every start of a program downloads gigabytes."""
     open_bundle(URL).close()
     for path in memory.ls("/shop/store/bundles/one", detail=False):
@@ -231,7 +231,7 @@ def test_a_name_is_for_good(memory: fsspec.AbstractFileSystem, tmp_path: Path) -
         assert retriever.search(["red shoes"], 1)[0][0].id.startswith("label-")
 
 
-def test_the_cache_is_where_it_is_told_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_cache_is_in_the_configured_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """If it fails, a container's cache is not on its volume, or two stores share one folder."""
     assert cache_store(URL, tmp_path / "here").path.parent == tmp_path / "here"
     assert cache_store(URL).path.parent == tmp_path / "cache"
@@ -257,7 +257,7 @@ def test_the_cache_is_where_it_is_told_to_be(monkeypatch: pytest.MonkeyPatch, tm
         (Path("./s3"), None),
     ],
 )
-def test_what_is_a_url(place: Path | str, url: str | None) -> None:
+def test_urls_are_recognised(place: Path | str, url: str | None) -> None:
     """If it fails, a folder is requested from the network, or a folder with the name of a URL is created."""
     assert as_url(place) == url
 

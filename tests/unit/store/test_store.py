@@ -85,7 +85,7 @@ def test_pruning_keeps_the_newest(store: Store) -> None:
     assert newest in store.bundles()
 
 
-def test_a_taken_name_is_refused_and_what_stands_there_stays(store: Store) -> None:
+def test_a_name_in_use_is_refused_and_its_bundle_stays(store: Store) -> None:
     """If it fails, publishing overwrites a bundle that is being served."""
     before = open_bundle(store.bundle_path("two")).search(["red"], 3)
     with store.incoming() as folder:
@@ -187,7 +187,7 @@ def test_a_reader_that_died_holds_nothing(tmp_path: Path) -> None:
     assert store.prune(0) == ["two"]
 
 
-def test_what_a_dead_command_left_goes_with_the_next_change(store: Store) -> None:
+def test_the_next_change_removes_the_files_of_a_killed_command(store: Store) -> None:
     """If it fails, every interrupted publication leaves the size of a bundle forever, or one in progress is removed."""
     left = store.path / ".incoming"
     (left / "dead" / "one").mkdir(parents=True)
@@ -209,7 +209,7 @@ def test_a_bundle_that_is_being_verified_is_not_pruned(store: Store) -> None:
     assert store.active() == "three"
 
 
-def test_a_small_file_is_replaced_whole_and_from_what_it_was(store: Store) -> None:
+def test_a_small_file_is_replaced_using_its_previous_content(store: Store) -> None:
     """Two writers of one file would lose a change, or a reader would read half of it."""
     asked: list[bytes | None] = []
     for content in ("first", "second"):

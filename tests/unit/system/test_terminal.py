@@ -21,7 +21,7 @@ EVIL = "red\x1b[31m\x1b]0;title\x07\x9b2J\u202e\u2066\r\x08shoes"
 UNSAFE = set(EVIL) - set("red[31m]0;title2Jshoes")
 
 
-def test_controls_are_stripped_and_lines_kept() -> None:
+def test_control_characters_are_removed_and_lines_stay() -> None:
     """If this failed, a label could repaint a screen, or errors of several lines would become one."""
     assert strip_controls(EVIL) == "red[31m]0;title2Jshoes"
     assert strip_controls("a\n\tb é 鞋 👟") == "a\n\tb é 鞋 👟"

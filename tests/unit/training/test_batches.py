@@ -30,7 +30,7 @@ def test_positives_are_sampled_without_replacement(lists: list[list[int]], count
     assert len(together.values) == sum(min(count, len(labels)) for labels in lists)
 
 
-def test_the_whole_label_space_is_a_pool() -> None:
+def test_all_labels_can_be_the_pool() -> None:
     """If it fails, recipes with pool_size=all (DEXML, Renee) omit labels."""
     positives = Ragged.from_lists([[3, 5], [7]])
     recipe = BatchingRecipe(pool_size="all")

@@ -102,7 +102,7 @@ def test_epochs_are_whole_numbers(epochs: tuple[float, ...]) -> None:
 
 
 @pytest.mark.parametrize("curve", [[(1.0, 5.0)], [(1.0, 5.0), (2.0, 5.0)], [(1.0, -3.0), (20.0, 99.9)]])
-def test_every_point_lies_within_its_chart(curve: list[tuple[float, float]]) -> None:
+def test_every_point_is_within_its_chart(curve: list[tuple[float, float]]) -> None:
     """If this failed, the curve of a run of one epoch, or a flat one, would not be visible."""
     svg = line_chart("P@1", {"unified": curve}, "epoch", mark=curve[-1][0])
     points = [(float(x), float(y)) for x, y in re.findall(r'<use [^>]*x="([^"]*)" y="([^"]*)"', svg)]
