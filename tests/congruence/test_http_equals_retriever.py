@@ -1,4 +1,4 @@
-"""A really trained bundle over HTTP and through the library: the same labels, scores and shares."""
+"""A trained bundle over HTTP and through the library: the same labels, scores and contributions."""
 
 from dataclasses import asdict
 from pathlib import Path

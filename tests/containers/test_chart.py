@@ -1,4 +1,4 @@
-"""The Helm chart, rendered by Helm's own engine and held to Kubernetes' schemas."""
+"""The Helm chart, rendered by Helm's engine and checked with Kubernetes' schemas."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_the_charts_values_fit_its_schema_and_its_templates() -> None:
 
 
 def rendered(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What Helm makes of the chart in a release named diptych, by kind; linted."""
+    """Render the chart with Helm for a release named diptych, check it, and return its objects by kind."""
     helm = pytest.importorskip("helm_python", reason="Helm's own engine is not installed (pip install helm-python-sdk)")
     chart = helm.Chart.load(str(CHART))
     chart.validate_schema(values)

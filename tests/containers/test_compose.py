@@ -1,4 +1,4 @@
-"""The compose files and the images' recipes, as far as they can be tried without a container engine."""
+"""The compose files and the images' recipes, as far as they can be tested without a container engine."""
 
 import os
 import re
@@ -26,7 +26,7 @@ instructions = runpy.run_path(str(ROOT / "docker" / "replay.py"))["instructions"
 
 
 def tool(name: str, how: str) -> str:
-    """A program that checks, beside Python's or anywhere; the test is skipped where it is not installed."""
+    """Return the path of a checking program, next to Python or in PATH; skip the test if it is not installed."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if found is None:
         pytest.skip(f"{name} is not installed ({how})")

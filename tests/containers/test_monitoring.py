@@ -33,7 +33,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def expressions() -> list[str]:
-    """Every expression that dashboard, rules and alerts ask, with Grafana's own variables filled in."""
+    """Return every expression of dashboard, rules and alerts, with Grafana's variables filled in."""
     queries = [target["expr"] for panel in panels() for target in panel["targets"]]
     queries += [rule["expr"] for kind in ("record", "alert") for rule in rules(kind)]
     queries += [one["expr"] for one in DASHBOARD["annotations"]["list"]]

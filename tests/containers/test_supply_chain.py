@@ -1,4 +1,4 @@
-"""What is fetched to build, test and run Diptych is named exactly, and its bytes are checked."""
+"""Downloads for builds, tests and images are pinned exactly, and their bytes are checked."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Any order of arrivals, answers, deaths, departures and cancellations; and what each caller gets of the engine."""
+"""Random orders of arrivals, answers, deaths, disconnects and cancellations; and each caller's share of the engine."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Downloads that break off: they are repeated and go on where they stopped, within bounds, and hashes decide."""
+"""Interrupted downloads: they are retried and resumed, a limited number of times, and hashes are checked."""
 
 import os
 import shutil

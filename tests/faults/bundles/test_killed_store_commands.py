@@ -18,7 +18,7 @@ KILLS, SEED = 200, 1
 
 @pytest.fixture(scope="module")
 def kills() -> list[dict[str, Any]]:
-    """What each kill hit, and what became of the store: in memory, else most kills would hit the wait for a disk."""
+    """Return what each kill hit, and the state of the store; in memory, so that few kills hit the wait for a disk."""
     in_memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None) as folder:
         command = [sys.executable, "-m", "tests.support.programs.kill_runner", str(KILLS), str(SEED), folder]

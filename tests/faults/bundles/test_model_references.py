@@ -19,7 +19,7 @@ BESIDE = "query_encoder.onnx.data"
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """A bundle whose query encoder's weights stand in a file beside it, listed in the manifest."""
+    """Create a bundle whose query encoder's weights are in a separate file, listed in the manifest."""
     folder = make_bundle(tmp_path / "store" / "words", ["red shoes", "rain"])
     model = onnx.load(folder / QUERY_ENCODER)
     convert_model_to_external_data(model, location=BESIDE, size_threshold=1024)

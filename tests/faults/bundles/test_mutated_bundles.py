@@ -18,7 +18,7 @@ SEED = 1
 
 @pytest.fixture(scope="module")
 def opened() -> list[dict[str, Any]]:
-    """What became of each."""
+    """Open each damaged bundle and return the outcomes."""
     command = [sys.executable, "-m", "tests.support.programs.mutation_runner", *map(str, COUNTS.values()), str(SEED)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr

@@ -1,4 +1,4 @@
-"""A store behind a URL that is hostile, damaged, without end or gone: one sentence each, and nothing of it stays."""
+"""A store behind a URL that is hostile, damaged, endless or missing: one sentence each, and no files are left."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def there(made: Path, tmp_path: Path) -> Path:
-    """A store of this test's own to spoil."""
+    """Create a store that the test may damage."""
     return Path(shutil.copytree(made, tmp_path / "there"))
 
 
@@ -59,7 +59,7 @@ def here(tmp_path: Path) -> Store:
 
 
 def nothing_stays(store: Store) -> bool:
-    """Whether a store has no bundle, and nothing lies aside."""
+    """Return whether a store has no bundle and no staging folder."""
     aside = store.path / ".incoming"
     return store.bundles() == [] and not (aside.is_dir() and list(aside.iterdir()))
 

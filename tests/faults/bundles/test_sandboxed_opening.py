@@ -1,4 +1,4 @@
-"""Bundles that end or hold the process that opens them: the store's own process is not that one."""
+"""Bundles that end or block the process that opens them: it is a child of the store's process."""
 
 import json
 import os

@@ -27,7 +27,7 @@ COMMANDS = (["publish", "{folder}", "three"], ["activate", "two"], ["rollback"],
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder that others may enter, which pytest's own are not."""
+    """Create a folder that other users may enter; pytest's folders are private."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o755)
         yield Path(made)
@@ -47,7 +47,7 @@ def store(folder: Path) -> Store:
 
 
 def said(*arguments: object, **options: object) -> str:
-    """What the command prints: one line."""
+    """Return what the command prints: one line."""
     command = [
         *options.pop("before", []),
         sys.executable,
@@ -100,7 +100,7 @@ def test_a_store_of_another_user_is_one_sentence(store: Store, command: list[str
 
 
 def in_a_mount(size: str, then: str) -> list[str]:
-    """A command in a namespace where folder/mount is a small disk of its own, holding a copy of the store."""
+    """Return a command that runs in a namespace where folder/mount is a small disk with a copy of the store."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this system does not allow mounts, not even in a new namespace")
     script = f'cd "$0" && mkdir mount && mount -t tmpfs -o size={size} none mount && cp -a store mount/ && {then}'

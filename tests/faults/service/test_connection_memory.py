@@ -1,4 +1,4 @@
-"""Clients that send much and finish nothing, or never read: the memory they hold is bounded; others are served."""
+"""Clients that send much and finish nothing, or never read: their memory is limited, and others are served."""
 
 import json
 import select

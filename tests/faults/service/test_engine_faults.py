@@ -1,4 +1,4 @@
-"""Engines that die, hang or cannot open their bundle, while clients ask."""
+"""Engines that die, hang or cannot open their bundle while clients send requests."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Clients that cost something and bring nothing: each is bounded, gets a clear answer, and disturbs no other client."""
+"""Clients that waste resources: each is limited, gets a clear answer, and disturbs no other client."""
 
 import json
 import random
@@ -82,7 +82,7 @@ def rejected(service: Service, reason: str) -> float:
 
 
 def ends(client: Client) -> bool:
-    """Whether the server closes the connection."""
+    """Return whether the server closes the connection."""
     try:
         return client._stream.read(1) == b""
     except ConnectionResetError:

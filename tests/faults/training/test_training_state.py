@@ -1,4 +1,4 @@
-"""The files of a run belong together: after kills at any moment, and after damage or exchange of a file."""
+"""The files of a run are consistent: after kills at any moment, and after a file was damaged or replaced."""
 
 import json
 import os

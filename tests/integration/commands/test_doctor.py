@@ -1,4 +1,4 @@
-"""`diptych doctor`: every problem it names is made for real, as far as one machine can have it."""
+"""`diptych doctor`: every problem that it reports is created, as far as one machine can have it."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def store(made: Store, tmp_path: Path) -> Store:
-    """A store of the test's own."""
+    """Create a store that the test may change."""
     return open_store(shutil.copytree(made.path, tmp_path / "store"))
 
 
@@ -39,7 +39,7 @@ def by_topic(place: Path, groups: Path = machine.GROUPS) -> dict[str, Finding]:
 
 
 def told(program: str = "", path: Path = ROOT, *arguments: str) -> tuple[int, dict[str, Finding]]:
-    """What a fresh process finds: `program` runs before it, and `path` is looked at before other packages."""
+    """Return the findings of a new process: `program` runs before it, and `path` is searched before other packages."""
     command = (
         f"import sys; {program or 'pass'}\nimport diptych\nsys.exit(diptych.main(['doctor', '--json', *sys.argv[1:]]))"
     )

@@ -1,4 +1,4 @@
-"""A store in S3, through s3fs, against a server that speaks S3 on the loopback."""
+"""A store in S3, through s3fs, against an S3 server on the loopback interface."""
 
 from collections.abc import Iterator
 from pathlib import Path

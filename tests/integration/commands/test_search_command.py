@@ -1,4 +1,4 @@
-"""`diptych search` and `diptych bundles`, through the front door."""
+"""`diptych search` and `diptych bundles`, called through the command line."""
 
 import json
 

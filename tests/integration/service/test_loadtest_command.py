@@ -80,7 +80,7 @@ def test_the_service_gets_what_was_sent(service: Service, url: str, tmp_path: Pa
 
 
 def answers(service: Service) -> int:
-    """How many requests the service says it has answered."""
+    """Return how many requests the service has answered, by its metrics."""
     return count(service, "diptych_requests_total", '"/predict"')
 
 
@@ -333,7 +333,7 @@ def test_a_target_behind_tls_needs_a_valid_certificate(
 
 
 def self_signed(path: Path) -> Path:
-    """A key, and a certificate of its own for localhost."""
+    """Create a key and a self-signed certificate for localhost."""
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     start, end = datetime(2020, 1, 1, tzinfo=UTC), datetime(2120, 1, 1, tzinfo=UTC)

@@ -1,4 +1,4 @@
-"""`diptych serve` answers what the retriever answers, and refuses what cannot be answered with one clear sentence."""
+"""`diptych serve` gives the retriever's answers, and refuses invalid requests with one clear sentence."""
 
 import json
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""Where the service listens, how many files it may open, and what ends it."""
+"""Addresses that the service listens on, its limit of open files, and signals that end it."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Changes that other processes make in the store, rollbacks, and how both are shown to an administrator."""
+"""Changes of other processes in the store, rollbacks, and what an administrator sees of both."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""benchmarks/quality.py: every system is scored alike, peers run in their own processes, reports can be made again."""
+"""benchmarks/quality.py: every system is scored alike, peers run in separate processes, reports can be made again."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""benchmarks/retrieval_cost.py: both sides do the same work, copies lie as near as labels do, runs can be resumed."""
+"""benchmarks/retrieval_cost.py: both sides do the same work, copies are as near as labels are, runs can be resumed."""
 
 import json
 from pathlib import Path

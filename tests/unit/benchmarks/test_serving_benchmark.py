@@ -1,4 +1,4 @@
-"""benchmarks/serving.py: what counts as reached, what is sent, and that the peers do what they are said to do."""
+"""benchmarks/serving.py: targets, requests, and the services it is compared with."""
 
 import argparse
 import itertools

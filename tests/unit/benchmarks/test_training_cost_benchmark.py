@@ -1,4 +1,4 @@
-"""benchmarks/training_cost.py: what a step costs can be measured again."""
+"""benchmarks/training_cost.py: the cost of a step can be measured again."""
 
 import subprocess
 import sys

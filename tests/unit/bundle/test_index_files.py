@@ -161,7 +161,7 @@ def graph(tmp_path: Path) -> Path:
 
 
 def first_above(content: bytearray) -> int:
-    """Where the links above the ground of the first element that has any begin: behind their bytes."""
+    """Return the offset of the links above level 0 of the first element that has any, after their length."""
     place = ABOVE
     while struct.unpack_from("<I", content, place)[0] == 0:
         place += 4
@@ -169,7 +169,7 @@ def first_above(content: bytearray) -> int:
 
 
 def lowest(content: bytearray) -> int:
-    """An element on the ground level alone."""
+    """Return an element that is on level 0 only."""
     place = ABOVE
     for element in range(ELEMENTS):
         length = struct.unpack_from("<I", content, place)[0]

@@ -1,4 +1,4 @@
-"""The label table: what it maps and what it refuses."""
+"""The label table: its rows, and invalid tables."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The manifest: what it refuses, and what it says about searching."""
+"""The manifest: invalid ones, and its search settings."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Signed bundles: who is told which keys to trust opens nothing else."""
+"""Signed bundles: with trusted keys, no other bundle is opened."""
 
 import shutil
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Filters on attributes, compiled: what they allow, what they refuse, what is remembered."""
+"""Compiled filters on attributes: allowed labels, errors, and the cache."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Filtered search: as many labels as there are, the best ones, whichever way they are looked for."""
+"""Filtered search: k labels if they exist, the best ones, by the index and by full comparison."""
 
 import numpy as np
 import pytest

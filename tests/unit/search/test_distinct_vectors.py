@@ -1,4 +1,4 @@
-"""Labels of equal vectors share a node of the index: found, ordered, filtered and checked as if each had its own."""
+"""Labels of equal vectors share a node of the index: they are found, ordered and filtered as with separate nodes."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Searching an opened bundle: scores and their shares, weights, exactness, refusals, threads."""
+"""Searching an opened bundle: scores and contributions, weights, exact search, errors, threads."""
 
 import gc
 import subprocess

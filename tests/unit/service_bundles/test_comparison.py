@@ -1,4 +1,4 @@
-"""The bundle that is open for comparison gives way to one that is served."""
+"""The bundle that is open for comparison is closed for one that is served."""
 
 import asyncio
 

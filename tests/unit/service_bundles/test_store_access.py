@@ -1,4 +1,4 @@
-"""The store_accesss of a service's bundles: folders whose path changes, and downloads that are given up."""
+"""Access to the store of a service: folders whose path changes, and downloads that are cancelled."""
 
 from pathlib import Path
 

@@ -32,7 +32,7 @@ class CountedCalls:
 
 @pytest.fixture
 def engine() -> Iterator["subprocess.Popen[bytes]"]:
-    """A running process in a group of its own."""
+    """Start a process in a separate process group."""
     process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], process_group=0)
     yield process
     process.kill()

@@ -1,4 +1,4 @@
-"""What an engine reports of its searches becomes a figure of the service."""
+"""Counts that an engine reports become metrics of the service."""
 
 from pathlib import Path
 

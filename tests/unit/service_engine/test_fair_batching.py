@@ -1,4 +1,4 @@
-"""Each caller's share of the engine and of the queue, and the bounds of one request."""
+"""Each caller's share of the engine and of the queue, and the limits of one request."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""How fast an engine loads, beside the generation that is served."""
+"""Load policies of engines, with and without another generation that is served."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What a queue's length means in time."""
+"""The throughput estimate, which converts the queue's length to seconds."""
 
 import pytest
 

@@ -53,7 +53,7 @@ def answer(pipe: socket.socket) -> bytes:
 
 
 class WholeReads:
-    """Reads of exactly `size` bytes, from a stream that returns parts; the socket's own time limit holds."""
+    """Read exactly `size` bytes from a stream that returns parts; the socket's time limit applies."""
 
     def __init__(self, stream: IO[bytes]) -> None:
         self._stream = stream

@@ -1,4 +1,4 @@
-"""Which Host headers are answered where a list of names is set."""
+"""Host headers that are accepted with a list of allowed names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which requests end when all connections together hold more memory than they may."""
+"""The choice of requests that end when all connections exceed their memory budget."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Wrong keys make their own address wait, longer each time, and no other."""
+"""Wrong keys make their address wait, longer each time, and no other address."""
 
 import pytest
 from prometheus_client import CollectorRegistry

@@ -1,4 +1,4 @@
-"""Which keys an operator may choose, and how several of them are written."""
+"""Valid keys, and lists of several keys."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The transport of a response: what is written together."""
+"""The transport of a response: head and body are written together."""
 
 from types import SimpleNamespace
 from typing import Any

@@ -1,4 +1,4 @@
-"""Stores behind URLs: what is fetched, what is kept, what is seen of changes, and what the command line says."""
+"""Stores behind URLs: downloads, the cache, changes at the URL, and messages of the command line."""
 
 import io
 import json
@@ -34,7 +34,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of this test's own, which is also what the command line uses."""
+    """Create a cache folder for this test, which the command line uses too."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 

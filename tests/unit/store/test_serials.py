@@ -1,4 +1,4 @@
-"""Serial numbers of signatures: an older signed bundle is not activated or followed again, save by a rollback."""
+"""Serial numbers of signatures: an older signed bundle is not activated or followed again, except by a rollback."""
 
 import json
 import shutil

@@ -1,4 +1,4 @@
-"""The store: publish, activate, roll back, prune; and what it refuses."""
+"""The store: publish, activate, roll back, prune; and errors."""
 
 import os
 import shutil

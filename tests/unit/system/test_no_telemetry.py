@@ -1,4 +1,4 @@
-"""ONNX Runtime's own telemetry is off wherever Diptych loads it."""
+"""ONNX Runtime's telemetry is off wherever Diptych loads it."""
 
 import subprocess
 import sys

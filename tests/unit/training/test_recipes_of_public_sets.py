@@ -1,4 +1,4 @@
-"""The recipes of the six public sets: what a paper prints stands in them as printed, and every field says so or not."""
+"""The recipes of the six public sets: they have the values that the paper prints, and `provenance` marks these."""
 
 import pytest
 

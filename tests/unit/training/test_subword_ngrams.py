@@ -1,4 +1,4 @@
-"""Token vectors made of their own part and of the pieces of their ngrams, against their definition."""
+"""Token vectors as the sum of a token's vector and its n-grams' vectors, against their definition."""
 
 import itertools
 from pathlib import Path
