@@ -208,7 +208,7 @@ def test_a_comparison_leaves_no_text_in_the_log(service: Service) -> None:
     assert "secret question" not in service.log
 
 
-def test_a_browser_gets_the_console_and_everybody_else_json(service: Service) -> None:
+def test_a_browser_gets_the_console_and_other_clients_json(service: Service) -> None:
     """A person would see JSON at `/`, or a script a page."""
     page = service.ask("GET", "/", Accept="text/html,application/xhtml+xml")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
@@ -216,7 +216,7 @@ def test_a_browser_gets_the_console_and_everybody_else_json(service: Service) ->
     assert "unsafe" not in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["referrer-policy"] == "no-referrer"
-    assert service.ask("GET", "/").json()["ask"] == "POST /predict"
+    assert service.ask("GET", "/").json()["predict"] == "POST /predict"
     again = service.ask("GET", "/", Accept="text/html", If_None_Match=page.headers["etag"])
     assert (again.status, again.body) == (304, b"")
 
@@ -224,5 +224,5 @@ def test_a_browser_gets_the_console_and_everybody_else_json(service: Service) ->
 def test_the_console_can_be_off(store: Path) -> None:
     """A service on the open net could not do without a page."""
     with serving(store, console=False) as service:
-        assert service.ask("GET", "/", Accept="text/html").json()["ask"] == "POST /predict"
+        assert service.ask("GET", "/", Accept="text/html").json()["predict"] == "POST /predict"
         assert service.ask("GET", "/console/console.css").status == 404
