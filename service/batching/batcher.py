@@ -236,11 +236,11 @@ class Batcher:
         self._limits.update_throughput(texts, now)
 
     def _deliver(self, span: RequestSlice, outcome: Outcome, body: bytes, stages: Stages) -> None:
-        request, most = span.request, self._settings.max_answer_bytes
+        request, limit = span.request, self._settings.max_answer_bytes
         request.answer_bytes += len(body)
         self._limits.count_received(request)
-        if outcome is Outcome.TOO_LARGE or request.answer_bytes > most:
-            self._finish(request, errors.answer_too_large(most))
+        if outcome is Outcome.TOO_LARGE or request.answer_bytes > limit:
+            self._finish(request, errors.answer_too_large(limit))
         elif outcome is Outcome.POSTPONED:
             self._put_back(span)
             self._feed()
