@@ -216,7 +216,7 @@ def test_a_refused_body_may_still_be_sent(service: Service) -> None:
         assert client.finish().status == 413
 
 
-def test_who_asks_first_keeps_the_connection(service: Service) -> None:
+def test_a_client_that_expects_100_continue_keeps_the_connection(service: Service) -> None:
     """curl, which asks before it sends a larger body, would open a connection for each request."""
     with sent(service, POST + LENGTH + b"Expect: 100-continue\r\n\r\n") as client:
         assert client.finish().status == 100
@@ -245,7 +245,7 @@ def test_a_half_closed_client_is_answered(service: Service, requests: int, wait:
 
 @pytest.mark.parametrize("ahead", [0, 4, 2_000])
 @pytest.mark.parametrize("abrupt", [False, True])
-def test_a_client_that_has_gone_is_abandoned_with_all_it_asked(words_store: Path, ahead: int, abrupt: bool) -> None:
+def test_all_requests_of_a_disconnected_client_are_abandoned(words_store: Path, ahead: int, abrupt: bool) -> None:
     """The engine would answer thousands of requests whose client has gone."""
     with serving(words_store, batches_ahead=0) as service:
         with service.engine_stopped():
@@ -266,7 +266,7 @@ def test_a_client_that_has_gone_is_abandoned_with_all_it_asked(words_store: Path
         assert figures(service)["diptych_batch_queries_sum"] == 1
 
 
-def test_half_a_request_of_a_half_closed_client_is_none(service: Service) -> None:
+def test_an_incomplete_request_of_a_half_closed_client_is_dropped(service: Service) -> None:
     """A connection that can never bring a whole request would be held for ten seconds."""
     with sent(service, PLAIN + PLAIN[:-1]) as client:
         client._socket.shutdown(socket.SHUT_WR)

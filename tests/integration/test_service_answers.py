@@ -192,7 +192,7 @@ def test_a_wrong_path_or_method_has_the_same_shape(
         ("/livez", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_a_wrong_method_is_told_the_right_ones(client: Client, path: str, methods: str) -> None:
+def test_a_wrong_method_is_refused_with_the_right_ones(client: Client, path: str, methods: str) -> None:
     """A path of several routes would name the methods of its first alone."""
     reply = client.send("PATCH", path, b"")
     assert (reply.status, reply.headers["allow"]) == (405, methods)
@@ -229,7 +229,7 @@ def test_a_bad_activation_changes_nothing(service: Service, body: Any, status: i
 
 
 def test_probes_and_index(client: Client) -> None:
-    """Orchestrators could not tell alive from ready, nor newcomers where to go."""
+    """Orchestrators could not distinguish alive from ready, and new users would find no endpoint."""
     assert client.get("/livez").json() == {"live": True}
     ready = client.get("/readyz")
     assert (ready.status, ready.json()["ready"], ready.json()["bundle"]) == (200, True, "first")
@@ -277,8 +277,8 @@ def test_openapi_examples_work_and_every_answer_is_documented(client: Client) ->
     assert {"/livez", "/readyz", "/metrics", "/admin/activate"} <= document["paths"].keys()
 
 
-def test_an_answer_is_given_again_only_while_it_is_true(tmp_path: Path) -> None:
-    """A cache that outlives a switch or a pause would show another bundle's answers, or a campaign that has stopped."""
+def test_a_cached_answer_is_used_only_while_it_is_valid(tmp_path: Path) -> None:
+    """A cache that outlives a switch or a pause would return answers of another bundle, or a paused label."""
     store = make_store(tmp_path / "store", "one", "two")
     asked = {"queries": ["red winter city", "light rain"], "k": 7}
     with serving(store.path, cache_bytes=1_000_000) as service:

@@ -79,7 +79,7 @@ def test_replicas_share_a_rollback_and_an_empty_cache_loses_nothing(store: Store
     assert store.active() == "one"
 
 
-def test_a_store_that_cannot_be_written_refuses_and_says_why(store: Store, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_written_is_reported(store: Store, tmp_path: Path) -> None:
     """If it fails, a change is acknowledged that one replica alone obeys, until its cache is gone."""
     with web_store(store.path) as web, serving(Path(web.url), cache=tmp_path / "cache", watch_seconds=0.05) as service:
         before = shown(service)

@@ -70,7 +70,7 @@ def test_the_sender_ends_when_no_connection_stalls() -> None:
     assert ended == ["1"]
 
 
-def test_a_request_that_has_gone_on_is_not_ended() -> None:
+def test_a_request_that_no_longer_stalls_is_not_ended() -> None:
     """A connection that stalled at the search, and has got its answer since, would lose its next request."""
     ended: list[str] = []
     stalled = [Holding(f"{number}", MB, 0.0, ended) for number in range(10)]

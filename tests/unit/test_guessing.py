@@ -93,7 +93,7 @@ def test_a_flood_of_guessers_neither_fills_the_memory_nor_frees_one() -> None:
     assert len(limit._accepted) == MAX_ACCEPTED
 
 
-def test_what_is_no_address_is_a_client_of_its_own() -> None:
+def test_a_peer_without_an_address_is_a_separate_client() -> None:
     """A Unix socket's peer, which has no address, would end the request."""
     assert network_of("") == b""
     assert network_of("unknown") == b"unknown"

@@ -20,7 +20,7 @@ def status(host: str | None, path: str = "/predict") -> int:
         "[0:0:0:0:0:0:0:1]:8000", "[2001:DB8::7]", "192.0.2.1",
     ],
 )  # fmt: skip
-def test_what_is_listed_is_answered(host: str) -> None:
+def test_listed_names_are_allowed(host: str) -> None:
     """Clients that write the name in another case, with a port or with a dot at the end would be refused."""
     assert status(host) == 200
 
@@ -33,7 +33,7 @@ def test_what_is_listed_is_answered(host: str) -> None:
         "shop.example@evil.example", "shop.example evil.example", "*.internal.example/",
     ],
 )  # fmt: skip
-def test_any_other_name_is_misdirected(host: str) -> None:
+def test_all_other_names_are_refused(host: str) -> None:
     """A page of another site, whose name leads to this machine, could ask the service from inside a browser."""
     assert status(host) == 421
 
@@ -46,7 +46,7 @@ def test_no_host_or_a_malformed_one_is_refused(host: str | None) -> None:
     assert status(host) == 400
 
 
-def test_probes_are_asked_by_address() -> None:
+def test_probes_need_no_listed_name() -> None:
     """Kubernetes, which asks by the pod's address, would restart every pod; or /metrics would be exempt too."""
     assert status("172.16.0.9:8000", "/livez") == status(None, "/readyz") == 200
     assert status("172.16.0.9:8000", "/metrics") == 421
@@ -62,7 +62,7 @@ def test_without_a_list_every_name_is_answered() -> None:
     "entry",
     ["shop.example:8000", "http://shop.example", "*", "*.", "a*.example", "shöp.example", "a b", "*.10.0.0.0/8"],
 )
-def test_what_is_no_host_is_named(entry: str) -> None:
+def test_an_invalid_entry_is_named(entry: str) -> None:
     """A misspelt entry would silently allow nothing, or everything."""
     with pytest.raises(ValueError, match="is not a host"):
         AllowedHosts([entry])

@@ -7,7 +7,7 @@ from service.errors import Refusal
 from tests.support.batching import NO_TIME, Bench, Clock, played
 
 
-def test_an_idle_engine_gets_work_at_once() -> None:
+def test_an_idle_engine_gets_work_immediately() -> None:
     """A delay timer before the engine would add its length to every answer of a calm server."""
 
     @played(batches_ahead=0)
@@ -18,7 +18,7 @@ def test_an_idle_engine_gets_work_at_once() -> None:
         assert await request.answer == b"one"
 
 
-def test_what_waits_forms_the_next_batch() -> None:
+def test_waiting_requests_form_the_next_batch() -> None:
     """If waiting requests were sent one by one, a busy engine would never profit from batches."""
 
     @played(batches_ahead=0)
@@ -126,7 +126,7 @@ def test_a_large_request_cannot_block_small_ones() -> None:
         assert await bulk.answer == b",".join(b"bulk%d" % number for number in range(9))
 
 
-def test_the_oldest_always_goes() -> None:
+def test_the_oldest_request_is_always_sent() -> None:
     """A text that no batch has room for, or a stream of newcomers, would keep a request waiting for ever."""
 
     @played(max_batch_tokens=20, batches_ahead=0)
@@ -142,7 +142,7 @@ def test_the_oldest_always_goes() -> None:
             assert bench.answered < 30
 
 
-def test_texts_of_one_length_go_together_and_none_waits_for_ever() -> None:
+def test_texts_of_one_length_class_share_a_batch_and_none_waits_for_ever() -> None:
     """Short texts would be padded to long ones; or, sorted by length alone, a long one would never get its turn."""
 
     @played(padded=True, max_queries=4, batches_ahead=0)
@@ -159,7 +159,7 @@ def test_texts_of_one_length_go_together_and_none_waits_for_ever() -> None:
         assert bench.texts()[3:] == [["newcomer", "c"]]
 
 
-def test_a_client_may_wait_less_than_the_service_would() -> None:
+def test_the_shorter_deadline_of_client_and_service_counts() -> None:
     """An engine would work for a client that said how soon the answer is of no use; or wait longer than it may."""
 
     @played(deadline_seconds=0.02)
@@ -170,8 +170,8 @@ def test_a_client_may_wait_less_than_the_service_would() -> None:
                 await request.answer
 
 
-def test_another_bundle_answers_the_whole_of_what_was_begun() -> None:
-    """A bundle that is given up would take its requests with it, or two bundles would share one answer."""
+def test_another_bundle_answers_whole_requests() -> None:
+    """The requests of a faulty bundle would be lost with it, or two bundles would share one answer."""
 
     @played(max_queries=4, max_batch_queries=2, max_slice_queries=2, batches_ahead=1)
     async def _(bench: Bench) -> None:
@@ -190,7 +190,7 @@ def test_another_bundle_answers_the_whole_of_what_was_begun() -> None:
         assert (await single.answer, other.batcher.unfinished) == (b"e", 0)
 
 
-def test_a_replacement_gets_what_the_dead_engine_had() -> None:
+def test_a_replacement_gets_the_requests_of_the_dead_engine() -> None:
     """An engine's death would otherwise be an error for every client it was working for."""
 
     @played(batches_ahead=1, max_batch_queries=1)
@@ -277,7 +277,7 @@ def test_a_replacement_may_have_more_worker_threads() -> None:
 
 
 def test_a_request_that_was_never_answered_has_waited() -> None:
-    """The answer 504 would say that it did not wait at all, where waiting is all that it did."""
+    """The timing of the 504 would show no waiting time, although the request only waited."""
     clock = Clock()
 
     @played(clock=clock)
@@ -323,7 +323,7 @@ def test_only_the_oldest_batch_is_suspected() -> None:
         assert (first.deaths, second.deaths) == (1, 0)
 
 
-def test_an_answer_out_of_turn_is_an_error() -> None:
+def test_an_unexpected_answer_is_an_error() -> None:
     """Answers matched to the wrong batch would hand one client the results of another."""
 
     @played()
@@ -334,8 +334,8 @@ def test_an_answer_out_of_turn_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("outcome", "status"), [(Outcome.REFUSED, 422), (Outcome.BROKEN, 500)])
-def test_a_failed_piece_is_a_refusal(outcome: Outcome, status: int) -> None:
-    """What the engine cannot answer would otherwise reach the client as broken JSON in a 200."""
+def test_a_failed_query_is_a_refusal(outcome: Outcome, status: int) -> None:
+    """A query that the engine cannot answer would reach the client as broken JSON in a 200."""
 
     @played()
     async def _(bench: Bench) -> None:

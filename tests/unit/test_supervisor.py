@@ -115,7 +115,7 @@ def test_a_stop_does_not_wait_for_a_thread_that_reads_the_store() -> None:
         held.set()
 
 
-def test_a_thread_that_raises_what_no_future_takes_still_answers() -> None:
+def test_a_thread_that_raises_stop_iteration_still_ends_the_wait() -> None:
     """The caller of the thread would wait for ever."""
 
     async def main() -> None:
