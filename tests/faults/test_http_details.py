@@ -1,4 +1,4 @@
-"""HTTP as real clients and proxies speak it: offers to upgrade, probes, pipelines, half-closed connections."""
+"""HTTP of real clients and proxies: upgrade offers, probes, pipelining, half-closed connections."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Clients that cost something and bring nothing: each is bounded, gets a clear answer, and disturbs no other client."""
+"""Slow, hostile and idle clients: each is limited, gets a clear answer, and does not affect other clients."""
 
 import json
 import random

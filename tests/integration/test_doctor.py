@@ -1,4 +1,4 @@
-"""`diptych doctor`: every problem it names is made for real, as far as one machine can have it."""
+"""`diptych doctor`: the tests create the problems that it reports, as far as one machine allows."""
 
 import json
 import os

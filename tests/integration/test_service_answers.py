@@ -1,4 +1,4 @@
-"""`diptych serve` answers what the retriever answers, and refuses what cannot be answered with one clear sentence."""
+"""Answers of `diptych serve`: equal to those of the retriever, or a refusal of one sentence."""
 
 import json
 from collections.abc import Iterator

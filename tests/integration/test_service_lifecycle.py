@@ -1,4 +1,4 @@
-"""Start, overload, drain and end of `diptych serve`; a stopped engine (SIGSTOP) holds requests in their place."""
+"""Start, overload, drain and stop of `diptych serve`; an engine stopped by SIGSTOP keeps requests in flight."""
 
 import json
 import os

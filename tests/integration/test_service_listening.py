@@ -1,4 +1,4 @@
-"""Where the service listens, how many files it may open, and what ends it."""
+"""Listening addresses, the limit of open files, and signals."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""What an operator sees of a running service: ids, times, log lines, audit, figures and traces."""
+"""Observability of a running service: request ids, timings, log lines, audit log, metrics and traces."""
 
 import json
 import threading

@@ -1,4 +1,4 @@
-"""Services on a store behind a URL: a change through one holds for all and outlives its cache, or is refused."""
+"""Services with a store at a URL: a change through one applies to all and survives its cache, or is refused."""
 
 import json
 from pathlib import Path

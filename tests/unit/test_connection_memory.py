@@ -1,4 +1,4 @@
-"""Which requests end when all connections together hold more memory than they may."""
+"""The choice of requests to end when all connections together exceed the memory budget."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""The pool of connections: pipelined turns, and connections that make room."""
+"""The pool of connections: pipelined turns, and connections that are closed for new ones."""
 
 import asyncio
 from typing import Any, cast

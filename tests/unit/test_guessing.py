@@ -1,4 +1,4 @@
-"""Wrong keys make their own address wait, longer each time, and no other."""
+"""Waits after wrong keys: longer each time, for the address that sent them only."""
 
 import pytest
 from prometheus_client import CollectorRegistry

@@ -1,4 +1,4 @@
-"""Which Host headers are answered where a list of names is set."""
+"""Host headers that are allowed and refused with a list of names."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Which keys an operator may choose, and how several of them are written."""
+"""Checks of keys that an operator sets, and lists of named keys."""
 
 from pathlib import Path
 

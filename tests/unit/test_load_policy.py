@@ -1,4 +1,4 @@
-"""How fast an engine loads, beside the generation that is served."""
+"""The speed at which an engine loads while another generation is served."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The batcher against an engine played by the test: frames go out through `send`, answers are handed back."""
+"""The batcher with an engine that the test plays: it gets frames through `send` and returns answers."""
 
 import pytest
 

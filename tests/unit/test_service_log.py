@@ -1,4 +1,4 @@
-"""The requests that get a line in the log, and the escaping of clients' text in it."""
+"""Log lines of requests, and the escaping of clients' text in them."""
 
 import asyncio
 import json
