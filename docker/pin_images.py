@@ -73,8 +73,8 @@ def pinned(text: str) -> str:
 def inspect(image: str) -> str:
     """Return an image's digest for all platforms from its registry; empty if the registry does not give one."""
     command = ["docker", "buildx", "imagetools", "inspect", image, "--format", "{{.Manifest.Digest}}"]
-    found = DIGEST.search(subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout)
-    return found[0] if found else ""
+    digest = DIGEST.search(subprocess.run(command, stdout=subprocess.PIPE, text=True).stdout)
+    return digest[0] if digest else ""
 
 
 if __name__ == "__main__":

@@ -36,13 +36,13 @@ def main() -> None:
     options.add_argument("dockerfile", type=Path)
     options.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     options.add_argument("--keep", type=Path, help="build in this folder and keep it")
-    given = options.parse_args()
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        root = (given.keep or Path(scratch)).resolve()
-        built = build(given.dockerfile, root, dict(one.split("=", 1) for one in given.build_arg))
+        root = (arguments.keep or Path(scratch)).resolve()
+        built = build(arguments.dockerfile, root, dict(one.split("=", 1) for one in arguments.build_arg))
         printed = subprocess.run([built / "bin/python", "-c", PRINT_INSTALLED], capture_output=True, check=True).stdout
         installed = json.loads(printed)
-        serves = "service" in given.dockerfile.name
+        serves = "service" in arguments.dockerfile.name
         assert installed == {
             "torch": not serves,
             "fastapi": serves,
@@ -54,7 +54,7 @@ def main() -> None:
         assert "hnswlib" in listed, listed
         assert "pip" not in listed, listed
         (try_service if serves else try_training)(built, root)
-    print(f"{given.dockerfile.name}: the installation works.")
+    print(f"{arguments.dockerfile.name}: the installation works.")
 
 
 def instructions(dockerfile: Path) -> list[tuple[str, str]]:
@@ -64,7 +64,7 @@ def instructions(dockerfile: Path) -> list[tuple[str, str]]:
     return [(word, rest) for word, _, rest in (line.partition(" ") for line in joined.splitlines()) if word]
 
 
-def build(dockerfile: Path, root: Path, given: dict[str, str]) -> Path:
+def build(dockerfile: Path, root: Path, build_arguments: dict[str, str]) -> Path:
     """Run the first stage below `root`; returns the Python environment that the image would contain."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     source, stages = root / "src", 0
@@ -75,7 +75,7 @@ def build(dockerfile: Path, root: Path, given: dict[str, str]) -> Path:
             break
         if word == "ARG" and stages:
             name, _, default = rest.partition("=")
-            environment[name] = given.get(name, default)
+            environment[name] = build_arguments.get(name, default)
         elif word == "ENV":
             environment |= dict(pair.split("=", 1) for pair in rest.split())
         elif word == "COPY":
@@ -136,8 +136,8 @@ def try_training(built: Path, root: Path) -> None:
     """Prepare the example, train for two epochs, export and activate, with the image's script."""
     bare = {"PATH": f"{built / 'bin'}:/usr/bin:/bin", "HOME": str(root)}
     folders = {"DATA": ROOT / "examples/keywords", "WORK": root / "work", "STORE": root / "store"}
-    told = {name: str(folder) for name, folder in folders.items()} | {"TRAIN": "--set optimizer.epochs=2"}
-    subprocess.run(["sh", ROOT / "docker" / "train.sh"], env=bare | told, check=True)
+    variables = {name: str(folder) for name, folder in folders.items()} | {"TRAIN": "--set optimizer.epochs=2"}
+    subprocess.run(["sh", ROOT / "docker" / "train.sh"], env=bare | variables, check=True)
     subprocess.run([built / "bin/diptych", "search", root / "store", "credit card", "-k", "3"], env=bare, check=True)
 
 

@@ -30,11 +30,11 @@ def doctor(
 
     place = store or os.environ.get("DIPTYCH_STORE")
     findings = [*check_machine(), *check_packages(), *(check_store(place) if place else ())]
-    problems = sum(one.state == "problem" for one in findings)
+    problems = sum(finding.state == "problem" for finding in findings)
     if as_json:
         from retrieval.system.terminal import print_json
 
-        print_json({"ok": not problems, "findings": [one._asdict() for one in findings]})
+        print_json({"ok": not problems, "findings": [finding._asdict() for finding in findings]})
     else:
         _print_table(findings, problems)
     if problems:
@@ -51,11 +51,11 @@ def _print_table(findings: "Sequence[Finding]", problems: int) -> None:
     for column in ("topic", "state"):
         table.add_column(column, no_wrap=True)
     table.add_column("value", overflow="fold")
-    for one in findings:
-        value = f"{one.value}\n→ {one.advice}" if one.advice else one.value
-        table.add_row(Text(one.topic), Text(one.state, style=STYLES[one.state]), Text(value))
+    for finding in findings:
+        value = f"{finding.value}\n→ {finding.advice}" if finding.advice else finding.value
+        table.add_row(Text(finding.topic), Text(finding.state, style=STYLES[finding.state]), Text(value))
     Console().print(table)
-    notes = sum(one.state == "note" for one in findings)
+    notes = sum(finding.state == "note" for finding in findings)
     typer.echo(f"\n{_count(problems, 'problem')}, {_count(notes, 'note')}.")
 
 

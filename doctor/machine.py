@@ -36,7 +36,7 @@ def processor(processes: Path = PROCESSES) -> Iterator[Finding]:
     """Report the vector instructions that encoding and searching use."""
     info = _cpuinfo(processes)
     name, flags = info.get("model name", platform.machine()), set(info.get("flags", info.get("features", "")).split())
-    widest = next((one for one in ("avx512f", "avx2", "avx", "sve", "asimd") if one in flags), "")
+    widest = next((name for name in ("avx512f", "avx2", "avx", "sve", "asimd") if name in flags), "")
     value = f"{name}{f', {widest.upper()}' if widest else ''}"
     if platform.machine() == "x86_64" and widest in ("", "avx"):
         advice = "Encoding and searching are slower without AVX2. Use a newer processor, or enable AVX2 for this VM."

@@ -29,7 +29,7 @@ assert (index.knn_query(vectors, 1, num_threads=1)[0][:, 0] == numpy.arange(64))
 RUNTIME_PROGRAM = "import onnxruntime as o; print(o.__version__, *o.get_available_providers())"
 TORCH_PROGRAM = """
 import torch
-names = [torch.cuda.get_device_name(one) for one in range(torch.cuda.device_count())]
+names = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
 print(torch.__version__, ", ".join(names), sep="|")
 """
 
@@ -92,7 +92,7 @@ def runtime(devices: Path = Path("/dev")) -> Finding:
     if failure:
         return Finding(topic, "problem", failure, f"Reinstall it: pip install --force-reinstall {builds[0]}.")
     release, *providers = output.split()
-    targets = [one.removesuffix("ExecutionProvider") for one in providers if not one.startswith("Azure")]
+    targets = [provider.removesuffix("ExecutionProvider") for provider in providers if not provider.startswith("Azure")]
     value = f"{release}, {', '.join(targets)}"
     if builds[0] == BUILDS[1] and CUDA not in providers:
         return Finding(topic, "problem", f"{value}, no CUDA", "Install 'diptych[cpu]' instead, or CUDA's libraries.")

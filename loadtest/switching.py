@@ -64,7 +64,8 @@ class Switcher:
     async def prepare(self) -> None:
         """Choose the bundles and activate one of them. Raises BadInput if the service refuses."""
         listing = await self._list()
-        self._before = next((one.bundle for one in listing.generations if one.state == "serving"), None)
+        serving = (generation.bundle for generation in listing.generations if generation.state == "serving")
+        self._before = next(serving, None)
         self._bundles = self._choose(listing)
         self._bundles.sort(key=lambda name: name == self._before)
         if self._before not in self._bundles:
@@ -113,12 +114,12 @@ class Switcher:
 
     def _choose(self, listing: BundleListing) -> list[str]:
         """Return the requested bundles, or the two newest that can be opened."""
-        names = [one.name for one in listing.bundles]
+        names = [bundle.name for bundle in listing.bundles]
         if self._requested:
             if missing := [name for name in self._requested if name not in names]:
                 raise BadInput(f"--bundles: the store has no bundle {missing[0]}; it has {', '.join(names)}.")
             return list(self._requested)
-        newest = [one.name for one in listing.bundles if one.trouble is None][-2:]
+        newest = [bundle.name for bundle in listing.bundles if bundle.trouble is None][-2:]
         if len(newest) < 2:
             raise BadInput(
                 f"{self._target.url} has fewer than two bundles to switch between. Export another one, or name two "

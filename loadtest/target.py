@@ -43,8 +43,7 @@ class Target(NamedTuple):
         if not port or not parts.hostname or parts.query or parts.fragment or parts.username:
             raise BadInput(f"{url} is not the URL of a service; give one such as http://127.0.0.1:8000.")
         addresses = _addresses(url, parts.hostname, port)
-        remote = [one for one in addresses if not ipaddress.ip_address(one.partition("%")[0]).is_loopback]
-        if remote and not confirmed:
+        if not confirmed and not all(map(_is_loopback, addresses)):
             raise BadInput(f"{url} is not on this machine. Confirm that you own it: --target-is-mine.")
         address = _first_listening(url, addresses, port)
         tls = ssl.create_default_context() if parts.scheme == "https" else None
@@ -135,6 +134,10 @@ def error_message(answer: Any) -> str:
         return str(answer["error"]["message"])
     except (TypeError, KeyError, IndexError):
         return "it does not answer as diptych does."
+
+
+def _is_loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.partition("%")[0]).is_loopback
 
 
 def _addresses(url: str, host: str, port: int) -> list[str]:

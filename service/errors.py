@@ -65,9 +65,9 @@ def quarantined(text: str) -> Refusal:
     return Refusal(422, "quarantined", message)
 
 
-def answer_too_large(most: int) -> Refusal:
-    """Return the 422 for an answer with more than `most` bytes."""
-    message = f"The answer has more than {most} bytes; send fewer texts or a smaller k."
+def answer_too_large(limit: int) -> Refusal:
+    """Return the 422 for an answer with more than `limit` bytes."""
+    message = f"The answer has more than {limit} bytes; send fewer texts or a smaller k."
     return Refusal(422, "answer_too_large", message)
 
 

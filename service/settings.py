@@ -32,7 +32,7 @@ class Settings(BaseSettings):
         env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid", hide_input_in_errors=True
     )
 
-    store: Path = Field(description="folder or URL of the bundle store, value by `diptych export`")
+    store: Path = Field(description="folder or URL of the bundle store, written by `diptych export`")
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65_535, description="0: any free port")
     admin_key: SecretStr | None = Field(
@@ -113,7 +113,7 @@ class Settings(BaseSettings):
     drain_seconds: float = Field(30, gt=0, description="longest wait for unfinished requests at a stop or a switch")
     receive_seconds: float = Field(10, gt=0, description="time to receive a whole request; beyond it 408")
     send_seconds: float = Field(
-        30, gt=0, description="time without progress of a client that reads its response; beyond it the connection ends"
+        30, gt=0, description="a connection is closed if its client reads nothing of a response for this time"
     )
     max_connections: int = Field(
         DEFAULT_CONNECTIONS,
@@ -208,7 +208,7 @@ class Settings(BaseSettings):
 
     @field_validator("admin_keys")
     @classmethod
-    def _admin_keys_are_strong(cls, value: SecretStr | None) -> SecretStr | None:
+    def _check_admin_keys(cls, value: SecretStr | None) -> SecretStr | None:
         text = value.get_secret_value() if value else ""
         if text and not named_admin_keys(text):
             raise ValueError("there is no key in it; unset it if none is meant")
@@ -277,7 +277,7 @@ class Settings(BaseSettings):
             raise ValueError("DIPTYCH_ADMIN_KEYS: one of its keys is DIPTYCH_ADMIN_KEY too; list each key once")
         if not set(self.predict_keys).isdisjoint(self.administrators.values()):
             raise ValueError(
-                "DIPTYCH_PREDICT_KEY: one of its keys is an administrator's, so every client with it could administer; "
+                "DIPTYCH_PREDICT_KEY: one of its keys is an administrator's, so clients could administer the service; "
                 "use different keys"
             )
         return self

@@ -104,9 +104,9 @@ def _print_sweep(report: SweepReport, console: Console) -> None:
 
 def _switching_sentence(switching: SwitchingReport) -> str:
     """State how many switches succeeded, their median time, and the first failure."""
-    done = [one for one in switching.switches if one.failure is None and one.ended_seconds is not None]
-    seconds = sorted((one.ended_seconds or 0) - one.started_seconds for one in done)
-    failures = [one.failure for one in switching.switches if one.failure]
+    done = [switch for switch in switching.switches if switch.failure is None and switch.ended_seconds is not None]
+    seconds = sorted((switch.ended_seconds or 0) - switch.started_seconds for switch in done)
+    failures = [switch.failure for switch in switching.switches if switch.failure]
     text = f"{len(done)} of {len(switching.switches)} switches done"
     if seconds:
         text += f", median {seconds[len(seconds) // 2]:.2f} s"

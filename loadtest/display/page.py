@@ -49,7 +49,7 @@ def render(report: Report | SweepReport) -> str:
 def _run_charts(report: Report) -> list[str]:
     end = report.seconds
     switches = report.switching.switches if report.switching else ()
-    shaded = [(one.started_seconds, min(end, one.ended_seconds or end)) for one in switches]
+    shaded = [(switch.started_seconds, min(end, switch.ended_seconds or end)) for switch in switches]
     points = report.timeline
     width = points[1].at_seconds if len(points) > 1 else max(end, 1e-9)
     rates = {

@@ -4,8 +4,9 @@ from collections.abc import Iterable
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 
+from service.request_context import UNKNOWN_ADDRESS
+
 FORWARDED = b"x-forwarded-for"
-UNKNOWN = "unknown"
 MAX_HOPS = 32  # entries that are read, from the right
 LONGEST = 64  # bytes of an entry with brackets and a port
 
@@ -13,10 +14,10 @@ Address = IPv4Address | IPv6Address
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-def proxy_networks(written: str) -> tuple[IPv4Network | IPv6Network, ...]:
+def proxy_networks(text: str) -> tuple[IPv4Network | IPv6Network, ...]:
     """Parse a comma-separated list of addresses and networks. Raises ValueError that names the invalid entry."""
     networks = []
-    for entry in (one.strip() for one in written.split(",")):
+    for entry in (part.strip() for part in text.split(",")):
         if not entry:
             continue
         try:
@@ -79,7 +80,7 @@ def parse_address(text: str) -> Address | None:
 def normal_address(peer: str) -> str:
     """Return the one way to write an address; other text as it is."""
     address = parse_address(peer)
-    return str(address) if address else peer or UNKNOWN
+    return str(address) if address else peer or UNKNOWN_ADDRESS
 
 
 def _from_the_right(headers: Headers) -> Iterable[str]:

@@ -36,11 +36,11 @@ def checked_admin_key(key: str) -> str:
     return key
 
 
-def named_admin_keys(written: str) -> dict[str, str]:
+def named_admin_keys(text: str) -> dict[str, str]:
     """Parse `name=key,name=key`. Raises ValueError for an invalid or repeated name and for a weak key."""
     keys: dict[str, str] = {}
-    for place, one in enumerate((one for one in written.split(",") if one.strip()), 1):
-        name, equals, key = one.strip().partition("=")
+    for place, entry in enumerate((entry for entry in text.split(",") if entry.strip()), 1):
+        name, equals, key = entry.strip().partition("=")
         if not equals or not NAME.fullmatch(name) or name == UNKNOWN:
             raise ValueError(
                 f"entry {place} is not name=key; a name has letters, digits, '.', '_' and '-', and is not {UNKNOWN}"

@@ -54,6 +54,6 @@ class RateLimit:
         return len(self._full_at) < self._max_callers
 
 
-def texts_for_bytes(size: int, most: int) -> int:
-    """Return the number of texts charged for a body of `size` bytes before parsing: 1 to `most`."""
-    return min(max(1, -(-size // BYTES_PER_TEXT)), most)
+def texts_for_bytes(size: int, limit: int) -> int:
+    """Return the number of texts charged for a body of `size` bytes before parsing: 1 to `limit`."""
+    return min(max(1, -(-size // BYTES_PER_TEXT)), limit)

@@ -69,8 +69,8 @@ class BatchBuilder:
         self, request: PendingRequest, texts: int, tokens: int, length: int | None, is_first: bool
     ) -> tuple[int, int]:
         """Cut a request's next span; the first text of a batch always fits."""
-        most = 1 if request.deaths else self._settings.max_slice_queries
-        start, stop = request.cut(min(texts, most), tokens, length)
+        limit = 1 if request.deaths else self._settings.max_slice_queries
+        start, stop = request.cut(min(texts, limit), tokens, length)
         if start == stop and is_first:
             return request.cut(1, request.tokens[start])  # a text larger than a batch is sent alone
         return start, stop

@@ -151,16 +151,16 @@ class Batcher:
         if not self._in_flight:
             return False
         in_progress = chain.from_iterable(islice(self._in_flight.values(), self._worker_threads))
-        suspects = {one.request: one for one in in_progress if self._is_pending_here(one)}
+        suspects = {span.request: span for span in in_progress if self._is_pending_here(span)}
         for batch in reversed(self._in_flight.values()):
-            for one in reversed(batch):
-                self._put_back(one)
+            for span in reversed(batch):
+                self._put_back(span)
         self._in_flight.clear()
         query_is_cause = False
-        for request, one in suspects.items():
+        for request, span in suspects.items():
             request.deaths += 1
             if request.deaths > DEATHS_ALLOWED:
-                self._blame(one)
+                self._blame(span)
                 query_is_cause = len(self._blamed) == 1
         return query_is_cause
 
@@ -175,10 +175,10 @@ class Batcher:
         self._feed()  # first, so that the engine works while the answers are sent
         now = self._clock()
         self._measure(batch, answers, now)
-        for one, (outcome, body) in zip(batch, answers.answers, strict=True):
-            if self._is_pending_here(one):
-                one.request.begun = now - answers.stages.total  # excludes the wait in the pipe
-                self._deliver(one, outcome, body, answers.stages)
+        for span, (outcome, body) in zip(batch, answers.answers, strict=True):
+            if self._is_pending_here(span):
+                span.request.begun = now - answers.stages.total  # excludes the wait in the pipe
+                self._deliver(span, outcome, body, answers.stages)
 
     async def drained(self) -> None:
         """Wait until all admitted requests are answered; their deadlines bound the wait."""
@@ -191,7 +191,9 @@ class Batcher:
 
     def _remove_all(self) -> list[PendingRequest]:
         """Remove and return all unfinished requests, in order."""
-        in_flight = [one.request for batch in self._in_flight.values() for one in batch if self._is_pending_here(one)]
+        in_flight = [
+            span.request for batch in self._in_flight.values() for span in batch if self._is_pending_here(span)
+        ]
         requests = list(dict.fromkeys([*in_flight, *self._waiting.all()]))
         for request in requests:
             self._remove(request)
@@ -202,7 +204,7 @@ class Batcher:
         while self._send and self._may_send() and (batch := self._builder.next_batch(self._clock())):
             self._number += 1
             self._in_flight[self._number] = batch
-            self._send(encode_batch(self._number, [one.query() for one in batch]))
+            self._send(encode_batch(self._number, [span.query() for span in batch]))
 
     def _may_send(self) -> bool:
         """Return whether the engine has room for a batch.
@@ -219,7 +221,7 @@ class Batcher:
             return False
         if len(self._in_flight) < self._worker_threads:
             return True
-        if self._waiting.texts < min(sum(one.stop - one.start for one in last_batch), self._half_batch):
+        if self._waiting.texts < min(sum(span.stop - span.start for span in last_batch), self._half_batch):
             return False  # more will have come when the engine is free
         # a large batch sent ahead would delay small requests that arrive later
         return not (self._builder.is_large(following) and self._builder.small_arrived_recently(self._clock()))
@@ -227,28 +229,28 @@ class Batcher:
     def _measure(self, batch: Sequence[RequestSlice], answers: BatchAnswers, now: float) -> None:
         """Update metrics and estimates from the answers of a batch."""
         stages = answers.stages
-        texts, hits = sum(one.stop - one.start for one in batch), sum(one.hits for one in batch)
+        texts, hits = sum(span.stop - span.start for span in batch), sum(span.hits for span in batch)
         self._metrics.observe_batch(texts, stages[:4], stages.tokens, stages.padding, stages.full_scans)
         self._filter_charges.charge(batch, stages.total)
         self._limits.update_bytes_per_hit(sum(len(body) for _, body in answers.answers), hits)
         self._limits.update_throughput(texts, now)
 
-    def _deliver(self, one: RequestSlice, outcome: Outcome, body: bytes, stages: Stages) -> None:
-        request, most = one.request, self._settings.max_answer_bytes
+    def _deliver(self, span: RequestSlice, outcome: Outcome, body: bytes, stages: Stages) -> None:
+        request, limit = span.request, self._settings.max_answer_bytes
         request.answer_bytes += len(body)
         self._limits.count_received(request)
-        if outcome is Outcome.TOO_LARGE or request.answer_bytes > most:
-            self._finish(request, errors.answer_too_large(most))
+        if outcome is Outcome.TOO_LARGE or request.answer_bytes > limit:
+            self._finish(request, errors.answer_too_large(limit))
         elif outcome is Outcome.POSTPONED:
-            self._put_back(one)
+            self._put_back(span)
             self._feed()
         elif outcome is Outcome.REFUSED:
             self._finish(request, Refusal(422, "bad_query", body.decode()))
         elif outcome is Outcome.BROKEN:
             self._finish(request, errors.broken())
         else:
-            request.parts[one.start] = body
-            request.missing -= one.stop - one.start
+            request.parts[span.start] = body
+            request.missing -= span.stop - span.start
             request.stages = stages
             if not request.missing:
                 self._finish(request, None)
@@ -284,21 +286,21 @@ class Batcher:
         if not self.unfinished:
             self._idle.set()
 
-    def _is_pending_here(self, one: RequestSlice) -> bool:
+    def _is_pending_here(self, span: RequestSlice) -> bool:
         """Return whether the request of a slice is unfinished and belongs to this batcher."""
-        return one.request.batcher is self and not one.request.settled
+        return span.request.batcher is self and not span.request.settled
 
-    def _put_back(self, one: RequestSlice) -> None:
-        if self._is_pending_here(one):
-            self._waiting.add_first(one.request, one.start, one.stop)
+    def _put_back(self, span: RequestSlice) -> None:
+        if self._is_pending_here(span):
+            self._waiting.add_first(span.request, span.start, span.stop)
 
-    def _blame(self, one: RequestSlice) -> None:
+    def _blame(self, span: RequestSlice) -> None:
         """Quarantine a text that was in flight when two engines died."""
-        texts = one.query().texts
-        self._blamed.add(one.request.caller)
-        self._quarantine.add(one.request.query, texts)
+        texts = span.query().texts
+        self._blamed.add(span.request.caller)
+        self._quarantine.add(span.request.query, texts)
         self._metrics.quarantined.inc()
-        self._finish(one.request, errors.quarantined(texts[0]))
+        self._finish(span.request, errors.quarantined(texts[0]))
 
     def _refuse_quarantined(self, query: Query) -> None:
         try:

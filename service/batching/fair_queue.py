@@ -119,7 +119,11 @@ class FairQueue:
         callers_to_restore: list[Entry[CallerQueue]] = []
         try:
             while len(skipped) < max_skipped:
-                request = next((one for one in self._returned if one not in skipped), None) if self._returned else None
+                request = (
+                    next((request for request in self._returned if request not in skipped), None)
+                    if self._returned
+                    else None
+                )
                 queue = None if request else self._turns.first()
                 if queue:
                     request = queue.requests.first()
@@ -190,7 +194,7 @@ class FairQueue:
 
     def _rank_callers(self) -> None:
         self._heaviest = [
-            (-self.places(one.texts, one.tokens), next(self._numbers), one) for one in self._callers.values()
+            (-self.places(queue.texts, queue.tokens), next(self._numbers), queue) for queue in self._callers.values()
         ]
         heapq.heapify(self._heaviest)
 

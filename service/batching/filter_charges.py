@@ -17,8 +17,8 @@ class FilterCharges:
 
     def charge(self, batch: Sequence[RequestSlice], seconds: float) -> None:
         """Charge the callers with filters for the seconds that a batch took beyond its estimated cost."""
-        cost = sum(one.request.cost(one.start, one.stop) for one in batch)
-        filtered = [one.request.caller for one in batch if one.request.query.filter_json]
+        cost = sum(span.request.cost(span.start, span.stop) for span in batch)
+        filtered = [span.request.caller for span in batch if span.request.query.filter_json]
         if not filtered:
             rate = cost / max(seconds, 1e-6)
             self._cost_per_second += (rate - self._cost_per_second) * (SMOOTHING if self._cost_per_second else 1)

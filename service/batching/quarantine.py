@@ -52,6 +52,6 @@ def _hashes(query: Query, texts: Sequence[str]) -> Iterator[bytes]:
     """
     options = hashlib.blake2b(query.with_texts(()).to_bytes(), digest_size=16)
     for text in texts:
-        whole = options.copy()
-        whole.update(text.encode())
-        yield whole.digest()
+        key = options.copy()
+        key.update(text.encode())
+        yield key.digest()

@@ -41,10 +41,10 @@ class QueueLimits:
             return f"{waiting.texts} texts"
         if waiting and waiting.tokens + tokens > times * settings.max_waiting_tokens:
             return f"{waiting.tokens} tokens"
-        size, most = int(hits * self._bytes_per_hit), times * settings.connection_bytes // ANSWERS_PART
-        if times > 1 and size <= most // SMALL_ANSWER_PART:
-            most *= 2  # a single large answer may take all of it, and leaves room for small ones
-        if self._requests and self._answer_bytes + size > most:
+        size, limit = int(hits * self._bytes_per_hit), times * settings.connection_bytes // ANSWERS_PART
+        if times > 1 and size <= limit // SMALL_ANSWER_PART:
+            limit *= 2  # a single large answer may take all of it, and leaves room for small ones
+        if self._requests and self._answer_bytes + size > limit:
             return f"answers of {self._answer_bytes} bytes"
         return ""
 

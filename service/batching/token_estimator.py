@@ -15,5 +15,5 @@ class TokenEstimator(NamedTuple):
 
     def estimate(self, texts: Sequence[str]) -> list[int]:
         """Estimate the tokens of each text."""
-        per_byte, most = self.tokens_per_byte, self.max_tokens
-        return [min(SPECIAL_TOKENS + int(per_byte * len(text.encode())), most) for text in texts]
+        per_byte, limit = self.tokens_per_byte, self.max_tokens
+        return [min(SPECIAL_TOKENS + int(per_byte * len(text.encode())), limit) for text in texts]

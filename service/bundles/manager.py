@@ -183,14 +183,14 @@ class BundleManager:
             if generation and generation.name == name:
                 return generation.admit(query, seconds, ADMINISTRATOR)
         if self.preparing or self.stopping:
-            why = f"bundle {self.preparing} is being prepared" if self.preparing else "the service is stopping"
-            raise Refusal(409, "busy_switching", f"Bundle {name} was not opened for comparison: {why}.")
+            reason = f"bundle {self.preparing} is being prepared" if self.preparing else "the service is stopping"
+            raise Refusal(409, "busy_switching", f"Bundle {name} was not opened for comparison: {reason}.")
         try:
             return (await self.comparison.open(name)).admit(query, seconds, ADMINISTRATOR)
         except (DiptychError, OSError) as error:
             status = await self._status_of_failure(name)
-            why = f"Bundle {name} was not opened for comparison: {failure_reason(error)}"
-            raise Refusal(status, "not_compared", self.public(why)) from error
+            message = f"Bundle {name} was not opened for comparison: {failure_reason(error)}"
+            raise Refusal(status, "not_compared", self.public(message)) from error
 
     async def pause(self, add: Sequence[str], remove: Sequence[str]) -> list[str] | None:
         """Change the paused labels; return the paused ids that the served bundle does not have.

@@ -46,9 +46,8 @@ class PausedFile:
             for id_ in remove:
                 ids.pop(id_, None)
             if len(ids) > self._max_labels:
-                message = (
-                    f"{len(ids)} labels would be paused; the most is {self._max_labels}. Export a bundle without them."
-                )
+                excess = f"{len(ids)} labels would be paused; the maximum is {self._max_labels}."
+                message = f"{excess} Export a bundle without them."
                 raise Refusal(422, "too_many_paused", message)
             return write_paused(ids)
 

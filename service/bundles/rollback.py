@@ -63,13 +63,15 @@ class AutomaticRollback:
             return
         if name is None or generation is not self._generations.current:
             return
-        why = f"bundle {generation.name} was given up: {settings.crashes} engines ended in {settings.crash_seconds:g} s"
-        LOG.error("%s; rolling back to bundle %s", why, name)
+        reason = (
+            f"bundle {generation.name} was given up: {settings.crashes} engines ended in {settings.crash_seconds:g} s"
+        )
+        LOG.error("%s; rolling back to bundle %s", reason, name)
         try:
             async with self._queue.change(name, urgent=True):
                 if generation is self._generations.current:
                     await self._switcher.switch(Change(name, None, faulty=generation, urgent=True))
-                    self._switcher.failure = f"{why}; bundle {name} is served until another is activated"
+                    self._switcher.failure = f"{reason}; bundle {name} is served until another is activated"
         except (DiptychError, OSError, Refusal):
             return  # the reason is in the log, and the engine is still being replaced
 

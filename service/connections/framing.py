@@ -128,7 +128,7 @@ def without_upgrade(method: bytes, url: bytes, version: str, headers: Sequence[t
         if name in HOP_BY_HOP:
             continue
         if name == b"connection":
-            options = [one.strip() for one in value.split(b",")]
-            value = b", ".join(one for one in options if one.lower() not in HOP_BY_HOP)
+            options = [option.strip() for option in value.split(b",")]
+            value = b", ".join(option for option in options if option.lower() not in HOP_BY_HOP)
         lines.append(b"%b: %b" % (name, value))
     return LINE_END.join(lines) + HEAD_END

@@ -56,9 +56,9 @@ class MemoryBudget:
             self._find_stalled(now)
         ended = 0
         while self._stalled and ended < ENDED_TOGETHER and self.used > RELIEVED * self.limit:
-            one = self._stalled.popleft()
-            if _is_stalled(one, now):
-                one.shed()
+            holder = self._stalled.popleft()
+            if _is_stalled(holder, now):
+                holder.shed()
                 ended += 1
         if self.exceeded and requester.held > ALLOWANCE:
             requester.shed()
@@ -66,14 +66,14 @@ class MemoryBudget:
     def _find_stalled(self, now: float) -> None:
         """Find the requests to end until RELIEVED of the limit is used."""
         self._next_search = now + BETWEEN_SEARCHES
-        stalled = [one for one in self._holders() if _is_stalled(one, now)]
-        stalled.sort(key=lambda one: one.held * (now - one.held_since), reverse=True)
+        stalled = [holder for holder in self._holders() if _is_stalled(holder, now)]
+        stalled.sort(key=lambda holder: holder.held * (now - holder.held_since), reverse=True)
         excess = self.used - RELIEVED * self.limit
-        for one in stalled:
+        for holder in stalled:
             if excess <= 0:
                 break
-            self._stalled.append(one)
-            excess -= one.held
+            self._stalled.append(holder)
+            excess -= holder.held
 
 
 def _is_stalled(holder: Holder, now: float) -> bool:

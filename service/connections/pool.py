@@ -134,9 +134,9 @@ class ConnectionPool:
             return unused
         if now < self._next_search_at:
             return None
-        if idle := next((one for one in self._open if one.idle), None):
+        if idle := next((connection for connection in self._open if connection.idle), None):
             return idle
-        stalled = min(self._open, key=lambda one: one.stalled_since)
+        stalled = min(self._open, key=lambda connection: connection.stalled_since)
         if now - stalled.stalled_since > self.settings.receive_seconds / 2:
             return stalled
         self._next_search_at = now + BETWEEN_SEARCHES

@@ -84,8 +84,8 @@ class EngineProcess(asyncio.Protocol):
             raise BundleError(f"{folder.name} was not ready within {settings.load_seconds:g} s.") from error
         except OSError as error:
             await engine.end()
-            why = f"no process can be started for bundle {folder.name} ({error.strerror or error})"
-            raise CannotStart(why) from error
+            message = f"no process can be started for bundle {folder.name} ({error.strerror or error})"
+            raise CannotStart(message) from error
         except BaseException:
             await engine.end()
             raise

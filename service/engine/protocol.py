@@ -25,7 +25,7 @@ class FrameKind(IntEnum):
     """Content of a frame."""
 
     READY = 1  # engine → front: BundleInfo
-    FAILED = 2  # engine → front: a sentence, why the bundle was not opened
+    FAILED = 2  # engine → front: the reason why the bundle was not opened
     BATCH = 3  # front → engine: Batch
     ANSWERS = 4  # engine → front: BatchAnswers
     PAUSED = 5  # front → engine: ids of paused labels; engine → front: those that the bundle does not have
@@ -221,12 +221,12 @@ class AnswerParts:
         """Return the answers with the parts that were received before them."""
         if not self._parts:
             return batch
-        whole = []
+        answers = []
         for place, (outcome, body) in enumerate(batch.answers):
             parts = self._parts.pop((batch.number, place), [])
             self.held_bytes -= sum(PART_OVERHEAD + len(part) for part in parts)
-            whole.append(QueryAnswer(outcome, b"".join([*parts, body])))
-        return BatchAnswers(batch.number, batch.stages, whole)
+            answers.append(QueryAnswer(outcome, b"".join([*parts, body])))
+        return BatchAnswers(batch.number, batch.stages, answers)
 
 
 def encode_batch(number: int, queries: list[Query]) -> bytes:

@@ -45,12 +45,12 @@ def paused_ids(
 ) -> dict[str, object]:
     """Describe a change of the paused labels: the requested ids that were added and removed, the first few by name."""
     was, now = set(before), set(after)
-    added = [one for one in dict.fromkeys(add) if one in now and one not in was]
-    removed = [one for one in dict.fromkeys(remove) if one in was and one not in now]
+    added = [id_ for id_ in dict.fromkeys(add) if id_ in now and id_ not in was]
+    removed = [id_ for id_ in dict.fromkeys(remove) if id_ in was and id_ not in now]
     return {
-        "added": [one[:SHOWN_CHARS] for one in added[:SHOWN_IDS]],
+        "added": [id_[:SHOWN_CHARS] for id_ in added[:SHOWN_IDS]],
         "added_count": len(added),
-        "removed": [one[:SHOWN_CHARS] for one in removed[:SHOWN_IDS]],
+        "removed": [id_[:SHOWN_CHARS] for id_ in removed[:SHOWN_IDS]],
         "removed_count": len(removed),
         "paused_count": len(now),
     }

@@ -48,7 +48,7 @@ def least_texts(body: bytes) -> int:
 
 
 def _excess(body: bytes, limits: JsonLimits) -> tuple[int, str] | None:
-    """Return the exceeded limit and its name; None when the body, taken as structure only, is within all limits."""
+    """Return the exceeded limit and its name; None when the body, read as structure only, is within all limits."""
     if body.count(b":") > limits.members:
         return limits.members, "names"
     if body.count(b"[") + body.count(b"{") > limits.containers:
@@ -63,5 +63,5 @@ def _outside_strings(body: bytes, has_escapes: bool) -> bytes:
     return b"".join(body.split(b'"')[::2])
 
 
-def _refusal(most: int, what: str) -> Refusal:
-    return Refusal(422, "too_many_values", f"The body has more than {most} {what}; send less in one request.")
+def _refusal(limit: int, things: str) -> Refusal:
+    return Refusal(422, "too_many_values", f"The body has more than {limit} {things}; send less in one request.")

@@ -2,6 +2,8 @@
 
 from functools import partial
 
+from msgspec.structs import asdict
+
 from retrieval.errors import BundleError, DiptychError, Unreachable
 from retrieval.store.local import Store
 from service.bundles.generation import Generation
@@ -16,13 +18,14 @@ from service.settings import Settings
 def about(manager: BundleManager, settings: Settings) -> About:
     """Describe the served bundle and the limits of a request. Raises Refusal 503 while there is no engine."""
     served = manager.current
-    if served is None or (opened := served.info) is None:
+    if served is None or (info := served.info) is None:
         raise unavailable(f"The service is not ready: {manager.readiness().detail}.")
+    attributes = [Attribute(**asdict(attribute)) for attribute in info.attributes]
     return About(
         bundle=served.name,
-        labels=opened.labels,
-        weight=opened.weight,
-        attributes=[Attribute(name=one.name, values=one.values, more=one.more) for one in opened.attributes],
+        labels=info.labels,
+        weight=info.weight,
+        attributes=attributes,
         max_k=settings.max_k,
         max_query_chars=settings.max_query_chars,
         administration=bool(settings.administrators),
@@ -39,7 +42,7 @@ async def list_bundles(manager: BundleManager) -> BundlesResponse:
     opened.append(("compared", manager.comparison.generation))
     opened += [("draining", generation) for generation in manager.draining]
     return BundlesResponse(
-        bundles=[one.model_copy(update={"trouble": one.trouble and manager.public(one.trouble)}) for one in stored],
+        bundles=[_without_paths(bundle, manager) for bundle in stored],
         generations=[
             ServedGeneration(
                 number=generation.number,
@@ -53,6 +56,11 @@ async def list_bundles(manager: BundleManager) -> BundlesResponse:
         ],
         preparing=manager.preparing,
     )
+
+
+def _without_paths(bundle: StoredBundle, manager: BundleManager) -> StoredBundle:
+    """Return a bundle whose `trouble` does not show the local path of the store."""
+    return bundle.model_copy(update={"trouble": bundle.trouble and manager.public(bundle.trouble)})
 
 
 def _stored(source: StoreAccess) -> list[StoredBundle]:

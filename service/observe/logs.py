@@ -46,7 +46,7 @@ def escaped(text: str) -> str:
     """Return the text with non-printable characters escaped as in JSON."""
     if text.isprintable():
         return text
-    return "".join(one if one.isprintable() else _escape(one) for one in text)
+    return "".join(character if character.isprintable() else _escape(character) for character in text)
 
 
 def _escape(character: str) -> str:

@@ -162,8 +162,9 @@ LOADS = st.lists(st.tuples(st.integers(1, 12), st.sampled_from(KS)), min_size=1,
 
 @settings(max_examples=150)
 @given(st.lists(LOADS, min_size=2, max_size=5), st.booleans())
-def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]], late: bool) -> None:
-    """A caller would get more of the engine by sending more texts, larger k, more requests, or by arriving later."""
+def test_waiting_callers_get_equal_shares(loads: list[list[tuple[int, int]]], late: bool) -> None:
+    """A caller would get more of the engine for more texts, for larger k, for more requests, or for coming later than
+    the others."""
 
     async def run() -> None:
         play = Play(padded=False, threads=1, room=10_000)
@@ -204,8 +205,8 @@ def test_callers_that_wait_are_given_the_same(loads: list[list[tuple[int, int]]]
 
 @settings(max_examples=60)
 @given(st.integers(1, 16), st.integers(4, 12), st.integers(5, 20))
-def test_a_small_request_waits_for_no_more_than_a_batch(heavy: int, texts: int, requests: int) -> None:
-    """A caller that sends one text now and then would wait for all texts of callers that send many."""
+def test_a_small_request_waits_for_at_most_one_batch(heavy: int, texts: int, requests: int) -> None:
+    """A caller with one text now and then would wait for all texts of callers with many."""
 
     async def run() -> None:
         play = Play(padded=False, threads=1, room=10_000, clock=Clock())

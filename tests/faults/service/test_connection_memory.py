@@ -96,8 +96,8 @@ def test_unread_answers_are_bounded_together(service: Service) -> None:
     wait_until(lambda: figures(service)["diptych_connection_bytes"] == 0)
 
 
-def test_stalled_requests_end_first(service: Service) -> None:
-    """Stalled uploads would keep their memory, and every large request would be refused."""
+def test_stalled_uploads_are_ended_to_free_memory(service: Service) -> None:
+    """Stalled uploads would keep the memory, and every large request would be refused."""
     fits = BUDGET % SENT - 100_000  # beside as many whole ones as the budget takes
     part = POST + b"Content-Length: %d\r\n\r\n" % SENT + b" " * fits
     stalled = [pushed(service, content, PATIENCE) for content in [part, *[HOSTILE["stalled body"]] * 20]]
@@ -125,8 +125,8 @@ def test_many_headers_are_refused_as_one_large_one_is(service: Service, method: 
         assert (b"too_many_headers" in answer) == (method == "GET")
 
 
-def test_a_hundred_headers_are_heard(service: Service) -> None:
-    """A client behind many proxies, each of which adds a header, would be refused."""
+def test_a_hundred_headers_are_accepted(service: Service) -> None:
+    """A client behind many proxies, which each add a header, would be refused."""
     with closing(service.client()) as client:
         client._socket.sendall(b"GET /livez HTTP/1.1\r\n" + b"a: b\r\n" * 100 + b"\r\n")
         assert client.finish().status == 200

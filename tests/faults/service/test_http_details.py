@@ -1,4 +1,4 @@
-"""HTTP of real clients and proxies: offers to upgrade, probes, pipelines, half-closed connections."""
+"""HTTP of real clients and proxies: upgrade offers, probes, pipelining, half-closed connections."""
 
 import json
 import os
@@ -216,8 +216,8 @@ def test_a_refused_body_may_still_be_sent(service: Service) -> None:
         assert client.finish().status == 413
 
 
-def test_a_client_that_sends_expect_keeps_its_connection(service: Service) -> None:
-    """curl, which waits for 100 Continue before a large body, would open a connection per request."""
+def test_a_client_that_expects_100_continue_keeps_the_connection(service: Service) -> None:
+    """curl, which asks before it sends a larger body, would open a connection for each request."""
     with sent(service, POST + LENGTH + b"Expect: 100-continue\r\n\r\n") as client:
         assert client.finish().status == 100
         client._socket.sendall(BODY)
@@ -246,7 +246,7 @@ def test_a_half_closed_client_is_answered(service: Service, requests: int, wait:
 @pytest.mark.parametrize("ahead", [0, 4, 2_000])
 @pytest.mark.parametrize("abrupt", [False, True])
 def test_all_requests_of_a_disconnected_client_are_abandoned(words_store: Path, ahead: int, abrupt: bool) -> None:
-    """The engine would answer thousands of requests of clients that have disconnected."""
+    """The engine would answer thousands of requests whose client has gone."""
     with serving(words_store, batches_ahead=0) as service:
         with service.engine_stopped():
             first = service.client()
@@ -267,7 +267,7 @@ def test_all_requests_of_a_disconnected_client_are_abandoned(words_store: Path, 
 
 
 def test_an_incomplete_request_of_a_half_closed_client_is_dropped(service: Service) -> None:
-    """A connection that can never send a complete request would be kept for ten seconds."""
+    """A connection that can never bring a whole request would be held for ten seconds."""
     with sent(service, PLAIN + PLAIN[:-1]) as client:
         client._socket.shutdown(socket.SHUT_WR)
         assert client.finish().status == 200

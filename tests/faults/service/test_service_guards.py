@@ -1,4 +1,4 @@
-"""Clients that waste resources: each is limited, gets a clear answer, and disturbs no other client."""
+"""Slow, hostile and idle clients: each is limited, gets a clear answer, and does not affect other clients."""
 
 import json
 import random
@@ -106,7 +106,7 @@ def test_a_request_that_never_ends_is_ended(impatient: Service, begun: bytes) ->
 
 
 def test_a_connection_that_says_nothing_is_closed(impatient: Service) -> None:
-    """Half-open connections of clients that are gone would accumulate."""
+    """Half-open connections of clients that disconnected long ago would accumulate."""
     with closing(impatient.client()) as client:
         assert ends(client)
 
@@ -132,8 +132,8 @@ def test_an_endless_head_is_refused(service: Service, endless: bytes) -> None:
 
 
 @pytest.mark.parametrize("nonsense", [b"\x16\x03\x01\x02\x00\x01\x00", b"hello\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"])
-def test_other_protocols_get_a_400(service: Service, nonsense: bytes) -> None:
-    """A client that sends TLS to a plain port would get an answer in another format."""
+def test_invalid_http_is_refused_in_the_usual_format(service: Service, nonsense: bytes) -> None:
+    """A client that uses TLS on a plain port would get an error in another format."""
     with closing(raw(service, nonsense)) as client:
         assert refusal(client.finish()) == (400, "not_http")
 
@@ -152,8 +152,8 @@ def test_requests_in_one_segment_are_answered_in_turn(service: Service) -> None:
         assert [client.finish().status for _ in range(5)] == [200] * 5
 
 
-def test_idle_connections_make_room(service: Service) -> None:
-    """A client that opens enough connections would lock out all others."""
+def test_idle_connections_are_closed_for_new_ones(service: Service) -> None:
+    """A client that opens enough connections would lock all others out."""
     idle = [service.client() for _ in range(60)]
     for client in idle[::7]:
         client._socket.sendall(b"GET /li")
@@ -164,8 +164,8 @@ def test_idle_connections_make_room(service: Service) -> None:
         client.close()
 
 
-def test_a_full_house_says_so(words_store: Path) -> None:
-    """A service at capacity would block new clients instead of refusing them."""
+def test_connections_beyond_the_limit_are_refused(words_store: Path) -> None:
+    """New clients of a service at its limit would wait instead of trying another replica."""
     with serving(words_store, max_connections=2, receive_seconds=PATIENCE) as service:
         asked = [service.client() for _ in range(2)]
         for client in asked:
@@ -208,15 +208,15 @@ def test_hostile_bodies_are_refused_and_do_no_harm(service: Service) -> None:
 
 
 @pytest.mark.parametrize("key", [None, "", "gamma", "alpha,", "alpha, beta", "alpha,beta", ADMIN_KEY, "schlüssel"])
-def test_predicting_needs_a_key_where_one_is_set(locked: Service, key: str | None) -> None:
-    """Any client that reaches the port could send queries, or would need the administrator's key for them."""
+def test_predictions_need_a_key_if_one_is_set(locked: Service, key: str | None) -> None:
+    """Any client that reaches the port could send queries, or need the administrator's key for it."""
     headers = {} if key is None else {"X_Api_Key": key}
     assert refusal(locked.ask("POST", "/predict", RED, **headers)) == (401, "wrong_key")
     assert locked.ask("GET", "/readyz").status == 200
 
 
-def test_each_caller_has_a_rate_of_its_own(locked: Service) -> None:
-    """One caller's requests would cause 429 for all callers, or splitting texts into requests would evade the limit."""
+def test_each_caller_has_its_own_rate(locked: Service) -> None:
+    """One caller's flood would cause 429 for all callers; or splitting texts into requests would evade the limit."""
     ask = {"queries": ["red", "blue"]}
     assert [locked.ask("POST", "/predict", ask, X_Api_Key="alpha").status for _ in range(2)] == [200, 200]
     reply = locked.ask("POST", "/predict", ask, X_Api_Key="alpha")
@@ -232,14 +232,14 @@ def test_a_body_that_is_not_parsed_is_charged(locked: Service) -> None:
     assert replies == [(400, "not_json")] * 5 + [(429, "rate_limited")] * 2
 
 
-def test_a_predicting_key_does_not_administer(locked: Service) -> None:
-    """Every client could change the served bundle."""
+def test_a_prediction_key_does_not_administer(locked: Service) -> None:
+    """Every client could change what is served."""
     reply = locked.ask("POST", "/admin/activate", {"bundle": "second"}, X_Admin_Key="alpha", X_Api_Key="alpha")
     assert refusal(reply) == (401, "wrong_key")
 
 
-def test_pages_of_other_origins_are_refused(service: Service, locked: Service) -> None:
-    """Any page in an employee's browser could read answers from a service inside the company's network."""
+def test_other_origins_are_refused(service: Service, locked: Service) -> None:
+    """Any web page in an employee's browser could read answers of an internal service."""
 
     def allowed(service: Service, origin: str, **headers: str) -> str | None:
         asking = {"Origin": origin, "Access_Control_Request_Method": "POST", **headers}

@@ -73,8 +73,8 @@ def test_every_named_key_administers_under_its_name(service: Service, name: str,
     assert not any(key in service.log for key in (ADMIN_KEY, ANN, BOB, CALLER))
 
 
-def test_the_audit_says_what_was_done(service: Service) -> None:
-    """The audit log would not show which labels were paused or which bundle was served before, or contain bodies."""
+def test_the_audit_log_shows_what_was_done(service: Service) -> None:
+    """The audit would not show which labels were paused, or what was served before; or it would hold whole bodies."""
     ids = [hit["id"] for hit in service.ask("POST", "/predict", RED, X_Api_Key=CALLER).json()["results"][0]["hits"]]
 
     def act(path: str, body: dict[str, Any], key: str | None = ANN) -> dict[str, Any]:
@@ -238,13 +238,13 @@ def test_no_shared_cache_stores_private_responses(
     assert reply.headers["cache-control"] == "no-store"
 
 
-def test_files_of_the_console_are_cached_until_they_change(service: Service) -> None:
-    """A browser would download every file of the page again each time."""
+def test_unchanged_console_files_are_cached(service: Service) -> None:
+    """A browser would fetch every file of the page again each time."""
     reply = service.ask("GET", "/console/main.js")
     assert reply.headers["cache-control"] == "no-cache"
 
 
-def test_weak_keys_of_callers_are_logged_at_the_start(words_store: Path) -> None:
+def test_weak_keys_of_callers_are_reported_at_the_start(words_store: Path) -> None:
     """An operator would not learn that callers' keys can be guessed; or the log would contain one."""
     with serving(words_store, predict_key=f"{CALLER},alpha") as service:
         assert "DIPTYCH_PREDICT_KEY: key 2 is weak" in service.log

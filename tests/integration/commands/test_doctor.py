@@ -1,4 +1,4 @@
-"""`diptych doctor`: every problem that it reports is created, as far as one machine can have it."""
+"""`diptych doctor`: the tests create the problems that it reports, as far as one machine allows."""
 
 import json
 import os
@@ -38,8 +38,8 @@ def by_topic(place: Path, groups: Path = machine.GROUPS) -> dict[str, Finding]:
     return {one.topic: one for one in check_store(str(place), groups)}
 
 
-def told(program: str = "", path: Path = ROOT, *arguments: str) -> tuple[int, dict[str, Finding]]:
-    """Return the findings of a new process: `program` runs before it, and `path` is searched before other packages."""
+def findings_of_process(program: str = "", path: Path = ROOT, *arguments: str) -> tuple[int, dict[str, Finding]]:
+    """Return exit code and findings of a new process, which runs `program` first and imports from `path` first."""
     command = (
         f"import sys; {program or 'pass'}\nimport diptych\nsys.exit(diptych.main(['doctor', '--json', *sys.argv[1:]]))"
     )
@@ -60,7 +60,7 @@ def told(program: str = "", path: Path = ROOT, *arguments: str) -> tuple[int, di
 
 
 def distribution(folder: Path, name: str, version: str, *needs: str) -> None:
-    """A distribution as pip leaves it, less its code."""
+    """Create a distribution as pip installs it, without its code."""
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir()
     lines = [
@@ -72,16 +72,16 @@ def distribution(folder: Path, name: str, version: str, *needs: str) -> None:
     (info / "METADATA").write_text("\n".join(lines) + "\n")
 
 
-def test_a_valid_store_in_a_complete_environment(store: Store) -> None:
+def test_a_complete_store_and_environment_have_no_problems(store: Store) -> None:
     """If it fails, the doctor reports problems on a machine without any."""
-    code, found = told("", ROOT, "--store", str(store.path))
+    code, found = findings_of_process("", ROOT, "--store", str(store.path))
     assert {topic: one for topic, one in found.items() if one.state == "problem"} == {}
     assert code == 0
     assert found["active bundle"].value.startswith("one: 3 golden queries")
     assert all(found[topic].state == "ok" for topic in ("for train", "for export", "for serve", "hnswlib", "PyTorch"))
 
 
-def test_a_person_reads_what_to_do(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_shows_advice(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
     """If it fails, the table or the exit code hides a problem."""
     (store.path / "CURRENT").unlink()
     assert run("doctor", "--store", store.path) == 1
@@ -103,13 +103,13 @@ def test_a_damaged_bundle_is_a_problem(store: Store) -> None:
     assert found.advice.endswith(".")
 
 
-def test_a_folder_that_is_not_a_store_is_named(tmp_path: Path) -> None:
+def test_a_path_that_is_not_a_store_is_a_problem(tmp_path: Path) -> None:
     """If it fails, a misspelt folder looks like an empty store."""
     found = by_topic(tmp_path / "absent")["store"]
     assert (found.state, found.value) == ("problem", f"{tmp_path / 'absent'} is not a folder")
 
 
-def test_a_signature_is_required_if_keys_are_trusted(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signature_is_required_with_trusted_keys(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """If it fails, a service refuses at start what the doctor had passed."""
     keys = new_keys()
     assert by_topic(store.path)["signature"].state == "ok"
@@ -123,10 +123,9 @@ def test_a_signature_is_required_if_keys_are_trusted(store: Store, monkeypatch: 
 
 
 @pytest.mark.parametrize(("limit_mb", "state"), [(64, "problem"), (150, "note"), (4096, "ok")])
-def test_memory_is_the_containers(store: Store, tmp_path: Path, limit_mb: int, state: str) -> None:
-    """If it fails, the kernel ends a service that the doctor had passed, or the first switch is refused for lack of
-    memory.
-    """
+def test_the_memory_limit_of_the_container_counts(store: Store, tmp_path: Path, limit_mb: int, state: str) -> None:
+    """If it fails, the kernel ends a service that the doctor had passed, or beside whose engine it opened the bundle
+    again; or the first switch is refused."""
     groups = tmp_path / "groups"
     for folder in (groups, groups / "memory"):  # version 2, version 1
         folder.mkdir()
@@ -149,7 +148,7 @@ def test_a_processor_without_avx2(tmp_path: Path) -> None:
 
 def test_too_few_open_files() -> None:
     """If it fails, `diptych serve` refuses to start where the doctor saw nothing."""
-    code, found = told("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000))")
+    code, found = findings_of_process("import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (1000, 1000))")
     assert code == 1
     assert found["open files"].advice == (
         "`diptych serve` needs 4,352: raise `ulimit -n`, or set DIPTYCH_MAX_CONNECTIONS=744."
@@ -166,15 +165,15 @@ def test_no_folder_for_temporary_files(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_two_builds_of_onnx_runtime(tmp_path: Path) -> None:
     """If it fails, a GPU install silently runs the other build, whichever was copied last."""
     distribution(tmp_path, "onnxruntime-gpu", "1.20")
-    code, found = told("", tmp_path)
+    code, found = findings_of_process("", tmp_path)
     assert (code, found["ONNX Runtime"].state) == (1, "problem")
     assert "are both installed" in found["ONNX Runtime"].value
 
 
 def test_a_package_of_a_wrong_version(tmp_path: Path) -> None:
-    """If it fails, an old package is only detected by a traceback in the middle of an export."""
+    """If it fails, an outdated package is noticed by a traceback in the middle of an export."""
     distribution(tmp_path, "onnx", "1.0")
-    code, found = told("", tmp_path)
+    code, found = findings_of_process("", tmp_path)
     assert (code, found["for export"].state) == (1, "problem")
     assert found["for export"].value == "onnx 1.0; >=1.17 is needed"
 
@@ -182,7 +181,7 @@ def test_a_package_of_a_wrong_version(tmp_path: Path) -> None:
 def test_a_missing_package_names_its_extra(tmp_path: Path) -> None:
     """If it fails, a command whose packages are missing is reported as working."""
     distribution(tmp_path, "diptych", "9.9", "no-such-base", "no-such-server>=1; extra == 'serve'")
-    code, found = told("", tmp_path)
+    code, found = findings_of_process("", tmp_path)
     assert code == 1
     assert (found["base packages"].state, found["base packages"].value) == ("problem", "no-such-base")
     assert (found["for serve"].state, found["for serve"].value) == ("note", "not installed: no-such-server")
@@ -193,7 +192,7 @@ def test_a_library_for_another_processor(tmp_path: Path) -> None:
     """If it fails, the doctor itself crashes with an illegal instruction."""
     (tmp_path / "hnswlib.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGILL)\n")
     (tmp_path / "torch.py").write_text("raise OSError('libcudart.so.12: cannot open shared object file')\n")
-    code, found = told("", tmp_path)
+    code, found = findings_of_process("", tmp_path)
     assert code == 1
     assert found["hnswlib"].value == "the process ended by SIGILL"
     assert "HNSWLIB_NO_NATIVE=1" in found["hnswlib"].advice
@@ -216,5 +215,5 @@ def test_it_needs_neither_the_service_nor_training(tmp_path: Path, store: Store)
         (tmp_path / f"{name}.py").write_text(
             f"raise ModuleNotFoundError(\"No module named '{name}'\", name='{name}')\n"
         )
-    _, found = told("", tmp_path, "--store", str(store.path))
+    _, found = findings_of_process("", tmp_path, "--store", str(store.path))
     assert found["active bundle"].state == "ok"

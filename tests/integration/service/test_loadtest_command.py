@@ -80,7 +80,7 @@ def test_the_service_gets_what_was_sent(service: Service, url: str, tmp_path: Pa
 
 
 def answers(service: Service) -> int:
-    """Return how many requests the service has answered, by its metrics."""
+    """Return the number of requests that the service has answered."""
     return count(service, "diptych_requests_total", '"/predict"')
 
 
@@ -120,7 +120,7 @@ def test_a_generator_that_lags_ends_with_code_1(url: str, capsys: pytest.Capture
     assert "The generator was the bottleneck" in report["invalid"][0]
 
 
-def test_switches_are_made_and_reported_separately(
+def test_latencies_during_switches_are_reported_separately(
     service: Service, url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """No switch would happen, or its latencies would not be reported separately."""
@@ -175,10 +175,8 @@ def test_a_sweep_stops_at_the_rate_that_the_service_refuses(tmp_path: Path, caps
     assert (tmp_path / "page.html").read_text().count("<svg") == 1
 
 
-def test_a_service_that_stands_still_does_not_slow_its_test_down(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The generator would wait for the service, and requests that were not sent would be missing from the latencies."""
+def test_a_stopped_service_does_not_delay_the_schedule(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The generator would wait for the service, and what was never sent would be missing from the latencies."""
     store = make_store(tmp_path / "store", "only").path
     with serving(store) as service:
         address, stopping = f"http://127.0.0.1:{service.port}", threading.Thread(target=stop_when_asked, args=[service])
@@ -220,15 +218,15 @@ def test_latency_counts_from_when_a_request_was_due(service: Service) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_end_by_a_signal_reports_what_was_measured(service: Service, url: str, number: signal.Signals) -> None:
-    """An hour's measurement would be lost if it is interrupted a minute early."""
+def test_an_interrupted_run_is_reported(service: Service, url: str, number: signal.Signals) -> None:
+    """An hour's measurement would be lost by ending it a minute early."""
     before = answers(service)
     command = [sys.executable, "-m", "diptych", "loadtest", url, "--rate", "50", "--duration", "10m", "--json"]
     with running(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         wait_until(lambda: answers(service) > before + 20)
         process.send_signal(number)
-        shown, told = process.communicate(timeout=PATIENCE)
-    assert (process.returncode, told) == (128 + number, "")
+        shown, errors = process.communicate(timeout=PATIENCE)
+    assert (process.returncode, errors) == (128 + number, "")
     report = json.loads(shown)
     assert report["interrupted"]
     assert sum(found["count"] for found in report["outcomes"].values()) == report["sent"] > 10
@@ -237,7 +235,7 @@ def test_an_end_by_a_signal_reports_what_was_measured(service: Service, url: str
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["-k", "1000"], "answered POST /predict with 422: k is 1000; the most is 100."),
+        (["-k", "1000"], "answered POST /predict with 422: k is 1000; the maximum is 100."),
         (["--sweep", "--switch-every", "1s"], "--sweep and --switch-every cannot be combined"),
         (["--bundles", "first", "second"], "--bundles needs --switch-every"),
         (
@@ -248,20 +246,20 @@ def test_an_end_by_a_signal_reports_what_was_measured(service: Service, url: str
         (["--html", "nowhere/page.html"], "nowhere/page.html: No such file or directory"),
     ],
 )
-def test_invalid_options_end_with_one_sentence(
+def test_an_impossible_run_is_refused_in_one_sentence(
     url: str, arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run that cannot succeed would start, or end with a traceback."""
+    """A run that cannot succeed would begin, or end in a traceback."""
     monkeypatch.setenv("DIPTYCH_ADMIN_KEY", ADMIN_KEY)
     assert run("loadtest", url, *arguments) == 1
-    told = capsys.readouterr().err
-    assert sentence in told
-    assert told.startswith("error: ")
-    assert told.count("\n") == 1
+    message = capsys.readouterr().err
+    assert sentence in message
+    assert message.startswith("error: ")
+    assert message.count("\n") == 1
 
 
-def test_a_wrong_address_ends_with_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    """A service that was not started would look like a slow one."""
+def test_a_wrong_address_is_refused_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    """Forgetting to start the service would look like a slow one."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     assert run("loadtest", f"http://127.0.0.1:{port}") == 1
@@ -306,10 +304,8 @@ GOOD = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}"
         (b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\ncut", "connection lost"),
     ],
 )
-def test_every_kind_of_end_is_counted_as_what_it_is(
-    answer: bytes, kind: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """A service that breaks the protocol or closes connections would count as answering, or block the generator."""
+def test_every_outcome_is_counted(answer: bytes, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A service that breaks the protocol or hangs up would be counted as answering, or hang the generator."""
     with peer(GOOD, answer) as port:
         code = 0 if kind == "200" else 1
         report = measured(capsys, code, f"127.0.0.1:{port}", "--rate", "20", "--duration", "1s", "--max-lag", "1h")
@@ -317,7 +313,7 @@ def test_every_kind_of_end_is_counted_as_what_it_is(
     assert report["sent"] == 20
 
 
-def test_a_target_behind_tls_needs_a_valid_certificate(
+def test_a_tls_target_needs_a_valid_certificate(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service behind TLS could not be measured, or the keys would be sent to an impostor."""
@@ -352,7 +348,7 @@ def self_signed(path: Path) -> Path:
     return path
 
 
-def test_the_key_is_sent_to_a_service_that_requires_one(
+def test_the_key_is_sent_to_a_service_that_needs_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A service with keys could not be measured, or a missing key would look like a slow service."""
@@ -364,7 +360,7 @@ def test_the_key_is_sent_to_a_service_that_requires_one(
         assert measured(capsys, 0, address, *CALM)["outcomes"]["200"]["count"] == 40
 
 
-def test_idle_connections_are_hung_up_before_the_service_does(
+def test_idle_connections_are_closed_before_the_service_closes_them(
     url: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Requests would be sent on connections that the server is closing, and count as failed."""

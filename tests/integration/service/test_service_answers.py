@@ -1,4 +1,4 @@
-"""`diptych serve` gives the retriever's answers, and refuses invalid requests with one clear sentence."""
+"""Answers of `diptych serve`: equal to those of the retriever, or a refusal of one sentence."""
 
 import json
 from collections.abc import Iterator
@@ -192,8 +192,8 @@ def test_a_wrong_path_or_method_has_the_same_shape(
         ("/livez", "GET, HEAD, OPTIONS"),
     ],
 )
-def test_a_wrong_method_gets_the_allowed_ones(client: Client, path: str, methods: str) -> None:
-    """On a path with several routes, Allow would list the methods of the first route only."""
+def test_a_wrong_method_is_refused_with_the_right_ones(client: Client, path: str, methods: str) -> None:
+    """A path of several routes would name the methods of its first alone."""
     reply = client.send("PATCH", path, b"")
     assert (reply.status, reply.headers["allow"]) == (405, methods)
 
@@ -229,7 +229,7 @@ def test_a_bad_activation_changes_nothing(service: Service, body: Any, status: i
 
 
 def test_probes_and_index(client: Client) -> None:
-    """Orchestrators could not distinguish alive from ready, and users would find no entry point."""
+    """Orchestrators could not distinguish alive from ready, and new users would find no endpoint."""
     assert client.get("/livez").json() == {"live": True}
     ready = client.get("/readyz")
     assert (ready.status, ready.json()["ready"], ready.json()["bundle"]) == (200, True, "first")
@@ -277,8 +277,8 @@ def test_openapi_examples_work_and_every_answer_is_documented(client: Client) ->
     assert {"/livez", "/readyz", "/metrics", "/admin/activate"} <= document["paths"].keys()
 
 
-def test_an_answer_is_given_again_only_while_it_is_true(tmp_path: Path) -> None:
-    """A cached response after a switch or a pause would show another bundle's answers, or a paused label."""
+def test_a_cached_answer_is_used_only_while_it_is_valid(tmp_path: Path) -> None:
+    """A cache that outlives a switch or a pause would return answers of another bundle, or a paused label."""
     store = make_store(tmp_path / "store", "one", "two")
     asked = {"queries": ["red winter city", "light rain"], "k": 7}
     with serving(store.path, cache_bytes=1_000_000) as service:

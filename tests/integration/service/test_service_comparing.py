@@ -44,8 +44,8 @@ def opened(service: Service) -> dict[str, str]:
     return {one["bundle"]: one["state"] for one in answer["generations"]}
 
 
-def test_the_bundle_says_what_to_filter_by(service: Service) -> None:
-    """A client could not see which filters a bundle has, or its default weight."""
+def test_a_bundle_is_described_with_its_filter_attributes(service: Service) -> None:
+    """A client could not see which filters a bundle takes, nor which weight it answers with."""
     about = service.ask("GET", "/about").json()
     assert (about["bundle"], about["labels"], about["weight"]) == ("first", 200, 0.5)
     assert about["attributes"] == [
@@ -55,7 +55,7 @@ def test_the_bundle_says_what_to_filter_by(service: Service) -> None:
     assert about["administration"] is True
 
 
-def test_attributes_for_filters_need_the_key_of_predictions(store: Path) -> None:
+def test_filter_attributes_need_the_key_of_predictions(store: Path) -> None:
     """Attributes of labels would be shown without a key, although predictions need one."""
     with serving(store, predict_key="sesame") as service:
         assert service.ask("GET", "/about").status == 401
@@ -107,10 +107,10 @@ def test_comparing_is_not_counted_as_traffic(service: Service) -> None:
         ({"bundle": "second", "filter": {"colour": ["red"]}}, 422, "bad_query"),
     ],
 )
-def test_invalid_comparisons_are_refused_with_one_sentence(
+def test_an_impossible_comparison_is_refused_in_one_sentence(
     service: Service, body: dict[str, object], status: int, code: str
 ) -> None:
-    """An invalid request would end in a traceback, or in an answer to another request."""
+    """A wrong request would end in a traceback, or in an answer of another bundle."""
     reply = compare(service, **body)
     assert (reply.status, reply.json()["error"]["code"]) == (status, code)
     assert reply.json()["error"]["message"].endswith(".")
@@ -121,16 +121,16 @@ def test_comparing_needs_the_administrators_key(service: Service) -> None:
     assert compare(service, key="guessed", bundle="second").status == 401
 
 
-def test_an_unused_comparison_is_closed(store: Path) -> None:
-    """One comparison would keep the memory of a bundle forever."""
+def test_an_idle_compared_bundle_is_closed(store: Path) -> None:
+    """One comparison with another bundle would cost its memory for ever."""
     with serving(store, compare_seconds=0.2) as service:
         assert compare(service, bundle="second").status == 200
         wait_until(lambda: opened(service) == {"first": "serving"})
         wait_until(lambda: len(service.engines()) == 1)
 
 
-def test_activating_comes_before_comparing(own_store: Path) -> None:
-    """A switch would not find enough memory because a bundle is open for comparison."""
+def test_an_activation_takes_precedence_over_a_comparison(own_store: Path) -> None:
+    """A switch would fail because a compared bundle takes the memory."""
     with serving(own_store) as service:
         compare(service, bundle="second")
         assert service.activate("third").status == 200
@@ -169,7 +169,7 @@ def test_a_compared_engine_that_dies_does_not_affect_the_served_bundle(store: Pa
 
 
 def test_a_bundle_that_does_not_fit_is_not_opened(store: Path, tmp_path: Path) -> None:
-    """The kernel might end the serving engine for the memory of a compared one."""
+    """The kernel might kill the serving engine because a compared bundle needs memory."""
     (tmp_path / "memory.current").write_text(f"{100 << 20}")
     (tmp_path / "memory.max").write_text(f"{1000 << 20}")
     with serving(store, cgroups=tmp_path) as service:
@@ -208,21 +208,21 @@ def test_a_comparison_leaves_no_text_in_the_log(service: Service) -> None:
     assert "secret question" not in service.log
 
 
-def test_a_browser_gets_the_console_and_everybody_else_json(service: Service) -> None:
-    """A browser would get JSON at `/`, or a script HTML."""
+def test_a_browser_gets_the_console_and_other_clients_json(service: Service) -> None:
+    """A browser would show JSON at `/`, or a script would get a page."""
     page = service.ask("GET", "/", Accept="text/html,application/xhtml+xml")
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert "default-src 'none'" in page.headers["content-security-policy"]
     assert "unsafe" not in page.headers["content-security-policy"]
     assert page.headers["x-content-type-options"] == "nosniff"
     assert page.headers["referrer-policy"] == "no-referrer"
-    assert service.ask("GET", "/").json()["ask"] == "POST /predict"
+    assert service.ask("GET", "/").json()["predict"] == "POST /predict"
     again = service.ask("GET", "/", Accept="text/html", If_None_Match=page.headers["etag"])
     assert (again.status, again.body) == (304, b"")
 
 
 def test_the_console_can_be_off(store: Path) -> None:
-    """A service on a public network could not run without the console."""
+    """A public service could not turn the page off."""
     with serving(store, console=False) as service:
-        assert service.ask("GET", "/", Accept="text/html").json()["ask"] == "POST /predict"
+        assert service.ask("GET", "/", Accept="text/html").json()["predict"] == "POST /predict"
         assert service.ask("GET", "/console/console.css").status == 404

@@ -1,4 +1,4 @@
-"""Start, overload, drain and end of `diptych serve`; a stopped engine (SIGSTOP) keeps requests in flight."""
+"""Start, overload, drain and stop of `diptych serve`; an engine stopped by SIGSTOP keeps requests in flight."""
 
 import json
 import os
@@ -133,8 +133,8 @@ def test_a_deadline_ends_the_wait(words_store: Path) -> None:
         wait_until(lambda: service.ask("POST", "/predict", RED).status == 200)
 
 
-def test_a_client_says_how_long_its_answer_is_of_use(words_store: Path) -> None:
-    """The engine would work for clients that gave up, or an invalid deadline would be accepted."""
+def test_a_client_can_set_a_deadline(words_store: Path) -> None:
+    """The engine would work for clients that have long shown something else; or a nonsensical wish would be obeyed."""
     with serving(words_store) as service:
         client = service.client()
         assert client.post("/predict", RED, X_Deadline_Ms="60000").status == 200
@@ -209,8 +209,8 @@ def test_it_is_alive_before_it_is_ready(words_store: Path, tmp_path: Path, gate:
     assert process.returncode == 0
 
 
-def test_a_bundle_that_never_opens_is_given_up(words_store: Path, gate: Path) -> None:
-    """One bundle that hangs would block every later activation until the service is restarted."""
+def test_a_bundle_that_never_opens_times_out(words_store: Path, gate: Path) -> None:
+    """One bundle that hangs would keep every later one from being activated, until the service is restarted."""
     gate.touch()
     with serving(words_store, load_seconds=15) as service:
         gate.unlink()
@@ -331,8 +331,8 @@ def test_it_serves_where_torch_cannot_be_imported(
         assert service.ask("POST", "/predict", RED).status == 200
 
 
-def test_the_store_is_left_as_it_was(words_store: Path) -> None:
-    """Serving would rewrite the store, which may be mounted read-only."""
+def test_serving_does_not_change_the_store(words_store: Path) -> None:
+    """Serving alone would rewrite the store, which may be mounted read-only."""
     store = open_store(words_store)
     before = {path: path.stat().st_mtime_ns for path in store.path.rglob("*")}
     with serving(words_store) as service:

@@ -1,4 +1,4 @@
-"""Addresses that the service listens on, its limit of open files, and signals that end it."""
+"""Listening addresses, the limit of open files, and signals."""
 
 import os
 import re
@@ -60,7 +60,7 @@ def test_all_of_ipv6_is_all_of_ipv4_too(words_store: Path, tmp_path: Path) -> No
         assert answers("::1", port)
 
 
-def test_no_host_is_the_default(words_store: Path, tmp_path: Path) -> None:
+def test_an_empty_host_means_the_default(words_store: Path, tmp_path: Path) -> None:
     """An empty variable in a script would open the service to the whole network."""
     assert Settings.load(store=words_store, host="").host == "127.0.0.1"
     with started(words_store, tmp_path / "log", "--host", "") as (_, host, port):

@@ -1,4 +1,4 @@
-"""Observability of a running service: ids, times, log lines, audit, metrics and traces."""
+"""Observability of a running service: request ids, timings, log lines, audit log, metrics and traces."""
 
 import json
 import threading
@@ -59,21 +59,21 @@ def test_every_answer_has_an_id_and_a_time(service: Service, method: str, path: 
 
 
 @pytest.mark.parametrize("given", ["", "x" * 65, "two words", "line\tbreak", "ü", '"quoted"'])
-def test_a_strange_request_id_is_replaced(service: Service, given: str) -> None:
-    """Any caller could write arbitrary text into the log, or into other clients' headers."""
+def test_an_invalid_request_id_is_replaced(service: Service, given: str) -> None:
+    """A client could write arbitrary text into the log and into response headers."""
     made = {service.ask("GET", "/livez", X_Request_ID=given).headers["x-request-id"] for _ in range(3)}
     assert len(made) == 3
     assert given not in made
     assert all(one.replace("-", "").isalnum() and len(one) <= 64 for one in made)
 
 
-def test_a_refusal_that_a_bundle_gave_names_it(service: Service) -> None:
-    """An attribute that the new bundle lacks would look like one that no bundle has."""
+def test_a_refusal_by_a_bundle_names_the_bundle(service: Service) -> None:
+    """It would be unclear which bundle lacks an attribute of the filter."""
     reply = service.ask("POST", "/predict", RED | {"filter": {"absent": [1]}})
     assert (reply.status, reply.headers["x-bundle"]) == (422, "first")
 
 
-def test_a_requests_line_has_its_id_and_not_its_text(service: Service) -> None:
+def test_the_log_line_of_a_request_has_its_id_and_not_its_text(service: Service) -> None:
     """Texts of users would be logged although logging them is off."""
     service.ask("POST", "/predict", {"queries": ["wintersecret city"]}, X_Request_ID="line-1")
     service.ask("POST", "/predict", {"queries": ["wintersecret city"], "k": 0}, X_Request_ID="line-2")
@@ -117,8 +117,8 @@ def test_every_administrative_act_leaves_a_line(service: Service) -> None:
     assert "guessed" not in service.log
 
 
-def test_figures_show_generations_batches_and_memory(service: Service) -> None:
-    """Operators could not see padding, the memory of an engine, or requests that an old bundle still has."""
+def test_metrics_show_generations_batches_and_memory(service: Service) -> None:
+    """Operators could not see padding, an engine that grows, or requests that an old bundle still holds."""
     before = figures(service)
     service.ask("POST", "/predict", {"queries": ["red", "red winter city"]})
     after = figures(service)
@@ -195,7 +195,7 @@ def test_traces_join_the_callers_and_show_the_stages(words_store: Path, monkeypa
 def test_traces_that_cannot_be_sent_are_one_sentence(
     words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, message: str
 ) -> None:
-    """An operator with an unsupported exporter would wait for traces that never arrive."""
+    """An operator who sets an unsupported exporter would wait for traces that never come."""
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setenv(variable, value)
     code, log = ended_with(words_store, tmp_path / "log")
@@ -207,7 +207,7 @@ def test_traces_that_cannot_be_sent_are_one_sentence(
 def test_traces_need_their_extra_and_nothing_else_does(
     words_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The service would require packages that it does not use, or drop traces silently."""
+    """The service would not start without packages that it does not need, or would drop traces silently."""
     (tmp_path / "sitecustomize.py").write_text(
         "import sys\nfor name in ('opentelemetry.sdk', 'opentelemetry.exporter'):\n    sys.modules[name] = None\n"
     )

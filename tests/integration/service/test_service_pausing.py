@@ -34,8 +34,8 @@ def listed(service: Service) -> list[str]:
     return list(service.ask("GET", "/admin/paused", X_Admin_Key=ADMIN_KEY).json()["paused"])
 
 
-def test_a_paused_label_is_gone_from_the_next_answer_and_another_takes_its_place(store: Store) -> None:
-    """A label that must not be shown would be shown until the next training, or leave gaps in answers."""
+def test_the_next_answer_has_another_label_instead_of_a_paused_one(store: Store) -> None:
+    """A campaign that has to stop would be shown until the next training, or leave answers with holes."""
     with serving(store.path) as service:
         before, filtered = shown(service, k=20), shown(service, k=20, filter={"market": ["US"]})
         gone = [*before[:4], *filtered[:3]]

@@ -1,4 +1,4 @@
-"""Services on a store behind a URL: a change through one applies to all and survives its cache, or is refused."""
+"""Services with a store at a URL: a change through one applies to all and survives its cache, or is refused."""
 
 import json
 from pathlib import Path
@@ -79,8 +79,8 @@ def test_replicas_share_a_rollback_and_an_empty_cache_loses_nothing(store: Store
     assert store.active() == "one"
 
 
-def test_a_store_that_cannot_be_written_refuses_and_says_why(store: Store, tmp_path: Path) -> None:
-    """If it fails, a change is acknowledged that only one replica applies, until its cache is deleted."""
+def test_a_store_that_cannot_be_written_is_reported(store: Store, tmp_path: Path) -> None:
+    """If it fails, a change is acknowledged that one replica alone obeys, until its cache is gone."""
     with web_store(store.path) as web, serving(Path(web.url), cache=tmp_path / "cache", watch_seconds=0.05) as service:
         before = shown(service)
         for act, body in (("paused", {"add": [before[0]]}), ("activate", {"bundle": "two"})):

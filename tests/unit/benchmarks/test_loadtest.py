@@ -70,7 +70,7 @@ def test_an_empty_histogram_and_a_clock_that_went_back() -> None:
 
 @pytest.mark.parametrize("arrivals", ["poisson", "constant"])
 def test_a_schedule_is_in_order_and_has_its_rate(arrivals: str) -> None:
-    """Requests would be sent at another rate than requested, or after the end."""
+    """Requests would be offered at another rate than requested, or after the end."""
     due = list(arrival_times(500, 20, arrivals))  # type: ignore[arg-type]
     assert len(due) == 10_000
     assert due == sorted(due)
@@ -179,7 +179,7 @@ def test_waiting_for_connections_and_no_answer_are_called_invalid() -> None:
     assert report(100, 0.02, kind="429").invalid == ("No request was answered with 200.",)
 
 
-def test_a_stats_counts_by_outcome_window_stage_and_bundle() -> None:
+def test_requests_are_counted_by_outcome_window_stage_and_bundle() -> None:
     """Errors would be mixed into the latencies, or counted at the wrong time or not at all."""
     stats = RunStats(rate=1000, duration=1)
     for due, kind in ((0.1, "200"), (0.3, "429"), (0.6, TIMED_OUT), (0.9, "200")):

@@ -68,6 +68,8 @@ class Bench:
         self.engines: list[FakeEngine] = []
         self.events: list[str] = []
         self.failures: list[Exception] = []  # raised by the next starts of an engine
+        self.reported: list[str | None] = []  # the failure that the generation reported at each start
+        self.started = asyncio.Event()
         metrics = Metrics(CollectorRegistry())
         self.supervisor = Supervisor(metrics)
         self.paused = PausedBroadcaster(StoreAccess(store, ()), 10, self.supervisor)
@@ -85,17 +87,18 @@ class Bench:
         )
 
     async def _start(self, folder: Path, settings: Settings, observer: EngineObserver, policy: LoadPolicy) -> Any:
+        self.reported.append(self.generation.failure)
         if self.failures:
             raise self.failures.pop()
         self.engines.append(FakeEngine(observer))
+        self.started.set()
         return self.engines[-1]
 
     async def kill(self) -> None:
         """End the engine unexpectedly; wait for the next one."""
-        count = len(self.engines)
+        self.started.clear()
         self.engines[-1].observer.on_engine_death()
-        while len(self.engines) == count:
-            await asyncio.sleep(0.001)
+        await self.started.wait()
 
     def on_open(self, generation: Generation) -> None:
         self.events.append("open")
@@ -181,12 +184,8 @@ def test_the_reason_is_known_while_no_engine_can_be_started(store: Path) -> None
     async def body(bench: Bench) -> None:
         await bench.generation.open()
         bench.failures.append(BundleError("index.hnsw is damaged"))
-        bench.engines[-1].observer.on_engine_death()
-        while bench.generation.failure is None:
-            await asyncio.sleep(0.001)
-        assert bench.generation.failure == "index.hnsw is damaged"
-        while bench.generation.failure:
-            await asyncio.sleep(0.001)
+        await bench.kill()
+        assert bench.reported == [None, None, "index.hnsw is damaged"]
         assert bench.generation.healthy
 
     played(store, body)

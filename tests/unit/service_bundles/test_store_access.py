@@ -1,4 +1,4 @@
-"""Access to the store of a service: folders whose path changes, and downloads that are cancelled."""
+"""Access to the served store: folders whose path changes, and downloads that are cancelled."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ def test_a_download_that_is_cancelled_ends_and_lets_the_next_one_go(
     """A large bundle that is no longer needed would be downloaded completely before the next one."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     with web_store(make_store(tmp_path / "store", "one", "two").path) as web:
-        store_access = StoreAccess(Path(web.url), ())
+        access = StoreAccess(Path(web.url), ())
         with pytest.raises(BundleError, match="was cancelled"):
-            store_access.fetch("two", lambda: True)
-        assert store_access.local_store.bundles() == []
-        assert store_access.fetch("one").name == "one"
+            access.fetch("two", lambda: True)
+        assert access.local_store.bundles() == []
+        assert access.fetch("one").name == "one"
 
 
 def test_the_path_of_a_store_is_resolved_at_every_call_and_never_shown(tmp_path: Path) -> None:
@@ -28,27 +28,27 @@ def test_the_path_of_a_store_is_resolved_at_every_call_and_never_shown(tmp_path:
     one, two = make_store(tmp_path / "first", "one"), make_store(tmp_path / "second", "two")
     link = tmp_path / "live"
     link.symlink_to(one.path)
-    store_access = StoreAccess(link, ())
-    assert store_access.active_folder() == one.path / "bundles" / "one"
+    access = StoreAccess(link, ())
+    assert access.active_folder() == one.path / "bundles" / "one"
     link.unlink()
     link.symlink_to(two.path)
-    assert store_access.active_folder() == two.path / "bundles" / "two"
+    assert access.active_folder() == two.path / "bundles" / "two"
     for path in (link, one.path, two.path):
-        assert store_access.public(f"{path}/CURRENT of {path} is bad") == "CURRENT of the store is bad"
+        assert access.public(f"{path}/CURRENT of {path} is bad") == "CURRENT of the store is bad"
     for number in range(2 * MAX_RESOLVED_PATHS):
         link.unlink()
         (tmp_path / f"empty-{number}").mkdir()
         link.symlink_to(tmp_path / f"empty-{number}")
         with pytest.raises(BundleError, match="has no file CURRENT") as error:
-            store_access.active_folder()
-        assert str(tmp_path) not in store_access.public(error.value)
-    assert len(store_access._resolved_paths) <= MAX_RESOLVED_PATHS
+            access.active_folder()
+        assert str(tmp_path) not in access.public(error.value)
+    assert len(access._resolved_paths) <= MAX_RESOLVED_PATHS
     link.unlink()
     with pytest.raises(BundleError, match="cannot be reached: No such file"):
-        store_access.active_folder()
+        access.active_folder()
     link.symlink_to(link)
     with pytest.raises(BundleError, match="cannot be reached"):
-        store_access.active_folder()
+        access.active_folder()
 
 
 def test_a_store_without_an_active_bundle_is_an_error(tmp_path: Path) -> None:

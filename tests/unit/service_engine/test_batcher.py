@@ -1,4 +1,4 @@
-"""The batcher against an engine played by the test: frames go out through `send`, answers are handed back."""
+"""The batcher with an engine that the test plays: it gets frames through `send` and returns answers."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from service.errors import Refusal
 from tests.support.batching import NO_TIME, Bench, Clock, played
 
 
-def test_an_idle_engine_gets_work_at_once() -> None:
+def test_an_idle_engine_gets_work_immediately() -> None:
     """A delay timer before the engine would add its length to every answer of a calm server."""
 
     @played(batches_ahead=0)
@@ -18,7 +18,7 @@ def test_an_idle_engine_gets_work_at_once() -> None:
         assert await request.answer == b"one"
 
 
-def test_waiting_texts_form_the_next_batch() -> None:
+def test_waiting_requests_form_the_next_batch() -> None:
     """If waiting requests were sent one by one, a busy engine would never profit from batches."""
 
     @played(batches_ahead=0)
@@ -127,8 +127,8 @@ def test_a_large_request_cannot_block_small_ones() -> None:
         assert await bulk.answer == b",".join(b"bulk%d" % number for number in range(9))
 
 
-def test_the_oldest_always_goes() -> None:
-    """A text larger than a batch, or a constant stream of new requests, would keep a request waiting forever."""
+def test_the_oldest_request_is_always_sent() -> None:
+    """A text that no batch has room for, or a stream of newcomers, would keep a request waiting for ever."""
 
     @played(max_batch_tokens=20, batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -143,8 +143,8 @@ def test_the_oldest_always_goes() -> None:
             assert bench.answered < 30
 
 
-def test_texts_of_one_length_share_a_batch_and_no_text_waits_forever() -> None:
-    """Short texts would be padded to long ones, or, with sorting by length only, a long one would never be sent."""
+def test_texts_of_one_length_class_share_a_batch_and_none_waits_for_ever() -> None:
+    """Short texts would be padded to long ones; or, sorted by length alone, a long one would never get its turn."""
 
     @played(padded=True, max_queries=4, batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -160,8 +160,8 @@ def test_texts_of_one_length_share_a_batch_and_no_text_waits_forever() -> None:
         assert bench.texts()[3:] == [["newcomer", "c"]]
 
 
-def test_a_client_may_wait_less_than_the_service_would() -> None:
-    """An engine would work for a client whose deadline has passed, or a client would wait longer than the limit."""
+def test_the_shorter_deadline_of_client_and_service_counts() -> None:
+    """An engine would work for a client that said how soon the answer is of no use; or wait longer than it may."""
 
     @played(deadline_seconds=0.02)
     async def _(bench: Bench) -> None:
@@ -171,8 +171,8 @@ def test_a_client_may_wait_less_than_the_service_would() -> None:
                 await request.answer
 
 
-def test_another_bundle_answers_complete_requests() -> None:
-    """A bundle that is given up would lose its requests, or two bundles would share one answer."""
+def test_another_bundle_answers_whole_requests() -> None:
+    """The requests of a faulty bundle would be lost with it, or two bundles would share one answer."""
 
     @played(max_queries=4, max_batch_queries=2, max_slice_queries=2, batches_ahead=1)
     async def _(bench: Bench) -> None:
@@ -191,8 +191,8 @@ def test_another_bundle_answers_complete_requests() -> None:
         assert (await single.answer, other.batcher.unfinished) == (b"e", 0)
 
 
-def test_a_replacement_gets_what_the_dead_engine_had() -> None:
-    """An engine's death would be an error for every client that it was working for."""
+def test_a_replacement_gets_the_requests_of_the_dead_engine() -> None:
+    """An engine's death would otherwise be an error for every client it was working for."""
 
     @played(batches_ahead=1, max_batch_queries=1)
     async def _(bench: Bench) -> None:
@@ -278,7 +278,7 @@ def test_a_replacement_may_have_more_worker_threads() -> None:
 
 
 def test_a_request_that_was_never_answered_has_waited() -> None:
-    """A 504 would say that it did not wait, although it only waited."""
+    """The timing of the 504 would show no waiting time, although the request only waited."""
     clock = Clock()
 
     @played(clock=clock)
@@ -324,8 +324,8 @@ def test_only_the_oldest_batch_is_suspected() -> None:
         assert (first.deaths, second.deaths) == (1, 0)
 
 
-def test_an_answer_out_of_turn_is_an_error() -> None:
-    """Answers of one batch would be returned to the clients of another."""
+def test_an_unexpected_answer_is_an_error() -> None:
+    """Answers matched to the wrong batch would hand one client the results of another."""
 
     @played()
     async def _(bench: Bench) -> None:
@@ -335,8 +335,8 @@ def test_an_answer_out_of_turn_is_an_error() -> None:
 
 
 @pytest.mark.parametrize(("outcome", "status"), [(Outcome.REFUSED, 422), (Outcome.BROKEN, 500)])
-def test_a_failed_piece_is_a_refusal(outcome: Outcome, status: int) -> None:
-    """A result that the engine cannot serialize would reach the client as broken JSON in a 200."""
+def test_a_failed_query_is_a_refusal(outcome: Outcome, status: int) -> None:
+    """A query that the engine cannot answer would reach the client as broken JSON in a 200."""
 
     @played()
     async def _(bench: Bench) -> None:

@@ -97,8 +97,8 @@ def test_a_caller_under_its_share_is_admitted_to_a_full_queue() -> None:
         assert await newcomer.answer == b"n"
 
 
-def test_a_postponed_slice_is_sent_again() -> None:
-    """A request that is larger than a batch would be lost, or answered with an error."""
+def test_a_postponed_query_is_sent_again() -> None:
+    """A query whose answer does not fit into its batch would be lost, or answered with an error."""
 
     @played(max_queries=4, batches_ahead=0)
     async def _(bench: Bench) -> None:
@@ -184,8 +184,8 @@ def test_one_caller_cannot_force_another_bundle() -> None:
         assert excused == [False] + [True] * 6
 
 
-def test_answers_in_the_making_are_bounded() -> None:
-    """Partial answers of megabytes would fill the memory before one of them is complete."""
+def test_incomplete_answers_are_bounded() -> None:
+    """Answers of megabytes that are ready in parts would fill the memory before any of them is complete."""
 
     @played(connection_bytes=1 << 24, max_queries=8)
     async def _(bench: Bench) -> None:

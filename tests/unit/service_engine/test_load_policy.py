@@ -1,4 +1,4 @@
-"""Load policies of engines, with and without another generation that is served."""
+"""The speed at which an engine loads while another generation is served."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,7 @@ def generations(current: Any) -> GenerationSet:
     return made
 
 
-def test_an_engine_loads_at_full_speed_if_no_other_one_answers() -> None:
+def test_an_engine_loads_at_full_speed_when_no_other_engine_answers() -> None:
     """Requests would wait for the replacement of a dead engine ten times as long."""
     loading: Any = FakeGeneration()
     assert generations(None).choose_policy(loading, urgent=False) == FULL_SPEED
@@ -39,7 +39,7 @@ def test_an_engine_loads_at_full_speed_if_no_other_one_answers() -> None:
     assert generations(FakeGeneration(healthy=False)).choose_policy(loading, urgent=False) == FULL_SPEED
 
 
-def test_a_loading_engine_is_throttled_while_the_served_one_is_busy() -> None:
+def test_an_engine_is_throttled_while_the_served_one_is_busy() -> None:
     """Loading a bundle would slow the answers of the served one."""
     served, loading = FakeGeneration(), FakeGeneration()
     policy = generations(served).choose_policy(loading, urgent=False)  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def test_a_stream_out_of_step_is_an_error(head: bytes) -> None:
 
 
 @pytest.mark.parametrize("cut", [0, 3, HEAD.size, HEAD.size + 2])
-def test_a_stream_that_ends_is_the_end(cut: int) -> None:
+def test_the_end_of_the_stream_is_no_error(cut: int) -> None:
     """An engine whose front has died would fail with a traceback instead of ending."""
     assert read_frame(io.BytesIO(encode_frame(FrameKind.BATCH, b"[1]")[:cut])) is None
 

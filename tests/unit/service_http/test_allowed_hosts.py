@@ -1,4 +1,4 @@
-"""Host headers that are accepted with a list of allowed names."""
+"""Host headers that are allowed and refused with a list of names."""
 
 import pytest
 
@@ -20,7 +20,7 @@ def status(host: str | None, path: str = "/predict") -> int:
         "[0:0:0:0:0:0:0:1]:8000", "[2001:DB8::7]", "192.0.2.1",
     ],
 )  # fmt: skip
-def test_listed_names_are_answered(host: str) -> None:
+def test_listed_names_are_allowed(host: str) -> None:
     """Clients that write the name in another case, with a port or with a dot at the end would be refused."""
     assert status(host) == 200
 
@@ -33,8 +33,8 @@ def test_listed_names_are_answered(host: str) -> None:
         "shop.example@evil.example", "shop.example evil.example", "*.internal.example/",
     ],
 )  # fmt: skip
-def test_any_other_name_is_misdirected(host: str) -> None:
-    """A page of another site could send requests from a browser through a host name that resolves to this machine."""
+def test_all_other_names_are_refused(host: str) -> None:
+    """A page of another site, whose name leads to this machine, could ask the service from inside a browser."""
     assert status(host) == 421
 
 
@@ -46,8 +46,8 @@ def test_no_host_or_a_malformed_one_is_refused(host: str | None) -> None:
     assert status(host) == 400
 
 
-def test_probes_by_address_are_answered() -> None:
-    """Kubernetes, which probes by the pod's address, would restart every pod, or /metrics would be exempt too."""
+def test_probes_need_no_listed_name() -> None:
+    """Kubernetes, which asks by the pod's address, would restart every pod; or /metrics would be exempt too."""
     assert status("172.16.0.9:8000", "/livez") == status(None, "/readyz") == 200
     assert status("172.16.0.9:8000", "/metrics") == 421
 
@@ -63,6 +63,6 @@ def test_without_a_list_every_name_is_answered() -> None:
     ["shop.example:8000", "http://shop.example", "*", "*.", "a*.example", "shöp.example", "a b", "*.10.0.0.0/8"],
 )
 def test_an_invalid_entry_is_named(entry: str) -> None:
-    """A misspelt entry would silently allow no name, or every name."""
+    """A misspelt entry would silently allow nothing, or everything."""
     with pytest.raises(ValueError, match="is not a host"):
         AllowedHosts([entry])

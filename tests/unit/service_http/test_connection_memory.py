@@ -1,4 +1,4 @@
-"""The choice of requests that end when all connections exceed their memory budget."""
+"""The choice of requests to end when all connections together exceed the memory budget."""
 
 from dataclasses import dataclass, field
 
@@ -70,8 +70,8 @@ def test_the_sender_ends_when_no_connection_stalls() -> None:
     assert ended == ["1"]
 
 
-def test_a_request_that_has_gone_on_is_not_ended() -> None:
-    """A connection that stalled at an earlier check, and was answered since, would lose its next request."""
+def test_a_request_that_no_longer_stalls_is_not_ended() -> None:
+    """A connection that stalled at the search, and has got its answer since, would lose its next request."""
     ended: list[str] = []
     stalled = [Holding(f"{number}", MB, 0.0, ended) for number in range(10)]
     budget = filled(stalled, 2 * MB)

@@ -1,4 +1,4 @@
-"""The pool of connections: pipelined turns, and connections that make room."""
+"""The pool of connections: pipelined turns, and connections that are closed for new ones."""
 
 import asyncio
 from typing import Any, cast
@@ -63,7 +63,7 @@ def test_connections_that_close_before_their_turn_leave_no_timers(monkeypatch: p
     asyncio.run(main())
 
 
-def test_a_search_in_vain_is_not_repeated_at_once() -> None:
+def test_an_unsuccessful_search_is_not_repeated_immediately() -> None:
     """At the limit, each new connection would cost a search of thousands of others."""
 
     async def main() -> None:

@@ -1,4 +1,4 @@
-"""Wrong keys make their address wait, longer each time, and no other address."""
+"""Waits after wrong keys: longer each time, for the address that sent them only."""
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -94,7 +94,7 @@ def test_a_flood_of_guessers_neither_fills_the_memory_nor_frees_one() -> None:
 
 
 def test_a_peer_without_an_address_is_a_separate_client() -> None:
-    """A peer of a Unix socket, which has no address, would end the request."""
+    """A Unix socket's peer, which has no address, would end the request."""
     assert network_of("") == b""
     assert network_of("unknown") == b"unknown"
 

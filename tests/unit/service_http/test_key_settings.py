@@ -1,4 +1,4 @@
-"""Valid keys, and lists of several keys."""
+"""Checks of keys that an operator sets, and lists of named keys."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The requests that get a line in the log, and the escaping of clients' text in it."""
+"""Log lines of requests, and the escaping of clients' text in them."""
 
 import asyncio
 import json
@@ -54,7 +54,7 @@ HOSTILE = [f"a\n{FORGED}", f"a\r{FORGED}", "\x1b[2Jgone\x07", "a\x7fb\x85c\x9b31
 
 @pytest.mark.parametrize("form", ["json", "text"])
 @pytest.mark.parametrize("text", HOSTILE)
-def test_no_text_of_a_client_makes_a_line_or_steers_a_terminal(
+def test_no_text_of_a_client_forges_a_log_line_or_controls_a_terminal(
     form: Any, text: str, capsys: pytest.CaptureFixture[str], restored_logging: None
 ) -> None:
     """A client could write log lines that look like an administrator's, or control the terminal that shows the log."""

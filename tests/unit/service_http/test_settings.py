@@ -59,7 +59,7 @@ def test_keys_are_not_shown() -> None:
 
 
 def test_a_rate_limit_admits_the_largest_request() -> None:
-    """A request of the largest allowed size would always exceed the rate limit."""
+    """A request that is allowed by its size could never be admitted."""
     assert Settings(store="s", rate_limit=1).burst == 256
     assert Settings(store="s", rate_limit=1000.5).burst == 1001
     with pytest.raises(BadInput, match=r"rate_burst \(9\) is below max_queries \(256\)"):

@@ -115,8 +115,8 @@ def test_a_stop_does_not_wait_for_a_thread_that_reads_the_store() -> None:
         held.set()
 
 
-def test_a_thread_that_raises_what_no_future_takes_still_answers() -> None:
-    """The caller of the thread would wait forever."""
+def test_a_thread_that_raises_stop_iteration_still_ends_the_wait() -> None:
+    """The caller of the thread would wait for ever."""
 
     async def main() -> None:
         async with asyncio.timeout(30):
