@@ -133,7 +133,7 @@ def _fetch(
             fetched = _fetch_open(source, file, target.name, entry, lambda count: None)
     if fetched == entry:
         with folder_open(target.parent) as folder:
-            os.rename(path.name, target.name, src_dir_fd=partial, dst_dir_fd=folder)
+            os.rename(path.name, target.name, src_dir_fd=partial, dst_dir_fd=folder)  # `Store.publish` flushes it
         return
     os.unlink(path.name, dir_fd=partial)
     size = f"more than {entry.bytes}" if fetched.bytes > entry.bytes else f"{fetched.bytes}"
