@@ -11,8 +11,8 @@ import pyarrow.parquet as parquet
 import pytest
 from pyarrow.csv import write_csv
 
-from tests.support.page_runner import run_page
 from tests.support.pages import ROOT, Block
+from tests.support.programs.page_runner import run_page
 from tests.support.shared import make_once
 
 QUERIES = 300
