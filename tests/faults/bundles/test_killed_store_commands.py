@@ -18,7 +18,7 @@ KILLS, SEED = 200, 1
 
 @pytest.fixture(scope="module")
 def kills() -> list[dict[str, Any]]:
-    """What each kill hit, and what became of the store: in memory, else most kills would hit the wait for a disk."""
+    """Run the kills, and return their reports. In memory: on a disk, most kills would hit a flush."""
     in_memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None) as folder:
         command = [sys.executable, "-m", "tests.support.programs.kill_runner", str(KILLS), str(SEED), folder]
@@ -37,7 +37,7 @@ def test_a_whole_bundle_is_active_after_every_kill(kills: list[dict[str, Any]]) 
 
 
 def test_the_kills_hit_every_command_and_left_something(kills: list[dict[str, Any]]) -> None:
-    """If it fails, the moments are not as random as they must be, and the test above says little."""
+    """If it fails, the kills hit too few different moments, and the test above is weak."""
     assert {kill["command"] for kill in kills} == set(COMMANDS)
     assert sum(kill["left"] > 0 for kill in kills) > 10
     assert sum(kill["left"] == 0 for kill in kills) > 10

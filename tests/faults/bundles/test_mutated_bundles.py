@@ -18,7 +18,7 @@ SEED = 1
 
 @pytest.fixture(scope="module")
 def opened() -> list[dict[str, Any]]:
-    """What became of each."""
+    """Return the outcome of each bundle."""
     command = [sys.executable, "-m", "tests.support.programs.mutation_runner", *map(str, COUNTS.values()), str(SEED)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
@@ -42,7 +42,7 @@ def test_damage_that_the_manifest_tells_is_refused(opened: list[dict[str, Any]],
 
 
 def test_a_refusal_names_file_and_cause_in_a_sentence(opened: list[dict[str, Any]]) -> None:
-    """If it fails, an operator learns that something is wrong, but not what, or in the words of a library."""
+    """If it fails, an error does not name the file and the cause, or is the message of a library."""
     for case in opened:
         if case["outcome"] == "refused":
             assert any(name in case["how"] for name in case["files"]), case
@@ -51,19 +51,19 @@ def test_a_refusal_names_file_and_cause_in_a_sentence(opened: list[dict[str, Any
 
 
 def test_a_hostile_bundle_raises_one_error_within_its_limits(opened: list[dict[str, Any]]) -> None:
-    """If it fails, a hostile bundle ends its reader in a way that the reader cannot expect, or keeps it for ever."""
+    """If it fails, a hostile bundle raises an unexpected error in its reader, or blocks it."""
     strange = [case for case in opened if case["outcome"] in ("escaped", "hung")]
     assert strange == []
 
 
 def test_no_lying_bundle_reaches_native_code_that_dies_of_it(opened: list[dict[str, Any]]) -> None:
-    """If it fails, a file ends the process that opens it; a model may, which is what the store's probe is for."""
+    """If it fails, a file other than a model crashes the process that opens it."""
     died = [case for case in opened if case["outcome"] == "died" and QUERY_ENCODER not in case["files"]]
     assert died == []
 
 
 def test_an_index_that_passes_is_one_with_another_vector_or_link(opened: list[dict[str, Any]]) -> None:
-    """If it fails, so much of an index goes unchecked, or is refused though harmless, that the checks say little."""
+    """If it fails, much of an index is unchecked, or harmless changes are refused."""
     outcomes = Counter(case["outcome"] for case in opened if INDEX in case["files"] and "rehashed" in case["kind"])
     assert outcomes.keys() <= {"refused", "accepted", "different"}
     assert outcomes["refused"] > outcomes["accepted"] > 0

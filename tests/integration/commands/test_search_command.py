@@ -51,7 +51,7 @@ def test_the_table_shows_both_scores(store: Store, capsys: pytest.CaptureFixture
 
 
 def test_bundles_are_listed_verified_and_activated(store: Store, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, a store cannot be looked after from the command line."""
+    """If it fails, a store cannot be managed from the command line."""
     assert run("bundles", "verify", store.path, "two") == 0
     assert run("bundles", "activate", store.path, "two") == 0
     assert store.active() == "two"

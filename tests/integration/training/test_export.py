@@ -25,7 +25,7 @@ from training.evaluation.imputation import impute
 
 @pytest.fixture(scope="module")
 def small(words_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy that tests may write beside."""
+    """Copy the checkpoint, so that tests may write next to it."""
     return shutil.copytree(words_checkpoint.parent, tmp_path_factory.mktemp("small") / "words") / "checkpoint"
 
 

@@ -73,7 +73,7 @@ def rounds(first: int) -> Iterator[int]:
 
 
 def fault(path: Path) -> tuple[str, str]:
-    """What is wrong with a store after one more command."""
+    """Return what is wrong with a store after one more command."""
     store = open_store(path)
     store.prune(1000)
     if strange := {item.name for item in path.iterdir()} - KEPT:

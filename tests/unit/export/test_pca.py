@@ -1,4 +1,4 @@
-"""The few directions that an index is about, and what they keep."""
+"""The PCA projection of an index: its width, and the variance that it keeps."""
 
 from pathlib import Path
 

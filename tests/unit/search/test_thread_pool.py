@@ -23,7 +23,7 @@ def test_every_query_is_worked_on_once_and_in_order(queries: int, threads: int) 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_what_is_found_stands_where_its_item_stood(threads: int) -> None:
-    """If this failed, texts would get each other's vectors whenever a short run overtakes a long one."""
+    """If this failed, texts would get each other's vectors if a short run ends before a long one."""
 
     def slow_first(number: int) -> int:
         if number == 0:
@@ -38,7 +38,7 @@ def test_what_is_found_stands_where_its_item_stood(threads: int) -> None:
 
 
 def test_work_is_done_by_as_many_threads_as_asked_for() -> None:
-    """If this failed, a machine's cores would idle while a batch is searched by one of them."""
+    """If this failed, a batch would be searched on one core while others are idle."""
     pool, together = ThreadPool(3), threading.Barrier(3, timeout=30)
 
     def meet(_: np.ndarray) -> int:
@@ -50,7 +50,7 @@ def test_work_is_done_by_as_many_threads_as_asked_for() -> None:
 
 
 def test_an_error_of_any_part_reaches_the_caller() -> None:
-    """If this failed, a part that could not be searched would be answered with nothing."""
+    """If this failed, an error in one part would be lost, and its queries would have no answer."""
 
     def refuse(part_PD: np.ndarray) -> None:
         if part_PD[-1, 0] == 5:
