@@ -27,7 +27,7 @@ QUERIES = ["cheap running shoes", "red city", "light rain", "blue trail winter k
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("bundles") / "words", efforts=(200, 200, 200))
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "words", ef_search=(200, 200, 200))
 
 
 @pytest.fixture(scope="module")
@@ -330,7 +330,7 @@ def test_paused_labels_make_room_for_the_next_ones(tmp_path: Path, exact: bool) 
 
 def test_a_weight_whose_index_misses_too_much_compares_every_label(tmp_path: Path) -> None:
     """If it fails, a search at a weight without a measured ef_search misses labels, or fails."""
-    with open_bundle(make_bundle(tmp_path / "bundle", efforts=(32, 32, None))) as retriever:
+    with open_bundle(make_bundle(tmp_path / "bundle", ef_search=(32, 32, None))) as retriever:
         texts = label_texts()[:20]
         found = retriever.search_rows(texts, 5, weight=1.0)
         assert (found.rows_QK == retriever.search_rows(texts, 5, weight=1.0, exact=True).rows_QK).all()
