@@ -31,7 +31,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[Vectors], VectorIndex]:
 
 
 def clustered(n_labels: int, dim: int = 24, seed: int = 0) -> Vectors:
-    """Vectors of unequal length around a few centres, as label vectors are."""
+    """Return vectors of different lengths around a few centres, like label vectors."""
     draw = np.random.default_rng(seed)
     centres = draw.standard_normal((12, dim))
     vectors = centres[draw.integers(0, 12, n_labels)] + 0.4 * draw.standard_normal((n_labels, dim))
@@ -75,7 +75,7 @@ def test_many_equal_vectors_hide_nothing(make: Callable[[Vectors], VectorIndex])
 
 @pytest.mark.parametrize("k", [1, 5, 6, 1000])
 def test_a_small_index_gives_all_it_has(make: Callable[[Vectors], VectorIndex], k: int) -> None:
-    """If it fails, asking for more labels than exist raises or pads instead of giving them all."""
+    """If it fails, a request for more labels than exist raises or pads instead of returning all of them."""
     index = make(clustered(6))
     rows_QK, scores_QK = index.search(clustered(3, seed=3), k)
     assert rows_QK.shape == scores_QK.shape == (3, min(k, 6))

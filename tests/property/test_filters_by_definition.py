@@ -53,7 +53,7 @@ def test_a_compiled_filter_is_the_plain_one(labels: list[Any], wanted: dict[str,
 
 @pytest.fixture(scope="module")
 def retriever(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
-    return open_bundle(make_bundle(tmp_path_factory.mktemp("filtered") / "words", efforts=(200, 200, 200)))
+    return open_bundle(make_bundle(tmp_path_factory.mktemp("filtered") / "words", ef_search=(200, 200, 200)))
 
 
 @settings(max_examples=50)

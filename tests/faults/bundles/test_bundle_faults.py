@@ -72,7 +72,7 @@ def test_a_changed_file_is_refused(bundle: Path, name: str, mutation: str) -> No
 
 @pytest.mark.parametrize("name", REQUIRED)
 def test_a_missing_file_is_refused(bundle: Path, name: str) -> None:
-    """If it fails, a half-copied bundle is opened, and fails only when a missing file is needed."""
+    """If it fails, an incomplete copy of a bundle is opened, and fails later at the first use of a missing file."""
     (bundle / name).unlink()
     refused(bundle, name)
 
@@ -130,7 +130,7 @@ def test_vectors_of_another_shape_are_refused(bundle: Path, array: np.ndarray) -
 
 @pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 1e30])
 def test_vectors_that_give_no_scores_are_refused(bundle: Path, number: float) -> None:
-    """If it fails, an answer has a NaN score, and its JSON cannot be parsed."""
+    """If it fails, an answer contains a NaN score, and its JSON cannot be parsed."""
     vectors_LD = np.load(bundle / "vectors.npy")
     vectors_LD[150, 7] = number
     np.save(bundle / "vectors.npy", vectors_LD)
@@ -169,7 +169,7 @@ def test_an_encoder_of_another_width_is_refused(bundle: Path) -> None:
 
 @pytest.mark.parametrize("name", REQUIRED)
 def test_a_rehashed_file_of_nonsense_is_refused(bundle: Path, name: str) -> None:
-    """If it fails, a file whose content does not match its name crashes the process that opens the bundle."""
+    """If it fails, a file of another type than its name crashes the process that opens the bundle."""
     (bundle / name).write_bytes(b"\x93NUMPY nonsense" * 100)
     rehash(bundle, name)
     if name == "label_encoder.onnx":  # never opened by a reader: only its hash counts
@@ -182,7 +182,7 @@ def test_a_rehashed_file_of_nonsense_is_refused(bundle: Path, name: str) -> None
 
 
 def test_a_manifest_of_another_index_size_is_refused(bundle: Path) -> None:
-    """If it fails, hnswlib gets a size that differs from the file's."""
+    """If it fails, hnswlib gets a size that differs from its file."""
     content = json.loads((bundle / "manifest.json").read_text())
     content["labels"]["count"] = 100
     (bundle / "manifest.json").write_text(json.dumps(content))

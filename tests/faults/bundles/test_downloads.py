@@ -1,4 +1,4 @@
-"""Interrupted downloads: they are retried and resumed, a limited number of times, and hashes are checked."""
+"""Interrupted downloads: they are retried a limited number of times, resumed, and checked by hash."""
 
 import os
 import shutil
@@ -42,7 +42,7 @@ def here(tmp_path: Path) -> Store:
 
 @pytest.fixture(autouse=True)
 def short_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ask for little at once, and wait little, as if files were large."""
+    """Request small parts with short waits, so that small files behave like large ones."""
     monkeypatch.setattr("retrieval.store.remote.CHUNK", 4096)
     monkeypatch.setattr(retrieval.store.download, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(retrieval.store.download, "LONGEST_WAIT", 0.002)
@@ -52,51 +52,51 @@ PATH = f"/bundles/one/{INDEX}"
 
 
 def entry(there: Path) -> tuple[int, str]:
-    """Bytes and hash of the index."""
+    """Return the bytes and the hash of the index."""
     written = (there / "bundles" / "one" / "manifest.json").read_bytes()
     found = Manifest.model_validate_json(written).files[INDEX]
     return found.bytes, found.sha256
 
 
 def breaking(times: int) -> object:
-    """Break off in the middle of the second part that is asked for, so many times."""
+    """Return a handler that closes the connection within the second requested part, `times` times."""
     left = [times]
 
     def handle(handler: Handler) -> None:
         asked = handler.headers.get("Range", "bytes=0-")
         if left[0] and not asked.startswith("bytes=0-"):
             left[0] -= 1
-            handler.part(asked, 10)
+            handler.serve_range(asked, 10)
         else:
-            handler.as_it_is()
+            handler.serve_file()
 
     return handle
 
 
 def test_a_download_that_breaks_off_goes_on_where_it_stopped(web: WebStore, here: Store) -> None:
-    """If it fails, one lost packet makes a download of gigabytes start again, or fail."""
-    web.instead[PATH] = breaking(2)  # type: ignore[assignment]
+    """If it fails, one lost packet costs a download of gigabytes, or the bundle."""
+    web.handlers[PATH] = breaking(2)  # type: ignore[assignment]
     assert pull(web.url, here) == "one"
     here.verify("one")
-    starts = [start for path, start in web.parts if path == PATH]
+    starts = [start for path, start in web.range_requests if path == PATH]
     assert starts.count(0) == 1
     assert not (here.path / PARTIAL).exists()
 
 
 def test_a_later_run_goes_on_too(web: WebStore, here: Store, there: Path) -> None:
-    """If it fails, a download that takes longer than one connection lasts never ends."""
-    web.instead[PATH] = breaking(1000)  # type: ignore[assignment]
+    """If it fails, a download that takes longer than the connection lasts never ends."""
+    web.handlers[PATH] = breaking(1000)  # type: ignore[assignment]
     with pytest.raises(Unreachable, match=f"{web.url}{PATH} cannot be reached"):
         pull(web.url, here)
     size, sha256 = entry(there)
     kept = (here.path / PARTIAL / sha256).stat().st_size
     assert 0 < kept < size
     assert here.bundles() == []
-    web.instead.clear()
-    web.parts.clear()
+    web.handlers.clear()
+    web.range_requests.clear()
     assert pull(web.url, here) == "one"
     here.verify("one")
-    assert min(start for path, start in web.parts if path == PATH) == kept
+    assert min(start for path, start in web.range_requests if path == PATH) == kept
     assert not (here.path / PARTIAL).exists()
 
 
@@ -108,14 +108,14 @@ def test_attempts_have_an_end(web: WebStore, here: Store) -> None:
         asked.append(handler.path)
         failing(handler)
 
-    web.instead[PATH] = refuse
+    web.handlers[PATH] = refuse
     with pytest.raises(Unreachable):
         pull(web.url, here)
     assert 1 <= len(asked) <= 2 * ATTEMPTS
 
 
-def test_a_partial_file_must_match_to_be_resumed(web: WebStore, here: Store, there: Path) -> None:
-    """If it fails, a part of another file under the same name makes every later download fail."""
+def test_what_lies_there_from_before_must_fit(web: WebStore, here: Store, there: Path) -> None:
+    """If it fails, a partial file with other content makes every later download fail."""
     _, sha256 = entry(there)
     (here.path / PARTIAL).mkdir(parents=True)
     (here.path / PARTIAL / sha256).write_bytes(b"another file" * 100)
@@ -137,7 +137,7 @@ def test_a_partial_file_that_is_too_long_starts_again_and_others_are_removed(
 
 
 def test_a_file_that_is_not_the_right_one_leaves_nothing(web: WebStore, here: Store, there: Path) -> None:
-    """If it fails, a damaged part is resumed again and again although the store has a correct file now."""
+    """If it fails, a damaged partial file is resumed again and again."""
     path = there / "bundles" / "one" / LABELS
     right = path.read_bytes()
     path.write_bytes(right[::-1])
@@ -155,20 +155,20 @@ def test_a_download_from_a_server_without_ranges_starts_again(web: WebStore, her
 
     def once(handler: Handler) -> None:
         if broken:
-            handler.as_it_is()
+            handler.serve_file()
             return
         broken.append(True)
         handler.begin(Path(handler.translate_path(handler.path)).stat().st_size).write(b"begun")
         handler.close_connection = True
 
-    web.instead[PATH] = once
+    web.handlers[PATH] = once
     assert pull(web.url, here) == "one"
     here.verify("one")
 
 
 @pytest.mark.parametrize("name", [PARTIAL, DOWNLOAD_LOCK])
 def test_links_in_the_cache_are_not_followed(web: WebStore, here: Store, tmp_path: Path, name: str) -> None:
-    """If it fails, a link in the cache redirects a download, or the removal of a folder."""
+    """If it fails, a link in the cache redirects a download, or the removal of files."""
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("precious")

@@ -30,7 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Store:
-    """Bundles one, which is active and was activated after two, and two."""
+    """Make a store with the bundles one and two; two was activated first, then one."""
     copied = Store(shutil.copytree(made, tmp_path / "store"), verify_in_process)
     copied.activate("two")
     copied.activate("one")
@@ -39,7 +39,7 @@ def store(made: Path, tmp_path: Path) -> Store:
 
 @pytest.fixture
 def outside(tmp_path: Path) -> Path:
-    """A folder outside of the store, with files in it."""
+    """Make a folder with files outside the store."""
     folder = tmp_path / "outside"
     (folder / "deep").mkdir(parents=True)
     (folder / "file").write_text("two\n")
@@ -91,9 +91,7 @@ def test_a_link_in_a_store_is_not_followed(store: Store, outside: Path, name: st
 
 
 @pytest.mark.parametrize("change", sorted(CHANGES))
-def test_only_links_in_the_staging_folder_are_removed_and_not_their_targets(
-    store: Store, outside: Path, change: str
-) -> None:
+def test_links_that_lie_in_the_staging_folder_are_removed_alone(store: Store, outside: Path, change: str) -> None:
     """If it fails, the next change of a store removes the target of a link in .incoming."""
     (store.path / ".incoming" / "folder").symlink_to(outside)
     (store.path / ".incoming" / "file").symlink_to(outside / "file")
@@ -111,7 +109,7 @@ def test_only_links_in_the_staging_folder_are_removed_and_not_their_targets(
 def test_a_file_that_is_a_link_is_not_read_and_not_written_through(
     store: Store, outside: Path, name: str, change: str
 ) -> None:
-    """If it fails, a link determines the active bundle, or a file outside of the store is replaced."""
+    """If it fails, a link selects the active bundle, or a file outside the store is overwritten."""
     (store.path / name).unlink(missing_ok=True)
     (store.path / name).symlink_to(outside / "file")
     with suppress(BundleError):
@@ -119,8 +117,8 @@ def test_a_file_that_is_a_link_is_not_read_and_not_written_through(
     assert untouched(outside)
 
 
-def test_links_are_not_bundles(store: Store, outside: Path, tmp_path: Path) -> None:
-    """If it fails, a bundle outside of the store is served, verified, pruned or signed as if it were in the store."""
+def test_bundles_that_are_links_are_none(store: Store, outside: Path, tmp_path: Path) -> None:
+    """If it fails, a bundle outside the store is served, verified, pruned or signed through a link."""
     elsewhere = make_bundle(tmp_path / "elsewhere", seed=5)
     files = {item.name for item in elsewhere.iterdir()}
     link = store.path / "bundles" / "link"
@@ -140,7 +138,7 @@ def test_links_are_not_bundles(store: Store, outside: Path, tmp_path: Path) -> N
 
 
 def test_a_store_that_is_reached_through_a_link_works(store: Store, tmp_path: Path) -> None:
-    """If it fails, stores behind a symlink, such as release folders, cannot be used."""
+    """If it fails, a store cannot be opened through a link to its folder."""
     (tmp_path / "link").symlink_to(store.path)
     linked = Store(tmp_path / "link", verify_in_process)
     linked.activate("two")
@@ -192,8 +190,8 @@ def test_a_path_that_is_not_a_file_is_one_sentence_and_blocks_no_command(
 
 
 @pytest.mark.parametrize("make", KINDS)
-def test_an_invalid_lock_file_blocks_no_command(store: Store, make: Callable[[Path], None]) -> None:
-    """If it fails, a pipe in place of the lock blocks every command that changes a store, forever."""
+def test_what_is_no_lock_file_blocks_no_command(store: Store, make: Callable[[Path], None]) -> None:
+    """If it fails, a pipe in place of the lock file blocks every command that changes a store."""
     (store.path / ".lock").unlink()
     make(store.path / ".lock")
     if make in (as_endless, as_nonsense):
@@ -206,7 +204,7 @@ def test_an_invalid_lock_file_blocks_no_command(store: Store, make: Callable[[Pa
 
 
 def as_on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Give locks as NFS does: an exclusive one on files open for writing, and on folders none that others see."""
+    """Lock like NFS: exclusive locks need files open for writing, and locks of folders are local."""
     flock = fcntl.flock
 
     def of_nfs(descriptor: object, operation: int) -> None:
@@ -222,7 +220,7 @@ def as_on_nfs(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_locks_work_on_nfs(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, a store on NFS cannot be changed, or loses a bundle that is being read or written."""
+    """If it fails, a store on NFS cannot be changed, or loses a bundle that is open or being written."""
     as_on_nfs(monkeypatch)
     with store.incoming() as folder, open_bundle(store.bundle_path("two")):
         (folder / "file").write_text("half a bundle")
@@ -285,7 +283,7 @@ def test_age_is_what_the_manifest_says(store: Store) -> None:
 def test_bundles_without_a_date_stay_and_are_listed(
     store: Store, manifest: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, a bundle of a later release, or one that is being copied manually, is removed as an old one."""
+    """If it fails, prune removes a bundle of a later release, or one that is being copied by hand."""
     folder = store.path / "bundles" / "strange"
     folder.mkdir()
     if manifest is not None:
@@ -297,9 +295,7 @@ def test_bundles_without_a_date_stay_and_are_listed(
 
 
 def test_a_locked_manifest_is_an_error_after_a_time_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, a process with read access to a store blocks every command and service that opens one of its
-    bundles.
-    """
+    """If it fails, a process that may read a store can block every command and service that opens its bundles."""
     monkeypatch.setattr(retrieval.system.file_locks, "SHARED_LOCK_SECONDS", 0.1)
     acts: tuple[Callable[[], object], ...] = (lambda: open_bundle(store.path), lambda: store.activate("one"))
     with (store.path / "bundles" / "one" / "manifest.json").open("rb") as handle:
@@ -311,7 +307,7 @@ def test_a_locked_manifest_is_an_error_after_a_time_limit(store: Store, monkeypa
 
 
 def test_a_locked_store_is_an_error_after_a_time_limit(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, a process with read access to a store blocks every activation and rollback without a message."""
+    """If it fails, a process that may read a store can block every activation and rollback without a message."""
     monkeypatch.setattr(retrieval.store.folder, "STORE_LOCK_SECONDS", 0.1)
     store.activate("two")
     with (store.path / ".lock").open("rb") as handle:
@@ -323,9 +319,7 @@ def test_a_locked_store_is_an_error_after_a_time_limit(store: Store, monkeypatch
 
 
 def test_a_staging_folder_that_cannot_be_looked_at_stays(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, a command without free descriptors, or without rights, removes a bundle that another command is
-    writing.
-    """
+    """If it fails, a command without free descriptors, or permissions, removes a bundle that another one is writing."""
     opened = os.open
 
     def refused(path: object, flags: int, *rest: object, **named: object) -> int:

@@ -18,7 +18,7 @@ KILLS, SEED = 200, 1
 
 @pytest.fixture(scope="module")
 def kills() -> list[dict[str, Any]]:
-    """Return what each kill hit, and the state of the store; in memory, so that few kills hit the wait for a disk."""
+    """Run the kills, and return their reports. In memory: on a disk, most kills would hit a flush."""
     in_memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=in_memory if in_memory.is_dir() else None) as folder:
         command = [sys.executable, "-m", "tests.support.programs.kill_runner", str(KILLS), str(SEED), folder]
@@ -31,13 +31,13 @@ def kills() -> list[dict[str, Any]]:
     return found
 
 
-def test_a_complete_bundle_is_active_after_every_kill(kills: list[dict[str, Any]]) -> None:
+def test_a_valid_bundle_is_active_after_every_kill(kills: list[dict[str, Any]]) -> None:
     """If it fails, a power cut while a bundle is published, activated or removed leaves a store that cannot be read."""
-    assert [kill for kill in kills if kill["outcome"] != "whole"] == []
+    assert [kill for kill in kills if kill["outcome"] != "valid"] == []
 
 
 def test_the_kills_hit_every_command_and_left_something(kills: list[dict[str, Any]]) -> None:
-    """If it fails, the kills do not happen at random moments, and the test above checks little."""
+    """If it fails, the kills hit too few different moments, and the test above is weak."""
     assert {kill["command"] for kill in kills} == set(COMMANDS)
     assert sum(kill["left"] > 0 for kill in kills) > 10
     assert sum(kill["left"] == 0 for kill in kills) > 10

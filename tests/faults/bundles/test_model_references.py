@@ -1,4 +1,4 @@
-"""Models that keep their weights in other files: only in files of the bundle, which are verified as all of them are."""
+"""Models with external weights: only in verified files of the bundle."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ BESIDE = "query_encoder.onnx.data"
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    """Create a bundle whose query encoder's weights are in a separate file, listed in the manifest."""
+    """Make a bundle whose query encoder has its weights in another file that the manifest lists."""
     folder = make_bundle(tmp_path / "store" / "words", ["red shoes", "rain"])
     model = onnx.load(folder / QUERY_ENCODER)
     convert_model_to_external_data(model, location=BESIDE, size_threshold=1024)
@@ -29,7 +29,7 @@ def bundle(tmp_path: Path) -> Path:
 
 
 def renamed(location: str) -> Callable[[bytes], bytes]:
-    """The same model with its weights elsewhere."""
+    """Return a change that moves the weights of a model to another file."""
 
     def change(written: bytes) -> bytes:
         model = onnx.load_from_string(written)
@@ -47,7 +47,7 @@ def entry(key: bytes, value: bytes) -> bytes:
 
 
 def rewritten(other: bytes) -> Callable[[bytes], bytes]:
-    """One entry written in another way; the lengths around it, which no longer fit, are not what is looked at."""
+    """Return a change that writes one entry in another encoding. Outer lengths no longer fit; they are not checked."""
     usual = entry(b"\x08location", BESIDE.encode())
     return lambda written: written.replace(bytes([len(usual)]) + usual, other, 1)
 
@@ -89,7 +89,7 @@ def test_a_reference_to_a_file_that_is_not_listed_is_refused(bundle: Path) -> No
     path = bundle / QUERY_ENCODER
     path.write_bytes(renamed("absent.data")(path.read_bytes()))
     rehash(bundle, QUERY_ENCODER)
-    with pytest.raises(BundleError, match=r"query_encoder\.onnx refers to absent\.data, which is no file of weights"):
+    with pytest.raises(BundleError, match=r"query_encoder\.onnx refers to absent\.data, which is not a file of"):
         open_bundle(bundle)
     (bundle / "absent.data").write_bytes((bundle / BESIDE).read_bytes())
     with pytest.raises(BundleError, match=r"absent\.data is not listed"):
@@ -97,7 +97,7 @@ def test_a_reference_to_a_file_that_is_not_listed_is_refused(bundle: Path) -> No
 
 
 def test_words_that_only_contain_the_key_are_no_references(bundle: Path) -> None:
-    """If it fails, a good model is refused because the name of an operator contains the word "location"."""
+    """If it fails, a valid model is refused because a name in it contains "location"."""
     model = onnx.load(bundle / QUERY_ENCODER)
     for place, node in enumerate(model.graph.node):
         node.name = f"/encoder/location_{place}/allocation"

@@ -18,7 +18,7 @@ SEED = 1
 
 @pytest.fixture(scope="module")
 def opened() -> list[dict[str, Any]]:
-    """Open each damaged bundle and return the outcomes."""
+    """Return the outcome of each bundle."""
     command = [sys.executable, "-m", "tests.support.programs.mutation_runner", *map(str, COUNTS.values()), str(SEED)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 0, ended.stderr
@@ -42,7 +42,7 @@ def test_damage_that_the_manifest_tells_is_refused(opened: list[dict[str, Any]],
 
 
 def test_a_refusal_names_file_and_cause_in_a_sentence(opened: list[dict[str, Any]]) -> None:
-    """If it fails, an operator gets an error without its cause, or in a library's wording."""
+    """If it fails, an error does not name the file and the cause, or is the message of a library."""
     for case in opened:
         if case["outcome"] == "refused":
             assert any(name in case["how"] for name in case["files"]), case
@@ -51,19 +51,19 @@ def test_a_refusal_names_file_and_cause_in_a_sentence(opened: list[dict[str, Any
 
 
 def test_a_hostile_bundle_raises_one_error_within_its_limits(opened: list[dict[str, Any]]) -> None:
-    """If it fails, a hostile bundle ends its reader with an unexpected exception, or blocks it forever."""
+    """If it fails, a hostile bundle raises an unexpected error in its reader, or blocks it."""
     strange = [case for case in opened if case["outcome"] in ("escaped", "hung")]
     assert strange == []
 
 
-def test_no_damaged_bundle_crashes_native_code(opened: list[dict[str, Any]]) -> None:
-    """If it fails, a damaged file that is not a model ends the process that opens it."""
+def test_no_lying_bundle_reaches_native_code_that_dies_of_it(opened: list[dict[str, Any]]) -> None:
+    """If it fails, a file other than a model crashes the process that opens it."""
     died = [case for case in opened if case["outcome"] == "died" and QUERY_ENCODER not in case["files"]]
     assert died == []
 
 
 def test_an_index_that_passes_is_one_with_another_vector_or_link(opened: list[dict[str, Any]]) -> None:
-    """If it fails, the checks miss much damage of an index, or refuse much that is harmless."""
+    """If it fails, much of an index is unchecked, or harmless changes are refused."""
     outcomes = Counter(case["outcome"] for case in opened if INDEX in case["files"] and "rehashed" in case["kind"])
     assert outcomes.keys() <= {"refused", "accepted", "different"}
     assert outcomes["refused"] > outcomes["accepted"] > 0

@@ -1,4 +1,4 @@
-"""A store behind a URL that is hostile, damaged, endless or missing: one sentence each, and no files are left."""
+"""Hostile, damaged, endless and unreachable stores behind a URL: one sentence each, and no files remain."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def there(made: Path, tmp_path: Path) -> Path:
-    """Create a store that the test may damage."""
+    """Make a store that this test may damage."""
     return Path(shutil.copytree(made, tmp_path / "there"))
 
 
@@ -54,12 +54,12 @@ def web(there: Path) -> Iterator[WebStore]:
 
 @pytest.fixture
 def here(tmp_path: Path) -> Store:
-    """The store that bundles are to come into."""
+    """Return the store that bundles are fetched into."""
     return open_store(tmp_path / "here")
 
 
 def nothing_stays(store: Store) -> bool:
-    """Return whether a store has no bundle and no staging folder."""
+    """Return whether a store has no bundle and no staged or partial file."""
     aside = store.path / ".incoming"
     return store.bundles() == [] and not (aside.is_dir() and list(aside.iterdir()))
 
@@ -88,11 +88,11 @@ def replace(bundle: Path, file: str, content: bytes) -> None:
     ],
 )
 def test_a_file_without_end_is_read_to_its_limit(web: WebStore, here: Store, path: str, said: str) -> None:
-    """If it fails, a process that can write to the bucket can fill the memory or the disk of all readers."""
-    web.instead[path] = endless
+    """If it fails, a user who can write to the bucket can fill the memory or the disk of all readers."""
+    web.handlers[path] = endless
     with pytest.raises(BundleError, match=said):
         pull(web.url, here)
-    assert web.sent < BUFFERED
+    assert web.generated_bytes < BUFFERED
     assert nothing_stays(here)
 
 
@@ -100,7 +100,7 @@ def test_a_file_without_end_is_read_to_its_limit(web: WebStore, here: Store, pat
     "name", ["../two", "/etc", "bundles/one", "one\ntwo", "", "\x00", "é", "x" * 65, "-x"]
 )  # fmt: skip
 def test_a_hostile_name_in_current_is_refused(there: Path, here: Store, name: str) -> None:
-    """If it fails, CURRENT of a bucket can make a reader write to any folder."""
+    """If it fails, CURRENT of a bucket selects a folder outside the store to write to."""
     (there / "CURRENT").write_text(name)
     with pytest.raises(BundleError, match=r"not a bundle name\. Activate a bundle there"):
         pull(f"file://{there}", here)
@@ -109,7 +109,7 @@ def test_a_hostile_name_in_current_is_refused(there: Path, here: Store, name: st
 
 @pytest.mark.parametrize("name", ["../outside", "/tmp/outside", "a/b", "..", MANIFEST, SIGNATURE, "-x", ".x"])
 def test_a_file_name_that_leaves_the_folder_is_refused(there: Path, here: Store, name: str) -> None:
-    """If it fails, a manifest can make a reader write files anywhere."""
+    """If it fails, a manifest can name files outside the bundle's folder."""
     entry = {"bytes": 1, "sha256": "0" * 64}
     rewrite(there / "bundles" / "one", lambda manifest: manifest["files"].update({name: entry}))
     with pytest.raises(BundleError, match="is not a plain file name"):
@@ -136,7 +136,7 @@ def test_a_file_name_that_leaves_the_folder_is_refused(there: Path, here: Store,
     ],
 )  # fmt: skip
 def test_a_spoiled_bundle_gets_no_name(there: Path, here: Store, change: Callable[[Path], object], said: str) -> None:
-    """If it fails, a damaged or hostile bundle is accepted, or the error names neither file nor location."""
+    """If it fails, a damaged or hostile bundle is accepted, or the error does not name the file and its URL."""
     change(there / "bundles" / "one")
     with pytest.raises(BundleError, match=said) as refused:
         pull(f"file://{there}", here)
@@ -149,22 +149,22 @@ def test_no_file_of_a_bundle_without_a_trusted_signature_is_fetched(web: WebStor
     """If it fails, files of an unknown author are downloaded before the signature is checked."""
     with pytest.raises(BundleError, match=f"{web.url}/bundles/one is not signed, and DIPTYCH_TRUSTED_KEYS"):
         pull(web.url, open_store(here.path, trusted=[new_keys().trusted]))
-    assert {path.rpartition("/")[2] for path in web.asked} == {"CURRENT", MANIFEST, SIGNATURE}
+    assert {path.rpartition("/")[2] for path in web.requests} == {"CURRENT", MANIFEST, SIGNATURE}
     assert nothing_stays(here)
 
 
 def test_a_connection_that_breaks_leaves_nothing(web: WebStore, here: Store) -> None:
-    """If it fails, an incomplete bundle counts as complete, or stays on the disk."""
-    web.instead[f"/bundles/one/{INDEX}"] = cut_off
+    """If it fails, an incomplete bundle is published, or its files remain on the disk."""
+    web.handlers[f"/bundles/one/{INDEX}"] = cut_off
     with pytest.raises(BundleError, match=f"{web.url}/bundles/one/{INDEX} "):
         pull(web.url, here)
     assert nothing_stays(here)
-    web.instead.clear()
+    web.handlers.clear()
     assert pull(web.url, here) == "one"
 
 
 def test_a_killed_download_is_swept_away_by_the_next(web: WebStore, here: Store) -> None:
-    """If it fails, the partial download of a killed process counts as a bundle, or is never removed."""
+    """If it fails, files of a killed download become a bundle, or are never removed."""
     begun, over = threading.Event(), threading.Event()
 
     def stall(handler: Handler) -> None:
@@ -173,7 +173,7 @@ def test_a_killed_download_is_swept_away_by_the_next(web: WebStore, here: Store)
         over.wait(PATIENCE)
         handler.close_connection = True
 
-    web.instead[f"/bundles/one/{INDEX}"] = stall
+    web.handlers[f"/bundles/one/{INDEX}"] = stall
     with subprocess.Popen([sys.executable, "-c", PULL, web.url, here.path], cwd=ROOT) as pulling:
         assert begun.wait(PATIENCE)
         pulling.kill()
@@ -181,25 +181,25 @@ def test_a_killed_download_is_swept_away_by_the_next(web: WebStore, here: Store)
     assert pulling.returncode == -signal.SIGKILL
     assert here.bundles() == []
     assert len(list((here.path / ".incoming").iterdir())) == 1
-    web.instead.clear()
+    web.handlers.clear()
     assert pull(web.url, here) == "one"
     assert list((here.path / ".incoming").iterdir()) == []
 
 
 def test_of_two_at_once_one_fetches(web: WebStore, here: Store) -> None:
-    """If it fails, ten workers that start together download ten times, or overwrite each other's files."""
+    """If it fails, ten workers that start together download ten times, or damage each other's files."""
     both = threading.Event()
 
     def once_both_ask(handler: Handler) -> None:
-        if web.asked.count(f"/bundles/one/{MANIFEST}") == 2:
+        if web.requests.count(f"/bundles/one/{MANIFEST}") == 2:
             both.set()
-        handler.as_it_is()
+        handler.serve_file()
 
     def wait(handler: Handler) -> None:
         both.wait(PATIENCE)
-        handler.as_it_is()
+        handler.serve_file()
 
-    web.instead = {f"/bundles/one/{MANIFEST}": once_both_ask, f"/bundles/one/{INDEX}": wait}
+    web.handlers = {f"/bundles/one/{MANIFEST}": once_both_ask, f"/bundles/one/{INDEX}": wait}
     command = [sys.executable, "-c", PULL, web.url, str(here.path)]
     with (
         subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as first,
@@ -207,12 +207,12 @@ def test_of_two_at_once_one_fetches(web: WebStore, here: Store) -> None:
     ):
         assert {first.communicate(timeout=PATIENCE)[0], second.communicate(timeout=PATIENCE)[0]} == {"one\n"}
     assert both.is_set()
-    assert web.asked.count(f"/bundles/one/{INDEX}") == 1
+    assert web.requests.count(f"/bundles/one/{INDEX}") == 1
     assert here.bundles() == ["one"]
 
 
 def test_a_store_that_is_gone_is_an_error_or_a_warning(there: Path, tmp_path: Path) -> None:
-    """If it fails, an outage stops a service that could continue, or is not reported while an old bundle answers."""
+    """If it fails, an outage ends a command that could use the cache, or an old bundle is used without a warning."""
     cache = tmp_path / "cache"
     with web_store(there) as web:
         open_bundle(web.url, cache=cache).close()
@@ -229,9 +229,9 @@ def test_a_store_that_is_gone_is_an_error_or_a_warning(there: Path, tmp_path: Pa
 
 
 def test_a_server_in_trouble_is_not_an_empty_store(web: WebStore, here: Store) -> None:
-    """If it fails, an overloaded server counts as a store without an active bundle, or without signatures."""
+    """If it fails, an overloaded server is treated as a store without an active bundle or without signatures."""
     for path in ("/CURRENT", f"/bundles/one/{SIGNATURE}"):
-        web.instead = {path: failing}
+        web.handlers = {path: failing}
         with pytest.raises(Unreachable, match=f"{web.url}{path} cannot be reached"):
             pull(web.url, here)
 
@@ -239,12 +239,10 @@ def test_a_server_in_trouble_is_not_an_empty_store(web: WebStore, here: Store) -
 def test_an_outage_half_way_through_a_download_goes_on_with_the_last_one(
     web: WebStore, there: Path, tmp_path: Path
 ) -> None:
-    """If it fails, a bundle that was activated but cannot be downloaded stops a service that could serve the previous
-    one.
-    """
+    """If it fails, an active bundle that cannot be fetched prevents the use of the previous one."""
     open_bundle(web.url, cache=tmp_path / "cache").close()
     (there / "CURRENT").write_text("two\n")
-    web.instead[f"/bundles/two/{INDEX}"] = cut_off
+    web.handlers[f"/bundles/two/{INDEX}"] = cut_off
     with (
         pytest.warns(RuntimeWarning, match=rf"two/{INDEX} cannot be reached .* Bundle 'one' from the cache is used"),
         open_bundle(web.url, cache=tmp_path / "cache") as retriever,
@@ -255,7 +253,7 @@ def test_an_outage_half_way_through_a_download_goes_on_with_the_last_one(
 
 
 def test_a_refusal_is_no_outage(there: Path, tmp_path: Path) -> None:
-    """If it fails, a hostile bundle counts as a network fault, and an old bundle answers instead."""
+    """If it fails, a hostile bundle is treated as a network error, and an old one is used instead."""
     url = f"file://{there}"
     open_bundle(url, cache=tmp_path / "cache").close()
     (there / "CURRENT").write_text("two\n")

@@ -84,7 +84,7 @@ def attempted(tmp_path: Path, mode: str) -> dict[str, object]:
 
 
 def test_a_confined_process_reads_its_bundle_and_does_nothing_else(tmp_path: Path) -> None:
-    """If it fails, compromised native code can read keys, change files or open connections."""
+    """If it fails, native code that a hostile bundle controls can read keys, change files or open connections."""
     if lacks := missing():
         pytest.skip(f"this system has no sandbox: {', '.join(lacks)}")
     found = attempted(tmp_path, "required")
@@ -103,7 +103,7 @@ def test_memory_is_bounded_without_a_sandbox_too(tmp_path: Path) -> None:
 
 
 def test_children_get_no_credentials() -> None:
-    """If it fails, credentials are in the memory of the process that reads a bundle."""
+    """If it fails, credentials are in the memory of the process that opens a hostile bundle."""
     secrets = {
         "AWS_SECRET_ACCESS_KEY": "1", "AWS_SESSION_TOKEN": "1", "GOOGLE_APPLICATION_CREDENTIALS": "1",
         "AZURE_STORAGE_CONNECTION_STRING": "1", "DIPTYCH_ADMIN_KEY": "1", "DIPTYCH_SIGNING_KEY": "1", "HF_TOKEN": "1",
@@ -176,7 +176,7 @@ def test_each_part_of_the_sandbox_is_tested_on_its_own() -> None:
 
 
 def test_the_memory_limit_follows_the_files_that_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A huge file that no reader loads would lift the limit, and a folder that cannot be read would set it too low."""
+    """If it fails, a huge unused file raises the memory limit, or an unreadable folder makes it too low."""
     (tmp_path / "vectors.npy").write_bytes(b"x" * 1000)
     limit = data_limit(tmp_path)
     (tmp_path / "label_encoder.onnx.data").write_bytes(b"x" * 1000)

@@ -27,7 +27,7 @@ COMMANDS = (["publish", "{folder}", "three"], ["activate", "two"], ["rollback"],
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Create a folder that other users may enter; pytest's folders are private."""
+    """Make a folder that other users may enter, unlike pytest's folders."""
     with tempfile.TemporaryDirectory() as made:
         Path(made).chmod(0o755)
         yield Path(made)
@@ -35,7 +35,7 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture
 def store(folder: Path) -> Store:
-    """Bundles none, one and two; one is active, none was before it."""
+    """Make a store with the bundles none, one and two; none was activated first, then one."""
     made = Store(folder / "store", verify_in_process)
     for seed, name in enumerate(("none", "one", "two")):
         with made.incoming() as incoming:
@@ -47,7 +47,7 @@ def store(folder: Path) -> Store:
 
 
 def said(*arguments: object, **options: object) -> str:
-    """Return what the command prints: one line."""
+    """Run a command and return its output, one line."""
     command = [
         *options.pop("before", []),
         sys.executable,
@@ -100,7 +100,7 @@ def test_a_store_of_another_user_is_one_sentence(store: Store, command: list[str
 
 
 def in_a_mount(size: str, then: str) -> list[str]:
-    """Return a command that runs in a namespace where folder/mount is a small disk with a copy of the store."""
+    """Return a command prefix: a namespace where folder/mount is a small disk with a copy of the store."""
     if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
         pytest.skip("this system does not allow mounts, not even in a new namespace")
     script = f'cd "$0" && mkdir mount && mount -t tmpfs -o size={size} none mount && cp -a store mount/ && {then}'

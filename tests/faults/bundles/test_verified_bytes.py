@@ -45,30 +45,30 @@ def bundle(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
-    """A bundle whose files have the same sizes and another content."""
+    """Make a bundle whose files have the same sizes and other content."""
     return make_bundle(tmp_path / "other", seed=1, prefix="fals")
 
 
 def by_rename(path: Path, other: Path) -> None:
-    """Put another file in its place."""
+    """Replace a file by another one."""
     shutil.copyfile(other, path.with_name("swap"))
     os.replace(path.with_name("swap"), path)
 
 
 def by_link(path: Path, other: Path) -> None:
-    """Put a link to another file in its place."""
+    """Replace a file by a link to another one."""
     path.unlink()
     path.symlink_to(other)
 
 
 def in_place(path: Path, other: Path) -> None:
-    """Write over its bytes."""
+    """Overwrite the content of a file."""
     with path.open("r+b") as file:
         file.write(other.read_bytes())
 
 
 def cut(path: Path, other: Path) -> None:
-    """Take its bytes away."""
+    """Truncate a file."""
     os.truncate(path, 0)
 
 

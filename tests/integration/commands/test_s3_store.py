@@ -1,4 +1,4 @@
-"""A store in S3, through s3fs, against an S3 server on the loopback interface."""
+"""A store in S3, through s3fs and an S3 server on the loopback."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +20,7 @@ URL = "s3://bucket/shop/store"
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
-    """S3 on a free port, which s3fs finds through the environment, as it finds the credentials."""
+    """Start an S3 server on a free port; s3fs reads its address and credentials from the environment."""
     running = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
     running.start()
     host, port = running.get_host_and_port()
@@ -41,7 +41,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ThreadedMotoServer]:
 def test_a_store_in_s3_is_served_changed_and_followed(
     server: ThreadedMotoServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, a store works in a folder but not in a bucket, or changes and outages are not noticed."""
+    """If it fails, a store does not work in a bucket, or its changes and its removal are not noticed."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     made = make_store(tmp_path / "store", "one", "two")
     files = s3fs.S3FileSystem()

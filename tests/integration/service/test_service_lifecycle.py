@@ -255,7 +255,7 @@ def test_a_stop_does_not_wait_for_a_silent_store(
         with web_store(words_store) as web, serving(Path(web.url), watch_seconds=0.05) as service:
             client = service.client()
             silent.clear()
-            web.instead[path] = say_nothing
+            web.handlers[path] = say_nothing
             if activated:
                 client.begin("POST", "/admin/activate", b'{"bundle": "second"}', X_Admin_Key=ADMIN_KEY)
             assert silent.wait(PATIENCE)

@@ -50,7 +50,7 @@ def test_projection_of_equal_labels(vectors_LD: Vectors) -> None:
     ids=["one label", "two of one text", "many of one text", "two"],
 )
 def test_every_degenerate_set_of_labels_exports(tmp_path: Path, texts: list[str]) -> None:
-    """If it fails, a catalogue that starts small, or whose texts are placeholders, cannot be served."""
+    """If it fails, a catalogue with one label, or with placeholder texts, cannot be served."""
     queries = [f"{one} {other}" for one in WORDS[:6] for other in WORDS[6:]]
     truths = pa.array([[row % len(texts)] for row in range(len(queries))], pa.list_(pa.int32()))
     ids = [f"q{row}" for row in range(len(queries))]

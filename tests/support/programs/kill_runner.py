@@ -28,13 +28,13 @@ from tests.support.forked import forked, start_forked
 
 COMMANDS = ("publish", "activate", "rollback", "prune")
 LONGEST_SECONDS = 0.05  # before a kill: a few commands
-KEPT = {"CURRENT", "HISTORY", ".lock", "bundles", ".incoming"}
+EXPECTED_FILES = {"CURRENT", "HISTORY", ".lock", "bundles", ".incoming"}
 
 
-def run(store: Store, whole: Path, command: str, draw: random.Random) -> None:
+def run(store: Store, bundle: Path, command: str, draw: random.Random) -> None:
     if command == "publish":
         with store.incoming() as folder:
-            store.publish(shutil.copytree(whole, folder, dirs_exist_ok=True), uuid.uuid4().hex)
+            store.publish(shutil.copytree(bundle, folder, dirs_exist_ok=True), uuid.uuid4().hex)
     elif command == "activate":
         store.activate(draw.choice(store.bundles()))
     elif command == "rollback":
@@ -43,20 +43,20 @@ def run(store: Store, whole: Path, command: str, draw: random.Random) -> None:
         store.prune(draw.randrange(3))
 
 
-def command_killed(store: Store, whole: Path, first: int, draw: random.Random) -> str:
-    """The command that a process was at when it was killed."""
-    ours, theirs = os.pipe()
+def command_killed(store: Store, bundle: Path, first: int, draw: random.Random) -> str:
+    """Run commands in a process, kill it, and return the command that was running."""
+    read_end, write_end = os.pipe()
     seconds = draw.random() * LONGEST_SECONDS
 
     def work() -> None:
         for number in rounds(first):
-            os.write(theirs, bytes([number]))
+            os.write(write_end, bytes([number]))
             with suppress(BundleError):  # nothing to roll back to, or just removed
-                run(store, whole, COMMANDS[number], draw)
+                run(store, bundle, COMMANDS[number], draw)
 
     child = start_forked(work)
-    os.close(theirs)
-    with open(ours, "rb", buffering=0) as pipe:
+    os.close(write_end)
+    with open(read_end, "rb", buffering=0) as pipe:
         begun = pipe.read(1)  # the process has begun to work
         time.sleep(seconds)  # the random moment itself, not a wait for anything
         os.kill(child, signal.SIGKILL)
@@ -73,11 +73,11 @@ def rounds(first: int) -> Iterator[int]:
 
 
 def fault(path: Path) -> tuple[str, str]:
-    """What is wrong with a store after one more command."""
+    """Return what is wrong with a store after one more command."""
     store = open_store(path)
     store.prune(1000)
-    if strange := {item.name for item in path.iterdir()} - KEPT:
-        return "fault", f"{strange} lies about"
+    if unexpected := {item.name for item in path.iterdir()} - EXPECTED_FILES:
+        return "fault", f"{unexpected} is in the folder of the store"
     if left := list((path / ".incoming").iterdir()):
         return "fault", f"{left} was not removed"
     for name in store.bundles():
@@ -85,24 +85,24 @@ def fault(path: Path) -> tuple[str, str]:
     if (previous := store.previous()) and previous not in store.bundles():
         return "fault", f"{previous} cannot be rolled back to"
     with open_bundle(path) as retriever:
-        return ("whole", retriever.name) if retriever.check_golden().passed else ("fault", "answers differ")
+        return ("valid", retriever.name) if retriever.check_golden().passed else ("fault", "answers differ")
 
 
 def main(times: int, seed: int, folder: Path) -> None:
     draw = random.Random(seed)
-    # Verified, not opened: reading takes most of a command's time, and a kill says most where something is written.
-    store, whole = Store(folder / "store", verify_bundle), folder / "whole"
+    # Bundles are verified, but not opened: that would take most of a command's time, and few kills would hit a write.
+    store, bundle = Store(folder / "store", verify_bundle), folder / "valid"
 
     def prepare() -> tuple[str, str]:
-        make_bundle(whole, ["red shoes", "rain"])
+        make_bundle(bundle, ["red shoes", "rain"])
         with store.incoming() as incoming:
-            store.publish(shutil.copytree(whole, incoming, dirs_exist_ok=True), "first")
+            store.publish(shutil.copytree(bundle, incoming, dirs_exist_ok=True), "first")
         store.activate("first")
-        return "whole", "first"
+        return "valid", "first"
 
-    assert forked(prepare)[0] == "whole"
+    assert forked(prepare)[0] == "valid"
     for number in range(times):
-        command = command_killed(store, whole, number, draw)
+        command = command_killed(store, bundle, number, draw)
         left = sum(1 for _ in (store.path / ".incoming").iterdir())
         outcome, how = forked(lambda: fault(store.path))
         print(json.dumps({"command": command, "left": left, "outcome": outcome, "how": how}), flush=True)

@@ -1,4 +1,4 @@
-"""Opens damaged bundles, each in a process of its own.
+"""Open damaged bundles, each in its own process.
 
 `python -m tests.support.programs.mutation_runner ALONE MANIFEST FIXED SEED`: how many of each group, and the seed.
 Prints one line of JSON a case: what it was, and what became of it. The processes are forked from one that has imported
@@ -23,7 +23,7 @@ QUERIES = ["red winter city", "light rain", "cheap"]
 
 
 def verdict(folder: Path) -> tuple[str, str]:
-    """What becomes of a bundle: refused, different (golden answers missed), accepted, or an error that escaped."""
+    """Return the outcome for a bundle: refused, different (golden answers missed), accepted, or an unexpected error."""
     try:
         with open_bundle(folder, threads=1) as retriever:
             retriever.search(QUERIES, 5)

@@ -30,7 +30,7 @@ def test_a_saved_index_answers_the_same(tmp_path: Path) -> None:
 
 
 def test_building_reports_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, the progress bar of a long build stops or never ends."""
+    """If it fails, the progress bar of a long build does not move or never ends."""
     monkeypatch.setattr(index_module, "LABELS_PER_INSERTION", 100)
     steps: list[tuple[int, int]] = []
     HnswIndex.build(some(250), progress=lambda done, total: steps.append((done, total)))
@@ -38,7 +38,7 @@ def test_building_reports_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, exact search over many labels loses or misnumbers rows where two blocks meet."""
+    """If it fails, exact search over many labels loses or misnumbers rows at the border of two blocks."""
     vectors_LD, query_QD = some(1000), some(30, seed=1)
     whole = ExactIndex(vectors_LD).search(query_QD, 25)
     monkeypatch.setattr(index_module, "LABELS_PER_BLOCK", 64)
@@ -49,7 +49,7 @@ def test_blocks_join_without_a_seam(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_equal_scores_are_ordered_by_row() -> None:
-    """If it fails, labels with the same vector change places from one answer to the next."""
+    """If it fails, labels with the same vector change their order from one answer to the next."""
     rows_QK, _ = ExactIndex(np.ones((6, 3), np.float32)).search(np.ones((1, 3), np.float32), 6)
     assert rows_QK.tolist() == [[0, 1, 2, 3, 4, 5]]
 
@@ -116,7 +116,7 @@ DAMAGE = {
 
 @pytest.mark.parametrize("damage", sorted(DAMAGE))
 def test_a_header_that_cannot_be_right_is_refused(tmp_path: Path, damage: str) -> None:
-    """If it fails, hnswlib trusts the header, and reads out of bounds or takes the process down."""
+    """If it fails, hnswlib trusts the header, and reads out of bounds or crashes."""
     path = tmp_path / "index.hnsw"
     HnswIndex.build(some(50), threads=1).save(path)
     check_index_file(path, dim=8, size=50)
@@ -153,7 +153,7 @@ ABOVE = HEADER.size + ELEMENTS * ELEMENT_BYTES
 
 @pytest.fixture
 def graph(tmp_path: Path) -> Path:
-    """A graph with several levels."""
+    """Write a graph with several levels."""
     path = tmp_path / "index.hnsw"
     HnswIndex.build(some(ELEMENTS, DIM), m=M, threads=1).save(path)
     check_index_file(path, DIM, ELEMENTS)
@@ -161,7 +161,7 @@ def graph(tmp_path: Path) -> Path:
 
 
 def first_above(content: bytearray) -> int:
-    """Return the offset of the links above level 0 of the first element that has any, after their length."""
+    """Return the position of the first links on higher levels, after their size."""
     place = ABOVE
     while struct.unpack_from("<I", content, place)[0] == 0:
         place += 4
@@ -169,14 +169,14 @@ def first_above(content: bytearray) -> int:
 
 
 def lowest(content: bytearray) -> int:
-    """Return an element that is on level 0 only."""
+    """Return an element that is only on the ground level."""
     place = ABOVE
     for element in range(ELEMENTS):
         length = struct.unpack_from("<I", content, place)[0]
         if length == 0:
             return element
         place += 4 + length
-    raise AssertionError("every element stands above the ground")
+    raise AssertionError("every element is on a higher level")
 
 
 # where, format, value: each is something that hnswlib would follow
@@ -196,9 +196,7 @@ LINKS: dict[str, Callable[[bytearray], tuple[int, str, float]]] = {
 
 @pytest.mark.parametrize("said", sorted(LINKS))
 def test_links_that_lead_nowhere_are_refused(graph: Path, said: str) -> None:
-    """If it fails, hnswlib follows a link out of its memory, and a hostile index crashes the process or reads other
-    data.
-    """
+    """If it fails, hnswlib follows a link out of its memory, and crashes or reads other data."""
     content = bytearray(graph.read_bytes())
     place, layout, value = LINKS[said](content)
     struct.pack_into(layout, content, place, value)
@@ -209,7 +207,7 @@ def test_links_that_lead_nowhere_are_refused(graph: Path, said: str) -> None:
 
 @pytest.mark.parametrize("cut", [-4, -3, 4, 3])
 def test_an_end_that_is_not_the_end_is_refused(graph: Path, cut: int) -> None:
-    """If it fails, a file with missing links at its end, or with data after them, is loaded."""
+    """If it fails, a file without its last links, or with bytes after them, is loaded."""
     content = graph.read_bytes()
     graph.write_bytes(content[:cut] if cut < 0 else content + bytes(cut))
     with pytest.raises(BundleError, match=r"index\.hnsw"):
@@ -217,9 +215,7 @@ def test_an_end_that_is_not_the_end_is_refused(graph: Path, cut: int) -> None:
 
 
 def test_no_change_of_a_byte_ends_the_process(graph: Path, tmp_path: Path) -> None:
-    """If it fails, some damage passes the checks and crashes hnswlib: here in a child process, otherwise in the
-    service.
-    """
+    """If it fails, some damage passes the checks and crashes hnswlib."""
     program = """
 import sys, numpy as np
 from pathlib import Path

@@ -46,7 +46,7 @@ SCHEMA = pa.schema({
 
 @given(ROWS, st.booleans())
 def test_the_estimate_is_within_its_bounds(rows: list[dict[str, object]], coded: bool) -> None:
-    """An attribute would not be counted, and its labels could have any size."""
+    """If it fails, a type of attribute is not counted, and labels with it can have any size."""
     table = pa.Table.from_pylist(rows, SCHEMA)
     if coded:
         table = table.set_column(3, "some", table.column("some").dictionary_encode())
@@ -60,7 +60,7 @@ def test_the_estimate_is_within_its_bounds(rows: list[dict[str, object]], coded:
     "value", ["x" * MAX_LABEL_BYTES, "\x01" * (MAX_LABEL_BYTES // 6), ["ab"] * (MAX_LABEL_BYTES // 4)]
 )
 def test_a_label_that_is_too_large_is_named(value: object) -> None:
-    """A bundle would be exported whose answers are megabytes, or the error would not name the label to shorten."""
+    """If it fails, a bundle with answers of megabytes is exported, or the error does not name the label."""
     table = pa.table({"id": ["good", "bad"], "text": ["a", "b"], "notes": [value[:5], value]})
     with pytest.raises(
         BadInput, match=r"^label 'bad' has .* bytes as JSON, most of them in 'notes'; the limit is 32,768"
@@ -70,13 +70,13 @@ def test_a_label_that_is_too_large_is_named(value: object) -> None:
 
 
 def test_the_largest_label_passes() -> None:
-    """The limit would not be the documented one, for text with or without characters that JSON escapes."""
+    """If it fails, the limit is not the documented one, for text with or without escaped characters."""
     for text in ("x" * (MAX_LABEL_BYTES - 60), "\x01" * ((MAX_LABEL_BYTES - 60) // 6)):
         check_label_size(pa.table({"id": ["one"], "text": ["a"], "notes": [text]}))
 
 
 def test_the_cache_is_bounded_in_bytes() -> None:
-    """The engine's memory would grow with the size of labels until the kernel kills it."""
+    """If it fails, the engine's memory grows with the size of labels until the kernel kills it."""
     texts = [f"label {row} " + "é" * (row % 7 * 100) for row in range(3000)]
     labels = LabelTable(pa.table({"id": [f"id-{row}" for row in range(3000)], "text": texts}))
     cache = LabelCache(labels, max_bytes=500_000)
@@ -92,7 +92,7 @@ def test_the_cache_is_bounded_in_bytes() -> None:
 
 
 def test_one_request_does_not_exceed_the_bound_of_the_cache() -> None:
-    """Many large labels in one answer would stay in memory together."""
+    """If it fails, many large labels of one answer stay in memory together."""
     labels = LabelTable(pa.table({"id": [f"id-{row}" for row in range(100)], "text": ["x" * 7000] * 100}))
     cache = LabelCache(labels, max_bytes=500_000)
     assert set(cache.get(range(100))) == set(range(100))
@@ -102,7 +102,7 @@ def test_one_request_does_not_exceed_the_bound_of_the_cache() -> None:
 
 
 def test_several_threads_share_the_cache() -> None:
-    """A search would fail because another thread changes the cache at the same time."""
+    """If it fails, a search fails because another thread changes the cache at the same time."""
     labels = LabelTable(pa.table({"id": [f"id-{row}" for row in range(2000)], "text": ["x" * 100] * 2000}))
     cache = LabelCache(labels, max_bytes=50_000)
 
@@ -122,8 +122,8 @@ def test_several_threads_share_the_cache() -> None:
     assert sum(sys.getsizeof(text) + ENTRY_BYTES for text in cache._json.values()) == cache.bytes <= 50_000
 
 
-def test_a_very_large_label_is_not_cached() -> None:
-    """One label would evict all others, at every answer."""
+def test_a_very_large_label_is_not_kept() -> None:
+    """If it fails, one large label evicts all others from the cache with every answer."""
     labels = LabelTable(pa.table({"id": ["small", "large"], "text": ["a", "x" * 100_000]}))
     cache = LabelCache(labels, max_bytes=500_000)
     cache.get({0})
@@ -132,7 +132,7 @@ def test_a_very_large_label_is_not_cached() -> None:
 
 
 def test_the_cache_counts_as_memory_of_an_engine() -> None:
-    """A bundle that fits only without the label cache would be loaded, and the kernel would kill the engine later."""
+    """If it fails, a bundle is loaded although its label cache does not fit, and the kernel kills the engine later."""
     manifest = read_manifest(Path(__file__).parents[2] / "golden" / "v2")
     files = sum(entry.bytes for name, entry in manifest.files.items() if name in (INDEX, QUERY_ENCODER, TOKENIZER))
     assert needed_memory(manifest) >= ENGINE_BYTES + LABEL_CACHE_BYTES + files

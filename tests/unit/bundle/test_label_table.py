@@ -1,4 +1,4 @@
-"""The label table: its rows, and invalid tables."""
+"""The label table: lookup of rows, and invalid files."""
 
 from pathlib import Path
 
@@ -10,8 +10,8 @@ from retrieval.bundle.labels import LabelTable, write_labels
 from retrieval.errors import BundleError
 
 
-def test_rows_are_returned_in_the_requested_order(tmp_path: Path) -> None:
-    """If it fails, hits show other labels than the search returned."""
+def test_rows_come_back_in_the_order_asked_for(tmp_path: Path) -> None:
+    """If it fails, hits have the texts of other labels."""
     table = pa.table(
         {"id": ["a", "b", "c"], "text": ["A", "B", "C"], "tags": [["x"], None, []], "price": [1.5, None, 2.0]}
     )
@@ -23,8 +23,8 @@ def test_rows_are_returned_in_the_requested_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()], ids=str)
-def test_texts_of_any_alphabet_and_length_are_returned_unchanged(tmp_path: Path, kind: pa.DataType) -> None:
-    """If it fails, a text is cut within a character, or includes the start of the next label's."""
+def test_texts_of_any_alphabet_and_length_come_back_whole(tmp_path: Path, kind: pa.DataType) -> None:
+    """If it fails, a text is cut within a character, or includes the beginning of the next label."""
     texts = ["Zürich", "", "靴", "a" * 1000, "🥾 shoes"]
     table = pa.table({"id": pa.array(["b", "a", "", "d", "e"], kind), "text": pa.array(texts, kind)})
     write_labels(tmp_path / "labels.arrow", table)
@@ -41,7 +41,7 @@ def test_no_rows_give_no_labels(tmp_path: Path) -> None:
 
 
 def test_a_table_of_many_chunks_is_read_alike(tmp_path: Path) -> None:
-    """If it fails, label tables with several record batches answer with the wrong rows."""
+    """If it fails, label tables with several record batches return the wrong rows."""
     pieces = [pa.table({"id": [f"{n}"], "text": [f"text {n}"]}) for n in range(20)]
     write_labels(tmp_path / "labels.arrow", pa.concat_tables(pieces))
     assert LabelTable.open(tmp_path / "labels.arrow").ids(np.array([19, 7])) == ["19", "7"]

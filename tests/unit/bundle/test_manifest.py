@@ -1,4 +1,4 @@
-"""The manifest: invalid ones, and its search settings."""
+"""The manifest: invalid ones are refused; ef_search and score scales."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def rewritten(bundle: Path, tmp_path: Path, **changes: Any) -> Path:
-    """A folder whose manifest is the bundle's with some fields changed; a field set to ... is left out."""
+    """Write a manifest with some fields changed; a field set to ... is left out."""
     content = json.loads((bundle / "manifest.json").read_text()) | changes
     folder = tmp_path / "changed"
     folder.mkdir()
@@ -52,7 +52,7 @@ def index_facts(*efs: int | None) -> IndexFacts:
 
 
 def test_a_real_manifest_is_read_as_it_was_written(bundle: Path) -> None:
-    """If it fails, a reader sees other values than export recorded."""
+    """If it fails, a reader gets other values than export recorded."""
     assert read_manifest(bundle) == verify_bundle(bundle)
     assert read_manifest(bundle).labels.count == 200
 
@@ -74,7 +74,7 @@ def test_a_real_manifest_is_read_as_it_was_written(bundle: Path) -> None:
     ],
 )
 def test_a_bad_field_is_named(bundle: Path, tmp_path: Path, changes: dict[str, Any], said: str) -> None:
-    """If it fails, a manifest that this release cannot honour is trusted, or refused without the reason."""
+    """If it fails, an unsupported manifest is accepted, or refused without the reason."""
     with pytest.raises(BundleError, match=said):
         read_manifest(rewritten(bundle, tmp_path, **changes))
 
@@ -139,7 +139,7 @@ def test_scaled_halves_give_the_weighted_score(balance: float, weight: float) ->
 
 
 def test_the_manifest_is_frozen(bundle: Path) -> None:
-    """If it fails, a reader can change a bundle's manifest while it serves."""
+    """If it fails, a program can change the manifest of an open bundle."""
     manifest: Manifest = read_manifest(bundle)
     with pytest.raises(ValueError, match="frozen"):
         manifest.labels = 3  # type: ignore[misc]
@@ -156,7 +156,7 @@ def test_the_manifest_is_frozen(bundle: Path) -> None:
 def test_nodes_and_their_file_go_together(
     bundle: Path, tmp_path: Path, nodes: int | None, listed: bool, said: str
 ) -> None:
-    """If it fails, labels that share a node are not found, or an index is read beyond its nodes."""
+    """If it fails, labels that share a node are not found, or the size of the index is wrong."""
     content = json.loads((bundle / "manifest.json").read_text())
     files = content["files"] | {"nodes.npy": content["files"]["directions.npy"]}
     files = files if listed else {name: entry for name, entry in files.items() if name != "nodes.npy"}
@@ -165,7 +165,7 @@ def test_nodes_and_their_file_go_together(
 
 
 def test_more_answers_search_harder_and_older_bundles_as_before() -> None:
-    """If it fails, k = 100 has too little recall or k = 10 pays for it, or an older bundle is searched differently."""
+    """If it fails, k = 100 has too little recall, k = 10 is slow, or older bundles are searched with other settings."""
     old = EfSearch(weight=0.5, ef=100, recall_at_10=1.0, recall_at_1=1.0)
     new = old.model_copy(update={"ef_at_100": 280, "recall_at_100": 1.0})
     with pytest.raises(ValueError, match="must be given together"):
@@ -188,7 +188,7 @@ def test_more_answers_search_harder_and_older_bundles_as_before() -> None:
 def test_the_index_and_its_projection_go_together(
     bundle: Path, tmp_path: Path, width: int | None, dropped: bool, said: str
 ) -> None:
-    """If it fails, hnswlib gets queries of another width than its vectors', and reads beyond them."""
+    """If it fails, hnswlib gets queries of another width than its vectors, and reads beyond them."""
     content = json.loads((bundle / "manifest.json").read_text())
     files = {name: entry for name, entry in content["files"].items() if not (dropped and name == "directions.npy")}
     with pytest.raises(BundleError, match=said):

@@ -23,14 +23,14 @@ def keys() -> KeyPair:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory, keys: KeyPair) -> Store:
-    """Two bundles, of which `one` is signed."""
+    """Make a store with two bundles, of which `one` is signed."""
     store = make_store(tmp_path_factory.mktemp("signed") / "store", "one", "two")
     store.sign("one", keys.signing)
     return store
 
 
 def test_a_signed_bundle_opens_for_those_who_trust_its_key(store: Store, keys: KeyPair) -> None:
-    """If it fails, a service that requires signatures has no bundle to serve, or one that does not refuses to serve."""
+    """If it fails, a service that requires signatures cannot serve, or one that does not is refused."""
     for trusted in ((), (keys.trusted,), (new_keys().trusted, keys.trusted)):
         with open_bundle(store.path, trusted=trusted) as retriever:
             assert len(retriever.search(["red shoes"], 3)[0]) == 3
@@ -38,7 +38,7 @@ def test_a_signed_bundle_opens_for_those_who_trust_its_key(store: Store, keys: K
 
 
 def test_an_unsigned_bundle_or_another_key_is_refused(store: Store, keys: KeyPair) -> None:
-    """If it fails, any process that can write to the store determines what is served."""
+    """If it fails, every user who can write to the store can change the served content."""
     with pytest.raises(BundleError, match="two is not signed"):
         open_bundle(store.bundle_path("two"), trusted=(keys.trusted,))
     with pytest.raises(BundleError, match="is not trusted"):
@@ -61,7 +61,7 @@ def signature_of_another(folder: Path, keys: KeyPair) -> None:
 
 
 def signature_by_another(folder: Path, keys: KeyPair) -> None:
-    """A stranger signs the manifest itself and names the trusted key."""
+    """Sign with another key, and name the trusted key."""
     forged = signed((folder / "manifest.json").read_bytes(), new_keys().signing, 1).split()
     (folder / SIGNATURE).write_text(f"{forged[0]} {keys.trusted} {forged[2]} {forged[3]}")
 
@@ -110,8 +110,8 @@ def test_the_commands_make_keys_sign_and_refuse(
 
 
 @pytest.mark.parametrize(("key", "why"), [("secret!", "not base64"), ("c2hvcnQ=", "has 5 bytes, not 32")])
-def test_an_invalid_key_is_refused_at_start(key: str, why: str) -> None:
-    """If it fails, with a mistyped key, a service starts that can serve no bundle, or that trusts every bundle."""
+def test_what_is_no_key_is_refused_at_start(key: str, why: str) -> None:
+    """If it fails, a service with a mistyped key starts and can serve nothing, or trusts every bundle."""
     with pytest.raises(BadInput, match=why):
         trusted_keys(key)
     with pytest.raises(BadInput, match=rf"DIPTYCH_TRUSTED_KEYS: .*{why}"):

@@ -28,7 +28,7 @@ def opened(words_checkpoint: Path) -> Checkpoint:
 
 @pytest.fixture
 def with_rows(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Change:
-    """The checkpoint with other classifier rows; the first `trained` labels have three positives each."""
+    """Return the checkpoint with other classifier rows; the first `trained` labels have three positives each."""
 
     def change(rows_LC: torch.Tensor, trained: int, popularity: float = 0.0) -> Checkpoint:
         monkeypatch.setattr(opened.model, "classifier_rows", lambda: rows_LC)

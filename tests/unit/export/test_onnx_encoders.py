@@ -1,4 +1,4 @@
-"""The ONNX encoders against the model they come from, at every batch and length, for both kinds of encoder."""
+"""The ONNX encoders have the vectors of their model, for all batch sizes and lengths and both kinds of encoder."""
 
 from pathlib import Path
 

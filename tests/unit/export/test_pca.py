@@ -1,4 +1,4 @@
-"""The projection of the PCA index, and the variance that it keeps."""
+"""The PCA projection of an index: its width, and the variance that it keeps."""
 
 from pathlib import Path
 

@@ -39,7 +39,7 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(bert: Path) -> UnifiedModel:
-    """A BERT with a few columns that are many times larger than the others, as trained ones have."""
+    """Return a BERT with a few columns that are many times larger than the others, as in trained models."""
     recipe = Recipe.model_validate({"name": "small", "encoder": {"kind": "transformer", "model": str(bert)}})
     assert isinstance(recipe.encoder, TransformerEncoderRecipe)
     torch.manual_seed(0)

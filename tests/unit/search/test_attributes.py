@@ -39,7 +39,7 @@ TABLE = pa.table(
     ],
 )
 def test_a_filter_allows_what_fits_all_of_its_attributes(wanted: dict[str, Any], rows: list[int]) -> None:
-    """If it fails, a market is shown another market's labels, or misses its labels."""
+    """If it fails, a filter returns labels of another market, or misses labels of its own."""
     allowed = Attributes(TABLE).allowed(wanted)
     assert allowed.rows_R.tolist() == rows
     assert allowed.count == len(rows)
@@ -69,13 +69,13 @@ def test_a_filter_on_an_unknown_attribute_is_one_sentence(wanted: Any, why: str)
 
 
 def test_a_table_without_attributes_says_so() -> None:
-    """If it fails, the error about a filter names an empty list."""
+    """If it fails, the error for labels without attributes has an empty list of names."""
     with pytest.raises(BadInput, match="It has none"):
         Attributes(TABLE.select(["id", "text"])).allowed({"market": ["US"]})
 
 
 def test_equal_filters_are_compiled_once_and_unlike_types_are_not_mixed_up() -> None:
-    """If it fails, every request compiles its filter again, or 1 and True are confused in the cache."""
+    """If it fails, filters are compiled for every request, or 1 and True share a cache entry."""
     attributes = Attributes(TABLE)
     first = attributes.allowed({"market": ["US", "CA"], "year": [2020]})
     assert attributes.allowed({"year": [2020], "market": ["CA", "US", "CA"]}) is first
@@ -85,7 +85,7 @@ def test_equal_filters_are_compiled_once_and_unlike_types_are_not_mixed_up() -> 
 
 
 def test_the_cache_of_filters_is_bounded() -> None:
-    """If it fails, a client that sends new filters all the time fills the memory."""
+    """If it fails, a client that sends many different filters fills the memory."""
     cache_bytes = 2 * BYTES_PER_LABEL * TABLE.num_rows
     for bytes_per_label, most in ((BYTES_PER_LABEL, 2), (2 * BYTES_PER_LABEL, 1)):
         attributes = Attributes(TABLE, bytes_per_label, cache_bytes)
@@ -95,13 +95,13 @@ def test_the_cache_of_filters_is_bounded() -> None:
 
 
 def test_several_batches_of_labels_are_one_table() -> None:
-    """If it fails, a label table of two record batches is filtered by the rows of the first."""
+    """If it fails, only the first record batch of a label table is filtered."""
     twice = pa.concat_tables([TABLE, TABLE])
     assert Attributes(twice).allowed({"tags": ["new"], "brand": ["x"]}).rows_R.tolist() == [0, 4]
 
 
-def test_no_filter_allows_a_paused_label() -> None:
-    """A paused label would still be shown with a cached filter, or never return."""
+def test_what_is_paused_is_allowed_by_no_filter_until_it_is_not_paused() -> None:
+    """If it fails, a cached filter still allows a paused label, or a label stays paused."""
     attributes = Attributes(TABLE)
     assert attributes.allowed({"market": ["US"]}).rows_R.tolist() == [0, 3]
     assert attributes.pause(["d", "none", "c", "d"]) == ["none"]

@@ -37,7 +37,7 @@ def retriever(bundle: Path) -> Retriever:
 
 
 def written(folder: Path, ending: str, queries: list[str | None], column: str = "query") -> Path:
-    """A file of queries."""
+    """Write a file of queries."""
     path, table = folder / f"queries{ending}", pa.table({"day": list(range(len(queries))), column: queries})
     if ending == ".parquet":
         pq.write_table(table, path, row_group_size=4)
@@ -49,7 +49,7 @@ def written(folder: Path, ending: str, queries: list[str | None], column: str = 
 
 
 def expected(retriever: Retriever, queries: list[str | None], k: int, **wanted: Any) -> list[tuple[Any, ...]]:
-    """Row, query, rank, label and text of every hit."""
+    """Return row, query, rank, label and text of every hit."""
     return [
         (row, query, rank + 1, hit.id, hit.text)
         for row, query in enumerate(queries)
@@ -81,7 +81,7 @@ def search_file(
 @pytest.mark.parametrize("out", [".parquet", ".csv", ".jsonl"])
 @pytest.mark.parametrize("source", [".parquet", ".csv", ".jsonl"])
 def test_every_format_gives_what_a_search_gives(tmp_path: Path, retriever: Retriever, source: str, out: str) -> None:
-    """If it fails, a nightly job loses, doubles or mixes up queries, or ranks differently from the service."""
+    """If it fails, a batch search loses, repeats or mixes up queries, or ranks differently from the service."""
     target = tmp_path / f"matches{out}"
     result = search_file(
         retriever, written(tmp_path, source, list(QUERIES)), target, QueryFormat(), SearchOptions(k=3), ignore
@@ -92,7 +92,7 @@ def test_every_format_gives_what_a_search_gives(tmp_path: Path, retriever: Retri
 
 
 def test_scores_and_shares_are_those_of_the_search(tmp_path: Path, retriever: Retriever) -> None:
-    """If it fails, a threshold that was chosen on the service's scores has another effect offline."""
+    """If it fails, the scores of a batch search differ from those of the service."""
     target = tmp_path / "matches.parquet"
     search_file(
         retriever,
@@ -112,7 +112,7 @@ def test_scores_and_shares_are_those_of_the_search(tmp_path: Path, retriever: Re
 def test_queries_without_text_have_no_matches_and_are_counted(
     tmp_path: Path, retriever: Retriever, ending: str
 ) -> None:
-    """If it fails, one blank line among a million ends the run, or shifts all rows after it."""
+    """If it fails, one blank line ends a batch search, or shifts the rows after it."""
     queries = ["red", None, "  ", "rain", "two\nlines of red", *[""] * 15, "blue"]
     target = tmp_path / "matches.jsonl"
     result = search_file(
@@ -123,7 +123,7 @@ def test_queries_without_text_have_no_matches_and_are_counted(
 
 
 def test_an_empty_line_of_a_list_of_queries_keeps_its_place(tmp_path: Path, retriever: Retriever) -> None:
-    """If it fails, the matches of a plain list are joined to the query of the line above."""
+    """If it fails, the row numbers of a list without a header are off by one."""
     source, target = tmp_path / "queries.csv", tmp_path / "matches.csv"
     source.write_text("query\nred\n\nrain\n")
     result = search_file(retriever, source, target, QueryFormat(), SearchOptions(k=1), ignore)
@@ -147,7 +147,7 @@ class CountingRetriever:
 
 
 def test_an_interrupted_run_resumes_with_the_same_result(tmp_path: Path, retriever: Retriever) -> None:
-    """If it fails, an interrupted run starts again, or has a gap where it was interrupted."""
+    """If it fails, an interrupted run starts again, or loses the queries at which it was interrupted."""
     source, target = written(tmp_path, ".jsonl", list(QUERIES)), tmp_path / "matches.csv"
 
     def stop(done: int, total: int) -> None:
@@ -166,7 +166,7 @@ def test_an_interrupted_run_resumes_with_the_same_result(tmp_path: Path, retriev
 
 
 def test_shards_of_other_arguments_are_not_reused(tmp_path: Path, retriever: Retriever) -> None:
-    """If it fails, half of a file has three matches per query and half five, or matches of an older file."""
+    """If it fails, a file contains matches of two different runs."""
     source, target = written(tmp_path, ".csv", list(QUERIES)), tmp_path / "matches.parquet"
 
     def stop(done: int, total: int) -> None:
@@ -184,7 +184,7 @@ def test_shards_of_other_arguments_are_not_reused(tmp_path: Path, retriever: Ret
 def test_the_command_filters_and_names_what_it_wrote(
     tmp_path: Path, bundle: Path, retriever: Retriever, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, the command line ignores an option, or does not report what it did."""
+    """If it fails, the command ignores options, or does not report its result."""
     source, target = written(tmp_path, ".csv", ["red", "12"], column="ask"), tmp_path / "matches.csv"
     asked = ("predict", "--bundle", bundle, "--input", source, "--output", target, "--column", "ask", "-k", "4")
     assert run(*asked, "--filter", "market=US", "--min-score", "0.01") == 0
@@ -223,7 +223,7 @@ def test_invalid_arguments_of_a_batch_search_are_one_sentence(
 def test_a_run_that_was_killed_while_it_began_is_begun_anew(
     tmp_path: Path, retriever: Retriever, question: str
 ) -> None:
-    """If it fails, a kill at the start makes every later run end in a traceback."""
+    """If it fails, a truncated file of arguments ends every later run in a traceback."""
     source, target = written(tmp_path, ".csv", list(QUERIES)), tmp_path / "matches.csv"
     (tmp_path / ".matches.csv.shards").mkdir()
     (tmp_path / ".matches.csv.shards" / "arguments.json").write_text(question)
@@ -233,7 +233,7 @@ def test_a_run_that_was_killed_while_it_began_is_begun_anew(
 
 
 def test_queries_that_change_while_they_are_answered_are_an_error(tmp_path: Path, retriever: Retriever) -> None:
-    """If it fails, matches are from two versions of a file, or the change is reported as an error in diptych."""
+    """If it fails, matches are of two versions of a file, or the error is reported as a bug."""
     source, target = written(tmp_path, ".jsonl", list(QUERIES)), tmp_path / "matches.csv"
 
     def append(done: int, total: int) -> None:

@@ -23,14 +23,14 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
 
 
 def test_a_bundle_does_not_differ_from_itself(words: Retriever) -> None:
-    """If it fails, every retraining looks like a change."""
+    """If it fails, equal answers of another bundle are reported as changes."""
     comparison = compare_bundles(words, words, QUERIES, None)
     shares = (comparison.overlap, comparison.same_first, comparison.same)
     assert (shares, comparison.changed, comparison.metrics) == ((1.0, 1.0, 1.0), (), None)
 
 
 def test_labels_are_compared_by_id_and_not_by_row(tmp_path: Path, words: Retriever) -> None:
-    """If it fails, a label table in another order looks like other answers."""
+    """If it fails, bundles with another order of labels have different answers."""
     texts = label_texts()
     ids = np.random.default_rng(1).permutation(200)
     shuffled = make_bundle(tmp_path / "shuffled", [texts[row] for row in ids], ids=[f"label-{row}" for row in ids])
@@ -92,7 +92,7 @@ def test_the_commands_roll_back_prune_and_compare(tmp_path: Path, capsys: pytest
     [('{"query": " "}\n', "contains no query"), ('{"query": "red", "labels": "a"}\n', "labels is .a., not")],
 )
 def test_a_file_without_valid_queries_is_refused(tmp_path: Path, lines: str, why: str) -> None:
-    """If it fails, an empty comparison looks like agreement."""
+    """If it fails, a comparison of no queries is reported as agreement."""
     path = tmp_path / "queries.jsonl"
     path.write_text(lines)
     with pytest.raises(BadInput, match=why):

@@ -1,4 +1,4 @@
-"""Filtered search: k labels if they exist, the best ones, by the index and by full comparison."""
+"""Filtered search returns the best allowed labels, by scan and by index."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def best(query_QD: Vectors, vectors_LD: Vectors, mask_L: np.ndarray, k: int) -> 
 def test_the_best_allowed_labels_are_found_either_way(
     indexes: Indexes, vectors_LD: Vectors, share: float, scan: bool
 ) -> None:
-    """If it fails, a filtered search returns too few, forbidden or worse labels."""
+    """If it fails, a filtered search returns too few labels, forbidden ones, or not the best."""
     candidates = Candidates(*indexes, prefer_scan=lambda *_: scan)
     mask_L = np.random.default_rng(7).random(LABELS) < share
     query_QD = clustered(60, seed=8)
@@ -84,6 +84,6 @@ def test_a_filter_that_allows_everything_or_nothing(candidates: Candidates) -> N
 
 
 def test_small_subsets_are_scanned_and_large_ones_searched() -> None:
-    """If it fails, the planner confuses the two costs."""
+    """If it fails, small subsets are searched in the index, or large ones are scanned."""
     assert scan_is_cheaper(queries=1, candidates=2_600, rows=1_000)
     assert not scan_is_cheaper(queries=1, candidates=100, rows=500_000)

@@ -1,4 +1,4 @@
-"""Labels of equal vectors share a node of the index: they are found, ordered and filtered as with separate nodes."""
+"""Labels with equal vectors share a node of the index; answers are those of an index with a node per label."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def numbered(values: list[int]) -> Nodes:
 
 
 def test_equal_vectors_share_a_node_numbered_by_their_first_label() -> None:
-    """If it fails, equal labels have several nodes in the graph, or different ones share a node."""
+    """If it fails, equal vectors are in the graph many times, or different ones count as equal."""
     nodes = nodes_of(np.array([[0.0, 1], [2, 0], [-0.0, 1], [2, 1], [2, 0]], np.float32))
     assert nodes.node_L.tolist() == [0, 1, 0, 2, 1]
     assert (nodes.size, nodes.representatives.tolist()) == (3, [0, 1, 3])
@@ -52,7 +52,7 @@ def test_a_shared_hash_merges_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     st.lists(st.booleans(), min_size=40, max_size=40),
 )
 def test_expanding_is_sorting_all_labels(values: list[int], scores: list[int], k: int, shown: list[bool]) -> None:
-    """If it fails, a node's labels displace better ones, come in another order, or there are fewer than k."""
+    """If it fails, the labels of a node replace better ones, have the wrong order, or are fewer than k."""
     mask_L = np.array(shown[: len(values)])
     if not mask_L.any():
         return
@@ -71,7 +71,7 @@ def test_expanding_is_sorting_all_labels(values: list[int], scores: list[int], k
 
 
 def test_queries_are_expanded_in_parts_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it fails, a batch with large k takes unbounded memory, or its parts are mixed up."""
+    """If it fails, a batch with a large k uses unlimited memory, or its passes are mixed up."""
     nodes = numbered([0, 1, 0, 1, 2])
     rows_QC = np.array([[0, 1, 4], [4, 1, 0], [1, 4, 0]])
     scored = (rows_QC, *(np.array([[3.0, 2, 1]] * 3) for _ in range(3)))
@@ -94,7 +94,7 @@ def retriever(bundle: Path) -> Retriever:
 @pytest.mark.parametrize("exact", [True, False])
 @pytest.mark.parametrize("k", [1, 10, 79, 80, 81, 100, 401, 1000])
 def test_all_ids_of_a_text_are_found_in_row_order(retriever: Retriever, k: int, exact: bool) -> None:
-    """If it fails, ids that share a text are missed although better than the answers, or come in random order."""
+    """If it fails, labels with the same text are missed, or have a random order."""
     assert retriever.manifest.index.nodes == 6
     for place, hits in enumerate(retriever.search(TEXTS, k, exact=exact)):
         rows = [int(hit.id.removeprefix("label-")) for hit in hits]
@@ -106,7 +106,7 @@ def test_all_ids_of_a_text_are_found_in_row_order(retriever: Retriever, k: int, 
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_filters_pauses_and_least_scores_see_every_id(bundle: Path, exact: bool) -> None:
-    """If it fails, a filter or a pause hides all labels of a node, shows an excluded one, or returns fewer than k."""
+    """If it fails, a filter or pause hides all labels of a node, allows an excluded label, or leaves fewer than k."""
     with open_bundle(bundle, threads=1) as retriever:
         us = list(range(0, 400, 10))
         (hits,) = retriever.search([TEXTS[0]], 50, filter={"market": ["US"]}, exact=exact)
@@ -129,7 +129,7 @@ def test_filters_pauses_and_least_scores_see_every_id(bundle: Path, exact: bool)
 def test_a_filter_answered_by_the_index_expands_only_allowed_ids(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """If it fails, a filter gives other answers through the index than by comparing all allowed labels."""
+    """If it fails, a filter gives different answers in the index than in a scan."""
     monkeypatch.setattr("retrieval.search.candidates.COST_PER_CANDIDATE", -1)  # a scan is never cheaper
     texts = [
         f"{one} {other}" for one in ("red", "blue", "cheap", "city") for other in ("rain", "kids", "trail", "light")

@@ -1,4 +1,4 @@
-"""Searching an opened bundle: scores and contributions, weights, exact search, errors, threads."""
+"""Search in an open bundle: scores of both halves, weights, exact search, errors, threads."""
 
 import gc
 import subprocess
@@ -27,7 +27,7 @@ QUERIES = ["cheap running shoes", "red city", "light rain", "blue trail winter k
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_bundle(tmp_path_factory.mktemp("bundles") / "words", efforts=(200, 200, 200))
+    return make_bundle(tmp_path_factory.mktemp("bundles") / "words", ef_search=(200, 200, 200))
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def unit_label_halves(retriever: Retriever) -> tuple[Any, Any]:
 @pytest.mark.parametrize("weight", [0.0, 0.3, 0.5, 1.0])
 @pytest.mark.parametrize("exact", [False, True])
 def test_scores_are_the_weighted_sum_of_the_halves(retriever: Retriever, weight: float, exact: bool) -> None:
-    """If it fails, hits are not ranked by (1−w)·s_DE + w·s_CLF, or their shares are not those of the two halves."""
+    """If it fails, hits are not ranked by (1−w)·s_DE + w·s_CLF, or the scores of the two halves are wrong."""
     dual_QD, classifier_QC = retriever.encode(QUERIES)
     dual_LD, classifier_LC = unit_label_halves(retriever)
     scores_QL = (1 - weight) * dual_QD @ dual_LD.T + weight * classifier_QC @ classifier_LC.T
@@ -57,7 +57,7 @@ def test_scores_are_the_weighted_sum_of_the_halves(retriever: Retriever, weight:
 
 
 def test_the_weight_of_training_is_the_default(bundle: Path, tmp_path: Path) -> None:
-    """If it fails, searches without a weight use another one than was chosen at training."""
+    """If it fails, a search without a weight does not use the one that training chose."""
     other = open_bundle(make_bundle(tmp_path / "other", weight=0.25))
     assert other.search(QUERIES, 5) == other.search(QUERIES, 5, weight=0.25)
     assert other.search(QUERIES, 5) != other.search(QUERIES, 5, weight=0.75)
@@ -77,7 +77,7 @@ def test_answers_name_the_bundle_that_gave_them(tmp_path: Path) -> None:
 
 
 def test_hits_carry_the_label_table(retriever: Retriever) -> None:
-    """If it fails, an answer shows another label's text or attributes."""
+    """If it fails, a hit has another label's text or attributes."""
     texts = label_texts()
     for hit in retriever.search(["shoes"], 20)[0]:
         row = int(hit.id.removeprefix("label-"))
@@ -94,7 +94,7 @@ def test_a_text_finds_itself_first(retriever: Retriever) -> None:
 
 
 def test_equal_labels_come_in_row_order(tmp_path: Path) -> None:
-    """If it fails, labels of the same text change places between runs, builds or index kinds."""
+    """If it fails, the order of labels with the same text depends on the run, the build or the index."""
     retriever = open_bundle(make_bundle(tmp_path / "twins", ["red shoes"] * 12 + ["rain"] * 3))
     for exact in (False, True):
         hits = retriever.search(["red shoes"], 12, exact=exact)[0]
@@ -103,7 +103,7 @@ def test_equal_labels_come_in_row_order(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("k", [1, 199, 200, 10_000])
 def test_k_beyond_the_labels_gives_all_of_them(retriever: Retriever, k: int) -> None:
-    """If it fails, asking for more labels than exist raises instead of giving all."""
+    """If it fails, a request for more labels than exist raises instead of returning all."""
     assert [len(hits) for hits in retriever.search(["red", "blue"], k)] == [min(k, 200)] * 2
 
 
@@ -118,7 +118,7 @@ def test_an_answer_does_not_depend_on_its_batch(retriever: Retriever) -> None:
 
 
 def test_many_threads_get_the_same_answers(retriever: Retriever) -> None:
-    """If it fails, concurrent searches influence each other."""
+    """If it fails, concurrent searches change each other's answers."""
     expected = [retriever.search([query], 10) for query in QUERIES]
     with ThreadPoolExecutor(8) as pool:
         for _ in range(5):
@@ -134,7 +134,7 @@ def test_unknown_words_still_get_an_answer(retriever: Retriever) -> None:
 
 
 def test_a_very_long_query_is_cut(retriever: Retriever) -> None:
-    """If it fails, one megabyte of text blocks the encoder for all others."""
+    """If it fails, one text of a megabyte blocks the encoder for all others."""
     long = "red shoes " * 200_000
     assert retriever.search([long], 3) == retriever.search([long[:512]], 3)
 
@@ -146,7 +146,7 @@ def test_timings_cover_each_stage(retriever: Retriever) -> None:
 
 
 def test_padding_is_what_shorter_texts_are_filled_with(retriever: Retriever) -> None:
-    """Operators would not see how much of the encoder's work is padding."""
+    """If it fails, metrics do not show how much of the encoder's work is padding."""
     timings = retriever.search_rows(["red", "red red red"] * 40, 3).timings
     alone = [retriever.search_rows([text], 3).timings for text in ("red", "red red red")]
     assert [one.padding for one in alone] == [0, 0]
@@ -223,8 +223,8 @@ def test_a_closed_retriever_holds_nothing(tmp_path: Path) -> None:
             use()
 
 
-def test_closing_during_searches_lets_them_finish_or_end_with_one_sentence(tmp_path: Path) -> None:
-    """If it fails, a search during the close ends in an error of a library, or never ends."""
+def test_closing_beside_searches_ends_them_whole_or_with_one_sentence(tmp_path: Path) -> None:
+    """If it fails, a search during `close` ends in an error of a library, or never."""
     retriever = open_bundle(make_bundle(tmp_path / "words"), threads=3)
     expected, ready = retriever.search(QUERIES * 40, 5), threading.Barrier(5)
 
@@ -275,19 +275,19 @@ def test_a_forked_retriever_says_so(bundle: Path) -> None:
 
 
 def test_golden_answers_are_given_again(retriever: Retriever) -> None:
-    """If it fails, a valid bundle is refused, or the check compares nothing."""
+    """If it fails, an undamaged bundle is refused, or the check compares nothing."""
     report = retriever.check_golden()
     assert (report.queries, report.overlap_at_10, report.passed) == (3, 1.0, True)
     assert report.score_deviation <= 1e-6
 
 
 def test_other_answers_fail_the_golden_check(bundle: Path) -> None:
-    """If it fails, a processor that computes other results passes the check."""
+    """If it fails, wrong answers of a CPU pass the check of golden answers."""
     retriever = open_bundle(bundle)
     rng = np.random.default_rng(0)
 
     class Disturbed:
-        """The bundle on a processor that computes other scores."""
+        """A bundle on a CPU that computes other scores."""
 
         folder, manifest, golden, labels = retriever.folder, retriever.manifest, retriever.golden, retriever.labels
 
@@ -305,7 +305,7 @@ def test_other_answers_fail_the_golden_check(bundle: Path) -> None:
 def test_the_index_may_have_other_threads_than_the_encoder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, int], used: int
 ) -> None:
-    """On a machine with many cores, encoder and search could not have different numbers of threads."""
+    """If it fails, the numbers of threads for encoding and for searching cannot be set separately."""
     folder, load, seen = make_bundle(tmp_path / "words"), HnswIndex.load, []
     monkeypatch.setattr(HnswIndex, "load", lambda *args, **more: (seen.append(args[4].threads), load(*args, **more))[1])
     with open_bundle(folder, **given) as retriever:
@@ -315,7 +315,7 @@ def test_the_index_may_have_other_threads_than_the_encoder(
 
 @pytest.mark.parametrize("exact", [True, False])
 def test_paused_labels_make_room_for_the_next_ones(tmp_path: Path, exact: bool) -> None:
-    """Paused labels would be shown, or leave gaps in an answer of k."""
+    """If it fails, paused labels are shown, or an answer has fewer than k labels."""
     with open_bundle(make_bundle(tmp_path / "words")) as retriever:
         (before,) = retriever.search(["red winter city"], 30, exact=exact)
         paused = {hit.id for hit in before[:20:2]}
@@ -329,8 +329,8 @@ def test_paused_labels_make_room_for_the_next_ones(tmp_path: Path, exact: bool) 
 
 
 def test_a_weight_whose_index_misses_too_much_compares_every_label(tmp_path: Path) -> None:
-    """A search at a weight that the index does not serve would miss labels, or fail."""
-    with open_bundle(make_bundle(tmp_path / "bundle", efforts=(32, 32, None))) as retriever:
+    """If it fails, a search at a weight without a measured ef_search misses labels, or fails."""
+    with open_bundle(make_bundle(tmp_path / "bundle", ef_search=(32, 32, None))) as retriever:
         texts = label_texts()[:20]
         found = retriever.search_rows(texts, 5, weight=1.0)
         assert (found.rows_QK == retriever.search_rows(texts, 5, weight=1.0, exact=True).rows_QK).all()

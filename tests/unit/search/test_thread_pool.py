@@ -22,8 +22,8 @@ def test_every_query_is_worked_on_once_and_in_order(queries: int, threads: int) 
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_results_are_in_the_order_of_the_items(threads: int) -> None:
-    """If this failed, texts would get each other's vectors whenever a short run overtakes a long one."""
+def test_what_is_found_stands_where_its_item_stood(threads: int) -> None:
+    """If this failed, texts would get each other's vectors if a short run ends before a long one."""
 
     def slow_first(number: int) -> int:
         if number == 0:
@@ -37,8 +37,8 @@ def test_results_are_in_the_order_of_the_items(threads: int) -> None:
     assert ThreadPool(threads).map(slow_first, []) == []
 
 
-def test_work_is_done_by_the_requested_number_of_threads() -> None:
-    """If this failed, cores would idle while one of them searches a batch."""
+def test_work_is_done_by_as_many_threads_as_asked_for() -> None:
+    """If this failed, a batch would be searched on one core while others are idle."""
     pool, together = ThreadPool(3), threading.Barrier(3, timeout=30)
 
     def meet(_: np.ndarray) -> int:
@@ -50,7 +50,7 @@ def test_work_is_done_by_the_requested_number_of_threads() -> None:
 
 
 def test_an_error_of_any_part_reaches_the_caller() -> None:
-    """If this failed, a slice that failed would be answered with an empty result."""
+    """If this failed, an error in one part would be lost, and its queries would have no answer."""
 
     def refuse(part_PD: np.ndarray) -> None:
         if part_PD[-1, 0] == 5:

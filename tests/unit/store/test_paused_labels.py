@@ -29,7 +29,7 @@ def store(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def best(place: Path | str) -> str:
-    """The id of the best label for a query."""
+    """Return the id of the best label of a query."""
     with open_bundle(place) as retriever:
         return retriever.search(["red shoes"], 1)[0][0].id
 
@@ -92,7 +92,7 @@ def test_an_interrupted_run_restarts_when_the_paused_labels_change(store: Path, 
 
 
 def test_a_bundle_is_verified_although_its_golden_answers_are_paused(store: Path) -> None:
-    """If it fails, a bundle whose golden answers contain a paused label can be neither verified nor activated."""
+    """If it fails, a bundle with a paused label in its golden answers can be neither verified nor activated."""
     with open_bundle(store) as retriever:
         golden = [hit.id for hits in retriever.search(["cheap running shoes", "light rain"], 10) for hit in hits]
     pause(store, *golden)
@@ -108,7 +108,7 @@ def test_a_bundle_is_verified_although_its_golden_answers_are_paused(store: Path
      b"[" * 100_000],
 )  # fmt: skip
 def test_an_invalid_list_is_one_sentence(store: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
-    """If it fails, a mistake in the file shows all paused labels again, or ends in a traceback."""
+    """If it fails, a mistake in the file shows every paused label again, or ends in a traceback."""
     (store / PAUSED).write_bytes(content)
     with pytest.raises(BundleError, match=r"PAUSED\.json is not a list of paused labels \(.*\)\. Write it as"):
         read_paused(store)
@@ -117,7 +117,7 @@ def test_an_invalid_list_is_one_sentence(store: Path, content: bytes, capsys: py
 
 
 def test_a_list_has_a_bound(store: Path) -> None:
-    """If it fails, a process that can write to the file can fill the memory of every service on the store."""
+    """If it fails, a user who can write the file can fill the memory of every service on the store."""
     pause(store, "a", "b", "a")
     assert read_paused(store, 2) == ("a", "b")
     with pytest.raises(BundleError, match=r"PAUSED\.json lists 2 labels; the limit is 1\."):
@@ -129,7 +129,7 @@ def test_a_list_has_a_bound(store: Path) -> None:
 
 
 def test_a_service_applies_its_limit_and_notices_a_removed_list(store: Path) -> None:
-    """If it fails, an edited file exceeds the limits of the service, or its removal has no effect."""
+    """If it fails, an edited file can exceed the service's limit, or its removal has no effect."""
     paused = PausedFile(StoreAccess(store, []), 2)
     assert not paused.read()
     pause(store, "a", "b", "c")

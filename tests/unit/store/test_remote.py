@@ -1,4 +1,4 @@
-"""Stores behind URLs: downloads, the cache, changes at the URL, and messages of the command line."""
+"""Stores behind URLs: downloads, the cache, changes at the URL, and the messages of commands."""
 
 import io
 import json
@@ -34,14 +34,14 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Create a cache folder for this test, which the command line uses too."""
+    """Return the cache folder of this test, which commands use too."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     return tmp_path / "cache"
 
 
 @pytest.fixture
 def memory(made: Path) -> Iterator[fsspec.AbstractFileSystem]:
-    """The store of `made` in fsspec's memory file system, at URL."""
+    """Copy the store of `made` to fsspec's memory file system at URL."""
     files = fsspec.filesystem("memory")
     files.put(str(made), "/shop/store", recursive=True)
     yield files
@@ -49,7 +49,7 @@ def memory(made: Path) -> Iterator[fsspec.AbstractFileSystem]:
 
 
 def test_a_url_answers_as_the_folder_does(made: Path, memory: fsspec.AbstractFileSystem, cache: Path) -> None:
-    """If it fails, the downloaded bundle differs from the published one, or the cache cannot be managed as a store."""
+    """If it fails, a fetched bundle differs from the published one, or store commands fail on the cache."""
     with open_bundle(URL) as fetched, open_bundle(made) as there:
         assert fetched.name == "one"
         assert fetched.search(["red shoes"], 5) == there.search(["red shoes"], 5)
@@ -70,7 +70,7 @@ def test_cached_files_are_not_downloaded_again(memory: fsspec.AbstractFileSystem
 
 
 def test_an_activation_is_seen_at_the_next_opening(memory: fsspec.AbstractFileSystem) -> None:
-    """If it fails, a cache keeps the bundle that was active when it was created."""
+    """If it fails, the bundle that was active at the first download is used for ever."""
     for name in ("one", "two", "one"):
         memory.pipe("/shop/store/CURRENT", f"{name}\n".encode())
         with open_bundle(URL) as retriever:
@@ -80,7 +80,7 @@ def test_an_activation_is_seen_at_the_next_opening(memory: fsspec.AbstractFileSy
 
 
 def test_a_damaged_list_of_paused_labels_in_the_cache_is_replaced(memory: fsspec.AbstractFileSystem) -> None:
-    """If it fails, one invalid byte in the cache prevents every use of a valid store."""
+    """If it fails, one damaged byte in the cache prevents every use of an undamaged store."""
     memory.pipe("/shop/store/PAUSED.json", b'{"paused": ["one-1"]}')
     open_bundle(URL).close()
     (cache_store(URL).path / PAUSED).write_bytes(b"\xff")
@@ -89,7 +89,7 @@ def test_a_damaged_list_of_paused_labels_in_the_cache_is_replaced(memory: fsspec
 
 
 def test_a_file_that_an_earlier_bundle_brought_is_not_fetched_again(memory: fsspec.AbstractFileSystem) -> None:
-    """If it fails, a bundle with the same tokenizer and encoders downloads them again."""
+    """If it fails, the tokenizer and encoders that two bundles share are downloaded twice."""
     open_bundle(URL).close()
     memory.rm(f"/shop/store/bundles/two/{TOKENIZER}")
     memory.pipe("/shop/store/CURRENT", b"two\n")
@@ -103,7 +103,7 @@ def test_a_file_that_an_earlier_bundle_brought_is_not_fetched_again(memory: fssp
 
 
 def test_one_bundle_has_a_url_too(made: Path) -> None:
-    """If it fails, only complete stores can be downloaded, and not a single bundle in a bucket."""
+    """If it fails, a single bundle in a bucket cannot be fetched."""
     url = f"file://{made / 'bundles' / 'two'}"
     with open_bundle(url) as retriever:
         assert retriever.name == "two"
@@ -113,7 +113,7 @@ def test_one_bundle_has_a_url_too(made: Path) -> None:
 def test_a_bundle_is_pulled_into_a_local_store(
     memory: fsspec.AbstractFileSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, a bundle from a bucket cannot be pulled into a local store, or becomes active without --activate."""
+    """If it fails, a bundle from a bucket cannot be pulled into a local store, or pull activates it."""
     own = make_store(tmp_path / "own", "mine")
     assert run("bundles", "pull", URL, "--store", own.path, "--name", "two") == 0
     assert (own.active(), sorted(own.bundles())) == ("mine", ["mine", "two"])
@@ -123,7 +123,7 @@ def test_a_bundle_is_pulled_into_a_local_store(
 
 
 def test_pulling_tells_how_far_it_is(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
-    """If it fails, a download of gigabytes shows no progress, or a bar that exceeds its end."""
+    """If it fails, a long download has no progress bar, or one that exceeds 100 %."""
     told: list[tuple[int, int]] = []
     pull(URL, open_store(tmp_path / "own"), progress=lambda done, total: told.append((done, total)))
     size = sum(entry.bytes for entry in open_store(tmp_path / "own").manifest("one").files.values())
@@ -135,7 +135,7 @@ def test_pulling_tells_how_far_it_is(memory: fsspec.AbstractFileSystem, tmp_path
 def test_the_reading_commands_take_a_url(
     memory: fsspec.AbstractFileSystem, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, a command that only reads a store requires a manual copy first."""
+    """If it fails, commands that only read a store do not accept its URL."""
     assert run("bundles", "list", URL) == 0
     listed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[:2] for line in listed[1:]] == [["*", "one"], ["two", "2026-11-22T01:00:00Z"]]
@@ -200,7 +200,7 @@ def test_a_mistake_is_one_sentence(
 
 
 def test_a_signature_made_later_is_fetched_with_it(made: Path, tmp_path: Path) -> None:
-    """If it fails, a bundle that was signed after it was cached is refused forever where keys are required."""
+    """If it fails, a bundle that was signed after it was cached is refused for ever."""
     keys, there = new_keys(), tmp_path / "there"
     shutil.copytree(made, there)
     url = f"file://{there}"
@@ -218,7 +218,7 @@ def test_a_signature_made_later_is_fetched_with_it(made: Path, tmp_path: Path) -
 
 
 def test_a_name_is_for_good(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
-    """If it fails, a bundle that was published again under an old name is mixed up with the old one."""
+    """If it fails, a new bundle with the name of an old one is confused with it."""
     open_bundle(URL).close()
     memory.rm("/shop/store/bundles/one", recursive=True)
     memory.put(str(make_bundle(tmp_path / "other", seed=9)), "/shop/store/bundles/one", recursive=True)
@@ -231,8 +231,8 @@ def test_a_name_is_for_good(memory: fsspec.AbstractFileSystem, tmp_path: Path) -
         assert retriever.search(["red shoes"], 1)[0][0].id.startswith("label-")
 
 
-def test_the_cache_is_in_the_configured_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """If it fails, a container's cache is not on its volume, or two stores share one folder."""
+def test_the_cache_is_where_it_is_told_to_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """If it fails, DIPTYCH_CACHE is ignored, or two stores share one folder."""
     assert cache_store(URL, tmp_path / "here").path.parent == tmp_path / "here"
     assert cache_store(URL).path.parent == tmp_path / "cache"
     monkeypatch.delenv("DIPTYCH_CACHE")
@@ -257,13 +257,13 @@ def test_the_cache_is_in_the_configured_folder(monkeypatch: pytest.MonkeyPatch, 
         (Path("./s3"), None),
     ],
 )
-def test_urls_are_recognised(place: Path | str, url: str | None) -> None:
-    """If it fails, a folder is requested from the network, or a folder with the name of a URL is created."""
+def test_what_is_a_url(place: Path | str, url: str | None) -> None:
+    """If it fails, a path is treated as a URL, or a URL as a path."""
     assert as_url(place) == url
 
 
 def without(package: str, program: str, folder: Path) -> str:
-    """The last line that a program prints in a new process where a package cannot be imported."""
+    """Run a program in a process that cannot import a package; return the last line of its output."""
     (folder / f"{package}.py").write_text(f"raise ModuleNotFoundError('No module named {package}', name='{package}')")
     program = f"import sys; sys.path.insert(0, {str(folder)!r})\n{program}"
     ended = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
@@ -286,7 +286,7 @@ def test_a_local_store_needs_no_fsspec(made: Path, tmp_path: Path) -> None:
 
 
 def test_a_url_for_a_store_to_change_is_refused_by_the_library_too() -> None:
-    """If it fails, `open_store("s3://…")` silently works on a local folder of that name."""
+    """If it fails, `open_store("s3://…")` silently uses a local folder of that name."""
     with pytest.raises(BadInput, match="is a URL, and only a store in a folder can be changed"):
         open_store("s3://shop/store")
 

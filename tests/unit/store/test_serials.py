@@ -1,4 +1,4 @@
-"""Serial numbers of signatures: an older signed bundle is not activated or followed again, except by a rollback."""
+"""Serial numbers of signatures: an older signed bundle is activated again only by a rollback."""
 
 import json
 import shutil
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from retrieval import Retriever, open_bundle
+from retrieval import open_bundle
 from retrieval.bundle.signatures import MAX_SERIAL, SIGNATURE, KeyPair, NotTrusted, Signature, new_keys, signed
 from retrieval.errors import BadInput, BundleError
 from retrieval.open import open_store
@@ -24,7 +24,7 @@ def keys() -> KeyPair:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, keys: KeyPair) -> Path:
-    """Bundles one, two and three, signed with the numbers 1, 2 and 3; one is active."""
+    """Make the bundles one, two and three, signed with the numbers 1, 2 and 3; one is active."""
     store = make_store(tmp_path_factory.mktemp("signed") / "store", "one", "two", "three")
     for serial, name in enumerate(("one", "two", "three"), 1):
         assert store.sign(name, keys.signing, serial) == serial
@@ -33,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, keys: KeyPair) -> Path:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache folder of this test, and a process without records."""
+    """Use a cache folder of this test, and a process without records."""
     monkeypatch.setenv("DIPTYCH_CACHE", str(tmp_path / "cache"))
     forget()
     return tmp_path / "cache"
@@ -50,7 +50,7 @@ def forget() -> None:
 
 
 def test_an_older_signed_bundle_is_not_activated_again(store: Store) -> None:
-    """If it fails, an attacker who can write to a store restores a bundle that was replaced for a reason."""
+    """If it fails, an attacker who can write to a store can activate a bundle that was replaced because it was bad."""
     store.activate("two")
     forget()
     with pytest.raises(OlderSerial, match="bundle one has the serial number 1, and 2 was active here before"):
@@ -62,7 +62,7 @@ def test_an_older_signed_bundle_is_not_activated_again(store: Store) -> None:
 
 
 def test_opening_a_store_checks_the_bundle_in_current(store: Store, keys: KeyPair) -> None:
-    """If it fails, writing CURRENT with an editor instead of the command evades the check."""
+    """If it fails, writing CURRENT with an editor bypasses the check."""
     (store.path / "CURRENT").write_text("three\n")
     open_bundle(store.path, trusted=[keys.trusted]).close()
     forget()
@@ -74,14 +74,21 @@ def test_opening_a_store_checks_the_bundle_in_current(store: Store, keys: KeyPai
         assert retriever.name == "two"
 
 
-def test_a_bundle_that_is_exchanged_after_the_check_is_refused(store: Store, keys: KeyPair) -> None:
-    """If it fails, an attacker who replaces the folder at the right moment has an older signed bundle opened."""
+def test_a_bundle_that_is_exchanged_after_the_check_is_refused(
+    store: Store, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, an attacker who exchanges the folder at the right moment has an older signed bundle opened."""
     store.activate("two")
-    store.check_serial("two")
-    (store.path / "bundles" / "two").rename(store.path / "before")
-    shutil.copytree(store.path / "bundles" / "one", store.path / "bundles" / "two")
-    with Retriever.load(store.bundle_path("two"), trusted=[keys.trusted]) as retriever, pytest.raises(OlderSerial):
-        store.record_use(retriever.name, retriever.signature)
+    check = Store.check_serial
+
+    def check_and_exchange(self: Store, name: str) -> None:
+        check(self, name)
+        (store.path / "bundles" / "two").rename(store.path / "before")
+        shutil.copytree(store.path / "bundles" / "one", store.path / "bundles" / "two")
+
+    monkeypatch.setattr(Store, "check_serial", check_and_exchange)
+    with pytest.raises(OlderSerial):
+        open_bundle(store.path, trusted=[keys.trusted])
 
 
 def test_a_rollback_allows_the_one_bundle_it_went_back_to(store: Store, keys: KeyPair) -> None:
@@ -100,7 +107,7 @@ def test_a_rollback_allows_the_one_bundle_it_went_back_to(store: Store, keys: Ke
 
 
 def test_signing_again_makes_a_bundle_newer(store: Store, keys: KeyPair) -> None:
-    """If it fails, an old bundle can be served on all machines again only after another export."""
+    """If it fails, an old bundle cannot be served again without a new export."""
     store.activate("three")
     assert store.sign("one", keys.signing) > 1_700_000_000
     store.activate("one")
@@ -135,7 +142,7 @@ def test_a_number_belongs_to_its_signature(store: Store, keys: KeyPair) -> None:
 
 
 def test_signatures_without_a_number_count_as_the_oldest(store: Store, keys: KeyPair) -> None:
-    """If it fails, bundles that were signed without a number cannot be served, or count as new ones."""
+    """If it fails, signatures without a number are refused, or count as the newest."""
     import base64
 
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -151,7 +158,7 @@ def test_signatures_without_a_number_count_as_the_oldest(store: Store, keys: Key
 
 
 def test_keys_and_stores_have_numbers_of_their_own() -> None:
-    """If it fails, one team's bundles prevent another team's from being served."""
+    """If it fails, one team's serial numbers apply to another team's key or store."""
     Serials("/one").record_active(Signature("a", 9))
     Serials("/one").check("bundle", Signature("b", 1))
     Serials("/two").check("bundle", Signature("a", 1))
@@ -182,7 +189,7 @@ def test_a_damaged_record_is_an_error(store: Store) -> None:
 def test_every_command_asks_for_signatures(
     made: Path, tmp_path: Path, keys: KeyPair, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If it fails, one of the commands activates, shows or searches a bundle that no trusted key has signed."""
+    """If it fails, one of the commands uses a bundle that no trusted key has signed."""
     folder = shutil.copytree(made, tmp_path / "store")
     for name in ("one", "two"):
         (folder / "bundles" / name / SIGNATURE).unlink()
@@ -217,7 +224,7 @@ def test_every_command_asks_for_signatures(
 
 
 def test_a_rollback_ends_for_every_process_with_the_next_bundle(store: Store, keys: KeyPair) -> None:
-    """If it fails, a service that once rolled back opens that old bundle again after another one became active."""
+    """If it fails, a service that once rolled back opens that old bundle again after a newer one was activated."""
     for name in ("one", "two"):
         store.activate(name)
     assert store.rollback() == "one"

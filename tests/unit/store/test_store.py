@@ -1,4 +1,4 @@
-"""The store: publish, activate, roll back, prune; and errors."""
+"""The store: publish, activate, roll back and prune, and their errors."""
 
 import os
 import shutil
@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_an_activated_bundle_answers(store: Store) -> None:
-    """If it fails, activating a bundle does not change what a reader of the store gets."""
+    """If it fails, readers of the store do not get an activated bundle."""
     assert open_bundle(store.path).search(["red shoes"], 1)[0][0].id.startswith("one-")
     store.activate("two")
     assert open_bundle(store.path).name == "two"
@@ -31,7 +31,7 @@ def test_an_activated_bundle_answers(store: Store) -> None:
 
 
 def test_rolling_back_retraces_the_activations(store: Store) -> None:
-    """If it fails, a rollback activates another bundle than the previous one."""
+    """If it fails, a rollback does not activate the previous bundle."""
     store.activate("two")
     store.activate("three")
     assert (store.previous(), store.rollback(), store.active()) == ("two", "two", "two")
@@ -78,7 +78,7 @@ def test_pruning_keeps_what_is_needed(store: Store) -> None:
 
 
 def test_pruning_keeps_the_newest(store: Store) -> None:
-    """If it fails, pruning removes more bundles than requested."""
+    """If it fails, pruning keeps fewer bundles than requested."""
     assert store.prune(3) == []
     newest = store.bundles()[-1]
     store.prune(1)
@@ -111,7 +111,7 @@ def test_a_damaged_bundle_is_neither_published_nor_activated(store: Store) -> No
 
 @pytest.mark.parametrize("name", ["", "..", "../one", "a/b", "-x", ".x", "a" * 65, "a b", "one\n"])
 def test_a_hostile_name_is_refused(store: Store, name: str) -> None:
-    """If it fails, a bundle name reaches outside of the store's folder."""
+    """If it fails, a bundle name leads outside the store's folder."""
     for act in (store.activate, store.bundle_path, store.verify):
         with pytest.raises(BundleError, match="not a bundle name"):
             act(name)
@@ -187,8 +187,8 @@ def test_a_reader_that_died_holds_nothing(tmp_path: Path) -> None:
     assert store.prune(0) == ["two"]
 
 
-def test_the_next_change_removes_the_files_of_a_killed_command(store: Store) -> None:
-    """If it fails, every interrupted publication leaves the size of a bundle forever, or one in progress is removed."""
+def test_what_a_dead_command_left_goes_with_the_next_change(store: Store) -> None:
+    """If it fails, files of interrupted publications are never removed, or those of running ones are."""
     left = store.path / ".incoming"
     (left / "dead" / "one").mkdir(parents=True)
     (left / "dead" / "one" / "index.hnsw").write_bytes(b"half")
@@ -209,8 +209,8 @@ def test_a_bundle_that_is_being_verified_is_not_pruned(store: Store) -> None:
     assert store.active() == "three"
 
 
-def test_a_small_file_is_replaced_using_its_previous_content(store: Store) -> None:
-    """Two writers of one file would lose a change, or a reader would read half of it."""
+def test_a_small_file_is_replaced_whole_and_from_what_it_was(store: Store) -> None:
+    """If it fails, two writers of one file lose a change, or a reader sees an incomplete file."""
     asked: list[bytes | None] = []
     for content in ("first", "second"):
         store.amend("PAUSED.json", lambda now, content=content: (asked.append(now), content)[1])
@@ -219,7 +219,7 @@ def test_a_small_file_is_replaced_using_its_previous_content(store: Store) -> No
 
 
 def test_rolling_back_compares_all_but_what_the_caller_has_open(store: Store) -> None:
-    """A rollback would take as long as reading the bundle, or a damaged one would become active."""
+    """If it fails, a rollback to an open bundle reads it again, or a damaged bundle becomes active."""
     store.activate("two")
     index = store.bundle_path("one") / "index.hnsw"
     index.write_bytes(index.read_bytes()[:-1] + b"?")
@@ -229,7 +229,7 @@ def test_rolling_back_compares_all_but_what_the_caller_has_open(store: Store) ->
 
 
 def test_a_bundle_is_never_its_own_predecessor(tmp_path: Path) -> None:
-    """If it fails, a rollback reports success and changes nothing after `prune` removed the bundles in between."""
+    """If it fails, a rollback has no effect after `prune` removed the bundle between two activations."""
     store = Store(make_store(tmp_path / "store", "one", "two", "three").path, lambda folder, trusted: None)
     for name in ("one", "two", "one", "three", "one"):
         store.activate(name)

@@ -14,7 +14,7 @@ def niceness() -> int:
 
 
 def test_only_the_work_and_its_threads_have_low_priority() -> None:
-    """Loading a bundle would take CPU time from answers, or the process would stay slow forever."""
+    """If it fails, loading a bundle takes the CPU from requests, or the process keeps its low priority."""
     before = niceness()
 
     def work() -> list[int]:
@@ -26,7 +26,7 @@ def test_only_the_work_and_its_threads_have_low_priority() -> None:
 
 
 def test_low_priority_ends_after_its_seconds() -> None:
-    """A bundle would never finish loading on a machine that is busy with other work."""
+    """If it fails, a bundle never finishes loading on a busy machine."""
     before = niceness()
     low_priority = LowPriority(seconds=-1)
     assert low_priority.run(niceness) == before
@@ -34,6 +34,6 @@ def test_low_priority_ends_after_its_seconds() -> None:
 
 
 def test_errors_of_the_work_are_raised() -> None:
-    """A damaged bundle would be opened as a valid one."""
+    """If it fails, a damaged bundle is opened without an error."""
     with pytest.raises(ValueError, match="damaged"):
         LowPriority().run(lambda: int("damaged"))
