@@ -143,7 +143,7 @@ def test_the_mix_is_chosen_by_the_mean_of_its_metrics() -> None:
     ("right", "trained", "expected"), [(1, 0.3, 1.0), (0, 0.39, 0.25), (0, 0.3, 0.5), (1, 0.4, 0.5)]
 )
 def test_the_cone_fraction_is_chosen_by_the_metrics(right: int, trained: float, expected: float) -> None:
-    """If it fails, untrained labels rank above all right answers, or below all of them, whatever the data."""
+    """If it fails, untrained labels rank above all right answers, or below all of them, for any data."""
     # The untrained label 0 has score 0.48 − 0.24 κ.
     labels = LabelVectors(
         torch.zeros(2, 2), torch.tensor([[0.0, 0.0], [trained / 0.6, 0.0]]), torch.zeros(2),
