@@ -1,4 +1,4 @@
-"""The commands in benchmarks/, each run to its end on tiny data."""
+"""The programs in benchmarks/, each run to its end on tiny data."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import dial, findings, pairs_per_second, quality
 from benchmarks.measuring.systems import RecipeRun
-from benchmarks.pairs_per_second import draw, looked_at, run
+from benchmarks.pairs_per_second import draw_pairs, run, tokenization_cost
 from benchmarks.peers.watched_steps import StepTask
 from tests.support.bundles import WORDS
 from tests.support.checkpoints import write_words
@@ -28,7 +28,7 @@ OURS = [sys.executable, "-m", "benchmarks.measuring.pairs_process"]
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """Runs a benchmark's command in this process, which has imported torch already; returns the exit code."""
+    """Function that runs a benchmark program in this process, which has imported torch; it returns the exit code."""
 
     def call(module: ModuleType, *arguments: object) -> int:
         monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
@@ -42,7 +42,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Dataset:
-    """Seven queries; the first test query excludes one of the labels its neighbours have."""
+    """Seven queries; the first test query excludes a label of its nearest training queries."""
     return make_tiny(tmp_path)
 
 
@@ -62,7 +62,7 @@ def task(tmp_path: Path) -> StepTask:
 def test_a_finished_command_makes_its_report_again_without_training(
     tiny: Dataset, tmp_path: Path, command: Command
 ) -> None:
-    """A rerun after an interruption would train again, or a table could not be made from finished runs."""
+    """If it fails, a rerun trains again, or a report cannot be written from finished runs."""
     out = tmp_path / "runs"
     arguments = [tiny.folder, "--out", out, "--recipe", "default:optimizer.epochs=1", "--seeds", 1, "--peers"]
     assert command(quality, *arguments, "--threads", 1) == 0
@@ -72,27 +72,27 @@ def test_a_finished_command_makes_its_report_again_without_training(
     assert command(quality, *arguments, "--threads", 1) == 0
     assert (out / "report.md").read_text(encoding="utf-8") == report
     assert {path: path.stat().st_mtime_ns for path in trained} == trained
-    assert "| seed | head |" in report, "each head beside the unified model"
+    assert "| seed | head |" in report, "each head and the unified model"
     assert "unified − classifier" in report, "paired gaps"
     assert "Peers" not in report
-    kept = json.loads((out / "report.json").read_text(encoding="utf-8"))["systems"]["default optimizer.epochs=1"][0]
-    assert kept["cost"]["peak_mib"] > 10
-    assert kept["cost"]["wall_seconds"] >= kept["cost"]["train_seconds"] > 0
+    saved = json.loads((out / "report.json").read_text(encoding="utf-8"))["systems"]["default optimizer.epochs=1"][0]
+    assert saved["cost"]["peak_mib"] > 10
+    assert saved["cost"]["wall_seconds"] >= saved["cost"]["train_seconds"] > 0
 
 
 def test_an_unknown_recipe_is_refused_in_one_sentence(
     tiny: Dataset, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A mistake in an option would end in a traceback, or be found only after other systems have run."""
+    """If it fails, a typo ends in a traceback, or is reported only after other systems have run."""
     assert command(quality, tiny.folder, "--out", tmp_path / "x", "--recipe", "defualt") == 1
     assert capsys.readouterr().err.startswith("error: recipe 'defualt'")
     assert not (tmp_path / "x").exists()
 
 
-def test_a_test_split_without_truth_is_refused_before_training(
+def test_a_test_split_without_true_labels_is_refused_before_training(
     tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Hours of training would end in a division by zero, or a mistyped option in a traceback."""
+    """If it fails, hours of training end in a division by zero, or a typo ends in a traceback."""
     source = tmp_path / "tiny.jsonl"
     source.write_text(
         "".join(json.dumps(row | {"split": row["split"].replace("test", "train")}) + "\n" for row in ROWS)
@@ -108,7 +108,7 @@ def test_a_test_split_without_truth_is_refused_before_training(
 def test_the_dial_is_drawn_from_finished_runs(
     tiny: Dataset, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The chart of the three objectives could not be reproduced, or would lack one of them."""
+    """If it fails, the plot of the three objectives cannot be made again, or lacks one of them."""
     out, svg = tmp_path / "runs", tmp_path / "pictures" / "dial.svg"
     objectives = ["default", "default:objective=precision", "default:objective=tail"]
     source = tiny.folder.parent / "tiny.jsonl"
@@ -124,10 +124,10 @@ def test_the_dial_is_drawn_from_finished_runs(
     assert "objective" in error, "which run is missing"
 
 
-def test_the_page_holds_every_system_claim_and_cost_that_was_run(
+def test_the_page_has_every_system_claim_and_cost_that_was_run(
     words: Dataset, tmp_path: Path, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If this failed, the findings could not be reproduced by the command on their page."""
+    """If it fails, the command on the page does not reproduce the findings."""
     out = tmp_path / "runs"
     chosen = ["UniDEC DS / DS+BCE", "POL instead of PSL", "NGAME", "DePSL, pool ≤ L/30", "DEXML-full", "Renee"]
     arguments = [words.folder, "--out", out, "--epochs", 1, "--threads", 1, "--systems"]
@@ -136,7 +136,7 @@ def test_the_page_holds_every_system_claim_and_cost_that_was_run(
     assert all(f"| {name} |" in page for name in chosen)
     assert "PSL is better than POL" in page
     assert "Mined negatives" not in page, "one of its systems was not run"
-    assert "of the whole space's" in page
+    assert "of that with all labels" in page
     assert command(findings, *arguments, "Renee") == 1
     assert "begins with the encoder of 'NGAME'" in capsys.readouterr().err
 
@@ -145,7 +145,7 @@ def test_the_page_holds_every_system_claim_and_cost_that_was_run(
 def test_a_mistyped_folder_is_refused_before_anything_is_installed(
     words: Dataset, tmp_path: Path, dataset: str, wrong: str, command: Command, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """If this failed, a mistyped folder would be found only after a long installation, or end in a traceback."""
+    """If it fails, a mistyped folder is reported after a long installation, or ends in a traceback."""
     options = ["--model", tmp_path / "no", "--environments", tmp_path / "environments", "--batch", 8]
     assert command(pairs_per_second, tmp_path / dataset, *options) == 1
     error = capsys.readouterr().err
@@ -155,12 +155,12 @@ def test_a_mistyped_folder_is_refused_before_anything_is_installed(
 
 
 def test_our_side_takes_the_steps_of_the_task(words: Dataset, task: StepTask, tmp_path: Path) -> None:
-    """If this failed, our figures would not be those of our trainer's steps."""
-    drawn = draw(words, task, tmp_path)
+    """If it fails, our measurements are not those of the trainer's steps."""
+    drawn = draw_pairs(words, task, tmp_path)
     task.write(tmp_path)
-    taken = run("ours", OURS, tmp_path)
-    assert taken.pairs == 3 * 16
-    assert 16 * 3 < taken.texts <= 2 * 16 * 3  # a label that several queries of a batch share is computed once
-    assert taken.tokens >= taken.texts * 4  # two words or three, and two special tokens
-    assert taken.versions["torch"] == torch.__version__
-    assert looked_at(words, drawn, task).tokens_per_pair > 2 * 4
+    result = run("ours", OURS, tmp_path)
+    assert result.pairs == 3 * 16
+    assert 16 * 3 < result.texts <= 2 * 16 * 3  # a label that several queries of a batch share is computed once
+    assert result.tokens >= result.texts * 4  # two words or three, and two special tokens
+    assert result.versions["torch"] == torch.__version__
+    assert tokenization_cost(words, drawn, task).tokens_per_pair > 2 * 4

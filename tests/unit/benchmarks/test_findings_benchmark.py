@@ -1,12 +1,12 @@
-"""benchmarks/findings.py: claims are judged by paired differences, and the page can be made again."""
+"""benchmarks/findings.py: claims are checked with paired differences."""
 
 from pathlib import Path
 
 import pytest
 
 from benchmarks.measuring.claims import CLAIMS, WARM, Claim, findings, systems, verdict
-from benchmarks.measuring.scoring import Judge
-from benchmarks.measuring.systems import Ran, RecipeRun
+from benchmarks.measuring.scoring import Scorer
+from benchmarks.measuring.systems import RecipeRun, RunResult
 from tests.support.bundles import label_texts
 from tests.support.checkpoints import write_words
 from training.data.dataset import Dataset
@@ -20,7 +20,7 @@ def words(tmp_path: Path) -> Dataset:
 
 
 def test_every_claim_compares_systems_that_are_run() -> None:
-    """If this failed, a misspelt name would silently leave a claim out of the page."""
+    """If it fails, a misspelt name silently removes a claim from the page."""
     known = systems(1000)
     assert {name for claim in CLAIMS for name, _ in (claim.first, claim.second)} <= known.keys()
     assert set(WARM) | set(WARM.values()) <= known.keys()
@@ -29,7 +29,7 @@ def test_every_claim_compares_systems_that_are_run() -> None:
 
 
 @pytest.mark.parametrize(
-    ("difference", "expected", "told"),
+    ("difference", "expected", "result"),
     [
         (Estimate(1.0, 0.2, 1.8), "up", "holds"),
         (Estimate(-1.0, -1.8, -0.2), "up", "does not hold"),
@@ -38,24 +38,26 @@ def test_every_claim_compares_systems_that_are_run() -> None:
         (Estimate(1.0), "up", "not decided"),
     ],
 )
-def test_a_claim_holds_only_where_the_interval_leaves_zero_out(difference: Estimate, expected: str, told: str) -> None:
-    """If this failed, noise would be reported as a finding, or a finding as its opposite."""
-    assert verdict(difference, expected) == told
+def test_a_claim_is_decided_only_if_the_interval_does_not_contain_zero(
+    difference: Estimate, expected: str, result: str
+) -> None:
+    """If it fails, noise is reported as a finding, or a finding as its opposite."""
+    assert verdict(difference, expected) == result
 
 
-def test_a_claim_is_judged_query_by_query_over_the_mean_of_its_seeds(words: Dataset) -> None:
-    """If this failed, one lucky seed would decide, or the two systems would change places."""
-    judge = Judge(words, 0.55, 1.5)
-    truth = judge.asked.labels
+def test_a_claim_is_checked_per_query_over_the_mean_of_its_seeds(words: Dataset) -> None:
+    """If it fails, one lucky seed decides, or the two systems are exchanged."""
+    scorer = Scorer(words, 0.55, 1.5)
+    truth = scorer.queries.labels
     right = [[int(truth[row][0])] for row in range(len(truth))]
     wrong = [[(int(truth[row][0]) + 1) % len(label_texts(300))] for row in range(len(truth))]
     some = [a if row % 2 else b for row, (a, b) in enumerate(zip(right, wrong, strict=True))]
     runs = {
-        "good": [Ran("good", seed, {"unified": right}, {}) for seed in (0, 1)],
-        "mixed": [Ran("mixed", 0, {"unified": right}, {}), Ran("mixed", 1, {"unified": some}, {})],
+        "good": [RunResult("good", seed, {"unified": right}, {}) for seed in (0, 1)],
+        "mixed": [RunResult("mixed", 0, {"unified": right}, {}), RunResult("mixed", 1, {"unified": some}, {})],
     }
     claim = Claim("", "", ("good", "unified"), ("mixed", "unified"), ("P@1",))
-    (found,) = findings(claim, runs, judge)
+    (result,) = findings(claim, runs, scorer)
     wrong_once = sum(row % 2 == 0 and not set(wrong[row]) & set(truth[row].tolist()) for row in range(len(truth)))
-    assert found.difference.value == pytest.approx(100 * wrong_once / 2 / len(truth))
-    assert found.verdict == "holds"
+    assert result.difference.value == pytest.approx(100 * wrong_once / 2 / len(truth))
+    assert result.verdict == "holds"

@@ -1,4 +1,4 @@
-"""benchmarks/quality.py: every system is scored alike, peers run in separate processes, reports can be made again."""
+"""benchmarks/quality.py: all systems are scored equally, peers run in processes, reports are reproducible."""
 
 import json
 import subprocess
@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from benchmarks.measuring.plots import draw, spread
-from benchmarks.measuring.recipe_process import Answers
-from benchmarks.measuring.scoring import Judge, without_excluded, write_task
-from benchmarks.measuring.summary import Scored, System
+from benchmarks.measuring.recipe_process import ExactSearch
+from benchmarks.measuring.scoring import Scorer, remove_excluded, write_task
+from benchmarks.measuring.summary import ScoredRun, System
 from benchmarks.measuring.systems import PEERS, RecipeRun, run_recipe
 from benchmarks.measuring.tables import row, table
 from retrieval import metrics
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Dataset:
-    """Seven queries; the first test query excludes one of the labels its neighbours have."""
+    """Seven queries; the first test query excludes a label of its nearest training queries."""
     return make_tiny(tmp_path)
 
 
@@ -36,24 +36,24 @@ def label_rows(dataset: Dataset, *texts: str) -> list[int]:
     return [dataset.label_texts.index(text) for text in texts]
 
 
-def test_excluded_labels_leave_predictions_and_the_next_ones_move_up() -> None:
-    """Other systems would be scored on labels that count neither as prediction nor as truth."""
+def test_excluded_labels_are_removed_and_the_next_ones_move_up() -> None:
+    """If it fails, excluded labels change the metrics of a peer."""
     exclude = Ragged.from_lists([[4, 2], [], [0]])
-    ranking_QK = without_excluded([[4, 7, 2, 1], [4, -1], []], exclude)
+    ranking_QK = remove_excluded([[4, 7, 2, 1], [4, -1], []], exclude)
     assert ranking_QK[:, :3].tolist() == [[7, 1, -1], [4, -1, -1], [-1, -1, -1]]
 
 
 def test_rankings_of_another_number_of_queries_are_refused() -> None:
-    """A predictions file of another dataset would be scored against the wrong truth."""
+    """If it fails, rankings of another dataset are scored with the wrong true labels."""
     with pytest.raises(ValueError, match="zip"):
-        without_excluded([[1], [2]], Ragged.empty(3))
+        remove_excluded([[1], [2]], Ragged.empty(3))
 
 
 @pytest.mark.parametrize("name", ["knn", "tfidf"])
 def test_a_peer_runs_in_its_own_process_and_its_file_is_scored_without_the_excluded(
     name: str, tiny: Dataset, tmp_path: Path
 ) -> None:
-    """The file of another system would not be what the scorer reads, or would count an excluded label."""
+    """If it fails, a peer's file cannot be scored, or an excluded label in it counts."""
     write_task(tiny, tmp_path / "task")
     peer, out = PEERS[name], tmp_path / "out"
     out.mkdir()
@@ -62,21 +62,21 @@ def test_a_peer_runs_in_its_own_process_and_its_file_is_scored_without_the_exclu
     answers = json.loads((out / "rankings.json").read_text(encoding="utf-8"))["unified"]
     shoes, sneakers, parkas = label_rows(tiny, "running shoes", "sneakers", "parkas")
     assert answers[0][0] == shoes
-    assert sneakers in answers[0], "peers are not told what is excluded"
-    assert answers[1][0] == parkas, "peers learn from validation queries too"
-    judge = Judge(tiny, 0.55, 1.5)
-    assert sneakers not in without_excluded(answers, judge.asked.exclude)[0]
-    figures = judge.figures(answers)
+    assert sneakers in answers[0], "peers do not know the excluded labels"
+    assert answers[1][0] == parkas, "peers train on validation queries too"
+    scorer = Scorer(tiny, 0.55, 1.5)
+    assert sneakers not in remove_excluded(answers, scorer.queries.exclude)[0]
+    figures = scorer.metrics(answers)
     assert figures["P@1"] == figures["R@10"] == 100.0
-    assert judge.figures([[sneakers, shoes], [parkas]])["P@1"] == 100.0
+    assert scorer.metrics([[sneakers, shoes], [parkas]])["P@1"] == 100.0
     cost = json.loads((out / "cost.json").read_text(encoding="utf-8"))
     assert 10 < cost["peak_mib"] < 4000
     assert cost["train_seconds"] > 0
     assert cost["seconds_per_thousand"] > 0
 
 
-def test_a_peer_returns_as_many_more_labels_as_a_query_excludes(tiny: Dataset, tmp_path: Path) -> None:
-    """Without the excluded labels, a ranking would be shorter than the largest k."""
+def test_the_depth_of_a_query_includes_its_excluded_labels(tiny: Dataset, tmp_path: Path) -> None:
+    """If it fails, a ranking without its excluded labels is shorter than the greatest k."""
     write_task(tiny, tmp_path / "task")
     with np.load(tmp_path / "task" / "positives.npz", allow_pickle=False) as arrays:
         assert arrays["depth_Q"].tolist() == [11, 10]
@@ -84,41 +84,41 @@ def test_a_peer_returns_as_many_more_labels_as_a_query_excludes(tiny: Dataset, t
 
 
 def test_our_runs_are_scored_as_diptych_evaluate_scores_them(checkpoint: Path, dataset_folder: Path) -> None:
-    """Figures in the table would differ from those of `diptych evaluate` for the same checkpoint."""
+    """If it fails, the table and `diptych evaluate` show different metrics of one checkpoint."""
     dataset = Dataset.open(dataset_folder)
     opened = load_checkpoint(checkpoint)
-    answers = Answers(opened, dataset).rankings()
-    judge = Judge(dataset, opened.recipe.propensity.a, opened.recipe.propensity.b)
-    np.testing.assert_allclose(judge.inverse_propensity_L, opened.inverse_propensity_L)
+    answers = ExactSearch(opened, dataset).rankings()
+    scorer = Scorer(dataset, opened.recipe.propensity.a, opened.recipe.propensity.b)
+    np.testing.assert_allclose(scorer.inverse_propensity_L, opened.inverse_propensity_L)
     expected = evaluate_checkpoint(checkpoint, dataset, "test").metrics
-    for head, found in answers.items():
-        figures = judge.figures(found)
-        assert {name: figures[name] for name in expected[head]} == pytest.approx(expected[head])
+    for head, rankings in answers.items():
+        values = scorer.metrics(rankings)
+        assert {name: values[name] for name in expected[head]} == pytest.approx(expected[head])
 
 
-def test_groups_by_frequency_share_out_the_hits(tiny: Dataset) -> None:
-    """Head, torso and tail would not be the groups that the evaluation reports, or miss labels."""
-    judge = Judge(tiny, 0.55, 1.5)
-    assert sum(member_L.astype(int) for member_L in judge.groups.values()).tolist() == [1] * tiny.n_labels
-    figures = judge.figures([label_rows(tiny, "running shoes"), []])
+def test_every_label_is_in_one_frequency_group(tiny: Dataset) -> None:
+    """If it fails, the groups differ from those of `diptych evaluate`, or lack labels."""
+    scorer = Scorer(tiny, 0.55, 1.5)
+    assert sum(member_L.astype(int) for member_L in scorer.groups.values()).tolist() == [1] * tiny.n_labels
+    figures = scorer.metrics([label_rows(tiny, "running shoes"), []])
     assert figures["head R@10"] == 100.0
     assert figures["unseen R@10"] == 0.0, "parkas have a validation positive only"
 
 
-def test_gaps_are_those_of_the_figures_and_paired_by_query(tiny: Dataset) -> None:
-    """A head would look useless, or the interval would compare two models on different queries."""
-    judge = Judge(tiny, 0.55, 1.5)
+def test_gaps_are_differences_of_the_metrics_paired_by_query(tiny: Dataset) -> None:
+    """If it fails, a head looks useless, or the interval ignores that both have the same queries."""
+    scorer = Scorer(tiny, 0.55, 1.5)
     (shoes, sneakers, parkas), nothing = label_rows(tiny, "running shoes", "sneakers", "parkas"), [[], []]
     both = [[sneakers, shoes], [parkas]]  # the sneakers are excluded
-    gaps = judge.gaps({"unified": both, "dual_encoder": [[shoes], []], "classifier": both}, (1, 5))
+    gaps = scorer.gaps({"unified": both, "dual_encoder": [[shoes], []], "classifier": both}, (1, 5))
     assert gaps["dual_encoder"][1] == Estimate(50.0, 0.0, 100.0)
-    assert gaps["dual_encoder"][5].value == judge.figures(both)["P@5"] - judge.figures([[shoes], []])["P@5"]
+    assert gaps["dual_encoder"][5].value == scorer.metrics(both)["P@5"] - scorer.metrics([[shoes], []])["P@5"]
     assert gaps["classifier"] == dict.fromkeys((1, 5), Estimate(0.0, 0.0, 0.0))
-    assert judge.gaps({"unified": nothing}, (1, 5)) == {}, "a peer has no halves"
+    assert scorer.gaps({"unified": nothing}, (1, 5)) == {}, "a peer has no heads"
 
 
-def test_a_recipe_takes_overrides_and_its_folder_tells_them_apart() -> None:
-    """Two points of a curve would share one folder, or a mistyped option would be found after an hour of other runs."""
+def test_a_recipe_takes_overrides_and_each_combination_has_its_folder() -> None:
+    """If it fails, two settings share one folder, or a typo is reported only after other runs."""
     plain, other = RecipeRun("default", 1), RecipeRun("default:optimizer.epochs=2", 1)
     assert other.overrides == ["optimizer.epochs=2", "seed=1"]
     assert plain.folder != other.folder
@@ -131,32 +131,32 @@ def test_a_recipe_takes_overrides_and_its_folder_tells_them_apart() -> None:
 
 
 def test_a_run_of_other_code_is_refused(tiny: Dataset, tmp_path: Path) -> None:
-    """Figures of a model that the code no longer makes would be reported as current."""
+    """If it fails, results of older code are reported as results of the current code."""
     run = RecipeRun("default", 0)
     (tmp_path / "run.json").write_text(json.dumps({"code": "of last week"}), encoding="utf-8")
-    with pytest.raises(DiptychError, match="holds a run of other data, recipe or code"):
+    with pytest.raises(DiptychError, match="has a run of other data, recipe or code"):
         run_recipe(run, tiny.folder, tiny.fingerprint, tmp_path, 1)
 
 
-def run_of(seed: int, value: float) -> Scored:
+def run_of(seed: int, value: float) -> ScoredRun:
     figures = dict.fromkeys([f"{name}@{k}" for name in ("P", "PSP", "nDCG", "R", "C") for k in metrics.KS], value)
     cost = {"train_seconds": 10 * value, "peak_mib": None, "seconds_per_thousand": 0.5}
-    return Scored(seed, {"unified": figures | {"head R@10": value, "tail R@10": value}}, cost, {})
+    return ScoredRun(seed, {"unified": figures | {"head R@10": value, "tail R@10": value}}, cost, {})
 
 
 def test_table_shows_median_and_spread_and_marks_the_best() -> None:
-    """One lucky seed would represent a recipe, or the wrong system would look best."""
+    """If it fails, a lucky seed represents a recipe, or the wrong system is marked as best."""
     ours = System("ours", True, (run_of(0, 40.0), run_of(1, 60.0), run_of(2, 50.0)))
     peer = System("peer", False, (run_of(0, 45.0),))
     lines = table([ours, peer])
     assert "| P@1 | **50.0 (40.0–60.0)** | 45.0 |" in lines
     assert "| training, s | 500.0 (400.0–600.0) | 450.0 |" in lines
     assert not any("peak memory" in line or "torso" in line for line in lines), "not measured"
-    assert row("x", [None, ours.figure("P@1")], "{:.0f}", max) == ["| x | – | **50 (40–60)** |"]
+    assert row("x", [None, ours.metric("P@1")], "{:.0f}", max) == ["| x | – | **50 (40–60)** |"]
 
 
-def test_plots_are_written_alike_twice_and_name_every_system(tmp_path: Path) -> None:
-    """A report made again from the same figures would differ, or a chart would lack a system."""
+def test_plots_are_reproducible_and_name_every_system(tmp_path: Path) -> None:
+    """If it fails, equal data give different plots, or a system is missing from a plot."""
     systems = [System("ours", True, (run_of(0, 40.0),)), System("peer", False, (run_of(0, 45.0),))]
     names = draw("tiny", systems, tmp_path, "report")
     assert names == ["report-quality.svg", "report-frequency.svg", "report-time.svg"]
@@ -166,8 +166,8 @@ def test_plots_are_written_alike_twice_and_name_every_system(tmp_path: Path) -> 
     assert [(tmp_path / name).read_bytes() for name in names] == first
 
 
-def test_names_of_points_stay_apart_and_inside_their_panel() -> None:
-    """If this failed, the names of many systems would overlap, or leave the chart."""
+def test_names_of_points_do_not_overlap_and_stay_inside_their_panel() -> None:
+    """If it fails, the names of many systems overlap, or leave the plot."""
     assert spread([0.2, 0.21, 0.9], 0.1) == pytest.approx([0.2, 0.3, 0.9])
     assert spread([0.95, 0.96, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
     assert spread([0.0, 0.0, 0.0, 1.0], 0.3) == pytest.approx([0.0, 0.3, 0.6, 1.0])

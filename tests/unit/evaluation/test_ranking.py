@@ -173,7 +173,7 @@ def test_search_that_ignores_excluded_labels_gives_the_same_result_as_exact_rank
 
 def test_scores_are_those_that_the_ranking_was_made_by(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, an answer would be shown with another label's score, or a missing one with a real score."""
-    monkeypatch.setattr(ranking_module, "TEXTS_PER_BATCH", 4)
+    monkeypatch.setattr(ranking_module, "QUERIES_PER_BLOCK", 4)
     for mix in MIXES:
         ranking = rank_labels(*encoded, [mix], EMPTY, exact=[mix])[mix]
         expected = np.take_along_axis(by_definition(encoded, mix).numpy(), ranking, axis=1)
