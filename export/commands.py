@@ -5,8 +5,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from retrieval.bundle.facts import LARGE_K
-
 if TYPE_CHECKING:
     from rich.table import Table
 
@@ -102,6 +100,8 @@ def _tables(exported: "ExportedBundle") -> "tuple[Table, Table]":
 def _recall_table(exported: "ExportedBundle") -> "Table":
     from rich.box import SIMPLE
     from rich.table import Table
+
+    from retrieval.bundle.facts import LARGE_K
 
     index = exported.manifest.index
     title = (

@@ -7,16 +7,15 @@ so the rename itself survives a power failure. No other module flushes files; a 
 import errno
 import os
 import shutil
+import stat
 import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Lock
 
 from retrieval.system.safe_open import open_file
 
-_UMASK_LOCK = Lock()
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # errors of file systems that cannot flush a folder
 
 
@@ -28,10 +27,11 @@ def atomic_file(path: Path) -> Iterator[Path]:
     file gets the permissions that a new file has under the process's umask. Raises OSError.
     """
     temporary = path.with_name(f".{path.name}.partial")
+    temporary.unlink(missing_ok=True)  # a process that was killed may have left it
     try:
         yield temporary
         sync(temporary)
-        temporary.chmod(0o666 & ~_umask())  # some writers create files that only their owner may read
+        temporary.chmod(_new_file_permissions(path))  # some writers create files that only their owner may read
         temporary.replace(path)
         sync_folder(path.parent)
     finally:
@@ -103,7 +103,7 @@ def sync(path: Path) -> None:
 
 
 def sync_files(folder: int) -> None:
-    """Flush an open folder and the files in it to disk. Raises OSError, and BundleError for what is no regular file."""
+    """Flush an open folder and its files to disk. Raises OSError, and BundleError if one is not a regular file."""
     for name in os.listdir(folder):
         descriptor = open_file(Path(name), folder)
         try:
@@ -137,9 +137,14 @@ def _folder(path: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _umask() -> int:
-    """Return the process's umask; it can only be read by setting it."""
-    with _UMASK_LOCK:  # two threads at once could leave the umask at 0
-        mask = os.umask(0)
-        os.umask(mask)
-    return mask
+def _new_file_permissions(path: Path) -> int:
+    """Return the permissions that a new file next to `path` has, by creating one.
+
+    They depend on the umask, but reading that would change it for a moment, also for files of other threads.
+    """
+    probe = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with probe.open("xb") as file:
+            return stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+    finally:
+        probe.unlink(missing_ok=True)
