@@ -86,7 +86,7 @@ def test_a_store_that_cannot_be_written_is_reported(store: Store, tmp_path: Path
         for act, body in (("paused", {"add": [before[0]]}), ("activate", {"bundle": "two"})):
             status, answer = administer(service, act, **body)
             assert status == 422, answer
-            assert "a change in the cache would apply to one replica only" in str(answer["error"])
+            assert "change in the cache would apply to one replica only" in str(answer["error"])
         assert (shown(service), served(service)) == (before, "one")
         store.amend("PAUSED.json", lambda content: json.dumps({"paused": [before[0]]}))
         wait_until(lambda: before[0] not in shown(service))  # what the publisher writes there is obeyed
