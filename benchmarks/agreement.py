@@ -1,8 +1,8 @@
-"""Do torch, ONNX with exact search, the HNSW index and HTTP give the same answers? Figures over real test queries.
+"""Measure how far torch, ONNX with exact search, the HNSW index and HTTP agree on real test queries.
 
     python benchmarks/agreement.py CHECKPOINT STORE DATASET [--queries 500]
 
-The tests in tests/congruence assert this on a briefly trained model; here it is measured on the one you mean.
+The tests in tests/congruence assert this on a briefly trained model. This program measures it on any checkpoint.
 """
 
 import argparse
@@ -30,7 +30,7 @@ WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 def main() -> None:
-    """Print one line a comparison."""
+    """Print one line per comparison."""
     parser = argparse.ArgumentParser(description="Agreement of torch, ONNX, index and HTTP.")
     for name in ("checkpoint", "store", "dataset"):
         parser.add_argument(name, type=Path)
@@ -45,67 +45,67 @@ def main() -> None:
 
 
 def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -> None:
-    """How far the exact top 10 of the bundle is from the model's own, in score and in labels."""
+    """Compare the bundle's exact top 10 with the model's: the scores, and the labels by their scores."""
     opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
-    asked = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
+    encoded = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
     labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
     weight = opened.classifier_weight
     scores_QL = (
         selected_mix(opened)
-        .combine(asked.dual @ labels.dual.T, asked.classifier @ labels.classifier.T, labels.popularity)
+        .combine(encoded.dual @ labels.dual.T, encoded.classifier @ labels.classifier.T, labels.popularity)
         .numpy()
     )
     best_QK = -np.sort(np.partition(-scores_QL, K - 1, axis=1)[:, :K], axis=1)
     ranking = retriever.search_rows(queries, K, exact=True)
-    found_QK = np.take_along_axis(scores_QL, ranking.rows_QK, axis=1)
+    model_QK = np.take_along_axis(scores_QL, ranking.rows_QK, axis=1)
     print(
         f"torch ↔ ONNX, exact, weight {weight:g}: "
-        f"largest score difference {np.abs(ranking.scores_QK - found_QK).max():.1e}; "
-        f"largest shortfall against the model's own top {K}: {(best_QK - found_QK).max():.1e} ({len(queries)} queries)"
+        f"largest score difference {np.abs(ranking.scores_QK - model_QK).max():.1e}; "
+        f"largest shortfall from the model's top {K}: {(best_QK - model_QK).max():.1e} ({len(queries)} queries)"
     )
 
 
 def index_and_exact(retriever: Retriever, queries: list[str]) -> None:
-    """Recall@10 by score of the index against exact search, at each weight and the default."""
+    """Measure recall@10 of the index against exact search, by score, at the default and at other weights."""
     for weight in (None, *WEIGHTS):
         exact = retriever.search_rows(queries, K, weight=weight, exact=True)
-        found = retriever.search_rows(queries, K, weight=weight)
-        recall = (found.scores_QK >= exact.scores_QK[:, -1:] - 1e-6).mean()
+        indexed = retriever.search_rows(queries, K, weight=weight)
+        recall = (indexed.scores_QK >= exact.scores_QK[:, -1:] - 1e-6).mean()
         shown = "default" if weight is None else f"{weight:g}"
         print(f"HNSW ↔ exact, weight {shown}: recall@{K} {recall:.4f}")
 
 
 def http_and_library(store: Path, retriever: Retriever, queries: list[str]) -> None:
-    """How many of the queries a live server answers otherwise than the library, to the last digit."""
+    """Count the queries that a live server answers differently from the library, to the last digit."""
     command = [sys.executable, "-m", "diptych", "serve", "--store", str(store), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as server:
         assert server.stderr is not None
         try:
             url = next(
-                found.group() for line in server.stderr if (found := re.search(r"http://127\.0\.0\.1:\d+", line))
+                match.group() for line in server.stderr if (match := re.search(r"http://127\.0\.0\.1:\d+", line))
             )
-            differing = sum(asked(url, query) != own(retriever, query) for query in queries)
+            differing = sum(http_hits(url, query) != library_hits(retriever, query) for query in queries)
         finally:
             server.terminate()
             server.communicate(timeout=60)
     print(f"HTTP ↔ Retriever: {differing} of {len(queries)} answers differ")
 
 
-def asked(url: str, query: str) -> list[tuple[str, float]]:
-    """Ids and scores over HTTP."""
+def http_hits(url: str, query: str) -> list[tuple[str, float]]:
+    """Return ids and scores over HTTP."""
     body = json.dumps({"queries": [query], "k": K}).encode()
     with urllib.request.urlopen(urllib.request.Request(f"{url}/predict", body), timeout=30) as response:
         return [(hit["id"], hit["score"]) for hit in json.load(response)["results"][0]["hits"]]
 
 
-def own(retriever: Retriever, query: str) -> list[tuple[str, float]]:
-    """Ids and scores from the library."""
+def library_hits(retriever: Retriever, query: str) -> list[tuple[str, float]]:
+    """Return ids and scores from the library."""
     return [(hit.id, hit.score) for hit in retriever.search([query], k=K)[0]]
 
 
 def latency(retriever: Retriever, queries: list[str]) -> None:
-    """Milliseconds of one query at a time, in this process."""
+    """Measure the latency of one query at a time, in this process."""
     seconds = []
     for query in queries:
         started = time.perf_counter()

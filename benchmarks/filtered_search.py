@@ -1,10 +1,10 @@
-"""What a filter costs and what it keeps: recall and time by the share of labels it allows.
+"""Measure recall and latency of filtered search, by the share of labels that the filter allows.
 
     python benchmarks/filtered_search.py STORE DATASET [--queries 300] [--threads 1]
 
-STORE is a store or a bundle, DATASET the prepared dataset whose test queries are asked. Filters are drawn: some allow
-labels anywhere, some those of one region, which most queries are far from. Each is answered as the planner chooses and
-in both ways; recall@10 is held against comparing with every allowed label. Nothing is written.
+STORE is a store or a bundle, DATASET the prepared dataset whose test queries are searched. Filters are random: some
+allow labels anywhere, others labels of one region, which is far from most queries. Each filter is measured with the
+planner's choice and with both plans. Recall@10 is relative to a comparison with every allowed label. Writes no files.
 """
 
 import argparse
@@ -27,9 +27,9 @@ from retrieval.search.indexes import ExactIndex, Rows, Vectors
 from training.data.dataset import Dataset
 
 SHARES = (0.5, 0.1, 0.01, 0.001, 0.0001)
-ROUNDS, SECONDS = 50, 3.0  # at most, for one figure
-WANTED = 26  # for ten hits: equal scores around the tenth must all be seen
-WAYS: dict[str, Callable[..., bool]] = {
+MAX_ROUNDS, MAX_SECONDS = 50, 3.0  # per measured value
+CANDIDATES = 26  # for ten hits: labels with equal scores around the tenth must all be candidates
+PLANS: dict[str, Callable[..., bool]] = {
     "planned": Candidates.compares_each,
     "each": lambda *_: True,
     "index": lambda *_: False,
@@ -37,10 +37,10 @@ WAYS: dict[str, Callable[..., bool]] = {
 
 
 def main() -> int:
-    """Measure and print; an error is one sentence and code 1."""
-    parser = argparse.ArgumentParser(description="What a filter costs and what it keeps.")
+    """Measure and print a table. Prints an error and returns 1 if the store or the dataset cannot be read."""
+    parser = argparse.ArgumentParser(description="Recall and latency of filtered search.")
     parser.add_argument("store", type=Path, help="a store (its active bundle) or one bundle's folder")
-    parser.add_argument("dataset", type=Path, help="a prepared dataset, whose test queries are asked")
+    parser.add_argument("dataset", type=Path, help="a prepared dataset, whose test queries are searched")
     parser.add_argument("--queries", type=count, default=300)
     parser.add_argument("--threads", type=count, default=1)
     options = parser.parse_args()
@@ -55,24 +55,36 @@ def main() -> int:
 
 
 def measure(retriever: Retriever, texts: list[str], threads: int) -> Table:
-    """A row a filter: recall@10 and milliseconds a query, alone and 64 together, by way."""
+    """Return a row per filter: recall@10, and milliseconds per query by plan, for one query and in batches of 64."""
     manifest, weight = retriever.manifest, retriever.manifest.classifier_weight
     query_QD = np.concatenate(retriever.encode(texts), axis=1) * manifest.model.query_scale(weight)
     exact, candidates = ExactIndex(retriever.vectors_LD, threads), retriever.candidates
-    effort = manifest.index.ef_search_at(weight)
+    ef_search = manifest.index.ef_search_at(weight)
     table = Table(
-        title=f"{retriever.name}, {manifest.labels.count:,} labels, weight {weight:g}, effort {effort}", box=None
+        title=f"{retriever.name}, {manifest.labels.count:,} labels, weight {weight:g}, ef_search {ef_search}", box=None
     )
-    for column in ("allowed", "where", "recall@10", "ms alone", "each", "index", "ms of 64", "each", "index"):
+    for column in (
+        "allowed",
+        "where",
+        "recall@10",
+        "ms, batch of 1",
+        "each",
+        "index",
+        "ms, batch of 64",
+        "each",
+        "index",
+    ):
         table.add_column(column, justify="right")
-    without = _times(candidates, query_QD, effort, None)
-    table.add_row("all", "", "", f"{without[0]:.2f}", "", "", f"{without[1]:.2f}", "", "")
+    unfiltered = _times(candidates, query_QD, ef_search, None)
+    table.add_row("all", "", "", f"{unfiltered[0]:.2f}", "", "", f"{unfiltered[1]:.2f}", "", "")
     for share in SHARES:
         for where, allowed in _filters(retriever.vectors_LD, share).items():
-            rows_QC = candidates.find(query_QD, WANTED, effort, allowed)
+            rows_QC = candidates.find(query_QD, CANDIDATES, ef_search, allowed)
             best_QK = exact.search(query_QD, 10, allowed.rows_R)[0]
-            alone, together = zip(*(_forced(way, candidates, query_QD, effort, allowed) for way in WAYS), strict=True)
-            cells = [f"{milliseconds:.2f}" for milliseconds in (*alone, *together)]
+            single, batched = zip(
+                *(_forced(plan, candidates, query_QD, ef_search, allowed) for plan in PLANS), strict=True
+            )
+            cells = [f"{milliseconds:.2f}" for milliseconds in (*single, *batched)]
             table.add_row(f"{share:.2%}", where, f"{_recall(rows_QC, best_QK):.4f}", *cells)
     return table
 
@@ -87,33 +99,33 @@ def _filters(vectors_LD: Vectors, share: float) -> dict[str, Allowed]:
 
 
 def _recall(rows_QC: Rows, best_QK: Rows) -> float:
-    """Share of the best that stand among the candidates, from which exact scores pick."""
+    """Return the share of the best labels that are among the candidates."""
     return float(np.mean([np.isin(best_K, rows_C).mean() for rows_C, best_K in zip(rows_QC, best_QK, strict=True)]))
 
 
 def _forced(
-    way: str, candidates: Candidates, query_QD: Vectors, effort: int | None, allowed: Allowed
+    plan: str, candidates: Candidates, query_QD: Vectors, ef_search: int | None, allowed: Allowed
 ) -> tuple[float, float]:
-    planned = Candidates.compares_each
-    Candidates.compares_each = staticmethod(WAYS[way])  # type: ignore[method-assign, assignment]
+    default_plan = Candidates.compares_each
+    Candidates.compares_each = staticmethod(PLANS[plan])  # type: ignore[method-assign, assignment]
     try:
-        return _times(candidates, query_QD, effort, allowed)
+        return _times(candidates, query_QD, ef_search, allowed)
     finally:
-        Candidates.compares_each = staticmethod(planned)  # type: ignore[method-assign]
+        Candidates.compares_each = staticmethod(default_plan)  # type: ignore[method-assign]
 
 
 def _times(
-    candidates: Candidates, query_QD: Vectors, effort: int | None, allowed: Allowed | None
+    candidates: Candidates, query_QD: Vectors, ef_search: int | None, allowed: Allowed | None
 ) -> tuple[float, float]:
-    """Median milliseconds a query, alone and 64 together."""
+    """Return the median milliseconds per query, for one query and in batches of 64."""
     medians = []
     for size in (1, 64):
         seconds: list[float] = []
-        for start in range(0, min(len(query_QD), ROUNDS * size), size):
-            if sum(seconds) * size > SECONDS:
+        for start in range(0, min(len(query_QD), MAX_ROUNDS * size), size):
+            if sum(seconds) * size > MAX_SECONDS:
                 break
             started = time.perf_counter()
-            candidates.find(query_QD[start : start + size], WANTED, effort, allowed)
+            candidates.find(query_QD[start : start + size], CANDIDATES, ef_search, allowed)
             seconds.append((time.perf_counter() - started) / len(query_QD[start : start + size]))
         medians.append(1000 * statistics.median(seconds))
     return medians[0], medians[1]

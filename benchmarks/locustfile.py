@@ -1,12 +1,12 @@
-"""The load of `diptych loadtest` as Locust makes it, to compare the two.
+"""Send the load of `diptych loadtest` with Locust, to compare the two.
 
-    pip install locust                                            # in an environment of its own
+    pip install locust                                            # in a separate environment
     locust -f benchmarks/locustfile.py --headless --only-summary --host http://127.0.0.1:8000 \
         --users 50 --spawn-rate 50 --run-time 30s --each 10 --queries queries.txt
 
-Each user waits for its answer before it asks again: a closed loop, whose latencies leave out what a slow service kept
-from being sent. `--each` requests per second and user, less when answers take longer; 0 asks without a pause, which
-saturates. Users keep time with one another, so requests come in bunches as large as there are users.
+Each user waits for its answer before the next request. In such a closed loop, a slow service delays requests, and the
+latencies do not include that delay. `--each` is the maximum number of requests per second and user; 0 sends without a
+pause, which saturates the service. Users are synchronous, so requests arrive in bursts of one request per user.
 """
 
 import itertools
@@ -24,8 +24,10 @@ WORDS = ["cheap", "running", "shoes", "red", "winter", "city", "light", "rain", 
 @events.init_command_line_parser.add_listener
 def _options(parser: ArgumentParser) -> None:
     parser.add_argument("--each", type=float, default=1.0, help="requests per second and user; 0: no pause")
-    parser.add_argument("--queries", type=str, default="", help="file with a query a line; plain words if none")
-    parser.add_argument("--hits", type=int, default=10, help="hits for each query")
+    parser.add_argument(
+        "--queries", type=str, default="", help="file with one query per line (default: generated queries)"
+    )
+    parser.add_argument("--hits", type=int, default=10, help="hits per query")
 
 
 @events.init.add_listener
@@ -43,7 +45,7 @@ def _prepare(environment: Environment, **_: object) -> None:
 
 
 class QueryUser(FastHttpUser):
-    """One user; all take their queries from the same round."""
+    """One user; all users share one cycle of queries."""
 
     bodies: Iterator[bytes] = iter(())
 

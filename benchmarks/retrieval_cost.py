@@ -1,14 +1,12 @@
-"""What `retrieval` costs beside its parts, by the number of labels, and offline.
+"""Measure the cost of `retrieval`: relative to its parts, by number of labels, and offline.
 
     python benchmarks/retrieval_cost.py --of STORE DATASET [--of …] --work FOLDER --markdown FILE [--only PART …]
         [--labels-of STORE DATASET] [--sizes 10000 100000 1000000] [--offline 100000 1000000] [--threads 1]
 
-parts: `Retriever.search` beside the sum of tokenizer, ONNX Runtime and hnswlib, for every STORE, on the test
-queries of its DATASET. scale: HNSW beside exact search, on the label vectors of --labels-of (default: the first STORE),
-extended with jittered copies. offline: `diptych predict` of the first STORE on variations of its queries. What was
-measured stays in the work folder, with the indexes that were built, and on the page until its part is measured again.
-
-Started by its path, this file would be imported in place of the package whose name it has.
+parts: `Retriever.search` against the sum of tokenizer, ONNX Runtime and hnswlib, for every STORE, on the test queries
+of its DATASET. scale: HNSW against exact search on the label vectors of --labels-of (default: the first STORE),
+extended with jittered copies. offline: `diptych predict` of the first STORE on variations of its queries. Results and
+indexes stay in the work folder, and on the page until their part is measured again.
 """
 
 import argparse
@@ -26,7 +24,7 @@ from rich.console import Console
 
 from benchmarks.measuring import bare_parts, label_scale, offline
 from benchmarks.measuring.retrieval_page import page
-from benchmarks.measuring.running import count, ended
+from benchmarks.measuring.running import count, run_command
 from retrieval import open_bundle
 from retrieval.errors import BadInput
 from training.data.dataset import Dataset
@@ -36,54 +34,54 @@ SCALE_QUERIES = 1_000
 
 
 def main() -> int:
-    """Measure and write the page; an error is one sentence and code 1."""
-    return ended(measure, arguments())
+    """Measure and write the page. Prints an error and returns 1 if a part cannot be measured."""
+    return run_command(measure, arguments())
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="What retrieval costs.")
+    parser = argparse.ArgumentParser(description="Cost of retrieval.")
     pair: dict[str, Any] = {"type": Path, "nargs": 2, "metavar": ("STORE", "DATASET")}
-    asked = "a store or a bundle's folder, and the prepared dataset whose test queries it is asked"
-    parser.add_argument("--of", action="append", required=True, help=asked, **pair)
-    parser.add_argument("--work", type=Path, required=True, help="folder for what is built and measured")
+    of_help = "a store or a bundle's folder, and the prepared dataset with its test queries"
+    parser.add_argument("--of", action="append", required=True, help=of_help, **pair)
+    parser.add_argument("--work", type=Path, required=True, help="folder for indexes and results")
     parser.add_argument("--markdown", type=Path, required=True, help="the page")
-    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="measure these again")
-    parser.add_argument("--labels-of", help="whose label vectors are extended (default: the first)", **pair)
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), help="parts to measure again")
+    parser.add_argument("--labels-of", help="store whose label vectors are extended (default: the first)", **pair)
     parser.add_argument(
         "--sizes", type=count, nargs="+", default=[10_000, 100_000, 1_000_000], help="numbers of labels"
     )
     parser.add_argument("--offline", type=count, nargs="+", default=[100_000, 1_000_000], help="numbers of queries")
-    parser.add_argument("--weight", type=float, help="the classifier's share, offline (default: the bundle's)")
-    parser.add_argument("--rounds", type=count, default=7, help="that parts are measured in")
-    parser.add_argument("--threads", type=count, default=1, help="threads of a search, and of building an index")
+    parser.add_argument("--weight", type=float, help="classifier weight, offline (default: the bundle's)")
+    parser.add_argument("--rounds", type=count, default=7, help="rounds of parts")
+    parser.add_argument("--threads", type=count, default=1, help="threads of a search and of an index build")
     return parser.parse_args()
 
 
 def measure(options: argparse.Namespace, console: Console) -> Path:
-    """Everything `main` does but ending; returns the page."""
+    """Measure the chosen parts and write the page; return its path."""
     if not options.markdown.resolve().parent.is_dir():
-        raise BadInput(f"--markdown '{options.markdown}': there is no such folder to write to.")
+        raise BadInput(f"--markdown '{options.markdown}': its folder does not exist. Create it first.")
     options.work.mkdir(parents=True, exist_ok=True)
     for name in options.only:
-        found = PARTS[name](options, lambda line: console.print(line, markup=False, highlight=False))
-        facts = {"command": _command(options, name), "machine": _machine(), "load": os.getloadavg()[1], **found}
+        result = PARTS[name](options, lambda line: console.print(line, markup=False, highlight=False))
+        facts = {"command": _command(options, name), "machine": _machine(), "load": os.getloadavg()[1], **result}
         (options.work / f"{name}.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
     measured = {name: options.work / f"{name}.json" for name in PARTS}
     facts = {name: json.loads(path.read_text("utf-8")) for name, path in measured.items() if path.is_file()}
     options.markdown.write_text("\n".join(page(facts)) + "\n", encoding="utf-8")
-    written: Path = options.markdown
-    return written
+    page_path: Path = options.markdown
+    return page_path
 
 
-def parts(options: argparse.Namespace, told: Callable[[str], object]) -> dict[str, Any]:
-    """A bundle after the other, both sizes of batches."""
+def parts(options: argparse.Namespace, log: Callable[[str], object]) -> dict[str, Any]:
+    """Measure every bundle with both batch sizes."""
     rows = []
     for store, dataset in options.of:
         texts = _queries(dataset)
         with open_bundle(store, threads=options.threads) as retriever:
             manifest = retriever.manifest
             for batch, batches in BATCHES.items():
-                told(f"{retriever.name}: batches of {batch}")
+                log(f"{retriever.name}: batches of {batch}")
                 rounds = bare_parts.rounds(retriever, texts, batch, batches, options.rounds)
                 rows.append(
                     {
@@ -95,15 +93,15 @@ def parts(options: argparse.Namespace, told: Callable[[str], object]) -> dict[st
     return {"rows": rows}
 
 
-def scale(options: argparse.Namespace, told: Callable[[str], object]) -> dict[str, Any]:
-    """On one bundle's label vectors, at its default weight."""
+def scale(options: argparse.Namespace, log: Callable[[str], object]) -> dict[str, Any]:
+    """Measure HNSW and exact search on one bundle's label vectors, at its default weight."""
     store, dataset = options.labels_of or options.of[0]
     texts = _queries(dataset)[:SCALE_QUERIES]
     with open_bundle(store, threads=options.threads) as retriever:
         model, weight = retriever.manifest.model, retriever.manifest.classifier_weight
         query_QD = np.concatenate(retriever.encode(texts), axis=1) * model.query_scale(weight)
         scales = label_scale.measure(
-            retriever.vectors_LD, model.dual_dim, query_QD, sorted(options.sizes), options.work, options.threads, told
+            retriever.vectors_LD, model.dual_dim, query_QD, sorted(options.sizes), options.work, options.threads, log
         )
         return {
             "rows": [asdict(one) for one in scales], "dataset": Dataset.open(dataset).meta.name, "dim": retriever.dim,
@@ -111,16 +109,16 @@ def scale(options: argparse.Namespace, told: Callable[[str], object]) -> dict[st
         }  # fmt: skip
 
 
-def predict(options: argparse.Namespace, told: Callable[[str], object]) -> dict[str, Any]:
-    """Each number of queries, then a stop and a restart with the least."""
+def predict(options: argparse.Namespace, log: Callable[[str], object]) -> dict[str, Any]:
+    """Measure each number of queries, then interrupt and resume with the smallest number."""
     (store, dataset), rows = options.of[0], []
     texts = _queries(dataset)
     for queries in sorted(options.offline):
-        told(f"diptych predict of {queries:,} queries")
+        log(f"diptych predict of {queries:,} queries")
         rows.append(asdict(offline.measure(store, texts, queries, options.work, options.weight)))
-    told("diptych predict, stopped and started again")
-    found, same = offline.goes_on(store, texts, min(options.offline), options.work, options.weight)
-    return {"rows": rows, "parts_found": found, "same": same, "weight": options.weight}
+    log("diptych predict, interrupted and resumed")
+    shards, same = offline.measure_resume(store, texts, min(options.offline), options.work, options.weight)
+    return {"rows": rows, "shards": shards, "same": same, "weight": options.weight}
 
 
 def _queries(dataset: Path) -> Sequence[str]:

@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
 
 
 def run(tree: Path, source: Path, folder: Path) -> Outcome:
-    """Run all stages with the code of `tree`; return every result by a name."""
+    """Run all stages with the code of `tree`; return every result by name."""
     dataset, checkpoint, store = folder / "dataset", folder / "checkpoint", folder / "store"
     call(tree, "prepare", source, "--out", dataset)
     overrides = ("--set", "optimizer.epochs=3", "--set", "seed=0")
@@ -118,7 +118,7 @@ def answers(tree: Path, dataset: Path, store: Path, log: Path) -> Outcome:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [sys.executable, "-m", "diptych", "serve", "--store", str(store), "--port", str(port)]
-    with log.open("w") as written, subprocess.Popen(command, cwd=tree, env=environment(tree), stderr=written) as server:
+    with log.open("w") as file, subprocess.Popen(command, cwd=tree, env=environment(tree), stderr=file) as server:
         try:
             url = f"http://127.0.0.1:{port}"
             wait_until_ready(url)
@@ -126,7 +126,7 @@ def answers(tree: Path, dataset: Path, store: Path, log: Path) -> Outcome:
             results = [result for group in groups for result in ask(url, group)]
         finally:
             server.terminate()
-    return {f"answer {place} {text!r}": result for place, (text, result) in enumerate(zip(texts, results, strict=True))}
+    return {f"answer {index} {text!r}": result for index, (text, result) in enumerate(zip(texts, results, strict=True))}
 
 
 def wait_until_ready(url: str) -> None:

@@ -1,8 +1,8 @@
-"""Switch a live service between two real bundles while clients ask; every answer must be one bundle's own.
+"""Switch a live service between two real bundles under load; every answer must be that of the bundle it names.
 
     python -m benchmarks.switching STORE DATASET [--switches 20] [--clients 2]
 
-STORE holds two bundles or more; the first two are used in turn. Loopback only; ends by itself.
+STORE has at least two bundles; the first two are active in alternation. Loopback only.
 """
 
 import argparse
@@ -23,7 +23,7 @@ QUERIES, K, TOLERANCE = 200, 10, 1e-5
 
 
 def main() -> None:
-    """Load, switch, then compare every answer with that of its bundle without load."""
+    """Send load and switch, then compare every answer with that of its bundle without load."""
     parser = argparse.ArgumentParser(description="Answers while bundles are switched.")
     parser.add_argument("store", type=Path)
     parser.add_argument("dataset", type=Path)
@@ -34,10 +34,10 @@ def main() -> None:
     bodies = [json.dumps({"queries": [query], "k": K}).encode() for query in queries]
     store = open_store(options.store)
     bundles = store.bundles()[:2]
-    own = {name: own_answers(store, name, queries) for name in bundles}
-    differing = sum(a[0] != b[0] for a, b in zip(*own.values(), strict=True))
+    expected = {name: bundle_answers(store, name, queries) for name in bundles}
+    differing = sum(a[0] != b[0] for a, b in zip(*expected.values(), strict=True))
     print(f"bundles {' and '.join(bundles)}: {differing} of {len(queries)} queries have another top 10")
-    place = {body: number for number, body in enumerate(bodies)}
+    index = {body: number for number, body in enumerate(bodies)}
     store.activate(bundles[0])
     seconds = []
     with serving(options.store) as service, Load(service, bodies, clients=options.clients) as load:
@@ -48,26 +48,28 @@ def main() -> None:
             seconds.append(time.perf_counter() - started)
             wait_until(lambda before=before: len(load.replies) > before + 20 or load.errors)
     statuses = collections.Counter(reply.status for _, reply in load.replies)
-    wrong = sum(not own_answer(own[reply.json()["bundle"]][place[body]], reply.json()) for body, reply in load.replies)
+    wrong = sum(
+        not matches(expected[reply.json()["bundle"]][index[body]], reply.json()) for body, reply in load.replies
+    )
     print(
         f"{options.switches} switches, median {statistics.median(seconds):.1f} s; {len(load.replies):,} answers, "
         f"statuses {dict(statuses)}, {len(load.errors)} connection errors, "
-        f"{wrong} answers that are not their bundle's own"
+        f"{wrong} answers differ from their bundle's"
     )
 
 
-def own_answers(store: Store, bundle: str, queries: list[str]) -> list[tuple[list[str], list[float]]]:
-    """Ids and scores of each query, from the bundle alone."""
+def bundle_answers(store: Store, bundle: str, queries: list[str]) -> list[tuple[list[str], list[float]]]:
+    """Return ids and scores of each query, searched directly in the bundle."""
     with open_bundle(store.bundle_path(bundle)) as retriever:
         return [([hit.id for hit in hits], [hit.score for hit in hits]) for hits in retriever.search(queries, k=K)]
 
 
-def own_answer(own: tuple[list[str], list[float]], answer: dict[str, Any]) -> bool:
-    """Whether the answer's scores are the bundle's own, and its ids wherever scores do not tie."""
+def matches(expected: tuple[list[str], list[float]], answer: dict[str, Any]) -> bool:
+    """Return whether the answer has the expected scores, and the expected ids unless scores tie."""
     hits = answer["results"][0]["hits"]
-    near = all(abs(hit["score"] - score) < TOLERANCE for hit, score in zip(hits, own[1], strict=True))
-    tied = len(set(own[1])) < len(own[1])
-    return near and (tied or [hit["id"] for hit in hits] == own[0])
+    near = all(abs(hit["score"] - score) < TOLERANCE for hit, score in zip(hits, expected[1], strict=True))
+    tied = len(set(expected[1])) < len(expected[1])
+    return near and (tied or [hit["id"] for hit in hits] == expected[0])
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
-"""What a training step costs: whatever the tables' size, on preparing instead of computing, and on padding.
+"""Measure the cost of a training step: by table size, of preparing batches, and of padding.
 
     python benchmarks/training_cost.py [DATASET] [--labels 20000 2000000] [--dim 256] [--steps 60] [--threads 1]
                                        [--model FOLDER [--batch-size 1024]]
 
-The tables' part is synthetic: trainers whose ψ and token table differ in length alone, so that every step touches as
-many rows, take steps in turn. The other parts look at the steps of the recipe `default` on a prepared DATASET, and with
-`--model`, a transformer, at a large batch of the recipe `minilm` at once and in two passes. Nothing is written.
+The part about table sizes is synthetic: models that differ only in the lengths of ψ and of the token table take steps
+in alternation, and every step uses the same number of rows. The other parts measure steps of the recipe `default` on a
+prepared DATASET and, with `--model` (a transformer), a large batch of the recipe `minilm` with and without GradCache.
+Writes no files.
 """
 
 import argparse
@@ -46,32 +47,36 @@ from training.recipe.schema import Recipe
 from training.run import train
 from training.trainer import Stopped
 
-QUERIES, LABELS, TOKENS = 20_000, 20_000, 15_000  # that a table's rows are touched for, whatever its length
+QUERIES, LABELS, TOKENS = 20_000, 20_000, 15_000  # in use, for any length of the tables
 TOKENS_PER_TEXT, POSITIVES = 4, 5
-WARM = 5  # steps before the measured ones
+WARMUP_STEPS = 5  # before the measured steps
 CPU = torch.device("cpu")
 
 
 def main() -> int:
-    """Measure and print; an error is one sentence and code 1."""
-    parser = argparse.ArgumentParser(description="What a training step costs.")
-    parser.add_argument("dataset", type=Path, nargs="?", help="a prepared dataset (default: the tables' part alone)")
-    parser.add_argument("--labels", type=count, nargs="+", default=[20_000, 2_000_000], help="lengths of ψ")
+    """Measure and print. Prints an error and returns 1 if the dataset or a recipe is invalid."""
+    parser = argparse.ArgumentParser(description="Cost of a training step.")
+    parser.add_argument(
+        "dataset", type=Path, nargs="?", help="a prepared dataset (default: only the part about table sizes)"
+    )
+    parser.add_argument(
+        "--labels", type=count, nargs="+", default=[20_000, 2_000_000], help="lengths of ψ and of the token table"
+    )
     parser.add_argument("--dim", type=count, default=256)
     parser.add_argument("--steps", type=count, default=60)
     parser.add_argument("--threads", type=count, default=1)
-    parser.add_argument("--model", type=Path, help="a transformer's folder: also the memory of a large batch")
-    parser.add_argument("--batch-size", type=count, default=1024, help="queries of that batch")
+    parser.add_argument("--model", type=Path, help="a transformer's folder, to measure a large batch too")
+    parser.add_argument("--batch-size", type=count, default=1024, help="queries of the large batch")
     options = parser.parse_args()
     if options.model and not options.dataset:
-        parser.error("--model needs a DATASET to take texts from")
+        parser.error("--model needs a DATASET")
     torch.set_num_threads(options.threads)
     console = Console(highlight=False)
     try:
-        dataset = Dataset.open(options.dataset) if options.dataset else None  # refused before the long part
-        tables(console, options.labels, options.dim, options.steps)
+        dataset = Dataset.open(options.dataset) if options.dataset else None  # fails before the long part
+        step_by_table_size(console, options.labels, options.dim, options.steps)
         if dataset is not None:
-            preparing(console, dataset, options.steps)
+            batch_preparation(console, dataset, options.steps)
         if options.model:
             large_batch(console, options)
     except DiptychError as error:
@@ -80,28 +85,28 @@ def main() -> int:
     return 0
 
 
-def tables(console: Console, lengths: list[int], dim: int, steps: int) -> None:
-    """Step time by the length of ψ and of the token table, steps in turn; bytes a label."""
+def step_by_table_size(console: Console, lengths: list[int], dim: int, steps: int) -> None:
+    """Print the step time by the length of ψ and of the token table, and the bytes per label."""
     recipe = load_recipe("default", ["batching.hard_negatives=0", "batching.clustered=false", f"encoder.dim={dim}"])
     runs = [SyntheticRun(recipe, length, dim) for length in lengths]
     seconds: list[list[float]] = [[] for _ in lengths]
-    for at in range(WARM + steps):
+    for at in range(WARMUP_STEPS + steps):
         query_Q = np.random.default_rng(at).choice(QUERIES, recipe.batching.batch_size, replace=False)
-        for taken, run in zip(seconds, runs, strict=True):
-            taken.append(run.step(StepIndex(0, at, 1, WARM + steps), query_Q))
-    medians = [statistics.median(taken[WARM:]) for taken in seconds]
-    console.print(f"[bold]A step by the length of its tables[/bold] (d = {dim}, median of {steps}, in turn)")
+        for seconds_of_run, run in zip(seconds, runs, strict=True):
+            seconds_of_run.append(run.step(StepIndex(0, at, 1, WARMUP_STEPS + steps), query_Q))
+    medians = [statistics.median(seconds_of_run[WARMUP_STEPS:]) for seconds_of_run in seconds]
+    console.print(f"[bold]Step time by table length[/bold] (d = {dim}, median of {steps} steps, in alternation)")
     for length, median in zip(lengths, medians, strict=True):
         console.print(
-            f"  {length:>10,} labels and tokens  {1000 * median:7.1f} ms  {median / medians[0]:.2f} of the first"
+            f"  {length:>10,} labels and tokens  {1000 * median:7.1f} ms  {median / medians[0]:.2f} times the first"
         )
     for dtype in (torch.float32, torch.bfloat16):
-        held = sum(tensor.nbytes for tensor in RowTable(torch.zeros(1000, dim, dtype=dtype)).state_dict().values())
-        console.print(f"  ψ and its state, {str(dtype).removeprefix('torch.'):>8}: {held // 1000:,} bytes a label")
+        size = sum(tensor.nbytes for tensor in RowTable(torch.zeros(1000, dim, dtype=dtype)).state_dict().values())
+        console.print(f"  ψ and its state, {str(dtype).removeprefix('torch.'):>8}: {size // 1000:,} bytes per label")
 
 
 class SyntheticRun:
-    """Steps of a model whose ψ and token table have `length` rows; batches touch the same number of rows for any."""
+    """Steps of a model whose ψ and token table have `length` rows; batches use equally many rows for any length."""
 
     def __init__(self, recipe: Recipe, length: int, dim: int) -> None:
         encoder = StaticEncoder(RowTable(torch.randn(length, dim) / dim**0.5), torch.zeros(length, 1), 50_000, 0.5)
@@ -118,7 +123,7 @@ class SyntheticRun:
 
 
 def synthetic_data(length: int) -> TrainingData:
-    """Training data with `length` labels and tokens, of which the same number occurs for any length."""
+    """Return training data with `length` labels and tokens; the same number of them occurs for any length."""
     generator = np.random.default_rng(0)
     label_rows, token_rows = _spread(LABELS, length), _spread(TOKENS, length)
     labels = Ragged.from_lengths(
@@ -141,7 +146,7 @@ def synthetic_data(length: int) -> TrainingData:
 
 
 def _spread(rows: int, length: int) -> np.ndarray:
-    """At most `rows` row numbers, evenly over a table."""
+    """Return at most `rows` row numbers, spread evenly over a table."""
     return np.unique(np.linspace(0, length - 1, min(rows, length)).astype(np.int32))
 
 
@@ -150,44 +155,42 @@ def _texts(texts: int, token_rows: np.ndarray, generator: np.random.Generator) -
     return TokenizedTexts(Ragged.from_lengths(ids, np.full(texts, TOKENS_PER_TEXT)), 0)
 
 
-def preparing(console: Console, dataset: Dataset, steps: int) -> None:
-    """How much of a run's step is not computing; how much of a transformer's batch would be padding."""
-    watched, source = Watched(WARM + steps), timed_source()
-    recipe = load_recipe("default", [f"optimizer.epochs={WARM + steps}"])  # as many steps are in them
+def batch_preparation(console: Console, dataset: Dataset, steps: int) -> None:
+    """Print the share of batch preparation in a step, the share of refreshes, and a transformer's padding."""
+    timer, source = StepTimer(WARMUP_STEPS + steps), timed_source()
+    recipe = load_recipe("default", [f"optimizer.epochs={WARMUP_STEPS + steps}"])  # at least one step per epoch
     with TemporaryDirectory() as folder, suppress(Stopped):
-        train(dataset, recipe, Path(folder) / "run", watched, should_stop=watched.enough, source_type=source)
-    whole, part = (statistics.median(taken[WARM:]) for taken in (watched.whole, source.seconds))
+        train(dataset, recipe, Path(folder) / "run", timer, should_stop=timer.is_complete, source_type=source)
+    step, preparation = (statistics.median(seconds[WARMUP_STEPS:]) for seconds in (timer.step_seconds, source.seconds))
     console.print(f"[bold]{dataset.meta.name}, recipe default[/bold], median of {steps} steps")
-    console.print(f"  a step takes {1000 * whole:.1f} ms, of which preparing its batch {100 * part / whole:.1f} %")
-    refresh, steps_between = watched.refresh_seconds, recipe.batching.refresh_epochs * watched.steps_per_epoch
-    share = refresh / (refresh + steps_between * whole)
+    console.print(f"  a step takes {1000 * step:.1f} ms; preparing its batch is {100 * preparation / step:.1f} % of it")
+    refresh, steps_between = timer.refresh_seconds, recipe.batching.refresh_epochs * timer.steps_per_epoch
+    share = refresh / (refresh + steps_between * step)
     console.print(
         f"  clustering and mining take {refresh:.2f} s every {steps_between} steps, {100 * share:.1f} % of the time"
     )
-    console.print(
-        f"  padding of these texts as a transformer learns them: {100 * statistics.median(source.padding):.1f} %"
-    )
+    console.print(f"  padding in batches of a transformer: {100 * statistics.median(source.padding):.1f} %")
 
 
 def large_batch(console: Console, options: argparse.Namespace) -> None:
-    """Time and memory of a transformer's step, all texts at once and in two passes of a few texts each."""
-    console.print(f"[bold]A batch of {options.batch_size:,} queries, recipe minilm[/bold], each in its own process")
-    for at_once in ("null", "256", "64"):
+    """Print time and memory of a transformer's step, with and without GradCache."""
+    console.print(f"[bold]A batch of {options.batch_size:,} queries, recipe minilm[/bold], each run in a new process")
+    for chunk_size in ("null", "256", "64"):
         command = [sys.executable, "-m", "benchmarks.measuring.large_batch", str(options.dataset.resolve())]
-        command += [str(options.model.resolve()), str(options.batch_size), at_once, "3", str(options.threads)]
-        told = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
-        found = json.loads(told)
-        named = "all texts at once" if at_once == "null" else f"{at_once} texts at once, two passes"
-        console.print(f"  {named:<30} {found['step_seconds']:6.1f} s a step  {found['peak_mib']:7,.0f} MiB at most")
+        command += [str(options.model.resolve()), str(options.batch_size), chunk_size, "3", str(options.threads)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
+        cost = json.loads(output)
+        name = "without GradCache" if chunk_size == "null" else f"GradCache, {chunk_size} texts per chunk"
+        console.print(f"  {name:<30} {cost['step_seconds']:6.1f} s per step  {cost['peak_mib']:7,.0f} MiB peak memory")
 
 
-class Watched(NullCallback):
-    """A callback that measures a run's first steps, and clustering and mining before them."""
+class StepTimer(NullCallback):
+    """Records the seconds of the first `steps` steps of a run, and of clustering and mining before them."""
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
         self.steps_per_epoch, self.refresh_seconds = 1, 0.0
-        self.whole: list[float] = []
+        self.step_seconds: list[float] = []
 
     @contextmanager
     def stage(self, name: str) -> Iterator[Progress]:
@@ -197,15 +200,15 @@ class Watched(NullCallback):
             self.refresh_seconds = time.perf_counter() - started
 
     def on_step(self, step: StepStats, epoch: EpochStats) -> None:
-        self.whole.append(step.seconds)
+        self.step_seconds.append(step.seconds)
         self.steps_per_epoch = step.index.steps_per_epoch
 
-    def enough(self) -> bool:
-        return len(self.whole) >= self.steps
+    def is_complete(self) -> bool:
+        return len(self.step_seconds) >= self.steps
 
 
 def timed_source() -> type[BatchSource]:
-    """A batch source that measures how long a batch takes to build, and how much of it would be padding."""
+    """Return a batch source class that records the seconds per batch and a transformer's share of padding."""
 
     class TimedSource(BatchSource):
         seconds: ClassVar[list[float]] = []
@@ -222,7 +225,7 @@ def timed_source() -> type[BatchSource]:
 
 
 def _padding(lengths_B: np.ndarray) -> float:
-    """Share of a batch that is padding when a transformer learns it on a CPU."""
+    """Return the share of a batch that is padding if a transformer encodes it on a CPU."""
     sorted_B = np.sort(lengths_B).tolist()
     computed = sum((stop - at) * sorted_B[stop - 1] for at, stop in groups_by_length(sorted_B, MIN_TOKENS["cpu"]))
     return 1 - sum(sorted_B) / computed

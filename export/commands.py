@@ -21,9 +21,11 @@ app = typer.Typer()
     "  diptych export checkpoint --store store --precision int8"
 )
 def export(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CKPT", help="Checkpoint folder written by `diptych train`.")],
-    store: Annotated[Path, typer.Option(help="Bundle store folder; created if missing.")],
-    name: Annotated[str | None, typer.Option(help="Name of the bundle. Default: dataset, recipe and time.")] = None,
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder written by `diptych train`.")
+    ],
+    store: Annotated[Path, typer.Option(help="Folder of the store; created if missing.")],
+    name: Annotated[str | None, typer.Option(help="Name of the bundle; default: dataset, recipe and time.")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Make it the store's active bundle.")] = False,
     m: Annotated[
         int,
@@ -37,7 +39,7 @@ def export(
         Literal["float32", "float16", "int8"],
         typer.Option(help="Precision of the query encoder: int8 is faster on CPUs, float16 on GPUs."),
     ] = "float32",
-    threads: Annotated[int | None, typer.Option(min=1, help="Native threads. Default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads; default: one per core.")] = None,
 ) -> None:
     """Build a bundle from a checkpoint and publish it in a store.
 

@@ -90,7 +90,9 @@ def diff(
     ],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
     k: CountOption = 10,
-    most: Annotated[int, typer.Option(min=1, help="Maximum number of queries, from the beginning.")] = 10_000,
+    max_queries: Annotated[
+        int, typer.Option(min=1, help="Use at most this many queries, from the first one.")
+    ] = 10_000,
     show_changed: Annotated[int, typer.Option("--changed", min=0, help="How many changed queries to show.")] = 10,
 ) -> None:
     """Compare the answers of two bundles: agreement, changed queries, and quality if true labels are given."""
@@ -101,7 +103,7 @@ def diff(
     from retrieval.open import open_bundle
 
     table = Queries(queries, column)
-    texts, truths = table.first(most)
+    texts, truths = table.first(max_queries)
     if table.account is not None:
         echo("\n".join(table.account.report("used")))
     retrievers = (open_bundle(local_path(store, name), trusted=trusted_keys()) for name in (old, new))

@@ -86,7 +86,7 @@ def predict(
         bool,
         typer.Option("--guard-formulas", help="In CSV, put ' before texts that a spreadsheet would run as formulas."),
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Native threads; default: one per core.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads; default: one per core.")] = None,
 ) -> None:
     """Search for every query of a table and write a file of matches. Rerun the same command to resume.
 

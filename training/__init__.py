@@ -1,4 +1,4 @@
-"""Train the unified model (UniDEC, Algorithm 1): from a prepared dataset to a checkpoint. Needs torch and transformers."""
+"""Train the unified model (UniDEC, Algorithm 1): from a dataset to a checkpoint. Needs torch."""
 
 import os
 

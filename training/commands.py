@@ -33,7 +33,7 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu, or cuda.", autocompl
     "  diptych train --dataset dataset --out checkpoint --recipe minilm --set optimizer.epochs=20"
 )
 def train(
-    dataset: Annotated[Path, typer.Option(help="Folder that `diptych prepare` made.")],
+    dataset: Annotated[Path, typer.Option(help="Dataset folder written by `diptych prepare`.")],
     out: Annotated[Path, typer.Option(help="Folder for the checkpoint.")],
     recipe: Annotated[
         str, typer.Option(help="A shipped recipe by name, or a YAML file.", autocompletion=_recipes)
@@ -49,12 +49,13 @@ def train(
 
     On several GPUs: torchrun --nproc-per-node GPUS -m diptych train …; the batch size stays the same.
     """
+    from training.checkpoint.run_folder import REPORT
     from training.data.dataset import Dataset
     from training.monitoring.console import ConsoleCallback, print_summary
     from training.monitoring.resource_errors import resource_errors
     from training.optim.distributed import torchrun_processes
     from training.recipe.loading import load_recipe
-    from training.reporting.report import REPORT, write_report
+    from training.reporting.report import write_report
     from training.run import train as run
     from training.trainer import Stopped
 

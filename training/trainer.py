@@ -1,4 +1,15 @@
-"""The training loop: epochs, refreshes, steps, validation and checkpoints (UniDEC, Algorithm 1)."""
+"""The training loop (UniDEC, Algorithm 1) with resumable state.
+
+    Algorithm 1                            here
+    for e in 1..ε                          Trainer.run
+    every τ epochs: CLUSTER, topk(ANNS)    BatchSource.refresh
+    for Q_B in B                           BatchSource.epoch_batches
+    sample P_i and H_i; L_B, P^B, P^L      BatchSource.device_batch
+    L_D, L_C, L                            TrainingStep.backward
+    adjust Φ, g1, g2 and Ψ                 TrainingStep.update
+
+Validation, checkpoints, callbacks and stopping are not part of Algorithm 1.
+"""
 
 import time
 from collections.abc import Callable

@@ -1,9 +1,9 @@
-"""Heavy clients in a process of their own: each sends its next request as soon as it has the answer to the last.
+"""Run heavy clients in a separate process: each sends its next request as soon as the last one is answered.
 
     python -m benchmarks.measuring.heavy_clients PORT CLIENTS BODIES SECONDS [--keys PREFIX]
 
 BODIES is a file with one JSON body per line. With --keys each client has its own key, `PREFIX-0`, `PREFIX-1`, …;
-without, its own loopback address. Prints the number of answers by status, and of connections that the service closed.
+without, its own loopback address. Prints the number of answers per status, and of connections that the service closed.
 """
 
 import argparse
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import cast
 
 FIRST_ADDRESS = 10  # 127.0.0.10; the measuring process uses 127.0.0.1
-CLOSED = "closed"  # counted beside the statuses
+CLOSED = "closed"  # counted like a status
 
 
 class HeavyClient:
-    """One client with one connection, which is opened again when the service closes it."""
+    """A client with one connection, which is opened again after the service closes it."""
 
     def __init__(self, port: int, number: int, bodies: list[bytes], keys: str | None) -> None:
         self._port, self._address = port, None if keys else f"127.0.0.{FIRST_ADDRESS + number}"

@@ -1,9 +1,9 @@
-"""What a step of a large batch needs, in a process of its own so that its peak memory is its own.
+"""Measure time and peak memory of training steps with a large batch, in a separate process.
 
     python -m benchmarks.measuring.large_batch DATASET MODEL BATCH_SIZE GRAD_CACHE_CHUNK STEPS THREADS
 
-GRAD_CACHE_CHUNK is a number or `null`, which encodes all texts at once. Prints JSON: the median step in seconds and the
-most memory held, in MiB, of which loading torch and the model is a part.
+GRAD_CACHE_CHUNK is a number or `null`, which encodes all texts at once. Prints JSON: the median seconds per step and
+the peak memory in MiB, including torch and the model.
 """
 
 import json
@@ -24,8 +24,8 @@ from training.run import train
 from training.trainer import Stopped
 
 
-class Steps(NullCallback):
-    """The seconds of each step."""
+class StepTimer(NullCallback):
+    """Records the seconds of each step."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
@@ -35,21 +35,21 @@ class Steps(NullCallback):
 
 
 def main() -> None:
-    """Take the steps and print what they needed."""
-    dataset, model, batch, at_once, steps, threads = sys.argv[1:]
+    """Take the steps and print their cost."""
+    dataset, model, batch, chunk_size, steps, threads = sys.argv[1:]
     torch.set_num_threads(int(threads))
     recipe = load_recipe(
         "minilm",
         [
-            f"encoder.model={model}", f"batching.batch_size={batch}", f"batching.grad_cache_chunk={at_once}",
+            f"encoder.model={model}", f"batching.batch_size={batch}", f"batching.grad_cache_chunk={chunk_size}",
             "batching.clustered=false", "batching.hard_negatives=0", f"optimizer.epochs={steps}",
         ],
     )  # fmt: skip
-    told = Steps()
+    timer = StepTimer()
     with TemporaryDirectory() as folder, suppress(Stopped):
-        train(Dataset.open(Path(dataset)), recipe, Path(folder) / "run", told,
-              should_stop=lambda: len(told.seconds) >= int(steps))  # fmt: skip
-    print(json.dumps({"step_seconds": statistics.median(told.seconds), "peak_mib": peak_mib()}))
+        train(Dataset.open(Path(dataset)), recipe, Path(folder) / "run", timer,
+              should_stop=lambda: len(timer.seconds) >= int(steps))  # fmt: skip
+    print(json.dumps({"step_seconds": statistics.median(timer.seconds), "peak_mib": peak_mib()}))
 
 
 if __name__ == "__main__":

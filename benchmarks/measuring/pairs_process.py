@@ -1,9 +1,9 @@
-"""Pairs learned by our trainer, for pairs_per_second.py, in a process of its own.
+"""Train on pairs with Diptych, for pairs_per_second.py, in a separate process.
 
     python -m benchmarks.measuring.pairs_process TASK OUT
 
-The recipe systems/dpr with a transformer: one positive a query, softmax over the positives of the batch, AdamW over the
-whole encoder, float32. `training.run.train` runs as it does for a user, and is left after the last measured step.
+The recipe is systems/dpr with a transformer: one positive per query, softmax over the positives of the batch, AdamW for
+all weights, float32. `training.run.train` runs as usual and is interrupted after the last measured step.
 """
 
 import json
@@ -16,7 +16,7 @@ from unittest.mock import patch
 
 import torch
 
-from benchmarks.peers.watched_steps import StepTask, StepWatch
+from benchmarks.peers.watched_steps import StepRecorder, StepTask
 from retrieval.errors import DiptychError
 from training.data.dataset import Dataset
 from training.model import pretrained
@@ -27,25 +27,25 @@ from training.recipe.schema import Recipe, TransformerEncoderRecipe
 from training.run import train
 
 
-class Enough(Exception):
-    """The last measured step has been taken."""
+class LastStepDone(Exception):
+    """The last measured step has ended."""
 
 
 class Steps(NullCallback):
-    """Tells the watch of every step; ends the run after the last one, without the state that a stop would save."""
+    """Records every step; ends the run after the last one, without saving its state."""
 
-    def __init__(self, watch: StepWatch, enough: int) -> None:
-        self.watch, self.enough = watch, enough
+    def __init__(self, recorder: StepRecorder, steps: int) -> None:
+        self.recorder, self.steps = recorder, steps
 
     def on_step(self, step: StepStats, epoch: EpochStats) -> None:
-        """Note the step."""
-        self.watch.step_ended()
-        if step.index.done + 1 >= self.enough:
-            raise Enough
+        """Record the step."""
+        self.recorder.step_ended()
+        if step.index.done + 1 >= self.steps:
+            raise LastStepDone
 
 
 def recipe_of(task: StepTask) -> Recipe:
-    """systems/dpr with the task's encoder and batches; RecipeError when they do not go together."""
+    """Return systems/dpr with the task's encoder and batches. Raises RecipeError if they are not valid together."""
     return load_recipe(
         "systems/dpr",
         [
@@ -59,35 +59,35 @@ def recipe_of(task: StepTask) -> Recipe:
     )
 
 
-def learn(folder: Path, task: StepTask) -> StepWatch:
+def train_pairs(folder: Path, task: StepTask) -> StepRecorder:
     """Take the task's steps on folder/dataset."""
-    watch, load = StepWatch(), pretrained.transformer
+    recorder, load = StepRecorder(), pretrained.transformer
 
-    def watched(choice: TransformerEncoderRecipe) -> Any:
+    def load_with_hook(choice: TransformerEncoderRecipe) -> Any:
         encoder: Any = load(choice)
-        # Its tokens are looked up beforehand, for all groups of a batch at once; the mask has a group's own shape.
+        # Token vectors are looked up once for all groups of a batch; only the mask has the shape of a group.
         encoder.register_forward_pre_hook(
-            lambda module, arguments, named: watch.reads(module, (named["attention_mask"],)), with_kwargs=True
+            lambda module, arguments, named: recorder.on_forward(module, (named["attention_mask"],)), with_kwargs=True
         )
         return encoder
 
-    listener, dataset = Steps(watch, task.warm + task.steps), Dataset.open(folder / "dataset")
-    with TemporaryDirectory() as run, patch.object(pretrained, "transformer", watched), suppress(Enough):
-        train(dataset, recipe_of(task), Path(run) / "run", listener, device="cpu")
-    return watch
+    callback, dataset = Steps(recorder, task.warm + task.steps), Dataset.open(folder / "dataset")
+    with TemporaryDirectory() as run, patch.object(pretrained, "transformer", load_with_hook), suppress(LastStepDone):
+        train(dataset, recipe_of(task), Path(run) / "run", callback, device="cpu")
+    return recorder
 
 
 def main() -> int:
-    """Learn the task's steps and write what they took to OUT; an error is one sentence and code 1."""
+    """Take the task's steps and write their cost to OUT. Prints an error and returns 1 if training fails."""
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     task = StepTask.read(folder)
     torch.set_num_threads(task.threads)
     try:
-        watch = learn(folder, task)
+        recorder = train_pairs(folder, task)
     except DiptychError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    watch.write(out, task, ("diptych", "torch", "transformers", "tokenizers"))
+    recorder.write(out, task, ("diptych", "torch", "transformers", "tokenizers"))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""The page that `benchmarks/retrieval_cost.py` writes, from what its parts measured."""
+"""Write the page of `benchmarks/retrieval_cost.py` from the results of its parts."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -11,16 +11,14 @@ Facts = dict[str, Any]
 
 
 def page(facts: dict[str, Facts]) -> list[str]:
-    """Markdown; a part that was never measured is left out."""
+    """Return the page as Markdown lines, without parts that were never measured."""
     sections: dict[str, Callable[[Facts], list[str]]] = {"parts": _parts, "scale": _scale, "offline": _offline}
-    lines = ["# What retrieval costs"]
+    lines = ["# Cost of retrieval"]
     for name, section in sections.items():
         if name in facts:
-            found = facts[name]
-            lines += ["", *section(found), "", f"`{found['command']}`", ""]
-            lines.append(
-                f"{found['machine']}; {found['load']:.1f} processes wanted one, on average of the last five minutes."
-            )
+            part = facts[name]
+            lines += ["", *section(part), "", f"`{part['command']}`", ""]
+            lines.append(f"{part['machine']}; load average of the last five minutes: {part['load']:.1f}.")
     return lines
 
 
@@ -28,51 +26,50 @@ def _parts(facts: Facts) -> list[str]:
     rows = []
     for row in facts["rows"]:
         rounds = row["rounds"]
-        spent = [_middle(one["parts"][name][1] for one in rounds) for name in PARTS]
+        spent = [_median(one["parts"][name][1] for one in rounds) for name in PARTS]
         ratios = [_spread([one["ratios"][at] for one in rounds]) for at in (1, 0)]
-        whole = _middle(one["whole"][1] for one in rounds)
+        whole = _median(one["whole"][1] for one in rounds)
         rows.append([
-            f"{row['encoder']}, {row['labels']:,} labels, ef {row['effort']}", str(row["batch"]), *map(_figure, spent),
-            _figure(sum(spent)), _figure(whole), *ratios,
+            f"{row['encoder']}, {row['labels']:,} labels, ef {row['ef_search']}", str(row["batch"]),
+            *map(_milliseconds, spent), _milliseconds(sum(spent)), _milliseconds(whole), *ratios,
         ])  # fmt: skip
-    columns = ["bundle", "batch", *PARTS, "sum", "`search`", "ratio", "ratio by the clock"]
+    columns = ["bundle", "batch", *PARTS, "sum", "`search`", "ratio", "ratio of wall time"]
     return [
-        "## `Retriever.search` beside its bare parts",
+        "## `Retriever.search` and its parts",
         "",
-        "Milliseconds of processor time a query, and the throughput of `search` as a share of that of the three calls "
-        f"alone; median (least–greatest) of {len(facts['rows'][0]['rounds'])} rounds, in which both sides answer the "
-        "same batches by turns. Beside the calls, `search` checks its input, pads, scores candidates exactly, splits "
-        "scores into their halves and makes a hit of each row.",
+        "Milliseconds of CPU time per query, and the throughput of `search` divided by that of the three calls; median "
+        f"(minimum–maximum) of {len(facts['rows'][0]['rounds'])} rounds, in which both sides search the same batches "
+        "in alternation. Besides the calls, `search` checks its input, pads, scores candidates exactly, splits scores "
+        "into the parts of both heads, and builds a hit per row.",
         "",
         *_table(columns, rows),
     ]
 
 
 def _scale(facts: Facts) -> list[str]:
-    rows, least = [], facts["rows"][0]
+    rows, smallest = [], facts["rows"][0]
     for row in facts["rows"]:
         rows.append([
-            f"{row['labels']:,}", str(row["ef"]), f"{row['recall_at_10']:.4f}", _figure(row["milliseconds"]),
-            f"{row['milliseconds'] / least['milliseconds']:.2f}", _figure(row["exact_milliseconds"]),
+            f"{row['labels']:,}", str(row["ef"]), f"{row['recall_at_10']:.4f}", _milliseconds(row["milliseconds"]),
+            f"{row['milliseconds'] / smallest['milliseconds']:.2f}", _milliseconds(row["exact_milliseconds"]),
             f"{row['exact_milliseconds'] / row['milliseconds']:.1f}",
             f"{row['build_seconds']:,.0f} ({row['build_processor_seconds']:,.0f})", f"{row['file_bytes']:,.0f}",
             f"{row['memory_bytes']:,.0f}", f"{row['open_seconds']:.2f} ({row['check_seconds']:.2f})",
         ])  # fmt: skip
     columns = [
-        "labels", "ef", "recall@10", "ms", "growth", "ms, exact", "speed-up", "build, s (processor)",
-        "bytes per label, file", "in memory", "open, s (of it checks)",
+        "labels", "ef", "recall@10", "ms", "growth", "ms, exact", "speed-up", "build, s (CPU)",
+        "bytes per label, file", "in memory", "open, s (checks)",
     ]  # fmt: skip
     return [
-        "## HNSW beside exact search, by the number of labels",
+        "## HNSW and exact search, by the number of labels",
         "",
-        f"The {facts['real']:,} label vectors of {facts['dataset']} (d = {facts['dim']}) in a random order, and behind "
-        "them jittered copies: a copy is its label moved by the distance of a random label from its nearest neighbour, "
-        "along what labels differ in (a draw from their covariance), each half then given its old length. "
-        f"{facts['queries']:,} real queries at weight {facts['weight']:g}; for each number of labels the least ef that "
-        f"reaches recall@10 of {RECALL}. Milliseconds are the median of one query alone on one thread, the sizes in "
-        "turn. "
-        "Indexes are built as `diptych export` builds them, with the threads of the command; they are opened from the "
-        "system's cache.",
+        f"The {facts['real']:,} label vectors of {facts['dataset']} (d = {facts['dim']}) in random order, followed by "
+        "jittered copies: a label moved by the distance of a random label to its nearest neighbour, in a direction "
+        "drawn from the labels' covariance; each half then gets its old length. "
+        f"{facts['queries']:,} real queries at weight {facts['weight']:g}; for each number of labels the smallest ef "
+        f"that reaches recall@10 of {RECALL}. Milliseconds are the median of single queries on one thread, the sizes "
+        "in alternation. Indexes have the settings of `diptych export` and are built with the threads of the command; "
+        "they are opened from the page cache.",
         "",
         *_table(columns, rows),
     ]
@@ -83,25 +80,25 @@ def _offline(facts: Facts) -> list[str]:
         [
             f"{row['queries']:,}", f"{row['seconds']:,.0f}", f"{row['queries'] / row['seconds']:,.0f}",
             f"{row['queries'] / row['processor_seconds']:,.0f}", f"{row['processor_seconds'] / row['seconds']:.2f}",
-            f"{row['own_bytes'] / 2**20:,.0f}", f"{row['mapped_bytes'] / 2**20:,.0f}",
+            f"{row['private_bytes'] / 2**20:,.0f}", f"{row['mapped_bytes'] / 2**20:,.0f}",
         ]
         for row in facts["rows"]
     ]  # fmt: skip
     columns = [
-        "queries", "seconds", "queries per second", "per second of CPU time", "processors kept busy",
-        "MiB at most, its own", "with mapped files",
+        "queries", "seconds", "queries per second", "per second of CPU time", "busy CPUs",
+        "peak MiB", "with mapped files",
     ]  # fmt: skip
     weight = "the default weight" if facts["weight"] is None else f"weight {facts['weight']:g}"
-    went_on = "the same matches as" if facts["same"] else "OTHER MATCHES than"
+    matches = "the same matches as" if facts["same"] else "OTHER MATCHES than"
     return [
         "## `diptych predict`",
         "",
-        f"Real test queries and variations of them, one more word each; Parquet to Parquet, k = 10, {weight}.",
+        f"Real test queries, and variations with one more word; Parquet to Parquet, k = 10, {weight}.",
         "",
         *_table(columns, rows),
         "",
-        f"Stopped with Ctrl-C and started again, it went on behind {facts['parts_found']} written part"
-        f"{'s' if facts['parts_found'] != 1 else ''} and wrote {went_on} a run without a stop.",
+        f"Interrupted with Ctrl-C and resumed, it continued after {facts['shards']} finished shard"
+        f"{'s' if facts['shards'] != 1 else ''} and wrote {matches} an uninterrupted run.",
     ]
 
 
@@ -110,16 +107,16 @@ def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     return lines + [f"| {' | '.join(row)} |" for row in rows]
 
 
-def _middle(figures: Iterable[float]) -> float:
-    return statistics.median(figures)
+def _median(values: Iterable[float]) -> float:
+    return statistics.median(values)
 
 
-def _spread(figures: Sequence[float]) -> str:
-    return f"{_middle(figures):.2f} ({min(figures):.2f}–{max(figures):.2f})"
+def _spread(values: Sequence[float]) -> str:
+    return f"{_median(values):.2f} ({min(values):.2f}–{max(values):.2f})"
 
 
-def _figure(milliseconds: float) -> str:
-    """Three digits that count."""
+def _milliseconds(milliseconds: float) -> str:
+    """Format with three significant digits."""
     return (
         f"{milliseconds:.3f}"
         if milliseconds < 1

@@ -1,4 +1,4 @@
-"""What every benchmark that trains shares: its numbers, its dataset, how it ends."""
+"""Parts shared by benchmark programs: argument types, the dataset, and exit codes."""
 
 import argparse
 import sys
@@ -13,30 +13,30 @@ from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
 
 
-def ended(measure: Callable[[argparse.Namespace, Console], Path], options: argparse.Namespace) -> int:
-    """Run `measure`, which returns the page it wrote: the exit code. An error is one sentence, Ctrl-C goes on later."""
+def run_command(measure: Callable[[argparse.Namespace, Console], Path], options: argparse.Namespace) -> int:
+    """Run `measure`, which returns the path of its page, and return the exit code. Errors are printed in one line."""
     console = Console(stderr=True)
     try:
-        written = measure(options, console)
+        page = measure(options, console)
     except DiptychError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        print("Stopped. Rerun the same command to resume.", file=sys.stderr)
         return 130
-    console.print(f"wrote {written} and its plots", highlight=False, soft_wrap=True)
+    console.print(f"wrote {page} and its plots", highlight=False, soft_wrap=True)
     return 0
 
 
 def count(text: str) -> int:
-    """A number from 1; ValueError, which argparse tells with the option and the text."""
+    """Parse a number from 1. Raises ValueError, which argparse reports with the option and the text."""
     if (number := int(text)) < 1:
         raise ValueError
     return number
 
 
-def opened(source: Path, folder: Path) -> Dataset:
-    """A prepared dataset as it is; anything else prepared into `folder`, again when its source has changed."""
+def open_or_prepare(source: Path, folder: Path) -> Dataset:
+    """Open a prepared dataset, or prepare another source into `folder`, again if the source has changed."""
     if (source / "dataset.json").is_file():
         return Dataset.open(source)
     same_source = (folder / "dataset.json").is_file() and read_meta(folder).source == source.resolve().name

@@ -31,7 +31,7 @@ def filled(start: bytes, unit: bytes, end: bytes = b"") -> bytes:
 
 
 def known_bodies() -> dict[str, bytes]:
-    """Return bodies of every kind that was found to be expensive, and the largest valid ones."""
+    """Return bodies of every kind that is known to be expensive, and the largest valid ones."""
     lists = b",".join([b"[]"] * 340)
     values = [f'"{value}"' for value in range(1000)]
     text = json.dumps("é" * 330).encode()
@@ -66,34 +66,34 @@ def known_bodies() -> dict[str, bytes]:
 def drawn_bodies(number: int) -> Iterator[tuple[str, bytes]]:
     """Yield bodies of a few random pieces repeated up to the limit; the seed is fixed."""
     drawing = random.Random(11)
-    for place in range(number):
+    for index in range(number):
         unit = b"".join(drawing.choices(PIECES, k=drawing.randint(1, 6)))
         start, end = drawing.choice(BEGINNINGS), drawing.choice([b"", b'"]}', b"1]}", b'"a":1}}', b"}"])
-        yield f"drawn {place}: {start!r} {unit!r} …", filled(start, unit, end)
+        yield f"drawn {index}: {start!r} {unit!r} …", filled(start, unit, end)
 
 
-def body_cost(bench: ServingSetup) -> Figure:
+def body_cost(setup: ServingSetup) -> Figure:
     """11: bodies of 1 MiB that are expensive to parse, on every route that reads a body."""
     statuses: Counter[int] = Counter()
     seconds, size = (0.0, ""), (0.0, "")
-    bodies = [*known_bodies().items(), *drawn_bodies(bench.lengths.costly_bodies)]
-    with serving(bench.store, compare_seconds=0, **QUIET) as service:
-        service.ask("POST", "/predict", bench.queries.bodies[0])
+    bodies = [*known_bodies().items(), *drawn_bodies(setup.lengths.costly_bodies)]
+    with serving(setup.store, compare_seconds=0, **QUIET) as service:
+        service.ask("POST", "/predict", setup.queries.bodies[0])
         for name, body in bodies:
             for route in ROUTES:
-                found = [measure(service, route, body) for _ in range(REPEATS)]
-                statuses.update(status for status, _, _ in found)
-                seconds = max(seconds, (min(one for _, one, _ in found), f"{name}, {route}"))
-                size = max(size, (max(one for _, _, one in found) / 1e6, f"{name}, {route}"))
-        good = service.ask("POST", "/predict", bench.queries.bodies[0]).status
+                costs = [measure(service, route, body) for _ in range(REPEATS)]
+                statuses.update(status for status, _, _ in costs)
+                seconds = max(seconds, (min(one for _, one, _ in costs), f"{name}, {route}"))
+                size = max(size, (max(one for _, _, one in costs) / 1e6, f"{name}, {route}"))
+        good = service.ask("POST", "/predict", setup.queries.bodies[0]).status
     failed = sum(count for status, count in statuses.items() if status >= 500)
     counted = ", ".join(f"{count:,} × {status}" for status, count in sorted(statuses.items()))
     return Figure(
         "Cost of a hostile body of 1 MiB",
         [
-            Limit("ms of CPU time, maximum", seconds[0] * 1e3, 20, beside=seconds[1]),
-            Limit("MB of memory, maximum", size[0], 20, beside=size[1]),
-            Limit("answered with 5xx", failed, 0, beside=counted),
+            Limit("ms of CPU time, maximum", seconds[0] * 1e3, 20, detail=seconds[1]),
+            Limit("MB of memory, maximum", size[0], 20, detail=size[1]),
+            Limit("answered with 5xx", failed, 0, detail=counted),
             Limit("the next good request", good, 200),
         ],
         [f"{len(bodies):,} bodies, each {REPEATS} times on {', '.join(ROUTES)}; the cheapest of the {REPEATS} counts."],

@@ -1,4 +1,4 @@
-"""A service and its load generator on cores of their own."""
+"""Run a service and its load generator on separate cores."""
 
 import os
 from collections.abc import Iterator
@@ -8,10 +8,10 @@ from tests.support.service import Service
 
 
 @contextmanager
-def apart(starting: AbstractContextManager[Service]) -> Iterator[Service]:
-    """A service on the first core, and all that this process starts later on the others.
+def on_separate_cores(starting: AbstractContextManager[Service]) -> Iterator[Service]:
+    """Start a service on the first core; processes that start in the block use the other cores.
 
-    A generator takes most of a core itself; on the service's own, what is measured is who of the two is given it.
+    A load generator uses most of a core. On a shared core, the scheduler's choice between both would be measured.
     """
     cores = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, cores[:1])
@@ -23,7 +23,7 @@ def apart(starting: AbstractContextManager[Service]) -> Iterator[Service]:
         os.sched_setaffinity(0, cores)
 
 
-def sharing() -> str:
-    """How `apart` shares the cores."""
-    most = len(os.sched_getaffinity(0))
-    return "The service had one core, the generator the others." if most > 1 else "There is one core for all."
+def core_allocation() -> str:
+    """Describe the cores of service and generator under `on_separate_cores`."""
+    cores = len(os.sched_getaffinity(0))
+    return "The service had one core, the generator the others." if cores > 1 else "Both shared one core."

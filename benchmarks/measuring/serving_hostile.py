@@ -1,4 +1,4 @@
-"""Figure 9: schemathesis against the service's own description, and hostile bodies."""
+"""Figure 9: schemathesis with the service's OpenAPI description, and hostile bodies."""
 
 import json
 import random
@@ -20,14 +20,14 @@ from benchmarks.peers.environments import python_of
 from tests.support.service import ADMIN_KEY, Client, Service, serving
 
 THREADS = 4
-DRAWN = 0.1  # of the bodies are hypothesis' own; the rest are good requests, damaged
-MOST_BYTES = 20_000  # of a damaged body
+DRAWN_SHARE = 0.1  # of the bodies are drawn by hypothesis; the others are damaged valid requests
+MAX_BYTES = 20_000  # of a damaged body
 TOKENS = [
     b"null", b"-1", b"1e999", b"NaN", b"99999999999999999999", b'""', b"[]", b"{}", b"[[[[[[[[", b'"\\ud800"', b"\x00",
     b"\xff\xfe", b"\xed\xa0\x80", b'"queries":', b'"k":', b'"filter":{"__proto__":[1]}', b'"weight":', b",", b"true",
 ]  # fmt: skip
-# Its own lists have every 5xx, and neither 413, which is how a body with too many items is refused here, nor what no
-# schema can say: 504 for an X-Deadline-Ms too short for any answer, 422 for a filter by what the bundle's labels lack.
+# The default lists lack 413 (too many items in a body), 504 (an X-Deadline-Ms that is too short) and 422 (a filter on
+# an attribute that the bundle's labels do not have). A schema cannot express the last two.
 CONFIG = """[checks]
 not_a_server_error.expected-statuses = ["2xx", "3xx", "4xx", 504]
 positive_data_acceptance.expected-statuses = ["2xx", 401, 403, 404, 408, 409, 422, 429, 504]
@@ -55,7 +55,7 @@ class RandomClient:
         self.broken = 0
 
     def ask(self, body: bytes) -> None:
-        """Send one body. The service may close the connection after its answer, and the next one opens another."""
+        """Send one body. The service may close the connection after its answer; the next request opens another."""
         try:
             self._client = self._client or self._service.client()
             reply = self._client.post("/predict", body)
@@ -68,28 +68,28 @@ class RandomClient:
             self._client = None
 
 
-def hostile(bench: ServingSetup) -> Figure:
-    """9: every operation by schemathesis, then so many hostile bodies, then a good request."""
-    own = bench.folder / "hostile-store"  # it activates and pauses what it likes
-    shutil.rmtree(own, ignore_errors=True)
-    shutil.copytree(bench.store, own)
-    with serving(own, **QUIET) as service:
-        code, said = schemathesis(service, bench)
-    shutil.rmtree(own)
-    with serving(bench.store, **QUIET) as service:
-        askers = [RandomClient(service) for _ in range(THREADS)]
+def hostile(setup: ServingSetup) -> Figure:
+    """9: every operation by schemathesis, then hostile bodies, then a valid request."""
+    copy = setup.folder / "hostile-store"  # schemathesis activates bundles and pauses labels
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(setup.store, copy)
+    with serving(copy, **QUIET) as service:
+        code, findings = schemathesis(service, setup)
+    shutil.rmtree(copy)
+    with serving(setup.store, **QUIET) as service:
+        clients = [RandomClient(service) for _ in range(THREADS)]
         began = time.monotonic()
-        drawn(askers[0], round(DRAWN * bench.lengths.hostile))
-        mutated(askers, bench, began + bench.lengths.fuzzing)
-        good = service.ask("POST", "/predict", bench.queries.bodies[0]).status
-    statuses = sum((asker.statuses for asker in askers), Counter[int]())
-    sent, broken = statuses.total(), sum(asker.broken for asker in askers)
+        send_drawn(clients[0], round(DRAWN_SHARE * setup.lengths.hostile))
+        send_damaged(clients, setup, began + setup.lengths.fuzzing)
+        good = service.ask("POST", "/predict", setup.queries.bodies[0]).status
+    statuses = sum((client.statuses for client in clients), Counter[int]())
+    sent, broken = statuses.total(), sum(client.broken for client in clients)
     counted = ", ".join(f"{count:,} × {status}" for status, count in sorted(statuses.items()))
     return Figure(
         "schemathesis, and hostile bodies",
         [
-            Limit("exit code of schemathesis, all checks", code, 0, beside=said),
-            Limit("hostile bodies sent", sent + broken, bench.lengths.hostile, least=True, beside=counted),
+            Limit("exit code of schemathesis, all checks", code, 0, detail=findings),
+            Limit("hostile bodies sent", sent + broken, setup.lengths.hostile, at_least=True, detail=counted),
             Limit("answered with 5xx", sum(count for status, count in statuses.items() if status >= 500), 0),
             Limit("not answered", broken, 0),
             Limit("the next good request", good, 200),
@@ -97,52 +97,52 @@ def hostile(bench: ServingSetup) -> Figure:
     )
 
 
-def schemathesis(service: Service, bench: ServingSetup) -> tuple[int, str]:
-    """Its exit code and what it found; all that it printed stays in the folder."""
-    program = python_of(SCHEMATHESIS, bench.environments).with_name("schemathesis")
-    log = (bench.folder / "schemathesis.log").resolve()
-    (bench.folder / "schemathesis.toml").write_text(CONFIG, encoding="utf-8")  # it looks where it is started
+def schemathesis(service: Service, setup: ServingSetup) -> tuple[int, str]:
+    """Run schemathesis; return its exit code and findings. Its output stays in the folder."""
+    program = python_of(SCHEMATHESIS, setup.environments).with_name("schemathesis")
+    log = (setup.folder / "schemathesis.log").resolve()
+    (setup.folder / "schemathesis.toml").write_text(CONFIG, encoding="utf-8")  # read from its working directory
     command = [str(program), "--no-color", "run", f"http://127.0.0.1:{service.port}/openapi.json", "--checks", "all"]
-    command += ["--max-examples", str(bench.lengths.examples), "--seed", "1", "--continue-on-failure"]
+    command += ["--max-examples", str(setup.lengths.examples), "--seed", "1", "--continue-on-failure"]
     command += ["--header", f"X-Admin-Key: {ADMIN_KEY}"]
     try:
         with log.open("wb") as output:
             code = subprocess.run(
-                command, stdout=output, stderr=subprocess.STDOUT, timeout=bench.lengths.fuzzing, check=False,
-                cwd=bench.folder,
+                command, stdout=output, stderr=subprocess.STDOUT, timeout=setup.lengths.fuzzing, check=False,
+                cwd=setup.folder,
             ).returncode  # fmt: skip
     except subprocess.TimeoutExpired:
-        return -1, f"it did not end within {bench.lengths.fuzzing:,.0f} s"
-    printed = log.read_text("utf-8", "replace")
-    lines = [line.strip(" =") for line in printed.splitlines() if line.strip(" =")] or ["it printed nothing"]
-    return code, "; ".join([*FINDING.findall(printed), lines[-1]])
+        return -1, f"no end within {setup.lengths.fuzzing:,.0f} s"
+    output_text = log.read_text("utf-8", "replace")
+    lines = [line.strip(" =") for line in output_text.splitlines() if line.strip(" =")] or ["no output"]
+    return code, "; ".join([*FINDING.findall(output_text), lines[-1]])
 
 
-def drawn(asker: RandomClient, number: int) -> None:
-    """Bodies that hypothesis draws, always the same ones."""
+def send_drawn(client: RandomClient, number: int) -> None:
+    """Send bodies that hypothesis draws, the same in every run."""
 
     checks = list(HealthCheck)
 
     @settings(max_examples=number, deadline=None, database=None, derandomize=True, suppress_health_check=checks)
     @given(DRAWS)
     def send(body: bytes) -> None:
-        asker.ask(body)
+        client.ask(body)
 
     send()
 
 
-def mutated(askers: Sequence[RandomClient], bench: ServingSetup, until: float) -> None:
-    """Damaged good requests from several connections at once, as many as are missing or until the time is over."""
-    missing = bench.lengths.hostile - sum(asker.statuses.total() + asker.broken for asker in askers)
+def send_damaged(clients: Sequence[RandomClient], setup: ServingSetup, until: float) -> None:
+    """Send the remaining bodies, damaged valid requests, from several connections at once, at most until `until`."""
+    missing = setup.lengths.hostile - sum(client.statuses.total() + client.broken for client in clients)
 
-    def go(place: int) -> None:
-        bodies = damaged(bench.queries.bodies, place)
-        for _ in range(-(-missing // len(askers))):
+    def send(index: int) -> None:
+        bodies = damaged(setup.queries.bodies, index)
+        for _ in range(-(-missing // len(clients))):
             if time.monotonic() > until:
                 break
-            askers[place].ask(next(bodies))
+            clients[index].ask(next(bodies))
 
-    threads = [threading.Thread(target=go, args=[place], daemon=True) for place in range(len(askers))]
+    threads = [threading.Thread(target=send, args=[index], daemon=True) for index in range(len(clients))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -150,12 +150,12 @@ def mutated(askers: Sequence[RandomClient], bench: ServingSetup, until: float) -
 
 
 def damaged(bodies: Sequence[bytes], seed: int) -> Iterator[bytes]:
-    """Good bodies with one to eight damages each, the same for the same seed."""
+    """Yield valid bodies with one to eight damages each, the same for the same seed."""
     drawing = random.Random(seed)
     while True:
         body = drawing.choice(bodies)
         for _ in range(drawing.randint(1, 8)):
-            body = _damage(body, drawing)[:MOST_BYTES]
+            body = _damage(body, drawing)[:MAX_BYTES]
         yield body
 
 

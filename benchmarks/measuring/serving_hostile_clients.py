@@ -1,4 +1,4 @@
-"""Hold NUMBER hostile connections of one kind open, in a process of their own.
+"""Hold NUMBER hostile connections of one kind open, in a separate process.
 
 python -m benchmarks.measuring.serving_hostile_clients PORT KIND NUMBER
 
@@ -22,15 +22,15 @@ import uvloop
 HEAD = b"POST /predict HTTP/1.1\r\nHost: hostile\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 MEGABYTE = 1_000_000
-BETWEEN = 2.0  # seconds between two bytes of a connection
+BYTE_INTERVAL = 2.0  # seconds between two bytes of a connection
 PAUSE = 10.0  # mean seconds before a closed connection is opened again
-OPENING = 32  # connections that are being opened at a time
-NICENESS = 10  # gives way to the load generator, which measures the service
+OPENING = 32  # connections that are opened at the same time
+NICENESS = 10  # so that the load generator, which measures, has priority
 
 
 @dataclass(frozen=True)
 class Attack:
-    """`first` is sent at once, `more` every two seconds after that; `reads` tells whether answers are read."""
+    """`first` is sent at once, `more` every two seconds after that; answers are read only if `reads`."""
 
     first: bytes
     more: bytes = b""
@@ -70,7 +70,7 @@ class HostileClients:
 
 
 class HostileConnection(asyncio.Protocol):
-    """One connection."""
+    """One hostile connection of a kind; sets `ended` when the service closes it."""
 
     def __init__(self, kind: Attack, ended: asyncio.Event) -> None:
         self._kind = kind
@@ -115,7 +115,7 @@ async def _one(port: int, kind: Attack, opening: asyncio.Semaphore, opened: "asy
             while not ended.is_set():
                 connection.trickle()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(ended.wait(), BETWEEN * random.uniform(0.9, 1.1))
+                    await asyncio.wait_for(ended.wait(), BYTE_INTERVAL * random.uniform(0.9, 1.1))
         except OSError:
             pass
         finally:

@@ -1,29 +1,29 @@
-"""Figure 10: memory of the front and latency of ordinary requests beside thousands of hostile connections."""
+"""Figure 10: memory of the front, and latency of ordinary requests, with thousands of hostile connections."""
 
 import time
 from typing import NamedTuple, Self
 
 import psutil
 
-from benchmarks.measuring.serving_cores import apart, sharing
+from benchmarks.measuring.serving_cores import core_allocation, on_separate_cores
 from benchmarks.measuring.serving_hostile_clients import KINDS, HostileClients
-from benchmarks.measuring.serving_load import loaded
-from benchmarks.measuring.serving_record import WHOLE, Figure, Limit, ServingSetup, invalid_notes
+from benchmarks.measuring.serving_load import run_load
+from benchmarks.measuring.serving_record import FULL, Figure, Limit, ServingSetup, invalid_notes
 from benchmarks.measuring.serving_speed import QUIET
-from benchmarks.measuring.serving_watch import Watching
+from benchmarks.measuring.serving_watch import PeriodicWatcher
 from loadtest.report import Report
 from service.observe.metrics import resident_bytes
 from service.settings import Settings
 from tests.support.service import Service, serving, wait_until
 
 HOSTILE = 4096
-BESIDE = 150_000_000  # bytes of memory that are allowed besides the budget of the connections
+MAX_OTHER_BYTES = 150_000_000  # of memory besides the budget of the connections
 RATE = 300  # ordinary requests per second
 OTHERS = 2_000  # connections for the ordinary requests
-PERIOD = 0.1  # seconds between two looks at the memory
+PERIOD = 0.1  # seconds between two samples of the memory
 
 
-class Run(NamedTuple):
+class RequestRun(NamedTuple):
     """Report on the ordinary requests, peak memory of the front in bytes, and the share of a core that it used."""
 
     report: Report
@@ -31,7 +31,7 @@ class Run(NamedTuple):
     core: float
 
 
-class Front(Watching):
+class Front(PeriodicWatcher):
     """Measure peak memory and CPU share of the front within a `with` block."""
 
     def __init__(self, service: Service) -> None:
@@ -58,49 +58,53 @@ class Front(Watching):
         self.memory = max(self.memory, resident_bytes(self._pid) or 0)
 
 
-def hostile_memory(bench: ServingSetup) -> Figure:
-    """10: memory of the front and ordinary requests beside 4,096 hostile connections of each kind."""
-    number = HOSTILE * bench.lengths.slow_clients // WHOLE.slow_clients
+def hostile_memory(setup: ServingSetup) -> Figure:
+    """10: memory of the front, and ordinary requests, with 4,096 hostile connections of each kind."""
+    number = HOSTILE * setup.lengths.slow_clients // FULL.slow_clients
     budget: int = Settings.model_fields["connection_bytes"].default
-    bars: list[Limit] = []
+    limits: list[Limit] = []
     notes: list[str] = []
-    with apart(serving(bench.store, max_connections=number + OTHERS, **QUIET)) as service:
-        loaded(service.port, bench.queries, RATE, bench.lengths.calm / 4)
+    with on_separate_cores(serving(setup.store, max_connections=number + OTHERS, **QUIET)) as service:
+        run_load(service.port, setup.queries, RATE, setup.lengths.calm / 4)
         before = resident_bytes(service.process.pid) or 0
         for kind in KINDS:
-            calm, beside = side_by_side(service, bench, kind, number)
-            bars += kind_bars(kind, before, budget, calm, beside)
-            bench.tell("; ".join(f"{bar.asked} {bar.value:.3g}" for bar in bars[-3:]))
-            for run in (calm, beside):
+            calm, hostile = run_without_and_with(service, setup, kind, number)
+            limits += kind_limits(kind, before, budget, calm, hostile)
+            setup.log("; ".join(f"{limit.name} {limit.value:.3g}" for limit in limits[-3:]))
+            for run in (calm, hostile):
                 notes += invalid_notes(run.report, f"a run of {kind}")
     notes[:0] = [
         f"{number:,} hostile connections; {RATE} ordinary requests per second. The front "
-        f"had {before / 1e6:,.0f} MB before. A connection that is closed comes back after ten seconds. {sharing()}"
+        f"had {before / 1e6:,.0f} MB before. A closed connection is opened again after ten seconds. {core_allocation()}"
     ]
-    return Figure(f"{number:,} hostile connections of each kind", bars, notes)
+    return Figure(f"{number:,} hostile connections of each kind", limits, notes)
 
 
-def side_by_side(service: Service, bench: ServingSetup, kind: str, number: int) -> tuple[Run, Run]:
+def run_without_and_with(
+    service: Service, setup: ServingSetup, kind: str, number: int
+) -> tuple[RequestRun, RequestRun]:
     """Measure ordinary requests without hostile connections, then with them."""
-    seconds = bench.lengths.calm / 4
+    seconds = setup.lengths.calm / 4
     with Front(service) as front:
-        report = loaded(service.port, bench.queries, RATE, seconds)
-    calm = Run(report, front.memory, front.core)
+        report = run_load(service.port, setup.queries, RATE, seconds)
+    calm = RequestRun(report, front.memory, front.core)
     with Front(service) as front, HostileClients(service.port, kind, number):
-        report = loaded(service.port, bench.queries, RATE, seconds)
+        report = run_load(service.port, setup.queries, RATE, seconds)
     wait_until(lambda: service.ask("GET", "/readyz").status == 200)
-    return calm, Run(report, front.memory, front.core)
+    return calm, RequestRun(report, front.memory, front.core)
 
 
-def kind_bars(kind: str, before: int, budget: int, calm: Run, beside: Run) -> list[Limit]:
-    """Return the bars of one kind of connection."""
-    p99, calm_p99 = (run.report.latency.p99_ms for run in (beside, calm))
+def kind_limits(kind: str, before: int, budget: int, calm: RequestRun, hostile: RequestRun) -> list[Limit]:
+    """Return the limits of one kind of connection."""
+    p99, calm_p99 = (run.report.latency.p99_ms for run in (hostile, calm))
     return [
-        Limit(f"{kind}: MB of memory more than before", (beside.memory - before) / 1e6, (budget + BESIDE) / 1e6),
         Limit(
-            f"{kind}: p99 of ordinary requests, in p99s without", p99 / calm_p99, 2,
-            beside=f"{p99:.2f} beside {calm_p99:.2f} ms; the front used {beside.core:.0%} of a core, {calm.core:.0%} "
+            f"{kind}: MB of memory more than before", (hostile.memory - before) / 1e6, (budget + MAX_OTHER_BYTES) / 1e6
+        ),
+        Limit(
+            f"{kind}: p99 of ordinary requests, divided by the p99 without", p99 / calm_p99, 2,
+            detail=f"{p99:.2f} and {calm_p99:.2f} ms; the front used {hostile.core:.0%} of a core, {calm.core:.0%} "
             "without",
         ),
-        Limit(f"{kind}: ordinary requests that failed", beside.report.failed, 0, beside=f"of {beside.report.sent:,}"),
+        Limit(f"{kind}: ordinary requests that failed", hostile.report.failed, 0, detail=f"of {hostile.report.sent:,}"),
     ]  # fmt: skip

@@ -1,28 +1,29 @@
-"""The page that `benchmarks/serving.py` writes: a table of the bars, then each figure with its circumstances."""
+"""Write the page of `benchmarks/serving.py`: a table of all limits, then each figure with its details."""
 
 import math
 from collections.abc import Mapping
 
-from benchmarks.measuring.serving_load import BY
+from benchmarks.measuring.serving_load import SATURATION_TOOL
 from benchmarks.measuring.serving_record import Figure, Limit
 
 
 def page(figures: Mapping[int, Figure]) -> list[str]:
-    """Markdown; a figure that was never measured is left out."""
+    """Return the page as Markdown lines, without figures that were never measured."""
     lines = [
         "# The service under load",
         "",
-        f"Saturation by {BY}; loads at a rate by `diptych loadtest`, an open loop whose latencies count from when a "
-        "request was due. Both share all processors with the service, unless a figure says otherwise. Distinct queries "
-        "of a prepared dataset in turn, one a request, k = 10; the service's default settings. "
-        "Its answer cache is off.",
+        f"Saturation is measured with {SATURATION_TOOL}; loads at a rate with `diptych loadtest`, an open loop in "
+        "which latency counts from the moment each request was due. Unless a figure says otherwise, generator and "
+        "service share all CPUs. Distinct queries of a prepared dataset, one per request, k = 10; the service has its "
+        "default settings, without a response cache.",
         "",
-        "| figure | | measured | bar | |",
+        "| figure | | measured | limit | |",
         "|---|---|---:|---:|---|",
     ]
     for number, figure in sorted(figures.items()):
         lines += [
-            f"| {number} | {bar.asked} | {_number(bar.value)} | {_limit(bar)} | {_met(bar)} |" for bar in figure.bars
+            f"| {number} | {limit.name} | {_number(limit.value)} | {_limit(limit)} | {_met(limit)} |"
+            for limit in figure.limits
         ]
     for number, figure in sorted(figures.items()):
         lines += ["", *section(number, figure)]
@@ -30,32 +31,32 @@ def page(figures: Mapping[int, Figure]) -> list[str]:
 
 
 def section(number: int, figure: Figure) -> list[str]:
-    """One figure: absolute rates beside every ratio, and the load of the machine."""
+    """Return the lines of one figure: limits with details, notes, command and load of the machine."""
     lines = [f"## {number}. {figure.title}", ""]
-    for bar in figure.bars:
-        beside = f": {bar.beside}" if bar.beside else ""
-        lines.append(f"- {_met(bar)}: {bar.asked} {_number(bar.value)} ({_limit(bar)}){beside}.")
+    for limit in figure.limits:
+        detail = f": {limit.detail}" if limit.detail else ""
+        lines.append(f"- {_met(limit)}: {limit.name} {_number(limit.value)} ({_limit(limit)}){detail}.")
     before, after = figure.load
     return [
         *lines,
         *([""] if figure.notes else []),
         *figure.notes,
         "",
-        f"`{figure.command}`, {figure.seconds:,.0f} s. {figure.machine}; {before:.1f} processes wanted a core in the "
-        f"minute before, {after:.1f} in the last one, this benchmark's own among them.",
+        f"`{figure.command}`, {figure.seconds:,.0f} s. {figure.machine}; load average {before:.1f} before and "
+        f"{after:.1f} at the end, with this benchmark.",
     ]
 
 
-def _met(bar: Limit) -> str:
-    return "reached" if bar.met else "**missed**"
+def _met(limit: Limit) -> str:
+    return "reached" if limit.met else "**missed**"
 
 
-def _limit(bar: Limit) -> str:
-    return f"{'≥' if bar.least else '≤'} {_number(bar.limit)}"
+def _limit(limit: Limit) -> str:
+    return f"{'≥' if limit.at_least else '≤'} {_number(limit.limit)}"
 
 
 def _number(value: float) -> str:
-    """Whole numbers whole, others with three digits that count."""
+    """Format whole numbers as such, others with three significant digits."""
     if value == math.inf:
         return "never"
     return f"{value:,.0f}" if value == int(value) or value >= 1000 else f"{value:.3g}"

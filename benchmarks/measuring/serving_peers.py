@@ -1,4 +1,4 @@
-"""Other services, each a process of its own: what they are, how they are started, and that they end."""
+"""Other services to compare with: environments, commands, and a context manager that runs one in a process."""
 
 import os
 import socket
@@ -13,9 +13,9 @@ from benchmarks.measuring.systems import ROOT
 from benchmarks.peers.environments import Environment
 from retrieval.errors import DiptychError
 
-SLOWEST_START = 1800.0  # seconds: the peer encodes every label before it listens
-ENDING = 10.0
-STACK = ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0")  # the service's, constraints.txt
+START_TIMEOUT = 1800.0  # seconds; a peer encodes every label before it listens
+STOP_TIMEOUT = 10.0
+STACK = ("fastapi==0.165.0", "uvicorn==0.54.0", "uvloop==0.23.0", "httptools==0.9.0")  # versions of constraints.txt
 NAIVE = Environment(
     "sentence-transformers-service",
     (
@@ -28,7 +28,7 @@ NAIVE = Environment(
         "transformers==5.23.0",
     ),
 )
-INFINITY = Environment(  # it wants an older numpy, transformers and uvicorn
+INFINITY = Environment(  # needs older versions of numpy, transformers and uvicorn
     "infinity",
     ("infinity-emb[server,torch]==0.0.78", "hnswlib==0.8.0", "numpy==1.26.4", "torch==2.13.0", "transformers==4.57.6"),
 )
@@ -36,41 +36,41 @@ SCHEMATHESIS = Environment("schemathesis", ("schemathesis==4.32.5",))
 
 
 def ready_command(answer: Path, *, by_hand: bool) -> list[str]:
-    """The FastAPI route that returns the bytes of `answer`."""
+    """Return the command of the FastAPI route that returns the bytes of `answer`."""
     return [sys.executable, "-m", "benchmarks.peers.ready_service", str(answer), *(["--by-hand"] if by_hand else [])]
 
 
 @contextmanager
 def peer(command: Sequence[str], log: Path) -> Iterator[int]:
-    """The port of a peer that listens, given to it as its last argument; DiptychError when it ends instead."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = int(free.getsockname()[1])
+    """Run a peer with a free port as its last argument; yield the port. Raises DiptychError if it ends early."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = int(probe.getsockname()[1])
     with log.open("wb") as output:
         process = subprocess.Popen(
             [*command, str(port)], stdout=output, stderr=subprocess.STDOUT, cwd=ROOT,
             env=os.environ | {"PYTHONPATH": str(ROOT)},
         )  # fmt: skip
     try:
-        _listens(process, port, log)
+        _wait_for_port(process, port, log)
         yield port
     finally:
         process.terminate()
         try:
-            process.wait(ENDING)
+            process.wait(STOP_TIMEOUT)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
 
 
-def _listens(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
-    deadline = time.monotonic() + SLOWEST_START
+def _wait_for_port(process: "subprocess.Popen[bytes]", port: int, log: Path) -> None:
+    deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise DiptychError(f"a peer ended with code {process.returncode} before it listened; {log} says why.")
+            raise DiptychError(f"a peer ended with code {process.returncode} before it listened; {log} has the cause.")
         try:
             socket.create_connection(("127.0.0.1", port), 1).close()
         except OSError:
             time.sleep(0.05)
         else:
             return
-    raise DiptychError(f"a peer did not listen within {SLOWEST_START:.0f} s; {log} says why.")
+    raise DiptychError(f"a peer did not listen within {START_TIMEOUT:.0f} s; {log} has the cause.")

@@ -1,4 +1,4 @@
-"""A figure of the service: limits, measured values and notes."""
+"""A figure of the service: measured values with their limits, and notes."""
 
 import json
 import os
@@ -14,13 +14,13 @@ from loadtest.report import Report
 
 @dataclass(frozen=True)
 class Durations:
-    """Lengths and numbers of repetitions; times are seconds."""
+    """Durations in seconds, and numbers of repetitions."""
 
     saturation: float = 10
     calm: float = 60
     rounds: int = 3
     switches: int = 20
-    between_switches: float = 30  # a bundle loads in a tenth of the time while clients ask
+    between_switches: float = 30  # ten times the loading time of a bundle under load
     kills: int = 10
     between_kills: float = 20  # three in a minute: five are a crash loop
     overload: float = 60
@@ -34,7 +34,7 @@ class Durations:
     fairness: float = 10  # seconds of each run
 
 
-WHOLE = Durations()
+FULL = Durations()
 SMALL = Durations(
     saturation=1, calm=2, rounds=1, switches=2, between_switches=15, kills=2, between_kills=3, overload=3,
     slow_clients=50, soak=20, between_soak_switches=6, examples=2, hostile=500, fuzzing=60, costly_bodies=5,
@@ -51,7 +51,7 @@ class ServingSetup:
     folder: Path
     lengths: Durations
     environments: Path
-    tell: Callable[[str], object]
+    log: Callable[[str], object]
     minilm: tuple[Path, Path] | None = None  # store and dataset
     model: str | None = None
     switching: Path | None = None
@@ -59,18 +59,18 @@ class ServingSetup:
 
 @dataclass(frozen=True)
 class Limit:
-    """One requirement: `value` must be at most `limit`, or at least with `least`."""
+    """A measured value that must be at most `limit`, or at least `limit` if `at_least`; `detail` explains the value."""
 
-    asked: str
+    name: str
     value: float
     limit: float
-    least: bool = False
-    beside: str = ""
+    at_least: bool = False
+    detail: str = ""
 
     @property
     def met(self) -> bool:
         """True if the value satisfies the limit."""
-        return self.value >= self.limit if self.least else self.value <= self.limit
+        return self.value >= self.limit if self.at_least else self.value <= self.limit
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Figure:
     """A measured figure; `load` is the load average of the minute before it and of its last minute."""
 
     title: str
-    bars: Sequence[Limit]
+    limits: Sequence[Limit]
     notes: Sequence[str] = ()
     load: tuple[float, float] = (0, 0)
     seconds: float = 0
@@ -94,22 +94,28 @@ class Figure:
     @classmethod
     def read(cls, path: Path) -> Self:
         """Read what `write` wrote."""
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**found, "bars": [Limit(**bar) for bar in found["bars"]], "load": tuple(found["load"])})
+        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**data, "limits": [Limit(**limit) for limit in data["limits"]], "load": tuple(data["load"])})
 
 
-def measured(figure: Callable[[ServingSetup], Figure], bench: ServingSetup, command: str, machine: str) -> Figure:
+def measured(figure: Callable[[ServingSetup], Figure], setup: ServingSetup, command: str, machine: str) -> Figure:
     """Measure a figure; record load, duration, command and machine."""
     before, began = os.getloadavg()[0], time.monotonic()
-    found = figure(bench)
+    result = figure(setup)
     return Figure(
-        found.title, found.bars, found.notes, (before, os.getloadavg()[0]), time.monotonic() - began, command, machine
+        result.title,
+        result.limits,
+        result.notes,
+        (before, os.getloadavg()[0]),
+        time.monotonic() - began,
+        command,
+        machine,
     )
 
 
 def no_failures(report: Report, kinds: str) -> Limit:
     """Require that every request of a run got a 200."""
-    return Limit("requests that failed", report.failed, 0, beside=f"of {report.sent:,}; {kinds}")
+    return Limit("requests that failed", report.failed, 0, detail=f"of {report.sent:,}; {kinds}")
 
 
 def invalid_notes(report: Report, run: str) -> list[str]:

@@ -1,15 +1,15 @@
-"""Slow-loris clients: connections that begin a request's head, go on a byte at a time and never come to its end."""
+"""Slow-loris clients: connections that send the head of a request byte by byte and never end it."""
 
 import asyncio
 import threading
 from contextlib import suppress
 
 HEAD = b"POST /predict HTTP/1.1\r\nHost: slow\r\nX-Slow: "
-BETWEEN = 2.0  # seconds between two bytes of a connection
+BYTE_INTERVAL = 2.0  # seconds between two bytes of a connection
 
 
 class SlowClients:
-    """So many slow connections in a thread of their own until the block ends; one that is cut off begins anew."""
+    """Context manager that holds `number` slow connections in a thread; a closed connection is opened again."""
 
     def __init__(self, port: int, number: int) -> None:
         self._port, self._number = port, number
@@ -30,14 +30,16 @@ class SlowClients:
     async def _all(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
         self._ready.set()
-        clients = [asyncio.create_task(self._one(BETWEEN * place / self._number)) for place in range(self._number)]
+        clients = [
+            asyncio.create_task(self._one(BYTE_INTERVAL * index / self._number)) for index in range(self._number)
+        ]
         await self._end.wait()
         for client in clients:
             client.cancel()
         await asyncio.gather(*clients, return_exceptions=True)
 
     async def _one(self, offset: float) -> None:
-        await asyncio.sleep(offset)  # so that they do not all send at the same moment
+        await asyncio.sleep(offset)  # spreads the times of sending
         while True:
             with suppress(OSError):
                 reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
@@ -51,11 +53,11 @@ class SlowClients:
             await asyncio.sleep(0.1)
 
     async def _trickle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Until the service has had enough of it."""
+        """Send bytes until the service closes the connection."""
         ended = asyncio.ensure_future(reader.read())
         try:
             writer.write(HEAD)
-            while not (await asyncio.wait([ended], timeout=BETWEEN))[0]:
+            while not (await asyncio.wait([ended], timeout=BYTE_INTERVAL))[0]:
                 writer.write(b"a")
                 await writer.drain()
         finally:

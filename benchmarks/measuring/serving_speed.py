@@ -1,4 +1,4 @@
-"""Figures 1 to 3: how much the service answers beside others, and how evenly."""
+"""Figures 1 to 3: throughput compared with other services, and latency at half of saturation."""
 
 import json
 import statistics
@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.measuring.serving_cores import apart, sharing
-from benchmarks.measuring.serving_load import QuerySet, Saturated, failures, loaded, saturate
+from benchmarks.measuring.serving_cores import core_allocation, on_separate_cores
+from benchmarks.measuring.serving_load import QuerySet, Saturation, failures, run_load, saturate
 from benchmarks.measuring.serving_peers import INFINITY, NAIVE, peer, ready_command
 from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup, invalid_notes, no_failures
 from benchmarks.peers.environments import python_of
@@ -23,163 +23,172 @@ OURS, BY_FASTAPI, BY_HAND, NAIVE_PEER = "diptych serve", "FastAPI reads", "pydan
 BATCHES = (1, 8, 16, 32, 64, 128, 256)  # offline
 QUIET = {"log_format": "json"}
 Opener = Callable[[], AbstractContextManager[int]]
-Rounds = dict[str, list[dict[int, Saturated]]]
+Rounds = dict[str, list[dict[int, Saturation]]]
 
 
 @contextmanager
 def serving_port(store: Path) -> Iterator[int]:
-    """The port of a service of `store` at its default settings."""
+    """Serve `store` with default settings; yield the port."""
     with serving(store, **QUIET) as service:
         yield service.port
 
 
-def beside_ready_bytes(bench: ServingSetup) -> Figure:
-    """1: saturated throughput beside a route that does nothing but check the request."""
-    answer = bench.folder / "answer.json"
-    answer.write_bytes(middle_answer(bench.store, bench.queries))
-    log = bench.folder / "ready.log"
+def compare_with_ready_bytes(setup: ServingSetup) -> Figure:
+    """1: saturated throughput compared with a route that only checks the request."""
+    answer = setup.folder / "answer.json"
+    answer.write_bytes(median_answer(setup.store, setup.queries))
+    log = setup.folder / "ready.log"
     sides: dict[str, Opener] = {
-        OURS: lambda: serving_port(bench.store),
+        OURS: lambda: serving_port(setup.store),
         BY_FASTAPI: lambda: peer(ready_command(answer, by_hand=False), log),
         BY_HAND: lambda: peer(ready_command(answer, by_hand=True), log),
     }
-    rounds = in_turn(sides, bench, CLIENTS)
+    rounds = alternate(sides, setup, CLIENTS)
     fastest = max((BY_FASTAPI, BY_HAND), key=lambda name: _rate(rounds[name], CLIENTS[0]))
     pairs = zip(rounds[OURS], rounds[fastest], strict=True)
-    ratios = [mine[CLIENTS[0]].rate / other[CLIENTS[0]].rate for mine, other in pairs]
-    ours, theirs = (_rate(rounds[name], CLIENTS[0]) for name in (OURS, fastest))
-    beside = f"{ours:,.0f}/s against {theirs:,.0f}/s ({fastest}); {_spread(ratios)}"
-    failed = sum(one.failed for side in rounds.values() for found in side for one in found.values())
+    ratios = [ours[CLIENTS[0]].rate / theirs[CLIENTS[0]].rate for ours, theirs in pairs]
+    rate, peer_rate = (_rate(rounds[name], CLIENTS[0]) for name in (OURS, fastest))
+    rates = f"{rate:,.0f}/s against {peer_rate:,.0f}/s ({fastest}); {_spread(ratios)}"
+    failed = sum(one.failed for side in rounds.values() for by_clients in side for one in by_clients.values())
     return Figure(
-        "Static encoder, keywords: throughput beside a route that returns ready bytes",
+        "Static encoder, keywords: throughput compared with a route that returns ready bytes",
         [
-            Limit("throughput of the faster route", statistics.median(ratios), 0.45, least=True, beside=beside),
-            Limit("requests that failed", failed, 0, beside="all sides together"),
+            Limit(
+                "throughput, divided by that of the faster route",
+                statistics.median(ratios),
+                0.45,
+                at_least=True,
+                detail=rates,
+            ),
+            Limit("requests that failed", failed, 0, detail="of all sides"),
         ],
-        [f"Ready answers of {answer.stat().st_size:,} bytes, as the middle one of the service's.", *table(rounds)],
+        [f"Ready answers of {answer.stat().st_size:,} bytes, the median of the service's answers.", *table(rounds)],
     )
 
 
-def beside_sentence_transformers(bench: ServingSetup) -> Figure:
-    """2: throughput and p99 beside the service most people would write, and throughput beside offline search."""
-    assert bench.minilm
-    assert bench.model
-    store, dataset = bench.minilm[0], Dataset.open(bench.minilm[1])
-    queries = QuerySet(distinct_queries(dataset), bench.folder / "minilm")
+def compare_with_sentence_transformers(setup: ServingSetup) -> Figure:
+    """2: throughput and p99 compared with sentence-transformers in a handler, and throughput with offline search."""
+    assert setup.minilm
+    assert setup.model
+    store, dataset = setup.minilm[0], Dataset.open(setup.minilm[1])
+    queries = QuerySet(distinct_queries(dataset), setup.folder / "minilm")
     queries.folder.mkdir(exist_ok=True)
-    labels = bench.folder / "labels.jsonl"
+    labels = setup.folder / "labels.jsonl"
     pairs = zip(dataset.label_table["id"].to_pylist(), dataset.label_texts, strict=True)
     labels.write_text("".join(json.dumps({"id": name, "text": text}) + "\n" for name, text in pairs), encoding="utf-8")
     services = {NAIVE: "benchmarks.peers.naive_service", INFINITY: "benchmarks.peers.infinity_service"}
-    (theirs, rate, slow), (gathered, _, beside) = (
-        _beside_peer(
-            [str(python_of(environment, bench.environments)), "-m", module, bench.model, str(labels)], bench, queries
+    (naive, rate, naive_run), (infinity, _, infinity_run) = (
+        _measure_peer(
+            [str(python_of(environment, setup.environments)), "-m", module, setup.model, str(labels)], setup, queries
         )
         for environment, module in services.items()
     )
     with serving_port(store) as port:
-        ours = _saturated(port, queries, bench)
-        fast = loaded(port, queries, rate, bench.lengths.calm)
-    offline, batch = best_offline(store, queries.texts, bench.lengths.saturation)
-    p99s = f"{fast.latency.p99_ms:.1f} ms against {slow.latency.p99_ms:.1f} ms at {rate:,.0f}/s"
+        ours = _saturated(port, queries, setup)
+        our_run = run_load(port, queries, rate, setup.lengths.calm)
+    offline, batch = best_offline(store, queries.texts, setup.lengths.saturation)
+    p99s = f"{our_run.latency.p99_ms:.1f} ms against {naive_run.latency.p99_ms:.1f} ms at {rate:,.0f}/s"
     return Figure(
-        "MiniLM: beside sentence-transformers in the handler, and beside `Retriever.search`",
+        "MiniLM: compared with sentence-transformers in a handler, and with `Retriever.search`",
         [
-            Limit("throughput of theirs", ours.rate / theirs.rate, 10, least=True, beside=_rates(ours, theirs)),
-            Limit("p99 of theirs at equal rate", fast.latency.p99_ms / slow.latency.p99_ms, 0.2, beside=p99s),
+            Limit("throughput ratio", ours.rate / naive.rate, 10, at_least=True, detail=_rates(ours, naive)),
+            Limit("p99 ratio at equal rate", our_run.latency.p99_ms / naive_run.latency.p99_ms, 0.2, detail=p99s),
             Limit(
-                "throughput of `Retriever.search`", ours.rate / offline, 0.85, least=True,
-                beside=f"{ours.rate:,.0f}/s against {offline:,.0f}/s in batches of {batch}",
+                "throughput, divided by that of `Retriever.search`", ours.rate / offline, 0.85, at_least=True,
+                detail=f"{ours.rate:,.0f}/s against {offline:,.0f}/s in batches of {batch}",
             ),
-            no_failures(fast, failures(fast)),
+            no_failures(our_run, failures(our_run)),
         ],
         [
-            f"infinity-emb, which gathers requests into batches, with hnswlib: {gathered.rate:,.0f}/s, of which "
-            f"ours is {ours.rate / gathered.rate:.1f} times; its p99 at half of that {beside.latency.p99_ms:.1f} ms.",
-            *invalid_notes(fast, "our run"), *invalid_notes(slow, "their run"),
-            *invalid_notes(beside, "infinity's run"),
+            f"infinity-emb, which collects requests into batches, with hnswlib: {infinity.rate:,.0f}/s; Diptych has "
+            f"{ours.rate / infinity.rate:.1f} times that. p99 of infinity at half of its rate: "
+            f"{infinity_run.latency.p99_ms:.1f} ms.",
+            *invalid_notes(our_run, "our run"), *invalid_notes(naive_run, "the run of sentence-transformers"),
+            *invalid_notes(infinity_run, "the run of infinity"),
         ],
     )  # fmt: skip
 
 
-def _beside_peer(command: Sequence[str], bench: ServingSetup, queries: QuerySet) -> tuple[Saturated, float, Report]:
-    """What a peer answers at most, half of that, and a run at half."""
-    with peer(command, bench.folder / f"{command[2].rpartition('.')[2]}.log") as port:
-        most = _saturated(port, queries, bench)
-        rate = max(1.0, most.rate / 2)
-        return most, rate, loaded(port, queries, rate, bench.lengths.calm)
+def _measure_peer(command: Sequence[str], setup: ServingSetup, queries: QuerySet) -> tuple[Saturation, float, Report]:
+    """Return a peer's saturation, half of its rate, and the report of a run at that rate."""
+    with peer(command, setup.folder / f"{command[2].rpartition('.')[2]}.log") as port:
+        saturation = _saturated(port, queries, setup)
+        rate = max(1.0, saturation.rate / 2)
+        return saturation, rate, run_load(port, queries, rate, setup.lengths.calm)
 
 
-def evenly_at_half(bench: ServingSetup) -> Figure:
-    """3: p99 beside p50 at half of saturation, and the longest time the service itself names."""
-    with serving(bench.store, **QUIET) as service:
-        together, most_together = _half(service, bench)
-    with apart(serving(bench.store, **QUIET)) as service:
-        report, most = _half(service, bench)
-    found, total = report.latency, report.stages["total"]
+def latency_at_half(setup: ServingSetup) -> Figure:
+    """3: p99 divided by p50 at half of saturation, and the longest `Server-Timing` total."""
+    with serving(setup.store, **QUIET) as service:
+        shared, shared_rate = _run_at_half(service, setup)
+    with on_separate_cores(serving(setup.store, **QUIET)) as service:
+        report, rate = _run_at_half(service, setup)
+    latency, total = report.latency, report.stages["total"]
     return Figure(
         "At half of saturation",
         [
-            Limit("p99 in p50s", found.p99_ms / found.p50_ms, 3, beside=_spread_of(report, most)),
-            Limit("ms, the longest `Server-Timing` total", total.max_ms, 50, beside=f"its p99 {total.p99_ms:.2f} ms"),
+            Limit("p99, divided by p50", latency.p99_ms / latency.p50_ms, 3, detail=_latencies(report, rate)),
+            Limit("ms, the longest `Server-Timing` total", total.max_ms, 50, detail=f"its p99 {total.p99_ms:.2f} ms"),
             no_failures(report, failures(report)),
         ],
         [
-            f"{sharing()} With all cores free to both: p99 in p50s "
-            f"{together.latency.p99_ms / together.latency.p50_ms:.1f} ({_spread_of(together, most_together)}), the "
-            f"longest total {together.stages['total'].max_ms:.0f} ms.",
+            f"{core_allocation()} With all cores shared by both: p99 divided by p50 "
+            f"{shared.latency.p99_ms / shared.latency.p50_ms:.1f} ({_latencies(shared, shared_rate)}), longest total "
+            f"{shared.stages['total'].max_ms:.0f} ms.",
             f"Server-Timing, p50 and p99 in ms: {stages(report)}.",
             *invalid_notes(report, "the run on separate cores"),
-            *invalid_notes(together, "the run on shared cores"),
+            *invalid_notes(shared, "the run on shared cores"),
         ],
     )
 
 
-def _half(service: Service, bench: ServingSetup) -> tuple[Report, float]:
-    """A run at half of what the service answers, and what it answers."""
-    most = saturate(service.port, bench.queries, bench.lengths.saturation, CLIENTS[0]).rate
-    return loaded(service.port, bench.queries, most / 2, bench.lengths.calm), most
+def _run_at_half(service: Service, setup: ServingSetup) -> tuple[Report, float]:
+    """Return the report of a run at half of saturation, and the saturated rate."""
+    rate = saturate(service.port, setup.queries, setup.lengths.saturation, CLIENTS[0]).rate
+    return run_load(service.port, setup.queries, rate / 2, setup.lengths.calm), rate
 
 
-def _spread_of(report: Report, most: float) -> str:
-    found = report.latency
-    return f"{found.p99_ms:.2f} ms and {found.p50_ms:.2f} ms at {report.rate:,.0f}/s of {most:,.0f}/s"
+def _latencies(report: Report, saturated: float) -> str:
+    latency = report.latency
+    return f"{latency.p99_ms:.2f} ms and {latency.p50_ms:.2f} ms at {report.rate:,.0f}/s of {saturated:,.0f}/s"
 
 
 def stages(report: Report) -> str:
-    """Where an answer's time goes, as the service says; an engine's stages are those of its whole batch."""
+    """Describe the `Server-Timing` stages of answers; the stages of an engine are those of the complete batch."""
     return ", ".join(f"{name} {one.p50_ms:.2f} and {one.p99_ms:.2f}" for name, one in report.stages.items())
 
 
-def in_turn(sides: dict[str, Opener], bench: ServingSetup, clients: Sequence[int]) -> Rounds:
-    """Every side once, then every side again, …, each a process of its own and warmed first; by number of clients."""
+def alternate(sides: dict[str, Opener], setup: ServingSetup, clients: Sequence[int]) -> Rounds:
+    """Run all sides in alternation, each in a new process with a warm-up; return results by number of clients."""
     rounds: Rounds = {name: [] for name in sides}
-    for number in range(bench.lengths.rounds):
-        for name, opened in sides.items():
+    for number in range(setup.lengths.rounds):
+        for name, opener in sides.items():
             with ExitStack() as stack:
-                port = stack.enter_context(opened())
-                saturate(port, bench.queries, bench.lengths.saturation / 5, clients[0])
-                taken = {count: saturate(port, bench.queries, bench.lengths.saturation, count) for count in clients}
-            rounds[name].append(taken)
-            bench.tell(f"round {number + 1} of {bench.lengths.rounds}: {taken[clients[0]].rate:,.0f}/s, {name}")
+                port = stack.enter_context(opener())
+                saturate(port, setup.queries, setup.lengths.saturation / 5, clients[0])
+                by_clients = {
+                    count: saturate(port, setup.queries, setup.lengths.saturation, count) for count in clients
+                }
+            rounds[name].append(by_clients)
+            setup.log(f"round {number + 1} of {setup.lengths.rounds}: {by_clients[clients[0]].rate:,.0f}/s, {name}")
     return rounds
 
 
 def table(rounds: Rounds) -> list[str]:
-    """A row for each side: medians over its rounds."""
-    heads = [f"{count} client{'s' if count > 1 else ''}: a second, p50, p99 ms" for count in CLIENTS]
+    """Return a row per side: medians over its rounds."""
+    heads = [f"{count} client{'s' if count > 1 else ''}: per second, p50, p99 ms" for count in CLIENTS]
     lines = ["", f"| | {' | '.join(heads)} |", "|---|" + "---:|" * len(heads)]
-    for name, found in rounds.items():
+    for name, results in rounds.items():
         cells = []
         for count in CLIENTS:
-            p50, p99 = (statistics.median(getattr(one[count], of) for one in found) for of in ("p50_ms", "p99_ms"))
-            cells.append(f"{_rate(found, count):,.0f}, {p50:.2f}, {p99:.2f}")
+            p50, p99 = (statistics.median(getattr(one[count], of) for one in results) for of in ("p50_ms", "p99_ms"))
+            cells.append(f"{_rate(results, count):,.0f}, {p50:.2f}, {p99:.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-def middle_answer(store: Path, queries: QuerySet) -> bytes:
-    """The answer of middle length to the first hundred queries."""
+def median_answer(store: Path, queries: QuerySet) -> bytes:
+    """Return the answer of median length to the first hundred queries."""
     with serving(store, **QUIET) as service:
         client = service.client()
         replies = [client.post("/predict", body) for body in queries.bodies[:100]]
@@ -190,12 +199,12 @@ def middle_answer(store: Path, queries: QuerySet) -> bytes:
 
 
 def distinct_queries(dataset: Dataset) -> list[str]:
-    """Test queries first, then those of training; each text once."""
+    """Return the distinct texts of the test queries, then of the training queries."""
     return list(dict.fromkeys([*dataset.split("test").texts, *dataset.split("train").texts]))
 
 
 def best_offline(store: Path, texts: Sequence[str], seconds: float) -> tuple[float, int]:
-    """Measure queries per second of `Retriever.search` alone; return the best rate and its batch size."""
+    """Measure queries per second of `Retriever.search`; return the best rate and its batch size."""
     rates = {}
     with open_bundle(store) as retriever:
         retriever.search(texts[: BATCHES[-1]], k=10)
@@ -210,16 +219,16 @@ def best_offline(store: Path, texts: Sequence[str], seconds: float) -> tuple[flo
     return rates[best], best
 
 
-def _saturated(port: int, queries: QuerySet, bench: ServingSetup) -> Saturated:
-    saturate(port, queries, bench.lengths.saturation / 5, CLIENTS[0])
-    return saturate(port, queries, bench.lengths.saturation, CLIENTS[0])
+def _saturated(port: int, queries: QuerySet, setup: ServingSetup) -> Saturation:
+    saturate(port, queries, setup.lengths.saturation / 5, CLIENTS[0])
+    return saturate(port, queries, setup.lengths.saturation, CLIENTS[0])
 
 
-def _rate(found: Sequence[dict[int, Saturated]], clients: int) -> float:
-    return statistics.median(one[clients].rate for one in found)
+def _rate(results: Sequence[dict[int, Saturation]], clients: int) -> float:
+    return statistics.median(one[clients].rate for one in results)
 
 
-def _rates(ours: Saturated, theirs: Saturated) -> str:
+def _rates(ours: Saturation, theirs: Saturation) -> str:
     return f"{ours.rate:,.0f}/s against {theirs.rate:,.0f}/s, {CLIENTS[0]} clients"
 
 

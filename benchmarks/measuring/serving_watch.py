@@ -1,4 +1,4 @@
-"""What is seen of a live service from outside: memory of its processes, and single requests all the while."""
+"""Monitor a live service from outside: memory of its processes, and single requests."""
 
 import threading
 import time
@@ -8,12 +8,12 @@ from typing import NamedTuple, Self
 
 from tests.support.service import Client, Service
 
-PERIOD = 0.5  # seconds between two looks at the memory
+PERIOD = 0.5  # seconds between two samples of the memory
 PAUSE = 0.02  # between two single requests
 
 
 class Probe(NamedTuple):
-    """One single request: when it was sent (seconds of the monotonic clock), how long it took; 0 without an answer."""
+    """One single request: time of sending (monotonic clock), duration in seconds, and status; 0 without an answer."""
 
     sent: float
     seconds: float
@@ -21,18 +21,18 @@ class Probe(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Memory at one moment, and how many engines there were."""
+    """A sample of the memory, with the number of engines."""
 
     at: float
     bytes: int
     engines: int
 
 
-class Watching:
-    """Calls `look` in a thread of its own, `pause` seconds after its last return, until the block ends."""
+class PeriodicWatcher:
+    """Context manager that calls `sample` in a thread, `pause` seconds after its last return."""
 
-    def __init__(self, look: Callable[[], object], pause: float) -> None:
-        self._look, self._pause = look, pause
+    def __init__(self, sample: Callable[[], object], pause: float) -> None:
+        self._sample, self._pause = sample, pause
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -46,11 +46,11 @@ class Watching:
 
     def _run(self) -> None:
         while not self._ending.wait(self._pause):
-            self._look()
+            self._sample()
 
 
-class Probes(Watching):
-    """Single requests, one after the other on a connection of their own."""
+class Probes(PeriodicWatcher):
+    """Single requests, one after the other, on a separate connection."""
 
     def __init__(self, service: Service, bodies: Sequence[bytes]) -> None:
         super().__init__(self._ask, PAUSE)
@@ -63,13 +63,13 @@ class Probes(Watching):
         try:
             self._client = self._client or self._service.client()
             status = self._client.post("/predict", self._bodies[len(self.seen) % len(self._bodies)]).status
-        except (OSError, ValueError, IndexError):  # refused, cut off, or cut off within a line
+        except (OSError, ValueError, IndexError):  # refused or closed by the service
             self._client = None
         self.seen.append(Probe(sent, time.monotonic() - sent, status))
 
 
-class Memories(Watching):
-    """The service's memory, front and engines together."""
+class MemorySamples(PeriodicWatcher):
+    """Memory of the service: the sum of front and engines."""
 
     def __init__(self, service: Service) -> None:
         super().__init__(self._see, PERIOD)
@@ -78,12 +78,12 @@ class Memories(Watching):
 
     def _see(self) -> None:
         engines = self._service.engines()
-        held = memory([self._service.process.pid, *engines])
-        self.seen.append(Memory(time.monotonic(), held, len(engines)))
+        used = memory([self._service.process.pid, *engines])
+        self.seen.append(Memory(time.monotonic(), used, len(engines)))
 
 
 def memory(pids: Sequence[int]) -> int:
-    """Bytes these processes hold (PSS: what several share is divided among them); one that has ended holds nothing."""
+    """Return the memory of processes in bytes: PSS divides shared pages among the processes that use them."""
     total = 0
     for pid in pids:
         try:
@@ -95,12 +95,12 @@ def memory(pids: Sequence[int]) -> int:
 
 
 def back_to_normal(probes: Sequence[Probe], after: float, slowest: float, in_a_row: int = 5) -> float | None:
-    """Seconds from `after` until the first of so many answers in a row, each a 200 within `slowest` seconds, has come.
+    """Return the seconds from `after` until the first of `in_a_row` consecutive 200s within `slowest` seconds each.
 
-    None when that never was.
+    None if that never happens.
     """
     later = [probe for probe in probes if probe.sent >= after]
-    for place in range(len(later) - in_a_row + 1):
-        if all(probe.status == 200 and probe.seconds <= slowest for probe in later[place : place + in_a_row]):
-            return later[place].sent + later[place].seconds - after
+    for index in range(len(later) - in_a_row + 1):
+        if all(probe.status == 200 and probe.seconds <= slowest for probe in later[index : index + in_a_row]):
+            return later[index].sent + later[index].seconds - after
     return None

@@ -1,21 +1,22 @@
-"""The runs of one system become one column: the median over its seeds, and the least and greatest beside it."""
+"""Summarise the runs of a system over its seeds: median, minimum and maximum."""
 
 import statistics
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from benchmarks.measuring.scoring import Figures, Judge
-from benchmarks.measuring.systems import Ran
-from training.evaluation.headline import KEY_METRICS
+from benchmarks.measuring.scoring import Scorer
+from benchmarks.measuring.systems import RunResult
+from training.evaluation.headline import KEY_METRICS, UNIFIED
+from training.evaluation.results import MetricValues
 from training.evaluation.significance import Estimate
 
 HEADLINE = KEY_METRICS
-GAPS_AT = (1, 5)
+GAP_KS = (1, 5)
 
 
 class Spread(NamedTuple):
-    """Median, least and greatest over the seeds."""
+    """Median, minimum and maximum over the seeds."""
 
     median: float
     low: float
@@ -23,11 +24,11 @@ class Spread(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Scored:
-    """One run with its figures by head; `gaps` are the unified model's over each head alone, by head and k."""
+class ScoredRun:
+    """One run with its metrics by head; `gaps` are P@k of the unified model minus each head, by head and k."""
 
     seed: int | None
-    figures: dict[str, Figures]
+    metrics: dict[str, MetricValues]
     cost: Mapping[str, float | None]
     gaps: dict[str, dict[int, Estimate]]
 
@@ -38,40 +39,40 @@ class System:
 
     title: str
     ours: bool
-    runs: tuple[Scored, ...]
+    runs: tuple[ScoredRun, ...]
 
-    def figure(self, name: str, head: str = "unified") -> Spread | None:
-        """A metric over the seeds; None where the set has no such labels."""
-        return spread(run.figures[head].get(name) for run in self.runs)
+    def metric(self, name: str, head: str = UNIFIED) -> Spread | None:
+        """Return a metric over the seeds; None if the dataset has no such labels."""
+        return spread(run.metrics[head].get(name) for run in self.runs)
 
     def cost(self, name: str) -> Spread | None:
-        """A cost over the seeds; None where no process measured it."""
+        """Return a cost over the seeds; None if it was not measured."""
         return spread(run.cost.get(name) for run in self.runs)
 
 
 def spread(values: Iterable[float | None]) -> Spread | None:
-    """Median, least and greatest of what is known."""
+    """Return median, minimum and maximum of the values that are not None."""
     known = [value for value in values if value is not None]
     return Spread(statistics.median(known), min(known), max(known)) if known else None
 
 
-def scored(ran: Ran, judge: Judge) -> Scored:
-    """Figures and gaps of one run."""
-    return Scored(
-        seed=ran.seed,
-        figures={head: judge.figures(answers) for head, answers in ran.rankings.items()},
-        cost=ran.cost,
-        gaps=judge.gaps(ran.rankings, GAPS_AT),
+def scored(result: RunResult, scorer: Scorer) -> ScoredRun:
+    """Compute metrics and gaps of one run."""
+    return ScoredRun(
+        seed=result.seed,
+        metrics={head: scorer.metrics(answers) for head, answers in result.rankings.items()},
+        cost=result.cost,
+        gaps=scorer.gaps(result.rankings, GAP_KS),
     )
 
 
 def as_json(systems: Iterable[System]) -> dict[str, Any]:
-    """Everything that the table and the plots are made of."""
+    """Return the data of the table and the plots."""
     return {
         system.title: [
             {
                 "seed": run.seed,
-                "figures": {head: {n: round(v, 4) for n, v in of.items()} for head, of in run.figures.items()},
+                "figures": {head: {n: round(v, 4) for n, v in of.items()} for head, of in run.metrics.items()},
                 "cost": {name: None if value is None else round(value, 3) for name, value in run.cost.items()},
             }
             for run in system.runs

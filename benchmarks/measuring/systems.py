@@ -1,7 +1,7 @@
-"""What can be measured: the peers with their settings, and our recipes; and how one is run, once, in its own process.
+"""Systems to compare: peers with their settings, and recipes. Each run has its own process and its own folder.
 
-A system's folder holds what its run left: rankings.json and cost.json from the process, then run.json, which says what
-was run. A folder whose run.json says the same is not run again.
+The process writes rankings.json and cost.json; run.json then describes the run. If run.json describes the same run, it
+is not repeated.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Peer:
-    """A system of somebody else's: its title in the table, its module here, its environment, its settings."""
+    """A system of another project: title in the table, module in benchmarks.peers, environment and settings."""
 
     name: str
     title: str
@@ -54,7 +54,7 @@ PEERS = {
 
 @dataclass(frozen=True)
 class RecipeRun:
-    """One recipe with overrides and one seed; written NAME[:KEY=VALUE…]. `also` are overrides outside of its title."""
+    """One recipe and seed, with overrides as NAME[:KEY=VALUE…]; `also` has overrides that its title does not show."""
 
     spec: str
     seed: int
@@ -62,34 +62,34 @@ class RecipeRun:
 
     @property
     def recipe(self) -> str:
-        """A shipped recipe's name, or a file."""
+        """Name of a shipped recipe, or a file."""
         return self.spec.split(":")[0]
 
     @property
     def overrides(self) -> list[str]:
-        """KEY=VALUE, the seed last."""
+        """Overrides as KEY=VALUE, the seed last."""
         return [*self.spec.split(":")[1:], *self.also, f"seed={self.seed}"]
 
     @property
     def title(self) -> str:
-        """How the table calls it."""
+        """Title in the table."""
         return " ".join([Path(self.recipe).stem, *self.spec.split(":")[1:]])
 
     @property
     def folder(self) -> str:
-        """A name that a file system takes."""
+        """Name of the run's folder: the title without special characters, and the seed."""
         return "".join(c if c.isalnum() or c in "._-=" else "_" for c in f"{self.title}-seed{self.seed}")
 
     def check(self) -> None:
-        """Raise RecipeError when there is no such recipe or an override does not go with it."""
+        """Raise RecipeError if the recipe does not exist or an override is not valid for it."""
         if any(override.startswith("seed=") for override in self.overrides[:-1]):
-            raise RecipeError(f"recipe '{self.spec}' sets the seed, which --seeds does. Leave it out.")
+            raise RecipeError(f"recipe '{self.spec}' sets the seed. Use --seeds instead.")
         load_recipe(self.recipe, self.overrides)
 
 
 @dataclass(frozen=True)
-class Ran:
-    """What a run left: rankings by head as lists of label rows (a peer has `unified` alone), and what it cost."""
+class RunResult:
+    """Rankings of a run by head, as lists of label rows (a peer has only `unified`), and its costs."""
 
     title: str
     seed: int | None
@@ -97,40 +97,39 @@ class Ran:
     cost: dict[str, Any]
 
 
-def run_peer(peer: Peer, task: Path, fingerprint: str, folder: Path, environments: Path, threads: int) -> Ran:
-    """Run a peer on the task unless `folder` holds that very run; raises DiptychError when it fails."""
+def run_peer(peer: Peer, task: Path, fingerprint: str, folder: Path, environments: Path, threads: int) -> RunResult:
+    """Run a peer on the task unless `folder` has the same run. Raises DiptychError if it fails."""
     environment = ENVIRONMENTS[peer.environment]
-    same = {
-        "peer": peer.name, "settings": peer.settings, "packages": [*environment.packages, *environment.alone],
+    run = {
+        "peer": peer.name, "settings": peer.settings,
+        "packages": [*environment.packages, *environment.without_dependencies],
         "dataset_fingerprint": fingerprint,
     }  # fmt: skip
-    if not _is_there(folder, same):
+    if not _has_run(folder, run):
         python = python_of(environment, environments)
         module, settings = f"benchmarks.peers.{peer.module}", json.dumps(peer.settings)
         command = [str(python), "-m", module, str(task), str(folder), settings, str(threads)]
         _run(command, peer.title, folder, threads, quiet=True)
-        _record(folder, same)
-    return _ran(peer.title, None, folder)
+        _record(folder, run)
+    return _read_result(peer.title, None, folder)
 
 
-def run_recipe(run: RecipeRun, dataset: Path, fingerprint: str, folder: Path, threads: int) -> Ran:
-    """Train and ask one recipe and seed unless `folder` holds that very run; an unfinished one is gone on with."""
+def run_recipe(run: RecipeRun, dataset: Path, fingerprint: str, folder: Path, threads: int) -> RunResult:
+    """Train and rank one recipe and seed unless `folder` has the same run; an unfinished run is resumed."""
     recipe = load_recipe(run.recipe, run.overrides).model_dump(mode="json")
-    same = {"recipe": recipe, "dataset_fingerprint": fingerprint, "code": code_hash()}
-    if not _is_there(folder, same):
+    description = {"recipe": recipe, "dataset_fingerprint": fingerprint, "code": code_hash()}
+    if not _has_run(folder, description):
         if (folder / "run.json").is_file():
-            raise DiptychError(
-                f"{folder} holds a run of other data, recipe or code. Remove it, or give another --out, to run it anew."
-            )
+            raise DiptychError(f"{folder} has a run of other data, recipe or code. Remove it, or give another --out.")
         module = "benchmarks.measuring.recipe_process"
         command = [sys.executable, "-m", module, str(dataset), str(folder), run.recipe, *run.overrides]
         _run(command, f"{run.title}, seed {run.seed}", folder, threads, quiet=False)
-        _record(folder, same)
-    return _ran(run.title, run.seed, folder)
+        _record(folder, description)
+    return _read_result(run.title, run.seed, folder)
 
 
 def code_hash() -> str:
-    """What decides a run beside recipe and data: one hash over the code that learns."""
+    """Return a hash of the code in training/: with recipe and data, it determines a run."""
     digest = hashlib.sha256()
     for path in sorted(Path(training.__file__).parent.rglob("*.py")):
         digest.update(path.read_bytes())
@@ -138,9 +137,9 @@ def code_hash() -> str:
 
 
 def _run(command: Sequence[str], title: str, folder: Path, threads: int, *, quiet: bool) -> None:
-    """Run to the end; a quiet one writes to log.txt, since peers draw bars that nobody can turn off.
+    """Run to the end. `quiet` writes stderr to log.txt, because progress bars of peers cannot be turned off.
 
-    The log of what ended well goes: those bars alone are megabytes.
+    The log of a successful run is deleted: progress bars take megabytes.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "log.txt"
@@ -148,38 +147,38 @@ def _run(command: Sequence[str], title: str, folder: Path, threads: int, *, quie
     with path.open("w", encoding="utf-8") as log:
         errors = subprocess.STDOUT if quiet else None
         with subprocess.Popen(command, env=os.environ | variables, stdout=log, stderr=errors) as process:
-            ended = _end_of(process)
-    if ended:
-        why = f"{path} says why" if quiet else "the lines above say why"
+            code = _exit_code(process)
+    if code:
+        cause = f"{path} has the cause" if quiet else "the cause is above"
         raise DiptychError(
-            f"{title} ended with code {ended}; {why}. The same command tries again; remove {folder} to begin anew."
+            f"{title} ended with code {code}; {cause}. Rerun the same command to resume, or remove {folder} to restart."
         )
     path.unlink()
 
 
-def _end_of(process: subprocess.Popen[bytes]) -> int:
-    """The exit code; a process that Ctrl-C reached as well is left the time to save its state."""
+def _exit_code(process: subprocess.Popen[bytes]) -> int:
+    """Wait for the exit code. After Ctrl-C, which reaches the process too, wait until it has saved its state."""
     try:
         return process.wait()
     except KeyboardInterrupt:
         process.wait()
         raise
     finally:
-        process.kill()  # has no effect on one that has ended
+        process.kill()  # no effect if it has ended
 
 
-def _is_there(folder: Path, same: dict[str, Any]) -> bool:
+def _has_run(folder: Path, description: dict[str, Any]) -> bool:
     path = folder / "run.json"
-    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == same
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8")) == description
 
 
-def _record(folder: Path, same: dict[str, Any]) -> None:
-    """Write last, whole or not at all: a folder with run.json is one that need not be run again."""
-    aside = folder / "run.json.tmp"
-    aside.write_text(json.dumps(same, indent=2), encoding="utf-8")
-    aside.replace(folder / "run.json")
+def _record(folder: Path, description: dict[str, Any]) -> None:
+    """Write run.json atomically, as the last file of a run."""
+    temporary = folder / "run.json.tmp"
+    temporary.write_text(json.dumps(description, indent=2), encoding="utf-8")
+    temporary.replace(folder / "run.json")
 
 
-def _ran(title: str, seed: int | None, folder: Path) -> Ran:
+def _read_result(title: str, seed: int | None, folder: Path) -> RunResult:
     rankings, cost = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("rankings", "cost"))
-    return Ran(title, seed, rankings, cost)
+    return RunResult(title, seed, rankings, cost)

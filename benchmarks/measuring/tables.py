@@ -1,4 +1,4 @@
-"""The markdown of a report: one table with a column a system, then the halves of each of our runs and their gaps."""
+"""Write the report: one table with a column per system, then both heads of each Diptych run and the gaps."""
 
 import platform
 from collections.abc import Callable, Sequence
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from benchmarks.measuring.summary import HEADLINE, Spread, System
 from retrieval.metrics import KS
 from training.data.dataset import Dataset
+from training.evaluation.headline import HEADS
 from training.evaluation.significance import Estimate
 
 METRICS = [f"{metric}@{k}" for metric in ("P", "PSP", "nDCG", "R", "C") for k in KS]
@@ -14,16 +15,15 @@ GROUPS = [f"{group} R@{max(KS)}" for group in ("head", "torso", "tail", "unseen"
 COSTS = {
     "train_seconds": ("training, s", "{:.1f}"),
     "wall_seconds": ("with tokenizing and validation, s", "{:.1f}"),
-    "train_cpu_seconds": ("processor time of it, s", "{:.1f}"),
+    "train_cpu_seconds": ("CPU time of training, s", "{:.1f}"),
     "peak_mib": ("peak memory, MiB", "{:,.0f}"),
-    "seconds_per_thousand": ("a thousand queries, s", "{:.2f}"),
+    "seconds_per_thousand": ("per thousand queries, s", "{:.2f}"),
 }
-HEADS = {"unified": "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}
 
 
 @dataclass(frozen=True)
 class Setting:
-    """What a reader must know to read the figures, or make them again."""
+    """Command, dataset, number of queries, constants of the propensity model, and threads."""
 
     command: str
     dataset: Dataset
@@ -33,7 +33,7 @@ class Setting:
 
 
 def report(setting: Setting, systems: Sequence[System], plots: Sequence[str]) -> str:
-    """The whole report; `plots` are file names beside it."""
+    """Return the report as Markdown; `plots` are file names in its folder."""
     lines = [
         f"# {setting.dataset.meta.name}: quality on the test split ({setting.queries:,} queries)",
         "",
@@ -47,45 +47,45 @@ def report(setting: Setting, systems: Sequence[System], plots: Sequence[str]) ->
     ]
     for system in systems:
         if system.ours:
-            lines += ["", *halves(system)]
+            lines += ["", *heads_section(system)]
     return "\n".join(lines) + "\n"
 
 
 def notes(setting: Setting, systems: Sequence[System]) -> list[str]:
-    """How to read the table."""
+    """Explain the table."""
     a, b = setting.constants
     counts = setting.dataset.meta.splits
     seeds = any(len(system.runs) > 1 for system in systems)
-    ours, peers = (any(system.ours is which for system in systems) for which in (True, False))
+    ours, peers = (any(system.ours is is_ours for system in systems) for is_ours in (True, False))
     paragraphs = [
         f"{counts['train'].rows:,} training and {counts['validation'].rows:,} validation queries, "
         f"{setting.dataset.n_labels:,} labels. Percent; PSP with A={a:g}, B={b:g}; excluded labels count neither as "
-        "prediction nor as truth. Head, torso and tail hold a third of the training positives each; unseen labels have "
-        "none; their R@10 is the recall of their own true labels."
-        + (" Cells over several seeds: median (least–greatest)." if seeds else "")
-        + " The best of a row is bold."
+        "answers nor as true labels. Head, torso and tail have a third of the training positives each, unseen labels "
+        "none; R@10 of a group is the recall of its true labels."
+        + (" Cells over several seeds: median (minimum–maximum)." if seeds else "")
+        + " The best value of a row is bold."
     ]
     if peers:
         paragraphs.append(
-            "Peers see TF-IDF of words and of character 3- to 5-grams, and learn from training and validation queries "
-            "together, since they choose nothing on validation: an advantage, as recipes learn from the training "
-            "queries alone and choose their epoch and weight on validation. Where a dataset's validation rows leave "
-            "out their reciprocal pairs, as its test rows do, peers do not learn those."
+            "Peers use TF-IDF of words and of character 3- to 5-grams. They train on training and validation queries, "
+            "because they select nothing on validation. This is an advantage: recipes train only on the training "
+            "queries, and select epoch and weight on validation. If a dataset's validation rows exclude reciprocal "
+            "pairs, as its test rows do, peers do not train on these pairs."
         )
     paragraphs.append(
         f"Trained with {setting.threads} thread{'s' if setting.threads > 1 else ''} "
         f"({platform.machine()}, Python {platform.python_version()}); peak memory is the resident memory of the "
-        "process that trains and answers. A thousand queries: text in, ten labels out, processor time of one thread"
-        + ("; ours look at every label, as no index is built here." if ours else ".")
+        "process that trains and ranks. Per thousand queries: CPU time of one thread from text to ten labels"
+        + ("; recipes score every label, without an index." if ours else ".")
     )
     return "\n\n".join(paragraphs).split("\n")
 
 
 def table(systems: Sequence[System]) -> list[str]:
-    """A row a metric, a column a system."""
+    """Return a row per metric and cost, with a column per system."""
     lines = ["| | " + " | ".join(system.title for system in systems) + " |", "|---|" + "---:|" * len(systems)]
     for name in METRICS + GROUPS:
-        lines += row(name, [system.figure(name) for system in systems], "{:.1f}", max)
+        lines += row(name, [system.metric(name) for system in systems], "{:.1f}", max)
     for name, (title, form) in COSTS.items():
         lines += row(title, [system.cost(name) for system in systems], form, None)
     return lines
@@ -94,7 +94,7 @@ def table(systems: Sequence[System]) -> list[str]:
 def row(
     title: str, cells: Sequence[Spread | None], form: str, best: Callable[[list[float]], float] | None
 ) -> list[str]:
-    """One line, or none when no system has the figure."""
+    """Return one line, or none if no system has the value."""
     known = [cell.median for cell in cells if cell]
     if not known:
         return []
@@ -112,20 +112,20 @@ def _cell(cell: Spread | None, form: str) -> str:
     return middle if low == high else f"{middle} ({low}–{high})"
 
 
-def halves(system: System) -> list[str]:
-    """Each run of a recipe by head, the medians, and what the unified model adds to each head alone."""
+def heads_section(system: System) -> list[str]:
+    """Return the metrics of each run by head, the medians, and the gaps between the unified model and each head."""
     lines = [
-        f"## {system.title}: the two halves",
+        f"## {system.title}: both heads",
         "",
         "| seed | head | " + " | ".join(HEADLINE) + " |",
         "|---|---|" + "---:|" * len(HEADLINE),
     ]
     for run in system.runs:
         for head, name in HEADS.items():
-            figures = " | ".join(f"{run.figures[head][metric]:.2f}" for metric in HEADLINE)
-            lines.append(f"| {run.seed} | {name} | {figures} |")
+            values = " | ".join(f"{run.metrics[head][metric]:.2f}" for metric in HEADLINE)
+            lines.append(f"| {run.seed} | {name} | {values} |")
     for head, name in HEADS.items():
-        medians = (system.figure(metric, head) for metric in HEADLINE)
+        medians = (system.metric(metric, head) for metric in HEADLINE)
         lines.append(f"| median | **{name}** | " + " | ".join(f"{cell.median:.2f}" for cell in medians if cell) + " |")
     for run in system.runs:
         lines += ["", f"Seed {run.seed}, classifier weight {run.cost['classifier_weight']:g}:", ""]
@@ -139,5 +139,5 @@ def halves(system: System) -> list[str]:
 
 def _interval(gap: Estimate) -> str:
     if gap.low is None or gap.high is None:
-        return "one query has no interval"
+        return "no interval for one query"
     return f"95 % interval {gap.low:+.2f} … {gap.high:+.2f}, paired bootstrap"

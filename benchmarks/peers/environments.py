@@ -1,6 +1,6 @@
-"""Each peer's own Python environment, made with venv and pip when it is first needed.
+"""Python environments of the peers, made with venv and pip on first use.
 
-libpecos needs an older numpy and scipy than the project, so peers never share the project's environment.
+Peers have separate environments because some need other versions; libpecos needs an older numpy and scipy.
 """
 
 import json
@@ -18,11 +18,11 @@ NOTE = "installed.json"
 
 @dataclass(frozen=True)
 class Environment:
-    """What pip installs; `alone` comes without its dependencies."""
+    """Packages that pip installs; those in `without_dependencies` are installed without their dependencies."""
 
     name: str
     packages: tuple[str, ...]
-    alone: tuple[str, ...] = ()
+    without_dependencies: tuple[str, ...] = ()
 
 
 ENVIRONMENTS = {
@@ -31,8 +31,10 @@ ENVIRONMENTS = {
         Environment("scikit-learn", (SCIKIT_LEARN, "numpy==2.4.6", "scipy==1.17.1")),
         Environment("omikuji", ("omikuji==0.5.2", SCIKIT_LEARN, "numpy==2.4.6", "scipy==1.17.1")),
         # libpecos also depends on torch and transformers, six gigabytes that XR-Linear never imports.
-        Environment("pecos", (SCIKIT_LEARN, "numpy==1.26.4", "scipy==1.13.1"), alone=("libpecos==1.2.8",)),
-        # torch, transformers and tokenizers as in constraints.txt: what is compared is the trainers.
+        Environment(
+            "pecos", (SCIKIT_LEARN, "numpy==1.26.4", "scipy==1.13.1"), without_dependencies=("libpecos==1.2.8",)
+        ),
+        # torch, transformers and tokenizers as in constraints.txt, so that only the trainers differ.
         Environment(
             "sentence-transformers",
             (
@@ -50,18 +52,18 @@ ENVIRONMENTS = {
 
 
 def python_of(environment: Environment, folder: Path) -> Path:
-    """The interpreter of the environment in `folder`, made or made again when it is not what is asked for.
+    """Return the interpreter of the environment in `folder`; make it first, or again if its packages have changed.
 
-    Raises DiptychError when pip cannot install it; folder/NAME.log then says why.
+    Raises DiptychError if pip cannot install it; folder/NAME.log has the cause.
     """
     home = folder / environment.name
     python = home / "bin" / "python"
-    wanted = json.dumps([environment.packages, environment.alone, list(sys.version_info[:2])])
+    contents = json.dumps([environment.packages, environment.without_dependencies, list(sys.version_info[:2])])
     note = home / NOTE
-    if note.is_file() and note.read_text(encoding="utf-8") == wanted:
+    if note.is_file() and note.read_text(encoding="utf-8") == contents:
         return python
     if home.exists() and not (home / "pyvenv.cfg").is_file():
-        raise DiptychError(f"{home} exists and is no Python environment. Give --environments another folder.")
+        raise DiptychError(f"{home} exists and is not a Python environment. Give --environments another folder.")
     shutil.rmtree(home, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
     install = [str(python), "-m", "pip", "install", "--disable-pip-version-check"]
@@ -69,12 +71,12 @@ def python_of(environment: Environment, folder: Path) -> Path:
         for command in (
             [sys.executable, "-m", "venv", str(home)],
             [*install, *environment.packages],
-            *([[*install, "--no-deps", *environment.alone]] if environment.alone else []),
+            *([[*install, "--no-deps", *environment.without_dependencies]] if environment.without_dependencies else []),
         ):
             if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False).returncode:
                 raise DiptychError(
                     f"the environment of {environment.name} could not be made: {' '.join(command)} failed, see "
-                    f"{log.name}. Leave its peers out with --peers, or install there by hand what is missing."
+                    f"{log.name}. Exclude its peers with --peers, or install the missing packages there by hand."
                 )
-    note.write_text(wanted, encoding="utf-8")
+    note.write_text(contents, encoding="utf-8")
     return python

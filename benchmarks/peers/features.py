@@ -1,4 +1,4 @@
-"""The features all peers share: TF-IDF of words, and of character n-grams inside words, each half of unit length."""
+"""Features of all peers: TF-IDF of words and TF-IDF of character n-grams inside words, each of unit length."""
 
 from typing import Any
 
@@ -11,20 +11,20 @@ CHARACTERS = {"analyzer": "char_wb", "ngram_range": (3, 5), "sublinear_tf": True
 
 
 class Features:
-    """Learns its vocabulary from N texts; turns texts into rows of unit length (float32 CSR)."""
+    """Learns its vocabulary from N texts; converts texts to rows of unit length (float32 CSR)."""
 
     def __init__(self) -> None:
         self.parts = [TfidfVectorizer(**WORDS), TfidfVectorizer(**CHARACTERS)]
 
     def fit(self, texts: list[str]) -> Any:
         """Learn from the texts and return their rows [N, F]."""
-        return _joined([part.fit_transform(texts) for part in self.parts])
+        return _concatenate([part.fit_transform(texts) for part in self.parts])
 
     def transform(self, texts: list[str]) -> Any:
-        """Rows of other texts; what was never seen is left out."""
-        return _joined([part.transform(texts) for part in self.parts])
+        """Return the rows of other texts; unknown words and n-grams are ignored."""
+        return _concatenate([part.transform(texts) for part in self.parts])
 
 
-def _joined(halves: list[Any]) -> Any:
-    # float64 through the vectoriser, since scikit-learn's idf is; the peers' solvers want float32.
+def _concatenate(halves: list[Any]) -> Any:
+    # The vectorizers return float64, like scikit-learn's idf; the solvers of the peers need float32.
     return (sp.hstack(halves).tocsr() * 0.5**0.5).astype(np.float32)

@@ -1,7 +1,7 @@
-"""Labels and their index, as the services beside ours have them; in their environments, importing nothing of ours.
+"""Labels and their index, for the other services; runs in their environments, without Diptych.
 
-LABELS_JSONL has a label a line: {"id": …, "text": …}. Their vectors are kept beside it for the next service of the same
-model.
+LABELS_JSONL has one label per line: {"id": …, "text": …}. The vectors are saved next to it, for the next service with
+the same model.
 """
 
 import json
@@ -14,34 +14,34 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
-LINKS, CONSTRUCTION, SEARCH = 32, 200, 100  # of the index: as `diptych export` builds by default; ef at search
+LINKS, CONSTRUCTION, SEARCH = 32, 200, 100  # M, ef_construction and ef; M and ef_construction as in `diptych export`
 Vectors = NDArray[np.float32]
 
 
 class SearchRequest(BaseModel):
-    """Texts to find labels for."""
+    """Request body: queries, and the number of labels per query."""
 
     queries: list[str] = Field(min_length=1, max_length=256)
     k: int = Field(10, ge=1, le=100)
 
 
 class LabelIndex:
-    """Labels, and hnswlib's graph of their vectors."""
+    """Labels, and an hnswlib index of their vectors."""
 
     def __init__(self, path: Path, encode: Callable[[list[str]], Vectors]) -> None:
-        """Read the labels of a JSON Lines file; `encode` gives vectors [labels, width] of unit length."""
+        """Read the labels of a JSON Lines file; `encode` returns vectors [labels, width] of unit length."""
         self._labels = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        kept = path.with_suffix(".npy")
-        if not kept.is_file():
-            np.save(kept, encode([label["text"] for label in self._labels]))
-        vectors_LE = np.load(kept)
+        saved = path.with_suffix(".npy")
+        if not saved.is_file():
+            np.save(saved, encode([label["text"] for label in self._labels]))
+        vectors_LE = np.load(saved)
         self._index = hnswlib.Index(space="ip", dim=vectors_LE.shape[1])
         self._index.init_index(len(self._labels), M=LINKS, ef_construction=CONSTRUCTION)
         self._index.add_items(vectors_LE)
         self._index.set_ef(SEARCH)
 
     def answer(self, queries: list[str], queries_QE: Vectors, k: int) -> dict[str, Any]:
-        """What is found for each text."""
+        """Return the best k labels of each query."""
         rows_QK, distances_QK = self._index.knn_query(queries_QE, k=k)
         return {
             "results": [

@@ -1,8 +1,8 @@
-"""The service that most people would write: sentence-transformers in the handler, hnswlib in the same process.
+"""A simple service: sentence-transformers in the handler, hnswlib in the same process.
 
     python -m benchmarks.peers.naive_service MODEL LABELS_JSONL PORT
 
-Every label is encoded before the port is opened. It runs in an environment of its own and imports nothing of ours.
+Every label is encoded before the port is opened. Runs in a separate environment without Diptych.
 """
 
 import sys
@@ -23,14 +23,14 @@ def create_app(model_name: str, labels: Path) -> FastAPI:
     app = FastAPI()
 
     @app.post("/predict")
-    def predict(asked: SearchRequest) -> dict[str, Any]:
-        return index.answer(asked.queries, model.encode(asked.queries, normalize_embeddings=True), asked.k)
+    def predict(request: SearchRequest) -> dict[str, Any]:
+        return index.answer(request.queries, model.encode(request.queries, normalize_embeddings=True), request.k)
 
     return app
 
 
 def main() -> None:
-    """Listen on a loopback port until a signal says stop."""
+    """Listen on a loopback port until a signal stops the server."""
     model, labels, port = sys.argv[1:]
     uvicorn.run(create_app(model, Path(labels)), host="127.0.0.1", port=int(port), access_log=False, log_level="error")
 

@@ -12,35 +12,35 @@ from benchmarks.peers.process import Peer, PeerTask, run
 
 
 class Trees(Peer):
-    """Settings: `beam`, and any hyper-parameter of omikuji.Model by its name."""
+    """Settings: `beam`, and hyper-parameters of omikuji.Model by name."""
 
     def fit(self, task: PeerTask) -> None:
-        """Grow the trees."""
+        """Train the trees."""
         self.features = Features()
         train_NF = self.features.fit(task.train_texts)
-        chosen = omikuji.Model.default_hyper_param()
+        parameters = omikuji.Model.default_hyper_param()
         for name, value in self.settings.items():
             if name != "beam":
-                setattr(chosen, name, value)
+                setattr(parameters, name, value)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "train.txt"
             write_xmc(path, train_NF, task.positives_NL)
-            self.model = omikuji.Model.train_on_data(str(path), chosen, self.threads)
+            self.model = omikuji.Model.train_on_data(str(path), parameters, self.threads)
         self.model.init_prediction_thread_pool(1)
 
     def rank(self, texts: list[str], depth_Q: Any) -> list[list[int]]:
-        """A beam search down every tree, one query at a time, which is all the binding offers."""
-        asked_QF = self.features.transform(texts)
-        found = []
-        for row, (first, end) in enumerate(zip(asked_QF.indptr, asked_QF.indptr[1:], strict=False)):
-            pairs = list(zip(asked_QF.indices[first:end].tolist(), asked_QF.data[first:end].tolist(), strict=True))
+        """Run a beam search in every tree, one query at a time: omikuji has no batch search."""
+        query_QF = self.features.transform(texts)
+        rankings = []
+        for row, (first, end) in enumerate(zip(query_QF.indptr, query_QF.indptr[1:], strict=False)):
+            pairs = list(zip(query_QF.indices[first:end].tolist(), query_QF.data[first:end].tolist(), strict=True))
             answers = self.model.predict(pairs, self.settings["beam"], int(depth_Q[row]))
-            found.append([int(label) for label, _ in answers])
-        return found
+            rankings.append([int(label) for label, _ in answers])
+        return rankings
 
 
 def write_xmc(path: Path, train_NF: Any, positives_NL: Any) -> None:
-    """The one format omikuji reads: a line of counts, then `labels feature:value …` a row, features rising."""
+    """Write omikuji's input format: a line of counts, then `labels feature:value …` per row, features ascending."""
     train_NF.sort_indices()
     rows = np.flatnonzero(np.diff(positives_NL.indptr))
     with path.open("w", encoding="ascii") as file:

@@ -1,4 +1,4 @@
-"""PECOS XR-Linear: one tree of clusters over label vectors made of their positives, a linear ranker at every node."""
+"""PECOS XR-Linear: a tree of label clusters (label vectors are sums of their positives), a linear ranker per node."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from benchmarks.peers.process import Peer, PeerTask, best_first, run
 
 
 class XRLinear(Peer):
-    """Settings: `beam`; everything else as PECOS has it."""
+    """Settings: `beam`; the others are defaults of PECOS."""
 
     def fit(self, task: PeerTask) -> None:
         """Cluster the labels, then train the rankers."""
@@ -21,9 +21,9 @@ class XRLinear(Peer):
         self.model = XLinearModel.train(train_NF, task.positives_NL, C=tree, threads=self.threads)
 
     def rank(self, texts: list[str], depth_Q: Any) -> list[list[int]]:
-        """A beam search down the tree; PECOS takes one depth for all queries, so the greatest is cut."""
-        asked_QF, beam = self.features.transform(texts), self.settings["beam"]
-        scores_QL = self.model.predict(asked_QF, only_topk=int(depth_Q.max()), beam_size=beam, threads=1).tocsr()
+        """Run a beam search in the tree with the greatest depth of all queries; PECOS has no depth per query."""
+        query_QF, beam = self.features.transform(texts), self.settings["beam"]
+        scores_QL = self.model.predict(query_QF, only_topk=int(depth_Q.max()), beam_size=beam, threads=1).tocsr()
         return [
             best_first(scores_QL.data[first:end], scores_QL.indices[first:end], int(depth))
             for depth, first, end in zip(depth_Q, scores_QL.indptr, scores_QL.indptr[1:], strict=False)

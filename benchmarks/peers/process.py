@@ -1,13 +1,13 @@
-"""What every peer's process does: read the task, learn, answer, and write what that cost.
+"""The process of a peer: read the task, train, rank, and write rankings and costs.
 
     python -m benchmarks.peers.MODULE TASK OUT SETTINGS THREADS
 
-Runs in an environment of the peer's own, so nothing in this folder but environments.py may import the project.
+Runs in the environment of the peer, so only environments.py in this folder may import Diptych.
 
-TASK holds texts.json (`train`, `test`, `labels`) and positives.npz (`values`, `offsets` of the train rows' label rows;
-`depth_Q`, how many labels each test query wants). OUT receives rankings.json and cost.json. Peers do not see the test
-truth or which labels are excluded: a query is asked for as many more labels as it excludes, and they are taken out when
-it is scored. Shapes: N training queries, Q test queries, L labels, F features.
+TASK has texts.json (`train`, `test`, `labels`) and positives.npz (`values` and `offsets` of the label rows of the
+training queries; `depth_Q`, the number of labels to rank per test query). OUT receives rankings.json and cost.json.
+Peers do not know true and excluded labels of test queries. A query's depth includes its number of excluded labels,
+which are removed before scoring. Shapes: N training queries, Q test queries, L labels, F features.
 """
 
 import json
@@ -28,7 +28,7 @@ TIMED_DEPTH = 10
 
 @dataclass(frozen=True)
 class PeerTask:
-    """Texts, training positives Y_NL as a sparse 0/1 matrix, and the depth each test query is answered to."""
+    """Texts, training positives [N, L] as a sparse 0/1 matrix, and the number of labels to rank per test query [Q]."""
 
     train_texts: list[str]
     label_texts: list[str]
@@ -50,7 +50,7 @@ class PeerTask:
 
 
 class Peer(ABC):
-    """A system to compare with; `settings` are its own, as systems.py lists them."""
+    """A system to compare with; systems.py lists its `settings`."""
 
     def __init__(self, settings: dict[str, Any], threads: int) -> None:
         self.settings = settings
@@ -58,15 +58,15 @@ class Peer(ABC):
 
     @abstractmethod
     def fit(self, task: PeerTask) -> None:
-        """Learn from the training texts and their positives."""
+        """Train on the training texts and their positives."""
 
     @abstractmethod
     def rank(self, texts: list[str], depth_Q: Any) -> list[list[int]]:
-        """Up to `depth_Q[q]` label rows for each query, best first, in one thread."""
+        """Return up to `depth_Q[q]` label rows per query, best first, using one thread."""
 
 
 def run(kind: type[Peer]) -> None:
-    """The whole life of a peer's process; `kind` is what to run."""
+    """Run a peer: train on the task, measure ranking, and write rankings and costs."""
     task_folder, out = Path(sys.argv[1]), Path(sys.argv[2])
     task, peer = PeerTask.read(task_folder), kind(json.loads(sys.argv[3]), int(sys.argv[4]))
     started, started_cpu = time.perf_counter(), time.process_time()
@@ -83,19 +83,19 @@ def run(kind: type[Peer]) -> None:
 
 
 def peak_mib() -> float:
-    """Most memory this process held at once, in MiB.
+    """Return the peak memory of this process in MiB.
 
-    VmHWM and not getrusage: the latter starts at what the parent held when it started this process.
+    Uses VmHWM because getrusage includes the memory of the parent at the start of this process.
     """
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
-    if found is None:
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="ascii"))
+    if match is None:
         raise RuntimeError("/proc/self/status has no VmHWM; peak memory is measured on Linux only")
-    return int(found[1]) / 1024
+    return int(match[1]) / 1024
 
 
 def best_first(scores: Any, rows: Any, depth: int) -> list[int]:
-    """The `depth` rows of greatest score, best first; equal scores by row number."""
+    """Return the `depth` rows with the highest scores, best first; equal scores by row number."""
     if len(scores) > depth:
-        least = np.partition(scores, len(scores) - depth)[len(scores) - depth]
-        scores, rows = scores[scores >= least], rows[scores >= least]
+        lowest = np.partition(scores, len(scores) - depth)[len(scores) - depth]
+        scores, rows = scores[scores >= lowest], rows[scores >= lowest]
     return [int(row) for row in rows[np.lexsort((rows, -scores))[:depth]]]

@@ -1,4 +1,4 @@
-"""TF-IDF profiles: a label's vector is its own text's plus the mean direction of its training queries; cosine ranks."""
+"""TF-IDF profiles: a label's vector is that of its text plus the mean direction of its training queries; cosine."""
 
 from typing import Any
 
@@ -11,25 +11,25 @@ QUERIES_PER_BLOCK = 256
 
 
 class Profiles(Peer):
-    """One vector a label; no settings."""
+    """One vector per label; no settings."""
 
     def fit(self, task: PeerTask) -> None:
-        """Add up what is known of each label."""
+        """Add the vectors of text and training queries of each label."""
         self.features = Features()
         train_NF = self.features.fit(task.train_texts)
         text_LF = self.features.transform(task.label_texts)
-        learned_LF = normalize(task.positives_NL.T @ train_NF)
-        self.profile_FL = normalize(text_LF + learned_LF).T.tocsr()
+        queries_LF = normalize(task.positives_NL.T @ train_NF)
+        self.profile_FL = normalize(text_LF + queries_LF).T.tocsr()
 
     def rank(self, texts: list[str], depth_Q: Any) -> list[list[int]]:
-        """Labels by cosine with the query."""
-        found: list[list[int]] = []
+        """Rank labels by their cosine with the query."""
+        rankings: list[list[int]] = []
         for start in range(0, len(texts), QUERIES_PER_BLOCK):
             scores_QL = self.features.transform(texts[start : start + QUERIES_PER_BLOCK]) @ self.profile_FL
             for row, (first, end) in enumerate(zip(scores_QL.indptr, scores_QL.indptr[1:], strict=False)):
                 depth = int(depth_Q[start + row])
-                found.append(best_first(scores_QL.data[first:end], scores_QL.indices[first:end], depth))
-        return found
+                rankings.append(best_first(scores_QL.data[first:end], scores_QL.indices[first:end], depth))
+        return rankings
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""The least a FastAPI service can do with a request: check it, and return bytes that were ready beforehand.
+"""A minimal FastAPI service: check the request, and return the bytes of a file.
 
     python -m benchmarks.peers.ready_service ANSWER_FILE [--by-hand] PORT
 
-The request's model is the service's own, and so is the server: one uvicorn process with uvloop and httptools. As most
-people write it, FastAPI reads the body for the handler; `--by-hand` gives the body's bytes to pydantic.
+The request model and the server are those of `diptych serve`: one uvicorn process with uvloop and httptools. FastAPI
+reads the body for the handler; with `--by-hand`, pydantic parses the bytes of the body.
 """
 
 import argparse
@@ -19,10 +19,10 @@ from service.settings import Settings
 
 
 def create_app(answer: bytes, *, by_hand: bool) -> FastAPI:
-    """One route, which always gives the same bytes."""
+    """Create an app with one route that returns `answer`."""
     app, model = FastAPI(), predict_request(Settings.load(store=Path()))
 
-    async def read_by_fastapi(asked: PredictRequest) -> Response:
+    async def read_by_fastapi(body: PredictRequest) -> Response:
         return Response(answer, media_type="application/json")
 
     async def read_by_hand(request: Request) -> Response:
@@ -32,13 +32,13 @@ def create_app(answer: bytes, *, by_hand: bool) -> FastAPI:
             return Response(status_code=422)
         return Response(answer, media_type="application/json")
 
-    read_by_fastapi.__annotations__["asked"] = model  # made at run time, from the settings' limits
+    read_by_fastapi.__annotations__["body"] = model  # created at run time from the limits in the settings
     app.add_api_route("/predict", read_by_hand if by_hand else read_by_fastapi, methods=["POST"])
     return app
 
 
 def main() -> None:
-    """Listen on a loopback port until a signal says stop."""
+    """Listen on a loopback port until a signal stops the server."""
     parser = argparse.ArgumentParser(description="A FastAPI route that returns ready bytes.")
     parser.add_argument("answer", type=Path)
     parser.add_argument("--by-hand", action="store_true")

@@ -1,9 +1,9 @@
-"""Pairs learned by sentence-transformers' own trainer, for pairs_per_second.py.
+"""Train on pairs with sentence-transformers, for pairs_per_second.py.
 
     python -m benchmarks.peers.sentence_transformers_trainer TASK OUT
 
-MultipleNegativesRankingLoss over query and positive, mean pooling, float32; everything that is not said here is as
-the library has it, its AdamW and its batches among it. Nothing is logged, saved or evaluated.
+MultipleNegativesRankingLoss over query and positive, mean pooling, float32. Other settings are defaults of the library,
+including AdamW and batches. Nothing is logged, saved or evaluated.
 """
 
 import sys
@@ -24,41 +24,41 @@ from sentence_transformers.sentence_transformer.losses import (  # type: ignore[
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer  # type: ignore[import-not-found]
 from transformers import TrainerCallback
 
-from benchmarks.peers.watched_steps import StepTask, StepWatch
+from benchmarks.peers.watched_steps import StepRecorder, StepTask
 
 
 class Steps(TrainerCallback):
-    """Tells the watch of every step."""
+    """Records every step."""
 
-    def __init__(self, watch: StepWatch) -> None:
-        self.watch = watch
+    def __init__(self, recorder: StepRecorder) -> None:
+        self.recorder = recorder
 
     def on_step_end(self, *arguments: Any, **named: Any) -> None:
-        """The optimizer has moved the weights."""
-        self.watch.step_ended()
+        """Record the end of a step."""
+        self.recorder.step_ended()
 
 
 def main() -> None:
-    """Learn the task's steps and write what they took to OUT."""
+    """Take the task's steps and write their cost to OUT."""
     folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-    task, watch = StepTask.read(folder), StepWatch()
+    task, recorder = StepTask.read(folder), StepRecorder()
     torch.set_num_threads(task.threads)
     encoder = Transformer(task.model, max_seq_length=task.max_tokens, model_kwargs={"dtype": torch.float32})
-    encoder.auto_model.get_input_embeddings().register_forward_pre_hook(watch.reads)
+    encoder.auto_model.get_input_embeddings().register_forward_pre_hook(recorder.on_forward)
     model = SentenceTransformer(modules=[encoder, Pooling(encoder.get_embedding_dimension(), "mean")], device="cpu")
-    with tempfile.TemporaryDirectory() as nothing:
+    with tempfile.TemporaryDirectory() as temporary:
         SentenceTransformerTrainer(
             model=model,
-            args=arguments(task, nothing),
-            train_dataset=Dataset.from_json(str(folder / "pairs.jsonl"), cache_dir=nothing),
+            args=arguments(task, temporary),
+            train_dataset=Dataset.from_json(str(folder / "pairs.jsonl"), cache_dir=temporary),
             loss=MultipleNegativesRankingLoss(model),
-            callbacks=[Steps(watch)],
+            callbacks=[Steps(recorder)],
         ).train()
-    watch.write(out, task, ("sentence-transformers", "torch", "transformers", "tokenizers"))
+    recorder.write(out, task, ("sentence-transformers", "torch", "transformers", "tokenizers"))
 
 
 def arguments(task: StepTask, folder: str) -> Any:
-    """A run of the task's length that does nothing but learn."""
+    """Return the arguments of a run with the task's number of steps, without logging, saving and evaluation."""
     return SentenceTransformerTrainingArguments(
         output_dir=folder,
         per_device_train_batch_size=task.batch,

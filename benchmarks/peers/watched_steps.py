@@ -1,6 +1,6 @@
-"""What both sides of pairs_per_second.py share: the task, and what is measured of each step.
+"""Shared by both sides of pairs_per_second.py: the task, and the measurements of each step.
 
-Standard library alone, since one side runs in an environment of its own.
+Uses only the standard library, because one side runs in a separate environment.
 """
 
 import json
@@ -14,7 +14,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class StepTask:
-    """Learn `warm` steps and then `steps` measured ones of `batch` pairs each; `model` is a Hugging Face encoder."""
+    """Take `warm` steps and then `steps` measured steps of `batch` pairs each; `model` is a Hugging Face encoder."""
 
     model: str
     max_tokens: int
@@ -35,11 +35,10 @@ class StepTask:
 
 
 @dataclass
-class StepWatch:
-    """Counts what the encoder reads, and notes at the end of each step the time and all that was read until then.
+class StepRecorder:
+    """Counts texts and tokens of the encoder, and records times and totals at the end of each step.
 
-    `wall` and `cpu` are seconds of the clock and of this process on all its threads; `texts` and `tokens` what the
-    transformer computed, padding included.
+    `wall` and `cpu` are seconds of wall time and of CPU time of all threads; `tokens` include padding.
     """
 
     wall: list[float] = field(default_factory=list)
@@ -49,31 +48,31 @@ class StepWatch:
     texts_read: int = 0
     tokens_read: int = 0
 
-    def reads(self, module: Any, arguments: tuple[Any, ...]) -> None:
-        """A forward pre-hook for what is first given a batch's tokens [B, T], or their mask."""
+    def on_forward(self, module: Any, arguments: tuple[Any, ...]) -> None:
+        """Count the texts and tokens of a batch: a pre-hook for a module whose input is token ids or mask [B, T]."""
         tokens_BT = arguments[0]
         self.texts_read += tokens_BT.shape[0]
         self.tokens_read += tokens_BT.numel()
 
     def step_ended(self) -> None:
-        """Note the end of a step."""
+        """Record the end of a step."""
         self.wall.append(time.perf_counter())
         self.cpu.append(time.process_time())
         self.texts.append(self.texts_read)
         self.tokens.append(self.tokens_read)
 
-    def spent(self, task: StepTask) -> dict[str, float]:
-        """What the measured steps took together."""
+    def total(self, task: StepTask) -> dict[str, float]:
+        """Return the sums over the measured steps."""
         first, last = task.warm - 1, task.warm + task.steps - 1
-        noted: dict[str, Sequence[float]] = {
+        records: dict[str, Sequence[float]] = {
             "wall": self.wall,
             "cpu": self.cpu,
             "texts": self.texts,
             "tokens": self.tokens,
         }
-        return {name: at[last] - at[first] for name, at in noted.items()}
+        return {name: at[last] - at[first] for name, at in records.items()}
 
     def write(self, path: Path, task: StepTask, packages: tuple[str, ...]) -> None:
-        """That and the versions of what took the steps, as JSON."""
+        """Write the sums and the versions of packages as JSON."""
         versions = {name: version(name) for name in packages}
-        path.write_text(json.dumps({**self.spent(task), "versions": versions}), encoding="utf-8")
+        path.write_text(json.dumps({**self.total(task), "versions": versions}), encoding="utf-8")

@@ -12,7 +12,7 @@ TOPICS: dict[str, Sequence[int]] = {
     "Commands and tables": [57, *range(64, 66)],
     "Containers and packages": [*range(52, 54), 70],
     "Documentation and development": [*range(54, 57), 77],
-    "Code structure": [*range(71, 77), 78, 79],
+    "Code structure": [*range(71, 77), 78],
 }
 
 

@@ -17,7 +17,6 @@ from retrieval.bundle.index_file import Buffer
 from retrieval.bundle.labels import LabelTable
 from retrieval.bundle.manifest import GOLDEN, MANIFEST, Manifest, first_fault
 from retrieval.errors import BadInput, BundleError, one_line
-from retrieval.system.safe_open import read_file
 
 K = 10
 
@@ -107,18 +106,13 @@ def write_golden(folder: Path, golden: Golden) -> None:
     (folder / GOLDEN).write_text(golden.model_dump_json(indent=1), encoding="utf-8")
 
 
-def read_golden(folder: Path) -> Golden:
-    """Read golden.json; raises BundleError."""
-    return parse_golden(read_file(folder / GOLDEN), folder / GOLDEN)
-
-
 def parse_golden(content: Buffer, path: Path) -> Golden:
     """Parse the bytes of a golden.json, named `path` in errors. Raises BundleError."""
     try:
         return Golden.model_validate_json(bytes(content))
     except ValidationError as error:
         raise BundleError(
-            f"{path} does not hold golden answers ({first_fault(error)}). Export the bundle again."
+            f"{path} does not contain golden answers ({first_fault(error)}). Export the bundle again."
         ) from error
 
 

@@ -177,9 +177,8 @@ class HnswIndex:
             check_index_file(path, dim, size)
         # hnswlib takes only paths; this one refers to the open file.
         readable = str(path) if verified is None else f"/proc/self/fd/{verified.fileno()}"
-        index = hnswlib.Index(
-            space="ip", dim=dim
-        )  # a new object: loading into a used one leaks its memory and mixes its state
+        # A new object: loading into a used one leaks its memory and mixes its state.
+        index = hnswlib.Index(space="ip", dim=dim)
         try:
             index.load_index(readable, max_elements=size)
         except RuntimeError as error:

@@ -42,16 +42,16 @@ class RemoteBundle:
     manifest: bytes
 
     @property
-    def place(self) -> str:
+    def url(self) -> str:
         """Return the URL of the bundle."""
-        return self.remote.place(self.folder)
+        return self.remote.url_of(self.folder)
 
 
 def download(source: RemoteBundle, store: Store, progress: Progress) -> None:
     """Fetch a bundle into a staging folder and publish it, which verifies it. Raises BundleError."""
     with (
         store.incoming() as folder,
-        rewrite_paths(folder, source.place),
+        rewrite_paths(folder, source.url),
         _write_errors(store),
         _partial_folder(store) as partial,
     ):
@@ -70,7 +70,7 @@ def download(source: RemoteBundle, store: Store, progress: Progress) -> None:
         present = sum(os.stat(name, dir_fd=partial).st_size for name in os.listdir(partial))
         if total - present > (free := shutil.disk_usage(folder).free):
             raise BundleError(
-                f"{source.place} has {total:,} bytes; {store.path} has {free:,} bytes free. Free some space."
+                f"{source.url} has {total:,} bytes; {store.path} has {free:,} bytes free. Free some space."
             )
         for file, entry in files.items():
             if (local := _same_file(store, file, entry)) is not None:
@@ -133,13 +133,13 @@ def _fetch(
             fetched = _fetch_open(source, file, target.name, entry, lambda count: None)
     if fetched == entry:
         with folder_open(target.parent) as folder:
-            os.rename(path.name, target.name, src_dir_fd=partial, dst_dir_fd=folder)
+            os.rename(path.name, target.name, src_dir_fd=partial, dst_dir_fd=folder)  # `Store.publish` flushes it
         return
     os.unlink(path.name, dir_fd=partial)
     size = f"more than {entry.bytes}" if fetched.bytes > entry.bytes else f"{fetched.bytes}"
     reason = "its SHA-256 differs" if fetched.bytes == entry.bytes else f"it has {size} bytes, not {entry.bytes}"
-    place = source.remote.place(f"{source.folder}{target.name}")
-    raise BundleError(f"{place} is not the file that {MANIFEST} lists: {reason}. Publish the bundle there again.")
+    url = source.remote.url_of(f"{source.folder}{target.name}")
+    raise BundleError(f"{url} is not the file that {MANIFEST} lists: {reason}. Publish the bundle there again.")
 
 
 def _fetch_open(

@@ -96,17 +96,6 @@ def unstage(store: Path, staged: Path, lock: int) -> None:
     os.close(lock)
 
 
-def sync_folder(folder: int) -> None:
-    """Flush an open folder and the files in it to the disk."""
-    for name in os.listdir(folder):
-        descriptor = open_file(Path(name), folder)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    os.fsync(folder)
-
-
 def bundle_names(store: Path) -> list[str]:
     """Return the names of the folders in a store's BUNDLES, unordered; links are ignored. Raises BundleError."""
     try:

@@ -26,7 +26,6 @@ from retrieval.store.folder import (
     stage,
     store_lock,
     subfolder,
-    sync_folder,
     unstage,
     write_errors,
 )
@@ -43,6 +42,7 @@ from retrieval.store.history import (
 from retrieval.store.paused_labels import LIMIT as PAUSED_LIMIT
 from retrieval.store.serials import Serials
 from retrieval.store.urls import as_url
+from retrieval.system.atomic_files import move_folder, sync_files
 from retrieval.system.file_locks import is_locked
 from retrieval.system.paths import require_utf8
 from retrieval.system.safe_open import BUNDLES, copy_file, folder_open, is_folder, read_small
@@ -178,11 +178,10 @@ class Store:
                 return self.publish_copy(folder, name)
             self._verify(folder, ())
             with folder_open(folder) as descriptor:
-                sync_folder(descriptor)
+                sync_files(descriptor)
             with store_lock(self.path):
                 self.check_free(name)  # another process may have taken the name
-                os.rename(folder, name, dst_dir_fd=bundles)
-                os.fsync(bundles)
+                move_folder(folder, bundles, name)
         return self.path / BUNDLES / name
 
     def publish_copy(self, folder: Path, name: str) -> Path:
@@ -289,6 +288,7 @@ class Store:
             trash, lock = stage(self.path, root)
             try:
                 with folder_open(self.path / STAGING, root) as staging, folder_open(trash.parent, staging) as target:
+                    # not flushed: after a crash, the bundle is in the store or in STAGING, and both are valid
                     os.rename(name, name, src_dir_fd=bundles, dst_dir_fd=target)
             finally:
                 unstage(self.path, trash, lock)

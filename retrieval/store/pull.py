@@ -92,7 +92,7 @@ def mirror_active(store: Store, name: str) -> None:
 def mirror_paused(remote: Remote, store: Store) -> None:
     """Copy the URL's list of paused labels into the cache's store. Raises BundleError."""
     content = remote.paused()
-    ids = parse_paused(content, remote.place(PAUSED))
+    ids = parse_paused(content, remote.url_of(PAUSED))
     with suppress(BundleError):  # a damaged list is replaced
         if ids == read_paused(store.path):
             return
@@ -128,7 +128,7 @@ def _has_bundle(store: Store, source: RemoteBundle) -> bool:
     folder = store.bundle_path(source.name)
     if _read_small_file(folder, MANIFEST, MANIFEST_LIMIT) != source.manifest:
         raise BundleError(
-            f"{folder} and {source.place} are different bundles of the same name. Publish that one under another name, "
+            f"{folder} and {source.url} are different bundles of the same name. Publish that one under another name, "
             f"or remove {folder}."
         )
     return True
@@ -140,7 +140,7 @@ def _renew_signature(source: RemoteBundle, store: Store) -> None:
     current = _read_small_file(store.bundle_path(source.name), SIGNATURE, SIGNATURE_LIMIT)
     if signature is None or current == signature:
         return
-    with TemporaryDirectory() as folder, rewrite_paths(folder, source.place):
+    with TemporaryDirectory() as folder, rewrite_paths(folder, source.url):
         Path(folder, MANIFEST).write_bytes(source.manifest)
         Path(folder, SIGNATURE).write_bytes(signature)
         read_manifest(Path(folder), store.trusted)

@@ -71,7 +71,7 @@ class Remote:
     def manifest(self, name: str) -> Manifest:
         """Read a bundle's manifest; no other file is read."""
         name, folder = self.find(name)
-        with TemporaryDirectory() as copy, rewrite_paths(copy, self.place(folder)):
+        with TemporaryDirectory() as copy, rewrite_paths(copy, self.url_of(folder)):
             Path(copy, MANIFEST).write_bytes(self.manifest_bytes(folder))
             if self._trusted and (signature := self.signature(folder)) is not None:
                 Path(copy, SIGNATURE).write_bytes(signature)
@@ -88,9 +88,9 @@ class Remote:
             raise BundleError(f"{name!r} is not a bundle name. `diptych bundles list {self.url}` lists the bundles.")
         return name, f"bundles/{name}/"
 
-    def place(self, folder: str) -> str:
+    def url_of(self, path: str) -> str:
         """Return the URL of a bundle's folder or of a file, for messages."""
-        return f"{self.url}/{folder}".rstrip("/")
+        return f"{self.url}/{path}".rstrip("/")
 
     def manifest_bytes(self, folder: str) -> bytes:
         """Read the bytes of a bundle's manifest.json."""
@@ -132,7 +132,7 @@ class Remote:
             self._files.pipe_file(f"{self._root}/{path}", content)
         except Exception as error:  # as in `_driver_errors`
             raise BundleError(
-                f"{self.place(path)} cannot be written ({_error_text(error)}). A change in the cache would apply to "
+                f"{self.url_of(path)} cannot be written ({_error_text(error)}). A change in the cache would apply to "
                 "one replica only. Change it at the URL, or give the service permission to write."
             ) from error
 
@@ -140,7 +140,7 @@ class Remote:
         """Read a small file. Raises BundleError if it has more than `limit` bytes."""
         content = b"".join(self.chunks(path, limit))
         if len(content) > limit:
-            raise BundleError(f"{self.place(path)} has more than {limit:,} bytes, the limit for this file.")
+            raise BundleError(f"{self.url_of(path)} has more than {limit:,} bytes, the limit for this file.")
         return content
 
     def chunks(self, path: str, size: int, start: int = 0) -> Iterator[bytes]:
@@ -168,15 +168,15 @@ class Remote:
             raise
         except FileNotFoundError as error:
             if (outage := _outage_behind(error)) is not None:
-                raise _unreachable(self.place(path), outage) from error
-            raise Missing(f"{self.place(path)} does not exist.") from error
+                raise _unreachable(self.url_of(path), outage) from error
+            raise Missing(f"{self.url_of(path)} does not exist.") from error
         except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
             raise BundleError(
-                f"{self.place(path)} cannot be read ({_error_text(error)}). "
+                f"{self.url_of(path)} cannot be read ({_error_text(error)}). "
                 "Check the URL, and the credentials in the environment."
             ) from error
         except Exception as error:
-            raise _unreachable(self.place(path), error) from error
+            raise _unreachable(self.url_of(path), error) from error
 
 
 @contextmanager

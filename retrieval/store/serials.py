@@ -5,13 +5,11 @@ If the cache folder cannot be written, the record lasts as long as the process. 
 docs/decisions/0033.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -20,7 +18,8 @@ from retrieval.bundle.signatures import Signature
 from retrieval.errors import BundleError
 from retrieval.store.cache_folder import CACHE, cache_folder
 from retrieval.system.atomic_files import write_text
-from retrieval.system.safe_open import open_file, read_small
+from retrieval.system.file_locks import exclusive_lock
+from retrieval.system.safe_open import read_small
 
 LOG = logging.getLogger("diptych")
 LIMIT = 1 << 16  # bytes of a record, which holds two numbers per key
@@ -130,7 +129,7 @@ class Serials:
     def _change(self, change: Callable[[SerialRecord], SerialRecord]) -> None:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with self._locked():
+            with exclusive_lock(self.path.with_suffix(".lock")):
                 before = self._read()
                 after = change(before)
                 if after != before:
@@ -147,12 +146,3 @@ class Serials:
     def _write(self, record: SerialRecord) -> None:
         # Without fsync, a power failure could leave an empty record, which would block the store.
         write_text(self.path, json.dumps(record.model_dump()))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        descriptor = open_file(self.path.with_suffix(".lock"), flags=os.O_RDWR | os.O_CREAT)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)

@@ -1,16 +1,20 @@
-"""Write files atomically: a reader sees the previous file or the complete new one, also after a crash.
+"""Write files and folders atomically: a reader sees the previous content or the complete new one, also after a crash.
 
-The content is written to a temporary file in the same folder, flushed to disk and renamed. Then the folder is flushed,
-so the rename itself survives a power failure.
+The content is written under a temporary name, flushed to disk and renamed. Then the folder that contains it is flushed,
+so the rename itself survives a power failure. No other module flushes files; a rename elsewhere need not be durable.
 """
 
 import errno
 import os
+import shutil
+import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
+
+from retrieval.system.safe_open import open_file
 
 _UMASK_LOCK = Lock()
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # errors of file systems that cannot flush a folder
@@ -58,7 +62,38 @@ def replace_in_folder(staging: int, target: int, name: str, content: bytes) -> N
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, name, src_dir_fd=staging, dst_dir_fd=target)
-    os.fsync(target)
+    sync_entries(target)
+
+
+def replace_folder(temporary: Path, folder: Path) -> None:
+    """Rename the folder `temporary`, which contains only files, to `folder`; remove the previous `folder`.
+
+    Both must be in the same parent folder. If a rename fails, `folder` keeps its previous content. Raises OSError.
+    """
+    with _folder(temporary) as descriptor:
+        sync_files(descriptor)
+    if not folder.exists():
+        os.rename(temporary, folder)
+        sync_folder(folder.parent)
+        return
+    previous = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".replaced", dir=folder.parent))
+    os.rename(folder, previous)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        os.rename(previous, folder)
+        raise
+    sync_folder(folder.parent)
+    shutil.rmtree(previous)
+
+
+def move_folder(source: Path, target: int, name: str) -> None:
+    """Rename a folder to `name` in the open folder `target`; flush its files with `sync_files` first. Raises OSError.
+
+    The previous parent of `source` is not flushed.
+    """
+    os.rename(source, name, dst_dir_fd=target)
+    sync_entries(target)
 
 
 def sync(path: Path) -> None:
@@ -67,14 +102,37 @@ def sync(path: Path) -> None:
         os.fsync(file.fileno())
 
 
+def sync_files(folder: int) -> None:
+    """Flush an open folder and the files in it to disk. Raises OSError, and BundleError for what is no regular file."""
+    for name in os.listdir(folder):
+        descriptor = open_file(Path(name), folder)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    sync_entries(folder)
+
+
 def sync_folder(path: Path) -> None:
-    """Flush a folder's entries to disk, where its file system can do that; raises OSError."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    """Flush a folder's entries to disk, if its file system can do that; raises OSError."""
+    with _folder(path) as descriptor:
+        sync_entries(descriptor)
+
+
+def sync_entries(folder: int) -> None:
+    """Flush an open folder's entries to disk, if its file system can do that; raises OSError."""
     try:
-        os.fsync(descriptor)
+        os.fsync(folder)
     except OSError as error:
         if error.errno not in NO_FOLDER_SYNC:
             raise
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield descriptor
     finally:
         os.close(descriptor)
 

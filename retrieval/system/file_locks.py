@@ -20,8 +20,8 @@ NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)  # errors of file syst
 
 
 @contextmanager
-def exclusive_lock(path: Path, folder: int, seconds: float | None = None) -> Iterator[None]:
-    """Hold the exclusive lock of a file in an open folder. The file is created if missing, and never written.
+def exclusive_lock(path: Path, folder: int | None = None, seconds: float | None = None) -> Iterator[None]:
+    """Hold the exclusive lock of a file, which may be in an open folder. It is created if missing, and never written.
 
     Raises BundleError if another process holds the lock for `seconds`; default: wait without a limit.
     """

@@ -44,7 +44,7 @@ class ReadingProgress(Protocol):
     """Receives the progress of reading files."""
 
     def at(self, description: str, bytes_of_file: int) -> None:
-        """Report compression many bytes of the current file were read."""
+        """Report how many bytes of the current file were read."""
 
     def finish(self, size: int) -> None:
         """Report that the current file of `size` bytes is read."""

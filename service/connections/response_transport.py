@@ -28,7 +28,7 @@ class ResponseTransport:
     """Transport of one response; sends the head together with the first part of the body.
 
     uvicorn writes the head alone. The second system call and the second packet cost about a tenth of the time that
-    the front spends on a request (docs/decisions/0042).
+    the front spends on a request (docs/decisions/0075).
     """
 
     __slots__ = ("_connection", "_head")

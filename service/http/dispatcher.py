@@ -1,7 +1,7 @@
 """Dispatch requests to their handlers, and turn refusals into responses.
 
 `POST /predict` goes directly to its handler: routing through FastAPI costs more than the rest of the front
-(docs/decisions/0042). FastAPI's router has all other routes.
+(docs/decisions/0075). FastAPI's router has all other routes.
 """
 
 from fastapi import FastAPI

@@ -85,7 +85,7 @@ def page(opened: Callable[..., "Page"]) -> "Page":
 
 @pytest.fixture
 def picture() -> Callable[["Page", str], None]:
-    """Save a screenshot of the whole page under a name."""
+    """Return a function that saves a screenshot of the full page under a name."""
     ARTEFACTS.mkdir(exist_ok=True)
     return lambda page, name: page.screenshot(path=ARTEFACTS / f"{name}.png", full_page=True) and None
 

@@ -1,4 +1,4 @@
-"""A really trained bundle over HTTP and through the library: the same labels, scores and shares."""
+"""A trained bundle over HTTP and through the library: the same labels, scores and contributions."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +11,7 @@ QUERIES = 500
 
 
 def test_real_queries_get_the_same_answers(store: Path, dataset_folder: Path) -> None:
-    """What an evaluation found with the library would not be what clients of the service get."""
+    """Clients of the service would get other answers than those that were evaluated with the library."""
     queries = Dataset.open(dataset_folder).split("test").texts[:QUERIES]
     assert len(queries) == QUERIES
     with serving(store) as service, service.client() as client, open_bundle(store) as retriever:

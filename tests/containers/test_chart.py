@@ -1,4 +1,4 @@
-"""The Helm chart, rendered by Helm's own engine and held to Kubernetes' schemas."""
+"""The Helm chart, rendered by Helm's engine and checked with Kubernetes' schemas."""
 
 import json
 import re
@@ -44,7 +44,7 @@ def test_the_charts_values_fit_its_schema_and_its_templates() -> None:
 
 
 def rendered(values: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What Helm makes of the chart in a release named diptych, by kind; linted."""
+    """Render the chart with Helm for a release named diptych, check it, and return its objects by kind."""
     helm = pytest.importorskip("helm_python", reason="Helm's own engine is not installed (pip install helm-python-sdk)")
     chart = helm.Chart.load(str(CHART))
     chart.validate_schema(values)
@@ -72,8 +72,8 @@ def test_a_release_named_diptych_starts_and_is_stopped_in_time() -> None:
     assert pod["terminationGracePeriodSeconds"] > waits
 
 
-def test_the_cache_folder_is_kept_on_a_claim_if_one_is_named() -> None:
-    """The serial numbers of signed bundles would be lost with each pod, and an older bundle be accepted again."""
+def test_the_cache_folder_is_on_a_claim_if_one_is_set() -> None:
+    """The serial numbers of signed bundles would be lost with each pod, and an older bundle would be accepted again."""
     pods = [rendered(values)["Deployment"]["spec"]["template"]["spec"] for values in (URL | {"cacheClaim": "c"}, URL)]
     claimed, default = [next(one for one in pod["volumes"] if one["name"] == "cache") for pod in pods]
     assert claimed == {"name": "cache", "persistentVolumeClaim": {"claimName": "c"}}
@@ -81,6 +81,6 @@ def test_the_cache_folder_is_kept_on_a_claim_if_one_is_named() -> None:
 
 
 def test_a_chart_without_a_store_is_refused_in_a_sentence() -> None:
-    """Pods would restart for ever without a store."""
+    """Pods would restart forever without a store."""
     with pytest.raises(Exception, match=r"store\.url or store\.existingClaim must say where the bundles are\."):
         rendered({})

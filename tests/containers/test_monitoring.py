@@ -33,7 +33,7 @@ def panels() -> list[dict[str, Any]]:
 
 
 def expressions() -> list[str]:
-    """Every expression that dashboard, rules and alerts ask, with Grafana's own variables filled in."""
+    """Return every expression of dashboard, rules and alerts, with Grafana's variables filled in."""
     queries = [target["expr"] for panel in panels() for target in panel["targets"]]
     queries += [rule["expr"] for kind in ("record", "alert") for rule in rules(kind)]
     queries += [one["expr"] for one in DASHBOARD["annotations"]["list"]]
@@ -80,8 +80,8 @@ def test_every_query_names_what_the_service_exports(tmp_path: Path) -> None:
         )
 
 
-def test_what_rings_an_alert_is_counted_from_nought(tmp_path: Path) -> None:
-    """The first failed switch would ring nothing: Prometheus sees no increase in a series that begins at 1."""
+def test_counters_of_alerts_start_at_zero(tmp_path: Path) -> None:
+    """The first failed switch would trigger no alert: Prometheus sees no increase in a series that begins at 1."""
     counters = {one for rule in rules("alert") for one in re.findall(r'increase\((\w+\{\w+="\w+"\})', rule["expr"])}
     assert len(counters) > 2
     with serving(make_store(tmp_path / "store", "first").path) as service:
@@ -99,7 +99,7 @@ def test_every_query_is_one(tmp_path: Path) -> None:
 
 
 def test_panels_say_what_they_show_and_lie_side_by_side() -> None:
-    """A person on call would have to guess what a curve means, or see two panels in one place."""
+    """An operator would have to guess what a chart means, or two panels would overlap."""
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     occupied: set[tuple[int, int]] = set()
     for panel in panels():
@@ -128,6 +128,6 @@ def test_every_alert_says_what_to_do() -> None:
     ],
 )
 def test_promtool_accepts_configuration_and_rules(command: list[str]) -> None:
-    """Prometheus would not start, or an alert would ring in calm, or stay silent in trouble."""
+    """Prometheus would not start, or an alert would fire without a problem, or not fire when there is one."""
     done = subprocess.run([tool("promtool", INSTALL_HINT), *command], cwd=PROMETHEUS, capture_output=True, text=True)
     assert not done.returncode, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""What is fetched to build, test and run Diptych is named exactly, and its bytes are checked."""
+"""Downloads for builds, tests and images are pinned exactly, and their bytes are checked."""
 
 import json
 import os
@@ -48,7 +48,7 @@ def pins(name: str) -> dict[str, tuple[Requirement, list[str]]]:
 
 @pytest.mark.parametrize("name", PINS)
 def test_every_pin_is_exact_and_has_hashes(name: str) -> None:
-    """`pip install --require-hashes` would fail, or install a file that has been exchanged."""
+    """`pip install --require-hashes` would fail, or install a file that was replaced."""
     found = pins(name)
     assert found
     for package, (requirement, hashes) in found.items():
@@ -69,7 +69,7 @@ def test_every_dependency_is_pinned_within_its_range() -> None:
 
 
 def test_both_builds_of_torch_are_known() -> None:
-    """The images, which take PyTorch's CPU build, or a machine without its index could not install torch."""
+    """The images, which use PyTorch's CPU build, or a machine without its index could not install torch."""
     requirement, hashes = pins("constraints.txt")["torch"]
     version = next(iter(requirement.specifier)).version
     cpu = {f"--hash=sha256:{one}" for one in lock["TORCH_CPU"][version].values()}
@@ -78,7 +78,7 @@ def test_both_builds_of_torch_are_known() -> None:
 
 
 def test_pins_agree_where_they_are_installed_together() -> None:
-    """pip would find no version that all files allow, or an image would be built with another one than was tested."""
+    """pip would find no version that all files allow, or an image would have another version than was tested."""
     everything = pins("constraints.txt")
     for name in PINS[1:]:
         for package, (requirement, hashes) in pins(name).items():
@@ -90,7 +90,7 @@ def test_pins_agree_where_they_are_installed_together() -> None:
 
 
 def test_nothing_is_installed_without_hashes() -> None:
-    """A build in which one option is forgotten would run any file that a package index serves."""
+    """A build with one option missing would install any file that a package index serves."""
     steps = [rest for path in DOCKERFILES for word, rest in instructions(path) if word == "RUN"]
     recipes = re.sub(r"\\\n\s*", " ", (ROOT / "Makefile").read_text()).replace("$(HASHED)", "--require-hashes")
     steps += recipes.splitlines()
@@ -190,7 +190,7 @@ def test_everything_pinned_is_audited_every_week() -> None:
 
 @pytest.mark.parametrize("name", PINS)
 def test_the_audit_can_read_what_is_pinned(name: str) -> None:
-    """The weekly audit would fail on the form of the file, and be switched off."""
+    """The weekly audit would fail because of the file's format, and be disabled."""
     audit = tool("pip-audit", "pip install pip-audit")
     command = [
         audit,
@@ -208,7 +208,7 @@ def test_the_audit_can_read_what_is_pinned(name: str) -> None:
 
 
 def test_the_sbom_lists_what_is_installed(tmp_path: Path) -> None:
-    """The list would not show whether a package with a known vulnerability is in use."""
+    """The list would not show whether a package with a known vulnerability is installed."""
     made = tmp_path / "sbom.cdx.json"
     command = [tool("cyclonedx-py", "pip install cyclonedx-bom"), "environment", "--pyproject", "pyproject.toml"]
     command += [
@@ -233,7 +233,7 @@ def test_the_sbom_lists_what_is_installed(tmp_path: Path) -> None:
 
 
 def test_make_and_the_images_write_an_sbom() -> None:
-    """A release would come without a list of what is in it."""
+    """A release would have no list of its packages."""
     assert "dist/sbom.cdx.json" in (ROOT / "Makefile").read_text()
     assert "make sbom" in (ROOT / ".ci" / "run").read_text()
     for path in DOCKERFILES:

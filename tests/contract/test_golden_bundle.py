@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from retrieval import open_bundle
-from retrieval.bundle.golden_answers import read_golden
+from retrieval.bundle.golden_answers import parse_golden
 from retrieval.bundle.manifest import FORMAT_VERSION
 from retrieval.bundle.verified_files import verify_bundle
 from retrieval.errors import BundleError
@@ -31,7 +31,7 @@ def test_it_gives_its_recorded_answers(version: str) -> None:
         report = retriever.check_golden()
         assert report.passed, report
         assert report.queries == retriever.manifest.golden.queries > 50
-        golden = read_golden(GOLDEN / version)
+        golden = parse_golden(retriever.golden, GOLDEN / version)
         queries = [answer.query for answer in golden.answers]
         for how in ({}, {"exact": True}):
             hits = retriever.search(queries, 3, weight=golden.weight, **how)
@@ -43,7 +43,7 @@ def test_it_gives_its_recorded_answers(version: str) -> None:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_it_is_whole_and_small(version: str) -> None:
+def test_it_is_complete_and_small(version: str) -> None:
     """If it fails, the golden bundle was changed, or makes the repository large."""
     manifest = verify_bundle(GOLDEN / version)
     assert sum(entry.bytes for entry in manifest.files.values()) < 300_000

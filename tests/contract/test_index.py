@@ -31,7 +31,7 @@ def make(request: pytest.FixtureRequest) -> Callable[[Vectors], VectorIndex]:
 
 
 def clustered(n_labels: int, dim: int = 24, seed: int = 0) -> Vectors:
-    """Vectors of unequal length around a few centres, as label vectors are."""
+    """Return vectors of different lengths around a few centres, like label vectors."""
     draw = np.random.default_rng(seed)
     centres = draw.standard_normal((12, dim))
     vectors = centres[draw.integers(0, 12, n_labels)] + 0.4 * draw.standard_normal((n_labels, dim))
@@ -51,7 +51,7 @@ def test_finds_the_greatest_inner_products(make: Callable[[Vectors], VectorIndex
 
 
 def test_answers_come_best_first_and_once(make: Callable[[Vectors], VectorIndex]) -> None:
-    """If it fails, a caller that cuts a ranking off loses good labels, or shows one twice."""
+    """If it fails, a caller that truncates a ranking loses good labels, or shows one twice."""
     rows_QK, scores_QK = make(clustered(500)).search(clustered(9, seed=2), 50)
     assert (np.diff(scores_QK, axis=1) <= 1e-6).all()
     assert all(len(set(row)) == 50 for row in rows_QK)
@@ -75,7 +75,7 @@ def test_many_equal_vectors_hide_nothing(make: Callable[[Vectors], VectorIndex])
 
 @pytest.mark.parametrize("k", [1, 5, 6, 1000])
 def test_a_small_index_gives_all_it_has(make: Callable[[Vectors], VectorIndex], k: int) -> None:
-    """If it fails, asking for more labels than exist raises or pads instead of giving them all."""
+    """If it fails, a request for more labels than exist raises or pads instead of returning all of them."""
     index = make(clustered(6))
     rows_QK, scores_QK = index.search(clustered(3, seed=3), k)
     assert rows_QK.shape == scores_QK.shape == (3, min(k, 6))
@@ -103,7 +103,7 @@ def test_many_queries_equal_single_ones(make: Callable[[Vectors], VectorIndex]) 
 
 
 def test_a_column_major_query_of_doubles_is_understood(make: Callable[[Vectors], VectorIndex]) -> None:
-    """If it fails, vectors in another memory layout are misread."""
+    """If it fails, vectors in another memory layout are read incorrectly."""
     index, query_QD = make(clustered(100)), clustered(7, seed=5)
     odd_QD = np.asfortranarray(query_QD.astype(np.float64))
     assert index.search(odd_QD, 3)[0].tolist() == index.search(query_QD, 3)[0].tolist()  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What pages need: a small click log, and what the quick start's own commands make of it, once per session."""
+"""Fixtures of pages: a small click log, and the results of the quick start's commands for it, once per session."""
 
 import csv
 import shutil
@@ -11,8 +11,8 @@ import pyarrow.parquet as parquet
 import pytest
 from pyarrow.csv import write_csv
 
-from tests.support.page_runner import run_page
 from tests.support.pages import ROOT, Block
+from tests.support.programs.page_runner import run_page
 from tests.support.shared import make_once
 
 QUERIES = 300
@@ -28,7 +28,7 @@ cp -r store/bundles/one store/bundles/two
 
 @pytest.fixture(scope="session")
 def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """clicks.csv and ads.csv of 300 queries, whose labels have a market too; queries.csv and queries.parquet."""
+    """Create clicks.csv and ads.csv of 300 queries, with a market per label, queries.csv and queries.parquet."""
     return make_once(tmp_path_factory, "clicks", make_clicks)
 
 
@@ -47,7 +47,7 @@ def make_clicks(folder: Path) -> None:
 
 @pytest.fixture(scope="session")
 def made(clicks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """dataset, checkpoint and a store with the bundles `one`, active, and `two`."""
+    """Create a dataset, a checkpoint, and a store with the bundles `one` (active) and `two`."""
 
     def make(folder: Path) -> None:
         shutil.copytree(clicks, folder)

@@ -14,8 +14,8 @@ import pytest
 import yaml
 
 from tests.documents.conftest import Preparer
-from tests.support.page_runner import run_page
 from tests.support.pages import ROOT, RUN, Block, blocks, needs, written_pages
+from tests.support.programs.page_runner import run_page
 from training.recipe.loading import load_recipe
 
 sys.path.insert(0, str(ROOT / "docs" / "generating"))

@@ -1,8 +1,7 @@
-"""How a golden bundle is made, once for each format version: `python -m tests.golden.make tests/golden/v1`.
+"""Make a golden bundle, once per format version: `python -m tests.golden.make tests/golden/v1`.
 
-A checkpoint of 300 labels, 13 of which share a text, is really trained, in seconds, and really exported. What is made
-is committed and never made again: a release that cannot open it, or answers differently, has broken its promise to
-everybody's bundles.
+Trains a checkpoint of 300 labels, 13 of which share a text, and exports it, in seconds. The result is committed and
+never made again: a release that cannot open it, or answers differently, would break existing bundles.
 """
 
 import shutil

@@ -38,7 +38,7 @@ def fits(label: dict[str, Any], wanted: dict[str, list[Any]]) -> bool:
 
 @given(LABELS, FILTERS)
 def test_a_compiled_filter_is_the_plain_one(labels: list[Any], wanted: dict[str, list[Any]]) -> None:
-    """If it fails, some mixture of gaps, lists and values allows other labels than it says."""
+    """If it fails, some combination of gaps, lists and values allows labels that the filter excludes."""
     columns = list(zip(*labels, strict=True)) or [[], [], []]
     table = pa.table(
         {
@@ -53,7 +53,7 @@ def test_a_compiled_filter_is_the_plain_one(labels: list[Any], wanted: dict[str,
 
 @pytest.fixture(scope="module")
 def retriever(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
-    return open_bundle(make_bundle(tmp_path_factory.mktemp("filtered") / "words", efforts=(200, 200, 200)))
+    return open_bundle(make_bundle(tmp_path_factory.mktemp("filtered") / "words", ef_search=(200, 200, 200)))
 
 
 @settings(max_examples=50)
@@ -73,7 +73,7 @@ def retriever(tmp_path_factory: pytest.TempPathFactory) -> Retriever:
 def test_a_filtered_search_is_the_exact_one_cut_down(
     retriever: Retriever, queries: list[str], wanted: dict[str, Any], k: int, weight: float | None, least: float | None
 ) -> None:
-    """If it fails, a filter or a least score changes scores or order, or loses labels that exist."""
+    """If it fails, a filter or a minimum score changes scores or order, or loses labels that exist."""
     whole = retriever.search_rows(queries, 200, weight=weight, exact=True)
     found = retriever.search_rows(queries, k, weight=weight, filter=wanted, min_score=least)
     labels = retriever.labels.take(np.arange(200))

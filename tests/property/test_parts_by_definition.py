@@ -1,4 +1,4 @@
-"""Figures by label frequency against loops that follow their definition, on any ranking and any counts."""
+"""Metrics by label frequency against loops that follow their definition, for random rankings and counts."""
 
 from itertools import pairwise
 

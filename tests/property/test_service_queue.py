@@ -1,4 +1,4 @@
-"""Any order of arrivals, answers, deaths, departures and cancellations; and what each caller gets of the engine."""
+"""Random orders of arrivals, answers, deaths, disconnects and cancellations; and each caller's share of the engine."""
 
 import asyncio
 from collections.abc import Callable
@@ -73,12 +73,12 @@ class Play:
     def answer(self, thread: int, outcome: Outcome = Outcome.ANSWERED) -> None:
         if self.sent:
             batch = self.sent.pop(min(thread % self.threads, len(self.sent) - 1))
-            bodies = [QueryAnswer(Outcome.ANSWERED, ",".join(piece.texts).encode()) for piece in batch.queries]
+            bodies = [QueryAnswer(Outcome.ANSWERED, ",".join(part.texts).encode()) for part in batch.queries]
             bodies[1:] = [QueryAnswer(outcome, body if outcome is Outcome.ANSWERED else b"") for _, body in bodies[1:]]
             self.batcher.on_answers(BatchAnswers(batch.number, NO_TIME, bodies))
 
     def postpone(self, _: int) -> None:
-        """The first piece of a batch is answered, the others were too much for the engine."""
+        """The first slice of a batch is answered, the others were too much for the engine."""
         self.answer(0, Outcome.POSTPONED)
 
     def die(self, _: int) -> None:
@@ -119,9 +119,9 @@ class Play:
             heaviest = queue.heaviest()
             assert (heaviest is None) == (not waiting)
             assert heaviest is None or queue.places_of(heaviest.caller) == max(map(queue.places_of, waiting))
-        for pieces in (batch.queries for batch in self.sent):
-            hits = sum(len(piece.texts) * piece.k for piece in pieces)
-            assert hits <= MAX_HITS or sum(len(piece.texts) for piece in pieces) == 1
+        for slices in (batch.queries for batch in self.sent):
+            hits = sum(len(part.texts) * part.k for part in slices)
+            assert hits <= MAX_HITS or sum(len(part.texts) for part in slices) == 1
 
 
 @settings(max_examples=250)
@@ -129,8 +129,9 @@ class Play:
 def test_every_request_is_settled_once_and_with_its_own_answer(
     events: list[tuple], padded: bool, threads: int, room: int
 ) -> None:
-    """Some order of events would lose a request, answer it with another's results, leak its place in the queue, or
-    refuse a caller that is under its share."""
+    """Some order of events would lose a request, return another's results, keep its place in the queue, or refuse a
+    caller below its share.
+    """
 
     async def run() -> None:
         play = Play(padded, threads, room)
@@ -188,11 +189,11 @@ def test_waiting_callers_get_equal_shares(loads: list[list[tuple[int, int]]], la
             before = play.waiting_texts()
             if not play.sent:
                 break
-            pieces = play.sent[0].queries
-            for piece in pieces:
-                request = next(one for one in play.requests if set(piece.texts) <= set(one.texts))
-                start = list(request.texts).index(piece.texts[0])
-                received[request.caller] += request.cost(start, start + len(piece.texts))
+            slices = play.sent[0].queries
+            for part in slices:
+                request = next(one for one in play.requests if set(part.texts) <= set(one.texts))
+                start = list(request.texts).index(part.texts[0])
+                received[request.caller] += request.cost(start, start + len(part.texts))
             play.answer(0)
             totals = [received[caller] + since[caller] for caller in before]
             if len(totals) > 1 and not late:

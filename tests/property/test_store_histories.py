@@ -1,4 +1,4 @@
-"""The store under any sequence of commands, each of which may die at any of its writes."""
+"""The store under random sequences of commands, each of which may be killed at any of its writes."""
 
 import os
 import shutil

@@ -32,7 +32,7 @@ GOLDEN_QUERIES = ("cheap running shoes", "red winter city", "light rain")
 
 
 def label_texts(n_labels: int = 200, seed: int = 0) -> list[str]:
-    """Distinct texts of two to four words."""
+    """Return distinct texts of two to four words."""
     draw = np.random.default_rng(seed)
     texts: dict[str, None] = {}
     while len(texts) < n_labels:
@@ -46,7 +46,7 @@ def make_bundle(
     *,
     seed: int = 0,
     prefix: str = "label",
-    efforts: Sequence[int | None] = (32, 32, 32),
+    ef_search: Sequence[int | None] = (32, 32, 32),
     weight: float = 0.5,
     ids: Sequence[str] | None = None,
     attributes: Mapping[str, Sequence[object]] | None = None,
@@ -54,8 +54,8 @@ def make_bundle(
 ) -> Path:
     """Write a bundle of `texts` into `folder`; bundles of different `seed` or `prefix` answer differently.
 
-    `efforts` are those at weights 0, ½ and 1. Label ids are `{prefix}-{row}`, or `ids`;
-    `attributes` are `market` and `year` unless given.
+    `ef_search` are its values at weights 0, ½ and 1. Label ids are `{prefix}-{row}`, or `ids`; `attributes` are
+    by default `market` and `year`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = label_texts() if texts is None else texts
@@ -85,7 +85,7 @@ def make_bundle(
     )
     measured = tuple(
         EfSearch(weight=at, ef=ef, recall_at_10=1.0, recall_at_1=1.0)
-        for at, ef in zip((0, 0.5, 1), efforts, strict=True)
+        for at, ef in zip((0, 0.5, 1), ef_search, strict=True)
     )
     index = IndexFacts(
         width=WIDTH, energy=0.9, nodes=nodes.size if shared else None, m=16, ef_construction=200,
@@ -112,9 +112,9 @@ def make_bundle(
 
 
 def make_store(path: Path, *names: str) -> Store:
-    """A store with one bundle a name, the first one active and the oldest; each bundle's label ids begin with its name.
+    """Make a store with one bundle per name; the first one is the oldest, and active.
 
-    It opens bundles in this process to prove them: half a second less than in one of their own.
+    The label ids of a bundle begin with its name. The store verifies bundles in this process, which is faster.
     """
     store = Store(path, verify_in_process)
     for seed, name in enumerate(names):
@@ -135,7 +135,7 @@ def _write_tokenizer(path: Path) -> None:
 
 
 def _write_encoder(path: Path, dims: list[int], seed: int) -> None:
-    """Token vectors → masked mean → one projection a half, each half of unit length, side by side."""
+    """Write an encoder: masked mean of token vectors, then one projection per half, each normalised to unit length."""
     draw = np.random.default_rng(seed)
     tables: dict[str, NDArray[np.float32]] = {"tokens": draw.standard_normal((len(WORDS) + 2, 32)).astype(np.float32)}
     nodes = [

@@ -1,4 +1,4 @@
-"""Damaged bundles by the hundred: every one is drawn from a seed, and says which file it damaged and how.
+"""Make damaged bundles from a seed; each case names the file and the damage.
 
 Some leave the hashes in the manifest as they were; others fix them up, as an attacker would.
 """
@@ -23,7 +23,7 @@ FILES = (*REQUIRED, PROJECTION, NODES)
 
 @dataclass(frozen=True)
 class Case:
-    """One damaged bundle: its kind, the files of which a refusal must name one, and what does the damage."""
+    """A damaged bundle: its kind, the files of which an error must name one, and the function that damages it."""
 
     kind: str
     files: tuple[str, ...]
@@ -31,7 +31,7 @@ class Case:
 
 
 def rehash(folder: Path, *names: str) -> None:
-    """Make the manifest agree with changed files."""
+    """Update the hashes of changed files in the manifest."""
     content = json.loads((folder / MANIFEST).read_text())
     for name in names:
         content["files"][name] = describe_file(folder / name).model_dump()
@@ -62,7 +62,7 @@ def cut_or_longer(draw: Draw) -> Callable[[bytes], bytes]:
 
 
 def overwritten(draw: Draw) -> Callable[[bytes], bytes]:
-    """Four or eight bytes set to a number that readers trip over."""
+    """Return a change that sets four or eight bytes to a number that may break a reader."""
     layout, numbers = (("<I", (0, 1, 0x7FFFFFFF, 0xFFFFFFFF)), ("<Q", (0, 1, 1 << 31, 1 << 40, (1 << 64) - 1)))[
         draw.integers(2)
     ]
@@ -83,7 +83,7 @@ def swapped(folder: Path, one: str, other: str) -> None:
 
 
 def file_case(draw: Draw) -> Case:
-    """A file damaged, its hash left alone."""
+    """Return a case that damages a file without updating its hash."""
     name = str(draw.choice(FILES))
     other = str(draw.choice([one for one in FILES if one != name]))
     extra = str(draw.choice(["query_encoder.onnx.data", ".hidden", "manifest.json.bak", "CURRENT", "a b"]))
@@ -100,7 +100,7 @@ def file_case(draw: Draw) -> Case:
 
 
 def _link(path: Path) -> None:
-    """The very same bytes, from outside of the bundle."""
+    """Replace a file by a link to the same bytes outside the bundle."""
     outside = path.parent.with_name(f"{path.parent.name}-outside")
     path.rename(outside)
     path.symlink_to(outside)
@@ -112,7 +112,7 @@ def _folder(path: Path) -> None:
 
 
 def manifest_case(draw: Draw) -> Case:
-    """One field of the manifest changed to what it cannot be, or the manifest as a whole."""
+    """Return a case that changes one field of the manifest to an invalid value, or damages the file."""
     if draw.random() < 0.1:
         wholes = [b"", b"{}", b"[]", b"null", b"\xff\xfe{}", b"[" * 100_000, b'{"format_version": 1}', b" " * (1 << 21)]
         return Case("manifest", (MANIFEST,), lambda folder: (folder / MANIFEST).write_bytes(wholes[draw.integers(8)]))
@@ -166,7 +166,7 @@ def _spoil_a_name(files: dict[str, Any], name: str, draw: Draw) -> None:
 
 
 def _leaves(content: Any) -> Iterator[tuple[Any, Any]]:
-    """Every place in the manifest that holds a single value, and every file name."""
+    """Yield container and key of every single value in the manifest, and of every file name."""
     for key, value in content.items() if isinstance(content, dict) else enumerate(content):
         if isinstance(value, dict | list):
             yield from _leaves(value)
@@ -177,7 +177,7 @@ def _leaves(content: Any) -> Iterator[tuple[Any, Any]]:
 
 
 def rehashed_case(draw: Draw) -> Case:
-    """A file damaged, and its hash fixed up."""
+    """Return a case that damages a file and updates its hash."""
     name = str(draw.choice(FILES))
     if name == LABEL_ENCODER or draw.random() < 0.3:
         name = INDEX
@@ -193,7 +193,7 @@ def rehashed_case(draw: Draw) -> Case:
 
 
 def header_changed(draw: Draw) -> Callable[[bytes], bytes]:
-    """A field of the index header: capacity, counts, sizes, offsets, top level, entry point, links, factors."""
+    """Return a change of one field of the index header, such as a count, an offset or the entry point."""
 
     def change(content: bytes) -> bytes:
         fields = list(HEADER.unpack_from(content))
@@ -212,7 +212,7 @@ def header_changed(draw: Draw) -> Callable[[bytes], bytes]:
 
 
 def link_changed(draw: Draw) -> Callable[[bytes], bytes]:
-    """A link, the length of a list of links, a label, or a word of the levels above the ground."""
+    """Return a change of a link, the length of a list of links, a label, or a word of the higher levels."""
 
     def change(content: bytes) -> bytes:
         changed = bytearray(content)
@@ -236,13 +236,13 @@ GROUPS = {"hashes left alone": file_case, "manifest changed": manifest_case, "ha
 
 
 def cases(group: str, count: int, seed: int) -> Iterator[Case]:
-    """`count` cases of a group; the same for ever for one seed."""
+    """Return `count` cases of a group, which depend only on the seed."""
     for number in range(count):
         yield GROUPS[group](np.random.default_rng([seed, list(GROUPS).index(group), number]))
 
 
 def damaged(whole: Path, folder: Path, case: Case) -> Path:
-    """A copy of a bundle, damaged."""
+    """Copy a bundle and damage the copy."""
     shutil.copytree(whole, folder)
     case.damage(folder)
     return folder

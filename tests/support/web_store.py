@@ -1,7 +1,7 @@
-"""A folder behind a real HTTP server on the loopback, which can be told to misbehave at a path.
+"""Serve a folder by HTTP on the loopback, with configurable faults per path.
 
 with web_store(folder) as web:
-    web.instead["/CURRENT"] = endless
+    web.handlers["/CURRENT"] = endless
     open_bundle(web.url, cache=cache)
 """
 
@@ -14,7 +14,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
 
-Instead = Callable[["Handler"], None]
+Respond = Callable[["Handler"], None]
 
 
 @dataclass
@@ -22,36 +22,36 @@ class WebStore:
     """The store's URL, the requests so far, and functions that handle a path in place of the file server."""
 
     url: str = ""
-    asked: list[str] = field(default_factory=list)
-    sent: int = 0  # bytes of answers that were made up
-    instead: dict[str, Instead] = field(default_factory=dict)
-    ranges: bool = False  # whether parts of files are given
-    parts: list[tuple[str, int]] = field(default_factory=list)  # files that were asked for from a byte on
+    requests: list[str] = field(default_factory=list)
+    generated_bytes: int = 0  # sent by `endless`
+    handlers: dict[str, Respond] = field(default_factory=dict)
+    ranges: bool = False  # whether Range headers are supported
+    range_requests: list[tuple[str, int]] = field(default_factory=list)  # path and first byte
 
 
 class Handler(SimpleHTTPRequestHandler):
-    """Files of one folder; ranges only where the store gives them, so that a file comes as one stream by default."""
+    """Serve the files of a folder. Ranges are supported only if the store enables them."""
 
     def __init__(self, *arguments: object, web: WebStore, directory: Path) -> None:
         self.web = web
         super().__init__(*arguments, directory=str(directory))  # type: ignore[arg-type]
 
     def do_GET(self) -> None:
-        self.web.asked.append(self.path)
-        self.web.instead.get(self.path, Handler.as_it_is)(self)
+        self.web.requests.append(self.path)
+        self.web.handlers.get(self.path, Handler.serve_file)(self)
 
-    def as_it_is(self) -> None:
-        if self.web.ranges and (asked := self.headers.get("Range")):
-            self.part(asked)
+    def serve_file(self) -> None:
+        if self.web.ranges and (header := self.headers.get("Range")):
+            self.serve_range(header)
         else:
             super().do_GET()
 
-    def part(self, asked: str, most: int | None = None) -> None:
+    def serve_range(self, header: str, most: int | None = None) -> None:
         """Send the bytes of a file that a Range header asks for; the connection ends after `most` of them."""
-        first, last = asked.removeprefix("bytes=").split("-")
+        first, last = header.removeprefix("bytes=").split("-")
         content = Path(self.translate_path(self.path)).read_bytes()
         start, stop = int(first), min(int(last or len(content)) + 1, len(content))
-        self.web.parts.append((self.path, start))
+        self.web.range_requests.append((self.path, start))
         self.send_response(206)
         self.send_header("Content-Length", str(stop - start))
         self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{len(content)}")
@@ -60,7 +60,7 @@ class Handler(SimpleHTTPRequestHandler):
         self.close_connection = most is not None
 
     def do_HEAD(self) -> None:
-        if self.web.instead.get(self.path) is failing:
+        if self.web.handlers.get(self.path) is failing:
             failing(self)
         else:
             super().do_HEAD()
@@ -73,7 +73,7 @@ class Handler(SimpleHTTPRequestHandler):
         pass
 
     def begin(self, length: int | None = None) -> BinaryIO:
-        """Send the head of an answer that says it has `length` bytes, or does not say; returns where its body goes."""
+        """Send the headers of a response, with a length if one is given; return the stream for its body."""
         self.send_response(200)
         if length is not None:
             self.send_header("Content-Length", str(length))
@@ -86,7 +86,7 @@ def endless(handler: Handler) -> None:
     body = handler.begin()
     try:
         while True:
-            handler.web.sent += body.write(b"0123456789" * 6_553)
+            handler.web.generated_bytes += body.write(b"0123456789" * 6_553)
     except OSError:
         handler.close_connection = True
 

@@ -17,15 +17,13 @@ from training.batching.device_batch import build_device_batch
 from training.batching.hard_negatives import mine_hard_negatives
 from training.batching.training_data import TrainingData
 from training.data.ragged import Ragged
-from training.data.token_cache import TokenizedTexts
+from training.data.token_cache import TEXTS_PER_BATCH, TokenizedTexts
 from training.model.device import autocast, uses_bfloat16
 from training.model.unified import UnifiedModel
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.random_streams import Stream, random_generator
 from training.optim.training_step import DeviceBatch
 from training.recipe.schema import Recipe
-
-TEXTS_PER_BATCH = 1024  # encoded at once for clustering and mining
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from training.data.ragged import IntArray, Ragged
 
 PAD, UNKNOWN = "[PAD]", "[UNK]"
 TEXTS_PER_CALL = 10_000  # of the tokenizer
+TEXTS_PER_BATCH = 1024  # of the encoder, without gradients
 TEXTS_PER_BLOCK = 262_144  # whose distinct tokens are counted at once
 
 

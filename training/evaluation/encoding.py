@@ -8,12 +8,10 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
-from training.data.token_cache import TokenizedTexts
+from training.data.token_cache import TEXTS_PER_BATCH, TokenizedTexts
 from training.evaluation.imputation import impute
 from training.evaluation.scoring import LabelVectors, QueryVectors, popularity
 from training.model.unified import UnifiedModel
-
-TEXTS_PER_BATCH = 1024
 
 
 @torch.inference_mode()

@@ -14,12 +14,12 @@ from torch import Tensor
 
 from retrieval.metrics import KS
 from training.data.ragged import Ragged
-from training.evaluation.encoding import TEXTS_PER_BATCH
 from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix
 
 DEPTH = max(KS)  # ranks per query
 SHORTLIST_SIZE = 100  # far more than DEPTH, so that equal scores at the cut are ordered by row number
 SCORES_PER_BLOCK = 1 << 25
+QUERIES_PER_BLOCK = 1024  # of `score_rows`
 EXCLUDED_COSINE = -1e4  # below any sum of cosines; unlike −∞ it survives a mix with weight 0
 SHORTLIST_MIXES = (
     ScoreMix(0.0, 0.0), ScoreMix(0.5, 0.0), ScoreMix(1.0, 0.0), ScoreMix(0.5, 0.2), ScoreMix(1.0, 0.2),
@@ -93,8 +93,8 @@ def rank_labels(
 def score_rows(queries: QueryVectors, labels: LabelVectors, row_QK: LabelRows, mix: ScoreMix) -> NDArray[np.float32]:
     """Return the scores [Q, K] of each query's labels `row_QK`; −∞ where the row is −1."""
     blocks = []
-    for start in range(0, len(row_QK), TEXTS_PER_BATCH):
-        at = slice(start, start + TEXTS_PER_BATCH)
+    for start in range(0, len(row_QK), QUERIES_PER_BLOCK):
+        at = slice(start, start + QUERIES_PER_BLOCK)
         rows_QK = torch.from_numpy(row_QK[at]).to(labels.dual.device)
         known_QK = rows_QK.clamp(min=0)
         dual_QK = torch.einsum("qd,qkd->qk", queries.dual[at], labels.dual[known_QK])

@@ -66,8 +66,9 @@ def choose_cone_fraction(
     matters = mix.weight > 0 and len(labels.imputation.label_U) > 0
     scores = {}
     for cone_fraction in CONE_FRACTIONS if matters else CONE_FRACTIONS[:1]:
-        ranker = ExactRanker(queries, labels.with_imputation(cone_fraction), data.queries.exclude)
-        scores[cone_fraction] = mean_metric(ranker.rank([mix])[mix], data, metric_names)
+        # No name for the imputed labels: at most one copy of all classifier rows exists at a time.
+        rankings = ExactRanker(queries, labels.with_imputation(cone_fraction), data.queries.exclude).rank([mix])
+        scores[cone_fraction] = mean_metric(rankings[mix], data, metric_names)
     best = max(scores, key=lambda cone_fraction: scores[cone_fraction])
     return best, scores[best], labels.with_imputation(best)
 

@@ -181,7 +181,7 @@ def print_summary(facts: CheckpointFacts, out: Path, report: Path) -> None:
 
 def metrics_table(title: str, metrics: MetricsByHead, a: float, b: float) -> Table:
     """Return a table of the headline metrics with one row per head, and the propensity constants of PSP."""
-    caption = f"percent; the heads on their own below; PSP with A={a:g}, B={b:g}"
+    caption = f"Percent. Rows 2 and 3 use one head only. PSP with A={a:g}, B={b:g}"
     table = Table(title=Text(title), caption=caption, title_justify="left", caption_justify="left", box=SIMPLE)
     table.add_column("", no_wrap=True)
     for name in HEADLINE_METRICS:

@@ -7,7 +7,10 @@ import typer
 
 
 def prepare(
-    source: Annotated[Path, typer.Argument(help="CSV, TSV, JSONL or Parquet file, folder of them, or LF-* folder.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SOURCE", help="CSV, TSV, JSONL or Parquet file, folder of them, or LF-* folder."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the dataset.")],
     query_column: Annotated[str | None, typer.Option(help="Column of the query; default: query.")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the labels; default: labels, or label.")] = None,
@@ -26,7 +29,7 @@ def prepare(
     ] = None,
     min_label_count: Annotated[int, typer.Option(min=0, help="Leave out labels with fewer rows outside test.")] = 0,
     separator: Annotated[
-        str | None, typer.Option(help="Character between cells of CSV and TSV; default: detected in the header.")
+        str | None, typer.Option(help="Separator of CSV and TSV; default: detected from the header.")
     ] = None,
     quoting: Annotated[
         Literal["auto", "csv", "none"],

@@ -1,6 +1,5 @@
-"""Write a prepared dataset: check the tables, write them to a temporary folder, fsync, rename."""
+"""Write a prepared dataset: check the tables, write them to a temporary folder, replace the dataset's folder by it."""
 
-import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -11,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from retrieval.errors import DatasetError
+from retrieval.system.atomic_files import replace_folder
 from training.data import checks
 from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName, fingerprint
 
@@ -87,37 +87,15 @@ def _publish(folder: Path, tables: Mapping[str, Any], texts: Mapping[str, str]) 
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
     try:
         _write_files(temporary, tables, texts)
-        _replace(temporary, folder)
+        replace_folder(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write_files(folder: Path, tables: Mapping[str, Any], texts: Mapping[str, str]) -> None:
     for name, table in tables.items():
-        with (folder / f"{name}.parquet").open("wb") as file:
+        with (folder / f"{name}.parquet").open("wb") as file:  # Arrow opens only paths that are UTF-8
             pq.write_table(table, file, compression="zstd")
-            _flush(file)
     for name, text in texts.items():
-        with (folder / name).open("wb") as file:
-            file.write(text.encode())
-            _flush(file)
+        (folder / name).write_bytes(text.encode())
     folder.chmod(0o755)  # mkdtemp sets 0o700, which other accounts could not read
-
-
-def _flush(file: Any) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _replace(temporary: Path, folder: Path) -> None:
-    if not folder.exists():
-        os.rename(temporary, folder)
-        return
-    old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".replaced", dir=folder.parent))
-    os.rename(folder, old)
-    try:
-        os.rename(temporary, folder)
-    except OSError:
-        os.rename(old, folder)
-        raise
-    shutil.rmtree(old)

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from retrieval.system.atomic_files import write_text
 from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.checkpoint.run_folder import REPORT
 from training.checkpoint.schema import CheckpointFacts
 from training.evaluation import slices
 from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker, selected_mix
@@ -43,7 +44,6 @@ from training.recipe.loading import load_recipe
 from training.recipe.schema import Recipe
 from training.reporting.charts import line_chart
 
-REPORT = "report.html"
 ANSWERS_SHOWN = 5
 TRUE_LABELS_SHOWN = 8
 RANDOM_EXAMPLES, WORST_EXAMPLES = 6, 6
@@ -92,7 +92,7 @@ class RecipeSetting:
 def write_report(folder: Path, device: str = "auto") -> Path:
     """Write report.html into the checkpoint `folder`; encodes its labels and validation queries once.
 
-    Raises CheckpointError if the folder holds no finished run, RecipeError for the device.
+    Raises CheckpointError if the folder has no finished run, RecipeError for the device.
     """
     opened = load_checkpoint(folder)
     page = folder / REPORT
