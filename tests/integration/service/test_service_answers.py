@@ -89,10 +89,13 @@ def test_filters_and_least_scores_equal_the_retriever(client: Client, retriever:
 
 def test_a_filter_on_what_labels_do_not_have_is_refused(client: Client) -> None:
     """A misspelt attribute would look like an attribute without matching labels."""
-    for wanted, why in (({"country": ["US"]}, "It has: market, year"), ({"year": ["2020"]}, "holds int64")):
-        reply = client.post("/predict", {"queries": ["red"], "filter": wanted})
+    for filter_, message in (
+        ({"country": ["US"]}, "It has: market, year"),
+        ({"year": ["2020"]}, "'year' is int64; '2020' is not"),
+    ):
+        reply = client.post("/predict", {"queries": ["red"], "filter": filter_})
         assert reply.status == 422
-        assert why in reply.json()["error"]["message"]
+        assert message in reply.json()["error"]["message"]
 
 
 DEEP = b'{"queries":' + b"[" * 5000 + b"]" * 5000 + b"}"
