@@ -56,8 +56,9 @@ def train(
     """Train `recipe` on `dataset`; `folder` has the checkpoint afterwards.
 
     If the folder has the same run, the run is resumed, or left as it is if it has finished. Another run is refused
-    unless `restart`. All `processes` of a distributed run call this with the same arguments. Raises DatasetError,
-    RecipeError, CheckpointError, TrainingError, and trainer.Stopped if asked to stop.
+    unless `restart`. All `processes` of a distributed run call this with the same arguments. `source_type` is the class
+    of the batch source; a subclass can record batches. Raises DatasetError, RecipeError, CheckpointError and
+    TrainingError, and trainer.Stopped if asked to stop.
     """
     processes.require_batch_size(recipe.batching.batch_size)
     torch_device = choose_device(device)

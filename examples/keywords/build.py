@@ -2,7 +2,7 @@
 
     python examples/keywords/build.py FOLDER
 
-Downloads packages to FOLDER with `npm pack`, unless they exist. Writes the table beside this script. The same version
+Downloads packages to FOLDER with `npm pack`, unless they exist. Writes the table next to this script. The same version
 of pyarrow writes the same bytes. Needs Python ≥ 3.11 with pyarrow, and npm.
 """
 
