@@ -202,7 +202,7 @@ class StoreAccess:
             known = ", ".join(store.bundles()) or "none yet"
             raise BundleError(
                 f"{self.place} has no active bundle (bundles: {known}). "
-                "Export one with `diptych export CKPT --store STORE --activate`."
+                "Export one with `diptych export CHECKPOINT --store STORE --activate`."
             )
         return name
 

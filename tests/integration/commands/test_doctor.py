@@ -87,7 +87,7 @@ def test_the_table_shows_advice(store: Store, capsys: pytest.CaptureFixture[str]
     assert run("doctor", "--store", store.path) == 1
     shown = " ".join(capsys.readouterr().out.split())
     assert "active bundle problem" in shown
-    assert "→ Export one with `diptych export CKPT --store STORE --activate`." in shown
+    assert "→ Export one with `diptych export CHECKPOINT --store STORE --activate`." in shown
     assert "1 problem" in shown
 
 
