@@ -207,28 +207,30 @@ class StepTimer(NullCallback):
         return len(self.step_seconds) >= self.steps
 
 
-def timed_source() -> type[BatchSource]:
-    """Return a batch source class that records the seconds per batch and a transformer's share of padding."""
+class TimedSource(BatchSource):
+    """A batch source that records the seconds per batch, and the share of padding if a transformer encoded it."""
 
-    class TimedSource(BatchSource):
-        seconds: ClassVar[list[float]] = []
-        padding: ClassVar[list[float]] = []
+    seconds: ClassVar[list[float]]
+    padding: ClassVar[list[float]]
 
-        def device_batch(self, epoch: int, step: int, query_Q: np.ndarray) -> DeviceBatch:
-            started = time.perf_counter()
-            batch = super().device_batch(epoch, step, query_Q)
-            self.seconds.append(time.perf_counter() - started)
-            self.padding.append(_padding(batch.texts.lengths_N))
-            return batch
+    def device_batch(self, epoch: int, step: int, query_Q: np.ndarray) -> DeviceBatch:
+        started = time.perf_counter()
+        batch = super().device_batch(epoch, step, query_Q)
+        self.seconds.append(time.perf_counter() - started)
+        self.padding.append(_padding(batch.texts.lengths_N))
+        return batch
 
-    return TimedSource
+
+def timed_source() -> type[TimedSource]:
+    """Return a new class, so that each run has its own records."""
+    return type("TimedSource", (TimedSource,), {"seconds": [], "padding": []})
 
 
 def _padding(lengths_B: np.ndarray) -> float:
     """Return the share of a batch that is padding if a transformer encodes it on a CPU."""
     sorted_B = np.sort(lengths_B).tolist()
     computed = sum((stop - at) * sorted_B[stop - 1] for at, stop in groups_by_length(sorted_B, MIN_TOKENS["cpu"]))
-    return 1 - sum(sorted_B) / computed
+    return float(1 - sum(sorted_B) / computed)
 
 
 if __name__ == "__main__":

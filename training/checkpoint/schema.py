@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from training.optim.step_stats import EpochStats
 from training.recipe.schema import Recipe
 
-FORMAT_VERSION: Literal[2] = 2
+FORMAT_VERSION: Literal[3] = 3
 CHECKPOINT, WEIGHTS, STATE, RUN = "checkpoint.json", "model.safetensors", "state.safetensors", "run.json"
 TOKENIZER, LABELS, VALIDATION, ENCODER = "tokenizer.json", "labels.parquet", "validation.parquet", "encoder"
 
@@ -70,7 +70,7 @@ class CheckpointFacts(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format_version: Literal[2] = FORMAT_VERSION
+    format_version: Literal[3] = FORMAT_VERSION
     recipe: Recipe
     dataset_name: str
     dataset_fingerprint: str

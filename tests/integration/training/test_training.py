@@ -69,7 +69,7 @@ def test_a_checkpoint_of_another_version_is_one_sentence(finished: Path, tmp_pat
     """If it fails, an older checkpoint ends in a traceback, or is used with another score."""
     facts = json.loads((finished / "checkpoint.json").read_text())
     (tmp_path / "checkpoint.json").write_text(json.dumps({**facts, "format_version": 1}))
-    with pytest.raises(CheckpointError, match=r"format_version: Input should be 2\. Train again"):
+    with pytest.raises(CheckpointError, match=r"format_version: Input should be 3\. Train again"):
         load_checkpoint(tmp_path)
 
 
