@@ -20,20 +20,20 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks.measuring.serving_body_cost import body_cost
-from benchmarks.measuring.serving_fairness import fairness
-from benchmarks.measuring.serving_hostile import hostile
-from benchmarks.measuring.serving_load import QuerySet
-from benchmarks.measuring.serving_memory import hostile_memory
-from benchmarks.measuring.serving_page import page, section
-from benchmarks.measuring.serving_record import FULL, SMALL, Figure, ServingSetup, measured
-from benchmarks.measuring.serving_speed import (
+from benchmarks.measuring.serving.body_cost import body_cost
+from benchmarks.measuring.serving.fairness import fairness
+from benchmarks.measuring.serving.hostile import hostile
+from benchmarks.measuring.serving.load import QuerySet
+from benchmarks.measuring.serving.memory import hostile_memory
+from benchmarks.measuring.serving.page import page, section
+from benchmarks.measuring.serving.record import FULL, SMALL, Figure, ServingSetup, measured
+from benchmarks.measuring.serving.speed import (
     compare_with_ready_bytes,
     compare_with_sentence_transformers,
     distinct_queries,
     latency_at_half,
 )
-from benchmarks.measuring.serving_survival import killed_engines, overload, soak, stop_and_slow_clients, switches
+from benchmarks.measuring.serving.survival import killed_engines, overload, soak, stop_and_slow_clients, switches
 from retrieval.errors import BadInput, DiptychError
 from training.data.dataset import Dataset
 

@@ -71,6 +71,6 @@ def store(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def words_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of 300 labels, trained in seconds; its dataset is beside it."""
-    from tests.support.checkpoints import make_checkpoint
+    from tests.support.training.checkpoints import make_checkpoint
 
     return make_once(tmp_path_factory, "words", make_checkpoint) / "checkpoint"

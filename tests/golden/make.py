@@ -11,8 +11,8 @@ from pathlib import Path
 
 from export.build import ExportSettings, export
 from retrieval.open import open_store
-from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.listener import RecordingCallback
+from tests.support.training.checkpoints import SETTINGS, write_words
 from training.recipe.loading import load_recipe
 from training.run import train
 

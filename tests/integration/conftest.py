@@ -7,7 +7,7 @@ import pytest
 
 from tests.support.listener import RecordingCallback
 from tests.support.shared import make_once
-from tests.support.small_run import small_recipe
+from tests.support.training.small_run import small_recipe
 from training.data.dataset import Dataset, DatasetMeta
 from training.prepare.writing import write_dataset
 from training.run import train

@@ -13,10 +13,10 @@ import pytest
 from retrieval.open import open_store
 from retrieval.store.local import Store
 from tests.support.bundles import WORDS, make_store
-from tests.support.checkpoints import write_words
 from tests.support.command import run
 from tests.support.listener import RecordingCallback
-from tests.support.small_run import weights_hash
+from tests.support.training.checkpoints import write_words
+from tests.support.training.small_run import weights_hash
 from training.data.dataset import Dataset
 from training.recipe.loading import load_recipe
 from training.run import train

@@ -15,9 +15,9 @@ import pytest
 import torch
 
 from retrieval.errors import TrainingError
-from tests.support.checkpoints import write_words
 from tests.support.listener import RecordingCallback
 from tests.support.processes import running, wait_for_file
+from tests.support.training.checkpoints import write_words
 from training.checkpoint.files import read_tensors
 from training.data.dataset import Dataset, DatasetMeta
 from training.monitoring.resource_errors import resource_errors

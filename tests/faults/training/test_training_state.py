@@ -14,9 +14,9 @@ import pytest
 import torch
 
 from retrieval.errors import CheckpointError
-from tests.support.checkpoints import write_words
 from tests.support.listener import RecordingCallback
-from tests.support.small_run import stop_after
+from tests.support.training.checkpoints import write_words
+from tests.support.training.small_run import stop_after
 from training.checkpoint.files import read_facts, read_record, read_tensors, write_tensors
 from training.checkpoint.opened import load_checkpoint
 from training.checkpoint.schema import STATE, WEIGHTS

@@ -15,9 +15,9 @@ from benchmarks.measuring.systems import RecipeRun
 from benchmarks.pairs_per_second import draw_pairs, run, tokenization_cost
 from benchmarks.peers.watched_steps import StepTask
 from tests.support.bundles import WORDS
-from tests.support.checkpoints import write_words
-from tests.support.pretrained import save_tiny_bert
-from tests.support.tiny_dataset import ROWS, make_tiny
+from tests.support.training.checkpoints import write_words
+from tests.support.training.pretrained import save_tiny_bert
+from tests.support.training.tiny_dataset import ROWS, make_tiny
 from training.data.dataset import Dataset
 from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare

@@ -16,8 +16,8 @@ from retrieval.errors import BundleError, CheckpointError, GateError
 from retrieval.open import open_store
 from retrieval.store.local import Store
 from retrieval.system.progress import silent_stage
-from tests.support.checkpoints import N_LABELS
 from tests.support.command import run
+from tests.support.training.checkpoints import N_LABELS
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.evaluation.checkpoint_evaluation import selected_mix
 from training.evaluation.imputation import impute

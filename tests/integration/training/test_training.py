@@ -12,8 +12,8 @@ import torch
 from export.sampling import with_long_texts
 from retrieval.errors import CheckpointError, RecipeError
 from tests.support.listener import RecordingCallback
-from tests.support.pretrained import save_tiny_bert
-from tests.support.small_run import SMALL, small_recipe, stop_after, weights_hash
+from tests.support.training.pretrained import save_tiny_bert
+from tests.support.training.small_run import SMALL, small_recipe, stop_after, weights_hash
 from training.checkpoint.files import read_facts
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset, DatasetMeta

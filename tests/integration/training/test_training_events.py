@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.support.checkpoints import write_words
 from tests.support.listener import RecordingCallback
+from tests.support.training.checkpoints import write_words
 from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset
 from training.recipe.loading import load_recipe

@@ -14,9 +14,9 @@ import pytest
 
 from retrieval.errors import RecipeError
 from tests.support.listener import RecordingCallback
-from tests.support.pretrained import save_tiny_bert
 from tests.support.processes import running, wait_for_file
-from tests.support.small_run import SMALL, measured, small_recipe
+from tests.support.training.pretrained import save_tiny_bert
+from tests.support.training.small_run import SMALL, measured, small_recipe
 from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset
 from training.optim.distributed import Processes

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pytest
 import torch
 
-from tests.support.checkpoints import SETTINGS, write_words
 from tests.support.command import run
+from tests.support.training.checkpoints import SETTINGS, write_words
 from training.checkpoint.files import read_facts
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset, DatasetMeta

@@ -11,7 +11,7 @@ import pytest
 from retrieval.errors import CheckpointError, RecipeError
 from tests.support.listener import RecordingCallback
 from tests.support.processes import running, wait_for_file
-from tests.support.small_run import SMALL, measured, small_recipe, stop_after, weights_hash
+from tests.support.training.small_run import SMALL, measured, small_recipe, stop_after, weights_hash
 from training.batching.batch_source import BatchSource
 from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset

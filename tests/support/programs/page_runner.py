@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tests.support.pages import Block
 from tests.support.service import has_ended, wait_until
-from tests.support.small_run import SMALL
+from tests.support.training.small_run import SMALL
 
 SHIM = """#!/usr/bin/env bash
 set -euo pipefail

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.listener import RecordingCallback
-from tests.support.small_run import small_recipe
+from tests.support.training.small_run import small_recipe
 from training.batching.batch_source import BatchSource
 from training.data.dataset import Dataset
 from training.model.unified import UnifiedModel

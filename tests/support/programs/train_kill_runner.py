@@ -15,10 +15,10 @@ import sys
 import time
 from pathlib import Path
 
-from tests.support.checkpoints import write_words
 from tests.support.forked import forked, start_forked
 from tests.support.listener import RecordingCallback
-from tests.support.small_run import measured, weights_hash
+from tests.support.training.checkpoints import write_words
+from tests.support.training.small_run import measured, weights_hash
 from training.checkpoint.files import read_record, read_tensors
 from training.checkpoint.opened import load_checkpoint
 from training.checkpoint.schema import STATE, WEIGHTS

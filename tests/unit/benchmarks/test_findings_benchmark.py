@@ -8,7 +8,7 @@ from benchmarks.measuring.claims import CLAIMS, WARM, Claim, findings, systems, 
 from benchmarks.measuring.scoring import Scorer
 from benchmarks.measuring.systems import RecipeRun, RunResult
 from tests.support.bundles import label_texts
-from tests.support.checkpoints import write_words
+from tests.support.training.checkpoints import write_words
 from training.data.dataset import Dataset
 from training.evaluation.significance import Estimate
 

@@ -13,8 +13,8 @@ from benchmarks.pairs_per_second import PairsRound, TokenizationCost, alternate,
 from benchmarks.peers.watched_steps import StepRecorder, StepTask
 from retrieval.errors import BadInput, DiptychError
 from tests.support.bundles import WORDS
-from tests.support.checkpoints import write_words
-from tests.support.pretrained import save_tiny_bert
+from tests.support.training.checkpoints import write_words
+from tests.support.training.pretrained import save_tiny_bert
 from training.data.dataset import Dataset
 
 OURS = [sys.executable, "-m", "benchmarks.measuring.pairs_process"]

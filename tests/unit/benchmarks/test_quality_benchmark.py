@@ -16,7 +16,7 @@ from benchmarks.measuring.systems import PEERS, RecipeRun, run_recipe
 from benchmarks.measuring.tables import row, table
 from retrieval import metrics
 from retrieval.errors import DiptychError, RecipeError
-from tests.support.tiny_dataset import make_tiny
+from tests.support.training.tiny_dataset import make_tiny
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged

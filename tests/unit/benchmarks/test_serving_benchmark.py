@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.measuring.serving_hostile import MAX_BYTES, damaged
-from benchmarks.measuring.serving_load import WRK, QuerySet, read_wrk, run_load, saturate
-from benchmarks.measuring.serving_page import page
-from benchmarks.measuring.serving_peers import peer, ready_command
-from benchmarks.measuring.serving_record import Figure, Limit
-from benchmarks.measuring.serving_survival import memory_growth, overload_limits
-from benchmarks.measuring.serving_watch import Memory, Probe, back_to_normal
+from benchmarks.measuring.serving.hostile import MAX_BYTES, damaged
+from benchmarks.measuring.serving.load import WRK, QuerySet, read_wrk, run_load, saturate
+from benchmarks.measuring.serving.page import page
+from benchmarks.measuring.serving.peers import peer, ready_command
+from benchmarks.measuring.serving.record import Figure, Limit
+from benchmarks.measuring.serving.survival import memory_growth, overload_limits
+from benchmarks.measuring.serving.watch import Memory, Probe, back_to_normal
 from benchmarks.serving import selected_figures
 from loadtest.plan import Plan
 from loadtest.report import summarize

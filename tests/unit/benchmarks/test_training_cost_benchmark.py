@@ -4,8 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.support.checkpoints import write_words
-from tests.support.pretrained import save_tiny_bert
+from tests.support.training.checkpoints import write_words
+from tests.support.training.pretrained import save_tiny_bert
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -11,7 +11,7 @@ from export import label_vectors
 from export.build import _label_facts
 from export.label_vectors import count_zeros
 from retrieval.bundle.manifest import VECTORS
-from tests.support.checkpoints import make_checkpoint
+from tests.support.training.checkpoints import make_checkpoint
 from training.checkpoint.opened import load_checkpoint
 
 

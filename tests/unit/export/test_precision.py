@@ -15,7 +15,7 @@ from export.precision import HalfEncoder, check_precision, replaced_encoder
 from retrieval.bundle.facts import ModelFacts, Reduced, Speed
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
-from tests.support.pretrained import HIDDEN, save_tiny_bert
+from tests.support.training.pretrained import HIDDEN, save_tiny_bert
 from training.checkpoint.files import read_tokenizer
 from training.data.token_cache import TokenizedTexts, tokenize_in_memory
 from training.model.pretrained import transformer

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.support.pretrained import save_tiny_bert
+from tests.support.training.pretrained import save_tiny_bert
 from training.data.ragged import Ragged
 from training.data.token_cache import TokenBatch, TokenizedTexts
 from training.model.pretrained import transformer

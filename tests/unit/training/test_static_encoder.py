@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel
 
 from retrieval.errors import RecipeError
-from tests.support.pretrained import HIDDEN, SPECIAL, save_tiny_bert
+from tests.support.training.pretrained import HIDDEN, SPECIAL, save_tiny_bert
 from training.model.row_table import RowTable
 from training.model.static_encoder import MULTIPLIERS, PLACES, StaticEncoder, pretrained_vectors, rarity_weights
 from training.model.tokenizer import make_tokenizer

@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from benchmarks.measuring.serving_peers import SCHEMATHESIS
-from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup
-from benchmarks.measuring.serving_speed import QUIET
+from benchmarks.measuring.serving.peers import SCHEMATHESIS
+from benchmarks.measuring.serving.record import Figure, Limit, ServingSetup
+from benchmarks.measuring.serving.speed import QUIET
 from benchmarks.peers.environments import python_of
 from tests.support.service import ADMIN_KEY, Client, Service, serving
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
-from benchmarks.measuring.serving_cores import core_allocation, on_separate_cores
-from benchmarks.measuring.serving_load import QuerySet, Saturation, failures, run_load, saturate
-from benchmarks.measuring.serving_peers import INFINITY, NAIVE, peer, ready_command
-from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup, invalid_notes, no_failures
+from benchmarks.measuring.serving.cores import core_allocation, on_separate_cores
+from benchmarks.measuring.serving.load import QuerySet, Saturation, failures, run_load, saturate
+from benchmarks.measuring.serving.peers import INFINITY, NAIVE, peer, ready_command
+from benchmarks.measuring.serving.record import Figure, Limit, ServingSetup, invalid_notes, no_failures
 from benchmarks.peers.environments import python_of
 from loadtest.report import Report
 from retrieval import open_bundle

@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from functools import partial
 
-from benchmarks.measuring.serving_cores import core_allocation, on_separate_cores
-from benchmarks.measuring.serving_load import LoadProcess, failures, run_load, saturate
-from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup, invalid_notes, no_failures
-from benchmarks.measuring.serving_slow import SlowClients
-from benchmarks.measuring.serving_speed import CLIENTS, QUIET
-from benchmarks.measuring.serving_watch import PERIOD, Memory, MemorySamples, Probes, back_to_normal
+from benchmarks.measuring.serving.cores import core_allocation, on_separate_cores
+from benchmarks.measuring.serving.load import LoadProcess, failures, run_load, saturate
+from benchmarks.measuring.serving.record import Figure, Limit, ServingSetup, invalid_notes, no_failures
+from benchmarks.measuring.serving.slow import SlowClients
+from benchmarks.measuring.serving.speed import CLIENTS, QUIET
+from benchmarks.measuring.serving.watch import PERIOD, Memory, MemorySamples, Probes, back_to_normal
 from loadtest.report import LatencySummary, Report
 from retrieval.errors import DiptychError
 from retrieval.open import open_store

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from benchmarks.measuring.serving_load import QuerySet
+from benchmarks.measuring.serving.load import QuerySet
 from loadtest.report import Report
 
 

@@ -1,6 +1,6 @@
 """Hold NUMBER hostile connections of one kind open, in a separate process.
 
-python -m benchmarks.measuring.serving_hostile_clients PORT KIND NUMBER
+python -m benchmarks.measuring.serving.hostile_clients PORT KIND NUMBER
 
 Prints `open` once NUMBER connections have been made. A connection that the service closes is opened again after a
 pause. The process ends when its standard input ends, so it does not outlive its parent.

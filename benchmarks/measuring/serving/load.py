@@ -21,7 +21,7 @@ from loadtest.run_stats import OK
 from retrieval.errors import DiptychError
 from tests.support.service import ADMIN_KEY
 
-SCRIPT = Path(__file__).with_name("serving_wrk.lua")
+SCRIPT = Path(__file__).with_name("wrk.lua")
 WRK = shutil.which("wrk")
 SATURATION_TOOL = "wrk" if WRK else "`diptych loadtest --sweep`, because wrk is not installed"
 TIMEOUT = 60.0  # seconds that a generator may take besides its run

@@ -5,12 +5,12 @@ from typing import NamedTuple, Self
 
 import psutil
 
-from benchmarks.measuring.serving_cores import core_allocation, on_separate_cores
-from benchmarks.measuring.serving_hostile_clients import KINDS, HostileClients
-from benchmarks.measuring.serving_load import run_load
-from benchmarks.measuring.serving_record import FULL, Figure, Limit, ServingSetup, invalid_notes
-from benchmarks.measuring.serving_speed import QUIET
-from benchmarks.measuring.serving_watch import PeriodicWatcher
+from benchmarks.measuring.serving.cores import core_allocation, on_separate_cores
+from benchmarks.measuring.serving.hostile_clients import KINDS, HostileClients
+from benchmarks.measuring.serving.load import run_load
+from benchmarks.measuring.serving.record import FULL, Figure, Limit, ServingSetup, invalid_notes
+from benchmarks.measuring.serving.speed import QUIET
+from benchmarks.measuring.serving.watch import PeriodicWatcher
 from loadtest.report import Report
 from service.observe.metrics import resident_bytes
 from service.settings import Settings

@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup
-from benchmarks.measuring.serving_speed import QUIET
+from benchmarks.measuring.serving.record import Figure, Limit, ServingSetup
+from benchmarks.measuring.serving.speed import QUIET
 from tests.support.service import ADMIN_KEY, Service, serving
 
 SIZE = 1 << 20  # the service's default limit

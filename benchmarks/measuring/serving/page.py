@@ -3,8 +3,8 @@
 import math
 from collections.abc import Mapping
 
-from benchmarks.measuring.serving_load import SATURATION_TOOL
-from benchmarks.measuring.serving_record import Figure, Limit
+from benchmarks.measuring.serving.load import SATURATION_TOOL
+from benchmarks.measuring.serving.record import Figure, Limit
 
 
 def page(figures: Mapping[int, Figure]) -> list[str]:

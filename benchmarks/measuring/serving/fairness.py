@@ -8,9 +8,9 @@ import time
 from functools import partial
 from pathlib import Path
 
-from benchmarks.measuring.serving_load import run_load
-from benchmarks.measuring.serving_record import Figure, Limit, ServingSetup
-from benchmarks.measuring.serving_speed import QUIET
+from benchmarks.measuring.serving.load import run_load
+from benchmarks.measuring.serving.record import Figure, Limit, ServingSetup
+from benchmarks.measuring.serving.speed import QUIET
 from benchmarks.measuring.systems import ROOT
 from loadtest.report import Report
 from loadtest.run_stats import OK
