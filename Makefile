@@ -9,7 +9,8 @@ INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 PINS := pyproject.toml constraints.txt docker/constraints-torch-cuda.txt .ci/requirements-build.txt
 # Each worker has its own services and imports of torch; more than four would mostly take memory.
-WORKERS ?= --numprocesses logical --maxprocesses 4 --dist loadfile
+# In order of collection, the slow files (faults, integration) come before the fast ones (unit).
+WORKERS ?= --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 HASHED := --quiet --disable-pip-version-check --require-hashes
 TORCH := $(shell sed -n 's/^torch==\([^ ]*\).*/\1/p' constraints.txt)
