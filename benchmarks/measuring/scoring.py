@@ -55,7 +55,7 @@ class Scorer:
 
     @cached_property
     def queries(self) -> Split:
-        """The test queries with a true label, in order. Raises DatasetError if there is none."""
+        """Return the test queries with a true label, in order. Raises DatasetError if no query has one."""
         return self.dataset.scored("test")
 
     @cached_property

@@ -94,7 +94,8 @@ def _key(header: str, name: str) -> list[Any]:
 
 
 def _add_predict(router: APIRouter, predict: Predict) -> None:
-    async def documented(request: Request) -> Response:  # FastAPI reads its signature; `route.app` is called
+    # FastAPI needs a function to describe the route; it is never called, because `route.app` is replaced below.
+    async def documented(request: Request) -> Response:
         raise NotImplementedError
 
     router.add_api_route(

@@ -5,10 +5,10 @@ import random
 import re
 import shutil
 import subprocess
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -142,11 +142,8 @@ def send_damaged(clients: Sequence[RandomClient], setup: ServingSetup, until: fl
                 break
             clients[index].ask(next(bodies))
 
-    threads = [threading.Thread(target=send, args=[index], daemon=True) for index in range(len(clients))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(len(clients)) as pool:
+        list(pool.map(send, range(len(clients))))  # raises what a client raised
 
 
 def damaged(bodies: Sequence[bytes], seed: int) -> Iterator[bytes]:

@@ -130,7 +130,7 @@ class LoadProcess:
         self._process.send_signal(signal.SIGINT)
 
     def printed(self) -> str:
-        """Wait for its end and return its output. Raises DiptychError with its last line if there is none."""
+        """Wait for its end and return its output. Raises DiptychError if it printed nothing."""
         self._reader.join(40 * self._seconds + TIMEOUT)
         if self._reader.is_alive():
             raise DiptychError(f"the load generator did not end within {40 * self._seconds + TIMEOUT:.0f} s.")
@@ -141,7 +141,7 @@ class LoadProcess:
         return printed
 
     def report(self) -> Report:
-        """Wait for its end and return its report. Raises DiptychError if there is none."""
+        """Wait for its end and return its report. Raises DiptychError if it wrote no report."""
         try:
             return Report.model_validate_json(self.printed())
         except ValidationError as error:

@@ -4,6 +4,8 @@ import asyncio
 import threading
 from contextlib import suppress
 
+from retrieval.errors import DiptychError
+
 HEAD = b"POST /predict HTTP/1.1\r\nHost: slow\r\nX-Slow: "
 BYTE_INTERVAL = 2.0  # seconds between two bytes of a connection
 
@@ -15,6 +17,7 @@ class SlowClients:
         self._port, self._number = port, number
         self._thread = threading.Thread(target=lambda: asyncio.run(self._all()), daemon=True)
         self._ready = threading.Event()
+        self._errors: list[Exception] = []
         self.open = 0
         self.cut_off = 0
 
@@ -26,6 +29,8 @@ class SlowClients:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._end.set)
         self._thread.join(30)
+        if self._errors:
+            raise DiptychError(f"{len(self._errors)} slow clients failed, the first with {self._errors[0]!r}")
 
     async def _all(self) -> None:
         self._loop, self._end = asyncio.get_running_loop(), asyncio.Event()
@@ -36,7 +41,8 @@ class SlowClients:
         await self._end.wait()
         for client in clients:
             client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
+        results = await asyncio.gather(*clients, return_exceptions=True)
+        self._errors += [result for result in results if isinstance(result, Exception)]  # not cancellations
 
     async def _one(self, offset: float) -> None:
         await asyncio.sleep(offset)  # spreads the times of sending

@@ -1,7 +1,6 @@
 """Interrupted downloads: they are retried a limited number of times, resumed, and checked by hash."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,18 +13,7 @@ from retrieval.errors import BundleError, Unreachable
 from retrieval.store.download import ATTEMPTS, DOWNLOAD_LOCK, PARTIAL
 from retrieval.store.local import Store
 from retrieval.store.pull import pull
-from tests.support.bundles import make_store
 from tests.support.web_store import Handler, WebStore, failing, web_store
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("stores") / "store", "one", "two").path
-
-
-@pytest.fixture
-def there(made: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(made, tmp_path / "there"))
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +19,6 @@ from retrieval.errors import BundleError, Unreachable
 from retrieval.open import cache_store, open_store
 from retrieval.store.local import Store
 from retrieval.store.pull import pull
-from tests.support.bundles import make_store
 from tests.support.web_store import Handler, WebStore, cut_off, endless, failing, web_store
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -33,17 +31,6 @@ from retrieval.open import open_store
 from retrieval.store.pull import pull
 print(pull(sys.argv[1], open_store(sys.argv[2])))
 """
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("stores") / "store", "one", "two").path
-
-
-@pytest.fixture
-def there(made: Path, tmp_path: Path) -> Path:
-    """Make a store that this test may damage."""
-    return Path(shutil.copytree(made, tmp_path / "there"))
 
 
 @pytest.fixture
