@@ -45,8 +45,9 @@ def gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return with_hanging_bundle(tmp_path, monkeypatch, "hang")
 
 
-def served(service: Service) -> str:
-    return service.ask("POST", "/predict", RED).headers["x-bundle"]
+def served(service: Service) -> str | None:
+    """Return the bundle that answers; None while requests are refused."""
+    return service.ask("POST", "/predict", RED).headers.get("x-bundle")
 
 
 def detail(service: Service) -> str:
@@ -168,7 +169,8 @@ def test_the_service_ends_and_leaves_no_engine_behind(
         # Closed after the service has ended: a comparison ends when its client hangs up.
         with Client(port_of(process.pid)) as client:
             if stage != "opening":
-                wait_until(lambda: client.get("/readyz").status == 200)
+                # A service that is ready but has not finished its own switch refuses a comparison.
+                wait_until(lambda: client.get("/readyz").json()["detail"] == "serving")
             before = [] if stage == "opening" else children(process.pid)
             reach(stage, client, store, gate, before)
             expected = {"opening": 1, "replacing": 1}.get(stage, 2)

@@ -18,8 +18,9 @@ def store(tmp_path: Path) -> Store:
     return make_store(tmp_path / "store", "one", "two", "three")
 
 
-def served(service: Service) -> str:
-    return service.ask("POST", "/predict", RED).headers["x-bundle"]
+def served(service: Service) -> str | None:
+    """Return the bundle that answers; None while requests are refused."""
+    return service.ask("POST", "/predict", RED).headers.get("x-bundle")
 
 
 def detail(service: Service) -> str:
