@@ -108,8 +108,9 @@ def _folded(text: str) -> str:
 
 
 def _without_invisible(text: str) -> str:
-    letters = (one for one in text if one.isspace() or unicodedata.category(one) not in ("Cc", "Cf", "Cs"))
-    return _IGNORED.sub("", "".join(letters))
+    if not text.isprintable():
+        text = "".join(one for one in text if one.isspace() or unicodedata.category(one) not in ("Cc", "Cf", "Cs"))
+    return _IGNORED.sub("", text)
 
 
 def _is_visible(letter: str) -> bool:
