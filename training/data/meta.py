@@ -51,7 +51,8 @@ class DatasetMeta(Section):
     `notes` maps identifiers to counts, or to counts by name, such as `{"unused_columns": {"price": 200}}`;
     training/prepare/summary.py has their texts. `skipped_first` are messages for the first of `skipped` bad rows.
     `days` has counts by ISO date, `renames` the number of labels whose text changed, `query_identity` the version of
-    the rule that decides which texts are the same query.
+    the rule that decides which texts are the same query. `columns` names the columns of a click log by role,
+    `recognised` the roles that were chosen without an option; `examination` has the probability per position.
     """
 
     format_version: Literal[2] = 2
@@ -67,6 +68,9 @@ class DatasetMeta(Section):
     days: dict[str, DayCounts] = {}
     period: Period | None = None
     renames: int = 0
+    columns: dict[str, str] = {}
+    recognised: tuple[str, ...] = ()
+    examination: tuple[float, ...] | None = None
     query_identity: int = 1
     fingerprint: str = ""
 

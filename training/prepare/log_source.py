@@ -47,8 +47,22 @@ class LogResult:
     skipped: Counter[str]
     days: dict[str, DayCounts]
     period: Period | None
-    renames: Any  # Arrow: label, earlier, latest, day
-    examination: list[float] | None
+    renames: Any  # Arrow: label, earlier, latest, day; None without texts of labels in the log
+    examination: tuple[float, ...] | None
+
+    @property
+    def n_renamed(self) -> int:
+        """Return the number of labels whose text has changed."""
+        return 0 if self.renames is None else len(set(self.renames["label"].to_pylist()))
+
+    def rename_lines(self) -> list[str]:
+        """Return a line about each earlier text of a label."""
+        rows = [] if self.renames is None else self.renames.to_pylist()
+        return [
+            f"label {row['label']}: {row['earlier']!r}" + (f" (last on {row['day']})" if row["day"] else "")
+            + f" is now {row['latest']!r}"
+            for row in rows
+        ]  # fmt: skip
 
 
 @contextmanager
@@ -117,7 +131,7 @@ class LogReader:
             days=self._days(),
             period=_recorded(period),
             renames=click_log.renamed_labels(connection) if columns.label_text else None,
-            examination=None if examination_P is None else examination_P.tolist(),
+            examination=None if examination_P is None else tuple(examination_P.tolist()),
         )
 
     def _count_rows(self, table: Table, cells: list[PartCells]) -> int:

@@ -86,7 +86,7 @@ def _read(
     progress: ProgressBar,
 ) -> _Read:  # fmt: skip
     if files.table is None:
-        reader = LfReader(settings.text, settings.max_characters, bad_rows, notes, progress)
+        reader = LfReader(settings.text, settings.max_characters, bad_rows, notes, progress.part())
         data, label_rows, rows = reader.read(dict(files.lf_parts))
         skipped = Counter(blank_line=sum(file.blank for file in rows), bad_row=sum(file.bad for file in rows))
         label_skipped = Counter(blank_line=label_rows.blank, bad_row=label_rows.bad)
@@ -94,7 +94,7 @@ def _read(
     labels = SourceLabels()
     if files.labels is not None:
         key, text = settings.label_key, settings.label_text
-        labels = read_label_table(files.labels, key, text, settings.max_characters, bad_rows, notes, progress)
+        labels = read_label_table(files.labels, key, text, settings.max_characters, bad_rows, notes, progress.part())
         bad_rows.raise_if_any(str(files.labels.path))  # now, since each click on a bad label would be a bad row too
     read = _read_table(files.table, settings, out, cache, labels, bad_rows, notes, progress)
     notes.update(files.table.notes())
@@ -111,14 +111,16 @@ def _read_table(
     columns = choose_columns(table, settings, label, lists=lists)
     if lists:
         reader = ListReader(columns, settings, labels, bad_rows)
-        data = reader.read_all(table, progress, notes)
+        data = reader.read_all(table, progress.part(), notes)
         return _Read(data, reader.read, reader.skipped)
     with log_database(out) as (connection, temporary):
         log = LogReader(connection, settings, columns, labels, notes, bad_rows)
         result = log.read(table, cache or temporary, progress)
-    facts = {"days": result.days, "period": result.period, "columns": columns.named(), "examination": result.examination}
-    facts["renames"] = result.renames_count
-    return _Read(result.data, result.read, result.skipped, log_facts=facts, renames=result.rename_lines)
+    facts = {
+        "days": result.days, "period": result.period, "columns": columns.named(), "recognised": columns.recognised,
+        "examination": result.examination, "renames": result.n_renamed,
+    }  # fmt: skip
+    return _Read(result.data, result.read, result.skipped, log_facts=facts, renames=result.rename_lines())
 
 
 def _escape_names(counts: Mapping[str, int | dict[str, int]]) -> dict[str, int | dict[str, int]]:

@@ -10,6 +10,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from retrieval.system.console import Console
 
 SECONDS_PER_LINE = 30.0  # in a log file
+SECONDS_PER_STAGE = 5.0  # short runs write no lines
 
 
 class ProgressBar:
@@ -41,7 +42,7 @@ class ProgressBar:
     def describe(self, stage: str) -> None:
         """Name the stage after reading."""
         self._progress.update(self._task, description=stage)
-        self._line(stage, after=0.5)  # short runs have no lines
+        self._line(stage, after=SECONDS_PER_STAGE)
 
     def advance(self, description: str, read: int) -> None:
         """Count bytes as read."""

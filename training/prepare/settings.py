@@ -107,3 +107,13 @@ def _sentence(
         known = ", ".join(PrepareSettings.model_fields)
         return f"{where} is not an option of prepare. Use one of: {known}."
     return f"{where} is {problem['input']!r}: {problem['msg']}."
+
+
+def source_folder(source: str) -> Path | None:
+    """Return the folder that may have the source's `source.yaml`: the source, or the one that contains it."""
+    if "://" in source:
+        return None
+    path = Path(source)
+    while any(letter in path.name for letter in "*?["):
+        path = path.parent
+    return path if path.is_dir() else path.parent
