@@ -30,7 +30,7 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's dataset, prepared."""
 
     def make(folder: Path) -> None:
-        from training.prepare.inputs import PrepareSettings
+        from training.prepare.settings import PrepareSettings
         from training.prepare.prepare import prepare
 
         prepare(ROOT / "examples" / "keywords", folder, PrepareSettings())

@@ -10,7 +10,7 @@ from rich.console import Console
 from retrieval.errors import DiptychError
 from training.data.dataset import Dataset
 from training.data.meta import read_meta
-from training.prepare.inputs import PrepareSettings
+from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
 
 

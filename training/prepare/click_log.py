@@ -86,7 +86,7 @@ def renamed_labels(connection: Any) -> Any:
 
     `day` is the last day on which the label had the earlier text; null without dates.
     """
-    return connection.execute(
+    return connection.sql(
         "SELECT cells.label, cells.label_text AS earlier, labels.text AS latest, max(day) AS day, "
         "FROM cells JOIN labels USING (label) WHERE cells.label_text <> labels.text "
         "GROUP BY ALL ORDER BY min(labels.lid), max(cells.latest)"
@@ -143,7 +143,7 @@ def number(connection: Any, query: str) -> int:
 def _batches(connection: Any, query: str) -> Iterator[Any]:
     """Yield the rows of a query as Arrow tables. Another cursor reads them, so the connection can insert meanwhile."""
     with connection.cursor() as cursor:
-        for batch in cursor.execute(query).to_arrow_reader(ROWS_PER_BATCH):
+        for batch in cursor.sql(query).to_arrow_reader(ROWS_PER_BATCH):
             yield pa.table(batch)
 
 

@@ -70,8 +70,8 @@ def position_cells(connection: Any, largest: int) -> Any:
     )
     cells = connection.execute("SELECT count(*) FROM position_cells").fetchall()[0][0]
     share = min(1.0, largest / max(cells, 1))
-    return connection.execute(
-        f"SELECT * FROM position_cells WHERE hash(pair) <= {int(share * (2**64 - 1))}::UBIGINT ORDER BY pair, position"
+    return connection.sql(
+        f"SELECT * FROM position_cells WHERE hash(pair) <= {min(int(share * 2**64), 2**64 - 1)}::UBIGINT ORDER BY pair, position"
     ).to_arrow_table()
 
 

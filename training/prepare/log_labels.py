@@ -32,7 +32,7 @@ def log_labels(connection: Any, listed: SourceLabels, attributes: tuple[str, ...
 
     A label is left out (`is_label_L` is false) if all of its pairs are, unless the log has the texts of its labels.
     """
-    log = connection.execute(
+    log = connection.sql(
         "SELECT labels.*, coalesce(is_used, false) AS is_used FROM labels LEFT JOIN (SELECT lid, true AS is_used FROM "
         f"pairs WHERE kind IN ({POSITIVE}, {EXPOSURE}) GROUP BY lid) USING (lid) ORDER BY lid"
     ).to_arrow_table()

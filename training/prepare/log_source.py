@@ -212,7 +212,7 @@ class LogReader:
             "CREATE TABLE query_rows AS SELECT iid, split, (row_number() OVER (ORDER BY min(first)) - 1)::INTEGER AS row "
             f"FROM pairs WHERE kind = {click_weights.POSITIVE} GROUP BY iid, split"
         )
-        rows = connection.execute(
+        rows = connection.sql(
             "SELECT text, split, hash_1, hash_2 FROM query_rows JOIN queries USING (iid) ORDER BY row"
         ).to_arrow_table()
         labels = log_labels(connection, self._labels, self._columns.attributes, dates=dates)
@@ -234,7 +234,7 @@ class LogReader:
 
     def _positives(self, number_of_lid: npt.NDArray[np.int32], n_rows: int, dates: bool) -> Positives:
         days = ", first_day, last_day" if dates else ""
-        pairs = self._connection.execute(
+        pairs = self._connection.sql(
             f"SELECT row, lid, weight::FLOAT AS weights{days} FROM pairs JOIN query_rows USING (iid, split) "
             f"WHERE kind = {click_weights.POSITIVE} ORDER BY row, first, lid"
         ).to_arrow_table()
@@ -248,7 +248,7 @@ class LogReader:
 
     def _exposures(self, number_of_lid: npt.NDArray[np.int32], dates: bool) -> Any:
         days = ", first_day, last_day" if dates else ""
-        table = self._connection.execute(
+        table = self._connection.sql(
             f"SELECT text AS query, hash_1, row, pairs.split, lid AS label, impressions{days} FROM pairs "
             "JOIN queries USING (iid) LEFT JOIN query_rows USING (iid, split) "
             f"WHERE kind = {click_weights.EXPOSURE} AND impressions > 0 ORDER BY first, lid"

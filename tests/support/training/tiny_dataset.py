@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from training.data.dataset import Dataset
-from training.prepare.inputs import PrepareSettings
+from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
 
 ROWS = [

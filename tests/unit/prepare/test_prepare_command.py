@@ -10,7 +10,7 @@ import pytest
 
 import diptych
 from training.data import Dataset
-from training.prepare.inputs import PrepareSettings
+from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
 from training.prepare.summary import NOTES
 

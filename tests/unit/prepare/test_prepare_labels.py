@@ -10,7 +10,7 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset
-from training.prepare.inputs import PrepareSettings
+from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset, SplitName
-from training.prepare.inputs import PrepareSettings
+from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
 
 LABELS = [

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from training.data import Dataset
 from training.data.ragged import Ragged
-from training.prepare.inputs import PrepareSettings
+from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
 from training.prepare.reciprocal import label_of_text, reversed_pairs
 

@@ -13,7 +13,7 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset, SplitName
-from training.prepare.inputs import PrepareSettings
+from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
 
 GOOD = b'{"query": "bike", "labels": ["bicycle", "cycling"], "split": "train"}\n'
