@@ -1,8 +1,8 @@
 """A synthetic click log of any size, whose numbers of distinct pairs, queries and labels are exact.
 
 A log of n rows has n / 5 distinct pairs, 3 n / 100 queries and n / 100 labels. The number of labels per query, the
-rows per pair and the impressions per row have heavy tails; about two thirds of the pairs have a click. Every file depends
-only on the plan, its day and its number, so that any day can be written again.
+rows per pair and the impressions per row have heavy tails; about two thirds of the pairs have a click. Every file
+depends only on the plan, its day and its number, so that any day can be written again.
 
 Suffixes: R rows of a file, P pairs, Q queries, L labels, T texts.
 """
@@ -154,7 +154,7 @@ class SyntheticLog:
 
 def _labels_per_query(n_pairs: int, n_queries: int) -> NDArray[np.int64]:
     """Return the number of labels of each query, most first, at least 1, with the given sum."""
-    shape_Q = np.arange(1, n_queries + 1) ** -0.35
+    shape_Q = np.arange(1, n_queries + 1) ** -0.5
     ends_Q = np.floor(np.cumsum(shape_Q) / shape_Q.sum() * (n_pairs - n_queries) + 1e-6).astype(np.int64)
     ends_Q[-1] = n_pairs - n_queries
     return np.asarray(1 + np.diff(ends_Q, prepend=0))

@@ -54,7 +54,6 @@ def test_counts_have_a_heavy_tail(folder: Path) -> None:
     assert 0.6 < pc.mean(pc.greater(clicks_per_pair, 0).cast(pa.float64())).as_py() < 0.75
     assert pc.max(rows["impressions"]).as_py() > 300 * pc.quantile(rows["impressions"], 0.5)[0].as_py()
     labels_per_query = rows.group_by("query").aggregate([("label", "count_distinct")])["label_count_distinct"]
-    assert pc.min(labels_per_query).as_py() == 1
     assert pc.max(labels_per_query).as_py() > 10 * pc.quantile(labels_per_query, 0.5)[0].as_py()
 
 
