@@ -150,4 +150,4 @@ def test_options_of_other_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(
         DatasetError, match=r"--min-count does not apply to .*, which is an LF-\* set and has its own labels"
     ):
-        prepared(lf_folder(tmp_path / "set"), min_count=2)
+        prepared(lf_folder(tmp_path / "set"), min_clicks=2)
