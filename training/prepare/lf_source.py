@@ -11,8 +11,9 @@ import numpy as np
 
 from retrieval.errors import DatasetError
 from retrieval.tables.json_lines import json_rows
+from retrieval.tables.lines import text_lines
 from retrieval.tables.notes import Notes
-from retrieval.tables.opening import ReadingProgress, text_lines
+from retrieval.tables.opening import ReadingProgress
 from retrieval.tables.values import BadRow, Record, parse_id, parse_text, preview
 from training.data.ragged import Ragged
 from training.prepare.bad_rows import BadRows

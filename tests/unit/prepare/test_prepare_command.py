@@ -115,7 +115,7 @@ def test_bad_rows_end_with_code_1_and_no_traceback(
     [
         ([], "contains no data file"),
         (["a.csv", "b.parquet"], "contains files of several formats: a.csv, b.parquet. Name one file"),
-        (["day=1/a.csv"], "has data in subfolders (day=1), which would not be read."),
+        (["days/a.csv"], "has data in subfolders (days), which would not be read."),
     ],
 )
 def test_a_folder_needs_data_files_of_one_kind(
