@@ -91,7 +91,7 @@ def require_file(path: Path) -> None:
     LocalPlace(path).matches()
 
 
-def find_files(source: Path | str, without: Path | None = None) -> tuple[list[TableFile], list[str]]:
+def find_files(source: Path | str, without: Path | str | None = None) -> tuple[list[TableFile], list[str]]:
     """Return the files of a table in order, and the names of other visible files in its folders.
 
     source: a file, a pattern such as `logs/2026-09-*.csv.gz`, or a folder of part files, also behind a URL. Names that
@@ -116,12 +116,12 @@ def find_files(source: Path | str, without: Path | None = None) -> tuple[list[Ta
     return data, [one.name for one in files if one not in data]
 
 
-def table_files(path: Path, without: Path | None = None) -> list[Path]:
+def table_files(path: Path, without: Path | str | None = None) -> list[Path]:
     """Return the paths of a local table's files, as `find_files`."""
     return [Path(one.location) for one in find_files(path, without)[0]]
 
 
-def _files_of(place: Place, entry: Entry, without: Path | None) -> Iterator[TableFile]:
+def _files_of(place: Place, entry: Entry, without: Path | str | None) -> Iterator[TableFile]:
     """Yield all visible files of a folder and of its partitions; the entry itself if it is a file."""
     parents = {name: value for part in PurePath(entry.name).parts[:-1] for name, value in _of_folder(part).items()}
     if entry.is_folder:
@@ -133,7 +133,7 @@ def _files_of(place: Place, entry: Entry, without: Path | None) -> Iterator[Tabl
 
 
 def _walk(
-    place: Place, folder: Entry, prefix: str, values: dict[str, str | None], without: Path | None
+    place: Place, folder: Entry, prefix: str, values: dict[str, str | None], without: Path | str | None
 ) -> Iterator[TableFile]:
     entries = place.entries(folder)
     inner = [one for one in entries if one.is_folder]
@@ -196,8 +196,10 @@ def _holds_data(place: Place, folder: Entry) -> bool:
     )
 
 
-def _same(one: Entry, other: Path | None) -> bool:
-    return other is not None and isinstance(one.location, Path) and other.exists() and one.location.samefile(other)
+def _same(one: Entry, other: Path | str | None) -> bool:
+    if other is None or not isinstance(one.location, Path):
+        return other is not None and str(one.location) == str(other)
+    return Path(other).exists() and one.location.samefile(other)
 
 
 def _names(names: Iterable[str]) -> str:

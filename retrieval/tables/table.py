@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from retrieval.errors import TableError
@@ -10,17 +10,18 @@ from retrieval.tables.arrow_types import python_values
 from retrieval.tables.batches import Batch, Part
 from retrieval.tables.columns import Identifier, Parser
 from retrieval.tables.delimited import DelimitedPart, Layout
-from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, find_files, kind_of
+from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, find_files, kind_of, stem
 from retrieval.tables.json_lines import JsonPart
 from retrieval.tables.notes import Notes
 from retrieval.tables.opening import NoReadingProgress, ReadingProgress
+from retrieval.tables.places import MAGIC
 from retrieval.tables.values import BadRow, PlacedRow
 
 
 class Table:
     """A CSV, TSV, JSON Lines or Parquet table. Empty part files are ignored."""
 
-    def __init__(self, source: Path | str, layout: Layout | None = None, without: Path | None = None) -> None:
+    def __init__(self, source: Path | str, layout: Layout | None = None, without: Path | str | None = None) -> None:
         """Read the headers. `without` is a file of the folder that is not a part; see `find_files` for `source`.
 
         Raises TableError if the table does not exist or cannot be read.
@@ -39,6 +40,16 @@ class Table:
             self.parts = [ParquetPart(one) for one in self.files]
         self.parts = [part for part in self.parts if part.stored_names or self.kind == JSON_LINES]
         self.names = list(dict.fromkeys(name for part in self.parts for name in part.names if name))
+
+    @property
+    def name(self) -> str:
+        """Return the name of the file without its endings, or that of the folder if the table has several files."""
+        if len(self.files) == 1:
+            return stem(self.files[0].name)
+        path = PurePath(str(self.path))
+        while any(letter in path.name for letter in MAGIC):
+            path = path.parent
+        return path.name or Path(path).resolve().name
 
     @property
     def has_header(self) -> bool:

@@ -111,7 +111,8 @@ def _exposures(
     rows = pa.array(row_in_split_R[row_E], mask=(row_E < 0) | is_lost_E)
     names = pa.array(list(CODES)).take(pa.array(split_E))
     columns = {"split": names, "query": exposures["query"], "row": rows, "label": pa.array(number_L[label_E])}
-    others = {name: exposures[name] for name in exposures.column_names if name in ("impressions", "first_day", "last_day")}
+    names_of_others = ("impressions", "first_day", "last_day")
+    others = {name: exposures[name] for name in exposures.column_names if name in names_of_others}
     table = pa.table(columns | others).filter(pa.array(kept_E))
     return table if table.num_rows else None
 

@@ -49,9 +49,9 @@ def build_pairs(
         _build_limits(connection, settings.max_share or MAX_SHARE)
         weight, tables = "weight * coalesce(factor, 1)", "weighted LEFT JOIN limits USING (iid, split, origin)"
     connection.execute(
-        f"CREATE TABLE sums AS SELECT iid, split, lid, sum(CAST({weight} AS {WEIGHT})) AS weight, sum(clicks)::BIGINT AS "
-        "clicks, sum(impressions)::BIGINT AS impressions, sum(rows)::BIGINT AS rows, min(day) AS first_day, "
-        f"max(day) AS last_day, min(first) AS first FROM {tables} GROUP BY iid, split, lid"
+        f"CREATE TABLE sums AS SELECT iid, split, lid, sum(CAST({weight} AS {WEIGHT})) AS weight, "
+        "sum(clicks)::BIGINT AS clicks, sum(impressions)::BIGINT AS impressions, sum(rows)::BIGINT AS rows, "
+        f"min(day) AS first_day, max(day) AS last_day, min(first) AS first FROM {tables} GROUP BY iid, split, lid"
     )
     connection.execute(f"CREATE VIEW pairs AS SELECT *, {_kind(connection, settings)} AS kind FROM sums")
 
@@ -70,8 +70,9 @@ def position_cells(connection: Any, largest: int) -> Any:
     )
     cells = connection.execute("SELECT count(*) FROM position_cells").fetchall()[0][0]
     share = min(1.0, largest / max(cells, 1))
+    highest = min(int(share * 2**64), 2**64 - 1)
     return connection.sql(
-        f"SELECT * FROM position_cells WHERE hash(pair) <= {min(int(share * 2**64), 2**64 - 1)}::UBIGINT ORDER BY pair, position"
+        f"SELECT * FROM position_cells WHERE hash(pair) <= {highest}::UBIGINT ORDER BY pair, position"
     ).to_arrow_table()
 
 
@@ -82,7 +83,8 @@ def _build_limits(connection: Any, max_share: float) -> None:
     share · rest / (1 − m · share), where rest is the sum of the others.
     """
     connection.execute(
-        f"CREATE TABLE limits AS WITH sources AS (SELECT iid, split, origin, sum(CAST(weight AS {WEIGHT}))::DOUBLE AS c "
+        "CREATE TABLE limits AS WITH "
+        f"sources AS (SELECT iid, split, origin, sum(CAST(weight AS {WEIGHT}))::DOUBLE AS c "
         "FROM weighted WHERE origin IS NOT NULL AND clicks > 0 GROUP BY ALL), "
         "ranked AS (SELECT *, row_number() OVER ranks - 1 AS m, count(*) OVER whole AS n, "
         "sum(c) OVER (ranks ROWS BETWEEN CURRENT ROW AND UNBOUNDED FOLLOWING) AS rest FROM sources "

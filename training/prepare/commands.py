@@ -11,7 +11,11 @@ COLUMNS, SPLITS, CLICKS, ROWS = "Columns", "Splits", "Clicks", "Rows"
 
 def prepare(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="CSV, TSV, JSONL or Parquet: file, folder, pattern or URL; or LF-* folder.")
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            help="CSV, TSV, JSONL or Parquet: file, folder, pattern or URL; or LF-* folder.",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the dataset.")],
     labels: Annotated[str | None, typer.Option(help="Table of labels with ids, texts and attributes.")] = None,
@@ -22,83 +26,165 @@ def prepare(
         str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of the labels; default: labels, or label.")
     ] = None,
     label_text_column: Annotated[
-        str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of the label's text, where the label is an id.")
+        str | None,
+        typer.Option(
+            rich_help_panel=COLUMNS,
+            help="Column of the label's text, where the label is an id.",
+        ),
     ] = None,
     clicks_column: Annotated[
-        str | None, typer.Option("--clicks-column", "--count-column", rich_help_panel=COLUMNS, help="Column of the clicks of a row; without it, each row is a click.")
+        str | None,
+        typer.Option(
+            "--clicks-column", "--count-column", rich_help_panel=COLUMNS,
+            help="Column of the clicks of a row; without it, each row is a click.",
+        ),
     ] = None,
     impressions_column: Annotated[
         str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of how often the label was shown.")
     ] = None,
     position_column: Annotated[
-        str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of the position, from 1; clicks are weighted by 1 / examination probability.")
+        str | None,
+        typer.Option(
+            rich_help_panel=COLUMNS,
+            help="Column of the position, from 1; clicks are weighted by 1 / examination probability.",
+        ),
     ] = None,
     date_column: Annotated[
         str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of the day.")
     ] = None,
     source_column: Annotated[
-        str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of the source of a click, such as a user; see --max-share.")
+        str | None,
+        typer.Option(
+            rich_help_panel=COLUMNS,
+            help="Column of the source of a click, such as a user; see --max-share.",
+        ),
     ] = None,
     attribute_columns: Annotated[
-        list[str] | None, typer.Option("--attribute-column", rich_help_panel=COLUMNS, help="Column of the log with an attribute of the label; the latest value wins. May be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--attribute-column", rich_help_panel=COLUMNS,
+            help="Column of the log with an attribute of the label; the latest value wins. May be repeated.",
+        ),
     ] = None,
     split_column: Annotated[
         str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of the split; default: split, if it exists.")
     ] = None,
     label_key: Annotated[
-        str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of --labels that the source refers to; default: id, or the text.")
+        str | None,
+        typer.Option(
+            rich_help_panel=COLUMNS,
+            help="Column of --labels that the source refers to; default: id, or the text.",
+        ),
     ] = None,
     label_text: Annotated[
         str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of --labels with the texts; default: text.")
     ] = None,
     test_from: Annotated[
-        datetime | None, typer.Option(formats=["%Y-%m-%d"], rich_help_panel=SPLITS, help="First day of test; the days before it are validation and training.")
+        datetime | None,
+        typer.Option(
+            formats=["%Y-%m-%d"], rich_help_panel=SPLITS,
+            help="First day of test; the days before it are validation and training.",
+        ),
     ] = None,
     test_days: Annotated[
         int | None, typer.Option(min=1, rich_help_panel=SPLITS, help="Number of days of test, at the end of the log.")
     ] = None,
     test: Annotated[
-        float | None, typer.Option(min=0, max=0.99, rich_help_panel=SPLITS, help="Share of queries for test, without splits and dates; default: 0.1.")
+        float | None,
+        typer.Option(
+            min=0, max=0.99, rich_help_panel=SPLITS,
+            help="Share of queries for test, without splits and dates; default: 0.1.",
+        ),
     ] = None,
     validation: Annotated[
-        float | None, typer.Option(min=0, max=0.99, rich_help_panel=SPLITS, help="Share of training queries for validation, about 2,000 at most; default: 0.1.")
+        float | None,
+        typer.Option(
+            min=0, max=0.99, rich_help_panel=SPLITS,
+            help="Share of training queries for validation, about 2,000 at most; default: 0.1.",
+        ),
     ] = None,
     min_clicks: Annotated[
-        int | None, typer.Option("--min-clicks", "--min-count", min=1, rich_help_panel=CLICKS, help="Fewest clicks of a positive; default: 1. Pairs without clicks are exposures.")
+        int | None,
+        typer.Option(
+            "--min-clicks", "--min-count", min=1, rich_help_panel=CLICKS,
+            help="Fewest clicks of a positive; default: 1. Pairs without clicks are exposures.",
+        ),
     ] = None,
     min_ctr: Annotated[
-        float | None, typer.Option(min=0, max=0.99, rich_help_panel=CLICKS, help="Lowest click rate of a positive, smoothed by 10 impressions at the log's average rate; default: 0.")
+        float | None,
+        typer.Option(
+            min=0, max=0.99, rich_help_panel=CLICKS,
+            help="Lowest click rate of a positive, smoothed by 10 impressions at the log's average rate; default: 0.",
+        ),
     ] = None,
     half_life_days: Annotated[
-        float | None, typer.Option(min=0.01, rich_help_panel=CLICKS, help="A click counts half after so many days; default: clicks do not age.")
+        float | None,
+        typer.Option(
+            min=0.01, rich_help_panel=CLICKS,
+            help="A click counts half after so many days; default: clicks do not age.",
+        ),
     ] = None,
     max_share: Annotated[
-        float | None, typer.Option(min=0.0001, max=1, rich_help_panel=CLICKS, help="Largest share of a query's clicks from one source; default with --source-column: 0.2.")
+        float | None,
+        typer.Option(
+            min=0.0001, max=1, rich_help_panel=CLICKS,
+            help="Largest share of a query's clicks from one source; default with --source-column: 0.2.",
+        ),
     ] = None,
     examination: Annotated[
-        str | None, typer.Option(rich_help_panel=CLICKS, help="Table with the columns position and probability; default: estimated from the log.")
+        str | None,
+        typer.Option(
+            rich_help_panel=CLICKS,
+            help="Table with the columns position and probability; default: estimated from the log.",
+        ),
     ] = None,
     min_label_count: Annotated[
-        int | None, typer.Option(min=0, rich_help_panel=CLICKS, help="Leave out labels with fewer rows outside test; default: 0.")
+        int | None,
+        typer.Option(
+            min=0, rich_help_panel=CLICKS,
+            help="Leave out labels with fewer rows outside test; default: 0.",
+        ),
     ] = None,
     separator: Annotated[
-        str | None, typer.Option(rich_help_panel=ROWS, help="Separator of CSV and TSV; default: detected from the header.")
+        str | None,
+        typer.Option(
+            rich_help_panel=ROWS,
+            help="Separator of CSV and TSV; default: detected from the header.",
+        ),
     ] = None,
     quoting: Annotated[
         Literal["auto", "csv", "none"] | None,
-        typer.Option(rich_help_panel=ROWS, help="csv: quotes enclose cells; none: quotes are text; auto (default): csv, but none for most .tsv."),
+        typer.Option(
+            rich_help_panel=ROWS,
+            help="csv: quotes enclose cells; none: quotes are text; auto (default): csv, but none for most .tsv.",
+        ),
     ] = None,
     text: Annotated[
-        Literal["title", "title+content"] | None, typer.Option(rich_help_panel=ROWS, help="LF-* only: fields of the text.")
+        Literal["title", "title+content"] | None,
+        typer.Option(
+            rich_help_panel=ROWS,
+            help="LF-* only: fields of the text.",
+        ),
     ] = None,
     max_characters: Annotated[
-        int | None, typer.Option(min=1, rich_help_panel=ROWS, help="Rows with a longer text are bad rows; default: 1,000,000.")
+        int | None,
+        typer.Option(
+            min=1, rich_help_panel=ROWS,
+            help="Rows with a longer text are bad rows; default: 1,000,000.",
+        ),
     ] = None,
     skip_bad_rows: Annotated[
-        bool, typer.Option("--skip-bad-rows", rich_help_panel=ROWS, help="Leave out bad rows; they are counted and listed.")
+        bool,
+        typer.Option(
+            "--skip-bad-rows", rich_help_panel=ROWS,
+            help="Leave out bad rows; they are counted and listed.",
+        ),
     ] = False,
     cache: Annotated[
-        Path | None, typer.Option(help="Folder for the aggregated files of a click log; the next run reads only new files.")
+        Path | None,
+        typer.Option(
+            help="Folder for the aggregated files of a click log; the next run reads only new files.",
+        ),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the dataset; default: that of the source.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace another dataset in --out.")] = False,

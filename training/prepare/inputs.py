@@ -1,6 +1,5 @@
 """The inputs of `diptych prepare`: the tables or the LF-* files of a source, and what a dataset records about them."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from retrieval.errors import DatasetError
 from retrieval.tables.delimited import Layout
 from retrieval.tables.table import Table
 from training.prepare.lf_source import is_lf, lf_files
+from training.prepare.log_parts import sha256
 from training.prepare.settings import PrepareSettings
 
 PREPARE_VERSION = 5  # increase it when the same source and settings give another dataset
@@ -55,15 +55,15 @@ def find_source_files(source: str, labels: str | None, settings: PrepareSettings
 def recorded_settings(settings: PrepareSettings, files: SourceFiles) -> dict[str, Any]:
     """Return what a dataset depends on: all settings, and the name and SHA-256 of each file."""
     recorded = {key: _escaped(value) for key, value in settings.model_dump(mode="json").items()}
-    hashes = {part: f"{escape_surrogates(path.name)} {_sha256(path.open('rb'))}" for part, path in files.lf_parts.items()}
+    hashes = {part: _described(path.name, path.open("rb")) for part, path in files.lf_parts.items()}
     for name, table in (("rows", files.table), ("labels", files.labels)):
         parts = table.parts if table else []
         for number, part in enumerate(parts, 1):
             key = name if len(parts) == 1 else f"{name} {number}"
-            hashes[key] = f"{escape_surrogates(part.name)} {_sha256(part.open_bytes())}"
+            hashes[key] = _described(part.name, part.open_bytes())
     if settings.examination:
         path = Path(settings.examination)
-        hashes["examination"] = f"{escape_surrogates(path.name)} {_sha256(path.open('rb'))}" if path.is_file() else ""
+        hashes["examination"] = _described(path.name, path.open("rb")) if path.is_file() else ""
     return recorded | {"prepare_version": PREPARE_VERSION, "files": hashes}
 
 
@@ -78,10 +78,9 @@ def _escaped(value: Any) -> Any:
     return escape_surrogates(value) if isinstance(value, str) else value
 
 
-def _sha256(opened: BinaryIO) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
-    with opened as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _described(name: str, opened: BinaryIO) -> str:
+    """Return the name and the SHA-256 of a file, and close it."""
+    return f"{escape_surrogates(name)} {sha256(opened)}"
 
 
 def _refuse_table_options(source: str, labels: str | None, settings: PrepareSettings) -> None:

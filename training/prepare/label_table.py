@@ -92,7 +92,11 @@ def read_label_table(
     attributes = [name for name in table.names if name not in {key, text, *RESERVED}]
     for name in dict.fromkeys([text, key, identity, *attributes]):
         table.require(name, "--label-text" if name == text else "--label-key")
-    labels = SourceLabels(closed=key != text, key_name=f"column {key} of {table.name}", text_column=text)
+    labels = SourceLabels(
+        closed=key != text,
+        key_name=f"column {key} of {table.files[0].name if len(table.files) == 1 else table.name}",
+        text_column=text,
+    )
     _LabelTableReader(labels, table, (key, text, identity), attributes, max_characters).read(bad_rows, progress)
     if chosen_key and key == text and attributes:  # a product's number would be learned as its text
         notes.add("labels_with_key_as_text", labels.listed, key)
@@ -120,7 +124,7 @@ class _LabelTableReader:
         for part in self._table.parts:
             for batch in part.batches(self._parsers, progress):
                 messages = [f"{where}: {message}" for where, message in batch.bad]
-                messages += [f"{part.place(place)}: {message}" for place, message in self._add(batch.rows)]
+                messages += [f"{part.place_text(place)}: {message}" for place, message in self._add(batch.rows)]
                 bad_rows.add(messages, len(messages))
                 self._labels.read += batch.read
                 blank, bad = blank + batch.blank, bad + len(messages)

@@ -26,7 +26,7 @@ ID, EXCLUDE = "id", "exclude"  # optional columns
 
 
 class ListReader:
-    """Reads rows with lists of labels. `rows` are the accepted rows of all batches: id, text, labels, exclude, split."""
+    """Reads rows with lists of labels; counts the rows."""
 
     def __init__(self, columns: Columns, settings: PrepareSettings, labels: SourceLabels, bad_rows: BadRows) -> None:
         """Raises DatasetError for options that apply to click logs only."""
@@ -45,7 +45,7 @@ class ListReader:
             for batch in part.batches(self._parsers, progress):
                 self.read += batch.read
                 messages = [f"{where}: {message}" for where, message in batch.bad]
-                messages += [f"{part.place(place)}: {message}" for place, message in self._add(batch.rows)]
+                messages += [f"{part.place_text(place)}: {message}" for place, message in self._add(batch.rows)]
                 self._bad_rows.add(messages, len(messages))
                 self.skipped.update(blank_line=batch.blank, bad_row=len(messages))
         if self.read == self.skipped["blank_line"]:
@@ -60,11 +60,12 @@ class ListReader:
         split = rows[column.split] if column.split else pa.nulls(rows.num_rows, pa.int8())
         differs_N, message = self._split_form.differing(split)
         bad: dict[int, str] = dict.fromkeys(np.flatnonzero(differs_N).tolist(), message)
-        bad |= self._labels.unknown_in_lists(rows[column.label], column.label)
+        bad |= self._labels.unknown_in_lists(rows[column.label])
         ids = self._new_ids(rows[ID].to_pylist(), bad)
         keep = pa.array([row not in bad for row in range(rows.num_rows)], pa.bool_())
         columns = {
-            "id": ids, "text": rows[column.query], "labels": rows[column.label], "exclude": rows[EXCLUDE], "split": split,
+            "id": ids, "text": rows[column.query], "labels": rows[column.label], "exclude": rows[EXCLUDE],
+            "split": split,
         }  # fmt: skip
         self._rows.append(pa.table(columns).filter(keep))
         places = rows["place"].to_pylist() if bad else []

@@ -9,27 +9,25 @@ import hashlib
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import duckdb
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from retrieval.system.atomic_files import atomic_file, write_text
 from retrieval.tables.columns import Attribute, Count, Day, Identifier, Parser, Text
-from training.prepare.columns import Columns
 from training.prepare.bad_rows import MAX_MESSAGES
+from training.prepare.columns import Columns
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.split_parser import SplitForm, SplitParser
 
 CELLS_VERSION = 1  # increase it when the same part gives other cells
 CACHE_DAYS = 90  # a cached part that no run has used for so long is removed
 DAY_SECONDS = 86_400
+BYTES_PER_READ = 2**20
 MEASURES = ("clicks", "impressions", "rows", "place")
 
 
@@ -57,11 +55,10 @@ class PartReader:
 
     def key(self, part: Any, layout: str) -> str:
         """Return the name under which the cells of a part are cached: a SHA-256 of all that they depend on."""
-        with part.open_bytes() as file:
-            content = hashlib.file_digest(file, "sha256").hexdigest()
-        constants = {name: str(value) for name, value in getattr(part, "constants", {}).items()}
+        content = sha256(part.open_bytes())
         parsers = {name: repr(parser) for name, parser in self._parsers.items()}
-        described = [CELLS_VERSION, content, part.name, layout, constants, parsers, sorted(self._roles.items())]
+        values, roles = dict(part.file.values), sorted(self._roles.items())
+        described = [CELLS_VERSION, content, part.name, layout, values, parsers, roles]
         return hashlib.sha256(json.dumps(described).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
     def read(self, part: Any, key: str, folder: Path, progress: Any) -> PartCells:
@@ -87,17 +84,19 @@ class PartReader:
                 if self._columns.split:
                     differs_N, message = split_form.differing(rows[self._columns.split])
                     places = rows["place"].filter(pa.array(differs_N)).to_pylist()
-                    bad += [(part.place(place), message) for place in places]
+                    bad += [(part.place_text(place), message) for place in places]
                     rows = rows.filter(pa.array(~differs_N))
                 cells.bad += len(bad)
-                cells.messages += [f"{where}: {message}" for where, message in bad[: MAX_MESSAGES - len(cells.messages)]]
+                listed = bad[: MAX_MESSAGES - len(cells.messages)]
+                cells.messages += [f"{where}: {message}" for where, message in listed]
                 connection.register("batch", rows)
                 verb = f"CREATE TABLE {name} AS" if number == 0 else f"INSERT INTO {name}"
                 connection.execute(f"{verb} {self._select()}")
                 connection.unregister("batch")
             if not cells.read:
                 return cells.model_copy(update={"file": ""})
-            cells.more_clicks_than_impressions = _count(connection, f"SELECT count(*) FROM {name} WHERE clicks > impressions")
+            more = connection.execute(f"SELECT count(*) FROM {name} WHERE clicks > impressions").fetchall()
+            cells.more_clicks_than_impressions = int(more[0][0])
             with atomic_file(file) as temporary:
                 connection.execute(
                     f"COPY (SELECT * EXCLUDE (clicks, impressions, place), sum(clicks)::BIGINT AS clicks, "
@@ -141,6 +140,15 @@ def remove_unused(folder: Path, cells: Iterable[PartCells]) -> None:
         if path.stat().st_mtime < now - CACHE_DAYS * DAY_SECONDS:
             path.unlink(missing_ok=True)
             path.with_suffix(".json").unlink(missing_ok=True)
+
+
+def sha256(opened: BinaryIO) -> str:
+    """Return the SHA-256 of an open file in hexadecimal, and close it."""
+    digest = hashlib.sha256()
+    with opened:
+        while block := opened.read(BYTES_PER_READ):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def quoted(path: Path) -> str:
@@ -193,7 +201,3 @@ def _cached(record: Path, file: Path) -> PartCells | None:
     except (OSError, ValidationError):  # not cached, or written by another version
         return None
     return cells if not cells.file or file.is_file() else None
-
-
-def _count(connection: Any, query: str) -> int:
-    return int(connection.execute(query).fetchall()[0][0])

@@ -146,7 +146,7 @@ class LogReader:
         self._notes.add("more_clicks_than_impressions", more)
         for one in cells:
             self._notes.update(one.notes)
-        return read
+        return int(read)
 
     def _leave_out_unknown_labels(self, table: Table) -> None:
         """Count rows whose label is not in the label table as bad rows, unless the log has the texts of its labels."""
@@ -156,7 +156,7 @@ class LogReader:
         messages = []
         for part, place, label, rows in unknown[:MAX_MESSAGES]:
             more = f" The file has {rows:,} such rows." if rows > 1 else ""
-            messages.append(f"{table.parts[part].place(place)}: {self._labels.unknown(label)}{more}")
+            messages.append(f"{table.parts[part].place_text(place)}: {self._labels.unknown(label)}{more}")
         total = sum(rows for *_, rows in unknown)
         self._skipped["bad_row"] += total
         self._bad_rows.add(messages, total)
@@ -209,8 +209,8 @@ class LogReader:
     def _source_data(self) -> SourceData:
         connection, dates = self._connection, self._columns.date is not None
         connection.execute(
-            "CREATE TABLE query_rows AS SELECT iid, split, (row_number() OVER (ORDER BY min(first)) - 1)::INTEGER AS row "
-            f"FROM pairs WHERE kind = {click_weights.POSITIVE} GROUP BY iid, split"
+            "CREATE TABLE query_rows AS SELECT iid, split, (row_number() OVER (ORDER BY min(first)) - 1)::INTEGER "
+            f"AS row FROM pairs WHERE kind = {click_weights.POSITIVE} GROUP BY iid, split"
         )
         rows = connection.sql(
             "SELECT text, split, hash_1, hash_2 FROM query_rows JOIN queries USING (iid) ORDER BY row"

@@ -86,7 +86,7 @@ def _read(path: Path) -> dict[str, Any]:
         with path.open("rb") as file:
             content = file.read(MAX_SOURCE_YAML + 1)
         if len(content) > MAX_SOURCE_YAML:
-            raise DatasetError(f"{path} is larger than {MAX_SOURCE_YAML:,} bytes. Write only names of columns and options.")
+            raise DatasetError(f"{path} is larger than {MAX_SOURCE_YAML:,} bytes. Write only options of prepare.")
         values = yaml.safe_load(content) or {}
     except (OSError, yaml.YAMLError, UnicodeError, RecursionError) as error:
         raise DatasetError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}). Correct it.") from error
@@ -95,9 +95,7 @@ def _read(path: Path) -> dict[str, Any]:
     return {key.replace("-", "_"): value for key, value in values.items()}
 
 
-def _sentence(
-    error: ValidationError, recorded: Mapping[str, Any], chosen: Mapping[str, Any], path: Path | None
-) -> str:
+def _sentence(error: ValidationError, recorded: Mapping[str, Any], chosen: Mapping[str, Any], path: Path | None) -> str:
     problem = error.errors()[0]
     if not problem["loc"]:
         return str(problem["msg"]).removeprefix("Value error, ")

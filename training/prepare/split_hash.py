@@ -10,9 +10,10 @@ from retrieval.query_text import split_keys
 
 
 def text_hashes(texts: Any) -> npt.NDArray[np.uint64]:
-    """Return two independent hashes per text of an Arrow column, [N, 2], the same on every machine and in every version.
+    """Return two independent hashes [N, 2] of the texts of an Arrow column.
 
-    Texts that the default encoder reads alike have the same hashes, so they are in the same split.
+    They are the same on every machine and in every version. Texts that the default encoder reads alike have the same
+    hashes, so they are in the same split.
     """
     digests = (hashlib.blake2b(key.encode(), digest_size=16).digest() for key in split_keys(texts).to_pylist())
     return np.frombuffer(b"".join(digests), "<u8").reshape(-1, 2)

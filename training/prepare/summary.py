@@ -11,7 +11,7 @@ from rich.text import Text
 from retrieval.system.console import Console
 from retrieval.tables.notes import TABLE_NOTES, note_lines
 from training.data.dataset import SPLITS, Dataset, SplitName
-from training.prepare.input_rows import MAX_LISTED
+from training.prepare.bad_rows import MAX_LISTED
 from training.prepare.writing import SKIPPED
 
 EMPTY_SPLIT: dict[SplitName, str] = {

@@ -30,9 +30,10 @@ def split_period(first_day: date, last_day: date, settings: PrepareSettings) -> 
     test_from = settings.test_from or last_day - timedelta(days=(settings.test_days or 1) - 1)
     before, test_days = (test_from - first_day).days, (last_day - test_from).days + 1
     if before < 1 or test_days < 1:
+        period = "training" if before < 1 else "test"
         raise DatasetError(
-            f"The test period would begin on {test_from}, but the log has the days {first_day} to {last_day}, so no day "
-            f"is left for {'training' if before < 1 else 'test'}. Choose another day with --test-from or --test-days."
+            f"The test period would begin on {test_from}, but the log has the days {first_day} to {last_day}, so no "
+            f"day is left for {period}. Choose another day with --test-from or --test-days."
         )
     days = min(test_days, max(before // VALIDATION_SHARE, 1)) if settings.validation and before > 1 else 0
     return Period(first_day, last_day, test_from - timedelta(days=days) if days else None, test_from)

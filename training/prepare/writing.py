@@ -28,8 +28,8 @@ def write_dataset(
 
     labels: table of id, text and attributes; splits: a table per split with id, text, labels and, optionally, exclude,
     weights and days; a missing split is empty; exposures: table as in training/data/exposures.py, or None. The sizes
-    and the fingerprint of `meta` are computed from the tables. skipped, renames: lines of skipped-rows.txt and renamed-labels.txt. replace: allow to
-    replace a prepared dataset.
+    and the fingerprint of `meta` are computed from the tables. skipped, renames: lines of skipped-rows.txt and
+    renamed-labels.txt. replace: allow to replace a prepared dataset.
     Raises DatasetError for the first invalid row, and if `folder` exists and may not be replaced.
     """
     folder = Path(folder)

@@ -13,8 +13,8 @@ from retrieval.query_text import split_key
 from retrieval.tables.account import RowAccount
 from tests.support.command import run
 from training.data import SPLITS, Dataset
-from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 LABELS = '{"id": 7, "text": "shoes"}\n{"id": 8, "text": "boots"}\n'
 

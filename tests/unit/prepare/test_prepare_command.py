@@ -10,8 +10,8 @@ import pytest
 
 import diptych
 from training.data import Dataset
-from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 from training.prepare.summary import NOTES
 
 ROOT = Path(__file__).parents[3]

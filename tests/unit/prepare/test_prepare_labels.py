@@ -10,8 +10,8 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset
-from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 
 def prepared(folder: Path, clicks: str, labels: Path, **choices: Any) -> Dataset:

@@ -9,8 +9,8 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset, SplitName
-from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 LABELS = [
     {"uid": "L0", "title": "Coffee Mill", "content": "grinds beans"},

@@ -13,8 +13,8 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset, SplitName
-from training.prepare.settings import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 GOOD = b'{"query": "bike", "labels": ["bicycle", "cycling"], "split": "train"}\n'
 
@@ -276,7 +276,7 @@ def test_a_column_that_is_not_used_is_reported(tmp_path: Path) -> None:
         ("x.csv", b"query,label\na,b\n", {"text": "title+content"}, "--text is for LF-* folders, and"),
         ("x.csv", b"query,label\na,b\n", {"label_key": "id"}, "--label-key names a column of the label table."),
         ("x.csv", b"query,label\na,b\n", {"min_clicks": 2}, "has no training row left: 1 row read = 0 written + 1"),
-        ("x.jsonl", GOOD, {"min_clicks": 2}, "--min-count and --count-column are for rows with one (query, label) pair"),
+        ("x.jsonl", GOOD, {"min_clicks": 2}, "--min-clicks is for rows with one (query, label) pair, but this"),
         ("x.jsonl", b"\n\n", {}, "has only blank lines."),
         ("x.jsonl.gz", gzip.compress(GOOD * 99)[:-9], {}, "is truncated or not a gzip file"),
         ("x.jsonl.xz", lzma.compress(GOOD * 99)[:-9], {}, "is truncated or not a xz file"),
