@@ -269,7 +269,8 @@ class Attribute(Parser):
     def parse(self, values: Values, name: str) -> tuple[Any, dict[int, str]]:
         """Return Arrow columns as they are; Python values are checked."""
         if isinstance(values, pa.Array):
-            return values, {}
+            is_view = pa.types.is_string_view(values.type)  # Arrow cannot filter views
+            return values.cast(pa.large_string()) if is_view else values, {}
         return super().parse(values, name)
 
     def fast(self, column: Any) -> Fast | None:

@@ -75,6 +75,8 @@ class Table:
 
     def require(self, name: str, option: str) -> None:
         """Raise TableError unless every file with a header has exactly one column `name`; `option` chooses another."""
+        if not name.isascii() and name != name.encode("utf-8", "replace").decode():
+            raise TableError(f"{self.path}: column {name!r} has a name that is not UTF-8. Rename it.")
         if not self.has_header:
             return
         for part in self.parts:
@@ -130,20 +132,28 @@ class Table:
     def notes(self) -> dict[str, int | dict[str, int]]:
         """Return notes about the files, with keys of TABLE_NOTES. Call it after all rows are read."""
         notes = Notes()
-        files = [part for part in self.parts if isinstance(part, DelimitedPart)]
-        for file in files:
-            if file.unusual_separator:
-                notes.add("unusual_separators", 1, file.unusual_separator)
-            notes.add("quoted_cells", file.unusual_rows.quoted)
-            notes.add("multi_line_row_lines", file.unusual_rows.multi_line_lines)
-        first = next((file.unusual_rows.first_multi_line for file in files if file.unusual_rows.first_multi_line), "")
-        notes.add("multi_line_rows", sum(file.unusual_rows.multi_line for file in files), first)
         for part in self.parts:
-            for name in part.path_columns:
-                notes.add("path_columns", 1, name)
+            notes.update(part_notes(part))
         for name in self.unread:
             notes.add("unread_files", 1, name)
         return notes.counts()
+
+
+def part_notes(part: Part) -> dict[str, int | dict[str, int]]:
+    """Return notes about one file. Call it after all rows are read."""
+    notes = Notes()
+    if isinstance(part, DelimitedPart):
+        if part.unusual_separator:
+            notes.add("unusual_separators", 1, part.unusual_separator)
+        rows = part.unusual_rows
+        notes.add("quoted_cells", rows.quoted)
+        notes.add("multi_line_row_lines", rows.multi_line_lines)
+        notes.add("multi_line_rows", rows.multi_line, rows.first_multi_line)
+    for name in part.path_columns:
+        notes.add("path_columns", 1, name)
+    for name, count in part.unused.items():
+        notes.add("unused_columns", count, name)
+    return notes.counts()
 
 
 def _rows(part: Part, columns: Sequence[str], progress: ReadingProgress) -> Iterator[PlacedRow]:

@@ -99,6 +99,7 @@ def _exposures(
     kept_E = keep_L[label_E]
     skipped["exposure"] -= int(np.count_nonzero(~kept_E))
     skipped["below_min_label_count"] += int(np.count_nonzero(~kept_E))
+    split_R = np.append(split_R, np.int8(UNSPLIT))  # so that row −1 exists
     row_E = np.asarray(pc.fill_null(exposures["row"], -1))
     split_E = np.asarray(exposures["split"]).astype(np.int8)
     split_E = cut(split_E, np.asarray(exposures["hash_1"]), UNSPLIT, test, TEST, TRAIN)

@@ -1,12 +1,25 @@
 """Collect messages about bad rows."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from retrieval.errors import DatasetError
 
 MAX_LISTED = 20  # messages that are printed
 MAX_MESSAGES = 100_000  # that are stored per file
+
+
+def escape_surrogates(text: str) -> str:
+    """Return `text` with lone surrogates escaped. They stand for bytes of names that are not UTF-8."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def escaped_names(counts: Mapping[str, int | dict[str, int]]) -> dict[str, int | dict[str, int]]:
+    """Return notes with `escape_surrogates` of their names."""
+    return {
+        note: count if isinstance(count, int) else {escape_surrogates(name): number for name, number in count.items()}
+        for note, count in counts.items()
+    }
 
 
 @dataclass

@@ -101,7 +101,7 @@ def _build_limits(connection: Any, max_share: float) -> None:
 def _kind(connection: Any, settings: PrepareSettings) -> str:
     """Return SQL for what becomes of a pair: POSITIVE, EXPOSURE, FEW_CLICKS or LOW_CTR."""
     clicks, impressions = connection.execute("SELECT sum(clicks), sum(impressions) FROM sums").fetchall()[0]
-    prior = PRIOR_IMPRESSIONS * float(clicks) / max(float(impressions), 1.0)
+    prior = PRIOR_IMPRESSIONS * float(clicks or 0) / max(float(impressions or 0), 1.0)
     ctr = f"(clicks + {prior!r}::DOUBLE) / (impressions + {PRIOR_IMPRESSIONS})"
     return (
         f"CASE WHEN clicks = 0 THEN {EXPOSURE} WHEN clicks < {settings.min_clicks} THEN {FEW_CLICKS} "

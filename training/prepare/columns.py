@@ -1,14 +1,19 @@
 """Choose the columns of a source: named by options, or recognised by their names."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from retrieval.errors import DatasetError
+from retrieval.tables.batches import Part
 from retrieval.tables.columns import Attribute
+from retrieval.tables.json_lines import JsonPart
 from retrieval.tables.opening import NoReadingProgress
 from retrieval.tables.table import Table
 from retrieval.tables.values import parse_list_cell
 from training.prepare.settings import NO_COLUMN, PrepareSettings
 
+ROWS_TO_LOOK_AT = 100  # before the others of a batch; nearly always the first row has a label
 RECOGNISED = ("label_text", "split", "clicks", "impressions", "position", "date")
 
 
@@ -89,20 +94,28 @@ def _check(columns: Columns, settings: PrepareSettings) -> None:
             raise DatasetError(f"{name} needs a column with {content}. Name it with {option(role)}.")
 
 
-def label_column(table: Table, settings: PrepareSettings) -> str:
-    """Return the name of the label column: as the option says, else `labels` if the table has it, else `label`."""
-    return settings.label_column or ("labels" if "labels" in table.names else "label")
+def label_form(table: Table, settings: PrepareSettings) -> tuple[str, bool]:
+    """Return the name of the label column, and whether rows have lists of labels; the first row with a label decides.
 
-
-def has_lists(table: Table, label: str) -> bool:
-    """Return whether rows have lists of labels, as the first row with a value in column `label` has.
-
-    The values decide, not the name of the column. A cell with a JSON list is a list in a column `labels` only.
+    The column is the option's, else `labels`, else `label`. A cell with a JSON list is a list in `labels` only.
     """
+    names = [settings.label_column] if settings.label_column else ["labels", "label"]
     for part in table.parts:
-        for batch in part.batches({label: Attribute()}, NoReadingProgress()):
-            for value in batch.rows[label].drop_null():
-                first = parse_list_cell(value.as_py()) if label == "labels" else value.as_py()
-                if not isinstance(first, dict):  # an invalid label; it must not decide how later rows are read
-                    return isinstance(first, list)
-    return False
+        for record in _records(part, names):
+            for name in names:
+                value = parse_list_cell(record.get(name)) if name == "labels" else record.get(name)
+                if value is not None and not isinstance(value, dict):  # an object is an invalid label
+                    return name, isinstance(value, list)
+    return next((name for name in names if name in table.names), names[-1]), False
+
+
+def _records(part: Part, names: list[str]) -> Iterator[dict[str, Any]]:
+    """Yield the values of a part's rows in some columns."""
+    if isinstance(part, JsonPart):
+        for _, record in part.records(names, NoReadingProgress()):
+            if isinstance(record, dict):
+                yield record
+        return
+    for batch in part.batches({name: Attribute() for name in names if name in part.names}):
+        yield from batch.rows.slice(0, ROWS_TO_LOOK_AT).to_pylist()
+        yield from batch.rows.slice(ROWS_TO_LOOK_AT).to_pylist()

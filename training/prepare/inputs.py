@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 from retrieval.errors import DatasetError
 from retrieval.tables.delimited import Layout
 from retrieval.tables.table import Table
+from training.prepare.bad_rows import escape_surrogates
 from training.prepare.lf_source import is_lf, lf_files
 from training.prepare.log_parts import sha256
 from training.prepare.settings import PrepareSettings
@@ -65,11 +66,6 @@ def recorded_settings(settings: PrepareSettings, files: SourceFiles) -> dict[str
         path = Path(settings.examination)
         hashes["examination"] = _described(path.name, path.open("rb")) if path.is_file() else ""
     return recorded | {"prepare_version": PREPARE_VERSION, "files": hashes}
-
-
-def escape_surrogates(text: str) -> str:
-    """Return `text` with lone surrogates escaped. They stand for bytes of names that are not UTF-8."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _escaped(value: Any) -> Any:

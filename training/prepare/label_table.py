@@ -10,10 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from retrieval.errors import DatasetError
+from retrieval.errors import DatasetError, one_line
 from retrieval.tables.columns import Attribute, Identifier, Parser
+from retrieval.tables.json_lines import JsonPart
 from retrieval.tables.notes import Notes
-from retrieval.tables.opening import ReadingProgress
+from retrieval.tables.opening import NoReadingProgress, ReadingProgress
 from retrieval.tables.table import Table
 from retrieval.tables.values import preview
 from training.prepare.attributes import attribute_column
@@ -89,7 +90,7 @@ def read_label_table(
         if name not in table.names:
             has = ", ".join(table.names)
             raise DatasetError(f"{table.path} has no column {name!r}. It has: {has}. {_CHOOSE[option]}")
-    attributes = [name for name in table.names if name not in {key, text, *RESERVED}]
+    attributes = [name for name in _all_names(table) if name not in {key, text, *RESERVED}]
     for name in dict.fromkeys([text, key, identity, *attributes]):
         table.require(name, "--label-text" if name == text else "--label-key")
     labels = SourceLabels(
@@ -132,9 +133,9 @@ class _LabelTableReader:
         _, text, identity = self._columns
         self._labels.ids = _joined([rows[identity] for rows in self._rows])
         self._labels.texts = _joined([rows[text] for rows in self._rows])
+        rows = _one_schema(self._rows, self._table.path)
         for name in self._attributes:
-            chunks = [chunk for rows in self._rows for chunk in rows[name].chunks]
-            self._labels.attributes[name] = attribute_column(self._table.path, name, chunks)
+            self._labels.attributes[name] = attribute_column(self._table.path, name, rows[name])
 
     def _add(self, rows: Any) -> list[tuple[int, str]]:
         """Add accepted rows; return place and message of those that repeat a key or an id."""
@@ -155,6 +156,28 @@ class _LabelTableReader:
             keep[row] = False
         self._rows.append(rows.filter(pa.array(keep)))
         return bad
+
+
+def _all_names(table: Table) -> list[str]:
+    """Return the names of all columns; in JSON Lines, the keys of all rows. Raises DatasetError for an empty key."""
+    names = dict.fromkeys(table.names)
+    for part in table.parts:
+        if isinstance(part, JsonPart):
+            for _, record in part.records([], NoReadingProgress()):
+                names |= dict.fromkeys(record) if isinstance(record, dict) else {}
+    if "" in names and not table.has_header:
+        raise DatasetError(f"{table.path} has a key that is empty. Give it a name or remove it.")
+    return [name for name in names if name]
+
+
+def _one_schema(tables: list[Any], path: Any) -> Any:
+    """Join tables whose columns may have different types, such as integers of 32 and of 64 bits."""
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise DatasetError(
+            f"{path}: rows have values of different types in a column ({one_line(error)}). Use one type."
+        ) from error
 
 
 def _joined(columns: list[Any]) -> Any:

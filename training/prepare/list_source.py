@@ -22,7 +22,8 @@ from training.prepare.source_data import UNSPLIT, Positives, SourceData, padded,
 from training.prepare.split_hash import text_hashes
 from training.prepare.split_parser import SplitForm, SplitParser
 
-ID, EXCLUDE = "id", "exclude"  # optional columns
+NO_LABELS = "{} is null or missing. Write a list of labels or remove the row."
+OPTIONAL_COLUMNS = ID, EXCLUDE = "id", "exclude"
 
 
 class ListReader:
@@ -32,7 +33,9 @@ class ListReader:
         """Raises DatasetError for options that apply to click logs only."""
         _refuse_log_options(settings, columns)
         self._columns, self._labels, self._bad_rows = columns, labels, bad_rows
-        self._parsers = _parsers(columns, settings.max_characters, labels)
+        # A line of JSON may name its label `label` where others have `labels`.
+        self._other_label = "label" if columns.label == "labels" and not settings.label_column else None
+        self._parsers = _parsers(columns, self._other_label, settings.max_characters, labels)
         self._split_form = SplitForm()
         self._ids: set[str] = set()
         self._rows: list[Any] = []
@@ -42,7 +45,8 @@ class ListReader:
     def read_all(self, table: Table, progress: Any, notes: Notes) -> SourceData:
         """Read all rows of a table. Raises DatasetError for a table without rows and for bad rows, unless skipped."""
         for part in table.parts:
-            for batch in part.batches(self._parsers, progress):
+            parsers = {name: parser for name, parser in self._parsers.items() if name != self._other_label}
+            for batch in part.batches(parsers if part.has_fixed_columns else self._parsers, progress):
                 self.read += batch.read
                 messages = [f"{where}: {message}" for where, message in batch.bad]
                 messages += [f"{part.place_text(place)}: {message}" for place, message in self._add(batch.rows)]
@@ -60,11 +64,15 @@ class ListReader:
         split = rows[column.split] if column.split else pa.nulls(rows.num_rows, pa.int8())
         differs_N, message = self._split_form.differing(split)
         bad: dict[int, str] = dict.fromkeys(np.flatnonzero(differs_N).tolist(), message)
-        bad |= self._labels.unknown_in_lists(rows[column.label])
+        labels = rows[column.label]
+        if self._other_label in rows.column_names:
+            labels = pc.coalesce(labels, rows[self._other_label])
+        bad |= dict.fromkeys(np.flatnonzero(np.asarray(labels.is_null())).tolist(), NO_LABELS.format(column.label))
+        bad |= self._labels.unknown_in_lists(labels)
         ids = self._new_ids(rows[ID].to_pylist(), bad)
         keep = pa.array([row not in bad for row in range(rows.num_rows)], pa.bool_())
         columns = {
-            "id": ids, "text": rows[column.query], "labels": rows[column.label], "exclude": rows[EXCLUDE],
+            "id": ids, "text": rows[column.query], "labels": labels, "exclude": rows[EXCLUDE],
             "split": split,
         }  # fmt: skip
         self._rows.append(pa.table(columns).filter(keep))
@@ -108,11 +116,13 @@ class ListReader:
         )
 
 
-def _parsers(columns: Columns, limit: int, labels: SourceLabels) -> dict[str, Parser]:
+def _parsers(columns: Columns, other: str | None, limit: int, labels: SourceLabels) -> dict[str, Parser]:
     lists = IdentifierList if labels.closed else TextList
+    label = lists(required=False, limit=limit, allow_single=True)
     parsers: dict[str, Parser] = {
         columns.query: Text(limit=limit),
-        columns.label: lists(limit=limit, allow_single=True),
+        columns.label: label,
+        **({other: label} if other else {}),
         ID: Identifier(required=False, limit=limit),
         EXCLUDE: lists(required=False, limit=limit),
     }

@@ -41,7 +41,7 @@ def log_labels(connection: Any, listed: SourceLabels, attributes: tuple[str, ...
     has_texts = log["text"].null_count < len(log)
     n_labels = listed.listed + new.num_rows
     is_label_L = np.ones(n_labels, np.bool_)
-    is_label_L[listed.listed :] = np.asarray(new["is_used"]) | has_texts
+    is_label_L[listed.listed :] = np.asarray(new["is_used"]).astype(np.bool_) | has_texts
     texts = new["text"] if has_texts else new["label"]
     columns = {name: padded(column, n_labels) for name, column in listed.attributes.items()}
     for number, name in enumerate(attributes):

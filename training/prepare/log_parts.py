@@ -19,7 +19,8 @@ from pydantic import BaseModel, ValidationError
 
 from retrieval.system.atomic_files import atomic_file, write_text
 from retrieval.tables.columns import Attribute, Count, Day, Identifier, Parser, Text
-from training.prepare.bad_rows import MAX_MESSAGES
+from retrieval.tables.table import part_notes
+from training.prepare.bad_rows import MAX_MESSAGES, escape_surrogates, escaped_names
 from training.prepare.columns import Columns
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.split_parser import SplitForm, SplitParser
@@ -39,7 +40,7 @@ class PartCells(BaseModel):
     blank: int = 0
     bad: int = 0
     messages: list[str] = []
-    notes: dict[str, int | dict[str, int]] = {}
+    notes: dict[str, int | dict[str, int]] = {}  # of the part, such as rows in several lines
     more_clicks_than_impressions: int = 0
 
 
@@ -88,11 +89,12 @@ class PartReader:
                     rows = rows.filter(pa.array(~differs_N))
                 cells.bad += len(bad)
                 listed = bad[: MAX_MESSAGES - len(cells.messages)]
-                cells.messages += [f"{where}: {message}" for where, message in listed]
-                connection.register("batch", rows)
+                cells.messages += [escape_surrogates(f"{where}: {message}") for where, message in listed]
+                connection.register("batch", self._renamed(rows))
                 verb = f"CREATE TABLE {name} AS" if number == 0 else f"INSERT INTO {name}"
                 connection.execute(f"{verb} {self._select()}")
                 connection.unregister("batch")
+            cells.notes = escaped_names(part_notes(part))
             if not cells.read:
                 return cells.model_copy(update={"file": ""})
             more = connection.execute(f"SELECT count(*) FROM {name} WHERE clicks > impressions").fetchall()
@@ -109,14 +111,24 @@ class PartReader:
         return cells
 
     def _select(self) -> str:
-        values = [f"{value} AS {name}" for name, value in self._roles.items()]
+        """Return SQL that selects the values of a row; a count without a column is 1 per row."""
+        values = []
+        for role, (name, kind) in self._roles.items():
+            default = "1" if role in ("clicks", "impressions") else "NULL"
+            values.append(f"CAST({role if name else default} AS {kind}) AS {role}")
         return f"SELECT {', '.join(values)}, place FROM batch"
+
+    def _renamed(self, rows: Any) -> Any:
+        """Return rows with columns named by role, since DuckDB reads only names that are UTF-8."""
+        columns = {role: rows[name] for role, (name, _) in self._roles.items() if name is not None}
+        return pa.table({**columns, "place": rows["place"]})
 
 
 def read_parts(
     reader: PartReader, parts: Iterable[Any], folder: Path, layout: str, bar: ProgressBar, threads: int
 ) -> list[PartCells]:
     """Return the cells of all parts in order, several parts at a time. Raises TableError for the first bad part."""
+    folder.mkdir(parents=True, exist_ok=True)
 
     def one(part: Any) -> PartCells:
         return reader.read(part, reader.key(part, layout), folder, bar.part())
@@ -174,25 +186,20 @@ def _parsers(columns: Columns, limit: int, keys_are_ids: bool) -> dict[str, Pars
     return parsers | {name: Attribute() for name in columns.attributes}
 
 
-def _roles(columns: Columns) -> dict[str, str]:
-    """Return the SQL of each value of a row, by its name in the cells."""
-
-    def column(name: str | None, kind: str, default: str = "NULL") -> str:
-        quoted_name = '"' + (name or "").replace('"', '""') + '"'
-        return f"CAST({quoted_name if name else default} AS {kind})"
-
-    roles = {
-        "query": column(columns.query, "VARCHAR"),
-        "label": column(columns.label, "VARCHAR"),
-        "label_text": column(columns.label_text, "VARCHAR"),
-        "split": column(columns.split, "TINYINT"),
-        "day": column(columns.date, "DATE"),
-        "position": column(columns.position, "INTEGER"),
-        "origin": column(columns.source, "VARCHAR"),
-        "clicks": column(columns.clicks, "BIGINT", "1"),
-        "impressions": column(columns.impressions, "BIGINT", "1"),
+def _roles(columns: Columns) -> dict[str, tuple[str | None, str]]:
+    """Return the source's column and the SQL type of each value of a row, by its name in the cells."""
+    roles: dict[str, tuple[str | None, str]] = {
+        "query": (columns.query, "VARCHAR"),
+        "label": (columns.label, "VARCHAR"),
+        "label_text": (columns.label_text, "VARCHAR"),
+        "split": (columns.split, "TINYINT"),
+        "day": (columns.date, "DATE"),
+        "position": (columns.position, "INTEGER"),
+        "origin": (columns.source, "VARCHAR"),
+        "clicks": (columns.clicks, "BIGINT"),
+        "impressions": (columns.impressions, "BIGINT"),
     }
-    return roles | {f"attribute_{n}": column(name, "VARCHAR") for n, name in enumerate(columns.attributes)}
+    return roles | {f"attribute_{n}": (name, "VARCHAR") for n, name in enumerate(columns.attributes)}
 
 
 def _cached(record: Path, file: Path) -> PartCells | None:

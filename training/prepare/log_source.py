@@ -146,6 +146,8 @@ class LogReader:
         self._notes.add("more_clicks_than_impressions", more)
         for one in cells:
             self._notes.update(one.notes)
+        for name in table.unread:
+            self._notes.add("unread_files", 1, name)
         return int(read)
 
     def _leave_out_unknown_labels(self, table: Table) -> None:

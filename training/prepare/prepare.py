@@ -1,7 +1,6 @@
 """Turn a source into a prepared dataset: find the files, read them, assemble the tables, write them."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +12,12 @@ from retrieval.tables.notes import Notes
 from retrieval.tables.table import Table
 from training.data.dataset import Dataset, DatasetMeta
 from training.prepare.assemble import Assembled, assemble
-from training.prepare.bad_rows import MAX_LISTED, BadRows
-from training.prepare.columns import choose_columns, has_lists, label_column
-from training.prepare.inputs import SourceFiles, escape_surrogates, find_source_files, recorded_settings
+from training.prepare.bad_rows import MAX_LISTED, BadRows, escape_surrogates, escaped_names
+from training.prepare.columns import choose_columns, label_form
+from training.prepare.inputs import SourceFiles, find_source_files, recorded_settings
 from training.prepare.label_table import SourceLabels, read_label_table
 from training.prepare.lf_source import LfReader
-from training.prepare.list_source import ListReader
+from training.prepare.list_source import OPTIONAL_COLUMNS, ListReader
 from training.prepare.log_source import LogReader, log_database
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.settings import PrepareSettings
@@ -71,7 +70,7 @@ def prepare(
         messages = [escape_surrogates(message) for message in bad_rows.messages]
         meta = DatasetMeta(
             name=name, source=escape_surrogates(Path(files.source).name), settings=recorded, accounts=accounts,
-            notes=_escape_names(notes.counts()), skipped=bad_rows.total, skipped_first=tuple(messages[:MAX_LISTED]),
+            notes=escaped_names(notes.counts()), skipped=bad_rows.total, skipped_first=tuple(messages[:MAX_LISTED]),
             query_identity=QUERY_IDENTITY, **read.log_facts,
         )  # fmt: skip
         dataset = write_dataset(
@@ -97,7 +96,6 @@ def _read(
         labels = read_label_table(files.labels, key, text, settings.max_characters, bad_rows, notes, progress.part())
         bad_rows.raise_if_any(str(files.labels.path))  # now, since each click on a bad label would be a bad row too
     read = _read_table(files.table, settings, out, cache, labels, bad_rows, notes, progress)
-    notes.update(files.table.notes())
     read.label_read, read.label_skipped = labels.read, Counter(labels.skipped)
     return read
 
@@ -106,16 +104,18 @@ def _read_table(
     table: Table, settings: PrepareSettings, out: Path, cache: Path | None, labels: SourceLabels, bad_rows: BadRows,
     notes: Notes, progress: ProgressBar,
 ) -> _Read:  # fmt: skip
-    label = label_column(table, settings)
-    lists = has_lists(table, label)
+    label, lists = label_form(table, settings)
     columns = choose_columns(table, settings, label, lists=lists)
     if lists:
         reader = ListReader(columns, settings, labels, bad_rows)
         data = reader.read_all(table, progress.part(), notes)
+        notes.update(table.notes())
+        _note_unused(table, {*columns.named().values(), *OPTIONAL_COLUMNS}, reader.read, notes)
         return _Read(data, reader.read, reader.skipped)
     with log_database(out) as (connection, temporary):
         log = LogReader(connection, settings, columns, labels, notes, bad_rows)
         result = log.read(table, cache or temporary, progress)
+    _note_unused(table, set(columns.named().values()), result.read, notes)
     facts = {
         "days": result.days, "period": result.period, "columns": columns.named(), "recognised": columns.recognised,
         "examination": result.examination, "renames": result.n_renamed,
@@ -123,11 +123,11 @@ def _read_table(
     return _Read(result.data, result.read, result.skipped, log_facts=facts, renames=result.rename_lines())
 
 
-def _escape_names(counts: Mapping[str, int | dict[str, int]]) -> dict[str, int | dict[str, int]]:
-    return {
-        note: count if isinstance(count, int) else {escape_surrogates(name): number for name, number in count.items()}
-        for note, count in counts.items()
-    }
+def _note_unused(table: Table, used: set[str], rows: int, notes: Notes) -> None:
+    """Count the rows with a column that is not used. JSON Lines have their counts in the notes of each file."""
+    for name in table.names if table.has_header else []:
+        if name not in used:
+            notes.add("unused_columns", rows, name)
 
 
 def _accounts(source: str, read: _Read, assembled: Assembled) -> dict[Literal["rows", "labels"], RowAccount]:

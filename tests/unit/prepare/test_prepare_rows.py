@@ -82,9 +82,9 @@ def test_rare_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
     source.write_text('q,k,n\nbike,bicycle,2\nbike,"cars, used",1\nbike,bicycle,1\nshoe,boot,0\n')
     dataset = prepared(source, query_column="q", label_column="k", clicks_column="n", min_clicks=3)
     assert rows(dataset) == {"bike": ["bicycle"]}
-    assert dataset.label_texts == ["bicycle"]
+    assert dataset.label_texts == ["bicycle", "boot"]  # boot was shown; the label below the limit is left out
     account = dataset.meta.accounts["rows"]
-    assert account.skipped == {"count_zero": 1, "repeated_pair": 1, "below_min_count": 1}
+    assert account.skipped == {"exposure": 1, "repeated_pair": 1, "below_min_clicks": 1}
     assert (account.read, account.written) == (4, 1)
 
 
@@ -143,7 +143,7 @@ def test_a_split_column_of_clicks_is_used(tmp_path: Path) -> None:
         (b"[1]", "[1] is not a JSON object. Write one object per line"),
         (b'{"query": "caf\xe9"}', "query contains the byte 0xe9, which is not UTF-8. It may be Latin-1: convert"),
         (b'{"labels": ["a"]}', "'query' is missing; the row has 'labels'. Add it."),
-        (b'{"query": "a"}', "'label' is missing; the row has 'query'. Add it."),
+        (b'{"query": "a"}', "labels is null or missing. Write a list of labels"),
         (b'{"query": 7, "labels": ["a"]}', "query is 7, not text. Write text or remove the row."),
         (b'{"query": " ", "labels": ["a"]}', 'query is " ", which is empty. Write text or remove the row.'),
         (b'{"query": "a", "labels": null}', "labels is null"),
