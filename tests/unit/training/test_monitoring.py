@@ -10,7 +10,7 @@ from training.checkpoint.schema import EpochRecord
 from training.evaluation.headline import HEADLINE_METRICS, HEADS
 from training.monitoring.console import RemainingTime, duration, epoch_line, live_statistics, metrics_table
 from training.optim.step_stats import EpochStats, StepIndex, StepStats, by_head_and_term
-from training.reporting.charts import HEIGHT, WIDTH, line_chart
+from training.pages.charts import HEIGHT, WIDTH, line_chart
 
 LOSSES = {
     "dual_encoder/query_to_label/decoupled_softmax": 1.0,
