@@ -75,7 +75,4 @@ def prepare(
         skip_bad_rows=skip_bad_rows,
     )  # fmt: skip
     dataset, written = run(source, out, settings, labels=labels, name=name, force=force)
-    console = Console(markup=False)
-    state = "written to" if written else "is up to date in"
-    console.print(f"dataset {dataset.meta.name!r} {state} {out}\n", highlight=False, soft_wrap=True)
-    show(dataset, console)
+    show(dataset, Console(markup=False), written=written)
