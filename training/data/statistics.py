@@ -3,8 +3,9 @@
 Shapes: L labels, R queries, T test queries, V true labels of all queries of a split.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -43,6 +44,11 @@ class Share:
 
     pairs: float
     weight: float | None
+
+    @property
+    def headline(self) -> float:
+        """Return the share by weight, or of the pairs if there are no weights."""
+        return self.pairs if self.weight is None else self.weight
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,11 @@ class DatasetStatistics:
         return any(split.weight is not None for split in self.splits.values())
 
     @property
+    def weight(self) -> float:
+        """Return the sum of all weights; 0 without weights."""
+        return sum(split.weight or 0.0 for split in self.splits.values())
+
+    @property
     def dated(self) -> bool:
         """Return whether the dataset has days."""
         return any(split.first_day is not None for split in self.splits.values())
@@ -120,6 +131,18 @@ def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
         known=_known_shares(splits["train"], splits["test"], positives_L),
         exposures=_exposures(dataset),
     )
+
+
+def missing_days(days: Iterable[str], limit: int) -> tuple[int, list[str]]:
+    """Return the number of days without rows between the first and the last day, and the first `limit` of them."""
+    present = np.sort(np.array(list(days), "M8[D]"))
+    if not len(present):
+        return 0, []
+    first: list[str] = []
+    for day, following in pairwise(present):
+        stop = min(following, day + 1 + limit - len(first))
+        first += [str(missing) for missing in np.arange(day + 1, stop)]
+    return int((present[-1] - present[0]).astype(int)) + 1 - len(present), first
 
 
 def _split_statistics(split: Split) -> SplitStatistics:
@@ -165,7 +188,8 @@ def _in_train(train: Split, test: Split) -> BoolArray:
     for texts in _steps(train.texts_column):
         places = pc.index_in(query_identities(texts), identities.dictionary)
         known[np.asarray(places.drop_null())] = True
-    return known[np.asarray(identities.indices)]
+    known_T: BoolArray = known[np.asarray(identities.indices)]
+    return known_T
 
 
 def _steps(column: Any) -> Iterator[Any]:

@@ -17,6 +17,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from training.pages.page import compact
+
 Point = tuple[float, float]
 
 WIDTH, HEIGHT = 340, 210  # in points; small, so that several fit side by side
@@ -33,7 +35,8 @@ STYLE: dict[Any, Any] = {
     "font.size": 11,
     "lines.solid_capstyle": "round",
 }
-MAX_COLUMN_NAMES = 6  # below the columns of a chart
+NAME_CHARACTERS = 48  # that fit side by side below the columns of a chart
+MAX_READ = 12  # columns whose values are in the text alternative
 ROUND_STEPS = [1, 2, 5, 10]  # of ticks, times a power of ten
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -71,30 +74,25 @@ def line_chart(
 
 
 def column_chart(title: str, columns: Mapping[str, float], x_title: str, groups: Sequence[str] | None = None) -> str:
-    """Draw a column per name; return an <svg> element with a text alternative.
+    """Draw a column per name; return an <svg> element with a text alternative, which has the values of few columns.
 
     groups: a curve name per column, which sets its colour. Names that would overlap are left out.
     """
-    with _drawing(title, f"{title} by {x_title}") as drawing:
+    values = "".join(f"; {name}: {value:,.0f}" for name, value in columns.items()) if len(columns) <= MAX_READ else ""
+    with _drawing(title, f"{title} by {x_title}{values}") as drawing:
         axes, places = drawing.axes, range(len(columns))
         _style_axes(axes, x_title, integer_x=True)
         colors = [COLORS[CURVE_COLORS.get(group, "ink")] for group in groups or ["unified"] * len(columns)]
         bars = axes.bar(places, list(columns.values()), width=0.8 if len(columns) < 60 else 1, color=colors)
         for place, bar in enumerate(bars):
+            bar.set_clip_on(False)
             bar.set_gid(f"{drawing.slug}-column-{place}")
-        step = -(-len(columns) // MAX_COLUMN_NAMES)
+        longest = max(map(len, columns), default=0)
+        step = -(-len(columns) * (longest + 2) // NAME_CHARACTERS)
         axes.set_xticks(places[::step], list(columns)[::step])
-        axes.yaxis.set_major_formatter(FuncFormatter(compact))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
         axes.set_ylim(0, max([*columns.values(), 1]) * 1.06)
     return drawing.svg
-
-
-def compact(value: float, _: object = None) -> str:
-    """Return a tick label of at most five characters: 1,500 is 1.5k, 2,000,000 is 2M."""
-    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g}{unit}"
-    return f"{value:.3g}"
 
 
 @dataclass
@@ -124,7 +122,7 @@ def _set_logarithmic(axes: Axes) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(numticks=6))
         axis.set_minor_locator(NullLocator())
-        axis.set_major_formatter(FuncFormatter(compact))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
 
 
 def _style_axes(axes: Axes, x_title: str, integer_x: bool) -> None:

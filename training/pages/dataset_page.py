@@ -5,18 +5,17 @@ The page depends on the dataset only, so the same dataset gives the same bytes.
 Shapes: N drawn rows.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.system.atomic_files import write_text
 from training.data.dataset import SPLITS, Dataset, Split, SplitName
-from training.data.meta import DatasetMeta
+from training.data.meta import DatasetMeta, Period
 from training.data.split import take_rows
 from training.data.statistics import MOST_WORDS, DatasetStatistics
 from training.pages import DATASET_PAGE
@@ -26,6 +25,7 @@ from training.pages.page import render
 RANDOM_ROWS, RANDOM_ROWS_OF_OTHER_SPLITS = 20, 5
 LABELS_SHOWN = 8  # per row
 RENAMES_SHOWN = 20
+MAX_COLUMNS = 366  # of the charts of days
 POINTS = 60  # of the curve of label frequencies
 SEED = 0
 CURVES: dict[SplitName, str] = {"train": "unified", "validation": "dual_encoder", "test": "classifier"}
@@ -81,7 +81,7 @@ def dataset_page(dataset: Dataset, statistics: DatasetStatistics, texts: Dataset
         queries=sum(counts.rows for counts in totals), positives=sum(counts.positives for counts in totals),
         label_chart=_label_chart(statistics), length_chart=_length_chart(statistics), day_charts=_day_charts(meta),
         attributes=dataset.label_table.column_names[2:], rows=random_rows(dataset), labels_shown=LABELS_SHOWN,
-        renames=list(islice(meta.renames_first, RENAMES_SHOWN)),
+        renames=meta.renames_first[:RENAMES_SHOWN],
     )  # fmt: skip
 
 
@@ -104,32 +104,39 @@ def _length_chart(statistics: DatasetStatistics) -> str:
 
 
 def _day_charts(meta: DatasetMeta) -> dict[str, str]:
-    """Draw clicks and positives per day, in the colour of the day's split; empty without days."""
+    """Draw clicks, positives and rows per day (of a long log: per month or year), in the colour of the day's split."""
     if not meta.days:
         return {}
-    groups = [CURVES[_split_of_day(meta, day)] for day in _calendar(meta)]
-    values = {
-        "Clicks per day": {day: counts.clicks for day, counts in meta.days.items()},
-        "Positives per day": {day: counts.positives for day, counts in meta.days.items()},
-        "Rows per day": {day: counts.rows for day, counts in meta.days.items()},
-    }
+    unit, name = _unit(list(meta.days))
+    first, last = (np.datetime64(day, unit) for day in (min(meta.days), max(meta.days)))
+    totals = {str(period): np.zeros(3) for period in np.arange(first, last + 1)}
+    for day, counts in meta.days.items():
+        totals[str(np.datetime64(day, unit))] += (counts.clicks, counts.positives, counts.rows)
+    groups = [CURVES[_split_of(meta, period)] for period in totals]
     return {
-        title: column_chart(title, {day[5:]: by_day.get(day, 0) for day in _calendar(meta)}, "day", groups)
-        for title, by_day in values.items()
+        f"{value} per {name}": column_chart(
+            f"{value} per {name}", {period: float(total[place]) for period, total in totals.items()}, name, groups
+        )
+        for place, value in enumerate(("Clicks", "Positives", "Rows"))
     }
 
 
-def _calendar(meta: DatasetMeta) -> list[str]:
-    """Return all days from the first to the last day of the log, those without rows too, as ISO dates."""
-    first, last = np.datetime64(min(meta.days), "D"), np.datetime64(max(meta.days), "D")
-    return [str(day) for day in np.arange(first, last + 1)]
+def _unit(days: Sequence[str]) -> tuple[Literal["D", "M", "Y"], str]:
+    """Return the shortest unit with at most MAX_COLUMNS columns, and its name."""
+    first, last = np.datetime64(min(days), "D"), np.datetime64(max(days), "D")
+    if last - first < np.timedelta64(MAX_COLUMNS, "D"):
+        return "D", "day"
+    months = last.astype("M8[M]") - first.astype("M8[M]")
+    return ("M", "month") if months < np.timedelta64(MAX_COLUMNS, "M") else ("Y", "year")
 
 
-def _split_of_day(meta: DatasetMeta, day: str) -> SplitName:
-    period = meta.period
-    if period and period.test_from and day >= period.test_from:
+def _split_of(meta: DatasetMeta, period: str) -> SplitName:
+    """Return the split of a day; of a month or year, the split of its first day."""
+    day = str(np.datetime64(period, "D"))
+    starts = meta.period or Period()
+    if starts.test_from and day >= starts.test_from:
         return "test"
-    return "validation" if period and period.validation_from and day >= period.validation_from else "train"
+    return "validation" if starts.validation_from and day >= starts.validation_from else "train"
 
 
 # ---- random rows

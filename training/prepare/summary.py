@@ -3,24 +3,24 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, get_type_hints
 
-import numpy as np
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from retrieval.system.console import Console
 from retrieval.tables.notes import TABLE_NOTES, note_lines
+from retrieval.tables.values import preview
 from training.data.dataset import SPLITS, Dataset, SplitName
 from training.data.meta import DatasetMeta
-from training.data.statistics import DatasetStatistics, KnownShares, dataset_statistics
+from training.data.statistics import DatasetStatistics, KnownShares, dataset_statistics, missing_days
 from training.pages import DATASET_PAGE
 from training.pages.dataset_page import DatasetTexts, Setting, write_dataset_page
-from training.prepare.input_rows import MAX_LISTED
+from training.prepare.commands import prepare
 from training.prepare.inputs import PrepareSettings
 from training.prepare.writing import SKIPPED
 
-RENAMES_SHOWN = 3
+BAD_ROWS_SHOWN = 3
+COLUMN = "_column"  # the end of identifiers of columns
 DAYS_SHOWN = 5
 # Defaults that the summary names: always, for a dataset with weights, and for one with days.
 DEFAULTS = ("test", "validation")
@@ -52,15 +52,16 @@ NOTES: Mapping[str, str] = {
 
 
 def show(dataset: Dataset, console: Console, *, written: bool) -> None:
-    """Print the summary, and write dataset.html if the dataset is new or has none."""
+    """Write dataset.html if the dataset is new or has none, and print the summary."""
     statistics, texts = dataset_statistics(dataset), dataset_texts(dataset.meta)
-    state = "written to" if written else "is up to date in"
-    _print(console, f"dataset {dataset.meta.name!r} {state} {dataset.folder}")
-    for part in _parts(dataset, statistics, texts):
-        console.print(Padding(part, (1, 0, 0, 0)), highlight=False, soft_wrap=True)
     page = dataset.folder / DATASET_PAGE
     if written or not page.is_file():
         write_dataset_page(dataset, statistics, texts)
+    state = "written to" if written else "is up to date in"
+    _print(console, f"dataset {dataset.meta.name!r} {state} {dataset.folder}")
+    for part in _parts(dataset, statistics, texts):
+        console.print()
+        console.print(part, highlight=False, soft_wrap=isinstance(part, Text))
     _print(console, f"\nCharts, random rows and all settings: {page}")
 
 
@@ -73,22 +74,19 @@ def _warnings(meta: DatasetMeta) -> Iterator[str]:
     for name in SPLITS:
         if not meta.splits[name].rows:
             yield f"{name} has no rows. {EMPTY_SPLIT[name]}"
-    if meta.days:
-        calendar = np.arange(np.datetime64(min(meta.days), "D"), np.datetime64(max(meta.days), "D"))
-        if missing := [str(day) for day in calendar if str(day) not in meta.days]:
-            shown = ", ".join(missing[:DAYS_SHOWN]) + (", …" if len(missing) > DAYS_SHOWN else "")
-            days = "1 day has" if len(missing) == 1 else f"{len(missing)} days have"
-            yield f"{days} no rows: {shown}. Check that the source has all files."
+    missing, first = missing_days(meta.days, DAYS_SHOWN)
+    if missing:
+        days = "1 day has" if missing == 1 else f"{missing:,} days have"
+        more = ", …" if missing > len(first) else ""
+        yield f"{days} no rows: {', '.join(first)}{more}. Check that the source has all files and that dates are right."
 
 
 def _settings(meta: DatasetMeta) -> list[Setting]:
     """Return the options of `diptych prepare` with their values and help texts."""
-    from training.prepare.commands import prepare
-
     hints = get_type_hints(prepare, include_extras=True)
     defaults = {key: field.default for key, field in PrepareSettings.model_fields.items()}
     return [
-        Setting(f"--{key.replace('_', '-')}", _text(value), _text(defaults[key]), hints[key].__metadata__[0].help)
+        Setting(f"--{key.replace('_', '-')}", _text(value), _text(defaults[key]), hints[key].__metadata__[0].help or "")
         for key, value in meta.settings.items()
         if key in defaults and key in hints
     ]
@@ -103,10 +101,12 @@ def _text(value: Any) -> str:
 
 def _parts(dataset: Dataset, statistics: DatasetStatistics, texts: DatasetTexts) -> Iterator[RenderableType]:
     meta = dataset.meta
-    yield from (Text(f"check: {warning}", style="bold") for warning in texts.warnings)
+    yield from (Text(f"warning: {warning}", style="bold") for warning in texts.warnings)
+    lines = []
     for part, account in meta.accounts.items():
         source, written = ("", "written") if part == "rows" else ("label table: ", "labels")
-        yield Text(source + "\n".join(account.report(written)))
+        lines += (source + "\n".join(account.report(written))).split("\n")
+    yield Text("\n".join(lines))
     if meta.skipped:
         yield _bad_rows(dataset)
     yield _splits(statistics)
@@ -116,15 +116,15 @@ def _parts(dataset: Dataset, statistics: DatasetStatistics, texts: DatasetTexts)
     if texts.notes:
         yield Text("notes\n" + "\n".join(f"  {count:>12,}  {text}" for count, text in texts.notes))
     if meta.detected:
-        yield _pairs("detected", {name.replace("_", " "): value for name, value in meta.detected.items()})
+        yield _pairs(_detected(meta))
     if defaults := _defaults(texts, statistics):
-        yield _pairs("defaults in force", defaults)
+        yield Group(Text("defaults in force"), _pairs({f"  {name}": text for name, text in defaults.items()}))
 
 
 def _bad_rows(dataset: Dataset) -> Text:
     meta = dataset.meta
     rows = "1 bad row" if meta.skipped == 1 else f"{meta.skipped:,} bad rows"
-    messages = "".join(f"\n  {message}" for message in meta.skipped_first[:MAX_LISTED])
+    messages = "".join(f"\n  {message}" for message in meta.skipped_first[:BAD_ROWS_SHOWN])
     return Text(f"{rows} skipped, listed in {dataset.folder / SKIPPED}:{messages}")
 
 
@@ -151,7 +151,7 @@ def _splits(statistics: DatasetStatistics) -> Table:
 
 def _known(known: KnownShares) -> Table:
     shares = (known.queries, known.labels, known.both)
-    table = _table("test pairs that occur in train", "query", "label", "both")
+    table = _table("test pairs", "known query", "known label", "both")
     if shares[0].weight is not None:
         table.add_row("  by weight", *(f"{100 * (share.weight or 0):.1f} %" for share in shares))
     table.add_row("  each pair once", *(f"{100 * share.pairs:.1f} %" for share in shares))
@@ -166,17 +166,19 @@ def _labels(dataset: Dataset, statistics: DatasetStatistics) -> RenderableType:
     if attributes := dataset.label_table.column_names[2:]:
         lines[0] += " with " + ", ".join(attributes)
     if meta.renames:
-        lines.append(f"{meta.renames:,} of them were renamed; the latest text is used")
-    lines += [f"  {one.id}: {one.before} → {one.now}" for one in meta.renames_first[:RENAMES_SHOWN]]
+        lines.append(f"{meta.renames:,} of them were renamed and have their latest text")
+        if meta.renames_first:
+            first = meta.renames_first[0]
+            lines[-1] += f", such as {preview(first.before)} → {preview(first.now)}"
     if statistics.exposures:
         pairs, impressions = map(sum, zip(*statistics.exposures.values(), strict=True))
         lines.append(f"{pairs:,} exposures (shown, not clicked) with {impressions:,} impressions")
-    return Group(table, Text("\n".join(lines)))
+    return Group(Text("\n".join(lines)), table)
 
 
 def _defaults(texts: DatasetTexts, statistics: DatasetStatistics) -> Mapping[str, str]:
     """Return option with value, and description, of the defaults that matter for this dataset."""
-    names = DEFAULTS
+    names = [*DEFAULTS]
     names += DEFAULTS_OF_WEIGHTS if statistics.weighted else ()
     names += DEFAULTS_OF_DAYS if statistics.dated else ()
     options = [f"--{name.replace('_', '-')}" for name in names]
@@ -187,12 +189,21 @@ def _defaults(texts: DatasetTexts, statistics: DatasetStatistics) -> Mapping[str
     }
 
 
-def _pairs(title: str, values: Mapping[str, str]) -> RenderableType:
+def _detected(meta: DatasetMeta) -> dict[str, str]:
+    """Return two lines: the columns, and the format."""
+    lines: dict[str, list[str]] = {"columns": [], "format": []}
+    for name, value in meta.detected.items():
+        line = "columns" if name.endswith(COLUMN) else "format"
+        lines[line].append(f"{name.removesuffix(COLUMN).replace('_', ' ')}: {value}")
+    return {name: ", ".join(values) for name, values in lines.items() if values}
+
+
+def _pairs(values: Mapping[str, str]) -> Table:
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     for name, value in values.items():
-        grid.add_row(f"  {name}", value)
-    return Group(Text(title), grid)
+        grid.add_row(name, value)
+    return grid
 
 
 def _table(first: str, *headings: str) -> Table:

@@ -15,9 +15,10 @@ from training.data import checks
 from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName
 from training.data.exposures import EXPOSURES, check_exposures
 from training.data.fingerprint import fingerprint
+from training.pages import DATASET_PAGE
 
 SKIPPED = "skipped-rows.txt"
-FILES = {"dataset.json", SKIPPED, *(f"{name}.parquet" for name in ("labels", EXPOSURES, *SPLITS))}
+FILES = {"dataset.json", SKIPPED, DATASET_PAGE, *(f"{name}.parquet" for name in ("labels", EXPOSURES, *SPLITS))}
 
 
 def write_dataset(
