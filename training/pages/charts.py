@@ -35,7 +35,7 @@ STYLE: dict[Any, Any] = {
     "font.size": 11,
     "lines.solid_capstyle": "round",
 }
-NAME_CHARACTERS = 48  # that fit side by side below the columns of a chart
+NAME_CHARACTERS = 40  # that fit side by side below the columns of a chart
 MAX_READ = 12  # columns whose values are in the text alternative
 ROUND_STEPS = [1, 2, 5, 10]  # of ticks, times a power of ten
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}

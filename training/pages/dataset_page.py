@@ -108,8 +108,10 @@ def _day_charts(meta: DatasetMeta) -> dict[str, str]:
     if not meta.days:
         return {}
     unit, name = _unit(list(meta.days))
-    first, last = (np.datetime64(day, unit) for day in (min(meta.days), max(meta.days)))
-    totals = {str(period): np.zeros(3) for period in np.arange(first, last + 1)}
+    present = np.unique(np.array(list(meta.days), f"M8[{unit}]"))
+    # a wrong date may be thousands of years away: years without rows are left out
+    periods = present if unit == "Y" else np.arange(present[0], present[-1] + 1)
+    totals = {str(period): np.zeros(3) for period in periods}
     for day, counts in meta.days.items():
         totals[str(np.datetime64(day, unit))] += (counts.clicks, counts.positives, counts.rows)
     groups = [CURVES[_split_of(meta, period)] for period in totals]

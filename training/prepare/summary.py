@@ -1,6 +1,6 @@
 """Summarize a prepared dataset for its user: in the terminal, and in dataset.html."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, get_type_hints
 
 from rich.console import Group, RenderableType
@@ -22,8 +22,9 @@ from training.prepare.writing import SKIPPED
 BAD_ROWS_SHOWN = 3
 COLUMN = "_column"  # the end of identifiers of columns
 DAYS_SHOWN = 5
-# Defaults that the summary names: always, for a dataset with weights, and for one with days.
-DEFAULTS = ("test", "validation")
+# Defaults that the summary names: for splits that were cut by share, for a dataset with weights, and for one with days.
+DEFAULTS_OF_SHARES = ("test", "validation")
+OTHER_SPLITS = ("split_column", "test_from", "test_days")  # settings that replace the shares
 DEFAULTS_OF_WEIGHTS = ("min_clicks", "min_ctr", "max_share")
 DEFAULTS_OF_DAYS = ("half_life_days",)
 EMPTY_SPLIT: dict[SplitName, str] = {
@@ -61,7 +62,7 @@ def show(dataset: Dataset, console: Console, *, written: bool) -> None:
     _print(console, f"dataset {dataset.meta.name!r} {state} {dataset.folder}")
     for part in _parts(dataset, statistics, texts):
         console.print()
-        console.print(part, highlight=False, soft_wrap=isinstance(part, Text))
+        console.print(Group(part), highlight=False, crop=False)  # without the group, a Text would be wrapped
     _print(console, f"\nCharts, random rows and all settings: {page}")
 
 
@@ -101,12 +102,14 @@ def _text(value: Any) -> str:
 
 def _parts(dataset: Dataset, statistics: DatasetStatistics, texts: DatasetTexts) -> Iterator[RenderableType]:
     meta = dataset.meta
-    yield from (Text(f"warning: {warning}", style="bold") for warning in texts.warnings)
-    lines = []
+    if texts.warnings:
+        yield _lines([f"warning: {warning}" for warning in texts.warnings], style="bold")
+    lines: list[str] = []
     for part, account in meta.accounts.items():
         source, written = ("", "written") if part == "rows" else ("label table: ", "labels")
-        lines += (source + "\n".join(account.report(written))).split("\n")
-    yield Text("\n".join(lines))
+        first, *others = account.report(written)
+        lines += [source + first, *others]
+    yield _lines(lines)
     if meta.skipped:
         yield _bad_rows(dataset)
     yield _splits(statistics)
@@ -114,18 +117,18 @@ def _parts(dataset: Dataset, statistics: DatasetStatistics, texts: DatasetTexts)
         yield _known(statistics.known)
     yield _labels(dataset, statistics)
     if texts.notes:
-        yield Text("notes\n" + "\n".join(f"  {count:>12,}  {text}" for count, text in texts.notes))
+        yield _lines(["notes", *(f"  {count:>12,}  {text}" for count, text in texts.notes)])
     if meta.detected:
         yield _pairs(_detected(meta))
-    if defaults := _defaults(texts, statistics):
+    if defaults := _defaults(meta, texts, statistics):
         yield Group(Text("defaults in force"), _pairs({f"  {name}": text for name, text in defaults.items()}))
 
 
 def _bad_rows(dataset: Dataset) -> Text:
     meta = dataset.meta
     rows = "1 bad row" if meta.skipped == 1 else f"{meta.skipped:,} bad rows"
-    messages = "".join(f"\n  {message}" for message in meta.skipped_first[:BAD_ROWS_SHOWN])
-    return Text(f"{rows} skipped, listed in {dataset.folder / SKIPPED}:{messages}")
+    messages = (f"  {message}" for message in meta.skipped_first[:BAD_ROWS_SHOWN])
+    return _lines([f"{rows} skipped, listed in {dataset.folder / SKIPPED}:", *messages])
 
 
 def _splits(statistics: DatasetStatistics) -> Table:
@@ -164,7 +167,7 @@ def _labels(dataset: Dataset, statistics: DatasetStatistics) -> RenderableType:
     table.add_row("labels", *(f"{group.labels:,}" for group in groups))
     lines = [f"{meta.labels:,} labels"]
     if attributes := dataset.label_table.column_names[2:]:
-        lines[0] += " with " + ", ".join(attributes)
+        lines[0] += f" with {', '.join(attributes)}"
     if meta.renames:
         lines.append(f"{meta.renames:,} of them were renamed and have their latest text")
         if meta.renames_first:
@@ -173,12 +176,13 @@ def _labels(dataset: Dataset, statistics: DatasetStatistics) -> RenderableType:
     if statistics.exposures:
         pairs, impressions = map(sum, zip(*statistics.exposures.values(), strict=True))
         lines.append(f"{pairs:,} exposures (shown, not clicked) with {impressions:,} impressions")
-    return Group(Text("\n".join(lines)), table)
+    return Group(_lines(lines), table)
 
 
-def _defaults(texts: DatasetTexts, statistics: DatasetStatistics) -> Mapping[str, str]:
+def _defaults(meta: DatasetMeta, texts: DatasetTexts, statistics: DatasetStatistics) -> Mapping[str, str]:
     """Return option with value, and description, of the defaults that matter for this dataset."""
-    names = [*DEFAULTS]
+    by_share = not any(meta.settings.get(name) or meta.detected.get(name) for name in OTHER_SPLITS)
+    names = [*DEFAULTS_OF_SHARES] if by_share else []
     names += DEFAULTS_OF_WEIGHTS if statistics.weighted else ()
     names += DEFAULTS_OF_DAYS if statistics.dated else ()
     options = [f"--{name.replace('_', '-')}" for name in names]
@@ -196,6 +200,11 @@ def _detected(meta: DatasetMeta) -> dict[str, str]:
         line = "columns" if name.endswith(COLUMN) else "format"
         lines[line].append(f"{name.removesuffix(COLUMN).replace('_', ' ')}: {value}")
     return {name: ", ".join(values) for name, values in lines.items() if values}
+
+
+def _lines(lines: Sequence[str], style: str = "") -> Text:
+    """Return lines that are not wrapped, so that they can be searched and copied."""
+    return Text("\n".join(lines), style, no_wrap=True, overflow="ignore")
 
 
 def _pairs(values: Mapping[str, str]) -> Table:
