@@ -91,7 +91,7 @@ class DatasetStatistics:
     queries_by_words: IntArray
     characters: tuple[int, int, int]
     known: KnownShares | None
-    exposures: Mapping[str, tuple[int, int]]
+    exposures: Mapping[SplitName, tuple[int, int]]
 
     @property
     def weighted(self) -> bool:
@@ -119,7 +119,7 @@ class DatasetStatistics:
 
 
 def dataset_statistics(dataset: Dataset) -> DatasetStatistics:
-    """Compute the statistics of all splits. Raises DatasetError for an invalid row."""
+    """Compute the statistics of all splits; train must have a positive. Raises DatasetError for an invalid row."""
     splits = {name: dataset.split(name) for name in SPLITS}
     positives_L = np.bincount(splits["train"].labels.values, minlength=dataset.n_labels)
     characters, words = _lengths(splits)
@@ -199,15 +199,15 @@ def _steps(column: Any) -> Iterator[Any]:
             yield chunk.slice(start, ROWS_PER_STEP)
 
 
-def _exposures(dataset: Dataset) -> dict[str, tuple[int, int]]:
-    """Return the number of pairs and of impressions of each split."""
+def _exposures(dataset: Dataset) -> dict[SplitName, tuple[int, int]]:
+    """Return the number of pairs and of impressions of each split that has some. Reads the file in steps."""
     path = dataset.folder / f"{EXPOSURES}.parquet"
     if not path.is_file():
         return {}
+    totals = dict.fromkeys(SPLITS, (0, 0))
     with path.open("rb") as file:  # Arrow opens only paths that are UTF-8
-        table = pq.read_table(file, columns=["split", "impressions"], read_dictionary=["split"])
-    sums = table.group_by("split").aggregate([("impressions", "count"), ("impressions", "sum")])
-    return {
-        row["split"]: (row["impressions_count"], row["impressions_sum"])
-        for row in sorted(sums.to_pylist(), key=lambda row: SPLITS.index(row["split"]))
-    }
+        for batch in pq.ParquetFile(file).iter_batches(ROWS_PER_STEP, columns=["split", "impressions"]):
+            for name, (pairs, impressions) in totals.items():
+                part = batch["impressions"].filter(pc.equal(batch["split"], name))
+                totals[name] = (pairs + len(part), impressions + (pc.sum(part).as_py() or 0))
+    return {name: total for name, total in totals.items() if total[0]}

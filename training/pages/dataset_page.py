@@ -92,7 +92,7 @@ def _label_chart(statistics: DatasetStatistics) -> str:
     """Draw training positives against the rank of the label, both on logarithmic axes."""
     sorted_L = np.sort(statistics.label_positives_L)[::-1]
     sorted_L = sorted_L[sorted_L > 0]
-    ranks = np.unique(np.geomspace(1, max(len(sorted_L), 1), POINTS).astype(np.int64))
+    ranks = np.unique(np.geomspace(1, len(sorted_L), POINTS).astype(np.int64))
     points = [(float(rank), float(sorted_L[rank - 1])) for rank in ranks]
     return line_chart("Training positives", {"unified": points}, "rank of the label", logarithmic=True)
 
