@@ -116,9 +116,8 @@ def test_a_checkpoint_keeps_what_clicks_said_about_labels_and_queries(trained: P
     opened = load_checkpoint(trained)
     split = clicked.split("train")
     weights_L = np.bincount(split.labels.values, split.weights_V, clicked.n_labels)
-    np.testing.assert_allclose(
-        popularity(opened.label_frequency_L), np.log1p(weights_L) / np.log1p(weights_L.max()), 1e-6
-    )
+    popularity_L = np.log1p(weights_L) / np.log1p(weights_L.max())
+    np.testing.assert_allclose(popularity(opened.label_frequency_L), popularity_L, 1e-6)
     assert opened.labels.column_names == ["id", "text", "market"]
     assert opened.repeated_Q is not None
     assert opened.repeated_Q.sum() >= 30
