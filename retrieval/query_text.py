@@ -6,10 +6,10 @@ Used by prepare, training, the encoder, the response cache, predict, search, loa
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 QUERY_IDENTITY = 1  # version of `query_identity`; datasets, checkpoints and bundles store it
 # Invisible letters and symbols: Hangul fillers and the blank Braille pattern.
@@ -30,7 +30,7 @@ _IDEOGRAPHS = (
     (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
 
-Texts = TypeVar("Texts", pa.Array, pa.ChunkedArray)
+Texts = TypeVar("Texts", "pa.Array", "pa.ChunkedArray")
 
 
 def is_blank(text: str) -> bool:
@@ -85,6 +85,9 @@ def split_keys(texts: Texts) -> Texts:
 
 def _mapped(texts: Texts, one: Callable[[str], str]) -> Texts:
     """Apply `one`, which lower-cases printable ASCII and makes its spaces even, to a column."""
+    import pyarrow as pa  # only here, because the front of the service does without it
+    import pyarrow.compute as pc
+
     if isinstance(texts, pa.ChunkedArray):
         return pa.chunked_array([_mapped(chunk, one) for chunk in texts.chunks], texts.type)
     if len(texts) == 0:
