@@ -6,10 +6,10 @@ Used by prepare, training, the encoder, the response cache, predict, search, loa
 import re
 import unicodedata
 from collections.abc import Callable
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import pyarrow as pa
-import pyarrow.compute as pc
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 QUERY_IDENTITY = 1  # version of `query_identity`; datasets, checkpoints and bundles store it
 # Invisible letters and symbols: Hangul fillers and the blank Braille pattern.
@@ -23,6 +23,9 @@ VISIBLE_PATTERN = r"[^\p{Cc}\p{Cf}\p{Z}\p{M}\x{115F}\x{1160}\x{3164}\x{FFA0}\x{2
 _IGNORED = re.compile("[\u034f\u180b-\u180f\ufe00-\ufe0f\U000e0100-\U000e01ef]")
 # All but punctuation that NFKC would replace by several characters. The default tokenizer reads each as one token.
 _FOLDABLE = re.compile("[^\u2025\u2026\u2033\u2034\u2036\u2037\u203c\u2047-\u2049\u2057\ufe19\ufe30]+")
+# Marks per letter, the limit of Unicode's stream-safe text (UAX #15). Sorting more of them takes quadratic time.
+MAX_MARKS = 30
+_MANY_SIGNS = re.compile(rf"[^\w\s]{{{MAX_MARKS // 2},}}")
 _NOT_PRINTABLE_ASCII = "[^ -~]"
 _UNEVEN_SPACES = "^ | $|  "
 _IDEOGRAPHS = (
@@ -30,7 +33,7 @@ _IDEOGRAPHS = (
     (0x2B920, 0x2CEAF), (0xF900, 0xFAFF), (0x2F800, 0x2FA1F),
 )  # fmt: skip
 
-Texts = TypeVar("Texts", pa.Array, pa.ChunkedArray)
+Texts = TypeVar("Texts", "pa.Array", "pa.ChunkedArray")
 
 
 def is_blank(text: str) -> bool:
@@ -43,13 +46,13 @@ def is_blank(text: str) -> bool:
 def query_identity(text: str) -> str:
     """Return the text as the encoder reads it, which is equal for spellings of the same query.
 
-    Invisible characters are removed, compatibility forms are unified (NFKC), case is folded, and runs of white space
-    become one space. Punctuation that NFKC would expand, such as an ellipsis, stays one character. The identity of an
-    identity is the same text.
+    Invisible characters, and marks beyond 30 per letter, are removed. Compatibility forms are unified (NFKC), case is
+    folded, and runs of white space become one space. Punctuation that NFKC would expand, such as an ellipsis, stays one
+    character. The identity of an identity is the same text.
     """
     if text.isascii() and text.isprintable():
         return " ".join(text.lower().split())
-    return " ".join(_FOLDABLE.sub(lambda run: _folded(run[0]), _without_invisible(text)).split())
+    return " ".join(_FOLDABLE.sub(lambda run: _folded(run[0]), _cleaned(text)).split())
 
 
 def query_identities(texts: Texts) -> Texts:
@@ -69,7 +72,7 @@ def split_key(text: str) -> str:
     """
     if text.isascii():
         return query_identity(text)
-    bare = _without_accents(_folded(_without_accents(text)))
+    bare = _without_accents(_folded(_without_accents(_cleaned(text))))
     words = "".join(f" {letter} " if _is_ideograph(letter) else letter for letter in bare).split()
     joined = "".join(
         word if not place or _is_ideograph(word[0]) or _is_ideograph(words[place - 1][-1]) else f" {word}"
@@ -85,6 +88,9 @@ def split_keys(texts: Texts) -> Texts:
 
 def _mapped(texts: Texts, one: Callable[[str], str]) -> Texts:
     """Apply `one`, which lower-cases printable ASCII and makes its spaces even, to a column."""
+    import pyarrow as pa  # only here, because the front of the service does without it
+    import pyarrow.compute as pc
+
     if isinstance(texts, pa.ChunkedArray):
         return pa.chunked_array([_mapped(chunk, one) for chunk in texts.chunks], texts.type)
     if len(texts) == 0:
@@ -107,10 +113,20 @@ def _folded(text: str) -> str:
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", plain).casefold())
 
 
-def _without_invisible(text: str) -> str:
+def _cleaned(text: str) -> str:
+    """Remove invisible characters, and marks beyond MAX_MARKS per letter."""
     if not text.isprintable():
         text = "".join(one for one in text if one.isspace() or unicodedata.category(one) not in ("Cc", "Cf", "Cs"))
-    return _IGNORED.sub("", text)
+    return _MANY_SIGNS.sub(_with_fewer_marks, _IGNORED.sub("", text))
+
+
+def _with_fewer_marks(signs: re.Match[str]) -> str:
+    result, marks = [], 0
+    for sign in signs[0]:
+        marks = marks + len(unicodedata.normalize("NFD", sign)) if unicodedata.combining(sign) else 0
+        if marks <= MAX_MARKS:
+            result.append(sign)
+    return "".join(result)
 
 
 def _is_visible(letter: str) -> bool:

@@ -10,12 +10,14 @@ first_day, last_day   optional: days on which it was shown
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from retrieval.errors import DatasetError
 from training.data.checks import string_column
 from training.data.meta import SplitName
+from training.data.ragged import Ragged
 
 EXPOSURES = "exposures"
 NUMBERS = {"row": pa.int32(), "label": pa.int32(), "impressions": pa.int64()}
@@ -40,6 +42,14 @@ def check_exposures(table: Any, file: str, n_labels: int, rows: Mapping[SplitNam
     _refuse(pc.fill_null(outside, True), label, file, f"label is not a row of labels.parquet (0 to {n_labels - 1})")
     _refuse(pc.fill_null(pc.less(impressions, 1), True), impressions, file, "impressions is not 1 or more")
     return pa.table(columns)
+
+
+def labels_shown(exposures: Any, split: SplitName, n_rows: int) -> Ragged:
+    """Return the distinct labels that were shown and not clicked, per row of a split with `n_rows` rows."""
+    chosen = exposures.filter(pc.and_(pc.equal(exposures["split"], split), pc.is_valid(exposures["row"])))
+    row, label = (np.asarray(chosen[name]).astype(np.int64) for name in ("row", "label"))
+    row, label = np.divmod(np.unique(row * 2**32 + label), 2**32)
+    return Ragged.from_lengths(label.astype(np.int32), np.bincount(row, minlength=n_rows))
 
 
 def _column(table: Any, name: str, kind: Any, file: str) -> Any:

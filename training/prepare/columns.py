@@ -42,6 +42,13 @@ class Columns:
         named = {role: name for role, name in roles.items() if name is not None}
         return named | {f"attribute {name}": name for name in self.attributes}
 
+    def detected(self) -> dict[str, str]:
+        """Return descriptions of the columns, for dataset.json."""
+        return {
+            f"{role}_column": f"{name} (recognised)" if role in self.recognised else name
+            for role, name in self.named().items()
+        }
+
 
 def choose_columns(table: Table, settings: PrepareSettings, label: str, *, lists: bool) -> Columns:
     """Return the columns of a source. `label` is the name of the label column, `lists` whether it has lists of labels.

@@ -222,10 +222,4 @@ def prepare(
     }  # fmt: skip
     settings, settings_file = merged_settings(options, source_folder(source))
     dataset, written = run(source, out, settings, labels=labels, name=name, force=force, cache=cache)
-    console = Console(markup=False)
-    state = "written to" if written else "is up to date in"
-    console.print(f"dataset {dataset.meta.name!r} {state} {out}", highlight=False, soft_wrap=True)
-    if settings_file:
-        console.print(f"options read from {settings_file}", highlight=False, soft_wrap=True)
-    console.print()
-    show(dataset, console)
+    show(dataset, Console(markup=False), written=written, settings_file=settings_file)

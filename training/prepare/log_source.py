@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from retrieval.errors import DatasetError
 from retrieval.system.limits import available_cores, free_memory
 from retrieval.tables.notes import Notes
 from retrieval.tables.table import Table
-from training.data.meta import DayCounts, Period
+from training.data.meta import DayCounts, LabelRename, Period
 from training.data.ragged import Ragged
 from training.prepare import click_log, click_weights, time_split
 from training.prepare.bad_rows import MAX_MESSAGES, BadRows
@@ -47,22 +47,9 @@ class LogResult:
     skipped: Counter[str]
     days: dict[str, DayCounts]
     period: Period | None
-    renames: Any  # Arrow: label, earlier, latest, day; None without texts of labels in the log
+    renamed: tuple[LabelRename, ...]  # one per label whose text has changed
+    rename_lines: list[str]  # one per earlier text of a label
     examination: tuple[float, ...] | None
-
-    @property
-    def n_renamed(self) -> int:
-        """Return the number of labels whose text has changed."""
-        return 0 if self.renames is None else len(set(self.renames["label"].to_pylist()))
-
-    def rename_lines(self) -> list[str]:
-        """Return a line about each earlier text of a label."""
-        rows = [] if self.renames is None else self.renames.to_pylist()
-        return [
-            f"label {row['label']}: {row['earlier']!r}" + (f" (last on {row['day']})" if row["day"] else "")
-            + f" is now {row['latest']!r}"
-            for row in rows
-        ]  # fmt: skip
 
 
 @contextmanager
@@ -124,13 +111,16 @@ class LogReader:
         click_weights.build_pairs(connection, self._settings, period, examination_P, has_sources=has_sources)
         bar.describe("collecting pairs")
         self._count_pairs()
+        renames = click_log.renamed_labels(connection).to_pylist() if columns.label_text else []
+        renamed = {row["label"]: (row["earlier"], row["latest"]) for row in renames}
         return LogResult(
             data=self._source_data(),
             read=read,
             skipped=self._skipped,
             days=self._days(),
             period=_recorded(period),
-            renames=click_log.renamed_labels(connection) if columns.label_text else None,
+            renamed=tuple(LabelRename(id=id, before=before, now=now) for id, (before, now) in renamed.items()),
+            rename_lines=[_rename_line(row) for row in renames],
             examination=None if examination_P is None else tuple(examination_P.tolist()),
         )
 
@@ -257,6 +247,11 @@ class LogReader:
         ).to_arrow_table()
         numbers = pa.array(number_of_lid[np.asarray(table["label"])])
         return table.set_column(table.column_names.index("label"), "label", numbers) if table.num_rows else None
+
+
+def _rename_line(rename: Mapping[str, Any]) -> str:
+    last = f" (last on {rename['day']})" if rename["day"] else ""
+    return f"label {rename['label']}: {rename['earlier']!r}{last} is now {rename['latest']!r}"
 
 
 def _recorded(period: time_split.Period | None) -> Period | None:

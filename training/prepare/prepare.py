@@ -36,8 +36,9 @@ class _Read:
     skipped: Counter[str]
     label_read: int = 0
     label_skipped: Counter[str] = field(default_factory=Counter)
-    log_facts: dict[str, Any] = field(default_factory=dict)
-    renames: list[str] = field(default_factory=list)
+    log_facts: dict[str, Any] = field(default_factory=dict)  # fields of DatasetMeta
+    rename_lines: list[str] = field(default_factory=list)
+    detected: dict[str, str] = field(default_factory=dict)
 
 
 def prepare(
@@ -71,11 +72,11 @@ def prepare(
         meta = DatasetMeta(
             name=name, source=escape_surrogates(Path(files.source).name), settings=recorded, accounts=accounts,
             notes=escaped_names(notes.counts()), skipped=bad_rows.total, skipped_first=tuple(messages[:MAX_LISTED]),
-            query_identity=QUERY_IDENTITY, **read.log_facts,
+            query_identity=QUERY_IDENTITY, detected=read.detected, **read.log_facts,
         )  # fmt: skip
         dataset = write_dataset(
             out, assembled.labels, assembled.splits, meta, exposures=assembled.exposures, replace=force,
-            skipped=messages, renames=read.renames,
+            skipped=messages, renames=read.rename_lines,
         )  # fmt: skip
         return dataset, True
 
@@ -96,6 +97,7 @@ def _read(
         labels = read_label_table(files.labels, key, text, settings.max_characters, bad_rows, notes, progress.part())
         bad_rows.raise_if_any(str(files.labels.path))  # now, since each click on a bad label would be a bad row too
     read = _read_table(files.table, settings, out, cache, labels, bad_rows, notes, progress)
+    read.detected |= _detected_format(files.table)
     read.label_read, read.label_skipped = labels.read, Counter(labels.skipped)
     return read
 
@@ -111,16 +113,23 @@ def _read_table(
         data = reader.read_all(table, progress.part(), notes)
         notes.update(table.notes())
         _note_unused(table, {*columns.named().values(), *OPTIONAL_COLUMNS}, reader.read, notes)
-        return _Read(data, reader.read, reader.skipped)
+        return _Read(data, reader.read, reader.skipped, detected=columns.detected())
     with log_database(out) as (connection, temporary):
         log = LogReader(connection, settings, columns, labels, notes, bad_rows)
         result = log.read(table, cache or temporary, progress)
     _note_unused(table, set(columns.named().values()), result.read, notes)
     facts = {
-        "days": result.days, "period": result.period, "columns": columns.named(), "recognised": columns.recognised,
-        "examination": result.examination, "renames": result.n_renamed,
+        "days": result.days, "period": result.period, "examination": result.examination, "renames": len(result.renamed),
+        "renames_first": result.renamed[:MAX_LISTED],
     }  # fmt: skip
-    return _Read(result.data, result.read, result.skipped, log_facts=facts, renames=result.rename_lines())
+    return _Read(result.data, result.read, result.skipped, facts, result.rename_lines, columns.detected())
+
+
+def _detected_format(table: Table) -> dict[str, str]:
+    """Return the kind of the files, and the separator and encoding of text files."""
+    files = f"{len(table.parts)} × {table.kind}" if len(table.parts) > 1 else table.kind
+    layouts = ", ".join(layout for layout in table.layouts) if len(table.layouts) <= MAX_LISTED else "several"
+    return {"files": files} | ({"layout": layouts} if layouts else {})
 
 
 def _note_unused(table: Table, used: set[str], rows: int, notes: Notes) -> None:

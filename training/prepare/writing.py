@@ -15,9 +15,11 @@ from training.data import checks
 from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName
 from training.data.exposures import EXPOSURES, check_exposures
 from training.data.fingerprint import fingerprint
+from training.pages import DATASET_PAGE
 
 SKIPPED, RENAMED = "skipped-rows.txt", "renamed-labels.txt"
-FILES = {"dataset.json", SKIPPED, RENAMED, *(f"{name}.parquet" for name in ("labels", EXPOSURES, *SPLITS))}
+FILES = {"dataset.json", SKIPPED, RENAMED, DATASET_PAGE}
+FILES |= {f"{name}.parquet" for name in ("labels", EXPOSURES, *SPLITS)}
 
 
 def write_dataset(

@@ -10,13 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from retrieval.system.atomic_files import write_text
@@ -30,8 +28,9 @@ from training.evaluation.headline import (
     HEADLINE_METRICS,
     HEADS,
     KEY_METRICS,
-    METRIC_EXPLANATIONS,
     UNIFIED,
+    metric_explanations,
+    shown_metrics,
 )
 from training.evaluation.ranking import SHORTLIST_MIXES
 from training.evaluation.results import EvaluationResult, MetricValues, evaluate
@@ -40,14 +39,14 @@ from training.evaluation.slices import Example
 from training.model.device import choose_device
 from training.monitoring.console import TERMS, duration
 from training.optim.step_stats import by_head_and_term
+from training.pages.charts import line_chart
+from training.pages.page import render as render_page
 from training.recipe.loading import load_recipe
 from training.recipe.schema import Recipe
-from training.reporting.charts import line_chart
 
 ANSWERS_SHOWN = 5
 TRUE_LABELS_SHOWN = 8
 RANDOM_EXAMPLES, WORST_EXAMPLES = 6, 6
-MAX_CHARACTERS = 160  # per text; texts of some datasets are pages long
 WEIGHTS = tuple(step / 10 for step in range(11))  # of the curve from the dual encoder to the classifier
 
 
@@ -122,12 +121,12 @@ def weight_name(weight: float) -> str:
 def render(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
     """Return the page as HTML."""
     facts, result = opened.facts, evaluation.result
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cut": _cut, "duration": duration, "gigabytes": lambda used: f"{used / 1e9:.1f} GB"}
-    template = environment.from_string((files("training.reporting") / "templates" / REPORT).read_text(encoding="utf-8"))
-    return template.render(
-        facts=facts, best=facts.best, heads=HEADS, headline=HEADLINE_METRICS, key_metrics=KEY_METRICS,
-        head_explanations=HEAD_EXPLANATIONS, metric_explanations=METRIC_EXPLANATIONS,
+    values = facts.best.metrics[UNIFIED]
+    return render_page(
+        "training.reporting", REPORT, duration=duration, gigabytes=lambda used: f"{used / 1e9:.1f} GB",
+        facts=facts, best=facts.best, heads=HEADS, headline=shown_metrics(HEADLINE_METRICS, values),
+        key_metrics=shown_metrics(KEY_METRICS, values), head_explanations=HEAD_EXPLANATIONS,
+        metric_explanations=metric_explanations(values),
         selection_metrics=facts.recipe.validation.metrics,
         metric_charts=_metric_charts(facts), loss_chart=_loss_chart(facts), loss_terms=_loss_terms,
         weight_chart=_weight_chart(opened, evaluation), metrics_by_weight=evaluation.metrics_by_weight(),
@@ -174,30 +173,31 @@ def _weight_chart(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
 # ---- slices of the validation queries
 
 
-def _label_groups(result: EvaluationResult) -> list[LabelGroupRow]:
-    """Return head, torso, tail and unseen labels."""
+def _label_groups(result: EvaluationResult) -> dict[str, list[LabelGroupRow]]:
+    """Return groups of labels by frequency ("labels") and, if the dataset has days, by age ("ages")."""
     data = result.data
-    by_head = {
-        head: slices.by_label_frequency(result.rankings[head], data.queries.labels, data.label_groups) for head in HEADS
+    by_head = {head: result.group_ratios(head) for head in HEADS}
+    return {
+        kind: [
+            LabelGroupRow(
+                name,
+                int(members[name].sum()),
+                _range(data.positives_L[members[name]]),
+                {head: slices.percent(groups[kind])[name] for head, groups in by_head.items()},
+            )
+            for name in by_head[UNIFIED][kind]
+        ]
+        for kind, members in data.label_groups.items()
     }
-    return [
-        LabelGroupRow(
-            name,
-            int(data.label_groups[name].sum()),
-            _range(data.positives_L[data.label_groups[name]]),
-            {head: groups[name] for head, groups in by_head.items()},
-        )
-        for name in by_head[UNIFIED]
-    ]
 
 
-def _query_groups(result: EvaluationResult) -> list[tuple[str, int, MetricValues]]:
-    """Return name, number of queries and unified metrics of each group of query lengths."""
-    data = result.data
-    queries, inverse_L = data.queries, data.inverse_propensity_L
-    metrics = slices.by_query_length(result.rankings[UNIFIED], queries.labels, queries.texts, inverse_L)
-    members = slices.length_groups(queries.texts)
-    return [(name, int(members[name].sum()), values) for name, values in metrics.items()]
+def _query_groups(result: EvaluationResult) -> dict[str, list[tuple[str, int, MetricValues]]]:
+    """Return name, size and unified metrics of groups of queries by length ("queries") and by "history"."""
+    ratios = result.group_ratios()
+    return {
+        kind: [(name, int(members[name].sum()), of) for name, of in slices.percent(ratios[kind]).items()]
+        for kind, members in result.data.query_groups.items()
+    }
 
 
 def _range(counts: NDArray[np.int64]) -> str:
@@ -217,10 +217,6 @@ def _random_rows(opened: Checkpoint) -> NDArray[np.int64]:
 def _examples(opened: Checkpoint, evaluation: ReportEvaluation, rows: NDArray[np.int64]) -> list[Example]:
     texts = opened.labels["text"].to_pylist()
     return evaluation.result.examples(rows, texts, evaluation.scores_QK, ANSWERS_SHOWN)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
 
 
 # ---- settings

@@ -1,5 +1,6 @@
 """Blank texts and spellings of one query: all commands have the same rules, which agree with the tokenizer."""
 
+import re
 import unicodedata
 
 import pyarrow as pa
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import normalizers
 
 from retrieval.query_text import (
+    MAX_MARKS,
     VISIBLE_PATTERN,
     is_blank,
     query_identities,
@@ -125,6 +127,21 @@ def test_an_ellipsis_is_one_sign_for_the_encoder_and_three_dots_for_splits() -> 
     """If this failed, texts with an ellipsis would have other tokens than in earlier releases."""
     assert query_identity("Wait… Now‼") == "wait… now‼"
     assert split_key("Wait… Now‼") == split_key("wait... now!!") == "wait... now!!"
+
+
+@given(st.text(st.sampled_from("a \u0301\u0323\u0344\u302e-"), min_size=20, max_size=120))
+def test_a_letter_has_at_most_30_marks(text: str) -> None:
+    """If this failed, a text of marks would be sorted in quadratic time: 64 kB would take seconds."""
+    identity = query_identity(text)
+    assert not re.search(rf"[\u0300-\u0362\u302e]{{{MAX_MARKS + 1},}}", unicodedata.normalize("NFD", identity))
+    assert query_identity(identity) == identity
+    assert split_key(identity) == split_key(text)
+
+
+def test_a_long_text_of_marks_is_normalized() -> None:
+    """If this failed, one cell of a table could stop prepare for half an hour."""
+    assert len(query_identity("a" + "\u0301\u0323" * 500_000)) == MAX_MARKS
+    assert split_key("a" + "\u0301\u0323" * 500_000) == "a"
 
 
 @settings(max_examples=500)
