@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.errors import TableError
-from retrieval.tables.files import local_file
+from retrieval.tables.files import TableFile
 from retrieval.tables.opening import ReadingProgress, TextFile, opened
 
 BLOCK = 16 * 2**20  # bytes
@@ -52,20 +53,21 @@ class Block:
         runs = zip(np.flatnonzero(steps_L == 1), np.flatnonzero(steps_L == -1), strict=True)
         return b"".join(self.data[self.start(int(first)) : self.ends_L[end - 1]] for first, end in runs)
 
-    def lines_with(self, byte: bytes) -> NDArray[np.int64]:
-        """Return the lines that contain a byte."""
-        if byte not in self.data:
-            return np.empty(0, np.int64)
-        offsets = np.flatnonzero(np.frombuffer(self.data, np.uint8) == byte[0])
-        return np.unique(np.searchsorted(self.ends_L, offsets, "right"))
+    @property
+    def lines(self) -> pa.LargeBinaryArray:
+        """Return the lines with their line ends, without a copy."""
+        offsets = np.concatenate([[0], self.ends_L])
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.data)]
+        return pa.Array.from_buffers(pa.large_binary(), len(self), buffers)
 
-    def lines_not_utf8(self) -> NDArray[np.int64]:
+    def is_not_utf8(self) -> NDArray[np.bool_]:
         """Return the lines with a byte that is not UTF-8."""
-        if self.data.isascii() or _is_utf8(self.data):
-            return np.empty(0, np.int64)
-        offsets = np.flatnonzero(np.frombuffer(self.data, np.uint8) >= 0x80)
-        lines = np.unique(np.searchsorted(self.ends_L, offsets, "right"))
-        return np.array([line for line in lines if not _is_utf8(self.bytes_of(line))], np.int64)
+        bad_L = np.zeros(len(self), np.bool_)
+        if not self.data.isascii() and not _is_utf8(self.data):
+            offsets = np.flatnonzero(np.frombuffer(self.data, np.uint8) >= 0x80)
+            for line in np.unique(np.searchsorted(self.ends_L, offsets, "right")).tolist():
+                bad_L[line] = not _is_utf8(self.bytes_of(line))
+        return bad_L
 
 
 class LineBlocks:
@@ -108,7 +110,7 @@ class LineBlocks:
 
 def text_lines(path: Path, progress: ReadingProgress) -> Iterator[tuple[int, str]]:
     """Yield each line, stripped, with its number counted from 1; blank lines are empty texts. Raises TableError."""
-    with opened(local_file(path)) as text:
+    with opened(TableFile.local(path)) as text:
         blocks = LineBlocks(text)
         while (block := blocks.read()) is not None:
             for line in range(len(block)):
