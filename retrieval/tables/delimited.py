@@ -168,7 +168,6 @@ class DelimitedPart(Part):
         width = self._width(block, lines)
         extra = range(max(self._cells, len(self.stored_names)), width)  # cells without a column, which must be empty
         data = block.join(regular_L)
-        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
         table, refused = self._read_csv(data, width, sorted({*positions.values(), *extra} or {0}))
         usual_R = np.zeros(table.num_rows, np.bool_)
         for place in positions.values():  # a row without any value may be blank
@@ -236,8 +235,10 @@ class DelimitedPart(Part):
 
     def _is_blank(self, cells: list[str], positions: dict[str, int]) -> bool:
         width = len(self.stored_names)
-        if width == 1 or len(cells) < width:
-            return len(cells) <= 1 and not ("".join(cells) if width == 1 else "".join(cells).strip())
+        if width == 1:
+            return cells == ([] if self.quoted else [""])
+        if len(cells) < width:
+            return len(cells) <= 1 and not "".join(cells).strip()
         return not any(cells[place] for place in positions.values()) and not any(map(str.strip, cells))
 
     def _wrong_width(self, cells: list[str]) -> str | None:

@@ -18,7 +18,6 @@ from retrieval.tables.lines import Block, LineBlocks
 from retrieval.tables.opening import NoReadingProgress, ReadingProgress, opened
 from retrieval.tables.values import BadRow, Missing, PlacedRow, Record, preview, refuse_surrogates
 
-BLOCK = 4 * 2**20  # bytes; a block is read by Python if one of its lines is unusual
 _BETWEEN_OBJECTS = re.compile(rb"\}[ \t]*\r?\n[ \t]*\{")
 
 
@@ -47,7 +46,7 @@ class JsonPart(Part):
     def _blocks(self, progress: ReadingProgress) -> Iterator[Block]:
         """Yield all blocks, none for a file with only `[]`. Raises TableError for any other JSON array."""
         with opened(self.file) as text:
-            blocks, is_start = LineBlocks(text, BLOCK), True
+            blocks, is_start = LineBlocks(text), True
             self.layout = "" if text.encoding == "UTF-8" else f"encoding {text.encoding}"
             while (block := blocks.read()) is not None:
                 if is_start and (stripped := block.data.strip()):

@@ -15,7 +15,7 @@ from retrieval.errors import TableError
 from retrieval.tables.files import TableFile
 from retrieval.tables.opening import ReadingProgress, TextFile, opened
 
-BLOCK = 16 * 2**20  # bytes
+BLOCK = 8 * 2**20  # bytes
 MAX_LINE = 64 * 2**20  # bytes
 _LINE_FEED, _RETURN = 10, 13
 
@@ -46,12 +46,12 @@ class Block:
         return self.bytes_of(line).decode("utf-8", "surrogateescape")
 
     def join(self, selected_L: NDArray[np.bool_]) -> bytes:
-        """Return the selected lines."""
+        """Return the selected lines with line feeds as line ends."""
         if selected_L.all():
-            return self.data
+            return _with_line_feeds(self.data)
         steps_L = np.diff(selected_L.astype(np.int8), prepend=0, append=0)
-        runs = zip(np.flatnonzero(steps_L == 1), np.flatnonzero(steps_L == -1), strict=True)
-        return b"".join(self.data[self.start(int(first)) : self.ends_L[end - 1]] for first, end in runs)
+        runs = zip(np.flatnonzero(steps_L == 1).tolist(), np.flatnonzero(steps_L == -1).tolist(), strict=True)
+        return b"".join(_with_line_feeds(self.data[self.start(first) : self.start(end)]) for first, end in runs)
 
     @property
     def lines(self) -> pa.LargeBinaryArray:
@@ -73,9 +73,9 @@ class Block:
 class LineBlocks:
     """Blocks of one file. Lines at the end of a block can be returned, to be read with the next one."""
 
-    def __init__(self, text: TextFile, size: int = BLOCK) -> None:
-        """`size`: bytes per block."""
-        self._text, self._size = text, size
+    def __init__(self, text: TextFile, size: int | None = None) -> None:
+        """`size`: bytes per block; None: BLOCK."""
+        self._text, self._size = text, size or BLOCK
         self._rest, self._first, self._ended = b"", 1, False
 
     def read(self) -> Block | None:
@@ -136,6 +136,10 @@ def _line_ends(data: bytes) -> NDArray[np.int64]:
         is_end_N |= (bytes_N == _RETURN) & ~np.append(is_end_N[1:], False)
     ends_L = np.flatnonzero(is_end_N) + 1
     return ends_L if is_end_N[-1] else np.append(ends_L, len(data))
+
+
+def _with_line_feeds(lines: bytes) -> bytes:
+    return lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in lines else lines
 
 
 def _is_utf8(data: bytes) -> bool:
