@@ -49,7 +49,9 @@ def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -
     opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
     encoded = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
+    labels = encode_labels(
+        opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction, opened.label_frequency_L
+    )
     weight = opened.classifier_weight
     scores_QL = (
         selected_mix(opened)

@@ -77,7 +77,7 @@ def classifier_vectors(checkpoint: Checkpoint, start: int, stop: int) -> Classif
 
 def with_bias(checkpoint: Checkpoint, rows_NC: ClassifierVectors, label_N: NDArray[np.int64]) -> ClassifierVectors:
     """Append √b·p to the classifier rows of the labels `label_N`."""
-    bias_N = bias(checkpoint) * popularity(checkpoint.positives_L)[label_N]
+    bias_N = bias(checkpoint) * popularity(checkpoint.label_frequency_L)[label_N]
     return np.concatenate([rows_NC, bias_N[:, None].astype(np.float32)], axis=1)
 
 

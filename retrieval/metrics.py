@@ -1,4 +1,4 @@
-"""Ranking metrics of extreme classification, in NumPy: P@k, nDCG@k, PSP@k, R@k and C@k.
+"""Ranking metrics of extreme classification, in NumPy: P@k, nDCG@k, PSP@k, R@k and C@k; with clicks, wP@k and wR@k.
 
 All metrics but C@k are a sum over queries divided by another sum over queries. `ratios` returns both per query, so a
 subset of the queries can be measured, and a metric resampled, without ranking again.
@@ -92,6 +92,40 @@ def ratios(
         metrics[f"nDCG@{k}"] = Ratio(hit_Qk @ discount_K[:k] / ideal_K[np.minimum(n_true_Q, k)], one_Q)
         metrics[f"PSP@{k}"] = Ratio(gain_QK[:, :k].sum(axis=1), best_Q)
         metrics[f"R@{k}"] = Ratio(hit_Qk.sum(axis=1) / np.maximum(n_true_Q, 1), one_Q)
+    return metrics
+
+
+def click_ratios(
+    top_rows_QK: IntArray,
+    truth: Sequence[IntArray],
+    weight_V: NDArray[np.floating],
+    n_labels: int,
+    ks: Sequence[int] = KS,
+) -> dict[str, Ratio]:
+    """Return the click-weighted metrics wP@k and wR@k for each k, per query.
+
+    weight_V: clicks of each true label, in the order of `truth`. Both are the clicks of the true labels among the first
+    k, summed over the queries. wP@k divides them by the k greatest clicks of each query: 100 is the best possible
+    ranking. wR@k divides them by all clicks. So a query counts in proportion to its clicks. Errors: see `evaluate`.
+    """
+    ranked_QK, hit_QK, pair_query_P, pair_label_P = match(top_rows_QK, truth, max(ks), n_labels)
+    keys_P = pair_query_P * n_labels + pair_label_P
+    row_V = np.repeat(np.arange(len(truth)), [len(labels) for labels in truth])
+    position_V = np.searchsorted(
+        keys_P, row_V * n_labels + np.concatenate([np.asarray(one, np.int64) for one in truth])
+    )
+    weight_P = np.zeros(len(keys_P))
+    weight_P[position_V] = weight_V
+    gain_QK = np.zeros(hit_QK.shape)
+    row, column = np.nonzero(hit_QK)
+    gain_QK[row, column] = weight_P[np.searchsorted(keys_P, row * n_labels + ranked_QK[row, column])]
+    rank_P = _rank_by_gain(pair_query_P, weight_P)
+    all_Q = np.asarray(np.bincount(pair_query_P, weight_P, len(ranked_QK)), np.float64)
+    metrics: dict[str, Ratio] = {}
+    for k in ks:
+        clicks_Q = gain_QK[:, :k].sum(axis=1)
+        best_Q = np.asarray(np.bincount(pair_query_P, weight_P * (rank_P < k), len(ranked_QK)), np.float64)
+        metrics |= {f"wP@{k}": Ratio(clicks_Q, best_Q), f"wR@{k}": Ratio(clicks_Q, all_Q)}
     return metrics
 
 

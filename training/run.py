@@ -127,7 +127,7 @@ def _load_or_init_model(
         warm_start(model, recipe)
     if processes.is_rank_zero:
         (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
-        save_static_files(folder, model, tokenizer, dataset.label_table, data.validation)
+        save_static_files(folder, model, tokenizer, dataset.label_table, data)
     return model
 
 

@@ -66,7 +66,9 @@ class ExactSearch:
     def __init__(self, opened: Checkpoint, dataset: Dataset) -> None:
         self.opened, self.queries, self.cpu = opened, dataset.scored("test"), torch.device("cpu")
         label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
-        self.labels = encode_labels(opened.model, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction)
+        self.labels = encode_labels(
+            opened.model, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction, opened.label_frequency_L
+        )
 
     def rankings(self) -> dict[str, list[list[int]]]:
         """Return label rows by head, best first, without excluded labels."""

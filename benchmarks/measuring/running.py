@@ -8,7 +8,8 @@ from pathlib import Path
 from rich.console import Console
 
 from retrieval.errors import DiptychError
-from training.data.dataset import Dataset, read_meta
+from training.data.dataset import Dataset
+from training.data.meta import read_meta
 from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
 

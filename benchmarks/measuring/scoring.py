@@ -75,7 +75,7 @@ class Scorer:
         """Compute all metrics in percent, and the recall of each label group as `head R@10` etc."""
         ranking_QK = remove_excluded(answers, self.queries.exclude)
         values = metrics.evaluate(ranking_QK, self.queries.labels, self.inverse_propensity_L)
-        groups = slices.by_label_frequency(ranking_QK, self.queries.labels, self.groups)
+        groups = slices.percent(slices.label_group_ratios(ranking_QK, self.queries.labels, self.groups))
         return values | {f"{group} R@{DEPTH}": of[f"R@{DEPTH}"] for group, of in groups.items()}
 
     def gaps(self, answers: Mapping[str, Sequence[Sequence[int]]], ks: Sequence[int]) -> dict[str, dict[int, Estimate]]:

@@ -72,7 +72,7 @@ class BatchSource:
         batch = make_batch(
             query_Q, train.labels, self.data.target_V, train.exclude, self.mined.hard_negative_NH,
             len(self.data.label_tokens), self.recipe.batching,
-            random_generator(self.recipe.seed, Stream.BATCH, epoch, step),
+            random_generator(self.recipe.seed, Stream.BATCH, epoch, step), self.data.clicks,
         )  # fmt: skip
         # Without the dual encoder's loss no label text is encoded.
         encode_labels = self.recipe.loss.dual_encoder_share > 0

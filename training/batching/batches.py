@@ -37,6 +37,22 @@ class Batch:
     ignored_column: Int64Array
 
 
+@dataclass(frozen=True)
+class Clicks:
+    """Sampling weights of the positives of all training queries, and labels that were shown and not clicked.
+
+    `weight_V`, above 0, is parallel to the values of the positives; None: all equal. `shown` are N lists of labels, of
+    which a batch draws `shown_per_query` per query as hard negatives; None: none.
+    """
+
+    weight_V: NDArray[np.float32] | None = None
+    shown: Ragged | None = None
+    shown_per_query: int = 0
+
+
+NO_CLICKS = Clicks()
+
+
 def make_batch(
     query_Q: Int64Array,
     positives: Ragged,
@@ -46,6 +62,7 @@ def make_batch(
     n_labels: int,
     recipe: BatchingRecipe,
     generator: np.random.Generator,
+    clicks: Clicks = NO_CLICKS,
 ) -> Batch:
     """Sample one batch of Algorithm 1 for the queries `query_Q`.
 
@@ -53,11 +70,15 @@ def make_batch(
     of a query in the pool, whichever query added them. Excluded pairs are neither positive nor negative.
     """
     positives_Q = positives.take(query_Q)
-    sampled = sample_positives(positives_Q, recipe.positives, generator)
+    weight_V = None if clicks.weight_V is None else clicks.weight_V[positives.value_positions(query_Q)]
+    sampled = sample_positives(positives_Q, recipe.positives, generator, weight_V)
     if recipe.pool_size == "all":
         pool_P = np.arange(n_labels)
     else:
         drawn = draw_hard_negatives(query_Q, hard_negative_NH, recipe.hard_negatives, generator)
+        if clicks.shown is not None:
+            shown = sample_positives(clicks.shown.take(query_Q), clicks.shown_per_query, generator)
+            drawn = np.concatenate([drawn, shown.values.astype(np.int64)])
         pool_P = label_pool(sampled.values.astype(np.int64, copy=False), drawn, recipe.pool_size, generator)
     row_M, column_M, in_pool = pairs_in_pool(positives_Q, pool_P)
     picked_row_O, picked_column_O, _ = pairs_in_pool(first_of_each(sampled), pool_P)
@@ -75,11 +96,20 @@ def make_batch(
     )
 
 
-def sample_positives(positives_Q: Ragged, count: int, generator: np.random.Generator) -> Ragged:
-    """Sample at most `count` (β) positives per query, uniformly without replacement, in random order."""
+def sample_positives(
+    positives_Q: Ragged, count: int, generator: np.random.Generator, weight_V: NDArray[np.float32] | None = None
+) -> Ragged:
+    """Sample at most `count` (β) positives per query without replacement, in random order.
+
+    Each draw is in proportion to `weight_V`, parallel to the values; None: uniform. With weights, the keys are
+    exponential variables with rate w, which order the values like successive draws (Efraimidis and Spirakis 2006).
+    """
     row_of_value = positives_Q.row_of_value
     # Sorting by random keys within each row shuffles all rows at once; the first β values of each row are the sample.
-    order = np.lexsort((generator.random(len(row_of_value)), row_of_value))
+    key_V = generator.random(len(row_of_value))
+    if weight_V is not None:
+        key_V = -np.log1p(-key_V) / weight_V
+    order = np.lexsort((key_V, row_of_value))
     rank = np.arange(len(order)) - positives_Q.offsets[:-1][row_of_value]
     return Ragged(positives_Q.values[order], positives_Q.offsets).keep(rank < count)
 

@@ -12,8 +12,12 @@ from tokenizers import Tokenizer
 
 from retrieval import metrics
 from retrieval.errors import DatasetError
+from training.batching.batches import NO_CLICKS, Clicks
 from training.batching.label_queries import label_queries
+from training.data.clicks import click_shares, label_ages, repeated_queries, weighted_frequency
 from training.data.dataset import Dataset, Split
+from training.data.exposures import labels_shown
+from training.data.ragged import Ragged
 from training.data.token_cache import TokenizedTexts, tokenize_cached
 from training.recipe.schema import Recipe
 
@@ -24,7 +28,8 @@ class TrainingData:
 
     The first `n_queries` rows of `train` are the training queries, the others label queries; `label_queries_per_epoch`
     of those are drawn at each refresh. `target_V` float32 is the target of each positive of `train`; None: 1 for all.
-    `positives_L` counts the training queries per label.
+    `positives_L` counts the training queries per label; if `click_frequency_L` is not None, popularity is computed from
+    it. `repeated_Q` and `label_age_L` define groups of an evaluation (training/data/clicks.py).
     """
 
     train: Split
@@ -37,14 +42,24 @@ class TrainingData:
     label_tokens: TokenizedTexts
     positives_L: NDArray[np.int64]
     inverse_propensity_L: NDArray[np.float64]
+    clicks: Clicks = NO_CLICKS
+    click_frequency_L: NDArray[np.float64] | None = None
+    repeated_Q: NDArray[np.bool_] | None = None
+    label_age_L: NDArray[np.float32] | None = None
 
 
 def validation_queries(dataset: Dataset, recipe: Recipe) -> Split:
     """Return up to `validation.max_queries` validation queries with true labels; the same ones for the same seed.
 
-    Raises DatasetError if there is none.
+    Raises DatasetError if there is none, or if the recipe's metrics need weights and the queries have none.
     """
     split = dataset.split("validation")
+    weighted = [name for name in recipe.validation.metrics if name.startswith("w")]
+    if weighted and split.weights_V is None:
+        raise DatasetError(
+            f"{dataset.folder} has no click weights, which validation.metrics needs for {weighted[0]}. Prepare the "
+            "dataset from a log with clicks, or choose other metrics."
+        )
     with_truth = np.flatnonzero(split.labels.lengths > 0)
     if not len(with_truth):
         raise DatasetError(
@@ -69,11 +84,12 @@ def build_training_data(
     extra = label_queries(train, dataset.label_texts, recipe.batching.label_queries)
     query_tokens = tokenize_cached(train.texts, tokenizer, cache, "train")
     label_tokens = tokenize_cached(dataset.label_texts, tokenizer, cache, "labels")
-    target_of_query_V = np.ones(len(train.labels.values), np.float32)
+    share_V = click_shares(train)
+    target_V = np.concatenate([_power(share_V, recipe.clicks.loss, len(train.labels.values)), extra.target_V])
     return TrainingData(
         train=train.followed_by(extra.split) if len(extra) else train,
         train_tokens=query_tokens.followed_by(label_tokens.take(extra.label_G)) if len(extra) else query_tokens,
-        target_V=np.concatenate([target_of_query_V, extra.target_V]) if (extra.target_V < 1).any() else None,
+        target_V=target_V if (target_V < 1).any() else None,
         n_queries=len(train),
         label_queries_per_epoch=extra.per_epoch,
         validation=validation,
@@ -81,4 +97,34 @@ def build_training_data(
         label_tokens=label_tokens,
         positives_L=positives_L,
         inverse_propensity_L=metrics.propensities(frequency_L, len(train) + len(held_out), constants.a, constants.b),
+        clicks=_clicks(dataset, recipe, share_V, extra.split),
+        click_frequency_L=weighted_frequency(train, dataset.n_labels, recipe.clicks.popularity),
+        repeated_Q=repeated_queries(validation.texts, train.texts),
+        label_age_L=label_ages(dataset, "validation"),
     )
+
+
+def _clicks(dataset: Dataset, recipe: Recipe, share_V: NDArray[np.float64] | None, label_queries: Split) -> Clicks:
+    """Return what batches use of clicks; label queries have equal weights and no exposures."""
+    train, settings, weight_V, shown = dataset.split("train"), recipe.clicks, None, None
+    if share_V is not None and settings.sampling:
+        equal_V = np.ones(len(label_queries.labels.values), np.float32)
+        weight_V = np.concatenate([_power(share_V, settings.sampling, len(share_V)), equal_V])
+    if settings.exposed_negatives:
+        exposures = dataset.exposures()
+        if exposures is None:
+            raise DatasetError(
+                f"{dataset.folder} has no exposures, which clicks.exposed_negatives needs. Prepare the dataset from a "
+                "log with clicks and impressions, or set clicks.exposed_negatives to 0."
+            )
+        shown = labels_shown(exposures, "train", len(train))
+        shown = shown.keep(~(shown.overlap(train.labels) | shown.overlap(train.exclude)))
+        shown = shown.followed_by(Ragged.empty(len(label_queries)))
+    return Clicks(weight_V, shown, settings.exposed_negatives)
+
+
+def _power(share_V: NDArray[np.float64] | None, exponent: float, count: int) -> NDArray[np.float32]:
+    """Return share^exponent, at least the smallest normal number; 1 without shares."""
+    if share_V is None:
+        return np.ones(count, np.float32)
+    return np.maximum(share_V**exponent, np.finfo(np.float32).tiny).astype(np.float32)

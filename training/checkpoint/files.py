@@ -14,10 +14,12 @@ from torch import Tensor
 
 from retrieval.errors import CheckpointError, one_line
 from retrieval.system.atomic_files import atomic_file, write_text
+from training.batching.training_data import TrainingData
 from training.checkpoint.schema import CHECKPOINT, ENCODER, LABELS, TOKENIZER, VALIDATION, CheckpointFacts, EpochRecord
-from training.data.dataset import Split
 from training.model.transformer_encoder import TransformerEncoder
 from training.model.unified import UnifiedModel
+
+REPEATED = "repeated"  # column of the validation queries: whether it is a training query too
 
 
 def read_facts(folder: Path) -> CheckpointFacts:
@@ -50,14 +52,17 @@ def read_record(path: Path) -> EpochRecord | None:
 
 
 def save_static_files(
-    folder: Path, model: UnifiedModel, tokenizer: Tokenizer, labels: pa.Table, validation: Split
+    folder: Path, model: UnifiedModel, tokenizer: Tokenizer, labels: pa.Table, data: TrainingData
 ) -> None:
     """Write the files that training does not change: tokenizer, encoder config, label table, validation queries."""
     write_text(folder / TOKENIZER, tokenizer.to_str())
     if isinstance(model.encoder, TransformerEncoder):
         (folder / ENCODER).mkdir(exist_ok=True)
         write_text(folder / ENCODER / "config.json", model.encoder.transformer.config.to_json_string())  # type: ignore[union-attr, operator]
-    for name, table in ((LABELS, labels), (VALIDATION, validation.table())):
+    validation = data.validation.table()
+    if data.repeated_Q is not None:
+        validation = validation.append_column(REPEATED, pa.array(data.repeated_Q))
+    for name, table in ((LABELS, labels), (VALIDATION, validation)):
         with atomic_file(folder / name) as temporary, temporary.open("wb") as file:
             pq.write_table(table, file)  # Arrow opens only paths in UTF-8
 

@@ -55,5 +55,5 @@ class CheckpointManager:
         """Save the weights if `record` has a higher score than `best`; return the better of the two records."""
         if best is not None and record.score <= best.score:
             return best
-        save_best_weights(self.folder, self.model, self.data.positives_L, self.data.inverse_propensity_L, record)
+        save_best_weights(self.folder, self.model, self.data, record)
         return record

@@ -2,14 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from retrieval.errors import CheckpointError
-from training.checkpoint.files import read_facts, read_parquet, read_record, read_tensors, read_tokenizer
+from training.checkpoint.files import REPEATED, read_facts, read_parquet, read_record, read_tensors, read_tokenizer
 from training.checkpoint.schema import (
     CHECKPOINT,
     ENCODER,
@@ -31,7 +33,8 @@ from training.recipe.schema import Recipe
 class Checkpoint:
     """The best epoch's model, on the CPU in evaluation mode, with labels, validation queries and tokenizer.
 
-    `positives_L` are training positives per label; `trained_L` marks the labels whose classifier row was trained.
+    `positives_L` are training positives per label; `trained_L` marks the labels whose classifier row was trained. The
+    last three are those of TrainingData, None if it has none.
     """
 
     folder: Path
@@ -43,11 +46,19 @@ class Checkpoint:
     positives_L: NDArray[np.int64]
     inverse_propensity_L: NDArray[np.float64]
     tokenizer: Tokenizer
+    click_frequency_L: NDArray[np.float64] | None = None
+    repeated_Q: NDArray[np.bool_] | None = None
+    label_age_L: NDArray[np.float32] | None = None
 
     @property
     def recipe(self) -> Recipe:
         """The recipe of the run."""
         return self.facts.recipe
+
+    @property
+    def label_frequency_L(self) -> NDArray[Any]:
+        """Numbers of positives or sums of their weights, from which popularity is computed."""
+        return self.positives_L if self.click_frequency_L is None else self.click_frequency_L
 
     @property
     def encoder_kind(self) -> str:
@@ -110,6 +121,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     trained_L = tensors.pop("trained").numpy().astype(bool)
     positives_L = tensors.pop("positives").numpy().copy()  # a view would keep the whole file mapped
     inverse_propensity_L = tensors.pop("inverse_propensity").numpy().copy()
+    click_frequency_L, label_age_L = (_optional(tensors, name) for name in ("frequency", "age"))
     load_weights(model, tensors, folder / WEIGHTS)
     labels = read_parquet(folder / LABELS)
     if {labels.num_rows, len(trained_L), len(positives_L), len(inverse_propensity_L)} != {facts.n_labels}:
@@ -117,17 +129,25 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
             f"{folder} has files of different runs: {LABELS} has {labels.num_rows} labels, {CHECKPOINT} "
             f"{facts.n_labels}, {WEIGHTS} {len(trained_L)}. Copy the whole folder again, or train again."
         )
+    validation = read_parquet(folder / VALIDATION)
     return Checkpoint(
         folder=folder,
         facts=facts,
         model=model.eval(),
         labels=labels,
-        validation=Split.from_table(read_parquet(folder / VALIDATION)),
+        validation=Split.from_table(validation),
         trained_L=trained_L,
         positives_L=positives_L,
         inverse_propensity_L=inverse_propensity_L,
         tokenizer=read_tokenizer(folder / TOKENIZER),
+        click_frequency_L=click_frequency_L,
+        repeated_Q=np.asarray(validation[REPEATED]) if REPEATED in validation.column_names else None,
+        label_age_L=label_age_L,
     )
+
+
+def _optional(tensors: dict[str, Tensor], name: str) -> NDArray[Any] | None:
+    return tensors.pop(name).numpy().copy() if name in tensors else None
 
 
 def _require_epoch(folder: Path, facts: CheckpointFacts) -> None:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from retrieval.errors import CheckpointError
 from retrieval.system import stopping
+from training.batching.training_data import TrainingData
 from training.checkpoint.files import write_tensors
 from training.checkpoint.schema import WEIGHTS, EpochRecord
 from training.model.unified import UnifiedModel
@@ -17,22 +17,18 @@ from training.model.unified import UnifiedModel
 OPTIMIZER_STATE = (".second_moment", ".steps")  # of row tables: part of the run's state, not of the best weights
 
 
-def save_best_weights(
-    folder: Path,
-    model: UnifiedModel,
-    positives_L: NDArray[np.int64],
-    inverse_propensity_L: NDArray[np.float64],
-    record: EpochRecord,
-) -> None:
-    """Write the model's weights with `record` in the header. `positives_L` are training positives per label."""
+def save_best_weights(folder: Path, model: UnifiedModel, data: TrainingData, record: EpochRecord) -> None:
+    """Write the model's weights and the labels' numbers in the training data, with `record` in the header."""
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.inference_state_dict().items()
         if not name.endswith(OPTIMIZER_STATE)
     }
-    tensors["trained"] = torch.from_numpy(model.trained_labels(positives_L).astype(np.uint8))
-    tensors["positives"] = torch.from_numpy(positives_L)
-    tensors["inverse_propensity"] = torch.from_numpy(inverse_propensity_L)
+    tensors["trained"] = torch.from_numpy(model.trained_labels(data.positives_L).astype(np.uint8))
+    tensors["positives"] = torch.from_numpy(data.positives_L)
+    tensors["inverse_propensity"] = torch.from_numpy(data.inverse_propensity_L)
+    optional = {"frequency": data.click_frequency_L, "age": data.label_age_L}
+    tensors |= {name: torch.from_numpy(value_L) for name, value_L in optional.items() if value_L is not None}
     with stopping.saving():
         write_tensors(folder / WEIGHTS, tensors, {"record": record.model_dump()})
 

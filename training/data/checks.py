@@ -23,6 +23,9 @@ SPLIT_SCHEMA = pa.schema(
         ("exclude", pa.list_(pa.int32())),
     ]
 )
+# Optional columns of a split: lists parallel to `labels`.
+PAIR_TYPES = {"weights": pa.float32(), "first_day": pa.date32(), "last_day": pa.date32()}
+LABEL_DAYS = ("first_seen", "last_seen")  # optional columns of the label table, if they are dates
 
 
 def check_label_table(table: Any, file: str) -> Any:
@@ -38,13 +41,22 @@ def check_label_table(table: Any, file: str) -> Any:
     return pa.table({**strings, **attributes})
 
 
+def label_day_columns(table: Any) -> list[str]:
+    """Return the names of the columns with the days of labels. Only dates are; other types are attributes."""
+    return [field.name for field in table.schema if field.name in LABEL_DAYS and field.type == pa.date32()]
+
+
 def check_split_table(table: Any, file: str, n_labels: int) -> Any:
-    """Return the split's four columns in the types of SPLIT_SCHEMA. Raises DatasetError for the first invalid row."""
+    """Return the columns of a split in the types of SPLIT_SCHEMA and PAIR_TYPES. Raises DatasetError for a bad row."""
     ids, texts = string_column(table, "id", file), string_column(table, "text", file)
     _require_unique_ids(ids, file)
     _require_visible_text(texts, "text", file)
     lists = [_label_rows(table, name, file, n_labels) for name in ("labels", "exclude")]
-    return pa.table([ids, texts, *lists], schema=SPLIT_SCHEMA)
+    checked = pa.table([ids, texts, *lists], schema=SPLIT_SCHEMA)
+    for name in PAIR_TYPES:
+        if name in table.column_names:
+            checked = checked.append_column(name, _pair_values(table, name, file))
+    return checked
 
 
 def require_positives(labels: Ragged, file: str) -> None:
@@ -100,6 +112,32 @@ def _label_rows(table: Any, name: str, file: str, n_labels: int) -> Any:
         )
     _refuse_repeats(Ragged.from_lengths(values, np.asarray(pc.list_value_length(column))), name, file, n_labels)
     return column.cast(pa.list_(pa.int32()))
+
+
+def _pair_values(table: Any, name: str, file: str) -> Any:
+    """Return a column of lists that are parallel to `labels`, in the type of PAIR_TYPES."""
+    column, kind = _column(table, name, file), PAIR_TYPES[name]
+    values = column.type.value_type if pa.types.is_list(column.type) or pa.types.is_large_list(column.type) else None
+    number = name == "weights" and values is not None and (pa.types.is_floating(values) or pa.types.is_integer(values))
+    if values is None or not (number or values == kind or pa.types.is_null(values)):
+        raise DatasetError(f"{file}: column {name} is {column.type}. Store it as list<{kind}>.")
+    lengths, expected = (np.asarray(pc.list_value_length(lists)) for lists in (column, table["labels"]))
+    if (different := np.flatnonzero(lengths != expected)).size:
+        row = different[0]
+        raise DatasetError(
+            f"{file} row {row}: {name} has {lengths[row]} values, but labels has {expected[row]}. "
+            "Write one value per label."
+        )
+    flat = pc.list_flatten(column)
+    bad = pc.is_null(flat)
+    if number:
+        weight_V = np.asarray(flat).astype(np.float32)  # NaN where the value is null
+        bad = pa.array(~(np.isfinite(weight_V) & (weight_V > 0)))
+    if pc.any(bad).as_py():
+        place = _first(bad)
+        row, fix = pc.list_parent_indices(column)[place], "a number above 0" if number else "a date"
+        raise DatasetError(f"{file} row {row}: {name} contains {flat[place]}, not {fix}. Write {fix} per label.")
+    return column.cast(pa.list_(kind), safe=False)
 
 
 def _refuse_repeats(lists: Ragged, name: str, file: str, n_labels: int) -> None:

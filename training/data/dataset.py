@@ -1,158 +1,35 @@
 """Contract 1: the prepared dataset, a folder of Parquet files and dataset.json. All later commands read it.
 
-    labels.parquet                                   id (unique), text, attribute columns
-    train.parquet, validation.parquet, test.parquet  id, text, labels, exclude (lists of rows of labels.parquet)
-    dataset.json                                     DatasetMeta
+    labels.parquet      id (unique), text, attribute columns; optional dates: first_seen, last_seen
+    train.parquet, validation.parquet, test.parquet
+                        id, text, labels, exclude (lists of rows of labels.parquet); optional lists parallel to labels:
+                        weights, first_day, last_day
+    exposures.parquet   optional: labels that were shown and not clicked (exposures.py)
+    dataset.json        DatasetMeta (meta.py)
 
 Row numbers count from 0. Opening a dataset checks that its files exist; reading a table checks each row. Labels in
 `exclude` are removed from `labels` when a split is read, so a true label is never an excluded one.
 """
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from retrieval.errors import DatasetError
-from retrieval.tables.account import RowAccount
 from training.data import checks
-from training.data.ragged import IntArray, Ragged
+from training.data.exposures import EXPOSURES, check_exposures
+from training.data.fingerprint import fingerprint
+from training.data.meta import FORMAT_VERSION, SPLITS, DatasetMeta, SplitCounts, SplitName, read_meta
+from training.data.ragged import Ragged
+from training.data.split import Days, Split
 
-__all__ = ["FORMAT_VERSION", "SPLITS", "Dataset", "DatasetMeta", "Ragged", "Split", "SplitCounts", "SplitName"]
-
-FORMAT_VERSION = 2  # of dataset.json; 2: keys of `notes` are identifiers
-ROWS_PER_HASH_UPDATE = 65_536
-TEXT = pa.large_string()
-SplitName = Literal["train", "validation", "test"]
-SPLITS: tuple[SplitName, ...] = get_args(SplitName)
-
-
-class SplitCounts(BaseModel):
-    """Sizes of one split."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rows: int
-    positives: int
-    rows_without_labels: int
-
-
-class DatasetMeta(BaseModel):
-    """dataset.json: source, settings, sizes and counts of a prepared dataset.
-
-    `notes` maps identifiers to counts, or to counts by name, such as `{"unused_columns": {"price": 200}}`;
-    training/prepare/summary.py has their texts. `skipped_first` are messages for the first of `skipped` bad rows.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format_version: Literal[2] = 2
-    name: str
-    source: str = ""
-    settings: dict[str, JsonValue] = {}
-    labels: int = 0
-    splits: dict[SplitName, SplitCounts] = {}
-    accounts: dict[Literal["rows", "labels"], RowAccount] = {}
-    notes: dict[str, int | dict[str, int]] = {}
-    skipped: int = 0
-    skipped_first: tuple[str, ...] = ()
-    fingerprint: str = ""
-
-
-@dataclass(frozen=True, eq=False)
-class Split:
-    """R queries with their true labels (without the excluded ones) and their excluded labels.
-
-    `ids_column` and `texts_column` are Arrow string columns; `ids` and `texts` convert them to Python strings once.
-    """
-
-    ids_column: Any
-    texts_column: Any
-    labels: Ragged
-    exclude: Ragged
-
-    @classmethod
-    def from_lists(cls, ids: Sequence[str], texts: Sequence[str], labels: Ragged, exclude: Ragged) -> "Split":
-        """Build from Python strings; all four have R entries."""
-        return cls(pa.chunked_array([pa.array(ids, TEXT)]), pa.chunked_array([pa.array(texts, TEXT)]),
-                   labels, exclude)  # fmt: skip
-
-    @classmethod
-    def from_table(cls, table: Any) -> "Split":
-        """Build from a table of `checks.check_split_table`; excluded labels are removed from the true labels."""
-        labels, exclude = Ragged.from_arrow(table["labels"]), Ragged.from_arrow(table["exclude"])
-        return cls(table["id"].cast(TEXT), table["text"].cast(TEXT), labels.keep(~labels.overlap(exclude)), exclude)
-
-    @cached_property
-    def ids(self) -> list[str]:
-        """Return R ids."""
-        return list(self.ids_column.to_pylist())
-
-    @cached_property
-    def texts(self) -> list[str]:
-        """Return R query texts."""
-        return list(self.texts_column.to_pylist())
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def take(self, rows_N: IntArray) -> "Split":
-        """Return N rows by number, in that order."""
-        return Split(
-            take_rows(self.ids_column, rows_N),
-            take_rows(self.texts_column, rows_N),
-            self.labels.take(rows_N),
-            self.exclude.take(rows_N),
-        )
-
-    def followed_by(self, other: "Split") -> "Split":
-        """Return these rows, then those of `other`."""
-        ids, texts = (
-            pa.chunked_array([*first.chunks, *second.chunks], TEXT)
-            for first, second in ((self.ids_column, other.ids_column), (self.texts_column, other.texts_column))
-        )
-        return Split(ids, texts, self.labels.followed_by(other.labels), self.exclude.followed_by(other.exclude))
-
-    def table(self) -> Any:
-        """Return the four columns of the split's file."""
-        return pa.table(
-            [self.ids_column, self.texts_column, self.labels.to_arrow(), self.exclude.to_arrow()],
-            schema=checks.SPLIT_SCHEMA,
-        )
-
-    def counts(self) -> SplitCounts:
-        """Count rows, positives, and rows without a true label."""
-        lengths = self.labels.lengths
-        return SplitCounts(
-            rows=len(self), positives=int(lengths.sum()), rows_without_labels=int(np.count_nonzero(lengths == 0))
-        )
-
-
-def take_rows(column: Any, rows_N: IntArray) -> Any:
-    """Return N rows of a chunked column by number, in that order, without copying the whole column."""
-    if column.num_chunks <= 1:
-        return column.take(pa.array(rows_N))
-    order_N = np.argsort(rows_N, kind="stable")
-    sorted_N = np.asarray(rows_N, np.int64)[order_N]
-    starts = np.cumsum([0, *map(len, column.chunks)])
-    bounds = np.searchsorted(sorted_N, starts)
-    pieces = [
-        chunk.take(pa.array(sorted_N[first:last] - start))
-        for chunk, start, first, last in zip(column.chunks, starts[:-1], bounds[:-1], bounds[1:], strict=True)
-        if last > first
-    ]
-    gathered = pa.chunked_array(pieces, column.type)
-    if np.array_equal(order_N, np.arange(len(order_N))):
-        return gathered
-    return gathered.take(pa.array(np.argsort(order_N)))
+__all__ = [
+    "FORMAT_VERSION", "SPLITS", "Dataset", "DatasetMeta", "Ragged", "Split", "SplitCounts", "SplitName",
+]  # fmt: skip
 
 
 class Dataset:
@@ -176,7 +53,13 @@ class Dataset:
     @cached_property
     def label_table(self) -> Any:
         """Return the L labels: id, text and attribute columns. Raises DatasetError for the first invalid row."""
-        return checks.check_label_table(self._read("labels"), "labels.parquet")
+        return self._all_label_columns.drop_columns(checks.label_day_columns(self._all_label_columns))
+
+    @cached_property
+    def label_days(self) -> dict[str, Days]:
+        """Return `first_seen` and `last_seen` of the L labels, as far as the dataset has them; NaT: unknown."""
+        table = self._all_label_columns
+        return {name: np.asarray(table[name]) for name in checks.label_day_columns(table)}
 
     @cached_property
     def label_texts(self) -> list[str]:
@@ -207,16 +90,28 @@ class Dataset:
             )
         return scored
 
+    def exposures(self) -> Any:
+        """Return the table of exposures; None if there is none. Raises DatasetError for the first invalid row."""
+        if not (self.folder / f"{EXPOSURES}.parquet").is_file():
+            return None
+        rows = {name: len(self.split(name)) for name in SPLITS}
+        return check_exposures(self._read(EXPOSURES), f"{EXPOSURES}.parquet", self.n_labels, rows)
+
     @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of the labels and splits. Raises DatasetError if dataset.json records another one."""
-        actual = fingerprint(self.label_table, {name: self.split(name) for name in SPLITS})
+        """Return the SHA-256 of the content. Raises DatasetError if dataset.json records another one."""
+        splits = {name: self.split(name) for name in SPLITS}
+        actual = fingerprint(self._all_label_columns, splits, self.exposures())
         if self.meta.fingerprint not in ("", actual):
             raise DatasetError(
                 f"{self.folder} differs from its dataset.json: the fingerprint is {actual[:12]}, recorded is "
                 f'{self.meta.fingerprint[:12]}. Prepare it again, or set "fingerprint" to "" if that is on purpose.'
             )
         return actual
+
+    @cached_property
+    def _all_label_columns(self) -> Any:
+        return checks.check_label_table(self._read("labels"), "labels.parquet")
 
     def _checked(self, name: SplitName) -> Split:
         file = f"{name}.parquet"
@@ -233,54 +128,3 @@ class Dataset:
                 return pq.read_table(file)
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{path} cannot be read as Parquet ({error}). Prepare the dataset again.") from error
-
-
-def read_meta(folder: Path) -> DatasetMeta:
-    """Read dataset.json of a prepared dataset. Raises DatasetError if it is missing, invalid or of another version."""
-    path = folder / "dataset.json"
-    if not path.is_file():
-        raise DatasetError(
-            f"{folder} is not a prepared dataset: it has no dataset.json. Make one with `diptych prepare`."
-        )
-    try:
-        return DatasetMeta.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise DatasetError(f"{path}: {_first_problem(error)}. Prepare the dataset again.") from error
-
-
-def _first_problem(error: ValidationError) -> str:
-    """Describe the first error; another format version explains all others."""
-    problems = {".".join(map(str, problem["loc"])): problem for problem in error.errors()}
-    if "format_version" in problems:
-        return f"format_version is {problems['format_version']['input']}, not {FORMAT_VERSION}"
-    where, problem = next(iter(problems.items()))
-    return f"{where or 'the file'}: {problem['msg']}"
-
-
-def fingerprint(label_table: Any, splits: Mapping[Any, Split]) -> str:
-    """Return the SHA-256 (64 hexadecimal digits) of the label table's columns and of each split's rows, in order.
-
-    It depends on the values only, not on Parquet's compression, chunks or version.
-    """
-    digest = hashlib.sha256()
-    for name in label_table.column_names:
-        _hash_column(digest, f"labels.{name}", label_table[name])
-    for name, split in splits.items():
-        _hash_column(digest, f"{name}.id", split.ids_column)
-        _hash_column(digest, f"{name}.text", split.texts_column)
-        _hash_lists(digest, f"{name}.labels", split.labels)
-        _hash_lists(digest, f"{name}.exclude", split.exclude)
-    return digest.hexdigest()
-
-
-def _hash_column(digest: "hashlib._Hash", name: str, column: Any) -> None:
-    digest.update(f"\0{name}:{len(column)}\0".encode())
-    for start in range(0, len(column), ROWS_PER_HASH_UPDATE):
-        values = column.slice(start, ROWS_PER_HASH_UPDATE).to_pylist()
-        digest.update(json.dumps(values, default=str).encode())
-
-
-def _hash_lists(digest: "hashlib._Hash", name: str, lists: Ragged) -> None:
-    digest.update(f"\0{name}:{len(lists)}\0".encode())
-    digest.update(lists.offsets.astype("<i8").tobytes())
-    digest.update(np.ascontiguousarray(lists.values, dtype="<i4").tobytes())

@@ -130,12 +130,16 @@ class Ragged(Sequence[IntArray]):
             overlap_V[first : first + len(part.values)] = np.isin(part.keys(base), other_part.keys(base))
         return overlap_V
 
-    def to_arrow(self, max_values: int = MAX_VALUES_PER_CHUNK) -> Any:
-        """Return an Arrow column of list<int32>, in chunks of at most `max_values` values."""
+    def to_arrow(self, values_V: npt.NDArray[Any] | None = None, max_values: int = MAX_VALUES_PER_CHUNK) -> Any:
+        """Return an Arrow column of list<int32>, in chunks of at most `max_values` values.
+
+        `values_V`, parallel to `values`, replaces the values; its type decides that of the lists.
+        """
+        values_V = self.values.astype(np.int32, copy=False) if values_V is None else values_V
         starts = [0]
         while starts[-1] < len(self):
             last = int(np.searchsorted(self.offsets, self.offsets[starts[-1]] + max_values, side="right")) - 1
             starts.append(max(last, starts[-1] + 1))
-        chunks = [self[start:stop] for start, stop in pairwise(starts)] or [self]
-        return pa.chunked_array([pa.ListArray.from_arrays(pa.array(chunk.offsets.astype(np.int32)),
-                                 pa.array(chunk.values.astype(np.int32, copy=False))) for chunk in chunks])  # fmt: skip
+        chunks = [self.offsets[start : stop + 1] for start, stop in pairwise(starts)] or [self.offsets]
+        return pa.chunked_array([pa.ListArray.from_arrays(pa.array((offsets - offsets[0]).astype(np.int32)),
+                                 pa.array(values_V[offsets[0] : offsets[-1]])) for offsets in chunks])  # fmt: skip

@@ -15,6 +15,7 @@ from retrieval.errors import CheckpointError
 from retrieval.metrics import Ratio
 from training.checkpoint.files import read_facts
 from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.data.clicks import label_ages, repeated_queries
 from training.data.dataset import Dataset, Split
 from training.data.token_cache import tokenize_in_memory
 from training.evaluation.encoding import encode_labels, encode_queries
@@ -78,7 +79,9 @@ def evaluate_checkpoint(
     positives_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
     inverse_L = reference.result.data.inverse_propensity_L if reference else opened.inverse_propensity_L
     heads = mixes_by_head(mix)
-    result = evaluate(ranker, EvaluationData(queries, positives_L, inverse_L), heads)
+    repeated_Q = None if split == "train" else repeated_queries(queries.texts, dataset.split("train").texts)
+    data = EvaluationData(queries, positives_L, inverse_L, repeated_Q, label_ages(dataset, split))
+    result = evaluate(ranker, data, heads)
     return CheckpointEvaluation(
         checkpoint=checkpoint,
         dataset=dataset,
@@ -98,13 +101,17 @@ def checkpoint_ranker(
     model = opened.model.to(device)
     query_vectors = encode_queries(model, tokenize_in_memory(queries.texts, opened.tokenizer), device)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
-    label_vectors = encode_labels(model, label_tokens, opened.positives_L, device, opened.cone_fraction)
+    label_vectors = encode_labels(
+        model, label_tokens, opened.positives_L, device, opened.cone_fraction, opened.label_frequency_L
+    )
     return ExactRanker(query_vectors, label_vectors, queries.exclude, exact)
 
 
 def checkpoint_data(opened: Checkpoint) -> EvaluationData:
     """Return the validation queries that a checkpoint holds, for an evaluation."""
-    return EvaluationData(opened.validation, opened.positives_L, opened.inverse_propensity_L)
+    return EvaluationData(
+        opened.validation, opened.positives_L, opened.inverse_propensity_L, opened.repeated_Q, opened.label_age_L
+    )
 
 
 def selected_mix(opened: Checkpoint) -> ScoreMix:

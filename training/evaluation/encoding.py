@@ -3,6 +3,8 @@
 Shapes: Q queries, L labels, D and C widths of the dual and classifier vectors.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -34,10 +36,11 @@ def encode_labels(
     positives_L: NDArray[np.int64],
     device: torch.device,
     cone_fraction: float,
+    frequency_L: NDArray[Any] | None = None,
 ) -> LabelVectors:
     """Encode every label text, and gather N(ψ), imputed with κ = `cone_fraction` for untrained labels.
 
-    `positives_L` counts each label's training positives.
+    `positives_L` counts each label's training positives. Popularity is computed from `frequency_L`; None: from them.
     """
     dual_LD = torch.empty(len(tokens), model.dual_dim, device=device)
     for rows, batch in tokens.batches_by_length(TEXTS_PER_BATCH):
@@ -47,6 +50,6 @@ def encode_labels(
     rows_LC = model.classifier_rows()
     trained_L = model.trained_labels(positives_L)
     imputation = impute(dual_LD.cpu().numpy(), rows_LC, trained_L, torch.get_num_threads())
-    popularity_L = torch.from_numpy(popularity(positives_L)).to(device)
+    popularity_L = torch.from_numpy(popularity(positives_L if frequency_L is None else frequency_L)).to(device)
     labels = LabelVectors(dual_LD, F.normalize(rows_LC.float(), dim=-1), popularity_L, imputation)
     return labels.with_imputation(cone_fraction)

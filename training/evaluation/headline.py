@@ -3,9 +3,12 @@
 The training console, `diptych evaluate`, report.html and `diptych export` take their columns from here.
 """
 
+from collections.abc import Container, Iterable, Sequence
+
 HEADLINE_METRICS = ("P@1", "P@5", "nDCG@5", "PSP@1", "PSP@5", "R@10", "C@10")
 KEY_METRICS = ("P@1", "P@5", "R@10", "PSP@5")  # for tables with many rows or columns
 EXPORT_METRICS = ("P@1", "P@5", "PSP@5")  # of the metrics that the quality check of an export computes
+CLICK_METRICS = ("wP@1", "wP@5", "wR@10")  # of queries with click weights
 LABEL_GROUP_METRICS = ("R@10", "P@5")  # of a group of labels
 
 UNIFIED = "unified"
@@ -16,6 +19,8 @@ METRIC_EXPLANATIONS = {
     "R@k": "recall: the share of a query's true labels among its first k answers",
     "nDCG@k": "precision in which a true label counts more the higher it ranks",
     "PSP@k": "propensity-scored precision: rare labels count more, 100 is the best possible ranking",
+    "wP@k": "click-weighted precision: clicks of the true labels among the first k answers, 100 is the best ranking",
+    "wR@k": "click-weighted recall: the share of all clicks that fall on the first k answers of their query",
     "C@k": "coverage: the share of distinct true labels that at least one query finds in its first k answers",
 }
 HEAD_EXPLANATIONS = {
@@ -23,3 +28,14 @@ HEAD_EXPLANATIONS = {
     "dual_encoder": "compares the texts of query and label, so it also finds labels without training queries",
     "classifier": "has one learned vector per label, so it is strong for labels with many training queries",
 }
+
+
+def shown_metrics(names: Sequence[str], values: Container[str], clicks: Sequence[str] = CLICK_METRICS) -> list[str]:
+    """Return `names`, followed by those click-weighted metrics that `values` has."""
+    return [*names, *(name for name in clicks if name in values)]
+
+
+def metric_explanations(values: Iterable[str]) -> dict[str, str]:
+    """Return the explanations of metrics; of the click-weighted ones only if `values` has them."""
+    kinds = {name.split("@")[0] for name in values}
+    return {name: text for name, text in METRIC_EXPLANATIONS.items() if name[0] != "w" or name.split("@")[0] in kinds}

@@ -28,11 +28,17 @@ MetricValues = dict[str, float]  # metric: percent
 
 @dataclass(frozen=True, eq=False)
 class EvaluationData:
-    """Queries with true and excluded labels, each label's training positives [L] and inverse propensity [L]."""
+    """Queries with true and excluded labels, each label's training positives [L] and inverse propensity [L].
+
+    `repeated_Q` marks the queries that are training queries too, `label_age_L` are the labels' ages in days, NaN if
+    unknown (training/data/clicks.py); None: the dataset has no such groups.
+    """
 
     queries: Split
     positives_L: NDArray[np.int64]
     inverse_propensity_L: FloatArray
+    repeated_Q: BoolArray | None = None
+    label_age_L: NDArray[np.float32] | None = None
 
     @cached_property
     def truth(self) -> list[NDArray[np.integer[Any]]]:
@@ -45,13 +51,31 @@ class EvaluationData:
         return sum(len(labels) > 0 for labels in self.truth)
 
     @cached_property
-    def label_groups(self) -> dict[str, BoolArray]:
-        """Return the head, torso, tail and unseen labels, each as a mask [L]."""
-        return slices.frequency_groups(self.positives_L)
+    def label_groups(self) -> dict[str, dict[str, BoolArray]]:
+        """Return groups of labels, each as a mask [L], by kind: "labels" by frequency, "ages" by age if known."""
+        groups = {"labels": slices.frequency_groups(self.positives_L)}
+        return groups if self.label_age_L is None else groups | {"ages": slices.age_groups(self.label_age_L)}
+
+    @cached_property
+    def query_groups(self) -> dict[str, dict[str, BoolArray]]:
+        """Return groups of queries, each as a mask [Q], by kind: "queries" by length, "history" if there is one."""
+        groups = {"queries": slices.length_groups(self.queries.texts)}
+        return groups if self.repeated_Q is None else groups | {"history": slices.history_groups(self.repeated_Q)}
 
     def metrics(self, row_QK: LabelRows, ks: Sequence[int] = KS) -> MetricValues:
-        """Compute P@k, nDCG@k, PSP@k, R@k and C@k of one ranking, in percent."""
-        return metrics.evaluate(row_QK, self.truth, self.inverse_propensity_L, ks)
+        """Compute P@k, nDCG@k, PSP@k, R@k and C@k of one ranking, in percent; with click weights also wP@k and wR@k."""
+        values = metrics.evaluate(row_QK, self.truth, self.inverse_propensity_L, ks)
+        return values | {name: ratio.percent for name, ratio in self._click_ratios(row_QK, ks).items()}
+
+    def ratios(self, row_QK: LabelRows) -> dict[str, Ratio]:
+        """Return all metrics but C@k of one ranking, per query."""
+        return metrics.ratios(row_QK, self.truth, self.inverse_propensity_L) | self._click_ratios(row_QK, KS)
+
+    def _click_ratios(self, row_QK: LabelRows, ks: Sequence[int]) -> dict[str, Ratio]:
+        weight_V = self.queries.weights_V
+        if weight_V is None:
+            return {}
+        return metrics.click_ratios(row_QK, self.truth, weight_V, len(self.inverse_propensity_L), ks)
 
 
 class LabelRanker(Protocol):
@@ -63,7 +87,10 @@ class LabelRanker(Protocol):
 
 
 class SliceMetric(NamedTuple):
-    """A metric of one slice: of a head (`kind` "head"), of a label group ("labels") or of a query group ("queries")."""
+    """A metric of one slice: of a head (`kind` "head"), or of a group of labels or queries.
+
+    Kinds of groups are "labels" (by frequency), "ages" (of labels), "queries" (by length) and "history" (of queries).
+    """
 
     kind: str
     name: str
@@ -80,19 +107,22 @@ class EvaluationResult:
 
     def ratios(self, names: Sequence[str]) -> dict[SliceMetric, Ratio]:
         """Return the metrics per query: of the rankings `names`, and of the unified one per label and query group."""
-        data, unified_QK = self.data, self.rankings[UNIFIED]
-        queries, inverse_L = data.queries, data.inverse_propensity_L
-        by_kind = {
-            "head": {name: metrics.ratios(self.rankings[name], queries.labels, inverse_L) for name in names},
-            "labels": slices.label_frequency_ratios(unified_QK, queries.labels, data.label_groups),
-            "queries": slices.query_length_ratios(unified_QK, queries.labels, queries.texts, inverse_L),
-        }
+        by_kind = {"head": {name: self.data.ratios(self.rankings[name]) for name in names}, **self.group_ratios()}
         return {
             SliceMetric(kind, name, metric): ratio
             for kind, by_name in by_kind.items()
             for name, ratios in by_name.items()
             for metric, ratio in ratios.items()
         }
+
+    def group_ratios(self, ranking: str = UNIFIED) -> dict[str, dict[str, dict[str, Ratio]]]:
+        """Return the metrics of one ranking per query, by kind and group of labels and queries."""
+        data, row_QK = self.data, self.rankings[ranking]
+        ratios = data.ratios(row_QK)
+        return {
+            kind: slices.label_group_ratios(row_QK, data.queries.labels, groups)
+            for kind, groups in data.label_groups.items()
+        } | {kind: slices.query_group_ratios(ratios, groups) for kind, groups in data.query_groups.items()}
 
     def worst_queries(self, count: int) -> NDArray[np.int64]:
         """Return up to `count` rows of the queries that the unified ranking gets most wrong, the worst first."""

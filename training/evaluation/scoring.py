@@ -75,7 +75,10 @@ def mixes_by_head(mix: ScoreMix) -> dict[str, ScoreMix]:
     return {"unified": mix, "dual_encoder": ScoreMix(0.0, mix.popularity), "classifier": ScoreMix(1.0, mix.popularity)}
 
 
-def popularity(positives_L: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Compute the popularity of L labels in [0, 1]: log(1 + n) of n training positives, divided by the largest."""
-    log_L = np.log1p(positives_L).astype(np.float32)
+def popularity(frequency_L: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float32]:
+    """Compute the popularity of L labels in [0, 1]: log(1 + n) of n training positives, divided by the largest.
+
+    `frequency_L` are numbers of positives or, with clicks, sums of their weights.
+    """
+    log_L = np.log1p(frequency_L).astype(np.float32)
     return log_L / max(float(log_L.max(initial=0.0)), 1e-6)

@@ -1,4 +1,4 @@
-"""Slice metrics by label frequency and query length, and list the queries that a ranking gets most wrong.
+"""Slice metrics by groups of labels and queries, and list the queries that a ranking gets most wrong.
 
 Pure functions of rankings and true labels.
 
@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.metrics import KS, FloatArray, IntArray, Ratio, match, ratios
+from retrieval.metrics import KS, IntArray, Ratio, match
 from training.data.ragged import Ragged
 
 BoolArray = NDArray[np.bool_]
 LENGTHS = {"1 word": (1, 1), "2 words": (2, 2), "3–4 words": (3, 4), "5–8 words": (5, 8), "9+ words": (9, None)}
+# Days from a label's first day to the first day of the queries, without the last; labels of the period itself have ≤ 0.
+AGES = {"new": (-np.inf, 1), "1–6 days": (1, 7), "7–29 days": (7, 30), "30+ days": (30, np.inf)}
 
 
 @dataclass(frozen=True)
@@ -62,21 +64,20 @@ def frequency_groups(counts_L: IntArray) -> dict[str, BoolArray]:
     }
 
 
-def by_label_frequency(
+def age_groups(age_L: NDArray[np.float32]) -> dict[str, BoolArray]:
+    """Group labels by the days since they were first seen; NaN: unknown."""
+    groups = {name: (age_L >= first) & (age_L < end) for name, (first, end) in AGES.items()}
+    return groups | {"unknown": np.isnan(age_L)}
+
+
+def label_group_ratios(
     ranking_QK: IntArray, truth: Ragged, groups: Mapping[str, BoolArray], ks: Sequence[int] = KS
-) -> dict[str, dict[str, float]]:
-    """Compute P@k and R@k of each group of labels in percent; a group without any true label is omitted.
+) -> dict[str, dict[str, Ratio]]:
+    """Compute P@k and R@k of each group of labels, per query; a group without any true label is omitted.
 
     P@k counts only hits in the group, so the values of disjoint groups add up to P@k of all labels. R@k is the recall
     of the group's true labels, averaged over the queries that have one.
     """
-    return _percent(label_frequency_ratios(ranking_QK, truth, groups, ks))
-
-
-def label_frequency_ratios(
-    ranking_QK: IntArray, truth: Ragged, groups: Mapping[str, BoolArray], ks: Sequence[int] = KS
-) -> dict[str, dict[str, Ratio]]:
-    """Compute the metrics of `by_label_frequency` per query."""
     n_labels = len(next(iter(groups.values())))
     ranked_QK, hit_QK, pair_query_P, pair_label_P = match(ranking_QK, truth, max(ks), n_labels)
     scored_Q = (truth.lengths > 0).astype(np.float64)
@@ -101,31 +102,17 @@ def length_groups(query_texts: Sequence[str]) -> dict[str, BoolArray]:
     }
 
 
-def by_query_length(
-    ranking_QK: IntArray,
-    truth: Ragged,
-    query_texts: Sequence[str],
-    inverse_propensity_L: FloatArray,
-    ks: Sequence[int] = KS,
-) -> dict[str, dict[str, float]]:
-    """Compute P@k, nDCG@k, PSP@k and R@k in percent per group of query lengths; groups without queries are omitted."""
-    return _percent(query_length_ratios(ranking_QK, truth, query_texts, inverse_propensity_L, ks))
+def history_groups(repeated_Q: BoolArray) -> dict[str, BoolArray]:
+    """Group queries into those that are training queries too, and new ones."""
+    return {"repeated": repeated_Q, "new": ~repeated_Q}
 
 
-def query_length_ratios(
-    ranking_QK: IntArray,
-    truth: Ragged,
-    query_texts: Sequence[str],
-    inverse_propensity_L: FloatArray,
-    ks: Sequence[int] = KS,
-) -> dict[str, dict[str, Ratio]]:
-    """Compute the metrics of `by_query_length` per query."""
-    all_queries = ratios(ranking_QK, truth, inverse_propensity_L, ks)
-    return {
-        name: {metric: ratio.within(chosen_Q) for metric, ratio in all_queries.items()}
-        for name, chosen_Q in length_groups(query_texts).items()
-        if (chosen_Q & (truth.lengths > 0)).any()
+def query_group_ratios(ratios: Mapping[str, Ratio], groups: Mapping[str, BoolArray]) -> dict[str, dict[str, Ratio]]:
+    """Restrict metrics per query to each group of queries; a group without a query that counts is omitted."""
+    by_group = {
+        name: {metric: ratio.within(chosen_Q) for metric, ratio in ratios.items()} for name, chosen_Q in groups.items()
     }
+    return {name: of for name, of in by_group.items() if any(ratio.queries for ratio in of.values())}
 
 
 def count_hits(ranking_QK: IntArray, truth: Ragged) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -170,5 +157,6 @@ def example(
     )
 
 
-def _percent(by_group: Mapping[str, Mapping[str, Ratio]]) -> dict[str, dict[str, float]]:
+def percent(by_group: Mapping[str, Mapping[str, Ratio]]) -> dict[str, dict[str, float]]:
+    """Return metrics in percent from metrics per query, by group."""
     return {name: {metric: ratio.percent for metric, ratio in of.items()} for name, of in by_group.items()}

@@ -8,19 +8,31 @@ from numpy.typing import NDArray
 
 from training.evaluation import slices
 from training.evaluation.checkpoint_evaluation import CheckpointEvaluation
-from training.evaluation.headline import HEADLINE_METRICS, HEADS, KEY_METRICS, LABEL_GROUP_METRICS, UNIFIED
+from training.evaluation.headline import (
+    CLICK_METRICS,
+    HEADLINE_METRICS,
+    HEADS,
+    KEY_METRICS,
+    LABEL_GROUP_METRICS,
+    UNIFIED,
+)
 from training.evaluation.results import MetricValues, SliceMetric
 from training.evaluation.scoring import ScoreMix
 from training.evaluation.significance import RESAMPLES, SEED, Bootstrap, Contrast, Estimate, compare
 from training.evaluation.slices import Example
 
-INTERVAL_METRICS = tuple(name for name in HEADLINE_METRICS if not name.startswith("C@"))  # C@k has no ratio per query
-METRICS_BY_KIND = {"head": KEY_METRICS, "labels": LABEL_GROUP_METRICS, "queries": KEY_METRICS}
+# C@k has no ratio per query.
+INTERVAL_METRICS = (*(name for name in HEADLINE_METRICS if not name.startswith("C@")), *CLICK_METRICS)
+QUERY_METRICS = (*KEY_METRICS, CLICK_METRICS[0])
+METRICS_BY_KIND = {
+    "head": (*KEY_METRICS, *CLICK_METRICS), "labels": LABEL_GROUP_METRICS, "ages": LABEL_GROUP_METRICS,
+    "queries": QUERY_METRICS, "history": QUERY_METRICS,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class LabelGroup:
-    """Labels of similar frequency: their number, the range of their training positives, and their metrics in percent.
+    """Labels of similar frequency or age: their number, the range of their training positives, and metrics in percent.
 
     `true_labels` counts pairs of a query and a true label of this group, `queries` the queries with such a pair.
     """
@@ -36,7 +48,7 @@ class LabelGroup:
 
 @dataclass(frozen=True)
 class QueryGroup:
-    """Queries of similar length: their number, and their metrics in percent."""
+    """Queries of similar length, or with the same history: their number, and their metrics in percent."""
 
     queries: int
     metrics: MetricValues
@@ -59,7 +71,8 @@ class Subject:
 class EvaluationSummary:
     """One checkpoint: all metrics by head, and the headline metrics with 95 % intervals.
 
-    `unified_minus` holds the paired differences between the unified model and each head.
+    `unified_minus` holds the paired differences between the unified model and each head. `label_age` is empty if the
+    dataset has no days, `query_history` if no query is repeated.
     """
 
     subject: Subject
@@ -69,7 +82,9 @@ class EvaluationSummary:
     estimates: dict[str, dict[str, Estimate]]
     unified_minus: dict[str, dict[str, Estimate]]
     label_frequency: dict[str, LabelGroup]
+    label_age: dict[str, LabelGroup]
     query_length: dict[str, QueryGroup]
+    query_history: dict[str, QueryGroup]
     worst: list[Example]
 
 
@@ -92,7 +107,7 @@ class EvaluationComparison:
 def summarize(
     evaluation: CheckpointEvaluation, worst: int, resamples: int = RESAMPLES, seed: int = SEED
 ) -> EvaluationSummary:
-    """Compute intervals by head, label frequency and query length, and list the `worst` queries."""
+    """Compute intervals by head and by group of labels and queries, and list the `worst` queries."""
     shown = METRICS_BY_KIND | {"head": INTERVAL_METRICS}
     ratios = {key: ratio for key, ratio in evaluation.ratios.items() if key.metric in shown[key.kind]}
     bootstrap = Bootstrap(ratios, resamples, seed)
@@ -101,8 +116,15 @@ def summarize(
         estimates.setdefault((key.kind, key.name), {})[key.metric] = bootstrap.estimate(key)
 
     def margins(head: str) -> dict[str, Estimate]:
-        pairs = {m: (SliceMetric("head", UNIFIED, m), SliceMetric("head", head, m)) for m in INTERVAL_METRICS}
+        names = estimates["head", head]
+        pairs = {m: (SliceMetric("head", UNIFIED, m), SliceMetric("head", head, m)) for m in names}
         return {metric: bootstrap.difference(*pair) for metric, pair in pairs.items()}
+
+    def label_groups(kind: str) -> dict[str, LabelGroup]:
+        return {name: _label_group(evaluation, kind, name, of) for (k, name), of in estimates.items() if k == kind}
+
+    def query_groups(kind: str) -> dict[str, QueryGroup]:
+        return {name: _query_group(evaluation, kind, name, of) for (k, name), of in estimates.items() if k == kind}
 
     return EvaluationSummary(
         subject=_subject(evaluation, resamples, seed),
@@ -111,8 +133,10 @@ def summarize(
         metrics=evaluation.metrics,
         estimates={head: estimates["head", head] for head in HEADS},
         unified_minus={head: margins(head) for head in HEADS if head != UNIFIED},
-        label_frequency={n: _label_group(evaluation, n, of) for (kind, n), of in estimates.items() if kind == "labels"},
-        query_length={n: _query_group(evaluation, n, of) for (kind, n), of in estimates.items() if kind == "queries"},
+        label_frequency=label_groups("labels"),
+        label_age=label_groups("ages"),
+        query_length=query_groups("queries"),
+        query_history=query_groups("history"),
         worst=evaluation.examples(evaluation.result.worst_queries(worst)),
     )
 
@@ -150,24 +174,24 @@ def _subject(evaluation: CheckpointEvaluation, resamples: int, seed: int) -> Sub
     return Subject(evaluation.dataset.meta.name, evaluation.split, queries, {"a": a, "b": b}, resamples, seed)
 
 
-def _label_group(evaluation: CheckpointEvaluation, name: str, estimates: dict[str, Estimate]) -> LabelGroup:
+def _label_group(evaluation: CheckpointEvaluation, kind: str, name: str, estimates: dict[str, Estimate]) -> LabelGroup:
     data = evaluation.result.data
-    member_L = data.label_groups[name]
+    member_L = data.label_groups[kind][name]
     return LabelGroup(
         labels=int(member_L.sum()),
         min_positives=int(data.positives_L[member_L].min()),
         max_positives=int(data.positives_L[member_L].max()),
         true_labels=int(member_L[data.queries.labels.values].sum()),
-        queries=evaluation.ratios[SliceMetric("labels", name, "R@10")].queries,
-        metrics=_slice_metrics(evaluation, "labels", name),
+        queries=evaluation.ratios[SliceMetric(kind, name, "R@10")].queries,
+        metrics=_slice_metrics(evaluation, kind, name),
         estimates=estimates,
     )
 
 
-def _query_group(evaluation: CheckpointEvaluation, name: str, estimates: dict[str, Estimate]) -> QueryGroup:
+def _query_group(evaluation: CheckpointEvaluation, kind: str, name: str, estimates: dict[str, Estimate]) -> QueryGroup:
     return QueryGroup(
-        queries=evaluation.ratios[SliceMetric("queries", name, "P@1")].queries,
-        metrics=_slice_metrics(evaluation, "queries", name),
+        queries=evaluation.ratios[SliceMetric(kind, name, "P@1")].queries,
+        metrics=_slice_metrics(evaluation, kind, name),
         estimates=estimates,
     )
 

@@ -31,7 +31,9 @@ class Validator:
         data, settings = self.data, self.recipe.validation
         validation = EvaluationData(data.validation, data.positives_L, data.inverse_propensity_L)
         queries = encode_queries(self.model, data.validation_tokens, self.device)
-        labels = encode_labels(self.model, data.label_tokens, data.positives_L, self.device, CONE_FRACTIONS[0])
+        labels = encode_labels(
+            self.model, data.label_tokens, data.positives_L, self.device, CONE_FRACTIONS[0], data.click_frequency_L
+        )
         selection = select(queries, labels, validation, self.recipe.weights, settings.popularities, settings.metrics)
         result = evaluate(selection.ranker, validation, mixes_by_head(selection.mix))
         return EpochRecord(

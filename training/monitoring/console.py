@@ -15,7 +15,7 @@ from rich.text import Text
 from retrieval.system.console import Console
 from retrieval.system.progress import Progress
 from training.checkpoint.schema import CheckpointFacts, EpochRecord, MetricsByHead
-from training.evaluation.headline import HEADLINE_METRICS, HEADS
+from training.evaluation.headline import CLICK_METRICS, HEADLINE_METRICS, HEADS, UNIFIED, shown_metrics
 from training.optim.step_stats import EpochStats, StepStats, by_head_and_term
 
 SHORT_NAMES = {"dual_encoder": "dual", "classifier": "classifier"}
@@ -149,6 +149,7 @@ def epoch_line(record: EpochRecord, best: bool, seconds_left: float, *, wide: bo
     `wide` adds the live statistics of a terminal: loss by head, speed, memory, time left.
     """
     metrics, stats = record.metrics["unified"], record.stats
+    names = shown_metrics(("P@1", "P@5", "PSP@5", "R@10"), metrics, CLICK_METRICS[:1])
     heads = {head: sum(v for n, v in stats.mean_losses.items() if n.startswith(f"{head}/")) for head in SHORT_NAMES}
     losses = " = " + " + ".join(f"{SHORT_NAMES[head]} {value:.3f}" for head, value in heads.items())
     live = (
@@ -157,7 +158,7 @@ def epoch_line(record: EpochRecord, best: bool, seconds_left: float, *, wide: bo
     )
     return (
         f"{'★' if best else ' '} epoch {record.epoch:>3}  loss {record.loss:6.3f}{losses if wide else ''}  "
-        + "  ".join(f"{name} {metrics[name]:5.2f}" for name in ("P@1", "P@5", "PSP@5", "R@10"))
+        + "  ".join(f"{name} {metrics[name]:5.2f}" for name in names)
         + f"  w {record.classifier_weight:.1f}  {duration(record.seconds)}{live if wide else ''}"
     )
 
@@ -184,8 +185,9 @@ def metrics_table(title: str, metrics: MetricsByHead, a: float, b: float) -> Tab
     caption = f"Percent. Rows 2 and 3 use one head only. PSP with A={a:g}, B={b:g}"
     table = Table(title=Text(title), caption=caption, title_justify="left", caption_justify="left", box=SIMPLE)
     table.add_column("", no_wrap=True)
-    for name in HEADLINE_METRICS:
+    names = shown_metrics(HEADLINE_METRICS, metrics[UNIFIED])
+    for name in names:
         table.add_column(name, justify="right")
     for head, name in HEADS.items():
-        table.add_row(name, *(f"{metrics[head][shown]:.2f}" for shown in HEADLINE_METRICS))
+        table.add_row(name, *(f"{metrics[head][shown]:.2f}" for shown in names))
     return table

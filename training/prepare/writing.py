@@ -12,35 +12,42 @@ import pyarrow.parquet as pq
 from retrieval.errors import DatasetError
 from retrieval.system.atomic_files import replace_folder
 from training.data import checks
-from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName, fingerprint
+from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName
+from training.data.exposures import EXPOSURES, check_exposures
+from training.data.fingerprint import fingerprint
 
 SKIPPED = "skipped-rows.txt"
-FILES = {"dataset.json", "labels.parquet", SKIPPED, *(f"{name}.parquet" for name in SPLITS)}
+FILES = {"dataset.json", SKIPPED, *(f"{name}.parquet" for name in ("labels", EXPOSURES, *SPLITS))}
 
 
 def write_dataset(
-    folder: Path | str, labels: Any, splits: Mapping[SplitName, Any], meta: DatasetMeta, *, replace: bool = False,
-    skipped: Sequence[str] = (),
+    folder: Path | str, labels: Any, splits: Mapping[SplitName, Any], meta: DatasetMeta, *, exposures: Any = None,
+    replace: bool = False, skipped: Sequence[str] = (),
 ) -> Dataset:  # fmt: skip
     """Write a prepared dataset and open it. If it fails, `folder` is unchanged.
 
-    labels: table of id, text and attributes; splits: a table per split with id, text, labels and, optionally, exclude;
-    a missing split is empty. The sizes and the fingerprint of `meta` are computed from the tables. skipped: lines of
-    skipped-rows.txt. replace: allow to replace a prepared dataset.
+    labels: table of id, text and attributes; splits: a table per split with id, text, labels and, optionally, exclude,
+    weights and days; a missing split is empty; exposures: table as in training/data/exposures.py, or None. The sizes
+    and the fingerprint of `meta` are computed from the tables. skipped: lines of skipped-rows.txt. replace: allow to
+    replace a prepared dataset.
     Raises DatasetError for the first invalid row, and if `folder` exists and may not be replaced.
     """
     folder = Path(folder)
     refuse_to_overwrite(folder, replace)
     labels = checks.check_label_table(labels, "labels.parquet")
     checked: dict[SplitName, Split] = {name: _checked_split(splits.get(name), name, labels.num_rows) for name in SPLITS}
+    if exposures is not None:
+        rows = {name: len(split) for name, split in checked.items()}
+        exposures = check_exposures(exposures, f"{EXPOSURES}.parquet", labels.num_rows, rows)
     meta = meta.model_copy(
         update={
             "labels": labels.num_rows,
             "splits": {name: split.counts() for name, split in checked.items()},
-            "fingerprint": fingerprint(labels, checked),
+            "fingerprint": fingerprint(labels, checked, exposures),
         }
     )
     tables = {"labels": labels} | {str(name): split.table() for name, split in checked.items()}
+    tables |= {} if exposures is None else {EXPOSURES: exposures}
     texts = {"dataset.json": meta.model_dump_json(indent=2) + "\n"}
     if skipped:
         texts[SKIPPED] = "\n".join(skipped) + "\n"

@@ -14,6 +14,7 @@ Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
 Rate = Annotated[float, Field(gt=0.0, le=10.0)]
 Weight = Annotated[float, Field(ge=0.0)]
+Exponent = Annotated[float, Field(ge=0.0, le=4.0)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
 
 
@@ -103,6 +104,28 @@ class BatchingRecipe(Section):
     label_queries: LabelQueriesRecipe = LabelQueriesRecipe()
 
 
+class ClicksRecipe(Section):
+    """Use of click weights and exposures; each key is off at 0. Without weights, every positive has weight 1.
+
+    A click share is a positive's weight divided by the greatest weight of its query.
+    """
+
+    sampling: Exponent = Field(
+        default=0.0, description="α: positives are sampled in proportion to weight^α, without replacement"
+    )
+    loss: Exponent = Field(
+        default=0.0,
+        description="(click share)^loss is a positive's part in the mean over positives (PSL), and its target in BCE",
+    )
+    popularity: Exponent = Field(
+        default=0.0,
+        description="popularity is computed from the sum of weight^popularity of training positives; 0: their number",
+    )
+    exposed_negatives: Count = Field(
+        default=0, description="labels per query and step that were shown and not clicked, as further hard negatives"
+    )
+
+
 class LossRecipe(Section):
     """One head's loss: a weighted sum of terms on scores divided by `temperature`.
 
@@ -165,11 +188,14 @@ class OptimizerRecipe(Section):
     )
 
 
-Metric = Annotated[str, Field(pattern=r"^(P|nDCG|PSP|R|C)@(1|3|5|10)$")]
+Metric = Annotated[str, Field(pattern=r"^(w?P|nDCG|PSP|w?R|C)@(1|3|5|10)$")]
 
 
 class ValidationRecipe(Section):
-    """The mean of `metrics` selects the best epoch, the classifier weight and the popularity bonus."""
+    """The mean of `metrics` selects the best epoch, the classifier weight and the popularity bonus.
+
+    wP@k and wR@k are weighted by clicks and need a dataset with weights.
+    """
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("P@1", "P@5", "R@10", "PSP@5")
     every_epochs: Positive = 5
@@ -218,6 +244,7 @@ class Recipe(Section):
     encoder: EncoderRecipe = StaticEncoderRecipe()
     heads: HeadsRecipe = HeadsRecipe()
     batching: BatchingRecipe = BatchingRecipe()
+    clicks: ClicksRecipe = ClicksRecipe()
     loss: LossesRecipe = LossesRecipe()
     optimizer: OptimizerRecipe = OptimizerRecipe()
     validation: ValidationRecipe = ValidationRecipe()

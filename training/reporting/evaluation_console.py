@@ -1,6 +1,6 @@
 """Print the output of `diptych evaluate`, at most 80 columns wide."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from rich import box
 from rich.padding import Padding
@@ -8,16 +8,17 @@ from rich.table import Table
 from rich.text import Text
 
 from retrieval.system.console import Console
-from training.evaluation.headline import HEAD_EXPLANATIONS, HEADS, METRIC_EXPLANATIONS, UNIFIED
+from training.evaluation.headline import HEAD_EXPLANATIONS, HEADS, UNIFIED, metric_explanations
 from training.evaluation.results import SliceMetric
 from training.evaluation.scoring import ScoreMix
 from training.evaluation.significance import ALPHA, Contrast, Estimate
 from training.evaluation.slices import Answer
 from training.evaluation.summary import (
-    INTERVAL_METRICS,
     METRICS_BY_KIND,
     EvaluationComparison,
     EvaluationSummary,
+    LabelGroup,
+    QueryGroup,
     Subject,
 )
 
@@ -37,15 +38,24 @@ def show(summary: EvaluationSummary | EvaluationComparison) -> None:
 
 
 def _show_summary(console: Console, summary: EvaluationSummary) -> None:
-    """Print headline metrics, metrics by label frequency and query length, and the worst queries."""
+    """Print headline metrics, metrics by group of labels and queries, and the worst queries."""
     console.print(f"{summary.checkpoint}\n{_mix(summary.mix)}", soft_wrap=True)
-    console.print(_headline_table(summary), _label_frequency_table(summary), _query_length_table(summary))
+    console.print(_headline_table(summary), _label_table("labels (training positives)", summary.label_frequency))
+    if summary.label_age:
+        console.print(_label_table("age of labels (training positives)", summary.label_age))
+    console.print(_query_table("query length", summary.query_length))
+    if summary.query_history:
+        console.print(_query_table("query in training", summary.query_history))
     console.print(
         f"Percent. ±: half of the 95 % bootstrap interval ({_resamples(summary.subject)}).\n"
         "In parentheses: unified minus that head, paired. C@10 has no interval.\n"
         "P@5 of a label group counts only hits in the group; the groups add up to P@5."
     )
-    console.print(_legend(HEAD_EXPLANATIONS, HEADS), _legend(METRIC_EXPLANATIONS), _constants(summary.subject))
+    console.print(
+        _legend(HEAD_EXPLANATIONS, HEADS),
+        _legend(metric_explanations(summary.metrics[UNIFIED])),
+        _constants(summary.subject),
+    )
     if summary.worst:
         console.print(f"\nWorst queries {EXAMPLE_LEGEND}:")
     for number, example in enumerate(summary.worst, 1):
@@ -102,7 +112,7 @@ def _legend(explanations: dict[str, str], names: dict[str, str] | None = None) -
 
 def _headline_table(summary: EvaluationSummary) -> Table:
     table = _table("", "unified", "dual encoder only", "classifier only")
-    for metric in INTERVAL_METRICS:
+    for metric in summary.estimates[UNIFIED]:
         cells = [_margin(summary.estimates[UNIFIED][metric], 2)]
         for head, differences in summary.unified_minus.items():
             cells.append(f"{summary.metrics[head][metric]:.2f}  ({_margin(differences[metric], 1, '+')})")
@@ -111,10 +121,10 @@ def _headline_table(summary: EvaluationSummary) -> Table:
     return table
 
 
-def _label_frequency_table(summary: EvaluationSummary) -> Table:
+def _label_table(title: str, groups: Mapping[str, LabelGroup]) -> Table:
     shown = METRICS_BY_KIND["labels"]
-    table = _table("labels (training positives)", "number", "true labels", *shown)
-    for name, group in summary.label_frequency.items():
+    table = _table(title, "number", "true labels", *shown)
+    for name, group in groups.items():
         low, high = group.min_positives, group.max_positives
         counts = f"{low:,}" if low == high else f"{low:,}–{high:,}"
         values = (_margin(group.estimates[metric], 1) for metric in shown)
@@ -122,10 +132,10 @@ def _label_frequency_table(summary: EvaluationSummary) -> Table:
     return table
 
 
-def _query_length_table(summary: EvaluationSummary) -> Table:
-    shown = METRICS_BY_KIND["queries"]
-    table = _table("query length", "queries", *shown)
-    for name, group in summary.query_length.items():
+def _query_table(title: str, groups: Mapping[str, QueryGroup]) -> Table:
+    shown = list(next(iter(groups.values())).estimates)
+    table = _table(title, "queries", *shown)
+    for name, group in groups.items():
         values = (_margin(group.estimates[metric], 1) for metric in shown)
         table.add_row(name, f"{group.queries:,}", *values)
     return table

@@ -30,8 +30,9 @@ from training.evaluation.headline import (
     HEADLINE_METRICS,
     HEADS,
     KEY_METRICS,
-    METRIC_EXPLANATIONS,
     UNIFIED,
+    metric_explanations,
+    shown_metrics,
 )
 from training.evaluation.ranking import SHORTLIST_MIXES
 from training.evaluation.results import EvaluationResult, MetricValues, evaluate
@@ -122,12 +123,14 @@ def weight_name(weight: float) -> str:
 def render(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
     """Return the page as HTML."""
     facts, result = opened.facts, evaluation.result
+    values = facts.best.metrics[UNIFIED]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"cut": _cut, "duration": duration, "gigabytes": lambda used: f"{used / 1e9:.1f} GB"}
     template = environment.from_string((files("training.reporting") / "templates" / REPORT).read_text(encoding="utf-8"))
     return template.render(
-        facts=facts, best=facts.best, heads=HEADS, headline=HEADLINE_METRICS, key_metrics=KEY_METRICS,
-        head_explanations=HEAD_EXPLANATIONS, metric_explanations=METRIC_EXPLANATIONS,
+        facts=facts, best=facts.best, heads=HEADS, headline=shown_metrics(HEADLINE_METRICS, values),
+        key_metrics=shown_metrics(KEY_METRICS, values), head_explanations=HEAD_EXPLANATIONS,
+        metric_explanations=metric_explanations(values),
         selection_metrics=facts.recipe.validation.metrics,
         metric_charts=_metric_charts(facts), loss_chart=_loss_chart(facts), loss_terms=_loss_terms,
         weight_chart=_weight_chart(opened, evaluation), metrics_by_weight=evaluation.metrics_by_weight(),
@@ -174,30 +177,31 @@ def _weight_chart(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
 # ---- slices of the validation queries
 
 
-def _label_groups(result: EvaluationResult) -> list[LabelGroupRow]:
-    """Return head, torso, tail and unseen labels."""
+def _label_groups(result: EvaluationResult) -> dict[str, list[LabelGroupRow]]:
+    """Return groups of labels by frequency ("labels") and, if the dataset has days, by age ("ages")."""
     data = result.data
-    by_head = {
-        head: slices.by_label_frequency(result.rankings[head], data.queries.labels, data.label_groups) for head in HEADS
+    by_head = {head: result.group_ratios(head) for head in HEADS}
+    return {
+        kind: [
+            LabelGroupRow(
+                name,
+                int(members[name].sum()),
+                _range(data.positives_L[members[name]]),
+                {head: slices.percent(groups[kind])[name] for head, groups in by_head.items()},
+            )
+            for name in by_head[UNIFIED][kind]
+        ]
+        for kind, members in data.label_groups.items()
     }
-    return [
-        LabelGroupRow(
-            name,
-            int(data.label_groups[name].sum()),
-            _range(data.positives_L[data.label_groups[name]]),
-            {head: groups[name] for head, groups in by_head.items()},
-        )
-        for name in by_head[UNIFIED]
-    ]
 
 
-def _query_groups(result: EvaluationResult) -> list[tuple[str, int, MetricValues]]:
-    """Return name, number of queries and unified metrics of each group of query lengths."""
-    data = result.data
-    queries, inverse_L = data.queries, data.inverse_propensity_L
-    metrics = slices.by_query_length(result.rankings[UNIFIED], queries.labels, queries.texts, inverse_L)
-    members = slices.length_groups(queries.texts)
-    return [(name, int(members[name].sum()), values) for name, values in metrics.items()]
+def _query_groups(result: EvaluationResult) -> dict[str, list[tuple[str, int, MetricValues]]]:
+    """Return name, size and unified metrics of groups of queries by length ("queries") and by "history"."""
+    ratios = result.group_ratios()
+    return {
+        kind: [(name, int(members[name].sum()), of) for name, of in slices.percent(ratios[kind]).items()]
+        for kind, members in result.data.query_groups.items()
+    }
 
 
 def _range(counts: NDArray[np.int64]) -> str:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from retrieval.errors import BadInput
-from retrieval.metrics import evaluate, propensities, ratios
+from retrieval.metrics import click_ratios, evaluate, propensities, ratios
 
 TOP_QK = np.array([[3, 1, 0], [2, 4, -1]])
 TRUTH = [np.array([3, 0]), np.array([4])]
@@ -86,3 +86,24 @@ def test_impossible_rankings_are_refused(top: list[list[int]], truth: list[list[
     """If it fails, an error in the caller gives a plausible metric."""
     with pytest.raises(BadInput, match=said):
         evaluate(np.array(top), [np.array(labels, np.int64) for labels in truth], INVERSE_L, ks=(1, 3))
+
+
+def test_click_weighted_metrics_by_hand() -> None:
+    """If it fails, a click-weighted metric is averaged per query, or not divided by the best possible clicks."""
+    top_QK = np.array([[3, 1, 0], [2, 4, -1], [0, 1, 2], [1, 2, 3]])
+    truth = [np.array([3, 0, 2]), np.array([4]), np.array([], np.int64), np.array([4, 0])]
+    weight_V = np.array([10.0, 70.0, 20.0, 5.0, 1.0, 3.0], np.float32)
+    weighted = click_ratios(top_QK, truth, weight_V, 5, ks=(1, 3))
+    assert weighted["wP@1"].percent == pytest.approx(100 * 10 / (70 + 5 + 3))
+    assert weighted["wP@3"].percent == pytest.approx(100 * (10 + 70 + 5) / (100 + 5 + 4))
+    assert weighted["wR@1"].percent == pytest.approx(100 * 10 / (100 + 5 + 4))
+    assert weighted["wR@3"].percent == pytest.approx(100 * (10 + 70 + 5) / (100 + 5 + 4))
+    assert weighted["wP@1"].base_Q.tolist() == [70, 5, 0, 3]
+
+
+def test_with_equal_clicks_of_one_label_per_query_click_weighted_precision_is_recall() -> None:
+    """If it fails, clicks enter a metric in another way than as the weight of a true label."""
+    top_QK, truth = np.array([[3, 1, 0], [2, 4, -1]]), [np.array([0]), np.array([1])]
+    weighted, plain = click_ratios(top_QK, truth, np.full(2, 7.0), 5), ratios(top_QK, truth, INVERSE_L)
+    for k in (1, 3, 5, 10):
+        assert weighted[f"wP@{k}"].percent == weighted[f"wR@{k}"].percent == plain[f"R@{k}"].percent

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from retrieval.metrics import evaluate
+from retrieval.metrics import evaluate, ratios
 from training.data.ragged import Ragged
 from training.evaluation import slices
 
@@ -38,7 +38,7 @@ def test_without_a_positive_every_label_is_unseen() -> None:
 
 def test_figures_by_label_frequency_by_hand() -> None:
     """If this failed, metrics would be attributed to the wrong labels."""
-    figures = slices.by_label_frequency(RANKING_QK, TRUTH, GROUPS, ks=(1, 2))
+    figures = slices.percent(slices.label_group_ratios(RANKING_QK, TRUTH, GROUPS, ks=(1, 2)))
     assert figures["head"]["P@1"] == pytest.approx(100 * 1 / 3)
     assert figures["tail"]["P@1"] == pytest.approx(100 * 1 / 3)
     assert figures["head"]["P@2"] == pytest.approx(100 * (1 + 1) / 6)
@@ -48,18 +48,31 @@ def test_figures_by_label_frequency_by_hand() -> None:
 
 def test_a_group_without_a_true_label_is_left_out() -> None:
     """If this failed, a table would show NaN for a group without true labels."""
-    figures = slices.by_label_frequency(RANKING_QK, Ragged.from_lists([[0], [1], [0]]), GROUPS, ks=(1,))
+    figures = slices.label_group_ratios(RANKING_QK, Ragged.from_lists([[0], [1], [0]]), GROUPS, ks=(1,))
     assert list(figures) == ["head"]
 
 
 def test_metrics_by_query_length_are_those_of_these_queries_only() -> None:
     """If this failed, metrics of a query length would include other queries."""
     texts, inverse_L = ["one", "two words", "five words are in  here"], np.array([1.0, 2.0, 3.0, 4.0])
-    figures = slices.by_query_length(RANKING_QK, TRUTH, texts, inverse_L, ks=(1, 3))
+    of_queries = ratios(RANKING_QK, TRUTH, inverse_L, ks=(1, 3))
+    figures = slices.percent(slices.query_group_ratios(of_queries, slices.length_groups(texts)))
     assert list(figures) == ["1 word", "2 words", "5–8 words"]
     for row, of in enumerate(figures.values()):
         alone = evaluate(RANKING_QK[row : row + 1], [TRUTH[row]], inverse_L, ks=(1, 3))
         assert of == pytest.approx({name: alone[name] for name in of})
+
+
+def test_labels_are_grouped_by_the_days_since_they_were_first_seen() -> None:
+    """If this failed, labels of the evaluated period itself would count as known ones, or days at a border twice."""
+    groups = slices.age_groups(np.array([-3, 0, 1, 6, 7, 29, 30, 400, np.nan], np.float32))
+    assert {name: np.flatnonzero(member_L).tolist() for name, member_L in groups.items()} == {
+        "new": [0, 1],
+        "1–6 days": [2, 3],
+        "7–29 days": [4, 5],
+        "30+ days": [6, 7],
+        "unknown": [8],
+    }
 
 
 def test_every_query_has_one_length() -> None:

@@ -165,8 +165,8 @@ def test_the_fingerprint_depends_on_content_and_not_on_the_parquet_writer(tmp_pa
         ("dataset.json", None, "is not a prepared dataset: it has no dataset.json"),
         (
             "dataset.json",
-            b'{"name": "x", "format_version": 1}',
-            "dataset.json: format_version is 1, not 2. Prepare the dataset again.",
+            b'{"name": "x", "format_version": 3}',
+            "dataset.json: format_version is 3, not 1 or 2. Prepare the dataset again.",
         ),
         ("dataset.json", b"{", "Invalid JSON"),
         ("test.parquet", None, "has no test.parquet. Prepare the dataset again with `diptych prepare`."),

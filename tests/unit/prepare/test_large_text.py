@@ -6,7 +6,7 @@ import pytest
 
 from retrieval.bundle.labels import LabelTable, write_labels
 from training.data import Ragged, Split, checks
-from training.data.dataset import take_rows
+from training.data.split import take_rows
 from training.prepare.reciprocal import label_of_text
 from training.prepare.source_data import TextColumn, text_column
 
