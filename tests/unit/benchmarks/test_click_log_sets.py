@@ -1,5 +1,6 @@
 """benchmarks/click_logs: the open sets with counts, and the simulated log with known truth."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,26 @@ def test_bigrams_lose_their_most_frequent_words(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
     assert word_counts.bigram_counts(tmp_path) == {("red", "wine"): 8}
+
+
+def test_populations_are_clicks_of_cities(tmp_path: Path) -> None:
+    """If it fails, the clicks of the set of cities are not populations, or cities of one text are two labels."""
+    places = [("Ulm", "DE", "01", 5), ("Ulmen", "DE", "08", 2), ("Ulmen", "DE", "01", 1), ("Ulmer", "US", "SC", 4)]
+    cities = {
+        str(row): {"name": name, "countrycode": country, "admin1code": region, "population": population}
+        for row, (name, country, region, population) in enumerate(places)
+    }
+    countries = {"DE": {"name": "Germany"}, "US": {"name": "United States"}}
+    for name, values in ((word_counts.CITIES, cities), (word_counts.COUNTRIES, countries)):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(values), encoding="utf-8")
+    counts = word_counts.city_counts(tmp_path)
+    assert {pair: count for pair, count in counts.items() if pair[0] in ("ulm", "ulmen")} == {
+        ("ulm", "Ulm, Germany"): 5,
+        ("ulm", "Ulmer, SC, United States"): 4,
+        ("ulm", "Ulmen, Germany"): 3,
+        ("ulmen", "Ulmen, Germany"): 3,
+    }
 
 
 def test_counts_become_a_table_that_prepare_recognises(tmp_path: Path) -> None:
