@@ -25,7 +25,7 @@ def run_command(measure: Callable[[argparse.Namespace, Console], Path], options:
     except KeyboardInterrupt:
         print("Stopped. Rerun the same command to resume.", file=sys.stderr)
         return 130
-    console.print(f"wrote {page} and its plots", highlight=False, soft_wrap=True)
+    console.print(f"wrote {page}", highlight=False, soft_wrap=True)
     return 0
 
 

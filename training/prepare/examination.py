@@ -18,6 +18,7 @@ IntArray = NDArray[np.integer]
 FloatArray = NDArray[np.float64]
 
 MIN_EXAMINATION = 0.01  # so that a click counts 100 times at most
+MAX_CLICKS_PER_PAIR = 200  # more clicks of a pair count in proportion, so that a bot on one pair has little influence
 MAX_POSITION = 10_000
 MAX_STEPS = 5_000
 TOLERANCE = 1e-6  # of log examination, per step
@@ -40,7 +41,8 @@ def estimate_examination(
     n_positions = int(position_N.max())
     used_N = _linked_to_first(pair_N, position_N, clicks_N, impressions_N)
     pair, position = _renumbered(pair_N[used_N]), position_N[used_N] - 1
-    clicks, impressions = clicks_N[used_N].astype(np.float64), impressions_N[used_N].astype(np.float64)
+    share: FloatArray = np.minimum(MAX_CLICKS_PER_PAIR / np.bincount(pair, clicks_N[used_N]), 1.0)[pair]
+    clicks, impressions = share * clicks_N[used_N], share * impressions_N[used_N]
     clicks_K = np.bincount(position, clicks, n_positions)
     if not clicks_K[0]:
         raise DatasetError(

@@ -61,6 +61,15 @@ def test_the_estimate_does_not_depend_on_the_order_or_on_useless_pairs() -> None
     assert estimate_examination(*longer).tolist() == estimate_examination(*log).tolist()  # type: ignore[arg-type]
 
 
+def test_a_bot_on_one_pair_has_little_influence() -> None:
+    """If it fails, one program that clicks on one result decides the weight of all clicks at its position."""
+    truth_K = np.array([1.0, 0.5, 0.3])
+    log = simulated(truth_K, 2_000, 100)
+    bot = cells((5_000, 1, 2, 10**5), (5_000, 3, 10**5, 10**5))
+    longer = tuple(np.concatenate(both) for both in zip(log, bot, strict=True))
+    assert estimate_examination(*longer) == pytest.approx(truth_K, rel=0.15)  # type: ignore[arg-type]
+
+
 def test_positions_linked_only_through_others_are_estimated() -> None:
     """If it fails, positions far from the first get a wrong value, since no pair is shown at both."""
     truth_K = 0.8 ** np.arange(12)
