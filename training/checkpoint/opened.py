@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from retrieval.errors import CheckpointError
 from training.checkpoint.files import read_facts, read_parquet, read_record, read_tensors, read_tokenizer
@@ -22,7 +21,7 @@ from training.checkpoint.schema import (
 )
 from training.checkpoint.weights import load_weights
 from training.data.dataset import Split
-from training.data.token_cache import special_ids
+from training.data.token_cache import TextTokenizer, special_ids
 from training.model.unified import UnifiedModel, model_skeleton
 from training.recipe.schema import Recipe
 
@@ -42,7 +41,7 @@ class Checkpoint:
     trained_L: NDArray[np.bool_]
     positives_L: NDArray[np.int64]
     inverse_propensity_L: NDArray[np.float64]
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
 
     @property
     def recipe(self) -> Recipe:
@@ -62,7 +61,7 @@ class Checkpoint:
     @property
     def pad_id(self) -> int:
         """Token id of padding."""
-        return special_ids(self.tokenizer)[0]
+        return special_ids(self.tokenizer.tokenizer)[0]
 
     @property
     def max_tokens(self) -> int:
@@ -126,7 +125,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         trained_L=trained_L,
         positives_L=positives_L,
         inverse_propensity_L=inverse_propensity_L,
-        tokenizer=read_tokenizer(folder / TOKENIZER),
+        tokenizer=TextTokenizer(read_tokenizer(folder / TOKENIZER), facts.query_identity),
     )
 
 
