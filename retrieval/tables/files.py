@@ -24,7 +24,7 @@ COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 READABLE = ", ".join(KINDS)
 DATE = "date"  # column of a date in a path
 _DAY = re.compile(r"(?<!\d)(\d{4})(-?)(\d\d)\2(\d\d)$")
-_WILDCARDS = re.compile(r"[*?[]")
+WILDCARDS = re.compile(r"[*?[]")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # Folders of these formats also contain files with deleted or replaced rows.
 _MANAGED = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"}
@@ -132,7 +132,7 @@ def table_files(path: Path, without: Path | str | None = None) -> list[Path]:
 def _local_files(source: Path) -> list[TableFile]:
     """Return all files of a source on this machine, in order. Raises TableError if it does not exist."""
     text = str(source)
-    if source.is_file() or not (source.is_dir() or _WILDCARDS.search(text)):
+    if source.is_file() or not (source.is_dir() or WILDCARDS.search(text)):
         return _with_values(source, "", [TableFile.local(source)])
     root = str(source) if source.is_dir() else _fixed_folder(text)
     paths = [text] if source.is_dir() else glob.glob(text, recursive=True)
@@ -158,7 +158,7 @@ def _remote_files(url: str) -> list[TableFile]:
     infos: dict[str, Any] = {}
     with _driver_errors(url):
         driver.invalidate_cache()
-        is_pattern = bool(_WILDCARDS.search(root))
+        is_pattern = bool(WILDCARDS.search(root))
         matches = driver.glob(root, detail=True) if is_pattern else {root: driver.info(root)}
         for path, info in matches.items():
             infos |= driver.find(path, detail=True) if info["type"] == "directory" else {path: info}
@@ -176,7 +176,7 @@ def _with_values(source: Path | str, folder: str, files: list[TableFile]) -> lis
 
     Raises TableError if no file matches a pattern.
     """
-    if not files and _WILDCARDS.search(str(source)):
+    if not files and WILDCARDS.search(str(source)):
         raise TableError(f"{source} matches no file. Check the pattern.")
     located = []
     for file in files:
@@ -244,7 +244,7 @@ def _driver_errors(location: Path | str) -> Iterator[None]:
 
 def _fixed_folder(pattern: str) -> str:
     """Return the folders before the first part of a path that has a wildcard."""
-    return _WILDCARDS.split(pattern)[0].rpartition("/")[0] or "."
+    return WILDCARDS.split(pattern)[0].rpartition("/")[0] or "."
 
 
 def _is_visible(name: str) -> bool:
