@@ -10,7 +10,7 @@ from retrieval.tables.arrow_types import python_values
 from retrieval.tables.batches import Batch, Part
 from retrieval.tables.columns import Identifier, Parser
 from retrieval.tables.delimited import DelimitedPart, Layout
-from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, find_files, kind_of, stem
+from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, WILDCARDS, find_files, kind_of, stem
 from retrieval.tables.json_lines import JsonPart
 from retrieval.tables.notes import Notes
 from retrieval.tables.opening import NoReadingProgress, ReadingProgress
