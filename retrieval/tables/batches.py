@@ -7,6 +7,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from retrieval.errors import TableError
 from retrieval.tables.columns import Parser
 from retrieval.tables.files import TableFile
+from retrieval.tables.hashing import file_sha256
 from retrieval.tables.opening import NoReadingProgress, ReadingProgress
 
 PLACE = "place"  # the column of line or row numbers
@@ -90,6 +92,12 @@ class Part(ABC):
     def open_bytes(self) -> BinaryIO:
         """Open the file as it is stored."""
         return self.file.open_bytes()
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return the SHA-256 of the file as it is stored, in hexadecimal."""
+        with self.open_bytes() as file:
+            return file_sha256(file)
 
     @abstractmethod
     def chunks(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[list[Chunk]]:

@@ -3,6 +3,7 @@
 Tables of the connection, in the order in which the functions of this module make them:
 
     cells     all cells; `first` orders rows by part and place, `latest` by day, part and place
+    iid_of    the number of the query identity, iid, of each spelling
     queries   one row per query identity: iid, text (the most frequent spelling), hash_1, hash_2
     labels    one row per label: lid, label (its key), latest text and attributes, first and last day
     coded     the cells with iid, lid and split instead of texts
@@ -33,9 +34,9 @@ def open_cells(connection: Any, folder: Path, cells: Sequence[PartCells]) -> Non
     parts = [
         f"SELECT *, {number} AS part, {number * PLACES_PER_PART} + place AS first, "
         f"(coalesce(day - DATE '1970-01-01', 0), {number * PLACES_PER_PART} + place) AS latest "
-        f"FROM read_parquet('{quoted(folder / one.file)}')"
+        f"FROM read_parquet('{quoted(folder / file)}')"
         for number, one in enumerate(cells)
-        if one.file
+        for file in one.files
     ]
     connection.execute(f"CREATE VIEW cells AS {' UNION ALL '.join(parts)}")
 
@@ -47,18 +48,17 @@ def build_queries(connection: Any) -> int:
     then the earliest one.
     """
     connection.execute(
-        "CREATE TABLE spellings AS SELECT query, sum(clicks)::BIGINT AS clicks, sum(rows)::BIGINT AS rows, "
+        "CREATE TABLE counted AS SELECT query, sum(clicks)::BIGINT AS clicks, sum(rows)::BIGINT AS rows, "
         "min(first) AS first FROM cells GROUP BY query"
     )
-    connection.execute("CREATE TABLE identity_of (query VARCHAR, identity VARCHAR)")
-    for texts in _batches(connection, "SELECT query FROM spellings"):
-        identities = query_identities(texts["query"])
-        _insert(connection, "identity_of", pa.table({"query": texts["query"], "identity": identities}))
+    connection.execute("CREATE TABLE spellings AS SELECT *, query AS identity FROM counted LIMIT 0")
+    for rows in _batches(connection, "SELECT * FROM counted"):
+        _insert(connection, "spellings", rows.append_column("identity", query_identities(rows["query"])))
     connection.execute(
         "CREATE TABLE distinct_queries AS SELECT (row_number() OVER (ORDER BY min(first)) - 1)::INTEGER AS iid, "
-        "identity, arg_max(query, (clicks, rows, -first)) AS text "
-        "FROM spellings JOIN identity_of USING (query) GROUP BY identity"
+        "identity, arg_max(query, (clicks, rows, -first)) AS text FROM spellings GROUP BY identity"
     )
+    connection.execute("CREATE TABLE iid_of AS SELECT query, iid FROM spellings JOIN distinct_queries USING (identity)")
     connection.execute("CREATE TABLE query_hashes (iid INTEGER, hash_1 UBIGINT, hash_2 UBIGINT)")
     for texts in _batches(connection, "SELECT iid, identity FROM distinct_queries"):
         hashes_N2 = text_hashes(texts["identity"])
@@ -76,8 +76,8 @@ def build_labels(connection: Any, n_attributes: int) -> None:
     )
     connection.execute(
         "CREATE TABLE labels AS SELECT (row_number() OVER (ORDER BY min(first)) - 1)::INTEGER AS lid, label, "
-        f"arg_max(label_text, latest) AS text, min(day) AS first_day, max(day) AS last_day{attributes} "
-        "FROM cells GROUP BY label"
+        f"arg_max(label_text, latest) AS text, min(day) AS first_day, max(day) AS last_day, "
+        f"min(label_text) IS DISTINCT FROM max(label_text) AS is_renamed{attributes} FROM cells GROUP BY label"
     )
 
 
@@ -88,7 +88,7 @@ def renamed_labels(connection: Any) -> Any:
     """
     return connection.sql(
         "SELECT cells.label, cells.label_text AS earlier, labels.text AS latest, max(day) AS day, "
-        "FROM cells JOIN labels USING (label) WHERE cells.label_text <> labels.text "
+        "FROM cells JOIN labels USING (label) WHERE is_renamed AND cells.label_text <> labels.text "
         "GROUP BY ALL ORDER BY min(labels.lid), max(cells.latest)"
     ).to_arrow_table()
 
@@ -112,27 +112,29 @@ def code_cells(connection: Any, period: Period | None, max_validation: int) -> N
     Of the queries in the time of validation, about `max_validation` are validation queries; their rows of that time
     are not in training. The other rows of that time are.
     """
+    split, hashes = _split(connection, period, max_validation)
     connection.execute(
-        f"CREATE TABLE coded AS SELECT iid, lid, {_split(connection, period, max_validation)} AS split, day, position, "
-        "origin, cells.clicks, cells.impressions, cells.rows, cells.first "
-        "FROM cells JOIN identity_of USING (query) JOIN queries USING (identity) JOIN labels USING (label)"
+        f"CREATE TABLE coded AS SELECT iid, lid, {split} AS split, day, position, origin, clicks, impressions, rows, "
+        f"first FROM cells JOIN iid_of USING (query) JOIN labels USING (label){hashes}"
     )
 
 
-def _split(connection: Any, period: Period | None, max_validation: int) -> str:
+def _split(connection: Any, period: Period | None, max_validation: int) -> tuple[str, str]:
+    """Return SQL for the split of a cell, and for the tables that it needs."""
     if period is None or period.test_from is None:
-        return f"coalesce(split, {UNSPLIT})::TINYINT"
+        return f"coalesce(split, {UNSPLIT})::TINYINT", ""
     is_test = f"day >= DATE '{period.test_from}'"
     if period.validation_from is None:
-        return f"(CASE WHEN {is_test} THEN {TEST} ELSE {TRAIN} END)::TINYINT"
+        return f"(CASE WHEN {is_test} THEN {TEST} ELSE {TRAIN} END)::TINYINT", ""
     is_late = f"day >= DATE '{period.validation_from}' AND NOT {is_test}"
     queries = number(
         connection,
-        f"SELECT count(DISTINCT identity) FROM cells JOIN identity_of USING (query) WHERE {is_late} AND clicks > 0",
+        f"SELECT count(DISTINCT iid) FROM cells JOIN iid_of USING (query) WHERE {is_late} AND clicks > 0",
     )
     largest = min(HASHES - 1, HASHES * max_validation // max(queries, 1))
     is_validation = f"{is_late} AND hash_2 <= {largest}::UBIGINT"
-    return f"(CASE WHEN {is_test} THEN {TEST} WHEN {is_validation} THEN {VALIDATION} ELSE {TRAIN} END)::TINYINT"
+    split = f"(CASE WHEN {is_test} THEN {TEST} WHEN {is_validation} THEN {VALIDATION} ELSE {TRAIN} END)::TINYINT"
+    return split, " JOIN query_hashes USING (iid)"
 
 
 def number(connection: Any, query: str) -> int:

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from retrieval.errors import DatasetError
 from retrieval.tables.delimited import Layout
+from retrieval.tables.hashing import file_sha256
 from retrieval.tables.table import Table
 from training.prepare.bad_rows import escape_surrogates
 from training.prepare.lf_source import is_lf, lf_files
-from training.prepare.log_parts import sha256
 from training.prepare.settings import PrepareSettings
 
 PREPARE_VERSION = 5  # increase it when the same source and settings give another dataset
@@ -56,15 +56,15 @@ def find_source_files(source: str, labels: str | None, settings: PrepareSettings
 def recorded_settings(settings: PrepareSettings, files: SourceFiles) -> dict[str, Any]:
     """Return what a dataset depends on: all settings, and the name and SHA-256 of each file."""
     recorded = {key: _escaped(value) for key, value in settings.model_dump(mode="json").items()}
-    hashes = {part: _described(path.name, path.open("rb")) for part, path in files.lf_parts.items()}
+    hashes = {part: _described(path) for part, path in files.lf_parts.items()}
     for name, table in (("rows", files.table), ("labels", files.labels)):
         parts = table.parts if table else []
         for number, part in enumerate(parts, 1):
             key = name if len(parts) == 1 else f"{name} {number}"
-            hashes[key] = _described(part.name, part.open_bytes())
+            hashes[key] = f"{escape_surrogates(part.name)} {part.sha256}"
     if settings.examination:
         path = Path(settings.examination)
-        hashes["examination"] = _described(path.name, path.open("rb")) if path.is_file() else ""
+        hashes["examination"] = _described(path) if path.is_file() else ""
     return recorded | {"prepare_version": PREPARE_VERSION, "files": hashes}
 
 
@@ -74,9 +74,10 @@ def _escaped(value: Any) -> Any:
     return escape_surrogates(value) if isinstance(value, str) else value
 
 
-def _described(name: str, opened: BinaryIO) -> str:
-    """Return the name and the SHA-256 of a file, and close it."""
-    return f"{escape_surrogates(name)} {sha256(opened)}"
+def _described(path: Path) -> str:
+    """Return the name and the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return f"{escape_surrogates(path.name)} {file_sha256(file)}"
 
 
 def _refuse_table_options(source: str, labels: str | None, settings: PrepareSettings) -> None:

@@ -12,13 +12,15 @@ import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
 from retrieval.system.atomic_files import atomic_file, write_text
+from retrieval.tables.batches import Part
 from retrieval.tables.columns import Attribute, Count, Day, Identifier, Parser, Text
+from retrieval.tables.opening import ReadingProgress
 from retrieval.tables.table import part_notes
 from training.prepare.bad_rows import MAX_MESSAGES, escape_surrogates, escaped_names
 from training.prepare.columns import Columns
@@ -28,14 +30,13 @@ from training.prepare.split_parser import SplitForm, SplitParser
 CELLS_VERSION = 1  # increase it when the same part gives other cells
 CACHE_DAYS = 90  # a cached part that no run has used for so long is removed
 DAY_SECONDS = 86_400
-BYTES_PER_READ = 2**20
-MEASURES = ("clicks", "impressions", "rows", "place")
+ROWS_PER_FILE = 4_000_000  # of the source, which are in memory at once
 
 
 class PartCells(BaseModel):
     """The cells of one part, and the counts of its rows."""
 
-    file: str = ""  # name of the Parquet file in the folder of cells
+    files: list[str] = []  # names of the Parquet files in the folder of cells; none for a part without rows
     read: int = 0
     blank: int = 0
     bad: int = 0
@@ -54,61 +55,83 @@ class PartReader:
         self._parsers = _parsers(columns, max_characters, keys_are_ids)
         self._roles = _roles(columns)
 
-    def key(self, part: Any, layout: str) -> str:
+    def key(self, part: Part, layout: str) -> str:
         """Return the name under which the cells of a part are cached: a SHA-256 of all that they depend on."""
-        content = sha256(part.open_bytes())
         parsers = {name: repr(parser) for name, parser in self._parsers.items()}
         values, roles = dict(part.file.values), sorted(self._roles.items())
-        described = [CELLS_VERSION, content, part.name, layout, values, parsers, roles]
+        described = [CELLS_VERSION, part.sha256, part.name, layout, values, parsers, roles]
         return hashlib.sha256(json.dumps(described).encode("utf-8", "backslashreplace")).hexdigest()[:32]
 
-    def read(self, part: Any, key: str, folder: Path, progress: Any) -> PartCells:
+    def read(self, part: Part, key: str, folder: Path, progress: ReadingProgress) -> PartCells:
         """Return the cells of a part, from `folder` if it has them. Raises TableError."""
-        record, file = folder / f"{key}.json", folder / f"{key}.parquet"
-        if (cells := _cached(record, file)) is not None:
+        record = folder / f"{key}.json"
+        if (cells := _cached(record, folder)) is not None:
             progress.finish(part.size)
             return cells
-        cells = self._aggregate(part, file, progress)
+        cells = self._aggregate(part, folder / key, progress)
         write_text(record, cells.model_dump_json())
         return cells
 
-    def _aggregate(self, part: Any, file: Path, progress: Any) -> PartCells:
-        cells, split_form = PartCells(file=file.name), SplitForm()
-        connection = self._connection.cursor()
-        name = f"rows_{file.stem}"
-        try:
-            for number, batch in enumerate(part.batches(self._parsers, progress)):
-                rows = batch.rows
-                cells.read += batch.read
-                cells.blank += batch.blank
-                bad = list(batch.bad)
+    def _aggregate(self, part: Part, prefix: Path, progress: ReadingProgress) -> PartCells:
+        cells, split_form = PartCells(), SplitForm()
+        with self._connection.cursor() as connection:
+            writer = _CellWriter(connection, prefix, self._roles)
+            for batch in part.batches(self._parsers, progress):
+                rows, bad = batch.rows, list(batch.bad)
                 if self._columns.split:
                     differs_N, message = split_form.differing(rows[self._columns.split])
                     places = rows["place"].filter(pa.array(differs_N)).to_pylist()
                     bad += [(part.place_text(place), message) for place in places]
                     rows = rows.filter(pa.array(~differs_N))
+                cells.read += batch.read
+                cells.blank += batch.blank
                 cells.bad += len(bad)
                 listed = bad[: MAX_MESSAGES - len(cells.messages)]
                 cells.messages += [escape_surrogates(f"{where}: {message}") for where, message in listed]
-                connection.register("batch", self._renamed(rows))
-                verb = f"CREATE TABLE {name} AS" if number == 0 else f"INSERT INTO {name}"
-                connection.execute(f"{verb} {self._select()}")
-                connection.unregister("batch")
-            cells.notes = escaped_names(part_notes(part))
-            if not cells.read:
-                return cells.model_copy(update={"file": ""})
-            more = connection.execute(f"SELECT count(*) FROM {name} WHERE clicks > impressions").fetchall()
-            cells.more_clicks_than_impressions = int(more[0][0])
-            with atomic_file(file) as temporary:
-                connection.execute(
-                    f"COPY (SELECT * EXCLUDE (clicks, impressions, place), sum(clicks)::BIGINT AS clicks, "
-                    f"sum(impressions)::BIGINT AS impressions, count(*) AS rows, min(place) AS place "
-                    f"FROM {name} GROUP BY ALL) TO '{quoted(temporary)}' (FORMAT parquet, COMPRESSION zstd)"
-                )
-        finally:
-            connection.execute(f"DROP TABLE IF EXISTS {name}")
-            connection.close()
+                writer.add(rows)
+            writer.flush()
+        cells.notes = escaped_names(part_notes(part))
+        cells.files, cells.more_clicks_than_impressions = writer.files, writer.more_clicks_than_impressions
         return cells
+
+
+class _CellWriter:
+    """Adds up rows with equal values, up to ROWS_PER_FILE at a time, and writes the cells."""
+
+    def __init__(self, connection: Any, prefix: Path, roles: Mapping[str, tuple[str | None, str]]) -> None:
+        """`prefix`: path of the files without the number and the suffix."""
+        self._connection, self._prefix, self._roles = connection, prefix, roles
+        self._rows: list[Any] = []
+        self._n_rows = 0
+        self.files: list[str] = []
+        self.more_clicks_than_impressions = 0
+
+    def add(self, rows: Any) -> None:
+        """Add rows of the source."""
+        # DuckDB reads only names that are UTF-8
+        columns = {role: rows[name] for role, (name, _) in self._roles.items() if name is not None}
+        self._rows.append(pa.table({**columns, "place": rows["place"]}))
+        self._n_rows += rows.num_rows
+        if self._n_rows >= ROWS_PER_FILE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the cells of the rows that were added, if there are any."""
+        if not self._n_rows:
+            return
+        self._connection.register("added", pa.concat_tables(self._rows))
+        more = self._connection.sql(f"SELECT count(*) FROM ({self._select()}) WHERE clicks > impressions").fetchall()
+        self.more_clicks_than_impressions += int(more[0][0])
+        file = self._prefix.with_name(f"{self._prefix.name}-{len(self.files)}.parquet")
+        with atomic_file(file) as temporary:
+            self._connection.execute(
+                f"COPY (SELECT * EXCLUDE (clicks, impressions, place), sum(clicks)::BIGINT AS clicks, "
+                f"sum(impressions)::BIGINT AS impressions, count(*) AS rows, min(place) AS place "
+                f"FROM ({self._select()}) GROUP BY ALL) TO '{quoted(temporary)}' (FORMAT parquet, COMPRESSION zstd)"
+            )
+        self._connection.unregister("added")
+        self._rows, self._n_rows = [], 0
+        self.files.append(file.name)
 
     def _select(self) -> str:
         """Return SQL that selects the values of a row; a count without a column is 1 per row."""
@@ -116,21 +139,16 @@ class PartReader:
         for role, (name, kind) in self._roles.items():
             default = "1" if role in ("clicks", "impressions") else "NULL"
             values.append(f"CAST({role if name else default} AS {kind}) AS {role}")
-        return f"SELECT {', '.join(values)}, place FROM batch"
-
-    def _renamed(self, rows: Any) -> Any:
-        """Return rows with columns named by role, since DuckDB reads only names that are UTF-8."""
-        columns = {role: rows[name] for role, (name, _) in self._roles.items() if name is not None}
-        return pa.table({**columns, "place": rows["place"]})
+        return f"SELECT {', '.join(values)}, place FROM added"
 
 
 def read_parts(
-    reader: PartReader, parts: Iterable[Any], folder: Path, layout: str, bar: ProgressBar, threads: int
+    reader: PartReader, parts: Iterable[Part], folder: Path, layout: str, bar: ProgressBar, threads: int
 ) -> list[PartCells]:
     """Return the cells of all parts in order, several parts at a time. Raises TableError for the first bad part."""
     folder.mkdir(parents=True, exist_ok=True)
 
-    def one(part: Any) -> PartCells:
+    def one(part: Part) -> PartCells:
         return reader.read(part, reader.key(part, layout), folder, bar.part())
 
     with ThreadPoolExecutor(max(1, threads)) as pool:
@@ -146,21 +164,12 @@ def remove_unused(folder: Path, cells: Iterable[PartCells]) -> None:
     """Mark the cells of this run as used now, and remove those that no run has used for CACHE_DAYS."""
     now = time.time()
     for one in cells:
-        if one.file:
-            os.utime(folder / one.file, (now, now))
+        for name in one.files:
+            os.utime(folder / name, (now, now))
     for path in folder.glob("*.parquet"):
         if path.stat().st_mtime < now - CACHE_DAYS * DAY_SECONDS:
             path.unlink(missing_ok=True)
-            path.with_suffix(".json").unlink(missing_ok=True)
-
-
-def sha256(opened: BinaryIO) -> str:
-    """Return the SHA-256 of an open file in hexadecimal, and close it."""
-    digest = hashlib.sha256()
-    with opened:
-        while block := opened.read(BYTES_PER_READ):
-            digest.update(block)
-    return digest.hexdigest()
+            path.with_name(f"{path.stem.partition('-')[0]}.json").unlink(missing_ok=True)
 
 
 def quoted(path: Path) -> str:
@@ -202,9 +211,9 @@ def _roles(columns: Columns) -> dict[str, tuple[str | None, str]]:
     return roles | {f"attribute_{n}": (name, "VARCHAR") for n, name in enumerate(columns.attributes)}
 
 
-def _cached(record: Path, file: Path) -> PartCells | None:
+def _cached(record: Path, folder: Path) -> PartCells | None:
     try:
         cells = PartCells.model_validate_json(record.read_bytes())
     except (OSError, ValidationError):  # not cached, or written by another version
         return None
-    return cells if not cells.file or file.is_file() else None
+    return cells if all((folder / name).is_file() for name in cells.files) else None
