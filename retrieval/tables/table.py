@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from retrieval.errors import TableError
+from retrieval.system.urls import as_url
 from retrieval.tables.arrow_types import python_values
 from retrieval.tables.batches import Batch, Part
 from retrieval.tables.columns import Identifier, Parser
@@ -25,7 +26,7 @@ class Table:
 
         Raises TableError if the table does not exist or cannot be read.
         """
-        self.path: Any = source  # a Path or str
+        self.path: Any = as_url(source) or source  # a Path or str
         self.files, self.unread = find_files(source, without)
         self.kind = kind_of(self.files[0].location)
         self.parts: list[Part] = []
