@@ -27,7 +27,7 @@ _DAY = re.compile(r"(?<!\d)(\d{4})(-?)(\d\d)\2(\d\d)$")
 _WILDCARDS = re.compile(r"[*?[]")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # Folders of these formats also contain files with deleted or replaced rows.
-_MANAGED = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"}
+_MANAGED = {"_delta_log": "a Delta Lake", ".hoodie": "a Hudi", "metadata": "an Iceberg"}
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def _refuse_managed(source: Path | str, files: list[TableFile]) -> None:
     folders = {PurePath(one.name).parts[0] for one in files if len(PurePath(one.name).parts) > 1}
     if managed := next((name for name in _MANAGED if name in folders), None):
         raise TableError(
-            f"{source} is a {_MANAGED[managed]} table, whose folder also has files with deleted rows. "
+            f"{source} is {_MANAGED[managed]} table, whose folder also has files with deleted rows. "
             "Write it as plain Parquet."
         )
 

@@ -103,7 +103,7 @@ def test_a_date_at_the_end_of_a_name_is_a_column_unless_the_file_has_it(root: st
     [
         ({"a.csv": rows("a"), "more/b.csv": rows("b")}, "has data in subfolders (more), which would not be read."),
         ({"a.parquet": b"", "_delta_log/0.json": b"{}"}, "is a Delta Lake table, whose folder also"),
-        ({"metadata/v1.json": b"{}", "data/a.parquet": b""}, "is a Iceberg table, whose folder also"),
+        ({"metadata/v1.json": b"{}", "data/a.parquet": b""}, "is an Iceberg table, whose folder also"),
         ({"a.csv": rows("a"), "b.jsonl": b"{}"}, "contains files of several formats: a.csv, b.jsonl."),
         ({"README.md": b"x"}, "contains no data file"),
     ],
