@@ -7,7 +7,8 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -87,7 +88,7 @@ class Part(ABC):
         """Return the size of the file in bytes."""
         return self.file.size
 
-    def open_bytes(self) -> BinaryIO:
+    def open_bytes(self) -> BufferedReader:
         """Open the file as it is stored."""
         return self.file.open_bytes()
 

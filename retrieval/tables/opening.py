@@ -90,8 +90,7 @@ def opened(file: TableFile) -> Iterator[TextFile]:
     compression = ""
     try:
         with file.open_bytes() as raw:
-            compression = _compression(raw.read(_MAGIC_BYTES))
-            raw.seek(0)
+            compression = _compression(raw.peek(_MAGIC_BYTES))
             yield TextFile(file, raw, _decompress(raw, compression))
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise TableError(
@@ -116,7 +115,7 @@ def binary_format(head: bytes) -> str | None:
 def compressed_as(file: TableFile) -> str:
     """Return the compression of a file, detected from its content; empty if none."""
     with file.open_bytes() as raw:
-        return _compression(raw.read(_MAGIC_BYTES))
+        return _compression(raw.peek(_MAGIC_BYTES))
 
 
 def _compression(head: bytes) -> str:

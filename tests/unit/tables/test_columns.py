@@ -101,6 +101,15 @@ def test_a_bad_value_has_a_message_and_does_not_change_the_others(parser: Parser
     assert parse(parser, pa.array([value]))[1] == {0: message}
 
 
+def test_days_are_those_of_the_time_zone_within_the_calendar() -> None:
+    """If this failed, clicks before midnight would be in the next day, or a wrong date would end in a traceback."""
+    late = datetime.datetime(2026, 9, 1, 23, tzinfo=datetime.UTC)
+    assert parse(Day(), pa.array([late], pa.timestamp("us", "Asia/Tokyo"))) == ([datetime.date(2026, 9, 2)], {})
+    column, messages = parse(Day(), pa.array([20_697, 4_000_000], pa.int32()).cast(pa.date32()))
+    assert column == [DAY, None]
+    assert messages == {1: 'c is "12921-08-18", not a date. Write it as 2026-09-01.'}
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
