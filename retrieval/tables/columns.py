@@ -241,11 +241,13 @@ class Attribute(Parser):
         return True
 
     def parse(self, values: Any, name: str) -> tuple[Any, dict[int, str]]:
-        """Return an Arrow column as it is, and a list of Python values as a column of the type that fits them.
+        """Return an Arrow column as it is, and other values as a column of the type that fits them.
 
         Raises TableError if they have no common type.
         """
-        return (values, {}) if isinstance(values, pa.Array) else self._parse_scalars(values, range(len(values)), name)
+        if not isinstance(values, pa.Array):
+            return self._parse_scalars(values, range(len(values)), name)
+        return (pa.nulls(len(values)) if values.null_count == len(values) else values), {}
 
     def _scalar(self, value: Any, name: str) -> Any:
         return checked_attribute(value, name)

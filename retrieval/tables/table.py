@@ -138,8 +138,6 @@ class Table:
 
 def _rows(part: Part, columns: Sequence[str], progress: ReadingProgress) -> Iterator[PlacedRow]:
     stored = [name for name in columns if name in part.stored_names]
-    for name in stored:
-        part.check_type(name, Identifier())
     if isinstance(part, JsonPart):
         for number, record in part.records(columns, progress):
             yield part.place_text(number), record
@@ -148,7 +146,7 @@ def _rows(part: Part, columns: Sequence[str], progress: ReadingProgress) -> Iter
         rows: dict[int, tuple[str, Any]] = {}
         for chunk in chunks:
             texts = {place: part.place_text(place, last) for place, last in chunk.last_lines.items()}
-            values = zip(*(python_values(part.values(chunk, name)) for name in columns), strict=True)
+            values = zip(*(python_values(part.values(chunk, name, Identifier())) for name in columns), strict=True)
             records = (dict(zip(columns, record, strict=True)) for record in values)
             contents: dict[int, Any] = dict(zip(chunk.places_N.tolist(), records, strict=True))
             contents |= {place: BadRow(message) for place, message in chunk.bad.items()}

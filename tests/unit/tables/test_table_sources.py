@@ -72,7 +72,9 @@ def test_the_date_of_a_partition_is_a_column(root: str) -> None:
     assert [(query, str(day)) for query, day in read(root, QUERY_AND_DAY)] == [
         ("a", "2026-09-01"), ("b", "2026-09-02"), ("c", "2026-09-03"),
     ]  # fmt: skip
-    table = Table(root)
+    write(root, {"more/2026-09-04.jsonl": b'{"query": "d", "n": 1}\n'})
+    assert [str(day) for _, day in read(f"{root}/more", QUERY_AND_DAY)] == ["2026-09-04"]
+    table = Table(f"{root}/*2*/*")
     assert table.names == ["query", "date"]
     assert table.path_columns == ["date"]
     assert table.notes()["path_columns"] == {"date": 3}
