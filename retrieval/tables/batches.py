@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, BinaryIO
+from io import BufferedReader
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -60,7 +61,6 @@ class Part(ABC):
     """One file of a table. `unused` counts the rows with a key that was not requested, in the last pass."""
 
     unit = "line"
-    has_fixed_columns = True
 
     def __init__(self, file: TableFile) -> None:
         """`names` are the columns of the file, and those that its path gives."""
@@ -89,7 +89,7 @@ class Part(ABC):
         """Return the size of the file in bytes."""
         return self.file.size
 
-    def open_bytes(self) -> BinaryIO:
+    def open_bytes(self) -> BufferedReader:
         """Open the file as it is stored."""
         return self.file.open_bytes()
 
@@ -106,19 +106,18 @@ class Part(ABC):
     def batches(self, columns: Mapping[str, Parser], progress: ReadingProgress | None = None) -> Iterator[Batch]:
         """Yield all rows. Raises TableError for a damaged file, and for a column of a type that cannot be read."""
         self.unused.clear()
-        stored = [name for name in columns if name in self.stored_names or not self.has_fixed_columns]
-        for name in stored:
-            self.check_type(name, columns[name])
+        stored = [name for name in columns if self.may_store(name)]
         for chunks in self.chunks(stored, progress or NoReadingProgress()):
             batches = [self._parsed(chunk, columns) for chunk in chunks]
             yield batches[0] if len(batches) == 1 else _merged(batches)
 
+    def may_store(self, name: str) -> bool:
+        """Return whether rows may have a value of a column."""
+        return name in self.stored_names
+
     def is_list(self, name: str) -> bool:
         """Return whether a column holds lists; False where types are not stored."""
         return False
-
-    def check_type(self, name: str, parser: Parser) -> None:  # noqa: B027 a file without types has nothing to check
-        """Raise TableError if the parser cannot read the type of a column."""
 
     def place_text(self, place: int, last: int | None = None) -> str:
         """Return the text of a place for messages."""
@@ -129,7 +128,7 @@ class Part(ABC):
         parsed: dict[str, Any] = {}
         rejected: dict[int, str] = {}
         for name, parser in columns.items():
-            parsed[name], messages = parser.parse(self.values(chunk, name), name)
+            parsed[name], messages = parser.parse(self.values(chunk, name, parser), name)
             for row, message in messages.items():
                 rejected.setdefault(row, message)
         places = chunk.places_N.tolist() if rejected else []
@@ -149,11 +148,20 @@ class Part(ABC):
         texts = [(self.place_text(place, chunk.last_lines.get(place)), bad[place]) for place in places]
         return Batch(rows, texts, places, list(chunk.blank))
 
-    def values(self, chunk: Chunk, name: str) -> Any:
-        """Return a column of a chunk; null, or the value that the path gives, if the file does not have it."""
-        if name in chunk.columns:
-            return chunk.columns[name]
-        return pa.repeat(pa.scalar(self.file.values.get(name), pa.large_string()), len(chunk.places_N))
+    def values(self, chunk: Chunk, name: str, parser: Parser) -> Any:
+        """Return a column of a chunk; null, or the value that the path gives, if the file does not have it.
+
+        Raises TableError if the parser cannot read the type of the column.
+        """
+        if name not in chunk.columns:
+            return pa.repeat(pa.scalar(self.file.values.get(name), pa.large_string()), len(chunk.places_N))
+        values = chunk.columns[name]
+        if isinstance(values, pa.Array) and not parser.reads(values.type):
+            raise TableError(
+                f"{self.file.location}: column {name!r} has the type {values.type}, not text or numbers. "
+                "Name another column."
+            )
+        return values
 
 
 def _merged(batches: list[Batch]) -> Batch:

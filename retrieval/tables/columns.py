@@ -4,6 +4,7 @@ Suffixes: N rows, V values of lists.
 """
 
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, ClassVar
 
 import numpy as np
@@ -205,10 +206,17 @@ class Day(Parser):
         """Return whether columns of this Arrow type can be read."""
         return is_plain(kind) or pa.types.is_date(kind) or pa.types.is_timestamp(kind)
 
+    def parse(self, values: Any, name: str) -> tuple[Any, dict[int, str]]:
+        """Parse an Arrow array or a list of Python values, as `Parser.parse`."""
+        if isinstance(values, pa.Array) and pa.types.is_temporal(values.type):
+            values = values.cast(pa.date32(), safe=False)
+            if not pc.all(pc.and_(pc.greater_equal(values, date.min), pc.less_equal(values, date.max))).as_py():
+                values = values.cast(pa.large_string())  # Python has no dates beyond the year 9999
+        return super().parse(values, name)
+
     def _fast(self, column: Any) -> Fast | None:
-        if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
-            days = column.cast(pa.date32(), safe=False)
-            return days, to_mask(days.is_valid())
+        if pa.types.is_date(column.type):
+            return column, to_mask(column.is_valid())
         if pa.types.is_integer(column.type):
             column = column.cast(pa.large_string())
         if column.type != pa.large_string():
@@ -233,14 +241,15 @@ class Attribute(Parser):
         return True
 
     def parse(self, values: Any, name: str) -> tuple[Any, dict[int, str]]:
-        """Return an Arrow column as it is, and a list of Python values as a column of the type that fits them.
+        """Return an Arrow column as it is, and other values as a column of the type that fits them.
 
         Raises TableError if they have no common type.
         """
-        if isinstance(values, pa.Array):
-            is_view = pa.types.is_string_view(values.type)  # Arrow cannot filter views
-            return values.cast(pa.large_string()) if is_view else values, {}
-        return self._parse_scalars(values, range(len(values)), name)
+        if not isinstance(values, pa.Array):
+            return self._parse_scalars(values, range(len(values)), name)
+        if pa.types.is_string_view(values.type):  # Arrow cannot filter views
+            values = values.cast(pa.large_string())
+        return (pa.nulls(len(values)) if values.null_count == len(values) else values), {}
 
     def _scalar(self, value: Any, name: str) -> Any:
         return checked_attribute(value, name)

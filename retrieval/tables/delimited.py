@@ -113,7 +113,7 @@ class DelimitedPart(Part):
         """Return the rows from `begin` on that Arrow cannot read, and the line where the next block begins."""
         rows: list[QuotedRow] = []
         next_line = begin
-        for line in np.flatnonzero(self._irregular_lines(block)).tolist():
+        for line in np.flatnonzero(self._irregular_lines(block, begin)).tolist():
             if line >= next_line:  # not inside the row before
                 if (row := self._read_row(block, line)) is None:
                     return rows, line
@@ -121,7 +121,7 @@ class DelimitedPart(Part):
                 next_line = line + row.lines
         return rows, len(block)
 
-    def _irregular_lines(self, block: Block) -> NDArray[np.bool_]:
+    def _irregular_lines(self, block: Block, begin: int) -> NDArray[np.bool_]:
         """Return the lines that are not rows for Arrow: not UTF-8, or with quotes that may not match."""
         if not self.separator.isascii():
             return np.ones(len(block), np.bool_)
@@ -130,7 +130,8 @@ class DelimitedPart(Part):
             return irregular_L
         if self.quoted:
             return irregular_L | ~to_mask(pc.match_substring_regex(block.lines, self._regular))
-        self.unusual_rows.quoted += pc.sum(pc.match_substring_regex(block.lines, self._quoted_cell)).as_py() or 0
+        has_quoted_cell = pc.match_substring_regex(block.lines[begin:], self._quoted_cell)
+        self.unusual_rows.quoted += pc.sum(has_quoted_cell).as_py() or 0
         return irregular_L
 
     def _read_row(self, block: Block, line: int) -> QuotedRow | None:

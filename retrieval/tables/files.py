@@ -1,6 +1,7 @@
 """Find the files of a table: one file, the files that match a pattern, or a folder of part files of one kind."""
 
 import glob
+import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -8,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePath
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import unquote
 
 from retrieval.errors import BadInput, TableError, Unreachable
@@ -27,7 +28,7 @@ _DAY = re.compile(r"(?<!\d)(\d{4})(-?)(\d\d)\2(\d\d)$")
 WILDCARDS = re.compile(r"[*?[]")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # Folders of these formats also contain files with deleted or replaced rows.
-_MANAGED = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"}
+_MANAGED = {"_delta_log": "a Delta Lake", ".hoodie": "a Hudi", "metadata": "an Iceberg"}
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,12 @@ class TableFile:
             self.driver.invalidate_cache()
             return [self.location, self.driver.info(self.location)["size"], self.driver.ukey(self.location)]
 
-    def open_bytes(self) -> BinaryIO:
+    def open_bytes(self) -> io.BufferedReader:
         """Open the file as it is stored."""
         if self.driver is None:
             return Path(self.location).open("rb")
         with _driver_errors(self.location):
-            opened: BinaryIO = self.driver.open(self.location, "rb")
-            return opened
+            return io.BufferedReader(self.driver.open(self.location, "rb"))
 
 
 def ending(path: PurePath | str) -> str:
@@ -158,7 +158,7 @@ def _remote_files(url: str) -> list[TableFile]:
     infos: dict[str, Any] = {}
     with _driver_errors(url):
         driver.invalidate_cache()
-        is_pattern = bool(WILDCARDS.search(root))
+        is_pattern = bool(WILDCARDS.search(root)) and not driver.exists(root)
         matches = driver.glob(root, detail=True) if is_pattern else {root: driver.info(root)}
         for path, info in matches.items():
             infos |= driver.find(path, detail=True) if info["type"] == "directory" else {path: info}
@@ -210,7 +210,7 @@ def _refuse_managed(source: Path | str, files: list[TableFile]) -> None:
     folders = {PurePath(one.name).parts[0] for one in files if len(PurePath(one.name).parts) > 1}
     if managed := next((name for name in _MANAGED if name in folders), None):
         raise TableError(
-            f"{source} is a {_MANAGED[managed]} table, whose folder also has files with deleted rows. "
+            f"{source} is {_MANAGED[managed]} table, whose folder also has files with deleted rows. "
             "Write it as plain Parquet."
         )
 

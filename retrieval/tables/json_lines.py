@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,20 @@ _BETWEEN_OBJECTS = re.compile(rb"\}[ \t]*\r?\n[ \t]*\{")
 class JsonPart(Part):
     """One file of JSON Lines. A line with a duplicate key of a requested column is a bad row."""
 
-    has_fixed_columns = False
-
     def __init__(self, file: TableFile) -> None:
         """Read the first object, whose keys are used as the header."""
         super().__init__(file)
         first = next((row for _, row in self.records((), NoReadingProgress()) if row is not None), None)
         self.stored_names = list(first) if isinstance(first, dict) else []
 
+    def may_store(self, name: str) -> bool:
+        """Return whether rows may have a value of a column; later objects may have more keys than the first."""
+        return name in self.stored_names or name not in self.file.values
+
     def chunks(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[list[Chunk]]:
         """Yield consecutive rows. Raises TableError for a damaged file, and for a JSON array."""
         for block in self._blocks(progress):
-            yield [self._read_fast(block, columns) or self._read_lines(block, range(len(block)), columns)]
+            yield [self._read_fast(block, columns) or self._read_lines(block, range(len(block)), columns, self.unused)]
 
     def records(self, used: Sequence[str], progress: ReadingProgress) -> Iterator[tuple[int, Record | BadRow | None]]:
         """Yield each line's number and its object; BadRow for an invalid line, None for a blank line."""
@@ -75,7 +78,8 @@ class JsonPart(Part):
             return None
         if table.num_rows != len(block) or block.is_not_utf8().any():
             return None
-        self._count_unused({name: table.num_rows - table[name].null_count for name in table.column_names}, columns)
+        unused = {name: table.num_rows - table[name].null_count for name in table.column_names if name not in columns}
+        self.unused.update(unused)
         places_N = block.first + np.arange(len(block))
         return Chunk(
             {name: table[name].chunk(0) for name in columns},
@@ -83,8 +87,10 @@ class JsonPart(Part):
             reread=lambda places: self._read_lines(block, [place - block.first for place in places], columns),
         )
 
-    def _read_lines(self, block: Block, lines: Sequence[int], columns: Sequence[str]) -> Chunk:
-        """Read lines one by one."""
+    def _read_lines(
+        self, block: Block, lines: Sequence[int], columns: Sequence[str], keys: Counter[str] | None = None
+    ) -> Chunk:
+        """Read lines one by one; count their keys that were not requested in `keys`."""
         values: dict[str, list[Any]] = {name: [] for name in columns}
         places: list[int] = []
         bad: dict[int, str] = {}
@@ -97,15 +103,11 @@ class JsonPart(Part):
                 bad[place] = str(record)
             else:
                 places.append(place)
+                if keys is not None:
+                    keys.update(record.keys() - values.keys())
                 for name, column in values.items():
                     column.append(record[name] if name in record else Missing(tuple(record)))
-                self._count_unused(dict.fromkeys(record, 1), columns)
         return Chunk(values, np.array(places, np.int64), bad, blank)
-
-    def _count_unused(self, rows_by_key: Mapping[str, int], columns: Sequence[str]) -> None:
-        for name, count in rows_by_key.items():
-            if name not in columns:
-                self.unused[name] += count
 
 
 def json_rows(path: Path, progress: ReadingProgress, used: Sequence[str] = ()) -> Iterator[PlacedRow]:

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Protocol
 from retrieval.errors import TableError
 from retrieval.tables.files import TableFile
 
-_FIRST_BYTES, _MAGIC_BYTES = 4_096, 16
+FIRST_BYTES, _MAGIC_BYTES = 4_096, 16
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&|\x17rE8)")  # the header, then the start of a block, or the end of an empty file
 _BINARY_FORMATS = {
@@ -63,7 +63,7 @@ class TextFile:
     def __init__(self, file: TableFile, raw: BinaryIO, content: Any) -> None:
         """Detect the encoding from the first bytes. Raises TableError if they are not text."""
         self.file, self._raw, self._content = file, raw, content
-        self._head = bytes(content.read(_FIRST_BYTES))
+        self._head = bytes(content.read(FIRST_BYTES))
         encoding = _encoding(file.location, self._head)
         self.encoding = "UTF-8" if encoding.startswith("utf-8") else encoding[:6].upper()
         self._decoder = None if self.encoding == "UTF-8" else codecs.getincrementaldecoder(encoding)()
@@ -90,8 +90,7 @@ def opened(file: TableFile) -> Iterator[TextFile]:
     compression = ""
     try:
         with file.open_bytes() as raw:
-            compression = _compression(raw.read(_MAGIC_BYTES))
-            raw.seek(0)
+            compression = _compression(raw.peek(_MAGIC_BYTES))
             yield TextFile(file, raw, _decompress(raw, compression))
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise TableError(
@@ -116,7 +115,7 @@ def binary_format(head: bytes) -> str | None:
 def compressed_as(file: TableFile) -> str:
     """Return the compression of a file, detected from its content; empty if none."""
     with file.open_bytes() as raw:
-        return _compression(raw.read(_MAGIC_BYTES))
+        return _compression(raw.peek(_MAGIC_BYTES))
 
 
 def _compression(head: bytes) -> str:

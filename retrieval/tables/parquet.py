@@ -9,7 +9,6 @@ import pyarrow.parquet as pq
 from retrieval.errors import TableError
 from retrieval.tables.arrow_types import is_list
 from retrieval.tables.batches import Chunk, Part
-from retrieval.tables.columns import Parser
 from retrieval.tables.files import TableFile
 from retrieval.tables.opening import ReadingProgress, compressed_as
 
@@ -53,17 +52,8 @@ class ParquetPart(Part):
 
     def is_list(self, name: str) -> bool:
         """Return whether a column holds lists."""
-        return name in self.stored_names and is_list(self._type(name))
-
-    def check_type(self, name: str, parser: Parser) -> None:
-        """Raise TableError if the parser cannot read the type of a column."""
-        if not parser.reads(kind := self._type(name)):
-            raise TableError(
-                f"{self.file.location}: column {name!r} has the type {kind}, not text or numbers. Name another column."
-            )
-
-    def _type(self, name: str) -> pa.DataType:
-        return self._open().schema_arrow.field(self.stored_names.index(name)).type
+        schema = self._open().schema_arrow
+        return name in self.stored_names and is_list(schema.field(self.stored_names.index(name)).type)
 
     def _open(self) -> pq.ParquetFile:
         return pq.ParquetFile(self.file.open_bytes())  # Arrow opens only paths that are UTF-8

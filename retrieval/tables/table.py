@@ -6,6 +6,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from retrieval.errors import TableError
+from retrieval.system.urls import as_url
 from retrieval.tables.arrow_types import python_values
 from retrieval.tables.batches import Batch, Part
 from retrieval.tables.columns import Identifier, Parser
@@ -25,7 +26,7 @@ class Table:
 
         Raises TableError if the table does not exist or cannot be read.
         """
-        self.path: Any = source  # a Path or str
+        self.path: Any = as_url(source) or source  # a Path or str
         self.files, self.unread = find_files(source, without)
         self.kind = kind_of(self.files[0].location)
         self.parts: list[Part] = []
@@ -157,8 +158,6 @@ def part_notes(part: Part) -> dict[str, int | dict[str, int]]:
 
 def _rows(part: Part, columns: Sequence[str], progress: ReadingProgress) -> Iterator[PlacedRow]:
     stored = [name for name in columns if name in part.stored_names]
-    for name in stored:
-        part.check_type(name, Identifier())
     if isinstance(part, JsonPart):
         for number, record in part.records(columns, progress):
             yield part.place_text(number), record
@@ -167,7 +166,7 @@ def _rows(part: Part, columns: Sequence[str], progress: ReadingProgress) -> Iter
         rows: dict[int, tuple[str, Any]] = {}
         for chunk in chunks:
             texts = {place: part.place_text(place, last) for place, last in chunk.last_lines.items()}
-            values = zip(*(python_values(part.values(chunk, name)) for name in columns), strict=True)
+            values = zip(*(python_values(part.values(chunk, name, Identifier())) for name in columns), strict=True)
             records = (dict(zip(columns, record, strict=True)) for record in values)
             contents: dict[int, Any] = dict(zip(chunk.places_N.tolist(), records, strict=True))
             contents |= {place: BadRow(message) for place, message in chunk.bad.items()}

@@ -13,7 +13,7 @@ from retrieval.query_text import is_blank
 
 MAX_PREVIEW = 60  # characters of a value in a message
 MAX_COUNT = 2**40
-# Beyond 2^53 a float cannot represent every integer.
+# From 2^53 on, a float may be a rounded integer.
 _EXACT_FLOAT = 2.0**53
 _LATIN_1 = "It may be Latin-1: convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
 
@@ -67,7 +67,7 @@ def parse_id(value: Any, name: str, limit: int) -> str:
     if isinstance(value, int):
         return str(value)
     if isinstance(value, float):
-        if value.is_integer() and abs(value) <= _EXACT_FLOAT:
+        if value.is_integer() and abs(value) < _EXACT_FLOAT:
             return str(int(value))
         if value - value == 0:
             raise BadRow(f"{name} is {preview(value)}, which is not an exact integer. Write ids as integers or text.")

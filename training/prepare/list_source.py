@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 
 from retrieval.errors import DatasetError
 from retrieval.tables.columns import Identifier, IdentifierList, Parser, Text, TextList
+from retrieval.tables.json_lines import JsonPart
 from retrieval.tables.notes import Notes
 from retrieval.tables.table import Table
 from retrieval.tables.values import preview
@@ -46,7 +47,7 @@ class ListReader:
         """Read all rows of a table. Raises DatasetError for a table without rows and for bad rows, unless skipped."""
         for part in table.parts:
             parsers = {name: parser for name, parser in self._parsers.items() if name != self._other_label}
-            for batch in part.batches(parsers if part.has_fixed_columns else self._parsers, progress):
+            for batch in part.batches(self._parsers if isinstance(part, JsonPart) else parsers, progress):
                 self.read += batch.read
                 messages = [f"{where}: {message}" for where, message in batch.bad]
                 messages += [f"{part.place_text(place)}: {message}" for place, message in self._add(batch.rows)]
