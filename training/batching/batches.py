@@ -23,7 +23,8 @@ class Batch:
     `query_Q` are rows of the training data, `pool_P` ascending rows of the label table. `positive_row_M` and
     `positive_column_M`, `ignored_row` and `ignored_column` are coordinates in Q×P. So are `picked_row_O` and
     `picked_column_O`: the positive that was sampled first for each query, if it is in the pool.
-    `target_M` are the targets of the positive pairs, in (0, 1]; None: 1 for all.
+    `target_M` are the targets of the positive pairs, `share_M` their parts in a mean over positives, both in (0, 1];
+    None: 1 for all.
     """
 
     query_Q: Int64Array
@@ -35,17 +36,20 @@ class Batch:
     picked_column_O: Int64Array
     ignored_row: Int64Array
     ignored_column: Int64Array
+    share_M: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class Clicks:
-    """Sampling weights of the positives of all training queries, and labels that were shown and not clicked.
+    """Weights of the positives of all training queries, and labels that were shown and not clicked.
 
-    `weight_V`, above 0, is parallel to the values of the positives; None: all equal. `shown` are N lists of labels, of
-    which a batch draws `shown_per_query` per query as hard negatives; None: none.
+    `weight_V` (for sampling) and `share_V` (in a mean over positives) are above 0 and parallel to the values of the
+    positives; None: all equal. `shown` are N lists of labels, of which a batch draws `shown_per_query` per query as
+    hard negatives; None: none.
     """
 
     weight_V: NDArray[np.float32] | None = None
+    share_V: NDArray[np.float32] | None = None
     shown: Ragged | None = None
     shown_per_query: int = 0
 
@@ -70,7 +74,10 @@ def make_batch(
     of a query in the pool, whichever query added them. Excluded pairs are neither positive nor negative.
     """
     positives_Q = positives.take(query_Q)
-    weight_V = None if clicks.weight_V is None else clicks.weight_V[positives.value_positions(query_Q)]
+    weight_V, target_V, share_V = (
+        None if value_V is None else value_V[positives.value_positions(query_Q)]
+        for value_V in (clicks.weight_V, target_V, clicks.share_V)
+    )
     sampled = sample_positives(positives_Q, recipe.positives, generator, weight_V)
     if recipe.pool_size == "all":
         pool_P = np.arange(n_labels)
@@ -88,11 +95,12 @@ def make_batch(
         pool_P=pool_P,
         positive_row_M=row_M,
         positive_column_M=column_M,
-        target_M=None if target_V is None else target_V[positives.value_positions(query_Q)[in_pool]],
+        target_M=None if target_V is None else target_V[in_pool],
         picked_row_O=picked_row_O,
         picked_column_O=picked_column_O,
         ignored_row=ignored_row,
         ignored_column=ignored_column,
+        share_M=None if share_V is None else share_V[in_pool],
     )
 
 
