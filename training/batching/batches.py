@@ -32,11 +32,11 @@ class Batch:
     positive_row_M: Int64Array
     positive_column_M: Int64Array
     target_M: NDArray[np.float32] | None
+    share_M: NDArray[np.float32] | None
     picked_row_O: Int64Array
     picked_column_O: Int64Array
     ignored_row: Int64Array
     ignored_column: Int64Array
-    share_M: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,7 @@ def make_batch(
         pool_P = np.arange(n_labels)
     else:
         drawn = draw_hard_negatives(query_Q, hard_negative_NH, recipe.hard_negatives, generator)
-        if clicks.shown is not None:
-            shown = sample_positives(clicks.shown.take(query_Q), clicks.shown_per_query, generator)
-            drawn = np.concatenate([drawn, shown.values.astype(np.int64)])
+        drawn = np.concatenate([drawn, draw_shown(query_Q, clicks, generator)])
         pool_P = label_pool(sampled.values.astype(np.int64, copy=False), drawn, recipe.pool_size, generator)
     row_M, column_M, in_pool = pairs_in_pool(positives_Q, pool_P)
     picked_row_O, picked_column_O, _ = pairs_in_pool(first_of_each(sampled), pool_P)
@@ -96,11 +94,11 @@ def make_batch(
         positive_row_M=row_M,
         positive_column_M=column_M,
         target_M=None if target_V is None else target_V[in_pool],
+        share_M=None if share_V is None else share_V[in_pool],
         picked_row_O=picked_row_O,
         picked_column_O=picked_column_O,
         ignored_row=ignored_row,
         ignored_column=ignored_column,
-        share_M=None if share_V is None else share_V[in_pool],
     )
 
 
@@ -137,6 +135,13 @@ def draw_hard_negatives(
     key_QH = np.where(mined_QH >= 0, generator.random(mined_QH.shape), 2.0)
     drawn = np.take_along_axis(mined_QH, np.argsort(key_QH, axis=1)[:, :count], axis=1).ravel()
     return drawn[drawn >= 0].astype(np.int64)
+
+
+def draw_shown(query_Q: Int64Array, clicks: Clicks, generator: np.random.Generator) -> Int64Array:
+    """Draw labels that were shown for a query and not clicked, without replacement; none draws no random number."""
+    if clicks.shown is None:
+        return np.zeros(0, np.int64)
+    return sample_positives(clicks.shown.take(query_Q), clicks.shown_per_query, generator).values.astype(np.int64)
 
 
 def label_pool(sampled: Int64Array, drawn: Int64Array, maximum: int, generator: np.random.Generator) -> Int64Array:
