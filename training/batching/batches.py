@@ -23,7 +23,8 @@ class Batch:
     `query_Q` are rows of the training data, `pool_P` ascending rows of the label table. `positive_row_M` and
     `positive_column_M`, `ignored_row` and `ignored_column` are coordinates in Q×P. So are `picked_row_O` and
     `picked_column_O`: the positive that was sampled first for each query, if it is in the pool.
-    `target_M` are the targets of the positive pairs, in (0, 1]; None: 1 for all.
+    `target_M` are the targets of the positive pairs, `share_M` their parts in a mean over positives, both in (0, 1];
+    None: 1 for all.
     """
 
     query_Q: Int64Array
@@ -31,6 +32,7 @@ class Batch:
     positive_row_M: Int64Array
     positive_column_M: Int64Array
     target_M: NDArray[np.float32] | None
+    share_M: NDArray[np.float32] | None
     picked_row_O: Int64Array
     picked_column_O: Int64Array
     ignored_row: Int64Array
@@ -39,13 +41,15 @@ class Batch:
 
 @dataclass(frozen=True)
 class Clicks:
-    """Sampling weights of the positives of all training queries, and labels that were shown and not clicked.
+    """Weights of the positives of all training queries, and labels that were shown and not clicked.
 
-    `weight_V`, above 0, is parallel to the values of the positives; None: all equal. `shown` are N lists of labels, of
-    which a batch draws `shown_per_query` per query as hard negatives; None: none.
+    `weight_V` (for sampling) and `share_V` (in a mean over positives) are above 0 and parallel to the values of the
+    positives; None: all equal. `shown` are N lists of labels, of which a batch draws `shown_per_query` per query as
+    hard negatives; None: none.
     """
 
     weight_V: NDArray[np.float32] | None = None
+    share_V: NDArray[np.float32] | None = None
     shown: Ragged | None = None
     shown_per_query: int = 0
 
@@ -70,15 +74,16 @@ def make_batch(
     of a query in the pool, whichever query added them. Excluded pairs are neither positive nor negative.
     """
     positives_Q = positives.take(query_Q)
-    weight_V = None if clicks.weight_V is None else clicks.weight_V[positives.value_positions(query_Q)]
+    weight_V, target_V, share_V = (
+        None if value_V is None else value_V[positives.value_positions(query_Q)]
+        for value_V in (clicks.weight_V, target_V, clicks.share_V)
+    )
     sampled = sample_positives(positives_Q, recipe.positives, generator, weight_V)
     if recipe.pool_size == "all":
         pool_P = np.arange(n_labels)
     else:
         drawn = draw_hard_negatives(query_Q, hard_negative_NH, recipe.hard_negatives, generator)
-        if clicks.shown is not None:
-            shown = sample_positives(clicks.shown.take(query_Q), clicks.shown_per_query, generator)
-            drawn = np.concatenate([drawn, shown.values.astype(np.int64)])
+        drawn = np.concatenate([drawn, draw_shown(query_Q, clicks, generator)])
         pool_P = label_pool(sampled.values.astype(np.int64, copy=False), drawn, recipe.pool_size, generator)
     row_M, column_M, in_pool = pairs_in_pool(positives_Q, pool_P)
     picked_row_O, picked_column_O, _ = pairs_in_pool(first_of_each(sampled), pool_P)
@@ -88,7 +93,8 @@ def make_batch(
         pool_P=pool_P,
         positive_row_M=row_M,
         positive_column_M=column_M,
-        target_M=None if target_V is None else target_V[positives.value_positions(query_Q)[in_pool]],
+        target_M=None if target_V is None else target_V[in_pool],
+        share_M=None if share_V is None else share_V[in_pool],
         picked_row_O=picked_row_O,
         picked_column_O=picked_column_O,
         ignored_row=ignored_row,
@@ -129,6 +135,13 @@ def draw_hard_negatives(
     key_QH = np.where(mined_QH >= 0, generator.random(mined_QH.shape), 2.0)
     drawn = np.take_along_axis(mined_QH, np.argsort(key_QH, axis=1)[:, :count], axis=1).ravel()
     return drawn[drawn >= 0].astype(np.int64)
+
+
+def draw_shown(query_Q: Int64Array, clicks: Clicks, generator: np.random.Generator) -> Int64Array:
+    """Draw labels that were shown for a query and not clicked, without replacement; none draws no random number."""
+    if clicks.shown is None:
+        return np.zeros(0, np.int64)
+    return sample_positives(clicks.shown.take(query_Q), clicks.shown_per_query, generator).values.astype(np.int64)
 
 
 def label_pool(sampled: Int64Array, drawn: Int64Array, maximum: int, generator: np.random.Generator) -> Int64Array:

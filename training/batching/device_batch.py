@@ -33,8 +33,10 @@ def _targets(batch: Batch, device: torch.device) -> tuple[Targets, Targets]:
     if len(batch.ignored_row):
         ignored_QP = torch.zeros(shape, dtype=torch.bool, device=device)
         ignored_QP[_to_device(device, batch.ignored_row, batch.ignored_column)] = True
-    target_M = None if batch.target_M is None else torch.from_numpy(batch.target_M).to(device)
-    targets = Targets(positive_QP, row_M, column_M, ignored_QP, target_M)
+    target_M, share_M = (
+        None if value_M is None else torch.from_numpy(value_M).to(device) for value_M in (batch.target_M, batch.share_M)
+    )
+    targets = Targets(positive_QP, row_M, column_M, ignored_QP, target_M, share_M)
     return targets, targets.with_positives(*_to_device(device, batch.picked_row_O, batch.picked_column_O))
 
 

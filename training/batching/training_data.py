@@ -83,12 +83,11 @@ def build_training_data(
     extra = label_queries(train, dataset.label_texts, recipe.batching.label_queries)
     query_tokens = tokenize_cached(train.texts, tokenizer, cache, "train")
     label_tokens = tokenize_cached(dataset.label_texts, tokenizer, cache, "labels")
-    share_V = click_shares(train)
-    target_V = np.concatenate([_power(share_V, recipe.clicks.loss, len(train.labels.values)), extra.target_V])
+    target_of_query_V = np.ones(len(train.labels.values), np.float32)
     return TrainingData(
         train=train.followed_by(extra.split) if len(extra) else train,
         train_tokens=query_tokens.followed_by(label_tokens.take(extra.label_G)) if len(extra) else query_tokens,
-        target_V=target_V if (target_V < 1).any() else None,
+        target_V=np.concatenate([target_of_query_V, extra.target_V]) if (extra.target_V < 1).any() else None,
         n_queries=len(train),
         label_queries_per_epoch=extra.per_epoch,
         validation=validation,
@@ -96,19 +95,18 @@ def build_training_data(
         label_tokens=label_tokens,
         positives_L=positives_L,
         inverse_propensity_L=metrics.propensities(frequency_L, len(train) + len(held_out), constants.a, constants.b),
-        clicks=_clicks(dataset, recipe, share_V, extra.split),
+        clicks=_clicks(dataset, recipe, extra.split),
         click_frequency_L=weighted_frequency(train, dataset.n_labels, recipe.clicks.popularity),
         repeated_Q=repeated_queries(validation.texts, train.texts),
         label_age_L=label_ages(dataset, "validation"),
     )
 
 
-def _clicks(dataset: Dataset, recipe: Recipe, share_V: NDArray[np.float64] | None, label_queries: Split) -> Clicks:
+def _clicks(dataset: Dataset, recipe: Recipe, label_queries: Split) -> Clicks:
     """Return what batches use of clicks; label queries have equal weights and no exposures."""
-    train, settings, weight_V, shown = dataset.split("train"), recipe.clicks, None, None
-    if share_V is not None and settings.sampling:
-        equal_V = np.ones(len(label_queries.labels.values), np.float32)
-        weight_V = np.concatenate([_power(share_V, settings.sampling, len(share_V)), equal_V])
+    train, settings, shown = dataset.split("train"), recipe.clicks, None
+    equal_V = np.ones(len(label_queries.labels.values), np.float32)
+    weight_V, share_V = (_powers(train, exponent, equal_V) for exponent in (settings.sampling, settings.loss))
     if settings.exposed_negatives:
         exposures = dataset.exposures()
         if exposures is None:
@@ -119,11 +117,10 @@ def _clicks(dataset: Dataset, recipe: Recipe, share_V: NDArray[np.float64] | Non
         shown = labels_shown(exposures, "train", len(train))
         shown = shown.keep(~(shown.overlap(train.labels) | shown.overlap(train.exclude)))
         shown = shown.followed_by(Ragged.empty(len(label_queries)))
-    return Clicks(weight_V, shown, settings.exposed_negatives)
+    return Clicks(weight_V, share_V, shown, settings.exposed_negatives)
 
 
-def _power(share_V: NDArray[np.float64] | None, exponent: float, count: int) -> NDArray[np.float32]:
-    """Return share^exponent, at least the smallest normal number; 1 without shares."""
-    if share_V is None:
-        return np.ones(count, np.float32)
-    return np.maximum(share_V**exponent, np.finfo(np.float32).tiny).astype(np.float32)
+def _powers(train: Split, exponent: float, equal_V: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """Return (click share)^exponent of the positives, followed by `equal_V`; None if all are 1."""
+    share_V = click_shares(train) if exponent else None
+    return None if share_V is None else np.concatenate([(share_V**exponent).astype(np.float32), equal_V])

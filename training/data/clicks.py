@@ -12,7 +12,7 @@ from retrieval.query_text import query_identity
 from training.data.dataset import Dataset
 from training.data.split import Split
 
-MIN_SHARE = 1e-6  # of clicks; keeps every power of a share above 0
+MIN_SHARE = 1e-6  # of clicks; keeps powers of a share in the range of float32
 
 
 def click_shares(split: Split) -> NDArray[np.float64] | None:

@@ -30,7 +30,8 @@ class Targets:
 
     `positive_QP` and `ignored_QP` are bool [Q, P]; ignored pairs are neither positive nor negative (None: no pair).
     `row_M` and `column_M`, int64, are the coordinates of the positives whose loss is computed; `target_M`, float, are
-    their targets in (0, 1] (None: 1 for all).
+    their targets in (0, 1] (None: 1 for all). `share_M`, float in (0, 1], multiplies a positive's part in a mean over
+    positives (None: 1 for all); it does not change BCE.
     """
 
     positive_QP: Tensor
@@ -38,16 +39,17 @@ class Targets:
     column_M: Tensor
     ignored_QP: Tensor | None = None
     target_M: Tensor | None = None
+    share_M: Tensor | None = None
 
     def with_positives(self, row_O: Tensor, column_O: Tensor) -> "Targets":
         """Compute the loss of these positives only, with targets of 1; the other positives do not become negatives."""
-        return replace(self, row_M=row_O, column_M=column_O, target_M=None)
+        return replace(self, row_M=row_O, column_M=column_O, target_M=None, share_M=None)
 
     @cached_property
     def transposed(self) -> "Targets":
         """The targets of the direction label→query."""
         ignored_PQ = None if self.ignored_QP is None else self.ignored_QP.T
-        return Targets(self.positive_QP.T, self.column_M, self.row_M, ignored_PQ, self.target_M)
+        return Targets(self.positive_QP.T, self.column_M, self.row_M, ignored_PQ, self.target_M, self.share_M)
 
     @cached_property
     def not_negative_QP(self) -> Tensor:
@@ -145,9 +147,11 @@ def pick_some_labels(loss_M: Tensor, targets: Targets) -> Tensor:
     """PSL: average over each row's positives, then over the rows with a positive (UniDEC, section 3).
 
     Shapes: loss_M [M], the loss per positive pair → scalar. Rows without a negative do not count. Positives are
-    weighted by their targets (Gandalf).
+    weighted by their targets (Gandalf) and their shares of clicks.
     """
     label_weight_M = torch.ones_like(loss_M) if targets.target_M is None else targets.target_M
+    if targets.share_M is not None:
+        label_weight_M = label_weight_M * targets.share_M
     total_Q = label_weight_M.new_zeros(len(targets.has_negative_Q)).index_add(0, targets.row_M, label_weight_M)
     defined_M = targets.has_negative_Q[targets.row_M]
     weight_M = defined_M * label_weight_M / total_Q[targets.row_M]

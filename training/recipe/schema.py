@@ -115,7 +115,7 @@ class ClicksRecipe(Section):
     )
     loss: Exponent = Field(
         default=0.0,
-        description="(click share)^loss is a positive's part in the mean over positives (PSL), and its target in BCE",
+        description="in the mean of a loss over positives (PSL), each counts with (click share)^loss; BCE is unchanged",
     )
     popularity: Exponent = Field(
         default=0.0,

@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from export.geometry import classifier_vectors
+from retrieval import open_bundle
 from tests.support.command import run
 from tests.support.listener import RecordingCallback
 from tests.support.training.checkpoints import SETTINGS, write_words
@@ -122,6 +124,19 @@ def test_a_checkpoint_keeps_what_clicks_said_about_labels_and_queries(trained: P
     assert opened.repeated_Q is not None
     assert opened.repeated_Q.sum() >= 30
     assert opened.validation.weights_V is not None
+
+
+def test_a_bundle_is_exported_with_the_popularity_of_clicks(trained: Path, tmp_path: Path) -> None:
+    """If this failed, a bundle would rank by another popularity than the checkpoint, or show days as attributes."""
+    assert run("export", trained, "--store", tmp_path / "store", "--activate") == 0
+    retriever, opened = open_bundle(tmp_path / "store"), load_checkpoint(trained)
+    bonus_L = np.sqrt(opened.popularity) * popularity(opened.label_frequency_L)
+    vectors_LC = classifier_vectors(opened, 0, opened.labels.num_rows)
+    np.testing.assert_allclose(vectors_LC[:, -1], bonus_L, atol=1e-6)
+    assert retriever.manifest.quality is not None
+    best = retriever.manifest.quality.checkpoint
+    assert best["P@1"] == pytest.approx(opened.metrics["unified"]["P@1"], abs=1e-6)
+    assert retriever.labels.table.column_names == ["id", "text", "market"]
 
 
 def test_every_report_has_click_weighted_metrics_and_the_new_groups(

@@ -116,7 +116,8 @@ def test_the_keys_of_the_recipe_decide_what_clicks_change(tmp_path: Path) -> Non
     keys = ["clicks.sampling=0.5", "clicks.loss=2", "clicks.popularity=1", "clicks.exposed_negatives=3"]
     data = training_data(dataset, tmp_path / "b", *keys)
     assert data.clicks.weight_V == pytest.approx([0.5, 1, np.sqrt(1 / 8), 1])
-    assert data.target_V == pytest.approx([1 / 16, 1, 1 / 64, 1])
+    assert data.clicks.share_V == pytest.approx([1 / 16, 1, 1 / 64, 1])
+    assert data.target_V is None
     assert data.click_frequency_L == pytest.approx([2, 8.5, 1, 0, 0, 0])
     assert data.clicks.shown is not None
     assert [row.tolist() for row in data.clicks.shown] == [[3], []]  # 0 is a positive, 4 is excluded
@@ -124,17 +125,17 @@ def test_the_keys_of_the_recipe_decide_what_clicks_change(tmp_path: Path) -> Non
 
 
 def test_label_queries_have_no_clicks(tmp_path: Path) -> None:
-    """If this failed, weights, targets and exposures of label queries would be those of other rows."""
+    """If this failed, weights, shares and exposures of label queries would be those of other rows."""
     dataset = click_dataset(tmp_path / "food")
     keys = ["clicks.sampling=1", "clicks.loss=1", "clicks.exposed_negatives=1"]
     queries = ["batching.label_queries.share=3", "batching.label_queries.targets=one_hot"]
     data = training_data(dataset, tmp_path / "a", *keys, *queries)
     assert len(data.train) == 2 + len(LABELS)
-    assert data.target_V is not None
+    assert data.target_V is None
     assert data.clicks.weight_V is not None
     assert data.clicks.shown is not None
     expected = [0.25, 1, 0.125, *[1] * (1 + len(LABELS))]
-    assert data.target_V == pytest.approx(expected)
+    assert data.clicks.share_V == pytest.approx(expected)
     assert data.clicks.weight_V == pytest.approx(expected)
     assert data.clicks.shown.lengths.tolist() == [1, 0, *[0] * len(LABELS)]
 
@@ -143,7 +144,8 @@ def test_without_weights_the_keys_change_nothing(tmp_path: Path) -> None:
     """If this failed, the same recipe could not be used for datasets with and without clicks."""
     dataset = click_dataset(tmp_path / "food", weighted=False)
     data = training_data(dataset, tmp_path / "a", "clicks.sampling=1", "clicks.loss=1", "clicks.popularity=1")
-    assert (data.target_V, data.clicks.weight_V, data.click_frequency_L) == (None, None, None)
+    assert data.clicks == batches.NO_CLICKS
+    assert data.click_frequency_L is None
 
 
 @pytest.mark.parametrize(

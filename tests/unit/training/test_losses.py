@@ -1,6 +1,7 @@
 """The losses against slow, direct implementations of their equations."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -95,6 +96,23 @@ def test_pick_one_label_uses_the_picked_pairs_only(example: tuple[Tensor, Tensor
     terms = LossRecipe(positives="one", query_to_label=1.0)
     (found,) = losses.head_loss(scores_QP, targets, picked, terms).values()
     assert found.item() == pytest.approx(sum(each) / len(each), rel=1e-5)
+
+
+def test_positives_count_with_their_shares_of_clicks(example: tuple[Tensor, Tensor, Tensor]) -> None:
+    """If it fails, `clicks.loss` has no effect, or a rarely clicked label is taught to be a negative."""
+    scores_QP, positive_QP, ignored_QP = example
+    equal = make_targets(positive_QP, ignored_QP)
+    share_M = torch.linspace(0.1, 1, len(equal.row_M))
+    shared = replace(equal, share_M=share_M)
+    loss_M = torch.linspace(2, 5, len(equal.row_M))
+    rows = []
+    for row in range(len(scores_QP)):
+        of_row = equal.row_M == row
+        if of_row.any() and equal.has_negative_Q[row]:
+            rows.append(((share_M * loss_M)[of_row].sum() / share_M[of_row].sum()).item())
+    assert losses.pick_some_labels(loss_M, shared).item() == pytest.approx(sum(rows) / len(rows), rel=1e-5)
+    assert shared.transposed.share_M is share_M
+    assert losses.binary_cross_entropy(scores_QP, shared) == losses.binary_cross_entropy(scores_QP, equal)
 
 
 def test_positives_are_weighted_by_their_targets(example: tuple[Tensor, Tensor, Tensor]) -> None:
