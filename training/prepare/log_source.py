@@ -97,6 +97,9 @@ class LogReader:
         cells = read_parts(reader, table.parts, folder, layout, bar, available_cores())
         remove_unused(folder, cells)
         read = self._count_rows(table, cells)
+        if not any(one.files for one in cells):
+            self._bad_rows.raise_if_any(str(table.path))
+            raise DatasetError(f"{table.path} has bad rows only. Correct them.")
         bar.describe("merging queries and labels")
         click_log.open_cells(connection, folder, cells)
         self._leave_out_unknown_labels(table)
