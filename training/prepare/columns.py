@@ -64,14 +64,14 @@ def choose_columns(table: Table, settings: PrepareSettings, label: str, *, lists
     if not lists:
         roles["source"] = settings.source_column or ("source" if settings.max_share and "source" in names else None)
     columns = Columns(
-        settings.query_column or "query", label, attributes=settings.attribute_columns, recognised=recognised, **roles
+        settings.query_column or "query", label, attributes=settings.attribute_column, recognised=recognised, **roles
     )
     if table.names:
         for role in ("query", "label", *roles):
             if (name := getattr(columns, role)) is not None:
                 table.require(name, option(role))
         for name in columns.attributes:
-            table.require(name, "--attribute-columns")
+            table.require(name, "--attribute-column")
     if not lists:
         _check(columns, settings)
     return columns

@@ -50,7 +50,7 @@ def prepare(
         ),
     ] = None,
     date_column: Annotated[
-        str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of the day.")
+        str | None, typer.Option(rich_help_panel=COLUMNS, help="Column of the day; default: date, if it exists.")
     ] = None,
     source_column: Annotated[
         str | None,
@@ -59,7 +59,7 @@ def prepare(
             help="Column of the source of a click, such as a user; see --max-share.",
         ),
     ] = None,
-    attribute_columns: Annotated[
+    attribute_column: Annotated[
         list[str] | None,
         typer.Option(
             "--attribute-column", rich_help_panel=COLUMNS,
@@ -93,7 +93,7 @@ def prepare(
         float | None,
         typer.Option(
             min=0, max=0.99, rich_help_panel=SPLITS,
-            help="Share of queries for test, without splits and dates; default: 0.1.",
+            help="Share of queries for test, if the source has no splits; default: 0.1.",
         ),
     ] = None,
     validation: Annotated[
@@ -212,7 +212,7 @@ def prepare(
     options = {
         "query_column": query_column, "label_column": label_column, "label_text_column": label_text_column,
         "clicks_column": clicks_column, "impressions_column": impressions_column, "position_column": position_column,
-        "date_column": date_column, "source_column": source_column, "attribute_columns": attribute_columns or None,
+        "date_column": date_column, "source_column": source_column, "attribute_column": attribute_column or None,
         "split_column": split_column, "label_key": label_key, "label_text": label_text,
         "test_from": test_from.date() if test_from else None, "test_days": test_days, "test": test,
         "validation": validation, "min_clicks": min_clicks, "min_ctr": min_ctr, "half_life_days": half_life_days,

@@ -35,7 +35,7 @@ class PrepareSettings(BaseModel):
     position_column: str | None = None
     date_column: str | None = None
     source_column: str | None = None
-    attribute_columns: tuple[str, ...] = ()
+    attribute_column: tuple[str, ...] = ()
     label_key: str | None = None
     label_text: str | None = None
     text: TextFields = "title"

@@ -26,7 +26,7 @@ DAYS_SHOWN = 5
 # Defaults that the summary names: for splits that were cut by share, for a dataset with weights, and for one with days.
 DEFAULTS_OF_SHARES = ("test", "validation")
 OTHER_SPLITS = ("split_column", "test_from", "test_days")  # settings that replace the shares
-DEFAULTS_OF_WEIGHTS = ("min_clicks", "min_ctr", "max_share")
+DEFAULTS_OF_WEIGHTS = ("min_clicks", "min_ctr")
 DEFAULTS_OF_DAYS = ("half_life_days",)
 EMPTY_SPLIT: dict[SplitName, str] = {
     "train": "There is nothing to train on.",
@@ -94,15 +94,21 @@ def _settings(meta: DatasetMeta) -> list[Setting]:
     """Return the options of `diptych prepare` with their values and help texts."""
     hints = get_type_hints(prepare, include_extras=True)
     defaults = {key: field.default for key, field in PrepareSettings.model_fields.items()}
-    return [
-        Setting(f"--{key.replace('_', '-')}", _text(value), _text(defaults[key]), hints[key].__metadata__[0].help or "")
-        for key, value in meta.settings.items()
-        if key in defaults and key in hints
-    ]
+    settings = []
+    for key, value in meta.settings.items():
+        if key in defaults and key in hints:
+            # A help text ends in its default: "Days of test; default: 1."
+            description, _, default = (hints[key].__metadata__[0].help or "").partition("; default")
+            not_set = default.strip(" :.") or "not set"
+            option, text = f"--{key.replace('_', '-')}", _text(value, not_set)
+            settings.append(Setting(option, text, _text(defaults[key], not_set), description.rstrip(".") + "."))
+    return settings
 
 
-def _text(value: Any) -> str:
-    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+def _text(value: Any, not_set: str) -> str:
+    if value is None or value in ((), []):
+        return not_set
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 # ---- parts of the summary, the most important first
@@ -129,7 +135,7 @@ def _parts(dataset: Dataset, statistics: DatasetStatistics, texts: DatasetTexts)
     if meta.detected:
         yield _pairs(_detected(meta))
     if defaults := _defaults(meta, texts, statistics):
-        yield Group(Text("defaults in force"), _pairs({f"  {name}": text for name, text in defaults.items()}))
+        yield Text(f"defaults in force: {', '.join(defaults)}")
 
 
 def _bad_rows(dataset: Dataset) -> Text:
@@ -187,18 +193,18 @@ def _labels(dataset: Dataset, statistics: DatasetStatistics) -> RenderableType:
     return Group(_lines(lines), table)
 
 
-def _defaults(meta: DatasetMeta, texts: DatasetTexts, statistics: DatasetStatistics) -> Mapping[str, str]:
-    """Return option with value, and description, of the defaults that matter for this dataset."""
+def _defaults(meta: DatasetMeta, texts: DatasetTexts, statistics: DatasetStatistics) -> list[str]:
+    """Return option and value of the defaults that matter for this dataset."""
     by_share = not any(meta.settings.get(name) or meta.detected.get(name) for name in OTHER_SPLITS)
     names = [*DEFAULTS_OF_SHARES] if by_share else []
     names += DEFAULTS_OF_WEIGHTS if statistics.weighted else ()
     names += DEFAULTS_OF_DAYS if statistics.dated else ()
     options = [f"--{name.replace('_', '-')}" for name in names]
-    return {
-        f"{setting.option} {setting.value}": setting.description
+    return [
+        f"{setting.option} {setting.value}"
         for setting in texts.settings
         if setting.option in options and not setting.changed
-    }
+    ]
 
 
 def _detected(meta: DatasetMeta) -> dict[str, str]:

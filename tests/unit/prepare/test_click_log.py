@@ -201,7 +201,7 @@ def test_test_is_later_than_validation_and_validation_later_than_training(tmp_pa
 def test_the_latest_text_of_a_label_wins_and_renames_are_listed(tmp_path: Path) -> None:
     """A renamed keyword would keep the text of the first day, or the rename would go unnoticed."""
     log_of_days(tmp_path / "log", 5, queries=40)
-    dataset = prepared(tmp_path / "log", attribute_columns=("market",))
+    dataset = prepared(tmp_path / "log", attribute_column=("market",))
     texts = dict(zip(dataset.label_table["id"].to_pylist(), dataset.label_texts, strict=True))
     assert texts["k20-1"] == "keyword 20 1 new"
     assert texts["k21-1"] == "keyword 21 1"
@@ -214,7 +214,7 @@ def test_the_latest_text_of_a_label_wins_and_renames_are_listed(tmp_path: Path) 
     ]
     assert set(dataset.label_days) == {"first_seen", "last_seen"}
     labels = written(tmp_path / "labels.csv", "id,text,market\nk20-1,from the table,\nk99-9,unseen,x\n")
-    settings = PrepareSettings(test=0, validation=0, attribute_columns=("market",))
+    settings = PrepareSettings(test=0, validation=0, attribute_column=("market",))
     other, _ = prepare(tmp_path / "log", tmp_path / "other", settings, labels=labels)
     rows = {row["id"]: row for row in other.label_table.to_pylist()}
     assert rows["k20-1"]["text"] == "from the table"

@@ -14,7 +14,7 @@ from training.data.meta import LabelRename
 from training.prepare.settings import PrepareSettings
 from training.prepare.summary import dataset_texts, show
 
-SKIPPED = {"count_zero": 50_000, "repeated_pair": 12_000, "bad_row": 42}
+SKIPPED = {"exposure": 50_000, "repeated_pair": 12_000, "bad_row": 42}
 LOG = META.model_copy(
     update={
         "name": "ads", "source": "log", "skipped": 42, "settings": PrepareSettings(test=0.2).model_dump(mode="json"),
@@ -49,13 +49,13 @@ def test_the_summary_of_a_log_is_short(summary: str) -> None:
         "warning: 2 days have no rows: 2026-09-02, 2026-09-03. Check that the source has all files",
         "warning: validation has no rows. Training needs it to choose the best epoch: raise --validation or add rows.",
         "70,000 rows read = 7,958 written + 62,042 skipped",
-        "        50,000  with count 0 (shown, not clicked), which --min-count 0 keeps",
+        "        50,000  with a pair that was shown and not clicked, stored in exposures.parquet",
         "label table: 5 rows read = 4 labels + 1 skipped",
         "42 bad rows skipped, listed in",
         "4 labels with market",
-        '7 of them were renamed and have their latest text, such as "shoes" → "running shoes"',
+        '7 of them were renamed and have their latest text, such as "shoes" → "running shoes"; see renamed-labels.txt',
         "3 exposures (shown, not clicked) with 55 impressions",
-        "         1,384  spellings of a query merged with the first one (case, spaces, invisible characters)",
+        "         1,384  spellings of a query merged with the most frequent one (case, spaces, invisible characters)",
         "columns  query: query, label: keyword_id",
         "format   separator: tab, encoding: UTF-8",
     ):
@@ -74,7 +74,7 @@ def test_tables_of_the_summary_are_aligned(summary: str) -> None:
 
 def test_each_default_in_force_is_named_once(summary: str) -> None:
     """If this failed, a user would not learn which default decided the splits."""
-    assert summary.count("  --validation 0.1  Share of training queries for validation") == 1
+    assert summary.count("--validation 0.1") == summary.count("--half-life-days clicks do not age") == 1
     assert "--test 0.1" not in summary, "it was set to 0.2"
     assert "--max-characters" not in summary
 
@@ -94,7 +94,7 @@ def test_settings_have_the_help_text_of_their_option(tmp_path: Path) -> None:
     assert (settings["--test"].value, settings["--test"].default, settings["--test"].changed) == ("0.2", "0.1", True)
     assert settings["--test"].description == "Share of queries for test, if the source has no splits."
     assert settings["--skip-bad-rows"].value == "false"
-    assert settings["--separator"].value == "not set"
+    assert settings["--separator"].value == "detected from the header"
 
 
 def test_hostile_texts_do_not_reach_the_terminal(tmp_path: Path) -> None:
