@@ -14,6 +14,7 @@ import io
 import math
 import random
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -21,22 +22,21 @@ from pathlib import Path
 import pyarrow.parquet as parquet
 
 KEYWORDS = Path(__file__).parent.parent / "keywords" / "keywords.parquet"
-FIRST_DAY, DAYS = date(2026, 11, 16), 7
+FIRST_DAY, WEEK = date(2026, 11, 16), 7
 MARKETS = ("au", "ca", "uk", "us")
 COLUMNS = ("query", "keyword_id", "keyword_text", "market", "impressions", "clicks", "date")
+SPELLINGS = ("{0}", "{0}", "{0}", "{0}", "{0}", "{0}", "{0}", "{1}", "{2}", " {0} ")  # {1}: Title Case, {2}: UPPER CASE
+FITTING, OTHERS = 8, 4  # most keywords per query and day that fit, and that do not
+CTR_OF_OTHERS = 0.002
 RENAMED = 0.05  # share of the keywords that get another text during the week
-QUERIES_PER_DAY = 0.25  # mean probability that a query occurs on a day
-RIGHT, WRONG = 8, 4  # keywords shown per query and day: at most so many that fit, and so many that do not
-WRONG_CTR = 0.002
-SPELLINGS = (str, str, str, str, str, str, str.title, str.upper, lambda text: f" {text} ", lambda text: text.replace(" ", "  "))
-Row = list[object]
+REPEATED, BLANK = 0.002, 0.0005  # shares of the rows
 
 
 @dataclass
 class Log:
     """The rows of each day, and the days on which each keyword was shown."""
 
-    rows: list[list[Row]] = field(default_factory=lambda: [[] for _ in range(DAYS)])
+    rows: list[list[list[object]]]
     days: defaultdict[int, set[int]] = field(default_factory=lambda: defaultdict(set))
 
 
@@ -45,46 +45,56 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Write a click log for the quick start.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--queries", type=int, help="number of queries; default: all")
+    parser.add_argument("--days", type=int, default=WEEK, help="number of days; more do not change the earlier ones")
     options = parser.parse_args()
-    rows = [row for row in parquet.read_table(KEYWORDS).to_pylist() if row["split"] == "train"][: options.queries]
-    texts = sorted({label for row in rows for label in row["labels"]})
-    log = make_log([row["query"] for row in rows], [row["labels"] for row in rows], texts)
+    table = [row for row in parquet.read_table(KEYWORDS).to_pylist() if row["split"] == "train"][: options.queries]
+    texts = sorted({text for row in table for text in row["labels"]})
+    number = {text: place for place, text in enumerate(texts)}
+    queries = {row["query"]: [number[text] for text in row["labels"]] for row in table}
+    log = make_log(queries, texts, options.days)
     renamed = rename(log, texts)
     (options.folder / "log").mkdir(parents=True, exist_ok=True)
-    for day, day_rows in enumerate(log.rows):
-        write(options.folder / "log" / f"{FIRST_DAY + timedelta(days=day)}.csv.gz", day_rows)
+    for day, rows in enumerate(log.rows):
+        write(options.folder / "log" / f"{FIRST_DAY + timedelta(days=day)}.csv.gz", rows)
     print(f"{len(log.days):,} keywords, {renamed:,} of them renamed during the week")
 
 
-def make_log(queries: list[str], labels: list[list[str]], texts: list[str]) -> Log:
-    """Draw the rows of each day: which queries occur, which keywords are shown, and how often they are clicked."""
-    chance, log = random.Random("log"), Log()
-    number = {text: place for place, text in enumerate(texts)}
-    appeal = [chance.betavariate(1, 6) for _ in texts]  # click rate of a keyword where it fits
-    all_labels = [number[text] for one in labels for text in one]
-    for query, fitting in zip(queries, ([number[text] for text in one] for one in labels), strict=True):
-        demand = chance.paretovariate(1.2)  # how often the query occurs; few queries occur often
-        for day in range(DAYS):
-            if chance.random() > 1 - math.exp(-demand * QUERIES_PER_DAY / 3):
+def make_log(queries: dict[str, list[int]], texts: list[str], days: int) -> Log:
+    """Draw the rows of each day: which queries occur, which keywords are shown, and how often each is clicked."""
+    log, chance = Log([[] for _ in range(days)]), random.Random("keywords")
+    click_rates = [chance.betavariate(1, 6) for _ in texts]  # where the keyword fits
+    all_labels = [label for labels in queries.values() for label in labels]
+    for query, fitting in queries.items():
+        demand = random.Random(query).paretovariate(1.2)  # few queries are frequent
+        for day in range(days):
+            chance = random.Random(f"{query} {day}")
+            if chance.random() < math.exp(-demand / 12):
                 continue
-            spelling = chance.choice(SPELLINGS)(query)
-            shown = chance.sample(fitting, min(len(fitting), RIGHT))
-            wrong = [label for label in chance.sample(all_labels, WRONG) if label not in fitting]
-            for label in [*shown, *dict.fromkeys(wrong)]:
+            spelling = chance.choice(SPELLINGS).format(query, query.title(), query.upper())
+            for label in shown_keywords(chance, fitting, all_labels):
                 impressions = 1 + int(20 * demand * chance.random())
-                rate = appeal[label] if label in shown else WRONG_CTR
+                rate = click_rates[label] if label in fitting else CTR_OF_OTHERS
                 clicks = sum(chance.random() < rate for _ in range(impressions))
                 log.rows[day].append([spelling, label, texts[label], MARKETS[label % 4], impressions, clicks])
                 log.days[label].add(day)
     return log
 
 
+def shown_keywords(chance: random.Random, fitting: list[int], all_labels: list[int]) -> Iterator[int]:
+    """Yield some keywords that fit a query, then some others, which are often popular ones."""
+    yield from chance.sample(fitting, min(len(fitting), FITTING))
+    others = chance.choices(all_labels, k=OTHERS)
+    yield from (label for label in dict.fromkeys(others) if label not in fitting)
+
+
 def rename(log: Log, texts: list[str]) -> int:
-    """Give some keywords another text on the days before their rename; return how many."""
+    """Write ids and dates, and another text of some keywords before the day of their rename; return how many."""
     chance = random.Random("renames")
-    several = sorted(label for label, days in log.days.items() if len(days) > 1)
-    renamed = chance.sample(several, min(len(several), round(RENAMED * len(log.days))))
-    first_day = {label: chance.choice(sorted(log.days[label])[1:]) for label in renamed}  # with the present text
+    days_of_week = {label: sorted(days - set(range(WEEK, len(log.rows)))) for label, days in sorted(log.days.items())}
+    number = round(RENAMED * sum(map(bool, days_of_week.values())))
+    candidates = [label for label, days in days_of_week.items() if len(days) > 1]
+    renamed = chance.sample(candidates, min(len(candidates), number))
+    first_day = {label: chance.choice(days_of_week[label][1:]) for label in renamed}
     for day, rows in enumerate(log.rows):
         for row in rows:
             label = row[1]
@@ -95,19 +105,17 @@ def rename(log: Log, texts: list[str]) -> int:
     return len(renamed)
 
 
-def write(path: Path, rows: list[Row]) -> None:
-    """Write the rows of a day, with some blank and some repeated ones, and say how many there are."""
+def write(path: Path, rows: list[list[object]]) -> None:
+    """Write the rows of a day, some of them twice and some followed by a blank line, and print their number."""
     chance, text = random.Random(path.name), io.StringIO()
     table = csv.writer(text, lineterminator="\n")
     table.writerow(COLUMNS)
     count = 0
     for row in rows:
-        copies = 2 if chance.random() < 0.002 else 1
-        table.writerows([row] * copies)
-        count += copies
-        if chance.random() < 0.0005:
-            text.write("\n")
-            count += 1
+        lines = [row, row] if chance.random() < REPEATED else [row]
+        lines += [[]] if chance.random() < BLANK else []
+        table.writerows(lines)
+        count += len(lines)
     path.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
     print(f"{path}: {count:,} rows")
 
