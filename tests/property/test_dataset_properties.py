@@ -14,7 +14,8 @@ from training.data import SPLITS, Dataset, DatasetMeta, Ragged
 from training.prepare.assemble import TEST, TRAIN, cut
 from training.prepare.prepare import prepare
 from training.prepare.settings import PrepareSettings
-from training.prepare.source_data import UNSPLIT, text_hashes
+from training.prepare.source_data import UNSPLIT
+from training.prepare.split_hash import text_hashes
 from training.prepare.writing import write_dataset
 
 N_LABELS = 6
@@ -81,7 +82,7 @@ def test_a_query_stays_on_its_side(some: list[str], others: list[str], share: fl
     """If this failed, new rows would move old queries between train and test, and a query could be in both."""
 
     def sides(texts: list[str]) -> dict[str, set[int]]:
-        hashes = np.array([text_hashes(text)[0] for text in texts], np.uint64)
+        hashes = text_hashes(pa.array(texts, pa.large_string()))[:, 0]
         codes = cut(np.full(len(texts), UNSPLIT, np.int8), hashes, UNSPLIT, share, TEST, TRAIN)
         return {text: {int(codes[n]) for n, other in enumerate(texts) if other == text} for text in texts}
 
@@ -92,12 +93,13 @@ def test_a_query_stays_on_its_side(some: list[str], others: list[str], share: fl
 
 def test_the_hash_of_a_query_never_changes() -> None:
     """If this failed, preparing again with a newer release would move queries from test to train."""
-    assert text_hashes("cheap flights") == (2989692306082692260, 13455244002111383586)
+    hashes = text_hashes(pa.array(["cheap flights"])).tolist()
+    assert hashes == [[2989692306082692260, 13455244002111383586]]
 
 
 def test_a_cut_takes_about_its_share_and_two_cuts_are_independent() -> None:
     """If this failed, --test 0.1 would select another share, or validation rows would not be a random part of train."""
-    hashes = np.array([text_hashes(f"query {number}") for number in range(20_000)], np.uint64)
+    hashes = text_hashes(pa.array([f"query {number}" for number in range(20_000)]))
     everything = np.full(len(hashes), UNSPLIT, np.int8)
     first, second = (cut(everything, hashes[:, column], UNSPLIT, 0.1, TEST, TRAIN) == TEST for column in (0, 1))
     assert abs(first.mean() - 0.1) < 0.01
