@@ -199,7 +199,7 @@ def sign(
 
 def _readable_store(store: str) -> "Store | Remote":
     """Open a store for reading, in a folder or behind a URL."""
-    from retrieval.store.urls import as_url
+    from retrieval.system.urls import as_url
 
     if as_url(store) is not None:
         from retrieval.bundle.signatures import trusted_keys

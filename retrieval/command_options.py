@@ -55,7 +55,7 @@ def store_of(path: Path | str) -> "Store":
 
 def local_path(path: str, name: str | None = None) -> Path:
     """Return the folder of the bundle `name` of a store; without a name, `path` itself. A URL is fetched if needed."""
-    from retrieval.store.urls import as_url
+    from retrieval.system.urls import as_url
 
     if as_url(path) is not None:
         from retrieval.bundle.signatures import trusted_keys

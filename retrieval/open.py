@@ -12,8 +12,8 @@ from retrieval.store.local import Store
 from retrieval.store.paused_labels import read_paused
 from retrieval.store.pull import cache_path, ensure_local
 from retrieval.store.remote import checked_url
-from retrieval.store.urls import as_url
 from retrieval.system.safe_open import BUNDLES
+from retrieval.system.urls import as_url
 
 if TYPE_CHECKING:
     from retrieval.retriever import Retriever

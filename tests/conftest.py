@@ -30,8 +30,8 @@ def dataset_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's dataset, prepared."""
 
     def make(folder: Path) -> None:
-        from training.prepare.inputs import PrepareSettings
         from training.prepare.prepare import prepare
+        from training.prepare.settings import PrepareSettings
 
         prepare(ROOT / "examples" / "keywords", folder, PrepareSettings())
 

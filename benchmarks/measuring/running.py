@@ -10,8 +10,8 @@ from rich.console import Console
 from retrieval.errors import DiptychError
 from training.data.dataset import Dataset
 from training.data.meta import read_meta
-from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 
 def run_command(measure: Callable[[argparse.Namespace, Console], Path], options: argparse.Namespace) -> int:

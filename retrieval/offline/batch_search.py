@@ -188,5 +188,4 @@ def _label_columns(retriever: Retriever, row_M: np.ndarray) -> pa.Table:
 
 def _file_stamps(queries: Queries) -> list[list[Any]]:
     """Return path, size and time of change of each file of the queries."""
-    statuses = [(path, path.stat()) for path in queries.table.files]
-    return [[str(path.resolve()), status.st_size, status.st_mtime_ns] for path, status in statuses]
+    return [file.stamp for file in queries.table.files]

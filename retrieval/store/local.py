@@ -41,11 +41,11 @@ from retrieval.store.history import (
 )
 from retrieval.store.paused_labels import LIMIT as PAUSED_LIMIT
 from retrieval.store.serials import Serials
-from retrieval.store.urls import as_url
 from retrieval.system.atomic_files import move_folder, sync_files
 from retrieval.system.file_locks import is_locked
 from retrieval.system.paths import require_utf8
 from retrieval.system.safe_open import BUNDLES, copy_file, folder_open, is_folder, read_small
+from retrieval.system.urls import as_url
 
 # Opens the bundle in a folder and raises BundleError if it does not work; one of the keys, if any, must have signed it.
 Verify = Callable[[Path, Sequence[str]], object]

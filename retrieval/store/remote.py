@@ -4,7 +4,6 @@ Content is not trusted: every read is limited in length. The drivers take creden
 retrieval/store/pull fetches bundles into a local store.
 """
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,14 +14,13 @@ from urllib.parse import urlsplit
 from retrieval.bundle.manifest import MANIFEST, MANIFEST_LIMIT, NAME, Manifest, read_manifest
 from retrieval.bundle.signatures import LIMIT as SIGNATURE_LIMIT
 from retrieval.bundle.signatures import SIGNATURE
-from retrieval.errors import BadInput, BundleError, Unreachable
+from retrieval.errors import BadInput, BundleError
 from retrieval.store.history import CURRENT, CURRENT_LIMIT, HISTORY, HISTORY_LIMIT
 from retrieval.store.paused_labels import LIMIT as PAUSED_LIMIT
 from retrieval.store.paused_labels import PAUSED
-from retrieval.store.urls import as_url
+from retrieval.system.urls import as_url, file_system, short_error, unreachable
 
 CHUNK = 16 << 20  # bytes per request
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
 
 
 class Missing(BundleError):
@@ -43,7 +41,7 @@ class Remote:
         """With `trusted` keys, `manifest` requires a signature by one of them."""
         self.url = checked_url(url)
         self._trusted = trusted
-        self._files, self._root = _driver(self.url)
+        self._files, self._root = file_system(self.url)
         self._files.invalidate_cache()  # cached listings would hide new bundles
 
     def active(self) -> str | None:
@@ -132,7 +130,7 @@ class Remote:
             self._files.pipe_file(f"{self._root}/{path}", content)
         except Exception as error:  # as in `_driver_errors`
             raise BundleError(
-                f"{self.url_of(path)} cannot be written ({_error_text(error)}). A change in the cache would apply to "
+                f"{self.url_of(path)} cannot be written ({short_error(error)}). A change in the cache would apply to "
                 "one replica only. Change it at the URL, or give the service permission to write."
             ) from error
 
@@ -168,15 +166,15 @@ class Remote:
             raise
         except FileNotFoundError as error:
             if (outage := _outage_behind(error)) is not None:
-                raise _unreachable(self.url_of(path), outage) from error
+                raise unreachable(self.url_of(path), outage) from error
             raise Missing(f"{self.url_of(path)} does not exist.") from error
         except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
             raise BundleError(
-                f"{self.url_of(path)} cannot be read ({_error_text(error)}). "
+                f"{self.url_of(path)} cannot be read ({short_error(error)}). "
                 "Check the URL, and the credentials in the environment."
             ) from error
         except Exception as error:
-            raise _unreachable(self.url_of(path), error) from error
+            raise unreachable(self.url_of(path), error) from error
 
 
 @contextmanager
@@ -203,29 +201,6 @@ def checked_url(url: str) -> str:
     return whole
 
 
-def _driver(url: str) -> tuple[Any, str]:
-    """Return the fsspec file system for a URL, and the path in it. fsspec is imported only here."""
-    schemes = re.findall(r"([A-Za-z0-9+.-]+)://", url)
-    extra = next((EXTRAS[scheme] for scheme in schemes if scheme in EXTRAS), None)
-    try:
-        from fsspec import available_protocols
-        from fsspec.core import url_to_fs
-
-        if schemes[0] not in available_protocols():
-            raise BadInput(f"{url}: fsspec has no driver for {schemes[0]}://. Use s3://, gs:// or az://.")
-        files, root = url_to_fs(url)
-    except ImportError as error:
-        if error.name == "fsspec":
-            extra = extra or "remote"
-        fix = f" Install it with: pip install 'diptych[{extra}]'." if extra else ""
-        raise BadInput(f"{url} needs a package that is not installed ({_error_text(error)}).{fix}") from error
-    except BadInput:
-        raise
-    except Exception as error:
-        raise _unreachable(url, error) from error
-    return files, root.rstrip("/")
-
-
 def seek(source: Any, start: int) -> None:
     """Move to an offset. Raises NotSeekable if the driver cannot; errors of the network pass, and callers retry."""
     try:
@@ -240,14 +215,3 @@ def _outage_behind(error: FileNotFoundError) -> BaseException | None:
     failed = getattr(cause, "status", 0) >= 500
     silent = type(cause).__module__.startswith("aiohttp") and not hasattr(cause, "status")
     return cause if failed or silent or isinstance(cause, TimeoutError) else None
-
-
-def _unreachable(place: str, error: BaseException) -> Unreachable:
-    return Unreachable(
-        f"{place} cannot be reached ({_error_text(error)}). Check the network, and the credentials in the environment."
-    )
-
-
-def _error_text(error: BaseException) -> str:
-    """Return the text of an error, on one line and shortened; drivers may include whole pages."""
-    return " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__

@@ -1,22 +1,31 @@
-"""Read CSV and TSV. The separator is detected from the header; an unmatched quote invalidates only its line."""
+"""Read CSV and TSV. The separator is detected from the header; an unmatched quote invalidates only its line.
+
+Arrow reads the lines without quotes, Python's csv module the others.
+
+Suffix: L lines of a block.
+"""
 
 import csv
-from collections import deque
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as arrow_csv
+from numpy.typing import NDArray
 
 from retrieval.errors import BadInput, TableError
-from retrieval.tables.files import ending
-from retrieval.tables.opening import LINES_PER_PROGRESS_UPDATE, MAX_LINE, ReadingProgress, line_too_long, opened_text
-from retrieval.tables.values import BadRow, PlacedRow, preview
+from retrieval.tables.batches import Chunk, Part
+from retrieval.tables.files import TableFile, ending
+from retrieval.tables.lines import MAX_LINE, Block, LineBlocks
+from retrieval.tables.opening import ReadingProgress, opened
+from retrieval.tables.quoted import QuotedRow, QuotedRows
+from retrieval.tables.values import preview
 
 SEPARATORS = (",", "\t", ";", "|", "\x01")  # the last one is Hive's
-SAMPLE_LINES, SAMPLE_CHARACTERS = 50, 2**20
-MAX_RECORD_LINES = 1_000  # of one quoted row; a quote that stays open for longer is not one that encloses a cell
+SAMPLE_LINES, SAMPLE_BYTES = 50, 2**20
 NAMES = {"\t": "tab", "\x01": "character 1"}
 
 Quoting = Literal["auto", "csv", "none"]
@@ -47,130 +56,193 @@ class UnusualRows:
     first_multi_line: str = ""
     quoted: int = 0
 
-    def add_multi_line(self, place: str, lines: int) -> None:
-        """Count a row that spans several lines."""
-        self.first_multi_line = self.first_multi_line or place
-        self.multi_line += 1
-        self.multi_line_lines += lines
 
-
-class DelimitedFile:
+class DelimitedPart(Part):
     """One CSV or TSV file with its header. An empty file has no columns and no rows."""
 
-    def __init__(self, path: Path, layout: Layout) -> None:
+    def __init__(self, file: TableFile, layout: Layout) -> None:
         """Read the header. Raises TableError if there is none or its quotes do not match."""
+        super().__init__(file)
         csv.field_size_limit(MAX_LINE)
-        self.path = path
-        self._usual = "\t" if ending(path) == ".tsv" else ","
-        sample = _sample(path)
+        self._usual = "\t" if ending(file.name) == ".tsv" else ","
+        sample, encoding = _sample(file)
         marked = _marked_separator(sample)
-        self._skip = 1 if marked else 0
-        lines = [line for line in sample[self._skip :] if line.strip()]
+        lines = [line for line in sample[1 if marked else 0 :] if line.strip()]
         self.separator = layout.separator or marked or _guess(lines, self._usual)
         self.quoted = layout.quoting == "csv" or (layout.quoting == "auto" and self._uses_quotes(lines))
-        self._trusts_quotes = layout.quoting == "csv"
-        header = self._header(lines)
-        self._cells = len(header)  # in the header line; more than `names` if it ends in separators
-        self.names = header
-        while self.names and not self.names[-1]:
-            self.names = self.names[:-1]
-        if lines and not self.names:
-            raise TableError(f"{path} has no header line. Name the columns in the first line.")
+        first = sample.index(lines[0]) if lines else 0
+        header, header_lines = self._header(sample[first:])
+        self._rows_begin = first + header_lines  # the number of lines before the rows
+        self._cells = len(header)  # in the header line; more than the names if it ends in separators
+        self.stored_names = header
+        while self.stored_names and not self.stored_names[-1]:
+            self.stored_names = self.stored_names[:-1]
+        if lines and not self.stored_names:
+            raise TableError(f"{file.location} has no header line. Name the columns in the first line.")
+        self._quoted_rows = QuotedRows(self.separator, len(self.stored_names), layout.quoting == "csv")
         self.unusual_rows = UnusualRows()
-        self.unusual_separator = "" if layout.separator or self.separator == self._usual else _name(self.separator)
+        self.unusual_separator = "" if layout.separator or self.separator == self._usual else self._separator_name
+        self.layout = f"separator {self._separator_name}; encoding {encoding}"
 
-    def rows(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[PlacedRow]:
-        """Yield each row's place and its cells in `columns`, None where empty; BadRow; None for a blank line."""
+    @property
+    def _separator_name(self) -> str:
+        return NAMES.get(self.separator, repr(self.separator))
+
+    def chunks(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[list[Chunk]]:
+        """Yield consecutive rows; the chunks of one list are in any order. Raises TableError for a damaged file."""
         self.unusual_rows = UnusualRows()
-        positions = [(name, self.names.index(name)) for name in columns]
-        width, most = len(self.names), max(self._cells, len(self.names))
-        for where, cells in self._records(progress):
-            if isinstance(cells, BadRow):
-                yield where, cells
-            elif len(cells) == width or self._has_only_empty_extras(cells, width, most):
-                record = {name: cells[position] or None for name, position in positions}
-                if width > 1 and not any(record.values()) and not any(map(str.strip, cells)):
-                    yield where, None
-                else:
-                    yield where, record
-            elif len(cells) <= 1 and not "".join(cells).strip():
-                yield where, None
+        positions = {name: self.stored_names.index(name) for name in columns}
+        with opened(self.file) as text:
+            blocks = LineBlocks(text)
+            while (block := blocks.read()) is not None:
+                begin = min(max(0, self._rows_begin - block.first + 1), len(block))
+                quoted, end = self._read_quoted(block, begin)
+                if end < len(block):
+                    blocks.give_back(block, end)
+                yield self._read_block(block, begin, end, quoted, positions)
+                progress.at(self.name, text.tell())
+        progress.finish(self.size)
+
+    def _read_quoted(self, block: Block, begin: int) -> tuple[list[QuotedRow], int]:
+        """Return the rows from `begin` on that Arrow cannot read, and the line where the next block begins."""
+        rows: list[QuotedRow] = []
+        next_line = begin
+        for line in self._irregular_lines(block, begin):
+            if line < next_line:  # inside the row before
+                continue
+            row = self._quoted_rows.read(block, line) if self.quoted else QuotedRow(line, 1, self._split(block, line))
+            if row is None:
+                return rows, line
+            rows.append(row)
+            next_line = line + row.lines
+        return rows, len(block)
+
+    def _irregular_lines(self, block: Block, begin: int) -> list[int]:
+        if not self.separator.isascii():
+            return list(range(begin, len(block)))
+        lines = block.lines_not_utf8()
+        with_quotes = block.lines_with(b'"')
+        if self.quoted:
+            lines = np.union1d(lines, with_quotes)
+        else:
+            for line in with_quotes[with_quotes >= begin]:
+                cells = self._split(block, line)
+                self.unusual_rows.quoted += any(len(cell) > 1 and cell[0] == '"' == cell[-1] for cell in cells)
+        selected: list[int] = lines[lines >= begin].tolist()
+        return selected
+
+    def _read_block(
+        self, block: Block, begin: int, end: int, quoted: list[QuotedRow], positions: dict[str, int]
+    ) -> list[Chunk]:
+        regular_L = np.ones(len(block), np.bool_)
+        regular_L[:begin] = regular_L[end:] = False
+        for row in quoted:
+            regular_L[row.line : row.line + row.lines] = False
+            if row.lines > 1:
+                self._count_multi_line(block.first + row.line, row.lines)
+        chunk, others = self._read_regular(block, regular_L, positions)
+        return [chunk, self._read_rows(block.first, [*quoted, *others], positions)] if quoted or others else [chunk]
+
+    def _count_multi_line(self, first: int, lines: int) -> None:
+        unusual = self.unusual_rows
+        unusual.first_multi_line = unusual.first_multi_line or self.place_text(first, first + lines - 1)
+        unusual.multi_line += 1
+        unusual.multi_line_lines += lines
+
+    def _read_regular(
+        self, block: Block, regular_L: NDArray[np.bool_], positions: dict[str, int]
+    ) -> tuple[Chunk, list[QuotedRow]]:
+        """Read the lines that are rows without quotes; also return those with another number of cells."""
+        lines = np.flatnonzero(regular_L)
+        if not len(lines):
+            return Chunk({name: pa.array([], pa.large_string()) for name in positions}, lines), []
+        width = self._width(block, lines)
+        others: list[int] = []
+
+        def refuse(row: Any) -> str:
+            others.append(row.number - 1)
+            return "skip"
+
+        extra = range(max(self._cells, len(self.stored_names)), width)  # cells without a column, which must be empty
+        used = sorted({*positions.values(), *extra} or {0})
+        data = block.join(regular_L)
+        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
+        table = arrow_csv.read_csv(
+            pa.BufferReader(data),
+            arrow_csv.ReadOptions(
+                use_threads=False, block_size=len(data) + 1, column_names=[str(place) for place in range(width)]
+            ),
+            arrow_csv.ParseOptions(
+                delimiter=self.separator, quote_char=False, ignore_empty_lines=False, invalid_row_handler=refuse
+            ),
+            arrow_csv.ConvertOptions(
+                check_utf8=False, include_columns=[str(place) for place in used], null_values=[""],
+                column_types={str(place): pa.large_string() for place in used}, strings_can_be_null=True,
+            ),
+        ).combine_chunks()  # fmt: skip
+        return self._checked(block, np.delete(lines, others), lines[others].tolist(), table, positions, extra)
+
+    def _checked(
+        self, block: Block, lines: NDArray[np.int64], others: list[int], table: pa.Table, positions: dict[str, int],
+        extra: range,
+    ) -> tuple[Chunk, list[QuotedRow]]:  # fmt: skip
+        """Separate blank lines, and rows with text in cells without a column."""
+        columns = {place: _only_chunk(table[str(place)]) for place in {*positions.values(), *extra}}
+        unusual_R = np.ones(len(lines), np.bool_)  # all used cells are empty
+        for place in positions.values():
+            unusual_R &= columns[place].is_null().to_numpy(zero_copy_only=False)
+        for place in extra:
+            unusual_R |= columns[place].is_valid().to_numpy(zero_copy_only=False)
+        rows = [QuotedRow(line, 1, self._split(block, line)) for line in [*others, *lines[unusual_R].tolist()]]
+        used = {name: columns[place] for name, place in positions.items()}
+        if unusual_R.any():
+            usual = pa.array(~unusual_R)
+            used, lines = {name: column.filter(usual) for name, column in used.items()}, lines[~unusual_R]
+        return Chunk(used, lines + block.first), rows
+
+    def _width(self, block: Block, lines: NDArray[np.int64]) -> int:
+        """Return the number of cells of most lines, at least that of the columns."""
+        separator = self.separator.encode()
+        widths = Counter(block.bytes_of(line).count(separator) + 1 for line in lines[:20])
+        return max(len(self.stored_names), widths.most_common(1)[0][0])
+
+    def _read_rows(self, first: int, rows: list[QuotedRow], positions: dict[str, int]) -> Chunk:
+        """Return rows that were not read by Arrow; `first` is the number of the block's first line."""
+        places: list[int] = []
+        values: list[list[str | None]] = []
+        bad: dict[int, str] = {}
+        blank: list[int] = []
+        for row in sorted(rows, key=lambda one: one.line):
+            place, cells = first + row.line, row.cells
+            if isinstance(cells, str):
+                bad[place] = cells
+            elif self._is_blank(cells, positions):
+                blank.append(place)
+            elif message := self._wrong_width(cells):
+                bad[place] = message
             else:
-                shape = f"the row has {len(cells)} fields ({preview(cells)}), the header has {width}"
-                yield where, BadRow(f"{shape}. Correct the row.")
+                places.append(place)
+                values.append([cells[position] or None for position in positions.values()])
+        columns = dict(zip(positions, map(list, zip(*values, strict=True)), strict=True)) if values else {}
+        last_lines = {first + row.line: first + row.line + row.lines - 1 for row in rows if row.lines > 1}
+        empty: dict[str, Any] = {name: [] for name in positions}
+        return Chunk(columns or empty, np.array(places, np.int64), bad, blank, last_lines)
 
-    def _has_only_empty_extras(self, cells: list[str], width: int, most: int) -> bool:
-        """Return whether all extra cells are in unnamed columns or empty."""
-        return len(cells) > width and not any(map(str.strip, cells[most:]))
+    def _is_blank(self, cells: list[str], positions: dict[str, int]) -> bool:
+        width = len(self.stored_names)
+        if width == 1 or len(cells) < width:
+            return len(cells) <= 1 and not ("".join(cells) if width == 1 else "".join(cells).strip())
+        return not any(cells[place] for place in positions.values()) and not any(map(str.strip, cells))
 
-    def _records(self, progress: ReadingProgress) -> Iterator[tuple[str, list[str] | BadRow]]:
-        with opened_text(self.path) as (text, raw):
-            lines, header = _Lines(self.path, text), True
-            read = self._quoted(lines) if self.quoted else self._plain(lines)
-            for start, end, cells in read:
-                if end % LINES_PER_PROGRESS_UPDATE == 0:
-                    progress.at(self.path.name, raw.tell())
-                if start <= self._skip:
-                    continue
-                if header:
-                    header = not (isinstance(cells, BadRow) or "".join(cells).strip())
-                    continue
-                place = f"line {end}" if start == end else f"lines {start}–{end}"
-                if start != end:
-                    self.unusual_rows.add_multi_line(f"{self.path.name} {place}", end - start + 1)
-                yield f"{self.path.name} {place}", cells
-        progress.finish(self.path.stat().st_size)
+    def _wrong_width(self, cells: list[str]) -> str | None:
+        """Return a message if a row has too few or too many cells; more cells may be empty or have no column."""
+        width = len(self.stored_names)
+        if len(cells) == width or (len(cells) > width and not any(map(str.strip, cells[max(self._cells, width) :]))):
+            return None
+        return f"the row has {len(cells)} fields ({preview(cells)}), the header has {width}. Correct the row."
 
-    def _plain(self, lines: "_Lines") -> Iterator[tuple[int, int, list[str]]]:
-        separator, quote = self.separator, '"'
-        for number, line in enumerate(lines.feed(), 1):
-            lines.of_row.clear()
-            cells = line.rstrip("\r\n").split(separator)
-            if quote in line and any(len(cell) > 1 and cell[0] == quote == cell[-1] for cell in cells):
-                self.unusual_rows.quoted += 1
-            yield number, number, cells
-
-    def _quoted(self, lines: "_Lines") -> Iterator[tuple[int, int, list[str] | BadRow]]:
-        """Yield first line, last line and cells of each row.
-
-        If the quotes of a row do not match, only its first line is a BadRow; the next lines are read again as rows.
-        """
-        reader, number = self._reader(lines), 1
-        while True:
-            lines.of_row.clear()
-            try:
-                cells: list[str] | BadRow = next(reader)
-            except StopIteration:
-                return
-            except (csv.Error, _TooManyLines) as error:
-                cells = BadRow(f"the quotes do not match ({error}). Double each quote inside a quoted field.")
-            row_lines = lines.of_row
-            if not isinstance(cells, BadRow) and len(row_lines) > 1 and self._looks_like_rows(row_lines):
-                cells = BadRow(
-                    f"a quote opens in this line and closes {_lines(len(row_lines) - 1)} below, but these lines look "
-                    "like rows. Remove or double the quote; --quoting none reads quotes as text, --quoting csv joins "
-                    "the lines."
-                )
-            if isinstance(cells, BadRow) and len(row_lines) > 1:
-                lines.give_back()
-                reader = self._reader(lines)
-            used = 1 if isinstance(cells, BadRow) else len(row_lines)
-            yield number, number + used - 1, cells
-            number += used
-
-    def _reader(self, lines: "_Lines") -> "Iterator[list[str]]":
-        return csv.reader(lines.feed(), delimiter=self.separator, strict=True)
-
-    def _looks_like_rows(self, row_lines: list[str]) -> bool:
-        """Return whether the lines of one quoted row look like separate rows.
-
-        They do if the first, the last and most of the others have as many separators as the header.
-        """
-        between = len(self.names) - 1
-        if self._trusts_quotes or between == 0:
-            return False
-        alike = [line.count(self.separator) == between for line in row_lines]
-        return alike[0] and alike[-1] and sum(alike[1:-1]) * 2 >= len(alike) - 2
+    def _split(self, block: Block, line: int) -> list[str]:
+        return block.text_of(line).rstrip("\r\n").split(self.separator)
 
     def _uses_quotes(self, lines: list[str]) -> bool:
         """Return whether quotes enclose cells: always in CSV; in TSV if all cells of the header are quoted."""
@@ -179,63 +251,32 @@ class DelimitedFile:
         cells = lines[0].strip().split(self.separator) if lines else []
         return bool(cells) and all(len(cell) > 1 and cell[0] == cell[-1] == '"' for cell in cells)
 
-    def _header(self, lines: list[str]) -> list[str]:
+    def _header(self, lines: list[str]) -> tuple[list[str], int]:
+        """Return the names in the header, and the number of its lines."""
         if not lines:
-            return []
+            return [], 0
         if not self.quoted:
-            return [name.strip() for name in lines[0].rstrip("\r\n").split(self.separator)]
+            return [name.strip() for name in lines[0].rstrip("\r\n").split(self.separator)], 1
+        reader = csv.reader(lines, delimiter=self.separator, strict=True)
         try:
-            return [name.strip() for name in next(csv.reader(lines, delimiter=self.separator, strict=True))]
+            return [name.strip() for name in next(reader)], reader.line_num
         except csv.Error as error:
             raise TableError(
-                f"{self.path} line 1: the quotes do not match ({error}). Double each quote inside a quoted field."
+                f"{self.file.location} line 1: the quotes do not match ({error}). Double each quote inside a quoted "
+                "field."
             ) from error
 
 
-class _TooManyLines(Exception):
-    """A quoted row has more than MAX_RECORD_LINES lines."""
+def _only_chunk(column: pa.ChunkedArray) -> Any:
+    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
-class _Lines:
-    """Physical lines of a file. All lines of the current row except its first can be read again."""
-
-    def __init__(self, path: Path, text: TextIO) -> None:
-        self._path, self._read = path, partial(text.readline, MAX_LINE + 1)
-        self._again: deque[str] = deque()
-        self._number = 0  # of the last yielded line, from 1
-        self.of_row: list[str] = []
-
-    def feed(self) -> Iterator[str]:
-        """Yield lines. Raises _TooManyLines, and TableError for a line that is too long."""
-        again, row_lines, read = self._again, self.of_row, self._read
-        while line := again.popleft() if again else read():
-            row_lines.append(line)
-            self._number += 1
-            if len(line) > MAX_LINE:
-                raise line_too_long(self._path, self._number)
-            if len(row_lines) > MAX_RECORD_LINES:
-                raise _TooManyLines(f"a quote stays open for more than {MAX_RECORD_LINES:,} lines")
-            yield line
-
-    def give_back(self) -> None:
-        """Yield all lines of the current row except the first again."""
-        self._again.extendleft(reversed(self.of_row[1:]))
-        self._number -= len(self.of_row) - 1
-
-
-def _sample(path: Path) -> list[str]:
-    """Read the first lines, for the header and the separator."""
-    with opened_text(path) as (text, _):
-        first = text.readline(MAX_LINE + 1)
-        if len(first) > MAX_LINE:
-            raise line_too_long(path, 1)
-        lines, length = [first], len(first)
-        for line in islice(iter(partial(text.readline, SAMPLE_CHARACTERS), ""), SAMPLE_LINES):
-            lines.append(line)
-            length += len(line)
-            if length > SAMPLE_CHARACTERS:
-                break
-    return [line for line in lines if line]
+def _sample(file: TableFile) -> tuple[list[str], str]:
+    """Read the first lines, for the header and the separator, and the encoding."""
+    with opened(file) as text:
+        block = LineBlocks(text, SAMPLE_BYTES).read()
+        lines = [] if block is None else [block.text_of(line) for line in range(min(len(block), SAMPLE_LINES + 1))]
+        return lines, text.encoding
 
 
 def _marked_separator(lines: list[str]) -> str | None:
@@ -262,11 +303,3 @@ def _width(lines: list[str], separator: str) -> int:
     except csv.Error:
         return 0
     return counts.pop() if len(counts) == 1 and counts != {1} else 0
-
-
-def _lines(count: int) -> str:
-    return "1 line" if count == 1 else f"{count} lines"
-
-
-def _name(separator: str) -> str:
-    return NAMES.get(separator, repr(separator))

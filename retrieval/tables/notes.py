@@ -10,7 +10,8 @@ TABLE_NOTES: Mapping[str, str] = {
     "unusual_separators": "files with {name} between cells, as detected in the header",
     "quoted_cells": "rows with cells in quotes; the quotes are part of the text; --quoting csv removes them",
     "multi_line_row_lines": "lines in rows that span several lines",
-    "multi_line_rows": "rows that span several lines, because of quotes; the first is {name}",
+    "multi_line_rows": "rows that span several lines, because of quotes, such as {names}",
+    "path_columns": "files whose path gives the column {name}",
     "unread_files": "files in the folder that were not read: {names}",
 }
 MAX_NAMES = 5  # in one line

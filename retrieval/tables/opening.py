@@ -3,21 +3,18 @@
 import bz2
 import codecs
 import gzip
-import io
 import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TextIO
+from typing import Any, BinaryIO, Protocol
 
 from retrieval.errors import TableError
-from retrieval.tables.files import require_file
+from retrieval.tables.files import TableFile
 
-MAX_LINE = 64 * 2**20  # characters
-LINES_PER_PROGRESS_UPDATE = 2_000
-_FIRST_BYTES = 4_096
+_FIRST_BYTES, _MAGIC_BYTES = 4_096, 16
 _MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&|\x17rE8)")  # the header, then the start of a block, or the end of an empty file
 _BINARY_FORMATS = {
@@ -60,50 +57,53 @@ class NoReadingProgress:
         """Do nothing."""
 
 
-@contextmanager
-def opened_text(path: Path, newline: str | None = "") -> Iterator[tuple[TextIO, BinaryIO]]:
-    """Yield the file as text, and the raw file, whose position shows the progress.
+class TextFile:
+    """The content of a text file as UTF-8 without a byte order mark. `encoding`: that of the file, in upper case."""
 
-    A byte that is not UTF-8 becomes a lone surrogate, so only its row is invalid. Raises TableError for a file that is
-    missing, truncated, or not text.
-    """
-    require_file(path)
+    def __init__(self, file: TableFile, raw: BinaryIO, content: Any) -> None:
+        """Detect the encoding from the first bytes. Raises TableError if they are not text."""
+        self.file, self._raw, self._content = file, raw, content
+        self._head = bytes(content.read(_FIRST_BYTES))
+        encoding = _encoding(file.location, self._head)
+        self.encoding = "UTF-8" if encoding.startswith("utf-8") else encoding[:6].upper()
+        self._decoder = None if self.encoding == "UTF-8" else codecs.getincrementaldecoder(encoding)()
+        self._head = self._head.removeprefix(codecs.BOM_UTF8 if encoding == "utf-8-sig" else b"")
+
+    def read(self, size: int) -> bytes:
+        """Return about `size` bytes, at least one; none at the end. A byte that is not UTF-8 is not changed."""
+        head, self._head = self._head, b""
+        if self._decoder is None:
+            return head or bytes(self._content.read(size))
+        data, text = head or bytes(self._content.read(size)), ""
+        while not (text := self._decoder.decode(data, final=not data)) and data:
+            data = bytes(self._content.read(size))
+        return text.encode()
+
+    def tell(self) -> int:
+        """Return the number of bytes of the file that were read."""
+        return self._raw.tell()
+
+
+@contextmanager
+def opened(file: TableFile) -> Iterator[TextFile]:
+    """Yield the content of a text file. Raises TableError if it is missing, truncated, or not text."""
     compression = ""
     try:
-        with path.open("rb") as raw:
-            compression = _compression(raw.peek(8)) if raw.peek(8) else ""
-            content = _decompress(raw, compression)
-            encoding = _encoding(path, _first_bytes(path, compression))
-            errors = "surrogateescape" if encoding.startswith("utf-8") else "strict"
-            yield io.TextIOWrapper(content, encoding, errors=errors, newline=newline), raw
+        with file.open_bytes() as raw:
+            compression = _compression(raw.read(_MAGIC_BYTES))
+            raw.seek(0)
+            yield TextFile(file, raw, _decompress(raw, compression))
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
         raise TableError(
-            f"{path} is truncated or not a {compression} file ({error}). Download or write it again."
+            f"{file.location} is truncated or not a {compression} file ({error}). Download or write it again."
         ) from error
-    except UnicodeError as error:
-        raise TableError(f"{path} is not valid {_encoding_name(error)} ({error}). Write it as UTF-8.") from error
+    except UnicodeDecodeError as error:
+        raise TableError(
+            f"{file.location} is not valid {error.encoding.upper()} ({error}). Write it as UTF-8."
+        ) from error
     except OSError as error:
         reason = error.strerror or f"truncated or not a {compression} file ({error})"
-        raise TableError(f"{path} cannot be read: {reason}. Download or write it again.") from error
-
-
-def text_lines(path: Path, progress: ReadingProgress) -> Iterator[tuple[int, str]]:
-    """Yield each line, stripped, with its number counted from 1; blank lines are empty texts. Raises TableError."""
-    with opened_text(path, newline=None) as (text, raw):
-        number = 0
-        while line := text.readline(MAX_LINE + 1):
-            number += 1
-            if len(line) > MAX_LINE:
-                raise line_too_long(path, number)
-            if number % LINES_PER_PROGRESS_UPDATE == 1:
-                progress.at(path.name, raw.tell())
-            yield number, line.strip()
-    progress.finish(path.stat().st_size)
-
-
-def line_too_long(path: Path, number: int) -> TableError:
-    """Return the error for a line beyond MAX_LINE."""
-    return TableError(f"{path} line {number} is longer than {MAX_LINE // 2**20} MB. Write one record per line.")
+        raise TableError(f"{file.location} cannot be read: {reason}. Download or write it again.") from error
 
 
 def binary_format(head: bytes) -> str | None:
@@ -113,10 +113,10 @@ def binary_format(head: bytes) -> str | None:
     return next((name for magic, name in formats if head.startswith(magic)), None)
 
 
-def compressed_as(path: Path) -> str:
+def compressed_as(file: TableFile) -> str:
     """Return the compression of a file, detected from its content; empty if none."""
-    with path.open("rb") as file:
-        return _compression(file.read(8))
+    with file.open_bytes() as raw:
+        return _compression(raw.read(_MAGIC_BYTES))
 
 
 def _compression(head: bytes) -> str:
@@ -134,15 +134,10 @@ def _decompress(raw: Any, compression: str) -> Any:
     return openers[compression](raw) if compression else raw
 
 
-def _first_bytes(path: Path, compression: str) -> bytes:
-    with path.open("rb") as raw:
-        return bytes(_decompress(raw, compression).read(_FIRST_BYTES))
-
-
-def _encoding(path: Path, head: bytes) -> str:
+def _encoding(location: Path | str, head: bytes) -> str:
     """Return the encoding, detected from the first bytes. Raises TableError if they are not text."""
     if name := binary_format(head):
-        raise TableError(f"{path} is {name}.")
+        raise TableError(f"{location} is {name}.")
     for bom, encoding in _BOMS.items():
         if head.startswith(bom):
             return encoding
@@ -150,7 +145,3 @@ def _encoding(path: Path, head: bytes) -> str:
     if zeros == [False, True, False, True]:
         return "utf-16-le"
     return "utf-16-be" if zeros == [True, False, True, False] else "utf-8"
-
-
-def _encoding_name(error: UnicodeError) -> str:
-    return error.encoding.upper() if isinstance(error, UnicodeDecodeError) else "text"

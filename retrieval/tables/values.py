@@ -1,14 +1,18 @@
 """Parse and check the values of cells: texts, ids and lists of labels."""
 
 import json
+import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
 from retrieval.query_text import is_blank
 
 MAX_PREVIEW = 60  # characters of a value in a message
+MAX_COUNT = 2**40
 # Beyond 2^53 a float cannot represent every integer.
 _EXACT_FLOAT = 2.0**53
 _LATIN_1 = "It may be Latin-1: convert the file, for example with `iconv -f WINDOWS-1252 -t UTF-8`."
@@ -16,6 +20,17 @@ _LATIN_1 = "It may be Latin-1: convert the file, for example with `iconv -f WIND
 
 class BadRow(Exception):
     """An invalid row. The message names the column, the value and the fix."""
+
+
+@dataclass(frozen=True)
+class Missing:
+    """The value of a column that a row of JSON does not have."""
+
+    keys: tuple[str, ...]
+
+    def refuse(self, name: str) -> None:
+        """Raise BadRow."""
+        raise BadRow(f"{name!r} is missing; the row has {', '.join(map(repr, self.keys)) or 'nothing'}. Add it.")
 
 
 Record = dict[str, Any]  # values by column
@@ -76,6 +91,57 @@ def parse_list_cell(value: Any) -> Any:
         except (ValueError, RecursionError):
             return value
         return items if isinstance(items, list) else value
+    return value
+
+
+def parse_count(value: Any, name: str) -> int:
+    """Return an integer of at least 0, from a number or digits. Raises BadRow for any other value."""
+    number = value.strip() if isinstance(value, str) else value
+    digits = number.removesuffix(".0") if isinstance(number, str) else ""  # as pandas writes them in CSV
+    if digits.isascii() and digits.isdigit() and len(digits) < 20:
+        number = int(digits)
+    if isinstance(number, float) and number.is_integer():  # pandas writes integer columns with nulls as floats
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < MAX_COUNT:
+        raise BadRow(f"{name} is {preview(value)}, not a count. Write an integer of at least 0.")
+    return number
+
+
+def parse_number(value: Any, name: str) -> float:
+    """Return a finite number, from a number or text. Raises BadRow for any other value."""
+    try:
+        number = float(value) if isinstance(value, str | int | float | Decimal) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if isinstance(value, bool) or not math.isfinite(number):
+        raise BadRow(f"{name} is {preview(value)}, not a number. Write a finite number.")
+    return number
+
+
+def parse_day(value: Any, name: str) -> date:
+    """Return a date, from a date or a time, or text such as 2026-09-01, 20260901 and 2026-09-01T12:00:00Z.
+
+    The day of a time is that of its time zone. Raises BadRow for any other value.
+    """
+    if isinstance(value, date):
+        return value.date() if isinstance(value, datetime) else value
+    text = str(value).strip() if isinstance(value, str | int) and not isinstance(value, bool) else ""
+    try:
+        return datetime.fromisoformat(text).date()
+    except ValueError:
+        raise BadRow(f"{name} is {preview(value)}, not a date. Write it as 2026-09-01.") from None
+
+
+def checked_attribute(value: Any, name: str) -> Any:
+    """Return a value as it is. Raises BadRow if it is not UTF-8, or an integer of more than 64 bits."""
+    if isinstance(value, str):
+        if not value.isascii():
+            refuse_surrogates(value, name)
+    elif isinstance(value, list | dict):
+        for one in value.values() if isinstance(value, dict) else value:
+            checked_attribute(one, name)
+    elif value is not None and not isinstance(value, float) and not -(2**63) <= value < 2**64:
+        raise BadRow(f"{name} is {preview(value)}, which does not fit in 64 bits. Write it as text.")
     return value
 
 

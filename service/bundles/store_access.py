@@ -16,8 +16,8 @@ from retrieval.store.local import Store
 from retrieval.store.paused_labels import PAUSED
 from retrieval.store.pull import cache_path, mirror_active, mirror_paused, pull
 from retrieval.store.remote import Remote
-from retrieval.store.urls import as_url
 from retrieval.system.progress import Progress
+from retrieval.system.urls import as_url
 
 LOG = logging.getLogger("diptych")
 MAX_RESOLVED_PATHS = 16  # resolved store folders, which messages to clients must not show

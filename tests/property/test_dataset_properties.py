@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from retrieval.query_text import is_blank
 from training.data import SPLITS, Dataset, DatasetMeta, Ragged
 from training.prepare.assemble import TEST, TRAIN, cut
-from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 from training.prepare.source_data import UNSPLIT, text_hashes
 from training.prepare.writing import write_dataset
 

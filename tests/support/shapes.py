@@ -201,6 +201,13 @@ GOOD: dict[str, Write] = {
     "folder of json parts": folder_of({
         f"part-{row}.json": line.encode() for row, line in enumerate(JSONL.splitlines(keepends=True))
     }),
+    "folder of partitions": folder_of({
+        "market=uk/a.csv": "".join(HALVES[0]).encode(),
+        "market=us/a.csv.gz": gzip.compress("".join(HALVES[1]).encode()),
+    }),
+    "folder of days": folder_of({
+        "2026-09-01/a.csv": "".join(HALVES[0]).encode(), "20260902/a.csv": "".join(HALVES[1]).encode(),
+    }),
     "folder of one file": folder_of({"t.csv": CSV.encode(), "README.md": b"x", "card.json": b"{}"}),
 }  # fmt: skip
 
@@ -212,7 +219,6 @@ REFUSED: dict[str, tuple[Write, str]] = {
     "a folder with data in inner folders": (
         folder_of({"a.csv": CSV.encode(), "more/b.csv": CSV.encode()}), "has data in subfolders (more), which would",
     ),
-    "a folder with partitions": (folder_of({"split=test/a.csv": CSV.encode()}), "subfolders (split=test)"),
     "a folder with a broken link": (broken_link, "contains links to missing files: b.csv."),
     "a folder of Delta Lake": (
         folder_of({"a.csv": CSV.encode(), "_delta_log/0.json": b"{}"}), "is a Delta Lake table, whose folder also",

@@ -45,13 +45,23 @@ class Period(Section):
     test_from: str | None = None
 
 
+class LabelRename(Section):
+    """A label whose text changed in the log: its id, an earlier text, and the latest one."""
+
+    id: str
+    before: str
+    now: str
+
+
 class DatasetMeta(Section):
     """dataset.json: source, settings, sizes and counts of a prepared dataset.
 
     `notes` maps identifiers to counts, or to counts by name, such as `{"unused_columns": {"price": 200}}`;
     training/prepare/summary.py has their texts. `skipped_first` are messages for the first of `skipped` bad rows.
-    `days` has counts by ISO date, `renames` the number of labels whose text changed, `query_identity` the version of
-    the rule that decides which texts are the same query.
+    `days` has counts by ISO date, `renames` the number of labels whose text changed, `renames_first` the first of them,
+    and `query_identity` the version of the rule that decides which texts are the same query. `detected` maps an
+    identifier, such as `query_column`, `separator` or `encoding`, to what was detected in the source.
+    `examination` has the probability per position, by which clicks were weighted.
     """
 
     format_version: Literal[2] = 2
@@ -67,6 +77,9 @@ class DatasetMeta(Section):
     days: dict[str, DayCounts] = {}
     period: Period | None = None
     renames: int = 0
+    renames_first: tuple[LabelRename, ...] = ()
+    detected: dict[str, str] = {}
+    examination: tuple[float, ...] | None = None
     query_identity: int = 1
     fingerprint: str = ""
 

@@ -103,6 +103,13 @@ class Ragged(Sequence[IntArray]):
         before = np.concatenate([[0], np.cumsum(kept_V, dtype=np.int64)])
         return Ragged(self.values[kept_V], before[self.offsets])
 
+    def without_repeats(self) -> "Ragged":
+        """Return the same rows with each value only where it first occurs in its row. No value may be negative."""
+        base = int(self.values.max(initial=0)) + 1
+        first_V = np.zeros(len(self.values), np.bool_)
+        first_V[np.unique(self.keys(base), return_index=True)[1]] = True
+        return self.keep(first_V)
+
     def concat_values(self, other: "Ragged") -> "Ragged":
         """Return R rows; each has its values, then those of the same row of `other`."""
         order_V = np.argsort(np.concatenate([self.row_of_value, other.row_of_value]), kind="stable")

@@ -5,21 +5,23 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from retrieval.errors import DatasetError
 from retrieval.tables.json_lines import json_rows
+from retrieval.tables.lines import text_lines
 from retrieval.tables.notes import Notes
-from retrieval.tables.opening import ReadingProgress, text_lines
+from retrieval.tables.opening import ReadingProgress
 from retrieval.tables.values import BadRow, Record, parse_id, parse_text, preview
 from training.data.ragged import Ragged
-from training.prepare.input_rows import BadRowLog, InputRows
-from training.prepare.source_data import QueryRows, SourceData, TextColumn
+from training.prepare.bad_rows import BadRows
+from training.prepare.settings import TextFields
+from training.prepare.source_data import TEST, TRAIN, Positives, SourceData, text_column
+from training.prepare.split_hash import text_hashes
 
-TextFields = Literal["title", "title+content"]
-SPLIT_OF_PART = {"trn": 0, "tst": 2}
+SPLIT_OF_PART = {"trn": TRAIN, "tst": TEST}
 FILTERS = {"trn": "filter_labels_train.txt", "tst": "filter_labels_test.txt"}
 
 
@@ -46,24 +48,69 @@ def lf_files(folder: Path) -> dict[str, Path]:
 
 
 @dataclass
-class LabelLines:
-    """The labels of lbl.json, and the label number of each line, −1 for a bad row."""
+class LfFile:
+    """The accepted rows of trn, tst or lbl: `number_of_line` is the row of each line, −1 for a line that is skipped."""
 
-    ids: TextColumn = field(default_factory=TextColumn)
-    texts: TextColumn = field(default_factory=TextColumn)
+    ids: list[str] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    targets: list[list[int]] = field(default_factory=list)
     number_of_line: list[int] = field(default_factory=list)
-    known_ids: set[str] = field(default_factory=set)
+    read: int = 0
+    blank: int = 0
+    bad: int = 0
 
-    def add(self, record: Record, fields: TextFields, max_characters: int) -> None:
-        """Add the label of the last line. Raises BadRow for a repeated uid or a missing text."""
-        uid = parse_id(record.get("uid"), "uid", max_characters)
-        if uid in self.known_ids:
-            raise BadRow(f"uid {preview(uid)} is in an earlier row too. Give each label its own uid.")
-        text = record_text(record, fields, max_characters)
-        self.number_of_line[-1] = len(self.known_ids)
-        self.known_ids.add(uid)
-        self.ids.append(uid)
-        self.texts.append(text)
+
+class LfReader:
+    """Reads the files of an LF-* set."""
+
+    def __init__(
+        self, fields: TextFields, max_characters: int, bad_rows: BadRows, notes: Notes, progress: ReadingProgress
+    ) -> None:
+        self._fields, self._max_characters = fields, max_characters
+        self._bad_rows, self._notes, self._progress = bad_rows, notes, progress
+
+    def read(self, files: dict[str, Path]) -> tuple[SourceData, LfFile, list[LfFile]]:
+        """Return the source data, and the rows of the labels and of the queries."""
+        labels = self._read_file(files["lbl"], None)
+        parts = {name: self._read_file(files[name], labels.number_of_line) for name in SPLIT_OF_PART}
+        excludes = []
+        for name, part in parts.items():
+            path = files.get(f"filter {name}")
+            first = 0 if name == "trn" else len(parts["trn"].ids)
+            if path is not None:
+                pairs = read_filter(path, part.number_of_line, labels.number_of_line, self._bad_rows, self._progress)
+                excludes.append((pairs[0] + first, pairs[1]))
+        return _build_source_data(labels, parts, excludes), labels, list(parts.values())
+
+    def _read_file(self, path: Path, label_lines: list[int] | None) -> LfFile:
+        rows, known_ids = LfFile(), set[str]()
+        for where, record in json_rows(path, self._progress):
+            rows.read += 1
+            if record is None:
+                rows.blank += 1
+                continue
+            rows.number_of_line.append(-1)
+            try:
+                if isinstance(record, BadRow):
+                    raise record
+                self._add(rows, record, known_ids, label_lines)
+            except BadRow as bad:
+                rows.bad += 1
+                self._bad_rows.add([f"{where}: {bad}"], 1)
+        return rows
+
+    def _add(self, rows: LfFile, record: Record, known_ids: set[str], label_lines: list[int] | None) -> None:
+        """Add the row of the last line. Raises BadRow."""
+        targets = [] if label_lines is None else parse_targets(record, label_lines, self._notes)
+        uid = parse_id(record.get("uid"), "uid", self._max_characters)
+        text = record_text(record, self._fields, self._max_characters)
+        if uid in known_ids:
+            raise BadRow(f"uid {preview(uid)} is in an earlier row too. Give each row its own uid.")
+        known_ids.add(uid)
+        rows.number_of_line[-1] = len(rows.ids)
+        rows.ids.append(uid)
+        rows.texts.append(text)
+        rows.targets.append(targets)
 
 
 def record_text(record: Record, fields: TextFields, max_characters: int) -> str:
@@ -76,50 +123,6 @@ def record_text(record: Record, fields: TextFields, max_characters: int) -> str:
         if not isinstance(value, str):
             raise BadRow(f"{name} is {preview(value)}, not text. Write text or remove the row.")
     return parse_text(f"{title} {content}", "title and content", max_characters)
-
-
-def read_lf(
-    files: dict[str, Path], fields: TextFields, max_characters: int, input_rows: InputRows, label_rows: InputRows,
-    notes: Notes, progress: ReadingProgress,
-) -> SourceData:  # fmt: skip
-    """Read an LF-* set. Bad rows are logged in the two inputs; targets of skipped labels are counted in `notes`."""
-    labels = LabelLines()
-    for where, record in label_rows.filled(json_rows(files["lbl"], progress)):
-        labels.number_of_line.append(-1)
-        label_rows.attempt(where, record, lambda record: labels.add(record, fields, max_characters))
-    number_of_line = np.array(labels.number_of_line, np.int64)
-    rows, excludes = QueryRows(), []
-    for part, split in SPLIT_OF_PART.items():
-        adder = _RowAdder(rows, split, fields, max_characters, labels.number_of_line, notes)
-        for where, record in input_rows.filled(json_rows(files[part], progress)):
-            adder.row_of_line.append(-1)
-            input_rows.attempt(where, record, adder.add)
-        path = files.get(f"filter {part}")
-        if path is not None:
-            row_of_line = np.array(adder.row_of_line)
-            excludes.append(read_filter(path, row_of_line, number_of_line, input_rows.bad_rows, progress))
-    return _build_source_data(labels, rows, excludes)
-
-
-class _RowAdder:
-    """Adds the rows of one file. `row_of_line` has the row number of each line, −1 for a bad row."""
-
-    def __init__(
-        self, rows: QueryRows, split: int, fields: TextFields, max_characters: int, number_of_line: list[int],
-        notes: Notes,
-    ) -> None:  # fmt: skip
-        self._rows, self._split, self._fields, self._max_characters = rows, split, fields, max_characters
-        self._number_of_line, self._notes = number_of_line, notes
-        self.row_of_line: list[int] = []
-        rows.known_ids.clear()  # uids are unique within a file; one product may be in both files
-
-    def add(self, record: Record) -> None:
-        """Add the row of the last line. Raises BadRow."""
-        targets = parse_targets(record, self._number_of_line, self._notes)
-        uid = parse_id(record.get("uid"), "uid", self._max_characters)
-        text = record_text(record, self._fields, self._max_characters)
-        self._rows.append(self._split, uid, text, targets)
-        self.row_of_line[-1] = len(self._rows) - 1
 
 
 def parse_targets(record: Record, number_of_line: list[int], notes: Notes) -> list[int]:
@@ -147,18 +150,18 @@ def parse_targets(record: Record, number_of_line: list[int], notes: Notes) -> li
 
 
 def read_filter(
-    path: Path, row_of_line: Any, number_of_line: Any, bad_rows: BadRowLog, progress: ReadingProgress
+    path: Path, row_of_line: list[int], label_of_line: list[int], bad_rows: BadRows, progress: ReadingProgress
 ) -> tuple[Any, Any]:
     """Return rows and labels of the pairs to exclude, as two arrays, without those of skipped rows and labels."""
     pairs: list[tuple[int, int]] = []
     for number, line in text_lines(path, progress):
         try:
             if line:
-                pairs.append(parse_filter_pair(line, len(row_of_line), len(number_of_line)))
+                pairs.append(parse_filter_pair(line, len(row_of_line), len(label_of_line)))
         except BadRow as bad:
-            bad_rows.add(f"{path.name} line {number}", bad)
+            bad_rows.add([f"{path.name} line {number}: {bad}"], 1)
     pairs_P2 = np.array(pairs, np.int64).reshape(-1, 2)
-    row_P, label_P = row_of_line[pairs_P2[:, 0]], number_of_line[pairs_P2[:, 1]]
+    row_P, label_P = np.array(row_of_line)[pairs_P2[:, 0]], np.array(label_of_line)[pairs_P2[:, 1]]
     known_P = (row_P >= 0) & (label_P >= 0)
     return row_P[known_P], label_P[known_P]
 
@@ -176,22 +179,23 @@ def parse_filter_pair(line: str, n_rows: int, n_labels: int) -> tuple[int, int]:
     return row, label
 
 
-def _build_source_data(labels: LabelLines, rows: QueryRows, excludes: list[tuple[Any, Any]]) -> SourceData:
-    n_labels = len(labels.known_ids)
+def _build_source_data(labels: LfFile, parts: dict[str, LfFile], excludes: list[tuple[Any, Any]]) -> SourceData:
+    n_labels, files = len(labels.ids), list(parts.values())
+    texts = text_column([text for file in files for text in file.texts])
     pairs = [np.unique(row * max(n_labels, 1) + label) for row, label in excludes]
     keys = np.concatenate(pairs) if pairs else np.empty(0, np.int64)
     row_P, label_P = np.divmod(np.sort(keys), max(n_labels, 1))
+    targets = Ragged.from_lists(targets for file in files for targets in file.targets)
     return SourceData(
-        label_ids=labels.ids.finish(),
-        label_texts=labels.texts.finish(),
-        attributes={},
+        label_ids=text_column(labels.ids),
+        label_texts=text_column(labels.texts),
+        label_columns={},
         is_label_L=np.ones(n_labels, np.bool_),
-        ids=rows.ids.finish(),
-        texts=rows.texts.finish(),
-        split_R=np.array(rows.split, np.int8),
-        hash_R2=np.array(rows.hashes, np.uint64).reshape(-1, 2),
-        spelling_R=np.array(rows.spellings, np.int64),
-        labels=rows.labels.finish(),
+        ids=text_column([identity for file in files for identity in file.ids]),
+        texts=texts,
+        split_R=np.repeat(np.array(list(SPLIT_OF_PART.values()), np.int8), [len(file.ids) for file in files]),
+        hash_R2=text_hashes(texts),
+        positives=Positives(targets.without_repeats()),
+        exclude=Ragged.from_lengths(label_P.astype(np.int32), np.bincount(row_P, minlength=len(texts))),
         listed=n_labels,
-        exclude=Ragged.from_lengths(label_P.astype(np.int32), np.bincount(row_P, minlength=len(rows))),
     )

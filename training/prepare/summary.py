@@ -1,19 +1,33 @@
-"""Print a summary of a prepared dataset."""
+"""Summarize a prepared dataset for its user: in the terminal, and in dataset.html."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
 
-import numpy as np
-from rich.console import Group
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from retrieval.system.console import Console
 from retrieval.tables.notes import TABLE_NOTES, note_lines
+from retrieval.tables.values import preview
 from training.data.dataset import SPLITS, Dataset, SplitName
-from training.prepare.input_rows import MAX_LISTED
-from training.prepare.writing import SKIPPED
+from training.data.meta import DatasetMeta
+from training.data.statistics import DatasetStatistics, KnownShares, dataset_statistics, missing_days
+from training.pages import DATASET_PAGE
+from training.pages.dataset_page import DatasetTexts, Setting, write_dataset_page
+from training.prepare.commands import prepare
+from training.prepare.settings import PrepareSettings
+from training.prepare.writing import RENAMED, SKIPPED
 
+BAD_ROWS_SHOWN = 3
+COLUMN = "_column"  # the end of identifiers of columns
+DAYS_SHOWN = 5
+# Defaults that the summary names: for splits that were cut by share, for a dataset with weights, and for one with days.
+DEFAULTS_OF_SHARES = ("test", "validation")
+OTHER_SPLITS = ("split_column", "test_from", "test_days")  # settings that replace the shares
+DEFAULTS_OF_WEIGHTS = ("min_clicks", "min_ctr", "max_share")
+DEFAULTS_OF_DAYS = ("half_life_days",)
 EMPTY_SPLIT: dict[SplitName, str] = {
     "train": "There is nothing to train on.",
     "validation": "Training needs it to choose the best epoch: raise --validation or add rows.",
@@ -25,7 +39,9 @@ NOTES: Mapping[str, str] = {
     "excluded_labels_removed": "excluded labels removed from the labels of their row",
     "excluded_texts_without_label": "excluded labels that are not a label of any row",
     "labels_with_key_as_text": "labels whose text is their {name!r}; --label-text names another column",
-    "merged_spellings": "spellings of a query merged with the first one (case, spaces, invisible characters)",
+    "merged_spellings": "spellings of a query merged with the most frequent one (case, spaces, invisible characters)",
+    "more_clicks_than_impressions": "rows with more clicks than impressions",
+    "positions_not_used": "position columns without effect: examination cannot be estimated; see --examination",
     "positives_of_rare_labels": "positives removed with labels below --min-label-count",
     "queries_read_alike": "queries that the encoder reads like another one (case, accents)",
     "queries_without_label_removed": "queries without a label, left out of training",
@@ -39,60 +55,180 @@ NOTES: Mapping[str, str] = {
 }
 
 
-def show(dataset: Dataset, console: Console) -> None:
-    """Print sizes, row counts, notes, and the first messages about bad rows."""
-    console.print(Group(_splits(dataset), Text(), _labels(dataset)))
+def show(dataset: Dataset, console: Console, *, written: bool, settings_file: Path | None = None) -> None:
+    """Write dataset.html if the dataset is new or has none, and print the summary.
+
+    settings_file: the `source.yaml` from which options were read.
+    """
+    statistics, texts = dataset_statistics(dataset), dataset_texts(dataset.meta)
+    page = dataset.folder / DATASET_PAGE
+    if written or not page.is_file():
+        write_dataset_page(dataset, statistics, texts)
+    state = "written to" if written else "is up to date in"
+    _print(console, f"dataset {dataset.meta.name!r} {state} {dataset.folder}")
+    if settings_file:
+        _print(console, f"options were read from {settings_file}")
+    for part in _parts(dataset, statistics, texts):
+        console.print()
+        console.print(Group(part), highlight=False, crop=False)  # without the group, a Text would be wrapped
+    _print(console, f"\nCharts, random rows and all settings: {page}")
+
+
+def dataset_texts(meta: DatasetMeta) -> DatasetTexts:
+    """Return the warnings, notes and settings of a dataset as texts."""
+    return DatasetTexts(tuple(_warnings(meta)), note_lines(meta.notes, NOTES), _settings(meta))
+
+
+def _warnings(meta: DatasetMeta) -> Iterator[str]:
     for name in SPLITS:
-        if not dataset.meta.splits[name].rows:
-            _print(console, f"\n{name} has no rows. {EMPTY_SPLIT[name]}")
-    for part, account in dataset.meta.accounts.items():
+        if not meta.splits[name].rows:
+            yield f"{name} has no rows. {EMPTY_SPLIT[name]}"
+    missing, first = missing_days(meta.days, DAYS_SHOWN)
+    if missing:
+        days = "1 day has" if missing == 1 else f"{missing:,} days have"
+        more = ", …" if missing > len(first) else ""
+        yield f"{days} no rows: {', '.join(first)}{more}. Check that the source has all files and that dates are right."
+
+
+def _settings(meta: DatasetMeta) -> list[Setting]:
+    """Return the options of `diptych prepare` with their values and help texts."""
+    hints = get_type_hints(prepare, include_extras=True)
+    defaults = {key: field.default for key, field in PrepareSettings.model_fields.items()}
+    return [
+        Setting(f"--{key.replace('_', '-')}", _text(value), _text(defaults[key]), hints[key].__metadata__[0].help or "")
+        for key, value in meta.settings.items()
+        if key in defaults and key in hints
+    ]
+
+
+def _text(value: Any) -> str:
+    return "not set" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+# ---- parts of the summary, the most important first
+
+
+def _parts(dataset: Dataset, statistics: DatasetStatistics, texts: DatasetTexts) -> Iterator[RenderableType]:
+    meta = dataset.meta
+    if texts.warnings:
+        yield _lines([f"warning: {warning}" for warning in texts.warnings], style="bold")
+    lines: list[str] = []
+    for part, account in meta.accounts.items():
         source, written = ("", "written") if part == "rows" else ("label table: ", "labels")
-        _print(console, "\n" + source + "\n".join(account.report(written)))
-    if lines := note_lines(dataset.meta.notes, NOTES):
-        _print(console, "\nnotes")
-        for count, text in lines:
-            _print(console, f"  {count:>12,}  {text}")
-    if dataset.meta.skipped:
-        rows = "1 bad row" if dataset.meta.skipped == 1 else f"{dataset.meta.skipped:,} bad rows"
-        _print(console, f"\n{rows} skipped, listed in {dataset.folder / SKIPPED}:")
-        for message in dataset.meta.skipped_first[:MAX_LISTED]:
-            _print(console, f"  {message}")
+        first, *others = account.report(written)
+        lines += [source + first, *others]
+    yield _lines(lines)
+    if meta.skipped:
+        yield _bad_rows(dataset)
+    yield _splits(statistics)
+    if statistics.known:
+        yield _known(statistics.known)
+    yield _labels(dataset, statistics)
+    if texts.notes:
+        yield _lines(["notes", *(f"  {count:>12,}  {text}" for count, text in texts.notes)])
+    if meta.detected:
+        yield _pairs(_detected(meta))
+    if defaults := _defaults(meta, texts, statistics):
+        yield Group(Text("defaults in force"), _pairs({f"  {name}": text for name, text in defaults.items()}))
+
+
+def _bad_rows(dataset: Dataset) -> Text:
+    meta = dataset.meta
+    rows = "1 bad row" if meta.skipped == 1 else f"{meta.skipped:,} bad rows"
+    messages = (f"  {message}" for message in meta.skipped_first[:BAD_ROWS_SHOWN])
+    return _lines([f"{rows} skipped, listed in {dataset.folder / SKIPPED}:", *messages])
+
+
+def _splits(statistics: DatasetStatistics) -> Table:
+    splits = statistics.splits.values()
+    headings = {
+        "rows": True, "positives": True, "per row": True, "weight": statistics.weighted,
+        "first day": statistics.dated, "last day": statistics.dated,
+        "rows without label": any(split.counts.rows_without_labels for split in splits),
+        "excluded labels": any(split.excluded for split in splits),
+    }  # fmt: skip
+    table = _table("split", *(heading for heading, shown in headings.items() if shown))
+    for name, split in statistics.splits.items():
+        counts = split.counts
+        labelled = max(counts.rows - counts.rows_without_labels, 1)
+        cells = (
+            f"{counts.rows:,}", f"{counts.positives:,}", f"{counts.positives / labelled:.2f}",
+            f"{split.weight or 0:,.0f}", split.first_day or "–", split.last_day or "–",
+            f"{counts.rows_without_labels:,}", f"{split.excluded:,}",
+        )  # fmt: skip
+        table.add_row(name, *(cell for cell, shown in zip(cells, headings.values(), strict=True) if shown))
+    return table
+
+
+def _known(known: KnownShares) -> Table:
+    shares = (known.queries, known.labels, known.both)
+    table = _table("test pairs", "known query", "known label", "both")
+    if shares[0].weight is not None:
+        table.add_row("  by weight", *(f"{100 * (share.weight or 0):.1f} %" for share in shares))
+    table.add_row("  each pair once", *(f"{100 * share.pairs:.1f} %" for share in shares))
+    return table
+
+
+def _labels(dataset: Dataset, statistics: DatasetStatistics) -> RenderableType:
+    meta, groups = dataset.meta, statistics.label_groups()
+    table = _table("training positives", *(group.name for group in groups))
+    table.add_row("labels", *(f"{group.labels:,}" for group in groups))
+    lines = [f"{meta.labels:,} labels"]
+    if attributes := dataset.label_table.column_names[2:]:
+        lines[0] += f" with {', '.join(attributes)}"
+    if meta.renames:
+        lines.append(f"{meta.renames:,} of them were renamed and have their latest text")
+        if meta.renames_first:
+            first = meta.renames_first[0]
+            lines[-1] += f", such as {preview(first.before)} → {preview(first.now)}; see {RENAMED}"
+    if statistics.exposures:
+        pairs, impressions = map(sum, zip(*statistics.exposures.values(), strict=True))
+        lines.append(f"{pairs:,} exposures (shown, not clicked) with {impressions:,} impressions")
+    return Group(_lines(lines), table)
+
+
+def _defaults(meta: DatasetMeta, texts: DatasetTexts, statistics: DatasetStatistics) -> Mapping[str, str]:
+    """Return option with value, and description, of the defaults that matter for this dataset."""
+    by_share = not any(meta.settings.get(name) or meta.detected.get(name) for name in OTHER_SPLITS)
+    names = [*DEFAULTS_OF_SHARES] if by_share else []
+    names += DEFAULTS_OF_WEIGHTS if statistics.weighted else ()
+    names += DEFAULTS_OF_DAYS if statistics.dated else ()
+    options = [f"--{name.replace('_', '-')}" for name in names]
+    return {
+        f"{setting.option} {setting.value}": setting.description
+        for setting in texts.settings
+        if setting.option in options and not setting.changed
+    }
+
+
+def _detected(meta: DatasetMeta) -> dict[str, str]:
+    """Return two lines: the columns, and the format."""
+    lines: dict[str, list[str]] = {"columns": [], "format": []}
+    for name, value in meta.detected.items():
+        line = "columns" if name.endswith(COLUMN) else "format"
+        lines[line].append(f"{name.removesuffix(COLUMN).replace('_', ' ')}: {value}")
+    return {name: ", ".join(values) for name, values in lines.items() if values}
+
+
+def _lines(lines: Sequence[str], style: str = "") -> Text:
+    """Return lines that are not wrapped, so that they can be searched and copied."""
+    return Text("\n".join(lines), style, no_wrap=True, overflow="ignore")
+
+
+def _pairs(values: Mapping[str, str]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    for name, value in values.items():
+        grid.add_row(name, value)
+    return grid
+
+
+def _table(first: str, *headings: str) -> Table:
+    table = Table(first, box=None, padding=(0, 2, 0, 0))
+    for heading in headings:
+        table.add_column(heading, justify="right")
+    return table
 
 
 def _print(console: Console, text: str) -> None:
     console.print(text, markup=False, highlight=False, soft_wrap=True)
-
-
-def _splits(dataset: Dataset) -> Table:
-    table = Table("split", box=None, padding=(0, 2, 0, 0))
-    for heading in ("rows", "positives", "per row", "rows without label", "excluded labels"):
-        table.add_column(heading, justify="right")
-    for name in SPLITS:
-        split = dataset.split(name)
-        counts = split.counts()
-        labelled = max(counts.rows - counts.rows_without_labels, 1)
-        table.add_row(
-            name, f"{counts.rows:,}", f"{counts.positives:,}", f"{counts.positives / labelled:.2f}",
-            f"{counts.rows_without_labels:,}", f"{len(split.exclude.values):,}",
-        )  # fmt: skip
-    return table
-
-
-def _labels(dataset: Dataset) -> Table:
-    count_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
-    lines: list[tuple[str, Any]] = [
-        ("labels", dataset.n_labels),
-        ("  in no training row", int(np.count_nonzero(count_L == 0))),
-        ("  in 1", int(np.count_nonzero(count_L == 1))),
-        ("  in 2 to 5", int(np.count_nonzero((count_L >= 2) & (count_L <= 5)))),
-        ("  in 6 or more", int(np.count_nonzero(count_L > 5))),
-    ]
-    attributes = dataset.label_table.column_names[2:]
-    table = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, count in lines:
-        table.add_row(name, f"{count:,}")
-    if attributes:
-        table.add_row("attributes", ", ".join(attributes))
-    return table

@@ -15,21 +15,23 @@ from training.data import checks
 from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName
 from training.data.exposures import EXPOSURES, check_exposures
 from training.data.fingerprint import fingerprint
+from training.pages import DATASET_PAGE
 
-SKIPPED = "skipped-rows.txt"
-FILES = {"dataset.json", SKIPPED, *(f"{name}.parquet" for name in ("labels", EXPOSURES, *SPLITS))}
+SKIPPED, RENAMED = "skipped-rows.txt", "renamed-labels.txt"
+FILES = {"dataset.json", SKIPPED, RENAMED, DATASET_PAGE}
+FILES |= {f"{name}.parquet" for name in ("labels", EXPOSURES, *SPLITS)}
 
 
 def write_dataset(
     folder: Path | str, labels: Any, splits: Mapping[SplitName, Any], meta: DatasetMeta, *, exposures: Any = None,
-    replace: bool = False, skipped: Sequence[str] = (),
+    replace: bool = False, skipped: Sequence[str] = (), renames: Sequence[str] = (),
 ) -> Dataset:  # fmt: skip
     """Write a prepared dataset and open it. If it fails, `folder` is unchanged.
 
     labels: table of id, text and attributes; splits: a table per split with id, text, labels and, optionally, exclude,
     weights and days; a missing split is empty; exposures: table as in training/data/exposures.py, or None. The sizes
-    and the fingerprint of `meta` are computed from the tables. skipped: lines of skipped-rows.txt. replace: allow to
-    replace a prepared dataset.
+    and the fingerprint of `meta` are computed from the tables. skipped, renames: lines of skipped-rows.txt and
+    renamed-labels.txt. replace: allow to replace a prepared dataset.
     Raises DatasetError for the first invalid row, and if `folder` exists and may not be replaced.
     """
     folder = Path(folder)
@@ -49,8 +51,7 @@ def write_dataset(
     tables = {"labels": labels} | {str(name): split.table() for name, split in checked.items()}
     tables |= {} if exposures is None else {EXPOSURES: exposures}
     texts = {"dataset.json": meta.model_dump_json(indent=2) + "\n"}
-    if skipped:
-        texts[SKIPPED] = "\n".join(skipped) + "\n"
+    texts |= {name: "\n".join(lines) + "\n" for name, lines in ((SKIPPED, skipped), (RENAMED, renames)) if lines}
     try:
         _publish(folder, tables, texts)
     except OSError as error:

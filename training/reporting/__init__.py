@@ -1,1 +1,1 @@
-"""Show results: report.html, its charts, and the tables of `diptych evaluate`."""
+"""Show results: report.html, and the tables of `diptych evaluate`."""

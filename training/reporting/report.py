@@ -10,13 +10,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jinja2 import Environment, StrictUndefined
 from numpy.typing import NDArray
 
 from retrieval.system.atomic_files import write_text
@@ -41,14 +39,14 @@ from training.evaluation.slices import Example
 from training.model.device import choose_device
 from training.monitoring.console import TERMS, duration
 from training.optim.step_stats import by_head_and_term
+from training.pages.charts import line_chart
+from training.pages.page import render as render_page
 from training.recipe.loading import load_recipe
 from training.recipe.schema import Recipe
-from training.reporting.charts import line_chart
 
 ANSWERS_SHOWN = 5
 TRUE_LABELS_SHOWN = 8
 RANDOM_EXAMPLES, WORST_EXAMPLES = 6, 6
-MAX_CHARACTERS = 160  # per text; texts of some datasets are pages long
 WEIGHTS = tuple(step / 10 for step in range(11))  # of the curve from the dual encoder to the classifier
 
 
@@ -124,10 +122,8 @@ def render(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
     """Return the page as HTML."""
     facts, result = opened.facts, evaluation.result
     values = facts.best.metrics[UNIFIED]
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"cut": _cut, "duration": duration, "gigabytes": lambda used: f"{used / 1e9:.1f} GB"}
-    template = environment.from_string((files("training.reporting") / "templates" / REPORT).read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        "training.reporting", REPORT, duration=duration, gigabytes=lambda used: f"{used / 1e9:.1f} GB",
         facts=facts, best=facts.best, heads=HEADS, headline=shown_metrics(HEADLINE_METRICS, values),
         key_metrics=shown_metrics(KEY_METRICS, values), head_explanations=HEAD_EXPLANATIONS,
         metric_explanations=metric_explanations(values),
@@ -221,10 +217,6 @@ def _random_rows(opened: Checkpoint) -> NDArray[np.int64]:
 def _examples(opened: Checkpoint, evaluation: ReportEvaluation, rows: NDArray[np.int64]) -> list[Example]:
     texts = opened.labels["text"].to_pylist()
     return evaluation.result.examples(rows, texts, evaluation.scores_QK, ANSWERS_SHOWN)
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= MAX_CHARACTERS else f"{text[: MAX_CHARACTERS - 1]}…"
 
 
 # ---- settings

@@ -11,7 +11,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-import retrieval.tables.delimited
+import retrieval.tables.lines
 from loadtest.plan import request_bodies
 from retrieval.errors import BadInput, TableError
 from retrieval.offline.query_files import Queries
@@ -305,7 +305,7 @@ def test_true_labels_may_begin_in_a_later_line(tmp_path: Path) -> None:
 def test_a_line_that_is_too_long_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, the error would name the wrong line."""
     limit = csv.field_size_limit()
-    monkeypatch.setattr(retrieval.tables.delimited, "MAX_LINE", 100)
+    monkeypatch.setattr(retrieval.tables.lines, "MAX_LINE", 100)
     rows = 'a,x\n"b,x\nc,x\nd,x"\n"e\nf",x\n'  # a stray quote, then a row of two lines
     source = text("t.csv", "query,label\n" + rows + "g" * 101 + "\n")(tmp_path)
     try:

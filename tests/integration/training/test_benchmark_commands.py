@@ -19,8 +19,8 @@ from tests.support.training.checkpoints import write_words
 from tests.support.training.pretrained import save_tiny_bert
 from tests.support.training.tiny_dataset import ROWS, make_tiny
 from training.data.dataset import Dataset
-from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 Command = Callable[..., int]
 OURS = [sys.executable, "-m", "benchmarks.measuring.pairs_process"]

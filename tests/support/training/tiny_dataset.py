@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 from training.data.dataset import Dataset
-from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 ROWS = [
     {"query": "cheap running shoes", "labels": ["running shoes", "sneakers"], "split": "train"},

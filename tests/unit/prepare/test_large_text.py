@@ -8,7 +8,7 @@ from retrieval.bundle.labels import LabelTable, write_labels
 from training.data import Ragged, Split, checks
 from training.data.split import take_rows
 from training.prepare.reciprocal import label_of_text
-from training.prepare.source_data import TextColumn, text_column
+from training.prepare.source_data import text_column
 
 TEXT = "x" * 2**20
 CHUNK = pa.array([TEXT] * 64, pa.large_string())
@@ -59,17 +59,6 @@ def test_ids_of_more_than_2_gb_are_compared() -> None:
 def test_texts_of_more_than_2_gb_are_matched_with_labels() -> None:
     """If this failed, looking for queries that are labels would overflow."""
     assert set(label_of_text(large(pa.string()), text_column([TEXT]))) == {0}
-
-
-def test_a_growing_column_never_holds_more_than_a_chunk() -> None:
-    """If this failed, 65,536 long texts would overflow the chunk they are written to."""
-    column = TextColumn(characters_per_chunk=10)
-    for text in ["a" * 8, "b" * 8, "c", "d"]:
-        column.append(text)
-    finished = column.finish()
-    assert [len(chunk) for chunk in finished.chunks] == [2, 2]
-    assert finished.type == pa.large_string()
-    assert finished.to_pylist() == ["a" * 8, "b" * 8, "c", "d"]
 
 
 def test_lists_of_more_values_than_32_bits_count_come_in_chunks() -> None:

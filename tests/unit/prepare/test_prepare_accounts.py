@@ -13,8 +13,8 @@ from retrieval.query_text import split_key
 from retrieval.tables.account import RowAccount
 from tests.support.command import run
 from training.data import SPLITS, Dataset
-from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 LABELS = '{"id": 7, "text": "shoes"}\n{"id": 8, "text": "boots"}\n'
 
@@ -103,10 +103,8 @@ def test_a_pair_with_count_0_is_no_positive(tmp_path: Path, capsys: pytest.Captu
     assert run("prepare", *options, tmp_path / "one", "--skip-bad-rows") == 0
     dataset = Dataset.open(tmp_path / "one")
     assert rows(dataset) == {"a": ["y"], "c": ["x"]}
-    assert dataset.meta.accounts["rows"].skipped == {"count_zero": 3, "bad_row": 1}
-    assert "3  with count 0 (shown, not clicked), which --min-count 0 keeps" in capsys.readouterr().out
-    assert run("prepare", *options, tmp_path / "all", "--skip-bad-rows", "--min-count", "0") == 0
-    assert rows(Dataset.open(tmp_path / "all")) == {"a": ["x", "y"], "b": ["x"], "c": ["x"]}
+    assert dataset.meta.accounts["rows"].skipped == {"exposure": 2, "repeated_pair": 1, "bad_row": 1}
+    assert "2  with a pair that was shown and not clicked, stored in exposures.parquet" in capsys.readouterr().out
 
 
 def test_a_source_of_zeros_says_why_nothing_is_left(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -114,7 +112,7 @@ def test_a_source_of_zeros_says_why_nothing_is_left(tmp_path: Path, capsys: pyte
     source = written(tmp_path / "s.csv", "query,label,n\na,x,0\nb,y,0\n")
     assert run("prepare", source, "--count-column", "n", "--out", tmp_path / "out") == 1
     said = capsys.readouterr().err
-    assert "has no training row left: 2 rows read = 0 written + 2 skipped; 2 with count 0 (shown, not" in said
+    assert "has no training row left: 2 rows read = 0 written + 2 skipped; 2 with a pair that was shown and not" in said
 
 
 def test_spellings_of_a_query_are_one_query_on_one_side(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 import diptych
 from training.data import Dataset
-from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 from training.prepare.summary import NOTES
 
 ROOT = Path(__file__).parents[3]
@@ -115,7 +115,7 @@ def test_bad_rows_end_with_code_1_and_no_traceback(
     [
         ([], "contains no data file"),
         (["a.csv", "b.parquet"], "contains files of several formats: a.csv, b.parquet. Name one file"),
-        (["day=1/a.csv"], "has data in subfolders (day=1), which would not be read."),
+        (["days/a.csv"], "has data in subfolders (days), which would not be read."),
     ],
 )
 def test_a_folder_needs_data_files_of_one_kind(
@@ -154,17 +154,19 @@ def test_every_note_has_a_text() -> None:
     assert added == set(NOTES)
 
 
-def test_names_that_are_not_utf_8_are_recorded_with_escapes(tmp_path: Path) -> None:
+def test_names_that_are_not_utf_8_are_recorded_with_escapes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """If it fails, a name of a file, folder or column that is not UTF-8 ends a long run with a traceback."""
     path, out = tmp_path / "log\udcff.csv", tmp_path / "d\udcff"
-    path.write_bytes(b"q\xea,label\nred shoes,shoes\nblue shoes,shoes\n,shoes\n")
-    command = [str(path), "--query-column", "q\udcea", "--out", str(out), "--test", "0", "--skip-bad-rows"]
+    path.write_bytes(b"query,label,x\xea\nred shoes,shoes,\nblue shoes,shoes,\n,shoes,\n")
+    command = [str(path), "--out", str(out), "--test", "0", "--skip-bad-rows"]
     assert run(*command) == 0
     meta = json.loads((out / "dataset.json").read_text())
-    assert (meta["name"], meta["source"], meta["settings"]["query_column"]) == (
+    assert (meta["name"], meta["source"], meta["notes"]) == (
         r"log\udcff",
         r"log\udcff.csv",
-        r"q\udcea",
+        {"unused_columns": {r"x\udcea": 3}},
     )
+    assert run(str(path), "--query-column", "x\udcea", "--out", str(tmp_path / "e")) == 1
+    assert "has a name that is not UTF-8. Rename it." in capsys.readouterr().err
     assert "log\\udcff.csv line 4" in (out / "skipped-rows.txt").read_text()
     assert Dataset.open(out).split("train").texts

@@ -10,8 +10,8 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset
-from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 
 def prepared(folder: Path, clicks: str, labels: Path, **choices: Any) -> Dataset:
@@ -132,7 +132,7 @@ def test_typed_attributes_keep_their_types(tmp_path: Path) -> None:
             "has no column 'text'. It has: name, market. Name the column of the labels' text",
         ),
         ("l.jsonl", '{"text": "a", "n": 1}\n{"text": "b", "n": "x"}', "column 'n' contains values of different types"),
-        ("l.jsonl", '{"text": "a"}\n{"text": "b", "n": 1}', 'l.jsonl line 2: column "n" is not in the first row.'),
+        ("l.jsonl", '{"text": "a"}\n{"text": "b", "": 1}', "l.jsonl has a key that is empty. Give it a name"),
         ("l.txt", "shoes\n", "l.txt has none of the endings .jsonl, .ndjson, .csv, .tsv, .parquet"),
     ],
 )

@@ -9,8 +9,8 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset, SplitName
-from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 LABELS = [
     {"uid": "L0", "title": "Coffee Mill", "content": "grinds beans"},
@@ -117,7 +117,7 @@ def row(**changes: Any) -> list[dict[str, Any]]:
     ("changes", "sentence"),
     [
         ({"trn": row(uid=None)}, "trn.json.gz line 2: uid is null, not text."),
-        ({"trn": row(uid="A")}, 'trn.json.gz line 2: id "A" is the id of an earlier row too.'),
+        ({"trn": row(uid="A")}, 'trn.json.gz line 2: uid "A" is in an earlier row too. Give each row its own uid.'),
         ({"trn": row(title=" ")}, 'trn.json.gz line 2: title is " ", which is empty.'),
         ({"trn": row(target_ind="0")}, 'trn.json.gz line 2: target_ind is "0", not a list of label lines.'),
         ({"trn": row(target_ind=[True])}, "trn.json.gz line 2: target_ind is [true], not a list of label lines."),
@@ -148,6 +148,6 @@ def test_a_missing_part_is_named(tmp_path: Path, part: str) -> None:
 def test_options_of_other_sources_are_refused(tmp_path: Path) -> None:
     """If this failed, an option would be silently ignored."""
     with pytest.raises(
-        DatasetError, match=r"--min-count does not apply to .*, which is an LF-\* set and has its own labels"
+        DatasetError, match=r"--min-clicks does not apply to .*, which is an LF-\* set and has its own labels"
     ):
-        prepared(lf_folder(tmp_path / "set"), min_count=2)
+        prepared(lf_folder(tmp_path / "set"), min_clicks=2)

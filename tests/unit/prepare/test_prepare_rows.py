@@ -13,8 +13,8 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import Dataset, SplitName
-from training.prepare.inputs import PrepareSettings
 from training.prepare.prepare import prepare
+from training.prepare.settings import PrepareSettings
 
 GOOD = b'{"query": "bike", "labels": ["bicycle", "cycling"], "split": "train"}\n'
 
@@ -80,11 +80,11 @@ def test_rare_pairs_are_left_out_and_counted(tmp_path: Path) -> None:
     """If this failed, --min-count would not remove accidental clicks, or remove them without a count."""
     source = tmp_path / "clicks.csv"
     source.write_text('q,k,n\nbike,bicycle,2\nbike,"cars, used",1\nbike,bicycle,1\nshoe,boot,0\n')
-    dataset = prepared(source, query_column="q", label_column="k", count_column="n", min_count=3)
+    dataset = prepared(source, query_column="q", label_column="k", clicks_column="n", min_clicks=3)
     assert rows(dataset) == {"bike": ["bicycle"]}
-    assert dataset.label_texts == ["bicycle"]
+    assert dataset.label_texts == ["bicycle", "boot"]  # boot was shown; the label below the limit is left out
     account = dataset.meta.accounts["rows"]
-    assert account.skipped == {"count_zero": 1, "repeated_pair": 1, "below_min_count": 1}
+    assert account.skipped == {"exposure": 1, "repeated_pair": 1, "below_min_clicks": 1}
     assert (account.read, account.written) == (4, 1)
 
 
@@ -143,7 +143,7 @@ def test_a_split_column_of_clicks_is_used(tmp_path: Path) -> None:
         (b"[1]", "[1] is not a JSON object. Write one object per line"),
         (b'{"query": "caf\xe9"}', "query contains the byte 0xe9, which is not UTF-8. It may be Latin-1: convert"),
         (b'{"labels": ["a"]}', "'query' is missing; the row has 'labels'. Add it."),
-        (b'{"query": "a"}', "'label' is missing; the row has 'query'. Add it."),
+        (b'{"query": "a"}', "labels is null or missing. Write a list of labels"),
         (b'{"query": 7, "labels": ["a"]}', "query is 7, not text. Write text or remove the row."),
         (b'{"query": " ", "labels": ["a"]}', 'query is " ", which is empty. Write text or remove the row.'),
         (b'{"query": "a", "labels": null}', "labels is null"),
@@ -199,14 +199,14 @@ def test_a_count_that_is_no_count_is_named(tmp_path: Path, value: str) -> None:
     source = tmp_path / "clicks.csv"
     source.write_text(f"query,label,n\na,b,2\nc,d,{value}\n")
     with pytest.raises(DatasetError, match=r"clicks\.csv line 3: n is .*, not a count\. Write an integer"):
-        prepared(source, count_column="n")
+        prepared(source, clicks_column="n")
 
 
 def test_counts_may_be_written_as_pandas_writes_them(tmp_path: Path) -> None:
     """If this failed, a CSV from pandas with nulls in its count column would be refused."""
     source = tmp_path / "clicks.csv"
     source.write_text("query,label,n\na,b,2.0\nc,d,10\ne,f,0.0\n")
-    kept = prepared(source, count_column="n", test=0, validation=0)
+    kept = prepared(source, clicks_column="n", test=0, validation=0)
     assert sorted(kept.split("train").texts) == ["a", "c"]
 
 
@@ -275,8 +275,8 @@ def test_a_column_that_is_not_used_is_reported(tmp_path: Path) -> None:
         ("x.csv", b"query,query\na,b\n", {}, "has two columns 'query' in its header. Rename one."),
         ("x.csv", b"query,label\na,b\n", {"text": "title+content"}, "--text is for LF-* folders, and"),
         ("x.csv", b"query,label\na,b\n", {"label_key": "id"}, "--label-key names a column of the label table."),
-        ("x.csv", b"query,label\na,b\n", {"min_count": 2}, "has no training row left: 1 row read = 0 written + 1"),
-        ("x.jsonl", GOOD, {"min_count": 2}, "--min-count and --count-column are for rows with one (query, label) pair"),
+        ("x.csv", b"query,label\na,b\n", {"min_clicks": 2}, "has no training row left: 1 row read = 0 written + 1"),
+        ("x.jsonl", GOOD, {"min_clicks": 2}, "--min-clicks is for rows with one (query, label) pair, but this"),
         ("x.jsonl", b"\n\n", {}, "has only blank lines."),
         ("x.jsonl.gz", gzip.compress(GOOD * 99)[:-9], {}, "is truncated or not a gzip file"),
         ("x.jsonl.xz", lzma.compress(GOOD * 99)[:-9], {}, "is truncated or not a xz file"),

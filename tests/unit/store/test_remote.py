@@ -19,7 +19,7 @@ from retrieval.open import cache_store, open_store
 from retrieval.store.paused_labels import PAUSED
 from retrieval.store.pull import pull
 from retrieval.store.remote import NotSeekable, seek
-from retrieval.store.urls import as_url
+from retrieval.system.urls import as_url
 from tests.support.bundles import make_bundle, make_store
 from tests.support.command import run
 

@@ -10,7 +10,7 @@ from training.checkpoint.schema import EpochRecord
 from training.evaluation.headline import HEADLINE_METRICS, HEADS
 from training.monitoring.console import RemainingTime, duration, epoch_line, live_statistics, metrics_table
 from training.optim.step_stats import EpochStats, StepIndex, StepStats, by_head_and_term
-from training.reporting.charts import HEIGHT, WIDTH, line_chart
+from training.pages.charts import HEIGHT, WIDTH, column_chart, line_chart
 
 LOSSES = {
     "dual_encoder/query_to_label/decoupled_softmax": 1.0,
@@ -115,3 +115,23 @@ def test_texts_of_a_chart_are_escaped() -> None:
     """If this failed, a note or title could add HTML to the report."""
     svg = line_chart("<b>", {"unified": [(1, 1), (2, 2)]}, "<i>", notes={(1, 1): "<script>"})
     assert not re.search("<(b|i|script)>", svg)
+
+
+def test_logarithmic_axes_have_short_numbers() -> None:
+    """If this failed, a chart of a million labels would have no readable axis, or none for a single label."""
+    curve = [(1.0, 2_000_000.0), (1_000_000.0, 1.0)]
+    svg = line_chart("Positives", {"unified": curve}, "rank", logarithmic=True)
+    assert {"1", "10k", "1M"} <= set(re.findall(r">([^<]*)</text>", svg))
+    assert 'id="positives-unified"' in line_chart("Positives", {"unified": [(1.0, 1.0)]}, "rank", logarithmic=True)
+
+
+def test_a_column_chart_has_a_column_per_name() -> None:
+    """If this failed, a day without clicks would be left out, or the names of many days would overlap."""
+    days = {f"2026-09-{day:02}": 1000.0 * (day % 3) for day in range(1, 31)}
+    svg = column_chart("Clicks", days, "day", ["unified"] * 29 + ["classifier"])
+    assert len(re.findall(r'id="clicks-column-\d+"', svg)) == 30
+    assert svg.count("2026-09-") == 4
+    assert svg.count("var(--classifier)") == 1
+    assert "url(" not in svg
+    assert 'aria-label="Clicks by day; a: 1; b: 0"' in column_chart("Clicks", {"a": 1, "b": 0}, "day")
+    assert "NaN" not in column_chart("Clicks", {"a": 0}, "day")

@@ -1,11 +1,13 @@
-"""Draw line charts with matplotlib, as SVG elements to be placed inside an HTML page.
+"""Draw line and column charts with matplotlib, as SVG elements to be placed inside an HTML page.
 
 Colours become the page's CSS variables, so a chart follows its light and dark mode. Equal data give equal bytes.
 """
 
 import html
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from io import StringIO
 from typing import Any
 
@@ -13,7 +15,9 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from training.pages.page import compact
 
 Point = tuple[float, float]
 
@@ -31,6 +35,8 @@ STYLE: dict[Any, Any] = {
     "font.size": 11,
     "lines.solid_capstyle": "round",
 }
+NAME_CHARACTERS = 40  # that fit side by side below the columns of a chart
+MAX_READ = 12  # columns whose values are in the text alternative
 ROUND_STEPS = [1, 2, 5, 10]  # of ticks, times a power of ten
 NO_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
 
@@ -43,18 +49,18 @@ def line_chart(
     mark: float | None = None,
     notes: Mapping[Point, str] | None = None,
     integer_x: bool = True,
+    logarithmic: bool = False,
 ) -> str:
     """Draw curves by name over common axes; return an <svg> element with a text alternative.
 
     A name is a head, `head/term` or "total", and sets colour and dashes. `mark` draws a vertical line at an x; `notes`
-    are words beside points of the curves.
+    are words beside points of the curves. logarithmic: both axes; all values must be positive.
     """
-    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
-    with matplotlib.rc_context(STYLE | {"svg.hashsalt": slug}):  # ids that are fixed, and distinct in a page
-        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
-        FigureCanvasSVG(figure)
-        axes = figure.add_axes(MARGINS)
+    with _drawing(title, f"{title} by {x_title}") as drawing:
+        axes, slug = drawing.axes, drawing.slug
         _style_axes(axes, x_title, integer_x)
+        if logarithmic:
+            _set_logarithmic(axes)
         if mark is not None:
             axes.axvline(
                 mark, color=COLORS["soft"], linewidth=1, linestyle=(0, (2, 3)), clip_on=False, gid=f"{slug}-mark"
@@ -64,7 +70,59 @@ def line_chart(
         _widen_single_values(axes, [point for curve in curves.values() for point in curve])
         for index, ((x, y), text) in enumerate((notes or {}).items()):
             _draw_note(axes, x, y, text, f"{slug}-note-{index}")
-        return _svg_element(figure, f"{title} by {x_title}", slug)
+    return drawing.svg
+
+
+def column_chart(title: str, columns: Mapping[str, float], x_title: str, groups: Sequence[str] | None = None) -> str:
+    """Draw a column per name; return an <svg> element with a text alternative, which has the values of few columns.
+
+    groups: a curve name per column, which sets its colour. Names that would overlap are left out.
+    """
+    values = "".join(f"; {name}: {value:,.0f}" for name, value in columns.items()) if len(columns) <= MAX_READ else ""
+    with _drawing(title, f"{title} by {x_title}{values}") as drawing:
+        axes, places = drawing.axes, range(len(columns))
+        _style_axes(axes, x_title, integer_x=True)
+        colors = [COLORS[CURVE_COLORS.get(group, "ink")] for group in groups or ["unified"] * len(columns)]
+        bars = axes.bar(places, list(columns.values()), width=0.8 if len(columns) < 60 else 1, color=colors)
+        for place, bar in enumerate(bars):
+            bar.set_clip_on(False)
+            bar.set_gid(f"{drawing.slug}-column-{place}")
+        longest = max(map(len, columns), default=0)
+        step = -(-len(columns) * (longest + 2) // NAME_CHARACTERS)
+        axes.set_xticks(places[::step], list(columns)[::step])
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
+        axes.set_ylim(0, max([*columns.values(), 1]) * 1.06)
+    return drawing.svg
+
+
+@dataclass
+class _Drawing:
+    """An empty chart; `svg` is the finished one."""
+
+    slug: str
+    axes: Axes
+    svg: str = ""
+
+
+@contextmanager
+def _drawing(title: str, text_alternative: str) -> Iterator[_Drawing]:
+    """Yield a chart to draw in, and render it when the block ends."""
+    slug = re.sub(r"[^a-z0-9]+", "-", title.lower()).strip("-")
+    with matplotlib.rc_context(STYLE | {"svg.hashsalt": slug}):  # ids that are fixed, and distinct in a page
+        figure = Figure(figsize=(WIDTH / 72, HEIGHT / 72))
+        FigureCanvasSVG(figure)
+        drawing = _Drawing(slug, figure.add_axes(MARGINS))
+        yield drawing
+        drawing.svg = _svg_element(figure, text_alternative, slug)
+
+
+def _set_logarithmic(axes: Axes) -> None:
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(numticks=6))
+        axis.set_minor_locator(NullLocator())
+        axis.set_major_formatter(FuncFormatter(lambda value, _: compact(value)))
 
 
 def _style_axes(axes: Axes, x_title: str, integer_x: bool) -> None:
@@ -97,7 +155,8 @@ def _widen_single_values(axes: Axes, points: Sequence[Point]) -> None:
     if x_low == x_high:
         axes.set_xlim(x_low - 0.5, x_high + 0.5)
     if y_low == y_high:
-        axes.set_ylim(y_low - 1, y_high + 1)
+        low = y_low / 2 if axes.get_yscale() == "log" else y_low - 1
+        axes.set_ylim(low, y_high + 1)
 
 
 def _draw_note(axes: Axes, x: float, y: float, text: str, gid: str) -> None:

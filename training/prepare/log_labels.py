@@ -1,0 +1,79 @@
+"""Make the labels of a dataset from a label table and a click log. The label table overrides the log.
+
+Shapes: L labels: those of the label table, then those that only the log has. K labels of the log.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from training.prepare.click_weights import EXPOSURE, POSITIVE
+from training.prepare.label_table import SourceLabels
+from training.prepare.source_data import padded, text_column
+
+
+@dataclass(frozen=True)
+class LogLabels:
+    """Labels in Arrow columns of L; `number_of_lid` is the number of each of the K labels of the log."""
+
+    ids: Any
+    texts: Any
+    columns: dict[str, Any]
+    is_label_L: npt.NDArray[np.bool_]
+    number_of_lid: npt.NDArray[np.int32]
+
+
+def log_labels(connection: Any, listed: SourceLabels, attributes: tuple[str, ...], *, dates: bool) -> LogLabels:
+    """Return the labels of the tables `labels` and `pairs` of a click log, after those of the label table.
+
+    A label is left out (`is_label_L` is false) if all of its pairs are, unless the log has the texts of its labels.
+    """
+    log = connection.sql(
+        "SELECT labels.*, coalesce(is_used, false) AS is_used FROM labels LEFT JOIN (SELECT lid, true AS is_used FROM "
+        f"pairs WHERE kind IN ({POSITIVE}, {EXPOSURE}) GROUP BY lid) USING (lid) ORDER BY lid"
+    ).to_arrow_table()
+    number_K, is_new_K = _numbers(log["label"], listed)
+    new = log.filter(pa.array(is_new_K))
+    has_texts = log["text"].null_count < len(log)
+    n_labels = listed.listed + new.num_rows
+    is_label_L = np.ones(n_labels, np.bool_)
+    is_label_L[listed.listed :] = np.asarray(new["is_used"]).astype(np.bool_) | has_texts
+    texts = new["text"] if has_texts else new["label"]
+    columns = {name: padded(column, n_labels) for name, column in listed.attributes.items()}
+    for number, name in enumerate(attributes):
+        columns[name] = _latest(columns.get(name), log[f"attribute_{number}"], number_K, n_labels)
+    if dates:
+        for name, source in (("first_seen", "first_day"), ("last_seen", "last_day")):
+            columns[name] = _latest(None, log[source], number_K, n_labels)
+    return LogLabels(
+        ids=pa.chunked_array([*text_column(listed.ids).chunks, *text_column(new["label"]).chunks]),
+        texts=pa.chunked_array([*text_column(listed.texts).chunks, *text_column(texts).chunks]),
+        columns=columns,
+        is_label_L=is_label_L,
+        number_of_lid=number_K,
+    )
+
+
+def _numbers(keys: Any, listed: SourceLabels) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
+    """Return the number of each label of the log, and whether the label table does not have it."""
+    known = text_column(list(listed.number_of_key)).combine_chunks()
+    place_K = np.asarray(pc.fill_null(pc.index_in(text_column(keys), value_set=known), -1))
+    is_new_K = place_K < 0
+    number_of_place = np.fromiter(listed.number_of_key.values(), np.int32, len(listed.number_of_key))
+    number_K = np.where(is_new_K, listed.listed + np.cumsum(is_new_K) - 1, 0).astype(np.int32)
+    number_K[~is_new_K] = number_of_place[place_K[~is_new_K]]
+    return number_K, is_new_K
+
+
+def _latest(listed: Any, log: Any, number_K: npt.NDArray[np.int32], n_labels: int) -> Any:
+    """Return a column of L with the values of the label table where it has one, else those of the log."""
+    place_L = np.full(n_labels, -1, np.int64)
+    place_L[number_K] = np.arange(len(number_K))
+    values = log.combine_chunks().take(pa.array(place_L, mask=place_L < 0))
+    if listed is None:
+        return pa.chunked_array([values])
+    return pc.coalesce(listed, pa.chunked_array([values.cast(listed.type)]))
