@@ -35,8 +35,8 @@ from benchmarks.peers.watched_steps import StepTask
 from retrieval.errors import BadInput, DiptychError
 from training.batching.batches import sample_positives
 from training.data.dataset import Dataset, DatasetMeta, Split, SplitName
-from training.data.token_cache import tokenize_in_memory
-from training.model.tokenizer import make_tokenizer
+from training.data.token_cache import TextTokenizer, tokenize_in_memory
+from training.model.tokenizer import make_tokenizer, query_identity_version
 from training.prepare.writing import write_dataset
 
 WARMUP_STEPS = 5  # before the measured steps
@@ -151,7 +151,7 @@ def tokenization_cost(dataset: Dataset, drawn: Split, task: StepTask) -> Tokeniz
     tokenizer = make_tokenizer(recipe_of(task), [])
     texts = [*drawn.texts, *(dataset.label_texts[label] for label in drawn.labels.values)]
     started = time.process_time()
-    tokens = tokenize_in_memory(texts, tokenizer)
+    tokens = tokenize_in_memory(texts, TextTokenizer(tokenizer, query_identity_version(tokenizer)))
     seconds = time.process_time() - started
     return TokenizationCost(dataset.meta.name, len(tokens.ids.values) / len(drawn), seconds / len(drawn))
 

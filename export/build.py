@@ -274,7 +274,7 @@ def _label_facts(checkpoint: Checkpoint, folder: Path) -> LabelFacts:
 
 
 def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> ModelFacts:
-    pad_id, unknown_id = special_ids(checkpoint.tokenizer)
+    pad_id, unknown_id = special_ids(checkpoint.tokenizer.tokenizer)
     n_tokens = len(tokenize_in_memory(queries, checkpoint.tokenizer).ids.values)
     return ModelFacts(
         encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str in the recipe, a Literal here; validated by pydantic
@@ -287,6 +287,7 @@ def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> 
         pad_id=pad_id,
         unknown_id=unknown_id,
         bytes_per_token=sum(len(query.encode()) for query in queries) / n_tokens,
+        query_identity=checkpoint.facts.query_identity,
     )
 
 

@@ -5,13 +5,14 @@ Used by prepare, training, the encoder, the response cache, predict, search, loa
 
 import re
 import unicodedata
-from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-QUERY_IDENTITY = 1  # version of `query_identity`; datasets, checkpoints and bundles store it
+QueryIdentity = Literal[0, 1]  # version of `query_identity` that a checkpoint or bundle was made with; 0: none
+QUERY_IDENTITY: Literal[1] = 1
 # Invisible letters and symbols: Hangul fillers and the blank Braille pattern.
 _FILLERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 IOTA_SUBSCRIPT = "\u0345"
@@ -61,6 +62,11 @@ def query_identities(texts: Texts) -> Texts:
     Printable ASCII is handled in Arrow; `query_identity` is called once per distinct other text.
     """
     return _mapped(texts, query_identity)
+
+
+def encoder_texts(texts: Sequence[str], version: int) -> list[str]:
+    """Return texts as an encoder of this version of `query_identity` reads them; 0: as they are."""
+    return [query_identity(text) for text in texts] if version else list(texts)
 
 
 def split_key(text: str) -> str:

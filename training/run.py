@@ -27,10 +27,10 @@ from training.checkpoint.schema import (
 )
 from training.checkpoint.warm_start import warm_start, warm_start_tokenizer
 from training.data.dataset import Dataset
-from training.data.token_cache import inverse_document_frequency
+from training.data.token_cache import TextTokenizer, inverse_document_frequency
 from training.evaluation.validator import Validator
 from training.model.device import choose_device
-from training.model.tokenizer import make_tokenizer
+from training.model.tokenizer import make_tokenizer, query_identity_version
 from training.model.unified import UnifiedModel, init_model, model_skeleton
 from training.monitoring.callbacks import Callback, CallbackPair
 from training.monitoring.tensorboard import TensorBoardCallback
@@ -112,13 +112,14 @@ def _train_model(
 
 
 def _load_or_init_model(
-    folder: Path, dataset: Dataset, recipe: Recipe, data: TrainingData, tokenizer: Tokenizer, processes: Processes
+    folder: Path, dataset: Dataset, recipe: Recipe, data: TrainingData, tokenizer: TextTokenizer, processes: Processes
 ) -> UnifiedModel:
     """Return a new model, or one whose weights the folder's saved state will replace.
 
     For a new run, the files that training does not change are written. A resumed run needs no pretrained model.
     """
-    tokens = [tokenizer.id_to_token(token_id) or "" for token_id in range(tokenizer.get_vocab_size())]
+    raw = tokenizer.tokenizer
+    tokens = [raw.id_to_token(token_id) or "" for token_id in range(raw.get_vocab_size())]
     if (folder / STATE).is_file():
         return model_skeleton(recipe, dataset.n_labels, len(tokens), folder / ENCODER, tokens)
     rarity_V = inverse_document_frequency(len(tokens), data.train_tokens, data.label_tokens)
@@ -127,12 +128,17 @@ def _load_or_init_model(
         warm_start(model, recipe)
     if processes.is_rank_zero:
         (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
-        save_static_files(folder, model, tokenizer, dataset.label_table, data)
+        save_static_files(folder, model, raw, dataset.label_table, data)
     return model
 
 
-def _load_or_make_tokenizer(folder: Path, dataset: Dataset, recipe: Recipe) -> Tokenizer:
+def _load_or_make_tokenizer(folder: Path, dataset: Dataset, recipe: Recipe) -> TextTokenizer:
     """Return the run's tokenizer: from the folder if it has one, from the warm start's checkpoint, or a new one."""
+    tokenizer = _tokenizer_file(folder, dataset, recipe)
+    return TextTokenizer(tokenizer, query_identity_version(tokenizer))
+
+
+def _tokenizer_file(folder: Path, dataset: Dataset, recipe: Recipe) -> Tokenizer:
     path = folder / TOKENIZER
     if path.is_file():
         return read_tokenizer(path)
@@ -145,7 +151,7 @@ def _load_or_make_tokenizer(folder: Path, dataset: Dataset, recipe: Recipe) -> T
 
 
 def _checkpoint_facts(
-    position: RunPosition, dataset: Dataset, recipe: Recipe, tokenizer: Tokenizer, device: torch.device
+    position: RunPosition, dataset: Dataset, recipe: Recipe, tokenizer: TextTokenizer, device: torch.device
 ) -> CheckpointFacts:
     assert position.best is not None, "the last epoch is always validated"
     cpu = f"CPU, threads: {torch.get_num_threads()}"
@@ -155,7 +161,8 @@ def _checkpoint_facts(
         dataset_fingerprint=dataset.fingerprint,
         n_labels=dataset.n_labels,
         train_queries=len(dataset.split("train")),
-        vocabulary=tokenizer.get_vocab_size(),
+        vocabulary=tokenizer.tokenizer.get_vocab_size(),
+        query_identity=tokenizer.query_identity,
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else cpu,
         finished=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         versions={name: version(name) for name in ("diptych", "torch", "transformers", "tokenizers", "numpy")},

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from retrieval.query_text import QueryIdentity
+
 SMALL_K, LARGE_K = 10, 100  # values of k at which the index's recall is measured
 MAX_COUNT = (1 << 31) - 1  # bounds what a reader allocates or loops over
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
@@ -74,6 +76,9 @@ class ModelFacts(ManifestPart):
     weight the index is most accurate, and changes no score. d and ψ have unit length, except that ψ is shrunk by
     `cone_shrink` ε along the direction that trained labels share. The query encoder stretches its classifier half by
     1/ε along it, so scores do not change. ε = 1: nothing is shrunk.
+
+    `query_identity` is the version of `retrieval.query_text.query_identity` that is applied to texts before the
+    tokenizer; 0: none, as in older bundles.
     """
 
     encoder: Literal["static", "transformer"]
@@ -86,6 +91,7 @@ class ModelFacts(ManifestPart):
     pad_id: CountOrZero
     unknown_id: CountOrZero
     bytes_per_token: Annotated[float, Field(ge=1e-3, le=1e6)]
+    query_identity: QueryIdentity = 0
 
     @property
     def dim(self) -> int:

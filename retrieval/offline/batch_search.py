@@ -65,7 +65,7 @@ class BatchResult:
 
 
 def batch_search(
-    retriever: Retriever, source: Path, target: Path, query_format: QueryFormat, options: SearchOptions,
+    retriever: Retriever, source: Path | str, target: Path, query_format: QueryFormat, options: SearchOptions,
     progress: Progress, *, guard_formulas: bool = False, queries_per_shard: int = QUERIES_PER_SHARD,
 ) -> BatchResult:  # fmt: skip
     """Search for every query of `source` and write `target`, Parquet, CSV or JSON Lines by its suffix.

@@ -19,6 +19,7 @@ from retrieval.bundle.facts import ModelFacts
 from retrieval.bundle.index_file import Buffer
 from retrieval.bundle.model_file import external_files
 from retrieval.errors import BadInput, BundleError, one_line
+from retrieval.query_text import encoder_texts
 from retrieval.search.thread_pool import ThreadPool
 from retrieval.system.low_priority import at_low_priority, directly
 from retrieval.system.safe_open import read_file
@@ -132,9 +133,9 @@ class TextEncoder:
     def tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text, at least one per text."""
         # encode_batch releases the GIL, encode does not. The limit of characters bounds the work for one text.
-        limit = self._facts.max_characters
+        limit, read = self._facts.max_characters, encoder_texts(texts, self._facts.query_identity)
         try:
-            encodings = self._tokenizer.encode_batch_fast([text[:limit] for text in texts])
+            encodings = self._tokenizer.encode_batch_fast([text[:limit] for text in read])
         except Exception as error:  # tokenizers raises Exception itself
             raise BundleError(
                 f"{self._files[0]} fails on a text ({one_line(error)}). Export the bundle again."

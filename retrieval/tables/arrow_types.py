@@ -2,7 +2,9 @@
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from retrieval.errors import TableError
 
@@ -55,6 +57,11 @@ def python_values(values: Any) -> list[Any]:
     except UnicodeDecodeError:
         listed = values.cast(_as_binary(values.type)).to_pylist()
     return [_text(value) for value in listed] if _holds_bytes(listed) else listed
+
+
+def to_mask(column: Any) -> NDArray[np.bool_]:
+    """Return an Arrow column of booleans as an array; False where it is null."""
+    return np.array(column.fill_null(False).to_numpy(zero_copy_only=False), np.bool_)
 
 
 def attribute_array(values: list[Any], name: str) -> Any:

@@ -13,10 +13,12 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv as arrow_csv
 from numpy.typing import NDArray
 
 from retrieval.errors import BadInput, TableError
+from retrieval.tables.arrow_types import to_mask
 from retrieval.tables.batches import Chunk, Part
 from retrieval.tables.files import TableFile, ending
 from retrieval.tables.lines import MAX_LINE, Block, LineBlocks
@@ -79,6 +81,10 @@ class DelimitedPart(Part):
             self.stored_names = self.stored_names[:-1]
         if lines and not self.stored_names:
             raise TableError(f"{file.location} has no header line. Name the columns in the first line.")
+        cell, end = f"[^\\x{{{ord(self.separator):x}}}]", f"\\x{{{ord(self.separator):x}}}"
+        value = f'(?:"(?:[^"]|"")*"|(?:[^"{end}]{cell}*)?)'
+        self._regular = f"^{value}(?:{end}{value})*[\\r\\n]*$"
+        self._quoted_cell = f'(?:^|{end})"{cell}*"(?:{end}|[\r\n]|$)'
         self._quoted_rows = QuotedRows(self.separator, len(self.stored_names), layout.quoting == "csv")
         self.unusual_rows = UnusualRows()
         self.unusual_separator = "" if layout.separator or self.separator == self._usual else self._separator_name
@@ -96,52 +102,55 @@ class DelimitedPart(Part):
             blocks = LineBlocks(text)
             while (block := blocks.read()) is not None:
                 begin = min(max(0, self._rows_begin - block.first + 1), len(block))
-                quoted, end = self._read_quoted(block, begin)
+                irregular, end = self._read_irregular(block, begin)
                 if end < len(block):
                     blocks.give_back(block, end)
-                yield self._read_block(block, begin, end, quoted, positions)
+                yield self._read_block(block, begin, end, irregular, positions)
                 progress.at(self.name, text.tell())
         progress.finish(self.size)
 
-    def _read_quoted(self, block: Block, begin: int) -> tuple[list[QuotedRow], int]:
+    def _read_irregular(self, block: Block, begin: int) -> tuple[list[QuotedRow], int]:
         """Return the rows from `begin` on that Arrow cannot read, and the line where the next block begins."""
         rows: list[QuotedRow] = []
         next_line = begin
-        for line in self._irregular_lines(block, begin):
-            if line < next_line:  # inside the row before
-                continue
-            row = self._quoted_rows.read(block, line) if self.quoted else QuotedRow(line, 1, self._split(block, line))
-            if row is None:
-                return rows, line
-            rows.append(row)
-            next_line = line + row.lines
+        for line in np.flatnonzero(self._irregular_lines(block)).tolist():
+            if line >= next_line:  # not inside the row before
+                if (row := self._read_row(block, line)) is None:
+                    return rows, line
+                rows.append(row)
+                next_line = line + row.lines
         return rows, len(block)
 
-    def _irregular_lines(self, block: Block, begin: int) -> list[int]:
+    def _irregular_lines(self, block: Block) -> NDArray[np.bool_]:
+        """Return the lines that are not rows for Arrow: not UTF-8, or with quotes that may not match."""
         if not self.separator.isascii():
-            return list(range(begin, len(block)))
-        lines = block.lines_not_utf8()
-        with_quotes = block.lines_with(b'"')
+            return np.ones(len(block), np.bool_)
+        irregular_L = block.is_not_utf8()
+        if b'"' not in block.data:
+            return irregular_L
         if self.quoted:
-            lines = np.union1d(lines, with_quotes)
-        else:
-            for line in with_quotes[with_quotes >= begin]:
-                cells = self._split(block, line)
-                self.unusual_rows.quoted += any(len(cell) > 1 and cell[0] == '"' == cell[-1] for cell in cells)
-        selected: list[int] = lines[lines >= begin].tolist()
-        return selected
+            return irregular_L | ~to_mask(pc.match_substring_regex(block.lines, self._regular))
+        self.unusual_rows.quoted += pc.sum(pc.match_substring_regex(block.lines, self._quoted_cell)).as_py() or 0
+        return irregular_L
+
+    def _read_row(self, block: Block, line: int) -> QuotedRow | None:
+        """Return the row that begins in a line; None if it continues after the block."""
+        if self.quoted:
+            return self._quoted_rows.read(block, line)
+        return QuotedRow(line, 1, block.text_of(line).rstrip("\r\n").split(self.separator))
 
     def _read_block(
-        self, block: Block, begin: int, end: int, quoted: list[QuotedRow], positions: dict[str, int]
+        self, block: Block, begin: int, end: int, irregular: list[QuotedRow], positions: dict[str, int]
     ) -> list[Chunk]:
         regular_L = np.ones(len(block), np.bool_)
         regular_L[:begin] = regular_L[end:] = False
-        for row in quoted:
+        for row in irregular:
             regular_L[row.line : row.line + row.lines] = False
             if row.lines > 1:
                 self._count_multi_line(block.first + row.line, row.lines)
         chunk, others = self._read_regular(block, regular_L, positions)
-        return [chunk, self._read_rows(block.first, [*quoted, *others], positions)] if quoted or others else [chunk]
+        rows = irregular + [row for row in (self._read_row(block, line) for line in others) if row]
+        return [chunk, self._read_rows(block.first, rows, positions)] if rows else [chunk]
 
     def _count_multi_line(self, first: int, lines: int) -> None:
         unusual = self.unusual_rows
@@ -151,59 +160,55 @@ class DelimitedPart(Part):
 
     def _read_regular(
         self, block: Block, regular_L: NDArray[np.bool_], positions: dict[str, int]
-    ) -> tuple[Chunk, list[QuotedRow]]:
-        """Read the lines that are rows without quotes; also return those with another number of cells."""
+    ) -> tuple[Chunk, list[int]]:
+        """Read lines with Arrow; also return those that are blank or have an unusual number of cells."""
         lines = np.flatnonzero(regular_L)
         if not len(lines):
             return Chunk({name: pa.array([], pa.large_string()) for name in positions}, lines), []
         width = self._width(block, lines)
-        others: list[int] = []
+        extra = range(max(self._cells, len(self.stored_names)), width)  # cells without a column, which must be empty
+        data = block.join(regular_L)
+        table, refused = self._read_csv(data, width, sorted({*positions.values(), *extra} or {0}))
+        usual_R = np.zeros(table.num_rows, np.bool_)
+        for place in positions.values():  # a row without any value may be blank
+            usual_R |= to_mask(table[str(place)].combine_chunks().is_valid())
+        for place in extra:
+            usual_R &= to_mask(table[str(place)].combine_chunks().is_null())
+        others, lines = lines[refused], np.delete(lines, refused)
+        if not usual_R.all():
+            others, lines = np.append(others, lines[~usual_R]), lines[usual_R]
+            table = table.filter(pa.array(usual_R))
+        columns = {name: table[str(place)].combine_chunks() for name, place in positions.items()}
+        return Chunk(columns, lines + block.first), others.tolist()
+
+    def _read_csv(self, data: bytes, width: int, places: list[int]) -> tuple[pa.Table, list[int]]:
+        """Return the cells at some places of the rows of this width, and the numbers of the other rows."""
+        refused: list[int] = []
 
         def refuse(row: Any) -> str:
-            others.append(row.number - 1)
+            refused.append(row.number - 1)
             return "skip"
 
-        extra = range(max(self._cells, len(self.stored_names)), width)  # cells without a column, which must be empty
-        used = sorted({*positions.values(), *extra} or {0})
-        data = block.join(regular_L)
-        data = data.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in data else data
+        names = [str(place) for place in range(width)]
+        used = [names[place] for place in places]
         table = arrow_csv.read_csv(
             pa.BufferReader(data),
-            arrow_csv.ReadOptions(
-                use_threads=False, block_size=len(data) + 1, column_names=[str(place) for place in range(width)]
-            ),
+            arrow_csv.ReadOptions(use_threads=False, block_size=len(data) + 1, column_names=names),
             arrow_csv.ParseOptions(
-                delimiter=self.separator, quote_char=False, ignore_empty_lines=False, invalid_row_handler=refuse
+                delimiter=self.separator, quote_char='"' if self.quoted else False, ignore_empty_lines=False,
+                invalid_row_handler=refuse,
             ),
             arrow_csv.ConvertOptions(
-                check_utf8=False, include_columns=[str(place) for place in used], null_values=[""],
-                column_types={str(place): pa.large_string() for place in used}, strings_can_be_null=True,
+                check_utf8=False, include_columns=used, column_types=dict.fromkeys(used, pa.large_string()),
+                null_values=[""], strings_can_be_null=True,
             ),
-        ).combine_chunks()  # fmt: skip
-        return self._checked(block, np.delete(lines, others), lines[others].tolist(), table, positions, extra)
-
-    def _checked(
-        self, block: Block, lines: NDArray[np.int64], others: list[int], table: pa.Table, positions: dict[str, int],
-        extra: range,
-    ) -> tuple[Chunk, list[QuotedRow]]:  # fmt: skip
-        """Separate blank lines, and rows with text in cells without a column."""
-        columns = {place: _only_chunk(table[str(place)]) for place in {*positions.values(), *extra}}
-        unusual_R = np.ones(len(lines), np.bool_)  # all used cells are empty
-        for place in positions.values():
-            unusual_R &= columns[place].is_null().to_numpy(zero_copy_only=False)
-        for place in extra:
-            unusual_R |= columns[place].is_valid().to_numpy(zero_copy_only=False)
-        rows = [QuotedRow(line, 1, self._split(block, line)) for line in [*others, *lines[unusual_R].tolist()]]
-        used = {name: columns[place] for name, place in positions.items()}
-        if unusual_R.any():
-            usual = pa.array(~unusual_R)
-            used, lines = {name: column.filter(usual) for name, column in used.items()}, lines[~unusual_R]
-        return Chunk(used, lines + block.first), rows
+        )  # fmt: skip
+        return table, refused
 
     def _width(self, block: Block, lines: NDArray[np.int64]) -> int:
         """Return the number of cells of most lines, at least that of the columns."""
-        separator = self.separator.encode()
-        widths = Counter(block.bytes_of(line).count(separator) + 1 for line in lines[:20])
+        rows = (self._read_row(block, line) for line in lines[:20].tolist())
+        widths = Counter(len(row.cells) for row in rows if row)
         return max(len(self.stored_names), widths.most_common(1)[0][0])
 
     def _read_rows(self, first: int, rows: list[QuotedRow], positions: dict[str, int]) -> Chunk:
@@ -230,8 +235,10 @@ class DelimitedPart(Part):
 
     def _is_blank(self, cells: list[str], positions: dict[str, int]) -> bool:
         width = len(self.stored_names)
-        if width == 1 or len(cells) < width:
-            return len(cells) <= 1 and not ("".join(cells) if width == 1 else "".join(cells).strip())
+        if width == 1:
+            return cells == ([] if self.quoted else [""])
+        if len(cells) < width:
+            return len(cells) <= 1 and not "".join(cells).strip()
         return not any(cells[place] for place in positions.values()) and not any(map(str.strip, cells))
 
     def _wrong_width(self, cells: list[str]) -> str | None:
@@ -240,9 +247,6 @@ class DelimitedPart(Part):
         if len(cells) == width or (len(cells) > width and not any(map(str.strip, cells[max(self._cells, width) :]))):
             return None
         return f"the row has {len(cells)} fields ({preview(cells)}), the header has {width}. Correct the row."
-
-    def _split(self, block: Block, line: int) -> list[str]:
-        return block.text_of(line).rstrip("\r\n").split(self.separator)
 
     def _uses_quotes(self, lines: list[str]) -> bool:
         """Return whether quotes enclose cells: always in CSV; in TSV if all cells of the header are quoted."""
@@ -265,10 +269,6 @@ class DelimitedPart(Part):
                 f"{self.file.location} line 1: the quotes do not match ({error}). Double each quote inside a quoted "
                 "field."
             ) from error
-
-
-def _only_chunk(column: pa.ChunkedArray) -> Any:
-    return column.chunk(0) if column.num_chunks else pa.array([], column.type)
 
 
 def _sample(file: TableFile) -> tuple[list[str], str]:

@@ -1,15 +1,18 @@
 """Find the files of a table: one file, the files that match a pattern, or a folder of part files of one kind."""
 
+import glob
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePath
 from typing import Any, BinaryIO
 from urllib.parse import unquote
 
-from retrieval.errors import TableError
-from retrieval.tables.places import Entry, LocalPlace, Place, place_of
+from retrieval.errors import BadInput, TableError, Unreachable
+from retrieval.system.urls import as_url, file_system, short_error
 
 JSON_LINES, DELIMITED, PARQUET = "JSON Lines", "CSV or TSV", "Parquet"
 # Spark writes JSON Lines as .json.
@@ -21,6 +24,7 @@ COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
 READABLE = ", ".join(KINDS)
 DATE = "date"  # column of a date in a path
 _DAY = re.compile(r"(?<!\d)(\d{4})(-?)(\d\d)\2(\d\d)$")
+WILDCARDS = re.compile(r"[*?[]")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # Folders of these formats also contain files with deleted or replaced rows.
 _MANAGED = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"}
@@ -30,35 +34,38 @@ _MANAGED = {"_delta_log": "Delta Lake", ".hoodie": "Hudi", "metadata": "Iceberg"
 class TableFile:
     """One file. `name`: its path within the table, for messages; `values`: columns that its path gives."""
 
-    entry: Entry
-    place: Place
+    location: Path | str
     name: str
+    size: int  # bytes; -1: a link to a file that does not exist
     values: Mapping[str, str | None] = field(default_factory=dict)
+    driver: Any = None  # the fsspec file system of a URL
 
-    @property
-    def location(self) -> Path | str:
-        """Return the path or URL."""
-        return self.entry.location
-
-    @property
-    def size(self) -> int:
-        """Return the size in bytes."""
-        return self.entry.size
+    @classmethod
+    def local(cls, path: Path) -> "TableFile":
+        """Return a file on this machine. Raises TableError if it does not exist or is not a regular file."""
+        if not path.exists():
+            raise TableError(f"{path} does not exist. Check the path.")
+        if not path.is_file():
+            raise TableError(f"{path} is not a regular file. Name a file.")
+        return cls(path, path.name, path.stat().st_size)
 
     @property
     def stamp(self) -> list[Any]:
         """Return values that differ after the file has changed."""
-        return self.place.stamp(self.entry)
+        if self.driver is None:
+            status = Path(self.location).stat()
+            return [str(Path(self.location).resolve()), status.st_size, status.st_mtime_ns]
+        with _driver_errors(self.location):
+            self.driver.invalidate_cache()
+            return [self.location, self.driver.info(self.location)["size"], self.driver.ukey(self.location)]
 
     def open_bytes(self) -> BinaryIO:
         """Open the file as it is stored."""
-        return self.place.open(self.entry)
-
-
-def local_file(path: Path) -> TableFile:
-    """Return one file on this machine. Raises TableError if it does not exist or is not a regular file."""
-    place = LocalPlace(path)
-    return TableFile(place.matches()[0], place, path.name)
+        if self.driver is None:
+            return Path(self.location).open("rb")
+        with _driver_errors(self.location):
+            opened: BinaryIO = self.driver.open(self.location, "rb")
+            return opened
 
 
 def ending(path: PurePath | str) -> str:
@@ -76,7 +83,7 @@ def _uncompressed(path: PurePath | str) -> str:
     return name.stem if name.suffix.lower() in COMPRESSIONS else name.name
 
 
-def kind_of(path: Path | str) -> str:
+def kind_of(path: PurePath | str) -> str:
     """Return the kind of a file by its name. Raises TableError for an unknown one."""
     kind = KINDS.get(ending(path))
     if kind is None:
@@ -84,11 +91,6 @@ def kind_of(path: Path | str) -> str:
             f"{path} has none of the endings {READABLE} (also with {', '.join(COMPRESSIONS)}). Convert or rename it."
         )
     return kind
-
-
-def require_file(path: Path) -> None:
-    """Raise TableError if the file does not exist or is not a regular file."""
-    LocalPlace(path).matches()
 
 
 def find_files(source: Path | str, without: Path | str | None = None) -> tuple[list[TableFile], list[str]]:
@@ -99,16 +101,17 @@ def find_files(source: Path | str, without: Path | str | None = None) -> tuple[l
     the folder must be partitions: `date=2026-09-01`, 2026-09-01 or 20260901.
     Raises TableError for a folder without data files, with files of several formats, or with data in other folders.
     """
-    place = place_of(source)
-    entries = place.matches()
-    files = [one for entry in entries for one in _files_of(place, entry, without)]
-    data = [one for one in files if ending(one.name) in KINDS]
-    if entries[0].is_folder or len(entries) > 1:
-        data = [one for one in data if ending(one.name) != ".json"] or data  # else .json files are metadata
-        if not data:
-            raise TableError(f"{source} contains no data file ({READABLE}) and is not an LF-* set. Name a file.")
-    kinds = {kind_of(one.location) for one in data or files}
-    if len(kinds) > 1:
+    files = _local_files(Path(source)) if (url := as_url(source)) is None else _remote_files(url)
+    is_one = len(files) == 1 and files[0].name == PurePath(str(source)).name
+    if not is_one:
+        _refuse_managed(source, files)
+        files = [one for one in files if _is_visible(one.name) and not _same(one, without)]
+        _refuse_unreadable(source, files)
+    data = [one for one in files if is_one or ending(one.name) in KINDS]
+    data = [one for one in data if ending(one.name) != ".json"] or data  # else .json files are metadata
+    if not data:
+        raise TableError(f"{source} contains no data file ({READABLE}) and is not an LF-* set. Name a file.")
+    if len({kind_of(one.location) for one in data}) > 1:
         raise TableError(
             f"{source} contains files of several formats: {_names(one.name for one in data)}. Name one file, "
             "or keep only part files of one format in the folder."
@@ -116,47 +119,75 @@ def find_files(source: Path | str, without: Path | str | None = None) -> tuple[l
     return data, [one.name for one in files if one not in data]
 
 
+def require_file(path: Path) -> None:
+    """Raise TableError if the file does not exist or is not a regular file."""
+    TableFile.local(path)
+
+
 def table_files(path: Path, without: Path | str | None = None) -> list[Path]:
     """Return the paths of a local table's files, as `find_files`."""
     return [Path(one.location) for one in find_files(path, without)[0]]
 
 
-def _files_of(place: Place, entry: Entry, without: Path | str | None) -> Iterator[TableFile]:
-    """Yield all visible files of a folder and of its partitions; the entry itself if it is a file."""
-    parents = {name: value for part in PurePath(entry.name).parts[:-1] for name, value in _of_folder(part).items()}
-    if entry.is_folder:
-        _refuse_managed(place, entry)
-        prefix = "" if entry.name == PurePath(entry.name).name else f"{entry.name}/"
-        yield from _walk(place, entry, prefix, parents | _of_folder(PurePath(entry.name).name), without)
-    elif not entry.is_missing:
-        yield TableFile(entry, place, entry.name, _of_file(entry.name) | parents)
+def _local_files(source: Path) -> list[TableFile]:
+    """Return all files of a source on this machine, in order. Raises TableError if it does not exist."""
+    text = str(source)
+    if source.is_file() or not (source.is_dir() or WILDCARDS.search(text)):
+        return _with_values(source, "", [TableFile.local(source)])
+    root = str(source) if source.is_dir() else _fixed_folder(text)
+    paths = [text] if source.is_dir() else glob.glob(text, recursive=True)
+    walked = (
+        os.path.join(folder, name)
+        for path in paths
+        for folder, _, names in os.walk(path, followlinks=True)
+        for name in names
+    )
+    files = [
+        TableFile(Path(path), os.path.relpath(path, root), os.stat(path).st_size if os.path.exists(path) else -1)
+        for path in sorted({*walked, *(path for path in paths if os.path.isfile(path))})
+    ]
+    return _with_values(source, PurePath(root).name, files)
 
 
-def _walk(
-    place: Place, folder: Entry, prefix: str, values: dict[str, str | None], without: Path | str | None
-) -> Iterator[TableFile]:
-    entries = place.entries(folder)
-    inner = [one for one in entries if one.is_folder]
-    partitions = {one: _of_folder(one.name) for one in inner}
-    refused = [one.name for one in inner if not partitions[one] and _holds_data(place, one)]
-    if refused:
-        raise TableError(
-            f"{folder.location} has data in subfolders ({_names(refused)}), which would not be read. Name one of them, "
-            "or name the folders by date, such as date=2026-09-01."
-        )
-    if broken := [one.name for one in entries if one.is_missing and ending(one.name) in KINDS]:
-        raise TableError(
-            f"{folder.location} contains links to missing files: {_names(broken)}. Restore the files or remove the "
-            "links."
-        )
-    for one in entries:
-        if one.is_folder and partitions[one]:
-            yield from _walk(place, one, f"{prefix}{one.name}/", values | partitions[one], without)
-        elif not one.is_folder and not one.is_missing and not _same(one, without):
-            yield TableFile(one, place, prefix + one.name, _of_file(one.name) | values)
+def _remote_files(url: str) -> list[TableFile]:
+    """Return all files of a URL, in order. Raises TableError if it does not exist."""
+    try:
+        driver, root = file_system(url)
+    except (BadInput, Unreachable) as error:
+        raise TableError(str(error)) from error
+    infos: dict[str, Any] = {}
+    with _driver_errors(url):
+        driver.invalidate_cache()
+        is_pattern = bool(WILDCARDS.search(root))
+        matches = driver.glob(root, detail=True) if is_pattern else {root: driver.info(root)}
+        for path, info in matches.items():
+            infos |= driver.find(path, detail=True) if info["type"] == "directory" else {path: info}
+    is_folder = not is_pattern and matches[root]["type"] == "directory"
+    folder = root if is_folder else _fixed_folder(root) if is_pattern else root.rpartition("/")[0]
+    files = [
+        TableFile(driver.unstrip_protocol(path), path.removeprefix(f"{folder}/"), info["size"], driver=driver)
+        for path, info in sorted(infos.items())
+    ]
+    return _with_values(url, PurePath(folder).name if is_folder or is_pattern else "", files)
 
 
-def _of_folder(name: str) -> dict[str, str | None]:
+def _with_values(source: Path | str, folder: str, files: list[TableFile]) -> list[TableFile]:
+    """Return files with the columns that their paths give; `folder` is the name of the folder above all of them.
+
+    Raises TableError if no file matches a pattern.
+    """
+    if not files and WILDCARDS.search(str(source)):
+        raise TableError(f"{source} matches no file. Check the pattern.")
+    located = []
+    for file in files:
+        folders = [folder, *PurePath(file.name).parts[:-1]]
+        values = {name: value for one in folders for name, value in _folder_values(one).items()}
+        day = _day(stem(file.name))
+        located.append(replace(file, values=({DATE: day} if day else {}) | values))
+    return located
+
+
+def _folder_values(name: str) -> dict[str, str | None]:
     """Return the column that a folder's name gives: `market` of `market=uk`, `date` of 2026-09-01 and 20260901."""
     column, separator, value = name.partition("=")
     if separator and column:
@@ -164,42 +195,66 @@ def _of_folder(name: str) -> dict[str, str | None]:
     return {DATE: day} if _DAY.match(name) and (day := _day(name)) else {}
 
 
-def _of_file(name: str) -> dict[str, str | None]:
-    """Return the date at the end of a file's name, such as clicks-2026-09-01.csv.gz and part_20260901.parquet."""
-    return {DATE: day} if (day := _day(stem(name))) else {}
-
-
 def _day(name: str) -> str | None:
+    """Return the date at the end of a name, such as clicks-2026-09-01 and part_20260901."""
     if not (match := _DAY.search(name)):
         return None
-    day = "-".join(match.group(1, 3, 4))
     try:
-        return date.fromisoformat(day).isoformat()
+        return date.fromisoformat("-".join(match.group(1, 3, 4))).isoformat()
     except ValueError:
         return None
 
 
-def _refuse_managed(place: Place, folder: Entry) -> None:
+def _refuse_managed(source: Path | str, files: list[TableFile]) -> None:
     """Raise TableError for the folder of a table format that needs more than reading its files."""
-    managed = next((name for name in _MANAGED if place.has_folder(folder, name)), None)
-    if managed:
+    folders = {PurePath(one.name).parts[0] for one in files if len(PurePath(one.name).parts) > 1}
+    if managed := next((name for name in _MANAGED if name in folders), None):
         raise TableError(
-            f"{folder.location} is a {_MANAGED[managed]} table, whose folder also has files with deleted rows. "
+            f"{source} is a {_MANAGED[managed]} table, whose folder also has files with deleted rows. "
             "Write it as plain Parquet."
         )
 
 
-def _holds_data(place: Place, folder: Entry) -> bool:
-    return any(
-        _holds_data(place, one) if one.is_folder else ending(one.name) in KINDS and ending(one.name) != ".json"
-        for one in place.entries(folder)
-    )
+def _refuse_unreadable(source: Path | str, files: list[TableFile]) -> None:
+    """Raise TableError for data in folders that are no partitions, and for links to missing files."""
+    data = [one for one in files if ending(one.name) in KINDS and ending(one.name) != ".json"]
+    folders = dict.fromkeys(part for one in data for part in PurePath(one.name).parts[:-1] if not _folder_values(part))
+    if folders:
+        raise TableError(
+            f"{source} has data in subfolders ({_names(folders)}), which would not be read. Name one of them, "
+            "or name the folders by date, such as date=2026-09-01."
+        )
+    if broken := [one.name for one in files if one.size < 0 and ending(one.name) in KINDS]:
+        raise TableError(
+            f"{source} contains links to missing files: {_names(broken)}. Restore the files or remove the links."
+        )
 
 
-def _same(one: Entry, other: Path | str | None) -> bool:
-    if other is None or not isinstance(one.location, Path):
+@contextmanager
+def _driver_errors(location: Path | str) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise TableError(f"{location} does not exist. Check the path.") from error
+    except Exception as error:  # drivers have their own classes
+        raise TableError(
+            f"{location} cannot be read ({short_error(error)}). Check the URL, and the credentials in the environment."
+        ) from error
+
+
+def _fixed_folder(pattern: str) -> str:
+    """Return the folders before the first part of a path that has a wildcard."""
+    return WILDCARDS.split(pattern)[0].rpartition("/")[0] or "."
+
+
+def _is_visible(name: str) -> bool:
+    return not any(part.startswith(("_", ".")) for part in PurePath(name).parts)
+
+
+def _same(one: TableFile, other: Path | str | None) -> bool:
+    if other is None or one.driver is not None:
         return other is not None and str(one.location) == str(other)
-    return Path(other).exists() and one.location.samefile(other)
+    return Path(other).exists() and Path(one.location).samefile(other)
 
 
 def _names(names: Iterable[str]) -> str:

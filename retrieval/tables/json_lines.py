@@ -13,12 +13,11 @@ import pyarrow.json as arrow_json
 
 from retrieval.errors import TableError
 from retrieval.tables.batches import Chunk, Part
-from retrieval.tables.files import TableFile, local_file
+from retrieval.tables.files import TableFile
 from retrieval.tables.lines import Block, LineBlocks
 from retrieval.tables.opening import NoReadingProgress, ReadingProgress, opened
 from retrieval.tables.values import BadRow, Missing, PlacedRow, Record, preview, refuse_surrogates
 
-BLOCK = 4 * 2**20  # bytes; a block is read by Python if one of its lines is unusual
 _BETWEEN_OBJECTS = re.compile(rb"\}[ \t]*\r?\n[ \t]*\{")
 
 
@@ -47,7 +46,7 @@ class JsonPart(Part):
     def _blocks(self, progress: ReadingProgress) -> Iterator[Block]:
         """Yield all blocks, none for a file with only `[]`. Raises TableError for any other JSON array."""
         with opened(self.file) as text:
-            blocks, is_start = LineBlocks(text, BLOCK), True
+            blocks, is_start = LineBlocks(text), True
             self.layout = "" if text.encoding == "UTF-8" else f"encoding {text.encoding}"
             while (block := blocks.read()) is not None:
                 if is_start and (stripped := block.data.strip()):
@@ -74,7 +73,7 @@ class JsonPart(Part):
             ).combine_chunks()
         except (pa.ArrowException, UnicodeDecodeError):
             return None
-        if table.num_rows != len(block) or len(block.lines_not_utf8()):
+        if table.num_rows != len(block) or block.is_not_utf8().any():
             return None
         self._count_unused({name: table.num_rows - table[name].null_count for name in table.column_names}, columns)
         places_N = block.first + np.arange(len(block))
@@ -111,7 +110,7 @@ class JsonPart(Part):
 
 def json_rows(path: Path, progress: ReadingProgress, used: Sequence[str] = ()) -> Iterator[PlacedRow]:
     """Yield each line's place and its object; BadRow for an invalid line, None for a blank line. Raises TableError."""
-    for number, record in JsonPart(local_file(path)).records(used, progress):
+    for number, record in JsonPart(TableFile.local(path)).records(used, progress):
         yield f"{path.name} line {number}", record
 
 

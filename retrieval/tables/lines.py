@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.errors import TableError
-from retrieval.tables.files import local_file
+from retrieval.tables.files import TableFile
 from retrieval.tables.opening import ReadingProgress, TextFile, opened
 
-BLOCK = 16 * 2**20  # bytes
+BLOCK = 8 * 2**20  # bytes
 MAX_LINE = 64 * 2**20  # bytes
 _LINE_FEED, _RETURN = 10, 13
 
@@ -45,35 +46,36 @@ class Block:
         return self.bytes_of(line).decode("utf-8", "surrogateescape")
 
     def join(self, selected_L: NDArray[np.bool_]) -> bytes:
-        """Return the selected lines."""
+        """Return the selected lines with line feeds as line ends."""
         if selected_L.all():
-            return self.data
+            return _with_line_feeds(self.data)
         steps_L = np.diff(selected_L.astype(np.int8), prepend=0, append=0)
-        runs = zip(np.flatnonzero(steps_L == 1), np.flatnonzero(steps_L == -1), strict=True)
-        return b"".join(self.data[self.start(int(first)) : self.ends_L[end - 1]] for first, end in runs)
+        runs = zip(np.flatnonzero(steps_L == 1).tolist(), np.flatnonzero(steps_L == -1).tolist(), strict=True)
+        return b"".join(_with_line_feeds(self.data[self.start(first) : self.start(end)]) for first, end in runs)
 
-    def lines_with(self, byte: bytes) -> NDArray[np.int64]:
-        """Return the lines that contain a byte."""
-        if byte not in self.data:
-            return np.empty(0, np.int64)
-        offsets = np.flatnonzero(np.frombuffer(self.data, np.uint8) == byte[0])
-        return np.unique(np.searchsorted(self.ends_L, offsets, "right"))
+    @property
+    def lines(self) -> pa.LargeBinaryArray:
+        """Return the lines with their line ends, without a copy."""
+        offsets = np.concatenate([[0], self.ends_L])
+        buffers = [None, pa.py_buffer(offsets), pa.py_buffer(self.data)]
+        return pa.Array.from_buffers(pa.large_binary(), len(self), buffers)
 
-    def lines_not_utf8(self) -> NDArray[np.int64]:
+    def is_not_utf8(self) -> NDArray[np.bool_]:
         """Return the lines with a byte that is not UTF-8."""
-        if self.data.isascii() or _is_utf8(self.data):
-            return np.empty(0, np.int64)
-        offsets = np.flatnonzero(np.frombuffer(self.data, np.uint8) >= 0x80)
-        lines = np.unique(np.searchsorted(self.ends_L, offsets, "right"))
-        return np.array([line for line in lines if not _is_utf8(self.bytes_of(line))], np.int64)
+        bad_L = np.zeros(len(self), np.bool_)
+        if not self.data.isascii() and not _is_utf8(self.data):
+            offsets = np.flatnonzero(np.frombuffer(self.data, np.uint8) >= 0x80)
+            for line in np.unique(np.searchsorted(self.ends_L, offsets, "right")).tolist():
+                bad_L[line] = not _is_utf8(self.bytes_of(line))
+        return bad_L
 
 
 class LineBlocks:
     """Blocks of one file. Lines at the end of a block can be returned, to be read with the next one."""
 
-    def __init__(self, text: TextFile, size: int = BLOCK) -> None:
-        """`size`: bytes per block."""
-        self._text, self._size = text, size
+    def __init__(self, text: TextFile, size: int | None = None) -> None:
+        """`size`: bytes per block; None: BLOCK."""
+        self._text, self._size = text, size or BLOCK
         self._rest, self._first, self._ended = b"", 1, False
 
     def read(self) -> Block | None:
@@ -108,7 +110,7 @@ class LineBlocks:
 
 def text_lines(path: Path, progress: ReadingProgress) -> Iterator[tuple[int, str]]:
     """Yield each line, stripped, with its number counted from 1; blank lines are empty texts. Raises TableError."""
-    with opened(local_file(path)) as text:
+    with opened(TableFile.local(path)) as text:
         blocks = LineBlocks(text)
         while (block := blocks.read()) is not None:
             for line in range(len(block)):
@@ -134,6 +136,10 @@ def _line_ends(data: bytes) -> NDArray[np.int64]:
         is_end_N |= (bytes_N == _RETURN) & ~np.append(is_end_N[1:], False)
     ends_L = np.flatnonzero(is_end_N) + 1
     return ends_L if is_end_N[-1] else np.append(ends_L, len(data))
+
+
+def _with_line_feeds(lines: bytes) -> bytes:
+    return lines.replace(b"\r\n", b"\n").replace(b"\r", b"\n") if b"\r" in lines else lines
 
 
 def _is_utf8(data: bytes) -> bool:

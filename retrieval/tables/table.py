@@ -10,11 +10,10 @@ from retrieval.tables.arrow_types import python_values
 from retrieval.tables.batches import Batch, Part
 from retrieval.tables.columns import Identifier, Parser
 from retrieval.tables.delimited import DelimitedPart, Layout
-from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, find_files, kind_of, stem
+from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, WILDCARDS, find_files, kind_of, stem
 from retrieval.tables.json_lines import JsonPart
 from retrieval.tables.notes import Notes
 from retrieval.tables.opening import NoReadingProgress, ReadingProgress
-from retrieval.tables.places import MAGIC
 from retrieval.tables.values import BadRow, PlacedRow
 
 
@@ -47,7 +46,7 @@ class Table:
         if len(self.files) == 1:
             return stem(self.files[0].name)
         path = PurePath(str(self.path))
-        while any(letter in path.name for letter in MAGIC):
+        while WILDCARDS.search(path.name):
             path = path.parent
         return path.name or Path(path).resolve().name
 

@@ -41,6 +41,7 @@ class Batcher:
         metrics: Metrics,
         estimator: TokenEstimator,
         clock: Callable[[], float] = perf_counter,  # the loop's clock may have millisecond resolution
+        query_identity: int = 0,
     ) -> None:
         self.bundle = bundle
         self.estimator = estimator
@@ -61,7 +62,7 @@ class Batcher:
         self._idle = asyncio.Event()
         self._idle.set()
         self._half_batch = settings.max_batch_queries // 2
-        self._quarantine = Quarantine()
+        self._quarantine = Quarantine(query_identity)
         self._blamed: set[Caller] = set()  # callers with a quarantined text since the last answered batch
 
     @property

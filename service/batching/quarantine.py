@@ -5,6 +5,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from time import monotonic
 
+from retrieval.query_text import encoder_texts
 from service import errors
 from service.engine.protocol import Query
 
@@ -15,10 +16,13 @@ SECONDS = 3600.0  # length of the quarantine; it also ends a wrong one
 class Quarantine:
     """Hashes of quarantined queries, each a text with its request's options. The oldest ones are dropped first.
 
+    Texts are hashed as the encoder reads them, so the spellings of a query are in quarantine together.
+
     cachetools.TTLCache would need 2 µs per request to report that it is empty, which it nearly always is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, query_identity: int = 0) -> None:
+        self._query_identity = query_identity
         self._until: OrderedDict[bytes, float] = OrderedDict()
 
     def __len__(self) -> int:
@@ -27,7 +31,7 @@ class Quarantine:
     def add(self, query: Query, texts: Sequence[str], now: float | None = None) -> None:
         """Quarantine these texts with the options of a request."""
         until = (monotonic() if now is None else now) + SECONDS
-        for key in _hashes(query, texts):
+        for key in _hashes(query, encoder_texts(texts, self._query_identity)):
             self._until[key] = until
         while len(self._until) > MAX_QUERIES:
             self._until.popitem(last=False)
@@ -39,7 +43,8 @@ class Quarantine:
             self._until.popitem(last=False)
         if not self._until:
             return
-        for text, key in zip(query.texts, _hashes(query, query.texts), strict=True):
+        read = encoder_texts(query.texts, self._query_identity)
+        for text, key in zip(query.texts, _hashes(query, read), strict=True):
             if key in self._until:
                 raise errors.quarantined(text)
 

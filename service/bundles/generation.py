@@ -93,6 +93,7 @@ class Generation:
         self.folder = folder  # used by the next engine; the folder of the running one may have been removed
         self.failure: str | None = None  # why no engine can be started; None while one runs or starts
         self.unknown_ids: list[str] | None = None  # paused ids that the bundle does not have; None: not reported yet
+        self.query_identity = 0  # of the bundle, once an engine has opened it
         self.pause_version = 0  # version of the paused labels; requests sent after a list obey it
         self._settings = settings
         self._metrics = metrics
@@ -281,9 +282,12 @@ class Generation:
     def _attach(self, engine: EngineProcess) -> None:
         self._engine = engine
         info = engine.info
+        self.query_identity = info.query_identity
         if self._batcher is None:
             estimator = TokenEstimator(1 / info.bytes_per_token, info.max_tokens, info.padded)
-            self._batcher = Batcher(self.name, self._settings, self._metrics, estimator)
+            self._batcher = Batcher(
+                self.name, self._settings, self._metrics, estimator, query_identity=info.query_identity
+            )
         self._opened_at = asyncio.get_running_loop().time()
         self._pending_acks = 0
         self.send_paused()  # before the first batch

@@ -46,6 +46,14 @@ class ReadinessReport(NamedTuple):
     detail: str
 
 
+class ServedState(NamedTuple):
+    """State of the service that cached answers depend on: generation, version of its paused labels, query identity."""
+
+    generation: int
+    pause_version: int
+    query_identity: int
+
+
 class BundleManager:
     """The bundles of one service. It connects the parts that open, serve, switch, compare and follow bundles."""
 
@@ -102,9 +110,10 @@ class BundleManager:
         return self.current.name if self.current else None
 
     @property
-    def state(self) -> tuple[int, int] | None:
-        """Key of cached answers beside the request: generation number and version of the paused labels."""
-        return (self.current.number, self.current.pause_version) if self.current else None
+    def state(self) -> ServedState | None:
+        """State that cached answers depend on; None before a bundle is served."""
+        served = self.current
+        return ServedState(served.number, served.pause_version, served.query_identity) if served else None
 
     async def open_active(self) -> Generation:
         """Serve the store's active bundle and follow later changes of it.

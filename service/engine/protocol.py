@@ -150,6 +150,7 @@ class BundleInfo(msgspec.Struct, frozen=True, array_like=True):
     seconds: float
     weight: float  # default weight of the classifier
     attributes: list[FilterAttribute]
+    query_identity: int = 0  # version of the function that is applied to texts before the tokenizer
 
 
 ENCODER = msgspec.msgpack.Encoder()

@@ -70,6 +70,7 @@ def open_bundle(folder: Path, options: EngineOptions) -> tuple[BatchSearcher, Bu
         seconds=time.perf_counter() - started,
         weight=retriever.manifest.classifier_weight,
         attributes=attributes,
+        query_identity=model.query_identity,
     )
 
 

@@ -83,12 +83,12 @@ class Predict:
         if not self._cache or not state:
             return await self._answer(context, query, seconds, caller, is_large)
         key = cache_key(state, query)
-        if cached := self._cache.get(key):
+        if cached := self._cache.get(key, query.texts):
             context.bundle = self._manager.serving
             return cached
         answer = await self._answer(context, query, seconds, caller, is_large)
         if context.bundle == self._manager.serving and state == self._manager.state:
-            self._cache.add(key, answer)
+            self._cache.add(key, query.texts, answer)
         return answer
 
     async def _answer(

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 
 from retrieval import metrics
 from retrieval.errors import DatasetError
@@ -18,7 +17,7 @@ from training.data.clicks import click_shares, label_ages, repeated_queries, wei
 from training.data.dataset import Dataset, Split
 from training.data.exposures import labels_shown
 from training.data.ragged import Ragged
-from training.data.token_cache import TokenizedTexts, tokenize_cached
+from training.data.token_cache import TextTokenizer, TokenizedTexts, tokenize_cached
 from training.recipe.schema import Recipe
 
 
@@ -73,7 +72,7 @@ def validation_queries(dataset: Dataset, recipe: Recipe) -> Split:
 
 
 def build_training_data(
-    dataset: Dataset, recipe: Recipe, validation: Split, tokenizer: Tokenizer, cache: Path
+    dataset: Dataset, recipe: Recipe, validation: Split, tokenizer: TextTokenizer, cache: Path
 ) -> TrainingData:
     """Tokenize all texts, with a token cache in the folder `cache`; add label queries; compute label statistics."""
     train = dataset.split("train")

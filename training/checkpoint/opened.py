@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from retrieval.errors import CheckpointError
@@ -24,7 +23,7 @@ from training.checkpoint.schema import (
 )
 from training.checkpoint.weights import load_weights
 from training.data.dataset import Split
-from training.data.token_cache import special_ids
+from training.data.token_cache import TextTokenizer, special_ids
 from training.model.unified import UnifiedModel, model_skeleton
 from training.recipe.schema import Recipe
 
@@ -45,7 +44,7 @@ class Checkpoint:
     trained_L: NDArray[np.bool_]
     positives_L: NDArray[np.int64]
     inverse_propensity_L: NDArray[np.float64]
-    tokenizer: Tokenizer
+    tokenizer: TextTokenizer
     click_frequency_L: NDArray[np.float64] | None = None
     repeated_Q: NDArray[np.bool_] | None = None
     label_age_L: NDArray[np.float32] | None = None
@@ -73,7 +72,7 @@ class Checkpoint:
     @property
     def pad_id(self) -> int:
         """Token id of padding."""
-        return special_ids(self.tokenizer)[0]
+        return special_ids(self.tokenizer.tokenizer)[0]
 
     @property
     def max_tokens(self) -> int:
@@ -139,7 +138,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         trained_L=trained_L,
         positives_L=positives_L,
         inverse_propensity_L=inverse_propensity_L,
-        tokenizer=read_tokenizer(folder / TOKENIZER),
+        tokenizer=TextTokenizer(read_tokenizer(folder / TOKENIZER), facts.query_identity),
         click_frequency_L=click_frequency_L,
         repeated_Q=np.asarray(validation[REPEATED]) if REPEATED in validation.column_names else None,
         label_age_L=label_age_L,

@@ -18,6 +18,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from retrieval.query_text import QueryIdentity
 from training.optim.step_stats import EpochStats
 from training.recipe.schema import Recipe
 
@@ -66,7 +67,11 @@ class RunPosition(BaseModel):
 
 
 class CheckpointFacts(BaseModel):
-    """Content of checkpoint.json."""
+    """Content of checkpoint.json.
+
+    `query_identity` is the version of `retrieval.query_text.query_identity` that is applied to texts before the
+    tokenizer; 0: none.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -77,6 +82,7 @@ class CheckpointFacts(BaseModel):
     n_labels: int
     train_queries: int
     vocabulary: int
+    query_identity: QueryIdentity = 0
     device: str
     versions: dict[str, str]
     finished: str

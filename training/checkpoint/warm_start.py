@@ -30,8 +30,9 @@ def warm_start_tokenizer(recipe: Recipe) -> Tokenizer:
     source = str(recipe.warm_start)
     earlier = load_checkpoint(source)
     _require_same_settings(source, earlier.recipe, recipe)
-    set_truncation(earlier.tokenizer, recipe.encoder.max_tokens)
-    return earlier.tokenizer
+    tokenizer = earlier.tokenizer.tokenizer
+    set_truncation(tokenizer, recipe.encoder.max_tokens)
+    return tokenizer
 
 
 def _require_same_settings(source: str, earlier: Recipe, recipe: Recipe) -> None:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from retrieval.query_text import QueryIdentity, encoder_texts
 from retrieval.system.atomic_files import atomic_file
 from training.data.ragged import IntArray, Ragged
 
@@ -22,6 +23,19 @@ PAD, UNKNOWN = "[PAD]", "[UNK]"
 TEXTS_PER_CALL = 10_000  # of the tokenizer
 TEXTS_PER_BATCH = 1024  # of the encoder, without gradients
 TEXTS_PER_BLOCK = 262_144  # whose distinct tokens are counted at once
+
+
+@dataclass(frozen=True)
+class TextTokenizer:
+    """A tokenizer, and the version of `query_identity` that is applied to texts before it; 0: none."""
+
+    tokenizer: Tokenizer
+    query_identity: QueryIdentity
+
+    def encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the token ids of each text."""
+        encodings = self.tokenizer.encode_batch_fast(encoder_texts(texts, self.query_identity))
+        return [encoding.ids for encoding in encodings]
 
 
 @dataclass(frozen=True)
@@ -88,7 +102,7 @@ class TokenizedTexts:
         return TokenizedTexts(self.ids.followed_by(other.ids), self.pad_id)
 
 
-def tokenize_cached(texts: Sequence[str], tokenizer: Tokenizer, folder: Path, name: str) -> TokenizedTexts:
+def tokenize_cached(texts: Sequence[str], tokenizer: TextTokenizer, folder: Path, name: str) -> TokenizedTexts:
     """Return the token ids of `texts` from the cache `name` in `folder`; write the cache if it is missing.
 
     The cache is not checked against `texts`, so a folder must belong to one tokenizer and one dataset.
@@ -100,16 +114,15 @@ def tokenize_cached(texts: Sequence[str], tokenizer: Tokenizer, folder: Path, na
         _save(ids_path, computed.values)
         _save(offsets_path, computed.offsets)
         ids = Ragged(np.load(ids_path, mmap_mode="r", allow_pickle=False), computed.offsets)
-    return TokenizedTexts(ids, special_ids(tokenizer)[0])
+    return TokenizedTexts(ids, special_ids(tokenizer.tokenizer)[0])
 
 
-def tokenize_in_memory(texts: Sequence[str], tokenizer: Tokenizer) -> TokenizedTexts:
+def tokenize_in_memory(texts: Sequence[str], tokenizer: TextTokenizer) -> TokenizedTexts:
     """Return the token ids of `texts`; a text without a token becomes one unknown token."""
-    pad_id, unknown_id = special_ids(tokenizer)
+    pad_id, unknown_id = special_ids(tokenizer.tokenizer)
     ids, lengths = [np.zeros(0, np.int32)], [np.zeros(0, np.int64)]
     for start in range(0, len(texts), TEXTS_PER_CALL):
-        encodings = tokenizer.encode_batch_fast(list(texts[start : start + TEXTS_PER_CALL]))
-        rows = [encoding.ids or [unknown_id] for encoding in encodings]
+        rows = [row or [unknown_id] for row in tokenizer.encode(texts[start : start + TEXTS_PER_CALL])]
         ids.append(np.fromiter(chain.from_iterable(rows), np.int32))
         lengths.append(np.fromiter(map(len, rows), np.int64))
     return TokenizedTexts(Ragged.from_lengths(np.concatenate(ids), np.concatenate(lengths)), pad_id)

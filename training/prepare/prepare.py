@@ -122,7 +122,10 @@ def _read_table(
         "days": result.days, "period": result.period, "examination": result.examination, "renames": len(result.renamed),
         "renames_first": result.renamed[:MAX_LISTED],
     }  # fmt: skip
-    return _Read(result.data, result.read, result.skipped, facts, result.rename_lines, columns.detected())
+    return _Read(
+        result.data, result.read, result.skipped, log_facts=facts, rename_lines=result.rename_lines,
+        detected=columns.detected(),
+    )  # fmt: skip
 
 
 def _detected_format(table: Table) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """Parse the split column of a source."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,13 +18,9 @@ SPLIT_CODES = {"train": 0, "validation": 1, "val": 1, "valid": 1, "dev": 1, "tes
 class SplitParser(Parser):
     """The name of a split, as its code: 0 train, 1 validation, 2 test."""
 
-    @property
-    def type(self) -> Any:
-        """Return the Arrow type of the parsed column."""
-        return pa.int8()
+    type: ClassVar[Any] = pa.int8()
 
-    def fast(self, column: Any) -> Fast | None:
-        """Accept the names of splits."""
+    def _fast(self, column: Any) -> Fast | None:
         if not pa.types.is_large_string(column.type):
             return None
         texts = pc.utf8_lower(pc.utf8_trim_whitespace(column))
@@ -32,8 +28,7 @@ class SplitParser(Parser):
         codes = pa.array(list(SPLIT_CODES.values()), pa.int8()).take(place)
         return codes, codes.is_valid().to_numpy(zero_copy_only=False)
 
-    def scalar(self, value: Any, name: str) -> int:
-        """Parse one value. Raises BadRow."""
+    def _scalar(self, value: Any, name: str) -> int:
         code = SPLIT_CODES.get(value.strip().lower()) if isinstance(value, str) else None
         if code is None:
             raise BadRow(f"split is {preview(value)}. Write train, validation or test.")

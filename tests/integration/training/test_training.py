@@ -164,7 +164,7 @@ def test_a_warm_start_truncates_at_the_new_max_tokens(finished: Path, small: Dat
         RecordingCallback(),
     )
     opened = load_checkpoint(tmp_path / "run")
-    assert (opened.max_tokens, len(opened.tokenizer.encode("fast car " * 200).ids)) == (96, 96)
+    assert (opened.max_tokens, len(opened.tokenizer.tokenizer.encode("fast car " * 200).ids)) == (96, 96)
     assert with_long_texts(opened.validation.texts, opened)[1] == 96
 
 
@@ -183,7 +183,7 @@ def test_a_warm_start_of_a_transformer_with_another_config_is_one_sentence(small
     start = f"warm_start={tmp_path / 'first'}"
     longer = encoder.replace("max_tokens: 8", "max_tokens: 12")
     train(small, small_recipe(longer, "optimizer.epochs=1", start), tmp_path / "second", RecordingCallback())
-    assert load_checkpoint(tmp_path / "second").tokenizer.truncation["max_length"] == 12
+    assert load_checkpoint(tmp_path / "second").tokenizer.tokenizer.truncation["max_length"] == 12
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
     with pytest.raises(RecipeError, match="whose hidden_act is gelu; the recipe's has relu"):
@@ -229,7 +229,7 @@ def test_a_pretrained_model_trains_resumes_and_loads_without_its_folder(
     assert weights_hash(tmp_path / "parts") == weights_hash(tmp_path / "whole")
     opened = load_checkpoint(tmp_path / "whole")
     assert opened.encoder_kind == kind
-    assert opened.tokenizer.encode("a " * 50).ids.__len__() == 12
+    assert opened.tokenizer.tokenizer.encode("a " * 50).ids.__len__() == 12
 
 
 def test_excluded_labels_are_neither_trained_nor_predicted(tmp_path: Path) -> None:

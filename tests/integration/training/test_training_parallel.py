@@ -10,6 +10,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from retrieval.errors import RecipeError
@@ -18,8 +20,9 @@ from tests.support.processes import running, wait_for_file
 from tests.support.training.pretrained import save_tiny_bert
 from tests.support.training.small_run import SMALL, measured, small_recipe
 from training.checkpoint.files import read_facts
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, DatasetMeta, SplitName
 from training.optim.distributed import Processes
+from training.prepare.writing import write_dataset
 from training.run import train
 
 NO_DROPOUT = ["heads.dual_encoder.dropout=0", "heads.classifier.dropout=0"]
@@ -71,6 +74,26 @@ def test_two_processes_train_like_one(
         assert told["losses"] == pytest.approx([step.loss for step in alone.steps], rel=1e-3)
     one, two = (measured(tmp_path / run)[-1]["metrics"]["unified"] for run in ("one", "two/run"))
     assert two["P@5"] == pytest.approx(one["P@5"], abs=0.5)
+
+
+def test_two_processes_draw_the_same_clicks(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, two processes sample other positives or exposures than one, or than each other."""
+    split = small.split("train")
+    weight_V = np.random.default_rng(0).pareto(1.0, len(split.labels.values)).astype(np.float32) + 0.1
+    tables: dict[SplitName, pa.Table] = {"train": split.table(), "validation": small.split("validation").table()}
+    tables["train"] = tables["train"].append_column("weights", split.labels.to_arrow(weight_V))
+    row = pa.array(np.arange(len(split)), pa.int32())
+    shown = {"split": ["train"] * len(row), "query": split.texts, "row": row, "label": row}
+    exposures = pa.table(shown | {"impressions": [1] * len(row)})
+    dataset = write_dataset(
+        tmp_path / "dataset", small.label_table, tables, DatasetMeta(name="clicks"), exposures=exposures
+    )
+    clicks = ["clicks.sampling=1", "clicks.loss=1", "clicks.exposed_negatives=2", "batching.positives=2"]
+    recipe = [*NO_DROPOUT, *SHORT, STATIC, *clicks]
+    both, single = run_of_two(dataset, tmp_path / "two", *recipe), RecordingCallback()
+    train(dataset, small_recipe(*recipe), tmp_path / "one", single)
+    for process in both:
+        assert process["losses"] == pytest.approx([step.loss for step in single.steps], rel=1e-3)
 
 
 def test_two_processes_have_the_same_weights(small: Dataset, tmp_path: Path) -> None:

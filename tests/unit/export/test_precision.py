@@ -17,7 +17,7 @@ from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
 from tests.support.training.pretrained import HIDDEN, save_tiny_bert
 from training.checkpoint.files import read_tokenizer
-from training.data.token_cache import TokenizedTexts, tokenize_in_memory
+from training.data.token_cache import TextTokenizer, TokenizedTexts, tokenize_in_memory
 from training.model.pretrained import transformer
 from training.model.transformer_encoder import TransformerEncoder
 from training.model.unified import UnifiedModel
@@ -53,7 +53,7 @@ def model(bert: Path) -> UnifiedModel:
 
 @pytest.fixture(scope="module")
 def tokens(bert: Path) -> TokenizedTexts:
-    return tokenize_in_memory(TEXTS, read_tokenizer(bert / "tokenizer.json"))
+    return tokenize_in_memory(TEXTS, TextTokenizer(read_tokenizer(bert / "tokenizer.json"), 0))
 
 
 def encoded(bert: Path, path: Path, texts: list[str]) -> np.ndarray:

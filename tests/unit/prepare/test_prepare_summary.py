@@ -11,7 +11,7 @@ from retrieval.tables.account import RowAccount
 from tests.unit.prepare.test_dataset_page import HOSTILE, META, log
 from training.data.dataset import Dataset, DatasetMeta
 from training.data.meta import LabelRename
-from training.prepare.inputs import PrepareSettings
+from training.prepare.settings import PrepareSettings
 from training.prepare.summary import dataset_texts, show
 
 SKIPPED = {"count_zero": 50_000, "repeated_pair": 12_000, "bad_row": 42}
