@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from benchmarks import click_weights, preparing
-from benchmarks.click_log import write_log
+from benchmarks.click_logs.generate import write_log
 from benchmarks.click_logs.synthetic import LogPlan, SyntheticLog
 from benchmarks.preparing import OLD_OPTIONS, ROOT, different_files, prepare
 from retrieval.errors import DatasetError
