@@ -19,6 +19,7 @@ from training.prepare.split_hash import text_hashes
 from training.prepare.writing import write_dataset
 
 N_LABELS = 6
+DAY = np.datetime64("2026-09-01")
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(lambda text: not is_blank(text))
 LABEL_SETS = st.lists(st.integers(0, N_LABELS - 1), unique=True, max_size=N_LABELS)
 SOURCE_ROWS = st.lists(st.tuples(TEXTS, LABEL_SETS, LABEL_SETS), min_size=1, max_size=20)
@@ -31,13 +32,15 @@ RAGGED = st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=12)
     st.lists(TEXTS, min_size=N_LABELS, max_size=N_LABELS),
 )
 def test_a_dataset_is_read_as_it_was_written(rows: list[tuple[str, list[int], list[int]]], labels: list[str]) -> None:
-    """If this failed, some text or some combination of labels would change between prepare and train."""
+    """If this failed, some text, some combination of labels or their clicks would change between prepare and train."""
     table = pa.table(
         {
             "id": pa.array([str(number) for number in range(len(rows))], pa.string()),
             "text": pa.array([row[0] for row in rows], pa.string()),
             "labels": pa.array([row[1] for row in rows], pa.list_(pa.int64())),
             "exclude": pa.array([row[2] for row in rows], pa.list_(pa.int32())),
+            "weights": pa.array([[label + 0.5 for label in row[1]] for row in rows], pa.list_(pa.float64())),
+            "last_day": pa.array([[(DAY + label).item() for label in row[1]] for row in rows], pa.list_(pa.date32())),
         }
     )
     label_table = pa.table({"id": [str(number) for number in range(N_LABELS)], "text": labels})
@@ -50,6 +53,10 @@ def test_a_dataset_is_read_as_it_was_written(rows: list[tuple[str, list[int], li
     for number, (_, truth, exclude) in enumerate(rows):
         assert list(split.labels[number]) == [label for label in truth if label not in exclude]
         assert list(split.exclude[number]) == exclude
+    assert split.weights_V is not None
+    assert split.last_day_V is not None
+    assert split.weights_V.tolist() == (split.labels.values + 0.5).tolist()
+    assert (split.last_day_V == DAY + split.labels.values).all()
 
 
 @settings(max_examples=40)
