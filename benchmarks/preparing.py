@@ -1,9 +1,9 @@
 """Measure `diptych prepare` on a synthetic click log: time, memory, a rolling window, and an older checkout's reader.
 
-    python -m benchmarks.click_log --out LOG --rows 100000000
+    python -m benchmarks.click_logs.generate --out LOG --rows 100000000
     python -m benchmarks.preparing LOG --work FOLDER [--formats csv.gz parquet] [--reader OLD_CHECKOUT]
 
-    python -m benchmarks.click_log --out LOG31 --rows 440000000 --days 31 --formats parquet
+    python -m benchmarks.click_logs.generate --out LOG31 --rows 440000000 --days 31 --formats parquet
     python -m benchmarks.preparing LOG31 --work FOLDER --formats parquet --window
 
 Without --window, each format is prepared with an empty cache, and the datasets must be equal. --reader alternates the
@@ -26,7 +26,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from rich.console import Console
 
-from benchmarks.click_log import FORMATS, write_csv
+from benchmarks.click_logs.generate import FORMATS, write_csv
 from benchmarks.click_logs.synthetic import SCHEMA
 from benchmarks.measuring.running import count, run_command
 from retrieval.errors import DatasetError
@@ -100,7 +100,7 @@ def days_of(log: Path, suffix: str) -> dict[str, list[Path]]:
     for path in sorted((log / suffix).glob(f"*.{suffix}")):
         days.setdefault(path.name[:10], []).append(path)
     if not days:
-        raise DatasetError(f"{log} has no files *.{suffix}. Write them with `python -m benchmarks.click_log`.")
+        raise DatasetError(f"{log} has no files *.{suffix}. Write them with benchmarks/click_logs/generate.py.")
     return days
 
 
@@ -209,7 +209,7 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Return the options of the command."""
     parser = argparse.ArgumentParser(description="Cost of `diptych prepare` on a click log.")
-    parser.add_argument("log", type=Path, help="--out of benchmarks/click_log.py")
+    parser.add_argument("log", type=Path, help="--out of benchmarks/click_logs/generate.py")
     parser.add_argument("--work", type=Path, required=True, help="folder for datasets, on the disk of the log")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=list(OPTIONS), help="of `prepare`; last option")

@@ -30,6 +30,7 @@ from training.data.dataset import Dataset
 
 Build = Callable[[Path, Path | None, Simulation], Path]
 SIMULATED_TRUTH = "truth.parquet"
+SIMULATED_OPTIONS = ("--test-days", "1", "--source-column", "source")
 
 
 class ClickSet(NamedTuple):
@@ -84,8 +85,8 @@ SETS = {
     "wordnet": ClickSet(build_wordnet, ("--test", "0.2")),
     "bigrams": ClickSet(build_bigrams, ("--test", "0.2")),
     "cities": ClickSet(build_cities, ("--test", "0.2")),
-    "simulated": ClickSet(build_simulated, ("--test-days", "2"), has_truth=True),
-    "unweighted": ClickSet(build_unweighted, ("--test-days", "2"), has_truth=True),
+    "simulated": ClickSet(build_simulated, SIMULATED_OPTIONS, has_truth=True),
+    "unweighted": ClickSet(build_unweighted, SIMULATED_OPTIONS, has_truth=True),
 }
 
 

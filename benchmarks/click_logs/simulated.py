@@ -2,10 +2,11 @@
 
 Each search shows up to POSITIONS labels: labels of the query, and others that are not. A pair has a relevance, which
 drifts over the days for some pairs. The ranker is fixed and mostly ignores relevance, so that clicks per impression
-mislead. P(click) = examination(position) · relevance(pair), the position-based model. Bots click on a few pairs, and
-some labels get another text.
+mislead. P(click) = examination(position) · relevance(pair), the position-based model. Bots click on a few pairs, each
+in one row of another source, and some labels get another text.
 
-Suffixes: Q queries, L labels, P pairs, S searches, K positions, D days, C cells (pair, day, position).
+Suffixes: Q queries, L labels, P pairs, S searches, K positions, C cells (pair, day, position), B bots,
+R rows.
 """
 
 import json
@@ -26,6 +27,7 @@ FloatArray = NDArray[np.float64]
 POSITIONS = 10
 OWN_LABELS = 7  # at most, so that labels that are not relevant are shown too
 FIRST_DAY = date(2026, 9, 1)
+SOURCES = 20  # of clicks by people
 RENAMED = ("{} online", "new {}", "{} plus", "{} shop")
 
 
@@ -57,8 +59,19 @@ class Pairs(NamedTuple):
     last_relevance_P: FloatArray
 
 
+class Rows(NamedTuple):
+    """Rows of the log: row of the pair, day and position from 0, source, impressions and clicks."""
+
+    pair_R: IntArray
+    day_R: IntArray
+    position_R: IntArray
+    source_R: IntArray
+    impressions_R: IntArray
+    clicks_R: IntArray
+
+
 class SimulatedLog(NamedTuple):
-    """The log (query, label, label_text, date, position, impressions, clicks) and the truth.
+    """The log (query, label, label_text, date, position, source, impressions, clicks) and the truth.
 
     The truth has per pair query, label, relevance (of the last day), traffic (share of the searches) and bot.
     """
@@ -82,18 +95,15 @@ def simulate(queries: Sequence[str], labels: Sequence[Sequence[str]], plan: Simu
     pairs = _pairs([[number[text] for text in texts] for texts in labels], len(label_texts), plan, random)
     traffic_Q = random.permutation((np.arange(len(queries)) + 10.0) ** -1.0)
     traffic_Q /= traffic_Q.sum()
-    cell_pair_C, day_C, position_C, impressions_C = _impressions(pairs, traffic_Q, plan, random)
-    share_C = day_C / max(plan.days - 1, 1)
-    relevance_C = pairs.first_relevance_P[cell_pair_C] * (1 - share_C) + pairs.last_relevance_P[cell_pair_C] * share_C
-    clicks_C = random.binomial(impressions_C, relevance_C * plan.examination_K[position_C])
-    bot_P, extra_C = _bots(cell_pair_C, day_C, len(pairs.query_P), plan, random)
-    rows = {
-        "query": pa.array(queries).take(pa.array(pairs.query_P[cell_pair_C])),
-        **_label_columns(label_texts, pairs.label_P[cell_pair_C], day_C, plan, random),
-        "date": pa.array([FIRST_DAY + timedelta(days=day) for day in range(plan.days)]).take(pa.array(day_C)),
-        "position": pa.array(position_C + 1),
-        "impressions": pa.array(impressions_C + extra_C),
-        "clicks": pa.array(clicks_C + extra_C),
+    rows, bot_P = _rows(pairs, traffic_Q, plan, random)
+    table = {
+        "query": pa.array(queries).take(pa.array(pairs.query_P[rows.pair_R])),
+        **_label_columns(label_texts, pairs.label_P[rows.pair_R], rows.day_R, plan, random),
+        "date": pa.array([FIRST_DAY + timedelta(days=day) for day in range(plan.days)]).take(pa.array(rows.day_R)),
+        "position": pa.array(rows.position_R + 1),
+        "source": pc.binary_join_element_wise("s", pa.array(rows.source_R).cast(pa.string()), ""),
+        "impressions": pa.array(rows.impressions_R),
+        "clicks": pa.array(rows.clicks_R),
     }
     truth = {
         "query": pa.array(queries).take(pa.array(pairs.query_P)),
@@ -102,7 +112,22 @@ def simulate(queries: Sequence[str], labels: Sequence[Sequence[str]], plan: Simu
         "traffic": pa.array(traffic_Q[pairs.query_P]),
         "bot": pa.array(bot_P),
     }
-    return SimulatedLog(pa.table(rows), pa.table(truth))
+    return SimulatedLog(pa.table(table), pa.table(truth))
+
+
+def _rows(
+    pairs: Pairs, traffic_Q: FloatArray, plan: Simulation, random: np.random.Generator
+) -> tuple[Rows, NDArray[np.bool_]]:
+    """Return the rows of the log, those of bots last, and which pairs a bot clicks on."""
+    pair_C, day_C, position_C, impressions_C = _impressions(pairs, traffic_Q, plan, random)
+    share_C = day_C / max(plan.days - 1, 1)
+    relevance_C = pairs.first_relevance_P[pair_C] * (1 - share_C) + pairs.last_relevance_P[pair_C] * share_C
+    clicks_C = random.binomial(impressions_C, relevance_C * plan.examination_K[position_C])
+    bot_P, cell_B, clicks_B = _bots(pair_C, day_C, len(pairs.query_P), plan, random)
+    cell_R = np.concatenate([np.arange(len(pair_C)), cell_B])
+    source_R = np.concatenate([random.integers(0, SOURCES, len(pair_C)), SOURCES + np.arange(len(cell_B))])
+    counts = (np.concatenate([counts_C, clicks_B]) for counts_C in (impressions_C, clicks_C))
+    return Rows(pair_C[cell_R], day_C[cell_R], position_C[cell_R], source_R, *counts), bot_P
 
 
 def _label_ids(label_C: IntArray) -> Any:
@@ -158,14 +183,16 @@ def _impressions(
 
 def _bots(
     pair_C: IntArray, day_C: IntArray, n_pairs: int, plan: Simulation, random: np.random.Generator
-) -> tuple[NDArray[np.bool_], IntArray]:
-    """Return which pairs a bot clicks on, and its clicks per cell, each with an impression: one cell per such pair."""
+) -> tuple[NDArray[np.bool_], IntArray, IntArray]:
+    """Return which pairs a bot clicks on, and for each bot its cell and its clicks, each with an impression.
+
+    Bots spare the last day, so that the test split has none.
+    """
     bot_P = random.random(n_pairs) < plan.bots
-    extra_C = np.zeros(len(pair_C), np.int64)
-    seen, first_cell = np.unique(pair_C[day_C < plan.days - 1], return_index=True)  # bots spare the test day
-    cells = np.flatnonzero(day_C < plan.days - 1)[first_cell[bot_P[seen]]]
-    extra_C[cells] = random.integers(plan.bot_clicks // 20, plan.bot_clicks, len(cells), endpoint=True)
-    return bot_P, extra_C
+    early = np.flatnonzero(day_C < plan.days - 1)
+    seen, first = np.unique(pair_C[early], return_index=True)
+    cell_B = early[first[bot_P[seen]]]
+    return bot_P, cell_B, random.integers(plan.bot_clicks // 20, plan.bot_clicks, len(cell_B), endpoint=True)
 
 
 def _label_columns(

@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 from retrieval.errors import TableError
 
+_TEXT = pa.large_string()
+
 
 def is_plain(kind: Any) -> bool:
     """Return whether a type holds text, numbers or booleans, or lists of these."""
@@ -55,8 +57,8 @@ def python_values(values: Any) -> list[Any]:
     try:
         listed = values.to_pylist()
     except UnicodeDecodeError:
-        listed = values.cast(_as_binary(values.type)).to_pylist()
-    return [_text(value) for value in listed] if _holds_bytes(listed) else listed
+        listed = values.cast(_simple_type(values.type, pa.large_binary())).to_pylist()
+    return [_decoded(value) for value in listed]
 
 
 def to_mask(column: Any) -> NDArray[np.bool_]:
@@ -81,12 +83,12 @@ def attribute_array(values: list[Any], name: str) -> Any:
         raise TableError(f"column {name!r} contains values of different types ({error}). Use one type.") from error
 
 
-def _simple_type(kind: Any) -> Any:
+def _simple_type(kind: Any, text: Any = _TEXT) -> Any:
     if pa.types.is_dictionary(kind):
-        return _simple_type(kind.value_type)
+        return _simple_type(kind.value_type, text)
     if is_list(kind):
-        return pa.large_list(_simple_type(kind.value_type))
-    return pa.large_string() if _is_text(kind) or _is_bytes(kind) or pa.types.is_null(kind) else kind
+        return pa.large_list(_simple_type(kind.value_type, text))
+    return text if _is_text(kind) or _is_bytes(kind) or pa.types.is_null(kind) else kind
 
 
 def _is_text(kind: Any) -> bool:
@@ -99,20 +101,7 @@ def _is_bytes(kind: Any) -> bool:
     return any(check(kind) for check in checks)
 
 
-def _holds_bytes(values: list[Any]) -> bool:
-    first = next((value for value in values if value is not None and value != []), None)
-    return isinstance(first, bytes) or (isinstance(first, list) and any(isinstance(one, bytes) for one in first))
-
-
-def _text(value: Any) -> Any:
+def _decoded(value: Any) -> Any:
     if isinstance(value, list):
-        return [_text(one) for one in value]
+        return [_decoded(one) for one in value]
     return value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
-
-
-def _as_binary(kind: Any) -> Any:
-    if pa.types.is_dictionary(kind):
-        return _as_binary(kind.value_type)
-    if is_list(kind):
-        return pa.large_list(_as_binary(kind.value_type))
-    return pa.large_binary()

@@ -49,16 +49,6 @@ class Layout:
         return cls(named, quoting)
 
 
-@dataclass
-class UnusualRows:
-    """Counts of rows that span several lines, and of rows with quotes that are part of the text."""
-
-    multi_line: int = 0
-    multi_line_lines: int = 0
-    first_multi_line: str = ""
-    quoted: int = 0
-
-
 class DelimitedPart(Part):
     """One CSV or TSV file with its header. An empty file has no columns and no rows."""
 
@@ -86,7 +76,7 @@ class DelimitedPart(Part):
         self._regular = f"^{value}(?:{end}{value})*[\\r\\n]*$"
         self._quoted_cell = f'(?:^|{end})"{cell}*"(?:{end}|[\r\n]|$)'
         self._quoted_rows = QuotedRows(self.separator, len(self.stored_names), layout.quoting == "csv")
-        self.unusual_rows = UnusualRows()
+        self.unusual_rows, self.first_multi_line = Counter[str](), ""
         self.unusual_separator = "" if layout.separator or self.separator == self._usual else self._separator_name
         self.layout = f"separator {self._separator_name}; encoding {encoding}"
 
@@ -96,7 +86,7 @@ class DelimitedPart(Part):
 
     def chunks(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[list[Chunk]]:
         """Yield consecutive rows; the chunks of one list are in any order. Raises TableError for a damaged file."""
-        self.unusual_rows = UnusualRows()
+        self.unusual_rows, self.first_multi_line = Counter[str](), ""
         positions = {name: self.stored_names.index(name) for name in columns}
         with opened(self.file) as text:
             blocks = LineBlocks(text)
@@ -131,7 +121,7 @@ class DelimitedPart(Part):
         if self.quoted:
             return irregular_L | ~to_mask(pc.match_substring_regex(block.lines, self._regular))
         has_quoted_cell = pc.match_substring_regex(block.lines[begin:], self._quoted_cell)
-        self.unusual_rows.quoted += pc.sum(has_quoted_cell).as_py() or 0
+        self.unusual_rows.update(quoted_cells=pc.sum(has_quoted_cell).as_py() or 0)
         return irregular_L
 
     def _read_row(self, block: Block, line: int) -> QuotedRow | None:
@@ -148,16 +138,12 @@ class DelimitedPart(Part):
         for row in irregular:
             regular_L[row.line : row.line + row.lines] = False
             if row.lines > 1:
-                self._count_multi_line(block.first + row.line, row.lines)
+                first = block.first + row.line
+                self.first_multi_line = self.first_multi_line or self.place_text(first, first + row.lines - 1)
+                self.unusual_rows.update(multi_line_rows=1, multi_line_row_lines=row.lines)
         chunk, others = self._read_regular(block, regular_L, positions)
         rows = irregular + [row for row in (self._read_row(block, line) for line in others) if row]
         return [chunk, self._read_rows(block.first, rows, positions)] if rows else [chunk]
-
-    def _count_multi_line(self, first: int, lines: int) -> None:
-        unusual = self.unusual_rows
-        unusual.first_multi_line = unusual.first_multi_line or self.place_text(first, first + lines - 1)
-        unusual.multi_line += 1
-        unusual.multi_line_lines += lines
 
     def _read_regular(
         self, block: Block, regular_L: NDArray[np.bool_], positions: dict[str, int]

@@ -139,7 +139,7 @@ def _local_files(source: Path) -> list[TableFile]:
     walked = (
         os.path.join(folder, name)
         for path in paths
-        for folder, _, names in os.walk(path, followlinks=True)
+        for folder, _, names in os.walk(path, onerror=_refuse_folder, followlinks=True)
         for name in names
     )
     files = [
@@ -228,6 +228,10 @@ def _refuse_unreadable(source: Path | str, files: list[TableFile]) -> None:
         raise TableError(
             f"{source} contains links to missing files: {_names(broken)}. Restore the files or remove the links."
         )
+
+
+def _refuse_folder(error: OSError) -> None:
+    raise TableError(f"{error.filename} cannot be read ({error.strerror}). Check its permissions.") from error
 
 
 @contextmanager

@@ -145,10 +145,8 @@ def part_notes(part: Part) -> dict[str, int | dict[str, int]]:
     if isinstance(part, DelimitedPart):
         if part.unusual_separator:
             notes.add("unusual_separators", 1, part.unusual_separator)
-        rows = part.unusual_rows
-        notes.add("quoted_cells", rows.quoted)
-        notes.add("multi_line_row_lines", rows.multi_line_lines)
-        notes.add("multi_line_rows", rows.multi_line, rows.first_multi_line)
+        for note, count in part.unusual_rows.items():
+            notes.add(note, count, part.first_multi_line if note == "multi_line_rows" else None)
     for name in part.path_columns:
         notes.add("path_columns", 1, name)
     for name, count in part.unused.items():

@@ -14,10 +14,12 @@ from training.data import SPLITS, Dataset, DatasetMeta, Ragged
 from training.prepare.assemble import TEST, TRAIN, cut
 from training.prepare.prepare import prepare
 from training.prepare.settings import PrepareSettings
-from training.prepare.source_data import UNSPLIT, text_hashes
+from training.prepare.source_data import UNSPLIT
+from training.prepare.split_hash import text_hashes
 from training.prepare.writing import write_dataset
 
 N_LABELS = 6
+DAY = np.datetime64("2026-09-01")
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=12).filter(lambda text: not is_blank(text))
 LABEL_SETS = st.lists(st.integers(0, N_LABELS - 1), unique=True, max_size=N_LABELS)
 SOURCE_ROWS = st.lists(st.tuples(TEXTS, LABEL_SETS, LABEL_SETS), min_size=1, max_size=20)
@@ -30,13 +32,15 @@ RAGGED = st.lists(st.lists(st.integers(0, 9), max_size=5), max_size=12)
     st.lists(TEXTS, min_size=N_LABELS, max_size=N_LABELS),
 )
 def test_a_dataset_is_read_as_it_was_written(rows: list[tuple[str, list[int], list[int]]], labels: list[str]) -> None:
-    """If this failed, some text or some combination of labels would change between prepare and train."""
+    """If this failed, some text, some combination of labels or their clicks would change between prepare and train."""
     table = pa.table(
         {
             "id": pa.array([str(number) for number in range(len(rows))], pa.string()),
             "text": pa.array([row[0] for row in rows], pa.string()),
             "labels": pa.array([row[1] for row in rows], pa.list_(pa.int64())),
             "exclude": pa.array([row[2] for row in rows], pa.list_(pa.int32())),
+            "weights": pa.array([[label + 0.5 for label in row[1]] for row in rows], pa.list_(pa.float64())),
+            "last_day": pa.array([[(DAY + label).item() for label in row[1]] for row in rows], pa.list_(pa.date32())),
         }
     )
     label_table = pa.table({"id": [str(number) for number in range(N_LABELS)], "text": labels})
@@ -49,6 +53,10 @@ def test_a_dataset_is_read_as_it_was_written(rows: list[tuple[str, list[int], li
     for number, (_, truth, exclude) in enumerate(rows):
         assert list(split.labels[number]) == [label for label in truth if label not in exclude]
         assert list(split.exclude[number]) == exclude
+    assert split.weights_V is not None
+    assert split.last_day_V is not None
+    assert split.weights_V.tolist() == (split.labels.values + 0.5).tolist()
+    assert (split.last_day_V == DAY + split.labels.values).all()
 
 
 @settings(max_examples=40)
@@ -81,7 +89,7 @@ def test_a_query_stays_on_its_side(some: list[str], others: list[str], share: fl
     """If this failed, new rows would move old queries between train and test, and a query could be in both."""
 
     def sides(texts: list[str]) -> dict[str, set[int]]:
-        hashes = np.array([text_hashes(text)[0] for text in texts], np.uint64)
+        hashes = text_hashes(pa.array(texts, pa.large_string()))[:, 0]
         codes = cut(np.full(len(texts), UNSPLIT, np.int8), hashes, UNSPLIT, share, TEST, TRAIN)
         return {text: {int(codes[n]) for n, other in enumerate(texts) if other == text} for text in texts}
 
@@ -92,12 +100,13 @@ def test_a_query_stays_on_its_side(some: list[str], others: list[str], share: fl
 
 def test_the_hash_of_a_query_never_changes() -> None:
     """If this failed, preparing again with a newer release would move queries from test to train."""
-    assert text_hashes("cheap flights") == (2989692306082692260, 13455244002111383586)
+    hashes = text_hashes(pa.array(["cheap flights"])).tolist()
+    assert hashes == [[2989692306082692260, 13455244002111383586]]
 
 
 def test_a_cut_takes_about_its_share_and_two_cuts_are_independent() -> None:
     """If this failed, --test 0.1 would select another share, or validation rows would not be a random part of train."""
-    hashes = np.array([text_hashes(f"query {number}") for number in range(20_000)], np.uint64)
+    hashes = text_hashes(pa.array([f"query {number}" for number in range(20_000)]))
     everything = np.full(len(hashes), UNSPLIT, np.int8)
     first, second = (cut(everything, hashes[:, column], UNSPLIT, 0.1, TEST, TRAIN) == TEST for column in (0, 1))
     assert abs(first.mean() - 0.1) < 0.01

@@ -177,6 +177,8 @@ def print_summary(facts: CheckpointFacts, out: Path, report: Path) -> None:
     console.print(metrics_table(title, best.metrics, propensity.a, propensity.b))
     seconds = duration(facts.history[-1].seconds)
     text = f"Trained in {seconds}, without validation. Checkpoint: {out}\nReport: {report}"
+    if not facts.query_identity:
+        text += "\nThe tokenizer distinguishes case, so spellings of one query may have different answers."
     console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pytest
 
-from benchmarks.click_logs import word_counts
+from benchmarks.click_logs import examination, word_counts
 from benchmarks.click_logs.simulated import Simulation, simulate
 from retrieval.errors import DatasetError
 from training.prepare.examination import estimate_examination
@@ -127,3 +127,12 @@ def test_examination_is_recovered_from_the_simulated_log() -> None:
     columns = [rows[name].to_numpy() for name in ("position", "clicks_sum", "impressions_sum")]
     estimate_K = estimate_examination(pairs.indices.to_numpy(), *columns)
     assert np.abs(np.log(estimate_K / plan.examination_K)).max() < 0.25
+
+
+def test_both_estimates_of_examination_are_compared() -> None:
+    """If it fails, the figures of decision 0082 cannot be measured again."""
+    logs = [examination.simulated(2_000, 200, (1, 9), seed=0)]
+    for estimate in (estimate_examination, examination.expectation_maximisation):
+        error, seconds = examination.error_and_seconds(estimate, logs)
+        assert 0 < error < 0.1
+        assert seconds > 0

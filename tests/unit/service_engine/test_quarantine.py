@@ -22,6 +22,17 @@ def test_the_memory_of_queries_is_bounded_and_ends() -> None:
     assert len(quarantine) == 0
 
 
+def test_spellings_of_a_query_are_in_quarantine_together() -> None:
+    """Each spelling of a query that ends engines would end two more of them."""
+    quarantine = Quarantine(query_identity=1)
+    quarantine.add(Query.create([], 10), ["Bad  query"])
+    with pytest.raises(Refusal, match="ｂａｄ query"):
+        quarantine.check(Query.create(["fine", "ｂａｄ query"], 10))
+    older = Quarantine(query_identity=0)
+    older.add(Query.create([], 10), ["Bad  query"])
+    older.check(Query.create(["bad query"], 10))
+
+
 def test_the_options_of_a_request_are_encoded_once() -> None:
     """While a text is in quarantine, a large filter would be encoded for each of a request's texts."""
     encoded: list[Query] = []

@@ -1,6 +1,6 @@
 """Write a synthetic click log as CSV.gz and Parquet, for measurements of `diptych prepare`.
 
-    python -m benchmarks.click_log --out FOLDER [--rows 100000000] [--days 7] [--formats csv.gz parquet]
+    python -m benchmarks.click_logs.generate --out FOLDER [--rows 100000000] [--days 7] [--formats csv.gz parquet]
 
 Each day has several files, FOLDER/csv.gz/2026-09-01-00.csv.gz and FOLDER/parquet/2026-09-01-00.parquet, with equal rows
 in both formats. `--only-days 31` writes only that day of a plan with more days. See benchmarks/click_logs/synthetic.py.

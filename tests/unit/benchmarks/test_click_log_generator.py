@@ -1,4 +1,4 @@
-"""benchmarks/click_log.py: the log for measurements of `prepare` has the documented numbers and is reproducible."""
+"""benchmarks/click_logs/generate.py: the log has the documented numbers and is reproducible."""
 
 import gzip
 import subprocess
@@ -12,7 +12,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.click_log import write_log
+from benchmarks.click_logs.generate import write_log
 from benchmarks.click_logs.synthetic import LogPlan, SyntheticLog
 from retrieval.errors import BadInput
 
@@ -23,7 +23,7 @@ ROWS = 100_000
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("log")
-    command = [sys.executable, "-m", "benchmarks.click_log", "--out", str(out), "--rows", str(ROWS)]
+    command = [sys.executable, "-m", "benchmarks.click_logs.generate", "--out", str(out), "--rows", str(ROWS)]
     command += ["--rows-per-file", "8000"]
     output = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT).stdout
     assert output.startswith("100,000 rows of 7 days; all days have 20,000 pairs, 3,000 queries and 1,000 labels")
