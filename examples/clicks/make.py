@@ -25,7 +25,7 @@ KEYWORDS = Path(__file__).parent.parent / "keywords" / "keywords.parquet"
 FIRST_DAY, WEEK = date(2026, 11, 16), 7
 MARKETS = ("au", "ca", "uk", "us")
 COLUMNS = ("query", "keyword_id", "keyword_text", "market", "impressions", "clicks", "date")
-SPELLINGS = ("{0}", "{0}", "{0}", "{0}", "{0}", "{0}", "{0}", "{1}", "{2}", " {0} ")  # {1}: Title Case, {2}: UPPER CASE
+SPELLINGS = (str, str, str, str, str, str, str, str.title, str.upper, lambda text: text.replace(" ", "  ") + " ")
 FITTING, OTHERS = 8, 4  # most keywords per query and day that fit, and that do not
 CTR_OF_OTHERS = 0.002
 RENAMED = 0.05  # share of the keywords that get another text during the week
@@ -70,7 +70,7 @@ def make_log(queries: dict[str, list[int]], texts: list[str], days: int) -> Log:
             chance = random.Random(f"{query} {day}")
             if chance.random() < math.exp(-demand / 12):
                 continue
-            spelling = chance.choice(SPELLINGS).format(query, query.title(), query.upper())
+            spelling = chance.choice(SPELLINGS)(query)
             for label in shown_keywords(chance, fitting, all_labels):
                 impressions = 1 + int(20 * demand * chance.random())
                 rate = click_rates[label] if label in fitting else CTR_OF_OTHERS

@@ -55,7 +55,7 @@ def read_log(folder: Path) -> Log:
                 continue
             query, keyword, text, _, _, clicks, day = line
             assert day == path.name[:10]
-            log.spellings.add(query)
+            log.spellings.add(" ".join(query.split()))
             log.texts[keyword].append(text)
             log.clicks[day, (" ".join(query.lower().split()), keyword)] += int(clicks)
     return log
@@ -101,7 +101,7 @@ def test_it_needs_three_commands_and_no_script() -> None:
 def test_the_bundle_is_searchable(followed: Path) -> None:
     """If this failed, the three commands would end without answers."""
     retriever = open_bundle(str(followed / "store"))
-    (hits,) = retriever.search(["Credit  Card"], k=5, filter={"market": "uk"})
+    (hits,) = retriever.search(["Credit  Card"], k=5, filter={"market": ["uk"]})
     assert len(hits) == 5
     assert {hit.attributes["market"] for hit in hits} == {"uk"}
 
