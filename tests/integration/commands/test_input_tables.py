@@ -323,17 +323,8 @@ def test_predict_reads_partitions_behind_a_url(
     for name in ("date=2026-09-01/a.csv", "date=2026-09-02/b.csv"):
         with fsspec.open(f"memory://predict/{name}", "w") as file:
             file.write(f"query\n{name[-5]}\n")
-    asked = (
-        "predict",
-        "--bundle",
-        bundle,
-        "--input",
-        "memory://predict",
-        "--output",
-        tmp_path / "m.parquet",
-        "-k",
-        "1",
-    )
+    target = tmp_path / "m.parquet"
+    asked = ("predict", "--bundle", bundle, "--input", "memory://predict", "--output", target, "-k", "1")
     assert run(*asked) == 0
     assert answered(target) == ["a", "b"]
     printed = capsys.readouterr().out
