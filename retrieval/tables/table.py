@@ -124,8 +124,8 @@ class Table:
         for file in files:
             if file.unusual_separator:
                 notes.add("unusual_separators", 1, file.unusual_separator)
-            for note in ("quoted_cells", "multi_line_row_lines"):
-                notes.add(note, file.unusual_rows[note])
+            notes.add("quoted_cells", file.unusual_rows["quoted_cells"])
+            notes.add("multi_line_row_lines", file.unusual_rows["multi_line_row_lines"])
         first = next((file.first_multi_line for file in files if file.first_multi_line), "")
         notes.add("multi_line_rows", sum(file.unusual_rows["multi_line_rows"] for file in files), first)
         for part in self.parts:
