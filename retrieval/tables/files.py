@@ -139,12 +139,13 @@ def _local_files(source: Path) -> list[TableFile]:
     walked = (
         os.path.join(folder, name)
         for path in paths
+        if os.path.isdir(path)
         for folder, _, names in os.walk(path, onerror=_refuse_folder, followlinks=True)
         for name in names
     )
     files = [
         TableFile(Path(path), os.path.relpath(path, root), os.stat(path).st_size if os.path.exists(path) else -1)
-        for path in sorted({*walked, *(path for path in paths if os.path.isfile(path))})
+        for path in sorted({*walked, *(path for path in paths if not os.path.isdir(path))})
     ]
     return _with_values(source, PurePath(root).name, files)
 

@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -313,6 +314,24 @@ def test_a_line_that_is_too_long_is_named_by_its_number(tmp_path: Path, monkeypa
             list(Table(source).rows(["query"]))
     finally:
         csv.field_size_limit(limit)
+
+
+def test_predict_reads_partitions_behind_a_url(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If this failed, queries would have to be copied from an object store and joined by hand."""
+    for name in ("date=2026-09-01/a.csv", "date=2026-09-02/b.csv"):
+        with fsspec.open(f"memory://predict/{name}", "w") as file:
+            file.write(f"query\n{name[-5]}\n")
+    target = tmp_path / "m.parquet"
+    asked = ("predict", "--bundle", bundle, "--input", "memory://predict", "--output", target, "-k", "1")
+    assert run(*asked) == 0
+    assert answered(target) == ["a", "b"]
+    printed = capsys.readouterr().out
+    assert "2 rows read = 2 answered" in printed
+    assert "2 files whose path gives the column date" in printed
+    assert run(*asked[:4], "memory://predict/c.csv", *asked[5:]) == 1
+    assert "error: memory://predict/c.csv does not exist. Check the path.\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ORCID", "PAR1", "ARROW1", "BZh9"])
