@@ -46,6 +46,10 @@ ROW_CASES: dict[str, tuple[Write, int, dict[str, int], list[str], dict[str, int]
     "a TSV cell that starts with a quote": (
         text("t.tsv", 'query\tlabel\n"a\tx\nb\tx\nc"\tx\n'), 3, {}, ['"a', "b", 'c"'], {},
     ),
+    "TSV cells with quotes at the start and inside": (
+        text("t.tsv", 'query\tlabel\na\tx\n"b\tx\nc\tx\nred 19" monitor\tx\n'), 4, {},
+        ["a", '"b', "c", 'red 19" monitor'], {},
+    ),
     "bytes that are not UTF-8": (
         packed("t.csv", b"query,label\na,x\ncaf\xe9,x\nb,x\n"), 3, {"bad_row": 1}, ["a", "b"], {"bad_row": 1},
     ),
@@ -264,6 +268,19 @@ def test_quotes_are_read_as_the_option_says(tmp_path: Path, bundle: Path, capsys
     assert "1  rows that span several lines, because of quotes; the first is t.csv lines 2–4" in printed
     assert "3  lines in rows that span several" in printed
     assert "1  rows with cells in quotes; the quotes are part of the text; --quoting csv removes them" in printed
+
+
+def test_a_query_of_150_000_characters_is_read_by_prepare_and_predict(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If this failed, a cell of more than 131,072 characters would be reported as quotes that do not match."""
+    long = "red shoes!" * 15_000
+    source = text("t.csv", f"query,label\n{long},x\nblue hat,y\n")(tmp_path)
+    assert run("prepare", str(source), "--out", str(tmp_path / "d"), *KEEP_ALL) == 0
+    assert {len(query) for query, _ in prepared_pairs(Dataset.open(tmp_path / "d"))} == {len(long), 8}
+    matches = tmp_path / "m.parquet"
+    assert run("predict", "--bundle", str(bundle), "--input", str(source), "--output", str(matches), "-k", "1") == 0
+    assert [len(query) for query in answered(matches)] == [len(long), 8]
 
 
 @pytest.mark.parametrize("separator", ["", "ab", '"', "\n"])
