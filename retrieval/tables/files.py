@@ -119,16 +119,6 @@ def find_files(source: Path | str, without: Path | str | None = None) -> tuple[l
     return data, [one.name for one in files if one not in data]
 
 
-def require_file(path: Path) -> None:
-    """Raise TableError if the file does not exist or is not a regular file."""
-    TableFile.local(path)
-
-
-def table_files(path: Path, without: Path | str | None = None) -> list[Path]:
-    """Return the paths of a local table's files, as `find_files`."""
-    return [Path(one.location) for one in find_files(path, without)[0]]
-
-
 def _local_files(source: Path) -> list[TableFile]:
     """Return all files of a source on this machine, in order. Raises TableError if it does not exist."""
     text = str(source)
