@@ -107,12 +107,11 @@ def part_notes(part: Part) -> dict[str, int | dict[str, int]]:
     if isinstance(part, DelimitedPart):
         if part.unusual_separator:
             notes.add("unusual_separators", 1, part.unusual_separator)
-        for note, count in part.unusual_rows.items():
-            notes.add(note, count, part.first_multi_line if note == "multi_line_rows" else None)
+        notes.add("quoted_cells", part.unusual_rows["quoted_cells"])
+        notes.add("multi_line_row_lines", part.unusual_rows["multi_line_row_lines"])
+        notes.add("multi_line_rows", part.unusual_rows["multi_line_rows"], part.first_multi_line)
     for name in part.path_columns:
         notes.add("path_columns", 1, name)
-    for name, count in part.unused.items():
-        notes.add("unused_columns", count, name)
     return notes.counts()
 
 
