@@ -65,7 +65,9 @@ def search(
 @app.command(epilog="Example:\n  diptych predict --bundle store --input queries.parquet --output matches.parquet -k 10")
 def predict(
     bundle: Annotated[str, typer.Option(help=ANY_BUNDLE)],
-    source: Annotated[Path, typer.Option("--input", help="Queries: CSV, TSV, JSONL or Parquet, or a folder of these.")],
+    source: Annotated[
+        Path, typer.Option("--input", help="Queries: CSV, TSV, JSONL or Parquet; a file, folder, pattern or URL.")
+    ],
     output: Annotated[Path, typer.Option(help="Matches, one row per hit: .parquet, .csv or .jsonl.")],
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
     k: CountOption = 10,

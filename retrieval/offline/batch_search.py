@@ -98,8 +98,8 @@ def batch_search(
     finally:
         pool.shutdown(cancel_futures=True)
     if _file_stamps(queries) != files_before:
-        raise BadInput(f"{source} changed while it was read. Run the command again once the file is complete.")
-    account = _account(queries, answered).check(str(source))
+        raise BadInput(f"{queries.path} changed while it was read. Run the command again once the file is complete.")
+    account = _account(queries, answered).check(str(queries.path))
     observations = tuple(f"{count:,} {text}" for count, text in note_lines(queries.table.notes(), TABLE_NOTES))
     return BatchResult(account, shards.join(guard_formulas), tuple(queries.problems), observations)
 

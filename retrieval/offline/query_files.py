@@ -48,8 +48,8 @@ class Queries:
 
         column: None takes `query`, or `text`. skip_bad_rows: skip invalid rows instead of raising.
         """
-        self.path, self._skip = path, skip_bad_rows
-        self.table = Table(path, layout)
+        self.table, self._skip = Table(path, layout), skip_bad_rows
+        self.path = self.table.path
         names = self.table.names
         self.column = column or next((name for name in COLUMNS if name in names), COLUMNS[0])
         if names:

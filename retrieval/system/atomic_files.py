@@ -16,17 +16,21 @@ from pathlib import Path
 
 from retrieval.system.safe_open import open_file
 
+PARTIAL = ".partial"  # suffix of temporary files
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP)  # errors of file systems that cannot flush a folder
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
+def atomic_file(path: Path, *, unique: bool = False) -> Iterator[Path]:
     """Yield a temporary path; what the block writes there replaces `path` when the block ends.
+
+    unique: several processes may write the file at the same time; what a killed process has written is not removed.
 
     If the block or the replacement fails, the temporary file is removed and `path` keeps its previous content. The
     file gets the permissions that a new file has under the process's umask. Raises OSError.
     """
-    temporary = path.with_name(f".{path.name}.partial")
+    name = f"{path.name}.{uuid.uuid4().hex}" if unique else path.name
+    temporary = path.with_name(f".{name}{PARTIAL}")
     temporary.unlink(missing_ok=True)  # a process that was killed may have left it
     try:
         yield temporary

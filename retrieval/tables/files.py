@@ -119,16 +119,6 @@ def find_files(source: Path | str, without: Path | str | None = None) -> tuple[l
     return data, [one.name for one in files if one not in data]
 
 
-def require_file(path: Path) -> None:
-    """Raise TableError if the file does not exist or is not a regular file."""
-    TableFile.local(path)
-
-
-def table_files(path: Path, without: Path | str | None = None) -> list[Path]:
-    """Return the paths of a local table's files, as `find_files`."""
-    return [Path(one.location) for one in find_files(path, without)[0]]
-
-
 def _local_files(source: Path) -> list[TableFile]:
     """Return all files of a source on this machine, in order. Raises TableError if it does not exist."""
     text = str(source)
@@ -139,12 +129,13 @@ def _local_files(source: Path) -> list[TableFile]:
     walked = (
         os.path.join(folder, name)
         for path in paths
+        if os.path.isdir(path)
         for folder, _, names in os.walk(path, onerror=_refuse_folder, followlinks=True)
         for name in names
     )
     files = [
         TableFile(Path(path), os.path.relpath(path, root), os.stat(path).st_size if os.path.exists(path) else -1)
-        for path in sorted({*walked, *(path for path in paths if os.path.isfile(path))})
+        for path in sorted({*walked, *(path for path in paths if not os.path.isdir(path))})
     ]
     return _with_values(source, PurePath(root).name, files)
 

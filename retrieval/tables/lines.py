@@ -81,7 +81,7 @@ class LineBlocks:
     def read(self) -> Block | None:
         """Return the next block; None at the end. Raises TableError for a line longer than MAX_LINE."""
         parts, length, cut = [self._rest], len(self._rest), 0
-        least = length + self._size
+        least = length + max(self._size, length)  # a row of many lines is read again few times
         while not self._ended and not (length >= least and (cut := _last_line_end(parts[-1]))):
             chunk = self._text.read(self._size)
             self._ended = not chunk

@@ -1,21 +1,19 @@
 """Read a table from files, a folder of part files, or daily partitions, on disk or behind a URL."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
 from retrieval.errors import TableError
 from retrieval.system.urls import as_url
-from retrieval.tables.arrow_types import python_values
 from retrieval.tables.batches import Batch, Part
-from retrieval.tables.columns import Identifier, Parser
+from retrieval.tables.columns import Parser
 from retrieval.tables.delimited import DelimitedPart, Layout
-from retrieval.tables.files import DELIMITED, JSON_LINES, PARQUET, WILDCARDS, find_files, kind_of, stem
+from retrieval.tables.files import DELIMITED, JSON_LINES, WILDCARDS, find_files, kind_of, stem
 from retrieval.tables.json_lines import JsonPart
 from retrieval.tables.notes import Notes
-from retrieval.tables.opening import NoReadingProgress, ReadingProgress
-from retrieval.tables.values import BadRow, PlacedRow
+from retrieval.tables.opening import ReadingProgress
 
 
 class Table:
@@ -88,46 +86,10 @@ class Table:
             if part.names.count(name) > 1:
                 raise TableError(f"{location} has two columns {name!r} in its header. Rename one.")
 
-    def may_hold_lists(self, name: str) -> bool:
-        """Return whether a column may contain lists: by its type in Parquet, by the name `labels` elsewhere."""
-        if self.kind == PARQUET:
-            return any(part.is_list(name) for part in self.parts)
-        return name == "labels"
-
     def batches(self, columns: Mapping[str, Parser], progress: ReadingProgress | None = None) -> Iterator[Batch]:
         """Yield the rows of all files in order. Raises TableError for a damaged file."""
         for part in self.parts:
             yield from part.batches(columns, progress)
-
-    def unused(self) -> Mapping[str, int]:
-        """Return the number of rows in JSON Lines by each key that was not requested, in the last pass."""
-        return sum((part.unused for part in self.parts), Counter[str]())
-
-    def rows(self, columns: Sequence[str], progress: ReadingProgress | None = None) -> Iterator[PlacedRow]:
-        """Yield each row's place and its values in `columns`; for JSON Lines, the whole object.
-
-        A row that cannot be parsed is a BadRow. Raises TableError for a damaged file.
-        """
-        for part in self.parts:
-            yield from _rows(part, columns, progress or NoReadingProgress())
-
-    def arrow(self, columns: Sequence[str]) -> Any:
-        """Read some columns of a Parquet table as one Arrow table. Raises TableError if the types of parts differ."""
-        import pyarrow as pa
-
-        try:
-            tables = [
-                pa.table(dict(chunk.columns))
-                for part in self.parts
-                for chunks in part.chunks(columns, NoReadingProgress())
-                for chunk in chunks
-            ]
-            return pa.concat_tables(tables, promote_options="permissive")
-        except pa.ArrowException as error:
-            raise TableError(
-                f"{self.path}: the part files have different types for a column ({error}). "
-                "Write all parts with one schema."
-            ) from error
 
     def notes(self) -> dict[str, int | dict[str, int]]:
         """Return notes about the files, with keys of TABLE_NOTES. Call it after all rows are read."""
@@ -145,32 +107,12 @@ def part_notes(part: Part) -> dict[str, int | dict[str, int]]:
     if isinstance(part, DelimitedPart):
         if part.unusual_separator:
             notes.add("unusual_separators", 1, part.unusual_separator)
-        for note, count in part.unusual_rows.items():
-            notes.add(note, count, part.first_multi_line if note == "multi_line_rows" else None)
+        notes.add("quoted_cells", part.unusual_rows["quoted_cells"])
+        notes.add("multi_line_row_lines", part.unusual_rows["multi_line_row_lines"])
+        notes.add("multi_line_rows", part.unusual_rows["multi_line_rows"], part.first_multi_line)
     for name in part.path_columns:
         notes.add("path_columns", 1, name)
-    for name, count in part.unused.items():
-        notes.add("unused_columns", count, name)
     return notes.counts()
-
-
-def _rows(part: Part, columns: Sequence[str], progress: ReadingProgress) -> Iterator[PlacedRow]:
-    stored = [name for name in columns if name in part.stored_names]
-    if isinstance(part, JsonPart):
-        for number, record in part.records(columns, progress):
-            yield part.place_text(number), record
-        return
-    for chunks in part.chunks(stored, progress):
-        rows: dict[int, tuple[str, Any]] = {}
-        for chunk in chunks:
-            texts = {place: part.place_text(place, last) for place, last in chunk.last_lines.items()}
-            values = zip(*(python_values(part.values(chunk, name, Identifier())) for name in columns), strict=True)
-            records = (dict(zip(columns, record, strict=True)) for record in values)
-            contents: dict[int, Any] = dict(zip(chunk.places_N.tolist(), records, strict=True))
-            contents |= {place: BadRow(message) for place, message in chunk.bad.items()}
-            contents |= dict.fromkeys(chunk.blank)
-            rows |= {place: (texts.get(place) or part.place_text(place), row) for place, row in contents.items()}
-        yield from (rows[place] for place in sorted(rows))
 
 
 def _separator_hint(part: Part) -> str:

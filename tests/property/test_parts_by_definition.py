@@ -36,7 +36,7 @@ def test_figures_by_label_frequency_equal_their_definition(
     rows = [(ranking, true or {0}) for ranking, true in rows]
     ranking_QK, truth = np.array([ranking for ranking, _ in rows]), Ragged.from_lists([sorted(t) for _, t in rows])
     groups = slices.frequency_groups(np.array(counts))
-    figures = slices.by_label_frequency(ranking_QK, truth, groups, ks=(k,))
+    figures = slices.percent(slices.label_group_ratios(ranking_QK, truth, groups, ks=(k,)))
     for name, member_L in groups.items():
         members = set(np.flatnonzero(member_L).tolist())
         asked = [(set(ranking[:k]), true & members) for ranking, true in rows if true & members]

@@ -11,13 +11,14 @@ import os
 import time
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
-from retrieval.system.atomic_files import atomic_file, write_text
+from retrieval.system.atomic_files import PARTIAL, atomic_file
 from retrieval.tables.batches import Part
 from retrieval.tables.columns import Attribute, Count, Day, Identifier, Parser, Text
 from retrieval.tables.opening import ReadingProgress
@@ -69,7 +70,8 @@ class PartReader:
             progress.finish(part.size)
             return cells
         cells = self._aggregate(part, folder / key, progress)
-        write_text(record, cells.model_dump_json())
+        with atomic_file(record, unique=True) as temporary:
+            temporary.write_text(cells.model_dump_json(), encoding="utf-8")
         return cells
 
     def _aggregate(self, part: Part, prefix: Path, progress: ReadingProgress) -> PartCells:
@@ -90,7 +92,8 @@ class PartReader:
                 cells.messages += [escape_surrogates(f"{where}: {message}") for where, message in listed]
                 writer.add(rows)
             writer.flush()
-        cells.notes = escaped_names(part_notes(part))
+        notes = part_notes(part) | ({"unused_columns": dict(part.unused)} if part.unused else {})
+        cells.notes = escaped_names(notes)
         cells.files, cells.more_clicks_than_impressions = writer.files, writer.more_clicks_than_impressions
         return cells
 
@@ -123,7 +126,7 @@ class _CellWriter:
         more = self._connection.sql(f"SELECT count(*) FROM ({self._select()}) WHERE clicks > impressions").fetchall()
         self.more_clicks_than_impressions += int(more[0][0])
         file = self._prefix.with_name(f"{self._prefix.name}-{len(self.files)}.parquet")
-        with atomic_file(file) as temporary:
+        with atomic_file(file, unique=True) as temporary:
             self._connection.execute(
                 f"COPY (SELECT * EXCLUDE (clicks, impressions, place), sum(clicks)::BIGINT AS clicks, "
                 f"sum(impressions)::BIGINT AS impressions, count(*) AS rows, min(place) AS place "
@@ -163,13 +166,15 @@ def read_parts(
 def remove_unused(folder: Path, cells: Iterable[PartCells]) -> None:
     """Mark the cells of this run as used now, and remove those that no run has used for CACHE_DAYS."""
     now = time.time()
-    for one in cells:
-        for name in one.files:
-            os.utime(folder / name, (now, now))
-    for path in folder.glob("*.parquet"):
-        if path.stat().st_mtime < now - CACHE_DAYS * DAY_SECONDS:
-            path.unlink(missing_ok=True)
-            path.with_name(f"{path.stem.partition('-')[0]}.json").unlink(missing_ok=True)
+    for name in (name for one in cells for name in one.files):
+        os.utime(folder / name, (now, now))
+    limits = {f".*{PARTIAL}": 1, "*.parquet": CACHE_DAYS}  # in days; the first are of runs that were killed
+    for pattern, days in limits.items():
+        for path in folder.glob(pattern):
+            with suppress(FileNotFoundError):  # another run may remove it
+                if path.stat().st_mtime < now - days * DAY_SECONDS:
+                    path.unlink()
+                    path.with_name(f"{path.stem.partition('-')[0]}.json").unlink(missing_ok=True)
 
 
 def quoted(path: Path) -> str:

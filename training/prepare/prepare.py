@@ -112,6 +112,8 @@ def _read_table(
         reader = ListReader(columns, settings, labels, bad_rows)
         data = reader.read_all(table, progress.part(), notes)
         notes.update(table.notes())
+        for part in table.parts:
+            notes.update({"unused_columns": part.unused})
         _note_unused(table, {*columns.named().values(), *OPTIONAL_COLUMNS}, reader.read, notes)
         return _Read(data, reader.read, reader.skipped, detected=columns.detected())
     with log_database(out) as (connection, temporary):
@@ -136,7 +138,7 @@ def _detected_format(table: Table) -> dict[str, str]:
 
 
 def _note_unused(table: Table, used: set[str], rows: int, notes: Notes) -> None:
-    """Count the rows with a column that is not used. JSON Lines have their counts in the notes of each file."""
+    """Count the rows with a column that is not used. Click logs in JSON Lines have their counts with the cells."""
     for name in table.names if table.has_header else []:
         if name not in used:
             notes.add("unused_columns", rows, name)

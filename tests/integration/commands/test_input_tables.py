@@ -6,6 +6,7 @@ import os
 import re
 from pathlib import Path
 
+import fsspec
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
@@ -44,6 +45,10 @@ ROW_CASES: dict[str, tuple[Write, int, dict[str, int], list[str], dict[str, int]
     ),
     "a TSV cell that starts with a quote": (
         text("t.tsv", 'query\tlabel\n"a\tx\nb\tx\nc"\tx\n'), 3, {}, ['"a', "b", 'c"'], {},
+    ),
+    "TSV cells with quotes at the start and inside": (
+        text("t.tsv", 'query\tlabel\na\tx\n"b\tx\nc\tx\nred 19" monitor\tx\n'), 4, {},
+        ["a", '"b', "c", 'red 19" monitor'], {},
     ),
     "bytes that are not UTF-8": (
         packed("t.csv", b"query,label\na,x\ncaf\xe9,x\nb,x\n"), 3, {"bad_row": 1}, ["a", "b"], {"bad_row": 1},
@@ -265,6 +270,19 @@ def test_quotes_are_read_as_the_option_says(tmp_path: Path, bundle: Path, capsys
     assert "1  rows with cells in quotes; the quotes are part of the text; --quoting csv removes them" in printed
 
 
+def test_a_query_of_150_000_characters_is_read_by_prepare_and_predict(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If this failed, a cell of more than 131,072 characters would be reported as quotes that do not match."""
+    long = "red shoes!" * 15_000
+    source = text("t.csv", f"query,label\n{long},x\nblue hat,y\n")(tmp_path)
+    assert run("prepare", str(source), "--out", str(tmp_path / "d"), *KEEP_ALL) == 0
+    assert {len(query) for query, _ in prepared_pairs(Dataset.open(tmp_path / "d"))} == {len(long), 8}
+    matches = tmp_path / "m.parquet"
+    assert run("predict", "--bundle", str(bundle), "--input", str(source), "--output", str(matches), "-k", "1") == 0
+    assert [len(query) for query in answered(matches)] == [len(long), 8]
+
+
 @pytest.mark.parametrize("separator", ["", "ab", '"', "\n"])
 def test_a_separator_that_separates_nothing_is_refused(
     tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str], separator: str
@@ -313,6 +331,24 @@ def test_a_line_that_is_too_long_is_named_by_its_number(tmp_path: Path, monkeypa
             list(Table(source).rows(["query"]))
     finally:
         csv.field_size_limit(limit)
+
+
+def test_predict_reads_partitions_behind_a_url(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """If this failed, queries would have to be copied from an object store and joined by hand."""
+    for name in ("date=2026-09-01/a.csv", "date=2026-09-02/b.csv"):
+        with fsspec.open(f"memory://predict/{name}", "w") as file:
+            file.write(f"query\n{name[-5]}\n")
+    target = tmp_path / "m.parquet"
+    asked = ("predict", "--bundle", bundle, "--input", "memory://predict", "--output", target, "-k", "1")
+    assert run(*asked) == 0
+    assert answered(target) == ["a", "b"]
+    printed = capsys.readouterr().out
+    assert "2 rows read = 2 answered" in printed
+    assert "2 files whose path gives the column date" in printed
+    assert run(*asked[:4], "memory://predict/c.csv", *asked[5:]) == 1
+    assert "error: memory://predict/c.csv does not exist. Check the path.\n" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["ORCID", "PAR1", "ARROW1", "BZh9"])

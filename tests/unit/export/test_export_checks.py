@@ -26,6 +26,7 @@ from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import HnswIndex
 from retrieval.system.progress import no_progress
 from tests.support.bundles import label_texts, make_bundle
+from training.data.token_cache import TextTokenizer
 
 
 def test_recall_counts_scores_and_so_accepts_ties() -> None:
@@ -87,7 +88,7 @@ def test_texts_without_tokens_end_the_joining_of_queries() -> None:
     """If it fails, an export never ends if no text reaches the maximum length."""
     tokenizer = Tokenizer(models.WordLevel({"[PAD]": 0, "[UNK]": 1}, unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.Replace("x", "")
-    texts, longest = with_long_texts(["x", "xx"], SimpleNamespace(tokenizer=tokenizer, max_tokens=64))  # type: ignore[arg-type]
+    texts, longest = with_long_texts(["x", "xx"], SimpleNamespace(tokenizer=TextTokenizer(tokenizer, 0), max_tokens=64))  # type: ignore[arg-type]
     assert longest == 1
     assert len(texts) < 12
 

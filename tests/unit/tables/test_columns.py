@@ -175,7 +175,7 @@ def test_the_columns_that_are_not_read_may_have_any_content(tmp_path: Path) -> N
     (tmp_path / "t.jsonl").write_text('{"query": "a", "n": 1}\n{"query": "b", "n": "x", "m": [2]}\n{"query": "c"}\n')
     table = Table(tmp_path / "t.jsonl")
     assert [row["query"] for batch in table.batches({"query": Text()}) for row in batch.rows.to_pylist()] == list("abc")
-    assert table.unused() == {"n": 2, "m": 1}
+    assert table.parts[0].unused == {"n": 2, "m": 1}
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"query": ["a"], "t": pa.array([1], pa.time64("ns"))}), path)
     assert [batch.read for batch in Table(path).batches({"query": Text()})] == [1]

@@ -1,6 +1,8 @@
 """The files of a table: patterns, folders, partitions and URLs; their columns, names and layouts."""
 
+import errno
 import gzip
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -166,6 +168,22 @@ def test_separator_and_encoding_are_reported(tmp_path: Path) -> None:
         "separator ';'; encoding UTF-16": 1, "separator tab; encoding UTF-8": 1, "separator ','; encoding UTF-8": 1,
     }  # fmt: skip
     assert table.notes()["unusual_separators"] == {"';'": 1, "tab": 1}
+
+
+def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this failed, a day without permissions would be left out silently."""
+    (tmp_path / "2026-09-01").mkdir()
+    (tmp_path / "a.csv").write_bytes(rows("a"))
+    list_folder = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path.endswith("2026-09-01"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return list_folder(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # tests may run as root, who can list every folder
+    with pytest.raises(TableError, match=r"2026-09-01 cannot be read \(Permission denied\)\. Check its permissions\."):
+        Table(tmp_path)
 
 
 def test_a_link_to_a_folder_is_read(tmp_path: Path) -> None:

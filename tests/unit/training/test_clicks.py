@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from retrieval.errors import DatasetError
+from retrieval.query_text import QUERY_IDENTITY
 from training.batching import batches
 from training.batching.batches import Clicks
 from training.batching.training_data import TrainingData, build_training_data, validation_queries
@@ -15,6 +16,7 @@ from training.data.clicks import repeated_queries
 from training.data.dataset import Dataset, DatasetMeta, SplitName
 from training.data.meta import Period
 from training.data.ragged import Ragged
+from training.data.token_cache import TextTokenizer
 from training.model.tokenizer import make_tokenizer
 from training.prepare.writing import write_dataset
 from training.recipe.loading import load_recipe
@@ -63,7 +65,8 @@ def click_dataset(folder: Path, weighted: bool = True, exposures: bool = True) -
 
 def training_data(dataset: Dataset, cache: Path, *overrides: str) -> TrainingData:
     recipe = load_recipe("default", ["encoder.vocabulary_size=64", "batching.label_queries.share=0", *overrides])
-    tokenizer = make_tokenizer(recipe, [*dataset.split("train").texts, *dataset.label_texts])
+    learned = make_tokenizer(recipe, [*dataset.split("train").texts, *dataset.label_texts])
+    tokenizer = TextTokenizer(learned, QUERY_IDENTITY)
     return build_training_data(dataset, recipe, validation_queries(dataset, recipe), tokenizer, cache)
 
 
