@@ -22,6 +22,7 @@ from training.prepare.log_source import LogReader, log_database
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.settings import PrepareSettings
 from training.prepare.source_data import SourceData
+from training.prepare.source_yaml import SOURCE_YAML
 from training.prepare.writing import refuse_to_overwrite, write_dataset
 
 __all__ = ["PrepareSettings", "prepare"]
@@ -111,7 +112,7 @@ def _read_table(
     if lists:
         reader = ListReader(columns, settings, labels, bad_rows)
         data = reader.read_all(table, progress.part(), notes)
-        notes.update(table.notes())
+        notes.update(table.notes(known=[SOURCE_YAML]))
         for part in table.parts:
             notes.update({"unused_columns": part.unused})
         _note_unused(table, {*columns.named().values(), *OPTIONAL_COLUMNS}, reader.read, notes)
@@ -140,7 +141,7 @@ def _detected_format(table: Table) -> dict[str, str]:
 def _note_unused(table: Table, used: set[str], rows: int, notes: Notes) -> None:
     """Count the rows with a column that is not used. Click logs in JSON Lines have their counts with the cells."""
     for name in table.names if table.has_header else []:
-        if name not in used:
+        if name not in used and name not in table.path_columns:
             notes.add("unused_columns", rows, name)
 
 

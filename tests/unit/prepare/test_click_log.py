@@ -15,7 +15,8 @@ import pytest
 from retrieval.errors import DatasetError
 from training.data import SPLITS, Dataset
 from training.prepare.prepare import prepare
-from training.prepare.settings import PrepareSettings
+from training.prepare.settings import PrepareSettings, merged_settings
+from training.prepare.source_yaml import read_source_yaml
 
 FIRST = date(2026, 9, 1)
 
@@ -264,14 +265,19 @@ def test_only_new_files_are_read(tmp_path: Path) -> None:
 
 def test_options_are_read_from_source_yaml(tmp_path: Path) -> None:
     """Column names would have to be given on each call; or an option of the command would not override the file."""
-    from training.prepare.settings import merged_settings, source_folder
-
     written(tmp_path / "log" / "a.csv", "search,kw\n")
     written(tmp_path / "log" / "source.yaml", "query_column: search\nlabel-column: kw\ntest_days: 2\n")
-    for source in (str(tmp_path / "log"), str(tmp_path / "log" / "a.csv"), str(tmp_path / "log" / "*.csv")):
-        settings, file = merged_settings({"test_days": 3, "min_ctr": None}, source_folder(source))
+    for source in (
+        str(tmp_path / "log"),
+        str(tmp_path / "log" / "a.csv"),
+        str(tmp_path / "log" / "*.csv"),
+        f"file://{tmp_path}/log",
+    ):
+        file = read_source_yaml(source)
+        settings = merged_settings({"test_days": 3, "min_ctr": None}, file)
         assert (settings.query_column, settings.label_column, settings.test_days) == ("search", "kw", 3)
-        assert file == tmp_path / "log" / "source.yaml"
+        assert file is not None
+        assert file.location.endswith("log/source.yaml")
     for text, sentence in {
         "query_colum: x": "source.yaml: query_colum is not an option of prepare. Use one of: query_column, ",
         "- a": "source.yaml is not a mapping.",
@@ -281,7 +287,7 @@ def test_options_are_read_from_source_yaml(tmp_path: Path) -> None:
     }.items():
         written(tmp_path / "log" / "source.yaml", text)
         with pytest.raises(DatasetError, match=sentence.replace("[", r"\[")) as caught:
-            merged_settings({}, tmp_path / "log")
+            merged_settings({}, read_source_yaml(str(tmp_path / "log")))
         assert "\n" not in str(caught.value)
 
 
