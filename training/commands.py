@@ -13,7 +13,7 @@ from training.prepare.commands import prepare
 app = typer.Typer()
 app.command(
     epilog="Example:\n"
-    "  diptych prepare clicks.csv --query-column q --label-column ad --labels ads.csv --out dataset\n"
+    "  diptych prepare log --label-column keyword_id --label-text-column keyword_text --test-days 1 --out dataset\n"
     "  diptych prepare LF-AmazonTitles-131K --out dataset"
 )(prepare)
 

@@ -1,7 +1,7 @@
 """Read a table from files, a folder of part files, or daily partitions, on disk or behind a URL."""
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -91,16 +91,13 @@ class Table:
         for part in self.parts:
             yield from part.batches(columns, progress)
 
-    def notes(self, known: Sequence[str] = ()) -> dict[str, int | dict[str, int]]:
-        """Return notes about the files, with keys of TABLE_NOTES. Call it after all rows are read.
-
-        known: names of other files in the folder that need no note.
-        """
+    def notes(self) -> dict[str, int | dict[str, int]]:
+        """Return notes about the files, with keys of TABLE_NOTES. Call it after all rows are read."""
         notes = Notes()
         for part in self.parts:
             notes.update(part_notes(part))
         for name in self.unread:
-            notes.add("unread_files", int(name not in known), name)
+            notes.add("unread_files", 1, name)
         return notes.counts()
 
 

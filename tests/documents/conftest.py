@@ -1,6 +1,5 @@
 """Fixtures of pages: a small click log, and the results of the quick start's commands for it, once per session."""
 
-import csv
 import shutil
 import subprocess
 import sys
@@ -16,10 +15,11 @@ from tests.support.programs.page_runner import run_page
 from tests.support.shared import make_once
 
 QUERIES = 300
-CLICKS = ("clicks.csv", "ads.csv", "queries.csv", "queries.parquet")
+CLICKS = ("log", "queries.csv", "queries.parquet")
 PARTS = {"clicks": CLICKS, "dataset": (*CLICKS, "dataset"), "store": (*CLICKS, "dataset", "store")}
 COMMANDS = """
-diptych prepare clicks.csv --query-column q --label-column ad --labels ads.csv --out dataset
+diptych prepare log --label-column keyword_id --label-text-column keyword_text --attribute-column market \\
+    --test-days 1 --out dataset
 diptych train --dataset dataset --out checkpoint
 diptych export checkpoint --store store --name one --activate
 cp -r store/bundles/one store/bundles/two
@@ -28,7 +28,7 @@ cp -r store/bundles/one store/bundles/two
 
 @pytest.fixture(scope="session")
 def clicks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Create clicks.csv and ads.csv of 300 queries, with a market per label, queries.csv and queries.parquet."""
+    """Create the folder log of 300 queries, queries.csv and queries.parquet."""
     return make_once(tmp_path_factory, "clicks", make_clicks)
 
 
@@ -36,10 +36,6 @@ def make_clicks(folder: Path) -> None:
     folder.mkdir()
     script = ROOT / "examples" / "clicks" / "make.py"
     subprocess.run([sys.executable, script, folder, "--queries", str(QUERIES)], check=True, capture_output=True)
-    with (folder / "ads.csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.reader(file))
-    with (folder / "ads.csv").open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([*row, "market" if n == 0 else ("US", "CA")[n % 2]] for n, row in enumerate(rows))
     queries = pa.table({"query": ["credit card", "rainy day", "shopping basket"]})
     parquet.write_table(queries, folder / "queries.parquet")
     write_csv(queries, folder / "queries.csv")

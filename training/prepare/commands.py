@@ -121,7 +121,7 @@ def prepare(
         float | None,
         typer.Option(
             min=0.01, rich_help_panel=CLICKS,
-            help="A click counts half after so many days; default: clicks do not age.",
+            help="A click counts half after so many days; default: none (clicks do not age).",
         ),
     ] = None,
     max_share: Annotated[

@@ -12,6 +12,7 @@ from retrieval.tables.table import Table
 from training.prepare.bad_rows import escape_surrogates
 from training.prepare.lf_source import is_lf, lf_files
 from training.prepare.settings import PrepareSettings
+from training.prepare.source_yaml import SOURCE_YAML
 
 PREPARE_VERSION = 5  # increase it when the same source and settings give another dataset
 
@@ -48,6 +49,7 @@ def find_source_files(source: str, labels: str | None, settings: PrepareSettings
     if labels is None and (option := "key" if settings.label_key else "text" if settings.label_text else ""):
         raise DatasetError(f"--label-{option} names a column of the label table. Give the table with --labels.")
     table = Table(source, Layout.of(settings.separator, settings.quoting), without=labels)
+    table.unread = [one for one in table.unread if one != SOURCE_YAML]
     if not sum(part.size for part in table.parts):
         raise DatasetError(f"{source} is empty. Give a file with rows.")
     return SourceFiles(table.name, source, table, {}, Table(labels) if labels else None)

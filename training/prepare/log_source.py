@@ -31,7 +31,6 @@ from training.prepare.log_parts import PartCells, PartReader, read_parts, remove
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.settings import PrepareSettings
 from training.prepare.source_data import Positives, SourceData, text_column
-from training.prepare.source_yaml import SOURCE_YAML
 
 MAX_VALIDATION_QUERIES = 2_000  # about; training evaluates at most as many, so more would be lost to training
 LEAST_WEIGHT = 1e-6  # of a positive whose clicks have decayed
@@ -141,7 +140,7 @@ class LogReader:
         for one in cells:
             self._notes.update(one.notes)
         for name in table.unread:
-            self._notes.add("unread_files", int(name != SOURCE_YAML), name)
+            self._notes.add("unread_files", 1, name)
         return int(read)
 
     def _leave_out_unknown_labels(self, table: Table) -> None:

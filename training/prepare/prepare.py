@@ -22,7 +22,6 @@ from training.prepare.log_source import LogReader, log_database
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.settings import PrepareSettings
 from training.prepare.source_data import SourceData
-from training.prepare.source_yaml import SOURCE_YAML
 from training.prepare.writing import refuse_to_overwrite, write_dataset
 
 __all__ = ["PrepareSettings", "prepare"]
@@ -112,7 +111,7 @@ def _read_table(
     if lists:
         reader = ListReader(columns, settings, labels, bad_rows)
         data = reader.read_all(table, progress.part(), notes)
-        notes.update(table.notes(known=[SOURCE_YAML]))
+        notes.update(table.notes())
         for part in table.parts:
             notes.update({"unused_columns": part.unused})
         _note_unused(table, {*columns.named().values(), *OPTIONAL_COLUMNS}, reader.read, notes)

@@ -211,7 +211,8 @@ def _detected(meta: DatasetMeta) -> dict[str, str]:
     lines: dict[str, list[str]] = {"columns": [], "format": []}
     for name, value in meta.detected.items():
         line = "columns" if name.endswith(COLUMN) else "format"
-        lines[line].append(f"{name.removesuffix(COLUMN).replace('_', ' ')}: {value}")
+        name = name.removesuffix(COLUMN).replace("_", " ")
+        lines[line].append(value if value.startswith(f"{name} (") else f"{name}: {value}")
     return {name: ", ".join(values) for name, values in lines.items() if values}
 
 

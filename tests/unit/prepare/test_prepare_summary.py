@@ -74,7 +74,7 @@ def test_tables_of_the_summary_are_aligned(summary: str) -> None:
 
 def test_each_default_in_force_is_named_once(summary: str) -> None:
     """If this failed, a user would not learn which default decided the splits."""
-    assert summary.count("--validation 0.1") == summary.count("--half-life-days clicks do not age") == 1
+    assert summary.count("--validation 0.1") == summary.count("--half-life-days none (clicks do not age)") == 1
     assert "--test 0.1" not in summary, "it was set to 0.2"
     assert "--max-characters" not in summary
 
