@@ -14,6 +14,7 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import SPLITS, Dataset
+from training.prepare import log_source
 from training.prepare.prepare import prepare
 from training.prepare.settings import PrepareSettings, merged_settings
 from training.prepare.source_yaml import read_source_yaml
@@ -151,6 +152,34 @@ def test_positions_that_tell_nothing_are_an_error_only_when_asked_for(tmp_path: 
     assert dataset.meta.notes["positions_not_used"] == 1
     with pytest.raises(DatasetError, match="Examination cannot be estimated"):
         prepared(source, position_column="position")
+
+
+def test_positions_count_from_1(tmp_path: Path) -> None:
+    """Clicks at position 0 would have no weight, or a huge position would end in a traceback."""
+    table = written(tmp_path / "examination.csv", "position,probability\n1,0.8\n2,0.2\n")
+    source = written(tmp_path / "log.csv", "query,label,position,clicks\na,x,0,3\nb,y,2,1\n")
+    with pytest.raises(DatasetError, match=r"The lowest position is 0, and positions count from 1\. Add 1"):
+        prepared(source, examination=str(table))
+    source = written(tmp_path / "far.csv", "query,label,position,clicks\na,x,1,3\nb,y,900000000000,1\n")
+    assert weights(prepared(source, examination=str(table))) == {("a", "x"): 3, ("b", "y"): 4}
+
+
+def test_an_error_of_the_database_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk would end a long run with a traceback."""
+    monkeypatch.setattr(log_source, "MOST_MEMORY", 2**21)  # DuckDB needs more for its first block
+    monkeypatch.setattr(log_source, "LEAST_MEMORY", 2**21)
+    source = written(tmp_path / "log.csv", "query,label\n" + "".join(f"query {n},label {n}\n" for n in range(50_000)))
+    with pytest.raises(DatasetError, match=r"was not written: the click log cannot be aggregated \(.*Memory") as caught:
+        prepared(source)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_attributes_have_names_of_their_own(tmp_path: Path) -> None:
+    """A column of the log called id would replace the ids of the labels."""
+    source = written(tmp_path / "log.csv", "query,label,id\na,x,3\n")
+    with pytest.raises(DatasetError, match="--attribute-column id: labels have a column of this name already"):
+        prepared(source, attribute_column=("id",))
 
 
 def log_of_days(folder: Path, days: int, *, queries: int = 60, ending: str = "csv", seed: int = 0) -> list[Path]:
