@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from retrieval.errors import DatasetError
 from training.prepare.settings import MAX_SHARE, PrepareSettings
 from training.prepare.time_split import Period
 
@@ -54,6 +55,14 @@ def build_pairs(
         f"min(day) AS first_day, max(day) AS last_day, min(first) AS first FROM {tables} GROUP BY iid, split, lid"
     )
     connection.execute(f"CREATE VIEW pairs AS SELECT *, {_kind(connection, settings)} AS kind FROM sums")
+
+
+def check_positions(connection: Any) -> None:
+    """Raise DatasetError for a position below 1."""
+    lowest = connection.execute("SELECT min(position) FROM coded").fetchall()[0][0]
+    if lowest is not None and lowest < 1:
+        fix = "Add 1 to the position column." if lowest == 0 else "Correct the position column."
+        raise DatasetError(f"The lowest position is {lowest}, and positions count from 1. {fix}")
 
 
 def position_cells(connection: Any, largest: int) -> Any:

@@ -14,6 +14,7 @@ from retrieval.tables.values import parse_list_cell
 from training.prepare.settings import NO_COLUMN, PrepareSettings
 
 ROWS_TO_LOOK_AT = 100  # before the others of a batch; nearly always the first row has a label
+RESERVED = ("id", "text", "first_seen", "last_seen")  # columns of every label table
 RECOGNISED = ("label_text", "split", "clicks", "impressions", "position", "date")
 
 
@@ -87,6 +88,10 @@ def _check(columns: Columns, settings: PrepareSettings) -> None:
         raise DatasetError(
             f"The source has impressions ({columns.impressions}) but no clicks, so every row would be a click. Name "
             f"the column of the clicks with --clicks-column, or ignore impressions with --impressions-column none."
+        )
+    if reserved := [name for name in columns.attributes if name in RESERVED]:
+        raise DatasetError(
+            f"--attribute-column {reserved[0]}: labels have a column of this name already. Rename the log's column."
         )
     needs = {
         "--test-from": (settings.test_from, "date", "dates"),

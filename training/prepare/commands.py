@@ -206,7 +206,8 @@ def prepare(
     """
     from retrieval.system.console import Console
     from training.prepare.prepare import prepare as run
-    from training.prepare.settings import merged_settings, source_folder
+    from training.prepare.settings import merged_settings
+    from training.prepare.source_yaml import read_source_yaml
     from training.prepare.summary import show
 
     options = {
@@ -220,6 +221,9 @@ def prepare(
         "separator": separator, "quoting": quoting, "text": text, "max_characters": max_characters,
         "skip_bad_rows": skip_bad_rows or None,
     }  # fmt: skip
-    settings, settings_file = merged_settings(options, source_folder(source))
+    settings_file = read_source_yaml(source)
+    settings = merged_settings(options, settings_file)
     dataset, written = run(source, out, settings, labels=labels, name=name, force=force, cache=cache)
-    show(dataset, Console(markup=False), written=written, settings_file=settings_file)
+    show(
+        dataset, Console(markup=False), written=written, settings_file=settings_file.location if settings_file else None
+    )

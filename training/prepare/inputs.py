@@ -11,7 +11,8 @@ from retrieval.tables.hashing import file_sha256
 from retrieval.tables.table import Table
 from training.prepare.bad_rows import escape_surrogates
 from training.prepare.lf_source import is_lf, lf_files
-from training.prepare.settings import SOURCE_YAML, PrepareSettings
+from training.prepare.settings import PrepareSettings
+from training.prepare.source_yaml import SOURCE_YAML
 
 PREPARE_VERSION = 5  # increase it when the same source and settings give another dataset
 

@@ -90,7 +90,7 @@ def read_label_table(
         if name not in table.names:
             has = ", ".join(table.names)
             raise DatasetError(f"{table.path} has no column {name!r}. It has: {has}. {_CHOOSE[option]}")
-    attributes = [name for name in _all_names(table) if name not in {key, text, *RESERVED}]
+    attributes = [name for name in _all_names(table) if name not in {key, text, *RESERVED, *table.path_columns}]
     for name in dict.fromkeys([text, key, identity, *attributes]):
         table.require(name, "--label-text" if name == text else "--label-key")
     labels = SourceLabels(

@@ -208,7 +208,7 @@ def _roles(columns: Columns) -> dict[str, tuple[str | None, str]]:
         "label_text": (columns.label_text, "VARCHAR"),
         "split": (columns.split, "TINYINT"),
         "day": (columns.date, "DATE"),
-        "position": (columns.position, "INTEGER"),
+        "position": (columns.position, "BIGINT"),
         "origin": (columns.source, "VARCHAR"),
         "clicks": (columns.clicks, "BIGINT"),
         "impressions": (columns.impressions, "BIGINT"),

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from retrieval.errors import DatasetError
+from retrieval.errors import DatasetError, one_line
 from retrieval.system.limits import available_cores, free_memory
 from retrieval.tables.notes import Notes
 from retrieval.tables.table import Table
@@ -63,7 +63,7 @@ def log_database(beside: Path) -> Iterator[tuple[Any, Path]]:
         parent = None
     folder = Path(tempfile.mkdtemp(prefix=".prepare.", dir=parent))
     try:
-        with duckdb.connect(str(folder / "log.duckdb")) as connection:
+        with _duckdb_errors(beside), duckdb.connect(str(folder / "log.duckdb")) as connection:
             memory = int(min(max(free_memory().free * MEMORY_SHARE, LEAST_MEMORY), MOST_MEMORY))
             connection.execute(f"SET memory_limit = '{memory >> 20}MiB'")
             connection.execute(f"SET threads = {available_cores()}")
@@ -71,6 +71,18 @@ def log_database(beside: Path) -> Iterator[tuple[Any, Path]]:
             yield connection, folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _duckdb_errors(out: Path) -> Iterator[None]:
+    """Raise DatasetError for an error of DuckDB, such as a full disk."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise DatasetError(
+            f"{out} was not written: the click log cannot be aggregated ({one_line(error)[:300]}). Free memory, or "
+            f"disk space in {out.parent.resolve()}."
+        ) from error
 
 
 class LogReader:
@@ -164,15 +176,16 @@ class LogReader:
         """Return the examination probability per position; None if clicks are not weighted by position."""
         if self._columns.position is None:
             return None
-        if self._settings.examination:
-            return examination_table(Path(self._settings.examination))
-        cells = click_weights.position_cells(self._connection, MAX_POSITION_CELLS)
-        pair_N = np.unique(np.asarray(cells["pair"]), return_inverse=True)[1]
         try:
+            click_weights.check_positions(self._connection)
+            if self._settings.examination:
+                return examination_table(Path(self._settings.examination))
+            cells = click_weights.position_cells(self._connection, MAX_POSITION_CELLS)
+            pair_N = np.unique(np.asarray(cells["pair"]), return_inverse=True)[1]
             counts = (np.asarray(cells[name]) for name in ("position", "clicks", "impressions"))
             return estimate_examination(pair_N, *counts)
         except DatasetError:
-            if self._settings.position_column:
+            if self._settings.position_column or self._settings.examination:
                 raise
             self._notes.add("positions_not_used", 1)  # the column was only recognised by its name
             return None

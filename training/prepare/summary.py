@@ -1,7 +1,6 @@
 """Summarize a prepared dataset for its user: in the terminal, and in dataset.html."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, get_type_hints
 
 from rich.console import Group, RenderableType
@@ -55,7 +54,7 @@ NOTES: Mapping[str, str] = {
 }
 
 
-def show(dataset: Dataset, console: Console, *, written: bool, settings_file: Path | None = None) -> None:
+def show(dataset: Dataset, console: Console, *, written: bool, settings_file: str | None = None) -> None:
     """Write dataset.html if the dataset is new or has none, and print the summary.
 
     settings_file: the `source.yaml` from which options were read.

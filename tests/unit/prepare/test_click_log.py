@@ -14,8 +14,10 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import SPLITS, Dataset
+from training.prepare import log_source
 from training.prepare.prepare import prepare
-from training.prepare.settings import PrepareSettings
+from training.prepare.settings import PrepareSettings, merged_settings
+from training.prepare.source_yaml import read_source_yaml
 
 FIRST = date(2026, 9, 1)
 
@@ -152,6 +154,34 @@ def test_positions_that_tell_nothing_are_an_error_only_when_asked_for(tmp_path: 
         prepared(source, position_column="position")
 
 
+def test_positions_count_from_1(tmp_path: Path) -> None:
+    """Clicks at position 0 would have no weight, or a huge position would end in a traceback."""
+    table = written(tmp_path / "examination.csv", "position,probability\n1,0.8\n2,0.2\n")
+    source = written(tmp_path / "log.csv", "query,label,position,clicks\na,x,0,3\nb,y,2,1\n")
+    with pytest.raises(DatasetError, match=r"The lowest position is 0, and positions count from 1\. Add 1"):
+        prepared(source, examination=str(table))
+    source = written(tmp_path / "far.csv", "query,label,position,clicks\na,x,1,3\nb,y,900000000000,1\n")
+    assert weights(prepared(source, examination=str(table))) == {("a", "x"): 3, ("b", "y"): 4}
+
+
+def test_an_error_of_the_database_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk would end a long run with a traceback."""
+    monkeypatch.setattr(log_source, "MOST_MEMORY", 2**21)  # DuckDB needs more for its first block
+    monkeypatch.setattr(log_source, "LEAST_MEMORY", 2**21)
+    source = written(tmp_path / "log.csv", "query,label\n" + "".join(f"query {n},label {n}\n" for n in range(50_000)))
+    with pytest.raises(DatasetError, match=r"was not written: the click log cannot be aggregated \(.*Memory") as caught:
+        prepared(source)
+    assert "\n" not in str(caught.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
+
+
+def test_attributes_have_names_of_their_own(tmp_path: Path) -> None:
+    """A column of the log called id would replace the ids of the labels."""
+    source = written(tmp_path / "log.csv", "query,label,id\na,x,3\n")
+    with pytest.raises(DatasetError, match="--attribute-column id: labels have a column of this name already"):
+        prepared(source, attribute_column=("id",))
+
+
 def log_of_days(folder: Path, days: int, *, queries: int = 60, ending: str = "csv", seed: int = 0) -> list[Path]:
     """Write a log of some days, a file per day: four labels per query, with renames, zero clicks and spellings."""
     paths = []
@@ -264,14 +294,19 @@ def test_only_new_files_are_read(tmp_path: Path) -> None:
 
 def test_options_are_read_from_source_yaml(tmp_path: Path) -> None:
     """Column names would have to be given on each call; or an option of the command would not override the file."""
-    from training.prepare.settings import merged_settings, source_folder
-
     written(tmp_path / "log" / "a.csv", "search,kw\n")
     written(tmp_path / "log" / "source.yaml", "query_column: search\nlabel-column: kw\ntest_days: 2\n")
-    for source in (str(tmp_path / "log"), str(tmp_path / "log" / "a.csv"), str(tmp_path / "log" / "*.csv")):
-        settings, file = merged_settings({"test_days": 3, "min_ctr": None}, source_folder(source))
+    for source in (
+        str(tmp_path / "log"),
+        str(tmp_path / "log" / "a.csv"),
+        str(tmp_path / "log" / "*.csv"),
+        f"file://{tmp_path}/log",
+    ):
+        file = read_source_yaml(source)
+        settings = merged_settings({"test_days": 3, "min_ctr": None}, file)
         assert (settings.query_column, settings.label_column, settings.test_days) == ("search", "kw", 3)
-        assert file == tmp_path / "log" / "source.yaml"
+        assert file is not None
+        assert file.location.endswith("log/source.yaml")
     for text, sentence in {
         "query_colum: x": "source.yaml: query_colum is not an option of prepare. Use one of: query_column, ",
         "- a": "source.yaml is not a mapping.",
@@ -281,7 +316,7 @@ def test_options_are_read_from_source_yaml(tmp_path: Path) -> None:
     }.items():
         written(tmp_path / "log" / "source.yaml", text)
         with pytest.raises(DatasetError, match=sentence.replace("[", r"\[")) as caught:
-            merged_settings({}, tmp_path / "log")
+            merged_settings({}, read_source_yaml(str(tmp_path / "log")))
         assert "\n" not in str(caught.value)
 
 
