@@ -2,10 +2,11 @@
 
 Tables of the connection, in the order in which the functions of this module make them:
 
-    cells     all cells; `first` orders rows by part and place, `latest` by day, part and place
+    cells     all cells; `first` orders rows by part and place
     iid_of    the number of the query identity, iid, of each spelling
     queries   one row per query identity: iid, text (the most frequent spelling), hash_1, hash_2
     labels    one row per label: lid, label (its key), latest text and attributes, first and last day
+              (from `label_texts`, with a row per label, text and attributes)
     coded     the cells with iid, lid and split instead of texts
     pairs     one row per (iid, split, lid): weight, clicks, impressions, rows, first and last day
 
@@ -32,8 +33,7 @@ HASHES = 2**64
 def open_cells(connection: Any, folder: Path, cells: Sequence[PartCells]) -> None:
     """Make the view `cells` from the files of all parts that have rows."""
     parts = [
-        f"SELECT *, {number} AS part, {number * PLACES_PER_PART} + place AS first, "
-        f"(coalesce(day - DATE '1970-01-01', 0), {number * PLACES_PER_PART} + place) AS latest "
+        f"SELECT *, {number} AS part, {number * PLACES_PER_PART} + place AS first "
         f"FROM read_parquet('{quoted(folder / file)}')"
         for number, one in enumerate(cells)
         for file in one.files
@@ -69,15 +69,21 @@ def build_queries(connection: Any) -> int:
 
 
 def build_labels(connection: Any, n_attributes: int) -> None:
-    """Make the table `labels`. The text and the attributes of the latest row with a value win."""
-    attributes = "".join(
-        f", arg_max(attribute_{n}, latest) FILTER (attribute_{n} IS NOT NULL) AS attribute_{n}"
-        for n in range(n_attributes)
+    """Make the tables `label_texts` and `labels`.
+
+    The text and the attributes of a label are those of the latest day, and of the latest row among these.
+    """
+    names = [f"attribute_{number}" for number in range(n_attributes)]
+    connection.execute(
+        f"CREATE TABLE label_texts AS SELECT {', '.join(['label', 'label_text', *names])}, min(first) AS first, "
+        "(coalesce(max(day), DATE '0001-01-01'), max(first)) AS latest, min(day) AS first_day, max(day) AS last_day "
+        "FROM cells GROUP BY ALL"
     )
+    latest = "".join(f", arg_max({name}, latest) FILTER ({name} IS NOT NULL) AS {name}" for name in names)
     connection.execute(
         "CREATE TABLE labels AS SELECT (row_number() OVER (ORDER BY min(first)) - 1)::INTEGER AS lid, label, "
-        f"arg_max(label_text, latest) AS text, min(day) AS first_day, max(day) AS last_day, "
-        f"min(label_text) IS DISTINCT FROM max(label_text) AS is_renamed{attributes} FROM cells GROUP BY label"
+        "arg_max(label_text, latest) AS text, min(first_day) AS first_day, max(last_day) AS last_day"
+        f"{latest} FROM label_texts GROUP BY label"
     )
 
 
@@ -87,9 +93,9 @@ def renamed_labels(connection: Any) -> Any:
     `day` is the last day on which the label had the earlier text; null without dates.
     """
     return connection.sql(
-        "SELECT cells.label, cells.label_text AS earlier, labels.text AS latest, max(day) AS day, "
-        "FROM cells JOIN labels USING (label) WHERE is_renamed AND cells.label_text <> labels.text "
-        "GROUP BY ALL ORDER BY min(labels.lid), max(cells.latest)"
+        "SELECT label_texts.label, label_text AS earlier, text AS latest, max(label_texts.last_day) AS day "
+        "FROM label_texts JOIN labels USING (label) WHERE label_text <> text "
+        "GROUP BY ALL ORDER BY min(lid), max(label_texts.latest)"
     ).to_arrow_table()
 
 

@@ -181,6 +181,11 @@ class LogReader:
             if self._settings.examination:
                 return examination_table(Path(self._settings.examination))
             cells = click_weights.position_cells(self._connection, MAX_POSITION_CELLS)
+            if not cells.num_rows:
+                raise DatasetError(
+                    "No pair was shown at several positions, so examination cannot be estimated. Give a table with "
+                    "--examination, or leave out --position-column."
+                )
             pair_N = np.unique(np.asarray(cells["pair"]), return_inverse=True)[1]
             counts = (np.asarray(cells[name]) for name in ("position", "clicks", "impressions"))
             return estimate_examination(pair_N, *counts)

@@ -150,7 +150,7 @@ def test_positions_that_tell_nothing_are_an_error_only_when_asked_for(tmp_path: 
     dataset = prepared(source)
     assert weights(dataset) == {("a", "x"): 3, ("b", "y"): 1}
     assert dataset.meta.notes["positions_not_used"] == 1
-    with pytest.raises(DatasetError, match="Examination cannot be estimated"):
+    with pytest.raises(DatasetError, match="No pair was shown at several positions, so examination cannot be"):
         prepared(source, position_column="position")
 
 
