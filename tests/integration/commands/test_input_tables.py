@@ -17,6 +17,7 @@ from loadtest.plan import request_bodies
 from retrieval.errors import BadInput, TableError
 from retrieval.offline.query_files import Queries
 from retrieval.open import open_store
+from retrieval.tables.columns import Text
 from retrieval.tables.table import Table
 from tests.support.bundles import make_bundle
 from tests.support.command import run
@@ -265,7 +266,7 @@ def test_quotes_are_read_as_the_option_says(tmp_path: Path, bundle: Path, capsys
         assert run("prepare", tmp_path / name, "--out", out, *KEEP_ALL, "--force", *options) == 0
         assert Dataset.open(out).split("train").texts == [" ".join(one.split()) for one in expected]
     printed = capsys.readouterr().out
-    assert "1  rows that span several lines, because of quotes; the first is t.csv lines 2–4" in printed
+    assert "1  rows that span several lines, because of quotes, such as t.csv lines 2–4" in printed
     assert "3  lines in rows that span several" in printed
     assert "1  rows with cells in quotes; the quotes are part of the text; --quoting csv removes them" in printed
 
@@ -328,7 +329,7 @@ def test_a_line_that_is_too_long_is_named_by_its_number(tmp_path: Path, monkeypa
     source = text("t.csv", "query,label\n" + rows + "g" * 101 + "\n")(tmp_path)
     try:
         with pytest.raises(TableError, match=r"t\.csv line 8 is longer than"):
-            list(Table(source).rows(["query"]))
+            list(Table(source).batches({"query": Text()}))
     finally:
         csv.field_size_limit(limit)
 
@@ -355,4 +356,5 @@ def test_predict_reads_partitions_behind_a_url(
 def test_a_header_may_begin_as_other_files_do(tmp_path: Path, name: str) -> None:
     """If this failed, a column's name would make a CSV file an ORC, Parquet, Arrow or bzip2 file."""
     source = text("t.csv", f"{name},query\n1,a\n")(tmp_path)
-    assert [row for _, row in Table(source).rows(["query"])] == [{"query": "a"}]
+    (batch,) = Table(source).batches({"query": Text()})
+    assert batch.rows["query"].to_pylist() == ["a"]
