@@ -18,6 +18,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel, ValidationError
 
+from retrieval.errors import DatasetError
 from retrieval.system.atomic_files import PARTIAL, atomic_file
 from retrieval.tables.batches import Part
 from retrieval.tables.columns import Attribute, Count, Day, Identifier, Parser, Text
@@ -30,6 +31,7 @@ from training.prepare.split_parser import SplitForm, SplitParser
 
 CELLS_VERSION = 1  # increase it when the same part gives other cells
 CACHE_DAYS = 90  # a cached part that no run has used for so long is removed
+ATTRIBUTE = "attribute_"  # beginning of the names of attributes
 DAY_SECONDS = 86_400
 ROWS_PER_FILE = 4_000_000  # of the source, which are in memory at once
 
@@ -113,6 +115,7 @@ class _CellWriter:
         """Add rows of the source."""
         # DuckDB reads only names that are UTF-8
         columns = {role: rows[name] for role, (name, _) in self._roles.items() if name is not None}
+        columns |= {role: _as_text(column) for role, column in columns.items() if role.startswith(ATTRIBUTE)}
         self._rows.append(pa.table({**columns, "place": rows["place"]}))
         self._n_rows += rows.num_rows
         if self._n_rows >= ROWS_PER_FILE:
@@ -213,7 +216,18 @@ def _roles(columns: Columns) -> dict[str, tuple[str | None, str]]:
         "clicks": (columns.clicks, "BIGINT"),
         "impressions": (columns.impressions, "BIGINT"),
     }
-    return roles | {f"attribute_{n}": (name, "VARCHAR") for n, name in enumerate(columns.attributes)}
+    return roles | {f"{ATTRIBUTE}{n}": (name, "VARCHAR") for n, name in enumerate(columns.attributes)}
+
+
+def _as_text(column: Any) -> Any:
+    """Return an attribute as text: its Arrow type may differ between batches. Raises DatasetError."""
+    try:
+        return column.cast(pa.large_string())
+    except pa.ArrowException as error:
+        raise DatasetError(
+            f"An attribute of the log has the type {column.type}, not text or numbers. Put it into a label table, and "
+            "give the table with --labels."
+        ) from error
 
 
 def _cached(record: Path, folder: Path) -> PartCells | None:

@@ -70,7 +70,8 @@ def prepare(
         require_training_rows(assembled.splits, files.source, accounts["rows"])
         messages = [escape_surrogates(message) for message in bad_rows.messages]
         meta = DatasetMeta(
-            name=name, source=escape_surrogates(Path(files.source).name), settings=recorded, accounts=accounts,
+            name=name, source=escape_surrogates(Path(files.source).name or files.name), settings=recorded,
+            accounts=accounts,
             notes=escaped_names(notes.counts()), skipped=bad_rows.total, skipped_first=tuple(messages[:MAX_LISTED]),
             query_identity=QUERY_IDENTITY, detected=read.detected, **read.log_facts,
         )  # fmt: skip

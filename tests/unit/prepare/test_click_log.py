@@ -182,6 +182,21 @@ def test_attributes_have_names_of_their_own(tmp_path: Path) -> None:
         prepared(source, attribute_column=("id",))
 
 
+def test_attributes_of_a_log_are_texts(tmp_path: Path) -> None:
+    """An attribute that is empty at first, or has numbers and texts, would end in a traceback."""
+    rows = [{"query": "a", "label": "x", "n": None}] * 3 + [{"query": "b", "label": "x", "n": 7}]
+    for name, lines in {"one": rows, "two": [{"query": "c", "label": "y", "n": "seven"}]}.items():
+        written(tmp_path / "log" / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    dataset = prepared(tmp_path / "log", attribute_column=("n",))
+    assert dataset.label_table.to_pylist() == [
+        {"id": "x", "text": "x", "n": "7"},
+        {"id": "y", "text": "y", "n": "seven"},
+    ]
+    written(tmp_path / "log" / "two.jsonl", '{"query": "c", "label": "y", "n": [1]}\n')
+    with pytest.raises(DatasetError, match="An attribute of the log has the type list"):
+        prepared(tmp_path / "log", attribute_column=("n",))
+
+
 def log_of_days(folder: Path, days: int, *, queries: int = 60, ending: str = "csv", seed: int = 0) -> list[Path]:
     """Write a log of some days, a file per day: four labels per query, with renames, zero clicks and spellings."""
     paths = []
