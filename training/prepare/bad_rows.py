@@ -29,6 +29,7 @@ class BadRows:
     skip: bool = False
     total: int = 0
     messages: list[str] = field(default_factory=list)
+    hint: str = ""  # a further way to correct them
 
     def add(self, messages: Iterable[str], total: int) -> None:
         """Count `total` bad rows; `messages` describe them, or the first of them."""
@@ -43,6 +44,6 @@ class BadRows:
         first = "" if self.total <= MAX_LISTED else f" The first {MAX_LISTED}:"
         raise DatasetError(
             f"{source} has {rows}; nothing was written. "
-            f"Correct the source, or add --skip-bad-rows to leave such rows out.{first}\n  "
+            f"Correct the source, or add --skip-bad-rows to leave such rows out.{self.hint}{first}\n  "
             + "\n  ".join(self.messages[:MAX_LISTED])
         )

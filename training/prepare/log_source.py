@@ -22,7 +22,7 @@ from training.data.meta import DayCounts, LabelRename, Period
 from training.data.ragged import Ragged
 from training.prepare import click_log, click_weights, time_split
 from training.prepare.bad_rows import MAX_MESSAGES, BadRows
-from training.prepare.columns import Columns
+from training.prepare.columns import Columns, option
 from training.prepare.examination import estimate_examination
 from training.prepare.examination_table import examination_table
 from training.prepare.label_table import SourceLabels
@@ -95,6 +95,11 @@ class LogReader:
         self._connection, self._settings, self._columns = connection, settings, columns
         self._labels, self._notes, self._bad_rows = labels, notes, bad_rows
         self._skipped = Counter[str]()
+        if columns.recognised:
+            names = ", ".join(columns.recognised)
+            bad_rows.hint = (
+                f" Recognised by name: {names}; {option(columns.recognised[-1])} none ignores such a column."
+            )
 
     def read(self, table: Table, folder: Path, bar: ProgressBar) -> LogResult:
         """Read a table; a part whose cells `folder` has already is not read again.

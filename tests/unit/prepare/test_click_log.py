@@ -175,6 +175,15 @@ def test_an_error_of_the_database_is_a_sentence(tmp_path: Path, monkeypatch: pyt
     assert [path.name for path in tmp_path.iterdir()] == ["log.csv"]
 
 
+def test_a_column_with_a_known_name_and_another_meaning_can_be_ignored(tmp_path: Path) -> None:
+    """A column called position with job titles would make every row bad, and the message would not say why."""
+    source = written(tmp_path / "log.csv", "query,label,position\na,x,manager\n")
+    hint = "Recognised by name: position; --position-column none ignores such a column."
+    with pytest.raises(DatasetError, match=hint):
+        prepared(source)
+    assert weights(prepared(source, position_column="none")) == {("a", "x"): 1}
+
+
 def test_attributes_have_names_of_their_own(tmp_path: Path) -> None:
     """A column of the log called id would replace the ids of the labels."""
     source = written(tmp_path / "log.csv", "query,label,id\na,x,3\n")
