@@ -2,9 +2,9 @@
 
     python -m benchmarks.click_logs.examination [--seeds 6]
 
-"Poisson" is training/prepare/examination.py; "EM" is the algorithm of Chuklin, Markov and de Rijke (Click Models for
-Web Search, 2015, chapter 4), for the same model with binomial clicks. Relevant pairs are shown at higher positions. The
-error is the root mean square of log(estimate / truth), over positions and seeds.
+"Poisson" is training/prepare/clicks/examination.py; "EM" is the algorithm of Chuklin, Markov and de Rijke (Click Models
+for Web Search, 2015, chapter 4), for the same model with binomial clicks. Relevant pairs are shown at higher positions.
+The error is the root mean square of log(estimate / truth), over positions and seeds.
 
 Suffixes: N cells (a pair at a position), P pairs, K positions.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.measuring.running import count
-from training.prepare.examination import estimate_examination
+from training.prepare.clicks.examination import estimate_examination
 
 FloatArray = NDArray[np.float64]
 Cells = tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]  # pair, position, clicks, impressions

@@ -12,7 +12,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from training.data.dataset import Dataset
-from training.prepare.examination import estimate_examination, inverse_examination
+from training.prepare.clicks.examination import estimate_examination, inverse_examination
 
 FloatArray = NDArray[np.float64]
 

@@ -3,6 +3,7 @@
 Suffix: N rows.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from retrieval.errors import TableError
 from retrieval.tables.columns import Parser
 from retrieval.tables.files import TableFile
-from retrieval.tables.hashing import file_sha256
 from retrieval.tables.opening import NoReadingProgress, ReadingProgress
 
 PLACE = "place"  # the column of line or row numbers
@@ -97,7 +97,7 @@ class Part(ABC):
     def sha256(self) -> str:
         """Return the SHA-256 of the file as it is stored, in hexadecimal."""
         with self.open_bytes() as file:
-            return file_sha256(file)
+            return hashlib.file_digest(file, "sha256").hexdigest()
 
     @abstractmethod
     def chunks(self, columns: Sequence[str], progress: ReadingProgress) -> Iterator[list[Chunk]]:

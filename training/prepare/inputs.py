@@ -1,5 +1,6 @@
 """The inputs of `diptych prepare`: the tables or the LF-* files of a source, and what a dataset records about them."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,12 +8,11 @@ from typing import Any
 
 from retrieval.errors import DatasetError
 from retrieval.tables.delimited import Layout
-from retrieval.tables.hashing import file_sha256
 from retrieval.tables.table import Table
 from training.prepare.bad_rows import escape_surrogates
-from training.prepare.lf_source import is_lf, lf_files
 from training.prepare.settings import PrepareSettings
 from training.prepare.source_yaml import SOURCE_YAML
+from training.prepare.sources.lf_source import is_lf, lf_files
 
 PREPARE_VERSION = 5  # increase it when the same source and settings give another dataset
 
@@ -79,7 +79,7 @@ def _escaped(value: Any) -> Any:
 def _described(path: Path) -> str:
     """Return the name and the SHA-256 of a file."""
     with path.open("rb") as file:
-        return f"{escape_surrogates(path.name)} {file_sha256(file)}"
+        return f"{escape_surrogates(path.name)} {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 
 def _refuse_table_options(source: str, labels: str | None, settings: PrepareSettings) -> None:

@@ -13,15 +13,15 @@ from retrieval.tables.table import Table
 from training.data.dataset import Dataset, DatasetMeta
 from training.prepare.assemble import Assembled, assemble
 from training.prepare.bad_rows import MAX_LISTED, BadRows, escape_surrogates, escaped_names
-from training.prepare.columns import choose_columns, label_form
+from training.prepare.clicks.reader import LogReader, log_database
 from training.prepare.inputs import SourceFiles, find_source_files, recorded_settings
-from training.prepare.label_table import SourceLabels, read_label_table
-from training.prepare.lf_source import LfReader
-from training.prepare.list_source import OPTIONAL_COLUMNS, ListReader
-from training.prepare.log_source import LogReader, log_database
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.settings import PrepareSettings
 from training.prepare.source_data import SourceData
+from training.prepare.sources.columns import choose_columns, label_form
+from training.prepare.sources.label_table import SourceLabels, read_label_table
+from training.prepare.sources.lf_source import LfReader
+from training.prepare.sources.list_source import OPTIONAL_COLUMNS, ListReader
 from training.prepare.writing import refuse_to_overwrite, write_dataset
 
 __all__ = ["PrepareSettings", "prepare"]

@@ -11,7 +11,7 @@ import pytest
 from benchmarks.click_logs import examination, word_counts
 from benchmarks.click_logs.simulated import Simulation, simulate
 from retrieval.errors import DatasetError
-from training.prepare.examination import estimate_examination
+from training.prepare.clicks.examination import estimate_examination
 
 # Two nouns, the second a hypernym of the first; an adjective with a satellite. Made up, in the format of wndb(5WN).
 NOUNS = """  1 a line of the licence

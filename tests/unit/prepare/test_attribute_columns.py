@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from retrieval.errors import DatasetError
-from training.prepare.attributes import MAX_DEPTH, attribute_column
+from training.prepare.sources.attributes import MAX_DEPTH, attribute_column
 
 TABLE = Path("labels.parquet")
 

@@ -14,7 +14,7 @@ import pytest
 
 from retrieval.errors import DatasetError
 from training.data import SPLITS, Dataset
-from training.prepare import log_source
+from training.prepare.clicks import reader
 from training.prepare.prepare import prepare
 from training.prepare.settings import PrepareSettings, merged_settings
 from training.prepare.source_yaml import read_source_yaml
@@ -166,8 +166,8 @@ def test_positions_count_from_1(tmp_path: Path) -> None:
 
 def test_an_error_of_the_database_is_a_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A full disk would end a long run with a traceback."""
-    monkeypatch.setattr(log_source, "MOST_MEMORY", 2**21)  # DuckDB needs more for its first block
-    monkeypatch.setattr(log_source, "LEAST_MEMORY", 2**21)
+    monkeypatch.setattr(reader, "MOST_MEMORY", 2**21)  # DuckDB needs more for its first block
+    monkeypatch.setattr(reader, "LEAST_MEMORY", 2**21)
     source = written(tmp_path / "log.csv", "query,label\n" + "".join(f"query {n},label {n}\n" for n in range(50_000)))
     with pytest.raises(DatasetError, match=r"was not written: the click log cannot be aggregated \(.*Memory") as caught:
         prepared(source)

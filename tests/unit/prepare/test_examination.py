@@ -7,7 +7,7 @@ import pytest
 from numpy.typing import NDArray
 
 from retrieval.errors import DatasetError
-from training.prepare.examination import (
+from training.prepare.clicks.examination import (
     MIN_EXAMINATION,
     estimate_examination,
     examination_from_table,

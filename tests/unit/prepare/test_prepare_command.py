@@ -148,7 +148,7 @@ def test_validation_takes_no_more_of_a_large_set_than_training_looks_at(tmp_path
 def test_every_note_has_a_text() -> None:
     """If this failed, the summary would print an identifier instead of a sentence."""
     folders = (ROOT / "training" / "prepare", ROOT / "retrieval" / "tables")
-    sources = [path.read_text() for folder in folders for path in folder.glob("*.py")]
+    sources = [path.read_text() for folder in folders for path in folder.rglob("*.py")]
     added = {note for source in sources for note in re.findall(r'otes\.add\(\s*"(\w+)"', source)}
     assert len(added) > 15
     assert added == set(NOTES)

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from training.prepare.click_weights import EXPOSURE, POSITIVE
-from training.prepare.label_table import SourceLabels
+from training.prepare.clicks.weights import EXPOSURE, POSITIVE
 from training.prepare.source_data import padded, text_column
+from training.prepare.sources.label_table import SourceLabels
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from retrieval.tables.table import Table
 from retrieval.tables.values import preview
 from training.data.ragged import Ragged
 from training.prepare.bad_rows import BadRows
-from training.prepare.columns import Columns
-from training.prepare.label_table import SourceLabels
 from training.prepare.settings import PrepareSettings
 from training.prepare.source_data import UNSPLIT, Positives, SourceData, padded, text_column
+from training.prepare.sources.columns import Columns
+from training.prepare.sources.label_table import SourceLabels
+from training.prepare.sources.split_parser import SplitForm, SplitParser
 from training.prepare.split_hash import text_hashes
-from training.prepare.split_parser import SplitForm, SplitParser
 
 NO_LABELS = "{} is null or missing. Write a list of labels or remove the row."
 OPTIONAL_COLUMNS = ID, EXCLUDE = "id", "exclude"

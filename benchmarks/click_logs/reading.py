@@ -1,6 +1,6 @@
 """Measure the table reader: rows per second and CPU time per row of each format.
 
-    python -m benchmarks.reading [--rows 2000000] [--folder FOLDER]
+    python -m benchmarks.click_logs.reading [--rows 2000000] [--folder FOLDER]
 
 Writes a click log of five columns (query, label, impressions, clicks, date) and reads all of them. `row by row` reads
 the same CSV with Python's csv module and one function call per cell, as the reader did before docs/decisions/0080.

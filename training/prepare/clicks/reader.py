@@ -20,17 +20,17 @@ from retrieval.tables.notes import Notes
 from retrieval.tables.table import Table
 from training.data.meta import DayCounts, LabelRename, Period
 from training.data.ragged import Ragged
-from training.prepare import click_log, click_weights, time_split
 from training.prepare.bad_rows import MAX_MESSAGES, BadRows
-from training.prepare.columns import Columns, option
-from training.prepare.examination import estimate_examination
-from training.prepare.examination_table import examination_table
-from training.prepare.label_table import SourceLabels
-from training.prepare.log_labels import log_labels
-from training.prepare.log_parts import PartCells, PartReader, read_parts, remove_unused
+from training.prepare.clicks import tables, time_split, weights
+from training.prepare.clicks.examination import estimate_examination
+from training.prepare.clicks.examination_table import examination_table
+from training.prepare.clicks.labels import log_labels
+from training.prepare.clicks.parts import PartCells, PartReader, read_parts, remove_unused
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.settings import PrepareSettings
 from training.prepare.source_data import Positives, SourceData, text_column
+from training.prepare.sources.columns import Columns, option
+from training.prepare.sources.label_table import SourceLabels
 
 MAX_VALIDATION_QUERIES = 2_000  # about; training evaluates at most as many, so more would be lost to training
 LEAST_WEIGHT = 1e-6  # of a positive whose clicks have decayed
@@ -118,20 +118,20 @@ class LogReader:
             self._bad_rows.raise_if_any(str(table.path))
             raise DatasetError(f"{table.path} has bad rows only. Correct them.")
         bar.describe("merging queries and labels")
-        click_log.open_cells(connection, folder, cells)
+        tables.open_cells(connection, folder, cells)
         self._leave_out_unknown_labels(table)
         self._bad_rows.raise_if_any(str(table.path))
-        self._notes.add("merged_spellings", click_log.build_queries(connection))
-        click_log.build_labels(connection, len(columns.attributes))
+        self._notes.add("merged_spellings", tables.build_queries(connection))
+        tables.build_labels(connection, len(columns.attributes))
         period = self._period()
-        click_log.code_cells(connection, period, MAX_VALIDATION_QUERIES)
+        tables.code_cells(connection, period, MAX_VALIDATION_QUERIES)
         bar.describe("weighing clicks")
         examination_P = self._examination()
         has_sources = columns.source is not None
-        click_weights.build_pairs(connection, self._settings, period, examination_P, has_sources=has_sources)
+        weights.build_pairs(connection, self._settings, period, examination_P, has_sources=has_sources)
         bar.describe("collecting pairs")
         self._count_pairs()
-        renames = click_log.renamed_labels(connection).to_pylist() if columns.label_text else []
+        renames = tables.renamed_labels(connection).to_pylist() if columns.label_text else []
         renamed = {row["label"]: (row["earlier"], row["latest"]) for row in renames}
         return LogResult(
             data=self._source_data(),
@@ -164,7 +164,7 @@ class LogReader:
         """Count rows whose label is not in the label table as bad rows, unless the log has the texts of its labels."""
         if not self._labels.closed or self._columns.label_text:
             return
-        unknown = click_log.leave_out_unknown_labels(self._connection, text_column(list(self._labels.number_of_key)))
+        unknown = tables.leave_out_unknown_labels(self._connection, text_column(list(self._labels.number_of_key)))
         messages = []
         for part, place, label, rows in unknown[:MAX_MESSAGES]:
             more = f" The file has {rows:,} such rows." if rows > 1 else ""
@@ -182,10 +182,10 @@ class LogReader:
         if self._columns.position is None:
             return None
         try:
-            click_weights.check_positions(self._connection)
+            weights.check_positions(self._connection)
             if self._settings.examination:
                 return examination_table(Path(self._settings.examination))
-            cells = click_weights.position_cells(self._connection, MAX_POSITION_CELLS)
+            cells = weights.position_cells(self._connection, MAX_POSITION_CELLS)
             if not cells.num_rows:
                 raise DatasetError(
                     "No pair was shown at several positions, so examination cannot be estimated. Give a table with "
@@ -203,8 +203,8 @@ class LogReader:
     def _count_pairs(self) -> None:
         """Count the rows that are no positive of their own, by reason."""
         reasons = {
-            click_weights.EXPOSURE: "exposure", click_weights.FEW_CLICKS: "below_min_clicks",
-            click_weights.LOW_CTR: "below_min_ctr", click_weights.POSITIVE: None,
+            weights.EXPOSURE: "exposure", weights.FEW_CLICKS: "below_min_clicks",
+            weights.LOW_CTR: "below_min_ctr", weights.POSITIVE: None,
         }  # fmt: skip
         counted = self._connection.execute("SELECT kind, count(*), sum(rows)::BIGINT FROM pairs GROUP BY kind")
         for kind, pairs, rows in counted.fetchall():
@@ -228,7 +228,7 @@ class LogReader:
         connection, dates = self._connection, self._columns.date is not None
         connection.execute(
             "CREATE TABLE query_rows AS SELECT iid, split, (row_number() OVER (ORDER BY min(first)) - 1)::INTEGER "
-            f"AS row FROM pairs WHERE kind = {click_weights.POSITIVE} GROUP BY iid, split"
+            f"AS row FROM pairs WHERE kind = {weights.POSITIVE} GROUP BY iid, split"
         )
         rows = connection.sql(
             "SELECT text, split, hash_1, hash_2 FROM query_rows JOIN queries USING (iid) ORDER BY row"
@@ -254,7 +254,7 @@ class LogReader:
         days = ", first_day, last_day" if dates else ""
         pairs = self._connection.sql(
             f"SELECT row, lid, weight::FLOAT AS weights{days} FROM pairs JOIN query_rows USING (iid, split) "
-            f"WHERE kind = {click_weights.POSITIVE} ORDER BY row, first, lid"
+            f"WHERE kind = {weights.POSITIVE} ORDER BY row, first, lid"
         ).to_arrow_table()
         lengths = np.bincount(np.asarray(pairs["row"]), minlength=n_rows)
         labels = Ragged.from_lengths(number_of_lid[np.asarray(pairs["lid"])], lengths)
@@ -269,7 +269,7 @@ class LogReader:
         table = self._connection.sql(
             f"SELECT text AS query, hash_1, row, pairs.split, lid AS label, impressions{days} FROM pairs "
             "JOIN queries USING (iid) LEFT JOIN query_rows USING (iid, split) "
-            f"WHERE kind = {click_weights.EXPOSURE} AND impressions > 0 ORDER BY first, lid"
+            f"WHERE kind = {weights.EXPOSURE} AND impressions > 0 ORDER BY first, lid"
         ).to_arrow_table()
         numbers = pa.array(number_of_lid[np.asarray(table["label"])])
         return table.set_column(table.column_names.index("label"), "label", numbers) if table.num_rows else None

@@ -16,8 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from retrieval.errors import DatasetError
+from training.prepare.clicks.time_split import Period
 from training.prepare.settings import MAX_SHARE, PrepareSettings
-from training.prepare.time_split import Period
 
 PRIOR_IMPRESSIONS = 10  # strength of the prior of --min-ctr: each pair starts with so many at the log's average rate
 WEIGHT = "DECIMAL(38, 9)"

@@ -9,7 +9,7 @@ from retrieval.errors import DatasetError
 from retrieval.tables.columns import Count, Number
 from retrieval.tables.opening import NoReadingProgress
 from retrieval.tables.table import Table
-from training.prepare.examination import examination_from_table
+from training.prepare.clicks.examination import examination_from_table
 
 
 def examination_table(path: Path) -> npt.NDArray[np.float64]:

@@ -20,9 +20,9 @@ from typing import Any
 import pyarrow as pa
 
 from retrieval.query_text import query_identities
-from training.prepare.log_parts import PartCells, quoted
+from training.prepare.clicks.parts import PartCells, quoted
+from training.prepare.clicks.time_split import Period
 from training.prepare.split_hash import text_hashes
-from training.prepare.time_split import Period
 
 PLACES_PER_PART = 2**40
 ROWS_PER_BATCH = 500_000

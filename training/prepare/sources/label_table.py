@@ -17,8 +17,8 @@ from retrieval.tables.notes import Notes
 from retrieval.tables.opening import NoReadingProgress, ReadingProgress
 from retrieval.tables.table import Table
 from retrieval.tables.values import preview
-from training.prepare.attributes import attribute_column
 from training.prepare.bad_rows import BadRows
+from training.prepare.sources.attributes import attribute_column
 
 RESERVED = ("id", "text")
 _CHOOSE = {

@@ -25,9 +25,9 @@ from retrieval.tables.columns import Attribute, Count, Day, Identifier, Parser, 
 from retrieval.tables.opening import ReadingProgress
 from retrieval.tables.table import part_notes
 from training.prepare.bad_rows import MAX_MESSAGES, escape_surrogates, escaped_names
-from training.prepare.columns import Columns
 from training.prepare.progress_bar import ProgressBar
-from training.prepare.split_parser import SplitForm, SplitParser
+from training.prepare.sources.columns import Columns
+from training.prepare.sources.split_parser import SplitForm, SplitParser
 
 CELLS_VERSION = 1  # increase it when the same part gives other cells
 CACHE_DAYS = 90  # a cached part that no run has used for so long is removed

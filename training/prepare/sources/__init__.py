@@ -1,0 +1,1 @@
+"""Sources other than click logs, and what all tables share: columns, label tables and splits."""
