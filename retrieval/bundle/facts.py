@@ -4,11 +4,11 @@ Field names are keys of manifest.json, except where an alias keeps the key of an
 """
 
 from statistics import geometric_mean
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from retrieval.query_text import QueryIdentity
 
@@ -20,6 +20,13 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
 Precision = Literal["float32", "float16", "int8"]  # of the query encoder; labels are encoded in float32
+
+
+def refuse_boolean(value: Any) -> Any:
+    """Return a value that is no boolean; `true` would pass as the literal 1. Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError("it is a boolean, not a number")
+    return value
 
 
 class ManifestPart(BaseModel):
@@ -91,7 +98,7 @@ class ModelFacts(ManifestPart):
     pad_id: CountOrZero
     unknown_id: CountOrZero
     bytes_per_token: Annotated[float, Field(ge=1e-3, le=1e6)]
-    query_identity: QueryIdentity = 0
+    query_identity: Annotated[QueryIdentity, BeforeValidator(refuse_boolean)] = 0
 
     @property
     def dim(self) -> int:
