@@ -128,7 +128,11 @@ class Part(ABC):
         parsed: dict[str, Any] = {}
         rejected: dict[int, str] = {}
         for name, parser in columns.items():
-            parsed[name], messages = parser.parse(self.values(chunk, name, parser), name)
+            values = self.values(chunk, name, parser)
+            try:
+                parsed[name], messages = parser.parse(values, name)
+            except TableError as error:  # the parser does not know the file
+                raise TableError(f"{self.file.location}: {error}") from error
             for row, message in messages.items():
                 rejected.setdefault(row, message)
         places = chunk.places_N.tolist() if rejected else []

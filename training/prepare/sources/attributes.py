@@ -13,17 +13,15 @@ OUT_OF_RANGE = "<value out of range"  # Arrow's text for a date or time outside 
 MAX_DEPTH = 32  # lists and objects inside each other; Parquet and Arrow files refuse about 50
 
 
-def attribute_column(path: Path, name: str, values: Any) -> Any:
+def attribute_column(path: Path, name: str, column: Any) -> Any:
     """Return one attribute as an Arrow column of a type that JSON has: texts, numbers, truth values, lists, objects.
 
-    values: an Arrow column, or a list of Python values. Dates, times, decimals and durations become text, NaN and
-    infinity null, maps lists of objects with `key` and `value`. Raises DatasetError for a name that is not UTF-8, for
-    bytes, values of several types, integers of more than 64 bits, empty objects and deep nesting.
+    Dates, times, decimals and durations become text, NaN and infinity null, maps lists of objects with `key` and
+    `value`. Raises DatasetError for a name that is not UTF-8, for bytes, empty objects and deep nesting.
     """
     where = f"{path}: column {name!r}"
     if not _is_utf8(name):
         raise DatasetError(f"{where} has a name that is not UTF-8. Rename it.")
-    column = values if isinstance(values, pa.ChunkedArray) else _from_python(where, values)
     _refuse_unwritable(where, column.type)
     try:
         column = _as_json(column)
@@ -33,29 +31,6 @@ def attribute_column(path: Path, name: str, values: Any) -> Any:
     if _contains(column.type, _is_bytes):
         raise DatasetError(f"{where} contains bytes, which JSON cannot represent. Leave it out or write text.")
     return column
-
-
-def _from_python(where: str, values: list[Any]) -> Any:
-    try:
-        column = pa.array(values, pa.large_string() if _only_text(values) else None)
-    except OverflowError:  # 2^63 or more: try unsigned integers
-        try:
-            column = pa.array(values, pa.uint64())
-        except (pa.ArrowException, OverflowError, TypeError) as error:
-            raise DatasetError(
-                f"{where} contains integers that do not fit in one type ({error}). Write text."
-            ) from error
-    except UnicodeEncodeError as error:  # cells were checked before, so it is a key of an object
-        raise DatasetError(f"{where} contains an object with a key that is not UTF-8. Rename the key.") from error
-    except (pa.ArrowException, TypeError) as error:
-        raise DatasetError(f"{where} contains values of different types ({error}). Use one type.") from error
-    return column if isinstance(column, pa.ChunkedArray) else pa.chunked_array([column])
-
-
-def _only_text(values: list[Any]) -> bool:
-    return any(isinstance(value, str) for value in values) and all(
-        value is None or isinstance(value, str) for value in values
-    )
 
 
 def _is_utf8(text: str) -> bool:
