@@ -3,7 +3,7 @@
     python -m benchmarks.click_logs.generate --out LOG --rows 100000000
     python -m benchmarks.preparing LOG --work FOLDER [--formats csv.gz parquet] [--reader OLD_CHECKOUT]
 
-    python -m benchmarks.click_logs.generate --out LOG31 --rows 440000000 --days 31 --formats parquet
+    python -m benchmarks.click_logs.generate --out LOG31 --rows 110000000 --pairs 5000000 --days 31 --formats parquet
     python -m benchmarks.preparing LOG31 --work FOLDER --formats parquet --window
 
 Without --window, each format is prepared with an empty cache, and the datasets must be equal. --reader alternates the

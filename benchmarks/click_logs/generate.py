@@ -1,6 +1,7 @@
 """Write a synthetic click log as CSV.gz and Parquet, for measurements of `diptych prepare`.
 
-    python -m benchmarks.click_logs.generate --out FOLDER [--rows 100000000] [--days 7] [--formats csv.gz parquet]
+    python -m benchmarks.click_logs.generate --out FOLDER [--rows 100000000] [--pairs 20000000] [--days 7]
+        [--formats csv.gz parquet]
 
 Each day has several files, FOLDER/csv.gz/2026-09-01-00.csv.gz and FOLDER/parquet/2026-09-01-00.parquet, with equal rows
 in both formats. `--only-days 31` writes only that day of a plan with more days. See benchmarks/click_logs/synthetic.py.
@@ -85,6 +86,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Write a synthetic click log.")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--rows", type=count, default=100_000_000, help="rows of all days")
+    parser.add_argument("--pairs", type=count, help="distinct (query, label) pairs of all days; default: a fifth")
     parser.add_argument("--days", type=count, default=7)
     parser.add_argument("--only-days", type=count, nargs="+", metavar="DAY", help="write only these days, from 1")
     parser.add_argument("--formats", nargs="+", choices=FORMATS, default=FORMATS)
@@ -101,7 +103,8 @@ def main() -> int:
     days = options.only_days or range(1, options.days + 1)
     begin = time.perf_counter()
     try:
-        plan = LogPlan(options.rows, options.days, options.seed, options.quoted, options.rows_per_file)
+        form = options.seed, options.quoted, options.rows_per_file, options.pairs
+        plan = LogPlan(options.rows, options.days, *form)
         if max(days) > plan.days:
             print(f"error: --only-days {max(days)} is not one of {plan.days} days.", file=sys.stderr)
             return 1

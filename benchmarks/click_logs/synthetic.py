@@ -1,6 +1,6 @@
 """A synthetic click log of any size, whose numbers of distinct pairs, queries and labels are exact.
 
-A log of n rows has n / 5 distinct pairs, 3 n / 100 queries and n / 100 labels. The number of labels per query, the
+A log of n rows has n / 5 distinct pairs, or the given number; a twentieth as many labels; three queries per label. The number of labels per query, the
 rows per pair and the impressions per row have heavy tails; about two thirds of the pairs have a click. Every file
 depends only on the plan, its day and its number, so that any day can be written again.
 
@@ -42,17 +42,20 @@ class LogPlan:
     seed: int = 0
     quoted: float = 0.01
     rows_per_file: int = ROWS_PER_FILE
+    pairs: int | None = None  # distinct ones of all days; None: a fifth of the rows
 
     def __post_init__(self) -> None:
         if self.n_queries > WORDS**2:
             raise BadInput(f"{self.rows:,} rows need more than {WORDS**2:,} texts. Choose fewer rows.")
         if self.rows < max(MIN_ROWS, self.days):
             raise BadInput(f"{self.rows:,} rows are too few for {self.days} days. Choose at least {MIN_ROWS:,}.")
+        if not MIN_ROWS // 5 <= self.n_pairs <= self.rows:
+            raise BadInput(f"{self.rows:,} rows cannot have {self.n_pairs:,} pairs. Choose {MIN_ROWS // 5:,} or more.")
 
     @property
     def n_pairs(self) -> int:
         """Return the number of distinct (query, label) pairs of all days."""
-        return self.rows // 5
+        return self.rows // 5 if self.pairs is None else self.pairs
 
     @property
     def n_queries(self) -> int:
@@ -62,7 +65,7 @@ class LogPlan:
     @property
     def n_labels(self) -> int:
         """Return the number of distinct labels of all days."""
-        return self.rows // 100
+        return self.n_pairs // 20
 
     def rows_of(self, day: int) -> int:
         """Return the number of rows of a day, from 0."""

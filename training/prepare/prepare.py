@@ -119,7 +119,7 @@ def _read_table(
         return _Read(data, reader.read, reader.skipped, detected=columns.detected())
     with log_database(out) as (connection, temporary):
         log = LogReader(connection, settings, columns, labels, notes, bad_rows)
-        result = log.read(table, cache or temporary, progress)
+        result = log.read(table, cache or temporary, progress, cached=cache is not None)
     _note_unused(table, set(columns.named().values()), result.read, notes)
     facts = {
         "days": result.days, "period": result.period, "examination": result.examination, "renames": len(result.renamed),

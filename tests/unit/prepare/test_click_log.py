@@ -206,8 +206,10 @@ def test_attributes_of_a_log_are_texts(tmp_path: Path) -> None:
         prepared(tmp_path / "log", attribute_column=("n",))
 
 
-def log_of_days(folder: Path, days: int, *, queries: int = 60, ending: str = "csv", seed: int = 0) -> list[Path]:
-    """Write a log of some days, a file per day: four labels per query, with renames, zero clicks and spellings."""
+def log_of_days(
+    folder: Path, days: int, *, queries: int = 60, ending: str = "csv", seed: int = 0, files: int = 1
+) -> list[Path]:
+    """Write a log of some days in `files` files each: four labels per query, with renames, zero clicks and spellings."""
     paths = []
     for day in range(days):
         random_day = random.Random(f"{seed} {day}")
@@ -219,11 +221,13 @@ def log_of_days(folder: Path, days: int, *, queries: int = 60, ending: str = "cs
             clicks = random_day.choice([0, 0, 1, 2, 9])
             day_text = (FIRST + timedelta(days=day)).isoformat()
             lines.append(f"{spelling},k{query}-{label},{text},m{label},{clicks + 5},{clicks},{day_text}")
-        path = folder / f"log-{day:02}.{ending}"
-        path.parent.mkdir(exist_ok=True)
-        content = ("\n".join(lines) + "\n").encode()
-        path.write_bytes(gzip.compress(content, mtime=0) if ending.endswith("gz") else content)
-        paths.append(path)
+        for number in range(files):
+            path = folder / f"log-{day:02}-{number}.{ending}"
+            path.parent.mkdir(exist_ok=True)
+            rows = lines[1 + 400 * number // files : 1 + 400 * (number + 1) // files]
+            content = ("\n".join([lines[0], *rows]) + "\n").encode()
+            path.write_bytes(gzip.compress(content, mtime=0) if ending.endswith("gz") else content)
+            paths.append(path)
     return paths
 
 
@@ -282,22 +286,43 @@ def content(dataset: Dataset) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(dataset.folder.iterdir())}
 
 
-@pytest.mark.parametrize("ending", ["csv", "csv.gz"])
-def test_a_rolling_window_is_the_same_as_everything_at_once(tmp_path: Path, ending: str) -> None:
+@pytest.mark.parametrize(("ending", "files"), [("csv", 1), ("csv.gz", 3)])
+def test_a_rolling_window_is_the_same_as_everything_at_once(tmp_path: Path, ending: str, files: int) -> None:
     """A dataset would depend on which days had been read before."""
-    paths = log_of_days(tmp_path / "all", 8, ending=ending)
+    paths = log_of_days(tmp_path / "all", 8, ending=ending, files=files)
     settings = PrepareSettings(test_days=1, half_life_days=3)
     cache, window = tmp_path / "cache", tmp_path / "log"
     window.mkdir()
     for first in range(3):
         for path in window.iterdir():
             path.unlink()
-        for path in paths[first : first + 6]:
+        for path in paths[first * files : (first + 6) * files]:
             (window / path.name).symlink_to(path)
         rolling, _ = prepare(window, tmp_path / "rolling", settings, cache=cache, force=True)
         whole, _ = prepare(window, tmp_path / f"whole-{first}" / "rolling", settings)
         assert content(rolling) == content(whole)
-    assert len(list(cache.glob("*.parquet"))) == 8
+    assert len(list(cache.glob("*.cells.parquet"))) == 8 * files + (8 if files > 1 else 0)
+
+
+@pytest.mark.parametrize("options", [{}, {"position_column": "none"}, {"source_column": "market", "max_share": 0.5}])
+def test_the_division_into_files_and_blocks_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    """A log in one file would give another dataset than the same rows in many files."""
+    paths = log_of_days(tmp_path / "days", 7, files=2)
+    header, *_ = paths[0].read_text().splitlines()
+    rows = [line for path in paths for line in path.read_text().splitlines()[1:]]
+    written(tmp_path / "log.csv", "\n".join([header, *rows]) + "\n")
+    settings = PrepareSettings(test_days=2, half_life_days=5, **options)
+    by_day, _ = prepare(tmp_path / "days", tmp_path / "by-day", settings)
+    whole, _ = prepare(tmp_path / "log.csv", tmp_path / "whole", settings)
+    monkeypatch.setattr("training.prepare.clicks.parts.ROWS_PER_BLOCK", 1)
+    monkeypatch.setattr("training.prepare.clicks.blocks.BLOCKS_AT_ONCE", 2)
+    monkeypatch.setattr("retrieval.tables.lines.BLOCK", 4_000)
+    in_blocks, _ = prepare(tmp_path / "log.csv", tmp_path / "in-blocks", settings)
+    assert by_day.fingerprint == whole.fingerprint == in_blocks.fingerprint
+    assert by_day.meta.days == whole.meta.days == in_blocks.meta.days
+    assert by_day.meta.renames == whole.meta.renames == in_blocks.meta.renames > 0
 
 
 def test_only_new_files_are_read(tmp_path: Path) -> None:
@@ -310,7 +335,7 @@ def test_only_new_files_are_read(tmp_path: Path) -> None:
     prepare(tmp_path / "log", tmp_path / "two", PrepareSettings(), cache=cache)
     after = {path.name: path.stat().st_ino for path in cache.glob("*.parquet")}
     assert before.items() <= after.items()
-    assert len(after) == 4
+    assert len([name for name in after if "cells" in name]) == 4
     again, _ = prepare(tmp_path / "log", tmp_path / "three", PrepareSettings(min_clicks=2), cache=cache)
     assert {path.name: path.stat().st_ino for path in cache.glob("*.parquet")} == after
     assert again.meta.accounts["rows"].read == 1600 > first.meta.accounts["rows"].read

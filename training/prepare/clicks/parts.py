@@ -1,21 +1,22 @@
-"""Read the part files of a click log into cells: rows of one part with equal values, added up.
+"""Read the part files of a click log into blocks, which a cache keeps for the next run.
 
-A cell has the clicks, impressions and rows of one (query spelling, label, label text, split, day, position, source of
-clicks, attributes). Cells are Parquet files, named by the content of the part and the options that they depend on, so a
-cache of them makes a rolling window read only new files. DuckDB aggregates on disk: memory does not grow with the rows.
+The blocks of a part are named by the content of the part and the options that they depend on. The parts of one day are
+merged to one block, which the cache keeps too, so a rolling window reads only new files and merges few blocks.
 """
 
 import hashlib
 import json
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ValidationError
 
 from retrieval.errors import DatasetError
@@ -25,21 +26,31 @@ from retrieval.tables.columns import Attribute, Count, Day, Identifier, Parser, 
 from retrieval.tables.opening import ReadingProgress
 from retrieval.tables.table import part_notes
 from training.prepare.bad_rows import MAX_MESSAGES, escape_surrogates, escaped_names
+from training.prepare.clicks.blocks import (
+    ATTRIBUTE,
+    DIMENSIONS,
+    Block,
+    BlockForm,
+    MergedBlocks,
+    RowSource,
+    write_block,
+)  # fmt: skip
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.sources.columns import Columns
 from training.prepare.sources.split_parser import SplitForm, SplitParser
 
-CELLS_VERSION = 1  # increase it when the same part gives other cells
-CACHE_DAYS = 90  # a cached part that no run has used for so long is removed
-ATTRIBUTE = "attribute_"  # beginning of the names of attributes
+Record = TypeVar("Record", bound=BaseModel)
+
+BLOCK_VERSION = 2  # increase it when the same part gives other blocks
+CACHE_DAYS = 90  # a cached file that no run has used for so long is removed
 DAY_SECONDS = 86_400
-ROWS_PER_FILE = 4_000_000  # of the source, which are in memory at once
+ROWS_PER_BLOCK = 4_000_000  # of a part, which are in memory at once
 
 
-class PartCells(BaseModel):
-    """The cells of one part, and the counts of its rows."""
+class PartBlocks(BaseModel):
+    """The blocks of one part, and the counts of its rows."""
 
-    files: list[str] = []  # names of the Parquet files in the folder of cells; none for a part without rows
+    blocks: list[Block] = []  # none for a part without rows
     read: int = 0
     blank: int = 0
     bad: int = 0
@@ -47,118 +58,110 @@ class PartCells(BaseModel):
     notes: dict[str, int | dict[str, int]] = {}  # of the part, such as rows in several lines
     more_clicks_than_impressions: int = 0
 
+    @property
+    def only_day(self) -> str | None:
+        """Return the day of all rows; None if there are several, or none."""
+        days = {day for block in self.blocks for day in block.days}
+        return next(iter(days)) if len(days) == 1 else None
+
 
 class PartReader:
-    """Reads parts with the same columns and options."""
+    """Reads parts with the same columns and options into blocks in a folder."""
 
-    def __init__(self, connection: Any, columns: Columns, max_characters: int, *, keys_are_ids: bool) -> None:
-        """`keys_are_ids`: labels are ids, which may be numbers, and not texts."""
-        self._connection = connection
-        self._columns = columns
+    def __init__(
+        self, connection: Any, folder: Path, columns: Columns, layout: str, max_characters: int, *, keys_are_ids: bool
+    ) -> None:
+        """`layout`: options of text files; `keys_are_ids`: labels are ids, which may be numbers, and not texts."""
+        self._connection, self._folder, self._columns, self._layout = connection, folder, columns, layout
         self._parsers = _parsers(columns, max_characters, keys_are_ids)
         self._roles = _roles(columns)
+        dimensions = tuple(name for name in DIMENSIONS if name in self._roles)
+        self.form = BlockForm(dimensions, columns.label_text is not None, len(columns.attributes))
+        folder.mkdir(parents=True, exist_ok=True)
 
-    def key(self, part: Part, layout: str) -> str:
-        """Return the name under which the cells of a part are cached: a SHA-256 of all that they depend on."""
+    def key(self, part: Part) -> str:
+        """Return the name of the blocks of a part: a SHA-256 of all that they depend on."""
         parsers = {name: repr(parser) for name, parser in self._parsers.items()}
-        values, roles = dict(part.file.values), sorted(self._roles.items())
-        described = [CELLS_VERSION, part.sha256, part.name, layout, values, parsers, roles]
-        return hashlib.sha256(json.dumps(described).encode("utf-8", "backslashreplace")).hexdigest()[:32]
+        values = dict(part.file.values)
+        return _hash(
+            [BLOCK_VERSION, part.sha256, part.name, self._layout, values, parsers, sorted(self._roles.items())]
+        )
 
-    def read(self, part: Part, key: str, folder: Path, progress: ReadingProgress) -> PartCells:
-        """Return the cells of a part, from `folder` if it has them. Raises TableError."""
-        record = folder / f"{key}.json"
-        if (cells := _cached(record, folder)) is not None:
+    def read(self, part: Part, progress: ReadingProgress) -> PartBlocks:
+        """Return the blocks of a part, from the folder if it has them. Raises TableError."""
+        key = self.key(part)
+        record = self._folder / f"{key}.json"
+        if (cached := _cached(PartBlocks, record)) and all(map(self._is_complete, cached.blocks)):
             progress.finish(part.size)
-            return cells
-        cells = self._aggregate(part, folder / key, progress)
-        with atomic_file(record, unique=True) as temporary:
-            temporary.write_text(cells.model_dump_json(), encoding="utf-8")
-        return cells
+            return cached
+        result = self._read(part, key, progress)
+        _write_record(record, result)
+        return result
 
-    def _aggregate(self, part: Part, prefix: Path, progress: ReadingProgress) -> PartCells:
-        cells, split_form = PartCells(), SplitForm()
+    def merged(self, parts: Sequence[PartBlocks]) -> Block:
+        """Return the blocks of some parts as one, from the folder if it has it."""
+        blocks = [block for part in parts for block in part.blocks]
+        if len(blocks) == 1:
+            return blocks[0]
+        key = _hash([[block.name for block in part.blocks] for part in parts])
+        record = self._folder / f"{key}.json"
+        if (cached := _cached(Block, record)) and self._is_complete(cached):
+            return cached
+        numbers = [number for number, part in enumerate(parts) for _ in part.blocks]
+        source = MergedBlocks(self._folder, blocks, numbers, self.form)
+        block = write_block(self._connection, self._folder, key, source)
+        _write_record(record, block)
+        return block
+
+    def _is_complete(self, block: Block) -> bool:
+        return all(path.is_file() for path in block.paths(self._folder).values())
+
+    def _read(self, part: Part, key: str, progress: ReadingProgress) -> PartBlocks:
+        result, split_form = PartBlocks(), SplitForm()
         with self._connection.cursor() as connection:
-            writer = _CellWriter(connection, prefix, self._roles)
+            rows: list[Any] = []
             for batch in part.batches(self._parsers, progress):
-                rows, bad = batch.rows, list(batch.bad)
+                accepted, bad = batch.rows, list(batch.bad)
                 if self._columns.split:
-                    differs_N, message = split_form.differing(rows[self._columns.split])
-                    places = rows["place"].filter(pa.array(differs_N)).to_pylist()
+                    differs_N, message = split_form.differing(accepted[self._columns.split])
+                    places = accepted["place"].filter(pa.array(differs_N)).to_pylist()
                     bad += [(part.place_text(place), message) for place in places]
-                    rows = rows.filter(pa.array(~differs_N))
-                cells.read += batch.read
-                cells.blank += batch.blank
-                cells.bad += len(bad)
-                listed = bad[: MAX_MESSAGES - len(cells.messages)]
-                cells.messages += [escape_surrogates(f"{where}: {message}") for where, message in listed]
-                writer.add(rows)
-            writer.flush()
+                    accepted = accepted.filter(pa.array(~differs_N))
+                result.read += batch.read
+                result.blank += batch.blank
+                result.bad += len(bad)
+                listed = bad[: MAX_MESSAGES - len(result.messages)]
+                result.messages += [escape_surrogates(f"{where}: {message}") for where, message in listed]
+                rows.append(self._named_by_role(accepted))
+                if sum(table.num_rows for table in rows) >= ROWS_PER_BLOCK:
+                    self._add_block(connection, result, key, rows)
+            self._add_block(connection, result, key, rows)
         notes = part_notes(part) | ({"unused_columns": dict(part.unused)} if part.unused else {})
-        cells.notes = escaped_names(notes)
-        cells.files, cells.more_clicks_than_impressions = writer.files, writer.more_clicks_than_impressions
-        return cells
+        result.notes = escaped_names(notes)
+        return result
 
-
-class _CellWriter:
-    """Adds up rows with equal values, up to ROWS_PER_FILE at a time, and writes the cells."""
-
-    def __init__(self, connection: Any, prefix: Path, roles: Mapping[str, tuple[str | None, str]]) -> None:
-        """`prefix`: path of the files without the number and the suffix."""
-        self._connection, self._prefix, self._roles = connection, prefix, roles
-        self._rows: list[Any] = []
-        self._n_rows = 0
-        self.files: list[str] = []
-        self.more_clicks_than_impressions = 0
-
-    def add(self, rows: Any) -> None:
-        """Add rows of the source."""
-        # DuckDB reads only names that are UTF-8
-        columns = {role: rows[name] for role, (name, _) in self._roles.items() if name is not None}
+    def _named_by_role(self, rows: Any) -> Any:
+        columns = {role: rows[name] for role, name in self._roles.items()}
         columns |= {role: _as_text(column) for role, column in columns.items() if role.startswith(ATTRIBUTE)}
-        self._rows.append(pa.table({**columns, "place": rows["place"]}))
-        self._n_rows += rows.num_rows
-        if self._n_rows >= ROWS_PER_FILE:
-            self.flush()
+        return pa.table({**columns, "place": rows["place"]})
 
-    def flush(self) -> None:
-        """Write the cells of the rows that were added, if there are any."""
-        if not self._n_rows:
+    def _add_block(self, connection: Any, result: PartBlocks, key: str, tables: list[Any]) -> None:
+        """Write the rows of some tables as a block, if there are any, and clear the list."""
+        rows = pa.concat_tables(tables) if tables else None
+        tables.clear()
+        if rows is None or not rows.num_rows:
             return
-        self._connection.register("added", pa.concat_tables(self._rows))
-        more = self._connection.sql(f"SELECT count(*) FROM ({self._select()}) WHERE clicks > impressions").fetchall()
-        self.more_clicks_than_impressions += int(more[0][0])
-        file = self._prefix.with_name(f"{self._prefix.name}-{len(self.files)}.parquet")
-        with atomic_file(file, unique=True) as temporary:
-            self._connection.execute(
-                f"COPY (SELECT * EXCLUDE (clicks, impressions, place), sum(clicks)::BIGINT AS clicks, "
-                f"sum(impressions)::BIGINT AS impressions, count(*) AS rows, min(place) AS place "
-                f"FROM ({self._select()}) GROUP BY ALL) TO '{quoted(temporary)}' (FORMAT parquet, COMPRESSION zstd)"
-            )
-        self._connection.unregister("added")
-        self._rows, self._n_rows = [], 0
-        self.files.append(file.name)
-
-    def _select(self) -> str:
-        """Return SQL that selects the values of a row; a count without a column is 1 per row."""
-        values = []
-        for role, (name, kind) in self._roles.items():
-            default = "1" if role in ("clicks", "impressions") else "NULL"
-            values.append(f"CAST({role if name else default} AS {kind}) AS {role}")
-        return f"SELECT {', '.join(values)}, place FROM added"
+        if {"clicks", "impressions"} <= set(rows.column_names):
+            more = pc.sum(pc.greater(rows["clicks"], rows["impressions"])).as_py()
+            result.more_clicks_than_impressions += int(more or 0)
+        name = f"{key}-{len(result.blocks)}"
+        result.blocks.append(write_block(connection, self._folder, name, RowSource(rows, self.form)))
 
 
-def read_parts(
-    reader: PartReader, parts: Iterable[Part], folder: Path, layout: str, bar: ProgressBar, threads: int
-) -> list[PartCells]:
-    """Return the cells of all parts in order, several parts at a time. Raises TableError for the first bad part."""
-    folder.mkdir(parents=True, exist_ok=True)
-
-    def one(part: Part) -> PartCells:
-        return reader.read(part, reader.key(part, layout), folder, bar.part())
-
+def read_parts(reader: PartReader, parts: Iterable[Part], bar: ProgressBar, threads: int) -> list[PartBlocks]:
+    """Return the blocks of all parts in order, several parts at a time. Raises TableError for the first bad part."""
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        futures = [pool.submit(one, part) for part in parts]
+        futures = [pool.submit(reader.read, part, bar.part()) for part in parts]
         try:
             return [future.result() for future in futures]
         except BaseException:
@@ -166,23 +169,38 @@ def read_parts(
             raise
 
 
-def remove_unused(folder: Path, cells: Iterable[PartCells]) -> None:
-    """Mark the cells of this run as used now, and remove those that no run has used for CACHE_DAYS."""
+def merge_days(reader: PartReader, parts: Sequence[PartBlocks]) -> tuple[list[Block], list[int]]:
+    """Merge consecutive parts of the same day to one block; return all blocks, and the first part of each."""
+    blocks: list[Block] = []
+    first_parts: list[int] = []
+    for day, numbered in groupby(enumerate(parts), lambda part: part[1].only_day):
+        group = [(number, part) for number, part in numbered if part.blocks]
+        together = [group] if day else [[one] for one in group]
+        for members in filter(None, together):
+            blocks.append(reader.merged([part for _, part in members]))
+            first_parts.append(members[0][0])
+    return blocks, first_parts
+
+
+def unmerged(parts: Sequence[PartBlocks]) -> tuple[list[Block], list[int]]:
+    """Return all blocks, and the part of each."""
+    numbered = [(block, number) for number, part in enumerate(parts) for block in part.blocks]
+    return [block for block, _ in numbered], [number for _, number in numbered]
+
+
+def remove_unused(folder: Path, parts: Iterable[PartBlocks], merged: Iterable[Block]) -> None:
+    """Mark the files of this run as used now, and remove those that no run has used for CACHE_DAYS."""
     now = time.time()
-    for name in (name for one in cells for name in one.files):
-        os.utime(folder / name, (now, now))
+    for block in [*merged, *(block for part in parts for block in part.blocks)]:
+        for path in block.paths(folder).values():
+            os.utime(path, (now, now))
     limits = {f".*{PARTIAL}": 1, "*.parquet": CACHE_DAYS}  # in days; the first are of runs that were killed
     for pattern, days in limits.items():
         for path in folder.glob(pattern):
             with suppress(FileNotFoundError):  # another run may remove it
                 if path.stat().st_mtime < now - days * DAY_SECONDS:
                     path.unlink()
-                    path.with_name(f"{path.stem.partition('-')[0]}.json").unlink(missing_ok=True)
-
-
-def quoted(path: Path) -> str:
-    """Return a path for use inside quotes in SQL."""
-    return str(path).replace("'", "''")
+                    path.with_name(f"{path.name.partition('.')[0].partition('-')[0]}.json").unlink(missing_ok=True)
 
 
 def _parsers(columns: Columns, limit: int, keys_are_ids: bool) -> dict[str, Parser]:
@@ -203,20 +221,21 @@ def _parsers(columns: Columns, limit: int, keys_are_ids: bool) -> dict[str, Pars
     return parsers | {name: Attribute() for name in columns.attributes}
 
 
-def _roles(columns: Columns) -> dict[str, tuple[str | None, str]]:
-    """Return the source's column and the SQL type of each value of a row, by its name in the cells."""
-    roles: dict[str, tuple[str | None, str]] = {
-        "query": (columns.query, "VARCHAR"),
-        "label": (columns.label, "VARCHAR"),
-        "label_text": (columns.label_text, "VARCHAR"),
-        "split": (columns.split, "TINYINT"),
-        "day": (columns.date, "DATE"),
-        "position": (columns.position, "BIGINT"),
-        "origin": (columns.source, "VARCHAR"),
-        "clicks": (columns.clicks, "BIGINT"),
-        "impressions": (columns.impressions, "BIGINT"),
+def _roles(columns: Columns) -> dict[str, str]:
+    """Return the source's column of each value of a row that the source has, by its name in blocks."""
+    roles = {
+        "query": columns.query,
+        "label": columns.label,
+        "label_text": columns.label_text,
+        "split": columns.split,
+        "day": columns.date,
+        "position": columns.position,
+        "origin": columns.source,
+        "clicks": columns.clicks,
+        "impressions": columns.impressions,
     }
-    return roles | {f"{ATTRIBUTE}{n}": (name, "VARCHAR") for n, name in enumerate(columns.attributes)}
+    roles |= {f"{ATTRIBUTE}{number}": name for number, name in enumerate(columns.attributes)}
+    return {role: name for role, name in roles.items() if name is not None}
 
 
 def _as_text(column: Any) -> Any:
@@ -230,9 +249,17 @@ def _as_text(column: Any) -> Any:
         ) from error
 
 
-def _cached(record: Path, folder: Path) -> PartCells | None:
+def _hash(described: Any) -> str:
+    return hashlib.sha256(json.dumps(described).encode("utf-8", "backslashreplace")).hexdigest()[:32]
+
+
+def _cached(kind: type[Record], path: Path) -> Record | None:
     try:
-        cells = PartCells.model_validate_json(record.read_bytes())
+        return kind.model_validate_json(path.read_bytes())
     except (OSError, ValidationError):  # not cached, or written by another version
         return None
-    return cells if all((folder / name).is_file() for name in cells.files) else None
+
+
+def _write_record(path: Path, record: BaseModel) -> None:
+    with atomic_file(path, unique=True) as temporary:
+        temporary.write_text(record.model_dump_json(), encoding="utf-8")

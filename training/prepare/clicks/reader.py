@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -21,16 +22,20 @@ from retrieval.tables.table import Table
 from training.data.meta import DayCounts, LabelRename, Period
 from training.data.ragged import Ragged
 from training.prepare.bad_rows import MAX_MESSAGES, BadRows
-from training.prepare.clicks import tables, time_split, weights
+from training.prepare.clicks import time_split, weights
+from training.prepare.clicks.blocks import PLACES_PER_PART, Block, MergedBlocks, count_clicked_pairs
+from training.prepare.clicks.coded_cells import CodedCells
 from training.prepare.clicks.examination import estimate_examination
 from training.prepare.clicks.examination_table import examination_table
-from training.prepare.clicks.labels import log_labels
-from training.prepare.clicks.parts import PartCells, PartReader, read_parts, remove_unused
+from training.prepare.clicks.labels import build_labels, log_labels, renamed_labels, unknown_labels
+from training.prepare.clicks.parts import PartBlocks, PartReader, merge_days, read_parts, remove_unused, unmerged
+from training.prepare.clicks.vocabulary import Vocabulary
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.settings import PrepareSettings
-from training.prepare.source_data import Positives, SourceData, text_column
+from training.prepare.source_data import UNSPLIT, Positives, SourceData, text_column
 from training.prepare.sources.columns import Columns, option
 from training.prepare.sources.label_table import SourceLabels
+from training.prepare.split_hash import text_hashes
 
 MAX_VALIDATION_QUERIES = 2_000  # about; training evaluates at most as many, so more would be lost to training
 LEAST_WEIGHT = 1e-6  # of a positive whose clicks have decayed
@@ -86,7 +91,7 @@ def _duckdb_errors(out: Path) -> Iterator[None]:
 
 
 class LogReader:
-    """Reads a click log in steps: parts into cells, cells into pairs, pairs into source data."""
+    """Reads a click log in steps: parts into blocks, blocks into pairs, pairs into source data."""
 
     def __init__(
         self, connection: Any, settings: PrepareSettings, columns: Columns, labels: SourceLabels, notes: Notes,
@@ -101,98 +106,110 @@ class LogReader:
                 f" Recognised by name: {names}; {option(columns.recognised[-1])} none ignores such a column."
             )
 
-    def read(self, table: Table, folder: Path, bar: ProgressBar) -> LogResult:
-        """Read a table; a part whose cells `folder` has already is not read again.
+    def read(self, table: Table, folder: Path, bar: ProgressBar, *, cached: bool) -> LogResult:
+        """Read a table; a part whose blocks `folder` has already is not read again.
 
+        cached: `folder` is kept for the next run, for which it gets the merged blocks of each day.
         Raises DatasetError for a table without rows, for bad rows that are not skipped, and for examination
         probabilities that cannot be estimated.
         """
         connection, columns = self._connection, self._columns
-        keys_are_ids = self._labels.closed or columns.label_text is not None
-        reader = PartReader(connection, columns, self._settings.max_characters, keys_are_ids=keys_are_ids)
         layout = f"{self._settings.separator} {self._settings.quoting}"
-        cells = read_parts(reader, table.parts, folder, layout, bar, available_cores())
-        remove_unused(folder, cells)
-        read = self._count_rows(table, cells)
-        if not any(one.files for one in cells):
+        reader = PartReader(
+            connection, folder, columns, layout, self._settings.max_characters,
+            keys_are_ids=self._labels.closed or columns.label_text is not None,
+        )  # fmt: skip
+        parts = read_parts(reader, table.parts, bar, available_cores())
+        read = self._count_rows(table, parts)
+        if not any(part.blocks for part in parts):
             self._bad_rows.raise_if_any(str(table.path))
             raise DatasetError(f"{table.path} has bad rows only. Correct them.")
         bar.describe("merging queries and labels")
-        tables.open_cells(connection, folder, cells)
-        self._leave_out_unknown_labels(table)
+        blocks, first_parts = merge_days(reader, parts) if cached else unmerged(parts)
+        remove_unused(folder, parts, blocks)
+        source = MergedBlocks(folder, blocks, first_parts, reader.form)
+        vocabulary = source.vocabulary
+        self._notes.add("merged_spellings", len(vocabulary.spellings) - len(vocabulary.identities))
+        build_labels(connection, source)
+        keep_L = self._known_labels(table, vocabulary)
         self._bad_rows.raise_if_any(str(table.path))
-        self._notes.add("merged_spellings", tables.build_queries(connection))
-        tables.build_labels(connection, len(columns.attributes))
-        period = self._period()
-        tables.code_cells(connection, period, MAX_VALIDATION_QUERIES)
+        period = self._period(blocks)
+        hash_Q2 = text_hashes(vocabulary.identities.texts)
+        cells = CodedCells(source, keep_L, period, hash_Q2[:, 1], MAX_VALIDATION_QUERIES)
         bar.describe("weighing clicks")
-        examination_P = self._examination()
+        examination_P = self._examination(cells)
         has_sources = columns.source is not None
-        weights.build_pairs(connection, self._settings, period, examination_P, has_sources=has_sources)
+        weights.build_pairs(connection, cells, self._settings, period, examination_P, has_sources=has_sources)
         bar.describe("collecting pairs")
-        self._count_pairs()
-        renames = tables.renamed_labels(connection).to_pylist() if columns.label_text else []
+        self._count_pairs(read - self._skipped["blank_line"] - self._skipped["bad_row"])
+        renames = renamed_labels(connection, vocabulary) if columns.label_text else []
         renamed = {row["label"]: (row["earlier"], row["latest"]) for row in renames}
         return LogResult(
-            data=self._source_data(),
+            data=self._source_data(vocabulary, hash_Q2),
             read=read,
             skipped=self._skipped,
-            days=self._days(),
+            days=self._days(blocks, cells, complete=bool(keep_L.all())),
             period=_recorded(period),
             renamed=tuple(LabelRename(id=id, before=before, now=now) for id, (before, now) in renamed.items()),
             rename_lines=[_rename_line(row) for row in renames],
             examination=None if examination_P is None else tuple(examination_P.tolist()),
         )
 
-    def _count_rows(self, table: Table, cells: list[PartCells]) -> int:
+    def _count_rows(self, table: Table, parts: list[PartBlocks]) -> int:
         """Count the rows of all parts; return how many were read."""
-        read, blank, bad = (sum(getattr(one, name) for one in cells) for name in ("read", "blank", "bad"))
+        read, blank, bad = (sum(getattr(part, name) for part in parts) for name in ("read", "blank", "bad"))
         if read == blank:
             content = "has only blank lines" if read else "has a header but no rows" if table.names else "has no rows"
             raise DatasetError(f"{table.path} {content}. Give a file with rows.")
         self._skipped.update(blank_line=blank, bad_row=bad)
-        self._bad_rows.add([message for one in cells for message in one.messages], bad)
-        more = sum(one.more_clicks_than_impressions for one in cells) if self._columns.impressions else 0
+        self._bad_rows.add([message for part in parts for message in part.messages], bad)
+        more = sum(part.more_clicks_than_impressions for part in parts) if self._columns.impressions else 0
         self._notes.add("more_clicks_than_impressions", more)
-        for one in cells:
-            self._notes.update(one.notes)
+        for part in parts:
+            self._notes.update(part.notes)
         for name in table.unread:
             self._notes.add("unread_files", 1, name)
         return int(read)
 
-    def _leave_out_unknown_labels(self, table: Table) -> None:
-        """Count rows whose label is not in the label table as bad rows, unless the log has the texts of its labels."""
+    def _known_labels(self, table: Table, vocabulary: Vocabulary) -> npt.NDArray[np.bool_]:
+        """Return which labels are used. Rows with another label are bad rows.
+
+        All labels are used if there is no label table, or if the log has the texts of its labels.
+        """
+        keys = vocabulary.labels.texts
         if not self._labels.closed or self._columns.label_text:
-            return
-        unknown = tables.leave_out_unknown_labels(self._connection, text_column(list(self._labels.number_of_key)))
+            return np.ones(len(keys), np.bool_)
+        is_known_L, unknown = unknown_labels(self._connection, keys, list(self._labels.number_of_key))
         messages = []
-        for part, place, label, rows in unknown[:MAX_MESSAGES]:
-            more = f" The file has {rows:,} such rows." if rows > 1 else ""
+        for first, label, rows in unknown[:MAX_MESSAGES]:
+            part, place = divmod(first, PLACES_PER_PART)
+            more = f" The log has {rows:,} such rows." if rows > 1 else ""
             messages.append(f"{table.parts[part].place_text(place)}: {self._labels.unknown(label)}{more}")
         total = sum(rows for *_, rows in unknown)
         self._skipped["bad_row"] += total
         self._bad_rows.add(messages, total)
+        return is_known_L
 
-    def _period(self) -> time_split.Period | None:
-        first, last = self._connection.execute("SELECT min(day), max(day) FROM cells").fetchall()[0]
-        return time_split.split_period(first, last, self._settings) if first is not None else None
+    def _period(self, blocks: list[Block]) -> time_split.Period | None:
+        days = [date.fromisoformat(day) for block in blocks for day in block.days]
+        return time_split.split_period(min(days), max(days), self._settings) if days else None
 
-    def _examination(self) -> npt.NDArray[np.float64] | None:
+    def _examination(self, cells: CodedCells) -> npt.NDArray[np.float64] | None:
         """Return the examination probability per position; None if clicks are not weighted by position."""
         if self._columns.position is None:
             return None
         try:
-            weights.check_positions(self._connection)
+            weights.check_positions(self._connection, cells)
             if self._settings.examination:
                 return examination_table(Path(self._settings.examination))
-            cells = weights.position_cells(self._connection, MAX_POSITION_CELLS)
-            if not cells.num_rows:
+            shown = weights.position_cells(self._connection, cells, MAX_POSITION_CELLS)
+            if not shown.num_rows:
                 raise DatasetError(
                     "No pair was shown at several positions, so examination cannot be estimated. Give a table with "
                     "--examination, or leave out --position-column."
                 )
-            pair_N = np.unique(np.asarray(cells["pair"]), return_inverse=True)[1]
-            counts = (np.asarray(cells[name]) for name in ("position", "clicks", "impressions"))
+            pair_N = np.unique(np.asarray(shown["pair"]), return_inverse=True)[1]
+            counts = (np.asarray(shown[name]) for name in ("position", "clicks", "impressions"))
             return estimate_examination(pair_N, *counts)
         except DatasetError:
             if self._settings.position_column or self._settings.examination:
@@ -200,79 +217,109 @@ class LogReader:
             self._notes.add("positions_not_used", 1)  # the column was only recognised by its name
             return None
 
-    def _count_pairs(self) -> None:
+    def _count_pairs(self, accepted_rows: int) -> None:
         """Count the rows that are no positive of their own, by reason."""
         reasons = {
             weights.EXPOSURE: "exposure", weights.FEW_CLICKS: "below_min_clicks",
             weights.LOW_CTR: "below_min_ctr", weights.POSITIVE: None,
         }  # fmt: skip
-        counted = self._connection.execute("SELECT kind, count(*), sum(rows)::BIGINT FROM pairs GROUP BY kind")
-        for kind, pairs, rows in counted.fetchall():
-            self._skipped["repeated_pair"] += rows - pairs
+        counted = self._connection.execute("SELECT kind, count(*) FROM pairs GROUP BY kind").fetchall()
+        self._skipped["repeated_pair"] = accepted_rows - sum(pairs for _, pairs in counted)
+        for kind, pairs in counted:
             if (reason := reasons[kind]) is not None:
                 self._skipped[reason] += pairs
 
-    def _days(self) -> dict[str, DayCounts]:
-        if self._columns.date is None:
-            return {}
-        counted = self._connection.execute(
-            "SELECT day, sum(rows)::BIGINT, sum(clicks)::BIGINT, count(DISTINCT (iid, lid)) FILTER (clicks > 0) "
-            "FROM coded GROUP BY day ORDER BY day"
-        )
-        return {
-            day.isoformat(): DayCounts(rows=rows, clicks=clicks, positives=positives)
-            for day, rows, clicks, positives in counted.fetchall()
-        }
+    def _days(self, blocks: list[Block], cells: CodedCells, *, complete: bool) -> dict[str, DayCounts]:
+        """Return the counts of each day. `complete`: the blocks have no other cells than `cells`."""
+        days: dict[str, DayCounts] = {}
+        for block in blocks:
+            for day, counts in block.days.items():
+                total = days.get(day, DayCounts(rows=0, clicks=0, positives=0))
+                sums = {name: getattr(total, name) + getattr(counts, name) for name in DayCounts.model_fields}
+                days[day] = DayCounts(**sums)
+        if days and not (complete and len(days) == sum(len(block.days) for block in blocks)):
+            cells.register(self._connection)
+            columns = "(SELECT iid AS query, lid AS label, day, clicks FROM coded)"
+            positives = count_clicked_pairs(self._connection, columns)
+            days = {day: counts.model_copy(update={"positives": positives.get(day, 0)}) for day, counts in days.items()}
+        return dict(sorted(days.items()))
 
-    def _source_data(self) -> SourceData:
-        connection, dates = self._connection, self._columns.date is not None
-        connection.execute(
-            "CREATE TABLE query_rows AS SELECT iid, split, (row_number() OVER (ORDER BY min(first)) - 1)::INTEGER "
-            f"AS row FROM pairs WHERE kind = {weights.POSITIVE} GROUP BY iid, split"
-        )
-        rows = connection.sql(
-            "SELECT text, split, hash_1, hash_2 FROM query_rows JOIN queries USING (iid) ORDER BY row"
-        ).to_arrow_table()
-        labels = log_labels(connection, self._labels, self._columns.attributes, dates=dates)
+    def _source_data(self, vocabulary: Vocabulary, hash_Q2: npt.NDArray[np.uint64]) -> SourceData:
+        dates = self._columns.date is not None
+        labels = log_labels(self._connection, vocabulary, self._labels, self._columns.attributes, dates=dates)
+        texts_Q = vocabulary.most_frequent_spellings()
+        positives, iid_R, split_R = self._positives(labels.number_of_lid, dates)
+        n_rows = len(iid_R)
         return SourceData(
             label_ids=labels.ids,
             label_texts=labels.texts,
             label_columns=labels.columns,
             is_label_L=labels.is_label_L,
-            ids=text_column([str(row) for row in range(1, rows.num_rows + 1)]),
-            texts=text_column(rows["text"]),
-            split_R=np.asarray(rows["split"]).astype(np.int8),
-            hash_R2=np.stack([np.asarray(rows["hash_1"]), np.asarray(rows["hash_2"])], axis=1),
-            positives=self._positives(labels.number_of_lid, rows.num_rows, dates),
-            exclude=Ragged.empty(rows.num_rows),
+            ids=text_column([str(row) for row in range(1, n_rows + 1)]),
+            texts=text_column(pa.chunked_array([texts_Q.take(pa.array(iid_R))])),
+            split_R=split_R,
+            hash_R2=hash_Q2[iid_R],
+            positives=positives,
+            exclude=Ragged.empty(n_rows),
             listed=self._labels.listed,
             from_pairs=True,
-            exposures=self._exposures(labels.number_of_lid, dates),
+            exposures=self._exposures(labels.number_of_lid, dates, texts_Q, hash_Q2, _row_key(iid_R, split_R)),
         )
 
-    def _positives(self, number_of_lid: npt.NDArray[np.int32], n_rows: int, dates: bool) -> Positives:
-        days = ", first_day, last_day" if dates else ""
-        pairs = self._connection.sql(
-            f"SELECT row, lid, weight::FLOAT AS weights{days} FROM pairs JOIN query_rows USING (iid, split) "
-            f"WHERE kind = {weights.POSITIVE} ORDER BY row, first, lid"
-        ).to_arrow_table()
-        lengths = np.bincount(np.asarray(pairs["row"]), minlength=n_rows)
-        labels = Ragged.from_lengths(number_of_lid[np.asarray(pairs["lid"])], lengths)
-        columns = {name: np.asarray(pairs[name]) for name in pairs.column_names[2:]}
+    def _positives(
+        self, number_of_lid: npt.NDArray[np.int32], dates: bool
+    ) -> tuple[Positives, npt.NDArray[np.int32], npt.NDArray[np.int8]]:
+        """Return the positives of all rows, and the query and the split of each row."""
+        pairs = self._pairs(f"weight::FLOAT AS weights{_days(dates)}", f"kind = {weights.POSITIVE}")
+        iid_V, split_V = np.asarray(pairs["iid"]), np.asarray(pairs["split"])
+        _, first_R, lengths_R = np.unique(_row_key(iid_V, split_V), return_index=True, return_counts=True)
+        labels = Ragged.from_lengths(number_of_lid[np.asarray(pairs["lid"])], lengths_R)
+        columns = {name: np.asarray(pairs[name]) for name in pairs.column_names[3:]}
         columns["weights"] = np.maximum(columns["weights"], LEAST_WEIGHT)
         if (columns["weights"] == 1).all():
             del columns["weights"]
-        return Positives(labels, columns)
+        return Positives(labels, columns), iid_V[first_R], split_V[first_R]
 
-    def _exposures(self, number_of_lid: npt.NDArray[np.int32], dates: bool) -> Any:
-        days = ", first_day, last_day" if dates else ""
-        table = self._connection.sql(
-            f"SELECT text AS query, hash_1, row, pairs.split, lid AS label, impressions{days} FROM pairs "
-            "JOIN queries USING (iid) LEFT JOIN query_rows USING (iid, split) "
-            f"WHERE kind = {weights.EXPOSURE} AND impressions > 0 ORDER BY first, lid"
+    def _exposures(
+        self, number_of_lid: npt.NDArray[np.int32], dates: bool, texts_Q: Any, hash_Q2: npt.NDArray[np.uint64],
+        key_R: npt.NDArray[np.int64],
+    ) -> Any:  # fmt: skip
+        """Return the table of exposures of SourceData; None if there are none. key_R: `_row_key` of each row."""
+        pairs = self._pairs(f"impressions{_days(dates)}", f"kind = {weights.EXPOSURE} AND impressions > 0")
+        if not pairs.num_rows:
+            return None
+        iid_E, split_E = np.asarray(pairs["iid"]), np.asarray(pairs["split"])
+        row_E, has_row_E = places_in(key_R, _row_key(iid_E, split_E))
+        columns = {
+            "query": text_column(pa.chunked_array([texts_Q.take(pairs["iid"].combine_chunks())])),
+            "hash_1": hash_Q2[iid_E, 0],
+            "row": pa.array(row_E.astype(np.int32), mask=~has_row_E),
+            "split": pairs["split"],
+            "label": number_of_lid[np.asarray(pairs["lid"])],
+        }
+        return pa.table({**columns, **{name: pairs[name] for name in pairs.column_names[3:]}})
+
+    def _pairs(self, columns: str, condition: str) -> Any:
+        return self._connection.sql(
+            f"SELECT iid, split, lid, {columns} FROM pairs WHERE {condition} ORDER BY iid, split, lid"
         ).to_arrow_table()
-        numbers = pa.array(number_of_lid[np.asarray(table["label"])])
-        return table.set_column(table.column_names.index("label"), "label", numbers) if table.num_rows else None
+
+
+def _days(dates: bool) -> str:
+    return ", first_day, last_day" if dates else ""
+
+
+def _row_key(iid_N: npt.NDArray[np.int32], split_N: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
+    """Return a number per (query, split), in order of both."""
+    return iid_N.astype(np.int64) * 4 + split_N - UNSPLIT
+
+
+def places_in(sorted_R: npt.NDArray[np.int64], key_N: npt.NDArray[np.int64]) -> tuple[Any, npt.NDArray[np.bool_]]:
+    """Return the place of each key in sorted distinct keys, and whether it is among them."""
+    if not len(sorted_R):
+        return np.zeros(len(key_N), np.int64), np.zeros(len(key_N), np.bool_)
+    place_N = np.minimum(np.searchsorted(sorted_R, key_N), len(sorted_R) - 1)
+    return place_N, sorted_R[place_N] == key_N
 
 
 def _rename_line(rename: Mapping[str, Any]) -> str:
