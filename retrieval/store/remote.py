@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 from retrieval.bundle.manifest import MANIFEST, MANIFEST_LIMIT, NAME, Manifest, read_manifest
 from retrieval.bundle.signatures import LIMIT as SIGNATURE_LIMIT
@@ -18,7 +17,7 @@ from retrieval.errors import BadInput, BundleError
 from retrieval.store.history import CURRENT, CURRENT_LIMIT, HISTORY, HISTORY_LIMIT
 from retrieval.store.paused_labels import LIMIT as PAUSED_LIMIT
 from retrieval.store.paused_labels import PAUSED
-from retrieval.system.urls import as_url, file_system, short_error, unreachable
+from retrieval.system.urls import as_url, file_system, refuse_password, short_error, unreachable
 
 CHUNK = 16 << 20  # bytes per request
 
@@ -190,12 +189,7 @@ def rewrite_paths(folder: Path | str, url: str) -> Iterator[None]:
 def checked_url(url: str) -> str:
     """Return a normalized URL. Raises BadInput if it is not a URL, or contains a password."""
     whole = (as_url(url) or "").rstrip("/")
-    try:
-        secret = urlsplit(whole).password
-    except ValueError as error:
-        raise BadInput(f"{url} is not a URL ({error}).") from error
-    if secret is not None:
-        raise BadInput("The URL contains a password. Remove it, and pass it to the driver through the environment.")
+    refuse_password(whole)
     if as_url(whole) is None:
         raise BadInput(f"{url} is not the URL of a store, such as s3://bucket/store.")
     return whole

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from retrieval.errors import BadInput, Unreachable
 
@@ -17,6 +18,16 @@ def as_url(place: Path | str) -> str | None:
         return None
     slashes = ":///" if match[1] == "file" else "://"
     return f"{match[1]}{slashes}{text[match.end() :]}"
+
+
+def refuse_password(url: str) -> None:
+    """Raise BadInput if a URL contains a password, which messages and records would show, or is not valid."""
+    try:
+        secret = urlsplit(url).password
+    except ValueError as error:
+        raise BadInput(f"{url} is not a URL ({error}).") from error
+    if secret is not None:
+        raise BadInput("The URL contains a password. Remove it, and pass it to the driver through the environment.")
 
 
 def file_system(url: str) -> tuple[Any, str]:

@@ -1,5 +1,6 @@
 """Find the files of a table: one file, the files that match a pattern, or a folder of part files of one kind."""
 
+import errno
 import glob
 import io
 import os
@@ -13,7 +14,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from retrieval.errors import BadInput, TableError, Unreachable
-from retrieval.system.urls import as_url, file_system, short_error
+from retrieval.system.urls import as_url, file_system, refuse_password, short_error
 
 JSON_LINES, DELIMITED, PARQUET = "JSON Lines", "CSV or TSV", "Parquet"
 # Spark writes JSON Lines as .json.
@@ -29,6 +30,45 @@ WILDCARDS = re.compile(r"[*?[]")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # Folders of these formats also contain files with deleted or replaced rows.
 _MANAGED = {"_delta_log": "a Delta Lake", ".hoodie": "a Hudi", "metadata": "an Iceberg"}
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of a driver whose errors are OSErrors, as those of local files."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return bool(self._file.seekable())
+
+    def readinto(self, buffer: Any) -> int:
+        with self._os_errors():
+            data = self._file.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        with self._os_errors():
+            return int(self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return int(self._file.tell())
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    @contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:  # drivers have their own classes
+            raise OSError(errno.EIO, short_error(error)) from error
 
 
 @dataclass(frozen=True)
@@ -65,7 +105,7 @@ class TableFile:
         if self.driver is None:
             return Path(self.location).open("rb")
         with _driver_errors(self.location):
-            return io.BufferedReader(self.driver.open(self.location, "rb"))
+            return io.BufferedReader(_RemoteFile(self.driver.open(self.location, "rb")))
 
 
 def ending(path: PurePath | str) -> str:
@@ -143,6 +183,7 @@ def _local_files(source: Path) -> list[TableFile]:
 def _remote_files(url: str) -> list[TableFile]:
     """Return all files of a URL, in order. Raises TableError if it does not exist."""
     try:
+        refuse_password(url)
         driver, root = file_system(url)
     except (BadInput, Unreachable) as error:
         raise TableError(str(error)) from error

@@ -7,7 +7,7 @@ import lzma
 import re
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -113,9 +113,10 @@ def binary_format(head: bytes) -> str | None:
 
 
 def compressed_as(file: TableFile) -> str:
-    """Return the compression of a file, detected from its content; empty if none."""
-    with file.open_bytes() as raw:
+    """Return the compression of a file, detected from its content; empty if none, or if the file cannot be read."""
+    with suppress(OSError), file.open_bytes() as raw:
         return _compression(raw.peek(_MAGIC_BYTES))
+    return ""
 
 
 def _compression(head: bytes) -> str:

@@ -12,6 +12,7 @@ import fsspec
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFile
 
 from retrieval.errors import TableError
 from retrieval.offline.query_files import Queries
@@ -150,6 +151,26 @@ def test_a_url_without_fsspec_names_the_package(monkeypatch: pytest.MonkeyPatch)
         Table("s3://bucket/log.csv")
     with pytest.raises(TableError, match=r"Install it with: pip install 'diptych\[remote\]'\."):
         Table("memory://bucket/log.csv")
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
+    """If this failed, messages and dataset.json would show a password."""
+    with pytest.raises(TableError, match="The URL contains a password. Remove it") as caught:
+        Table("ftp://me:secret@host/log.csv")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.csv.gz", "a.jsonl.zst", "a.parquet"])
+def test_an_error_of_a_driver_while_reading_is_a_sentence(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If this failed, an expired token would end `prepare` in a traceback."""
+
+    def fail(file: MemoryFile, size: int = -1) -> bytes:
+        raise RuntimeError("token expired")
+
+    write("memory://errors", {name: b"query\na\n"})
+    monkeypatch.setattr(MemoryFile, "read", fail)
+    with pytest.raises(TableError, match=rf"errors/{name} cannot be read.*token expired"):
+        read(f"memory://errors/{name}")
 
 
 def test_an_unknown_scheme_is_refused() -> None:
