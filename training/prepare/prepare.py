@@ -139,7 +139,7 @@ def _detected_format(table: Table) -> dict[str, str]:
 
 
 def _note_unused(table: Table, used: set[str], rows: int, notes: Notes) -> None:
-    """Count the rows with a column that is not used. Click logs in JSON Lines have their counts with the cells."""
+    """Count the rows with a column that is not used. Click logs in JSON Lines have their counts with the blocks."""
     for name in table.names if table.has_header else []:
         if name not in used and name not in table.path_columns:
             notes.add("unused_columns", rows, name)

@@ -1,1 +1,1 @@
-"""Click logs: parts into cells, cells into weighted pairs, pairs into the rows of a dataset."""
+"""Click logs: parts into blocks, blocks into weighted pairs, pairs into the rows of a dataset."""

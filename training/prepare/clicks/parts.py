@@ -109,7 +109,8 @@ class PartReader:
             return cached
         numbers = [number for number, part in enumerate(parts) for _ in part.blocks]
         source = MergedBlocks(self._folder, blocks, numbers, self.form)
-        block = write_block(self._connection, self._folder, key, source)
+        with self._connection.cursor() as connection:
+            block = write_block(connection, self._folder, key, source)
         _write_record(record, block)
         return block
 
@@ -169,17 +170,15 @@ def read_parts(reader: PartReader, parts: Iterable[Part], bar: ProgressBar, thre
             raise
 
 
-def merge_days(reader: PartReader, parts: Sequence[PartBlocks]) -> tuple[list[Block], list[int]]:
+def merge_days(reader: PartReader, parts: Sequence[PartBlocks], threads: int) -> tuple[list[Block], list[int]]:
     """Merge consecutive parts of the same day to one block; return all blocks, and the first part of each."""
-    blocks: list[Block] = []
-    first_parts: list[int] = []
+    groups: list[list[tuple[int, PartBlocks]]] = []
     for day, numbered in groupby(enumerate(parts), lambda part: part[1].only_day):
-        group = [(number, part) for number, part in numbered if part.blocks]
-        together = [group] if day else [[one] for one in group]
-        for members in filter(None, together):
-            blocks.append(reader.merged([part for _, part in members]))
-            first_parts.append(members[0][0])
-    return blocks, first_parts
+        members = [(number, part) for number, part in numbered if part.blocks]
+        groups += [members] if day else [[member] for member in members]
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        blocks = list(pool.map(lambda group: reader.merged([part for _, part in group]), groups))
+    return blocks, [group[0][0] for group in groups]
 
 
 def unmerged(parts: Sequence[PartBlocks]) -> tuple[list[Block], list[int]]:

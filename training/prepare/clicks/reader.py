@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
@@ -13,14 +13,12 @@ from typing import Any
 import duckdb
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
 
 from retrieval.errors import DatasetError, one_line
 from retrieval.system.limits import available_cores, free_memory
 from retrieval.tables.notes import Notes
 from retrieval.tables.table import Table
 from training.data.meta import DayCounts, LabelRename, Period
-from training.data.ragged import Ragged
 from training.prepare.bad_rows import MAX_MESSAGES, BadRows
 from training.prepare.clicks import time_split, weights
 from training.prepare.clicks.blocks import PLACES_PER_PART, Block, MergedBlocks, count_clicked_pairs
@@ -28,17 +26,17 @@ from training.prepare.clicks.coded_cells import CodedCells
 from training.prepare.clicks.examination import estimate_examination
 from training.prepare.clicks.examination_table import examination_table
 from training.prepare.clicks.labels import build_labels, log_labels, renamed_labels, unknown_labels
+from training.prepare.clicks.pairs import source_data
 from training.prepare.clicks.parts import PartBlocks, PartReader, merge_days, read_parts, remove_unused, unmerged
 from training.prepare.clicks.vocabulary import Vocabulary
 from training.prepare.progress_bar import ProgressBar
 from training.prepare.settings import PrepareSettings
-from training.prepare.source_data import UNSPLIT, Positives, SourceData, text_column
+from training.prepare.source_data import SourceData
 from training.prepare.sources.columns import Columns, option
 from training.prepare.sources.label_table import SourceLabels
 from training.prepare.split_hash import text_hashes
 
 MAX_VALIDATION_QUERIES = 2_000  # about; training evaluates at most as many, so more would be lost to training
-LEAST_WEIGHT = 1e-6  # of a positive whose clicks have decayed
 MAX_POSITION_CELLS = 5_000_000  # from which examination probabilities are estimated
 MEMORY_SHARE, LEAST_MEMORY, MOST_MEMORY = 0.25, 2**29, 3 * 2**30  # bytes of DuckDB's buffers
 
@@ -55,6 +53,18 @@ class LogResult:
     renamed: tuple[LabelRename, ...]  # one per label whose text has changed
     rename_lines: list[str]  # one per earlier text of a label
     examination: tuple[float, ...] | None
+
+
+@dataclass(frozen=True)
+class _Log:
+    """The blocks of a log with common numbers. Shape: Q queries."""
+
+    blocks: Sequence[Block]
+    vocabulary: Vocabulary
+    hash_Q2: npt.NDArray[np.uint64]
+    has_all_labels: bool  # false: cells of labels that the label table lacks are left out
+    period: time_split.Period | None
+    cells: CodedCells
 
 
 @contextmanager
@@ -121,35 +131,45 @@ class LogReader:
         )  # fmt: skip
         parts = read_parts(reader, table.parts, bar, available_cores())
         read = self._count_rows(table, parts)
-        if not any(part.blocks for part in parts):
-            self._bad_rows.raise_if_any(str(table.path))
-            raise DatasetError(f"{table.path} has bad rows only. Correct them.")
         bar.describe("merging queries and labels")
-        blocks, first_parts = merge_days(reader, parts) if cached else unmerged(parts)
+        blocks, first_parts = merge_days(reader, parts, available_cores()) if cached else unmerged(parts)
         remove_unused(folder, parts, blocks)
-        source = MergedBlocks(folder, blocks, first_parts, reader.form)
-        vocabulary = source.vocabulary
-        self._notes.add("merged_spellings", len(vocabulary.spellings) - len(vocabulary.identities))
-        build_labels(connection, source)
-        keep_L = self._known_labels(table, vocabulary)
-        self._bad_rows.raise_if_any(str(table.path))
-        period = self._period(blocks)
-        hash_Q2 = text_hashes(vocabulary.identities.texts)
-        cells = CodedCells(source, keep_L, period, hash_Q2[:, 1], MAX_VALIDATION_QUERIES)
+        log = self._merged(table, MergedBlocks(folder, blocks, first_parts, reader.form))
         bar.describe("weighing clicks")
-        examination_P = self._examination(cells)
+        examination_P = self._examination(log.cells)
         has_sources = columns.source is not None
-        weights.build_pairs(connection, cells, self._settings, period, examination_P, has_sources=has_sources)
+        weights.build_pairs(connection, log.cells, self._settings, log.period, examination_P, has_sources=has_sources)
         bar.describe("collecting pairs")
         self._count_pairs(read - self._skipped["blank_line"] - self._skipped["bad_row"])
-        renames = renamed_labels(connection, vocabulary) if columns.label_text else []
+        dates = columns.date is not None
+        labels = log_labels(connection, log.vocabulary, self._labels, columns.attributes, dates=dates)
+        data = source_data(connection, log.vocabulary, log.hash_Q2, labels, self._labels.listed, dates=dates)
+        return self._result(log, data, read, examination_P)
+
+    def _merged(self, table: Table, source: MergedBlocks) -> _Log:
+        """Number the queries and labels of all blocks, and choose the splits."""
+        vocabulary = source.vocabulary
+        self._notes.add("merged_spellings", len(vocabulary.spellings) - len(vocabulary.identities))
+        build_labels(self._connection, source)
+        keep_L = self._known_labels(table, vocabulary)
+        self._bad_rows.raise_if_any(str(table.path))
+        days = [date.fromisoformat(day) for block in source.blocks for day in block.days]
+        period = time_split.split_period(min(days), max(days), self._settings) if days else None
+        hash_Q2 = text_hashes(vocabulary.identities.texts)
+        cells = CodedCells(source, keep_L, period, hash_Q2[:, 1], MAX_VALIDATION_QUERIES)
+        return _Log(source.blocks, vocabulary, hash_Q2, bool(keep_L.all()), period, cells)
+
+    def _result(
+        self, log: _Log, data: SourceData, read: int, examination_P: npt.NDArray[np.float64] | None
+    ) -> LogResult:
+        renames = renamed_labels(self._connection, log.vocabulary) if self._columns.label_text else []
         renamed = {row["label"]: (row["earlier"], row["latest"]) for row in renames}
         return LogResult(
-            data=self._source_data(vocabulary, hash_Q2),
+            data=data,
             read=read,
             skipped=self._skipped,
-            days=self._days(blocks, cells, complete=bool(keep_L.all())),
-            period=_recorded(period),
+            days=self._days(log),
+            period=_recorded(log.period),
             renamed=tuple(LabelRename(id=id, before=before, now=now) for id, (before, now) in renamed.items()),
             rename_lines=[_rename_line(row) for row in renames],
             examination=None if examination_P is None else tuple(examination_P.tolist()),
@@ -169,6 +189,9 @@ class LogReader:
             self._notes.update(part.notes)
         for name in table.unread:
             self._notes.add("unread_files", 1, name)
+        if not any(part.blocks for part in parts):
+            self._bad_rows.raise_if_any(str(table.path))
+            raise DatasetError(f"{table.path} has bad rows only. Correct them.")
         return int(read)
 
     def _known_labels(self, table: Table, vocabulary: Vocabulary) -> npt.NDArray[np.bool_]:
@@ -189,10 +212,6 @@ class LogReader:
         self._skipped["bad_row"] += total
         self._bad_rows.add(messages, total)
         return is_known_L
-
-    def _period(self, blocks: list[Block]) -> time_split.Period | None:
-        days = [date.fromisoformat(day) for block in blocks for day in block.days]
-        return time_split.split_period(min(days), max(days), self._settings) if days else None
 
     def _examination(self, cells: CodedCells) -> npt.NDArray[np.float64] | None:
         """Return the examination probability per position; None if clicks are not weighted by position."""
@@ -229,97 +248,21 @@ class LogReader:
             if (reason := reasons[kind]) is not None:
                 self._skipped[reason] += pairs
 
-    def _days(self, blocks: list[Block], cells: CodedCells, *, complete: bool) -> dict[str, DayCounts]:
-        """Return the counts of each day. `complete`: the blocks have no other cells than `cells`."""
+    def _days(self, log: _Log) -> dict[str, DayCounts]:
+        """Return the counts of each day."""
         days: dict[str, DayCounts] = {}
-        for block in blocks:
+        for block in log.blocks:
             for day, counts in block.days.items():
                 total = days.get(day, DayCounts(rows=0, clicks=0, positives=0))
                 sums = {name: getattr(total, name) + getattr(counts, name) for name in DayCounts.model_fields}
                 days[day] = DayCounts(**sums)
-        if days and not (complete and len(days) == sum(len(block.days) for block in blocks)):
-            cells.register(self._connection)
+        are_in_one_block = len(days) == sum(len(block.days) for block in log.blocks)
+        if days and not (log.has_all_labels and are_in_one_block):  # else a pair may be counted twice
+            log.cells.register(self._connection)
             columns = "(SELECT iid AS query, lid AS label, day, clicks FROM coded)"
             positives = count_clicked_pairs(self._connection, columns)
             days = {day: counts.model_copy(update={"positives": positives.get(day, 0)}) for day, counts in days.items()}
         return dict(sorted(days.items()))
-
-    def _source_data(self, vocabulary: Vocabulary, hash_Q2: npt.NDArray[np.uint64]) -> SourceData:
-        dates = self._columns.date is not None
-        labels = log_labels(self._connection, vocabulary, self._labels, self._columns.attributes, dates=dates)
-        texts_Q = vocabulary.most_frequent_spellings()
-        positives, iid_R, split_R = self._positives(labels.number_of_lid, dates)
-        n_rows = len(iid_R)
-        return SourceData(
-            label_ids=labels.ids,
-            label_texts=labels.texts,
-            label_columns=labels.columns,
-            is_label_L=labels.is_label_L,
-            ids=text_column([str(row) for row in range(1, n_rows + 1)]),
-            texts=text_column(pa.chunked_array([texts_Q.take(pa.array(iid_R))])),
-            split_R=split_R,
-            hash_R2=hash_Q2[iid_R],
-            positives=positives,
-            exclude=Ragged.empty(n_rows),
-            listed=self._labels.listed,
-            from_pairs=True,
-            exposures=self._exposures(labels.number_of_lid, dates, texts_Q, hash_Q2, _row_key(iid_R, split_R)),
-        )
-
-    def _positives(
-        self, number_of_lid: npt.NDArray[np.int32], dates: bool
-    ) -> tuple[Positives, npt.NDArray[np.int32], npt.NDArray[np.int8]]:
-        """Return the positives of all rows, and the query and the split of each row."""
-        pairs = self._pairs(f"weight::FLOAT AS weights{_days(dates)}", f"kind = {weights.POSITIVE}")
-        iid_V, split_V = np.asarray(pairs["iid"]), np.asarray(pairs["split"])
-        _, first_R, lengths_R = np.unique(_row_key(iid_V, split_V), return_index=True, return_counts=True)
-        labels = Ragged.from_lengths(number_of_lid[np.asarray(pairs["lid"])], lengths_R)
-        columns = {name: np.asarray(pairs[name]) for name in pairs.column_names[3:]}
-        columns["weights"] = np.maximum(columns["weights"], LEAST_WEIGHT)
-        if (columns["weights"] == 1).all():
-            del columns["weights"]
-        return Positives(labels, columns), iid_V[first_R], split_V[first_R]
-
-    def _exposures(
-        self, number_of_lid: npt.NDArray[np.int32], dates: bool, texts_Q: Any, hash_Q2: npt.NDArray[np.uint64],
-        key_R: npt.NDArray[np.int64],
-    ) -> Any:  # fmt: skip
-        """Return the table of exposures of SourceData; None if there are none. key_R: `_row_key` of each row."""
-        pairs = self._pairs(f"impressions{_days(dates)}", f"kind = {weights.EXPOSURE} AND impressions > 0")
-        if not pairs.num_rows:
-            return None
-        iid_E, split_E = np.asarray(pairs["iid"]), np.asarray(pairs["split"])
-        row_E, has_row_E = places_in(key_R, _row_key(iid_E, split_E))
-        columns = {
-            "query": text_column(pa.chunked_array([texts_Q.take(pairs["iid"].combine_chunks())])),
-            "hash_1": hash_Q2[iid_E, 0],
-            "row": pa.array(row_E.astype(np.int32), mask=~has_row_E),
-            "split": pairs["split"],
-            "label": number_of_lid[np.asarray(pairs["lid"])],
-        }
-        return pa.table({**columns, **{name: pairs[name] for name in pairs.column_names[3:]}})
-
-    def _pairs(self, columns: str, condition: str) -> Any:
-        return self._connection.sql(
-            f"SELECT iid, split, lid, {columns} FROM pairs WHERE {condition} ORDER BY iid, split, lid"
-        ).to_arrow_table()
-
-
-def _days(dates: bool) -> str:
-    return ", first_day, last_day" if dates else ""
-
-
-def _row_key(iid_N: npt.NDArray[np.int32], split_N: npt.NDArray[np.int8]) -> npt.NDArray[np.int64]:
-    """Return a number per (query, split), in order of both."""
-    return iid_N.astype(np.int64) * 4 + split_N - UNSPLIT
-
-
-def places_in(sorted_R: npt.NDArray[np.int64], key_N: npt.NDArray[np.int64]) -> tuple[Any, npt.NDArray[np.bool_]]:
-    """Return the place of each key in sorted distinct keys, and whether it is among them."""
-    if not len(sorted_R):
-        return np.zeros(len(key_N), np.int64), np.zeros(len(key_N), np.bool_)
-    place_N = np.minimum(np.searchsorted(sorted_R, key_N), len(sorted_R) - 1)
-    return place_N, sorted_R[place_N] == key_N
 
 
 def _rename_line(rename: Mapping[str, Any]) -> str:
