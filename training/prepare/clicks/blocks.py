@@ -15,6 +15,7 @@ result does not depend on how rows are divided into blocks.
 Shapes: S spellings, Q queries, L labels, N rows of a file.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,6 +41,10 @@ FILES = ("spellings", "labels", "cells")
 ATTRIBUTE = "attribute_"  # beginning of the names of attributes
 NO_DAY = date(1, 1, 1)  # earlier than all others
 DIMENSIONS = {"split": pa.int8(), "day": pa.date32(), "position": pa.int64(), "origin": TEXT}
+PLACES = {
+    "rows": pa.int64(), "first": pa.int64(), "latest": pa.struct({"day": pa.date32(), "place": pa.int64()}),
+    "first_day": pa.date32(), "last_day": pa.date32(),
+}  # fmt: skip
 COUNTS = {"clicks": pa.int64(), "impressions": pa.int64(), "rows": pa.int64()}
 
 
@@ -58,10 +63,16 @@ class BlockForm:
         return ("label", *texts, *(f"{ATTRIBUTE}{number}" for number in range(self.attributes)))
 
     @property
-    def schema(self) -> pa.Schema:
+    def cell_schema(self) -> pa.Schema:
         """Return the columns of cells."""
         types = {name: DIMENSIONS[name] for name in self.dimensions}
         return pa.schema({"query": pa.int32(), "label": pa.int32(), **types, **COUNTS})
+
+    @property
+    def label_schema(self) -> pa.Schema:
+        """Return the columns of label rows."""
+        keys = {name: TEXT if name.startswith(ATTRIBUTE) else pa.int32() for name in self.label_keys}
+        return pa.schema({**keys, **PLACES})
 
 
 class Block(BaseModel):
@@ -75,21 +86,19 @@ class Block(BaseModel):
         return {file: folder / f"{self.name}.{file}.parquet" for file in FILES}
 
 
-class BlockSource:
-    """Rows with numbers that can be written as a block. `vocabulary` has the texts of the numbers.
-
-    label_rows: Arrow table of label, text, attributes, rows, first, latest, first_day, last_day, not yet added up.
-    """
-
-    vocabulary: Vocabulary
-    label_rows: Any
+class BlockSource(ABC):
+    """Rows with numbers that can be written as a block. `vocabulary` has the texts of the numbers."""
 
     def __init__(self, form: BlockForm, vocabulary: Vocabulary) -> None:
         self.form, self.vocabulary = form, vocabulary
 
+    @abstractmethod
     def cells(self) -> Iterator[Any]:
-        """Yield the rows as Arrow record batches of `form.schema`, not yet added up."""
-        raise NotImplementedError
+        """Yield the rows as Arrow record batches of `form.cell_schema`, not yet added up."""
+
+    @abstractmethod
+    def label_rows(self) -> Iterator[Any]:
+        """Yield the labels of the rows as Arrow record batches of `form.label_schema`, not yet added up."""
 
 
 class RowSource(BlockSource):
@@ -105,17 +114,23 @@ class RowSource(BlockSource):
         ones = pa.array(np.ones(rows.num_rows, np.int64))
         self._counts = {name: rows[name] if name in rows.column_names else ones for name in COUNTS}
         self.vocabulary.count(spelling_N, self._counts["clicks"], ones)
-        days = rows["day"] if "day" in rows.column_names else pa.nulls(rows.num_rows, pa.date32())
-        keys = {name: rows[name] for name in form.label_keys if name.startswith(ATTRIBUTE)}
-        keys |= {} if text_N is None else {"text": pa.array(text_N)}
-        latest = pa.StructArray.from_arrays([_flat(pc.fill_null(days, NO_DAY)), _flat(rows["place"])], ["day", "place"])
-        places = {"rows": ones, "first": rows["place"], "latest": latest, "first_day": days, "last_day": days}
-        self.label_rows = pa.table({"label": self._numbers["label"], **keys, **places})
+        self._label_keys = {"label": self._numbers["label"], "text": None if text_N is None else pa.array(text_N)}
 
     def cells(self) -> Iterator[Any]:
         """Yield the rows as Arrow record batches."""
         dimensions = {name: self._rows[name] for name in self.form.dimensions}
-        yield from pa.table({**self._numbers, **dimensions, **self._counts}).cast(self.form.schema).to_batches()
+        table = pa.table({**self._numbers, **dimensions, **self._counts})
+        yield from table.cast(self.form.cell_schema).to_batches()
+
+    def label_rows(self) -> Iterator[Any]:
+        """Yield the labels of the rows as Arrow record batches."""
+        rows, form = self._rows, self.form
+        days = rows["day"] if "day" in rows.column_names else pa.nulls(rows.num_rows, pa.date32())
+        keys = {name: self._label_keys[name] if name in self._label_keys else rows[name] for name in form.label_keys}
+        latest = _latest(pc.fill_null(days, NO_DAY), rows["place"])
+        ones = pa.array(np.ones(rows.num_rows, np.int64))
+        places = {"rows": ones, "first": rows["place"], "latest": latest, "first_day": days, "last_day": days}
+        yield from pa.table({**keys, **places}).cast(form.label_schema).to_batches()
 
 
 class MergedBlocks(BlockSource):
@@ -124,17 +139,16 @@ class MergedBlocks(BlockSource):
     def __init__(self, folder: Path, blocks: Sequence[Block], first_parts: Sequence[int], form: BlockForm) -> None:
         """`first_parts`: the number of the first part of each block."""
         super().__init__(form, Vocabulary())
-        self.blocks, self._folder = blocks, folder
+        self.blocks, self._folder, self._first_parts = blocks, folder, first_parts
         self._query_QB: list[npt.NDArray[np.int32]] = []  # of each block: the new number of each of its queries
         self._label_LB: list[npt.NDArray[np.int32]] = []
-        label_rows = []
+        self._label_text_NB: list[npt.NDArray[np.int32]] = []  # of each row of its labels
         for start in range(0, len(blocks), BLOCKS_AT_ONCE):
-            group = slice(start, start + BLOCKS_AT_ONCE)
+            group = blocks[start : start + BLOCKS_AT_ONCE]
             with ThreadPoolExecutor(2) as pool:
-                queries = pool.submit(self._add_queries, blocks[group])
-                label_rows += self._add_labels(blocks[group], first_parts[group])
-                queries.result()
-        self.label_rows = pa.concat_tables(label_rows)
+                futures = [pool.submit(self._add_queries, group), pool.submit(self._add_labels, group)]
+            for future in futures:
+                future.result()
 
     def _add_queries(self, blocks: Sequence[Block]) -> None:
         vocabulary, tables = self.vocabulary, [_read(block.paths(self._folder)["spellings"]) for block in blocks]
@@ -143,29 +157,18 @@ class MergedBlocks(BlockSource):
             vocabulary.count(spelling_S, table["clicks"], table["rows"])
             self._query_QB.append(_renumbering(table["query"], vocabulary.query_S[spelling_S]))
 
-    def _add_labels(self, blocks: Sequence[Block], first_parts: Sequence[int]) -> list[Any]:
+    def _add_labels(self, blocks: Sequence[Block]) -> None:
         tables = [_read(block.paths(self._folder)["labels"]) for block in blocks]
-        label_numbers = self.vocabulary.labels.add([_flat(table["key"]) for table in tables])
-        text_numbers = self.vocabulary.label_texts.add(
-            [_flat(table["label_text"]) for table in tables] if self.form.has_texts else []
-        )
-        renumbered = []
-        for number, (table, label_N, part) in enumerate(zip(tables, label_numbers, first_parts, strict=True)):
-            self._label_LB.append(_renumbering(table["label"], label_N))
-            columns = {name: table[name] for name in table.column_names if name not in ("key", "label_text")}
-            columns["label"] = pa.array(label_N)
-            if self.form.has_texts:
-                columns["text"] = pa.array(text_numbers[number])
-            shift, latest = part * PLACES_PER_PART, _flat(columns["latest"])
-            columns["first"] = pc.add(columns["first"], shift)
-            places = pc.add(latest.field("place"), shift)
-            columns["latest"] = pa.StructArray.from_arrays([latest.field("day"), places], ["day", "place"])
-            renumbered.append(pa.table(columns))
-        return renumbered
+        numbers = self.vocabulary.labels.add([_flat(table["key"]) for table in tables])
+        self._label_LB += [
+            _renumbering(table["label"], label_N) for table, label_N in zip(tables, numbers, strict=True)
+        ]
+        if self.form.has_texts:
+            self._label_text_NB += self.vocabulary.label_texts.add([_flat(table["label_text"]) for table in tables])
 
     def cells(self, since: date | None = None) -> Iterator[Any]:
         """Yield the cells of all blocks as Arrow record batches; of those that have a day from `since` on, if given."""
-        schema = self.form.schema
+        schema = self.form.cell_schema
         for block, query_Q, label_L in zip(self.blocks, self._query_QB, self._label_LB, strict=True):
             if since is not None and max(block.days) < since.isoformat():
                 continue
@@ -174,6 +177,20 @@ class MergedBlocks(BlockSource):
                     numbers = [query_Q[np.asarray(batch["query"])], label_L[np.asarray(batch["label"])]]
                     others = [batch[field.name].cast(field.type) for field in list(schema)[2:]]
                     yield pa.record_batch([*map(pa.array, numbers), *others], schema=schema)
+
+    def label_rows(self) -> Iterator[Any]:
+        """Yield the labels of all blocks as Arrow record batches, a block at a time."""
+        for number, block in enumerate(self.blocks):
+            table, shift = _read(block.paths(self._folder)["labels"]), self._first_parts[number] * PLACES_PER_PART
+            columns = {name: table[name] for name in table.column_names if name not in ("key", "label_text")}
+            columns["label"] = pa.array(self._label_LB[number][np.asarray(table["label"])])
+            if self.form.has_texts:
+                columns["text"] = pa.array(self._label_text_NB[number])
+            latest = _flat(columns["latest"])
+            columns["latest"] = _latest(latest.field("day"), pc.add(latest.field("place"), shift))
+            columns["first"] = pc.add(columns["first"], shift)
+            renumbered = pa.table(columns).select(self.form.label_schema.names)
+            yield from renumbered.cast(self.form.label_schema).combine_chunks().to_batches()
 
 
 def write_block(connection: Any, folder: Path, name: str, source: BlockSource) -> Block:
@@ -188,7 +205,7 @@ def write_block(connection: Any, folder: Path, name: str, source: BlockSource) -
         texts["label_text"] = vocabulary.label_texts.texts.take(_flat(labels["text"]))
         labels = labels.drop_columns("text")
     _write(pa.table({**{name: labels[name] for name in labels.column_names}, **texts}), paths["labels"])
-    connection.register("rows_of_block", pa.RecordBatchReader.from_batches(form.schema, source.cells()))
+    connection.register("rows_of_block", pa.RecordBatchReader.from_batches(form.cell_schema, source.cells()))
     with atomic_file(paths["cells"], unique=True) as temporary:
         connection.execute(
             f"COPY (SELECT {', '.join(('query', 'label', *form.dimensions))}, sum(clicks)::BIGINT AS clicks, "
@@ -204,7 +221,7 @@ def write_block(connection: Any, folder: Path, name: str, source: BlockSource) -
 def added_up_labels(connection: Any, source: BlockSource) -> Any:
     """Return the rows of the labels of a source, added up, in order, as an Arrow table."""
     keys = ", ".join(source.form.label_keys)
-    connection.register("label_rows", source.label_rows)
+    connection.register("label_rows", pa.RecordBatchReader.from_batches(source.form.label_schema, source.label_rows()))
     labels = connection.sql(
         f"SELECT {keys}, sum(rows)::BIGINT AS rows, min(first) AS first, max(latest) AS latest, "
         f"min(first_day) AS first_day, max(last_day) AS last_day FROM label_rows GROUP BY {keys} ORDER BY label, first"
@@ -246,6 +263,10 @@ def _flat(column: Any) -> Any:
     """Return a column as one Arrow array; texts with 64-bit offsets."""
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     return array.cast(TEXT) if pa.types.is_string(array.type) else array
+
+
+def _latest(day_N: Any, place_N: Any) -> Any:
+    return pa.StructArray.from_arrays([_flat(day_N), _flat(place_N)], fields=list(PLACES["latest"]))
 
 
 def _renumbering(old_N: Any, new_N: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
