@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from training.data.checks import LABEL_DAYS
 from training.data.ragged import Ragged
 from training.data.split import Split
 
@@ -22,7 +23,9 @@ def fingerprint(label_table: Any, splits: Mapping[Any, Split], exposures: Any = 
     """
     digest = hashlib.sha256()
     for name in label_table.column_names:
-        _hash_column(digest, f"labels.{name}", label_table[name])
+        is_day = name in LABEL_DAYS and pa.types.is_date32(label_table[name].type)  # not an attribute
+        hash_one = _hash_flat if is_day else _hash_column
+        hash_one(digest, f"labels.{name}", label_table[name])
     for name, split in splits.items():
         _hash_column(digest, f"{name}.id", split.ids_column)
         _hash_column(digest, f"{name}.text", split.texts_column)
