@@ -1,0 +1,118 @@
+"""Votes of a query's nearest training queries for their labels.
+
+    votes_l = Σ_j softmax(s / τ)_j · s_j · y_jl
+
+j runs over the nearest training queries, s_j is their similarity to the query, y_jl in [0, 1] the weight of label l of
+training query j. A negative similarity counts as 0, so a vote never lowers a score.
+
+Training, evaluation, export and the retriever all call `cast_votes`. It needs NumPy only.
+
+Suffixes: Q queries, N neighbours of a query, M training queries, V labels of all training queries, P pairs of a query
+and a label, E labels of all neighbours, L labels.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_NEIGHBOURS = 64
+MAX_MEMORY_WEIGHT = 10.0  # of γ
+
+
+class VoteSettings(NamedTuple):
+    """γ, the weight of the votes in the score; τ, the temperature; and the number of neighbours."""
+
+    weight: float
+    temperature: float
+    neighbours: int
+
+
+NO_VOTES = VoteSettings(0.0, 1.0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryLabels:
+    """The labels of M training queries: those of query m are `label_V[starts_M1[m]:starts_M1[m + 1]]`.
+
+    `weight_V` in (0, 1] is parallel to `label_V`. A query has no label twice.
+    """
+
+    starts_M1: NDArray[np.int64]
+    label_V: NDArray[np.int32]
+    weight_V: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.starts_M1) - 1
+
+
+class Votes(NamedTuple):
+    """Votes per pair of a query and a label, ascending by query and then by label; each pair occurs once."""
+
+    query_P: NDArray[np.int64]
+    label_P: NDArray[np.int64]
+    vote_P: NDArray[np.float64]
+
+
+def neighbour_shares(similarity_QN: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
+    """Return softmax(s / τ) · max(s, 0) of each neighbour [Q, N]; 0 where the similarity is −∞ (no neighbour)."""
+    score_QN = similarity_QN.astype(np.float64)
+    largest_Q1 = score_QN.max(axis=1, keepdims=True, initial=np.finfo(np.float32).min)
+    exponential_QN = np.exp((score_QN - largest_Q1) / temperature)
+    total_Q1 = np.maximum(exponential_QN.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
+    shares_QN: NDArray[np.float64] = exponential_QN / total_Q1 * np.maximum(score_QN, 0.0)
+    return shares_QN
+
+
+def cast_votes(
+    neighbour_QN: NDArray[np.int64],
+    shares_QN: NDArray[np.float64],
+    labels: MemoryLabels,
+    allowed_L: NDArray[np.bool_] | None = None,
+) -> Votes:
+    """Sum the votes of each query's neighbours (rows of the memory) per label.
+
+    `shares_QN` are those of `neighbour_shares`; a neighbour with share 0 casts no vote. `allowed_L`: only these labels
+    get votes.
+    """
+    query_E, neighbour_E, position_E = _expand(neighbour_QN, labels, shares_QN > 0)
+    label_E = labels.label_V[position_E].astype(np.int64)
+    vote_E = shares_QN.ravel()[neighbour_E] * labels.weight_V[position_E]
+    if allowed_L is not None:
+        chosen_E = allowed_L[label_E]
+        query_E, label_E, vote_E = query_E[chosen_E], label_E[chosen_E], vote_E[chosen_E]
+    base = int(label_E.max(initial=0)) + 1
+    key_E = query_E * base + label_E
+    order_E = np.argsort(key_E, kind="stable")  # a fixed order of summation: the same votes on every call
+    sorted_E = key_E[order_E]
+    first_P = np.flatnonzero(np.diff(sorted_E, prepend=-1))
+    vote_P = np.add.reduceat(vote_E[order_E], first_P) if len(first_P) else np.empty(0, np.float64)
+    query_P, label_P = np.divmod(sorted_E[first_P], base)
+    return Votes(query_P, label_P, vote_P)
+
+
+def supporters(
+    neighbour_N: NDArray[np.int64], shares_N: NDArray[np.float64], labels: MemoryLabels, label: int, count: int
+) -> list[tuple[int, float]]:
+    """Return up to `count` of a query's neighbours that vote for `label`: their rows and votes, the largest first."""
+    votes = []
+    for row, share in zip(neighbour_N.tolist(), shares_N.tolist(), strict=True):
+        if share > 0:
+            of_row = slice(labels.starts_M1[row], labels.starts_M1[row + 1])
+            weight = labels.weight_V[of_row][labels.label_V[of_row] == label]
+            votes += [(row, share * float(weight[0]))] if len(weight) else []
+    return sorted(votes, key=lambda vote: (-vote[1], vote[0]))[:count]
+
+
+def _expand(
+    neighbour_QN: NDArray[np.int64], labels: MemoryLabels, votes_QN: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+    """Return for each label of each voting neighbour: the query, the neighbour's place in [Q, N], the place in V."""
+    place_X = np.flatnonzero(votes_QN.ravel())
+    row_X = neighbour_QN.ravel()[place_X]
+    start_X, length_X = labels.starts_M1[row_X], labels.starts_M1[row_X + 1] - labels.starts_M1[row_X]
+    before_X = np.cumsum(length_X) - length_X
+    position_E = np.arange(int(length_X.sum())) + np.repeat(start_X - before_X, length_X)
+    neighbour_E = np.repeat(place_X, length_X)
+    return neighbour_E // max(neighbour_QN.shape[1], 1), neighbour_E, position_E
