@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 MAX_NEIGHBOURS = 64
 MAX_MEMORY_WEIGHT = 10.0  # of γ
+MAX_LABELS_PER_QUERY = 128  # bounds the labels that one search compares, together with MAX_NEIGHBOURS
 
 
 class VoteSettings(NamedTuple):
@@ -29,7 +30,7 @@ class VoteSettings(NamedTuple):
     neighbours: int
 
 
-NO_VOTES = VoteSettings(0.0, 1.0, 0)
+NO_VOTES = VoteSettings(0.0, 1.0, 1)
 
 
 @dataclass(frozen=True, eq=False)
