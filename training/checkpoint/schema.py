@@ -19,8 +19,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from retrieval.bundle.memory_labels import NO_VOTES, VoteSettings
 from retrieval.query_text import QueryIdentity
-from retrieval.search.memory_votes import NO_VOTES, VoteSettings
 from training.optim.step_stats import EpochStats
 from training.recipe.schema import Recipe
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from retrieval.search.memory_votes import MAX_LABELS_PER_QUERY, MemoryLabels
+from retrieval.bundle.memory_labels import MAX_LABELS_PER_QUERY, MemoryLabels
 from training.data.clicks import click_shares
 from training.data.split import Split
 

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval.search.memory_votes import MemoryLabels, VoteSettings, cast_votes, neighbour_shares
+from retrieval.bundle.memory_labels import MemoryLabels, VoteSettings
+from retrieval.search.memory_votes import cast_votes, neighbour_shares
 from training.evaluation.scoring import QueryVectors
 
 Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]

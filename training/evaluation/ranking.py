@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retrieval.bundle.memory_labels import VoteSettings
 from retrieval.metrics import KS
-from retrieval.search.memory_votes import VoteSettings
 from training.data.ragged import Ragged
 from training.evaluation.memory import BlockVotes, QueryMemory
 from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval.search.memory_votes import NO_VOTES, VoteSettings
+from retrieval.bundle.memory_labels import NO_VOTES, VoteSettings
 from training.evaluation.imputation import Imputation
 
 

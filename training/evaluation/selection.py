@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from retrieval.search.memory_votes import VoteSettings
+from retrieval.bundle.memory_labels import VoteSettings
 from training.evaluation.imputation import CONE_FRACTIONS
 from training.evaluation.memory import QueryMemory
 from training.evaluation.ranking import MEMORY_SHORTLIST_MIXES, SHORTLIST_MIXES, ExactRanker, LabelRows

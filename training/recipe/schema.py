@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from retrieval.search.memory_votes import MAX_MEMORY_WEIGHT, MAX_NEIGHBOURS
+from retrieval.bundle.memory_labels import MAX_MEMORY_WEIGHT, MAX_NEIGHBOURS
 
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from retrieval.search.memory_votes import MAX_LABELS_PER_QUERY, NO_VOTES, MemoryLabels, VoteSettings
+from retrieval.bundle.memory_labels import MAX_LABELS_PER_QUERY, NO_VOTES, MemoryLabels, VoteSettings
 from training.data.memory_queries import labels_of, memory_queries
 from training.data.ragged import Ragged
 from training.data.split import Split

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retrieval.search.memory_votes import MemoryLabels, cast_votes, neighbour_shares, supporters
+from retrieval.bundle.memory_labels import MemoryLabels
+from retrieval.search.memory_votes import cast_votes, neighbour_shares, supporters
 
 LABELS = MemoryLabels(
     np.array([0, 2, 2, 5]), np.array([4, 1, 0, 1, 3], np.int32), np.array([1.0, 0.5, 1.0, 1.0, 0.25], np.float32)
