@@ -213,7 +213,7 @@ def test_the_memory_and_its_files_go_together(tmp_path: Path, name: str) -> None
     with pytest.raises(BundleError, match=said):
         read_manifest(rewritten(folder, tmp_path, files=files))
     shutil.rmtree(tmp_path / "changed")
-    with pytest.raises(BundleError, match="memory and memory.arrow must be given together"):
+    with pytest.raises(BundleError, match=r"memory and memory\.arrow must be given together"):
         read_manifest(rewritten(folder, tmp_path, memory=None))
 
 
