@@ -18,8 +18,10 @@ from retrieval.search.candidates import Candidates
 from retrieval.search.distinct_vectors import ScoredRows
 from retrieval.search.indexes import ExactIndex, Rows, VectorIndex, Vectors
 from retrieval.search.memory_votes import Votes, cast_votes, neighbour_shares
-from retrieval.search.pca_index import rescore, to_rescore
+from retrieval.search.pca_index import rescore
 
+RESCORED = 8  # candidates to compare as whole vectors, in addition to two per neighbour
+ROUNDING = 1e-6  # of scores
 PAIRS_PER_BLOCK = 16_384  # label vectors compared at a time; bounds memory
 
 
@@ -67,7 +69,7 @@ class QueryMemory:
     def nearest(self, encoded_QD: Vectors, count: int, ef_search: int | None) -> tuple[Rows, NDArray[np.float64]]:
         """Return rows and similarities [Q, N] of the `count` nearest training queries, nearest first."""
         query_QH = np.ascontiguousarray(encoded_QD[:, self._half])
-        rows_QC = self._candidates.find(query_QH, to_rescore(count, self.index, ef_search), ef_search)
+        rows_QC = self._candidates.find(query_QH, 2 * count + RESCORED, ef_search)
         return rescore(query_QH, rows_QC, self._vectors_MH, query_QH.shape[1], count)[:2]
 
     def votes(self, neighbours: Neighbours, allowed_L: NDArray[np.bool_] | None = None) -> Votes:
@@ -98,20 +100,23 @@ def add_votes(
     if not k or not len(votes.label_P):
         return without_votes(scored)
     place_QK, has_vote_QK = _places(votes, rows_QK, len(vectors_LD))
-    new_P = np.ones(len(votes.label_P), np.bool_)
+    known_QK = weight * np.where(has_vote_QK, votes.vote_P[place_QK], 0.0)
+    # A label that is not in `scored` has at most the K-th score, so it needs a vote of at least this size.
+    needed_Q = (scored[1] + known_QK).min(axis=1) - scored[1][:, -1] - ROUNDING
+    new_P = weight * votes.vote_P >= needed_Q[votes.query_P]
     new_P[place_QK[has_vote_QK]] = False
     query_P, label_P = votes.query_P[new_P], votes.label_P[new_P]
+    known, row_E = queries * k, np.concatenate([rows_QK.ravel(), label_P])
+    parts_3E = np.empty((3, len(row_E)))
+    for part_E, part_QK in zip(parts_3E, (scored[2], scored[3], known_QK), strict=True):
+        part_E[:known] = part_QK.ravel()
+    parts_3E[:2, known:] = _score_pairs(query_P, label_P, query_QD, vectors_LD, dual_dim)
+    parts_3E[2, known:] = weight * votes.vote_P[new_P]
+    scores_E = parts_3E.sum(axis=0)
     query_E = np.concatenate([np.repeat(np.arange(queries), k), query_P])
-    row_E = np.concatenate([rows_QK.ravel(), label_P])
-    known_QK = np.where(has_vote_QK, votes.vote_P[place_QK], 0.0)
-    memory_E = weight * np.concatenate([known_QK.ravel(), votes.vote_P[new_P]])
-    halves = _score_pairs(query_P, label_P, query_QD, vectors_LD, dual_dim)
-    dual_E, classifier_E = (np.concatenate([scored[2 + half].ravel(), halves[half]]) for half in (0, 1))
-    scores_E = dual_E + classifier_E + memory_E
-    order_E = np.lexsort((row_E, -scores_E, query_E))
-    counts_Q = np.bincount(query_E, minlength=queries)
-    best_QK = order_E[(np.cumsum(counts_Q) - counts_Q)[:, None] + np.arange(k)]
-    return VotedRows(row_E[best_QK], scores_E[best_QK], dual_E[best_QK], classifier_E[best_QK], memory_E[best_QK])
+    counts_Q = k + np.bincount(query_P, minlength=queries)
+    best_QK = np.lexsort((row_E, -scores_E, query_E))[(np.cumsum(counts_Q) - counts_Q)[:, None] + np.arange(k)]
+    return VotedRows(row_E[best_QK], scores_E[best_QK], *parts_3E[:, best_QK])
 
 
 def _places(votes: Votes, rows_QK: Rows, n_labels: int) -> tuple[Rows, NDArray[np.bool_]]:

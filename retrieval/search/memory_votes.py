@@ -7,8 +7,8 @@ training query j. A negative similarity counts as 0, so a vote never lowers a sc
 
 Training, evaluation, export and the retriever all call `cast_votes`. It needs NumPy only.
 
-Suffixes: Q queries, N neighbours of a query, M training queries, V labels of all training queries, P pairs of a query
-and a label, E labels of all neighbours, L labels.
+Suffixes: Q queries, N neighbours of a query, X neighbours of all queries, M training queries, V labels of all training
+queries, P pairs of a query and a label, E labels of all neighbours, L labels.
 """
 
 from typing import Any, NamedTuple
@@ -48,17 +48,19 @@ def cast_votes(
     `shares_QN` are those of `neighbour_shares`; a neighbour with share 0 casts no vote. `allowed_L`: only these labels
     get votes.
     """
-    query_E, neighbour_E, position_E = _expand(neighbour_QN, labels, shares_QN > 0)
-    label_E = labels.label_V[position_E].astype(np.int64)
+    neighbour_E, position_E = _expand(neighbour_QN.ravel(), labels, shares_QN.ravel() > 0)
+    label_E = labels.label_V[position_E]
     vote_E = shares_QN.ravel()[neighbour_E] * labels.weight_V[position_E]
     if allowed_L is not None:
         chosen_E = allowed_L[label_E]
-        query_E, label_E, vote_E = query_E[chosen_E], label_E[chosen_E], vote_E[chosen_E]
+        neighbour_E, label_E, vote_E = neighbour_E[chosen_E], label_E[chosen_E], vote_E[chosen_E]
     base = int(label_E.max(initial=0)) + 1
-    key_E = query_E * base + label_E
+    key_E = neighbour_E // max(neighbour_QN.shape[1], 1) * base + label_E
     order_E = np.argsort(key_E, kind="stable")  # a fixed order of summation: the same votes on every call
     sorted_E = key_E[order_E]
-    first_P = np.flatnonzero(np.diff(sorted_E, prepend=-1))
+    is_first_E = np.ones(len(sorted_E), np.bool_)
+    np.not_equal(sorted_E[1:], sorted_E[:-1], out=is_first_E[1:])
+    first_P = np.flatnonzero(is_first_E)
     vote_P = np.add.reduceat(vote_E[order_E], first_P) if len(first_P) else np.empty(0, np.float64)
     query_P, label_P = np.divmod(sorted_E[first_P], base)
     return Votes(query_P, label_P, vote_P)
@@ -78,13 +80,11 @@ def supporters(
 
 
 def _expand(
-    neighbour_QN: NDArray[np.int64], labels: MemoryLabels, votes_QN: NDArray[np.bool_]
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-    """Return for each label of each voting neighbour: the query, the neighbour's place in [Q, N], the place in V."""
-    place_X = np.flatnonzero(votes_QN.ravel())
-    row_X = neighbour_QN.ravel()[place_X]
-    start_X, length_X = labels.starts_M1[row_X], labels.starts_M1[row_X + 1] - labels.starts_M1[row_X]
-    before_X = np.cumsum(length_X) - length_X
-    position_E = np.arange(int(length_X.sum())) + np.repeat(start_X - before_X, length_X)
-    neighbour_E = np.repeat(place_X, length_X)
-    return neighbour_E // max(neighbour_QN.shape[1], 1), neighbour_E, position_E
+    row_X: NDArray[np.int64], labels: MemoryLabels, votes_X: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return for each label of each voting neighbour: the place of the neighbour in X, and the place in V."""
+    start_X = labels.starts_M1[row_X]
+    length_X = (labels.starts_M1[row_X + 1] - start_X) * votes_X
+    stop_X = np.cumsum(length_X)
+    neighbour_E = np.repeat(np.arange(len(row_X)), length_X)
+    return neighbour_E, np.arange(len(neighbour_E)) + (start_X - stop_X + length_X)[neighbour_E]
