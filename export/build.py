@@ -14,6 +14,7 @@ import numpy as np
 from export.encoders import write_encoders
 from export.geometry import Cone, balance_for, bias, find_cone
 from export.label_vectors import count_zeros, write_imputed, write_vectors
+from export.memory import GraphSettings, build_memory
 from export.parity import check_parity
 from export.pca import fit_projection, write_projected
 from export.precision import MAX_PRECISION_LOSS, reduce_precision
@@ -25,6 +26,7 @@ from retrieval.bundle.facts import (
     GoldenFacts,
     IndexFacts,
     LabelFacts,
+    MemoryFacts,
     ModelFacts,
     Parity,
     Precision,
@@ -51,6 +53,7 @@ from retrieval.errors import BundleError, GateError
 from retrieval.search.distinct_vectors import nodes_of
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import HnswIndex
+from retrieval.search.memory import QueryMemory
 from retrieval.search.pca_index import PcaIndex
 from retrieval.search.thread_pool import ThreadPool
 from retrieval.store.local import Store
@@ -146,6 +149,7 @@ def _build(checkpoint: Checkpoint, folder: Path, settings: ExportSettings, stage
     shutil.copyfile(checkpoint.tokenizer_path, folder / TOKENIZER)
     write_labels(folder / LABELS, checkpoint.labels)
     parity = _write_encoders_and_vectors(job)
+    memory = _build_memory(job)
     reduced = None
     if settings.precision != "float32":
         with stage(f"query encoder in {settings.precision}"):
@@ -154,9 +158,13 @@ def _build(checkpoint: Checkpoint, folder: Path, settings: ExportSettings, stage
     with stage("quality of the checkpoint") as progress:
         expected = checkpoint_quality(checkpoint, job.model, cone, vectors_LD, validation, progress)
     index = _build_index(job, validation, expected)
+    if memory is not None:
+        with stage("quality of the checkpoint with memory") as progress:
+            expected = checkpoint_quality(checkpoint, job.model, cone, vectors_LD, validation, progress, memory[1])
+        memory[1].close()
     facts = _facts(checkpoint, settings) | {
         "labels": _label_facts(checkpoint, folder), "model": job.model, "parity": parity, "reduced": reduced,
-        "index": index,
+        "index": index, "memory": None if memory is None else memory[0],
     }  # fmt: skip
     return _check_end_to_end(job, facts, validation, expected)
 
@@ -174,6 +182,16 @@ def _write_encoders_and_vectors(job: _Export) -> Parity:
     with job.stage("vectors of untrained labels") as progress:
         write_imputed(checkpoint, model, cone, folder / VECTORS, threads, progress)
     return parity
+
+
+def _build_memory(job: _Export) -> tuple[MemoryFacts, QueryMemory] | None:
+    """Write the query memory with the float32 encoder, if the checkpoint has one."""
+    settings = job.settings
+    with job.stage("query memory") as progress:
+        return build_memory(
+            job.checkpoint, _query_encoder(job), job.model, job.cone, job.queries, job.folder,
+            GraphSettings(settings.m, settings.ef_construction, settings.threads), progress,
+        )  # fmt: skip
 
 
 def _query_encoder(job: _Export) -> TextEncoder:

@@ -86,6 +86,13 @@ def _tables(exported: "ExportedBundle") -> "tuple[Table, Table]":
         for metric in EXPORT_METRICS:
             values = f"{quality.bundle[metric]:.2f} ({quality.checkpoint[metric]:.2f})"
             table.add_row(f"{metric}, bundle (checkpoint)", values, f"{quality.queries:,} queries")
+    if (memory := manifest.memory) is not None:
+        table.add_row(
+            "smallest cosine, memory", f"{memory.parity_cosine:.6f}", f"{memory.parity_queries:,} training queries"
+        )
+        measured = f"{memory.recall_queries:,} queries, ef {memory.ef_search.ef}"
+        table.add_row(f"recall of {memory.neighbours} training queries", f"{memory.ef_search.recall:.4f}", measured)
+        table.add_row("training queries in memory", f"{memory.queries:,}", f"weight {memory.weight:g}")
     golden = exported.golden
     table.add_row("golden answers, overlap@10", f"{golden.overlap_at_10:.4f}", f"{golden.queries:,} queries")
     counts = f"{labels.trained:,} trained, {labels.imputed:,} imputed"

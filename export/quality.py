@@ -19,6 +19,8 @@ from retrieval.bundle.facts import ModelFacts, Quality
 from retrieval.errors import GateError
 from retrieval.retriever import Retriever
 from retrieval.search.indexes import ExactIndex, Vectors
+from retrieval.search.memory import QueryMemory, add_votes
+from retrieval.search.pca_index import rescore
 from retrieval.system.progress import Progress, no_progress
 from training.checkpoint.opened import Checkpoint
 from training.data.token_cache import tokenize_in_memory
@@ -76,17 +78,28 @@ class ValidationQueries:
 
 def checkpoint_quality(
     checkpoint: Checkpoint, facts: ModelFacts, cone: Cone, vectors_LD: Vectors, validation: ValidationQueries,
-    progress: Progress = no_progress,
+    progress: Progress = no_progress, memory: QueryMemory | None = None,
 ) -> MetricValues:  # fmt: skip
-    """Compute the metrics of the checkpoint's own query vectors, by exact search among a bundle's label vectors."""
+    """Compute the metrics of the checkpoint's own query vectors, by exact search among a bundle's label vectors.
+
+    With the `memory` of the bundle, the votes of the exactly nearest training queries are added.
+    """
     exact = ExactIndex(vectors_LD)
 
     def search(weight: float, k: int) -> LabelRows:
         scale_D, rows = facts.query_scale(weight), []
         for block in validation.blocks(progress):
             dual_QD, classifier_QC = torch_vectors(checkpoint, block)
-            query_QD = np.concatenate([dual_QD, cone.invert(classifier_QC)], axis=1) * scale_D
-            rows.append(exact.search(query_QD, k)[0])
+            encoded_QD = np.concatenate([dual_QD, cone.invert(classifier_QC)], axis=1)
+            query_QD = encoded_QD * scale_D
+            rows_QK = exact.search(query_QD, k)[0]
+            if memory is not None:
+                scored, votes = (
+                    rescore(query_QD, rows_QK, vectors_LD, facts.dual_dim, k),
+                    memory.votes(memory.neighbours(encoded_QD, exact=True)),
+                )
+                rows_QK = add_votes(scored, votes, memory.facts.weight, query_QD, vectors_LD, facts.dual_dim).rows_QK
+            rows.append(rows_QK)
         return np.concatenate(rows)
 
     return validation.metrics(search)

@@ -147,9 +147,9 @@ def ef_search_at(recall: RecallMeasurement, weight: float, size: int, accepted: 
     def suffices_at_100(ef: int) -> bool:
         return min(*recall.at(ef, LARGE_K, LARGE_K)[0]) >= RECALL_TARGET
 
-    ef = _smallest(EF_LADDER, size, suffices_at_10)
+    ef = smallest_ef(EF_LADDER, size, suffices_at_10)
     at_1, at_10 = recall.at(ef, SMALL_K, 1, SMALL_K)
-    ef_at_100 = max(ef, _smallest(EF_LADDER_AT_100, size, suffices_at_100))
+    ef_at_100 = max(ef, smallest_ef(EF_LADDER_AT_100, size, suffices_at_100))
     (at_100,) = recall.at(ef_at_100, LARGE_K, LARGE_K)
     if min(at_100) < MIN_RECALL:
         ef_at_100, at_100 = 0, (1.0, 1.0)
@@ -171,7 +171,7 @@ def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDA
     return float((found_scores_QK[:, :k] >= threshold_Q1).mean())
 
 
-def _smallest(ladder: Sequence[int], size: int, suffices: Callable[[int], bool]) -> int:
+def smallest_ef(ladder: Sequence[int], size: int, suffices: Callable[[int], bool]) -> int:
     """Return the smallest sufficient value: a rung, refined down to the rung below; else the last rung."""
     below = 0
     for rung in ladder:

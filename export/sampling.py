@@ -5,6 +5,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from training.checkpoint.opened import Checkpoint
 from training.data.token_cache import tokenize_in_memory
@@ -15,9 +16,13 @@ RECALL_LABEL_TEXTS = 500
 
 def sample(column: Any, n: int) -> list[str]:
     """Return at most `n` texts of an Arrow column, evenly spaced."""
-    rows = np.unique(np.linspace(0, len(column) - 1, min(n, len(column))).astype(np.int64))
-    texts: list[str] = column.take(rows).to_pylist()
+    texts: list[str] = column.take(sample_rows(len(column), n)).to_pylist()
     return texts
+
+
+def sample_rows(size: int, n: int) -> NDArray[np.int64]:
+    """Return at most `n` of the rows 0 to `size` − 1, evenly spaced and ascending."""
+    return np.unique(np.linspace(0, size - 1, min(n, size)).astype(np.int64))
 
 
 def sample_label_texts(column: Any) -> list[str]:

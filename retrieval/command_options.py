@@ -38,6 +38,10 @@ WeightOption = Annotated[
     float | None,
     typer.Option(min=0, max=1, help="The classifier's share of the score; default: the weight chosen in training."),
 ]
+MemoryWeightOption = Annotated[
+    float | None,
+    typer.Option(min=0, help="Weight of the votes of training queries; default: the weight chosen in training."),
+]
 FilterOption = Annotated[
     list[str] | None,
     typer.Option("--filter", metavar="NAME=VALUE,…", help="Only labels with one of these values; repeatable."),

@@ -10,6 +10,7 @@ from retrieval.command_options import (
     ANY_BUNDLE,
     CountOption,
     FilterOption,
+    MemoryWeightOption,
     MinScoreOption,
     WeightOption,
     local_path,
@@ -35,9 +36,13 @@ def search(
     queries: Annotated[list[str], typer.Argument(metavar="QUERY...", help="One or more queries.")],
     k: CountOption = 10,
     weight: WeightOption = None,
+    memory_weight: MemoryWeightOption = None,
     filters: FilterOption = None,
     min_score: MinScoreOption = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare all labels instead of searching the index.")] = False,
+    supporting: Annotated[
+        int, typer.Option(min=0, max=10, help="Training queries to show per hit, those that voted for it.")
+    ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Search a bundle for the best labels of one or more queries."""
@@ -45,21 +50,29 @@ def search(
     from retrieval.errors import BadInput
     from retrieval.open import open_bundle
     from retrieval.query_text import is_blank
+    from retrieval.results import hit_record
 
     if (empty := next((place for place, query in enumerate(queries) if is_blank(query)), None)) is not None:
         raise BadInput(f"query {empty} is empty. Give it text.")
     with open_bundle(local_path(store), trusted=trusted_keys()) as retriever:
         attribute_filter = retriever.parse_filter(filters or [])
-        results = retriever.search(queries, k, weight=weight, filter=attribute_filter, min_score=min_score, exact=exact)
+        results = retriever.search(
+            queries, k, weight=weight, filter=attribute_filter, min_score=min_score, exact=exact,
+            memory_weight=memory_weight, supporting=supporting,
+        )  # fmt: skip
         name = retriever.name
     if as_json:
-        print_json({"bundle": name, "results": [_as_json(*result) for result in zip(queries, results, strict=True)]})
+        records = [
+            {"query": query, "hits": [hit_record(hit, bool(supporting)) for hit in hits]}
+            for query, hits in zip(queries, results, strict=True)
+        ]
+        print_json({"bundle": name, "results": records})
         return
     from retrieval.system.console import Console
 
     console = Console(markup=False)
     for query, hits in zip(queries, results, strict=True):
-        console.print(_table(query, hits, name))
+        console.print(_table(query, hits, name, bool(supporting)))
 
 
 @app.command(epilog="Example:\n  diptych predict --bundle store --input queries.parquet --output matches.parquet -k 10")
@@ -72,6 +85,7 @@ def predict(
     column: Annotated[str | None, typer.Option(help="Column of the queries; default: query, or text.")] = None,
     k: CountOption = 10,
     weight: WeightOption = None,
+    memory_weight: MemoryWeightOption = None,
     filters: FilterOption = None,
     min_score: MinScoreOption = None,
     separator: Annotated[
@@ -109,7 +123,7 @@ def predict(
         Progress(console=Console(stderr=True)) as bars,
     ):
         bar = bars.add_task("searching", total=None)
-        options = SearchOptions(k, weight, retriever.parse_filter(filters or []) or None, min_score)
+        options = SearchOptions(k, weight, retriever.parse_filter(filters or []) or None, min_score, memory_weight)
         try:
             result = batch_search(
                 retriever, source, output, query_format, options,
@@ -125,27 +139,22 @@ def predict(
         echo(f"  {sentence}")
 
 
-def _table(query: str, hits: "list[Hit]", bundle: str) -> "Table":
+def _table(query: str, hits: "list[Hit]", bundle: str, supporting: bool) -> "Table":
     from rich.table import Table
 
     table = Table(title=query, caption=f"bundle {bundle}", title_justify="left", caption_justify="left")
-    for column in ("score", "dual encoder", "classifier"):
+    for column in ("score", "dual encoder", "classifier", "memory"):
         table.add_column(column, justify="right")
     table.add_column("label", overflow="fold")
     attributes = list(hits[0].attributes) if hits else []
-    for column in attributes:
+    for column in [*attributes, *(["training queries"] if supporting else [])]:
         table.add_column(column, overflow="fold")
     for hit in hits:
-        scores = (f"{value:.3f}" for value in (hit.score, hit.dual_encoder, hit.classifier))
-        table.add_row(*scores, hit.text, *(_cell(hit.attributes[name]) for name in attributes))
+        scores = (f"{value:.3f}" for value in (hit.score, hit.dual_encoder, hit.classifier, hit.memory))
+        queries = ["; ".join(f"{one.query} ({one.share:.3f})" for one in hit.supporting)] if supporting else []
+        table.add_row(*scores, hit.text, *(_cell(hit.attributes[name]) for name in attributes), *queries)
     return table
 
 
 def _cell(value: Any) -> str:
     return "" if value is None else str(value)
-
-
-def _as_json(query: str, hits: "list[Hit]") -> dict[str, Any]:
-    from dataclasses import asdict
-
-    return {"query": query, "hits": [asdict(hit) for hit in hits]}

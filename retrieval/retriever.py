@@ -13,6 +13,7 @@ from types import TracebackType
 from typing import IO, NamedTuple, Self
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.bundle.golden_answers import GoldenReport, check_golden
@@ -23,24 +24,31 @@ from retrieval.bundle.manifest import (
     LABEL_ENCODER,
     LABELS,
     MANIFEST,
+    MEMORY_INDEX,
+    MEMORY_PROJECTION,
+    MEMORY_QUERIES,
+    MEMORY_VECTORS,
     NODES,
     PROJECTION,
     QUERY_ENCODER,
     TOKENIZER,
     VECTORS,
 )
+from retrieval.bundle.memory_file import memory_in
 from retrieval.bundle.read_lock import read_lock
 from retrieval.bundle.vector_file import vectors_in
 from retrieval.bundle.verified_files import BundleFiles, read_bundle
 from retrieval.errors import BundleError
-from retrieval.results import NO_ROW, Hit, Ranking, SearchResults, Timings, hits_of
-from retrieval.search.arguments import check_queries, check_search
+from retrieval.results import NO_ROW, Hit, Ranking, SearchResults, SupportingQuery, Timings, hits_of
+from retrieval.search.arguments import check_memory, check_queries, check_search
 from retrieval.search.attributes import BYTES_PER_LABEL, BYTES_PER_LABEL_WITH_NODES, Attributes
 from retrieval.search.candidates import Candidates
 from retrieval.search.distinct_vectors import nodes_in
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.filters import Filter
 from retrieval.search.indexes import HnswIndex, VectorIndex
+from retrieval.search.memory import QueryMemory
+from retrieval.search.memory_votes import supporters
 from retrieval.search.pca_index import PcaIndex
 from retrieval.search.ranker import Ranker
 from retrieval.search.thread_pool import ThreadPool
@@ -64,6 +72,7 @@ class LoadedParts(NamedTuple):
     encoder: TextEncoder
     attributes: Attributes
     ranker: Ranker
+    memory_texts: pa.Array | None = None
 
 
 class Retriever:
@@ -132,6 +141,11 @@ class Retriever:
         return self._open_parts().ranker.candidates
 
     @property
+    def memory_weight(self) -> float:
+        """Return the default weight of the votes; 0 without a query memory."""
+        return 0.0 if self.manifest.memory is None else self.manifest.memory.weight
+
+    @property
     def full_scans(self) -> int:
         """Return the number of queries that compared all labels because the index found fewer than k, which is slow."""
         return self._full_scans.queries
@@ -145,6 +159,8 @@ class Retriever:
         filter: Filter | None = None,  # the usual name, though it hides the builtin
         min_score: float | None = None,
         exact: bool = False,
+        memory_weight: float | None = None,
+        supporting: int = 0,
     ) -> SearchResults:
         """Return the k best labels of each query, best first; fewer only if there are no more. Raises BadInput.
 
@@ -153,10 +169,16 @@ class Retriever:
             filter: allowed values per attribute, such as `{"market": ["US", "CA"]}`; a label needs one of the values of
                 every attribute.
             min_score: leave out labels that score less.
-            exact: compare all labels instead of searching the index.
+            exact: compare all labels and training queries instead of searching the indexes.
+            memory_weight: weight of the votes of the nearest training queries, from 0; default: the one chosen in
+                training.
+            supporting: maximum number of training queries that each hit lists because they voted for it.
         """
-        ranking = self.search_rows(queries, k, weight=weight, filter=filter, min_score=min_score, exact=exact)
-        return SearchResults(self.hits(ranking), self.name)
+        check_memory(0.0, supporting, has_memory=True)
+        ranking = self.search_rows(
+            queries, k, weight=weight, filter=filter, min_score=min_score, exact=exact, memory_weight=memory_weight
+        )
+        return SearchResults(self.hits(ranking, supporting), self.name)
 
     def search_rows(
         self,
@@ -168,26 +190,48 @@ class Retriever:
         min_score: float | None = None,
         exact: bool = False,
         include_paused: bool = False,
+        memory_weight: float | None = None,
     ) -> Ranking:
         """Search as `search` does; return label rows instead of hits, and the time of each stage. Raises BadInput."""
         weight = self.manifest.classifier_weight if weight is None else weight
         check_search(k, weight, min_score)
         parts = self._open_parts()
+        memory_weight = self.memory_weight if memory_weight is None else memory_weight
+        check_memory(memory_weight, 0, parts.ranker.memory is not None)
         check_queries(queries)
         masked = bool(filter) or (parts.attributes.paused and not include_paused)
         allowed = parts.attributes.allowed(filter or {}) if masked else None
         encoded = parts.encoder.encode(queries)
         started = time.perf_counter()
-        rows_QK, scores_QK, dual_QK, classifier_QK = parts.ranker.rank(encoded.vectors_BD, k, weight, allowed, exact)
+        voted, neighbours = parts.ranker.rank(encoded.vectors_BD, k, weight, allowed, exact, memory_weight)
         if min_score is not None:
-            rows_QK[scores_QK < min_score] = NO_ROW
+            voted.rows_QK[voted.scores_QK < min_score] = NO_ROW
         seconds = (encoded.tokenize_seconds, encoded.encode_seconds, time.perf_counter() - started)
         timings = Timings(*seconds, encoded.tokens, encoded.padding)
-        return Ranking(rows_QK, scores_QK, dual_QK, classifier_QK, timings)
+        return Ranking(*voted, timings, memory_weight, neighbours)
 
-    def hits(self, ranking: Ranking) -> list[list[Hit]]:
-        """Look up the label table's rows of a ranking."""
-        return hits_of(ranking, self.labels)
+    def hits(self, ranking: Ranking, supporting: int = 0) -> list[list[Hit]]:
+        """Look up the label table's rows of a ranking; `supporting` as in `search`."""
+        return hits_of(ranking, self.labels, self.supporting(ranking, supporting) if supporting else ())
+
+    def supporting(self, ranking: Ranking, count: int) -> list[list[tuple[SupportingQuery, ...]]]:
+        """Return for each query and hit up to `count` training queries that voted for the label, strongest first."""
+        parts = self._open_parts()
+        memory, texts, neighbours = parts.ranker.memory, parts.memory_texts, ranking.neighbours
+        found: list[list[tuple[SupportingQuery, ...]]] = []
+        for query, row_K in enumerate(ranking.rows_QK.tolist()):
+            if memory is None or texts is None or neighbours is None:
+                found.append([()] * len(row_K))
+                continue
+            near = neighbours.rows_QN[query], neighbours.shares_QN[query], memory.labels
+            found.append([
+                tuple(
+                    SupportingQuery(texts[row].as_py(), ranking.memory_weight * vote)
+                    for row, vote in supporters(*near, label, count)
+                )
+                for label in row_K
+            ])  # fmt: skip
+        return found
 
     def encode(self, queries: Sequence[str]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return the dual-encoder half of each query, of unit length, and its classifier half. Raises BadInput.
@@ -258,11 +302,12 @@ def _load_parts(folder: Path, files: BundleFiles, options: LoadOptions) -> Loade
     labels = LabelTable.parse(contents[LABELS], folder / LABELS)
     if len(labels) != size:
         raise BundleError(f"{folder / LABELS} has {len(labels)} labels, but {MANIFEST} lists {size}. Export it again.")
-    vectors_LD = vectors_in(contents[VECTORS], folder / VECTORS, (size, model.dim))
+    vectors_LD = _array(folder, files, VECTORS)
     search_threads = options.search_threads or options.threads
     pool = ThreadPool(search_threads)  # started at normal priority, since threads inherit it
     index = run(lambda: _load_index(folder, files, pool))
     nodes = None if shared is None else run(lambda: nodes_in(contents[NODES], folder / NODES, size, shared))
+    memory, memory_texts = run(lambda: _load_memory(folder, files, pool))
     encoder = TextEncoder.load(
         contents, folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
         threads=options.threads, provider=options.provider, low_priority=options.low_priority,
@@ -271,15 +316,32 @@ def _load_parts(folder: Path, files: BundleFiles, options: LoadOptions) -> Loade
         labels,
         encoder,
         Attributes(labels.table, BYTES_PER_LABEL if nodes is None else BYTES_PER_LABEL_WITH_NODES),
-        Ranker(vectors_LD, index, nodes, model, manifest.index, search_threads),
+        Ranker(vectors_LD, index, nodes, model, manifest.index, search_threads, memory),
+        memory_texts,
     )
 
 
 def _load_index(folder: Path, files: BundleFiles, pool: ThreadPool) -> VectorIndex:
-    manifest = files.manifest
-    ef = min((setting.ef for setting in manifest.index.ef_search if setting.ef), default=1)
-    index = HnswIndex.load(folder / INDEX, manifest.index_dim, manifest.index_size, ef, pool, verified=files.graph)
-    if manifest.index.width is None:
-        return index
-    shape = (manifest.model.dim, manifest.index_dim)
-    return PcaIndex(index, vectors_in(files.contents[PROJECTION], folder / PROJECTION, shape))
+    ef = min((setting.ef for setting in files.manifest.index.ef_search if setting.ef), default=1)
+    index = _load_graph(folder, files, INDEX, ef, pool)
+    return index if files.manifest.index.width is None else PcaIndex(index, _array(folder, files, PROJECTION))
+
+
+def _load_memory(folder: Path, files: BundleFiles, pool: ThreadPool) -> tuple[QueryMemory | None, pa.Array | None]:
+    """Load the query memory and the texts of its training queries; None for both without one."""
+    facts, n_labels = files.manifest.memory, files.manifest.labels.count
+    if facts is None:
+        return None, None
+    texts, labels = memory_in(files.contents[MEMORY_QUERIES], folder / MEMORY_QUERIES, facts.queries, n_labels)
+    graph = _load_graph(folder, files, MEMORY_INDEX, facts.ef_search.ef or 1, pool)
+    index = PcaIndex(graph, _array(folder, files, MEMORY_PROJECTION))
+    vectors_MH = _array(folder, files, MEMORY_VECTORS)
+    return QueryMemory(vectors_MH, index, labels, facts, files.manifest.model, pool.threads), texts
+
+
+def _load_graph(folder: Path, files: BundleFiles, name: str, ef: int, pool: ThreadPool) -> HnswIndex:
+    return HnswIndex.load(folder / name, *files.manifest.graphs[name], ef, pool, verified=files.graphs[name])
+
+
+def _array(folder: Path, files: BundleFiles, name: str) -> NDArray[np.float32]:
+    return vectors_in(files.contents[name], folder / name, files.manifest.arrays[name])

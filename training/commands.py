@@ -117,6 +117,10 @@ def evaluate(
             "Default: the weight selected on validation.",
         ),
     ] = None,
+    memory_weight: Annotated[
+        float | None,
+        typer.Option(min=0, help="Weight of the votes of training queries; default: the one selected on validation."),
+    ] = None,
     compare: Annotated[
         Path | None,
         typer.Option(
@@ -151,12 +155,12 @@ def evaluate(
     opened = Dataset.open(dataset)
     if compare is not None:
         require_same_dataset(compare, opened)
-    evaluation = evaluate_checkpoint(checkpoint, opened, split, weight, device)
+    evaluation = evaluate_checkpoint(checkpoint, opened, split, weight, device, memory_weight=memory_weight)
     summary: EvaluationSummary | EvaluationComparison
     if compare is None:
         summary = summarize(evaluation, worst, resamples)
     else:
-        other = evaluate_checkpoint(compare, opened, split, weight, device, propensities_of=evaluation)
+        other = evaluate_checkpoint(compare, opened, split, weight, device, evaluation, memory_weight)
         summary = compare_evaluations(evaluation, other, worst, resamples)
     if json:
         print_json(to_json(summary))

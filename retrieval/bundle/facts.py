@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from retrieval.bundle.memory_labels import MAX_MEMORY_WEIGHT, MAX_NEIGHBOURS, VoteSettings
 from retrieval.query_text import QueryIdentity
 
 SMALL_K, LARGE_K = 10, 100  # values of k at which the index's recall is measured
@@ -18,6 +19,7 @@ Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Percent = Annotated[float, Field(ge=0.0, le=100.0)]
+MemoryWeight = Annotated[float, Field(ge=0.0, le=MAX_MEMORY_WEIGHT)]
 Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
 Precision = Literal["float32", "float16", "int8"]  # of the query encoder; labels are encoded in float32
 
@@ -194,6 +196,55 @@ class IndexFacts(ManifestPart):
         below = max((one for one in self.ef_search if one.weight <= weight), key=lambda one: one.weight).at(k)
         above = min((one for one in self.ef_search if one.weight >= weight), key=lambda one: one.weight).at(k)
         return None if below is None or above is None else max(below, above)
+
+
+class MemoryEfSearch(ManifestPart):
+    """The `ef_search` of the memory's index (None: compare all its queries), and the recall of neighbours with it."""
+
+    ef: Count | None
+    recall: Share
+
+
+class MemoryFacts(ManifestPart):
+    """The query memory: its settings, the measured recall of its index, and the parity of its vectors.
+
+    Attributes:
+        half: the half of the query vectors whose inner product is the similarity.
+        weight: γ, the default weight of the votes.
+        temperature: τ.
+        neighbours: number of nearest training queries that vote.
+        queries: number of training queries in the memory.
+        width: number of principal directions that the index's vectors are projected to.
+        energy: share of the variance that the projection keeps.
+        m: links per node of the graph.
+        ef_construction: candidates per insertion into the graph.
+        recall_queries: number of validation queries that the recall is over.
+        parity_queries, parity_cosine: as in `Parity`, between vectors of the memory and of the checkpoint.
+    """
+
+    half: Literal["dual_encoder", "classifier"]
+    weight: MemoryWeight
+    temperature: Annotated[float, Field(ge=1e-3, le=1e3)]
+    neighbours: Annotated[int, Field(ge=1, le=MAX_NEIGHBOURS)]
+    queries: Count
+    width: Count
+    energy: Share
+    m: Count
+    ef_construction: Count
+    recall_target: Share
+    recall_queries: CountOrZero
+    ef_search: MemoryEfSearch
+    parity_queries: CountOrZero
+    parity_cosine: Annotated[float, Field(ge=-1.0, le=1.001)]
+
+    @property
+    def votes(self) -> VoteSettings:
+        """Return γ, τ and the number of neighbours."""
+        return VoteSettings(self.weight, self.temperature, self.neighbours)
+
+    def dim(self, model: ModelFacts) -> int:
+        """Return the width of a vector of the memory."""
+        return model.dual_dim if self.half == "dual_encoder" else model.classifier_dim
 
 
 class Parity(ManifestPart):

@@ -32,6 +32,10 @@ class RankedRows(Protocol):
     def scores_QK(self) -> NDArray[np.float64]:
         """Return the scores."""
 
+    @property
+    def memory_QK(self) -> NDArray[np.float64]:
+        """Return the votes' part of the scores."""
+
 
 class OpenBundle(Protocol):
     """An open bundle that can be searched, such as a `Retriever`."""
@@ -51,7 +55,10 @@ class OpenBundle(Protocol):
 
 
 class GoldenAnswer(BaseModel):
-    """The label ids of one query, best first, and their scores."""
+    """The label ids of one query, best first, and their scores without votes.
+
+    A vote changes by more than rounding if two training queries are equally near.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -143,7 +150,8 @@ def check_golden(bundle: OpenBundle) -> GoldenReport:
 
 
 def _answers(bundle: OpenBundle, queries: Sequence[str], ranking: RankedRows) -> tuple[GoldenAnswer, ...]:
+    scores_QK = (ranking.scores_QK - ranking.memory_QK).tolist()
     return tuple(
         GoldenAnswer.model_construct(query=query, ids=tuple(bundle.labels.ids(rows_K)), scores=tuple(scores_K))
-        for query, rows_K, scores_K in zip(queries, ranking.rows_QK, ranking.scores_QK.tolist(), strict=True)
+        for query, rows_K, scores_K in zip(queries, ranking.rows_QK, scores_QK, strict=True)
     )

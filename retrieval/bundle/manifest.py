@@ -18,6 +18,7 @@ from retrieval.bundle.facts import (
     IndexFacts,
     LabelFacts,
     ManifestPart,
+    MemoryFacts,
     ModelFacts,
     Parity,
     Precision,
@@ -30,8 +31,8 @@ from retrieval.bundle.signatures import SIGNATURE, Signature, check_signature
 from retrieval.errors import BundleError, one_line
 from retrieval.system.safe_open import open_bundle_folder, read_small
 
-FORMAT_VERSION: Literal[3] = 3  # the version that is written; version 1 had no projection, version 2 no nodes
-READABLE = (1, 2, 3)
+FORMAT_VERSION: Literal[4] = 4  # written; version 1 had no projection, version 2 no nodes, version 3 no query memory
+READABLE = (1, 2, 3, 4)
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, SIGNATURE}  # a manifest cannot contain its own hash
 MAX_FILES = 256  # per bundle; a reader opens all of them at once
@@ -41,15 +42,18 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 TOKENIZER, QUERY_ENCODER, LABEL_ENCODER = "tokenizer.json", "query_encoder.onnx", "label_encoder.onnx"
 INDEX, VECTORS, LABELS, GOLDEN = "index.hnsw", "vectors.npy", "labels.arrow", "golden.json"
 PROJECTION, NODES = "directions.npy", "nodes.npy"
+MEMORY_QUERIES, MEMORY_VECTORS = "memory.arrow", "memory_vectors.npy"
+MEMORY_INDEX, MEMORY_PROJECTION = "memory.hnsw", "memory_directions.npy"
+MEMORY = (MEMORY_QUERIES, MEMORY_VECTORS, MEMORY_INDEX, MEMORY_PROJECTION)
 ENCODERS = (QUERY_ENCODER, LABEL_ENCODER)  # also the beginning of the names of their weights
 REQUIRED = (TOKENIZER, QUERY_ENCODER, LABEL_ENCODER, INDEX, VECTORS, LABELS, GOLDEN)
-KNOWN = {*REQUIRED, PROJECTION, NODES}
+KNOWN = {*REQUIRED, PROJECTION, NODES, *MEMORY}
 
 
 class Manifest(ManifestPart):
     """The content of manifest.json: everything that a reader must know before it opens a file of the bundle."""
 
-    format_version: Literal[1, 2, 3]
+    format_version: Literal[1, 2, 3, 4]
     created: str
     source: Provenance
     labels: LabelFacts
@@ -57,6 +61,7 @@ class Manifest(ManifestPart):
     classifier_weight: Share
     model: ModelFacts
     index: IndexFacts
+    memory: MemoryFacts | None = None
     parity: Parity
     reduced: Reduced | None = None
     quality: Quality | None
@@ -73,8 +78,17 @@ class Manifest(ManifestPart):
             raise ValueError(f"{unknown[0]!r} is not a file of a bundle")
         if (self.index.width is None) == (PROJECTION in self.files):
             raise ValueError(f"index.width and {PROJECTION} must be given together")
+        if (self.index.width is None) != (self.index.energy is None):
+            raise ValueError("index.width and index.energy must be given together")
         if (self.index.nodes is None) == (NODES in self.files):
             raise ValueError(f"index.nodes and {NODES} must be given together")
+        for name in MEMORY:
+            if (self.memory is None) == (name in self.files):
+                raise ValueError(f"memory and {name} must be given together")
+        if self.memory is not None and self.memory.width > self.memory.dim(self.model):
+            raise ValueError(
+                f"memory.width is {self.memory.width}, more than the {self.memory.dim(self.model)} of a half"
+            )
         if self.index_size > self.labels.count:
             raise ValueError(f"the index has {self.index_size} nodes, more than the {self.labels.count} labels")
         if self.index_dim > self.model.dim:
@@ -87,6 +101,21 @@ class Manifest(ManifestPart):
     def index_dim(self) -> int:
         """Return the width of the index's vectors."""
         return self.model.dim if self.index.width is None else self.index.width
+
+    @property
+    def graphs(self) -> dict[str, tuple[int, int]]:
+        """Return the width and the number of the vectors of each index file."""
+        graphs = {INDEX: (self.index_dim, self.index_size)}
+        return graphs if self.memory is None else graphs | {MEMORY_INDEX: (self.memory.width, self.memory.queries)}
+
+    @property
+    def arrays(self) -> dict[str, tuple[int, int]]:
+        """Return rows and columns of each file of vectors."""
+        arrays = {VECTORS: (self.labels.count, self.model.dim), PROJECTION: (self.model.dim, self.index_dim)}
+        if self.memory is None:
+            return arrays
+        dim = self.memory.dim(self.model)
+        return arrays | {MEMORY_VECTORS: (self.memory.queries, dim), MEMORY_PROJECTION: (dim, self.memory.width)}
 
     @property
     def index_size(self) -> int:

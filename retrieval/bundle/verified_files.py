@@ -1,7 +1,8 @@
 """Read the files of a bundle and compare them with its manifest. Readers get the same bytes that were compared.
 
 Each file is opened once. The files to load are copied into memory that no other process can change. One exception:
-`vectors.npy` stays a memory-mapped file if memory is short and no keys are trusted, see docs/decisions/0032.
+`vectors.npy` and `memory_vectors.npy` stay memory-mapped files if memory is short and no keys are trusted, see
+docs/decisions/0032.
 """
 
 import fcntl
@@ -23,9 +24,8 @@ from retrieval.bundle.facts import FileEntry
 from retrieval.bundle.index_file import Buffer, read_checked
 from retrieval.bundle.manifest import (
     FORMAT_VERSION,
-    INDEX,
     MANIFEST,
-    PROJECTION,
+    MEMORY_VECTORS,
     TOKENIZER,
     UNLISTED,
     VECTORS,
@@ -42,18 +42,19 @@ LOG = logging.getLogger("diptych")
 BLOCK = 1 << 18  # bytes per hashed block; fits into a core's cache
 TOKENIZER_LIMIT = 256 << 20  # bytes; a tokenizer for a hundred languages has 17 MB
 OpenEntry = Callable[[Path, int, FileEntry], FileIO]  # called with the path, the open folder and the manifest's entry
+MAPPABLE = (VECTORS, MEMORY_VECTORS)
 SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SEAL
 
 
 class BundleFiles(NamedTuple):
     """A verified bundle: its manifest, its signature, and the contents of the files to load.
 
-    `graph` is the index as a sealed file in memory, since hnswlib reads from a path; None if it is not loaded.
+    `graphs` are the loaded indexes as sealed files in memory, since hnswlib reads from a path.
     """
 
     signed: SignedManifest
     contents: dict[str, Buffer]
-    graph: FileIO | None
+    graphs: dict[str, FileIO]
 
     @property
     def manifest(self) -> Manifest:
@@ -61,9 +62,9 @@ class BundleFiles(NamedTuple):
         return self.signed.manifest
 
     def close(self) -> None:
-        """Free the in-memory file of the index."""
-        if self.graph is not None:
-            self.graph.close()
+        """Free the in-memory files of the indexes."""
+        for graph in self.graphs.values():
+            graph.close()
 
 
 class _ReadFile(NamedTuple):
@@ -190,9 +191,9 @@ def _must_map(
 
 def _compare(folder: Path, signed: SignedManifest, read: dict[str, _ReadFile]) -> BundleFiles:
     """Return a bundle whose files have the sizes and hashes of its manifest. Raises BundleError."""
-    graph = next((file.graph for file in read.values() if file.graph is not None), None)
+    graphs = {name: file.graph for name, file in read.items() if file.graph is not None}
     contents = {name: file.content for name, file in read.items() if file.content is not None}
-    bundle = BundleFiles(signed, contents, graph)
+    bundle = BundleFiles(signed, contents, graphs)
     for name, entry in signed.manifest.files.items():
         if read[name].entry != entry:
             bundle.close()
@@ -202,15 +203,15 @@ def _compare(folder: Path, signed: SignedManifest, read: dict[str, _ReadFile]) -
 
 def _read_file(path: Path, file: FileIO, manifest: Manifest, loaded: bool, mapped: bool) -> _ReadFile:
     """Read and hash a file. Links of the index and values of vectors are checked while they are read."""
-    size, dim, entry = manifest.labels.count, manifest.model.dim, manifest.files[path.name]
+    entry = manifest.files[path.name]
     try:
-        if path.name == INDEX:
-            return _read_index(read_checked(path, file, manifest.index_dim, manifest.index_size), loaded)
-        if path.name in (PROJECTION, VECTORS):
-            shape = (manifest.index_dim, dim) if path.name == PROJECTION else (dim, size)
-            copied = loaded and not (mapped and path.name == VECTORS)
+        if path.name in manifest.graphs:
+            return _read_index(read_checked(path, file, *manifest.graphs[path.name]), loaded)
+        if path.name in manifest.arrays:
+            rows, columns = manifest.arrays[path.name]
+            copied = loaded and not (mapped and path.name in MAPPABLE)
             content = np.empty(entry.bytes, np.uint8) if copied else None
-            actual = _describe(read_finite(path, file, *shape, content))
+            actual = _describe(read_finite(path, file, columns, rows, content))
             if loaded and not copied:
                 return _ReadFile(actual, memoryview(mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_READ)))
             return _ReadFile(actual, None if content is None else content.data)

@@ -43,6 +43,7 @@ class SearchOptions:
     weight: float | None = None
     filter: Filter | None = None
     min_score: float | None = None
+    memory_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -155,15 +156,16 @@ def _search_shard(retriever: Retriever, shard: QueryShard, options: SearchOption
         return MATCHES.empty_table()
     texts = [shard.texts[place] or "" for place in places]
     ranking = retriever.search_rows(
-        texts, options.k, weight=options.weight, filter=options.filter, min_score=options.min_score
-    )
+        texts, options.k, weight=options.weight, filter=options.filter, min_score=options.min_score,
+        memory_weight=options.memory_weight,
+    )  # fmt: skip
     return _match_table(retriever, ranking, np.array(places) + shard.first_row, texts)
 
 
 def _match_table(retriever: Retriever, ranking: Ranking, row_Q: np.ndarray, texts: Sequence[str]) -> pa.Table:
     query_M, rank_M = np.nonzero(ranking.rows_QK != NO_ROW)
     labels = _label_columns(retriever, ranking.rows_QK[query_M, rank_M])
-    scores = (ranking.scores_QK, ranking.dual_QK, ranking.classifier_QK)
+    scores = (ranking.scores_QK, ranking.dual_QK, ranking.classifier_QK, ranking.memory_QK)
     columns = [
         pa.array(row_Q[query_M]),
         pa.array(texts, pa.large_string()).take(pa.array(query_M)),

@@ -27,6 +27,7 @@ MATCHES = pa.schema(
         ("score", pa.float32()),
         ("dual_encoder", pa.float32()),
         ("classifier", pa.float32()),
+        ("memory", pa.float32()),
     ]
 )
 

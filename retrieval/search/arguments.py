@@ -5,7 +5,25 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from retrieval.bundle.memory_labels import MAX_MEMORY_WEIGHT
 from retrieval.errors import BadInput
+
+MAX_SUPPORTING = 10  # training queries per hit
+
+
+def check_memory(memory_weight: float, supporting: int, has_memory: bool) -> None:
+    """Check the options of a search that concern the query memory. Raises BadInput."""
+    is_number = isinstance(memory_weight, int | float | np.number) and not isinstance(memory_weight, bool)
+    if not is_number or not 0.0 <= memory_weight <= MAX_MEMORY_WEIGHT:
+        raise BadInput(f"memory_weight is {memory_weight!r}; it must be from 0 (no votes) to {MAX_MEMORY_WEIGHT:g}")
+    if (
+        isinstance(supporting, bool)
+        or not isinstance(supporting, int | np.integer)
+        or not 0 <= supporting <= MAX_SUPPORTING
+    ):
+        raise BadInput(f"supporting is {supporting!r}; it must be an integer from 0 to {MAX_SUPPORTING}")
+    if memory_weight and not has_memory:
+        raise BadInput(f"memory_weight is {memory_weight!r}, but the bundle has no query memory; leave it out")
 
 
 def check_search(k: int, weight: float, min_score: float | None) -> None:

@@ -1,4 +1,6 @@
-"""Rank the labels of one bundle by exact score: find candidates, score them, and replace index nodes by their labels.
+"""Rank the labels of one bundle by exact score.
+
+Find candidates, score them, replace index nodes by their labels, and add the votes of the query memory.
 
 Suffixes: Q queries, K results, C candidates (at least K if there are as many), D vector width, L labels.
 """
@@ -13,6 +15,7 @@ from retrieval.search.attributes import Allowed
 from retrieval.search.candidates import Candidates
 from retrieval.search.distinct_vectors import Nodes, ScoredRows, expand
 from retrieval.search.indexes import QUERIES_PER_PASS, ExactIndex, VectorIndex
+from retrieval.search.memory import Neighbours, QueryMemory, VotedRows, add_votes, without_votes
 from retrieval.search.pca_index import rescore, to_rescore
 
 CACHED_WEIGHTS = 64
@@ -29,8 +32,10 @@ class Ranker:
         model: ModelFacts,
         index_facts: IndexFacts,
         threads: int | None = None,
+        memory: QueryMemory | None = None,
     ) -> None:
         """Use an index of the label vectors, or of one vector per node; `threads` compare vectors one by one."""
+        self.memory = memory
         self.vectors_LD, self.index, self.full_scans = vectors_LD, index, index.full_scans
         self._dual_dim = model.dual_dim
         self.candidates = Candidates(index, ExactIndex(vectors_LD, threads), nodes)
@@ -39,13 +44,22 @@ class Ranker:
         )
 
     def rank(
-        self, vectors_QD: NDArray[np.float32], k: int, weight: float, allowed: Allowed | None, exact: bool
-    ) -> ScoredRows:
+        self,
+        vectors_QD: NDArray[np.float32],
+        k: int,
+        weight: float,
+        allowed: Allowed | None,
+        exact: bool,
+        memory_weight: float = 0.0,
+    ) -> tuple[VotedRows, Neighbours | None]:
         """Return the k best rows of each query with their scores, fewer only if fewer labels are allowed.
+
+        Also returns the nearest training queries, None if `memory_weight` is 0.
 
         Args:
             weight: the classifier's share of the score.
-            exact: compare all labels instead of searching the index.
+            exact: compare all labels and training queries instead of searching the indexes.
+            memory_weight: γ; above 0 only with a memory.
         """
         k = min(k, len(self.vectors_LD) if allowed is None else allowed.count)
         scale_D, measured = self._settings(weight, k)
@@ -53,15 +67,35 @@ class Ranker:
         count = to_rescore(k, self.index, ef_search)
         nodes, passes = self.candidates.nodes(allowed), []
         for start in range(0, max(len(vectors_QD), 1), QUERIES_PER_PASS):
-            query_QD = vectors_QD[start : start + QUERIES_PER_PASS] * scale_D
+            encoded_QD = vectors_QD[start : start + QUERIES_PER_PASS]
+            query_QD = encoded_QD * scale_D
             rows_QC = self.candidates.find(query_QD, count, ef_search, allowed)
             scored = rescore(query_QD, rows_QC, self.vectors_LD, self._dual_dim, k)
-            passes.append(scored if nodes is None else expand(scored, nodes, k))
+            scored = scored if nodes is None else expand(scored, nodes, k)
+            passes.append(self._with_votes(scored, encoded_QD, query_QD, allowed, exact, memory_weight))
         if len(passes) == 1:
             return passes[0]
-        rows, scores, dual, classifier = zip(*passes, strict=True)
-        return np.concatenate(rows), np.concatenate(scores), np.concatenate(dual), np.concatenate(classifier)
+        voted, neighbours = zip(*passes, strict=True)
+        joined = VotedRows(*map(np.concatenate, zip(*voted, strict=True)))
+        return joined, Neighbours(*map(np.concatenate, zip(*neighbours, strict=True))) if memory_weight else None
+
+    def _with_votes(
+        self,
+        scored: ScoredRows,
+        encoded_QD: NDArray[np.float32],
+        query_QD: NDArray[np.float32],
+        allowed: Allowed | None,
+        exact: bool,
+        memory_weight: float,
+    ) -> tuple[VotedRows, Neighbours | None]:
+        if self.memory is None or not memory_weight:
+            return without_votes(scored), None
+        neighbours = self.memory.neighbours(encoded_QD, exact)
+        votes = self.memory.votes(neighbours, None if allowed is None else allowed.mask_L)
+        return add_votes(scored, votes, memory_weight, query_QD, self.vectors_LD, self._dual_dim), neighbours
 
     def close(self) -> None:
-        """Stop the threads of the index."""
+        """Stop the threads of the indexes."""
         self.candidates.close()
+        if self.memory is not None:
+            self.memory.close()

@@ -3,7 +3,18 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from retrieval.bundle.manifest import INDEX, LABELS, NODES, QUERY_ENCODER, TOKENIZER, VECTORS, Manifest
+from retrieval.bundle.manifest import (
+    INDEX,
+    LABELS,
+    MEMORY_INDEX,
+    MEMORY_QUERIES,
+    MEMORY_VECTORS,
+    NODES,
+    QUERY_ENCODER,
+    TOKENIZER,
+    VECTORS,
+    Manifest,
+)
 from retrieval.errors import BundleError
 from retrieval.system.limits import free_memory
 from service.engine.options import LABEL_CACHE_BYTES
@@ -13,6 +24,7 @@ ENGINE_BYTES = 96 << 20
 ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # float16 weights are stored in float32 as well
 TOKENIZER_TIMES = 10
 NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label
+MEMORY_TIMES = 3  # the file, and the arrays that are made to check it
 INDEX_TIMES = 2  # while it is loaded: the copy that was verified, and hnswlib's own
 
 
@@ -25,8 +37,11 @@ def needed_memory(manifest: Manifest, trusted: Sequence[str] = ()) -> int:
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     weights = sum(size for name, size in sizes.items() if name.startswith(QUERY_ENCODER))
     encoder = ENCODER_TIMES[manifest.precision] * weights
-    copied = sizes[LABELS] + (sizes[VECTORS] if trusted else 0) + NODES_TIMES * sizes.get(NODES, 0)
-    files = INDEX_TIMES * sizes[INDEX] + encoder + TOKENIZER_TIMES * sizes[TOKENIZER] + copied
+    vectors = sizes[VECTORS] + sizes.get(MEMORY_VECTORS, 0)
+    copied = sizes[LABELS] + (vectors if trusted else 0) + NODES_TIMES * sizes.get(NODES, 0)
+    copied += MEMORY_TIMES * sizes.get(MEMORY_QUERIES, 0)
+    graphs = INDEX_TIMES * (sizes[INDEX] + sizes.get(MEMORY_INDEX, 0))
+    files = graphs + encoder + TOKENIZER_TIMES * sizes[TOKENIZER] + copied
     return int(ENGINE_BYTES + LABEL_CACHE_BYTES + files)
 
 

@@ -1,4 +1,4 @@
-// The hits of one query: rank, text, score, and its two contributions as bars on a scale from 0 to 1.
+// The hits of one query: rank, text, score, and its contributions as bars on a scale from 0 to 1.
 
 import { byId, displayName, make } from "./dom.js";
 
@@ -16,13 +16,16 @@ export function showHits(list, hits, reference) {
 function listItem(hit, rank, ranks) {
   const text = make("span", "text", hit.text);
   if (ranks) text.append(make("span", "rank-change", rankChange(rank, ranks.get(hit.id))));
+  const memory = hit.memory > 0;
   const bars = make("div", "bars", bar("dual", hit.dual_encoder), bar("classifier", hit.classifier));
+  if (memory) bars.append(bar("memory", hit.memory));
   bars.setAttribute("aria-hidden", "true"); // the numbers below have the same content
   const contributions = make(
     "span", "shares",
     make("span", "dual", `dual encoder ${hit.dual_encoder.toFixed(3)}`),
     make("span", "classifier", `classifier ${hit.classifier.toFixed(3)}`),
   );
+  if (memory) contributions.append(make("span", "memory", `memory ${hit.memory.toFixed(3)}`));
   const details = make("span", "details", detailsOf(hit));
   const score = make("span", "score", hit.score.toFixed(3));
   const item = make("li", "", make("span", "rank", rank + 1), text, score, bars, contributions, details);

@@ -20,6 +20,8 @@ function requestBody() {
   if (!defaultWeight) body.weight = Number(byId("weight").value);
   const minScore = byId("min-score").value;
   if (minScore !== "") body.min_score = Number(minScore);
+  const memoryWeight = byId("memory-weight").value;
+  if (memoryWeight !== "") body.memory_weight = Number(memoryWeight);
   const filter = currentFilter();
   if (filter) body.filter = filter;
   return body;
@@ -45,11 +47,20 @@ function resetWeight() {
   showWeight();
 }
 
+/** Offer the weight of the query memory if the bundle has one; a blank field is the bundle's weight. */
+function showMemory() {
+  const hasMemory = about.memory_weight !== null;
+  byId("memory").hidden = !hasMemory;
+  byId("memory-weight").placeholder = hasMemory ? String(about.memory_weight) : "";
+  if (!hasMemory) byId("memory-weight").value = "";
+}
+
 async function loadAbout() {
   about = (await request("about")).json;
   byId("k").max = String(about.max_k);
   byId("query").maxLength = about.max_query_chars;
   if (defaultWeight) resetWeight();
+  showMemory();
   byId("administrator").hidden = !about.administration;
   showFilters(about.attributes, onChange);
 }
@@ -106,7 +117,7 @@ function onKeyDown(event) {
 }
 
 byId("form").addEventListener("submit", (event) => event.preventDefault());
-for (const id of ["query", "k", "min-score"]) byId(id).addEventListener("input", onChange);
+for (const id of ["query", "k", "min-score", "memory-weight"]) byId(id).addEventListener("input", onChange);
 byId("other").addEventListener("change", () => {
   byId("other-hits").replaceChildren();
   onChange();

@@ -99,5 +99,5 @@ function clear() {
   unanswered = false;
   clearHits();
   showMessage(byId("notice"), null);
-  showMessage(byId("empty"), "The best labels appear as you type, with both contributions to their scores.");
+  showMessage(byId("empty"), "The best labels appear as you type, with the contributions to their scores.");
 }

@@ -18,7 +18,7 @@ from service.engine.protocol import Batch, BatchAnswers, Outcome, Query, QueryAn
 
 LOG = logging.getLogger("diptych.engine")
 MAX_BATCH_BYTES = 1 << 27  # of the answers of one batch; further queries are postponed to another batch
-HIT_BYTES = 96  # of the JSON of a hit without its label
+HIT_BYTES = 112  # of the JSON of a hit without its label
 
 
 class AnswerTooLarge(Exception):
@@ -108,10 +108,11 @@ class BatchSearcher:
         texts = [text for query in queries for text in query.texts]
         options = queries[0]
         ranking = self._retriever.search_rows(
-            texts, options.k, weight=options.weight, filter=options.filter, min_score=options.min_score
-        )
+            texts, options.k, weight=options.weight, filter=options.filter, min_score=options.min_score,
+            memory_weight=options.memory_weight,
+        )  # fmt: skip
         searched = time.perf_counter()
-        results = iter(self._serialize(texts, ranking))
+        results = iter(self._serialize(texts, ranking, options.supporting))
         bodies = [",".join([next(results) for _ in query.texts]).encode() for query in queries]
         cost = ranking.timings
         seconds = (cost.tokenize, cost.encode, cost.search, time.perf_counter() - searched)
@@ -119,19 +120,32 @@ class BatchSearcher:
             spent[place] += amount
         return bodies
 
-    def _serialize(self, texts: Sequence[str], ranking: Ranking) -> list[str]:
+    def _serialize(self, texts: Sequence[str], ranking: Ranking, supporting: int) -> list[str]:
         """Return the JSON of each text's hits. Raises AnswerTooLarge."""
         rows_QK = [rows_K[rows_K != NO_ROW].tolist() for rows_K in ranking.rows_QK]
         labels = self._read_labels(rows_QK)
-        scores = zip(*map(_as_json, (ranking.scores_QK, ranking.dual_QK, ranking.classifier_QK)), strict=True)
+        parts = (ranking.scores_QK, ranking.dual_QK, ranking.classifier_QK, ranking.memory_QK)
+        scores = zip(*map(_as_json, parts), self._supporting(ranking, supporting), strict=True)
         results = []
         for text, rows_K, scores_K in zip(texts, rows_QK, scores, strict=True):
             hits = [
-                f'{{{labels[row]},"score":{score},"dual_encoder":{dual},"classifier":{classifier}}}'
-                for row, score, dual, classifier in zip(rows_K, *scores_K)  # noqa: B905  # rows may be fewer
+                f'{{{labels[row]},"score":{score},"dual_encoder":{dual},"classifier":{classifier},"memory":{memory}{why}}}'
+                for row, score, dual, classifier, memory, why in zip(rows_K, *scores_K)  # noqa: B905  # rows may be fewer
             ]
             results.append(f'{{"query":{to_json(text).decode()},"hits":[{",".join(hits)}]}}')
         return results
+
+    def _supporting(self, ranking: Ranking, count: int) -> list[list[str]]:
+        """Return the JSON of each hit's training queries; empty if none are requested. Raises AnswerTooLarge."""
+        if not count:
+            return [[""] * ranking.rows_QK.shape[1]] * len(ranking.rows_QK)
+        total, written = 0, []
+        for by_hit in self._retriever.supporting(ranking, count):
+            written.append([f',"supporting":{to_json(queries).decode()}' for queries in by_hit])
+            total += sum(map(len, written[-1]))
+            if total > self._max_answer_bytes:
+                raise AnswerTooLarge
+        return written
 
     def _read_labels(self, rows_QK: list[list[int]]) -> dict[int, str]:
         """Return the JSON of the labels in these rows. Raises AnswerTooLarge."""

@@ -51,6 +51,8 @@ class Query(msgspec.Struct, frozen=True, array_like=True, gc=False):
     # JSON, because MessagePack has no integers above 64 bits; it is also encoded once, not once per slice of a request
     filter_json: bytes = b""
     min_score: float | None = None
+    memory_weight: float | None = None
+    supporting: int = 0
 
     @classmethod
     def create(
@@ -60,9 +62,11 @@ class Query(msgspec.Struct, frozen=True, array_like=True, gc=False):
         weight: float | None = None,
         filter: FilterValues | None = None,
         min_score: float | None = None,
+        memory_weight: float | None = None,
+        supporting: int = 0,
     ) -> Self:
         """Create a query from a filter that is not yet encoded."""
-        return cls(texts, k, weight, to_json(filter) if filter else b"", min_score)
+        return cls(texts, k, weight, to_json(filter) if filter else b"", min_score, memory_weight, supporting)
 
     @property
     def filter(self) -> FilterValues | None:
@@ -70,9 +74,9 @@ class Query(msgspec.Struct, frozen=True, array_like=True, gc=False):
         return from_json(self.filter_json) if self.filter_json else None
 
     @property
-    def options(self) -> tuple[int, float | None, bytes, float | None]:
+    def options(self) -> tuple[int, float | None, bytes, float | None, float | None, int]:
         """Return the options without the texts. Queries with equal options can be searched together."""
-        return self.k, self.weight, self.filter_json, self.min_score
+        return self.k, self.weight, self.filter_json, self.min_score, self.memory_weight, self.supporting
 
     def with_texts(self, texts: Sequence[str]) -> Self:
         """Return a query for other texts with the same options."""
@@ -151,6 +155,7 @@ class BundleInfo(msgspec.Struct, frozen=True, array_like=True):
     weight: float  # default weight of the classifier
     attributes: list[FilterAttribute]
     query_identity: int = 0  # version of the function that is applied to texts before the tokenizer
+    memory_weight: float | None = None  # default weight of the votes; None without a query memory
 
 
 ENCODER = msgspec.msgpack.Encoder()

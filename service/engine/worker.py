@@ -71,6 +71,7 @@ def open_bundle(folder: Path, options: EngineOptions) -> tuple[BatchSearcher, Bu
         weight=retriever.manifest.classifier_weight,
         attributes=attributes,
         query_identity=model.query_identity,
+        memory_weight=None if retriever.manifest.memory is None else retriever.memory_weight,
     )
 
 

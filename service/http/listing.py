@@ -25,6 +25,7 @@ def about(manager: BundleManager, settings: Settings) -> About:
         bundle=served.name,
         labels=info.labels,
         weight=info.weight,
+        memory_weight=info.memory_weight,
         attributes=attributes,
         max_k=settings.max_k,
         max_query_chars=settings.max_query_chars,

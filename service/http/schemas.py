@@ -5,6 +5,8 @@ from typing import Annotated, Any, ClassVar, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, create_model
 from pydantic_core import to_json
 
+from retrieval.bundle.memory_labels import MAX_MEMORY_WEIGHT
+from retrieval.search.arguments import MAX_SUPPORTING
 from retrieval.search.filters import MAX_ATTRIBUTES, MAX_VALUES
 from service.engine.protocol import Query
 from service.errors import Refusal, refusal
@@ -22,13 +24,16 @@ HIT = {
     "attributes": {"market": "en"},
     "score": 0.8125,
     "dual_encoder": 0.4375,
-    "classifier": 0.375,
+    "classifier": 0.3125,
+    "memory": 0.0625,
 }
+SUPPORTING = {"query": "buy online", "share": 0.0625}
 ATTRIBUTE = {"name": "market", "values": ["US", "CA"], "more": False}
 ABOUT = {
     "bundle": "keywords-1",
     "labels": 16480,
     "weight": 0.5,
+    "memory_weight": 0.2,
     "attributes": [ATTRIBUTE],
     "max_k": 100,
     "max_query_chars": 512,
@@ -72,15 +77,35 @@ class PredictRequest(RequestBody):
     min_score: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         None, description="Minimum score; labels with a lower score are left out."
     )
+    memory_weight: Annotated[float, Field(ge=0, le=MAX_MEMORY_WEIGHT, allow_inf_nan=False)] | None = Field(
+        None, description="Weight of the votes of the nearest training queries; default: the weight of the bundle."
+    )
+    supporting: Annotated[int, Field(ge=0, le=MAX_SUPPORTING)] = Field(
+        0, description="Training queries that each hit lists because they voted for it."
+    )
 
     @property
     def query(self) -> Query:
         """The query for the engine."""
-        return Query.create(self.queries, self.k, self.weight, self.filter, self.min_score)
+        return Query.create(
+            self.queries, self.k, self.weight, self.filter, self.min_score, self.memory_weight, self.supporting
+        )
+
+
+class SupportingQuery(BaseModel):
+    """A training query that has the label of a hit, and its share of the hit's `memory`."""
+
+    model_config = example_config(SUPPORTING)
+
+    query: str
+    share: float
 
 
 class Hit(BaseModel):
-    """One label. `score` is the sum of `dual_encoder` and `classifier`."""
+    """One label. `score` is the sum of `dual_encoder`, `classifier` and `memory`, the votes of training queries.
+
+    `supporting` is there if the request asks for it.
+    """
 
     model_config = example_config(HIT)
 
@@ -90,6 +115,8 @@ class Hit(BaseModel):
     score: float
     dual_encoder: float
     classifier: float
+    memory: float
+    supporting: list[SupportingQuery] | None = None
 
 
 class Result(BaseModel):
@@ -131,13 +158,17 @@ class Attribute(BaseModel):
 
 
 class About(BaseModel):
-    """The served bundle, its default weight, the attributes for filters, and the limits of a request."""
+    """The served bundle, its default weights, the attributes for filters, and the limits of a request.
+
+    `memory_weight` is null for a bundle without a query memory.
+    """
 
     model_config = example_config(ABOUT)
 
     bundle: str
     labels: int
     weight: float
+    memory_weight: float | None
     attributes: list[Attribute]
     max_k: int
     max_query_chars: int

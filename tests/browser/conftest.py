@@ -13,7 +13,7 @@ import pytest
 
 from retrieval.sandboxed_opening import verify_in_process
 from retrieval.store.local import Store
-from tests.support.bundles import label_texts, make_bundle
+from tests.support.bundles import VOTES, label_texts, make_bundle
 from tests.support.service import ADMIN_KEY, PATIENCE, Service, serving
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     texts = [HOSTILE, *label_texts(199)]
     for seed, name in enumerate(("first", "second")):
         with store.incoming() as folder:
-            store.publish(make_bundle(folder, texts, seed=seed, weight=0.5 - seed / 4), name)
+            store.publish(make_bundle(folder, texts, seed=seed, weight=0.5 - seed / 4, memory=VOTES), name)
     store.activate("first")
     return store.path
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.browser.conftest import HOSTILE
+from tests.support.bundles import VOTES
 from tests.support.service import Service, serving
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
@@ -36,7 +37,8 @@ def expect_shown(page: Page, hits: list[dict[str, Any]], where: str = "#hits") -
     assert shown(page, where) == [hit["text"] for hit in hits]
     for place, hit in enumerate(hits):
         row = rows.nth(place)
-        for half in ("dual_encoder", "classifier"):
+        expect(row.locator(".bar.memory")).to_have_count(int(hit["memory"] > 0))
+        for half in ("dual_encoder", "classifier", *(["memory"] if hit["memory"] > 0 else [])):
             name = half.split("_")[0]
             expect(row.locator(f".shares .{name}")).to_have_text(f"{half.replace('_', ' ')} {hit[half]:.3f}")
             widths = row.locator(f".bar.{name}").evaluate(
@@ -87,6 +89,19 @@ def test_an_outdated_answer_never_replaces_a_newer_one(page: Page, service: Serv
     assert len(held) == 1
     page.unroute("**/predict")
     expect_shown(page, predicted(service, queries=["winter"]))
+
+
+def test_the_memory_weight_is_sent_and_its_share_shown(page: Page, service: Service) -> None:
+    """If this failed, a user could not see what the votes of training queries change."""
+    with recorded_requests(page) as bodies:
+        page.fill("#query", "light rain")
+        expect_shown(page, predicted(service, queries=["light rain"]))
+        expect(page.locator("#memory-weight")).to_have_attribute("placeholder", str(VOTES.weight))
+        page.fill("#memory-weight", "2")
+        expect_shown(page, predicted(service, queries=["light rain"], memory_weight=2))
+    assert "memory_weight" not in bodies[0]
+    assert bodies[-1]["memory_weight"] == 2
+    page.fill("#memory-weight", "")
 
 
 def test_the_slider_sends_its_weight(page: Page, service: Service) -> None:

@@ -1,9 +1,9 @@
 """A trained bundle over HTTP and through the library: the same labels, scores and contributions."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from retrieval import open_bundle
+from retrieval.results import hit_record
 from tests.support.service import serving
 from training.data.dataset import Dataset
 
@@ -19,6 +19,6 @@ def test_real_queries_get_the_same_answers(store: Path, dataset_folder: Path) ->
             reply = client.post("/predict", {"queries": [query]})
             assert reply.status == 200
             (hits,) = retriever.search([query])
-            wanted = {"query": query, "hits": [asdict(hit) for hit in hits]}
+            wanted = {"query": query, "hits": [hit_record(hit) for hit in hits]}
             assert reply.json() == {"bundle": retriever.name, "results": [wanted]}
         client.close()

@@ -1,12 +1,12 @@
 """Spellings of real queries through torch, ONNX and HTTP: all give the answer of the plain spelling."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import torch
 
 from retrieval import open_bundle
+from retrieval.results import hit_record
 from tests.support.service import figures, serving
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
@@ -64,5 +64,5 @@ def test_a_service_answers_them_alike_from_one_entry_of_its_cache(store: Path, q
                 (hits,) = retriever.search([query])
                 for text in spellings(query):
                     results = client.post("/predict", {"queries": [text]}).json()["results"]
-                    assert results == [{"query": text, "hits": [asdict(hit) for hit in hits]}]
+                    assert results == [{"query": text, "hits": [hit_record(hit) for hit in hits]}]
         assert figures(service)['diptych_cache_requests_total{result="miss"}'] == len(queries)

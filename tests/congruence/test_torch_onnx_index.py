@@ -9,8 +9,10 @@ import torch
 from retrieval import Retriever, open_bundle
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
+from training.data.ragged import Ragged
+from training.data.split import Split
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.checkpoint_evaluation import selected_mix
+from training.evaluation.checkpoint_evaluation import checkpoint_ranker, selected_mix
 from training.evaluation.encoding import encode_labels, encode_queries
 
 QUERIES = 500
@@ -55,7 +57,7 @@ def test_torch_and_onnx_agree_on_the_ten_best(
     """If it fails, the bundle answers differently from the model that was trained and measured."""
     at = opened.classifier_weight if weight is None else weight
     scores_QL = (1 - at) * torch_scores[0] + at * torch_scores[1]
-    ranking = retriever.search_rows(queries, 10, weight=weight, exact=True)
+    ranking = retriever.search_rows(queries, 10, weight=weight, exact=True, memory_weight=0.0)
     best_QK = -np.partition(-scores_QL, 9, axis=1)[:, :10]
     best_QK.sort(axis=1)
     # Each label found must have, by torch, the score that belongs to its place: only equal scores may change places.
@@ -67,13 +69,31 @@ def test_torch_and_onnx_agree_on_the_ten_best(
         np.testing.assert_allclose(share_QK, share * np.take_along_axis(scores, ranking.rows_QK, 1), atol=EQUAL)
 
 
+@pytest.mark.parametrize("gamma", [None, 0.05, 1.0])
+def test_torch_and_onnx_agree_with_votes(
+    retriever: Retriever, opened: Checkpoint, queries: list[str], gamma: float | None
+) -> None:
+    """If it fails, the bundle adds other votes than those that validation selected and measured."""
+    mix = selected_mix(opened)
+    assert mix.memory.weight > 0, "the memory's weight is 0, so it is not tested"
+    mix = mix._replace(memory=mix.memory._replace(weight=mix.memory.weight if gamma is None else gamma))
+    split = Split.from_lists(queries, queries, Ragged.empty(len(queries)), Ragged.empty(len(queries)))
+    ranker = checkpoint_ranker(opened, split, torch.device("cpu"))
+    row_QK = ranker.rank([mix])[mix]
+    ranking = retriever.search_rows(queries, 10, memory_weight=gamma, exact=True)
+    agreeing = np.isclose(ranking.scores_QK, ranker.scores(row_QK, mix), atol=EQUAL)
+    assert agreeing.mean() > 0.999  # a query whose last neighbours are equally near may have another one
+    assert (ranking.rows_QK == row_QK).mean() > 0.99
+    assert (ranking.memory_QK > 0).any()
+
+
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_the_index_finds_what_exact_search_finds(
     retriever: Retriever, queries: list[str], weight: float | None
 ) -> None:
     """If it fails, recall on queries that export did not use is lower than the manifest says."""
-    exact = retriever.search_rows(queries, 10, weight=weight, exact=True)
-    found = retriever.search_rows(queries, 10, weight=weight)
+    exact = retriever.search_rows(queries, 10, weight=weight, exact=True, memory_weight=0.0)
+    found = retriever.search_rows(queries, 10, weight=weight, memory_weight=0.0)
     recall = (found.scores_QK >= exact.scores_QK[:, -1:] - 1e-6).mean()
     assert recall >= 0.99
     same_QK = found.rows_QK == exact.rows_QK

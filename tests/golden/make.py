@@ -16,7 +16,7 @@ from tests.support.training.checkpoints import SETTINGS, write_words
 from training.recipe.loading import load_recipe
 from training.run import train
 
-SMALL = ["encoder.dim=12", "encoder.pair_rows=64"]  # a fiftieth of the bytes of the defaults
+SMALL = ["encoder.dim=12", "encoder.pair_rows=64", "memory.max_queries=100"]  # a fiftieth of the bytes of the defaults
 
 
 def main(target: Path) -> None:

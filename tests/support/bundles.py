@@ -15,10 +15,35 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from retrieval import open_bundle
-from retrieval.bundle.facts import EfSearch, GoldenFacts, IndexFacts, LabelFacts, ModelFacts, Parity, Provenance
+from retrieval.bundle.facts import (
+    EfSearch,
+    GoldenFacts,
+    IndexFacts,
+    LabelFacts,
+    MemoryEfSearch,
+    MemoryFacts,
+    ModelFacts,
+    Parity,
+    Provenance,
+)
 from retrieval.bundle.golden_answers import Golden, record_golden, write_golden
 from retrieval.bundle.labels import write_labels
-from retrieval.bundle.manifest import INDEX, LABEL_ENCODER, LABELS, NODES, PROJECTION, QUERY_ENCODER, TOKENIZER, VECTORS
+from retrieval.bundle.manifest import (
+    INDEX,
+    LABEL_ENCODER,
+    LABELS,
+    MEMORY_INDEX,
+    MEMORY_PROJECTION,
+    MEMORY_QUERIES,
+    MEMORY_VECTORS,
+    NODES,
+    PROJECTION,
+    QUERY_ENCODER,
+    TOKENIZER,
+    VECTORS,
+)
+from retrieval.bundle.memory_file import write_memory
+from retrieval.bundle.memory_labels import MemoryLabels, VoteSettings
 from retrieval.bundle.verified_files import seal
 from retrieval.sandboxed_opening import verify_in_process
 from retrieval.search.distinct_vectors import nodes_of
@@ -28,6 +53,8 @@ from retrieval.store.local import Store
 
 WORDS = ["cheap", "running", "shoes", "red", "blue", "trail", "city", "rain", "winter", "summer", "kids", "light"]
 WIDTH = 20  # directions that the index is about
+MEMORY_SIZE, MEMORY_WIDTH = 150, 12  # training queries, and directions of their index
+VOTES = VoteSettings(0.3, 0.1, 8)
 GOLDEN_QUERIES = ("cheap running shoes", "red winter city", "light rain")
 
 
@@ -51,11 +78,12 @@ def make_bundle(
     ids: Sequence[str] | None = None,
     attributes: Mapping[str, Sequence[object]] | None = None,
     created: str = "2026-11-22T00:00:00Z",
+    memory: VoteSettings | None = None,
 ) -> Path:
     """Write a bundle of `texts` into `folder`; bundles of different `seed` or `prefix` answer differently.
 
     `ef_search` are its values at weights 0, ½ and 1. Label ids are `{prefix}-{row}`, or `ids`; `attributes` are
-    by default `market` and `year`.
+    by default `market` and `year`. `memory`: the settings of a query memory of MEMORY_SIZE queries; None: no memory.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = label_texts() if texts is None else texts
@@ -91,6 +119,7 @@ def make_bundle(
         width=WIDTH, energy=0.9, nodes=nodes.size if shared else None, m=16, ef_construction=200,
         recall_target=0.995, recall_queries=0, ef_search=measured,
     )  # fmt: skip
+    remembered = None if memory is None else _write_memory(folder, encoder, texts, memory)
     write_golden(folder, Golden(weight=weight, answers=()))
     for queries in ((), GOLDEN_QUERIES):
         if queries:
@@ -104,6 +133,7 @@ def make_bundle(
             classifier_weight=weight,
             model=model,
             index=index,
+            memory=remembered,
             parity=Parity(queries=0, query_cosine=1.0, labels=0, label_cosine=1.0, longest_tokens=1),
             quality=None,
             golden=GoldenFacts(queries=len(queries), overlap_at_10=0.99, score_tolerance=1e-4),
@@ -111,7 +141,37 @@ def make_bundle(
     return folder
 
 
-def make_store(path: Path, *names: str) -> Store:
+def memory_queries(label_texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:
+    """Return MEMORY_SIZE distinct queries of three words, and for each the labels that share at least two of them."""
+    draw = np.random.default_rng(7)
+    queries: dict[str, list[int]] = {}
+    while len(queries) < MEMORY_SIZE:
+        words = draw.choice(WORDS, 3, replace=False).tolist()
+        queries[" ".join(words)] = [
+            row for row, text in enumerate(label_texts) if len({*words} & {*text.split()}) >= 2
+        ][:20]  # fmt: skip
+    return list(queries), list(queries.values())
+
+
+def _write_memory(folder: Path, encoder: TextEncoder, texts: Sequence[str], settings: VoteSettings) -> MemoryFacts:
+    queries, label_lists = memory_queries(texts)
+    vectors_MH = np.ascontiguousarray(encoder.encode(queries).vectors_BD[:, 24:])
+    directions_HW = np.ascontiguousarray(np.linalg.eigh(vectors_MH.T @ vectors_MH)[1][:, -MEMORY_WIDTH:])
+    np.save(folder / MEMORY_VECTORS, vectors_MH)
+    np.save(folder / MEMORY_PROJECTION, directions_HW)
+    HnswIndex.build(vectors_MH @ directions_HW, threads=1).save(folder / MEMORY_INDEX)
+    starts_M1 = np.concatenate([[0], np.cumsum([len(one) for one in label_lists])])
+    label_V = np.concatenate(label_lists).astype(np.int32)
+    weight_V = np.linspace(0.25, 1, len(label_V), dtype=np.float32)
+    write_memory(folder / MEMORY_QUERIES, pa.array(queries), MemoryLabels(starts_M1, label_V, weight_V))
+    return MemoryFacts(
+        half="classifier", weight=settings.weight, temperature=settings.temperature, neighbours=settings.neighbours,
+        queries=MEMORY_SIZE, width=MEMORY_WIDTH, energy=0.9, m=16, ef_construction=200, recall_target=0.99,
+        recall_queries=0, ef_search=MemoryEfSearch(ef=64, recall=1.0), parity_queries=0, parity_cosine=1.0,
+    )  # fmt: skip
+
+
+def make_store(path: Path, *names: str, memory: VoteSettings | None = None) -> Store:
     """Make a store with one bundle per name; the first one is the oldest, and active.
 
     The label ids of a bundle begin with its name. The store verifies bundles in this process, which is faster.
@@ -120,7 +180,7 @@ def make_store(path: Path, *names: str) -> Store:
     for seed, name in enumerate(names):
         with store.incoming() as folder:
             created = f"2026-11-22T{seed:02}:00:00Z"
-            store.publish(make_bundle(folder, seed=seed, prefix=name, created=created), name)
+            store.publish(make_bundle(folder, seed=seed, prefix=name, created=created, memory=memory), name)
     store.activate(names[0])
     return store
 

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 
 from retrieval.bundle.index_file import HEADER
-from retrieval.bundle.manifest import INDEX, LABEL_ENCODER, MANIFEST, NODES, PROJECTION, REQUIRED
+from retrieval.bundle.manifest import INDEX, LABEL_ENCODER, MANIFEST, MEMORY, NODES, PROJECTION, REQUIRED
 from retrieval.bundle.verified_files import describe_file
 
 Draw = np.random.Generator
-FILES = (*REQUIRED, PROJECTION, NODES)
+FILES = (*REQUIRED, PROJECTION, NODES, *MEMORY)
 
 
 @dataclass(frozen=True)

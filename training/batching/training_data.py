@@ -16,6 +16,7 @@ from training.batching.label_queries import label_queries
 from training.data.clicks import click_shares, label_ages, repeated_queries, weighted_frequency
 from training.data.dataset import Dataset, Split
 from training.data.exposures import labels_shown
+from training.data.memory_queries import memory_queries
 from training.data.ragged import Ragged
 from training.data.token_cache import TextTokenizer, TokenizedTexts, tokenize_cached
 from training.recipe.schema import Recipe
@@ -28,7 +29,8 @@ class TrainingData:
     The first `n_queries` rows of `train` are the training queries, the others label queries; `label_queries_per_epoch`
     of those are drawn at each refresh. `target_V` float32 is the target of each positive of `train`; None: 1 for all.
     `positives_L` counts the training queries per label; if `click_frequency_L` is not None, popularity is computed from
-    it. `repeated_Q` and `label_age_L` define groups of an evaluation (training/data/clicks.py).
+    it. `repeated_Q` and `label_age_L` define groups of an evaluation (training/data/clicks.py). `memory` has the
+    training queries that vote.
     """
 
     train: Split
@@ -45,6 +47,8 @@ class TrainingData:
     click_frequency_L: NDArray[np.float64] | None = None
     repeated_Q: NDArray[np.bool_] | None = None
     label_age_L: NDArray[np.float32] | None = None
+    memory: Split | None = None
+    memory_tokens: TokenizedTexts | None = None
 
 
 def validation_queries(dataset: Dataset, recipe: Recipe) -> Split:
@@ -83,6 +87,7 @@ def build_training_data(
     extra = label_queries(train, dataset.label_texts, recipe.batching.label_queries)
     query_tokens = tokenize_cached(train.texts, tokenizer, cache, "train")
     label_tokens = tokenize_cached(dataset.label_texts, tokenizer, cache, "labels")
+    memory = memory_queries(train, recipe.memory.max_queries)
     target_of_query_V = np.ones(len(train.labels.values), np.float32)
     return TrainingData(
         train=train.followed_by(extra.split) if len(extra) else train,
@@ -99,6 +104,8 @@ def build_training_data(
         click_frequency_L=weighted_frequency(train, dataset.n_labels, recipe.clicks.popularity),
         repeated_Q=repeated_queries(validation.texts, train.texts),
         label_age_L=label_ages(dataset, "validation"),
+        memory=None if memory is None else memory.queries,
+        memory_tokens=None if memory is None else query_tokens.take(memory.row_M),
     )
 
 

@@ -15,7 +15,16 @@ from torch import Tensor
 from retrieval.errors import CheckpointError, one_line
 from retrieval.system.atomic_files import atomic_file, write_text
 from training.batching.training_data import TrainingData
-from training.checkpoint.schema import CHECKPOINT, ENCODER, LABELS, TOKENIZER, VALIDATION, CheckpointFacts, EpochRecord
+from training.checkpoint.schema import (
+    CHECKPOINT,
+    ENCODER,
+    LABELS,
+    MEMORY,
+    TOKENIZER,
+    VALIDATION,
+    CheckpointFacts,
+    EpochRecord,
+)
 from training.model.transformer_encoder import TransformerEncoder
 from training.model.unified import UnifiedModel
 
@@ -54,7 +63,7 @@ def read_record(path: Path) -> EpochRecord | None:
 def save_static_files(
     folder: Path, model: UnifiedModel, tokenizer: Tokenizer, labels: pa.Table, data: TrainingData
 ) -> None:
-    """Write the files that training does not change: tokenizer, encoder config, label table, validation queries."""
+    """Write the files that training does not change: tokenizer, encoder config, labels, stored queries."""
     write_text(folder / TOKENIZER, tokenizer.to_str())
     if isinstance(model.encoder, TransformerEncoder):
         (folder / ENCODER).mkdir(exist_ok=True)
@@ -62,7 +71,10 @@ def save_static_files(
     validation = data.validation.table()
     if data.repeated_Q is not None:
         validation = validation.append_column(REPEATED, pa.array(data.repeated_Q))
-    for name, table in ((LABELS, labels), (VALIDATION, validation)):
+    tables = {LABELS: labels, VALIDATION: validation}
+    if data.memory is not None:
+        tables[MEMORY] = data.memory.table()
+    for name, table in tables.items():
         with atomic_file(folder / name) as temporary, temporary.open("wb") as file:
             pq.write_table(table, file)  # Arrow opens only paths in UTF-8
 

@@ -15,6 +15,7 @@ from training.checkpoint.schema import (
     CHECKPOINT,
     ENCODER,
     LABELS,
+    MEMORY,
     TOKENIZER,
     VALIDATION,
     WEIGHTS,
@@ -33,7 +34,7 @@ class Checkpoint:
     """The best epoch's model, on the CPU in evaluation mode, with labels, validation queries and tokenizer.
 
     `positives_L` are training positives per label; `trained_L` marks the labels whose classifier row was trained. The
-    last three are those of TrainingData, None if it has none.
+    last four are those of TrainingData, None if it has none.
     """
 
     folder: Path
@@ -48,6 +49,7 @@ class Checkpoint:
     click_frequency_L: NDArray[np.float64] | None = None
     repeated_Q: NDArray[np.bool_] | None = None
     label_age_L: NDArray[np.float32] | None = None
+    memory: Split | None = None
 
     @property
     def recipe(self) -> Recipe:
@@ -93,6 +95,11 @@ class Checkpoint:
     def cone_fraction(self) -> float:
         """κ of the classifier rows of untrained labels, selected on validation."""
         return self.facts.best.cone_fraction
+
+    @property
+    def memory_by_classifier(self) -> bool:
+        """Whether the memory's similarity is that of the classifier vectors; else of the dual vectors."""
+        return self.classifier_weight > 0
 
     @property
     def dataset_name(self) -> str:
@@ -142,7 +149,22 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         click_frequency_L=click_frequency_L,
         repeated_Q=np.asarray(validation[REPEATED]) if REPEATED in validation.column_names else None,
         label_age_L=label_age_L,
+        memory=_read_memory(folder, facts),
     )
+
+
+def _read_memory(folder: Path, facts: CheckpointFacts) -> Split | None:
+    """Return the queries of the memory; None without votes. Raises CheckpointError for an unknown label."""
+    if not facts.best.memory_weight:
+        return None
+    memory = Split.from_table(read_parquet(folder / MEMORY))
+    label_V = memory.labels.values
+    if not len(label_V) or int(label_V.max()) >= facts.n_labels or int(label_V.min()) < 0:
+        raise CheckpointError(
+            f"{folder / MEMORY} has no queries, or labels that {LABELS} does not have. Copy the whole folder again, or "
+            "train again."
+        )
+    return memory
 
 
 def _optional(tensors: dict[str, Tensor], name: str) -> NDArray[Any] | None:

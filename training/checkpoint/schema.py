@@ -7,6 +7,7 @@
     encoder/config.json        shape of a transformer
     labels.parquet             id, text, attributes
     validation.parquet         up to 2,000 validation queries with true and excluded labels
+    memory.parquet             training queries of the query memory with their labels, if there is one
     state.safetensors          state to resume from: weights, optimizers, clusters, hard negatives, position in the run
     run.json                   recipe and dataset of the run in this folder
 
@@ -18,6 +19,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from retrieval.bundle.memory_labels import NO_VOTES, VoteSettings
 from retrieval.query_text import QueryIdentity
 from training.optim.step_stats import EpochStats
 from training.recipe.schema import Recipe
@@ -25,6 +27,7 @@ from training.recipe.schema import Recipe
 FORMAT_VERSION: Literal[3] = 3
 CHECKPOINT, WEIGHTS, STATE, RUN = "checkpoint.json", "model.safetensors", "state.safetensors", "run.json"
 TOKENIZER, LABELS, VALIDATION, ENCODER = "tokenizer.json", "labels.parquet", "validation.parquet", "encoder"
+MEMORY = "memory.parquet"
 
 MetricsByHead = dict[str, dict[str, float]]  # percent, by head (unified, dual_encoder, classifier) and metric
 
@@ -33,7 +36,7 @@ class EpochRecord(BaseModel):
     """A validated epoch: statistics of its steps, metrics, and the search settings selected on validation.
 
     `score` is the mean of the recipe's validation metrics. `popularity` is the popularity bonus. `cone_fraction` (κ)
-    applies to the classifier rows of untrained labels.
+    applies to the classifier rows of untrained labels. `votes` are the settings of the query memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +50,14 @@ class EpochRecord(BaseModel):
     cone_fraction: float
     metrics: MetricsByHead
     stats: EpochStats
+    memory_weight: float = NO_VOTES.weight
+    memory_temperature: float = NO_VOTES.temperature
+    memory_neighbours: int = NO_VOTES.neighbours
+
+    @property
+    def votes(self) -> VoteSettings:
+        """Return γ, τ and the number of neighbours."""
+        return VoteSettings(self.memory_weight, self.memory_temperature, self.memory_neighbours)
 
 
 class RunPosition(BaseModel):

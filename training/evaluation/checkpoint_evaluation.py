@@ -3,6 +3,7 @@
 Shapes: Q queries, L labels, K ranks.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.clicks import label_ages, repeated_queries
 from training.data.dataset import Dataset, Split
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.encoding import encode_labels, encode_queries
+from training.evaluation.encoding import encode_labels, encode_memory, encode_queries
 from training.evaluation.headline import UNIFIED
+from training.evaluation.memory import QueryMemory
 from training.evaluation.ranking import ExactRanker
 from training.evaluation.results import EvaluationData, EvaluationResult, MetricValues, SliceMetric, evaluate
 from training.evaluation.scoring import ScoreMix, mixes_by_head
@@ -61,12 +63,13 @@ def evaluate_checkpoint(
     weight: float | None = None,
     device: str = "auto",
     propensities_of: CheckpointEvaluation | None = None,
+    memory_weight: float | None = None,
 ) -> CheckpointEvaluation:
     """Rank all labels for every query of `split`, and compute the metrics of the unified model and of each head.
 
-    `weight` is the classifier's weight; None takes the one selected on validation. `propensities_of` supplies the
-    propensities of another evaluation, so that two checkpoints with different constants can be compared. Raises
-    DatasetError, CheckpointError, and RecipeError for the device.
+    `weight` is the classifier's weight, `memory_weight` that of the votes; None takes the one selected on validation.
+    `propensities_of` supplies the propensities of another evaluation, so that two checkpoints with different constants
+    can be compared. Raises DatasetError, CheckpointError, and RecipeError for the device.
     """
     queries = dataset.scored(split)
     require_same_dataset(checkpoint, dataset)
@@ -74,7 +77,11 @@ def evaluate_checkpoint(
     mix = selected_mix(opened)
     if weight is not None:
         mix = mix._replace(weight=weight)
-    ranker = checkpoint_ranker(opened, queries, choose_device(device))
+    if memory_weight is not None:
+        if memory_weight and opened.memory is None:
+            raise CheckpointError(f"{checkpoint} has no query memory. Leave out the memory weight, or set it to 0.")
+        mix = mix._replace(memory=mix.memory._replace(weight=memory_weight))
+    ranker = checkpoint_ranker(opened, queries, choose_device(device), in_memory=split == "train")
     reference, constants = propensities_of, opened.recipe.propensity
     positives_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
     inverse_L = reference.result.data.inverse_propensity_L if reference else opened.inverse_propensity_L
@@ -95,16 +102,40 @@ def evaluate_checkpoint(
 
 
 def checkpoint_ranker(
-    opened: Checkpoint, queries: Split, device: torch.device, exact: Sequence[ScoreMix] | None = None
+    opened: Checkpoint,
+    queries: Split,
+    device: torch.device,
+    exact: Sequence[ScoreMix] | None = None,
+    in_memory: bool = False,
 ) -> ExactRanker:
-    """Encode the queries and the checkpoint's labels; `exact` as in ExactRanker."""
+    """Encode the queries, the checkpoint's labels and its query memory; `exact` as in ExactRanker.
+
+    in_memory: the queries are training queries, which must not vote for themselves.
+    """
     model = opened.model.to(device)
     query_vectors = encode_queries(model, tokenize_in_memory(queries.texts, opened.tokenizer), device)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
     label_vectors = encode_labels(
         model, label_tokens, opened.positives_L, device, opened.cone_fraction, opened.label_frequency_L
     )
-    return ExactRanker(query_vectors, label_vectors, queries.exclude, exact)
+    memory = checkpoint_memory(opened, device)
+    if memory is not None and in_memory:
+        memory = dataclasses.replace(memory, own_row_Q=_own_rows(opened, queries))
+    return ExactRanker(query_vectors, label_vectors, queries.exclude, exact, memory)
+
+
+def checkpoint_memory(opened: Checkpoint, device: torch.device) -> QueryMemory | None:
+    """Encode the queries of the checkpoint's memory, with the half whose similarity was selected; None without one."""
+    queries = opened.memory
+    tokens = None if queries is None else tokenize_in_memory(queries.texts, opened.tokenizer)
+    memory = encode_memory(opened.model, queries, tokens, device)
+    return None if memory is None else memory.with_half(opened.memory_by_classifier)
+
+
+def _own_rows(opened: Checkpoint, queries: Split) -> NDArray[np.int64]:
+    """Return the row of each query in the memory [Q]; −1 if it is not there."""
+    row_of = {} if opened.memory is None else {id_: row for row, id_ in enumerate(opened.memory.ids)}
+    return np.array([row_of.get(id_, -1) for id_ in queries.ids], np.int64)
 
 
 def checkpoint_data(opened: Checkpoint) -> EvaluationData:
@@ -116,7 +147,7 @@ def checkpoint_data(opened: Checkpoint) -> EvaluationData:
 
 def selected_mix(opened: Checkpoint) -> ScoreMix:
     """Return the mix that was selected on the checkpoint's validation queries."""
-    return ScoreMix(opened.classifier_weight, opened.facts.best.popularity)
+    return ScoreMix(opened.classifier_weight, opened.facts.best.popularity, opened.facts.best.votes)
 
 
 def require_same_dataset(checkpoint: Path, dataset: Dataset) -> None:

@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 
+from training.data.memory_queries import labels_of
+from training.data.split import Split
 from training.data.token_cache import TEXTS_PER_BATCH, TokenizedTexts
 from training.evaluation.imputation import impute
+from training.evaluation.memory import QueryMemory
 from training.evaluation.scoring import LabelVectors, QueryVectors, popularity
 from training.model.unified import UnifiedModel
 
@@ -27,6 +30,15 @@ def encode_queries(model: UnifiedModel, tokens: TokenizedTexts, device: torch.de
         at = torch.from_numpy(rows).to(device)
         dual_QD[at], classifier_QC[at] = dual.float(), classifier.float()
     return QueryVectors(dual_QD, classifier_QC)
+
+
+def encode_memory(
+    model: UnifiedModel, queries: Split | None, tokens: TokenizedTexts | None, device: torch.device
+) -> QueryMemory | None:
+    """Encode the training queries of the memory; None if there is none."""
+    if queries is None or tokens is None:
+        return None
+    return QueryMemory(encode_queries(model, tokens, device), labels_of(queries))
 
 
 @torch.inference_mode()

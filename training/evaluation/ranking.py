@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retrieval.bundle.memory_labels import VoteSettings
 from retrieval.metrics import KS
 from training.data.ragged import Ragged
+from training.evaluation.memory import BlockVotes, QueryMemory
 from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix
 
 DEPTH = max(KS)  # ranks per query
@@ -23,6 +25,10 @@ QUERIES_PER_BLOCK = 1024  # of `score_rows`
 EXCLUDED_COSINE = -1e4  # below any sum of cosines; unlike −∞ it survives a mix with weight 0
 SHORTLIST_MIXES = (
     ScoreMix(0.0, 0.0), ScoreMix(0.5, 0.0), ScoreMix(1.0, 0.0), ScoreMix(0.5, 0.2), ScoreMix(1.0, 0.2),
+)  # fmt: skip
+MEMORY_SHORTLIST_MIXES = (
+    ScoreMix(0.3, 0.2, VoteSettings(0.2, 0.1, 16)), ScoreMix(0.5, 0.0, VoteSettings(0.5, 0.1, 32)),
+    ScoreMix(0.8, 0.1, VoteSettings(0.2, 0.1, 16)),
 )  # fmt: skip
 
 LabelRows = NDArray[np.int64]
@@ -40,16 +46,17 @@ class ExactRanker:
     labels: LabelVectors
     exclude: Ragged
     exact: Sequence[ScoreMix] | None = None
+    memory: QueryMemory | None = None
 
     def rank(self, mixes: Sequence[ScoreMix]) -> Mapping[ScoreMix, LabelRows]:
         """Return the best label rows [Q, K] at each mix; excluded labels never appear, −1 pads short rankings."""
         distinct = list(dict.fromkeys(mixes))
         exact = distinct if self.exact is None else self.exact
-        return rank_labels(self.queries, self.labels, distinct, self.exclude, exact)
+        return rank_labels(self.queries, self.labels, distinct, self.exclude, exact, self.memory)
 
     def scores(self, row_QK: LabelRows, mix: ScoreMix) -> NDArray[np.float32]:
         """Return the scores [Q, K] of the labels `row_QK`; −∞ where the row is −1."""
-        return score_rows(self.queries, self.labels, row_QK, mix)
+        return score_rows(self.queries, self.labels, row_QK, mix, self.memory)
 
 
 @torch.inference_mode()
@@ -59,6 +66,7 @@ def rank_labels(
     mixes: Sequence[ScoreMix],
     exclude: Ragged,
     exact: Sequence[ScoreMix] = SHORTLIST_MIXES,
+    memory: QueryMemory | None = None,
 ) -> dict[ScoreMix, LabelRows]:
     """Return the best label rows [Q, K] of each query at each mix, best first.
 
@@ -75,7 +83,8 @@ def rank_labels(
         exclude_Q = exclude.take(np.arange(start, stop))
         excluded = torch.from_numpy(exclude_Q.row_of_value), torch.from_numpy(exclude_Q.values.astype(np.int64))
         dual_QL[excluded] = classifier_QL[excluded] = EXCLUDED_COSINE
-        row_QS = _shortlist(dual_QL, classifier_QL, labels.popularity, exact)
+        votes = _block_votes(memory, queries, slice(start, stop), labels, [*mixes, *exact])
+        row_QS = _shortlist(dual_QL, classifier_QL, labels.popularity, exact, votes)
         dual_QS, classifier_QS = dual_QL.gather(1, row_QS), classifier_QL.gather(1, row_QS)
         popularity_QS = labels.popularity[row_QS]
         # Rows ascend along a shortlist, so duplicates of a row are adjacent.
@@ -84,13 +93,17 @@ def rank_labels(
         excluded_QL[excluded] = True
         masked_QS |= excluded_QL.gather(1, row_QS)
         for mix, rankings in blocks.items():
-            scores_QS = mix.combine(dual_QS, classifier_QS, popularity_QS).masked_fill(masked_QS, -torch.inf)
-            rankings.append(_best(row_QS, scores_QS))
+            scores_QS = mix.combine(dual_QS, classifier_QS, popularity_QS)
+            if votes is not None:
+                scores_QS = votes.added(scores_QS, mix.memory, row_QS)
+            rankings.append(_best(row_QS, scores_QS.masked_fill(masked_QS, -torch.inf)))
     return {mix: np.concatenate(rankings) for mix, rankings in blocks.items()}
 
 
 @torch.inference_mode()
-def score_rows(queries: QueryVectors, labels: LabelVectors, row_QK: LabelRows, mix: ScoreMix) -> NDArray[np.float32]:
+def score_rows(
+    queries: QueryVectors, labels: LabelVectors, row_QK: LabelRows, mix: ScoreMix, memory: QueryMemory | None = None
+) -> NDArray[np.float32]:
     """Return the scores [Q, K] of each query's labels `row_QK`; −∞ where the row is −1."""
     blocks = []
     for start in range(0, len(row_QK), QUERIES_PER_BLOCK):
@@ -100,16 +113,36 @@ def score_rows(queries: QueryVectors, labels: LabelVectors, row_QK: LabelRows, m
         dual_QK = torch.einsum("qd,qkd->qk", queries.dual[at], labels.dual[known_QK])
         classifier_QK = torch.einsum("qc,qkc->qk", queries.classifier[at], labels.classifier[known_QK])
         scores_QK = mix.combine(dual_QK, classifier_QK, labels.popularity[known_QK])
+        if (votes := _block_votes(memory, queries, at, labels, [mix])) is not None:
+            scores_QK = votes.added(scores_QK, mix.memory, known_QK)
         blocks.append(scores_QK.masked_fill(rows_QK < 0, -torch.inf).cpu().numpy())
     return np.concatenate(blocks)
 
 
-def _shortlist(dual_QL: Tensor, classifier_QL: Tensor, popularity_L: Tensor, exact: Sequence[ScoreMix]) -> Tensor:
+def _block_votes(
+    memory: QueryMemory | None, queries: QueryVectors, block: slice, labels: LabelVectors, mixes: Sequence[ScoreMix]
+) -> BlockVotes | None:
+    """Search the neighbours of a block of queries; None without a memory, or if no mix uses it."""
+    count = max((mix.memory.neighbours for mix in mixes if mix.memory.weight), default=0)
+    if memory is None or not count:
+        return None
+    return BlockVotes(memory.neighbours(queries, block, count), memory.labels, len(labels.dual), labels.dual.device)
+
+
+def _shortlist(
+    dual_QL: Tensor,
+    classifier_QL: Tensor,
+    popularity_L: Tensor,
+    exact: Sequence[ScoreMix],
+    votes: BlockVotes | None = None,
+) -> Tensor:
     """Return the rows [Q, S] of the best labels at each mix, ascending; a row may appear more than once."""
     size = min(SHORTLIST_SIZE, dual_QL.shape[1])
     tops = []
     for mix in exact:
         scores_QL = mix.combine(dual_QL, classifier_QL, popularity_L)
+        if votes is not None:
+            scores_QL = votes.added(scores_QL, mix.memory)
         tops.append(torch.topk(scores_QL, size, dim=1, sorted=False).indices)
     return torch.cat(tops, dim=1).sort(dim=1).values
 

@@ -1,9 +1,10 @@
 """Score labels for queries: how the dual encoder, the classifier and label popularity are combined.
 
-    score = (1−w)·⟨N(Φ_D(x)), N(Φ_D(z))⟩ + w·(⟨N(Φ_C(x)), N(ψ)⟩ + b·p)
+    score = (1−w)·⟨N(Φ_D(x)), N(Φ_D(z))⟩ + w·(⟨N(Φ_C(x)), N(ψ)⟩ + b·p) + γ·votes
 
 w is the classifier weight: 0 is the dual encoder only, 1 the classifier only. p ∈ [0, 1] is the label's popularity and
 b the popularity bonus. A cosine alone would rank a label with many training queries no higher than a label with one.
+γ is the weight of the votes of the nearest training queries (memory.py).
 
 Shapes: Q queries, L labels, D and C widths of the dual and classifier vectors.
 """
@@ -17,17 +18,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retrieval.bundle.memory_labels import NO_VOTES, VoteSettings
 from training.evaluation.imputation import Imputation
 
 
 class ScoreMix(NamedTuple):
-    """w, the classifier's weight in the score, and b, the popularity bonus within the classifier's part."""
+    """w, the classifier's weight in the score; b, the popularity bonus within the classifier's part; the votes."""
 
     weight: float
     popularity: float
+    memory: VoteSettings = NO_VOTES
 
     def combine(self, dual: Tensor, classifier: Tensor, popularity: Tensor) -> Tensor:
-        """Compute scores from both cosines and the labels' popularities, which broadcast to one shape.
+        """Compute scores without votes from both cosines and the labels' popularities, which broadcast to one shape.
 
         May return `dual` or `classifier` itself, not a copy.
         """
@@ -71,7 +74,7 @@ class LabelVectors:
 
 
 def mixes_by_head(mix: ScoreMix) -> dict[str, ScoreMix]:
-    """Return `mix` for the unified model, and the mixes that score by one head only; keys as in `headline.HEADS`."""
+    """Return `mix` for the unified model, and for each head by itself, without votes; keys as in `headline.HEADS`."""
     return {"unified": mix, "dual_encoder": ScoreMix(0.0, mix.popularity), "classifier": ScoreMix(1.0, mix.popularity)}
 
 

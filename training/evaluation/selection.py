@@ -1,6 +1,6 @@
-"""Select the score mix and the cone fraction on the validation queries.
+"""Select the score mix, with the votes of the query memory, and the cone fraction on the validation queries.
 
-Both maximise the mean of the recipe's `validation.metrics`.
+All maximise the mean of the recipe's `validation.metrics`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from retrieval.bundle.memory_labels import VoteSettings
 from training.evaluation.imputation import CONE_FRACTIONS
-from training.evaluation.ranking import SHORTLIST_MIXES, ExactRanker, LabelRows
+from training.evaluation.memory import QueryMemory
+from training.evaluation.ranking import MEMORY_SHORTLIST_MIXES, SHORTLIST_MIXES, ExactRanker, LabelRows
 from training.evaluation.results import EvaluationData
 from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix
+from training.recipe.schema import MemoryRecipe
 
 
 @dataclass(frozen=True)
@@ -31,17 +34,24 @@ def select(
     weights: Sequence[float],
     popularities: Sequence[float],
     metric_names: Sequence[str],
+    memory: QueryMemory | None = None,
+    votes: MemoryRecipe | None = None,
 ) -> Selection:
-    """Select the mix from a grid, then the cone fraction for that mix.
+    """Select the mix from a grid, then the votes for that mix, then the cone fraction.
 
     `labels` must be imputed with the first of CONE_FRACTIONS. Weight 0 does not use popularity, so it is tried once.
+    `memory` does not contain the validation queries; `votes` has the candidates for its settings.
     """
     exclude = data.queries.exclude
     grid = [ScoreMix(weight, bonus) for weight in weights for bonus in (popularities if weight else (0.0,))]
     ranker = ExactRanker(queries, labels, exclude, exact=SHORTLIST_MIXES)
-    mix, _ = choose_mix(ranker.rank(grid), data, metric_names)
-    cone_fraction, score, labels = choose_cone_fraction(queries, labels, mix, data, metric_names)
-    return Selection(mix, cone_fraction, score, ExactRanker(queries, labels, exclude))
+    mix, score = choose_mix(ranker.rank(grid), data, metric_names)
+    if memory is not None and votes is not None:
+        memory = memory.with_half(mix.weight > 0)
+        ranker = ExactRanker(queries, labels, exclude, MEMORY_SHORTLIST_MIXES, memory)
+        mix = choose_votes(ranker, (mix, score), data, metric_names, (weights, popularities), votes)
+    cone_fraction, score, labels = choose_cone_fraction(queries, labels, mix, data, metric_names, memory)
+    return Selection(mix, cone_fraction, score, ExactRanker(queries, labels, exclude, memory=memory))
 
 
 def choose_mix(
@@ -56,9 +66,44 @@ def choose_mix(
     return best, scores[best]
 
 
+def choose_votes(
+    ranker: ExactRanker,
+    best: tuple[ScoreMix, float],
+    data: EvaluationData,
+    metric_names: Sequence[str],
+    grids: tuple[Sequence[float], Sequence[float]],
+    votes: MemoryRecipe,
+) -> ScoreMix:
+    """Return the mix with the votes that raise the mean of the metrics most; `best` itself if none does.
+
+    Votes favour frequent labels, as popularity does. So γ is chosen together with the popularity bonus, then the
+    classifier weight, then temperature and number of neighbours. `best` is the mix without votes, and its mean;
+    `grids` are the candidates for weight and popularity bonus.
+    """
+    weights, popularities = grids
+    usual = VoteSettings(0.0, votes.temperatures[0], votes.neighbours[0])
+
+    def improved(best: tuple[ScoreMix, float], candidates: Sequence[ScoreMix]) -> tuple[ScoreMix, float]:
+        scores = {mix: mean_metric(rows, data, metric_names) for mix, rows in ranker.rank(candidates).items()}
+        return max([best, *scores.items()], key=lambda scored: scored[1])  # the first one wins a tie
+
+    mix = best[0]
+    bonuses, other_weights = (popularities, [w for w in weights if w]) if mix.weight else ((0.0,), ())
+    gammas = [usual._replace(weight=weight) for weight in votes.weights]
+    best = improved(best, [mix._replace(popularity=bonus, memory=one) for one in gammas for bonus in bonuses])
+    mix = best[0]
+    if not mix.memory.weight:
+        return mix
+    best = improved(best, [mix._replace(weight=weight) for weight in other_weights])
+    gamma = mix.memory.weight
+    kinds = [VoteSettings(gamma, tau, count) for tau in votes.temperatures for count in votes.neighbours]
+    return improved(best, [best[0]._replace(memory=kind) for kind in kinds])[0]
+
+
 def choose_cone_fraction(
-    queries: QueryVectors, labels: LabelVectors, mix: ScoreMix, data: EvaluationData, metric_names: Sequence[str]
-) -> tuple[float, float, LabelVectors]:
+    queries: QueryVectors, labels: LabelVectors, mix: ScoreMix, data: EvaluationData, metric_names: Sequence[str],
+    memory: QueryMemory | None = None,
+) -> tuple[float, float, LabelVectors]:  # fmt: skip
     """Return the cone fraction with the highest mean of the metrics, that mean, and the labels imputed with it.
 
     Ties go to the first candidate. Only one is tried if the classifier has no weight or every label is trained.
@@ -67,8 +112,8 @@ def choose_cone_fraction(
     scores = {}
     for cone_fraction in CONE_FRACTIONS if matters else CONE_FRACTIONS[:1]:
         # No name for the imputed labels: at most one copy of all classifier rows exists at a time.
-        rankings = ExactRanker(queries, labels.with_imputation(cone_fraction), data.queries.exclude).rank([mix])
-        scores[cone_fraction] = mean_metric(rankings[mix], data, metric_names)
+        ranker = ExactRanker(queries, labels.with_imputation(cone_fraction), data.queries.exclude, memory=memory)
+        scores[cone_fraction] = mean_metric(ranker.rank([mix])[mix], data, metric_names)
     best = max(scores, key=lambda cone_fraction: scores[cone_fraction])
     return best, scores[best], labels.with_imputation(best)
 

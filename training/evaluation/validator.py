@@ -4,7 +4,7 @@ import torch
 
 from training.batching.training_data import TrainingData
 from training.checkpoint.schema import EpochRecord
-from training.evaluation.encoding import encode_labels, encode_queries
+from training.evaluation.encoding import encode_labels, encode_memory, encode_queries
 from training.evaluation.imputation import CONE_FRACTIONS
 from training.evaluation.results import EvaluationData, evaluate
 from training.evaluation.scoring import mixes_by_head
@@ -34,10 +34,16 @@ class Validator:
         labels = encode_labels(
             self.model, data.label_tokens, data.positives_L, self.device, CONE_FRACTIONS[0], data.click_frequency_L
         )
-        selection = select(queries, labels, validation, self.recipe.weights, settings.popularities, settings.metrics)
+        memory = encode_memory(self.model, data.memory, data.memory_tokens, self.device)
+        selection = select(
+            queries, labels, validation, self.recipe.weights, settings.popularities, settings.metrics, memory,
+            self.recipe.memory,
+        )  # fmt: skip
         result = evaluate(selection.ranker, validation, mixes_by_head(selection.mix))
         return EpochRecord(
             epoch=epoch, loss=stats.loss, seconds=seconds, score=selection.score, stats=stats,
             classifier_weight=selection.mix.weight, popularity=selection.mix.popularity,
             cone_fraction=selection.cone_fraction, metrics=dict(result.metrics),
+            memory_weight=selection.mix.memory.weight, memory_temperature=selection.mix.memory.temperature,
+            memory_neighbours=selection.mix.memory.neighbours,
         )  # fmt: skip

@@ -173,6 +173,7 @@ def print_summary(facts: CheckpointFacts, out: Path, report: Path) -> None:
     """Print the metrics of the best epoch, the training time, and the paths of checkpoint and report."""
     best, propensity, console = facts.best, facts.recipe.propensity, Console()
     weights = f"classifier weight {best.classifier_weight:g}, popularity {best.popularity:g}"
+    weights += f", memory {best.memory_weight:g}" if best.memory_weight else ""
     title = f"{facts.dataset_name}, validation, epoch {best.epoch}, {weights}"
     console.print(metrics_table(title, best.metrics, propensity.a, propensity.b))
     seconds = duration(facts.history[-1].seconds)
@@ -184,7 +185,7 @@ def print_summary(facts: CheckpointFacts, out: Path, report: Path) -> None:
 
 def metrics_table(title: str, metrics: MetricsByHead, a: float, b: float) -> Table:
     """Return a table of the headline metrics with one row per head, and the propensity constants of PSP."""
-    caption = f"Percent. Rows 2 and 3 use one head only. PSP with A={a:g}, B={b:g}"
+    caption = f"Percent. Rows 2 and 3 use one head only, without memory. PSP with A={a:g}, B={b:g}"
     table = Table(title=Text(title), caption=caption, title_justify="left", caption_justify="left", box=SIMPLE)
     table.add_column("", no_wrap=True)
     names = shown_metrics(HEADLINE_METRICS, metrics[UNIFIED])

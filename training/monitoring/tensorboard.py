@@ -73,7 +73,8 @@ class TensorBoardCallback:
 
     def on_validation(self, record: EpochRecord, best: EpochRecord) -> None:
         """Write the metrics of the epoch and flush the file."""
-        epoch = {"loss": record.loss, "score": record.score, "classifier_weight": record.classifier_weight}
+        epoch = {"loss": record.loss, "score": record.score, "classifier_weight": record.classifier_weight,
+                 "memory_weight": record.memory_weight}  # fmt: skip
         heads = {f"validation_{head}": metrics for head, metrics in record.metrics.items()}
         self._write({"epoch": epoch, **heads}, self._steps_taken)
         self._file.flush()

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from retrieval.bundle.memory_labels import MAX_MEMORY_WEIGHT, MAX_NEIGHBOURS
+
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -204,6 +206,20 @@ class ValidationRecipe(Section):
     popularities: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 
+class MemoryRecipe(Section):
+    """The query memory: votes of the nearest training queries. Validation selects γ, τ and the number of neighbours.
+
+    γ = 0, no votes, is always a candidate. The first temperature and number of neighbours are tried first.
+    """
+
+    max_queries: Count = Field(
+        default=200_000, description="maximum number of training queries in the memory, the most useful ones; 0: none"
+    )
+    weights: tuple[Annotated[float, Field(gt=0.0, le=MAX_MEMORY_WEIGHT)], ...] = (0.1, 0.2, 0.3, 0.5)
+    temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (0.1, 0.05, 0.2)
+    neighbours: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_NEIGHBOURS)], ...], Field(min_length=1)] = (16, 32)
+
+
 class PropensityRecipe(Section):
     """Constants of the propensity model of PSP@k (Jain et al. 2016)."""
 
@@ -248,6 +264,7 @@ class Recipe(Section):
     loss: LossesRecipe = LossesRecipe()
     optimizer: OptimizerRecipe = OptimizerRecipe()
     validation: ValidationRecipe = ValidationRecipe()
+    memory: MemoryRecipe = MemoryRecipe()
     propensity: PropensityRecipe = PropensityRecipe()
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     checkpoint_minutes: Annotated[float, Field(gt=0.0)] = 10.0

@@ -90,7 +90,9 @@ def _title(subject: Subject) -> Text:
 
 
 def _mix(mix: ScoreMix) -> str:
-    return f"classifier weight {mix.weight:g}, popularity bonus {mix.popularity:g}"
+    votes = mix.memory
+    memory = f", memory {votes.weight:g} (τ {votes.temperature:g}, N {votes.neighbours})"
+    return f"classifier weight {mix.weight:g}, popularity bonus {mix.popularity:g}" + (memory if votes.weight else "")
 
 
 def _constants(subject: Subject) -> str:

@@ -107,7 +107,8 @@ def evaluate_for_report(opened: Checkpoint, device: torch.device) -> ReportEvalu
     mix, data = selected_mix(opened), checkpoint_data(opened)
     heads = mixes_by_head(mix)
     weights = sorted({*WEIGHTS, mix.weight})
-    curve = {weight_name(weight): mix._replace(weight=weight) for weight in weights}
+    ends = {0.0: heads["dual_encoder"], 1.0: heads["classifier"]} if 0 < mix.weight < 1 else {}
+    curve = {weight_name(weight): ends.get(weight, mix._replace(weight=weight)) for weight in weights}
     ranker = checkpoint_ranker(opened, data.queries, device, exact=[*SHORTLIST_MIXES, *heads.values()])
     result = evaluate(ranker, data, heads | curve)
     return ReportEvaluation(result, weights, ranker.scores(result.rankings[UNIFIED], mix))

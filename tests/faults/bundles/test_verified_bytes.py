@@ -19,6 +19,7 @@ from retrieval.bundle.manifest import (
     INDEX,
     LABEL_ENCODER,
     LABELS,
+    MEMORY,
     PROJECTION,
     QUERY_ENCODER,
     REQUIRED,
@@ -32,21 +33,21 @@ from retrieval.errors import BundleError
 from retrieval.retriever import Retriever, is_loaded
 from retrieval.store.local import Store
 from retrieval.system.limits import FreeMemory
-from tests.support.bundles import make_bundle
+from tests.support.bundles import VOTES, make_bundle
 
 QUERIES = ["cheap running shoes", "red winter city", "rain"]
-OPENED = (TOKENIZER, QUERY_ENCODER, INDEX, PROJECTION, VECTORS, LABELS, GOLDEN)
+OPENED = (TOKENIZER, QUERY_ENCODER, INDEX, PROJECTION, VECTORS, LABELS, GOLDEN, *MEMORY)
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
-    return make_bundle(tmp_path / "words", seed=0, prefix="true")
+    return make_bundle(tmp_path / "words", seed=0, prefix="true", memory=VOTES)
 
 
 @pytest.fixture
 def other(tmp_path: Path) -> Path:
     """Make a bundle whose files have the same sizes and other content."""
-    return make_bundle(tmp_path / "other", seed=1, prefix="fals")
+    return make_bundle(tmp_path / "other", seed=1, prefix="fals", memory=VOTES)
 
 
 def by_rename(path: Path, other: Path) -> None:
@@ -150,8 +151,7 @@ def test_with_trusted_keys_vectors_are_never_mapped(bundle: Path, other: Path, t
 def test_the_copy_of_the_index_cannot_be_written(bundle: Path) -> None:
     """If it fails, another process of the same user changes the index between its check and its loading."""
     files = read_bundle(bundle, lambda name: name == INDEX)
-    assert files.graph is not None
-    with files.graph as graph:
+    with files.graphs[INDEX] as graph:
         graph.seek(0)
         with pytest.raises(PermissionError):
             graph.write(b"other")

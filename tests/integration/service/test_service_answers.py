@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from retrieval import Retriever, open_bundle
-from tests.support.bundles import WORDS, make_store
+from retrieval.results import hit_record
+from tests.support.bundles import VOTES, WORDS, make_store
 from tests.support.service import ADMIN_KEY, Client, Reply, Service, figures, serving
 
 QUERIES = ["cheap running shoes", "red winter city", "light rain", 'unknown "words" \\ 北京 🛒', *WORDS]
@@ -17,7 +17,7 @@ QUERIES = ["cheap running shoes", "red winter city", "light rain", 'unknown "wor
 
 @pytest.fixture(scope="module")
 def words_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_store(tmp_path_factory.mktemp("answers") / "store", "first", "second").path
+    return make_store(tmp_path_factory.mktemp("answers") / "store", "first", "second", memory=VOTES).path
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,9 @@ def client(service: Service) -> Iterator[Client]:
 
 def expected(retriever: Retriever, queries: list[str], k: int, weight: float | None) -> list[dict[str, Any]]:
     found = retriever.search(queries, k, weight=weight)
-    return [{"query": query, "hits": [asdict(hit) for hit in hits]} for query, hits in zip(queries, found, strict=True)]
+    return [
+        {"query": query, "hits": [hit_record(hit) for hit in hits]} for query, hits in zip(queries, found, strict=True)
+    ]
 
 
 @pytest.mark.parametrize("weight", [None, 0.0, 0.3, 1.0])
@@ -51,6 +53,21 @@ def test_single_queries_equal_the_retriever(client: Client, retriever: Retriever
         reply = client.post("/predict", {"queries": [query], "k": k, "weight": weight})
         assert reply.status == 200
         assert reply.json() == {"bundle": "first", "results": expected(retriever, [query], k, weight)}
+
+
+@pytest.mark.parametrize("options", [{"memory_weight": 0.0}, {"memory_weight": 2.5}, {"supporting": 3}])
+def test_votes_equal_the_retriever(client: Client, retriever: Retriever, options: dict[str, Any]) -> None:
+    """HTTP would ignore the weight of the votes, or name other training queries than the library."""
+    results = client.post("/predict", {"queries": QUERIES, "k": 5, **options}).json()["results"]
+    found = retriever.search(QUERIES, 5, **options)
+    records = [[hit_record(hit, "supporting" in options) for hit in hits] for hits in found]
+    assert [result["hits"] for result in results] == json.loads(json.dumps(records))
+    assert any(hit["memory"] for result in results for hit in result["hits"]) == (options != {"memory_weight": 0.0})
+
+
+def test_about_has_the_weight_of_the_votes(client: Client) -> None:
+    """The console would start with another weight than the bundle's."""
+    assert client.get("/about").json()["memory_weight"] == VOTES.weight
 
 
 def test_many_queries_keep_their_order(client: Client, retriever: Retriever) -> None:
@@ -82,7 +99,7 @@ def test_filters_and_least_scores_equal_the_retriever(client: Client, retriever:
         for query in QUERIES:
             body = {"queries": [query], "k": 20, "filter": wanted, "min_score": least}
             found = retriever.search([query], 20, filter=wanted, min_score=least)
-            assert client.post("/predict", body).json()["results"][0]["hits"] == [asdict(hit) for hit in found[0]]
+            assert client.post("/predict", body).json()["results"][0]["hits"] == [hit_record(hit) for hit in found[0]]
     nothing = client.post("/predict", {"queries": ["red"], "filter": {"market": ["ZZ"]}})
     assert nothing.json()["results"] == [{"query": "red", "hits": []}]
 
@@ -140,6 +157,11 @@ BAD_BODIES = [
     (b'{"queries": ["a"], "weight": 1.5}', 422, "out_of_range"),
     (b'{"queries": ["a"], "weight": -0.1}', 422, "out_of_range"),
     (b'{"queries": ["a"], "weight": "half"}', 422, "wrong_type"),
+    (b'{"queries": ["a"], "memory_weight": -0.1}', 422, "out_of_range"),
+    (b'{"queries": ["a"], "memory_weight": 11}', 422, "out_of_range"),
+    (b'{"queries": ["a"], "memory_weight": "1"}', 422, "wrong_type"),
+    (b'{"queries": ["a"], "supporting": 11}', 422, "out_of_range"),
+    (b'{"queries": ["a"], "supporting": true}', 422, "wrong_type"),
     (b'{"queries": ["a"], "top_k": 5}', 422, "unknown_field"),
     (json.dumps({"queries": ["a"], "x" * 5000: 1}).encode(), 422, "unknown_field"),
     (json.dumps({"queries": ["x" * 30_000]}).encode(), 413, "body_too_large"),
@@ -297,7 +319,15 @@ def test_a_cached_answer_is_used_only_while_it_is_valid(tmp_path: Path) -> None:
         first, again = ask(), ask()
         assert (first.body, hits()) == (again.body, 1)
         assert (again.headers["x-bundle"], again.headers["server-timing"][:5]) == ("one", "total")
-        others = ({"k": 6}, {"weight": 0.25}, {"min_score": 0.1}, {"filter": {"market": ["US"]}}, {"queries": ["red"]})
+        others = (
+            {"k": 6},
+            {"weight": 0.25},
+            {"supporting": 1},
+            {"memory_weight": 0},
+            {"min_score": 0.1},
+            {"filter": {"market": ["US"]}},
+            {"queries": ["red"]},
+        )
         for other in others:
             ask(**other)
         assert hits() == 1

@@ -58,6 +58,13 @@ def test_the_manifest_records_what_was_checked(retriever: Retriever, opened: Che
     assert (manifest.index.recall_queries, manifest.parity.labels) == (120, N_LABELS)
     assert manifest.parity.queries > 120, "no query was as long as a query may be"
     assert manifest.parity.longest_tokens == opened.max_tokens
+    memory = manifest.memory
+    assert memory is not None, "validation selected no votes, so the memory is not tested"
+    assert memory.votes == opened.facts.best.votes
+    assert memory.parity_cosine >= 0.9999
+    assert memory.ef_search.recall >= 0.95
+    assert opened.memory is not None
+    assert (memory.queries, memory.half) == (len(opened.memory), "classifier")
     assert {0.0, 0.25, 0.5, 0.75, 1.0, opened.classifier_weight} == {one.weight for one in manifest.index.ef_search}
     assert all(one.recall_at_10 >= 0.99 for one in manifest.index.ef_search)
     assert manifest.quality is not None

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from retrieval import open_bundle
 from retrieval.errors import BundleError
-from tests.support.bundles import label_texts, make_bundle
+from tests.support.bundles import VOTES, label_texts, make_bundle
 from tests.support.forked import forked, start_forked
 from tests.support.mutations import GROUPS, cases, damaged
 
@@ -40,7 +40,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         whole = Path(scratch) / "whole"
         # in a process of its own: it starts native threads, which forked processes would lack
-        maker = start_forked(lambda: make_bundle(whole, [*label_texts(), *label_texts(20)]))
+        maker = start_forked(lambda: make_bundle(whole, [*label_texts(), *label_texts(20)], memory=VOTES))
         assert os.waitpid(maker, 0)[1] == 0
         for group, count in zip(GROUPS, counts, strict=True):
             for number, case in enumerate(cases(group, count, seed)):

@@ -1,6 +1,7 @@
 """The manifest: invalid ones are refused; ef_search and score scales."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,10 @@ import numpy as np
 import pytest
 
 from retrieval.bundle.facts import EfSearch, IndexFacts, ModelFacts
-from retrieval.bundle.manifest import MAX_FILES, Manifest, read_manifest
+from retrieval.bundle.manifest import MAX_FILES, MEMORY, Manifest, read_manifest
 from retrieval.bundle.verified_files import verify_bundle
 from retrieval.errors import BundleError
-from tests.support.bundles import make_bundle
+from tests.support.bundles import VOTES, make_bundle
 
 
 @pytest.fixture(scope="module")
@@ -60,8 +61,8 @@ def test_a_real_manifest_is_read_as_it_was_written(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format_version": 4}, r"version 4; this release reads versions 1 to 3. Install a newer"),
-        ({"format_version": 0}, r"version 0; this release reads versions 1 to 3. Export"),
+        ({"format_version": 5}, r"version 5; this release reads versions 1 to 4. Install a newer"),
+        ({"format_version": 0}, r"version 0; this release reads versions 1 to 4. Export"),
         ({"format_version": "2"}, "format_version"),
         ({"format_version": ...}, "format_version: Field required"),
         ({"surprise": 1}, "surprise: Extra inputs"),
@@ -193,6 +194,35 @@ def test_the_index_and_its_projection_go_together(
     files = {name: entry for name, entry in content["files"].items() if not (dropped and name == "directions.npy")}
     with pytest.raises(BundleError, match=said):
         read_manifest(rewritten(bundle, tmp_path, index=content["index"] | {"width": width}, files=files))
+
+
+def test_the_index_has_the_energy_of_its_projection(bundle: Path, tmp_path: Path) -> None:
+    """If it fails, a manifest lacks a figure that export recorded."""
+    content = json.loads((bundle / "manifest.json").read_text())
+    with pytest.raises(BundleError, match=r"index\.width and index\.energy must be given together"):
+        read_manifest(rewritten(bundle, tmp_path, index=content["index"] | {"energy": None}))
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_the_memory_and_its_files_go_together(tmp_path: Path, name: str) -> None:
+    """If it fails, a bundle is opened without the votes that its answers were measured with."""
+    folder = make_bundle(tmp_path / "words", memory=VOTES)
+    content = json.loads((folder / "manifest.json").read_text())
+    files = {one: entry for one, entry in content["files"].items() if one != name}
+    said = f"memory and {name} must be given together"
+    with pytest.raises(BundleError, match=said):
+        read_manifest(rewritten(folder, tmp_path, files=files))
+    shutil.rmtree(tmp_path / "changed")
+    with pytest.raises(BundleError, match=r"memory and memory\.arrow must be given together"):
+        read_manifest(rewritten(folder, tmp_path, memory=None))
+
+
+def test_the_index_of_the_memory_is_no_wider_than_a_half(tmp_path: Path) -> None:
+    """If it fails, hnswlib gets queries of another width than its vectors, and reads beyond them."""
+    folder = make_bundle(tmp_path / "words", memory=VOTES)
+    content = json.loads((folder / "manifest.json").read_text())
+    with pytest.raises(BundleError, match=r"memory\.width is 17, more than the 16 numbers of a half"):
+        read_manifest(rewritten(folder, tmp_path, memory=content["memory"] | {"width": 17}))
 
 
 def test_a_manifest_lists_only_files_of_a_bundle(bundle: Path, tmp_path: Path) -> None:

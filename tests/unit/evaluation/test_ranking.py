@@ -52,7 +52,7 @@ def equal_labels() -> Encoded:
 def by_definition(encoded: Encoded, mix: ScoreMix) -> torch.Tensor:
     """Compute scores [Q, L] by the formula in the docstring of training.evaluation.scoring."""
     queries, labels = encoded
-    w, b = mix
+    w, b = mix.weight, mix.popularity
     return (1 - w) * queries.dual @ labels.dual.T + w * (
         queries.classifier @ labels.classifier.T + b * labels.popularity
     )
