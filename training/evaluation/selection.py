@@ -7,7 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
+from training.evaluation.distractors import choose_originals, queries_with_distractors, with_distractors
 from training.evaluation.imputation import CONE_FRACTIONS
 from training.evaluation.ranking import SHORTLIST_MIXES, ExactRanker, LabelRows
 from training.evaluation.results import EvaluationData
@@ -36,8 +38,12 @@ def select(
     popularities: Sequence[float],
     metric_names: Sequence[str],
     fixed_weight: float | None = None,
+    distractors: float = 0.0,
+    seed: int = 0,
 ) -> Selection:
     """Select the mix from a grid, then the cone fraction for that mix.
+
+    While the cone fraction is selected, there are `distractors` never-correct untrained labels per trained label.
 
     `labels` must be imputed with the first of CONE_FRACTIONS. Weight 0 does not use popularity, so it is tried once.
     With a fixed weight, only the popularity bonus is selected for it, and the best mix at any weight is returned too.
@@ -51,8 +57,11 @@ def select(
     if fixed_weight is not None:
         at_weight = {mix: rows for mix, rows in rankings.items() if mix.weight == fixed_weight}
         mix, tuned = choose_mix(at_weight, data, metric_names)[0], best
-    cone_fraction, score, labels = choose_cone_fraction(queries, labels, mix, data, metric_names)
-    return Selection(mix, cone_fraction, score, ExactRanker(queries, labels, exclude), tuned)
+    original_X = choose_originals(labels, data, distractors, seed)
+    cone_fraction = choose_cone_fraction(queries, labels, mix, data, metric_names, original_X)
+    ranker = ExactRanker(queries, labels.with_imputation(cone_fraction), exclude)
+    score = mean_metric(ranker.rank([mix])[mix], data, metric_names)
+    return Selection(mix, cone_fraction, score, ranker, tuned)
 
 
 def choose_mix(
@@ -68,20 +77,23 @@ def choose_mix(
 
 
 def choose_cone_fraction(
-    queries: QueryVectors, labels: LabelVectors, mix: ScoreMix, data: EvaluationData, metric_names: Sequence[str]
-) -> tuple[float, float, LabelVectors]:
-    """Return the cone fraction with the highest mean of the metrics, that mean, and the labels imputed with it.
+    queries: QueryVectors, labels: LabelVectors, mix: ScoreMix, data: EvaluationData, metric_names: Sequence[str],
+    original_X: NDArray[np.int64],
+) -> float:  # fmt: skip
+    """Return the cone fraction with the highest mean of the metrics among the labels and copies of `original_X`.
 
-    Ties go to the first candidate. Only one is tried if the classifier has no weight or every label is trained.
+    Ties go to the first candidate. None is tried if the classifier has no weight or every label is trained.
     """
-    matters = mix.weight > 0 and len(labels.imputation.label_U) > 0
+    if mix.weight == 0 or not len(labels.imputation.label_U):
+        return CONE_FRACTIONS[0]
+    if len(original_X):
+        labels, data = with_distractors(labels, original_X), queries_with_distractors(data, original_X)
     scores = {}
-    for cone_fraction in CONE_FRACTIONS if matters else CONE_FRACTIONS[:1]:
+    for cone_fraction in CONE_FRACTIONS:
         # No name for the imputed labels: at most one copy of all classifier rows exists at a time.
         rankings = ExactRanker(queries, labels.with_imputation(cone_fraction), data.queries.exclude).rank([mix])
         scores[cone_fraction] = mean_metric(rankings[mix], data, metric_names)
-    best = max(scores, key=lambda cone_fraction: scores[cone_fraction])
-    return best, scores[best], labels.with_imputation(best)
+    return max(scores, key=lambda cone_fraction: scores[cone_fraction])
 
 
 def mean_metric(row_QK: LabelRows, data: EvaluationData, metric_names: Sequence[str]) -> float:

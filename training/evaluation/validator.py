@@ -36,7 +36,7 @@ class Validator:
         )
         selection = select(
             queries, labels, validation, self.recipe.weights, settings.popularities, settings.metrics,
-            self.recipe.fixed_weight,
+            self.recipe.fixed_weight, settings.distractors, self.recipe.seed,
         )  # fmt: skip
         result = evaluate(selection.ranker, validation, mixes_by_head(selection.mix, selection.tuned))
         return EpochRecord(
