@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from export.encoders import write_encoders
-from export.geometry import Cone, balance_for, bias, find_cone
+from export.geometry import Cone, balance_for, bias, classifier_width, find_cone
 from export.label_vectors import count_zeros, write_imputed, write_vectors
 from export.parity import check_parity
 from export.pca import fit_projection, write_projected
@@ -279,7 +279,7 @@ def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> 
     return ModelFacts(
         encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str in the recipe, a Literal here; validated by pydantic
         dual_dim=checkpoint.model.dual_dim,
-        classifier_dim=checkpoint.model.classifier_dim + 1,  # includes the bias
+        classifier_dim=classifier_width(checkpoint),
         balance=balance_for(checkpoint.classifier_weight),
         cone_shrink=cone.shrink,
         max_tokens=checkpoint.max_tokens,

@@ -105,9 +105,9 @@ class TrainingStep:
             scores_QP = dual_BD[:n_queries] @ dual_BD[n_queries:].T
             dual = head_loss(scores_QP, batch.targets, batch.picked, losses.dual_encoder)
             terms |= {f"dual_encoder/{name}": dual_share * term for name, term in dual.items()}
-        if dual_share < 1:
+        if self.model.classifier is not None:
             row_PC = self.model.classifier.take(batch.pool_P)
-            scores_QP = self.model.classifier_head(encoded_BE[:n_queries]) @ row_PC.T
+            scores_QP = self.model.classifier_vectors(encoded_BE[:n_queries]) @ row_PC.T
             classifier = head_loss(scores_QP, batch.targets, batch.picked, losses.classifier)
             terms |= {f"classifier/{name}": (1 - dual_share) * term for name, term in classifier.items()}
         return terms

@@ -294,6 +294,11 @@ class Recipe(Section):
         return {key: "published" if key in published else "derived" if key in derived else "ours" for key in keys}
 
     @property
+    def has_classifier(self) -> bool:
+        """Whether the classifier is trained; without it, its head and ψ are not allocated."""
+        return self.loss.dual_encoder_share < 1.0
+
+    @property
     def fixed_weight(self) -> float | None:
         """The fixed classifier weight; None if it is selected, or if only one head is trained."""
         return self.validation.fixed_weight if 0.0 < self.loss.dual_encoder_share < 1.0 else None
