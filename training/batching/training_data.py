@@ -28,7 +28,8 @@ class TrainingData:
     The first `n_queries` rows of `train` are the training queries, the others label queries; `label_queries_per_epoch`
     of those are drawn at each refresh. `target_V` float32 is the target of each positive of `train`; None: 1 for all.
     `positives_L` counts the training queries per label; if `click_frequency_L` is not None, popularity is computed from
-    it. `repeated_Q` and `label_age_L` define groups of an evaluation (training/data/clicks.py).
+    it. `repeated_Q` and `label_age_L` define groups of an evaluation (training/data/clicks.py). `own_label_N` is the
+    label whose text a row is, −1 for training queries; None: no row is a label's text.
     """
 
     train: Split
@@ -45,6 +46,7 @@ class TrainingData:
     click_frequency_L: NDArray[np.float64] | None = None
     repeated_Q: NDArray[np.bool_] | None = None
     label_age_L: NDArray[np.float32] | None = None
+    own_label_N: NDArray[np.int64] | None = None
 
 
 def validation_queries(dataset: Dataset, recipe: Recipe) -> Split:
@@ -80,7 +82,7 @@ def build_training_data(
     held_out = dataset.split("validation").labels
     frequency_L = positives_L + np.bincount(held_out.values, minlength=dataset.n_labels)
     constants = recipe.propensity
-    extra = label_queries(train, dataset.label_texts, recipe.batching.label_queries)
+    extra = label_queries(train, dataset.label_texts, recipe.batching.label_queries, recipe.seed)
     query_tokens = tokenize_cached(train.texts, tokenizer, cache, "train")
     label_tokens = tokenize_cached(dataset.label_texts, tokenizer, cache, "labels")
     target_of_query_V = np.ones(len(train.labels.values), np.float32)
@@ -99,6 +101,7 @@ def build_training_data(
         click_frequency_L=weighted_frequency(train, dataset.n_labels, recipe.clicks.popularity),
         repeated_Q=repeated_queries(validation.texts, train.texts),
         label_age_L=label_ages(dataset, "validation"),
+        own_label_N=np.concatenate([np.full(len(train), -1), extra.label_G]) if len(extra) else None,
     )
 
 

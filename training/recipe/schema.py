@@ -82,7 +82,30 @@ class LabelQueriesRecipe(Section):
     )
     targets: Literal["neighbours", "gandalf", "glas", "one_hot"] = "neighbours"
     max_positives: Positive = Field(default=30, description="maximum number of positives per label query")
-    threshold: Share = Field(default=0.1, description="minimum cosine of two labels' query sets, or minimum target")
+    threshold: Share = Field(
+        default=0.1, description="δ: minimum cosine of two labels' query sets; gandalf and glas: targets are above it"
+    )
+    graph: Literal["shared_queries", "random_walk"] = Field(
+        default="shared_queries",
+        description="co-occurrence of labels: shared training queries, or visits of random walks",
+    )
+    labels_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0, description="share of the labels that may become label queries"
+    )
+    labels_order: Literal["random", "tail_first"] = Field(
+        default="random", description="these labels are drawn at random, or are those with fewest training queries"
+    )
+    epoch: Literal["added", "only", "equal_budget"] = Field(
+        default="added",
+        description="rows of an epoch: label queries in addition to all training queries, label queries only, or a "
+        "sample of both that is as large as the training queries",
+    )
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> "LabelQueriesRecipe":
+        if self.epoch != "added" and not self.share:
+            raise ValueError(f"epoch is {self.epoch} without label queries: set share above 0")
+        return self
 
 
 class BatchingRecipe(Section):
