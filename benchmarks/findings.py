@@ -28,7 +28,7 @@ from training.checkpoint.files import read_facts
 from training.evaluation.significance import Bootstrap
 from training.recipe.schema import PropensityRecipe
 
-COLUMNS = ("P@1", "P@5", "R@10", "PSP@1", "PSP@5", "tail R@10")
+COLUMNS = ("P@1", "P@5", "R@10", "PSP@1", "PSP@5", "C@5", "tail R@10")
 Runs = dict[str, list[RunResult]]
 
 

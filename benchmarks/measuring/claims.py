@@ -18,10 +18,11 @@ from training.evaluation.significance import Bootstrap, Estimate
 FEW_STEPS = "optimizer.classifier_lr=0.1"
 UNIFIED = f"systems/unidec:{FEW_STEPS}"
 PICK_ONE = "loss.dual_encoder.positives=one:loss.classifier.positives=one"
+FILLED = "batching.fill_with_positives=true"
 ONE_WAY = "loss.dual_encoder.query_to_label=1:loss.classifier.query_to_label=1"
 GANDALF = "batching.label_queries.share=1:batching.label_queries.targets=gandalf"
 
-POOLED, FULL = "DePSL, pool ≤ L/30", "DEXML-full"
+POOLED, FULL = "DePSL, pool ≤ L/30", "DePSL, all labels"
 
 
 def systems(n_labels: int) -> dict[str, str]:
@@ -33,17 +34,21 @@ def systems(n_labels: int) -> dict[str, str]:
         "UniDEC SupCon / SupCon": f"systems/unidec_supcon_supcon:{FEW_STEPS}",
         "UniDEC SupCon / SupCon+BCE": f"systems/unidec_supcon_supconbce:{FEW_STEPS}",
         "without mined negatives": f"{UNIFIED}:batching.hard_negatives=0",
+        # As in the thesis: other positives of the queries take the places of the mined negatives.
+        "positives instead of mined negatives": f"{UNIFIED}:batching.hard_negatives=0:{FILLED}",
         "query→label only": f"{UNIFIED}:{ONE_WAY}",
         "POL instead of PSL": f"{UNIFIED}:{PICK_ONE}",
         "random batches": f"{UNIFIED}:batching.clustered=false",
         "with Gandalf": f"{UNIFIED}:{GANDALF}",
         "DePSL": "systems/depsl",
+        "DePSL, query→label only": "systems/depsl:loss.dual_encoder.query_to_label=1",
         "DPR": "systems/dpr",
         "ANCE": "systems/ance",
         "NGAME": "systems/ngame",
         "DEXML": "systems/dexml",
         POOLED: f"systems/depsl:loss.dual_encoder.query_to_label=1:batching.pool_size={max(1, n_labels // 30)}",
-        FULL: "systems/dexml_full",
+        FULL: "systems/depsl:loss.dual_encoder.query_to_label=1:batching.pool_size=all:batching.hard_negatives=0",
+        "DEXML-full": "systems/dexml_full",
         "Renee": "systems/renee",
     }
 
@@ -77,6 +82,11 @@ CLAIMS = (
           _model(BASE), _model("POL instead of PSL"), ("P@1", "P@5", "PSP@5")),
     Claim("Mined negatives raise P and lower PSP@1", "P up, PSP@1 down",
           _model(BASE), _model("without mined negatives"), ("P@1", "P@5"), ("PSP@1",)),
+    Claim("Mined negatives raise P and lower PSP@1, compared with other positives in pools of equal size",
+          "P up, PSP@1 down",
+          _model(BASE), _model("positives instead of mined negatives"), ("P@1", "P@5"), ("PSP@1",)),
+    Claim("Both directions of the loss trade P for PSP on short text, dual encoder only", "P down, PSP up",
+          _model("DePSL"), _model("DePSL, query→label only"), ("PSP@1", "PSP@5"), ("P@1", "P@5")),
     Claim("Both directions of the loss trade P for PSP on short text", "P down, PSP up",
           _model(BASE), _model("query→label only"), ("PSP@1", "PSP@5"), ("P@1", "P@5")),
     Claim("Decoupled softmax is better than SupCon", "P@1 up",

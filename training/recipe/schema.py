@@ -121,6 +121,11 @@ class BatchingRecipe(Section):
     pool_size: Positive | Literal["all"] = Field(
         default=4000, description="maximum size of a batch's label pool; all: every label in every step"
     )
+    fill_with_positives: bool = Field(
+        default=False,
+        description="fill the pool up to pool_size with other positives of the batch's queries: pools without hard "
+        "negatives are then as large as with them",
+    )
     grad_cache_chunk: Positive | None = Field(
         default=None, description="GradCache chunk size in texts, which are encoded twice; null: no GradCache"
     )
