@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from export.encoders import write_encoders
-from export.geometry import Cone, balance_for, bias, find_cone
+from export.geometry import Cone, balance_for, bias, classifier_width, find_cone
 from export.label_vectors import count_zeros, write_imputed, write_vectors
 from export.memory import GraphSettings, build_memory
 from export.parity import check_parity
@@ -250,8 +250,8 @@ def _check_end_to_end(
         write_golden(folder, Golden(weight=job.checkpoint.classifier_weight, answers=()))
         seal(folder, **facts, quality=None, golden=_golden_facts(0, settings))
         with open_bundle(folder, threads=settings.threads, paused=()) as retriever:
-            measured = bundle_quality(retriever, validation, progress)
-            quality = Quality(queries=validation.scored, checkpoint=expected, bundle=measured)
+            measured, among_seen = bundle_quality(retriever, validation, progress)
+            quality = Quality(queries=validation.scored, checkpoint=expected, bundle=measured, seen_labels=among_seen)
             check_quality(quality, settings.max_quality_loss)
             write_golden(folder, record_golden(retriever, golden_queries))
         seal(folder, **facts, quality=quality, golden=_golden_facts(len(golden_queries), settings))
@@ -297,7 +297,7 @@ def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> 
     return ModelFacts(
         encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str in the recipe, a Literal here; validated by pydantic
         dual_dim=checkpoint.model.dual_dim,
-        classifier_dim=checkpoint.model.classifier_dim + 1,  # includes the bias
+        classifier_dim=classifier_width(checkpoint),
         balance=balance_for(checkpoint.classifier_weight),
         cone_shrink=cone.shrink,
         max_tokens=checkpoint.max_tokens,

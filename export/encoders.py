@@ -21,7 +21,10 @@ INLINE_LIMIT = 1_900_000_000  # bytes; a protobuf file is limited to 2 GiB, larg
 
 
 class QueryEncoder(nn.Module):
-    """Map token ids and mask to [unit dual vector ; classifier vector and bias, stretched along the labels' cone]."""
+    """Map token ids and mask to [unit dual vector ; classifier vector and bias, stretched along the labels' cone].
+
+    Without a classifier, the vector has its first half only.
+    """
 
     direction_C1: Tensor
     bias_11: Tensor
@@ -34,6 +37,8 @@ class QueryEncoder(nn.Module):
         self.stretch = 1.0 / cone.shrink - 1.0
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        if self.model.classifier_head is None:
+            return self.model.label_vectors(input_ids, attention_mask)
         dual_BD, unit_BC = self.model.query_vectors(input_ids, attention_mask)
         classifier_BC = torch.cat([unit_BC, self.bias_11.expand(unit_BC.shape[0], 1)], dim=-1)
         along_B1 = classifier_BC @ self.direction_C1

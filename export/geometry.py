@@ -54,7 +54,7 @@ class Cone:
 
 def find_cone(checkpoint: Checkpoint) -> Cone:
     """Find the cone of a checkpoint's trained labels; ε = 1, no change, if their rows share no direction."""
-    total_C = np.zeros(checkpoint.model.classifier_dim + 1)
+    total_C = np.zeros(classifier_width(checkpoint))
     for start in range(0, checkpoint.labels.num_rows, LABELS_PER_CHUNK):
         total_C += classifier_vectors(checkpoint, start, start + LABELS_PER_CHUNK).sum(axis=0, dtype=np.float64)
     trained, length = int(checkpoint.trained_L.sum()), float(np.linalg.norm(total_C))
@@ -62,6 +62,12 @@ def find_cone(checkpoint: Checkpoint) -> Cone:
     if trained < MIN_TRAINED_LABELS or not MIN_CONE_LENGTH * trained <= length < np.inf:
         return Cone(np.zeros(len(total_C), np.float32), 1.0)
     return Cone((total_C / length).astype(np.float32), CONE_SHRINK)
+
+
+def classifier_width(checkpoint: Checkpoint) -> int:
+    """Return the width of the classifier vectors, with the bias; 0 if the model has no classifier."""
+    width: int = checkpoint.model.classifier_dim
+    return width + 1 if width else 0
 
 
 def classifier_vectors(checkpoint: Checkpoint, start: int, stop: int) -> ClassifierVectors:
@@ -76,7 +82,9 @@ def classifier_vectors(checkpoint: Checkpoint, start: int, stop: int) -> Classif
 
 
 def with_bias(checkpoint: Checkpoint, rows_NC: ClassifierVectors, label_N: NDArray[np.int64]) -> ClassifierVectors:
-    """Append √b·p to the classifier rows of the labels `label_N`."""
+    """Append √b·p to the classifier rows of the labels `label_N`; a model without a classifier has no bias."""
+    if not classifier_width(checkpoint):
+        return rows_NC
     bias_N = bias(checkpoint) * popularity(checkpoint.label_frequency_L)[label_N]
     return np.concatenate([rows_NC, bias_N[:, None].astype(np.float32)], axis=1)
 

@@ -114,7 +114,8 @@ def choose_ef_search(
     the default weight for k = 10, since most searches would be slow.
     """
     query_QD, label_QD = (encoder.encode(texts).vectors_BD for texts in (queries, label_texts))
-    weights = sorted({*WEIGHTS, default_weight})
+    # Without a classifier, every weight below 1 has the ranking of weight 0, and searches use no other.
+    weights = sorted({*WEIGHTS, default_weight}) if facts.classifier_dim else [0.0]
     chosen = []
     for done, weight in enumerate(weights):
         accepted = quality_check if weight == default_weight else always_true
@@ -129,6 +130,8 @@ def choose_ef_search(
             )
         chosen.append(setting if setting.ef else setting.model_copy(update=FULL_SCAN_RECALLS))
         progress(done + 1, len(weights))
+    if not facts.classifier_dim:
+        chosen.append(chosen[0].model_copy(update={"weight": 1.0}))
     return tuple(chosen)
 
 

@@ -40,7 +40,7 @@ from retrieval.bundle.vector_file import vectors_in
 from retrieval.bundle.verified_files import BundleFiles, read_bundle
 from retrieval.errors import BundleError
 from retrieval.results import NO_ROW, Hit, Ranking, SearchResults, SupportingQuery, Timings, hits_of
-from retrieval.search.arguments import check_memory, check_queries, check_search
+from retrieval.search.arguments import check_memory, check_queries, check_search, check_weight
 from retrieval.search.attributes import BYTES_PER_LABEL, BYTES_PER_LABEL_WITH_NODES, Attributes
 from retrieval.search.candidates import Candidates
 from retrieval.search.distinct_vectors import nodes_in
@@ -195,6 +195,7 @@ class Retriever:
         """Search as `search` does; return label rows instead of hits, and the time of each stage. Raises BadInput."""
         weight = self.manifest.classifier_weight if weight is None else weight
         check_search(k, weight, min_score)
+        check_weight(weight, self.manifest.model.classifier_dim)
         parts = self._open_parts()
         memory_weight = self.memory_weight if memory_weight is None else memory_weight
         check_memory(memory_weight, 0, parts.ranker.memory is not None)

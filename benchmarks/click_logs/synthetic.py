@@ -1,8 +1,8 @@
 """A synthetic click log of any size, whose numbers of distinct pairs, queries and labels are exact.
 
-A log of n rows has n / 5 distinct pairs, or the given number; a twentieth as many labels; three queries per label. The number of labels per query, the
-rows per pair and the impressions per row have heavy tails; about two thirds of the pairs have a click. Every file
-depends only on the plan, its day and its number, so that any day can be written again.
+A log of n rows has n / 5 distinct pairs, or a given number, a twentieth as many labels, and three queries per label.
+The number of labels per query, the rows per pair and the impressions per row have heavy tails; about two thirds of the
+pairs have a click. Every file depends only on the plan, its day and its number, so that any day can be written again.
 
 Suffixes: R rows of a file, P pairs, Q queries, L labels, T texts.
 """

@@ -86,13 +86,16 @@ class ModelFacts(ManifestPart):
     `cone_shrink` ε along the direction that trained labels share. The query encoder stretches its classifier half by
     1/ε along it, so scores do not change. ε = 1: nothing is shrunk.
 
+    `classifier_dim` is 0 if the model has no classifier; then the vectors have their first half only, and every search
+    has weight 0.
+
     `query_identity` is the version of `retrieval.query_text.query_identity` that is applied to texts before the
     tokenizer; 0: none, as in older bundles.
     """
 
     encoder: Literal["static", "transformer"]
     dual_dim: Count
-    classifier_dim: Count
+    classifier_dim: CountOrZero
     balance: Annotated[float, Field(gt=0.0, lt=1.0)]
     cone_shrink: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_tokens: Annotated[int, Field(ge=1, le=1 << 16)]
@@ -294,11 +297,15 @@ class Reduced(ManifestPart):
 
 
 class Quality(ManifestPart):
-    """Metrics in percent over the checkpoint's validation queries, of the checkpoint and of the bundle end to end."""
+    """Metrics in percent over the checkpoint's validation queries, of the checkpoint and of the bundle end to end.
+
+    `seen_labels` are the bundle's among labels with training positives; null if every label has some.
+    """
 
     queries: Count
     checkpoint: dict[str, float]
     bundle: dict[str, float]
+    seen_labels: dict[str, float] | None = None
 
 
 class GoldenFacts(ManifestPart):

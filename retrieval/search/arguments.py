@@ -26,6 +26,12 @@ def check_memory(memory_weight: float, supporting: int, has_memory: bool) -> Non
         raise BadInput(f"memory_weight is {memory_weight!r}, but the bundle has no query memory; leave it out")
 
 
+def check_weight(weight: float, classifier_dim: int) -> None:
+    """Raise BadInput for a weight above 0 if the bundle has no classifier."""
+    if weight and not classifier_dim:
+        raise BadInput(f"weight is {weight:g}, but this bundle has no classifier; leave it out, or set it to 0")
+
+
 def check_search(k: int, weight: float, min_score: float | None) -> None:
     """Check the options of a search. Raises BadInput that names the option and its value."""
     if isinstance(k, bool) or not isinstance(k, int | np.integer) or k < 1:

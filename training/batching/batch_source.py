@@ -131,12 +131,20 @@ class BatchSource:
         return Mined(clusters, hard_negative_NH)
 
     def _rows(self, epoch: int) -> NDArray[np.int64]:
-        """Return the rows of an epoch: all training queries, and label queries drawn once per refresh period."""
+        """Return the rows of an epoch: training queries, and label queries drawn once per refresh period.
+
+        With an equal budget, they are the same sample of both in every epoch (Gandalf, Table 1.2).
+        """
         n_queries, n_label_queries = self.data.n_queries, len(self.data.train) - self.data.n_queries
+        rows = self.recipe.batching.label_queries.epoch
+        if rows == "equal_budget":
+            generator = random_generator(self.recipe.seed, Stream.LABEL_QUERIES, 0)
+            return np.sort(generator.choice(len(self.data.train), size=n_queries, replace=False))
         refresh_epoch = epoch - epoch % self.recipe.batching.refresh_epochs
         generator = random_generator(self.recipe.seed, Stream.LABEL_QUERIES, refresh_epoch)
         drawn = generator.choice(n_label_queries, size=self.data.label_queries_per_epoch, replace=False)
-        return np.concatenate([np.arange(n_queries), n_queries + np.sort(drawn)])
+        queries = np.zeros(0, np.int64) if rows == "only" else np.arange(n_queries)
+        return np.concatenate([queries, n_queries + np.sort(drawn)])
 
     @torch.inference_mode()
     def _dual_vectors(self, tokens: TokenizedTexts, rows_R: NDArray[np.int64] | None = None) -> NDArray[np.float32]:

@@ -85,6 +85,8 @@ def make_batch(
         drawn = draw_hard_negatives(query_Q, hard_negative_NH, recipe.hard_negatives, generator)
         drawn = np.concatenate([drawn, draw_shown(query_Q, clicks, generator)])
         pool_P = label_pool(sampled.values.astype(np.int64, copy=False), drawn, recipe.pool_size, generator)
+        if recipe.fill_with_positives:
+            pool_P = filled(pool_P, positives_Q.values, recipe.pool_size, generator)
     row_M, column_M, in_pool = pairs_in_pool(positives_Q, pool_P)
     picked_row_O, picked_column_O, _ = pairs_in_pool(first_of_each(sampled), pool_P)
     ignored_row, ignored_column, _ = pairs_in_pool(exclude.take(query_Q), pool_P)
@@ -142,6 +144,13 @@ def draw_shown(query_Q: Int64Array, clicks: Clicks, generator: np.random.Generat
     if clicks.shown is None:
         return np.zeros(0, np.int64)
     return sample_positives(clicks.shown.take(query_Q), clicks.shown_per_query, generator).values.astype(np.int64)
+
+
+def filled(pool_P: Int64Array, positive_V: IntArray, size: int, generator: np.random.Generator) -> Int64Array:
+    """Return the pool with further positives, drawn at random, up to `size` labels, in ascending order."""
+    others = np.setdiff1d(positive_V.astype(np.int64), pool_P)
+    count = min(max(size - len(pool_P), 0), len(others))
+    return np.sort(np.concatenate([pool_P, generator.choice(others, size=count, replace=False)]))
 
 
 def label_pool(sampled: Int64Array, drawn: Int64Array, maximum: int, generator: np.random.Generator) -> Int64Array:

@@ -20,7 +20,20 @@ def build_device_batch(batch: Batch, data: TrainingData, device: torch.device, *
     if encode_labels:
         texts = texts.followed_by(data.label_tokens.take(batch.pool_P))
     targets, picked = _targets(batch, device)
-    return DeviceBatch(len(batch.query_Q), torch.from_numpy(batch.pool_P).to(device), texts, targets, picked)
+    dual = None
+    if data.own_label_N is not None:
+        # A label's text as a query equals the label's text: the dual encoder would learn that a text is like itself.
+        row_X, column_X = _to_device(device, *_own_labels(batch, data.own_label_N))
+        dual = targets.ignoring(row_X, column_X), picked.ignoring(row_X, column_X)
+    return DeviceBatch(len(batch.query_Q), torch.from_numpy(batch.pool_P).to(device), texts, targets, picked, dual)
+
+
+def _own_labels(batch: Batch, own_label_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pairs of a label query and the label whose text it is, as coordinates in Q×P."""
+    own_Q = own_label_N[batch.query_Q]
+    column_Q = np.minimum(np.searchsorted(batch.pool_P, own_Q), len(batch.pool_P) - 1)
+    row_X = np.flatnonzero((own_Q >= 0) & (batch.pool_P[column_Q] == own_Q))
+    return row_X, column_Q[row_X]
 
 
 def _targets(batch: Batch, device: torch.device) -> tuple[Targets, Targets]:

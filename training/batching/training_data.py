@@ -30,7 +30,8 @@ class TrainingData:
     of those are drawn at each refresh. `target_V` float32 is the target of each positive of `train`; None: 1 for all.
     `positives_L` counts the training queries per label; if `click_frequency_L` is not None, popularity is computed from
     it. `repeated_Q` and `label_age_L` define groups of an evaluation (training/data/clicks.py). `memory` has the
-    training queries that vote.
+    training queries that vote. `own_label_N` is the label whose text a row is, −1 for training queries; None: no row is
+    a label's text.
     """
 
     train: Split
@@ -49,6 +50,7 @@ class TrainingData:
     label_age_L: NDArray[np.float32] | None = None
     memory: Split | None = None
     memory_tokens: TokenizedTexts | None = None
+    own_label_N: NDArray[np.int64] | None = None
 
 
 def validation_queries(dataset: Dataset, recipe: Recipe) -> Split:
@@ -84,7 +86,7 @@ def build_training_data(
     held_out = dataset.split("validation").labels
     frequency_L = positives_L + np.bincount(held_out.values, minlength=dataset.n_labels)
     constants = recipe.propensity
-    extra = label_queries(train, dataset.label_texts, recipe.batching.label_queries)
+    extra = label_queries(train, dataset.label_texts, recipe.batching.label_queries, recipe.seed)
     query_tokens = tokenize_cached(train.texts, tokenizer, cache, "train")
     label_tokens = tokenize_cached(dataset.label_texts, tokenizer, cache, "labels")
     memory = memory_queries(train, recipe.memory.max_queries)
@@ -106,6 +108,7 @@ def build_training_data(
         label_age_L=label_ages(dataset, "validation"),
         memory=None if memory is None else memory.queries,
         memory_tokens=None if memory is None else query_tokens.take(memory.row_M),
+        own_label_N=np.concatenate([np.full(len(train), -1), extra.label_G]) if len(extra) else None,
     )
 
 

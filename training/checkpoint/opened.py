@@ -141,7 +141,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         facts=facts,
         model=model.eval(),
         labels=labels,
-        validation=Split.from_table(validation),
+        validation=Split.from_table(validation, excluded_may_be_true=True),  # as it was trained with
         trained_L=trained_L,
         positives_L=positives_L,
         inverse_propensity_L=inverse_propensity_L,

@@ -62,7 +62,7 @@ def restore_state(folder: Path, model: UnifiedModel, optimizers: Optimizers, rec
     position = read_position(facts, path)
     load_weights(model, _with_prefix("model.", tensors), path, optimizer_state=True)
     _load_dense(model, optimizers, _with_prefix("dense.", tensors), position, path)
-    mined = _read_mined(tensors, position, recipe, (n_rows, len(model.classifier)), path)
+    mined = _read_mined(tensors, position, recipe, (n_rows, model.n_labels), path)
     return RunState(reconcile(folder, position), mined)
 
 

@@ -8,7 +8,8 @@
     dataset.json        DatasetMeta (meta.py)
 
 Row numbers count from 0. Opening a dataset checks that its files exist; reading a table checks each row. Labels in
-`exclude` are removed from `labels` when a split is read, so a true label is never an excluded one.
+`exclude` are left out of rankings and removed from `labels` when a split is read. If dataset.json has
+`excluded_may_be_true`, they stay true labels, and positives of training.
 """
 
 from functools import cached_property
@@ -116,7 +117,7 @@ class Dataset:
     def _checked(self, name: SplitName) -> Split:
         file = f"{name}.parquet"
         table = checks.check_split_table(self._read(name), file, self.n_labels)
-        split = Split.from_table(table)
+        split = split_of(table, name, self.meta)
         if name == "train":
             checks.require_positives(split.labels, file)
         return split
@@ -128,3 +129,9 @@ class Dataset:
                 return pq.read_table(file)
         except (pa.ArrowException, OSError) as error:
             raise DatasetError(f"{path} cannot be read as Parquet ({error}). Prepare the dataset again.") from error
+
+
+def split_of(table: Any, name: SplitName, meta: DatasetMeta) -> Split:
+    """Build a split from its checked table, as dataset.json says."""
+    split = Split.from_table(table, excluded_may_be_true=meta.excluded_may_be_true)
+    return split.without_true_exclusions() if name == "train" else split

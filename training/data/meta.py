@@ -61,7 +61,8 @@ class DatasetMeta(Section):
     `days` has counts by ISO date, `renames` the number of labels whose text changed, `renames_first` the first of them,
     and `query_identity` the version of the rule that decides which texts are the same query. `detected` maps an
     identifier, such as `query_column`, `separator` or `encoding`, to what was detected in the source.
-    `examination` has the probability per position, by which clicks were weighted.
+    `examination` has the probability per position, by which clicks were weighted. `excluded_may_be_true`: excluded
+    labels are left out of rankings but stay true labels, as in the extreme classification repository's evaluation.
     """
 
     format_version: Literal[2] = 2
@@ -81,6 +82,7 @@ class DatasetMeta(Section):
     detected: dict[str, str] = {}
     examination: tuple[float, ...] | None = None
     query_identity: int = 1
+    excluded_may_be_true: bool = False
     fingerprint: str = ""
 
     @model_validator(mode="before")

@@ -3,6 +3,7 @@
 Shapes: R queries, N selected rows, V true labels of all queries.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +26,7 @@ MISSING: dict[str, Any] = {"weights": np.float32(1), "first_day": NO_DAY, "last_
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """R queries with their true labels (without the excluded ones) and their excluded labels.
+    """R queries with their true labels and their excluded labels, which are left out of rankings.
 
     `ids_column` and `texts_column` are Arrow string columns; `ids` and `texts` convert them to Python strings once.
     `weights_V` (float32, above 0), `first_day_V` and `last_day_V` (datetime64[D]) are parallel to `labels.values`; None
@@ -47,10 +48,13 @@ class Split:
                    labels, exclude)  # fmt: skip
 
     @classmethod
-    def from_table(cls, table: Any) -> "Split":
-        """Build from a table of `checks.check_split_table`; excluded labels are removed from the true labels."""
+    def from_table(cls, table: Any, *, excluded_may_be_true: bool = False) -> "Split":
+        """Build from a table of `checks.check_split_table`.
+
+        Excluded labels are removed from the true labels unless `excluded_may_be_true`.
+        """
         labels, exclude = Ragged.from_arrow(table["labels"]), Ragged.from_arrow(table["exclude"])
-        kept_V = ~labels.overlap(exclude)
+        kept_V = np.ones(len(labels.values), np.bool_) if excluded_may_be_true else ~labels.overlap(exclude)
         pairs = {f"{name}_V": np.asarray(pc.list_flatten(table[name]))[kept_V] for name in _pair_columns(table)}
         return cls(table["id"].cast(TEXT), table["text"].cast(TEXT), labels.keep(kept_V), exclude, **pairs)
 
@@ -83,6 +87,15 @@ class Split:
             self.exclude.take(rows_N),
             **{f"{name}_V": value_V[positions] for name, value_V in self.pair_values.items()},
         )
+
+    def without_true_exclusions(self) -> "Split":
+        """Return the same rows with no true label among the excluded ones: a positive of training is not ignored."""
+        return dataclasses.replace(self, exclude=self.exclude.keep(~self.exclude.overlap(self.labels)))
+
+    def with_labels(self, kept_V: NDArray[np.bool_]) -> "Split":
+        """Return the same rows with only those true labels that `kept_V` marks."""
+        pairs = {f"{name}_V": value_V[kept_V] for name, value_V in self.pair_values.items()}
+        return Split(self.ids_column, self.texts_column, self.labels.keep(kept_V), self.exclude, **pairs)
 
     def followed_by(self, other: "Split") -> "Split":
         """Return these rows, then those of `other`. Where one has no weights, they are 1; where no days, NaT."""

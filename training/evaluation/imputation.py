@@ -5,7 +5,7 @@
 m is the mean of N(ψ) over the NEIGHBOURS trained labels nearest by ⟨Φ_D(z), Φ_D(z')⟩. c is the unit direction of the
 mean trained row: trained rows lie in a cone around it, because a binary loss pushes every row away from most queries.
 Untrained labels had no such push. κ, the cone fraction, is the share of the component along c that an imputed row
-keeps: the larger κ, the lower untrained labels rank. Validation selects κ (docs/decisions/0030).
+keeps: the larger κ, the lower untrained labels rank. Validation selects κ (docs/decisions/0030, 0084).
 
 Shapes: L labels, T trained, U untrained, V distinct dual vectors of untrained labels, B labels of a block, D and C
 widths of the dual and classifier vectors, K neighbours.
@@ -24,7 +24,7 @@ from retrieval.search.indexes import ExactIndex, HnswIndex, VectorIndex
 from retrieval.system.progress import Progress, no_progress
 
 NEIGHBOURS = 5
-CONE_FRACTIONS = (0.5, 1.0, 0.25)  # candidates for κ; the first one wins a tie
+CONE_FRACTIONS = (0.5, 0.75, 1.0, 0.25)  # candidates for κ; the first one wins a tie
 MAX_EXACT_PAIRS = 1 << 32  # pairs of trained and untrained labels; beyond, an HNSW index finds the neighbours
 LABELS_PER_BLOCK = 8_192
 
@@ -74,6 +74,26 @@ def impute(
     if len(distinct_V) < len(untrained_U):
         mean_VC = mean_VC[torch.from_numpy(equal.node_L).to(mean_VC.device).long()]
     return Imputation(untrained_U, mean_VC, F.normalize(_sum_of_unit_rows(classifier_LC, trained_T), dim=0))
+
+
+@torch.inference_mode()
+def impute_copies(
+    dual_LD: NDArray[np.float32], classifier_LC: Tensor, trained_L: NDArray[np.bool_], original_X: NDArray[np.int64]
+) -> Tensor:
+    """Return m [X, C] of copies of the trained labels `original_X`, as if they were untrained.
+
+    A copy's original is not one of its neighbours. At least two labels must be trained.
+    """
+    trained_T = np.flatnonzero(trained_L)
+    index = _trained_index(np.ascontiguousarray(dual_LD[trained_T]), len(original_X), torch.get_num_threads())
+    mean_XC = torch.zeros(len(original_X), classifier_LC.shape[1], device=classifier_LC.device)
+    for start in range(0, len(original_X), LABELS_PER_BLOCK):
+        original_B = original_X[start : start + LABELS_PER_BLOCK]
+        found_BK = trained_T[index.search(dual_LD[original_B], min(NEIGHBOURS + 1, len(trained_T)))[0]]
+        others_first_BK = np.argsort(found_BK == original_B[:, None], axis=1, kind="stable")[:, : found_BK.shape[1] - 1]
+        neighbours_BK = np.take_along_axis(found_BK, others_first_BK, axis=1)
+        mean_XC[start : start + LABELS_PER_BLOCK] = _unit_rows(classifier_LC, neighbours_BK).mean(dim=1)
+    return mean_XC
 
 
 def _trained_index(trained_TD: NDArray[np.float32], untrained: int, threads: int | None) -> VectorIndex:

@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.bundle.memory_labels import VoteSettings
+from training.evaluation.distractors import choose_originals, queries_with_distractors, with_distractors
 from training.evaluation.imputation import CONE_FRACTIONS
 from training.evaluation.memory import QueryMemory
 from training.evaluation.ranking import MEMORY_SHORTLIST_MIXES, SHORTLIST_MIXES, ExactRanker, LabelRows
@@ -19,12 +21,16 @@ from training.recipe.schema import MemoryRecipe
 
 @dataclass(frozen=True)
 class Selection:
-    """The selected mix and cone fraction κ, their score in percent, and a ranker that uses them."""
+    """The selected mix and cone fraction κ, their score in percent, and a ranker that uses them.
+
+    `tuned` is the best mix at any weight, if the weight of `mix` is fixed.
+    """
 
     mix: ScoreMix
     cone_fraction: float
     score: float
     ranker: ExactRanker
+    tuned: ScoreMix | None = None
 
 
 def select(
@@ -34,24 +40,40 @@ def select(
     weights: Sequence[float],
     popularities: Sequence[float],
     metric_names: Sequence[str],
+    fixed_weight: float | None = None,
+    distractors: float = 0.0,
+    seed: int = 0,
     memory: QueryMemory | None = None,
     votes: MemoryRecipe | None = None,
 ) -> Selection:
     """Select the mix from a grid, then the votes for that mix, then the cone fraction.
 
+    While the cone fraction is selected, there are `distractors` never-correct untrained labels per trained label.
+
     `labels` must be imputed with the first of CONE_FRACTIONS. Weight 0 does not use popularity, so it is tried once.
-    `memory` does not contain the validation queries; `votes` has the candidates for its settings.
+    With a fixed weight, only the popularity bonus and the votes are selected for it, and the best mix without votes at
+    any weight is returned too. `memory` does not contain the validation queries; `votes` has the candidates for its
+    settings.
     """
     exclude = data.queries.exclude
-    grid = [ScoreMix(weight, bonus) for weight in weights for bonus in (popularities if weight else (0.0,))]
-    ranker = ExactRanker(queries, labels, exclude, exact=SHORTLIST_MIXES)
-    mix, score = choose_mix(ranker.rank(grid), data, metric_names)
+    tried = weights if fixed_weight is None else sorted({*weights, fixed_weight})
+    grid = [ScoreMix(weight, bonus) for weight in tried for bonus in (popularities if weight else (0.0,))]
+    rankings = ExactRanker(queries, labels, exclude, exact=SHORTLIST_MIXES).rank(grid)
+    best, score = choose_mix(rankings, data, metric_names)
+    mix, tuned = best, None
+    if fixed_weight is not None:
+        at_weight = {mix: rows for mix, rows in rankings.items() if mix.weight == fixed_weight}
+        (mix, score), tuned = choose_mix(at_weight, data, metric_names), best
     if memory is not None and votes is not None:
         memory = memory.with_half(mix.weight > 0)
-        ranker = ExactRanker(queries, labels, exclude, MEMORY_SHORTLIST_MIXES, memory)
-        mix = choose_votes(ranker, (mix, score), data, metric_names, (weights, popularities), votes)
-    cone_fraction, score, labels = choose_cone_fraction(queries, labels, mix, data, metric_names, memory)
-    return Selection(mix, cone_fraction, score, ExactRanker(queries, labels, exclude, memory=memory))
+        voting = ExactRanker(queries, labels, exclude, MEMORY_SHORTLIST_MIXES, memory)
+        grids = (weights if fixed_weight is None else (), popularities)
+        mix = choose_votes(voting, (mix, score), data, metric_names, grids, votes)
+    original_X = choose_originals(labels, data, distractors, seed)
+    cone_fraction = choose_cone_fraction(queries, labels, mix, data, metric_names, original_X, memory)
+    ranker = ExactRanker(queries, labels.with_imputation(cone_fraction), exclude, memory=memory)
+    score = mean_metric(ranker.rank([mix])[mix], data, metric_names)
+    return Selection(mix, cone_fraction, score, ranker, tuned)
 
 
 def choose_mix(
@@ -102,20 +124,23 @@ def choose_votes(
 
 def choose_cone_fraction(
     queries: QueryVectors, labels: LabelVectors, mix: ScoreMix, data: EvaluationData, metric_names: Sequence[str],
-    memory: QueryMemory | None = None,
-) -> tuple[float, float, LabelVectors]:  # fmt: skip
-    """Return the cone fraction with the highest mean of the metrics, that mean, and the labels imputed with it.
+    original_X: NDArray[np.int64], memory: QueryMemory | None = None,
+) -> float:  # fmt: skip
+    """Return the cone fraction with the highest mean of the metrics among the labels and copies of `original_X`.
 
-    Ties go to the first candidate. Only one is tried if the classifier has no weight or every label is trained.
+    Ties go to the first candidate. None is tried if the classifier has no weight or every label is trained.
     """
-    matters = mix.weight > 0 and len(labels.imputation.label_U) > 0
+    if mix.weight == 0 or not len(labels.imputation.label_U):
+        return CONE_FRACTIONS[0]
+    if len(original_X):
+        labels, data = with_distractors(labels, original_X), queries_with_distractors(data, original_X)
     scores = {}
-    for cone_fraction in CONE_FRACTIONS if matters else CONE_FRACTIONS[:1]:
+    for cone_fraction in CONE_FRACTIONS:
         # No name for the imputed labels: at most one copy of all classifier rows exists at a time.
-        ranker = ExactRanker(queries, labels.with_imputation(cone_fraction), data.queries.exclude, memory=memory)
-        scores[cone_fraction] = mean_metric(ranker.rank([mix])[mix], data, metric_names)
-    best = max(scores, key=lambda cone_fraction: scores[cone_fraction])
-    return best, scores[best], labels.with_imputation(best)
+        exclude = data.queries.exclude
+        rankings = ExactRanker(queries, labels.with_imputation(cone_fraction), exclude, memory=memory).rank([mix])
+        scores[cone_fraction] = mean_metric(rankings[mix], data, metric_names)
+    return max(scores, key=lambda cone_fraction: scores[cone_fraction])
 
 
 def mean_metric(row_QK: LabelRows, data: EvaluationData, metric_names: Sequence[str]) -> float:

@@ -36,14 +36,17 @@ class Validator:
         )
         memory = encode_memory(self.model, data.memory, data.memory_tokens, self.device)
         selection = select(
-            queries, labels, validation, self.recipe.weights, settings.popularities, settings.metrics, memory,
-            self.recipe.memory,
+            queries, labels, validation, self.recipe.weights, settings.popularities, settings.metrics,
+            self.recipe.fixed_weight, settings.distractors, self.recipe.seed, memory, self.recipe.memory,
         )  # fmt: skip
-        result = evaluate(selection.ranker, validation, mixes_by_head(selection.mix))
+        tuned = selection.tuned
+        result = evaluate(selection.ranker, validation, mixes_by_head(selection.mix, tuned))
         return EpochRecord(
             epoch=epoch, loss=stats.loss, seconds=seconds, score=selection.score, stats=stats,
             classifier_weight=selection.mix.weight, popularity=selection.mix.popularity,
             cone_fraction=selection.cone_fraction, metrics=dict(result.metrics),
+            seen_metrics={} if result.seen is None else dict(result.seen.metrics),
+            tuned=None if tuned is None else (tuned.weight, tuned.popularity),
             memory_weight=selection.mix.memory.weight, memory_temperature=selection.mix.memory.temperature,
             memory_neighbours=selection.mix.memory.neighbours,
         )  # fmt: skip

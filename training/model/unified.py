@@ -3,6 +3,8 @@
     Φ_D(x) = N(dropout(tanh(W1 Φ(x))))      dual encoder: vectors of queries and label texts
     Φ_C(x) = dropout(W2 Φ(x))               classifier: vectors of queries; one row ψ_l per label
 
+If only the dual encoder is trained (DePSL, Query2Bid), g2 and ψ are not allocated, and Φ_C and ψ have width 0.
+
 Shapes: B texts, T tokens of the longest text, D width of the dual encoder's vectors, C of the classifier's, E of the
 encoder, L labels, V tokens of the vocabulary.
 """
@@ -47,25 +49,36 @@ class UnifiedModel(nn.Module):
     """One encoder, two heads, and the classifier's rows ψ.
 
     `classifier` has ψ without normalization; `query_vectors` and `label_vectors` return normalized vectors for search.
+    `classifier_head` and `classifier` are None if only the dual encoder is trained.
     """
+
+    classifier_head: Head | None
+    classifier: RowTable | None
 
     def __init__(self, encoder: StaticEncoder | TransformerEncoder, recipe: Recipe, n_labels: int) -> None:
         super().__init__()
         self.encoder = encoder
+        self.n_labels = n_labels
         self.dual_head = Head(encoder.width, recipe.heads.dual_encoder, tanh=True)
-        self.classifier_head = Head(encoder.width, recipe.heads.classifier, tanh=False)
-        dtype = getattr(torch, recipe.optimizer.classifier_rows)
-        self.classifier = RowTable(torch.zeros(n_labels, self.classifier_head.dim, dtype=dtype))
-        self.dual_dim = self.dual_head.dim
-        self.classifier_dim = self.classifier_head.dim
+        self.dual_dim, self.classifier_dim = self.dual_head.dim, 0
+        self.classifier_head, self.classifier = None, None
+        if recipe.has_classifier:
+            self.classifier_head = Head(encoder.width, recipe.heads.classifier, tanh=False)
+            self.classifier_dim = self.classifier_head.dim
+            dtype = getattr(torch, recipe.optimizer.classifier_rows)
+            self.classifier = RowTable(torch.zeros(n_labels, self.classifier_dim, dtype=dtype))
 
     def training_vectors(self, encoded_BE: Tensor) -> tuple[Tensor, Tensor]:
         """Return Φ_D of unit length [B, D] and Φ_C without normalization [B, C], for the losses."""
-        return F.normalize(self.dual_head(encoded_BE), dim=-1), self.classifier_head(encoded_BE)
+        return self.dual_vectors(encoded_BE), self.classifier_vectors(encoded_BE)
 
     def dual_vectors(self, encoded_BE: Tensor) -> Tensor:
         """Return Φ_D of unit length [B, D]."""
         return F.normalize(self.dual_head(encoded_BE), dim=-1)
+
+    def classifier_vectors(self, encoded_BE: Tensor) -> Tensor:
+        """Return Φ_C without normalization [B, C]."""
+        return encoded_BE[:, :0] if self.classifier_head is None else self.classifier_head(encoded_BE)
 
     def query_vectors(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> tuple[Tensor, Tensor]:
         """Return N(g1 Φ) [B, D] and N(g2 Φ) [B, C] of queries, given token ids and mask, int64 [B, T]."""
@@ -78,16 +91,18 @@ class UnifiedModel(nn.Module):
 
     def classifier_rows(self) -> Tensor:
         """Return ψ [L, C], without normalization."""
+        if self.classifier is None:
+            return next(self.dual_head.parameters()).new_zeros(self.n_labels, 0)
         return self.classifier.weight
 
     def trained_labels(self, positives_L: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which of L labels have a training positive and a trained row ψ: some positives are never sampled."""
-        updated_L: NDArray[np.bool_] = self.classifier.weight.any(dim=1).cpu().numpy()
+        updated_L: NDArray[np.bool_] = self.classifier_rows().any(dim=1).cpu().numpy()
         return updated_L & (positives_L > 0)
 
     def row_tables(self) -> dict[str, RowTable]:
         """Return the tables that the row-wise optimizer updates, by name: ψ, and the tables of a static encoder."""
-        tables = {"classifier": self.classifier}
+        tables = {} if self.classifier is None else {"classifier": self.classifier}
         if isinstance(self.encoder, StaticEncoder):
             match self.encoder.vectors:
                 case SubwordVectors() as vectors:

@@ -76,6 +76,7 @@ class TensorBoardCallback:
         epoch = {"loss": record.loss, "score": record.score, "classifier_weight": record.classifier_weight,
                  "memory_weight": record.memory_weight}  # fmt: skip
         heads = {f"validation_{head}": metrics for head, metrics in record.metrics.items()}
+        heads |= {f"validation_seen_labels_{head}": metrics for head, metrics in record.seen_metrics.items()}
         self._write({"epoch": epoch, **heads}, self._steps_taken)
         self._file.flush()
 

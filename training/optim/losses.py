@@ -45,6 +45,18 @@ class Targets:
         """Compute the loss of these positives only, with targets of 1; the other positives do not become negatives."""
         return replace(self, row_M=row_O, column_M=column_O, target_M=None, share_M=None)
 
+    def ignoring(self, row_X: Tensor, column_X: Tensor) -> "Targets":
+        """Return the targets with these pairs neither positive nor negative."""
+        added_QP = torch.zeros_like(self.positive_QP)
+        added_QP[row_X, column_X] = True
+        kept_M = ~added_QP[self.row_M, self.column_M]
+        return Targets(
+            self.positive_QP & ~added_QP, self.row_M[kept_M], self.column_M[kept_M],
+            added_QP if self.ignored_QP is None else self.ignored_QP | added_QP,
+            None if self.target_M is None else self.target_M[kept_M],
+            None if self.share_M is None else self.share_M[kept_M],
+        )  # fmt: skip
+
     @cached_property
     def transposed(self) -> "Targets":
         """The targets of the direction label→query."""

@@ -75,7 +75,7 @@ def dense_optimizer(model: UnifiedModel, recipe: OptimizerRecipe) -> torch.optim
     Each parameter group has its peak learning rate in `peak`.
     """
     encoder = list(model.encoder.parameters())
-    heads = [*model.dual_head.parameters(), *model.classifier_head.parameters()]
+    heads = [p for head in (model.dual_head, model.classifier_head) if head is not None for p in head.parameters()]
     groups = [
         {"params": params, "weight_decay": decay, "lr": rate, "peak": rate}
         for parameters, rate in ((encoder, recipe.encoder_lr), (heads, recipe.heads_lr))

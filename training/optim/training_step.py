@@ -28,7 +28,7 @@ class DeviceBatch:
     """A batch on the device: pool and targets as tensors, texts as token ids.
 
     `texts` are the queries, followed by the labels of the pool unless the dual encoder's weight λ is 0. `picked` are
-    the targets with one positive per query.
+    the targets with one positive per query. `dual` are both for the dual encoder, if they differ.
     """
 
     n_queries: int
@@ -36,6 +36,7 @@ class DeviceBatch:
     texts: TokenizedTexts
     targets: Targets
     picked: Targets
+    dual: tuple[Targets, Targets] | None = None
 
 
 class TrainingStep:
@@ -103,11 +104,12 @@ class TrainingStep:
         if dual_share > 0:
             dual_BD = self.model.dual_vectors(encoded_BE)
             scores_QP = dual_BD[:n_queries] @ dual_BD[n_queries:].T
-            dual = head_loss(scores_QP, batch.targets, batch.picked, losses.dual_encoder)
+            targets, picked = batch.dual or (batch.targets, batch.picked)
+            dual = head_loss(scores_QP, targets, picked, losses.dual_encoder)
             terms |= {f"dual_encoder/{name}": dual_share * term for name, term in dual.items()}
-        if dual_share < 1:
+        if self.model.classifier is not None:
             row_PC = self.model.classifier.take(batch.pool_P)
-            scores_QP = self.model.classifier_head(encoded_BE[:n_queries]) @ row_PC.T
+            scores_QP = self.model.classifier_vectors(encoded_BE[:n_queries]) @ row_PC.T
             classifier = head_loss(scores_QP, batch.targets, batch.picked, losses.classifier)
             terms |= {f"classifier/{name}": (1 - dual_share) * term for name, term in classifier.items()}
         return terms

@@ -48,7 +48,7 @@ def assemble(
     the source has no validation rows, limited to about MAX_VALIDATION_ROWS. Only its text decides the split of a query.
     """
     positives = data.positives
-    excluded_V = positives.labels.overlap(data.exclude)
+    excluded_V = positives.labels.overlap(data.exclude) & (not data.excluded_may_be_true)
     notes.add("excluded_labels_removed", int(np.count_nonzero(excluded_V)))
     positives = positives.keep(~excluded_V)
     split_R = cut(data.split_R, data.hash_R2[:, 0], UNSPLIT, test, TEST, TRAIN)

@@ -73,7 +73,8 @@ def prepare(
             name=name, source=escape_surrogates(Path(files.source).name or files.name), settings=recorded,
             accounts=accounts,
             notes=escaped_names(notes.counts()), skipped=bad_rows.total, skipped_first=tuple(messages[:MAX_LISTED]),
-            query_identity=QUERY_IDENTITY, detected=read.detected, **read.log_facts,
+            query_identity=QUERY_IDENTITY, detected=read.detected,
+            excluded_may_be_true=read.data.excluded_may_be_true, **read.log_facts,
         )  # fmt: skip
         dataset = write_dataset(
             out, assembled.labels, assembled.splits, meta, exposures=assembled.exposures, replace=force,

@@ -51,7 +51,8 @@ class SourceData:
     `exclude`; ids, texts: Arrow, R; split_R: TRAIN, VALIDATION, TEST or UNSPLIT; hash_R2: text_hashes of the text.
     The first `listed` labels come from a label table. `from_pairs`: the input had a row per (query, label) pair.
     exposures: Arrow table of E pairs without clicks: query, hash_1 (of the query), row (in R, null if the query has no
-    row), split, label (in L), impressions, first_day, last_day; None if there are none.
+    row), split, label (in L), impressions, first_day, last_day; None if there are none. `excluded_may_be_true`: see
+    DatasetMeta.
     """
 
     label_ids: Any
@@ -67,6 +68,7 @@ class SourceData:
     listed: int = 0
     from_pairs: bool = False
     exposures: Any = None
+    excluded_may_be_true: bool = False
 
 
 def text_column(texts: Any) -> Any:

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from retrieval.errors import DatasetError
 from retrieval.system.atomic_files import replace_folder
 from training.data import checks
-from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName
+from training.data.dataset import SPLITS, Dataset, DatasetMeta, Split, SplitName, split_of
 from training.data.exposures import EXPOSURES, check_exposures
 from training.data.fingerprint import fingerprint
 from training.pages import DATASET_PAGE
@@ -37,7 +37,9 @@ def write_dataset(
     folder = Path(folder)
     refuse_to_overwrite(folder, replace)
     labels = checks.check_label_table(labels, "labels.parquet")
-    checked: dict[SplitName, Split] = {name: _checked_split(splits.get(name), name, labels.num_rows) for name in SPLITS}
+    checked: dict[SplitName, Split] = {
+        name: _checked_split(splits.get(name), name, labels.num_rows, meta) for name in SPLITS
+    }
     if exposures is not None:
         rows = {name: len(split) for name, split in checked.items()}
         exposures = check_exposures(exposures, f"{EXPOSURES}.parquet", labels.num_rows, rows)
@@ -78,13 +80,13 @@ def refuse_to_overwrite(folder: Path, replace: bool) -> None:
         )
 
 
-def _checked_split(table: Any, name: SplitName, n_labels: int) -> Split:
+def _checked_split(table: Any, name: SplitName, n_labels: int, meta: DatasetMeta) -> Split:
     file = f"{name}.parquet"
     if table is None:
         table = checks.SPLIT_SCHEMA.empty_table()
     if "exclude" not in table.column_names:
         table = table.append_column("exclude", pa.array([[]] * table.num_rows, pa.list_(pa.int32())))
-    split = Split.from_table(checks.check_split_table(table, file, n_labels))
+    split = split_of(checks.check_split_table(table, file, n_labels), name, meta)
     if name == "train":
         checks.require_positives(split.labels, file)
     return split

@@ -84,7 +84,30 @@ class LabelQueriesRecipe(Section):
     )
     targets: Literal["neighbours", "gandalf", "glas", "one_hot"] = "neighbours"
     max_positives: Positive = Field(default=30, description="maximum number of positives per label query")
-    threshold: Share = Field(default=0.1, description="minimum cosine of two labels' query sets, or minimum target")
+    threshold: Share = Field(
+        default=0.1, description="δ: minimum cosine of two labels' query sets; gandalf and glas: targets are above it"
+    )
+    graph: Literal["shared_queries", "random_walk"] = Field(
+        default="shared_queries",
+        description="co-occurrence of labels: shared training queries, or visits of random walks",
+    )
+    labels_share: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0, description="share of the labels that may become label queries"
+    )
+    labels_order: Literal["random", "tail_first"] = Field(
+        default="random", description="these labels are drawn at random, or are those with fewest training queries"
+    )
+    epoch: Literal["added", "only", "equal_budget"] = Field(
+        default="added",
+        description="rows of an epoch: label queries in addition to all training queries, label queries only, or a "
+        "sample of both that is as large as the training queries",
+    )
+
+    @model_validator(mode="after")
+    def _has_rows(self) -> "LabelQueriesRecipe":
+        if self.epoch != "added" and not self.share:
+            raise ValueError(f"epoch is {self.epoch} without label queries: set share above 0")
+        return self
 
 
 class BatchingRecipe(Section):
@@ -99,6 +122,11 @@ class BatchingRecipe(Section):
     )
     pool_size: Positive | Literal["all"] = Field(
         default=4000, description="maximum size of a batch's label pool; all: every label in every step"
+    )
+    fill_with_positives: bool = Field(
+        default=False,
+        description="fill the pool up to pool_size with other positives of the batch's queries: pools without hard "
+        "negatives are then as large as with them",
     )
     grad_cache_chunk: Positive | None = Field(
         default=None, description="GradCache chunk size in texts, which are encoded twice; null: no GradCache"
@@ -196,13 +224,21 @@ Metric = Annotated[str, Field(pattern=r"^(w?P|nDCG|PSP|w?R|C)@(1|3|5|10)$")]
 class ValidationRecipe(Section):
     """The mean of `metrics` selects the best epoch, the classifier weight and the popularity bonus.
 
-    wP@k and wR@k are weighted by clicks and need a dataset with weights.
+    With `fixed_weight`, the weight that would be selected is only reported. wP@k and wR@k are weighted by clicks and
+    need a dataset with weights.
     """
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("P@1", "P@5", "R@10", "PSP@5")
     every_epochs: Positive = 5
     max_queries: Positive = 2000
+    fixed_weight: Share | None = Field(
+        default=None, description="classifier weight of the score; null: the best of `weights`"
+    )
     weights: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    distractors: Weight = Field(
+        default=1.0,
+        description="untrained labels that are never correct, per trained label, while κ is chosen; 0: none added",
+    )
     popularities: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
 
@@ -301,6 +337,16 @@ class Recipe(Section):
         keys = self._dotted_keys()
         published, derived = set(self.provenance.published), set(self.provenance.derived)
         return {key: "published" if key in published else "derived" if key in derived else "ours" for key in keys}
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether the classifier is trained; without it, its head and ψ are not allocated."""
+        return self.loss.dual_encoder_share < 1.0
+
+    @property
+    def fixed_weight(self) -> float | None:
+        """The fixed classifier weight; None if it is selected, or if only one head is trained."""
+        return self.validation.fixed_weight if 0.0 < self.loss.dual_encoder_share < 1.0 else None
 
     @property
     def weights(self) -> tuple[float, ...]:

@@ -85,6 +85,8 @@ KINDS = {
     "GradCache": ["batching.grad_cache_chunk=50"],
     "half the memory for ψ": ["optimizer.classifier_rows=bfloat16"],
     "gandalf": ["batching.label_queries={share: 1, targets: gandalf}"],
+    "label queries only": ["batching.label_queries={share: 1, targets: gandalf, epoch: only, graph: random_walk}"],
+    "an equal budget": ["batching.label_queries={share: 1, targets: glas, epoch: equal_budget, labels_share: 0.5}"],
     "one-hot label queries": ["batching.label_queries={share: 1, targets: one_hot}"],
     "pick one label": ["loss.dual_encoder.positives=one", "loss.classifier.positives=one"],
     "triplet": ["loss.dual_encoder={decoupled_softmax: 0, triplet: 1, temperature: 1}"],

@@ -209,7 +209,7 @@ def test_attributes_of_a_log_are_texts(tmp_path: Path) -> None:
 def log_of_days(
     folder: Path, days: int, *, queries: int = 60, ending: str = "csv", seed: int = 0, files: int = 1
 ) -> list[Path]:
-    """Write a log of some days in `files` files each: four labels per query, with renames, zero clicks and spellings."""
+    """Write a log of some days, each in some files: four labels per query, with renames, zero clicks and spellings."""
     paths = []
     for day in range(days):
         random_day = random.Random(f"{seed} {day}")

@@ -5,10 +5,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from retrieval.errors import DatasetError
 from training.data import Dataset, SplitName
+from training.evaluation.imputation import Imputation
+from training.evaluation.ranking import ExactRanker
+from training.evaluation.results import EvaluationData, evaluate
+from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix
 from training.prepare.prepare import prepare
 from training.prepare.settings import PrepareSettings
 
@@ -62,17 +68,54 @@ def test_the_public_format_is_read_completely(tmp_path: Path) -> None:
     train, test = dataset.split("train"), dataset.split("test")
     assert (train.ids, train.texts) == (["A", "B"], ["Espresso Cup", "Tea Pot"])
     assert (test.ids, test.texts) == (["A", "E"], ["Mug", "Sugar Bowl"])
-    assert label_uids(dataset, "train") == [["L0", "L2"], ["L2"]]
-    assert label_uids(dataset, "train", "exclude") == [[], ["L1"]]
+    assert label_uids(dataset, "train") == [["L0", "L2"], ["L1", "L2"]]
+    assert label_uids(dataset, "train", "exclude") == [[], []], "a positive of training is not ignored"
     assert label_uids(dataset, "test") == [["L0"], ["L1"]]
     assert label_uids(dataset, "test", "exclude") == [[], ["L2"]]
-    assert dataset.meta.notes == {
-        "targets_of_relevance_0": 1,
-        "excluded_labels_removed": 1,
-    }
+    assert dataset.meta.notes == {"targets_of_relevance_0": 1}
     accounts = dataset.meta.accounts
     assert (accounts["rows"].read, accounts["rows"].written, accounts["rows"].skipped) == (5, 4, {"no_label": 1})
     assert (accounts["labels"].read, accounts["labels"].written, accounts["labels"].skipped) == (3, 3, {})
+
+
+def test_filters_apply_to_predictions_only_as_in_the_repositorys_evaluation(tmp_path: Path) -> None:
+    """If it fails, metrics on a public set cannot be compared with published ones.
+
+    pyxclib's evaluation sets the predicted scores of the filtered pairs to 0 and leaves the true labels as they are.
+    `published` computes P@k and PSP@k in this way.
+    """
+    both = {"target_ind": [0, 1], "target_rel": [1.0, 1.0]}
+    test = [{"uid": f"t{row}", "title": f"query {row}", **both} for row in (0, 1)]
+    dataset = prepared(lf_folder(tmp_path / "set", tst=test, test="0 0\n1 2\n"))
+    queries = dataset.scored("test")
+    assert label_uids(dataset, "test") == [["L0", "L1"], ["L0", "L1"]]
+    scores_QL = np.array([[0.9, 0.5, 0.7], [0.6, 0.4, 0.8]])
+    inverse_L = np.array([1.0, 4.0, 2.0])
+    vectors = QueryVectors(torch.from_numpy(scores_QL).float(), torch.zeros(2, 1))
+    nothing_imputed = Imputation(np.zeros(0, np.int64), torch.zeros(0, 1), torch.zeros(1))
+    labels = LabelVectors(torch.eye(3), torch.zeros(3, 1), torch.zeros(3), nothing_imputed)
+    ranker = ExactRanker(vectors, labels, queries.exclude)
+    data = EvaluationData(queries, np.ones(3, np.int64), inverse_L)
+    measured = evaluate(ranker, data, {"unified": ScoreMix(0.0, 0.0)}, ks=(1, 2)).metrics["unified"]
+    expected = published(scores_QL, np.array([[1, 1, 0], [1, 1, 0]]), [(0, 0), (1, 2)], inverse_L)
+    assert {name: measured[name] for name in expected} == pytest.approx(expected)
+    assert expected["P@1"] == 50.0
+    assert expected["PSP@2"] == pytest.approx(100 * (4 + 5) / (5 + 5))
+
+
+def published(scores_QL: Any, true_QL: Any, filtered: list[tuple[int, int]], inverse_L: Any) -> dict[str, float]:
+    """Compute P@k and PSP@k by the definition of the repository's scripts."""
+    scores_QL = scores_QL.copy()
+    for pair in filtered:
+        scores_QL[pair] = 0
+    figures = {}
+    for k in (1, 2):
+        top_QK = np.argsort(-scores_QL, axis=1)[:, :k]
+        hit_QK = np.take_along_axis(true_QL, top_QK, axis=1) * (np.take_along_axis(scores_QL, top_QK, axis=1) > 0)
+        best = np.sort(true_QL * inverse_L, axis=1)[:, ::-1][:, :k].sum()
+        figures[f"P@{k}"] = 100 * hit_QK.sum() / (k * len(top_QK))
+        figures[f"PSP@{k}"] = 100 * (hit_QK * inverse_L[top_QK]).sum() / best
+    return figures
 
 
 def test_title_and_content_are_one_text_by_option(tmp_path: Path) -> None:

@@ -161,3 +161,21 @@ def test_with_many_clusters_mined_negatives_come_from_near_them() -> None:
     assert all((np.diff(rows) > 0).all() for rows in near)
     mined = mine_hard_negatives(queries, labels, clusters, Ragged.empty(len(queries)), 9)
     assert (own_L[mined] == own_N[:, None]).all()
+
+
+def test_a_pool_is_filled_with_other_positives_of_its_queries() -> None:
+    """If it fails, a pool without hard negatives is smaller than one with them, or gets labels of other queries."""
+    positives = Ragged.from_lists([[0, 1, 2, 3], [3, 4, 5, 6], [9]])
+
+    def pool(**keys: object) -> list[int]:
+        recipe = BatchingRecipe.model_validate({"positives": 1, "hard_negatives": 0, **keys})
+        batch = batches.make_batch(
+            np.array([0, 1]), positives, None, Ragged.empty(3), None, 10, recipe, np.random.default_rng(5)
+        )
+        in_pool = [set(positives[row].tolist()) & set(batch.pool_P.tolist()) for row in (0, 1)]
+        assert len(batch.positive_row_M) == sum(map(len, in_pool))
+        return batch.pool_P.tolist()
+
+    assert len(pool(pool_size=5)) <= 2
+    assert len(pool(pool_size=5, fill_with_positives=True)) == 5
+    assert pool(pool_size=100, fill_with_positives=True) == [0, 1, 2, 3, 4, 5, 6]

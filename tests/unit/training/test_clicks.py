@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 from retrieval.errors import DatasetError
 from retrieval.query_text import QUERY_IDENTITY
 from training.batching import batches
 from training.batching.batches import Clicks
+from training.batching.device_batch import build_device_batch
 from training.batching.training_data import TrainingData, build_training_data, validation_queries
 from training.data.clicks import repeated_queries
 from training.data.dataset import Dataset, DatasetMeta, SplitName
@@ -141,6 +143,29 @@ def test_label_queries_have_no_clicks(tmp_path: Path) -> None:
     assert data.clicks.share_V == pytest.approx(expected)
     assert data.clicks.weight_V == pytest.approx(expected)
     assert data.clicks.shown.lengths.tolist() == [1, 0, *[0] * len(LABELS)]
+
+
+def test_a_labels_text_is_a_positive_of_the_label_for_the_classifier_only(tmp_path: Path) -> None:
+    """If it fails, the dual encoder learns that a text is like itself, or the classifier learns nothing from it."""
+    dataset = click_dataset(tmp_path / "food", weighted=False)
+    queries = ["batching.label_queries.share=3", "batching.label_queries.targets=one_hot", "batching.pool_size=all"]
+    data = training_data(dataset, tmp_path / "a", *queries)
+    recipe = load_recipe("default", queries).batching
+    rows = np.arange(len(data.train))
+    batch = batches.make_batch(
+        rows, data.train.labels, None, data.train.exclude, None, len(LABELS), recipe, np.random.default_rng(0)
+    )
+    on_device = build_device_batch(batch, data, torch.device("cpu"), encode_labels=True)
+    assert on_device.dual is not None
+    own_QP = torch.zeros_like(on_device.targets.positive_QP)
+    own_QP[2:] = torch.eye(len(LABELS), dtype=torch.bool)
+    assert torch.equal(on_device.targets.positive_QP[2:], own_QP[2:])
+    for before, dual in zip((on_device.targets, on_device.picked), on_device.dual, strict=True):
+        assert not (dual.positive_QP & own_QP).any()
+        assert dual.ignored_QP is not None
+        assert dual.ignored_QP[own_QP].all()
+        assert torch.equal(dual.positive_QP[:2], before.positive_QP[:2])
+        assert (dual.row_M < 2).all()
 
 
 def test_without_weights_the_keys_change_nothing(tmp_path: Path) -> None:

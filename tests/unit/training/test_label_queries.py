@@ -2,12 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from training.batching import label_queries as gandalf
-from training.batching.label_queries import default_share, label_queries, related_labels
+from training.batching.cooccurrence import WALK_STEPS, random_walks
+from training.batching.label_queries import default_share, label_queries, related_labels, sampled_labels
 from training.data.dataset import Split
 from training.data.ragged import Ragged
 from training.recipe.schema import LabelQueriesRecipe
@@ -57,6 +59,10 @@ def test_neighbours_come_nearest_first_and_equal_ones_by_row(block: int, monkeyp
     assert neighbouring_labels(positives, N_LABELS, 3, 0.0)[0].tolist() == [3, 4, 1]
     assert neighbouring_labels(positives, N_LABELS, 30, 0.6)[0].tolist() == [3, 4]
     assert neighbouring_labels(positives, N_LABELS, 30, 0.0).lengths.tolist() == [4, 3, 1, 3, 3, 0, 0]
+
+
+def logistic(value: float) -> float:
+    return 1 / (1 + math.exp(-value))
 
 
 LABEL_TEXTS = ["first", "second", "third", "fourth", "alone"]
@@ -117,7 +123,7 @@ def test_the_share_of_queries_that_are_labels() -> None:
     ("targets", "of_first"),
     [
         ("gandalf", {0: 1.0, 1: 2 / 4, 2: 1 / 4}),
-        ("glas", {0: 1.0, 1: (2 / 4 + 2 / 2) / 2, 2: (1 / 4 + 1 / 1) / 2}),
+        ("glas", {0: logistic(1.0), 1: logistic((2 / 4 + 2 / 2) / 2), 2: logistic((1 / 4 + 1 / 1) / 2)}),
         ("one_hot", {0: 1.0}),
     ],
 )
@@ -133,3 +139,53 @@ def test_soft_targets_follow_the_papers(targets: str, of_first: dict[int, float]
         of_first
     )
     assert not extra.split.exclude.lengths.any()
+
+
+@pytest.mark.parametrize(("targets", "threshold", "kept"), [("gandalf", 0.5, [0]), ("gandalf", 0.49, [0, 1]),
+                                                            ("glas", 0.75, [0]), ("glas", 0.74, [0, 1])])  # fmt: skip
+def test_a_target_must_be_above_the_threshold(targets: str, threshold: float, kept: list[int]) -> None:
+    """If it fails, targets equal to δ stay, which equation 1.6 leaves out; GLaS compares S before σ."""
+    clicks = Ragged.from_lists([[0, 1], [0, 1], [0, 2], [0], [3]])  # G_01 / G_00 = 0.5, S_01 = 0.75
+    recipe = LabelQueriesRecipe(share=1.0, targets=targets, threshold=threshold)
+    assert sorted(related_labels(clicks, 4, recipe)[0][0].tolist()) == kept
+
+
+def test_random_walks_visit_labels_as_often_as_they_occur_together() -> None:
+    """If it fails, the random-walk graph relates labels that share no chain of queries, or has other frequencies."""
+    clicks = Ragged.from_lists([[0, 1], [0], [2, 3], [4]])
+    (block,) = random_walks(clicks, 6, seed=0)
+    visits = {(label, other): count for label, other, count in zip(*(part.tolist() for part in block), strict=True)}
+    assert set(visits) == {(0, 0), (0, 1), (1, 0), (1, 1), (2, 2), (2, 3), (3, 2), (3, 3), (4, 4)}
+    assert visits[4, 4] == WALK_STEPS
+    # p = 0.8 · ¼ + 0.2 · ((1 − p) · ¼ + p · ½) for the share p of steps that end at label 1
+    assert visits[0, 1] / WALK_STEPS == pytest.approx(0.263, abs=0.06)
+    split = list(random_walks(clicks, 6, seed=0, block=2))
+    assert [part.tolist() for part in map(np.concatenate, zip(*split, strict=True))] == [
+        part.tolist() for part in block
+    ]
+
+
+def test_gandalf_accepts_the_random_walk_graph() -> None:
+    """If it fails, targets from visits are above 1, or a label is not its own positive."""
+    clicks = Ragged.from_lists([[0, 1]] * 3 + [[1]] * 9 + [[2]])
+    related, target_V = related_labels(clicks, 4, LabelQueriesRecipe(share=1.0, targets="gandalf", graph="random_walk"))
+    assert related[0].tolist() in ([0, 1], [1, 0])
+    assert target_V.max() == 1.0
+    assert related[3].tolist() == []
+
+
+@pytest.mark.parametrize("order", ["random", "tail_first"])
+def test_a_share_of_the_labels_becomes_label_queries(order: str) -> None:
+    """If it fails, subsampling takes another number of labels, or frequent labels first."""
+    counts_L = np.array([9, 1, 5, 2, 7, 1, 3, 8])
+    recipe = LabelQueriesRecipe(labels_share=0.5, labels_order=order)
+    sampled_L = sampled_labels(counts_L, recipe, seed=3)
+    assert sampled_L.sum() == 4
+    assert (sampled_L.tolist() == (counts_L <= 3).tolist()) == (order == "tail_first")
+    assert sampled_labels(counts_L, recipe, seed=3).tolist() == sampled_L.tolist()
+
+
+def test_an_epoch_of_label_queries_needs_some() -> None:
+    """If it fails, an epoch has no rows."""
+    with pytest.raises(ValueError, match="set share above 0"):
+        LabelQueriesRecipe(epoch="only")

@@ -198,4 +198,5 @@ def _build_source_data(labels: LfFile, parts: dict[str, LfFile], excludes: list[
         positives=Positives(targets.without_repeats()),
         exclude=Ragged.from_lengths(label_P.astype(np.int32), np.bincount(row_P, minlength=len(texts))),
         listed=n_labels,
+        excluded_may_be_true=True,  # the repository's evaluation filters predictions only
     )
