@@ -43,7 +43,7 @@ def build(chosen: PanelSet, folder: Path) -> Path:
     """Return the table of a dataset in `folder`, built if it is missing. Raises DatasetError."""
     path = folder / f"{chosen.name}.parquet"
     if not path.is_file():
-        files = {}
+        files: dict[str, bytes] = {}
         for package in chosen.packages:
             files |= read_package(package, folder / "download")
         sources = ", ".join(package.name for package in chosen.packages)

@@ -1,4 +1,7 @@
-"""CLDR annotations: name of a character → its keywords, in eight languages. All names of a character are in one split."""
+"""CLDR annotations: name of a character → its keywords, in eight languages.
+
+All names of a character are in one split.
+"""
 
 import json
 from collections.abc import Iterator, Mapping
