@@ -64,7 +64,11 @@ PEERS = {
             "PECOS XR-Transformer",
             "pecos_xr_transformer",
             "pecos-transformer",
-            {"beam": 10, "matcher": {"batch_size": 32, "learning_rate": 1e-4, "num_train_epochs": 3}},
+            {
+                "beam": 10,
+                "tokens": 32,
+                "matcher": {"batch_size": 32, "learning_rate": 1e-4, "num_train_epochs": 3, "batch_gen_workers": 1},
+            },
             needs_model=True,
         ),
     )

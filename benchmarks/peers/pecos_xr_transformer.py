@@ -11,7 +11,7 @@ from benchmarks.peers.process import Peer, PeerTask, best_first, run
 
 
 class XRTransformer(Peer):
-    """Settings: `model`, folder of a pretrained encoder; `beam`; `matcher`, other values of TransformerMatcher."""
+    """Settings: `model`, folder of a pretrained encoder; `beam`; `tokens` per text; `matcher`, its training."""
 
     def fit(self, task: PeerTask) -> None:
         """Cluster the labels, fine-tune the encoder on the levels of the tree, and train the rankers."""
@@ -22,7 +22,10 @@ class XRTransformer(Peer):
         matcher = {"model_shortcut": self.settings["model"], **self.settings["matcher"]}
         parameters = XTransformer.TrainParams.from_dict({"matcher_params_chain": matcher}, recursive=True)
         problem = MLProblemWithText(task.train_texts, task.positives_NL, X_feat=train_NF)
-        self.model = XTransformer.train(problem, clustering=tree, train_params=parameters)
+        search = XTransformer.PredParams.from_dict(
+            {"matcher_params_chain": {"truncate_length": self.settings["tokens"]}}, recursive=True
+        )
+        self.model = XTransformer.train(problem, clustering=tree, train_params=parameters, pred_params=search)
 
     def rank(self, texts: list[str], depth_Q: Any) -> list[list[int]]:
         """Run a beam search in the tree with the greatest depth of all queries; PECOS has no depth per query."""
