@@ -114,7 +114,8 @@ def test_diagnoses_have_the_titles_above_them() -> None:
     """If it fails, a title is its own label, or an inclusion term lacks its class."""
     text = (
         "<t><chapter><desc>Eye (H00-H59)</desc><section id='H00'><desc>Lid</desc>"
-        "<diag><name>H00</name><desc>Stye</desc><diag><name>H00.0</name><desc>Deep stye</desc><inclusionTerm><note>Hordeolum</note></inclusionTerm></diag>"
+        "<diag><name>H00</name><desc>Stye</desc>"
+        "<diag><name>H00.0</name><desc>Deep stye</desc><inclusionTerm><note>Hordeolum</note></inclusionTerm></diag>"
         "</diag></section></chapter></t>"
     )
     rows = list(diagnoses.rows({diagnoses.TABULAR: text.encode()}))
