@@ -115,6 +115,8 @@ def write(options: argparse.Namespace, scorer: Scorer, runs: Runs, pools: Mappin
         "",
         *table(columns, pools),
         "",
+        *seen_table(columns),
+        "",
         *(f"![]({name})" for name in plots),
         "",
         "## Findings of the papers",
@@ -143,21 +145,36 @@ def table(columns: Sequence[System], pools: Mapping[str, float]) -> list[str]:
     return lines
 
 
+def seen_table(columns: Sequence[System]) -> list[str]:
+    """Return a table of the metrics among the labels with a training positive; no lines if the test has no others."""
+    if not columns or columns[0].metric(COLUMNS[0], seen=True) is None:
+        return []
+    lines = ["Labels with training positives only:", "", "| | " + " | ".join(COLUMNS) + " |"]
+    lines.append("|---|" + "---:|" * len(COLUMNS))
+    for system in columns:
+        spreads = [system.metric(metric, seen=True) for metric in COLUMNS]
+        cells = [f"{spread.median:.1f}" if spread else "–" for spread in spreads]
+        lines.append(f"| {system.title} | {' | '.join(cells)} |")
+    return lines
+
+
 def claims(runs: Runs, scorer: Scorer) -> list[str]:
     """Return a row per metric of each claim whose two systems were run."""
     lines = [
         "Differences in points, the first system minus the second, with 95 % intervals (paired bootstrap over queries, "
         "seeds averaged). A claim is decided if the interval does not contain 0.",
         "",
-        "| finding | compared systems | published | measured | |",
-        "|---|---|---|---|---|",
+        "| finding | compared systems | published | measured | | seen labels only | |",
+        "|---|---|---|---|---|---|---|",
     ]
     for claim in CLAIMS:
         if claim.first[0] not in runs or claim.second[0] not in runs:
             continue
         compared = f"{_side(claim.first)} − {_side(claim.second)}"
-        for finding in findings(claim, runs, scorer):
-            lines.append(f"| {claim.text} | {compared} | {claim.published} | {_format(finding)} | {finding.verdict} |")
+        pairs = zip(findings(claim, runs, scorer), findings(claim, runs, scorer, seen=True), strict=True)
+        for finding, among_seen in pairs:
+            cells = (_format(finding), finding.verdict, _format(among_seen), among_seen.verdict)
+            lines.append(f"| {claim.text} | {compared} | {claim.published} | {' | '.join(cells)} |")
     return lines
 
 

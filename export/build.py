@@ -232,8 +232,8 @@ def _check_end_to_end(
         write_golden(folder, Golden(weight=job.checkpoint.classifier_weight, answers=()))
         seal(folder, **facts, quality=None, golden=_golden_facts(0, settings))
         with open_bundle(folder, threads=settings.threads, paused=()) as retriever:
-            measured = bundle_quality(retriever, validation, progress)
-            quality = Quality(queries=validation.scored, checkpoint=expected, bundle=measured)
+            measured, among_seen = bundle_quality(retriever, validation, progress)
+            quality = Quality(queries=validation.scored, checkpoint=expected, bundle=measured, seen_labels=among_seen)
             check_quality(quality, settings.max_quality_loss)
             write_golden(folder, record_golden(retriever, golden_queries))
         seal(folder, **facts, quality=quality, golden=_golden_facts(len(golden_queries), settings))

@@ -86,6 +86,9 @@ def _tables(exported: "ExportedBundle") -> "tuple[Table, Table]":
         for metric in EXPORT_METRICS:
             values = f"{quality.bundle[metric]:.2f} ({quality.checkpoint[metric]:.2f})"
             table.add_row(f"{metric}, bundle (checkpoint)", values, f"{quality.queries:,} queries")
+        for metric, value in (quality.seen_labels or {}).items():
+            if metric in EXPORT_METRICS:
+                table.add_row(f"{metric}, bundle", f"{value:.2f}", "labels with training positives only")
     golden = exported.golden
     table.add_row("golden answers, overlap@10", f"{golden.overlap_at_10:.4f}", f"{golden.queries:,} queries")
     counts = f"{labels.trained:,} trained, {labels.imputed:,} imputed"

@@ -26,12 +26,13 @@ from training.evaluation.checkpoint_evaluation import checkpoint_data, selected_
 from training.evaluation.encoding import encode_queries
 from training.evaluation.headline import UNIFIED
 from training.evaluation.ranking import LabelRows
-from training.evaluation.results import EvaluationData, MetricValues, evaluate
+from training.evaluation.results import EvaluationData, MetricValues, measure
 from training.evaluation.scoring import ScoreMix
 
 MAX_QUALITY_LOSS = 0.2  # points of P@1 and P@5 that a bundle may lose against its checkpoint
 KS = (1, 5)
 QUERIES_PER_BLOCK = 256
+MAX_ANSWERS = 1_000  # per query, to fill a ranking of the allowed labels
 CPU = torch.device("cpu")
 
 Search = Callable[[float, int], LabelRows]  # (classifier weight, k): the best rows [Q, k] of all queries
@@ -45,10 +46,27 @@ class SearchRanker:
     exclude: Sequence[NDArray[np.integer[Any]]]
     depth: int = max(KS)
 
-    def rank(self, mixes: Sequence[ScoreMix]) -> Mapping[ScoreMix, LabelRows]:
-        """Return the best label rows [Q, depth] at each mix; the search itself adds the popularity bonus."""
+    def rank(
+        self, mixes: Sequence[ScoreMix], allowed_L: NDArray[np.bool_] | None = None
+    ) -> Mapping[ScoreMix, LabelRows]:
+        """Return the best label rows [Q, depth] at each mix; the search itself adds the popularity bonus.
+
+        Among the labels `allowed_L` (None: all), k is doubled until every ranking is full.
+        """
         k = self.depth + max(len(rows) for rows in self.exclude)
-        return {mix: drop_excluded(self.search(mix.weight, k), self.exclude, self.depth) for mix in mixes}
+        return {mix: self._rank_one(mix.weight, k, allowed_L) for mix in mixes}
+
+    def _rank_one(self, weight: float, k: int, allowed_L: NDArray[np.bool_] | None) -> LabelRows:
+        if allowed_L is None:
+            return drop_excluded(self.search(weight, k), self.exclude, self.depth)
+        hidden = np.flatnonzero(~allowed_L)
+        exclude = [np.concatenate([rows, hidden]) for rows in self.exclude]
+        while True:
+            row_QK = self.search(weight, min(k, MAX_ANSWERS))
+            remaining_QK = drop_excluded(row_QK, exclude, self.depth)
+            if (remaining_QK >= 0).all() or k >= min(len(allowed_L), MAX_ANSWERS):
+                return remaining_QK
+            k *= 2
 
 
 class ValidationQueries:
@@ -64,7 +82,14 @@ class ValidationQueries:
     def metrics(self, search: Search) -> MetricValues:
         """Compute all metrics at the ranks KS, in percent."""
         ranker = SearchRanker(search, self._exclude)
-        return dict(evaluate(ranker, self.data, {UNIFIED: self._mix}, KS).metrics[UNIFIED])
+        return dict(measure(ranker, self.data, {UNIFIED: self._mix}, KS).metrics[UNIFIED])
+
+    def seen_metrics(self, search: Search) -> MetricValues | None:
+        """Compute the same metrics among the labels with a training positive; None: see `EvaluationData.seen`."""
+        if self.data.seen is None:
+            return None
+        ranker, allowed_L = SearchRanker(search, self._exclude), self.data.positives_L > 0
+        return dict(measure(ranker, self.data.seen, {UNIFIED: self._mix}, KS, allowed_L).metrics[UNIFIED])
 
     def blocks(self, progress: Progress) -> Iterator[list[str]]:
         """Yield the texts in blocks."""
@@ -94,14 +119,14 @@ def checkpoint_quality(
 
 def bundle_quality(
     retriever: Retriever, validation: ValidationQueries, progress: Progress = no_progress
-) -> MetricValues:
-    """Compute the metrics of a bundle's answers, end to end."""
+) -> tuple[MetricValues, MetricValues | None]:
+    """Compute the metrics of a bundle's answers, end to end: for all labels, and among the seen ones."""
 
     def search(weight: float, k: int) -> LabelRows:
         blocks = validation.blocks(progress)
         return np.concatenate([retriever.search_rows(block, k, weight=weight).rows_QK for block in blocks])
 
-    return validation.metrics(search)
+    return validation.metrics(search), validation.seen_metrics(search)
 
 
 def check_quality(quality: Quality, max_loss: float = MAX_QUALITY_LOSS) -> None:

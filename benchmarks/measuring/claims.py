@@ -9,13 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.measuring.scoring import Scorer, remove_excluded
+from benchmarks.measuring.scoring import Scorer
 from benchmarks.measuring.systems import RunResult
-from retrieval import metrics
 from retrieval.metrics import Ratio
 from training.evaluation.significance import Bootstrap, Estimate
 
-UNIFIED = "systems/unidec_ds_dsbce"
+UNIFIED = "systems/unidec"
 PICK_ONE = "loss.dual_encoder.positives=one:loss.classifier.positives=one"
 ONE_WAY = "loss.dual_encoder.query_to_label=1:loss.classifier.query_to_label=1"
 GANDALF = "batching.label_queries.share=1:batching.label_queries.targets=gandalf"
@@ -100,10 +99,15 @@ class ClaimResult:
     verdict: str
 
 
-def findings(claim: Claim, runs: Mapping[str, Sequence[RunResult]], scorer: Scorer) -> list[ClaimResult]:
-    """Check a claim for each of its metrics; `runs` are the runs of each system by name, one per seed."""
+def findings(
+    claim: Claim, runs: Mapping[str, Sequence[RunResult]], scorer: Scorer, *, seen: bool = False
+) -> list[ClaimResult]:
+    """Check a claim for each of its metrics; `runs` are the runs of each system by name, one per seed.
+
+    `seen` measures among the labels with a training positive.
+    """
     expected_signs = {**dict.fromkeys(claim.better, "up"), **dict.fromkeys(claim.worse, "down")}
-    sides = {side: ratios(runs[name], head, scorer) for side, (name, head) in
+    sides = {side: ratios(runs[name], head, scorer, seen=seen) for side, (name, head) in
              (("first", claim.first), ("second", claim.second))}  # fmt: skip
     bootstrap = Bootstrap({(side, metric): of[metric] for side, of in sides.items() for metric in expected_signs})
     results = []
@@ -113,15 +117,9 @@ def findings(claim: Claim, runs: Mapping[str, Sequence[RunResult]], scorer: Scor
     return results
 
 
-def ratios(runs: Sequence[RunResult], head: str, scorer: Scorer) -> dict[str, Ratio]:
+def ratios(runs: Sequence[RunResult], head: str, scorer: Scorer, *, seen: bool = False) -> dict[str, Ratio]:
     """Return each metric as a ratio of sums over the test queries, with gains averaged over the seeds."""
-    queries, inverse_L = scorer.queries, scorer.inverse_propensity_L
-    by_run = [
-        metrics.ratios(
-            remove_excluded(run.rankings[head], queries.exclude), queries.labels, inverse_L, metrics.KS
-        )
-        for run in runs
-    ]  # fmt: skip
+    by_run = [scorer.ratios((run.seen_rankings if seen else run.rankings)[head], seen=seen) for run in runs]
     return {
         metric: Ratio(np.mean([of[metric].gain_Q for of in by_run], axis=0), by_run[0][metric].base_Q)
         for metric in by_run[0]

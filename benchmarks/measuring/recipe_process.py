@@ -2,7 +2,8 @@
 
     python -m benchmarks.measuring.recipe_process DATASET FOLDER RECIPE [KEY=VALUE ...]
 
-`diptych train` writes FOLDER/checkpoint; this program adds rankings.json and cost.json to FOLDER. Shapes: Q queries.
+`diptych train` writes FOLDER/checkpoint; this program adds rankings.json, seen_rankings.json (of the labels with a
+training positive) and cost.json to FOLDER. Shapes: Q queries, L labels.
 """
 
 import json
@@ -11,7 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 import diptych
 from benchmarks.peers.process import TIMED_QUERIES, peak_mib
@@ -20,7 +23,7 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.checkpoint_evaluation import selected_mix
+from training.evaluation.checkpoint_evaluation import selected_mix, tuned_mix
 from training.evaluation.encoding import encode_labels, encode_queries
 from training.evaluation.ranking import rank_labels
 from training.evaluation.scoring import ScoreMix, mixes_by_head
@@ -50,8 +53,9 @@ def main() -> int:
         training.write_text(json.dumps(cost), encoding="utf-8")
     opened, dataset = load_checkpoint(checkpoint), Dataset.open(dataset_folder)
     search = ExactSearch(opened, dataset)
-    rankings = search.rankings()
-    (folder / "rankings.json").write_text(json.dumps(rankings), encoding="utf-8")
+    (folder / "rankings.json").write_text(json.dumps(search.rankings()), encoding="utf-8")
+    seen = search.rankings(opened.positives_L > 0)
+    (folder / "seen_rankings.json").write_text(json.dumps(seen), encoding="utf-8")
     cost = json.loads(training.read_text(encoding="utf-8"))
     cost |= {"seconds_per_thousand": search.seconds_per_thousand(), "classifier_weight": opened.classifier_weight}
     if cost["peak_mib"] is not None:
@@ -70,10 +74,11 @@ class ExactSearch:
             opened.model, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction, opened.label_frequency_L
         )
 
-    def rankings(self) -> dict[str, list[list[int]]]:
-        """Return label rows by head, best first, without excluded labels."""
-        heads = mixes_by_head(selected_mix(self.opened))
-        ranked = self.rank(self.queries.texts, list(dict.fromkeys(heads.values())), self.queries.exclude)
+    def rankings(self, allowed_L: NDArray[np.bool_] | None = None) -> dict[str, list[list[int]]]:
+        """Return the rows of the labels `allowed_L` (None: all) by head, best first, without excluded labels."""
+        heads = mixes_by_head(selected_mix(self.opened), tuned_mix(self.opened))
+        mixes = list(dict.fromkeys(heads.values()))
+        ranked = self.rank(self.queries.texts, mixes, self.queries.exclude, allowed_L)
         return {head: ranked[mix].tolist() for head, mix in heads.items()}
 
     def seconds_per_thousand(self) -> float:
@@ -86,11 +91,13 @@ class ExactSearch:
         torch.set_num_threads(threads)
         return 1000 * spent / len(texts)
 
-    def rank(self, texts: list[str], mixes: list[ScoreMix], exclude: Ragged) -> dict[ScoreMix, Any]:
-        """Rank all labels for any texts; return rankings [Q, K] by mix."""
+    def rank(
+        self, texts: list[str], mixes: list[ScoreMix], exclude: Ragged, allowed_L: NDArray[np.bool_] | None = None
+    ) -> dict[ScoreMix, Any]:
+        """Rank the labels `allowed_L` (None: all) for any texts; return rankings [Q, K] by mix."""
         tokens = tokenize_in_memory(texts, self.opened.tokenizer)
         queries = encode_queries(self.opened.model, tokens, self.cpu)
-        return rank_labels(queries, self.labels, mixes, exclude, exact=mixes)
+        return rank_labels(queries, self.labels, mixes, exclude, mixes, allowed_L)
 
 
 if __name__ == "__main__":

@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval import metrics
+from retrieval.metrics import Ratio
 from training.data.dataset import Dataset, Split
 from training.data.ragged import Ragged
 from training.evaluation import slices
 from training.evaluation.headline import UNIFIED
-from training.evaluation.results import MetricValues
+from training.evaluation.results import EvaluationData, MetricValues
 from training.evaluation.significance import Bootstrap, Estimate
 
 DEPTH = max(metrics.KS)
+SPARE = 40  # further answers of a peer, so that DEPTH remain without labels that only validation queries have
 
 
 def write_task(dataset: Dataset, folder: Path) -> None:
@@ -38,7 +40,7 @@ def write_task(dataset: Dataset, folder: Path) -> None:
     (folder / "texts.json").write_text(json.dumps(texts), encoding="utf-8")
     values = np.concatenate([split.labels.values for split in splits])
     lengths = np.concatenate([split.labels.lengths for split in splits])
-    depth_Q = DEPTH + queries.exclude.lengths
+    depth_Q = DEPTH + SPARE + queries.exclude.lengths
     np.savez(
         folder / "positives.npz",
         values=values, offsets=Ragged.from_lengths(values, lengths).offsets, depth_Q=depth_Q,
@@ -66,17 +68,30 @@ class Scorer:
         return metrics.propensities(np.asarray(counts_L), sum(map(len, splits)), self.a, self.b)
 
     @cached_property
-    def groups(self) -> dict[str, NDArray[np.bool_]]:
-        """Head, torso, tail and unseen labels, by training positives."""
-        counts_L = np.bincount(self.dataset.split("train").labels.values, minlength=self.dataset.n_labels)
-        return slices.frequency_groups(counts_L)
+    def data(self) -> EvaluationData:
+        """The test queries as training/evaluation measures them."""
+        positives_L = np.bincount(self.dataset.split("train").labels.values, minlength=self.dataset.n_labels)
+        return EvaluationData(self.queries, positives_L, self.inverse_propensity_L)
 
     def metrics(self, answers: Sequence[Sequence[int]]) -> MetricValues:
         """Compute all metrics in percent, and the recall of each label group as `head R@10` etc."""
-        ranking_QK = remove_excluded(answers, self.queries.exclude)
-        values = metrics.evaluate(ranking_QK, self.queries.labels, self.inverse_propensity_L)
-        groups = slices.percent(slices.label_group_ratios(ranking_QK, self.queries.labels, self.groups))
-        return values | {f"{group} R@{DEPTH}": of[f"R@{DEPTH}"] for group, of in groups.items()}
+        return _metrics(self.data, self.ranking(answers))
+
+    def seen_metrics(self, answers: Sequence[Sequence[int]]) -> MetricValues:
+        """Compute the same metrics among the labels with a training positive; empty if the test split has no others."""
+        return {} if self.data.seen is None else _metrics(self.data.seen, self.ranking(answers, seen=True))
+
+    def ratios(self, answers: Sequence[Sequence[int]], *, seen: bool = False) -> dict[str, Ratio]:
+        """Return all metrics but C@k per query, for all labels or among the seen ones."""
+        data = self.data.seen if seen and self.data.seen is not None else self.data
+        return data.ratios(self.ranking(answers, seen=seen))
+
+    def ranking(self, answers: Sequence[Sequence[int]], *, seen: bool = False) -> NDArray[np.int64]:
+        """Return the first DEPTH label rows per query [Q, K] without its excluded labels; `seen`: only seen labels."""
+        if not seen:
+            return remove_excluded(answers, self.queries.exclude)
+        seen_L = self.data.positives_L > 0
+        return remove_excluded([[row for row in rows if seen_L[row]] for rows in answers], self.queries.exclude)
 
     def gaps(self, answers: Mapping[str, Sequence[Sequence[int]]], ks: Sequence[int]) -> dict[str, dict[int, Estimate]]:
         """Compute P@k of the unified ranking minus that of each head, in points, by head and k; paired by query."""
@@ -84,13 +99,17 @@ class Scorer:
         if not heads:  # a peer
             return {}
         ratios = {
-            head: metrics.ratios(
-                remove_excluded(of, self.queries.exclude), self.queries.labels, self.inverse_propensity_L, ks
-            )
+            head: metrics.ratios(self.ranking(of), self.queries.labels, self.inverse_propensity_L, ks)
             for head, of in answers.items()
         }
         bootstrap = Bootstrap({(head, k): ratios[head][f"P@{k}"] for head in answers for k in ks})
         return {head: {k: bootstrap.difference((UNIFIED, k), (head, k)) for k in ks} for head in heads}
+
+
+def _metrics(data: EvaluationData, ranking_QK: NDArray[np.int64]) -> MetricValues:
+    groups = slices.label_group_ratios(ranking_QK, data.queries.labels, data.label_groups["labels"])
+    of_group = slices.percent(groups)
+    return data.metrics(ranking_QK) | {f"{group} R@{DEPTH}": of[f"R@{DEPTH}"] for group, of in of_group.items()}
 
 
 def remove_excluded(answers: Sequence[Sequence[int]], exclude: Ragged) -> NDArray[np.int64]:

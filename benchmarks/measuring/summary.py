@@ -25,10 +25,14 @@ class Spread(NamedTuple):
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """One run with its metrics by head; `gaps` are P@k of the unified model minus each head, by head and k."""
+    """One run with its metrics by head; `gaps` are P@k of the unified model minus each head, by head and k.
+
+    `seen_metrics` are those among the labels with a training positive; empty if the test split has no others.
+    """
 
     seed: int | None
     metrics: dict[str, MetricValues]
+    seen_metrics: dict[str, MetricValues]
     cost: Mapping[str, float | None]
     gaps: dict[str, dict[int, Estimate]]
 
@@ -41,9 +45,9 @@ class System:
     ours: bool
     runs: tuple[ScoredRun, ...]
 
-    def metric(self, name: str, head: str = UNIFIED) -> Spread | None:
-        """Return a metric over the seeds; None if the dataset has no such labels."""
-        return spread(run.metrics[head].get(name) for run in self.runs)
+    def metric(self, name: str, head: str = UNIFIED, *, seen: bool = False) -> Spread | None:
+        """Return a metric over the seeds, for all labels or among the seen ones; None if there are no such labels."""
+        return spread((run.seen_metrics if seen else run.metrics).get(head, {}).get(name) for run in self.runs)
 
     def cost(self, name: str) -> Spread | None:
         """Return a cost over the seeds; None if it was not measured."""
@@ -61,6 +65,7 @@ def scored(result: RunResult, scorer: Scorer) -> ScoredRun:
     return ScoredRun(
         seed=result.seed,
         metrics={head: scorer.metrics(answers) for head, answers in result.rankings.items()},
+        seen_metrics={head: scorer.seen_metrics(answers) for head, answers in result.seen_rankings.items()},
         cost=result.cost,
         gaps=scorer.gaps(result.rankings, GAP_KS),
     )
@@ -72,10 +77,15 @@ def as_json(systems: Iterable[System]) -> dict[str, Any]:
         system.title: [
             {
                 "seed": run.seed,
-                "figures": {head: {n: round(v, 4) for n, v in of.items()} for head, of in run.metrics.items()},
+                "figures": _rounded(run.metrics),
+                "seen_figures": _rounded(run.seen_metrics),
                 "cost": {name: None if value is None else round(value, 3) for name, value in run.cost.items()},
             }
             for run in system.runs
         ]
         for system in systems
     }
+
+
+def _rounded(by_head: Mapping[str, MetricValues]) -> dict[str, MetricValues]:
+    return {head: {name: round(value, 4) for name, value in of.items()} for head, of in by_head.items()}

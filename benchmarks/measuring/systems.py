@@ -126,13 +126,20 @@ class RecipeRun:
         load_recipe(self.recipe, self.overrides)
 
 
+Rankings = dict[str, list[list[int]]]  # by head
+
+
 @dataclass(frozen=True)
 class RunResult:
-    """Rankings of a run by head, as lists of label rows (a peer has only `unified`), and its costs."""
+    """Rankings of a run by head, as lists of label rows (a peer has only `unified`), and its costs.
+
+    `seen_rankings` are of the labels with a training positive; a peer has deeper rankings instead, to be restricted.
+    """
 
     title: str
     seed: int | None
-    rankings: dict[str, list[list[int]]]
+    rankings: Rankings
+    seen_rankings: Rankings
     cost: dict[str, Any]
 
 
@@ -220,4 +227,5 @@ def _record(folder: Path, description: dict[str, Any]) -> None:
 
 def _read_result(title: str, seed: int | None, folder: Path) -> RunResult:
     rankings, cost = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("rankings", "cost"))
-    return RunResult(title, seed, rankings, cost)
+    seen = folder / "seen_rankings.json"
+    return RunResult(title, seed, rankings, json.loads(seen.read_text("utf-8")) if seen.is_file() else rankings, cost)

@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from benchmarks.measuring.summary import HEADLINE, Spread, System
 from retrieval.metrics import KS
 from training.data.dataset import Dataset
-from training.evaluation.headline import HEADS
+from training.evaluation.headline import shown_heads
 from training.evaluation.significance import Estimate
 
 METRICS = [f"{metric}@{k}" for metric in ("P", "PSP", "nDCG", "R", "C") for k in KS]
 GROUPS = [f"{group} R@{max(KS)}" for group in ("head", "torso", "tail", "unseen")]
+SEEN_NOTE = (
+    "Rankings and true labels without the labels that have no training positive. A label table is not always complete: "
+    "labels that occur only in test rows are in the catalogue because they are correct for a test query, and only "
+    "systems that read label texts can return them."
+)
 COSTS = {
     "train_seconds": ("training, s", "{:.1f}"),
     "wall_seconds": ("with tokenizing and validation, s", "{:.1f}"),
@@ -45,6 +50,8 @@ def report(setting: Setting, systems: Sequence[System], plots: Sequence[str]) ->
         "",
         *(f"![]({name})" for name in plots),
     ]
+    if any(system.metric(METRICS[0], seen=True) for system in systems):
+        lines += ["", "## Labels with training positives only", "", SEEN_NOTE, "", *table(systems, seen=True)]
     for system in systems:
         if system.ours:
             lines += ["", *heads_section(system)]
@@ -81,12 +88,12 @@ def notes(setting: Setting, systems: Sequence[System]) -> list[str]:
     return "\n\n".join(paragraphs).split("\n")
 
 
-def table(systems: Sequence[System]) -> list[str]:
-    """Return a row per metric and cost, with a column per system."""
+def table(systems: Sequence[System], *, seen: bool = False) -> list[str]:
+    """Return a row per metric (and cost, for all labels), with a column per system."""
     lines = ["| | " + " | ".join(system.title for system in systems) + " |", "|---|" + "---:|" * len(systems)]
     for name in METRICS + GROUPS:
-        lines += row(name, [system.metric(name) for system in systems], "{:.1f}", max)
-    for name, (title, form) in COSTS.items():
+        lines += row(name, [system.metric(name, seen=seen) for system in systems], "{:.1f}", max)
+    for name, (title, form) in COSTS.items() if not seen else ():
         lines += row(title, [system.cost(name) for system in systems], form, None)
     return lines
 
@@ -121,16 +128,17 @@ def heads_section(system: System) -> list[str]:
         "|---|---|" + "---:|" * len(HEADLINE),
     ]
     for run in system.runs:
-        for head, name in HEADS.items():
+        for head, name in shown_heads(run.metrics).items():
             values = " | ".join(f"{run.metrics[head][metric]:.2f}" for metric in HEADLINE)
             lines.append(f"| {run.seed} | {name} | {values} |")
-    for head, name in HEADS.items():
+    heads = shown_heads(system.runs[0].metrics)
+    for head, name in heads.items():
         medians = (system.metric(metric, head) for metric in HEADLINE)
         lines.append(f"| median | **{name}** | " + " | ".join(f"{cell.median:.2f}" for cell in medians if cell) + " |")
     for run in system.runs:
         lines += ["", f"Seed {run.seed}, classifier weight {run.cost['classifier_weight']:g}:", ""]
         lines += [
-            f"- P@{k}: unified − {HEADS[head]} = {gap.value:+.2f} points ({_interval(gap)})"
+            f"- P@{k}: unified − {heads[head]} = {gap.value:+.2f} points ({_interval(gap)})"
             for head, at in run.gaps.items()
             for k, gap in at.items()
         ]

@@ -243,11 +243,15 @@ class Reduced(ManifestPart):
 
 
 class Quality(ManifestPart):
-    """Metrics in percent over the checkpoint's validation queries, of the checkpoint and of the bundle end to end."""
+    """Metrics in percent over the checkpoint's validation queries, of the checkpoint and of the bundle end to end.
+
+    `seen_labels` are the bundle's among labels with training positives; null if every label has some.
+    """
 
     queries: Count
     checkpoint: dict[str, float]
     bundle: dict[str, float]
+    seen_labels: dict[str, float] | None = None
 
 
 class GoldenFacts(ManifestPart):

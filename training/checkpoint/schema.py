@@ -33,7 +33,9 @@ class EpochRecord(BaseModel):
     """A validated epoch: statistics of its steps, metrics, and the search settings selected on validation.
 
     `score` is the mean of the recipe's validation metrics. `popularity` is the popularity bonus. `cone_fraction` (κ)
-    applies to the classifier rows of untrained labels.
+    applies to the classifier rows of untrained labels. `seen_metrics` are the metrics among the labels with a training
+    positive, empty if all have one. With a fixed weight, `tuned` is the weight and the popularity bonus that are best
+    on validation.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,6 +48,8 @@ class EpochRecord(BaseModel):
     popularity: float
     cone_fraction: float
     metrics: MetricsByHead
+    seen_metrics: MetricsByHead = {}
+    tuned: tuple[float, float] | None = None
     stats: EpochStats
 
 

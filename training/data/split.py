@@ -84,6 +84,11 @@ class Split:
             **{f"{name}_V": value_V[positions] for name, value_V in self.pair_values.items()},
         )
 
+    def with_labels(self, kept_V: NDArray[np.bool_]) -> "Split":
+        """Return the same rows with only those true labels that `kept_V` marks."""
+        pairs = {f"{name}_V": value_V[kept_V] for name, value_V in self.pair_values.items()}
+        return Split(self.ids_column, self.texts_column, self.labels.keep(kept_V), self.exclude, **pairs)
+
     def followed_by(self, other: "Split") -> "Split":
         """Return these rows, then those of `other`. Where one has no weights, they are 1; where no days, NaT."""
         ids, texts = (

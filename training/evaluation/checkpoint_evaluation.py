@@ -31,14 +31,15 @@ from training.model.device import choose_device
 class CheckpointEvaluation:
     """The result of one checkpoint on the queries of a split that have a true label.
 
-    `scores_QK` are the scores of the unified ranking; `ratios` hold every metric but C@k per query; `propensity` are
-    the constants A and B of PSP@k.
+    `tuned` is the best mix on validation if the weight of `mix` is fixed. `scores_QK` are the scores of the unified
+    ranking; `ratios` hold every metric but C@k per query; `propensity` are the constants A and B of PSP@k.
     """
 
     checkpoint: Path
     dataset: Dataset
     split: str
     mix: ScoreMix
+    tuned: ScoreMix | None
     propensity: tuple[float, float]
     result: EvaluationResult
     scores_QK: NDArray[np.float32]
@@ -78,7 +79,8 @@ def evaluate_checkpoint(
     reference, constants = propensities_of, opened.recipe.propensity
     positives_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
     inverse_L = reference.result.data.inverse_propensity_L if reference else opened.inverse_propensity_L
-    heads = mixes_by_head(mix)
+    tuned = tuned_mix(opened)
+    heads = mixes_by_head(mix, tuned)
     repeated_Q = None if split == "train" else repeated_queries(queries.texts, dataset.split("train").texts)
     data = EvaluationData(queries, positives_L, inverse_L, repeated_Q, label_ages(dataset, split))
     result = evaluate(ranker, data, heads)
@@ -87,6 +89,7 @@ def evaluate_checkpoint(
         dataset=dataset,
         split=split,
         mix=mix,
+        tuned=tuned,
         propensity=reference.propensity if reference else (constants.a, constants.b),
         result=result,
         scores_QK=ranker.scores(result.rankings[UNIFIED], mix),
@@ -117,6 +120,12 @@ def checkpoint_data(opened: Checkpoint) -> EvaluationData:
 def selected_mix(opened: Checkpoint) -> ScoreMix:
     """Return the mix that was selected on the checkpoint's validation queries."""
     return ScoreMix(opened.classifier_weight, opened.facts.best.popularity)
+
+
+def tuned_mix(opened: Checkpoint) -> ScoreMix | None:
+    """Return the best mix on the checkpoint's validation queries if its weight is fixed; else None."""
+    tuned = opened.facts.best.tuned
+    return None if tuned is None else ScoreMix(*tuned)
 
 
 def require_same_dataset(checkpoint: Path, dataset: Dataset) -> None:

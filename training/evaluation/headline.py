@@ -13,6 +13,8 @@ LABEL_GROUP_METRICS = ("R@10", "P@5")  # of a group of labels
 
 UNIFIED = "unified"
 HEADS = {UNIFIED: "unified", "dual_encoder": "dual encoder", "classifier": "classifier"}  # key: name for readers
+TUNED = "tuned"  # the unified model with the tuned weight, in addition to a fixed one
+ALL_LABELS, SEEN_LABELS = "all labels", "labels with training positives only"
 
 METRIC_EXPLANATIONS = {
     "P@k": "precision: the share of the first k answers that are true labels",
@@ -27,7 +29,13 @@ HEAD_EXPLANATIONS = {
     "unified": "the weighted sum of both scores, and the one that is served",
     "dual_encoder": "compares the texts of query and label, so it also finds labels without training queries",
     "classifier": "has one learned vector per label, so it is strong for labels with many training queries",
+    TUNED: "the unified model with the weight that is best on validation, instead of the recipe's fixed weight",
 }
+
+
+def shown_heads(values: Container[str]) -> dict[str, str]:
+    """Return the heads with their names, and TUNED if `values` has it."""
+    return HEADS | ({TUNED: "tuned weight"} if TUNED in values else {})
 
 
 def shown_metrics(names: Sequence[str], values: Container[str], clicks: Sequence[str] = CLICK_METRICS) -> list[str]:

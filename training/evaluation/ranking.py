@@ -41,11 +41,16 @@ class ExactRanker:
     exclude: Ragged
     exact: Sequence[ScoreMix] | None = None
 
-    def rank(self, mixes: Sequence[ScoreMix]) -> Mapping[ScoreMix, LabelRows]:
-        """Return the best label rows [Q, K] at each mix; excluded labels never appear, −1 pads short rankings."""
+    def rank(
+        self, mixes: Sequence[ScoreMix], allowed_L: NDArray[np.bool_] | None = None
+    ) -> Mapping[ScoreMix, LabelRows]:
+        """Return the best of the labels `allowed_L` (None: all) at each mix, as rows [Q, K].
+
+        Excluded labels never appear; −1 pads short rankings.
+        """
         distinct = list(dict.fromkeys(mixes))
         exact = distinct if self.exact is None else self.exact
-        return rank_labels(self.queries, self.labels, distinct, self.exclude, exact)
+        return rank_labels(self.queries, self.labels, distinct, self.exclude, exact, allowed_L)
 
     def scores(self, row_QK: LabelRows, mix: ScoreMix) -> NDArray[np.float32]:
         """Return the scores [Q, K] of the labels `row_QK`; −∞ where the row is −1."""
@@ -59,13 +64,15 @@ def rank_labels(
     mixes: Sequence[ScoreMix],
     exclude: Ragged,
     exact: Sequence[ScoreMix] = SHORTLIST_MIXES,
+    allowed_L: NDArray[np.bool_] | None = None,
 ) -> dict[ScoreMix, LabelRows]:
     """Return the best label rows [Q, K] of each query at each mix, best first.
 
     All labels are scored at the mixes in `exact`; the best SHORTLIST_SIZE at each of them form a shortlist, which the
-    other mixes rank. Equal scores are ordered by row number, as in the served index. An excluded label never appears; a
-    ranking with too few labels ends in −1.
+    other mixes rank. Equal scores are ordered by row number, as in the served index. Only the labels `allowed_L` (None:
+    all) that are not excluded appear; a ranking with too few labels ends in −1.
     """
+    hidden = torch.from_numpy(np.zeros(0, np.int64) if allowed_L is None else np.flatnonzero(~allowed_L))
     blocks: dict[ScoreMix, list[LabelRows]] = {mix: [] for mix in mixes}
     block = max(1, SCORES_PER_BLOCK // len(labels.dual))
     for start in range(0, len(queries.dual), block):
@@ -75,6 +82,7 @@ def rank_labels(
         exclude_Q = exclude.take(np.arange(start, stop))
         excluded = torch.from_numpy(exclude_Q.row_of_value), torch.from_numpy(exclude_Q.values.astype(np.int64))
         dual_QL[excluded] = classifier_QL[excluded] = EXCLUDED_COSINE
+        dual_QL[:, hidden] = classifier_QL[:, hidden] = EXCLUDED_COSINE
         row_QS = _shortlist(dual_QL, classifier_QL, labels.popularity, exact)
         dual_QS, classifier_QS = dual_QL.gather(1, row_QS), classifier_QL.gather(1, row_QS)
         popularity_QS = labels.popularity[row_QS]
@@ -82,6 +90,7 @@ def rank_labels(
         masked_QS = F.pad(row_QS[:, 1:] == row_QS[:, :-1], (1, 0))
         excluded_QL = torch.zeros_like(dual_QL, dtype=torch.bool)
         excluded_QL[excluded] = True
+        excluded_QL[:, hidden] = True
         masked_QS |= excluded_QL.gather(1, row_QS)
         for mix, rankings in blocks.items():
             scores_QS = mix.combine(dual_QS, classifier_QS, popularity_QS).masked_fill(masked_QS, -torch.inf)

@@ -3,9 +3,14 @@
 Validation while training, `diptych evaluate`, report.html and the quality check of `diptych export` all call
 `evaluate`. They differ only in the ranker: a model by exact search, or a bundle through its index.
 
+Everything is measured twice: for all labels, and among the labels with a training positive ("seen"), with rankings and
+true labels restricted to them. Without a label table, the catalogue has labels that occur only in test rows. They are
+likelier to be correct than labels with one positive, and a system that learns only from positives cannot return them.
+
 Shapes: Q queries, L labels, K ranks (best first, −1 where a ranking is shorter).
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +29,7 @@ from training.evaluation.scoring import ScoreMix
 from training.evaluation.slices import BoolArray, Example
 
 MetricValues = dict[str, float]  # metric: percent
+SEEN = "seen "  # prefix of a kind in SliceMetric
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +55,18 @@ class EvaluationData:
     def scored(self) -> int:
         """Return the number of queries that have a true label; the others do not count."""
         return sum(len(labels) > 0 for labels in self.truth)
+
+    @cached_property
+    def seen(self) -> "EvaluationData | None":
+        """Return this data restricted to true labels with a training positive.
+
+        None if every label has one, or if no query keeps a true label.
+        """
+        seen_L = self.positives_L > 0
+        kept_V = seen_L[self.queries.labels.values]
+        if seen_L.all() or not kept_V.any():
+            return None
+        return dataclasses.replace(self, queries=self.queries.with_labels(kept_V))
 
     @cached_property
     def label_groups(self) -> dict[str, dict[str, BoolArray]]:
@@ -81,8 +99,11 @@ class EvaluationData:
 class LabelRanker(Protocol):
     """Rank labels for the queries of an evaluation."""
 
-    def rank(self, mixes: Sequence[ScoreMix]) -> Mapping[ScoreMix, LabelRows]:
-        """Return the best label rows [Q, K] at each mix, without the excluded labels of each query."""
+    def rank(self, mixes: Sequence[ScoreMix], allowed_L: BoolArray | None = None) -> Mapping[ScoreMix, LabelRows]:
+        """Return the best label rows [Q, K] at each mix, without the excluded labels of each query.
+
+        Only the labels `allowed_L` are ranked; None: all.
+        """
         ...
 
 
@@ -90,6 +111,7 @@ class SliceMetric(NamedTuple):
     """A metric of one slice: of a head (`kind` "head"), or of a group of labels or queries.
 
     Kinds of groups are "labels" (by frequency), "ages" (of labels), "queries" (by length) and "history" (of queries).
+    The prefix `SEEN` marks the kinds that are measured among the seen labels.
     """
 
     kind: str
@@ -99,21 +121,27 @@ class SliceMetric(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class EvaluationResult:
-    """The rankings of an evaluation by name, and their metrics in percent; "unified" is the model itself."""
+    """The rankings of an evaluation by name, and their metrics in percent; "unified" is the model itself.
+
+    `seen` is the result among the seen labels; None: see `EvaluationData.seen`.
+    """
 
     data: EvaluationData
     rankings: Mapping[str, LabelRows]
     metrics: Mapping[str, MetricValues]
+    seen: "EvaluationResult | None" = None
 
     def ratios(self, names: Sequence[str]) -> dict[SliceMetric, Ratio]:
         """Return the metrics per query: of the rankings `names`, and of the unified one per label and query group."""
         by_kind = {"head": {name: self.data.ratios(self.rankings[name]) for name in names}, **self.group_ratios()}
-        return {
+        ratios = {
             SliceMetric(kind, name, metric): ratio
             for kind, by_name in by_kind.items()
             for name, ratios in by_name.items()
             for metric, ratio in ratios.items()
         }
+        among_seen = {} if self.seen is None else self.seen.ratios(names)
+        return ratios | {key._replace(kind=SEEN + key.kind): ratio for key, ratio in among_seen.items()}
 
     def group_ratios(self, ranking: str = UNIFIED) -> dict[str, dict[str, dict[str, Ratio]]]:
         """Return the metrics of one ranking per query, by kind and group of labels and queries."""
@@ -146,7 +174,17 @@ class EvaluationResult:
 def evaluate(
     ranker: LabelRanker, data: EvaluationData, mixes: Mapping[str, ScoreMix], ks: Sequence[int] = KS
 ) -> EvaluationResult:
-    """Rank all labels for the queries of `data` at each named mix, and compute the metrics for each k in `ks`."""
-    ranked = ranker.rank(list(mixes.values()))
+    """Rank all labels, then the seen ones, for the queries of `data` at each named mix, and compute the metrics."""
+    result = measure(ranker, data, mixes, ks)
+    seen = None if data.seen is None else measure(ranker, data.seen, mixes, ks, data.positives_L > 0)
+    return dataclasses.replace(result, seen=seen)
+
+
+def measure(
+    ranker: LabelRanker, data: EvaluationData, mixes: Mapping[str, ScoreMix], ks: Sequence[int] = KS,
+    allowed_L: BoolArray | None = None,
+) -> EvaluationResult:  # fmt: skip
+    """Rank the labels `allowed_L` (None: all) at each named mix, and compute the metrics for each k in `ks`."""
+    ranked = ranker.rank(list(mixes.values()), allowed_L)
     rankings = {name: ranked[mix] for name, mix in mixes.items()}
     return EvaluationResult(data, rankings, {name: data.metrics(rows, ks) for name, rows in rankings.items()})

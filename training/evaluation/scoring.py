@@ -70,9 +70,13 @@ class LabelVectors:
         return dataclasses.replace(self, classifier=classifier_LC)
 
 
-def mixes_by_head(mix: ScoreMix) -> dict[str, ScoreMix]:
-    """Return `mix` for the unified model, and the mixes that score by one head only; keys as in `headline.HEADS`."""
-    return {"unified": mix, "dual_encoder": ScoreMix(0.0, mix.popularity), "classifier": ScoreMix(1.0, mix.popularity)}
+def mixes_by_head(mix: ScoreMix, tuned: ScoreMix | None = None) -> dict[str, ScoreMix]:
+    """Return `mix` for the unified model, and the mixes that score by one head only; keys as in `headline.HEADS`.
+
+    `tuned` is the mix with the tuned weight, if the weight of `mix` is fixed.
+    """
+    heads = {"unified": mix, "dual_encoder": ScoreMix(0.0, mix.popularity), "classifier": ScoreMix(1.0, mix.popularity)}
+    return heads if tuned is None else heads | {"tuned": tuned}
 
 
 def popularity(frequency_L: NDArray[np.int64] | NDArray[np.float64]) -> NDArray[np.float32]:

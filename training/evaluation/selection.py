@@ -16,12 +16,16 @@ from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix
 
 @dataclass(frozen=True)
 class Selection:
-    """The selected mix and cone fraction κ, their score in percent, and a ranker that uses them."""
+    """The selected mix and cone fraction κ, their score in percent, and a ranker that uses them.
+
+    `tuned` is the best mix at any weight, if the weight of `mix` is fixed.
+    """
 
     mix: ScoreMix
     cone_fraction: float
     score: float
     ranker: ExactRanker
+    tuned: ScoreMix | None = None
 
 
 def select(
@@ -31,17 +35,24 @@ def select(
     weights: Sequence[float],
     popularities: Sequence[float],
     metric_names: Sequence[str],
+    fixed_weight: float | None = None,
 ) -> Selection:
     """Select the mix from a grid, then the cone fraction for that mix.
 
     `labels` must be imputed with the first of CONE_FRACTIONS. Weight 0 does not use popularity, so it is tried once.
+    With a fixed weight, only the popularity bonus is selected for it, and the best mix at any weight is returned too.
     """
     exclude = data.queries.exclude
-    grid = [ScoreMix(weight, bonus) for weight in weights for bonus in (popularities if weight else (0.0,))]
-    ranker = ExactRanker(queries, labels, exclude, exact=SHORTLIST_MIXES)
-    mix, _ = choose_mix(ranker.rank(grid), data, metric_names)
+    tried = weights if fixed_weight is None else sorted({*weights, fixed_weight})
+    grid = [ScoreMix(weight, bonus) for weight in tried for bonus in (popularities if weight else (0.0,))]
+    rankings = ExactRanker(queries, labels, exclude, exact=SHORTLIST_MIXES).rank(grid)
+    best, _ = choose_mix(rankings, data, metric_names)
+    mix, tuned = best, None
+    if fixed_weight is not None:
+        at_weight = {mix: rows for mix, rows in rankings.items() if mix.weight == fixed_weight}
+        mix, tuned = choose_mix(at_weight, data, metric_names)[0], best
     cone_fraction, score, labels = choose_cone_fraction(queries, labels, mix, data, metric_names)
-    return Selection(mix, cone_fraction, score, ExactRanker(queries, labels, exclude))
+    return Selection(mix, cone_fraction, score, ExactRanker(queries, labels, exclude), tuned)
 
 
 def choose_mix(

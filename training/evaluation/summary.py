@@ -1,22 +1,23 @@
 """Summarise one checkpoint evaluation, or compare two: plain values for the console and for JSON."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from retrieval.metrics import Ratio
 from training.evaluation import slices
 from training.evaluation.checkpoint_evaluation import CheckpointEvaluation
 from training.evaluation.headline import (
     CLICK_METRICS,
     HEADLINE_METRICS,
-    HEADS,
     KEY_METRICS,
     LABEL_GROUP_METRICS,
     UNIFIED,
 )
-from training.evaluation.results import MetricValues, SliceMetric
+from training.evaluation.results import SEEN, EvaluationResult, MetricValues, SliceMetric
 from training.evaluation.scoring import ScoreMix
 from training.evaluation.significance import RESAMPLES, SEED, Bootstrap, Contrast, Estimate, compare
 from training.evaluation.slices import Example
@@ -28,6 +29,9 @@ METRICS_BY_KIND = {
     "head": (*KEY_METRICS, *CLICK_METRICS), "labels": LABEL_GROUP_METRICS, "ages": LABEL_GROUP_METRICS,
     "queries": QUERY_METRICS, "history": QUERY_METRICS,
 }  # fmt: skip
+COMPARED_KINDS = METRICS_BY_KIND | {
+    f"{SEEN}head": METRICS_BY_KIND["head"]
+}  # groups of seen labels: more tests, no news
 
 
 @dataclass(frozen=True)
@@ -68,16 +72,15 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class EvaluationSummary:
-    """One checkpoint: all metrics by head, and the headline metrics with 95 % intervals.
+class ScopeSummary:
+    """Metrics for all labels or among the seen ones: by head, and the headline metrics with 95 % intervals.
 
-    `unified_minus` holds the paired differences between the unified model and each head. `label_age` is empty if the
-    dataset has no days, `query_history` if no query is repeated.
+    `true_labels` counts pairs of a query and a true label. `unified_minus` holds the paired differences between the
+    unified model and each head. `label_age` is empty if the dataset has no days, `query_history` if no query is
+    repeated.
     """
 
-    subject: Subject
-    checkpoint: str
-    mix: ScoreMix
+    true_labels: int
     metrics: dict[str, MetricValues]
     estimates: dict[str, dict[str, Estimate]]
     unified_minus: dict[str, dict[str, Estimate]]
@@ -85,6 +88,17 @@ class EvaluationSummary:
     label_age: dict[str, LabelGroup]
     query_length: dict[str, QueryGroup]
     query_history: dict[str, QueryGroup]
+
+
+@dataclass(frozen=True)
+class EvaluationSummary(ScopeSummary):
+    """One checkpoint, for all labels, and in `seen` among the labels with a training positive; None: all have one."""
+
+    subject: Subject
+    checkpoint: str
+    mix: ScoreMix
+    tuned: ScoreMix | None
+    seen: ScopeSummary | None
     worst: list[Example]
 
 
@@ -108,37 +122,51 @@ def summarize(
     evaluation: CheckpointEvaluation, worst: int, resamples: int = RESAMPLES, seed: int = SEED
 ) -> EvaluationSummary:
     """Compute intervals by head and by group of labels and queries, and list the `worst` queries."""
-    shown = METRICS_BY_KIND | {"head": INTERVAL_METRICS}
-    ratios = {key: ratio for key, ratio in evaluation.ratios.items() if key.metric in shown[key.kind]}
-    bootstrap = Bootstrap(ratios, resamples, seed)
-    estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
-    for key in ratios:
-        estimates.setdefault((key.kind, key.name), {})[key.metric] = bootstrap.estimate(key)
-
-    def margins(head: str) -> dict[str, Estimate]:
-        names = estimates["head", head]
-        pairs = {m: (SliceMetric("head", UNIFIED, m), SliceMetric("head", head, m)) for m in names}
-        return {metric: bootstrap.difference(*pair) for metric, pair in pairs.items()}
-
-    def label_groups(kind: str) -> dict[str, LabelGroup]:
-        return {name: _label_group(evaluation, kind, name, of) for (k, name), of in estimates.items() if k == kind}
-
-    def query_groups(kind: str) -> dict[str, QueryGroup]:
-        return {name: _query_group(evaluation, kind, name, of) for (k, name), of in estimates.items() if k == kind}
-
+    seen = evaluation.result.seen
     return EvaluationSummary(
         subject=_subject(evaluation, resamples, seed),
         checkpoint=str(evaluation.checkpoint),
         mix=evaluation.mix,
-        metrics=evaluation.metrics,
-        estimates={head: estimates["head", head] for head in HEADS},
-        unified_minus={head: margins(head) for head in HEADS if head != UNIFIED},
-        label_frequency=label_groups("labels"),
-        label_age=label_groups("ages"),
-        query_length=query_groups("queries"),
-        query_history=query_groups("history"),
+        tuned=evaluation.tuned,
+        seen=None if seen is None else ScopeSummary(**_scope(evaluation, seen, SEEN, resamples, seed)),
         worst=evaluation.examples(evaluation.result.worst_queries(worst)),
+        **_scope(evaluation, evaluation.result, "", resamples, seed),
     )
+
+
+def _scope(
+    evaluation: CheckpointEvaluation, result: EvaluationResult, prefix: str, resamples: int, seed: int
+) -> dict[str, Any]:
+    """Return the fields of a ScopeSummary; `prefix` marks the kinds of the evaluation's ratios that belong to it."""
+    shown = METRICS_BY_KIND | {"head": INTERVAL_METRICS}
+    ratios = {
+        key._replace(kind=key.kind.removeprefix(prefix)): ratio
+        for key, ratio in evaluation.ratios.items()
+        if key.kind.startswith(SEEN) == bool(prefix)
+    }
+    with_interval = {key: ratio for key, ratio in ratios.items() if key.metric in shown[key.kind]}
+    bootstrap = Bootstrap(with_interval, resamples, seed)
+    estimates: dict[str, dict[str, dict[str, Estimate]]] = {}
+    for key in with_interval:
+        estimates.setdefault(key.kind, {}).setdefault(key.name, {})[key.metric] = bootstrap.estimate(key)
+
+    def margins(head: str) -> dict[str, Estimate]:
+        names = estimates["head"][head]
+        pairs = {m: (SliceMetric("head", UNIFIED, m), SliceMetric("head", head, m)) for m in names}
+        return {metric: bootstrap.difference(*pair) for metric, pair in pairs.items()}
+
+    groups = {
+        kind: {name: _group(result, ratios, kind, name, of) for name, of in estimates.get(kind, {}).items()}
+        for kind in METRICS_BY_KIND
+        if kind != "head"
+    }
+    return {
+        "true_labels": len(result.data.queries.labels.values), "metrics": dict(result.metrics),
+        "estimates": estimates["head"],
+        "unified_minus": {head: margins(head) for head in estimates["head"] if head != UNIFIED},
+        "label_frequency": groups["labels"], "label_age": groups["ages"],
+        "query_length": groups["queries"], "query_history": groups["history"],
+    }  # fmt: skip
 
 
 def compare_evaluations(
@@ -146,7 +174,7 @@ def compare_evaluations(
 ) -> EvaluationComparison:
     """Test on which slices one of two evaluations of the same queries is better; list `worst` queries of each."""
     ratios = [
-        {key: ratio for key, ratio in one.ratios.items() if key.metric in METRICS_BY_KIND[key.kind]}
+        {key: ratio for key, ratio in one.ratios.items() if key.metric in COMPARED_KINDS.get(key.kind, ())}
         for one in (first, second)
     ]
     first_hits_Q, second_hits_Q = (
@@ -174,32 +202,25 @@ def _subject(evaluation: CheckpointEvaluation, resamples: int, seed: int) -> Sub
     return Subject(evaluation.dataset.meta.name, evaluation.split, queries, {"a": a, "b": b}, resamples, seed)
 
 
-def _label_group(evaluation: CheckpointEvaluation, kind: str, name: str, estimates: dict[str, Estimate]) -> LabelGroup:
-    data = evaluation.result.data
+def _group(
+    result: EvaluationResult, ratios: Mapping[SliceMetric, Ratio], kind: str, name: str, estimates: dict[str, Estimate]
+) -> LabelGroup | QueryGroup:
+    """Summarise a group of labels or queries; all metrics, and `estimates` of some."""
+    data = result.data
+    metrics = {key.metric: ratio.percent for key, ratio in ratios.items() if (key.kind, key.name) == (kind, name)}
+    if kind not in data.label_groups:
+        queries = ratios[SliceMetric(kind, name, "P@1")].queries
+        return QueryGroup(queries=queries, metrics=metrics, estimates=estimates)
     member_L = data.label_groups[kind][name]
     return LabelGroup(
         labels=int(member_L.sum()),
         min_positives=int(data.positives_L[member_L].min()),
         max_positives=int(data.positives_L[member_L].max()),
         true_labels=int(member_L[data.queries.labels.values].sum()),
-        queries=evaluation.ratios[SliceMetric(kind, name, "R@10")].queries,
-        metrics=_slice_metrics(evaluation, kind, name),
+        queries=ratios[SliceMetric(kind, name, "R@10")].queries,
+        metrics=metrics,
         estimates=estimates,
     )
-
-
-def _query_group(evaluation: CheckpointEvaluation, kind: str, name: str, estimates: dict[str, Estimate]) -> QueryGroup:
-    return QueryGroup(
-        queries=evaluation.ratios[SliceMetric(kind, name, "P@1")].queries,
-        metrics=_slice_metrics(evaluation, kind, name),
-        estimates=estimates,
-    )
-
-
-def _slice_metrics(evaluation: CheckpointEvaluation, kind: str, name: str) -> MetricValues:
-    return {
-        key.metric: ratio.percent for key, ratio in evaluation.ratios.items() if (key.kind, key.name) == (kind, name)
-    }
 
 
 def _largest(lead_Q: NDArray[np.int64], count: int) -> NDArray[np.int64]:

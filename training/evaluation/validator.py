@@ -34,10 +34,14 @@ class Validator:
         labels = encode_labels(
             self.model, data.label_tokens, data.positives_L, self.device, CONE_FRACTIONS[0], data.click_frequency_L
         )
-        selection = select(queries, labels, validation, self.recipe.weights, settings.popularities, settings.metrics)
-        result = evaluate(selection.ranker, validation, mixes_by_head(selection.mix))
+        selection = select(
+            queries, labels, validation, self.recipe.weights, settings.popularities, settings.metrics,
+            self.recipe.fixed_weight,
+        )  # fmt: skip
+        result = evaluate(selection.ranker, validation, mixes_by_head(selection.mix, selection.tuned))
         return EpochRecord(
             epoch=epoch, loss=stats.loss, seconds=seconds, score=selection.score, stats=stats,
             classifier_weight=selection.mix.weight, popularity=selection.mix.popularity,
             cone_fraction=selection.cone_fraction, metrics=dict(result.metrics),
+            seen_metrics={} if result.seen is None else dict(result.seen.metrics), tuned=selection.tuned,
         )  # fmt: skip

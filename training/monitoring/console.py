@@ -15,7 +15,15 @@ from rich.text import Text
 from retrieval.system.console import Console
 from retrieval.system.progress import Progress
 from training.checkpoint.schema import CheckpointFacts, EpochRecord, MetricsByHead
-from training.evaluation.headline import CLICK_METRICS, HEADLINE_METRICS, HEADS, UNIFIED, shown_metrics
+from training.evaluation.headline import (
+    CLICK_METRICS,
+    HEADLINE_METRICS,
+    HEADS,
+    SEEN_LABELS,
+    UNIFIED,
+    shown_heads,
+    shown_metrics,
+)
 from training.optim.step_stats import EpochStats, StepStats, by_head_and_term
 
 SHORT_NAMES = {"dual_encoder": "dual", "classifier": "classifier"}
@@ -173,8 +181,12 @@ def print_summary(facts: CheckpointFacts, out: Path, report: Path) -> None:
     """Print the metrics of the best epoch, the training time, and the paths of checkpoint and report."""
     best, propensity, console = facts.best, facts.recipe.propensity, Console()
     weights = f"classifier weight {best.classifier_weight:g}, popularity {best.popularity:g}"
+    if best.tuned is not None:
+        weights += f"; tuned: {best.tuned[0]:g}, {best.tuned[1]:g}"
     title = f"{facts.dataset_name}, validation, epoch {best.epoch}, {weights}"
     console.print(metrics_table(title, best.metrics, propensity.a, propensity.b))
+    if best.seen_metrics:
+        console.print(metrics_table(f"The same, {SEEN_LABELS}", best.seen_metrics, propensity.a, propensity.b))
     seconds = duration(facts.history[-1].seconds)
     text = f"Trained in {seconds}, without validation. Checkpoint: {out}\nReport: {report}"
     if not facts.query_identity:
@@ -190,6 +202,6 @@ def metrics_table(title: str, metrics: MetricsByHead, a: float, b: float) -> Tab
     names = shown_metrics(HEADLINE_METRICS, metrics[UNIFIED])
     for name in names:
         table.add_column(name, justify="right")
-    for head, name in HEADS.items():
+    for head, name in shown_heads(metrics).items():
         table.add_row(name, *(f"{metrics[head][shown]:.2f}" for shown in names))
     return table

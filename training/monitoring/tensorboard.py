@@ -75,6 +75,7 @@ class TensorBoardCallback:
         """Write the metrics of the epoch and flush the file."""
         epoch = {"loss": record.loss, "score": record.score, "classifier_weight": record.classifier_weight}
         heads = {f"validation_{head}": metrics for head, metrics in record.metrics.items()}
+        heads |= {f"validation_seen_labels_{head}": metrics for head, metrics in record.seen_metrics.items()}
         self._write({"epoch": epoch, **heads}, self._steps_taken)
         self._file.flush()
 

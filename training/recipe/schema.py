@@ -194,12 +194,16 @@ Metric = Annotated[str, Field(pattern=r"^(w?P|nDCG|PSP|w?R|C)@(1|3|5|10)$")]
 class ValidationRecipe(Section):
     """The mean of `metrics` selects the best epoch, the classifier weight and the popularity bonus.
 
-    wP@k and wR@k are weighted by clicks and need a dataset with weights.
+    With `fixed_weight`, the weight that would be selected is only reported. wP@k and wR@k are weighted by clicks and
+    need a dataset with weights.
     """
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("P@1", "P@5", "R@10", "PSP@5")
     every_epochs: Positive = 5
     max_queries: Positive = 2000
+    fixed_weight: Share | None = Field(
+        default=None, description="classifier weight of the score; null: the best of `weights`"
+    )
     weights: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
     popularities: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
 
@@ -284,6 +288,11 @@ class Recipe(Section):
         keys = self._dotted_keys()
         published, derived = set(self.provenance.published), set(self.provenance.derived)
         return {key: "published" if key in published else "derived" if key in derived else "ours" for key in keys}
+
+    @property
+    def fixed_weight(self) -> float | None:
+        """The fixed classifier weight; None if it is selected, or if only one head is trained."""
+        return self.validation.fixed_weight if 0.0 < self.loss.dual_encoder_share < 1.0 else None
 
     @property
     def weights(self) -> tuple[float, ...]:

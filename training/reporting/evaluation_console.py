@@ -8,8 +8,15 @@ from rich.table import Table
 from rich.text import Text
 
 from retrieval.system.console import Console
-from training.evaluation.headline import HEAD_EXPLANATIONS, HEADS, UNIFIED, metric_explanations
-from training.evaluation.results import SliceMetric
+from training.evaluation.headline import (
+    HEAD_EXPLANATIONS,
+    SEEN_LABELS,
+    TUNED,
+    UNIFIED,
+    metric_explanations,
+    shown_heads,
+)
+from training.evaluation.results import SEEN, SliceMetric
 from training.evaluation.scoring import ScoreMix
 from training.evaluation.significance import ALPHA, Contrast, Estimate
 from training.evaluation.slices import Answer
@@ -19,11 +26,13 @@ from training.evaluation.summary import (
     EvaluationSummary,
     LabelGroup,
     QueryGroup,
+    ScopeSummary,
     Subject,
 )
 
 TRUE_LABELS_SHOWN = 8
 ANSWERS_SHOWN = 5
+HEADLINE_COLUMNS = {"dual_encoder": "dual encoder only", "classifier": "classifier only", TUNED: "tuned weight"}
 EXAMPLE_LEGEND = "(✓ true label, ×n training positives, score in parentheses)"
 
 
@@ -38,21 +47,24 @@ def show(summary: EvaluationSummary | EvaluationComparison) -> None:
 
 
 def _show_summary(console: Console, summary: EvaluationSummary) -> None:
-    """Print headline metrics, metrics by group of labels and queries, and the worst queries."""
-    console.print(f"{summary.checkpoint}\n{_mix(summary.mix)}", soft_wrap=True)
-    console.print(_headline_table(summary), _label_table("labels (training positives)", summary.label_frequency))
-    if summary.label_age:
-        console.print(_label_table("age of labels (training positives)", summary.label_age))
-    console.print(_query_table("query length", summary.query_length))
-    if summary.query_history:
-        console.print(_query_table("query in training", summary.query_history))
+    """Print the metrics for all labels, then among the seen ones, and the worst queries."""
+    tuned = "" if summary.tuned is None else f"; tuned: {_mix(summary.tuned)}"
+    console.print(f"{summary.checkpoint}\n{_mix(summary.mix)}{tuned}", soft_wrap=True)
+    _show_scope(console, summary)
+    if summary.seen is not None:
+        unseen = 1 - summary.seen.true_labels / summary.true_labels
+        console.print(Text(f"\n{SEEN_LABELS.capitalize()}", style="bold"))
+        console.print(
+            f"Rankings and true labels without labels that have no training positive ({unseen:.1%} of the true labels)."
+        )
+        _show_scope(console, summary.seen)
     console.print(
         f"Percent. ±: half of the 95 % bootstrap interval ({_resamples(summary.subject)}).\n"
         "In parentheses: unified minus that head, paired. C@10 has no interval.\n"
         "P@5 of a label group counts only hits in the group; the groups add up to P@5."
     )
     console.print(
-        _legend(HEAD_EXPLANATIONS, HEADS),
+        _legend(HEAD_EXPLANATIONS, shown_heads(summary.metrics)),
         _legend(metric_explanations(summary.metrics[UNIFIED])),
         _constants(summary.subject),
     )
@@ -60,6 +72,16 @@ def _show_summary(console: Console, summary: EvaluationSummary) -> None:
         console.print(f"\nWorst queries {EXAMPLE_LEGEND}:")
     for number, example in enumerate(summary.worst, 1):
         _print_query(console, number, example.query, example.truth, {"answers": example.answers})
+
+
+def _show_scope(console: Console, scope: ScopeSummary) -> None:
+    """Print headline metrics, and metrics by group of labels and queries."""
+    console.print(_headline_table(scope), _label_table("labels (training positives)", scope.label_frequency))
+    if scope.label_age:
+        console.print(_label_table("age of labels (training positives)", scope.label_age))
+    console.print(_query_table("query length", scope.query_length))
+    if scope.query_history:
+        console.print(_query_table("query in training", scope.query_history))
 
 
 def _show_comparison(console: Console, comparison: EvaluationComparison) -> None:
@@ -106,18 +128,19 @@ def _legend(explanations: dict[str, str], names: dict[str, str] | None = None) -
     grid = Table.grid(padding=(0, 2))
     grid.add_column(no_wrap=True)
     for key, explanation in explanations.items():
-        grid.add_row(names[key] if names else key, explanation)
+        if names is None or key in names:
+            grid.add_row(names[key] if names else key, explanation)
     return Padding(grid, (1, 0, 0, 0))
 
 
-def _headline_table(summary: EvaluationSummary) -> Table:
-    table = _table("", "unified", "dual encoder only", "classifier only")
+def _headline_table(summary: ScopeSummary) -> Table:
+    table = _table("", "unified", *(HEADLINE_COLUMNS[head] for head in summary.unified_minus))
     for metric in summary.estimates[UNIFIED]:
         cells = [_margin(summary.estimates[UNIFIED][metric], 2)]
         for head, differences in summary.unified_minus.items():
             cells.append(f"{summary.metrics[head][metric]:.2f}  ({_margin(differences[metric], 1, '+')})")
         table.add_row(metric, *cells)
-    table.add_row("C@10", *(f"{summary.metrics[head]['C@10']:.2f}" for head in HEADS))
+    table.add_row("C@10", *(f"{summary.metrics[head]['C@10']:.2f}" for head in summary.metrics))
     return table
 
 
@@ -207,7 +230,10 @@ def _answers(answers: Sequence[Answer]) -> Text:
 
 
 def _name(key: SliceMetric) -> str:
-    return HEADS.get(key.name, key.name) + (" labels" if key.kind == "labels" else "")
+    name = shown_heads((TUNED,)).get(key.name, key.name)
+    if key.kind.startswith(SEEN):
+        return f"{name}, seen labels"
+    return name + (" labels" if key.kind == "labels" else "")
 
 
 def _margin(estimate: Estimate, digits: int, sign: str = "") -> str:

@@ -22,14 +22,17 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.checkpoint.run_folder import REPORT
 from training.checkpoint.schema import CheckpointFacts
 from training.evaluation import slices
-from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker, selected_mix
+from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker, selected_mix, tuned_mix
 from training.evaluation.headline import (
+    ALL_LABELS,
     HEAD_EXPLANATIONS,
     HEADLINE_METRICS,
     HEADS,
     KEY_METRICS,
+    SEEN_LABELS,
     UNIFIED,
     metric_explanations,
+    shown_heads,
     shown_metrics,
 )
 from training.evaluation.ranking import SHORTLIST_MIXES
@@ -105,7 +108,7 @@ def evaluate_for_report(opened: Checkpoint, device: torch.device) -> ReportEvalu
     The rankings of the selected mix and of the heads are exact, like those that selected the epoch.
     """
     mix, data = selected_mix(opened), checkpoint_data(opened)
-    heads = mixes_by_head(mix)
+    heads = mixes_by_head(mix, tuned_mix(opened))
     weights = sorted({*WEIGHTS, mix.weight})
     curve = {weight_name(weight): mix._replace(weight=weight) for weight in weights}
     ranker = checkpoint_ranker(opened, data.queries, device, exact=[*SHORTLIST_MIXES, *heads.values()])
@@ -124,13 +127,14 @@ def render(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
     values = facts.best.metrics[UNIFIED]
     return render_page(
         "training.reporting", REPORT, duration=duration, gigabytes=lambda used: f"{used / 1e9:.1f} GB",
-        facts=facts, best=facts.best, heads=HEADS, headline=shown_metrics(HEADLINE_METRICS, values),
+        facts=facts, best=facts.best, heads=HEADS, shown_heads=shown_heads(facts.best.metrics),
+        headline=shown_metrics(HEADLINE_METRICS, values),
         key_metrics=shown_metrics(KEY_METRICS, values), head_explanations=HEAD_EXPLANATIONS,
         metric_explanations=metric_explanations(values),
         selection_metrics=facts.recipe.validation.metrics,
         metric_charts=_metric_charts(facts), loss_chart=_loss_chart(facts), loss_terms=_loss_terms,
         weight_chart=_weight_chart(opened, evaluation), metrics_by_weight=evaluation.metrics_by_weight(),
-        label_groups=_label_groups(result), query_groups=_query_groups(result),
+        scopes=_scopes(result),
         random_examples=_examples(opened, evaluation, _random_rows(opened)),
         worst_examples=_examples(opened, evaluation, result.worst_queries(WORST_EXAMPLES)),
         answers_shown=ANSWERS_SHOWN, true_labels_shown=TRUE_LABELS_SHOWN,
@@ -171,6 +175,12 @@ def _weight_chart(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
 
 
 # ---- slices of the validation queries
+
+
+def _scopes(result: EvaluationResult) -> dict[str, dict[str, Any]]:
+    """Return the groups of labels and queries, for all labels and among the seen ones."""
+    results = {ALL_LABELS: result} | ({} if result.seen is None else {SEEN_LABELS: result.seen})
+    return {name: {"labels": _label_groups(of), "queries": _query_groups(of)} for name, of in results.items()}
 
 
 def _label_groups(result: EvaluationResult) -> dict[str, list[LabelGroupRow]]:

@@ -52,9 +52,16 @@ def test_a_claim_is_checked_per_query_over_the_mean_of_its_seeds(words: Dataset)
     right = [[int(truth[row][0])] for row in range(len(truth))]
     wrong = [[(int(truth[row][0]) + 1) % len(label_texts(300))] for row in range(len(truth))]
     some = [a if row % 2 else b for row, (a, b) in enumerate(zip(right, wrong, strict=True))]
+
+    def run(name: str, seed: int, answers: list[list[int]]) -> RunResult:
+        return RunResult(name, seed, {"unified": answers}, {"unified": answers}, {})
+
     runs = {
-        "good": [RunResult("good", seed, {"unified": right}, {}) for seed in (0, 1)],
-        "mixed": [RunResult("mixed", 0, {"unified": right}, {}), RunResult("mixed", 1, {"unified": some}, {})],
+        "good": [run("good", seed, right) for seed in (0, 1)],
+        "mixed": [
+            run("mixed", 0, right),
+            run("mixed", 1, some),
+        ],
     }
     claim = Claim("", "", ("good", "unified"), ("mixed", "unified"), ("P@1",))
     (result,) = findings(claim, runs, scorer)

@@ -79,7 +79,7 @@ def test_the_depth_of_a_query_includes_its_excluded_labels(tiny: Dataset, tmp_pa
     """If it fails, a ranking without its excluded labels is shorter than the greatest k."""
     write_task(tiny, tmp_path / "task")
     with np.load(tmp_path / "task" / "positives.npz", allow_pickle=False) as arrays:
-        assert arrays["depth_Q"].tolist() == [11, 10]
+        assert arrays["depth_Q"].tolist() == [51, 50], "40 more, so that 10 seen labels remain"
         assert arrays["offsets"][-1] == len(arrays["values"]) == 7, "positives of train and validation"
 
 
@@ -87,19 +87,33 @@ def test_our_runs_are_scored_as_diptych_evaluate_scores_them(checkpoint: Path, d
     """If it fails, the table and `diptych evaluate` show different metrics of one checkpoint."""
     dataset = Dataset.open(dataset_folder)
     opened = load_checkpoint(checkpoint)
-    answers = ExactSearch(opened, dataset).rankings()
+    search = ExactSearch(opened, dataset)
+    answers, seen = search.rankings(), search.rankings(opened.positives_L > 0)
     scorer = Scorer(dataset, opened.recipe.propensity.a, opened.recipe.propensity.b)
     np.testing.assert_allclose(scorer.inverse_propensity_L, opened.inverse_propensity_L)
-    expected = evaluate_checkpoint(checkpoint, dataset, "test").metrics
-    for head, rankings in answers.items():
-        values = scorer.metrics(rankings)
-        assert {name: values[name] for name in expected[head]} == pytest.approx(expected[head])
+    result = evaluate_checkpoint(checkpoint, dataset, "test").result
+    assert result.seen is not None, "the dataset has labels without training positives"
+    for head, expected in result.metrics.items():
+        values, among_seen = scorer.metrics(answers[head]), scorer.seen_metrics(seen[head])
+        assert {name: values[name] for name in expected} == pytest.approx(expected)
+        assert {name: among_seen[name] for name in expected} == pytest.approx(result.seen.metrics[head])
+
+
+def test_a_deeper_ranking_of_a_peer_is_restricted_to_seen_labels(tiny: Dataset) -> None:
+    """If it fails, labels that only validation queries have push a peer's answers down among the seen labels."""
+    scorer = Scorer(tiny, 0.55, 1.5)
+    shoes, parkas = label_rows(tiny, "running shoes", "parkas")
+    answers = [[parkas, shoes], [parkas, shoes]]
+    assert scorer.metrics(answers)["P@1"] == 50.0
+    assert scorer.ranking(answers, seen=True)[:, :2].tolist() == [[shoes, -1], [shoes, -1]]
+    assert scorer.seen_metrics(answers)["P@1"] == 100.0, "the query whose only true label is unseen does not count"
 
 
 def test_every_label_is_in_one_frequency_group(tiny: Dataset) -> None:
     """If it fails, the groups differ from those of `diptych evaluate`, or lack labels."""
     scorer = Scorer(tiny, 0.55, 1.5)
-    assert sum(member_L.astype(int) for member_L in scorer.groups.values()).tolist() == [1] * tiny.n_labels
+    groups = scorer.data.label_groups["labels"].values()
+    assert sum(member_L.astype(int) for member_L in groups).tolist() == [1] * tiny.n_labels
     figures = scorer.metrics([label_rows(tiny, "running shoes"), []])
     assert figures["head R@10"] == 100.0
     assert figures["unseen R@10"] == 0.0, "parkas have a validation positive only"
@@ -141,7 +155,8 @@ def test_a_run_of_other_code_is_refused(tiny: Dataset, tmp_path: Path) -> None:
 def run_of(seed: int, value: float) -> ScoredRun:
     figures = dict.fromkeys([f"{name}@{k}" for name in ("P", "PSP", "nDCG", "R", "C") for k in metrics.KS], value)
     cost = {"train_seconds": 10 * value, "peak_mib": None, "seconds_per_thousand": 0.5}
-    return ScoredRun(seed, {"unified": figures | {"head R@10": value, "tail R@10": value}}, cost, {})
+    by_head = {"unified": figures | {"head R@10": value, "tail R@10": value}}
+    return ScoredRun(seed, by_head, {"unified": {"P@1": value + 1}}, cost, {})
 
 
 def test_table_shows_median_and_spread_and_marks_the_best() -> None:
@@ -150,6 +165,7 @@ def test_table_shows_median_and_spread_and_marks_the_best() -> None:
     peer = System("peer", False, (run_of(0, 45.0),))
     lines = table([ours, peer])
     assert "| P@1 | **50.0 (40.0–60.0)** | 45.0 |" in lines
+    assert table([ours, peer], seen=True)[2:] == ["| P@1 | **51.0 (41.0–61.0)** | 46.0 |"]
     assert "| training, s | 500.0 (400.0–600.0) | 450.0 |" in lines
     assert not any("peak memory" in line or "torso" in line for line in lines), "not measured"
     assert row("x", [None, ours.metric("P@1")], "{:.0f}", max) == ["| x | – | **50 (40–60)** |"]

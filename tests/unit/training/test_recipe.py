@@ -86,7 +86,7 @@ def test_a_bad_override_is_refused_with_its_key_and_value(override: str, sentenc
 
 def test_an_unknown_recipe_names_the_known_ones() -> None:
     """If it fails, the error of a misspelt --recipe does not list the recipes."""
-    with pytest.raises(RecipeError, match="default, lf_amazon_131k"):
+    with pytest.raises(RecipeError, match="default, depsl_lf_amazontitles_1_3m"):
         load_recipe("keyword")
 
 
