@@ -3,19 +3,17 @@
 Each figure is a ratio of sums over the test queries, averaged over the seeds. It is computed for all labels, and among
 the labels with a training positive ("seen"), where rankings and true labels are restricted to them.
 
-Shapes: Q test queries with a true label, L labels, K ranks.
+Shapes: L labels.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from benchmarks.measuring.scoring import Scorer, remove_excluded
+from benchmarks.measuring.scoring import Scorer
 from benchmarks.measuring.systems import RunResult
-from retrieval import metrics
 from retrieval.metrics import Ratio
 from training.evaluation.headline import KEY_METRICS, UNIFIED
 from training.evaluation.significance import Bootstrap, Estimate
@@ -80,34 +78,24 @@ def score_dataset(scorer: Scorer, systems: Sequence[MeasuredSystem]) -> DatasetS
         test=len(scorer.queries),
         labels=scorer.dataset.n_labels,
         labels_per_query=len(labels.values) / len(labels),
-        seen_positives=100.0 * float(np.mean(_seen_labels(scorer)[labels.values])),
+        seen_positives=100.0 * float(np.mean(scorer.data.positives_L[labels.values] > 0)),
         systems={system.title: _scores(system, first, bootstraps) for system in systems},
     )
 
 
 def ratios_by_group(scorer: Scorer, runs: Sequence[RunResult]) -> dict[str, dict[str, Ratio]]:
-    """Return each metric by group, with gains averaged over the runs; no "seen" if no test query has a seen label."""
-    by_run = [_ratios(scorer, run.rankings[UNIFIED]) for run in runs]
+    """Return each metric by group, with gains averaged over the runs; "seen" only if the test split has both kinds."""
+    by_run = [_ratios(scorer, run) for run in runs]
     return {
         group: {metric: _mean([of[group][metric] for of in by_run]) for metric in KEY_METRICS} for group in by_run[0]
     }
 
 
-def _ratios(scorer: Scorer, answers: Sequence[Sequence[int]]) -> dict[str, dict[str, Ratio]]:
-    queries, inverse_L = scorer.queries, scorer.inverse_propensity_L
-    seen_L = _seen_labels(scorer)
-    by_group = {"all": metrics.ratios(remove_excluded(answers, queries.exclude), queries.labels, inverse_L)}
-    truth = queries.labels.keep(seen_L[queries.labels.values])
-    if len(truth.values):
-        seen_answers = [[row for row in rows if row >= 0 and seen_L[row]] for rows in answers]
-        by_group["seen"] = metrics.ratios(remove_excluded(seen_answers, queries.exclude), list(truth), inverse_L)
+def _ratios(scorer: Scorer, run: RunResult) -> dict[str, dict[str, Ratio]]:
+    by_group = {"all": scorer.ratios(run.rankings[UNIFIED])}
+    if scorer.data.seen is not None:
+        by_group["seen"] = scorer.ratios(run.seen_rankings[UNIFIED], seen=True)
     return by_group
-
-
-def _seen_labels(scorer: Scorer) -> Any:
-    """Return L booleans: labels with a positive in the training split."""
-    values = scorer.dataset.split("train").labels.values
-    return np.bincount(values, minlength=scorer.dataset.n_labels) > 0
 
 
 def _mean(ratios: Sequence[Ratio]) -> Ratio:

@@ -75,7 +75,9 @@ def test_one_dataset_or_a_missing_recipe_decides_nothing() -> None:
 
 
 def run_of(title: str, answers: list[list[int]], seed: int | None = None) -> RunResult:
-    return RunResult(title, seed, {"unified": answers}, {"train_cpu_seconds": 2.0, "peak_mib": None})
+    return RunResult(
+        title, seed, {"unified": answers}, {"unified": answers}, {"train_cpu_seconds": 2.0, "peak_mib": None}
+    )
 
 
 def test_scores_have_intervals_differences_and_seen_labels(tiny: Dataset) -> None:
