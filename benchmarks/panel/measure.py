@@ -5,7 +5,7 @@
     OUT/panel.json, panel.md    results, rewritten after each dataset
 
 A finished run of the same dataset, system and seed is not repeated, so the same command resumes. A system that fails is
-listed on the page, and the others go on.
+listed on the page, and the others go on; so is a dataset that cannot be built.
 """
 
 import argparse
@@ -45,15 +45,28 @@ def measure_panel(options: argparse.Namespace, console: Console) -> Path:
     results = PanelResults(command=command(options, peers), threads=options.threads)
     for name, source in zip((_stem(name) for name in names), sources.values(), strict=True):
         console.rule(name, align="left")
-        run = DatasetRun(options, source or build(SETS[name], options.out / "tables"), name, console)
-        scores = run.measure(options.recipe, peers)
+        scores, failed = measure_dataset(options, name, source, peers, console)
         datasets = results.datasets | ({name: scores} if scores else {})
-        results = results.model_copy(
-            update={"datasets": datasets, "failures": results.failures | ({name: run.failures} if run.failures else {})}
-        )
+        failures = results.failures | ({name: failed} if failed else {})
+        results = results.model_copy(update={"datasets": datasets, "failures": failures})
         write_results(results, page.with_suffix(".json"))
         page.write_text(panel_page(results), encoding="utf-8")
     return page
+
+
+def measure_dataset(
+    options: argparse.Namespace, name: str, source: Path | None, peers: Sequence[Peer], console: Console
+) -> tuple[DatasetScores | None, dict[str, str]]:
+    """Build, prepare and measure a dataset; return its scores, and the reason of each system without a result.
+
+    A dataset that cannot be built has the reason under its own name.
+    """
+    try:
+        run = DatasetRun(options, source or build(SETS[name], options.out / "tables"), name, console)
+    except DiptychError as error:
+        console.print(f"{name}: {error}", highlight=False)
+        return None, {name: str(error)}
+    return run.measure(options.recipe, peers), run.failures
 
 
 class DatasetRun:

@@ -30,6 +30,9 @@ def panel_page(results: PanelResults) -> str:
         "",
         *targets(results),
     ]
+    for name, failed in results.failures.items():
+        if name not in results.datasets:
+            lines += ["", *(f"- {name}, {title}: no result. {reason}" for title, reason in failed.items())]
     for name, dataset in results.datasets.items():
         lines += ["", f"## {name}", ""]
         lines += [f"{SETS[name].character[0].upper()}{SETS[name].character[1:]}.", ""] if name in SETS else []

@@ -28,7 +28,7 @@ def read_results(path: Path) -> PanelResults:
 
 
 def write_results(results: PanelResults, path: Path) -> None:
-    """Write panel.json atomically, with figures of four decimals."""
+    """Write panel.json atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".json.tmp")
     temporary.write_text(results.model_dump_json(indent=1) + "\n", encoding="utf-8")

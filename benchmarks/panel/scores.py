@@ -110,10 +110,11 @@ def _bootstrap(ratios: Mapping[str, Mapping[str, Mapping[str, Ratio]]], group: s
 def _scores(system: MeasuredSystem, first: str, bootstraps: Mapping[str, Bootstrap[tuple[str, str]]]) -> SystemScores:
     title = system.title
     figures = {
-        group: {metric: of.estimate((title, metric)) for metric in KEY_METRICS} for group, of in bootstraps.items()
+        group: {metric: _rounded(of.estimate((title, metric))) for metric in KEY_METRICS}
+        for group, of in bootstraps.items()
     }
     behind = {
-        group: {metric: of.difference((first, metric), (title, metric)) for metric in KEY_METRICS}
+        group: {metric: _rounded(of.difference((first, metric), (title, metric))) for metric in KEY_METRICS}
         for group, of in bootstraps.items()
     }
     names = system.validation[0] if system.validation else ()
@@ -130,3 +131,9 @@ def _scores(system: MeasuredSystem, first: str, bootstraps: Mapping[str, Bootstr
 def _median(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.median(known)) if known else None
+
+
+def _rounded(estimate: Estimate) -> Estimate:
+    """Return the estimate with three decimals."""
+    value, low, high = (None if of is None else round(of, 3) for of in (estimate.value, estimate.low, estimate.high))
+    return Estimate(value or 0.0, low, high)

@@ -9,10 +9,12 @@ from benchmarks.measuring.scoring import Scorer
 from benchmarks.measuring.systems import RunResult, chosen_peers
 from benchmarks.panel.decide import decide, mean_ranks
 from benchmarks.panel.page import metrics_behind, panel_page
+from benchmarks.panel.popularity import grid_results
 from benchmarks.panel.results import PanelResults, read_results, write_results
 from benchmarks.panel.scores import MeasuredSystem, score_dataset
 from retrieval.errors import DatasetError, DiptychError
 from tests.support.training.tiny_dataset import make_tiny
+from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.evaluation.headline import KEY_METRICS
 
@@ -107,7 +109,10 @@ def test_the_page_shows_written_results_and_failures(tiny: Dataset, tmp_path: Pa
         MeasuredSystem("ours", True, (run_of("ours", [[shoes], []], 0),), (constant(40),)),
         MeasuredSystem("peer", False, (run_of("peer", [[shoes], [parkas]]),)),
     ]
-    datasets, failures = {"emoji": score_dataset(scorer, systems)}, {"emoji": {"slow": "no memory"}}
+    datasets, failures = (
+        {"emoji": score_dataset(scorer, systems)},
+        {"emoji": {"slow": "no memory"}, "gone": {"gone": "no file"}},
+    )
     results = PanelResults(command="quality", threads=1, datasets=datasets, failures=failures)
     write_results(results, tmp_path / "panel.json")
     read = read_results(tmp_path / "panel.json")
@@ -117,7 +122,20 @@ def test_the_page_shows_written_results_and_failures(tiny: Dataset, tmp_path: Pa
     assert "- emoji: behind on P@1 (peer +50.0)" in page
     assert "| ours − peer | -50.0 (" in page
     assert "- slow: no result. no memory" in page
+    assert "- gone, gone: no result. no file" in page
     assert "Labels with training positives only:" in page
+
+
+def test_wider_grids_are_selected_on_validation(checkpoint: Path, dataset_folder: Path) -> None:
+    """If it fails, a grid is compared with a mix that it does not contain, or on other queries."""
+    dataset = Dataset.open(dataset_folder)
+    results = grid_results(checkpoint, dataset, [0.1, 0.6])
+    for highest, of in results.items():
+        assert of.mix.popularity <= highest
+    names = load_checkpoint(checkpoint).recipe.validation.metrics
+    narrow, wide = (np.mean([of.validation[name] for name in names]) for of in results.values())
+    assert wide >= narrow, "the narrow grid is a part of the wide one"
+    assert 0 <= results[0.6].test["P@1"] <= 100
 
 
 def test_unreadable_results_are_one_sentence(tmp_path: Path) -> None:
