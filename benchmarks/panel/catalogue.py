@@ -97,7 +97,7 @@ SETS = {
         PanelSet("foldoc-links", (FOLDOC,), foldoc.rows_of_links, "GFDL-1.1-or-later", "terms and related terms"),
         PanelSet("foldoc-terms", (FOLDOC,), foldoc.rows_of_terms, "GFDL-1.1-or-later", "one positive per label"),
         PanelSet("places", (GEONAMES,), places.rows_of_places, "CC-BY-4.0", "names in all scripts, one label each"),
-        PanelSet("ding", (DING,), ding.rows, "GPL-2.0-or-later", "German and English, 880,000 labels", large=True),
+        PanelSet("ding", (DING,), ding.rows, "GPL-2.0-or-later", "German and English, 877,000 labels", large=True),
         PanelSet("place-names", (GEONAMES,), places.rows_of_names, "CC-BY-4.0", "a million labels", large=True),
     )
 }

@@ -47,7 +47,7 @@ def panel_page(results: PanelResults) -> str:
 def sizes(results: PanelResults) -> list[str]:
     """Return a table of the datasets' sizes."""
     lines = [
-        "| dataset | training queries | test queries | labels | labels per query | seen test positives |",
+        "| dataset | training queries | test queries | labels | true labels per test query | of seen labels |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for name, of in results.datasets.items():
@@ -67,8 +67,7 @@ def targets(results: PanelResults) -> list[str]:
                 f"{GROUP_TITLES[group]}: on {len(leads)} of {len(behind)} datasets, the first system is ahead of every "
                 f"other one on all of {', '.join(KEY_METRICS)}."
             )
-            lines += [f"- {name}: behind on {', '.join(metrics)}" for name, metrics in behind.items() if metrics]
-            lines.append("")
+            lines += ["", *(f"- {name}: behind on {', '.join(of)}" for name, of in behind.items() if of), ""]
     return lines[:-1]
 
 
