@@ -2,8 +2,8 @@
 
     python -m benchmarks.panel.build NAME… --out FOLDER [--sample 20]
 
-Writes FOLDER/NAME.parquet, which `diptych prepare` reads. FOLDER/download keeps the downloads. A table that is there is
-not built again; remove it to rebuild it. `all` builds every dataset; the largest takes 40 seconds and 1.5 GiB of memory.
+Writes FOLDER/NAME.parquet, which `diptych prepare` reads. FOLDER/download keeps the downloads. A table that exists is
+not built again; remove it to rebuild it. `all` builds every dataset; the largest takes 40 CPU seconds and 1.5 GiB.
 """
 
 import argparse
