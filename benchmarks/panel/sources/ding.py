@@ -21,8 +21,8 @@ def rows(files: Mapping[str, bytes]) -> Iterator[Row]:
     """
     for line in _entries(files):
         german, _, english = line.partition("::")
-        for ours, theirs in zip(german.split("|"), english.split("|"), strict=False):
-            sides = _alternatives(ours), _alternatives(theirs)
+        for german_part, english_part in zip(german.split("|"), english.split("|"), strict=False):
+            sides = _alternatives(german_part), _alternatives(english_part)
             for queries, labels in (sides, sides[::-1]):
                 for query in queries:
                     yield Row(query, labels, f"entry {line}")
