@@ -2,9 +2,10 @@
 
     python -m benchmarks.panel.popularity RUNS NAME… [--run default-seed0] [--highest 0.3 0.4 0.5 0.6 0.7]
 
-RUNS is the --out of `quality.py --panel`. For each grid up to a highest bonus, in steps of 0.05, the mix is selected
-again on the validation queries of the checkpoint, at the epoch and cone fraction of the run. The rule of
-benchmarks/panel/decide.py then decides between the grids. Test metrics are printed, but decide nothing.
+RUNS is the --out of `quality.py --panel`. A grid has the bonuses of the recipe, and further ones in steps of 0.1 up to
+the highest. For each grid, the mix is selected again on the validation queries of the checkpoint, at the epoch and cone
+fraction of the run. The rule of benchmarks/panel/decide.py then decides between the grids. Test metrics are printed,
+but decide nothing.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from benchmarks.panel.decide import decide, report_lines
@@ -27,7 +29,7 @@ from training.evaluation.results import EvaluationData, MetricValues
 from training.evaluation.scoring import ScoreMix
 from training.evaluation.selection import choose_mix
 
-STEP = 0.05
+STEP = 0.1
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,9 @@ def grid_results(checkpoint: Path, dataset: Dataset, highest: Sequence[float]) -
 
 
 def mixes(opened: Checkpoint, highest: float) -> list[ScoreMix]:
-    """Return the grid of the checkpoint's weights and of bonuses from 0 to `highest`."""
-    bonuses = [round(STEP * step, 2) for step in range(round(highest / STEP) + 1)]
+    """Return the grid of the checkpoint's weights and bonuses, extended in steps of STEP up to `highest`."""
+    bonuses = [bonus for bonus in opened.recipe.validation.popularities if bonus <= highest]
+    bonuses += [round(bonus, 2) for bonus in np.arange(bonuses[-1] + STEP, highest + STEP / 2, STEP).tolist()]
     return [
         ScoreMix(weight, bonus)
         for weight in opened.recipe.validation.weights
