@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,17 @@ THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"
 
 @dataclass(frozen=True)
 class Peer:
-    """A system of another project: title in the table, module in benchmarks.peers, environment and settings."""
+    """A system of another project: title in the table, module in benchmarks.peers, environment and settings.
+
+    A peer that `needs_model` fine-tunes a pretrained encoder; its folder is the setting `model`.
+    """
 
     name: str
     title: str
     module: str
     environment: str
     settings: dict[str, Any] = field(default_factory=dict)
+    needs_model: bool = False
 
 
 PEERS = {
@@ -48,8 +52,43 @@ PEERS = {
             {"beam": 10, "n_trees": 3, "cluster_balanced": False, "cluster_k": 100, "max_depth": 3},
         ),
         Peer("pecos", "PECOS XR-Linear", "pecos_xr_linear", "pecos", {"beam": 10}),
+        Peer(
+            "fasttext",
+            "fastText",
+            "fasttext_labels",
+            "fasttext",
+            {"loss": "hs", "dim": 100, "epoch": 25, "lr": 0.5, "wordNgrams": 2, "minn": 3, "maxn": 5},
+        ),
+        Peer(
+            "xr-transformer",
+            "PECOS XR-Transformer",
+            "pecos_xr_transformer",
+            "pecos-transformer",
+            {
+                "beam": 10,
+                "tokens": 32,
+                "matcher": {"batch_size": 32, "learning_rate": 1e-4, "num_train_epochs": 3, "batch_gen_workers": 1},
+            },
+            needs_model=True,
+        ),
     )
 }
+
+
+def chosen_peers(names: Sequence[str] | None, model: Path | None) -> list[Peer]:
+    """Return the peers of these names (None: all that can run); `model` is the encoder of those that need one.
+
+    Raises DiptychError for a named peer that needs a model if none is given.
+    """
+    peers = []
+    for peer in (PEERS[name] for name in (PEERS if names is None else names)):
+        if peer.needs_model and model is None:
+            if names is None:
+                continue
+            raise DiptychError(f"{peer.name} fine-tunes a pretrained encoder. Give its folder with --model.")
+        with_model = {"model": str(model.resolve())} if peer.needs_model and model else {}
+        peers.append(replace(peer, settings=peer.settings | with_model))
+    return peers
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,21 @@ ENVIRONMENTS = {
         Environment(
             "pecos", (SCIKIT_LEARN, "numpy==1.26.4", "scipy==1.13.1"), without_dependencies=("libpecos==1.2.8",)
         ),
+        # fasttext-wheel is fastText's own code with wheels; it needs numpy < 2.
+        Environment("fasttext", ("fasttext-wheel==0.9.2", SCIKIT_LEARN, "numpy==1.26.4", "scipy==1.17.1")),
+        # transformers as libpecos 1.2.8 imports it: later versions lack the names.
+        Environment(
+            "pecos-transformer",
+            (
+                SCIKIT_LEARN,
+                "numpy==1.26.4",
+                "scipy==1.13.1",
+                "sentencepiece==0.2.0",
+                "torch==2.13.0",
+                "transformers==4.46.3",
+            ),
+            without_dependencies=("libpecos==1.2.8",),
+        ),
         # torch, transformers and tokenizers as in constraints.txt, so that only the trainers differ.
         Environment(
             "sentence-transformers",

@@ -40,6 +40,7 @@ RESULTS = "benchmarks/results"
 # Per page: how a link starts in the repository, and how on the site.
 REWRITTEN_LINKS = {
     "docs/findings.md": [("](../benchmarks/", "](benchmarks/")],
+    "benchmarks/README.md": [("](../docs/", "](../")],
     "CONTRIBUTING.md": [("](docs/", "](")],
     "CHANGELOG.md": [("](docs/", "](")],
 }

@@ -1,0 +1,114 @@
+"""Measure wider grids of popularity bonuses on finished runs of the panel, without training.
+
+    python -m benchmarks.panel.popularity RUNS NAME… [--run default-seed0] [--highest 0.3 0.4 0.5 0.6 0.7]
+
+RUNS is the --out of `quality.py --panel`. A grid has the bonuses of the recipe, and further ones in steps of 0.1 up to
+the highest. For each grid, the mix is selected again on the validation queries of the checkpoint, at the epoch and cone
+fraction of the run. The rule of benchmarks/panel/decide.py then decides between the grids. Test metrics are printed,
+but decide nothing.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.panel.decide import decide, report_lines
+from retrieval.errors import DiptychError
+from training.checkpoint.opened import Checkpoint, load_checkpoint
+from training.data.dataset import Dataset
+from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker
+from training.evaluation.headline import KEY_METRICS
+from training.evaluation.ranking import SHORTLIST_MIXES
+from training.evaluation.results import EvaluationData, MetricValues
+from training.evaluation.scoring import ScoreMix
+from training.evaluation.selection import choose_mix
+
+STEP = 0.1
+
+
+@dataclass(frozen=True)
+class GridResult:
+    """The mix that a grid selects on validation, its metrics on both splits, and the CPU seconds of the selection."""
+
+    mix: ScoreMix
+    validation: MetricValues
+    test: MetricValues
+    seconds: float
+
+
+def grid_results(checkpoint: Path, dataset: Dataset, highest: Sequence[float]) -> dict[float, GridResult]:
+    """Select a mix from each grid on validation, and measure it on the test split."""
+    opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
+    data = checkpoint_data(opened)
+    shortlists = [*SHORTLIST_MIXES, *(ScoreMix(weight, max(highest)) for weight in (0.5, 1.0))]
+    ranker = checkpoint_ranker(opened, data.queries, cpu, shortlists)
+    selected, validation, seconds = {}, {}, {}
+    for top in highest:
+        started = time.process_time()
+        rankings = ranker.rank(mixes(opened, top))
+        selected[top], _ = choose_mix(rankings, data, opened.recipe.validation.metrics)
+        seconds[top] = time.process_time() - started
+        validation[top] = data.metrics(rankings[selected[top]])
+    queries = dataset.scored("test")
+    on_test = checkpoint_ranker(opened, queries, cpu).rank(list(selected.values()))
+    test = EvaluationData(queries, opened.positives_L, opened.inverse_propensity_L)
+    return {
+        top: GridResult(mix, validation[top], test.metrics(on_test[mix]), seconds[top]) for top, mix in selected.items()
+    }
+
+
+def mixes(opened: Checkpoint, highest: float) -> list[ScoreMix]:
+    """Return the grid of the checkpoint's weights and bonuses, extended in steps of STEP up to `highest`."""
+    bonuses = [bonus for bonus in opened.recipe.validation.popularities if bonus <= highest]
+    bonuses += [round(bonus, 2) for bonus in np.arange(bonuses[-1] + STEP, highest + STEP / 2, STEP).tolist()]
+    return [
+        ScoreMix(weight, bonus)
+        for weight in opened.recipe.validation.weights
+        for bonus in (bonuses if weight else [0.0])
+    ]  # fmt: skip
+
+
+def main() -> int:
+    """Print a line per dataset and grid, and the decision."""
+    parser = argparse.ArgumentParser(description="Popularity grids on finished runs of the panel.")
+    parser.add_argument("runs", type=Path, help="--out of quality.py --panel")
+    parser.add_argument("names", nargs="+", metavar="NAME", help="datasets with a finished run")
+    parser.add_argument("--run", default="default-seed0", help="folder of the run (default: default-seed0)")
+    parser.add_argument("--highest", type=float, nargs="+", default=[0.3, 0.4, 0.5, 0.6, 0.7], help="ends of the grids")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    values = {}
+    try:
+        for name in options.names:
+            folder = options.runs / name
+            results = grid_results(
+                folder / options.run / "checkpoint", Dataset.open(folder / "dataset"), options.highest
+            )
+            for top, of in results.items():
+                print(f"{name}, up to {top:g}: {line(of)}", flush=True)
+            values[name] = {f"{top:g}": of.validation for top, of in results.items()}
+        base, *others = [f"{top:g}" for top in options.highest]
+        print("\n".join(report_lines(decide(values, base, others), base)))
+    except DiptychError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def line(of: GridResult) -> str:
+    """Return a result as text."""
+    validation, test = (
+        " / ".join(f"{values[name]:.2f}" for name in KEY_METRICS) for values in (of.validation, of.test)
+    )
+    chosen = f"w {of.mix.weight:g}, bonus {of.mix.popularity:g}"
+    return f"{chosen}, validation {validation}, test {test}, {of.seconds:.1f} CPU s"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
