@@ -80,7 +80,7 @@ def test_a_label_that_only_the_memory_proposes_is_ranked(
     queries, labels, memory = encoded
     strong = MIX._replace(memory=VOTES._replace(weight=5.0))
     without = rank_labels(queries, labels, [MIX._replace(memory=NO_VOTES)], Ragged.empty(9))
-    voted = rank_labels(queries, labels, [strong], Ragged.empty(9), [strong], memory)[strong]
+    voted = rank_labels(queries, labels, [strong], Ragged.empty(9), [strong], memory=memory)[strong]
     proposed = [set(rows) - set(others) for rows, others in zip(voted, *without.values(), strict=True)]
     assert any(proposed)
 

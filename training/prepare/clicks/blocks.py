@@ -35,7 +35,7 @@ from training.data.meta import DayCounts
 from training.prepare.clicks.vocabulary import TEXT, Vocabulary
 
 PLACES_PER_PART = 2**40
-BLOCKS_AT_ONCE = 16  # whose texts are in memory
+BLOCKS_AT_ONCE = 8  # whose texts are in memory
 ROWS_PER_BATCH = 1_000_000
 FILES = ("spellings", "labels", "cells")
 ATTRIBUTE = "attribute_"  # beginning of the names of attributes
@@ -158,7 +158,8 @@ class MergedBlocks(BlockSource):
             self._query_QB.append(_renumbering(table["query"], vocabulary.query_S[spelling_S]))
 
     def _add_labels(self, blocks: Sequence[Block]) -> None:
-        tables = [_read(block.paths(self._folder)["labels"]) for block in blocks]
+        names = ["label", "key", *(["label_text"] if self.form.has_texts else [])]
+        tables = [_read(block.paths(self._folder)["labels"], names) for block in blocks]
         numbers = self.vocabulary.labels.add([_flat(table["key"]) for table in tables])
         self._label_LB += [
             _renumbering(table["label"], label_N) for table, label_N in zip(tables, numbers, strict=True)
@@ -181,8 +182,12 @@ class MergedBlocks(BlockSource):
     def label_rows(self) -> Iterator[Any]:
         """Yield the labels of all blocks as Arrow record batches, a block at a time."""
         for number, block in enumerate(self.blocks):
-            table, shift = _read(block.paths(self._folder)["labels"]), self._first_parts[number] * PLACES_PER_PART
-            columns = {name: table[name] for name in table.column_names if name not in ("key", "label_text")}
+            names = [name for name in self.form.label_schema.names if name != "text"]
+            table, shift = (
+                _read(block.paths(self._folder)["labels"], names),
+                self._first_parts[number] * PLACES_PER_PART,
+            )
+            columns = {name: table[name] for name in names}
             columns["label"] = pa.array(self._label_LB[number][np.asarray(table["label"])])
             if self.form.has_texts:
                 columns["text"] = pa.array(self._label_text_NB[number])
@@ -277,9 +282,9 @@ def _renumbering(old_N: Any, new_N: npt.NDArray[np.int32]) -> npt.NDArray[np.int
     return result
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path, columns: list[str] | None = None) -> Any:
     with path.open("rb") as file:  # Arrow opens only paths that are UTF-8
-        return pq.read_table(file)
+        return pq.read_table(file, columns=columns)
 
 
 def _write(table: Any, path: Path) -> None:
