@@ -20,7 +20,7 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.checkpoint_evaluation import selected_mix
+from training.evaluation.checkpoint_evaluation import checkpoint_memory, selected_mix
 from training.evaluation.encoding import encode_labels, encode_queries
 from training.evaluation.ranking import rank_labels
 from training.evaluation.scoring import ScoreMix, mixes_by_head
@@ -69,6 +69,7 @@ class ExactSearch:
         self.labels = encode_labels(
             opened.model, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction, opened.label_frequency_L
         )
+        self.memory = checkpoint_memory(opened, self.cpu)
 
     def rankings(self) -> dict[str, list[list[int]]]:
         """Return label rows by head, best first, without excluded labels."""
@@ -90,7 +91,7 @@ class ExactSearch:
         """Rank all labels for any texts; return rankings [Q, K] by mix."""
         tokens = tokenize_in_memory(texts, self.opened.tokenizer)
         queries = encode_queries(self.opened.model, tokens, self.cpu)
-        return rank_labels(queries, self.labels, mixes, exclude, exact=mixes)
+        return rank_labels(queries, self.labels, mixes, exclude, mixes, self.memory)
 
 
 if __name__ == "__main__":

@@ -122,10 +122,12 @@ def score_rows(
 def _block_votes(
     memory: QueryMemory | None, queries: QueryVectors, block: slice, labels: LabelVectors, mixes: Sequence[ScoreMix]
 ) -> BlockVotes | None:
-    """Search the neighbours of a block of queries; None without a memory, or if no mix uses it."""
+    """Search the neighbours of a block of queries; None if no mix has votes. Raises ValueError without a memory."""
     count = max((mix.memory.neighbours for mix in mixes if mix.memory.weight), default=0)
-    if memory is None or not count:
+    if not count:
         return None
+    if memory is None:
+        raise ValueError("a mix has votes, but there is no query memory")
     return BlockVotes(memory.neighbours(queries, block, count), memory.labels, len(labels.dual), labels.dual.device)
 
 
