@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 
 from retrieval.bundle.memory_labels import MemoryLabels
 
+LOWEST, TINY = -1e30, 1e-300  # where a query has no neighbour
+
 
 class Votes(NamedTuple):
     """Votes per pair of a query and a label, ascending by query and then by label; each pair occurs once."""
@@ -30,10 +32,9 @@ class Votes(NamedTuple):
 def neighbour_shares(similarity_QN: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
     """Return softmax(s / τ) · max(s, 0) of each neighbour [Q, N]; 0 where the similarity is −∞ (no neighbour)."""
     score_QN = similarity_QN.astype(np.float64)
-    largest_Q1 = score_QN.max(axis=1, keepdims=True, initial=np.finfo(np.float32).min)
-    exponential_QN = np.exp((score_QN - largest_Q1) / temperature)
-    total_Q1 = np.maximum(exponential_QN.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    shares_QN: NDArray[np.float64] = exponential_QN / total_Q1 * np.maximum(score_QN, 0.0)
+    largest_Q1 = score_QN.max(axis=1, keepdims=True, initial=LOWEST)
+    shares_QN: NDArray[np.float64] = np.exp((score_QN - largest_Q1) / temperature)
+    shares_QN *= np.maximum(score_QN, 0.0) / (shares_QN.sum(axis=1, keepdims=True) + TINY)
     return shares_QN
 
 
