@@ -11,6 +11,7 @@ Suffixes: Q queries, N neighbours of a query, X neighbours of all queries, M tra
 queries, P pairs of a query and a label, E labels of all neighbours, L labels.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -68,16 +69,26 @@ def cast_votes(
 
 
 def supporters(
-    neighbour_N: NDArray[np.int64], shares_N: NDArray[np.float64], labels: MemoryLabels, label: int, count: int
-) -> list[tuple[int, float]]:
-    """Return up to `count` of a query's neighbours that vote for `label`: their rows and votes, the largest first."""
-    votes = []
-    for row, share in zip(neighbour_N.tolist(), shares_N.tolist(), strict=True):
-        if share > 0:
-            of_row = slice(labels.starts_M1[row], labels.starts_M1[row + 1])
-            weight = labels.weight_V[of_row][labels.label_V[of_row] == label]
-            votes += [(row, share * float(weight[0]))] if len(weight) else []
-    return sorted(votes, key=lambda vote: (-vote[1], vote[0]))[:count]
+    neighbour_N: NDArray[np.int64],
+    shares_N: NDArray[np.float64],
+    labels: MemoryLabels,
+    label_K: Sequence[int],
+    count: int,
+) -> list[list[tuple[int, float]]]:
+    """Return for each label up to `count` of a query's neighbours that vote for it, the largest votes first.
+
+    Each is a row of the memory and its vote.
+    """
+    neighbour_E, position_E = _expand(neighbour_N, labels, shares_N > 0)
+    label_E, vote_E = labels.label_V[position_E], shares_N[neighbour_E] * labels.weight_V[position_E]
+    row_E = neighbour_N[neighbour_E]
+    order_E = np.lexsort((row_E, -vote_E, label_E))
+    sorted_E, rows, votes = label_E[order_E], row_E[order_E].tolist(), vote_E[order_E].tolist()
+    begins, ends = (np.searchsorted(sorted_E, label_K, side).tolist() for side in ("left", "right"))
+    stops = [min(end, begin + count) for begin, end in zip(begins, ends, strict=True)]
+    return [
+        list(zip(rows[begin:stop], votes[begin:stop], strict=True)) for begin, stop in zip(begins, stops, strict=True)
+    ]
 
 
 def _expand(
