@@ -59,7 +59,7 @@ def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -
         .numpy()
     )
     best_QK = -np.sort(np.partition(-scores_QL, K - 1, axis=1)[:, :K], axis=1)
-    ranking = retriever.search_rows(queries, K, exact=True)
+    ranking = retriever.search_rows(queries, K, exact=True, memory_weight=0.0)
     model_QK = np.take_along_axis(scores_QL, ranking.rows_QK, axis=1)
     print(
         f"torch ↔ ONNX, exact, weight {weight:g}: "

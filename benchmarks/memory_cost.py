@@ -3,10 +3,16 @@
     python -m benchmarks.memory_cost STORE DATASET [--queries 1000] [--rounds 5] [--threads 1]
 
 For each batch size, both searches alternate over the same test queries in one process. Prints the median time of a
-search in milliseconds: from text to label rows ("total"), and its part after the encoder ("search").
+search in milliseconds: from text to label rows ("total"), and its part after the encoder ("search"). The last line is
+the latency of single queries over HTTP, also alternating, on one connection to `diptych serve`.
 """
 
 import argparse
+import http.client
+import json
+import re
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,6 +43,8 @@ def main() -> None:
             for part, before, after in zip(("total", "search"), without, with_memory, strict=True):
                 ratio = f"{after:.3f} / {before:.3f} ms = {after / before:.2f}"
                 print(f"batch of {size:2}, {part:6}: {ratio}")
+    before, after = over_http(options.store, texts, options.rounds)
+    print(f"HTTP, one query     : {after:.3f} / {before:.3f} ms = {after / before:.2f}")
 
 
 def alternate(
@@ -53,6 +61,29 @@ def alternate(
                 times[weight].append((time.perf_counter() - started, ranking.timings.search))
     medians = {weight: 1000 * np.median(values, axis=0) for weight, values in times.items()}
     return (medians[0.0][0], medians[0.0][1]), (medians[None][0], medians[None][1])
+
+
+def over_http(store: Path, texts: Sequence[str], rounds: int) -> tuple[float, float]:
+    """Return the median latencies in milliseconds without the memory and with it."""
+    command = [sys.executable, "-m", "diptych", "serve", "--store", str(store), "--port", "0"]
+    times: dict[str, list[float]] = {', "memory_weight": 0': [], "": []}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) as server:
+        assert server.stderr is not None
+        try:
+            port = next(int(found[1]) for line in server.stderr if (found := re.search(r"127\.0\.0\.1:(\d+)", line)))
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            for number in range(rounds * len(texts)):
+                for option in list(times) if number % 2 else list(times)[::-1]:
+                    body = f'{{"queries": [{json.dumps(texts[number % len(texts)])}]{option}}}'
+                    started = time.perf_counter()
+                    connection.request("POST", "/predict", body, {"Content-Type": "application/json"})
+                    connection.getresponse().read()
+                    times[option].append(1000 * (time.perf_counter() - started))
+        finally:
+            server.terminate()
+            server.communicate(timeout=60)
+    without, with_memory = (float(np.median(values)) for values in times.values())
+    return without, with_memory
 
 
 if __name__ == "__main__":

@@ -226,11 +226,8 @@ class Retriever:
                 continue
             near = neighbours.rows_QN[query], neighbours.shares_QN[query], memory.labels
             found.append([
-                tuple(
-                    SupportingQuery(texts[row].as_py(), ranking.memory_weight * vote)
-                    for row, vote in supporters(*near, label, count)
-                )
-                for label in row_K
+                tuple(SupportingQuery(texts[row].as_py(), ranking.memory_weight * vote) for row, vote in voters)
+                for voters in supporters(*near, row_K, count)
             ])  # fmt: skip
         return found
 

@@ -23,7 +23,7 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.checkpoint_evaluation import selected_mix, tuned_mix
+from training.evaluation.checkpoint_evaluation import checkpoint_memory, selected_mix, tuned_mix
 from training.evaluation.encoding import encode_labels, encode_queries
 from training.evaluation.ranking import rank_labels
 from training.evaluation.scoring import ScoreMix, mixes_by_head
@@ -73,6 +73,7 @@ class ExactSearch:
         self.labels = encode_labels(
             opened.model, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction, opened.label_frequency_L
         )
+        self.memory = checkpoint_memory(opened, self.cpu)
 
     def rankings(self, allowed_L: NDArray[np.bool_] | None = None) -> dict[str, list[list[int]]]:
         """Return the rows of the labels `allowed_L` (None: all) by head, best first, without excluded labels."""
@@ -97,7 +98,7 @@ class ExactSearch:
         """Rank the labels `allowed_L` (None: all) for any texts; return rankings [Q, K] by mix."""
         tokens = tokenize_in_memory(texts, self.opened.tokenizer)
         queries = encode_queries(self.opened.model, tokens, self.cpu)
-        return rank_labels(queries, self.labels, mixes, exclude, mixes, allowed_L)
+        return rank_labels(queries, self.labels, mixes, exclude, mixes, allowed_L, self.memory)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,15 @@ Suffixes: Q queries, N neighbours of a query, X neighbours of all queries, M tra
 queries, P pairs of a query and a label, E labels of all neighbours, L labels.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle.memory_labels import MemoryLabels
+
+LOWEST, TINY = -1e30, 1e-300  # where a query has no neighbour
 
 
 class Votes(NamedTuple):
@@ -30,10 +33,9 @@ class Votes(NamedTuple):
 def neighbour_shares(similarity_QN: NDArray[np.floating[Any]], temperature: float) -> NDArray[np.float64]:
     """Return softmax(s / τ) · max(s, 0) of each neighbour [Q, N]; 0 where the similarity is −∞ (no neighbour)."""
     score_QN = similarity_QN.astype(np.float64)
-    largest_Q1 = score_QN.max(axis=1, keepdims=True, initial=np.finfo(np.float32).min)
-    exponential_QN = np.exp((score_QN - largest_Q1) / temperature)
-    total_Q1 = np.maximum(exponential_QN.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    shares_QN: NDArray[np.float64] = exponential_QN / total_Q1 * np.maximum(score_QN, 0.0)
+    largest_Q1 = score_QN.max(axis=1, keepdims=True, initial=LOWEST)
+    shares_QN: NDArray[np.float64] = np.exp((score_QN - largest_Q1) / temperature)
+    shares_QN *= np.maximum(score_QN, 0.0) / (shares_QN.sum(axis=1, keepdims=True) + TINY)
     return shares_QN
 
 
@@ -67,16 +69,26 @@ def cast_votes(
 
 
 def supporters(
-    neighbour_N: NDArray[np.int64], shares_N: NDArray[np.float64], labels: MemoryLabels, label: int, count: int
-) -> list[tuple[int, float]]:
-    """Return up to `count` of a query's neighbours that vote for `label`: their rows and votes, the largest first."""
-    votes = []
-    for row, share in zip(neighbour_N.tolist(), shares_N.tolist(), strict=True):
-        if share > 0:
-            of_row = slice(labels.starts_M1[row], labels.starts_M1[row + 1])
-            weight = labels.weight_V[of_row][labels.label_V[of_row] == label]
-            votes += [(row, share * float(weight[0]))] if len(weight) else []
-    return sorted(votes, key=lambda vote: (-vote[1], vote[0]))[:count]
+    neighbour_N: NDArray[np.int64],
+    shares_N: NDArray[np.float64],
+    labels: MemoryLabels,
+    label_K: Sequence[int],
+    count: int,
+) -> list[list[tuple[int, float]]]:
+    """Return for each label up to `count` of a query's neighbours that vote for it, the largest votes first.
+
+    Each is a row of the memory and its vote.
+    """
+    neighbour_E, position_E = _expand(neighbour_N, labels, shares_N > 0)
+    label_E, vote_E = labels.label_V[position_E], shares_N[neighbour_E] * labels.weight_V[position_E]
+    row_E = neighbour_N[neighbour_E]
+    order_E = np.lexsort((row_E, -vote_E, label_E))
+    sorted_E, rows, votes = label_E[order_E], row_E[order_E].tolist(), vote_E[order_E].tolist()
+    begins, ends = (np.searchsorted(sorted_E, label_K, side).tolist() for side in ("left", "right"))
+    stops = [min(end, begin + count) for begin, end in zip(begins, ends, strict=True)]
+    return [
+        list(zip(rows[begin:stop], votes[begin:stop], strict=True)) for begin, stop in zip(begins, stops, strict=True)
+    ]
 
 
 def _expand(

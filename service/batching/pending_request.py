@@ -43,7 +43,7 @@ class PendingRequest:
         """
         loop = asyncio.get_running_loop()
         self.query = query
-        self.k = query.k
+        self.k = query.hits_per_text
         self.caller = caller
         self.seconds = seconds
         self.answer: asyncio.Future[bytes] = loop.create_future()

@@ -78,6 +78,11 @@ class Query(msgspec.Struct, frozen=True, array_like=True, gc=False):
         """Return the options without the texts. Queries with equal options can be searched together."""
         return self.k, self.weight, self.filter_json, self.min_score, self.memory_weight, self.supporting
 
+    @property
+    def hits_per_text(self) -> int:
+        """Return k; each training query that a hit lists counts as another hit, since it costs about as much."""
+        return self.k * (1 + self.supporting)
+
     def with_texts(self, texts: Sequence[str]) -> Self:
         """Return a query for other texts with the same options."""
         return type(self)(texts, *self.options)

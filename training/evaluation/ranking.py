@@ -82,7 +82,7 @@ def rank_labels(
     """
     hidden = torch.from_numpy(np.zeros(0, np.int64) if allowed_L is None else np.flatnonzero(~allowed_L))
     blocks: dict[ScoreMix, list[LabelRows]] = {mix: [] for mix in mixes}
-    block = max(1, SCORES_PER_BLOCK // len(labels.dual))
+    block = _queries_per_block(labels, memory)
     for start in range(0, len(queries.dual), block):
         stop = min(start + block, len(queries.dual))
         dual_QL = queries.dual[start:stop] @ labels.dual.T
@@ -115,8 +115,9 @@ def score_rows(
 ) -> NDArray[np.float32]:
     """Return the scores [Q, K] of each query's labels `row_QK`; −∞ where the row is −1."""
     blocks = []
-    for start in range(0, len(row_QK), QUERIES_PER_BLOCK):
-        at = slice(start, start + QUERIES_PER_BLOCK)
+    block = min(QUERIES_PER_BLOCK, _queries_per_block(labels, memory)) if mix.memory.weight else QUERIES_PER_BLOCK
+    for start in range(0, len(row_QK), block):
+        at = slice(start, start + block)
         rows_QK = torch.from_numpy(row_QK[at]).to(labels.dual.device)
         known_QK = rows_QK.clamp(min=0)
         dual_QK = torch.einsum("qd,qkd->qk", queries.dual[at], labels.dual[known_QK])
@@ -128,13 +129,21 @@ def score_rows(
     return np.concatenate(blocks)
 
 
+def _queries_per_block(labels: LabelVectors, memory: QueryMemory | None) -> int:
+    """Return the number of queries whose scores of all labels, and of all training queries, fit into a block."""
+    columns = max(len(labels.dual), 0 if memory is None else len(memory.labels))
+    return max(1, SCORES_PER_BLOCK // columns)
+
+
 def _block_votes(
     memory: QueryMemory | None, queries: QueryVectors, block: slice, labels: LabelVectors, mixes: Sequence[ScoreMix]
 ) -> BlockVotes | None:
-    """Search the neighbours of a block of queries; None without a memory, or if no mix uses it."""
+    """Search the neighbours of a block of queries; None if no mix has votes. Raises ValueError without a memory."""
     count = max((mix.memory.neighbours for mix in mixes if mix.memory.weight), default=0)
-    if memory is None or not count:
+    if not count:
         return None
+    if memory is None:
+        raise ValueError("a mix has votes, but there is no query memory")
     return BlockVotes(memory.neighbours(queries, block, count), memory.labels, len(labels.dual), labels.dual.device)
 
 

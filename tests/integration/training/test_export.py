@@ -46,6 +46,14 @@ def retriever(store: Store) -> Retriever:
     return open_bundle(store.path)
 
 
+def test_a_checkpoint_without_its_memory_is_refused(small: Path, tmp_path: Path) -> None:
+    """If it fails, export ends in a traceback, or the bundle gives other answers than validation measured."""
+    folder = shutil.copytree(small, tmp_path / "checkpoint")
+    (folder / "memory.parquet").unlink()
+    with pytest.raises(CheckpointError, match=r"memory\.parquet cannot be read"):
+        load_checkpoint(folder)
+
+
 def test_the_manifest_records_what_was_checked(retriever: Retriever, opened: Checkpoint) -> None:
     """If it fails, a bundle is published without the measurements that its manifest should record."""
     manifest = retriever.manifest

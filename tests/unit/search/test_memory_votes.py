@@ -71,8 +71,9 @@ def test_without_queries_or_neighbours_there_are_no_votes(shape: tuple[int, int]
 def test_supporters_are_the_neighbours_that_vote_for_the_label() -> None:
     """If this failed, a hit would be explained by training queries that do not have its label."""
     neighbours, shares = np.array([0, 1, 2]), np.array([0.5, 0.3, 0.4])
-    assert supporters(neighbours, shares, LABELS, 1, 5) == [(2, pytest.approx(0.4)), (0, pytest.approx(0.25))]
-    assert supporters(neighbours, shares, LABELS, 1, 1) == [(2, pytest.approx(0.4))]
-    assert supporters(neighbours, shares, LABELS, 2, 5) == []
+    both = [(2, pytest.approx(0.4)), (0, pytest.approx(0.25))]
+    assert supporters(neighbours, shares, LABELS, [1, 2, -1], 5) == [both, [], []]
+    assert supporters(neighbours, shares, LABELS, [3, 1], 1) == [[(2, pytest.approx(0.1))], both[:1]]
     votes = cast_votes(neighbours[None], shares[None], LABELS)
-    assert sum(vote for _, vote in supporters(neighbours, shares, LABELS, 1, 5)) == pytest.approx(votes.vote_P[1])
+    (found,) = supporters(neighbours, shares, LABELS, [1], 5)
+    assert sum(vote for _, vote in found) == pytest.approx(votes.vote_P[1])

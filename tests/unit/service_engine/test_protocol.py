@@ -48,9 +48,16 @@ def received(stream: bytes) -> list[BatchAnswers]:
 def test_a_batch_survives_the_wire() -> None:
     """Texts, k or weight would reach the engine changed."""
     queries = [Query.create(['quote " and \\', "naïve 北京 🛒", "\u0000"], 3), Query.create(["b"], 10, 0.25)]
+    queries += [Query.create(["c"], 5, memory_weight=0.5, supporting=2)]
     kind, payload = read_frame(io.BytesIO(encode_batch(7, queries))) or pytest.fail("no frame")
     batch = decode_batch(payload)
     assert (kind, batch.number, batch.queries) == (FrameKind.BATCH, 7, queries)
+
+
+def test_training_queries_of_a_hit_cost_like_hits() -> None:
+    """A caller could ask for ten training queries per hit and occupy the engine for several times its share."""
+    assert Query.create(["a"], 10).hits_per_text == 10
+    assert Query.create(["a"], 10, supporting=3).hits_per_text == 40
 
 
 def test_a_filter_survives_the_wire() -> None:
