@@ -45,6 +45,7 @@ def systems(n_labels: int) -> dict[str, str]:
         "DPR": "systems/dpr",
         "ANCE": "systems/ance",
         "NGAME": "systems/ngame",
+        "SiameseXML": "systems/siamesexml",
         "DEXML": "systems/dexml",
         POOLED: f"systems/depsl:loss.dual_encoder.query_to_label=1:batching.pool_size={max(1, n_labels // 30)}",
         FULL: "systems/depsl:loss.dual_encoder.query_to_label=1:batching.pool_size=all:batching.hard_negatives=0",

@@ -74,8 +74,8 @@ class BatchSource:
             len(self.data.label_tokens), self.recipe.batching,
             random_generator(self.recipe.seed, Stream.BATCH, epoch, step), self.data.clicks,
         )  # fmt: skip
-        # Without the dual encoder's loss no label text is encoded.
-        encode_labels = self.recipe.loss.dual_encoder_share > 0
+        # Without the dual encoder's loss and without ψ from texts no label text is encoded.
+        encode_labels = self.recipe.loss.dual_encoder_share > 0 or self.recipe.rows_from_text
         return build_device_batch(batch, self.data, self.device, encode_labels=encode_labels)
 
     def refresh_due(self, epoch: int) -> bool:

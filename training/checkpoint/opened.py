@@ -129,6 +129,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     inverse_propensity_L = tensors.pop("inverse_propensity").numpy().copy()
     click_frequency_L, label_age_L = (_optional(tensors, name) for name in ("frequency", "age"))
     load_weights(model, tensors, folder / WEIGHTS)
+    model.adds_text = False  # the file has ψ, not residuals
     labels = read_parquet(folder / LABELS)
     if {labels.num_rows, len(trained_L), len(positives_L), len(inverse_propensity_L)} != {facts.n_labels}:
         raise CheckpointError(

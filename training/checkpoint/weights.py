@@ -18,12 +18,17 @@ OPTIMIZER_STATE = (".second_moment", ".steps")  # of row tables: part of the run
 
 
 def save_best_weights(folder: Path, model: UnifiedModel, data: TrainingData, record: EpochRecord) -> None:
-    """Write the model's weights and the labels' numbers in the training data, with `record` in the header."""
+    """Write the model's weights and the labels' numbers in the training data, with `record` in the header.
+
+    Residuals η are written as ψ, so that an opened checkpoint needs no label texts for its rows.
+    """
     tensors = {
         name: tensor.detach().cpu().contiguous()
         for name, tensor in model.inference_state_dict().items()
         if not name.endswith(OPTIMIZER_STATE)
     }
+    if model.adds_text:
+        tensors["classifier.weight"] = model.label_rows(data.label_tokens).to(model.classifier_rows().dtype).cpu()
     tensors["trained"] = torch.from_numpy(model.trained_labels(data.positives_L).astype(np.uint8))
     tensors["positives"] = torch.from_numpy(data.positives_L)
     tensors["inverse_propensity"] = torch.from_numpy(data.inverse_propensity_L)

@@ -59,7 +59,7 @@ def encode_labels(
         batch = batch.to(device)
         at = torch.from_numpy(rows).to(device)
         dual_LD[at] = model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT).float()
-    rows_LC = model.classifier_rows()
+    rows_LC = model.label_rows(tokens)
     trained_L = model.trained_labels(positives_L)
     imputation = impute(dual_LD.cpu().numpy(), rows_LC, trained_L, torch.get_num_threads())
     popularity_L = torch.from_numpy(popularity(positives_L if frequency_L is None else frequency_L)).to(device)

@@ -3,7 +3,9 @@
     Φ_D(x) = N(dropout(tanh(W1 Φ(x))))      dual encoder: vectors of queries and label texts
     Φ_C(x) = dropout(W2 Φ(x))               classifier: vectors of queries; one row ψ_l per label
 
-If only the dual encoder is trained (DePSL, Query2Bid), g2 and ψ are not allocated, and Φ_C and ψ have width 0.
+With `heads.label_rows: text`, ψ_l = W2 Φ(z_l) + η_l, and the trained table has the residuals η (SiameseXML). A finished
+checkpoint has the sums ψ. If only the dual encoder is trained (DePSL, Query2Bid), g2 and ψ are not allocated, and Φ_C
+and ψ have width 0.
 
 Shapes: B texts, T tokens of the longest text, D width of the dual encoder's vectors, C of the classifier's, E of the
 encoder, L labels, V tokens of the vocabulary.
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training.data.token_cache import TEXTS_PER_BATCH, TokenizedTexts
 from training.model import pretrained
 from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder, pretrained_vectors, random_vectors, rarity_weights
@@ -49,7 +52,8 @@ class UnifiedModel(nn.Module):
     """One encoder, two heads, and the classifier's rows ψ.
 
     `classifier` has ψ without normalization; `query_vectors` and `label_vectors` return normalized vectors for search.
-    `classifier_head` and `classifier` are None if only the dual encoder is trained.
+    `classifier_head` and `classifier` are None if only the dual encoder is trained. `adds_text` says whether
+    `classifier` has residuals η, to which Φ_C of the label texts must be added.
     """
 
     classifier_head: Head | None
@@ -58,7 +62,7 @@ class UnifiedModel(nn.Module):
     def __init__(self, encoder: StaticEncoder | TransformerEncoder, recipe: Recipe, n_labels: int) -> None:
         super().__init__()
         self.encoder = encoder
-        self.n_labels = n_labels
+        self.n_labels, self.rows_from_text, self.adds_text = n_labels, recipe.rows_from_text, recipe.rows_from_text
         self.dual_head = Head(encoder.width, recipe.heads.dual_encoder, tanh=True)
         self.dual_dim, self.classifier_dim = self.dual_head.dim, 0
         self.classifier_head, self.classifier = None, None
@@ -95,8 +99,25 @@ class UnifiedModel(nn.Module):
             return next(self.dual_head.parameters()).new_zeros(self.n_labels, 0)
         return self.classifier.weight
 
+    @torch.inference_mode()
+    def label_rows(self, label_tokens: TokenizedTexts) -> Tensor:
+        """Return ψ [L, C], without normalization; encodes the label texts if the table has residuals."""
+        if not self.adds_text:
+            return self.classifier_rows()
+        rows_LC = self.classifier_rows().float().clone()
+        for rows, batch in label_tokens.batches_by_length(TEXTS_PER_BATCH):
+            batch = batch.to(rows_LC.device)
+            encoded_BE = self.encoder(batch.input_ids_BT, batch.attention_mask_BT)
+            rows_LC[torch.from_numpy(rows).to(rows_LC.device)] += self.classifier_vectors(encoded_BE).float()
+        return rows_LC
+
     def trained_labels(self, positives_L: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which of L labels have a training positive and a trained row ψ: some positives are never sampled."""
+        """Return which of L labels have a training positive and a trained row ψ: some positives are never sampled.
+
+        With ψ from texts, every label has a row that training determines.
+        """
+        if self.rows_from_text:
+            return np.ones(len(positives_L), np.bool_)
         updated_L: NDArray[np.bool_] = self.classifier_rows().any(dim=1).cpu().numpy()
         return updated_L & (positives_L > 0)
 

@@ -109,6 +109,8 @@ class TrainingStep:
             terms |= {f"dual_encoder/{name}": dual_share * term for name, term in dual.items()}
         if self.model.classifier is not None:
             row_PC = self.model.classifier.take(batch.pool_P)
+            if self.model.adds_text:
+                row_PC = row_PC + self.model.classifier_vectors(encoded_BE[n_queries:])
             scores_QP = self.model.classifier_vectors(encoded_BE[:n_queries]) @ row_PC.T
             classifier = head_loss(scores_QP, batch.targets, batch.picked, losses.classifier)
             terms |= {f"classifier/{name}": (1 - dual_share) * term for name, term in classifier.items()}

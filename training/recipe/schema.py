@@ -67,6 +67,9 @@ class HeadRecipe(Section):
 class HeadsRecipe(Section):
     """g1 (dual encoder) and g2 (classifier)."""
 
+    label_rows: Literal["free", "text"] = Field(
+        default="free", description="ψ: free rows, or g2 of the label's text plus a free residual η (SiameseXML)"
+    )
     dual_encoder: HeadRecipe = HeadRecipe()
     classifier: HeadRecipe = HeadRecipe()
 
@@ -342,6 +345,11 @@ class Recipe(Section):
     def has_classifier(self) -> bool:
         """Whether the classifier is trained; without it, its head and ψ are not allocated."""
         return self.loss.dual_encoder_share < 1.0
+
+    @property
+    def rows_from_text(self) -> bool:
+        """Whether ψ is g2 of the label's text plus a residual."""
+        return self.has_classifier and self.heads.label_rows == "text"
 
     @property
     def fixed_weight(self) -> float | None:

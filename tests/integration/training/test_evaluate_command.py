@@ -62,6 +62,19 @@ def test_the_screen_fits_80_columns_and_json_holds_what_it_shows(shown: str, fac
     assert "300 resamples, seed 0" in shown
 
 
+def test_everything_is_shown_among_seen_labels_too(shown: str, facts: dict[str, Any]) -> None:
+    """If it failed, a result that labels of test rows only explain would look like quality."""
+    seen, title = facts["seen"], "Labels with training positives only"
+    below = shown[shown.index(title) :]
+    assert f"{seen['estimates']['unified']['P@1']['value']:.2f} ±" in below
+    share = 1 - seen["true_labels"] / facts["true_labels"]
+    assert 0 < share < 1
+    assert f"({share:.1%} of the true labels)" in " ".join(below.split())
+    assert set(seen["label_frequency"]) == {"head", "torso", "tail"}
+    assert set(seen["query_length"]) <= set(facts["query_length"])
+    assert set(seen["metrics"]) == set(seen["estimates"]) == {"unified", "dual_encoder", "classifier"}
+
+
 def test_slices_add_up_and_intervals_contain_their_values(facts: dict[str, Any]) -> None:
     """If it failed, slices would be computed from other rankings than the totals."""
     parts = facts["label_frequency"]

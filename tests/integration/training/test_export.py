@@ -79,6 +79,9 @@ def test_the_manifest_records_what_was_checked(retriever: Retriever, opened: Che
     for figure in ("P@1", "P@5"):
         assert manifest.quality.checkpoint[figure] == pytest.approx(opened.metrics["unified"][figure], abs=1e-6)
         assert manifest.quality.bundle[figure] == pytest.approx(manifest.quality.checkpoint[figure], abs=1.0)
+    assert manifest.quality.seen_labels is not None
+    seen = opened.facts.best.seen_metrics["unified"]
+    assert manifest.quality.seen_labels["P@1"] == pytest.approx(seen["P@1"], abs=1.0)
     assert retriever.check_golden().queries == manifest.golden.queries == 100
 
 

@@ -136,6 +136,18 @@ def test_every_recipe_of_the_literature_learns(small: Dataset, finished: Path, t
     assert callback.records[1].loss < 0.95 * callback.records[0].loss
 
 
+def test_a_fixed_weight_is_used_and_the_tuned_one_is_reported(small: Dataset, tmp_path: Path) -> None:
+    """If it fails, a published recipe is measured with a weight that is not published, or hides the tuned one."""
+    keys = ["optimizer.epochs=2", "validation.fixed_weight=0.5", "validation.popularities=[0.0]"]
+    facts = train(small, small_recipe(*keys), tmp_path / "run", RecordingCallback())
+    assert (facts.classifier_weight, facts.best.popularity) == (0.5, 0.0)
+    assert facts.best.tuned is not None
+    tuned = evaluate_checkpoint(tmp_path / "run", small, "validation", weight=facts.best.tuned[0])
+    assert tuned.metrics["unified"] == pytest.approx(facts.best.metrics["tuned"], abs=1e-6)
+    score = np.mean([facts.best.metrics["unified"][name] for name in facts.recipe.validation.metrics])
+    assert facts.best.score == pytest.approx(score)
+
+
 def test_a_warm_start_begins_with_the_metrics_of_its_checkpoint(finished: Path, small: Dataset, tmp_path: Path) -> None:
     """If it fails, a warm start uses another encoder than its checkpoint has."""
     before = evaluate_checkpoint(finished, small, "validation").metrics["dual_encoder"]

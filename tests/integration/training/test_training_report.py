@@ -89,6 +89,8 @@ def test_the_page_shows_metrics_and_settings_of_the_run(page: Page, trained: Pat
     facts, words = read_facts(trained), " ".join(" ".join(page.words).split())
     for head in ("unified", "dual_encoder", "classifier"):
         assert f"{facts.best.metrics[head]['PSP@5']:.2f}" in words
+        assert f"{facts.best.seen_metrics[head]['PSP@5']:.2f}" in words
+    assert "Labels with training positives only" in words
     for heading in (
         "Curves",
         "Classifier weight",
