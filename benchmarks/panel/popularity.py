@@ -3,15 +3,16 @@
     python -m benchmarks.panel.popularity RUNS NAME… [--run default-seed0] [--highest 0.3 0.4 0.5 0.6 0.7]
 
 RUNS is the --out of `quality.py --panel`. A grid has the bonuses of the recipe, and further ones in steps of 0.1 up to
-the highest. For each grid, the mix is selected again on the validation queries of the checkpoint, at the epoch and cone
-fraction of the run. The rule of benchmarks/panel/decide.py then decides between the grids. Test metrics are printed,
-but decide nothing.
+the highest. For each grid, the mix is selected again on one half of the checkpoint's validation queries and measured on
+the other half, both ways: a wider grid is never worse on the queries that select. Epoch and cone fraction are those of
+the run. The rule of benchmarks/panel/decide.py decides between the grids. Test metrics, with the mix selected on all
+validation queries, are printed, but decide nothing.
 """
 
 import argparse
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker
 from training.evaluation.headline import KEY_METRICS
-from training.evaluation.ranking import SHORTLIST_MIXES
+from training.evaluation.ranking import SHORTLIST_MIXES, LabelRows
 from training.evaluation.results import EvaluationData, MetricValues
 from training.evaluation.scoring import ScoreMix
 from training.evaluation.selection import choose_mix
@@ -34,10 +35,13 @@ STEP = 0.1
 
 @dataclass(frozen=True)
 class GridResult:
-    """The mix that a grid selects on validation, its metrics on both splits, and the CPU seconds of the selection."""
+    """The mix that a grid selects on all validation queries, its test metrics, and the CPU seconds of the selection.
+
+    `validation`: metrics of each half with the mix that the other half selects, the mean of both.
+    """
 
     mix: ScoreMix
-    validation: MetricValues
+    validation: dict[str, float]
     test: MetricValues
     seconds: float
 
@@ -45,16 +49,16 @@ class GridResult:
 def grid_results(checkpoint: Path, dataset: Dataset, highest: Sequence[float]) -> dict[float, GridResult]:
     """Select a mix from each grid on validation, and measure it on the test split."""
     opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
-    data = checkpoint_data(opened)
+    data, names = checkpoint_data(opened), opened.recipe.validation.metrics
     shortlists = [*SHORTLIST_MIXES, *(ScoreMix(weight, max(highest)) for weight in (0.5, 1.0))]
     ranker = checkpoint_ranker(opened, data.queries, cpu, shortlists)
     selected, validation, seconds = {}, {}, {}
     for top in highest:
         started = time.process_time()
         rankings = ranker.rank(mixes(opened, top))
-        selected[top], _ = choose_mix(rankings, data, opened.recipe.validation.metrics)
+        selected[top], _ = choose_mix(rankings, data, names)
         seconds[top] = time.process_time() - started
-        validation[top] = data.metrics(rankings[selected[top]])
+        validation[top] = held_out_metrics(rankings, data, names)
     queries = dataset.scored("test")
     on_test = checkpoint_ranker(opened, queries, cpu).rank(list(selected.values()))
     test = EvaluationData(queries, opened.positives_L, opened.inverse_propensity_L)
@@ -63,9 +67,25 @@ def grid_results(checkpoint: Path, dataset: Dataset, highest: Sequence[float]) -
     }
 
 
+def held_out_metrics(
+    rankings: Mapping[ScoreMix, LabelRows], data: EvaluationData, names: Sequence[str]
+) -> dict[str, float]:
+    """Return metrics of each half of the queries with the mix that the other half selects, the mean of both."""
+    halves = []
+    for first in (0, 1):
+        rows_N = np.arange(first, len(data.queries), 2)
+        half = EvaluationData(data.queries.take(rows_N), data.positives_L, data.inverse_propensity_L)
+        halves.append((half, {mix: row_QK[rows_N] for mix, row_QK in rankings.items()}))
+    metrics = []
+    for (selecting, of_selecting), (measured, of_measured) in (halves, halves[::-1]):
+        mix, _ = choose_mix(of_selecting, selecting, names)
+        metrics.append(measured.metrics(of_measured[mix]))
+    return {name: float(np.mean([of[name] for of in metrics])) for name in KEY_METRICS}
+
+
 def mixes(opened: Checkpoint, highest: float) -> list[ScoreMix]:
     """Return the grid of the checkpoint's weights and bonuses, extended in steps of STEP up to `highest`."""
-    bonuses = [bonus for bonus in opened.recipe.validation.popularities if bonus <= highest]
+    bonuses = [bonus for bonus in opened.recipe.validation.popularities if bonus <= highest] or [0.0]
     bonuses += [round(bonus, 2) for bonus in np.arange(bonuses[-1] + STEP, highest + STEP / 2, STEP).tolist()]
     return [
         ScoreMix(weight, bonus)

@@ -9,14 +9,18 @@ from benchmarks.measuring.scoring import Scorer
 from benchmarks.measuring.systems import RunResult, chosen_peers
 from benchmarks.panel.decide import decide, mean_ranks
 from benchmarks.panel.page import metrics_behind, panel_page
-from benchmarks.panel.popularity import grid_results
+from benchmarks.panel.popularity import grid_results, held_out_metrics, mixes
 from benchmarks.panel.results import PanelResults, read_results, write_results
 from benchmarks.panel.scores import MeasuredSystem, score_dataset
 from retrieval.errors import DatasetError, DiptychError
 from tests.support.training.tiny_dataset import make_tiny
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
+from training.data.ragged import Ragged
+from training.data.split import Split
 from training.evaluation.headline import KEY_METRICS
+from training.evaluation.results import EvaluationData
+from training.evaluation.scoring import ScoreMix
 
 
 def constant(value: float) -> dict[str, float]:
@@ -126,16 +130,27 @@ def test_the_page_shows_written_results_and_failures(tiny: Dataset, tmp_path: Pa
     assert "Labels with training positives only:" in page
 
 
-def test_wider_grids_are_selected_on_validation(checkpoint: Path, dataset_folder: Path) -> None:
-    """If it fails, a grid is compared with a mix that it does not contain, or on other queries."""
-    dataset = Dataset.open(dataset_folder)
-    results = grid_results(checkpoint, dataset, [0.1, 0.6])
-    for highest, of in results.items():
-        assert of.mix.popularity <= highest
-    names = load_checkpoint(checkpoint).recipe.validation.metrics
-    narrow, wide = (np.mean([of.validation[name] for name in names]) for of in results.values())
-    assert wide >= narrow, "the narrow grid is a part of the wide one"
-    assert 0 <= results[0.6].test["P@1"] <= 100
+def test_a_grid_is_measured_on_queries_that_did_not_select() -> None:
+    """If it fails, a wider grid always looks at least as good as a narrow one."""
+    narrow, wide = ScoreMix(0.5, 0.0), ScoreMix(0.5, 0.7)
+    labels = Ragged.from_lists([[0], [1], [0], [1]])
+    queries = Split.from_lists(list("abcd"), list("abcd"), labels, Ragged.empty(4))
+    data = EvaluationData(queries, np.array([2, 2]), np.ones(2))
+    # The wide mix is right for the even queries only, the narrow one for the odd ones.
+    rankings = {narrow: np.array([[1], [1], [1], [1]]), wide: np.array([[0], [0], [0], [0]])}
+    assert held_out_metrics(rankings, data, ("P@1",))["P@1"] == 0.0
+    assert held_out_metrics({narrow: rankings[narrow]}, data, ("P@1",))["P@1"] == 50.0
+
+
+def test_grids_contain_the_bonuses_of_the_recipe_and_end_at_the_highest(checkpoint: Path, dataset_folder: Path) -> None:
+    """If it fails, a grid is compared with a mix that it does not contain."""
+    opened = load_checkpoint(checkpoint)
+    bonuses = {mix.popularity for mix in mixes(opened, 0.6)}
+    assert bonuses >= set(opened.recipe.validation.popularities)
+    assert 0.5 < max(bonuses) <= 0.6, "steps of 0.1"
+    results = grid_results(checkpoint, Dataset.open(dataset_folder), [0.1, 0.6])
+    assert all(of.mix.popularity <= highest for highest, of in results.items())
+    assert all(0 <= of.test["P@1"] <= 100 for of in results.values())
 
 
 def test_unreadable_results_are_one_sentence(tmp_path: Path) -> None:
