@@ -221,7 +221,7 @@ def test_the_index_of_the_memory_is_no_wider_than_a_half(tmp_path: Path) -> None
     """If it fails, hnswlib gets queries of another width than its vectors, and reads beyond them."""
     folder = make_bundle(tmp_path / "words", memory=VOTES)
     content = json.loads((folder / "manifest.json").read_text())
-    with pytest.raises(BundleError, match=r"memory\.width is 17, more than the 16 numbers of a half"):
+    with pytest.raises(BundleError, match=r"memory\.width is 17, more than the 16 of a half"):
         read_manifest(rewritten(folder, tmp_path, memory=content["memory"] | {"width": 17}))
 
 

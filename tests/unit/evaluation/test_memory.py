@@ -116,7 +116,7 @@ def selected(encoded: tuple[QueryVectors, LabelVectors, QueryMemory], truth: lis
     texts = [str(row) for row in range(9)]
     split = Split.from_lists(texts, texts, Ragged.from_lists(truth), Ragged.empty(9))
     data = EvaluationData(split, np.ones(40, np.int64), np.ones(40))
-    return select(queries, labels, data, [0.5], [0.0, 0.1], ["P@1"], memory, MemoryRecipe()).mix
+    return select(queries, labels, data, [0.5], [0.0, 0.1], ["P@1"], memory=memory, votes=MemoryRecipe()).mix
 
 
 def test_votes_are_selected_only_if_they_help(encoded: tuple[QueryVectors, LabelVectors, QueryMemory]) -> None:
