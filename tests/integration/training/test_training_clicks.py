@@ -185,7 +185,7 @@ def test_two_checkpoints_are_compared_by_clicks(
     assert run("evaluate", trained, *options, "--json") == 0
     tested = [contrast["key"] for contrast in json.loads(capsys.readouterr().out)["contrasts"]]
     assert {(key["kind"], key["metric"]) for key in tested} >= {("head", name) for name in METRICS}
-    assert {key["kind"] for key in tested} == {"head", "labels", "ages", "queries", "history"}
+    assert {key["kind"] for key in tested} == {"head", "seen head", "labels", "ages", "queries", "history"}
     assert run("evaluate", trained, *options) == 0
     shown = capsys.readouterr().out.splitlines()
     assert max(len(line) for line in shown if str(tmp_path.parent) not in line) <= 80
