@@ -1,4 +1,4 @@
-"""benchmarks/preparing.py and benchmarks/click_weights.py, each run to its end on a small log."""
+"""benchmarks/click_logs/preparing.py and benchmarks/click_logs/weights.py, each run to its end on a small log."""
 
 import json
 import lzma
@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from benchmarks import click_weights, preparing
+from benchmarks.click_logs import preparing
+from benchmarks.click_logs import weights as click_weights
 from benchmarks.click_logs.generate import write_log
+from benchmarks.click_logs.preparing import OLD_OPTIONS, ROOT, different_files, prepare
 from benchmarks.click_logs.synthetic import LogPlan, SyntheticLog
-from benchmarks.preparing import OLD_OPTIONS, ROOT, different_files, prepare
 from retrieval.errors import DatasetError
 
 CONSOLE = Console(quiet=True)

@@ -1,10 +1,10 @@
 """Measure `diptych prepare` on a synthetic click log: time, memory, a rolling window, and an older checkout's reader.
 
     python -m benchmarks.click_logs.generate --out LOG --rows 100000000
-    python -m benchmarks.preparing LOG --work FOLDER [--formats csv.gz parquet] [--reader OLD_CHECKOUT]
+    python -m benchmarks.click_logs.preparing LOG --work FOLDER [--formats csv.gz parquet] [--reader OLD_CHECKOUT]
 
     python -m benchmarks.click_logs.generate --out LOG31 --rows 110000000 --pairs 5000000 --days 31 --formats parquet
-    python -m benchmarks.preparing LOG31 --work FOLDER --formats parquet --window
+    python -m benchmarks.click_logs.preparing LOG31 --work FOLDER --formats parquet --window
 
 Without --window, each format is prepared with an empty cache, and the datasets must be equal. --reader alternates the
 two checkouts on 1 % of the rows. With --window, the first 30 days are prepared with an empty cache, then days 2 to 31
@@ -31,7 +31,7 @@ from benchmarks.click_logs.synthetic import SCHEMA
 from benchmarks.measuring.running import count, run_command
 from retrieval.errors import DatasetError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 OPTIONS = ("--test-days", "1")
 OLD_OPTIONS = ("--label-column", "label_text", "--count-column", "clicks")
 DESCRIPTIONS = ("dataset.json", "dataset.html")  # they name the source files

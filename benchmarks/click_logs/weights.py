@@ -1,6 +1,6 @@
 """Measure training with click weights: α = 0 against α > 0, and position weighting against the simulated truth.
 
-    python -m benchmarks.click_weights --out FOLDER [--sets wordnet bigrams cities simulated …]
+    python -m benchmarks.click_logs.weights --out FOLDER [--sets wordnet bigrams cities simulated …]
         [--queries keywords.jsonl.xz] [--seeds 3] [--variants NAME …] [--set KEY=VALUE …] [--markdown FILE]
 
 `unweighted` is the simulated log without its position column. `--build-only` builds the sources and prints random rows.
