@@ -157,7 +157,8 @@ def _build(checkpoint: Checkpoint, folder: Path, settings: ExportSettings, stage
     validation, vectors_LD = ValidationQueries(checkpoint), np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     with stage("quality of the checkpoint") as progress:
         expected = checkpoint_quality(checkpoint, job.model, cone, vectors_LD, validation, progress)
-    index = _build_index(job, validation, expected)
+    max_loss = settings.max_quality_loss / (1 if memory is None else 2)  # the index of the memory may lose the rest
+    index = _build_index(job, validation, expected, max_loss)
     if memory is not None:
         with stage("quality of the checkpoint with memory") as progress:
             expected = checkpoint_quality(checkpoint, job.model, cone, vectors_LD, validation, progress, memory[1])
@@ -200,7 +201,7 @@ def _query_encoder(job: _Export) -> TextEncoder:
     return TextEncoder.open(*files, job.model, job.model.dim, threads=job.settings.threads)
 
 
-def _build_index(job: _Export, validation: ValidationQueries, expected: MetricValues) -> IndexFacts:
+def _build_index(job: _Export, validation: ValidationQueries, expected: MetricValues, max_loss: float) -> IndexFacts:
     """Build the index over the projected label vectors, and choose ef_search at each weight."""
     settings, folder = job.settings, job.folder
     vectors_LD = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
@@ -225,7 +226,7 @@ def _build_index(job: _Export, validation: ValidationQueries, expected: MetricVa
         graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, pool=ThreadPool(settings.threads))
         probe = IndexProbe(PcaIndex(graph, projection_DW), vectors_LD, job.model.dual_dim, shared)
         encoder, weight = _query_encoder(job), job.checkpoint.classifier_weight
-        check = QualityCheck(encoder, job.model, probe, validation, expected, settings.max_quality_loss)
+        check = QualityCheck(encoder, job.model, probe, validation, expected, max_loss)
         chosen = choose_ef_search(encoder, job.model, probe, job.queries, label_texts, weight, check, progress)
     return IndexFacts(
         width=width,

@@ -69,7 +69,8 @@ class QueryMemory:
     def nearest(self, encoded_QD: Vectors, count: int, ef_search: int | None) -> tuple[Rows, NDArray[np.float64]]:
         """Return rows and similarities [Q, N] of the `count` nearest training queries, nearest first."""
         query_QH = np.ascontiguousarray(encoded_QD[:, self._half])
-        rows_QC = self._candidates.find(query_QH, 2 * count + RESCORED, ef_search)
+        candidates = max(2 * count + RESCORED, ef_search or 0)  # the projection, not the graph, limits the recall
+        rows_QC = self._candidates.find(query_QH, candidates, ef_search)
         return rescore(query_QH, rows_QC, self._vectors_MH, query_QH.shape[1], count)[:2]
 
     def votes(self, neighbours: Neighbours, allowed_L: NDArray[np.bool_] | None = None) -> Votes:
