@@ -341,6 +341,18 @@ def test_only_new_files_are_read(tmp_path: Path) -> None:
     assert again.meta.accounts["rows"].read == 1600 > first.meta.accounts["rows"].read
 
 
+@pytest.mark.parametrize("file", ["spellings", "labels", "cells"])
+def test_a_damaged_file_of_the_cache_is_named(tmp_path: Path, file: str) -> None:
+    """A full disk or a copied cache would end in a traceback, or in a wrong dataset."""
+    log_of_days(tmp_path / "log", 3)
+    prepare(tmp_path / "log", tmp_path / "one", PrepareSettings(), cache=tmp_path / "cache")
+    for path in (tmp_path / "cache").glob(f"*.{file}.parquet"):
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DatasetError, match=r"cannot be (read|aggregated)"):
+        prepare(tmp_path / "log", tmp_path / "two", PrepareSettings(), cache=tmp_path / "cache")
+    assert not (tmp_path / "two").exists()
+
+
 def test_options_are_read_from_source_yaml(tmp_path: Path) -> None:
     """Column names would have to be given on each call; or an option of the command would not override the file."""
     written(tmp_path / "log" / "a.csv", "search,kw\n")

@@ -30,6 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import BaseModel
 
+from retrieval.errors import DatasetError, one_line
 from retrieval.system.atomic_files import atomic_file
 from training.data.meta import DayCounts
 from training.prepare.clicks.vocabulary import TEXT, Vocabulary
@@ -183,10 +184,8 @@ class MergedBlocks(BlockSource):
         """Yield the labels of all blocks as Arrow record batches, a block at a time."""
         for number, block in enumerate(self.blocks):
             names = [name for name in self.form.label_schema.names if name != "text"]
-            table, shift = (
-                _read(block.paths(self._folder)["labels"], names),
-                self._first_parts[number] * PLACES_PER_PART,
-            )
+            table = _read(block.paths(self._folder)["labels"], names)
+            shift = self._first_parts[number] * PLACES_PER_PART
             columns = {name: table[name] for name in names}
             columns["label"] = pa.array(self._label_LB[number][np.asarray(table["label"])])
             if self.form.has_texts:
@@ -283,8 +282,12 @@ def _renumbering(old_N: Any, new_N: npt.NDArray[np.int32]) -> npt.NDArray[np.int
 
 
 def _read(path: Path, columns: list[str] | None = None) -> Any:
-    with path.open("rb") as file:  # Arrow opens only paths that are UTF-8
-        return pq.read_table(file, columns=columns)
+    """Return a table of a block. Raises DatasetError for a damaged file."""
+    try:
+        with path.open("rb") as file:  # Arrow opens only paths that are UTF-8
+            return pq.read_table(file, columns=columns)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{path} cannot be read ({one_line(error)[:200]}). Remove it, and run again.") from error
 
 
 def _write(table: Any, path: Path) -> None:
