@@ -4,7 +4,6 @@ import json
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -71,7 +70,7 @@ def test_another_bundle_answers_as_it_does_when_it_is_served(service: Service, s
     assert reply.json() == {
         "bundle": "second",
         "results": [
-            {"query": query, "hits": [asdict(hit) for hit in hits]}
+            {"query": query, "hits": [hit_record(hit) for hit in hits]}
             for query, hits in zip(QUESTION["queries"], found, strict=True)
         ],
     }

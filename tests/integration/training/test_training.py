@@ -138,7 +138,12 @@ def test_every_recipe_of_the_literature_learns(small: Dataset, finished: Path, t
 
 def test_a_fixed_weight_is_used_and_the_tuned_one_is_reported(small: Dataset, tmp_path: Path) -> None:
     """If it fails, a published recipe is measured with a weight that is not published, or hides the tuned one."""
-    keys = ["optimizer.epochs=2", "validation.fixed_weight=0.5", "validation.popularities=[0.0]"]
+    keys = [
+        "optimizer.epochs=2",
+        "validation.fixed_weight=0.5",
+        "validation.popularities=[0.0]",
+        "memory.max_queries=0",
+    ]
     facts = train(small, small_recipe(*keys), tmp_path / "run", RecordingCallback())
     assert (facts.classifier_weight, facts.best.popularity) == (0.5, 0.0)
     assert facts.best.tuned is not None
