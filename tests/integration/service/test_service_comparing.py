@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from retrieval import open_bundle
+from retrieval.results import hit_record
 from tests.support.bundles import make_store
 from tests.support.faults import with_hanging_bundle
 from tests.support.service import ADMIN_KEY, Reply, Service, figures, serving, wait_until
