@@ -26,7 +26,8 @@ from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder, pretrained_vectors, random_vectors, rarity_weights
 from training.model.subword_ngrams import SubwordVectors, shared_ngrams, subword_vectors
 from training.model.transformer_encoder import TransformerEncoder
-from training.recipe.schema import HeadRecipe, Recipe, StaticEncoderRecipe, TransformerEncoderRecipe
+from training.recipe.schema import Recipe
+from training.recipe.sections import HeadRecipe, StaticEncoderRecipe, TransformerEncoderRecipe
 
 
 class Head(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from training.model.unified import UnifiedModel
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.row_optimizer import update_rows_
-from training.recipe.schema import OptimizerRecipe
+from training.recipe.sections import OptimizerRecipe
 
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state per parameter
 
