@@ -26,7 +26,7 @@ from benchmarks.measuring.systems import RecipeRun, RunResult, run_recipe
 from retrieval.errors import BadInput
 from training.checkpoint.files import read_facts
 from training.evaluation.significance import Bootstrap
-from training.recipe.schema import PropensityRecipe
+from training.recipe.sections import PropensityRecipe
 
 COLUMNS = ("P@1", "P@5", "R@10", "PSP@1", "PSP@5", "C@5", "tail R@10")
 Runs = dict[str, list[RunResult]]

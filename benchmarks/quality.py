@@ -26,7 +26,7 @@ from benchmarks.measuring.summary import System, as_json, scored
 from benchmarks.measuring.systems import PEERS, RecipeRun, chosen_peers, run_peer, run_recipe
 from benchmarks.measuring.tables import Setting, report
 from benchmarks.panel.measure import measure_panel
-from training.recipe.schema import PropensityRecipe
+from training.recipe.sections import PropensityRecipe
 
 
 def main() -> int:

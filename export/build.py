@@ -174,7 +174,7 @@ def _write_encoders_and_vectors(job: _Export) -> Parity:
     """Write the ONNX encoders in float32 and the label vectors, and check the encoders against the checkpoint."""
     checkpoint, folder, model, cone, threads = job.checkpoint, job.folder, job.model, job.cone, job.settings.threads
     with job.stage("ONNX encoders"):
-        write_encoders(checkpoint.model, cone, bias(checkpoint), folder)
+        write_encoders(checkpoint.unified, cone, bias(checkpoint), folder)
     label_encoder = TextEncoder.open(folder / TOKENIZER, folder / LABEL_ENCODER, model, model.dual_dim, threads=threads)
     with job.stage("parity with the checkpoint"):
         parity = check_parity(checkpoint, job.queries, _query_encoder(job), label_encoder, cone)
@@ -297,7 +297,7 @@ def _model_facts(checkpoint: Checkpoint, queries: Sequence[str], cone: Cone) -> 
     n_tokens = len(tokenize_in_memory(queries, checkpoint.tokenizer).ids.values)
     return ModelFacts(
         encoder=checkpoint.encoder_kind,  # type: ignore[arg-type]  # a str in the recipe, a Literal here; validated by pydantic
-        dual_dim=checkpoint.model.dual_dim,
+        dual_dim=checkpoint.unified.dual_dim,
         classifier_dim=classifier_width(checkpoint),
         balance=balance_for(checkpoint.classifier_weight),
         cone_shrink=cone.shrink,

@@ -31,7 +31,7 @@ def check_parity(
     labels = sample(checkpoint.labels.column("text"), MAX_LABELS)
     (dual, classifier), (label, _) = torch_vectors(checkpoint, queries), torch_vectors(checkpoint, labels)
     query_ND, label_ND = query_encoder.encode(queries).vectors_BD, label_encoder.encode(labels).vectors_BD
-    dual_ND, classifier_ND = np.split(query_ND, [checkpoint.model.dual_dim], axis=1)
+    dual_ND, classifier_ND = np.split(query_ND, [checkpoint.unified.dual_dim], axis=1)
     parity = Parity(
         queries=len(queries),
         query_cosine=min(smallest_cosine(dual, dual_ND), smallest_cosine(classifier, cone.apply(classifier_ND))),

@@ -102,7 +102,7 @@ def check_precision(reduced: Reduced, precision: Precision) -> None:
 
 def _write(checkpoint: Checkpoint, cone: Cone, precision: Precision, queries: Sequence[str], folder: Path) -> None:
     """Write query_encoder.onnx in that precision; int8 is calibrated with queries and label texts."""
-    model, encoder = checkpoint.model, checkpoint.model.encoder
+    model, encoder = checkpoint.unified, checkpoint.unified.encoder
     if precision == "float16":
         with replaced_encoder(model, HalfEncoder(encoder)):
             write_query_encoder(model, cone, bias(checkpoint), folder / QUERY_ENCODER)

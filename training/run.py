@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from retrieval.system.atomic_files import write_text
 from training.batching.batch_source import BatchSource
+from training.batching.label_tree import label_tree
 from training.batching.training_data import TrainingData, build_training_data, validation_queries
 from training.checkpoint.files import read_facts, read_tokenizer, save_facts, save_static_files
 from training.checkpoint.manager import CheckpointManager
@@ -29,9 +30,10 @@ from training.checkpoint.warm_start import warm_start, warm_start_tokenizer
 from training.data.dataset import Dataset
 from training.data.token_cache import TextTokenizer, inverse_document_frequency
 from training.evaluation.validator import Validator
+from training.model.cascade import Model, cascade_skeleton, init_cascade
 from training.model.device import choose_device
 from training.model.tokenizer import make_tokenizer, query_identity_version
-from training.model.unified import UnifiedModel, init_model, model_skeleton
+from training.model.unified import init_model, model_skeleton
 from training.monitoring.callbacks import Callback, CallbackPair
 from training.monitoring.tensorboard import TensorBoardCallback
 from training.optim.distributed import SINGLE_PROCESS, Processes
@@ -81,7 +83,7 @@ def train(
 
 
 def _train_model(
-    model: UnifiedModel,
+    model: Model,
     data: TrainingData,
     recipe: Recipe,
     folder: Path,
@@ -113,7 +115,7 @@ def _train_model(
 
 def _load_or_init_model(
     folder: Path, dataset: Dataset, recipe: Recipe, data: TrainingData, tokenizer: TextTokenizer, processes: Processes
-) -> UnifiedModel:
+) -> Model:
     """Return a new model, or one whose weights the folder's saved state will replace.
 
     For a new run, the files that training does not change are written. A resumed run needs no pretrained model.
@@ -121,14 +123,24 @@ def _load_or_init_model(
     raw = tokenizer.tokenizer
     tokens = [raw.id_to_token(token_id) or "" for token_id in range(raw.get_vocab_size())]
     if (folder / STATE).is_file():
+        if recipe.cascade is not None:
+            return cascade_skeleton(recipe, dataset.n_labels, folder / ENCODER)
         return model_skeleton(recipe, dataset.n_labels, len(tokens), folder / ENCODER, tokens)
+    model = _init_model(dataset, recipe, data, tokens)
+    if processes.is_rank_zero:
+        (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
+        save_static_files(folder, model, raw, dataset.label_table, data)
+    return model
+
+
+def _init_model(dataset: Dataset, recipe: Recipe, data: TrainingData, tokens: list[str]) -> Model:
+    """Return a new model: a cascade on a tree of the labels, or one with two heads, from its warm start if it has one."""
+    if recipe.cascade is not None:
+        return init_cascade(recipe, label_tree(data, recipe.cascade.clusters, len(tokens), recipe.seed))
     rarity_V = inverse_document_frequency(len(tokens), data.train_tokens, data.label_tokens)
     model = init_model(recipe, dataset.n_labels, rarity_V, tokens)
     if recipe.warm_start is not None:
         warm_start(model, recipe)
-    if processes.is_rank_zero:
-        (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
-        save_static_files(folder, model, raw, dataset.label_table, data)
     return model
 
 

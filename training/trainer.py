@@ -97,7 +97,7 @@ class Trainer:
         rates = self.training_step.update(index)
         return StepStats(
             index=index, losses=losses, rates=rates,
-            queries=batch.n_queries, labels=len(batch.pool_P), positives=len(batch.targets.row_M),
+            queries=batch.n_queries, labels=batch.n_labels, positives=batch.n_positives,
             seconds=time.perf_counter() - started,
             memory_bytes=resident_bytes(), gpu_bytes=gpu_bytes(self.training_step.device),
         )  # fmt: skip

@@ -23,7 +23,8 @@ from training.model import pretrained
 from training.monitoring.callbacks import NullCallback
 from training.optim.step_stats import EpochStats, StepStats
 from training.recipe.loading import load_recipe
-from training.recipe.schema import Recipe, TransformerEncoderRecipe
+from training.recipe.schema import Recipe
+from training.recipe.sections import TransformerEncoderRecipe
 from training.run import train
 
 

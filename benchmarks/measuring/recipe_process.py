@@ -71,7 +71,7 @@ class ExactSearch:
         self.opened, self.queries, self.cpu = opened, dataset.scored("test"), torch.device("cpu")
         label_tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
         self.labels = encode_labels(
-            opened.model, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction, opened.label_frequency_L
+            opened.unified, label_tokens, opened.positives_L, self.cpu, opened.cone_fraction, opened.label_frequency_L
         )
         self.memory = checkpoint_memory(opened, self.cpu)
 
@@ -97,7 +97,7 @@ class ExactSearch:
     ) -> dict[ScoreMix, Any]:
         """Rank the labels `allowed_L` (None: all) for any texts; return rankings [Q, K] by mix."""
         tokens = tokenize_in_memory(texts, self.opened.tokenizer)
-        queries = encode_queries(self.opened.model, tokens, self.cpu)
+        queries = encode_queries(self.opened.unified, tokens, self.cpu)
         return rank_labels(queries, self.labels, mixes, exclude, mixes, allowed_L, self.memory)
 
 

@@ -30,7 +30,7 @@ from retrieval.errors import DatasetError, DiptychError
 from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset
 from training.evaluation.headline import UNIFIED
-from training.recipe.schema import PropensityRecipe
+from training.recipe.sections import PropensityRecipe
 
 Result = TypeVar("Result")
 

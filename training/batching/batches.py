@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.ragged import IntArray, Ragged
-from training.recipe.schema import BatchingRecipe
+from training.recipe.sections import BatchingRecipe
 
 Int64Array = NDArray[np.int64]
 

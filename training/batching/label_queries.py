@@ -27,7 +27,7 @@ from training.batching.cooccurrence import Block, random_walks, shared_queries
 from training.data.dataset import Split
 from training.data.ragged import Ragged
 from training.optim.random_streams import Stream, random_generator
-from training.recipe.schema import LabelQueriesRecipe
+from training.recipe.sections import LabelQueriesRecipe
 
 LABELS_PER_BLOCK = 2_000
 MIN_SHARE = 0.5  # of queries that are label texts; at a share of 0.18 label queries cost a point of P@5

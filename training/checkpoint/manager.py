@@ -7,7 +7,7 @@ from training.batching.training_data import TrainingData
 from training.checkpoint.schema import STATE, EpochRecord
 from training.checkpoint.state import RunState, restore_state, save_state
 from training.checkpoint.weights import save_best_weights
-from training.model.unified import UnifiedModel
+from training.model.cascade import Model
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.divergence import require_finite_weights
 from training.optim.optimizers import Optimizers
@@ -20,7 +20,7 @@ class CheckpointManager:
     def __init__(
         self,
         folder: Path,
-        model: UnifiedModel,
+        model: Model,
         optimizers: Optimizers,
         recipe: Recipe,
         data: TrainingData,

@@ -23,7 +23,7 @@ from training.checkpoint.files import read_record, read_tensors, write_tensors
 from training.checkpoint.schema import STATE, WEIGHTS, RunPosition
 from training.checkpoint.weights import load_weights
 from training.data.ragged import Ragged
-from training.model.unified import UnifiedModel
+from training.model.cascade import Model
 from training.optim.optimizers import MOMENTS, Optimizers
 from training.recipe.schema import Recipe
 
@@ -38,7 +38,7 @@ class RunState:
     mined: Mined = NOTHING_MINED
 
 
-def save_state(folder: Path, model: UnifiedModel, optimizers: Optimizers, state: RunState) -> None:
+def save_state(folder: Path, model: Model, optimizers: Optimizers, state: RunState) -> None:
     """Write everything that an exact resume needs as one file."""
     tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     tensors |= {f"dense.{name}": tensor for name, tensor in optimizers.state_dict().items()}
@@ -50,7 +50,7 @@ def save_state(folder: Path, model: UnifiedModel, optimizers: Optimizers, state:
         write_tensors(folder / STATE, tensors, state.position.model_dump() | {"tensors": sorted(tensors)})
 
 
-def restore_state(folder: Path, model: UnifiedModel, optimizers: Optimizers, recipe: Recipe, n_rows: int) -> RunState:
+def restore_state(folder: Path, model: Model, optimizers: Optimizers, recipe: Recipe, n_rows: int) -> RunState:
     """Load weights and optimizer state that `save_state` wrote; return the rest. `n_rows`: number of training rows.
 
     Raises CheckpointError if a part is missing or does not fit, or if the best weights are not the recorded ones.
@@ -99,7 +99,7 @@ def reconcile(folder: Path, position: RunPosition) -> RunPosition:
 
 
 def _load_dense(
-    model: UnifiedModel, optimizers: Optimizers, state: Mapping[str, Tensor], position: RunPosition, path: Path
+    model: Model, optimizers: Optimizers, state: Mapping[str, Tensor], position: RunPosition, path: Path
 ) -> None:
     """Load AdamW's state. Raises CheckpointError if it is incomplete, misshapen, or missing after the first step."""
     if position.steps_taken and optimizers.dense.param_groups and not state:

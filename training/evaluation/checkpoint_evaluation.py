@@ -115,7 +115,7 @@ def checkpoint_ranker(
 
     in_memory: the queries are training queries, which must not vote for themselves.
     """
-    model = opened.model.to(device)
+    model = opened.unified.to(device)
     query_vectors = encode_queries(model, tokenize_in_memory(queries.texts, opened.tokenizer), device)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
     label_vectors = encode_labels(
@@ -131,7 +131,7 @@ def checkpoint_memory(opened: Checkpoint, device: torch.device) -> QueryMemory |
     """Encode the queries of the checkpoint's memory, with the half whose similarity was selected; None without one."""
     queries = opened.memory
     tokens = None if queries is None else tokenize_in_memory(queries.texts, opened.tokenizer)
-    memory = encode_memory(opened.model, queries, tokens, device)
+    memory = encode_memory(opened.unified, queries, tokens, device)
     return None if memory is None else memory.with_half(opened.memory_by_classifier)
 
 

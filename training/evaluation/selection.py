@@ -16,7 +16,7 @@ from training.evaluation.memory import QueryMemory
 from training.evaluation.ranking import MEMORY_SHORTLIST_MIXES, SHORTLIST_MIXES, ExactRanker, LabelRows
 from training.evaluation.results import EvaluationData
 from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix
-from training.recipe.schema import MemoryRecipe
+from training.recipe.sections import MemoryRecipe
 
 
 @dataclass(frozen=True)

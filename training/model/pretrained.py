@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from retrieval.errors import CheckpointError, RecipeError
-from training.recipe.schema import TransformerEncoderRecipe
+from training.recipe.sections import TransformerEncoderRecipe
 
 
 def transformer(choice: TransformerEncoderRecipe) -> nn.Module:

@@ -8,7 +8,8 @@ from retrieval.errors import RecipeError
 from retrieval.query_text import QUERY_IDENTITY, QueryIdentity, encoder_texts, query_identity
 from training.data.token_cache import PAD, UNKNOWN
 from training.model import pretrained
-from training.recipe.schema import Recipe, StaticEncoderRecipe, TransformerEncoderRecipe
+from training.recipe.schema import Recipe
+from training.recipe.sections import StaticEncoderRecipe, TransformerEncoderRecipe
 
 TEXTS_PER_CALL = 10_000  # of the normalizer
 PROBE = "Red SHOES ÉÑЖ"

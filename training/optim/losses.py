@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.recipe.schema import LossRecipe
+from training.recipe.sections import LossRecipe
 
 INFINITY = float("inf")
 

@@ -48,7 +48,7 @@ def test_labels_never_trained_are_marked(finished: Path, small: Dataset) -> None
     opened = load_checkpoint(finished)
     positives = np.zeros(small.n_labels, bool)
     positives[small.split("train").labels.values] = True
-    moved = opened.model.classifier_rows().norm(dim=1).numpy() > 0
+    moved = opened.unified.classifier_rows().norm(dim=1).numpy() > 0
     assert opened.trained_L.tolist() == (positives & moved).tolist()
     assert 0.5 * positives.sum() < opened.trained_L.sum() < small.n_labels
 

@@ -16,7 +16,7 @@ from training.evaluation.ranking import ExactRanker, rank_labels
 from training.evaluation.results import EvaluationData
 from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix, mixes_by_head
 from training.evaluation.selection import select
-from training.recipe.schema import MemoryRecipe
+from training.recipe.sections import MemoryRecipe
 
 VOTES = VoteSettings(0.4, 0.1, 3)
 MIX = ScoreMix(0.5, 0.1, VOTES)

@@ -21,7 +21,8 @@ from training.data.token_cache import TextTokenizer, TokenizedTexts, tokenize_in
 from training.model.pretrained import transformer
 from training.model.transformer_encoder import TransformerEncoder
 from training.model.unified import UnifiedModel
-from training.recipe.schema import Recipe, TransformerEncoderRecipe
+from training.recipe.schema import Recipe
+from training.recipe.sections import TransformerEncoderRecipe
 
 WORDS = [f"w{number}" for number in range(60)]
 TEXTS = [" ".join(WORDS[(3 * start + step) % 60] for step in range(1 + start % 7)) for start in range(90)]

@@ -9,7 +9,7 @@ from training.batching import batches
 from training.batching.clustering import balanced_clusters, random_clusters
 from training.batching.hard_negatives import CLUSTERS_PER_LABEL, labels_near, mine_hard_negatives
 from training.data.ragged import Ragged
-from training.recipe.schema import BatchingRecipe
+from training.recipe.sections import BatchingRecipe
 
 LABELS = 40
 label_lists = st.lists(

@@ -22,7 +22,7 @@ from training.data.token_cache import TextTokenizer
 from training.model.tokenizer import make_tokenizer
 from training.prepare.writing import write_dataset
 from training.recipe.loading import load_recipe
-from training.recipe.schema import BatchingRecipe
+from training.recipe.sections import BatchingRecipe
 
 DRAWS = 20_000
 WEIGHTS = [8.0, 4.0, 2.0, 1.0, 1.0]

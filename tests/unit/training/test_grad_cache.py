@@ -13,7 +13,7 @@ from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder
 from training.model.transformer_encoder import TransformerEncoder
 from training.optim.grad_cache import GradCacheEncoding
-from training.recipe.schema import TransformerEncoderRecipe
+from training.recipe.sections import TransformerEncoderRecipe
 
 CPU = torch.device("cpu")
 

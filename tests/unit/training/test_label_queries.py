@@ -12,7 +12,7 @@ from training.batching.cooccurrence import WALK_STEPS, random_walks
 from training.batching.label_queries import default_share, label_queries, related_labels, sampled_labels
 from training.data.dataset import Split
 from training.data.ragged import Ragged
-from training.recipe.schema import LabelQueriesRecipe
+from training.recipe.sections import LabelQueriesRecipe
 
 N_LABELS = 7
 ROWS = st.lists(st.sets(st.integers(0, N_LABELS - 1), min_size=1), min_size=1, max_size=25)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from training.optim import losses
 from training.optim.losses import Targets
-from training.recipe.schema import LossRecipe
+from training.recipe.sections import LossRecipe
 
 
 def make_targets(positive_QP: Tensor, ignored_QP: Tensor | None = None) -> Targets:

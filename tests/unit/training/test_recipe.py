@@ -7,7 +7,7 @@ import pytest
 
 from retrieval.errors import RecipeError
 from training.recipe.loading import load_recipe, shipped_recipes
-from training.recipe.schema import StaticEncoderRecipe, TransformerEncoderRecipe
+from training.recipe.sections import StaticEncoderRecipe, TransformerEncoderRecipe
 
 
 @pytest.mark.parametrize("name", shipped_recipes())
