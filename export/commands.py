@@ -44,8 +44,8 @@ def export(
     A bundle contains ONNX encoders, label vectors and an index. The command fails if the bundle's answers differ from
     the checkpoint's; the store is then unchanged.
     """
-    from export.build import ExportSettings
     from export.build import export as build
+    from export.job import ExportSettings
     from retrieval.bundle.signatures import trusted_keys
     from retrieval.open import open_store
     from retrieval.system.console import Console

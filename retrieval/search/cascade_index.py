@@ -69,6 +69,10 @@ class CascadeIndex:
         _check_rows(rows)
         return cls(rows, LabelTree.of(parents, len(rows[0])), shortlist, pool)
 
+    def with_shortlist(self, shortlist: Sequence[int]) -> "CascadeIndex":
+        """Return an index of the same rows, tree and threads with other shortlists. Raises BundleError."""
+        return CascadeIndex(self.rows, self.tree, shortlist, self._pool)
+
     def close(self) -> None:
         """Stop its threads after the searches in progress."""
         self._pool.close()
@@ -117,6 +121,18 @@ class CascadeIndex:
             for rows_QS, node_S in zip(chosen, self._descend(query_D, self.shortlist, allowed)[0], strict=True):
                 rows_QS[query, : len(node_S)] = node_S
         return chosen
+
+    def shortlist_recall(self, query_QD: Vectors, truths: Sequence[NDArray[np.integer[Any]]]) -> list[float]:
+        """Return for each level before the last the share of true labels whose node a search keeps.
+
+        `truths` are the true labels of each query. Raises BadInput.
+        """
+        kept, total = np.zeros(self.tree.levels - 1), sum(len(truth) for truth in truths)
+        chosen = self.shortlists(query_QD)
+        for query, truth in enumerate(truths):
+            for level, node_S in enumerate(self.tree.ancestors(truth)[:-1]):
+                kept[level] += np.isin(node_S, chosen[level][query]).sum()
+        return [float(share) for share in kept / max(total, 1)]
 
     @property
     def labels_per_search(self) -> int:

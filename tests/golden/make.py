@@ -9,7 +9,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from export.build import ExportSettings, export
+from export.build import export
+from export.job import ExportSettings
 from retrieval.open import open_store
 from tests.support.listener import RecordingCallback
 from tests.support.training.checkpoints import SETTINGS, write_words
