@@ -29,8 +29,9 @@ from training.checkpoint.schema import (
 from training.checkpoint.warm_start import warm_start, warm_start_tokenizer
 from training.data.dataset import Dataset
 from training.data.token_cache import TextTokenizer, inverse_document_frequency
+from training.evaluation.cascade import CascadeValidator
 from training.evaluation.validator import Validator
-from training.model.cascade import Model, cascade_skeleton, init_cascade
+from training.model.cascade import CascadeModel, Model, cascade_skeleton, init_cascade
 from training.model.device import choose_device
 from training.model.tokenizer import make_tokenizer, query_identity_version
 from training.model.unified import init_model, model_skeleton
@@ -103,7 +104,7 @@ def _train_model(
             recipe=recipe,
             source=source_type(recipe, data, model, device, state.mined, processes),
             training_step=TrainingStep(model, optimizers, recipe, device, processes),
-            validator=Validator(model, data, recipe, device),
+            validator=_validator(model, data, recipe, device),
             checkpoints=checkpoints,
             callback=callback if events is None else CallbackPair(callback, events),
             position=state.position,
@@ -111,6 +112,12 @@ def _train_model(
             processes=processes,
         )
         return trainer.run()
+
+
+def _validator(model: Model, data: TrainingData, recipe: Recipe, device: torch.device) -> Validator | CascadeValidator:
+    if isinstance(model, CascadeModel):
+        return CascadeValidator(model, data, recipe, device)
+    return Validator(model, data, recipe, device)
 
 
 def _load_or_init_model(
@@ -134,7 +141,7 @@ def _load_or_init_model(
 
 
 def _init_model(dataset: Dataset, recipe: Recipe, data: TrainingData, tokens: list[str]) -> Model:
-    """Return a new model: a cascade on a tree of the labels, or one with two heads, from its warm start if it has one."""
+    """Return a new model: a cascade on a tree of the labels, or a model with two heads, warm-started if it says so."""
     if recipe.cascade is not None:
         return init_cascade(recipe, label_tree(data, recipe.cascade.clusters, len(tokens), recipe.seed))
     rarity_V = inverse_document_frequency(len(tokens), data.train_tokens, data.label_tokens)

@@ -24,6 +24,7 @@ from training.batching.batch_source import BatchSource
 from training.checkpoint.manager import CheckpointManager
 from training.checkpoint.schema import RunPosition
 from training.checkpoint.state import RunState
+from training.evaluation.cascade import CascadeValidator
 from training.evaluation.validator import Validator
 from training.monitoring.callbacks import Callback
 from training.optim.distributed import SINGLE_PROCESS, Processes
@@ -48,7 +49,7 @@ class Trainer:
         recipe: Recipe,
         source: BatchSource,
         training_step: TrainingStep,
-        validator: Validator,
+        validator: Validator | CascadeValidator,
         checkpoints: CheckpointManager,
         callback: Callback,
         position: RunPosition,

@@ -19,6 +19,7 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.clicks import label_ages, repeated_queries
 from training.data.dataset import Dataset, Split
 from training.data.token_cache import tokenize_in_memory
+from training.evaluation.cascade import CASCADE_MIXES, CascadeRanker, cascade_ranker
 from training.evaluation.encoding import encode_labels, encode_memory, encode_queries
 from training.evaluation.headline import UNIFIED
 from training.evaluation.memory import QueryMemory
@@ -26,6 +27,7 @@ from training.evaluation.ranking import ExactRanker
 from training.evaluation.results import EvaluationData, EvaluationResult, MetricValues, SliceMetric, evaluate
 from training.evaluation.scoring import ScoreMix, mixes_by_head
 from training.evaluation.slices import Example
+from training.model.cascade import CascadeModel
 from training.model.device import choose_device
 
 
@@ -76,18 +78,19 @@ def evaluate_checkpoint(
     require_same_dataset(checkpoint, dataset)
     opened = load_checkpoint(checkpoint)
     mix = selected_mix(opened)
+    if weight not in (None, mix.weight) and opened.recipe.cascade is not None:
+        raise CheckpointError(f"{checkpoint} has a cascade, which has no classifier weight. Leave out the weight.")
     if weight is not None:
         mix = mix._replace(weight=weight)
     if memory_weight is not None:
         if memory_weight and opened.memory is None:
             raise CheckpointError(f"{checkpoint} has no query memory. Leave out the memory weight, or set it to 0.")
         mix = mix._replace(memory=mix.memory._replace(weight=memory_weight))
-    ranker = checkpoint_ranker(opened, queries, choose_device(device), in_memory=split == "train")
+    ranker = label_ranker(opened, queries, choose_device(device), in_memory=split == "train")
     reference, constants = propensities_of, opened.recipe.propensity
     positives_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
     inverse_L = reference.result.data.inverse_propensity_L if reference else opened.inverse_propensity_L
-    tuned = tuned_mix(opened)
-    heads = mixes_by_head(mix, tuned)
+    heads = checkpoint_heads(opened, mix)
     repeated_Q = None if split == "train" else repeated_queries(queries.texts, dataset.split("train").texts)
     data = EvaluationData(queries, positives_L, inverse_L, repeated_Q, label_ages(dataset, split))
     result = evaluate(ranker, data, heads)
@@ -96,12 +99,26 @@ def evaluate_checkpoint(
         dataset=dataset,
         split=split,
         mix=mix,
-        tuned=tuned,
+        tuned=tuned_mix(opened),
         propensity=reference.propensity if reference else (constants.a, constants.b),
         result=result,
         scores_QK=ranker.scores(result.rankings[UNIFIED], mix),
         ratios=result.ratios(list(heads)),
     )
+
+
+def label_ranker(
+    opened: Checkpoint,
+    queries: Split,
+    device: torch.device,
+    exact: Sequence[ScoreMix] | None = None,
+    in_memory: bool = False,
+) -> ExactRanker | CascadeRanker:
+    """Return the ranker of a checkpoint of either kind; arguments as in `checkpoint_ranker`."""
+    if isinstance(opened.model, CascadeModel):
+        tokens = tokenize_in_memory(queries.texts, opened.tokenizer)
+        return cascade_ranker(opened.model.to(device), tokens, queries.exclude, device)
+    return checkpoint_ranker(opened, queries, device, exact, in_memory)
 
 
 def checkpoint_ranker(
@@ -113,7 +130,8 @@ def checkpoint_ranker(
 ) -> ExactRanker:
     """Encode the queries, the checkpoint's labels and its query memory; `exact` as in ExactRanker.
 
-    in_memory: the queries are training queries, which must not vote for themselves.
+    in_memory: the queries are training queries, which must not vote for themselves. Raises CheckpointError for a
+    cascade.
     """
     model = opened.unified.to(device)
     query_vectors = encode_queries(model, tokenize_in_memory(queries.texts, opened.tokenizer), device)
@@ -151,6 +169,11 @@ def checkpoint_data(opened: Checkpoint) -> EvaluationData:
 def selected_mix(opened: Checkpoint) -> ScoreMix:
     """Return the mix that was selected on the checkpoint's validation queries."""
     return ScoreMix(opened.classifier_weight, opened.facts.best.popularity, opened.facts.best.votes)
+
+
+def checkpoint_heads(opened: Checkpoint, mix: ScoreMix) -> dict[str, ScoreMix]:
+    """Return the named mixes to rank by: `mix` for the model, each head, and the tuned weight; of a cascade, one."""
+    return CASCADE_MIXES if opened.recipe.cascade is not None else mixes_by_head(mix, tuned_mix(opened))
 
 
 def tuned_mix(opened: Checkpoint) -> ScoreMix | None:

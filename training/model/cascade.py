@@ -10,6 +10,7 @@ Shapes: B texts, T tokens of the longest text, F width of the encoder (all layer
 level's feature, D width of a query vector, L labels, N nodes of a level, M children of a node at most, U nodes.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from retrieval.search.label_tree import LabelTree
 from training.model import pretrained
 from training.model.row_table import RowTable
 from training.model.transformer_encoder import LayerEncoder
@@ -33,15 +35,18 @@ class Levels(nn.Module):
     """Classifiers and tree of all levels.
 
     `rows` [N, E] and `bias` [N] are those of the clusters, `labels` [L, E + 1] those of the labels, the bias last.
-    `parent` has, for each level but the first, the node of the level above over each node, int32 [N].
+    Biases start at the log-odds of one true node among a query's candidates: from 0 they would need most of a short run
+    to fall that far. `parent` has, for each level but the first, the node of the level above over each node, int32 [N].
     """
 
-    def __init__(self, parents: Sequence[Int32Array], n_clusters: Sequence[int], width: int) -> None:
+    def __init__(self, parents: Sequence[Int32Array], n_clusters: Sequence[int], shortlist: Sequence[int], width: int):
         super().__init__()
-        self.rows = nn.ParameterList([nn.init.xavier_uniform_(torch.empty(count, width)) for count in n_clusters])
-        self.bias = nn.ParameterList([torch.zeros(count) for count in n_clusters])
-        labels_LE = nn.init.xavier_uniform_(torch.empty(len(parents[-1]), width))
-        self.labels = RowTable(F.pad(labels_LE, (0, 1)))
+        sizes = [*n_clusters, len(parents[-1])]
+        bias = [-math.log(count) for count in candidate_counts(sizes, shortlist)]
+        rows = [nn.init.xavier_uniform_(torch.empty(size, width)) for size in sizes]
+        self.rows = nn.ParameterList(rows[:-1])
+        self.bias = nn.ParameterList(torch.full((size,), bias[level]) for level, size in enumerate(n_clusters))
+        self.labels = RowTable(F.pad(rows[-1], (0, 1), value=bias[-1]))
         self.parent = nn.Module()
         for level, parent_N in enumerate(parents, 1):
             self.parent.register_buffer(str(level), torch.from_numpy(parent_N))
@@ -65,7 +70,7 @@ class CascadeModel(nn.Module):
             {str(level): _projection(len(layers), width, recipe) for level, layers in enumerate(recipe.layers)
              if len(layers) > 1}
         )  # fmt: skip
-        self.cascade = Levels(parents, recipe.clusters, width)
+        self.cascade = Levels(parents, recipe.clusters, recipe.shortlist, width)
         self._child_tables: list[Tensor] = []
 
     @property
@@ -81,8 +86,8 @@ class CascadeModel(nn.Module):
     def child_nodes(self, level: int) -> Tensor:
         """Return the nodes of `level` below each node of the level above, int64 [N, M], padded with −1."""
         if not self._child_tables:
-            above = [len(bias_N) for bias_N in self.cascade.bias]
-            tables = [children_table(parent_N, count) for parent_N, count in zip(self.parents, above, strict=True)]
+            tree = LabelTree.of(self.parents, len(self.cascade.bias[0]))
+            tables = [children_table(tree, above) for above in range(tree.levels - 1)]
             self._child_tables = [torch.from_numpy(table_NM).to(self._parent(1).device) for table_NM in tables]
         return self._child_tables[level - 1]
 
@@ -156,7 +161,8 @@ def init_cascade(recipe: Recipe, parents: Sequence[Int32Array]) -> CascadeModel:
 
     Raises RecipeError if the transformer cannot be loaded or has fewer layers than the recipe reads.
     """
-    assert recipe.cascade is not None and isinstance(recipe.encoder, TransformerEncoderRecipe)
+    assert recipe.cascade is not None
+    assert isinstance(recipe.encoder, TransformerEncoderRecipe)
     torch.manual_seed(recipe.seed)
     return CascadeModel(_encoder(pretrained.transformer(recipe.encoder), recipe.cascade), recipe.cascade, parents)
 
@@ -169,12 +175,19 @@ def cascade_skeleton(recipe: Recipe, n_labels: int, config_folder: Path) -> Casc
     return CascadeModel(encoder, recipe.cascade, parents)
 
 
-def children_table(parent_N: Int32Array, n_parents: int) -> NDArray[np.int64]:
-    """Return the children of each of `n_parents` nodes in ascending order, int64 [N, M], padded with −1."""
-    count_N = np.bincount(parent_N, minlength=n_parents)
-    order = np.argsort(parent_N, kind="stable")
-    table_NM = np.full((n_parents, int(count_N.max(initial=0))), -1, np.int64)
-    table_NM[np.arange(table_NM.shape[1]) < count_N[:, None]] = order
+def candidate_counts(sizes: Sequence[int], shortlist: Sequence[int]) -> list[int]:
+    """Return how many nodes of each level a query is compared with: all of the first, then children of the shortlist."""
+    children = [
+        min(kept, above) * size // above for above, size, kept in zip(sizes, sizes[1:], shortlist, strict=False)
+    ]
+    return [sizes[0], *children]
+
+
+def children_table(tree: LabelTree, level: int) -> NDArray[np.int64]:
+    """Return the children of each node of a level in ascending order, int64 [N, M], padded with −1."""
+    count_N = np.diff(tree.starts[level])
+    table_NM = np.full((len(count_N), int(count_N.max())), -1, np.int64)
+    table_NM[np.arange(table_NM.shape[1]) < count_N[:, None]] = tree.children[level]
     return table_NM
 
 

@@ -86,7 +86,8 @@ def candidate_logits(model: CascadeModel, level: int, feature_QE: Tensor, node_Q
     """
     if level == 0:
         return model.logits(0, feature_QE, None)
-    distinct_U, place_QC = torch.unique(node_QC.clamp(min=0), return_inverse=True)
+    node_QC = torch.where(node_QC < 0, node_QC[:, :1], node_QC)  # so that padding adds no row
+    distinct_U, place_QC = torch.unique(node_QC, return_inverse=True)
     return model.logits(level, feature_QE, distinct_U).gather(1, place_QC)
 
 

@@ -120,7 +120,7 @@ def test_the_objective_tail_changes_what_is_learned(small: Dataset, tmp_path: Pa
         # The first step starts from equal weights, so only the weights of the terms differ.
         assert terms["tail"][bce] == pytest.approx(terms["balanced"][bce] * 0.02 / 0.05)
         assert terms["tail"][softmax] == pytest.approx(terms["balanced"][softmax])
-    weights = [load_checkpoint(tmp_path / objective).model.classifier_rows() for objective in ("balanced", "tail")]
+    weights = [load_checkpoint(tmp_path / objective).unified.classifier_rows() for objective in ("balanced", "tail")]
     assert not torch.allclose(*weights)
 
 
