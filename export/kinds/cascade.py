@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from export.encoders import write_cascade_encoder
 from export.job import BuiltParts, ExportJob, ExportSettings, label_facts, model_facts, query_encoder
 from export.kinds.shortlists import choose_shortlists, search_of
 from export.parity import require_parity, smallest_cosine
 from export.precision import reduce_precision
-from export.quality import ValidationQueries
+from export.quality import CPU, ValidationQueries
 from export.sampling import with_long_texts
 from retrieval.bundle.facts import Parity, Reduced
 from retrieval.bundle.manifest import QUERY_ENCODER, VECTORS, level_file, parents_file
@@ -26,7 +25,8 @@ from retrieval.search.indexes import Rows, Vectors
 from retrieval.search.thread_pool import ThreadPool
 from retrieval.system.progress import Stage
 from training.checkpoint.opened import Checkpoint
-from training.data.token_cache import TEXTS_PER_BATCH, tokenize_in_memory
+from training.data.token_cache import tokenize_in_memory
+from training.evaluation.cascade import encode_cascade_queries
 from training.model.cascade import CascadeModel
 
 BALANCE = 0.5  # has no meaning without a dual encoder
@@ -69,7 +69,7 @@ def build_cascade(job: CascadeJob) -> BuiltParts:
     reduced = _reduce_precision(job)
     validation = ValidationQueries(checkpoint)
     with job.stage("quality of the checkpoint"):
-        vectors_QD = torch_query_vectors(checkpoint, job.cascade, validation.texts)
+        vectors_QD = _torch_vectors(job, validation.texts)
         expected = validation.metrics(search_of(index, vectors_QD))
     with job.stage("shortlists"):
         encoded_QD = query_encoder(job).encode(validation.texts).vectors_BD
@@ -85,13 +85,9 @@ def build_cascade(job: CascadeJob) -> BuiltParts:
     )  # fmt: skip
 
 
-@torch.inference_mode()
-def torch_query_vectors(checkpoint: Checkpoint, cascade: CascadeModel, texts: Sequence[str]) -> Vectors:
+def _torch_vectors(job: CascadeJob, texts: Sequence[str]) -> Vectors:
     """Return the query vectors [Q, D] of the checkpoint itself."""
-    vectors_QD = np.empty((len(texts), sum(cascade.level_dims)), np.float32)
-    for rows, batch in tokenize_in_memory(texts, checkpoint.tokenizer).batches_by_length(TEXTS_PER_BATCH):
-        vectors_QD[rows] = cascade.query_vectors(batch.input_ids_BT, batch.attention_mask_BT).numpy()
-    return vectors_QD
+    return encode_cascade_queries(job.cascade, tokenize_in_memory(texts, job.checkpoint.tokenizer), CPU)
 
 
 def check_cascade_parity(job: CascadeJob) -> Parity:
@@ -100,7 +96,7 @@ def check_cascade_parity(job: CascadeJob) -> Parity:
     The cosine is the smallest over the levels, since the features of one may be much longer than those of another.
     """
     texts, longest = with_long_texts(job.queries, job.checkpoint)
-    expected_QD = torch_query_vectors(job.checkpoint, job.cascade, texts)
+    expected_QD = _torch_vectors(job, texts)
     actual_QD = query_encoder(job).encode(texts).vectors_BD
     ends = np.cumsum(job.index.dims)[:-1]
     cosines = []

@@ -14,6 +14,7 @@ from export.recall import RECALL_TARGET, recall_at
 from retrieval.bundle.facts import LARGE_K, SMALL_K, CascadeFacts, CascadeLevel
 from retrieval.search.cascade_index import CascadeIndex
 from retrieval.search.indexes import Vectors
+from training.evaluation.cascade import CascadeRanker, shortlist_recall
 from training.evaluation.results import MetricValues
 
 TINY = 1e-300
@@ -34,13 +35,13 @@ def choose_shortlists(
         while not _suffices(chosen, recall) and (wider := _widened(chosen)).shortlist != chosen.shortlist:
             chosen = wider
     recalls = recall.of(chosen)
-    truths = [validation.data.queries.labels[row] for row in range(len(validation.data.queries))]
-    shares = [*chosen.shortlist_recall(query_QD, truths), None]
+    queries = validation.data.queries
+    percents = shortlist_recall(CascadeRanker(chosen, query_QD, queries.exclude), queries.labels)
     return CascadeFacts(
         levels=tuple(
-            CascadeLevel(nodes=nodes, dim=dim, shortlist=size, shortlist_recall=share)
-            for nodes, dim, size, share in zip(
-                chosen.tree.sizes, chosen.dims, [*chosen.shortlist, None], shares, strict=True
+            CascadeLevel(nodes=nodes, dim=dim, shortlist=size, shortlist_recall=percent / 100)
+            for nodes, dim, size, percent in zip(
+                chosen.tree.sizes, chosen.dims, [*chosen.shortlist, None], percents, strict=True
             )
         ),
         checkpoint_shortlist=index.shortlist,

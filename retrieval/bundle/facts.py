@@ -210,7 +210,8 @@ class CascadeLevel(ManifestPart):
         nodes: number of nodes; at the last level, the number of labels.
         dim: width of a node's row, with its bias.
         shortlist: number of nodes that a search keeps; None at the last level.
-        shortlist_recall: share of the true labels of validation queries whose node is kept; None if not measured.
+        shortlist_recall: mean share of a validation query's true nodes that a search keeps; at the last level, of its
+            true labels that a search scores. None if not measured.
     """
 
     nodes: Count

@@ -122,18 +122,6 @@ class CascadeIndex:
                 rows_QS[query, : len(node_S)] = node_S
         return chosen
 
-    def shortlist_recall(self, query_QD: Vectors, truths: Sequence[NDArray[np.integer[Any]]]) -> list[float]:
-        """Return for each level before the last the share of true labels whose node a search keeps.
-
-        `truths` are the true labels of each query. Raises BadInput.
-        """
-        kept, total = np.zeros(self.tree.levels - 1), sum(len(truth) for truth in truths)
-        chosen = self.shortlists(query_QD)
-        for query, truth in enumerate(truths):
-            for level, node_S in enumerate(self.tree.ancestors(truth)[:-1]):
-                kept[level] += np.isin(node_S, chosen[level][query]).sum()
-        return [float(share) for share in kept / max(total, 1)]
-
     @property
     def labels_per_search(self) -> int:
         """Return the mean number of labels that a search compares."""

@@ -83,13 +83,6 @@ class LabelTree:
         child_C = self.children[level][np.arange(len(place_C)) + (first_S - before_S)[place_C]]
         return child_C.astype(np.int64), place_C
 
-    def ancestors(self, label_S: NDArray[np.integer[Any]]) -> list[Nodes]:
-        """Return the node of each level above some labels [S], from level 0; the last one is the labels."""
-        nodes = [label_S.astype(np.int64)]
-        for parent_N in reversed(self.parents):
-            nodes.append(parent_N[nodes[-1]].astype(np.int64))
-        return nodes[::-1]
-
     def among(self, allowed_L: NDArray[np.bool_]) -> AllowedNodes:
         """Return the nodes that have an allowed label below them."""
         masks = [allowed_L]
