@@ -31,7 +31,8 @@ def choose_shortlists(
     """
     exact = validation.metrics(search_of(index, query_QD, exact=True))
     recall, chosen = ExactRecall(index, query_QD), index
-    if failed_metric(expected, exact, validation.scored, max_loss) is None:
+    exact_is_worse = failed_metric(expected, exact, validation.scored, max_loss) is not None
+    if not exact_is_worse:
         while not _suffices(chosen, recall) and (wider := _widened(chosen)).shortlist != chosen.shortlist:
             chosen = wider
     recalls = recall.of(chosen)
@@ -51,6 +52,7 @@ def choose_shortlists(
         recall_at_10=recalls[1],
         recall_at_100=recalls[2],
         exact=exact,
+        exact_is_worse=exact_is_worse,
     )
 
 

@@ -227,6 +227,8 @@ class CascadeFacts(ManifestPart):
         checkpoint_shortlist: the shortlists of the checkpoint; those of the levels may be larger.
         recall_queries: number of validation queries that the recalls are over.
         exact: metrics in percent of exact search over the validation queries, as in `Quality`.
+        exact_is_worse: whether they are lower than the checkpoint's by more than export allows; then the shortlists are
+            those of the checkpoint, at any recall.
     """
 
     levels: Annotated[tuple[CascadeLevel, ...], Field(min_length=2, max_length=MAX_LEVELS)]
@@ -236,7 +238,8 @@ class CascadeFacts(ManifestPart):
     recall_at_1: Share
     recall_at_10: Share
     recall_at_100: Share
-    exact: dict[str, float] = {}
+    exact: dict[str, float]
+    exact_is_worse: bool
 
     @model_validator(mode="after")
     def _levels_fit_each_other(self) -> Self:
