@@ -22,7 +22,8 @@ from retrieval.search.thread_pool import ThreadPool
 Scores = NDArray[np.float64]
 
 QUERIES_PER_PASS = 64  # of an exact search
-ROWS_PER_BLOCK = 8_192  # rows that are gathered or compared at a time; bounds memory
+ROWS_PER_BLOCK = 8_192  # labels that an exact search compares at a time; bounds memory
+GATHERED_ROWS = 256  # a copy of them stays in the processor's cache until it is used
 SPARE = 16  # labels that an exact search scores again, since products of matrices round differently by position
 WIDENED = (
     "the shortlists had too few labels for %d queries so far; they were widened for them, which is slower. Export the "
@@ -165,10 +166,13 @@ class CascadeIndex:
         """Return the inner products of a query with rows of a level [C]; the same row always has the same product."""
         rows_NE, query_E = self.rows[level], query_D[self._parts[level]]
         logit_C = np.empty(len(node_C), np.float32)
-        for start in range(0, len(node_C), ROWS_PER_BLOCK):
-            block = slice(start, start + ROWS_PER_BLOCK)
+        gathered_BE = np.empty((min(GATHERED_ROWS, len(node_C)), self.dims[level]), np.float32)
+        for start in range(0, len(node_C), GATHERED_ROWS):
+            block = slice(start, start + GATHERED_ROWS)
+            row_B = node_C[block]
+            rows_BE = np.take(rows_NE, row_B, axis=0, out=gathered_BE[: len(row_B)], mode="clip")  # all exist
             # Not a BLAS product: its rounding depends on a row's position, and equal labels must have equal scores.
-            np.einsum("ce,e->c", rows_NE[node_C[block]], query_E, out=logit_C[block])
+            np.einsum("be,e->b", rows_BE, query_E, out=logit_C[block])
         logit_C[np.isnan(logit_C)] = -np.inf
         return logit_C
 
