@@ -72,7 +72,8 @@ def tf_idf(tokens: TokenizedTexts, idf_V: NDArray[np.float32]) -> SparseMatrix:
     from scipy.sparse import csr_array
 
     ids = tokens.ids
-    matrix_NV = csr_array((idf_V[ids.values], ids.values, ids.offsets), shape=(len(ids), len(idf_V)))
+    # A copy: the sum of duplicates is computed in place.
+    matrix_NV = csr_array((idf_V[ids.values], ids.values, ids.offsets), shape=(len(ids), len(idf_V)), copy=True)
     matrix_NV.sum_duplicates()
     return normalized(matrix_NV)
 

@@ -9,7 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval.errors import CheckpointError
+from retrieval.errors import BundleError, CheckpointError
+from retrieval.search.label_tree import LabelTree
 from training.checkpoint.files import REPEATED, read_facts, read_parquet, read_record, read_tensors, read_tokenizer
 from training.checkpoint.schema import (
     CHECKPOINT,
@@ -25,7 +26,7 @@ from training.checkpoint.schema import (
 from training.checkpoint.weights import load_weights
 from training.data.dataset import Split
 from training.data.token_cache import TextTokenizer, special_ids
-from training.model.cascade import Model, cascade_skeleton
+from training.model.cascade import CascadeModel, Model, cascade_skeleton
 from training.model.unified import UnifiedModel, model_skeleton
 from training.recipe.schema import Recipe
 
@@ -139,6 +140,8 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     load_weights(model, tensors, folder / WEIGHTS)
     if isinstance(model, UnifiedModel):
         model.adds_text = False  # the file has ψ, not residuals
+    else:
+        _require_tree(folder, model)
     labels = read_parquet(folder / LABELS)
     if {labels.num_rows, len(trained_L), len(positives_L), len(inverse_propensity_L)} != {facts.n_labels}:
         raise CheckpointError(
@@ -167,6 +170,15 @@ def _skeleton(folder: Path, facts: CheckpointFacts) -> Model:
     if facts.recipe.cascade is not None:
         return cascade_skeleton(facts.recipe, facts.n_labels, folder / ENCODER)
     return model_skeleton(facts.recipe, facts.n_labels, facts.vocabulary, folder / ENCODER)
+
+
+def _require_tree(folder: Path, model: CascadeModel) -> None:
+    """Raise CheckpointError unless the parents of a cascade are a tree."""
+    try:
+        LabelTree.of(model.parents, len(model.cascade.bias[0]))
+    except BundleError as error:
+        reason = str(error).removesuffix(" Export the bundle again.")
+        raise CheckpointError(f"{folder / WEIGHTS}: {reason} Copy the whole folder again, or train again.") from error
 
 
 def _read_memory(folder: Path, facts: CheckpointFacts) -> Split | None:

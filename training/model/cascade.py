@@ -12,6 +12,7 @@ level's feature, D width of a query vector, L labels, N nodes of a level, M chil
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -176,11 +177,9 @@ def cascade_skeleton(recipe: Recipe, n_labels: int, config_folder: Path) -> Casc
 
 
 def candidate_counts(sizes: Sequence[int], shortlist: Sequence[int]) -> list[int]:
-    """Return how many nodes of each level a query is compared with: all of the first, then children of the shortlist."""
-    children = [
-        min(kept, above) * size // above for above, size, kept in zip(sizes, sizes[1:], shortlist, strict=False)
-    ]
-    return [sizes[0], *children]
+    """Return how many nodes of each level a query is compared with: all of the first, then children of shortlists."""
+    pairs = zip(shortlist, pairwise(sizes), strict=True)
+    return [sizes[0], *(min(kept, above) * size // above for kept, (above, size) in pairs)]
 
 
 def children_table(tree: LabelTree, level: int) -> NDArray[np.int64]:

@@ -129,7 +129,8 @@ def render(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
     values = facts.best.metrics[UNIFIED]
     return render_page(
         "training.reporting", REPORT, duration=duration, gigabytes=lambda used: f"{used / 1e9:.1f} GB",
-        facts=facts, best=facts.best, heads={head: HEADS[head] for head in _heads(facts)}, shown_heads=shown_heads(facts.best.metrics),
+        facts=facts, best=facts.best, heads={head: HEADS[head] for head in _heads(facts)},
+        shown_heads=shown_heads(facts.best.metrics),
         headline=shown_metrics(HEADLINE_METRICS, values),
         key_metrics=shown_metrics(KEY_METRICS, values), head_explanations=HEAD_EXPLANATIONS,
         metric_explanations=metric_explanations(values),
