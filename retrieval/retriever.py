@@ -105,7 +105,10 @@ class Retriever:
 
     @property
     def full_scans(self) -> int:
-        """Return the number of queries that compared all labels because the index found fewer than k, which is slow."""
+        """Return the number of queries for which the index found fewer than k, which is slow.
+
+        They compared all labels, or widened the shortlists of a cascade.
+        """
         return self._full_scans.queries
 
     def search(

@@ -91,23 +91,23 @@ def _torch_vectors(job: CascadeJob, texts: Sequence[str]) -> Vectors:
 
 
 def check_cascade_parity(job: CascadeJob) -> Parity:
-    """Compare the ONNX encoder with the checkpoint on queries of up to the maximum length; raises GateError.
-
-    The cosine is the smallest over the levels, since the features of one may be much longer than those of another.
-    """
+    """Compare the ONNX encoder with the checkpoint on queries of up to the maximum length; raises GateError."""
     texts, longest = with_long_texts(job.queries, job.checkpoint)
-    expected_QD = _torch_vectors(job, texts)
-    actual_QD = query_encoder(job).encode(texts).vectors_BD
-    ends = np.cumsum(job.index.dims)[:-1]
-    cosines = []
+    cosine = level_cosine(_torch_vectors(job, texts), query_encoder(job).encode(texts).vectors_BD, job.index.dims)
+    require_parity("query", cosine)
+    return Parity(queries=len(texts), query_cosine=cosine, labels=0, label_cosine=1.0, longest_tokens=longest)
+
+
+def level_cosine(expected_QD: Vectors, actual_QD: Vectors, dims: Sequence[int]) -> float:
+    """Return the smallest cosine of a query's parts at any level, of widths `dims`.
+
+    The features of one level may be much longer than those of another, and hide it in the cosine of whole vectors.
+    """
+    ends, cosines = np.cumsum(dims)[:-1], []
     for expected_QE, actual_QE in zip(np.split(expected_QD, ends, 1), np.split(actual_QD, ends, 1), strict=True):
         length_Q1 = np.linalg.norm(expected_QE, axis=1, keepdims=True)  # at least that of the last number, which is 1
         cosines.append(smallest_cosine(expected_QE / length_Q1, actual_QE / length_Q1))
-    parity = Parity(
-        queries=len(texts), query_cosine=min(cosines), labels=0, label_cosine=1.0, longest_tokens=longest
-    )  # fmt: skip
-    require_parity("query", parity.query_cosine)
-    return parity
+    return min(cosines)
 
 
 def _write_levels(job: CascadeJob) -> None:

@@ -70,12 +70,17 @@ class ExactRecall:
 
     def of(self, index: CascadeIndex) -> list[float]:
         """Return the recall at the ranks RANKS."""
-        found_QK = _logarithms(index.rank(self._query_QD, LARGE_K)[1])
-        return [recall_at(rank, found_QK, self._best_QK) for rank in RANKS]
+        small, large = self.at(index, SMALL_K, *RANKS[:-1]), self.at(index, LARGE_K, LARGE_K)
+        return [*small, *large]
+
+    def at(self, index: CascadeIndex, k: int, *ranks: int) -> list[float]:
+        """Return the recall at some ranks when k labels are searched, since a larger k may widen the shortlists."""
+        found_QK = _logarithms(index.rank(self._query_QD, k)[1])
+        return [recall_at(rank, found_QK, self._best_QK) for rank in ranks]
 
 
 def _suffices(index: CascadeIndex, recall: ExactRecall) -> bool:
-    return recall.of(index)[1] >= RECALL_TARGET
+    return recall.at(index, SMALL_K, SMALL_K)[0] >= RECALL_TARGET
 
 
 def _widened(index: CascadeIndex) -> CascadeIndex:
