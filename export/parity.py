@@ -39,14 +39,19 @@ def check_parity(
         label_cosine=smallest_cosine(label, label_ND),
         longest_tokens=longest,
     )
-    for name, cosine in (("query", parity.query_cosine), ("label", parity.label_cosine)):
-        if not cosine >= MIN_COSINE:
-            raise GateError(
-                f"parity: vectors of the ONNX {name} encoder differ from the checkpoint's: the smallest cosine is "
-                f"{cosine:.6f}, at least {MIN_COSINE} is required. Install the PyTorch version in constraints.txt and "
-                "export again."
-            )
+    require_parity("query", parity.query_cosine)
+    require_parity("label", parity.label_cosine)
     return parity
+
+
+def require_parity(name: str, cosine: float) -> None:
+    """Raise GateError if the smallest cosine of an encoder is too small."""
+    if not cosine >= MIN_COSINE:
+        raise GateError(
+            f"parity: vectors of the ONNX {name} encoder differ from the checkpoint's: the smallest cosine is "
+            f"{cosine:.6f}, at least {MIN_COSINE} is required. Install the PyTorch version in constraints.txt and "
+            "export again."
+        )
 
 
 def smallest_cosine(unit_ND: Vectors, other_ND: Vectors) -> float:

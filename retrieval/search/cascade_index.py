@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from retrieval.errors import BadInput, BundleError
 from retrieval.search.indexes import FullScans, Rows, Vectors, checked, top_columns
-from retrieval.search.label_tree import LabelTree, Masks
+from retrieval.search.label_tree import AllowedNodes, LabelTree
 from retrieval.search.thread_pool import ThreadPool
 
 Scores = NDArray[np.float64]
 
 QUERIES_PER_PASS = 64  # of an exact search
-ROWS_PER_BLOCK = 8_192  # rows that are gathered or compared at a time; bounds memory
+ROWS_PER_BLOCK = 8_192  # labels that an exact search compares at a time; bounds memory
+GATHERED_ROWS = 256  # a copy of them stays in the processor's cache until it is used
 SPARE = 16  # labels that an exact search scores again, since products of matrices round differently by position
 WIDENED = (
     "the shortlists had too few labels for %d queries so far; they were widened for them, which is slower. Export the "
@@ -69,6 +70,10 @@ class CascadeIndex:
         _check_rows(rows)
         return cls(rows, LabelTree.of(parents, len(rows[0])), shortlist, pool)
 
+    def with_shortlist(self, shortlist: Sequence[int]) -> "CascadeIndex":
+        """Return an index of the same rows, tree and threads with other shortlists. Raises BundleError."""
+        return CascadeIndex(self.rows, self.tree, shortlist, self._pool)
+
     def close(self) -> None:
         """Stop its threads after the searches in progress."""
         self._pool.close()
@@ -79,34 +84,33 @@ class CascadeIndex:
         return rows_QK, scores_QK.astype(np.float32)
 
     def rank(
-        self, query_QD: Vectors, k: int, masks: Masks | None = None, *, exact: bool = False
+        self, query_QD: Vectors, k: int, allowed: AllowedNodes | None = None, *, exact: bool = False
     ) -> tuple[Rows, Scores]:
         """Return rows and scores of the k best labels per query, best first; equal scores are ranked by row.
 
-        There are k results if there are k labels (among the allowed ones of `masks`, see `LabelTree.masks`): the
+        There are k results if there are k labels (among the `allowed` ones, see `LabelTree.among`): the
         shortlists are widened for a query whose shortlists have fewer labels. Raises BadInput.
 
         Args:
             exact: compare the labels of all nodes.
         """
         query_QD = checked(query_QD, k, self.dim)
-        row_R = None if masks is None else np.flatnonzero(masks[-1])
-        k = min(k, self.size if row_R is None else len(row_R))
+        k = min(k, self.size if allowed is None else allowed.count)
         if not k or not len(query_QD):
             return np.empty((len(query_QD), k), np.int64), np.empty((len(query_QD), k))
-        if row_R is not None and len(row_R) <= max(k, self.labels_per_search):
-            exact = True  # it compares fewer labels than a search with shortlists
-        if exact:
+        # Comparing few allowed labels is cheaper than a search with shortlists.
+        if exact or (allowed is not None and allowed.count <= max(k, self.labels_per_search)):
+            row_R = None if allowed is None else allowed.rows_R
             parts = [
                 self._compare(query_QD[start : start + QUERIES_PER_PASS], k, row_R)
                 for start in range(0, len(query_QD), QUERIES_PER_PASS)
             ]
         else:
-            parts = self._pool.map_parts(lambda part_QD: self._descend_all(part_QD, k, masks), query_QD)
+            parts = self._pool.map_parts(lambda part_QD: self._descend_all(part_QD, k, allowed), query_QD)
         rows, scores = zip(*parts, strict=True)
         return np.concatenate(rows), np.concatenate(scores)
 
-    def shortlists(self, query_QD: Vectors, masks: Masks | None = None) -> tuple[Rows, ...]:
+    def shortlists(self, query_QD: Vectors, allowed: AllowedNodes | None = None) -> tuple[Rows, ...]:
         """Return the nodes that a search keeps at each level before the last, [Q, S] per level, best first.
 
         −1 fills the end of a query's row if the nodes above have fewer children. Raises BadInput.
@@ -115,7 +119,7 @@ class CascadeIndex:
         sizes = [min(size, nodes) for size, nodes in zip(self.shortlist, self.tree.sizes, strict=False)]
         chosen = tuple(np.full((len(query_QD), size), -1, np.int64) for size in sizes)
         for query, query_D in enumerate(query_QD):
-            for rows_QS, node_S in zip(chosen, self._descend(query_D, self.shortlist, masks)[0], strict=True):
+            for rows_QS, node_S in zip(chosen, self._descend(query_D, self.shortlist, allowed)[0], strict=True):
                 rows_QS[query, : len(node_S)] = node_S
         return chosen
 
@@ -124,14 +128,14 @@ class CascadeIndex:
         """Return the mean number of labels that a search compares."""
         return int(self.shortlist[-1] * self.size / self.tree.sizes[-2])
 
-    def _descend_all(self, query_QD: Vectors, k: int, masks: Masks | None) -> tuple[Rows, Scores]:
+    def _descend_all(self, query_QD: Vectors, k: int, allowed: AllowedNodes | None) -> tuple[Rows, Scores]:
         rows_QK, scores_QK = np.empty((len(query_QD), k), np.int64), np.empty((len(query_QD), k))
         for query, query_D in enumerate(query_QD):
             shortlist, widened = self.shortlist, False
-            _, above_S, labels = self._descend(query_D, shortlist, masks)
+            _, above_S, labels = self._descend(query_D, shortlist, allowed)
             while len(labels.node_C) < k:
                 shortlist, widened = tuple(2 * size for size in shortlist), True
-                _, above_S, labels = self._descend(query_D, shortlist, masks)
+                _, above_S, labels = self._descend(query_D, shortlist, allowed)
             if widened:
                 self.full_scans.add(1)
             score_C = sigmoid(labels.logit_C) * sigmoid(above_S)[labels.place_C]
@@ -140,10 +144,10 @@ class CascadeIndex:
         return rows_QK, scores_QK
 
     def _descend(
-        self, query_D: Vectors, shortlist: Sequence[int], masks: Masks | None
+        self, query_D: Vectors, shortlist: Sequence[int], allowed: AllowedNodes | None
     ) -> tuple[list[Rows], Vectors, _Candidates]:
         """Return the nodes kept at each level, the logits of the last of them [S], and the scored labels."""
-        node_C = np.arange(self.tree.sizes[0]) if masks is None else np.flatnonzero(masks[0])
+        node_C = np.arange(self.tree.sizes[0]) if allowed is None else np.flatnonzero(allowed.masks[0])
         level_0 = self._logits(0, node_C, query_D)
         candidates, chosen = _Candidates(node_C, level_0, np.zeros(len(node_C), np.int64)), []
         above_S = level_0
@@ -152,8 +156,8 @@ class CascadeIndex:
             node_S, above_S = candidates.node_C[best_S], candidates.logit_C[best_S]
             chosen.append(node_S)
             child_C, place_C = self.tree.children_of(level, node_S)
-            if masks is not None:
-                allowed_C = masks[level + 1][child_C]
+            if allowed is not None:
+                allowed_C = allowed.masks[level + 1][child_C]
                 child_C, place_C = child_C[allowed_C], place_C[allowed_C]
             candidates = _Candidates(child_C, self._logits(level + 1, child_C, query_D), place_C)
         return chosen, above_S, candidates
@@ -162,10 +166,13 @@ class CascadeIndex:
         """Return the inner products of a query with rows of a level [C]; the same row always has the same product."""
         rows_NE, query_E = self.rows[level], query_D[self._parts[level]]
         logit_C = np.empty(len(node_C), np.float32)
-        for start in range(0, len(node_C), ROWS_PER_BLOCK):
-            block = slice(start, start + ROWS_PER_BLOCK)
+        gathered_BE = np.empty((min(GATHERED_ROWS, len(node_C)), self.dims[level]), np.float32)
+        for start in range(0, len(node_C), GATHERED_ROWS):
+            block = slice(start, start + GATHERED_ROWS)
+            row_B = node_C[block]
+            rows_BE = np.take(rows_NE, row_B, axis=0, out=gathered_BE[: len(row_B)], mode="clip")  # all exist
             # Not a BLAS product: its rounding depends on a row's position, and equal labels must have equal scores.
-            np.einsum("ce,e->c", rows_NE[node_C[block]], query_E, out=logit_C[block])
+            np.einsum("be,e->b", rows_BE, query_E, out=logit_C[block])
         logit_C[np.isnan(logit_C)] = -np.inf
         return logit_C
 

@@ -1,10 +1,11 @@
 """A tree of labels in levels: level 0 is the coarsest clustering, the last level is the labels themselves.
 
-Suffixes: N nodes of a level, C nodes of the level below (children), S selected nodes, L labels.
+Suffixes: N nodes of a level, C nodes of the level below (children), S selected nodes, L labels, R allowed labels.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
@@ -14,7 +15,23 @@ from retrieval.errors import BundleError
 
 Nodes = NDArray[np.int64]
 Parents = NDArray[np.int32]
-Masks = tuple[NDArray[np.bool_], ...]  # for each level, which nodes [N] have an allowed label
+
+
+@dataclass(frozen=True, eq=False)
+class AllowedNodes:
+    """The labels that a filter allows, and the nodes above them: one bool per node of each level."""
+
+    masks: tuple[NDArray[np.bool_], ...]
+
+    @cached_property
+    def count(self) -> int:
+        """Return the number of allowed labels."""
+        return int(np.count_nonzero(self.masks[-1]))
+
+    @cached_property
+    def rows_R(self) -> Nodes:
+        """Return the allowed labels, ascending."""
+        return np.flatnonzero(self.masks[-1])
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,14 +83,14 @@ class LabelTree:
         child_C = self.children[level][np.arange(len(place_C)) + (first_S - before_S)[place_C]]
         return child_C.astype(np.int64), place_C
 
-    def masks(self, allowed_L: NDArray[np.bool_]) -> Masks:
-        """Return for each level which nodes have an allowed label below them; the last level is `allowed_L`."""
+    def among(self, allowed_L: NDArray[np.bool_]) -> AllowedNodes:
+        """Return the nodes that have an allowed label below them."""
         masks = [allowed_L]
         for size, parent_N in zip(reversed(self.sizes[:-1]), reversed(self.parents), strict=True):
             mask_N = np.zeros(size, np.bool_)
             mask_N[parent_N[masks[-1]]] = True
             masks.append(mask_N)
-        return tuple(reversed(masks))
+        return AllowedNodes(tuple(reversed(masks)))
 
 
 def _check_parents(level: int, parent_N: NDArray[np.integer[Any]], size: int) -> None:

@@ -104,7 +104,7 @@ def test_a_filter_gives_the_best_allowed_labels(index: CascadeIndex, seed: int, 
     mask_L = np.random.default_rng(seed).random(index.size) < 0.5
     allowed = set(np.flatnonzero(mask_L).tolist())
     query_QD = queries(seed, 2, index)
-    rows_QK, _ = index.rank(query_QD, k, index.tree.masks(mask_L), exact=exact)
+    rows_QK, _ = index.rank(query_QD, k, index.tree.among(mask_L), exact=exact)
     compared_all = exact or len(allowed) <= max(min(k, len(allowed)), index.labels_per_search)
     for query, query_D in enumerate(query_QD):
         labels = sorted(allowed) if compared_all else descended(index, query_D, allowed, k)

@@ -50,9 +50,9 @@ class CascadeRanker:
 
         −1 pads short rankings.
         """
-        masks = None if allowed_L is None else self.index.tree.masks(allowed_L)
+        allowed = None if allowed_L is None else self.index.tree.among(allowed_L)
         spare = int(self.exclude.lengths.max(initial=0))
-        ranked_QK, _ = self.index.rank(self.query_QD, DEPTH + spare, masks)
+        ranked_QK, _ = self.index.rank(self.query_QD, DEPTH + spare, allowed)
         row_QK = without_excluded(ranked_QK, self.exclude)
         return dict.fromkeys(mixes, row_QK)
 

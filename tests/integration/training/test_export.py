@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.build import ExportSettings
 from export.build import export as build
+from export.job import ExportSettings
 from export.quality import bundle_quality
 from retrieval import Retriever, open_bundle
 from retrieval.bundle.facts import LabelFacts
@@ -172,7 +172,7 @@ def test_a_bundle_that_is_worse_than_its_checkpoint_is_not_published(
         values, _ = bundle_quality(*asked)  # type: ignore[arg-type]
         return {figure: value - 5 for figure, value in values.items()}, None
 
-    monkeypatch.setattr("export.build.bundle_quality", worse)
+    monkeypatch.setattr("export.job.bundle_quality", worse)
     with pytest.raises(GateError, match=r"quality: P@1 of the bundle is"):
         build(small, open_store(tmp_path / "store"))
     assert open_store(tmp_path / "store").bundles() == []

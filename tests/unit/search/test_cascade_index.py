@@ -21,7 +21,7 @@ def index_of(clusters: int, labels: int, shortlist: int) -> CascadeIndex:
 @pytest.mark.parametrize(
     ("parents", "clusters", "message"),
     [
-        ([np.array([0, 2, 1])], 2, "node 1 of level 1 of the label tree has the parent 2, but level 0 has the nodes 0 to"),
+        ([np.array([0, 2, 1])], 2, "node 1 of level 1 of the label tree has the parent 2, but level 0 has"),
         ([np.array([0, -1, 1])], 2, "node 1 of level 1 of the label tree has the parent -1"),
         ([np.array([0, 0, 2])], 3, "node 1 of level 0 of the label tree has no children"),
         ([np.array([0, 1]), np.array([0, 0, 0])], 2, "node 1 of level 1 of the label tree has no children"),
@@ -95,5 +95,5 @@ def test_a_query_of_nan_has_k_labels(exact: bool) -> None:
 def test_no_allowed_label_gives_no_results() -> None:
     """If it fails, a filter that allows nothing crashes the search."""
     index = index_of(3, 9, 1)
-    rows_QK, scores_QK = index.rank(np.ones((2, 4), np.float32), 5, index.tree.masks(np.zeros(9, np.bool_)))
+    rows_QK, scores_QK = index.rank(np.ones((2, 4), np.float32), 5, index.tree.among(np.zeros(9, np.bool_)))
     assert rows_QK.shape == scores_QK.shape == (2, 0)
