@@ -29,7 +29,7 @@ from training.checkpoint.schema import (
 from training.checkpoint.warm_start import warm_start, warm_start_tokenizer
 from training.data.dataset import Dataset
 from training.data.token_cache import TextTokenizer, inverse_document_frequency
-from training.evaluation.cascade import CascadeValidator
+from training.evaluation.cascade.validator import CascadeValidator
 from training.evaluation.validator import Validator
 from training.model.cascade import CascadeModel, Model, cascade_skeleton, init_cascade
 from training.model.device import choose_device

@@ -24,7 +24,7 @@ from training.batching.batch_source import BatchSource
 from training.checkpoint.manager import CheckpointManager
 from training.checkpoint.schema import RunPosition
 from training.checkpoint.state import RunState
-from training.evaluation.cascade import CascadeValidator
+from training.evaluation.cascade.validator import CascadeValidator
 from training.evaluation.validator import Validator
 from training.monitoring.callbacks import Callback
 from training.optim.distributed import SINGLE_PROCESS, Processes

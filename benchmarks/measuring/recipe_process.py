@@ -25,7 +25,7 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset, Split
 from training.data.ragged import Ragged
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.cascade import CASCADE_MIX, CascadeRanker, shortlist_recall
+from training.evaluation.cascade.ranker import CASCADE_MIX, CascadeRanker, shortlist_recall
 from training.evaluation.checkpoint_evaluation import checkpoint_memory, label_ranker, selected_mix, tuned_mix
 from training.evaluation.encoding import encode_labels, encode_queries
 from training.evaluation.headline import UNIFIED

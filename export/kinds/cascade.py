@@ -26,7 +26,7 @@ from retrieval.search.thread_pool import ThreadPool
 from retrieval.system.progress import Stage
 from training.checkpoint.opened import Checkpoint
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.cascade import encode_cascade_queries
+from training.evaluation.cascade.ranker import encode_cascade_queries
 from training.model.cascade import CascadeModel
 
 BALANCE = 0.5  # has no meaning without a dual encoder

@@ -14,7 +14,7 @@ from export.recall import RECALL_TARGET, recall_at
 from retrieval.bundle.facts import LARGE_K, SMALL_K, CascadeFacts, CascadeLevel
 from retrieval.search.cascade_index import CascadeIndex
 from retrieval.search.indexes import Vectors
-from training.evaluation.cascade import CascadeRanker, shortlist_recall
+from training.evaluation.cascade.ranker import CascadeRanker, shortlist_recall
 from training.evaluation.results import MetricValues
 
 TINY = 1e-300

@@ -19,7 +19,7 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.clicks import label_ages, repeated_queries
 from training.data.dataset import Dataset, Split
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.cascade import CASCADE_MIXES, CascadeRanker, cascade_ranker
+from training.evaluation.cascade.ranker import CASCADE_MIXES, CascadeRanker, cascade_ranker
 from training.evaluation.encoding import encode_labels, encode_memory, encode_queries
 from training.evaluation.headline import UNIFIED
 from training.evaluation.memory import QueryMemory

@@ -21,7 +21,7 @@ from tests.support.training.cascades import make_cascade_checkpoint
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.cascade import encode_cascade_queries
+from training.evaluation.cascade.ranker import encode_cascade_queries
 from training.evaluation.checkpoint_evaluation import evaluate_checkpoint
 from training.model.cascade import CascadeModel
 

@@ -19,7 +19,7 @@ from training.batching.batch_source import BatchSource
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.cascade import cascade_ranker, encode_cascade_queries
+from training.evaluation.cascade.ranker import cascade_ranker, encode_cascade_queries
 from training.evaluation.checkpoint_evaluation import checkpoint_ranker, evaluate_checkpoint
 from training.model.cascade import CascadeModel
 from training.optim.cascade_loss import CascadeBatch

@@ -135,5 +135,5 @@ def test_the_variants_of_a_cascade_are_set_on_the_command_line() -> None:
     assert last.differences(load_recipe("systems/cascadexml")) == [
         "cascade.layers: ((6,), (6,), (6,), (6,)) → ((2, 3), (4,), (5,), (6,))"
     ]
-    two = ["clusters=[1024]", "layers=[[3,4],[6]]", "shortlist=[64]", "dropout=[0.2,0.5]", "loss_weights=[1.0,1.0]"]
+    two = ["clusters=[1024]", "layers=[[3,4],[6]]", "shortlist=[32]", "dropout=[0.2,0.5]", "loss_weights=[1.0,1.0]"]
     assert load_recipe("systems/cascadexml", [f"cascade.{key}" for key in two]).cascade is not None

@@ -39,7 +39,7 @@ class Parts:
         return [np.arange(3)] * STEPS
 
     def device_batch(self, epoch: int, step: int, query_Q: np.ndarray) -> Any:
-        return SimpleNamespace(n_queries=len(query_Q), pool_P=[0], targets=SimpleNamespace(row_M=[0]))
+        return SimpleNamespace(n_queries=len(query_Q), n_labels=1, n_positives=1)
 
     def backward(self, batch: object, index: StepIndex) -> dict[str, float]:
         return {"classifier/query_to_label/bce": 1.0}

@@ -5,7 +5,7 @@ import pytest
 
 from retrieval.search.cascade_index import CascadeIndex
 from training.data.ragged import Ragged
-from training.evaluation.cascade import CASCADE_MIX, CascadeRanker, shortlist_recall
+from training.evaluation.cascade.ranker import CASCADE_MIX, CascadeRanker, shortlist_recall
 
 PARENTS = [np.array([0, 0, 1, 1], np.int32), np.array([0, 0, 1, 1, 2, 2, 3, 3], np.int32)]
 # One query with features of width 1, so that a row's first number is its logit.

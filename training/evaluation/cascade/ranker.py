@@ -1,4 +1,4 @@
-"""Evaluate a cascade: rank labels by its index, and measure how many true nodes the shortlists keep.
+"""Rank labels by the index of a cascade, and measure how many true nodes its shortlists keep.
 
 A label's score is its own times its parent's; the shortlists of the recipe apply, as they do in a service.
 
@@ -14,19 +14,12 @@ from numpy.typing import NDArray
 
 from retrieval.search.cascade_index import CascadeIndex
 from retrieval.search.thread_pool import ThreadPool
-from training.batching.training_data import TrainingData
-from training.checkpoint.schema import EpochRecord
 from training.data.ragged import Ragged
 from training.data.token_cache import TEXTS_PER_BATCH, TokenizedTexts
 from training.evaluation.headline import UNIFIED
 from training.evaluation.ranking import DEPTH, LabelRows
-from training.evaluation.results import EvaluationData, evaluate
 from training.evaluation.scoring import ScoreMix
-from training.evaluation.selection import mean_metric
 from training.model.cascade import CascadeModel
-from training.optim.divergence import require_finite_weights
-from training.optim.step_stats import EpochStats
-from training.recipe.schema import Recipe
 
 CASCADE_MIX = ScoreMix(1.0, 0.0)  # a cascade is a classifier, without a popularity bonus
 CASCADE_MIXES = {UNIFIED: CASCADE_MIX}
@@ -62,29 +55,6 @@ class CascadeRanker:
         for query, row_K in enumerate(row_QK):
             scores_QK[query, row_K >= 0] = self.index.score(self.query_QD[query], row_K[row_K >= 0])
         return scores_QK
-
-
-class CascadeValidator:
-    """Evaluates a cascade on the validation queries of `data`; there is nothing to select but the epoch."""
-
-    def __init__(self, model: CascadeModel, data: TrainingData, recipe: Recipe, device: torch.device) -> None:
-        self.model, self.data, self.recipe, self.device = model, data, recipe, device
-
-    def validate(self, epoch: int, stats: EpochStats, seconds: float) -> EpochRecord:
-        """Return the record of an epoch (counted from 1); `seconds` is the training time so far.
-
-        Raises TrainingError if the weights contain NaN or Inf.
-        """
-        require_finite_weights(self.model, epoch)
-        data = EvaluationData(self.data.validation, self.data.positives_L, self.data.inverse_propensity_L)
-        ranker = cascade_ranker(self.model, self.data.validation_tokens, data.queries.exclude, self.device)
-        result = evaluate(ranker, data, CASCADE_MIXES)
-        score = mean_metric(result.rankings[UNIFIED], data, self.recipe.validation.metrics)
-        return EpochRecord(
-            epoch=epoch, loss=stats.loss, seconds=seconds, score=score, stats=stats,
-            classifier_weight=CASCADE_MIX.weight, popularity=CASCADE_MIX.popularity, cone_fraction=1.0,
-            metrics=dict(result.metrics), seen_metrics={} if result.seen is None else dict(result.seen.metrics),
-        )  # fmt: skip
 
 
 def cascade_ranker(model: CascadeModel, tokens: TokenizedTexts, exclude: Ragged, device: torch.device) -> CascadeRanker:
