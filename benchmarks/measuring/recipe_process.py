@@ -98,7 +98,7 @@ class ExactSearch:
         """Rank the labels `allowed_L` (None: all) for any texts; return rankings [Q, K] by mix."""
         tokens = tokenize_in_memory(texts, self.opened.tokenizer)
         queries = encode_queries(self.opened.model, tokens, self.cpu)
-        return rank_labels(queries, self.labels, mixes, exclude, mixes, allowed_L, self.memory)
+        return rank_labels(queries, self.labels, mixes, exclude, allowed_L, self.memory)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ Shapes: Q queries, L labels, K ranks.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,10 +107,9 @@ def checkpoint_ranker(
     opened: Checkpoint,
     queries: Split,
     device: torch.device,
-    exact: Sequence[ScoreMix] | None = None,
     in_memory: bool = False,
 ) -> ExactRanker:
-    """Encode the queries, the checkpoint's labels and its query memory; `exact` as in ExactRanker.
+    """Encode the queries, the checkpoint's labels and its query memory.
 
     in_memory: the queries are training queries, which must not vote for themselves.
     """
@@ -124,7 +122,7 @@ def checkpoint_ranker(
     memory = checkpoint_memory(opened, device)
     if memory is not None and in_memory:
         memory = dataclasses.replace(memory, own_row_Q=_own_rows(opened, queries))
-    return ExactRanker(query_vectors, label_vectors, queries.exclude, exact, memory)
+    return ExactRanker(query_vectors, label_vectors, queries.exclude, memory)
 
 
 def checkpoint_memory(opened: Checkpoint, device: torch.device) -> QueryMemory | None:

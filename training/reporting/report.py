@@ -35,7 +35,6 @@ from training.evaluation.headline import (
     shown_heads,
     shown_metrics,
 )
-from training.evaluation.ranking import SHORTLIST_MIXES
 from training.evaluation.results import EvaluationResult, MetricValues, evaluate
 from training.evaluation.scoring import mixes_by_head
 from training.evaluation.slices import Example
@@ -103,16 +102,13 @@ def write_report(folder: Path, device: str = "auto") -> Path:
 
 
 def evaluate_for_report(opened: Checkpoint, device: torch.device) -> ReportEvaluation:
-    """Evaluate the validation queries at the selected mix, for each head, and at each weight of the curve.
-
-    The rankings of the selected mix and of the heads are exact, like those that selected the epoch.
-    """
+    """Evaluate the validation queries at the selected mix, for each head, and at each weight of the curve."""
     mix, data = selected_mix(opened), checkpoint_data(opened)
     heads = mixes_by_head(mix, tuned_mix(opened))
     weights = sorted({*WEIGHTS, mix.weight})
     ends = {0.0: heads["dual_encoder"], 1.0: heads["classifier"]} if 0 < mix.weight < 1 else {}
     curve = {weight_name(weight): ends.get(weight, mix._replace(weight=weight)) for weight in weights}
-    ranker = checkpoint_ranker(opened, data.queries, device, exact=[*SHORTLIST_MIXES, *heads.values()])
+    ranker = checkpoint_ranker(opened, data.queries, device)
     result = evaluate(ranker, data, heads | curve)
     return ReportEvaluation(result, weights, ranker.scores(result.rankings[UNIFIED], mix))
 
