@@ -26,7 +26,7 @@ from training.evaluation.ranking import ExactRanker
 from training.evaluation.results import evaluate
 from training.evaluation.selection.distractors import choose_originals, distractor_vectors, hidden_distractors
 from training.evaluation.selection.select import ListRanker
-from training.evaluation.selection.shortlists import list_labels
+from training.evaluation.selection.shortlists import list_labels, spanning_mixes
 
 FIRST_ANSWERS = 5
 
@@ -47,7 +47,8 @@ def measure(options: argparse.Namespace, console: Console) -> None:
     data, mix, names = checkpoint_data(opened), selected_mix(opened), opened.recipe.validation.metrics
     ranker = checkpoint_ranker(opened, data.queries, torch.device("cpu"))
     labels = ranker.labels.with_imputation(1.0)
-    lists = list_labels(ranker.queries, labels, data.queries.exclude)
+    mixes = spanning_mixes(mix.popularity)
+    lists = list_labels(ranker.queries, labels, data.queries.exclude, mixes)
     for share in options.shares:
         original_X = choose_originals(labels, data, share, opened.recipe.seed, lists.listed(len(labels.dual)))
         queries = dataclasses.replace(
@@ -59,7 +60,7 @@ def measure(options: argparse.Namespace, console: Console) -> None:
         if len(original_X):
             copies = distractor_vectors(labels, original_X)
             hidden = hidden_distractors(data, original_X)
-            listed = lists.merged(list_labels(ranker.queries, copies, hidden), row_offset=len(labels.dual))
+            listed = lists.merged(list_labels(ranker.queries, copies, hidden, mixes), row_offset=len(labels.dual))
         is_untrained = np.concatenate([~opened.trained_L, np.ones(len(original_X), np.bool_)])
         table = _table(f"{len(original_X):,} distractors ({share:g} per trained label)", [*names, "untrained answers"])
         for cone_fraction in CONE_FRACTIONS:

@@ -28,8 +28,7 @@ from training.evaluation.headline import KEY_METRICS
 from training.evaluation.ranking import LabelRows
 from training.evaluation.results import EvaluationData, MetricValues
 from training.evaluation.scoring import ScoreMix
-from training.evaluation.selection.select import ListRanker, choose_mix
-from training.evaluation.selection.shortlists import list_labels
+from training.evaluation.selection.select import choose_mix, list_ranker
 
 STEP = 0.1
 
@@ -52,8 +51,7 @@ def grid_results(checkpoint: Path, dataset: Dataset, highest: Sequence[float]) -
     opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
     data, names = checkpoint_data(opened), opened.recipe.validation.metrics
     exact = checkpoint_ranker(opened, data.queries, cpu)
-    lists = list_labels(exact.queries, exact.labels.with_imputation(1.0), exact.exclude)
-    ranker = ListRanker(lists, opened.cone_fraction)
+    ranker = list_ranker(exact, ScoreMix(0.5, max(highest)), opened.cone_fraction)
     selected, validation, seconds = {}, {}, {}
     for top in highest:
         started = time.process_time()

@@ -18,6 +18,8 @@ from retrieval.bundle.memory_labels import MemoryLabels, VoteSettings
 from retrieval.search.memory_votes import Votes, cast_votes, neighbour_shares
 from training.evaluation.scoring import QueryVectors
 
+SIMILARITIES_PER_BLOCK = 1 << 25
+
 Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
 
 
@@ -40,14 +42,22 @@ class QueryMemory:
     @torch.inference_mode()
     def neighbours(self, queries: QueryVectors, block: slice, count: int) -> Neighbours:
         """Return rows and similarities [Q, N] of the nearest training queries of a block of queries, nearest first."""
+        start, stop, _ = block.indices(len(queries.dual))
+        step = max(1, SIMILARITIES_PER_BLOCK // max(len(self.labels), 1))
+        parts = [
+            self._nearest(queries, slice(at, min(at + step, stop)), min(count, len(self.labels)))
+            for at in range(start, stop, step)
+        ]
+        return np.concatenate([rows for rows, _ in parts]), np.concatenate([values for _, values in parts])
+
+    def _nearest(self, queries: QueryVectors, block: slice, count: int) -> Neighbours:
         half = "classifier" if self.by_classifier else "dual"
-        query_QD, memory_MD = getattr(queries, half)[block], getattr(self.vectors, half)
-        similarity_QM = query_QD @ memory_MD.T
+        similarity_QM = getattr(queries, half)[block] @ getattr(self.vectors, half).T
         if self.own_row_Q is not None:
             own_row_Q = torch.from_numpy(self.own_row_Q[block]).to(similarity_QM.device)
             known = torch.nonzero(own_row_Q >= 0).squeeze(1)
             similarity_QM[known, own_row_Q[known]] = -torch.inf
-        best = torch.topk(similarity_QM, min(count, len(memory_MD)), dim=1)
+        best = torch.topk(similarity_QM, count, dim=1)
         return best.indices.cpu().numpy(), best.values.cpu().numpy()
 
 

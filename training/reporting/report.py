@@ -37,6 +37,7 @@ from training.evaluation.headline import (
 )
 from training.evaluation.results import EvaluationResult, MetricValues, evaluate
 from training.evaluation.scoring import mixes_by_head
+from training.evaluation.selection.select import list_ranker
 from training.evaluation.slices import Example
 from training.model.device import choose_device
 from training.monitoring.console import TERMS, duration
@@ -109,7 +110,7 @@ def evaluate_for_report(opened: Checkpoint, device: torch.device) -> ReportEvalu
     ends = {0.0: heads["dual_encoder"], 1.0: heads["classifier"]} if 0 < mix.weight < 1 else {}
     curve = {weight_name(weight): ends.get(weight, mix._replace(weight=weight)) for weight in weights}
     ranker = checkpoint_ranker(opened, data.queries, device)
-    result = evaluate(ranker, data, heads | curve)
+    result = evaluate(list_ranker(ranker, mix, opened.cone_fraction), data, heads | curve)
     return ReportEvaluation(result, weights, ranker.scores(result.rankings[UNIFIED], mix))
 
 

@@ -93,7 +93,7 @@ def test_kappa_is_larger_if_untrained_labels_are_rarely_correct(labels: LabelVec
     correct = data([[int(nearest[0]), int(row)] for nearest, row in zip(nearest_Q, untrained_Q, strict=True)])
     mix = ScoreMix(0.5, 0.0)
 
-    lists = list_labels(queries, labels, correct.queries.exclude)
+    lists = list_labels(queries, labels, correct.queries.exclude, [mix])
 
     def chosen(original_X: np.ndarray) -> float:
         ranker = ListRanker(lists, 0.5)

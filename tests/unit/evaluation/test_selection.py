@@ -24,12 +24,13 @@ from training.evaluation.selection import shortlists
 from training.evaluation.selection.distractors import choose_originals, distractor_vectors, hidden_distractors
 from training.evaluation.selection.grid import GridMetrics
 from training.evaluation.selection.select import choose_mix, select
-from training.evaluation.selection.shortlists import list_labels
+from training.evaluation.selection.shortlists import list_labels, spanning_mixes
 from training.recipe.schema import MemoryRecipe, ValidationRecipe
 
 QUERIES, LABELS, WIDTH = 30, 90, 5
 NAMES = ("P@1", "P@5", "R@10", "PSP@5", "nDCG@3", "C@10")
 GRID = ((0.0, 0.3, 0.5, 0.8, 1.0), (0.0, 0.2, 0.7))
+SPANNING = spanning_mixes(0.7)
 VOTES = MemoryRecipe(weights=(0.3, 2.0), temperatures=(0.1, 0.3), neighbours=(3, 6))
 
 
@@ -154,7 +155,7 @@ def test_untrained_labels_are_listed_at_every_cone_fraction(monkeypatch: pytest.
     monkeypatch.setattr(shortlists, "SCORES_PER_BLOCK", 7 * LABELS)
     monkeypatch.setattr(shortlists, "MIN_QUERIES", 1)
     case = random_case(2)
-    lists = list_labels(case.queries, case.labels, case.data.queries.exclude, size=3)
+    lists = list_labels(case.queries, case.labels, case.data.queries.exclude, SPANNING, size=3)
     excluded = case.data.queries.exclude
     for kappa in shortlists.SPANNING_FRACTIONS:
         rows_LC = case.labels.with_imputation(kappa).classifier[torch.from_numpy(case.labels.imputation.label_U)]
@@ -173,7 +174,7 @@ def test_grid_metrics_are_those_of_retrieval_metrics(weights: bool) -> None:
     case = random_case(3, weights)
     names = ("P@1", "P@3", "R@5", "R@10", "PSP@1", "PSP@10", "nDCG@3", "nDCG@10", "C@1", "C@10")
     names += ("wP@1", "wP@5", "wR@10") if weights else ()
-    lists = list_labels(case.queries, case.labels, case.data.queries.exclude).at(0.5)
+    lists = list_labels(case.queries, case.labels, case.data.queries.exclude, SPANNING).at(0.5)
     mix = ScoreMix(0.4, 0.1)
     ranker = ExactRanker(case.queries, case.labels.with_imputation(0.5), case.data.queries.exclude)
     expected = case.data.metrics(ranker.rank([mix])[mix])
@@ -185,7 +186,7 @@ def test_merged_lists_have_each_label_once() -> None:
     """If it fails, a label that two lists have takes two ranks."""
     case = random_case(4)
     exclude = case.data.queries.exclude
-    few, many = (list_labels(case.queries, case.labels, exclude, size=size) for size in (2, 6))
+    few, many = (list_labels(case.queries, case.labels, exclude, SPANNING, size=size) for size in (2, 6))
     both = few.merged(many)
     assert [set(row) - {-1} for row in both.row_QS.tolist()] == [set(row) - {-1} for row in many.row_QS.tolist()]
     torch.testing.assert_close(both.dual_QS, many.dual_QS)

@@ -16,14 +16,15 @@ from torch import Tensor
 
 from retrieval.bundle.memory_labels import VoteSettings
 from retrieval.system.progress import Progress, no_progress
+from training.data.ragged import Ragged
 from training.evaluation.imputation import CONE_FRACTIONS
 from training.evaluation.memory import BlockVotes, QueryMemory
-from training.evaluation.ranking import DEPTH, EXCLUDED_COSINE, LabelRows
+from training.evaluation.ranking import DEPTH, EXCLUDED_COSINE, ExactRanker, LabelRows
 from training.evaluation.results import EvaluationData
 from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix
 from training.evaluation.selection.distractors import choose_originals, distractor_vectors, hidden_distractors
 from training.evaluation.selection.grid import GridMetrics, rows_at
-from training.evaluation.selection.shortlists import Shortlists, list_labels, list_voted
+from training.evaluation.selection.shortlists import Shortlists, list_labels, list_voted, spanning_mixes
 from training.recipe.schema import MemoryRecipe, ValidationRecipe
 
 Grid = tuple[Sequence[float], Sequence[float]]  # candidates for weight and popularity bonus
@@ -59,6 +60,24 @@ class ListRanker:
         if kind not in self._vote_QS:
             self._vote_QS[kind] = self.votes.of_rows(self.lists.row_QS, mix.memory)
         return torch.add(scores_QS, self._vote_QS[kind], alpha=mix.memory.weight)
+
+    def with_votes(
+        self,
+        queries: QueryVectors,
+        labels: LabelVectors,
+        exclude: Ragged,
+        memory: QueryMemory,
+        kinds: Sequence[VoteSettings],
+    ) -> "ListRanker":
+        """Return this ranker with votes at any of the settings `kinds`, and with the labels that the memory proposes.
+
+        `labels` must be imputed with κ = 1.
+        """
+        most = max(kind.neighbours for kind in kinds)
+        votes = BlockVotes(memory.neighbours(queries, slice(None), most), memory.labels)
+        widest = VoteSettings(1.0, max(kind.temperature for kind in kinds), most)
+        lists = self.lists.merged(list_voted(queries, labels, exclude, votes, widest))
+        return ListRanker(lists, self.cone_fraction, votes)
 
     def rank(
         self, mixes: Sequence[ScoreMix], allowed_L: NDArray[np.bool_] | None = None
@@ -106,11 +125,13 @@ def select(
     queries; `votes` has the candidates for its settings.
     """
     names = settings.metrics
-    lists = list_labels(queries, labels, data.queries.exclude, progress=progress)
+    exclude, mixes = data.queries.exclude, spanning_mixes(max(grid[1]))
+    lists = list_labels(queries, labels, exclude, mixes, progress=progress)
     ranker = ListRanker(lists, CONE_FRACTIONS[0])
     mix, score, tuned = choose_from_grid(ranker, data, names, grid, fixed_weight)
     if memory is not None and votes is not None:
-        ranker = _with_votes(ranker, queries, labels, data, memory.with_half(mix.weight > 0), votes)
+        kinds = [VoteSettings(1.0, tau, count) for tau in votes.temperatures for count in votes.neighbours]
+        ranker = ranker.with_votes(queries, labels, exclude, memory.with_half(mix.weight > 0), kinds)
         weights = () if fixed_weight is not None else grid[0]
         mix = choose_votes(ranker, (mix, score), data, names, (weights, grid[1]), votes)
     original_X = choose_originals(labels, data, settings.distractors, seed, lists.listed(len(labels.dual)))
@@ -118,6 +139,19 @@ def select(
     ranker = ranker.at(cone_fraction)
     score = GridMetrics(data, ranker.lists.row_QS, names).mean(ranker.scores(mix))
     return Selection(mix, cone_fraction, score, ranker, tuned)
+
+
+def list_ranker(exact: ExactRanker, mix: ScoreMix, cone_fraction: float) -> ListRanker:
+    """Return a ranker that ranks like `exact`, for mixes up to the bonus of `mix` and with its votes or none.
+
+    `cone_fraction` is the κ of the labels of `exact`.
+    """
+    labels = exact.labels.with_imputation(1.0)
+    lists = list_labels(exact.queries, labels, exact.exclude, spanning_mixes(mix.popularity))
+    ranker = ListRanker(lists, cone_fraction)
+    if exact.memory is None or not mix.memory.weight:
+        return ranker
+    return ranker.with_votes(exact.queries, labels, exact.exclude, exact.memory, [mix.memory])
 
 
 def choose_from_grid(
@@ -203,22 +237,3 @@ def choose_cone_fraction(
     at_first = ListRanker(lists, CONE_FRACTIONS[0], ranker.votes)
     scores = {kappa: metrics.mean(at_first.at(kappa).scores(mix)) for kappa in CONE_FRACTIONS}
     return max(scores, key=lambda cone_fraction: scores[cone_fraction])
-
-
-def _with_votes(
-    ranker: ListRanker,
-    queries: QueryVectors,
-    labels: LabelVectors,
-    data: EvaluationData,
-    memory: QueryMemory,
-    votes: MemoryRecipe,
-) -> ListRanker:
-    """Add the labels that the memory proposes to the shortlists."""
-    most = max(votes.neighbours)
-    cast = BlockVotes(memory.neighbours(queries, slice(None), most), memory.labels)
-    widest = VoteSettings(1.0, max(votes.temperatures), most)
-    return ListRanker(
-        ranker.lists.merged(list_voted(queries, labels, data.queries.exclude, cast, widest)),
-        ranker.cone_fraction,
-        cast,
-    )

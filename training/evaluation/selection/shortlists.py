@@ -35,10 +35,6 @@ PAIRS_PER_BLOCK = 1 << 13
 SCORES_PER_BLOCK = 1 << 21  # 8 MB each for three matrices: larger ones do not fit into a processor's cache
 MIN_QUERIES = 32  # per block of many labels; fewer would read all label vectors too often
 NO_ROW = torch.iinfo(torch.int64).max  # sorts after all rows
-SPANNING_MIXES = (
-    ScoreMix(0.0, 0.0), ScoreMix(0.3, 0.0), ScoreMix(0.6, 0.0), ScoreMix(1.0, 0.0), ScoreMix(0.4, 0.4),
-    ScoreMix(0.7, 0.15), ScoreMix(0.6, 0.7), ScoreMix(1.0, 0.35), ScoreMix(1.0, 0.7),
-)  # fmt: skip
 SPANNING_FRACTIONS = (min(CONE_FRACTIONS), max(CONE_FRACTIONS))
 
 
@@ -81,12 +77,20 @@ class Shortlists:
         return self.dual_QS, self.classifier_QS, self.popularity_QS, self.cone_QS
 
 
+def spanning_mixes(highest_bonus: float) -> tuple[ScoreMix, ...]:
+    """Return the mixes whose best labels are listed, for popularity bonuses up to `highest_bonus`."""
+    plain = [(0.0, 0.0), (0.3, 0.0), (0.6, 0.0), (1.0, 0.0)]
+    shares = [(0.4, 0.6), (0.7, 0.2), (0.6, 1.0), (1.0, 0.5), (1.0, 1.0)]
+    bonuses = [(weight, share * highest_bonus) for weight, share in shares]
+    return tuple(dict.fromkeys(ScoreMix(*mix) for mix in [*plain, *bonuses]))
+
+
 @torch.inference_mode()
 def list_labels(
     queries: QueryVectors,
     labels: LabelVectors,
     exclude: Ragged,
-    mixes: Sequence[ScoreMix] = SPANNING_MIXES,
+    mixes: Sequence[ScoreMix],
     cone_fractions: Sequence[float] = SPANNING_FRACTIONS,
     size: int = SIZE,
     progress: Progress = no_progress,
