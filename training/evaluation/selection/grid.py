@@ -3,7 +3,7 @@
 Every metric but C@k is a sum of gains of true labels, each times a discount of its rank, divided by a base that does
 not depend on the ranking. The definitions are those of retrieval/metrics.py.
 
-Shapes: Q queries, S labels of a shortlist, K ranks (best first), P distinct pairs of a query and a true label.
+Shapes: Q queries, S labels of a shortlist, C candidates, K ranks (best first), P distinct pairs of a query and a true label.
 """
 
 from collections.abc import Sequence
@@ -14,17 +14,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from training.evaluation.ranking import DEPTH, EXCLUDED_COSINE, LabelRows
+from training.evaluation.ranking import DEPTH, EXCLUDED_COSINE, LabelRows, best_columns
 from training.evaluation.results import EvaluationData
 
+CANDIDATES = 16  # more than DEPTH, so that equal scores at the cut are ordered by column
 TIE = 1e-12  # per column; less than the difference of two float32 scores that are not equal
 
 
 def best_places(scores_QS: Tensor) -> Tensor:
     """Return the columns [Q, K] of the best scores, best first; equal scores by column."""
-    columns = scores_QS.shape[1]
-    ordered_QS = scores_QS.double() - TIE * torch.arange(columns, device=scores_QS.device)
-    return torch.topk(ordered_QS, min(DEPTH, columns), dim=1).indices
+    column_QC = best_columns(scores_QS, CANDIDATES)
+    ordered_QC = scores_QS.gather(1, column_QC).double() - TIE * column_QC
+    return column_QC.gather(1, torch.topk(ordered_QC, min(DEPTH, column_QC.shape[1]), dim=1).indices)
 
 
 def rows_at(row_QS: Tensor, scores_QS: Tensor) -> LabelRows:
