@@ -27,7 +27,7 @@ from retrieval.system.progress import Progress, no_progress
 NEIGHBOURS = 5
 CONE_FRACTIONS = (0.5, 0.75, 1.0, 0.25)  # candidates for κ; the first one wins a tie
 # Up to either limit, every pair of a trained and an untrained label is compared. A graph costs as much as comparing
-# 40,000 labels directly, for any number of trained labels (docs/decisions/0089).
+# 40,000 labels directly, for any number of trained labels (docs/decisions/0091).
 MAX_EXACT_PAIRS, MAX_EXACT_LABELS = 1 << 32, 40_000
 MAX_COPIED_VALUES = 1 << 27  # of trained labels' dual vectors; beyond, they are gathered block by block
 LABELS_PER_BLOCK = 8_192
