@@ -3,7 +3,8 @@
 Every metric but C@k is a sum of gains of true labels, each times a discount of its rank, divided by a base that does
 not depend on the ranking. The definitions are those of retrieval/metrics.py.
 
-Shapes: Q queries, S labels of a shortlist, C candidates, K ranks (best first), P distinct pairs of a query and a true label.
+Shapes: Q queries, S labels of a shortlist, C candidates, K ranks (best first), P distinct pairs of a query and a true
+label.
 """
 
 from collections.abc import Sequence
