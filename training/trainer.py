@@ -108,8 +108,8 @@ class Trainer:
         position = self.position
         next_epoch: dict[str, Any] = {"epoch": epoch + 1, "step": 0, "stats": EpochStats()}
         if ((epoch + 1) % every == 0 or last) and self.processes.is_rank_zero:
-            with stopping.interruptible():
-                record = self.validator.validate(epoch + 1, position.stats, position.seconds)
+            with stopping.interruptible(), self.callback.stage("validation") as progress:
+                record = self.validator.validate(epoch + 1, position.stats, position.seconds, progress)
                 best = self.checkpoints.save_if_best(record, position.best)
             self._advance(**next_epoch, best=best, history=(*position.history, record))
             self.callback.on_validation(record, best)

@@ -99,7 +99,7 @@ class ExactSearch:
         """Rank the labels `allowed_L` (None: all) for any texts; return rankings [Q, K] by mix."""
         tokens = tokenize_in_memory(texts, self.opened.tokenizer)
         queries = encode_queries(self.opened.unified, tokens, self.cpu)
-        return rank_labels(queries, self.labels, mixes, exclude, mixes, allowed_L, self.memory)
+        return rank_labels(queries, self.labels, mixes, exclude, allowed_L, self.memory)
 
 
 class CascadeSearch:

@@ -4,7 +4,6 @@ Shapes: Q queries, L labels, K ranks.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,24 +110,22 @@ def label_ranker(
     opened: Checkpoint,
     queries: Split,
     device: torch.device,
-    exact: Sequence[ScoreMix] | None = None,
     in_memory: bool = False,
 ) -> ExactRanker | CascadeRanker:
     """Return the ranker of a checkpoint of either kind; arguments as in `checkpoint_ranker`."""
     if isinstance(opened.model, CascadeModel):
         tokens = tokenize_in_memory(queries.texts, opened.tokenizer)
         return cascade_ranker(opened.model.to(device), tokens, queries.exclude, device)
-    return checkpoint_ranker(opened, queries, device, exact, in_memory)
+    return checkpoint_ranker(opened, queries, device, in_memory)
 
 
 def checkpoint_ranker(
     opened: Checkpoint,
     queries: Split,
     device: torch.device,
-    exact: Sequence[ScoreMix] | None = None,
     in_memory: bool = False,
 ) -> ExactRanker:
-    """Encode the queries, the checkpoint's labels and its query memory; `exact` as in ExactRanker.
+    """Encode the queries, the checkpoint's labels and its query memory.
 
     in_memory: the queries are training queries, which must not vote for themselves. Raises CheckpointError for a
     cascade.
@@ -142,7 +139,7 @@ def checkpoint_ranker(
     memory = checkpoint_memory(opened, device)
     if memory is not None and in_memory:
         memory = dataclasses.replace(memory, own_row_Q=_own_rows(opened, queries))
-    return ExactRanker(query_vectors, label_vectors, queries.exclude, exact, memory)
+    return ExactRanker(query_vectors, label_vectors, queries.exclude, memory)
 
 
 def checkpoint_memory(opened: Checkpoint, device: torch.device) -> QueryMemory | None:

@@ -239,7 +239,9 @@ class ValidationRecipe(Section):
         default=1.0,
         description="untrained labels that are never correct, per trained label, while κ is chosen; 0: none added",
     )
-    popularities: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    popularities: Annotated[tuple[Share, ...], Field(min_length=1)] = (
+        0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7,
+    )  # fmt: skip
 
 
 class MemoryRecipe(Section):

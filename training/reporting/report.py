@@ -35,8 +35,9 @@ from training.evaluation.headline import (
     shown_heads,
     shown_metrics,
 )
-from training.evaluation.ranking import SHORTLIST_MIXES
+from training.evaluation.ranking import ExactRanker
 from training.evaluation.results import EvaluationResult, MetricValues, evaluate
+from training.evaluation.selection.select import list_ranker
 from training.evaluation.slices import Example
 from training.model.device import choose_device
 from training.monitoring.console import TERMS, duration
@@ -105,16 +106,15 @@ def evaluate_for_report(opened: Checkpoint, device: torch.device) -> ReportEvalu
     """Evaluate the validation queries at the selected mix, for each head, and at each weight of the curve.
 
     A cascade has neither other heads nor weights.
-
-    The rankings of the selected mix and of the heads are exact, like those that selected the epoch.
     """
     mix, data = selected_mix(opened), checkpoint_data(opened)
     heads = checkpoint_heads(opened, mix)
     weights = [] if opened.recipe.cascade is not None else sorted({*WEIGHTS, mix.weight})
     ends = {0.0: heads["dual_encoder"], 1.0: heads["classifier"]} if 0 < mix.weight < 1 else {}
     curve = {weight_name(weight): ends.get(weight, mix._replace(weight=weight)) for weight in weights}
-    ranker = label_ranker(opened, data.queries, device, exact=[*SHORTLIST_MIXES, *heads.values()])
-    result = evaluate(ranker, data, heads | curve)
+    ranker = label_ranker(opened, data.queries, device)
+    listed = list_ranker(ranker, mix, opened.cone_fraction) if isinstance(ranker, ExactRanker) else ranker
+    result = evaluate(listed, data, heads | curve)
     return ReportEvaluation(result, weights, ranker.scores(result.rankings[UNIFIED], mix))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from retrieval.system.progress import Progress
 from tests.support.listener import RecordingCallback
 from training.checkpoint.schema import EpochRecord, RunPosition
 from training.checkpoint.state import RunState
@@ -48,7 +49,7 @@ class Parts:
         self.calls.append(f"step {index.epoch}.{index.step}")
         return {}
 
-    def validate(self, epoch: int, stats: EpochStats, seconds: float) -> EpochRecord:
+    def validate(self, epoch: int, stats: EpochStats, seconds: float, progress: Progress) -> EpochRecord:
         self.calls.append(f"validate {epoch}")
         return EpochRecord(
             epoch=epoch, loss=stats.loss, seconds=seconds, score=-epoch, classifier_weight=0.5, popularity=0.0,

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from retrieval.search.cascade_index import CascadeIndex
 from retrieval.search.thread_pool import ThreadPool
+from retrieval.system.progress import Progress, no_progress
 from training.data.ragged import Ragged
 from training.data.token_cache import TEXTS_PER_BATCH, TokenizedTexts
 from training.evaluation.headline import UNIFIED
@@ -57,20 +58,26 @@ class CascadeRanker:
         return scores_QK
 
 
-def cascade_ranker(model: CascadeModel, tokens: TokenizedTexts, exclude: Ragged, device: torch.device) -> CascadeRanker:
+def cascade_ranker(
+    model: CascadeModel, tokens: TokenizedTexts, exclude: Ragged, device: torch.device, progress: Progress = no_progress
+) -> CascadeRanker:
     """Encode the queries and build the index of the model's tree."""
     index = CascadeIndex.build(model.level_rows(), model.parents, model.shortlist, ThreadPool(torch.get_num_threads()))
-    return CascadeRanker(index, encode_cascade_queries(model, tokens, device), exclude)
+    return CascadeRanker(index, encode_cascade_queries(model, tokens, device, progress), exclude)
 
 
 @torch.inference_mode()
-def encode_cascade_queries(model: CascadeModel, tokens: TokenizedTexts, device: torch.device) -> NDArray[np.float32]:
+def encode_cascade_queries(
+    model: CascadeModel, tokens: TokenizedTexts, device: torch.device, progress: Progress = no_progress
+) -> NDArray[np.float32]:
     """Return the query vectors [Q, D] of texts, in their order."""
     model.eval()
-    query_QD = np.empty((len(tokens), sum(model.level_dims)), np.float32)
+    query_QD, encoded = np.empty((len(tokens), sum(model.level_dims)), np.float32), 0
     for rows, batch in tokens.batches_by_length(TEXTS_PER_BATCH):
         batch = batch.to(device)
         query_QD[rows] = model.query_vectors(batch.input_ids_BT, batch.attention_mask_BT).cpu().numpy()
+        encoded += len(rows)
+        progress(encoded, len(tokens))
     return query_QD
 
 
