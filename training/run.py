@@ -37,6 +37,7 @@ from training.model.tokenizer import make_tokenizer, query_identity_version
 from training.model.unified import init_model, model_skeleton
 from training.monitoring.callbacks import Callback, CallbackPair
 from training.monitoring.tensorboard import TensorBoardCallback
+from training.optim.averaging import AveragedWeights
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.optimizers import Optimizers
 from training.optim.training_step import TrainingStep
@@ -96,7 +97,8 @@ def _train_model(
 ) -> RunPosition:
     """Build the parts of a trainer, restore the saved state if there is one, and train to the end."""
     optimizers = Optimizers(model, recipe.optimizer, processes)
-    checkpoints = CheckpointManager(folder, model, optimizers, recipe, data, processes)
+    average = AveragedWeights(model, recipe.optimizer.averaging)
+    checkpoints = CheckpointManager(folder, model, optimizers, average, recipe, data, processes)
     state = checkpoints.restore()
     tensorboard = TensorBoardCallback(folder / TENSORBOARD, state.position) if processes.is_rank_zero else nullcontext()
     with tensorboard as events:
@@ -105,6 +107,7 @@ def _train_model(
             source=source_type(recipe, data, model, device, state.mined, processes),
             training_step=TrainingStep(model, optimizers, recipe, device, processes),
             validator=_validator(model, data, recipe, device),
+            average=average,
             checkpoints=checkpoints,
             callback=callback if events is None else CallbackPair(callback, events),
             position=state.position,

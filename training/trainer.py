@@ -27,6 +27,7 @@ from training.checkpoint.state import RunState
 from training.evaluation.cascade.validator import CascadeValidator
 from training.evaluation.validator import Validator
 from training.monitoring.callbacks import Callback
+from training.optim.averaging import AveragedWeights
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.step_stats import EpochStats, StepIndex, StepStats, gpu_bytes, resident_bytes
 from training.optim.training_step import TrainingStep
@@ -50,6 +51,7 @@ class Trainer:
         source: BatchSource,
         training_step: TrainingStep,
         validator: Validator | CascadeValidator,
+        average: AveragedWeights,
         checkpoints: CheckpointManager,
         callback: Callback,
         position: RunPosition,
@@ -57,7 +59,7 @@ class Trainer:
         processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self.recipe, self.source, self.training_step = recipe, source, training_step
-        self.validator, self.checkpoints, self.callback = validator, checkpoints, callback
+        self.validator, self.average, self.checkpoints, self.callback = validator, average, checkpoints, callback
         self.position, self.should_stop, self.processes = position, should_stop, processes
 
     def run(self) -> RunPosition:
@@ -107,8 +109,10 @@ class Trainer:
         every, last = self.recipe.validation.every_epochs, epoch + 1 == self.recipe.optimizer.epochs
         position = self.position
         next_epoch: dict[str, Any] = {"epoch": epoch + 1, "step": 0, "stats": EpochStats()}
+        self.average.update(epoch + 1)
         if ((epoch + 1) % every == 0 or last) and self.processes.is_rank_zero:
-            with stopping.interruptible(), self.callback.stage("validation") as progress:
+            # The average is applied outside of what can be interrupted, so that it is always removed again.
+            with self.average.applied(), stopping.interruptible(), self.callback.stage("validation") as progress:
                 record = self.validator.validate(epoch + 1, position.stats, position.seconds, progress)
                 best = self.checkpoints.save_if_best(record, position.best)
             self._advance(**next_epoch, best=best, history=(*position.history, record))

@@ -213,6 +213,10 @@ class OptimizerRecipe(Section):
     )
     weight_decay: Weight = 0.01
     warmup: Share = Field(default=0.05, description="share of all steps in which the learning rate rises to its peak")
+    averaging: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.75,
+        description="decay per epoch of the moving average of the weights, which is validated and saved; 0: no average",
+    )
     clip_norm: Annotated[float, Field(gt=0.0)] = Field(
         default=1.0, description="maximum gradient norm of AdamW's weights"
     )

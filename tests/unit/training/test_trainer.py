@@ -11,6 +11,7 @@ from retrieval.system.progress import Progress
 from tests.support.listener import RecordingCallback
 from training.checkpoint.schema import EpochRecord, RunPosition
 from training.checkpoint.state import RunState
+from training.optim.averaging import AveragedWeights
 from training.optim.step_stats import EpochStats, StepIndex
 from training.recipe.loading import load_recipe
 from training.recipe.schema import Recipe
@@ -18,6 +19,7 @@ from training.trainer import Stopped, Trainer
 
 RECIPE = load_recipe("default", ["optimizer.epochs=4", "batching.refresh_epochs=2", "validation.every_epochs=3"])
 STEPS = 2  # per epoch
+NO_AVERAGE: Any = AveragedWeights(torch.nn.Linear(1, 1), 0.0)  # type: ignore[arg-type]  # any module has weights
 
 
 class Parts:
@@ -67,7 +69,7 @@ class Parts:
 def trainer(parts: Any, position: RunPosition, stop_after: int = 10**9, recipe: Recipe = RECIPE) -> Trainer:
     steps = iter(range(1, 10**9))
     return Trainer(
-        recipe, parts, parts, parts, parts, RecordingCallback(), position, lambda: next(steps) >= stop_after
+        recipe, parts, parts, parts, NO_AVERAGE, parts, RecordingCallback(), position, lambda: next(steps) >= stop_after
     )  # fmt: skip
 
 
