@@ -29,7 +29,7 @@ from training.checkpoint.opened import Checkpoint
 from training.data.token_cache import tokenize_in_memory
 from training.evaluation.results import MetricValues
 from training.model.cascade import Model
-from training.model.transformer_encoder import TransformerEncoder
+from training.model.transformer_encoder import LayerEncoder, TransformerEncoder
 
 MAX_PRECISION_LOSS = 0.5  # points of P@1 that reduced precision may cost
 MIN_SPEEDUP = 2.0  # of int8 on one thread, geometric mean over the batch sizes
@@ -38,15 +38,17 @@ ROUNDS, QUERIES_PER_ROUND = 9, 128
 
 
 class HalfEncoder(nn.Module):
-    """An encoder in float16 that returns its mean vector in float32: heads and normalisation stay exact."""
+    """An encoder in float16 that returns its vector in float32: heads and normalisation stay exact."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder).half()
+        if isinstance(encoder, LayerEncoder):
+            self.layers = encoder.layers
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        mean_BE: Tensor = self.encoder(input_ids_BT, attention_mask_BT)
-        return mean_BE.float()
+        encoded_BE: Tensor = self.encoder(input_ids_BT, attention_mask_BT)
+        return encoded_BE.float()
 
 
 WriteEncoder = Callable[[Path], None]  # write the query encoder of the checkpoint's model as it is now
