@@ -64,7 +64,7 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
                 continue
             console.rule(f"{dataset.meta.name}: {title}", align="left")
             results[title] = run_recipe(run, dataset.folder.resolve(), dataset.fingerprint, folder, options.threads)
-        sections.append(section(dataset, results, number))
+        sections += [section(dataset, results, number)] if results else []
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [*introduction(command(options), RECIPE, options.threads), *(line for of in sections for line in of)]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
