@@ -136,9 +136,9 @@ def evaluate(
 ) -> None:
     """Evaluate a checkpoint on one split, with confidence intervals, or compare two checkpoints.
 
-    All labels are ranked by exact search. Metrics are given for the unified model, for each head (dual encoder,
-    classifier), by label frequency and by query length. With clicks and dates in the dataset, also weighted by clicks,
-    by age of the label, and for repeated and new queries.
+    All labels are ranked by exact search; a cascade uses its shortlists. Metrics are given for the unified model, for
+    each head (dual encoder, classifier), by label frequency and by query length. With clicks and dates in the dataset,
+    also weighted by clicks, by age of the label, and for repeated and new queries.
     """
     from retrieval.system.terminal import print_json
     from training.data.dataset import Dataset

@@ -18,6 +18,7 @@ from benchmarks.cascade.page import CASCADE, LAST_LAYER, TWO_LEVELS, Results, in
 from benchmarks.measuring.running import count, open_or_prepare, run_command
 from benchmarks.measuring.systems import RecipeRun, read_result, run_recipe
 from retrieval.errors import BadInput
+from training.data.dataset import Dataset
 from training.recipe.loading import load_recipe
 
 RECIPE = "systems/cascadexml"
@@ -50,7 +51,9 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
     path: Path = options.markdown or options.out / "cascade.md"
     sections: list[list[str]] = []
     for source, number in zip(options.sources, epochs, strict=True):
-        dataset = open_or_prepare(source, options.out.resolve() / _name(source) / "dataset")
+        prepared = options.out.resolve() / _name(source) / "dataset"
+        is_ready = options.finished_only and (prepared / "dataset.json").is_file()
+        dataset = Dataset.open(prepared) if is_ready else open_or_prepare(source, prepared)
         results: Results = {}
         for title, overrides in variants(dataset.n_labels).items():
             run = RecipeRun(":".join([RECIPE, *overrides]), 0, (*settings(options, number),))
@@ -61,7 +64,7 @@ def measure(options: argparse.Namespace, console: Console) -> Path:
                 continue
             console.rule(f"{dataset.meta.name}: {title}", align="left")
             results[title] = run_recipe(run, dataset.folder.resolve(), dataset.fingerprint, folder, options.threads)
-        sections.append(section(dataset, results, number))
+        sections += [section(dataset, results, number)] if results else []
         path.parent.mkdir(parents=True, exist_ok=True)
         lines = [*introduction(command(options), RECIPE, options.threads), *(line for of in sections for line in of)]
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")

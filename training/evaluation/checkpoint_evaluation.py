@@ -18,7 +18,7 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.clicks import label_ages, repeated_queries
 from training.data.dataset import Dataset, Split
 from training.data.token_cache import tokenize_in_memory
-from training.evaluation.cascade.ranker import CASCADE_MIXES, CascadeRanker, cascade_ranker
+from training.evaluation.cascade.ranker import CASCADE_MIXES, CascadeRanker, cascade_ranker, shortlist_recall
 from training.evaluation.encoding import encode_labels, encode_memory, encode_queries
 from training.evaluation.headline import UNIFIED
 from training.evaluation.memory import QueryMemory
@@ -36,6 +36,7 @@ class CheckpointEvaluation:
 
     `tuned` is the best mix on validation if the weight of `mix` is fixed. `scores_QK` are the scores of the unified
     ranking; `ratios` hold every metric but C@k per query; `propensity` are the constants A and B of PSP@k.
+    `shortlist_recall` is that of each level of a cascade in percent, the labels last; empty without a cascade.
     """
 
     checkpoint: Path
@@ -47,6 +48,7 @@ class CheckpointEvaluation:
     result: EvaluationResult
     scores_QK: NDArray[np.float32]
     ratios: dict[SliceMetric, Ratio]
+    shortlist_recall: tuple[float, ...] = ()
 
     @property
     def metrics(self) -> dict[str, MetricValues]:
@@ -103,6 +105,7 @@ def evaluate_checkpoint(
         result=result,
         scores_QK=ranker.scores(result.rankings[UNIFIED], mix),
         ratios=result.ratios(list(heads)),
+        shortlist_recall=tuple(shortlist_recall(ranker, queries.labels)) if isinstance(ranker, CascadeRanker) else (),
     )
 
 

@@ -92,7 +92,10 @@ class ScopeSummary:
 
 @dataclass(frozen=True)
 class EvaluationSummary(ScopeSummary):
-    """One checkpoint, for all labels, and in `seen` among the labels with a training positive; None: all have one."""
+    """One checkpoint, for all labels, and in `seen` among the labels with a training positive; None: all have one.
+
+    `shortlist_recall` is that of each level of a cascade in percent, the labels last; empty without a cascade.
+    """
 
     subject: Subject
     checkpoint: str
@@ -100,6 +103,7 @@ class EvaluationSummary(ScopeSummary):
     tuned: ScoreMix | None
     seen: ScopeSummary | None
     worst: list[Example]
+    shortlist_recall: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -130,6 +134,7 @@ def summarize(
         tuned=evaluation.tuned,
         seen=None if seen is None else ScopeSummary(**_scope(evaluation, seen, SEEN, resamples, seed)),
         worst=evaluation.examples(evaluation.result.worst_queries(worst)),
+        shortlist_recall=evaluation.shortlist_recall,
         **_scope(evaluation, evaluation.result, "", resamples, seed),
     )
 

@@ -51,6 +51,8 @@ def _show_summary(console: Console, summary: EvaluationSummary) -> None:
     """Print the metrics for all labels, then among the seen ones, and the worst queries."""
     tuned = "" if summary.tuned is None else f"; tuned: {_mix(summary.tuned)}"
     console.print(f"{summary.checkpoint}\n{_mix(summary.mix)}{tuned}", soft_wrap=True)
+    if summary.shortlist_recall:
+        console.print(_shortlist_recall(summary.shortlist_recall))
     _show_scope(console, summary)
     if summary.seen is not None:
         unseen = 1 - summary.seen.true_labels / summary.true_labels
@@ -73,6 +75,12 @@ def _show_summary(console: Console, summary: EvaluationSummary) -> None:
         console.print(f"\nWorst queries {EXAMPLE_LEGEND}:")
     for number, example in enumerate(summary.worst, 1):
         _print_query(console, number, example.query, example.truth, {"answers": example.answers})
+
+
+def _shortlist_recall(recalls: Sequence[float]) -> str:
+    levels = ", ".join(f"level {level} {recall:.1f}" for level, recall in enumerate(recalls[:-1]))
+    labels = f"Share of the true labels below them: {recalls[-1]:.1f}."
+    return f"Share of the true clusters that each level keeps: {levels}.\n{labels}"
 
 
 def _show_scope(console: Console, scope: ScopeSummary) -> None:

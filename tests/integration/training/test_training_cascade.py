@@ -148,6 +148,9 @@ def test_the_report_and_the_screen_have_one_model(
     assert run("evaluate", trained, "--dataset", dataset.folder, "--resamples", "100") == 0
     shown = capsys.readouterr().out
     assert "dual encoder" not in shown
+    assert "Share of the true clusters that each level keeps: level 0 " in shown
+    assert "Share of the true labels below them: " in shown
+    assert max(map(len, shown.splitlines()[2:])) <= 80
     assert run("evaluate", trained, "--dataset", dataset.folder, "--compare", trained, "--resamples", "100") == 0
     capsys.readouterr()
     page = trained / "report.html"
