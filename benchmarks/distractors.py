@@ -22,11 +22,11 @@ from training.checkpoint.opened import load_checkpoint
 from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker, selected_mix
 from training.evaluation.headline import UNIFIED
 from training.evaluation.imputation import CONE_FRACTIONS
-from training.evaluation.ranking import ExactRanker
 from training.evaluation.results import evaluate
+from training.evaluation.scoring import ScoreMix
 from training.evaluation.selection.distractors import choose_originals, distractor_vectors, hidden_distractors
-from training.evaluation.selection.select import ListRanker
-from training.evaluation.selection.shortlists import list_labels, spanning_mixes
+from training.evaluation.selection.select import ListRanker, list_ranker
+from training.evaluation.selection.shortlists import list_labels
 
 FIRST_ANSWERS = 5
 
@@ -47,31 +47,30 @@ def measure(options: argparse.Namespace, console: Console) -> None:
     data, mix, names = checkpoint_data(opened), selected_mix(opened), opened.recipe.validation.metrics
     ranker = checkpoint_ranker(opened, data.queries, torch.device("cpu"))
     labels = ranker.labels.with_imputation(1.0)
-    mixes = spanning_mixes(mix.popularity)
-    lists = list_labels(ranker.queries, labels, data.queries.exclude, mixes)
+    listed = list_ranker(ranker, mix, opened.cone_fraction)
     for share in options.shares:
-        original_X = choose_originals(labels, data, share, opened.recipe.seed, lists.listed(len(labels.dual)))
+        original_X = choose_originals(labels, data, share, opened.recipe.seed, listed.lists.listed(len(labels.dual)))
         queries = dataclasses.replace(
             data,
             positives_L=np.append(data.positives_L, np.zeros(len(original_X), np.int64)),
             inverse_propensity_L=np.append(data.inverse_propensity_L, np.ones(len(original_X))),
         )
-        listed = lists
+        lists = listed.lists
         if len(original_X):
             copies = distractor_vectors(labels, original_X)
             hidden = hidden_distractors(data, original_X)
-            listed = lists.merged(list_labels(ranker.queries, copies, hidden, mixes), row_offset=len(labels.dual))
+            best = list_labels(ranker.queries, copies, hidden, [ScoreMix(mix.weight, 0.0)], CONE_FRACTIONS)
+            lists = lists.merged(best, row_offset=len(labels.dual))
         is_untrained = np.concatenate([~opened.trained_L, np.ones(len(original_X), np.bool_)])
         table = _table(f"{len(original_X):,} distractors ({share:g} per trained label)", [*names, "untrained answers"])
         for cone_fraction in CONE_FRACTIONS:
-            row_QK = ListRanker(listed, cone_fraction).rank([mix])[mix]
+            row_QK = ListRanker(lists, cone_fraction, listed.votes).rank([mix])[mix]
             untrained = 100 * float(is_untrained[row_QK[:, :FIRST_ANSWERS]].mean())
             _add(table, f"{cone_fraction:g}", {**queries.metrics(row_QK), "untrained answers": untrained})
         console.print(table)
     table = _table("no distractors", names)
     for cone_fraction in CONE_FRACTIONS:
-        imputed = ranker.labels.with_imputation(cone_fraction)
-        result = evaluate(ExactRanker(ranker.queries, imputed, data.queries.exclude), data, {UNIFIED: mix})
+        result = evaluate(listed.at(cone_fraction), data, {UNIFIED: mix})
         _add(table, f"{cone_fraction:g}, all labels", result.metrics[UNIFIED])
         if result.seen is not None:
             _add(table, f"{cone_fraction:g}, seen labels", result.seen.metrics[UNIFIED])

@@ -52,10 +52,15 @@ class ListRanker:
         return dataclasses.replace(self, cone_fraction=cone_fraction)
 
     def scores(self, mix: ScoreMix) -> Tensor:
-        """Return the scores of the listed labels [Q, S]; below EXCLUDED_COSINE / 2 where there is none."""
+        """Return the scores of the listed labels [Q, S]; below EXCLUDED_COSINE / 2 where there is none.
+
+        Raises ValueError if the mix has votes and the ranker has none.
+        """
         scores_QS = self.imputed.scores(mix)
-        if self.votes is None or not mix.memory.weight:
+        if not mix.memory.weight:
             return scores_QS
+        if self.votes is None:
+            raise ValueError("a mix has votes, but there is no query memory")
         kind = (mix.memory.temperature, mix.memory.neighbours)
         if kind not in self._vote_QS:
             self._vote_QS[kind] = self.votes.of_rows(self.lists.row_QS, mix.memory)
