@@ -257,7 +257,7 @@ class MemoryRecipe(Section):
     max_queries: Count = Field(
         default=200_000, description="maximum number of training queries in the memory, the most useful ones; 0: none"
     )
-    weights: tuple[Annotated[float, Field(gt=0.0, le=MAX_MEMORY_WEIGHT)], ...] = (0.1, 0.2, 0.3, 0.5)
+    weights: tuple[Annotated[float, Field(gt=0.0, le=MAX_MEMORY_WEIGHT)], ...] = (0.1, 0.2, 0.3, 0.5, 0.8)
     temperatures: Annotated[tuple[Temperature, ...], Field(min_length=1)] = (0.1, 0.05, 0.2)
     neighbours: Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_NEIGHBOURS)], ...], Field(min_length=1)] = (16, 32)
 
