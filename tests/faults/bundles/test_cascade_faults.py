@@ -119,3 +119,12 @@ def test_a_bundle_without_cascade_is_readable_by_the_release_before(tmp_path: Pa
     assert content.keys() == older.keys()
     assert content["model"].keys() == older["model"].keys()
     assert content["index"].keys() == older["index"].keys()
+
+
+def test_the_parts_that_a_cascade_lacks_are_named() -> None:
+    """If it fails, a tool for HNSW indexes ends in a traceback when it opens a cascade."""
+    with open_bundle(GOLDEN) as retriever:
+        with pytest.raises(BundleError, match="bundle 'v5' is a cascade, which has no candidates"):
+            _ = retriever.candidates
+        with pytest.raises(BundleError, match="has a cascade instead of an HNSW index"):
+            _ = retriever.manifest.index

@@ -3,16 +3,20 @@
 Suffixes: Q queries, K results, D width of a query vector.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from export.kinds.cascade import level_cosine
+from export.job import ExportSettings
+from export.kinds.cascade import cascade_job, level_cosine
 from export.kinds.shortlists import choose_shortlists
 from export.recall import RECALL_TARGET
+from retrieval.errors import GateError
 from retrieval.search.cascade_index import CascadeIndex
+from retrieval.system.progress import silent_stage
 from training.data.ragged import Ragged
 
 CLUSTERS, LABELS, QUERIES = (4, 32), 640, 200
@@ -78,3 +82,12 @@ def test_the_cosine_is_that_of_the_worst_level() -> None:
     assert level_cosine(expected_QD, expected_QD, (2, 2)) == 1.0
     assert level_cosine(expected_QD, actual_QD, (4,)) > 0.9999
     assert level_cosine(expected_QD, actual_QD, (2, 2)) < 0.999
+
+
+def test_rows_of_a_diverged_run_are_refused(index: CascadeIndex, tmp_path: Path) -> None:
+    """If it fails, a model with NaN is published, or the error does not say where the NaN is."""
+    rows = [rows_NE.copy() for rows_NE in index.rows]
+    rows[1][7, 2] = np.nan
+    diverged: Any = SimpleNamespace(level_rows=lambda: rows)
+    with pytest.raises(GateError, match="node 7 of level 1 has a row with NaN or Inf: training diverged"):
+        cascade_job(None, diverged, tmp_path, ExportSettings(), silent_stage, [])  # type: ignore[arg-type]
