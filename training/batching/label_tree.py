@@ -63,8 +63,8 @@ def label_features(
     ones_V = np.ones(len(labels.values), np.float32)
     truth_NL = csr_array((ones_V, labels.values, labels.offsets), shape=(len(labels), len(label_tokens)))
     without_L = np.bincount(labels.values, minlength=len(label_tokens)) == 0
-    own_text_LV = diags_array(without_L.astype(np.float32)) @ tf_idf(label_tokens, idf_V)
-    return normalized((truth_NL.T @ tf_idf(query_tokens, idf_V) + own_text_LV).tocsr())
+    text_LV = diags_array(without_L.astype(np.float32)) @ tf_idf(label_tokens, idf_V)
+    return normalized((truth_NL.T @ tf_idf(query_tokens, idf_V) + text_LV).tocsr())
 
 
 def tf_idf(tokens: TokenizedTexts, idf_V: NDArray[np.float32]) -> SparseMatrix:

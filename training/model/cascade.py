@@ -179,7 +179,7 @@ def cascade_skeleton(recipe: Recipe, n_labels: int, config_folder: Path) -> Casc
 def candidate_counts(sizes: Sequence[int], shortlist: Sequence[int]) -> list[int]:
     """Return how many nodes of each level a query is compared with: all of the first, then children of shortlists."""
     pairs = zip(shortlist, pairwise(sizes), strict=True)
-    return [sizes[0], *(min(kept, above) * size // above for kept, (above, size) in pairs)]
+    return [sizes[0], *(min(listed, above) * size // above for listed, (above, size) in pairs)]
 
 
 def children_table(tree: LabelTree, level: int) -> NDArray[np.int64]:

@@ -91,7 +91,7 @@ def test_a_step_encodes_each_query_once_and_no_label_text(dataset: Dataset, fold
 
         def __init__(self, *arguments: object) -> None:
             super().__init__(*arguments)  # type: ignore[arg-type]
-            self.model.encoder.register_forward_pre_hook(lambda _, given: texts.append(len(given[0])))
+            self.model.encoder.register_forward_pre_hook(lambda _, inputs: texts.append(len(inputs[0])))
 
     callback = RecordingCallback()
     train(

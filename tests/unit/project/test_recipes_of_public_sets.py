@@ -80,7 +80,7 @@ PUBLIC_SETS = {
 }
 CODE = "github.com/xmc-aalto/cascadexml"  # of CascadeXML's authors
 PRINTED["systems/cascadexml"] = {
-    "encoder.kind": ("transformer", "section 4"),
+    "encoder.kind": ("transformer", "abstract"),
     "cascade.dropout": ((0.2, 0.25, 0.4, 0.5), f"{CODE}, main.py"),
     "cascade.loss_weights": ((1.0, 1.0, 1.0, 1.0), f"{CODE}, main.py"),
     "cascade.projection_dropout": (0.2, f"{CODE}, CascadeXML.py"),

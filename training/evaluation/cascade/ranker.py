@@ -108,10 +108,10 @@ def without_excluded(row_QK: LabelRows, exclude: Ragged) -> LabelRows:
     return best_QK
 
 
-def _recall(true_Q: Ragged, kept_QS: LabelRows) -> float:
+def _recall(true_Q: Ragged, node_QS: LabelRows) -> float:
     """Return the mean share of each query's true nodes that are kept, in percent."""
-    kept = Ragged.from_lists([row_S[row_S >= 0] for row_S in kept_QS])
-    hit_V = true_Q.overlap(kept)
+    shortlist = Ragged.from_lists([row_S[row_S >= 0] for row_S in node_QS])
+    hit_V = true_Q.overlap(shortlist)
     hits_Q = np.bincount(true_Q.row_of_value, weights=hit_V, minlength=len(true_Q))
     scored_Q = true_Q.lengths > 0
     return 100.0 * float(np.mean(hits_Q[scored_Q] / true_Q.lengths[scored_Q]))
