@@ -47,10 +47,10 @@ def main() -> None:
 def torch_and_onnx(checkpoint: Path, retriever: Retriever, queries: list[str]) -> None:
     """Compare the bundle's exact top 10 with the model's: the scores, and the labels by their scores."""
     opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
-    encoded = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
+    encoded = encode_queries(opened.unified, tokenize_in_memory(queries, opened.tokenizer), cpu)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
     labels = encode_labels(
-        opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction, opened.label_frequency_L
+        opened.unified, label_tokens, opened.positives_L, cpu, opened.cone_fraction, opened.label_frequency_L
     )
     weight = opened.classifier_weight
     scores_QL = (

@@ -7,6 +7,7 @@ answers. The last table has the metrics without distractors, for all labels and 
 """
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,11 +20,13 @@ from rich.table import Table
 from retrieval.errors import DiptychError
 from training.checkpoint.opened import load_checkpoint
 from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker, selected_mix
-from training.evaluation.distractors import choose_originals, queries_with_distractors, with_distractors
 from training.evaluation.headline import UNIFIED
 from training.evaluation.imputation import CONE_FRACTIONS
 from training.evaluation.ranking import ExactRanker
 from training.evaluation.results import evaluate
+from training.evaluation.selection.distractors import choose_originals, distractor_vectors, hidden_distractors
+from training.evaluation.selection.select import ListRanker
+from training.evaluation.selection.shortlists import list_labels, spanning_mixes
 
 FIRST_ANSWERS = 5
 
@@ -43,14 +46,25 @@ def measure(options: argparse.Namespace, console: Console) -> None:
     opened = load_checkpoint(options.checkpoint)
     data, mix, names = checkpoint_data(opened), selected_mix(opened), opened.recipe.validation.metrics
     ranker = checkpoint_ranker(opened, data.queries, torch.device("cpu"))
+    labels = ranker.labels.with_imputation(1.0)
+    mixes = spanning_mixes(mix.popularity)
+    lists = list_labels(ranker.queries, labels, data.queries.exclude, mixes)
     for share in options.shares:
-        original_X = choose_originals(ranker.labels, data, share, opened.recipe.seed)
-        labels, queries = with_distractors(ranker.labels, original_X), queries_with_distractors(data, original_X)
+        original_X = choose_originals(labels, data, share, opened.recipe.seed, lists.listed(len(labels.dual)))
+        queries = dataclasses.replace(
+            data,
+            positives_L=np.append(data.positives_L, np.zeros(len(original_X), np.int64)),
+            inverse_propensity_L=np.append(data.inverse_propensity_L, np.ones(len(original_X))),
+        )
+        listed = lists
+        if len(original_X):
+            copies = distractor_vectors(labels, original_X)
+            hidden = hidden_distractors(data, original_X)
+            listed = lists.merged(list_labels(ranker.queries, copies, hidden, mixes), row_offset=len(labels.dual))
         is_untrained = np.concatenate([~opened.trained_L, np.ones(len(original_X), np.bool_)])
         table = _table(f"{len(original_X):,} distractors ({share:g} per trained label)", [*names, "untrained answers"])
         for cone_fraction in CONE_FRACTIONS:
-            imputed = labels.with_imputation(cone_fraction)
-            row_QK = ExactRanker(ranker.queries, imputed, queries.queries.exclude).rank([mix])[mix]
+            row_QK = ListRanker(listed, cone_fraction).rank([mix])[mix]
             untrained = 100 * float(is_untrained[row_QK[:, :FIRST_ANSWERS]].mean())
             _add(table, f"{cone_fraction:g}", {**queries.metrics(row_QK), "untrained answers": untrained})
         console.print(table)

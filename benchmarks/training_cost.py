@@ -39,6 +39,7 @@ from training.model.static_encoder import StaticEncoder
 from training.model.transformer_encoder import MIN_TOKENS, groups_by_length
 from training.model.unified import UnifiedModel
 from training.monitoring.callbacks import NullCallback
+from training.optim.cascade_loss import CascadeBatch
 from training.optim.optimizers import Optimizers
 from training.optim.step_stats import EpochStats, StepIndex, StepStats
 from training.optim.training_step import DeviceBatch, TrainingStep
@@ -213,7 +214,7 @@ class TimedSource(BatchSource):
     seconds: ClassVar[list[float]]
     padding: ClassVar[list[float]]
 
-    def device_batch(self, epoch: int, step: int, query_Q: np.ndarray) -> DeviceBatch:
+    def device_batch(self, epoch: int, step: int, query_Q: np.ndarray) -> DeviceBatch | CascadeBatch:
         started = time.perf_counter()
         batch = super().device_batch(epoch, step, query_Q)
         self.seconds.append(time.perf_counter() - started)

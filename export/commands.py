@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from export.build import ExportedBundle
+    from retrieval.bundle.facts import CascadeFacts
 
 app = typer.Typer()
 
@@ -44,8 +45,8 @@ def export(
     A bundle contains ONNX encoders, label vectors and an index. The command fails if the bundle's answers differ from
     the checkpoint's; the store is then unchanged.
     """
-    from export.build import ExportSettings
     from export.build import export as build
+    from export.job import ExportSettings
     from retrieval.bundle.signatures import trusted_keys
     from retrieval.open import open_store
     from retrieval.system.console import Console
@@ -73,7 +74,8 @@ def _tables(exported: "ExportedBundle") -> "tuple[Table, Table]":
     parity = manifest.parity
     queries = f"{parity.queries:,} queries, up to {parity.longest_tokens:,} tokens"
     table.add_row("smallest cosine, queries", f"{parity.query_cosine:.6f}", queries)
-    table.add_row("smallest cosine, labels", f"{parity.label_cosine:.6f}", f"{parity.labels:,} labels")
+    if parity.labels:
+        table.add_row("smallest cosine, labels", f"{parity.label_cosine:.6f}", f"{parity.labels:,} labels")
     if (reduced := manifest.reduced) is not None:
         values = f"{reduced.p_at_1:.2f} ({reduced.float32_p_at_1:.2f})"
         table.add_row(f"P@1, {manifest.precision} (float32)", values, f"{reduced.queries:,} queries, exact search")
@@ -104,7 +106,27 @@ def _tables(exported: "ExportedBundle") -> "tuple[Table, Table]":
         if count:
             table.add_row(f"labels {kind}", f"{count:,}", "")
     table.add_row("size", f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:,.1f} MB", "")
-    return table, _recall_table(exported)
+    return table, _recall_table(exported) if manifest.cascade is None else _levels_table(manifest.cascade)
+
+
+def _levels_table(cascade: "CascadeFacts") -> "Table":
+    """Return the levels of a cascade, and the recall of its shortlists."""
+    from rich.box import SIMPLE
+    from rich.table import Table
+
+    title = (
+        f"Levels of the label tree. Recall of the shortlists against exact search, over {cascade.recall_queries:,} "
+        f"queries:\n@1 {cascade.recall_at_1:.4f}, @10 {cascade.recall_at_10:.4f}, @100 {cascade.recall_at_100:.4f}"
+    )
+    if cascade.exact_is_worse:
+        title += f"; exact search has a lower quality (P@1 {cascade.exact['P@1']:.2f})"
+    table = Table(title=title, title_justify="left", box=SIMPLE)
+    for column in ("level", "nodes", "shortlist", "in the checkpoint", "true nodes kept"):
+        table.add_column(column, no_wrap=True)
+    for number, level in enumerate(cascade.levels):
+        sizes = (f"{level.shortlist:,}", f"{cascade.checkpoint_shortlist[number]:,}") if level.shortlist else ("", "")
+        table.add_row(str(number), f"{level.nodes:,}", *sizes, f"{100 * (level.shortlist_recall or 0):.1f} %")
+    return table
 
 
 def _recall_table(exported: "ExportedBundle") -> "Table":

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from export.geometry import Cone
 from retrieval.bundle.manifest import LABEL_ENCODER, QUERY_ENCODER
+from training.model.cascade import CascadeModel
 from training.model.unified import UnifiedModel
 
 OPSET = 20
@@ -45,6 +46,17 @@ class QueryEncoder(nn.Module):
         return torch.cat([dual_BD, classifier_BC + self.stretch * along_B1 * self.direction_C1.T], dim=-1)
 
 
+class CascadeQueryEncoder(nn.Module):
+    """Map token ids and mask to [f_r ; 1] of all levels."""
+
+    def __init__(self, model: CascadeModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.model.query_vectors(input_ids, attention_mask)
+
+
 class LabelEncoder(nn.Module):
     """Map token ids and mask of label texts to their unit dual vector."""
 
@@ -67,7 +79,12 @@ def write_query_encoder(model: UnifiedModel, cone: Cone, bias: float, path: Path
     _write(QueryEncoder(model, cone, bias), path)
 
 
-def _write(encoder: QueryEncoder | LabelEncoder, path: Path) -> None:
+def write_cascade_encoder(model: CascadeModel, path: Path) -> None:
+    """Write the query encoder of a cascade, with dynamic batch size and length."""
+    _write(CascadeQueryEncoder(model), path)
+
+
+def _write(encoder: QueryEncoder | CascadeQueryEncoder | LabelEncoder, path: Path) -> None:
     # Two different sizes above 1: torch.export treats 0 and 1, and equal sizes, as constants of the model.
     ids_BT = torch.ones(3, 5, dtype=torch.int64)
     dynamic = {0: torch.export.Dim("batch"), 1: torch.export.Dim("tokens")}

@@ -66,7 +66,7 @@ def find_cone(checkpoint: Checkpoint) -> Cone:
 
 def classifier_width(checkpoint: Checkpoint) -> int:
     """Return the width of the classifier vectors, with the bias; 0 if the model has no classifier."""
-    width: int = checkpoint.model.classifier_dim
+    width: int = checkpoint.unified.classifier_dim
     return width + 1 if width else 0
 
 
@@ -75,7 +75,7 @@ def classifier_vectors(checkpoint: Checkpoint, start: int, stop: int) -> Classif
 
     N(ψ) is zero for untrained rows, p is zero without a training positive.
     """
-    rows_NC = checkpoint.model.classifier_rows()[start:stop].detach().float()
+    rows_NC = checkpoint.unified.classifier_rows()[start:stop].detach().float()
     unit_NC: ClassifierVectors = torch.nn.functional.normalize(rows_NC, dim=-1).numpy()
     unit_NC = unit_NC * checkpoint.trained_L[start:stop, None]
     return with_bias(checkpoint, unit_NC, np.arange(start, min(stop, checkpoint.labels.num_rows)))

@@ -76,7 +76,7 @@ def write_imputed(
     vectors_LD: Vectors = np.load(path, mmap_mode="r+", allow_pickle=False)
     dual_dim, scale_C = facts.dual_dim, facts.label_scale()[facts.dual_dim :]
     imputation = impute(
-        vectors_LD[:, :dual_dim], checkpoint.model.classifier_rows(), checkpoint.trained_L, threads, progress
+        vectors_LD[:, :dual_dim], checkpoint.unified.classifier_rows(), checkpoint.trained_L, threads, progress
     )
     for start in range(0, len(imputation.label_U), LABELS_PER_CHUNK):
         stop = start + LABELS_PER_CHUNK

@@ -95,8 +95,8 @@ def _without_bias(classifier_BC: Vectors, cone: Cone) -> Vectors:
 def _write_vectors(
     checkpoint: Checkpoint, memory: Split, encoder: TextEncoder, cone: Cone, path: Path, progress: Progress
 ) -> Vectors:
-    dual_dim, by_classifier = checkpoint.model.dual_dim, checkpoint.memory_by_classifier
-    dim = checkpoint.model.classifier_dim + 1 if by_classifier else dual_dim
+    dual_dim, by_classifier = checkpoint.unified.dual_dim, checkpoint.memory_by_classifier
+    dim = checkpoint.unified.classifier_dim + 1 if by_classifier else dual_dim
     vectors_MH: np.memmap[Any, np.dtype[np.float32]]
     vectors_MH = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(len(memory), dim))
     for start in range(0, len(memory), LABELS_PER_CHUNK):

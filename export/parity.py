@@ -31,7 +31,7 @@ def check_parity(
     labels = sample(checkpoint.labels.column("text"), MAX_LABELS)
     (dual, classifier), (label, _) = torch_vectors(checkpoint, queries), torch_vectors(checkpoint, labels)
     query_ND, label_ND = query_encoder.encode(queries).vectors_BD, label_encoder.encode(labels).vectors_BD
-    dual_ND, classifier_ND = np.split(query_ND, [checkpoint.model.dual_dim], axis=1)
+    dual_ND, classifier_ND = np.split(query_ND, [checkpoint.unified.dual_dim], axis=1)
     parity = Parity(
         queries=len(queries),
         query_cosine=min(smallest_cosine(dual, dual_ND), smallest_cosine(classifier, cone.apply(classifier_ND))),
@@ -39,14 +39,19 @@ def check_parity(
         label_cosine=smallest_cosine(label, label_ND),
         longest_tokens=longest,
     )
-    for name, cosine in (("query", parity.query_cosine), ("label", parity.label_cosine)):
-        if not cosine >= MIN_COSINE:
-            raise GateError(
-                f"parity: vectors of the ONNX {name} encoder differ from the checkpoint's: the smallest cosine is "
-                f"{cosine:.6f}, at least {MIN_COSINE} is required. Install the PyTorch version in constraints.txt and "
-                "export again."
-            )
+    require_parity("query", parity.query_cosine)
+    require_parity("label", parity.label_cosine)
     return parity
+
+
+def require_parity(name: str, cosine: float) -> None:
+    """Raise GateError if the smallest cosine of an encoder is too small."""
+    if not cosine >= MIN_COSINE:
+        raise GateError(
+            f"parity: vectors of the ONNX {name} encoder differ from the checkpoint's: the smallest cosine is "
+            f"{cosine:.6f}, at least {MIN_COSINE} is required. Install the PyTorch version in constraints.txt and "
+            "export again."
+        )
 
 
 def smallest_cosine(unit_ND: Vectors, other_ND: Vectors) -> float:

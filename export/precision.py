@@ -7,7 +7,7 @@ Shapes: N texts, D vector width, L labels.
 
 import copy
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import cycle, islice
 from pathlib import Path
@@ -17,21 +17,19 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from torch import Tensor, nn
 
-from export.encoders import write_query_encoder
-from export.geometry import Cone, bias
 from export.int8 import quantize, smooth
 from export.quality import ValidationQueries
 from export.sampling import MAX_LABELS, sample
 from retrieval.bundle.facts import ModelFacts, Precision, Reduced, Speed
-from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS
+from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER
 from retrieval.errors import GateError
 from retrieval.search.encoder import TextEncoder
-from retrieval.search.indexes import ExactIndex, Rows, Vectors
+from retrieval.search.indexes import Rows, Vectors
 from training.checkpoint.opened import Checkpoint
 from training.data.token_cache import tokenize_in_memory
 from training.evaluation.results import MetricValues
-from training.model.transformer_encoder import TransformerEncoder
-from training.model.unified import UnifiedModel
+from training.model.cascade import Model
+from training.model.transformer_encoder import LayerEncoder, TransformerEncoder
 
 MAX_PRECISION_LOSS = 0.5  # points of P@1 that reduced precision may cost
 MIN_SPEEDUP = 2.0  # of int8 on one thread, geometric mean over the batch sizes
@@ -40,20 +38,27 @@ ROUNDS, QUERIES_PER_ROUND = 9, 128
 
 
 class HalfEncoder(nn.Module):
-    """An encoder in float16 that returns its mean vector in float32: heads and normalisation stay exact."""
+    """An encoder in float16 that returns its vector in float32: heads and normalisation stay exact."""
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(encoder).half()
+        if isinstance(encoder, LayerEncoder):
+            self.layers = encoder.layers
 
     def forward(self, input_ids_BT: Tensor, attention_mask_BT: Tensor) -> Tensor:
-        mean_BE: Tensor = self.encoder(input_ids_BT, attention_mask_BT)
-        return mean_BE.float()
+        encoded_BE: Tensor = self.encoder(input_ids_BT, attention_mask_BT)
+        return encoded_BE.float()
+
+
+WriteEncoder = Callable[[Path], None]  # write the query encoder of the checkpoint's model as it is now
+RankExactly = Callable[[Vectors, float, int], Rows]  # (encoded queries, weight, k): the best rows by exact search
 
 
 def reduce_precision(
-    checkpoint: Checkpoint, model: ModelFacts, cone: Cone, precision: Precision, queries: Sequence[str], folder: Path
-) -> Reduced:
+    checkpoint: Checkpoint, model: ModelFacts, precision: Precision, queries: Sequence[str], folder: Path,
+    write: WriteEncoder, rank: RankExactly,
+) -> Reduced:  # fmt: skip
     """Replace the float32 query encoder in a bundle's folder by one of reduced precision, and measure both.
 
     Raises GateError if P@1 falls too much or the speed-up is too small.
@@ -64,13 +69,12 @@ def reduce_precision(
 
     float32 = open_encoder()
     with TemporaryDirectory(dir=folder) as staging:
-        _write(checkpoint, cone, precision, queries, Path(staging))
+        _write(checkpoint, precision, queries, Path(staging), write)
         for old in folder.glob(f"{QUERY_ENCODER}*"):
             old.unlink()
         for new in Path(staging).glob(f"{QUERY_ENCODER}*"):
             new.rename(folder / new.name)
-    vectors_LD = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
-    reduced = _measure(checkpoint, model, float32, open_encoder(), vectors_LD, timed=precision == "int8")
+    reduced = _measure(checkpoint, model, float32, open_encoder(), rank, timed=precision == "int8")
     check_precision(reduced, precision)
     return reduced
 
@@ -100,23 +104,25 @@ def check_precision(reduced: Reduced, precision: Precision) -> None:
     )
 
 
-def _write(checkpoint: Checkpoint, cone: Cone, precision: Precision, queries: Sequence[str], folder: Path) -> None:
+def _write(
+    checkpoint: Checkpoint, precision: Precision, queries: Sequence[str], folder: Path, write: WriteEncoder
+) -> None:
     """Write query_encoder.onnx in that precision; int8 is calibrated with queries and label texts."""
     model, encoder = checkpoint.model, checkpoint.model.encoder
     if precision == "float16":
         with replaced_encoder(model, HalfEncoder(encoder)):
-            write_query_encoder(model, cone, bias(checkpoint), folder / QUERY_ENCODER)
+            write(folder / QUERY_ENCODER)
         return
     texts = [*queries, *sample(checkpoint.labels.column("text"), MAX_LABELS)]
     tokens = tokenize_in_memory(texts, checkpoint.tokenizer)
     smoothed = smooth(encoder, tokens) if isinstance(encoder, TransformerEncoder) else encoder
     with TemporaryDirectory(dir=folder) as staging, replaced_encoder(model, smoothed):
-        write_query_encoder(model, cone, bias(checkpoint), Path(staging) / QUERY_ENCODER)
+        write(Path(staging) / QUERY_ENCODER)
         quantize(Path(staging) / QUERY_ENCODER, folder / QUERY_ENCODER, tokens)
 
 
 @contextmanager
-def replaced_encoder(model: UnifiedModel, encoder: nn.Module) -> Iterator[None]:
+def replaced_encoder(model: Model, encoder: nn.Module) -> Iterator[None]:
     """Use another encoder in the model for a while; a copy of the model would copy the classifier's rows."""
     original = model.encoder
     model.encoder = encoder  # type: ignore[assignment]  # it maps what they map
@@ -127,16 +133,16 @@ def replaced_encoder(model: UnifiedModel, encoder: nn.Module) -> Iterator[None]:
 
 
 def _measure(
-    checkpoint: Checkpoint, model: ModelFacts, float32: TextEncoder, reduced: TextEncoder, vectors_LD: Vectors,
+    checkpoint: Checkpoint, model: ModelFacts, float32: TextEncoder, reduced: TextEncoder, rank: RankExactly,
     *, timed: bool,
 ) -> Reduced:  # fmt: skip
     """Measure cosines, P@1 by exact search and, if `timed`, speeds of two encoders on the validation queries."""
-    validation, exact = ValidationQueries(checkpoint), ExactIndex(vectors_LD)
+    validation = ValidationQueries(checkpoint)
     encoded = [encoder.encode(validation.texts).vectors_BD for encoder in (float32, reduced)]
 
     def metrics(vectors_ND: Vectors) -> MetricValues:
         def search(weight: float, k: int) -> Rows:
-            return exact.search(vectors_ND * model.query_scale(weight), k)[0]
+            return rank(vectors_ND, weight, k)
 
         return validation.metrics(search)
 

@@ -165,8 +165,8 @@ def failed_metric(checkpoint: MetricValues, bundle: MetricValues, queries: int, 
 
 def torch_vectors(checkpoint: Checkpoint, texts: Sequence[str]) -> tuple[Vectors, Vectors]:
     """Encode queries with the checkpoint: dual vectors, and classifier vectors with the bias appended."""
-    vectors = encode_queries(checkpoint.model, tokenize_in_memory(texts, checkpoint.tokenizer), CPU)
-    bias_width = 1 if checkpoint.model.classifier_dim else 0
+    vectors = encode_queries(checkpoint.unified, tokenize_in_memory(texts, checkpoint.tokenizer), CPU)
+    bias_width = 1 if checkpoint.unified.classifier_dim else 0
     bias_Q1 = np.full((len(texts), bias_width), bias(checkpoint), np.float32)
     return vectors.dual.numpy(), np.concatenate([vectors.classifier.numpy(), bias_Q1], axis=1)
 

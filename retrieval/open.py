@@ -55,7 +55,8 @@ def open_bundle(
 
     Raises BundleError, and BadInput for an unavailable provider.
     """
-    from retrieval.retriever import LoadOptions, Retriever  # on first use: a store needs no ONNX Runtime
+    from retrieval.loading import LoadOptions
+    from retrieval.retriever import Retriever  # on first use: a store needs no ONNX Runtime
 
     location = locate_bundle(path, cache, trusted)
     if paused is None:

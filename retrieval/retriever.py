@@ -7,72 +7,27 @@ import os
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, NamedTuple, Self
+from typing import IO, Self
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
 
 from retrieval.bundle.golden_answers import GoldenReport, check_golden
 from retrieval.bundle.labels import LabelTable
-from retrieval.bundle.manifest import (
-    GOLDEN,
-    INDEX,
-    LABEL_ENCODER,
-    LABELS,
-    MANIFEST,
-    MEMORY_INDEX,
-    MEMORY_PROJECTION,
-    MEMORY_QUERIES,
-    MEMORY_VECTORS,
-    NODES,
-    PROJECTION,
-    QUERY_ENCODER,
-    TOKENIZER,
-    VECTORS,
-)
-from retrieval.bundle.memory_file import memory_in
+from retrieval.bundle.manifest import GOLDEN
 from retrieval.bundle.read_lock import read_lock
-from retrieval.bundle.vector_file import vectors_in
 from retrieval.bundle.verified_files import BundleFiles, read_bundle
 from retrieval.errors import BundleError
+from retrieval.loading import LoadedParts, LoadOptions, is_loaded, load_parts
 from retrieval.results import NO_ROW, Hit, Ranking, SearchResults, SupportingQuery, Timings, hits_of
 from retrieval.search.arguments import check_memory, check_queries, check_search, check_weight
-from retrieval.search.attributes import BYTES_PER_LABEL, BYTES_PER_LABEL_WITH_NODES, Attributes
 from retrieval.search.candidates import Candidates
-from retrieval.search.distinct_vectors import nodes_in
-from retrieval.search.encoder import TextEncoder
 from retrieval.search.filters import Filter
-from retrieval.search.indexes import HnswIndex, VectorIndex
-from retrieval.search.memory import QueryMemory
 from retrieval.search.memory_votes import supporters
-from retrieval.search.pca_index import PcaIndex
-from retrieval.search.ranker import Ranker
-from retrieval.search.thread_pool import ThreadPool
+from retrieval.search.ranker import VectorRanker
 from retrieval.system.low_priority import at_low_priority, directly
-
-
-@dataclass(frozen=True)
-class LoadOptions:
-    """Options for loading a bundle; `open_bundle` explains them."""
-
-    threads: int | None = None
-    search_threads: int | None = None
-    provider: str = "cpu"
-    low_priority: bool = False
-
-
-class LoadedParts(NamedTuple):
-    """The parts of an open bundle. Closing a retriever frees them."""
-
-    labels: LabelTable
-    encoder: TextEncoder
-    attributes: Attributes
-    ranker: Ranker
-    memory_texts: pa.Array | None = None
 
 
 class Retriever:
@@ -113,7 +68,7 @@ class Retriever:
     ) -> Self:
         """Load a bundle from the verified contents of its files. Nothing is read from `folder`, which names it."""
         with closing(files):
-            return cls(folder, files, _load_parts(folder, files, options or LoadOptions()), lock)
+            return cls(folder, files, load_parts(folder, files, options or LoadOptions()), lock)
 
     @property
     def name(self) -> str:
@@ -122,8 +77,8 @@ class Retriever:
 
     @property
     def dim(self) -> int:
-        """Return the width of a label vector: both halves."""
-        return self.manifest.model.dim
+        """Return the width of a label vector."""
+        return self.manifest.label_dim
 
     @property
     def labels(self) -> LabelTable:
@@ -137,8 +92,11 @@ class Retriever:
 
     @property
     def candidates(self) -> Candidates:
-        """Return the search for candidates: the index, and the comparison of all vectors."""
-        return self._open_parts().ranker.candidates
+        """Return the search for candidates: the index, and the comparison of all vectors. A cascade has none."""
+        ranker = self._open_parts().ranker
+        if not isinstance(ranker, VectorRanker):
+            raise BundleError(f"bundle {self.name!r} is a cascade, which has no candidates. Use another bundle.")
+        return ranker.candidates
 
     @property
     def memory_weight(self) -> float:
@@ -147,7 +105,10 @@ class Retriever:
 
     @property
     def full_scans(self) -> int:
-        """Return the number of queries that compared all labels because the index found fewer than k, which is slow."""
+        """Return the number of queries for which the index found fewer than k, which is slow.
+
+        They compared all labels, or widened the shortlists of a cascade.
+        """
         return self._full_scans.queries
 
     def search(
@@ -195,7 +156,7 @@ class Retriever:
         """Search as `search` does; return label rows instead of hits, and the time of each stage. Raises BadInput."""
         weight = self.manifest.classifier_weight if weight is None else weight
         check_search(k, weight, min_score)
-        check_weight(weight, self.manifest.model.classifier_dim)
+        check_weight(weight, self.manifest.model)
         parts = self._open_parts()
         memory_weight = self.memory_weight if memory_weight is None else memory_weight
         check_memory(memory_weight, 0, parts.ranker.memory is not None)
@@ -235,7 +196,8 @@ class Retriever:
         """Return the dual-encoder half of each query, of unit length, and its classifier half. Raises BadInput.
 
         The classifier half also has unit length, except along the direction of `cone_shrink` in the manifest. Its inner
-        product with the classifier half of a label in the bundle is their cosine.
+        product with the classifier half of a label in the bundle is their cosine. A cascade has no dual-encoder half,
+        and its second half holds one feature per level, each followed by a 1.
         """
         check_queries(queries)
         vectors_QD = self._open_parts().encoder.encode(queries).vectors_BD
@@ -286,60 +248,3 @@ class Retriever:
                 "Open it after the fork."
             )
         return parts
-
-
-def is_loaded(name: str) -> bool:
-    """Return whether a retriever needs a file of a bundle: all but the label encoder and its weights."""
-    return not name.startswith(LABEL_ENCODER)
-
-
-def _load_parts(folder: Path, files: BundleFiles, options: LoadOptions) -> LoadedParts:
-    manifest, contents = files.manifest, files.contents
-    run = at_low_priority if options.low_priority else directly
-    model, size, shared = manifest.model, manifest.labels.count, manifest.index.nodes
-    labels = LabelTable.parse(contents[LABELS], folder / LABELS)
-    if len(labels) != size:
-        raise BundleError(f"{folder / LABELS} has {len(labels)} labels, but {MANIFEST} lists {size}. Export it again.")
-    vectors_LD = _array(folder, files, VECTORS)
-    search_threads = options.search_threads or options.threads
-    pool = ThreadPool(search_threads)  # started at normal priority, since threads inherit it
-    index = run(lambda: _load_index(folder, files, pool))
-    nodes = None if shared is None else run(lambda: nodes_in(contents[NODES], folder / NODES, size, shared))
-    memory, memory_texts = run(lambda: _load_memory(folder, files, pool))
-    encoder = TextEncoder.load(
-        contents, folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
-        threads=options.threads, provider=options.provider, low_priority=options.low_priority,
-    )  # fmt: skip
-    return LoadedParts(
-        labels,
-        encoder,
-        Attributes(labels.table, BYTES_PER_LABEL if nodes is None else BYTES_PER_LABEL_WITH_NODES),
-        Ranker(vectors_LD, index, nodes, model, manifest.index, search_threads, memory),
-        memory_texts,
-    )
-
-
-def _load_index(folder: Path, files: BundleFiles, pool: ThreadPool) -> VectorIndex:
-    ef = min((setting.ef for setting in files.manifest.index.ef_search if setting.ef), default=1)
-    index = _load_graph(folder, files, INDEX, ef, pool)
-    return index if files.manifest.index.width is None else PcaIndex(index, _array(folder, files, PROJECTION))
-
-
-def _load_memory(folder: Path, files: BundleFiles, pool: ThreadPool) -> tuple[QueryMemory | None, pa.Array | None]:
-    """Load the query memory and the texts of its training queries; None for both without one."""
-    facts, n_labels = files.manifest.memory, files.manifest.labels.count
-    if facts is None:
-        return None, None
-    texts, labels = memory_in(files.contents[MEMORY_QUERIES], folder / MEMORY_QUERIES, facts.queries, n_labels)
-    graph = _load_graph(folder, files, MEMORY_INDEX, facts.ef_search.ef or 1, pool)
-    index = PcaIndex(graph, _array(folder, files, MEMORY_PROJECTION))
-    vectors_MH = _array(folder, files, MEMORY_VECTORS)
-    return QueryMemory(vectors_MH, index, labels, facts, files.manifest.model, pool.threads), texts
-
-
-def _load_graph(folder: Path, files: BundleFiles, name: str, ef: int, pool: ThreadPool) -> HnswIndex:
-    return HnswIndex.load(folder / name, *files.manifest.graphs[name], ef, pool, verified=files.graphs[name])
-
-
-def _array(folder: Path, files: BundleFiles, name: str) -> NDArray[np.float32]:
-    return vectors_in(files.contents[name], folder / name, files.manifest.arrays[name])

@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from retrieval.system.atomic_files import write_text
 from training.batching.batch_source import BatchSource
+from training.batching.label_tree import label_tree
 from training.batching.training_data import TrainingData, build_training_data, validation_queries
 from training.checkpoint.files import read_facts, read_tokenizer, save_facts, save_static_files
 from training.checkpoint.manager import CheckpointManager
@@ -28,12 +29,15 @@ from training.checkpoint.schema import (
 from training.checkpoint.warm_start import warm_start, warm_start_tokenizer
 from training.data.dataset import Dataset
 from training.data.token_cache import TextTokenizer, inverse_document_frequency
+from training.evaluation.cascade.validator import CascadeValidator
 from training.evaluation.validator import Validator
+from training.model.cascade import CascadeModel, Model, cascade_skeleton, init_cascade
 from training.model.device import choose_device
 from training.model.tokenizer import make_tokenizer, query_identity_version
-from training.model.unified import UnifiedModel, init_model, model_skeleton
+from training.model.unified import init_model, model_skeleton
 from training.monitoring.callbacks import Callback, CallbackPair
 from training.monitoring.tensorboard import TensorBoardCallback
+from training.optim.averaging import AveragedWeights
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.optimizers import Optimizers
 from training.optim.training_step import TrainingStep
@@ -81,7 +85,7 @@ def train(
 
 
 def _train_model(
-    model: UnifiedModel,
+    model: Model,
     data: TrainingData,
     recipe: Recipe,
     folder: Path,
@@ -93,7 +97,8 @@ def _train_model(
 ) -> RunPosition:
     """Build the parts of a trainer, restore the saved state if there is one, and train to the end."""
     optimizers = Optimizers(model, recipe.optimizer, processes)
-    checkpoints = CheckpointManager(folder, model, optimizers, recipe, data, processes)
+    average = AveragedWeights(model, recipe.optimizer.averaging)
+    checkpoints = CheckpointManager(folder, model, optimizers, average, recipe, data, processes)
     state = checkpoints.restore()
     tensorboard = TensorBoardCallback(folder / TENSORBOARD, state.position) if processes.is_rank_zero else nullcontext()
     with tensorboard as events:
@@ -101,7 +106,8 @@ def _train_model(
             recipe=recipe,
             source=source_type(recipe, data, model, device, state.mined, processes),
             training_step=TrainingStep(model, optimizers, recipe, device, processes),
-            validator=Validator(model, data, recipe, device),
+            validator=_validator(model, data, recipe, device),
+            average=average,
             checkpoints=checkpoints,
             callback=callback if events is None else CallbackPair(callback, events),
             position=state.position,
@@ -111,9 +117,15 @@ def _train_model(
         return trainer.run()
 
 
+def _validator(model: Model, data: TrainingData, recipe: Recipe, device: torch.device) -> Validator | CascadeValidator:
+    if isinstance(model, CascadeModel):
+        return CascadeValidator(model, data, recipe, device)
+    return Validator(model, data, recipe, device)
+
+
 def _load_or_init_model(
     folder: Path, dataset: Dataset, recipe: Recipe, data: TrainingData, tokenizer: TextTokenizer, processes: Processes
-) -> UnifiedModel:
+) -> Model:
     """Return a new model, or one whose weights the folder's saved state will replace.
 
     For a new run, the files that training does not change are written. A resumed run needs no pretrained model.
@@ -121,14 +133,24 @@ def _load_or_init_model(
     raw = tokenizer.tokenizer
     tokens = [raw.id_to_token(token_id) or "" for token_id in range(raw.get_vocab_size())]
     if (folder / STATE).is_file():
+        if recipe.cascade is not None:
+            return cascade_skeleton(recipe, dataset.n_labels, folder / ENCODER)
         return model_skeleton(recipe, dataset.n_labels, len(tokens), folder / ENCODER, tokens)
+    model = _init_model(dataset, recipe, data, tokens)
+    if processes.is_rank_zero:
+        (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
+        save_static_files(folder, model, raw, dataset.label_table, data)
+    return model
+
+
+def _init_model(dataset: Dataset, recipe: Recipe, data: TrainingData, tokens: list[str]) -> Model:
+    """Return a new model: a cascade on a tree of the labels, or a model with two heads, warm-started if it says so."""
+    if recipe.cascade is not None:
+        return init_cascade(recipe, label_tree(data, recipe.cascade.clusters, len(tokens), recipe.seed))
     rarity_V = inverse_document_frequency(len(tokens), data.train_tokens, data.label_tokens)
     model = init_model(recipe, dataset.n_labels, rarity_V, tokens)
     if recipe.warm_start is not None:
         warm_start(model, recipe)
-    if processes.is_rank_zero:
-        (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
-        save_static_files(folder, model, raw, dataset.label_table, data)
     return model
 
 

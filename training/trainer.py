@@ -24,8 +24,10 @@ from training.batching.batch_source import BatchSource
 from training.checkpoint.manager import CheckpointManager
 from training.checkpoint.schema import RunPosition
 from training.checkpoint.state import RunState
+from training.evaluation.cascade.validator import CascadeValidator
 from training.evaluation.validator import Validator
 from training.monitoring.callbacks import Callback
+from training.optim.averaging import AveragedWeights
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.step_stats import EpochStats, StepIndex, StepStats, gpu_bytes, resident_bytes
 from training.optim.training_step import TrainingStep
@@ -48,7 +50,8 @@ class Trainer:
         recipe: Recipe,
         source: BatchSource,
         training_step: TrainingStep,
-        validator: Validator,
+        validator: Validator | CascadeValidator,
+        average: AveragedWeights,
         checkpoints: CheckpointManager,
         callback: Callback,
         position: RunPosition,
@@ -56,7 +59,7 @@ class Trainer:
         processes: Processes = SINGLE_PROCESS,
     ) -> None:
         self.recipe, self.source, self.training_step = recipe, source, training_step
-        self.validator, self.checkpoints, self.callback = validator, checkpoints, callback
+        self.validator, self.average, self.checkpoints, self.callback = validator, average, checkpoints, callback
         self.position, self.should_stop, self.processes = position, should_stop, processes
 
     def run(self) -> RunPosition:
@@ -97,7 +100,7 @@ class Trainer:
         rates = self.training_step.update(index)
         return StepStats(
             index=index, losses=losses, rates=rates,
-            queries=batch.n_queries, labels=len(batch.pool_P), positives=len(batch.targets.row_M),
+            queries=batch.n_queries, labels=batch.n_labels, positives=batch.n_positives,
             seconds=time.perf_counter() - started,
             memory_bytes=resident_bytes(), gpu_bytes=gpu_bytes(self.training_step.device),
         )  # fmt: skip
@@ -106,9 +109,11 @@ class Trainer:
         every, last = self.recipe.validation.every_epochs, epoch + 1 == self.recipe.optimizer.epochs
         position = self.position
         next_epoch: dict[str, Any] = {"epoch": epoch + 1, "step": 0, "stats": EpochStats()}
+        self.average.update(epoch + 1)
         if ((epoch + 1) % every == 0 or last) and self.processes.is_rank_zero:
-            with stopping.interruptible():
-                record = self.validator.validate(epoch + 1, position.stats, position.seconds)
+            # The average is applied outside of what can be interrupted, so that it is always removed again.
+            with self.average.applied(), stopping.interruptible(), self.callback.stage("validation") as progress:
+                record = self.validator.validate(epoch + 1, position.stats, position.seconds, progress)
                 best = self.checkpoints.save_if_best(record, position.best)
             self._advance(**next_epoch, best=best, history=(*position.history, record))
             self.callback.on_validation(record, best)

@@ -69,7 +69,7 @@ class BareParts:
     def __init__(self, retriever: Retriever) -> None:
         parts = retriever._open_parts()
         self._encoder = parts.encoder
-        index: VectorIndex = parts.ranker.index
+        index: VectorIndex = retriever.candidates.index
         self._projection_DW: Vectors | None = None
         if isinstance(index, PcaIndex):
             self._projection_DW, index = index.projection_DW, index.index

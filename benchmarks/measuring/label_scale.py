@@ -20,7 +20,7 @@ import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
-from export.build import ExportSettings
+from export.job import ExportSettings
 from export.recall import recall_at
 from retrieval.bundle.index_file import check_index_file
 from retrieval.search.indexes import LABELS_PER_INSERTION, ExactIndex, HnswIndex, Rows, Vectors

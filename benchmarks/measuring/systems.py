@@ -157,7 +157,7 @@ def run_peer(peer: Peer, task: Path, fingerprint: str, folder: Path, environment
         command = [str(python), "-m", module, str(task), str(folder), settings, str(threads)]
         _run(command, peer.title, folder, threads, quiet=True)
         _record(folder, run)
-    return _read_result(peer.title, None, folder)
+    return read_result(peer.title, None, folder)
 
 
 def run_recipe(run: RecipeRun, dataset: Path, fingerprint: str, folder: Path, threads: int) -> RunResult:
@@ -171,7 +171,7 @@ def run_recipe(run: RecipeRun, dataset: Path, fingerprint: str, folder: Path, th
         command = [sys.executable, "-m", module, str(dataset), str(folder), run.recipe, *run.overrides]
         _run(command, f"{run.title}, seed {run.seed}", folder, threads, quiet=False)
         _record(folder, description)
-    return _read_result(run.title, run.seed, folder)
+    return read_result(run.title, run.seed, folder)
 
 
 def code_hash() -> str:
@@ -225,7 +225,8 @@ def _record(folder: Path, description: dict[str, Any]) -> None:
     temporary.replace(folder / "run.json")
 
 
-def _read_result(title: str, seed: int | None, folder: Path) -> RunResult:
+def read_result(title: str, seed: int | None, folder: Path) -> RunResult:
+    """Read the result of a finished run, whatever recipe, data and code it had."""
     rankings, cost = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("rankings", "cost"))
     seen = folder / "seen_rankings.json"
     return RunResult(title, seed, rankings, json.loads(seen.read_text("utf-8")) if seen.is_file() else rankings, cost)

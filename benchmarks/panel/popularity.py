@@ -25,10 +25,10 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker
 from training.evaluation.headline import KEY_METRICS
-from training.evaluation.ranking import SHORTLIST_MIXES, LabelRows
+from training.evaluation.ranking import LabelRows
 from training.evaluation.results import EvaluationData, MetricValues
 from training.evaluation.scoring import ScoreMix
-from training.evaluation.selection import choose_mix
+from training.evaluation.selection.select import choose_mix, list_ranker
 
 STEP = 0.1
 
@@ -50,13 +50,13 @@ def grid_results(checkpoint: Path, dataset: Dataset, highest: Sequence[float]) -
     """Select a mix from each grid on validation, and measure it on the test split."""
     opened, cpu = load_checkpoint(checkpoint), torch.device("cpu")
     data, names = checkpoint_data(opened), opened.recipe.validation.metrics
-    shortlists = [*SHORTLIST_MIXES, *(ScoreMix(weight, max(highest)) for weight in (0.5, 1.0))]
-    ranker = checkpoint_ranker(opened, data.queries, cpu, shortlists)
+    exact = checkpoint_ranker(opened, data.queries, cpu)
+    ranker = list_ranker(exact, ScoreMix(0.5, max(highest)), opened.cone_fraction)
     selected, validation, seconds = {}, {}, {}
     for top in highest:
         started = time.process_time()
         rankings = ranker.rank(mixes(opened, top))
-        selected[top], _ = choose_mix(rankings, data, names)
+        selected[top], _ = choose_mix(scores(rankings, data, names))
         seconds[top] = time.process_time() - started
         validation[top] = held_out_metrics(rankings, data, names)
     queries = dataset.scored("test")
@@ -78,9 +78,15 @@ def held_out_metrics(
         halves.append((half, {mix: row_QK[rows_N] for mix, row_QK in rankings.items()}))
     metrics = []
     for (selecting, of_selecting), (measured, of_measured) in (halves, halves[::-1]):
-        mix, _ = choose_mix(of_selecting, selecting, names)
+        mix, _ = choose_mix(scores(of_selecting, selecting, names))
         metrics.append(measured.metrics(of_measured[mix]))
     return {name: float(np.mean([of[name] for of in metrics])) for name in KEY_METRICS}
+
+
+def scores(rankings: Mapping[ScoreMix, LabelRows], data: EvaluationData, names: Sequence[str]) -> dict[ScoreMix, float]:
+    """Return the mean of the named metrics of each ranking."""
+    metrics = {mix: data.metrics(row_QK) for mix, row_QK in rankings.items()}
+    return {mix: float(np.mean([values[name] for name in names])) for mix, values in metrics.items()}
 
 
 def mixes(opened: Checkpoint, highest: float) -> list[ScoreMix]:

@@ -14,6 +14,7 @@ from retrieval.bundle.memory_labels import MAX_MEMORY_WEIGHT, MAX_NEIGHBOURS, Vo
 from retrieval.query_text import QueryIdentity
 
 SMALL_K, LARGE_K = 10, 100  # values of k at which the index's recall is measured
+MAX_LEVELS = 8  # of a label tree
 MAX_COUNT = (1 << 31) - 1  # bounds what a reader allocates or loops over
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -87,14 +88,15 @@ class ModelFacts(ManifestPart):
     1/ε along it, so scores do not change. ε = 1: nothing is shrunk.
 
     `classifier_dim` is 0 if the model has no classifier; then the vectors have their first half only, and every search
-    has weight 0.
+    has weight 0. `dual_dim` is 0 for a cascade, whose query vector is the classifiers' input (see `CascadeFacts`); then
+    every search has weight 1, and `balance` has no meaning.
 
     `query_identity` is the version of `retrieval.query_text.query_identity` that is applied to texts before the
     tokenizer; 0: none, as in older bundles.
     """
 
     encoder: Literal["static", "transformer"]
-    dual_dim: Count
+    dual_dim: CountOrZero
     classifier_dim: CountOrZero
     balance: Annotated[float, Field(gt=0.0, lt=1.0)]
     cone_shrink: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
@@ -107,7 +109,7 @@ class ModelFacts(ManifestPart):
 
     @property
     def dim(self) -> int:
-        """Return the width of a label vector: both halves."""
+        """Return the width of a query vector, which is that of a label vector except in a cascade: both halves."""
         return self.dual_dim + self.classifier_dim
 
     def query_scale(self, weight: float) -> NDArray[np.float32]:
@@ -199,6 +201,64 @@ class IndexFacts(ManifestPart):
         below = max((one for one in self.ef_search if one.weight <= weight), key=lambda one: one.weight).at(k)
         above = min((one for one in self.ef_search if one.weight >= weight), key=lambda one: one.weight).at(k)
         return None if below is None or above is None else max(below, above)
+
+
+class CascadeLevel(ManifestPart):
+    """One level of a label tree.
+
+    Attributes:
+        nodes: number of nodes; at the last level, the number of labels.
+        dim: width of a node's row, with its bias.
+        shortlist: number of nodes that a search keeps; None at the last level.
+        shortlist_recall: mean share of a validation query's true nodes that a search keeps; at the last level, of its
+            true labels that a search scores. None if not measured.
+    """
+
+    nodes: Count
+    dim: Count
+    shortlist: Count | None = None
+    shortlist_recall: Share | None = None
+
+
+class CascadeFacts(ManifestPart):
+    """The levels of a cascade, coarsest first, and the measured recall of its shortlists against exact search.
+
+    Attributes:
+        checkpoint_shortlist: the shortlists of the checkpoint; those of the levels may be larger.
+        recall_queries: number of validation queries that the recalls are over.
+        exact: metrics in percent of exact search over the validation queries, as in `Quality`.
+        exact_is_worse: whether they are lower than the checkpoint's by more than export allows; then the shortlists are
+            those of the checkpoint, at any recall.
+    """
+
+    levels: Annotated[tuple[CascadeLevel, ...], Field(min_length=2, max_length=MAX_LEVELS)]
+    checkpoint_shortlist: tuple[Count, ...]
+    recall_target: Share
+    recall_queries: CountOrZero
+    recall_at_1: Share
+    recall_at_10: Share
+    recall_at_100: Share
+    exact: dict[str, float]
+    exact_is_worse: bool
+
+    @model_validator(mode="after")
+    def _levels_fit_each_other(self) -> Self:
+        nodes = [level.nodes for level in self.levels]
+        if nodes != sorted(nodes):
+            raise ValueError(f"the levels have {nodes} nodes; no level may have fewer than the one above it")
+        if any(level.shortlist is None for level in self.levels[:-1]) or self.levels[-1].shortlist is not None:
+            raise ValueError("every level but the last must have a shortlist")
+        return self
+
+    @property
+    def dim(self) -> int:
+        """Return the width of a query vector: one part per level."""
+        return sum(level.dim for level in self.levels)
+
+    @property
+    def shortlist(self) -> tuple[int, ...]:
+        """Return the number of nodes that a search keeps at each level before the last."""
+        return tuple(level.shortlist or 1 for level in self.levels[:-1])
 
 
 class MemoryEfSearch(ManifestPart):

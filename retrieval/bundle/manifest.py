@@ -8,11 +8,12 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Literal, NamedTuple, Self
+from typing import Annotated, Any, Literal, NamedTuple, Self
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer, model_validator
 
 from retrieval.bundle.facts import (
+    CascadeFacts,
     FileEntry,
     GoldenFacts,
     IndexFacts,
@@ -31,8 +32,9 @@ from retrieval.bundle.signatures import SIGNATURE, Signature, check_signature
 from retrieval.errors import BundleError, one_line
 from retrieval.system.safe_open import open_bundle_folder, read_small
 
-FORMAT_VERSION: Literal[4] = 4  # written; version 1 had no projection, version 2 no nodes, version 3 no query memory
-READABLE = (1, 2, 3, 4)
+# Version 1 had no projection, version 2 no nodes, version 3 no query memory, version 4 no cascade.
+READABLE = (1, 2, 3, 4, 5)
+FORMAT_VERSION = READABLE[-1]  # the newest; `format_version` returns the one that is written
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, SIGNATURE}  # a manifest cannot contain its own hash
 MAX_FILES = 256  # per bundle; a reader opens all of them at once
@@ -48,19 +50,39 @@ MEMORY = (MEMORY_QUERIES, MEMORY_VECTORS, MEMORY_INDEX, MEMORY_PROJECTION)
 ENCODERS = (QUERY_ENCODER, LABEL_ENCODER)  # also the beginning of the names of their weights
 REQUIRED = (TOKENIZER, QUERY_ENCODER, LABEL_ENCODER, INDEX, VECTORS, LABELS, GOLDEN)
 KNOWN = {*REQUIRED, PROJECTION, NODES, *MEMORY}
+REQUIRED_OF_CASCADE = (TOKENIZER, QUERY_ENCODER, VECTORS, LABELS, GOLDEN)
+MAX_HEADER = 16_384  # bytes of the header of an .npy file
+
+
+def level_file(level: int) -> str:
+    """Return the name of the file with the rows of a level before the last; those of the last are VECTORS."""
+    return f"level_{level}.npy"
+
+
+def parents_file(level: int) -> str:
+    """Return the name of the file with the parents of the nodes of a level after the first."""
+    return f"parents_{level}.npy"
+
+
+def format_version(cascade: CascadeFacts | None) -> int:
+    """Return the lowest format version that can describe a bundle, so that older releases can read most bundles."""
+    return 4 if cascade is None else 5
 
 
 class Manifest(ManifestPart):
     """The content of manifest.json: everything that a reader must know before it opens a file of the bundle."""
 
-    format_version: Literal[1, 2, 3, 4]
+    format_version: Literal[1, 2, 3, 4, 5]
     created: str
     source: Provenance
     labels: LabelFacts
     precision: Precision
     classifier_weight: Share
     model: ModelFacts
-    index: IndexFacts
+    graph: Annotated[
+        IndexFacts | None, Field(default=None, validation_alias="index", serialization_alias="index")
+    ]  # of the HNSW index; None for a cascade
+    cascade: CascadeFacts | None = None
     memory: MemoryFacts | None = None
     parity: Parity
     reduced: Reduced | None = None
@@ -70,12 +92,25 @@ class Manifest(ManifestPart):
 
     @model_validator(mode="after")
     def _files_and_sizes_are_consistent(self) -> Self:
-        if missing := [name for name in REQUIRED if name not in self.files]:
+        if (self.graph is None) == (self.cascade is None):
+            raise ValueError("either index or cascade must be given")
+        required = REQUIRED if self.cascade is None else (*REQUIRED_OF_CASCADE, *self._cascade_files(self.cascade))
+        if missing := [name for name in required if name not in self.files]:
             raise ValueError(f"files does not list {', '.join(missing)}")
         if hostile := [name for name in self.files if not NAME.fullmatch(name) or name in UNLISTED]:
             raise ValueError(f"{hostile[0]!r} is not a plain file name")
-        if unknown := [name for name in self.files if name not in KNOWN and not name.startswith(ENCODERS)]:
-            raise ValueError(f"{unknown[0]!r} is not a file of a bundle")
+        known, encoders = (KNOWN, ENCODERS) if self.cascade is None else ({*required}, ENCODERS[:1])
+        if unknown := [name for name in self.files if name not in known and not name.startswith(encoders)]:
+            raise ValueError(f"{unknown[0]!r} is not a file of {'a' if self.cascade is None else 'such a'} bundle")
+        if self.cascade is None:
+            self._check_graph()
+        else:
+            self._check_cascade(self.cascade)
+        return self
+
+    def _check_graph(self) -> None:
+        if not self.model.dual_dim:
+            raise ValueError("model.dual_dim must be at least 1")
         if (self.index.width is None) == (PROJECTION in self.files):
             raise ValueError(f"index.width and {PROJECTION} must be given together")
         if (self.index.width is None) != (self.index.energy is None):
@@ -95,7 +130,49 @@ class Manifest(ManifestPart):
             raise ValueError(
                 f"the index has {self.index_dim} numbers per label, more than the {self.model.dim} of a whole vector"
             )
-        return self
+
+    def _check_cascade(self, cascade: CascadeFacts) -> None:
+        if self.format_version < format_version(cascade):
+            raise ValueError(f"format version {self.format_version} has no cascade")
+        if self.memory is not None or self.model.dual_dim or self.classifier_weight != 1.0:
+            raise ValueError("a cascade has no memory, no dual encoder, and classifier_weight 1")
+        if cascade.dim != self.model.dim:
+            raise ValueError(
+                f"the levels of the cascade have {cascade.dim} numbers, but a query vector has {self.model.dim}"
+            )
+        if cascade.levels[-1].nodes != self.labels.count:
+            raise ValueError(
+                f"the cascade has {cascade.levels[-1].nodes} labels, but labels.count is {self.labels.count}"
+            )
+        for level, nodes in enumerate(self.parents, start=1):
+            name = parents_file(level)
+            if not 0 <= self.files[name].bytes - 4 * nodes <= MAX_HEADER:
+                raise ValueError(f"{name} has {self.files[name].bytes} bytes, which does not fit {nodes} nodes")
+
+    @model_serializer(mode="wrap")
+    def _without_cascade(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `cascade` without one, since readers of version 4 do not know it."""
+        content: dict[str, Any] = serialize(self)
+        if self.cascade is None:
+            del content["cascade"]
+        return content
+
+    @staticmethod
+    def _cascade_files(cascade: CascadeFacts) -> tuple[str, ...]:
+        last = len(cascade.levels) - 1
+        return *map(level_file, range(last)), *map(parents_file, range(1, last + 1))
+
+    @property
+    def index(self) -> IndexFacts:
+        """Return the facts of the HNSW index. Raises BundleError for a cascade."""
+        if self.graph is None:
+            raise BundleError("the bundle has a cascade instead of an HNSW index. Use another bundle.")
+        return self.graph
+
+    @property
+    def label_dim(self) -> int:
+        """Return the width of a label vector."""
+        return self.model.dim if self.cascade is None else self.cascade.levels[-1].dim
 
     @property
     def index_dim(self) -> int:
@@ -105,17 +182,28 @@ class Manifest(ManifestPart):
     @property
     def graphs(self) -> dict[str, tuple[int, int]]:
         """Return the width and the number of the vectors of each index file."""
+        if self.graph is None:
+            return {}
         graphs = {INDEX: (self.index_dim, self.index_size)}
         return graphs if self.memory is None else graphs | {MEMORY_INDEX: (self.memory.width, self.memory.queries)}
 
     @property
     def arrays(self) -> dict[str, tuple[int, int]]:
         """Return rows and columns of each file of vectors."""
-        arrays = {VECTORS: (self.labels.count, self.model.dim), PROJECTION: (self.model.dim, self.index_dim)}
+        arrays = {VECTORS: (self.labels.count, self.label_dim)}
+        if self.cascade is not None:
+            above = enumerate(self.cascade.levels[:-1])
+            return arrays | {level_file(number): (level.nodes, level.dim) for number, level in above}
+        arrays[PROJECTION] = (self.model.dim, self.index_dim)
         if self.memory is None:
             return arrays
         dim = self.memory.dim(self.model)
         return arrays | {MEMORY_VECTORS: (self.memory.queries, dim), MEMORY_PROJECTION: (dim, self.memory.width)}
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """Return the number of nodes of each level after the first; empty without a cascade."""
+        return () if self.cascade is None else tuple(level.nodes for level in self.cascade.levels[1:])
 
     @property
     def index_size(self) -> int:

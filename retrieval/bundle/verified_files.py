@@ -23,7 +23,6 @@ import numpy as np
 from retrieval.bundle.facts import FileEntry
 from retrieval.bundle.index_file import Buffer, read_checked
 from retrieval.bundle.manifest import (
-    FORMAT_VERSION,
     MANIFEST,
     MEMORY_VECTORS,
     TOKENIZER,
@@ -31,6 +30,7 @@ from retrieval.bundle.manifest import (
     VECTORS,
     Manifest,
     SignedManifest,
+    format_version,
     read_signed_manifest,
 )
 from retrieval.bundle.vector_file import read_finite
@@ -131,7 +131,7 @@ def describe_file(path: Path) -> FileEntry:
 def seal(folder: Path, **facts: Any) -> Manifest:
     """Write the manifest of a finished folder. `facts` are all fields except the version and the files."""
     files = {item.name: describe_file(item) for item in sorted(folder.iterdir()) if item.name not in UNLISTED}
-    manifest = Manifest(format_version=FORMAT_VERSION, files=files, **facts)
+    manifest = Manifest(format_version=format_version(facts.get("cascade")), files=files, **facts)  # type: ignore[arg-type]  # validated by pydantic
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest

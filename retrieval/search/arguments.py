@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from retrieval.bundle.facts import ModelFacts
 from retrieval.bundle.memory_labels import MAX_MEMORY_WEIGHT
 from retrieval.errors import BadInput
 
@@ -26,10 +27,12 @@ def check_memory(memory_weight: float, supporting: int, has_memory: bool) -> Non
         raise BadInput(f"memory_weight is {memory_weight!r}, but the bundle has no query memory; leave it out")
 
 
-def check_weight(weight: float, classifier_dim: int) -> None:
-    """Raise BadInput for a weight above 0 if the bundle has no classifier."""
-    if weight and not classifier_dim:
+def check_weight(weight: float, model: ModelFacts) -> None:
+    """Raise BadInput for a weight above 0 without a classifier, and for one below 1 without a dual encoder."""
+    if weight and not model.classifier_dim:
         raise BadInput(f"weight is {weight:g}, but this bundle has no classifier; leave it out, or set it to 0")
+    if weight != 1.0 and not model.dual_dim:
+        raise BadInput(f"weight is {weight:g}, but this bundle has no dual encoder; leave it out, or set it to 1")
 
 
 def check_search(k: int, weight: float, min_score: float | None) -> None:

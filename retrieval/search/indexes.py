@@ -1,9 +1,11 @@
 """Indexes for maximum inner product search, exact and approximate (hnswlib), behind one protocol.
 
-Suffixes: Q queries, L labels, B a block of labels, D vector width, K results of a query (best first).
+Suffixes: Q queries, L labels, B a block of labels, D vector width, K results of a query (best
+first), C candidate columns, W groups of columns, R columns in no group.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from io import FileIO
@@ -30,14 +32,21 @@ LABELS_PER_BLOCK = 65_536  # 256 × 65,536 float32 scores: 64 MB per thread for 
 LABELS_PER_INSERTION = 1_024  # signals are handled and progress is reported after each insertion
 TOO_FEW = "Cannot return the results"  # hnswlib's message for a query that found fewer than k
 LOG = logging.getLogger("diptych.index")
+COMPARED_ALL = (
+    "the index found too few labels for %d queries so far; every label was compared for them, which is slow. Export "
+    "the bundle with a larger --m or --ef-construction."
+)
+MIN_GROUP = 4  # columns; smaller groups are slower than one comparison of all columns
 NOISE = 1e-4  # of a vector's length; the recall is the same from 1e-4 to 3e-2
 
 
 class FullScans:
-    """Count queries that compared every vector because the graph found too few; log the 1st, 10th, 100th, …."""
+    """Count queries that compared more vectors because the index found too few; log the 1st, 10th, 100th, …."""
 
-    def __init__(self) -> None:
+    def __init__(self, message: str = COMPARED_ALL) -> None:
+        """`message` is logged with the number of queries so far."""
         self.queries = 0
+        self._message = message
         self._logged = 1
         self._lock = Lock()
 
@@ -49,10 +58,7 @@ class FullScans:
             while self._logged <= self.queries:
                 self._logged *= 10
         if due:
-            LOG.warning(
-                "the index found too few labels for %d queries so far; every label was compared for them, which is "
-                "slow. Export the bundle with a larger --m or --ef-construction.", self.queries,
-            )  # fmt: skip
+            LOG.warning(self._message, self.queries)
 
 
 class VectorIndex(Protocol):
@@ -262,20 +268,33 @@ def _search_pass(query_QD: Vectors, k: int, blocks: Iterable[tuple[int, Vectors]
     best_scores_QK = np.empty((len(query_QD), 0), np.float32)
     for start, block_BD in blocks:
         scores_QB = query_QD @ block_BD.T
-        columns_QK = _top_columns(scores_QB, k)
+        columns_QK = top_columns(scores_QB, k)
         best_rows_QK = np.concatenate([best_rows_QK, columns_QK + start], axis=1)
         best_scores_QK = np.concatenate([best_scores_QK, np.take_along_axis(scores_QB, columns_QK, 1)], axis=1)
         if best_rows_QK.shape[1] > k:
-            keep_QK = _top_columns(best_scores_QK, k)
+            keep_QK = top_columns(best_scores_QK, k)
             best_rows_QK = np.take_along_axis(best_rows_QK, keep_QK, 1)
             best_scores_QK = np.take_along_axis(best_scores_QK, keep_QK, 1)
     order_QK = np.lexsort((best_rows_QK, -best_scores_QK))
     return np.take_along_axis(best_rows_QK, order_QK, 1), np.take_along_axis(best_scores_QK, order_QK, 1)
 
 
-def _top_columns(scores_QB: Vectors, k: int) -> Rows:
-    """Return the columns of the min(k, B) largest scores of each row, unordered."""
+def top_columns(scores_QB: NDArray[np.floating[Any]], k: int) -> Rows:
+    """Return the columns of the min(k, B) largest scores of each row, unordered.
+
+    Columns are first compared in groups of G: the k largest scores are in the k groups with the largest maxima.
+    """
     n_queries, n_columns = scores_QB.shape
     if k >= n_columns:
         return np.tile(np.arange(n_columns), (n_queries, 1))
-    return np.argpartition(scores_QB, -k, axis=1)[:, -k:]
+    group = math.isqrt(n_columns // k)  # minimises the comparisons of both steps
+    if group < MIN_GROUP:
+        return np.argpartition(scores_QB, -k, axis=1)[:, -k:]
+    width = n_columns // group
+    largest_QW = scores_QB[:, : width * group].reshape(n_queries, group, width).max(axis=1)
+    first_QK = np.argpartition(largest_QW, -k, axis=1)[:, -k:]
+    column_QC = (first_QK[:, None, :] + width * np.arange(group)[:, None]).reshape(n_queries, -1)
+    rest_QR = np.broadcast_to(np.arange(width * group, n_columns), (n_queries, n_columns - width * group))
+    column_QC = np.concatenate([column_QC, rest_QR], axis=1)
+    best_QK = np.argpartition(np.take_along_axis(scores_QB, column_QC, 1), -k, axis=1)[:, -k:]
+    return np.take_along_axis(column_QC, best_QK, 1)

@@ -14,6 +14,8 @@ from retrieval.bundle.manifest import (
     TOKENIZER,
     VECTORS,
     Manifest,
+    level_file,
+    parents_file,
 )
 from retrieval.errors import BundleError
 from retrieval.system.limits import free_memory
@@ -23,7 +25,7 @@ from service.engine.options import LABEL_CACHE_BYTES
 ENGINE_BYTES = 96 << 20
 ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # float16 weights are stored in float32 as well
 TOKENIZER_TIMES = 10
-NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label
+NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label; or a label tree
 MEMORY_TIMES = 3  # the file, and the arrays that are made to check it
 INDEX_TIMES = 2  # while it is loaded: the copy that was verified, and hnswlib's own
 
@@ -40,8 +42,10 @@ def needed_memory(manifest: Manifest, trusted: Sequence[str] = ()) -> int:
     vectors = sizes[VECTORS] + sizes.get(MEMORY_VECTORS, 0)
     copied = sizes[LABELS] + (vectors if trusted else 0) + NODES_TIMES * sizes.get(NODES, 0)
     copied += MEMORY_TIMES * sizes.get(MEMORY_QUERIES, 0)
-    graphs = INDEX_TIMES * (sizes[INDEX] + sizes.get(MEMORY_INDEX, 0))
-    files = graphs + encoder + TOKENIZER_TIMES * sizes[TOKENIZER] + copied
+    graphs = INDEX_TIMES * (sizes.get(INDEX, 0) + sizes.get(MEMORY_INDEX, 0))
+    levels = range(len(manifest.parents))
+    cascade = sum(sizes[level_file(level)] + NODES_TIMES * sizes[parents_file(level + 1)] for level in levels)
+    files = graphs + cascade + encoder + TOKENIZER_TIMES * sizes[TOKENIZER] + copied
     return int(ENGINE_BYTES + LABEL_CACHE_BYTES + files)
 
 

@@ -75,7 +75,8 @@ class Metrics:
             "padding_ratio", "Fraction of a batch's encoded tokens that is padding", PADDING_RATIOS
         )
         self.full_scans = self._counter(
-            "full_scans", "Queries compared with every label because the index returned too few"
+            "full_scans",
+            "Queries compared with every label, or with more clusters, because the index found too few",
         )
 
     def _add_queue(self) -> None:

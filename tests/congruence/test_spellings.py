@@ -42,7 +42,7 @@ def test_torch_encodes_them_alike(checkpoint: Path, queries: list[str]) -> None:
     for query in queries:
         tokens = tokenize_in_memory(spellings(query), opened.tokenizer)
         assert [row.tolist() for row in tokens.ids] == [tokens.ids[0].tolist()] * len(tokens)
-        vectors = encode_queries(opened.model, tokens, torch.device("cpu"))
+        vectors = encode_queries(opened.unified, tokens, torch.device("cpu"))
         # The rows of a batch may differ in the last bits: vector instructions treat its end in another way.
         torch.testing.assert_close(vectors.dual, vectors.dual[:1].expand_as(vectors.dual), rtol=0, atol=1e-6)
 

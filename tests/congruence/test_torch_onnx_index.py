@@ -39,10 +39,10 @@ def queries(dataset_folder: Path) -> list[str]:
 def torch_scores(opened: Checkpoint, queries: list[str]) -> tuple[np.ndarray, np.ndarray]:
     """Compute cosines [Q, L] of the dual encoder and scores [Q, L] of the classifier with the model itself."""
     cpu = torch.device("cpu")
-    query_vectors = encode_queries(opened.model, tokenize_in_memory(queries, opened.tokenizer), cpu)
+    query_vectors = encode_queries(opened.unified, tokenize_in_memory(queries, opened.tokenizer), cpu)
     texts = opened.labels["text"].to_pylist()
     label_tokens = tokenize_in_memory(texts, opened.tokenizer)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
+    labels = encode_labels(opened.unified, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
     assert selected_mix(opened).popularity > 0, "the popularity bonus is 0, so it is not tested"
     dual_QL, classifier_QL = query_vectors.dual @ labels.dual.T, query_vectors.classifier @ labels.classifier.T
     classifier_only = selected_mix(opened)._replace(weight=1.0)

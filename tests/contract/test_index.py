@@ -1,18 +1,17 @@
 """The contract of every VectorIndex; add a new implementation to `INDEXES`."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from retrieval.errors import BadInput
+from retrieval.search.cascade_index import CascadeIndex, sigmoid
 from retrieval.search.indexes import ExactIndex, HnswIndex, VectorIndex, Vectors
 from retrieval.search.pca_index import PcaIndex
 
-INDEXES: dict[str, Callable[[Vectors], VectorIndex]] = {
-    "exact": lambda vectors_LD: ExactIndex(vectors_LD, threads=1),
-    "hnsw": lambda vectors_LD: HnswIndex.build(vectors_LD, ef=200, threads=2),
-}
+CLUSTER_DIM = 8  # columns of the vectors that score clusters in a cascade
 
 
 def turned(vectors_LD: Vectors) -> VectorIndex:
@@ -22,12 +21,52 @@ def turned(vectors_LD: Vectors) -> VectorIndex:
     return PcaIndex(HnswIndex.build(vectors_LD @ directions_DD, ef=200, threads=2), directions_DD)
 
 
-INDEXES["narrow"] = turned
+def cluster_of(vectors_LD: Vectors) -> tuple[np.ndarray, Vectors]:
+    """Return the cluster of each label, of up to 40 labels that are alike, and the rows of the clusters."""
+    number_L = np.argsort(np.argsort(vectors_LD[:, 0], kind="stable"), kind="stable") // 40
+    rows_N = [vectors_LD[number_L == one, :CLUSTER_DIM].mean(axis=0) for one in range(number_L.max(initial=-1) + 1)]
+    return number_L, np.asarray(rows_N, np.float32).reshape(-1, CLUSTER_DIM)
+
+
+def cascade(vectors_LD: Vectors) -> VectorIndex:
+    """Return a cascade of two levels: the first columns score clusters, the others labels."""
+    number_L, clusters_NE = cluster_of(vectors_LD)
+    return CascadeIndex.build((clusters_NE, vectors_LD[:, CLUSTER_DIM:]), (number_L,), (100,))
+
+
+def inner_products(query_QD: Vectors, vectors_LD: Vectors) -> np.ndarray:
+    return query_QD @ vectors_LD.T
+
+
+def cascade_scores(query_QD: Vectors, vectors_LD: Vectors) -> np.ndarray:
+    number_L, clusters_NE = cluster_of(vectors_LD)
+    above_QN = sigmoid(query_QD[:, :CLUSTER_DIM] @ clusters_NE.T)
+    return sigmoid(query_QD[:, CLUSTER_DIM:] @ vectors_LD[:, CLUSTER_DIM:].T) * above_QN[:, number_L]
+
+
+class Kind(NamedTuple):
+    """An implementation, and the scores [Q, L] that it must find the largest of."""
+
+    make: Callable[[Vectors], VectorIndex]
+    scores: Callable[[Vectors, Vectors], np.ndarray] = inner_products
+
+
+INDEXES = {
+    "exact": Kind(lambda vectors_LD: ExactIndex(vectors_LD, threads=1)),
+    "hnsw": Kind(lambda vectors_LD: HnswIndex.build(vectors_LD, ef=200, threads=2)),
+    "narrow": Kind(turned),
+    "cascade": Kind(cascade, cascade_scores),
+}
 
 
 @pytest.fixture(params=sorted(INDEXES))
-def make(request: pytest.FixtureRequest) -> Callable[[Vectors], VectorIndex]:
+def kind(request: pytest.FixtureRequest) -> Kind:
     return INDEXES[request.param]
+
+
+@pytest.fixture
+def make(kind: Kind) -> Callable[[Vectors], VectorIndex]:
+    return kind.make
 
 
 def clustered(n_labels: int, dim: int = 24, seed: int = 0) -> Vectors:
@@ -39,14 +78,15 @@ def clustered(n_labels: int, dim: int = 24, seed: int = 0) -> Vectors:
     return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True) * lengths[:, None], np.float32)
 
 
-def test_finds_the_greatest_inner_products(make: Callable[[Vectors], VectorIndex]) -> None:
-    """If it fails, searches miss labels that a plain matrix product finds."""
+def test_finds_the_greatest_scores(kind: Kind) -> None:
+    """If it fails, searches miss labels that a comparison of all labels finds."""
     vectors_LD, query_QD = clustered(3000), clustered(40, seed=1)
-    rows_QK, scores_QK = make(vectors_LD).search(query_QD, 10)
-    best_QK = np.argsort(-(query_QD @ vectors_LD.T), axis=1)[:, :10]
+    rows_QK, scores_QK = kind.make(vectors_LD).search(query_QD, 10)
+    scores_QL = kind.scores(query_QD, vectors_LD)
+    best_QK = np.argsort(-scores_QL, axis=1)[:, :10]
     recall = np.mean([len(set(found) & set(best)) / 10 for found, best in zip(rows_QK, best_QK, strict=True)])
     assert recall >= 0.99
-    true_QK = np.take_along_axis(query_QD @ vectors_LD.T, rows_QK, 1)
+    true_QK = np.take_along_axis(scores_QL, rows_QK, 1)
     np.testing.assert_allclose(scores_QK, true_QK, atol=1e-5)
 
 
@@ -59,15 +99,15 @@ def test_answers_come_best_first_and_once(make: Callable[[Vectors], VectorIndex]
     assert scores_QK.dtype == np.float32
 
 
-def test_many_equal_vectors_hide_nothing(make: Callable[[Vectors], VectorIndex]) -> None:
+def test_many_equal_vectors_hide_nothing(kind: Kind) -> None:
     """If it fails, many labels with equal vectors make themselves, or labels near them, unreachable."""
     draw = np.random.default_rng(0)
     vectors_LD = np.asarray(draw.standard_normal((5000, 24)), np.float32)
     vectors_LD[draw.permutation(5000)[:2000]] = vectors_LD[0]
     vectors_LD[draw.permutation(5000)[:200]] = 0
     query_QD = np.asarray(vectors_LD[::25] + 0.1 * draw.standard_normal((200, 24)), np.float32)
-    scores_QL = query_QD @ vectors_LD.T
-    rows_QK, _ = make(vectors_LD).search(query_QD, 10)
+    scores_QL = kind.scores(query_QD, vectors_LD)
+    rows_QK, _ = kind.make(vectors_LD).search(query_QD, 10)
     assert all(len(set(row)) == 10 for row in rows_QK)
     tenth_Q1 = np.partition(scores_QL, -10, axis=1)[:, -10, None]
     assert (np.take_along_axis(scores_QL, rows_QK, 1) >= tenth_Q1 - 1e-4).mean() >= 0.99

@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 from retrieval.system.progress import Progress, Stage
 from training.batching.batches import make_batch
 from training.batching.clustering import balanced_clusters, random_clusters
-from training.batching.device_batch import build_device_batch
+from training.batching.device_batch import build_cascade_batch, build_device_batch
 from training.batching.hard_negatives import mine_hard_negatives
 from training.batching.training_data import TrainingData
 from training.data.ragged import Ragged
 from training.data.token_cache import TEXTS_PER_BATCH, TokenizedTexts
+from training.model.cascade import CascadeModel, Model
 from training.model.device import autocast, uses_bfloat16
 from training.model.unified import UnifiedModel
+from training.optim.cascade_loss import CascadeBatch
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.random_streams import Stream, random_generator
 from training.optim.training_step import DeviceBatch
@@ -44,7 +46,7 @@ class BatchSource:
         self,
         recipe: Recipe,
         data: TrainingData,
-        model: UnifiedModel,
+        model: Model,
         device: torch.device,
         mined: Mined = NOTHING_MINED,
         processes: Processes = SINGLE_PROCESS,
@@ -66,8 +68,13 @@ class BatchSource:
             ]
         return [batches[position] for position in generator.permutation(len(batches))]
 
-    def device_batch(self, epoch: int, step: int, query_Q: NDArray[np.int64]) -> DeviceBatch:
-        """Sample positives and hard negatives for the rows `query_Q` and copy the batch to the device."""
+    def device_batch(self, epoch: int, step: int, query_Q: NDArray[np.int64]) -> DeviceBatch | CascadeBatch:
+        """Sample positives and hard negatives for the rows `query_Q` and copy the batch to the device.
+
+        A cascade uses all positives and selects its negatives in the step.
+        """
+        if isinstance(self.model, CascadeModel):
+            return build_cascade_batch(query_Q, self.data, self.device)
         train = self.data.train
         batch = make_batch(
             query_Q, train.labels, self.data.target_V, train.exclude, self.mined.hard_negative_NH,
@@ -149,15 +156,17 @@ class BatchSource:
     @torch.inference_mode()
     def _dual_vectors(self, tokens: TokenizedTexts, rows_R: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Encode the texts `rows_R` (None: all) with the dual encoder, float32 [R, D]; each process encodes a shard."""
+        model = self.model
+        assert isinstance(model, UnifiedModel), "a cascade mines no negatives"
         rows_R = np.arange(len(tokens)) if rows_R is None else rows_R
         order_R = np.argsort(tokens.lengths_N[rows_R], kind="stable")
         shard_S = self.processes.shard(order_R)
-        vectors_SD = np.empty((len(shard_S), self.model.dual_dim), np.float32)
+        vectors_SD = np.empty((len(shard_S), model.dual_dim), np.float32)
         for positions, batch in tokens.batches_by_length(TEXTS_PER_BATCH, rows_R[shard_S]):
             batch = batch.to(self.device)
             with autocast(self.device, bfloat16=self._bfloat16):
-                dual_BD = self.model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT)
+                dual_BD = model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT)
             vectors_SD[positions] = dual_BD.float().cpu().numpy()
-        vectors_RD = np.empty((len(rows_R), self.model.dual_dim), np.float32)
+        vectors_RD = np.empty((len(rows_R), model.dual_dim), np.float32)
         vectors_RD[order_R] = self.processes.all_gather_rows(torch.from_numpy(vectors_SD), len(rows_R)).numpy()
         return vectors_RD

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from training.batching.batches import Batch
 from training.batching.training_data import TrainingData
+from training.optim.cascade_loss import CascadeBatch
 from training.optim.losses import Targets
 from training.optim.training_step import DeviceBatch
 
@@ -26,6 +27,15 @@ def build_device_batch(batch: Batch, data: TrainingData, device: torch.device, *
         row_X, column_X = _to_device(device, *_own_labels(batch, data.own_label_N))
         dual = targets.ignoring(row_X, column_X), picked.ignoring(row_X, column_X)
     return DeviceBatch(len(batch.query_Q), torch.from_numpy(batch.pool_P).to(device), texts, targets, picked, dual)
+
+
+def build_cascade_batch(query_Q: NDArray[np.int64], data: TrainingData, device: torch.device) -> CascadeBatch:
+    """Return the queries `query_Q` with all their true and excluded labels, as tensors on `device`."""
+    true, excluded = (
+        _to_device(device, rows.row_of_value, rows.values.astype(np.int64))
+        for rows in (data.train.labels.take(query_Q), data.train.exclude.take(query_Q))
+    )
+    return CascadeBatch(len(query_Q), data.train_tokens.take(query_Q), *true, *excluded)
 
 
 def _own_labels(batch: Batch, own_label_N: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

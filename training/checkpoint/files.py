@@ -25,8 +25,8 @@ from training.checkpoint.schema import (
     CheckpointFacts,
     EpochRecord,
 )
+from training.model.cascade import Model
 from training.model.transformer_encoder import TransformerEncoder
-from training.model.unified import UnifiedModel
 
 REPEATED = "repeated"  # column of the validation queries: whether it is a training query too
 
@@ -60,9 +60,7 @@ def read_record(path: Path) -> EpochRecord | None:
         raise CheckpointError(f"{path} is damaged ({one_line(error)}). Delete the folder and train again.") from error
 
 
-def save_static_files(
-    folder: Path, model: UnifiedModel, tokenizer: Tokenizer, labels: pa.Table, data: TrainingData
-) -> None:
+def save_static_files(folder: Path, model: Model, tokenizer: Tokenizer, labels: pa.Table, data: TrainingData) -> None:
     """Write the files that training does not change: tokenizer, encoder config, labels, stored queries."""
     write_text(folder / TOKENIZER, tokenizer.to_str())
     if isinstance(model.encoder, TransformerEncoder):

@@ -7,7 +7,8 @@ from training.batching.training_data import TrainingData
 from training.checkpoint.schema import STATE, EpochRecord
 from training.checkpoint.state import RunState, restore_state, save_state
 from training.checkpoint.weights import save_best_weights
-from training.model.unified import UnifiedModel
+from training.model.cascade import Model
+from training.optim.averaging import AveragedWeights
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.divergence import require_finite_weights
 from training.optim.optimizers import Optimizers
@@ -15,18 +16,19 @@ from training.recipe.schema import Recipe
 
 
 class CheckpointManager:
-    """Saves the run of `model` and `optimizers` in `folder`; only rank zero writes files."""
+    """Saves the run of `model`, `optimizers` and `average` in `folder`; only rank zero writes files."""
 
     def __init__(
         self,
         folder: Path,
-        model: UnifiedModel,
+        model: Model,
         optimizers: Optimizers,
+        average: AveragedWeights,
         recipe: Recipe,
         data: TrainingData,
         processes: Processes = SINGLE_PROCESS,
     ) -> None:
-        self.folder, self.model, self.optimizers = folder, model, optimizers
+        self.folder, self.model, self.optimizers, self.average = folder, model, optimizers, average
         self.recipe, self.data, self.processes = recipe, data, processes
         self._saved_at = time.monotonic()
 
@@ -37,7 +39,7 @@ class CheckpointManager:
         """
         if not (self.folder / STATE).is_file():
             return RunState()
-        return restore_state(self.folder, self.model, self.optimizers, self.recipe, len(self.data.train))
+        return restore_state(self.folder, self.model, self.optimizers, self.average, self.recipe, len(self.data.train))
 
     @property
     def save_due(self) -> bool:
@@ -48,7 +50,7 @@ class CheckpointManager:
         """Save everything that an exact resume needs. Raises TrainingError if the weights contain NaN or Inf."""
         if self.processes.is_rank_zero:
             require_finite_weights(self.model, state.position.epoch + 1)
-            save_state(self.folder, self.model, self.optimizers, state)
+            save_state(self.folder, self.model, self.optimizers, self.average, state)
             self._saved_at = time.monotonic()
 
     def save_if_best(self, record: EpochRecord, best: EpochRecord | None) -> EpochRecord:

@@ -9,7 +9,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retrieval.errors import CheckpointError
+from retrieval.errors import BundleError, CheckpointError
+from retrieval.search.label_tree import LabelTree
 from training.checkpoint.files import REPEATED, read_facts, read_parquet, read_record, read_tensors, read_tokenizer
 from training.checkpoint.schema import (
     CHECKPOINT,
@@ -25,6 +26,7 @@ from training.checkpoint.schema import (
 from training.checkpoint.weights import load_weights
 from training.data.dataset import Split
 from training.data.token_cache import TextTokenizer, special_ids
+from training.model.cascade import CascadeModel, Model, cascade_skeleton
 from training.model.unified import UnifiedModel, model_skeleton
 from training.recipe.schema import Recipe
 
@@ -39,7 +41,7 @@ class Checkpoint:
 
     folder: Path
     facts: CheckpointFacts
-    model: UnifiedModel
+    model: Model
     labels: pa.Table
     validation: Split
     trained_L: NDArray[np.bool_]
@@ -50,6 +52,13 @@ class Checkpoint:
     repeated_Q: NDArray[np.bool_] | None = None
     label_age_L: NDArray[np.float32] | None = None
     memory: Split | None = None
+
+    @property
+    def unified(self) -> UnifiedModel:
+        """The model, which has a dual encoder or a classifier on vectors. Raises CheckpointError for a cascade."""
+        if not isinstance(self.model, UnifiedModel):
+            raise CheckpointError(f"{self.folder} has a cascade, which this command does not support")
+        return self.model
 
     @property
     def recipe(self) -> Recipe:
@@ -123,13 +132,16 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
     facts = read_facts(folder)
     tensors, _ = read_tensors(folder / WEIGHTS)
     _require_epoch(folder, facts)
-    model = model_skeleton(facts.recipe, facts.n_labels, facts.vocabulary, folder / ENCODER)
+    model = _skeleton(folder, facts)
     trained_L = tensors.pop("trained").numpy().astype(bool)
     positives_L = tensors.pop("positives").numpy().copy()  # a view would keep the whole file mapped
     inverse_propensity_L = tensors.pop("inverse_propensity").numpy().copy()
     click_frequency_L, label_age_L = (_optional(tensors, name) for name in ("frequency", "age"))
     load_weights(model, tensors, folder / WEIGHTS)
-    model.adds_text = False  # the file has ψ, not residuals
+    if isinstance(model, UnifiedModel):
+        model.adds_text = False  # the file has ψ, not residuals
+    else:
+        _require_tree(folder, model)
     labels = read_parquet(folder / LABELS)
     if {labels.num_rows, len(trained_L), len(positives_L), len(inverse_propensity_L)} != {facts.n_labels}:
         raise CheckpointError(
@@ -152,6 +164,21 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         label_age_L=label_age_L,
         memory=_read_memory(folder, facts),
     )
+
+
+def _skeleton(folder: Path, facts: CheckpointFacts) -> Model:
+    if facts.recipe.cascade is not None:
+        return cascade_skeleton(facts.recipe, facts.n_labels, folder / ENCODER)
+    return model_skeleton(facts.recipe, facts.n_labels, facts.vocabulary, folder / ENCODER)
+
+
+def _require_tree(folder: Path, model: CascadeModel) -> None:
+    """Raise CheckpointError unless the parents of a cascade are a tree."""
+    try:
+        LabelTree.of(model.parents, len(model.cascade.bias[0]))
+    except BundleError as error:
+        reason = str(error).removesuffix(" Export the bundle again.")
+        raise CheckpointError(f"{folder / WEIGHTS}: {reason} Copy the whole folder again, or train again.") from error
 
 
 def _read_memory(folder: Path, facts: CheckpointFacts) -> Split | None:

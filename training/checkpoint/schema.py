@@ -2,7 +2,9 @@
 
     checkpoint.json            recipe, dataset fingerprint, classifier weight, metrics, history
     model.safetensors          weights of the best epoch, trained labels, positives per label, propensities;
-                               header: the record of that epoch
+                               header: the record of that epoch. Of a cascade: cascade.rows.R and cascade.bias.R per
+                               level of clusters, cascade.labels.weight (the bias last), cascade.parent.R per level but
+                               the first
     tokenizer.json             including truncation
     encoder/config.json        shape of a transformer
     labels.parquet             id, text, attributes

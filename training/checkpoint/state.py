@@ -1,8 +1,8 @@
 """Save and restore the state of a run (state.safetensors).
 
-The file has everything that the next step needs: weights, the optimizers' moments and step counts, clusters, hard
-negatives and the position in the run. Random numbers and learning rates depend on the position only. The header lists
-all tensors; a file that lacks one is refused.
+The file has everything that the next step needs: weights, their average, the optimizers' moments and step counts,
+clusters, hard negatives and the position in the run. Random numbers and learning rates depend on the position only. The
+header lists all tensors; a file that lacks one is refused.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,8 @@ from training.checkpoint.files import read_record, read_tensors, write_tensors
 from training.checkpoint.schema import STATE, WEIGHTS, RunPosition
 from training.checkpoint.weights import load_weights
 from training.data.ragged import Ragged
-from training.model.unified import UnifiedModel
+from training.model.cascade import Model
+from training.optim.averaging import AveragedWeights
 from training.optim.optimizers import MOMENTS, Optimizers
 from training.recipe.schema import Recipe
 
@@ -38,10 +39,11 @@ class RunState:
     mined: Mined = NOTHING_MINED
 
 
-def save_state(folder: Path, model: UnifiedModel, optimizers: Optimizers, state: RunState) -> None:
+def save_state(folder: Path, model: Model, optimizers: Optimizers, average: AveragedWeights, state: RunState) -> None:
     """Write everything that an exact resume needs as one file."""
     tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     tensors |= {f"dense.{name}": tensor for name, tensor in optimizers.state_dict().items()}
+    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     tensors["clusters.values"] = torch.from_numpy(state.mined.clusters.values)
     tensors["clusters.offsets"] = torch.from_numpy(state.mined.clusters.offsets)
     if state.mined.hard_negative_NH is not None:
@@ -50,10 +52,13 @@ def save_state(folder: Path, model: UnifiedModel, optimizers: Optimizers, state:
         write_tensors(folder / STATE, tensors, state.position.model_dump() | {"tensors": sorted(tensors)})
 
 
-def restore_state(folder: Path, model: UnifiedModel, optimizers: Optimizers, recipe: Recipe, n_rows: int) -> RunState:
-    """Load weights and optimizer state that `save_state` wrote; return the rest. `n_rows`: number of training rows.
+def restore_state(
+    folder: Path, model: Model, optimizers: Optimizers, average: AveragedWeights, recipe: Recipe, n_rows: int
+) -> RunState:
+    """Load weights, their average and optimizer state that `save_state` wrote; return the rest.
 
-    Raises CheckpointError if a part is missing or does not fit, or if the best weights are not the recorded ones.
+    `n_rows`: number of training rows. Raises CheckpointError if a part is missing or does not fit, or if the best
+    weights are not the recorded ones.
     """
     path = folder / STATE
     tensors, facts = read_tensors(path)
@@ -62,6 +67,7 @@ def restore_state(folder: Path, model: UnifiedModel, optimizers: Optimizers, rec
     position = read_position(facts, path)
     load_weights(model, _with_prefix("model.", tensors), path, optimizer_state=True)
     _load_dense(model, optimizers, _with_prefix("dense.", tensors), position, path)
+    _load_average(average, _with_prefix("average.", tensors), position, path)
     mined = _read_mined(tensors, position, recipe, (n_rows, model.n_labels), path)
     return RunState(reconcile(folder, position), mined)
 
@@ -99,7 +105,7 @@ def reconcile(folder: Path, position: RunPosition) -> RunPosition:
 
 
 def _load_dense(
-    model: UnifiedModel, optimizers: Optimizers, state: Mapping[str, Tensor], position: RunPosition, path: Path
+    model: Model, optimizers: Optimizers, state: Mapping[str, Tensor], position: RunPosition, path: Path
 ) -> None:
     """Load AdamW's state. Raises CheckpointError if it is incomplete, misshapen, or missing after the first step."""
     if position.steps_taken and optimizers.dense.param_groups and not state:
@@ -119,6 +125,18 @@ def _load_dense(
                     f"{list(shape)}. {FIX}"
                 )
     optimizers.load_state_dict(dict(state))
+
+
+def _load_average(average: AveragedWeights, state: Mapping[str, Tensor], position: RunPosition, path: Path) -> None:
+    """Load the average. Raises CheckpointError if it is missing after the first epoch or does not fit the model."""
+    try:
+        average.load_state_dict(state)
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path}: the averaged weights do not fit the model. {FIX}") from error
+    if average.decay and average.epochs < position.epoch:
+        raise CheckpointError(
+            f"{path} has averaged weights of {average.epochs} epochs, but {position.epoch} are finished. {FIX}"
+        )
 
 
 def _read_mined(

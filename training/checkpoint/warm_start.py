@@ -67,22 +67,22 @@ def warm_start(model: UnifiedModel, recipe: Recipe) -> None:
     source = str(recipe.warm_start)
     earlier = load_checkpoint(source)
     _require_same_settings(source, earlier.recipe, recipe)
-    if earlier.model.classifier_head is None:
+    if earlier.unified.classifier_head is None:
         # Its classifier head was not trained, so the new one starts as in any run.
         required = {name: shape for name, shape in _shapes(model).items() if not name.startswith("classifier_head.")}
-        existing = _shapes(earlier.model)
+        existing = _shapes(earlier.unified)
     else:
-        required, existing = _shapes(model), _shapes(earlier.model)
+        required, existing = _shapes(model), _shapes(earlier.unified)
     if different := sorted(n for n in required.keys() | existing.keys() if required.get(n) != existing.get(n)):
         name = different[0]
         raise RecipeError(
             f"warm_start '{source}' has an encoder or heads of another shape: {name} is {existing.get(name)}, the "
             f"recipe needs {required.get(name)}. Use the same encoder and heads in the recipe, or another checkpoint."
         )
-    model.dual_head.load_state_dict(earlier.model.dual_head.state_dict())
-    if model.classifier_head is not None and earlier.model.classifier_head is not None:
-        model.classifier_head.load_state_dict(earlier.model.classifier_head.state_dict())
-    match model.encoder, earlier.model.encoder:
+    model.dual_head.load_state_dict(earlier.unified.dual_head.state_dict())
+    if model.classifier_head is not None and earlier.unified.classifier_head is not None:
+        model.classifier_head.load_state_dict(earlier.unified.classifier_head.state_dict())
+    match model.encoder, earlier.unified.encoder:
         case StaticEncoder() as encoder, StaticEncoder() as before:
             _copy_static(encoder, before)
         case TransformerEncoder() as encoder, TransformerEncoder() as before:

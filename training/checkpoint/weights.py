@@ -12,12 +12,13 @@ from retrieval.system import stopping
 from training.batching.training_data import TrainingData
 from training.checkpoint.files import write_tensors
 from training.checkpoint.schema import WEIGHTS, EpochRecord
+from training.model.cascade import Model
 from training.model.unified import UnifiedModel
 
 OPTIMIZER_STATE = (".second_moment", ".steps")  # of row tables: part of the run's state, not of the best weights
 
 
-def save_best_weights(folder: Path, model: UnifiedModel, data: TrainingData, record: EpochRecord) -> None:
+def save_best_weights(folder: Path, model: Model, data: TrainingData, record: EpochRecord) -> None:
     """Write the model's weights and the labels' numbers in the training data, with `record` in the header.
 
     Residuals η are written as ψ, so that an opened checkpoint needs no label texts for its rows.
@@ -27,7 +28,7 @@ def save_best_weights(folder: Path, model: UnifiedModel, data: TrainingData, rec
         for name, tensor in model.inference_state_dict().items()
         if not name.endswith(OPTIMIZER_STATE)
     }
-    if model.adds_text:
+    if isinstance(model, UnifiedModel) and model.adds_text:
         tensors["classifier.weight"] = model.label_rows(data.label_tokens).to(model.classifier_rows().dtype).cpu()
     tensors["trained"] = torch.from_numpy(model.trained_labels(data.positives_L).astype(np.uint8))
     tensors["positives"] = torch.from_numpy(data.positives_L)
@@ -38,9 +39,7 @@ def save_best_weights(folder: Path, model: UnifiedModel, data: TrainingData, rec
         write_tensors(folder / WEIGHTS, tensors, {"record": record.model_dump()})
 
 
-def load_weights(
-    model: UnifiedModel, tensors: Mapping[str, Tensor], source: Path, *, optimizer_state: bool = False
-) -> None:
+def load_weights(model: Model, tensors: Mapping[str, Tensor], source: Path, *, optimizer_state: bool = False) -> None:
     """Load weights by name. Raises CheckpointError if tensors are missing, unexpected or of another shape.
 
     With `optimizer_state`, the optimizer state of the row tables is required too.

@@ -4,7 +4,6 @@ Shapes: Q queries, L labels, K ranks.
 """
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +18,7 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.clicks import label_ages, repeated_queries
 from training.data.dataset import Dataset, Split
 from training.data.token_cache import tokenize_in_memory
+from training.evaluation.cascade.ranker import CASCADE_MIXES, CascadeRanker, cascade_ranker
 from training.evaluation.encoding import encode_labels, encode_memory, encode_queries
 from training.evaluation.headline import UNIFIED
 from training.evaluation.memory import QueryMemory
@@ -26,6 +26,7 @@ from training.evaluation.ranking import ExactRanker
 from training.evaluation.results import EvaluationData, EvaluationResult, MetricValues, SliceMetric, evaluate
 from training.evaluation.scoring import ScoreMix, mixes_by_head
 from training.evaluation.slices import Example
+from training.model.cascade import CascadeModel
 from training.model.device import choose_device
 
 
@@ -76,18 +77,19 @@ def evaluate_checkpoint(
     require_same_dataset(checkpoint, dataset)
     opened = load_checkpoint(checkpoint)
     mix = selected_mix(opened)
+    if weight not in (None, mix.weight) and opened.recipe.cascade is not None:
+        raise CheckpointError(f"{checkpoint} has a cascade, which has no classifier weight. Leave out the weight.")
     if weight is not None:
         mix = mix._replace(weight=weight)
     if memory_weight is not None:
         if memory_weight and opened.memory is None:
             raise CheckpointError(f"{checkpoint} has no query memory. Leave out the memory weight, or set it to 0.")
         mix = mix._replace(memory=mix.memory._replace(weight=memory_weight))
-    ranker = checkpoint_ranker(opened, queries, choose_device(device), in_memory=split == "train")
+    ranker = label_ranker(opened, queries, choose_device(device), in_memory=split == "train")
     reference, constants = propensities_of, opened.recipe.propensity
     positives_L = np.bincount(dataset.split("train").labels.values, minlength=dataset.n_labels)
     inverse_L = reference.result.data.inverse_propensity_L if reference else opened.inverse_propensity_L
-    tuned = tuned_mix(opened)
-    heads = mixes_by_head(mix, tuned)
+    heads = checkpoint_heads(opened, mix)
     repeated_Q = None if split == "train" else repeated_queries(queries.texts, dataset.split("train").texts)
     data = EvaluationData(queries, positives_L, inverse_L, repeated_Q, label_ages(dataset, split))
     result = evaluate(ranker, data, heads)
@@ -96,7 +98,7 @@ def evaluate_checkpoint(
         dataset=dataset,
         split=split,
         mix=mix,
-        tuned=tuned,
+        tuned=tuned_mix(opened),
         propensity=reference.propensity if reference else (constants.a, constants.b),
         result=result,
         scores_QK=ranker.scores(result.rankings[UNIFIED], mix),
@@ -104,18 +106,31 @@ def evaluate_checkpoint(
     )
 
 
+def label_ranker(
+    opened: Checkpoint,
+    queries: Split,
+    device: torch.device,
+    in_memory: bool = False,
+) -> ExactRanker | CascadeRanker:
+    """Return the ranker of a checkpoint of either kind; arguments as in `checkpoint_ranker`."""
+    if isinstance(opened.model, CascadeModel):
+        tokens = tokenize_in_memory(queries.texts, opened.tokenizer)
+        return cascade_ranker(opened.model.to(device), tokens, queries.exclude, device)
+    return checkpoint_ranker(opened, queries, device, in_memory)
+
+
 def checkpoint_ranker(
     opened: Checkpoint,
     queries: Split,
     device: torch.device,
-    exact: Sequence[ScoreMix] | None = None,
     in_memory: bool = False,
 ) -> ExactRanker:
-    """Encode the queries, the checkpoint's labels and its query memory; `exact` as in ExactRanker.
+    """Encode the queries, the checkpoint's labels and its query memory.
 
-    in_memory: the queries are training queries, which must not vote for themselves.
+    in_memory: the queries are training queries, which must not vote for themselves. Raises CheckpointError for a
+    cascade.
     """
-    model = opened.model.to(device)
+    model = opened.unified.to(device)
     query_vectors = encode_queries(model, tokenize_in_memory(queries.texts, opened.tokenizer), device)
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
     label_vectors = encode_labels(
@@ -124,14 +139,14 @@ def checkpoint_ranker(
     memory = checkpoint_memory(opened, device)
     if memory is not None and in_memory:
         memory = dataclasses.replace(memory, own_row_Q=_own_rows(opened, queries))
-    return ExactRanker(query_vectors, label_vectors, queries.exclude, exact, memory)
+    return ExactRanker(query_vectors, label_vectors, queries.exclude, memory)
 
 
 def checkpoint_memory(opened: Checkpoint, device: torch.device) -> QueryMemory | None:
     """Encode the queries of the checkpoint's memory, with the half whose similarity was selected; None without one."""
     queries = opened.memory
     tokens = None if queries is None else tokenize_in_memory(queries.texts, opened.tokenizer)
-    memory = encode_memory(opened.model, queries, tokens, device)
+    memory = encode_memory(opened.unified, queries, tokens, device)
     return None if memory is None else memory.with_half(opened.memory_by_classifier)
 
 
@@ -151,6 +166,11 @@ def checkpoint_data(opened: Checkpoint) -> EvaluationData:
 def selected_mix(opened: Checkpoint) -> ScoreMix:
     """Return the mix that was selected on the checkpoint's validation queries."""
     return ScoreMix(opened.classifier_weight, opened.facts.best.popularity, opened.facts.best.votes)
+
+
+def checkpoint_heads(opened: Checkpoint, mix: ScoreMix) -> dict[str, ScoreMix]:
+    """Return the named mixes to rank by: `mix` for the model, each head, and the tuned weight; of a cascade, one."""
+    return CASCADE_MIXES if opened.recipe.cascade is not None else mixes_by_head(mix, tuned_mix(opened))
 
 
 def tuned_mix(opened: Checkpoint) -> ScoreMix | None:

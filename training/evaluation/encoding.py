@@ -63,5 +63,6 @@ def encode_labels(
     trained_L = model.trained_labels(positives_L)
     imputation = impute(dual_LD.cpu().numpy(), rows_LC, trained_L, torch.get_num_threads())
     popularity_L = torch.from_numpy(popularity(positives_L if frequency_L is None else frequency_L)).to(device)
-    labels = LabelVectors(dual_LD, F.normalize(rows_LC.float(), dim=-1), popularity_L, imputation)
-    return labels.with_imputation(cone_fraction)
+    classifier_LC = F.normalize(rows_LC.float(), dim=-1)
+    classifier_LC[torch.from_numpy(imputation.label_U).to(device)] = imputation.rows(cone_fraction)
+    return LabelVectors(dual_LD, classifier_LC, popularity_L, imputation)

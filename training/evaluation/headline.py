@@ -34,8 +34,8 @@ HEAD_EXPLANATIONS = {
 
 
 def shown_heads(values: Container[str]) -> dict[str, str]:
-    """Return the heads with their names, and TUNED if `values` has it."""
-    return HEADS | ({TUNED: "tuned weight"} if TUNED in values else {})
+    """Return the heads that `values` has with their names: a cascade has only the unified model."""
+    return {head: name for head, name in (HEADS | {TUNED: "tuned weight"}).items() if head in values}
 
 
 def shown_metrics(names: Sequence[str], values: Container[str], clicks: Sequence[str] = CLICK_METRICS) -> list[str]:

@@ -11,6 +11,7 @@ Shapes: L labels, T trained, U untrained, V distinct dual vectors of untrained l
 widths of the dual and classifier vectors, K neighbours.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,10 @@ from retrieval.system.progress import Progress, no_progress
 
 NEIGHBOURS = 5
 CONE_FRACTIONS = (0.5, 0.75, 1.0, 0.25)  # candidates for κ; the first one wins a tie
-MAX_EXACT_PAIRS = 1 << 32  # pairs of trained and untrained labels; beyond, an HNSW index finds the neighbours
+# Up to either limit, every pair of a trained and an untrained label is compared. A graph costs as much as comparing
+# 40,000 labels directly, for any number of trained labels (docs/decisions/0091).
+MAX_EXACT_PAIRS, MAX_EXACT_LABELS = 1 << 32, 40_000
+MAX_COPIED_VALUES = 1 << 27  # of trained labels' dual vectors; beyond, they are gathered block by block
 LABELS_PER_BLOCK = 8_192
 
 
@@ -64,12 +68,12 @@ def impute(
         return Imputation(untrained_U, mean_UC, mean_UC.new_zeros(mean_UC.shape[1]))
     equal = nodes_of(dual_LD[untrained_U])
     distinct_V = untrained_U[equal.representatives]
-    index = _trained_index(np.ascontiguousarray(dual_LD[trained_T]), len(distinct_V), threads)
+    search = _trained_search(dual_LD, trained_T, len(distinct_V), threads)
     mean_VC = mean_UC.new_empty(len(distinct_V), mean_UC.shape[1])
     for start in range(0, len(distinct_V), LABELS_PER_BLOCK):
         block = slice(start, start + LABELS_PER_BLOCK)
-        neighbours_BK, _ = index.search(dual_LD[distinct_V[block]], NEIGHBOURS)
-        mean_VC[block] = _unit_rows(classifier_LC, trained_T[neighbours_BK]).mean(dim=1)
+        neighbours_BK = search(dual_LD[distinct_V[block]], NEIGHBOURS)
+        mean_VC[block] = _unit_rows(classifier_LC, neighbours_BK).mean(dim=1)
         progress(min(block.stop, len(distinct_V)), len(distinct_V))
     if len(distinct_V) < len(untrained_U):
         mean_VC = mean_VC[torch.from_numpy(equal.node_L).to(mean_VC.device).long()]
@@ -85,21 +89,32 @@ def impute_copies(
     A copy's original is not one of its neighbours. At least two labels must be trained.
     """
     trained_T = np.flatnonzero(trained_L)
-    index = _trained_index(np.ascontiguousarray(dual_LD[trained_T]), len(original_X), torch.get_num_threads())
+    search = _trained_search(dual_LD, trained_T, len(original_X), torch.get_num_threads())
     mean_XC = torch.zeros(len(original_X), classifier_LC.shape[1], device=classifier_LC.device)
     for start in range(0, len(original_X), LABELS_PER_BLOCK):
         original_B = original_X[start : start + LABELS_PER_BLOCK]
-        found_BK = trained_T[index.search(dual_LD[original_B], min(NEIGHBOURS + 1, len(trained_T)))[0]]
-        others_first_BK = np.argsort(found_BK == original_B[:, None], axis=1, kind="stable")[:, : found_BK.shape[1] - 1]
-        neighbours_BK = np.take_along_axis(found_BK, others_first_BK, axis=1)
+        nearest_BK = search(dual_LD[original_B], min(NEIGHBOURS + 1, len(trained_T)))
+        others_first_BK = np.argsort(nearest_BK == original_B[:, None], axis=1, kind="stable")
+        neighbours_BK = np.take_along_axis(nearest_BK, others_first_BK[:, : nearest_BK.shape[1] - 1], axis=1)
         mean_XC[start : start + LABELS_PER_BLOCK] = _unit_rows(classifier_LC, neighbours_BK).mean(dim=1)
     return mean_XC
 
 
-def _trained_index(trained_TD: NDArray[np.float32], untrained: int, threads: int | None) -> VectorIndex:
-    if len(trained_TD) * untrained <= MAX_EXACT_PAIRS:
-        return ExactIndex(trained_TD, threads)
-    return HnswIndex.build(trained_TD, m=16, ef_construction=64, ef=64, threads=threads)
+def _trained_search(
+    dual_LD: NDArray[np.float32], trained_T: NDArray[np.int64], untrained: int, threads: int | None
+) -> Callable[[NDArray[np.float32], int], NDArray[np.int64]]:
+    """Return a function that returns the rows of the nearest trained labels [B, K] of dual vectors [B, D]."""
+    exact = len(trained_T) * untrained <= MAX_EXACT_PAIRS or untrained <= MAX_EXACT_LABELS
+    if exact and len(trained_T) * dual_LD.shape[1] > MAX_COPIED_VALUES:
+        whole = ExactIndex(dual_LD, threads)
+        return lambda vectors_BD, count: whole.search(vectors_BD, count, among_S=trained_T)[0]
+    trained_TD = np.ascontiguousarray(dual_LD[trained_T])
+    index: VectorIndex = (
+        ExactIndex(trained_TD, threads)
+        if exact
+        else HnswIndex.build(trained_TD, m=16, ef_construction=64, ef=64, threads=threads)
+    )
+    return lambda vectors_BD, count: trained_T[index.search(vectors_BD, count)[0]]
 
 
 def _unit_rows(classifier_LC: Tensor, rows: NDArray[np.int64]) -> Tensor:

@@ -2,7 +2,8 @@
 
 The similarity of two queries is ⟨N(Φ_C(x)), N(Φ_C(x'))⟩, or of the dual vectors if the classifier has no weight.
 
-Shapes: Q queries, M training queries of the memory, N neighbours of a query, L labels, D width of the vectors.
+Shapes: Q queries, M training queries of the memory, N neighbours of a query, L labels, S labels of a shortlist, P pairs
+of a query and a label with a vote, D width of the vectors.
 """
 
 import dataclasses
@@ -14,8 +15,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retrieval.bundle.memory_labels import MemoryLabels, VoteSettings
-from retrieval.search.memory_votes import cast_votes, neighbour_shares
+from retrieval.search.memory_votes import Votes, cast_votes, neighbour_shares
 from training.evaluation.scoring import QueryVectors
+
+SIMILARITIES_PER_BLOCK = 1 << 25
 
 Neighbours = tuple[NDArray[np.int64], NDArray[np.float32]]
 
@@ -39,14 +42,22 @@ class QueryMemory:
     @torch.inference_mode()
     def neighbours(self, queries: QueryVectors, block: slice, count: int) -> Neighbours:
         """Return rows and similarities [Q, N] of the nearest training queries of a block of queries, nearest first."""
+        start, stop, _ = block.indices(len(queries.dual))
+        step = max(1, SIMILARITIES_PER_BLOCK // max(len(self.labels), 1))
+        parts = [
+            self._nearest(queries, slice(at, min(at + step, stop)), min(count, len(self.labels)))
+            for at in range(start, stop, step)
+        ]
+        return np.concatenate([rows for rows, _ in parts]), np.concatenate([values for _, values in parts])
+
+    def _nearest(self, queries: QueryVectors, block: slice, count: int) -> Neighbours:
         half = "classifier" if self.by_classifier else "dual"
-        query_QD, memory_MD = getattr(queries, half)[block], getattr(self.vectors, half)
-        similarity_QM = query_QD @ memory_MD.T
+        similarity_QM = getattr(queries, half)[block] @ getattr(self.vectors, half).T
         if self.own_row_Q is not None:
             own_row_Q = torch.from_numpy(self.own_row_Q[block]).to(similarity_QM.device)
             known = torch.nonzero(own_row_Q >= 0).squeeze(1)
             similarity_QM[known, own_row_Q[known]] = -torch.inf
-        best = torch.topk(similarity_QM, min(count, len(memory_MD)), dim=1)
+        best = torch.topk(similarity_QM, count, dim=1)
         return best.indices.cpu().numpy(), best.values.cpu().numpy()
 
 
@@ -56,27 +67,33 @@ class BlockVotes:
 
     neighbours: Neighbours
     labels: MemoryLabels
-    n_labels: int
-    device: torch.device
-    _cached: tuple[tuple[float, int], Tensor] | None = field(default=None, init=False)
+    _cached: tuple[tuple[float, int], Votes] | None = field(default=None, init=False)
 
-    def added(self, scores: Tensor, settings: VoteSettings, row_QS: Tensor | None = None) -> Tensor:
-        """Return `scores` + γ · votes: of all labels [Q, L], or of the labels `row_QS` [Q, S]."""
-        if not settings.weight:
-            return scores
+    def add_to(self, scores_QL: Tensor, settings: VoteSettings) -> None:
+        """Add γ · votes to the scores of all labels, in place."""
+        votes = self.cast(settings)
+        at = torch.from_numpy(votes.query_P), torch.from_numpy(votes.label_P.astype(np.int64))
+        vote_P = torch.from_numpy(votes.vote_P.astype(np.float32)).to(scores_QL.device)
+        scores_QL[at] += settings.weight * vote_P  # a pair of query and label occurs once
+
+    def of_rows(self, row_QS: Tensor, settings: VoteSettings) -> Tensor:
+        """Return the votes, without γ, for each query's labels `row_QS`, float32; 0 where the row is −1."""
+        votes = self.cast(settings)
+        row_QS_ = row_QS.cpu().numpy()
+        base = 1 + max(int(row_QS_.max(initial=0)), int(votes.label_P.max(initial=0)))
+        key_P = votes.query_P * base + votes.label_P
+        key_QS = np.where(row_QS_ < 0, -1, np.arange(len(row_QS_))[:, None] * base + row_QS_)
+        place_QS = np.minimum(np.searchsorted(key_P, key_QS), max(len(key_P) - 1, 0))
+        vote_QS = np.zeros(row_QS_.shape, np.float32)
+        if len(key_P):
+            vote_QS = np.where(key_P[place_QS] == key_QS, votes.vote_P[place_QS], 0.0).astype(np.float32)
+        return torch.from_numpy(vote_QS).to(row_QS.device)
+
+    def cast(self, settings: VoteSettings) -> Votes:
+        """Return the votes per pair of a query and a label."""
         key = (settings.temperature, settings.neighbours)
         if self._cached is None or self._cached[0] != key:
-            self._cached = None  # one dense matrix at a time
-            self._cached = (key, self._dense(settings))
-        votes_QL = self._cached[1]
-        return torch.add(scores, votes_QL if row_QS is None else votes_QL.gather(1, row_QS), alpha=settings.weight)
-
-    def _dense(self, settings: VoteSettings) -> Tensor:
-        rows_QN, similarity_QN = self.neighbours
-        rows_QN, similarity_QN = rows_QN[:, : settings.neighbours], similarity_QN[:, : settings.neighbours]
-        votes = cast_votes(rows_QN, neighbour_shares(similarity_QN, settings.temperature), self.labels)
-        votes_QL = torch.zeros(len(rows_QN), self.n_labels)
-        votes_QL[torch.from_numpy(votes.query_P), torch.from_numpy(votes.label_P)] = torch.from_numpy(
-            votes.vote_P
-        ).float()
-        return votes_QL.to(self.device)
+            row_QN = self.neighbours[0][:, : settings.neighbours]
+            similarity_QN = self.neighbours[1][:, : settings.neighbours]
+            self._cached = (key, cast_votes(row_QN, neighbour_shares(similarity_QN, settings.temperature), self.labels))
+        return self._cached[1]

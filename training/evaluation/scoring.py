@@ -29,10 +29,10 @@ class ScoreMix(NamedTuple):
     popularity: float
     memory: VoteSettings = NO_VOTES
 
-    def combine(self, dual: Tensor, classifier: Tensor, popularity: Tensor) -> Tensor:
+    def combine(self, dual: Tensor, classifier: Tensor, popularity: Tensor, out: Tensor | None = None) -> Tensor:
         """Compute scores without votes from both cosines and the labels' popularities, which broadcast to one shape.
 
-        May return `dual` or `classifier` itself, not a copy.
+        The result is `dual` or `classifier` itself, a new tensor, or, if it is not None, `out`.
         """
         match self.weight:
             case 0.0:
@@ -40,9 +40,9 @@ class ScoreMix(NamedTuple):
             case 1.0:
                 mixed = classifier
             case _:
-                mixed = torch.lerp(dual, classifier, self.weight)
+                mixed = torch.lerp(dual, classifier, self.weight, out=out)
         bonus = self.weight * self.popularity
-        return torch.add(mixed, popularity, alpha=bonus) if bonus else mixed
+        return torch.add(mixed, popularity, alpha=bonus, out=out) if bonus else mixed
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,13 @@
 
 import torch
 
+from retrieval.system.progress import Progress, no_progress
 from training.batching.training_data import TrainingData
 from training.checkpoint.schema import EpochRecord
 from training.evaluation.encoding import encode_labels, encode_memory, encode_queries
-from training.evaluation.imputation import CONE_FRACTIONS
 from training.evaluation.results import EvaluationData, evaluate
 from training.evaluation.scoring import mixes_by_head
-from training.evaluation.selection import select
+from training.evaluation.selection.select import select
 from training.model.unified import UnifiedModel
 from training.optim.divergence import require_finite_weights
 from training.optim.step_stats import EpochStats
@@ -21,7 +21,7 @@ class Validator:
     def __init__(self, model: UnifiedModel, data: TrainingData, recipe: Recipe, device: torch.device) -> None:
         self.model, self.data, self.recipe, self.device = model, data, recipe, device
 
-    def validate(self, epoch: int, stats: EpochStats, seconds: float) -> EpochRecord:
+    def validate(self, epoch: int, stats: EpochStats, seconds: float, progress: Progress = no_progress) -> EpochRecord:
         """Return the record of an epoch (counted from 1) with the selected classifier weight, popularity bonus and κ.
 
         `seconds` is the training time so far. Raises TrainingError if the weights contain NaN or Inf.
@@ -32,12 +32,13 @@ class Validator:
         validation = EvaluationData(data.validation, data.positives_L, data.inverse_propensity_L)
         queries = encode_queries(self.model, data.validation_tokens, self.device)
         labels = encode_labels(
-            self.model, data.label_tokens, data.positives_L, self.device, CONE_FRACTIONS[0], data.click_frequency_L
+            self.model, data.label_tokens, data.positives_L, self.device, 1.0, data.click_frequency_L
         )
         memory = encode_memory(self.model, data.memory, data.memory_tokens, self.device)
+        grid = self.recipe.weights, settings.popularities
         selection = select(
-            queries, labels, validation, self.recipe.weights, settings.popularities, settings.metrics,
-            self.recipe.fixed_weight, settings.distractors, self.recipe.seed, memory, self.recipe.memory,
+            queries, labels, validation, grid, settings, self.recipe.fixed_weight, memory, self.recipe.memory,
+            self.recipe.seed, progress,
         )  # fmt: skip
         tuned = selection.tuned
         result = evaluate(selection.ranker, validation, mixes_by_head(selection.mix, tuned))

@@ -11,7 +11,7 @@ Shapes: B texts, T tokens of the longest text, D width of the dual encoder's vec
 encoder, L labels, V tokens of the vocabulary.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +122,12 @@ class UnifiedModel(nn.Module):
             return np.ones(len(positives_L), np.bool_)
         updated_L: NDArray[np.bool_] = self.classifier_rows().any(dim=1).cpu().numpy()
         return updated_L & (positives_L > 0)
+
+    def head_parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the weights of g1 and g2."""
+        for head in (self.dual_head, self.classifier_head):
+            if head is not None:
+                yield from head.parameters()
 
     def row_tables(self) -> dict[str, RowTable]:
         """Return the tables that the row-wise optimizer updates, by name: ψ, and the tables of a static encoder."""

@@ -24,6 +24,7 @@ from training.evaluation.headline import (
     shown_heads,
     shown_metrics,
 )
+from training.monitoring.status_log import StatusLog
 from training.optim.step_stats import EpochStats, StepStats, by_head_and_term
 
 SHORT_NAMES = {"dual_encoder": "dual", "classifier": "classifier"}
@@ -31,7 +32,7 @@ TERMS = {"decoupled_softmax": "decoupled softmax", "supcon": "SupCon", "triplet"
 
 
 class ConsoleCallback:
-    """Draws live statistics on stderr; without a terminal it prints one line per validated epoch.
+    """Draws live statistics on stderr; without a terminal it prints a line per validated epoch and per half minute.
 
     `stopping` returns whether the run was asked to stop; with `quiet` nothing is printed.
     """
@@ -50,14 +51,24 @@ class ConsoleCallback:
         self.estimate = RemainingTime()
         self.seconds_left = 0.0
         self.live = Live(get_renderable=self._render, console=self.console, transient=True)
+        self.notes = {"": "starting"}  # by stage, the current one last; "" stands for the steps
+        self.log = StatusLog(self.status, self.print)
 
     def __enter__(self) -> "ConsoleCallback":
         if self.console.is_terminal and not self.console.quiet:
             self.live.start()
+        elif not self.console.quiet:
+            self.log.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.live.stop()
+        self.log.stop()
+
+    def status(self) -> str:
+        """Return the current stage, or epoch and step, and the time left, on one line."""
+        name, note = list(self.notes.items())[-1]
+        return ": ".join(part for part in (name, note) if part)
 
     def _render(self) -> Group:
         note = "stopping: the state is saved after this step; Ctrl-C again stops at once" if self.stopping() else ""
@@ -71,26 +82,30 @@ class ConsoleCallback:
     def stage(self, name: str) -> Iterator[Progress]:
         """Show a progress bar with the estimated time left while the stage lasts."""
         task, began = self.bars.add_task(name, total=None, note=""), time.monotonic()
+        self.notes[name] = ""
 
         def progress(done: int, total: int) -> None:
             left = duration((time.monotonic() - began) * (total - done) / max(done, 1))
-            self.bars.update(task, completed=done, total=total, note=f"{done:,} of {total:,}, {left} left")
+            self.notes[name] = f"{done:,} of {total:,}, {left} left"
+            self.bars.update(task, completed=done, total=total, note=self.notes[name])
 
         try:
             yield progress
         finally:
             self.bars.remove_task(task)
+            self.notes.pop(name, None)
 
     def on_step(self, step: StepStats, epoch: EpochStats) -> None:
         """Update the progress bar of the steps and the live statistics."""
         self.seconds_left = self.estimate.after(step, epoch, time.monotonic())
+        index = step.index
+        place = f"epoch {index.epoch + 1} of {index.epochs}, step {index.step + 1} of {index.steps_per_epoch}"
+        self.notes[""] = f"{place}, {duration(self.seconds_left)} left"
         if not self.live.is_started:
             return
-        index = step.index
         if self.steps is None:
             self.steps = self.bars.add_task("training", total=index.total, note="")
-        place = f"epoch {index.epoch + 1} of {index.epochs}, step {index.step + 1} of {index.steps_per_epoch}"
-        self.bars.update(self.steps, completed=index.done + 1, note=f"{place}, {duration(self.seconds_left)} left")
+        self.bars.update(self.steps, completed=index.done + 1, note=self.notes[""])
         self.statistics = live_statistics(step, epoch)
 
     def on_validation(self, record: EpochRecord, best: EpochRecord) -> None:

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from training.model.unified import UnifiedModel
+from training.model.cascade import Model
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.row_optimizer import update_rows_
 from training.recipe.sections import OptimizerRecipe
@@ -24,10 +24,29 @@ def learning_rate_scale(step: int, total: int, warmup: float) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * (step - rising) / max(1, total - rising)))
 
 
+def three_phase_scale(step: int, total: int, per_epoch: int, warmup_epochs: float, final_epochs: float) -> float:
+    """Return the learning rate at `step` of `total` as a share of its peak: warm-up, constant, annealing (CascadeXML).
+
+    It rises along a cosine from a tenth of its peak and falls along one to a thousandth. The first and the last phase
+    last a number of epochs of `per_epoch` steps.
+    """
+    rising, falling = warmup_epochs * per_epoch, final_epochs * per_epoch
+    if step < rising:
+        return _between(0.1, 1.0, step / rising)
+    if (left := total - step) <= falling:
+        return _between(1e-3, 1.0, (left - 1) / falling)
+    return 1.0
+
+
+def _between(low: float, high: float, share: float) -> float:
+    """Return the value at `share` of the way along a half cosine from `low` to `high`."""
+    return low + (high - low) * 0.5 * (1.0 - math.cos(math.pi * share))
+
+
 class Optimizers:
     """All optimizers of a model. `peak_rates` are the learning rates to report, by the weights they apply to."""
 
-    def __init__(self, model: UnifiedModel, recipe: OptimizerRecipe, processes: Processes = SINGLE_PROCESS) -> None:
+    def __init__(self, model: Model, recipe: OptimizerRecipe, processes: Processes = SINGLE_PROCESS) -> None:
         self.model = model
         self.dense = dense_optimizer(model, recipe)
         self.peak_rates = _peak_rates(model, recipe)
@@ -69,13 +88,13 @@ class Optimizers:
                 self.dense.state[parameter] = {key: state[f"{name}.{key}"].to(parameter.device) for key in keys}
 
 
-def dense_optimizer(model: UnifiedModel, recipe: OptimizerRecipe) -> torch.optim.AdamW:
-    """Return AdamW over encoder and heads, without weight decay for biases and norms.
+def dense_optimizer(model: Model, recipe: OptimizerRecipe) -> torch.optim.AdamW:
+    """Return AdamW over encoder and heads (or clusters), without weight decay for biases and norms.
 
     Each parameter group has its peak learning rate in `peak`.
     """
     encoder = list(model.encoder.parameters())
-    heads = [p for head in (model.dual_head, model.classifier_head) if head is not None for p in head.parameters()]
+    heads = list(model.head_parameters())
     groups = [
         {"params": params, "weight_decay": decay, "lr": rate, "peak": rate}
         for parameters, rate in ((encoder, recipe.encoder_lr), (heads, recipe.heads_lr))
@@ -88,12 +107,12 @@ def dense_optimizer(model: UnifiedModel, recipe: OptimizerRecipe) -> torch.optim
     return torch.optim.AdamW(groups, betas=(0.9, 0.999), fused=True)
 
 
-def _row_rates(model: UnifiedModel, recipe: OptimizerRecipe) -> dict[str, float]:
+def _row_rates(model: Model, recipe: OptimizerRecipe) -> dict[str, float]:
     """Return the peak learning rate of each row table by name."""
     return {name: recipe.classifier_lr if name == "classifier" else recipe.token_lr for name in model.row_tables()}
 
 
-def _peak_rates(model: UnifiedModel, recipe: OptimizerRecipe) -> dict[str, float]:
+def _peak_rates(model: Model, recipe: OptimizerRecipe) -> dict[str, float]:
     """Return the peak learning rates to report: encoder (if AdamW updates it), heads, classifier and token rows."""
     dense = {"encoder": recipe.encoder_lr} if any(True for _ in model.encoder.parameters()) else {}
     rows = {name: rate for name, rate in _row_rates(model, recipe).items() if name in ("classifier", "token")}

@@ -17,6 +17,7 @@ class Stream(IntEnum):
     BATCH = 2
     DROPOUT = 3
     LABEL_QUERIES = 4
+    LABEL_TREE = 5
 
 
 def random_generator(seed: int, stream: Stream, *counters: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""One training step: encode the batch, compute the loss of both heads, backpropagate, update (UniDEC, section 3).
+"""One training step: encode the batch, compute the loss, backpropagate, update (UniDEC, section 3; CascadeXML).
 
 Shapes: Q queries, P labels of the pool, B texts (queries, then labels), E width of the encoder, D and C widths of the
 dual encoder's and the classifier's vectors.
@@ -11,16 +11,19 @@ import torch
 from torch import Tensor
 
 from training.data.token_cache import TokenBatch, TokenizedTexts
+from training.model.cascade import CascadeModel, Model
 from training.model.device import autocast, uses_bfloat16
 from training.model.unified import UnifiedModel
+from training.optim.cascade_loss import CascadeBatch, cascade_loss
 from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.divergence import divergence_error
 from training.optim.grad_cache import DirectEncoding, Encoding, GradCacheEncoding, ShardedEncoding
 from training.optim.losses import Targets, head_loss
-from training.optim.optimizers import Optimizers, learning_rate_scale
+from training.optim.optimizers import Optimizers, learning_rate_scale, three_phase_scale
 from training.optim.random_streams import Stream, random_generator
 from training.optim.step_stats import StepIndex
 from training.recipe.schema import Recipe
+from training.recipe.sections import LossesRecipe
 
 
 @dataclass(frozen=True)
@@ -38,13 +41,23 @@ class DeviceBatch:
     picked: Targets
     dual: tuple[Targets, Targets] | None = None
 
+    @property
+    def n_labels(self) -> int:
+        """Return the number of labels that each query is compared with."""
+        return len(self.pool_P)
+
+    @property
+    def n_positives(self) -> int:
+        """Return the number of positive pairs in the pool."""
+        return len(self.targets.row_M)
+
 
 class TrainingStep:
     """Computes gradients and updates the weights of `model`, which is on `device`."""
 
     def __init__(
         self,
-        model: UnifiedModel,
+        model: Model,
         optimizers: Optimizers,
         recipe: Recipe,
         device: torch.device,
@@ -54,7 +67,7 @@ class TrainingStep:
         self.device, self.processes = device, processes
         self._bfloat16 = uses_bfloat16(recipe, device)
 
-    def backward(self, batch: DeviceBatch, index: StepIndex) -> dict[str, float]:
+    def backward(self, batch: DeviceBatch | CascadeBatch, index: StepIndex) -> dict[str, float]:
         """Compute the gradients of the batch's loss; return the loss by `head/direction/term`.
 
         Raises TrainingError if the loss is NaN or Inf. Does not change the weights.
@@ -74,7 +87,7 @@ class TrainingStep:
 
     def update(self, index: StepIndex) -> dict[str, float]:
         """Update all weights along their gradients; return the learning rates."""
-        scale = learning_rate_scale(index.done, index.total, self.recipe.optimizer.warmup)
+        scale = rate_scale(index, self.recipe)
         self.optimizers.step(scale)
         return {name: peak * scale for name, peak in self.optimizers.peak_rates.items()}
 
@@ -94,24 +107,45 @@ class TrainingStep:
             encoded_BE: Tensor = self.model.encoder(tokens.input_ids_BT, tokens.attention_mask_BT)
         return encoded_BE.float()
 
-    def _loss_terms(self, batch: DeviceBatch, encoded_BE: Tensor) -> dict[str, Tensor]:
-        """Return the terms of L = λ·L_D + (1−λ)·L_C by `head/direction/term` (UniDEC, section 3).
+    def _loss_terms(self, batch: DeviceBatch | CascadeBatch, encoded_BE: Tensor) -> dict[str, Tensor]:
+        """Return the terms of the loss by `head/direction/term`."""
+        match self.model, batch:
+            case CascadeModel() as model, CascadeBatch():
+                return cascade_loss(model, batch, encoded_BE)
+            case UnifiedModel() as model, DeviceBatch():
+                return unified_loss(model, self.recipe.loss, batch, encoded_BE)
+        raise TypeError(f"a batch of {type(batch).__name__} for {type(self.model).__name__}")
 
-        A head whose weight is 0 is not computed.
-        """
-        losses, dual_share, n_queries = self.recipe.loss, self.recipe.loss.dual_encoder_share, batch.n_queries
-        terms: dict[str, Tensor] = {}
-        if dual_share > 0:
-            dual_BD = self.model.dual_vectors(encoded_BE)
-            scores_QP = dual_BD[:n_queries] @ dual_BD[n_queries:].T
-            targets, picked = batch.dual or (batch.targets, batch.picked)
-            dual = head_loss(scores_QP, targets, picked, losses.dual_encoder)
-            terms |= {f"dual_encoder/{name}": dual_share * term for name, term in dual.items()}
-        if self.model.classifier is not None:
-            row_PC = self.model.classifier.take(batch.pool_P)
-            if self.model.adds_text:
-                row_PC = row_PC + self.model.classifier_vectors(encoded_BE[n_queries:])
-            scores_QP = self.model.classifier_vectors(encoded_BE[:n_queries]) @ row_PC.T
-            classifier = head_loss(scores_QP, batch.targets, batch.picked, losses.classifier)
-            terms |= {f"classifier/{name}": (1 - dual_share) * term for name, term in classifier.items()}
-        return terms
+
+def rate_scale(index: StepIndex, recipe: Recipe) -> float:
+    """Return the learning rate of a step as a share of its peak: in three phases for a cascade, else two."""
+    if (cascade := recipe.cascade) is not None:
+        return three_phase_scale(
+            index.done, index.total, index.steps_per_epoch, cascade.warmup_epochs, cascade.final_epochs
+        )
+    return learning_rate_scale(index.done, index.total, recipe.optimizer.warmup)
+
+
+def unified_loss(
+    model: UnifiedModel, losses: LossesRecipe, batch: DeviceBatch, encoded_BE: Tensor
+) -> dict[str, Tensor]:
+    """Return the terms of L = λ·L_D + (1−λ)·L_C by `head/direction/term` (UniDEC, section 3).
+
+    A head whose weight is 0 is not computed.
+    """
+    dual_share, n_queries = losses.dual_encoder_share, batch.n_queries
+    terms: dict[str, Tensor] = {}
+    if dual_share > 0:
+        dual_BD = model.dual_vectors(encoded_BE)
+        scores_QP = dual_BD[:n_queries] @ dual_BD[n_queries:].T
+        targets, picked = batch.dual or (batch.targets, batch.picked)
+        dual = head_loss(scores_QP, targets, picked, losses.dual_encoder)
+        terms |= {f"dual_encoder/{name}": dual_share * term for name, term in dual.items()}
+    if model.classifier is not None:
+        row_PC = model.classifier.take(batch.pool_P)
+        if model.adds_text:
+            row_PC = row_PC + model.classifier_vectors(encoded_BE[n_queries:])
+        scores_QP = model.classifier_vectors(encoded_BE[:n_queries]) @ row_PC.T
+        classifier = head_loss(scores_QP, batch.targets, batch.picked, losses.classifier)
+        terms |= {f"classifier/{name}": (1 - dual_share) * term for name, term in classifier.items()}
+    return terms

@@ -4,13 +4,16 @@ Recipes are YAML files; `training/recipes/` has the shipped ones. A key that a f
 here, which makes the recipe `default`. An unknown key is an error.
 """
 
+import json
 from collections.abc import Iterator, Mapping
+from functools import reduce
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from training.recipe.sections import (
     BatchingRecipe,
+    CascadeRecipe,
     ClicksRecipe,
     Count,
     EncoderRecipe,
@@ -34,6 +37,21 @@ OBJECTIVES: dict[str, dict[str, Any]] = {
     "tail": {"validation": {"metrics": ["PSP@1", "PSP@5"]}, "loss": {"classifier": {"bce": 0.02}}},
 }
 
+# What a recipe with a cascade must set, by dotted key.
+WITHOUT_CASCADE: dict[str, Any] = {
+    "warm_start": None,
+    "loss.dual_encoder_share": 0.0,
+    "heads.label_rows": "free",
+    "batching.clustered": False,
+    "batching.hard_negatives": 0,
+    "batching.label_queries.share": 0.0,
+    "clicks.sampling": 0.0,
+    "clicks.loss": 0.0,
+    "clicks.exposed_negatives": 0,
+    "validation.popularities": (0.0,),
+    "memory.max_queries": 0,
+}
+
 
 class Recipe(Section):
     """All settings that affect the weights: the same recipe and dataset give the same weights.
@@ -49,6 +67,7 @@ class Recipe(Section):
     warm_start: str | None = Field(default=None, description="checkpoint that provides the initial encoder and heads")
     encoder: EncoderRecipe = StaticEncoderRecipe()
     heads: HeadsRecipe = HeadsRecipe()
+    cascade: CascadeRecipe | None = Field(default=None, description="CascadeXML instead of a dual encoder; null: none")
     batching: BatchingRecipe = BatchingRecipe()
     clicks: ClicksRecipe = ClicksRecipe()
     loss: LossesRecipe = LossesRecipe()
@@ -74,6 +93,25 @@ class Recipe(Section):
     def _objective_sets_defaults(cls, data: Any) -> Any:
         objective = data.get("objective") if isinstance(data, dict) else None
         return _with_defaults(OBJECTIVES.get(str(objective), {}), data)
+
+    @model_validator(mode="after")
+    def _cascade_has_no_other_parts(self) -> "Recipe":
+        """A cascade has no dual encoder, memory, label queries, mined negatives, popularity or click weights."""
+        if self.cascade is None:
+            return self
+        if self.encoder.kind != "transformer":
+            raise ValueError("cascade needs a transformer, whose layers it reads: set encoder.model")
+        for key, value in WITHOUT_CASCADE.items():
+            if reduce(getattr, key.split("."), self) != value:
+                written = json.dumps(value)
+                raise ValueError(f"cascade excludes {key}: set {key} to {written}, or cascade to null")
+        phases = self.cascade.warmup_epochs + self.cascade.final_epochs
+        if phases > self.optimizer.epochs:
+            raise ValueError(
+                f"cascade.warmup_epochs and cascade.final_epochs add up to {phases:g}: "
+                f"give at most optimizer.epochs, {self.optimizer.epochs}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _provenance_names_real_keys(self) -> "Recipe":

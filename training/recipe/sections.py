@@ -1,5 +1,6 @@
 """The sections of a recipe, immutable and validated. A key that a file leaves out has the default written here."""
 
+from itertools import pairwise
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -13,6 +14,7 @@ Rate = Annotated[float, Field(gt=0.0, le=10.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 Exponent = Annotated[float, Field(ge=0.0, le=4.0)]
 Temperature = Annotated[float, Field(ge=1e-3, le=1e3)]
+Dropout = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class Section(BaseModel):
@@ -33,7 +35,7 @@ class StaticEncoderRecipe(Section):
     vocabulary_size: Annotated[int, Field(ge=64)] = 30_000
     subword_rows: Count = Field(default=50_000, description="maximum number of subword n-grams; 0: none")
     pair_rows: Count = Field(default=50_000, description="rows of the hash table for pairs of adjacent tokens; 0: none")
-    pair_dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+    pair_dropout: Dropout = Field(
         default=0.5, description="probability that a training text is encoded without its pairs"
     )
     initial_vectors: Literal["shipped", "random"] = Field(
@@ -59,7 +61,7 @@ class HeadRecipe(Section):
     """One head (g1 or g2): output width (null: the encoder's width) and dropout."""
 
     dim: Positive | None = None
-    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    dropout: Dropout = 0.0
 
 
 class HeadsRecipe(Section):
@@ -214,6 +216,10 @@ class OptimizerRecipe(Section):
     )
     weight_decay: Weight = 0.01
     warmup: Share = Field(default=0.05, description="share of all steps in which the learning rate rises to its peak")
+    averaging: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
+        default=0.75,
+        description="decay per epoch of the moving average of the weights, which is validated and saved; 0: no average",
+    )
     clip_norm: Annotated[float, Field(gt=0.0)] = Field(
         default=1.0, description="maximum gradient norm of AdamW's weights"
     )
@@ -240,7 +246,9 @@ class ValidationRecipe(Section):
         default=1.0,
         description="untrained labels that are never correct, per trained label, while κ is chosen; 0: none added",
     )
-    popularities: Annotated[tuple[Share, ...], Field(min_length=1)] = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+    popularities: Annotated[tuple[Share, ...], Field(min_length=1)] = (
+        0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.7,
+    )  # fmt: skip
 
 
 class MemoryRecipe(Section):
@@ -262,6 +270,39 @@ class PropensityRecipe(Section):
 
     a: Annotated[float, Field(gt=0.0, le=5.0)] = 0.55
     b: Annotated[float, Field(gt=0.0, le=100.0)] = 1.5
+
+
+class CascadeRecipe(Section):
+    """CascadeXML: one classifier per level of a label tree, each on [CLS] of its own layers (Kharbanda et al. 2022).
+
+    Level 0 has the fewest clusters; the last level has the labels. `layers`, `dropout` and `loss_weights` have one
+    value per level, `clusters` and `shortlist` one per level but the last.
+    """
+
+    clusters: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        description="number of clusters per level, ascending powers of two: each cluster is halved"
+    )
+    layers: tuple[Annotated[tuple[Positive, ...], Field(min_length=1)], ...] = Field(
+        description="transformer layers, from 1, whose [CLS] a level reads; several are concatenated and projected"
+    )
+    shortlist: tuple[Positive, ...] = Field(description="clusters per query whose children the next level scores")
+    dropout: tuple[Dropout, ...] = Field(description="dropout of each level's feature")
+    loss_weights: tuple[Weight, ...]
+    projection_dropout: Dropout = Field(default=0.2, description="dropout before the projection of several layers")
+    warmup_epochs: Weight = Field(default=1.0, description="epochs in which the learning rate rises to its peak")
+    final_epochs: Weight = Field(default=3.0, description="last epochs, in which it falls; in between it is constant")
+
+    @model_validator(mode="after")
+    def _has_a_value_per_level(self) -> "CascadeRecipe":
+        levels = len(self.clusters) + 1
+        for name, expected in (("layers", levels), ("dropout", levels), ("loss_weights", levels)):
+            if len(getattr(self, name)) != expected:
+                raise ValueError(f"{name} has {len(getattr(self, name))} values: give {expected}, one per level")
+        if len(self.shortlist) != len(self.clusters):
+            raise ValueError(f"shortlist has {len(self.shortlist)} values: give {len(self.clusters)}, as clusters has")
+        if any(count & (count - 1) for count in self.clusters) or any(a >= b for a, b in pairwise(self.clusters)):
+            raise ValueError("clusters must be ascending powers of two, such as [128, 1024]")
+        return self
 
 
 class ProvenanceRecipe(Section):

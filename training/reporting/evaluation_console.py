@@ -10,6 +10,7 @@ from rich.text import Text
 from retrieval.system.console import Console
 from training.evaluation.headline import (
     HEAD_EXPLANATIONS,
+    HEADS,
     SEEN_LABELS,
     TUNED,
     UNIFIED,
@@ -232,7 +233,7 @@ def _answers(answers: Sequence[Answer]) -> Text:
 
 
 def _name(key: SliceMetric) -> str:
-    name = shown_heads((TUNED,)).get(key.name, key.name)
+    name = shown_heads((*HEADS, TUNED)).get(key.name, key.name)
     if key.kind.startswith(SEEN):
         return f"{name}, seen labels"
     return name + (" labels" if key.kind == "labels" else "")

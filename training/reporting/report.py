@@ -22,7 +22,7 @@ from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.checkpoint.run_folder import REPORT
 from training.checkpoint.schema import CheckpointFacts
 from training.evaluation import slices
-from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_ranker, selected_mix, tuned_mix
+from training.evaluation.checkpoint_evaluation import checkpoint_data, checkpoint_heads, label_ranker, selected_mix
 from training.evaluation.headline import (
     ALL_LABELS,
     HEAD_EXPLANATIONS,
@@ -35,9 +35,9 @@ from training.evaluation.headline import (
     shown_heads,
     shown_metrics,
 )
-from training.evaluation.ranking import SHORTLIST_MIXES
+from training.evaluation.ranking import ExactRanker
 from training.evaluation.results import EvaluationResult, MetricValues, evaluate
-from training.evaluation.scoring import mixes_by_head
+from training.evaluation.selection.select import list_ranker
 from training.evaluation.slices import Example
 from training.model.device import choose_device
 from training.monitoring.console import TERMS, duration
@@ -105,15 +105,16 @@ def write_report(folder: Path, device: str = "auto") -> Path:
 def evaluate_for_report(opened: Checkpoint, device: torch.device) -> ReportEvaluation:
     """Evaluate the validation queries at the selected mix, for each head, and at each weight of the curve.
 
-    The rankings of the selected mix and of the heads are exact, like those that selected the epoch.
+    A cascade has neither other heads nor weights.
     """
     mix, data = selected_mix(opened), checkpoint_data(opened)
-    heads = mixes_by_head(mix, tuned_mix(opened))
-    weights = sorted({*WEIGHTS, mix.weight})
+    heads = checkpoint_heads(opened, mix)
+    weights = [] if opened.recipe.cascade is not None else sorted({*WEIGHTS, mix.weight})
     ends = {0.0: heads["dual_encoder"], 1.0: heads["classifier"]} if 0 < mix.weight < 1 else {}
     curve = {weight_name(weight): ends.get(weight, mix._replace(weight=weight)) for weight in weights}
-    ranker = checkpoint_ranker(opened, data.queries, device, exact=[*SHORTLIST_MIXES, *heads.values()])
-    result = evaluate(ranker, data, heads | curve)
+    ranker = label_ranker(opened, data.queries, device)
+    listed = list_ranker(ranker, mix, opened.cone_fraction) if isinstance(ranker, ExactRanker) else ranker
+    result = evaluate(listed, data, heads | curve)
     return ReportEvaluation(result, weights, ranker.scores(result.rankings[UNIFIED], mix))
 
 
@@ -128,7 +129,8 @@ def render(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
     values = facts.best.metrics[UNIFIED]
     return render_page(
         "training.reporting", REPORT, duration=duration, gigabytes=lambda used: f"{used / 1e9:.1f} GB",
-        facts=facts, best=facts.best, heads=HEADS, shown_heads=shown_heads(facts.best.metrics),
+        facts=facts, best=facts.best, heads={head: HEADS[head] for head in _heads(facts)},
+        shown_heads=shown_heads(facts.best.metrics),
         headline=shown_metrics(HEADLINE_METRICS, values),
         key_metrics=shown_metrics(KEY_METRICS, values), head_explanations=HEAD_EXPLANATIONS,
         metric_explanations=metric_explanations(values),
@@ -154,11 +156,17 @@ def _loss_chart(facts: CheckpointFacts) -> str:
     return line_chart("Loss, mean per step", curves, "epoch", mark=facts.best.epoch)
 
 
+def _heads(facts: CheckpointFacts) -> list[str]:
+    """Return the heads of the model: a cascade has only the unified one."""
+    return [head for head in HEADS if head in facts.best.metrics]
+
+
 def _metric_charts(facts: CheckpointFacts) -> dict[str, str]:
+    heads = _heads(facts)
     return {
         metric: line_chart(
             metric,
-            {head: [(record.epoch, record.metrics[head][metric]) for record in facts.history] for head in HEADS},
+            {head: [(record.epoch, record.metrics[head][metric]) for record in facts.history] for head in heads},
             "epoch",
             mark=facts.best.epoch,
         )
@@ -167,6 +175,9 @@ def _metric_charts(facts: CheckpointFacts) -> dict[str, str]:
 
 
 def _weight_chart(opened: Checkpoint, evaluation: ReportEvaluation) -> str:
+    """Return the curve of the classifier weights; empty for a cascade, which has none."""
+    if not evaluation.weights:
+        return ""
     selected = opened.classifier_weight
     points = {weight: (of["PSP@5"], of["P@1"]) for weight, of in evaluation.metrics_by_weight().items()}
     names = {0.0: "0, dual encoder", 1.0: "1, classifier", selected: f"{selected:g}"}
@@ -187,7 +198,7 @@ def _scopes(result: EvaluationResult) -> dict[str, dict[str, Any]]:
 def _label_groups(result: EvaluationResult) -> dict[str, list[LabelGroupRow]]:
     """Return groups of labels by frequency ("labels") and, if the dataset has days, by age ("ages")."""
     data = result.data
-    by_head = {head: result.group_ratios(head) for head in HEADS}
+    by_head = {head: result.group_ratios(head) for head in HEADS if head in result.rankings}
     return {
         kind: [
             LabelGroupRow(
@@ -245,7 +256,7 @@ def recipe_settings(recipe: Recipe) -> list[RecipeSetting]:
 def _format(tree: Mapping[str, Any], key: str) -> str:
     try:
         value = reduce(lambda node, part: node[part], key.split("."), tree)
-    except KeyError:  # of another kind of encoder
+    except (KeyError, TypeError):  # of another kind of encoder, or of a section that is null
         return "—"
     if isinstance(value, tuple | list):
         return ", ".join(str(item) for item in value)

@@ -30,7 +30,8 @@ from retrieval.bundle.signatures import new_keys
 from retrieval.bundle.vector_file import read_finite
 from retrieval.bundle.verified_files import OpenEntry, open_listed_file, read_bundle
 from retrieval.errors import BundleError
-from retrieval.retriever import Retriever, is_loaded
+from retrieval.loading import is_loaded
+from retrieval.retriever import Retriever
 from retrieval.store.local import Store
 from retrieval.system.limits import FreeMemory
 from tests.support.bundles import VOTES, make_bundle

@@ -108,7 +108,9 @@ def test_native_code_that_delays_signals_does_not_block_a_command(words: Dataset
     assert run(*train_words(words, out)) == 0
 
 
-@pytest.mark.parametrize("stage", ["export.build:write_vectors", "export.build:choose_ef_search", "export.build:seal"])
+@pytest.mark.parametrize(
+    "stage", ["export.kinds.vectors:write_vectors", "export.kinds.vectors:choose_ef_search", "export.job:seal"]
+)
 def test_an_export_that_stops_leaves_nothing(checkpoint: Path, tmp_path: Path, stage: str) -> None:
     """If it fails, an export continues after SIGTERM, or leaves an incomplete bundle on the disk."""
     store = open_store(tmp_path / "store")

@@ -54,7 +54,7 @@ def test_no_file_of_the_run_has_a_row_per_label_for_the_classifier(checkpoint: P
     """If it fails, hundreds of millions of unused rows ψ take memory in training and in the checkpoint."""
     for name in ("model.safetensors", "state.safetensors"):
         assert not [tensor for tensor in load_file(checkpoint / name) if "classifier" in tensor]
-    model = load_checkpoint(checkpoint).model
+    model = load_checkpoint(checkpoint).unified
     assert model.classifier is None
     assert model.classifier_head is None
     assert model.classifier_rows().shape == (N_LABELS, 0)
@@ -101,4 +101,4 @@ def test_renee_begins_with_the_encoder_of_such_a_model(dataset: Dataset, checkpo
     recipe = load_recipe("systems/renee", [*SETTINGS, *heads, f"warm_start={checkpoint}"])
     facts = train(dataset, recipe, tmp_path / "run", RecordingCallback())
     assert facts.classifier_weight == 1.0
-    assert load_checkpoint(tmp_path / "run").model.classifier is not None
+    assert load_checkpoint(tmp_path / "run").unified.classifier is not None

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from benchmarks import dial, findings, pairs_per_second, quality
+from benchmarks.cascade import compare
 from benchmarks.measuring.systems import RecipeRun
 from benchmarks.pairs_per_second import draw_pairs, run, tokenization_cost
 from benchmarks.peers.watched_steps import StepTask
@@ -164,3 +165,22 @@ def test_our_side_takes_the_steps_of_the_task(words: Dataset, task: StepTask, tm
     assert result.tokens >= result.texts * 4  # two words or three, and two special tokens
     assert result.versions["torch"] == torch.__version__
     assert tokenization_cost(words, drawn, task).tokens_per_pair > 2 * 4
+
+
+def test_the_cascades_are_compared_and_rerunning_only_renders(words: Dataset, tmp_path: Path, command: Command) -> None:
+    """If it fails, the command on the page does not reproduce it, or trains again."""
+    bert, out = save_tiny_bert(tmp_path / "bert", WORDS, layers=6), tmp_path / "runs"
+    arguments = [words.folder, "--model", bert, "--out", out, "--epochs", 1, "--set", "encoder.max_tokens=8"]
+    assert command(compare, *arguments, "--finished-only") == 0
+    assert "| cascade |" not in (out / "cascade.md").read_text(encoding="utf-8")
+    assert command(compare, *arguments) == 0
+    page = (out / "cascade.md").read_text(encoding="utf-8")
+    assert page.count("| last layer for all levels |") == 3, "metrics, metrics among seen labels, and recall"
+    assert "| cascade − last layer for all levels | all labels | p |" in page
+    assert "| cascade − two levels | all labels | p |" in page
+    assert "| two levels | 100.0 (100.0) | – | – | 100.0 (100.0) |" in page, "16 clusters, all of them kept"
+    trained = {path: path.stat().st_mtime_ns for path in out.glob("**/*.safetensors")}
+    assert len(trained) == 6
+    assert command(compare, *arguments, "--finished-only") == 0
+    assert (out / "cascade.md").read_text(encoding="utf-8") == page
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained

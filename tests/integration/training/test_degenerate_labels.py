@@ -6,7 +6,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from export.build import ExportSettings, export
+from export.build import export
+from export.job import ExportSettings
 from export.pca import fit_projection
 from retrieval import open_bundle
 from retrieval.open import open_store

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.build import ExportSettings
 from export.build import export as build
+from export.job import ExportSettings
 from export.quality import bundle_quality
 from retrieval import Retriever, open_bundle
 from retrieval.bundle.facts import LabelFacts
@@ -87,9 +87,9 @@ def test_the_manifest_records_what_was_checked(retriever: Retriever, opened: Che
 
 def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: Checkpoint) -> None:
     """If it fails, labels have the vectors of other labels, or untrained labels have zero or random ones."""
-    dual_dim = opened.model.dual_dim
+    dual_dim = opened.unified.dual_dim
     halves_LD = retriever.vectors_LD / retriever.manifest.model.label_scale()
-    psi_LC = opened.model.classifier_rows().numpy()
+    psi_LC = opened.unified.classifier_rows().numpy()
     unit_LC = psi_LC / np.maximum(np.linalg.norm(psi_LC, axis=1, keepdims=True), 1e-12)
     np.testing.assert_allclose(np.linalg.norm(halves_LD[:, :dual_dim], axis=1), 1.0, atol=1e-5)
     unit_LC *= opened.trained_L[:, None]
@@ -97,11 +97,11 @@ def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: C
     half_LC = np.column_stack([unit_LC, np.sqrt(selected_mix(opened).popularity) * popularity_L])
     direction_C = half_LC.sum(axis=0) / np.linalg.norm(half_LC.sum(axis=0))
     half_LC[~opened.trained_L, :-1] = impute(
-        halves_LD[:, :dual_dim], opened.model.classifier_rows(), opened.trained_L
+        halves_LD[:, :dual_dim], opened.unified.classifier_rows(), opened.trained_L
     ).rows(opened.cone_fraction)
     shrunk_LC = half_LC - (1 - retriever.manifest.model.cone_shrink) * np.outer(half_LC @ direction_C, direction_C)
     np.testing.assert_allclose(halves_LD[:, dual_dim:], shrunk_LC, atol=1e-5)
-    assert retriever.manifest.model.classifier_dim == opened.model.classifier_dim + 1
+    assert retriever.manifest.model.classifier_dim == opened.unified.classifier_dim + 1
     assert selected_mix(opened).popularity > 0
     assert not opened.trained_L.all()
     assert retriever.manifest.model.cone_shrink < 1, "the checkpoint has no cone: nothing was put to the test"
@@ -172,7 +172,7 @@ def test_a_bundle_that_is_worse_than_its_checkpoint_is_not_published(
         values, _ = bundle_quality(*asked)  # type: ignore[arg-type]
         return {figure: value - 5 for figure, value in values.items()}, None
 
-    monkeypatch.setattr("export.build.bundle_quality", worse)
+    monkeypatch.setattr("export.job.bundle_quality", worse)
     with pytest.raises(GateError, match=r"quality: P@1 of the bundle is"):
         build(small, open_store(tmp_path / "store"))
     assert open_store(tmp_path / "store").bundles() == []

@@ -32,14 +32,14 @@ def opened(dataset: Dataset) -> Checkpoint:
 def test_a_row_is_the_texts_vector_plus_the_residual(opened: Checkpoint, dataset: Dataset) -> None:
     """If it fails, a checkpoint has the residuals only, or trains free rows."""
     tokens = tokenize_in_memory(dataset.label_texts, opened.tokenizer)
-    text_LC = torch.zeros(N_LABELS, opened.model.classifier_dim)
+    text_LC = torch.zeros(N_LABELS, opened.unified.classifier_dim)
     with torch.inference_mode():
         for rows, batch in tokens.batches_by_length(64):
-            encoded_BE = opened.model.encoder(batch.input_ids_BT, batch.attention_mask_BT)
-            text_LC[rows] = opened.model.classifier_vectors(encoded_BE)
+            encoded_BE = opened.unified.encoder(batch.input_ids_BT, batch.attention_mask_BT)
+            text_LC[rows] = opened.unified.classifier_vectors(encoded_BE)
     residual_LC = load_file(opened.folder / "state.safetensors")["model.classifier.weight"]
     assert residual_LC.any()
-    torch.testing.assert_close(opened.model.classifier_rows(), text_LC + residual_LC, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(opened.unified.classifier_rows(), text_LC + residual_LC, atol=1e-4, rtol=1e-4)
     assert opened.trained_L.all(), "a label without positives has its text's vector, and needs no imputed row"
 
 

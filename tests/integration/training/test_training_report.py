@@ -14,7 +14,7 @@ from tests.support.training.checkpoints import SETTINGS, write_words
 from training.checkpoint.files import read_facts
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset, DatasetMeta
-from training.evaluation import ranking, slices
+from training.evaluation import slices
 from training.prepare.writing import write_dataset
 from training.recipe.loading import load_recipe
 from training.reporting.report import evaluate_for_report, recipe_settings, write_report
@@ -112,9 +112,8 @@ def test_the_page_shows_metrics_and_settings_of_the_run(page: Page, trained: Pat
     assert labels >= {f"{metric} by epoch" for metric in facts.recipe.validation.metrics}
 
 
-def test_its_metrics_are_those_of_the_checkpoint(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_metrics_are_those_of_the_checkpoint(trained: Path) -> None:
     """If this failed, the page would show two values of one metric."""
-    monkeypatch.setattr(ranking, "SHORTLIST_SIZE", ranking.DEPTH)  # a long shortlist would hide that it is used
     opened = load_checkpoint(trained)
     evaluation = evaluate_for_report(opened, torch.device("cpu"))
     for head, figures in opened.metrics.items():

@@ -15,6 +15,7 @@ from tests.support.training.small_run import SMALL, measured, small_recipe, stop
 from training.batching.batch_source import BatchSource
 from training.checkpoint.files import read_facts
 from training.data.dataset import Dataset
+from training.optim.cascade_loss import CascadeBatch
 from training.optim.training_step import DeviceBatch
 from training.recipe.loading import load_recipe
 from training.run import train
@@ -53,7 +54,7 @@ def recorded() -> tuple[list[set[int]], type[BatchSource]]:
     rows: list[set[int]] = []
 
     class RecordingSource(BatchSource):
-        def device_batch(self, epoch: int, step: int, query_Q: np.ndarray) -> DeviceBatch:
+        def device_batch(self, epoch: int, step: int, query_Q: np.ndarray) -> DeviceBatch | CascadeBatch:
             rows.append(set(query_Q.tolist()))
             return super().device_batch(epoch, step, query_Q)
 

@@ -15,7 +15,7 @@ from tests.support.listener import RecordingCallback
 from tests.support.training.small_run import small_recipe
 from training.batching.batch_source import BatchSource
 from training.data.dataset import Dataset
-from training.model.unified import UnifiedModel
+from training.model.cascade import Model
 from training.optim.distributed import torchrun_processes
 from training.run import train
 
@@ -23,7 +23,7 @@ from training.run import train
 class ModelCapture(BatchSource):
     """A batch source that remembers the model of its run."""
 
-    captured: UnifiedModel
+    captured: Model
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)

@@ -11,8 +11,8 @@ SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 HIDDEN = 32
 
 
-def save_tiny_bert(folder: Path, words: Iterable[str]) -> Path:
-    """Two layers, a token a word; the tokenizer puts [CLS] before and [SEP] behind a text."""
+def save_tiny_bert(folder: Path, words: Iterable[str], layers: int = 2) -> Path:
+    """A token a word; the tokenizer puts [CLS] before and [SEP] behind a text."""
     vocabulary = {token: row for row, token in enumerate([*SPECIAL, *words])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -24,7 +24,7 @@ def save_tiny_bert(folder: Path, words: Iterable[str]) -> Path:
     ).save_pretrained(folder)
     torch.manual_seed(0)
     config = BertConfig(
-        vocab_size=len(vocabulary), hidden_size=HIDDEN, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(vocabulary), hidden_size=HIDDEN, num_hidden_layers=layers, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=40,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)

@@ -14,7 +14,7 @@ from pydantic_core import to_json
 
 from retrieval.bundle.label_size import ESCAPED, MAX_LABEL_BYTES, check_label_size, label_bytes
 from retrieval.bundle.labels import LabelTable
-from retrieval.bundle.manifest import INDEX, QUERY_ENCODER, TOKENIZER, read_manifest
+from retrieval.bundle.manifest import INDEX, QUERY_ENCODER, TOKENIZER, VECTORS, read_manifest
 from retrieval.errors import BadInput
 from service.bundles.memory_check import ENGINE_BYTES, needed_memory
 from service.engine.label_cache import ENTRY_BYTES, LabelCache
@@ -136,3 +136,11 @@ def test_the_cache_counts_as_memory_of_an_engine() -> None:
     manifest = read_manifest(Path(__file__).parents[2] / "golden" / "v2")
     files = sum(entry.bytes for name, entry in manifest.files.items() if name in (INDEX, QUERY_ENCODER, TOKENIZER))
     assert needed_memory(manifest) >= ENGINE_BYTES + LABEL_CACHE_BYTES + files
+
+
+def test_the_levels_of_a_cascade_count_as_memory_of_an_engine() -> None:
+    """If it fails, a cascade cannot be served, or its rows and its tree do not fit into memory later."""
+    manifest = read_manifest(Path(__file__).parents[2] / "golden" / "v5")
+    levels = sum(entry.bytes for name, entry in manifest.files.items() if name.startswith(("level_", "parents_")))
+    assert needed_memory(manifest) >= ENGINE_BYTES + LABEL_CACHE_BYTES + levels
+    assert needed_memory(manifest, ["key"]) >= needed_memory(manifest) + manifest.files[VECTORS].bytes

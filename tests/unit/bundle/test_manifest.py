@@ -61,8 +61,8 @@ def test_a_real_manifest_is_read_as_it_was_written(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format_version": 5}, r"version 5; this release reads versions 1 to 4. Install a newer"),
-        ({"format_version": 0}, r"version 0; this release reads versions 1 to 4. Export"),
+        ({"format_version": 6}, r"version 6; this release reads versions 1 to 5. Install a newer"),
+        ({"format_version": 0}, r"version 0; this release reads versions 1 to 5. Export"),
         ({"format_version": "2"}, "format_version"),
         ({"format_version": ...}, "format_version: Field required"),
         ({"surprise": 1}, "surprise: Extra inputs"),

@@ -69,7 +69,17 @@ def test_a_graph_finds_the_neighbours_of_many(
     """If it fails, a catalogue of millions gets other rows than a small one, or an export of days."""
     expected_UC = impute(dual_LD, rows_LC, trained_L).rows(0.5)
     monkeypatch.setattr(imputation, "MAX_EXACT_PAIRS", 1)
+    monkeypatch.setattr(imputation, "MAX_EXACT_LABELS", 1)
     monkeypatch.setattr(imputation, "ExactIndex", None)
+    torch.testing.assert_close(impute(dual_LD, rows_LC, trained_L).rows(0.5), expected_UC)
+
+
+def test_vectors_that_are_not_copied_have_the_same_neighbours(
+    dual_LD: np.ndarray, rows_LC: torch.Tensor, trained_L: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a catalogue of a million labels gets other rows than a small one."""
+    expected_UC = impute(dual_LD, rows_LC, trained_L).rows(0.5)
+    monkeypatch.setattr(imputation, "MAX_COPIED_VALUES", 1)
     torch.testing.assert_close(impute(dual_LD, rows_LC, trained_L).rows(0.5), expected_UC)
 
 

@@ -15,8 +15,8 @@ from training.evaluation.memory import QueryMemory
 from training.evaluation.ranking import ExactRanker, rank_labels
 from training.evaluation.results import EvaluationData
 from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix, mixes_by_head
-from training.evaluation.selection import select
-from training.recipe.sections import MemoryRecipe
+from training.evaluation.selection.select import select
+from training.recipe.sections import MemoryRecipe, ValidationRecipe
 
 VOTES = VoteSettings(0.4, 0.1, 3)
 MIX = ScoreMix(0.5, 0.1, VOTES)
@@ -73,14 +73,13 @@ def test_rankings_and_scores_have_the_votes(
 
 
 def test_a_label_that_only_the_memory_proposes_is_ranked(
-    encoded: tuple[QueryVectors, LabelVectors, QueryMemory], monkeypatch: pytest.MonkeyPatch
+    encoded: tuple[QueryVectors, LabelVectors, QueryMemory],
 ) -> None:
-    """If this failed, shortlists would lack the labels that only the nearest training queries have."""
-    monkeypatch.setattr(ranking_module, "SHORTLIST_SIZE", 10)
+    """If this failed, rankings would lack the labels that only the nearest training queries have."""
     queries, labels, memory = encoded
     strong = MIX._replace(memory=VOTES._replace(weight=5.0))
     without = rank_labels(queries, labels, [MIX._replace(memory=NO_VOTES)], Ragged.empty(9))
-    voted = rank_labels(queries, labels, [strong], Ragged.empty(9), [strong], memory=memory)[strong]
+    voted = rank_labels(queries, labels, [strong], Ragged.empty(9), memory=memory)[strong]
     proposed = [set(rows) - set(others) for rows, others in zip(voted, *without.values(), strict=True)]
     assert any(proposed)
 
@@ -116,14 +115,15 @@ def selected(encoded: tuple[QueryVectors, LabelVectors, QueryMemory], truth: lis
     texts = [str(row) for row in range(9)]
     split = Split.from_lists(texts, texts, Ragged.from_lists(truth), Ragged.empty(9))
     data = EvaluationData(split, np.ones(40, np.int64), np.ones(40))
-    return select(queries, labels, data, [0.5], [0.0, 0.1], ["P@1"], memory=memory, votes=MemoryRecipe()).mix
+    recipe = ValidationRecipe(metrics=("P@1",))
+    return select(queries, labels, data, ([0.5], [0.0, 0.1]), recipe, memory=memory, votes=MemoryRecipe()).mix
 
 
 def test_votes_are_selected_only_if_they_help(encoded: tuple[QueryVectors, LabelVectors, QueryMemory]) -> None:
     """If this failed, a memory that makes answers worse would be used, or one that makes them better would not."""
     queries, labels, memory = encoded
     plain = ScoreMix(0.5, 0.1)
-    best = rank_labels(queries, labels, [plain], Ragged.empty(9), [plain])[plain][:, :1]
+    best = rank_labels(queries, labels, [plain], Ragged.empty(9))[plain][:, :1]
     assert selected(encoded, best.tolist()) == plain
     nearest = memory.neighbours(queries, slice(0, 9), 1)[0][:, 0]
     voted = [memory.labels.label_V[2 * row : 2 * row + 2].tolist() for row in nearest]

@@ -17,7 +17,8 @@ from training.evaluation.imputation import Imputation
 from training.evaluation.ranking import ExactRanker, rank_labels, score_rows
 from training.evaluation.results import EvaluationData, evaluate
 from training.evaluation.scoring import LabelVectors, QueryVectors, ScoreMix, mixes_by_head, popularity
-from training.evaluation.selection import choose_mix, select
+from training.evaluation.selection.select import choose_mix, select
+from training.recipe.sections import ValidationRecipe
 
 EMPTY = Ragged.from_lists([[] for _ in range(9)])
 MIXES = [ScoreMix(0.0, 0.0), ScoreMix(0.0, 0.2), ScoreMix(0.3, 0.0), ScoreMix(0.3, 0.6), ScoreMix(1.0, 0.1)]
@@ -61,38 +62,27 @@ def by_definition(encoded: Encoded, mix: ScoreMix) -> torch.Tensor:
 def test_rankings_are_those_of_the_score(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
     """If this failed, metrics would not be the model's; the block size must not matter."""
     monkeypatch.setattr(ranking_module, "SCORES_PER_BLOCK", 70)
-    for mix, ranking in rank_labels(*encoded, MIXES, EMPTY, exact=MIXES).items():
+    for mix, ranking in rank_labels(*encoded, MIXES, EMPTY).items():
         assert ranking.tolist() == by_definition(encoded, mix).topk(10).indices.tolist()
 
 
 def test_a_mix_given_twice_is_ranked_once(encoded: Encoded) -> None:
     """If this failed, a run whose best weight is 0 or 1 would fail at validation, where a head equals the model."""
-    ranking = rank_labels(*encoded, [MIXES[3], MIXES[3]], EMPTY, exact=[MIXES[3]])[MIXES[3]]
+    ranking = rank_labels(*encoded, [MIXES[3], MIXES[3]], EMPTY)[MIXES[3]]
     assert ranking.tolist() == by_definition(encoded, MIXES[3]).topk(10).indices.tolist()
-
-
-def test_other_mixes_rank_the_shortlists_of_the_exact_ones(encoded: Encoded, monkeypatch: pytest.MonkeyPatch) -> None:
-    """If this failed, the mix would be chosen on rankings that miss labels which both heads rank first."""
-    monkeypatch.setattr(ranking_module, "SHORTLIST_SIZE", 12)
-    between, searched = [ScoreMix(0.3, 0.0), ScoreMix(0.6, 0.1)], ScoreMix(0.5, 0.2)
-    exact = rank_labels(*encoded, [*between, searched], EMPTY, exact=[*between, searched])
-    listed = rank_labels(*encoded, [*between, searched], EMPTY)
-    assert listed[searched].tolist() == exact[searched].tolist()
-    for mix in between:
-        assert (listed[mix][:, :3] == exact[mix][:, :3]).all()
 
 
 def test_equal_scores_go_by_row_number(equal_labels: Encoded) -> None:
     """If this failed, labels with the same tokens would be in random order, and differ from the served index."""
     mix = ScoreMix(0.2, 0.0)
-    ranking = rank_labels(*equal_labels, [mix], Ragged.from_lists([[0]]), exact=[mix])[mix]
+    ranking = rank_labels(*equal_labels, [mix], Ragged.from_lists([[0]]))[mix]
     assert (np.diff(ranking[0]) > 0).all()
 
 
 def test_of_labels_that_look_equal_labels_the_popular_one_comes_first(equal_labels: Encoded) -> None:
     """If this failed, a label that is nearly always right would rank no higher than one that was right once."""
     for mix in (ScoreMix(0.2, 0.3), ScoreMix(1.0, 0.05)):
-        ranking = rank_labels(*equal_labels, [mix], Ragged.from_lists([[298]]), exact=[mix])[mix]
+        ranking = rank_labels(*equal_labels, [mix], Ragged.from_lists([[298]]))[mix]
         assert ranking[0].tolist() == [299, *range(297, 288, -1)]
     dual_alone = ScoreMix(0.0, 0.3)  # knows nothing of popularity
     assert (np.diff(rank_labels(*equal_labels, [dual_alone], Ragged.empty(1))[dual_alone][0]) > 0).all()
@@ -118,25 +108,13 @@ def data_of(truth: Ragged, inverse_L: np.ndarray, exclude: Ragged | None = None)
 
 def test_the_mix_is_the_best_on_validation_and_the_simplest_of_equals() -> None:
     """If this failed, the classifier weight and popularity bonus would not be those that validation prefers."""
-    data = data_of(Ragged.from_lists([[0], [1]]), np.ones(2))
-    right, wrong = np.array([[0], [1]]), np.array([[1], [0]])
 
-    def chosen(rankings: dict[tuple[float, float], np.ndarray]) -> tuple[ScoreMix, float]:
-        return choose_mix({ScoreMix(*mix): ranking for mix, ranking in rankings.items()}, data, ["P@1"])
+    def chosen(scores: dict[tuple[float, float], float]) -> tuple[ScoreMix, float]:
+        return choose_mix({ScoreMix(*mix): score for mix, score in scores.items()})
 
-    assert chosen({(0.5, 0.0): wrong, (0.9, 0.3): right, (0.5, 0.1): wrong}) == (ScoreMix(0.9, 0.3), 100.0)
-    assert chosen({(0.0, 0.0): wrong, (0.4, 0.0): right, (0.5, 0.3): right})[0] == ScoreMix(0.5, 0.3)
-    assert chosen({(0.5, 0.2): right, (0.5, 0.1): right, (0.7, 0.0): right})[0] == ScoreMix(0.5, 0.1)
-
-
-def test_the_mix_is_chosen_by_the_mean_of_its_metrics() -> None:
-    """If this failed, a recipe's `validation.metrics` would not decide between precision and tail."""
-    data = data_of(Ragged.from_lists([[0], [0], [1]]), np.array([1.0, 9.0]))
-    rankings = {ScoreMix(0.5, 0.2): np.array([[0], [0], [0]]), ScoreMix(0.5, 0.0): np.array([[1], [1], [1]])}
-    assert choose_mix(rankings, data, ["P@1"]) == (ScoreMix(0.5, 0.2), pytest.approx(200 / 3))
-    best, score = choose_mix(rankings, data, ["P@1", "PSP@1"])
-    assert best == ScoreMix(0.5, 0.0)
-    assert score == pytest.approx((100 / 3 + 100 * 9 / 11) / 2)
+    assert chosen({(0.5, 0.0): 0.0, (0.9, 0.3): 100.0, (0.5, 0.1): 0.0}) == (ScoreMix(0.9, 0.3), 100.0)
+    assert chosen({(0.0, 0.0): 0.0, (0.4, 0.0): 100.0, (0.5, 0.3): 100.0})[0] == ScoreMix(0.5, 0.3)
+    assert chosen({(0.5, 0.2): 9.0, (0.5, 0.1): 9.0, (0.7, 0.0): 9.0})[0] == ScoreMix(0.5, 0.1)
 
 
 @pytest.mark.parametrize(
@@ -152,10 +130,13 @@ def test_the_cone_fraction_is_chosen_by_the_metrics(right: int, trained: float, 
     )  # fmt: skip
     queries = QueryVectors(torch.zeros(1, 2), torch.tensor([[0.6, 0.8]]))
     data = data_of(Ragged.from_lists([[right]]), np.ones(2))
-    selection = select(queries, labels.with_imputation(0.5), data, [1.0], [0.0], ["P@1"])
+    recipe = ValidationRecipe(metrics=("P@1",))
+    selection = select(queries, labels.with_imputation(1.0), data, ([1.0], [0.0]), recipe)
     assert (selection.cone_fraction, selection.score) == (expected, 100.0)
-    imputed = selection.ranker.labels
-    torch.testing.assert_close(imputed.classifier[0], torch.tensor([0.8, -0.3 * expected]))
+    scores = dict(
+        zip(selection.ranker.lists.row_QS[0].tolist(), selection.ranker.scores(selection.mix)[0], strict=True)
+    )
+    assert scores[0] == pytest.approx(0.48 - 0.24 * expected)
     assert not labels.classifier[0].any(), "the vectors passed in must not change"
 
 
@@ -177,7 +158,7 @@ def test_scores_are_those_that_the_ranking_was_made_by(encoded: Encoded, monkeyp
     """If this failed, an answer would be shown with another label's score, or a missing one with a real score."""
     monkeypatch.setattr(ranking_module, "QUERIES_PER_BLOCK", 4)
     for mix in MIXES:
-        ranking = rank_labels(*encoded, [mix], EMPTY, exact=[mix])[mix]
+        ranking = rank_labels(*encoded, [mix], EMPTY)[mix]
         expected = np.take_along_axis(by_definition(encoded, mix).numpy(), ranking, axis=1)
         np.testing.assert_allclose(score_rows(*encoded, ranking, mix), expected, atol=1e-6)
         ranking[:, -1] = -1
@@ -195,8 +176,8 @@ def test_each_head_scores_without_the_other(encoded: Encoded) -> None:
     without_classifier = dataclasses.replace(queries, classifier=torch.zeros(9, 4))
     for head, others in (("dual_encoder", without_classifier), ("classifier", without_dual)):
         mix = ends[head]
-        found = rank_labels(queries, labels, [mix], EMPTY, exact=[mix])[mix]
-        assert found.tolist() == rank_labels(others, labels, [mix], EMPTY, exact=[mix])[mix].tolist()
+        found = rank_labels(queries, labels, [mix], EMPTY)[mix]
+        assert found.tolist() == rank_labels(others, labels, [mix], EMPTY)[mix].tolist()
 
 
 @given(st.lists(st.integers(0, 10**6), min_size=1, max_size=30))

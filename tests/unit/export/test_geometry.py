@@ -31,7 +31,7 @@ def with_rows(opened: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> Change:
     """Return the checkpoint with other classifier rows; the first `trained` labels have three positives each."""
 
     def change(rows_LC: torch.Tensor, trained: int, popularity: float = 0.0) -> Checkpoint:
-        monkeypatch.setattr(opened.model, "classifier_rows", lambda: rows_LC)
+        monkeypatch.setattr(opened.unified, "classifier_rows", lambda: rows_LC)
         trained_L = np.arange(len(rows_LC)) < trained
         best = opened.facts.best.model_copy(update={"popularity": popularity})
         facts = opened.facts.model_copy(update={"best": best})
@@ -96,8 +96,8 @@ def test_a_classifier_half_holds_the_worth_of_popularity(opened: Checkpoint) -> 
     assert selected_mix(opened).popularity > 0
     cpu, texts = torch.device("cpu"), opened.validation.texts
     label_tokens = tokenize_in_memory(opened.labels["text"].to_pylist(), opened.tokenizer)
-    queries = encode_queries(opened.model, tokenize_in_memory(texts, opened.tokenizer), cpu)
-    labels = encode_labels(opened.model, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
+    queries = encode_queries(opened.unified, tokenize_in_memory(texts, opened.tokenizer), cpu)
+    labels = encode_labels(opened.unified, label_tokens, opened.positives_L, cpu, opened.cone_fraction)
     expected_QL = queries.classifier @ labels.classifier.T + selected_mix(opened).popularity * labels.popularity
     half_LC = classifier_vectors(opened, 0, opened.labels.num_rows)
     scores_QL = torch_vectors(opened, texts)[1] @ half_LC.T

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from export import label_vectors
-from export.build import _label_facts
+from export.job import label_facts
 from export.label_vectors import count_zeros
 from retrieval.bundle.manifest import VECTORS
 from tests.support.training.checkpoints import make_checkpoint
@@ -31,9 +31,10 @@ def test_the_manifest_counts_kinds_of_labels(tmp_path: Path) -> None:
     texts[7] = texts[8] = texts[2]
     at = opened.labels.schema.get_field_index("text")
     labels = opened.labels.set_column(at, "text", pa.array(texts))
-    np.save(tmp_path / VECTORS, np.ones((len(texts), 3), np.float32))
     trained_L = np.arange(len(texts)) < 250
-    facts = _label_facts(dataclasses.replace(opened, labels=labels, trained_L=trained_L), tmp_path)
+    facts = label_facts(dataclasses.replace(opened, labels=labels, trained_L=trained_L), imputed=True, zeros=0)
     assert facts.model_dump() == {"count": 300, "trained": 250, "imputed": 50, "duplicates": 2, "zeros": 0}
-    nothing = _label_facts(dataclasses.replace(opened, trained_L=np.zeros(300, bool)), tmp_path)
+    cascade = label_facts(dataclasses.replace(opened, trained_L=trained_L), imputed=False, zeros=0)
+    assert (cascade.trained, cascade.imputed) == (250, 0)
+    nothing = label_facts(dataclasses.replace(opened, trained_L=np.zeros(300, bool)), imputed=True, zeros=0)
     assert (nothing.trained, nothing.imputed) == (0, 0), "without a trained label there is nothing to impute from"

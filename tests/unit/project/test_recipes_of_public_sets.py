@@ -78,6 +78,16 @@ PUBLIC_SETS = {
     "lf_wikititles_500k": (1_813_391, 11),
     "lf_amazontitles_1_3m": (2_248_619, 11),
 }
+CODE = "github.com/xmc-aalto/cascadexml"  # of CascadeXML's authors
+PRINTED["systems/cascadexml"] = {
+    "encoder.kind": ("transformer", "section 4"),
+    "cascade.dropout": ((0.2, 0.25, 0.4, 0.5), f"{CODE}, main.py"),
+    "cascade.loss_weights": ((1.0, 1.0, 1.0, 1.0), f"{CODE}, main.py"),
+    "cascade.projection_dropout": (0.2, f"{CODE}, CascadeXML.py"),
+    "cascade.warmup_epochs": (1.0, f"{CODE}, main.py"),
+    "cascade.final_epochs": (3.0, f"{CODE}, Runner.py"),
+    "optimizer.weight_decay": (0.05, f"{CODE}, main.py"),
+}
 UNPRINTED = [
     "optimizer.epochs", "loss.classifier.bce", "seed", "loss.dual_encoder.temperature", "loss.classifier.temperature",
 ]  # fmt: skip

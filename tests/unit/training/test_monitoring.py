@@ -2,13 +2,22 @@
 
 import io
 import re
+from queue import SimpleQueue
 
 import pytest
 from rich.console import Console
 
 from training.checkpoint.schema import EpochRecord
 from training.evaluation.headline import HEADLINE_METRICS, HEADS
-from training.monitoring.console import RemainingTime, duration, epoch_line, live_statistics, metrics_table
+from training.monitoring.console import (
+    ConsoleCallback,
+    RemainingTime,
+    duration,
+    epoch_line,
+    live_statistics,
+    metrics_table,
+)
+from training.monitoring.status_log import StatusLog
 from training.optim.step_stats import EpochStats, StepIndex, StepStats, by_head_and_term
 from training.pages.charts import HEIGHT, WIDTH, column_chart, line_chart
 
@@ -62,6 +71,31 @@ def test_live_statistics_show_every_term(stats: EpochStats) -> None:
     assert "heads 0.001" in drawn
     assert "50 queries per second" in drawn
     assert "1.0 GB" in drawn
+
+
+def test_a_log_has_a_line_about_the_run_whenever_it_is_due() -> None:
+    """If it fails, a run without a terminal may print nothing for half an hour."""
+    lines: SimpleQueue[str] = SimpleQueue()
+    log = StatusLog(lambda: "mining", lines.put, seconds=0.001)
+    log.start()
+    assert [lines.get(timeout=60) for _ in range(3)] == ["mining"] * 3
+    log.stop()
+    log.stop()  # stopping twice, or before the start, does nothing
+    StatusLog(lambda: "", lines.put).stop()
+
+
+def test_the_status_is_that_of_the_innermost_stage_or_of_the_steps(stats: EpochStats) -> None:
+    """If it fails, the lines of a log do not say what the run is doing."""
+    callback = ConsoleCallback(quiet=True)
+    assert callback.status() == "starting"
+    with callback.stage("tokenizing"):
+        assert callback.status() == "tokenizing"
+    callback.on_step(step(2), stats)
+    assert callback.status() == "epoch 1 of 3, step 2 of 10, 0:00:56 left"
+    with callback.stage("validation") as progress:
+        progress(500, 2000)
+        assert callback.status() == "validation: 500 of 2,000, 0:00:00 left"
+    assert callback.status().startswith("epoch 1")
 
 
 def test_an_epoch_is_one_line(stats: EpochStats) -> None:

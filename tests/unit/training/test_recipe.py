@@ -105,3 +105,35 @@ def test_a_copied_file_is_the_same_recipe(tmp_path: Path) -> None:
     path.write_text("name: mine\nbatching: {batch_size: 128}\n")
     assert load_recipe(str(path)).differences(load_recipe("default", ["batching.batch_size=128"])) == []
     assert load_recipe(str(path)).differences(load_recipe("default")) == ["batching.batch_size: 128 → 512"]
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("encoder={kind: static}", "cascade needs a transformer, whose layers it reads: set encoder.model"),
+        ("memory.max_queries=10", "cascade excludes memory.max_queries: set memory.max_queries to 0"),
+        ("loss.dual_encoder_share=0.5", "cascade excludes loss.dual_encoder_share: set loss.dual_encoder_share to 0.0"),
+        ("batching.label_queries.share=null", "cascade excludes batching.label_queries.share"),
+        ("optimizer.epochs=2", "cascade.warmup_epochs and cascade.final_epochs add up to 4: give at most"),
+        ("cascade.clusters=[100]", "layers has 4 values: give 2, one per level"),
+        ("cascade.clusters=[128, 500, 2048]", "clusters must be ascending powers of two"),
+        ("cascade.clusters=[512, 512, 2048]", "clusters must be ascending powers of two"),
+        ("cascade.shortlist=[1, 2]", "shortlist has 2 values: give 3, as clusters has"),
+        ("cascade.dropout=[0.1]", "dropout has 1 values: give 4, one per level"),
+    ],
+)
+def test_a_cascade_with_other_parts_is_refused(override: str, sentence: str) -> None:
+    """If it fails, a cascade ignores a setting, or a setting without a value for a level ends in a traceback."""
+    with pytest.raises(RecipeError) as caught:
+        load_recipe("systems/cascadexml", [override])
+    assert sentence in str(caught.value)
+
+
+def test_the_variants_of_a_cascade_are_set_on_the_command_line() -> None:
+    """If it fails, the experiment cannot be repeated with --set, as the recipe's file says."""
+    last = load_recipe("systems/cascadexml", ["cascade.layers=[[6],[6],[6],[6]]"])
+    assert last.differences(load_recipe("systems/cascadexml")) == [
+        "cascade.layers: ((6,), (6,), (6,), (6,)) → ((2, 3), (4,), (5,), (6,))"
+    ]
+    two = ["clusters=[1024]", "layers=[[3,4],[6]]", "shortlist=[32]", "dropout=[0.2,0.5]", "loss_weights=[1.0,1.0]"]
+    assert load_recipe("systems/cascadexml", [f"cascade.{key}" for key in two]).cascade is not None

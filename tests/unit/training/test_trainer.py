@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from retrieval.system.progress import Progress
 from tests.support.listener import RecordingCallback
 from training.checkpoint.schema import EpochRecord, RunPosition
 from training.checkpoint.state import RunState
+from training.optim.averaging import AveragedWeights
 from training.optim.step_stats import EpochStats, StepIndex
 from training.recipe.loading import load_recipe
 from training.recipe.schema import Recipe
@@ -17,6 +19,7 @@ from training.trainer import Stopped, Trainer
 
 RECIPE = load_recipe("default", ["optimizer.epochs=4", "batching.refresh_epochs=2", "validation.every_epochs=3"])
 STEPS = 2  # per epoch
+NO_AVERAGE: Any = AveragedWeights(torch.nn.Linear(1, 1), 0.0)  # type: ignore[arg-type]  # any module has weights
 
 
 class Parts:
@@ -39,7 +42,7 @@ class Parts:
         return [np.arange(3)] * STEPS
 
     def device_batch(self, epoch: int, step: int, query_Q: np.ndarray) -> Any:
-        return SimpleNamespace(n_queries=len(query_Q), pool_P=[0], targets=SimpleNamespace(row_M=[0]))
+        return SimpleNamespace(n_queries=len(query_Q), n_labels=1, n_positives=1)
 
     def backward(self, batch: object, index: StepIndex) -> dict[str, float]:
         return {"classifier/query_to_label/bce": 1.0}
@@ -48,7 +51,7 @@ class Parts:
         self.calls.append(f"step {index.epoch}.{index.step}")
         return {}
 
-    def validate(self, epoch: int, stats: EpochStats, seconds: float) -> EpochRecord:
+    def validate(self, epoch: int, stats: EpochStats, seconds: float, progress: Progress) -> EpochRecord:
         self.calls.append(f"validate {epoch}")
         return EpochRecord(
             epoch=epoch, loss=stats.loss, seconds=seconds, score=-epoch, classifier_weight=0.5, popularity=0.0,
@@ -66,7 +69,7 @@ class Parts:
 def trainer(parts: Any, position: RunPosition, stop_after: int = 10**9, recipe: Recipe = RECIPE) -> Trainer:
     steps = iter(range(1, 10**9))
     return Trainer(
-        recipe, parts, parts, parts, parts, RecordingCallback(), position, lambda: next(steps) >= stop_after
+        recipe, parts, parts, parts, NO_AVERAGE, parts, RecordingCallback(), position, lambda: next(steps) >= stop_after
     )  # fmt: skip
 
 

@@ -11,27 +11,31 @@ true or excluded for. So its text is as likely as any other label's, and it is n
 Shapes: Q queries, L labels, T trained labels, X distractors, D and C widths of the dual and classifier vectors.
 """
 
-import dataclasses
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from training.data.ragged import Ragged
-from training.data.split import Split
 from training.evaluation.imputation import Imputation, impute_copies
 from training.evaluation.results import EvaluationData
 from training.evaluation.scoring import LabelVectors
 
-MAX_DISTRACTORS = 20_000  # bounds the search for their neighbours
+MAX_DISTRACTORS = 20_000
+MAX_PAIRS = 1 << 31  # of distractors and trained labels; bounds the search for neighbours to about 20 s of a core
 
 
 def choose_originals(
-    labels: LabelVectors, data: EvaluationData, per_trained_label: float, seed: int
+    labels: LabelVectors,
+    data: EvaluationData,
+    per_trained_label: float,
+    seed: int,
+    listed_L: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int64]:
     """Draw the X trained labels to copy, ascending.
 
-    Untrained labels that are never correct for these queries are distractors already, so they reduce the number.
+    Untrained labels that are never correct for these queries are distractors already, so they reduce the number. Drawn
+    labels that are not in `listed_L` (None: all are) are left out: a copy resembles its original, so it can be among
+    the first answers of a query only if the original is in the query's shortlist.
     """
     untrained_L = np.zeros(len(labels.dual), np.bool_)
     untrained_L[labels.imputation.label_U] = True
@@ -42,41 +46,30 @@ def choose_originals(
     count = min(missing, len(trained_T), MAX_DISTRACTORS)
     if count <= 0 or len(trained_T) < 2:
         return np.zeros(0, np.int64)
-    return np.sort(np.random.default_rng(seed).choice(trained_T, size=count, replace=False))
+    generator = np.random.default_rng(seed)
+    original_X = generator.choice(trained_T, size=count, replace=False)
+    if listed_L is not None:
+        original_X = original_X[listed_L[original_X]]
+    return np.sort(original_X[: MAX_PAIRS // len(trained_T)])
 
 
 @torch.inference_mode()
-def with_distractors(labels: LabelVectors, original_X: NDArray[np.int64]) -> LabelVectors:
-    """Return the vectors of L + X labels: the distractors follow the labels. κ is not yet applied to them."""
+def distractor_vectors(labels: LabelVectors, original_X: NDArray[np.int64]) -> LabelVectors:
+    """Return the vectors of the X distractors, imputed with κ = 1."""
     at = torch.from_numpy(original_X).to(labels.dual.device)
     trained_L = np.ones(len(labels.dual), np.bool_)
     trained_L[labels.imputation.label_U] = False
     mean_XC = impute_copies(labels.dual.cpu().numpy(), labels.classifier, trained_L, original_X)
-    return LabelVectors(
-        torch.cat([labels.dual, labels.dual[at]]),
-        torch.cat([labels.classifier, mean_XC]),
-        torch.cat([labels.popularity, labels.popularity.new_zeros(len(original_X))]),
-        Imputation(
-            np.concatenate([labels.imputation.label_U, len(labels.dual) + np.arange(len(original_X))]),
-            torch.cat([labels.imputation.mean_UC, mean_XC]),
-            labels.imputation.direction_C,
-        ),
-    )
+    imputation = Imputation(np.arange(len(original_X)), mean_XC, labels.imputation.direction_C)
+    return LabelVectors(labels.dual[at], mean_XC, labels.popularity.new_zeros(len(original_X)), imputation)
 
 
-def queries_with_distractors(data: EvaluationData, original_X: NDArray[np.int64]) -> EvaluationData:
-    """Return the data for L + X labels, where each distractor is excluded for the queries of its original."""
-    n_labels = len(data.positives_L)
-    copy_L = np.full(n_labels, -1, np.int64)
-    copy_L[original_X] = n_labels + np.arange(len(original_X))
-    exclude = data.queries.exclude
+def hidden_distractors(data: EvaluationData, original_X: NDArray[np.int64]) -> Ragged:
+    """Return the distractors (rows of X) to exclude for each query: those of its true and of its excluded labels."""
+    copy_L = np.full(len(data.positives_L), -1, np.int64)
+    copy_L[original_X] = np.arange(len(original_X))
+    hidden = Ragged.empty(len(data.queries))
     for rows in (data.queries.labels, data.queries.exclude):
         copies = Ragged(copy_L[rows.values], rows.offsets)
-        exclude = exclude.concat_values(copies.keep(copies.values >= 0))
-    queries = Split(data.queries.ids_column, data.queries.texts_column, data.queries.labels, exclude)
-    return dataclasses.replace(
-        data,
-        queries=dataclasses.replace(queries, weights_V=data.queries.weights_V),
-        positives_L=np.concatenate([data.positives_L, np.zeros(len(original_X), np.int64)]),
-        inverse_propensity_L=np.concatenate([data.inverse_propensity_L, np.ones(len(original_X))]),
-    )
+        hidden = hidden.concat_values(copies.keep(copies.values >= 0))
+    return hidden

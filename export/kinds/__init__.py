@@ -1,0 +1,1 @@
+"""The kinds of bundles: label vectors with an HNSW index, and a cascade."""

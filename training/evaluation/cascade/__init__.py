@@ -1,0 +1,1 @@
+"""Rank labels by a cascade, and validate its epochs."""
