@@ -4,8 +4,8 @@ Each vector is the encoder's output for the token by itself, on the principal ax
 starts with the meaning of words, and nothing is downloaded. `python -m benchmarks.token_table` writes the file; NOTICE
 has its origin and licence.
 
-Shapes: V tokens of a run's tokenizer, K of them known, S pieces of these, N tokens of the table, E width of the encoder,
-W width of the table.
+Shapes: V tokens of a run's tokenizer, K of them known, S pieces of these, N tokens of the table, E width of the
+encoder, W width of the table.
 """
 
 from collections.abc import Sequence
