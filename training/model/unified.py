@@ -25,6 +25,7 @@ from training.model import pretrained
 from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder, pretrained_vectors, random_vectors, rarity_weights
 from training.model.subword_ngrams import SubwordVectors, shared_ngrams, subword_vectors
+from training.model.token_table import set_known_vectors, shipped_table, table_vectors
 from training.model.transformer_encoder import TransformerEncoder
 from training.recipe.schema import Recipe
 from training.recipe.sections import HeadRecipe, StaticEncoderRecipe, TransformerEncoderRecipe
@@ -165,6 +166,8 @@ def init_model(recipe: Recipe, n_labels: int, rarity_V: Tensor, tokens: Sequence
             if source is None:
                 start_VE = random_vectors(len(rarity_V), choice.dim, generator)
                 vectors = _vectors(choice, start_VE, tokens, generator)
+                if choice.initial_vectors == "shipped" and tokens:
+                    set_known_vectors(vectors, *table_vectors(shipped_table(), tokens, choice.dim))
             else:
                 start_VE = pretrained_vectors(pretrained.token_vectors(source, len(rarity_V)), choice.dim)
                 vectors = _vectors(choice, start_VE, tokens, None)

@@ -38,6 +38,9 @@ class StaticEncoderRecipe(Section):
     pair_dropout: Dropout = Field(
         default=0.5, description="probability that a training text is encoded without its pairs"
     )
+    initial_vectors: Literal["shipped", "random"] = Field(
+        default="shipped", description="initial token vectors: of the token table that ships with Diptych, or random"
+    )
     start_from: str | None = None
     max_tokens: Positive = 64
 
