@@ -37,10 +37,10 @@ MetricsByHead = dict[str, dict[str, float]]  # percent, by head (unified, dual_e
 class EpochRecord(BaseModel):
     """A validated epoch: statistics of its steps, metrics, and the search settings selected on validation.
 
-    `score` is the mean of the recipe's validation metrics. `popularity` is the popularity bonus. `cone_fraction` (κ)
-    applies to the classifier rows of untrained labels. `seen_metrics` are the metrics among the labels with a training
-    positive, empty if all have one. With a fixed weight, `tuned` is the weight and the popularity bonus that are best
-    on validation. `votes` are the settings of the query memory.
+    `score` is the mean of the recipe's validation metrics among distractors. `popularity` is the popularity bonus.
+    `cone_fraction` (κ) applies to the classifier rows of untrained labels. `seen_metrics` are the metrics among the
+    labels with a training positive, empty if all have one. With a fixed weight, `tuned` is the weight and the
+    popularity bonus that are best on validation. `votes` are the settings of the query memory.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

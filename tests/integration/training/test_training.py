@@ -145,6 +145,7 @@ def test_a_fixed_weight_is_used_and_the_tuned_one_is_reported(small: Dataset, tm
         "validation.fixed_weight=0.5",
         "validation.popularities=[0.0]",
         "memory.max_queries=0",
+        "validation.distractors=0",
     ]
     facts = train(small, small_recipe(*keys), tmp_path / "run", RecordingCallback())
     assert (facts.classifier_weight, facts.best.popularity) == (0.5, 0.0)

@@ -97,7 +97,7 @@ def test_kappa_is_larger_if_untrained_labels_are_rarely_correct(labels: LabelVec
 
     def chosen(original_X: np.ndarray) -> float:
         ranker = ListRanker(lists, 0.5)
-        return choose_cone_fraction(ranker, queries, labels, mix, correct, ("P@1", "P@5"), original_X)
+        return choose_cone_fraction(ranker, queries, labels, mix, correct, ("P@1", "P@5"), original_X)[0]
 
     assert chosen(np.zeros(0, np.int64)) == 0.25
     assert chosen(np.flatnonzero(TRAINED_L)) == 1.0

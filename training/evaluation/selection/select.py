@@ -97,7 +97,7 @@ class ListRanker:
 
 @dataclass(frozen=True)
 class Selection:
-    """The selected mix and cone fraction κ, their score in percent, and a ranker that uses them.
+    """The selected mix and cone fraction κ, their score in percent among distractors, and a ranker that uses them.
 
     `tuned` is the best mix at any weight, if the weight of `mix` is fixed.
     """
@@ -124,10 +124,11 @@ def select(
     """Select the mix from the grid, then the votes for that mix, then the cone fraction.
 
     While the cone fraction is selected, there are `settings.distractors` never-correct untrained labels per trained
-    label. `labels` must be imputed with κ = 1; mix and votes are selected at the first of CONE_FRACTIONS. Weight 0 does
-    not use popularity, so it is tried once. With a fixed weight, only the popularity bonus and the votes are selected
-    for it, and the best mix without votes at any weight is returned too. `memory` does not contain the validation
-    queries; `votes` has the candidates for its settings.
+    label. The score that compares epochs is measured among them too: without them, it would mostly depend on κ.
+    `labels` must be imputed with κ = 1; mix and votes are selected at the first of CONE_FRACTIONS. Weight 0 does not
+    use popularity, so it is tried once. With a fixed weight, only the popularity bonus and the votes are selected for
+    it, and the best mix without votes at any weight is returned too. `memory` does not contain the validation queries;
+    `votes` has the candidates for its settings.
     """
     names = settings.metrics
     exclude, mixes = data.queries.exclude, spanning_mixes(max(grid[1]))
@@ -140,10 +141,8 @@ def select(
         weights = () if fixed_weight is not None else grid[0]
         mix = choose_votes(ranker, (mix, score), data, names, (weights, grid[1]), votes)
     original_X = choose_originals(labels, data, settings.distractors, seed, lists.listed(len(labels.dual)))
-    cone_fraction = choose_cone_fraction(ranker, queries, labels, mix, data, names, original_X)
-    ranker = ranker.at(cone_fraction)
-    score = GridMetrics(data, ranker.lists.row_QS, names).mean(ranker.scores(mix))
-    return Selection(mix, cone_fraction, score, ranker, tuned)
+    cone_fraction, score = choose_cone_fraction(ranker, queries, labels, mix, data, names, original_X)
+    return Selection(mix, cone_fraction, score, ranker.at(cone_fraction), tuned)
 
 
 def list_ranker(exact: ExactRanker, mix: ScoreMix, cone_fraction: float) -> ListRanker:
@@ -225,20 +224,21 @@ def choose_cone_fraction(
     data: EvaluationData,
     names: Sequence[str],
     original_X: NDArray[np.int64],
-) -> float:
+) -> tuple[float, float]:
     """Return the cone fraction with the highest mean of the metrics among the labels and copies of `original_X`.
 
-    Ties go to the first candidate. None is tried if the classifier has no weight or every label is trained.
+    Also returns that mean. Ties go to the first candidate. Only that one is tried if the classifier has no weight or
+    every label is trained.
     """
-    if mix.weight == 0 or not len(labels.imputation.label_U):
-        return CONE_FRACTIONS[0]
+    untrained = len(labels.imputation.label_U) > 0
+    fractions = CONE_FRACTIONS if mix.weight and untrained else CONE_FRACTIONS[:1]
     lists = ranker.lists
-    if len(original_X):
+    if untrained and len(original_X):
         hidden = hidden_distractors(data, original_X)
         plain = [ScoreMix(mix.weight, 0.0)]  # a distractor has neither popularity nor votes
         listed = list_labels(queries, distractor_vectors(labels, original_X), hidden, plain, CONE_FRACTIONS, DEPTH)
         lists = lists.merged(listed, row_offset=len(labels.dual))
     metrics = GridMetrics(data, lists.row_QS, names)
     at_first = ListRanker(lists, CONE_FRACTIONS[0], ranker.votes)
-    scores = {kappa: metrics.mean(at_first.at(kappa).scores(mix)) for kappa in CONE_FRACTIONS}
-    return max(scores, key=lambda cone_fraction: scores[cone_fraction])
+    scores = {kappa: metrics.mean(at_first.at(kappa).scores(mix)) for kappa in fractions}
+    return max(scores.items(), key=lambda scored: scored[1])
