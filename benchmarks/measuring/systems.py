@@ -226,7 +226,7 @@ def _record(folder: Path, description: dict[str, Any]) -> None:
 
 
 def read_result(title: str, seed: int | None, folder: Path) -> RunResult:
-    """Read the result of a finished run, whatever recipe, data and code it had."""
+    """Read the result of a finished run of any recipe, data and code."""
     rankings, cost = (json.loads((folder / f"{name}.json").read_text("utf-8")) for name in ("rankings", "cost"))
     seen = folder / "seen_rankings.json"
     return RunResult(title, seed, rankings, json.loads(seen.read_text("utf-8")) if seen.is_file() else rankings, cost)

@@ -61,9 +61,14 @@ class ConsoleCallback:
             self.log.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.live.stop()
-        self.log.stop()
+        failure = self.log.stop()
+        if failure is None:
+            return
+        if error is None:
+            raise failure
+        error.add_note(f"The status line failed too: {failure}")  # and must not hide the error of the run
 
     def status(self) -> str:
         """Return the current stage, or epoch and step, and the time left, on one line."""

@@ -71,7 +71,7 @@ def trained(clicked: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def trained_weights(dataset: Dataset, folder: Path, *overrides: str) -> str:
-    # One validation, so that the weights are those of the last epoch whatever validation measures.
+    # One validation, so that the weights are those of the last epoch for any metrics.
     recipe = load_recipe("default", [*SETTINGS, LIMIT, "optimizer.epochs=2", "validation.every_epochs=2", *overrides])
     train(dataset, recipe, folder, RecordingCallback())
     return weights_hash(folder)

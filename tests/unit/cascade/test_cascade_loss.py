@@ -65,7 +65,7 @@ def test_an_excluded_label_is_neither_positive_nor_negative() -> None:
     assert moved == [label for label in range(LABELS) if label != 5]
 
 
-def test_true_clusters_are_kept_whatever_their_scores() -> None:
+def test_true_clusters_are_kept_at_any_score() -> None:
     """If it fails, a label below a cluster with a low score is never a candidate and never learned."""
     model = cascade((1, 1))
     with torch.no_grad():

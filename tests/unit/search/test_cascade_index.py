@@ -62,7 +62,7 @@ def test_extreme_trees_give_all_labels(clusters: int, labels: int) -> None:
 
 
 def test_a_widened_shortlist_is_counted_and_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """If it fails, slow searches are invisible to whoever chose the shortlists."""
+    """If it fails, slow searches are not reported."""
     index, query_QD = index_of(4, 16, 1), np.ones((3, 4), np.float32)
     with caplog.at_level(logging.WARNING, "diptych.index"):
         index.search(query_QD, 4)

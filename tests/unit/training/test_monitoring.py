@@ -3,6 +3,7 @@
 import io
 import re
 from queue import SimpleQueue
+from threading import Event
 
 import pytest
 from rich.console import Console
@@ -82,6 +83,31 @@ def test_a_log_has_a_line_about_the_run_whenever_it_is_due() -> None:
     log.stop()
     log.stop()  # stopping twice, or before the start, does nothing
     StatusLog(lambda: "", lines.put).stop()
+
+
+def test_a_failure_of_the_status_log_is_raised_at_the_end_of_the_run() -> None:
+    """If it fails, a log that ended early looks like a run that has nothing to report."""
+    failed = Event()
+
+    def write(line: str) -> None:
+        failed.set()
+        raise OSError(f"no space for {line!r}")
+
+    def run(error: Exception | None = None) -> None:
+        failed.clear()
+        callback = ConsoleCallback(lambda: False)
+        callback.console = Console(file=io.StringIO())
+        callback.log = StatusLog(lambda: "mining", write, seconds=0.001)
+        with callback:
+            assert failed.wait(60)
+            if error is not None:
+                raise error
+
+    with pytest.raises(OSError, match="no space for 'mining'"):
+        run()
+    with pytest.raises(ValueError, match="diverged") as raised:
+        run(ValueError("diverged"))
+    assert raised.value.__notes__ == ["The status line failed too: no space for 'mining'"]
 
 
 def test_the_status_is_that_of_the_innermost_stage_or_of_the_steps(stats: EpochStats) -> None:
