@@ -63,10 +63,10 @@ class Trainer:
         self.position, self.should_stop, self.processes = position, should_stop, processes
 
     def run(self) -> RunPosition:
-        """Train until the last epoch ends; return the final position. Raises Stopped."""
+        """Train to the last epoch, or until validation no longer improves; return the final position. Raises Stopped."""
         with stopping.deferred():
             try:
-                while self.position.epoch < self.recipe.optimizer.epochs:
+                while self.position.epoch < self.recipe.optimizer.epochs and not self._ends_early():
                     self._run_epoch(self.position.epoch)
             except (stopping.StopRequested, KeyboardInterrupt):
                 # Only code that does not change the state is interruptible, so the position is right.
@@ -74,6 +74,11 @@ class Trainer:
                 raise Stopped from None
             self._save_state()
         return self.position
+
+    def _ends_early(self) -> bool:
+        """Return whether the last validations were not better than the best; the same in every process."""
+        patience = self.recipe.validation.patience  # only rank zero validates, so only it has a history
+        return self.processes.any(patience is not None and self.position.validations_since_best >= patience)
 
     def _run_epoch(self, epoch: int) -> None:
         if self.position.step == 0 and self.source.refresh_due(epoch):

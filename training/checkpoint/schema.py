@@ -82,6 +82,11 @@ class RunPosition(BaseModel):
     best: EpochRecord | None = None
     history: tuple[EpochRecord, ...] = ()
 
+    @property
+    def validations_since_best(self) -> int:
+        """Return the number of validated epochs after the best one."""
+        return 0 if self.best is None else sum(record.epoch > self.best.epoch for record in self.history)
+
 
 class CheckpointFacts(BaseModel):
     """Content of checkpoint.json.

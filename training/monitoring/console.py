@@ -209,7 +209,9 @@ def print_summary(facts: CheckpointFacts, out: Path, report: Path) -> None:
     if best.seen_metrics:
         console.print(metrics_table(f"The same, {SEEN_LABELS}", best.seen_metrics, propensity.a, propensity.b))
     seconds = duration(facts.history[-1].seconds)
-    text = f"Trained in {seconds}, without validation. Checkpoint: {out}\nReport: {report}"
+    epochs, last = facts.recipe.optimizer.epochs, facts.history[-1].epoch
+    ended = "" if last == epochs else f", ended after epoch {last} of {epochs}: validation did not improve further"
+    text = f"Trained in {seconds}, without validation{ended}. Checkpoint: {out}\nReport: {report}"
     if not facts.query_identity:
         text += "\nThe tokenizer distinguishes case, so spellings of one query may have different answers."
     console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -236,7 +236,11 @@ class ValidationRecipe(Section):
     """
 
     metrics: Annotated[tuple[Metric, ...], Field(min_length=1)] = ("P@1", "P@5", "R@10", "PSP@5")
-    every_epochs: Positive = 5
+    every_epochs: Positive = 1
+    patience: Positive | None = Field(
+        default=5,
+        description="training ends when this many validations in a row are not better than the best; null: never early",
+    )
     max_queries: Positive = 2000
     fixed_weight: Share | None = Field(
         default=None, description="classifier weight of the score; null: the best of `weights`"

@@ -87,6 +87,24 @@ def test_refreshes_steps_and_validations_have_the_order_of_the_algorithm() -> No
     assert position.history[0].stats.steps == STEPS, "the statistics of an epoch include other epochs"
 
 
+def test_training_ends_when_validation_no_longer_improves() -> None:
+    """If it fails, small datasets train for many epochs after the best one, or `patience` counts epochs."""
+    recipe = load_recipe("default", ["optimizer.epochs=12", "validation.every_epochs=2", "validation.patience=2"])
+    parts = Parts()
+    position = trainer(parts, RunPosition(), recipe=recipe).run()
+    assert [record.epoch for record in position.history] == [2, 4, 6]
+    assert position.best is position.history[0]
+    parts.calls.clear()
+    assert trainer(parts, position, recipe=recipe).run().epoch == 6
+    assert parts.calls == ["save"], "a finished run that is resumed trains on"
+
+
+def test_training_without_patience_runs_to_the_last_epoch() -> None:
+    """If it fails, published recipes end before their last epoch."""
+    recipe = load_recipe("default", ["optimizer.epochs=12", "validation.every_epochs=1", "validation.patience=null"])
+    assert trainer(Parts(), RunPosition(), recipe=recipe).run().epoch == 12
+
+
 def test_a_stopped_run_continues_with_its_next_step() -> None:
     """If it fails, a resumed run repeats or skips a step, or refreshes in the middle of an epoch."""
     parts = Parts()
