@@ -63,7 +63,7 @@ class Trainer:
         self.position, self.should_stop, self.processes = position, should_stop, processes
 
     def run(self) -> RunPosition:
-        """Train to the last epoch, or until validation no longer improves; return the final position. Raises Stopped."""
+        """Train to the last epoch, or until validation ends training early; return the position. Raises Stopped."""
         with stopping.deferred():
             try:
                 while self.position.epoch < self.recipe.optimizer.epochs and not self._ends_early():
