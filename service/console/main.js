@@ -41,6 +41,12 @@ function showWeight() {
   byId("weight-default").disabled = defaultWeight;
 }
 
+/** Hide the slider for a bundle with one head only, which accepts no other weight. */
+function showWeightControl() {
+  byId("weight-control").hidden = about.fixed_weight;
+  if (defaultWeight || about.fixed_weight) resetWeight();
+}
+
 function resetWeight() {
   defaultWeight = true;
   byId("weight").value = String(about?.weight ?? 0.5);
@@ -59,7 +65,7 @@ async function loadAbout() {
   about = (await request("about")).json;
   byId("k").max = String(about.max_k);
   byId("query").maxLength = about.max_query_chars;
-  if (defaultWeight) resetWeight();
+  showWeightControl();
   showMemory();
   byId("administrator").hidden = !about.administration;
   showFilters(about.attributes, onChange);

@@ -161,6 +161,7 @@ class BundleInfo(msgspec.Struct, frozen=True, array_like=True):
     attributes: list[FilterAttribute]
     query_identity: int = 0  # version of the function that is applied to texts before the tokenizer
     memory_weight: float | None = None  # default weight of the votes; None without a query memory
+    fixed_weight: bool = False  # the bundle has one head only, so no other weight is accepted
 
 
 ENCODER = msgspec.msgpack.Encoder()

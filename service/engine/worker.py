@@ -72,6 +72,7 @@ def open_bundle(folder: Path, options: EngineOptions) -> tuple[BatchSearcher, Bu
         attributes=attributes,
         query_identity=model.query_identity,
         memory_weight=None if retriever.manifest.memory is None else retriever.memory_weight,
+        fixed_weight=not (model.dual_dim and model.classifier_dim),
     )
 
 

@@ -25,6 +25,7 @@ def about(manager: BundleManager, settings: Settings) -> About:
         bundle=served.name,
         labels=info.labels,
         weight=info.weight,
+        fixed_weight=info.fixed_weight,
         memory_weight=info.memory_weight,
         attributes=attributes,
         max_k=settings.max_k,

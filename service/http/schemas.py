@@ -33,6 +33,7 @@ ABOUT = {
     "bundle": "keywords-1",
     "labels": 16480,
     "weight": 0.5,
+    "fixed_weight": False,
     "memory_weight": 0.2,
     "attributes": [ATTRIBUTE],
     "max_k": 100,
@@ -160,7 +161,8 @@ class Attribute(BaseModel):
 class About(BaseModel):
     """The served bundle, its default weights, the attributes for filters, and the limits of a request.
 
-    `memory_weight` is null for a bundle without a query memory.
+    `fixed_weight` is true for a bundle with one head only, which accepts no other weight. `memory_weight` is null for a
+    bundle without a query memory.
     """
 
     model_config = example_config(ABOUT)
@@ -168,6 +170,7 @@ class About(BaseModel):
     bundle: str
     labels: int
     weight: float
+    fixed_weight: bool
     memory_weight: float | None
     attributes: list[Attribute]
     max_k: int

@@ -210,7 +210,7 @@ class OptimizerRecipe(Section):
     encoder_lr: Rate = Field(default=1e-4, description="transformer layers; AdamW")
     heads_lr: Rate = Field(default=1e-3, description="g1 and g2; AdamW")
     classifier_lr: Rate = Field(default=1e-1, description="rows of ψ; row-wise")
-    token_lr: Rate = Field(default=1e-2, description="rows of the static token table; row-wise")
+    token_lr: Rate = Field(default=5e-3, description="rows of the static token table; row-wise")
     classifier_rows: Literal["float32", "bfloat16"] = Field(
         default="float32", description="precision of ψ; bfloat16 halves its memory and uses stochastic rounding"
     )

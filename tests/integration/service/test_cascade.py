@@ -142,6 +142,7 @@ def test_commands_and_comparison_work(
 def test_the_service_answers_and_refuses_in_the_same_way(store: Store, retriever: Retriever) -> None:
     """If it fails, the service fails on a cascade, or gives other answers than the library."""
     with serving(store.path) as service, service.client() as client:
+        assert service.ask("GET", "/about").json()["fixed_weight"] is True
         for query in QUERIES:
             (found,) = client.post("/predict", {"queries": [query], "k": 5}).json()["results"]
             (hits,) = retriever.search([query], 5)

@@ -86,6 +86,7 @@ def test_another_weight_than_zero_is_refused(retriever: Retriever) -> None:
 def test_the_service_answers_and_refuses_in_the_same_way(store: Store, retriever: Retriever) -> None:
     """If it fails, the service fails on such a bundle, or answers a weight that the library refuses."""
     with serving(store.path) as service, service.client() as client:
+        assert service.ask("GET", "/about").json()["fixed_weight"] is True
         for query in QUERIES:
             (found,) = client.post("/predict", {"queries": [query], "k": 5}).json()["results"]
             assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in retriever.search([query], 5)[0]]
