@@ -11,13 +11,13 @@ import torch
 from retrieval import Retriever, open_bundle
 from retrieval.errors import BadInput
 from retrieval.offline.comparison import compare_bundles
-from retrieval.open import open_store
 from retrieval.search.cascade_index import CascadeIndex
 from retrieval.store.local import Store
 from tests.support.bundles import WORDS, make_bundle
 from tests.support.command import run
 from tests.support.service import serving
 from tests.support.training.cascades import make_cascade_checkpoint
+from tests.support.training.checkpoints import export_to_store
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.data.token_cache import tokenize_in_memory
@@ -35,9 +35,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def store(checkpoint: Path) -> Store:
-    store = open_store(checkpoint.parent / "store")
-    assert run("export", checkpoint, "--store", store.path, "--activate") == 0
-    return store
+    return export_to_store(checkpoint)
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,11 @@ from safetensors.torch import load_file
 
 from retrieval import Retriever, open_bundle
 from retrieval.errors import BadInput
-from retrieval.open import open_store
 from retrieval.store.local import Store
 from tests.support.bundles import WORDS
-from tests.support.command import run
 from tests.support.listener import RecordingCallback
 from tests.support.service import serving
-from tests.support.training.checkpoints import N_LABELS, SETTINGS, write_words
+from tests.support.training.checkpoints import N_LABELS, SETTINGS, export_to_store, write_words
 from training.checkpoint.opened import load_checkpoint
 from training.data.dataset import Dataset
 from training.evaluation.checkpoint_evaluation import evaluate_checkpoint
@@ -39,9 +37,7 @@ def checkpoint(dataset: Dataset) -> Path:
 
 @pytest.fixture(scope="module")
 def store(checkpoint: Path) -> Store:
-    store = open_store(checkpoint.parent / "store")
-    assert run("export", checkpoint, "--store", store.path, "--activate") == 0
-    return store
+    return export_to_store(checkpoint)
 
 
 @pytest.fixture(scope="module")

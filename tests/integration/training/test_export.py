@@ -17,7 +17,7 @@ from retrieval.open import open_store
 from retrieval.store.local import Store
 from retrieval.system.progress import silent_stage
 from tests.support.command import run
-from tests.support.training.checkpoints import N_LABELS
+from tests.support.training.checkpoints import N_LABELS, export_to_store
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.evaluation.checkpoint_evaluation import selected_mix
 from training.evaluation.imputation import impute
@@ -36,9 +36,7 @@ def opened(small: Path) -> Checkpoint:
 
 @pytest.fixture(scope="module")
 def store(small: Path) -> Store:
-    store = open_store(small.parent / "store")
-    assert run("export", small, "--store", store.path, "--activate") == 0
-    return store
+    return export_to_store(small)
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from retrieval.open import open_store
+from retrieval.store.local import Store
 from tests.support.bundles import WORDS, label_texts
+from tests.support.command import run
 from tests.support.listener import RecordingCallback
 from training.data.dataset import Dataset, DatasetMeta, SplitName
 from training.prepare.writing import write_dataset
@@ -30,6 +33,13 @@ def make_checkpoint(folder: Path) -> Path:
     dataset = write_words(folder / "dataset")
     train(dataset, load_recipe("default", SETTINGS), folder / "checkpoint", RecordingCallback())
     return folder / "checkpoint"
+
+
+def export_to_store(checkpoint: Path) -> Store:
+    """Export a checkpoint to a new store next to it, activate the bundle, and return the store."""
+    store = open_store(checkpoint.parent / "store")
+    assert run("export", checkpoint, "--store", store.path, "--activate") == 0
+    return store
 
 
 def write_words(folder: Path, shared: int = 0) -> Dataset:
