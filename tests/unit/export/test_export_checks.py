@@ -52,15 +52,11 @@ def test_excluded_labels_do_not_cost_a_place() -> None:
         (1000, 50.0, 49.8, True),
         (1000, 50.0, 49.7, False),
         (1000, 50.0, 53.0, True),
-        (999, 100 * 501 / 999, 100 * 499 / 999, True),
-        (999, 100 * 501 / 999, 100 * 498 / 999, False),
         (120, 50.0, 50.0 - 100 / 120, True),
         (120, 50.0, 50.0 - 200 / 120, False),
     ],
 )
-def test_a_bundle_may_lose_0_2_points_rounded_to_hits(
-    queries: int, checkpoint: float, bundle: float, passes: bool
-) -> None:
+def test_a_bundle_may_lose_0_2_points_or_one_hit(queries: int, checkpoint: float, bundle: float, passes: bool) -> None:
     """If it fails, a bundle with worse answers is published, or a good one is rejected for one hit."""
     quality = Quality(queries=queries, checkpoint={"P@1": checkpoint, "P@5": 30.0}, bundle={"P@1": bundle, "P@5": 30.0})
     with nullcontext() if passes else pytest.raises(GateError, match=r"P@1 .* Raise --m"):
