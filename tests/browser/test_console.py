@@ -14,9 +14,9 @@ import pytest
 
 from tests.browser.conftest import HOSTILE
 from tests.support.bundles import VOTES
-from tests.support.command import run
 from tests.support.service import Service, serving
 from tests.support.training.cascades import make_cascade_checkpoint
+from tests.support.training.checkpoints import export_to_store
 
 playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install playwright")
 Page = playwright.Page
@@ -315,9 +315,7 @@ def test_a_rate_limit_is_shown_and_the_request_repeated(opened: Callable[..., Pa
 
 def test_a_bundle_with_one_head_has_no_weight_slider(opened: Callable[..., Page], tmp_path: Path) -> None:
     """If this failed, every move of the slider would be answered by an error."""
-    checkpoint = make_cascade_checkpoint(tmp_path)
-    assert run("export", checkpoint, "--store", tmp_path / "store", "--activate") == 0
-    with serving(tmp_path / "store") as service:
+    with serving(export_to_store(make_cascade_checkpoint(tmp_path)).path) as service:
         page = opened(f"http://127.0.0.1:{service.port}/")
         page.get_by_label("Query").fill("red")
         expect(page.locator("#hits li")).to_have_count(10)
