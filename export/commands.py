@@ -95,7 +95,8 @@ def _tables(exported: "ExportedBundle") -> "tuple[Table, Table]":
         table.add_row(
             "smallest cosine, memory", f"{memory.parity_cosine:.6f}", f"{memory.parity_queries:,} training queries"
         )
-        measured = f"{memory.recall_queries:,} queries, ef {memory.ef_search.ef}"
+        ef = memory.ef_search.ef
+        measured = f"{memory.recall_queries:,} queries, {'all are compared' if ef is None else f'ef {ef}'}"
         table.add_row(f"recall of {memory.neighbours} training queries", f"{memory.ef_search.recall:.4f}", measured)
         table.add_row("training queries in memory", f"{memory.queries:,}", f"weight {memory.weight:g}")
     golden = exported.golden

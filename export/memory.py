@@ -7,7 +7,7 @@ Shapes: M training queries of the memory, B of a chunk, Q validation queries, N 
 compared, C width of the classifier vectors, W directions.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ from retrieval.bundle.facts import MemoryEfSearch, MemoryFacts, ModelFacts
 from retrieval.bundle.manifest import MEMORY_INDEX, MEMORY_PROJECTION, MEMORY_QUERIES, MEMORY_VECTORS
 from retrieval.bundle.memory_file import write_memory
 from retrieval.errors import GateError
+from retrieval.search.candidates import scan_is_cheaper
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import HnswIndex, Vectors
 from retrieval.search.memory import QueryMemory
@@ -47,12 +48,12 @@ class GraphSettings(NamedTuple):
 
 
 def build_memory(
-    checkpoint: Checkpoint, encoder: TextEncoder, model: ModelFacts, cone: Cone, queries: Sequence[str], folder: Path,
-    graph: GraphSettings, progress: Progress,
-) -> tuple[MemoryFacts, QueryMemory] | None:  # fmt: skip
+    checkpoint: Checkpoint, encoder: TextEncoder, model: ModelFacts, cone: Cone, folder: Path, graph: GraphSettings,
+    progress: Progress,
+) -> QueryMemory | None:  # fmt: skip
     """Write the files of the memory and open it; None if the checkpoint selected no votes.
 
-    `encoder` is the query encoder in float32, `queries` are validation queries. Raises GateError.
+    `encoder` is the query encoder in float32. Raises GateError. Until `measured_facts`, the facts have no ef_search.
     """
     memory, votes = checkpoint.memory, checkpoint.facts.best.votes
     if memory is None or not votes.weight:
@@ -72,12 +73,19 @@ def build_memory(
         weight=votes.weight, temperature=votes.temperature, neighbours=votes.neighbours,
         queries=len(memory), width=projection_HW.shape[1], energy=energy, m=graph.m,
         ef_construction=graph.ef_construction,
-        recall_target=RECALL_TARGET, recall_queries=len(queries), ef_search=MemoryEfSearch(ef=None, recall=1.0),
+        recall_target=RECALL_TARGET, recall_queries=0, ef_search=MemoryEfSearch(ef=None, recall=1.0),
         parity_queries=compared, parity_cosine=cosine,
     )  # fmt: skip
-    opened = QueryMemory(vectors_MH, PcaIndex(index, projection_HW), labels, facts, model, graph.threads)
-    chosen = _choose_ef_search(opened, encoder.encode(queries).vectors_BD)
-    return facts.model_copy(update={"ef_search": chosen}), opened
+    return QueryMemory(vectors_MH, PcaIndex(index, projection_HW), labels, facts, model, graph.threads)
+
+
+def measured_facts(memory: QueryMemory, query_QD: Vectors, suffices: Callable[[int], bool]) -> MemoryFacts:
+    """Return the facts of a memory with the smallest ef_search that reaches the recall target and `suffices`.
+
+    `query_QD` are encoded validation queries. Raises GateError.
+    """
+    chosen = _choose_ef_search(memory, query_QD, suffices)
+    return memory.facts.model_copy(update={"ef_search": chosen, "recall_queries": len(query_QD)})
 
 
 def memory_vectors(encoded_BD: Vectors, dual_dim: int, by_classifier: bool, cone: Cone) -> Vectors:
@@ -122,8 +130,8 @@ def _check_parity(checkpoint: Checkpoint, memory: Split, cone: Cone, vectors_MH:
     return len(rows), cosine
 
 
-def _choose_ef_search(memory: QueryMemory, query_QD: Vectors) -> MemoryEfSearch:
-    """Return the smallest ef_search that reaches the recall target of the neighbours. Raises GateError."""
+def _choose_ef_search(memory: QueryMemory, query_QD: Vectors, suffices: Callable[[int], bool]) -> MemoryEfSearch:
+    """Return the smallest ef_search that reaches both; None, which compares all queries, if that is not slower."""
     size = memory.facts.queries
     count = min(memory.facts.neighbours, size)
     least_Q1 = memory.nearest(query_QD, count, None)[1][:, -1:] - 1e-6  # equal similarities are in any order
@@ -132,7 +140,13 @@ def _choose_ef_search(memory: QueryMemory, query_QD: Vectors) -> MemoryEfSearch:
         similarity_QN: NDArray[np.float64] = memory.nearest(query_QD, count, ef)[1]
         return float((similarity_QN >= least_Q1).mean())
 
-    ef = smallest_ef(EF_LADDER, size, lambda tried: recall(tried) >= RECALL_TARGET)
+    def is_enough(ef: int) -> bool:
+        return recall(ef) >= RECALL_TARGET and suffices(ef)
+
+    ladder = tuple(ef for ef in EF_LADDER if not scan_is_cheaper(1, ef, size))
+    if len(ladder) < len(EF_LADDER) and not (ladder and is_enough(ladder[-1])):
+        return MemoryEfSearch(ef=None, recall=1.0)
+    ef = smallest_ef(ladder, size, is_enough)
     if (reached := recall(ef)) < MIN_RECALL:
         raise GateError(
             f"recall: with ef_search {ef}, the index of the query memory finds {reached:.4f} of the {count} nearest "

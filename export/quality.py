@@ -121,7 +121,7 @@ def checkpoint_quality(
             if memory is not None:
                 scored, votes = (
                     rescore(query_QD, rows_QK, vectors_LD, facts.dual_dim, k),
-                    memory.votes(memory.neighbours(encoded_QD, exact=True)),
+                    memory.votes(memory.neighbours(encoded_QD, ef_search=None)),
                 )
                 rows_QK = add_votes(scored, votes, memory.facts.weight, query_QD, vectors_LD, facts.dual_dim).rows_QK
             rows.append(rows_QK)

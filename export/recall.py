@@ -11,16 +11,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from export.quality import ValidationQueries, failed_metric
 from retrieval.bundle.facts import LARGE_K, SMALL_K, EfSearch, ModelFacts
 from retrieval.errors import GateError
 from retrieval.search.candidates import Candidates
-from retrieval.search.distinct_vectors import Nodes, expand
+from retrieval.search.distinct_vectors import Nodes, ScoredRows, expand
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import QUERIES_PER_PASS, ExactIndex, Rows, VectorIndex, Vectors
 from retrieval.search.pca_index import rescore, to_rescore
 from retrieval.system.progress import Progress
-from training.evaluation.results import MetricValues
 
 RECALL_TARGET = 0.995  # recall@1, @10 and @100 that ef_search is chosen for
 MIN_RECALL = 0.99  # recall@10 and @100; if the index does not reach it, all labels are compared
@@ -44,37 +42,16 @@ class IndexProbe:
         self._index, self._dual_dim, self._nodes = index, dual_dim, nodes
         self._candidates = Candidates(index, ExactIndex(vectors_LD), nodes)
 
-    def search(self, query_QD: Vectors, k: int, ef: int) -> Rows:
-        """Return the k best rows [Q, K] among `ef` candidates."""
+    def search(self, query_QD: Vectors, k: int, ef: int) -> ScoredRows:
+        """Return the k best rows [Q, K] among `ef` candidates, with their scores."""
         parts, k = [], min(k, len(self.vectors_LD))
         for start in range(0, len(query_QD), QUERIES_PER_PASS):
             part_QD = query_QD[start : start + QUERIES_PER_PASS]
             rows_QC = self._candidates.find(part_QD, to_rescore(k, self._index, ef), ef)
             scored = rescore(part_QD, rows_QC, self.vectors_LD, self._dual_dim, k)
-            parts.append(scored[0] if self._nodes is None else expand(scored, self._nodes, k)[0])
-        return np.concatenate(parts)
-
-
-class QualityCheck:
-    """Check that an index with some `ef` answers the validation queries as well as the checkpoint, at its own weight.
-
-    A recall of 0.995 may cost 0.2 points of P@5 or nothing, depending on which labels are missed.
-    """
-
-    def __init__(
-        self, encoder: TextEncoder, facts: ModelFacts, index: IndexProbe, validation: ValidationQueries,
-        checkpoint: MetricValues, max_loss: float,
-    ) -> None:  # fmt: skip
-        self._query_QD, self._facts = encoder.encode(validation.texts).vectors_BD, facts
-        self._index, self._validation = index, validation
-        self._checkpoint, self._max_loss = checkpoint, max_loss
-
-    def __call__(self, ef: int) -> bool:
-        def search(weight: float, k: int) -> Rows:
-            return self._index.search(self._query_QD * self._facts.query_scale(weight), k, ef)
-
-        metrics = self._validation.metrics(search)
-        return failed_metric(self._checkpoint, metrics, self._validation.scored, self._max_loss) is None
+            parts.append(scored if self._nodes is None else expand(scored, self._nodes, k))
+        rows, scores, dual, classifier = zip(*parts, strict=True)
+        return np.concatenate(rows), np.concatenate(scores), np.concatenate(dual), np.concatenate(classifier)
 
 
 class RecallMeasurement:
@@ -87,7 +64,7 @@ class RecallMeasurement:
 
     def at(self, ef: int, k: int, *ranks: int) -> list[tuple[float, float]]:
         """Return the recall at each rank, for queries and label texts, when k labels are searched with `ef`."""
-        found = [self._scores(vectors_QD, self._index.search(vectors_QD, k, ef)) for vectors_QD in self._inputs]
+        found = [self._scores(vectors_QD, self._index.search(vectors_QD, k, ef)[0]) for vectors_QD in self._inputs]
         queries, labels = (
             [recall_at(rank, found_QK, best_QK) for rank in ranks]
             for found_QK, best_QK in zip(found, self._best, strict=True)

@@ -1,22 +1,25 @@
 """Build a bundle with label vectors of two halves, an HNSW index and a query memory."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from export.encoders import write_encoders, write_query_encoder
 from export.geometry import Cone, balance_for, bias, classifier_width, find_cone
+from export.index_quality import IndexQuality
 from export.job import BuiltParts, ExportJob, ExportSettings, label_facts, model_facts, query_encoder
 from export.label_vectors import count_zeros, write_imputed, write_vectors
-from export.memory import GraphSettings, build_memory
+from export.memory import GraphSettings, build_memory, measured_facts
 from export.parity import check_parity
 from export.pca import fit_projection, write_projected
 from export.precision import reduce_precision
 from export.quality import ValidationQueries, checkpoint_quality
-from export.recall import RECALL_TARGET, IndexProbe, QualityCheck, choose_ef_search
+from export.recall import RECALL_TARGET, IndexProbe, choose_ef_search
 from export.sampling import sample_label_texts
 from retrieval.bundle.facts import IndexFacts, MemoryFacts, Parity, Reduced
 from retrieval.bundle.manifest import INDEX, LABEL_ENCODER, NODES, PROJECTION, TOKENIZER, VECTORS
@@ -40,6 +43,15 @@ class VectorJob(ExportJob):
     cone: Cone
 
 
+class BuiltIndex(NamedTuple):
+    """The index of the labels, the width and the energy of its projection, and its nodes (None: one per label)."""
+
+    probe: IndexProbe
+    width: int
+    energy: float
+    nodes: int | None
+
+
 def vector_job(
     checkpoint: Checkpoint, folder: Path, settings: ExportSettings, stage: Stage, queries: Sequence[str]
 ) -> VectorJob:
@@ -60,16 +72,11 @@ def build_vectors(job: VectorJob) -> BuiltParts:
     validation, vectors_LD = ValidationQueries(checkpoint), np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     reduced = _reduce_precision(job, vectors_LD)
     with stage("quality of the checkpoint") as progress:
-        expected = checkpoint_quality(checkpoint, job.model, job.cone, vectors_LD, validation, progress)
-    max_loss = job.settings.max_quality_loss / (1 if memory is None else 2)  # the index of the memory may lose the rest
-    index = _build_index(job, validation, expected, max_loss)
-    if memory is not None:
-        with stage("quality of the checkpoint with memory") as progress:
-            expected = checkpoint_quality(checkpoint, job.model, job.cone, vectors_LD, validation, progress, memory[1])
-        memory[1].close()
+        expected = checkpoint_quality(checkpoint, job.model, job.cone, vectors_LD, validation, progress, memory)
+    index, memory_facts = _choose_ef(job, _build_index(job, vectors_LD), memory, validation, expected)
     facts = {
         "labels": label_facts(checkpoint, imputed=True, zeros=count_zeros(folder / VECTORS)), "model": job.model,
-        "parity": parity, "reduced": reduced, "index": index, "memory": None if memory is None else memory[0],
+        "parity": parity, "reduced": reduced, "index": index, "memory": memory_facts,
     }  # fmt: skip
     return BuiltParts(facts, validation, expected)
 
@@ -103,20 +110,17 @@ def _write_encoders_and_vectors(job: VectorJob) -> Parity:
     return parity
 
 
-def _build_memory(job: VectorJob) -> tuple[MemoryFacts, QueryMemory] | None:
+def _build_memory(job: VectorJob) -> QueryMemory | None:
     """Write the query memory with the float32 encoder, if the checkpoint has one."""
     settings = job.settings
+    graph = GraphSettings(settings.m, settings.ef_construction, settings.threads)
     with job.stage("query memory") as progress:
-        return build_memory(
-            job.checkpoint, query_encoder(job), job.model, job.cone, job.queries, job.folder,
-            GraphSettings(settings.m, settings.ef_construction, settings.threads), progress,
-        )  # fmt: skip
+        return build_memory(job.checkpoint, query_encoder(job), job.model, job.cone, job.folder, graph, progress)
 
 
-def _build_index(job: VectorJob, validation: ValidationQueries, expected: MetricValues, max_loss: float) -> IndexFacts:
-    """Build the index over the projected label vectors, and choose ef_search at each weight."""
+def _build_index(job: VectorJob, vectors_LD: Vectors) -> BuiltIndex:
+    """Build the index over the projected label vectors."""
     settings, folder = job.settings, job.folder
-    vectors_LD = np.load(folder / VECTORS, mmap_mode="r", allow_pickle=False)
     with job.stage("PCA projection"):
         projection_DW, energy = fit_projection(vectors_LD, job.model.dual_dim)
         nodes = nodes_of(vectors_LD)
@@ -133,21 +137,33 @@ def _build_index(job: VectorJob, validation: ValidationQueries, expected: Metric
         shared = nodes if nodes.size < len(vectors_LD) else None
         if shared is not None:
             np.save(folder / NODES, shared.node_L)
-    width, label_texts = projection_DW.shape[1], sample_label_texts(job.checkpoint.labels.column("text"))
+    width = projection_DW.shape[1]
+    graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, pool=ThreadPool(settings.threads))
+    probe = IndexProbe(PcaIndex(graph, projection_DW), vectors_LD, job.model.dual_dim, shared)
+    return BuiltIndex(probe, width, energy, None if shared is None else shared.size)
+
+
+def _choose_ef(
+    job: VectorJob, index: BuiltIndex, memory: QueryMemory | None, validation: ValidationQueries, expected: MetricValues
+) -> tuple[IndexFacts, MemoryFacts | None]:
+    """Choose ef_search of the label index at each weight, then that of the memory's index; closes the memory."""
+    settings, encoder, weight = job.settings, query_encoder(job), job.checkpoint.classifier_weight
+    label_texts, probe = sample_label_texts(job.checkpoint.labels.column("text")), index.probe
     with job.stage("recall") as progress:
-        graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, pool=ThreadPool(settings.threads))
-        probe = IndexProbe(PcaIndex(graph, projection_DW), vectors_LD, job.model.dual_dim, shared)
-        encoder, weight = query_encoder(job), job.checkpoint.classifier_weight
-        check = QualityCheck(encoder, job.model, probe, validation, expected, max_loss)
-        chosen = choose_ef_search(encoder, job.model, probe, job.queries, label_texts, weight, check, progress)
-    return IndexFacts(
-        width=width,
-        energy=energy,
-        nodes=None if shared is None else shared.size,
-        m=settings.m,
-        ef_construction=settings.ef_construction,
-        recall_target=RECALL_TARGET,
-        recall_queries=len(job.queries),
-        recall_label_texts=len(label_texts),
-        ef_search=chosen,
-    )
+        quality = IndexQuality(encoder, job.model, probe, validation, expected, settings.max_quality_loss, memory)
+        chosen = choose_ef_search(
+            encoder, job.model, probe, job.queries, label_texts, weight, quality.labels_suffice, progress
+        )
+    facts = IndexFacts(
+        width=index.width, energy=index.energy, nodes=index.nodes, m=settings.m,
+        ef_construction=settings.ef_construction, recall_target=RECALL_TARGET, recall_queries=len(job.queries),
+        recall_label_texts=len(label_texts), ef_search=chosen,
+    )  # fmt: skip
+    if memory is None:
+        return facts, None
+    ef = facts.ef_search_at(weight)
+    if ef is None:  # choose_ef_search raises instead
+        raise AssertionError(f"all labels are compared at the default weight {weight}")
+    with job.stage("recall of the query memory"), closing(memory):
+        query_QD = encoder.encode(job.queries).vectors_BD
+        return facts, measured_facts(memory, query_QD, partial(quality.memory_suffices, ef))

@@ -59,10 +59,9 @@ class QueryMemory:
         self._vectors_MH, self._candidates = vectors_MH, Candidates(index, ExactIndex(vectors_MH, threads))
         self._half = slice(None, model.dual_dim) if facts.half == "dual_encoder" else slice(model.dual_dim, None)
 
-    def neighbours(self, encoded_QD: Vectors, exact: bool = False) -> Neighbours:
-        """Return the nearest training queries of encoded queries; `exact`: compare all of them."""
+    def neighbours(self, encoded_QD: Vectors, ef_search: int | None) -> Neighbours:
+        """Return the nearest training queries of encoded queries; `ef_search` None: compare all of them."""
         count = min(self.facts.neighbours, len(self._vectors_MH))
-        ef_search = None if exact else self.facts.ef_search.ef
         rows_QN, similarity_QN = self.nearest(encoded_QD, count, ef_search)
         return Neighbours(rows_QN, neighbour_shares(similarity_QN, self.facts.temperature))
 

@@ -124,7 +124,7 @@ class VectorRanker:
     ) -> tuple[VotedRows, Neighbours | None]:
         if self.memory is None or not memory_weight:
             return without_votes(scored), None
-        neighbours = self.memory.neighbours(encoded_QD, exact)
+        neighbours = self.memory.neighbours(encoded_QD, None if exact else self.memory.facts.ef_search.ef)
         votes = self.memory.votes(neighbours, None if allowed is None else allowed.mask_L)
         return add_votes(scored, votes, memory_weight, query_QD, self.vectors_LD, self._dual_dim), neighbours
 
