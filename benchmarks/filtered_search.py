@@ -79,7 +79,7 @@ def measure(retriever: Retriever, texts: list[str], threads: int) -> Table:
     unfiltered = _times(candidates, query_QD, ef_search, None)
     table.add_row("all", "", "", f"{unfiltered[0]:.2f}", "", "", f"{unfiltered[1]:.2f}", "", "")
     for share in SHARES:
-        for where, allowed in _filters(retriever.vectors_LD, share).items():
+        for where, allowed in _filters(retriever.vectors_LD[:], share).items():
             rows_QC = candidates.find(query_QD, CANDIDATES, ef_search, allowed)
             best_QK = exact.search(query_QD, 10, allowed.rows_R)[0]
             single, batched = zip(*(_times(one, query_QD, ef_search, allowed) for one in planned), strict=True)

@@ -101,7 +101,7 @@ def scale(options: argparse.Namespace, log: Callable[[str], object]) -> dict[str
         model, weight = retriever.manifest.model, retriever.manifest.classifier_weight
         query_QD = np.concatenate(retriever.encode(texts), axis=1) * model.query_scale(weight)
         scales = label_scale.measure(
-            retriever.vectors_LD, model.dual_dim, query_QD, sorted(options.sizes), options.work, options.threads, log
+            retriever.vectors_LD[:], model.dual_dim, query_QD, sorted(options.sizes), options.work, options.threads, log
         )
         return {
             "rows": [asdict(one) for one in scales], "dataset": Dataset.open(dataset).meta.name, "dim": retriever.dim,

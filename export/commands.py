@@ -26,6 +26,14 @@ def export(
     store: Annotated[Path, typer.Option(help="Folder of the store; created if missing.")],
     name: Annotated[str | None, typer.Option(help="Name of the bundle; default: dataset, recipe and time.")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Make it the store's active bundle.")] = False,
+    vectors: Annotated[
+        Literal["auto", "float32", "int8"],
+        typer.Option(help="Precision of the label vectors; auto: int8, unless it loses quality."),
+    ] = "auto",
+    index: Annotated[
+        Literal["auto", "hnsw", "exact"],
+        typer.Option(help="Kind of the index; exact compares all labels. auto: the faster one."),
+    ] = "auto",
     m: Annotated[
         int,
         typer.Option("--m", min=2, max=256, help="Links per node of the HNSW index; more: higher recall, more memory."),
@@ -53,7 +61,9 @@ def export(
     from training.monitoring.console import ConsoleCallback
 
     opened = open_store(store, trusted=trusted_keys())
-    settings = ExportSettings(m=m, ef_construction=ef_construction, threads=threads, precision=precision)
+    settings = ExportSettings(
+        vectors=vectors, index=index, m=m, ef_construction=ef_construction, threads=threads, precision=precision
+    )  # fmt: skip
     with ConsoleCallback() as callback:
         exported = build(checkpoint, opened, name=name, settings=settings, stage=callback.stage)
     if activate:
@@ -106,6 +116,7 @@ def _tables(exported: "ExportedBundle") -> "tuple[Table, Table]":
     for kind, count in (("with the text of an earlier label", labels.duplicates), ("with a zero vector", labels.zeros)):
         if count:
             table.add_row(f"labels {kind}", f"{count:,}", "")
+    table.add_row("precision of label vectors", manifest.vectors, "")
     table.add_row("size", f"{sum(entry.bytes for entry in manifest.files.values()) / 1e6:,.1f} MB", "")
     return table, _recall_table(exported) if manifest.cascade is None else _levels_table(manifest.cascade)
 
@@ -137,6 +148,8 @@ def _recall_table(exported: "ExportedBundle") -> "Table":
     from retrieval.bundle.facts import LARGE_K
 
     index = exported.manifest.index
+    if index.kind == "exact":
+        return Table(title="The index is exact: every search compares all labels.", title_justify="left", box=SIMPLE)
     title = (
         f"Recall of the index against exact search, over {index.recall_queries:,} queries and\n"
         f"{index.recall_label_texts:,} label texts; ef: candidates examined for k ≤ 10 and for k = 100"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from export.precision import MAX_PRECISION_LOSS
 from export.quality import MAX_QUALITY_LOSS, ValidationQueries, bundle_quality, check_quality
@@ -32,10 +32,13 @@ SCORE_TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "float16": 5e-3, "in
 class ExportSettings:
     """Settings of an export.
 
-    m: links per node of the index graph. ef_construction: candidates examined when a node is linked. threads: native
-    threads (None: all cores). precision: of the query encoder.
+    vectors: precision of the label vectors; "auto": int8 unless it loses quality. index: kind of the index; "auto": the
+    faster one. m: links per node of the index graph. ef_construction: candidates examined when a node is linked.
+    threads: native threads (None: all cores). precision: of the query encoder.
     """
 
+    vectors: Literal["auto", "float32", "int8"] = "auto"
+    index: Literal["auto", "hnsw", "exact"] = "auto"
     m: int = 32
     ef_construction: int = 200
     threads: int | None = None

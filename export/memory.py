@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.geometry import LABELS_PER_CHUNK, Cone
+from export.index.pca import fit_projection, write_projected
+from export.index.recall import EF_LADDER, smallest_ef
 from export.parity import MIN_COSINE, smallest_cosine
-from export.pca import fit_projection, write_projected
 from export.quality import torch_vectors
-from export.recall import EF_LADDER, smallest_ef
 from export.sampling import MAX_QUERIES, sample_rows
 from retrieval.bundle.facts import MemoryEfSearch, MemoryFacts, ModelFacts
 from retrieval.bundle.manifest import MEMORY_INDEX, MEMORY_PROJECTION, MEMORY_QUERIES, MEMORY_VECTORS

@@ -25,6 +25,7 @@ from retrieval.bundle.manifest import (
     PROJECTION,
     QUERY_ENCODER,
     TOKENIZER,
+    VECTOR_SCALES,
     VECTORS,
     level_file,
     parents_file,
@@ -33,11 +34,12 @@ from retrieval.bundle.memory_file import memory_in
 from retrieval.bundle.vector_file import array_in, vectors_in
 from retrieval.bundle.verified_files import BundleFiles
 from retrieval.errors import BundleError
+from retrieval.quantized_vectors import LabelVectors, QuantizedVectors
 from retrieval.search.attributes import BYTES_PER_LABEL, BYTES_PER_LABEL_WITH_NODES, Attributes
 from retrieval.search.cascade_index import CascadeIndex
-from retrieval.search.distinct_vectors import nodes_in
+from retrieval.search.distinct_vectors import Nodes, nodes_in
 from retrieval.search.encoder import TextEncoder
-from retrieval.search.indexes import HnswIndex, VectorIndex
+from retrieval.search.indexes import ExactIndex, HnswIndex, VectorIndex
 from retrieval.search.memory import QueryMemory
 from retrieval.search.pca_index import PcaIndex
 from retrieval.search.ranker import CascadeRanker, Ranker, VectorRanker
@@ -93,10 +95,26 @@ def load_parts(folder: Path, files: BundleFiles, options: LoadOptions) -> Loaded
 def _load_vector_ranker(folder: Path, files: BundleFiles, pool: ThreadPool) -> tuple[Ranker, pa.Array | None]:
     """Load label vectors, index and query memory, and the texts of the memory's queries (None without one)."""
     manifest, shared = files.manifest, files.manifest.index.nodes
-    vectors_LD, index = _array(folder, files, VECTORS), _load_index(folder, files, pool)
+    vectors_LD = _label_vectors(folder, files)
     nodes = None if shared is None else nodes_in(files.contents[NODES], folder / NODES, manifest.labels.count, shared)
+    index = _load_index(folder, files, pool) if manifest.index.kind == "hnsw" else _exact_index(vectors_LD, nodes, pool)
     memory, memory_texts = _load_memory(folder, files, pool)
     return VectorRanker(vectors_LD, index, nodes, manifest.model, manifest.index, pool.threads, memory), memory_texts
+
+
+def _label_vectors(folder: Path, files: BundleFiles) -> LabelVectors:
+    """View the label vectors. With an exact index, every search reads all of them, so they become float32."""
+    manifest = files.manifest
+    if manifest.vectors == "float32":
+        return _array(folder, files, VECTORS)
+    shape = manifest.arrays[VECTORS]
+    codes_LD: NDArray[np.int8] = array_in(files.contents[VECTORS], folder / VECTORS, shape, np.int8)
+    vectors_LD = QuantizedVectors(codes_LD, _array(folder, files, VECTOR_SCALES), manifest.model.dual_dim)
+    return vectors_LD if manifest.index.kind == "hnsw" else vectors_LD[:]
+
+
+def _exact_index(vectors_LD: LabelVectors, nodes: Nodes | None, pool: ThreadPool) -> ExactIndex:
+    return ExactIndex(vectors_LD if nodes is None else vectors_LD[nodes.representatives], pool.threads)
 
 
 def _load_cascade(folder: Path, files: BundleFiles, pool: ThreadPool) -> tuple[Ranker, None]:

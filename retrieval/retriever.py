@@ -21,6 +21,7 @@ from retrieval.bundle.read_lock import read_lock
 from retrieval.bundle.verified_files import BundleFiles, read_bundle
 from retrieval.errors import BundleError
 from retrieval.loading import LoadedParts, LoadOptions, is_loaded, load_parts
+from retrieval.quantized_vectors import LabelVectors
 from retrieval.results import NO_ROW, Hit, Ranking, SearchResults, SupportingQuery, Timings, hits_of
 from retrieval.search.arguments import check_memory, check_queries, check_search, check_weight
 from retrieval.search.candidates import Candidates
@@ -86,7 +87,7 @@ class Retriever:
         return self._open_parts().labels
 
     @property
-    def vectors_LD(self) -> NDArray[np.float32]:
+    def vectors_LD(self) -> LabelVectors:
         """Return the label vectors [L, D], in memory; memory-mapped if memory is short and no keys are trusted."""
         return self._open_parts().ranker.vectors_LD
 

@@ -20,8 +20,8 @@ import hnswlib
 import numpy as np
 from numpy.typing import NDArray
 
+from export.index.recall import recall_at
 from export.job import ExportSettings
-from export.recall import recall_at
 from retrieval.bundle.index_file import check_index_file
 from retrieval.search.indexes import LABELS_PER_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
 from retrieval.search.thread_pool import ThreadPool

@@ -9,8 +9,8 @@ Shapes: Q queries, K ranks, D width of a query vector.
 import numpy as np
 from numpy.typing import NDArray
 
+from export.index.recall import RECALL_TARGET, recall_at
 from export.quality import Search, ValidationQueries, failed_metric
-from export.recall import RECALL_TARGET, recall_at
 from retrieval.bundle.facts import LARGE_K, SMALL_K, CascadeFacts, CascadeLevel
 from retrieval.search.cascade_index import CascadeIndex
 from retrieval.search.indexes import Vectors

@@ -23,6 +23,8 @@ Percent = Annotated[float, Field(ge=0.0, le=100.0)]
 MemoryWeight = Annotated[float, Field(ge=0.0, le=MAX_MEMORY_WEIGHT)]
 Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
 Precision = Literal["float32", "float16", "int8"]  # of the query encoder; labels are encoded in float32
+VectorPrecision = Literal["float32", "int8"]  # of the label vectors
+IndexKind = Literal["hnsw", "exact"]
 
 
 def refuse_boolean(value: Any) -> Any:
@@ -169,6 +171,8 @@ class IndexFacts(ManifestPart):
     """The index's settings and its measured recall against exact search.
 
     Attributes:
+        kind: "hnsw", a graph; or "exact": a search compares all labels, and `m`, `ef_construction` and every
+            `ef_search` are None. Left out of the file if "hnsw", since older releases do not know it.
         width: number of principal directions that label vectors are projected to; None: they are not projected.
         energy: share of the variance that the projection keeps.
         nodes: number of distinct vectors, each in one node; None: all vectors are distinct.
@@ -179,11 +183,12 @@ class IndexFacts(ManifestPart):
         ef_search: in ascending order of weight, from 0 to 1.
     """
 
+    kind: IndexKind = "hnsw"
     width: Count | None = None
     energy: Share | None = None
     nodes: Count | None = None
-    m: Count
-    ef_construction: Count
+    m: Count | None = None
+    ef_construction: Count | None = None
     recall_target: Share
     recall_queries: CountOrZero
     recall_label_texts: CountOrZero = 0
@@ -194,6 +199,15 @@ class IndexFacts(ManifestPart):
         weights = [setting.weight for setting in self.ef_search]
         if not weights or weights != sorted(set(weights)) or (weights[0], weights[-1]) != (0.0, 1.0):
             raise ValueError(f"the weights of efforts must rise from 0 to 1, not {weights}")
+        return self
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> Self:
+        exact = self.kind == "exact"
+        if (self.m is None) != exact or (self.ef_construction is None) != exact:
+            raise ValueError(f"m and ef_construction must {'not ' if exact else ''}be given with kind {self.kind!r}")
+        if exact and (self.width is not None or any(setting.ef for setting in self.ef_search)):
+            raise ValueError("width and ef must be null with kind 'exact'")
         return self
 
     def ef_search_at(self, weight: float, k: int = SMALL_K) -> int | None:

@@ -27,13 +27,15 @@ from retrieval.bundle.facts import (
     Quality,
     Reduced,
     Share,
+    VectorPrecision,
 )
 from retrieval.bundle.signatures import SIGNATURE, Signature, check_signature
 from retrieval.errors import BundleError, one_line
 from retrieval.system.safe_open import open_bundle_folder, read_small
 
-# Version 1 had no projection, version 2 no nodes, version 3 no query memory, version 4 no cascade.
-READABLE = (1, 2, 3, 4, 5)
+# Version 1 had no projection, version 2 no nodes, version 3 no query memory, version 4 no cascade,
+# version 5 neither vectors in int8 nor an exact index.
+READABLE = (1, 2, 3, 4, 5, 6)
 FORMAT_VERSION = READABLE[-1]  # the newest; `format_version` returns the one that is written
 MANIFEST = "manifest.json"
 UNLISTED = {MANIFEST, SIGNATURE}  # a manifest cannot contain its own hash
@@ -43,13 +45,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 TOKENIZER, QUERY_ENCODER, LABEL_ENCODER = "tokenizer.json", "query_encoder.onnx", "label_encoder.onnx"
 INDEX, VECTORS, LABELS, GOLDEN = "index.hnsw", "vectors.npy", "labels.arrow", "golden.json"
-PROJECTION, NODES = "directions.npy", "nodes.npy"
+PROJECTION, NODES, VECTOR_SCALES = "directions.npy", "nodes.npy", "vector_scales.npy"
 MEMORY_QUERIES, MEMORY_VECTORS = "memory.arrow", "memory_vectors.npy"
 MEMORY_INDEX, MEMORY_PROJECTION = "memory.hnsw", "memory_directions.npy"
 MEMORY = (MEMORY_QUERIES, MEMORY_VECTORS, MEMORY_INDEX, MEMORY_PROJECTION)
 ENCODERS = (QUERY_ENCODER, LABEL_ENCODER)  # also the beginning of the names of their weights
 REQUIRED = (TOKENIZER, QUERY_ENCODER, LABEL_ENCODER, INDEX, VECTORS, LABELS, GOLDEN)
-KNOWN = {*REQUIRED, PROJECTION, NODES, *MEMORY}
+KNOWN = {*REQUIRED, PROJECTION, NODES, VECTOR_SCALES, *MEMORY}
 REQUIRED_OF_CASCADE = (TOKENIZER, QUERY_ENCODER, VECTORS, LABELS, GOLDEN)
 MAX_HEADER = 16_384  # bytes of the header of an .npy file
 
@@ -64,19 +66,22 @@ def parents_file(level: int) -> str:
     return f"parents_{level}.npy"
 
 
-def format_version(cascade: CascadeFacts | None) -> int:
-    """Return the lowest format version that can describe a bundle, so that older releases can read most bundles."""
+def format_version(cascade: CascadeFacts | None, index: IndexFacts | None, vectors: VectorPrecision) -> int:
+    """Return the lowest format version that can describe a bundle, so that older releases can read it if possible."""
+    if vectors != "float32" or (index is not None and index.kind != "hnsw"):
+        return 6
     return 4 if cascade is None else 5
 
 
 class Manifest(ManifestPart):
     """The content of manifest.json: everything that a reader must know before it opens a file of the bundle."""
 
-    format_version: Literal[1, 2, 3, 4, 5]
+    format_version: Literal[1, 2, 3, 4, 5, 6]
     created: str
     source: Provenance
     labels: LabelFacts
     precision: Precision
+    vectors: VectorPrecision = "float32"
     classifier_weight: Share
     model: ModelFacts
     graph: Annotated[
@@ -94,7 +99,11 @@ class Manifest(ManifestPart):
     def _files_and_sizes_are_consistent(self) -> Self:
         if (self.graph is None) == (self.cascade is None):
             raise ValueError("either index or cascade must be given")
+        if self.format_version < (needed := format_version(self.cascade, self.graph, self.vectors)) and needed > 4:
+            raise ValueError(f"format version {self.format_version} has no {_feature(self)}")
         required = REQUIRED if self.cascade is None else (*REQUIRED_OF_CASCADE, *self._cascade_files(self.cascade))
+        if self.graph is not None and self.graph.kind == "exact":
+            required = tuple(name for name in required if name != INDEX)
         if missing := [name for name in required if name not in self.files]:
             raise ValueError(f"files does not list {', '.join(missing)}")
         if hostile := [name for name in self.files if not NAME.fullmatch(name) or name in UNLISTED]:
@@ -111,6 +120,9 @@ class Manifest(ManifestPart):
     def _check_graph(self) -> None:
         if not self.model.dual_dim:
             raise ValueError("model.dual_dim must be at least 1")
+        for name, is_given in ((INDEX, self.index.kind == "hnsw"), (VECTOR_SCALES, self.vectors == "int8")):
+            if is_given != (name in self.files):
+                raise ValueError(f"{name} does not fit index.kind {self.index.kind!r} and vectors {self.vectors!r}")
         if (self.index.width is None) == (PROJECTION in self.files):
             raise ValueError(f"index.width and {PROJECTION} must be given together")
         if (self.index.width is None) != (self.index.energy is None):
@@ -132,8 +144,8 @@ class Manifest(ManifestPart):
             )
 
     def _check_cascade(self, cascade: CascadeFacts) -> None:
-        if self.format_version < format_version(cascade):
-            raise ValueError(f"format version {self.format_version} has no cascade")
+        if self.vectors != "float32":
+            raise ValueError(f"the rows of a cascade are float32, not {self.vectors}")
         if self.memory is not None or self.model.dual_dim or self.classifier_weight != 1.0:
             raise ValueError("a cascade has no memory, no dual encoder, and classifier_weight 1")
         if cascade.dim != self.model.dim:
@@ -150,11 +162,15 @@ class Manifest(ManifestPart):
                 raise ValueError(f"{name} has {self.files[name].bytes} bytes, which does not fit {nodes} nodes")
 
     @model_serializer(mode="wrap")
-    def _without_cascade(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out `cascade` without one, since readers of version 4 do not know it."""
+    def _without_newer_keys(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out keys that readers of older versions do not know, unless the version needs them."""
         content: dict[str, Any] = serialize(self)
         if self.cascade is None:
             del content["cascade"]
+        if self.vectors == "float32":
+            del content["vectors"]
+        if self.graph is not None and self.graph.kind == "hnsw":
+            del content["index"]["kind"]
         return content
 
     @staticmethod
@@ -184,17 +200,19 @@ class Manifest(ManifestPart):
         """Return the width and the number of the vectors of each index file."""
         if self.graph is None:
             return {}
-        graphs = {INDEX: (self.index_dim, self.index_size)}
+        graphs = {INDEX: (self.index_dim, self.index_size)} if self.graph.kind == "hnsw" else {}
         return graphs if self.memory is None else graphs | {MEMORY_INDEX: (self.memory.width, self.memory.queries)}
 
     @property
     def arrays(self) -> dict[str, tuple[int, int]]:
-        """Return rows and columns of each file of vectors."""
+        """Return rows and columns of each file of vectors. All are float32, except VECTORS if `vectors` is "int8"."""
         arrays = {VECTORS: (self.labels.count, self.label_dim)}
         if self.cascade is not None:
             above = enumerate(self.cascade.levels[:-1])
             return arrays | {level_file(number): (level.nodes, level.dim) for number, level in above}
         arrays[PROJECTION] = (self.model.dim, self.index_dim)
+        if self.vectors == "int8":
+            arrays[VECTOR_SCALES] = (self.labels.count, 2 if self.model.classifier_dim else 1)
         if self.memory is None:
             return arrays
         dim = self.memory.dim(self.model)
@@ -209,6 +227,13 @@ class Manifest(ManifestPart):
     def index_size(self) -> int:
         """Return the number of vectors in the index."""
         return self.labels.count if self.index.nodes is None else self.index.nodes
+
+
+def _feature(manifest: Manifest) -> str:
+    """Name what only a newer format version than the manifest's has."""
+    if manifest.cascade is not None:
+        return "cascade"
+    return f"vectors in {manifest.vectors}" if manifest.vectors != "float32" else f"index of kind {manifest.index.kind}"
 
 
 class SignedManifest(NamedTuple):

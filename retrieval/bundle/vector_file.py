@@ -20,18 +20,21 @@ from retrieval.errors import BundleError, one_line
 LARGEST = 1e6  # of a number in a vector; vectors have a length of at most one, and scores up to this limit are finite
 LABELS_PER_BLOCK = 128  # a block fits into the processor's cache
 LONGEST_HEADER = 16_384  # bytes; numpy has a similar limit
+Number = type[np.float32] | type[np.int8]
 
 
 def read_finite(
-    path: Path, file: FileIO, dim: int, size: int, into: NDArray[np.uint8] | None = None
+    path: Path, file: FileIO, dim: int, size: int, into: NDArray[np.uint8] | None = None, dtype: Number = np.float32
 ) -> Iterator[Buffer]:
-    """Yield the bytes of an open file with a float32 array [L, D], block by block; `path` is for errors.
+    """Yield the bytes of an open file with an array [L, D], block by block; `path` is for errors.
 
-    `into`, if given, is an array of the file's length that receives the same bytes. The header in front of the array is
-    not parsed. Raises BundleError for a file of another length, and for a vector that is not finite.
+    Numbers of `dtype` int8 are always finite. `into`, if given, is an array of the file's length that receives the same
+    bytes. The header in front of the array is not parsed. Raises BundleError for a file of another length, and for a
+    vector that is not finite.
     """
     length = fstat(file.fileno()).st_size
-    head = length - 4 * dim * size
+    row = np.dtype(dtype).itemsize * dim  # bytes
+    head = length - row * size
     if head < 0:
         raise BundleError(f"{path} is too short for {size} vectors of {dim} numbers. Export the bundle again.")
     if head > LONGEST_HEADER:
@@ -42,20 +45,22 @@ def read_finite(
     if len(written) != head or (into is not None and len(into) != length):
         raise BundleError(f"{path} changed while it was read. Copy the bundle again.")
     if into is None:
-        buffer_BD = np.empty((min(LABELS_PER_BLOCK, size), dim), np.float32)
+        buffer_BD = np.empty((min(LABELS_PER_BLOCK, size), dim), dtype)
     else:
         into[:head] = np.frombuffer(written, np.uint8)
     yield written
     for start in range(0, size, LABELS_PER_BLOCK):
         count = min(LABELS_PER_BLOCK, size - start)
+        vectors_BD: NDArray[Any]
         if into is None:
             vectors_BD = buffer_BD[:count]
         else:
-            place = head + 4 * dim * start
-            vectors_BD = into[place : place + 4 * dim * count].view(np.float32).reshape(count, dim)
+            place = head + row * start
+            vectors_BD = into[place : place + row * count].view(dtype).reshape(count, dim)
         if file.readinto(vectors_BD.data.cast("B")) != vectors_BD.nbytes:
             raise BundleError(f"{path} changed while it was read. Copy the bundle again.")
-        if not (vectors_BD.max() <= LARGEST and vectors_BD.min() >= -LARGEST):  # also true for NaN
+        # written so that it is also true for NaN
+        if dtype is np.float32 and not (vectors_BD.max() <= LARGEST and vectors_BD.min() >= -LARGEST):
             raise BundleError(f"{path} contains a vector that is not finite. Export the bundle again.")
         yield vectors_BD.data
 

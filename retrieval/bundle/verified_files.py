@@ -131,7 +131,8 @@ def describe_file(path: Path) -> FileEntry:
 def seal(folder: Path, **facts: Any) -> Manifest:
     """Write the manifest of a finished folder. `facts` are all fields except the version and the files."""
     files = {item.name: describe_file(item) for item in sorted(folder.iterdir()) if item.name not in UNLISTED}
-    manifest = Manifest(format_version=format_version(facts.get("cascade")), files=files, **facts)  # type: ignore[arg-type]  # validated by pydantic
+    version = format_version(facts.get("cascade"), facts.get("index"), facts.get("vectors", "float32"))
+    manifest = Manifest(format_version=version, files=files, **facts)  # type: ignore[arg-type]  # validated by pydantic
     text = json.dumps(manifest.model_dump(mode="json"), indent=2, ensure_ascii=False, allow_nan=False)
     (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
     return manifest
@@ -211,7 +212,8 @@ def _read_file(path: Path, file: FileIO, manifest: Manifest, loaded: bool, mappe
             rows, columns = manifest.arrays[path.name]
             copied = loaded and not (mapped and path.name in MAPPABLE)
             content = np.empty(entry.bytes, np.uint8) if copied else None
-            actual = _describe(read_finite(path, file, columns, rows, content))
+            number = np.int8 if path.name == VECTORS and manifest.vectors == "int8" else np.float32
+            actual = _describe(read_finite(path, file, columns, rows, content, number))
             if loaded and not copied:
                 return _ReadFile(actual, memoryview(mmap.mmap(file.fileno(), entry.bytes, access=mmap.ACCESS_READ)))
             return _ReadFile(actual, None if content is None else content.data)

@@ -35,7 +35,7 @@ class Candidates:
     """Find candidates for the queries of one bundle.
 
     `exact` contains every label. `index` contains the same rows, or with `nodes` one vector per node. `prefer_scan`
-    decides as `scan_is_cheaper` does.
+    decides as `scan_is_cheaper` does. An `index` that is exact compares all labels itself.
     """
 
     def __init__(
@@ -75,10 +75,10 @@ class Candidates:
                 return np.empty((len(query_QD), 0), np.int64)
             return self._find_allowed(query_QD, count, ef_search, allowed)
         count = min(count, self.index.size)
-        if ef_search is None:
+        if ef_search is None and not self.index.is_exact:
             rows_N = None if self._nodes is None else self._nodes.representatives
             return self._exact.search(query_QD, count, rows_N)[0]
-        node_QC = self.index.search(query_QD, max(count, ef_search))[0][:, :count]
+        node_QC = self.index.search(query_QD, max(count, ef_search or 0))[0][:, :count]
         return node_QC if self._nodes is None else self._nodes.first_rows(node_QC)
 
     def _find_allowed(self, query_QD: Vectors, count: int, ef_search: int | None, allowed: Allowed) -> Rows:

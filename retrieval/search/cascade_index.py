@@ -42,6 +42,8 @@ class _Candidates(NamedTuple):
 class CascadeIndex:
     """Search the labels of a tree with the rows of each level; safe to use from several threads."""
 
+    is_exact = False
+
     def __init__(
         self, rows: Sequence[Vectors], tree: LabelTree, shortlist: Sequence[int], pool: ThreadPool | None = None
     ) -> None:

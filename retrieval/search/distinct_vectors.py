@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from retrieval.bundle.index_file import Buffer
 from retrieval.bundle.vector_file import array_in
 from retrieval.errors import BundleError
+from retrieval.quantized_vectors import LabelVectors
 
 # rows, scores, dual-encoder scores, classifier scores
 ScoredRows = tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
@@ -77,7 +78,7 @@ def _starts(node_S: NDArray[np.int32], size: int) -> NDArray[np.int64]:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(np.bincount(node_S, minlength=size))])
 
 
-def first_equal_rows(vectors_LD: NDArray[np.float32]) -> NDArray[np.int64]:
+def first_equal_rows(vectors_LD: LabelVectors) -> NDArray[np.int64]:
     """Return for each vector the first row with an equal one [L]; its own row if no earlier vector is equal."""
     size, dim = vectors_LD.shape
     factors_D = np.random.default_rng(0).integers(0, 1 << 64, dim, np.uint64) | np.uint64(1)
@@ -96,7 +97,7 @@ def first_equal_rows(vectors_LD: NDArray[np.float32]) -> NDArray[np.int64]:
     return first_L
 
 
-def nodes_of(vectors_LD: NDArray[np.float32]) -> Nodes:
+def nodes_of(vectors_LD: LabelVectors) -> Nodes:
     """Make one node per distinct vector, numbered in the order of their first labels."""
     first_L = first_equal_rows(vectors_LD)
     number_L = np.cumsum(first_L == np.arange(len(first_L))) - 1

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from retrieval.bundle.index_file import check_index_file
 from retrieval.errors import BadInput, BundleError
+from retrieval.quantized_vectors import LabelVectors, QuantizedVectors
 from retrieval.search.distinct_vectors import first_equal_rows
 from retrieval.search.thread_pool import ThreadPool
 from retrieval.system.limits import available_cores
@@ -29,6 +30,7 @@ Rows = NDArray[np.int64]
 
 QUERIES_PER_PASS = 256
 LABELS_PER_BLOCK = 65_536  # 256 × 65,536 float32 scores: 64 MB per thread for any number of labels
+QUANTIZED_LABELS_PER_BLOCK = 4_096  # as float32, a block fits into the processor's cache
 LABELS_PER_INSERTION = 1_024  # signals are handled and progress is reported after each insertion
 TOO_FEW = "Cannot return the results"  # hnswlib's message for a query that found fewer than k
 LOG = logging.getLogger("diptych.index")
@@ -79,6 +81,10 @@ class VectorIndex(Protocol):
     def dim(self) -> int:
         """Return the width of a vector."""
 
+    @property
+    def is_exact(self) -> bool:
+        """Return whether a search compares all vectors, so that it never misses one."""
+
     def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
         """Return rows and inner products of min(k, size) vectors per query, best first. Raises BadInput."""
 
@@ -86,11 +92,15 @@ class VectorIndex(Protocol):
 class ExactIndex:
     """An index that computes every inner product, in blocks, so memory does not grow with the number of labels."""
 
-    def __init__(self, vectors_LD: Vectors, threads: int | None = None) -> None:
+    is_exact = True
+
+    def __init__(self, vectors_LD: LabelVectors, threads: int | None = None) -> None:
         if vectors_LD.ndim != 2 or not vectors_LD.size:
             raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
         self._vectors_LD = vectors_LD
         self._threads = threads or available_cores()
+        quantized = isinstance(vectors_LD, QuantizedVectors)
+        self._block = QUANTIZED_LABELS_PER_BLOCK if quantized else LABELS_PER_BLOCK
         self.full_scans = FullScans()  # stays 0: comparing every vector is not a fallback of this index
 
     def close(self) -> None:
@@ -118,16 +128,18 @@ class ExactIndex:
         return among_S[places_QK], scores_QK
 
     def _blocks(self) -> Iterator[tuple[int, Vectors]]:
-        for start in range(0, self.size, LABELS_PER_BLOCK):
-            yield start, np.asarray(self._vectors_LD[start : start + LABELS_PER_BLOCK], np.float32)
+        for start in range(0, self.size, self._block):
+            yield start, np.asarray(self._vectors_LD[start : start + self._block], np.float32)
 
     def _blocks_of(self, among_S: Rows) -> Iterator[tuple[int, Vectors]]:
-        for start in range(0, len(among_S), LABELS_PER_BLOCK):
-            yield start, np.asarray(self._vectors_LD[among_S[start : start + LABELS_PER_BLOCK]], np.float32)
+        for start in range(0, len(among_S), self._block):
+            yield start, np.asarray(self._vectors_LD[among_S[start : start + self._block]], np.float32)
 
 
 class HnswIndex:
     """An index that searches hnswlib's graph. `ef` is fixed, since changing it would affect concurrent searches."""
+
+    is_exact = False
 
     def __init__(self, index: Any, ef: int, pool: ThreadPool) -> None:
         """Wrap a filled hnswlib.Index. Use `build` or `load`."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from retrieval.bundle.facts import MemoryFacts, ModelFacts
 from retrieval.bundle.memory_labels import MemoryLabels
+from retrieval.quantized_vectors import LabelVectors
 from retrieval.search.candidates import Candidates
 from retrieval.search.distinct_vectors import ScoredRows
 from retrieval.search.indexes import ExactIndex, Rows, VectorIndex, Vectors
@@ -87,7 +88,7 @@ def without_votes(scored: ScoredRows) -> VotedRows:
 
 
 def add_votes(
-    scored: ScoredRows, votes: Votes, weight: float, query_QD: Vectors, vectors_LD: Vectors, dual_dim: int
+    scored: ScoredRows, votes: Votes, weight: float, query_QD: Vectors, vectors_LD: LabelVectors, dual_dim: int
 ) -> VotedRows:
     """Return the K best labels of each query with γ · votes added to their scores; equal scores are ranked by row.
 
@@ -128,7 +129,7 @@ def _places(votes: Votes, rows_QK: Rows, n_labels: int) -> tuple[Rows, NDArray[n
 
 
 def _score_pairs(
-    query_P: Rows, label_P: Rows, query_QD: Vectors, vectors_LD: Vectors, dual_dim: int
+    query_P: Rows, label_P: Rows, query_QD: Vectors, vectors_LD: LabelVectors, dual_dim: int
 ) -> NDArray[np.float64]:
     """Return the scores of both halves of each pair [2, P]."""
     halves_2P = np.empty((2, len(label_P)))

@@ -8,12 +8,15 @@ Suffixes: Q queries, K results, C candidates, D vector width, L labels, W width 
 
 import numpy as np
 
+from retrieval.quantized_vectors import LabelVectors
 from retrieval.search.distinct_vectors import ScoredRows
 from retrieval.search.indexes import Rows, VectorIndex, Vectors, checked
 
 
 class PcaIndex:
     """An index of projected vectors [L, W] that is searched with whole vectors [Q, D]."""
+
+    is_exact = False
 
     def __init__(self, index: VectorIndex, projection_DW: Vectors) -> None:
         """Combine an index and its projection, whose columns are orthonormal, so that it keeps inner products."""
@@ -36,7 +39,7 @@ def to_rescore(k: int, index: VectorIndex, ef_search: int | None) -> int:
     return k + 16  # all labels with the k-th score must be compared, since equal scores are ranked by row
 
 
-def rescore(query_QD: Vectors, rows_QC: Rows, vectors_LD: Vectors, dual_dim: int, k: int) -> ScoredRows:
+def rescore(query_QD: Vectors, rows_QC: Rows, vectors_LD: LabelVectors, dual_dim: int, k: int) -> ScoredRows:
     """Return the k best candidates by exact score with the scores of both halves; equal scores are ranked by row."""
     label_QCD, halves_2QC = vectors_LD[rows_QC], np.empty((2, *rows_QC.shape))
     for scores_QC, half in zip(halves_2QC, (slice(None, dual_dim), slice(dual_dim, None)), strict=True):

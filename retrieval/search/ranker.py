@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retrieval.bundle.facts import IndexFacts, ModelFacts
+from retrieval.quantized_vectors import LabelVectors
 from retrieval.search.attributes import Allowed
 from retrieval.search.candidates import Candidates
 from retrieval.search.cascade_index import CascadeIndex
@@ -29,7 +30,7 @@ class Ranker(Protocol):
     """Rank labels for query vectors; safe to use from several threads."""
 
     @property
-    def vectors_LD(self) -> NDArray[np.float32]:
+    def vectors_LD(self) -> LabelVectors:
         """Return the label vectors."""
 
     @property
@@ -68,7 +69,7 @@ class VectorRanker:
 
     def __init__(
         self,
-        vectors_LD: NDArray[np.float32],
+        vectors_LD: LabelVectors,
         index: VectorIndex,
         nodes: Nodes | None,
         model: ModelFacts,

@@ -27,6 +27,7 @@ ENCODER_TIMES = {"float32": 1.2, "int8": 1.2, "float16": 2.2}  # float16 weights
 TOKENIZER_TIMES = 10
 NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label; or a label tree
 MEMORY_TIMES = 3  # the file, and the arrays that are made to check it
+FLOAT32_BYTES = 4
 INDEX_TIMES = 2  # while it is loaded: the copy that was verified, and hnswlib's own
 
 
@@ -41,6 +42,8 @@ def needed_memory(manifest: Manifest, trusted: Sequence[str] = ()) -> int:
     encoder = ENCODER_TIMES[manifest.precision] * weights
     vectors = sizes[VECTORS] + sizes.get(MEMORY_VECTORS, 0)
     copied = sizes[LABELS] + (vectors if trusted else 0) + NODES_TIMES * sizes.get(NODES, 0)
+    if manifest.cascade is None and manifest.index.kind == "exact":
+        copied += FLOAT32_BYTES * manifest.labels.count * manifest.label_dim  # in any case in memory, see loading
     copied += MEMORY_TIMES * sizes.get(MEMORY_QUERIES, 0)
     graphs = INDEX_TIMES * (sizes.get(INDEX, 0) + sizes.get(MEMORY_INDEX, 0))
     levels = range(len(manifest.parents))

@@ -6,7 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from export.build import export
+from export.job import ExportSettings
 from retrieval import Retriever, open_bundle
+from retrieval.open import open_store
+from tests.support.shared import make_once
 from training.checkpoint.opened import Checkpoint, load_checkpoint
 from training.data.dataset import Dataset
 from training.data.ragged import Ragged
@@ -31,6 +35,18 @@ def retriever(store: Path) -> Retriever:
 
 
 @pytest.fixture(scope="module")
+def whole(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Retriever:
+    """A bundle of the same checkpoint with float32 vectors, whose scores are those of the model."""
+
+    def make(folder: Path) -> None:
+        settings = ExportSettings(vectors="float32", index="exact")
+        store = open_store(folder)
+        store.activate(export(checkpoint, store, settings=settings).name)
+
+    return open_bundle(make_once(tmp_path_factory, "store-float32", make))
+
+
+@pytest.fixture(scope="module")
 def queries(dataset_folder: Path) -> list[str]:
     return Dataset.open(dataset_folder).split("test").texts[:QUERIES]
 
@@ -51,13 +67,13 @@ def torch_scores(opened: Checkpoint, queries: list[str]) -> tuple[np.ndarray, np
 
 @pytest.mark.parametrize("weight", WEIGHTS)
 def test_torch_and_onnx_agree_on_the_ten_best(
-    retriever: Retriever, opened: Checkpoint, queries: list[str], torch_scores: tuple[np.ndarray, np.ndarray],
+    whole: Retriever, opened: Checkpoint, queries: list[str], torch_scores: tuple[np.ndarray, np.ndarray],
     weight: float | None,
 ) -> None:  # fmt: skip
     """If it fails, the bundle answers differently from the model that was trained and measured."""
     at = opened.classifier_weight if weight is None else weight
     scores_QL = (1 - at) * torch_scores[0] + at * torch_scores[1]
-    ranking = retriever.search_rows(queries, 10, weight=weight, exact=True, memory_weight=0.0)
+    ranking = whole.search_rows(queries, 10, weight=weight, exact=True, memory_weight=0.0)
     best_QK = -np.partition(-scores_QL, 9, axis=1)[:, :10]
     best_QK.sort(axis=1)
     # Each label found must have, by torch, the score that belongs to its place: only equal scores may change places.
@@ -71,7 +87,7 @@ def test_torch_and_onnx_agree_on_the_ten_best(
 
 @pytest.mark.parametrize("gamma", [None, 0.05, 1.0])
 def test_torch_and_onnx_agree_with_votes(
-    retriever: Retriever, opened: Checkpoint, queries: list[str], gamma: float | None
+    whole: Retriever, opened: Checkpoint, queries: list[str], gamma: float | None
 ) -> None:
     """If it fails, the bundle adds other votes than those that validation selected and measured."""
     mix = selected_mix(opened)
@@ -80,7 +96,7 @@ def test_torch_and_onnx_agree_with_votes(
     split = Split.from_lists(queries, queries, Ragged.empty(len(queries)), Ragged.empty(len(queries)))
     ranker = checkpoint_ranker(opened, split, torch.device("cpu"))
     row_QK = ranker.rank([mix])[mix]
-    ranking = retriever.search_rows(queries, 10, memory_weight=gamma, exact=True)
+    ranking = whole.search_rows(queries, 10, memory_weight=gamma, exact=True)
     agreeing = np.isclose(ranking.scores_QK, ranker.scores(row_QK, mix), atol=EQUAL)
     assert agreeing.mean() > 0.999  # a query whose last neighbours are equally near may have another one
     assert (ranking.rows_QK == row_QK).mean() > 0.99
@@ -98,6 +114,18 @@ def test_the_index_finds_what_exact_search_finds(
     assert recall >= 0.99
     same_QK = found.rows_QK == exact.rows_QK
     np.testing.assert_allclose(found.scores_QK[same_QK], exact.scores_QK[same_QK], atol=1e-6)
+
+
+@pytest.mark.parametrize("weight", WEIGHTS)
+def test_int8_changes_scores_by_little(
+    retriever: Retriever, whole: Retriever, queries: list[str], weight: float | None
+) -> None:
+    """If it fails, the default bundle answers differently from one whose vectors are not rounded."""
+    assert (retriever.manifest.vectors, whole.manifest.vectors) == ("int8", "float32")
+    rounded, exact = (one.search_rows(queries, 10, weight=weight, exact=True) for one in (retriever, whole))
+    np.testing.assert_allclose(rounded.scores_QK, exact.scores_QK, atol=0.01)
+    found = [len(set(one) & set(other)) for one, other in zip(rounded.rows_QK, exact.rows_QK, strict=True)]
+    assert np.mean(found) >= 9.5
 
 
 def test_a_copy_gives_the_golden_answers(retriever: Retriever) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from retrieval.errors import BadInput
+from retrieval.quantized_vectors import QuantizedVectors, quantize
 from retrieval.search.cascade_index import CascadeIndex, sigmoid
 from retrieval.search.indexes import ExactIndex, HnswIndex, VectorIndex, Vectors
 from retrieval.search.pca_index import PcaIndex
@@ -19,6 +20,11 @@ def turned(vectors_LD: Vectors) -> VectorIndex:
     directions_DD = np.linalg.qr(np.random.default_rng(3).standard_normal((vectors_LD.shape[1],) * 2))[0]
     directions_DD = directions_DD.astype(np.float32)
     return PcaIndex(HnswIndex.build(vectors_LD @ directions_DD, ef=200, threads=2), directions_DD)
+
+
+def quantized(vectors_LD: Vectors) -> QuantizedVectors:
+    """Return the vectors in int8, with halves of unequal width."""
+    return QuantizedVectors(*quantize(vectors_LD, 10), dual_dim=10) if vectors_LD.size else vectors_LD  # type: ignore[return-value]  # an empty array has no halves
 
 
 def cluster_of(vectors_LD: Vectors) -> tuple[np.ndarray, Vectors]:
@@ -49,10 +55,16 @@ class Kind(NamedTuple):
 
     make: Callable[[Vectors], VectorIndex]
     scores: Callable[[Vectors, Vectors], np.ndarray] = inner_products
+    is_exact: bool = False
 
 
 INDEXES = {
-    "exact": Kind(lambda vectors_LD: ExactIndex(vectors_LD, threads=1)),
+    "exact": Kind(lambda vectors_LD: ExactIndex(vectors_LD, threads=1), is_exact=True),
+    "exact, int8": Kind(
+        lambda vectors_LD: ExactIndex(quantized(vectors_LD), threads=1),
+        lambda query_QD, vectors_LD: query_QD @ quantized(vectors_LD)[:].T,
+        is_exact=True,
+    ),
     "hnsw": Kind(lambda vectors_LD: HnswIndex.build(vectors_LD, ef=200, threads=2)),
     "narrow": Kind(turned),
     "cascade": Kind(cascade, cascade_scores),
@@ -88,6 +100,11 @@ def test_finds_the_greatest_scores(kind: Kind) -> None:
     assert recall >= 0.99
     true_QK = np.take_along_axis(scores_QL, rows_QK, 1)
     np.testing.assert_allclose(scores_QK, true_QK, atol=1e-5)
+
+
+def test_only_exact_indexes_say_that_they_miss_nothing(kind: Kind) -> None:
+    """If it fails, every label is compared a second time, or approximate answers are taken for exact ones."""
+    assert kind.make(clustered(50)).is_exact == kind.is_exact
 
 
 def test_answers_come_best_first_and_once(make: Callable[[Vectors], VectorIndex]) -> None:

@@ -1,4 +1,4 @@
-"""Make a golden bundle, once per format version: `python -m tests.golden.make tests/golden/v4`.
+"""Make a golden bundle, once per format version: `python -m tests.golden.make tests/golden/v6`.
 
 Trains a checkpoint of 300 labels, 13 of which share a text, and exports it, in seconds. With `cascade` as second
 argument, the checkpoint is a cascade (version 5). The result is committed and never made again: a release that cannot
@@ -19,6 +19,7 @@ from tests.support.training.checkpoints import SETTINGS, write_words
 from training.recipe.loading import load_recipe
 from training.run import train
 
+SETTINGS_OF_EXPORT = ExportSettings(m=8, vectors="int8", index="hnsw")
 SMALL = ["encoder.dim=12", "encoder.pair_rows=64", "memory.max_queries=100"]  # a fiftieth of the bytes of the defaults
 
 
@@ -26,7 +27,7 @@ def main(target: Path, kind: str = "vectors") -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         checkpoint = make_cascade_checkpoint(folder) if kind == "cascade" else make_vectors_checkpoint(folder)
-        built = export(checkpoint, open_store(folder / "store"), name="golden", settings=ExportSettings(m=8))
+        built = export(checkpoint, open_store(folder / "store"), name="golden", settings=SETTINGS_OF_EXPORT)
         shutil.copytree(built.path, target)
     print(f"{target}: {sum(item.stat().st_size for item in target.iterdir()):,} bytes, {built.golden}")
 

@@ -19,12 +19,14 @@ from retrieval.bundle.facts import (
     EfSearch,
     GoldenFacts,
     IndexFacts,
+    IndexKind,
     LabelFacts,
     MemoryEfSearch,
     MemoryFacts,
     ModelFacts,
     Parity,
     Provenance,
+    VectorPrecision,
 )
 from retrieval.bundle.golden_answers import Golden, record_golden, write_golden
 from retrieval.bundle.labels import write_labels
@@ -40,15 +42,17 @@ from retrieval.bundle.manifest import (
     PROJECTION,
     QUERY_ENCODER,
     TOKENIZER,
+    VECTOR_SCALES,
     VECTORS,
 )
 from retrieval.bundle.memory_file import write_memory
 from retrieval.bundle.memory_labels import MemoryLabels, VoteSettings
 from retrieval.bundle.verified_files import seal
+from retrieval.quantized_vectors import quantize
 from retrieval.sandboxed_opening import verify_in_process
 from retrieval.search.distinct_vectors import nodes_of
 from retrieval.search.encoder import TextEncoder
-from retrieval.search.indexes import HnswIndex
+from retrieval.search.indexes import HnswIndex, Vectors
 from retrieval.store.local import Store
 
 WORDS = ["cheap", "running", "shoes", "red", "blue", "trail", "city", "rain", "winter", "summer", "kids", "light"]
@@ -79,11 +83,14 @@ def make_bundle(
     attributes: Mapping[str, Sequence[object]] | None = None,
     created: str = "2026-11-22T00:00:00Z",
     memory: VoteSettings | None = None,
+    vectors: VectorPrecision = "float32",
+    kind: IndexKind = "hnsw",
 ) -> Path:
     """Write a bundle of `texts` into `folder`; bundles of different `seed` or `prefix` answer differently.
 
     `ef_search` are its values at weights 0, ½ and 1. Label ids are `{prefix}-{row}`, or `ids`; `attributes` are
     by default `market` and `year`. `memory`: the settings of a query memory of MEMORY_SIZE queries; None: no memory.
+    `vectors` is the precision of the label vectors, `kind` that of the index.
     """
     folder.mkdir(parents=True, exist_ok=True)
     texts = label_texts() if texts is None else texts
@@ -97,11 +104,12 @@ def make_bundle(
     _write_encoder(folder / LABEL_ENCODER, [dual_dim], seed)
     encoder = TextEncoder.open(folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim, threads=1)
     vectors_LD = encoder.encode(texts).vectors_BD * model.label_scale()
-    np.save(folder / VECTORS, vectors_LD)
-    directions_DW = np.ascontiguousarray(np.linalg.eigh(vectors_LD.T @ vectors_LD)[1][:, -WIDTH:])
-    np.save(folder / PROJECTION, directions_DW)
+    _write_vectors(folder, vectors_LD, dual_dim, vectors)
     nodes = nodes_of(vectors_LD)
-    HnswIndex.build(vectors_LD[nodes.representatives] @ directions_DW, threads=1).save(folder / INDEX)
+    if kind == "hnsw":
+        directions_DW = np.ascontiguousarray(np.linalg.eigh(vectors_LD.T @ vectors_LD)[1][:, -WIDTH:])
+        np.save(folder / PROJECTION, directions_DW)
+        HnswIndex.build(vectors_LD[nodes.representatives] @ directions_DW, threads=1).save(folder / INDEX)
     shared = nodes.size < len(texts)
     if shared:
         np.save(folder / NODES, nodes.node_L)
@@ -112,12 +120,13 @@ def make_bundle(
         folder / LABELS, pa.table({"id": ids or [f"{prefix}-{row}" for row in rows], "text": list(texts), **attributes})
     )
     measured = tuple(
-        EfSearch(weight=at, ef=ef, recall_at_10=1.0, recall_at_1=1.0)
+        EfSearch(weight=at, ef=ef if kind == "hnsw" else None, recall_at_10=1.0, recall_at_1=1.0)
         for at, ef in zip((0, 0.5, 1), ef_search, strict=True)
     )
+    graph = {"width": WIDTH, "energy": 0.9, "m": 16, "ef_construction": 200} if kind == "hnsw" else {}
     index = IndexFacts(
-        width=WIDTH, energy=0.9, nodes=nodes.size if shared else None, m=16, ef_construction=200,
-        recall_target=0.995, recall_queries=0, ef_search=measured,
+        kind=kind, nodes=nodes.size if shared else None, recall_target=0.995, recall_queries=0, ef_search=measured,
+        **graph,  # type: ignore[arg-type]  # validated by pydantic
     )  # fmt: skip
     remembered = None if memory is None else _write_memory(folder, encoder, texts, memory)
     write_golden(folder, Golden(weight=weight, answers=()))
@@ -130,6 +139,7 @@ def make_bundle(
             source=Provenance(dataset="words", dataset_fingerprint="0" * 8, recipe="default", diptych_version="0.1.0"),
             labels=LabelFacts(count=len(texts), trained=len(texts), imputed=0, duplicates=0, zeros=0),
             precision="float32",
+            vectors=vectors,
             classifier_weight=weight,
             model=model,
             index=index,
@@ -139,6 +149,15 @@ def make_bundle(
             golden=GoldenFacts(queries=len(queries), overlap_at_10=0.99, score_tolerance=1e-4),
         )
     return folder
+
+
+def _write_vectors(folder: Path, vectors_LD: Vectors, dual_dim: int, precision: VectorPrecision) -> None:
+    if precision == "float32":
+        np.save(folder / VECTORS, vectors_LD)
+        return
+    codes_LD, scales_LH = quantize(vectors_LD, dual_dim)
+    np.save(folder / VECTORS, codes_LD)
+    np.save(folder / VECTOR_SCALES, scales_LH)
 
 
 def memory_queries(label_texts: Sequence[str]) -> tuple[list[str], list[list[int]]]:

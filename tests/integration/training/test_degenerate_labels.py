@@ -7,8 +7,8 @@ import pyarrow as pa
 import pytest
 
 from export.build import export
+from export.index.pca import fit_projection
 from export.job import ExportSettings
-from export.pca import fit_projection
 from retrieval import open_bundle
 from retrieval.open import open_store
 from retrieval.search.indexes import Vectors

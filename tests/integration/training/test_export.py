@@ -14,6 +14,7 @@ from retrieval import Retriever, open_bundle
 from retrieval.bundle.facts import LabelFacts
 from retrieval.errors import BundleError, CheckpointError, GateError
 from retrieval.open import open_store
+from retrieval.quantized_vectors import quantize
 from retrieval.store.local import Store
 from retrieval.system.progress import silent_stage
 from tests.support.command import run
@@ -42,6 +43,13 @@ def store(small: Path) -> Store:
 @pytest.fixture(scope="module")
 def retriever(store: Store) -> Retriever:
     return open_bundle(store.path)
+
+
+@pytest.fixture(scope="module")
+def whole(small: Path) -> Retriever:
+    """A bundle of the same checkpoint with float32 vectors and a graph, as older releases wrote it."""
+    settings = ExportSettings(vectors="float32", index="hnsw", m=8, ef_construction=50)
+    return open_bundle(build(small, open_store(small.parent / "whole"), settings=settings).path)
 
 
 def test_a_checkpoint_without_its_memory_is_refused(small: Path, tmp_path: Path) -> None:
@@ -83,10 +91,10 @@ def test_the_manifest_records_what_was_checked(retriever: Retriever, opened: Che
     assert retriever.check_golden().queries == manifest.golden.queries == 100
 
 
-def test_the_vectors_are_those_of_the_checkpoint(retriever: Retriever, opened: Checkpoint) -> None:
+def test_the_vectors_are_those_of_the_checkpoint(whole: Retriever, opened: Checkpoint) -> None:
     """If it fails, labels have the vectors of other labels, or untrained labels have zero or random ones."""
-    dual_dim = opened.unified.dual_dim
-    halves_LD = retriever.vectors_LD / retriever.manifest.model.label_scale()
+    dual_dim, retriever = opened.unified.dual_dim, whole
+    halves_LD = retriever.vectors_LD[:] / retriever.manifest.model.label_scale()
     psi_LC = opened.unified.classifier_rows().numpy()
     unit_LC = psi_LC / np.maximum(np.linalg.norm(psi_LC, axis=1, keepdims=True), 1e-12)
     np.testing.assert_allclose(np.linalg.norm(halves_LD[:, :dual_dim], axis=1), 1.0, atol=1e-5)
@@ -120,7 +128,7 @@ def test_the_default_name_is_readable(store: Store) -> None:
 def test_a_second_export_has_another_name(small: Path, store: Store) -> None:
     """If it fails, exporting twice fails, or replaces a bundle that is being served."""
     before = store.active()
-    second = build(small, store, settings=ExportSettings(m=8, ef_construction=50))
+    second = build(small, store, settings=ExportSettings(m=8, ef_construction=50, index="hnsw"))
     assert second.name != before
     assert second.manifest.index.m == 8
     assert store.active() == before
@@ -146,7 +154,7 @@ def test_a_name_in_use_is_an_error_before_any_work(small: Path, store: Store) ->
     ("gate", "value", "said"),
     [
         ("parity.MIN_COSINE", 1.5, r"parity: .* at least 1\.5 is required"),
-        ("recall.MIN_RECALL", 1.5, r"recall: .*Raise --m"),
+        ("index.recall.MIN_RECALL", 1.5, r"recall: .*Raise --m"),
     ],
 )
 def test_a_failed_gate_leaves_nothing_in_the_store(
@@ -156,9 +164,51 @@ def test_a_failed_gate_leaves_nothing_in_the_store(
     monkeypatch.setattr(f"export.{gate}", value)
     store = open_store(tmp_path / "store")
     with pytest.raises(GateError, match=said):
-        build(small, store)
+        build(small, store, settings=ExportSettings(index="hnsw"))
     assert store.bundles() == []
     assert list((store.path / ".incoming").iterdir()) == []
+
+
+def test_vectors_are_in_int8_by_default(retriever: Retriever, whole: Retriever) -> None:
+    """If it fails, a bundle has four times as many bytes as it needs, or its vectors are not the checkpoint's."""
+    assert (retriever.manifest.vectors, retriever.manifest.format_version) == ("int8", 6)
+    assert (whole.manifest.vectors, whole.manifest.format_version) == ("float32", 4)
+    step = np.abs(whole.vectors_LD[:]).max() / 127
+    np.testing.assert_allclose(retriever.vectors_LD[:], whole.vectors_LD[:], atol=0.51 * step)
+    assert retriever.manifest.labels == whole.manifest.labels
+
+
+def test_int8_that_loses_quality_is_not_used(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, a bundle loses answers to save memory, or the default cannot export such a checkpoint."""
+
+    def too_coarse(vectors_BD: np.ndarray, dual_dim: int) -> tuple[np.ndarray, np.ndarray]:
+        codes_BD, scales_BH = quantize(vectors_BD, dual_dim)
+        return np.where(np.abs(codes_BD) < 127, 0, codes_BD), scales_BH  # only the largest number of a half stays
+
+    monkeypatch.setattr("export.index.int8_vectors.quantize", too_coarse)
+    store = open_store(tmp_path / "store")
+    with pytest.raises(GateError, match=r"int8 lower P@\d by more than .* points. Export with --vectors float32"):
+        build(small, store, settings=ExportSettings(vectors="int8"))
+    exported = build(small, store, settings=ExportSettings(index="exact")).manifest
+    assert exported.vectors == "float32"
+    assert "vector_scales.npy" not in exported.files
+
+
+def test_the_index_is_exact_if_that_is_faster_or_the_graph_finds_too_few(
+    small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, a small catalogue is refused or answers slowly, although comparing all labels would do."""
+    store = open_store(tmp_path / "store")
+    monkeypatch.setattr("export.index.kind.median_seconds", lambda searches, vectors: [2.0, 1.0])
+    assert build(small, store, settings=ExportSettings(m=8)).manifest.index.kind == "hnsw"
+    monkeypatch.setattr("export.index.kind.median_seconds", lambda searches, vectors: [1.0, 2.0])
+    assert build(small, store, settings=ExportSettings(m=8)).manifest.index.kind == "exact"
+    monkeypatch.setattr("export.index.recall.MIN_RECALL", 1.5)
+    exported = build(small, store, settings=ExportSettings(m=8))
+    assert exported.manifest.index.kind == "exact"
+    assert not {"index.hnsw", "directions.npy"} & exported.manifest.files.keys()
+    with open_bundle(exported.path) as reader:
+        assert reader.check_golden().passed
 
 
 def test_a_bundle_that_is_worse_than_its_checkpoint_is_not_published(
@@ -220,4 +270,4 @@ def test_float16_answers_as_float32_and_the_manifest_records_its_loss(small: Pat
     files = built.manifest.files.keys()
     assert files == retriever.manifest.files.keys(), "something was left in the folder"
     with open_bundle(built.path) as half:
-        assert np.array_equal(half.vectors_LD, retriever.vectors_LD), "labels are encoded in float32"
+        assert np.array_equal(half.vectors_LD[:], retriever.vectors_LD[:]), "labels are encoded in float32"

@@ -61,8 +61,8 @@ def test_a_real_manifest_is_read_as_it_was_written(bundle: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format_version": 6}, r"version 6; this release reads versions 1 to 5. Install a newer"),
-        ({"format_version": 0}, r"version 0; this release reads versions 1 to 5. Export"),
+        ({"format_version": 7}, r"version 7; this release reads versions 1 to 6. Install a newer"),
+        ({"format_version": 0}, r"version 0; this release reads versions 1 to 6. Export"),
         ({"format_version": "2"}, "format_version"),
         ({"format_version": ...}, "format_version: Field required"),
         ({"surprise": 1}, "surprise: Extra inputs"),
@@ -78,6 +78,37 @@ def test_a_bad_field_is_named(bundle: Path, tmp_path: Path, changes: dict[str, A
     """If it fails, an unsupported manifest is accepted, or refused without the reason."""
     with pytest.raises(BundleError, match=said):
         read_manifest(rewritten(bundle, tmp_path, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "index_changes", "said"),
+    [
+        ({"vectors": "int8"}, {}, "format version 4 has no vectors in int8"),
+        ({"vectors": "int8", "format_version": 6}, {}, "vector_scales.npy does not fit"),
+        ({"vectors": "int4", "format_version": 6}, {}, "vectors: Input should be"),
+        ({}, {"m": None}, "m and ef_construction must be given"),
+        ({"format_version": 6}, {"kind": "exact"}, "must not be given with kind 'exact'"),
+        ({"format_version": 6}, {"kind": "exact", "m": None, "ef_construction": None}, "width and ef must be null"),
+        ({"format_version": 6}, {"kind": "flat"}, "index.kind: Input should be"),
+    ],
+)
+def test_precision_and_kind_must_fit_the_files(
+    bundle: Path, tmp_path: Path, changes: dict[str, Any], index_changes: dict[str, Any], said: str
+) -> None:
+    """If it fails, a reader takes codes for numbers, or looks for a graph that does not exist."""
+    index = json.loads((bundle / "manifest.json").read_text())["index"] | index_changes
+    with pytest.raises(BundleError, match=said):
+        read_manifest(rewritten(bundle, tmp_path, index=index, **changes))
+
+
+@pytest.mark.parametrize("changes", [{"vectors": "int8"}, {"kind": "exact"}])
+def test_a_newer_key_needs_the_newer_version(tmp_path: Path, changes: dict[str, Any]) -> None:
+    """If it fails, an older release opens a bundle that it cannot read, or refuses one that it can."""
+    older = json.loads((make_bundle(tmp_path / "older") / "manifest.json").read_text())
+    newer = json.loads((make_bundle(tmp_path / "newer", **changes) / "manifest.json").read_text())
+    assert (older["format_version"], newer["format_version"]) == (4, 6)
+    assert not {"vectors", "cascade"} & older.keys()
+    assert "kind" not in older["index"]
 
 
 @pytest.mark.parametrize("name", ["../vectors.npy", "/etc/passwd", "a/b", "..", ".hidden", "manifest.json", "", "a\n"])

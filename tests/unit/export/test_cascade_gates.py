@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from export.index.recall import RECALL_TARGET
 from export.job import ExportSettings
 from export.kinds.cascade import cascade_job, level_cosine
 from export.kinds.shortlists import choose_shortlists
-from export.recall import RECALL_TARGET
 from retrieval.errors import GateError
 from retrieval.search.cascade_index import CascadeIndex
 from retrieval.system.progress import silent_stage

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.index_quality import IndexQuality
+from export.index.quality import IndexQuality
+from export.index.recall import EF_LADDER, IndexProbe
 from export.job import ExportSettings
 from export.memory import measured_facts
 from export.quality import ValidationQueries
-from export.recall import EF_LADDER, IndexProbe
 from retrieval import open_bundle
 from retrieval.bundle.facts import MemoryFacts
 from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, read_manifest

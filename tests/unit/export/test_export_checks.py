@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, normalizers
 
-from export.quality import check_quality, drop_excluded
-from export.recall import (
+from export.index.kind import is_exact_faster, median_seconds, without_slow_weights
+from export.index.recall import (
     EF_LADDER,
     IndexProbe,
     RecallMeasurement,
@@ -18,10 +18,12 @@ from export.recall import (
     ef_search_at,
     recall_at,
 )  # fmt: skip
+from export.quality import check_quality, drop_excluded
 from export.sampling import sample, sample_label_texts, with_long_texts
-from retrieval.bundle.facts import Quality
+from retrieval.bundle.facts import EfSearch, ModelFacts, Quality
 from retrieval.bundle.manifest import QUERY_ENCODER, TOKENIZER, VECTORS, read_manifest
 from retrieval.errors import GateError
+from retrieval.search.distinct_vectors import nodes_of
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import HnswIndex
 from retrieval.system.progress import no_progress
@@ -133,3 +135,39 @@ def test_label_texts_are_spread_and_shared_ones_are_more_likely() -> None:
     assert 480 < len(texts) == len(set(texts)) <= 501
     few = pa.chunked_array([[f"text {row % 40}" for row in range(4_000)]])
     assert len(sample_label_texts(few)) == 40
+
+
+def test_no_rarely_used_weight_is_slower_than_comparing_all_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it fails, searches at some weights examine thousands of candidates, or the default loses its index."""
+    vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((500, 8)), np.float32)
+    probe = IndexProbe(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
+    facts = ModelFacts(
+        encoder="static", dual_dim=4, classifier_dim=4, max_tokens=8, max_characters=80, pad_id=0, unknown_id=1,
+        bytes_per_token=4.0, balance=0.5,
+    )  # fmt: skip
+    chosen = [
+        EfSearch(weight=weight, ef=ef, ef_at_100=ef, recall_at_1=0.9, recall_at_10=0.9, recall_at_100=0.9,
+                 label_text_recall_at_10=0.9, label_text_recall_at_100=0.9)
+        for weight, ef in ((0.0, 64), (0.5, 1024), (1.0, 896))
+    ]  # fmt: skip
+    for graph, exact, efs in ((2.0, 1.0, [64, 1024, None]), (1.0, 2.0, [64, 1024, 896])):
+        monkeypatch.setattr("export.index.kind.median_seconds", lambda searches, rows, at=(graph, exact): list(at))
+        limited = without_slow_weights(chosen, 0.5, probe, vectors_LD[:20], facts)
+        assert [setting.ef for setting in limited] == efs
+        assert [setting.recall_at_10 for setting in limited] == [0.9 if ef else 1.0 for ef in efs]
+
+
+def test_both_kinds_of_search_are_timed_and_give_the_same_labels() -> None:
+    """If it fails, the faster kind is chosen by timing something else than the searches of a reader."""
+    vectors_LD = np.asarray(np.random.default_rng(0).standard_normal((500, 8)), np.float32)
+    probe = IndexProbe(HnswIndex.build(vectors_LD, threads=1), vectors_LD, dual_dim=4)
+    calls: list[tuple[str, int]] = []
+    seconds = median_seconds(
+        [lambda query: calls.append(("one", len(query))), lambda query: calls.append(("other", len(query)))],
+        vectors_LD[:30],
+    )
+    assert calls == [("one", 1), ("other", 1)] * 30
+    assert all(one >= 0 for one in seconds)
+    query_QD = vectors_LD[:30] + 0.1
+    assert (probe.search(query_QD, 10, 500) == probe.search(query_QD, 10, None)).all()
+    assert is_exact_faster(probe, nodes_of(vectors_LD), query_QD, 16, 4, 1) is not None

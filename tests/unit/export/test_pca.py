@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.pca import ENERGY, SIMD_WIDTH, fit_projection, write_projected
+from export.index.pca import ENERGY, SIMD_WIDTH, fit_projection, write_projected
 from retrieval.search.indexes import HnswIndex, Vectors
 from retrieval.search.pca_index import PcaIndex, rescore, to_rescore
 from tests.contract.test_index import clustered

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.geometry import LABELS_PER_CHUNK
+from retrieval.quantized_vectors import LabelVectors
 from retrieval.search.indexes import Vectors
 
 ENERGY = 0.87  # share of the variance that the projection keeps; figures in docs/decisions/0031
 SIMD_WIDTH = 16  # the index's inner product processes this many numbers at a time
 
 
-def fit_projection(vectors_LD: Vectors, dual_dim: int) -> tuple[Vectors, float]:
+def fit_projection(vectors_LD: LabelVectors, dual_dim: int) -> tuple[Vectors, float]:
     """Return the fewest orthonormal directions [D, W] that keep the share ENERGY of the variance, and that share.
 
     The first direction is the mean; the others are the principal components around it. Both halves of the vectors are
@@ -39,7 +40,7 @@ def fit_projection(vectors_LD: Vectors, dual_dim: int) -> tuple[Vectors, float]:
     return np.ascontiguousarray(projection_DW, np.float32), energy
 
 
-def _moments(vectors_LD: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _moments(vectors_LD: LabelVectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean [D] and covariance [D, D]."""
     dim = vectors_LD.shape[1]
     sum_D, moment_DD = np.zeros(dim), np.zeros((dim, dim))
@@ -56,7 +57,7 @@ def _moments(vectors_LD: Vectors) -> tuple[NDArray[np.float64], NDArray[np.float
     return mean_D, variance_DD
 
 
-def write_projected(vectors_LD: Vectors, row_N: NDArray[np.int64], projection_DW: Vectors, path: Path) -> Vectors:
+def write_projected(vectors_LD: LabelVectors, row_N: NDArray[np.int64], projection_DW: Vectors, path: Path) -> Vectors:
     """Write the projections [N, W] of the vectors `row_N` to a file.
 
     Computed in float64, so equal vectors stay equal at any position in a chunk.

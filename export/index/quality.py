@@ -9,8 +9,8 @@ Shapes: Q queries, D vector width.
 
 import numpy as np
 
+from export.index.recall import IndexProbe
 from export.quality import ValidationQueries, failed_metric
-from export.recall import IndexProbe
 from retrieval.bundle.facts import ModelFacts
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import Rows
@@ -36,11 +36,11 @@ class IndexQuality:
         """Return whether `ef` candidates of the label index suffice, with exact neighbours in the memory."""
         return self._holds(ef, None, self._max_loss if self._memory is None else self._max_loss / 2)
 
-    def memory_suffices(self, ef: int, memory_ef: int) -> bool:
-        """Return whether `memory_ef` candidates of the memory's index suffice, with `ef` of the label index."""
+    def memory_suffices(self, ef: int | None, memory_ef: int) -> bool:
+        """Return whether `memory_ef` candidates of the memory's index suffice, with `ef` of the label index (None: all)."""
         return self._holds(ef, memory_ef, self._max_loss)
 
-    def _holds(self, ef: int, memory_ef: int | None, max_loss: float) -> bool:
+    def _holds(self, ef: int | None, memory_ef: int | None, max_loss: float) -> bool:
         def search(weight: float, k: int) -> Rows:
             starts = range(0, len(self._encoded_QD), QUERIES_PER_BLOCK)
             return np.concatenate([self._block_rows(start, weight, k, ef, memory_ef) for start in starts])
@@ -48,7 +48,7 @@ class IndexQuality:
         metrics = self._validation.metrics(search)
         return failed_metric(self._expected, metrics, self._validation.scored, max_loss) is None
 
-    def _block_rows(self, start: int, weight: float, k: int, ef: int, memory_ef: int | None) -> Rows:
+    def _block_rows(self, start: int, weight: float, k: int, ef: int | None, memory_ef: int | None) -> Rows:
         encoded_QD = self._encoded_QD[start : start + QUERIES_PER_BLOCK]
         query_QD = encoded_QD * self._facts.query_scale(weight)
         scored = self._index.search(query_QD, k, ef)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from retrieval.bundle.facts import LARGE_K, SMALL_K, EfSearch, ModelFacts
 from retrieval.errors import GateError
+from retrieval.quantized_vectors import LabelVectors
 from retrieval.search.candidates import Candidates
 from retrieval.search.distinct_vectors import Nodes, ScoredRows, expand
 from retrieval.search.encoder import TextEncoder
@@ -37,13 +38,13 @@ EQUAL_SCORE = 1e-6
 class IndexProbe:
     """Search an index like a bundle's reader: `ef` candidates, rescored with their full vectors."""
 
-    def __init__(self, index: VectorIndex, vectors_LD: Vectors, dual_dim: int, nodes: Nodes | None = None) -> None:
+    def __init__(self, index: VectorIndex, vectors_LD: LabelVectors, dual_dim: int, nodes: Nodes | None = None) -> None:
         self.vectors_LD, self.size = vectors_LD, index.size
         self._index, self._dual_dim, self._nodes = index, dual_dim, nodes
         self._candidates = Candidates(index, ExactIndex(vectors_LD), nodes)
 
-    def search(self, query_QD: Vectors, k: int, ef: int) -> ScoredRows:
-        """Return the k best rows [Q, K] among `ef` candidates, with their scores."""
+    def search(self, query_QD: Vectors, k: int, ef: int | None) -> ScoredRows:
+        """Return the k best rows [Q, K] among `ef` candidates (None: among all labels), with their scores."""
         parts, k = [], min(k, len(self.vectors_LD))
         for start in range(0, len(query_QD), QUERIES_PER_PASS):
             part_QD = query_QD[start : start + QUERIES_PER_PASS]
