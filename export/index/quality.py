@@ -37,7 +37,7 @@ class IndexQuality:
         return self._holds(ef, None, self._max_loss if self._memory is None else self._max_loss / 2)
 
     def memory_suffices(self, ef: int | None, memory_ef: int) -> bool:
-        """Return whether `memory_ef` candidates of the memory's index suffice, with `ef` of the label index (None: all)."""
+        """Return whether `memory_ef` candidates of the memory's index suffice, with `ef` of the labels' (None: all)."""
         return self._holds(ef, memory_ef, self._max_loss)
 
     def _holds(self, ef: int | None, memory_ef: int | None, max_loss: float) -> bool:
