@@ -33,6 +33,7 @@ from training.evaluation.cascade.validator import CascadeValidator
 from training.evaluation.validator import Validator
 from training.model.cascade import CascadeModel, Model, cascade_skeleton, init_cascade
 from training.model.device import choose_device
+from training.model.label_shard import LabelShard
 from training.model.tokenizer import make_tokenizer, query_identity_version
 from training.model.unified import init_model, model_skeleton
 from training.monitoring.callbacks import Callback, CallbackPair
@@ -106,7 +107,7 @@ def _train_model(
             recipe=recipe,
             source=source_type(recipe, data, model, device, state.mined, processes),
             training_step=TrainingStep(model, optimizers, recipe, device, processes),
-            validator=_validator(model, data, recipe, device),
+            validator=_validator(model, data, recipe, device, processes),
             average=average,
             checkpoints=checkpoints,
             callback=callback if events is None else CallbackPair(callback, events),
@@ -117,10 +118,12 @@ def _train_model(
         return trainer.run()
 
 
-def _validator(model: Model, data: TrainingData, recipe: Recipe, device: torch.device) -> Validator | CascadeValidator:
+def _validator(
+    model: Model, data: TrainingData, recipe: Recipe, device: torch.device, processes: Processes
+) -> Validator | CascadeValidator:
     if isinstance(model, CascadeModel):
-        return CascadeValidator(model, data, recipe, device)
-    return Validator(model, data, recipe, device)
+        return CascadeValidator(model, data, recipe, device, processes)
+    return Validator(model, data, recipe, device, processes)
 
 
 def _load_or_init_model(
@@ -134,21 +137,21 @@ def _load_or_init_model(
     tokens = [raw.id_to_token(token_id) or "" for token_id in range(raw.get_vocab_size())]
     if (folder / STATE).is_file():
         if recipe.cascade is not None:
-            return cascade_skeleton(recipe, dataset.n_labels, folder / ENCODER)
-        return model_skeleton(recipe, dataset.n_labels, len(tokens), folder / ENCODER, tokens)
-    model = _init_model(dataset, recipe, data, tokens)
+            return cascade_skeleton(recipe, dataset.n_labels, folder / ENCODER, processes.label_shard)
+        return model_skeleton(recipe, dataset.n_labels, len(tokens), folder / ENCODER, tokens, processes.label_shard)
+    model = _init_model(dataset, recipe, data, tokens, processes.label_shard)
     if processes.is_rank_zero:
         (folder / WEIGHTS).unlink(missing_ok=True)  # of a run that was killed before it saved its state
         save_static_files(folder, model, raw, dataset.label_table, data)
     return model
 
 
-def _init_model(dataset: Dataset, recipe: Recipe, data: TrainingData, tokens: list[str]) -> Model:
+def _init_model(dataset: Dataset, recipe: Recipe, data: TrainingData, tokens: list[str], shard: LabelShard) -> Model:
     """Return a new model: a cascade on a tree of the labels, or a model with two heads, warm-started if it says so."""
     if recipe.cascade is not None:
-        return init_cascade(recipe, label_tree(data, recipe.cascade.clusters, len(tokens), recipe.seed))
+        return init_cascade(recipe, label_tree(data, recipe.cascade.clusters, len(tokens), recipe.seed), shard)
     rarity_V = inverse_document_frequency(len(tokens), data.train_tokens, data.label_tokens)
-    model = init_model(recipe, dataset.n_labels, rarity_V, tokens)
+    model = init_model(recipe, dataset.n_labels, rarity_V, tokens, shard)
     if recipe.warm_start is not None:
         warm_start(model, recipe)
     return model

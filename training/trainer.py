@@ -13,7 +13,7 @@ Validation, checkpoints, callbacks and stopping are not part of Algorithm 1.
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -83,7 +83,7 @@ class Trainer:
     def _run_epoch(self, epoch: int) -> None:
         if self.position.step == 0 and self.source.refresh_due(epoch):
             started = time.perf_counter()
-            with stopping.interruptible():
+            with self._interruptible():
                 self.source.refresh(epoch, self.callback.stage)
             self._advance(seconds=time.perf_counter() - started)
         batches = self.source.epoch_batches(epoch)
@@ -98,8 +98,7 @@ class Trainer:
 
     def _run_step(self, index: StepIndex, query_Q: NDArray[np.int64]) -> StepStats:
         started = time.perf_counter()
-        # A step can be abandoned until it changes weights; with several processes, only between two steps.
-        with stopping.interruptible() if self.processes.world_size == 1 else nullcontext():
+        with self._interruptible():  # a step can be abandoned until it changes weights
             batch = self.source.device_batch(index.epoch, index.step, query_Q)
             losses = self.training_step.backward(batch, index)
         rates = self.training_step.update(index)
@@ -115,22 +114,28 @@ class Trainer:
         position = self.position
         next_epoch: dict[str, Any] = {"epoch": epoch + 1, "step": 0, "stats": EpochStats()}
         self.average.update(epoch + 1)
-        if ((epoch + 1) % every == 0 or last) and self.processes.is_rank_zero:
+        record, best = None, position.best
+        if (epoch + 1) % every == 0 or last:
             # The average is applied outside of what can be interrupted, so that it is always removed again.
-            with self.average.applied(), stopping.interruptible(), self.callback.stage("validation") as progress:
+            with self.average.applied(), self._interruptible(), self.callback.stage("validation") as progress:
                 record = self.validator.validate(epoch + 1, position.stats, position.seconds, progress)
                 best = self.checkpoints.save_if_best(record, position.best)
+        if record is not None and best is not None:  # in rank zero, after a validation
             self._advance(**next_epoch, best=best, history=(*position.history, record))
             self.callback.on_validation(record, best)
         else:
             self._advance(**next_epoch)
 
+    def _interruptible(self) -> AbstractContextManager[None]:
+        """Let a signal interrupt the block. Several processes are interrupted only where they do not communicate."""
+        return stopping.interruptible() if self.processes.world_size == 1 else nullcontext()
+
     def _advance(self, seconds: float = 0.0, **changes: Any) -> None:
         self.position = self.position.model_copy(update={**changes, "seconds": self.position.seconds + seconds})
 
     def _save_or_stop(self) -> None:
-        stop = self.processes.any(self.should_stop())
-        if stop or self.checkpoints.save_due:
+        stop, save_due = self.processes.any(self.should_stop()), self.processes.any(self.checkpoints.save_due)
+        if stop or save_due:
             self._save_state()
         if stop:
             raise Stopped

@@ -14,11 +14,11 @@ from retrieval.system.progress import Progress, Stage
 from training.batching.batches import make_batch
 from training.batching.clustering import balanced_clusters, random_clusters
 from training.batching.device_batch import build_cascade_batch, build_device_batch
-from training.batching.hard_negatives import mine_hard_negatives
+from training.batching.hard_negatives import cluster_centres, labels_near, mine_hard_negatives, nearest_clusters
 from training.batching.training_data import TrainingData
 from training.data.ragged import Ragged
 from training.data.token_cache import TEXTS_PER_BATCH, TokenizedTexts
-from training.model.cascade import CascadeModel, Model
+from training.model.cascade import CascadeModel, Model, has_label_rows
 from training.model.device import autocast, uses_bfloat16
 from training.model.unified import UnifiedModel
 from training.optim.cascade_loss import CascadeBatch
@@ -92,7 +92,9 @@ class BatchSource:
     def refresh(self, epoch: int, stage: Stage) -> None:
         """Cluster the queries and mine hard negatives with the current dual encoder, if the recipe needs them."""
         # GPUs add in varying order, so the weights of the processes drift apart in their last bits.
-        self.processes.broadcast_(tensor.detach() for tensor in self.model.state_dict().values())
+        # Rows ψ are in one process only.
+        whole = (each for name, each in self.model.state_dict().items() if not has_label_rows(self.model, name))
+        self.processes.broadcast_(tensor.detach() for tensor in whole)
         if not (self.recipe.batching.clustered or self.recipe.batching.hard_negatives):
             return
         self.model.eval()
@@ -100,42 +102,54 @@ class BatchSource:
         with stage("clustering and mining") as progress:
             query_RD = self._dual_vectors(self.data.train_tokens, rows_R)
             label_LD = self._dual_vectors(self.data.label_tokens) if self.recipe.batching.hard_negatives else None
+            members = self._clusters(epoch, query_RD)
+            clusters, hard_negative_NH = Ragged.empty(0), None
+            if self.recipe.batching.clustered:
+                clusters = Ragged(rows_R[members.values], members.offsets)
+            if label_LD is not None:
+                hard_negative_NH = self._mine(rows_R, query_RD, label_LD, members, progress)
+            self.mined = Mined(clusters, hard_negative_NH)
+
+    def _clusters(self, epoch: int, query_RD: NDArray[np.float32]) -> Ragged:
+        """Cluster the queries in rank zero; return the members of each cluster as rows of `query_RD` in all."""
+        clusters = Ragged.empty(0)
+        with self.processes.interruptible():
             if self.processes.is_rank_zero:
-                self.mined = self._mine(epoch, rows_R, query_RD, label_LD, progress)
-            self.mined = self._broadcast_mining()
+                generator = random_generator(self.recipe.seed, Stream.CLUSTERS, epoch)
+                lists = balanced_clusters(query_RD, self.recipe.batching.batch_size, generator)
+                lengths_K = np.array([len(cluster) for cluster in lists], np.int64)
+                clusters = Ragged.from_lengths(np.concatenate(lists).astype(np.int64), lengths_K)
+        broadcast = self.processes.broadcast_array
+        return Ragged(broadcast(clusters.values.astype(np.int64)), broadcast(clusters.offsets))
 
     def _mine(
         self,
-        epoch: int,
         rows_R: NDArray[np.int64],
         query_RD: NDArray[np.float32],
-        label_LD: NDArray[np.float32] | None,
+        label_LD: NDArray[np.float32],
+        members: Ragged,
         progress: Progress,
-    ) -> Mined:
-        """Cluster the rows; if `label_LD` is not None, mine the nearest labels that are not positive."""
-        batching, train = self.recipe.batching, self.data.train
-        generator = random_generator(self.recipe.seed, Stream.CLUSTERS, epoch)
-        members = balanced_clusters(query_RD, batching.batch_size, generator)
-        clusters = (
-            Ragged.from_lists([rows_R[cluster] for cluster in members]) if batching.clustered else Ragged.empty(0)
-        )
-        if label_LD is None:
-            return Mined(clusters, None)
-        count = batching.hard_negatives * batching.refresh_epochs
-        not_negative = train.labels.take(rows_R).concat_values(train.exclude.take(rows_R))
-        hard_negative_NH = np.full((len(train), count), -1, np.int32)
-        hard_negative_NH[rows_R] = mine_hard_negatives(query_RD, label_LD, members, not_negative, count, progress)
-        return Mined(clusters, hard_negative_NH)
+    ) -> NDArray[np.int32]:
+        """Return the nearest labels of each training row that are not positive, [N, H]; −1 for rows not in `rows_R`.
 
-    def _broadcast_mining(self) -> Mined:
-        """Return rank zero's clusters and hard negatives: computed by each process, they could differ."""
-        clusters, hard_negative_NH = self.mined.clusters, self.mined.hard_negative_NH
-        broadcast = self.processes.broadcast_array
-        if self.recipe.batching.clustered:
-            clusters = Ragged(broadcast(clusters.values), broadcast(clusters.offsets))
-        if self.recipe.batching.hard_negatives:
-            hard_negative_NH = broadcast(np.empty((0, 0), np.int32) if hard_negative_NH is None else hard_negative_NH)
-        return Mined(clusters, hard_negative_NH)
+        Each process finds the clusters near to some labels, and mines for the queries of some clusters.
+        """
+        batching, train, processes = self.recipe.batching, self.data.train, self.processes
+        count = batching.hard_negatives * batching.refresh_epochs
+        clusters = [members[cluster].astype(np.int64) for cluster in range(len(members))]
+        with processes.interruptible():
+            centre_KD = cluster_centres(query_RD, clusters)
+            cluster_SF = nearest_clusters(centre_KD, label_LD[processes.rank :: processes.world_size])
+        cluster_LF = processes.all_gather_rows(torch.from_numpy(cluster_SF), len(label_LD)).numpy()
+        mined_RH = np.full((len(rows_R), count), -1, np.int32)
+        with processes.interruptible():
+            near = labels_near(cluster_LF, len(clusters), processes.rank, processes.world_size)
+            not_negative = train.labels.take(rows_R).concat_values(train.exclude.take(rows_R))
+            mine = clusters[processes.rank :: processes.world_size]
+            mined_RH = mine_hard_negatives(query_RD, label_LD, mine, near, not_negative, count, progress)
+        hard_negative_NH = np.full((len(train), count), -1, np.int32)
+        hard_negative_NH[rows_R] = processes.maximum(torch.from_numpy(mined_RH)).numpy()  # −1 in all but one process
+        return hard_negative_NH
 
     def _rows(self, epoch: int) -> NDArray[np.int64]:
         """Return the rows of an epoch: training queries, and label queries drawn once per refresh period.
@@ -162,11 +176,12 @@ class BatchSource:
         order_R = np.argsort(tokens.lengths_N[rows_R], kind="stable")
         shard_S = self.processes.shard(order_R)
         vectors_SD = np.empty((len(shard_S), model.dual_dim), np.float32)
-        for positions, batch in tokens.batches_by_length(TEXTS_PER_BATCH, rows_R[shard_S]):
-            batch = batch.to(self.device)
-            with autocast(self.device, bfloat16=self._bfloat16):
-                dual_BD = model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT)
-            vectors_SD[positions] = dual_BD.float().cpu().numpy()
+        with self.processes.interruptible():
+            for positions, batch in tokens.batches_by_length(TEXTS_PER_BATCH, rows_R[shard_S]):
+                batch = batch.to(self.device)
+                with autocast(self.device, bfloat16=self._bfloat16):
+                    dual_BD = model.label_vectors(batch.input_ids_BT, batch.attention_mask_BT)
+                vectors_SD[positions] = dual_BD.float().cpu().numpy()
         vectors_RD = np.empty((len(rows_R), model.dual_dim), np.float32)
         vectors_RD[order_R] = self.processes.all_gather_rows(torch.from_numpy(vectors_SD), len(rows_R)).numpy()
         return vectors_RD

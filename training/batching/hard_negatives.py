@@ -8,6 +8,7 @@ the dual encoder's vectors, H hard negatives per query, F nearest clusters per l
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,19 +25,18 @@ def mine_hard_negatives(
     query_ND: NDArray[np.float32],
     label_LD: NDArray[np.float32],
     clusters: Sequence[NDArray[np.int64]],
+    near: Ragged,
     not_negative: Ragged,
     count: int,
     progress: Progress = no_progress,
 ) -> NDArray[np.int32]:
     """Return the `count` nearest labels per query that are not in `not_negative` (true and excluded labels).
 
-    A label is a candidate for the queries of its CLUSTERS_PER_LABEL nearest clusters. `clusters` are rows of
-    `query_ND`; each row is in one cluster. Returns int32 [N, count], nearest first, padded with −1.
+    `clusters` are rows of `query_ND`; `near` are the candidate labels of each, from `labels_near`. Returns int32
+    [N, count], nearest first, padded with −1; all −1 for rows in no cluster.
     """
     mined_NH = np.full((len(query_ND), count), -1, np.int32)
-    centre_KD = np.stack([query_ND[rows].mean(axis=0) for rows in clusters])
-    near = labels_near(centre_KD, label_LD)
-    done = 0
+    done, total = 0, sum(map(len, clusters))
     for rows_B, near_P in zip(clusters, near, strict=True):
         near_PD, step = label_LD[near_P], max(1, SCORES_PER_BLOCK // max(1, len(near_P)))
         for rows in (rows_B[start : start + step] for start in range(0, len(rows_B), step)):
@@ -45,22 +45,35 @@ def mine_hard_negatives(
             scores_BP[row, column] = -np.inf
             mined_NH[rows] = _best(scores_BP, near_P, count)
         done += len(rows_B)
-        progress(done, len(query_ND))
+        progress(done, total)
     return mined_NH
 
 
-def labels_near(centre_KD: NDArray[np.float32], label_LD: NDArray[np.float32]) -> Ragged:
-    """Return the candidate labels of each of K clusters, ascending."""
+def cluster_centres(query_ND: NDArray[np.float32], clusters: Sequence[NDArray[np.int64]]) -> NDArray[np.float32]:
+    """Return the mean vector of each cluster [K, D]."""
+    return np.stack([query_ND[rows].mean(axis=0) for rows in clusters])
+
+
+def nearest_clusters(centre_KD: NDArray[np.float32], label_LD: NDArray[np.float32]) -> NDArray[np.int32]:
+    """Return the F clusters nearest to each label, int32 [L, F]: it is a candidate for their queries."""
     clusters = len(centre_KD)
     nearest = min(CLUSTERS_PER_LABEL, clusters)
-    cluster_LF = np.empty((len(label_LD), nearest), np.int64)
+    cluster_LF = np.empty((len(label_LD), nearest), np.int32)
     step = max(1, SCORES_PER_BLOCK // clusters)
     for start in range(0, len(label_LD), step):
         scores_LK = label_LD[start : start + step] @ centre_KD.T
         cluster_LF[start : start + step] = np.argpartition(scores_LK, clusters - nearest, axis=1)[:, -nearest:]
-    cluster = cluster_LF.ravel()
-    order = np.argsort(cluster, kind="stable")  # keeps labels ascending within a cluster
-    return Ragged.from_lengths(order // nearest, np.bincount(cluster, minlength=clusters))
+    return cluster_LF
+
+
+def labels_near(cluster_LF: NDArray[np.integer[Any]], clusters: int, first: int = 0, step: int = 1) -> Ragged:
+    """Return the labels near each of `clusters` clusters, ascending; with a step, only of every `step`-th cluster."""
+    cluster_M, nearest = cluster_LF.ravel(), cluster_LF.shape[1]
+    chosen_M = np.flatnonzero(cluster_M % step == first) if step > 1 else np.arange(len(cluster_M))
+    place_M = cluster_M[chosen_M] // step
+    order_M = np.argsort(place_M, kind="stable")  # keeps labels ascending within a cluster
+    counts_K = np.bincount(place_M, minlength=len(range(first, clusters, step)))
+    return Ragged.from_lengths(chosen_M[order_M] // nearest, counts_K)
 
 
 def _best(scores_BP: NDArray[np.float32], label_P: IntArray, count: int) -> NDArray[np.int32]:

@@ -2,15 +2,12 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import safetensors
 from pydantic import ValidationError
-from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor
 
 from retrieval.errors import CheckpointError, one_line
 from retrieval.system.atomic_files import atomic_file, write_text
@@ -85,23 +82,6 @@ def read_tokenizer(path: Path) -> Tokenizer:
         return Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:
         raise CheckpointError(f"{path} is not a tokenizer: {error}. Train again.") from error
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-    """Write a safetensors file with JSON facts in its header. Raises SafetensorError or OSError."""
-    with atomic_file(path) as temporary:
-        save_file(tensors, temporary, metadata={"facts": json.dumps(facts)})
-
-
-def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors and facts of a file that `write_tensors` wrote."""
-    if not path.is_file():
-        raise CheckpointError(f"{path} is missing. Train again.")
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, json.loads(file.metadata()["facts"])  # noqa: SIM118
-    except (safetensors.SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}). Delete the folder and train again.") from error
 
 
 def read_parquet(path: Path) -> pa.Table:

@@ -16,7 +16,7 @@ from training.recipe.schema import Recipe
 
 
 class CheckpointManager:
-    """Saves the run of `model`, `optimizers` and `average` in `folder`; only rank zero writes files."""
+    """Saves the run of `model`, `optimizers` and `average` in `folder`; all processes save, only rank zero writes."""
 
     def __init__(
         self,
@@ -39,23 +39,27 @@ class CheckpointManager:
         """
         if not (self.folder / STATE).is_file():
             return RunState()
-        return restore_state(self.folder, self.model, self.optimizers, self.average, self.recipe, len(self.data.train))
+        return restore_state(
+            self.folder, self.model, self.optimizers, self.average, self.recipe, len(self.data.train), self.processes
+        )
 
     @property
     def save_due(self) -> bool:
-        """Whether `checkpoint_minutes` have passed since the last save."""
-        return time.monotonic() - self._saved_at > 60 * self.recipe.checkpoint_minutes
+        """Whether `checkpoint_minutes` have passed since the last save; rank zero decides."""
+        return self.processes.is_rank_zero and time.monotonic() - self._saved_at > 60 * self.recipe.checkpoint_minutes
 
     def save_state(self, state: RunState) -> None:
         """Save everything that an exact resume needs. Raises TrainingError if the weights contain NaN or Inf."""
-        if self.processes.is_rank_zero:
-            require_finite_weights(self.model, state.position.epoch + 1)
-            save_state(self.folder, self.model, self.optimizers, self.average, state)
-            self._saved_at = time.monotonic()
+        require_finite_weights(self.model, state.position.epoch + 1, self.processes)
+        save_state(self.folder, self.model, self.optimizers, self.average, state, self.processes)
+        self._saved_at = time.monotonic()
 
-    def save_if_best(self, record: EpochRecord, best: EpochRecord | None) -> EpochRecord:
-        """Save the weights if `record` has a higher score than `best`; return the better of the two records."""
-        if best is not None and record.score <= best.score:
+    def save_if_best(self, record: EpochRecord | None, best: EpochRecord | None) -> EpochRecord | None:
+        """Save the weights if `record` has a higher score than `best`; return the better of the two records.
+
+        All processes call it. Only rank zero has records, and it decides.
+        """
+        if not self.processes.any(record is not None and (best is None or record.score > best.score)):
             return best
-        save_best_weights(self.folder, self.model, self.data, record)
+        save_best_weights(self.folder, self.model, self.data, record, self.processes)
         return record

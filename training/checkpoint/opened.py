@@ -11,7 +11,7 @@ from torch import Tensor
 
 from retrieval.errors import BundleError, CheckpointError
 from retrieval.search.label_tree import LabelTree
-from training.checkpoint.files import REPEATED, read_facts, read_parquet, read_record, read_tensors, read_tokenizer
+from training.checkpoint.files import REPEATED, read_facts, read_parquet, read_record, read_tokenizer
 from training.checkpoint.schema import (
     CHECKPOINT,
     ENCODER,
@@ -23,6 +23,7 @@ from training.checkpoint.schema import (
     CheckpointFacts,
     MetricsByHead,
 )
+from training.checkpoint.tensor_file import read_tensors
 from training.checkpoint.weights import load_weights
 from training.data.dataset import Split
 from training.data.token_cache import TextTokenizer, special_ids

@@ -19,12 +19,14 @@ from torch import Tensor
 from retrieval.errors import CheckpointError
 from retrieval.system import stopping
 from training.batching.batch_source import NOTHING_MINED, Mined
-from training.checkpoint.files import read_record, read_tensors, write_tensors
+from training.checkpoint.files import read_record
 from training.checkpoint.schema import STATE, WEIGHTS, RunPosition
-from training.checkpoint.weights import load_weights
+from training.checkpoint.tensor_file import ShardedRows, read_tensors, write_tensors
+from training.checkpoint.weights import load_weights, rows_of_labels
 from training.data.ragged import Ragged
-from training.model.cascade import Model
+from training.model.cascade import Model, has_label_rows
 from training.optim.averaging import AveragedWeights
+from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.optimizers import MOMENTS, Optimizers
 from training.recipe.schema import Recipe
 
@@ -39,29 +41,44 @@ class RunState:
     mined: Mined = NOTHING_MINED
 
 
-def save_state(folder: Path, model: Model, optimizers: Optimizers, average: AveragedWeights, state: RunState) -> None:
-    """Write everything that an exact resume needs as one file."""
-    tensors = {f"model.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+def save_state(
+    folder: Path,
+    model: Model,
+    optimizers: Optimizers,
+    average: AveragedWeights,
+    state: RunState,
+    processes: Processes = SINGLE_PROCESS,
+) -> None:
+    """Write everything that an exact resume needs as one file. All processes call it; rank zero writes."""
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors: dict[str, Tensor | ShardedRows] = {}
+    for prefix, part in (("model.", weights), ("average.", average.state_dict())):
+        tensors |= {f"{prefix}{name}": rows_of_labels(model, name, tensor) for name, tensor in part.items()}
     tensors |= {f"dense.{name}": tensor for name, tensor in optimizers.state_dict().items()}
-    tensors |= {f"average.{name}": tensor for name, tensor in average.state_dict().items()}
     tensors["clusters.values"] = torch.from_numpy(state.mined.clusters.values)
     tensors["clusters.offsets"] = torch.from_numpy(state.mined.clusters.offsets)
     if state.mined.hard_negative_NH is not None:
         tensors["hard_negatives"] = torch.from_numpy(state.mined.hard_negative_NH)
     with stopping.saving():
-        write_tensors(folder / STATE, tensors, state.position.model_dump() | {"tensors": sorted(tensors)})
+        write_tensors(folder / STATE, tensors, state.position.model_dump() | {"tensors": sorted(tensors)}, processes)
 
 
 def restore_state(
-    folder: Path, model: Model, optimizers: Optimizers, average: AveragedWeights, recipe: Recipe, n_rows: int
+    folder: Path,
+    model: Model,
+    optimizers: Optimizers,
+    average: AveragedWeights,
+    recipe: Recipe,
+    n_rows: int,
+    processes: Processes = SINGLE_PROCESS,
 ) -> RunState:
-    """Load weights, their average and optimizer state that `save_state` wrote; return the rest.
+    """Load weights, their average and optimizer state that `save_state` wrote with any number of processes.
 
-    `n_rows`: number of training rows. Raises CheckpointError if a part is missing or does not fit, or if the best
-    weights are not the recorded ones.
+    Returns the rest. A process reads only the classifier rows of its labels. `n_rows`: number of training rows. Raises
+    CheckpointError if a part is missing or does not fit, or if the best weights are not the recorded ones.
     """
     path = folder / STATE
-    tensors, facts = read_tensors(path)
+    tensors, facts = read_tensors(path, lambda name: has_label_rows(model, name.partition(".")[2]), processes)
     if missing := sorted(set(facts.pop("tensors", ())) - tensors.keys()):
         raise CheckpointError(f"{path} lacks {len(missing)} of its tensors, the first is {missing[0]!r}. {FIX}")
     position = read_position(facts, path)

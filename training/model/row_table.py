@@ -3,24 +3,27 @@
 A step gathers rows, computes their gradients and updates these rows only: O(rows·d) for any number of rows in the
 table. Dense AdamW would also decay and move all rows without a gradient. The row-wise optimizer
 (training/optim/row_optimizer.py) keeps its state here: one second moment and one step count per row, so a row takes
-4·D + 8 bytes, or 2·D + 8 in bfloat16.
+4·D + 8 bytes, or 2·D + 8 in bfloat16. With several processes, each holds a shard of ψ (label_shard.py).
 
-Shapes: N rows of the table, D its width, R rows that a batch uses.
+Shapes: N rows of the table in this process, D its width, R rows that a batch uses.
 """
 
 import torch
 from torch import Tensor, nn
 
+from training.model.label_shard import ALL_LABELS, LabelShard
+
 
 class RowTable(nn.Module):
-    """N rows of width D, trained row by row.
+    """N rows of width D, trained row by row; with a `shard` of several processes, the rows of its labels.
 
     `take` returns rows as a float32 leaf that collects gradients; `pop_gradients` returns the gradients of all rows
-    taken since its last call.
+    taken since its last call. Both name rows by their number in the whole table, and return the same in every process.
     """
 
-    def __init__(self, weight_ND: Tensor) -> None:
+    def __init__(self, weight_ND: Tensor, shard: LabelShard = ALL_LABELS) -> None:
         super().__init__()
+        self.shard = shard
         self.weight: Tensor
         self.second_moment: Tensor
         self.steps: Tensor
@@ -39,7 +42,7 @@ class RowTable(nn.Module):
 
     def take(self, rows_R: Tensor) -> Tensor:
         """Return distinct rows, `rows_R` int64, as a leaf [R, D]; in evaluation mode, a plain gather."""
-        leaf_RD = self.weight.index_select(0, rows_R).float()
+        leaf_RD = self.shard.take(self.weight, rows_R)
         if self.training and torch.is_grad_enabled():
             leaf_RD.requires_grad_(True)
             self._leaves.append((rows_R, leaf_RD))

@@ -8,7 +8,7 @@ checkpoint has the sums ψ. If only the dual encoder is trained (DePSL, Query2Bi
 and ψ have width 0.
 
 Shapes: B texts, T tokens of the longest text, D width of the dual encoder's vectors, C of the classifier's, E of the
-encoder, L labels, V tokens of the vocabulary.
+encoder, L labels, S labels of the shard, V tokens of the vocabulary.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from training.data.token_cache import TEXTS_PER_BATCH, TokenizedTexts
 from training.model import pretrained
+from training.model.label_shard import ALL_LABELS, LabelShard
 from training.model.row_table import RowTable
 from training.model.static_encoder import StaticEncoder, pretrained_vectors, random_vectors, rarity_weights
 from training.model.subword_ngrams import SubwordVectors, shared_ngrams, subword_vectors
@@ -55,15 +56,23 @@ class UnifiedModel(nn.Module):
 
     `classifier` has ψ without normalization; `query_vectors` and `label_vectors` return normalized vectors for search.
     `classifier_head` and `classifier` are None if only the dual encoder is trained. `adds_text` says whether
-    `classifier` has residuals η, to which Φ_C of the label texts must be added.
+    `classifier` has residuals η, to which Φ_C of the label texts must be added. `shard` are the labels whose rows this
+    process holds; `label_table` is the table's name in the state dict.
     """
 
     classifier_head: Head | None
     classifier: RowTable | None
+    label_table = "classifier"
 
-    def __init__(self, encoder: StaticEncoder | TransformerEncoder, recipe: Recipe, n_labels: int) -> None:
+    def __init__(
+        self,
+        encoder: StaticEncoder | TransformerEncoder,
+        recipe: Recipe,
+        n_labels: int,
+        shard: LabelShard = ALL_LABELS,
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
+        self.encoder, self.shard = encoder, shard
         self.n_labels, self.rows_from_text, self.adds_text = n_labels, recipe.rows_from_text, recipe.rows_from_text
         self.dual_head = Head(encoder.width, recipe.heads.dual_encoder, tanh=True)
         self.dual_dim, self.classifier_dim = self.dual_head.dim, 0
@@ -72,7 +81,8 @@ class UnifiedModel(nn.Module):
             self.classifier_head = Head(encoder.width, recipe.heads.classifier, tanh=False)
             self.classifier_dim = self.classifier_head.dim
             dtype = getattr(torch, recipe.optimizer.classifier_rows)
-            self.classifier = RowTable(torch.zeros(n_labels, self.classifier_dim, dtype=dtype))
+            rows_SC = torch.zeros(shard.size(n_labels), self.classifier_dim, dtype=dtype)
+            self.classifier = RowTable(rows_SC, shard)
 
     def training_vectors(self, encoded_BE: Tensor) -> tuple[Tensor, Tensor]:
         """Return Φ_D of unit length [B, D] and Φ_C without normalization [B, C], for the losses."""
@@ -96,32 +106,38 @@ class UnifiedModel(nn.Module):
         return self.dual_vectors(self.encoder(input_ids_BT, attention_mask_BT))
 
     def classifier_rows(self) -> Tensor:
-        """Return ψ [L, C], without normalization."""
+        """Return ψ of the shard's labels [S, C], without normalization."""
         if self.classifier is None:
-            return next(self.dual_head.parameters()).new_zeros(self.n_labels, 0)
+            return next(self.dual_head.parameters()).new_zeros(self.shard.size(self.n_labels), 0)
         return self.classifier.weight
 
     @torch.inference_mode()
     def label_rows(self, label_tokens: TokenizedTexts) -> Tensor:
-        """Return ψ [L, C], without normalization; encodes the label texts if the table has residuals."""
+        """Return ψ of the shard's labels [S, C], without normalization; encodes their texts if the table has residuals.
+
+        `label_tokens` are the texts of all labels.
+        """
         if not self.adds_text:
             return self.classifier_rows()
-        rows_LC = self.classifier_rows().float().clone()
-        for rows, batch in label_tokens.batches_by_length(TEXTS_PER_BATCH):
-            batch = batch.to(rows_LC.device)
+        rows_SC, label_S = self.classifier_rows().float().clone(), self.shard.labels(self.n_labels).numpy()
+        for positions, batch in label_tokens.batches_by_length(TEXTS_PER_BATCH, label_S):
+            batch = batch.to(rows_SC.device)
             encoded_BE = self.encoder(batch.input_ids_BT, batch.attention_mask_BT)
-            rows_LC[torch.from_numpy(rows).to(rows_LC.device)] += self.classifier_vectors(encoded_BE).float()
-        return rows_LC
+            rows_SC[torch.from_numpy(positions).to(rows_SC.device)] += self.classifier_vectors(encoded_BE).float()
+        return rows_SC
 
     def trained_labels(self, positives_L: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Return which of L labels have a training positive and a trained row ψ: some positives are never sampled.
+        """Return which of the shard's labels have a training positive and a trained row ψ, bool [S].
 
-        With ψ from texts, every label has a row that training determines.
+        Some positives are never sampled. With ψ from texts, every label has a row that training determines.
+        `positives_L` counts those of all labels.
         """
+        positives_S = positives_L[self.shard.labels(self.n_labels).numpy()]
         if self.rows_from_text:
-            return np.ones(len(positives_L), np.bool_)
-        updated_L: NDArray[np.bool_] = self.classifier_rows().any(dim=1).cpu().numpy()
-        return updated_L & (positives_L > 0)
+            return np.ones(len(positives_S), np.bool_)
+        updated_S: NDArray[np.bool_] = self.classifier_rows().any(dim=1).cpu().numpy()
+        trained_S: NDArray[np.bool_] = updated_S & (positives_S > 0)
+        return trained_S
 
     def head_parameters(self) -> Iterator[nn.Parameter]:
         """Yield the weights of g1 and g2."""
@@ -152,7 +168,9 @@ class UnifiedModel(nn.Module):
         return state
 
 
-def init_model(recipe: Recipe, n_labels: int, rarity_V: Tensor, tokens: Sequence[str] = ()) -> UnifiedModel:
+def init_model(
+    recipe: Recipe, n_labels: int, rarity_V: Tensor, tokens: Sequence[str] = (), shard: LabelShard = ALL_LABELS
+) -> UnifiedModel:
     """Return an untrained model: initialized from the recipe's seed, or a pretrained transformer with new heads.
 
     For a static encoder, `rarity_V` float [V] is the inverse document frequency per token, and `tokens` are the tokens
@@ -174,11 +192,16 @@ def init_model(recipe: Recipe, n_labels: int, rarity_V: Tensor, tokens: Sequence
             encoder = StaticEncoder(vectors, rarity_weights(rarity_V), choice.pair_rows, choice.pair_dropout)
         case TransformerEncoderRecipe() as choice:
             encoder = TransformerEncoder(pretrained.transformer(choice))
-    return UnifiedModel(encoder, recipe, n_labels)
+    return UnifiedModel(encoder, recipe, n_labels, shard)
 
 
 def model_skeleton(
-    recipe: Recipe, n_labels: int, vocabulary: int, config_folder: Path, tokens: Sequence[str] = ()
+    recipe: Recipe,
+    n_labels: int,
+    vocabulary: int,
+    config_folder: Path,
+    tokens: Sequence[str] = (),
+    shard: LabelShard = ALL_LABELS,
 ) -> UnifiedModel:
     """Return a model whose weights will be loaded; a transformer's shape comes from its saved config.
 
@@ -193,7 +216,7 @@ def model_skeleton(
             encoder = StaticEncoder(vectors, torch.zeros(vocabulary, 1), choice.pair_rows, choice.pair_dropout)
         case TransformerEncoderRecipe():
             encoder = TransformerEncoder(pretrained.transformer_skeleton(config_folder))
-    return UnifiedModel(encoder, recipe, n_labels)
+    return UnifiedModel(encoder, recipe, n_labels, shard)
 
 
 def _vectors(

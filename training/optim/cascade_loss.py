@@ -73,6 +73,7 @@ def cascade_loss(model: CascadeModel, batch: CascadeBatch, encoded_QF: Tensor) -
         if level < model.n_levels - 1:
             scores_QC = logits_QC.detach().sigmoid().masked_fill(~candidates.valid_QC, -INFINITY)
             best_QK = keep_best(candidates, scores_QC, model.shortlist[level])
+            model.shard.agree_(best_QK)
             node_QC = expand(best_QK, model.child_nodes(level + 1))
             candidates = Candidates(node_QC, pairs_among(node_QC, batch.row_M, ancestors[level + 1]))
     return terms

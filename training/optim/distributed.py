@@ -1,15 +1,18 @@
 """Data-parallel training in several processes, started by `torchrun`: collectives and the process group.
 
 The batch size does not depend on the number of processes. All processes draw the same batch, because random numbers
-depend on counters only. Each process encodes a shard of the texts and gathers all vectors. Heads, loss and ψ are
-computed identically by all. The gradients of a process's own texts go into its encoder; encoder gradients are summed.
-Rank zero alone clusters, mines, validates and writes files. All processes see the same run folder.
+depend on counters only. Each process encodes a shard of the texts and gathers all vectors, and holds a shard of ψ, of
+which the pool's rows are gathered (training/model/label_shard.py). Heads and loss are computed identically by all. The
+gradients of a process's own texts go into its encoder; encoder gradients are summed. Each process mines for some
+clusters and encodes the texts of its labels. Rank zero alone clusters, validates and writes files. All processes see
+the same run folder.
 
-Shapes: B texts of a batch, S texts of a shard, R rows of a table, D its width.
+Shapes: B texts of a batch, S texts or rows of a shard, R rows of a table, D its width.
 """
 
 import atexit
 import os
+import signal
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,11 +27,13 @@ from torch import Tensor, nn
 
 from retrieval.errors import RecipeError, TrainingError
 from retrieval.system import stopping
+from training.model.label_shard import ALL_LABELS, LabelShard
 from training.model.row_table import sum_duplicate_rows
 from training.optim.collective_errors import collective_errors
 
 Integer = TypeVar("Integer", bound=np.integer[Any])
-TIMEOUT = timedelta(hours=6)  # the other processes wait while rank zero clusters, mines and validates
+TIMEOUT = timedelta(hours=6)  # the other processes wait while rank zero clusters and validates
+GATHERED_BYTES = 1 << 26  # of a shard per call, so that rank zero needs little memory for a whole table
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,11 @@ class Processes:
     def is_rank_zero(self) -> bool:
         """Whether this process writes files and decides."""
         return self.rank == 0
+
+    @property
+    def label_shard(self) -> LabelShard:
+        """The labels whose rows this process holds."""
+        return ALL_LABELS if self.world_size == 1 else LabelShard(self.rank, self.world_size, self)
 
     def require_batch_size(self, batch_size: int) -> None:
         """Raise RecipeError if some process could get no text of a batch."""
@@ -69,14 +79,58 @@ class Processes:
             dist.all_gather(shards, padded)
         return torch.stack(shards, dim=1).flatten(0, 1)[:total]
 
+    def gather_row_blocks(self, shard: Tensor, total: int) -> Iterator[Tensor]:
+        """Yield in rank zero the rows of all shards [S, …] in the order that `shard` split, in blocks on the CPU.
+
+        The other processes get no block, but must iterate too. No process ever has all rows.
+        """
+        row_bytes = shard.element_size() * shard.shape[1:].numel()
+        step = max(1, GATHERED_BYTES // max(1, row_bytes))
+        if self.world_size == 1:
+            yield from (shard[start : start + step].cpu() for start in range(0, total, step))
+            return
+        if not row_bytes:
+            yield from [shard.new_empty((total, *shard.shape[1:]), device="cpu")] if self.is_rank_zero else []
+            return
+        per_process = -(-total // self.world_size)
+        for start in range(0, per_process, step):
+            block = shard[start : start + step].cpu().contiguous()
+            padded = block.new_zeros((min(step, per_process - start), *block.shape[1:]))
+            padded[: len(block)] = block
+            shards = [torch.empty_like(padded) for _ in range(self.world_size)] if self.is_rank_zero else None
+            with collective_errors():
+                dist.gather(_bytes(padded), None if shards is None else [_bytes(one) for one in shards], dst=0)
+            if shards is not None:
+                yield torch.stack(shards, dim=1).flatten(0, 1)[: total - start * self.world_size]
+
+    def gather_rows(self, shard: Tensor, total: int) -> Tensor | None:
+        """Return in rank zero the rows of all shards [total, …] on the CPU, in the order that `shard` split."""
+        if self.world_size == 1:
+            return shard.cpu()
+        gathered, filled = torch.empty((total if self.is_rank_zero else 0, *shard.shape[1:]), dtype=shard.dtype), 0
+        for block in self.gather_row_blocks(shard, total):
+            gathered[filled : filled + len(block)] = block
+            filled += len(block)
+        return gathered if self.is_rank_zero else None
+
+    def all_reduce_(self, tensor: Tensor) -> None:
+        """Overwrite the tensor with its sum over all processes."""
+        if self.world_size > 1:
+            with collective_errors():
+                dist.all_reduce(tensor)
+
+    def maximum(self, tensor: Tensor) -> Tensor:
+        """Overwrite the tensor with the maximum over all processes, and return it."""
+        if self.world_size > 1:
+            with collective_errors():
+                dist.all_reduce(tensor, dist.ReduceOp.MAX)
+        return tensor
+
     def all_reduce_gradients_(self, parameters: Iterable[nn.Parameter]) -> None:
         """Sum each parameter's gradient over all processes, in place."""
-        if self.world_size == 1:
-            return
         for parameter in parameters:
             if parameter.grad is not None:
-                with collective_errors():
-                    dist.all_reduce(parameter.grad)
+                self.all_reduce_(parameter.grad)
 
     def all_reduce_rows(self, rows_R: Tensor, gradient_RD: Tensor) -> tuple[Tensor, Tensor]:
         """Sum the gradients of table rows over all processes; each process has its own R distinct rows."""
@@ -115,10 +169,27 @@ class Processes:
         """Return whether the flag is true in any process."""
         if self.world_size == 1:
             return flag
-        flags = torch.tensor([int(flag)])
-        with collective_errors():
-            dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return bool(flags)
+        return bool(self.maximum(torch.tensor([int(flag)])))
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Let a signal interrupt the block in any process; then all of them raise StopRequested at its end.
+
+        The block has no collective, and must leave consistent state when it is interrupted. Between such blocks, the
+        processes of a distributed run cannot be interrupted, so that all call the same collectives.
+        """
+        if self.world_size == 1:
+            with stopping.interruptible():
+                yield
+            return
+        interrupted = False
+        try:
+            with stopping.interruptible():
+                yield
+        except (stopping.StopRequested, KeyboardInterrupt):
+            interrupted = True
+        if self.any(interrupted):
+            raise stopping.StopRequested(stopping.requested() or signal.SIGTERM)
 
     @contextmanager
     def rank_zero_first(self) -> Iterator[None]:
@@ -131,6 +202,11 @@ class Processes:
 
     def _barrier(self) -> None:
         self.any(False)
+
+
+def _bytes(rows: Tensor) -> Tensor:
+    """View contiguous rows [S, …] as bytes [S, B], because gloo does not send every type."""
+    return rows.reshape(len(rows), -1).view(torch.uint8)
 
 
 SINGLE_PROCESS = Processes()

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from retrieval.errors import TrainingError
+from training.optim.distributed import SINGLE_PROCESS, Processes
 
 
 def divergence_error(symptom: str) -> TrainingError:
@@ -15,11 +16,12 @@ def divergence_error(symptom: str) -> TrainingError:
     )
 
 
-def require_finite_weights(model: nn.Module, epoch: int) -> None:
-    """Raise TrainingError if weights contain NaN or Inf after epoch `epoch` (counted from 1).
+def require_finite_weights(model: nn.Module, epoch: int, processes: Processes = SINGLE_PROCESS) -> None:
+    """Raise TrainingError in all processes if weights of one contain NaN or Inf after epoch `epoch` (counted from 1).
 
     A step may break the weights although its own loss was finite. Such weights must not replace a saved state.
     """
-    for name, tensor in model.state_dict().items():
-        if not torch.isfinite(tensor.sum()):
-            raise divergence_error(f"the weights '{name}' contain NaN or Inf after epoch {epoch}")
+    broken = [name for name, tensor in model.state_dict().items() if not torch.isfinite(tensor.sum())]
+    if processes.any(bool(broken)):
+        which = f"the weights '{broken[0]}'" if broken else "the weights of another process"
+        raise divergence_error(f"{which} contain NaN or Inf after epoch {epoch}")

@@ -58,7 +58,7 @@ class Optimizers:
         """Update all weights with `scale` times their peak rates, and clear the gradients.
 
         Each process encoded other texts, so the encoder's gradients are summed over the processes. Heads and ψ have the
-        gradients of the whole batch in every process.
+        gradients of the whole batch in every process, which updates the rows ψ of its labels.
         """
         self._processes.all_reduce_gradients_(self.model.encoder.parameters())
         nn.utils.clip_grad_norm_([p for group in self.dense.param_groups for p in group["params"]], self._clip_norm)

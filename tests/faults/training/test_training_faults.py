@@ -18,7 +18,7 @@ from retrieval.errors import TrainingError
 from tests.support.listener import RecordingCallback
 from tests.support.processes import running, wait_for_file
 from tests.support.training.checkpoints import write_words
-from training.checkpoint.files import read_tensors
+from training.checkpoint.tensor_file import read_tensors
 from training.data.dataset import Dataset, DatasetMeta
 from training.monitoring.resource_errors import resource_errors
 from training.prepare.writing import write_dataset

@@ -17,9 +17,10 @@ from retrieval.errors import CheckpointError
 from tests.support.listener import RecordingCallback
 from tests.support.training.checkpoints import write_words
 from tests.support.training.small_run import stop_after
-from training.checkpoint.files import read_facts, read_record, read_tensors, write_tensors
+from training.checkpoint.files import read_facts, read_record
 from training.checkpoint.opened import load_checkpoint
 from training.checkpoint.schema import STATE, WEIGHTS
+from training.checkpoint.tensor_file import read_tensors, write_tensors
 from training.data.dataset import Dataset
 from training.recipe.loading import load_recipe
 from training.recipe.schema import Recipe

@@ -19,10 +19,11 @@ from tests.support.forked import forked, start_forked
 from tests.support.listener import RecordingCallback
 from tests.support.training.checkpoints import write_words
 from tests.support.training.small_run import measured, weights_hash
-from training.checkpoint.files import read_record, read_tensors
+from training.checkpoint.files import read_record
 from training.checkpoint.opened import load_checkpoint
 from training.checkpoint.schema import STATE, WEIGHTS
 from training.checkpoint.state import read_position, reconcile
+from training.checkpoint.tensor_file import read_tensors
 from training.data.dataset import Dataset
 from training.recipe.loading import load_recipe
 from training.run import train

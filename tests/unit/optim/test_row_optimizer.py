@@ -3,7 +3,7 @@
 import torch
 
 from training.model.row_table import RowTable
-from training.optim.row_optimizer import DECAY, stochastic_round, update_rows_
+from training.optim.row_optimizer import DECAY, rounding_noise, stochastic_round, update_rows_
 
 
 def train_rows(table: RowTable, rows: list[int], gradient: torch.Tensor, rate: float = 0.1) -> None:
@@ -58,9 +58,9 @@ def test_stochastic_rounding_is_unbiased_and_exact_for_bfloat16_values() -> None
     """If it fails, ψ in bfloat16 drifts, or changes without an update."""
     torch.manual_seed(0)
     exact = torch.tensor([0.0, 1.0, -2.5, 3e-20, -1e30]).bfloat16()
-    assert torch.equal(stochastic_round(exact.float()), exact)
+    assert torch.equal(stochastic_round(exact.float(), rounding_noise(exact.float())), exact)
     between = torch.tensor([1.001, -1.001, 0.3337, -7.77e-9]).repeat(200_000, 1)
-    rounded = stochastic_round(between)
+    rounded = stochastic_round(between, rounding_noise(between))
     assert all(len(rounded[:, column].unique()) == 2 for column in range(4)), "both neighbours, and no other value"
     mean = rounded.double().mean(dim=0)
     assert torch.allclose(mean, between[0].double(), rtol=1e-4, atol=0)

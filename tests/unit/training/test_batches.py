@@ -1,5 +1,7 @@
 """Sampling, clusters and hard negatives on random data."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,13 @@ from hypothesis import strategies as st
 
 from training.batching import batches
 from training.batching.clustering import balanced_clusters, random_clusters
-from training.batching.hard_negatives import CLUSTERS_PER_LABEL, labels_near, mine_hard_negatives
+from training.batching.hard_negatives import (
+    CLUSTERS_PER_LABEL,
+    cluster_centres,
+    labels_near,
+    mine_hard_negatives,
+    nearest_clusters,
+)
 from training.data.ragged import Ragged
 from training.recipe.sections import BatchingRecipe
 
@@ -121,6 +129,17 @@ def test_clusters_group_near_queries() -> None:
         assert np.bincount(group[cluster], minlength=4).max() >= 28
 
 
+def candidates(queries: np.ndarray, labels: np.ndarray, clusters: Sequence[np.ndarray]) -> Ragged:
+    return labels_near(nearest_clusters(cluster_centres(queries, clusters), labels), len(clusters))
+
+
+def mined_from(
+    queries: np.ndarray, labels: np.ndarray, clusters: Sequence[np.ndarray], not_negative: Ragged, count: int
+) -> np.ndarray:
+    near = candidates(queries, labels, clusters)
+    return mine_hard_negatives(queries, labels, clusters, near, not_negative, count)
+
+
 @pytest.mark.parametrize("block", [1 << 24, 130, 1])
 def test_mined_negatives_are_the_nearest_that_are_not_true(monkeypatch: pytest.MonkeyPatch, block: int) -> None:
     """If it fails, a true or excluded label is a hard negative, or mining in blocks gives other labels."""
@@ -131,7 +150,7 @@ def test_mined_negatives_are_the_nearest_that_are_not_true(monkeypatch: pytest.M
         [generator.choice(50, size=int(n), replace=False) for n in generator.integers(0, 12, 30)]
     )
     clusters = np.array_split(generator.permutation(30), 5)  # fewer than CLUSTERS_PER_LABEL: every label is a candidate
-    mined = mine_hard_negatives(queries, labels, clusters, not_negative, 7)
+    mined = mined_from(queries, labels, clusters, not_negative, 7)
     for row in range(30):
         order = [int(label) for label in np.argsort(-(labels @ queries[row])) if label not in not_negative[row]]
         assert mined[row].tolist() == order[:7]
@@ -140,10 +159,10 @@ def test_mined_negatives_are_the_nearest_that_are_not_true(monkeypatch: pytest.M
 def test_mined_negatives_are_padded_when_there_are_too_few() -> None:
     """If it fails, a query with few negatives gets invalid ones."""
     ones, both = np.ones((3, 2), np.float32), [np.array([1]), np.array([0])]
-    mined = mine_hard_negatives(ones[:2], ones, both, Ragged.from_lists([[2, 0, 1], [1]]), 4)
+    mined = mined_from(ones[:2], ones, both, Ragged.from_lists([[2, 0, 1], [1]]), 4)
     assert mined[0].tolist() == [-1] * 4
     assert sorted(mined[1].tolist()) == [-1, -1, 0, 2]
-    assert mine_hard_negatives(ones[:2], ones[:0], both, Ragged.empty(2), 1).tolist() == [[-1], [-1]]
+    assert mined_from(ones[:2], ones[:0], both, Ragged.empty(2), 1).tolist() == [[-1], [-1]]
 
 
 def test_with_many_clusters_mined_negatives_come_from_near_them() -> None:
@@ -156,11 +175,29 @@ def test_with_many_clusters_mined_negatives_come_from_near_them() -> None:
         subjects[own] + 0.02 * generator.standard_normal((len(own), 128)).astype(np.float32) for own in (own_N, own_L)
     )
     clusters = np.split(np.arange(len(own_N)), len(subjects))
-    near = labels_near(np.stack([queries[rows].mean(axis=0) for rows in clusters]), labels)
+    near = candidates(queries, labels, clusters)
     assert len(near.values) == CLUSTERS_PER_LABEL * len(labels)
     assert all((np.diff(rows) > 0).all() for rows in near)
-    mined = mine_hard_negatives(queries, labels, clusters, Ragged.empty(len(queries)), 9)
+    mined = mined_from(queries, labels, clusters, Ragged.empty(len(queries)), 9)
     assert (own_L[mined] == own_N[:, None]).all()
+
+
+def test_processes_that_mine_for_some_clusters_each_find_all_negatives() -> None:
+    """If it fails, mining in several processes gives other hard negatives, or none for some queries."""
+    generator = np.random.default_rng(7)
+    queries, labels = (generator.standard_normal((n, 8)).astype(np.float32) for n in (400, 90))
+    not_negative = Ragged.from_lists([generator.choice(90, size=3, replace=False) for _ in range(400)])
+    clusters = np.array_split(generator.permutation(400), 2 * CLUSTERS_PER_LABEL + 1)
+    whole = mined_from(queries, labels, clusters, not_negative, 5)
+    cluster_LF = nearest_clusters(cluster_centres(queries, clusters), labels)
+    parts = [
+        mine_hard_negatives(
+            queries, labels, clusters[rank::3], labels_near(cluster_LF, len(clusters), rank, 3), not_negative, 5
+        )
+        for rank in range(3)
+    ]
+    assert np.array_equal(np.max(parts, axis=0), whole)
+    assert all((part == -1).all(axis=1).any() for part in parts), "each process mined for all queries"
 
 
 def test_a_pool_is_filled_with_other_positives_of_its_queries() -> None:

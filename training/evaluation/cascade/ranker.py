@@ -59,10 +59,16 @@ class CascadeRanker:
 
 
 def cascade_ranker(
-    model: CascadeModel, tokens: TokenizedTexts, exclude: Ragged, device: torch.device, progress: Progress = no_progress
+    model: CascadeModel,
+    tokens: TokenizedTexts,
+    exclude: Ragged,
+    device: torch.device,
+    progress: Progress = no_progress,
+    label_rows: torch.Tensor | None = None,
 ) -> CascadeRanker:
-    """Encode the queries and build the index of the model's tree."""
-    index = CascadeIndex.build(model.level_rows(), model.parents, model.shortlist, ThreadPool(torch.get_num_threads()))
+    """Encode the queries and build the index of the model's tree; `label_rows` as in `CascadeModel.level_rows`."""
+    threads = ThreadPool(torch.get_num_threads())
+    index = CascadeIndex.build(model.level_rows(label_rows), model.parents, model.shortlist, threads)
     return CascadeRanker(index, encode_cascade_queries(model, tokens, device, progress), exclude)
 
 

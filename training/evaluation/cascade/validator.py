@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from retrieval.system.progress import Progress, no_progress
 from training.batching.training_data import TrainingData
@@ -10,6 +11,7 @@ from training.evaluation.cascade.ranker import CASCADE_MIX, CASCADE_MIXES, casca
 from training.evaluation.headline import UNIFIED
 from training.evaluation.results import EvaluationData, evaluate
 from training.model.cascade import CascadeModel
+from training.optim.distributed import SINGLE_PROCESS, Processes
 from training.optim.divergence import require_finite_weights
 from training.optim.step_stats import EpochStats
 from training.recipe.schema import Recipe
@@ -18,17 +20,38 @@ from training.recipe.schema import Recipe
 class CascadeValidator:
     """Evaluates a cascade on the validation queries of `data`; there is nothing to select but the epoch."""
 
-    def __init__(self, model: CascadeModel, data: TrainingData, recipe: Recipe, device: torch.device) -> None:
-        self.model, self.data, self.recipe, self.device = model, data, recipe, device
+    def __init__(
+        self,
+        model: CascadeModel,
+        data: TrainingData,
+        recipe: Recipe,
+        device: torch.device,
+        processes: Processes = SINGLE_PROCESS,
+    ) -> None:
+        self.model, self.data, self.recipe, self.device, self.processes = model, data, recipe, device, processes
 
-    def validate(self, epoch: int, stats: EpochStats, seconds: float, progress: Progress = no_progress) -> EpochRecord:
-        """Return the record of an epoch (counted from 1); `seconds` is the training time so far.
+    def validate(
+        self, epoch: int, stats: EpochStats, seconds: float, progress: Progress = no_progress
+    ) -> EpochRecord | None:
+        """Return the record of an epoch (counted from 1) in rank zero, None in other processes.
 
-        Raises TrainingError if the weights contain NaN or Inf.
+        `seconds` is the training time so far. Raises TrainingError if the weights contain NaN or Inf.
         """
-        require_finite_weights(self.model, epoch)
+        require_finite_weights(self.model, epoch, self.processes)
+        label_rows = self.processes.gather_rows(self.model.cascade.labels.weight, self.model.n_labels)
+        record = None
+        with self.processes.interruptible():
+            if label_rows is not None:
+                record = self._measure(label_rows, epoch, stats, seconds, progress)
+        return record
+
+    def _measure(
+        self, label_rows: Tensor, epoch: int, stats: EpochStats, seconds: float, progress: Progress
+    ) -> EpochRecord:
         data = EvaluationData(self.data.validation, self.data.positives_L, self.data.inverse_propensity_L)
-        ranker = cascade_ranker(self.model, self.data.validation_tokens, data.queries.exclude, self.device, progress)
+        ranker = cascade_ranker(
+            self.model, self.data.validation_tokens, data.queries.exclude, self.device, progress, label_rows
+        )
         result = evaluate(ranker, data, CASCADE_MIXES)
         score = float(np.mean([result.metrics[UNIFIED][name] for name in self.recipe.validation.metrics]))
         return EpochRecord(
