@@ -105,7 +105,7 @@ class BatchSource:
             members = self._clusters(epoch, query_RD)
             clusters, hard_negative_NH = Ragged.empty(0), None
             if self.recipe.batching.clustered:
-                clusters = Ragged(rows_R[members.values], members.offsets)
+                clusters = Ragged(rows_R[members.values].astype(np.int32), members.offsets)
             if label_LD is not None:
                 hard_negative_NH = self._mine(rows_R, query_RD, label_LD, members, progress)
             self.mined = Mined(clusters, hard_negative_NH)
