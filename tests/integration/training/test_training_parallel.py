@@ -178,15 +178,16 @@ def test_two_processes_stop_and_one_resumes(small: Dataset, tmp_path: Path) -> N
     assert [record.epoch for record in read_facts(tmp_path / "run").history] == list(range(1, 13))
 
 
-def test_two_processes_stop_while_one_validates(small: Dataset, tmp_path: Path) -> None:
-    """If it fails, a distributed run continues after SIGTERM until validation ends."""
+@pytest.mark.parametrize(
+    "stage", ["training.evaluation.validator:select", "training.batching.batch_source:mine_hard_negatives"]
+)
+def test_two_processes_stop_while_one_validates_or_both_mine(small: Dataset, tmp_path: Path, stage: str) -> None:
+    """If it fails, a distributed run continues after SIGTERM until validation or mining ends, or loses its state."""
     arguments = ["train", "--dataset", str(small.folder.resolve()), "--out", str(tmp_path / "run")]
     arguments += [part for override in [*SMALL, "optimizer.epochs=2"] for part in ("--set", override)]
-    with started(
-        "tests.support.programs.stopped_at", "training.evaluation.validator:select", "python", *arguments
-    ) as two:
+    with started("tests.support.programs.stopped_at", stage, "python", *arguments) as two:
         assert two.stdout is not None
-        assert any("reached" in line for line in two.stdout), "the run never validated"
+        assert any("reached" in line for line in two.stdout), f"the run never came to {stage}"
         two.send_signal(signal.SIGTERM)
         told, _ = two.communicate(timeout=120)
     assert "Stopped and saved in" in told
