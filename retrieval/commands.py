@@ -1,5 +1,6 @@
 """The commands `diptych search` and `diptych predict`; `diptych bundles` is in bundle_commands."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -20,7 +21,9 @@ from retrieval.system.terminal import echo, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from retrieval.offline.shard_search import SearchEngine
     from retrieval.results import Hit
+    from retrieval.retriever import Retriever
 
 app = typer.Typer()
 app.add_typer(bundles, name="bundles")
@@ -102,7 +105,19 @@ def predict(
         bool,
         typer.Option("--guard-formulas", help="In CSV, put ' before texts that a spreadsheet would run as formulas."),
     ] = False,
-    threads: Annotated[int | None, typer.Option(min=1, help="Number of threads; default: one per core.")] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="Number of threads; default: one per core, or one per worker with --engine ray."),
+    ] = None,
+    engine: Annotated[
+        Literal["embedded", "ray"],
+        typer.Option(help="Where to search: in this process (embedded), or in workers of a Ray cluster (ray)."),
+    ] = "embedded",
+    workers: Annotated[int, typer.Option(min=1, help="Number of workers, each with the whole bundle; for ray.")] = 2,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Address of the Ray cluster, or auto; default: start one here."),
+    ] = None,
 ) -> None:
     """Search for every query of a table and write a file of matches. Rerun the same command to resume.
 
@@ -111,7 +126,8 @@ def predict(
     from rich.progress import Progress
 
     from retrieval.bundle.signatures import trusted_keys
-    from retrieval.offline.batch_search import QueryFormat, SearchOptions, batch_search
+    from retrieval.offline.batch_search import QueryFormat, batch_search
+    from retrieval.offline.shard_search import SearchOptions
     from retrieval.open import open_bundle
     from retrieval.system.console import Console
     from retrieval.system.stopping import StopRequested
@@ -125,9 +141,11 @@ def predict(
         bar = bars.add_task("searching", total=None)
         options = SearchOptions(k, weight, retriever.parse_filter(filters or []) or None, min_score, memory_weight)
         try:
+            on_ray = partial(_ray_engine, retriever, bundle, workers, threads, ray_address)
             result = batch_search(
                 retriever, source, output, query_format, options,
                 lambda done, total: bars.update(bar, completed=done, total=total), guard_formulas=guard_formulas,
+                start_engine=on_ray if engine == "ray" else None,
             )  # fmt: skip
         except (KeyboardInterrupt, StopRequested) as stopped:
             echo("Stopped. Rerun the same command to resume.", err=True)
@@ -137,6 +155,23 @@ def predict(
     echo("\n".join(result.account.report("answered")))
     for sentence in (*result.skipped_first, *result.observations):
         echo(f"  {sentence}")
+
+
+def _ray_engine(
+    retriever: "Retriever", bundle: str, workers: int, threads: int | None, address: str | None
+) -> "SearchEngine":
+    """Connect to a Ray cluster and start the workers. Raises BadInput."""
+    from retrieval.bundle.signatures import trusted_keys
+    from retrieval.errors import BadInput
+
+    try:
+        from retrieval.offline.ray_engine import RayEngine
+    except ModuleNotFoundError as missing:
+        raise BadInput(
+            f"--engine ray needs the package {missing.name!r}, which is not installed. Install it with: pip install "
+            "'diptych[ray]'"
+        ) from missing
+    return RayEngine(retriever, bundle, workers, threads=threads or 1, address=address, trusted=trusted_keys())
 
 
 def _table(query: str, hits: "list[Hit]", bundle: str, supporting: bool) -> "Table":

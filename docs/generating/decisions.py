@@ -9,7 +9,7 @@ TOPICS: dict[str, Sequence[int]] = {
     "Bundles, stores and search": [*range(20, 40), 86, 89],
     "Service": [*range(40, 50), *range(58, 64), *range(66, 70)],
     "Console": range(50, 52),
-    "Commands and tables": [57, *range(64, 66), 79, 80, 82, 83],
+    "Commands and tables": [57, *range(64, 66), 79, 80, 82, 83, 100],
     "Containers and packages": [*range(52, 54), 70],
     "Documentation and development": [*range(54, 57), 77],
     "Code structure": [*range(71, 77), 78],

@@ -3,27 +3,24 @@
 Queries are processed in shards, so memory does not grow with their number. Each shard is written to a file, and a run
 that was interrupted continues after the shards that it has written.
 
-Suffixes: Q queries of a shard, K results, M matches.
+The engine decides where the shards are searched: in threads of this process, or in the workers of a Ray cluster.
 """
 
 import hashlib
 import json
 from collections import deque
-from collections.abc import Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from retrieval.errors import BadInput
-from retrieval.offline.query_files import Queries, QueryShard
-from retrieval.offline.shards import MATCHES, Shards, format_of
-from retrieval.results import NO_ROW, Ranking
+from retrieval.offline.query_files import Queries
+from retrieval.offline.shard_search import EmbeddedEngine, SearchEngine, SearchOptions, manifest_hash
+from retrieval.offline.shards import Shards, format_of
 from retrieval.retriever import Retriever
-from retrieval.search.filters import Filter
 from retrieval.system.progress import Progress
 from retrieval.tables.account import RowAccount
 from retrieval.tables.delimited import Layout
@@ -31,19 +28,6 @@ from retrieval.tables.notes import TABLE_NOTES, note_lines
 
 QUERIES_PER_SHARD = 8_192
 CHARACTERS_PER_SHARD = 2**25  # of queries, each counted once per match
-HITS_PER_CHUNK = 65_536  # labels per Arrow array
-CONCURRENT_SHARDS = 2  # the index search of one uses all cores while the other is scored and written on one core
-
-
-@dataclass(frozen=True)
-class SearchOptions:
-    """Options of each search; see `Retriever.search`."""
-
-    k: int = 10
-    weight: float | None = None
-    filter: Filter | None = None
-    min_score: float | None = None
-    memory_weight: float | None = None
 
 
 @dataclass(frozen=True)
@@ -68,10 +52,12 @@ class BatchResult:
 def batch_search(
     retriever: Retriever, source: Path | str, target: Path, query_format: QueryFormat, options: SearchOptions,
     progress: Progress, *, guard_formulas: bool = False, queries_per_shard: int = QUERIES_PER_SHARD,
+    start_engine: Callable[[], SearchEngine] | None = None,
 ) -> BatchResult:  # fmt: skip
     """Search for every query of `source` and write `target`, Parquet, CSV or JSON Lines by its suffix.
 
-    Resumes an interrupted run with the same arguments from its shards next to `target`; other shards are removed.
+    Resumes an interrupted run with the same arguments from its shards next to `target`; other shards are removed. The
+    engine may be another one then. start_engine: called once the queries are counted; None: search in this process.
     guard_formulas: in CSV, texts that a spreadsheet would run as formulas get a leading apostrophe.
     Raises BadInput, and InternalError if the row counts do not add up.
     """
@@ -81,23 +67,20 @@ def batch_search(
     queries.scan()
     shards = Shards(target, run_arguments(retriever, queries, query_format, options, queries_per_shard))
     answered = 0
-
-    def write_shard(number: int, shard: QueryShard) -> None:
-        shards.write(number, _search_shard(retriever, shard, options))
-
-    pool = ThreadPoolExecutor(CONCURRENT_SHARDS)
+    engine = EmbeddedEngine(retriever) if start_engine is None else start_engine()
     try:
         pending: deque[tuple[int, Future[None] | None]] = deque()  # in the order of the queries; None: already written
         for number, shard in enumerate(queries.shards(queries_per_shard, max(1, CHARACTERS_PER_SHARD // options.k))):
             answered += len(shard.places)
             done = shard.first_row + len(shard.texts)
-            pending.append((done, None if shards.has(number) else pool.submit(write_shard, number, shard)))
-            if len(pending) > CONCURRENT_SHARDS:
+            write = partial(shards.write, number)
+            pending.append((done, None if shards.has(number) else engine.submit(shard, options, write)))
+            if len(pending) > engine.concurrent_shards:
                 progress(_await_first(pending), queries.count)
         while pending:
             progress(_await_first(pending), queries.count)
     finally:
-        pool.shutdown(cancel_futures=True)
+        engine.close()
     if _file_stamps(queries) != files_before:
         raise BadInput(f"{queries.path} changed while it was read. Run the command again once the file is complete.")
     account = _account(queries, answered).check(str(queries.path))
@@ -113,11 +96,10 @@ def run_arguments(
     queries_per_shard: int = QUERIES_PER_SHARD,
 ) -> dict[str, Any]:
     """Return the arguments of a run; the shards of an earlier run are reused only if they are equal."""
-    manifest = hashlib.sha256(retriever.manifest.model_dump_json().encode()).hexdigest()
     paused = hashlib.sha256("\0".join(sorted(retriever.paused)).encode()).hexdigest()
     values = {**asdict(options), **asdict(query_format), "column": queries.column}
     return {
-        "bundle": manifest,
+        "bundle": manifest_hash(retriever),
         "paused": paused,
         "source": _file_stamps(queries),
         "options": json.loads(json.dumps(values)),
@@ -147,45 +129,6 @@ def _await_first(pending: deque[tuple[int, Future[None] | None]]) -> int:
     if future is not None:
         future.result()
     return done
-
-
-def _search_shard(retriever: Retriever, shard: QueryShard, options: SearchOptions) -> pa.Table:
-    """Return the matches of a shard's queries."""
-    places = shard.places
-    if not places:
-        return MATCHES.empty_table()
-    texts = [shard.texts[place] or "" for place in places]
-    ranking = retriever.search_rows(
-        texts, options.k, weight=options.weight, filter=options.filter, min_score=options.min_score,
-        memory_weight=options.memory_weight,
-    )  # fmt: skip
-    return _match_table(retriever, ranking, np.array(places) + shard.first_row, texts)
-
-
-def _match_table(retriever: Retriever, ranking: Ranking, row_Q: np.ndarray, texts: Sequence[str]) -> pa.Table:
-    query_M, rank_M = np.nonzero(ranking.rows_QK != NO_ROW)
-    labels = _label_columns(retriever, ranking.rows_QK[query_M, rank_M])
-    scores = (ranking.scores_QK, ranking.dual_QK, ranking.classifier_QK, ranking.memory_QK)
-    columns = [
-        pa.array(row_Q[query_M]),
-        pa.array(texts, pa.large_string()).take(pa.array(query_M)),
-        pa.array(rank_M + 1, pa.int32()),
-        labels.column("id"),
-        labels.column("text"),
-        *(pa.array(scores_QK[query_M, rank_M].astype(np.float32)) for scores_QK in scores),
-    ]
-    return pa.table(columns, schema=MATCHES)
-
-
-def _label_columns(retriever: Retriever, row_M: np.ndarray) -> pa.Table:
-    """Return ids and texts of labels by row, in several chunks, since they may exceed 2 GB in total."""
-    table = retriever.labels.table.select(["id", "text"])
-    schema = pa.schema([MATCHES.field("id"), MATCHES.field("text")])
-    chunks = [
-        table.take(pa.array(row_M[start : start + HITS_PER_CHUNK])).cast(schema)
-        for start in range(0, len(row_M), HITS_PER_CHUNK)
-    ]
-    return pa.concat_tables(chunks) if chunks else schema.empty_table()
 
 
 def _file_stamps(queries: Queries) -> list[list[Any]]:

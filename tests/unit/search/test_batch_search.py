@@ -13,7 +13,8 @@ import pytest
 
 from retrieval import Retriever, open_bundle
 from retrieval.errors import BadInput
-from retrieval.offline.batch_search import BatchResult, QueryFormat, SearchOptions, batch_search
+from retrieval.offline.batch_search import BatchResult, QueryFormat, batch_search
+from retrieval.offline.shard_search import SearchOptions
 from retrieval.tables.account import RowAccount
 from tests.support.bundles import WORDS, make_bundle
 from tests.support.command import run

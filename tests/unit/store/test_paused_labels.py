@@ -78,8 +78,9 @@ def test_the_commands_leave_paused_labels_out(store: Path, tmp_path: Path, capsy
 
 def test_an_interrupted_run_restarts_when_the_paused_labels_change(store: Path, tmp_path: Path) -> None:
     """If it fails, `predict` resumes from shards that contain a paused label."""
-    from retrieval.offline.batch_search import QueryFormat, SearchOptions, run_arguments
+    from retrieval.offline.batch_search import QueryFormat, run_arguments
     from retrieval.offline.query_files import Queries
+    from retrieval.offline.shard_search import SearchOptions
 
     (tmp_path / "queries.csv").write_text("query\nred shoes\n")
     arguments = []
