@@ -34,14 +34,20 @@ def export(
         Literal["auto", "hnsw", "exact"],
         typer.Option(help="Kind of the index; exact compares all labels. auto: the faster one."),
     ] = "auto",
+    width: Annotated[
+        int | None,
+        typer.Option(min=1, help="Numbers per label in the index; default: the fewest that find the best labels."),
+    ] = None,
     m: Annotated[
-        int,
-        typer.Option("--m", min=2, max=256, help="Links per node of the HNSW index; more: higher recall, more memory."),
-    ] = 32,
+        int | None,
+        typer.Option(
+            "--m", min=2, max=256, help="Links per node of the HNSW index; default: chosen by measuring on a sample."
+        ),
+    ] = None,
     ef_construction: Annotated[
-        int,
-        typer.Option(min=8, help="Candidates examined when a node is linked; more: higher recall, slower export."),
-    ] = 200,
+        int | None,
+        typer.Option(min=8, help="Candidates examined when a node is linked; default: chosen by measuring."),
+    ] = None,
     precision: Annotated[
         Literal["float32", "float16", "int8"],
         typer.Option(help="Precision of the query encoder: int8 is faster on CPUs, float16 on GPUs."),
@@ -62,7 +68,8 @@ def export(
 
     opened = open_store(store, trusted=trusted_keys())
     settings = ExportSettings(
-        vectors=vectors, index=index, m=m, ef_construction=ef_construction, threads=threads, precision=precision
+        vectors=vectors, index=index, width=width, m=m, ef_construction=ef_construction, threads=threads,
+        precision=precision,
     )  # fmt: skip
     with ConsoleCallback() as callback:
         exported = build(checkpoint, opened, name=name, settings=settings, stage=callback.stage)

@@ -33,14 +33,16 @@ class ExportSettings:
     """Settings of an export.
 
     vectors: precision of the label vectors; "auto": int8 unless it loses quality. index: kind of the index; "auto": the
-    faster one. m: links per node of the index graph. ef_construction: candidates examined when a node is linked.
-    threads: native threads (None: all cores). precision: of the query encoder.
+    faster one. width: numbers per label in the index. m: links per node of the index graph. ef_construction: candidates
+    examined when a node is linked. None for these three: chosen by measuring. threads: native threads (None: all
+    cores). precision: of the query encoder.
     """
 
     vectors: Literal["auto", "float32", "int8"] = "auto"
     index: Literal["auto", "hnsw", "exact"] = "auto"
-    m: int = 32
-    ef_construction: int = 200
+    width: int | None = None
+    m: int | None = None
+    ef_construction: int | None = None
     threads: int | None = None
     precision: Precision = "float32"
 

@@ -36,6 +36,7 @@ from training.data.split import Split
 
 RECALL_TARGET = 0.99  # of the neighbours
 MIN_RECALL = 0.97
+MEMORY_M, MEMORY_EF_CONSTRUCTION = 32, 200  # defaults of the graph
 PROJECTED = "projected.npy"  # temporary input of the index
 
 

@@ -21,12 +21,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.index.recall import recall_at
-from export.job import ExportSettings
 from retrieval.bundle.index_file import check_index_file
 from retrieval.search.indexes import LABELS_PER_INSERTION, ExactIndex, HnswIndex, Rows, Vectors
 from retrieval.search.thread_pool import ThreadPool
 
 K = 10
+M, EF_CONSTRUCTION = 32, 200  # of the graph
 RECALL = 0.99  # at which latencies are compared
 MAX_EF = 4_096
 SAMPLED = 2_000  # labels whose nearest neighbours are measured
@@ -203,9 +203,9 @@ def _grow(vectors_LD: Vectors, sizes: list[int], folder: Path, threads: int, log
 
 def _open_for_insertion(size: int, dim: int, path: Path | None) -> Any:
     """Load an hnswlib index from a file, or create an empty one, with room for `size` labels."""
-    index, settings = hnswlib.Index(space="ip", dim=dim), ExportSettings()
+    index = hnswlib.Index(space="ip", dim=dim)
     if path is None:
-        index.init_index(size, M=settings.m, ef_construction=settings.ef_construction)
+        index.init_index(size, M=M, ef_construction=EF_CONSTRUCTION)
     else:
         index.load_index(str(path), max_elements=size)
     return index

@@ -18,7 +18,20 @@ SIMD_WIDTH = 16  # the index's inner product processes this many numbers at a ti
 
 
 def fit_projection(vectors_LD: LabelVectors, dual_dim: int) -> tuple[Vectors, float]:
-    """Return the fewest orthonormal directions [D, W] that keep the share ENERGY of the variance, and that share.
+    """Return the fewest orthonormal directions [D, W] that keep the share ENERGY of the variance, and that share."""
+    directions_DD, energy_D = fit_directions(vectors_LD, dual_dim)
+    components = min(int(np.searchsorted(energy_D[1:], ENERGY)) + 1, len(energy_D))
+    width = min(SIMD_WIDTH * -(-(1 + components) // SIMD_WIDTH), len(energy_D))
+    return first_directions(directions_DD, width), float(energy_D[width - 1])
+
+
+def first_directions(directions_DD: Vectors, width: int) -> Vectors:
+    """Return the first directions [D, W]."""
+    return np.ascontiguousarray(directions_DD[:, :width])
+
+
+def fit_directions(vectors_LD: LabelVectors, dual_dim: int) -> tuple[Vectors, NDArray[np.float64]]:
+    """Return orthonormal directions [D, D], the most important first, and the share of the variance up to each [D].
 
     The first direction is the mean; the others are the principal components around it. Both halves of the vectors are
     scaled to equal variance first, or searches at a weight that favours the smaller half would find little. Memory is
@@ -32,12 +45,11 @@ def fit_projection(vectors_LD: LabelVectors, dual_dim: int) -> tuple[Vectors, fl
         scale_D[half] = np.sqrt(np.trace(variance_DD[half, half])) or 1.0
     energy_D, components_DD = np.linalg.eigh(variance_DD / np.outer(scale_D, scale_D))
     kept_share_D = np.cumsum(np.maximum(energy_D[::-1], 0.0)) / max(energy_D.sum(), np.finfo(float).tiny)
-    components = min(int(np.searchsorted(kept_share_D, ENERGY)) + 1, len(kept_share_D))
-    width = min(SIMD_WIDTH * -(-(1 + components) // SIMD_WIDTH), len(kept_share_D))
-    span_DW = np.concatenate([mean_D[:, None], components_DD[:, ::-1] * scale_D[:, None]], axis=1)[:, :width]
-    projection_DW = np.linalg.qr(span_DW)[0]
-    energy = 1.0 if width == len(kept_share_D) else min(float(kept_share_D[width - 2]), 1.0)
-    return np.ascontiguousarray(projection_DW, np.float32), energy
+    span_DD = np.concatenate([mean_D[:, None], components_DD[:, ::-1] * scale_D[:, None]], axis=1)[:, :-1]
+    directions_DD = np.linalg.qr(span_DD)[0]
+    energy_D = np.minimum(np.concatenate([[0.0], kept_share_D[:-1]]), 1.0)
+    energy_D[-1] = 1.0
+    return np.ascontiguousarray(directions_DD, np.float32), energy_D
 
 
 def _moments(vectors_LD: LabelVectors) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

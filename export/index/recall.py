@@ -153,17 +153,21 @@ def recall_at(k: int, found_scores_QK: NDArray[np.floating], best_scores_QK: NDA
 
 
 def smallest_ef(ladder: Sequence[int], size: int, suffices: Callable[[int], bool]) -> int:
-    """Return the smallest sufficient value: a rung, refined down to the rung below; else the last rung."""
-    below = 0
-    for rung in ladder:
-        if suffices(rung):
-            break
-        below = rung
-        if rung >= size:
-            return rung
-    else:
-        return rung
-    if below:
+    """Return the smallest sufficient value: a rung, found by bisection and refined down to the rung below.
+
+    If no rung suffices, the last one is returned; no rung after the first that reaches `size` is tried.
+    """
+    rungs = [rung for place, rung in enumerate(ladder) if not place or ladder[place - 1] < size]
+    low, high = 0, len(rungs) - 1
+    while low < high:
+        middle = (low + high) // 2
+        if suffices(rungs[middle]):
+            high = middle
+        else:
+            low = middle + 1
+    rung = rungs[low]
+    if low:
+        below = rungs[low - 1]
         for ef in range(below + (rung - below) // STEPS_PER_RUNG, rung, max(1, (rung - below) // STEPS_PER_RUNG)):
             if suffices(ef):
                 return ef

@@ -10,22 +10,24 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from export.index.choice import choose_width
+from export.index.graph import choose_graph, sample_nodes
 from export.index.int8_vectors import mapped, metric_lost_by_int8, write_float32, write_int8
 from export.index.kind import MAX_EXACT, exact_settings, is_exact_faster, without_slow_weights
-from export.index.pca import fit_projection, write_projected
+from export.index.pca import first_directions, fit_directions, write_projected
 from export.index.quality import IndexQuality
 from export.index.recall import RECALL_TARGET, IndexProbe, choose_ef_search
 from export.job import ExportJob, query_encoder
 from export.memory import measured_facts
 from export.quality import ValidationQueries
-from export.sampling import sample_label_texts
+from export.sampling import sample_label_texts, sample_rows
 from retrieval.bundle.facts import EfSearch, IndexFacts, MemoryFacts, VectorPrecision
 from retrieval.bundle.manifest import INDEX, NODES, PROJECTION, VECTOR_SCALES
 from retrieval.errors import GateError
 from retrieval.quantized_vectors import LabelVectors
 from retrieval.search.distinct_vectors import Nodes, nodes_of
 from retrieval.search.encoder import TextEncoder
-from retrieval.search.indexes import ExactIndex, HnswIndex
+from retrieval.search.indexes import ExactIndex, HnswIndex, Rows, Vectors
 from retrieval.search.memory import QueryMemory
 from retrieval.search.pca_index import PcaIndex
 from retrieval.search.thread_pool import ThreadPool
@@ -33,24 +35,25 @@ from training.evaluation.results import MetricValues
 
 WHOLE = "float32.npy"  # temporary: the vectors before they are quantised
 PROJECTED = "projected.npy"  # temporary: the input of the graph
+MIN_SAMPLE_QUERIES, MAX_SAMPLE_QUERIES = 100, 400  # that width and graph settings are chosen with
+MAX_PAIRS = 300_000_000  # of a query and a label that are compared to choose the width, at each weight
 
 
 class _Graph(NamedTuple):
-    """A graph that was written, and what its search needs."""
+    """The search in a graph that was written, and the facts about it."""
 
     probe: IndexProbe
-    width: int
-    energy: float
+    facts: dict[str, Any]
 
 
 def write_label_vectors(job: ExportJob, validation: ValidationQueries) -> tuple[LabelVectors, VectorPrecision]:
     """Write the label vectors in the precision of the settings; "auto": int8, unless it loses quality.
 
-    The float32 vectors are in WHOLE. int8 may lose a quarter of what the bundle may lose, the indexes the rest. Raises
+    The float32 vectors are in WHOLE. int8 may lose a third of what the bundle may lose, the indexes the rest. Raises
     GateError if int8 is required and loses quality.
     """
     whole, folder, wanted = job.folder / WHOLE, job.folder, job.settings.vectors
-    max_loss = job.settings.max_quality_loss / 4
+    max_loss = job.settings.max_quality_loss / 3
     if wanted != "float32":
         with job.stage("label vectors in int8"):
             quantized_LD = write_int8(whole, folder, job.model.dual_dim)
@@ -60,7 +63,7 @@ def write_label_vectors(job: ExportJob, validation: ValidationQueries) -> tuple[
             return quantized_LD, "int8"
         if wanted == "int8":
             raise GateError(
-                f"precision: label vectors in int8 lower {lost} by more than {max_loss:g} points. Export with "
+                f"precision: label vectors in int8 lower {lost} by more than {max_loss:.2f} points. Export with "
                 "--vectors float32."
             )
         (folder / VECTOR_SCALES).unlink()
@@ -80,23 +83,17 @@ def build_index(
     if shared is not None:
         np.save(job.folder / NODES, shared.node_L)
     label_texts = sample_label_texts(job.checkpoint.labels.column("text"))
-    graph = None if settings.index == "exact" else _write_graph(job, vectors_LD, nodes)
+    encoded = encoder.encode(job.queries).vectors_BD, encoder.encode(label_texts).vectors_BD
+    graph = None if settings.index == "exact" else _write_graph(job, vectors_LD, nodes, encoded)
     probe = _exact_probe(job, vectors_LD, shared) if graph is None else graph.probe
     quality = IndexQuality(encoder, job.model, probe, validation, expected, settings.max_quality_loss, memory)
     chosen = None if graph is None else _choose_ef_search(job, probe, nodes, encoder, label_texts, quality)
-    kind = _exact_kind(job) if graph is None or chosen is None else {**_graph_kind(job, graph), "ef_search": chosen}
+    kind = _exact_kind(job) if graph is None or chosen is None else {**graph.facts, "ef_search": chosen}
     facts = IndexFacts(
         nodes=None if shared is None else shared.size, recall_target=RECALL_TARGET, recall_queries=len(job.queries),
         recall_label_texts=len(label_texts), **kind,
     )  # fmt: skip
     return facts, None if memory is None else _memory_facts(job, memory, encoder, quality, facts)
-
-
-def _graph_kind(job: ExportJob, graph: _Graph) -> dict[str, Any]:
-    settings = job.settings
-    return {
-        "width": graph.width, "energy": graph.energy, "m": settings.m, "ef_construction": settings.ef_construction,
-    }  # fmt: skip
 
 
 def _exact_kind(job: ExportJob) -> dict[str, Any]:
@@ -106,17 +103,19 @@ def _exact_kind(job: ExportJob) -> dict[str, Any]:
     return {"kind": "exact", "ef_search": exact_settings(job.checkpoint.classifier_weight)}
 
 
-def _write_graph(job: ExportJob, vectors_LD: LabelVectors, nodes: Nodes) -> _Graph:
-    """Write projection and graph, and open them as a reader does."""
-    settings, folder = job.settings, job.folder
-    with job.stage("PCA projection"):
-        projection_DW, energy = fit_projection(vectors_LD, job.model.dual_dim)
-        projected_NW = write_projected(vectors_LD, nodes.representatives, projection_DW, folder / PROJECTED)
+def _write_graph(job: ExportJob, vectors_LD: LabelVectors, nodes: Nodes, encoded: tuple[Vectors, Vectors]) -> _Graph:
+    """Choose width and graph settings, write projection and graph, and open them as a reader does."""
+    settings, folder, row_N = job.settings, job.folder, nodes.representatives
+    projection_DW, energy = _choose_projection(job, vectors_LD, row_N, encoded)
+    with job.stage("graph settings") as progress:
+        sample_SW = vectors_LD[row_N[sample_nodes(nodes.size)]] @ projection_DW
+        query_QW = _queries(job, nodes.size, encoded, job.checkpoint.classifier_weight) @ projection_DW
+        choice = choose_graph(
+            sample_SW, nodes.size, query_QW, settings.m, settings.ef_construction, settings.threads, progress
+        )
     with job.stage("index") as progress:
-        built = HnswIndex.build(
-            projected_NW, m=settings.m, ef_construction=settings.ef_construction, threads=settings.threads,
-            progress=progress,
-        )  # fmt: skip
+        projected_NW = write_projected(vectors_LD, row_N, projection_DW, folder / PROJECTED)
+        built = HnswIndex.build(projected_NW, **choice._asdict(), threads=settings.threads, progress=progress)
         built.save(folder / INDEX)
         del built, projected_NW  # the file is measured, and two graphs need twice the memory
         (folder / PROJECTED).unlink()
@@ -124,9 +123,38 @@ def _write_graph(job: ExportJob, vectors_LD: LabelVectors, nodes: Nodes) -> _Gra
     width = projection_DW.shape[1]
     graph = HnswIndex.load(folder / INDEX, width, nodes.size, ef=1, pool=ThreadPool(settings.threads))
     shared = nodes if nodes.size < len(vectors_LD) else None
-    return _Graph(
-        IndexProbe(PcaIndex(graph, projection_DW), vectors_LD, job.model.dual_dim, shared), width, energy
-    )  # fmt: skip
+    probe = IndexProbe(PcaIndex(graph, projection_DW), vectors_LD, job.model.dual_dim, shared)
+    return _Graph(probe, {"width": width, "energy": energy, **choice._asdict()})
+
+
+def _choose_projection(
+    job: ExportJob, vectors_LD: LabelVectors, row_N: Rows, encoded: tuple[Vectors, Vectors]
+) -> tuple[Vectors, float]:
+    """Return the directions of the settings' width, or of the smallest one that suffices, and their energy."""
+    with job.stage("PCA projection") as progress:
+        directions_DD, energy_D = fit_directions(vectors_LD, job.model.dual_dim)
+        width = job.settings.width
+        if width is None:
+            default = job.checkpoint.classifier_weight
+            others = {0.0, 1.0} - {default} if job.model.classifier_dim else set()
+            default_QD, *other_QD = (
+                _queries(job, len(row_N), encoded, weight) for weight in (default, *sorted(others))
+            )  # fmt: skip
+            width = choose_width(
+                vectors_LD, row_N, directions_DD, default_QD, other_QD, job.model.dual_dim, progress
+            )  # fmt: skip
+    width = min(width, len(energy_D))
+    return first_directions(directions_DD, width), float(energy_D[width - 1])
+
+
+def _queries(job: ExportJob, labels: int, encoded: tuple[Vectors, Vectors], weight: float) -> Vectors:
+    """Return validation queries and half as many label texts [Q, D], scaled to a weight; fewer with many labels."""
+    count = min(MAX_SAMPLE_QUERIES, max(MIN_SAMPLE_QUERIES, MAX_PAIRS // labels))
+    parts = [
+        vectors_QD[sample_rows(len(vectors_QD), number)]
+        for vectors_QD, number in zip(encoded, (count, count // 2), strict=True)
+    ]
+    return np.concatenate(parts) * job.model.query_scale(weight)
 
 
 def _exact_probe(job: ExportJob, vectors_LD: LabelVectors, shared: Nodes | None) -> IndexProbe:

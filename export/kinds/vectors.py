@@ -11,7 +11,7 @@ from export.index.int8_vectors import mapped
 from export.job import BuiltParts, ExportJob, ExportSettings, label_facts, model_facts, query_encoder
 from export.kinds.vector_index import WHOLE, build_index, write_label_vectors
 from export.label_vectors import count_zeros, write_imputed, write_vectors
-from export.memory import GraphSettings, build_memory
+from export.memory import MEMORY_EF_CONSTRUCTION, MEMORY_M, GraphSettings, build_memory
 from export.parity import check_parity
 from export.precision import reduce_precision
 from export.quality import ValidationQueries, checkpoint_quality
@@ -94,6 +94,6 @@ def _write_encoders_and_vectors(job: VectorJob) -> Parity:
 def _build_memory(job: VectorJob) -> QueryMemory | None:
     """Write the query memory with the float32 encoder, if the checkpoint has one."""
     settings = job.settings
-    graph = GraphSettings(settings.m, settings.ef_construction, settings.threads)
+    graph = GraphSettings(settings.m or MEMORY_M, settings.ef_construction or MEMORY_EF_CONSTRUCTION, settings.threads)
     with job.stage("query memory") as progress:
         return build_memory(job.checkpoint, query_encoder(job), job.model, job.cone, job.folder, graph, progress)

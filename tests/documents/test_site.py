@@ -79,4 +79,5 @@ def test_the_capacity_formula_is_that_of_real_bundles(made: Path) -> None:
     labels = manifest.labels.count
     expected = capacity.index_bytes(labels, manifest.index_dim, manifest.index.m)
     assert manifest.files[INDEX].bytes == pytest.approx(expected, rel=0.01)
-    assert manifest.files[VECTORS].bytes == pytest.approx(labels * 4 * manifest.model.dim, rel=0.01)
+    number = 1 if manifest.vectors == "int8" else 4
+    assert manifest.files[VECTORS].bytes == pytest.approx(labels * number * manifest.model.dim, rel=0.01)
