@@ -238,7 +238,7 @@ class Generation:
 
     async def _open_slots(self) -> None:
         """Start all engines; end all of them if one cannot be started. Raises BundleError."""
-        starts = [asyncio.ensure_future(self._attach_new_engine(slot)) for slot in self._slots]
+        starts = [self._supervisor.start("engine_opening", self._attach_new_engine(slot)) for slot in self._slots]
         try:
             await asyncio.gather(*starts)
         except BaseException:
