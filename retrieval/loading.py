@@ -55,6 +55,7 @@ class LoadOptions:
     search_threads: int | None = None
     provider: str = "cpu"
     low_priority: bool = False
+    deferred: bool = False  # load in a process without threads, which is then forked; see `Retriever.start`
 
 
 class LoadedParts(NamedTuple):
@@ -64,6 +65,7 @@ class LoadedParts(NamedTuple):
     encoder: TextEncoder
     attributes: Attributes
     ranker: Ranker
+    pool: ThreadPool  # the threads of all indexes
     memory_texts: pa.Array | None = None
 
 
@@ -79,17 +81,19 @@ def load_parts(folder: Path, files: BundleFiles, options: LoadOptions) -> Loaded
     labels = LabelTable.parse(contents[LABELS], folder / LABELS)
     if len(labels) != (size := manifest.labels.count):
         raise BundleError(f"{folder / LABELS} has {len(labels)} labels, but {MANIFEST} lists {size}. Export it again.")
-    pool = ThreadPool(options.search_threads or options.threads)  # at normal priority, since threads inherit it
+    # at normal priority, since threads inherit it
+    pool = ThreadPool(options.search_threads or options.threads, started=not options.deferred)
     cascade = manifest.cascade
     load_ranker = _load_vector_ranker if cascade is None else _load_cascade
     ranker, memory_texts = run(lambda: load_ranker(folder, files, pool))
     encoder = TextEncoder.load(
         contents, folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
         threads=options.threads, provider=options.provider, low_priority=options.low_priority,
+        deferred=options.deferred,
     )  # fmt: skip
     has_nodes = cascade is not None or manifest.index.nodes is not None
     attributes = Attributes(labels.table, BYTES_PER_LABEL_WITH_NODES if has_nodes else BYTES_PER_LABEL)
-    return LoadedParts(labels, encoder, attributes, ranker, memory_texts)
+    return LoadedParts(labels, encoder, attributes, ranker, pool, memory_texts)
 
 
 def _load_vector_ranker(folder: Path, files: BundleFiles, pool: ThreadPool) -> tuple[Ranker, pa.Array | None]:

@@ -40,6 +40,7 @@ def open_bundle(
     cache: Path | str | None = None,
     low_priority: bool = False,
     paused: Sequence[str] | None = None,
+    deferred: bool = False,
 ) -> "Retriever":
     """Open a store's active bundle, or the folder of one bundle, and verify every file against its manifest.
 
@@ -52,6 +53,7 @@ def open_bundle(
         trusted: keys of which one must have signed the bundle; without keys, signatures are not checked.
         low_priority: verify and load the files at low priority.
         paused: ids of labels to leave out of answers; default: those in PAUSED.json of the bundle's store.
+        deferred: start no threads. Call `Retriever.start` before the first search, after the process was forked.
 
     Raises BundleError, and BadInput for an unavailable provider.
     """
@@ -61,7 +63,7 @@ def open_bundle(
     location = locate_bundle(path, cache, trusted)
     if paused is None:
         paused = () if location.store is None else read_paused(location.store)
-    options = LoadOptions(threads, search_threads, provider, low_priority)
+    options = LoadOptions(threads, search_threads, provider, low_priority, deferred)
     retriever = Retriever.load(location.folder, options, trusted=trusted)
     try:
         if location.active_in is not None:

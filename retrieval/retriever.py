@@ -71,6 +71,16 @@ class Retriever:
         with closing(files):
             return cls(folder, files, load_parts(folder, files, options or LoadOptions()), lock)
 
+    def start(self) -> None:
+        """Open the encoder's session and start all threads of a retriever that was loaded with `deferred`.
+
+        Call it once in each process that was forked after the bundle was loaded. Raises BundleError and BadInput.
+        """
+        self._process = os.getpid()
+        parts = self._open_parts()
+        parts.encoder.start()
+        parts.pool.start()
+
     @property
     def name(self) -> str:
         """Return the bundle's name: that of its folder."""

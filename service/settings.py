@@ -154,8 +154,17 @@ class Settings(BaseSettings):
     crash_seconds: float = Field(60, gt=0, description="period in which engine crashes are counted")
     max_paused: int = Field(10_000, ge=1, description="labels that may be paused")
     provider: Literal["cpu", "cuda"] = Field("cpu", description="ONNX Runtime execution provider of the encoder")
+    engines: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="processes that answer requests from one bundle in shared memory, on several cores; with more than "
+        "one, provider must be cpu",
+    )
     threads: int | None = Field(
-        None, ge=1, description="threads of an engine's encoder; default: the cores available to the container"
+        None,
+        ge=1,
+        description="threads of an engine's encoder; default: the cores available to the container, divided by engines",
     )
     search_threads: int | None = Field(None, ge=1, description="threads of an engine's index; default: as threads")
     worker_threads: int | None = Field(
@@ -262,6 +271,15 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"rate_burst ({self.burst}) is below max_queries ({self.max_queries}), "
                 "so the largest request could never be admitted"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _check_that_engines_can_share(self) -> Self:
+        if self.engines > 1 and self.provider != "cpu":
+            raise ValueError(
+                f"DIPTYCH_ENGINES: {self.engines} engines cannot share a bundle with provider {self.provider!r}; "
+                "use 1, or provider cpu"
             )
         return self
 

@@ -85,6 +85,7 @@ class BareParts:
     def search(self, batch: Sequence[str]) -> None:
         """Search a batch with hnswlib; the rows and distances are discarded."""
         tokenizer, session, index = self._encoder._tokenizer, self._encoder._session, self._index._index
+        assert session is not None, "an open retriever has a session"
         encodings = self._timed(PARTS[0], lambda: tokenizer.encode_batch_fast(list(batch)))
         inputs = self._padded([encoding.ids for encoding in encodings])
         vectors_QD = self._timed(PARTS[1], lambda: session.run(None, inputs)[0]) * self._scale_D

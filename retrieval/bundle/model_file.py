@@ -3,10 +3,14 @@
 Layout: protobuf, as in onnx.proto. References that are not encoded as ONNX's own writers do are refused.
 """
 
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from retrieval.bundle.index_file import Buffer
 from retrieval.bundle.manifest import NAME
@@ -19,8 +23,14 @@ ENTRY = re.compile(rb"\x6a(.)\x0a\x08location\x12(.)", re.DOTALL)
 # Field numbers of a model, a graph, a tensor, a function, a node and an attribute.
 GRAPH, FUNCTIONS = 7, 25
 GRAPH_NODES, INITIALIZERS, RAW_DATA = 1, 5, 9
+TENSOR_DIMS, TENSOR_TYPE, TENSOR_NAME = 1, 2, 8
+TENSOR_TYPES = {1: np.float32, 2: np.uint8, 3: np.int8, 10: np.float16}  # onnx.TensorProto.DataType
 FUNCTION_NODES, OPERATOR, ATTRIBUTES, SUBGRAPH, SUBGRAPHS = 7, 4, 5, 6, 11
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types
+
+
+LARGE_BYTES = 1 << 16  # of weights whose memory processes share
+ALIGNMENT = 64  # bytes, as ONNX Runtime aligns its own
 
 
 class ProtobufField(NamedTuple):
@@ -53,6 +63,54 @@ def external_files(path: Path, written: Buffer) -> list[str]:
             "not contain one. Export the bundle again."
         )
     return names
+
+
+def large_weights(written: bytes) -> dict[str, NDArray[np.generic]]:
+    """Copy the large weights of a model that `external_files` has checked to aligned arrays; return them by name.
+
+    ONNX Runtime can use this memory instead of its own. Forked processes then share it. Weights of other types or in
+    other files, and small ones, are left out.
+    """
+    weights = {}
+    for graph in _fields(written, 0, len(written)):
+        if graph.number == GRAPH:
+            for field in _fields(written, graph.start, graph.stop):
+                if field.number == INITIALIZERS and field.stop - field.start >= LARGE_BYTES:
+                    name, array = _tensor(written, field)
+                    if array is not None:
+                        weights[name] = array
+    return weights
+
+
+def _tensor(written: bytes, field: ProtobufField) -> tuple[str, NDArray[np.generic] | None]:
+    """Return the name of a tensor and an aligned copy of its raw data; None for an unknown type or without raw data."""
+    name, kind, dims, raw = "", None, [], None
+    for part in _fields(written, field.start, field.stop):
+        if part.number == TENSOR_DIMS:
+            dims += _varints(written, part)
+        elif part.number == TENSOR_TYPE:
+            kind = TENSOR_TYPES.get(_varint(written, part.start, part.stop)[0])
+        elif part.number == TENSOR_NAME:
+            name = written[part.start : part.stop].decode()
+        elif part.number == RAW_DATA:
+            raw = part
+    if kind is None or raw is None or math.prod(dims) * np.dtype(kind).itemsize != raw.stop - raw.start:
+        return name, None
+    size = raw.stop - raw.start
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    first = -memory.ctypes.data % ALIGNMENT
+    aligned = memory[first : first + size]
+    aligned[:] = np.frombuffer(written, np.uint8, size, raw.start)
+    return name, aligned.view(kind).reshape(dims)
+
+
+def _varints(written: bytes, field: ProtobufField) -> list[int]:
+    """Return the numbers of a repeated field, which may be packed."""
+    numbers, place = [], field.start
+    while place < field.stop:
+        number, place = _varint(written, place, field.stop)
+        numbers.append(number)
+    return numbers
 
 
 def _references(path: Path, written: bytes) -> list[str]:

@@ -1,28 +1,33 @@
 """Encode texts to vectors with a tokenizer and an ONNX Runtime session.
 
+ONNX Runtime is imported when a session is opened, because the import starts a thread, and a process with threads
+cannot be forked safely.
+
 Suffixes: B texts of a batch, R of a run, T tokens, D output width.
 """
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, cast
+from typing import TYPE_CHECKING, NamedTuple, Self, cast
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
 from retrieval.bundle.facts import ModelFacts
 from retrieval.bundle.index_file import Buffer
-from retrieval.bundle.model_file import external_files
+from retrieval.bundle.model_file import external_files, large_weights
 from retrieval.errors import BadInput, BundleError, one_line
 from retrieval.query_text import encoder_texts
 from retrieval.search.thread_pool import ThreadPool
 from retrieval.system.low_priority import at_low_priority, directly
 from retrieval.system.safe_open import read_file
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 TEXTS_PER_RUN = 64
 TEXTS_PER_THREAD = 4  # for a transformer on a CPU: more do not fit into a core's cache, see docs/decisions/0048
@@ -40,13 +45,20 @@ class Encoded:
     padding: int
 
 
+class _Session(NamedTuple):
+    """A session, and the memory outside of it that it uses."""
+
+    session: "onnxruntime.InferenceSession"
+    memory: list[object]
+
+
 class TextEncoder:
     """One ONNX encoder of a bundle with its tokenizer; safe to use from several threads."""
 
     def __init__(
         self,
         tokenizer: Tokenizer,
-        session: onnxruntime.InferenceSession,
+        open_session: Callable[[], _Session],
         facts: ModelFacts,
         dim: int,
         files: tuple[Path, Path],
@@ -55,10 +67,12 @@ class TextEncoder:
     ) -> None:
         """Combine parts that `load` has checked; `files` are those of the tokenizer and the model.
 
-        The threads of `pool` encode runs of at most `texts_per_run` texts.
+        `start` calls `open_session`. The threads of `pool` encode runs of at most `texts_per_run` texts.
         """
         self._tokenizer = tokenizer
-        self._session = session
+        self._open_session: Callable[[], _Session] | None = open_session
+        self._session: onnxruntime.InferenceSession | None = None
+        self._memory: list[object] = []  # used by the session
         self._files = files
         self._facts = facts
         self._pool = pool
@@ -102,19 +116,37 @@ class TextEncoder:
         threads: int | None = None,
         provider: str = "cpu",
         low_priority: bool = False,
+        deferred: bool = False,
     ) -> Self:
         """Load both files from their `contents`, by name; `dim` is the required width of the model's output.
 
         `threads` (default: one per core) each encode a few texts of a transformer; other models use one. With
-        `low_priority`, files are loaded at low priority. Raises BundleError, and BadInput for an unavailable provider.
+        `low_priority`, files are loaded at low priority. `deferred`: `start` opens the session and starts the threads,
+        in each process that is forked; these processes share the memory of large weights. Raises BundleError, and
+        BadInput for an unavailable provider.
         """
         is_parallel = facts.encoder == "transformer" and provider == "cpu"
-        pool, texts = (ThreadPool(threads), TEXTS_PER_THREAD) if is_parallel else (ThreadPool(1), TEXTS_PER_RUN)
+        pool = ThreadPool(threads if is_parallel else 1, started=False)
+        texts = TEXTS_PER_THREAD if is_parallel else TEXTS_PER_RUN
         # The threads of a CUDA session exist as long as the session, and would keep the low priority.
         run = at_low_priority if low_priority and provider == "cpu" else directly
         loaded = run(lambda: _open_tokenizer(tokenizer, contents[tokenizer.name]))
-        session = run(lambda: _open_session(model, contents, dim, provider))
-        return cls(loaded, session, facts, dim, (tokenizer, model), pool, texts)
+        weights = large_weights(bytes(contents[model.name])) if deferred and provider == "cpu" else {}
+
+        def open_session() -> _Session:
+            return run(lambda: _open_session(model, contents, dim, provider, weights))
+
+        encoder = cls(loaded, open_session, facts, dim, (tokenizer, model), pool, texts)
+        if not deferred:
+            encoder.start()
+        return encoder
+
+    def start(self) -> None:
+        """Open the session and start the threads, once. Raises BundleError and BadInput."""
+        if self._open_session is not None:
+            self._session, self._memory = self._open_session()
+            self._open_session = None  # frees the bytes of the model
+            self._pool.start()
 
     def close(self) -> None:
         """Stop its threads after the calls in progress."""
@@ -153,6 +185,8 @@ class TextEncoder:
 
     def _run(self, ids: list[list[int]]) -> NDArray[np.float32]:
         length_B = [len(one) for one in ids]
+        if self._session is None:
+            raise BundleError(f"{self._files[1]} is not open in this process. Call `start` first.")
         longest, pad = max(length_B), [self._facts.pad_id]
         ids_BT = np.array([one + pad * (longest - len(one)) for one in ids], np.int64)
         mask_BT = (np.arange(longest) < np.array(length_B)[:, None]).astype(np.int64)
@@ -184,7 +218,12 @@ def _open_tokenizer(path: Path, content: Buffer) -> Tokenizer:
     return loaded
 
 
-def _open_session(model: Path, contents: Mapping[str, Buffer], dim: int, provider: str) -> onnxruntime.InferenceSession:
+def _open_session(
+    model: Path, contents: Mapping[str, Buffer], dim: int, provider: str, weights: Mapping[str, NDArray[np.generic]]
+) -> _Session:
+    """Open a session on the bytes of a model; it uses the memory of `weights` instead of copies of them."""
+    import onnxruntime
+
     provider_name = _provider_name(provider)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # `ThreadPool` runs several texts in parallel
@@ -197,6 +236,9 @@ def _open_session(model: Path, contents: Mapping[str, Buffer], dim: int, provide
         onnxruntime.preload_dlls()  # finds CUDA libraries that were installed as Python packages
     external = external_files(model, contents[model.name])
     _add_external_weights(options, model, contents, external)
+    shared = [onnxruntime.OrtValue.ortvalue_from_numpy(array) for array in weights.values()]
+    for name, value in zip(weights, shared, strict=True):
+        options.add_initializer(name, value)
     try:
         session = onnxruntime.InferenceSession(contents[model.name], options, providers=[provider_name])
     except Exception as error:  # ONNX Runtime's errors share no narrower class
@@ -212,17 +254,19 @@ def _open_session(model: Path, contents: Mapping[str, Buffer], dim: int, provide
             f"{model} has the inputs {inputs} and outputs {outputs}; it needs input_ids and attention_mask, and an "
             f"output of {dim} floats. Export the bundle again."
         )
-    return session
+    return _Session(session, [*weights.values(), *shared])
 
 
 def _add_external_weights(
-    options: onnxruntime.SessionOptions, model: Path, contents: Mapping[str, Buffer], names: Sequence[str]
+    options: "onnxruntime.SessionOptions", model: Path, contents: Mapping[str, Buffer], names: Sequence[str]
 ) -> None:
     """Pass the weights that a model keeps in other files of its bundle: the verified bytes, not the paths."""
     if missing := [name for name in names if name not in contents]:
         raise BundleError(f"{model} refers to {missing[0]}, which is not a file of weights. Export the bundle again.")
     if not names:
         return
+    import onnxruntime
+
     if not hasattr(options, "add_external_initializers_from_files_in_memory"):
         raise BundleError(
             f"{model} keeps its weights in {names[0]}, which onnxruntime {onnxruntime.__version__} cannot take from "
@@ -233,6 +277,8 @@ def _add_external_weights(
 
 
 def _provider_name(name: str) -> str:
+    import onnxruntime
+
     if name not in PROVIDERS:
         raise BadInput(f"provider {name!r} is unknown. Choose one of: {', '.join(PROVIDERS)}.")
     if PROVIDERS[name] not in onnxruntime.get_available_providers():

@@ -27,13 +27,19 @@ QUERIES_PER_PART = 2  # waking a thread takes about as long as searching for one
 class ThreadPool:
     """A pool of `threads` threads, including the caller's; default: one per available core.
 
-    The threads are started in the constructor, since a thread inherits the priority of the thread that starts it.
+    The threads are started in the constructor, since a thread inherits the priority of the thread that starts it;
+    with `started=False`, by `start`, since a forked process has no threads. Until then the caller does all the work.
     """
 
-    def __init__(self, threads: int | None = None) -> None:
+    def __init__(self, threads: int | None = None, *, started: bool = True) -> None:
         self.threads = threads or available_cores()
         self._executor: ThreadPoolExecutor | None = None
-        if self.threads > 1:
+        if started:
+            self.start()
+
+    def start(self) -> None:
+        """Start the threads, once."""
+        if self.threads > 1 and self._executor is None:
             self._executor = ThreadPoolExecutor(self.threads - 1, thread_name_prefix="worker")
             started = Barrier(self.threads)
             for _ in range(self.threads - 1):

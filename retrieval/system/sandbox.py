@@ -50,6 +50,7 @@ DENIED_CALLS = (
     "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "keyctl", "add_key", "request_key", "init_module",
     "finit_module", "delete_module", "open_by_handle_at", "name_to_handle_at", "setuid", "setgid", "setreuid",
 )  # fmt: skip
+FORK_CALLS = ("fork", "vfork")  # and `clone` without CLONE_THREAD
 CLONE_THREAD = 0x1_0000  # the flag of `clone` that makes a thread instead of a process
 X32 = 0x4000_0000  # the bit of system calls in the x32 numbering of x86-64
 
@@ -148,12 +149,14 @@ def _is_supported(package: Any) -> bool:
         return False
 
 
-def confine(readable: Iterable[Path], mode: Mode, lacks: Mapping[str, str] | None = None) -> list[str]:
+def confine(
+    readable: Iterable[Path], mode: Mode, lacks: Mapping[str, str] | None = None, *, may_fork: bool = False
+) -> list[str]:
     """Permanently restrict this thread, and the threads that it starts, to what opening a bundle needs.
 
     Files under `readable` and those of Python can be read. Nothing can be written, and no program or connection can be
     started. Returns what this system lacks; raises BadInput instead if the mode is "required". `lacks` is the result of
-    `missing_by_package`; default: call it.
+    `missing_by_package`; default: call it. With `may_fork`, this process can fork; its children call `forbid_forks`.
     """
     if mode == "off":
         return []
@@ -164,8 +167,14 @@ def confine(readable: Iterable[Path], mode: Mode, lacks: Mapping[str, str] | Non
     if "landlockpy" not in lacks:
         _restrict_files(readable)
     if "seccompy" not in lacks:
-        _restrict_calls()
+        _restrict_calls(tuple(call for call in DENIED_CALLS if not (may_fork and call in FORK_CALLS)), may_fork)
     return reasons
+
+
+def forbid_forks(mode: Mode) -> None:
+    """Deny this process, a child of one that was confined with `may_fork`, to fork."""
+    if mode != "off" and "seccompy" not in missing_by_package():
+        _restrict_calls(FORK_CALLS, may_fork=False)
 
 
 def _restrict_files(readable: Iterable[Path]) -> None:
@@ -187,11 +196,11 @@ def _python_folders() -> Iterable[Path]:
     yield from {Path(path) for path in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if path}
 
 
-def _restrict_calls() -> None:
+def _restrict_calls(denied: Iterable[str], may_fork: bool) -> None:
     import seccompy
 
     filter_ = seccompy.Filter(default=seccompy.Action.ALLOW)
-    for name in DENIED_CALLS:
+    for name in denied:
         try:
             number = seccompy.syscall_nr(name)
         except (KeyError, ValueError, OSError):  # not on this processor architecture
@@ -199,7 +208,8 @@ def _restrict_calls() -> None:
         filter_.errno(number, errno.EPERM)
         if os.uname().machine == "x86_64":
             filter_.errno(number | X32, errno.EPERM)
-    filter_.errno("clone", errno.EPERM, args=[(0, seccompy.CmpOp.MASKED_EQ, 0, CLONE_THREAD)])
+    if not may_fork:
+        filter_.errno("clone", errno.EPERM, args=[(0, seccompy.CmpOp.MASKED_EQ, 0, CLONE_THREAD)])
     filter_.errno("clone3", errno.ENOSYS)  # a filter cannot read its flags; the C library falls back to `clone`
     filter_.load()
 

@@ -7,9 +7,8 @@ the caller with the most places is refused. A request leaves the queue as soon a
 """
 
 import asyncio
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain, islice
+from itertools import chain
 from time import perf_counter
 
 from service import errors
@@ -17,6 +16,7 @@ from service.access.callers import ANYONE, Caller
 from service.batching.batch_builder import BatchBuilder
 from service.batching.fair_queue import FairQueue
 from service.batching.filter_charges import FilterCharges
+from service.batching.lane import Lane, count_texts
 from service.batching.pending_request import PendingRequest, RequestSlice
 from service.batching.quarantine import Quarantine
 from service.batching.queue_limits import QueueLimits
@@ -32,7 +32,10 @@ GRAINS = 16  # 1/16 of a batch: requests with smaller cost differences keep thei
 
 
 class Batcher:
-    """The unfinished requests of one generation: waiting and in flight."""
+    """The unfinished requests of one generation: waiting, and in flight at its engines.
+
+    Each engine has a lane; the number of a lane stays the same when its engine is replaced.
+    """
 
     def __init__(
         self,
@@ -47,7 +50,6 @@ class Batcher:
         self.estimator = estimator
         self.slice_texts = settings.max_slice_queries
         self.unfinished = 0
-        self._worker_threads = 1  # of the engine: batches that it answers in parallel
         self._settings = settings
         self._metrics = metrics
         self._clock = clock
@@ -56,8 +58,7 @@ class Batcher:
         self._limits = QueueLimits(self._waiting, settings)
         self._builder = BatchBuilder(self._waiting, settings, estimator.padded)
         self._filter_charges = FilterCharges(self._waiting)
-        self._in_flight: OrderedDict[int, list[RequestSlice]] = OrderedDict()  # batch number → slices, the oldest first
-        self._send: Callable[[bytes], None] | None = None
+        self._lanes: dict[int, Lane] = {}
         self._number = 0  # of the last batch sent
         self._idle = asyncio.Event()
         self._idle.set()
@@ -65,10 +66,9 @@ class Batcher:
         self._quarantine = Quarantine(query_identity)
         self._blamed: set[Caller] = set()  # callers with a quarantined text since the last answered batch
 
-    @property
-    def oldest(self) -> int | None:
-        """Number of the oldest batch in flight; None when there is none."""
-        return next(iter(self._in_flight), None)
+    def oldest(self, lane: int = 0) -> int | None:
+        """Return the number of the oldest batch in flight at an engine; None when there is none."""
+        return self._lanes[lane].oldest if lane in self._lanes else None
 
     @property
     def waiting_queries(self) -> int:
@@ -134,12 +134,13 @@ class Batcher:
         self._metrics.rejections.labels(refusal.code).inc()
         self._finish(request, refusal)
 
-    def attach(self, send: Callable[[bytes], None], worker_threads: int) -> None:
+    def attach(self, send: Callable[[bytes], None], worker_threads: int, lane: int = 0) -> None:
         """Attach a ready engine with this number of worker threads and send it the waiting texts."""
-        self._send, self._worker_threads = send, worker_threads
+        engine = self._lanes.setdefault(lane, Lane())
+        engine.send, engine.worker_threads = send, worker_threads
         self._feed()
 
-    def on_engine_death(self) -> bool:
+    def on_engine_death(self, lane: int = 0) -> bool:
         """Put the batches of a dead engine back at the head of the queue. Return whether a query caused the death.
 
         Only the oldest batch of each worker thread can be the cause, because a thread reads its next batch after
@@ -147,31 +148,28 @@ class Batcher:
         second death is quarantined. If texts of several callers were quarantined since the last answered batch, the
         bundle is the cause; a single caller could choose its texts so that the service falls back to another bundle.
         """
-        self._send = None
+        engine = self._lanes.setdefault(lane, Lane())
+        engine.send = None
         self._limits.reset_throughput()
-        if not self._in_flight:
+        if not engine.in_flight:
             return False
-        in_progress = chain.from_iterable(islice(self._in_flight.values(), self._worker_threads))
-        suspects = {span.request: span for span in in_progress if self._is_pending_here(span)}
-        for batch in reversed(self._in_flight.values()):
+        suspects = {request: span for request, span in engine.in_progress().items() if self._is_pending_here(span)}
+        for batch in reversed(engine.in_flight.values()):
             for span in reversed(batch):
                 self._put_back(span)
-        self._in_flight.clear()
+        engine.clear()
         query_is_cause = False
         for request, span in suspects.items():
             request.deaths += 1
             if request.deaths > DEATHS_ALLOWED:
                 self._blame(span)
                 query_is_cause = len(self._blamed) == 1
+        self._feed()  # other engines answer them
         return query_is_cause
 
-    def on_answers(self, answers: BatchAnswers) -> None:
+    def on_answers(self, answers: BatchAnswers, lane: int = 0) -> None:
         """Deliver the answers of a batch to its requests. Raises ValueError for a batch that is not due."""
-        due = list(islice(self._in_flight, self._worker_threads))
-        if answers.number not in due or len(answers.answers) != len(self._in_flight[answers.number]):
-            expected = " or ".join(map(str, due)) or "none"
-            raise ValueError(f"the engine answered batch {answers.number}; expected {expected}")
-        batch = self._in_flight.pop(answers.number)
+        batch = self._lanes[lane].take(answers.number, len(answers.answers))
         self._blamed.clear()
         self._feed()  # first, so that the engine works while the answers are sent
         now = self._clock()
@@ -192,37 +190,43 @@ class Batcher:
 
     def _remove_all(self) -> list[PendingRequest]:
         """Remove and return all unfinished requests, in order."""
-        in_flight = [
-            span.request for batch in self._in_flight.values() for span in batch if self._is_pending_here(span)
-        ]
+        batches = chain.from_iterable(lane.in_flight.values() for lane in self._lanes.values())
+        in_flight = [span.request for batch in batches for span in batch if self._is_pending_here(span)]
         requests = list(dict.fromkeys([*in_flight, *self._waiting.all()]))
         for request in requests:
             self._remove(request)
         return requests
 
     def _feed(self) -> None:
-        """Send batches while the engine has room."""
-        while self._send and self._may_send() and (batch := self._builder.next_batch(self._clock())):
+        """Send batches while an engine has room, each to the one with the fewest texts in flight."""
+        while (lane := self._free_lane()) and (batch := self._builder.next_batch(self._clock())):
             self._number += 1
-            self._in_flight[self._number] = batch
-            self._send(encode_batch(self._number, [span.query() for span in batch]))
+            lane.add(self._number, batch)
+            lane.send(encode_batch(self._number, [span.query() for span in batch]))  # type: ignore[misc]  # it is free
 
-    def _may_send(self) -> bool:
-        """Return whether the engine has room for a batch.
+    def _free_lane(self) -> Lane | None:
+        """Return the least loaded engine with room for a batch."""
+        if not self._waiting.texts:
+            return None
+        free = [lane for lane in self._lanes.values() if lane.send and self._may_send(lane)]
+        return min(free, key=lambda lane: (len(lane.in_flight), lane.texts), default=None)
+
+    def _may_send(self, lane: Lane) -> bool:
+        """Return whether an engine has room for a batch.
 
         A suspect is answered alone, so that no other request can be blamed. A batch is sent ahead when it is half full
         or as large as the one before it, or the engine would spend its time on batches of one text.
         """
-        if not self._in_flight:
+        if not lane.in_flight:
             return True
-        if len(self._in_flight) >= self._worker_threads + self._settings.batches_ahead:
+        if len(lane.in_flight) >= lane.worker_threads + self._settings.batches_ahead:
             return False
-        following, last_batch = self._waiting.first(), next(reversed(self._in_flight.values()))
+        following, last_batch = self._waiting.first(), lane.last
         if following is None or following.deaths or last_batch[0].request.deaths:
             return False
-        if len(self._in_flight) < self._worker_threads:
+        if len(lane.in_flight) < lane.worker_threads:
             return True
-        if self._waiting.texts < min(sum(span.stop - span.start for span in last_batch), self._half_batch):
+        if self._waiting.texts < min(count_texts(last_batch), self._half_batch):
             return False  # more will have come when the engine is free
         # a large batch sent ahead would delay small requests that arrive later
         return not (self._builder.is_large(following) and self._builder.small_arrived_recently(self._clock()))
@@ -230,7 +234,7 @@ class Batcher:
     def _measure(self, batch: Sequence[RequestSlice], answers: BatchAnswers, now: float) -> None:
         """Update metrics and estimates from the answers of a batch."""
         stages = answers.stages
-        texts, hits = sum(span.stop - span.start for span in batch), sum(span.hits for span in batch)
+        texts, hits = count_texts(batch), sum(span.hits for span in batch)
         self._metrics.observe_batch(texts, stages[:4], stages.tokens, stages.padding, stages.full_scans)
         self._filter_charges.charge(batch, stages.total)
         self._limits.update_bytes_per_hit(sum(len(body) for _, body in answers.answers), hits)

@@ -1,4 +1,4 @@
-"""One open bundle: its engine, its requests, and the replacement of an engine that died or hangs."""
+"""One open bundle: its engines, its requests, and the replacement of an engine that died or hangs."""
 
 import asyncio
 import logging
@@ -19,8 +19,9 @@ from service.bundles.lifecycle import Lifecycle, State
 from service.bundles.paused_labels import PausedBroadcaster
 from service.engine.client import EngineObserver, EngineProcess
 from service.engine.load_policy import LoadPolicy
-from service.engine.protocol import BatchAnswers, BundleInfo, Query, encode_paused
-from service.engine.watchdog import Watchdog
+from service.engine.pool.slot import EngineSlot
+from service.engine.pool.starter import EngineStarter
+from service.engine.protocol import BatchAnswers, BundleInfo, Query
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor, describe_error
 from service.settings import Settings
@@ -70,7 +71,9 @@ class CrashCounter:
 
 
 class Generation:
-    """One open bundle: its engine, its requests, and the replacement of an engine that dies.
+    """One open bundle: its engines, its requests, and the replacement of an engine that dies.
+
+    Several engines take batches from one queue.
 
     `choose_policy` returns how the generation's next engine is loaded.
     """
@@ -86,13 +89,12 @@ class Generation:
         paused: PausedBroadcaster,
         observer: GenerationObserver,
         choose_policy: Callable[["Generation"], LoadPolicy],
-        start_engine: StartEngine = EngineProcess.start,
+        start_engine: StartEngine | None = None,
     ) -> None:
         self.number = number
         self.name = folder.name
         self.folder = folder  # used by the next engine; the folder of the running one may have been removed
         self.failure: str | None = None  # why no engine can be started; None while one runs or starts
-        self.unknown_ids: list[str] | None = None  # paused ids that the bundle does not have; None: not reported yet
         self.query_identity = 0  # of the bundle, once an engine has opened it
         self.pause_version = 0  # version of the paused labels; requests sent after a list obey it
         self._settings = settings
@@ -101,23 +103,19 @@ class Generation:
         self._paused = paused
         self._observer = observer
         self._choose_policy = choose_policy
-        self._start_engine = start_engine
+        self._starter = EngineStarter()
+        self._start_engine = start_engine or self._starter.start
         self._lifecycle = Lifecycle()
-        self._engine: EngineProcess | None = None
+        self._slots = [EngineSlot(place, self, settings.engine_timeout_seconds) for place in range(settings.engines)]
         self._batcher: Batcher | None = None
-        self._watchdog = Watchdog(settings.engine_timeout_seconds, self._on_hang)
-        self._replacing: asyncio.Task[None] | None = None
         self._admitted_at = 0.0  # time of the last admitted request
-        self._opened_at = 0.0  # loop time when the last engine opened
         self._crashes = CrashCounter(settings.crash_seconds)
-        self._is_excused = False  # whether a query caused the last end, and not the bundle
-        self._pending_acks = 0  # lists of paused labels that the engine has not acknowledged
         self._acknowledged = asyncio.Event()
 
     async def open(self) -> Self:
-        """Start the engine and wait until it can answer. Raises BundleError."""
+        """Start the engines and wait until all can answer. Raises BundleError."""
         try:
-            await self._attach_new_engine()
+            await self._open_slots()
         except BaseException:
             self._lifecycle.advance(State.CLOSED)
             raise
@@ -132,13 +130,26 @@ class Generation:
 
     @property
     def info(self) -> BundleInfo | None:
-        """The engine's description of the bundle; None while there is no engine."""
-        return self._engine.info if self._engine else None
+        """An engine's description of the bundle; None while there is no engine."""
+        return next((slot.engine.info for slot in self._slots if slot.engine), None)
 
     @property
-    def engine(self) -> int | None:
-        """Process id of the engine; None while there is no engine."""
-        return self._engine.pid if self._engine else None
+    def engines(self) -> list[int]:
+        """Process ids of its processes: the engines that run, and their host if there are several."""
+        return [slot.engine.pid for slot in self._slots if slot.engine] + self._starter.pids
+
+    @property
+    def shortage(self) -> str | None:
+        """A note for the operator while some engines answer and others are being replaced."""
+        running = sum(slot.engine is not None for slot in self._slots)
+        if running in (0, len(self._slots)):
+            return None
+        return f"{running} of {len(self._slots)} engines of bundle {self.name} answer; others are being replaced"
+
+    @property
+    def unknown_ids(self) -> list[str] | None:
+        """Paused ids that the bundle does not have; None: no engine has reported them."""
+        return next((slot.unknown_ids for slot in self._slots if slot.engine and slot.unknown_ids is not None), None)
 
     @property
     def unfinished(self) -> int:
@@ -168,15 +179,14 @@ class Generation:
         return self.healthy and (self.unfinished > 0 or perf_counter() - self._admitted_at < RECENT_SECONDS)
 
     def send_paused(self) -> None:
-        """Send the paused labels to the engine. Batches sent afterwards are answered without them."""
+        """Send the paused labels to the engines. Batches sent afterwards are answered without them."""
         self.pause_version += 1
         self._acknowledged.clear()
-        if self._engine:
-            self._pending_acks += 1
-            self._engine.send(encode_paused(self._paused.ids))
+        for slot in self._slots:
+            slot.send_paused(self._paused.ids)
 
     async def wait_for_unknown_ids(self, seconds: float) -> list[str] | None:
-        """Return the paused ids that the bundle does not have; None when the engine does not report them in time."""
+        """Return the paused ids that the bundle does not have; None when an engine does not report them in time."""
         try:
             async with asyncio.timeout(seconds):
                 await self._acknowledged.wait()
@@ -197,32 +207,25 @@ class Generation:
             self._paused.unsubscribe(self.send_paused)
             self._observer.on_closed(self)
             self._lifecycle.advance(State.CLOSED)
-        if self._replacing:
-            self._replacing.cancel()
-            await asyncio.wait([self._replacing])
-        self._watchdog.update(None)
-        if self._engine:
-            await self._engine.end()
+        await asyncio.gather(*(slot.close() for slot in self._slots))
+        await self._starter.close()
 
-    def on_answers(self, batch: BatchAnswers) -> None:
+    def on_answers(self, slot: EngineSlot, batch: BatchAnswers) -> None:
         """Deliver the answers of a batch."""
-        self.batcher.on_answers(batch)
-        self._watchdog.update(self.batcher.oldest)
+        self.batcher.on_answers(batch, slot.number)
+        slot.watch(self.batcher.oldest(slot.number))
 
-    def on_paused(self, unknown_ids: list[str]) -> None:
-        """Note that the engine obeys a list of paused labels."""
-        self._pending_acks -= 1
-        if not self._pending_acks:
-            self.unknown_ids = unknown_ids
+    def on_paused(self, slot: EngineSlot) -> None:
+        """Note that an engine obeys the last list of paused labels."""
+        if all(one.obeys_paused for one in self._slots):
             self._acknowledged.set()
 
-    def on_engine_death(self) -> None:
+    def on_engine_death(self, slot: EngineSlot, dead: EngineProcess | None) -> None:
         """Replace the engine, and put its requests back into the queue."""
-        dead, self._engine = self._engine, None
-        self._watchdog.update(None)
         self._observer.on_engine_death(self)
-        self._replacing = self._supervisor.retry("engine_replacement", partial(self._replace, dead))
-        self._is_excused = self.batcher.on_engine_death()
+        slot.replacing = self._supervisor.retry("engine_replacement", partial(self._replace, slot, dead))
+        if self._batcher:  # else the generation is being opened
+            slot.is_excused = self._batcher.on_engine_death(slot.number)
 
     async def _drain(self) -> None:
         """Wait until all admitted requests are answered; refuse those that take too long."""
@@ -233,54 +236,69 @@ class Generation:
             LOG.warning("%d requests of bundle %s were still unfinished", self.unfinished, self.name)
             self.batcher.refuse_all(errors.unavailable("The service stopped before this request was answered."))
 
-    def _on_hang(self) -> None:
-        LOG.error("the engine of bundle %s has not answered for %g s", self.name, self._settings.engine_timeout_seconds)
-        if self._engine:
-            self._engine.kill()
+    async def _open_slots(self) -> None:
+        """Start all engines; end all of them if one cannot be started. Raises BundleError."""
+        starts = [self._supervisor.start("engine_opening", self._attach_new_engine(slot)) for slot in self._slots]
+        try:
+            await asyncio.gather(*starts)
+        except BaseException:
+            for start in starts:
+                start.cancel()
+            await asyncio.gather(*starts, return_exceptions=True)
+            await asyncio.gather(*(slot.close() for slot in self._slots))
+            await self._starter.close()
+            raise
 
-    async def _replace(self, dead: EngineProcess | None) -> None:
+    async def _replace(self, slot: EngineSlot, dead: EngineProcess | None) -> None:
         """Start engines until one answers. The supervisor retries it after an unexpected exception."""
-        longest, lived = LONGEST_RESTART_BACKOFF, asyncio.get_running_loop().time() - self._opened_at
+        longest, lived = LONGEST_RESTART_BACKOFF, asyncio.get_running_loop().time() - slot.opened_at
+        counts = True
         if dead:
             await dead.end()
-            reason = dead.exit_reason
+            reason, counts = dead.exit_reason, dead.counts_as_crash()
             LOG.error("the engine of bundle %s (process %d) ended %s; starting another", self.name, dead.pid, reason)
         while self.state is not State.CLOSED:
-            crashes = self._count_crash()
+            crashes = self._count_crash(slot) if counts else 1
+            counts = True
             if crashes > 1:
                 backoff = min(FIRST_RESTART_BACKOFF * 2 ** (crashes - 2), longest)
                 await asyncio.sleep(max(backoff - lived, 0))
             try:
-                await self._attach_new_engine()
+                await self._attach_new_engine(slot)
             except (DiptychError, OSError) as error:
-                self.failure, longest, lived = str(error), LONGEST_RETRY_BACKOFF, 0.0
+                self._note_failure(str(error))
+                longest, lived = LONGEST_RETRY_BACKOFF, 0.0
                 LOG.error("bundle %s: %s", self.name, error)
             except Exception as error:
-                self.failure = f"no engine can be started for bundle {self.name} ({describe_error(error)})"
+                self._note_failure(f"no engine can be started for bundle {self.name} ({describe_error(error)})")
                 raise
             else:
                 self.failure = None
                 return
 
-    def _count_crash(self) -> int:
+    def _note_failure(self, failure: str) -> None:
+        """Note why an engine cannot be started. Requests are refused only if no other engine runs."""
+        self.failure = None if self.info else failure
+
+    def _count_crash(self, slot: EngineSlot) -> int:
         """Count the end of an engine; return the number of recent ends, and report too many."""
-        crashes = self._crashes.add(asyncio.get_running_loop().time(), self._is_excused)
-        self._is_excused = False
+        crashes = self._crashes.add(asyncio.get_running_loop().time(), slot.is_excused)
+        slot.is_excused = False
         if crashes >= self._settings.crashes:
             self._observer.on_crash_loop(self)
         return crashes
 
-    async def _attach_new_engine(self) -> None:
-        engine = await self._start_engine(self.folder, self._settings, self, self._choose_policy(self))
+    async def _attach_new_engine(self, slot: EngineSlot) -> None:
+        engine = await self._start_engine(self.folder, self._settings, slot, self._choose_policy(self))
         try:
-            self._attach(engine)
+            self._attach(slot, engine)
         except BaseException:
-            self._engine = None
+            slot.engine = None
             await engine.end()
             raise
 
-    def _attach(self, engine: EngineProcess) -> None:
-        self._engine = engine
+    def _attach(self, slot: EngineSlot, engine: EngineProcess) -> None:
+        slot.set_engine(engine)
         info = engine.info
         self.query_identity = info.query_identity
         if self._batcher is None:
@@ -288,12 +306,10 @@ class Generation:
             self._batcher = Batcher(
                 self.name, self._settings, self._metrics, estimator, query_identity=info.query_identity
             )
-        self._opened_at = asyncio.get_running_loop().time()
-        self._pending_acks = 0
-        self.send_paused()  # before the first batch
-        self.batcher.attach(self._send, info.worker_threads)
+        self.pause_version += 1
+        self._acknowledged.clear()
+        slot.send_paused(self._paused.ids)  # before the first batch
+        self.batcher.attach(lambda batch: self._send(slot, batch), info.worker_threads, slot.number)
 
-    def _send(self, batch: bytes) -> None:
-        if self._engine:
-            self._engine.send(batch)
-        self._watchdog.update(self.batcher.oldest)
+    def _send(self, slot: EngineSlot, batch: bytes) -> None:
+        slot.send(batch, self.batcher.oldest(slot.number))

@@ -50,20 +50,21 @@ class BundleLoader:
         """
         folder = await self._fetch(name)
         try:
-            await self._check_memory(folder)
+            await self._check_memory(folder, self._settings.engines)
         except BundleError:
             if not await free_memory():
                 raise
-            await self._check_memory(folder)
+            await self._check_memory(folder, self._settings.engines)
         return await self._start(folder, self._settings, self._metrics, observer, choose_policy)
 
     async def open_for_comparison(
         self, name: str, observer: GenerationObserver, choose_policy: ChoosePolicy
     ) -> Generation:
-        """Open a generation for comparison, with one thread and separate metrics. Raises BundleError."""
+        """Open a generation for comparison, with one engine and thread and separate metrics. Raises BundleError."""
         folder = await self._fetch(name)
-        await self._check_memory(folder)
-        settings = self._settings.model_copy(update={"threads": 1, "search_threads": 1, "worker_threads": 1})
+        await self._check_memory(folder, engines=1)
+        single = ("engines", "threads", "search_threads", "worker_threads")
+        settings = self._settings.model_copy(update=dict.fromkeys(single, 1))
         separate_metrics = Metrics(CollectorRegistry())  # the service's metrics count live traffic only
         return await self._start(folder, settings, separate_metrics, observer, choose_policy)
 
@@ -75,11 +76,11 @@ class BundleLoader:
         finally:
             cancelled.set()
 
-    async def _check_memory(self, folder: Path) -> None:
+    async def _check_memory(self, folder: Path, engines: int) -> None:
         if self._settings.memory_check:
             trusted = trusted_keys(self._settings.trusted_keys)
             manifest = await self._supervisor.read(partial(read_manifest, folder, trusted))
-            check_memory(folder.name, manifest, self._settings.cgroups, trusted)
+            check_memory(folder.name, manifest, self._settings.cgroups, trusted, engines)
 
     async def _start(
         self,

@@ -216,7 +216,8 @@ class BundleManager:
         """Return whether requests are answered, and notes for the operator."""
         obstacle = self._obstacle()
         preparing = f"bundle {self.preparing} is being prepared" if self.preparing else None
-        notes = [obstacle, self._startup_step, preparing, self._switcher.failure]
+        shortage = self.current.shortage if self.current else None
+        notes = [obstacle, shortage, self._startup_step, preparing, self._switcher.failure]
         notes += [*self._follower.problems, *self.supervisor.failing]
         detail = "; ".join(self.public(note) for note in notes if note) or "serving"
         return ReadinessReport(obstacle is None, self.serving, detail)

@@ -28,11 +28,14 @@ TOKENIZER_TIMES = 10
 NODES_TIMES = 6  # the file's numbers, the labels by node, where each node begins, and its first label; or a label tree
 MEMORY_TIMES = 3  # the file, and the arrays that are made to check it
 FLOAT32_BYTES = 4
+HOST_WEIGHTS = 2  # copies of the weights in a host: the file, and the arrays that all engines use
 INDEX_TIMES = 2  # while it is loaded: the copy that was verified, and hnswlib's own
 
 
-def needed_memory(manifest: Manifest, trusted: Sequence[str] = ()) -> int:
-    """Return the most bytes that an engine needs for a bundle.
+def needed_memory(manifest: Manifest, trusted: Sequence[str] = (), engines: int = 1) -> int:
+    """Return the most bytes that the engines need for a bundle.
+
+    Several engines share all files; each has its own session, which may have copies of the weights.
 
     Vectors count only with `trusted` keys, which require a copy. Otherwise they are a mapped file when memory is short,
     see retrieval/bundle/verified_files.
@@ -48,13 +51,15 @@ def needed_memory(manifest: Manifest, trusted: Sequence[str] = ()) -> int:
     graphs = INDEX_TIMES * (sizes.get(INDEX, 0) + sizes.get(MEMORY_INDEX, 0))
     levels = range(len(manifest.parents))
     cascade = sum(sizes[level_file(level)] + NODES_TIMES * sizes[parents_file(level + 1)] for level in levels)
+    if engines > 1:
+        encoder = HOST_WEIGHTS * weights + engines * encoder
     files = graphs + cascade + encoder + TOKENIZER_TIMES * sizes[TOKENIZER] + copied
-    return int(ENGINE_BYTES + LABEL_CACHE_BYTES + files)
+    return int(engines * (ENGINE_BYTES + LABEL_CACHE_BYTES) + files)
 
 
-def check_memory(name: str, manifest: Manifest, groups: Path, trusted: Sequence[str] = ()) -> None:
+def check_memory(name: str, manifest: Manifest, groups: Path, trusted: Sequence[str] = (), engines: int = 1) -> None:
     """Check that a bundle fits into the free memory of machine and container. Raises BundleError."""
-    needed, room = needed_memory(manifest, trusted), free_memory(groups)
+    needed, room = needed_memory(manifest, trusted, engines), free_memory(groups)
     if needed > room.free:
         raise BundleError(
             f"{name} needs about {_megabytes(needed)} of memory and {_megabytes(room.free)} are free ({room.limit}). "

@@ -16,7 +16,7 @@ from service.bundles.store_access import StoreAccess
 from service.bundles.store_watcher import StoreWatcher
 from service.bundles.switch_queue import SwitchQueue
 from service.bundles.switcher import Change, Switcher
-from service.engine.client import CannotStart
+from service.engine.pool.spawning import CannotStart
 from service.errors import Refusal
 from service.observe.metrics import Metrics
 from service.observe.supervisor import Supervisor

@@ -2,20 +2,15 @@
 
 import asyncio
 import logging
-import os
-import signal
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Protocol, Self, cast
 
 from retrieval.errors import BundleError
-from retrieval.sandboxed_opening import warn_of_missing
-from retrieval.system.sandbox import SANDBOX, child_environment, data_limit, folder_bytes, missing
 from service.engine.cpu_throttle import CpuThrottle
 from service.engine.load_policy import LoadPolicy
-from service.engine.options import EngineOptions
+from service.engine.pool.host_process import BundleHost
+from service.engine.pool.spawning import CannotStart, Child, spawn
 from service.engine.protocol import (
     AnswerParts,
     BatchAnswers,
@@ -27,19 +22,10 @@ from service.engine.protocol import (
     decode_part,
     decode_paused,
 )
-from service.observe import logs
-from service.observe.detached_thread import run_detached
 from service.settings import Settings
 
 LOG = logging.getLogger("diptych")
-# Batches are small: a second core for tokenization, or for a product of thin matrices, costs more than it saves.
-SINGLE_THREADED = {"TOKENIZERS_PARALLELISM": "false", "OPENBLAS_NUM_THREADS": "1"}
 END_SECONDS = 5.0  # an engine that has not ended by then is killed
-POLL_SECONDS = 0.01  # between two checks whether a process has ended; a waiting thread might not be available
-
-
-class CannotStart(BundleError):
-    """The system temporarily has no process, descriptor or memory for an engine."""
 
 
 class EngineObserver(Protocol):
@@ -66,14 +52,26 @@ class EngineProcess(asyncio.Protocol):
         self._ready: asyncio.Future[BundleInfo] = asyncio.get_running_loop().create_future()
         self._is_ending = self._is_started = self._is_disconnected = False
         self._transport: asyncio.WriteTransport | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
+        self.host: BundleHost | None = None  # the process that forked it, if one did
 
     @classmethod
-    async def start(cls, folder: Path, settings: Settings, observer: EngineObserver, policy: LoadPolicy) -> Self:
-        """Start an engine on a bundle's folder and wait until it can answer. Raises BundleError."""
+    async def start(
+        cls,
+        folder: Path,
+        settings: Settings,
+        observer: EngineObserver,
+        policy: LoadPolicy,
+        host: BundleHost | None = None,
+    ) -> Self:
+        """Start an engine on a bundle's folder and wait until it can answer. Raises BundleError.
+
+        `host` has loaded the bundle and forks the engine.
+        """
         engine = cls(folder, observer)
+        engine.host = host
         try:
-            await engine._spawn_connected(settings, policy.low_priority)
+            await engine._start_connected(settings, policy.low_priority)
             with CpuThrottle(engine.pid, policy) as throttle:
                 await throttle.wait(engine._ready, settings.load_seconds)
             engine._ready.result()
@@ -99,18 +97,19 @@ class EngineProcess(asyncio.Protocol):
 
     @property
     def pid(self) -> int:
-        return cast(subprocess.Popen[bytes], self._process).pid
+        return cast(Child, self._child).pid
 
     @property
     def exit_reason(self) -> str:
         """The signal or exit code that the process ended with, as a phrase."""
-        code = cast(subprocess.Popen[bytes], self._process).returncode
-        if code is None or code >= 0:
-            return f"with exit code {code}"
-        try:
-            return f"by {signal.Signals(-code).name}"
-        except ValueError:  # real-time signals have no names
-            return f"by signal {-code}"
+        return cast(Child, self._child).exit_reason
+
+    def counts_as_crash(self) -> bool:
+        """Return whether its end is a crash of its own. A host that ends is one crash, although its engines end too."""
+        if self.host is None or not self.host.has_ended:
+            return True
+        is_first, self.host.is_counted = not self.host.is_counted, True
+        return is_first
 
     def send(self, frame: bytes) -> None:
         """Send a frame. It is silently dropped if the engine is exiting; `on_engine_death` follows."""
@@ -119,8 +118,8 @@ class EngineProcess(asyncio.Protocol):
 
     def kill(self) -> None:
         """Kill the process; `on_engine_death` follows."""
-        if self._process:
-            self._process.kill()
+        if self._child:
+            self._child.kill()
 
     async def end(self) -> None:
         """Let the engine finish its batches, then wait until the process has ended."""
@@ -130,34 +129,24 @@ class EngineProcess(asyncio.Protocol):
             self.kill()  # it may load for minutes before it reads its pipe
         if self._transport:
             self._transport.close()
-        if self._process and not await self._has_ended(END_SECONDS):
-            self._process.kill()
-            if not await self._has_ended(END_SECONDS):
+        if self._child and not await self._child.has_ended(END_SECONDS):
+            self._child.kill()
+            if not await self._child.has_ended(END_SECONDS):
                 LOG.error("process %d of bundle %s was killed and does not end", self.pid, self._folder.name)
 
-    async def _spawn_connected(self, settings: Settings, low_priority: bool) -> None:
+    async def _start_connected(self, settings: Settings, low_priority: bool) -> None:
         """Start the process and connect to its pipe. Raises BundleError and OSError, TimeoutError included."""
-        _check_sandbox(settings)
-        async with asyncio.timeout(settings.load_seconds):  # in a thread: a network file system may not respond
-            limits = await run_detached(lambda: (data_limit(self._folder), folder_bytes(self._folder)))
         front_end, engine_end = socket.socketpair()
         try:
             with engine_end:
-                self._process = _spawn(self._folder, settings, engine_end, low_priority, limits)
+                if self.host:
+                    self._child = await self.host.fork(engine_end)
+                else:
+                    self._child = await spawn(self._folder, settings, engine_end, low_priority)
             await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=front_end)
         except BaseException:
             front_end.close()
             raise
-
-    async def _has_ended(self, seconds: float) -> bool:
-        """Wait until the process has ended; return whether it did within `seconds`."""
-        process, loop = cast(subprocess.Popen[bytes], self._process), asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        while process.poll() is None:
-            if loop.time() > deadline:
-                return False
-            await asyncio.sleep(POLL_SECONDS)
-        return True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)
@@ -193,42 +182,3 @@ class EngineProcess(asyncio.Protocol):
             self._ready.set_exception(BundleError(payload.decode()))
         else:
             raise ValueError(f"an engine sent a frame of kind {kind.name}")
-
-
-def _spawn(
-    folder: Path, settings: Settings, pipe: socket.socket, low_priority: bool, limits: tuple[int, int]
-) -> subprocess.Popen[bytes]:
-    """Start the process; `limits` are the bytes of memory and of a file that it may use. Raises OSError.
-
-    Call it in the main thread: the kernel ends the engine when the thread that started it ends.
-    """
-    data_bytes, file_bytes = limits
-    options = EngineOptions(
-        low_priority=low_priority,
-        provider=settings.provider,
-        threads=settings.threads,
-        search_threads=settings.search_threads,
-        worker_threads=settings.worker_threads,
-        largest_batch=settings.max_batch_queries,
-        max_answer_bytes=settings.max_answer_bytes,
-        trusted_keys=settings.trusted_keys,
-        front_pid=os.getpid(),
-        sandbox=settings.sandbox,
-        data_bytes=data_bytes,
-        file_bytes=file_bytes,
-    )
-    descriptor = pipe.fileno()
-    command = [sys.executable, "-P", "-m", "service.engine.start", str(descriptor), str(folder), options.to_json()]
-    environment = child_environment() | SINGLE_THREADED | {logs.FORMAT: settings.log_format}
-    # In a separate process group: Ctrl-C in a terminal reaches only the front, which lets the engine finish.
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[descriptor], process_group=0)
-
-
-def _check_sandbox(settings: Settings) -> None:
-    """Check that the system has the required sandbox, and log once what it lacks. Raises BundleError."""
-    if settings.sandbox == "required":
-        lacks = missing() if settings.provider == "cpu" else ["an engine on a GPU is not confined"]
-        if lacks:
-            raise BundleError(f"no engine is started: {SANDBOX} is required, and {', '.join(lacks)}.")
-    elif settings.sandbox == "auto":
-        warn_of_missing()

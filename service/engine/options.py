@@ -21,6 +21,7 @@ class EngineOptions(NamedTuple):
     sandbox: str  # "auto", "required" or "off", see retrieval/system/sandbox
     data_bytes: int  # limit of data memory
     file_bytes: int  # limit of a written file: the in-memory copy of the index
+    shared: bool = False  # load the bundle once and fork engines that share its memory
 
     @classmethod
     def from_json(cls, text: str) -> Self:

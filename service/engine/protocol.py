@@ -13,6 +13,7 @@ import msgspec
 from pydantic_core import from_json, to_json
 
 HEAD = struct.Struct("<IB")  # payload bytes, kind
+NUMBER = struct.Struct("<i")
 PART_BYTES = 1 << 20  # bytes of one answer in one frame; larger answers are sent in several frames
 MAX_PART_BYTES = 1 << 30  # of parts whose ANSWERS frame has not arrived; several times the most of all worker threads
 PART_OVERHEAD = 64  # bytes that an empty part is counted as, so that empty parts are bounded as well
@@ -30,6 +31,11 @@ class FrameKind(IntEnum):
     ANSWERS = 4  # engine → front: BatchAnswers
     PAUSED = 5  # front → engine: ids of paused labels; engine → front: those that the bundle does not have
     PART = 6  # engine → front: AnswerPart; the BatchAnswers of the same batch follow
+    LOADED = 7  # host → front: the bundle is loaded
+    FORK = 8  # front → host, with the descriptor of an engine's pipe
+    FORKED = 9  # host → front: NUMBER, the process id of the new engine
+    REAP = 10  # front → host: NUMBER, the process id of an engine
+    REAPED = 11  # host → front: NUMBER, the engine's exit code; empty while it runs
 
 
 class Outcome(IntEnum):

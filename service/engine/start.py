@@ -25,7 +25,7 @@ def restrict(folder: Path, options: EngineOptions) -> None:
         limit()
         return
     limit(options.data_bytes, file_bytes=None if options.sandbox == "off" else options.file_bytes)
-    confine([folder], sandbox_mode(options.sandbox))
+    confine([folder], sandbox_mode(options.sandbox), may_fork=options.shared)
 
 
 def main(descriptor: int, folder: str, options: EngineOptions) -> int:
@@ -34,8 +34,8 @@ def main(descriptor: int, folder: str, options: EngineOptions) -> int:
     os.nice(NICENESS)
     restrict(Path(folder), options)
     run = at_low_priority if options.low_priority else directly
-    worker = run(lambda: importlib.import_module("service.engine.worker"))
-    return int(worker.main(descriptor, folder, options))
+    program = "service.engine.pool.host" if options.shared else "service.engine.worker"
+    return int(run(lambda: importlib.import_module(program)).main(descriptor, folder, options))
 
 
 if __name__ == "__main__":

@@ -35,8 +35,8 @@ class ObservedGeneration(Protocol):
         """Requests admitted and not answered."""
 
     @property
-    def engine(self) -> int | None:
-        """Process id of its engine; None while there is none."""
+    def engines(self) -> list[int]:
+        """Process ids of its processes."""
 
 
 class Metrics:
@@ -161,22 +161,35 @@ class GenerationCollector(Collector):
             "diptych_in_flight", "Requests admitted and not answered, by generation", labels=labels
         )
         memory = GaugeMetricFamily(
-            "diptych_engine_resident_bytes", "Resident memory of an engine in bytes", labels=labels
+            "diptych_engine_resident_bytes",
+            "Resident memory of a generation's engines in bytes; memory that they share counts once",
+            labels=labels,
         )
         for generation in self.open:
             values = [generation.name, str(generation.number)]
             in_flight.add_metric(values, generation.unfinished)
-            if generation.engine and (size := resident_bytes(generation.engine)):
+            if size := shared_bytes(generation.engines):
                 memory.add_metric(values, size)
         yield in_flight
         yield memory
 
 
-def resident_bytes(pid: int) -> int | None:
-    """Return the resident memory of a process in bytes; None when it has ended."""
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process in bytes; 0 when it has ended."""
+    return _kilobytes(Path(f"/proc/{pid}/status"), "VmRSS:") * 1024
+
+
+def shared_bytes(pids: Sequence[int]) -> int:
+    """Return the resident memory of processes in bytes; memory that they share counts once."""
+    if len(pids) == 1:  # read faster
+        return resident_bytes(pids[0])
+    return sum(_kilobytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss:") for pid in pids) * 1024
+
+
+def _kilobytes(path: Path, field: str) -> int:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    kilobytes = next((line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:")), None)
-    return int(kilobytes) * 1024 if kilobytes else None  # a process that has just ended has no such line
+        text = path.read_text()
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        return 0
+    # a process that has just ended has no such line
+    return next((int(line.split()[1]) for line in text.splitlines() if line.startswith(field)), 0)

@@ -144,3 +144,6 @@ def test_the_levels_of_a_cascade_count_as_memory_of_an_engine() -> None:
     levels = sum(entry.bytes for name, entry in manifest.files.items() if name.startswith(("level_", "parents_")))
     assert needed_memory(manifest) >= ENGINE_BYTES + LABEL_CACHE_BYTES + levels
     assert needed_memory(manifest, ["key"]) >= needed_memory(manifest) + manifest.files[VECTORS].bytes
+    two = needed_memory(manifest, engines=2) - needed_memory(manifest)
+    assert two >= ENGINE_BYTES + LABEL_CACHE_BYTES
+    assert needed_memory(manifest, ["key"], engines=2) == needed_memory(manifest, ["key"]) + two  # vectors are shared

@@ -71,3 +71,16 @@ def test_threads_do_not_keep_the_low_priority_of_their_first_work() -> None:
 
     query_QD = np.zeros((4, 1), np.float32)
     assert set(LowPriority().run(lambda: pool.map_parts(priority, query_QD))) == {max(LOW, normal), normal}
+
+
+def test_a_deferred_pool_has_no_threads_until_it_is_started() -> None:
+    """A process that is to be forked would have threads, whose locks the forked processes inherit."""
+    before, together = threading.active_count(), threading.Barrier(2, timeout=30)
+    pool = ThreadPool(2, started=False)
+    assert threading.active_count() == before
+    assert pool.map(lambda number: number + 1, range(3)) == [1, 2, 3]
+    pool.start()
+    pool.start()
+    assert threading.active_count() == before + 1
+    pool.map(lambda _: together.wait(), range(2))
+    pool.close()

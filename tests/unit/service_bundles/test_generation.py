@@ -49,6 +49,9 @@ class FakeEngine:
     def send(self, frame: bytes) -> None:
         self.frames += FrameSplitter().feed(frame)
 
+    def counts_as_crash(self) -> bool:
+        return True
+
     async def end(self) -> None:
         self.ended = True
 
@@ -158,9 +161,9 @@ def test_paused_labels_are_sent_before_the_first_batch_and_after_each_change(sto
         await bench.paused.change(["b"], [])
         assert decode_paused(bench.engines[0].frames[-1][1]) == ["a", "b"]
         assert generation.pause_version == version + 1
-        generation.on_paused(["a"])  # the first list; the second is not acknowledged yet
+        bench.engines[0].observer.on_paused(["a"])  # the first list; the second is not acknowledged yet
         assert await generation.wait_for_unknown_ids(0.01) is None
-        generation.on_paused(["b"])
+        bench.engines[0].observer.on_paused(["b"])
         assert await generation.wait_for_unknown_ids(60) == ["b"]
         await bench.paused.change([], ["a", "b"])
 

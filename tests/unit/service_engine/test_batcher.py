@@ -255,7 +255,7 @@ def test_worker_threads_answer_in_any_order() -> None:
             bench.batcher.on_answers(BatchAnswers(3, NO_TIME, [QueryAnswer(Outcome.ANSWERED, b"c")]))
         for number, text in ((2, b"b"), (3, b"c"), (1, b"a"), (4, b"d")):
             bench.batcher.on_answers(BatchAnswers(number, NO_TIME, [QueryAnswer(Outcome.ANSWERED, text)]))
-            assert bench.batcher.oldest == {2: 1, 3: 1, 1: 4, 4: None}[number]
+            assert bench.batcher.oldest() == {2: 1, 3: 1, 1: 4, 4: None}[number]
         assert [await request.answer for request in requests] == [b"a", b"b", b"c", b"d"]
 
 

@@ -8,7 +8,7 @@ import pytest
 
 
 @pytest.mark.parametrize(
-    "modules", ["retrieval.search.encoder", "diptych, export.int8", "export.commands, export.int8"]
+    "modules", ["retrieval.search.encoder, onnxruntime", "diptych, export.int8", "export.commands, export.int8"]
 )
 def test_nothing_is_kept_for_telling_others(modules: str, tmp_path: Path) -> None:
     """If it fails, hashes of models are sent to a third party, and a device id is stored in the home folder."""

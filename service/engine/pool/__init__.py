@@ -1,0 +1,1 @@
+"""Several engines that share the memory of one bundle."""
