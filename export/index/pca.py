@@ -20,9 +20,14 @@ SIMD_WIDTH = 16  # the index's inner product processes this many numbers at a ti
 def fit_projection(vectors_LD: LabelVectors, dual_dim: int) -> tuple[Vectors, float]:
     """Return the fewest orthonormal directions [D, W] that keep the share ENERGY of the variance, and that share."""
     directions_DD, energy_D = fit_directions(vectors_LD, dual_dim)
-    components = min(int(np.searchsorted(energy_D[1:], ENERGY)) + 1, len(energy_D))
-    width = min(SIMD_WIDTH * -(-(1 + components) // SIMD_WIDTH), len(energy_D))
+    width = width_of_energy(energy_D)
     return first_directions(directions_DD, width), float(energy_D[width - 1])
+
+
+def width_of_energy(energy_D: NDArray[np.float64]) -> int:
+    """Return the fewest directions that keep the share ENERGY of the variance, a multiple of SIMD_WIDTH or all."""
+    components = min(int(np.searchsorted(energy_D[1:], ENERGY)) + 1, len(energy_D))
+    return min(SIMD_WIDTH * -(-(1 + components) // SIMD_WIDTH), len(energy_D))
 
 
 def first_directions(directions_DD: Vectors, width: int) -> Vectors:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from export.index.choice import choose_width
-from export.index.graph import choose_graph, sample_nodes
+from export.index.graph import GraphChoice, choose_graph, sample_nodes
 from export.index.int8_vectors import mapped, metric_lost_by_int8, write_float32, write_int8
 from export.index.kind import MAX_EXACT, exact_settings, is_exact_faster, without_slow_weights
-from export.index.pca import first_directions, fit_directions, write_projected
+from export.index.pca import first_directions, fit_directions, width_of_energy, write_projected
 from export.index.quality import IndexQuality
 from export.index.recall import RECALL_TARGET, IndexProbe, choose_ef_search
 from export.job import ExportJob, query_encoder
@@ -36,6 +36,10 @@ from training.evaluation.results import MetricValues
 WHOLE = "float32.npy"  # temporary: the vectors before they are quantised
 PROJECTED = "projected.npy"  # temporary: the input of the graph
 MIN_SAMPLE_QUERIES, MAX_SAMPLE_QUERIES = 100, 400  # that width and graph settings are chosen with
+# From this number of distinct vectors on, width and graph settings are measured. Below, a wider projection and
+# more links take little memory and allow a smaller ef_search.
+MIN_MEASURED = 200_000
+SMALL_GRAPH = GraphChoice(m=32, ef_construction=200)
 MAX_PAIRS = 300_000_000  # of a query and a label that are compared to choose the width, at each weight
 
 
@@ -110,9 +114,10 @@ def _write_graph(job: ExportJob, vectors_LD: LabelVectors, nodes: Nodes, encoded
     with job.stage("graph settings") as progress:
         sample_SW = vectors_LD[row_N[sample_nodes(nodes.size)]] @ projection_DW
         query_QW = _queries(job, nodes.size, encoded, job.checkpoint.classifier_weight) @ projection_DW
-        choice = choose_graph(
-            sample_SW, nodes.size, query_QW, settings.m, settings.ef_construction, settings.threads, progress
-        )
+        m, ef_construction = settings.m, settings.ef_construction
+        if nodes.size < MIN_MEASURED:
+            m, ef_construction = m or SMALL_GRAPH.m, ef_construction or SMALL_GRAPH.ef_construction
+        choice = choose_graph(sample_SW, nodes.size, query_QW, m, ef_construction, settings.threads, progress)
     with job.stage("index") as progress:
         projected_NW = write_projected(vectors_LD, row_N, projection_DW, folder / PROJECTED)
         built = HnswIndex.build(projected_NW, **choice._asdict(), threads=settings.threads, progress=progress)
@@ -134,6 +139,8 @@ def _choose_projection(
     with job.stage("PCA projection") as progress:
         directions_DD, energy_D = fit_directions(vectors_LD, job.model.dual_dim)
         width = job.settings.width
+        if width is None and len(row_N) < MIN_MEASURED:
+            width = width_of_energy(energy_D)
         if width is None:
             default = job.checkpoint.classifier_weight
             others = {0.0, 1.0} - {default} if job.model.classifier_dim else set()

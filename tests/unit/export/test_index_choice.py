@@ -1,12 +1,17 @@
 """Width, links per node and candidates per insertion are chosen by measuring before the index is built."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from export.build import export
 from export.index import graph
 from export.index.choice import WIDTHS, candidate_recalls, choose_width
 from export.index.graph import CHOICES, GraphChoice, choose_graph, ef_of_sample, predicted_ef, sample_nodes
 from export.index.pca import fit_directions
+from export.job import ExportSettings
+from retrieval.open import open_store
 from retrieval.quantized_vectors import QuantizedVectors, quantize
 from retrieval.search.indexes import Vectors
 from retrieval.system.progress import no_progress
@@ -109,3 +114,14 @@ def test_a_sample_is_spread_over_all_nodes(monkeypatch: pytest.MonkeyPatch) -> N
     assert (len(set(row_S.tolist())), row_S.min() < 100, row_S.max() > 900) == (100, True, True)
     assert (np.diff(row_S) > 0).all()
     assert sample_nodes(40).tolist() == list(range(40))
+
+
+@pytest.mark.parametrize("measured", [True, False])
+def test_width_and_links_of_many_labels_are_measured(
+    measured: bool, words_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If it fails, an index of a million labels has the settings of a small one, or the other way round."""
+    if measured:
+        monkeypatch.setattr("export.kinds.vector_index.MIN_MEASURED", 1)
+    exported = export(words_checkpoint, open_store(tmp_path), settings=ExportSettings(index="hnsw", threads=1))
+    assert exported.manifest.index.m == (16 if measured else 32)
