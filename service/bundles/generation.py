@@ -105,7 +105,7 @@ class Generation:
         self._lifecycle = Lifecycle()
         self._engine: EngineProcess | None = None
         self._batcher: Batcher | None = None
-        self._watchdog = Watchdog(settings.engine_timeout_seconds, self._on_hang)
+        self._watchdog = Watchdog(settings.batch_seconds, self._on_hang)
         self._replacing: asyncio.Task[None] | None = None
         self._admitted_at = 0.0  # time of the last admitted request
         self._opened_at = 0.0  # loop time when the last engine opened
@@ -234,7 +234,7 @@ class Generation:
             self.batcher.refuse_all(errors.unavailable("The service stopped before this request was answered."))
 
     def _on_hang(self) -> None:
-        LOG.error("the engine of bundle %s has not answered for %g s", self.name, self._settings.engine_timeout_seconds)
+        LOG.error("the engine of bundle %s has not answered for %g s", self.name, self._settings.batch_seconds)
         if self._engine:
             self._engine.kill()
 

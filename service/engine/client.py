@@ -10,7 +10,11 @@ import sys
 from pathlib import Path
 from typing import Protocol, Self, cast
 
+from retrieval.bundle.manifest import read_manifest
+from retrieval.bundle.signatures import trusted_keys
 from retrieval.errors import BundleError
+from retrieval.milvus.collection import collection_name
+from retrieval.milvus.host import Host, start_host
 from retrieval.sandboxed_opening import warn_of_missing
 from retrieval.system.sandbox import SANDBOX, child_environment, data_limit, folder_bytes, missing
 from service.engine.cpu_throttle import CpuThrottle
@@ -67,6 +71,7 @@ class EngineProcess(asyncio.Protocol):
         self._is_ending = self._is_started = self._is_disconnected = False
         self._transport: asyncio.WriteTransport | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._host: Host | None = None  # searches Milvus for the engine, which has no network
 
     @classmethod
     async def start(cls, folder: Path, settings: Settings, observer: EngineObserver, policy: LoadPolicy) -> Self:
@@ -134,16 +139,24 @@ class EngineProcess(asyncio.Protocol):
             self._process.kill()
             if not await self._has_ended(END_SECONDS):
                 LOG.error("process %d of bundle %s was killed and does not end", self.pid, self._folder.name)
+        if self._host:
+            self._host.close()
 
     async def _spawn_connected(self, settings: Settings, low_priority: bool) -> None:
         """Start the process and connect to its pipe. Raises BundleError and OSError, TimeoutError included."""
         _check_sandbox(settings)
         async with asyncio.timeout(settings.load_seconds):  # in a thread: a network file system may not respond
             limits = await run_detached(lambda: (data_limit(self._folder), folder_bytes(self._folder)))
+            collection = await run_detached(lambda: _collection(self._folder, settings))
         front_end, engine_end = socket.socketpair()
         try:
             with engine_end:
-                self._process = _spawn(self._folder, settings, engine_end, low_priority, limits)
+                if collection is not None:
+                    self._host = start_host(collection, environment={**os.environ, **settings.milvus_variables})
+                sockets = () if self._host is None else tuple(self._host.descriptors)
+                self._process = _spawn(self._folder, settings, engine_end, low_priority, limits, sockets)
+                if self._host is not None:
+                    self._host.close_sockets()  # so that it ends with the engine
             await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=front_end)
         except BaseException:
             front_end.close()
@@ -196,7 +209,12 @@ class EngineProcess(asyncio.Protocol):
 
 
 def _spawn(
-    folder: Path, settings: Settings, pipe: socket.socket, low_priority: bool, limits: tuple[int, int]
+    folder: Path,
+    settings: Settings,
+    pipe: socket.socket,
+    low_priority: bool,
+    limits: tuple[int, int],
+    index_sockets: tuple[int, ...],
 ) -> subprocess.Popen[bytes]:
     """Start the process; `limits` are the bytes of memory and of a file that it may use. Raises OSError.
 
@@ -216,12 +234,25 @@ def _spawn(
         sandbox=settings.sandbox,
         data_bytes=data_bytes,
         file_bytes=file_bytes,
+        index_sockets=index_sockets,
     )
     descriptor = pipe.fileno()
     command = [sys.executable, "-P", "-m", "service.engine.start", str(descriptor), str(folder), options.to_json()]
     environment = child_environment() | SINGLE_THREADED | {logs.FORMAT: settings.log_format}
     # In a separate process group: Ctrl-C in a terminal reaches only the front, which lets the engine finish.
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[descriptor], process_group=0)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[descriptor, *index_sockets], process_group=0
+    )
+
+
+def _collection(folder: Path, settings: Settings) -> str | None:
+    """Return the collection of a bundle whose index is in Milvus; None for another one. Raises BundleError."""
+    manifest = read_manifest(folder, trusted_keys(settings.trusted_keys))
+    if manifest.graph is None or manifest.graph.kind != "milvus":
+        return None
+    if not settings.milvus_url:
+        raise BundleError(f"the index of {folder.name} is in Milvus. Set DIPTYCH_MILVUS_URL to the server's address.")
+    return collection_name(manifest, settings.milvus_prefix)
 
 
 def _check_sandbox(settings: Settings) -> None:

@@ -21,6 +21,7 @@ class EngineOptions(NamedTuple):
     sandbox: str  # "auto", "required" or "off", see retrieval/system/sandbox
     data_bytes: int  # limit of data memory
     file_bytes: int  # limit of a written file: the in-memory copy of the index
+    index_sockets: tuple[int, ...] = ()  # to the process that searches Milvus; empty if the index is in the bundle
 
     @classmethod
     def from_json(cls, text: str) -> Self:

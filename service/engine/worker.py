@@ -37,6 +37,7 @@ from service.engine.worker_threads import SharedPipe, count_threads, run_in_thre
 from service.observe import logs
 
 LOG = logging.getLogger("diptych.engine")
+MILVUS_THREADS = 4
 
 
 def open_bundle(folder: Path, options: EngineOptions) -> tuple[BatchSearcher, BundleInfo]:
@@ -48,6 +49,7 @@ def open_bundle(folder: Path, options: EngineOptions) -> tuple[BatchSearcher, Bu
     retriever = open_retriever(
         folder, threads=options.threads, search_threads=options.search_threads, provider=options.provider,
         trusted=trusted_keys(options.trusted_keys), low_priority=options.low_priority, paused=(),
+        index_sockets=options.index_sockets,
     )  # fmt: skip
     searcher = BatchSearcher(retriever, options.max_answer_bytes)
     run(lambda: searcher.warm(options.largest_batch))
@@ -66,7 +68,7 @@ def open_bundle(folder: Path, options: EngineOptions) -> tuple[BatchSearcher, Bu
         max_tokens=model.max_tokens,
         # On a CPU the encoder groups texts of similar length, and the padding of a static encoder costs nothing.
         padded=model.encoder == "transformer" and options.provider != "cpu",
-        worker_threads=options.worker_threads or count_threads(model.encoder, options.provider, options.threads),
+        worker_threads=options.worker_threads or _count_threads(options, model.encoder),
         seconds=time.perf_counter() - started,
         weight=retriever.manifest.classifier_weight,
         attributes=attributes,
@@ -74,6 +76,12 @@ def open_bundle(folder: Path, options: EngineOptions) -> tuple[BatchSearcher, Bu
         memory_weight=None if retriever.manifest.memory is None else retriever.memory_weight,
         fixed_weight=not (model.dual_dim and model.classifier_dim),
     )
+
+
+def _count_threads(options: EngineOptions, encoder: str) -> int:
+    if options.index_sockets:  # a thread mostly waits for Milvus
+        return MILVUS_THREADS
+    return count_threads(encoder, options.provider, options.threads)
 
 
 def serve(searcher: BatchSearcher, pipe: SharedPipe) -> None:
