@@ -13,7 +13,7 @@ WORKDIR /src
 # Dependencies first, with hashes checked: this layer is reused while only the project's code changes.
 COPY pyproject.toml constraints.txt docker/constraints-gpu.txt .ci/requirements.py .ci/requirements-build.txt ./
 RUN /opt/diptych/bin/python -m pip install --require-hashes --requirement requirements-build.txt \
-    && /opt/diptych/bin/python requirements.py serve s3 otel "${VARIANT}" >requirements.txt \
+    && /opt/diptych/bin/python requirements.py serve s3 otel milvus "${VARIANT}" >requirements.txt \
     && if [ "${VARIANT}" = gpu ]; then echo "onnxruntime-gpu[cuda,cudnn]" >>requirements.txt; fi \
     && /opt/diptych/bin/python -m pip install --require-hashes --no-build-isolation \
     --constraint constraints.txt --constraint constraints-gpu.txt --requirement requirements.txt \

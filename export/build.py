@@ -8,13 +8,14 @@ from pathlib import Path
 
 from export.job import ExportSettings, check_end_to_end
 from export.kinds.cascade import build_cascade, cascade_job
+from export.kinds.milvus import move_index_to_milvus
 from export.kinds.vectors import build_vectors, vector_job
 from export.sampling import MAX_QUERIES, sample
 from retrieval.bundle.golden_answers import GoldenReport
 from retrieval.bundle.label_size import check_label_size
 from retrieval.bundle.labels import write_labels
 from retrieval.bundle.manifest import LABELS, TOKENIZER, Manifest, read_manifest
-from retrieval.errors import BundleError
+from retrieval.errors import BadInput, BundleError
 from retrieval.store.local import Store
 from retrieval.system.progress import Stage, silent_stage
 from training.checkpoint.opened import Checkpoint, load_checkpoint
@@ -67,7 +68,10 @@ def _build(checkpoint: Checkpoint, folder: Path, settings: ExportSettings, stage
     write_labels(folder / LABELS, checkpoint.labels)
     if isinstance(checkpoint.model, UnifiedModel):
         job = vector_job(checkpoint, folder, settings, stage, queries)
-        return check_end_to_end(job, build_vectors(job))
+        report = check_end_to_end(job, build_vectors(job))
+        return report if settings.index != "milvus" else move_index_to_milvus(folder, settings.parquet, stage)
+    if settings.index == "milvus":
+        raise BadInput("a cascade has no index that could be in Milvus. Export it without --index milvus.")
     cascade = cascade_job(checkpoint, checkpoint.model, folder, settings, stage, queries)
     return check_end_to_end(cascade, build_cascade(cascade))
 

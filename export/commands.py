@@ -31,12 +31,15 @@ def export(
         typer.Option(help="Precision of the label vectors; auto: int8, unless it loses quality."),
     ] = "auto",
     index: Annotated[
-        Literal["auto", "hnsw", "exact"],
-        typer.Option(help="Kind of the index; exact compares all labels. auto: the faster one."),
+        Literal["auto", "hnsw", "exact", "milvus"],
+        typer.Option(help="Kind of the index; exact compares all labels, milvus asks a server. auto: hnsw or exact."),
     ] = "auto",
     width: Annotated[
         int | None,
         typer.Option(min=1, help="Numbers per label in the index; default: the fewest that find the best labels."),
+    ] = None,
+    parquet: Annotated[
+        Path | None, typer.Option(help="With --index milvus: also write a file for Milvus' bulk insert.")
     ] = None,
     m: Annotated[
         int | None,
@@ -62,13 +65,22 @@ def export(
     from export.build import export as build
     from export.job import ExportSettings
     from retrieval.bundle.signatures import trusted_keys
+    from retrieval.errors import BadInput
     from retrieval.open import open_store
     from retrieval.system.console import Console
     from training.monitoring.console import ConsoleCallback
 
+    if parquet is not None and index != "milvus":
+        raise BadInput(f"--parquet writes the rows of an index in Milvus, but --index is {index}. Add --index milvus.")
+    if activate and index == "milvus":
+        raise BadInput(
+            "--activate needs the vectors in Milvus first. Export without it, then use `diptych bundles load` and "
+            "`diptych bundles activate`."
+        )
     opened = open_store(store, trusted=trusted_keys())
     settings = ExportSettings(
-        vectors=vectors, index=index, width=width, m=m, ef_construction=ef_construction, threads=threads,
+        vectors=vectors, index=index, parquet=parquet, width=width, m=m, ef_construction=ef_construction,
+        threads=threads,
         precision=precision,
     )  # fmt: skip
     with ConsoleCallback() as callback:

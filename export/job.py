@@ -33,13 +33,14 @@ class ExportSettings:
     """Settings of an export.
 
     vectors: precision of the label vectors; "auto": int8 unless it loses quality. index: kind of the index; "auto": the
-    faster one. width: numbers per label in the index. m: links per node of the index graph. ef_construction: candidates
-    examined when a node is linked. None for these three: chosen by measuring. threads: native threads (None: all
-    cores). precision: of the query encoder.
+    faster one of hnsw and exact. parquet: file for the rows of an index in Milvus. width: numbers per label in the
+    index. m: links per node of the index graph. ef_construction: candidates examined when a node is linked. None for
+    these three: chosen by measuring. threads: native threads (None: all cores). precision: of the query encoder.
     """
 
     vectors: Literal["auto", "float32", "int8"] = "auto"
-    index: Literal["auto", "hnsw", "exact"] = "auto"
+    index: Literal["auto", "hnsw", "exact", "milvus"] = "auto"
+    parquet: Path | None = None
     width: int | None = None
     m: int | None = None
     ef_construction: int | None = None

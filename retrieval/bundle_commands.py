@@ -17,6 +17,7 @@ from retrieval.command_options import (
 from retrieval.system.terminal import echo, print_json
 
 if TYPE_CHECKING:
+    from retrieval.milvus.server import MilvusServer
     from retrieval.store.local import Store
     from retrieval.store.remote import Remote
 
@@ -142,6 +143,46 @@ def pull_bundle(
     echo(f"{'Active' if activate else 'Fetched'}: {folder}")
 
 
+@bundles.command(
+    rich_help_panel=CHANGE,
+    epilog="Example:\n  DIPTYCH_MILVUS_URL=http://127.0.0.1:19530 diptych bundles load store NAME",
+)
+def load(
+    store: StoreArgument,
+    name: NameArgument,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            help="Path of the file of `export --parquet` in the server's bucket, which the server reads itself; "
+            "default: this command sends the vectors."
+        ),
+    ] = None,
+) -> None:
+    """Fill the collection of a bundle in Milvus, and wait until it is indexed.
+
+    The server is that of DIPTYCH_MILVUS_URL. A collection that is complete stays as it is.
+    """
+    from retrieval.loading import index_rows
+    from retrieval.milvus.collection import BundleCollection, with_server
+    from retrieval.milvus.load_bar import load_bar
+
+    opened = store_of(store)
+    manifest, blocks = index_rows(opened.bundle_path(name), opened.trusted)
+
+    def fill(server: "MilvusServer") -> str:
+        collection = BundleCollection(server, manifest, name)
+        if collection.is_filled():
+            return f"{name} is in Milvus already: {collection.size:,} vectors in collection {collection.name}."
+        with load_bar() as progress:
+            if file is None:
+                collection.fill(blocks, progress)
+            else:
+                collection.fill_from(file)
+        return f"{name} is in Milvus: {collection.size:,} vectors in collection {collection.name}."
+
+    echo(with_server(fill))
+
+
 @bundles.command(rich_help_panel=CHANGE)
 def activate(store: StoreArgument, name: NameArgument) -> None:
     """Verify a bundle and make it the active one."""
@@ -160,10 +201,24 @@ def prune(
     store: StoreArgument,
     keep: Annotated[int, typer.Option(min=0, help="Newest bundles to keep, in addition to those in use.")] = 3,
 ) -> None:
-    """Remove old bundles. The active bundle, its predecessor and open bundles are kept."""
+    """Remove old bundles. The active bundle, its predecessor and open bundles are kept.
+
+    With DIPTYCH_MILVUS_URL, collections with this prefix that no bundle of the store uses are removed as well.
+    """
+    import os
+
+    from retrieval.milvus.settings import URL
+
     opened = store_of(store)
     removed = opened.prune(keep)
     echo(f"Removed {', '.join(removed)}." if removed else "There was nothing to remove.")
+    if os.environ.get(URL):
+        from retrieval.milvus.collection import prune_collections
+        from retrieval.milvus.settings import milvus_settings
+
+        manifests = [opened.manifest(name) for name in opened.bundles()]
+        if collections := prune_collections(manifests, milvus_settings()):
+            echo(f"Removed from Milvus: {', '.join(collections)}.")
     if undated := opened.undated():
         echo(f"Not removed, since the manifest has no date: {', '.join(undated)}.", err=True)
 

@@ -41,6 +41,10 @@ class Unreachable(BundleError):
     """No response from the URL of a store, because of the network, the server or the credentials. Retry later."""
 
 
+class IndexUnavailable(BundleError):
+    """No candidates from the server of the index, because it is away or too slow. Retry later."""
+
+
 class GateError(DiptychError):
     """A bundle that fails a check of its export."""
 

@@ -3,6 +3,8 @@
 Suffixes: M training queries of the memory, H width of the half that is compared.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -27,19 +29,22 @@ from retrieval.bundle.manifest import (
     TOKENIZER,
     VECTOR_SCALES,
     VECTORS,
+    Manifest,
     level_file,
     parents_file,
 )
 from retrieval.bundle.memory_file import memory_in
 from retrieval.bundle.vector_file import array_in, vectors_in
-from retrieval.bundle.verified_files import BundleFiles
+from retrieval.bundle.verified_files import BundleFiles, read_bundle
 from retrieval.errors import BundleError
+from retrieval.milvus.collection import graph_facts, projected_blocks
+from retrieval.milvus.opening import open_milvus_index
 from retrieval.quantized_vectors import LabelVectors, QuantizedVectors
 from retrieval.search.attributes import BYTES_PER_LABEL, BYTES_PER_LABEL_WITH_NODES, Attributes
 from retrieval.search.cascade_index import CascadeIndex
 from retrieval.search.distinct_vectors import Nodes, nodes_in
 from retrieval.search.encoder import TextEncoder
-from retrieval.search.indexes import ExactIndex, HnswIndex, VectorIndex
+from retrieval.search.indexes import ExactIndex, HnswIndex, VectorIndex, Vectors
 from retrieval.search.memory import QueryMemory
 from retrieval.search.pca_index import PcaIndex
 from retrieval.search.ranker import CascadeRanker, Ranker, VectorRanker
@@ -49,13 +54,18 @@ from retrieval.system.low_priority import at_low_priority, directly
 
 @dataclass(frozen=True)
 class LoadOptions:
-    """Options for loading a bundle; `open_bundle` explains them."""
+    """Options for loading a bundle; `open_bundle` explains them.
+
+    without_server: compare all labels if the index is in Milvus, to verify a bundle before the server has its vectors.
+    """
 
     threads: int | None = None
     search_threads: int | None = None
     provider: str = "cpu"
     low_priority: bool = False
     deferred: bool = False  # load in a process without threads, which is then forked; see `Retriever.start`
+    index_sockets: tuple[int, ...] = ()
+    without_server: bool = False
 
 
 class LoadedParts(NamedTuple):
@@ -85,7 +95,7 @@ def load_parts(folder: Path, files: BundleFiles, options: LoadOptions) -> Loaded
     pool = ThreadPool(options.search_threads or options.threads, started=not options.deferred)
     cascade = manifest.cascade
     load_ranker = _load_vector_ranker if cascade is None else _load_cascade
-    ranker, memory_texts = run(lambda: load_ranker(folder, files, pool))
+    ranker, memory_texts = run(lambda: load_ranker(folder, files, pool, options))
     encoder = TextEncoder.load(
         contents, folder / TOKENIZER, folder / QUERY_ENCODER, model, model.dim,
         threads=options.threads, provider=options.provider, low_priority=options.low_priority,
@@ -96,14 +106,34 @@ def load_parts(folder: Path, files: BundleFiles, options: LoadOptions) -> Loaded
     return LoadedParts(labels, encoder, attributes, ranker, pool, memory_texts)
 
 
-def _load_vector_ranker(folder: Path, files: BundleFiles, pool: ThreadPool) -> tuple[Ranker, pa.Array | None]:
+def index_rows(folder: Path, trusted: Sequence[str] = ()) -> tuple[Manifest, Iterator[Vectors]]:
+    """Verify a bundle whose index is in Milvus; return its manifest and the index's vectors. Raises BundleError."""
+    wanted = {VECTORS, VECTOR_SCALES, NODES, PROJECTION}
+    with closing(read_bundle(folder, lambda name: name in wanted, trusted)) as files:
+        graph_facts(files.manifest)
+        vectors_LD, nodes = _label_vectors(folder, files), _nodes(folder, files)
+        return files.manifest, projected_blocks(vectors_LD, nodes, _array(folder, files, PROJECTION))
+
+
+def _load_vector_ranker(
+    folder: Path, files: BundleFiles, pool: ThreadPool, options: LoadOptions
+) -> tuple[Ranker, pa.Array | None]:
     """Load label vectors, index and query memory, and the texts of the memory's queries (None without one)."""
-    manifest, shared = files.manifest, files.manifest.index.nodes
-    vectors_LD = _label_vectors(folder, files)
-    nodes = None if shared is None else nodes_in(files.contents[NODES], folder / NODES, manifest.labels.count, shared)
-    index = _load_index(folder, files, pool) if manifest.index.kind == "hnsw" else _exact_index(vectors_LD, nodes, pool)
+    manifest = files.manifest
+    vectors_LD, nodes = _label_vectors(folder, files), _nodes(folder, files)
+    if manifest.index.kind == "exact" or (manifest.index.kind == "milvus" and options.without_server):
+        index: VectorIndex = _exact_index(vectors_LD, nodes, pool)
+    else:
+        index = _load_index(folder, files, pool, options)
     memory, memory_texts = _load_memory(folder, files, pool)
     return VectorRanker(vectors_LD, index, nodes, manifest.model, manifest.index, pool.threads, memory), memory_texts
+
+
+def _nodes(folder: Path, files: BundleFiles) -> Nodes | None:
+    shared = files.manifest.index.nodes
+    if shared is None:
+        return None
+    return nodes_in(files.contents[NODES], folder / NODES, files.manifest.labels.count, shared)
 
 
 def _label_vectors(folder: Path, files: BundleFiles) -> LabelVectors:
@@ -114,14 +144,14 @@ def _label_vectors(folder: Path, files: BundleFiles) -> LabelVectors:
     shape = manifest.arrays[VECTORS]
     codes_LD: NDArray[np.int8] = array_in(files.contents[VECTORS], folder / VECTORS, shape, np.int8)
     vectors_LD = QuantizedVectors(codes_LD, _array(folder, files, VECTOR_SCALES), manifest.model.dual_dim)
-    return vectors_LD if manifest.index.kind == "hnsw" else vectors_LD[:]
+    return vectors_LD[:] if manifest.index.kind == "exact" else vectors_LD
 
 
 def _exact_index(vectors_LD: LabelVectors, nodes: Nodes | None, pool: ThreadPool) -> ExactIndex:
     return ExactIndex(vectors_LD if nodes is None else vectors_LD[nodes.representatives], pool.threads)
 
 
-def _load_cascade(folder: Path, files: BundleFiles, pool: ThreadPool) -> tuple[Ranker, None]:
+def _load_cascade(folder: Path, files: BundleFiles, pool: ThreadPool, options: LoadOptions) -> tuple[Ranker, None]:
     """Load the rows of each level and the tree. Raises BundleError if they do not fit each other."""
     facts = files.manifest.cascade
     assert facts is not None, "the caller checked it"
@@ -137,9 +167,13 @@ def _load_cascade(folder: Path, files: BundleFiles, pool: ThreadPool) -> tuple[R
     return CascadeRanker(index), None
 
 
-def _load_index(folder: Path, files: BundleFiles, pool: ThreadPool) -> VectorIndex:
+def _load_index(folder: Path, files: BundleFiles, pool: ThreadPool, options: LoadOptions) -> VectorIndex:
     ef = min((setting.ef for setting in files.manifest.index.ef_search if setting.ef), default=1)
-    index = _load_graph(folder, files, INDEX, ef, pool)
+    index: VectorIndex
+    if files.manifest.index.kind == "milvus":
+        index = open_milvus_index(files.manifest, ef, options.index_sockets)
+    else:
+        index = _load_graph(folder, files, INDEX, ef, pool)
     return index if files.manifest.index.width is None else PcaIndex(index, _array(folder, files, PROJECTION))
 
 

@@ -2,10 +2,11 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from retrieval.bundle.manifest import MANIFEST
+from retrieval.bundle.manifest import MANIFEST, read_manifest
 from retrieval.errors import BundleError
 from retrieval.sandboxed_opening import verify_in_subprocess
 from retrieval.store.local import Store
@@ -41,6 +42,7 @@ def open_bundle(
     low_priority: bool = False,
     paused: Sequence[str] | None = None,
     deferred: bool = False,
+    index_sockets: Sequence[int] = (),
 ) -> "Retriever":
     """Open a store's active bundle, or the folder of one bundle, and verify every file against its manifest.
 
@@ -54,6 +56,8 @@ def open_bundle(
         low_priority: verify and load the files at low priority.
         paused: ids of labels to leave out of answers; default: those in PAUSED.json of the bundle's store.
         deferred: start no threads. Call `Retriever.start` before the first search, after the process was forked.
+        index_sockets: descriptors of sockets to a `retrieval.milvus.host` that searches for an index in Milvus;
+            default: this process connects to the server itself.
 
     Raises BundleError, and BadInput for an unavailable provider.
     """
@@ -63,7 +67,7 @@ def open_bundle(
     location = locate_bundle(path, cache, trusted)
     if paused is None:
         paused = () if location.store is None else read_paused(location.store)
-    options = LoadOptions(threads, search_threads, provider, low_priority, deferred)
+    options = LoadOptions(threads, search_threads, provider, low_priority, deferred, tuple(index_sockets))
     retriever = Retriever.load(location.folder, options, trusted=trusted)
     try:
         if location.active_in is not None:
@@ -80,7 +84,25 @@ def open_store(path: Path | str, *, trusted: Sequence[str] = (), identity: str |
 
     See `Store` for the arguments. Raises BadInput for a URL.
     """
-    return Store(path, verify_in_subprocess, trusted=trusted, identity=identity)
+    return Store(path, verify_in_subprocess, trusted=trusted, identity=identity, switch_index=switch_index)
+
+
+def switch_index(folder: Path, trusted: Sequence[str], verified: bool) -> None:
+    """Move the alias in Milvus to a bundle's collection, if its index is there; check counts and golden answers first.
+
+    `verified`: the caller has compared the golden answers. Raises BundleError.
+    """
+    manifest = read_manifest(folder, trusted)
+    if manifest.graph is None or manifest.graph.kind != "milvus":
+        return
+    from retrieval.milvus.collection import activate_collection, collection_name
+    from retrieval.milvus.host import start_host
+    from retrieval.milvus.settings import milvus_settings
+
+    if not verified:
+        with closing(start_host(collection_name(manifest, milvus_settings().prefix), connections=1)) as host:
+            verify_in_subprocess(folder, trusted, index_sockets=host.descriptors)
+    activate_collection(manifest, folder.name)
 
 
 def cache_store(url: str, cache: Path | str | None = None, trusted: Sequence[str] = ()) -> Store:

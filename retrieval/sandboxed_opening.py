@@ -1,6 +1,6 @@
 """Verify that a bundle opens and answers as recorded, in a child process: a hostile file can crash only that process.
 
-`python -m retrieval.sandboxed_opening SECONDS DATA_BYTES MODE FOLDER TRUSTED_KEYS`
+`python -m retrieval.sandboxed_opening SECONDS DATA_BYTES MODE FOLDER TRUSTED_KEYS SOCKETS`
 restricts itself (see system/sandbox.py), opens a bundle, runs its golden queries and prints one line of JSON: the
 report, or the reason why the bundle is refused.
 """
@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -32,14 +32,17 @@ SLOWEST_BYTES_PER_SECOND = 20_000_000  # of a slow disk; for hashing, checking a
 Run = Callable[[Sequence[str], Mapping[str, str], float], tuple[int | None, bytes, bytes]]
 
 
-def verify_in_process(folder: Path, trusted: Sequence[str] = ()) -> "GoldenReport":
+def verify_in_process(folder: Path, trusted: Sequence[str] = (), index_sockets: Sequence[int] = ()) -> "GoldenReport":
     """Open a bundle in this process and check its golden answers; return the comparison.
 
-    With `trusted` keys, one of them must have signed the bundle. Raises BundleError.
+    With `trusted` keys, one of them must have signed the bundle. An index in Milvus is searched through
+    `index_sockets`; without them all labels are compared instead. Raises BundleError.
     """
+    from retrieval.loading import LoadOptions
     from retrieval.retriever import Retriever
 
-    with Retriever.load(folder, trusted=trusted) as retriever:
+    options = LoadOptions(index_sockets=tuple(index_sockets), without_server=not index_sockets)
+    with Retriever.load(folder, options, trusted=trusted) as retriever:
         report = retriever.check_golden()
     if not report.passed:
         raise BundleError(
@@ -50,13 +53,19 @@ def verify_in_process(folder: Path, trusted: Sequence[str] = ()) -> "GoldenRepor
 
 
 def verify_in_subprocess(
-    folder: Path, trusted: Sequence[str] = (), *, least_seconds: int = LEAST_SECONDS, run: Run | None = None
+    folder: Path,
+    trusted: Sequence[str] = (),
+    *,
+    least_seconds: int = LEAST_SECONDS,
+    run: Run | None = None,
+    index_sockets: Sequence[int] = (),
 ) -> "GoldenReport":
     """Verify as `verify_in_process` does, in a child process.
 
     Args:
         least_seconds: time limit of the child, to which the time for reading the files of the bundle is added.
         run: runs a program; default: `run_program`.
+        index_sockets: as for `verify_in_process`.
 
     Raises BundleError, also if the child dies or does not answer.
     """
@@ -66,10 +75,12 @@ def verify_in_subprocess(
     seconds, mode = least_seconds + folder_bytes(folder) // SLOWEST_BYTES_PER_SECOND, sandbox_mode()
     if mode != "off":
         warn_of_missing()
-    arguments = (str(seconds), str(data_limit(folder)), mode, str(folder), ",".join(trusted))
+    arguments: tuple[str, ...] = (str(seconds), str(data_limit(folder)), mode, str(folder))
+    arguments += (",".join(trusted), ",".join(map(str, index_sockets)))
     command = [sys.executable, "-P", "-m", "retrieval.sandboxed_opening", *arguments]
     environment = child_environment() | {"OPENBLAS_NUM_THREADS": "1"}  # more would reserve memory
-    code, output, errors = (run or run_program)(command, environment, seconds + GRACE_SECONDS)
+    run = run or partial(run_program, pass_fds=index_sockets)
+    code, output, errors = run(command, environment, seconds + GRACE_SECONDS)
     if code is None or code in (-signal.SIGALRM, -signal.SIGXCPU):
         raise BundleError(f"{folder} did not answer within {seconds} s. Export the bundle again.")
     if code < 0:
@@ -91,12 +102,20 @@ def verify_in_subprocess(
 
 
 def run_program(
-    command: Sequence[str], environment: Mapping[str, str], seconds: float
+    command: Sequence[str], environment: Mapping[str, str], seconds: float, pass_fds: Sequence[int] = ()
 ) -> tuple[int | None, bytes, bytes]:
-    """Run a program; return its exit code (None: killed after `seconds`) and the last bytes of both outputs."""
+    """Run a program; return its exit code (None: killed after `seconds`) and the last bytes of both outputs.
+
+    It inherits the descriptors `pass_fds`.
+    """
     with (
         subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env=environment,
+            pass_fds=pass_fds,
         ) as child,
         ThreadPoolExecutor(2) as readers,
     ):
@@ -146,7 +165,7 @@ def warn_of_missing() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the child: limit and confine this process, then open the bundle."""
-    seconds, data, mode, folder, trusted = arguments
+    seconds, data, mode, folder, trusted, sockets = arguments
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(seconds))  # ends the process if it hangs, even without a parent
     try:
@@ -155,7 +174,8 @@ def main(arguments: Sequence[str]) -> None:
         confine([Path(folder)], sandbox_mode(mode))
         from dataclasses import asdict
 
-        message = asdict(verify_in_process(Path(folder), [key for key in trusted.split(",") if key]))
+        keys, numbers = ([one for one in listed.split(",") if one] for listed in (trusted, sockets))
+        message = asdict(verify_in_process(Path(folder), keys, [int(number) for number in numbers]))
     except DiptychError as refusal:
         message = {"refused": str(refusal)}
     except MemoryError:

@@ -50,6 +50,12 @@ def unavailable(reason: str) -> Refusal:
     return Refusal(503, "unavailable", reason, retry_after())
 
 
+def index_unavailable(bundle: str) -> Refusal:
+    """Return the 503 for a search that the server of the index did not answer."""
+    message = f"The index server of bundle {bundle} does not answer. Try again in a second."
+    return Refusal(503, "index_unavailable", message, retry_after())
+
+
 def too_late(seconds: float, by_client: bool) -> Refusal:
     """Return the 504 for a missed deadline, the service's or the client's.
 

@@ -12,6 +12,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from retrieval.bundle.signatures import trusted_keys
 from retrieval.errors import BadInput
+from retrieval.milvus import settings as milvus
+from retrieval.milvus.settings import DEFAULT_PREFIX, DEFAULT_SECONDS, DEFAULT_WAIT_SECONDS, MAX_SECONDS
 from retrieval.system.limits import GROUPS
 from retrieval.system.sandbox import Mode
 from service.access.allowed_hosts import AllowedHosts
@@ -174,6 +176,23 @@ class Settings(BaseSettings):
         description="batches that an engine answers in parallel; default: 2 for a transformer on several cores, else 1",
     )
 
+    milvus_url: str = Field(
+        "", description="address of the Milvus server, for bundles whose index is there, such as http://milvus:19530"
+    )
+    milvus_token: SecretStr | None = Field(None, description="user:password or API key of the Milvus server")
+    milvus_prefix: str = Field(
+        DEFAULT_PREFIX, description="beginning of the names of collections and of the alias in Milvus; one per store"
+    )
+    milvus_seconds: float = Field(
+        DEFAULT_SECONDS, gt=0, le=MAX_SECONDS, description="time limit of one search in Milvus"
+    )
+    milvus_wait_seconds: float = Field(
+        DEFAULT_WAIT_SECONDS,
+        ge=0,
+        le=MAX_SECONDS,
+        description="a search waits this long for a Milvus server that is away; then 503 at once until it is back",
+    )
+
     @field_validator("trusted_keys")
     @classmethod
     def _check_trusted_keys(cls, value: str) -> str:
@@ -254,6 +273,22 @@ class Settings(BaseSettings):
     def burst(self) -> int:
         """Burst of the rate limit, in texts per caller."""
         return self.rate_burst or max(self.max_queries, math.ceil(self.rate_limit or 0))
+
+    @property
+    def milvus_variables(self) -> dict[str, str]:
+        """Environment variables of the process that searches Milvus; empty without a server."""
+        if not self.milvus_url:
+            return {}
+        token = self.milvus_token.get_secret_value() if self.milvus_token else ""
+        return {
+            milvus.URL: self.milvus_url, milvus.TOKEN: token, milvus.PREFIX: self.milvus_prefix,
+            milvus.SECONDS: str(self.milvus_seconds), milvus.WAIT_SECONDS: str(self.milvus_wait_seconds),
+        }  # fmt: skip
+
+    @property
+    def batch_seconds(self) -> float:
+        """Time for an engine to answer a batch, with the time that its search may wait for Milvus."""
+        return self.engine_timeout_seconds + milvus.longest_wait(self.milvus_variables)
 
     @model_validator(mode="after")
     def _check_that_largest_request_fits(self) -> Self:

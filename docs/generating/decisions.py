@@ -6,7 +6,7 @@ from pathlib import Path
 DECISIONS = Path(__file__).resolve().parents[1] / "decisions"
 TOPICS: dict[str, Sequence[int]] = {
     "Training": [*range(1, 20), 81, 84, 85, 87, 88, *range(90, 95), 99],
-    "Bundles, stores and search": [*range(20, 40), 86, 89, 95, 96],
+    "Bundles, stores and search": [*range(20, 40), 86, 89, 95, 96, 98],
     "Service": [*range(40, 50), *range(58, 64), *range(66, 70), 101],
     "Console": range(50, 52),
     "Commands and tables": [57, *range(64, 66), 79, 80, 82, 83, 100],

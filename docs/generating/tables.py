@@ -25,6 +25,7 @@ Other commands read these variables:
 | `DIPTYCH_TRUSTED_KEYS` | as above, for `search`, `predict`, `bundles`, `export`, `doctor`; Python takes `trusted=` |
 | `DIPTYCH_SANDBOX` | as above, for commands that verify a bundle in a child process |
 | `DIPTYCH_CACHE` | folder for bundles from URLs and for serial numbers; default: the user's cache folder |
+| `DIPTYCH_MILVUS_…` | as above, for commands that open or change bundles whose index is in Milvus |
 | `OTEL_EXPORTER_OTLP_ENDPOINT` | destination of traces (`pip install 'diptych[otel]'`); no traces if unset |
 """
 METRICS = """# Metrics

@@ -24,7 +24,7 @@ MemoryWeight = Annotated[float, Field(ge=0.0, le=MAX_MEMORY_WEIGHT)]
 Cosine = Annotated[float, Field(ge=-1.001, le=1.001)]
 Precision = Literal["float32", "float16", "int8"]  # of the query encoder; labels are encoded in float32
 VectorPrecision = Literal["float32", "int8"]  # of the label vectors
-IndexKind = Literal["hnsw", "exact"]
+IndexKind = Literal["hnsw", "exact", "milvus"]
 
 
 def refuse_boolean(value: Any) -> Any:
@@ -171,8 +171,9 @@ class IndexFacts(ManifestPart):
     """The index's settings and its measured recall against exact search.
 
     Attributes:
-        kind: "hnsw", a graph; or "exact": a search compares all labels, and `m`, `ef_construction` and every
-            `ef_search` are None. Left out of the file if "hnsw", since older releases do not know it.
+        kind: "hnsw", a graph; "milvus": the same graph, in a Milvus collection; or "exact": a search compares all
+            labels, and `m`, `ef_construction` and every `ef_search` are None. Left out of the file if "hnsw", since
+            older releases do not know it.
         width: number of principal directions that label vectors are projected to; None: they are not projected.
         energy: share of the variance that the projection keeps.
         nodes: number of distinct vectors, each in one node; None: all vectors are distinct.
@@ -208,6 +209,8 @@ class IndexFacts(ManifestPart):
             raise ValueError(f"m and ef_construction must {'not ' if exact else ''}be given with kind {self.kind!r}")
         if exact and (self.width is not None or any(setting.ef for setting in self.ef_search)):
             raise ValueError("width and ef must be null with kind 'exact'")
+        if self.kind == "milvus" and self.width is None:
+            raise ValueError("width must be given with kind 'milvus'")
         return self
 
     def ef_search_at(self, weight: float, k: int = SMALL_K) -> int | None:

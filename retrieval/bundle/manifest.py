@@ -34,7 +34,7 @@ from retrieval.errors import BundleError, one_line
 from retrieval.system.safe_open import open_bundle_folder, read_small
 
 # Version 1 had no projection, version 2 no nodes, version 3 no query memory, version 4 no cascade,
-# version 5 neither vectors in int8 nor an exact index.
+# version 5 neither vectors in int8 nor an index that is exact or in Milvus.
 READABLE = (1, 2, 3, 4, 5, 6)
 FORMAT_VERSION = READABLE[-1]  # the newest; `format_version` returns the one that is written
 MANIFEST = "manifest.json"
@@ -102,7 +102,7 @@ class Manifest(ManifestPart):
         if self.format_version < (needed := format_version(self.cascade, self.graph, self.vectors)) and needed > 4:
             raise ValueError(f"format version {self.format_version} has no {_feature(self)}")
         required = REQUIRED if self.cascade is None else (*REQUIRED_OF_CASCADE, *self._cascade_files(self.cascade))
-        if self.graph is not None and self.graph.kind == "exact":
+        if self.graph is not None and self.graph.kind != "hnsw":
             required = tuple(name for name in required if name != INDEX)
         if missing := [name for name in required if name not in self.files]:
             raise ValueError(f"files does not list {', '.join(missing)}")

@@ -138,6 +138,14 @@ def seal(folder: Path, **facts: Any) -> Manifest:
     return manifest
 
 
+def seal_again(folder: Path, **changes: Any) -> Manifest:
+    """Write the manifest of a sealed folder whose files have changed; `changes` replace fields."""
+    old = read_signed_manifest(folder).manifest
+    facts = {name: getattr(old, name) for name in Manifest.model_fields if name not in ("format_version", "files")}
+    facts["index"] = facts.pop("graph")
+    return seal(folder, **facts | changes)
+
+
 def _open_folder(folder: Path) -> int:
     try:
         return open_bundle_folder(folder)

@@ -75,7 +75,7 @@ class Candidates:
                 return np.empty((len(query_QD), 0), np.int64)
             return self._find_allowed(query_QD, count, ef_search, allowed)
         count = min(count, self.index.size)
-        if ef_search is None and not self.index.is_exact:
+        if (ef_search is None and not self.index.is_exact) or self._is_too_deep(max(count, ef_search or 0)):
             rows_N = None if self._nodes is None else self._nodes.representatives
             return self._exact.search(query_QD, count, rows_N)[0]
         node_QC = self.index.search(query_QD, max(count, ef_search or 0))[0][:, :count]
@@ -87,7 +87,8 @@ class Candidates:
         count, share = min(count, len(rows_S)), len(rows_S) / self.index.size
         # The k-th allowed label is about the (k/share)-th of all labels, so the index must be accurate to that depth.
         depth = min(self.index.size, math.ceil(max(ef_search or 0, SLACK * count) / share))
-        if ef_search is None or self._prefer_scan(len(query_QD), depth, len(rows_S)):
+        too_deep = self._is_too_deep(depth)
+        if ef_search is None or too_deep or self._prefer_scan(len(query_QD), depth, len(rows_S)):
             return self._exact.search(query_QD, count, rows_S)[0]
         node_QC, _ = self.index.search(query_QD, depth)
         node_QC, enough_Q = _first_allowed(node_QC, mask_N[node_QC], count)
@@ -98,6 +99,10 @@ class Candidates:
         if short_Q.any():
             node_QC[short_Q] = self._exact.search(query_QD[short_Q], count, rows_S)[0]
         return node_QC
+
+    def _is_too_deep(self, depth: int) -> bool:
+        """Return whether the index cannot return so many candidates."""
+        return self.index.max_results is not None and min(depth, self.index.size) > self.index.max_results
 
 
 def _first_allowed(node_QC: Rows, allowed_QC: np.ndarray, count: int) -> tuple[Rows, np.ndarray]:

@@ -43,6 +43,7 @@ class CascadeIndex:
     """Search the labels of a tree with the rows of each level; safe to use from several threads."""
 
     is_exact = False
+    max_results = None
 
     def __init__(
         self, rows: Sequence[Vectors], tree: LabelTree, shortlist: Sequence[int], pool: ThreadPool | None = None

@@ -85,6 +85,10 @@ class VectorIndex(Protocol):
     def is_exact(self) -> bool:
         """Return whether a search compares all vectors, so that it never misses one."""
 
+    @property
+    def max_results(self) -> int | None:
+        """Return the largest k of a search, which returns no more; None: any."""
+
     def search(self, query_QD: Vectors, k: int) -> tuple[Rows, Vectors]:
         """Return rows and inner products of min(k, size) vectors per query, best first. Raises BadInput."""
 
@@ -93,6 +97,7 @@ class ExactIndex:
     """An index that computes every inner product, in blocks, so memory does not grow with the number of labels."""
 
     is_exact = True
+    max_results = None
 
     def __init__(self, vectors_LD: LabelVectors, threads: int | None = None) -> None:
         if vectors_LD.ndim != 2 or not vectors_LD.size:
@@ -140,6 +145,7 @@ class HnswIndex:
     """An index that searches hnswlib's graph. `ef` is fixed, since changing it would affect concurrent searches."""
 
     is_exact = False
+    max_results = None
 
     def __init__(self, index: Any, ef: int, pool: ThreadPool) -> None:
         """Wrap a filled hnswlib.Index. Use `build` or `load`."""

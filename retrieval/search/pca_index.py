@@ -22,6 +22,7 @@ class PcaIndex:
         """Combine an index and its projection, whose columns are orthonormal, so that it keeps inner products."""
         self.index, self.projection_DW = index, projection_DW
         self.size, self.dim, self.full_scans = index.size, int(projection_DW.shape[0]), index.full_scans
+        self.max_results = index.max_results
 
     def close(self) -> None:
         """Stop the index's threads."""

@@ -49,6 +49,8 @@ from retrieval.system.urls import as_url
 
 # Opens the bundle in a folder and raises BundleError if it does not work; one of the keys, if any, must have signed it.
 Verify = Callable[[Path, Sequence[str]], object]
+# Makes a bundle's index on a server the active one; the last argument: the caller has verified the bundle's answers.
+SwitchIndex = Callable[[Path, Sequence[str], bool], object]
 
 
 class Store:
@@ -58,13 +60,20 @@ class Store:
     """
 
     def __init__(
-        self, path: Path | str, verify: Verify, *, trusted: Sequence[str] = (), identity: str | None = None
+        self,
+        path: Path | str,
+        verify: Verify,
+        *,
+        trusted: Sequence[str] = (),
+        identity: str | None = None,
+        switch_index: SwitchIndex | None = None,
     ) -> None:
         """Use the store in the folder `path`, which need not exist.
 
         `verify` is called before a bundle is published or activated. With `trusted` keys, one of them must have signed
         every bundle that is read, activated or rolled back to. Publishing needs no signature, since bundles are signed
-        inside the store. `identity` names the store in the records of serial numbers; default: its path.
+        inside the store. `switch_index` is called before a bundle becomes active.
+        `identity` names the store in the records of serial numbers; default: its path.
         Raises BadInput for a URL.
         """
         if (url := as_url(path)) is not None:
@@ -75,7 +84,7 @@ class Store:
         self.path = Path(path)
         self.trusted = tuple(trusted)
         self.identity = identity or os.path.abspath(path)
-        self._verify = verify
+        self._verify, self._switch_index = verify, switch_index
         self._serials = Serials(self.identity)
 
     def bundles(self) -> list[str]:
@@ -205,6 +214,8 @@ class Store:
             self._serials.check(name, signature)
             if not verified:
                 self._verify(folder, self.trusted)
+            if self._switch_index is not None:
+                self._switch_index(folder, self.trusted, verified)
             with store_lock(self.path) as root:
                 self.bundle_path(name)  # raises if prune removed it before it was locked
                 if name != self.active():
@@ -256,6 +267,8 @@ class Store:
                 raise BundleError(f"{self.path} has no earlier bundle to go back to. Activate one by name.")
             if name != verified:
                 self.verify(name)
+            if self._switch_index is not None:
+                self._switch_index(self.bundle_path(name), self.trusted, True)
             self.allow_older(name)
             self._replace(root, CURRENT, name + "\n")
             self._replace(root, HISTORY, "\n".join(history[: max(places_of(name, history[:-1])) + 1]) + "\n")

@@ -251,6 +251,8 @@ class Batcher:
             self._feed()
         elif outcome is Outcome.REFUSED:
             self._finish(request, Refusal(422, "bad_query", body.decode()))
+        elif outcome is Outcome.UNAVAILABLE:
+            self._finish(request, errors.index_unavailable(self.bundle))
         elif outcome is Outcome.BROKEN:
             self._finish(request, errors.broken())
         else:

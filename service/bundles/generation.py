@@ -106,7 +106,7 @@ class Generation:
         self._starter = EngineStarter()
         self._start_engine = start_engine or self._starter.start
         self._lifecycle = Lifecycle()
-        self._slots = [EngineSlot(place, self, settings.engine_timeout_seconds) for place in range(settings.engines)]
+        self._slots = [EngineSlot(place, self, settings.batch_seconds) for place in range(settings.engines)]
         self._batcher: Batcher | None = None
         self._admitted_at = 0.0  # time of the last admitted request
         self._crashes = CrashCounter(settings.crash_seconds)

@@ -35,11 +35,14 @@ INDEX_TIMES = 2  # while it is loaded: the copy that was verified, and hnswlib's
 def needed_memory(manifest: Manifest, trusted: Sequence[str] = (), engines: int = 1) -> int:
     """Return the most bytes that the engines need for a bundle.
 
-    Several engines share all files; each has its own session, which may have copies of the weights.
+    Several engines share all files; each has its own session, which may have copies of the weights. With an index in
+    Milvus they share nothing.
 
     Vectors count only with `trusted` keys, which require a copy. Otherwise they are a mapped file when memory is short,
     see retrieval/bundle/verified_files.
     """
+    if engines > 1 and manifest.graph is not None and manifest.graph.kind == "milvus":
+        return engines * needed_memory(manifest, trusted)
     sizes = {name: entry.bytes for name, entry in manifest.files.items()}
     weights = sum(size for name, size in sizes.items() if name.startswith(QUERY_ENCODER))
     encoder = ENCODER_TIMES[manifest.precision] * weights

@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from retrieval import Retriever
 from retrieval.bundle.label_size import MAX_LABEL_BYTES, label_bytes
-from retrieval.errors import BadInput
+from retrieval.errors import BadInput, IndexUnavailable
 from retrieval.results import NO_ROW, Ranking
 from service.engine.label_cache import LabelCache
 from service.engine.protocol import Batch, BatchAnswers, Outcome, Query, QueryAnswer, Stages
@@ -82,6 +82,8 @@ class BatchSearcher:
         """Answer queries with equal options in one search; add the cost to `spent`."""
         try:
             return [QueryAnswer(Outcome.ANSWERED, body) for body in self._search(queries, spent)]
+        except IndexUnavailable as error:  # for all of them, so they are not repeated one by one
+            return [QueryAnswer(Outcome.UNAVAILABLE, str(error).encode())] * len(queries)
         except Exception as error:
             if len(queries) > 1:  # so that only the faulty query fails
                 return self._answer_one_by_one(queries, spent)

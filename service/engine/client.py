@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+import os
 import socket
 from pathlib import Path
 from typing import Protocol, Self, cast
 
 from retrieval.errors import BundleError
+from retrieval.milvus.host import Host, start_host
 from service.engine.cpu_throttle import CpuThrottle
 from service.engine.load_policy import LoadPolicy
 from service.engine.pool.host_process import BundleHost
+from service.engine.pool.index_server import collection_of
 from service.engine.pool.spawning import CannotStart, Child, spawn
 from service.engine.protocol import (
     AnswerParts,
@@ -54,6 +57,7 @@ class EngineProcess(asyncio.Protocol):
         self._transport: asyncio.WriteTransport | None = None
         self._child: Child | None = None
         self.host: BundleHost | None = None  # the process that forked it, if one did
+        self._index_host: Host | None = None  # searches Milvus for the engine, which has no network
 
     @classmethod
     async def start(
@@ -133,6 +137,8 @@ class EngineProcess(asyncio.Protocol):
             self._child.kill()
             if not await self._child.has_ended(END_SECONDS):
                 LOG.error("process %d of bundle %s was killed and does not end", self.pid, self._folder.name)
+        if self._index_host:
+            self._index_host.close()
 
     async def _start_connected(self, settings: Settings, low_priority: bool) -> None:
         """Start the process and connect to its pipe. Raises BundleError and OSError, TimeoutError included."""
@@ -142,11 +148,22 @@ class EngineProcess(asyncio.Protocol):
                 if self.host:
                     self._child = await self.host.fork(engine_end)
                 else:
-                    self._child = await spawn(self._folder, settings, engine_end, low_priority)
+                    self._child = await self._spawn(settings, engine_end, low_priority)
             await asyncio.get_running_loop().create_unix_connection(lambda: self, sock=front_end)
         except BaseException:
             front_end.close()
             raise
+
+    async def _spawn(self, settings: Settings, pipe: socket.socket, low_priority: bool) -> Child:
+        """Start a process that loads the bundle itself, and one that searches Milvus for it if the index is there."""
+        collection = await collection_of(self._folder, settings)
+        if collection is None:
+            return await spawn(self._folder, settings, pipe, low_priority)
+        self._index_host = start_host(collection, environment={**os.environ, **settings.milvus_variables})
+        sockets = tuple(self._index_host.descriptors)
+        child = await spawn(self._folder, settings, pipe, low_priority, index_sockets=sockets)
+        self._index_host.close_sockets()  # so that it ends with the engine
+        return child
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.WriteTransport, transport)

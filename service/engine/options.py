@@ -22,6 +22,7 @@ class EngineOptions(NamedTuple):
     data_bytes: int  # limit of data memory
     file_bytes: int  # limit of a written file: the in-memory copy of the index
     shared: bool = False  # load the bundle once and fork engines that share its memory
+    index_sockets: tuple[int, ...] = ()  # to the process that searches Milvus; empty if the index is in the bundle
 
     @classmethod
     def from_json(cls, text: str) -> Self:

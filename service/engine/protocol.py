@@ -45,6 +45,7 @@ class Outcome(IntEnum):
     REFUSED = 1
     BROKEN = 2
     TOO_LARGE = 3  # its results exceed the limit of one answer
+    UNAVAILABLE = 5  # the server of the index is away
     POSTPONED = 4  # the answers of its batch have too many bytes in total; send it again
 
 

@@ -41,6 +41,7 @@ from service.observe import logs
 
 LOG = logging.getLogger("diptych.engine")
 Result = TypeVar("Result")
+MILVUS_THREADS = 4
 
 
 class LoadedBundle(NamedTuple):
@@ -61,6 +62,7 @@ def load_bundle(folder: Path, options: EngineOptions, deferred: bool = False) ->
     retriever = open_retriever(
         folder, threads=options.threads, search_threads=options.search_threads, provider=options.provider,
         trusted=trusted_keys(options.trusted_keys), low_priority=options.low_priority, paused=(), deferred=deferred,
+        index_sockets=options.index_sockets,
     )  # fmt: skip
     searcher = BatchSearcher(retriever, options.max_answer_bytes)
     attributes = run(lambda: list_attributes(retriever.labels.table))
@@ -87,7 +89,7 @@ def check_bundle(loaded: LoadedBundle, options: EngineOptions) -> tuple[BatchSea
         max_tokens=model.max_tokens,
         # On a CPU the encoder groups texts of similar length, and the padding of a static encoder costs nothing.
         padded=model.encoder == "transformer" and options.provider != "cpu",
-        worker_threads=options.worker_threads or count_threads(model.encoder, options.provider, options.threads),
+        worker_threads=options.worker_threads or _count_threads(options, model.encoder),
         seconds=loaded.seconds + time.perf_counter() - started,
         weight=retriever.manifest.classifier_weight,
         attributes=loaded.attributes,
@@ -95,6 +97,12 @@ def check_bundle(loaded: LoadedBundle, options: EngineOptions) -> tuple[BatchSea
         memory_weight=None if retriever.manifest.memory is None else retriever.memory_weight,
         fixed_weight=not (model.dual_dim and model.classifier_dim),
     )
+
+
+def _count_threads(options: EngineOptions, encoder: str) -> int:
+    if options.index_sockets:  # a thread mostly waits for Milvus
+        return MILVUS_THREADS
+    return count_threads(encoder, options.provider, options.threads)
 
 
 def serve(searcher: BatchSearcher, pipe: SharedPipe) -> None:

@@ -72,6 +72,18 @@ def test_a_release_named_diptych_starts_and_is_stopped_in_time() -> None:
     assert pod["terminationGracePeriodSeconds"] > waits
 
 
+def test_the_address_of_milvus_reaches_the_service() -> None:
+    """A bundle whose index is in Milvus could not be served on Kubernetes."""
+    pods = [
+        rendered(values)["Deployment"]["spec"]["template"]["spec"]["containers"][0]["env"]
+        for values in (URL | {"milvus": {"url": "http://milvus:19530", "prefix": "shop"}}, URL)
+    ]
+    with_milvus, without = ({one["name"]: one["value"] for one in variables} for variables in pods)
+    assert with_milvus["DIPTYCH_MILVUS_URL"] == "http://milvus:19530"
+    assert with_milvus["DIPTYCH_MILVUS_PREFIX"] == "shop"
+    assert "DIPTYCH_MILVUS_URL" not in without
+
+
 def test_the_cache_folder_is_on_a_claim_if_one_is_set() -> None:
     """The serial numbers of signed bundles would be lost with each pod, and an older bundle would be accepted again."""
     pods = [rendered(values)["Deployment"]["spec"]["template"]["spec"] for values in (URL | {"cacheClaim": "c"}, URL)]

@@ -1,12 +1,21 @@
 """The contract of every VectorIndex; add a new implementation to `INDEXES`."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
 from retrieval.errors import BadInput
+from retrieval.milvus.index import MilvusIndex
+from retrieval.milvus.server import GraphFacts, MilvusServer, batches
+from retrieval.milvus.settings import MilvusSettings
+from retrieval.milvus.source import DirectSource
 from retrieval.quantized_vectors import QuantizedVectors, quantize
 from retrieval.search.cascade_index import CascadeIndex, sigmoid
 from retrieval.search.indexes import ExactIndex, HnswIndex, VectorIndex, Vectors
@@ -40,6 +49,36 @@ def cascade(vectors_LD: Vectors) -> VectorIndex:
     return CascadeIndex.build((clusters_NE, vectors_LD[:, CLUSTER_DIM:]), (number_L,), (100,))
 
 
+class LiteServer:
+    """A Milvus Lite file, and the number of collections made in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.settings = MilvusSettings(str(folder / "milvus.db"), seconds=120, wait_seconds=0)
+        self.server = MilvusServer(self.settings)
+        self.made = 0
+
+    def index_of(self, vectors_LD: Vectors) -> VectorIndex:
+        """Fill a new collection and return its index."""
+        if vectors_LD.ndim != 2 or not vectors_LD.size:
+            raise BadInput(f"an index needs vectors of shape (labels, width), not {vectors_LD.shape}")
+        size, width = vectors_LD.shape
+        self.made += 1
+        name = f"test_{self.made}"
+        self.server.create(name, GraphFacts(width, 16, 200), "contract test")
+        for start, block_BW in batches(vectors_LD, 2_000):
+            self.server.insert(name, start, block_BW)
+        self.server.finish(name)
+        return MilvusIndex(DirectSource(self.settings, name), size, width, ef=200)
+
+
+@lru_cache(1)
+def lite_server() -> LiteServer:
+    """One server for all tests of this process, since a start takes a second."""
+    folder = Path(tempfile.mkdtemp(prefix="diptych-milvus-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return LiteServer(folder)
+
+
 def inner_products(query_QD: Vectors, vectors_LD: Vectors) -> np.ndarray:
     return query_QD @ vectors_LD.T
 
@@ -67,6 +106,7 @@ INDEXES = {
     ),
     "hnsw": Kind(lambda vectors_LD: HnswIndex.build(vectors_LD, ef=200, threads=2)),
     "narrow": Kind(turned),
+    "milvus": Kind(lambda vectors_LD: lite_server().index_of(vectors_LD)),
     "cascade": Kind(cascade, cascade_scores),
 }
 

@@ -46,6 +46,15 @@ def test_reading_tables_needs_no_model() -> None:
     assert not modules_after(statement) & {*HEAVY, "onnxruntime", "tokenizers", "hnswlib"}
 
 
+@pytest.mark.parametrize(
+    "statement",
+    ["import retrieval.retriever, retrieval.open, retrieval.milvus.host", "import service.app", "import export.build"],
+)
+def test_only_a_server_of_milvus_needs_its_client(statement: str) -> None:
+    """If it fails, every user needs the extra `milvus`, or a service without Milvus loads its client."""
+    assert not modules_after(statement) & {"pymilvus", "grpc", "pandas"}
+
+
 @pytest.mark.parametrize("module", ["retrieval.commands", "export.commands"])
 def test_help_is_quick(module: str) -> None:
     """If it fails, `--help` loads numerical packages before it prints a line."""

@@ -73,13 +73,22 @@ class SpawnedChild:
 
 
 async def spawn(
-    folder: Path, settings: Settings, pipe: socket.socket, low_priority: bool, shared: bool = False
+    folder: Path,
+    settings: Settings,
+    pipe: socket.socket,
+    low_priority: bool,
+    *,
+    shared: bool = False,
+    index_sockets: tuple[int, ...] = (),
 ) -> SpawnedChild:
-    """Start an engine on a bundle's folder, or with `shared` a host. Raises BundleError and OSError."""
+    """Start an engine on a bundle's folder, or with `shared` a host. Raises BundleError and OSError.
+
+    `index_sockets` are descriptors of sockets to the process that searches Milvus for the engine.
+    """
     _check_sandbox(settings)
     async with asyncio.timeout(settings.load_seconds):  # in a thread: a network file system may not respond
         limits = await run_detached(lambda: (data_limit(folder), folder_bytes(folder)))
-    return SpawnedChild(_spawn(folder, settings, pipe, low_priority, limits, shared))
+    return SpawnedChild(_spawn(folder, settings, pipe, low_priority, limits, shared, index_sockets))
 
 
 def describe_exit(code: int | None) -> str:
@@ -93,7 +102,13 @@ def describe_exit(code: int | None) -> str:
 
 
 def _spawn(
-    folder: Path, settings: Settings, pipe: socket.socket, low_priority: bool, limits: tuple[int, int], shared: bool
+    folder: Path,
+    settings: Settings,
+    pipe: socket.socket,
+    low_priority: bool,
+    limits: tuple[int, int],
+    shared: bool,
+    index_sockets: tuple[int, ...],
 ) -> subprocess.Popen[bytes]:
     """Start the process; `limits` are the bytes of memory and of a file that it may use. Raises OSError.
 
@@ -114,6 +129,7 @@ def _spawn(
         data_bytes=data_bytes,
         file_bytes=file_bytes,
         shared=shared,
+        index_sockets=index_sockets,
     )
     descriptor = pipe.fileno()
     command = [sys.executable, "-P", "-m", "service.engine.start", str(descriptor), str(folder), options.to_json()]
@@ -121,7 +137,9 @@ def _spawn(
         child_environment() | SINGLE_THREADED | (NO_THREADS if shared else {}) | {logs.FORMAT: settings.log_format}
     )
     # In a separate process group: Ctrl-C in a terminal reaches only the front, which lets the engine finish.
-    return subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[descriptor], process_group=0)
+    return subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, env=environment, pass_fds=[descriptor, *index_sockets], process_group=0
+    )
 
 
 def _check_sandbox(settings: Settings) -> None:

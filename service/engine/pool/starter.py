@@ -3,9 +3,11 @@
 import asyncio
 from pathlib import Path
 
+from retrieval.errors import BundleError
 from service.engine.client import EngineObserver, EngineProcess
 from service.engine.load_policy import LoadPolicy
 from service.engine.pool.host_process import BundleHost
+from service.engine.pool.index_server import collection_of
 from service.settings import Settings
 
 
@@ -24,8 +26,11 @@ class EngineStarter:
     async def start(
         self, folder: Path, settings: Settings, observer: EngineObserver, policy: LoadPolicy
     ) -> EngineProcess:
-        """Start an engine and wait until it can answer; start a host first if it is needed. Raises BundleError."""
-        if settings.engines == 1:
+        """Start an engine and wait until it can answer; start a host first if it is needed. Raises BundleError.
+
+        Engines whose index is in Milvus have no host: each has its own sockets to the server.
+        """
+        if settings.engines == 1 or await _is_in_milvus(folder, settings):
             return await EngineProcess.start(folder, settings, observer, policy)
         async with self._lock:
             if self._host is None or self._host.has_ended:
@@ -43,3 +48,10 @@ class EngineStarter:
         host, self._host = self._host, None
         if host:
             await host.end()
+
+
+async def _is_in_milvus(folder: Path, settings: Settings) -> bool:
+    try:
+        return await collection_of(folder, settings) is not None
+    except TimeoutError as error:
+        raise BundleError(f"{folder.name} was not read within {settings.load_seconds:g} s.") from error
