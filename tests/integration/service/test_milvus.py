@@ -1,6 +1,8 @@
 """An index in Milvus, with a real Milvus Lite server: export, load, activation, rollback, prune, service, outages."""
 
 import json
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from retrieval.store.local import Store
 from tests.support.bundles import WORDS
 from tests.support.command import run
 from tests.support.milvus import LiteProcess
-from tests.support.service import Reply, Service, serving, wait_until
+from tests.support.service import Reply, Service, command_line, serving, wait_until
 
 QUERIES = ["cheap running shoes", "red winter city", *WORDS]
 BODY = json.dumps({"queries": ["cheap running shoes"], "k": 5}).encode()
@@ -194,11 +196,6 @@ def test_no_request_is_lost_through_a_restart(store: Store, server: LiteProcess)
 
 def test_an_engine_whose_helper_died_is_replaced(store: Store) -> None:
     """If it fails, the end of the process that searches Milvus ends all answers."""
-    import os
-    import signal
-
-    from tests.support.service import command_line
-
     store.activate("first")
     with serving(store.path, milvus_seconds=60, watch_seconds=0) as service:
         expected = predict(service).body
@@ -206,6 +203,15 @@ def test_an_engine_whose_helper_died_is_replaced(store: Store) -> None:
         assert len(hosts) == 1
         os.kill(hosts[0], signal.SIGKILL)
         assert predict(service).body == expected
+
+
+def test_several_engines_have_a_helper_each(store: Store) -> None:
+    """If it fails, several engines share the sockets to one helper, and get each other's candidates."""
+    store.activate("first")
+    with serving(store.path, engines=2, milvus_seconds=60, watch_seconds=0) as service:
+        lines = [command_line(pid) for pid in service.engines()]
+        assert sorted("retrieval.milvus.host" in line for line in lines) == [False, False, True, True]
+        assert {predict(service).body for _ in range(8)} == {predict(service).body}
 
 
 def test_without_a_server_a_search_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
