@@ -109,7 +109,7 @@ def test_native_code_that_delays_signals_does_not_block_a_command(words: Dataset
 
 
 @pytest.mark.parametrize(
-    "stage", ["export.kinds.vectors:write_vectors", "export.kinds.vectors:choose_ef_search", "export.job:seal"]
+    "stage", ["export.kinds.vectors:write_vectors", "export.kinds.vector_index:choose_ef_search", "export.job:seal"]
 )
 def test_an_export_that_stops_leaves_nothing(checkpoint: Path, tmp_path: Path, stage: str) -> None:
     """If it fails, an export continues after SIGTERM, or leaves an incomplete bundle on the disk."""

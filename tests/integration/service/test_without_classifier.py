@@ -11,6 +11,7 @@ from retrieval import Retriever, open_bundle
 from retrieval.errors import BadInput
 from retrieval.store.local import Store
 from tests.support.bundles import WORDS
+from tests.support.command import run
 from tests.support.listener import RecordingCallback
 from tests.support.service import serving
 from tests.support.training.checkpoints import N_LABELS, SETTINGS, export_to_store, write_words
@@ -57,15 +58,17 @@ def test_no_file_of_the_run_has_a_row_per_label_for_the_classifier(checkpoint: P
 
 
 def test_the_bundle_has_dual_vectors_only_and_answers_as_the_checkpoint(
-    retriever: Retriever, checkpoint: Path, dataset: Dataset
+    retriever: Retriever, checkpoint: Path, dataset: Dataset, tmp_path: Path
 ) -> None:
     """If it fails, export writes a zero half for every label, or other answers than the checkpoint gives."""
     model = retriever.manifest.model
     assert (model.classifier_dim, model.dim) == (0, 384)
     assert retriever.vectors_LD.shape == (N_LABELS, 384)
+    assert run("export", checkpoint, "--store", tmp_path, "--activate", "--vectors", "float32") == 0
     result = evaluate_checkpoint(checkpoint, dataset, "validation").result
     queries = dataset.split("validation")
-    ranking = retriever.search_rows(queries.texts, 12)
+    with open_bundle(tmp_path) as whole:
+        ranking = whole.search_rows(queries.texts, 12)
     answers = [[row for row in rows if row not in (0, 5)][:10] for rows in ranking.rows_QK.tolist()]
     assert np.mean(np.array(answers) == result.rankings["unified"]) > 0.99, "equal but for ties"
     assert not ranking.classifier_QK.any()

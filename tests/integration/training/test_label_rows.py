@@ -49,7 +49,7 @@ def test_validation_evaluate_and_bundle_use_the_same_rows(opened: Checkpoint, da
     for head, values in opened.metrics.items():
         assert again[head] == pytest.approx(values, abs=1e-6)
     store = opened.folder.parent / "store"
-    assert run("export", opened.folder, "--store", store, "--activate") == 0
+    assert run("export", opened.folder, "--store", store, "--activate", "--vectors", "float32") == 0
     with open_bundle(store) as retriever:
         assert retriever.manifest.labels.imputed == 0
         rows_QK = retriever.search_rows(dataset.split("validation").texts, 12).rows_QK
