@@ -35,7 +35,8 @@ class ExportSettings:
     vectors: precision of the label vectors; "auto": int8 unless it loses quality. index: kind of the index; "auto": the
     faster one of hnsw and exact. parquet: file for the rows of an index in Milvus. width: numbers per label in the
     index. m: links per node of the index graph. ef_construction: candidates examined when a node is linked. None for
-    these three: chosen by measuring. threads: native threads (None: all cores). precision: of the query encoder.
+    these three: constants, or measured if there are many labels (docs/decisions/0096). threads:
+    native threads (None: all cores). precision: of the query encoder.
     """
 
     vectors: Literal["auto", "float32", "int8"] = "auto"
