@@ -18,6 +18,7 @@ from retrieval.bundle.manifest import VECTOR_SCALES, VECTORS
 from retrieval.quantized_vectors import LabelVectors, QuantizedVectors, halves, quantize
 from retrieval.search.encoder import TextEncoder
 from retrieval.search.indexes import ExactIndex, Rows, Vectors
+from retrieval.search.memory import QueryMemory, add_votes
 from retrieval.search.pca_index import rescore
 
 COMPARED = 100  # labels per query, in addition to those of a ranking, that int8 may move into it
@@ -57,9 +58,12 @@ def mapped(path: Path) -> NDArray[Any]:
 
 def metric_lost_by_int8(
     encoder: TextEncoder, facts: ModelFacts, whole_LD: Vectors, quantized_LD: QuantizedVectors,
-    validation: ValidationQueries, max_loss: float,
+    validation: ValidationQueries, max_loss: float, memory: QueryMemory | None = None,
 ) -> str | None:  # fmt: skip
-    """Return "P@1" or "P@5" if exact search among int8 vectors is worse by more than `max_loss` points, else None."""
+    """Return "P@1" or "P@5" if exact search among int8 vectors is worse by more than `max_loss` points, else None.
+
+    With the `memory` of the bundle, votes are added, because the gate "quality" measures answers with votes.
+    """
     encoded_QD, exact = encoder.encode(validation.texts).vectors_BD, ExactIndex(whole_LD)
 
     @cache
@@ -70,7 +74,13 @@ def metric_lost_by_int8(
         query_QD, rows_QC, ranked = encoded_QD * facts.query_scale(weight), nearest(weight, k), []
         for start in range(0, len(query_QD), LABELS_PER_CHUNK // COMPARED):  # bounds memory
             part = slice(start, start + LABELS_PER_CHUNK // COMPARED)
-            ranked.append(rescore(query_QD[part], rows_QC[part], vectors_LD, facts.dual_dim, k)[0])
+            scored = rescore(query_QD[part], rows_QC[part], vectors_LD, facts.dual_dim, k)
+            if memory is None:
+                ranked.append(scored[0])
+                continue
+            votes = memory.votes(memory.neighbours(encoded_QD[part], None))
+            voted = add_votes(scored, votes, memory.facts.weight, query_QD[part], vectors_LD, facts.dual_dim)
+            ranked.append(voted.rows_QK)
         return np.concatenate(ranked)
 
     whole, quantized = (validation.metrics(partial(search, vectors_LD)) for vectors_LD in (whole_LD, quantized_LD))

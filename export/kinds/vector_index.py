@@ -50,7 +50,9 @@ class _Graph(NamedTuple):
     facts: dict[str, Any]
 
 
-def write_label_vectors(job: ExportJob, validation: ValidationQueries) -> tuple[LabelVectors, VectorPrecision]:
+def write_label_vectors(
+    job: ExportJob, validation: ValidationQueries, memory: QueryMemory | None
+) -> tuple[LabelVectors, VectorPrecision]:
     """Write the label vectors in the precision of the settings; "auto": int8, unless it loses quality.
 
     The float32 vectors are in WHOLE. int8 may lose a third of what the bundle may lose, the indexes the rest. Raises
@@ -61,7 +63,9 @@ def write_label_vectors(job: ExportJob, validation: ValidationQueries) -> tuple[
     if wanted != "float32":
         with job.stage("label vectors in int8"):
             quantized_LD = write_int8(whole, folder, job.model.dual_dim)
-            lost = metric_lost_by_int8(query_encoder(job), job.model, mapped(whole), quantized_LD, validation, max_loss)
+            lost = metric_lost_by_int8(
+                query_encoder(job), job.model, mapped(whole), quantized_LD, validation, max_loss, memory
+            )
         if lost is None:
             whole.unlink()
             return quantized_LD, "int8"

@@ -53,7 +53,7 @@ def build_vectors(job: VectorJob) -> BuiltParts:
     reduced = _reduce_precision(job, whole_LD)
     with stage("quality of the checkpoint") as progress:
         expected = checkpoint_quality(checkpoint, job.model, job.cone, whole_LD, validation, progress, memory)
-    vectors_LD, precision = write_label_vectors(job, validation)
+    vectors_LD, precision = write_label_vectors(job, validation, memory)
     index, memory_facts = build_index(job, vectors_LD, memory, validation, expected)
     facts = {
         "labels": label_facts(checkpoint, imputed=True, zeros=zeros), "model": job.model, "vectors": precision,
